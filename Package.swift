@@ -1,0 +1,65 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+/// Every target of ours is built with the strictest checks that the compiler has.
+let strict: [SwiftSetting] = [
+  .swiftLanguageMode(.v6),
+  .strictMemorySafety(),
+  .treatAllWarnings(as: .error),
+  .enableUpcomingFeature("ExistentialAny"),
+  .enableUpcomingFeature("InternalImportsByDefault"),
+  .enableUpcomingFeature("MemberImportVisibility"),
+]
+
+let system = Target.Dependency.product(name: "SystemPackage", package: "swift-system")
+let logging = Target.Dependency.product(name: "Logging", package: "swift-log")
+
+let package = Package(
+  name: "vmm-blk",
+  products: [
+    .executable(name: "vmm-blk", targets: ["vmm-blk"]),
+    .library(name: "VirtioCore", targets: ["VirtioCore"]),
+    .library(name: "VirtioBlkDevice", targets: ["VirtioBlkDevice"]),
+  ],
+  dependencies: [
+    .package(url: "https://github.com/apple/swift-argument-parser", .upToNextMinor(from: "1.8.2")),
+    .package(url: "https://github.com/apple/swift-log", .upToNextMinor(from: "1.16.2")),
+    .package(url: "https://github.com/apple/swift-system", .upToNextMinor(from: "1.8.1")),
+    .package(url: "https://github.com/HdrHistogram/hdrhistogram-swift", .upToNextMinor(from: "0.2.0")),
+    .package(url: "https://github.com/ordo-one/TextTable", .upToNextMinor(from: "0.0.2")),
+  ],
+  targets: [
+    .systemLibrary(name: "CLinux", path: "Sources/CLinux", providers: [.apt(["liburing-dev", "libaio-dev"])]),
+    .target(name: "VirtioCore", dependencies: ["CLinux", system], swiftSettings: strict),
+    .target(name: "VirtioBlkDevice", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
+    .target(name: "VirtioRegisters", dependencies: ["VirtioCore"], swiftSettings: strict),
+    .target(name: "VhostUser", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
+    .target(name: "MemoryFile", dependencies: ["CLinux", "VirtioCore", "VirtioRegisters", system], swiftSettings: strict),
+    .target(
+      name: "GuestDriver", dependencies: ["CLinux", "VirtioCore", "VhostUser", "MemoryFile", system], swiftSettings: strict),
+    .executableTarget(
+      name: "vmm-blk",
+      dependencies: [
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "VhostUser", "MemoryFile", "GuestDriver",
+        system, logging,
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        .product(name: "Histogram", package: "hdrhistogram-swift"),
+        .product(name: "TextTable", package: "TextTable"),
+      ],
+      swiftSettings: strict),
+    .testTarget(name: "VirtioCoreTests", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
+    .testTarget(
+      name: "BlkDeviceTests",
+      dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", system], swiftSettings: strict),
+    .testTarget(name: "RegistersTests", dependencies: ["VirtioCore", "VirtioRegisters"], swiftSettings: strict),
+    .testTarget(name: "VhostUserTests", dependencies: ["CLinux", "VirtioCore", "VhostUser", system], swiftSettings: strict),
+    .testTarget(
+      name: "MemoryFileTests",
+      dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "MemoryFile", "GuestDriver", system],
+      swiftSettings: strict),
+    .testTarget(
+      name: "GuestDriverTests",
+      dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "VhostUser", "MemoryFile", "GuestDriver", system],
+      swiftSettings: strict),
+  ]
+)

@@ -1,0 +1,157 @@
+// Linux, liburing and libaio as Swift can call them. The only C of the project: declarations come from the system's
+// headers, and what Swift cannot import (variadic functions, function-like macros) gets a static inline name here.
+#ifndef CLINUX_H
+#define CLINUX_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE 1
+#endif
+
+#include <errno.h>
+#include <fcntl.h>
+#include <libaio.h>
+#include <liburing.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <linux/futex.h>
+#include <linux/magic.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/timerfd.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+// open and fcntl are variadic.
+static inline int clinux_open(const char *path, int flags, mode_t mode) { return open(path, flags, mode); }
+static inline int clinux_fcntl_lock(int fd, int command, struct flock *lock) { return fcntl(fd, command, lock); }
+static inline int clinux_fcntl_int(int fd, int command, int value) { return fcntl(fd, command, value); }
+
+// ioctl is variadic, and the request numbers are function-like macros.
+static inline int clinux_block_size64(int fd, uint64_t *bytes) { return ioctl(fd, BLKGETSIZE64, bytes); }
+static inline int clinux_block_logical_size(int fd, int *bytes) { return ioctl(fd, BLKSSZGET, bytes); }
+static inline int clinux_block_physical_size(int fd, unsigned int *bytes) { return ioctl(fd, BLKPBSZGET, bytes); }
+static inline int clinux_block_read_only(int fd, int *yes) { return ioctl(fd, BLKROGET, yes); }
+static inline int clinux_block_discard(int fd, uint64_t offset, uint64_t length) {
+  uint64_t range[2] = {offset, length};
+  return ioctl(fd, BLKDISCARD, range);
+}
+
+// syscall is variadic. The futex words here are shared between processes, so never FUTEX_PRIVATE_FLAG.
+// timeout_ns < 0 waits without limit. Both return -errno on failure.
+static inline int clinux_futex_wait(uint32_t *word, uint32_t expected, int64_t timeout_ns) {
+  struct timespec limit = {timeout_ns / 1000000000, timeout_ns % 1000000000};
+  long rc = syscall(SYS_futex, word, FUTEX_WAIT, expected, timeout_ns < 0 ? NULL : &limit, NULL, 0);
+  return rc < 0 ? -errno : (int)rc;
+}
+static inline int clinux_futex_wake(uint32_t *word, int count) {
+  long rc = syscall(SYS_futex, word, FUTEX_WAKE, count, NULL, NULL, 0);
+  return rc < 0 ? -errno : (int)rc;
+}
+
+// Debian 12's glibc declares these; Swift's overlay does not carry them all with one signature.
+static inline int clinux_pin_thread(int cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (cpu < 0 || cpu >= CPU_SETSIZE) return -EINVAL;
+  CPU_SET(cpu, &set);
+  return -pthread_setaffinity_np(pthread_self(), sizeof set, &set);
+}
+static inline int clinux_thread_id(void) { return (int)syscall(SYS_gettid); }
+
+// CMSG_* are function-like macros. Sends `count` descriptors with the bytes; returns bytes sent or -errno.
+static inline ssize_t clinux_send_with_fds(int socket, const void *bytes, size_t length, const int *fds, size_t count) {
+  if (count > 64) return -EINVAL;
+  struct iovec part = {(void *)bytes, length};
+  union { char bytes[CMSG_SPACE(64 * sizeof(int))]; struct cmsghdr align; } control;
+  struct msghdr message = {0};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  if (count > 0) {
+    memset(&control, 0, sizeof control);
+    message.msg_control = control.bytes;
+    message.msg_controllen = CMSG_SPACE(count * sizeof(int));
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(count * sizeof(int));
+    memcpy(CMSG_DATA(header), fds, count * sizeof(int));
+  }
+  ssize_t rc = sendmsg(socket, &message, MSG_NOSIGNAL);
+  return rc < 0 ? -errno : rc;
+}
+
+// Receives up to `length` bytes and up to `capacity` descriptors (close-on-exec); *count says how many came. Descriptors
+// beyond the capacity are closed and *truncated is set. Returns bytes received, 0 at the end, or -errno.
+static inline ssize_t clinux_receive_with_fds(int socket, void *bytes, size_t length, int flags, int *fds, size_t capacity,
+                                              size_t *count, int *truncated) {
+  struct iovec part = {bytes, length};
+  union { char bytes[CMSG_SPACE(253 * sizeof(int))]; struct cmsghdr align; } control;
+  struct msghdr message = {0};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  message.msg_control = control.bytes;
+  message.msg_controllen = sizeof control.bytes;
+  *count = 0;
+  *truncated = 0;
+  ssize_t rc = recvmsg(socket, &message, flags | MSG_CMSG_CLOEXEC);
+  if (rc < 0) return -errno;
+  if (message.msg_flags & MSG_CTRUNC) *truncated = 1;
+  for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header; header = CMSG_NXTHDR(&message, header)) {
+    if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
+    size_t n = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (size_t i = 0; i < n; i++) {
+      int fd;
+      memcpy(&fd, CMSG_DATA(header) + i * sizeof(int), sizeof fd);
+      if (*count < capacity) fds[(*count)++] = fd;
+      else { close(fd); *truncated = 1; }
+    }
+  }
+  return rc;
+}
+
+// O_DIRECT alignment as statx tells it (Linux 6.1). 1: told (0 in both: no direct I/O here), 0: this file system does not say.
+static inline int clinux_direct_io_alignment(int fd, uint32_t *memory, uint32_t *offset) {
+  struct statx answer;
+  memset(&answer, 0, sizeof answer);
+  if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &answer) != 0) return 0;
+  if (!(answer.stx_mask & STATX_DIOALIGN)) return 0;
+  *memory = answer.stx_dio_mem_align;
+  *offset = answer.stx_dio_offset_align;
+  return 1;
+}
+
+// Names for macros that Swift does not import.
+static const unsigned int clinux_sqe_fixed_file = 1u << IOSQE_FIXED_FILE_BIT;
+static const unsigned int clinux_sqe_io_link = 1u << IOSQE_IO_LINK_BIT;
+static const int clinux_o_direct = O_DIRECT;
+static const int clinux_ofd_setlk = F_OFD_SETLK;
+static const int clinux_ofd_getlk = F_OFD_GETLK;
+static const int clinux_rwf_dsync = RWF_DSYNC;
+
+// io_uring operations younger than liburing 2.3, by number (Linux 6.7).
+static const int clinux_op_futex_wait = 51;
+static inline void clinux_prep_futex_wait(struct io_uring_sqe *sqe, const uint32_t *word, uint32_t expected) {
+  io_uring_prep_rw(clinux_op_futex_wait, sqe, 2 /* FUTEX2_SIZE_U32 */, word, 0, expected);
+  sqe->addr3 = 0xffffffffu;
+}
+
+#endif

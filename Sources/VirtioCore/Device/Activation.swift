@@ -1,0 +1,65 @@
+/// Everything that one queue needs to run: what a transport hands to a device.
+
+/// How the driver tells the device that there is something to do (an available buffer notification).
+public enum KickSource: Sendable {
+  /// An eventfd that the driver's side signals.
+  case eventCounter(OwnedDescriptor)
+  /// A counter in shared memory.
+  case doorbell(Doorbell)
+  /// The driver never kicks: the device has to look by itself.
+  case none
+}
+
+/// How the device tells the driver that something is done (a used buffer notification), or that a queue broke.
+public enum CallSink: Sendable {
+  case eventCounter(OwnedDescriptor)
+  /// A counter in shared memory, and the InterruptStatus word (virtio 4.2.2) whose bit 0 is set first.
+  case doorbell(Doorbell, interruptStatus: SharedCell<UInt32>)
+  /// The driver polls.
+  case none
+
+  /// Notifies the driver of used buffers. Never blocks.
+  public func signal() {
+    switch self {
+    case .eventCounter(let descriptor): EventCounter.signal(descriptor.rawValue)
+    case .doorbell(let doorbell, let interruptStatus):
+      interruptStatus.formUnion(1)
+      doorbell.ring()
+    case .none: break
+    }
+  }
+}
+
+/// One queue, ready to be started. Plain data: the numbers in `configuration` are the driver's and still unchecked.
+public struct Activation: Sendable {
+  /// 0 … queueCount − 1.
+  public var queue: Int
+  public var memory: GuestMemory
+  /// What was negotiated.
+  public var features: FeatureSet
+  public var configuration: QueueConfiguration
+  public var position: QueuePosition
+  public var kick: KickSource
+  public var call: CallSink
+  /// Signalled once when the queue breaks (vhost-user's err descriptor).
+  public var failure: CallSink
+  /// Publish used entries in the order in which the chains were made available, so that `used.idx` alone says what is done.
+  /// Needed where a device must be able to start again from guest memory and nothing else.
+  public var publishesInOrder: Bool
+
+  public init(
+    queue: Int, memory: GuestMemory, features: FeatureSet, configuration: QueueConfiguration,
+    position: QueuePosition = QueuePosition(), kick: KickSource, call: CallSink, failure: CallSink = .none,
+    publishesInOrder: Bool = false
+  ) {
+    self.queue = queue
+    self.memory = memory
+    self.features = features
+    self.configuration = configuration
+    self.position = position
+    self.kick = kick
+    self.call = call
+    self.failure = failure
+    self.publishesInOrder = publishesInOrder
+  }
+}

@@ -1,0 +1,21 @@
+/// An address in the guest's own physical memory: a number from the guest, never something to dereference.
+
+/// A guest-physical address. Arithmetic on it is checked: what leaves 64 bits is `nil`, not a wrap.
+public struct GuestAddress: RawRepresentable, Hashable, Comparable, Sendable, CustomStringConvertible {
+  public var rawValue: UInt64
+
+  @inlinable public init(rawValue: UInt64) { self.rawValue = rawValue }
+  @inlinable public init(_ rawValue: UInt64) { self.rawValue = rawValue }
+
+  /// The address `bytes` further on, or `nil` past the end of the 64-bit space.
+  @inlinable public func advanced(by bytes: UInt64) -> GuestAddress? {
+    let (sum, overflow) = rawValue.addingReportingOverflow(bytes)
+    return overflow ? nil : GuestAddress(sum)
+  }
+
+  @inlinable public func isAligned(to alignment: UInt64) -> Bool { rawValue % alignment == 0 }
+
+  @inlinable public static func < (left: GuestAddress, right: GuestAddress) -> Bool { left.rawValue < right.rawValue }
+
+  public var description: String { "0x" + String(rawValue, radix: 16) }
+}

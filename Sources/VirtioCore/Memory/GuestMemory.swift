@@ -1,0 +1,207 @@
+/// The guest's memory as an immutable table of regions, each mapped into this process. A change of memory is a new table,
+/// put in place while no queue runs.
+
+/// Why a list of regions is not a memory.
+public enum GuestMemoryError: Error, Equatable, CustomStringConvertible {
+  case tooManyRegions(Int)
+  case emptyRegion(GuestAddress)
+  case regionLeavesAddressSpace(GuestAddress, size: UInt64)
+  case regionLeavesMapping(GuestAddress, size: UInt64)
+  case overlap(GuestAddress, GuestAddress)
+
+  public var description: String {
+    switch self {
+    case .tooManyRegions(let count): "\(count) memory regions are more than the \(GuestMemory.maximumRegions) supported"
+    case .emptyRegion(let start): "the memory region at \(start) is empty"
+    case .regionLeavesAddressSpace(let start, let size):
+      "the memory region at \(start) with \(size) bytes goes past the end of the 64-bit address space"
+    case .regionLeavesMapping(let start, let size):
+      "the memory region at \(start) with \(size) bytes is larger than what was mapped for it"
+    case .overlap(let one, let other): "the memory regions at \(one) and \(other) overlap"
+    }
+  }
+}
+
+/// One region: a guest-physical range and where it lies in this process.
+public struct GuestRegion: Sendable {
+  public let start: GuestAddress
+  /// Bytes; at least 1.
+  public let size: UInt64
+  public let mapping: Mapping
+  /// Where in the mapping the region begins, bytes.
+  public let offset: Int
+
+  public init(start: GuestAddress, size: UInt64, mapping: Mapping, offset: Int = 0) {
+    self.start = start
+    self.size = size
+    self.mapping = mapping
+    self.offset = offset
+  }
+}
+
+/// An immutable, sorted, non-overlapping set of regions. Lookups go through a `GuestMemoryView`, which each queue has of its
+/// own, so that nothing here is ever written after `init`.
+@safe
+public final class GuestMemory: @unchecked Sendable {
+  /// Linux's vhost default and what rust-vmm's back-ends answer to GET_MAX_MEM_SLOTS.
+  public static let maximumRegions = 509
+
+  /// Sorted by guest address.
+  public let regions: [GuestRegion]
+  let table: UnsafeMutablePointer<GuestMemoryView.Entry>
+
+  public init(_ regions: [GuestRegion]) throws(GuestMemoryError) {
+    guard regions.count <= Self.maximumRegions else { throw .tooManyRegions(regions.count) }
+    let sorted = regions.sorted { $0.start < $1.start }
+    var previousLast: (start: GuestAddress, last: UInt64)? = nil
+    for region in sorted {
+      guard region.size > 0 else { throw .emptyRegion(region.start) }
+      guard let last = region.start.advanced(by: region.size - 1) else {
+        throw .regionLeavesAddressSpace(region.start, size: region.size)
+      }
+      let (end, overflow) = region.size.addingReportingOverflow(UInt64(max(region.offset, 0)))
+      guard region.offset >= 0, !overflow, end <= UInt64(region.mapping.count) else {
+        throw .regionLeavesMapping(region.start, size: region.size)
+      }
+      if let previous = previousLast, region.start.rawValue <= previous.last { throw .overlap(previous.start, region.start) }
+      previousLast = (region.start, last.rawValue)
+    }
+    self.regions = sorted
+    unsafe self.table = .allocate(capacity: max(sorted.count, 1))
+    for (index, region) in sorted.enumerated() {
+      unsafe (table + index).initialize(
+        to: .init(start: region.start.rawValue, size: region.size, host: region.mapping.base + region.offset))
+    }
+  }
+
+  deinit { unsafe table.deallocate() }
+
+  /// A view with a last-hit cache of its own. It borrows the table: keep this memory alive while the view is used.
+  public func view() -> GuestMemoryView { unsafe GuestMemoryView(table: UnsafePointer(table), count: regions.count) }
+
+  /// Total bytes of all regions.
+  public var size: UInt64 { regions.reduce(0) { $0 &+ $1.size } }
+}
+
+/// Why a guest range could not be translated.
+public enum TranslationError: Error, Equatable {
+  /// Some byte of the range is in no region.
+  case unmapped
+  /// More pieces than the caller has room for.
+  case tooManyPieces
+}
+
+/// A queue's own way into guest memory: binary search behind the region that was hit last.
+@safe
+public struct GuestMemoryView {
+  @safe
+  @usableFromInline
+  struct Entry {
+    @usableFromInline var start: UInt64
+    @usableFromInline var size: UInt64
+    @usableFromInline var host: UnsafeMutableRawPointer
+    @usableFromInline init(start: UInt64, size: UInt64, host: UnsafeMutableRawPointer) {
+      self.start = start
+      self.size = size
+      unsafe self.host = host
+    }
+  }
+
+  let table: UnsafePointer<Entry>
+  let count: Int
+  /// The region of the last hit; `size` 0 before the first.
+  var last: Entry
+
+  init(table: UnsafePointer<Entry>, count: Int) {
+    unsafe self.table = table
+    self.count = count
+    unsafe self.last = count > 0 ? table[0] : Entry(start: 0, size: 0, host: UnsafeMutableRawPointer(mutating: table))
+  }
+
+  /// The host address of `address` and the bytes from there to the end of its region; `nil` where no region is.
+  ///
+  /// No sum is formed here that could overflow: an address is inside when its distance from the start is below the size.
+  @inline(__always)
+  mutating func find(_ address: UInt64) -> MemorySegment? {
+    let distance = address &- last.start
+    if distance < last.size {
+      return unsafe MemorySegment(base: last.host + Int(distance), count: Int(last.size &- distance))
+    }
+    return search(address)
+  }
+
+  @inline(never)
+  private mutating func search(_ address: UInt64) -> MemorySegment? {
+    var low = 0
+    var high = count
+    while low < high {
+      let middle = (low + high) / 2
+      if unsafe table[middle].start <= address { low = middle + 1 } else { high = middle }
+    }
+    guard low > 0 else { return nil }
+    let entry = unsafe table[low - 1]
+    let distance = address &- entry.start
+    guard distance < entry.size else { return nil }
+    last = entry
+    return unsafe MemorySegment(base: entry.host + Int(distance), count: Int(entry.size &- distance))
+  }
+
+  /// The whole range as one piece, or `nil` when it is not mapped or not contiguous in this process.
+  public mutating func contiguous(_ address: GuestAddress, count: Int) -> MemorySegment? {
+    guard count >= 0, let piece = find(address.rawValue), piece.count >= count else { return nil }
+    return unsafe MemorySegment(base: piece.base, count: count)
+  }
+
+  /// Splits the range into pieces that are contiguous here, in order, and stores them from `output` on.
+  ///
+  /// - Parameters:
+  ///   - length: bytes, at least 1.
+  ///   - output: room for `capacity` segments.
+  /// - Returns: how many pieces were stored, at least 1.
+  @inline(__always)
+  mutating func translate(
+    _ address: UInt64, length: UInt32, into output: UnsafeMutablePointer<MemorySegment>, capacity: Int
+  ) throws(TranslationError) -> Int {
+    guard capacity > 0 else { throw .tooManyPieces }
+    guard let first = find(address) else { throw .unmapped }
+    if first.count >= Int(length) {
+      unsafe output.pointee = MemorySegment(base: first.base, count: Int(length))
+      return 1
+    }
+    return unsafe try translateAcross(address, length: length, first: first, into: output, capacity: capacity)
+  }
+
+  /// The rare case: the range goes on in the next region.
+  @inline(never)
+  private mutating func translateAcross(
+    _ address: UInt64, length: UInt32, first: MemorySegment, into output: UnsafeMutablePointer<MemorySegment>, capacity: Int
+  ) throws(TranslationError) -> Int {
+    unsafe output.pointee = first
+    var stored = 1
+    var next = address
+    var piece = first.count
+    var remaining = Int(length) - first.count
+    while remaining > 0 {
+      // A region may end exactly at 2^64; what follows it is not address 0.
+      let (sum, overflow) = next.addingReportingOverflow(UInt64(piece))
+      guard !overflow, let found = find(sum) else { throw .unmapped }
+      guard stored < capacity else { throw .tooManyPieces }
+      next = sum
+      piece = min(found.count, remaining)
+      unsafe output[stored] = MemorySegment(base: found.base, count: piece)
+      stored += 1
+      remaining -= piece
+    }
+    return stored
+  }
+
+  /// The range as an array of pieces; for the control plane and tests.
+  public mutating func pieces(_ address: GuestAddress, length: UInt32) throws(TranslationError) -> [MemorySegment] {
+    guard length > 0 else { return [] }
+    let capacity = count + 1
+    let room = UnsafeMutablePointer<MemorySegment>.allocate(capacity: capacity)
+    defer { unsafe room.deallocate() }
+    let stored = unsafe try translate(address.rawValue, length: length, into: room, capacity: capacity)
+    return unsafe Array(UnsafeBufferPointer(start: room, count: stored))
+  }
+}

@@ -1,0 +1,39 @@
+/// A piece of a file (or of anonymous memory) mapped into this process, unmapped when the last owner lets go.
+internal import CLinux
+internal import Glibc
+public import SystemPackage
+
+/// A shared, writable mapping. A class so that a new memory table can keep the regions that did not change, and so that
+/// running queues keep what they use until they are stopped.
+@safe
+public final class Mapping: @unchecked Sendable {
+  public let base: UnsafeMutableRawPointer
+  /// Bytes mapped.
+  public let count: Int
+
+  /// Maps `count` bytes of `descriptor` from `offset` on, shared and writable. The descriptor can be closed afterwards.
+  ///
+  /// - Parameters:
+  ///   - offset: bytes, a multiple of the page size (of the huge page size on hugetlbfs).
+  ///   - readOnly: map without write permission.
+  public init(descriptor: Int32, offset: Int64 = 0, count: Int, readOnly: Bool = false) throws(Errno) {
+    guard count > 0 else { throw .invalidArgument }
+    let protection = readOnly ? PROT_READ : PROT_READ | PROT_WRITE
+    let address = unsafe mmap(nil, count, protection, MAP_SHARED, descriptor, off_t(offset))
+    guard let address = unsafe address, unsafe address != MAP_FAILED else { throw Errno(rawValue: errno) }
+    unsafe self.base = address
+    self.count = count
+  }
+
+  /// Maps `count` bytes of fresh anonymous memory, zeroed on first touch and private to this process.
+  public init(anonymous count: Int) throws(Errno) {
+    guard count > 0 else { throw .invalidArgument }
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+    let address = unsafe mmap(nil, count, PROT_READ | PROT_WRITE, flags, -1, 0)
+    guard let address = unsafe address, unsafe address != MAP_FAILED else { throw Errno(rawValue: errno) }
+    unsafe self.base = address
+    self.count = count
+  }
+
+  deinit { _ = unsafe munmap(base, count) }
+}

@@ -1,0 +1,23 @@
+/// A contiguous piece of host memory: what a guest address range becomes once it was translated.
+
+/// A host address and a byte count, laid out as the kernel's `struct iovec`, so that an array of these goes to vectored I/O
+/// as it is. It owns nothing: the `GuestMemory` it came from keeps it mapped.
+@safe
+@frozen
+public struct MemorySegment: @unchecked Sendable {
+  public var base: UnsafeMutableRawPointer
+  public var count: Int
+
+  @inlinable public init(base: UnsafeMutableRawPointer, count: Int) {
+    unsafe self.base = base
+    self.count = count
+  }
+}
+
+extension MemorySegment {
+  /// The two ends of a list of segments, trimmed as bytes are taken off the front or back.
+  @inlinable mutating func removeFirst(_ bytes: Int) {
+    unsafe base += bytes
+    count -= bytes
+  }
+}

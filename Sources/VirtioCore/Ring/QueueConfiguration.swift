@@ -1,0 +1,53 @@
+/// What a transport learns about a queue before it runs: numbers from a driver, not yet checked.
+
+/// Size and guest addresses of one queue. Anything can be in it: only a ring's initializer decides whether it is a queue.
+public struct QueueConfiguration: Hashable, Sendable {
+  /// Entries. Split: a power of two, 1 … 32768.
+  public var size: UInt16
+  /// Descriptor table (Descriptor Area).
+  public var descriptorTable: GuestAddress
+  /// Available ring (Driver Area).
+  public var availableRing: GuestAddress
+  /// Used ring (Device Area).
+  public var usedRing: GuestAddress
+
+  public init(size: UInt16, descriptorTable: GuestAddress, availableRing: GuestAddress, usedRing: GuestAddress) {
+    self.size = size
+    self.descriptorTable = descriptorTable
+    self.availableRing = availableRing
+    self.usedRing = usedRing
+  }
+
+  /// The one contiguous layout of legacy devices (virtio 2.6.2): table, available ring, padding, used ring.
+  ///
+  /// - Parameters:
+  ///   - base: where the table begins.
+  ///   - alignment: of the used ring, bytes, a power of two: 4096 over PCI, QueueAlign over MMIO.
+  /// - Returns: `nil` when a part leaves the address space or the alignment is no power of two.
+  public static func legacy(size: UInt16, base: GuestAddress, alignment: UInt64 = 4096) -> QueueConfiguration? {
+    guard alignment > 0, alignment & (alignment - 1) == 0 else { return nil }
+    let table = 16 * UInt64(size)
+    let available = 6 + 2 * UInt64(size)
+    let unaligned = table + available
+    guard
+      alignment <= 1 << 32,
+      let availableRing = base.advanced(by: table),
+      let usedRing = base.advanced(by: (unaligned + alignment - 1) & ~(alignment - 1))
+    else { return nil }
+    return QueueConfiguration(size: size, descriptorTable: base, availableRing: availableRing, usedRing: usedRing)
+  }
+}
+
+/// Where a queue stands between two runs: what is handed out at stop and given back at start.
+public struct QueuePosition: Hashable, Sendable {
+  /// The free-running index of the next available entry that the device will look at (`last_avail_idx`).
+  public var available: UInt16
+  /// The free-running index under which the next used entry will be published (`last_used_idx`); `nil`: take what the used
+  /// ring in guest memory says.
+  public var used: UInt16?
+
+  public init(available: UInt16 = 0, used: UInt16? = 0) {
+    self.available = available
+    self.used = used
+  }
+}

@@ -1,0 +1,61 @@
+/// What makes a queue unusable. A queue that throws one of these is stopped until the driver resets it; the process and the
+/// other queues go on.
+
+/// Why a ring was refused at start, or stopped while it ran. Numbers are the guest's, for the log.
+public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
+  // At start.
+  case badSize(UInt16)
+  case misaligned(part: RingPart, GuestAddress)
+  case unmapped(part: RingPart, GuestAddress)
+  case outOfMemory
+  // While running.
+  case availableIndexJumped(from: UInt16, to: UInt16, size: UInt16)
+  case headOutOfRange(UInt16)
+  case headAlreadyInFlight(UInt16)
+  case nextOutOfRange(UInt16)
+  case chainLoops(head: UInt16)
+  case chainTooLong(head: UInt16)
+  case readableAfterWritable(head: UInt16)
+  case chainTooLarge(head: UInt16)
+  case indirectNotNegotiated(head: UInt16)
+  case indirectWithNext(head: UInt16)
+  case nestedIndirect(head: UInt16)
+  case badIndirectLength(head: UInt16, UInt32)
+  case indirectUnmapped(head: UInt16, GuestAddress)
+  case noWritableByte(head: UInt16)
+  case statusUnmapped(head: UInt16)
+
+  /// The three parts of a split ring.
+  public enum RingPart: String, Hashable, Sendable {
+    case descriptorTable = "descriptor table"
+    case availableRing = "available ring"
+    case usedRing = "used ring"
+  }
+
+  public var description: String {
+    switch self {
+    case .badSize(let size): "queue size \(size) is not a power of two from 1 to 32768"
+    case .misaligned(let part, let address): "the \(part.rawValue) at \(address) is misaligned"
+    case .unmapped(let part, let address): "the \(part.rawValue) at \(address) is not inside guest memory"
+    case .outOfMemory: "there is no memory for the queue's requests"
+    case .availableIndexJumped(let from, let to, let size):
+      "the available index went from \(from) to \(to), more than the \(size) entries of the queue"
+    case .headOutOfRange(let head): "descriptor head \(head) is outside the table"
+    case .headAlreadyInFlight(let head): "descriptor head \(head) was made available again before it was used"
+    case .nextOutOfRange(let next): "a chain goes on at descriptor \(next), outside the table"
+    case .chainLoops(let head): "the chain at head \(head) is longer than its table: it loops"
+    case .chainTooLong(let head): "the chain at head \(head) has too many descriptors"
+    case .readableAfterWritable(let head): "the chain at head \(head) has a readable descriptor after a writable one"
+    case .chainTooLarge(let head): "the chain at head \(head) describes more than 2^32 bytes"
+    case .indirectNotNegotiated(let head): "the chain at head \(head) is indirect, which was not negotiated"
+    case .indirectWithNext(let head): "the chain at head \(head) goes on after an indirect descriptor"
+    case .nestedIndirect(let head): "the chain at head \(head) has an indirect table inside an indirect table"
+    case .badIndirectLength(let head, let length):
+      "the chain at head \(head) has an indirect table of \(length) bytes, not a multiple of 16 in range"
+    case .indirectUnmapped(let head, let address):
+      "the chain at head \(head) has an indirect table at \(address), outside guest memory"
+    case .noWritableByte(let head): "the chain at head \(head) has no writable byte for an answer"
+    case .statusUnmapped(let head): "the chain at head \(head) has its last writable byte outside guest memory"
+    }
+  }
+}

@@ -1,0 +1,7 @@
+import ArgumentParser
+
+@main
+struct VmmBlk: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "vmm-blk", abstract: "A virtio block device in userspace.")
+}
