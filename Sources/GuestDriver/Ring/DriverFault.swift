@@ -27,7 +27,7 @@ public enum DriverFault: Error, Hashable, Sendable, CustomStringConvertible {
   /// A buffer that the device may only read was written to (2.6.5.1).
   case readableBufferModified(queue: Int, head: UInt16, offset: Int)
   /// Bytes that `used.len` counts were not written (2.6.8.2).
-  case reportedButNotWritten(queue: Int, head: UInt16, length: UInt32, offset: Int)
+  case reportedButNotWritten(queue: Int, request: String, length: UInt32, offset: Int)
   /// The status byte was not written (5.2.6).
   case noStatus(queue: Int, head: UInt16)
 
@@ -57,8 +57,8 @@ public enum DriverFault: Error, Hashable, Sendable, CustomStringConvertible {
       "the device wrote to \(address), which it was never given (\(near))"
     case .readableBufferModified(let queue, let head, let offset):
       "queue \(queue): the device wrote to byte \(offset) of the readable part of chain \(head)"
-    case .reportedButNotWritten(let queue, let head, let length, let offset):
-      "queue \(queue): chain \(head) came back with \(length) bytes written, but byte \(offset) was not"
+    case .reportedButNotWritten(let queue, let request, let length, let offset):
+      "queue \(queue): \(request) came back with \(length) bytes written, but byte \(offset) was not"
     case .noStatus(let queue, let head):
       "queue \(queue): chain \(head) came back without a status byte"
     }

@@ -21,6 +21,7 @@ public struct NotificationLedger: Sendable {
   private var reason = KickReason.none
   private var kicked = false
   private var state = State.open
+  private var wasArmed = false
   /// Since when a call is owed: the driver had asked for it, and found by itself what it was for.
   private var owedSince: ContinuousClock.Instant? = nil
   private var owedEvent: UInt16 = 0
@@ -67,13 +68,14 @@ public struct NotificationLedger: Sendable {
     // A wish that came true unseen is settled first, or the call for it would never be missed.
     if case .armed = state { settle(usedIndex: usedIndex) }
     state = .armed(index)
+    wasArmed = true
   }
 
   mutating func disarm(usedIndex: UInt16) {
     if case .armed = state { settle(usedIndex: usedIndex) }
     switch state {
     case .disarmed: break
-    case .open, .armed: state = .disarmed(always: reaped == 0)
+    case .open, .armed: state = .disarmed(always: reaped == 0 && !wasArmed)
     }
   }
 
