@@ -78,6 +78,12 @@ static inline int clinux_pin_thread(int cpu) {
 }
 static inline int clinux_thread_id(void) { return (int)syscall(SYS_gettid); }
 
+// With _GNU_SOURCE an address argument is a transparent union, which Swift cannot pass. Returns -errno on failure.
+static inline int clinux_accept(int listener) {
+  int rc = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+  return rc < 0 ? -errno : rc;
+}
+
 // CMSG_* are function-like macros. Sends `count` descriptors with the bytes; returns bytes sent or -errno.
 static inline ssize_t clinux_send_with_fds(int socket, const void *bytes, size_t length, const int *fds, size_t count) {
   if (count > 64) return -EINVAL;
