@@ -5,7 +5,7 @@
 #   initramfs.cpio      busybox, virtio modules, e2fsprogs and our scenarios
 #   initramfs-fio.cpio  the same and fio, whose many libraries take longer to load
 #
-# Does nothing when all of it is newer than what it is made from.
+# Does nothing when what these are made from has not changed.
 # To move to a newer kernel, delete .guest/ and run this again.
 set -euo pipefail
 
@@ -39,9 +39,8 @@ fetch_kernel() {
   [ -n "$package" ] || { echo "build-image: apt knows no linux-image-cloud-amd64" >&2; exit 1; }
 
   echo "build-image: downloading $package"
-  # apt warns that root's directory is closed to its own user; its real errors matter.
-  (cd "$scratch" && apt-get download -qq "$package" 2>errors) || {
-    # Lists that are older than the mirror name packages that are gone.
+  # Lists that are older than the mirror name packages that are gone.
+  (cd "$scratch" && apt-get download -qq "$package" 2>/dev/null) || {
     apt-get update -qq
     package=$(find_kernel_package)
     (cd "$scratch" && apt-get download -qq "$package")
