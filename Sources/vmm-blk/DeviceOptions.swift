@@ -100,7 +100,7 @@ extension DeviceOptions {
     options.engine = engine
     options.threads = threads
     options.processors = pinCPUs?.processors ?? []
-    options.pollMicroseconds = pollUs
+    options.waiting = pollUs > 0 ? .poll(microseconds: pollUs) : .sleep
     return try BlockDevice(image: image, options: options)
   }
 }
