@@ -1,6 +1,5 @@
 /// Messages that must not be done (rows 15, 34, 35 and 38 of the bad-input list).
-import CLinux
-import Glibc
+import Foundation
 import Testing
 import VirtioCore
 
@@ -126,7 +125,7 @@ struct BadMessage: Sendable, CustomTestStringConvertible {
     rig.bringUp(queues: 1)
     _ = rig.takeDeeds()
     _ = rig.takeReplies()
-    let name = "refused-" + bad.name.filter(\.isLetter) + (needReply ? "-told" : "")
+    let name = "refused-" + UUID().uuidString
     let file = TestMemory.file(name, size: 0x1_0000)
     rig.send(
       bad.request, bad.payload, (0..<bad.descriptors).map { _ in TestMemory.duplicate(file) }, needReply: needReply)
