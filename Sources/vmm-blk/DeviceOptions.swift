@@ -1,0 +1,106 @@
+/// The options that describe the disk, shared by every command that has one, and the one place that makes it.
+public import ArgumentParser
+public import VirtioBlkDevice
+
+extension EngineKind: ExpressibleByArgument {}
+extension ImageOptions.Direct: ExpressibleByArgument {}
+
+/// A list of processor numbers: `0,2,4-6`.
+struct ProcessorList: ExpressibleByArgument, Equatable {
+  let processors: [Int]
+
+  init?(argument: String) {
+    var processors: [Int] = []
+    for part in argument.split(separator: ",", omittingEmptySubsequences: false) {
+      let ends = part.split(separator: "-", omittingEmptySubsequences: false).map { Int($0) }
+      guard let first = ends.first ?? nil, let last = ends.last ?? nil, ends.count <= 2 else { return nil }
+      guard 0 <= first, first <= last, last < 1024 else { return nil }
+      processors += Array(first...last)
+    }
+    self.processors = processors
+  }
+}
+
+/// The disk as the command line describes it.
+struct DeviceOptions: ParsableArguments {
+  /// Optional to the parser only because `serve --print-capabilities` needs no disk; `makeDevice` insists on it.
+  @Option(name: .customLong("blk-file"), help: .init("The disk image: a raw file or a block device.", valueName: "path"))
+  var blkFile: String?
+
+  @Flag(help: "Let the guest read only.")
+  var readOnly = false
+
+  @Option(
+    name: [.customLong("num-queues"), .customLong("queues")], help: .init("Queues to offer, 1 to 256.", valueName: "n"))
+  var numQueues = 1
+
+  @Option(help: .init("Logical block size in bytes: a power of two, 512 to 65536.", valueName: "bytes"))
+  var logicalBlockSize = 512
+
+  @Option(help: .init("The largest ring size to offer: a power of two, 2 to 32768.", valueName: "entries"))
+  var queueSizeMax = 256
+
+  @Option(help: .init("What the disk answers to GET_ID: up to 20 bytes.", valueName: "text"))
+  var serial: String?
+
+  @Option(help: "How requests reach the image.")
+  var engine = EngineKind.auto
+
+  @Option(help: "Bypass the page cache.")
+  var direct = ImageOptions.Direct.auto
+
+  @Option(help: .init("Threads that serve the queues; one for each queue if not given.", valueName: "n"))
+  var threads: Int?
+
+  @Option(
+    name: .customLong("pin-cpus"),
+    help: .init("Pin the threads to these processors in turn, as in 0,2,4-6.", valueName: "list"))
+  var pinCPUs: ProcessorList?
+
+  @Option(
+    help: .init("Look for work this long before sleeping, in microseconds: faster answers, a busier CPU.", valueName: "us"))
+  var pollUs = 0
+
+  @Flag(help: "Open the image even when another program holds its lock.")
+  var noLock = false
+
+  func validate() throws {
+    guard (1...256).contains(numQueues) else {
+      throw ValidationError("--num-queues \(numQueues) is not from 1 to 256.")
+    }
+    guard (512...65536).contains(logicalBlockSize), logicalBlockSize & (logicalBlockSize - 1) == 0 else {
+      throw ValidationError("--logical-block-size \(logicalBlockSize) is not a power of two from 512 to 65536.")
+    }
+    guard (2...32768).contains(queueSizeMax), queueSizeMax & (queueSizeMax - 1) == 0 else {
+      throw ValidationError("--queue-size-max \(queueSizeMax) is not a power of two from 2 to 32768.")
+    }
+    if let serial, serial.utf8.count > 20 {
+      throw ValidationError("--serial '\(serial)' has \(serial.utf8.count) bytes; a serial has 20 at most.")
+    }
+    guard (0...1_000_000).contains(pollUs) else {
+      throw ValidationError("--poll-us \(pollUs) is not from 0 to 1000000.")
+    }
+    if let threads, !(1...256).contains(threads) {
+      throw ValidationError("--threads \(threads) is not from 1 to 256.")
+    }
+  }
+}
+
+extension DeviceOptions {
+  /// The disk, opened and ready for a transport.
+  func makeDevice() throws -> BlockDevice {
+    guard let blkFile else { throw ValidationError("No disk: name one with --blk-file.") }
+    let image = try ImageFile(
+      ImageOptions(
+        path: blkFile, isReadOnly: readOnly, direct: direct, logicalBlockSize: logicalBlockSize, isLocked: !noLock))
+    var options = BlockDeviceOptions()
+    options.queueCount = numQueues
+    options.maximumQueueSize = UInt16(queueSizeMax)
+    options.serial = serial
+    options.engine = engine
+    options.threads = threads
+    options.processors = pinCPUs?.processors ?? []
+    options.pollMicroseconds = pollUs
+    return try BlockDevice(image: image, options: options)
+  }
+}
