@@ -1,0 +1,95 @@
+/// The block device's configuration space, decoded (virtio 5.2.4). Fields whose feature is not offered are `nil`.
+public import VirtioCore
+
+public struct BlockConfig: Hashable, Sendable {
+  /// 512-byte sectors.
+  public var capacity: UInt64 = 0
+  /// Largest segment, bytes.
+  public var sizeMax: UInt32?
+  /// Most data segments of one request.
+  public var segMax: UInt32?
+  public var geometry: Geometry?
+  /// The logical block, bytes.
+  public var blockSize: UInt32?
+  public var topology: Topology?
+  /// 0: writethrough, 1: writeback.
+  public var writeback: UInt8?
+  public var queues: UInt16?
+  public var discard: Limits?
+  public var writeZeroes: Limits?
+  public var writeZeroesMayUnmap: UInt8?
+
+  public struct Geometry: Hashable, Sendable {
+    public var cylinders: UInt16
+    public var heads: UInt8
+    public var sectors: UInt8
+  }
+
+  public struct Topology: Hashable, Sendable {
+    /// log2 of the logical blocks in a physical one.
+    public var physicalBlockExponent: UInt8
+    /// Logical blocks.
+    public var alignmentOffset: UInt8
+    public var minimumIO: UInt16
+    public var optimalIO: UInt32
+  }
+
+  /// What one DISCARD or WRITE_ZEROES can do.
+  public struct Limits: Hashable, Sendable {
+    /// 512-byte sectors of one segment.
+    public var maximumSectors: UInt32
+    public var maximumSegments: UInt32
+    /// 512-byte sectors; DISCARD has it alone.
+    public var alignment: UInt32?
+  }
+
+  /// Bytes that are enough for every field here.
+  static let bytesNeeded = 60
+  static let writebackOffset = 32
+
+  /// Reads the space in a loop until no field changed meanwhile (virtio 2.4.1).
+  init(_ transport: any DriverTransport, offered: FeatureSet) throws(DriverError) {
+    var bytes: [UInt8] = []
+    // A device that changes its configuration all the time cannot keep us here.
+    for _ in 0..<16 {
+      let before = try transport.configurationGeneration()
+      bytes = try transport.readConfiguration(at: 0, count: Self.bytesNeeded)
+      if try transport.configurationGeneration() == before { break }
+    }
+    self.init(bytes, offered: offered)
+  }
+
+  /// - Parameter bytes: what is missing at the end is taken as zero.
+  public init(_ bytes: [UInt8], offered: FeatureSet) {
+    func field<Value: FixedWidthInteger>(_ offset: Int, _ type: Value.Type) -> Value {
+      (0..<Value.bitWidth / 8).reversed().reduce(0) { value, index in
+        value << 8 | Value(truncatingIfNeeded: offset + index < bytes.count ? bytes[offset + index] : 0)
+      }
+    }
+    capacity = field(0, UInt64.self)
+    if offered.contains(BlockFeature.sizeMax) { sizeMax = field(8, UInt32.self) }
+    if offered.contains(BlockFeature.segMax) { segMax = field(12, UInt32.self) }
+    if offered.contains(BlockFeature.geometry) {
+      geometry = Geometry(cylinders: field(16, UInt16.self), heads: field(18, UInt8.self), sectors: field(19, UInt8.self))
+    }
+    if offered.contains(BlockFeature.blockSize) { blockSize = field(20, UInt32.self) }
+    if offered.contains(BlockFeature.topology) {
+      topology = Topology(
+        physicalBlockExponent: field(24, UInt8.self), alignmentOffset: field(25, UInt8.self),
+        minimumIO: field(26, UInt16.self), optimalIO: field(28, UInt32.self))
+    }
+    if offered.contains(BlockFeature.configWCE) { writeback = field(Self.writebackOffset, UInt8.self) }
+    if offered.contains(BlockFeature.multiQueue) { queues = field(34, UInt16.self) }
+    if offered.contains(BlockFeature.discard) {
+      discard = Limits(
+        maximumSectors: field(36, UInt32.self), maximumSegments: field(40, UInt32.self), alignment: field(44, UInt32.self))
+    }
+    if offered.contains(BlockFeature.writeZeroes) {
+      writeZeroes = Limits(maximumSectors: field(48, UInt32.self), maximumSegments: field(52, UInt32.self))
+      writeZeroesMayUnmap = field(56, UInt8.self)
+    }
+  }
+
+  /// The smallest unit of reads and writes, bytes, at least 512.
+  public var logicalBlock: Int { max(512, Int(blockSize ?? 512)) }
+}

@@ -1,0 +1,128 @@
+/// Keeps the queues of a block device filled, from one thread: asks for requests, submits in batches with one kick each,
+/// reaps, sleeps until it is called.
+
+/// One request and how to send it.
+public struct Submission: Sendable {
+  public var request: BlockRequest
+  /// `nil`: classic.
+  public var framing: Framing?
+  public var placement: ChainPlacement
+
+  public init(_ request: BlockRequest, framing: Framing? = nil, placement: ChainPlacement = .direct) {
+    self.request = request
+    self.framing = framing
+    self.placement = placement
+  }
+}
+
+/// How the driver learns that something is done.
+public enum Waiting: Hashable, Sendable {
+  /// It asks to be called, and sleeps.
+  case calls
+  /// It asks not to be called, and looks.
+  case polling
+}
+
+/// The loop over all queues of a client. Requests are numbered from 0 in the order in which they were submitted.
+struct RequestPump {
+  let queues: [BlockQueue]
+  /// Requests on each queue at a time.
+  var depth: Int
+  var waiting = Waiting.calls
+  /// How long nothing at all may come back.
+  var patience = Duration.seconds(10)
+
+  private var numbers: [[UInt32: Int]]
+  private(set) var submitted = 0
+
+  init(queues: [BlockQueue], depth: Int, waiting: Waiting = .calls) {
+    self.queues = queues
+    self.depth = max(depth, 1)
+    self.waiting = waiting
+    numbers = queues.map { _ in [:] }
+  }
+
+  /// Runs until `next` has nothing to give and everything is answered.
+  ///
+  /// - Parameters:
+  ///   - next: the next request for a queue, by the number it will have; `nil`: none now. It is asked again after an answer.
+  ///   - completed: an answer, with the queue and the number of its request.
+  mutating func run(
+    next: (_ queue: Int, _ number: Int) throws(DriverError) -> Submission?,
+    completed: (_ queue: Int, _ number: Int, BlockOutcome) throws(DriverError) -> Void
+  ) throws(DriverError) {
+    var lastProgress = ContinuousClock.now
+    var held: [(number: Int, submission: Submission)?] = queues.map { _ in nil }
+    if waiting == .polling { for queue in queues { queue.ring.disableCalls() } }
+    while true {
+      var moved = false
+      for (place, queue) in queues.enumerated() {
+        while queue.outstanding < depth {
+          if held[place] == nil, let fresh = try next(place, submitted) {
+            held[place] = (submitted, fresh)
+            submitted += 1
+          }
+          guard let (number, submission) = held[place] else { break }
+          guard let tag = try submit(submission, to: queue) else {
+            guard queue.outstanding > 0 else { throw tooLarge(submission, queue) }
+            break
+          }
+          held[place] = nil
+          numbers[place][tag] = number
+          moved = true
+        }
+        queue.publish()
+      }
+      for (place, queue) in queues.enumerated() {
+        while let outcome = try queue.reap() {
+          moved = true
+          guard let number = numbers[place].removeValue(forKey: outcome.tag) else {
+            preconditionFailure("an answer to a request that the pump did not send")
+          }
+          try completed(place, number, outcome)
+        }
+      }
+      let busy = queues.filter { $0.outstanding > 0 }
+      if moved {
+        lastProgress = .now
+        continue
+      }
+      guard !busy.isEmpty else { return }
+      guard .now - lastProgress < patience else {
+        throw .fault(busy[0].ring.noAnswer(milliseconds: (.now - lastProgress).milliseconds))
+      }
+      try wait(for: busy)
+    }
+  }
+
+  /// `nil` when ring or memory have no room for it now.
+  private func submit(_ submission: Submission, to queue: BlockQueue) throws(DriverError) -> UInt32? {
+    do {
+      if let tag = try queue.submit(submission.request, framing: submission.framing, placement: submission.placement) {
+        return tag
+      }
+      // No table free: the chain can still go into the ring's own.
+      guard case .indirect = submission.placement else { return nil }
+      return try queue.submit(submission.request, framing: submission.framing)
+    } catch .memoryFull where queues.contains(where: { $0.outstanding > 0 }) {
+      return nil
+    }
+  }
+
+  private func tooLarge(_ submission: Submission, _ queue: BlockQueue) -> DriverError {
+    .badRequest("\(submission.request) does not fit into the \(queue.ring.ring.layout.size) descriptors of queue \(queue.index)")
+  }
+
+  private func wait(for busy: [BlockQueue]) throws(DriverError) {
+    guard waiting == .calls else {
+      for queue in busy { try faults { () throws(DriverFault) in try queue.ring.noteCalls() } }
+      return
+    }
+    for queue in busy where !queue.ring.enableCalls() { return }
+    CallLine.waitForAny(busy.map { $0.ring.notifications.call }, milliseconds: 100)
+    for queue in busy {
+      try faults { () throws(DriverFault) in try queue.ring.noteCalls() }
+      queue.ring.disableCalls()
+    }
+  }
+}

@@ -1,0 +1,76 @@
+/// What a device did that no device may do, as the driver saw it.
+public import VirtioCore
+
+/// A broken promise of the device, with the numbers that show it and the rule (virtio 1.1 sections).
+public enum DriverFault: Error, Hashable, Sendable, CustomStringConvertible {
+  /// `used.idx` moved by more than what is outstanding, or backwards (2.6.8).
+  case usedIndexJumped(queue: Int, from: UInt16, to: UInt16, outstanding: Int)
+  /// A used element names no chain that the device holds (2.6.8).
+  case usedIDNotOutstanding(queue: Int, id: UInt32, slot: UInt16)
+  /// A used element reports more bytes than there were to write (2.6.8.2).
+  case usedLengthTooLong(queue: Int, head: UInt16, length: UInt32, writable: UInt64)
+  /// The device changed a descriptor (2.6.5.1, from 1.2 on).
+  case descriptorModified(queue: Int, index: UInt16, wrote: RawDescriptor, found: RawDescriptor)
+  case indirectDescriptorModified(queue: Int, head: UInt16, entry: Int, wrote: RawDescriptor, found: RawDescriptor)
+  /// The device wrote into the available ring, which is the driver's.
+  case availableIndexModified(queue: Int, wrote: UInt16, found: UInt16)
+  /// `used.flags` is more than bit 0, or anything but 0 with EVENT_IDX (2.6.10.2).
+  case badUsedFlags(queue: Int, UInt16, eventIndex: Bool)
+  /// Buffers were used while the driver waited to be called for them, and no call came (2.6.7.2).
+  case missingCall(queue: Int, usedEvent: UInt16, usedIndex: UInt16)
+  /// More calls than the device can have had reasons for (2.6.7.2).
+  case unwantedCalls(queue: Int, count: Int, wanted: Int)
+  /// Nothing comes back.
+  case noAnswer(queue: Int, outstanding: Int, milliseconds: Int, lastKick: String)
+  /// Memory that belongs to nobody, or lies next to a buffer, was written to.
+  case strayWrite(GuestAddress, near: String)
+  /// A buffer that the device may only read was written to (2.6.5.1).
+  case readableBufferModified(queue: Int, head: UInt16, offset: Int)
+  /// Bytes that `used.len` counts were not written (2.6.8.2).
+  case reportedButNotWritten(queue: Int, request: String, length: UInt32, offset: Int)
+  /// The status byte was not written (5.2.6).
+  case noStatus(queue: Int, head: UInt16)
+
+  public var description: String {
+    switch self {
+    case .usedIndexJumped(let queue, let from, let to, let outstanding):
+      "queue \(queue): used.idx went from \(from) to \(to) with \(outstanding) chains outstanding"
+    case .usedIDNotOutstanding(let queue, let id, let slot):
+      "queue \(queue): used element \(slot) names chain \(id), which the device does not hold"
+    case .usedLengthTooLong(let queue, let head, let length, let writable):
+      "queue \(queue): chain \(head) came back with \(length) bytes written of \(writable) writable ones"
+    case .descriptorModified(let queue, let index, let wrote, let found):
+      "queue \(queue): the device changed descriptor \(index) from \(wrote) to \(found)"
+    case .indirectDescriptorModified(let queue, let head, let entry, let wrote, let found):
+      "queue \(queue): the device changed entry \(entry) of chain \(head)'s indirect table from \(wrote) to \(found)"
+    case .availableIndexModified(let queue, let wrote, let found):
+      "queue \(queue): the device changed avail.idx from \(wrote) to \(found)"
+    case .badUsedFlags(let queue, let flags, let eventIndex):
+      "queue \(queue): used.flags is \(flags)\(eventIndex ? " with EVENT_IDX, where it must stay 0" : ", where only bit 0 is defined")"
+    case .missingCall(let queue, let usedEvent, let usedIndex):
+      "queue \(queue): used.idx went from \(usedEvent) to \(usedIndex) and the call that the driver waited for did not come"
+    case .unwantedCalls(let queue, let count, let wanted):
+      "queue \(queue): \(count) calls where at most \(wanted) were wanted"
+    case .noAnswer(let queue, let outstanding, let milliseconds, let lastKick):
+      "queue \(queue): no answer to \(outstanding) outstanding chains for \(milliseconds) ms; \(lastKick)"
+    case .strayWrite(let address, let near):
+      "the device wrote to \(address), which it was never given (\(near))"
+    case .readableBufferModified(let queue, let head, let offset):
+      "queue \(queue): the device wrote to byte \(offset) of the readable part of chain \(head)"
+    case .reportedButNotWritten(let queue, let request, let length, let offset):
+      "queue \(queue): \(request) came back with \(length) bytes written, but byte \(offset) was not"
+    case .noStatus(let queue, let head):
+      "queue \(queue): chain \(head) came back without a status byte"
+    }
+  }
+}
+
+extension RawDescriptor: CustomStringConvertible {
+  public var description: String {
+    var words = ["0x" + String(address, radix: 16), "+\(length)"]
+    if flags.contains(.write) { words.append("write") }
+    if flags.contains(.indirect) { words.append("indirect") }
+    if flags.contains(.next) { words.append("next \(next)") }
+    return "(" + words.joined(separator: " ") + ")"
+  }
+}

@@ -1,0 +1,374 @@
+/// The driver's side of a split ring. What the device can write to it reads once and believes nothing of; what it needs to
+/// know it keeps in private memory. Nothing here allocates after `init`.
+internal import Glibc
+public import VirtioCore
+
+/// One piece of a chain: guest memory that the device is to read, or to write.
+public struct ChainPiece: Hashable, Sendable {
+  public var address: GuestAddress
+  public var length: UInt32
+  public var deviceWrites: Bool
+
+  public init(_ address: GuestAddress, length: UInt32, deviceWrites: Bool) {
+    self.address = address
+    self.length = length
+    self.deviceWrites = deviceWrites
+  }
+}
+
+/// Where the descriptors of a chain go.
+public enum ChainPlacement: Hashable, Sendable {
+  /// All in the ring's own table.
+  case direct
+  /// The first `direct` pieces in the ring's table, the rest in an indirect table behind them (virtio 2.6.5.3). `write` sets
+  /// the WRITE flag on the descriptor that refers to the table, which the device has to ignore.
+  case indirect(direct: Int = 0, write: Bool = false)
+}
+
+/// A chain that came back.
+public struct UsedChain: Hashable, Sendable {
+  public let head: UInt16
+  /// What the caller gave to `add`.
+  public let token: UInt32
+  /// Bytes written, as the device says; at most `writable`.
+  public let length: UInt32
+  public let writable: UInt64
+}
+
+/// What a ring is made of.
+public struct QueueSetup: Sendable {
+  public let index: Int
+  public let ring: RingMemory
+  public let lines: QueueLines
+  public let memory: DriverMemory
+  public let eventIndex: Bool
+  /// Indirect tables to have, and descriptors in each; none where INDIRECT_DESC is not negotiated.
+  public let indirectTables: GuestBuffer?
+  public let indirectEntries: Int
+
+  public init(
+    index: Int, ring: RingMemory, lines: QueueLines, memory: DriverMemory, features: FeatureSet, indirectTables: Int = 0,
+    indirectEntries: Int = 0
+  ) throws(DriverError) {
+    self.index = index
+    self.ring = ring
+    self.lines = lines
+    self.memory = memory
+    eventIndex = features.contains(.eventIndex)
+    let wanted = features.contains(.indirectDescriptors) ? min(indirectTables, Int(UInt16.max) - 1) : 0
+    self.indirectEntries = wanted > 0 ? indirectEntries : 0
+    self.indirectTables =
+      wanted > 0 && indirectEntries > 0 ? try memory.allocate(wanted * indirectEntries * 16, alignment: 16) : nil
+  }
+
+  var indirectTableCount: Int { indirectEntries > 0 ? (indirectTables?.count ?? 0) / (16 * indirectEntries) : 0 }
+}
+
+/// A ring with its bookkeeping. A noncopyable value: it belongs to one thread.
+@safe
+public struct DriverQueue: ~Copyable {
+  public let setup: QueueSetup
+  public let ring: RawRing
+  public private(set) var notifications: NotificationLedger
+  /// Chains that the device holds or could hold: added and not yet reaped.
+  public private(set) var outstanding = 0
+  public private(set) var freeDescriptors: Int
+  public private(set) var freeTables: Int
+
+  // Private memory, `ring.layout.size` entries each, except `tableShadow`.
+  let shadow: UnsafeMutablePointer<RawDescriptor>
+  let chains: UnsafeMutablePointer<Chain>
+  let tables: UnsafeMutablePointer<UInt16>
+  let tableShadow: UnsafeMutablePointer<RawDescriptor>
+
+  private var firstFree: UInt16 = 0
+  private var availableIndex: UInt16 = 0
+  private var publishedIndex: UInt16 = 0
+  /// The used index up to which everything was reaped.
+  public private(set) var reapedIndex: UInt16 = 0
+
+  /// What is known of the chain that a head stands for.
+  struct Chain {
+    var isOutstanding = false
+    var descriptors: UInt16 = 0
+    var table: UInt16 = 0
+    var tableEntries: UInt16 = 0
+    var token: UInt32 = 0
+    var writable: UInt64 = 0
+  }
+
+  public init(_ setup: QueueSetup) {
+    self.setup = setup
+    ring = RawRing(setup.ring.layout, in: setup.memory)
+    let size = Int(setup.ring.layout.size)
+    let tableCount = setup.indirectTableCount
+    freeDescriptors = size
+    freeTables = tableCount
+    notifications = NotificationLedger(setup.lines)
+    unsafe shadow = .allocate(capacity: size)
+    unsafe chains = .allocate(capacity: size)
+    unsafe chains.initialize(repeating: Chain(), count: size)
+    unsafe tables = .allocate(capacity: max(tableCount, 1))
+    unsafe tableShadow = .allocate(capacity: max(tableCount * setup.indirectEntries, 1))
+    for index in 0..<size {
+      unsafe (shadow + index).initialize(to: RawDescriptor(address: 0, length: 0, next: UInt16((index + 1) % size)))
+    }
+    for index in 0..<tableCount { unsafe (tables + index).initialize(to: UInt16(tableCount - 1 - index)) }
+    ring.usedEvent.storeRelaxed(0)
+  }
+
+  deinit {
+    unsafe shadow.deallocate()
+    unsafe chains.deallocate()
+    unsafe tables.deallocate()
+    unsafe tableShadow.deallocate()
+  }
+
+  // MARK: available
+
+  /// Puts a chain into the ring. The device sees it after `publish`.
+  ///
+  /// - Parameters:
+  ///   - pieces: at least one; what is readable first, unless a device's refusal is to be seen.
+  ///   - placement: indirect needs a free table with room for the pieces.
+  ///   - token: comes back with the chain.
+  /// - Returns: the head, or `nil` when there are not enough free descriptors or tables.
+  public mutating func add(_ pieces: Span<ChainPiece>, placement: ChainPlacement = .direct, token: UInt32) -> UInt16? {
+    var direct = pieces.count
+    var writeFlag = false
+    if case .indirect(let before, let write) = placement {
+      direct = min(max(before, 0), pieces.count - 1)
+      writeFlag = write
+    }
+    let indirect = pieces.count - direct
+    let descriptors = direct + (indirect > 0 ? 1 : 0)
+    guard descriptors > 0, descriptors <= freeDescriptors else { return nil }
+    guard indirect == 0 || (freeTables > 0 && indirect <= setup.indirectEntries) else { return nil }
+
+    let head = firstFree
+    var chain = Chain(isOutstanding: true, descriptors: UInt16(descriptors), token: token)
+    var index = head
+    for place in 0..<direct {
+      let piece = pieces[place]
+      if piece.deviceWrites { chain.writable += UInt64(piece.length) }
+      let isLast = place == descriptors - 1
+      write(piece, to: index, flags: isLast ? [] : .next)
+      if !isLast { index = unsafe shadow[Int(index)].next }
+    }
+    if indirect > 0 {
+      freeTables -= 1
+      chain.table = unsafe tables[freeTables]
+      chain.tableEntries = UInt16(indirect)
+      let address = fillTable(chain.table, pieces, from: direct, &chain.writable)
+      let piece = ChainPiece(address, length: UInt32(16 * indirect), deviceWrites: writeFlag)
+      write(piece, to: index, flags: .indirect)
+    }
+    firstFree = unsafe shadow[Int(index)].next
+    freeDescriptors -= descriptors
+    unsafe chains[Int(head)] = chain
+    outstanding += 1
+    ring.availableEntry(availableIndex).storeRelaxed(head)
+    availableIndex &+= 1
+    return head
+  }
+
+  private mutating func write(_ piece: ChainPiece, to index: UInt16, flags: RawDescriptor.Flags) {
+    let next = unsafe shadow[Int(index)].next
+    let descriptor = RawDescriptor(
+      address: piece.address.rawValue, length: piece.length, flags: piece.deviceWrites ? flags.union(.write) : flags,
+      next: next)
+    unsafe shadow[Int(index)] = descriptor
+    ring.setDescriptor(index, descriptor)
+  }
+
+  private mutating func fillTable(
+    _ table: UInt16, _ pieces: Span<ChainPiece>, from first: Int, _ writable: inout UInt64
+  ) -> GuestAddress {
+    guard let buffer = setup.indirectTables else { preconditionFailure("no indirect tables") }
+    let start = Int(table) * setup.indirectEntries
+    for entry in 0..<pieces.count - first {
+      let piece = pieces[first + entry]
+      if piece.deviceWrites { writable += UInt64(piece.length) }
+      let isLast = entry == pieces.count - first - 1
+      let flags: RawDescriptor.Flags = isLast ? [] : .next
+      let descriptor = RawDescriptor(
+        address: piece.address.rawValue, length: piece.length, flags: piece.deviceWrites ? flags.union(.write) : flags,
+        next: isLast ? 0 : UInt16(entry + 1))
+      unsafe (tableShadow + start + entry).initialize(to: descriptor)
+      unsafe RawRing.store(descriptor, at: buffer.host + 16 * (start + entry))
+    }
+    return GuestAddress(buffer.address.rawValue + UInt64(16 * start))
+  }
+
+  /// Makes everything added since the last time available with one store, and kicks if the device wants it
+  /// (virtio 2.6.13).
+  ///
+  /// - Returns: whether the device was kicked.
+  @discardableResult
+  public mutating func publish() -> Bool {
+    guard publishedIndex != availableIndex else { return false }
+    let old = publishedIndex
+    publishedIndex = availableIndex
+    // Release: descriptors, tables, buffers and ring entries before the index that shows them (2.6.13.3.1).
+    ring.availableIndex.storeRelease(availableIndex)
+    // The index before the look at whether the device sleeps (2.6.13.4.1).
+    fullFence()
+    let wanted: Bool
+    if setup.eventIndex {
+      let event = ring.availableEvent.loadRelaxed()
+      wanted = availableIndex &- event &- 1 < availableIndex &- old
+      notifications.kickDecision(.event(event, old: old, new: availableIndex), kicked: wanted)
+    } else {
+      let flags = ring.usedFlags.loadRelaxed()
+      wanted = flags & 1 == 0
+      notifications.kickDecision(.flags(flags), kicked: wanted)
+    }
+    if wanted { setup.lines.kick.kick() }
+    return wanted
+  }
+
+  // MARK: used
+
+  /// Whether something was used that was not reaped yet.
+  public var hasUsed: Bool { ring.usedIndex.loadAcquire() != reapedIndex }
+
+  /// Takes the next used chain and checks everything about it that a ring can know.
+  public mutating func reap() throws(DriverFault) -> UsedChain? {
+    // Acquire: the element and what the device wrote are read after the index that shows them.
+    let usedIndex = ring.usedIndex.loadAcquire()
+    guard usedIndex != reapedIndex else { return nil }
+    let inDevice = outstanding - Int(availableIndex &- publishedIndex)
+    guard Int(usedIndex &- reapedIndex) <= inDevice else {
+      throw .usedIndexJumped(queue: setup.index, from: reapedIndex, to: usedIndex, outstanding: inDevice)
+    }
+    let id = ring.usedID(reapedIndex).loadRelaxed()
+    let length = ring.usedLength(reapedIndex).loadRelaxed()
+    guard id < UInt32(ring.layout.size), unsafe chains[Int(id)].isOutstanding else {
+      throw .usedIDNotOutstanding(queue: setup.index, id: id, slot: reapedIndex & (ring.layout.size &- 1))
+    }
+    let head = UInt16(id)
+    let chain = unsafe chains[Int(head)]
+    guard UInt64(length) <= chain.writable else {
+      throw .usedLengthTooLong(queue: setup.index, head: head, length: length, writable: chain.writable)
+    }
+    try checkDescriptors(of: head, chain)
+    try checkRingWords()
+    release(head, chain)
+    reapedIndex &+= 1
+    notifications.countReaped()
+    return UsedChain(head: head, token: chain.token, length: length, writable: chain.writable)
+  }
+
+  private func checkDescriptors(of head: UInt16, _ chain: Chain) throws(DriverFault) {
+    var index = head
+    for _ in 0..<chain.descriptors {
+      let wrote = unsafe shadow[Int(index)]
+      let found = ring.descriptor(index)
+      guard found == wrote else {
+        throw .descriptorModified(queue: setup.index, index: index, wrote: wrote, found: found)
+      }
+      index = wrote.next
+    }
+    guard chain.tableEntries > 0, let buffer = setup.indirectTables else { return }
+    let start = Int(chain.table) * setup.indirectEntries
+    for entry in 0..<Int(chain.tableEntries) {
+      let wrote = unsafe tableShadow[start + entry]
+      let found = unsafe RawRing.load(buffer.host + 16 * (start + entry))
+      guard found == wrote else {
+        throw .indirectDescriptorModified(queue: setup.index, head: head, entry: entry, wrote: wrote, found: found)
+      }
+    }
+  }
+
+  private func checkRingWords() throws(DriverFault) {
+    let index = ring.availableIndex.loadRelaxed()
+    guard index == publishedIndex else {
+      throw .availableIndexModified(queue: setup.index, wrote: publishedIndex, found: index)
+    }
+    let flags = ring.usedFlags.loadRelaxed()
+    guard flags <= (setup.eventIndex ? 0 : 1) else {
+      throw .badUsedFlags(queue: setup.index, flags, eventIndex: setup.eventIndex)
+    }
+  }
+
+  private mutating func release(_ head: UInt16, _ chain: Chain) {
+    unsafe chains[Int(head)].isOutstanding = false
+    outstanding -= 1
+    var last = head
+    for _ in 1..<chain.descriptors { last = unsafe shadow[Int(last)].next }
+    unsafe shadow[Int(last)].next = firstFree
+    firstFree = head
+    freeDescriptors += Int(chain.descriptors)
+    if chain.tableEntries > 0 {
+      unsafe tables[freeTables] = chain.table
+      freeTables += 1
+    }
+  }
+
+  // MARK: calls
+
+  /// Asks for no calls: the driver is going to look by itself (virtio 2.6.7.1).
+  public mutating func disableCalls() {
+    if setup.eventIndex {
+      // An index that is as far ahead as can be: 65,535 entries.
+      ring.usedEvent.storeRelaxed(reapedIndex &- 1)
+    } else {
+      ring.availableFlags.storeRelaxed(1)
+    }
+    notifications.disarm(usedIndex: ring.usedIndex.loadAcquire())
+  }
+
+  /// Asks for a call at the next used chain.
+  ///
+  /// - Returns: false when something was used meanwhile, for which no call may come: reap instead of waiting.
+  public mutating func enableCalls() -> Bool { enableCalls(after: 0) }
+
+  /// Asks for a call when `after` more chains than the next one are used; without EVENT_IDX there is only the next one.
+  public mutating func enableCalls(after: UInt16) -> Bool {
+    if setup.eventIndex {
+      ring.usedEvent.storeRelaxed(reapedIndex &+ after)
+    } else {
+      ring.availableFlags.storeRelaxed(0)
+    }
+    // The wish before the look at what is used already (2.6.14).
+    fullFence()
+    guard !hasUsed else { return false }
+    notifications.arm(at: reapedIndex &+ (setup.eventIndex ? after : 0), usedIndex: reapedIndex)
+    return true
+  }
+
+  /// Counts the calls that came, and checks that one came if the driver waits for it and it is due.
+  public mutating func noteCalls() throws(DriverFault) {
+    try notifications.noteCalls(queue: setup.index, usedIndex: ring.usedIndex.loadAcquire())
+  }
+
+  /// Waits for a used chain, asleep on the call line.
+  ///
+  /// - Returns: whether there is something to reap.
+  public mutating func waitForUsed(milliseconds: Int) throws(DriverFault) -> Bool {
+    let end = ContinuousClock.now + .milliseconds(milliseconds)
+    guard enableCalls() else { return true }
+    while !hasUsed {
+      let left = (end - ContinuousClock.now).milliseconds
+      guard left > 0 else { return false }
+      notifications.call.wait(milliseconds: left)
+      try noteCalls()
+    }
+    try noteCalls()
+    return true
+  }
+
+  /// The fault to report when nothing came back for `milliseconds`.
+  public func noAnswer(milliseconds: Int) -> DriverFault {
+    .noAnswer(
+      queue: setup.index, outstanding: outstanding, milliseconds: milliseconds, lastKick: notifications.lastKick)
+  }
+}
+
+extension Duration {
+  /// Whole milliseconds, rounded up.
+  var milliseconds: Int {
+    let (seconds, attoseconds) = components
+    return Int(seconds * 1000) + Int((attoseconds + 999_999_999_999_999) / 1_000_000_000_000_000)
+  }
+}

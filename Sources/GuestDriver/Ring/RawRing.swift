@@ -1,0 +1,124 @@
+/// Every field of a split ring at its place, and no rules: what a driver's ring is built on, and what a test uses to build
+/// the rings that no driver would.
+public import VirtioCore
+
+/// One descriptor as it stands in memory (virtio 2.6.5).
+public struct RawDescriptor: Hashable, Sendable {
+  public var address: UInt64
+  public var length: UInt32
+  public var flags: Flags
+  public var next: UInt16
+
+  public struct Flags: OptionSet, Hashable, Sendable {
+    public var rawValue: UInt16
+    public init(rawValue: UInt16) { self.rawValue = rawValue }
+    public static let next = Flags(rawValue: 1)
+    /// The device writes; without it, the device reads.
+    public static let write = Flags(rawValue: 2)
+    public static let indirect = Flags(rawValue: 4)
+  }
+
+  public init(address: UInt64, length: UInt32, flags: Flags = [], next: UInt16 = 0) {
+    self.address = address
+    self.length = length
+    self.flags = flags
+    self.next = next
+  }
+
+  var lowWord: UInt64 { address }
+  var highWord: UInt64 { UInt64(length) | UInt64(flags.rawValue) << 32 | UInt64(next) << 48 }
+
+  init(lowWord: UInt64, highWord: UInt64) {
+    address = lowWord
+    length = UInt32(truncatingIfNeeded: highWord)
+    flags = Flags(rawValue: UInt16(truncatingIfNeeded: highWord >> 32))
+    next = UInt16(truncatingIfNeeded: highWord >> 48)
+  }
+}
+
+/// A ring in memory, field by field. It borrows the memory: keep that alive.
+///
+/// Indices into the ring's arrays are taken modulo its size, as the specification counts them.
+@safe
+public struct RawRing: @unchecked Sendable {
+  public let layout: RingLayout
+  private let table: UnsafeMutableRawPointer
+  private let available: UnsafeMutableRawPointer
+  private let used: UnsafeMutableRawPointer
+
+  /// - Precondition: each part lies in one region of the memory.
+  public init(_ layout: RingLayout, in memory: DriverMemory) {
+    guard
+      let table = unsafe memory.host(layout.descriptorTable, count: RingLayout.descriptorTableBytes(layout.size)),
+      let available = unsafe memory.host(layout.availableRing, count: RingLayout.availableRingBytes(layout.size)),
+      let used = unsafe memory.host(layout.usedRing, count: RingLayout.usedRingBytes(layout.size))
+    else { preconditionFailure("the ring is not in guest memory") }
+    self.layout = layout
+    unsafe self.table = table
+    unsafe self.available = available
+    unsafe self.used = used
+  }
+
+  @inline(__always) private func slot(_ index: UInt16) -> Int { Int(index & (layout.size &- 1)) }
+
+  // MARK: descriptor table
+
+  @inline(__always) public func descriptor(_ index: UInt16) -> RawDescriptor { unsafe Self.load(table + 16 * slot(index)) }
+
+  @inline(__always) public func setDescriptor(_ index: UInt16, _ descriptor: RawDescriptor) {
+    unsafe Self.store(descriptor, at: table + 16 * slot(index))
+  }
+
+  @inline(__always) static func load(_ place: UnsafeMutableRawPointer) -> RawDescriptor {
+    RawDescriptor(
+      lowWord: unsafe SharedCell<UInt64>(place).loadRelaxed(), highWord: unsafe SharedCell<UInt64>(place + 8).loadRelaxed())
+  }
+
+  @inline(__always) static func store(_ descriptor: RawDescriptor, at place: UnsafeMutableRawPointer) {
+    unsafe SharedCell<UInt64>(place).storeRelaxed(descriptor.lowWord)
+    unsafe SharedCell<UInt64>(place + 8).storeRelaxed(descriptor.highWord)
+  }
+
+  // MARK: available ring
+
+  public var availableFlags: SharedCell<UInt16> { unsafe SharedCell(available) }
+  public var availableIndex: SharedCell<UInt16> { unsafe SharedCell(available + 2) }
+  @inline(__always) public func availableEntry(_ index: UInt16) -> SharedCell<UInt16> {
+    unsafe SharedCell(available + 4 + 2 * slot(index))
+  }
+  /// The used index at which the driver wants to be called, with EVENT_IDX (virtio 2.6.7).
+  public var usedEvent: SharedCell<UInt16> { unsafe SharedCell(available + 4 + 2 * Int(layout.size)) }
+
+  // MARK: used ring
+
+  public var usedFlags: SharedCell<UInt16> { unsafe SharedCell(used) }
+  public var usedIndex: SharedCell<UInt16> { unsafe SharedCell(used + 2) }
+  @inline(__always) public func usedID(_ index: UInt16) -> SharedCell<UInt32> {
+    unsafe SharedCell(used + 4 + 8 * slot(index))
+  }
+  @inline(__always) public func usedLength(_ index: UInt16) -> SharedCell<UInt32> {
+    unsafe SharedCell(used + 8 + 8 * slot(index))
+  }
+  /// The available index at which the device wants to be kicked, with EVENT_IDX (virtio 2.6.10).
+  public var availableEvent: SharedCell<UInt16> { unsafe SharedCell(used + 4 + 8 * Int(layout.size)) }
+
+  // MARK: by hand
+
+  /// Makes a head available without looking whether it may be: writes the next entry, moves the index.
+  public func offer(_ heads: UInt16...) {
+    var index = availableIndex.loadRelaxed()
+    for head in heads {
+      availableEntry(index).storeRelaxed(head)
+      index &+= 1
+    }
+    availableIndex.storeRelease(index)
+  }
+
+  /// All used elements that were published since the index was `start`.
+  public func usedElements(since start: UInt16) -> [(id: UInt32, length: UInt32)] {
+    let end = usedIndex.loadAcquire()
+    return (0..<(end &- start)).map { step in
+      (usedID(start &+ step).loadRelaxed(), usedLength(start &+ step).loadRelaxed())
+    }
+  }
+}

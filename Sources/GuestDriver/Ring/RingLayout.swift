@@ -1,0 +1,81 @@
+/// Where the three parts of a split ring lie in guest memory (virtio 2.6, and 2.6.2 for the legacy layout).
+public import VirtioCore
+
+/// Size and addresses of one ring, as the driver chose them.
+public struct RingLayout: Hashable, Sendable {
+  /// Entries, a power of two from 1 to 32768.
+  public let size: UInt16
+  public let descriptorTable: GuestAddress
+  public let availableRing: GuestAddress
+  public let usedRing: GuestAddress
+
+  public init(size: UInt16, descriptorTable: GuestAddress, availableRing: GuestAddress, usedRing: GuestAddress) {
+    self.size = size
+    self.descriptorTable = descriptorTable
+    self.availableRing = availableRing
+    self.usedRing = usedRing
+  }
+
+  /// Bytes of each part, with the event words at the ends.
+  public static func descriptorTableBytes(_ size: UInt16) -> Int { 16 * Int(size) }
+  public static func availableRingBytes(_ size: UInt16) -> Int { 6 + 2 * Int(size) }
+  public static func usedRingBytes(_ size: UInt16) -> Int { 6 + 8 * Int(size) }
+
+  /// Offsets in the one region of a legacy ring. - Parameter alignment: of the used ring, a power of two.
+  public static func legacyOffsets(_ size: UInt16, alignment: Int) -> (available: Int, used: Int, total: Int) {
+    let available = descriptorTableBytes(size)
+    let used = (available + availableRingBytes(size) + alignment - 1) / alignment * alignment
+    return (available, used, used + (usedRingBytes(size) + alignment - 1) / alignment * alignment)
+  }
+
+  /// What a transport is told.
+  public var configuration: QueueConfiguration {
+    QueueConfiguration(
+      size: size, descriptorTable: descriptorTable, availableRing: availableRing, usedRing: usedRing)
+  }
+}
+
+/// How to lay out a ring.
+public enum RingShape: Hashable, Sendable {
+  /// Three parts with no more alignment than they need, each with guards around it.
+  case separate
+  /// One region, the used ring on the next multiple of `alignment` bytes.
+  case legacy(alignment: Int = 4096)
+}
+
+/// A ring's memory, for as long as the ring lives.
+public struct RingMemory: Sendable {
+  public let layout: RingLayout
+  let buffers: [GuestBuffer]
+
+  /// Takes zeroed memory for a ring (virtio 2.6.10.1: the driver starts with zeroed flags). - Precondition: a legal size.
+  public init(size: UInt16, shape: RingShape, in memory: DriverMemory) throws(DriverError) {
+    precondition(size > 0 && size & (size - 1) == 0, "\(size) is not a power of two")
+    switch shape {
+    case .separate:
+      let table = try memory.allocate(RingLayout.descriptorTableBytes(size), alignment: 16)
+      let available = try memory.allocate(RingLayout.availableRingBytes(size), alignment: 2)
+      let used = try memory.allocate(RingLayout.usedRingBytes(size), alignment: 4)
+      buffers = [table, available, used]
+      layout = RingLayout(
+        size: size, descriptorTable: table.address, availableRing: available.address, usedRing: used.address)
+    case .legacy(let alignment):
+      let (available, used, total) = RingLayout.legacyOffsets(size, alignment: alignment)
+      let whole = try memory.allocate(total, alignment: max(alignment, 4096))
+      buffers = [whole]
+      layout = RingLayout(
+        size: size, descriptorTable: whole.address,
+        availableRing: GuestAddress(whole.address.rawValue + UInt64(available)),
+        usedRing: GuestAddress(whole.address.rawValue + UInt64(used)))
+    }
+    for buffer in buffers { buffer.fill(0) }
+  }
+
+  /// The first byte next to the ring that somebody wrote to.
+  public func damage(in memory: DriverMemory) -> GuestAddress? {
+    for buffer in buffers { if let address = memory.damage(around: buffer) { return address } }
+    return nil
+  }
+
+  public func release(to memory: DriverMemory) { for buffer in buffers { memory.release(buffer) } }
+}

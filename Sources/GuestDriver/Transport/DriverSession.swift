@@ -1,0 +1,119 @@
+/// Bringing a device up, and down again, in the order of virtio 3.1.1.
+public import VirtioCore
+
+/// How a driver wants to work.
+public struct DriverOptions: Sendable {
+  /// The features to accept, as far as they are offered.
+  public var features: FeatureSet
+  /// How many queues; `nil`: all that there are.
+  public var queues: Int?
+  /// Entries of each ring; `nil`: 128 or what the device can do, whichever is less.
+  public var queueSize: UInt16?
+  public var shape: RingShape
+  /// Indirect tables of each queue, and the descriptors in each.
+  public var indirectTables: Int
+  public var indirectEntries: Int
+
+  public init(
+    features: FeatureSet, queues: Int? = nil, queueSize: UInt16? = nil, shape: RingShape = .separate,
+    indirectTables: Int = 32, indirectEntries: Int = 64
+  ) {
+    self.features = features
+    self.queues = queues
+    self.queueSize = queueSize
+    self.shape = shape
+    self.indirectTables = indirectTables
+    self.indirectEntries = indirectEntries
+  }
+}
+
+/// A device from its first reset to its last.
+public final class DriverSession {
+  public let transport: any DriverTransport
+  public let offered: FeatureSet
+  /// What was negotiated.
+  public let features: FeatureSet
+  public let options: DriverOptions
+  /// One for each queue, after `start`.
+  public private(set) var queues: [QueueSetup] = []
+
+  private var status: DeviceStatus { features.contains(.version1) ? [.acknowledge, .driver, .featuresOK] : [.acknowledge, .driver] }
+
+  /// Steps 1 to 6: reset, ACKNOWLEDGE, DRIVER, features, FEATURES_OK.
+  ///
+  /// Where VERSION_1 is not negotiated the device is driven as a legacy one, which knows no FEATURES_OK (virtio 3.1.2).
+  ///
+  /// - Parameter deviceID: of the kind that the caller can drive.
+  public init(_ transport: any DriverTransport, deviceID: UInt32, options: DriverOptions) throws(DriverError) {
+    self.transport = transport
+    self.options = options
+    let found = try transport.deviceID()
+    guard found == deviceID else { throw .wrongDevice(found, wanted: deviceID) }
+    try transport.reset()
+    try transport.setStatus(.acknowledge)
+    try transport.setStatus([.acknowledge, .driver])
+    offered = try transport.offeredFeatures()
+    features = offered.intersection(options.features)
+    try transport.acceptFeatures(features)
+    guard features.contains(.version1) else { return }
+    try transport.setStatus(status)
+    guard try transport.status().contains(.featuresOK) else {
+      try giveUp()
+      throw .featuresRefused(features)
+    }
+  }
+
+  /// Steps 7 and 8: the queues, DRIVER_OK.
+  ///
+  /// - Parameter available: how many queues the device's configuration speaks of, where it does.
+  public func start(available: Int? = nil) throws(DriverError) {
+    let all = try transport.queueCount()
+    let count = min(all, available ?? all)
+    let wanted = options.queues ?? count
+    guard wanted > 0, wanted <= count else {
+      try giveUp()
+      throw .tooManyQueues(wanted, available: count)
+    }
+    var rings: [RingMemory] = []
+    for queue in 0..<wanted {
+      let maximum = try transport.maximumQueueSize(queue)
+      let size = options.queueSize ?? min(128, maximum)
+      guard size > 0, size <= maximum, size & (size - 1) == 0 else {
+        try giveUp()
+        throw .badQueueSize(queue: queue, size, maximum: maximum)
+      }
+      rings.append(try RingMemory(size: size, shape: options.shape, in: transport.memory))
+    }
+    let lines = try transport.findQueues(rings.map(\.layout.configuration))
+    for (index, (ring, lines)) in zip(rings, lines).enumerated() {
+      queues.append(
+        try QueueSetup(
+          index: index, ring: ring, lines: lines, memory: transport.memory, features: features,
+          indirectTables: options.indirectTables, indirectEntries: options.indirectEntries))
+    }
+    try transport.setStatus(status.union(.driverOK))
+    guard try transport.status().contains(.driverOK) else { throw .refused("the device did not take DRIVER_OK") }
+  }
+
+  /// Resets the device, takes the queues down and gives their memory back, unless something wrote next to it.
+  public func shutDown() throws(DriverError) {
+    try transport.reset()
+    try transport.deleteQueues()
+    for queue in queues {
+      if let address = queue.ring.damage(in: transport.memory) {
+        throw .fault(.strayWrite(address, near: "next to the ring of queue \(queue.index)"))
+      }
+      queue.ring.release(to: transport.memory)
+      if let tables = queue.indirectTables {
+        if let address = transport.memory.damage(around: tables) {
+          throw .fault(.strayWrite(address, near: "next to the indirect tables of queue \(queue.index)"))
+        }
+        transport.memory.release(tables)
+      }
+    }
+    queues = []
+  }
+
+  /// Tells the device that the driver cannot go on (virtio 3.1.1).
+  private func giveUp() throws(DriverError) { try transport.setStatus(status.union(.failed)) }
+}

@@ -1,0 +1,43 @@
+/// What a driver needs of the bus its device sits on, cut as Linux's `virtio_config_ops` is.
+public import VirtioCore
+
+/// One device on some bus. One thread at a time calls these methods; the lines of a queue belong to the queue's thread.
+public protocol DriverTransport: AnyObject {
+  /// Of what kind it is, for people.
+  var name: String { get }
+  /// The memory that the device can reach.
+  var memory: DriverMemory { get }
+
+  /// The device's identity (virtio 5); 2 is a block device.
+  func deviceID() throws(DriverError) -> UInt32
+
+  /// Bytes of the configuration space. Reads of several bytes are not one access (virtio 2.4.1).
+  func readConfiguration(at offset: Int, count: Int) throws(DriverError) -> [UInt8]
+  func writeConfiguration(at offset: Int, _ bytes: [UInt8]) throws(DriverError)
+  /// Differs when the configuration changed meanwhile; constant where the bus has no such counter.
+  func configurationGeneration() throws(DriverError) -> UInt32
+
+  func status() throws(DriverError) -> DeviceStatus
+  /// Writes the whole status; 0 is for `reset`.
+  func setStatus(_ status: DeviceStatus) throws(DriverError)
+  /// Resets the device and waits until its status reads 0 (virtio 2.4.2).
+  func reset() throws(DriverError)
+
+  func offeredFeatures() throws(DriverError) -> FeatureSet
+  func acceptFeatures(_ features: FeatureSet) throws(DriverError)
+
+  /// How many queues there can be.
+  func queueCount() throws(DriverError) -> Int
+  /// The largest ring of queue `queue`, entries.
+  func maximumQueueSize(_ queue: Int) throws(DriverError) -> UInt16
+  /// Sets up queues 0 … n − 1 and connects their lines. The device takes nothing from them before DRIVER_OK.
+  func findQueues(_ configurations: [QueueConfiguration]) throws(DriverError) -> [QueueLines]
+  /// Takes the queues down. Afterwards the device touches neither rings nor buffers.
+  func deleteQueues() throws(DriverError)
+
+  /// Waits for a configuration change notification.
+  /// - Returns: whether there was one since the last time.
+  func waitForConfigurationChange(milliseconds: Int) throws(DriverError) -> Bool
+  /// Waits until the device says that the queue, or the whole device, broke: DEVICE_NEEDS_RESET or the bus's own word for it.
+  func waitForFailure(queue: Int, milliseconds: Int) throws(DriverError) -> Bool
+}

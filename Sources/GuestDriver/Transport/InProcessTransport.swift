@@ -1,0 +1,156 @@
+/// A bus without a bus: drives any device of this process directly, with event counters for lines. What a register model
+/// does for a real driver is done here with the same `Negotiation`.
+internal import CLinux
+internal import Glibc
+public import VirtioCore
+
+/// The shortest way from a driver to a device, and the one for tests.
+public final class InProcessTransport: DriverTransport {
+  public let name = "in process"
+  public let memory: DriverMemory
+  private let device: any VirtioDevice
+  private let deviceMemory: GuestMemory
+  private var negotiation: Negotiation
+  private var queues: [Queue] = []
+  private var configurationChanges = 0
+  private var isLive = false
+
+  private struct Queue {
+    let configuration: QueueConfiguration
+    let kick: OwnedDescriptor
+    let call: OwnedDescriptor
+    let failure: OwnedDescriptor
+    var isRunning = false
+  }
+
+  /// The device sees the driver's own mappings.
+  public init(device: any VirtioDevice, memory: DriverMemory) throws(GuestMemoryError) {
+    self.device = device
+    self.memory = memory
+    negotiation = Negotiation(offered: device.features)
+    deviceMemory = try GuestMemory(
+      memory.regions.map {
+        GuestRegion(start: $0.start, size: UInt64($0.size), mapping: $0.mapping, offset: $0.offset)
+      })
+  }
+
+  public func deviceID() -> UInt32 { device.deviceID }
+
+  public func readConfiguration(at offset: Int, count: Int) -> [UInt8] {
+    device.readConfiguration(at: offset, count: count)
+  }
+
+  public func writeConfiguration(at offset: Int, _ bytes: [UInt8]) {
+    _ = device.writeConfiguration(at: offset, bytes)
+  }
+
+  public func configurationGeneration() -> UInt32 { device.configurationGeneration }
+
+  public func status() -> DeviceStatus {
+    takeEvents()
+    return negotiation.status
+  }
+
+  public func setStatus(_ status: DeviceStatus) throws(DriverError) {
+    for effect in negotiation.writeStatus(status.rawValue, deviceAccepts: { device.accepts($0) }) {
+      switch effect {
+      case .reset:
+        device.reset()
+        queues = []
+        isLive = false
+      case .featuresFixed(let features): device.negotiated(features)
+      case .live:
+        isLive = true
+        for index in queues.indices { try start(index) }
+      }
+    }
+  }
+
+  public func reset() throws(DriverError) { try setStatus([]) }
+
+  public func offeredFeatures() -> FeatureSet { negotiation.offered }
+
+  public func acceptFeatures(_ features: FeatureSet) {
+    negotiation.acceptWord(0, UInt32(truncatingIfNeeded: features.rawValue))
+    negotiation.acceptWord(1, UInt32(truncatingIfNeeded: features.rawValue >> 32))
+  }
+
+  public func queueCount() -> Int { device.queueCount }
+  public func maximumQueueSize(_ queue: Int) -> UInt16 { queue < device.queueCount ? device.maximumQueueSize : 0 }
+
+  public func findQueues(_ configurations: [QueueConfiguration]) throws(DriverError) -> [QueueLines] {
+    guard configurations.count <= device.queueCount else {
+      throw .refused("the device has \(device.queueCount) queues, not \(configurations.count)")
+    }
+    queues = []
+    for configuration in configurations {
+      do {
+        queues.append(
+          Queue(
+            configuration: configuration, kick: try .eventCounter(), call: try .eventCounter(), failure: try .eventCounter()))
+      } catch { throw .refused("eventfd failed: \(error)") }
+    }
+    if isLive { for index in queues.indices { try start(index) } }
+    return queues.map { QueueLines(kick: .eventCounter($0.kick), call: .eventCounter($0.call)) }
+  }
+
+  private func start(_ index: Int) throws(DriverError) {
+    let queue = queues[index]
+    let activation = Activation(
+      queue: index, memory: deviceMemory, features: negotiation.accepted, configuration: queue.configuration,
+      kick: .eventCounter(queue.kick), call: .eventCounter(queue.call), failure: .eventCounter(queue.failure))
+    do {
+      try device.start(activation)
+      queues[index].isRunning = true
+    } catch {
+      // As over a real bus: a ring that is none makes the device ask for a reset; the driver sees it in the status.
+      needReset()
+      EventCounter.signal(queue.failure.rawValue)
+    }
+  }
+
+  public func deleteQueues() {
+    for index in queues.indices where queues[index].isRunning { _ = device.stop(queue: index) }
+    queues = []
+  }
+
+  /// Stops one queue and tells where it stands; `nil` when it was not running.
+  public func stopQueue(_ index: Int) -> QueuePosition? {
+    queues[index].isRunning = false
+    return device.stop(queue: index)
+  }
+
+  private func needReset() { if negotiation.needReset() { configurationChanges += 1 } }
+
+  private func takeEvents() {
+    for event in device.takeEvents() {
+      switch event {
+      case .queueFailed: needReset()
+      case .configurationChanged: configurationChanges += 1
+      }
+    }
+  }
+
+  public func waitForConfigurationChange(milliseconds: Int) -> Bool {
+    waitForEvents(milliseconds: milliseconds) { configurationChanges > 0 }
+    defer { configurationChanges = 0 }
+    return configurationChanges > 0
+  }
+
+  public func waitForFailure(queue: Int, milliseconds: Int) -> Bool {
+    waitForEvents(milliseconds: milliseconds) { negotiation.status.contains(.needsReset) }
+    return negotiation.status.contains(.needsReset)
+  }
+
+  private func waitForEvents(milliseconds: Int, until done: () -> Bool) {
+    let end = ContinuousClock.now + .milliseconds(milliseconds)
+    takeEvents()
+    while !done() {
+      let left = (end - .now).milliseconds
+      guard left > 0 else { return }
+      var one = pollfd(fd: device.eventDescriptor, events: Int16(POLLIN), revents: 0)
+      _ = unsafe poll(&one, 1, Int32(clamping: left))
+      takeEvents()
+    }
+  }
+}

@@ -1,0 +1,344 @@
+/// Proves a disk by using it: random requests of all kinds on all queues, each answer compared with a model of what the disk
+/// must hold, and at the end all of it once more.
+internal import VirtioCore
+
+/// What to do to the disk.
+public struct VerifyOptions: Sendable {
+  /// The whole run follows from it.
+  public var seed: UInt64
+  /// The part of the disk, bytes, whole blocks; `nil`: all, up to 1 GiB from its start.
+  public var range: Range<UInt64>?
+  public var limit: Limit
+  /// The largest request, bytes.
+  public var largest: Int
+  /// How often each kind is chosen, relative to the others. Kinds that the device does not offer are left out.
+  public var weights: Weights
+  /// Cut requests at random places; without it each has a descriptor for header, data and status.
+  public var randomFraming: Bool
+
+  public enum Limit: Hashable, Sendable {
+    /// Bytes read and written.
+    case bytes(UInt64)
+    case duration(Duration)
+  }
+
+  public struct Weights: Hashable, Sendable {
+    public var read = 40
+    public var write = 45
+    public var flush = 3
+    public var discard = 4
+    public var writeZeroes = 8
+    public init() {}
+  }
+
+  public init(
+    seed: UInt64, range: Range<UInt64>? = nil, limit: Limit, largest: Int = 128 * 1024, weights: Weights = Weights(),
+    randomFraming: Bool = true
+  ) {
+    self.seed = seed
+    self.range = range
+    self.limit = limit
+    self.largest = largest
+    self.weights = weights
+    self.randomFraming = randomFraming
+  }
+}
+
+/// How far a run is, or how far it went.
+public struct VerifyProgress: Sendable {
+  public var elapsed = Duration.zero
+  public var requests: [BlockRequestType: Int] = [:]
+  public var bytesRead: UInt64 = 0
+  public var bytesWritten: UInt64 = 0
+  /// Bytes of the last pass, which reads everything back.
+  public var bytesReadBack: UInt64 = 0
+  public var kicks = 0
+  public var calls = 0
+
+  public var bytes: UInt64 { bytesRead + bytesWritten }
+}
+
+/// Why the disk is not proved.
+public enum VerifyError: Error, Sendable, CustomStringConvertible {
+  case driver(DriverError, seed: UInt64)
+  case failed(request: String, queue: Int, status: BlockStatusCode, seed: UInt64)
+  case mismatch(Mismatch, request: String, queue: Int, seed: UInt64)
+  case badOptions(String)
+
+  public var description: String {
+    switch self {
+    case .driver(let error, let seed): "\(error) (seed \(seed))"
+    case .failed(let request, let queue, let status, let seed):
+      "the device answered \(status) to request \(request) on queue \(queue) (seed \(seed))"
+    case .mismatch(let mismatch, let request, let queue, let seed):
+      "the disk does not hold what was written: \(mismatch); read by request \(request) on queue \(queue) (seed \(seed))"
+    case .badOptions(let what): what
+    }
+  }
+}
+
+/// One run.
+public struct Verifier {
+  private let client: BlockClient
+  private let options: VerifyOptions
+  private let block: UInt64
+  private var model: DiskModel
+  private var random: SeededRandom
+  private var inFlight: [Int: (sectors: Range<UInt64>, writes: Bool)] = [:]
+  private var progress = VerifyProgress()
+  private let kinds: [BlockRequestType]
+  private let start = ContinuousClock.now
+  private var lastReport = ContinuousClock.now
+  private var lastEnd: UInt64
+
+  /// - Throws: when the options do not fit the disk.
+  public init(_ client: BlockClient, _ options: VerifyOptions) throws(VerifyError) {
+    let block = UInt64(client.config.logicalBlock)
+    let range = options.range ?? 0..<min(client.capacity, 1 << 30) / block * block
+    guard !range.isEmpty, range.upperBound <= client.capacity, range.lowerBound % block == 0, range.upperBound % block == 0
+    else {
+      throw .badOptions(
+        "the range \(range.lowerBound)…\(range.upperBound) is no part of a disk of \(client.capacity) bytes in whole blocks of \(block)")
+    }
+    self.client = client
+    self.options = options
+    self.block = block
+    let sectors = range.lowerBound / 512..<range.upperBound / 512
+    model = DiskModel(sectors: sectors, seed: options.seed)
+    random = SeededRandom(seed: options.seed)
+    lastEnd = sectors.lowerBound
+    var kinds = Array(repeating: BlockRequestType.read, count: max(options.weights.read, 1))
+    let features = client.session.features
+    if !client.isReadOnly {
+      kinds += Array(repeating: .write, count: options.weights.write)
+      if features.contains(BlockFeature.discard), (client.config.discard?.maximumSectors ?? 0) >= block / 512 {
+        kinds += Array(repeating: .discard, count: options.weights.discard)
+      }
+      if features.contains(BlockFeature.writeZeroes), (client.config.writeZeroes?.maximumSectors ?? 0) >= block / 512 {
+        kinds += Array(repeating: .writeZeroes, count: options.weights.writeZeroes)
+      }
+    }
+    if features.contains(BlockFeature.flush) { kinds += Array(repeating: .flush, count: options.weights.flush) }
+    self.kinds = kinds
+  }
+
+  /// Runs to the end of the limit, and reads everything back that the run knows of.
+  ///
+  /// - Parameter report: called about ten times a second.
+  public mutating func run(report: (VerifyProgress) -> Void = { _ in }) throws(VerifyError) -> VerifyProgress {
+    do throws(Failure) {
+      client.session.transport.memory.poisonFreeMemory()
+      try work(report)
+      try readBack(report)
+      if let address = client.session.transport.memory.damageOutside() {
+        throw .driver(.fault(.strayWrite(address, near: "far from every buffer and ring")))
+      }
+    } catch {
+      switch error {
+      case .driver(let error): throw .driver(error, seed: options.seed)
+      case .verify(let error): throw error
+      }
+    }
+    tell(report, now: true)
+    return progress
+  }
+
+  private enum Failure: Error {
+    case driver(DriverError)
+    case verify(VerifyError)
+  }
+
+  /// What stopped the pump, since that knows of driver errors only.
+  private var verifyError: VerifyError? = nil
+
+  private mutating func work(_ report: (VerifyProgress) -> Void) throws(Failure) {
+    try pump { this, _, number in
+      this.tell(report)
+      return this.isOver ? nil : this.choose(number)
+    } completed: { this, queue, number, outcome in
+      this.finish(number, outcome, queue: queue)
+    }
+  }
+
+  private mutating func readBack(_ report: (VerifyProgress) -> Void) throws(Failure) {
+    var next = model.sectors.lowerBound
+    try pump { this, _, _ in
+      this.tell(report)
+      while next < this.model.sectors.upperBound {
+        let sectors = next..<min(next + UInt64(this.largestRequest / 512), this.model.sectors.upperBound)
+        next = sectors.upperBound
+        let known = sectors.contains { sector in
+          switch this.model[sector] {
+          case .unknown, .unspecified: false
+          case .learned, .zeroes, .written: true
+          }
+        }
+        if known { return Submission(.read(sector: sectors.lowerBound, bytes: sectors.count * 512)) }
+      }
+      return nil
+    } completed: { this, queue, number, outcome in
+      this.progress.bytesReadBack += UInt64(outcome.answer.count)
+      return this.compare(outcome, number: number, queue: queue)
+    }
+  }
+
+  private mutating func pump(
+    next: (inout Verifier, _ queue: Int, _ number: Int) -> Submission?,
+    completed: (inout Verifier, _ queue: Int, _ number: Int, BlockOutcome) -> VerifyError?
+  ) throws(Failure) {
+    var pump = RequestPump(queues: client.queues, depth: client.depth, waiting: client.waiting)
+    pump.patience = client.patience
+    do throws(DriverError) {
+      try pump.run { queue, number throws(DriverError) in
+        next(&self, queue, number)
+      } completed: { queue, number, outcome throws(DriverError) in
+        var error = completed(&self, queue, number, outcome)
+        if outcome.status != .ok {
+          error = .failed(request: "\(number), \(outcome.request)", queue: queue, status: outcome.status, seed: options.seed)
+        } else if let byte = outcome.unwrittenByte {
+          throw .fault(.reportedButNotWritten(queue: queue, request: "\(outcome.request)", length: outcome.length, offset: byte))
+        }
+        if let error {
+          verifyError = error
+          throw .requestFailed("\(error)")
+        }
+      }
+    } catch {
+      if let verifyError { throw .verify(verifyError) }
+      throw .driver(error)
+    }
+  }
+
+  // MARK: choosing
+
+  private var isOver: Bool {
+    switch options.limit {
+    case .bytes(let bytes): progress.bytes >= bytes
+    case .duration(let duration): .now - start >= duration
+    }
+  }
+
+  private var largestRequest: Int {
+    var bytes = min(options.largest, 4 << 20)
+    if let limit = client.config.sizeMax, limit >= 512 { bytes = min(bytes, Int(limit)) }
+    return max(bytes / Int(block), 1) * Int(block)
+  }
+
+  private mutating func choose(_ number: Int) -> Submission? {
+    guard number < DiskModel.maximumWrites else { return nil }
+    let kind = kinds[Int(random.next() % UInt64(kinds.count))]
+    guard kind != .flush else {
+      progress.requests[.flush, default: 0] += 1
+      return framed(.flush)
+    }
+    // A free place is found soon on all but the smallest disks; where there is none, an answer has to come first.
+    for _ in 0..<16 {
+      let sectors = chooseSectors(for: kind)
+      let writes = kind != .read
+      guard !inFlight.values.contains(where: { ($0.writes || writes) && $0.sectors.overlaps(sectors) }) else { continue }
+      inFlight[number] = (sectors, writes)
+      lastEnd = sectors.upperBound
+      if writes { model.set(sectors, .unspecified) }
+      progress.requests[kind, default: 0] += 1
+      return framed(request(kind, sectors, number))
+    }
+    return nil
+  }
+
+  private mutating func chooseSectors(for kind: BlockRequestType) -> Range<UInt64> {
+    let unit = block / 512
+    var most = UInt64(largestRequest / 512)
+    switch kind {
+    case .discard: most = min(most, UInt64(client.config.discard?.maximumSectors ?? 0))
+    case .writeZeroes: most = min(most, UInt64(client.config.writeZeroes?.maximumSectors ?? 0))
+    default: break
+    }
+    let all = model.sectors
+    most = max(min(most, UInt64(all.count)) / unit, 1)
+    // Small ones are as likely as large ones: half of the requests are at most the square root of the largest.
+    let bits = 64 - most.leadingZeroBitCount
+    let count = min(1 + random.next() % (1 << (random.next() % UInt64(bits + 1))), most) * unit
+    let room = (UInt64(all.count) - count) / unit
+    let first: UInt64 =
+      switch random.next() % 16 {
+      case 0: all.lowerBound
+      case 1: all.lowerBound + room * unit
+      case 2, 3, 4: min(lastEnd, all.lowerBound + room * unit)
+      default: all.lowerBound + random.next() % (room + 1) * unit
+      }
+    return first..<first + count
+  }
+
+  private mutating func request(_ kind: BlockRequestType, _ sectors: Range<UInt64>, _ number: Int) -> BlockRequest {
+    switch kind {
+    case .write: .write(sector: sectors.lowerBound, model.pattern.payload(sectors: sectors, write: UInt32(number)))
+    case .discard: .discard(split(sectors, limit: client.config.discard?.maximumSegments, flags: 0))
+    case .writeZeroes:
+      .writeZeroes(
+        split(sectors, limit: client.config.writeZeroes?.maximumSegments, flags: UInt32(random.next() % 2)))
+    default: .read(sector: sectors.lowerBound, bytes: sectors.count * 512)
+    }
+  }
+
+  /// The range as one segment or, where the device takes more, sometimes as several.
+  private mutating func split(_ sectors: Range<UInt64>, limit: UInt32?, flags: UInt32) -> [BlockRange] {
+    let unit = block / 512
+    let most = min(UInt64(limit ?? 1), UInt64(sectors.count) / unit, 8)
+    let count = random.chance(1, in: 2) ? 1 : 1 + random.next() % max(most, 1)
+    var ranges: [BlockRange] = []
+    var next = sectors.lowerBound
+    for place in 0..<count {
+      let end = place == count - 1 ? sectors.upperBound : next + (UInt64(sectors.count) / unit / count) * unit
+      ranges.append(BlockRange(sector: next, sectors: UInt32(end - next), flags: flags))
+      next = end
+    }
+    return ranges
+  }
+
+  private mutating func framed(_ request: BlockRequest) -> Submission {
+    guard options.randomFraming else { return Submission(request) }
+    let ring = Int(client.queues.map { $0.ring.ring.layout.size }.min() ?? 1)
+    let framing = Framing.random(request, limit: min(ring, 24), using: &random)
+    guard client.session.features.contains(.indirectDescriptors) else { return Submission(request, framing: framing) }
+    let placement: ChainPlacement
+    if ring < 4 {
+      placement = .indirect()
+    } else if random.chance(1, in: 2) {
+      placement = .indirect(direct: Int(random.next() % 3), write: random.chance(1, in: 4))
+    } else {
+      placement = .direct
+    }
+    return Submission(request, framing: framing, placement: placement)
+  }
+
+  // MARK: answers
+
+  private mutating func finish(_ number: Int, _ outcome: BlockOutcome, queue: Int) -> VerifyError? {
+    guard let (sectors, _) = inFlight.removeValue(forKey: number), outcome.status == .ok else { return nil }
+    switch outcome.request.type {
+    case .read:
+      progress.bytesRead += UInt64(outcome.answer.count)
+      return compare(outcome, number: number, queue: queue)
+    case .write:
+      progress.bytesWritten += UInt64(outcome.request.payload.count)
+      model.set(sectors, .written(UInt32(number)))
+    case .writeZeroes: model.set(sectors, .zeroes)
+    default: break
+    }
+    return nil
+  }
+
+  private mutating func compare(_ outcome: BlockOutcome, number: Int, queue: Int) -> VerifyError? {
+    guard outcome.status == .ok, let mismatch = model.check(outcome.answer, at: outcome.request.sector) else { return nil }
+    return .mismatch(mismatch, request: "\(number), \(outcome.request)", queue: queue, seed: options.seed)
+  }
+
+  private mutating func tell(_ report: (VerifyProgress) -> Void, now: Bool = false) {
+    guard now || .now - lastReport > .milliseconds(100) else { return }
+    lastReport = .now
+    progress.elapsed = .now - start
+    progress.kicks = client.queues.reduce(0) { $0 + $1.ring.notifications.kicks }
+    progress.calls = client.queues.reduce(0) { $0 + $1.ring.notifications.calls }
+    report(progress)
+  }
+}
