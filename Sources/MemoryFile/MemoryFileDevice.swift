@@ -88,7 +88,7 @@ public final class MemoryFileDevice {
     control.deviceProcess.storeRelaxed(UInt32(getpid()))
     perform(effects)
     if restoration == .refused {
-      log("The driver on '\(file.path)' had agreed on what this disk cannot do; it has to reset the device.")
+      log("the driver on \(file.path) had agreed on what this disk cannot do: it has to reset the device")
     }
     control.storeState(registers.image)
     control.deviceState.storeRelease(ControlBlock.DeviceState.serving)
@@ -207,7 +207,7 @@ public final class MemoryFileDevice {
   }
 
   private func fail(_ queue: Int, _ error: QueueError) {
-    log("Queue \(queue) of '\(file.path)' stopped: \(error); the driver has to reset the device.")
+    log("queue \(queue) of \(file.path) stopped, until the driver resets the device: \(error)")
     if registers.needReset() { notifyConfigurationChange() }
   }
 

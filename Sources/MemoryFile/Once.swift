@@ -34,34 +34,34 @@ extension MemoryFileDevice {
     for case .queueFailed(let queue, let error) in startFailures + late { pass.fail(queue, error) }
     return pass.outcomes()
   }
-}
 
-/// One pass over queues in a memory that has no registers: the caller says where they are.
-///
-/// - Parameters:
-///   - features: what the driver is taken to have accepted; part of what the device offers.
-///   - queues: their numbers and configurations; numbers below the device's queue count, each once.
-public func runOnce(
-  _ device: any VirtioDevice, memory: GuestMemory, features: FeatureSet,
-  queues: [(queue: Int, configuration: QueueConfiguration)]
-) throws(Errno) -> [OnceOutcome] {
-  let pass = OncePass(queues, in: memory)
-  device.negotiated(features)
-  for (queue, configuration) in queues {
-    let used = RingIndices(configuration, in: memory)?.used ?? 0
-    let activation = Activation(
-      queue: queue, memory: memory, features: features, configuration: configuration,
-      position: QueuePosition(available: used, used: used), kick: .eventCounter(try .eventCounter()), call: .none,
-      publishesInOrder: true)
-    do { try device.start(activation) } catch { pass.fail(queue, error) }
+  /// One pass over queues in a memory that has no registers: the caller says where they are.
+  ///
+  /// - Parameters:
+  ///   - features: what the driver is taken to have accepted; part of what the device offers.
+  ///   - queues: their numbers and configurations; numbers below the device's queue count, each once.
+  public static func runOnce(
+    _ device: any VirtioDevice, memory: GuestMemory, features: FeatureSet,
+    queues: [(queue: Int, configuration: QueueConfiguration)]
+  ) throws(Errno) -> [OnceOutcome] {
+    let pass = OncePass(queues, in: memory)
+    device.negotiated(features)
+    for (queue, configuration) in queues {
+      let used = RingIndices(configuration, in: memory)?.used ?? 0
+      let activation = Activation(
+        queue: queue, memory: memory, features: features, configuration: configuration,
+        position: QueuePosition(available: used, used: used), kick: .eventCounter(try .eventCounter()), call: .none,
+        publishesInOrder: true)
+      do { try device.start(activation) } catch { pass.fail(queue, error) }
+    }
+    func takeFailures() {
+      for case .queueFailed(let queue, let error) in device.takeEvents() { pass.fail(queue, error) }
+    }
+    pass.wait(takeFailures)
+    for (queue, _) in queues { _ = device.stop(queue: queue) }
+    takeFailures()
+    return pass.outcomes()
   }
-  func takeFailures() {
-    for case .queueFailed(let queue, let error) in device.takeEvents() { pass.fail(queue, error) }
-  }
-  pass.wait(takeFailures)
-  for (queue, _) in queues { _ = device.stop(queue: queue) }
-  takeFailures()
-  return pass.outcomes()
 }
 
 /// Where every queue stood before, and how far it has come.

@@ -29,16 +29,15 @@ public struct MemoryFilePicture: Sendable {
     let layout = snapshot.layout
     let registers = snapshot.registers
     let last = layout.memoryBase.rawValue + (layout.memorySize - 1)
-    let device =
-      snapshot.isDeviceThere ? "serving, process \(snapshot.deviceProcess)" : "none"
+    let device = snapshot.isDeviceThere ? "process \(snapshot.deviceProcess)" : "none"
     var interrupts: [String] = []
     if snapshot.interruptStatus & 1 != 0 { interrupts.append("used buffer") }
     if snapshot.interruptStatus & 2 != 0 { interrupts.append("configuration change") }
     var lines = [
       snapshot.path,
       "  memory      \(Self.size(layout.memorySize)) at \(layout.memoryBase) … 0x\(String(last, radix: 16)), "
-        + "room for \(layout.maximumQueues) queues",
-      "  device      \(device), started \(snapshot.deviceEpoch) times",
+        + "room for \(Self.count(layout.maximumQueues, "queue"))",
+      "  device      \(device)\(snapshot.deviceEpoch > 1 ? ", number \(snapshot.deviceEpoch) on this file" : "")",
       "  driver      \(snapshot.isDriverThere ? "there" : "none")"
         + (snapshot.isRequestPending ? ", a register access waits for its answer" : ""),
       "  status      \(Self.statusNames(registers.status))",
@@ -71,6 +70,8 @@ public struct MemoryFilePicture: Sendable {
     let set = names.filter { status.contains($0.0) }.map(\.1)
     return set.isEmpty ? "0 (reset)" : set.joined(separator: " ")
   }
+
+  private static func count(_ number: Int, _ noun: String) -> String { "\(number) \(noun)\(number == 1 ? "" : "s")" }
 
   private static func size(_ bytes: UInt64) -> String {
     for (shift, unit) in [(30, "GiB"), (20, "MiB"), (10, "KiB")] as [(UInt64, String)]

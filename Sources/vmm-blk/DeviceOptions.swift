@@ -1,16 +1,10 @@
 /// The options that describe the disk, shared by every command that has one, and the one place that makes it.
-internal import ArgumentParser
+public import ArgumentParser
+public import VirtioBlkDevice
 internal import VirtioCore
 
-/// How requests reach the image.
-enum EngineChoice: String, ExpressibleByArgument, CaseIterable {
-  case auto, uring, aio, sync, null
-}
-
-/// Whether the page cache is bypassed (O_DIRECT).
-enum DirectChoice: String, ExpressibleByArgument, CaseIterable {
-  case auto, on, off
-}
+extension EngineKind: ExpressibleByArgument {}
+extension ImageOptions.Direct: ExpressibleByArgument {}
 
 /// A list of processor numbers: `0,2,4-6`.
 struct ProcessorList: ExpressibleByArgument, Equatable {
@@ -45,16 +39,16 @@ struct DeviceOptions: ParsableArguments {
   var logicalBlockSize = 512
 
   @Option(help: .init("The largest ring size to offer: a power of two, 2 to 32768.", valueName: "entries"))
-  var queueSizeMax = 256
+  var queueSizeMax = 1024
 
   @Option(help: .init("What the disk answers to GET_ID: up to 20 bytes.", valueName: "text"))
   var serial: String?
 
   @Option(help: "How requests reach the image.")
-  var engine = EngineChoice.auto
+  var engine = EngineKind.auto
 
   @Option(help: "Bypass the page cache.")
-  var direct = DirectChoice.auto
+  var direct = ImageOptions.Direct.auto
 
   @Option(help: .init("Threads that serve the queues; one for each queue if not given.", valueName: "n"))
   var threads: Int?
@@ -67,29 +61,38 @@ struct DeviceOptions: ParsableArguments {
   @Flag(help: "Open the image even when another program holds its lock.")
   var noLock = false
 
+  @Option(
+    name: .customLong("poll-us"),
+    help: .init("Look for work this long before sleeping, microseconds.", valueName: "us"))
+  var pollMicroseconds = 0
+
   func validate() throws {
-    guard (1...256).contains(numQueues) else {
-      throw ValidationError("--num-queues \(numQueues) is not from 1 to 256.")
+    if let serial, serial.utf8.count > BlockDeviceOptions.serialSize {
+      throw ValidationError(
+        "the serial '\(serial)' has \(serial.utf8.count) bytes: give it \(BlockDeviceOptions.serialSize) at most")
     }
-    guard (512...65536).contains(logicalBlockSize), logicalBlockSize & (logicalBlockSize - 1) == 0 else {
-      throw ValidationError("--logical-block-size \(logicalBlockSize) is not a power of two from 512 to 65536.")
-    }
-    guard (2...32768).contains(queueSizeMax), queueSizeMax & (queueSizeMax - 1) == 0 else {
-      throw ValidationError("--queue-size-max \(queueSizeMax) is not a power of two from 2 to 32768.")
-    }
-    if let serial, serial.utf8.count > 20 {
-      throw ValidationError("--serial '\(serial)' has \(serial.utf8.count) bytes; a serial has 20 at most.")
-    }
-    if let threads, !(1...256).contains(threads) {
-      throw ValidationError("--threads \(threads) is not from 1 to 256.")
+    guard (0...1_000_000).contains(pollMicroseconds) else {
+      throw ValidationError("--poll-us \(pollMicroseconds) is not from 0 to 1000000")
     }
   }
 }
 
 extension DeviceOptions {
-  /// The disk, opened and ready for a transport.
-  func makeDevice() throws -> any VirtioDevice {
-    guard blkFile != nil else { throw ValidationError("No disk: name one with --blk-file.") }
-    throw ValidationError("This build has no block device.")
+  /// The disk, opened, locked and ready for a transport. Errors are sentences for the person.
+  func makeDevice() throws -> BlockDevice {
+    guard let blkFile else { throw ValidationError("there is no disk: name its image with --blk-file") }
+    var options = BlockDeviceOptions()
+    options.queueCount = numQueues
+    guard let size = UInt16(exactly: queueSizeMax) else { throw EngineError.badQueueSize(queueSizeMax) }
+    options.maximumQueueSize = size
+    options.serial = serial
+    options.engine = engine
+    options.threads = threads
+    options.processors = pinCPUs?.processors ?? []
+    options.pollMicroseconds = pollMicroseconds
+    let image = try ImageFile(
+      ImageOptions(
+        path: blkFile, isReadOnly: readOnly, direct: direct, logicalBlockSize: logicalBlockSize, isLocked: !noLock))
+    return try BlockDevice(image: image, options: options)
   }
 }

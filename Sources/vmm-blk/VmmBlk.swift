@@ -1,7 +1,8 @@
-import ArgumentParser
+internal import ArgumentParser
 
 @main
 struct VmmBlk: ParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "vmm-blk", abstract: "A virtio block device in userspace.")
+    commandName: "vmm-blk", abstract: "A virtio block device in userspace.",
+    subcommands: [Run.self, Inspect.self])
 }
