@@ -36,12 +36,14 @@ let package = Package(
     .target(name: "VhostUser", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
     .target(name: "MemoryFile", dependencies: ["CLinux", "VirtioCore", "VirtioRegisters", system], swiftSettings: strict),
     .target(
+      name: "RingInspector", dependencies: ["VirtioCore", "VirtioRegisters", "MemoryFile"], swiftSettings: strict),
+    .target(
       name: "GuestDriver", dependencies: ["CLinux", "VirtioCore", "VhostUser", "MemoryFile", system], swiftSettings: strict),
     .executableTarget(
       name: "vmm-blk",
       dependencies: [
-        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "VhostUser", "MemoryFile", "GuestDriver",
-        system, logging,
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "VhostUser", "MemoryFile", "RingInspector",
+        "GuestDriver", system, logging,
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Histogram", package: "hdrhistogram-swift"),
         .product(name: "TextTable", package: "TextTable"),
@@ -55,7 +57,9 @@ let package = Package(
     .testTarget(name: "VhostUserTests", dependencies: ["CLinux", "VirtioCore", "VhostUser", system], swiftSettings: strict),
     .testTarget(
       name: "MemoryFileTests",
-      dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "MemoryFile", "GuestDriver", system],
+      dependencies: [
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "MemoryFile", "RingInspector", "GuestDriver", system,
+      ],
       swiftSettings: strict),
     .testTarget(
       name: "GuestDriverTests",
