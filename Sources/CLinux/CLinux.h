@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <libaio.h>
+#include <linux/io_uring.h> // before liburing: its older copy has the same guard, and swift-system sees the kernel's, too
 #include <liburing.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
@@ -76,6 +77,12 @@ static inline int clinux_pin_thread(int cpu) {
   return -pthread_setaffinity_np(pthread_self(), sizeof set, &set);
 }
 static inline int clinux_thread_id(void) { return (int)syscall(SYS_gettid); }
+
+// With _GNU_SOURCE an address argument is a transparent union, which Swift cannot pass. Returns -errno on failure.
+static inline int clinux_accept(int listener) {
+  int rc = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+  return rc < 0 ? -errno : rc;
+}
 
 // CMSG_* are function-like macros. Sends `count` descriptors with the bytes; returns bytes sent or -errno.
 static inline ssize_t clinux_send_with_fds(int socket, const void *bytes, size_t length, const int *fds, size_t count) {
@@ -152,6 +159,35 @@ static const int clinux_op_futex_wait = 51;
 static inline void clinux_prep_futex_wait(struct io_uring_sqe *sqe, const uint32_t *word, uint32_t expected) {
   io_uring_prep_rw(clinux_op_futex_wait, sqe, 2 /* FUTEX2_SIZE_U32 */, word, 0, expected);
   sqe->addr3 = 0xffffffffu;
+}
+
+// Unions without a name are not imported.
+static inline void clinux_sqe_set_rw_flags(struct io_uring_sqe *sqe, int flags) { sqe->rw_flags = flags; }
+
+// Takes one completion off the ring, as values: 1 when there was one. io_uring_for_each_cqe is a macro.
+static inline int clinux_take_cqe(struct io_uring *ring, uint64_t *data, int32_t *result, uint32_t *flags) {
+  unsigned head = *ring->cq.khead;
+  if (head == io_uring_smp_load_acquire(ring->cq.ktail)) return 0;
+  const struct io_uring_cqe *cqe = &ring->cq.cqes[head & ring->cq.ring_mask];
+  *data = cqe->user_data;
+  *result = cqe->res;
+  *flags = cqe->flags;
+  io_uring_smp_store_release(ring->cq.khead, head + 1);
+  return 1;
+}
+
+// libaio's struct iocb has unions without a name, too.
+static inline void clinux_aio_prepare(struct iocb *cb, int opcode, int fd, const void *buffer, size_t count, int64_t offset,
+                                      int rw_flags, int event_fd, uint64_t data) {
+  memset(cb, 0, sizeof *cb);
+  cb->data = (void *)(uintptr_t)data;
+  cb->aio_lio_opcode = (short)opcode;
+  cb->aio_fildes = fd;
+  cb->aio_rw_flags = rw_flags;
+  cb->u.c.buf = (void *)buffer;
+  cb->u.c.nbytes = count;
+  cb->u.c.offset = offset;
+  io_set_eventfd(cb, event_fd);
 }
 
 #endif

@@ -1,0 +1,81 @@
+/// The control block as named words: the only place that turns its offsets into memory.
+internal import Glibc
+internal import VirtioCore
+internal import VirtioRegisters
+
+/// A view of the words that both sides share. It keeps the mapping; every access is to one word at a time.
+@safe
+struct ControlBlock: Sendable {
+  /// What a device says of itself at `deviceState`.
+  enum DeviceState {
+    static let absent: UInt32 = 0
+    static let serving: UInt32 = 1
+  }
+
+  /// What is said at `responseStatus`.
+  enum ResponseStatus {
+    static let done: UInt32 = 0
+    static let refused: UInt32 = 1
+  }
+
+  private let mapping: Mapping
+  private let offset: Int
+  private let maximumQueues: Int
+
+  /// - Parameter mapping: the whole file, checked to hold what the layout says.
+  init(mapping: Mapping, layout: MemoryFileLayout) {
+    self.mapping = mapping
+    offset = Int(layout.controlOffset)
+    maximumQueues = layout.maximumQueues
+  }
+
+  private func word(_ at: Int) -> SharedCell<UInt32> { unsafe SharedCell(mapping.base + offset + at) }
+  private func long(_ at: Int) -> SharedCell<UInt64> { unsafe SharedCell(mapping.base + offset + at) }
+
+  var deviceState: SharedCell<UInt32> { word(ControlOffset.deviceState) }
+  var deviceProcess: SharedCell<UInt32> { word(ControlOffset.deviceProcess) }
+  var deviceEpoch: SharedCell<UInt32> { word(ControlOffset.deviceEpoch) }
+  var requestSequence: SharedCell<UInt32> { word(ControlOffset.requestSequence) }
+  var requestOffset: SharedCell<UInt32> { word(ControlOffset.requestOffset) }
+  var requestWidth: SharedCell<UInt32> { word(ControlOffset.requestWidth) }
+  var requestWrite: SharedCell<UInt32> { word(ControlOffset.requestWrite) }
+  var requestValue: SharedCell<UInt64> { long(ControlOffset.requestValue) }
+  var responseSequence: SharedCell<UInt32> { word(ControlOffset.responseSequence) }
+  var responseStatus: SharedCell<UInt32> { word(ControlOffset.responseStatus) }
+  var responseValue: SharedCell<UInt64> { long(ControlOffset.responseValue) }
+  var interruptStatus: SharedCell<UInt32> { word(ControlOffset.interruptStatus) }
+  var configuration: Doorbell { Doorbell(word(ControlOffset.configurationDoorbell)) }
+
+  /// - Parameter queue: 0 … maximumQueues − 1; anything else is our own mistake.
+  func kick(_ queue: Int) -> Doorbell {
+    precondition((0..<maximumQueues).contains(queue))
+    return Doorbell(word(ControlOffset.doorbells + queue * ControlOffset.doorbellStride))
+  }
+
+  func call(_ queue: Int) -> Doorbell {
+    precondition((0..<maximumQueues).contains(queue))
+    return Doorbell(word(ControlOffset.doorbells + queue * ControlOffset.doorbellStride + ControlOffset.callDoorbell))
+  }
+
+  /// The registers' state that counts.
+  func loadState() -> RegisterImage {
+    let copy = Int(word(ControlOffset.activeState).loadAcquire() & 1)
+    let start = offset + ControlOffset.state(copy, maximumQueues: maximumQueues)
+    let count = RegisterImage.size(queueCount: maximumQueues)
+    let bytes = unsafe [UInt8](UnsafeRawBufferPointer(start: mapping.base + start, count: count))
+    return RegisterImage(decoding: bytes)
+  }
+
+  /// Puts a new state in the place of the old one. Of the two copies the one that does not count is written, and only then
+  /// is the word switched: a device that dies at any moment leaves one whole state.
+  func storeState(_ image: RegisterImage) {
+    let active = word(ControlOffset.activeState)
+    let copy = Int(active.loadRelaxed() & 1) ^ 1
+    let start = offset + ControlOffset.state(copy, maximumQueues: maximumQueues)
+    let bytes = image.encoded(queueCount: maximumQueues)
+    unsafe bytes.withUnsafeBytes { source in
+      _ = unsafe memcpy(mapping.base + start, source.baseAddress!, source.count)
+    }
+    active.storeRelease(UInt32(copy))
+  }
+}

@@ -1,0 +1,138 @@
+/// A memory file, made or opened, checked and mapped: what both ends of it have in common.
+internal import CLinux
+internal import Glibc
+internal import SystemPackage
+public import VirtioCore
+
+/// A file with a header, a control block and a guest's memory, mapped as a whole. Guest memory and control block can change
+/// under our hands at any moment; the header was copied and checked once and is not looked at again.
+public final class MemoryFile: Sendable {
+  public let path: String
+  public let layout: MemoryFileLayout
+  /// The guest's memory, one region.
+  public let memory: GuestMemory
+  let mapping: Mapping
+  let control: ControlBlock
+  let descriptor: OwnedDescriptor
+
+  /// Makes a new file and opens it. Its space is reserved, so that a full file system says so here and not in the middle of
+  /// a request.
+  ///
+  /// - Parameters:
+  ///   - memorySize: bytes of guest memory, a multiple of 4096.
+  ///   - memoryBase: guest-physical address of its first byte, a multiple of 4096.
+  ///   - maximumQueues: 1 … 1024.
+  public static func create(
+    path: String, memorySize: UInt64, memoryBase: GuestAddress = GuestAddress(0), maximumQueues: Int
+  ) throws(MemoryFileError) -> MemoryFile {
+    guard
+      let layout = MemoryFileLayout(memorySize: memorySize, memoryBase: memoryBase, maximumQueues: maximumQueues)
+    else { throw .badSize(path: path, size: memorySize) }
+    let number = unsafe clinux_open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
+    guard number >= 0 else {
+      if errno == EEXIST { throw .exists(path: path) }
+      throw .system(path: path, action: "create", Errno(rawValue: errno))
+    }
+    let descriptor = OwnedDescriptor(number)
+    do {
+      try reserve(descriptor, layout.fileSize, path: path)
+      // The magic number comes last, so that nobody takes a half-made file for a whole one.
+      try write(layout.encoded(magic: 0), to: descriptor, path: path)
+      try write(layout.encoded(magic: MemoryFileLayout.magic), to: descriptor, path: path)
+      return try MemoryFile(path: path, layout: layout, descriptor: descriptor)
+    } catch {
+      _ = unsafe unlink(path)
+      throw error
+    }
+  }
+
+  /// Opens a file that was made before, by anybody.
+  public static func open(path: String) throws(MemoryFileError) -> MemoryFile {
+    let number = unsafe clinux_open(path, O_RDWR | O_CLOEXEC, 0)
+    guard number >= 0 else { throw .system(path: path, action: "open", Errno(rawValue: errno)) }
+    let descriptor = OwnedDescriptor(number)
+    let layout = try readLayout(descriptor, path: path)
+    return try MemoryFile(path: path, layout: layout, descriptor: descriptor)
+  }
+
+  /// The checked header of an open file.
+  public static func readLayout(_ descriptor: OwnedDescriptor, path: String) throws(MemoryFileError) -> MemoryFileLayout {
+    var status = stat()
+    guard unsafe fstat(descriptor.rawValue, &status) == 0 else {
+      throw .system(path: path, action: "examine", Errno(rawValue: errno))
+    }
+    guard status.st_mode & S_IFMT == S_IFREG else { throw .notAMemoryFile(path: path, reason: "it is not a regular file") }
+    var header = [UInt8](repeating: 0, count: MemoryFileLayout.headerSize)
+    let count = unsafe header.withUnsafeMutableBytes { unsafe pread(descriptor.rawValue, $0.baseAddress, $0.count, 0) }
+    guard count >= 0 else { throw .system(path: path, action: "read", Errno(rawValue: errno)) }
+    return try MemoryFileLayout(
+      decoding: Array(header.prefix(count)), actualSize: UInt64(max(status.st_size, 0)), path: path)
+  }
+
+  private init(path: String, layout: MemoryFileLayout, descriptor: OwnedDescriptor) throws(MemoryFileError) {
+    self.path = path
+    self.layout = layout
+    self.descriptor = descriptor
+    do { mapping = try Mapping(descriptor: descriptor.rawValue, count: Int(layout.fileSize)) } catch {
+      throw .system(path: path, action: "map", error)
+    }
+    control = ControlBlock(mapping: mapping, layout: layout)
+    do {
+      memory = try GuestMemory([
+        GuestRegion(
+          start: layout.memoryBase, size: layout.memorySize, mapping: mapping, offset: Int(layout.memoryOffset))
+      ])
+    } catch { throw .notAMemoryFile(path: path, reason: "\(error)") }
+  }
+
+  private static func reserve(_ descriptor: OwnedDescriptor, _ size: UInt64, path: String) throws(MemoryFileError) {
+    guard ftruncate(descriptor.rawValue, off_t(size)) == 0 else {
+      throw .system(path: path, action: "size", Errno(rawValue: errno))
+    }
+    // A file system that cannot reserve is no worse than one that was not asked.
+    if fallocate(descriptor.rawValue, 0, 0, off_t(size)) != 0, errno != EOPNOTSUPP {
+      throw .system(path: path, action: "reserve the space of", Errno(rawValue: errno))
+    }
+  }
+
+  private static func write(_ bytes: [UInt8], to descriptor: OwnedDescriptor, path: String) throws(MemoryFileError) {
+    let count = unsafe bytes.withUnsafeBytes { unsafe pwrite(descriptor.rawValue, $0.baseAddress, $0.count, 0) }
+    guard count == bytes.count else { throw .system(path: path, action: "write", Errno(rawValue: errno)) }
+  }
+}
+
+/// Who has the file: open-file-description locks on its first two bytes. The kernel drops them with the process, however it
+/// ends, so a lock is a better sign of life than any number in the file.
+extension MemoryFile {
+  enum Side: off_t {
+    case device = 0
+    case driver = 1
+  }
+
+  /// - Returns: false when somebody else is that side already.
+  func take(_ side: Side) -> Bool {
+    var lock = Self.lock(side, type: Int16(F_WRLCK))
+    return unsafe clinux_fcntl_lock(descriptor.rawValue, clinux_ofd_setlk, &lock) == 0
+  }
+
+  func release(_ side: Side) {
+    var lock = Self.lock(side, type: Int16(F_UNLCK))
+    _ = unsafe clinux_fcntl_lock(descriptor.rawValue, clinux_ofd_setlk, &lock)
+  }
+
+  /// Whether somebody else is that side.
+  func isTaken(_ side: Side) -> Bool {
+    var lock = Self.lock(side, type: Int16(F_WRLCK))
+    guard unsafe clinux_fcntl_lock(descriptor.rawValue, clinux_ofd_getlk, &lock) == 0 else { return false }
+    return lock.l_type != Int16(F_UNLCK)
+  }
+
+  private static func lock(_ side: Side, type: Int16) -> flock {
+    var lock = flock()
+    lock.l_type = type
+    lock.l_whence = Int16(SEEK_SET)
+    lock.l_start = side.rawValue
+    lock.l_len = 1
+    return lock
+  }
+}

@@ -1,0 +1,53 @@
+/// What can be wrong with a memory file, or with the process at its other end, in words for people.
+public import SystemPackage
+
+/// Why a memory file cannot be used. Every description is one sentence with what to do about it.
+public enum MemoryFileError: Error, Equatable, CustomStringConvertible {
+  /// The system refused: `action` on the file.
+  case system(path: String, action: String, Errno)
+  /// `--create` on a file that is there already.
+  case exists(path: String)
+  case badSize(path: String, size: UInt64)
+  /// The header is not one that can be worked with; `reason` finishes "because …".
+  case notAMemoryFile(path: String, reason: String)
+  case unsupportedVersion(path: String, UInt32)
+  /// Another device serves the file; 0 when its process is not known.
+  case deviceAlreadyThere(path: String, process: UInt32)
+  case driverAlreadyThere(path: String)
+  case tooManyQueues(path: String, device: Int, file: Int)
+  /// No process serves the file.
+  case noDevice(path: String)
+  /// A device has the file but has not answered in time.
+  case noAnswer(path: String, process: UInt32, milliseconds: Int)
+  /// The device did not understand a register access: our own mistake or somebody else's writing.
+  case accessRefused(path: String, offset: UInt32, width: Int)
+
+  public var description: String {
+    switch self {
+    case .system(let path, let action, let errno):
+      "Cannot \(action) the memory file '\(path)': \(errno); check the path, its permissions and the free space."
+    case .exists(let path):
+      "The file '\(path)' exists already; leave out --create to use it, or remove it first."
+    case .badSize(let path, let size):
+      "A memory file '\(path)' with \(size) bytes of guest memory cannot be made; ask for a multiple of 4096 bytes."
+    case .notAMemoryFile(let path, let reason):
+      "'\(path)' is not a usable memory file because \(reason); make one with `vmm-blk run --memory FILE --create SIZE`."
+    case .unsupportedVersion(let path, let version):
+      "'\(path)' is a memory file of version \(version), and this program knows version 1; make a new file."
+    case .deviceAlreadyThere(let path, let process):
+      process == 0
+        ? "A device serves the memory file '\(path)' already; stop it first."
+        : "A device (process \(process)) serves the memory file '\(path)' already; stop it first."
+    case .driverAlreadyThere(let path):
+      "Another driver has the memory file '\(path)' open; stop it first."
+    case .tooManyQueues(let path, let device, let file):
+      "The disk has \(device) queues and the memory file '\(path)' has room for \(file); ask for fewer with --num-queues."
+    case .noDevice(let path):
+      "No device serves the memory file '\(path)'; start one with `vmm-blk run --memory \(path) --blk-file IMAGE`."
+    case .noAnswer(let path, let process, let milliseconds):
+      "The device (process \(process)) on the memory file '\(path)' has not answered for \(milliseconds) ms; see whether it hangs."
+    case .accessRefused(let path, let offset, let width):
+      "The device on '\(path)' refused an access of \(width) bytes to register 0x\(String(offset, radix: 16))."
+    }
+  }
+}

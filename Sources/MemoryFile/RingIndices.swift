@@ -1,0 +1,27 @@
+/// The two indices of a split ring, looked at from outside: all that this module knows of rings.
+internal import VirtioCore
+
+/// `avail.idx` and `used.idx` of one queue in guest memory. A look at numbers that others write, not a ring.
+struct RingIndices {
+  let available: UInt16
+  let used: UInt16
+
+  /// - Returns: `nil` where an index is misaligned or outside guest memory, so that the queue cannot be one.
+  init?(_ configuration: QueueConfiguration, in memory: GuestMemory) {
+    guard
+      let available = Self.index(of: configuration.availableRing, in: memory),
+      let used = Self.index(of: configuration.usedRing, in: memory)
+    else { return nil }
+    self.available = available
+    self.used = used
+  }
+
+  /// Both rings begin with flags and an index of 16 bits each (virtio 2.7.6, 2.7.8).
+  private static func index(of ring: GuestAddress, in memory: GuestMemory) -> UInt16? {
+    var view = memory.view()
+    guard let at = ring.advanced(by: 2), at.isAligned(to: 2) else { return nil }
+    guard let piece = view.contiguous(at, count: 2) else { return nil }
+    // Regions begin at page boundaries on both sides, so a guest address and its host address are aligned alike.
+    return unsafe SharedCell<UInt16>(piece.base).loadAcquire()
+  }
+}

@@ -1,0 +1,149 @@
+/// Features, configuration, status and reset: what a front-end says about the device as a whole.
+internal import VirtioCore
+
+extension BackendSession {
+  /// May be repeated on a live device, for a feature that is none of the device's (dirty logging); so it stops nothing, and
+  /// the device is asked only when the choice is another one than before. Configuration fields that start from the choice
+  /// would otherwise be lost on the way: a driver that chose write-through before DRIVER_OK has SET_FEATURES come after it.
+  mutating func setFeatures(_ message: Message) throws(Refusal) {
+    let word = FeatureSet(rawValue: try number(message))
+    let chosen = word.subtracting(.protocolFeatures)
+    guard chosen.isSubset(of: device.features) else { throw .featuresNotOffered(chosen.subtracting(device.features)) }
+    if chosen != features {
+      featuresAsked = chosen
+      steps.append(.effect(.negotiate(chosen)))
+    }
+    // Without bit 30 nobody will send SET_VRING_ENABLE.
+    guard !word.contains(.protocolFeatures) else { return }
+    for index in rings.indices {
+      steps.append(.changeRing(index) { $0.isEnabled = true })
+      steps.append(.startIfReady(index, refuses: false))
+    }
+  }
+
+  /// The answer to `Effect.negotiate`.
+  public mutating func negotiated(accepted: Bool) {
+    guard let chosen = featuresAsked else { return }
+    featuresAsked = nil
+    guard accepted else {
+      // What follows relied on this choice.
+      steps = [.finish]
+      exchange?.refusal = .featuresNotAccepted(chosen)
+      return
+    }
+    features = chosen
+  }
+
+  mutating func setProtocolFeatures(_ message: Message) throws(Refusal) {
+    let chosen = ProtocolFeatures(rawValue: try number(message))
+    guard chosen.isSubset(of: .served) else { throw .protocolFeaturesNotOffered(chosen.subtracting(.served)) }
+    protocolFeatures = chosen
+  }
+
+  /// RESET_OWNER is deprecated; what is left of it is that no ring is served.
+  mutating func disableRings() {
+    for index in rings.indices {
+      steps.append(.stop(index))
+      steps.append(.changeRing(index) { $0.isEnabled = false })
+    }
+  }
+
+  /// Back to the first state, except for what belongs to the connection: ownership, memory, protocol features, descriptors.
+  mutating func resetDevice() {
+    for index in rings.indices { steps.append(.stop(index)) }
+    steps.append(.resetRings)
+    steps.append(.effect(.resetDevice))
+    features = nil
+    status = []
+  }
+
+  /// Status 0 is sent when a virtual machine is paused, too, so it stops the rings and leaves the rest to RESET_DEVICE.
+  mutating func setStatus(_ message: Message) throws(Refusal) {
+    let word = try number(message)
+    status = DeviceStatus(rawValue: UInt8(truncatingIfNeeded: word))
+    guard status.isEmpty else { return }
+    for index in rings.indices {
+      steps.append(.stop(index))
+      steps.append(.changeRing(index) { $0.stop() })
+    }
+  }
+
+  func number(_ message: Message) throws(Refusal) -> UInt64 {
+    guard let value = NumberPayload.decode(message.payload) else { throw .wrongSize(message.payload.count) }
+    return value
+  }
+}
+
+// MARK: Configuration space
+
+extension BackendSession {
+  /// Front-ends ask from offset 0, and older ones from the offset of the configuration in the mmio register layout.
+  private static let alias: UInt32 = 0x100
+
+  private func range(of asked: ConfigurationPayload) throws(Refusal) -> (offset: Int, count: Int) {
+    let offset = asked.offset >= Self.alias ? asked.offset - Self.alias : asked.offset
+    let limit = ConfigurationPayload.maximumSize
+    guard offset <= limit, asked.size <= limit - offset, asked.contents.count <= limit else {
+      throw .configurationOutOfRange(offset: asked.offset, size: asked.size)
+    }
+    return (Int(offset), Int(asked.size))
+  }
+
+  mutating func getConfiguration(_ message: Message) throws(Refusal) {
+    guard let asked = ConfigurationPayload(decoding: message.payload) else { throw .wrongSize(message.payload.count) }
+    let (offset, count) = try range(of: asked)
+    configurationAsked = asked
+    steps.append(.effect(.readConfiguration(offset: offset, count: count)))
+  }
+
+  /// The answer to `Effect.readConfiguration`. The reply is as long as the request was, filled up with zeros.
+  public mutating func configurationRead(_ bytes: [UInt8]) {
+    guard var payload = configurationAsked else { return }
+    configurationAsked = nil
+    for index in payload.contents.indices { payload.contents[index] = index < bytes.count ? bytes[index] : 0 }
+    steps.insert(.effect(replyEffect(payload.bytes)), at: 0)
+  }
+
+  /// Flags tell a guest's write from a migration's, but front-ends number them differently: each of 0, 1 and 2 can be a
+  /// guest's write, and 1 and 2 can be a migration's.
+  mutating func setConfiguration(_ message: Message) throws(Refusal) {
+    guard let asked = ConfigurationPayload(decoding: message.payload) else { throw .wrongSize(message.payload.count) }
+    let (offset, count) = try range(of: asked)
+    guard count > 0, asked.flags <= 2 else {
+      throw .configurationNotWritable(offset: asked.offset, size: asked.size)
+    }
+    configurationAsked = asked
+    steps.append(
+      .effect(
+        .writeConfiguration(offset: offset, Array(asked.contents[..<count]), restores: asked.flags != 0)))
+  }
+
+  /// The answer to `Effect.writeConfiguration`.
+  public mutating func configurationWritten(_ written: Bool) {
+    guard let asked = configurationAsked else { return }
+    configurationAsked = nil
+    if !written { exchange?.refusal = .configurationNotWritable(offset: asked.offset, size: asked.size) }
+  }
+
+  mutating func setChannel(_ message: Message) throws(Refusal) {
+    let descriptors = message.descriptors
+    guard let channel = descriptors.first, descriptors.count == 1 else {
+      throw .wrongDescriptorCount(descriptors.count, expected: 1)
+    }
+    hasChannel = true
+    steps.append(.effect(.openChannel(channel)))
+  }
+
+  /// The device's configuration changed. Its effects follow from `nextEffect`.
+  public mutating func configurationChanged() {
+    owesConfigurationChange = true
+    tellConfigurationChange()
+  }
+
+  /// "Suspended device state": while all rings are stopped no message may be sent, so this is asked again at each start.
+  mutating func tellConfigurationChange() {
+    guard owesConfigurationChange, hasChannel, rings.contains(where: \.isStarted) else { return }
+    owesConfigurationChange = false
+    steps.append(.effect(.send(Message(request: BackendRequest.configurationChanged.rawValue))))
+  }
+}

@@ -1,0 +1,203 @@
+/// The life of rings, and of the memory under them.
+public import VirtioCore
+
+// MARK: Parameters
+
+extension BackendSession {
+  mutating func setSize(_ message: Message) throws(Refusal) {
+    let (index, size) = try state(message)
+    guard !rings[index].isRunning else {
+      guard rings[index].size.map(UInt32.init) == size else { throw .queueRuns(index) }
+      return
+    }
+    rings[index].size = nil
+    guard let entries = UInt16(exactly: size), entries > 0, entries & (entries - 1) == 0,
+      entries <= device.maximumQueueSize
+    else { throw .badQueueSize(size, limit: device.maximumQueueSize) }
+    rings[index].size = entries
+    steps.append(.startIfReady(index, refuses: true))
+  }
+
+  /// Comes again on a live ring with another flag for the dirty log; anything else about a live ring cannot change.
+  mutating func setAddress(_ message: Message) throws(Refusal) {
+    guard let address = VringAddress(decoding: message.payload) else { throw .wrongSize(message.payload.count) }
+    let index = try self.index(address.index)
+    if rings[index].isRunning {
+      guard let current = rings[index].address,
+        (current.descriptorTable, current.availableRing, current.usedRing)
+          == (address.descriptorTable, address.availableRing, address.usedRing)
+      else { throw .queueRuns(index) }
+    }
+    rings[index].address = address
+    try Ring.check(address, in: table)
+    steps.append(.startIfReady(index, refuses: true))
+  }
+
+  mutating func setBase(_ message: Message) throws(Refusal) {
+    let (index, base) = try state(message)
+    guard !rings[index].isRunning else { throw .queueRuns(index) }
+    guard let available = UInt16(exactly: base) else { throw .badBase(base) }
+    rings[index].position = QueuePosition(available: available, used: nil)
+  }
+
+  /// Answered when everything in flight on the ring is finished.
+  mutating func getBase(_ message: Message) throws(Refusal) {
+    let (index, _) = try state(message)
+    steps.append(.stop(index))
+    steps.append(.replyBase(index))
+  }
+
+  private func state(_ message: Message) throws(Refusal) -> (Int, UInt32) {
+    guard let state = VringState(decoding: message.payload) else { throw .wrongSize(message.payload.count) }
+    return (try index(state.index), state.number)
+  }
+
+  private func index(_ value: UInt32) throws(Refusal) -> Int {
+    guard let index = Int(exactly: value), index < rings.count else { throw .noSuchQueue(value, count: rings.count) }
+    return index
+  }
+}
+
+// MARK: Descriptors
+
+extension BackendSession {
+  /// Starts the ring. It begins to run when it is enabled, which may have happened or be yet to come.
+  mutating func setKick(_ message: Message) throws(Refusal) {
+    let (index, descriptor) = try ringDescriptor(message)
+    steps.append(.stop(index))
+    steps.append(
+      .changeRing(index) {
+        $0.kick = descriptor.map { .eventCounter($0) } ?? KickSource.none
+        $0.hasFailed = false
+      })
+    steps.append(.startIfReady(index, refuses: true))
+  }
+
+  /// A new call descriptor is signalled once: what was completed before it came was told to nobody, or to one who is gone.
+  mutating func setCall(_ message: Message) throws(Refusal) {
+    let (index, descriptor) = try ringDescriptor(message)
+    let call = descriptor.map { CallSink.eventCounter($0) } ?? .none
+    rings[index].call = call
+    steps.append(.effect(rings[index].isRunning ? .replaceCall(queue: index, call) : .signal(call)))
+  }
+
+  mutating func setError(_ message: Message) throws(Refusal) {
+    let (index, descriptor) = try ringDescriptor(message)
+    let failure = descriptor.map { CallSink.eventCounter($0) } ?? .none
+    rings[index].failure = failure
+    if rings[index].isRunning { steps.append(.effect(.replaceFailure(queue: index, failure))) }
+  }
+
+  mutating func setEnable(_ message: Message) throws(Refusal) {
+    let (index, value) = try state(message)
+    guard value <= 1 else { throw .badEnable(value) }
+    rings[index].isEnabled = value == 1
+    steps.append(value == 1 ? .startIfReady(index, refuses: true) : .stop(index))
+  }
+
+  private func ringDescriptor(_ message: Message) throws(Refusal) -> (Int, OwnedDescriptor?) {
+    guard let word = VringDescriptorWord(decoding: message.payload) else { throw .wrongSize(message.payload.count) }
+    let index = try self.index(UInt32(word.index))
+    let expected = word.hasDescriptor ? 1 : 0
+    guard message.descriptors.count == expected else {
+      throw .wrongDescriptorCount(message.descriptors.count, expected: expected)
+    }
+    return (index, message.descriptors.first)
+  }
+}
+
+// MARK: Running
+
+extension BackendSession {
+  mutating func startIfReady(_ index: Int, refuses: Bool) -> Effect? {
+    let ring = rings[index]
+    guard ring.isReady, let kick = ring.kick, let features, !table.entries.isEmpty else { return nil }
+    do {
+      let configuration = try ring.configuration(in: table)
+      rings[index].isRunning = true
+      startRefuses = refuses
+      return .start(
+        Activation(
+          queue: index, memory: table.memory, features: features, configuration: configuration, position: ring.position,
+          kick: kick, call: ring.call, failure: ring.failure))
+    } catch {
+      couldNotStart(index, error, refuses: refuses)
+      return nil
+    }
+  }
+
+  /// The answer to `Effect.start`.
+  ///
+  /// - Parameter failure: why the device did not start the queue; `nil` when it did.
+  public mutating func started(queue index: Int, failure: QueueError?) {
+    guard let failure else { return tellConfigurationChange() }
+    rings[index].isRunning = false
+    couldNotStart(index, .queue(failure), refuses: startRefuses)
+  }
+
+  /// The front-end learns it through the ring's err descriptor, and from the acknowledgement of a message about this ring.
+  private mutating func couldNotStart(_ index: Int, _ refusal: Refusal, refuses: Bool) {
+    steps.insert(
+      contentsOf: [.effect(.signal(rings[index].failure)), .effect(.queueRefused(queue: index, refusal))], at: 0)
+    if refuses, exchange?.wantsReply == true { exchange?.refusal = refusal }
+  }
+
+  /// The answer to `Effect.stop`.
+  ///
+  /// - Parameter position: where the device says that the queue stands; `nil` when it did not run any more.
+  public mutating func stopped(queue index: Int, position: QueuePosition?) {
+    rings[index].isRunning = false
+    if let position { rings[index].position = position }
+  }
+
+  /// The device gave a queue up. It has signalled the err descriptor; a front-end that asks sees it in the status.
+  public mutating func queueFailed(_ index: Int) {
+    guard rings.indices.contains(index), rings[index].isRunning else { return }
+    rings[index].hasFailed = true
+    status.insert(.needsReset)
+  }
+}
+
+// MARK: Memory
+
+extension BackendSession {
+  mutating func setMemoryTable(_ message: Message) throws(Refusal) {
+    guard let regions = MemoryRegion.decode(table: message.payload) else { throw .wrongSize(message.payload.count) }
+    guard message.descriptors.count == regions.count else {
+      throw .wrongDescriptorCount(message.descriptors.count, expected: regions.count)
+    }
+    do { change(try MemoryPlan(replacing: table, with: regions, message.descriptors)) } catch { throw .memory(error) }
+  }
+
+  mutating func addMemoryRegion(_ message: Message) throws(Refusal) {
+    guard let region = MemoryRegion(decodingSingle: message.payload) else { throw .wrongSize(message.payload.count) }
+    guard let descriptor = message.descriptors.first, message.descriptors.count == 1 else {
+      throw .wrongDescriptorCount(message.descriptors.count, expected: 1)
+    }
+    do { change(try MemoryPlan(adding: region, descriptor, to: table)) } catch { throw .memory(error) }
+  }
+
+  /// Some front-ends send the region's descriptor along; it is closed unused.
+  mutating func removeMemoryRegion(_ message: Message) throws(Refusal) {
+    guard let region = MemoryRegion(decodingSingle: message.payload) else { throw .wrongSize(message.payload.count) }
+    guard message.descriptors.count <= 1 else {
+      throw .wrongDescriptorCount(message.descriptors.count, expected: 0)
+    }
+    do { change(try MemoryPlan(removing: region, from: table)) } catch { throw .memory(error) }
+  }
+
+  /// Queues that run are stopped where they are and go on there, on the new table; those that waited for memory start.
+  private mutating func change(_ plan: MemoryPlan) {
+    for index in rings.indices { steps.append(.stop(index)) }
+    steps.append(.effect(.map(plan)))
+    for index in rings.indices { steps.append(.startIfReady(index, refuses: false)) }
+  }
+
+  /// The answer to `Effect.map`. After a failure the old table stays in force.
+  public mutating func mapped(_ result: Result<MemoryTable, MemoryTableError>) {
+    switch result {
+    case .success(let table): self.table = table
+    case .failure(let error): exchange?.refusal = .memory(error)
+    }
+  }
+}

@@ -1,0 +1,194 @@
+/// The back-end's half of the protocol as a value: a message in, effects out, one at a time.
+public import VirtioCore
+
+/// One connection's worth of conversation. It does no I/O and knows no device: it says what has to be done, in order, and
+/// is told how that went.
+///
+///     session.receive(message)
+///     while let effect = session.nextEffect() { … }      // do it; report the answer where the effect has one
+///
+/// A message is dealt with completely before the next is received. Effects are pulled, not returned in a list, because what
+/// comes after a stop or a mapping depends on how it went.
+public struct BackendSession: Sendable {
+  /// What the session has to know of its device.
+  public struct DeviceDescription: Hashable, Sendable {
+    public var features: FeatureSet
+    /// At least 1; a vhost-user queue index has 8 bits, so more than 256 cannot be used.
+    public var queueCount: Int
+    /// A power of two.
+    public var maximumQueueSize: UInt16
+
+    public init(features: FeatureSet, queueCount: Int, maximumQueueSize: UInt16) {
+      self.features = features
+      self.queueCount = queueCount
+      self.maximumQueueSize = maximumQueueSize
+    }
+  }
+
+  /// What is still to do for the message at hand. Steps that depend on how earlier ones went look at the state when their
+  /// turn comes.
+  enum Step {
+    case effect(Effect)
+    case stop(Int)
+    /// Start the ring if it is ready; `refuses`: a failure is the message's failure too.
+    case startIfReady(Int, refuses: Bool)
+    case changeRing(Int, @Sendable (inout Ring) -> Void)
+    case replyBase(Int)
+    case resetRings
+    case finish
+  }
+
+  /// The message that is being dealt with.
+  struct Exchange {
+    var request: UInt32
+    var wantsReply: Bool
+    var refusal: Refusal?
+  }
+
+  let device: DeviceDescription
+  public internal(set) var protocolFeatures = ProtocolFeatures()
+  /// What the front-end chose, without bit 30; `nil` before it did.
+  public internal(set) var features: FeatureSet?
+  public internal(set) var status = DeviceStatus()
+  public internal(set) var table = MemoryTable()
+  var rings: [Ring]
+  var hasChannel = false
+  /// A change of configuration that was not told yet, since nothing may be said while every ring is stopped.
+  var owesConfigurationChange = false
+  var steps: [Step] = []
+  var exchange: Exchange?
+  /// A piece of configuration that was asked for, until the device has answered.
+  var configurationAsked: ConfigurationPayload?
+  /// Whether the failure of the start at hand is the failure of the message at hand.
+  var startRefuses = false
+  /// Features that were offered to the device, until it has answered.
+  var featuresAsked: FeatureSet?
+
+  public init(_ device: DeviceDescription) {
+    self.device = device
+    self.rings = Array(repeating: Ring(), count: min(device.queueCount, 256))
+  }
+
+  /// Takes the next message. Its effects follow from `nextEffect`.
+  public mutating func receive(_ message: Message) {
+    precondition(steps.isEmpty, "the message before has effects that were not asked for yet")
+    exchange = Exchange(request: message.request, wantsReply: message.flags.contains(.needReply), refusal: nil)
+    do { try handle(message) } catch { exchange?.refusal = error }
+    steps.append(.finish)
+  }
+
+  /// What to do next; `nil` when the message is dealt with.
+  public mutating func nextEffect() -> Effect? {
+    while !steps.isEmpty {
+      if let effect = perform(steps.removeFirst()) { return effect }
+    }
+    return nil
+  }
+
+  /// The connection is over: stops what runs. Its effects follow from `nextEffect`.
+  public mutating func end() { steps = rings.indices.map { .stop($0) } }
+
+  private mutating func handle(_ message: Message) throws(Refusal) {
+    guard let request = FrontendRequest(rawValue: message.request) else { throw .notServed }
+    switch request.payloadRule {
+    case .exactly(let size):
+      guard message.payload.count == size else { throw .wrongSize(message.payload.count) }
+    case .memoryTable, .configuration: break
+    case .any: throw .notServed
+    }
+    switch request {
+    case .setOwner: break
+    case .resetOwner: disableRings()
+    case .getFeatures: reply(device.features.union(.protocolFeatures).rawValue)
+    case .setFeatures: try setFeatures(message)
+    case .getProtocolFeatures: reply(ProtocolFeatures.served.rawValue)
+    case .setProtocolFeatures: try setProtocolFeatures(message)
+    case .getQueueCount: reply(UInt64(rings.count))
+    case .getMaximumMemorySlots: reply(UInt64(GuestMemory.maximumRegions))
+    case .setMemoryTable: try setMemoryTable(message)
+    case .addMemoryRegion: try addMemoryRegion(message)
+    case .removeMemoryRegion: try removeMemoryRegion(message)
+    case .setVringSize: try setSize(message)
+    case .setVringAddress: try setAddress(message)
+    case .setVringBase: try setBase(message)
+    case .getVringBase: try getBase(message)
+    case .setVringKick: try setKick(message)
+    case .setVringCall: try setCall(message)
+    case .setVringError: try setError(message)
+    case .setVringEnable: try setEnable(message)
+    case .setBackendRequestDescriptor: try setChannel(message)
+    case .getConfiguration: try getConfiguration(message)
+    case .setConfiguration: try setConfiguration(message)
+    case .resetDevice: resetDevice()
+    case .setStatus: try setStatus(message)
+    case .getStatus: reply(UInt64(status.rawValue))
+    default: throw .notServed
+    }
+  }
+
+  private mutating func perform(_ step: Step) -> Effect? {
+    switch step {
+    case .effect(let effect): return effect
+    case .stop(let index): return rings[index].isRunning ? .stop(queue: index) : nil
+    case .startIfReady(let index, let refuses): return startIfReady(index, refuses: refuses)
+    case .changeRing(let index, let change):
+      change(&rings[index])
+      return nil
+    case .replyBase(let index):
+      let base = UInt32(rings[index].position.available)
+      rings[index].stop()
+      // As other back-ends do: a stopped ring signals nobody, and a front-end sends a new call before it starts again.
+      rings[index].call = .none
+      return replyEffect(VringState(index: UInt32(index), number: base).bytes)
+    case .resetRings:
+      for index in rings.indices { rings[index].reset() }
+      return nil
+    case .finish: return finish()
+    }
+  }
+}
+
+// MARK: Answers
+
+extension BackendSession {
+  mutating func reply(_ value: UInt64) { steps.append(.effect(replyEffect(NumberPayload.encode(value)))) }
+
+  /// The reply to the message at hand.
+  func replyEffect(_ payload: [UInt8]) -> Effect {
+    guard let exchange else { preconditionFailure("a reply belongs to a message") }
+    return .reply(Message(replyTo: exchange.request, payload: payload))
+  }
+
+  /// The last step of a message: tells how it went, to the front-end where that was asked for. Whether it was asked for
+  /// is decided now, since SET_PROTOCOL_FEATURES may have just agreed on it.
+  private mutating func finish() -> Effect? {
+    guard let exchange else { return nil }
+    self.exchange = nil
+    let request = FrontendRequest(rawValue: exchange.request)
+    let hasOwnReply = request?.hasOwnReply ?? false
+    let acknowledges = exchange.wantsReply && protocolFeatures.contains(.replyAck) && !hasOwnReply
+    guard let refusal = exchange.refusal else {
+      return acknowledges ? .reply(Message(replyTo: exchange.request, payload: NumberPayload.encode(0))) : nil
+    }
+    if acknowledges {
+      steps.append(.effect(.refused(request: exchange.request, refusal)))
+      return .reply(Message(replyTo: exchange.request, payload: NumberPayload.encode(1)))
+    }
+    // The front-end waits for a reply that does not come: an empty configuration and the base of a ring that does not
+    // exist have words of their own, the rest has not.
+    switch (request, refusal) {
+    case (.getConfiguration, _):
+      steps.append(.effect(.refused(request: exchange.request, refusal)))
+      return .reply(Message(replyTo: exchange.request, payload: []))
+    case (.getVringBase, .noSuchQueue(let index, _)):
+      steps.append(.effect(.refused(request: exchange.request, refusal)))
+      return .reply(Message(replyTo: exchange.request, payload: VringState(index: index, number: 0).bytes))
+    default: break
+    }
+    if hasOwnReply || refusal.endsConnectionUnlessAcknowledged {
+      steps = []
+      return .close(request: exchange.request, refusal)
+    }
+    return .refused(request: exchange.request, refusal)
+  }
+}

@@ -1,0 +1,38 @@
+/// What a session wants done in the world.
+public import VirtioCore
+
+/// One step for the shell around a `BackendSession`. Those that say "answered" are reported back to the session before its
+/// next effect is asked for.
+public enum Effect: Sendable {
+  /// Send this to the front-end.
+  case reply(Message)
+  /// Fix the device's features. Answered with `negotiated`.
+  case negotiate(FeatureSet)
+  /// Map and unmap guest memory. Answered with `mapped`.
+  case map(MemoryPlan)
+  /// Start a queue. Answered with `started`.
+  case start(Activation)
+  /// Stop a queue and everything in flight on it. Answered with `stopped`.
+  case stop(queue: Int)
+  case replaceCall(queue: Int, CallSink)
+  case replaceFailure(queue: Int, CallSink)
+  /// Signal once, for a queue that the device does not run.
+  case signal(CallSink)
+  /// Answered with `configurationRead`.
+  case readConfiguration(offset: Int, count: Int)
+  /// A driver's write, or, when `restores`, a migration putting back what is there already. Answered with
+  /// `configurationWritten`.
+  case writeConfiguration(offset: Int, [UInt8], restores: Bool)
+  /// Put the device back to its first state; its queues are stopped.
+  case resetDevice
+  /// Keep this socket for what the back-end has to say; the one before it is over.
+  case openChannel(OwnedDescriptor)
+  /// Say this on that socket.
+  case send(Message)
+  /// For the log: a message was refused, and the connection goes on.
+  case refused(request: UInt32, Refusal)
+  /// For the log: a queue could not be started, and its err descriptor was signalled.
+  case queueRefused(queue: Int, Refusal)
+  /// End the connection, because of this.
+  case close(request: UInt32, Refusal)
+}

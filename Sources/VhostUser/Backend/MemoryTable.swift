@@ -1,0 +1,85 @@
+/// Guest memory as a front-end describes it: regions with three addresses each, beside the mappings that carry them.
+public import SystemPackage
+public import VirtioCore
+
+/// Why a description of memory was refused.
+public enum MemoryTableError: Error, Hashable, CustomStringConvertible {
+  case tooManyRegions(Int, limit: Int)
+  case empty(MemoryRegion)
+  case guestRangeOverflows(MemoryRegion)
+  case userRangeOverflows(MemoryRegion)
+  case fileRangeOverflows(MemoryRegion)
+  case guestRangesOverlap(MemoryRegion, MemoryRegion)
+  case userRangesOverlap(MemoryRegion, MemoryRegion)
+  case noSuchRegion(MemoryRegion)
+  case fileTooSmall(MemoryRegion, fileSize: Int64)
+  case notMappable(MemoryRegion, Errno)
+
+  public var description: String {
+    switch self {
+    case .tooManyRegions(let count, let limit): "\(count) memory regions are more than the \(limit) slots"
+    case .empty(let region): "the memory region at \(region.guestAddress) is empty"
+    case .guestRangeOverflows(let region): "the memory region at \(region.guestAddress) goes past the 64-bit guest space"
+    case .userRangeOverflows(let region): "the memory region at \(region.guestAddress) goes past the 64-bit user space"
+    case .fileRangeOverflows(let region):
+      "the memory region at \(region.guestAddress) goes past the end of any file (offset \(region.offset))"
+    case .guestRangesOverlap(let one, let other):
+      "the memory regions at \(one.guestAddress) and \(other.guestAddress) overlap"
+    case .userRangesOverlap(let one, let other):
+      "the memory regions at \(one.guestAddress) and \(other.guestAddress) overlap in the front-end's addresses"
+    case .noSuchRegion(let region): "there is no memory region at \(region.guestAddress) of \(region.size) bytes to remove"
+    case .fileTooSmall(let region, let size):
+      """
+      the memory region at \(region.guestAddress) needs \(region.size) bytes from offset \(region.offset), and its file \
+      has \(size)
+      """
+    case .notMappable(let region, let error): "the memory region at \(region.guestAddress) cannot be mapped: \(error)"
+    }
+  }
+}
+
+/// The table that is in force. Immutable: a change makes a new one.
+public struct MemoryTable: Sendable {
+  /// One region with its mapping.
+  public struct Entry: Sendable {
+    public let region: MemoryRegion
+    let mapping: Mapping
+    /// Where in the mapping the region begins, bytes.
+    let offset: Int
+    let file: FileIdentity
+  }
+
+  /// Which file a descriptor is for: two descriptors of one memfd are the same memory.
+  struct FileIdentity: Hashable, Sendable {
+    var device: UInt64
+    var inode: UInt64
+  }
+
+  /// In the order in which they came.
+  let entries: [Entry]
+  public let memory: GuestMemory
+
+  /// No memory: what there is before the first table.
+  init() {
+    self.entries = []
+    do { self.memory = try GuestMemory([]) } catch { preconditionFailure("an empty memory has nothing wrong with it") }
+  }
+
+  init(_ entries: [Entry], memory: GuestMemory) {
+    self.entries = entries
+    self.memory = memory
+  }
+
+  /// The regions, as the front-end described them.
+  public var regions: [MemoryRegion] { entries.map(\.region) }
+
+  /// Turns an address of the front-end's process into one of the guest; `nil` when no region has it. Whether all bytes that
+  /// follow are in memory as well is for the ring to check, which knows how many they are.
+  public func guestAddress(ofUser address: UInt64) -> GuestAddress? {
+    for entry in entries {
+      let distance = address &- entry.region.userAddress
+      if distance < entry.region.size { return entry.region.guestAddress.advanced(by: distance) }
+    }
+    return nil
+  }
+}

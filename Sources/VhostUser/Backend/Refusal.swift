@@ -1,0 +1,59 @@
+/// Why a back-end did not do what a message asked.
+public import VirtioCore
+
+/// A reason to refuse a message. A refused message changes nothing, and its descriptors are closed.
+public enum Refusal: Error, Hashable, CustomStringConvertible {
+  case wrongSize(Int)
+  case wrongDescriptorCount(Int, expected: Int)
+  case notServed
+  case noSuchQueue(UInt32, count: Int)
+  case badQueueSize(UInt32, limit: UInt16)
+  case badBase(UInt32)
+  case badEnable(UInt32)
+  case queueRuns(Int)
+  case misaligned(QueueError.RingPart, UInt64)
+  case notInMemory(QueueError.RingPart, UInt64)
+  case queue(QueueError)
+  case featuresNotOffered(FeatureSet)
+  case featuresNotAccepted(FeatureSet)
+  case protocolFeaturesNotOffered(ProtocolFeatures)
+  case configurationOutOfRange(offset: UInt32, size: UInt32)
+  case configurationNotWritable(offset: UInt32, size: UInt32)
+  case memory(MemoryTableError)
+
+  public var description: String {
+    switch self {
+    case .wrongSize(let size): "\(size) bytes are not the length of this message"
+    case .wrongDescriptorCount(let count, let expected): "\(count) descriptors came instead of \(expected)"
+    case .notServed: "this back-end does not offer it"
+    case .noSuchQueue(let index, let count): "there is no queue \(index), only \(count) of them"
+    case .badQueueSize(let size, let limit): "queue size \(size) is not a power of two from 1 to \(limit)"
+    case .badBase(let base): "\(base) is not an index of a split ring"
+    case .badEnable(let value): "\(value) is neither 0 nor 1"
+    case .queueRuns(let index): "queue \(index) is running and cannot be changed"
+    case .misaligned(let part, let address): "the \(part.rawValue) at user address 0x\(hexadecimal(address)) is misaligned"
+    case .notInMemory(let part, let address):
+      "the \(part.rawValue) at user address 0x\(hexadecimal(address)) is in no memory region"
+    case .queue(let error): error.description
+    case .featuresNotOffered(let features): "features \(features) were not offered"
+    case .featuresNotAccepted(let features): "the device cannot work with the features \(features)"
+    case .protocolFeaturesNotOffered(let features): "protocol features \(features) were not offered"
+    case .configurationOutOfRange(let offset, let size):
+      "\(size) bytes at offset \(offset) are outside the configuration space"
+    case .configurationNotWritable(let offset, let size):
+      "the \(size) bytes at offset \(offset) of the configuration space are not the driver's to write"
+    case .memory(let error): error.description
+    }
+  }
+
+  /// Nothing can go on when the front-end believes that this was done and cannot be told otherwise: it would share memory
+  /// that we do not have, or speak a dialect that we did not agree to.
+  var endsConnectionUnlessAcknowledged: Bool {
+    switch self {
+    case .wrongSize, .memory, .featuresNotOffered, .featuresNotAccepted, .protocolFeaturesNotOffered: true
+    default: false
+    }
+  }
+
+  private func hexadecimal(_ value: UInt64) -> String { String(value, radix: 16) }
+}

@@ -1,0 +1,69 @@
+/// One ring as a session knows it: two independent states, and what it takes to start.
+internal import VirtioCore
+
+/// "Ring states": stopped or started, enabled or disabled. A ring runs on the device while it is started, enabled, and has
+/// all that it needs.
+struct Ring: Sendable {
+  /// `nil` until SET_VRING_NUM, and after one that was refused: a size nobody agreed on must not be used.
+  var size: UInt16?
+  var address: VringAddress?
+  /// Where it begins when it starts next.
+  var position = QueuePosition(available: 0, used: nil)
+  /// `nil` while stopped.
+  var kick: KickSource?
+  var call = CallSink.none
+  var failure = CallSink.none
+  var isEnabled = false
+  /// The device has it.
+  var isRunning = false
+  /// The device met something that it could not go on after; only a new start helps.
+  var hasFailed = false
+
+  var isStarted: Bool { kick != nil }
+
+  /// Whether it should be given to the device now.
+  var isReady: Bool { isStarted && isEnabled && !isRunning && !hasFailed && size != nil && address != nil }
+
+  /// Stopped by the front-end: it sends another kick to start again. Where the used ring stands is read from memory then,
+  /// because the front-end may do with it what it wants meanwhile.
+  mutating func stop() {
+    kick = nil
+    hasFailed = false
+    position.used = nil
+  }
+
+  /// As it was when the device was new, but for the descriptors, which belong to the connection.
+  mutating func reset() {
+    self = Ring(call: call, failure: failure)
+  }
+
+  /// The ring's parts as guest addresses.
+  func configuration(in table: MemoryTable) throws(Refusal) -> QueueConfiguration {
+    guard let size, let address else { preconditionFailure("only a ring that is ready is configured") }
+    return QueueConfiguration(
+      size: size,
+      descriptorTable: try Self.translate(address.descriptorTable, .descriptorTable, table),
+      availableRing: try Self.translate(address.availableRing, .availableRing, table),
+      usedRing: try Self.translate(address.usedRing, .usedRing, table))
+  }
+
+  private static func translate(
+    _ user: UInt64, _ part: QueueError.RingPart, _ table: MemoryTable
+  ) throws(Refusal) -> GuestAddress {
+    guard let address = table.guestAddress(ofUser: user) else { throw .notInMemory(part, user) }
+    return address
+  }
+
+  /// Checks an address as far as it can be before the ring starts (virtio 2.7: 16, 2 and 4 bytes of alignment).
+  static func check(_ address: VringAddress, in table: MemoryTable) throws(Refusal) {
+    let parts: [(QueueError.RingPart, UInt64, alignment: UInt64)] = [
+      (.descriptorTable, address.descriptorTable, 16), (.availableRing, address.availableRing, 2),
+      (.usedRing, address.usedRing, 4),
+    ]
+    for (part, user, alignment) in parts {
+      guard user % alignment == 0 else { throw .misaligned(part, user) }
+      // Some front-ends describe rings before memory; then the start decides.
+      if !table.entries.isEmpty { _ = try translate(user, part, table) }
+    }
+  }
+}

@@ -1,0 +1,36 @@
+/// A device beside what has to be remembered of it from one connection to the next.
+internal import VirtioCore
+
+/// Carries out what sessions want of a device.
+final class ServedDevice {
+  let device: any VirtioDevice
+  /// The choice that the device works with. It outlives a connection, so that a front-end that comes back for the same
+  /// running guest does not put the configuration back to its start: a guest that chose write-through counts on it.
+  private var features: FeatureSet?
+
+  init(_ device: any VirtioDevice) { self.device = device }
+
+  var description: BackendSession.DeviceDescription {
+    .init(
+      features: device.features, queueCount: device.queueCount, maximumQueueSize: device.maximumQueueSize)
+  }
+
+  func negotiate(_ chosen: FeatureSet) -> Bool {
+    if chosen == features { return true }
+    guard device.accepts(chosen) else { return false }
+    device.negotiated(chosen)
+    features = chosen
+    return true
+  }
+
+  /// - Parameter restores: success also when the bytes are there already.
+  func write(_ bytes: [UInt8], at offset: Int, restores: Bool) -> Bool {
+    device.writeConfiguration(at: offset, bytes)
+      || restores && device.readConfiguration(at: offset, count: bytes.count) == bytes
+  }
+
+  func reset() {
+    device.reset()
+    features = nil
+  }
+}

@@ -1,0 +1,44 @@
+/// What a server has to tell its operator.
+public import SystemPackage
+public import VirtioCore
+
+/// One thing that happened. What a front-end or a guest can cause as often as it likes says so, and should be metered.
+public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
+  case connected
+  case disconnected
+  case queueStarted(Int)
+  case queueStopped(Int)
+  case connectionFailed(StreamError)
+  /// A message could not be refused in any other way.
+  case connectionEnded(request: UInt32, Refusal)
+  case messageRefused(request: UInt32, Refusal)
+  case queueRefused(queue: Int, Refusal)
+  case queueFailed(queue: Int, QueueError)
+  case acceptFailed(Errno)
+
+  public enum Importance: Hashable, Sendable { case detail, note, warning }
+
+  public var importance: Importance {
+    switch self {
+    case .queueStarted, .queueStopped: .detail
+    case .connected, .disconnected: .note
+    default: .warning
+    }
+  }
+
+  public var description: String {
+    switch self {
+    case .connected: "a front-end connected"
+    case .disconnected: "the front-end disconnected"
+    case .queueStarted(let queue): "queue \(queue) started"
+    case .queueStopped(let queue): "queue \(queue) stopped"
+    case .connectionFailed(let error): "the connection is closed: \(error)"
+    case .connectionEnded(let request, let refusal):
+      "the connection is closed, because \(FrontendRequest.name(of: request)) cannot be done: \(refusal)"
+    case .messageRefused(let request, let refusal): "\(FrontendRequest.name(of: request)) was refused: \(refusal)"
+    case .queueRefused(let queue, let refusal): "queue \(queue) cannot start: \(refusal)"
+    case .queueFailed(let queue, let error): "queue \(queue) is stopped: \(error)"
+    case .acceptFailed(let error): "a front-end could not be let in: \(error); trying again in a second"
+    }
+  }
+}

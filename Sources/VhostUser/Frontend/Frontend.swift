@@ -1,0 +1,204 @@
+/// The front-end's end of the socket: what a VMM does to set up a device in another process.
+internal import CLinux
+internal import Glibc
+internal import SystemPackage
+public import VirtioCore
+
+/// A connection to a vhost-user back-end. Every method sends one request and waits for its answer, if one is due.
+///
+///     let frontend = try Frontend(connectingTo: "/run/disk.sock")
+///     let offer = try frontend.handshake()
+///     let config = try frontend.configuration(at: 0, count: 60)
+///     try frontend.setFeatures(offer.features.intersection([.version1, .eventIndex]))
+///     try frontend.setMemory([.init(region, descriptor: memfd)])
+///     try frontend.start(FrontendQueue(index: 0, size: 128, …))      // kick, call and err are eventfds
+///     … the rings are in shared memory; write 8 bytes to the kick …
+///     let base = try frontend.stop(queue: 0)                         // answered when everything in flight is done
+///
+/// Methods are called from one thread at a time. Descriptors that are handed in are shared, not consumed: the kernel
+/// duplicates them on the way.
+public final class Frontend {
+  /// What a back-end has to offer.
+  public struct Offer: Hashable, Sendable {
+    /// The device's feature bits, without bit 30.
+    public var features: FeatureSet
+    /// What was agreed, not what was offered.
+    public var protocolFeatures: ProtocolFeatures
+    /// 1 where the back-end has no MQ.
+    public var queueCount: Int
+    /// How many memory regions it takes; 8 without CONFIGURE_MEM_SLOTS.
+    public var memorySlots: Int
+  }
+
+  public var session = FrontendSession()
+  /// How long an answer may take.
+  public var patience: Duration
+  /// Bit 30 was acknowledged in SET_FEATURES, so rings wait for SET_VRING_ENABLE.
+  public private(set) var enablesRings = false
+  private var offersProtocolFeatures = false
+  private let socket: OwnedDescriptor
+  private var reader = MessageReader()
+  private var writer = MessageWriter()
+
+  public init(connectingTo path: String, patience: Duration = .seconds(30)) throws(FrontendError) {
+    do { self.socket = try UnixSocket.connect(to: path) } catch { throw .socket(error) }
+    self.patience = patience
+  }
+
+  /// Over a socket that is connected already.
+  public init(socket: OwnedDescriptor, patience: Duration = .seconds(30)) {
+    self.socket = socket
+    self.patience = patience
+  }
+
+  /// The socket, for those who wait for its end or break the protocol on purpose.
+  public var descriptor: Int32 { socket.rawValue }
+}
+
+extension Frontend {
+  /// The first messages of every front-end: become the owner, ask for features, agree on the protocol.
+  ///
+  /// - Parameter wanted: protocol features to acknowledge where they are offered.
+  public func handshake(wanting wanted: ProtocolFeatures = .served) throws(FrontendError) -> Offer {
+    try tell(.setOwner)
+    let features = FeatureSet(rawValue: try number(.getFeatures))
+    offersProtocolFeatures = features.contains(.protocolFeatures)
+    if offersProtocolFeatures {
+      let offered = ProtocolFeatures(rawValue: try number(.getProtocolFeatures))
+      try setProtocolFeatures(offered.intersection(wanted))
+    }
+    let agreed = session.protocolFeatures
+    return Offer(
+      features: features.subtracting(.protocolFeatures), protocolFeatures: agreed,
+      queueCount: agreed.contains(.multiqueue) ? Int(clamping: try number(.getQueueCount)) : 1,
+      memorySlots: agreed.contains(.memorySlots) ? Int(clamping: try number(.getMaximumMemorySlots)) : 8)
+  }
+
+  public func setProtocolFeatures(_ features: ProtocolFeatures) throws(FrontendError) {
+    try tell(.setProtocolFeatures, NumberPayload.encode(features.rawValue))
+    session.protocolFeatures = features
+  }
+
+  /// GET_FEATURES, with bit 30 as it comes.
+  public func features() throws(FrontendError) -> FeatureSet { FeatureSet(rawValue: try number(.getFeatures)) }
+
+  /// Fixes the device's features.
+  ///
+  /// - Parameter enablesRings: acknowledge bit 30 as well, where it is offered, as all but very old front-ends do.
+  public func setFeatures(_ features: FeatureSet, enablesRings: Bool = true) throws(FrontendError) {
+    let acknowledges = enablesRings && offersProtocolFeatures
+    try tell(
+      .setFeatures, NumberPayload.encode((acknowledges ? features.union(.protocolFeatures) : features).rawValue))
+    self.enablesRings = acknowledges
+  }
+
+  /// GET_QUEUE_NUM, whether MQ was agreed or not.
+  public func queueCount() throws(FrontendError) -> UInt64 { try number(.getQueueCount) }
+
+  /// GET_STATUS (needs STATUS).
+  public func status() throws(FrontendError) -> DeviceStatus {
+    DeviceStatus(rawValue: UInt8(truncatingIfNeeded: try number(.getStatus)))
+  }
+
+  /// SET_STATUS (needs STATUS).
+  public func setStatus(_ status: DeviceStatus) throws(FrontendError) {
+    try tell(.setStatus, NumberPayload.encode(UInt64(status.rawValue)))
+  }
+
+  /// RESET_DEVICE (needs RESET_DEVICE). Rings have to be set up anew afterwards.
+  public func resetDevice() throws(FrontendError) { try tell(.resetDevice) }
+
+  /// A piece of the configuration space (needs CONFIG).
+  public func configuration(at offset: UInt32, count: Int, flags: UInt32 = 0) throws(FrontendError) -> [UInt8] {
+    let asked = ConfigurationPayload(
+      offset: offset, flags: flags, contents: [UInt8](repeating: 0, count: max(count, 0)))
+    let reply = try ask(.getConfiguration, asked.bytes)
+    return Array(reply[ConfigurationPayload.headerSize...])
+  }
+
+  /// The driver's write to the configuration space (needs CONFIG). Without acknowledgements nobody learns of a refusal.
+  public func setConfiguration(at offset: UInt32, _ bytes: [UInt8], flags: UInt32 = 0) throws(FrontendError) {
+    try tell(.setConfiguration, ConfigurationPayload(offset: offset, flags: flags, contents: bytes).bytes)
+  }
+
+  /// Opens the channel on which the back-end speaks unasked (needs BACKEND_REQ).
+  public func openBackendChannel() throws(FrontendError) -> BackendChannel {
+    let (ours, theirs) = try BackendChannel.pair()
+    try tell(.setBackendRequestDescriptor, [], [theirs])
+    return ours
+  }
+}
+
+// MARK: One request
+
+extension Frontend {
+  /// Sends a request that has no answer of its own, and waits for its acknowledgement when one is due.
+  public func tell(
+    _ request: FrontendRequest, _ payload: [UInt8] = [], _ descriptors: [OwnedDescriptor] = []
+  ) throws(FrontendError) {
+    _ = try ask(request, payload, descriptors)
+  }
+
+  /// Sends a request and waits for its answer.
+  /// - Returns: the payload of the answer; empty when none was due.
+  public func ask(
+    _ request: FrontendRequest, _ payload: [UInt8] = [], _ descriptors: [OwnedDescriptor] = []
+  ) throws(FrontendError) -> [UInt8] {
+    let (message, expectation) = session.message(request, payload: payload, descriptors: descriptors)
+    let limit = ContinuousClock.now + patience
+    writer.enqueue(message)
+    while true {
+      do { try writer.flush(socket.rawValue) } catch { throw connectionError(error, request) }
+      if writer.isIdle { break }
+      try wait(POLLOUT, until: limit, request)
+    }
+    guard expectation != .nothing else { return [] }
+    return try session.accept(try receive(until: limit, request), to: request, expectation)
+  }
+
+  /// Sends any message as it is and waits for nothing.
+  public func send(_ message: Message) throws(FrontendError) {
+    writer.enqueue(message)
+    do { try writer.flush(socket.rawValue) } catch { throw .stream(error) }
+  }
+
+  /// Waits for the next message of the back-end, whatever it is; for those who sent one with `send`.
+  public func receive(after request: FrontendRequest) throws(FrontendError) -> Message {
+    try receive(until: .now + patience, request)
+  }
+
+  func number(_ request: FrontendRequest) throws(FrontendError) -> UInt64 {
+    let reply = try ask(request)
+    guard let value = NumberPayload.decode(reply) else { preconditionFailure("\(request.name) has a reply of a number") }
+    return value
+  }
+
+  private func receive(until limit: ContinuousClock.Instant, _ request: FrontendRequest) throws(FrontendError) -> Message {
+    while true {
+      let progress: MessageReader.Progress
+      do { progress = try reader.read(socket.rawValue) } catch { throw connectionError(error, request) }
+      switch progress {
+      case .message(let reply): return reply
+      case .ended: throw .closed(during: request)
+      case .nothingYet: try wait(POLLIN, until: limit, request)
+      }
+    }
+  }
+
+  /// A peer that is gone shows as a broken pipe or as an end in mid message; both mean the same to the caller.
+  private func connectionError(_ error: StreamError, _ request: FrontendRequest) -> FrontendError {
+    switch error {
+    case .cutOff, .system(.brokenPipe): .closed(during: request)
+    default: .stream(error)
+    }
+  }
+
+  private func wait(
+    _ events: Int32, until limit: ContinuousClock.Instant, _ request: FrontendRequest
+  ) throws(FrontendError) {
+    let left = limit - .now
+    guard left > .zero else { throw .timedOut(waitingFor: request, seconds: patience / .seconds(1)) }
+    var entry = pollfd(fd: socket.rawValue, events: Int16(events), revents: 0)
+    _ = unsafe poll(&entry, 1, Int32(clamping: Int(left / .milliseconds(1)) + 1))
+  }
+}

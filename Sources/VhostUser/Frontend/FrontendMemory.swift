@@ -1,0 +1,33 @@
+/// The front-end tells where guest memory is.
+public import VirtioCore
+
+/// A region of guest memory together with the file it lies in.
+public struct FrontendRegion: Sendable {
+  public var region: MemoryRegion
+  public var descriptor: OwnedDescriptor
+
+  /// - Parameters:
+  ///   - region: `offset` is where it begins in the file.
+  ///   - descriptor: a file that can be mapped shared: a memfd, a file of hugetlbfs or tmpfs.
+  public init(_ region: MemoryRegion, descriptor: OwnedDescriptor) {
+    self.region = region
+    self.descriptor = descriptor
+  }
+}
+
+extension Frontend {
+  /// Replaces all of guest memory with SET_MEM_TABLE. Without memory slots a back-end need not take more than 8 regions.
+  public func setMemory(_ regions: [FrontendRegion]) throws(FrontendError) {
+    try tell(.setMemoryTable, MemoryRegion.encode(table: regions.map(\.region)), regions.map(\.descriptor))
+  }
+
+  /// Adds one region (needs CONFIGURE_MEM_SLOTS).
+  public func addMemory(_ region: FrontendRegion) throws(FrontendError) {
+    try tell(.addMemoryRegion, region.region.singleBytes, [region.descriptor])
+  }
+
+  /// Takes one region away (needs CONFIGURE_MEM_SLOTS).
+  public func removeMemory(_ region: MemoryRegion) throws(FrontendError) {
+    try tell(.removeMemoryRegion, region.singleBytes)
+  }
+}

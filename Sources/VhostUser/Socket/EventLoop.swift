@@ -1,0 +1,107 @@
+/// One thread that waits for many descriptors: sockets, events of devices, signals.
+internal import CLinux
+internal import Glibc
+public import SystemPackage
+internal import VirtioCore
+
+/// An epoll loop. Everything about it happens on the thread that runs it, handlers included, so a handler must not block on
+/// anything that only another handler can bring about.
+public final class EventLoop {
+  /// What to wait for. The end and the failure of a descriptor count as readable: reading tells which.
+  public struct Interest: OptionSet, Hashable, Sendable {
+    public let rawValue: UInt32
+    public init(rawValue: UInt32) { self.rawValue = rawValue }
+    public static let readable = Interest(rawValue: EPOLLIN.rawValue)
+    public static let writable = Interest(rawValue: EPOLLOUT.rawValue)
+  }
+
+  public typealias Handler = (Interest) -> Void
+
+  /// A descriptor in the loop, until it is removed.
+  public struct Registration: Hashable, Sendable {
+    fileprivate let token: UInt64
+    fileprivate let descriptor: Int32
+  }
+
+  private let epoll: OwnedDescriptor
+  private var handlers: [UInt64: Handler] = [:]
+  private var timers: [(due: ContinuousClock.Instant, handler: () -> Void)] = []
+  private var nextToken: UInt64 = 0
+  private var isStopping = false
+
+  public init() throws(Errno) {
+    let descriptor = epoll_create1(Int32(EPOLL_CLOEXEC))
+    guard descriptor >= 0 else { throw Errno(rawValue: errno) }
+    self.epoll = OwnedDescriptor(descriptor)
+  }
+
+  /// Waits for a descriptor from now on, level-triggered. The descriptor stays the caller's and has to be removed before it
+  /// is closed.
+  public func add(
+    _ descriptor: Int32, _ interest: Interest = .readable, _ handler: @escaping Handler
+  ) throws(Errno) -> Registration {
+    nextToken += 1
+    let registration = Registration(token: nextToken, descriptor: descriptor)
+    try control(EPOLL_CTL_ADD, registration, interest)
+    handlers[registration.token] = handler
+    return registration
+  }
+
+  /// Waits for something else. An empty interest waits for the end of the descriptor alone.
+  public func change(_ registration: Registration, _ interest: Interest) throws(Errno) {
+    try control(EPOLL_CTL_MOD, registration, interest)
+  }
+
+  /// Its handler is not called any more, not even for what was found in the same turn.
+  public func remove(_ registration: Registration) {
+    guard handlers.removeValue(forKey: registration.token) != nil else { return }
+    try? control(EPOLL_CTL_DEL, registration, [])
+  }
+
+  /// Calls back once, when the time is over.
+  public func after(_ delay: Duration, _ handler: @escaping () -> Void) {
+    timers.append((.now + delay, handler))
+  }
+
+  /// Runs handlers until `stop`. May be called again.
+  public func run() throws(Errno) {
+    isStopping = false
+    var events = unsafe [epoll_event](repeating: epoll_event(), count: 64)
+    while !isStopping {
+      let count = unsafe epoll_wait(epoll.rawValue, &events, Int32(events.count), timeout())
+      guard count >= 0 || errno == EINTR else { throw Errno(rawValue: errno) }
+      for index in 0..<Int(max(count, 0)) {
+        let (found, token) = unsafe (events[index].events, events[index].data.u64)
+        var interest = Interest(rawValue: found).intersection([.readable, .writable])
+        if found & (EPOLLHUP.rawValue | EPOLLERR.rawValue) != 0 { interest.insert(.readable) }
+        // Removed meanwhile: the token finds nothing, even if the descriptor's number is in use again.
+        handlers[token]?(interest)
+      }
+      runTimers()
+    }
+  }
+
+  /// Lets `run` return after the handlers of this turn.
+  public func stop() { isStopping = true }
+
+  private func control(_ operation: Int32, _ registration: Registration, _ interest: Interest) throws(Errno) {
+    var event = unsafe epoll_event(events: interest.rawValue, data: epoll_data(u64: registration.token))
+    guard unsafe epoll_ctl(epoll.rawValue, operation, registration.descriptor, &event) == 0 else {
+      throw Errno(rawValue: errno)
+    }
+  }
+
+  /// Milliseconds until the next timer, rounded up; −1 when there is none.
+  private func timeout() -> Int32 {
+    guard let due = timers.map(\.due).min() else { return -1 }
+    return Int32(clamping: max(0, Int((due - .now) / .milliseconds(1)) + 1))
+  }
+
+  private func runTimers() {
+    guard !timers.isEmpty else { return }
+    let now = ContinuousClock.now
+    let due = timers.filter { $0.due <= now }
+    timers.removeAll { $0.due <= now }
+    for timer in due { timer.handler() }
+  }
+}

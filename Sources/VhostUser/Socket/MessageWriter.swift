@@ -1,0 +1,35 @@
+/// Puts messages on a stream socket, and keeps what the other end does not take yet.
+internal import CLinux
+internal import SystemPackage
+internal import VirtioCore
+
+/// The sending half of a connection.
+struct MessageWriter {
+  private var waiting: [Message] = []
+  /// Bytes of the first waiting message that are out.
+  private var sent = 0
+
+  /// Everything is out.
+  var isIdle: Bool { waiting.isEmpty }
+
+  mutating func enqueue(_ message: Message) { waiting.append(message) }
+
+  /// Sends what the socket takes, each message in one system call: some peers read header and payload with one plain
+  /// receive each and take a short one for a failure.
+  mutating func flush(_ socket: Int32) throws(StreamError) {
+    while let message = waiting.first {
+      let rest = Array(message.bytes[sent...])
+      // Descriptors go with the first byte, and once.
+      let numbers = sent == 0 ? message.descriptors.map(\.rawValue) : []
+      let result = unsafe clinux_send_with_fds(socket, rest, rest.count, numbers, numbers.count)
+      if result == -Int(EINTR) { continue }
+      if result == -Int(EAGAIN) { return }
+      guard result >= 0 else { throw .system(Errno(rawValue: Int32(-result))) }
+      sent += result
+      if sent == message.bytes.count {
+        waiting.removeFirst()
+        sent = 0
+      }
+    }
+  }
+}

@@ -1,0 +1,52 @@
+/// Where front-ends come from: a path that we listen on, or a descriptor that somebody else opened.
+internal import CLinux
+internal import Glibc
+public import VirtioCore
+
+/// A listening socket. One that was made here removes its file when it is closed, unless somebody else has put another file
+/// in its place.
+public final class Listener {
+  let socket: OwnedDescriptor
+  /// `nil` for a socket that was handed in, whose file is not ours to remove.
+  public let path: String?
+  private let inode: (device: UInt64, number: UInt64)?
+
+  /// Listens on a path. A socket file that nobody listens on any more is replaced; a live one is left alone.
+  public init(path: String) throws(SocketError) {
+    self.socket = try UnixSocket.listen(at: path)
+    self.path = path
+    self.inode = Self.inode(of: path)
+  }
+
+  fileprivate init(adopting descriptor: Int32) {
+    self.socket = OwnedDescriptor(descriptor)
+    self.path = nil
+    self.inode = nil
+  }
+
+  deinit {
+    guard let path, let inode, let now = Self.inode(of: path), now == inode else { return }
+    _ = unsafe unlink(path)
+  }
+
+  private static func inode(of path: String) -> (device: UInt64, number: UInt64)? {
+    var information = stat()
+    guard unsafe lstat(path, &information) == 0 else { return nil }
+    return (UInt64(information.st_dev), UInt64(information.st_ino))
+  }
+}
+
+/// What a server serves.
+public enum ServerSocket {
+  /// Front-ends come and go.
+  case listening(Listener)
+  /// One front-end is there already; when it goes, nobody else can come.
+  case connected(OwnedDescriptor)
+
+  /// Takes ownership of a descriptor that this process was started with.
+  public static func adopt(_ descriptor: Int32) throws(SocketError) -> ServerSocket {
+    guard let isListening = UnixSocket.isListening(descriptor) else { throw .notASocketDescriptor(descriptor) }
+    UnixSocket.adopt(descriptor)
+    return isListening ? .listening(Listener(adopting: descriptor)) : .connected(OwnedDescriptor(descriptor))
+  }
+}

@@ -1,0 +1,31 @@
+/// SIGTERM and SIGINT as something to wait for, instead of something that interrupts.
+internal import CLinux
+internal import Glibc
+public import SystemPackage
+internal import VirtioCore
+
+/// Owns a signalfd. Made before any other thread, so that every thread inherits that the signals are blocked.
+public final class TerminationSignals {
+  private let owned: OwnedDescriptor
+
+  public init() throws(Errno) {
+    var set = sigset_t()
+    _ = unsafe sigemptyset(&set)
+    for signal in [SIGTERM, SIGINT] { _ = unsafe sigaddset(&set, signal) }
+    let code = unsafe pthread_sigmask(SIG_BLOCK, &set, nil)
+    guard code == 0 else { throw Errno(rawValue: code) }
+    let descriptor = unsafe signalfd(-1, &set, Int32(SFD_CLOEXEC | SFD_NONBLOCK))
+    guard descriptor >= 0 else { throw Errno(rawValue: errno) }
+    self.owned = OwnedDescriptor(descriptor)
+  }
+
+  /// Readable when one of the signals came.
+  public var descriptor: Int32 { owned.rawValue }
+
+  /// The number of a signal that came; `nil` when none is left.
+  public func take() -> Int32? {
+    var information = signalfd_siginfo()
+    let size = MemoryLayout<signalfd_siginfo>.size
+    return unsafe read(descriptor, &information, size) == size ? Int32(information.ssi_signo) : nil
+  }
+}

@@ -1,0 +1,196 @@
+/// The payloads of messages as values. A decoder answers nil for any length but the right one, and checks nothing else:
+/// what a number means is the session's to judge.
+public import VirtioCore
+
+/// A payload of one 64-bit number.
+enum NumberPayload {
+  static func encode(_ value: UInt64) -> [UInt8] {
+    var bytes: [UInt8] = []
+    bytes.append64(value)
+    return bytes
+  }
+
+  static func decode(_ bytes: [UInt8]) -> UInt64? { bytes.count == 8 ? bytes.word64(at: 0) : nil }
+}
+
+/// "A vring state description": a ring and a number that depends on the request.
+public struct VringState: Hashable, Sendable {
+  static let size = 8
+
+  public var index: UInt32
+  public var number: UInt32
+
+  public init(index: UInt32, number: UInt32) {
+    self.index = index
+    self.number = number
+  }
+
+  public init?(decoding bytes: [UInt8]) {
+    guard bytes.count == Self.size else { return nil }
+    self.init(index: bytes.word32(at: 0), number: bytes.word32(at: 4))
+  }
+
+  public var bytes: [UInt8] {
+    var bytes: [UInt8] = []
+    bytes.append32(index)
+    bytes.append32(number)
+    return bytes
+  }
+}
+
+/// The number that goes with a kick, call or err descriptor: ring index in bits 0–7, bit 8 when there is no descriptor.
+public struct VringDescriptorWord: Hashable, Sendable {
+  public var index: UInt8
+  public var hasDescriptor: Bool
+
+  public init(index: UInt8, hasDescriptor: Bool) {
+    self.index = index
+    self.hasDescriptor = hasDescriptor
+  }
+
+  public init?(decoding bytes: [UInt8]) {
+    guard let word = NumberPayload.decode(bytes) else { return nil }
+    self.init(index: UInt8(truncatingIfNeeded: word), hasDescriptor: word & 0x100 == 0)
+  }
+
+  public var bytes: [UInt8] { NumberPayload.encode(UInt64(index) | (hasDescriptor ? 0 : 0x100)) }
+}
+
+/// "A vring address description": where the parts of a ring are, as addresses of the front-end's own process.
+public struct VringAddress: Hashable, Sendable {
+  static let size = 40
+
+  public var index: UInt32
+  /// Bit 0: writes to the used ring are to be logged.
+  public var flags: UInt32
+  public var descriptorTable: UInt64
+  public var usedRing: UInt64
+  public var availableRing: UInt64
+  public var log: UInt64
+
+  public init(
+    index: UInt32, flags: UInt32 = 0, descriptorTable: UInt64, usedRing: UInt64, availableRing: UInt64, log: UInt64 = 0
+  ) {
+    self.index = index
+    self.flags = flags
+    self.descriptorTable = descriptorTable
+    self.usedRing = usedRing
+    self.availableRing = availableRing
+    self.log = log
+  }
+
+  public init?(decoding bytes: [UInt8]) {
+    guard bytes.count == Self.size else { return nil }
+    self.init(
+      index: bytes.word32(at: 0), flags: bytes.word32(at: 4), descriptorTable: bytes.word64(at: 8),
+      usedRing: bytes.word64(at: 16), availableRing: bytes.word64(at: 24), log: bytes.word64(at: 32))
+  }
+
+  public var bytes: [UInt8] {
+    var bytes: [UInt8] = []
+    bytes.append32(index)
+    bytes.append32(flags)
+    for word in [descriptorTable, usedRing, availableRing, log] { bytes.append64(word) }
+    return bytes
+  }
+}
+
+/// "Memory region description": one range of guest memory, in three address spaces.
+public struct MemoryRegion: Hashable, Sendable {
+  static let size = 32
+
+  public var guestAddress: GuestAddress
+  /// Bytes.
+  public var size: UInt64
+  /// Where the front-end has it in its own process; ring addresses are given in this space.
+  public var userAddress: UInt64
+  /// Where it begins in the file of its descriptor, bytes.
+  public var offset: UInt64
+
+  public init(guestAddress: GuestAddress, size: UInt64, userAddress: UInt64, offset: UInt64 = 0) {
+    self.guestAddress = guestAddress
+    self.size = size
+    self.userAddress = userAddress
+    self.offset = offset
+  }
+
+  /// - Parameter bytes: the caller has checked that `Self.size` of them are there from `start` on.
+  fileprivate init(decoding bytes: [UInt8], at start: Int) {
+    self.init(
+      guestAddress: GuestAddress(bytes.word64(at: start)), size: bytes.word64(at: start + 8),
+      userAddress: bytes.word64(at: start + 16), offset: bytes.word64(at: start + 24))
+  }
+
+  fileprivate func append(to bytes: inout [UInt8]) {
+    for word in [guestAddress.rawValue, size, userAddress, offset] { bytes.append64(word) }
+  }
+
+  /// The payload of ADD_MEM_REG and REM_MEM_REG: padding and one region.
+  public var singleBytes: [UInt8] {
+    var bytes: [UInt8] = []
+    bytes.append64(0)
+    append(to: &bytes)
+    return bytes
+  }
+
+  public init?(decodingSingle bytes: [UInt8]) {
+    guard bytes.count == 8 + Self.size else { return nil }
+    self.init(decoding: bytes, at: 8)
+  }
+
+  /// The payload of SET_MEM_TABLE.
+  public static func encode(table: [MemoryRegion]) -> [UInt8] {
+    var bytes: [UInt8] = []
+    bytes.append32(UInt32(table.count))
+    bytes.append32(0)
+    for region in table { region.append(to: &bytes) }
+    return bytes
+  }
+
+  public static func decode(table bytes: [UInt8]) -> [MemoryRegion]? {
+    guard bytes.count >= 8, let count = Int(exactly: bytes.word32(at: 0)), count <= Message.maximumDescriptors,
+      bytes.count == 8 + count * size
+    else { return nil }
+    return (0..<count).map { MemoryRegion(decoding: bytes, at: 8 + $0 * size) }
+  }
+}
+
+/// "Virtio device config space": a piece of the configuration space.
+public struct ConfigurationPayload: Hashable, Sendable {
+  /// Bytes before the contents.
+  static let headerSize = 12
+  /// The largest piece that front-ends ask for, bytes.
+  static let maximumSize: UInt32 = 256
+
+  public var offset: UInt32
+  /// Bytes that are meant, at most `contents.count`.
+  public var size: UInt32
+  public var flags: UInt32
+  /// What came after the header, which may be more than `size` says: one front-end always sends its whole structure.
+  public var contents: [UInt8]
+
+  public init(offset: UInt32, flags: UInt32 = 0, contents: [UInt8]) {
+    self.offset = offset
+    self.size = UInt32(contents.count)
+    self.flags = flags
+    self.contents = contents
+  }
+
+  public init?(decoding bytes: [UInt8]) {
+    guard bytes.count >= Self.headerSize else { return nil }
+    let size = bytes.word32(at: 4)
+    guard UInt64(size) <= UInt64(bytes.count - Self.headerSize) else { return nil }
+    self.offset = bytes.word32(at: 0)
+    self.size = size
+    self.flags = bytes.word32(at: 8)
+    self.contents = Array(bytes[Self.headerSize...])
+  }
+
+  public var bytes: [UInt8] {
+    var bytes: [UInt8] = []
+    bytes.append32(offset)
+    bytes.append32(size)
+    bytes.append32(flags)
+    return bytes + contents
+  }
+}

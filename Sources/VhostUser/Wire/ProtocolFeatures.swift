@@ -1,0 +1,39 @@
+/// The features of the protocol itself, negotiated beside the features of the device.
+public import VirtioCore
+
+/// Bits of GET_PROTOCOL_FEATURES and SET_PROTOCOL_FEATURES. Only bits with a meaning here have a name; others are carried.
+public struct ProtocolFeatures: OptionSet, Hashable, Sendable, CustomStringConvertible {
+  public var rawValue: UInt64
+  public init(rawValue: UInt64) { self.rawValue = rawValue }
+  public init(bit: Int) { self.rawValue = 1 << UInt64(bit) }
+
+  public static let multiqueue = ProtocolFeatures(bit: 0)
+  public static let replyAck = ProtocolFeatures(bit: 3)
+  public static let backendRequests = ProtocolFeatures(bit: 5)
+  public static let configuration = ProtocolFeatures(bit: 9)
+  public static let resetDevice = ProtocolFeatures(bit: 13)
+  public static let memorySlots = ProtocolFeatures(bit: 15)
+  public static let status = ProtocolFeatures(bit: 16)
+
+  /// What this back-end offers. A front-end may acknowledge bits that it does not implement itself, so nothing stands here
+  /// that does not work.
+  public static let served: ProtocolFeatures = [
+    .multiqueue, .replyAck, .backendRequests, .configuration, .resetDevice, .memorySlots, .status,
+  ]
+
+  /// Names for people, as the specification spells them.
+  public static let names: [(bit: Int, name: String)] = [
+    (0, "MQ"), (1, "LOG_SHMFD"), (2, "RARP"), (3, "REPLY_ACK"), (4, "MTU"), (5, "BACKEND_REQ"), (6, "CROSS_ENDIAN"),
+    (7, "CRYPTO_SESSION"), (8, "PAGEFAULT"), (9, "CONFIG"), (10, "BACKEND_SEND_FD"), (11, "HOST_NOTIFIER"),
+    (12, "INFLIGHT_SHMFD"), (13, "RESET_DEVICE"), (14, "INBAND_NOTIFICATIONS"), (15, "CONFIGURE_MEM_SLOTS"),
+    (16, "STATUS"), (17, "XEN_MMAP"), (18, "SHARED_OBJECT"), (19, "DEVICE_STATE"),
+  ]
+
+  public var description: String { "0x" + String(rawValue, radix: 16) }
+}
+
+extension FeatureSet {
+  /// Bit 30 of the device's word, which only the two ends of the socket ever see: protocol features exist. Acknowledging it
+  /// makes every ring wait for SET_VRING_ENABLE.
+  public static let protocolFeatures = FeatureSet(bit: 30)
+}

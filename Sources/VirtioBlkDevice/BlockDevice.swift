@@ -1,0 +1,244 @@
+/// The block device: features, configuration, and the workers that serve its queues. Control plane only; nothing here is
+/// touched by a request.
+internal import CLinux
+internal import Glibc
+internal import SystemPackage
+public import VirtioCore
+
+/// How a device is to be made.
+public struct BlockDeviceOptions: Sendable {
+  /// Bytes of one segment that a driver may use (SIZE_MAX).
+  public static let maximumSegmentSize: UInt32 = 4 << 20
+  /// Data segments of one request (SEG_MAX): with header and status it fits a ring of 128 without indirect descriptors,
+  /// which is the smallest that front-ends use by default.
+  public static let maximumSegments = 126
+  /// Bytes of a serial number (virtio 5.2.6, GET_ID).
+  public static let serialSize = 20
+
+  /// 1 … 256.
+  public var queueCount = 1
+  /// A power of two, 2 … 32768: the largest ring on offer where a transport has such an offer.
+  public var maximumQueueSize: UInt16 = 1024
+  /// At most 20 bytes reach the driver; `nil`: the image's file name.
+  public var serial: String?
+  public var engine = EngineKind.auto
+  /// Threads that the queues are shared out to; `nil`: one for each queue.
+  public var threads: Int?
+  /// The first thread runs on the first of these CPUs, and so on, round and round; empty: not pinned.
+  public var processors: [Int] = []
+  /// How long a worker looks for work before it sleeps, microseconds; 0: not at all.
+  public var pollMicroseconds = 0
+
+  public init() {}
+}
+
+/// A disk. Its methods are called from one thread.
+public final class BlockDevice: VirtioDevice, @unchecked Sendable {
+  public let image: ImageFile
+  public let features: FeatureSet
+  public let queueCount: Int
+  public let maximumQueueSize: UInt16
+  /// Which engine serves the image, and why: one line.
+  public let engineReason: String
+  /// What the person should know about that, if anything.
+  public let engineWarning: String?
+  public let engine: EngineKind
+  public private(set) var configurationGeneration: UInt32 = 0
+
+  private let options: BlockDeviceOptions
+  private let threadCount: Int
+  private var configuration: BlockConfigSpace
+  private var negotiatedFeatures: FeatureSet?
+  private let events: Mailbox<DeviceEvent>
+  private let shared: SharedBlock
+  private let context: LaneContext
+  private let counterBlocks: [CounterBlock]
+  private var workers: [Worker?]
+
+  /// A worker thread and what it runs.
+  private struct Worker {
+    var thread: WorkerThread
+    var mailbox: Mailbox<WorkerMessage>
+    var queues: Set<Int>
+  }
+
+  public init(image: ImageFile, options: BlockDeviceOptions = .init()) throws(EngineError) {
+    guard (1...256).contains(options.queueCount) else { throw .badQueueCount(options.queueCount) }
+    let size = Int(options.maximumQueueSize)
+    guard (2...32768).contains(size), size & (size - 1) == 0 else { throw .badQueueSize(size) }
+    let threads = options.threads ?? options.queueCount
+    guard (1...options.queueCount).contains(threads) else { throw .badThreadCount(threads) }
+    let online = sysconf(Int32(_SC_NPROCESSORS_CONF))
+    for cpu in options.processors {
+      guard (0..<max(online, 1)).contains(cpu) else { throw .badProcessor(cpu, online: online) }
+    }
+    let choice = try EngineChoice.resolve(options.engine, image: image)
+    do throws(Errno) {
+      events = try Mailbox()
+      shared = try SharedBlock(serial: options.serial ?? Self.serial(of: image.path))
+    } catch { throw .noResources(error) }
+
+    self.image = image
+    self.options = options
+    self.queueCount = options.queueCount
+    self.maximumQueueSize = options.maximumQueueSize
+    self.threadCount = threads
+    self.engine = choice.kind
+    self.engineReason = choice.reason
+    self.engineWarning = choice.warning
+    features = Self.features(of: image)
+    configuration = BlockConfigSpace(image: image, features: features, options: options)
+    shared.writeback.storeRelaxed(1)
+    context = unsafe LaneContext(
+      limits: BlockLimits(
+        capacity: image.size / 512, blockMask: UInt64(image.logicalBlockSize - 1), isReadOnly: image.isReadOnly,
+        memoryMask: UInt(image.memoryAlignment - 1), canDiscard: image.canDiscard),
+      blockDevice: image.isBlockDevice ? image.descriptor : nil, writeback: shared.writeback, serial: shared.serial,
+      zeroes: shared.zeroes)
+    counterBlocks = (0..<threads).map { _ in CounterBlock() }
+    workers = Array(repeating: nil, count: threads)
+  }
+
+  deinit {
+    stopAll()
+    for block in counterBlocks { block.deallocate() }
+  }
+
+  /// What the image can do is what is offered, no more (virtio 2.2.2).
+  private static func features(of image: ImageFile) -> FeatureSet {
+    var features: FeatureSet = [
+      .blockSizeMax, .blockSegMax, .blockGeometry, .blockSize, .blockFlush, .blockTopology, .blockConfigWCE,
+      .blockMultiQueue, .indirectDescriptors, .eventIndex, .version1, .anyLayout,
+    ]
+    if image.isReadOnly {
+      features.insert(.blockReadOnly)
+    } else {
+      features.insert(.blockWriteZeroes)
+      if image.canDiscard { features.insert(.blockDiscard) }
+    }
+    return features
+  }
+
+  /// The file name, in the characters that a serial number may have.
+  private static func serial(of path: String) -> String {
+    let name = path.split(separator: "/").last ?? "disk"
+    return String(name.unicodeScalars.map { (0x21...0x7e).contains($0.value) ? Character($0) : "_" })
+  }
+
+  // MARK: VirtioDevice
+
+  public var deviceID: UInt32 { 2 }
+  public var configurationSize: Int { BlockConfigSpace.size }
+
+  /// Every subset of the offer is fine: nothing in it needs anything else in it (virtio 2.2.2).
+  public func accepts(_ features: FeatureSet) -> Bool { features.isSubset(of: self.features) }
+
+  public func negotiated(_ features: FeatureSet) {
+    // The same choice again is no new negotiation: vhost-user front-ends repeat it on a live device.
+    guard features != negotiatedFeatures else { return }
+    negotiatedFeatures = features
+    // CONFIG_WCE without FLUSH starts with writeback 0 (virtio 5.2.5.2); legacy drivers change nothing by their choice of
+    // features (virtio 5.2.5.3).
+    guard features.contains(.version1) else { return }
+    setWriteback(features.contains(.blockConfigWCE) && !features.contains(.blockFlush) ? 0 : 1)
+  }
+
+  private func setWriteback(_ value: UInt8) {
+    guard configuration.writeback != value else { return }
+    configuration.writeback = value
+    shared.writeback.storeRelaxed(UInt32(value))
+    configurationGeneration &+= 1
+  }
+
+  public func readConfiguration(at offset: Int, count: Int) -> [UInt8] { configuration.read(at: offset, count: count) }
+
+  public func writeConfiguration(at offset: Int, _ bytes: [UInt8]) -> Bool {
+    guard let value = configuration.writeback(writing: bytes, at: offset) else { return false }
+    setWriteback(value)
+    return true
+  }
+
+  public func start(_ activation: Activation) throws(QueueError) {
+    precondition((0..<queueCount).contains(activation.queue), "no such queue")
+    let index = activation.queue % threadCount
+    if workers[index] == nil { workers[index] = try launch(index) }
+    guard let mailbox = workers[index]?.mailbox else { throw .outOfMemory }
+    let reply = Reply<QueueError?>()
+    mailbox.post(.start(activation, reply))
+    if let error = reply.wait() {
+      endIfIdle(index)
+      throw error
+    }
+    workers[index]?.queues.insert(activation.queue)
+  }
+
+  public func stop(queue: Int) -> QueuePosition? {
+    let index = queue % threadCount
+    guard let worker = workers[index], worker.queues.contains(queue) else { return nil }
+    let reply = Reply<QueuePosition?>()
+    worker.mailbox.post(.stop(queue: queue, reply))
+    let position = reply.wait()
+    workers[index]?.queues.remove(queue)
+    endIfIdle(index)
+    return position
+  }
+
+  public func replaceCall(queue: Int, _ call: CallSink) {
+    workers[queue % threadCount]?.mailbox.post(.replaceCall(queue: queue, call))
+  }
+
+  public func replaceFailure(queue: Int, _ failure: CallSink) {
+    workers[queue % threadCount]?.mailbox.post(.replaceFailure(queue: queue, failure))
+  }
+
+  public func reset() {
+    stopAll()
+    negotiatedFeatures = nil
+    setWriteback(1)
+  }
+
+  private func stopAll() {
+    for index in workers.indices {
+      for queue in workers[index]?.queues ?? [] { _ = stop(queue: queue) }
+    }
+  }
+
+  public var eventDescriptor: Int32 { events.descriptor }
+  public func takeEvents() -> [DeviceEvent] { events.take() }
+
+  /// What all workers have done so far.
+  public var counters: BlockCounters {
+    var total = BlockCounters()
+    for block in counterBlocks { block.addTo(&total) }
+    return total
+  }
+
+  // MARK: Workers
+
+  private func launch(_ index: Int) throws(QueueError) -> Worker {
+    do throws(Errno) {
+      let mailbox = try Mailbox<WorkerMessage>()
+      let lanes = (queueCount - index + threadCount - 1) / threadCount
+      let configuration = WorkerConfiguration(
+        context: context, slots: 1024, lanes: lanes, pollNanoseconds: UInt64(options.pollMicroseconds) * 1000,
+        counters: counterBlocks[index], mailbox: mailbox, events: events)
+      let processors = options.processors
+      let cpu = processors.isEmpty ? nil : processors[index % processors.count]
+      let kind = engine
+      let descriptor = image.descriptor
+      let depth = lanes * min(configuration.slots, Int(maximumQueueSize))
+      let thread = try WorkerThread(name: "queue \(index)", cpu: cpu) {
+        serve(configuration, kind: kind, descriptor: descriptor, depth: depth)
+      }
+      return Worker(thread: thread, mailbox: mailbox, queues: [])
+    } catch { throw .outOfMemory }
+  }
+
+  /// A worker without queues ends, so that an idle device costs no thread.
+  private func endIfIdle(_ index: Int) {
+    guard let worker = workers[index], worker.queues.isEmpty else { return }
+    worker.mailbox.post(.end)
+    worker.thread.join()
+    workers[index] = nil
+  }
+}

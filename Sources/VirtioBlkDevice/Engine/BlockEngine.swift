@@ -1,0 +1,72 @@
+/// What moves bytes between guest memory and the medium, and what a worker sleeps in.
+internal import SystemPackage
+internal import VirtioCore
+
+/// One operation on the medium, given to an engine by value. The segments stay where they are until it is finished.
+@safe
+struct IOOperation {
+  enum Kind: UInt8 {
+    case read
+    case write
+    /// Everything written before is on stable storage when it finishes.
+    case flush
+    /// The range reads as zeroes and holds no space.
+    case punchHole
+    /// The range reads as zeroes and keeps its space.
+    case zeroRange
+    /// The range holds space; what is written there stays.
+    case allocate
+  }
+
+  var kind: Kind
+  /// A write that is on stable storage when it finishes.
+  var isDurable = false
+  /// Bytes from the beginning of the medium.
+  var offset: UInt64 = 0
+  /// Bytes; for reads and writes the sum of the segments.
+  var length: UInt64 = 0
+  var segments: UnsafeMutablePointer<MemorySegment>?
+  var segmentCount = 0
+}
+
+/// What became of an operation when it was started.
+enum IOOutcome {
+  /// A completion with its tag will come.
+  case pending
+  /// Done in place: bytes transferred, 0 for operations without data, or a negative errno.
+  case finished(Int32)
+}
+
+/// Something that a worker was waiting for.
+enum EngineEvent {
+  case completion(tag: UInt32, result: Int32)
+  /// The driver of this lane kicked, or might have.
+  case kick(lane: Int)
+  case mailbox
+}
+
+/// An engine is owned by one worker and used from its thread alone. It has room for as many operations as the worker has
+/// slots, so starting one cannot fail.
+///
+/// Waiting belongs here: an engine knows best how to sleep for completions, kicks and the mailbox at once.
+protocol BlockEngine: ~Copyable {
+  /// Reads really put data into guest memory.
+  static var fillsReads: Bool { get }
+
+  mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome
+  /// Hands over what was started, without waiting.
+  mutating func submit()
+  /// Hands over what was started and sleeps until there is an event, or until the time is over.
+  /// - Parameter nanoseconds: `nil` sleeps without limit.
+  mutating func wait(nanoseconds: Int64?)
+  /// The next event, `nil` when there is none now.
+  mutating func nextEvent() -> EngineEvent?
+
+  /// Reports kicks from now on.
+  mutating func watch(_ kick: KickSource, lane: Int)
+  /// Reports no more kicks for this lane. The source may be closed afterwards.
+  mutating func unwatch(lane: Int)
+
+  /// System calls made so far, for the proof of what a request costs.
+  var systemCalls: UInt64 { get }
+}

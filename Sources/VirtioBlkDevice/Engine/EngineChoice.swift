@@ -1,0 +1,72 @@
+/// Which engine serves an image, and why.
+public import SystemPackage
+
+/// The engines, by the names that the command line has for them.
+public enum EngineKind: String, CaseIterable, Sendable {
+  /// By what the image is.
+  case auto
+  case uring
+  case aio
+  case sync
+  case null
+}
+
+/// What was decided, with a sentence for the log.
+struct EngineChoice {
+  var kind: EngineKind
+  /// Why this engine: one line.
+  var reason: String
+  /// Something that the person should know: what they would have got is not to be had.
+  var warning: String?
+
+  /// - Throws: an engine that was named cannot be had.
+  static func resolve(_ wanted: EngineKind, image: ImageFile) throws(EngineError) -> EngineChoice {
+    switch wanted {
+    case .null: return EngineChoice(kind: .null, reason: "no medium: requests succeed and move no data")
+    case .sync: return EngineChoice(kind: .sync, reason: "plain system calls in the queue's thread, as asked")
+    case .aio: return EngineChoice(kind: .aio, reason: "libaio, as asked")
+    case .uring:
+      do throws(Errno) { try UringEngine.probe() } catch { throw .uringUnavailable(error) }
+      return EngineChoice(kind: .uring, reason: "io_uring, as asked")
+    case .auto: break
+    }
+    // Memory never waits, and cannot tell io_uring so: each request would go through a kernel worker thread.
+    if image.isInMemory {
+      return EngineChoice(kind: .sync, reason: "plain system calls in the queue's thread: the image is in memory and never waits")
+    }
+    do throws(Errno) {
+      try UringEngine.probe()
+      return EngineChoice(kind: .uring, reason: "io_uring: the image is on a medium that can wait")
+    } catch {
+      let kind: EngineKind = image.isDirect ? .aio : .sync
+      return EngineChoice(
+        kind: kind, reason: kind == .aio ? "libaio: io_uring is not to be had" : "plain system calls: io_uring is not to be had",
+        warning: "io_uring cannot be used here (\(error)), so requests go through "
+          + (kind == .aio ? "libaio" : "plain system calls")
+          + "; containers often forbid it: allow io_uring_setup in the seccomp profile, or say --engine \(kind.rawValue)")
+    }
+  }
+}
+
+/// Why an engine that was named cannot be used.
+public enum EngineError: Error, Hashable, CustomStringConvertible {
+  case uringUnavailable(Errno)
+  case badQueueCount(Int)
+  case badQueueSize(Int)
+  case badThreadCount(Int)
+  case badProcessor(Int, online: Int)
+  case noResources(Errno)
+
+  public var description: String {
+    switch self {
+    case .uringUnavailable(let error):
+      "io_uring cannot be used here (\(error)): use --engine auto, or allow io_uring_setup in the container's seccomp profile"
+    case .badQueueCount(let count): "\(count) queues are not possible: use 1 to 256"
+    case .badQueueSize(let size): "a queue size of \(size) is not a power of two from 2 to 32768"
+    case .badThreadCount(let count): "\(count) threads are not possible: use 1 up to the number of queues"
+    case .badProcessor(let cpu, let online): "there is no CPU \(cpu) to pin to: this machine has CPUs 0 to \(online - 1)"
+    case .noResources(let error):
+      "the system refuses the device its descriptors or memory (\(error)): raise the limits ('ulimit -n', 'ulimit -v')"
+    }
+  }
+}

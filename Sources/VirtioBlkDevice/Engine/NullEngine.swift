@@ -1,0 +1,32 @@
+/// No medium at all: everything succeeds at once and nothing is read, written or kept. What is left is the cost of the ring
+/// and the parser, which is what this engine is for. A driver sees its buffers come back as it gave them.
+internal import SystemPackage
+internal import VirtioCore
+
+struct NullEngine: BlockEngine, ~Copyable {
+  static let fillsReads = false
+
+  private var waiter: EpollWaiter
+
+  init(mailbox: Int32) throws(Errno) { waiter = try EpollWaiter(mailbox: mailbox) }
+
+  @inline(__always)
+  mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
+    .finished(Int32(truncatingIfNeeded: min(operation.length, 0x7fff_f000)))
+  }
+
+  mutating func submit() {}
+  mutating func wait(nanoseconds: Int64?) { waiter.wait(nanoseconds: nanoseconds) }
+
+  mutating func nextEvent() -> EngineEvent? {
+    switch waiter.nextWake() {
+    case nil, .completions: nil
+    case .kick(let lane): .kick(lane: lane)
+    case .mailbox: .mailbox
+    }
+  }
+
+  mutating func watch(_ kick: KickSource, lane: Int) { waiter.watch(kick, lane: lane) }
+  mutating func unwatch(lane: Int) { waiter.unwatch(lane: lane) }
+  var systemCalls: UInt64 { waiter.systemCalls }
+}

@@ -1,0 +1,37 @@
+/// Every operation in place, in the queue's own thread: the best there is where the medium never waits.
+internal import SystemPackage
+internal import VirtioCore
+
+struct SyncEngine: BlockEngine, ~Copyable {
+  static let fillsReads = true
+
+  private let medium: PlainIO
+  private var waiter: EpollWaiter
+  private var calls: UInt64 = 0
+
+  init(descriptor: Int32, mailbox: Int32) throws(Errno) {
+    waiter = try EpollWaiter(mailbox: mailbox)
+    medium = PlainIO(descriptor: descriptor)
+  }
+
+  @inline(__always)
+  mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
+    calls &+= 1
+    return .finished(medium.perform(operation))
+  }
+
+  mutating func submit() {}
+  mutating func wait(nanoseconds: Int64?) { waiter.wait(nanoseconds: nanoseconds) }
+
+  mutating func nextEvent() -> EngineEvent? {
+    switch waiter.nextWake() {
+    case nil, .completions: nil
+    case .kick(let lane): .kick(lane: lane)
+    case .mailbox: .mailbox
+    }
+  }
+
+  mutating func watch(_ kick: KickSource, lane: Int) { waiter.watch(kick, lane: lane) }
+  mutating func unwatch(lane: Int) { waiter.unwatch(lane: lane) }
+  var systemCalls: UInt64 { calls &+ waiter.systemCalls }
+}

@@ -1,0 +1,251 @@
+/// io_uring: operations, kicks and the mailbox in one ring, so that one system call submits, sleeps and collects.
+internal import CLinux
+internal import Glibc
+internal import SystemPackage
+internal import VirtioCore
+
+@safe
+struct UringEngine: BlockEngine, ~Copyable {
+  static let fillsReads = true
+
+  /// What the upper half of a completion's user data says; the lower half is a tag or a lane.
+  private enum Mark {
+    static let operation: UInt64 = 0
+    static let kick: UInt64 = 1
+    static let mailbox: UInt64 = 2
+    static let cancel: UInt64 = 3
+  }
+
+  /// A kick source that the ring waits on.
+  private struct Watch {
+    var kick: KickSource
+    /// Tells completions of this watch from those of an earlier one on the same lane.
+    var generation: UInt16
+  }
+
+  private let ring: UnsafeMutablePointer<io_uring>
+  private let descriptor: Int32
+  private let mailbox: Int32
+  private var watches: [Int: Watch]
+  private var nextGeneration: UInt16
+  /// Waiters for doorbells, where the kernel cannot wait for them in the ring.
+  private var bridges: [Int: DoorbellBridge]
+  private(set) var systemCalls: UInt64
+
+  /// Entries that one call can hand over; more of them go in several calls.
+  private static let submissionEntries = 256
+
+  /// - Parameter depth: operations that can be under way at once.
+  init(descriptor: Int32, mailbox: Int32, depth: Int) throws(Errno) {
+    let ring = unsafe try Self.makeRing(completions: depth + 64)
+    var file = descriptor
+    let registered = unsafe io_uring_register_files(ring, &file, 1)
+    guard registered == 0 else {
+      unsafe io_uring_queue_exit(ring)
+      unsafe ring.deallocate()
+      throw Errno(rawValue: -registered)
+    }
+    unsafe self.ring = ring
+    self.descriptor = descriptor
+    self.mailbox = mailbox
+    watches = [:]
+    nextGeneration = 0
+    bridges = [:]
+    systemCalls = 0
+    // Saves a descriptor look-up at each call; where the kernel cannot, nothing changes.
+    _ = unsafe io_uring_register_ring_fd(ring)
+    armMailbox()
+  }
+
+  deinit {
+    unsafe io_uring_queue_exit(ring)
+    unsafe ring.deallocate()
+  }
+
+  /// The best set-up that this kernel has: completions run by the submitting thread when it asks for them (6.1), else
+  /// without interrupting it (5.19), else plain.
+  private static func makeRing(completions: Int) throws(Errno) -> UnsafeMutablePointer<io_uring> {
+    let ring = UnsafeMutablePointer<io_uring>.allocate(capacity: 1)
+    unsafe ring.initialize(to: io_uring())
+    let base = UInt32(IORING_SETUP_CLAMP) | UInt32(IORING_SETUP_CQSIZE)
+    let completions = UInt32(min(max(completions, 2 * submissionEntries), 16384))
+    let setups = [
+      UInt32(IORING_SETUP_SINGLE_ISSUER) | UInt32(IORING_SETUP_DEFER_TASKRUN) | UInt32(IORING_SETUP_SUBMIT_ALL),
+      UInt32(IORING_SETUP_COOP_TASKRUN) | UInt32(IORING_SETUP_SUBMIT_ALL),
+      0,
+    ]
+    var result: Int32 = 0
+    for setup in setups {
+      var parameters = io_uring_params()
+      parameters.flags = base | setup
+      parameters.cq_entries = completions
+      result = unsafe io_uring_queue_init_params(UInt32(submissionEntries), ring, &parameters)
+      if result == 0 { return unsafe ring }
+      guard result == -EINVAL else { break }
+    }
+    unsafe ring.deallocate()
+    throw Errno(rawValue: -result)
+  }
+
+  /// Whether this process may use io_uring at all; the error says why not.
+  static func probe() throws(Errno) {
+    let ring = unsafe try makeRing(completions: 1)
+    unsafe io_uring_queue_exit(ring)
+    unsafe ring.deallocate()
+  }
+
+  // MARK: Operations
+
+  @inline(__always)
+  private mutating func entry() -> UnsafeMutablePointer<io_uring_sqe> {
+    while true {
+      if let entry = unsafe io_uring_get_sqe(ring) { return unsafe entry }
+      // More started than the ring has entries: hand over what there is.
+      submit()
+    }
+  }
+
+  @inline(__always)
+  mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
+    let entry = unsafe entry()
+    switch operation.kind {
+    case .read, .write:
+      unsafe prepareTransfer(entry, operation)
+    case .flush:
+      unsafe io_uring_prep_fsync(entry, 0, UInt32(IORING_FSYNC_DATASYNC))
+    case .punchHole, .zeroRange, .allocate:
+      unsafe io_uring_prep_fallocate(
+        entry, 0, operation.kind.allocationMode, off_t(operation.offset), off_t(operation.length))
+    }
+    // The image is file 0 of the ring's own table.
+    unsafe entry.pointee.flags |= UInt8(clinux_sqe_fixed_file)
+    unsafe io_uring_sqe_set_data64(entry, Mark.operation << 32 | UInt64(tag))
+    return .pending
+  }
+
+  @inline(__always)
+  private func prepareTransfer(_ entry: UnsafeMutablePointer<io_uring_sqe>, _ operation: IOOperation) {
+    let segments = unsafe operation.segments
+    let isRead = operation.kind == .read
+    if operation.segmentCount == 1, let segment = unsafe segments?.pointee {
+      let count = UInt32(min(segment.count, 0x7fff_f000))
+      if isRead {
+        unsafe io_uring_prep_read(entry, 0, segment.base, count, operation.offset)
+      } else {
+        unsafe io_uring_prep_write(entry, 0, segment.base, count, operation.offset)
+      }
+    } else {
+      let vectors = unsafe UnsafeRawPointer(segments)?.assumingMemoryBound(to: iovec.self)
+      let count = UInt32(operation.segmentCount)
+      if isRead {
+        unsafe io_uring_prep_readv(entry, 0, vectors, count, operation.offset)
+      } else {
+        unsafe io_uring_prep_writev(entry, 0, vectors, count, operation.offset)
+      }
+    }
+    if operation.isDurable { unsafe clinux_sqe_set_rw_flags(entry, clinux_rwf_dsync) }
+  }
+
+  mutating func submit() {
+    systemCalls &+= 1
+    _ = unsafe io_uring_submit(ring)
+  }
+
+  mutating func wait(nanoseconds: Int64?) {
+    systemCalls &+= 1
+    // An interrupted or busy call leaves the entries in the ring; the next turn hands them over.
+    if let nanoseconds {
+      var limit = __kernel_timespec(tv_sec: nanoseconds / 1_000_000_000, tv_nsec: nanoseconds % 1_000_000_000)
+      var first: UnsafeMutablePointer<io_uring_cqe>? = nil
+      _ = unsafe io_uring_submit_and_wait_timeout(ring, &first, nanoseconds == 0 ? 0 : 1, &limit, nil)
+    } else {
+      _ = unsafe io_uring_submit_and_wait(ring, 1)
+    }
+  }
+
+  @inline(__always)
+  mutating func nextEvent() -> EngineEvent? {
+    var data: UInt64 = 0
+    var result: Int32 = 0
+    var flags: UInt32 = 0
+    while unsafe clinux_take_cqe(ring, &data, &result, &flags) != 0 {
+      if data >> 32 == Mark.operation { return .completion(tag: UInt32(truncatingIfNeeded: data), result: result) }
+      if let event = otherEvent(data, flags: flags) { return event }
+    }
+    return nil
+  }
+
+  @inline(never)
+  private mutating func otherEvent(_ data: UInt64, flags: UInt32) -> EngineEvent? {
+    let goesOn = flags & UInt32(IORING_CQE_F_MORE) != 0
+    switch data >> 32 & 0xffff {
+    case Mark.mailbox:
+      if !goesOn { armMailbox() }
+      return .mailbox
+    case Mark.kick:
+      let lane = Int(UInt32(truncatingIfNeeded: data))
+      guard let watch = watches[lane], watch.generation == UInt16(truncatingIfNeeded: data >> 48) else { return nil }
+      if !goesOn { arm(watch, lane: lane) }
+      return .kick(lane: lane)
+    default: return nil
+    }
+  }
+
+  // MARK: Kicks
+
+  /// A multishot poll completes once for each signal although nobody reads the counter.
+  private mutating func armMailbox() {
+    let entry = unsafe entry()
+    unsafe io_uring_prep_poll_multishot(entry, mailbox, UInt32(POLLIN))
+    unsafe io_uring_sqe_set_data64(entry, Mark.mailbox << 32)
+  }
+
+  private mutating func arm(_ watch: Watch, lane: Int) {
+    let mark = UInt64(watch.generation) << 48 | Mark.kick << 32 | UInt64(UInt32(lane))
+    switch watch.kick {
+    case .eventCounter(let counter):
+      let entry = unsafe entry()
+      unsafe io_uring_prep_poll_multishot(entry, counter.rawValue, UInt32(POLLIN))
+      unsafe io_uring_sqe_set_data64(entry, mark)
+    case .doorbell(let doorbell):
+      // The counter is read before the lane looks at its ring (every arming reports or follows a kick): a ring of the
+      // bell after this read ends the wait at once.
+      let seen = doorbell.counter.loadAcquire()
+      let entry = unsafe entry()
+      unsafe clinux_prep_futex_wait(entry, doorbell.counter.address, seen)
+      unsafe io_uring_sqe_set_data64(entry, mark)
+    case .none: break
+    }
+  }
+
+  mutating func watch(_ kick: KickSource, lane: Int) {
+    var kick = kick
+    if case .doorbell(let doorbell) = kick, !Self.hasFutexWait {
+      // An older kernel: a small thread turns the bell into an eventfd.
+      guard let bridge = DoorbellBridge(doorbell) else { return }
+      bridges[lane] = bridge
+      kick = .eventCounter(bridge.counter)
+    }
+    nextGeneration &+= 1
+    let watch = Watch(kick: kick, generation: nextGeneration)
+    watches[lane] = watch
+    arm(watch, lane: lane)
+  }
+
+  mutating func unwatch(lane: Int) {
+    guard let watch = watches.removeValue(forKey: lane) else { return }
+    let entry = unsafe entry()
+    let mark = UInt64(watch.generation) << 48 | Mark.kick << 32 | UInt64(UInt32(lane))
+    unsafe io_uring_prep_cancel64(entry, mark, 0)
+    unsafe io_uring_sqe_set_data64(entry, Mark.cancel << 32)
+    submit()
+    bridges.removeValue(forKey: lane)?.stop()
+  }
+
+  /// Whether the kernel can wait for a futex in a ring (Linux 6.7).
+  private static let hasFutexWait: Bool = {
+    guard let probe = unsafe io_uring_get_probe() else { return false }
+    defer { unsafe io_uring_free_probe(probe) }
+    return unsafe io_uring_opcode_supported(probe, clinux_op_futex_wait) != 0
+  }()
+}

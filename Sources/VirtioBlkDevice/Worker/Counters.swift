@@ -1,0 +1,82 @@
+/// What a worker has done: numbers that only it writes and anybody may read at any time.
+internal import VirtioCore
+
+/// Totals since the device was made.
+public struct BlockCounters: Hashable, Sendable {
+  public var reads: UInt64 = 0
+  public var writes: UInt64 = 0
+  public var flushes: UInt64 = 0
+  public var discards: UInt64 = 0
+  public var writeZeroes: UInt64 = 0
+  /// GET_ID and everything that was refused for its type.
+  public var others: UInt64 = 0
+  /// Requests answered with another status than OK.
+  public var failures: UInt64 = 0
+  /// Bytes asked for by reads.
+  public var bytesRead: UInt64 = 0
+  /// Bytes given by writes.
+  public var bytesWritten: UInt64 = 0
+  /// Kicks that were noticed.
+  public var kicks: UInt64 = 0
+  /// Notifications sent to the driver.
+  public var calls: UInt64 = 0
+  /// Passes of a worker over its queues.
+  public var turns: UInt64 = 0
+  /// System calls of the engine.
+  public var systemCalls: UInt64 = 0
+  /// Requests that went through an aligned copy.
+  public var bounces: UInt64 = 0
+
+  public var requests: UInt64 { reads &+ writes &+ flushes &+ discards &+ writeZeroes &+ others }
+}
+
+/// One worker's counters in memory of the device's: written without a lock by one thread, read by others.
+@safe
+struct CounterBlock: @unchecked Sendable {
+  enum Counter: Int, CaseIterable {
+    case reads, writes, flushes, discards, writeZeroes, others, failures, bytesRead, bytesWritten
+    case kicks, calls, turns, systemCalls, bounces
+  }
+
+  private let base: UnsafeMutablePointer<UInt64>
+
+  /// Zeroed counters on cache lines of their own; never freed before `deallocate`.
+  init() {
+    unsafe base = UnsafeMutableRawPointer.allocate(byteCount: 128, alignment: 128).bindMemory(to: UInt64.self, capacity: 16)
+    unsafe base.initialize(repeating: 0, count: 16)
+  }
+
+  /// Nobody may use the block afterwards.
+  func deallocate() { unsafe base.deallocate() }
+
+  @inline(__always)
+  private func cell(_ counter: Counter) -> SharedCell<UInt64> { unsafe SharedCell(base + counter.rawValue) }
+
+  /// Only the owning worker adds.
+  @inline(__always)
+  func add(_ counter: Counter, _ amount: UInt64 = 1) {
+    let cell = cell(counter)
+    cell.storeRelaxed(cell.loadRelaxed() &+ amount)
+  }
+
+  @inline(__always)
+  func set(_ counter: Counter, _ value: UInt64) { cell(counter).storeRelaxed(value) }
+
+  func addTo(_ total: inout BlockCounters) {
+    func value(_ counter: Counter) -> UInt64 { cell(counter).loadRelaxed() }
+    total.reads &+= value(.reads)
+    total.writes &+= value(.writes)
+    total.flushes &+= value(.flushes)
+    total.discards &+= value(.discards)
+    total.writeZeroes &+= value(.writeZeroes)
+    total.others &+= value(.others)
+    total.failures &+= value(.failures)
+    total.bytesRead &+= value(.bytesRead)
+    total.bytesWritten &+= value(.bytesWritten)
+    total.kicks &+= value(.kicks)
+    total.calls &+= value(.calls)
+    total.turns &+= value(.turns)
+    total.systemCalls &+= value(.systemCalls)
+    total.bounces &+= value(.bounces)
+  }
+}

@@ -1,0 +1,46 @@
+/// The verbs of a ring, the same for every format. Nothing in them blocks, allocates or notifies.
+
+/// The device's side of one queue. An initialized value is a valid queue: sizes and addresses were checked, and the ring's
+/// parts lie in memory that the value keeps mapped.
+public protocol Virtqueue: ~Copyable {
+  init(
+    _ configuration: QueueConfiguration, memory: GuestMemory, features: FeatureSet, position: QueuePosition
+  ) throws(QueueError)
+
+  /// Takes the next available chain and resolves its buffers.
+  ///
+  /// - Parameter segments: room for `capacity` pieces (at most 32767); readable ones come first.
+  /// - Returns: `nil` when nothing is available.
+  /// - Throws: the ring is broken; nothing was taken.
+  mutating func pop(
+    into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int
+  ) throws(QueueError) -> Chain?
+
+  /// Writes the used element for a chain; the driver does not see it before `publish`.
+  ///
+  /// - Parameter written: bytes written from the chain's first writable byte on, without a gap (virtio 2.6.8.2).
+  mutating func push(_ chain: consuming Chain, written: UInt32)
+
+  /// Makes all pushed elements visible to the driver.
+  mutating func publish()
+
+  /// Whether the driver has to be notified of what was published since this was asked last (virtio 2.6.7.2).
+  mutating func needsCall() -> Bool
+
+  /// Asks the driver not to kick, as long as the device looks at the ring anyway.
+  mutating func suppressKicks()
+
+  /// Asks the driver to kick from the next chain on.
+  ///
+  /// - Returns: true when chains became available meanwhile, for which no kick may come: look again before sleeping.
+  mutating func enableKicks() -> Bool
+
+  /// Whether `pop` would find something, without asking for kicks.
+  mutating func hasAvailable() -> Bool
+
+  /// Chains popped and not yet pushed.
+  var inFlight: Int { get }
+  /// Where the queue stands.
+  var position: QueuePosition { get }
+  var size: UInt16 { get }
+}

@@ -1,0 +1,53 @@
+/// What a register model shows of a device: the numbers and the questions it needs, without the device itself.
+public import VirtioCore
+
+/// The face of one device behind its registers. The numbers are fixed for the life of the model; what can change at any
+/// moment is asked for when a driver reads it.
+public struct RegisterFace: Sendable {
+  /// The virtio device ID (virtio 5): 2 for a block device, 0 for an empty slot.
+  public var deviceID: UInt32
+  /// Free to choose (virtio 4.2.2).
+  public var vendorID: UInt32
+  /// What the device offers.
+  public var features: FeatureSet
+  public var queueCount: Int
+  /// A power of two, 1 … 32768; the same for each queue.
+  public var maximumQueueSize: UInt16
+  /// The pending bits: 0 used buffer, 1 configuration change. Other bits are ignored.
+  public var interruptStatus: @Sendable () -> UInt32
+  public var configurationGeneration: @Sendable () -> UInt32
+  /// `count` bytes from `offset` on, zero where the configuration space has none.
+  public var readConfiguration: @Sendable (_ offset: Int, _ count: Int) -> [UInt8]
+  /// Whether the device can work with a part of what it offers.
+  public var accepts: @Sendable (FeatureSet) -> Bool
+
+  /// "VMMB", read as a little-endian number.
+  public static let ourVendorID: UInt32 = 0x424d_4d56
+
+  public init(
+    deviceID: UInt32, vendorID: UInt32 = RegisterFace.ourVendorID, features: FeatureSet, queueCount: Int,
+    maximumQueueSize: UInt16, interruptStatus: @escaping @Sendable () -> UInt32,
+    configurationGeneration: @escaping @Sendable () -> UInt32,
+    readConfiguration: @escaping @Sendable (_ offset: Int, _ count: Int) -> [UInt8],
+    accepts: @escaping @Sendable (FeatureSet) -> Bool
+  ) {
+    self.deviceID = deviceID
+    self.vendorID = vendorID
+    self.features = features
+    self.queueCount = queueCount
+    self.maximumQueueSize = maximumQueueSize
+    self.interruptStatus = interruptStatus
+    self.configurationGeneration = configurationGeneration
+    self.readConfiguration = readConfiguration
+    self.accepts = accepts
+  }
+
+  /// The face of a device, whose pending interrupt bits are kept elsewhere.
+  public init(_ device: any VirtioDevice, interruptStatus: @escaping @Sendable () -> UInt32) {
+    self.init(
+      deviceID: device.deviceID, features: device.features, queueCount: device.queueCount,
+      maximumQueueSize: device.maximumQueueSize, interruptStatus: interruptStatus,
+      configurationGeneration: { device.configurationGeneration },
+      readConfiguration: { device.readConfiguration(at: $0, count: $1) }, accepts: { device.accepts($0) })
+  }
+}

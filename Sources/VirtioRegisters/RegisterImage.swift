@@ -1,0 +1,101 @@
+/// The state of the registers as bytes: what a device leaves behind so that another process can go on where it stopped. The
+/// offsets are part of the memory file's format (Docs/memory-file.md).
+public import VirtioCore
+
+/// Everything that a driver has told the registers. A plain record: when it is read back it is as trustworthy as a driver,
+/// and is put to use by performing the register writes that it stands for (`MMIORegisters.init(face:restoring:)`).
+public struct RegisterImage: Hashable, Sendable {
+  /// One queue's registers.
+  public struct Queue: Hashable, Sendable {
+    public var configuration: QueueConfiguration
+    public var ready: Bool
+
+    public init(configuration: QueueConfiguration, ready: Bool) {
+      self.configuration = configuration
+      self.ready = ready
+    }
+  }
+
+  public var status = DeviceStatus()
+  public var deviceFeaturesSelect: UInt32 = 0
+  public var driverFeaturesSelect: UInt32 = 0
+  public var queueSelect: UInt32 = 0
+  public var driverFeatures = FeatureSet()
+  /// The driver accepted a bit above 63.
+  public var strayFeatures = false
+  public var queues: [Queue] = []
+  public var configurationWrites = ConfigurationWrites()
+
+  public init() {}
+
+  /// Bytes of an image with room for `queueCount` queues.
+  public static func size(queueCount: Int) -> Int { queuesOffset + queueCount * queueSize }
+
+  static let queuesOffset = 0x240
+  static let queueSize = 32
+
+  /// The image in `size(queueCount:)` bytes; queues beyond `queueCount` are left out, missing ones are zero.
+  public func encoded(queueCount: Int) -> [UInt8] {
+    var bytes: [UInt8] = []
+    bytes.reserveCapacity(Self.size(queueCount: queueCount))
+    bytes.append(word: UInt32(status.rawValue))
+    bytes.append(word: deviceFeaturesSelect)
+    bytes.append(word: driverFeaturesSelect)
+    bytes.append(word: queueSelect)
+    bytes.append(word: driverFeatures.rawValue)
+    bytes.append(word: UInt32(strayFeatures ? 1 : 0))
+    bytes.append(word: UInt32(min(queues.count, queueCount)))
+    bytes += [UInt8](repeating: 0, count: 0x40 - bytes.count)
+    bytes += configurationWrites.written.map { $0 ? 1 : 0 }
+    bytes += configurationWrites.bytes
+    for queue in queues.prefix(queueCount) {
+      bytes.append(word: queue.configuration.descriptorTable.rawValue)
+      bytes.append(word: queue.configuration.availableRing.rawValue)
+      bytes.append(word: queue.configuration.usedRing.rawValue)
+      bytes.append(word: UInt32(queue.configuration.size))
+      bytes.append(word: UInt32(queue.ready ? 1 : 0))
+    }
+    bytes += [UInt8](repeating: 0, count: Self.size(queueCount: queueCount) - bytes.count)
+    return bytes
+  }
+
+  /// Reads an image back. Any bytes make some image; what is too short for the queues it claims has as many as fit.
+  public init(decoding bytes: [UInt8]) {
+    self.init()
+    guard bytes.count >= Self.queuesOffset else { return }
+    status = DeviceStatus(rawValue: UInt8(truncatingIfNeeded: bytes.word(at: 0x00, as: UInt32.self)))
+    deviceFeaturesSelect = bytes.word(at: 0x04, as: UInt32.self)
+    driverFeaturesSelect = bytes.word(at: 0x08, as: UInt32.self)
+    queueSelect = bytes.word(at: 0x0c, as: UInt32.self)
+    driverFeatures = FeatureSet(rawValue: bytes.word(at: 0x10, as: UInt64.self))
+    strayFeatures = bytes.word(at: 0x18, as: UInt32.self) != 0
+    for index in 0..<ConfigurationWrites.capacity where bytes[0x40 + index] != 0 {
+      configurationWrites.record(at: index, [bytes[0x140 + index]])
+    }
+    let claimed = Int(bytes.word(at: 0x1c, as: UInt32.self))
+    let count = min(claimed, (bytes.count - Self.queuesOffset) / Self.queueSize)
+    for index in 0..<count {
+      let at = Self.queuesOffset + index * Self.queueSize
+      let size = bytes.word(at: at + 24, as: UInt32.self)
+      queues.append(
+        Queue(
+          configuration: QueueConfiguration(
+            size: UInt16(exactly: size) ?? 0,
+            descriptorTable: GuestAddress(bytes.word(at: at, as: UInt64.self)),
+            availableRing: GuestAddress(bytes.word(at: at + 8, as: UInt64.self)),
+            usedRing: GuestAddress(bytes.word(at: at + 16, as: UInt64.self))),
+          ready: bytes.word(at: at + 28, as: UInt32.self) != 0))
+    }
+  }
+}
+
+extension [UInt8] {
+  fileprivate mutating func append<Word: FixedWidthInteger>(word: Word) {
+    for shift in stride(from: 0, to: Word.bitWidth, by: 8) { append(UInt8(truncatingIfNeeded: word >> Word(shift))) }
+  }
+
+  /// The caller has checked that the word is inside.
+  fileprivate func word<Word: FixedWidthInteger>(at offset: Int, as: Word.Type) -> Word {
+    self[offset..<offset + Word.bitWidth / 8].reversed().reduce(0) { $0 << 8 | Word(truncatingIfNeeded: $1) }
+  }
+}

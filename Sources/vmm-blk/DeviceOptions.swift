@@ -1,0 +1,95 @@
+/// The options that describe the disk, shared by every command that has one, and the one place that makes it.
+internal import ArgumentParser
+internal import VirtioCore
+
+/// How requests reach the image.
+enum EngineChoice: String, ExpressibleByArgument, CaseIterable {
+  case auto, uring, aio, sync, null
+}
+
+/// Whether the page cache is bypassed (O_DIRECT).
+enum DirectChoice: String, ExpressibleByArgument, CaseIterable {
+  case auto, on, off
+}
+
+/// A list of processor numbers: `0,2,4-6`.
+struct ProcessorList: ExpressibleByArgument, Equatable {
+  let processors: [Int]
+
+  init?(argument: String) {
+    var processors: [Int] = []
+    for part in argument.split(separator: ",", omittingEmptySubsequences: false) {
+      let ends = part.split(separator: "-", omittingEmptySubsequences: false).map { Int($0) }
+      guard let first = ends.first ?? nil, let last = ends.last ?? nil, ends.count <= 2 else { return nil }
+      guard 0 <= first, first <= last, last < 1024 else { return nil }
+      processors += Array(first...last)
+    }
+    self.processors = processors
+  }
+}
+
+/// The disk as the command line describes it.
+struct DeviceOptions: ParsableArguments {
+  /// Optional to the parser only because `serve --print-capabilities` needs no disk; `makeDevice` insists on it.
+  @Option(name: .customLong("blk-file"), help: .init("The disk image: a raw file or a block device.", valueName: "path"))
+  var blkFile: String?
+
+  @Flag(help: "Let the guest read only.")
+  var readOnly = false
+
+  @Option(
+    name: [.customLong("num-queues"), .customLong("queues")], help: .init("Queues to offer, 1 to 256.", valueName: "n"))
+  var numQueues = 1
+
+  @Option(help: .init("Logical block size in bytes: a power of two, 512 to 65536.", valueName: "bytes"))
+  var logicalBlockSize = 512
+
+  @Option(help: .init("The largest ring size to offer: a power of two, 2 to 32768.", valueName: "entries"))
+  var queueSizeMax = 256
+
+  @Option(help: .init("What the disk answers to GET_ID: up to 20 bytes.", valueName: "text"))
+  var serial: String?
+
+  @Option(help: "How requests reach the image.")
+  var engine = EngineChoice.auto
+
+  @Option(help: "Bypass the page cache.")
+  var direct = DirectChoice.auto
+
+  @Option(help: .init("Threads that serve the queues; one for each queue if not given.", valueName: "n"))
+  var threads: Int?
+
+  @Option(
+    name: .customLong("pin-cpus"),
+    help: .init("Pin the threads to these processors in turn, as in 0,2,4-6.", valueName: "list"))
+  var pinCPUs: ProcessorList?
+
+  @Flag(help: "Open the image even when another program holds its lock.")
+  var noLock = false
+
+  func validate() throws {
+    guard (1...256).contains(numQueues) else {
+      throw ValidationError("--num-queues \(numQueues) is not from 1 to 256.")
+    }
+    guard (512...65536).contains(logicalBlockSize), logicalBlockSize & (logicalBlockSize - 1) == 0 else {
+      throw ValidationError("--logical-block-size \(logicalBlockSize) is not a power of two from 512 to 65536.")
+    }
+    guard (2...32768).contains(queueSizeMax), queueSizeMax & (queueSizeMax - 1) == 0 else {
+      throw ValidationError("--queue-size-max \(queueSizeMax) is not a power of two from 2 to 32768.")
+    }
+    if let serial, serial.utf8.count > 20 {
+      throw ValidationError("--serial '\(serial)' has \(serial.utf8.count) bytes; a serial has 20 at most.")
+    }
+    if let threads, !(1...256).contains(threads) {
+      throw ValidationError("--threads \(threads) is not from 1 to 256.")
+    }
+  }
+}
+
+extension DeviceOptions {
+  /// The disk, opened and ready for a transport.
+  func makeDevice() throws -> any VirtioDevice {
+    guard blkFile != nil else { throw ValidationError("No disk: name one with --blk-file.") }
+    throw ValidationError("This build has no block device.")
+  }
+}

@@ -1,0 +1,118 @@
+/// A device that only keeps a diary: what a transport did to it, and what the tests make it say.
+import CLinux
+import Glibc
+import Synchronization
+import SystemPackage
+import VirtioCore
+
+final class FakeDevice: VirtioDevice {
+  /// What a transport may do, as it happened.
+  enum Call: Equatable {
+    case negotiated(FeatureSet)
+    case wrote(Int, [UInt8])
+    case start(Int, QueueConfiguration, available: UInt16)
+    case stop(Int)
+    case reset
+  }
+
+  struct State {
+    var calls: [Call] = []
+    var running: [Int: Activation] = [:]
+    var events: [DeviceEvent] = []
+    var configuration = [UInt8](repeating: 0, count: 64)
+    var generation: UInt32 = 0
+  }
+
+  let state = Mutex(State())
+  let bell: OwnedDescriptor
+  let offered: FeatureSet
+  let queueCount: Int
+  let maximumQueueSize: UInt16 = 256
+  /// Queues that refuse to start.
+  let broken: Set<Int>
+
+  init(
+    queues: Int = 2, features: FeatureSet = [.version1, .indirectDescriptors, .eventIndex], broken: Set<Int> = []
+  ) throws {
+    queueCount = queues
+    offered = features
+    self.broken = broken
+    bell = try .eventCounter()
+    state.withLock { state in
+      for index in state.configuration.indices { state.configuration[index] = UInt8(index) }
+    }
+  }
+
+  var calls: [Call] { state.withLock { $0.calls } }
+  var running: [Int: Activation] { state.withLock { $0.running } }
+
+  func raise(_ event: DeviceEvent) {
+    state.withLock { $0.events.append(event) }
+    EventCounter.signal(bell.rawValue)
+  }
+
+  var deviceID: UInt32 { 2 }
+  var features: FeatureSet { offered }
+  var configurationSize: Int { 64 }
+  var configurationGeneration: UInt32 { state.withLock { $0.generation } }
+  func accepts(_ features: FeatureSet) -> Bool { true }
+  func negotiated(_ features: FeatureSet) { state.withLock { $0.calls.append(.negotiated(features)) } }
+
+  func readConfiguration(at offset: Int, count: Int) -> [UInt8] {
+    state.withLock { state in
+      (0..<count).map { index in
+        let (at, overflow) = offset.addingReportingOverflow(index)
+        return !overflow && state.configuration.indices.contains(at) ? state.configuration[at] : 0
+      }
+    }
+  }
+
+  /// Byte 32 is the driver's, as in a block device.
+  func writeConfiguration(at offset: Int, _ bytes: [UInt8]) -> Bool {
+    guard offset == 32, bytes.count == 1 else { return false }
+    state.withLock {
+      $0.configuration[32] = bytes[0]
+      $0.calls.append(.wrote(offset, bytes))
+    }
+    return true
+  }
+
+  func start(_ activation: Activation) throws(QueueError) {
+    if broken.contains(activation.queue) { throw .badSize(activation.configuration.size) }
+    state.withLock {
+      precondition($0.running[activation.queue] == nil, "a running queue was started")
+      $0.running[activation.queue] = activation
+      $0.calls.append(.start(activation.queue, activation.configuration, available: activation.position.available))
+    }
+  }
+
+  func stop(queue: Int) -> QueuePosition? {
+    state.withLock {
+      guard let activation = $0.running.removeValue(forKey: queue) else { return nil }
+      $0.calls.append(.stop(queue))
+      return activation.position
+    }
+  }
+
+  func replaceCall(queue: Int, _ call: CallSink) {}
+  func replaceFailure(queue: Int, _ failure: CallSink) {}
+
+  func reset() {
+    state.withLock {
+      $0.running = [:]
+      $0.configuration[32] = 32
+      $0.calls.append(.reset)
+    }
+  }
+
+  var eventDescriptor: Int32 { bell.rawValue }
+
+  func takeEvents() -> [DeviceEvent] {
+    EventCounter.drain(bell.rawValue)
+    return state.withLock {
+      let events = $0.events
+      $0.events = []
+      return events
+    }
+  }
+}

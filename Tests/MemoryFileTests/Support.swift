@@ -1,0 +1,106 @@
+/// What the tests of this module share: a directory of their own, a device that runs in a thread, a driver's first steps.
+import CLinux
+import Foundation
+import MemoryFile
+import Synchronization
+import SystemPackage
+import Testing
+import VirtioCore
+import VirtioRegisters
+
+/// A directory that is gone when the test lets go of it.
+final class TemporaryDirectory: Sendable {
+  let path: String
+
+  init() throws {
+    let template = NSTemporaryDirectory() + "/memory-file-XXXXXX"
+    var bytes = template.utf8CString
+    let made = unsafe bytes.withUnsafeMutableBufferPointer { buffer in unsafe mkdtemp(buffer.baseAddress!) != nil }
+    try #require(made)
+    path = String(decoding: bytes.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+  }
+
+  deinit { try? FileManager.default.removeItem(atPath: path) }
+
+  func file(_ name: String) -> String { path + "/" + name }
+}
+
+/// A device on a file, served by a thread until `stop`.
+final class ServedFile: Sendable {
+  let file: MemoryFile
+  let lines = Mutex<[String]>([])
+  private let stopBell: OwnedDescriptor
+  private let done = DispatchSemaphore(value: 0)
+  private let failure = Mutex<String?>(nil)
+  private let stopped = Mutex(false)
+
+  init(_ file: MemoryFile, _ device: any VirtioDevice) throws {
+    self.file = file
+    let bell = try OwnedDescriptor.eventCounter()
+    stopBell = bell
+    let started = DispatchSemaphore(value: 0)
+    Thread.detachNewThread { [self] in
+      do {
+        let transport = try MemoryFileDevice(
+          file: file, device: device, log: { line in self.lines.withLock { $0.append(line) } })
+        started.signal()
+        try transport.run(until: bell.rawValue)
+      } catch {
+        failure.withLock { $0 = "\(error)" }
+        started.signal()
+      }
+      done.signal()
+    }
+    started.wait()
+    if let failure = failure.withLock({ $0 }) {
+      stopped.withLock { $0 = true }
+      throw Failure(description: failure)
+    }
+  }
+
+  struct Failure: Error, CustomStringConvertible { let description: String }
+
+  /// Returns when the device has left the file.
+  func stop() {
+    let first = stopped.withLock { stopped in
+      defer { stopped = true }
+      return !stopped
+    }
+    guard first else { return }
+    EventCounter.signal(stopBell.rawValue)
+    done.wait()
+  }
+
+  deinit { stop() }
+}
+
+/// Offsets by name, so that tests read as the specification does.
+func offset(_ register: MMIORegisters.Register) -> UInt32 { register.rawValue }
+
+extension MemoryFileDriver {
+  func read(_ register: MMIORegisters.Register) throws -> UInt32 { UInt32(try read(register.rawValue)) }
+  func write(_ register: MMIORegisters.Register, _ value: UInt32) throws { try write(register.rawValue, UInt64(value)) }
+
+  /// virtio 3.1.1 up to FEATURES_OK with these features, then `queues` rings of 8 at 4096-byte steps, then DRIVER_OK.
+  func bringUp(features: FeatureSet = [.version1], queues: Int) throws {
+    try write(.status, 0)
+    try write(.status, 1)
+    try write(.status, 3)
+    for word in 0..<UInt32(2) {
+      try write(.driverFeaturesSelect, word)
+      try write(.driverFeatures, UInt32(truncatingIfNeeded: features.rawValue >> (UInt64(word) * 32)))
+    }
+    try write(.status, 11)
+    #expect(try read(.status) == 11)
+    for queue in 0..<queues {
+      let base = UInt32(truncatingIfNeeded: memoryBase.rawValue) + UInt32(queue) * 4096
+      try write(.queueSelect, UInt32(queue))
+      try write(.queueSize, 8)
+      try write(.queueDescriptorLow, base)
+      try write(.queueDriverLow, base + 1024)
+      try write(.queueDeviceLow, base + 2048)
+      try write(.queueReady, 1)
+    }
+    try write(.status, 15)
+  }
+}
