@@ -39,7 +39,6 @@ final class ReferenceDevice: VirtioDevice, @unchecked Sendable {
     var old: [UInt8]
     var queues: [Int: Queue] = [:]
     var events: [DeviceEvent] = []
-    var ends = false
     var requests = 0
   }
 
@@ -83,19 +82,22 @@ final class ReferenceDevice: VirtioDevice, @unchecked Sendable {
     wake = try .eventCounter()
     eventDescriptor = events.rawValue
     state = Mutex(State(disk: Array(repeating: 0, count: bytes), old: Array(repeating: 0, count: bytes)))
-    let wake = wake.rawValue
-    Thread.detachNewThread { [weak self] in
+    Thread.detachNewThread { [weak self, wake] in
       while true {
         guard let descriptors = self?.descriptors else { return }
         var polled = descriptors.map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
-        _ = unsafe poll(&polled, nfds_t(polled.count), 20)
-        EventCounter.drain(wake)
-        guard let self, self.work() else { return }
+        _ = unsafe poll(&polled, nfds_t(polled.count), -1)
+        EventCounter.drain(wake.rawValue)
+        guard let self else { return }
+        self.work()
       }
     }
   }
 
-  deinit { state.withLock { $0.ends = true } }
+  deinit {
+    // The thread holds no reference while it sleeps; woken, it finds nobody and ends.
+    EventCounter.signal(wake.rawValue)
+  }
 
   /// What the disk holds now.
   var disk: [UInt8] { state.withLock { $0.disk } }
@@ -174,9 +176,8 @@ final class ReferenceDevice: VirtioDevice, @unchecked Sendable {
       }
   }
 
-  private func work() -> Bool {
+  private func work() {
     state.withLock { state in
-      guard !state.ends else { return false }
       for index in state.queues.keys.sorted() {
         guard var queue = state.queues.removeValue(forKey: index), !queue.failed else { continue }
         if case .eventCounter(let kick) = queue.activation.kick { EventCounter.drain(kick.rawValue) }
@@ -188,7 +189,6 @@ final class ReferenceDevice: VirtioDevice, @unchecked Sendable {
         }
         state.queues[index] = queue
       }
-      return true
     }
   }
 
@@ -388,7 +388,7 @@ final class ReferenceDevice: VirtioDevice, @unchecked Sendable {
     case 1:
       guard !readOnly, answerBytes == 0, payload.count % logicalBlock == 0 else { return (1, 0) }
       guard var place = range(sector, UInt64(payload.count / 512), state) else { return (1, 0) }
-      state.old = state.disk
+      if flaw == .readsStale { state.old = state.disk }
       switch flaw {
       case .dropsWrite where state.requests % 16 == 3: return (0, 0)
       case .dropsLastSector: place = place.lowerBound..<max(place.upperBound - 512, place.lowerBound)
