@@ -201,7 +201,7 @@ public struct DriverQueue: ~Copyable {
       wanted = flags & 1 == 0
       notifications.kickDecision(.flags(flags), kicked: wanted)
     }
-    if wanted { setup.lines.kick.kick() }
+    if wanted { setup.lines.kick() }
     return wanted
   }
 

@@ -38,7 +38,7 @@ public struct NotificationLedger: Sendable {
   /// How long a call may be on its way. A device that forgot it never sends it.
   var patience = Duration.seconds(3)
 
-  init(_ lines: QueueLines) { call = CallLine(lines.call) }
+  init(_ lines: QueueLines) { call = CallLine(lines) }
 
   // MARK: kicks
 
