@@ -1,16 +1,9 @@
 /// The options that describe the disk, shared by every command that has one, and the one place that makes it.
-internal import ArgumentParser
-internal import VirtioCore
+public import ArgumentParser
+public import VirtioBlkDevice
 
-/// How requests reach the image.
-enum EngineChoice: String, ExpressibleByArgument, CaseIterable {
-  case auto, uring, aio, sync, null
-}
-
-/// Whether the page cache is bypassed (O_DIRECT).
-enum DirectChoice: String, ExpressibleByArgument, CaseIterable {
-  case auto, on, off
-}
+extension EngineKind: ExpressibleByArgument {}
+extension ImageOptions.Direct: ExpressibleByArgument {}
 
 /// A list of processor numbers: `0,2,4-6`.
 struct ProcessorList: ExpressibleByArgument, Equatable {
@@ -51,10 +44,10 @@ struct DeviceOptions: ParsableArguments {
   var serial: String?
 
   @Option(help: "How requests reach the image.")
-  var engine = EngineChoice.auto
+  var engine = EngineKind.auto
 
   @Option(help: "Bypass the page cache.")
-  var direct = DirectChoice.auto
+  var direct = ImageOptions.Direct.auto
 
   @Option(help: .init("Threads that serve the queues; one for each queue if not given.", valueName: "n"))
   var threads: Int?
@@ -63,6 +56,10 @@ struct DeviceOptions: ParsableArguments {
     name: .customLong("pin-cpus"),
     help: .init("Pin the threads to these processors in turn, as in 0,2,4-6.", valueName: "list"))
   var pinCPUs: ProcessorList?
+
+  @Option(
+    help: .init("Look for work this long before sleeping, in microseconds: faster answers, a busier CPU.", valueName: "us"))
+  var pollUs = 0
 
   @Flag(help: "Open the image even when another program holds its lock.")
   var noLock = false
@@ -80,6 +77,9 @@ struct DeviceOptions: ParsableArguments {
     if let serial, serial.utf8.count > 20 {
       throw ValidationError("--serial '\(serial)' has \(serial.utf8.count) bytes; a serial has 20 at most.")
     }
+    guard (0...1_000_000).contains(pollUs) else {
+      throw ValidationError("--poll-us \(pollUs) is not from 0 to 1000000.")
+    }
     if let threads, !(1...256).contains(threads) {
       throw ValidationError("--threads \(threads) is not from 1 to 256.")
     }
@@ -88,8 +88,19 @@ struct DeviceOptions: ParsableArguments {
 
 extension DeviceOptions {
   /// The disk, opened and ready for a transport.
-  func makeDevice() throws -> any VirtioDevice {
-    guard blkFile != nil else { throw ValidationError("No disk: name one with --blk-file.") }
-    throw ValidationError("This build has no block device.")
+  func makeDevice() throws -> BlockDevice {
+    guard let blkFile else { throw ValidationError("No disk: name one with --blk-file.") }
+    let image = try ImageFile(
+      ImageOptions(
+        path: blkFile, isReadOnly: readOnly, direct: direct, logicalBlockSize: logicalBlockSize, isLocked: !noLock))
+    var options = BlockDeviceOptions()
+    options.queueCount = numQueues
+    options.maximumQueueSize = UInt16(queueSizeMax)
+    options.serial = serial
+    options.engine = engine
+    options.threads = threads
+    options.processors = pinCPUs?.processors ?? []
+    options.pollMicroseconds = pollUs
+    return try BlockDevice(image: image, options: options)
   }
 }
