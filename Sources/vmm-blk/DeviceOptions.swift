@@ -1,7 +1,7 @@
 /// The options that describe the disk, shared by every command that has one, and the one place that makes it.
 public import ArgumentParser
 public import VirtioBlkDevice
-internal import VirtioCore
+internal import Glibc
 
 extension EngineKind: ExpressibleByArgument {}
 extension ImageOptions.Direct: ExpressibleByArgument {}
@@ -90,9 +90,18 @@ extension DeviceOptions {
     options.threads = threads
     options.processors = pinCPUs?.processors ?? []
     options.pollMicroseconds = pollMicroseconds
-    let image = try ImageFile(
+    let image = try Self.openPatiently(
       ImageOptions(
         path: blkFile, isReadOnly: readOnly, direct: direct, logicalBlockSize: logicalBlockSize, isLocked: !noLock))
     return try BlockDevice(image: image, options: options)
+  }
+
+  /// A process that was killed holds its locks until the kernel has taken down its io_uring, some moments after it is gone:
+  /// whoever starts in its place at once must not be sent away.
+  private static func openPatiently(_ options: ImageOptions) throws -> ImageFile {
+    for _ in 0..<20 {
+      do { return try ImageFile(options) } catch ImageError.locked { usleep(50_000) }
+    }
+    return try ImageFile(options)
   }
 }
