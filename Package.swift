@@ -49,6 +49,9 @@ let package = Package(
         .product(name: "TextTable", package: "TextTable"),
       ],
       swiftSettings: strict),
+    .executableTarget(
+      name: "request-cost", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice"], path: "Benchmarks/RequestCost",
+      swiftSettings: strict),
     .testTarget(name: "VirtioCoreTests", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
     .testTarget(
       name: "BlkDeviceTests",

@@ -58,21 +58,20 @@ struct DeviceOptions: ParsableArguments {
     help: .init("Pin the threads to these processors in turn, as in 0,2,4-6.", valueName: "list"))
   var pinCPUs: ProcessorList?
 
+  @Option(
+    help: .init("Look for work this long before sleeping, in microseconds: faster answers, a busier CPU.", valueName: "us"))
+  var pollUs = 0
+
   @Flag(help: "Open the image even when another program holds its lock.")
   var noLock = false
-
-  @Option(
-    name: .customLong("poll-us"),
-    help: .init("Look for work this long before sleeping, microseconds.", valueName: "us"))
-  var pollMicroseconds = 0
 
   func validate() throws {
     if let serial, serial.utf8.count > BlockDeviceOptions.serialSize {
       throw ValidationError(
         "the serial '\(serial)' has \(serial.utf8.count) bytes: give it \(BlockDeviceOptions.serialSize) at most")
     }
-    guard (0...1_000_000).contains(pollMicroseconds) else {
-      throw ValidationError("--poll-us \(pollMicroseconds) is not from 0 to 1000000")
+    guard (0...1_000_000).contains(pollUs) else {
+      throw ValidationError("--poll-us \(pollUs) is not from 0 to 1000000")
     }
   }
 }
@@ -89,7 +88,7 @@ extension DeviceOptions {
     options.engine = engine
     options.threads = threads
     options.processors = pinCPUs?.processors ?? []
-    options.pollMicroseconds = pollMicroseconds
+    options.waiting = pollUs > 0 ? .poll(microseconds: pollUs) : .sleep
     let image = try Self.openPatiently(
       ImageOptions(
         path: blkFile, isReadOnly: readOnly, direct: direct, logicalBlockSize: logicalBlockSize, isLocked: !noLock))

@@ -33,12 +33,16 @@ public final class BlockQueue {
 
   /// Puts a request into the ring; the device sees it after `publish`.
   ///
-  /// - Parameter framing: `nil`: classic.
+  /// - Parameters:
+  ///   - framing: `nil`: classic, or merged where the ring is too small for that.
+  ///   - placement: `nil`: an indirect table where there is a free one, as Linux does.
   /// - Returns: a tag that comes back with the outcome; `nil` when the ring is full.
   public func submit(
-    _ request: BlockRequest, framing: Framing? = nil, placement: ChainPlacement = .direct
+    _ request: BlockRequest, framing: Framing? = nil, placement: ChainPlacement? = nil
   ) throws(DriverError) -> UInt32? {
-    let framed = try FramedRequest(request, framing ?? .classic(request), in: memory)
+    let placement = placement ?? (ring.freeTables > 0 ? .indirect() : .direct)
+    let fitsClassic = placement != .direct || ring.ring.layout.size >= 4
+    let framed = try FramedRequest(request, framing ?? (fitsClassic ? .classic(request) : .merged), in: memory)
     let tag = nextTag
     guard ring.add(framed.pieces.span, placement: placement, token: tag) != nil else {
       framed.release(to: memory)
@@ -71,7 +75,7 @@ public final class BlockQueue {
 
   /// Submits, publishes and waits for the answer. - Precondition: nothing else is outstanding.
   public func perform(
-    _ request: BlockRequest, framing: Framing? = nil, placement: ChainPlacement = .direct, milliseconds: Int = 10_000
+    _ request: BlockRequest, framing: Framing? = nil, placement: ChainPlacement? = nil, milliseconds: Int = 10_000
   ) throws(DriverError) -> BlockOutcome {
     precondition(outstanding == 0, "perform does one request at a time")
     guard try submit(request, framing: framing, placement: placement) != nil else {

@@ -35,14 +35,14 @@ public struct Framing: Hashable, Sendable {
       writableCuts: step(request.answerBytes) + [request.answerBytes])
   }
 
-  /// Anything, up to about `limit` descriptors.
+  /// Anything, up to `limit` descriptors where that is at least 3.
   static func random(_ request: BlockRequest, limit: Int, using random: inout SeededRandom) -> Framing {
     let limit = max(limit, 3)
     switch random.next() % 8 {
     case 0, 1, 2: return classic(request, alignment: random.chance(1, in: 2) ? 4096 : 1)
     case 3: return merged
     case 4 where limit >= 20: return splitHeader(request)
-    case 5: return pieces(2 + Int(random.next() % UInt64(limit - 2)), request)
+    case 5: return pieces(1 + Int(random.next() % UInt64(limit - 2)), request)
     default:
       func cuts(_ bytes: Int) -> [Int] {
         let count = Int(random.next() % UInt64(limit / 2))

@@ -6,9 +6,10 @@ public struct Submission: Sendable {
   public var request: BlockRequest
   /// `nil`: classic.
   public var framing: Framing?
-  public var placement: ChainPlacement
+  /// `nil`: indirect where possible.
+  public var placement: ChainPlacement?
 
-  public init(_ request: BlockRequest, framing: Framing? = nil, placement: ChainPlacement = .direct) {
+  public init(_ request: BlockRequest, framing: Framing? = nil, placement: ChainPlacement? = nil) {
     self.request = request
     self.framing = framing
     self.placement = placement
@@ -101,9 +102,9 @@ struct RequestPump {
       if let tag = try queue.submit(submission.request, framing: submission.framing, placement: submission.placement) {
         return tag
       }
-      // No table free: the chain can still go into the ring's own.
-      guard case .indirect = submission.placement else { return nil }
-      return try queue.submit(submission.request, framing: submission.framing)
+      // No table free, or one too small: the chain can still go into the ring's own.
+      guard submission.placement != .direct else { return nil }
+      return try queue.submit(submission.request, framing: submission.framing, placement: .direct)
     } catch .memoryFull where queues.contains(where: { $0.outstanding > 0 }) {
       return nil
     }

@@ -35,35 +35,6 @@ public struct UsedChain: Hashable, Sendable {
   public let writable: UInt64
 }
 
-/// What a ring is made of.
-public struct QueueSetup: Sendable {
-  public let index: Int
-  public let ring: RingMemory
-  public let lines: QueueLines
-  public let memory: DriverMemory
-  public let eventIndex: Bool
-  /// Indirect tables to have, and descriptors in each; none where INDIRECT_DESC is not negotiated.
-  public let indirectTables: GuestBuffer?
-  public let indirectEntries: Int
-
-  public init(
-    index: Int, ring: RingMemory, lines: QueueLines, memory: DriverMemory, features: FeatureSet, indirectTables: Int = 0,
-    indirectEntries: Int = 0
-  ) throws(DriverError) {
-    self.index = index
-    self.ring = ring
-    self.lines = lines
-    self.memory = memory
-    eventIndex = features.contains(.eventIndex)
-    let wanted = features.contains(.indirectDescriptors) ? min(indirectTables, Int(UInt16.max) - 1) : 0
-    self.indirectEntries = wanted > 0 ? indirectEntries : 0
-    self.indirectTables =
-      wanted > 0 && indirectEntries > 0 ? try memory.allocate(wanted * indirectEntries * 16, alignment: 16) : nil
-  }
-
-  var indirectTableCount: Int { indirectEntries > 0 ? (indirectTables?.count ?? 0) / (16 * indirectEntries) : 0 }
-}
-
 /// A ring with its bookkeeping. A noncopyable value: it belongs to one thread.
 @safe
 public struct DriverQueue: ~Copyable {
@@ -75,10 +46,12 @@ public struct DriverQueue: ~Copyable {
   public private(set) var freeDescriptors: Int
   public private(set) var freeTables: Int
 
-  // Private memory, `ring.layout.size` entries each, except `tableShadow`.
+  // Private memory: what is known of each descriptor, each head and each indirect table.
   let shadow: UnsafeMutablePointer<RawDescriptor>
   let chains: UnsafeMutablePointer<Chain>
+  /// Free tables, from the front on.
   let tables: UnsafeMutablePointer<UInt16>
+  let tableBuffers: UnsafeMutablePointer<GuestBuffer>
   let tableShadow: UnsafeMutablePointer<RawDescriptor>
 
   private var firstFree: UInt16 = 0
@@ -101,7 +74,7 @@ public struct DriverQueue: ~Copyable {
     self.setup = setup
     ring = RawRing(setup.ring.layout, in: setup.memory)
     let size = Int(setup.ring.layout.size)
-    let tableCount = setup.indirectTableCount
+    let tableCount = setup.indirectTables.count
     freeDescriptors = size
     freeTables = tableCount
     notifications = NotificationLedger(setup.lines)
@@ -109,11 +82,15 @@ public struct DriverQueue: ~Copyable {
     unsafe chains = .allocate(capacity: size)
     unsafe chains.initialize(repeating: Chain(), count: size)
     unsafe tables = .allocate(capacity: max(tableCount, 1))
+    unsafe tableBuffers = .allocate(capacity: max(tableCount, 1))
     unsafe tableShadow = .allocate(capacity: max(tableCount * setup.indirectEntries, 1))
     for index in 0..<size {
       unsafe (shadow + index).initialize(to: RawDescriptor(address: 0, length: 0, next: UInt16((index + 1) % size)))
     }
-    for index in 0..<tableCount { unsafe (tables + index).initialize(to: UInt16(tableCount - 1 - index)) }
+    for (index, buffer) in setup.indirectTables.enumerated() {
+      unsafe (tables + index).initialize(to: UInt16(tableCount - 1 - index))
+      unsafe (tableBuffers + index).initialize(to: buffer)
+    }
     ring.usedEvent.storeRelaxed(0)
   }
 
@@ -121,6 +98,7 @@ public struct DriverQueue: ~Copyable {
     unsafe shadow.deallocate()
     unsafe chains.deallocate()
     unsafe tables.deallocate()
+    unsafe tableBuffers.deallocate()
     unsafe tableShadow.deallocate()
   }
 
@@ -184,7 +162,7 @@ public struct DriverQueue: ~Copyable {
   private mutating func fillTable(
     _ table: UInt16, _ pieces: Span<ChainPiece>, from first: Int, _ writable: inout UInt64
   ) -> GuestAddress {
-    guard let buffer = setup.indirectTables else { preconditionFailure("no indirect tables") }
+    let buffer = unsafe tableBuffers[Int(table)]
     let start = Int(table) * setup.indirectEntries
     for entry in 0..<pieces.count - first {
       let piece = pieces[first + entry]
@@ -195,9 +173,9 @@ public struct DriverQueue: ~Copyable {
         address: piece.address.rawValue, length: piece.length, flags: piece.deviceWrites ? flags.union(.write) : flags,
         next: isLast ? 0 : UInt16(entry + 1))
       unsafe (tableShadow + start + entry).initialize(to: descriptor)
-      unsafe RawRing.store(descriptor, at: buffer.host + 16 * (start + entry))
+      unsafe RawRing.store(descriptor, at: buffer.host + 16 * entry)
     }
-    return GuestAddress(buffer.address.rawValue + UInt64(16 * start))
+    return buffer.address
   }
 
   /// Makes everything added since the last time available with one store, and kicks if the device wants it
@@ -223,7 +201,7 @@ public struct DriverQueue: ~Copyable {
       wanted = flags & 1 == 0
       notifications.kickDecision(.flags(flags), kicked: wanted)
     }
-    if wanted { setup.lines.kick.kick() }
+    if wanted { setup.lines.kick() }
     return wanted
   }
 
@@ -269,11 +247,12 @@ public struct DriverQueue: ~Copyable {
       }
       index = wrote.next
     }
-    guard chain.tableEntries > 0, let buffer = setup.indirectTables else { return }
+    guard chain.tableEntries > 0 else { return }
+    let buffer = unsafe tableBuffers[Int(chain.table)]
     let start = Int(chain.table) * setup.indirectEntries
     for entry in 0..<Int(chain.tableEntries) {
       let wrote = unsafe tableShadow[start + entry]
-      let found = unsafe RawRing.load(buffer.host + 16 * (start + entry))
+      let found = unsafe RawRing.load(buffer.host + 16 * entry)
       guard found == wrote else {
         throw .indirectDescriptorModified(queue: setup.index, head: head, entry: entry, wrote: wrote, found: found)
       }
@@ -306,6 +285,12 @@ public struct DriverQueue: ~Copyable {
   }
 
   // MARK: calls
+
+  /// How long a call that is due may be on its way before it counts as missing.
+  public var callPatience: Duration {
+    get { notifications.patience }
+    set { notifications.patience = newValue }
+  }
 
   /// Asks for no calls: the driver is going to look by itself (virtio 2.6.7.1).
   public mutating func disableCalls() {

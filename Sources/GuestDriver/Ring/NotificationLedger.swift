@@ -36,9 +36,9 @@ public struct NotificationLedger: Sendable {
   }
 
   /// How long a call may be on its way. A device that forgot it never sends it.
-  static let patience = Duration.seconds(3)
+  var patience = Duration.seconds(3)
 
-  init(_ lines: QueueLines) { call = CallLine(lines.call) }
+  init(_ lines: QueueLines) { call = CallLine(lines) }
 
   // MARK: kicks
 
@@ -82,7 +82,7 @@ public struct NotificationLedger: Sendable {
   /// Takes the calls that came, and says what is wrong with their number.
   mutating func noteCalls(queue: Int, usedIndex: UInt16) throws(DriverFault) {
     settle(usedIndex: usedIndex)
-    if let since = owedSince, .now - since > Self.patience {
+    if let since = owedSince, .now - since > patience {
       throw .missingCall(queue: queue, usedEvent: owedEvent, usedIndex: usedIndex)
     }
     if case .disarmed(always: true) = state {

@@ -104,7 +104,7 @@ public final class DriverSession {
         throw .fault(.strayWrite(address, near: "next to the ring of queue \(queue.index)"))
       }
       queue.ring.release(to: transport.memory)
-      if let tables = queue.indirectTables {
+      for tables in queue.indirectTables {
         if let address = transport.memory.damage(around: tables) {
           throw .fault(.strayWrite(address, near: "next to the indirect tables of queue \(queue.index)"))
         }

@@ -91,7 +91,7 @@ public final class InProcessTransport: DriverTransport {
       } catch { throw .refused("eventfd failed: \(error)") }
     }
     if isLive { for index in queues.indices { try start(index) } }
-    return queues.map { QueueLines(kick: .eventCounter($0.kick), call: .eventCounter($0.call)) }
+    return queues.map { .eventCounters(kick: $0.kick, call: $0.call) }
   }
 
   private func start(_ index: Int) throws(DriverError) {

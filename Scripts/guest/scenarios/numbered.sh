@@ -1,0 +1,39 @@
+# Writes numbered blocks and says each number as soon as the disk has
+# acknowledged it, so that the host can check that none is lost when the
+# back-end stops meanwhile. Several writers keep several requests under way.
+#
+# blocks=N   of 4096 bytes, each filled with its number at its own place
+
+writers=4
+
+block_of() { printf '%-4095s\n' "block $1"; }
+
+write_from() { # first
+  number=$1
+  while [ "$number" -lt "$blocks" ]; do
+    # Every eighth is also flushed.
+    conv=notrunc
+    [ $((number / writers % 8)) -ne 0 ] || conv=notrunc,fsync
+    block_of "$number" |
+      dd of=$disk bs=4k seek="$number" iflag=fullblock oflag=direct conv=$conv status=none || return 1
+    echo "ACK $number"
+    number=$((number + writers))
+  done
+}
+
+started=''
+for writer in $(seq 0 $((writers - 1))); do
+  write_from "$writer" &
+  started="$started $!"
+done
+for writer in $started; do
+  wait "$writer" || fail "a write ended in an error"
+done
+
+number=0
+while [ "$number" -lt "$blocks" ]; do
+  block_of "$number"
+  number=$((number + 1))
+done >/tmp/expected
+dd if=$disk bs=4k count="$blocks" iflag=direct status=none | cmp - /tmp/expected ||
+  fail "blocks read otherwise than they were written"

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Installs the Debian packages this project needs, only those that are missing.
+#
+#   Scripts/setup.sh [build] [guest]      (both when none is named)
+#
+# build   what the Swift package links against
+# guest   what boots and checks a real Linux guest (Scripts/guest)
+set -euo pipefail
+
+declare -A groups=(
+  [build]="liburing-dev libaio-dev pkg-config"
+  [guest]="qemu-system-x86 qemu-system-common busybox-static cpio fio e2fsprogs python3-minimal"
+)
+
+[ $# -gt 0 ] || set -- build guest
+
+missing=()
+for group in "$@"; do
+  if [ -z "${groups[$group]:-}" ]; then
+    echo "setup: no group '$group'; there are: ${!groups[*]}" >&2
+    exit 2
+  fi
+  for package in ${groups[$group]}; do
+    status=$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null || true)
+    [ "$status" = "install ok installed" ] || missing+=("$package")
+  done
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+if ! command -v apt-get >/dev/null; then
+  echo "setup: this machine has no apt-get; please install the equivalents of: ${missing[*]}" >&2
+  exit 1
+fi
+if [ "$(id -u)" -ne 0 ]; then
+  echo "setup: missing packages; please run as root: apt-get install ${missing[*]}" >&2
+  exit 1
+fi
+
+echo "setup: installing ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+# A bare machine has no package lists, an old one has lists of packages that are gone.
+apt-get update -qq
+apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null

@@ -1,0 +1,34 @@
+/// What a driver's queue is made of: a ring in memory, two lines, and room for indirect tables.
+public import VirtioCore
+
+/// The parts of one queue. Copies mean the same parts.
+public struct QueueSetup: Sendable {
+  public let index: Int
+  public let ring: RingMemory
+  public let lines: QueueLines
+  public let memory: DriverMemory
+  public let eventIndex: Bool
+  /// None where INDIRECT_DESC is not negotiated.
+  public let indirectTables: [GuestBuffer]
+  /// Descriptors in each.
+  public let indirectEntries: Int
+
+  public init(
+    index: Int, ring: RingMemory, lines: QueueLines, memory: DriverMemory, features: FeatureSet, indirectTables: Int = 0,
+    indirectEntries: Int = 0
+  ) throws(DriverError) {
+    self.index = index
+    self.ring = ring
+    self.lines = lines
+    self.memory = memory
+    eventIndex = features.contains(.eventIndex)
+    self.indirectEntries = indirectEntries
+    var tables: [GuestBuffer] = []
+    if features.contains(.indirectDescriptors), indirectEntries > 0 {
+      for _ in 0..<min(indirectTables, Int(UInt16.max)) {
+        tables.append(try memory.allocate(16 * indirectEntries, alignment: 16))
+      }
+    }
+    self.indirectTables = tables
+  }
+}

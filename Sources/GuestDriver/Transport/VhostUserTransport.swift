@@ -1,0 +1,206 @@
+/// A device in another process, over a vhost-user socket: what a VMM and a driver do together, in one.
+internal import CLinux
+internal import Glibc
+internal import SystemPackage
+public import VhostUser
+public import VirtioCore
+
+/// The front-end of any vhost-user back-end. The status lives here where the back-end does not negotiate STATUS.
+public final class VhostUserTransport: DriverTransport {
+  public let name = "vhost-user"
+  public let memory: DriverMemory
+  public let frontend: Frontend
+  private let offer: Frontend.Offer
+  private let regions: [FrontendRegion]
+  private let channel: BackendChannel?
+  private var localStatus = DeviceStatus()
+  private var accepted = FeatureSet()
+  private var queues: [Queue] = []
+  private var memoryIsSet = false
+
+  private struct Queue {
+    let configuration: QueueConfiguration
+    let kick: OwnedDescriptor
+    let call: OwnedDescriptor
+    let failure: OwnedDescriptor
+    var isRunning = false
+  }
+
+  private var hasStatus: Bool { offer.protocolFeatures.contains(.status) }
+
+  /// - Parameter memory: every region of it has a file behind it.
+  public convenience init(path: String, memory: DriverMemory) throws(DriverError) {
+    let frontend: Frontend
+    do { frontend = try Frontend(connectingTo: path) } catch { throw .noDevice("\(error)") }
+    try self.init(frontend, memory: memory)
+  }
+
+  public init(_ frontend: Frontend, memory: DriverMemory) throws(DriverError) {
+    self.frontend = frontend
+    self.memory = memory
+    offer = try Self.ask { () throws(FrontendError) in try frontend.handshake() }
+    guard offer.protocolFeatures.contains(.configuration) else {
+      throw .refused("the back-end does not offer the protocol feature CONFIG, without which a disk has no size")
+    }
+    let asksForChannel = offer.protocolFeatures.contains(.backendRequests)
+    channel = asksForChannel ? try Self.ask { () throws(FrontendError) in try frontend.openBackendChannel() } : nil
+    // User addresses that are neither guest addresses nor any that this process has: a back-end that mixes them up fails.
+    var userAddress: UInt64 = 0x4000_0000_0000
+    var regions: [FrontendRegion] = []
+    for region in memory.regions {
+      guard let descriptor = region.descriptor else {
+        throw .badRequest("guest memory for vhost-user has to be a file that can be handed over")
+      }
+      regions.append(
+        FrontendRegion(
+          MemoryRegion(
+            guestAddress: region.start, size: UInt64(region.size), userAddress: userAddress, offset: region.fileOffset),
+          descriptor: descriptor))
+      userAddress += UInt64(region.size) + 0x10_0000
+    }
+    guard regions.count <= offer.memorySlots else {
+      throw .refused("the back-end takes \(offer.memorySlots) memory regions, not \(regions.count)")
+    }
+    self.regions = regions
+  }
+
+  private static func ask<Result>(_ body: () throws(FrontendError) -> Result) throws(DriverError) -> Result {
+    do { return try body() } catch {
+      switch error {
+      case .closed, .socket, .stream: throw .noDevice("\(error)")
+      case .timedOut: throw .timeout("\(error)")
+      default: throw .refused("\(error)")
+      }
+    }
+  }
+
+  /// vhost-user knows only of the device that somebody serves on the socket; a driver of block devices asks for one.
+  public func deviceID() -> UInt32 { 2 }
+
+  public func readConfiguration(at offset: Int, count: Int) throws(DriverError) -> [UInt8] {
+    try Self.ask { () throws(FrontendError) in
+      try frontend.configuration(at: UInt32(clamping: offset), count: count)
+    }
+  }
+
+  public func writeConfiguration(at offset: Int, _ bytes: [UInt8]) throws(DriverError) {
+    try Self.ask { () throws(FrontendError) in
+      try frontend.setConfiguration(at: UInt32(clamping: offset), bytes)
+    }
+  }
+
+  public func configurationGeneration() -> UInt32 { 0 }
+
+  public func status() throws(DriverError) -> DeviceStatus {
+    guard hasStatus else { return localStatus }
+    return try Self.ask { () throws(FrontendError) in try frontend.status() }
+  }
+
+  public func setStatus(_ status: DeviceStatus) throws(DriverError) {
+    // Rings are set up with DRIVER_OK and not before: a back-end may serve a ring from the moment it is enabled.
+    if status.contains(.driverOK), !localStatus.contains(.driverOK) {
+      for index in queues.indices { try start(index) }
+    }
+    localStatus = status
+    if hasStatus { try Self.ask { () throws(FrontendError) in try frontend.setStatus(status) } }
+  }
+
+  public func reset() throws(DriverError) {
+    try stopQueues()
+    localStatus = []
+    try Self.ask { () throws(FrontendError) in
+      if offer.protocolFeatures.contains(.resetDevice) { try frontend.resetDevice() }
+      if hasStatus { try frontend.setStatus([]) }
+    }
+  }
+
+  public func offeredFeatures() -> FeatureSet { offer.features }
+
+  public func acceptFeatures(_ features: FeatureSet) throws(DriverError) {
+    accepted = features
+    try Self.ask { () throws(FrontendError) in try frontend.setFeatures(features) }
+  }
+
+  public func queueCount() -> Int { offer.queueCount }
+  /// vhost-user does not tell; a back-end refuses what is too large for it.
+  public func maximumQueueSize(_ queue: Int) -> UInt16 { queue < offer.queueCount ? 32768 : 0 }
+
+  public func findQueues(_ configurations: [QueueConfiguration]) throws(DriverError) -> [QueueLines] {
+    queues = []
+    for configuration in configurations {
+      do {
+        queues.append(
+          Queue(
+            configuration: configuration, kick: try .eventCounter(), call: try .eventCounter(), failure: try .eventCounter()))
+      } catch { throw .system("eventfd", error) }
+    }
+    try setMemory()
+    return queues.map { .eventCounters(kick: $0.kick, call: $0.call) }
+  }
+
+  private func setMemory() throws(DriverError) {
+    guard !memoryIsSet else { return }
+    try Self.ask { () throws(FrontendError) in
+      if offer.protocolFeatures.contains(.memorySlots) {
+        for region in regions { try frontend.addMemory(region) }
+      } else {
+        try frontend.setMemory(regions)
+      }
+    }
+    memoryIsSet = true
+  }
+
+  /// A ring address as the front-end knows it; one outside guest memory stays what it is, and the back-end refuses it.
+  private func userAddress(_ address: GuestAddress) -> UInt64 {
+    for region in regions.map(\.region) where address >= region.guestAddress {
+      let distance = address.rawValue - region.guestAddress.rawValue
+      if distance < region.size { return region.userAddress + distance }
+    }
+    return address.rawValue
+  }
+
+  private func start(_ index: Int) throws(DriverError) {
+    let queue = queues[index]
+    let configuration = queue.configuration
+    try Self.ask { () throws(FrontendError) in
+      try frontend.start(
+        FrontendQueue(
+          index: UInt8(clamping: index), size: configuration.size,
+          descriptorTable: userAddress(configuration.descriptorTable),
+          availableRing: userAddress(configuration.availableRing), usedRing: userAddress(configuration.usedRing),
+          kick: queue.kick, call: queue.call, error: queue.failure))
+    }
+    queues[index].isRunning = true
+  }
+
+  private func stopQueues() throws(DriverError) {
+    for index in queues.indices where queues[index].isRunning { _ = try stopQueue(index) }
+  }
+
+  /// GET_VRING_BASE: returns when everything in flight on the ring is finished.
+  /// - Returns: the available index at which it stands.
+  public func stopQueue(_ index: Int) throws(DriverError) -> UInt32 {
+    queues[index].isRunning = false
+    return try Self.ask { () throws(FrontendError) in try frontend.stop(queue: UInt8(clamping: index)) }
+  }
+
+  public func deleteQueues() throws(DriverError) {
+    try stopQueues()
+    queues = []
+  }
+
+  public func waitForConfigurationChange(milliseconds: Int) throws(DriverError) -> Bool {
+    guard let channel, Self.isReadable(channel.descriptor, milliseconds: milliseconds) else { return false }
+    do { return try channel.next() != nil } catch { throw .noDevice("the back-end's channel broke: \(error)") }
+  }
+
+  public func waitForFailure(queue: Int, milliseconds: Int) throws(DriverError) -> Bool {
+    guard queue < queues.count else { return false }
+    return Self.isReadable(queues[queue].failure.rawValue, milliseconds: milliseconds)
+  }
+
+  private static func isReadable(_ descriptor: Int32, milliseconds: Int) -> Bool {
+    var one = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
+    return unsafe poll(&one, 1, Int32(clamping: milliseconds)) > 0
+  }
+}

@@ -1,0 +1,134 @@
+/// The verifier against the reference device: green when that is right, red for each way in which it can be wrong.
+import Testing
+import VirtioCore
+
+@testable import GuestDriver
+
+/// A driver and the reference device, in one process.
+func makeClient(
+  _ device: ReferenceDevice, features: FeatureSet = BlockFeature.understood, queueSize: UInt16 = 64, queues: Int? = nil,
+  shape: RingShape = .separate, memory: DriverMemory? = nil
+) throws -> BlockClient {
+  let memory = try memory ?? DriverMemory(size: 8 << 20)
+  let transport = try InProcessTransport(device: device, memory: memory)
+  let client = try BlockClient(
+    transport, options: DriverOptions(features: features, queues: queues, queueSize: queueSize, shape: shape))
+  client.patience = .seconds(2)
+  return client
+}
+
+struct VerifierTests {
+  struct Variant: Sendable, CustomTestStringConvertible {
+    var features: FeatureSet
+    var queueSize: UInt16
+    var shape = RingShape.separate
+    var waiting = Waiting.calls
+    var queues = 2
+    var testDescription: String { "\(features) size \(queueSize) \(shape) \(waiting) \(queues) queues" }
+  }
+
+  static let all = BlockFeature.understood
+  static let variants: [Variant] = [
+    Variant(features: all, queueSize: 64),
+    Variant(features: all, queueSize: 1),
+    Variant(features: all, queueSize: 2, waiting: .polling),
+    Variant(features: all.subtracting(.eventIndex), queueSize: 64),
+    Variant(features: all.subtracting(.eventIndex), queueSize: 64, waiting: .polling),
+    Variant(features: all.subtracting(.indirectDescriptors), queueSize: 32),
+    Variant(features: all.subtracting([.indirectDescriptors, .eventIndex]), queueSize: 4, queues: 1),
+    Variant(features: all.subtracting(.version1), queueSize: 128, shape: .legacy()),
+    Variant(features: all, queueSize: 128, shape: .legacy(alignment: 64)),
+    Variant(features: all, queueSize: 32768, queues: 1),
+  ]
+
+  @Test("a right device is proved right", arguments: variants)
+  func rightDevice(_ variant: Variant) throws {
+    let device = try ReferenceDevice(bytes: 1 << 20, queues: variant.queues)
+    let client = try makeClient(
+      device, features: variant.features, queueSize: variant.queueSize, shape: variant.shape)
+    client.waiting = variant.waiting
+    client.depth = 8
+    var verifier = try Verifier(client, VerifyOptions(seed: 1, limit: .bytes(512 << 10), largest: 16384))
+    let report = try verifier.run()
+    #expect(report.bytes >= 512 << 10)
+    #expect(report.bytesReadBack > 0)
+    #expect(report.requests.count == 5)
+    try client.shutDown()
+  }
+
+  @Test("memory in many pieces", arguments: [2, 17, 509])
+  func manyRegions(_ count: Int) throws {
+    // Every other region touches its neighbour, so both kinds of edges are there.
+    let size: UInt64 = count > 2 ? 16 << 10 : 128 << 10
+    let layout = (0..<count).map { index in
+      (start: GuestAddress(UInt64(index / 2) << 20 | UInt64(index % 2) * size), size: Int(size))
+    }
+    let device = try ReferenceDevice(bytes: 256 << 10)
+    let client = try makeClient(device, queueSize: 16, memory: try DriverMemory(anonymous: layout))
+    client.depth = count > 2 ? 4 : 1
+    var verifier = try Verifier(client, VerifyOptions(seed: 2, limit: .bytes(256 << 10), largest: 2048))
+    #expect(try verifier.run().bytes >= 256 << 10)
+  }
+
+  @Test("a read-only disk is read and never written")
+  func readOnly() throws {
+    let client = try makeClient(try ReferenceDevice(bytes: 1 << 20, readOnly: true))
+    var verifier = try Verifier(client, VerifyOptions(seed: 3, limit: .bytes(256 << 10)))
+    let report = try verifier.run()
+    #expect(report.bytesWritten == 0)
+    #expect(report.bytesRead >= 256 << 10)
+  }
+
+  @Test("the same seed makes the same requests")
+  func seedBringsBack() throws {
+    func run() throws -> ([BlockRequestType: Int], [UInt8]) {
+      let device = try ReferenceDevice(bytes: 1 << 18, queues: 1)
+      let client = try makeClient(device, queues: 1)
+      client.depth = 1
+      var verifier = try Verifier(client, VerifyOptions(seed: 77, limit: .bytes(1 << 19)))
+      let report = try verifier.run()
+      return (report.requests, device.disk)
+    }
+    let (one, other) = (try run(), try run())
+    #expect(one.0 == other.0)
+    #expect(one.1 == other.1)
+  }
+
+  @Test("a disk of 4096-byte blocks")
+  func largeBlocks() throws {
+    let client = try makeClient(try ReferenceDevice(bytes: 1 << 20, logicalBlock: 4096))
+    var verifier = try Verifier(client, VerifyOptions(seed: 4, limit: .bytes(1 << 20)))
+    #expect(try verifier.run().bytes >= 1 << 20)
+  }
+
+  @Test("each flaw is caught, without EVENT_IDX and with it", arguments: Flaw.allCases, [false, true])
+  func flaw(_ flaw: Flaw, eventIndex: Bool) throws {
+    let device = try ReferenceDevice(bytes: 128 << 10, flaw: flaw)
+    let client = try makeClient(
+      device, features: eventIndex ? Self.all : Self.all.subtracting(.eventIndex), queueSize: 32,
+      memory: try DriverMemory(size: 4 << 20))
+    let isSilent = flaw == .neverPublishes || flaw == .ignoresKicks
+    client.patience = isSilent ? .milliseconds(300) : .seconds(5)
+    for queue in client.queues { queue.ring.callPatience = .milliseconds(200) }
+    client.waiting = flaw == .callsWhenUnwanted ? .polling : .calls
+    // A call that is missed is only missed if the driver waits for it.
+    client.depth = flaw == .noCall ? 1 : 4
+    var verifier = try Verifier(client, VerifyOptions(seed: 5, limit: .bytes(2 << 20), largest: 8192))
+    let error = #expect(throws: VerifyError.self) { try verifier.run() }
+    let text = try #require(error).description
+    #expect(text.contains("seed 5"))
+    #expect(Self.words[flaw, default: []].contains { text.contains($0) }, "\(text)")
+  }
+
+  /// What the sentence has to say.
+  static let words: [Flaw: [String]] = [
+    .wrongID: ["does not hold"], .idOutOfRange: ["does not hold"], .idTwice: ["does not hold"], .lengthTooLong: ["writable ones"],
+    .indexJumps: ["used.idx went from"], .indexBackwards: ["used.idx went from"], .neverPublishes: ["no answer"],
+    .noCall: ["did not come"], .callsWhenUnwanted: ["calls where at most"], .ignoresKicks: ["no answer"],
+    .garbageUsedFlags: ["used.flags is 4"], .changesDescriptor: ["changed descriptor"], .changesAvailableIndex: ["changed avail.idx", "used.idx went from"],
+    .noStatus: ["without a status byte"], .wrongStatus: ["IOERR"], .writesBehindBuffer: ["never given"],
+    .writesBeforeBuffer: ["never given"], .writesFarAway: ["far from every buffer"], .changesPayload: ["readable part"],
+    .reportsUnwritten: ["was not"], .dropsWrite: ["found"], .dropsLastSector: ["found"], .wrongSector: ["into sector"],
+    .readsStale: ["found"], .flipsBit: ["found"], .writeZeroesDoesNothing: ["expected zeroes"], .tearsSector: ["found"],
+  ]
+}
