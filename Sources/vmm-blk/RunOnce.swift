@@ -11,7 +11,7 @@ internal import VirtioBlkDevice
 internal import VirtioCore
 
 struct OnceRun {
-  let command: Run
+  let command: RunCommand
 
   func run() throws {
     let device = try command.disk.makeDevice()
@@ -29,7 +29,7 @@ struct OnceRun {
     let path = command.memory
     let before = MemoryFilePicture(try MemoryFileSnapshot(path: path)).queues.filter(\.ready)
     let file = try MemoryFile.open(path: path)
-    let outcomes = try MemoryFileDevice(file: file, device: device, log: { Run.complain($0) }).runOnce()
+    let outcomes = try MemoryFileDevice(file: file, device: device).runOnce()
     return OnceAccount(before, outcomes, memory: try MemoryFileSnapshot(path: path).memory)
   }
 
