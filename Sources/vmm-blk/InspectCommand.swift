@@ -24,10 +24,10 @@ struct InspectCommand: ParsableCommand {
   var queue: [QueueSpecification] = []
 
   @Option(help: .init("What the driver is taken to have accepted, with --raw.", valueName: "bits"))
-  var features: ByteSize?
+  var features: ByteCount?
 
   @Option(help: .init("Guest-physical address of the first byte of a raw file.", valueName: "address"))
-  var memoryBase: ByteSize?
+  var memoryBase: ByteCount?
 
   @Flag(help: "Print JSON.")
   var json = false

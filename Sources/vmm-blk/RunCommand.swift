@@ -22,10 +22,10 @@ struct RunCommand: ParsableCommand {
   var memory: String
 
   @Option(help: .init("Make the memory file first, with this much guest memory.", valueName: "size"))
-  var create: ByteSize?
+  var create: ByteCount?
 
   @Option(help: .init("Guest-physical address of the first byte of memory, for --create and --raw.", valueName: "address"))
-  var memoryBase: ByteSize?
+  var memoryBase: ByteCount?
 
   @OptionGroup var disk: DeviceOptions
 
@@ -39,7 +39,7 @@ struct RunCommand: ParsableCommand {
   var queue: [QueueSpecification] = []
 
   @Option(help: .init("What the driver is taken to have accepted, with --raw.", valueName: "bits"))
-  var features: ByteSize?
+  var features: ByteCount?
 
   @Flag(help: "Print the account of --once as JSON.")
   var json = false
@@ -58,7 +58,7 @@ struct RunCommand: ParsableCommand {
     }
     guard (memoryBase?.bytes ?? 0) % 4096 == 0 else { throw ValidationError("--memory-base is not a multiple of 4096") }
     guard (create?.bytes ?? 4096) % 4096 == 0, create?.bytes != 0 else {
-      throw ValidationError("--create \(create?.description ?? "") is not a multiple of 4096 bytes")
+      throw ValidationError("--create \(create?.bytes ?? 0) is not a multiple of 4096 bytes")
     }
   }
 
@@ -110,7 +110,7 @@ struct QueueSpecification: ExpressibleByArgument, Equatable {
     var values: [String: UInt64] = [:]
     for part in argument.split(separator: ",", omittingEmptySubsequences: false) {
       let sides = part.split(separator: "=", maxSplits: 1)
-      guard sides.count == 2, let value = ByteSize(argument: String(sides[1])) else { return nil }
+      guard sides.count == 2, let value = ByteCount(argument: String(sides[1])) else { return nil }
       guard values.updateValue(value.bytes, forKey: String(sides[0])) == nil else { return nil }
     }
     guard
