@@ -32,8 +32,9 @@ struct DeviceOptions: ParsableArguments {
   var readOnly = false
 
   @Option(
-    name: [.customLong("num-queues"), .customLong("queues")], help: .init("Queues to offer, 1 to 256.", valueName: "n"))
-  var numQueues = 1
+    name: [.customLong("num-queues"), .customLong("queues")],
+    help: .init("Queues to offer, 1 to 256. (default: 1, or what there is room for)", valueName: "n"))
+  var numQueues: Int?
 
   @Option(help: .init("Logical block size in bytes: a power of two, 512 to 65536.", valueName: "bytes"))
   var logicalBlockSize = 512
@@ -78,10 +79,12 @@ struct DeviceOptions: ParsableArguments {
 
 extension DeviceOptions {
   /// The disk, opened, locked and ready for a transport. Errors are sentences for the person.
-  func makeDevice() throws -> BlockDevice {
+  ///
+  /// - Parameter queues: how many there are when the person has not said.
+  func makeDevice(queues: Int = 1) throws -> BlockDevice {
     guard let blkFile else { throw ValidationError("there is no disk: name its image with --blk-file") }
     var options = BlockDeviceOptions()
-    options.queueCount = numQueues
+    options.queueCount = numQueues ?? queues
     guard let size = UInt16(exactly: queueSizeMax) else { throw EngineError.badQueueSize(queueSizeMax) }
     options.maximumQueueSize = size
     options.serial = serial

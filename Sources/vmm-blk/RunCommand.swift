@@ -74,14 +74,16 @@ struct RunCommand: ParsableCommand {
     // Before the device makes threads, which inherit that these signals are not theirs.
     let signals = try TerminationSignals()
     let log = ServeLog(level: .info)
-    let device = try disk.makeDevice()
+    let device: BlockDevice
     let file: MemoryFile
     if let create {
+      device = try disk.makeDevice()
       file = try MemoryFile.create(
         path: memory, memorySize: create.bytes, memoryBase: GuestAddress(memoryBase?.bytes ?? 0),
-        maximumQueues: disk.numQueues)
+        maximumQueues: device.queueCount)
     } else {
       file = try MemoryFile.open(path: memory)
+      device = try disk.makeDevice(queues: file.layout.maximumQueues)
     }
     var meter = Meter()
     let transport = try MemoryFileDevice(file: file, device: device) { line in

@@ -118,11 +118,22 @@ private final class RunningDevice {
   @Test("--once says what stopped a queue, and fails")
   func onceBroken() throws {
     let (memory, disk) = try Images.copy("two-queues", to: directory)
-    let said = try run(
-      program, ["run", "--memory", memory, "--blk-file", disk, "--once", "--num-queues", "2"], succeeds: false)
+    let said = try run(program, ["run", "--memory", memory, "--blk-file", disk, "--once"], succeeds: false)
     #expect(said.contains("queue 0 stopped: the chain at head 2"))
     #expect(said.contains("queue 1: 1 of 1 available requests used"))
     #expect(said.contains("not used"))
+  }
+
+  @Test("--once says why nothing was processed", arguments: [
+    ("before-driver-ok", [], "has not set DRIVER_OK"), ("two-queues", ["--num-queues", "1"], "what this disk cannot do"),
+  ])
+  func onceNothing(_ name: String, _ options: [String], _ words: String) throws {
+    let (memory, disk) = try Images.copy(name, to: directory)
+    let before = try Data(contentsOf: URL(fileURLWithPath: disk))
+    let said = try run(
+      program, ["run", "--memory", memory, "--blk-file", disk, "--once"] + options, succeeds: false)
+    #expect(said.contains(words))
+    #expect(try Data(contentsOf: URL(fileURLWithPath: disk)) == before)
   }
 
   @Test("--raw: a file of guest memory and nothing else, rings by option")

@@ -115,6 +115,26 @@ import VirtioRegisters
     #expect(second.running.keys.sorted() == [0])
   }
 
+  @Test("a state is written beside the one that counts, and then counts")
+  func stateCopies() throws {
+    let served = try ServedFile(file, FakeDevice())
+    defer { served.stop() }
+    let driver = try MemoryFileDriver.open(path: file.path)
+    func states() throws -> (active: UInt8, copies: [Data]) {
+      let bytes = try #require(FileManager.default.contents(atPath: file.path))
+      // Docs/memory-file.md: room for two queues, so copies of 0x280 bytes at 0x1100 of the control block.
+      return (bytes[4096 + 0x140], [0, 1].map { bytes[4096 + 0x1100 + $0 * 0x280..<4096 + 0x1100 + ($0 + 1) * 0x280] })
+    }
+    for status in [1, 3] as [UInt32] {
+      let before = try states()
+      try driver.write(.status, status)
+      let after = try states()
+      #expect(after.active == 1 - before.active)
+      #expect(after.copies[Int(before.active)] == before.copies[Int(before.active)])
+      #expect(Array(after.copies[Int(after.active)].prefix(4)) == [UInt8(status), 0, 0, 0])
+    }
+  }
+
   @Test("a successor that can do less needs a reset and says so")
   func lesserSuccessor() throws {
     let served = try ServedFile(file, FakeDevice())
