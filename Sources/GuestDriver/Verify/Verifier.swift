@@ -56,6 +56,7 @@ public struct VerifyProgress: Sendable {
   public var calls = 0
 
   public var bytes: UInt64 { bytesRead + bytesWritten }
+  public var requestCount: Int { requests.values.reduce(0, +) }
 }
 
 /// Why the disk is not proved.
