@@ -23,7 +23,10 @@ public struct FrontendSession: Sendable {
     _ request: FrontendRequest, payload: [UInt8], descriptors: [OwnedDescriptor]
   ) -> (Message, Expectation) {
     let needReply = asksForAcknowledgements && protocolFeatures.contains(.replyAck)
-    let message = Message(request, needReply: needReply, payload: payload, descriptors: descriptors)
+    // A message with an answer of its own never gets an acknowledgement, and a back-end that copies the flags of the request
+    // (libvhost-user does) would answer with need_reply set.
+    let message = Message(
+      request, needReply: needReply && !request.hasOwnReply, payload: payload, descriptors: descriptors)
     if request.hasOwnReply {
       let size =
         switch request {
