@@ -1,7 +1,9 @@
 /// `vmm-blk guest verify`: a random workload and a model of what the disk must hold.
-internal import ArgumentParser
+public import ArgumentParser
 internal import Foundation
-internal import GuestDriver
+public import GuestDriver
+
+extension VerifyOptions.Cuts: ExpressibleByArgument {}
 
 struct GuestVerify: GuestVerb {
   static let configuration = CommandConfiguration(
@@ -20,6 +22,8 @@ struct GuestVerify: GuestVerb {
   @Option(help: .init("The part of the disk to use: where it begins.", valueName: "bytes")) var offset = ByteCount(0)
   @Option(help: .init("The part of the disk to use: its size (default: up to 1G).", valueName: "bytes")) var length: ByteCount?
   @Option(help: .init("The largest request.", valueName: "bytes")) var largest = ByteCount(128 << 10)
+  @Option(help: "How requests are cut into descriptors; QEMU's own back-ends can do 'random', not 'all'.")
+  var cuts = VerifyOptions.Cuts.all
   @Flag(help: "Look for answers instead of being called.") var poll = false
   @Flag(help: "Print JSON.") var json = false
 
@@ -37,7 +41,7 @@ struct GuestVerify: GuestVerb {
       if poll { client.waiting = .polling }
       let limit: VerifyOptions.Limit =
         seconds.map { .duration(.seconds($0)) } ?? .bytes(bytes?.bytes ?? 64 << 20)
-      var options = VerifyOptions(seed: seed, limit: limit, largest: Int(largest.bytes))
+      var options = VerifyOptions(seed: seed, limit: limit, largest: Int(largest.bytes), cuts: cuts)
       if length != nil || offset.bytes > 0 {
         guard offset.bytes < client.capacity else {
           throw DriverError.badRequest("the offset \(offset.bytes) is past the disk's end at \(client.capacity)")
