@@ -32,7 +32,7 @@ test-fast:
 # Real guests, and the proofs of what a request costs.
 test-system: release
 	@Scripts/setup.sh build guest counts
-	Scripts/counts.sh
+	Scripts/counts.py
 	Scripts/guest/test.sh
 
 test: test-fast test-system
