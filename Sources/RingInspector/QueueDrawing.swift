@@ -119,7 +119,8 @@ public struct QueueDrawing {
       let index = String(descriptor.index)
       let length = String(descriptor.length)
       add(
-        indent + String(repeating: " ", count: max(0, 5 - index.count)) + "\(index) \(branch) \(Self.hex(descriptor.address))"
+        indent + String(repeating: " ", count: max(0, 5 - index.count))
+          + "\(index) \(branch) \(Self.hex(descriptor.address))"
           + String(repeating: " ", count: max(1, 11 - length.count)) + "\(length)  \(direction)  \(role)")
     }
   }
