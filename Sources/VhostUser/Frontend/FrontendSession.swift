@@ -22,7 +22,8 @@ public struct FrontendSession: Sendable {
   func message(
     _ request: FrontendRequest, payload: [UInt8], descriptors: [OwnedDescriptor]
   ) -> (Message, Expectation) {
-    let needReply = asksForAcknowledgements && protocolFeatures.contains(.replyAck)
+    // Not on a request with a reply of its own: there need_reply means nothing, and libvhost-user echoes it in the reply.
+    let needReply = asksForAcknowledgements && protocolFeatures.contains(.replyAck) && !request.hasOwnReply
     let message = Message(request, needReply: needReply, payload: payload, descriptors: descriptors)
     if request.hasOwnReply {
       let size =
