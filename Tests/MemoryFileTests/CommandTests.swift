@@ -102,7 +102,7 @@ private final class RunningDevice {
     var device = try RunningDevice(["--memory", memory, "--create", "16M", "--blk-file", disk, "--num-queues", "2"])
     let guest = Process()
     guest.executableURL = URL(fileURLWithPath: program)
-    guest.arguments = ["guest", "--memory", memory, "verify", "--bytes", "2M", "--seed", "1"]
+    guest.arguments = ["guest", "--memory", memory, "verify", "--bytes", "4M", "--largest", "16k", "--seed", "1"]
     let output = Pipe()
     guest.standardOutput = output
     guest.standardError = output
