@@ -127,19 +127,18 @@ public struct ChainPicture: Equatable, Sendable {
 
     mutating func follow(from first: UInt16, in table: [UInt8], isIndirect: Bool) {
       let size = table.count / 16
-      var seen = [Bool](repeating: false, count: size)
+      var seen = Set<UInt16>()
       var index = first
       while true {
         guard Int(index) < size else {
           problems.append(QueueError.nextOutOfRange(index).description)
           return
         }
-        guard !seen[Int(index)] else {
+        guard seen.insert(index).inserted else {
           problems.append(
             QueueError.chainLoops(head: head).description + " (back to descriptor \(index))")
           return
         }
-        seen[Int(index)] = true
         let descriptor = DescriptorPicture(index: index, bytes: table[Int(index) * 16..<Int(index) * 16 + 16])
         chain.append(descriptor)
         if descriptor.isIndirect {

@@ -52,7 +52,9 @@ struct RunCommand: ParsableCommand {
     guard !raw || !queue.isEmpty else {
       throw ValidationError("a raw file does not say where its rings are: add --queue size=N,desc=A,avail=A,used=A")
     }
-    guard !once || create == nil else { throw ValidationError("a new file has nothing to process: leave out --create or --once") }
+    guard !once || create == nil else {
+      throw ValidationError("a new file has nothing to process: leave out --create or --once")
+    }
     guard memoryBase == nil || create != nil || raw else {
       throw ValidationError("the file says where its memory is: --memory-base is for --create and --raw")
     }

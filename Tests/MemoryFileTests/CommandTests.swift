@@ -96,6 +96,30 @@ private final class RunningDevice {
     #expect(try MemoryFileSnapshot(path: memory).deviceEpoch == 2)
   }
 
+  @Test("the synthetic guest finds every byte right although its device is killed again and again")
+  func killedUnderLoad() throws {
+    try makeDisk(4 << 20)
+    var device = try RunningDevice(["--memory", memory, "--create", "16M", "--blk-file", disk, "--num-queues", "2"])
+    let guest = Process()
+    guest.executableURL = URL(fileURLWithPath: program)
+    guest.arguments = ["guest", "--memory", memory, "verify", "--bytes", "4M", "--largest", "16k", "--seed", "1"]
+    let output = Pipe()
+    guest.standardOutput = output
+    guest.standardError = output
+    try guest.run()
+    for round in 1...3 {
+      let kicks = { (try? MemoryFileSnapshot(path: memory))?.doorbells.reduce(0) { $0 + Int($1.kicks) } ?? 0 }
+      let before = kicks()
+      while guest.isRunning, kicks() < before + 10 { usleep(200) }
+      _ = device.end(round % 2 == 0 ? SIGTERM : SIGKILL)
+      device = try RunningDevice(["--memory", memory, "--blk-file", disk])
+    }
+    let said = String(decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+    guest.waitUntilExit()
+    #expect(guest.terminationStatus == 0 && said.contains("every byte is right"), "\(said)")
+    _ = device.end(SIGTERM)
+  }
+
   @Test("--once accounts for each request, as a table and as JSON", arguments: [false, true])
   func once(_ json: Bool) throws {
     let (memory, disk) = try Images.copy("read-write", to: directory)

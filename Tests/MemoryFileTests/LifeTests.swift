@@ -125,6 +125,8 @@ import VirtioRegisters
       // Docs/memory-file.md: room for two queues, so copies of 0x280 bytes at 0x1100 of the control block.
       return (bytes[4096 + 0x140], [0, 1].map { bytes[4096 + 0x1100 + $0 * 0x280..<4096 + 0x1100 + ($0 + 1) * 0x280] })
     }
+    // The answer comes when the device has taken the file up.
+    _ = try driver.read(.status)
     for status in [1, 3] as [UInt32] {
       let before = try states()
       try driver.write(.status, status)
