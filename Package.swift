@@ -37,10 +37,18 @@ let package = Package(
     .target(name: "MemoryFile", dependencies: ["CLinux", "VirtioCore", "VirtioRegisters", system], swiftSettings: strict),
     .target(
       name: "GuestDriver", dependencies: ["CLinux", "VirtioCore", "VhostUser", "MemoryFile", system], swiftSettings: strict),
+    .target(
+      name: "Bench",
+      dependencies: [
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "VhostUser", "MemoryFile", "GuestDriver", system,
+        .product(name: "Histogram", package: "hdrhistogram-swift"),
+        .product(name: "TextTable", package: "TextTable"),
+      ],
+      swiftSettings: strict),
     .executableTarget(
       name: "vmm-blk",
       dependencies: [
-        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "VhostUser", "MemoryFile", "GuestDriver",
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "VhostUser", "MemoryFile", "GuestDriver", "Bench",
         system, logging,
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Histogram", package: "hdrhistogram-swift"),
@@ -60,6 +68,9 @@ let package = Package(
     .testTarget(
       name: "GuestDriverTests",
       dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "VhostUser", "MemoryFile", "GuestDriver", system],
+      swiftSettings: strict),
+    .testTarget(
+      name: "BenchTests", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", "Bench", system],
       swiftSettings: strict),
   ]
 )

@@ -3,5 +3,6 @@ import ArgumentParser
 @main
 struct VmmBlk: ParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "vmm-blk", abstract: "A virtio block device in userspace.")
+    commandName: "vmm-blk", abstract: "A virtio block device in userspace.",
+    subcommands: [BenchCommand.self])
 }
