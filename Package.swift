@@ -36,6 +36,8 @@ let package = Package(
     .target(name: "VhostUser", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
     .target(name: "MemoryFile", dependencies: ["CLinux", "VirtioCore", "VirtioRegisters", system], swiftSettings: strict),
     .target(
+      name: "RingInspector", dependencies: ["VirtioCore", "VirtioRegisters", "MemoryFile"], swiftSettings: strict),
+    .target(
       name: "GuestDriver", dependencies: ["CLinux", "VirtioCore", "VhostUser", "MemoryFile", system], swiftSettings: strict),
     .target(
       name: "Bench",
@@ -48,12 +50,15 @@ let package = Package(
     .executableTarget(
       name: "vmm-blk",
       dependencies: [
-        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "VhostUser", "MemoryFile", "GuestDriver", "Bench",
-        system, logging,
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "VhostUser", "MemoryFile", "RingInspector",
+        "GuestDriver", "Bench", system, logging,
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Histogram", package: "hdrhistogram-swift"),
         .product(name: "TextTable", package: "TextTable"),
       ],
+      swiftSettings: strict),
+    .executableTarget(
+      name: "request-cost", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice"], path: "Benchmarks/RequestCost",
       swiftSettings: strict),
     .testTarget(name: "VirtioCoreTests", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
     .testTarget(
@@ -63,7 +68,9 @@ let package = Package(
     .testTarget(name: "VhostUserTests", dependencies: ["CLinux", "VirtioCore", "VhostUser", system], swiftSettings: strict),
     .testTarget(
       name: "MemoryFileTests",
-      dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "MemoryFile", "GuestDriver", system],
+      dependencies: [
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "MemoryFile", "RingInspector", "GuestDriver", system,
+      ],
       swiftSettings: strict),
     .testTarget(
       name: "GuestDriverTests",

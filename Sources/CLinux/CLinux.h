@@ -164,6 +164,9 @@ static inline int clinux_direct_io_alignment(int fd, uint32_t *memory, uint32_t 
   return 1;
 }
 
+// si_addr is a macro.
+static inline void *clinux_fault_address(const siginfo_t *info) { return info ? info->si_addr : NULL; }
+
 // Names for macros that Swift does not import.
 static const unsigned int clinux_sqe_fixed_file = 1u << IOSQE_FIXED_FILE_BIT;
 static const unsigned int clinux_sqe_io_link = 1u << IOSQE_IO_LINK_BIT;
@@ -181,6 +184,16 @@ static inline void clinux_prep_futex_wait(struct io_uring_sqe *sqe, const uint32
 
 // Unions without a name are not imported.
 static inline void clinux_sqe_set_rw_flags(struct io_uring_sqe *sqe, int flags) { sqe->rw_flags = flags; }
+
+static const unsigned clinux_setup_hybrid_iopoll = 1u << 17; // Linux 6.13
+
+// The ring's flag word: the submission thread sleeps; completions wait to be run.
+static inline int clinux_sq_needs_wakeup(const struct io_uring *ring) {
+  return (*(volatile unsigned *)ring->sq.kflags & IORING_SQ_NEED_WAKEUP) != 0;
+}
+static inline int clinux_sq_has_taskrun(const struct io_uring *ring) {
+  return (*(volatile unsigned *)ring->sq.kflags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0;
+}
 
 // Takes one completion off the ring, as values: 1 when there was one. io_uring_for_each_cqe is a macro.
 static inline int clinux_take_cqe(struct io_uring *ring, uint64_t *data, int32_t *result, uint32_t *flags) {

@@ -121,8 +121,10 @@ extension MemoryFile {
   }
 
   /// Whether somebody else is that side.
-  func isTaken(_ side: Side) -> Bool {
-    var lock = Self.lock(side, type: Int16(F_WRLCK))
+  func isTaken(_ side: Side) -> Bool { Self.isTaken(side, descriptor) }
+
+  static func isTaken(_ side: Side, _ descriptor: OwnedDescriptor) -> Bool {
+    var lock = lock(side, type: Int16(F_WRLCK))
     guard unsafe clinux_fcntl_lock(descriptor.rawValue, clinux_ofd_getlk, &lock) == 0 else { return false }
     return lock.l_type != Int16(F_UNLCK)
   }

@@ -20,6 +20,8 @@ public final class MemoryFileDevice {
   let log: @Sendable (String) -> Void
   let face: RegisterFace
   var registers: MMIORegisters
+  /// Queues that could not be started since `attach`, or since the driver's last reset.
+  var startFailures: [DeviceEvent] = []
   /// The number of the last request answered; our own copy, because the word in the file is anybody's.
   private var answered: UInt32 = 0
 
@@ -79,13 +81,14 @@ public final class MemoryFileDevice {
   /// Brings registers and device to where the file says a driver is, and says that we are here.
   func attach() {
     let control = file.control
+    startFailures = []
     let (restored, effects, restoration) = MMIORegisters.restore(control.loadState(), face: face)
     registers = restored
     answered = control.responseSequence.loadAcquire()
     control.deviceProcess.storeRelaxed(UInt32(getpid()))
     perform(effects)
     if restoration == .refused {
-      log("The driver on '\(file.path)' had agreed on what this disk cannot do; it has to reset the device.")
+      log("the driver on \(file.path) had agreed on what this disk cannot do: it has to reset the device")
     }
     control.storeState(registers.image)
     control.deviceState.storeRelease(ControlBlock.DeviceState.serving)
@@ -98,12 +101,15 @@ public final class MemoryFileDevice {
   }
 
   /// Drains every queue and says that nobody is here. What the driver has set up stays in the file.
-  func detach() {
+  /// - Returns: what happened meanwhile.
+  @discardableResult
+  func detach() -> [DeviceEvent] {
     for (queue, _) in registers.readyQueues { _ = device.stop(queue: queue) }
-    handleEvents()
+    let events = handleEvents()
     file.control.storeState(registers.image)
     file.control.deviceState.storeRelease(ControlBlock.DeviceState.absent)
     _ = unsafe clinux_futex_wake(file.control.deviceState.address, Int32.max)
+    return events
   }
 
   // MARK: Mailbox
@@ -156,6 +162,7 @@ public final class MemoryFileDevice {
         if device.writeConfiguration(at: offset, bytes) { registers.configurationWritten(at: offset, bytes) }
       case .reset:
         device.reset()
+        startFailures = []
         // Events of the time before the reset concern nobody any more.
         _ = device.takeEvents()
         file.control.interruptStatus.storeRelease(0)
@@ -171,7 +178,10 @@ public final class MemoryFileDevice {
       queue: queue, memory: file.memory, features: registers.features, configuration: configuration,
       position: QueuePosition(available: used, used: used), kick: .doorbell(file.control.kick(queue)),
       call: callSink(queue), publishesInOrder: true)
-    do { try device.start(activation) } catch { fail(queue, error) }
+    do { try device.start(activation) } catch {
+      startFailures.append(.queueFailed(queue: queue, error))
+      fail(queue, error)
+    }
   }
 
   private func callSink(_ queue: Int) -> CallSink {
@@ -180,8 +190,11 @@ public final class MemoryFileDevice {
 
   // MARK: Events
 
-  private func handleEvents() {
-    for event in device.takeEvents() {
+  /// - Returns: what happened.
+  @discardableResult
+  func handleEvents() -> [DeviceEvent] {
+    let events = device.takeEvents()
+    for event in events {
       switch event {
       case .queueFailed(let queue, let error):
         fail(queue, error)
@@ -190,10 +203,11 @@ public final class MemoryFileDevice {
         if registers.status.contains(.driverOK) { notifyConfigurationChange() }
       }
     }
+    return events
   }
 
   private func fail(_ queue: Int, _ error: QueueError) {
-    log("Queue \(queue) of '\(file.path)' stopped: \(error); the driver has to reset the device.")
+    log("queue \(queue) of \(file.path) stopped, until the driver resets the device: \(error)")
     if registers.needReset() { notifyConfigurationChange() }
   }
 

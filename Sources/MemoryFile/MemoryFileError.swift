@@ -8,7 +8,7 @@ public enum MemoryFileError: Error, Equatable, CustomStringConvertible {
   /// `--create` on a file that is there already.
   case exists(path: String)
   case badSize(path: String, size: UInt64)
-  /// The header is not one that can be worked with; `reason` finishes "because …".
+  /// The header is not one that can be worked with; `reason` is half a sentence.
   case notAMemoryFile(path: String, reason: String)
   case unsupportedVersion(path: String, UInt32)
   /// Another device serves the file; 0 when its process is not known.
@@ -24,30 +24,28 @@ public enum MemoryFileError: Error, Equatable, CustomStringConvertible {
 
   public var description: String {
     switch self {
+    case .system(let path, "open", .noSuchFileOrDirectory):
+      "there is no memory file \(path): make one with 'vmm-blk run --memory \(path) --create 64M --blk-file IMAGE'"
     case .system(let path, let action, let errno):
-      "Cannot \(action) the memory file '\(path)': \(errno); check the path, its permissions and the free space."
-    case .exists(let path):
-      "The file '\(path)' exists already; leave out --create to use it, or remove it first."
+      "the system refuses to \(action) the memory file \(path) (\(errno)): check the path, its permissions and the free space"
+    case .exists(let path): "the file \(path) exists already: leave out --create to use it, or remove it first"
     case .badSize(let path, let size):
-      "A memory file '\(path)' with \(size) bytes of guest memory cannot be made; ask for a multiple of 4096 bytes."
+      "a memory file \(path) with \(size) bytes of guest memory cannot be made: ask for a multiple of 4096 bytes"
     case .notAMemoryFile(let path, let reason):
-      "'\(path)' is not a usable memory file because \(reason); make one with `vmm-blk run --memory FILE --create SIZE`."
+      "\(path) cannot be used as a memory file (\(reason)): make one with 'vmm-blk run --memory FILE --create 64M'"
     case .unsupportedVersion(let path, let version):
-      "'\(path)' is a memory file of version \(version), and this program knows version 1; make a new file."
+      "\(path) is a memory file of version \(version), and this program knows version 1: make a new file"
     case .deviceAlreadyThere(let path, let process):
-      process == 0
-        ? "A device serves the memory file '\(path)' already; stop it first."
-        : "A device (process \(process)) serves the memory file '\(path)' already; stop it first."
-    case .driverAlreadyThere(let path):
-      "Another driver has the memory file '\(path)' open; stop it first."
+      "a device\(process == 0 ? "" : " (process \(process))") serves the memory file \(path) already: stop it first"
+    case .driverAlreadyThere(let path): "another driver has the memory file \(path) open: stop it first"
     case .tooManyQueues(let path, let device, let file):
-      "The disk has \(device) queues and the memory file '\(path)' has room for \(file); ask for fewer with --num-queues."
+      "the disk has \(device) queues and the memory file \(path) has room for \(file): ask for fewer with --num-queues"
     case .noDevice(let path):
-      "No device serves the memory file '\(path)'; start one with `vmm-blk run --memory \(path) --blk-file IMAGE`."
+      "no device serves the memory file \(path): start one with 'vmm-blk run --memory \(path) --blk-file IMAGE'"
     case .noAnswer(let path, let process, let milliseconds):
-      "The device (process \(process)) on the memory file '\(path)' has not answered for \(milliseconds) ms; see whether it hangs."
+      "the device (process \(process)) on the memory file \(path) has not answered for \(milliseconds) ms: see whether it hangs"
     case .accessRefused(let path, let offset, let width):
-      "The device on '\(path)' refused an access of \(width) bytes to register 0x\(String(offset, radix: 16))."
+      "the device on \(path) refused an access of \(width) bytes to register 0x\(String(offset, radix: 16))"
     }
   }
 }

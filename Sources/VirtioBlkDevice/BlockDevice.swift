@@ -26,8 +26,10 @@ public struct BlockDeviceOptions: Sendable {
   public var threads: Int?
   /// The first thread runs on the first of these CPUs, and so on, round and round; empty: not pinned.
   public var processors: [Int] = []
-  /// How long a worker looks for work before it sleeps, microseconds; 0: not at all.
-  public var pollMicroseconds = 0
+  /// What the io_uring engine does with its ring.
+  public var uring = UringSetup()
+  public var waiting = Waiting.sleep
+  public var notification = Notification.batch
 
   public init() {}
 }
@@ -72,7 +74,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     for cpu in options.processors {
       guard (0..<max(online, 1)).contains(cpu) else { throw .badProcessor(cpu, online: online) }
     }
-    let choice = try EngineChoice.resolve(options.engine, image: image)
+    let choice = try EngineChoice.resolve(options.engine, options.uring, image: image)
     do throws(Errno) {
       events = try Mailbox()
       shared = try SharedBlock(serial: options.serial ?? Self.serial(of: image.path))
@@ -215,20 +217,22 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
 
   // MARK: Workers
 
+  /// Requests that one queue can have under way; a larger ring holds the rest.
+  private static let slots = 1024
+
   private func launch(_ index: Int) throws(QueueError) -> Worker {
     do throws(Errno) {
       let mailbox = try Mailbox<WorkerMessage>()
       let lanes = (queueCount - index + threadCount - 1) / threadCount
       let configuration = WorkerConfiguration(
-        context: context, slots: 1024, lanes: lanes, pollNanoseconds: UInt64(options.pollMicroseconds) * 1000,
+        context: context, slots: Self.slots, lanes: lanes, waiting: options.waiting, notification: options.notification,
         counters: counterBlocks[index], mailbox: mailbox, events: events)
       let processors = options.processors
       let cpu = processors.isEmpty ? nil : processors[index % processors.count]
-      let kind = engine
-      let descriptor = image.descriptor
-      let depth = lanes * min(configuration.slots, Int(maximumQueueSize))
+      let plan = EnginePlan(
+        kind: engine, setup: options.uring, image: image, depth: lanes * min(Self.slots, Int(maximumQueueSize)))
       let thread = try WorkerThread(name: "queue \(index)", cpu: cpu) {
-        serve(configuration, kind: kind, descriptor: descriptor, depth: depth)
+        serve(configuration, plan)
       }
       return Worker(thread: thread, mailbox: mailbox, queues: [])
     } catch { throw .outOfMemory }

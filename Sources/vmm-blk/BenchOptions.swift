@@ -1,6 +1,6 @@
 /// The options of a workload, spelled as fio spells them.
-internal import ArgumentParser
-internal import Bench
+public import ArgumentParser
+public import Bench
 internal import CLinux
 internal import Glibc
 
@@ -12,32 +12,6 @@ extension AccessPattern: ExpressibleByArgument {
 }
 
 extension Verification: ExpressibleByArgument {}
-
-/// A number of bytes as fio writes it: `4k`, `128k`, `1g`, powers of 1024.
-struct FioSize: ExpressibleByArgument, Equatable {
-  let bytes: UInt64
-
-  init(_ bytes: UInt64) { self.bytes = bytes }
-
-  init?(argument: String) {
-    let digits = argument.prefix { $0.isASCII && $0.isNumber }
-    guard let number = UInt64(digits) else { return nil }
-    let factor: UInt64
-    switch argument.dropFirst(digits.count).lowercased() {
-    case "", "b": factor = 1
-    case "k", "kb", "kib": factor = 1 << 10
-    case "m", "mb", "mib": factor = 1 << 20
-    case "g", "gb", "gib": factor = 1 << 30
-    case "t", "tb", "tib": factor = 1 << 40
-    default: return nil
-    }
-    let (bytes, overflow) = number.multipliedReportingOverflow(by: factor)
-    guard !overflow else { return nil }
-    self.bytes = bytes
-  }
-
-  var defaultValueDescription: String { bytes % 1024 == 0 ? "\(bytes / 1024)k" : "\(bytes)" }
-}
 
 /// A time as fio writes it: `5`, `0.5`, `500ms`, `2s`, `1m`.
 struct FioTime: ExpressibleByArgument, Equatable {
@@ -66,7 +40,7 @@ struct WorkloadOptions: ParsableArguments {
   var pattern = AccessPattern.randread
 
   @Option(name: [.customLong("bs"), .customLong("blocksize")], help: .init("Bytes of a request: 512 to 4m.", valueName: "size"))
-  var blockSize = FioSize(4096)
+  var blockSize = ByteSize(4096)
 
   @Option(name: .customLong("iodepth"), help: .init("Requests under way on each queue.", valueName: "n"))
   var depth = 1
@@ -83,7 +57,7 @@ struct WorkloadOptions: ParsableArguments {
   var rampTime = FioTime(0.5)
 
   @Option(help: .init("Use the first bytes of the disk only.", valueName: "size"))
-  var size: FioSize?
+  var size: ByteSize?
 
   @Option(help: .init("Reads among mixed requests, percent.", valueName: "percent"))
   var rwmixread = 50

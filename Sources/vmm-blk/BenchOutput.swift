@@ -3,6 +3,7 @@ internal import ArgumentParser
 internal import Bench
 internal import CLinux
 internal import Glibc
+internal import SystemPackage
 
 enum BenchOutput {
   /// To a file, or to standard output.
@@ -11,17 +12,19 @@ enum BenchOutput {
       print(text, terminator: "")
       return
     }
-    let file = unsafe fopen(path, "we")
-    guard let file = unsafe file else {
-      throw ValidationError("\(path) cannot be written: \(unsafe String(cString: strerror(errno))).")
-    }
-    defer { unsafe fclose(file) }
-    guard unsafe fputs(text, file) >= 0, unsafe fflush(file) == 0 else {
-      throw ValidationError("\(path) cannot be written: \(unsafe String(cString: strerror(errno))).")
+    do {
+      let file = try FileDescriptor.open(
+        FilePath(path), .writeOnly, options: [.create, .truncate, .closeOnExec], permissions: .init(rawValue: 0o644))
+      try file.closeAfter { _ = try file.writeAll(text.utf8) }
+    } catch let error as Errno {
+      throw ValidationError("\(path) cannot be written: \(error)")
     }
   }
 
-  static func complain(_ text: String) { unsafe _ = fputs("vmm-blk bench: \(text)\n", stderr) }
+  static func complain(_ text: String) { note("vmm-blk bench: \(text)\n") }
+
+  /// On standard error, as it is.
+  static func note(_ text: String) { _ = try? FileDescriptor.standardError.writeAll(text.utf8) }
 }
 
 /// One line that is written over, on a terminal only.
@@ -38,6 +41,6 @@ struct BenchProgress {
     note("\(place)\(percent) %, \(Int(progress.iops)) IOPS")
   }
 
-  func note(_ text: String) { if isShown { unsafe _ = fputs("\r\u{1b}[K\(text)", stderr) } }
-  func clear() { if isShown { unsafe _ = fputs("\r\u{1b}[K", stderr) } }
+  func note(_ text: String) { if isShown { BenchOutput.note("\r\u{1b}[K\(text)") } }
+  func clear() { if isShown { BenchOutput.note("\r\u{1b}[K") } }
 }

@@ -38,7 +38,7 @@ struct DeviceOptions: ParsableArguments {
   var logicalBlockSize = 512
 
   @Option(help: .init("The largest ring size to offer: a power of two, 2 to 32768.", valueName: "entries"))
-  var queueSizeMax = 256
+  var queueSizeMax = 1024
 
   @Option(help: .init("What the disk answers to GET_ID: up to 20 bytes.", valueName: "text"))
   var serial: String?
@@ -65,42 +65,32 @@ struct DeviceOptions: ParsableArguments {
   var noLock = false
 
   func validate() throws {
-    guard (1...256).contains(numQueues) else {
-      throw ValidationError("--num-queues \(numQueues) is not from 1 to 256.")
-    }
-    guard (512...65536).contains(logicalBlockSize), logicalBlockSize & (logicalBlockSize - 1) == 0 else {
-      throw ValidationError("--logical-block-size \(logicalBlockSize) is not a power of two from 512 to 65536.")
-    }
-    guard (2...32768).contains(queueSizeMax), queueSizeMax & (queueSizeMax - 1) == 0 else {
-      throw ValidationError("--queue-size-max \(queueSizeMax) is not a power of two from 2 to 32768.")
-    }
-    if let serial, serial.utf8.count > 20 {
-      throw ValidationError("--serial '\(serial)' has \(serial.utf8.count) bytes; a serial has 20 at most.")
+    if let serial, serial.utf8.count > BlockDeviceOptions.serialSize {
+      throw ValidationError(
+        "the serial '\(serial)' has \(serial.utf8.count) bytes: give it \(BlockDeviceOptions.serialSize) at most")
     }
     guard (0...1_000_000).contains(pollUs) else {
-      throw ValidationError("--poll-us \(pollUs) is not from 0 to 1000000.")
-    }
-    if let threads, !(1...256).contains(threads) {
-      throw ValidationError("--threads \(threads) is not from 1 to 256.")
+      throw ValidationError("--poll-us \(pollUs) is not from 0 to 1000000")
     }
   }
 }
 
 extension DeviceOptions {
-  /// The disk, opened and ready for a transport.
+  /// The disk, opened, locked and ready for a transport. Errors are sentences for the person.
   func makeDevice() throws -> BlockDevice {
-    guard let blkFile else { throw ValidationError("No disk: name one with --blk-file.") }
-    let image = try ImageFile(
-      ImageOptions(
-        path: blkFile, isReadOnly: readOnly, direct: direct, logicalBlockSize: logicalBlockSize, isLocked: !noLock))
+    guard let blkFile else { throw ValidationError("there is no disk: name its image with --blk-file") }
     var options = BlockDeviceOptions()
     options.queueCount = numQueues
-    options.maximumQueueSize = UInt16(queueSizeMax)
+    guard let size = UInt16(exactly: queueSizeMax) else { throw EngineError.badQueueSize(queueSizeMax) }
+    options.maximumQueueSize = size
     options.serial = serial
     options.engine = engine
     options.threads = threads
     options.processors = pinCPUs?.processors ?? []
-    options.pollMicroseconds = pollUs
+    options.waiting = pollUs > 0 ? .poll(microseconds: pollUs) : .sleep
+    let image = try ImageFile(
+      ImageOptions(
+        path: blkFile, isReadOnly: readOnly, direct: direct, logicalBlockSize: logicalBlockSize, isLocked: !noLock))
     return try BlockDevice(image: image, options: options)
   }
 }

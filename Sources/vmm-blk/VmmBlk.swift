@@ -1,8 +1,8 @@
-import ArgumentParser
+internal import ArgumentParser
 
 @main
 struct VmmBlk: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "vmm-blk", abstract: "A virtio block device in userspace.",
-    subcommands: [BenchCommand.self])
+    subcommands: [ServeCommand.self, Run.self, Inspect.self, BenchCommand.self])
 }

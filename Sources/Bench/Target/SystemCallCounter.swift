@@ -24,7 +24,7 @@ final class SystemCallCounter {
       unsafe arguments.deallocate()
     }
     // What perf has to say to people is not for this program's output.
-    var actions = posix_spawn_file_actions_t()
+    var actions = unsafe posix_spawn_file_actions_t()
     unsafe posix_spawn_file_actions_init(&actions)
     defer { unsafe posix_spawn_file_actions_destroy(&actions) }
     unsafe posix_spawn_file_actions_addopen(&actions, 2, "/dev/null", O_WRONLY, 0)

@@ -34,6 +34,16 @@ struct GuestAllocator {
     return nil
   }
 
+  /// Takes exactly this range. - Returns: false when part of it is in use.
+  mutating func take(region: Int, _ range: Range<Int>) -> Bool {
+    guard let place = free[region].firstIndex(where: { $0.lowerBound <= range.lowerBound && range.upperBound <= $0.upperBound })
+    else { return false }
+    let whole = free[region][place]
+    let left = [whole.lowerBound..<range.lowerBound, range.upperBound..<whole.upperBound].filter { !$0.isEmpty }
+    free[region].replaceSubrange(place...place, with: left)
+    return true
+  }
+
   /// Gives a range back, with its guards.
   mutating func give(region: Int, _ range: Range<Int>) {
     var low = 0

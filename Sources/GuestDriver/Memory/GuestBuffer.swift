@@ -67,6 +67,23 @@ extension DriverMemory {
     return buffer
   }
 
+  /// Keeps a range for placements by hand: nothing is allocated there from now on, and nobody watches it.
+  ///
+  /// - Precondition: all of it is free memory. It may go over adjacent regions.
+  public func reserve(_ address: GuestAddress, count: Int) {
+    var next = address.rawValue
+    var remaining = count
+    for (index, region) in regions.enumerated() where remaining > 0 && region.contains(GuestAddress(next)) {
+      let offset = Int(next - region.start.rawValue)
+      let here = min(remaining, region.size - offset)
+      let isTaken = allocator.withLock { $0.take(region: index, offset..<offset + here) }
+      precondition(isTaken, "part of the range is in use")
+      next &+= UInt64(here)
+      remaining -= here
+    }
+    precondition(remaining == 0, "the range is not memory")
+  }
+
   /// Gives a buffer back, and poisons what was in it.
   public func release(_ buffer: GuestBuffer) {
     Poison.fill(memoryOf: buffer, from: -buffer.guardBytes, count: buffer.count + 2 * buffer.guardBytes)

@@ -13,10 +13,9 @@ extension BackendSession {
       featuresAsked = chosen
       steps.append(.effect(.negotiate(chosen)))
     }
-    // Without bit 30 nobody will send SET_VRING_ENABLE.
-    guard !word.contains(.protocolFeatures) else { return }
     for index in rings.indices {
-      steps.append(.changeRing(index) { $0.isEnabled = true })
+      // Without bit 30 nobody will send SET_VRING_ENABLE.
+      if !word.contains(.protocolFeatures) { steps.append(.changeRing(index) { $0.isEnabled = true }) }
       steps.append(.startIfReady(index, refuses: false))
     }
   }

@@ -114,6 +114,8 @@ struct AioEngine: BlockEngine, ~Copyable {
     if unsafe refused.isEmpty && nextCompleted == completedCount { waiter.wait(nanoseconds: nanoseconds) }
   }
 
+  mutating func poll() { waiter.wait(nanoseconds: 0) }
+
   mutating func nextEvent() -> EngineEvent? {
     if nextCompleted == completedCount, inKernel > 0 { collect() }
     if nextCompleted < completedCount {

@@ -62,6 +62,12 @@ protocol BlockEngine: ~Copyable {
   /// The next event, `nil` when there is none now.
   mutating func nextEvent() -> EngineEvent?
 
+  /// Makes visible what has already happened, without waiting: for a worker that looks instead of sleeping.
+  mutating func poll()
+
+  /// Guest memory that operations will point into from now on.
+  mutating func use(_ memory: GuestMemory)
+
   /// Reports kicks from now on.
   mutating func watch(_ kick: KickSource, lane: Int)
   /// Reports no more kicks for this lane. The source may be closed afterwards.
@@ -69,4 +75,8 @@ protocol BlockEngine: ~Copyable {
 
   /// System calls made so far, for the proof of what a request costs.
   var systemCalls: UInt64 { get }
+}
+
+extension BlockEngine where Self: ~Copyable {
+  mutating func use(_ memory: GuestMemory) {}
 }

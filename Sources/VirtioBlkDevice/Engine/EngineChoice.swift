@@ -7,7 +7,13 @@ public enum EngineKind: String, CaseIterable, Sendable {
   case auto
   case uring
   case aio
+  /// Plain system calls in the queue's own thread.
   case sync
+  /// Plain system calls in a pool of threads.
+  case threads
+  /// Copies to and from a mapping of the image.
+  case mapped
+  /// Nothing: requests succeed and move no data.
   case null
 }
 
@@ -20,13 +26,16 @@ struct EngineChoice {
   var warning: String?
 
   /// - Throws: an engine that was named cannot be had.
-  static func resolve(_ wanted: EngineKind, image: ImageFile) throws(EngineError) -> EngineChoice {
+  static func resolve(_ wanted: EngineKind, _ setup: UringSetup, image: ImageFile) throws(EngineError) -> EngineChoice {
     switch wanted {
     case .null: return EngineChoice(kind: .null, reason: "no medium: requests succeed and move no data")
     case .sync: return EngineChoice(kind: .sync, reason: "plain system calls in the queue's thread, as asked")
     case .aio: return EngineChoice(kind: .aio, reason: "libaio, as asked")
+    case .threads: return EngineChoice(kind: .threads, reason: "plain system calls in a pool of threads, as asked")
+    case .mapped: return EngineChoice(kind: .mapped, reason: "copies to and from a mapping of the image, as asked")
     case .uring:
       do throws(Errno) { try UringEngine.probe() } catch { throw .uringUnavailable(error) }
+      if setup.poll != .off, !image.canPoll { throw .cannotPoll(path: image.path) }
       return EngineChoice(kind: .uring, reason: "io_uring, as asked")
     case .auto: break
     }
@@ -51,6 +60,7 @@ struct EngineChoice {
 /// Why an engine that was named cannot be used.
 public enum EngineError: Error, Hashable, CustomStringConvertible {
   case uringUnavailable(Errno)
+  case cannotPoll(path: String)
   case badQueueCount(Int)
   case badQueueSize(Int)
   case badThreadCount(Int)
@@ -61,6 +71,9 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
     switch self {
     case .uringUnavailable(let error):
       "io_uring cannot be used here (\(error)): use --engine auto, or allow io_uring_setup in the container's seccomp profile"
+    case .cannotPoll(let path):
+      "the device behind \(path) has no polled queues, so io_uring cannot poll it: leave IOPOLL off, or open an NVMe device "
+        + "whose driver was loaded with poll_queues"
     case .badQueueCount(let count): "\(count) queues are not possible: use 1 to 256"
     case .badQueueSize(let size): "a queue size of \(size) is not a power of two from 2 to 32768"
     case .badThreadCount(let count): "\(count) threads are not possible: use 1 up to the number of queues"

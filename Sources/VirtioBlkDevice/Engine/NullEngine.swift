@@ -16,6 +16,7 @@ struct NullEngine: BlockEngine, ~Copyable {
   }
 
   mutating func submit() {}
+  mutating func poll() { waiter.wait(nanoseconds: 0) }
   mutating func wait(nanoseconds: Int64?) { waiter.wait(nanoseconds: nanoseconds) }
 
   mutating func nextEvent() -> EngineEvent? {

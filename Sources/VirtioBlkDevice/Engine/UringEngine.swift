@@ -26,6 +26,15 @@ struct UringEngine: BlockEngine, ~Copyable {
   private let ring: UnsafeMutablePointer<io_uring>
   private let descriptor: Int32
   private let mailbox: Int32
+  private let setup: UringSetup
+  /// Only where kicks go through epoll.
+  private var waiter: EpollWaiter?
+  private let completionCounter: OwnedDescriptor?
+  private var buffers: RegisteredBuffers
+  /// Operations in the kernel or on their way.
+  private var underWay: Int
+  /// Prepared since the last hand-over.
+  private var prepared: Int
   private var watches: [Int: Watch]
   private var nextGeneration: UInt16
   /// Waiters for doorbells, where the kernel cannot wait for them in the ring.
@@ -36,25 +45,37 @@ struct UringEngine: BlockEngine, ~Copyable {
   private static let submissionEntries = 256
 
   /// - Parameter depth: operations that can be under way at once.
-  init(descriptor: Int32, mailbox: Int32, depth: Int) throws(Errno) {
-    let ring = unsafe try Self.makeRing(completions: depth + 64)
+  init(descriptor: Int32, mailbox: Int32, depth: Int, setup: UringSetup) throws(Errno) {
+    let throughEpoll = setup.kicksThroughEpoll || setup.poll != .off
+    let counter = throughEpoll ? try OwnedDescriptor.eventCounter() : nil
+    let waiter: EpollWaiter? =
+      if let counter { try EpollWaiter(mailbox: mailbox, completions: counter.rawValue) } else { nil }
+    let ring = unsafe try Self.makeRing(setup, completions: depth + 64)
     var file = descriptor
-    let registered = unsafe io_uring_register_files(ring, &file, 1)
-    guard registered == 0 else {
+    var result: Int32 = 0
+    if setup.registersFile { result = unsafe io_uring_register_files(ring, &file, 1) }
+    if result == 0, let counter { result = unsafe io_uring_register_eventfd(ring, counter.rawValue) }
+    guard result == 0 else {
       unsafe io_uring_queue_exit(ring)
       unsafe ring.deallocate()
-      throw Errno(rawValue: -registered)
+      throw Errno(rawValue: -result)
     }
     unsafe self.ring = ring
     self.descriptor = descriptor
     self.mailbox = mailbox
+    self.setup = setup
+    self.waiter = waiter
+    completionCounter = counter
+    buffers = RegisteredBuffers()
+    underWay = 0
+    prepared = 0
     watches = [:]
     nextGeneration = 0
     bridges = [:]
     systemCalls = 0
     // Saves a descriptor look-up at each call; where the kernel cannot, nothing changes.
-    _ = unsafe io_uring_register_ring_fd(ring)
-    armMailbox()
+    if setup.registersRing { _ = unsafe io_uring_register_ring_fd(ring) }
+    if !throughEpoll { armMailbox() }
   }
 
   deinit {
@@ -62,23 +83,35 @@ struct UringEngine: BlockEngine, ~Copyable {
     unsafe ring.deallocate()
   }
 
-  /// The best set-up that this kernel has: completions run by the submitting thread when it asks for them (6.1), else
-  /// without interrupting it (5.19), else plain.
-  private static func makeRing(completions: Int) throws(Errno) -> UnsafeMutablePointer<io_uring> {
+  /// The set-up that was asked for, or the next best that this kernel has.
+  private static func makeRing(_ setup: UringSetup, completions: Int) throws(Errno) -> UnsafeMutablePointer<io_uring> {
     let ring = UnsafeMutablePointer<io_uring>.allocate(capacity: 1)
     unsafe ring.initialize(to: io_uring())
-    let base = UInt32(IORING_SETUP_CLAMP) | UInt32(IORING_SETUP_CQSIZE)
+    var base = UInt32(IORING_SETUP_CLAMP) | UInt32(IORING_SETUP_CQSIZE)
+    if setup.poll != .off { base |= UInt32(IORING_SETUP_IOPOLL) }
+    if setup.poll == .hybrid { base |= UInt32(clinux_setup_hybrid_iopoll) }
     let completions = UInt32(min(max(completions, 2 * submissionEntries), 16384))
-    let setups = [
-      UInt32(IORING_SETUP_SINGLE_ISSUER) | UInt32(IORING_SETUP_DEFER_TASKRUN) | UInt32(IORING_SETUP_SUBMIT_ALL),
-      UInt32(IORING_SETUP_COOP_TASKRUN) | UInt32(IORING_SETUP_SUBMIT_ALL),
-      0,
-    ]
+    let submitAll = UInt32(IORING_SETUP_SUBMIT_ALL)
+    let deferred = UInt32(IORING_SETUP_SINGLE_ISSUER) | UInt32(IORING_SETUP_DEFER_TASKRUN) | submitAll
+    // The flag word says when there is something to run, so that looking costs no system call.
+    let cooperative = UInt32(IORING_SETUP_COOP_TASKRUN) | UInt32(IORING_SETUP_TASKRUN_FLAG) | submitAll
+    let choices: [UInt32]
+    switch setup.completion {
+    case .deferred: choices = [deferred | UInt32(IORING_SETUP_TASKRUN_FLAG), cooperative, 0]
+    case .cooperative: choices = [cooperative, 0]
+    case .plain: choices = [submitAll, 0]
+    case .submissionThread(let cpu):
+      choices = [UInt32(IORING_SETUP_SQPOLL) | (cpu == nil ? 0 : UInt32(IORING_SETUP_SQ_AFF)) | submitAll]
+    }
     var result: Int32 = 0
-    for setup in setups {
+    for choice in choices {
       var parameters = io_uring_params()
-      parameters.flags = base | setup
+      parameters.flags = base | choice
       parameters.cq_entries = completions
+      if case .submissionThread(let cpu) = setup.completion {
+        parameters.sq_thread_cpu = UInt32(cpu ?? 0)
+        parameters.sq_thread_idle = 1000  // milliseconds without work before it sleeps
+      }
       result = unsafe io_uring_queue_init_params(UInt32(submissionEntries), ring, &parameters)
       if result == 0 { return unsafe ring }
       guard result == -EINVAL else { break }
@@ -89,7 +122,7 @@ struct UringEngine: BlockEngine, ~Copyable {
 
   /// Whether this process may use io_uring at all; the error says why not.
   static func probe() throws(Errno) {
-    let ring = unsafe try makeRing(completions: 1)
+    let ring = unsafe try makeRing(UringSetup(), completions: 1)
     unsafe io_uring_queue_exit(ring)
     unsafe ring.deallocate()
   }
@@ -112,55 +145,102 @@ struct UringEngine: BlockEngine, ~Copyable {
     case .read, .write:
       unsafe prepareTransfer(entry, operation)
     case .flush:
-      unsafe io_uring_prep_fsync(entry, 0, UInt32(IORING_FSYNC_DATASYNC))
+      unsafe io_uring_prep_fsync(entry, file, UInt32(IORING_FSYNC_DATASYNC))
     case .punchHole, .zeroRange, .allocate:
       unsafe io_uring_prep_fallocate(
-        entry, 0, operation.kind.allocationMode, off_t(operation.offset), off_t(operation.length))
+        entry, file, operation.kind.allocationMode, off_t(operation.offset), off_t(operation.length))
     }
-    // The image is file 0 of the ring's own table.
-    unsafe entry.pointee.flags |= UInt8(clinux_sqe_fixed_file)
+    if setup.registersFile { unsafe entry.pointee.flags |= UInt8(clinux_sqe_fixed_file) }
     unsafe io_uring_sqe_set_data64(entry, Mark.operation << 32 | UInt64(tag))
+    underWay &+= 1
+    prepared &+= 1
+    if setup.submitBatch > 0, prepared >= setup.submitBatch { submit() }
     return .pending
   }
 
+  /// The image's number for an entry: 0 in the ring's own table, or its descriptor.
+  private var file: Int32 { setup.registersFile ? 0 : descriptor }
+
   @inline(__always)
-  private func prepareTransfer(_ entry: UnsafeMutablePointer<io_uring_sqe>, _ operation: IOOperation) {
+  private mutating func prepareTransfer(_ entry: UnsafeMutablePointer<io_uring_sqe>, _ operation: IOOperation) {
     let segments = unsafe operation.segments
     let isRead = operation.kind == .read
     if operation.segmentCount == 1, let segment = unsafe segments?.pointee {
       let count = UInt32(min(segment.count, 0x7fff_f000))
-      if isRead {
-        unsafe io_uring_prep_read(entry, 0, segment.base, count, operation.offset)
+      if !buffers.isEmpty, let buffer = buffers.index(of: segment) {
+        if isRead {
+          unsafe io_uring_prep_read_fixed(entry, file, segment.base, count, operation.offset, buffer)
+        } else {
+          unsafe io_uring_prep_write_fixed(entry, file, segment.base, count, operation.offset, buffer)
+        }
+      } else if isRead {
+        unsafe io_uring_prep_read(entry, file, segment.base, count, operation.offset)
       } else {
-        unsafe io_uring_prep_write(entry, 0, segment.base, count, operation.offset)
+        unsafe io_uring_prep_write(entry, file, segment.base, count, operation.offset)
       }
     } else {
       let vectors = unsafe UnsafeRawPointer(segments)?.assumingMemoryBound(to: iovec.self)
       let count = UInt32(operation.segmentCount)
       if isRead {
-        unsafe io_uring_prep_readv(entry, 0, vectors, count, operation.offset)
+        unsafe io_uring_prep_readv(entry, file, vectors, count, operation.offset)
       } else {
-        unsafe io_uring_prep_writev(entry, 0, vectors, count, operation.offset)
+        unsafe io_uring_prep_writev(entry, file, vectors, count, operation.offset)
       }
     }
     if operation.isDurable { unsafe clinux_sqe_set_rw_flags(entry, clinux_rwf_dsync) }
   }
 
   mutating func submit() {
-    systemCalls &+= 1
+    guard unsafe io_uring_sq_ready(ring) > 0 else { return }
+    // With a submission thread most hand-overs are no system call at all; liburing makes one only to wake it.
+    if unsafe !usesSubmissionThread || clinux_sq_needs_wakeup(ring) != 0 { systemCalls &+= 1 }
+    prepared = 0
     _ = unsafe io_uring_submit(ring)
   }
 
+  private var usesSubmissionThread: Bool {
+    if case .submissionThread = setup.completion { true } else { false }
+  }
+
   mutating func wait(nanoseconds: Int64?) {
+    if waiter != nil { return waitThroughEpoll(nanoseconds: nanoseconds) }
     systemCalls &+= 1
+    prepared = 0
+    // Everything under way completes some day, so waiting for several at once ends.
+    let count = UInt32(setup.minimumWait > 1 && underWay >= setup.minimumWait ? setup.minimumWait : 1)
     // An interrupted or busy call leaves the entries in the ring; the next turn hands them over.
     if let nanoseconds {
       var limit = __kernel_timespec(tv_sec: nanoseconds / 1_000_000_000, tv_nsec: nanoseconds % 1_000_000_000)
       var first: UnsafeMutablePointer<io_uring_cqe>? = nil
-      _ = unsafe io_uring_submit_and_wait_timeout(ring, &first, nanoseconds == 0 ? 0 : 1, &limit, nil)
+      if nanoseconds == 0 {
+        _ = unsafe io_uring_submit_and_get_events(ring)
+      } else {
+        _ = unsafe io_uring_submit_and_wait_timeout(ring, &first, count, &limit, nil)
+      }
     } else {
-      _ = unsafe io_uring_submit_and_wait(ring, 1)
+      _ = unsafe io_uring_submit_and_wait(ring, count)
     }
+  }
+
+  private mutating func waitThroughEpoll(nanoseconds: Int64?) {
+    submit()
+    // A ring that polls its device completes nothing unless it is asked.
+    if unsafe io_uring_cq_ready(ring) == 0, setup.poll == .off || underWay == 0 {
+      waiter?.wait(nanoseconds: nanoseconds)
+    }
+    collect()
+  }
+
+  mutating func poll() {
+    waiter?.wait(nanoseconds: 0)
+    collect()
+  }
+
+  /// Asks for completions that are there but not yet in the queue.
+  private mutating func collect() {
+    guard unsafe (setup.poll != .off && underWay > 0) || clinux_sq_has_taskrun(ring) != 0 else { return }
+    systemCalls &+= 1
+    _ = unsafe io_uring_get_events(ring)
   }
 
   @inline(__always)
@@ -169,8 +249,24 @@ struct UringEngine: BlockEngine, ~Copyable {
     var result: Int32 = 0
     var flags: UInt32 = 0
     while unsafe clinux_take_cqe(ring, &data, &result, &flags) != 0 {
-      if data >> 32 == Mark.operation { return .completion(tag: UInt32(truncatingIfNeeded: data), result: result) }
+      if data >> 32 == Mark.operation {
+        underWay &-= 1
+        return .completion(tag: UInt32(truncatingIfNeeded: data), result: result)
+      }
       if let event = otherEvent(data, flags: flags) { return event }
+    }
+    guard waiter != nil else { return nil }
+    return nextWake()
+  }
+
+  @inline(never)
+  private mutating func nextWake() -> EngineEvent? {
+    while let wake = waiter?.nextWake() {
+      switch wake {
+      case .kick(let lane): return .kick(lane: lane)
+      case .mailbox: return .mailbox
+      case .completions: continue
+      }
     }
     return nil
   }
@@ -218,7 +314,15 @@ struct UringEngine: BlockEngine, ~Copyable {
     }
   }
 
+  mutating func use(_ memory: GuestMemory) {
+    if setup.registersBuffers { unsafe buffers.register(memory, with: ring) }
+  }
+
   mutating func watch(_ kick: KickSource, lane: Int) {
+    guard waiter == nil else {
+      waiter?.watch(kick, lane: lane)
+      return
+    }
     var kick = kick
     if case .doorbell(let doorbell) = kick, !Self.hasFutexWait {
       // An older kernel: a small thread turns the bell into an eventfd.
@@ -233,6 +337,7 @@ struct UringEngine: BlockEngine, ~Copyable {
   }
 
   mutating func unwatch(lane: Int) {
+    waiter?.unwatch(lane: lane)
     guard let watch = watches.removeValue(forKey: lane) else { return }
     let entry = unsafe entry()
     let mark = UInt64(watch.generation) << 48 | Mark.kick << 32 | UInt64(UInt32(lane))

@@ -89,6 +89,8 @@ public final class ImageFile: Sendable {
   public let isInMemory: Bool
   /// A hole can be punched, so that discard gives space back.
   public let canDiscard: Bool
+  /// The device under it has queues that are polled instead of interrupting.
+  public let canPoll: Bool
 
   public init(_ options: ImageOptions) throws(ImageError) {
     let path = options.path
@@ -152,6 +154,7 @@ public final class ImageFile: Sendable {
     self.isInMemory = Self.isInMemory(owner.descriptor, info, isBlockDevice: isBlockDevice)
     self.canDiscard =
       !options.isReadOnly && Self.canDiscard(owner.descriptor, info, size: size, isBlockDevice: isBlockDevice)
+    self.canPoll = direct != nil && Self.canPoll(info, isBlockDevice: isBlockDevice)
     self.descriptor = owner.release()
   }
 
@@ -222,7 +225,7 @@ public final class ImageFile: Sendable {
 
   private static func isInMemory(_ descriptor: Int32, _ info: stat, isBlockDevice: Bool) -> Bool {
     if isBlockDevice {
-      let name = deviceFolder(info).flatMap(linkTarget)?.split(separator: "/").last ?? ""
+      let name = linkTarget(folder(of: info.st_rdev))?.split(separator: "/").last ?? ""
       return name.hasPrefix("zram") || name.hasPrefix("ram") || name.hasPrefix("pmem")
     }
     var system = statfs()
@@ -234,18 +237,24 @@ public final class ImageFile: Sendable {
   /// Whether discarding gives space back: asked without touching any data, just past the end of a file.
   private static func canDiscard(_ descriptor: Int32, _ info: stat, size: UInt64, isBlockDevice: Bool) -> Bool {
     if isBlockDevice {
-      guard let folder = deviceFolder(info) else { return false }
-      // A partition's queue is its disk's.
-      return ["/queue/discard_max_bytes", "/../queue/discard_max_bytes"].contains {
-        readNumber(folder + $0).map { $0 > 0 } ?? false
-      }
+      return queueNumber("discard_max_bytes", of: info.st_rdev) > 0
     }
     let mode = Int32(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)
     return fallocate(descriptor, mode, off_t(size), 4096) == 0
   }
 
-  private static func deviceFolder(_ info: stat) -> String? {
-    "/sys/dev/block/\(gnu_dev_major(info.st_rdev)):\(gnu_dev_minor(info.st_rdev))"
+  private static func canPoll(_ info: stat, isBlockDevice: Bool) -> Bool {
+    queueNumber("io_poll", of: isBlockDevice ? info.st_rdev : info.st_dev) > 0
+  }
+
+  private static func folder(of device: dev_t) -> String {
+    "/sys/dev/block/\(gnu_dev_major(device)):\(gnu_dev_minor(device))"
+  }
+
+  /// A number that the kernel tells about a block device's queue, 0 when it tells none. A partition's queue is its disk's.
+  private static func queueNumber(_ name: String, of device: dev_t) -> UInt64 {
+    let folder = folder(of: device)
+    return readNumber("\(folder)/queue/\(name)") ?? readNumber("\(folder)/../queue/\(name)") ?? 0
   }
 
   private static func linkTarget(_ path: String) -> String? {

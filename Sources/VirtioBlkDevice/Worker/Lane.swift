@@ -40,10 +40,6 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     case draining
   }
 
-  /// The completions of a batch are published after so many even if more is available: a driver that watches can go on
-  /// while we do.
-  static var batch: Int { 16 }
-
   let queue: Int
   private(set) var state = State.running
   private var ring: Ring
@@ -56,6 +52,10 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   private var call: CallSink
   private var failure: CallSink
   private let counters: CounterBlock
+  /// What is answered is published after so many even if more is available: a driver that watches goes on while we do.
+  private let publishEvery: Int
+  private var unpublished = 0
+  private var coalescing: Coalescing?
   /// Slots in the order in which their chains were taken; only with publication in order.
   private var order: OrderQueue?
   /// What the medium turned out not to do.
@@ -64,7 +64,10 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   private(set) var error: QueueError?
 
   /// - Parameter lane: 0 … 65535, the upper half of this lane's tags.
-  init(_ activation: Activation, lane: Int, slots: Int, context: LaneContext, counters: CounterBlock) throws(QueueError) {
+  init(
+    _ activation: Activation, lane: Int, slots: Int, context: LaneContext, notification: Notification,
+    counters: CounterBlock
+  ) throws(QueueError) {
     let features = activation.features
     let ring = try Ring(
       activation.configuration, memory: activation.memory, features: features, position: activation.position)
@@ -77,6 +80,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.context = context
     self.counters = counters
     self.tagBase = UInt32(lane) << 16
+    self.publishEvery = notification == .each ? 1 : 16
+    self.coalescing = Coalescing(notification)
     self.call = activation.call
     self.failure = activation.failure
     self.isLegacy = !features.contains(.version1)
@@ -116,7 +121,6 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       if taken == 0 { ring.suppressKicks() }
       taken &+= 1
       begin(chain, index, &engine)
-      if taken % Self.batch == 0 { publish() }
     }
     return taken > 0
   }
@@ -599,17 +603,26 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     let length = written &+ 1 == chain.writableBytes ? chain.writableBytes : written
     ring.push(chain, written: UInt32(truncatingIfNeeded: min(length, UInt64(UInt32.max))))
     slab.give(index)
+    unpublished &+= 1
+    if unpublished >= publishEvery { publish() }
   }
 
   /// Shows the driver what was answered, and tells it if it wants to be told.
   @inline(__always)
   mutating func publish() {
     ring.publish()
-    if ring.needsCall() {
-      counters.add(.calls)
-      call.signal()
+    if coalescing != nil, !coalescing!.isDue(after: unpublished) {
+      unpublished = 0
+      return
     }
+    unpublished = 0
+    guard ring.needsCall() else { return }
+    counters.add(.calls)
+    call.signal()
   }
+
+  /// When a call that is being held back is due; `Clock` nanoseconds.
+  var callDeadline: UInt64? { coalescing?.deadline }
 
   // MARK: Control
 

@@ -1,7 +1,5 @@
 /// A worker: some queues of one device, one engine, one thread. Every turn goes the same way: pop, parse, submit, complete,
 /// publish, call; then it sleeps in its engine.
-internal import CLinux
-internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
 
@@ -23,8 +21,8 @@ struct WorkerConfiguration: Sendable {
   var slots: Int
   /// Lanes: as many as the worker has queues.
   var lanes: Int
-  /// How long to look for work before sleeping, nanoseconds; 0: not at all.
-  var pollNanoseconds: UInt64
+  var waiting: Waiting
+  var notification: Notification
   var counters: CounterBlock
   var mailbox: Mailbox<WorkerMessage>
   var events: Mailbox<DeviceEvent>
@@ -43,10 +41,14 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   /// Lanes without a kick source.
   private var unkicked = 0
   private var hasEnded = false
+  private var window: PollWindow
+  private let coalesces: Bool
 
   init(_ configuration: WorkerConfiguration, engine: consuming Engine) {
     self.configuration = configuration
     self.engine = engine
+    window = PollWindow(configuration.waiting)
+    coalesces = if case .coalesce = configuration.notification { true } else { false }
     unsafe lanes = .allocate(capacity: configuration.lanes)
     for index in 0..<configuration.lanes { unsafe (lanes + index).initialize(to: nil) }
   }
@@ -58,15 +60,15 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
 
   /// Works until it is told to end.
   mutating func run() {
-    while !hasEnded {
-      while let event = engine.nextEvent() { handle(event) }
-      turn()
-    }
+    while !hasEnded { turn() }
     configuration.counters.set(.systemCalls, engine.systemCalls)
   }
 
+  /// A function of its own in the machine code, too, so that its cost can be counted.
+  @inline(never)
   private mutating func turn() {
     configuration.counters.add(.turns)
+    while let event = engine.nextEvent() { handle(event) }
     var hasMore = false
     for index in 0..<configuration.lanes {
       guard unsafe lanes[index] != nil else { continue }
@@ -77,14 +79,35 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     }
     finishStops()
     if hasMore { return engine.submit() }
-    if configuration.pollNanoseconds > 0, poll() { return }
+    if window.current > 0, look() { return }
+    sleep()
+  }
+
+  /// Asks for kicks, looks once more, and sleeps in the engine: this is also where a turn's operations are handed over.
+  private mutating func sleep() {
+    var hasMore = hasEnded
     for index in 0..<configuration.lanes {
       guard unsafe lanes[index] != nil else { continue }
       if unsafe lanes[index]!.prepareToSleep() { hasMore = true }
     }
-    guard !hasEnded else { return }
     configuration.counters.set(.systemCalls, engine.systemCalls)
-    engine.wait(nanoseconds: hasMore ? 0 : unkicked > 0 ? Self.unkickedSleep : nil)
+    let limit = hasMore ? 0 : sleepLimit()
+    guard window.learns else { return engine.wait(nanoseconds: limit) }
+    let start = Clock.now
+    engine.wait(nanoseconds: limit)
+    window.learn(slept: Clock.now &- start)
+  }
+
+  /// How long the sleep may last, if somebody has to be served without an event.
+  private func sleepLimit() -> Int64? {
+    var limit: Int64? = unkicked > 0 ? Self.unkickedSleep : nil
+    guard coalesces else { return limit }
+    for index in 0..<configuration.lanes {
+      guard let deadline = unsafe lanes[index]?.callDeadline else { continue }
+      let left = Int64(clamping: deadline) - Int64(clamping: Clock.now)
+      limit = min(limit ?? .max, max(left, 1))
+    }
+    return limit
   }
 
   private mutating func handle(_ event: EngineEvent) {
@@ -98,23 +121,25 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   }
 
   /// Looks for available chains and completions for a while instead of sleeping. - Returns: whether there were any.
-  private mutating func poll() -> Bool {
+  private mutating func look() -> Bool {
     engine.submit()
-    let end = Self.now &+ configuration.pollNanoseconds
-    repeat {
+    let isEndless = window.current == .max
+    let end = isEndless ? UInt64.max : Clock.now &+ window.current
+    var round = 0
+    while true {
       for index in 0..<configuration.lanes where unsafe lanes[index]?.hasAvailable() ?? false { return true }
       if let event = engine.nextEvent() {
         handle(event)
         return true
       }
-    } while Self.now < end
-    return false
-  }
-
-  private static var now: UInt64 {
-    var time = timespec()
-    unsafe clock_gettime(CLOCK_MONOTONIC, &time)
-    return UInt64(time.tv_sec) &* 1_000_000_000 &+ UInt64(time.tv_nsec)
+      round &+= 1
+      // Messages and completions that need a system call to be seen, and the clock, are looked at less often.
+      if round % 16 == 0 {
+        engine.poll()
+        if !isEndless, Clock.now >= end { return false }
+        if coalesces || unkicked > 0 || hasEnded { return true }
+      }
+    }
   }
 
   // MARK: Control
@@ -143,11 +168,12 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     do throws(QueueError) {
       unsafe lanes[index] = try Lane(
         activation, lane: index, slots: configuration.slots, context: configuration.context,
-        counters: configuration.counters)
+        notification: configuration.notification, counters: configuration.counters)
     } catch { return error }
     // The turn that follows looks at the ring without waiting for a kick.
     if case .none = activation.kick { unkicked += 1 }
     kicks[index] = activation.kick
+    engine.use(activation.memory)
     engine.watch(activation.kick, lane: index)
     return nil
   }

@@ -2,30 +2,51 @@
 internal import SystemPackage
 internal import VirtioCore
 
+/// What an engine is made from.
+struct EnginePlan: Sendable {
+  var kind: EngineKind
+  var setup: UringSetup
+  var image: ImageFile
+  /// Operations that can be under way at once.
+  var depth: Int
+}
+
 /// The body of a worker thread. An engine that cannot be made here (out of locked memory, say) is replaced by the plain one.
-func serve(_ configuration: WorkerConfiguration, kind: EngineKind, descriptor: Int32, depth: Int) {
+func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
   let mailbox = configuration.mailbox.descriptor
+  let descriptor = plan.image.descriptor
   do throws(Errno) {
-    switch kind {
+    switch plan.kind {
     case .uring:
-      var worker = QueueWorker<SplitQueue, UringEngine>(
-        configuration, engine: try UringEngine(descriptor: descriptor, mailbox: mailbox, depth: depth))
+      let engine = try UringEngine(descriptor: descriptor, mailbox: mailbox, depth: plan.depth, setup: plan.setup)
+      var worker = QueueWorker<SplitQueue, UringEngine>(configuration, engine: engine)
       worker.run()
     case .aio:
-      var worker = QueueWorker<SplitQueue, AioEngine>(
-        configuration, engine: try AioEngine(descriptor: descriptor, mailbox: mailbox, depth: depth))
+      let engine = try AioEngine(descriptor: descriptor, mailbox: mailbox, depth: plan.depth)
+      var worker = QueueWorker<SplitQueue, AioEngine>(configuration, engine: engine)
+      worker.run()
+    case .threads:
+      let engine = try ThreadPoolEngine(descriptor: descriptor, mailbox: mailbox)
+      var worker = QueueWorker<SplitQueue, ThreadPoolEngine>(configuration, engine: engine)
+      worker.run()
+    case .mapped:
+      let engine = try MappedEngine(
+        descriptor: descriptor, mailbox: mailbox, size: plan.image.size, isReadOnly: plan.image.isReadOnly)
+      var worker = QueueWorker<SplitQueue, MappedEngine>(configuration, engine: engine)
       worker.run()
     case .null:
       var worker = QueueWorker<SplitQueue, NullEngine>(configuration, engine: try NullEngine(mailbox: mailbox))
       worker.run()
     case .sync, .auto:
-      var worker = QueueWorker<SplitQueue, SyncEngine>(
-        configuration, engine: try SyncEngine(descriptor: descriptor, mailbox: mailbox))
+      let engine = try SyncEngine(descriptor: descriptor, mailbox: mailbox)
+      var worker = QueueWorker<SplitQueue, SyncEngine>(configuration, engine: engine)
       worker.run()
     }
   } catch {
-    if kind == .sync || kind == .null { return refuse(configuration) }
-    serve(configuration, kind: .sync, descriptor: descriptor, depth: depth)
+    guard plan.kind != .sync, plan.kind != .null else { return refuse(configuration) }
+    var plain = plan
+    plain.kind = .sync
+    serve(configuration, plain)
   }
 }
 

@@ -1,0 +1,118 @@
+/// One pass over queues that a driver left behind: everything available is processed, then the device lets go. For golden
+/// tests, for teaching, and for authors of drivers.
+internal import Glibc
+public import SystemPackage
+public import VirtioCore
+internal import VirtioRegisters
+
+/// What came of one pass over one queue.
+public struct OnceOutcome: Hashable, Sendable {
+  public let queue: Int
+  /// Chains that were available.
+  public let available: Int
+  /// Chains that were used.
+  public let used: Int
+  /// Why the queue could not go on.
+  public let failure: QueueError?
+}
+
+extension MemoryFileDevice {
+  /// Processes what is available in every ready queue of the file's recorded registers, and leaves. Without DRIVER_OK
+  /// nothing is processed (virtio 2.1.2).
+  ///
+  /// - Returns: one outcome for each ready queue.
+  public func runOnce() -> [OnceOutcome] {
+    let queues = MMIORegisters.restore(file.control.loadState(), face: face).registers.readyQueues
+    let pass = OncePass(queues, in: file.memory)
+    attach()
+    if registers.isLive {
+      pass.wait {
+        for case .queueFailed(let queue, let error) in handleEvents() { pass.fail(queue, error) }
+      }
+    }
+    let late = detach()
+    for case .queueFailed(let queue, let error) in startFailures + late { pass.fail(queue, error) }
+    return pass.outcomes()
+  }
+
+  /// One pass over queues in a memory that has no registers: the caller says where they are.
+  ///
+  /// - Parameters:
+  ///   - features: what the driver is taken to have accepted; part of what the device offers.
+  ///   - queues: their numbers and configurations; numbers below the device's queue count, each once.
+  public static func runOnce(
+    _ device: any VirtioDevice, memory: GuestMemory, features: FeatureSet,
+    queues: [(queue: Int, configuration: QueueConfiguration)]
+  ) throws(Errno) -> [OnceOutcome] {
+    let pass = OncePass(queues, in: memory)
+    device.negotiated(features)
+    for (queue, configuration) in queues {
+      let used = RingIndices(configuration, in: memory)?.used ?? 0
+      let activation = Activation(
+        queue: queue, memory: memory, features: features, configuration: configuration,
+        position: QueuePosition(available: used, used: used), kick: .eventCounter(try .eventCounter()), call: .none,
+        publishesInOrder: true)
+      do { try device.start(activation) } catch { pass.fail(queue, error) }
+    }
+    func takeFailures() {
+      for case .queueFailed(let queue, let error) in device.takeEvents() { pass.fail(queue, error) }
+    }
+    pass.wait(takeFailures)
+    for (queue, _) in queues { _ = device.stop(queue: queue) }
+    takeFailures()
+    return pass.outcomes()
+  }
+}
+
+/// Where every queue stood before, and how far it has come.
+private final class OncePass {
+  private struct Queue {
+    let number: Int
+    let configuration: QueueConfiguration
+    let before: RingIndices?
+    var failure: QueueError?
+  }
+
+  private var queues: [Queue]
+  private let memory: GuestMemory
+
+  init(_ queues: [(queue: Int, configuration: QueueConfiguration)], in memory: GuestMemory) {
+    self.memory = memory
+    self.queues = queues.map {
+      Queue(number: $0.queue, configuration: $0.configuration, before: RingIndices($0.configuration, in: memory))
+    }
+  }
+
+  func fail(_ number: Int, _ error: QueueError) {
+    guard let index = queues.firstIndex(where: { $0.number == number }), queues[index].failure == nil else { return }
+    queues[index].failure = error
+  }
+
+  /// Waits until every queue has used what was available at the beginning, or has failed. What a driver adds meanwhile is
+  /// not waited for, so the wait ends. A look every tenth of a millisecond: whether the driver wants notifications is its
+  /// choice, so they cannot be waited for.
+  func wait(_ takeFailures: () -> Void) {
+    while true {
+      takeFailures()
+      let isDone = queues.allSatisfy { queue in
+        guard queue.failure == nil, let before = queue.before else { return true }
+        return used(queue) >= Int(before.available &- before.used)
+      }
+      if isDone { return }
+      usleep(100)
+    }
+  }
+
+  private func used(_ queue: Queue) -> Int {
+    guard let before = queue.before, let now = RingIndices(queue.configuration, in: memory) else { return 0 }
+    return Int(now.used &- before.used)
+  }
+
+  func outcomes() -> [OnceOutcome] {
+    queues.map { queue in
+      OnceOutcome(
+        queue: queue.number, available: queue.before.map { Int($0.available &- $0.used) } ?? 0, used: used(queue),
+        failure: queue.failure)
+    }
+  }
+}

@@ -1,0 +1,156 @@
+/// One split ring as a person wants to see it: indices, flags, and every chain that is on its way or just back.
+public import MemoryFile
+public import VirtioCore
+
+/// A queue at one moment, read from copies. Whatever is in memory, this is made: what is wrong is said in `problems`.
+public struct QueuePicture: Sendable {
+  /// An element of the used ring.
+  public struct Used: Equatable, Sendable {
+    /// Its free-running index.
+    public let position: UInt16
+    public let id: UInt32
+    public let length: UInt32
+    /// The chain as its descriptors stand now; `nil` when the id is no head, or the head has been made available again.
+    public let chain: ChainPicture?
+  }
+
+  /// A chain that was made available and is not used yet.
+  public struct Pending: Equatable, Sendable {
+    /// Its free-running index in the available ring.
+    public let position: UInt16
+    public let chain: ChainPicture
+  }
+
+  public let queue: Int
+  public let configuration: QueueConfiguration
+  public let ready: Bool
+  public let features: FeatureSet
+  /// `nil` when the ring cannot be read.
+  public let rings: Rings?
+  /// Chains on their way by the indices; `pending` has fewer when they are too many to draw.
+  public let pendingCount: Int
+  /// Oldest first.
+  public let pending: [Pending]
+  /// The newest elements of the used ring, oldest first, at most one for each entry of the ring.
+  public let used: [Used]
+  /// What is wrong with the queue as a whole, one sentence each.
+  public let problems: [String]
+
+  /// The words at the beginning and end of both rings.
+  public struct Rings: Equatable, Sendable {
+    public let availableFlags: UInt16
+    public let availableIndex: UInt16
+    /// Means something with EVENT_IDX only.
+    public let usedEvent: UInt16
+    public let usedFlags: UInt16
+    public let usedIndex: UInt16
+    /// Means something with EVENT_IDX only.
+    public let availableEvent: UInt16
+  }
+
+  /// Descriptors pictured of chains on their way, and as many of used ones.
+  static let descriptorLimit = 100_000
+
+  /// Whether something is wrong with the queue or with a chain that is on its way.
+  public var isBroken: Bool { !problems.isEmpty || pending.contains { !$0.chain.problems.isEmpty } }
+
+  public init(
+    queue: Int, configuration: QueueConfiguration, ready: Bool = true, features: FeatureSet, memory: GuestBytes
+  ) {
+    self.queue = queue
+    self.configuration = configuration
+    self.ready = ready
+    self.features = features
+    var problems: [String] = []
+    let size = Int(configuration.size)
+    guard size > 0, size <= 32768, size & (size - 1) == 0 else {
+      self.problems = [QueueError.badSize(configuration.size).description]
+      (rings, pendingCount, pending, used) = (nil, 0, [], [])
+      return
+    }
+    // Sizes and alignments of virtio 2.7.
+    func part(_ part: QueueError.RingPart, _ address: GuestAddress, alignment: UInt64, count: Int) -> [UInt8]? {
+      if !address.isAligned(to: alignment) { problems.append(QueueError.misaligned(part: part, address).description) }
+      let bytes = memory.bytes(at: address, count: count)
+      if bytes == nil { problems.append(QueueError.unmapped(part: part, address).description) }
+      return bytes
+    }
+    let table = part(.descriptorTable, configuration.descriptorTable, alignment: 16, count: 16 * size)
+    let available = part(.availableRing, configuration.availableRing, alignment: 2, count: 6 + 2 * size)
+    let usedRing = part(.usedRing, configuration.usedRing, alignment: 4, count: 6 + 8 * size)
+    guard let table, let available, let usedRing else {
+      self.problems = problems
+      (rings, pendingCount, pending, used) = (nil, 0, [], [])
+      return
+    }
+    let rings = Rings(
+      availableFlags: available[...].word(at: 0), availableIndex: available[...].word(at: 2),
+      usedEvent: available[...].word(at: 4 + 2 * size), usedFlags: usedRing[...].word(at: 0),
+      usedIndex: usedRing[...].word(at: 2), availableEvent: usedRing[...].word(at: 4 + 8 * size))
+    self.rings = rings
+    let mask = UInt16(size - 1)
+    // A hostile ring can make each of its chains as long as the table; what is pictured is bounded as a whole.
+    var budget = Self.descriptorLimit
+    func chain(_ head: UInt16) -> ChainPicture {
+      let chain = ChainPicture(head: head, table: table, memory: memory, features: features)
+      budget -= chain.descriptors.count + chain.indirect.count
+      return chain
+    }
+    func head(_ position: UInt16) -> UInt16 { available[...].word(at: 4 + 2 * Int(position & mask)) }
+    func element(_ position: UInt16) -> (id: UInt32, length: UInt32) {
+      let at = 4 + 8 * Int(position & mask)
+      return (usedRing[...].word(at: at), usedRing[...].word(at: at + 4))
+    }
+
+    let count = Int(rings.availableIndex &- rings.usedIndex)
+    pendingCount = count
+    var pending: [Pending] = []
+    if count > size {
+      problems.append(
+        QueueError.availableIndexJumped(from: rings.usedIndex, to: rings.availableIndex, size: configuration.size)
+          .description)
+    } else {
+      let positions = Self.outstanding(count: count, size: size, rings: rings, head: head, element: element)
+      for position in positions where budget > 0 { pending.append(Pending(position: position, chain: chain(head(position)))) }
+      var seen = Set<UInt16>()
+      for position in positions where !seen.insert(head(position)).inserted {
+        problems.append(QueueError.headAlreadyInFlight(head(position)).description)
+      }
+    }
+    self.pending = pending
+    var recycled = Set(pending.map(\.chain.head))
+    // Newest first: an older element with the same id speaks of a chain that is gone. A low index that has wrapped looks
+    // like one that has not, so that fewer elements may be shown than the ring holds.
+    budget = Self.descriptorLimit
+    var used: [Used] = []
+    for back in 0..<min(Int(rings.usedIndex), size) where budget > 0 {
+      let position = rings.usedIndex &- 1 &- UInt16(back)
+      let (id, length) = element(position)
+      if id >= UInt32(size) { problems.append("used element \(position) names descriptor \(id), outside the table") }
+      let isCurrent = id < UInt32(size) && recycled.insert(UInt16(id)).inserted
+      budget -= 1
+      used.append(Used(position: position, id: id, length: length, chain: isCurrent ? chain(UInt16(id)) : nil))
+    }
+    self.used = used.reversed()
+    self.problems = problems
+  }
+
+  /// The positions in the available ring whose chains are not used yet, oldest first. A device that uses in order leaves
+  /// the newest ones; with one that does not, what the used ring names is taken away from what the available ring names.
+  private static func outstanding(
+    count: Int, size: Int, rings: Rings, head: (UInt16) -> UInt16, element: (UInt16) -> (id: UInt32, length: UInt32)
+  ) -> [UInt16] {
+    let available = (0..<min(Int(rings.availableIndex), size)).reversed().map { rings.availableIndex &- 1 &- UInt16($0) }
+    let newest = Array((0..<count).reversed().map { rings.availableIndex &- 1 &- UInt16($0) })
+    let used = (0..<min(Int(rings.usedIndex), size)).reversed().map { rings.usedIndex &- 1 &- UInt16($0) }
+    let inOrder = used.allSatisfy { position in
+      rings.availableIndex &- position > UInt16(size) || UInt32(head(position)) == element(position).id
+    }
+    if inOrder { return newest }
+    var left = available
+    for position in used {
+      if let match = left.firstIndex(where: { UInt32(head($0)) == element(position).id }) { left.remove(at: match) }
+    }
+    return left.count == count ? left : newest
+  }
+}

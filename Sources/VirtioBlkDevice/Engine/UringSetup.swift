@@ -1,0 +1,41 @@
+/// How the io_uring engine sets up its ring. The defaults are what is best where the kernel has it; the rest is for those who
+/// measure.
+
+public struct UringSetup: Hashable, Sendable {
+  /// Who runs the completion side of an operation.
+  public enum Completion: Hashable, Sendable {
+    /// The queue's thread, when it asks for completions: SINGLE_ISSUER and DEFER_TASKRUN (Linux 6.1).
+    case deferred
+    /// The queue's thread, at its next system call: COOP_TASKRUN (Linux 5.19).
+    case cooperative
+    /// The queue's thread, interrupted for it.
+    case plain
+    /// A kernel thread submits: SQPOLL, on a CPU of its own if one is named.
+    case submissionThread(cpu: Int?)
+  }
+
+  /// Whether completions are looked for in the device instead of waiting for its interrupt (IOPOLL).
+  public enum Poll: String, Hashable, Sendable, CaseIterable {
+    case off
+    case on
+    /// Sleep for half of the expected time first (Linux 6.13).
+    case hybrid
+  }
+
+  public var completion = Completion.deferred
+  public var poll = Poll.off
+  /// The image is file 0 of the ring's own table.
+  public var registersFile = true
+  /// Guest memory is pinned once instead of at each operation. It counts against the locked-memory limit.
+  public var registersBuffers = false
+  /// The ring's own descriptor is looked up once.
+  public var registersRing = true
+  /// Completions to sleep for while at least that many operations are under way; at least 1.
+  public var minimumWait = 1
+  /// Operations that are handed over at once; 0: all that a turn has.
+  public var submitBatch = 0
+  /// Kicks come through an epoll set and completions through an eventfd, as in an event loop, instead of through the ring.
+  public var kicksThroughEpoll = false
+
+  public init() {}
+}

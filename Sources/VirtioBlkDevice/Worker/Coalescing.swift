@@ -1,0 +1,31 @@
+/// Holding calls back until there is enough to tell, or it has been waiting for long enough.
+
+struct Coalescing {
+  private let count: Int
+  private let nanoseconds: UInt64
+  private var untold = 0
+  /// When the oldest answer that the driver was not told of has waited for long enough.
+  private(set) var deadline: UInt64?
+
+  /// `nil` for the other ways to notify.
+  init?(_ notification: Notification) {
+    guard case .coalesce(let count, let microseconds) = notification else { return nil }
+    self.count = count
+    nanoseconds = UInt64(max(microseconds, 0)) * 1000
+  }
+
+  /// Whether it is time to notify, with so many more answers published.
+  mutating func isDue(after published: Int) -> Bool {
+    untold += published
+    guard untold > 0 else { return false }
+    let now = Clock.now
+    let due = deadline ?? now &+ nanoseconds
+    guard untold >= count || now >= due else {
+      deadline = due
+      return false
+    }
+    untold = 0
+    deadline = nil
+    return true
+  }
+}

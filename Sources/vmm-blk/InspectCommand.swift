@@ -1,0 +1,67 @@
+/// `vmm-blk inspect`: the rings of a memory file, drawn for people or told to programs. It opens the file for reading only.
+internal import ArgumentParser
+internal import Foundation
+internal import MemoryFile
+internal import RingInspector
+internal import VirtioCore
+
+struct Inspect: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Draw the rings of a memory file.",
+    discussion: """
+      For each queue: sizes, addresses, indices, flags, the chains that are on their way and the last ones that came \
+      back, and what is wrong with a broken one. With --raw the file is guest memory and nothing else, and --queue says \
+      where the rings are.
+      """)
+
+  @Argument(help: .init("The memory file.", valueName: "file"))
+  var file: String
+
+  @Flag(help: "The file is guest memory without header; needs --queue.")
+  var raw = false
+
+  @Option(help: .init("A ring in a raw file, once for each queue.", valueName: "size=N,desc=A,avail=A,used=A"))
+  var queue: [QueueSpecification] = []
+
+  @Option(help: .init("What the driver is taken to have accepted, with --raw.", valueName: "bits"))
+  var features: ByteSize?
+
+  @Option(help: .init("Guest-physical address of the first byte of a raw file.", valueName: "address"))
+  var memoryBase: ByteSize?
+
+  @Flag(help: "Print JSON.")
+  var json = false
+
+  func validate() throws {
+    guard raw || queue.isEmpty && features == nil && memoryBase == nil else {
+      throw ValidationError("--queue, --features and --memory-base are for a file without header: add --raw")
+    }
+    guard !raw || !queue.isEmpty else {
+      throw ValidationError("a raw file does not say where its rings are: add --queue size=N,desc=A,avail=A,used=A")
+    }
+  }
+
+  func run() throws {
+    if raw {
+      let memory = try GuestBytes(rawFile: file, base: GuestAddress(memoryBase?.bytes ?? 0))
+      let features = FeatureSet(rawValue: features?.bytes ?? FeatureSet.version1.rawValue)
+      let queues = queue.enumerated().map { index, specification in
+        QueuePicture(queue: index, configuration: specification.configuration, features: features, memory: memory)
+      }
+      if json { return try print(FileDescription(queues: queues)) }
+      print(queues.flatMap { QueueDrawing.draw($0) }.joined(separator: "\n"))
+    } else {
+      let picture = MemoryFilePicture(try MemoryFileSnapshot(path: file))
+      if json { return try print(FileDescription(picture)) }
+      print(picture.draw().joined(separator: "\n"))
+    }
+  }
+
+  private func print(_ description: FileDescription) throws {
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
+    Swift.print(String(decoding: try encoder.encode(description), as: UTF8.self))
+  }
+
+  private func print(_ text: String) { Swift.print(text) }
+}

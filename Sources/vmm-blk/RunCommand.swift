@@ -1,0 +1,127 @@
+/// `vmm-blk run`: the disk on a memory file, for as long as it is wanted or for one pass.
+internal import ArgumentParser
+internal import CLinux
+internal import Glibc
+internal import MemoryFile
+internal import VirtioBlkDevice
+internal import VirtioCore
+
+struct Run: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Serve a disk to a driver that shares a memory file with it.",
+    discussion: """
+      Without --once the disk is served until SIGTERM or Ctrl-C; everything taken is finished first. A driver finds the \
+      disk's registers in the file (Docs/memory-file.md); `vmm-blk guest --memory FILE` is one.
+
+      With --once everything that is available in the file's queues is processed, and what was done is printed. With --raw \
+      the file is guest memory and nothing else, and --queue says where the rings are.
+      """)
+
+  @Option(help: .init("The memory file.", valueName: "file"))
+  var memory: String
+
+  @Option(help: .init("Make the memory file first, with this much guest memory.", valueName: "size"))
+  var create: ByteSize?
+
+  @Option(help: .init("Guest-physical address of the first byte of memory, for --create and --raw.", valueName: "address"))
+  var memoryBase: ByteSize?
+
+  @OptionGroup var disk: DeviceOptions
+
+  @Flag(help: "Process what is available, say what was done, and exit.")
+  var once = false
+
+  @Flag(help: "The file is guest memory without header; needs --once and --queue.")
+  var raw = false
+
+  @Option(help: .init("A ring in a raw file, once for each queue.", valueName: "size=N,desc=A,avail=A,used=A"))
+  var queue: [QueueSpecification] = []
+
+  @Option(help: .init("What the driver is taken to have accepted, with --raw.", valueName: "bits"))
+  var features: ByteSize?
+
+  @Flag(help: "Print the account of --once as JSON.")
+  var json = false
+
+  func validate() throws {
+    guard !json || once else { throw ValidationError("--json is for the account that --once prints: add --once") }
+    guard !raw || once else { throw ValidationError("--raw is for one pass: add --once") }
+    guard raw || queue.isEmpty else { throw ValidationError("--queue is for a file without header: add --raw") }
+    guard raw || features == nil else { throw ValidationError("--features is for a file without header: add --raw") }
+    guard !raw || !queue.isEmpty else {
+      throw ValidationError("a raw file does not say where its rings are: add --queue size=N,desc=A,avail=A,used=A")
+    }
+    guard !once || create == nil else { throw ValidationError("a new file has nothing to process: leave out --create or --once") }
+    guard memoryBase == nil || create != nil || raw else {
+      throw ValidationError("the file says where its memory is: --memory-base is for --create and --raw")
+    }
+    guard (memoryBase?.bytes ?? 0) % 4096 == 0 else { throw ValidationError("--memory-base is not a multiple of 4096") }
+    guard (create?.bytes ?? 4096) % 4096 == 0, create?.bytes != 0 else {
+      throw ValidationError("--create \(create?.description ?? "") is not a multiple of 4096 bytes")
+    }
+  }
+
+  func run() throws {
+    if once {
+      try OnceRun(command: self).run()
+    } else {
+      try serve()
+    }
+  }
+
+  private func serve() throws {
+    let signals = try StopSignals()
+    let device = try disk.makeDevice()
+    let file: MemoryFile
+    if let create {
+      file = try MemoryFile.create(
+        path: memory, memorySize: create.bytes, memoryBase: GuestAddress(memoryBase?.bytes ?? 0),
+        maximumQueues: disk.numQueues)
+    } else {
+      file = try MemoryFile.open(path: memory)
+    }
+    let meter = LineMeter()
+    let transport = try MemoryFileDevice(
+      file: file, device: device,
+      log: { line in if let line = meter.admit(line) { Self.complain(line) } })
+    if let warning = device.engineWarning { Self.complain(warning) }
+    Self.say("serving \(device.image.path) on \(memory): \(ByteSize(file.layout.memorySize)) of guest memory, "
+      + "\(device.queueCount) \(device.queueCount == 1 ? "queue" : "queues"), \(device.engineReason)")
+    Self.say("try: vmm-blk guest --memory \(memory) info")
+    try transport.run(until: signals.descriptor.rawValue)
+    Self.say("stopped; what the driver has set up stays in \(memory)")
+  }
+
+  /// A line for whoever started the command, there at once even in a pipe.
+  static func say(_ line: String) {
+    print(line)
+    _ = fflush(nil)
+  }
+
+  /// A line for whoever reads the log.
+  static func complain(_ line: String) {
+    let bytes = Array("vmm-blk: \(line)\n".utf8)
+    _ = unsafe bytes.withUnsafeBytes { unsafe write(STDERR_FILENO, $0.baseAddress, $0.count) }
+  }
+}
+
+/// `size=8,desc=0x0,avail=0x400,used=0x800`, in any order.
+struct QueueSpecification: ExpressibleByArgument, Equatable {
+  let configuration: QueueConfiguration
+
+  init?(argument: String) {
+    var values: [String: UInt64] = [:]
+    for part in argument.split(separator: ",", omittingEmptySubsequences: false) {
+      let sides = part.split(separator: "=", maxSplits: 1)
+      guard sides.count == 2, let value = ByteSize(argument: String(sides[1])) else { return nil }
+      guard values.updateValue(value.bytes, forKey: String(sides[0])) == nil else { return nil }
+    }
+    guard
+      values.count == 4, let size = values["size"], let size = UInt16(exactly: size), let table = values["desc"],
+      let available = values["avail"], let used = values["used"]
+    else { return nil }
+    configuration = QueueConfiguration(
+      size: size, descriptorTable: GuestAddress(table), availableRing: GuestAddress(available),
+      usedRing: GuestAddress(used))
+  }
+}

@@ -1,0 +1,145 @@
+/// `vmm-blk run --once`: one pass, and its account as a table or as JSON.
+internal import ArgumentParser
+internal import CLinux
+internal import Foundation
+internal import Glibc
+internal import MemoryFile
+internal import RingInspector
+internal import SystemPackage
+internal import TextTable
+internal import VirtioBlkDevice
+internal import VirtioCore
+
+struct OnceRun {
+  let command: Run
+
+  func run() throws {
+    let device = try command.disk.makeDevice()
+    let account = try command.raw ? raw(device) : file(device)
+    if command.json {
+      try account.printJSON()
+    } else {
+      account.printTable()
+    }
+    if account.queues.contains(where: { $0.failure != nil }) { throw ExitCode(1) }
+  }
+
+  /// The queues are those that the file's registers describe.
+  private func file(_ device: BlockDevice) throws -> OnceAccount {
+    let path = command.memory
+    let before = MemoryFilePicture(try MemoryFileSnapshot(path: path)).queues.filter(\.ready)
+    let file = try MemoryFile.open(path: path)
+    let outcomes = try MemoryFileDevice(file: file, device: device, log: { Run.complain($0) }).runOnce()
+    return OnceAccount(before, outcomes, memory: try MemoryFileSnapshot(path: path).memory)
+  }
+
+  /// The queues are those of the command line.
+  private func raw(_ device: BlockDevice) throws -> OnceAccount {
+    let path = command.memory
+    let features = FeatureSet(rawValue: command.features?.bytes ?? FeatureSet.version1.rawValue)
+    guard device.accepts(features) else {
+      throw ValidationError("the disk does not offer all of the features \(features): it offers \(device.features)")
+    }
+    guard command.queue.count <= device.queueCount else {
+      throw ValidationError("\(command.queue.count) queues are described: add --num-queues \(command.queue.count)")
+    }
+    let base = GuestAddress(command.memoryBase?.bytes ?? 0)
+    let copies = try GuestBytes(rawFile: path, base: base)
+    let queues = command.queue.enumerated().map { (queue: $0.offset, configuration: $0.element.configuration) }
+    let before = queues.map { queue, configuration in
+      QueuePicture(queue: queue, configuration: configuration, features: features, memory: copies)
+    }
+    let number = unsafe clinux_open(path, O_RDWR | O_CLOEXEC, 0)
+    guard number >= 0 else { throw MemoryFileError.system(path: path, action: "open", Errno(rawValue: errno)) }
+    let owner = OwnedDescriptor(number)
+    guard let count = Int(exactly: copies.size), count > 0 else {
+      throw ValidationError("the memory file \(path) is empty: give it the guest's memory")
+    }
+    let mapping = try Mapping(descriptor: owner.rawValue, count: count)
+    let memory = try GuestMemory([GuestRegion(start: base, size: copies.size, mapping: mapping)])
+    let outcomes = try MemoryFileDevice.runOnce(device, memory: memory, features: features, queues: queues)
+    return OnceAccount(before, outcomes, memory: copies)
+  }
+}
+
+/// What was done, for people and for programs.
+struct OnceAccount: Encodable {
+  struct Request: Encodable {
+    let queue: Int
+    let head: Int
+    let type: String?
+    let sector: UInt64?
+    let length: UInt64?
+    let status: String?
+    let usedIndex: Int?
+    let usedID: Int?
+    let usedLength: UInt32?
+    let problems: [String]
+  }
+
+  struct Queue: Encodable {
+    let queue: Int
+    let available: Int
+    let used: Int
+    let failure: String?
+  }
+
+  let queues: [Queue]
+  let requests: [Request]
+
+  /// - Parameters:
+  ///   - before: pictures taken before the pass.
+  ///   - memory: as it is after it.
+  init(_ before: [QueuePicture], _ outcomes: [OnceOutcome], memory: GuestBytes) {
+    queues = outcomes.map {
+      Queue(queue: $0.queue, available: $0.available, used: $0.used, failure: $0.failure?.description)
+    }
+    requests = before.flatMap { RequestAccount.accounts(of: $0, after: memory) }.map(Request.init)
+  }
+
+  func printJSON() throws {
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
+    print(String(decoding: try encoder.encode(self), as: UTF8.self))
+  }
+
+  func printTable() {
+    if queues.isEmpty { print("no queue is ready, so there was nothing to do") }
+    if !requests.isEmpty {
+      let table = TextTable<Request> { $0.columns }
+      table.print(requests, style: Style.psql)
+    }
+    for queue in queues {
+      print("queue \(queue.queue): \(queue.used) of \(queue.available) available requests used")
+      if let failure = queue.failure { print("queue \(queue.queue) stopped: \(failure)") }
+    }
+  }
+}
+
+extension OnceAccount.Request {
+  init(_ account: RequestAccount) {
+    queue = account.queue
+    head = Int(account.head)
+    type = account.request?.name
+    sector = account.request?.sector
+    length = account.request?.length
+    status = account.status.map(BlockWords.status)
+    usedIndex = account.usedPosition.map { Int($0) }
+    usedID = account.usedPosition == nil ? nil : Int(account.head)
+    usedLength = account.usedLength
+    problems = account.problems
+  }
+
+  fileprivate var columns: [Column] {
+    func number(_ title: String, _ value: Int?) -> Column {
+      Column(title: title, value: value.map { "\($0)" } ?? "", align: .right)
+    }
+    return [
+      number("queue", queue), number("head", head), Column(title: "request", value: type ?? "no header"),
+      Column(title: "sector", value: sector.map { "\($0)" } ?? "", align: .right),
+      Column(title: "bytes", value: length.map { "\($0)" } ?? "", align: .right),
+      Column(title: "status", value: usedID == nil ? "not used" : status ?? "none"), number("used idx", usedIndex),
+      number("id", usedID), number("len", usedLength.map { Int($0) }),
+    ]
+  }
+}

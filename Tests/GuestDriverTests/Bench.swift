@@ -1,0 +1,282 @@
+/// One device under test with a driver on it, over each of the transports, so that a test's body is written once.
+import CLinux
+import Foundation
+import MemoryFile
+import Synchronization
+import SystemPackage
+import Testing
+import VhostUser
+import VirtioBlkDevice
+import VirtioCore
+
+@testable import GuestDriver
+
+/// Which device, and what lies between it and the driver.
+enum Setup: String, CaseIterable, Sendable {
+  /// The second opinion: where it disagrees, the test is wrong.
+  case reference = "reference device, in process"
+  case inProcess = "block device, in process"
+  case synchronous = "block device with the sync engine, in process"
+  case vhostUser = "block device, vhost-user"
+  case memoryFile = "block device, memory file"
+
+  static let real: [Setup] = [.inProcess, .synchronous, .vhostUser, .memoryFile]
+}
+
+struct BenchOptions: Sendable {
+  var features = BlockFeature.understood
+  var queueSize: UInt16 = 16
+  var maximumQueueSize: UInt16 = 1024
+  var diskBytes = 1 << 20
+  var readOnly = false
+  var logicalBlock = 512
+  /// Leave the device as it is before the first status write.
+  var startsDriver = true
+}
+
+/// A device with two queues: the victim, to which a test does what no driver may do, and the witness, which has to go on as
+/// if nothing were.
+final class Bench {
+  let setup: Setup
+  let options: BenchOptions
+  let transport: any DriverTransport
+  let directory: String
+  private var startedClient: BlockClient?
+  private let reference: ReferenceDevice?
+  private let server: Server?
+
+  var client: BlockClient {
+    guard let startedClient else { preconditionFailure("the driver was not started") }
+    return startedClient
+  }
+  var memory: DriverMemory { transport.memory }
+  var image: String { directory + "/disk" }
+  var socket: String { directory + "/sock" }
+
+  /// A thread with a device's transport on it, and the way to end it.
+  private final class Server: Sendable {
+    let stop: OwnedDescriptor
+    let ended = DispatchSemaphore(value: 0)
+
+    init(_ body: @escaping @Sendable (_ stop: OwnedDescriptor) throws -> Void) throws {
+      let stop = try OwnedDescriptor.eventCounter()
+      self.stop = stop
+      let ended = ended
+      Thread.detachNewThread {
+        do { try body(stop) } catch { Issue.record("the server ended: \(error)") }
+        ended.signal()
+      }
+    }
+
+    func end() {
+      EventCounter.signal(stop.rawValue)
+      _ = ended.wait(timeout: .now() + 10)
+    }
+  }
+
+  init(_ setup: Setup, _ options: BenchOptions = BenchOptions()) throws {
+    self.setup = setup
+    self.options = options
+    let directory = try unsafe String(
+      cString: #require(unsafe mkdtemp(strdup(NSTemporaryDirectory() + "guest-driver-XXXXXX"))))
+    self.directory = directory
+    let image = directory + "/disk"
+    try Data(count: options.diskBytes).write(to: URL(fileURLWithPath: image))
+    func makeDevice() throws -> BlockDevice {
+      try Self.makeDevice(image, options, engine: setup == .synchronous ? .sync : .auto)
+    }
+    switch setup {
+    case .reference:
+      let device = try ReferenceDevice(
+        bytes: options.diskBytes, readOnly: options.readOnly, logicalBlock: options.logicalBlock)
+      reference = device
+      server = nil
+      transport = try InProcessTransport(device: device, memory: Self.makeMemory())
+    case .inProcess, .synchronous:
+      reference = nil
+      server = nil
+      transport = try InProcessTransport(device: makeDevice(), memory: Self.makeMemory())
+    case .vhostUser:
+      reference = nil
+      let device = try makeDevice()
+      let path = directory + "/sock"
+      let listener = Mutex<Listener?>(try Listener(path: path))
+      server = try Server { stop in
+        let loop = try EventLoop()
+        guard let listener = listener.withLock({ $0.take() }) else { return }
+        let server = BackendServer(device: device, on: .listening(listener), in: loop) { _ in }
+        try server.open()
+        let stopping = try loop.add(stop.rawValue) { _ in loop.stop() }
+        try loop.run()
+        loop.remove(stopping)
+        server.close()
+      }
+      transport = try VhostUserTransport(path: path, memory: Self.makeMemory())
+    case .memoryFile:
+      reference = nil
+      let device = try makeDevice()
+      let path = directory + "/memory"
+      let file = try MemoryFile.create(
+        path: path, memorySize: 6 << 20, memoryBase: GuestAddress(0x10000), maximumQueues: 2)
+      server = try Server { stop in try MemoryFileDevice(file: file, device: device).run(until: stop.rawValue) }
+      transport = try MemoryFileTransport(path: path)
+    }
+    if options.startsDriver {
+      startedClient = try makeClient()
+      memory.poisonFreeMemory()
+    }
+  }
+
+  private static func makeDevice(_ path: String, _ options: BenchOptions, engine: EngineKind) throws -> BlockDevice {
+    let image = try ImageFile(
+      ImageOptions(path: path, isReadOnly: options.readOnly, logicalBlockSize: options.logicalBlock))
+    var device = BlockDeviceOptions()
+    device.queueCount = 2
+    device.engine = engine
+    device.maximumQueueSize = options.maximumQueueSize
+    device.serial = ReferenceDevice.serial
+    return try BlockDevice(image: image, options: device)
+  }
+
+  /// Where two regions meet; 16 KiB on either side are free for placements by hand.
+  static let border: UInt64 = 2 << 20
+
+  /// Two regions next to each other, a hole, a third.
+  private static func makeMemory() throws -> DriverMemory {
+    let memory = try DriverMemory(anonymous: [
+      (GuestAddress(0), Int(border)), (GuestAddress(border), 2 << 20), (GuestAddress(1 << 30), 2 << 20),
+    ])
+    memory.reserve(GuestAddress(border - (16 << 10)), count: 32 << 10)
+    return memory
+  }
+
+  func makeClient() throws -> BlockClient {
+    let client = try BlockClient(
+      transport,
+      options: DriverOptions(
+        features: options.features, queueSize: options.queueSize, indirectTables: 4, indirectEntries: 32))
+    client.patience = .seconds(5)
+    return client
+  }
+
+  /// Resets the device and brings it up again.
+  func restart() throws {
+    try startedClient?.shutDown()
+    startedClient = try makeClient()
+  }
+
+  deinit {
+    startedClient = nil
+    try? transport.reset()
+    server?.end()
+    try? FileManager.default.removeItem(atPath: directory)
+  }
+
+  /// What the medium holds.
+  var disk: [UInt8] {
+    get throws {
+      if let reference { return reference.disk }
+      return [UInt8](try Data(contentsOf: URL(fileURLWithPath: image)))
+    }
+  }
+
+  /// An address in no region.
+  var unmapped: GuestAddress { GuestAddress(1 << 40) }
+  /// The first address behind the last region.
+  var end: GuestAddress {
+    guard let last = memory.regions.last else { preconditionFailure("there is memory") }
+    return GuestAddress(last.start.rawValue + UInt64(last.size))
+  }
+
+  // MARK: the victim
+
+  var victim: RawRing { client.queues[0].ring.ring }
+  func kickVictim() { client.session.queues[0].lines.kick() }
+  var victimFailed: Bool {
+    get throws { try transport.waitForFailure(queue: 0, milliseconds: 3000) }
+  }
+
+  /// Waits until so many elements are used on the victim. - Returns: how many are.
+  func waitForUsed(_ count: UInt16, milliseconds: Int = 3000) -> UInt16 {
+    let end = ContinuousClock.now + .milliseconds(milliseconds)
+    while victim.usedIndex.loadAcquire() < count, .now < end { usleep(200) }
+    return victim.usedIndex.loadAcquire()
+  }
+
+  /// Writes descriptors from `first` on, linked in order; the last one ends the chain.
+  func link(_ descriptors: [RawDescriptor], from first: UInt16 = 0) {
+    for (place, descriptor) in descriptors.enumerated() {
+      var copy = descriptor
+      if place < descriptors.count - 1 {
+        copy.flags.insert(.next)
+        copy.next = first + UInt16(place) + 1
+      }
+      victim.setDescriptor(first + UInt16(place), copy)
+    }
+  }
+
+  /// The descriptors of a request, not yet linked.
+  func descriptors(_ request: FramedRequest) -> [RawDescriptor] {
+    request.pieces.map {
+      RawDescriptor(address: $0.address.rawValue, length: $0.length, flags: $0.deviceWrites ? .write : [])
+    }
+  }
+
+  func frame(_ request: BlockRequest, _ framing: Framing? = nil) throws -> FramedRequest {
+    try FramedRequest(request, framing ?? .classic(request), in: memory)
+  }
+
+  /// Stores descriptors as an indirect table, entries linked in order.
+  func table(_ descriptors: [RawDescriptor]) throws -> GuestBuffer {
+    let buffer = try memory.allocate(16 * descriptors.count, alignment: 16)
+    for (place, descriptor) in descriptors.enumerated() {
+      var copy = descriptor
+      if place < descriptors.count - 1 {
+        copy.flags.insert(.next)
+        copy.next = UInt16(place + 1)
+      }
+      buffer.store(copy.lowWord.littleEndianBytes + copy.highWord.littleEndianBytes, at: 16 * place)
+    }
+    return buffer
+  }
+
+  // MARK: the witness
+
+  /// Writes and reads through the other queue, and looks whether anything was written where it must not be.
+  func expectWitnessWell(_ place: SourceLocation = #_sourceLocation) throws {
+    let payload = (0..<4096).map { UInt8(truncatingIfNeeded: $0 &* 7 &+ 3) }
+    let witness = client.queues[1]
+    let sector = UInt64(options.diskBytes / 512 - 8)
+    if !options.readOnly {
+      let write = try witness.perform(.write(sector: sector, payload))
+      #expect(write.status == .ok, sourceLocation: place)
+    }
+    let read = try witness.perform(.read(sector: sector, bytes: 4096))
+    #expect(read.status == .ok && (options.readOnly || read.answer == payload), sourceLocation: place)
+    #expect(memory.damageOutside() == nil, sourceLocation: place)
+  }
+
+  /// The victim failed, and only that: the device says so, the witness goes on, and a reset makes everything well.
+  func expectQueueFailure(_ place: SourceLocation = #_sourceLocation) throws {
+    #expect(try victimFailed, "no failure was signalled", sourceLocation: place)
+    // The worker signals; the device's control plane hears of it a moment later.
+    let end = ContinuousClock.now + .seconds(3)
+    while try !transport.status().contains(.needsReset), .now < end { usleep(200) }
+    #expect(try transport.status().contains(.needsReset), "no NEEDS_RESET", sourceLocation: place)
+    try expectWitnessWell(place)
+    try restart()
+    let again = try client.queues[0].perform(.read(sector: 0, bytes: 512))
+    #expect(again.status == .ok, "no life after a reset", sourceLocation: place)
+    try expectWitnessWell(place)
+  }
+
+  /// Performs on the victim and expects a status; the queue has to go on.
+  func expect(
+    _ request: BlockRequest, _ status: BlockStatusCode, framing: Framing? = nil, _ place: SourceLocation = #_sourceLocation
+  ) throws {
+    let outcome = try client.queues[0].perform(request, framing: framing)
+    #expect(outcome.status == status, "\(request)", sourceLocation: place)
+    #expect(outcome.unwrittenByte == nil, "\(request) reports bytes that it did not write", sourceLocation: place)
+    try expectWitnessWell(place)
+  }
+}

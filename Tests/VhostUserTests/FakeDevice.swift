@@ -1,0 +1,170 @@
+/// A device without a disk, and a server for it on a thread of its own.
+import CLinux
+import Foundation
+import Synchronization
+import SystemPackage
+import VirtioCore
+
+@testable import VhostUser
+
+/// Writes down what happens to it. Its queues answer nothing, but move on by one each time they are stopped.
+final class FakeDevice: VirtioDevice {
+  struct State {
+    var deeds: [String] = []
+    var activations: [Int: Activation] = [:]
+    var events: [DeviceEvent] = []
+    var configuration = (0..<96).map { UInt8($0) }
+    var negotiations = 0
+  }
+
+  let state = Mutex(State())
+  private let eventCounter: OwnedDescriptor
+
+  init() {
+    do { eventCounter = try .eventCounter() } catch { preconditionFailure("\(error)") }
+  }
+
+  var deviceID: UInt32 { 2 }
+  var features: FeatureSet { Rig.features }
+  var queueCount: Int { 4 }
+  var maximumQueueSize: UInt16 { 1024 }
+  var configurationSize: Int { 96 }
+  var configurationGeneration: UInt32 { 0 }
+  var eventDescriptor: Int32 { eventCounter.rawValue }
+
+  func accepts(_ features: FeatureSet) -> Bool { true }
+  func negotiated(_ features: FeatureSet) { state.withLock { $0.negotiations += 1 } }
+
+  func readConfiguration(at offset: Int, count: Int) -> [UInt8] {
+    state.withLock { state in
+      (offset..<offset + count).map { state.configuration.indices.contains($0) ? state.configuration[$0] : 0 }
+    }
+  }
+
+  /// Byte 32 is the driver's, as a block device's writeback.
+  func writeConfiguration(at offset: Int, _ bytes: [UInt8]) -> Bool {
+    guard offset == 32, bytes.count == 1 else { return false }
+    state.withLock { $0.configuration[32] = bytes[0] }
+    return true
+  }
+
+  func start(_ activation: Activation) throws(QueueError) {
+    state.withLock {
+      $0.deeds.append("start \(activation.queue) at \(activation.position.available)")
+      $0.activations[activation.queue] = activation
+    }
+  }
+
+  func stop(queue: Int) -> QueuePosition? {
+    state.withLock {
+      $0.deeds.append("stop \(queue)")
+      guard let activation = $0.activations.removeValue(forKey: queue) else { return nil }
+      return QueuePosition(available: activation.position.available &+ 1, used: activation.position.available &+ 1)
+    }
+  }
+
+  func replaceCall(queue: Int, _ call: CallSink) {
+    state.withLock {
+      $0.deeds.append("call \(queue)")
+      $0.activations[queue]?.call = call
+    }
+    call.signal()
+  }
+
+  func replaceFailure(queue: Int, _ failure: CallSink) { state.withLock { $0.activations[queue]?.failure = failure } }
+  func reset() { state.withLock { $0.deeds.append("reset") } }
+
+  func takeEvents() -> [DeviceEvent] {
+    EventCounter.drain(eventDescriptor)
+    return state.withLock { state in
+      defer { state.events = [] }
+      return state.events
+    }
+  }
+
+  /// Something happens by itself.
+  func raise(_ event: DeviceEvent) {
+    state.withLock { $0.events.append(event) }
+    EventCounter.signal(eventDescriptor)
+  }
+
+  var deeds: [String] { state.withLock(\.deeds) }
+  var running: Set<Int> { state.withLock { Set($0.activations.keys) } }
+}
+
+/// Events of a server, for the test's thread to look at.
+final class EventLog: Sendable {
+  private let log = Mutex<[ServerEvent]>([])
+  var events: [ServerEvent] { log.withLock(\.self) }
+  func append(_ event: ServerEvent) { log.withLock { $0.append(event) } }
+
+  func contains(_ wanted: (ServerEvent) -> Bool) -> Bool { events.contains(where: wanted) }
+}
+
+/// Waits until something that another thread does has happened. Generous, since it only ever runs out when a test fails.
+func eventually(_ condition: () -> Bool) -> Bool {
+  for _ in 0..<2000 {
+    if condition() { return true }
+    usleep(5000)
+  }
+  return false
+}
+
+/// A server in a loop on its own thread.
+final class RunningServer: Sendable {
+  let log = EventLog()
+  private let stop: OwnedDescriptor
+  private let done = DispatchSemaphore(value: 0)
+
+  /// - Parameter serve: makes the servers, on the loop's thread.
+  init(_ serve: @escaping @Sendable (EventLoop, EventLog) throws -> [BackendServer]) {
+    stop = VhostUserTests.eventCounter()
+    let ready = DispatchSemaphore(value: 0)
+    Thread.detachNewThread { [log, stop, done] in
+      do {
+        let loop = try EventLoop()
+        _ = try loop.add(stop.rawValue) { _ in loop.stop() }
+        let servers = try serve(loop, log)
+        for server in servers { try server.open() }
+        ready.signal()
+        try loop.run()
+        for server in servers { server.close() }
+      } catch {
+        preconditionFailure("\(error)")
+      }
+      done.signal()
+    }
+    ready.wait()
+  }
+
+  convenience init(_ device: FakeDevice, path: String) {
+    self.init { loop, log in
+      [
+        BackendServer(device: device, on: .listening(try Listener(path: path)), in: loop) { log.append($0) }
+      ]
+    }
+  }
+
+  /// What SIGTERM does to the real one: returns when everything is stopped.
+  func close() {
+    EventCounter.signal(stop.rawValue)
+    done.wait()
+  }
+}
+
+/// A directory for sockets, removed with everything in it.
+func withDirectory<Result>(_ body: (String) throws -> Result) rethrows -> Result {
+  let path = NSTemporaryDirectory() + "vhost-" + UUID().uuidString.prefix(8)
+  do { try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: false) } catch {
+    preconditionFailure("\(error)")
+  }
+  defer { try? FileManager.default.removeItem(atPath: path) }
+  return try body(path)
+}
+
+func socketPair() -> (OwnedDescriptor, OwnedDescriptor) {
+  var ends: [Int32] = [-1, -1]
+  let kind = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue) | Int32(SOCK_NONBLOCK.rawValue)
+  precondition(unsafe socketpair(AF_UNIX, kind, 0, &ends) == 0)
+  return (OwnedDescriptor(ends[0]), OwnedDescriptor(ends[1]))
+}

@@ -1,0 +1,254 @@
+/// Messages that must not be done (rows 15, 34, 35 and 38 of the bad-input list).
+import Foundation
+import Testing
+import VirtioCore
+
+@testable import VhostUser
+
+/// A message that breaks a rule, and what is to become of it without an acknowledgement.
+struct BadMessage: Sendable, CustomTestStringConvertible {
+  enum Fate: Sendable {
+    /// Noted, and the conversation goes on.
+    case noted
+    /// The front-end cannot be told and would rely on it: the end.
+    case ended
+  }
+
+  var name: String
+  var request: FrontendRequest
+  var payload: [UInt8]
+  /// How many descriptors go with it, all of a memory file of 64 KiB.
+  var descriptors = 0
+  var fate: Fate
+  var testDescription: String { name }
+
+  static let limit = UInt64.max
+
+  static func table(_ name: String, _ regions: [MemoryRegion], descriptors: Int? = nil) -> BadMessage {
+    BadMessage(
+      name: name, request: .setMemoryTable, payload: MemoryRegion.encode(table: regions),
+      descriptors: descriptors ?? regions.count, fate: descriptors == nil ? .ended : .noted)
+  }
+
+  static func region(_ guest: UInt64, _ size: UInt64, _ user: UInt64, _ offset: UInt64 = 0) -> MemoryRegion {
+    MemoryRegion(guestAddress: GuestAddress(guest), size: size, userAddress: user, offset: offset)
+  }
+
+  static let all: [BadMessage] = [
+    // Sizes.
+    .init(name: "features of 7 bytes", request: .setFeatures, payload: Array(repeating: 0, count: 7), fate: .ended),
+    .init(name: "owner with a payload", request: .setOwner, payload: [0], fate: .ended),
+    .init(name: "vring state of 9 bytes", request: .setVringSize, payload: Array(repeating: 0, count: 9), fate: .ended),
+    .init(name: "vring address of 39 bytes", request: .setVringAddress, payload: Array(repeating: 0, count: 39), fate: .ended),
+    .init(name: "kick of 4 bytes", request: .setVringKick, payload: [0, 0, 0, 0], descriptors: 1, fate: .ended),
+    .init(
+      name: "table shorter than its count", request: .setMemoryTable, payload: [2, 0, 0, 0] + Array(repeating: 0, count: 36),
+      descriptors: 2, fate: .ended),
+    .init(name: "region of 32 bytes", request: .addMemoryRegion, payload: Array(repeating: 0, count: 32), descriptors: 1, fate: .ended),
+    .init(name: "configuration of 5 bytes", request: .setConfiguration, payload: [0, 0, 0, 0, 0], fate: .ended),
+    // Descriptors.
+    .table("table with too few descriptors", [region(0, 0x1000, 0), region(0x2000, 0x1000, 0x2000)], descriptors: 1),
+    .table("table with too many descriptors", [region(0, 0x1000, 0)], descriptors: 3),
+    .init(
+      name: "slot without a descriptor", request: .addMemoryRegion, payload: region(1 << 40, 0x1000, 0).singleBytes,
+      fate: .noted),
+    .init(
+      name: "slot with two descriptors", request: .addMemoryRegion, payload: region(1 << 40, 0x1000, 0).singleBytes,
+      descriptors: 2, fate: .noted),
+    .init(
+      name: "removal with two descriptors", request: .removeMemoryRegion, payload: region(0, 1, 0).singleBytes,
+      descriptors: 2, fate: .noted),
+    .init(name: "kick without its descriptor", request: .setVringKick, payload: Rig.word(0), fate: .noted),
+    .init(
+      name: "kick that says it has none", request: .setVringKick, payload: Rig.word(0, hasDescriptor: false),
+      descriptors: 1, fate: .noted),
+    .init(name: "call with two descriptors", request: .setVringCall, payload: Rig.word(0), descriptors: 2, fate: .noted),
+    .init(name: "err without its descriptor", request: .setVringError, payload: Rig.word(0), fate: .noted),
+    .init(name: "no channel", request: .setBackendRequestDescriptor, payload: [], fate: .noted),
+    // Regions.
+    .table("empty region", [region(0, 0, 0)]),
+    .table("region past the guest's space", [region(limit - 0xfff, 0x1001, 0)]),
+    .table("region past the user space", [region(0, 0x1001, limit - 0xfff)]),
+    .table("offset that overflows", [region(0, 0x1000, 0, limit - 0x7ff)]),
+    .table("offset past every file", [region(0, 0x1000, 0, 1 << 63)]),
+    .table("region larger than its file", [region(0, 0x1_0001, 0)]),
+    .table("region behind its file", [region(0, 0x1000, 0, 0x1_0000)]),
+    .table("guest ranges overlap", [region(0x1000, 0x1000, 0), region(0x1fff, 0x1000, 0x1_0000)]),
+    .table("user ranges overlap", [region(0, 0x1000, 0x1000), region(0x10_0000, 0x1000, 0x1800)]),
+    .table("one good region and one too large", [region(0, 0x1000, 0), region(0x10_0000, 1 << 40, 0x10_0000)]),
+    .init(
+      name: "slot on top of another", request: .addMemoryRegion,
+      payload: region(Rig.memorySize - 1, 0x1000, 0).singleBytes, descriptors: 1, fate: .ended),
+    .init(
+      name: "slot that is not there", request: .removeMemoryRegion, payload: region(0, 0x1000, Rig.userBase).singleBytes,
+      fate: .ended),
+    // Queues.
+    .init(name: "size of queue 2", request: .setVringSize, payload: Rig.state(2, 16), fate: .noted),
+    .init(name: "size of queue 2^32-1", request: .setVringSize, payload: Rig.state(.max, 16), fate: .noted),
+    .init(name: "kick of queue 255", request: .setVringKick, payload: Rig.word(255), descriptors: 1, fate: .noted),
+    .init(
+      name: "address of queue 2", request: .setVringAddress,
+      payload: VringAddress(index: 2, descriptorTable: 0, usedRing: 0, availableRing: 0).bytes, fate: .noted),
+    .init(name: "size 0", request: .setVringSize, payload: Rig.state(1, 0), fate: .noted),
+    .init(name: "size 3", request: .setVringSize, payload: Rig.state(1, 3), fate: .noted),
+    .init(name: "size above the device's", request: .setVringSize, payload: Rig.state(1, 2048), fate: .noted),
+    .init(name: "size 65536", request: .setVringSize, payload: Rig.state(1, 65536), fate: .noted),
+    .init(name: "other size while running", request: .setVringSize, payload: Rig.state(0, 64), fate: .noted),
+    .init(name: "base while running", request: .setVringBase, payload: Rig.state(0, 0), fate: .noted),
+    .init(name: "base above 16 bits", request: .setVringBase, payload: Rig.state(1, 0x8000_8000), fate: .noted),
+    .init(name: "address while running", request: .setVringAddress, payload: Rig.address(0, base: Rig.userBase + 64).bytes, fate: .noted),
+    .init(
+      name: "misaligned address", request: .setVringAddress, payload: Rig.address(1, base: Rig.userBase + 8).bytes,
+      fate: .noted),
+    .init(name: "address nowhere", request: .setVringAddress, payload: Rig.address(1, base: 0x1000).bytes, fate: .noted),
+    .init(name: "enable 2", request: .setVringEnable, payload: Rig.state(1, 2), fate: .noted),
+    // The device.
+    .init(name: "features that were not offered", request: .setFeatures, payload: Rig.number(1 << 26), fate: .ended),
+    .init(
+      name: "protocol features that were not offered", request: .setProtocolFeatures, payload: Rig.number(1 << 3 | 1 << 12),
+      fate: .ended),
+    .init(
+      name: "write past the configuration", request: .setConfiguration,
+      payload: ConfigurationPayload(offset: 255, contents: [1, 2]).bytes, fate: .noted),
+    .init(
+      name: "write of nothing", request: .setConfiguration, payload: ConfigurationPayload(offset: 0, contents: []).bytes,
+      fate: .noted),
+    .init(name: "not offered", request: .setInflight, payload: Array(repeating: 0, count: 24), descriptors: 1, fate: .noted),
+    .init(name: "not offered, answered by itself", request: .getInflight, payload: Array(repeating: 0, count: 24), fate: .ended),
+  ]
+}
+
+@Suite struct RefusalTests {
+  /// Queue 0 runs, queue 1 is set up and waits; a memory file stands behind every descriptor that is sent.
+  private func refuse(_ bad: BadMessage, needReply: Bool) -> Rig {
+    var rig = Rig()
+    rig.bringUp(queues: 1)
+    _ = rig.takeDeeds()
+    _ = rig.takeReplies()
+    let name = "refused-" + UUID().uuidString
+    let file = TestMemory.file(name, size: 0x1_0000)
+    rig.send(
+      bad.request, bad.payload, (0..<bad.descriptors).map { _ in TestMemory.duplicate(file) }, needReply: needReply)
+    #expect(TestMemory.openDescriptors(named: name) == 1, "a descriptor was left open")
+    return rig
+  }
+
+  @Test(arguments: BadMessage.all) func refusedWithAWord(bad: BadMessage) {
+    var rig = refuse(bad, needReply: true)
+    if bad.request.hasOwnReply {
+      #expect(rig.deeds == ["close"])
+      return
+    }
+    #expect(rig.replies.map(\.bytes) == [Message(replyTo: bad.request.rawValue, payload: Rig.number(1)).bytes])
+    #expect(!rig.deeds.contains("close"))
+    expectQueueZeroGoesOn(&rig)
+  }
+
+  @Test(arguments: BadMessage.all) func refusedInSilence(bad: BadMessage) {
+    var rig = refuse(bad, needReply: false)
+    #expect(rig.replies.isEmpty)
+    switch bad.fate {
+    case .noted:
+      #expect(rig.deeds.last == "refused \(bad.request.rawValue)")
+      expectQueueZeroGoesOn(&rig)
+    case .ended: #expect(rig.deeds.last == "close")
+    }
+  }
+
+  /// What was refused has changed nothing: the queue that ran runs, on the same memory.
+  private func expectQueueZeroGoesOn(_ rig: inout Rig) {
+    #expect(rig.running == [0])
+    #expect(rig.session.table.regions == [Rig.region()])
+    #expect(rig.activations.last?.configuration == rig.activations.first?.configuration)
+  }
+
+  /// A plan that is fine as numbers and fails against the files stops the queues and puts them back as they were.
+  @Test func tableThatCannotBeMappedLeavesTheOldOne() {
+    var rig = Rig()
+    rig.bringUp()
+    _ = rig.takeDeeds()
+    _ = rig.takeReplies()
+    rig.setMemory(
+      [Rig.region(size: 0x1000)], file: TestMemory.file("vhost-short", size: 0xfff), needReply: true)
+    #expect(rig.deeds == ["stop 0", "stop 1", "start 0 at 5", "start 1 at 5", "refused 5"])
+    #expect(rig.replies.map(\.payload) == [Rig.number(1)])
+    #expect(TestMemory.openDescriptors(named: "vhost-short") == 0)
+  }
+
+  @Test func descriptorThatIsNoMemoryIsRefused() {
+    var rig = Rig()
+    rig.send(.setProtocolFeatures, Rig.number(ProtocolFeatures.served.rawValue))
+    rig.send(.addMemoryRegion, Rig.region().singleBytes, [eventCounter()], needReply: true)
+    #expect(rig.replies.map(\.payload) == [Rig.number(1)])
+  }
+
+  /// The front-end waits for a base; a queue that does not exist stands at 0.
+  @Test func baseOfNoQueueIsAnswered() {
+    var rig = Rig()
+    rig.send(.getVringBase, Rig.state(9, 0))
+    #expect(rig.replies.map(\.payload) == [Rig.state(9, 0)])
+    #expect(rig.deeds == ["refused 11"])
+  }
+
+  @Test func queueThatTheDeviceCannotStartIsTold() {
+    var rig = Rig()
+    rig.bringUp(queues: 0)
+    _ = rig.takeDeeds()
+    _ = rig.takeReplies()
+    rig.startFailure = .unmapped(part: .usedRing, GuestAddress(0))
+    let error = eventCounter()
+    rig.send(.setVringSize, Rig.state(0, 128))
+    rig.send(.setVringAddress, Rig.address(0).bytes)
+    rig.send(.setVringError, Rig.word(0), [error])
+    rig.send(.setVringKick, Rig.word(0), [eventCounter()])
+    rig.send(.setVringEnable, Rig.state(0, 1), needReply: true)
+    #expect(rig.deeds == ["start 0 at 0", "signal", "cannot start 0", "refused 18"])
+    #expect(rig.replies.map(\.payload) == [Rig.number(1)])
+    #expect(EventCounter.drain(error.rawValue) == 1)
+    // Once what was wrong is put right, it starts.
+    rig.startFailure = nil
+    rig.send(.setVringEnable, Rig.state(0, 1), needReply: true)
+    #expect(rig.replies.last?.payload == Rig.number(0))
+  }
+
+  /// A size that was refused is not replaced by the one before it.
+  @Test func ringWithoutAnAgreedSizeDoesNotStart() {
+    var rig = Rig()
+    rig.bringUp()
+    rig.send(.getVringBase, Rig.state(0, 0))
+    rig.send(.setVringSize, Rig.state(0, 3))
+    _ = rig.takeDeeds()
+    rig.send(.setVringKick, Rig.word(0), [eventCounter()])
+    #expect(rig.takeDeeds().isEmpty)
+    rig.send(.setVringSize, Rig.state(0, 4))
+    #expect(rig.takeDeeds() == ["start 0 at 5"])
+  }
+
+  @Test func featuresThatTheDeviceCannotWorkWith() {
+    var rig = Rig()
+    rig.acceptsFeatures = false
+    rig.send(.setFeatures, Rig.number(FeatureSet.eventIndex.rawValue))
+    #expect(rig.deeds == ["negotiate \(FeatureSet.eventIndex)", "close"])
+    #expect(rig.session.features == nil)
+  }
+
+  @Test func requestsFromTheFutureAreDroppedOrDenied() {
+    var rig = Rig()
+    rig.send(Message(request: 200, flags: [.version1, .needReply]))
+    #expect(rig.replies.isEmpty)
+    rig.send(.setProtocolFeatures, Rig.number(ProtocolFeatures.replyAck.rawValue))
+    rig.send(Message(request: 200, flags: [.version1, .needReply]))
+    rig.send(Message(request: 0, flags: .version1, descriptors: [TestMemory.file("vhost-future", size: 1)]))
+    #expect(rig.replies.map(\.bytes) == [[200, 0, 0, 0, 5, 0, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]])
+    #expect(rig.deeds == ["refused 200", "refused 200", "refused 0"])
+    #expect(TestMemory.openDescriptors(named: "vhost-future") == 0)
+  }
+
+  /// Descriptors that a message has no use for are closed, and the message is done.
+  @Test func descriptorsThatNobodyExpects() {
+    var rig = Rig()
+    rig.send(.getFeatures, [], [TestMemory.file("vhost-stray", size: 1)])
+    #expect(rig.replies.count == 1)
+    #expect(TestMemory.openDescriptors(named: "vhost-stray") == 0)
+  }
+}

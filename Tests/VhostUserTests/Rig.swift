@@ -1,0 +1,187 @@
+/// A session with a make-believe world around it: deeds are written down, answers can be chosen.
+import CLinux
+import Glibc
+import SystemPackage
+import Testing
+import VirtioCore
+
+@testable import VhostUser
+
+/// Files of guest memory with names that can be found in /proc again, to see who still holds them.
+enum TestMemory {
+  static func file(_ name: String, size: Int) -> OwnedDescriptor {
+    let descriptor = unsafe memfd_create(name, UInt32(MFD_CLOEXEC))
+    precondition(descriptor >= 0 && ftruncate(descriptor, size) == 0)
+    return OwnedDescriptor(descriptor)
+  }
+
+  /// How many descriptors of this process are open on the memory file of that name.
+  static func openDescriptors(named name: String) -> Int {
+    guard let directory = unsafe opendir("/proc/self/fd") else { return -1 }
+    defer { unsafe closedir(directory) }
+    var found = 0
+    while let entry = unsafe readdir(directory) {
+      let number = unsafe withUnsafePointer(to: &entry.pointee.d_name) { name in
+        unsafe name.withMemoryRebound(to: CChar.self, capacity: 256) { unsafe String(cString: $0) }
+      }
+      var room = [UInt8](repeating: 0, count: 256)
+      let count = unsafe room.withUnsafeMutableBytes { bytes in
+        unsafe readlink("/proc/self/fd/" + number, bytes.baseAddress!.assumingMemoryBound(to: CChar.self), 256)
+      }
+      guard count > 0 else { continue }
+      if String(decoding: room[..<count], as: UTF8.self).hasPrefix("/memfd:\(name) ") { found += 1 }
+    }
+    return found
+  }
+
+  static func duplicate(_ descriptor: OwnedDescriptor) -> OwnedDescriptor {
+    OwnedDescriptor(dup(descriptor.rawValue))
+  }
+}
+
+func eventCounter() -> OwnedDescriptor {
+  do { return try OwnedDescriptor.eventCounter() } catch { preconditionFailure("\(error)") }
+}
+
+/// Runs a session against a device that does what it is told.
+struct Rig {
+  static let features: FeatureSet = [.version1, .eventIndex, .indirectDescriptors]
+  var session: BackendSession
+  /// What was done, in order, in words.
+  var deeds: [String] = []
+  var replies: [Message] = []
+  var activations: [Activation] = []
+  /// The last memory table's mappings, to see which were kept.
+  var startFailure: QueueError?
+  var acceptsFeatures = true
+  var writable = true
+  /// How far each running queue has come when it is stopped.
+  var progress: UInt16 = 5
+  var running: Set<Int> = []
+
+  init(queues: Int = 2, features: FeatureSet = Rig.features, maximumQueueSize: UInt16 = 1024) {
+    session = BackendSession(.init(features: features, queueCount: queues, maximumQueueSize: maximumQueueSize))
+  }
+
+  mutating func send(
+    _ request: FrontendRequest, _ payload: [UInt8] = [], _ descriptors: [OwnedDescriptor] = [], needReply: Bool = false
+  ) {
+    send(Message(request, needReply: needReply, payload: payload, descriptors: descriptors))
+  }
+
+  mutating func send(_ message: Message) {
+    session.receive(message)
+    run()
+  }
+
+  mutating func run() {
+    while let effect = session.nextEffect() { perform(effect) }
+  }
+
+  /// The replies since the last call.
+  mutating func takeReplies() -> [Message] {
+    defer { replies = [] }
+    return replies
+  }
+
+  mutating func takeDeeds() -> [String] {
+    defer { deeds = [] }
+    return deeds
+  }
+
+  private mutating func perform(_ effect: Effect) {
+    switch effect {
+    case .reply(let message): replies.append(message)
+    case .negotiate(let features):
+      deeds.append("negotiate \(features)")
+      session.negotiated(accepted: acceptsFeatures)
+    case .map(let plan):
+      let result: Result<MemoryTable, MemoryTableError>
+      do { result = .success(try plan.carryOut()) } catch { result = .failure(error) }
+      if case .success(let table) = result { deeds.append("map \(table.regions.count)") }
+      session.mapped(result)
+    case .start(let activation):
+      #expect(running.insert(activation.queue).inserted, "a queue that runs was started")
+      activations.append(activation)
+      deeds.append("start \(activation.queue) at \(activation.position.available)")
+      if startFailure != nil { running.remove(activation.queue) }
+      session.started(queue: activation.queue, failure: startFailure)
+    case .stop(let queue):
+      #expect(running.remove(queue) != nil, "a queue that does not run was stopped")
+      deeds.append("stop \(queue)")
+      session.stopped(queue: queue, position: QueuePosition(available: progress, used: progress))
+    case .replaceCall(let queue, _): deeds.append("call \(queue)")
+    case .replaceFailure(let queue, _): deeds.append("err \(queue)")
+    case .signal(let sink):
+      if case .none = sink { return }
+      deeds.append("signal")
+      sink.signal()
+    case .readConfiguration(let offset, let count):
+      // Sixty bytes that tell their own offset.
+      session.configurationRead((offset..<offset + count).map { $0 < 60 ? UInt8($0) : 0 })
+    case .writeConfiguration(let offset, let bytes, let restores):
+      deeds.append("write \(bytes.count) at \(offset)" + (restores ? " restoring" : ""))
+      session.configurationWritten(writable)
+    case .resetDevice: deeds.append("reset")
+    case .openChannel: deeds.append("channel")
+    case .send(let message): deeds.append("say \(message.request)")
+    case .refused(let request, _): deeds.append("refused \(request)")
+    case .queueRefused(let queue, _): deeds.append("cannot start \(queue)")
+    case .close: deeds.append("close")
+    }
+  }
+}
+
+// MARK: What front-ends send
+
+extension Rig {
+  static let userBase: UInt64 = 0x7f00_0000_0000
+  static let memorySize: UInt64 = 0x10_0000
+
+  static func number(_ value: UInt64) -> [UInt8] { NumberPayload.encode(value) }
+
+  static func state(_ index: UInt32, _ number: UInt32) -> [UInt8] { VringState(index: index, number: number).bytes }
+
+  static func word(_ index: UInt8, hasDescriptor: Bool = true) -> [UInt8] {
+    VringDescriptorWord(index: index, hasDescriptor: hasDescriptor).bytes
+  }
+
+  /// Ring parts of a queue inside the first region, 64 KiB a queue.
+  static func address(_ index: UInt32, base: UInt64 = userBase) -> VringAddress {
+    let start = base + UInt64(index) * 0x1_0000
+    return VringAddress(
+      index: index, descriptorTable: start, usedRing: start + 0x8000, availableRing: start + 0x4000)
+  }
+
+  static func region(
+    _ guest: UInt64 = 0, size: UInt64 = memorySize, user: UInt64 = userBase, offset: UInt64 = 0
+  ) -> MemoryRegion {
+    MemoryRegion(guestAddress: GuestAddress(guest), size: size, userAddress: user, offset: offset)
+  }
+
+  mutating func setMemory(_ regions: [MemoryRegion] = [region()], file: OwnedDescriptor? = nil, needReply: Bool = false) {
+    let file = file ?? TestMemory.file("vhost-rig", size: Int(Rig.memorySize) * 2)
+    send(
+      .setMemoryTable, MemoryRegion.encode(table: regions), regions.map { _ in TestMemory.duplicate(file) },
+      needReply: needReply)
+  }
+
+  /// Everything up to running queues, with acknowledgements where `acks`.
+  mutating func bringUp(queues: Int = 2, acks: Bool = false) {
+    send(.setOwner)
+    send(.getFeatures)
+    send(.setProtocolFeatures, Rig.number(ProtocolFeatures.served.rawValue))
+    send(.setFeatures, Rig.number(Rig.features.union(.protocolFeatures).rawValue), needReply: acks)
+    setMemory(needReply: acks)
+    for queue in 0..<queues {
+      let index = UInt32(queue)
+      send(.setVringSize, Rig.state(index, 128), needReply: acks)
+      send(.setVringBase, Rig.state(index, 0), needReply: acks)
+      send(.setVringAddress, Rig.address(index).bytes, needReply: acks)
+      send(.setVringCall, Rig.word(UInt8(queue)), [eventCounter()], needReply: acks)
+      send(.setVringError, Rig.word(UInt8(queue)), [eventCounter()], needReply: acks)
+      send(.setVringKick, Rig.word(UInt8(queue)), [eventCounter()], needReply: acks)
+      send(.setVringEnable, Rig.state(index, 1), needReply: acks)
+    }
+  }
+}
