@@ -68,12 +68,7 @@ public enum Benchmark {
     ) { progress(number, $0) }
     if let counter { measurement.backendCallsPerSecond = counter.stop() }
     measurement.ceiling = ceiling
-    try target.shutDown()
-    if measurement.isNearCeiling {
-      result.warn(
-        "the client is part of what was measured: its ceiling is \(Format.count(measurement.ceiling ?? 0)) requests/s, less "
-          + "than 25 % above the result")
-    }
+    // As long as the queues' threads are there.
     if let process = target.meter.process, let cpus = ProcessFiles.busiestThreadProcessors(of: process) {
       let ours = Set(options.run.processors)
       if !cpus.isDisjoint(with: ours) {
@@ -81,6 +76,12 @@ public enum Benchmark {
           "the back-end (process \(process)) may run on the client's CPU \(ours.sorted().map(String.init).joined(separator: ", "))"
             + ": start it on another, for example with 'taskset -c 0'")
       }
+    }
+    try target.shutDown()
+    if measurement.isNearCeiling {
+      result.warn(
+        "the client is part of what was measured: its ceiling is \(Format.count(measurement.ceiling ?? 0)) requests/s, less "
+          + "than 25 % above the result")
     }
     result.measurements.append(measurement)
   }

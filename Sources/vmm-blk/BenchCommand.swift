@@ -13,6 +13,6 @@ struct BenchCommand: ParsableCommand {
 
       Writing workloads overwrite what is on the disk.
       """,
-    subcommands: [BenchRunCommand.self],
+    subcommands: [BenchRunCommand.self, BenchCompareCommand.self],
     defaultSubcommand: BenchRunCommand.self)
 }

@@ -1,5 +1,7 @@
 /// Medians and spreads of a few repeats.
 
+internal import Glibc
+
 enum Statistics {
   /// 0 of nothing.
   static func median(_ values: [Double]) -> Double {
@@ -19,4 +21,9 @@ enum Statistics {
     let mean = mean(values)
     return (values.reduce(0) { $0 + ($1 - mean) * ($1 - mean) } / Double(values.count - 1)).squareRoot()
   }
+}
+
+extension Double {
+  static func naturalLogarithm(_ value: Double) -> Double { log(value) }
+  static func exponential(_ value: Double) -> Double { exp(value) }
 }
