@@ -23,6 +23,12 @@ struct BenchRunCommand: ParsableCommand {
   @Flag(help: "Measure the client alone, against an echo of the ring.")
   var ceiling = false
 
+  @Flag(help: "Compare all ways to serve this image, in turns, and recommend one.")
+  var paths = false
+
+  @OptionGroup(title: "The comparison of --paths")
+  var laboratory: LaboratoryOptions
+
   @OptionGroup(title: "Workload")
   var workload: WorkloadOptions
 
@@ -72,6 +78,16 @@ struct BenchRunCommand: ParsableCommand {
 
   func validate() throws {
     let targets = [socketPath != nil, memory != nil, ceiling, device.blkFile != nil].count { $0 }
+    if paths {
+      guard device.blkFile != nil, targets == 1 else {
+        throw ValidationError("--paths compares devices in this process: name an image with --blk-file and nothing else.")
+      }
+      guard !workload.pattern.isMixed, workload.verify == nil else {
+        throw ValidationError("--paths takes read, write, randread or randwrite, without --verify.")
+      }
+    } else if laboratory.isUsed {
+      throw ValidationError("--rounds, --slice, --depths and --groups belong to --paths.")
+    }
     guard targets == 1 else {
       throw ValidationError("Name one thing to measure: --socket-path, --memory, --blk-file or --ceiling.")
     }
@@ -85,6 +101,7 @@ struct BenchRunCommand: ParsableCommand {
   }
 
   func run() throws {
+    if paths { return try runLaboratory() }
     var options = BenchmarkOptions(target: try target())
     options.workload = workload.workload
     options.targetOptions.ringSize = queueSize
