@@ -146,24 +146,25 @@ struct PathCatalogue {
   private var waiting: [PathRow] {
     let (engine, limit) = automatic
     func row(
-      _ id: String, _ title: String, _ sentence: String, _ flags: String?, _ change: (inout BlockDeviceOptions) -> Void
+      _ id: String, _ title: String, _ sentence: String, _ flags: String?, _ other: EngineKind? = nil,
+      _ change: (inout BlockDeviceOptions) -> Void
     ) -> PathRow {
       PathRow(
-        id: "wait-\(id)", group: .waiting, title: title, sentence: sentence, flags: flags, limit: limit,
+        id: "wait-\(id)", group: .waiting, title: title, sentence: sentence, flags: flags,
+        limit: other == nil ? limit : .uringDeferred,
         subject: .device(
           options {
-            $0.engine = engine
+            $0.engine = other ?? engine
             change(&$0)
           }, .init()))
     }
-    var epoll = row("epoll", "eventfd and epoll", "Kicks come through epoll, completions through an eventfd, as in an event "
-      + "loop.", nil) { $0.uring.kicksThroughEpoll = true }
-    if engine != .uring {
-      epoll.subject = .impossible("the \(engine.rawValue) engine, which this image gets, always waits in epoll")
-    }
     return [
       row("sleep", "sleep at once", "The thread sleeps as soon as there is nothing to do: the default.", "--poll-us 0") { _ in },
-      epoll,
+      row("ring", "io_uring: kicks in the ring", "One call waits for kicks and completions together.", nil, .uring) { _ in },
+      row(
+        "epoll", "io_uring: eventfd and epoll",
+        "Kicks come through epoll, completions through an eventfd, as in an event loop.", nil, .uring
+      ) { $0.uring.kicksThroughEpoll = true },
       row("poll-50", "poll 50 us", "It looks for work for 50 us before it sleeps.", "--poll-us 50") {
         $0.waiting = .poll(microseconds: 50)
       },

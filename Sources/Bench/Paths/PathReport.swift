@@ -105,7 +105,7 @@ extension PathPoint {
     if !names.isEmpty {
       latency = Dictionary(
         uniqueKeysWithValues: names.map { name in
-          (name, UInt64(Statistics.median(samples.compactMap { $0.latency?[name].map(Double.init) })))
+          (name, UInt64(Statistics.median(samples.compactMap { $0.latency?[name].map { Double($0) } })))
         })
     }
     let known = samples.compactMap { limits[$0.round] }

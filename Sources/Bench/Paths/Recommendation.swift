@@ -11,11 +11,13 @@ struct Recommendation: Codable, Sendable {
 extension Recommendation {
   /// Rates within this share of each other are the same: rounds differ by as much.
   static let tie = 0.05
+  /// Rounds that differ by more than this share say little; the report says so.
+  static let noise = 0.25
 
   /// The rules:
   ///
   /// 1. Of the engines (without null), those whose rate at the main depth is within 5 % of the best, or within the spread
-  ///    of its rounds where that is larger; of these, the one that costs least processor time for each request. A mapping is
+  ///    of its rounds where that is larger (25 % at most); of these, the one that costs least processor time for each request. A mapping is
   ///    considered only for images in memory, because elsewhere a page fault stops the queue.
   /// 2. Looking for work before sleeping is recommended only as an alternative, because it costs processor time while
   ///    nothing happens; it is named when it cuts the latency at depth 1 by a quarter or more.
@@ -34,7 +36,7 @@ extension Recommendation {
       reasons.append("no engine was measured at depth \(mainDepth), so the automatic choice stands")
       return
     }
-    let margin = max(Self.tie, fastest.point.spread)
+    let margin = min(max(Self.tie, fastest.point.spread), Self.noise)
     let equals = engines.filter { $0.point.iops >= fastest.point.iops * (1 - margin) }
     let best = equals.min { ($0.point.cpu ?? .infinity) < ($1.point.cpu ?? .infinity) } ?? fastest
     flags = best.row.flags ?? flags
@@ -47,9 +49,14 @@ extension Recommendation {
       reason += "; the next is \(second.row.title) with \(Format.count(second.point.iops))"
     }
     reasons.append(reason)
+    if let worst = engines.map(\.point.spread).max(), worst > Self.noise {
+      reasons.append(
+        "the rounds of an engine differ by up to \(Format.fixed(worst * 100, 0)) %, so this says little: run it on a quiet "
+          + "machine, or with more and longer rounds (--rounds, --slice)")
+    }
 
     if let sleep = rows.first(where: { $0.id == "wait-sleep" }), let base = point(sleep, 1)?.latency?["50"] {
-      let candidates = rows.filter { $0.group == .waiting && $0.id != "wait-sleep" }
+      let candidates = rows.filter { $0.group == .waiting && !["wait-sleep", "wait-ring", "wait-epoll"].contains($0.id) }
         .compactMap { row in point(row, 1)?.latency?["50"].map { (row: row, latency: $0) } }
         .filter { Double($0.latency) <= 0.75 * Double(base) }
       if let quick = candidates.filter({ $0.row.flags != nil }).min(by: { $0.latency < $1.latency }) {
@@ -74,7 +81,7 @@ extension Recommendation {
           "\(better.row.title) beats \(subject) by \(Format.fixed((better.point.iops / usual.iops - 1) * 100, 0)) % here"
             + (better.row.flags.map { ": add \($0)" } ?? "; a program selects it in the device's options"))
       } else {
-        reasons.append("\(subject) is as good as any other here, within what the rounds differ")
+        reasons.append("\(subject) is as good as any other here, within what the rounds differ by")
       }
     }
   }
