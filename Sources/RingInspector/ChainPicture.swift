@@ -100,11 +100,12 @@ public struct ChainPicture: Equatable, Sendable {
       header += memory.bytes(at: buffer.address, count: min(Int(buffer.length), 16 - header.count)) ?? []
     }
     self.header = header
-    if let last = writable.last, let address = last.address.advanced(by: UInt64(last.length) - 1) {
-      lastWritable = memory.bytes(at: address, count: 1).map { (address, $0[0]) }
-    } else {
-      lastWritable = nil
-      if !buffers.isEmpty { walk.problems.append(QueueError.noWritableByte(head: head).description) }
+    let status = writable.last.flatMap { $0.address.advanced(by: UInt64($0.length) - 1) }
+    lastWritable = status.flatMap { address in memory.bytes(at: address, count: 1).map { (address, $0[0]) } }
+    if writable.isEmpty, !buffers.isEmpty {
+      walk.problems.append(QueueError.noWritableByte(head: head).description)
+    } else if lastWritable == nil, !writable.isEmpty {
+      walk.problems.append(QueueError.statusUnmapped(head: head).description)
     }
     problems = walk.problems
   }
