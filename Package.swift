@@ -39,11 +39,19 @@ let package = Package(
       name: "RingInspector", dependencies: ["VirtioCore", "VirtioRegisters", "MemoryFile"], swiftSettings: strict),
     .target(
       name: "GuestDriver", dependencies: ["CLinux", "VirtioCore", "VhostUser", "MemoryFile", system], swiftSettings: strict),
+    .target(
+      name: "Bench",
+      dependencies: [
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "VhostUser", "MemoryFile", "GuestDriver", system,
+        .product(name: "Histogram", package: "hdrhistogram-swift"),
+        .product(name: "TextTable", package: "TextTable"),
+      ],
+      swiftSettings: strict),
     .executableTarget(
       name: "vmm-blk",
       dependencies: [
         "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "VhostUser", "MemoryFile", "RingInspector",
-        "GuestDriver", system, logging,
+        "GuestDriver", "Bench", system, logging,
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Histogram", package: "hdrhistogram-swift"),
         .product(name: "TextTable", package: "TextTable"),
@@ -67,6 +75,9 @@ let package = Package(
     .testTarget(
       name: "GuestDriverTests",
       dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "VhostUser", "MemoryFile", "GuestDriver", system],
+      swiftSettings: strict),
+    .testTarget(
+      name: "BenchTests", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", "Bench", system],
       swiftSettings: strict),
   ]
 )

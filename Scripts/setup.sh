@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
 # Installs the Debian packages this project needs, only those that are missing.
 #
-#   Scripts/setup.sh [build] [guest]      (both when none is named)
+#   Scripts/setup.sh [build] [guest] [counts] [bench]      (build and guest when none is named)
 #
-# build   what the Swift package links against
-# guest   what boots and checks a real Linux guest (Scripts/guest)
+# build    what the Swift package links against
+# guest    what boots and checks a real Linux guest (Scripts/guest)
+# counts   what counts the cost of a request (Scripts/counts.py)
+# bench    what the benchmarks compare with and draw with (Scripts/bench)
 set -euo pipefail
 
 declare -A groups=(
   [build]="liburing-dev libaio-dev pkg-config"
+  [counts]="valgrind strace python3-minimal"
+  [bench]="python3-matplotlib qemu-utils qemu-system-common fio"
   [guest]="qemu-system-x86 qemu-system-common busybox-static cpio fio e2fsprogs python3-minimal"
 )
 

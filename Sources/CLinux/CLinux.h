@@ -78,6 +78,24 @@ static inline int clinux_pin_thread(int cpu) {
 }
 static inline int clinux_thread_id(void) { return (int)syscall(SYS_gettid); }
 
+// The enumeration of getrusage differs between what Swift's overlay and _GNU_SOURCE see, hence the bare call. Of the calling
+// thread, or of the whole process: nanoseconds, and context switches of both kinds.
+static inline void clinux_usage(int whole_process, uint64_t *user, uint64_t *system, uint64_t *switches) {
+  struct rusage usage;
+  memset(&usage, 0, sizeof usage);
+  syscall(SYS_getrusage, whole_process ? 0 : 1, &usage);
+  *user = (uint64_t)usage.ru_utime.tv_sec * 1000000000u + (uint64_t)usage.ru_utime.tv_usec * 1000u;
+  *system = (uint64_t)usage.ru_stime.tv_sec * 1000000000u + (uint64_t)usage.ru_stime.tv_usec * 1000u;
+  *switches = (uint64_t)usage.ru_nvcsw + (uint64_t)usage.ru_nivcsw;
+}
+
+// The process at the other end of a connected Unix socket; 0 when the kernel does not say.
+static inline int clinux_peer_process(int socket) {
+  struct ucred peer;
+  socklen_t size = sizeof peer;
+  return getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 ? (int)peer.pid : 0;
+}
+
 // With _GNU_SOURCE an address argument is a transparent union, which Swift cannot pass. Returns -errno on failure.
 static inline int clinux_accept(int listener) {
   int rc = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);

@@ -94,6 +94,8 @@ public final class MemoryFileDriver: Sendable {
 
   /// Whether a device has the file at this moment.
   public var isDeviceThere: Bool { file.isTaken(.device) }
+  /// The process of the device that took the file last; 0 before the first.
+  public var deviceProcess: UInt32 { file.control.deviceProcess.loadRelaxed() }
   /// Differs whenever a device has started on the file since it was read last.
   public var deviceEpoch: UInt32 { file.control.deviceEpoch.loadAcquire() }
 

@@ -22,11 +22,9 @@ public struct FrontendSession: Sendable {
   func message(
     _ request: FrontendRequest, payload: [UInt8], descriptors: [OwnedDescriptor]
   ) -> (Message, Expectation) {
-    let needReply = asksForAcknowledgements && protocolFeatures.contains(.replyAck)
-    // A message with an answer of its own never gets an acknowledgement, and a back-end that copies the flags of the request
-    // (libvhost-user does) would answer with need_reply set.
-    let message = Message(
-      request, needReply: needReply && !request.hasOwnReply, payload: payload, descriptors: descriptors)
+    // Not on a request with a reply of its own: there need_reply means nothing, and libvhost-user echoes it in the reply.
+    let needReply = asksForAcknowledgements && protocolFeatures.contains(.replyAck) && !request.hasOwnReply
+    let message = Message(request, needReply: needReply, payload: payload, descriptors: descriptors)
     if request.hasOwnReply {
       let size =
         switch request {

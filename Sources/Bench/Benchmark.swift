@@ -1,0 +1,110 @@
+/// A benchmark from the first connection to the last figure: the one entry for the command line.
+internal import GuestDriver
+internal import VirtioCore
+
+/// What to run, on what, how often.
+public struct BenchmarkOptions: Sendable {
+  public var target: TargetChoice
+  public var targetOptions = TargetOptions()
+  public var workload = Workload()
+  public var run = RunOptions()
+  public var repeats = 1
+  /// Seconds to measure the client's own ceiling before each run; 0: not at all.
+  public var ceilingSeconds = 0.3
+  /// The CPU that the echo uses, where the back-end runs otherwise.
+  public var backendProcessor: Int?
+  /// Count the back-end's system calls with perf, which slows them down.
+  public var countsSystemCalls = false
+
+  public init(target: TargetChoice) { self.target = target }
+}
+
+public enum Benchmark {
+  /// Runs it.
+  ///
+  /// - Parameter progress: called twice a second, with the number of the repeat, from 0 on.
+  public static func run(
+    _ options: BenchmarkOptions, progress: (Int, RunProgress) -> Void = { _, _ in }
+  ) throws(BenchError) -> BenchmarkResult {
+    var result = BenchmarkResult(options)
+    for number in 0..<max(options.repeats, 1) {
+      if case .echo = options.target {
+        let features = BlockFeature.understood.subtracting(options.targetOptions.avoided)
+        result.targetName = "echo"
+        result.measurements.append(
+          try Echo.measure(
+            options.workload, ringSize: options.targetOptions.ringSize, features: features, options: options.run,
+            cpu: options.backendProcessor, ramp: options.run.rampTime, seconds: options.run.runtime
+          ) { progress(number, $0) })
+      } else {
+        try measure(options, number, &result, progress)
+      }
+    }
+    return result
+  }
+
+  private static func measure(
+    _ options: BenchmarkOptions, _ number: Int, _ result: inout BenchmarkResult, _ progress: (Int, RunProgress) -> Void
+  ) throws(BenchError) {
+    let target = try Target.open(options.target, workload: options.workload, options: options.targetOptions)
+    let features = target.session.features
+    // Before the queues run: an idle back-end leaves its processor to the echo.
+    var ceiling: Double? = nil
+    if options.ceilingSeconds > 0, !options.run.sleeps {
+      ceiling = try Echo.ceiling(
+        options.workload, ringSize: options.targetOptions.ringSize, features: features, options: options.run,
+        cpu: options.backendProcessor, seconds: options.ceilingSeconds)
+    }
+    try target.start()
+    result.targetName = target.name
+    result.backendProcess = target.meter.process
+    let counter = options.countsSystemCalls ? target.meter.process.flatMap { SystemCallCounter(process: $0) } : nil
+    if options.countsSystemCalls, counter == nil, target.meter.process != nil {
+      result.warn("system calls cannot be counted: install perf and allow it (sysctl kernel.perf_event_paranoid=-1)")
+    }
+    var measurement = try Client.run(
+      target.session.queues, features: features, capacity: target.capacity, workload: options.workload,
+      options: options.run, meter: target.meter
+    ) { progress(number, $0) }
+    if let counter { measurement.backendCallsPerSecond = counter.stop() }
+    measurement.ceiling = ceiling
+    // As long as the queues' threads are there.
+    if let process = target.meter.process, let cpus = ProcessFiles.busiestThreadProcessors(of: process) {
+      let ours = Set(options.run.processors)
+      if !cpus.isDisjoint(with: ours) {
+        result.warn(
+          "the back-end (process \(process)) may run on the client's CPU \(ours.sorted().map(String.init).joined(separator: ", "))"
+            + ": start it on another, for example with 'taskset -c 0'")
+      }
+    }
+    try target.shutDown()
+    if measurement.isNearCeiling {
+      result.warn(
+        "the client is part of what was measured: its ceiling is \(Format.count(measurement.ceiling ?? 0)) requests/s, less "
+          + "than 25 % above the result")
+    }
+    result.measurements.append(measurement)
+  }
+}
+
+/// What came out.
+public struct BenchmarkResult: Sendable {
+  let options: BenchmarkOptions
+  var targetName = ""
+  var backendProcess: Int32?
+  /// One for each repeat.
+  var measurements: [Measurement] = []
+  /// What the person should know, each once.
+  public private(set) var warnings: [String] = []
+
+  init(_ options: BenchmarkOptions) { self.options = options }
+
+  mutating func warn(_ text: String) { if !warnings.contains(text) { warnings.append(text) } }
+
+  /// Requests a second: the median of the repeats.
+  public var iops: Double { Statistics.median(measurements.map(\.iops)) }
+  /// Requests that were measured, in all repeats.
+  public var requests: UInt64 { measurements.reduce(0) { $0 + $1.requests } }
+  /// Blocks whose contents were checked.
+  public var verified: UInt64 { measurements.reduce(0) { $0 + $1.verified } }
+}

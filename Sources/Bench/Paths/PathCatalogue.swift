@@ -1,0 +1,215 @@
+/// All rows, for one image on one machine.
+internal import CLinux
+internal import Glibc
+internal import SystemPackage
+internal import VirtioBlkDevice
+
+struct PathCatalogue {
+  let image: ImageFile
+  /// Where the back-end runs, and where the client does.
+  let backendCPU: Int?
+  let clientCPUs: [Int]
+  /// Processors of this machine.
+  let processors: Int
+  /// Bytes of guest memory that registered buffers would pin.
+  let guestMemory: Int
+
+  var rows: [PathRow] { bare + engines + setups + waiting + notification }
+
+  // MARK: Options
+
+  private func options(_ change: (inout BlockDeviceOptions) -> Void) -> BlockDeviceOptions {
+    var options = BlockDeviceOptions()
+    options.processors = backendCPU.map { [$0] } ?? []
+    change(&options)
+    return options
+  }
+
+  private func uring(_ change: (inout UringSetup) -> Void) -> PathRow.Subject {
+    .device(
+      options {
+        $0.engine = .uring
+        change(&$0.uring)
+      }, .init())
+  }
+
+  /// The engine that `auto` takes for this image, and its bare loop.
+  private var automatic: (engine: EngineKind, limit: BareKind) {
+    if image.isInMemory { return (.sync, .pread) }
+    return BareUring.probe(flags: 0) == nil ? (.uring, .uringDeferred) : (image.isDirect ? (.aio, .aio) : (.sync, .pread))
+  }
+
+  // MARK: Rows
+
+  private var bare: [PathRow] {
+    func row(_ kind: BareKind, _ id: String, _ title: String, _ sentence: String) -> PathRow {
+      PathRow(
+        id: "bare-\(id)", group: .bare, title: title, sentence: sentence, flags: nil, limit: nil, subject: .bare(kind))
+    }
+    return [
+      row(.uringPlain, "uring-plain", "io_uring, no flags", "A loop that submits, waits for one completion and takes all."),
+      row(
+        .uringDeferred, "uring", "io_uring, deferred",
+        "The same with SINGLE_ISSUER and DEFER_TASKRUN: completions run when the loop asks for them."),
+      row(
+        .uringRegistered, "uring-registered", "io_uring, registered",
+        "The same with the file, the buffers and the ring registered beforehand."),
+      row(.aio, "aio", "libaio", "io_submit and io_getevents in a loop."),
+      row(.pread, "pread", "pread/pwrite", "One plain system call after the other; depth makes no difference."),
+      row(.copy, "copy", "memcpy", "Copies between buffers and a mapping of the image: no system call at all."),
+    ]
+  }
+
+  private var engines: [PathRow] {
+    func row(
+      _ engine: EngineKind, _ id: String, _ title: String, _ limit: BareKind?, _ sentence: String
+    ) -> PathRow {
+      PathRow(
+        id: id, group: .engine, title: title, sentence: sentence, flags: "--engine \(engine.rawValue)", limit: limit,
+        subject: .device(options { $0.engine = engine }, .init()))
+    }
+    return [
+      row(
+        .uring, "uring", "io_uring", .uringDeferred,
+        "Kicks, completions and submissions share one ring; a turn costs one system call."),
+      row(.aio, "aio", "libaio", .aio, "Native asynchronous I/O; with direct I/O on a disk it is as deep as io_uring."),
+      row(
+        .sync, "sync", "pread in the queue's thread", .pread,
+        "Each request is a plain call in the queue's own thread: cheapest where the medium never waits."),
+      row(
+        .threads, "threads", "thread pool", .pread, "Plain calls in a pool of threads: depth without io_uring, at the price of "
+          + "hand-overs."),
+      row(
+        .mapped, "mapped", "mapped image", .copy,
+        "memcpy to and from a mapping of the image: for images in memory; on a disk a page fault stops the queue."),
+      row(.null, "null", "null", nil, "Requests succeed and move nothing: the cost of the ring alone."),
+    ]
+  }
+
+  private var setups: [PathRow] {
+    func row(
+      _ id: String, _ title: String, _ sentence: String, limit: BareKind = .uringDeferred, _ subject: PathRow.Subject,
+      needs problem: String? = nil
+    ) -> PathRow {
+      PathRow(
+        id: "uring-\(id)", group: .uring, title: title, sentence: sentence, flags: nil, limit: limit,
+        subject: problem.map { .impossible($0) } ?? subject)
+    }
+    return [
+      row(
+        "plain", "no flags", "The kernel interrupts the thread to run completions.", limit: .uringPlain,
+        uring { $0.completion = .plain }),
+      row(
+        "cooperative", "COOP_TASKRUN", "Completions wait for the thread's next system call.",
+        uring { $0.completion = .cooperative }, needs: ring(UInt32(IORING_SETUP_COOP_TASKRUN), "COOP_TASKRUN", "5.19")),
+      row(
+        "deferred", "DEFER_TASKRUN", "Completions wait until the thread asks for them: the default.",
+        uring { $0.completion = .deferred },
+        needs: ring(UInt32(IORING_SETUP_SINGLE_ISSUER) | UInt32(IORING_SETUP_DEFER_TASKRUN), "DEFER_TASKRUN", "6.1")),
+      row(
+        "sqpoll", "SQPOLL", "A kernel thread looks for submissions, wherever the scheduler puts it.",
+        uring { $0.completion = .submissionThread(cpu: nil) }, needs: ring(UInt32(IORING_SETUP_SQPOLL), "SQPOLL", "5.11")),
+      row(
+        "sqpoll-cpu", "SQPOLL, own CPU", "A kernel thread looks for submissions on a processor of its own.",
+        uring { $0.completion = .submissionThread(cpu: spareCPU) },
+        needs: spareCPU == nil
+          ? "needs a third processor, and this machine has \(processors)" : ring(UInt32(IORING_SETUP_SQPOLL), "SQPOLL", "5.11")),
+      row(
+        "iopoll", "IOPOLL", "Completions are looked for in the device instead of awaiting its interrupt.",
+        uring { $0.poll = .on }, needs: polling),
+      row(
+        "iopoll-hybrid", "IOPOLL, hybrid", "The same, asleep for half of the time that a request usually takes.",
+        uring { $0.poll = .hybrid }, needs: polling),
+      row(
+        "no-file", "file not registered", "The image is looked up by its descriptor at each operation.",
+        uring { $0.registersFile = false }),
+      row(
+        "buffers", "registered buffers", "Guest memory is pinned once and named by number.", limit: .uringRegistered,
+        uring { $0.registersBuffers = true },
+        needs: BareUring.probeBuffers(guestMemory).map {
+          "registering \(guestMemory) bytes of memory failed (\($0)): raise the limit with 'ulimit -l'"
+        }),
+      row(
+        "no-ring", "ring not registered", "The ring is looked up by its descriptor at each call.",
+        uring { $0.registersRing = false }),
+      row(
+        "no-index-array", "NO_SQARRAY", "The submission ring has no second array to write.",
+        uring { _ in }, needs: "needs liburing 2.5 or newer to lay out such a ring; this build is against an older one"),
+      row(
+        "wait-8", "wait for 8", "The thread sleeps until eight operations are done, if that many are under way.",
+        uring { $0.minimumWait = 8 }),
+      row("batch-1", "submit each", "Each operation is handed over by itself.", uring { $0.submitBatch = 1 }),
+      row("batch-8", "submit 8", "Operations are handed over by eights.", uring { $0.submitBatch = 8 }),
+    ]
+  }
+
+  private var waiting: [PathRow] {
+    let (engine, limit) = automatic
+    func row(
+      _ id: String, _ title: String, _ sentence: String, _ flags: String?, _ other: EngineKind? = nil,
+      _ change: (inout BlockDeviceOptions) -> Void
+    ) -> PathRow {
+      PathRow(
+        id: "wait-\(id)", group: .waiting, title: title, sentence: sentence, flags: flags,
+        limit: other == nil ? limit : .uringDeferred,
+        subject: .device(
+          options {
+            $0.engine = other ?? engine
+            change(&$0)
+          }, .init()))
+    }
+    return [
+      row("sleep", "sleep at once", "The thread sleeps as soon as there is nothing to do: the default.", "--poll-us 0") { _ in },
+      row("ring", "io_uring: kicks in the ring", "One call waits for kicks and completions together.", nil, .uring) { _ in },
+      row(
+        "epoll", "io_uring: eventfd and epoll",
+        "Kicks come through epoll, completions through an eventfd, as in an event loop.", nil, .uring
+      ) { $0.uring.kicksThroughEpoll = true },
+      row("poll-50", "poll 50 us", "It looks for work for 50 us before it sleeps.", "--poll-us 50") {
+        $0.waiting = .poll(microseconds: 50)
+      },
+      row("adaptive-50", "adaptive, up to 50 us", "It looks for as long as that has been paying off.", nil) {
+        $0.waiting = .adaptive(maximumMicroseconds: 50)
+      },
+      row("busy", "busy", "It never sleeps: a processor for the queue.", nil) { $0.waiting = .busy },
+    ]
+  }
+
+  private var notification: [PathRow] {
+    let (engine, limit) = automatic
+    func row(
+      _ id: String, _ title: String, _ sentence: String, eventIndex: Bool = true, _ notification: Notification
+    ) -> PathRow {
+      PathRow(
+        id: "notify-\(id)", group: .notification, title: title, sentence: sentence, flags: nil, limit: limit,
+        subject: .device(
+          options {
+            $0.engine = engine
+            $0.notification = notification
+          }, .init(sleeps: true, usesEventIndex: eventIndex)))
+    }
+    return [
+      row("each", "each completion", "A call after each request, without event indices.", eventIndex: false, .each),
+      row("batch", "each batch", "A call after what one turn completed, without event indices.", eventIndex: false, .batch),
+      row("event-index", "EVENT_IDX", "The driver says at which index it wants to be called: the default.", .batch),
+      row(
+        "coalesce", "8 or 50 us", "A call after eight requests or 50 us, whichever comes first.",
+        .coalesce(count: 8, microseconds: 50)),
+    ]
+  }
+
+  // MARK: What is possible
+
+  private func ring(_ flags: UInt32, _ name: String, _ version: String) -> String? {
+    BareUring.probe(flags: flags).map { "the kernel does not make a ring with \(name) (\($0)); Linux \(version) does" }
+  }
+
+  private var polling: String? {
+    image.canPoll ? nil : "the medium has no polled queues; an NVMe disk has them when its driver was loaded with poll_queues"
+  }
+
+  /// A processor that neither side uses.
+  private var spareCPU: Int? {
+    (0..<processors).first { $0 != backendCPU && !clientCPUs.contains($0) }
+  }
+}

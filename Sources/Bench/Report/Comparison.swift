@@ -1,0 +1,202 @@
+/// Two results side by side: how much the second differs from the first, and whether that is more than noise.
+internal import FoundationEssentials
+internal import TextTable
+
+/// The repeats of one figure in one file.
+struct Samples: Sendable {
+  var values: [Double]
+
+  /// Of the logarithms, because figures are compared by ratios.
+  fileprivate var logarithms: [Double] { values.map { Double.naturalLogarithm($0) } }
+}
+
+/// What can be said about two sets of repeats.
+public enum Verdict: String, Sendable, Codable {
+  case better
+  case worse
+  /// A difference, if there is any, is within the noise.
+  case same = "no difference beyond the noise"
+  /// There are not enough repeats to know the noise.
+  case unknown = "unknown: measure with --repeats 5 or more"
+}
+
+/// The ratio of the second to the first.
+struct Ratio: Sendable {
+  /// Of the medians.
+  var value: Double
+  /// Where the ratio of the means lies with 95 % confidence (Welch's interval on the logarithms); `nil` with fewer than
+  /// three repeats on a side.
+  var interval: (low: Double, high: Double)?
+
+  init(_ first: Samples, _ second: Samples) {
+    let base = Statistics.median(first.values)
+    value = base > 0 ? Statistics.median(second.values) / base : .nan
+    guard first.values.count >= 3, second.values.count >= 3, (first.values + second.values).allSatisfy({ $0 > 0 }) else {
+      return
+    }
+    let (one, other) = (first.logarithms, second.logarithms)
+    let (a, b) = (Self.squaredError(one), Self.squaredError(other))
+    let difference = Statistics.mean(other) - Statistics.mean(one)
+    guard a + b > 0 else {
+      interval = (Double.exponential(difference), Double.exponential(difference))
+      return
+    }
+    // Welch and Satterthwaite's degrees of freedom.
+    let freedom = (a + b) * (a + b) / (a * a / Double(one.count - 1) + b * b / Double(other.count - 1))
+    let margin = Self.studentQuantile(freedom) * (a + b).squareRoot()
+    interval = (Double.exponential(difference - margin), Double.exponential(difference + margin))
+  }
+
+  private static func squaredError(_ values: [Double]) -> Double {
+    let deviation = Statistics.deviation(values)
+    return deviation * deviation / Double(values.count)
+  }
+
+  /// Student's 97.5 % quantile, rounded to the safe side between the entries.
+  static func studentQuantile(_ freedom: Double) -> Double {
+    let table: [(freedom: Double, quantile: Double)] = [
+      (1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (6, 2.447), (7, 2.365), (8, 2.306), (9, 2.262),
+      (10, 2.228), (12, 2.179), (15, 2.131), (20, 2.086), (30, 2.042), (60, 2.000), (120, 1.980),
+    ]
+    return table.last { $0.freedom <= freedom }?.quantile ?? table[0].quantile
+  }
+
+  func verdict(higherIsBetter: Bool) -> Verdict {
+    guard let interval, value.isFinite else { return .unknown }
+    if interval.low <= 1, interval.high >= 1 { return .same }
+    return (interval.low > 1) == higherIsBetter ? .better : .worse
+  }
+}
+
+/// One file that was saved, this program's or fio's own.
+public struct SavedResult: Sendable {
+  /// For people.
+  public let name: String
+  /// Repeats, by what was run.
+  fileprivate let groups: [(name: String, jobs: [SavedJob])]
+
+  /// - Parameter text: JSON in fio's structure.
+  public init(_ text: String, name: String) throws(BenchError) {
+    let file: SavedFile
+    do { file = try JSONDecoder().decode(SavedFile.self, from: Data(text.utf8)) } catch {
+      throw .report(path: name, "it has no jobs in fio's structure; save one with --output-format=json")
+    }
+    guard !file.jobs.isEmpty else { throw .report(path: name, "it has no jobs") }
+    self.name = name
+    var groups: [(name: String, jobs: [SavedJob])] = []
+    for job in file.jobs {
+      if let index = groups.firstIndex(where: { $0.name == job.name }) {
+        groups[index].jobs.append(job)
+      } else {
+        groups.append((job.name, [job]))
+      }
+    }
+    self.groups = groups
+  }
+}
+
+private struct SavedFile: Decodable { var jobs: [SavedJob] }
+
+/// The fields of a job that are compared.
+private struct SavedJob: Decodable, Sendable {
+  struct Direction: Decodable, Sendable {
+    struct Latency: Decodable, Sendable { var percentile: [String: Double]? }
+    var iops: Double
+    var completion: Latency?
+    enum CodingKeys: String, CodingKey {
+      case iops
+      case completion = "clat_ns"
+    }
+  }
+  struct Extra: Decodable, Sendable {
+    var backend: Double?
+    enum CodingKeys: String, CodingKey { case backend = "backend_cpu_us_per_io" }
+  }
+
+  var jobname: String
+  var options: [String: String]?
+  var read: Direction
+  var write: Direction
+  var extra: Extra?
+
+  enum CodingKeys: String, CodingKey {
+    case jobname, read, write
+    case options = "job options"
+    case extra = "vmm-blk"
+  }
+
+  /// What makes two runs comparable.
+  var name: String {
+    let words = ["bs", "iodepth", "numjobs"].compactMap { key in options?[key].map { "\(key)=\($0)" } }
+    return ([options?["rw"] ?? jobname] + words).joined(separator: " ")
+  }
+
+  private var main: Direction { read.iops >= write.iops ? read : write }
+  var iops: Double { read.iops + write.iops }
+  func percentile(_ name: String) -> Double? { main.completion?.percentile?[name] }
+}
+
+/// The comparison of two files.
+public struct Comparison: Sendable {
+  struct Line: Sendable {
+    var group: String
+    var figure: String
+    var first: Samples
+    var second: Samples
+    var ratio: Ratio
+    var verdict: Verdict
+  }
+
+  let lines: [Line]
+  private let names: (String, String)
+
+  /// - Throws: the files have no run in common.
+  public init(_ first: SavedResult, _ second: SavedResult) throws(BenchError) {
+    var lines: [Line] = []
+    for group in first.groups {
+      guard let other = second.groups.first(where: { $0.name == group.name }) else { continue }
+      let figures: [(String, Bool, (SavedJob) -> Double?)] = [
+        ("IOPS", true, { $0.iops }),
+        ("p50 us", false, { $0.percentile("50.000000").map { $0 / 1000 } }),
+        ("p99 us", false, { $0.percentile("99.000000").map { $0 / 1000 } }),
+        ("CPU us/IO", false, { $0.extra?.backend }),
+      ]
+      for (name, higherIsBetter, figure) in figures {
+        let (one, two) = (Samples(values: group.jobs.compactMap(figure)), Samples(values: other.jobs.compactMap(figure)))
+        guard !one.values.isEmpty, !two.values.isEmpty else { continue }
+        let ratio = Ratio(one, two)
+        lines.append(
+          Line(
+            group: group.name, figure: name, first: one, second: two, ratio: ratio,
+            verdict: ratio.verdict(higherIsBetter: higherIsBetter)))
+      }
+    }
+    guard !lines.isEmpty else {
+      throw .report(
+        path: second.name, "it has no run in common with \(first.name): rw, bs, iodepth and numjobs have to be the same")
+    }
+    self.lines = lines
+    names = (first.name, second.name)
+  }
+
+  /// For people.
+  public func table() -> String {
+    func spread(_ ratio: Ratio) -> String {
+      guard let interval = ratio.interval else { return "-" }
+      return "\(Format.fixed(interval.low, 3)) to \(Format.fixed(interval.high, 3))"
+    }
+    let table = TextTable<Line> {
+      [
+        Column(title: "run", value: $0.group, align: .left),
+        Column(title: "figure", value: $0.figure, align: .left),
+        Column(title: "first", value: Format.count(Statistics.median($0.first.values)), align: .right),
+        Column(title: "second", value: Format.count(Statistics.median($0.second.values)), align: .right),
+        Column(title: "repeats", value: "\($0.first.values.count), \($0.second.values.count)", align: .right),
+        Column(title: "ratio", value: Format.fixed($0.ratio.value, 3), align: .right),
+        Column(title: "95 % interval", value: spread($0.ratio), align: .right),
+        Column(title: "second is", value: $0.verdict.rawValue, align: .left),
+      ]
+    }
+    return "first: \(names.0)\nsecond: \(names.1)\n" + (table.string(for: lines) ?? "")
+  }
+}

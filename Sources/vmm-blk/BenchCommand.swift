@@ -1,0 +1,18 @@
+/// `vmm-blk bench`: how fast a device is, on any transport, in fio's words.
+internal import ArgumentParser
+
+struct BenchCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "bench",
+    abstract: "Measure a device: rate, latency and what it costs.",
+    discussion: """
+      vmm-blk bench --socket-path /tmp/disk.sock --rw=randread --bs=4k --iodepth=32
+      vmm-blk bench --blk-file disk.raw --engine uring --output-format=json --output a.json
+      vmm-blk bench compare a.json b.json
+      vmm-blk bench --paths --blk-file disk.raw --output bench-report
+
+      Writing workloads overwrite what is on the disk.
+      """,
+    subcommands: [BenchRunCommand.self, BenchCompareCommand.self],
+    defaultSubcommand: BenchRunCommand.self)
+}

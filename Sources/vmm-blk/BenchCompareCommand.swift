@@ -1,0 +1,44 @@
+/// `vmm-blk bench compare`: two saved results side by side.
+internal import ArgumentParser
+internal import Bench
+internal import SystemPackage
+
+struct BenchCompareCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "compare",
+    abstract: "Compare two saved results and say whether they differ by more than the noise.",
+    discussion: """
+      Both are JSON of 'vmm-blk bench --output-format=json --repeats 5' or of fio itself. The ratio is that of the medians; \
+      the interval is where the ratio of the means lies with 95 % confidence. What changes slowly on a machine hits two \
+      files differently: measure both in turns when it matters, as 'vmm-blk bench --paths' does.
+      """)
+
+  @Argument(help: "The result to compare with.")
+  var first: String
+
+  @Argument(help: "The result that is compared.")
+  var second: String
+
+  func run() throws {
+    let comparison = try Comparison(Self.load(first), Self.load(second))
+    print(comparison.table(), terminator: "")
+  }
+
+  private static func load(_ path: String) throws -> SavedResult {
+    var bytes: [UInt8] = []
+    do {
+      let file = try FileDescriptor.open(FilePath(path), .readOnly, options: .closeOnExec)
+      try file.closeAfter {
+        var chunk = [UInt8](repeating: 0, count: 1 << 16)
+        while true {
+          let count = try unsafe chunk.withUnsafeMutableBytes { unsafe try file.read(into: $0) }
+          guard count > 0 else { break }
+          bytes += chunk[..<count]
+        }
+      }
+    } catch let error as Errno {
+      throw ValidationError("\(path) cannot be read: \(error)")
+    }
+    return try SavedResult(String(decoding: bytes, as: UTF8.self), name: path)
+  }
+}

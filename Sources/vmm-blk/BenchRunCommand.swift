@@ -1,0 +1,160 @@
+/// `vmm-blk bench [run]`: one workload on one target.
+internal import ArgumentParser
+internal import Bench
+internal import CLinux
+internal import Glibc
+
+struct BenchRunCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "run", abstract: "Measure one workload (what 'bench' does by itself).")
+
+  enum OutputFormat: String, ExpressibleByArgument, CaseIterable {
+    case normal
+    case json
+    case jsonPlus = "json+"
+  }
+
+  @Option(help: .init("Measure the vhost-user back-end that listens on this socket.", valueName: "path"))
+  var socketPath: String?
+
+  @Option(help: .init("Measure the device on this memory file.", valueName: "path"))
+  var memory: String?
+
+  @Flag(help: "Measure the client alone, against an echo of the ring.")
+  var ceiling = false
+
+  @Flag(help: "Compare all ways to serve this image, in turns, and recommend one.")
+  var paths = false
+
+  @OptionGroup(title: "The comparison of --paths")
+  var laboratory: LaboratoryOptions
+
+  @OptionGroup(title: "Workload")
+  var workload: WorkloadOptions
+
+  @Option(help: .init("Measure this often, each time on a new connection.", valueName: "n"))
+  var repeats = 1
+
+  @Option(name: [.customLong("output-format"), .customLong("output_format")], help: "normal, json or json+.")
+  var outputFormat = OutputFormat.normal
+
+  @Option(help: .init("Write the result to this file.", valueName: "path"))
+  var output: String?
+
+  @Option(
+    name: .customLong("client-cpus"),
+    help: .init("Run the client on these processors; 'none' does not pin it.", valueName: "list"))
+  var clientCPUs: ClientProcessors?
+
+  @Flag(help: "A client thread for each queue instead of one for all.")
+  var threadPerQueue = false
+
+  @Flag(help: "Let the client sleep on calls, where it shares its processor with the back-end.")
+  var clientSleeps = false
+
+  @Flag(inversion: .prefixedNo, help: "Measure what the client can do at most before each run.")
+  var ceilingCheck = true
+
+  @Option(help: .init("Entries of each ring: a power of two.", valueName: "n"))
+  var queueSize: Int?
+
+  @Option(help: .init("Pieces that guest memory is cut into: 1 to 509.", valueName: "n"))
+  var memoryRegions = 1
+
+  @Flag(inversion: .prefixedNo, help: "Use indirect descriptors where the device offers them.")
+  var indirect = true
+
+  @Flag(inversion: .prefixedNo, help: "Use event indices where the device offers them.")
+  var eventIdx = true
+
+  @Option(help: .init("Count the processor time of this process instead of the one on the socket.", valueName: "pid"))
+  var backendPid: Int32?
+
+  @Flag(help: "Count the back-end's system calls with perf, at some cost to it.")
+  var countSyscalls = false
+
+  @OptionGroup(title: "A device in this process")
+  var device: DeviceOptions
+
+  func validate() throws {
+    let targets = [socketPath != nil, memory != nil, ceiling, device.blkFile != nil].count { $0 }
+    if paths {
+      guard device.blkFile != nil, targets == 1 else {
+        throw ValidationError("--paths compares devices in this process: name an image with --blk-file and nothing else.")
+      }
+      guard !workload.pattern.isMixed, workload.verify == nil else {
+        throw ValidationError("--paths takes read, write, randread or randwrite, without --verify.")
+      }
+    } else if laboratory.isUsed {
+      throw ValidationError("--rounds, --slice, --depths and --groups belong to --paths.")
+    }
+    guard targets == 1 else {
+      throw ValidationError("Name one thing to measure: --socket-path, --memory, --blk-file or --ceiling.")
+    }
+    guard (1...1000).contains(repeats) else { throw ValidationError("--repeats \(repeats) is not from 1 to 1000.") }
+    guard (1...509).contains(memoryRegions) else {
+      throw ValidationError("--memory-regions \(memoryRegions) is not from 1 to 509.")
+    }
+    if let queueSize, !(1...32768).contains(queueSize) || queueSize & (queueSize - 1) != 0 {
+      throw ValidationError("--queue-size \(queueSize) is not a power of two up to 32768.")
+    }
+  }
+
+  func run() throws {
+    if paths { return try runLaboratory() }
+    var options = BenchmarkOptions(target: try target())
+    options.workload = workload.workload
+    options.targetOptions.ringSize = queueSize
+    options.targetOptions.memoryRegions = memoryRegions
+    options.targetOptions.usesIndirect = indirect
+    options.targetOptions.usesEventIndex = eventIdx
+    options.targetOptions.backendProcess = backendPid
+    options.run.runtime = workload.runtime.seconds
+    options.run.rampTime = workload.rampTime.seconds
+    options.run.processors = clientCPUs?.processors ?? (clientSleeps ? [] : Processors.client)
+    options.run.hasThreadPerQueue = threadPerQueue
+    options.run.sleeps = clientSleeps
+    options.repeats = repeats
+    options.ceilingSeconds = ceilingCheck && !ceiling ? 0.3 : 0
+    options.backendProcessor = (device.pinCPUs?.processors ?? Processors.backend).first
+    options.countsSystemCalls = countSyscalls
+
+    let meter = BenchProgress(repeats: repeats)
+    let result = try Benchmark.run(options) { meter.show($0, $1) }
+    meter.clear()
+    let text: String
+    switch outputFormat {
+    case .normal: text = result.table()
+    case .json: text = result.json(plus: false)
+    case .jsonPlus: text = result.json(plus: true)
+    }
+    try BenchOutput.write(text, to: output)
+    // A person who asked for a file sees the table all the same.
+    if output != nil, outputFormat != .normal { print(result.table(), terminator: "") }
+    for warning in result.warnings { BenchOutput.complain("warning: \(warning)") }
+  }
+
+  private func target() throws -> TargetChoice {
+    if let socketPath { return .socket(path: socketPath) }
+    if let memory { return .memoryFile(path: memory) }
+    if ceiling { return .echo }
+    var device = device
+    device.numQueues = max(device.numQueues ?? 1, workload.jobs)
+    if device.pinCPUs == nil, !clientSleeps { device.pinCPUs = ProcessorList(argument: Processors.backend.map(String.init).joined(separator: ",")) }
+    return .device(try device.makeDevice(), name: device.blkFile ?? "")
+  }
+}
+
+/// `--client-cpus`: a list, or `none`.
+struct ClientProcessors: ExpressibleByArgument {
+  let processors: [Int]
+
+  init?(argument: String) {
+    if argument == "none" {
+      processors = []
+    } else {
+      guard let list = ProcessorList(argument: argument) else { return nil }
+      processors = list.processors
+    }
+  }
+}
