@@ -39,7 +39,8 @@ public struct FrontendSession: Sendable {
   /// Checks an answer against what was asked.
   /// - Returns: its payload.
   func accept(_ reply: Message, to request: FrontendRequest, _ expected: Expectation) throws(FrontendError) -> [UInt8] {
-    guard reply.request == request.rawValue, reply.flags == [.version1, .reply] else {
+    // libvhost-user, QEMU's among others, repeats the bit by which the request asked for an answer.
+    guard reply.request == request.rawValue, reply.flags.subtracting(.needReply) == [.version1, .reply] else {
       throw .unexpectedReply(
         to: request, request: reply.request, flags: reply.flags.rawValue, size: reply.payload.count)
     }
