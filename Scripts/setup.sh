@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # Installs the Debian packages this project needs, only those that are missing.
 #
-#   Scripts/setup.sh [build] [guest]      (both when none is named)
+#   Scripts/setup.sh [build] [guest] [bench]      (build and guest when none is named)
 #
 # build   what the Swift package links against
 # guest   what boots and checks a real Linux guest (Scripts/guest)
+# bench   what draws the reports of a benchmark, and whom it is measured against (Scripts/bench)
 set -euo pipefail
 
 declare -A groups=(
   [build]="liburing-dev libaio-dev pkg-config"
   [guest]="qemu-system-x86 qemu-system-common busybox-static cpio fio e2fsprogs python3-minimal"
+  [bench]="python3-matplotlib fio qemu-system-common util-linux"
 )
 
 [ $# -gt 0 ] || set -- build guest
