@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
 # Installs the Debian packages this project needs, only those that are missing.
 #
-#   Scripts/setup.sh [build] [guest] [bench]      (build and guest when none is named)
+#   Scripts/setup.sh [build] [guest] [counts] [bench]      (build and guest when none is named)
 #
-# build   what the Swift package links against
-# guest   what boots and checks a real Linux guest (Scripts/guest)
-# bench   what draws the reports of a benchmark, and whom it is measured against (Scripts/bench)
+# build    what the Swift package links against
+# guest    what boots and checks a real Linux guest (Scripts/guest)
+# counts   what counts the cost of a request (Scripts/counts.py)
+# bench    what the benchmarks compare with and draw with (Scripts/bench)
 set -euo pipefail
 
 declare -A groups=(
   [build]="liburing-dev libaio-dev pkg-config"
+  [counts]="valgrind strace python3-minimal"
+  [bench]="python3-matplotlib qemu-utils qemu-system-common fio util-linux"
   [guest]="qemu-system-x86 qemu-system-common busybox-static cpio fio e2fsprogs python3-minimal"
-  [bench]="python3-matplotlib fio qemu-system-common util-linux"
 )
 
 [ $# -gt 0 ] || set -- build guest

@@ -1,7 +1,10 @@
 /// A fixed number of requests through a device of this process, for counting what one of them costs: instructions under
 /// callgrind, allocations, system calls. It measures no time.
 ///
-///     request-cost <read|write> <requests> <engine> <image>
+///     request-cost <read|write> <requests> <engine>[,cached|,epoll] <image>
+///
+/// `cached` uses the page cache, where io_uring finishes everything while it is handed over. `epoll` does so, too, and sleeps
+/// in epoll: valgrind cannot let other threads run while one sleeps in a ring.
 ///
 /// The image has to hold 1 MiB; the null engine only opens it. The driver's side is a ring that is laid out once: 64 chains of header, 4 KiB of data and status, made available again and
 /// again. Prints one line of counters.
@@ -26,15 +29,17 @@ struct RequestCost {
   static func main() throws {
     let arguments = CommandLine.arguments
     guard arguments.count == 5, let requests = Int(arguments[2]), requests > 0, ["read", "write"].contains(arguments[1]),
-      let engine = EngineKind(rawValue: arguments[3])
+      let engine = EngineKind(rawValue: String(arguments[3].prefix { $0 != "," }))
     else {
-      print("usage: request-cost <read|write> <requests> <engine> <image>")
+      print("usage: request-cost <read|write> <requests> <engine>[,cached|,epoll] <image>")
       exit(2)
     }
     let isRead = arguments[1] == "read"
     var options = BlockDeviceOptions()
     options.engine = engine
-    let image = try ImageFile(ImageOptions(path: arguments[4], isLocked: false))
+    options.uring.kicksThroughEpoll = arguments[3].hasSuffix(",epoll")
+    let image = try ImageFile(
+      ImageOptions(path: arguments[4], direct: arguments[3].contains(",") ? .off : .auto, isLocked: false))
     let device = try BlockDevice(image: image, options: options)
 
     let mapping = try Mapping(anonymous: 1 << 20)

@@ -17,7 +17,7 @@ internal import VirtioRegisters
 public final class MemoryFileDevice {
   public let file: MemoryFile
   let device: any VirtioDevice
-  let log: @Sendable (String) -> Void
+  let log: (String) -> Void
   let face: RegisterFace
   var registers: MMIORegisters
   /// Queues that could not be started since `attach`, or since the driver's last reset.
@@ -27,10 +27,10 @@ public final class MemoryFileDevice {
 
   /// Takes the file for this device.
   ///
-  /// - Parameter log: takes one line for people at a time, without a line feed. A driver can cause lines at its pleasure:
-  ///   meter them.
+  /// - Parameter log: takes one line for people at a time, without a line feed, on the thread that runs. A driver can cause
+  ///   lines at its pleasure: meter them.
   public init(
-    file: MemoryFile, device: any VirtioDevice, log: @escaping @Sendable (String) -> Void = { _ in }
+    file: MemoryFile, device: any VirtioDevice, log: @escaping (String) -> Void = { _ in }
   ) throws(MemoryFileError) {
     guard device.queueCount <= file.layout.maximumQueues else {
       throw .tooManyQueues(path: file.path, device: device.queueCount, file: file.layout.maximumQueues)

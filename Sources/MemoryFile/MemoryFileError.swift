@@ -27,7 +27,7 @@ public enum MemoryFileError: Error, Equatable, CustomStringConvertible {
     case .system(let path, "open", .noSuchFileOrDirectory):
       "there is no memory file \(path): make one with 'vmm-blk run --memory \(path) --create 64M --blk-file IMAGE'"
     case .system(let path, let action, let errno):
-      "the system refuses to \(action) the memory file \(path) (\(errno)): check the path, its permissions and the free space"
+      "the system refuses to \(action) the memory file \(path) (\(errno)): check path, permissions and free space"
     case .exists(let path): "the file \(path) exists already: leave out --create to use it, or remove it first"
     case .badSize(let path, let size):
       "a memory file \(path) with \(size) bytes of guest memory cannot be made: ask for a multiple of 4096 bytes"
@@ -43,7 +43,8 @@ public enum MemoryFileError: Error, Equatable, CustomStringConvertible {
     case .noDevice(let path):
       "no device serves the memory file \(path): start one with 'vmm-blk run --memory \(path) --blk-file IMAGE'"
     case .noAnswer(let path, let process, let milliseconds):
-      "the device (process \(process)) on the memory file \(path) has not answered for \(milliseconds) ms: see whether it hangs"
+      "the device (process \(process)) on the memory file \(path) has not answered for \(milliseconds) ms: "
+        + "see whether it hangs"
     case .accessRefused(let path, let offset, let width):
       "the device on \(path) refused an access of \(width) bytes to register 0x\(String(offset, radix: 16))"
     }

@@ -25,6 +25,9 @@ public struct BlockWords: Equatable, Sendable {
     20: "ZONE_CLOSE", 22: "ZONE_FINISH", 24: "ZONE_RESET", 26: "ZONE_RESET_ALL",
   ]
 
+  /// Status bytes above this mean nothing (virtio 5.2.6).
+  static let highestStatus: UInt8 = 6
+
   /// The name of a status byte.
   public static func status(_ value: UInt8) -> String {
     switch value {

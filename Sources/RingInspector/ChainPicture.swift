@@ -100,11 +100,12 @@ public struct ChainPicture: Equatable, Sendable {
       header += memory.bytes(at: buffer.address, count: min(Int(buffer.length), 16 - header.count)) ?? []
     }
     self.header = header
-    if let last = writable.last, let address = last.address.advanced(by: UInt64(last.length) - 1) {
-      lastWritable = memory.bytes(at: address, count: 1).map { (address, $0[0]) }
-    } else {
-      lastWritable = nil
-      if !buffers.isEmpty { walk.problems.append(QueueError.noWritableByte(head: head).description) }
+    let status = writable.last.flatMap { $0.address.advanced(by: UInt64($0.length) - 1) }
+    lastWritable = status.flatMap { address in memory.bytes(at: address, count: 1).map { (address, $0[0]) } }
+    if writable.isEmpty, !buffers.isEmpty {
+      walk.problems.append(QueueError.noWritableByte(head: head).description)
+    } else if lastWritable == nil, !writable.isEmpty {
+      walk.problems.append(QueueError.statusUnmapped(head: head).description)
     }
     problems = walk.problems
   }
@@ -126,19 +127,18 @@ public struct ChainPicture: Equatable, Sendable {
 
     mutating func follow(from first: UInt16, in table: [UInt8], isIndirect: Bool) {
       let size = table.count / 16
-      var seen = [Bool](repeating: false, count: size)
+      var seen = Set<UInt16>()
       var index = first
       while true {
         guard Int(index) < size else {
           problems.append(QueueError.nextOutOfRange(index).description)
           return
         }
-        guard !seen[Int(index)] else {
+        guard seen.insert(index).inserted else {
           problems.append(
             QueueError.chainLoops(head: head).description + " (back to descriptor \(index))")
           return
         }
-        seen[Int(index)] = true
         let descriptor = DescriptorPicture(index: index, bytes: table[Int(index) * 16..<Int(index) * 16 + 16])
         chain.append(descriptor)
         if descriptor.isIndirect {

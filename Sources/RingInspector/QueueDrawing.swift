@@ -73,13 +73,18 @@ public struct QueueDrawing {
     let hidden = picture.used.count - Self.usedLimit
     if hidden > 0 { add("✓ … \(hidden) older used elements") }
     for element in picture.used.suffix(Self.usedLimit) {
-      let words = element.chain.flatMap { BlockWords($0) }
-      let answer = element.chain?.lastWritable.map { "  →  " + BlockWords.status($0.value) } ?? ""
-      let request = words.map { "   " + $0.summary + answer } ?? "   (its descriptors are in use again)"
-      add(
-        "✓ used #\(element.position)   id \(element.id)   len \(element.length)"
-          + (element.chain == nil ? request : words == nil ? "" : request))
-      if let chain = element.chain { draw(chain, words, isUsed: true) }
+      let title = "✓ used #\(element.position)   id \(element.id)   len \(element.length)"
+      guard let chain = element.chain else {
+        add(title + "   (its descriptors are in use again)")
+        continue
+      }
+      // A driver does with used buffers what it likes: without a status in its place this is no request any more.
+      let status = chain.lastWritable?.value
+      let isAnswered = status.map { $0 <= BlockWords.highestStatus } ?? false
+      let words = isAnswered ? BlockWords(chain) : nil
+      let answer = status.map { "  →  " + BlockWords.status($0) } ?? ""
+      add(title + (words.map { "   " + $0.summary + answer } ?? ""))
+      draw(chain, words, isUsed: true)
     }
   }
 
@@ -119,7 +124,8 @@ public struct QueueDrawing {
       let index = String(descriptor.index)
       let length = String(descriptor.length)
       add(
-        indent + String(repeating: " ", count: max(0, 5 - index.count)) + "\(index) \(branch) \(Self.hex(descriptor.address))"
+        indent + String(repeating: " ", count: max(0, 5 - index.count))
+          + "\(index) \(branch) \(Self.hex(descriptor.address))"
           + String(repeating: " ", count: max(1, 11 - length.count)) + "\(length)  \(direction)  \(role)")
     }
   }

@@ -111,9 +111,13 @@ public struct QueuePicture: Sendable {
           .description)
     } else {
       let positions = Self.outstanding(count: count, size: size, rings: rings, head: head, element: element)
-      for position in positions where budget > 0 { pending.append(Pending(position: position, chain: chain(head(position)))) }
+      for position in positions where budget > 0 {
+        pending.append(Pending(position: position, chain: chain(head(position))))
+      }
       var seen = Set<UInt16>()
+      var repeated = Set<UInt16>()
       for position in positions where !seen.insert(head(position)).inserted {
+        guard repeated.insert(head(position)).inserted else { continue }
         problems.append(QueueError.headAlreadyInFlight(head(position)).description)
       }
     }

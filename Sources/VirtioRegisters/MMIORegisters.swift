@@ -68,8 +68,11 @@ public struct MMIORegisters: Sendable {
   /// Pending interrupt bits: the configuration changed, or the device needs a reset.
   public static let configurationInterrupt: UInt32 = 2
   static let interruptBits = usedBufferInterrupt | configurationInterrupt
-  /// Bits that cannot work over this transport (virtio 2.2: never offered): SR_IOV, NOTIF_CONFIG_DATA and ADMIN_VQ are PCI's.
-  static let untransportable: FeatureSet = [.singleRootIO, FeatureSet(bit: 39), FeatureSet(bit: 41)]
+  /// Bits that mean nothing here and are not offered (virtio 2.2.2): SR_IOV, NOTIF_CONFIG_DATA and ADMIN_VQ are PCI's, and
+  /// NOTIFY_ON_EMPTY, ANY_LAYOUT and UNUSED belong to legacy devices (virtio 6.3).
+  static let untransportable: FeatureSet = [
+    .singleRootIO, FeatureSet(bit: 39), FeatureSet(bit: 41), .notifyOnEmpty, .anyLayout, FeatureSet(bit: 30),
+  ]
 
   /// One queue as the driver has described it so far.
   struct Queue: Hashable, Sendable {

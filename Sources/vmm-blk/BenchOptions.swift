@@ -40,7 +40,7 @@ struct WorkloadOptions: ParsableArguments {
   var pattern = AccessPattern.randread
 
   @Option(name: [.customLong("bs"), .customLong("blocksize")], help: .init("Bytes of a request: 512 to 4m.", valueName: "size"))
-  var blockSize = ByteSize(4096)
+  var blockSize = ByteCount(4096)
 
   @Option(name: .customLong("iodepth"), help: .init("Requests under way on each queue.", valueName: "n"))
   var depth = 1
@@ -57,7 +57,7 @@ struct WorkloadOptions: ParsableArguments {
   var rampTime = FioTime(0.5)
 
   @Option(help: .init("Use the first bytes of the disk only.", valueName: "size"))
-  var size: ByteSize?
+  var size: ByteCount?
 
   @Option(help: .init("Reads among mixed requests, percent.", valueName: "percent"))
   var rwmixread = 50

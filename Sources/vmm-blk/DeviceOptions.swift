@@ -1,6 +1,7 @@
 /// The options that describe the disk, shared by every command that has one, and the one place that makes it.
 public import ArgumentParser
 public import VirtioBlkDevice
+internal import Glibc
 
 extension EngineKind: ExpressibleByArgument {}
 extension ImageOptions.Direct: ExpressibleByArgument {}
@@ -31,8 +32,9 @@ struct DeviceOptions: ParsableArguments {
   var readOnly = false
 
   @Option(
-    name: [.customLong("num-queues"), .customLong("queues")], help: .init("Queues to offer, 1 to 256.", valueName: "n"))
-  var numQueues = 1
+    name: [.customLong("num-queues"), .customLong("queues")],
+    help: .init("Queues to offer, 1 to 256. (default: 1, or what there is room for)", valueName: "n"))
+  var numQueues: Int?
 
   @Option(help: .init("Logical block size in bytes: a power of two, 512 to 65536.", valueName: "bytes"))
   var logicalBlockSize = 512
@@ -77,10 +79,12 @@ struct DeviceOptions: ParsableArguments {
 
 extension DeviceOptions {
   /// The disk, opened, locked and ready for a transport. Errors are sentences for the person.
-  func makeDevice() throws -> BlockDevice {
+  ///
+  /// - Parameter queues: how many there are when the person has not said.
+  func makeDevice(queues: Int = 1) throws -> BlockDevice {
     guard let blkFile else { throw ValidationError("there is no disk: name its image with --blk-file") }
     var options = BlockDeviceOptions()
-    options.queueCount = numQueues
+    options.queueCount = numQueues ?? queues
     guard let size = UInt16(exactly: queueSizeMax) else { throw EngineError.badQueueSize(queueSizeMax) }
     options.maximumQueueSize = size
     options.serial = serial
@@ -88,9 +92,19 @@ extension DeviceOptions {
     options.threads = threads
     options.processors = pinCPUs?.processors ?? []
     options.waiting = pollUs > 0 ? .poll(microseconds: pollUs) : .sleep
-    let image = try ImageFile(
+    let image = try Self.openPatiently(
       ImageOptions(
         path: blkFile, isReadOnly: readOnly, direct: direct, logicalBlockSize: logicalBlockSize, isLocked: !noLock))
     return try BlockDevice(image: image, options: options)
+  }
+
+  /// A process that was killed holds its locks until the kernel has carried out what its io_uring had submitted, some
+  /// moments after it is gone. Whoever starts in its place must not be sent away, and must not begin before that: a write of the
+  /// dead process that lands after one of the new ones would bring old data back.
+  private static func openPatiently(_ options: ImageOptions) throws -> ImageFile {
+    for _ in 0..<20 {
+      do { return try ImageFile(options) } catch ImageError.locked { usleep(50_000) }
+    }
+    return try ImageFile(options)
   }
 }

@@ -5,9 +5,9 @@ internal import MemoryFile
 internal import RingInspector
 internal import VirtioCore
 
-struct Inspect: ParsableCommand {
+struct InspectCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "Draw the rings of a memory file.",
+    commandName: "inspect", abstract: "Draw the rings of a memory file.",
     discussion: """
       For each queue: sizes, addresses, indices, flags, the chains that are on their way and the last ones that came \
       back, and what is wrong with a broken one. With --raw the file is guest memory and nothing else, and --queue says \
@@ -24,10 +24,10 @@ struct Inspect: ParsableCommand {
   var queue: [QueueSpecification] = []
 
   @Option(help: .init("What the driver is taken to have accepted, with --raw.", valueName: "bits"))
-  var features: ByteSize?
+  var features: ByteCount?
 
   @Option(help: .init("Guest-physical address of the first byte of a raw file.", valueName: "address"))
-  var memoryBase: ByteSize?
+  var memoryBase: ByteCount?
 
   @Flag(help: "Print JSON.")
   var json = false

@@ -1,14 +1,15 @@
 /// `vmm-blk run`: the disk on a memory file, for as long as it is wanted or for one pass.
 internal import ArgumentParser
-internal import CLinux
-internal import Glibc
+internal import Logging
 internal import MemoryFile
+internal import SystemPackage
+internal import VhostUser
 internal import VirtioBlkDevice
 internal import VirtioCore
 
-struct Run: ParsableCommand {
+struct RunCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "Serve a disk to a driver that shares a memory file with it.",
+    commandName: "run", abstract: "Serve a disk to a driver that shares a memory file with it.",
     discussion: """
       Without --once the disk is served until SIGTERM or Ctrl-C; everything taken is finished first. A driver finds the \
       disk's registers in the file (Docs/memory-file.md); `vmm-blk guest --memory FILE` is one.
@@ -21,10 +22,10 @@ struct Run: ParsableCommand {
   var memory: String
 
   @Option(help: .init("Make the memory file first, with this much guest memory.", valueName: "size"))
-  var create: ByteSize?
+  var create: ByteCount?
 
   @Option(help: .init("Guest-physical address of the first byte of memory, for --create and --raw.", valueName: "address"))
-  var memoryBase: ByteSize?
+  var memoryBase: ByteCount?
 
   @OptionGroup var disk: DeviceOptions
 
@@ -38,7 +39,7 @@ struct Run: ParsableCommand {
   var queue: [QueueSpecification] = []
 
   @Option(help: .init("What the driver is taken to have accepted, with --raw.", valueName: "bits"))
-  var features: ByteSize?
+  var features: ByteCount?
 
   @Flag(help: "Print the account of --once as JSON.")
   var json = false
@@ -51,13 +52,15 @@ struct Run: ParsableCommand {
     guard !raw || !queue.isEmpty else {
       throw ValidationError("a raw file does not say where its rings are: add --queue size=N,desc=A,avail=A,used=A")
     }
-    guard !once || create == nil else { throw ValidationError("a new file has nothing to process: leave out --create or --once") }
+    guard !once || create == nil else {
+      throw ValidationError("a new file has nothing to process: leave out --create or --once")
+    }
     guard memoryBase == nil || create != nil || raw else {
       throw ValidationError("the file says where its memory is: --memory-base is for --create and --raw")
     }
     guard (memoryBase?.bytes ?? 0) % 4096 == 0 else { throw ValidationError("--memory-base is not a multiple of 4096") }
     guard (create?.bytes ?? 4096) % 4096 == 0, create?.bytes != 0 else {
-      throw ValidationError("--create \(create?.description ?? "") is not a multiple of 4096 bytes")
+      throw ValidationError("--create \(create?.bytes ?? 0) is not a multiple of 4096 bytes")
     }
   }
 
@@ -70,39 +73,37 @@ struct Run: ParsableCommand {
   }
 
   private func serve() throws {
-    let signals = try StopSignals()
-    let device = try disk.makeDevice()
+    // Before the device makes threads, which inherit that these signals are not theirs.
+    let signals = try TerminationSignals()
+    let log = ServeLog(level: .info)
+    let device: BlockDevice
     let file: MemoryFile
     if let create {
+      device = try disk.makeDevice()
       file = try MemoryFile.create(
         path: memory, memorySize: create.bytes, memoryBase: GuestAddress(memoryBase?.bytes ?? 0),
-        maximumQueues: disk.numQueues)
+        maximumQueues: device.queueCount)
     } else {
       file = try MemoryFile.open(path: memory)
+      device = try disk.makeDevice(queues: file.layout.maximumQueues)
     }
-    let meter = LineMeter()
-    let transport = try MemoryFileDevice(
-      file: file, device: device,
-      log: { line in if let line = meter.admit(line) { Self.complain(line) } })
-    if let warning = device.engineWarning { Self.complain(warning) }
-    Self.say("serving \(device.image.path) on \(memory): \(ByteSize(file.layout.memorySize)) of guest memory, "
-      + "\(device.queueCount) \(device.queueCount == 1 ? "queue" : "queues"), \(device.engineReason)")
-    Self.say("try: vmm-blk guest --memory \(memory) info")
-    try transport.run(until: signals.descriptor.rawValue)
-    Self.say("stopped; what the driver has set up stays in \(memory)")
+    var meter = Meter()
+    let transport = try MemoryFileDevice(file: file, device: device) { line in
+      guard case .pass(let heldBack) = meter.ask() else { return }
+      if heldBack > 0 { log.warn("\(heldBack) lines were left out") }
+      log.warn(line)
+    }
+    if let warning = device.engineWarning { log.warn(warning) }
+    let queues = device.queueCount == 1 ? "1 queue" : "\(device.queueCount) queues"
+    try say(
+      "Serving \(device.image.path) on \(memory) (\(queues), \(device.engineReason)); "
+        + "for a driver: vmm-blk guest --memory \(memory) info")
+    try transport.run(until: signals.descriptor)
+    if let signal = signals.take() { log.note("ended on signal \(signal); what the driver has set up stays in \(memory)") }
   }
 
-  /// A line for whoever started the command, there at once even in a pipe.
-  static func say(_ line: String) {
-    print(line)
-    _ = fflush(nil)
-  }
-
-  /// A line for whoever reads the log.
-  static func complain(_ line: String) {
-    let bytes = Array("vmm-blk: \(line)\n".utf8)
-    _ = unsafe bytes.withUnsafeBytes { unsafe write(STDERR_FILENO, $0.baseAddress, $0.count) }
-  }
+  /// At once, also into a pipe or a file: whoever started us may wait for this line.
+  private func say(_ text: String) throws { try FileDescriptor.standardOutput.writeAll((text + "\n").utf8) }
 }
 
 /// `size=8,desc=0x0,avail=0x400,used=0x800`, in any order.
@@ -113,7 +114,7 @@ struct QueueSpecification: ExpressibleByArgument, Equatable {
     var values: [String: UInt64] = [:]
     for part in argument.split(separator: ",", omittingEmptySubsequences: false) {
       let sides = part.split(separator: "=", maxSplits: 1)
-      guard sides.count == 2, let value = ByteSize(argument: String(sides[1])) else { return nil }
+      guard sides.count == 2, let value = ByteCount(argument: String(sides[1])) else { return nil }
       guard values.updateValue(value.bytes, forKey: String(sides[0])) == nil else { return nil }
     }
     guard

@@ -9,33 +9,45 @@ internal import SystemPackage
 internal import TextTable
 internal import VirtioBlkDevice
 internal import VirtioCore
+internal import VirtioRegisters
 
 struct OnceRun {
-  let command: Run
+  let command: RunCommand
 
   func run() throws {
-    let device = try command.disk.makeDevice()
-    let account = try command.raw ? raw(device) : file(device)
+    let account = try command.raw ? raw() : file()
     if command.json {
       try account.printJSON()
     } else {
       account.printTable()
     }
-    if account.queues.contains(where: { $0.failure != nil }) { throw ExitCode(1) }
+    if account.problem != nil || account.queues.contains(where: { $0.failure != nil }) { throw ExitCode(1) }
   }
 
   /// The queues are those that the file's registers describe.
-  private func file(_ device: BlockDevice) throws -> OnceAccount {
+  private func file() throws -> OnceAccount {
     let path = command.memory
     let before = MemoryFilePicture(try MemoryFileSnapshot(path: path)).queues.filter(\.ready)
     let file = try MemoryFile.open(path: path)
-    let outcomes = try MemoryFileDevice(file: file, device: device, log: { Run.complain($0) }).runOnce()
-    return OnceAccount(before, outcomes, memory: try MemoryFileSnapshot(path: path).memory)
+    let device = try command.disk.makeDevice(queues: file.layout.maximumQueues)
+    var problem: String? = nil
+    let outcomes = try MemoryFileDevice(file: file, device: device, log: { problem = $0 }).runOnce()
+    let after = try MemoryFileSnapshot(path: path)
+    let status = after.registers.status
+    if outcomes.contains(where: { $0.failure != nil }) {
+      problem = nil  // each queue says for itself
+    } else if problem == nil, !status.contains(.driverOK) {
+      problem = "the driver has not set DRIVER_OK, so nothing may be processed"
+    } else if problem == nil, status.contains(.needsReset) {
+      problem = "the device needed a reset before, so nothing may be processed"
+    }
+    return OnceAccount(before, outcomes, memory: after.memory, problem: problem)
   }
 
   /// The queues are those of the command line.
-  private func raw(_ device: BlockDevice) throws -> OnceAccount {
+  private func raw() throws -> OnceAccount {
     let path = command.memory
+    let device = try command.disk.makeDevice(queues: command.queue.count)
     let features = FeatureSet(rawValue: command.features?.bytes ?? FeatureSet.version1.rawValue)
     guard device.accepts(features) else {
       throw ValidationError("the disk does not offer all of the features \(features): it offers \(device.features)")
@@ -58,7 +70,7 @@ struct OnceRun {
     let mapping = try Mapping(descriptor: owner.rawValue, count: count)
     let memory = try GuestMemory([GuestRegion(start: base, size: copies.size, mapping: mapping)])
     let outcomes = try MemoryFileDevice.runOnce(device, memory: memory, features: features, queues: queues)
-    return OnceAccount(before, outcomes, memory: copies)
+    return OnceAccount(before, outcomes, memory: copies, problem: nil)
   }
 }
 
@@ -84,13 +96,16 @@ struct OnceAccount: Encodable {
     let failure: String?
   }
 
+  /// Why not everything was processed, if there is a reason.
+  let problem: String?
   let queues: [Queue]
   let requests: [Request]
 
   /// - Parameters:
   ///   - before: pictures taken before the pass.
   ///   - memory: as it is after it.
-  init(_ before: [QueuePicture], _ outcomes: [OnceOutcome], memory: GuestBytes) {
+  init(_ before: [QueuePicture], _ outcomes: [OnceOutcome], memory: GuestBytes, problem: String?) {
+    self.problem = problem
     queues = outcomes.map {
       Queue(queue: $0.queue, available: $0.available, used: $0.used, failure: $0.failure?.description)
     }
@@ -109,6 +124,7 @@ struct OnceAccount: Encodable {
       let table = TextTable<Request> { $0.columns }
       table.print(requests, style: Style.psql)
     }
+    if let problem { print(problem) }
     for queue in queues {
       print("queue \(queue.queue): \(queue.used) of \(queue.available) available requests used")
       if let failure = queue.failure { print("queue \(queue.queue) stopped: \(failure)") }

@@ -23,11 +23,13 @@ final class ServeLog {
   func event(_ event: ServerEvent) {
     let level: Logger.Level =
       switch event.importance {
+      case .trace: .trace
       case .detail: .debug
       case .note: .info
       case .warning: .warning
       }
-    // What would not be written anyway uses nothing up.
+    // Who asks for everything gets everything, and what would not be written anyway uses nothing up.
+    guard level >= .info else { return logger.log(level: level, "\(event)") }
     guard level >= logger.logLevel else { return }
     guard case .pass(let heldBack) = meters[event.importance, default: Meter()].ask() else { return }
     if heldBack > 0 { logger.log(level: level, "\(heldBack) lines were left out") }

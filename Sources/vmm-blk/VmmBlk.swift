@@ -4,5 +4,5 @@ internal import ArgumentParser
 struct VmmBlk: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "vmm-blk", abstract: "A virtio block device in userspace.",
-    subcommands: [ServeCommand.self, Run.self, Inspect.self, BenchCommand.self])
+    subcommands: [ServeCommand.self, RunCommand.self, Guest.self, InspectCommand.self, BenchCommand.self])
 }

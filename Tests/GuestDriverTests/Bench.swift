@@ -39,11 +39,11 @@ struct BenchOptions: Sendable {
 final class Bench {
   let setup: Setup
   let options: BenchOptions
-  let transport: any DriverTransport
+  private(set) var transport: any DriverTransport
   let directory: String
   private var startedClient: BlockClient?
   private let reference: ReferenceDevice?
-  private let server: Server?
+  private var server: Server?
 
   var client: BlockClient {
     guard let startedClient else { preconditionFailure("the driver was not started") }
@@ -82,26 +82,28 @@ final class Bench {
     self.directory = directory
     let image = directory + "/disk"
     try Data(count: options.diskBytes).write(to: URL(fileURLWithPath: image))
-    func makeDevice() throws -> BlockDevice {
-      try Self.makeDevice(image, options, engine: setup == .synchronous ? .sync : .auto)
+    reference =
+      setup == .reference
+      ? try ReferenceDevice(bytes: options.diskBytes, readOnly: options.readOnly, logicalBlock: options.logicalBlock) : nil
+    (transport, server) = try Self.connect(setup, options, directory, reference)
+    if options.startsDriver {
+      startedClient = try makeClient()
+      memory.poisonFreeMemory()
     }
+  }
+
+  /// The device on its image, and a driver's transport to it.
+  private static func connect(
+    _ setup: Setup, _ options: BenchOptions, _ directory: String, _ reference: ReferenceDevice?
+  ) throws -> (any DriverTransport, Server?) {
+    if let reference { return (try InProcessTransport(device: reference, memory: makeMemory()), nil) }
+    let device = try makeDevice(directory + "/disk", options, engine: setup == .synchronous ? .sync : .auto)
     switch setup {
-    case .reference:
-      let device = try ReferenceDevice(
-        bytes: options.diskBytes, readOnly: options.readOnly, logicalBlock: options.logicalBlock)
-      reference = device
-      server = nil
-      transport = try InProcessTransport(device: device, memory: Self.makeMemory())
-    case .inProcess, .synchronous:
-      reference = nil
-      server = nil
-      transport = try InProcessTransport(device: makeDevice(), memory: Self.makeMemory())
+    case .reference, .inProcess, .synchronous: return (try InProcessTransport(device: device, memory: makeMemory()), nil)
     case .vhostUser:
-      reference = nil
-      let device = try makeDevice()
       let path = directory + "/sock"
       let listener = Mutex<Listener?>(try Listener(path: path))
-      server = try Server { stop in
+      let server = try Server { stop in
         let loop = try EventLoop()
         guard let listener = listener.withLock({ $0.take() }) else { return }
         let server = BackendServer(device: device, on: .listening(listener), in: loop) { _ in }
@@ -111,20 +113,20 @@ final class Bench {
         loop.remove(stopping)
         server.close()
       }
-      transport = try VhostUserTransport(path: path, memory: Self.makeMemory())
+      return (try connect(to: path), server)
     case .memoryFile:
-      reference = nil
-      let device = try makeDevice()
       let path = directory + "/memory"
+      try? FileManager.default.removeItem(atPath: path)
       let file = try MemoryFile.create(
         path: path, memorySize: 6 << 20, memoryBase: GuestAddress(0x10000), maximumQueues: 2)
-      server = try Server { stop in try MemoryFileDevice(file: file, device: device).run(until: stop.rawValue) }
-      transport = try MemoryFileTransport(path: path)
+      let server = try Server { stop in try MemoryFileDevice(file: file, device: device).run(until: stop.rawValue) }
+      return (try MemoryFileTransport(path: path), server)
     }
-    if options.startsDriver {
-      startedClient = try makeClient()
-      memory.poisonFreeMemory()
-    }
+  }
+
+  /// Impatient, since a test that hangs says nothing.
+  private static func connect(to path: String) throws -> VhostUserTransport {
+    try VhostUserTransport(Frontend(connectingTo: path, patience: .seconds(5)), memory: makeMemory())
   }
 
   private static func makeDevice(_ path: String, _ options: BenchOptions, engine: EngineKind) throws -> BlockDevice {
@@ -163,6 +165,40 @@ final class Bench {
   func restart() throws {
     try startedClient?.shutDown()
     startedClient = try makeClient()
+  }
+
+  /// Comes again as a new driver, whatever state the old one left behind: over vhost-user on a new connection.
+  func reconnect() throws {
+    startedClient = nil
+    if setup == .vhostUser {
+      // The old connection is closed with its last reference, before the new one can be let in.
+      transport = try InProcessTransport(device: ReferenceDevice(bytes: 512), memory: Self.makeMemory())
+      transport = try Self.connect(to: socket)
+    }
+    startedClient = try makeClient()
+    memory.poisonFreeMemory()
+  }
+
+  /// Ends the device and starts another one on the same image.
+  func reopen() throws {
+    try startedClient?.shutDown()
+    startedClient = nil
+    transport = try InProcessTransport(device: ReferenceDevice(bytes: 512), memory: Self.makeMemory())
+    server?.end()
+    server = nil
+    // The lock on the image goes with the old device's last thread, which nobody waits for.
+    let end = ContinuousClock.now + .seconds(3)
+    while true {
+      do {
+        (transport, server) = try Self.connect(setup, options, directory, reference)
+        break
+      } catch ImageError.locked(let path) {
+        guard .now < end else { throw ImageError.locked(path: path) }
+        usleep(1000)
+      }
+    }
+    startedClient = try makeClient()
+    memory.poisonFreeMemory()
   }
 
   deinit {
@@ -279,4 +315,9 @@ final class Bench {
     #expect(outcome.unwrittenByte == nil, "\(request) reports bytes that it did not write", sourceLocation: place)
     try expectWitnessWell(place)
   }
+}
+
+extension DriverMemory {
+  /// All bytes of all regions.
+  func snapshot() -> [[UInt8]] { regions.map { bytes(at: $0.start, count: $0.size) } }
 }

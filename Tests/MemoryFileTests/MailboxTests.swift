@@ -1,6 +1,8 @@
-/// The mailbox between two threads: registers, effects on the device, notifications, and the end of either side.
+/// The mailbox between two threads: registers, effects on the device, notifications.
+import CLinux
 import Foundation
 import MemoryFile
+import Synchronization
 import Testing
 import VirtioCore
 import VirtioRegisters
@@ -31,12 +33,190 @@ import VirtioRegisters
     defer { served.stop() }
     let driver = try MemoryFileDriver.open(path: file.path)
     try driver.bringUp(queues: 2)
-    #expect(device.calls.suffix(3) == [
-      .negotiated([.version1]),
-      .start(0, QueueConfiguration(0), available: 0),
-      .start(1, QueueConfiguration(1), available: 0),
-    ])
+    #expect(
+      device.calls.suffix(3) == [
+        .negotiated([.version1]), .start(0, QueueConfiguration(0), available: 0),
+        .start(1, QueueConfiguration(1), available: 0),
+      ])
     #expect(device.running[0]?.publishesInOrder == true)
+  }
+
+  @Test("a queue starts at the used index that its ring has")
+  func startsAtUsedIndex() throws {
+    let device = try FakeDevice()
+    let served = try ServedFile(file, device)
+    defer { served.stop() }
+    let driver = try MemoryFileDriver.open(path: file.path)
+    unsafe driver.memory.storeBytes(of: 0xfffe, toByteOffset: 2048 + 2, as: UInt16.self)
+    try driver.bringUp(queues: 1)
+    #expect(device.calls.last == .start(0, QueueConfiguration(0), available: 0xfffe))
+    #expect(device.running[0]?.position == QueuePosition(available: 0xfffe, used: 0xfffe))
+  }
+
+  @Test("row 36: the answer to a reset comes when every queue has been stopped, and clears what was pending")
+  func reset() throws {
+    let device = try FakeDevice()
+    let served = try ServedFile(file, device)
+    defer { served.stop() }
+    let driver = try MemoryFileDriver.open(path: file.path)
+    try driver.bringUp(queues: 2)
+    try #require(device.running[0]).call.signal()
+    #expect(try driver.read(.interruptStatus) == 1)
+    try driver.write(.status, 0)
+    #expect(device.running.isEmpty)
+    #expect(device.calls.last == .reset)
+    #expect(try driver.read(.interruptStatus) == 0)
+    #expect(try driver.read(.status) == 0)
+  }
+
+  @Test("the answer to QueueReady 0 comes when the queue has been stopped")
+  func stopQueue() throws {
+    let device = try FakeDevice()
+    let served = try ServedFile(file, device)
+    defer { served.stop() }
+    let driver = try MemoryFileDriver.open(path: file.path)
+    try driver.bringUp(queues: 2)
+    try driver.write(.queueSelect, 1)
+    try driver.write(.queueReady, 0)
+    #expect(device.running.keys.sorted() == [0])
+    #expect(try driver.read(.queueReady) == 0)
+  }
+
+  @Test("QueueReset stops the queue and lets it be set up anew")
+  func queueReset() throws {
+    let device = try FakeDevice(features: [.version1, .ringReset])
+    let served = try ServedFile(file, device)
+    defer { served.stop() }
+    let driver = try MemoryFileDriver.open(path: file.path)
+    try driver.bringUp(features: [.version1, .ringReset], queues: 1)
+    try driver.write(.queueReset, 1)
+    #expect(device.calls.last == .stop(0))
+    #expect(try driver.read(.queueReset) == 0)
+    #expect(try driver.read(.queueReady) == 0)
+  }
+
+  @Test("mmio.3: a call sets bit 0 and rings; acknowledged by register or by hand")
+  func calls() throws {
+    let device = try FakeDevice()
+    let served = try ServedFile(file, device)
+    defer { served.stop() }
+    let driver = try MemoryFileDriver.open(path: file.path)
+    try driver.bringUp(queues: 2)
+    let activation = try #require(device.running[1])
+    for acknowledge in [{ try driver.write(.interruptAcknowledge, 1) }, { driver.acknowledgeInterrupt(1) }] {
+      let (seen, other) = (driver.callCount(queue: 1), driver.callCount(queue: 0))
+      activation.call.signal()
+      #expect(driver.waitForCall(queue: 1, whileEquals: seen, milliseconds: 5000) == seen &+ 1)
+      #expect(driver.callCount(queue: 0) == other)
+      #expect(driver.interruptStatus == 1)
+      try acknowledge()
+      #expect(driver.interruptStatus == 0)
+    }
+    let seen = driver.callCount(queue: 1)
+    #expect(driver.waitForCall(queue: 1, whileEquals: seen, milliseconds: 0) == seen)
+  }
+
+  @Test("kicks ring the queue's doorbell, by hand or by QueueNotify")
+  func kicks() throws {
+    let device = try FakeDevice()
+    let served = try ServedFile(file, device)
+    defer { served.stop() }
+    let driver = try MemoryFileDriver.open(path: file.path)
+    try driver.bringUp(queues: 2)
+    guard case .doorbell(let bell)? = device.running[1]?.kick else { throw ServedFile.Failure(description: "no doorbell") }
+    let seen = bell.counter.loadAcquire()
+    driver.kick(queue: 1)
+    #expect(bell.counter.loadAcquire() == seen &+ 1)
+    try driver.write(.queueNotify, 1)
+    #expect(bell.counter.loadAcquire() == seen &+ 2)
+    try driver.write(.queueNotify, 0)
+    try driver.write(.queueNotify, 17)
+    #expect(bell.counter.loadAcquire() == seen &+ 2)
+  }
+
+  @Test("status.5: a queue that fails sets NEEDS_RESET and notifies; a reset heals")
+  func queueFailure() throws {
+    let device = try FakeDevice()
+    let served = try ServedFile(file, device)
+    defer { served.stop() }
+    let driver = try MemoryFileDriver.open(path: file.path)
+    try driver.bringUp(queues: 2)
+    let seen = driver.configurationCount
+    device.raise(.queueFailed(queue: 1, .headOutOfRange(77)))
+    #expect(driver.waitForConfigurationChange(whileEquals: seen, milliseconds: 5000) == seen &+ 1)
+    #expect(try driver.read(.status) == 15 | 64)
+    #expect(driver.interruptStatus == 2)
+    #expect(served.lines.withLock { $0 }.count == 1)
+    #expect(served.lines.withLock { $0 }[0].contains("descriptor head 77"))
+    // The other queue is still the device's.
+    #expect(device.running[0] != nil)
+    try driver.bringUp(queues: 2)
+    #expect(try driver.read(.status) == 15)
+  }
+
+  @Test("row 14: a queue that cannot be started sets NEEDS_RESET")
+  func startFailure() throws {
+    let served = try ServedFile(file, FakeDevice(broken: [1]))
+    defer { served.stop() }
+    let driver = try MemoryFileDriver.open(path: file.path)
+    try driver.bringUp(queues: 2)
+    #expect(try driver.read(.status) == 15 | 64)
+    #expect(driver.interruptStatus == 2)
+  }
+
+  @Test("a configuration change is notified when a driver is there for it, and not before DRIVER_OK")
+  func configurationChange() throws {
+    let device = try FakeDevice()
+    let served = try ServedFile(file, device)
+    defer { served.stop() }
+    let driver = try MemoryFileDriver.open(path: file.path)
+    let early = driver.configurationCount
+    device.raise(.configurationChanged)
+    // The device takes its events before it looks at its mailbox, so the second answer comes after the event.
+    for _ in 0..<2 { _ = try driver.read(.status) }
+    #expect(driver.configurationCount == early)
+    try driver.bringUp(queues: 1)
+    device.raise(.configurationChanged)
+    #expect(driver.waitForConfigurationChange(whileEquals: early, milliseconds: 5000) == early &+ 1)
+    #expect(driver.interruptStatus == 2)
+  }
+
+  @Test("row 34: configuration writes go to the device, which takes its own")
+  func configurationWrites() throws {
+    let device = try FakeDevice()
+    let served = try ServedFile(file, device)
+    defer { served.stop() }
+    let driver = try MemoryFileDriver.open(path: file.path)
+    try driver.write(0x100 + 32, width: 1, 9)
+    try driver.write(0x100, width: 8, .max)
+    try driver.write(0xffff_fff8, width: 8, .max)
+    #expect(try driver.read(0x120, width: 1) == 9)
+    #expect(try driver.read(0x100, width: 4) == 0x0302_0100)
+    #expect(try driver.read(0xffff_fff8, width: 8) == 0)
+    #expect(device.calls == [.wrote(32, [9])])
+  }
+
+  @Test("an access that is none is refused and changes nothing", arguments: [0, 3, 16, -1, 1 << 32])
+  func badWidth(_ width: Int) throws {
+    let device = try FakeDevice()
+    let served = try ServedFile(file, device)
+    defer { served.stop() }
+    let driver = try MemoryFileDriver.open(path: file.path)
+    #expect(throws: MemoryFileError.accessRefused(path: file.path, offset: 0x70, width: width)) {
+      try driver.write(0x70, width: width, 1)
+    }
+    #expect(try driver.read(.status) == 0)
+    #expect(device.calls.isEmpty)
+  }
+
+  @Test func manyAccessesInARow() throws {
+    let served = try ServedFile(file, FakeDevice())
+    defer { served.stop() }
+    let driver = try MemoryFileDriver.open(path: file.path)
+    for index in 0..<2000 as Range<UInt32> {
+      try driver.write(.queueSelect, index % 3)
+      #expect(try driver.read(.queueSizeMaximum) == (index % 3 < 2 ? 256 : 0))
+    }
   }
 }
 

@@ -104,3 +104,20 @@ extension MemoryFileDriver {
     try write(.status, 15)
   }
 }
+
+/// Runs a program to its end and wants it to succeed.
+/// - Returns: what it printed.
+@discardableResult
+func run(_ program: String, _ arguments: [String], succeeds: Bool = true) throws -> String {
+  let process = Process()
+  process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
+  process.arguments = [program] + arguments
+  let output = Pipe()
+  process.standardOutput = output
+  process.standardError = output
+  try process.run()
+  let text = String(decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+  process.waitUntilExit()
+  try #require((process.terminationStatus == 0) == succeeds, "\(program) \(arguments): \(text)")
+  return text
+}

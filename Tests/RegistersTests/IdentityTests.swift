@@ -25,9 +25,10 @@ import VirtioRegisters
     #expect(registers.read(.deviceFeatures) == value)
   }
 
-  @Test("feat.4, i.mmio.adminvq.1: what only PCI can do is not offered")
+  @Test("feat.4, i.mmio.adminvq.1: what is only for PCI or for legacy devices is not offered")
   func untransportable() {
     var registers = made.registers(features: FeatureSet(rawValue: .max))
+    #expect(registers.read(.deviceFeatures) == 0xb6ff_ffff)
     registers.write(.deviceFeaturesSelect, 1)
     #expect(registers.read(.deviceFeatures) == 0xffff_fd5f)
   }

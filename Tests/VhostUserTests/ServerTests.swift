@@ -286,6 +286,24 @@ extension Frontend {
     }
   }
 
+  /// A failure that the loop learns of only after the queue was started anew must not be held against the new run.
+  @Test func failureBelongsToTheRunInWhichItHappened() throws {
+    try withDirectory { directory in
+      let server = RunningServer(device, path: directory + "/disk.sock")
+      defer { server.close() }
+      let frontend = try Frontend(connectingTo: directory + "/disk.sock")
+      try frontend.bringUp(queues: 1, memory: memory)
+      // Unheard, as its eventfd is not signalled.
+      device.state.withLock { $0.events.append(.queueFailed(queue: 0, .headOutOfRange(1))) }
+      try frontend.setKick(queue: 0, eventCounter())
+      #expect(device.running == [0])
+      // The queue that runs now is as good as any: it goes on over a change of memory.
+      try frontend.addMemory(FrontendRegion(Rig.region(1 << 32, size: 0x1000, user: 0x1000), descriptor: memory))
+      #expect(device.running == [0])
+      #expect(server.log.events.filter { if case .queueFailed = $0 { true } else { false } }.count == 1)
+    }
+  }
+
   /// Memory is changed under running queues by a front-end that hot-plugs.
   @Test func memoryComesAndGoesUnderRunningQueues() throws {
     try withDirectory { directory in

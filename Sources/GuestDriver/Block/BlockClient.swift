@@ -79,6 +79,8 @@ public final class BlockClient {
     try checkRange(offset, count)
   }
 
+  public var canFlush: Bool { session.features.contains(BlockFeature.flush) }
+
   // MARK: data
 
   /// Reads, and gives the bytes out in order, a chunk at a time.

@@ -48,7 +48,13 @@ struct FramedRequest {
   }
 
   /// The writable bytes without the status.
-  var answer: [UInt8] { writable.flatMap(\.bytes).dropLast() }
+  var answer: [UInt8] {
+    var bytes: [UInt8] = []
+    bytes.reserveCapacity(request.answerBytes + 1)
+    for buffer in writable { unsafe bytes.append(contentsOf: UnsafeRawBufferPointer(start: buffer.host, count: buffer.count)) }
+    bytes.removeLast()
+    return bytes
+  }
 
   /// Everything that a device may not do to the buffers of a request.
   ///

@@ -41,9 +41,11 @@ public final class MemoryFileTransport: DriverTransport {
 
   public init(_ file: MemoryFileDriver) throws(DriverError) {
     self.file = file
+    // A driver needs no more than this; the rest of a large file stays untouched, on disk as well.
     memory = try DriverMemory(
       file.file.memory.regions.map {
-        DriverMemory.Region(start: $0.start, size: Int($0.size), mapping: $0.mapping, offset: $0.offset)
+        DriverMemory.Region(
+          start: $0.start, size: Int(min($0.size, 256 << 20)), mapping: $0.mapping, offset: $0.offset)
       })
     configurationSeen = file.configurationCount
     // 4.2.3.1.1: these two before anything else.

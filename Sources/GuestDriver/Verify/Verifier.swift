@@ -13,8 +13,18 @@ public struct VerifyOptions: Sendable {
   public var largest: Int
   /// How often each kind is chosen, relative to the others. Kinds that the device does not offer are left out.
   public var weights: Weights
-  /// Cut requests at random places; without it each has a descriptor for header, data and status.
-  public var randomFraming: Bool
+  public var cuts: Cuts
+
+  /// How requests are cut into descriptors. Devices have to take them all.
+  public enum Cuts: String, CaseIterable, Sendable {
+    /// Header, data and status in a descriptor each, as Linux does.
+    case classic
+    /// At random, all in the ring's table or all in an indirect one.
+    case random
+    /// Also some in the ring's table and the rest in an indirect one, which libvhost-user, and with it QEMU's export, does
+    /// not understand.
+    case all
+  }
 
   public enum Limit: Hashable, Sendable {
     /// Bytes read and written.
@@ -33,14 +43,14 @@ public struct VerifyOptions: Sendable {
 
   public init(
     seed: UInt64, range: Range<UInt64>? = nil, limit: Limit, largest: Int = 128 * 1024, weights: Weights = Weights(),
-    randomFraming: Bool = true
+    cuts: Cuts = .all
   ) {
     self.seed = seed
     self.range = range
     self.limit = limit
     self.largest = largest
     self.weights = weights
-    self.randomFraming = randomFraming
+    self.cuts = cuts
   }
 }
 
@@ -56,6 +66,7 @@ public struct VerifyProgress: Sendable {
   public var calls = 0
 
   public var bytes: UInt64 { bytesRead + bytesWritten }
+  public var requestCount: Int { requests.values.reduce(0, +) }
 }
 
 /// Why the disk is not proved.
@@ -296,7 +307,7 @@ public struct Verifier {
   }
 
   private mutating func framed(_ request: BlockRequest) -> Submission {
-    guard options.randomFraming else { return Submission(request) }
+    guard options.cuts != .classic else { return Submission(request) }
     let ring = Int(client.queues.map { $0.ring.ring.layout.size }.min() ?? 1)
     let framing = Framing.random(request, limit: min(ring, 24), using: &random)
     guard client.session.features.contains(.indirectDescriptors) else { return Submission(request, framing: framing) }
@@ -304,7 +315,8 @@ public struct Verifier {
     if ring < 4 {
       placement = .indirect()
     } else if random.chance(1, in: 2) {
-      placement = .indirect(direct: Int(random.next() % 3), write: random.chance(1, in: 4))
+      let isMixed = options.cuts == .all
+      placement = .indirect(direct: isMixed ? Int(random.next() % 3) : 0, write: random.chance(1, in: 4))
     } else {
       placement = .direct
     }

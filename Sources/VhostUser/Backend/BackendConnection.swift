@@ -54,14 +54,21 @@ final class BackendConnection {
     ended()
   }
 
-  func handle(_ event: DeviceEvent) {
-    switch event {
-    case .queueFailed(let queue, let error):
-      report(.queueFailed(queue: queue, error))
-      session.queueFailed(queue)
-    case .configurationChanged: session.configurationChanged()
-    }
+  /// The device has something to say.
+  func deviceEventsPending() {
+    takeDeviceEvents()
     performEffects()
+  }
+
+  private func takeDeviceEvents() {
+    for event in served.device.takeEvents() {
+      switch event {
+      case .queueFailed(let queue, let error):
+        report(.queueFailed(queue: queue, error))
+        session.queueFailed(queue)
+      case .configurationChanged: session.configurationChanged()
+      }
+    }
   }
 
   // MARK: Bytes
@@ -73,6 +80,7 @@ final class BackendConnection {
       for _ in 0..<Self.messagesPerTurn where writer.isIdle && !isOver {
         switch try reader.read(socket.rawValue) {
         case .message(let message):
+          report(.received(request: message.request, size: message.payload.count, descriptors: message.descriptors.count))
           session.receive(message)
           performEffects()
           try flush()
@@ -124,7 +132,10 @@ final class BackendConnection {
         session.started(queue: activation.queue, failure: error)
       }
     case .stop(let queue):
-      session.stopped(queue: queue, position: device.stop(queue: queue))
+      let position = device.stop(queue: queue)
+      // A failure that was not heard of yet belongs to this run of the queue, not to the next.
+      takeDeviceEvents()
+      session.stopped(queue: queue, position: position)
       report(.queueStopped(queue))
     case .replaceCall(let queue, let call): device.replaceCall(queue: queue, call)
     case .replaceFailure(let queue, let failure): device.replaceFailure(queue: queue, failure)

@@ -95,6 +95,8 @@ public final class BackendServer {
   }
 
   private func takeEvents() {
-    for event in served.device.takeEvents() { connection?.handle(event) }
+    // Without a front-end no queue runs, and the next one reads the configuration as it is then.
+    guard let connection else { return _ = served.device.takeEvents() }
+    connection.deviceEventsPending()
   }
 }

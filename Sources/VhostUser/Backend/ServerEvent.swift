@@ -6,6 +6,7 @@ public import VirtioCore
 public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
   case connected
   case disconnected
+  case received(request: UInt32, size: Int, descriptors: Int)
   case queueStarted(Int)
   case queueStopped(Int)
   case connectionFailed(StreamError)
@@ -16,10 +17,11 @@ public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
   case queueFailed(queue: Int, QueueError)
   case acceptFailed(Errno)
 
-  public enum Importance: Hashable, Sendable { case detail, note, warning }
+  public enum Importance: Hashable, Sendable { case trace, detail, note, warning }
 
   public var importance: Importance {
     switch self {
+    case .received: .trace
     case .queueStarted, .queueStopped: .detail
     case .connected, .disconnected: .note
     default: .warning
@@ -30,6 +32,8 @@ public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
     switch self {
     case .connected: "a front-end connected"
     case .disconnected: "the front-end disconnected"
+    case .received(let request, let size, let descriptors):
+      "received \(FrontendRequest.name(of: request)), \(size) bytes, \(descriptors) descriptors"
     case .queueStarted(let queue): "queue \(queue) started"
     case .queueStopped(let queue): "queue \(queue) stopped"
     case .connectionFailed(let error): "the connection is closed: \(error)"

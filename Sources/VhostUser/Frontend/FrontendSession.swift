@@ -22,7 +22,8 @@ public struct FrontendSession: Sendable {
   func message(
     _ request: FrontendRequest, payload: [UInt8], descriptors: [OwnedDescriptor]
   ) -> (Message, Expectation) {
-    let needReply = asksForAcknowledgements && protocolFeatures.contains(.replyAck)
+    // Not on a request with a reply of its own: there need_reply means nothing, and libvhost-user echoes it in the reply.
+    let needReply = asksForAcknowledgements && protocolFeatures.contains(.replyAck) && !request.hasOwnReply
     let message = Message(request, needReply: needReply, payload: payload, descriptors: descriptors)
     if request.hasOwnReply {
       let size =
@@ -39,8 +40,7 @@ public struct FrontendSession: Sendable {
   /// Checks an answer against what was asked.
   /// - Returns: its payload.
   func accept(_ reply: Message, to request: FrontendRequest, _ expected: Expectation) throws(FrontendError) -> [UInt8] {
-    // libvhost-user, QEMU's among others, repeats the bit by which the request asked for an answer.
-    guard reply.request == request.rawValue, reply.flags.subtracting(.needReply) == [.version1, .reply] else {
+    guard reply.request == request.rawValue, reply.flags == [.version1, .reply] else {
       throw .unexpectedReply(
         to: request, request: reply.request, flags: reply.flags.rawValue, size: reply.payload.count)
     }

@@ -15,6 +15,7 @@ struct Coalescing {
   }
 
   /// Whether it is time to notify, with so many more answers published.
+  @inline(never)
   mutating func isDue(after published: Int) -> Bool {
     untold += published
     guard untold > 0 else { return false }

@@ -58,6 +58,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   private var coalescing: Coalescing?
   /// Slots in the order in which their chains were taken; only with publication in order.
   private var order: OrderQueue?
+  private let isOrdered: Bool
   /// What the medium turned out not to do.
   private var cannotPunch = false
   private var cannotZeroRange = false
@@ -75,6 +76,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     do throws(Errno) { slab = try RequestSlab(capacity: min(slots, Int(ring.size))) } catch { throw .outOfMemory }
     self.queue = activation.queue
     self.order = activation.publishesInOrder ? OrderQueue(capacity: slab.capacity) : nil
+    self.isOrdered = activation.publishesInOrder
     self.ring = ring
     self.slab = slab
     self.context = context
@@ -158,10 +160,10 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     unsafe slot.pointee.chain = consume chain
     unsafe slot.pointee.written = 0
     unsafe slot.pointee.retries = 0
-    order?.append(index)
+    if isOrdered { order?.append(index) }
     guard isSound else {
       counters.add(.others)
-      return finish(index, .ioError)
+      return refuse(index, .ioError)
     }
 
     let header =
@@ -169,46 +171,62 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       ? RequestHeader(copying: segments.pointee.base)
       : gatherHeader(segments)
 
-    switch RequestType(rawValue: header.type) {
-    case .read:
+    // What is left of this function is the way of a read or a write.
+    let bytes: UInt64
+    switch header.type {
+    case RequestType.read.rawValue:
+      bytes = writableBytes &- 1
       counters.add(.reads)
+      counters.add(.bytesRead, bytes)
+      guard readableBytes == UInt64(RequestHeader.size), isInside(header.sector, bytes: bytes) else {
+        return refuse(index, .ioError)
+      }
       // The status byte is the last writable one, wherever the driver cut (virtio 5.2.6).
       let last = unsafe segments + (readableCount &+ writableCount &- 1)
       unsafe last.pointee.count &-= 1
-      let count = unsafe last.pointee.count == 0 ? writableCount &- 1 : writableCount
-      let length = writableBytes &- 1
-      counters.add(.bytesRead, length)
-      guard readableBytes == UInt64(RequestHeader.size), isInside(header.sector, bytes: length) else {
-        return finish(index, .ioError)
-      }
+      unsafe slot.pointee.segments = segments + readableCount
+      unsafe slot.pointee.segmentCount = last.pointee.count == 0 ? writableCount &- 1 : writableCount
       unsafe slot.pointee.isRead = true
       unsafe slot.pointee.isDurable = false
-      unsafe slot.pointee.segments = segments + readableCount
-      unsafe slot.pointee.segmentCount = count
-      unsafe startTransfer(index, slot, sector: header.sector, bytes: length, &engine)
-
-    case .write:
+    case RequestType.write.rawValue:
+      bytes = readableBytes &- UInt64(RequestHeader.size)
       counters.add(.writes)
-      let length = readableBytes &- UInt64(RequestHeader.size)
-      counters.add(.bytesWritten, length)
-      guard writableBytes == 1, !context.limits.isReadOnly, isInside(header.sector, bytes: length) else {
-        return finish(index, .ioError)
+      counters.add(.bytesWritten, bytes)
+      guard writableBytes == 1, !context.limits.isReadOnly, isInside(header.sector, bytes: bytes) else {
+        return refuse(index, .ioError)
       }
-      unsafe slot.pointee.isRead = false
-      unsafe slot.pointee.isDurable = isDurable
       unsafe slot.pointee.segments = segments
       unsafe slot.pointee.segmentCount = readableCount
       unsafe slot.pointee.skip(RequestHeader.size)
-      unsafe startTransfer(index, slot, sector: header.sector, bytes: length, &engine)
+      unsafe slot.pointee.isRead = false
+      unsafe slot.pointee.isDurable = isDurable
+    default:
+      return unsafe beginOther(
+        header.type, index, slot, readableBytes: readableBytes, answer: segments + readableCount,
+        answerBytes: writableBytes &- 1, &engine)
+    }
+    guard bytes > 0 else { return finish(index, .ok) }
+    unsafe slot.pointee.stage = .transfer
+    unsafe slot.pointee.offset = header.sector &* 512
+    unsafe slot.pointee.remaining = bytes
+    unsafe transfer(index, slot, &engine)
+  }
 
+  /// Everything but reads and writes.
+  @inline(never)
+  private mutating func beginOther<Engine: BlockEngine & ~Copyable>(
+    _ type: UInt32, _ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, readableBytes: UInt64,
+    answer: UnsafeMutablePointer<MemorySegment>, answerBytes: UInt64, _ engine: inout Engine
+  ) {
+    switch RequestType(rawValue: type) {
     case .flush: unsafe startFlush(index, slot, &engine)
     case .flushOut where isLegacy: unsafe startFlush(index, slot, &engine)
-    case .getID: unsafe answerID(index, segments + readableCount, bytes: writableBytes &- 1)
+    case .getID: unsafe answerID(index, answer, bytes: answerBytes)
     case .discard: unsafe startRanges(index, slot, .discard, readableBytes, &engine)
     case .writeZeroes: unsafe startRanges(index, slot, .zero, readableBytes, &engine)
-    case .flushOut, nil:
+    case .flushOut, .read, .write, nil:
       counters.add(.others)
-      finish(index, .unsupported)
+      refuse(index, .unsupported)
     }
   }
 
@@ -261,17 +279,6 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     }
   }
 
-  @inline(__always)
-  private mutating func startTransfer<Engine: BlockEngine & ~Copyable>(
-    _ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, sector: UInt64, bytes: UInt64, _ engine: inout Engine
-  ) {
-    guard bytes > 0 else { return finish(index, .ok) }
-    unsafe slot.pointee.stage = .transfer
-    unsafe slot.pointee.offset = sector &* 512
-    unsafe slot.pointee.remaining = bytes
-    unsafe transfer(index, slot, &engine)
-  }
-
   private mutating func startFlush<Engine: BlockEngine & ~Copyable>(
     _ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, _ engine: inout Engine
   ) {
@@ -305,12 +312,12 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   ) {
     let isDiscard = stage == .discard
     counters.add(isDiscard ? .discards : .writeZeroes)
-    guard !context.limits.isReadOnly else { return finish(index, .ioError) }
-    guard isDiscard ? hasRanges.discard : hasRanges.writeZeroes else { return finish(index, .unsupported) }
+    guard !context.limits.isReadOnly else { return refuse(index, .ioError) }
+    guard isDiscard ? hasRanges.discard : hasRanges.writeZeroes else { return refuse(index, .unsupported) }
     let bytes = readableBytes &- UInt64(RequestHeader.size)
     let count = bytes / UInt64(RequestRange.size)
     guard bytes % UInt64(RequestRange.size) == 0, count > 0, count <= UInt64(BlockLimits.ranges) else {
-      return finish(index, .ioError)
+      return refuse(index, .ioError)
     }
     let ranges = unsafe slab.ranges(index)
     unsafe Self.gather(
@@ -319,13 +326,13 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     // Flags first: an unknown one says UNSUPP whatever the range (virtio 5.2.6.2).
     for number in 0..<Int(count) {
       let flags = unsafe ranges[number].flags
-      guard flags & ~RequestRange.unmap == 0, !isDiscard || flags == 0 else { return finish(index, .unsupported) }
+      guard flags & ~RequestRange.unmap == 0, !isDiscard || flags == 0 else { return refuse(index, .unsupported) }
     }
     for number in 0..<Int(count) {
       let range = unsafe ranges[number]
       guard range.sectorCount <= BlockLimits.rangeSectors,
         isInside(range.sector, bytes: UInt64(range.sectorCount) &* 512)
-      else { return finish(index, .ioError) }
+      else { return refuse(index, .ioError) }
     }
     unsafe slot.pointee.stage = stage
     unsafe slot.pointee.isDurable = isDurable
@@ -357,7 +364,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
         kind: slot.pointee.isRead ? .read : .write, isDurable: slot.pointee.isDurable, offset: slot.pointee.offset,
         length: slot.pointee.remaining, segments: slot.pointee.segments, segmentCount: slot.pointee.segmentCount)
       if context.limits.memoryMask != 0, unsafe slot.pointee.isMisaligned(context.limits.memoryMask) {
-        guard unsafe prepareBounce(slot, &operation) else { return finish(index, .ioError) }
+        guard unsafe prepareBounce(slot, &operation) else { return refuse(index, .ioError) }
       }
       switch engine.start(operation, tag: tagBase | UInt32(truncatingIfNeeded: index)) {
       case .pending: return
@@ -387,7 +394,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   ) -> Bool {
     if result < 0 {
       if result == -EINTR || result == -EAGAIN, unsafe slot.pointee.retry() { return true }
-      finish(index, .ioError)
+      refuse(index, .ioError)
       return false
     }
     let isRead = unsafe slot.pointee.isRead
@@ -407,7 +414,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       // Begin the rest on a whole block; writing the same bytes twice changes nothing.
       count &= ~Int(context.limits.blockMask)
       guard unsafe count > 0 || slot.pointee.retry() else {
-        finish(index, .ioError)
+        refuse(index, .ioError)
         return false
       }
       unsafe slot.pointee.skip(count)
@@ -488,12 +495,12 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     if result == -EINTR || result == -EAGAIN, unsafe slot.pointee.retry() { return true }
     switch unsafe slot.pointee.stage {
     case .transfer, .flush:
-      finish(index, result < 0 ? .ioError : .ok)
+      if result < 0 { refuse(index, .ioError) } else { finish(index, .ok) }
       return false
     case .discard:
       let range = unsafe slab.ranges(index)[Int(slot.pointee.rangeIndex)]
       guard result >= 0 || range.sectorCount == 0 || discardOtherwise(range, result) else {
-        finish(index, .ioError)
+        refuse(index, .ioError)
         return false
       }
       return unsafe nextRange(index, slot)
@@ -545,7 +552,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       // The range was punched, so it reads as zeroes; space for it is a courtesy.
       if method == .allocate { return unsafe nextRange(index, slot) }
       guard isRefusal, method != .write else {
-        finish(index, .ioError)
+        refuse(index, .ioError)
         return false
       }
       if method == .zeroRange { cannotZeroRange = true } else { cannotPunch = true }
@@ -560,7 +567,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     case .write:
       let count = UInt64(result) & ~context.limits.blockMask
       guard unsafe count > 0 || slot.pointee.retry() else {
-        finish(index, .ioError)
+        refuse(index, .ioError)
         return false
       }
       unsafe slot.pointee.offset &+= count
@@ -571,14 +578,20 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
 
   // MARK: Publish
 
+  /// Answers a request that failed.
+  @inline(never)
+  private mutating func refuse(_ index: Int, _ status: BlockStatus) {
+    counters.add(.failures)
+    finish(index, status)
+  }
+
   /// Answers a request: its status byte, its used element, its slot.
   @inline(__always)
   private mutating func finish(_ index: Int, _ status: BlockStatus) {
-    if status != .ok { counters.add(.failures) }
     let slot = unsafe slab.slot(index)
     unsafe slot.pointee.status = status
     if unsafe slot.pointee.bounce != nil { unsafe slot.pointee.bounce = nil }
-    guard order != nil else { return unsafe answer(index, slot) }
+    guard isOrdered else { return unsafe answer(index, slot) }
     unsafe finishInOrder(slot)
   }
 

@@ -49,6 +49,11 @@ public final class GuestMemory: @unchecked Sendable {
   /// Sorted by guest address.
   public let regions: [GuestRegion]
   let table: UnsafeMutablePointer<GuestMemoryView.Entry>
+  /// For each of `granules` equal parts of the address range in use, how many regions begin before it; and the total at the
+  /// end. It leaves a search with the few regions that begin in one part.
+  let firstInGranule: UnsafeMutablePointer<UInt16>
+  let granuleShift: UInt64
+  static let granules = 4096
 
   public init(_ regions: [GuestRegion]) throws(GuestMemoryError) {
     guard regions.count <= Self.maximumRegions else { throw .tooManyRegions(regions.count) }
@@ -72,12 +77,25 @@ public final class GuestMemory: @unchecked Sendable {
       unsafe (table + index).initialize(
         to: .init(start: region.start.rawValue, size: region.size, host: region.mapping.base + region.offset))
     }
+    var shift: UInt64 = 0
+    while (previousLast?.last ?? 0) >> shift >= UInt64(Self.granules) { shift += 1 }
+    granuleShift = shift
+    unsafe firstInGranule = .allocate(capacity: Self.granules + 1)
+    var before = 0
+    for granule in 0..<Self.granules {
+      while before < sorted.count, sorted[before].start.rawValue >> shift < UInt64(granule) { before += 1 }
+      unsafe (firstInGranule + granule).initialize(to: UInt16(before))
+    }
+    unsafe (firstInGranule + Self.granules).initialize(to: UInt16(sorted.count))
   }
 
-  deinit { unsafe table.deallocate() }
+  deinit {
+    unsafe table.deallocate()
+    unsafe firstInGranule.deallocate()
+  }
 
   /// A view with a last-hit cache of its own. It borrows the table: keep this memory alive while the view is used.
-  public func view() -> GuestMemoryView { unsafe GuestMemoryView(table: UnsafePointer(table), count: regions.count) }
+  public func view() -> GuestMemoryView { GuestMemoryView(self) }
 
   /// Total bytes of all regions.
   public var size: UInt64 { regions.reduce(0) { $0 &+ $1.size } }
@@ -109,13 +127,17 @@ public struct GuestMemoryView {
 
   let table: UnsafePointer<Entry>
   let count: Int
+  let firstInGranule: UnsafePointer<UInt16>
+  let granuleShift: UInt64
   /// The region of the last hit; `size` 0 before the first.
   var last: Entry
 
-  init(table: UnsafePointer<Entry>, count: Int) {
-    unsafe self.table = table
-    self.count = count
-    unsafe self.last = count > 0 ? table[0] : Entry(start: 0, size: 0, host: UnsafeMutableRawPointer(mutating: table))
+  init(_ memory: GuestMemory) {
+    unsafe table = UnsafePointer(memory.table)
+    count = memory.regions.count
+    unsafe firstInGranule = UnsafePointer(memory.firstInGranule)
+    granuleShift = memory.granuleShift
+    unsafe last = count > 0 ? table[0] : Entry(start: 0, size: 0, host: UnsafeMutableRawPointer(mutating: table))
   }
 
   /// The host address of `address` and the bytes from there to the end of its region; `nil` where no region is.
@@ -125,21 +147,46 @@ public struct GuestMemoryView {
   mutating func find(_ address: UInt64) -> MemorySegment? {
     let distance = address &- last.start
     if distance < last.size {
-      return unsafe MemorySegment(base: last.host + Int(distance), count: Int(last.size &- distance))
+      // No region is larger than its mapping, whose size is an Int.
+      return unsafe MemorySegment(
+        base: last.host + Int(truncatingIfNeeded: distance), count: Int(truncatingIfNeeded: last.size &- distance))
     }
     return search(address)
   }
 
+  /// Where a descriptor's buffer is, if it is not empty, not indirect, and within one region.
+  @inline(__always)
+  mutating func place(_ descriptor: Descriptor) -> UnsafeMutableRawPointer? {
+    // An empty buffer wraps round and is too long for any region.
+    let tail = UInt64(descriptor.length) &- 1
+    let distance = descriptor.address &- last.start
+    if distance < last.size, tail < last.size &- distance, descriptor.flags & Descriptor.indirect == 0 {
+      return unsafe last.host + Int(truncatingIfNeeded: distance)
+    }
+    return unsafe searchPlace(descriptor)
+  }
+
+  @inline(never)
+  private mutating func searchPlace(_ descriptor: Descriptor) -> UnsafeMutableRawPointer? {
+    guard descriptor.length > 0, descriptor.flags & Descriptor.indirect == 0, let piece = search(descriptor.address),
+      piece.count >= Int(descriptor.length)
+    else { return nil }
+    return unsafe piece.base
+  }
+
   @inline(never)
   private mutating func search(_ address: UInt64) -> MemorySegment? {
-    var low = 0
-    var high = count
+    let granule = address &>> granuleShift
+    guard granule < UInt64(GuestMemory.granules) else { return nil }
+    // Regions that begin before the granule are below `low`, those that begin after it are not below `high`.
+    var low = Int(unsafe firstInGranule[Int(granule)])
+    var high = Int(unsafe firstInGranule[Int(granule) &+ 1])
     while low < high {
-      let middle = (low + high) / 2
-      if unsafe table[middle].start <= address { low = middle + 1 } else { high = middle }
+      let middle = (low &+ high) / 2
+      if unsafe table[middle].start <= address { low = middle &+ 1 } else { high = middle }
     }
     guard low > 0 else { return nil }
-    let entry = unsafe table[low - 1]
+    let entry = unsafe table[low &- 1]
     let distance = address &- entry.start
     guard distance < entry.size else { return nil }
     last = entry

@@ -107,15 +107,88 @@ public struct SplitQueue: Virtqueue, ~Copyable {
     let bit: UInt64 = 1 << UInt64(head % 64)
     guard unsafe takenHeads[word] & bit == 0 else { throw .headAlreadyInFlight(head) }
 
-    let chain = unsafe try walk(head, into: segments, capacity: capacity)
-    unsafe takenHeads[word] |= bit
-    inFlight &+= 1
-    nextAvailable &+= 1
+    guard let chain = unsafe walkPlain(head, into: segments, capacity: capacity) else {
+      let chain = unsafe try walk(head, into: segments, capacity: capacity)
+      take(word, bit)
+      return chain
+    }
+    take(word, bit)
     return chain
   }
 
-  /// Follows a chain from its head. Bounded by the length of the table it walks in, whatever the links say.
   @inline(__always)
+  private mutating func take(_ word: Int, _ bit: UInt64) {
+    unsafe takenHeads[word] |= bit
+    inFlight &+= 1
+    nextAvailable &+= 1
+  }
+
+  /// Follows a chain as drivers make them: nothing empty, nothing outside memory or across regions, room enough, an indirect
+  /// table in one piece. Anything else is `nil`, and the chain is walked anew by those who know every case: what was read here
+  /// is forgotten then, so that no check is made on one copy and acted upon with another.
+  ///
+  /// A function of its own with few variables, so that they all live in registers.
+  @inline(never)
+  private mutating func walkPlain(
+    _ head: UInt16, into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int
+  ) -> Chain? {
+    var table = unsafe table
+    var entries = UInt64(size)
+    var descriptor = unsafe Descriptor(readingOnce: table + Int(head) &* 16)
+    if descriptor.flags & Descriptor.indirect != 0 {
+      guard hasIndirect, descriptor.flags & Descriptor.next == 0, let piece = view.find(descriptor.address),
+        piece.count >= Int(descriptor.length), descriptor.length % 16 == 0, descriptor.length != 0,
+        unsafe UInt(bitPattern: piece.base) % 8 == 0
+      else { return nil }
+      entries = UInt64(descriptor.length / 16)
+      guard entries <= UInt64(Self.maximumIndirectEntries) else { return nil }
+      unsafe table = piece.base
+      unsafe descriptor = Descriptor(readingOnce: table)
+    }
+    var output = unsafe segments
+    // Bounds both loops: each step takes one entry of the table and one of the room.
+    let end = unsafe segments + min(Int(truncatingIfNeeded: entries), capacity)
+    var bytes: UInt64 = 0
+
+    while descriptor.flags & Descriptor.write == 0 {
+      guard unsafe output < end, let base = unsafe view.place(descriptor) else { return nil }
+      unsafe output.pointee = MemorySegment(base: base, count: Int(descriptor.length))
+      unsafe output += 1
+      bytes &+= UInt64(descriptor.length)
+      guard descriptor.flags & Descriptor.next != 0 else {
+        let count = unsafe output - segments
+        guard bytes <= 1 << 32 else { return nil }
+        return unsafe Chain(
+          head: head, readableCount: count, writableCount: 0, readableBytes: bytes, writableBytes: 0, lastWritable: nil,
+          defect: nil)
+      }
+      guard UInt64(descriptor.next) < entries else { return nil }
+      unsafe descriptor = Descriptor(readingOnce: table + Int(descriptor.next) &* 16)
+    }
+    let readableCount = unsafe output - segments
+    let readableBytes = bytes
+    while descriptor.flags & Descriptor.write != 0 {
+      guard unsafe output < end, let base = unsafe view.place(descriptor) else { return nil }
+      let length = Int(descriptor.length)
+      unsafe output.pointee = MemorySegment(base: base, count: length)
+      unsafe output += 1
+      bytes &+= UInt64(descriptor.length)
+      guard descriptor.flags & Descriptor.next != 0 else {
+        guard bytes <= 1 << 32 else { return nil }
+        return unsafe Chain(
+          head: head, readableCount: readableCount, writableCount: (output - segments) &- readableCount,
+          readableBytes: readableBytes, writableBytes: bytes &- readableBytes, lastWritable: base + (length &- 1),
+          defect: nil)
+      }
+      guard UInt64(descriptor.next) < entries else { return nil }
+      unsafe descriptor = Descriptor(readingOnce: table + Int(descriptor.next) &* 16)
+    }
+    return nil  // readable after writable
+  }
+
+  /// Follows any chain from its head, and names what is wrong with it. Bounded by the length of the table it walks in, whatever
+  /// the links say.
+  @inline(never)
   private mutating func walk(
     _ head: UInt16, into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int
   ) throws(QueueError) -> Chain {

@@ -1,0 +1,49 @@
+# What people and CI call. Everything that is missing on a bare Debian 12 with Swift is installed on the way.
+
+VMM_BLK := .build/release/vmm-blk
+
+.PHONY: all build release demo guest test test-fast test-system bench bench-peers clean
+
+all: release
+
+build:
+	@Scripts/setup.sh build
+	swift build
+
+release:
+	@Scripts/setup.sh build
+	swift build -c release
+
+# A memory file, the device on it, a synthetic guest in another process, and a picture of their rings.
+demo: release
+	@Scripts/demo.sh
+
+# A real Linux in QEMU on our socket.
+guest: release
+	@Scripts/setup.sh build guest
+	@Scripts/guest/demo.sh
+
+# Everything that needs no QEMU, the quickest first.
+test-fast:
+	@Scripts/setup.sh build
+	swift build --build-tests
+	swift test --skip-build
+
+# Real guests, and the proofs of what a request costs.
+test-system: release
+	@Scripts/setup.sh build guest counts
+	Scripts/counts.py
+	Scripts/guest/test.sh
+
+test: test-fast test-system
+
+bench: release
+	@Scripts/setup.sh build bench
+	Scripts/bench/bench.sh
+
+bench-peers: release
+	@Scripts/setup.sh build bench
+	Scripts/bench/peers.sh
+
+clean:
+	rm -rf .build .guest bench-report

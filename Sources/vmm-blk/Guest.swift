@@ -1,0 +1,83 @@
+/// `vmm-blk guest`: a synthetic guest's driver on any disk that is served over vhost-user or on a memory file.
+internal import ArgumentParser
+internal import GuestDriver
+internal import VirtioCore
+
+struct Guest: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Drive a disk as a guest would, without a virtual machine.",
+    discussion: """
+      The disk is one that 'vmm-blk serve', 'vmm-blk run' or any other vhost-user-blk back-end serves. Offsets and lengths \
+      are bytes, with a suffix if you like: 4096, 4k, 1M, 2G, 0x200, 8s (sectors).
+
+        vmm-blk guest info --socket-path /tmp/disk.sock
+        vmm-blk guest verify --memory guest.mem --bytes 64M
+      """,
+    subcommands: [
+      GuestInfo.self, GuestRead.self, GuestWrite.self, GuestCopyIn.self, GuestCopyOut.self, GuestFlush.self,
+      GuestDiscard.self, GuestZero.self, GuestID.self, GuestVerify.self,
+    ])
+
+  @OptionGroup var target: GuestTarget
+}
+
+/// Which disk, and how to drive it. Given before or behind the verb.
+struct GuestTarget: ParsableArguments {
+  @Option(help: .init("The socket of a vhost-user-blk back-end.", valueName: "path"))
+  var socketPath: String?
+
+  @Option(help: .init("A memory file that 'vmm-blk run' serves.", valueName: "file"))
+  var memory: String?
+
+  @Option(help: .init("Queues to use; all that the device has if not given.", valueName: "n"))
+  var queues: Int?
+
+  @Option(help: .init("Entries of each ring, a power of two (default: 128 or the device's largest).", valueName: "entries"))
+  var queueSize: UInt16?
+
+  @Option(help: .init("Requests on each queue at a time (default: 16).", valueName: "n"))
+  var depth: Int?
+
+  func validate() throws {
+    if let depth, !(1...4096).contains(depth) { throw ValidationError("--depth \(depth) is not from 1 to 4096.") }
+    if let queues, queues < 1 { throw ValidationError("--queues \(queues) is less than 1.") }
+    if let queueSize, queueSize == 0 || queueSize > 32768 || queueSize & (queueSize - 1) != 0 {
+      throw ValidationError("--queue-size \(queueSize) is not a power of two from 1 to 32768.")
+    }
+  }
+}
+
+/// A verb on a disk.
+protocol GuestVerb: ParsableCommand {
+  var guest: Guest { get }
+  var target: GuestTarget { get }
+}
+
+extension GuestVerb {
+  /// Guest memory for a back-end that is given it: touched only where it is used.
+  private static var memorySize: Int { 64 << 20 }
+
+  /// Brings the device up, runs `body`, and takes it down again.
+  func withDisk(_ body: (BlockClient) throws -> Void) throws {
+    let parent = guest.target
+    let transport: any DriverTransport
+    switch (target.socketPath ?? parent.socketPath, target.memory ?? parent.memory) {
+    case (let path?, nil):
+      transport = try VhostUserTransport(path: path, memory: DriverMemory(size: Self.memorySize))
+    case (nil, let path?): transport = try MemoryFileTransport(path: path)
+    case (nil, nil): throw ValidationError("No disk: name one with --socket-path or --memory.")
+    case (_?, _?): throw ValidationError("Two disks: give --socket-path or --memory, not both.")
+    }
+    let options = DriverOptions(
+      features: BlockFeature.understood, queues: target.queues ?? parent.queues,
+      queueSize: target.queueSize ?? parent.queueSize)
+    let client = try BlockClient(transport, options: options)
+    client.depth = target.depth ?? parent.depth ?? client.depth
+    do { try body(client) } catch {
+      // The first error is the one to tell.
+      try? client.shutDown()
+      throw error
+    }
+    try client.shutDown()
+  }
+}

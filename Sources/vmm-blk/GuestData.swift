@@ -1,0 +1,156 @@
+/// The verbs of `vmm-blk guest` that move data: read, write, copy-in, copy-out.
+internal import ArgumentParser
+internal import Foundation
+internal import GuestDriver
+
+struct GuestRead: GuestVerb {
+  static let configuration = CommandConfiguration(commandName: "read", abstract: "Show bytes of the disk as a hexdump.")
+
+  @ParentCommand var guest: Guest
+  @OptionGroup var target: GuestTarget
+
+  @Argument(help: "Where to begin.") var offset: ByteCount
+  @Argument(help: "How many bytes.") var length = ByteCount(512)
+
+  func run() throws {
+    try withDisk { client in
+      var dump = Hexdump()
+      try client.read(at: offset.bytes, count: length.bytes) { offset, bytes in dump.print(bytes, at: offset) }
+      dump.finish()
+    }
+  }
+}
+
+struct GuestWrite: GuestVerb {
+  static let configuration = CommandConfiguration(
+    commandName: "write", abstract: "Write a few bytes to the disk.",
+    discussion: "What lies around them in the same blocks is read first and written back. Nothing is flushed: see 'flush'.")
+
+  @ParentCommand var guest: Guest
+  @OptionGroup var target: GuestTarget
+
+  @Argument(help: "Where to begin.") var offset: ByteCount
+  @Option(help: .init("The bytes as text.", valueName: "text")) var text: String?
+  @Option(help: .init("The bytes in hexadecimal.", valueName: "digits")) var hex: HexBytes?
+  @Option(help: .init("One byte, as often as --length says.", valueName: "byte")) var fill: ByteCount?
+  @Option(help: .init("How many bytes --fill writes.", valueName: "bytes")) var length: ByteCount?
+
+  func validate() throws {
+    guard [text != nil, hex != nil, fill != nil].filter({ $0 }).count == 1 else {
+      throw ValidationError("Say what to write with one of --text, --hex and --fill.")
+    }
+    guard (fill == nil) == (length == nil) else { throw ValidationError("--fill and --length go together.") }
+    if let fill, fill.bytes > 255 { throw ValidationError("--fill \(fill.bytes) is no byte.") }
+  }
+
+  func run() throws {
+    try withDisk { client in
+      if let fill, let length {
+        let byte = UInt8(fill.bytes)
+        try write(client, count: length.bytes) { _, count in Array(repeating: byte, count: count) }
+      } else {
+        let bytes = hex?.bytes ?? Array((text ?? "").utf8)
+        try write(client, count: UInt64(bytes.count)) { start, count in
+          Array(bytes[Int(start - offset.bytes)..<Int(start - offset.bytes) + count])
+        }
+      }
+    }
+  }
+
+  /// Whole blocks go as they are; the block at either end is completed with what it holds.
+  private func write(
+    _ client: BlockClient, count: UInt64, source: (_ offset: UInt64, _ count: Int) -> [UInt8]
+  ) throws {
+    let block = UInt64(client.config.logicalBlock)
+    let (end, overflow) = offset.bytes.addingReportingOverflow(count)
+    guard !overflow, end <= client.capacity else {
+      throw DriverError.badRequest("\(count) bytes at \(offset.bytes) go past the disk's end at \(client.capacity)")
+    }
+    guard count > 0 else { return }
+    let first = offset.bytes / block * block
+    let last = (end + block - 1) / block * block
+    let head = try client.read(at: first, count: Int(offset.bytes - first))
+    let tail = try client.read(at: end, count: Int(last - end))
+    try client.write(at: first, count: last - first) { start, count throws(DriverError) in
+      let stop = start + UInt64(count)
+      let from = max(start, offset.bytes)
+      let to = min(stop, end)
+      return (start == first ? head : []) + source(from, Int(to - from)) + (stop == last ? tail : [])
+    }
+  }
+}
+
+struct GuestCopyIn: GuestVerb {
+  static let configuration = CommandConfiguration(
+    commandName: "copy-in", abstract: "Copy a file to the disk, and flush.")
+
+  @ParentCommand var guest: Guest
+  @OptionGroup var target: GuestTarget
+
+  @Argument(help: "The file; its end is filled up to a whole block with zeroes.") var file: String
+  @Option(help: .init("Where on the disk to begin.", valueName: "bytes")) var offset = ByteCount(0)
+
+  func run() throws {
+    let handle = try LocalFile(readingFrom: file)
+    try withDisk { client in
+      let block = UInt64(client.config.logicalBlock)
+      let size = (try handle.size + block - 1) / block * block
+      var progress = ProgressLine("copied", of: size)
+      try client.write(at: offset.bytes, count: size) { _, count throws(DriverError) in
+        let bytes = try handle.read(count)
+        return bytes + Array(repeating: 0, count: count - bytes.count)
+      } progress: { bytes in
+        progress.show(bytes)
+      }
+      if client.canFlush { try client.flush() }
+      progress.finish()
+    }
+  }
+}
+
+struct GuestCopyOut: GuestVerb {
+  static let configuration = CommandConfiguration(commandName: "copy-out", abstract: "Copy the disk, or a part of it, to a file.")
+
+  @ParentCommand var guest: Guest
+  @OptionGroup var target: GuestTarget
+
+  @Argument(help: "The file to make.") var file: String
+  @Option(help: .init("Where on the disk to begin.", valueName: "bytes")) var offset = ByteCount(0)
+  @Option(help: .init("How many bytes; to the end of the disk if not given.", valueName: "bytes")) var length: ByteCount?
+
+  func run() throws {
+    try withDisk { client in
+      guard offset.bytes <= client.capacity else {
+        throw DriverError.badRequest("the offset \(offset.bytes) is past the disk's end at \(client.capacity)")
+      }
+      let count = length?.bytes ?? client.capacity - offset.bytes
+      let handle = try LocalFile(writingTo: file)
+      var progress = ProgressLine("copied", of: count)
+      var done: UInt64 = 0
+      try client.read(at: offset.bytes, count: count) { _, bytes throws(DriverError) in
+        try handle.write(bytes)
+        done += UInt64(bytes.count)
+        progress.show(done)
+      }
+      progress.finish()
+    }
+  }
+}
+
+/// Bytes as hexadecimal digits, with spaces or colons between them if you like.
+struct HexBytes: ExpressibleByArgument {
+  let bytes: [UInt8]
+
+  init?(argument: String) {
+    let digits = argument.filter { $0 != " " && $0 != ":" }
+    guard digits.count % 2 == 0, digits.allSatisfy(\.isHexDigit) else { return nil }
+    var bytes: [UInt8] = []
+    var rest = Substring(digits)
+    while !rest.isEmpty {
+      guard let byte = UInt8(rest.prefix(2), radix: 16) else { return nil }
+      bytes.append(byte)
+      rest = rest.dropFirst(2)
+    }
+    self.bytes = bytes
+  }
+}

@@ -1,0 +1,105 @@
+/// `vmm-blk guest verify`: a random workload and a model of what the disk must hold.
+public import ArgumentParser
+internal import Foundation
+public import GuestDriver
+
+extension VerifyOptions.Cuts: ExpressibleByArgument {}
+
+struct GuestVerify: GuestVerb {
+  static let configuration = CommandConfiguration(
+    commandName: "verify", abstract: "Read and write at random, and check every byte. Destroys what is on the disk.",
+    discussion: """
+      Requests of all kinds that the disk offers, in any framing, on all queues; what is read is compared with what was \
+      written, and at the end everything is read once more. The same --seed makes the same requests.
+      """)
+
+  @ParentCommand var guest: Guest
+  @OptionGroup var target: GuestTarget
+
+  @Option(help: .init("What the run follows from; a random one if not given.", valueName: "n")) var seed: UInt64?
+  @Option(help: .init("Stop after so many bytes (default: 64M).", valueName: "bytes")) var bytes: ByteCount?
+  @Option(help: .init("Stop after so many seconds.", valueName: "n")) var seconds: Double?
+  @Option(help: .init("The part of the disk to use: where it begins.", valueName: "bytes")) var offset = ByteCount(0)
+  @Option(help: .init("The part of the disk to use: its size (default: up to 1G).", valueName: "bytes")) var length: ByteCount?
+  @Option(help: .init("The largest request.", valueName: "bytes")) var largest = ByteCount(128 << 10)
+  @Option(help: "How requests are cut into descriptors; QEMU's own back-ends can do 'random', not 'all'.")
+  var cuts = VerifyOptions.Cuts.all
+  @Flag(help: "Look for answers instead of being called.") var poll = false
+  @Flag(help: "Print JSON.") var json = false
+
+  func validate() throws {
+    guard bytes == nil || seconds == nil else { throw ValidationError("Give --bytes or --seconds, not both.") }
+    if let seconds, !(seconds > 0 && seconds < 1e7) { throw ValidationError("--seconds \(seconds) is no length of time.") }
+    guard (512...(4 << 20)).contains(largest.bytes) else {
+      throw ValidationError("--largest \(largest.bytes) is not from 512 to 4M.")
+    }
+  }
+
+  func run() throws {
+    let seed = seed ?? UInt64.random(in: 0..<1 << 32)
+    try withDisk { client in
+      if poll { client.waiting = .polling }
+      let limit: VerifyOptions.Limit =
+        seconds.map { .duration(.seconds($0)) } ?? .bytes(bytes?.bytes ?? 64 << 20)
+      var options = VerifyOptions(seed: seed, limit: limit, largest: Int(largest.bytes), cuts: cuts)
+      if length != nil || offset.bytes > 0 {
+        guard offset.bytes < client.capacity else {
+          throw DriverError.badRequest("the offset \(offset.bytes) is past the disk's end at \(client.capacity)")
+        }
+        let room = client.capacity - offset.bytes
+        options.range = offset.bytes..<offset.bytes + min(length?.bytes ?? min(room, 1 << 30), room)
+      }
+      // Said at once, so that a run that never ends can be repeated, too.
+      if !json { print("seed \(seed)") }
+      var verifier = try Verifier(client, options)
+      var progress = ProgressLine("verified")
+      defer { progress.finish() }
+      let report = try verifier.run { now in progress.show(now.bytes + now.bytesReadBack, ", \(now.requestCount) requests") }
+      progress.finish()
+      print(json ? try Summary(seed, report, client).json : Summary(seed, report, client).text)
+    }
+  }
+
+  /// A run that found nothing wrong.
+  private struct Summary: Encodable {
+    var seed: UInt64
+    var seconds: Double
+    var requests: [String: Int]
+    var bytesRead: UInt64
+    var bytesWritten: UInt64
+    var bytesReadBack: UInt64
+    var queues: Int
+    var kicks: Int
+    var calls: Int
+
+    init(_ seed: UInt64, _ report: VerifyProgress, _ client: BlockClient) {
+      self.seed = seed
+      seconds = report.elapsed / .seconds(1)
+      requests = Dictionary(uniqueKeysWithValues: report.requests.map { ("\($0.key)", $0.value) })
+      bytesRead = report.bytesRead
+      bytesWritten = report.bytesWritten
+      bytesReadBack = report.bytesReadBack
+      queues = client.queues.count
+      kicks = report.kicks
+      calls = report.calls
+    }
+
+    var json: String {
+      get throws {
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
+        return String(decoding: try encoder.encode(self), as: UTF8.self)
+      }
+    }
+
+    var text: String {
+      let kinds = requests.sorted { $0.value > $1.value }.map { "\($0.value) \($0.key)" }.joined(separator: ", ")
+      let tenths = (seconds * 10).rounded() / 10
+      return """
+        verified: \(ByteCount.describe(bytesWritten)) written, \(ByteCount.describe(bytesRead)) read, \
+        \(ByteCount.describe(bytesReadBack)) read back at the end; every byte is right
+        \(kinds) on \(queues) queue\(queues == 1 ? "" : "s") in \(tenths) s; \(kicks) kicks, \(calls) calls
+        """
+    }
+  }
+}
