@@ -3,6 +3,7 @@
 
     Scripts/many.py                       1,000 disks
     Scripts/many.py --disks 50 --check    fewer, and status 1 when an idle disk costs too much
+    Scripts/many.py --busy                how fast one busy disk is among sleeping ones, against one alone
 
 The disks are sparse files. Each is measured twice: alone on its socket, and with a front-end of this script's that sets up
 one queue in 64 KiB of shared memory, reads one block, and falls asleep. What a disk costs is the difference between a process
@@ -82,8 +83,10 @@ class Frontend:
         self.memory[self.STATUS] = 0xff
         os.pwrite(self.file, struct.pack("<HHH", 0, 1, 0), self.AVAILABLE)
         os.eventfd_write(self.kick, 1)
+        waiting = select.poll()  # select knows no descriptor beyond 1023
+        waiting.register(self.call, select.POLLIN)
         while struct.unpack_from("<H", self.memory, self.USED + 2)[0] != 1:
-            if not select.select([self.call], [], [], 10)[0]:
+            if not waiting.poll(10_000):
                 sys.exit("a disk did not answer within ten seconds")
             os.eventfd_read(self.call)
         if self.memory[self.STATUS] != 0:
@@ -100,6 +103,8 @@ class Frontend:
 class Server:
     """One process with `count` disks, measured from outside."""
 
+    running = set()
+
     def __init__(self, arguments, folder, count):
         self.sockets = [f"{folder}/{index}.sock" for index in range(count)]
         entries = []
@@ -115,6 +120,7 @@ class Server:
         self.process = subprocess.Popen(
             [arguments.program, "serve", "--disks", f"{folder}/disks.json", "--log-level", "warning", *arguments.option],
             stdout=subprocess.DEVNULL, stderr=self.errors)
+        self.running.add(self.process)
         while not self.accepts(self.sockets[-1]):
             if self.process.poll() is not None:
                 self.errors.seek(0)
@@ -168,6 +174,7 @@ class Server:
         began = time.perf_counter()
         self.process.send_signal(signal.SIGTERM)
         status = self.process.wait()
+        self.running.discard(self.process)
         if status != 0:
             sys.exit(f"the server ended with status {status}")
         left = [path for path in self.sockets if os.path.exists(path)]
@@ -198,6 +205,40 @@ def measure(arguments, folder, count):
     return result
 
 
+def rate(arguments, path):
+    """Thousands of reads a second that the disk on this socket does."""
+    out = subprocess.run(
+        [arguments.program, "bench", "run", "--socket-path", path, "--rw=randread", "--iodepth=32", "--runtime=1",
+         "--ramp_time=0.2", "--no-ceiling-check", "--output-format=json"],
+        check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
+    return json.loads(out)["jobs"][0]["read"]["iops"] / 1000
+
+
+def busy(arguments, folder):
+    """One disk works, alone in its process or among others that have front-ends and sleep; in turns, so that drift hits
+    both alike."""
+    for name in ("alone", "among"):
+        os.makedirs(f"{folder}/{name}")
+    alone = Server(arguments, f"{folder}/alone", 1)
+    among = Server(arguments, f"{folder}/among", arguments.disks)
+    frontends = [Frontend(path, arguments.queue_size) for path in among.sockets[:-1]]
+    for frontend in frontends:
+        frontend.read_block()
+    rates = {"alone": [], "among": []}
+    for _ in range(arguments.rounds):
+        rates["alone"].append(rate(arguments, alone.sockets[0]))
+        rates["among"].append(rate(arguments, among.sockets[-1]))
+    for frontend in frontends:
+        frontend.close()
+    alone.stop()
+    among.stop()
+    middle = {name: statistics.median(values) for name, values in rates.items()}
+    ratios = sorted(there / here for here, there in zip(rates["alone"], rates["among"]))
+    print(f"4 KiB random reads at depth 32, thousands a second, medians of {arguments.rounds}: alone {middle['alone']:.0f}, "
+          f"among {arguments.disks - 1} sleeping disks {middle['among']:.0f}; ratio {statistics.median(ratios):.3f} "
+          f"(from {ratios[0]:.3f} to {ratios[-1]:.3f})")
+
+
 def report(arguments, one, many):
     count = arguments.disks
     print(f"{count} disks in one process; images on {arguments.directory}; ring size {arguments.queue_size}\n")
@@ -215,7 +256,8 @@ def report(arguments, one, many):
     print(f"""
 from exec to the last socket   {many['start'] * 1000:.0f} ms ({many['start processor'] * 1000:.0f} ms of processor); one disk \
 {one['start'] * 1000:.1f} ms
-connect to first block read    median {statistics.median(first) * 1000:.2f} ms, worst {first[-1] * 1000:.2f} ms
+connect to first block read    median {statistics.median(first) * 1000:.2f} ms, worst {first[-1] * 1000:.2f} ms; the first of a \
+process {one['first read'][0] * 1000:.2f} ms
 SIGTERM to the end             {many['stop'] * 1000:.0f} ms""")
 
 
@@ -240,15 +282,22 @@ def main():
     parser.add_argument("--seconds", type=float, default=5, help="how long to watch the idle process (default: %(default)s)")
     parser.add_argument("--option", action="append", default=[], help="an option for serve, as in --option=--engine=uring")
     parser.add_argument("--check", action="store_true", help="status 1 when an idle disk costs processor time or too much memory")
+    parser.add_argument("--busy", action="store_true", help="measure one busy disk among the others instead")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each side of --busy (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
     arguments = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     folder = tempfile.mkdtemp(prefix="many-", dir=arguments.directory)
     try:
+        if arguments.busy:
+            return busy(arguments, folder)
         one = measure(arguments, f"{folder}/one", 1)
         many = measure(arguments, f"{folder}/many", arguments.disks)
     finally:
+        for process in Server.running:
+            process.kill()
+            process.wait()
         shutil.rmtree(folder, ignore_errors=True)
     if arguments.json:
         print(json.dumps({"one": one, "many": many}))
