@@ -12,7 +12,7 @@ set -euo pipefail
 declare -A groups=(
   [build]="liburing-dev libaio-dev pkg-config"
   [counts]="valgrind strace python3-minimal"
-  [bench]="python3-matplotlib qemu-utils qemu-system-common fio"
+  [bench]="python3-matplotlib qemu-utils qemu-system-common fio util-linux"
   [guest]="qemu-system-x86 qemu-system-common busybox-static cpio fio e2fsprogs python3-minimal"
 )
 

@@ -74,7 +74,7 @@ def curves(report):
         axes.set_xlabel("thousand requests a second")
         axes.set_ylabel(f"{name}, microseconds")
     mean.set_title("right and down is better; the numbers are depths")
-    tail.legend(fontsize=8)
+    tail.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     return svg(figure)
 
 
@@ -91,8 +91,10 @@ def bars(report, group):
     colours = ["#999999" if row["group"] == "bare" else COLOURS[0] for row, _ in rows]
     costs = [point.get("cpu") or 0 for _, point in rows]
     cost.barh(places, costs, color=colours)
-    rate.barh(places, [point["iops"] / 1000 for _, point in rows], color=colours,
-              xerr=[point["spread"] * point["iops"] / 2000 for _, point in rows], error_kw={"elinewidth": 1})
+    rounds = [[s["iops"] for s in report["samples"] if s["row"] == row["id"] and s["depth"] == depth] for row, _ in rows]
+    whiskers = [[(point["iops"] - min(found)) / 1000 for (_, point), found in zip(rows, rounds)],
+                [(max(found) - point["iops"]) / 1000 for (_, point), found in zip(rows, rounds)]]
+    rate.barh(places, [point["iops"] / 1000 for _, point in rows], color=colours, xerr=whiskers, error_kw={"elinewidth": 1})
     for place, value in zip(places, costs):
         cost.annotate(f" {value:.2f}", (value, place), va="center", fontsize=8)
     for place, (row, point) in zip(places, rows):
@@ -101,7 +103,7 @@ def bars(report, group):
     cost.set_yticks(list(places), names)
     cost.invert_yaxis()
     cost.set_xlabel(f"CPU microseconds for each request, depth {depth}")
-    rate.set_xlabel("thousand requests a second; whiskers: all rounds; red: the limit")
+    rate.set_xlabel("thousand requests a second; whiskers: all rounds; red: limit")
     return svg(figure)
 
 
@@ -189,10 +191,11 @@ def peers(report):
         jobs = [job for job in report["jobs"] if any(r["image"] == image["id"] and r["job"] == job for r in report["results"])]
         parts.append(f"<h2>{html.escape(image['title'])}</h2>")
         figure, axes = plot.subplots(figsize=(12, 4.5))
-        names = [s["id"] for s in report["subjects"]]
-        width = 0.8 / max(len(names), 1)
+        shown = [s for s in report["subjects"]
+                 if any(r["image"] == image["id"] and r["subject"] == s["id"] for r in report["results"])]
+        width = 0.8 / max(len(shown), 1)
         rows = []
-        for number, subject in enumerate(report["subjects"]):
+        for number, subject in enumerate(shown):
             rates = []
             cells = [f"<th scope=row>{html.escape(subject['title'])}</th>"]
             for job in jobs:
@@ -206,11 +209,11 @@ def peers(report):
             rows.append("<tr>" + "".join(cells) + "</tr>")
             places = [place + number * width for place, rate in enumerate(rates) if rate]
             axes.bar(places, [rate / 1000 for rate in rates if rate], width, label=subject["title"],
-                     color=COLOURS[number % len(COLOURS)])
+                     color=COLOURS[number % len(COLOURS)], hatch="//" if number >= len(COLOURS) else None)
         axes.set_xticks([place + 0.4 - width / 2 for place in range(len(jobs))], jobs, rotation=20)
         axes.set_yscale("log")
         axes.set_ylabel("thousand requests a second")
-        axes.legend(fontsize=7, ncols=3)
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
         parts.append(svg(figure))
         head = "<tr><th></th>" + "".join(f"<th>{html.escape(job)}</th>" for job in jobs) + "</tr>"
         parts.append(f"<table>{head}{''.join(rows)}</table>")

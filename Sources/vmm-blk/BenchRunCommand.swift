@@ -139,9 +139,11 @@ struct BenchRunCommand: ParsableCommand {
     if let memory { return .memoryFile(path: memory) }
     if ceiling { return .echo }
     var device = device
-    device.numQueues = max(device.numQueues ?? 1, workload.jobs)
-    if device.pinCPUs == nil, !clientSleeps { device.pinCPUs = ProcessorList(argument: Processors.backend.map(String.init).joined(separator: ",")) }
-    return .device(try device.makeDevice(), name: device.blkFile ?? "")
+    if device.pinCPUs == nil, !clientSleeps {
+      // The first processor, where the machine has another for the client.
+      device.pinCPUs = Processors.backend.first.flatMap { ProcessorList(argument: "\($0)") }
+    }
+    return .device(try device.makeDevice(queues: workload.jobs), name: device.blkFile ?? "")
   }
 }
 
