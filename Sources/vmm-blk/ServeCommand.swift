@@ -17,7 +17,7 @@ struct ServeCommand: ParsableCommand {
       With --disks one process serves many disks. FILE is a JSON array with an object for each, in the words of these \
       options:
 
-        [ { "blk-file": "a.img", "socket-path": "a.sock", "num-queues": 2, "serial": "A" },
+        [ { "blk-file": "a.img", "socket-path": "a.sock", "num-queues": 2 },
           { "blk-file": "b.img", "socket-path": "b.sock", "read-only": true } ]
 
       Numbers, and true or false, stand without quotes. The words are blk-file and socket-path, which every disk needs, and \
