@@ -7,6 +7,19 @@
 #define _GNU_SOURCE 1
 #endif
 
+// Two headers define a type in another way when _GNU_SOURCE is set. Swift's own Glibc module has them without it, and when
+// both modules are made by one compiler process, which is what happens in a fresh build, two definitions are an error. So
+// these two are read as that module reads them, before anything else includes them.
+#include <features.h>
+#pragma push_macro("__USE_XOPEN")
+#undef __USE_XOPEN
+#include <sys/select.h>
+#pragma pop_macro("__USE_XOPEN")
+#pragma push_macro("__USE_GNU")
+#undef __USE_GNU
+#include <sys/resource.h>
+#pragma pop_macro("__USE_GNU")
+
 #include <errno.h>
 #include <fcntl.h>
 #include <libaio.h>

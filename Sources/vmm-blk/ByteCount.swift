@@ -22,6 +22,13 @@ struct ByteCount: ExpressibleByArgument, Hashable {
     self.bytes = bytes
   }
 
+  /// As it would be typed; ArgumentParser shows defaults so.
+  var defaultValueDescription: String {
+    for (unit, name) in [(1 << 30, "G"), (1 << 20, "M"), (1 << 10, "k")] as [(UInt64, String)]
+    where bytes >= unit && bytes % unit == 0 { return "\(bytes / unit)\(name)" }
+    return "\(bytes)"
+  }
+
   /// The number in the largest binary unit that leaves at least one digit before the point.
   static func describe(_ bytes: UInt64) -> String {
     for (unit, name) in [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")] as [(UInt64, String)]

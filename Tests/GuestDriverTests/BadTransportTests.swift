@@ -232,7 +232,7 @@ struct BadTransportTests {
   @Test("36: a reset with requests in flight", arguments: Setup.allCases)
   func resetInFlight(_ setup: Setup) throws {
     let bench = try Bench(setup)
-    for round in 0..<10 {
+    for round in 0..<4 {
       let queue = bench.client.queues[0]
       for place in 0..<10 as Range<UInt64> { _ = try queue.submit(.read(sector: place * 8, bytes: 32 << 10)) }
       queue.publish()

@@ -118,7 +118,7 @@ final class Bench {
       let path = directory + "/memory"
       try? FileManager.default.removeItem(atPath: path)
       let file = try MemoryFile.create(
-        path: path, memorySize: 6 << 20, memoryBase: GuestAddress(0x10000), maximumQueues: 2)
+        path: path, memorySize: 2 << 20, memoryBase: GuestAddress(0x10000), maximumQueues: 2)
       let server = try Server { stop in try MemoryFileDevice(file: file, device: device).run(until: stop.rawValue) }
       return (try MemoryFileTransport(path: path), server)
     }
@@ -141,12 +141,12 @@ final class Bench {
   }
 
   /// Where two regions meet; 16 KiB on either side are free for placements by hand.
-  static let border: UInt64 = 2 << 20
+  static let border: UInt64 = 1 << 20
 
   /// Two regions next to each other, a hole, a third.
   private static func makeMemory() throws -> DriverMemory {
     let memory = try DriverMemory(anonymous: [
-      (GuestAddress(0), Int(border)), (GuestAddress(border), 2 << 20), (GuestAddress(1 << 30), 2 << 20),
+      (GuestAddress(0), Int(border)), (GuestAddress(border), 512 << 10), (GuestAddress(1 << 30), 512 << 10),
     ])
     memory.reserve(GuestAddress(border - (16 << 10)), count: 32 << 10)
     return memory

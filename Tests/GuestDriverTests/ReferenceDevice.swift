@@ -252,7 +252,7 @@ final class ReferenceDevice: VirtioDevice, @unchecked Sendable {
     case .indexBackwards: queue.used(2).storeRelease(old &- 1)
     default: queue.used(2).storeRelease(used)
     }
-    if flaw == .changesAvailableIndex { queue.available(2).storeRelaxed(queue.next &+ 1) }
+    if flaw == .changesAvailableIndex, old == 0 { queue.available(2).storeRelaxed(queue.next &+ 1) }
     fullFence()
     let wanted: Bool
     if queue.eventIndex {

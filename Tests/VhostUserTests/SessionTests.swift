@@ -146,6 +146,16 @@ import VirtioCore
     #expect(rig.activations.last?.position == QueuePosition(available: 0xffff, used: nil))
   }
 
+  /// Whoever says where a paused ring goes on has moved its used index as well.
+  @Test func baseSetWhileDisabledLooksUpUsed() {
+    var rig = Rig()
+    rig.bringUp()
+    rig.send(.setVringEnable, Rig.state(0, 0))
+    rig.send(.setVringBase, Rig.state(0, 9))
+    rig.send(.setVringEnable, Rig.state(0, 1))
+    #expect(rig.activations.last?.position == QueuePosition(available: 9, used: nil))
+  }
+
   /// Dirty logging toggles a feature bit and an address flag on live rings.
   @Test func repeatedFeaturesAndAddressesLeaveRunningRingsAlone() {
     var rig = Rig()

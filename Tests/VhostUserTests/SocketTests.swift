@@ -7,6 +7,31 @@ import VirtioCore
 @testable import VhostUser
 
 @Suite struct SocketTests {
+  /// Messages that the socket takes in pieces are whole on the other side, and their descriptors came once.
+  @Test func messagesThatAreSentInPieces() throws {
+    let (ours, theirs) = socketPair()
+    // The kernel makes it the smallest that it allows, a fraction of a message.
+    var size: Int32 = 1
+    #expect(unsafe setsockopt(ours.rawValue, SOL_SOCKET, SO_SNDBUF, &size, 4) == 0)
+    let payload = (0..<8000).map { UInt8(truncatingIfNeeded: $0) }
+    var writer = MessageWriter()
+    var reader = MessageReader()
+    for _ in 0..<8 { writer.enqueue(Message(request: 5, payload: payload, descriptors: [eventCounter()])) }
+    try writer.flush(ours.rawValue)
+    #expect(!writer.isIdle)
+    var received: [Message] = []
+    while received.count < 8 {
+      switch try reader.read(theirs.rawValue) {
+      case .message(let message): received.append(message)
+      case .nothingYet: try writer.flush(ours.rawValue)
+      case .ended:
+        Issue.record("the connection ended")
+        return
+      }
+    }
+    #expect(received.allSatisfy { $0.payload == payload && $0.descriptors.count == 1 })
+  }
+
   @Test func staleSocketIsReplaced() throws {
     try withDirectory { directory in
       let path = directory + "/disk.sock"

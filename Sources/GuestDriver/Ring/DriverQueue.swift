@@ -343,6 +343,19 @@ public struct DriverQueue: ~Copyable {
     return true
   }
 
+  /// Waits for a call, whatever was used. - Returns: whether one came.
+  public mutating func waitForCall(milliseconds: Int) throws(DriverFault) -> Bool {
+    let before = notifications.calls
+    let end = ContinuousClock.now + .milliseconds(milliseconds)
+    while true {
+      try noteCalls()
+      if notifications.calls > before { return true }
+      let left = (end - ContinuousClock.now).milliseconds
+      guard left > 0 else { return false }
+      notifications.call.wait(milliseconds: left)
+    }
+  }
+
   /// The fault to report when nothing came back for `milliseconds`.
   public func noAnswer(milliseconds: Int) -> DriverFault {
     .noAnswer(

@@ -360,12 +360,12 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     _ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, _ engine: inout Engine
   ) {
     while true {
-      var operation = unsafe IOOperation(
+      if context.limits.memoryMask != 0, unsafe slot.pointee.isMisaligned(context.limits.memoryMask) {
+        return unsafe transferBounced(index, slot, &engine)
+      }
+      let operation = unsafe IOOperation(
         kind: slot.pointee.isRead ? .read : .write, isDurable: slot.pointee.isDurable, offset: slot.pointee.offset,
         length: slot.pointee.remaining, segments: slot.pointee.segments, segmentCount: slot.pointee.segmentCount)
-      if context.limits.memoryMask != 0, unsafe slot.pointee.isMisaligned(context.limits.memoryMask) {
-        guard unsafe prepareBounce(slot, &operation) else { return refuse(index, .ioError) }
-      }
       switch engine.start(operation, tag: tagBase | UInt32(truncatingIfNeeded: index)) {
       case .pending: return
       case .finished(let result):
@@ -427,21 +427,30 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     return false
   }
 
-  /// Puts an aligned copy in the place of the guest's buffers, for as much as it holds.
+  /// Transfers through an aligned copy, as much at a time as it holds.
   @inline(never)
-  private mutating func prepareBounce(_ slot: UnsafeMutablePointer<RequestSlot>, _ operation: inout IOOperation) -> Bool {
-    if unsafe slot.pointee.bounce == nil {
-      unsafe slot.pointee.bounce = Bounce()
-      counters.add(.bounces)
+  private mutating func transferBounced<Engine: BlockEngine & ~Copyable>(
+    _ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, _ engine: inout Engine
+  ) {
+    while true {
+      if unsafe slot.pointee.bounce == nil {
+        unsafe slot.pointee.bounce = Bounce()
+        counters.add(.bounces)
+      }
+      guard let base = unsafe slot.pointee.bounce?.base, let segment = unsafe slot.pointee.bounce?.segment else { return refuse(index, .ioError) }
+      let count = unsafe Int(min(slot.pointee.remaining, UInt64(Bounce.size)))
+      let isRead = unsafe slot.pointee.isRead
+      if !isRead { unsafe slot.pointee.bounce?.fill(from: slot.pointee.segments, count: count) }
+      unsafe segment.pointee = MemorySegment(base: base, count: count)
+      let operation = unsafe IOOperation(
+        kind: isRead ? .read : .write, isDurable: slot.pointee.isDurable, offset: slot.pointee.offset,
+        length: UInt64(count), segments: segment, segmentCount: 1)
+      switch engine.start(operation, tag: tagBase | UInt32(truncatingIfNeeded: index)) {
+      case .pending: return
+      case .finished(let result):
+        guard unsafe absorb(index, slot, result, Engine.fillsReads) else { return }
+      }
     }
-    let count = unsafe Int(min(slot.pointee.remaining, UInt64(Bounce.size)))
-    guard let segment = unsafe slot.pointee.bounce?.segment else { return false }
-    if unsafe !slot.pointee.isRead { unsafe slot.pointee.bounce?.fill(from: slot.pointee.segments, count: count) }
-    unsafe segment.pointee.count = count
-    unsafe operation.segments = segment
-    operation.segmentCount = 1
-    operation.length = UInt64(count)
-    return true
   }
 
   // MARK: Flush, discard, zero

@@ -19,12 +19,14 @@ extension RequestSlot {
     }
   }
 
-  /// Whether some piece that is left is not aligned. - Parameter mask: alignment − 1.
+  /// Whether some piece that is left is not aligned; there is at least one. - Parameter mask: alignment − 1.
   @inline(__always)
   func isMisaligned(_ mask: UInt) -> Bool {
-    var bits: UInt = 0
-    for index in 0..<segmentCount {
-      bits |= unsafe UInt(bitPattern: segments[index].base) | UInt(bitPattern: segments[index].count)
+    var bits = unsafe UInt(bitPattern: segments.pointee.base) | UInt(bitPattern: segments.pointee.count)
+    if segmentCount > 1 {
+      for index in 1..<segmentCount {
+        bits |= unsafe UInt(bitPattern: segments[index].base) | UInt(bitPattern: segments[index].count)
+      }
     }
     return bits & mask != 0
   }

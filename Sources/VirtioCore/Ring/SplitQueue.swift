@@ -103,22 +103,19 @@ public struct SplitQueue: Virtqueue, ~Copyable {
     let entry = Int(nextAvailable & (size &- 1))
     let head = unsafe SharedCell<UInt16>(available + (4 &+ entry &* 2)).loadRelaxed()
     guard head < size else { throw .headOutOfRange(head) }
-    let word = Int(head / 64)
-    let bit: UInt64 = 1 << UInt64(head % 64)
-    guard unsafe takenHeads[word] & bit == 0 else { throw .headAlreadyInFlight(head) }
-
-    guard let chain = unsafe walkPlain(head, into: segments, capacity: capacity) else {
-      let chain = unsafe try walk(head, into: segments, capacity: capacity)
-      take(word, bit)
-      return chain
-    }
-    take(word, bit)
+    guard !isTaken(head) else { throw .headAlreadyInFlight(head) }
+    if let chain = unsafe walkPlain(head, into: segments, capacity: capacity) { return chain }
+    let chain = unsafe try walk(head, into: segments, capacity: capacity)
+    take(head)
     return chain
   }
 
   @inline(__always)
-  private mutating func take(_ word: Int, _ bit: UInt64) {
-    unsafe takenHeads[word] |= bit
+  private func isTaken(_ head: UInt16) -> Bool { unsafe takenHeads[Int(head &>> 6)] &>> UInt64(head & 63) & 1 != 0 }
+
+  @inline(__always)
+  private mutating func take(_ head: UInt16) {
+    unsafe takenHeads[Int(head &>> 6)] |= 1 &<< UInt64(head & 63)
     inFlight &+= 1
     nextAvailable &+= 1
   }
@@ -127,8 +124,8 @@ public struct SplitQueue: Virtqueue, ~Copyable {
   /// table in one piece. Anything else is `nil`, and the chain is walked anew by those who know every case: what was read here
   /// is forgotten then, so that no check is made on one copy and acted upon with another.
   ///
-  /// A function of its own with few variables, so that they all live in registers.
-  @inline(never)
+  /// What it returns is taken.
+  @inline(__always)
   private mutating func walkPlain(
     _ head: UInt16, into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int
   ) -> Chain? {
@@ -158,6 +155,7 @@ public struct SplitQueue: Virtqueue, ~Copyable {
       guard descriptor.flags & Descriptor.next != 0 else {
         let count = unsafe output - segments
         guard bytes <= 1 << 32 else { return nil }
+        take(head)
         return unsafe Chain(
           head: head, readableCount: count, writableCount: 0, readableBytes: bytes, writableBytes: 0, lastWritable: nil,
           defect: nil)
@@ -175,6 +173,7 @@ public struct SplitQueue: Virtqueue, ~Copyable {
       bytes &+= UInt64(descriptor.length)
       guard descriptor.flags & Descriptor.next != 0 else {
         guard bytes <= 1 << 32 else { return nil }
+        take(head)
         return unsafe Chain(
           head: head, readableCount: readableCount, writableCount: (output - segments) &- readableCount,
           readableBytes: readableBytes, writableBytes: bytes &- readableBytes, lastWritable: base + (length &- 1),
@@ -312,7 +311,7 @@ public struct SplitQueue: Virtqueue, ~Copyable {
     let element = unsafe used + (4 &+ Int(nextUsed & (size &- 1)) &* 8)
     unsafe SharedCell<UInt32>(element).storeRelaxed(UInt32(head))
     unsafe SharedCell<UInt32>(element + 4).storeRelaxed(written)
-    unsafe takenHeads[Int(head / 64)] &= ~(1 << UInt64(head % 64))
+    unsafe takenHeads[Int(head &>> 6)] &= ~(1 &<< UInt64(head & 63))
     inFlight &-= 1
     nextUsed &+= 1
   }

@@ -1,0 +1,45 @@
+/// Another program, for as long as a test needs it.
+import CLinux
+import Foundation
+import SystemPackage
+
+/// Foundation's `Process` waits in a run loop, and a test's thread has none that is served.
+final class ChildProcess {
+  private let identifier: pid_t
+
+  /// - Parameter arguments: the program's path first.
+  init(_ arguments: [String], output: String = "/dev/null") throws {
+    var actions = unsafe posix_spawn_file_actions_t()
+    unsafe posix_spawn_file_actions_init(&actions)
+    defer { unsafe posix_spawn_file_actions_destroy(&actions) }
+    unsafe posix_spawn_file_actions_addopen(&actions, 1, output, O_WRONLY | O_CREAT | O_APPEND, 0o600)
+    unsafe posix_spawn_file_actions_adddup2(&actions, 1, 2)
+    // Threads of the test run block signals, and a child would inherit that.
+    var attributes = posix_spawnattr_t()
+    unsafe posix_spawnattr_init(&attributes)
+    defer { unsafe posix_spawnattr_destroy(&attributes) }
+    var none = sigset_t()
+    unsafe sigemptyset(&none)
+    unsafe posix_spawnattr_setsigmask(&attributes, &none)
+    unsafe posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK))
+    var words = unsafe arguments.map { unsafe strdup($0) } + [nil]
+    defer { unsafe words.forEach { unsafe free($0) } }
+    var child: pid_t = 0
+    let result = unsafe posix_spawn(&child, arguments[0], &actions, &attributes, &words, nil)
+    guard result == 0 else { throw Errno(rawValue: result) }
+    identifier = child
+  }
+
+  /// Waits for the end. - Returns: the exit code, or 128 and the signal's number.
+  func wait() -> Int32 {
+    var status: Int32 = 0
+    while unsafe waitpid(identifier, &status, 0) < 0 && errno == EINTR {}
+    return status & 0x7f == 0 ? status >> 8 & 0xff : 128 + status & 0x7f
+  }
+
+  /// Asks it to end, and waits for that.
+  @discardableResult func end() -> Int32 {
+    kill(identifier, SIGTERM)
+    return wait()
+  }
+}

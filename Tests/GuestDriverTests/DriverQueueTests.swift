@@ -1,0 +1,281 @@
+/// The driver's ring against a device that the test plays by hand.
+import Testing
+import VirtioCore
+
+@testable import GuestDriver
+
+struct DriverQueueTests {
+  /// A ring, its memory, and the device's hand on both.
+  final class Table {
+    let memory: DriverMemory
+    var queue: DriverQueue
+    let kick: OwnedDescriptor
+    let call: OwnedDescriptor
+    var used: UInt16 = 0
+
+    init(size: UInt16 = 8, features: FeatureSet = [.version1], shape: RingShape = .separate) throws {
+      memory = try DriverMemory(size: 4 << 20)
+      kick = try .eventCounter()
+      call = try .eventCounter()
+      queue = DriverQueue(
+        try QueueSetup(
+          index: 0, ring: RingMemory(size: size, shape: shape, in: memory), lines: .eventCounters(kick: kick, call: call),
+          memory: memory, features: features, indirectTables: 4, indirectEntries: 8))
+    }
+
+    func add(_ pieces: Int = 2, placement: ChainPlacement = .direct, token: UInt32 = 0) -> UInt16? {
+      let list = (0..<pieces).map { ChainPiece(GuestAddress(0x1000), length: 100, deviceWrites: $0 > 0) }
+      return queue.add(list.span, placement: placement, token: token)
+    }
+
+    // Macros cannot take a noncopyable value apart.
+    var ring: RawRing { queue.ring }
+    var outstanding: Int { queue.outstanding }
+    var free: (descriptors: Int, tables: Int) { (queue.freeDescriptors, queue.freeTables) }
+    var calls: Int { queue.notifications.calls }
+    func publish() -> Bool { queue.publish() }
+    func reap() throws(DriverFault) -> UsedChain? { try queue.reap() }
+    func enableCalls() -> Bool { queue.enableCalls() }
+    func noteCalls() throws(DriverFault) { try queue.noteCalls() }
+    func waitForUsed() throws(DriverFault) -> Bool { try queue.waitForUsed(milliseconds: 1000) }
+
+    func use(_ id: UInt32, _ length: UInt32 = 0) {
+      queue.ring.usedID(used).storeRelaxed(id)
+      queue.ring.usedLength(used).storeRelaxed(length)
+      used &+= 1
+      queue.ring.usedIndex.storeRelease(used)
+    }
+  }
+
+  @Test("layouts by the numbers of the specification", arguments: [(1, 4096), (2, 64), (256, 4096), (32768, 4096)] as [(UInt16, Int)])
+  func legacyLayout(_ size: UInt16, alignment: Int) throws {
+    let table = try Table(size: size, shape: .legacy(alignment: alignment))
+    let layout = table.ring.layout
+    #expect(layout.configuration == QueueConfiguration.legacy(
+      size: size, base: layout.descriptorTable, alignment: UInt64(alignment)))
+    if size == 256 {
+      #expect(layout.usedRing.rawValue - layout.descriptorTable.rawValue == 0x2000)
+      #expect(RingLayout.legacyOffsets(256, alignment: 4096).total == 12288)
+    }
+  }
+
+  @Test("chains fill the table and come back in any order, round and round", arguments: [1, 2, 8, 64] as [UInt16])
+  func manyRounds(_ size: UInt16) throws {
+    let table = try Table(size: size)
+    var random = SeededRandom(seed: 1)
+    var held: [(head: UInt16, token: UInt32)] = []
+    var token: UInt32 = 0
+    // Past the wrap of the 16-bit indices.
+    while token < 70_000 {
+      while let head = table.add(1 + Int(random.next() % 3) % Int(size), token: token) {
+        held.append((head, token))
+        token += 1
+      }
+      #expect(table.outstanding == held.count)
+      _ = table.publish()
+      held.shuffle(using: &random)
+      let count = 1 + Int(random.next() % UInt64(held.count))
+      for chain in held.prefix(count) { table.use(UInt32(chain.head)) }
+      for chain in held.prefix(count) {
+        let back = try table.reap()
+        #expect(back?.head == chain.head && back?.token == chain.token)
+      }
+      #expect(try table.reap() == nil)
+      held.removeFirst(count)
+    }
+  }
+
+  @Test("an indirect chain takes one descriptor and one table")
+  func indirect() throws {
+    let table = try Table(features: [.version1, .indirectDescriptors])
+    let head = try #require(table.add(5, placement: .indirect()))
+    #expect(table.free == (7, 3))
+    let descriptor = table.ring.descriptor(head)
+    #expect(descriptor.flags == .indirect && descriptor.length == 80)
+    // Two in the ring and the rest behind them, WRITE on the reference.
+    let mixed = try #require(table.add(5, placement: .indirect(direct: 2, write: true)))
+    #expect(table.free == (4, 2))
+    let second = table.ring.descriptor(table.ring.descriptor(mixed).next)
+    let third = table.ring.descriptor(second.next)
+    #expect(third.flags == [.indirect, .write] && third.length == 48)
+    // Too long for a table.
+    let tooLong = table.add(9, placement: .indirect())
+    #expect(tooLong == nil)
+    _ = table.publish()
+    table.use(UInt32(mixed), 400)
+    #expect(try table.reap()?.writable == 400)
+    #expect(table.free == (7, 3))
+  }
+
+  @Test("what a device may not do is seen")
+  func faults() throws {
+    /// One chain of two descriptors outstanding, head 0; then the device does something.
+    func fault(_ features: FeatureSet = [.version1, .indirectDescriptors], _ body: (Table) -> Void) throws -> DriverFault? {
+      let table = try Table(features: features)
+      _ = table.add()
+      _ = table.publish()
+      body(table)
+      do {
+        _ = try table.reap()
+        return nil
+      } catch { return error }
+    }
+    #expect(try fault { $0.use(0, 100) } == nil)
+    #expect(try fault { $0.use(1) } == .usedIDNotOutstanding(queue: 0, id: 1, slot: 0))
+    #expect(try fault { $0.use(8) } == .usedIDNotOutstanding(queue: 0, id: 8, slot: 0))
+    #expect(try fault { $0.use(0x10000) } == .usedIDNotOutstanding(queue: 0, id: 0x10000, slot: 0))
+    #expect(try fault { $0.use(0, 101) } == .usedLengthTooLong(queue: 0, head: 0, length: 101, writable: 100))
+    #expect(
+      try fault { $0.ring.usedIndex.storeRelease(2) } == .usedIndexJumped(queue: 0, from: 0, to: 2, outstanding: 1))
+    #expect(
+      try fault { $0.ring.usedIndex.storeRelease(0xffff) }
+        == .usedIndexJumped(queue: 0, from: 0, to: 0xffff, outstanding: 1))
+    #expect(
+      try fault {
+        $0.ring.availableIndex.storeRelaxed(2)
+        $0.use(0)
+      } == .availableIndexModified(queue: 0, wrote: 1, found: 2))
+    #expect(
+      try fault {
+        $0.ring.usedFlags.storeRelaxed(2)
+        $0.use(0)
+      } == .badUsedFlags(queue: 0, 2, eventIndex: false))
+    #expect(
+      try fault([.eventIndex]) {
+        $0.ring.usedFlags.storeRelaxed(1)
+        $0.use(0)
+      } == .badUsedFlags(queue: 0, 1, eventIndex: true))
+    let modified = try fault {
+      var descriptor = $0.ring.descriptor(1)
+      descriptor.length = 99
+      $0.ring.setDescriptor(1, descriptor)
+      $0.use(0)
+    }
+    guard case .descriptorModified(0, 1, _, _) = modified else {
+      Issue.record("\(String(describing: modified))")
+      return
+    }
+  }
+
+  @Test("a chain that is used twice is not outstanding the second time")
+  func usedTwice() throws {
+    let table = try Table()
+    _ = table.add()
+    let second = try #require(table.add())
+    _ = table.publish()
+    table.use(0)
+    table.use(0)
+    _ = try table.reap()
+    do {
+      _ = try table.reap()
+      Issue.record("the second one was taken")
+    } catch { #expect(error == .usedIDNotOutstanding(queue: 0, id: 0, slot: 1)) }
+    #expect(second == 2)
+  }
+
+  @Test("nothing that was not published can be used")
+  func unpublished() throws {
+    let table = try Table()
+    _ = table.add()
+    table.use(0)
+    do {
+      _ = try table.reap()
+      Issue.record("it was taken")
+    } catch { #expect(error == .usedIndexJumped(queue: 0, from: 0, to: 1, outstanding: 0)) }
+  }
+
+  @Test("one kick for a batch, and only if it is wanted", arguments: [0, 1] as [UInt16])
+  func kickFlags(_ flags: UInt16) throws {
+    let table = try Table()
+    table.ring.usedFlags.storeRelaxed(flags)
+    for _ in 0..<3 { _ = table.add() }
+    // The event word means nothing without the feature.
+    table.ring.availableEvent.storeRelaxed(1)
+    let kicked = table.publish()
+    let again = table.publish()
+    #expect(kicked == (flags == 0) && !again)
+    #expect(EventCounter.drain(table.kick.rawValue) == (flags == 0 ? 1 : 0))
+  }
+
+  @Test("with an event index a kick when the wanted entry is published, across the wrap", arguments: [0, 0xfffd] as [UInt16])
+  func kickEvents(_ start: UInt16) throws {
+    for event in 0..<6 as Range<UInt16> {
+      let table = try Table(features: [.eventIndex])
+      // Bring the indices to where the test begins.
+      var index: UInt16 = 0
+      table.ring.availableEvent.storeRelaxed(0x8000)
+      while index != start {
+        let head = try #require(table.add())
+        _ = table.publish()
+        table.use(UInt32(head))
+        _ = try table.reap()
+        index &+= 1
+      }
+      EventCounter.drain(table.kick.rawValue)
+      table.ring.availableEvent.storeRelaxed(start &+ event)
+      for _ in 0..<4 { _ = table.add() }
+      let kicked = table.publish()
+      #expect(kicked == (event < 4), "event \(event) after \(start)")
+      #expect(EventCounter.drain(table.kick.rawValue) == (event < 4 ? 1 : 0))
+      if start != 0 { break }
+    }
+  }
+
+  @Test("a call that is owed and does not come is missed", arguments: [false, true])
+  func missingCall(_ eventIndex: Bool) throws {
+    let table = try Table(features: eventIndex ? [.eventIndex] : [])
+    table.queue.callPatience = .milliseconds(20)
+    let head = try #require(table.add())
+    _ = table.publish()
+    #expect(table.enableCalls())
+    table.use(UInt32(head))
+    try table.noteCalls()
+    _ = try table.reap()
+    let end = ContinuousClock.now + .seconds(2)
+    var found: DriverFault? = nil
+    while found == nil, .now < end { do { try table.noteCalls() } catch { found = error } }
+    #expect(found == .missingCall(queue: 0, usedEvent: 0, usedIndex: 1))
+  }
+
+  @Test("a call in time, and one late but in time, are fine")
+  func callInTime() throws {
+    let table = try Table(features: [.eventIndex])
+    table.queue.callPatience = .milliseconds(500)
+    for isLate in [false, true] {
+      let head = try #require(table.add())
+      _ = table.publish()
+      #expect(table.enableCalls())
+      table.use(UInt32(head))
+      if isLate { try table.noteCalls() }
+      EventCounter.signal(table.call.rawValue)
+      try table.noteCalls()
+      _ = try table.reap()
+      try table.noteCalls()
+    }
+    #expect(table.calls == 2)
+  }
+
+  @Test("a driver that wants no calls counts those that come")
+  func unwantedCalls() throws {
+    let table = try Table()
+    table.queue.disableCalls()
+    EventCounter.signal(table.call.rawValue)
+    // The line may be tried once.
+    try table.noteCalls()
+    EventCounter.signal(table.call.rawValue)
+    do {
+      try table.noteCalls()
+      Issue.record("two were fine")
+    } catch { #expect(error == .unwantedCalls(queue: 0, count: 2, wanted: 1)) }
+  }
+
+  @Test("used before armed: no waiting for a call that will not come")
+  func usedBeforeArmed() throws {
+    let table = try Table(features: [.eventIndex])
+    let head = try #require(table.add())
+    _ = table.publish()
+    table.use(UInt32(head))
+    #expect(!table.enableCalls())
+    #expect(try table.waitForUsed())
+  }
+}

@@ -1,0 +1,159 @@
+/// `vmm-blk serve` as a program: words, exit codes, signals, and what it leaves behind.
+import Foundation
+import Testing
+import VirtioCore
+
+@testable import VhostUser
+
+/// The program, built beside the tests.
+private struct Program {
+  let process = Process()
+  private let output = Pipe()
+  private let errors = Pipe()
+
+  init(_ arguments: [String], input: FileHandle = .nullDevice) throws {
+    let tests = URL(fileURLWithPath: CommandLine.arguments[0])
+    process.executableURL = tests.deletingLastPathComponent().appendingPathComponent("vmm-blk")
+    process.arguments = arguments
+    process.standardInput = input
+    process.standardOutput = output
+    process.standardError = errors
+    try process.run()
+  }
+
+  /// The line that says it listens.
+  func firstLine() -> String {
+    var line: [UInt8] = []
+    while let byte = output.fileHandleForReading.readData(ofLength: 1).first, byte != UInt8(ascii: "\n") {
+      line.append(byte)
+    }
+    return String(decoding: line, as: UTF8.self)
+  }
+
+  /// Waits for the end. What it says is short enough for the pipes to hold.
+  func finish() -> (status: Int32, output: String, errors: String) {
+    process.waitUntilExit()
+    return (
+      process.terminationStatus, Self.text(output), Self.text(errors)
+    )
+  }
+
+  private static func text(_ pipe: Pipe) -> String {
+    String(decoding: pipe.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+  }
+}
+
+@Suite struct ServeCommandTests {
+  @Test func capabilitiesAreTheConventionalJSON() throws {
+    let result = try Program(["serve", "--print-capabilities"]).finish()
+    #expect(result.status == 0)
+    let object = try JSONSerialization.jsonObject(with: Data(result.output.utf8)) as? [String: Any]
+    #expect(object?["type"] as? String == "block")
+    #expect(object?["features"] as? [String] == ["read-only", "blk-file"])
+    #expect(result.errors.isEmpty)
+  }
+
+  /// One sentence, a status that is not 0, nothing left behind.
+  @Test(arguments: [
+    (["--blk-file", "DIR/none", "--socket-path", "DIR/s"], "there is no image"),
+    (["--blk-file", "DIR/empty", "--socket-path", "DIR/s"], "empty"),
+    (["--blk-file", "DIR/odd", "--socket-path", "DIR/s"], "multiple"),
+    (["--blk-file", "DIR/disk"], "--socket-path or --fd"),
+    (["--socket-path", "DIR/s"], "--blk-file"),
+    (["--blk-file", "DIR/disk", "--socket-path", "DIR/s", "--fd", "0"], "either --socket-path or --fd"),
+    (["--blk-file", "DIR/disk", "--fd", "0"], "is not an open stream socket"),
+    (["--blk-file", "DIR/disk", "--fd", "77"], "is not an open stream socket"),
+    (["--blk-file", "DIR/disk", "--socket-path", "DIR/none/s"], "does not exist"),
+    (["--blk-file", "DIR/disk", "--socket-path", "DIR/disk"], "is not a socket"),
+    (["--blk-file", "DIR/disk", "--socket-path", "DIR/live"], "another server is listening"),
+    (["--blk-file", "DIR/disk", "--socket-path", "DIR/" + String(repeating: "s", count: 108)], "choose a shorter one"),
+    (["--blk-file", "DIR/disk", "--socket-path", "DIR/s", "--num-queues", "0"], "1 to 256"),
+    (["--blk-file", "DIR/disk", "--socket-path", "DIR/s", "--threads", "9"], "threads"),
+    (["--blk-file", "DIR/disk", "--socket-path", "DIR/s", "--engine", "warp"], "warp"),
+    (["--blk-file", "DIR/disk", "--socket-path", "DIR/s", "--logical-block-size", "1000"], "power of two"),
+    (["--blk-file", "DIR/disk", "--socket-path", "DIR/s", "--log-level", "loud"], "loud"),
+    (["--blk-file", "DIR/disk", "--socket-path", "DIR/s", "--no-such-option"], "--no-such-option"),
+  ])
+  func mistakesAreOneSentence(arguments: [String], sentence: String) throws {
+    try withDirectory { directory in
+      for (name, size) in [("disk", 1 << 20), ("empty", 0), ("odd", 1000)] {
+        try Data(count: size).write(to: URL(fileURLWithPath: directory + "/" + name))
+      }
+      let live = try Listener(path: directory + "/live")
+      let arguments = arguments.map { $0.replacingOccurrences(of: "DIR", with: directory) }
+      let result = try Program(["serve"] + arguments).finish()
+      #expect(result.status != 0)
+      #expect(result.output.isEmpty)
+      let errors = result.errors.split(separator: "\n").filter { $0.hasPrefix("Error: ") }
+      #expect(errors.count == 1)
+      #expect(errors.first?.contains(sentence) == true, "\(result.errors)")
+      let files = try FileManager.default.contentsOfDirectory(atPath: directory)
+      #expect(Set(files) == ["disk", "empty", "odd", "live"])
+      withExtendedLifetime(live) {}
+    }
+  }
+
+  /// A queue runs when the signal comes; everything ends in order all the same.
+  @Test(arguments: [SIGTERM, SIGINT]) func signalsEndIt(signal: Int32) throws {
+    try withDirectory { directory in
+      let path = directory + "/disk.sock"
+      try Data(count: 1 << 20).write(to: URL(fileURLWithPath: directory + "/disk"))
+      let program = try Program(["serve", "--blk-file", directory + "/disk", "--socket-path", path, "--num-queues", "2"])
+      let line = program.firstLine()
+      #expect(line.contains("Serving \(directory)/disk on \(path)"))
+      #expect(line.contains("vhost-user-blk-pci"))
+      let frontend = try Frontend(connectingTo: path)
+      let offer = try frontend.handshake()
+      #expect(offer.queueCount == 2)
+      #expect(try frontend.configuration(at: 0, count: 8).word64(at: 0) == 2048)
+      try frontend.setFeatures(offer.features)
+      let memory = TestMemory.file("vhost-serve", size: Int(Rig.memorySize))
+      try frontend.setMemory([FrontendRegion(Rig.region(), descriptor: memory)])
+      let address = Rig.address(1)
+      try frontend.start(
+        FrontendQueue(
+          index: 1, size: 128, descriptorTable: address.descriptorTable, availableRing: address.availableRing,
+          usedRing: address.usedRing, kick: eventCounter(), call: eventCounter()))
+      kill(program.process.processIdentifier, signal)
+      let result = program.finish()
+      #expect(result.status == 0, "\(result.errors)")
+      #expect(program.process.terminationReason == .exit)
+      #expect(!FileManager.default.fileExists(atPath: path))
+      #expect(throws: FrontendError.closed(during: .getFeatures)) { _ = try frontend.features() }
+    }
+  }
+
+  @Test func descriptorOfAListeningSocket() throws {
+    try withDirectory { directory in
+      let path = directory + "/disk.sock"
+      try Data(count: 1 << 20).write(to: URL(fileURLWithPath: directory + "/disk"))
+      let listener = try Listener(path: path)
+      let program = try Program(
+        ["serve", "--blk-file", directory + "/disk", "--fd", "0"],
+        input: FileHandle(fileDescriptor: listener.socket.rawValue, closeOnDealloc: false))
+      #expect(program.firstLine().contains("descriptor 0"))
+      for _ in 0..<2 { #expect(try Frontend(connectingTo: path).handshake().queueCount == 1) }
+      kill(program.process.processIdentifier, SIGTERM)
+      #expect(program.finish().status == 0)
+      // The file belongs to whoever made it.
+      #expect(FileManager.default.fileExists(atPath: path))
+    }
+  }
+
+  /// With a connection that was made for it, the program ends when the front-end goes.
+  @Test func descriptorOfAConnection() throws {
+    try withDirectory { directory in
+      try Data(count: 1 << 20).write(to: URL(fileURLWithPath: directory + "/disk"))
+      var ends: (ours: OwnedDescriptor, theirs: OwnedDescriptor)? = socketPair()
+      let program = try Program(
+        ["serve", "--blk-file", directory + "/disk", "--fd", "0"],
+        input: FileHandle(fileDescriptor: ends?.theirs.rawValue ?? -1, closeOnDealloc: false))
+      do {
+        let frontend = try Frontend(socket: #require(ends).ours)
+        ends = nil
+        #expect(try frontend.handshake().queueCount == 1)
+      }
+      #expect(program.finish().status == 0)
+    }
+  }
+}
