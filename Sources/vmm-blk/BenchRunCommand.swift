@@ -35,6 +35,16 @@ struct BenchRunCommand: ParsableCommand {
   @Option(help: .init("Measure this often, each time on a new connection.", valueName: "n"))
   var repeats = 1
 
+  @Option(
+    name: [.customLong("latency_target"), .customLong("latency-target")],
+    help: .init("Find the largest depth up to --iodepth that keeps to this latency, as in 200us.", valueName: "time"))
+  var latencyTarget: FioTime?
+
+  @Option(
+    name: [.customLong("latency_percentile"), .customLong("latency-percentile")],
+    help: .init("Requests that have to keep to it.", valueName: "percent"))
+  var latencyPercentile = 99.0
+
   @Option(name: [.customLong("output-format"), .customLong("output_format")], help: "normal, json or json+.")
   var outputFormat = OutputFormat.normal
 
@@ -95,6 +105,12 @@ struct BenchRunCommand: ParsableCommand {
     guard (1...509).contains(memoryRegions) else {
       throw ValidationError("--memory-regions \(memoryRegions) is not from 1 to 509.")
     }
+    if let latencyTarget, latencyTarget.seconds <= 0 || latencyTarget.seconds > 100 {
+      throw ValidationError("--latency_target is not above 0 and up to 100 s.")
+    }
+    guard latencyPercentile > 0, latencyPercentile <= 100 else {
+      throw ValidationError("--latency_percentile \(latencyPercentile) is not above 0 and up to 100.")
+    }
     if let queueSize, !(1...32768).contains(queueSize) || queueSize & (queueSize - 1) != 0 {
       throw ValidationError("--queue-size \(queueSize) is not a power of two up to 32768.")
     }
@@ -118,6 +134,9 @@ struct BenchRunCommand: ParsableCommand {
     options.ceilingSeconds = ceilingCheck && !ceiling ? 0.3 : 0
     options.backendProcessor = (device.pinCPUs?.processors ?? Processors.backend).first
     options.countsSystemCalls = countSyscalls
+    options.latencyTarget = latencyTarget.map {
+      LatencyTarget(nanoseconds: UInt64($0.seconds * 1e9), percentile: latencyPercentile)
+    }
 
     let meter = BenchProgress(repeats: repeats)
     let result = try Benchmark.run(options) { meter.show($0, $1) }

@@ -86,6 +86,17 @@ import VirtioCore
     #expect(try #require(measurement.ceiling) > 0)
   }
 
+  @Test(arguments: [(100_000_000_000 as UInt64, 6), (1, nil)] as [(UInt64, Int?)])
+  func theLargestDepthWithinALatency(nanoseconds: UInt64, depth: Int?) throws {
+    var options = BenchmarkOptions.short(.echo) { $0.depth = 6 }
+    options.latencyTarget = LatencyTarget(nanoseconds: nanoseconds, percentile: 50)
+    guard let depth else {
+      #expect(throws: BenchError.self) { try Benchmark.run(options) }
+      return
+    }
+    #expect(try Benchmark.run(options).measurements.map(\.workload.depth) == [depth])
+  }
+
   @Test func aReadOnlyDiskIsNotWritten() throws {
     let scratch = try Scratch()
     let device = try BlockDevice(image: try scratch.image(readOnly: true))
