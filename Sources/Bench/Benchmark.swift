@@ -105,7 +105,10 @@ public enum Benchmark {
     }
     try target.start()
     result.targetName = target.name
-    result.backendProcess = target.meter.process
+    if target.meter.process == nil, !target.meter.includesClient {
+      result.warn(
+        "the back-end's process is unknown, so what it costs and where it runs cannot be seen: name it with --backend-pid")
+    }
     let counter = options.countsSystemCalls ? target.meter.process.flatMap { SystemCallCounter(process: $0) } : nil
     if options.countsSystemCalls, counter == nil, target.meter.process != nil {
       result.warn("system calls cannot be counted: install perf and allow it (sysctl kernel.perf_event_paranoid=-1)")
@@ -139,7 +142,6 @@ public enum Benchmark {
 public struct BenchmarkResult: Sendable {
   let options: BenchmarkOptions
   var targetName = ""
-  var backendProcess: Int32?
   /// One for each repeat.
   var measurements: [Measurement] = []
   /// What the person should know, each once.

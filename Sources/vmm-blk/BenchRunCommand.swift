@@ -90,29 +90,29 @@ struct BenchRunCommand: ParsableCommand {
     let targets = [socketPath != nil, memory != nil, ceiling, device.blkFile != nil].count { $0 }
     if paths {
       guard device.blkFile != nil, targets == 1 else {
-        throw ValidationError("--paths compares devices in this process: name an image with --blk-file and nothing else.")
+        throw ValidationError("--paths compares devices in this process: name an image with --blk-file and nothing else")
       }
       guard !workload.pattern.isMixed, workload.verify == nil else {
-        throw ValidationError("--paths takes read, write, randread or randwrite, without --verify.")
+        throw ValidationError("--paths takes read, write, randread or randwrite, without --verify")
       }
     } else if laboratory.isUsed {
-      throw ValidationError("--rounds, --slice, --depths and --groups belong to --paths.")
+      throw ValidationError("--rounds, --slice, --depths and --groups belong to --paths")
     }
     guard targets == 1 else {
-      throw ValidationError("Name one thing to measure: --socket-path, --memory, --blk-file or --ceiling.")
+      throw ValidationError("name one thing to measure: --socket-path, --memory, --blk-file or --ceiling")
     }
-    guard (1...1000).contains(repeats) else { throw ValidationError("--repeats \(repeats) is not from 1 to 1000.") }
+    guard (1...1000).contains(repeats) else { throw ValidationError("--repeats \(repeats) is not from 1 to 1000") }
     guard (1...509).contains(memoryRegions) else {
-      throw ValidationError("--memory-regions \(memoryRegions) is not from 1 to 509.")
+      throw ValidationError("--memory-regions \(memoryRegions) is not from 1 to 509")
     }
     if let latencyTarget, latencyTarget.seconds <= 0 || latencyTarget.seconds > 100 {
-      throw ValidationError("--latency_target is not above 0 and up to 100 s.")
+      throw ValidationError("--latency_target is not above 0 and up to 100 s")
     }
     guard latencyPercentile > 0, latencyPercentile <= 100 else {
-      throw ValidationError("--latency_percentile \(latencyPercentile) is not above 0 and up to 100.")
+      throw ValidationError("--latency_percentile \(latencyPercentile) is not above 0 and up to 100")
     }
     if let queueSize, !(1...32768).contains(queueSize) || queueSize & (queueSize - 1) != 0 {
-      throw ValidationError("--queue-size \(queueSize) is not a power of two up to 32768.")
+      throw ValidationError("--queue-size \(queueSize) is not a power of two up to 32768")
     }
   }
 

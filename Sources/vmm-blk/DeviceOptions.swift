@@ -4,7 +4,10 @@ public import VirtioBlkDevice
 internal import Glibc
 
 extension EngineKind: ExpressibleByArgument {}
-extension ImageOptions.Direct: ExpressibleByArgument {}
+extension ImageOptions.Direct: ExpressibleByArgument {
+  /// Also as fio says it: 1 and 0.
+  public init?(argument: String) { self.init(rawValue: ["1": "on", "0": "off"][argument] ?? argument) }
+}
 
 /// A list of processor numbers: `0,2,4-6`.
 struct ProcessorList: ExpressibleByArgument, Equatable {
