@@ -14,7 +14,7 @@ set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 
 # Generous, for a busy machine: a case takes ten seconds on a quiet one.
-timeout=${GUEST_TIMEOUT:-180}
+timeout=${GUEST_TIMEOUT:-400}
 logs=$root/.guest/logs
 
 # Without the field that lets the driver choose the cache, a device with flush

@@ -65,8 +65,8 @@ extension GuestVerb {
     case (let path?, nil):
       transport = try VhostUserTransport(path: path, memory: DriverMemory(size: Self.memorySize))
     case (nil, let path?): transport = try MemoryFileTransport(path: path)
-    case (nil, nil): throw ValidationError("No disk: name one with --socket-path or --memory.")
-    case (_?, _?): throw ValidationError("Two disks: give --socket-path or --memory, not both.")
+    case (nil, nil): throw DriverError.badRequest("no disk: name one with --socket-path or --memory")
+    case (_?, _?): throw DriverError.badRequest("two disks: give --socket-path or --memory, not both")
     }
     let options = DriverOptions(
       features: BlockFeature.understood, queues: target.queues ?? parent.queues,

@@ -74,7 +74,10 @@ struct ProgressLine {
   }
 
   /// Takes the line away.
-  func finish() { if lastShown != nil { Self.write("\r\u{1b}[K") } }
+  mutating func finish() {
+    if lastShown != nil { Self.write("\r\u{1b}[K") }
+    lastShown = nil
+  }
 
   private static func write(_ text: String) { FileHandle.standardError.write(Data(text.utf8)) }
 }

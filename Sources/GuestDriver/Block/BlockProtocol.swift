@@ -134,9 +134,7 @@ public enum BlockFeature {
   public static let multiQueue = FeatureSet(bit: 12)
   public static let discard = FeatureSet(bit: 13)
   public static let writeZeroes = FeatureSet(bit: 14)
-  public static let lifetime = FeatureSet(bit: 15)
   public static let secureErase = FeatureSet(bit: 16)
-  public static let zoned = FeatureSet(bit: 17)
 
   private static let names: [(bit: Int, name: String)] = [
     (0, "BARRIER"), (1, "SIZE_MAX"), (2, "SEG_MAX"), (4, "GEOMETRY"), (5, "RO"), (6, "BLK_SIZE"), (7, "SCSI"), (9, "FLUSH"),

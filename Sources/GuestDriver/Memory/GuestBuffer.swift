@@ -134,8 +134,6 @@ enum Poison {
     return page + page
   }()
 
-  static func byte(at address: GuestAddress) -> UInt8 { pattern[Int(address.rawValue % UInt64(period))] }
-
   static func fill(_ host: UnsafeMutableRawPointer, address: UInt64, count: Int) {
     unsafe forEachChunk(address, count) { offset, source, length in
       unsafe (host + offset).copyMemory(from: source, byteCount: length)

@@ -1,46 +1,14 @@
 /// The driver's side of a split ring. What the device can write to it reads once and believes nothing of; what it needs to
 /// know it keeps in private memory. Nothing here allocates after `init`.
 internal import Glibc
-public import VirtioCore
-
-/// One piece of a chain: guest memory that the device is to read, or to write.
-public struct ChainPiece: Hashable, Sendable {
-  public var address: GuestAddress
-  public var length: UInt32
-  public var deviceWrites: Bool
-
-  public init(_ address: GuestAddress, length: UInt32, deviceWrites: Bool) {
-    self.address = address
-    self.length = length
-    self.deviceWrites = deviceWrites
-  }
-}
-
-/// Where the descriptors of a chain go.
-public enum ChainPlacement: Hashable, Sendable {
-  /// All in the ring's own table.
-  case direct
-  /// The first `direct` pieces in the ring's table, the rest in an indirect table behind them (virtio 2.6.5.3). `write` sets
-  /// the WRITE flag on the descriptor that refers to the table, which the device has to ignore.
-  case indirect(direct: Int = 0, write: Bool = false)
-}
-
-/// A chain that came back.
-public struct UsedChain: Hashable, Sendable {
-  public let head: UInt16
-  /// What the caller gave to `add`.
-  public let token: UInt32
-  /// Bytes written, as the device says; at most `writable`.
-  public let length: UInt32
-  public let writable: UInt64
-}
+internal import VirtioCore
 
 /// A ring with its bookkeeping. A noncopyable value: it belongs to one thread.
 @safe
 public struct DriverQueue: ~Copyable {
   public let setup: QueueSetup
   public let ring: RawRing
-  public private(set) var notifications: NotificationLedger
+  public internal(set) var notifications: NotificationLedger
   /// Chains that the device holds or could hold: added and not yet reaped.
   public private(set) var outstanding = 0
   public private(set) var freeDescriptors: Int
@@ -282,91 +250,5 @@ public struct DriverQueue: ~Copyable {
       unsafe tables[freeTables] = chain.table
       freeTables += 1
     }
-  }
-
-  // MARK: calls
-
-  /// How long a call that is due may be on its way before it counts as missing.
-  public var callPatience: Duration {
-    get { notifications.patience }
-    set { notifications.patience = newValue }
-  }
-
-  /// Asks for no calls: the driver is going to look by itself (virtio 2.6.7.1).
-  public mutating func disableCalls() {
-    if setup.eventIndex {
-      // An index that is as far ahead as can be: 65,535 entries.
-      ring.usedEvent.storeRelaxed(reapedIndex &- 1)
-    } else {
-      ring.availableFlags.storeRelaxed(1)
-    }
-    notifications.disarm(usedIndex: ring.usedIndex.loadAcquire())
-  }
-
-  /// Asks for a call at the next used chain.
-  ///
-  /// - Returns: false when something was used meanwhile, for which no call may come: reap instead of waiting.
-  public mutating func enableCalls() -> Bool { enableCalls(after: 0) }
-
-  /// Asks for a call when `after` more chains than the next one are used; without EVENT_IDX there is only the next one.
-  public mutating func enableCalls(after: UInt16) -> Bool {
-    if setup.eventIndex {
-      ring.usedEvent.storeRelaxed(reapedIndex &+ after)
-    } else {
-      ring.availableFlags.storeRelaxed(0)
-    }
-    // The wish before the look at what is used already (2.6.14).
-    fullFence()
-    guard !hasUsed else { return false }
-    notifications.arm(at: reapedIndex &+ (setup.eventIndex ? after : 0), usedIndex: reapedIndex)
-    return true
-  }
-
-  /// Counts the calls that came, and checks that one came if the driver waits for it and it is due.
-  public mutating func noteCalls() throws(DriverFault) {
-    try notifications.noteCalls(queue: setup.index, usedIndex: ring.usedIndex.loadAcquire())
-  }
-
-  /// Waits for a used chain, asleep on the call line.
-  ///
-  /// - Returns: whether there is something to reap.
-  public mutating func waitForUsed(milliseconds: Int) throws(DriverFault) -> Bool {
-    let end = ContinuousClock.now + .milliseconds(milliseconds)
-    guard enableCalls() else { return true }
-    while !hasUsed {
-      let left = (end - ContinuousClock.now).milliseconds
-      guard left > 0 else { return false }
-      notifications.call.wait(milliseconds: left)
-      try noteCalls()
-    }
-    try noteCalls()
-    return true
-  }
-
-  /// Waits for a call, whatever was used. - Returns: whether one came.
-  public mutating func waitForCall(milliseconds: Int) throws(DriverFault) -> Bool {
-    let before = notifications.calls
-    let end = ContinuousClock.now + .milliseconds(milliseconds)
-    while true {
-      try noteCalls()
-      if notifications.calls > before { return true }
-      let left = (end - ContinuousClock.now).milliseconds
-      guard left > 0 else { return false }
-      notifications.call.wait(milliseconds: left)
-    }
-  }
-
-  /// The fault to report when nothing came back for `milliseconds`.
-  public func noAnswer(milliseconds: Int) -> DriverFault {
-    .noAnswer(
-      queue: setup.index, outstanding: outstanding, milliseconds: milliseconds, lastKick: notifications.lastKick)
-  }
-}
-
-extension Duration {
-  /// Whole milliseconds, rounded up.
-  var milliseconds: Int {
-    let (seconds, attoseconds) = components
-    return Int(seconds * 1000) + Int((attoseconds + 999_999_999_999_999) / 1_000_000_000_000_000)
   }
 }

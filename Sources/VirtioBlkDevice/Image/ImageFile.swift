@@ -158,7 +158,14 @@ public final class ImageFile: Sendable {
     self.descriptor = owner.release()
   }
 
-  deinit { close(descriptor) }
+  deinit {
+    // A ring that is being torn down in the kernel may hold the file for a moment longer; the lock must not wait for that.
+    var lock = flock()
+    lock.l_type = Int16(F_UNLCK)
+    lock.l_whence = Int16(SEEK_SET)
+    _ = unsafe clinux_fcntl_lock(descriptor, clinux_ofd_setlk, &lock)
+    close(descriptor)
+  }
 
   // MARK: What the file is
 
