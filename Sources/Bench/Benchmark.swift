@@ -131,8 +131,8 @@ public enum Benchmark {
     try target.shutDown()
     if measurement.isNearCeiling {
       result.warn(
-        "the client is part of what was measured: its ceiling is \(Format.count(measurement.ceiling ?? 0)) requests/s, less "
-          + "than 25 % above the result")
+        "the client is part of what was measured: against an echo it reaches \(Format.count(measurement.ceiling ?? 0)) "
+          + "requests/s, hardly more than the result")
     }
     result.measurements.append(measurement)
   }
