@@ -123,9 +123,10 @@ public enum Benchmark {
     if let process = target.meter.process, let cpus = ProcessFiles.busiestThreadProcessors(of: process) {
       let ours = Set(options.run.processors)
       if !cpus.isDisjoint(with: ours) {
+        let list = ours.sorted().map(String.init).joined(separator: ", ")
         result.warn(
-          "the back-end (process \(process)) may run on the client's CPU \(ours.sorted().map(String.init).joined(separator: ", "))"
-            + ": start it on another, for example with 'taskset -c 0'")
+          "the back-end (process \(process)) may run on the client's CPU \(list): start it on another, for example with "
+            + "'taskset -c 0'")
       }
     }
     try target.shutDown()

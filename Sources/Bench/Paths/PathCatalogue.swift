@@ -113,7 +113,8 @@ struct PathCatalogue {
         "sqpoll-cpu", "SQPOLL, own CPU", "A kernel thread looks for submissions on a processor of its own.",
         uring { $0.completion = .submissionThread(cpu: spareCPU) },
         needs: spareCPU == nil
-          ? "needs a third processor, and this machine has \(processors)" : ring(UInt32(IORING_SETUP_SQPOLL), "SQPOLL", "5.11")),
+          ? "needs a third processor, and this machine has \(processors)"
+          : ring(UInt32(IORING_SETUP_SQPOLL), "SQPOLL", "5.11")),
       row(
         "iopoll", "IOPOLL", "Completions are looked for in the device instead of awaiting its interrupt.",
         uring { $0.poll = .on }, needs: polling),
@@ -159,7 +160,9 @@ struct PathCatalogue {
           }, .init()))
     }
     return [
-      row("sleep", "sleep at once", "The thread sleeps as soon as there is nothing to do: the default.", "--poll-us 0") { _ in },
+      row("sleep", "sleep at once", "The thread sleeps as soon as there is nothing to do: the default.", "--poll-us 0") {
+        _ in
+      },
       row("ring", "io_uring: kicks in the ring", "One call waits for kicks and completions together.", nil, .uring) { _ in },
       row(
         "epoll", "io_uring: eventfd and epoll",
