@@ -77,7 +77,11 @@ let package = Package(
       dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "VhostUser", "MemoryFile", "GuestDriver", system],
       swiftSettings: strict),
     .testTarget(
-      name: "BenchTests", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", "Bench", system],
+      name: "BenchTests",
+      dependencies: [
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", "Bench", system,
+        .product(name: "Histogram", package: "hdrhistogram-swift"),
+      ],
       swiftSettings: strict),
   ]
 )

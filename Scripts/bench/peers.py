@@ -120,7 +120,8 @@ def fio(image, job, options):
         ["taskset", "-c", str(options.backend_cpu), "fio", "--name=j", f"--filename={image['path']}", "--ioengine=io_uring",
          f"--direct={int(image['direct'])}", f"--rw={rw}", f"--bs={block}", f"--iodepth={depth}", "--time_based",
          f"--runtime={int(options.runtime * 1000)}ms", f"--ramp_time={int(options.ramp * 1000)}ms", f"--size={image['size']}", "--thread",
-         "--allow_file_create=0", "--output-format=json"],
+         # By default fio throws the file out of the page cache first, for itself and for whoever comes after it.
+         "--allow_file_create=0", "--invalidate=0", "--output-format=json"],
         capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr.strip() or done.stdout.strip())
@@ -171,6 +172,15 @@ def make_images(options, directory):
                 os.fsync(file.fileno())
         images.append({"id": ident, "title": title, "path": made[place], "direct": direct, "size": size})
     return images
+
+
+def settle(image):
+    """Brings the image into the state that every subject of a step should find: on the disk, and in the cache if that is
+    what is measured (direct writes throw it out of there)."""
+    with open(image["path"], "rb", buffering=0) as file:
+        os.fsync(file.fileno())
+        while not image["direct"] and file.read(1 << 20):
+            pass
 
 
 def ratios(results, everything, images):
@@ -261,6 +271,7 @@ def main():
         started = time.strftime("%Y-%m-%d %H:%M:%S %z")
         for number, (image, job, round_) in enumerate(steps):
             turn = [s for s in everything if s.serves(image, job)]
+            settle(image)
             shift = round_ * (len(turn) // max(options.rounds, 1) + 1) % max(len(turn), 1)
             for subject in turn[shift:] + turn[:shift]:
                 key = (subject.id, image["id"])

@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
-"""Draws what `vmm-blk bench --paths` and the peers' run measured: one HTML file, readable offline.
+"""Draws what `vmm-blk bench` measured: one HTML file, readable offline.
 
-    report.py OUTPUT.html paths.json [peers.json]
+    report.py OUTPUT.html FILE.json …
+
+A file is that of a laboratory (`bench --paths --output DIR` writes DIR/paths.json), of peers.py, or any results in fio's
+structure (`bench --output-format=json+`, or fio's own).
 
 Needs matplotlib (Debian: python3-matplotlib; Scripts/setup.sh bench installs it). The plots are SVG inside the page.
 """
@@ -232,6 +235,38 @@ def peers(report):
     return "".join(parts)
 
 
+def results(name, report):
+    """Runs in fio's structure: a table, and the distribution of latency of each."""
+    figure, axes = plot.subplots(figsize=(9, 5))
+    head = ["run", "", "IOPS", "MiB/s", "p50 µs", "p99", "p99.9", "max", "CPU µs/IO"]
+    lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
+    for number, job in enumerate(report["jobs"]):
+        options = {**report.get("global options", {}), **job.get("job options", {})}
+        words = " ".join([options.get("rw", job["jobname"])] + [
+            f"{key}={options[key]}" for key in ("bs", "iodepth", "numjobs") if key in options])
+        for side in ("read", "write"):
+            way = job[side]
+            marks = way.get("clat_ns", {}).get("percentile")
+            if not way["total_ios"] or not marks:
+                continue
+            curve = sorted((float(key), value) for key, value in marks.items())
+            axes.plot([value / 1000 for _, value in curve], [100 - key for key, _ in curve],
+                      color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)], markersize=4,
+                      linestyle="-" if side == "read" else "--", label=f"{words} {side} {number + 1}")
+            cells = [count(way["iops"]), f"{way['bw_bytes'] / (1 << 20):.4g}"] + [
+                f"{marks[key] / 1000:.3g}" for key in ("50.000000", "99.000000", "99.900000")] + [
+                f"{way['clat_ns']['max'] / 1000:.3g}", optional(job.get("vmm-blk", {}).get("backend_cpu_us_per_io"))]
+            lines.append(f"<tr><th scope=row>{html.escape(words)}</th><td>{side}</td>"
+                         + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("microseconds")
+    axes.set_ylabel("percent of requests that take longer")
+    if axes.lines:
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
+    return f"<h1>{html.escape(name)}</h1><table>{''.join(lines)}</table>{svg(figure)}"
+
+
 STYLE = """
 body { font: 15px/1.45 sans-serif; margin: 2em auto; max-width: 76em; padding: 0 1em; color: #222; }
 table { border-collapse: collapse; margin: 1em 0; font-size: 13px; display: block; overflow-x: auto; }
@@ -249,7 +284,14 @@ def main():
     for path in sys.argv[2:]:
         with open(path, encoding="utf-8") as file:
             report = json.load(file)
-        parts.append(peers(report) if "subjects" in report else paths(report))
+        if "subjects" in report:
+            parts.append(peers(report))
+        elif "rows" in report:
+            parts.append(paths(report))
+        elif report.get("jobs"):
+            parts.append(results(path, report))
+        else:
+            sys.exit(f"report.py: {path} is none of the files that this draws")
     page = ("<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
             f"<title>vmm-blk bench</title><style>{STYLE}</style><body>{''.join(parts)}</body></html>")
     with open(sys.argv[1], "w", encoding="utf-8") as file:

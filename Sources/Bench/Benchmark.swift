@@ -1,5 +1,6 @@
 /// A benchmark from the first connection to the last figure: the one entry for the command line.
 internal import GuestDriver
+internal import Histogram
 internal import VirtioCore
 
 /// What to run, on what, how often.
@@ -15,8 +16,22 @@ public struct BenchmarkOptions: Sendable {
   public var backendProcessor: Int?
   /// Count the back-end's system calls with perf, which slows them down.
   public var countsSystemCalls = false
+  /// Look for the largest depth, up to the workload's, that keeps to this.
+  public var latencyTarget: LatencyTarget?
 
   public init(target: TargetChoice) { self.target = target }
+}
+
+/// A bound on latency (fio's `latency_target`).
+public struct LatencyTarget: Sendable {
+  public var nanoseconds: UInt64
+  /// Of the requests that have to keep to it, percent.
+  public var percentile: Double
+
+  public init(nanoseconds: UInt64, percentile: Double) {
+    self.nanoseconds = nanoseconds
+    self.percentile = percentile
+  }
 }
 
 public enum Benchmark {
@@ -25,6 +40,39 @@ public enum Benchmark {
   /// - Parameter progress: called twice a second, with the number of the repeat, from 0 on.
   public static func run(
     _ options: BenchmarkOptions, progress: (Int, RunProgress) -> Void = { _, _ in }
+  ) throws(BenchError) -> BenchmarkResult {
+    guard let target = options.latencyTarget else { return try runOnce(options, progress: progress) }
+    return try largestDepth(options, within: target, progress)
+  }
+
+  /// Halves the range of depths until one is left; latency grows with depth, or there is nothing to find.
+  private static func largestDepth(
+    _ options: BenchmarkOptions, within target: LatencyTarget, _ progress: (Int, RunProgress) -> Void
+  ) throws(BenchError) -> BenchmarkResult {
+    func run(_ depth: Int) throws(BenchError) -> (result: BenchmarkResult, latency: UInt64) {
+      var one = options
+      one.workload.depth = depth
+      let result = try runOnce(one, progress: progress)
+      let latencies = result.measurements.map { Double($0.latencies.valueAtPercentile(target.percentile)) }
+      return (result, UInt64(Statistics.median(latencies)))
+    }
+    var best = try run(1)
+    guard best.latency <= target.nanoseconds else {
+      throw .unavailable(
+        "at depth 1 already the latency is \(Format.microseconds(best.latency)) us at percentile "
+          + "\(Format.significantTail(target.percentile)), above the target of \(Format.microseconds(target.nanoseconds)) us")
+    }
+    var (good, bad) = (1, options.workload.depth + 1)
+    while bad - good > 1 {
+      let depth = bad == options.workload.depth + 1 && good == 1 ? options.workload.depth : (good + bad) / 2
+      let found = try run(depth)
+      if found.latency <= target.nanoseconds { (best, good) = (found, depth) } else { bad = depth }
+    }
+    return best.result
+  }
+
+  private static func runOnce(
+    _ options: BenchmarkOptions, progress: (Int, RunProgress) -> Void
   ) throws(BenchError) -> BenchmarkResult {
     var result = BenchmarkResult(options)
     for number in 0..<max(options.repeats, 1) {
@@ -57,7 +105,10 @@ public enum Benchmark {
     }
     try target.start()
     result.targetName = target.name
-    result.backendProcess = target.meter.process
+    if target.meter.process == nil, !target.meter.includesClient {
+      result.warn(
+        "the back-end's process is unknown, so what it costs and where it runs cannot be seen: name it with --backend-pid")
+    }
     let counter = options.countsSystemCalls ? target.meter.process.flatMap { SystemCallCounter(process: $0) } : nil
     if options.countsSystemCalls, counter == nil, target.meter.process != nil {
       result.warn("system calls cannot be counted: install perf and allow it (sysctl kernel.perf_event_paranoid=-1)")
@@ -72,16 +123,17 @@ public enum Benchmark {
     if let process = target.meter.process, let cpus = ProcessFiles.busiestThreadProcessors(of: process) {
       let ours = Set(options.run.processors)
       if !cpus.isDisjoint(with: ours) {
+        let list = ours.sorted().map(String.init).joined(separator: ", ")
         result.warn(
-          "the back-end (process \(process)) may run on the client's CPU \(ours.sorted().map(String.init).joined(separator: ", "))"
-            + ": start it on another, for example with 'taskset -c 0'")
+          "the back-end (process \(process)) may run on the client's CPU \(list): start it on another, for example with "
+            + "'taskset -c 0'")
       }
     }
     try target.shutDown()
     if measurement.isNearCeiling {
       result.warn(
-        "the client is part of what was measured: its ceiling is \(Format.count(measurement.ceiling ?? 0)) requests/s, less "
-          + "than 25 % above the result")
+        "the client is part of what was measured: against an echo it reaches \(Format.count(measurement.ceiling ?? 0)) "
+          + "requests/s, hardly more than the result")
     }
     result.measurements.append(measurement)
   }
@@ -91,7 +143,6 @@ public enum Benchmark {
 public struct BenchmarkResult: Sendable {
   let options: BenchmarkOptions
   var targetName = ""
-  var backendProcess: Int32?
   /// One for each repeat.
   var measurements: [Measurement] = []
   /// What the person should know, each once.

@@ -43,9 +43,9 @@ struct LaboratoryOptions: ParsableArguments {
   var isUsed: Bool { rounds != nil || slice != nil || depths != nil || groups != nil }
 
   func validate() throws {
-    if let rounds, !(1...1000).contains(rounds) { throw ValidationError("--rounds \(rounds) is not from 1 to 1000.") }
+    if let rounds, !(1...1000).contains(rounds) { throw ValidationError("--rounds \(rounds) is not from 1 to 1000") }
     if let slice, !(0.01...3600).contains(slice.seconds) {
-      throw ValidationError("--slice \(slice.seconds) is not from 0.01 to 3600 seconds.")
+      throw ValidationError("--slice \(slice.seconds) is not from 0.01 to 3600 seconds")
     }
   }
 }
@@ -53,7 +53,7 @@ struct LaboratoryOptions: ParsableArguments {
 extension BenchRunCommand {
   /// Runs all rows, shows the table, and writes `paths.json` and `paths.csv` into the directory of `--output`.
   func runLaboratory() throws {
-    guard let path = device.blkFile else { throw ValidationError("Name an image with --blk-file.") }
+    guard let path = device.blkFile else { throw ValidationError("name an image with --blk-file") }
     let image = try ImageFile(
       ImageOptions(
         path: path, isReadOnly: device.readOnly, direct: device.direct, logicalBlockSize: device.logicalBlockSize,
@@ -80,7 +80,7 @@ extension BenchRunCommand {
     }
     guard let output else { return }
     guard unsafe mkdir(output, 0o755) == 0 || errno == EEXIST else {
-      throw ValidationError("\(output) cannot be made: \(Errno(rawValue: errno)).")
+      throw ValidationError("\(output) cannot be made: \(Errno(rawValue: errno))")
     }
     try BenchOutput.write(report.json(), to: output + "/paths.json")
     try BenchOutput.write(report.csv(), to: output + "/paths.csv")

@@ -75,15 +75,15 @@ struct WorkloadOptions: ParsableArguments {
 
   func validate() throws {
     guard blockSize.bytes >= 512, blockSize.bytes <= 4 << 20, blockSize.bytes % 512 == 0 else {
-      throw ValidationError("--bs \(blockSize.bytes) is not a multiple of 512 from 512 to 4m.")
+      throw ValidationError("--bs \(blockSize.bytes) is not a multiple of 512 from 512 to 4m")
     }
-    guard (1...10_000).contains(depth) else { throw ValidationError("--iodepth \(depth) is not from 1 to 10000.") }
-    guard (1...256).contains(jobs) else { throw ValidationError("--numjobs \(jobs) is not from 1 to 256.") }
+    guard (1...10_000).contains(depth) else { throw ValidationError("--iodepth \(depth) is not from 1 to 10000") }
+    guard (1...256).contains(jobs) else { throw ValidationError("--numjobs \(jobs) is not from 1 to 256") }
     guard runtime.seconds > 0, runtime.seconds <= 86400 * 30 else {
-      throw ValidationError("--runtime \(runtime.seconds) is not above 0 and up to 30 days.")
+      throw ValidationError("--runtime \(runtime.seconds) is not above 0 and up to 30 days")
     }
-    guard rampTime.seconds <= 86400 else { throw ValidationError("--ramp_time \(rampTime.seconds) is more than a day.") }
-    guard (0...100).contains(rwmixread) else { throw ValidationError("--rwmixread \(rwmixread) is not from 0 to 100.") }
+    guard rampTime.seconds <= 86400 else { throw ValidationError("--ramp_time \(rampTime.seconds) is more than a day") }
+    guard (0...100).contains(rwmixread) else { throw ValidationError("--rwmixread \(rwmixread) is not from 0 to 100") }
   }
 
   var workload: Workload {

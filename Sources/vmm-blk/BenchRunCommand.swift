@@ -35,6 +35,16 @@ struct BenchRunCommand: ParsableCommand {
   @Option(help: .init("Measure this often, each time on a new connection.", valueName: "n"))
   var repeats = 1
 
+  @Option(
+    name: [.customLong("latency_target"), .customLong("latency-target")],
+    help: .init("Find the largest depth up to --iodepth that keeps to this latency, as in 200us.", valueName: "time"))
+  var latencyTarget: FioTime?
+
+  @Option(
+    name: [.customLong("latency_percentile"), .customLong("latency-percentile")],
+    help: .init("Requests that have to keep to it.", valueName: "percent"))
+  var latencyPercentile = 99.0
+
   @Option(name: [.customLong("output-format"), .customLong("output_format")], help: "normal, json or json+.")
   var outputFormat = OutputFormat.normal
 
@@ -80,23 +90,29 @@ struct BenchRunCommand: ParsableCommand {
     let targets = [socketPath != nil, memory != nil, ceiling, device.blkFile != nil].count { $0 }
     if paths {
       guard device.blkFile != nil, targets == 1 else {
-        throw ValidationError("--paths compares devices in this process: name an image with --blk-file and nothing else.")
+        throw ValidationError("--paths compares devices in this process: name an image with --blk-file and nothing else")
       }
       guard !workload.pattern.isMixed, workload.verify == nil else {
-        throw ValidationError("--paths takes read, write, randread or randwrite, without --verify.")
+        throw ValidationError("--paths takes read, write, randread or randwrite, without --verify")
       }
     } else if laboratory.isUsed {
-      throw ValidationError("--rounds, --slice, --depths and --groups belong to --paths.")
+      throw ValidationError("--rounds, --slice, --depths and --groups belong to --paths")
     }
     guard targets == 1 else {
-      throw ValidationError("Name one thing to measure: --socket-path, --memory, --blk-file or --ceiling.")
+      throw ValidationError("name one thing to measure: --socket-path, --memory, --blk-file or --ceiling")
     }
-    guard (1...1000).contains(repeats) else { throw ValidationError("--repeats \(repeats) is not from 1 to 1000.") }
+    guard (1...1000).contains(repeats) else { throw ValidationError("--repeats \(repeats) is not from 1 to 1000") }
     guard (1...509).contains(memoryRegions) else {
-      throw ValidationError("--memory-regions \(memoryRegions) is not from 1 to 509.")
+      throw ValidationError("--memory-regions \(memoryRegions) is not from 1 to 509")
+    }
+    if let latencyTarget, latencyTarget.seconds <= 0 || latencyTarget.seconds > 100 {
+      throw ValidationError("--latency_target is not above 0 and up to 100 s")
+    }
+    guard latencyPercentile > 0, latencyPercentile <= 100 else {
+      throw ValidationError("--latency_percentile \(latencyPercentile) is not above 0 and up to 100")
     }
     if let queueSize, !(1...32768).contains(queueSize) || queueSize & (queueSize - 1) != 0 {
-      throw ValidationError("--queue-size \(queueSize) is not a power of two up to 32768.")
+      throw ValidationError("--queue-size \(queueSize) is not a power of two up to 32768")
     }
   }
 
@@ -118,6 +134,9 @@ struct BenchRunCommand: ParsableCommand {
     options.ceilingSeconds = ceilingCheck && !ceiling ? 0.3 : 0
     options.backendProcessor = (device.pinCPUs?.processors ?? Processors.backend).first
     options.countsSystemCalls = countSyscalls
+    options.latencyTarget = latencyTarget.map {
+      LatencyTarget(nanoseconds: UInt64($0.seconds * 1e9), percentile: latencyPercentile)
+    }
 
     let meter = BenchProgress(repeats: repeats)
     let result = try Benchmark.run(options) { meter.show($0, $1) }

@@ -4,7 +4,10 @@ public import VirtioBlkDevice
 internal import Glibc
 
 extension EngineKind: ExpressibleByArgument {}
-extension ImageOptions.Direct: ExpressibleByArgument {}
+extension ImageOptions.Direct: ExpressibleByArgument {
+  /// Also as fio says it: 1 and 0.
+  public init?(argument: String) { self.init(rawValue: ["1": "on", "0": "off"][argument] ?? argument) }
+}
 
 /// A list of processor numbers: `0,2,4-6`.
 struct ProcessorList: ExpressibleByArgument, Equatable {
@@ -59,9 +62,7 @@ struct DeviceOptions: ParsableArguments {
     help: .init("Pin the threads to these processors in turn, as in 0,2,4-6.", valueName: "list"))
   var pinCPUs: ProcessorList?
 
-  @Option(
-    help: .init("Look for work this long before sleeping, in microseconds: faster answers, a busier CPU.", valueName: "us"))
-  var pollUs = 0
+  @OptionGroup var tuning: DeviceTuning
 
   @Flag(help: "Open the image even when another program holds its lock.")
   var noLock = false
@@ -70,9 +71,6 @@ struct DeviceOptions: ParsableArguments {
     if let serial, serial.utf8.count > BlockDeviceOptions.serialSize {
       throw ValidationError(
         "the serial '\(serial)' has \(serial.utf8.count) bytes: give it \(BlockDeviceOptions.serialSize) at most")
-    }
-    guard (0...1_000_000).contains(pollUs) else {
-      throw ValidationError("--poll-us \(pollUs) is not from 0 to 1000000")
     }
   }
 }
@@ -91,7 +89,7 @@ extension DeviceOptions {
     options.engine = engine
     options.threads = threads
     options.processors = pinCPUs?.processors ?? []
-    options.waiting = pollUs > 0 ? .poll(microseconds: pollUs) : .sleep
+    tuning.apply(to: &options)
     let image = try Self.openPatiently(
       ImageOptions(
         path: blkFile, isReadOnly: readOnly, direct: direct, logicalBlockSize: logicalBlockSize, isLocked: !noLock))

@@ -118,7 +118,8 @@ struct BenchQueue: ~Copyable {
       let header = unsafe control.host + 128 * slot
       unsafe header.initializeMemory(as: UInt8.self, repeating: 0, count: 64)
       unsafe header.storeBytes(of: UInt32(isWrite ? 1 : 0).littleEndian, as: UInt32.self)
-      unsafe data.host.initializeMemory(as: UInt8.self, repeating: UInt8(truncatingIfNeeded: slot &+ 1), count: workload.blockSize)
+      unsafe data.host.initializeMemory(
+        as: UInt8.self, repeating: UInt8(truncatingIfNeeded: slot &+ 1), count: workload.blockSize)
       unsafe (slots + slot).initialize(
         to: Slot(header: header, data: data.host, dataDescriptor: chain + 16, head: UInt16(head), isWrite: isWrite))
     }

@@ -20,7 +20,8 @@ public struct Mismatch: Hashable, Sendable, CustomStringConvertible {
   public var description: String {
     switch kind {
     case .unknown:
-      "the block at offset \(offset) holds nothing that was written with --verify: write it first, with the same --bs and --size"
+      "the block at offset \(offset) holds nothing that was written with --verify: write it first, with the same --bs and "
+        + "--size"
     case .misplaced(let from): "the block at offset \(offset) holds what was written to offset \(from)"
     case .stale(let found, let wanted):
       "the block at offset \(offset) holds write number \(found) to it, not number \(wanted): a write was lost"

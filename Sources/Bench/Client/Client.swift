@@ -15,7 +15,9 @@ public struct RunOptions: Sendable {
   public var hasThreadPerQueue = false
   /// Sleep on calls instead of looking all the time. Only where client and device must share processors.
   public var sleeps = false
-  /// Seconds that answers may take in the end.
+  /// Requests to measure at least, even when that takes longer: of fewer there is nothing to say.
+  public var leastRequests: UInt64 = 1
+  /// Seconds that answers may take.
   public var patience = 10
 
   public init() {}
@@ -69,6 +71,9 @@ enum Client {
     control.move(to: .measuring)
     watch.startSampling()
     watch.sleep(options.runtime, report)
+    // A thread looks at the phase between two passes over its queues; what one pass can answer may not have counted yet.
+    let onePass = UInt64(workload.depth * setups.count)
+    watch.sleep(untilAnswered: options.leastRequests + onePass, atMost: options.patience)
     control.move(to: .draining)
     let mainUsage = ThreadUsage.now() - mainBefore
     let backend = meter.sample().since(before)
@@ -123,6 +128,7 @@ enum Client {
     private let start = Clock.now()
     private var last: (time: UInt64, answered: UInt64)
     private var isSampling = false
+    private var answeredBefore: UInt64 = 0
     /// Requests a second, one for each full interval that was measured.
     private(set) var samples: [Double] = []
 
@@ -135,7 +141,20 @@ enum Client {
 
     mutating func startSampling() {
       isSampling = true
-      last = (Clock.now(), progress.total)
+      answeredBefore = progress.total
+      last = (Clock.now(), answeredBefore)
+    }
+
+    /// - Parameter seconds: without any answer.
+    func sleep(untilAnswered count: UInt64, atMost seconds: Int) {
+      var seen = progress.total
+      var since = Clock.now()
+      while seen &- answeredBefore < count, !control.hasFailed {
+        usleep(1000)
+        let total = progress.total
+        if total != seen { (seen, since) = (total, Clock.now()) }
+        if Clock.now() - since > UInt64(max(seconds, 0)) * 1_000_000_000 { return }
+      }
     }
 
     mutating func sleep(_ seconds: Double, _ report: (RunProgress) -> Void) {

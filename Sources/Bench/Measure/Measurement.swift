@@ -32,8 +32,10 @@ struct Measurement: Sendable {
       tally.add(outcome.tally)
       client = client + outcome.usage
     }
-    let start = outcomes.map(\.start).min() ?? 0
-    let end = outcomes.map(\.end).max() ?? 0
+    // A thread that got no processor all the while has no times.
+    let measured = outcomes.filter { $0.end > $0.start }
+    let start = measured.map(\.start).min() ?? 0
+    let end = measured.map(\.end).max() ?? 0
     seconds = Double(end &- start) / 1e9
     reads = tally.reads
     writes = tally.writes

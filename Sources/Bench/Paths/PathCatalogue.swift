@@ -88,58 +88,60 @@ struct PathCatalogue {
 
   private var setups: [PathRow] {
     func row(
-      _ id: String, _ title: String, _ sentence: String, limit: BareKind = .uringDeferred, _ subject: PathRow.Subject,
-      needs problem: String? = nil
+      _ id: String, _ title: String, _ sentence: String, limit: BareKind = .uringDeferred, words: String? = nil,
+      _ subject: PathRow.Subject, needs problem: String? = nil
     ) -> PathRow {
       PathRow(
-        id: "uring-\(id)", group: .uring, title: title, sentence: sentence, flags: nil, limit: limit,
+        id: "uring-\(id)", group: .uring, title: title, sentence: sentence,
+        flags: words.map { "--engine uring --uring \($0)" }, limit: limit,
         subject: problem.map { .impossible($0) } ?? subject)
     }
     return [
       row(
         "plain", "no flags", "The kernel interrupts the thread to run completions.", limit: .uringPlain,
-        uring { $0.completion = .plain }),
+        words: "plain", uring { $0.completion = .plain }),
       row(
         "cooperative", "COOP_TASKRUN", "Completions wait for the thread's next system call.",
-        uring { $0.completion = .cooperative }, needs: ring(UInt32(IORING_SETUP_COOP_TASKRUN), "COOP_TASKRUN", "5.19")),
+        words: "cooperative", uring { $0.completion = .cooperative }, needs: ring(UInt32(IORING_SETUP_COOP_TASKRUN), "COOP_TASKRUN", "5.19")),
       row(
         "deferred", "DEFER_TASKRUN", "Completions wait until the thread asks for them: the default.",
-        uring { $0.completion = .deferred },
+        words: "deferred", uring { $0.completion = .deferred },
         needs: ring(UInt32(IORING_SETUP_SINGLE_ISSUER) | UInt32(IORING_SETUP_DEFER_TASKRUN), "DEFER_TASKRUN", "6.1")),
       row(
         "sqpoll", "SQPOLL", "A kernel thread looks for submissions, wherever the scheduler puts it.",
-        uring { $0.completion = .submissionThread(cpu: nil) }, needs: ring(UInt32(IORING_SETUP_SQPOLL), "SQPOLL", "5.11")),
+        words: "sqpoll", uring { $0.completion = .submissionThread(cpu: nil) }, needs: ring(UInt32(IORING_SETUP_SQPOLL), "SQPOLL", "5.11")),
       row(
         "sqpoll-cpu", "SQPOLL, own CPU", "A kernel thread looks for submissions on a processor of its own.",
-        uring { $0.completion = .submissionThread(cpu: spareCPU) },
+        words: spareCPU.map { "sqpoll=\($0)" }, uring { $0.completion = .submissionThread(cpu: spareCPU) },
         needs: spareCPU == nil
-          ? "needs a third processor, and this machine has \(processors)" : ring(UInt32(IORING_SETUP_SQPOLL), "SQPOLL", "5.11")),
+          ? "needs a third processor, and this machine has \(processors)"
+          : ring(UInt32(IORING_SETUP_SQPOLL), "SQPOLL", "5.11")),
       row(
         "iopoll", "IOPOLL", "Completions are looked for in the device instead of awaiting its interrupt.",
-        uring { $0.poll = .on }, needs: polling),
+        words: "iopoll", uring { $0.poll = .on }, needs: polling),
       row(
         "iopoll-hybrid", "IOPOLL, hybrid", "The same, asleep for half of the time that a request usually takes.",
-        uring { $0.poll = .hybrid }, needs: polling),
+        words: "iopoll-hybrid", uring { $0.poll = .hybrid }, needs: polling),
       row(
         "no-file", "file not registered", "The image is looked up by its descriptor at each operation.",
-        uring { $0.registersFile = false }),
+        words: "no-file", uring { $0.registersFile = false }),
       row(
         "buffers", "registered buffers", "Guest memory is pinned once and named by number.", limit: .uringRegistered,
-        uring { $0.registersBuffers = true },
+        words: "buffers", uring { $0.registersBuffers = true },
         needs: BareUring.probeBuffers(guestMemory).map {
           "registering \(guestMemory) bytes of memory failed (\($0)): raise the limit with 'ulimit -l'"
         }),
       row(
         "no-ring", "ring not registered", "The ring is looked up by its descriptor at each call.",
-        uring { $0.registersRing = false }),
+        words: "no-ring", uring { $0.registersRing = false }),
       row(
         "no-index-array", "NO_SQARRAY", "The submission ring has no second array to write.",
         uring { _ in }, needs: "needs liburing 2.5 or newer to lay out such a ring; this build is against an older one"),
       row(
         "wait-8", "wait for 8", "The thread sleeps until eight operations are done, if that many are under way.",
-        uring { $0.minimumWait = 8 }),
-      row("batch-1", "submit each", "Each operation is handed over by itself.", uring { $0.submitBatch = 1 }),
-      row("batch-8", "submit 8", "Operations are handed over by eights.", uring { $0.submitBatch = 8 }),
+        words: "wait=8", uring { $0.minimumWait = 8 }),
+      row("batch-1", "submit each", "Each operation is handed over by itself.", words: "batch=1", uring { $0.submitBatch = 1 }),
+      row("batch-8", "submit 8", "Operations are handed over by eights.", words: "batch=8", uring { $0.submitBatch = 8 }),
     ]
   }
 
@@ -159,29 +161,33 @@ struct PathCatalogue {
           }, .init()))
     }
     return [
-      row("sleep", "sleep at once", "The thread sleeps as soon as there is nothing to do: the default.", "--poll-us 0") { _ in },
-      row("ring", "io_uring: kicks in the ring", "One call waits for kicks and completions together.", nil, .uring) { _ in },
+      row("sleep", "sleep at once", "The thread sleeps as soon as there is nothing to do: the default.", "--waiting sleep") {
+        _ in
+      },
+      row("ring", "io_uring: kicks in the ring", "One call waits for kicks and completions together.", "--engine uring", .uring) { _ in },
       row(
         "epoll", "io_uring: eventfd and epoll",
-        "Kicks come through epoll, completions through an eventfd, as in an event loop.", nil, .uring
+        "Kicks come through epoll, completions through an eventfd, as in an event loop.",
+        "--engine uring --uring epoll", .uring
       ) { $0.uring.kicksThroughEpoll = true },
-      row("poll-50", "poll 50 us", "It looks for work for 50 us before it sleeps.", "--poll-us 50") {
+      row("poll-50", "poll 50 us", "It looks for work for 50 us before it sleeps.", "--waiting poll:50") {
         $0.waiting = .poll(microseconds: 50)
       },
-      row("adaptive-50", "adaptive, up to 50 us", "It looks for as long as that has been paying off.", nil) {
+      row("adaptive-50", "adaptive, up to 50 us", "It looks for as long as that has been paying off.", "--waiting adaptive:50") {
         $0.waiting = .adaptive(maximumMicroseconds: 50)
       },
-      row("busy", "busy", "It never sleeps: a processor for the queue.", nil) { $0.waiting = .busy },
+      row("busy", "busy", "It never sleeps: a processor for the queue.", "--waiting busy") { $0.waiting = .busy },
     ]
   }
 
   private var notification: [PathRow] {
     let (engine, limit) = automatic
     func row(
-      _ id: String, _ title: String, _ sentence: String, eventIndex: Bool = true, _ notification: Notification
+      _ id: String, _ title: String, _ sentence: String, eventIndex: Bool = true, flags: String,
+      _ notification: Notification
     ) -> PathRow {
       PathRow(
-        id: "notify-\(id)", group: .notification, title: title, sentence: sentence, flags: nil, limit: limit,
+        id: "notify-\(id)", group: .notification, title: title, sentence: sentence, flags: flags, limit: limit,
         subject: .device(
           options {
             $0.engine = engine
@@ -189,12 +195,15 @@ struct PathCatalogue {
           }, .init(sleeps: true, usesEventIndex: eventIndex)))
     }
     return [
-      row("each", "each completion", "A call after each request, without event indices.", eventIndex: false, .each),
-      row("batch", "each batch", "A call after what one turn completed, without event indices.", eventIndex: false, .batch),
-      row("event-index", "EVENT_IDX", "The driver says at which index it wants to be called: the default.", .batch),
+      row("each", "each completion", "A call after each request, without event indices.", eventIndex: false,
+        flags: "--notify each", .each),
+      row("batch", "each batch", "A call after what one turn completed, without event indices.", eventIndex: false,
+        flags: "--notify batch", .batch),
+      row("event-index", "EVENT_IDX", "The driver says at which index it wants to be called: the default.",
+        flags: "--notify batch", .batch),
       row(
         "coalesce", "8 or 50 us", "A call after eight requests or 50 us, whichever comes first.",
-        .coalesce(count: 8, microseconds: 50)),
+        flags: "--notify coalesce:8:50", .coalesce(count: 8, microseconds: 50)),
     ]
   }
 

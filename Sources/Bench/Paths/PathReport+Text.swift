@@ -61,7 +61,8 @@ extension PathReport {
         + "ctx_per_io,kicks_per_io,calls_per_io,flags,impossible"
     ]
     func quoted(_ text: String) -> String {
-      text.contains { $0 == "," || $0 == "\"" } ? "\"" + text.split(separator: "\"", omittingEmptySubsequences: false).joined(separator: "\"\"") + "\"" : text
+      guard text.contains(where: { $0 == "," || $0 == "\"" }) else { return text }
+      return "\"" + text.split(separator: "\"", omittingEmptySubsequences: false).joined(separator: "\"\"") + "\""
     }
     func number(_ value: Double?, _ digits: Int) -> String { value.map { Format.fixed($0, digits) } ?? "" }
     for row in rows {

@@ -17,8 +17,8 @@ extension Recommendation {
   /// The rules:
   ///
   /// 1. Of the engines (without null), those whose rate at the main depth is within 5 % of the best, or within the spread
-  ///    of its rounds where that is larger (25 % at most); of these, the one that costs least processor time for each request. A mapping is
-  ///    considered only for images in memory, because elsewhere a page fault stops the queue.
+  ///    of its rounds where that is larger (25 % at most); of these, the one that costs least processor time for each
+  ///    request. A mapping is considered only for images in memory, because elsewhere a page fault stops the queue.
   /// 2. Looking for work before sleeping is recommended only as an alternative, because it costs processor time while
   ///    nothing happens; it is named when it cuts the latency at depth 1 by a quarter or more.
   /// 3. A set-up of io_uring or a way to notify that is better than the default by more than the tie is named.

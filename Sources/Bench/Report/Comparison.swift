@@ -127,8 +127,20 @@ private struct SavedJob: Decodable, Sendable {
 
   /// What makes two runs comparable.
   var name: String {
-    let words = ["bs", "iodepth", "numjobs"].compactMap { key in options?[key].map { "\(key)=\($0)" } }
-    return ([options?["rw"] ?? jobname] + words).joined(separator: " ")
+    let options = options ?? [:]
+    let block = options["bs"].map { "bs=" + Self.bytes($0) }
+    // fio leaves out what is 1.
+    let counts = ["iodepth", "numjobs"].map { "\($0)=\(options[$0] ?? "1")" }
+    return ([options["rw"] ?? jobname, block].compactMap { $0 } + counts).joined(separator: " ")
+  }
+
+  /// fio repeats a size as it was given: `4k` is 4096.
+  private static func bytes(_ size: String) -> String {
+    let units: [Character: UInt64] = ["k": 1 << 10, "m": 1 << 20, "g": 1 << 30]
+    guard let last = size.last, let unit = units[Character(last.lowercased())], let number = UInt64(size.dropLast()) else {
+      return size
+    }
+    return "\(number.multipliedReportingOverflow(by: unit).partialValue)"
   }
 
   private var main: Direction { read.iops >= write.iops ? read : write }
@@ -197,6 +209,6 @@ public struct Comparison: Sendable {
         Column(title: "second is", value: $0.verdict.rawValue, align: .left),
       ]
     }
-    return "first: \(names.0)\nsecond: \(names.1)\n" + (table.string(for: lines) ?? "")
+    return "first: \(names.0)\nsecond: \(names.1)\n" + (table.string(for: lines) ?? "") + "\n"
   }
 }

@@ -65,6 +65,10 @@ extension FioJob {
     latencyMicroseconds = buckets.microseconds
     latencyMilliseconds = buckets.milliseconds
     latencyDepth = workload.depth
+    if let target = result.options.latencyTarget {
+      latencyTarget = Int(clamping: target.nanoseconds / 1000)
+      latencyPercentile = target.percentile
+    }
     extra = BenchExtra(
       target: result.targetName, iops: measurement.iops, backendMicroseconds: measurement.backendMicroseconds,
       clientMicroseconds: measurement.clientMicroseconds,

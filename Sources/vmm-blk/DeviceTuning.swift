@@ -1,0 +1,114 @@
+/// The options by which those who measure choose how a device works: what `bench --paths` recommends can be typed here.
+public import ArgumentParser
+public import VirtioBlkDevice
+
+extension Waiting: ExpressibleByArgument {
+  /// `sleep`, `poll:50`, `adaptive:50` (microseconds) or `busy`.
+  public init?(argument: String) {
+    let parts = argument.split(separator: ":", omittingEmptySubsequences: false)
+    let microseconds = parts.count == 2 ? Int(parts[1]) : nil
+    switch (parts[0], microseconds) {
+    case ("sleep", nil) where parts.count == 1: self = .sleep
+    case ("busy", nil) where parts.count == 1: self = .busy
+    case ("poll", let window?) where (0...1_000_000).contains(window): self = .poll(microseconds: window)
+    case ("adaptive", let window?) where (0...1_000_000).contains(window): self = .adaptive(maximumMicroseconds: window)
+    default: return nil
+    }
+  }
+
+  public var defaultValueDescription: String {
+    switch self {
+    case .sleep: "sleep"
+    case .busy: "busy"
+    case .poll(let window): "poll:\(window)"
+    case .adaptive(let window): "adaptive:\(window)"
+    }
+  }
+}
+
+extension Notification: ExpressibleByArgument {
+  /// `batch`, `each` or `coalesce:COUNT:US`.
+  public init?(argument: String) {
+    let parts = argument.split(separator: ":", omittingEmptySubsequences: false)
+    switch parts[0] {
+    case "batch" where parts.count == 1: self = .batch
+    case "each" where parts.count == 1: self = .each
+    case "coalesce" where parts.count == 3:
+      guard let count = Int(parts[1]), let window = Int(parts[2]), (1...65535).contains(count),
+        (0...1_000_000).contains(window)
+      else { return nil }
+      self = .coalesce(count: count, microseconds: window)
+    default: return nil
+    }
+  }
+
+  public var defaultValueDescription: String {
+    switch self {
+    case .batch: "batch"
+    case .each: "each"
+    case .coalesce(let count, let window): "coalesce:\(count):\(window)"
+    }
+  }
+}
+
+extension UringSetup: ExpressibleByArgument {
+  /// Words with commas between them; each changes one thing of the default.
+  public init?(argument: String) {
+    self.init()
+    for word in argument.split(separator: ",", omittingEmptySubsequences: false) {
+      let parts = word.split(separator: "=", maxSplits: 1)
+      let number = parts.count == 2 ? Int(parts[1]) : nil
+      switch (parts.first, number) {
+      case ("deferred", nil): completion = .deferred
+      case ("cooperative", nil): completion = .cooperative
+      case ("plain", nil): completion = .plain
+      case ("sqpoll", let cpu): completion = .submissionThread(cpu: cpu)
+      case ("iopoll", nil): poll = .on
+      case ("iopoll-hybrid", nil): poll = .hybrid
+      case ("buffers", nil): registersBuffers = true
+      case ("no-file", nil): registersFile = false
+      case ("no-ring", nil): registersRing = false
+      case ("epoll", nil): kicksThroughEpoll = true
+      case ("wait", let count?) where (1...256).contains(count): minimumWait = count
+      case ("batch", let count?) where (1...256).contains(count): submitBatch = count
+      default: return nil
+      }
+    }
+  }
+
+  public var defaultValueDescription: String { "deferred" }
+}
+
+/// How the device works, beyond what it is.
+struct DeviceTuning: ParsableArguments {
+  @Option(
+    help: .init(
+      "What an idle queue does: sleep, poll:US (look for work so long first), adaptive:US (for as long as that pays off) or busy.",
+      valueName: "way"))
+  var waiting: Waiting?
+
+  @Option(help: .init("Short for --waiting poll:US: faster answers, a busier CPU.", valueName: "us"))
+  var pollUs: Int?
+
+  @Option(help: .init("When the driver is notified: batch, each, or coalesce:COUNT:US.", valueName: "when"))
+  var notify = Notification.batch
+
+  @Option(
+    help: .init(
+      "How the io_uring engine sets up its ring: words of deferred, cooperative, plain, sqpoll[=CPU], iopoll, iopoll-hybrid, "
+        + "buffers, no-file, no-ring, epoll, wait=N, batch=N with commas between.", valueName: "words"))
+  var uring = UringSetup()
+
+  func validate() throws {
+    if let pollUs, !(0...1_000_000).contains(pollUs) {
+      throw ValidationError("--poll-us \(pollUs) is not from 0 to 1000000")
+    }
+    if waiting != nil, pollUs != nil { throw ValidationError("--poll-us and --waiting say the same: give one of them") }
+  }
+
+  func apply(to options: inout BlockDeviceOptions) {
+    options.waiting = waiting ?? (pollUs ?? 0 > 0 ? .poll(microseconds: pollUs ?? 0) : .sleep)
+    options.notification = notify
+    options.uring = uring
+  }
+}

@@ -1,0 +1,194 @@
+/// The client on real devices and on devices that break rules.
+import CLinux
+import Foundation
+import GuestDriver
+import Histogram
+import Testing
+import VirtioBlkDevice
+import VirtioCore
+
+@testable import Bench
+
+@Suite struct ClientTests {
+  @Test(arguments: AccessPattern.allCases, [true, false])
+  func patternsRun(pattern: AccessPattern, indirect: Bool) throws {
+    let scratch = try Scratch()
+    var options = BenchmarkOptions.short(.device(try scratch.device(), name: "disk")) {
+      $0.pattern = pattern
+      $0.depth = 8
+    }
+    options.targetOptions.usesIndirect = indirect
+    options.targetOptions.usesEventIndex = indirect
+    let result = try Benchmark.run(options)
+    let measurement = try #require(result.measurements.first)
+    #expect((measurement.reads.totalCount > 0) == pattern.reads)
+    #expect((measurement.writes.totalCount > 0) == pattern.writes)
+    #expect(measurement.seconds > 0)
+    #expect(result.table().contains("in process"))
+  }
+
+  @Test(arguments: EngineKind.allCases.filter { $0 != .auto })
+  func enginesRun(engine: EngineKind) throws {
+    let scratch = try Scratch()
+    let device: BlockDevice
+    // A container may forbid io_uring; the engine's own tests say so.
+    do { device = try scratch.device(engine: engine) } catch EngineError.uringUnavailable { return }
+    #expect(try Benchmark.run(.short(.device(device, name: "disk")) { $0.depth = 4 }).requests > 0)
+  }
+
+  @Test(arguments: [(false, false), (true, false), (true, true), (false, true)])
+  func severalQueuesRun(threadPerQueue: Bool, sleeps: Bool) throws {
+    let scratch = try Scratch()
+    var options = BenchmarkOptions.short(.device(try scratch.device(queues: 3), name: "disk")) {
+      $0.jobs = 3
+      $0.depth = 2
+    }
+    options.run.hasThreadPerQueue = threadPerQueue
+    options.run.sleeps = sleeps
+    let measurement = try #require(try Benchmark.run(options).measurements.first)
+    #expect(measurement.requests > 0)
+    if sleeps { #expect(measurement.calls > 0) }
+  }
+
+  @Test(arguments: [2, 64, 1024])
+  func ringSizesRun(size: Int) throws {
+    let scratch = try Scratch()
+    var options = BenchmarkOptions.short(.device(try scratch.device(), name: "disk")) { $0.depth = 2 }
+    options.targetOptions.ringSize = size
+    options.targetOptions.memoryRegions = 5
+    #expect(try Benchmark.run(options).requests > 0)
+  }
+
+  @Test func tooDeepForTheRingIsSaid() throws {
+    let scratch = try Scratch()
+    var options = BenchmarkOptions.short(.device(try scratch.device(), name: "disk")) { $0.depth = 65 }
+    options.targetOptions.ringSize = 64
+    #expect(throws: BenchError.self) { try Benchmark.run(options) }
+  }
+
+  @Test(arguments: [(true, 1), (false, 1), (true, 2)])
+  func theEchoAnswers(indirect: Bool, jobs: Int) throws {
+    var options = BenchmarkOptions.short(.echo) {
+      $0.depth = 16
+      $0.jobs = jobs
+    }
+    options.targetOptions.usesIndirect = indirect
+    let measurement = try #require(try Benchmark.run(options).measurements.first)
+    #expect(measurement.requests > 0)
+    #expect(measurement.kicks <= 1 + measurement.requests / 1000)
+  }
+
+  @Test func theCeilingIsBesideTheResult() throws {
+    let scratch = try Scratch()
+    var options = BenchmarkOptions.short(.device(try scratch.device(), name: "disk"))
+    options.ceilingSeconds = 0.03
+    let measurement = try #require(try Benchmark.run(options).measurements.first)
+    #expect(try #require(measurement.ceiling) > 0)
+  }
+
+  @Test(arguments: [(100_000_000_000 as UInt64, 6), (1, nil)] as [(UInt64, Int?)])
+  func theLargestDepthWithinALatency(nanoseconds: UInt64, depth: Int?) throws {
+    var options = BenchmarkOptions.short(.echo) { $0.depth = 6 }
+    options.latencyTarget = LatencyTarget(nanoseconds: nanoseconds, percentile: 50)
+    guard let depth else {
+      #expect(throws: BenchError.self) { try Benchmark.run(options) }
+      return
+    }
+    #expect(try Benchmark.run(options).measurements.map(\.workload.depth) == [depth])
+  }
+
+  @Test func aReadOnlyDiskIsNotWritten() throws {
+    let scratch = try Scratch()
+    let device = try BlockDevice(image: try scratch.image(readOnly: true))
+    #expect(throws: BenchError.self) { try Benchmark.run(.short(.device(device, name: "disk")) { $0.pattern = .write }) }
+  }
+
+  @Test func nobodyListens() {
+    #expect(throws: BenchError.self) { try Benchmark.run(.short(.socket(path: "/nonexistent/socket"))) }
+  }
+}
+
+/// A queue on a ring that the test plays the device of.
+@Suite struct BrokenDeviceTests {
+  enum Damage: String, CaseIterable, Sendable {
+    case foreignID, hugeID, twice, jump, noStatus, failure
+  }
+
+  @Test(arguments: Damage.allCases, [true, false])
+  func isNoticed(damage: Damage, indirect: Bool) throws {
+    let memory = try DriverMemory(size: 1 << 20)
+    let ring = try RingMemory(size: 64, shape: .legacy(), in: memory)
+    let features: FeatureSet = indirect ? [.indirectDescriptors, .version1] : [.version1]
+    let setup = try QueueSetup(
+      index: 0, ring: ring, lines: .eventCounters(kick: try .eventCounter(), call: try .eventCounter()), memory: memory,
+      features: features)
+    var workload = Workload()
+    workload.depth = 4
+    let words = try ProgressWords(count: 1)
+    var queue = try BenchQueue(setup, features: features, workload: workload, capacity: 1 << 20, progress: words.word(0))
+    queue.fill()
+    let raw = RawRing(ring.layout, in: memory)
+    #expect(raw.availableIndex.loadAcquire() == 4)
+    let head = raw.availableEntry(0).loadRelaxed()
+    let status = Self.statusAddress(raw, memory, head: head)
+
+    func use(_ id: UInt32, at index: UInt16) {
+      raw.usedID(index).storeRelaxed(id)
+      raw.usedLength(index).storeRelaxed(1)
+      raw.usedIndex.storeRelease(index &+ 1)
+    }
+    switch damage {
+    case .foreignID: use(UInt32(head) + 1 + (indirect ? 8 : 0), at: 0)
+    case .hugeID: use(.max, at: 0)
+    case .twice:
+      memory.store(UInt8(0), at: status)
+      use(UInt32(head), at: 0)
+      #expect(try queue.turn(refills: false) == 1)
+      use(UInt32(head), at: 1)
+    case .jump: raw.usedIndex.storeRelease(5)
+    case .noStatus: use(UInt32(head), at: 0)
+    case .failure:
+      memory.store(UInt8(1), at: status)
+      use(UInt32(head), at: 0)
+    }
+    do {
+      _ = try queue.turn(refills: true)
+      Issue.record("nothing was noticed")
+    } catch {
+      switch error {
+      case .requestFailed: #expect(damage == .failure)
+      case .brokenRing: #expect(damage != .failure)
+      default: Issue.record("\(error)")
+      }
+    }
+  }
+
+  private static func statusAddress(_ raw: RawRing, _ memory: DriverMemory, head: UInt16) -> GuestAddress {
+    let first = raw.descriptor(head)
+    guard first.flags.contains(.indirect) else { return GuestAddress(raw.descriptor(head + 2).address) }
+    return GuestAddress(memory.load(UInt64.self, at: GuestAddress(first.address + 32)))
+  }
+
+  @Test func silenceEndsTheRun() throws {
+    let memory = try DriverMemory(size: 1 << 20)
+    let ring = try RingMemory(size: 64, shape: .legacy(), in: memory)
+    let setup = try QueueSetup(
+      index: 0, ring: ring, lines: .eventCounters(kick: try .eventCounter(), call: try .eventCounter()), memory: memory,
+      features: .version1)
+    var options = RunOptions()
+    options.runtime = 0.02
+    options.rampTime = 0
+    options.patience = 0
+    do {
+      _ = try Client.run(
+        [setup], features: .version1, capacity: 1 << 20, workload: Workload(), options: options,
+        meter: OwnProcessMeter(device: nil))
+      Issue.record("a device that does not answer was measured")
+    } catch {
+      guard case .noAnswer = error else {
+        Issue.record("\(error)")
+        return
+      }
+    }
+  }
+}
