@@ -206,17 +206,19 @@ def measure(arguments, folder, count):
 
 
 def rate(arguments, path):
-    """Thousands of reads a second that the disk on this socket does."""
+    """Thousands of reads a second that the disk on this socket does, and microseconds of processor for each."""
     out = subprocess.run(
         [arguments.program, "bench", "run", "--socket-path", path, "--rw=randread", "--iodepth=32", "--runtime=1",
          "--ramp_time=0.2", "--no-ceiling-check", "--output-format=json"],
         check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
-    return json.loads(out)["jobs"][0]["read"]["iops"] / 1000
+    job = json.loads(out)["jobs"][0]
+    return job["read"]["iops"] / 1000, job["vmm-blk"]["backend_cpu_us_per_io"]
 
 
 def busy(arguments, folder):
     """One disk works, alone in its process or among others that have front-ends and sleep; in turns, so that drift hits
-    both alike."""
+    both alike. Queues run on processor 0, since the measuring client takes the last one."""
+    arguments.option.append("--pin-cpus=0")
     for name in ("alone", "among"):
         os.makedirs(f"{folder}/{name}")
     alone = Server(arguments, f"{folder}/alone", 1)
@@ -232,11 +234,11 @@ def busy(arguments, folder):
         frontend.close()
     alone.stop()
     among.stop()
-    middle = {name: statistics.median(values) for name, values in rates.items()}
-    ratios = sorted(there / here for here, there in zip(rates["alone"], rates["among"]))
-    print(f"4 KiB random reads at depth 32, thousands a second, medians of {arguments.rounds}: alone {middle['alone']:.0f}, "
-          f"among {arguments.disks - 1} sleeping disks {middle['among']:.0f}; ratio {statistics.median(ratios):.3f} "
-          f"(from {ratios[0]:.3f} to {ratios[-1]:.3f})")
+    for index, what in enumerate(("thousands a second", "processor, us a read")):
+        alone, among = ([values[index] for values in rates[name]] for name in ("alone", "among"))
+        ratios = sorted(there / here for here, there in zip(alone, among))
+        print(f"{what:22} alone {statistics.median(alone):8.2f}   among {arguments.disks - 1} sleeping disks "
+              f"{statistics.median(among):8.2f}   ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})")
 
 
 def report(arguments, one, many):
