@@ -24,6 +24,9 @@ extension ServeDisk: DecodableWithConfiguration {
     case threads
     case pinCPUs = "pin-cpus"
     case pollUs = "poll-us"
+    case waiting
+    case notify
+    case uring
     case noLock = "no-lock"
   }
 
@@ -47,10 +50,15 @@ extension ServeDisk: DecodableWithConfiguration {
     options.engine = try entry.choice(.engine) ?? defaults.engine
     options.direct = try entry.choice(.direct) ?? defaults.direct
     options.threads = try entry.number(.threads) ?? defaults.threads
-    options.pinCPUs = try entry.processors(.pinCPUs) ?? defaults.pinCPUs
-    options.pollUs = try entry.number(.pollUs) ?? defaults.pollUs
+    options.pinCPUs = try entry.argument(.pinCPUs) ?? defaults.pinCPUs
     options.noLock = try entry.flag(.noLock) ?? defaults.noLock
+    let (waiting, pollUs): (Waiting?, Int?) = (try entry.argument(.waiting), try entry.number(.pollUs))
+    // Two ways to say the same: the entry's, whichever it is, goes before the command line's.
+    if waiting != nil || pollUs != nil { (options.tuning.waiting, options.tuning.pollUs) = (waiting, pollUs) }
+    options.tuning.notify = try entry.argument(.notify) ?? defaults.tuning.notify
+    options.tuning.uring = try entry.argument(.uring) ?? defaults.tuning.uring
     try options.validate()
+    try options.tuning.validate()
     self.options = options
     self.socketPath = socketPath
   }
@@ -81,12 +89,13 @@ extension ServeDisk: DecodableWithConfiguration {
       return choice
     }
 
-    func processors(_ word: Word) throws -> ProcessorList? {
-      guard let list = try text(word) else { return nil }
-      guard let processors = ProcessorList(argument: list) else {
-        throw ServeDiskMistake.wrongValue(word, expected: "a list of processors, as in \"0,2,4-6\"")
+    /// A string as the option of that name takes it.
+    func argument<Argument: ExpressibleByArgument>(_ word: Word) throws -> Argument? {
+      guard let string = try text(word) else { return nil }
+      guard let argument = Argument(argument: string) else {
+        throw ServeDiskMistake.wrongValue(word, expected: "what --\(word.rawValue) takes, and \"\(string)\" is not")
       }
-      return processors
+      return argument
     }
 
     private func value<Value: Decodable>(_ word: Word, _ expected: String) throws -> Value? {
