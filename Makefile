@@ -33,6 +33,7 @@ test-fast:
 test-system: release
 	@Scripts/setup.sh build guest counts
 	Scripts/counts.py
+	Scripts/many.py --disks 100 --seconds 2 --check
 	Scripts/guest/test.sh
 
 test: test-fast test-system

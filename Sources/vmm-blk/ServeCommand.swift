@@ -1,4 +1,4 @@
-/// `vmm-blk serve`: a disk for a VMM on a vhost-user socket.
+/// `vmm-blk serve`: disks for VMMs on vhost-user sockets.
 public import ArgumentParser
 public import Logging
 internal import SystemPackage
@@ -13,9 +13,22 @@ struct ServeCommand: ParsableCommand {
       The virtual machine's memory has to be shared (memory-backend-memfd,share=on in QEMU, memory shared=on in Cloud \
       Hypervisor). One front-end is served at a time; when it goes, the next can come. SIGTERM and SIGINT finish what is \
       in flight, remove the socket and end with status 0.
+
+      With --disks one process serves many disks. FILE is a JSON array with an object for each, in the words of these \
+      options:
+
+        [ { "blk-file": "a.img", "socket-path": "a.sock", "num-queues": 2 },
+          { "blk-file": "b.img", "socket-path": "b.sock", "read-only": true } ]
+
+      Numbers, and true or false, stand without quotes. The words are blk-file and socket-path, which every disk needs, and \
+      read-only, num-queues, logical-block-size, queue-size-max, serial, engine, direct, threads, pin-cpus, poll-us and \
+      no-lock; what an entry does not say is as the command line says. Either all disks are served or none.
       """)
 
   @OptionGroup var disk: DeviceOptions
+
+  @Option(help: .init("Serve all the disks that this JSON file describes, each on a socket of its own.", valueName: "file"))
+  var disks: String?
 
   @Option(help: .init("Listen on this path.", valueName: "path"))
   var socketPath: String?
@@ -32,7 +45,13 @@ struct ServeCommand: ParsableCommand {
 
   func validate() throws {
     guard !printCapabilities else { return }
-    guard disk.blkFile != nil else { throw ValidationError("No disk: name one with --blk-file.") }
+    if disks != nil {
+      guard disk.blkFile == nil, disk.serial == nil, socketPath == nil, fd == nil else {
+        throw ValidationError("With --disks, the image, the serial and the socket of each disk are said in its entry.")
+      }
+      return
+    }
+    guard disk.blkFile != nil else { throw ValidationError("No disk: name one with --blk-file, or many with --disks.") }
     guard (socketPath == nil) != (fd == nil) else {
       throw ValidationError("Say where to serve, with either --socket-path or --fd.")
     }
@@ -40,41 +59,70 @@ struct ServeCommand: ParsableCommand {
 
   func run() throws {
     if printCapabilities { return try say(Self.capabilities) }
-    // Before the device makes threads, which inherit that these signals are not theirs.
+    // Before the devices make threads, which inherit that these signals are not theirs.
     let signals = try TerminationSignals()
     let log = ServeLog(level: logLevel)
-    let device = try disk.makeDevice()
-    let socket = try self.socket()
-    if let warning = device.engineWarning { log.warn(warning) }
-    log.note("engine: \(device.engineReason)")
+    let openFiles = ServeFileLimit.raise()
+    let served = try disks.map { try openAll(ServeDiskList(file: $0, defaults: disk), openFiles, log) } ?? [openOne()]
+    log.noteEngines(of: served.map(\.device))
     let loop = try EventLoop()
-    let server = BackendServer(device: device, on: socket, in: loop) { log.event($0) }
-    server.finished = { loop.stop() }
+    let servers = served.map { disk in
+      let news = disks == nil ? log : log.about(disk.place)
+      return BackendServer(device: disk.device, on: disk.socket, in: loop) { news.event($0) }
+    }
+    defer { for server in servers { server.close() } }
+    if disks == nil { servers.first?.finished = { loop.stop() } }
     _ = try loop.add(signals.descriptor) { _ in
       guard let signal = signals.take() else { return }
       log.note("ending on signal \(signal)")
       loop.stop()
     }
-    try server.open()
-    try say(greeting(device))
-    defer { server.close() }
+    for server in servers { try server.open() }
+    try say(disks.map { "Serving \(served.count) disks as \($0) describes them." } ?? greeting(served[0]))
     try loop.run()
   }
 
-  private func socket() throws -> ServerSocket {
-    if let fd { return try ServerSocket.adopt(fd) }
-    guard let socketPath else { preconditionFailure("validation asks for a path or a descriptor") }
-    return .listening(try Listener(path: socketPath))
+  // MARK: Disks
+
+  /// A disk that is ready for front-ends.
+  private struct Served {
+    var device: BlockDevice
+    var socket: ServerSocket
+    /// Where it is served, in words.
+    var place: String
   }
 
+  private func openOne() throws -> Served {
+    let device = try disk.makeDevice()
+    if let fd { return Served(device: device, socket: try ServerSocket.adopt(fd), place: "descriptor \(fd)") }
+    guard let socketPath else { preconditionFailure("validation asks for a path or a descriptor") }
+    return Served(device: device, socket: .listening(try Listener(path: socketPath)), place: socketPath)
+  }
+
+  /// All or none: what was opened before a disk that cannot be is closed again, and its sockets go with it.
+  private func openAll(_ list: ServeDiskList, _ openFiles: Int, _ log: ServeLog) throws -> [Served] {
+    try ServeFileLimit.check(list.disks.map(\.options), limit: openFiles, log)
+    return try list.disks.enumerated().map { index, disk in
+      do {
+        let device = try disk.options.makeDevice()
+        let listener = try Listener(path: disk.socketPath)
+        return Served(device: device, socket: .listening(listener), place: disk.socketPath)
+      } catch {
+        throw list.error(index, "\(error)")
+      }
+    }
+  }
+
+  // MARK: Words
+
   /// One line that says where the disk is and how a virtual machine gets at it.
-  private func greeting(_ device: BlockDevice) -> String {
-    let image = device.image.path
-    guard let socketPath else { return "Serving \(image) on descriptor \(fd ?? -1)." }
+  private func greeting(_ served: Served) -> String {
+    let image = served.device.image.path
+    guard socketPath != nil else { return "Serving \(image) on \(served.place)." }
     return """
-      Serving \(image) on \(socketPath); for QEMU: -object memory-backend-memfd,id=mem,size=1G,share=on \
-      -machine memory-backend=mem -m 1G -chardev socket,id=disk,path=\(socketPath) \
-      -device vhost-user-blk-pci,chardev=disk,num-queues=\(device.queueCount)
+      Serving \(image) on \(served.place); for QEMU: -object memory-backend-memfd,id=mem,size=1G,share=on \
+      -machine memory-backend=mem -m 1G -chardev socket,id=disk,path=\(served.place) \
+      -device vhost-user-blk-pci,chardev=disk,num-queues=\(served.device.queueCount)
       """
   }
 

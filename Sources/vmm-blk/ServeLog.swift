@@ -1,11 +1,15 @@
 /// What a server says to its operator, on standard error.
 internal import Logging
 internal import VhostUser
+internal import VirtioBlkDevice
 internal import VirtioCore
 
-/// The log of one server. Lines that a guest or a front-end can cause are metered.
+/// The log of one server, or of one disk of many. Lines that a guest or a front-end can cause are metered, for each disk by
+/// itself.
 final class ServeLog {
   private let logger: Logger
+  /// Goes before every event; empty where there is one disk only.
+  private let prefix: String
   /// One for each importance, so that a flood of small news does not keep a warning out.
   private var meters: [ServerEvent.Importance: Meter] = [:]
 
@@ -13,11 +17,33 @@ final class ServeLog {
     var logger = Logger(label: "vmm-blk") { StreamLogHandler.standardError(label: $0) }
     logger.logLevel = level
     self.logger = logger
+    prefix = ""
   }
+
+  private init(_ logger: Logger, prefix: String) {
+    self.logger = logger
+    self.prefix = prefix
+  }
+
+  /// The same log for what happens to one disk of many.
+  func about(_ disk: String) -> ServeLog { ServeLog(logger, prefix: disk + ": ") }
 
   /// A line of our own.
   func note(_ text: String) { logger.info("\(text)") }
   func warn(_ text: String) { logger.warning("\(text)") }
+
+  /// Which engines serve the disks and why: a line for each reason, not for each disk.
+  func noteEngines(of devices: [BlockDevice]) {
+    func each(_ sentence: (BlockDevice) -> String?, _ say: (String) -> Void) {
+      var counts: [String: Int] = [:]
+      for device in devices { if let text = sentence(device) { counts[text, default: 0] += 1 } }
+      for (text, count) in counts.sorted(by: { ($1.value, $0.key) < ($0.value, $1.key) }) {
+        say(devices.count == 1 ? text : "\(count) of \(devices.count) disks: \(text)")
+      }
+    }
+    each(\.engineWarning, warn)
+    each({ "engine: \($0.engineReason)" }, note)
+  }
 
   /// Every one of these can be caused from the other side of the socket, as often as that side likes.
   func event(_ event: ServerEvent) {
@@ -29,10 +55,10 @@ final class ServeLog {
       case .warning: .warning
       }
     // Who asks for everything gets everything, and what would not be written anyway uses nothing up.
-    guard level >= .info else { return logger.log(level: level, "\(event)") }
+    guard level >= .info else { return logger.log(level: level, "\(prefix)\(event)") }
     guard level >= logger.logLevel else { return }
     guard case .pass(let heldBack) = meters[event.importance, default: Meter()].ask() else { return }
-    if heldBack > 0 { logger.log(level: level, "\(heldBack) lines were left out") }
-    logger.log(level: level, "\(event)")
+    if heldBack > 0 { logger.log(level: level, "\(prefix)\(heldBack) lines were left out") }
+    logger.log(level: level, "\(prefix)\(event)")
   }
 }

@@ -5,44 +5,6 @@ import VirtioCore
 
 @testable import VhostUser
 
-/// The program, built beside the tests.
-private struct Program {
-  let process = Process()
-  private let output = Pipe()
-  private let errors = Pipe()
-
-  init(_ arguments: [String], input: FileHandle = .nullDevice) throws {
-    let tests = URL(fileURLWithPath: CommandLine.arguments[0])
-    process.executableURL = tests.deletingLastPathComponent().appendingPathComponent("vmm-blk")
-    process.arguments = arguments
-    process.standardInput = input
-    process.standardOutput = output
-    process.standardError = errors
-    try process.run()
-  }
-
-  /// The line that says it listens.
-  func firstLine() -> String {
-    var line: [UInt8] = []
-    while let byte = output.fileHandleForReading.readData(ofLength: 1).first, byte != UInt8(ascii: "\n") {
-      line.append(byte)
-    }
-    return String(decoding: line, as: UTF8.self)
-  }
-
-  /// Waits for the end. What it says is short enough for the pipes to hold.
-  func finish() -> (status: Int32, output: String, errors: String) {
-    process.waitUntilExit()
-    return (
-      process.terminationStatus, Self.text(output), Self.text(errors)
-    )
-  }
-
-  private static func text(_ pipe: Pipe) -> String {
-    String(decoding: pipe.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-  }
-}
-
 @Suite struct ServeCommandTests {
   @Test func capabilitiesAreTheConventionalJSON() throws {
     let result = try Program(["serve", "--print-capabilities"]).finish()
@@ -73,6 +35,13 @@ private struct Program {
     (["--blk-file", "DIR/disk", "--socket-path", "DIR/s", "--logical-block-size", "1000"], "power of two"),
     (["--blk-file", "DIR/disk", "--socket-path", "DIR/s", "--log-level", "loud"], "loud"),
     (["--blk-file", "DIR/disk", "--socket-path", "DIR/s", "--no-such-option"], "--no-such-option"),
+    (["--disks", "DIR/none"], "the list of disks DIR/none cannot be read"),
+    (["--disks", "DIR"], "cannot be read"),
+    (["--disks", "DIR/disk"], "is not a JSON array of disks"),
+    (["--disks", "DIR/disk", "--blk-file", "DIR/disk"], "said in its entry"),
+    (["--disks", "DIR/disk", "--socket-path", "DIR/s"], "said in its entry"),
+    (["--disks", "DIR/disk", "--fd", "0"], "said in its entry"),
+    (["--disks", "DIR/disk", "--serial", "1"], "said in its entry"),
   ])
   func mistakesAreOneSentence(arguments: [String], sentence: String) throws {
     try withDirectory { directory in
@@ -86,7 +55,8 @@ private struct Program {
       #expect(result.output.isEmpty)
       let errors = result.errors.split(separator: "\n").filter { $0.hasPrefix("Error: ") }
       #expect(errors.count == 1)
-      #expect(errors.first?.contains(sentence) == true, "\(result.errors)")
+      let expected = sentence.replacingOccurrences(of: "DIR", with: directory)
+      #expect(errors.first?.contains(expected) == true, "\(result.errors)")
       let files = try FileManager.default.contentsOfDirectory(atPath: directory)
       #expect(Set(files) == ["disk", "empty", "odd", "live"])
       withExtendedLifetime(live) {}

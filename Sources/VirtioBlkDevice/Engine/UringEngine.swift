@@ -122,10 +122,18 @@ struct UringEngine: BlockEngine, ~Copyable {
 
   /// Whether this process may use io_uring at all; the error says why not.
   static func probe() throws(Errno) {
-    let ring = unsafe try makeRing(UringSetup(), completions: 1)
-    unsafe io_uring_queue_exit(ring)
-    unsafe ring.deallocate()
+    if let refusal { throw refusal }
   }
+
+  /// Asked once, not for each of a thousand disks: no process gets the right later that it did not have at first.
+  private static let refusal: Errno? = {
+    do throws(Errno) {
+      let ring = unsafe try makeRing(UringSetup(), completions: 1)
+      unsafe io_uring_queue_exit(ring)
+      unsafe ring.deallocate()
+      return nil
+    } catch { return error }
+  }()
 
   // MARK: Operations
 

@@ -61,7 +61,10 @@ struct RequestSlab: ~Copyable {
   private let rangeArea: Mapping
   /// A stack, so that at low depth the same few slots are used and stay warm.
   private let free: UnsafeMutablePointer<UInt16>
-  private var freeCount: Int
+  private var freeCount = 0
+  /// Slots from the front that were in use at some time. The others are not initialized, so that a queue that has never been
+  /// deep costs no memory for its depth.
+  private var begunCount = 0
 
   /// - Parameter capacity: 1 … 32768.
   init(capacity: Int) throws(Errno) {
@@ -72,30 +75,34 @@ struct RequestSlab: ~Copyable {
     self.segmentArea = segmentArea
     self.rangeArea = rangeArea
     unsafe slots = .allocate(capacity: capacity)
-    let segments = unsafe segmentArea.base.bindMemory(
+    unsafe segmentBase = segmentArea.base.bindMemory(
       to: MemorySegment.self, capacity: capacity * Self.segmentStride)
-    unsafe segmentBase = segments
     unsafe free = .allocate(capacity: capacity)
-    for index in 0..<capacity {
-      unsafe (slots + index).initialize(to: RequestSlot(segments: segments + index * Self.segmentStride))
-      unsafe (free + index).initialize(to: UInt16(capacity - 1 - index))
-    }
-    freeCount = capacity
   }
 
   deinit {
-    unsafe slots.deinitialize(count: capacity)
+    unsafe slots.deinitialize(count: begunCount)
     unsafe slots.deallocate()
     unsafe free.deallocate()
   }
 
-  var inUse: Int { capacity &- freeCount }
+  var inUse: Int { begunCount &- freeCount }
 
   @inline(__always)
   mutating func take() -> Int? {
-    guard freeCount > 0 else { return nil }
+    guard freeCount > 0 else { return begin() }
     freeCount &-= 1
     return Int(unsafe free[freeCount])
+  }
+
+  /// The first use of a slot.
+  @inline(never)
+  private mutating func begin() -> Int? {
+    guard begunCount < capacity else { return nil }
+    let index = begunCount
+    unsafe (slots + index).initialize(to: RequestSlot(segments: segments(index)))
+    begunCount &+= 1
+    return index
   }
 
   @inline(__always)

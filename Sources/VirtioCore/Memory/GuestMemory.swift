@@ -53,7 +53,8 @@ public final class GuestMemory: @unchecked Sendable {
   /// end. It leaves a search with the few regions that begin in one part.
   let firstInGranule: UnsafeMutablePointer<UInt16>
   let granuleShift: UInt64
-  static let granules = 4096
+  /// Eight for each region, so that the table of a small guest is small.
+  let granules: Int
 
   public init(_ regions: [GuestRegion]) throws(GuestMemoryError) {
     guard regions.count <= Self.maximumRegions else { throw .tooManyRegions(regions.count) }
@@ -77,16 +78,17 @@ public final class GuestMemory: @unchecked Sendable {
       unsafe (table + index).initialize(
         to: .init(start: region.start.rawValue, size: region.size, host: region.mapping.base + region.offset))
     }
+    granules = max(8, 8 * sorted.count)
     var shift: UInt64 = 0
-    while (previousLast?.last ?? 0) >> shift >= UInt64(Self.granules) { shift += 1 }
+    while (previousLast?.last ?? 0) >> shift >= UInt64(granules) { shift += 1 }
     granuleShift = shift
-    unsafe firstInGranule = .allocate(capacity: Self.granules + 1)
+    unsafe firstInGranule = .allocate(capacity: granules + 1)
     var before = 0
-    for granule in 0..<Self.granules {
+    for granule in 0..<granules {
       while before < sorted.count, sorted[before].start.rawValue >> shift < UInt64(granule) { before += 1 }
       unsafe (firstInGranule + granule).initialize(to: UInt16(before))
     }
-    unsafe (firstInGranule + Self.granules).initialize(to: UInt16(sorted.count))
+    unsafe (firstInGranule + granules).initialize(to: UInt16(sorted.count))
   }
 
   deinit {
@@ -129,6 +131,7 @@ public struct GuestMemoryView {
   let count: Int
   let firstInGranule: UnsafePointer<UInt16>
   let granuleShift: UInt64
+  let granules: UInt64
   /// The region of the last hit; `size` 0 before the first.
   var last: Entry
 
@@ -137,6 +140,7 @@ public struct GuestMemoryView {
     count = memory.regions.count
     unsafe firstInGranule = UnsafePointer(memory.firstInGranule)
     granuleShift = memory.granuleShift
+    granules = UInt64(memory.granules)
     unsafe last = count > 0 ? table[0] : Entry(start: 0, size: 0, host: UnsafeMutableRawPointer(mutating: table))
   }
 
@@ -177,7 +181,7 @@ public struct GuestMemoryView {
   @inline(never)
   private mutating func search(_ address: UInt64) -> MemorySegment? {
     let granule = address &>> granuleShift
-    guard granule < UInt64(GuestMemory.granules) else { return nil }
+    guard granule < granules else { return nil }
     // Regions that begin before the granule are below `low`, those that begin after it are not below `high`.
     var low = Int(unsafe firstInGranule[Int(granule)])
     var high = Int(unsafe firstInGranule[Int(granule) &+ 1])

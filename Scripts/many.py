@@ -1,0 +1,313 @@
+#!/usr/bin/env python3
+"""Measures what many disks in one process cost: start-up, memory, processor time while idle, and the first read.
+
+    Scripts/many.py                       1,000 disks
+    Scripts/many.py --disks 50 --check    fewer, and status 1 when an idle disk costs too much
+    Scripts/many.py --busy                how fast one busy disk is among sleeping ones, against one alone
+
+The disks are sparse files. Each is measured twice: alone on its socket, and with a front-end of this script's that sets up
+one queue in 64 KiB of shared memory, reads one block, and falls asleep. What a disk costs is the difference between a process
+with all of them and a process with one.
+"""
+import argparse
+import array
+import json
+import mmap
+import os
+import resource
+import select
+import shutil
+import signal
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+KIB_LIMIT = 64  # of a disk's own memory, with a front-end
+
+
+class Frontend:
+    """The least that a vhost-user front-end can be: one queue, one request."""
+
+    SIZE = 64 << 10
+    DESCRIPTORS, AVAILABLE, USED, HEADER, DATA, STATUS = 0, 0x4000, 0x5000, 0x8000, 0x9000, 0xa000
+    USER = 1 << 40  # where the memory would be in a front-end that had it at the address it says
+
+    def __init__(self, path, entries):
+        self.began = time.perf_counter()
+        self.entries = entries
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(path)
+        self.file = os.memfd_create("guest")
+        os.ftruncate(self.file, self.SIZE)
+        self.memory = mmap.mmap(self.file, self.SIZE)
+        self.kick = os.eventfd(0)
+        self.call = os.eventfd(0, os.EFD_NONBLOCK)
+        self.set_up()
+
+    def send(self, request, payload=b"", descriptors=()):
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        self.socket.sendmsg([struct.pack("<III", request, 1, len(payload)) + payload], ancillary)
+
+    def number(self, request):
+        """The answer of a request whose answer is a number."""
+        self.send(request)
+        answer = self.socket.recv(20, socket.MSG_WAITALL)
+        return struct.unpack("<Q", answer[12:])[0]
+
+    def set_up(self):
+        version_1, protocol_features = 1 << 32, 1 << 30
+        self.number(1)  # GET_FEATURES
+        self.send(3)  # SET_OWNER
+        self.send(2, struct.pack("<Q", version_1 | protocol_features))
+        self.number(15)  # GET_PROTOCOL_FEATURES
+        self.send(16, struct.pack("<Q", 0))
+        self.send(5, struct.pack("<IIQQQQ", 1, 0, 0, self.SIZE, self.USER, 0), [self.file])  # SET_MEM_TABLE
+        self.send(8, struct.pack("<II", 0, self.entries))  # SET_VRING_NUM
+        self.send(10, struct.pack("<II", 0, 0))  # SET_VRING_BASE
+        self.send(9, struct.pack(  # SET_VRING_ADDR
+            "<IIQQQQ", 0, 0, self.USER + self.DESCRIPTORS, self.USER + self.USED, self.USER + self.AVAILABLE, 0))
+        self.send(13, struct.pack("<Q", 0), [self.call])  # SET_VRING_CALL
+        self.send(12, struct.pack("<Q", 0), [self.kick])  # SET_VRING_KICK
+        self.send(18, struct.pack("<II", 0, 1))  # SET_VRING_ENABLE
+
+    def read_block(self):
+        """Reads the first 512 bytes. Returns the seconds since the connection was asked for."""
+        os.pwrite(self.file, struct.pack("<IIQ", 0, 0, 0), self.HEADER)
+        chain = [(self.HEADER, 16, 1, 1), (self.DATA, 512, 3, 2), (self.STATUS, 1, 2, 0)]
+        os.pwrite(self.file, b"".join(struct.pack("<QIHH", *entry) for entry in chain), self.DESCRIPTORS)
+        self.memory[self.STATUS] = 0xff
+        os.pwrite(self.file, struct.pack("<HHH", 0, 1, 0), self.AVAILABLE)
+        os.eventfd_write(self.kick, 1)
+        waiting = select.poll()  # select knows no descriptor beyond 1023
+        waiting.register(self.call, select.POLLIN)
+        while struct.unpack_from("<H", self.memory, self.USED + 2)[0] != 1:
+            if not waiting.poll(10_000):
+                sys.exit("a disk did not answer within ten seconds")
+            os.eventfd_read(self.call)
+        if self.memory[self.STATUS] != 0:
+            sys.exit(f"a disk answered with status {self.memory[self.STATUS]}")
+        return time.perf_counter() - self.began
+
+    def close(self):
+        self.memory.close()
+        self.socket.close()
+        for descriptor in (self.file, self.kick, self.call):
+            os.close(descriptor)
+
+
+class Server:
+    """One process with `count` disks, measured from outside."""
+
+    running = set()
+
+    def __init__(self, arguments, folder, count):
+        self.sockets = [f"{folder}/{index}.sock" for index in range(count)]
+        entries = []
+        for index, path in enumerate(self.sockets):
+            image = f"{folder}/{index}.img"
+            with open(image, "wb") as file:
+                file.truncate(64 << 20)
+            entries.append({"blk-file": image, "socket-path": path})
+        with open(f"{folder}/disks.json", "w") as file:
+            json.dump(entries, file)
+        self.errors = tempfile.TemporaryFile()
+        began = time.perf_counter()
+        self.process = subprocess.Popen(
+            [arguments.program, "serve", "--disks", f"{folder}/disks.json", "--log-level", "warning", *arguments.option],
+            stdout=subprocess.DEVNULL, stderr=self.errors)
+        self.running.add(self.process)
+        while not self.accepts(self.sockets[-1]):
+            if self.process.poll() is not None:
+                self.errors.seek(0)
+                sys.exit(self.errors.read().decode())
+            time.sleep(0.0002)
+        self.start = time.perf_counter() - began
+        self.start_processor = self.ticks() / os.sysconf("SC_CLK_TCK")
+
+    @staticmethod
+    def accepts(path):
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(path) == 0
+
+    def proc(self, name):
+        with open(f"/proc/{self.process.pid}/{name}") as file:
+            return file.read()
+
+    def ticks(self):
+        """Processor time of all threads, in clock ticks."""
+        fields = self.proc("stat").rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    def memory(self):
+        """Kilobytes: everything, our share of it, what is this process's own, and what the kernel's rings show here."""
+        rollup = {}
+        for line in self.proc("smaps_rollup").splitlines()[1:]:
+            name, value = line.split(":")
+            rollup[name] = int(value.split()[0])
+        rings, inside = 0, False
+        for line in self.proc("smaps").splitlines():
+            first = line.split()[0]
+            if not first.endswith(":"):
+                inside = "io_uring" in line
+            elif inside and first == "Rss:":
+                rings += int(line.split()[1])
+        return {"rss": rollup["Rss"], "pss": rollup["Pss"], "own": rollup["Anonymous"], "rings": rings}
+
+    def idle_ticks(self, seconds):
+        time.sleep(0.3)
+        before = self.ticks()
+        time.sleep(seconds)
+        return self.ticks() - before
+
+    def threads(self):
+        return len(os.listdir(f"/proc/{self.process.pid}/task"))
+
+    def descriptors(self):
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def stop(self):
+        began = time.perf_counter()
+        self.process.send_signal(signal.SIGTERM)
+        status = self.process.wait()
+        self.running.discard(self.process)
+        if status != 0:
+            sys.exit(f"the server ended with status {status}")
+        left = [path for path in self.sockets if os.path.exists(path)]
+        if left:
+            sys.exit(f"{len(left)} sockets were left behind, among them {left[0]}")
+        return time.perf_counter() - began
+
+
+def measure(arguments, folder, count):
+    """Numbers of one process with `count` disks, without and with front-ends."""
+    os.makedirs(folder)
+    server = Server(arguments, folder, count)
+    result = {"start": server.start, "start processor": server.start_processor}
+    seconds = arguments.seconds if count > 1 else 0
+    result["listening"] = {**server.memory(), "ticks": server.idle_ticks(seconds), "threads": server.threads(),
+                           "files": server.descriptors()}
+    frontends, first = [], []
+    for path in server.sockets:
+        frontends.append(Frontend(path, arguments.queue_size))
+        first.append(frontends[-1].read_block())
+    result["first read"] = first
+    result["connected"] = {**server.memory(), "ticks": server.idle_ticks(seconds), "threads": server.threads(),
+                           "files": server.descriptors()}
+    result["stop"] = server.stop()
+    for frontend in frontends:
+        frontend.close()
+    shutil.rmtree(folder)
+    return result
+
+
+def rate(arguments, path):
+    """Thousands of reads a second that the disk on this socket does."""
+    out = subprocess.run(
+        [arguments.program, "bench", "run", "--socket-path", path, "--rw=randread", "--iodepth=32", "--runtime=1",
+         "--ramp_time=0.2", "--no-ceiling-check", "--output-format=json"],
+        check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
+    return json.loads(out)["jobs"][0]["read"]["iops"] / 1000
+
+
+def busy(arguments, folder):
+    """One disk works, alone in its process or among others that have front-ends and sleep; in turns, so that drift hits
+    both alike."""
+    for name in ("alone", "among"):
+        os.makedirs(f"{folder}/{name}")
+    alone = Server(arguments, f"{folder}/alone", 1)
+    among = Server(arguments, f"{folder}/among", arguments.disks)
+    frontends = [Frontend(path, arguments.queue_size) for path in among.sockets[:-1]]
+    for frontend in frontends:
+        frontend.read_block()
+    rates = {"alone": [], "among": []}
+    for _ in range(arguments.rounds):
+        rates["alone"].append(rate(arguments, alone.sockets[0]))
+        rates["among"].append(rate(arguments, among.sockets[-1]))
+    for frontend in frontends:
+        frontend.close()
+    alone.stop()
+    among.stop()
+    middle = {name: statistics.median(values) for name, values in rates.items()}
+    ratios = sorted(there / here for here, there in zip(rates["alone"], rates["among"]))
+    print(f"4 KiB random reads at depth 32, thousands a second, medians of {arguments.rounds}: alone {middle['alone']:.0f}, "
+          f"among {arguments.disks - 1} sleeping disks {middle['among']:.0f}; ratio {statistics.median(ratios):.3f} "
+          f"(from {ratios[0]:.3f} to {ratios[-1]:.3f})")
+
+
+def report(arguments, one, many):
+    count = arguments.disks
+    print(f"{count} disks in one process; images on {arguments.directory}; ring size {arguments.queue_size}\n")
+    print(f"{'':30}{'listening':>14}{'connected':>14}")
+    others = max(count - 1, 1)
+    for name, what in (("own", "own memory, KiB a disk"), ("rings", "io_uring's, KiB a disk"), ("pss", "PSS, KiB a disk"),
+                       ("rss", "RSS, KiB a disk")):
+        values = [(many[state][name] - one[state][name]) / others for state in ("listening", "connected")]
+        print(f"{what:30}{values[0]:14.1f}{values[1]:14.1f}")
+    for name, what in (("rss", "RSS of the process, MiB"), ("threads", "threads"), ("files", "open files"),
+                       ("ticks", f"CPU ticks in {arguments.seconds:g} idle s")):
+        scale = 1024 if name == "rss" else 1
+        print(f"{what:30}{many['listening'][name] / scale:14.0f}{many['connected'][name] / scale:14.0f}")
+    first = sorted(many["first read"])
+    print(f"""
+from exec to the last socket   {many['start'] * 1000:.0f} ms ({many['start processor'] * 1000:.0f} ms of processor); one disk \
+{one['start'] * 1000:.1f} ms
+connect to first block read    median {statistics.median(first) * 1000:.2f} ms, worst {first[-1] * 1000:.2f} ms; the first of a \
+process {one['first read'][0] * 1000:.2f} ms
+SIGTERM to the end             {many['stop'] * 1000:.0f} ms""")
+
+
+def check(arguments, one, many):
+    """What must hold on any machine."""
+    mistakes = []
+    for state in ("listening", "connected"):
+        own = (many[state]["own"] - one[state]["own"]) / max(arguments.disks - 1, 1)
+        if own > KIB_LIMIT:
+            mistakes.append(f"a {state} disk has {own:.0f} KiB of its own, more than {KIB_LIMIT}")
+        if many[state]["ticks"] > 0:
+            mistakes.append(f"idle {state} disks used {many[state]['ticks']} ticks of the processor")
+    return mistakes
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--program", default=os.path.join(ROOT, ".build/release/vmm-blk"))
+    parser.add_argument("--disks", type=int, default=1000)
+    parser.add_argument("--directory", default="/dev/shm", help="where the images are made (default: %(default)s)")
+    parser.add_argument("--queue-size", type=int, default=128, help="entries of each ring, up to 1024 (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=5, help="how long to watch the idle process (default: %(default)s)")
+    parser.add_argument("--option", action="append", default=[], help="an option for serve, as in --option=--engine=uring")
+    parser.add_argument("--check", action="store_true", help="status 1 when an idle disk costs processor time or too much memory")
+    parser.add_argument("--busy", action="store_true", help="measure one busy disk among the others instead")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each side of --busy (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
+    arguments = parser.parse_args()
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    folder = tempfile.mkdtemp(prefix="many-", dir=arguments.directory)
+    try:
+        if arguments.busy:
+            return busy(arguments, folder)
+        one = measure(arguments, f"{folder}/one", 1)
+        many = measure(arguments, f"{folder}/many", arguments.disks)
+    finally:
+        for process in Server.running:
+            process.kill()
+            process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+    if arguments.json:
+        print(json.dumps({"one": one, "many": many}))
+    else:
+        report(arguments, one, many)
+    mistakes = check(arguments, one, many) if arguments.check else []
+    for mistake in mistakes:
+        print(mistake, file=sys.stderr)
+    sys.exit(1 if mistakes else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+/// One entry of the file that `serve --disks` reads: a disk in the words of the command line.
+internal import ArgumentParser
+internal import FoundationEssentials
+internal import VirtioBlkDevice
+
+/// What a disk is, and where it is served.
+struct ServeDisk {
+  var options: DeviceOptions
+  var socketPath: String
+}
+
+extension ServeDisk: DecodableWithConfiguration {
+  /// The words of an entry: those of the command line, without the dashes in front.
+  enum Word: String, CaseIterable {
+    case blkFile = "blk-file"
+    case socketPath = "socket-path"
+    case readOnly = "read-only"
+    case numQueues = "num-queues"
+    case logicalBlockSize = "logical-block-size"
+    case queueSizeMax = "queue-size-max"
+    case serial
+    case engine
+    case direct
+    case threads
+    case pinCPUs = "pin-cpus"
+    case pollUs = "poll-us"
+    case noLock = "no-lock"
+  }
+
+  /// - Parameter defaults: the command line's own options, which hold where the entry says nothing.
+  /// - Throws: `ServeDiskMistake`, or what the options' own validation says.
+  init(from decoder: any Decoder, configuration defaults: DeviceOptions) throws {
+    guard let values = try? decoder.container(keyedBy: WordKey.self) else { throw ServeDiskMistake.notAnObject }
+    for key in values.allKeys where Word(rawValue: key.stringValue) == nil {
+      throw ServeDiskMistake.unknownWord(key.stringValue)
+    }
+    let entry = Entry(values: values)
+    guard let blkFile = try entry.text(.blkFile) else { throw ServeDiskMistake.missing(.blkFile) }
+    guard let socketPath = try entry.text(.socketPath) else { throw ServeDiskMistake.missing(.socketPath) }
+    var options = defaults
+    options.blkFile = blkFile
+    options.readOnly = try entry.flag(.readOnly) ?? defaults.readOnly
+    options.numQueues = try entry.number(.numQueues) ?? defaults.numQueues
+    options.logicalBlockSize = try entry.number(.logicalBlockSize) ?? defaults.logicalBlockSize
+    options.queueSizeMax = try entry.number(.queueSizeMax) ?? defaults.queueSizeMax
+    options.serial = try entry.text(.serial) ?? defaults.serial
+    options.engine = try entry.choice(.engine) ?? defaults.engine
+    options.direct = try entry.choice(.direct) ?? defaults.direct
+    options.threads = try entry.number(.threads) ?? defaults.threads
+    options.pinCPUs = try entry.processors(.pinCPUs) ?? defaults.pinCPUs
+    options.pollUs = try entry.number(.pollUs) ?? defaults.pollUs
+    options.noLock = try entry.flag(.noLock) ?? defaults.noLock
+    try options.validate()
+    self.options = options
+    self.socketPath = socketPath
+  }
+
+  /// Any word at all, so that the unknown ones are seen, too.
+  private struct WordKey: CodingKey {
+    let stringValue: String
+    var intValue: Int? { nil }
+    init(_ word: Word) { stringValue = word.rawValue }
+    init(stringValue: String) { self.stringValue = stringValue }
+    init?(intValue: Int) { nil }
+  }
+
+  /// Each kind of value with the sentence for when it is another. A word that is not there and one that is `null` are the
+  /// same.
+  private struct Entry {
+    let values: KeyedDecodingContainer<WordKey>
+
+    func text(_ word: Word) throws -> String? { try value(word, "a string") }
+    func number(_ word: Word) throws -> Int? { try value(word, "a whole number") }
+    func flag(_ word: Word) throws -> Bool? { try value(word, "true or false") }
+
+    func choice<Choice: RawRepresentable<String> & CaseIterable>(_ word: Word) throws -> Choice? {
+      guard let name = try text(word) else { return nil }
+      guard let choice = Choice(rawValue: name) else {
+        throw ServeDiskMistake.wrongValue(word, expected: "one of " + Choice.allCases.map(\.rawValue).joined(separator: ", "))
+      }
+      return choice
+    }
+
+    func processors(_ word: Word) throws -> ProcessorList? {
+      guard let list = try text(word) else { return nil }
+      guard let processors = ProcessorList(argument: list) else {
+        throw ServeDiskMistake.wrongValue(word, expected: "a list of processors, as in \"0,2,4-6\"")
+      }
+      return processors
+    }
+
+    private func value<Value: Decodable>(_ word: Word, _ expected: String) throws -> Value? {
+      do { return try values.decodeIfPresent(Value.self, forKey: WordKey(word)) } catch {
+        throw ServeDiskMistake.wrongValue(word, expected: expected)
+      }
+    }
+  }
+}
+
+/// What is wrong with an entry, without saying which entry.
+enum ServeDiskMistake: Error, CustomStringConvertible {
+  case notAnObject
+  case unknownWord(String)
+  case missing(ServeDisk.Word)
+  case wrongValue(ServeDisk.Word, expected: String)
+
+  var description: String {
+    switch self {
+    case .notAnObject: "it has to be an object: { \"blk-file\": …, \"socket-path\": … }"
+    case .unknownWord(let word):
+      "there is no \"\(word)\": use " + ServeDisk.Word.allCases.map { "\"\($0.rawValue)\"" }.joined(separator: ", ")
+    case .missing(let word): "\"\(word.rawValue)\" is missing: every disk needs one"
+    case .wrongValue(let word, let expected): "\"\(word.rawValue)\" has to be \(expected)"
+    }
+  }
+}

@@ -1,0 +1,124 @@
+/// The file that `serve --disks` reads: a JSON array with an entry for each disk.
+internal import FoundationEssentials
+internal import Glibc
+internal import SystemPackage
+
+/// All disks of one server, read and checked as far as that goes without opening one.
+struct ServeDiskList {
+  let file: String
+  let disks: [ServeDisk]
+
+  /// - Parameter defaults: holds for every disk that says nothing else.
+  init(file: String, defaults: DeviceOptions) throws(ServeDiskListError) {
+    self.file = file
+    let text: Data
+    do { text = try Self.read(file) } catch { throw .cannotRead(file, error) }
+    do {
+      disks = try JSONDecoder().decode(Entries.self, from: text, configuration: defaults).disks
+    } catch let error as EntryError {
+      throw .entry(error.number, file: file, name: nil, "\(error.cause)")
+    } catch {
+      throw .notJSON(file, Self.reason(error))
+    }
+    guard !disks.isEmpty else { throw .noDisks(file) }
+    try refuseDoubles()
+  }
+
+  /// The same mistake in words for two entries, before the second one meets the lock or the socket of the first.
+  private func refuseDoubles() throws(ServeDiskListError) {
+    var sockets: [String: Int] = [:]
+    var images: [Inode: (number: Int, isReadOnly: Bool)] = [:]
+    for (index, disk) in disks.enumerated() {
+      let number = index + 1
+      if let other = sockets.updateValue(number, forKey: disk.socketPath) {
+        throw error(index, "it has the socket of entry \(other): give each disk one of its own")
+      }
+      guard !disk.options.noLock, let path = disk.options.blkFile, let inode = Inode(path) else { continue }
+      if let other = images[inode], !(other.isReadOnly && disk.options.readOnly) {
+        throw error(index, "it has the image of entry \(other.number): only disks that are all read-only can share one")
+      }
+      images[inode] = (number, disk.options.readOnly)
+    }
+  }
+
+  /// A sentence about one of the disks.
+  ///
+  /// - Parameter index: 0 for the first.
+  func error(_ index: Int, _ sentence: String) -> ServeDiskListError {
+    .entry(index + 1, file: file, name: disks[index].options.blkFile, sentence)
+  }
+
+  private struct Inode: Hashable {
+    let device: UInt64
+    let number: UInt64
+
+    init?(_ path: String) {
+      var information = stat()
+      guard unsafe stat(path, &information) == 0 else { return nil }
+      device = UInt64(information.st_dev)
+      number = UInt64(information.st_ino)
+    }
+  }
+
+  private static func read(_ file: String) throws(Errno) -> Data {
+    do {
+      let descriptor = try FileDescriptor.open(FilePath(file), .readOnly, options: .closeOnExec)
+      return try descriptor.closeAfter {
+        var text = Data()
+        var room = [UInt8](repeating: 0, count: 1 << 16)
+        while true {
+          let count = unsafe try room.withUnsafeMutableBytes { unsafe try descriptor.read(into: $0) }
+          guard count > 0 else { return text }
+          text.append(contentsOf: room[..<count])
+        }
+      }
+    } catch {
+      throw error as? Errno ?? .ioError
+    }
+  }
+
+  /// The decoder's words for where the text stops being JSON.
+  private static func reason(_ error: any Error) -> String {
+    guard case DecodingError.dataCorrupted(let context) = error else { return "it has to be an array of objects" }
+    guard let cause = context.underlyingError else { return context.debugDescription }
+    return "\(cause)"
+  }
+}
+
+/// The array, entry by entry, so that a mistake knows its number.
+private struct Entries: DecodableWithConfiguration {
+  var disks: [ServeDisk] = []
+
+  init(from decoder: any Decoder, configuration defaults: DeviceOptions) throws {
+    var list = try decoder.unkeyedContainer()
+    while !list.isAtEnd {
+      do { disks.append(try list.decode(ServeDisk.self, configuration: defaults)) } catch {
+        throw EntryError(number: disks.count + 1, cause: error)
+      }
+    }
+  }
+}
+
+private struct EntryError: Error {
+  let number: Int
+  let cause: any Error
+}
+
+/// Why a list of disks cannot be served: one sentence.
+enum ServeDiskListError: Error, CustomStringConvertible {
+  case cannotRead(String, Errno)
+  case notJSON(String, String)
+  case noDisks(String)
+  /// - name: the image's path, where it is known.
+  case entry(Int, file: String, name: String?, String)
+
+  var description: String {
+    switch self {
+    case .cannotRead(let file, let error): "the list of disks \(file) cannot be read: \(error)"
+    case .notJSON(let file, let reason): "\(file) is not a JSON array of disks: \(reason)"
+    case .noDisks(let file): "\(file) lists no disk: give it an entry for each"
+    case .entry(let number, let file, let name, let sentence):
+      "\(file), entry \(number)" + (name.map { " (\($0))" } ?? "") + ": \(sentence)"
+    }
+  }
+}

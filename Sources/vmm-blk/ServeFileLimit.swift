@@ -1,0 +1,65 @@
+/// Descriptors: what a server needs of them, and how many it may have.
+internal import CLinux
+internal import Glibc
+
+/// The limit of open files (RLIMIT_NOFILE).
+enum ServeFileLimit {
+  /// For the program itself and for what a front-end hands over while it connects: as many descriptors as a message can
+  /// bring, and those of the standard streams, the loop and the libraries.
+  private static let spare = 64
+
+  /// Raises the soft limit to the hard one, as a process may that waits with epoll and never with `select`.
+  ///
+  /// - Returns: the limit that holds now.
+  static func raise() -> Int {
+    var limit = rlimit()
+    let resource = __rlimit_resource_t(UInt32(RLIMIT_NOFILE.rawValue))
+    guard unsafe getrlimit(resource, &limit) == 0 else { return .max }
+    if limit.rlim_cur < limit.rlim_max {
+      var raised = rlimit(rlim_cur: limit.rlim_max, rlim_max: limit.rlim_max)
+      if unsafe setrlimit(resource, &raised) == 0 { limit = raised }
+    }
+    return Int(clamping: limit.rlim_cur)
+  }
+
+  /// Descriptors for all disks while nobody is connected: image, events, listening socket.
+  static func idleNeed(_ disks: [DeviceOptions]) -> Int { spare + 3 * disks.count }
+
+  /// With a front-end on every disk and every queue running: a connection for each disk; kick, call and error for each
+  /// queue; mailbox, waiting and completions for each thread.
+  static func fullNeed(_ disks: [DeviceOptions]) -> Int {
+    disks.reduce(idleNeed(disks)) { sum, disk in
+      let queues = min(max(disk.numQueues ?? 1, 1), 256)
+      let threads = min(max(disk.threads ?? queues, 1), queues)
+      return sum + 1 + 3 * queues + 3 * threads
+    }
+  }
+
+  /// - Throws: a sentence when not even the sockets can be opened. Where only not everybody can be connected at the same
+  ///   time, that is a warning.
+  static func check(_ disks: [DeviceOptions], limit: Int, _ log: ServeLog) throws {
+    let (idle, full) = (idleNeed(disks), fullNeed(disks))
+    guard limit >= idle else { throw ServeFileLimitError(limit: limit, disks: disks.count, idle: idle, full: full) }
+    if limit < full {
+      log.warn(
+        """
+        \(disks.count) disks need up to \(full) open files when a front-end is connected to each, and the limit is \
+        \(limit): raise it with 'ulimit -Hn \(full)' or LimitNOFILE=
+        """)
+    }
+  }
+}
+
+struct ServeFileLimitError: Error, CustomStringConvertible {
+  let limit: Int
+  let disks: Int
+  let idle: Int
+  let full: Int
+
+  var description: String {
+    """
+    \(disks) disks need \(idle) open files, and up to \(full) when a front-end is connected to each, but the limit is \
+    \(limit): raise it with 'ulimit -Hn \(full)' or LimitNOFILE=, or list fewer disks
+    """
+  }
+}

@@ -1,0 +1,42 @@
+/// `vmm-blk` in a process of its own, for tests of what people see of it.
+import Foundation
+
+/// The program, built beside the tests.
+struct Program {
+  let process = Process()
+  private let output = Pipe()
+  private let errors = Pipe()
+
+  /// - Parameter limit: what to say to the shell's `ulimit` before it starts; `nil` starts without a shell.
+  init(_ arguments: [String], input: FileHandle = .nullDevice, limit: String? = nil) throws {
+    let tests = URL(fileURLWithPath: CommandLine.arguments[0])
+    let program = tests.deletingLastPathComponent().appendingPathComponent("vmm-blk")
+    process.executableURL = limit == nil ? program : URL(fileURLWithPath: "/bin/sh")
+    process.arguments = (limit.map { ["-c", "ulimit \($0) && exec \"$0\" \"$@\"", program.path] } ?? []) + arguments
+    process.standardInput = input
+    process.standardOutput = output
+    process.standardError = errors
+    try process.run()
+  }
+
+  /// The line that says it listens.
+  func firstLine() -> String {
+    var line: [UInt8] = []
+    while let byte = output.fileHandleForReading.readData(ofLength: 1).first, byte != UInt8(ascii: "\n") {
+      line.append(byte)
+    }
+    return String(decoding: line, as: UTF8.self)
+  }
+
+  /// Waits for the end. What it says is short enough for the pipes to hold.
+  func finish() -> (status: Int32, output: String, errors: String) {
+    process.waitUntilExit()
+    return (
+      process.terminationStatus, Self.text(output), Self.text(errors)
+    )
+  }
+
+  private static func text(_ pipe: Pipe) -> String {
+    String(decoding: pipe.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+  }
+}
