@@ -23,7 +23,10 @@ extension ServeDisk: DecodableWithConfiguration {
     case direct
     case threads
     case pinCPUs = "pin-cpus"
+    case waiting
     case pollUs = "poll-us"
+    case notify
+    case uring
     case noLock = "no-lock"
   }
 
@@ -48,9 +51,21 @@ extension ServeDisk: DecodableWithConfiguration {
     options.direct = try entry.choice(.direct) ?? defaults.direct
     options.threads = try entry.number(.threads) ?? defaults.threads
     options.pinCPUs = try entry.processors(.pinCPUs) ?? defaults.pinCPUs
-    options.pollUs = try entry.number(.pollUs) ?? defaults.pollUs
+    if let waiting: Waiting = try entry.argument(.waiting, "sleep, poll:US, adaptive:US or busy") {
+      options.tuning.waiting = waiting
+      options.tuning.pollUs = nil
+    }
+    if let pollUs = try entry.number(.pollUs) {
+      options.tuning.waiting = nil
+      options.tuning.pollUs = pollUs
+    }
+    options.tuning.notify =
+      try entry.argument(.notify, "batch, each or coalesce:COUNT:US") ?? defaults.tuning.notify
+    options.tuning.uring =
+      try entry.argument(.uring, "words of 'serve --uring' with commas between") ?? defaults.tuning.uring
     options.noLock = try entry.flag(.noLock) ?? defaults.noLock
     try options.validate()
+    try options.tuning.validate()
     self.options = options
     self.socketPath = socketPath
   }
@@ -82,11 +97,14 @@ extension ServeDisk: DecodableWithConfiguration {
     }
 
     func processors(_ word: Word) throws -> ProcessorList? {
-      guard let list = try text(word) else { return nil }
-      guard let processors = ProcessorList(argument: list) else {
-        throw ServeDiskMistake.wrongValue(word, expected: "a list of processors, as in \"0,2,4-6\"")
-      }
-      return processors
+      try argument(word, "a list of processors, as in \"0,2,4-6\"")
+    }
+
+    /// A string in the form that the command line has for it.
+    func argument<Value: ExpressibleByArgument>(_ word: Word, _ expected: String) throws -> Value? {
+      guard let text = try text(word) else { return nil }
+      guard let value = Value(argument: text) else { throw ServeDiskMistake.wrongValue(word, expected: expected) }
+      return value
     }
 
     private func value<Value: Decodable>(_ word: Word, _ expected: String) throws -> Value? {
