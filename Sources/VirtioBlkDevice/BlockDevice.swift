@@ -64,7 +64,18 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     var queues: Set<Int>
   }
 
-  public init(image: ImageFile, options: BlockDeviceOptions = .init()) throws(EngineError) {
+  /// The body of a worker thread.
+  typealias WorkerBody = @Sendable (WorkerConfiguration, EnginePlan) -> Void
+  private let workerBody: WorkerBody
+
+  /// A disk on this image. No thread runs before a queue is started. - Throws: options that do not fit each other, the image
+  /// or this machine.
+  public convenience init(image: ImageFile, options: BlockDeviceOptions = .init()) throws(EngineError) {
+    try self.init(image: image, options: options, workerBody: { serve($0, $1) })
+  }
+
+  /// With another engine under the same worker, as tests have it.
+  init(image: ImageFile, options: BlockDeviceOptions, workerBody: @escaping WorkerBody) throws(EngineError) {
     guard (1...256).contains(options.queueCount) else { throw .badQueueCount(options.queueCount) }
     let size = Int(options.maximumQueueSize)
     guard (2...32768).contains(size), size & (size - 1) == 0 else { throw .badQueueSize(size) }
@@ -80,6 +91,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
       shared = try SharedBlock(serial: options.serial ?? Self.serial(of: image.path))
     } catch { throw .noResources(error) }
 
+    self.workerBody = workerBody
     self.image = image
     self.options = options
     self.queueCount = options.queueCount
@@ -94,7 +106,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     context = unsafe LaneContext(
       limits: BlockLimits(
         capacity: image.size / 512, blockMask: UInt64(image.logicalBlockSize - 1), isReadOnly: image.isReadOnly,
-        memoryMask: UInt(image.memoryAlignment - 1), canDiscard: image.canDiscard),
+        memoryMask: UInt(image.memoryAlignment - 1), isDirect: image.isDirect, canDiscard: image.canDiscard),
       blockDevice: image.isBlockDevice ? image.descriptor : nil, writeback: shared.writeback, serial: shared.serial,
       zeroes: shared.zeroes)
     counterBlocks = (0..<threads).map { _ in CounterBlock() }
@@ -230,10 +242,9 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
       let processors = options.processors
       let cpu = processors.isEmpty ? nil : processors[index % processors.count]
       let plan = EnginePlan(
-        kind: engine, setup: options.uring, image: image, depth: lanes * min(Self.slots, Int(maximumQueueSize)))
-      let thread = try WorkerThread(name: "queue \(index)", cpu: cpu) {
-        serve(configuration, plan)
-      }
+        kind: engine, setup: options.uring, image: image, depth: lanes * Self.slots)
+      let body = workerBody
+      let thread = try WorkerThread(name: "queue \(index)", cpu: cpu) { body(configuration, plan) }
       return Worker(thread: thread, mailbox: mailbox, queues: [])
     } catch { throw .outOfMemory }
   }

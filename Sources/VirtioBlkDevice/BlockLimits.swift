@@ -9,6 +9,8 @@ struct BlockLimits {
   var isReadOnly: Bool
   /// Buffer alignment − 1 that the medium needs, bytes; 0 where anything goes.
   var memoryMask: UInt
+  /// The medium transfers whole blocks only.
+  var isDirect: Bool
   /// Holes can be punched in the image.
   var canDiscard: Bool
 

@@ -21,8 +21,8 @@ struct ServeCommand: ParsableCommand {
           { "blk-file": "b.img", "socket-path": "b.sock", "read-only": true } ]
 
       Numbers, and true or false, stand without quotes. The words are blk-file and socket-path, which every disk needs, and \
-      read-only, num-queues, logical-block-size, queue-size-max, serial, engine, direct, threads, pin-cpus, poll-us, \
-      waiting, notify, uring and no-lock; what an entry does not say is as the command line says. Either all disks are served or none.
+      read-only, num-queues, logical-block-size, queue-size-max, serial, engine, direct, threads, pin-cpus, waiting, \
+      poll-us, notify, uring and no-lock; what an entry does not say is as the command line says. Either all disks are served or none.
       """)
 
   @OptionGroup var disk: DeviceOptions

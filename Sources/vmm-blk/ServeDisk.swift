@@ -23,8 +23,8 @@ extension ServeDisk: DecodableWithConfiguration {
     case direct
     case threads
     case pinCPUs = "pin-cpus"
-    case pollUs = "poll-us"
     case waiting
+    case pollUs = "poll-us"
     case notify
     case uring
     case noLock = "no-lock"
@@ -50,13 +50,16 @@ extension ServeDisk: DecodableWithConfiguration {
     options.engine = try entry.choice(.engine) ?? defaults.engine
     options.direct = try entry.choice(.direct) ?? defaults.direct
     options.threads = try entry.number(.threads) ?? defaults.threads
-    options.pinCPUs = try entry.argument(.pinCPUs) ?? defaults.pinCPUs
-    options.noLock = try entry.flag(.noLock) ?? defaults.noLock
-    let (waiting, pollUs): (Waiting?, Int?) = (try entry.argument(.waiting), try entry.number(.pollUs))
-    // Two ways to say the same: the entry's, whichever it is, goes before the command line's.
+    options.pinCPUs = try entry.processors(.pinCPUs) ?? defaults.pinCPUs
+    let waiting: Waiting? = try entry.argument(.waiting, "sleep, poll:US, adaptive:US or busy")
+    let pollUs = try entry.number(.pollUs)
+    // Two ways to say the same: the entry's, whichever it is, goes before the command line's; both are a mistake there, too.
     if waiting != nil || pollUs != nil { (options.tuning.waiting, options.tuning.pollUs) = (waiting, pollUs) }
-    options.tuning.notify = try entry.argument(.notify) ?? defaults.tuning.notify
-    options.tuning.uring = try entry.argument(.uring) ?? defaults.tuning.uring
+    options.tuning.notify =
+      try entry.argument(.notify, "batch, each or coalesce:COUNT:US") ?? defaults.tuning.notify
+    options.tuning.uring =
+      try entry.argument(.uring, "words of 'serve --uring' with commas between") ?? defaults.tuning.uring
+    options.noLock = try entry.flag(.noLock) ?? defaults.noLock
     try options.validate()
     try options.tuning.validate()
     self.options = options
@@ -89,13 +92,15 @@ extension ServeDisk: DecodableWithConfiguration {
       return choice
     }
 
-    /// A string as the option of that name takes it.
-    func argument<Argument: ExpressibleByArgument>(_ word: Word) throws -> Argument? {
-      guard let string = try text(word) else { return nil }
-      guard let argument = Argument(argument: string) else {
-        throw ServeDiskMistake.wrongValue(word, expected: "what --\(word.rawValue) takes, and \"\(string)\" is not")
-      }
-      return argument
+    func processors(_ word: Word) throws -> ProcessorList? {
+      try argument(word, "a list of processors, as in \"0,2,4-6\"")
+    }
+
+    /// A string in the form that the command line has for it.
+    func argument<Value: ExpressibleByArgument>(_ word: Word, _ expected: String) throws -> Value? {
+      guard let text = try text(word) else { return nil }
+      guard let value = Value(argument: text) else { throw ServeDiskMistake.wrongValue(word, expected: expected) }
+      return value
     }
 
     private func value<Value: Decodable>(_ word: Word, _ expected: String) throws -> Value? {

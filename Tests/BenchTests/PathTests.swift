@@ -175,8 +175,8 @@ import VirtioBlkDevice
   @Test(arguments: [(UInt64(4000), true), (9000, false)])
   func pollingIsAnAlternative(latency: UInt64, isNamed: Bool) {
     let rows = [
-      row("sync", .engine, "--engine sync"), row("wait-sleep", .waiting, "--poll-us 0"),
-      row("wait-poll-50", .waiting, "--poll-us 50"),
+      row("sync", .engine, "--engine sync"), row("wait-sleep", .waiting, "--waiting sleep"),
+      row("wait-poll-50", .waiting, "--waiting poll:50"),
     ]
     let points = [
       point("sync", 300, cpu: 1), point("wait-sleep", 10, cpu: 1, depth: 1),
@@ -184,6 +184,6 @@ import VirtioBlkDevice
     ]
     let found = Recommendation(rows: rows, points: points, mainDepth: 32, inMemory: false)
     #expect(found.flags == "--engine sync")
-    #expect(found.reasons.contains { $0.contains("--poll-us 50") } == isNamed)
+    #expect(found.reasons.contains { $0.contains("--waiting poll:50") } == isNamed)
   }
 }

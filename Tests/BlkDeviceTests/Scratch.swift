@@ -32,7 +32,9 @@ final class Scratch {
   }
 
   /// Bytes that the file holds on its file system.
-  func allocated(_ file: String) throws -> Int {
+  func allocated(_ file: String) throws -> Int { try Self.allocated(file) }
+
+  static func allocated(_ file: String) throws -> Int {
     var info = stat()
     try #require(unsafe stat(file, &info) == 0)
     return Int(info.st_blocks) * 512

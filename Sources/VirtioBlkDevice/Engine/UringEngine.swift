@@ -23,7 +23,7 @@ struct UringEngine: BlockEngine, ~Copyable {
     var generation: UInt16
   }
 
-  private let ring: UnsafeMutablePointer<io_uring>
+  let ring: UnsafeMutablePointer<io_uring>
   private let descriptor: Int32
   private let mailbox: Int32
   private let setup: UringSetup

@@ -62,8 +62,9 @@ struct CounterBlock: @unchecked Sendable {
   @inline(__always)
   func set(_ counter: Counter, _ value: UInt64) { cell(counter).storeRelaxed(value) }
 
+  func value(_ counter: Counter) -> UInt64 { cell(counter).loadRelaxed() }
+
   func addTo(_ total: inout BlockCounters) {
-    func value(_ counter: Counter) -> UInt64 { cell(counter).loadRelaxed() }
     total.reads &+= value(.reads)
     total.writes &+= value(.writes)
     total.flushes &+= value(.flushes)

@@ -360,7 +360,10 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     _ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, _ engine: inout Engine
   ) {
     while true {
-      if context.limits.memoryMask != 0, unsafe slot.pointee.isMisaligned(context.limits.memoryMask) {
+      // A request that began with a copy ends with it, even when only aligned pieces are left: its results are the copy's.
+      if context.limits.memoryMask != 0,
+        unsafe slot.pointee.bounce != nil || slot.pointee.isMisaligned(context.limits.memoryMask)
+      {
         return unsafe transferBounced(index, slot, &engine)
       }
       let operation = unsafe IOOperation(
@@ -406,8 +409,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       unsafe slot.pointee.offset &+= UInt64(count)
       if fillsReads { unsafe slot.pointee.written &+= UInt64(count) }
       // The file ends inside the disk (it was cut after it was opened): what is missing reads as zeroes. Direct I/O stops
-      // between blocks nowhere else.
-      if unsafe count == 0 || slot.pointee.offset & context.limits.blockMask != 0 {
+      // inside a block nowhere else, and could not go on from there; other reads can.
+      if unsafe count == 0 || (context.limits.isDirect && slot.pointee.offset & context.limits.blockMask != 0) {
         unsafe slot.pointee.fillWithZeroes()
       }
     } else {
@@ -564,7 +567,10 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
         refuse(index, .ioError)
         return false
       }
-      if method == .zeroRange { cannotZeroRange = true } else { cannotPunch = true }
+      // EINVAL is about this range (a block device with larger blocks, say), not about the medium.
+      if result != -EINVAL {
+        if method == .zeroRange { cannotZeroRange = true } else { cannotPunch = true }
+      }
       unsafe slot.pointee.method = method.next(canPunch: !cannotPunch, canZeroRange: !cannotZeroRange)
       return true
     }
@@ -641,6 +647,12 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     guard ring.needsCall() else { return }
     counters.add(.calls)
     call.signal()
+  }
+
+  /// The last publication of a lane that is stopped: a call that is being held back is due now.
+  mutating func publishLast() {
+    coalescing = nil
+    publish()
   }
 
   /// When a call that is being held back is due; `Clock` nanoseconds.

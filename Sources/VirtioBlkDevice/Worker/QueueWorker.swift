@@ -43,12 +43,15 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   private var hasEnded = false
   private var window: PollWindow
   private let coalesces: Bool
+  /// Those of the workers that had these counters before.
+  private let earlierSystemCalls: UInt64
 
   init(_ configuration: WorkerConfiguration, engine: consuming Engine) {
     self.configuration = configuration
     self.engine = engine
     window = PollWindow(configuration.waiting)
     coalesces = if case .coalesce = configuration.notification { true } else { false }
+    earlierSystemCalls = configuration.counters.value(.systemCalls)
     unsafe lanes = .allocate(capacity: configuration.lanes)
     for index in 0..<configuration.lanes { unsafe (lanes + index).initialize(to: nil) }
   }
@@ -61,7 +64,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   /// Works until it is told to end.
   mutating func run() {
     while !hasEnded { turn() }
-    configuration.counters.set(.systemCalls, engine.systemCalls)
+    configuration.counters.set(.systemCalls, earlierSystemCalls &+ engine.systemCalls)
   }
 
   /// A function of its own in the machine code, too, so that its cost can be counted.
@@ -90,7 +93,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       guard unsafe lanes[index] != nil else { continue }
       if unsafe lanes[index]!.prepareToSleep() { hasMore = true }
     }
-    configuration.counters.set(.systemCalls, engine.systemCalls)
+    configuration.counters.set(.systemCalls, earlierSystemCalls &+ engine.systemCalls)
     let limit = hasMore ? 0 : sleepLimit()
     guard window.learns else { return engine.wait(nanoseconds: limit) }
     let start = Clock.now
@@ -185,7 +188,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     guard !stops.isEmpty else { return }
     stops.removeAll { stop in
       guard unsafe lanes[stop.lane]?.isIdle ?? true else { return false }
-      unsafe lanes[stop.lane]?.publish()
+      unsafe lanes[stop.lane]?.publishLast()
       let position = unsafe lanes[stop.lane]?.position
       engine.unwatch(lane: stop.lane)
       if case .some(.none) = kicks.removeValue(forKey: stop.lane) { unkicked -= 1 }

@@ -44,6 +44,7 @@ final class WorkerThread: @unchecked Sendable {
         guard let argument = unsafe argument else { return nil }
         let start = unsafe Unmanaged<Start>.fromOpaque(argument).takeRetainedValue()
         unsafe pthread_setname_np(pthread_self(), String(start.name.prefix(15)))
+        blockSignals()
         if let cpu = start.cpu { _ = clinux_pin_thread(Int32(clamping: cpu)) }
         start.body()
         start.finished.value.store(true, ordering: .releasing)
@@ -60,4 +61,13 @@ final class WorkerThread: @unchecked Sendable {
   var hasFinished: Bool { finished.value.load(ordering: .acquiring) }
 
   func join() { _ = pthread_join(thread, nil) }
+}
+
+/// Signals are for the process's own threads. Blocked here, one that ends the process by default (SIGXFSZ, where a write goes
+/// past the limit of file sizes) is an error of the system call that caused it, and no more. Faults stay what they are.
+private func blockSignals() {
+  var blocked = sigset_t()
+  unsafe sigfillset(&blocked)
+  for fault in [SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGABRT, SIGSYS, SIGPROF] { unsafe sigdelset(&blocked, fault) }
+  _ = unsafe pthread_sigmask(SIG_BLOCK, &blocked, nil)
 }

@@ -1,0 +1,100 @@
+/// Another program for as long as a test needs it, and waiting for things to happen.
+import CLinux
+import Foundation
+import Glibc
+import SystemPackage
+import Testing
+
+final class ChildProgram {
+  /// The program of this package, built beside the tests.
+  static var vmmBlk: String {
+    URL(fileURLWithPath: CommandLine.arguments[0]).deletingLastPathComponent().appendingPathComponent("vmm-blk").path
+  }
+
+  private let identifier: pid_t
+  private let scratch: Scratch
+  private var log: String { scratch.path + "/output" }
+  private var hasEnded = false
+
+  /// - Parameter arguments: the program's path first.
+  init(_ arguments: [String]) throws {
+    scratch = try Scratch()
+    let log = scratch.path + "/output"
+    var actions = unsafe posix_spawn_file_actions_t()
+    unsafe posix_spawn_file_actions_init(&actions)
+    defer { unsafe posix_spawn_file_actions_destroy(&actions) }
+    unsafe posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0)
+    unsafe posix_spawn_file_actions_addopen(&actions, 1, log, O_WRONLY | O_CREAT | O_APPEND, 0o600)
+    unsafe posix_spawn_file_actions_adddup2(&actions, 1, 2)
+    // Threads of the test run block signals, and a child would inherit that.
+    var attributes = posix_spawnattr_t()
+    unsafe posix_spawnattr_init(&attributes)
+    defer { unsafe posix_spawnattr_destroy(&attributes) }
+    var none = sigset_t()
+    unsafe sigemptyset(&none)
+    unsafe posix_spawnattr_setsigmask(&attributes, &none)
+    // A group of its own, so that a signal reaches the tracer's child, too.
+    unsafe posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETPGROUP))
+    var words = unsafe arguments.map { unsafe strdup($0) } + [nil]
+    defer { unsafe words.forEach { unsafe free($0) } }
+    var child: pid_t = 0
+    let result = unsafe posix_spawn(&child, arguments[0], &actions, &attributes, &words, unsafe Glibc.environ)
+    guard result == 0 else { throw Errno(rawValue: result) }
+    identifier = child
+  }
+
+  deinit { if !hasEnded { _ = end(SIGKILL) } }
+
+  /// What it said so far.
+  var output: String { (try? String(contentsOfFile: log, encoding: .utf8)) ?? "" }
+
+  /// Waits for the end. - Returns: the exit code, or 128 and the signal's number; and what it said.
+  func wait() -> (status: Int32, output: String) {
+    var status: Int32 = 0
+    while unsafe waitpid(identifier, &status, 0) < 0 && errno == EINTR {}
+    hasEnded = true
+    return (status & 0x7f == 0 ? status >> 8 & 0xff : 128 + status & 0x7f, output)
+  }
+
+  /// Asks it to end, and waits for that.
+  func end(_ signal: Int32 = SIGTERM) -> (status: Int32, output: String) {
+    kill(-identifier, signal)
+    return wait()
+  }
+
+  /// Waits until it listens.
+  func waitForSocket(_ path: String) throws {
+    try waitUntil("the program listens: \(output)", seconds: 20) {
+      FileManager.default.fileExists(atPath: path) && output.contains("Serving")
+    }
+  }
+}
+
+struct TookTooLong: Error, CustomStringConvertible {
+  var description: String
+}
+
+/// Looks until it is so.
+func waitUntil(_ what: @autoclosure () -> String, seconds: Int = 10, _ isSo: () throws -> Bool) throws {
+  let end = ContinuousClock.now + .seconds(seconds)
+  while try !isSo() {
+    guard .now < end else { throw TookTooLong(description: "waited in vain until \(what())") }
+    usleep(500)
+  }
+}
+
+/// Runs one body on a thread of its own while another one runs here; both are over afterwards. The second has to see to it
+/// that the first one ends.
+func withBackground(_ background: @escaping () throws -> Void, during body: () throws -> Void) throws {
+  nonisolated(unsafe) let background = background
+  nonisolated(unsafe) var failure: (any Error)?
+  let isOver = DispatchSemaphore(value: 0)
+  Thread.detachNewThread {
+    do { try unsafe background() } catch { unsafe failure = error }
+    isOver.signal()
+  }
+  let result = Result { try body() }
+  isOver.wait()
+  try result.get()
+  if let failure = unsafe failure { throw failure }
+}

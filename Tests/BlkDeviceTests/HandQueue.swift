@@ -1,0 +1,83 @@
+/// One queue, started and stopped by hand, with a driver on it: for what no transport does by itself.
+import Testing
+import VirtioBlkDevice
+import VirtioCore
+
+@testable import GuestDriver
+
+/// Guest memory as both sides see it.
+struct SharedMemory {
+  let driver: DriverMemory
+  let device: GuestMemory
+
+  init(size: Int = 4 << 20) throws {
+    driver = try DriverMemory(size: size)
+    device = try GuestMemory(
+      driver.regions.map {
+        GuestRegion(start: $0.start, size: UInt64($0.size), mapping: $0.mapping, offset: $0.offset)
+      })
+  }
+}
+
+final class HandQueue {
+  let device: BlockDevice
+  let queue: BlockQueue
+  let ring: RingMemory
+  let kick: OwnedDescriptor
+  let call: OwnedDescriptor
+  /// Kicks in shared memory instead of `kick`.
+  private let doorbell: Doorbell?
+  private(set) var activation: Activation
+
+  init(
+    _ device: BlockDevice, _ index: Int, _ memory: SharedMemory, size: UInt16 = 16,
+    features: FeatureSet = BlockFeature.understood, publishesInOrder: Bool = false, usesDoorbell: Bool = false
+  ) throws {
+    let features = features.intersection(device.features)
+    let kick = try OwnedDescriptor.eventCounter()
+    self.kick = kick
+    call = try OwnedDescriptor.eventCounter()
+    ring = try RingMemory(size: size, shape: .separate, in: memory.driver)
+    let setup = try QueueSetup(
+      index: index, ring: ring, lines: .eventCounters(kick: kick, call: call), memory: memory.driver, features: features)
+    queue = BlockQueue(setup)
+    self.device = device
+    if usesDoorbell {
+      let word = try memory.driver.allocate(4, alignment: 4)
+      word.fill(0)
+      doorbell = unsafe Doorbell(SharedCell(word.host))
+    } else {
+      doorbell = nil
+    }
+    activation = Activation(
+      queue: index, memory: memory.device, features: features, configuration: ring.layout.configuration,
+      kick: doorbell.map { .doorbell($0) } ?? .eventCounter(kick), call: .eventCounter(call),
+      publishesInOrder: publishesInOrder)
+  }
+
+  func start(at position: QueuePosition = QueuePosition()) throws {
+    activation.position = position
+    try device.start(activation)
+  }
+
+  func stop() -> QueuePosition? { device.stop(queue: activation.queue) }
+
+  /// Puts a request into the ring; the device sees it when the queue publishes. - Returns: its tag.
+  @discardableResult func submit(_ request: BlockRequest) throws -> UInt32 { try #require(try queue.submit(request)) }
+
+  func perform(_ request: BlockRequest) throws -> BlockOutcome {
+    guard let doorbell else { return try queue.perform(request) }
+    try submit(request)
+    queue.publish()
+    doorbell.ring()
+    var outcome: BlockOutcome?
+    try waitUntil("\(request) is answered") {
+      outcome = try queue.reap()
+      return outcome != nil
+    }
+    return try #require(outcome)
+  }
+
+  /// The driver's index words in memory.
+  var usedIndex: UInt16 { queue.ring.ring.usedIndex.loadAcquire() }
+}

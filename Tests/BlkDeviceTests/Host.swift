@@ -1,0 +1,55 @@
+/// What this machine lets a test do, and the loop devices that some of them need.
+import CLinux
+import Foundation
+import Testing
+import VirtioBlkDevice
+
+/// Looked at once.
+enum Host {
+  static let isRoot = geteuid() == 0
+
+  /// Runs a program and waits. - Returns: its output, or `nil` when it failed.
+  static func run(_ arguments: String...) -> String? {
+    guard let child = try? ChildProgram(["/usr/bin/env"] + arguments) else { return nil }
+    let (status, output) = child.wait()
+    return status == 0 ? output.trimmingCharacters(in: .whitespacesAndNewlines) : nil
+  }
+
+  static let hasPython = run("python3", "-c", "import ctypes") != nil
+
+  /// Direct I/O in the temporary folder is particular about buffers.
+  static let refusesOddBuffers: Bool = {
+    guard let scratch = try? Scratch(), let path = try? scratch.image(),
+      let image = try? ImageFile(ImageOptions(path: path))
+    else { return false }
+    return image.isDirect && image.memoryAlignment > 1
+  }()
+
+  /// A loop device can be made here.
+  static let hasLoop: Bool = {
+    guard isRoot, let device = run("losetup", "--find") else { return false }
+    return device.hasPrefix("/dev/loop")
+  }()
+
+  /// A thread can have mounts of its own.
+  static let canMount: Bool = isRoot && run("unshare", "-m", "mount", "-t", "ramfs", "none", "/mnt") != nil
+}
+
+/// A loop device, gone when the test is over.
+final class LoopDevice {
+  let path: String
+  let file: String
+  private let scratch: Scratch
+
+  /// - Parameter options: for losetup.
+  init(size: Int, _ options: String...) throws {
+    scratch = try Scratch()
+    file = try scratch.image("backing", size: size)
+    let child = try ChildProgram(["/usr/bin/env", "losetup", "--find", "--show"] + options + [file])
+    let (status, output) = child.wait()
+    try #require(status == 0, "\(output)")
+    path = output.trimmingCharacters(in: .whitespacesAndNewlines)
+  }
+
+  deinit { _ = Host.run("losetup", "-d", path) }
+}

@@ -1,0 +1,67 @@
+/// Publication in order: the order of the requests, whatever the medium's.
+import GuestDriver
+import Testing
+import VirtioCore
+
+@testable import VirtioBlkDevice
+
+@Suite struct OrderTests {
+  /// Answers come backwards and are published in the order of the requests.
+  @Test(arguments: [false, true]) func publishesInOrder(isInOrder: Bool) throws {
+    let scratch = try Scratch()
+    let script = try Script(completesLater: true, isBackwards: true)
+    let image = try ImageFile(ImageOptions(path: scratch.image()))
+    let device = try BlockDevice(image: image, options: BlockDeviceOptions()) { script.serve($0, $1) }
+    let queue = try HandQueue(
+      device, 0, SharedMemory(), size: 64, features: [.version1], publishesInOrder: isInOrder)
+    try queue.start()
+    for _ in 0..<3 {
+      script.hold()
+      var tags: [UInt32] = []
+      for number in 0..<10 {
+        // The fourth one is refused at once; in order it has to wait for the three before it.
+        let unknown = BlockRequest(type: BlockRequestType(rawValue: 77))
+        let request = number == 3 ? unknown : .read(sector: UInt64(number), bytes: 512)
+        tags.append(try queue.submit(request))
+      }
+      let used = queue.usedIndex
+      queue.queue.publish()
+      try waitUntil("they are in flight") { script.held == 9 }
+      if isInOrder { #expect(queue.usedIndex == used) }
+      script.release()
+      var order: [UInt32] = []
+      try waitUntil("all are answered") {
+        while let outcome = try queue.queue.reap() {
+          order.append(outcome.tag)
+          #expect(outcome.status == (outcome.tag == tags[3] ? .unsupported : .ok))
+        }
+        return order.count == 10
+      }
+      #expect(Set(order) == Set(tags))
+      #expect((order == tags) == isInOrder)
+    }
+    #expect(queue.stop() == QueuePosition(available: 30, used: 30))
+  }
+
+  /// In order also means that nothing after an unanswered request is published when others are done.
+  @Test func nothingOvertakesInOrder() throws {
+    let scratch = try Scratch()
+    // The first one needs two operations, the others one each.
+    let script = try Script([.short(512)], completesLater: true)
+    let image = try ImageFile(ImageOptions(path: scratch.image()))
+    let device = try BlockDevice(image: image, options: BlockDeviceOptions()) { script.serve($0, $1) }
+    let queue = try HandQueue(device, 0, SharedMemory(), size: 64, features: [.version1], publishesInOrder: true)
+    try queue.start()
+    var tags: [UInt32] = []
+    for _ in 0..<6 { tags.append(try queue.submit(.read(sector: 0, bytes: 1024))) }
+    queue.queue.publish()
+    var order: [UInt32] = []
+    try waitUntil("all are answered") {
+      while let outcome = try queue.queue.reap() { order.append(outcome.tag) }
+      return order.count == 6
+    }
+    #expect(order == tags)
+    #expect(script.records.count == 7)
+    #expect(queue.stop() != nil)
+  }
+}

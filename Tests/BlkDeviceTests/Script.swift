@@ -1,0 +1,158 @@
+/// An engine that does what a test says: short transfers, errors, late and backward completions.
+import Synchronization
+import SystemPackage
+import VirtioCore
+
+@testable import VirtioBlkDevice
+
+/// What is to happen, and what did: shared by the test and the engine on its thread.
+final class Script: Sendable {
+  enum Action: Sendable {
+    /// As the medium does it.
+    case whole
+    /// Only so many bytes are transferred.
+    case short(Int)
+    /// Nothing is transferred, and the result is this: 0, or a negative errno.
+    case result(Int32)
+  }
+
+  /// An operation as the engine got it.
+  struct Record: Sendable {
+    var kind: IOOperation.Kind
+    var isDurable: Bool
+    var offset: UInt64
+    var length: UInt64
+  }
+
+  private struct State {
+    var actions: [Action]
+    var last: Action?
+    var records: [Record] = []
+    var isHolding = false
+    var held = 0
+  }
+
+  private let state: Mutex<State>
+  /// Operations complete later instead of in place.
+  let completesLater: Bool
+  /// What is under way completes last in, first out.
+  let isBackwards: Bool
+  /// Wakes the engine.
+  let counter: OwnedDescriptor
+
+  /// - Parameters:
+  ///   - actions: for one operation each, in order; afterwards `then`.
+  init(
+    _ actions: [Action] = [], then last: Action = .whole, completesLater: Bool = false, isBackwards: Bool = false
+  ) throws {
+    state = Mutex(State(actions: actions, last: last))
+    self.completesLater = completesLater
+    self.isBackwards = isBackwards
+    counter = try .eventCounter()
+  }
+
+  var records: [Record] { state.withLock { $0.records } }
+
+  /// From now on nothing completes.
+  func hold() { state.withLock { $0.isHolding = true } }
+  /// Completes everything that is held.
+  func release() {
+    state.withLock { $0.isHolding = false }
+    EventCounter.signal(counter.rawValue)
+  }
+  /// Operations under way in the engine.
+  var held: Int { state.withLock { $0.held } }
+
+  fileprivate var isHolding: Bool { state.withLock { $0.isHolding } }
+  fileprivate func setHeld(_ count: Int) { state.withLock { $0.held = count } }
+
+  fileprivate func next(_ operation: IOOperation) -> Action {
+    state.withLock { state in
+      state.records.append(
+        Record(kind: operation.kind, isDurable: operation.isDurable, offset: operation.offset, length: operation.length))
+      return state.actions.isEmpty ? state.last ?? .whole : state.actions.removeFirst()
+    }
+  }
+
+  /// The body of a worker's thread.
+  func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
+    guard
+      let engine = try? ScriptedEngine(
+        self, descriptor: plan.image.descriptor, mailbox: configuration.mailbox.descriptor)
+    else { preconditionFailure("no descriptor for epoll") }
+    var worker = QueueWorker<SplitQueue, ScriptedEngine>(configuration, engine: engine)
+    worker.run()
+  }
+}
+
+@safe
+struct ScriptedEngine: BlockEngine, ~Copyable {
+  static let fillsReads = true
+
+  private let script: Script
+  private let medium: PlainIO
+  private var waiter: EpollWaiter
+  private var underWay: [(tag: UInt32, result: Int32)] = []
+
+  init(_ script: Script, descriptor: Int32, mailbox: Int32) throws(Errno) {
+    self.script = script
+    medium = PlainIO(descriptor: descriptor)
+    waiter = try EpollWaiter(mailbox: mailbox, completions: script.counter.rawValue)
+  }
+
+  mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
+    let result: Int32 =
+      switch script.next(operation) {
+      case .whole: medium.perform(operation)
+      case .short(let count): perform(operation, only: count)
+      case .result(let result): result
+      }
+    guard script.completesLater else { return .finished(result) }
+    underWay.append((tag, result))
+    script.setHeld(underWay.count)
+    return .pending
+  }
+
+  private func perform(_ operation: IOOperation, only count: Int) -> Int32 {
+    var part = operation
+    var pieces: [MemorySegment] = []
+    var left = count
+    for index in 0..<operation.segmentCount where left > 0 {
+      guard var piece = unsafe operation.segments?[index] else { break }
+      piece.count = min(piece.count, left)
+      left -= piece.count
+      pieces.append(piece)
+    }
+    return unsafe pieces.withUnsafeMutableBufferPointer { pieces in
+      unsafe part.segments = pieces.baseAddress
+      part.segmentCount = pieces.count
+      part.length = UInt64(count)
+      return medium.perform(part)
+    }
+  }
+
+  private var canComplete: Bool { !underWay.isEmpty && !script.isHolding }
+
+  mutating func nextEvent() -> EngineEvent? {
+    if canComplete {
+      let done = script.isBackwards ? underWay.removeLast() : underWay.removeFirst()
+      script.setHeld(underWay.count)
+      return .completion(tag: done.tag, result: done.result)
+    }
+    while let wake = waiter.nextWake() {
+      switch wake {
+      case .completions: continue
+      case .kick(let lane): return .kick(lane: lane)
+      case .mailbox: return .mailbox
+      }
+    }
+    return nil
+  }
+
+  mutating func submit() {}
+  mutating func poll() { waiter.wait(nanoseconds: 0) }
+  mutating func wait(nanoseconds: Int64?) { waiter.wait(nanoseconds: canComplete ? 0 : nanoseconds) }
+  mutating func watch(_ kick: KickSource, lane: Int) { waiter.watch(kick, lane: lane) }
+  mutating func unwatch(lane: Int) { waiter.unwatch(lane: lane) }
+  var systemCalls: UInt64 { waiter.systemCalls }
+}
