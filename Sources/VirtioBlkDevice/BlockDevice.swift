@@ -28,7 +28,9 @@ public struct BlockDeviceOptions: Sendable {
   public var processors: [Int] = []
   /// What the io_uring engine does with its ring.
   public var uring = UringSetup()
-  public var waiting = Waiting.sleep
+  /// By default a worker looks for work for a moment before it sleeps, for as long as that pays off: waking up costs more
+  /// than most requests do. A queue without work sleeps.
+  public var waiting = Waiting.adaptive(maximumMicroseconds: 50)
   public var notification = Notification.batch
 
   public init() {}

@@ -83,11 +83,11 @@ extension UringSetup: ExpressibleByArgument {
 struct DeviceTuning: ParsableArguments {
   @Option(
     help: .init(
-      "What an idle queue does: sleep, poll:US (look for work so long first), adaptive:US (for as long as that pays off) or busy.",
-      valueName: "way"))
+      "What a queue without work does: sleep, poll:US (look for work so long first), adaptive:US (as long as that pays off; "
+        + "the default, with 50) or busy.", valueName: "way"))
   var waiting: Waiting?
 
-  @Option(help: .init("Short for --waiting poll:US: faster answers, a busier CPU.", valueName: "us"))
+  @Option(help: .init("Short for --waiting poll:US.", valueName: "us"))
   var pollUs: Int?
 
   @Option(help: .init("When the driver is notified: batch, each, or coalesce:COUNT:US.", valueName: "when"))
@@ -107,7 +107,8 @@ struct DeviceTuning: ParsableArguments {
   }
 
   func apply(to options: inout BlockDeviceOptions) {
-    options.waiting = waiting ?? (pollUs ?? 0 > 0 ? .poll(microseconds: pollUs ?? 0) : .sleep)
+    if let pollUs { options.waiting = pollUs > 0 ? .poll(microseconds: pollUs) : .sleep }
+    if let waiting { options.waiting = waiting }
     options.notification = notify
     options.uring = uring
   }

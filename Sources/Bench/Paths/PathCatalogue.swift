@@ -161,19 +161,26 @@ struct PathCatalogue {
           }, .init()))
     }
     return [
-      row("sleep", "sleep at once", "The thread sleeps as soon as there is nothing to do: the default.", "--waiting sleep") {
-        _ in
+      row("sleep", "sleep at once", "The thread sleeps as soon as there is nothing to do.", "--waiting sleep") {
+        $0.waiting = .sleep
       },
-      row("ring", "io_uring: kicks in the ring", "One call waits for kicks and completions together.", "--engine uring", .uring) { _ in },
+      row("ring", "io_uring: kicks in the ring", "One call waits for kicks and completions together.", "--engine uring --waiting sleep", .uring) {
+        $0.waiting = .sleep
+      },
       row(
         "epoll", "io_uring: eventfd and epoll",
         "Kicks come through epoll, completions through an eventfd, as in an event loop.",
-        "--engine uring --uring epoll", .uring
-      ) { $0.uring.kicksThroughEpoll = true },
+        "--engine uring --uring epoll --waiting sleep", .uring
+      ) {
+        $0.uring.kicksThroughEpoll = true
+        $0.waiting = .sleep
+      },
       row("poll-50", "poll 50 us", "It looks for work for 50 us before it sleeps.", "--waiting poll:50") {
         $0.waiting = .poll(microseconds: 50)
       },
-      row("adaptive-50", "adaptive, up to 50 us", "It looks for as long as that has been paying off.", "--waiting adaptive:50") {
+      row("adaptive-50", "adaptive, up to 50 us", "It looks for as long as that has been paying off: the default.",
+        "--waiting adaptive:50"
+      ) {
         $0.waiting = .adaptive(maximumMicroseconds: 50)
       },
       row("busy", "busy", "It never sleeps: a processor for the queue.", "--waiting busy") { $0.waiting = .busy },
