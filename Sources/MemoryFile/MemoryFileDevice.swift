@@ -201,6 +201,7 @@ public final class MemoryFileDevice {
         file.control.storeState(registers.image)
       case .configurationChanged:
         if registers.status.contains(.driverOK) { notifyConfigurationChange() }
+      case .notice(let text): log(text)
       }
     }
     return events

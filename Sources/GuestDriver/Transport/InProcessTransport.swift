@@ -127,6 +127,7 @@ public final class InProcessTransport: DriverTransport {
       switch event {
       case .queueFailed: needReset()
       case .configurationChanged: configurationChanges += 1
+      case .notice: break
       }
     }
   }

@@ -67,6 +67,7 @@ final class BackendConnection {
         report(.queueFailed(queue: queue, error))
         session.queueFailed(queue)
       case .configurationChanged: session.configurationChanged()
+      case .notice(let text): report(.deviceNotice(text))
       }
     }
   }

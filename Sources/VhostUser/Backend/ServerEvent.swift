@@ -16,6 +16,8 @@ public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
   case queueRefused(queue: Int, Refusal)
   case queueFailed(queue: Int, QueueError)
   case acceptFailed(Errno)
+  /// The device has something to say.
+  case deviceNotice(String)
 
   public enum Importance: Hashable, Sendable { case trace, detail, note, warning }
 
@@ -42,6 +44,7 @@ public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
     case .messageRefused(let request, let refusal): "\(FrontendRequest.name(of: request)) was refused: \(refusal)"
     case .queueRefused(let queue, let refusal): "queue \(queue) cannot start: \(refusal)"
     case .queueFailed(let queue, let error): "queue \(queue) is stopped: \(error)"
+    case .deviceNotice(let text): text
     case .acceptFailed(let error): "a front-end could not be let in: \(error); trying again in a second"
     }
   }

@@ -8,7 +8,7 @@ struct MappedEngine: BlockEngine, ~Copyable {
   static let fillsReads = true
 
   private let medium: PlainIO
-  private let mapping: GuardedMapping
+  private let mapping: Mapping
   private let base: UnsafeMutableRawPointer
   private let size: UInt64
   private var waiter: EpollWaiter
@@ -19,7 +19,7 @@ struct MappedEngine: BlockEngine, ~Copyable {
   /// - Parameter size: bytes of the image.
   init(descriptor: Int32, mailbox: Int32, size: UInt64, isReadOnly: Bool) throws(Errno) {
     let waiter = try EpollWaiter(mailbox: mailbox)
-    let mapping = try GuardedMapping(descriptor: descriptor, count: Int(size), readOnly: isReadOnly)
+    let mapping = try Mapping(descriptor: descriptor, count: Int(size), readOnly: isReadOnly)
     self.waiter = waiter
     self.mapping = mapping
     unsafe base = mapping.base

@@ -43,15 +43,16 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   let queue: Int
   private(set) var state = State.running
   private var ring: Ring
-  private var slab: RequestSlab
-  private let context: LaneContext
+  var slab: RequestSlab
+  let context: LaneContext
   private let durability: Durability
   private let isLegacy: Bool
-  private let hasRanges: (discard: Bool, writeZeroes: Bool)
-  private let tagBase: UInt32
+  let hasRanges: (discard: Bool, writeZeroes: Bool)
+  let tagBase: UInt32
+  private let memory: GuestMemory
   private var call: CallSink
   private var failure: CallSink
-  private let counters: CounterBlock
+  let counters: CounterBlock
   /// What is answered is published after so many even if more is available: a driver that watches goes on while we do.
   private let publishEvery: Int
   private var unpublished = 0
@@ -60,8 +61,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   private var order: OrderQueue?
   private let isOrdered: Bool
   /// What the medium turned out not to do.
-  private var cannotPunch = false
-  private var cannotZeroRange = false
+  var cannotPunch = false
+  var cannotZeroRange = false
   private(set) var error: QueueError?
 
   /// - Parameter lane: 0 … 65535, the upper half of this lane's tags.
@@ -82,6 +83,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.context = context
     self.counters = counters
     self.tagBase = UInt32(lane) << 16
+    self.memory = activation.memory
     self.publishEvery = notification == .each ? 1 : 16
     self.coalescing = Coalescing(notification)
     self.call = activation.call
@@ -240,7 +242,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   }
 
   /// Copies bytes out of the guest's pieces, which hold at least `skipping` and the output's size together.
-  private static func gather(
+  static func gather(
     _ segments: UnsafeMutablePointer<MemorySegment>, skipping: Int, into output: UnsafeMutableRawBufferPointer
   ) {
     var skip = skipping
@@ -263,13 +265,13 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
 
   /// Whole blocks inside the disk; no sum or shift that could overflow comes before its check.
   @inline(__always)
-  private func isInside(_ sector: UInt64, bytes: UInt64) -> Bool {
+  func isInside(_ sector: UInt64, bytes: UInt64) -> Bool {
     let limits = context.limits
     guard sector <= limits.capacity, (sector &* 512 | bytes) & limits.blockMask == 0 else { return false }
     return bytes / 512 <= limits.capacity &- sector
   }
 
-  private var isDurable: Bool {
+  var isDurable: Bool {
     @inline(__always) get {
       switch durability {
       case .byFlush: false
@@ -277,15 +279,6 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       case .byConfiguration: context.writeback.loadRelaxed() == 0
       }
     }
-  }
-
-  private mutating func startFlush<Engine: BlockEngine & ~Copyable>(
-    _ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, _ engine: inout Engine
-  ) {
-    counters.add(.flushes)
-    // There is nothing of ours to commit on a disk that is only read.
-    guard !context.limits.isReadOnly else { return finish(index, .ok) }
-    unsafe flush(index, slot, &engine)
   }
 
   @inline(never)
@@ -304,305 +297,18 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     finish(index, .ok)
   }
 
-  /// DISCARD and WRITE_ZEROES: the ranges are copied once and checked as a whole before the first one is touched.
-  @inline(never)
-  private mutating func startRanges<Engine: BlockEngine & ~Copyable>(
-    _ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, _ stage: RequestStage, _ readableBytes: UInt64,
-    _ engine: inout Engine
-  ) {
-    let isDiscard = stage == .discard
-    counters.add(isDiscard ? .discards : .writeZeroes)
-    guard !context.limits.isReadOnly else { return refuse(index, .ioError) }
-    guard isDiscard ? hasRanges.discard : hasRanges.writeZeroes else { return refuse(index, .unsupported) }
-    let bytes = readableBytes &- UInt64(RequestHeader.size)
-    let count = bytes / UInt64(RequestRange.size)
-    guard bytes % UInt64(RequestRange.size) == 0, count > 0, count <= UInt64(BlockLimits.ranges) else {
-      return refuse(index, .ioError)
-    }
-    let ranges = unsafe slab.ranges(index)
-    unsafe Self.gather(
-      slab.segments(index), skipping: RequestHeader.size,
-      into: UnsafeMutableRawBufferPointer(start: ranges, count: Int(bytes)))
-    // Flags first: an unknown one says UNSUPP whatever the range (virtio 5.2.6.2).
-    for number in 0..<Int(count) {
-      let flags = unsafe ranges[number].flags
-      guard flags & ~RequestRange.unmap == 0, !isDiscard || flags == 0 else { return refuse(index, .unsupported) }
-    }
-    for number in 0..<Int(count) {
-      let range = unsafe ranges[number]
-      guard range.sectorCount <= BlockLimits.rangeSectors,
-        isInside(range.sector, bytes: UInt64(range.sectorCount) &* 512)
-      else { return refuse(index, .ioError) }
-    }
-    unsafe slot.pointee.stage = stage
-    unsafe slot.pointee.isDurable = isDurable
-    unsafe slot.pointee.rangeIndex = 0
-    unsafe slot.pointee.rangeCount = UInt8(count)
-    if !isDiscard { unsafe beginZeroing(index, slot) }
-    unsafe step(index, slot, &engine)
-  }
-
-  // MARK: Complete
-
-  /// An operation of a request is done: take the request further, or answer it.
-  @inline(__always)
-  mutating func complete<Engine: BlockEngine & ~Copyable>(_ index: Int, _ result: Int32, _ engine: inout Engine) {
-    let slot = unsafe slab.slot(index)
-    if unsafe slot.pointee.stage == .transfer {
-      if unsafe absorb(index, slot, result, Engine.fillsReads) { unsafe transfer(index, slot, &engine) }
-    } else if unsafe advance(index, slot, result) {
-      unsafe step(index, slot, &engine)
-    }
-  }
-
-  @inline(__always)
-  private mutating func transfer<Engine: BlockEngine & ~Copyable>(
-    _ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, _ engine: inout Engine
-  ) {
-    while true {
-      // A request that began with a copy ends with it, even when only aligned pieces are left: its results are the copy's.
-      if context.limits.memoryMask != 0,
-        unsafe slot.pointee.bounce != nil || slot.pointee.isMisaligned(context.limits.memoryMask)
-      {
-        return unsafe transferBounced(index, slot, &engine)
-      }
-      let operation = unsafe IOOperation(
-        kind: slot.pointee.isRead ? .read : .write, isDurable: slot.pointee.isDurable, offset: slot.pointee.offset,
-        length: slot.pointee.remaining, segments: slot.pointee.segments, segmentCount: slot.pointee.segmentCount)
-      switch engine.start(operation, tag: tagBase | UInt32(truncatingIfNeeded: index)) {
-      case .pending: return
-      case .finished(let result):
-        guard unsafe absorb(index, slot, result, Engine.fillsReads) else { return }
-      }
-    }
-  }
-
-  /// Accounts for a transfer's result. - Returns: true when more is to be transferred.
-  @inline(__always)
-  private mutating func absorb(
-    _ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, _ result: Int32, _ fillsReads: Bool
-  ) -> Bool {
-    if unsafe UInt64(bitPattern: Int64(result)) == slot.pointee.remaining, unsafe slot.pointee.bounce == nil {
-      if unsafe fillsReads && slot.pointee.isRead { unsafe slot.pointee.written &+= slot.pointee.remaining }
-      finish(index, .ok)
-      return false
-    }
-    return unsafe absorbPart(index, slot, result, fillsReads)
-  }
-
-  /// Everything but a whole transfer: short ones, interrupted ones, the end of the file, errors, copies.
-  @inline(never)
-  private mutating func absorbPart(
-    _ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, _ result: Int32, _ fillsReads: Bool
-  ) -> Bool {
-    if result < 0 {
-      if result == -EINTR || result == -EAGAIN, unsafe slot.pointee.retry() { return true }
-      refuse(index, .ioError)
-      return false
-    }
-    let isRead = unsafe slot.pointee.isRead
-    var count = Int(result)
-    if isRead {
-      if unsafe slot.pointee.bounce != nil { unsafe slot.pointee.bounce?.empty(into: slot.pointee.segments, count: count) }
-      unsafe slot.pointee.skip(count)
-      unsafe slot.pointee.remaining &-= UInt64(count)
-      unsafe slot.pointee.offset &+= UInt64(count)
-      if fillsReads { unsafe slot.pointee.written &+= UInt64(count) }
-      // The file ends inside the disk (it was cut after it was opened): what is missing reads as zeroes. Direct I/O stops
-      // inside a block nowhere else, and could not go on from there; other reads can.
-      if unsafe count == 0 || (context.limits.isDirect && slot.pointee.offset & context.limits.blockMask != 0) {
-        unsafe slot.pointee.fillWithZeroes()
-      }
-    } else {
-      // Begin the rest on a whole block; writing the same bytes twice changes nothing.
-      count &= ~Int(context.limits.blockMask)
-      guard unsafe count > 0 || slot.pointee.retry() else {
-        refuse(index, .ioError)
-        return false
-      }
-      unsafe slot.pointee.skip(count)
-      unsafe slot.pointee.remaining &-= UInt64(count)
-      unsafe slot.pointee.offset &+= UInt64(count)
-    }
-    if count > 0 { unsafe slot.pointee.retries = 0 }
-    guard unsafe slot.pointee.remaining == 0 else { return true }
-    finish(index, .ok)
-    return false
-  }
-
-  /// Transfers through an aligned copy, as much at a time as it holds.
-  @inline(never)
-  private mutating func transferBounced<Engine: BlockEngine & ~Copyable>(
-    _ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, _ engine: inout Engine
-  ) {
-    while true {
-      if unsafe slot.pointee.bounce == nil {
-        unsafe slot.pointee.bounce = Bounce()
-        counters.add(.bounces)
-      }
-      guard let base = unsafe slot.pointee.bounce?.base, let segment = unsafe slot.pointee.bounce?.segment else { return refuse(index, .ioError) }
-      let count = unsafe Int(min(slot.pointee.remaining, UInt64(Bounce.size)))
-      let isRead = unsafe slot.pointee.isRead
-      if !isRead { unsafe slot.pointee.bounce?.fill(from: slot.pointee.segments, count: count) }
-      unsafe segment.pointee = MemorySegment(base: base, count: count)
-      let operation = unsafe IOOperation(
-        kind: isRead ? .read : .write, isDurable: slot.pointee.isDurable, offset: slot.pointee.offset,
-        length: UInt64(count), segments: segment, segmentCount: 1)
-      switch engine.start(operation, tag: tagBase | UInt32(truncatingIfNeeded: index)) {
-      case .pending: return
-      case .finished(let result):
-        guard unsafe absorb(index, slot, result, Engine.fillsReads) else { return }
-      }
-    }
-  }
-
-  // MARK: Flush, discard, zero
-
-  private mutating func flush<Engine: BlockEngine & ~Copyable>(
-    _ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, _ engine: inout Engine
-  ) {
-    unsafe slot.pointee.stage = .flush
-    unsafe step(index, slot, &engine)
-  }
-
-  /// Starts the next operation of a request that is no plain transfer; goes on for as long as they finish in place.
-  @inline(never)
-  private mutating func step<Engine: BlockEngine & ~Copyable>(
-    _ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, _ engine: inout Engine
-  ) {
-    while true {
-      let operation = unsafe nextOperation(index, slot)
-      switch engine.start(operation, tag: tagBase | UInt32(truncatingIfNeeded: index)) {
-      case .pending: return
-      case .finished(let result):
-        guard unsafe advance(index, slot, result) else { return }
-      }
-    }
-  }
-
-  private func nextOperation(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) -> IOOperation {
-    switch unsafe slot.pointee.stage {
-    case .transfer, .flush: return unsafe IOOperation(kind: .flush)
-    case .discard:
-      let range = unsafe slab.ranges(index)[Int(slot.pointee.rangeIndex)]
-      return unsafe IOOperation(
-        kind: .punchHole, offset: range.sector &* 512, length: UInt64(range.sectorCount) &* 512)
-    case .zero:
-      var operation = unsafe IOOperation(
-        kind: slot.pointee.method.operation, isDurable: slot.pointee.isDurable, offset: slot.pointee.offset,
-        length: slot.pointee.remaining)
-      if unsafe slot.pointee.method == .write {
-        operation.length = min(operation.length, UInt64(LaneContext.zeroChunk))
-        let segments = unsafe slab.segments(index)
-        unsafe segments.pointee = MemorySegment(base: context.zeroes, count: Int(operation.length))
-        unsafe operation.segments = segments
-        operation.segmentCount = 1
-      }
-      return operation
-    }
-  }
-
-  /// Accounts for the result of such an operation. - Returns: true when another one is to follow.
-  private mutating func advance(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, _ result: Int32) -> Bool {
-    if result == -EINTR || result == -EAGAIN, unsafe slot.pointee.retry() { return true }
-    switch unsafe slot.pointee.stage {
-    case .transfer, .flush:
-      if result < 0 { refuse(index, .ioError) } else { finish(index, .ok) }
-      return false
-    case .discard:
-      let range = unsafe slab.ranges(index)[Int(slot.pointee.rangeIndex)]
-      guard result >= 0 || range.sectorCount == 0 || discardOtherwise(range, result) else {
-        refuse(index, .ioError)
-        return false
-      }
-      return unsafe nextRange(index, slot)
-    case .zero:
-      return unsafe zeroAdvance(index, slot, result)
-    }
-  }
-
-  /// A discard is advice: where the medium cannot follow it, nothing happens and that is right (virtio 5.2.6.2).
-  private func discardOtherwise(_ range: RequestRange, _ error: Int32) -> Bool {
-    guard error == -EOPNOTSUPP || error == -ENOSYS || error == -ENOTTY || error == -EINVAL else { return false }
-    guard let device = context.blockDevice else { return true }
-    let result = clinux_block_discard(device, range.sector &* 512, UInt64(range.sectorCount) &* 512)
-    return result == 0 || errno == EOPNOTSUPP || errno == EINVAL
-  }
-
-  /// On to the next range, the final flush, or the answer. - Returns: true when another operation is to follow.
-  private mutating func nextRange(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) -> Bool {
-    unsafe slot.pointee.retries = 0
-    unsafe slot.pointee.rangeIndex &+= 1
-    if unsafe slot.pointee.rangeIndex < slot.pointee.rangeCount {
-      if unsafe slot.pointee.stage == .zero { unsafe beginZeroing(index, slot) }
-      return true
-    }
-    guard unsafe slot.pointee.isDurable else {
-      finish(index, .ok)
-      return false
-    }
-    unsafe slot.pointee.stage = .flush
-    return true
-  }
-
-  private func beginZeroing(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) {
-    let range = unsafe slab.ranges(index)[Int(slot.pointee.rangeIndex)]
-    unsafe slot.pointee.offset = range.sector &* 512
-    unsafe slot.pointee.remaining = UInt64(range.sectorCount) &* 512
-    let mayUnmap = range.flags & RequestRange.unmap != 0
-    unsafe slot.pointee.method = ZeroMethod.first(
-      mayUnmap: mayUnmap, canPunch: !cannotPunch && context.limits.canDiscard, canZeroRange: !cannotZeroRange)
-  }
-
-  private mutating func zeroAdvance(
-    _ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, _ result: Int32
-  ) -> Bool {
-    if unsafe slot.pointee.remaining == 0 { return unsafe nextRange(index, slot) }
-    let method = unsafe slot.pointee.method
-    if result < 0 {
-      let isRefusal = result == -EOPNOTSUPP || result == -ENOSYS || result == -ENOTTY || result == -EINVAL
-      // The range was punched, so it reads as zeroes; space for it is a courtesy.
-      if method == .allocate { return unsafe nextRange(index, slot) }
-      guard isRefusal, method != .write else {
-        refuse(index, .ioError)
-        return false
-      }
-      // EINVAL is about this range (a block device with larger blocks, say), not about the medium.
-      if result != -EINVAL {
-        if method == .zeroRange { cannotZeroRange = true } else { cannotPunch = true }
-      }
-      unsafe slot.pointee.method = method.next(canPunch: !cannotPunch, canZeroRange: !cannotZeroRange)
-      return true
-    }
-    switch method {
-    case .punch, .zeroRange, .allocate: return unsafe nextRange(index, slot)
-    case .punchToAllocate:
-      unsafe slot.pointee.method = .allocate
-      return true
-    case .write:
-      let count = UInt64(result) & ~context.limits.blockMask
-      guard unsafe count > 0 || slot.pointee.retry() else {
-        refuse(index, .ioError)
-        return false
-      }
-      unsafe slot.pointee.offset &+= count
-      unsafe slot.pointee.remaining &-= min(count, slot.pointee.remaining)
-      return unsafe slot.pointee.remaining > 0 ? true : nextRange(index, slot)
-    }
-  }
-
   // MARK: Publish
 
   /// Answers a request that failed.
   @inline(never)
-  private mutating func refuse(_ index: Int, _ status: BlockStatus) {
+  mutating func refuse(_ index: Int, _ status: BlockStatus) {
     counters.add(.failures)
     finish(index, status)
   }
 
   /// Answers a request: its status byte, its used element, its slot.
   @inline(__always)
-  private mutating func finish(_ index: Int, _ status: BlockStatus) {
+  mutating func finish(_ index: Int, _ status: BlockStatus) {
     let slot = unsafe slab.slot(index)
     unsafe slot.pointee.status = status
     if unsafe slot.pointee.bounce != nil { unsafe slot.pointee.bounce = nil }
@@ -667,6 +373,9 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     // Something may have been published while the old one was no longer listened to.
     call.signal()
   }
+
+  /// Stops the queue when its memory is not the driver's any more.
+  mutating func checkMemory() { if memory.hasFaulted { fail(.memoryLost) } }
 
   mutating func replaceFailure(_ failure: CallSink) { self.failure = failure }
 

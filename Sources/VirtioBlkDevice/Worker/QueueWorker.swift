@@ -1,5 +1,6 @@
 /// A worker: some queues of one device, one engine, one thread. Every turn goes the same way: pop, parse, submit, complete,
 /// publish, call; then it sleeps in its engine.
+internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
 
@@ -43,6 +44,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   private var hasEnded = false
   private var window: PollWindow
   private let coalesces: Bool
+  /// Lost pages of the whole process, when this worker looked last.
+  private var seenFaults = FaultGuard.count
   /// Those of the workers that had these counters before.
   private let earlierSystemCalls: UInt64
 
@@ -72,6 +75,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   private mutating func turn() {
     configuration.counters.add(.turns)
     while let event = engine.nextEvent() { handle(event) }
+    if FaultGuard.count != seenFaults { checkMemory() }
     var hasMore = false
     for index in 0..<configuration.lanes {
       guard unsafe lanes[index] != nil else { continue }
@@ -139,10 +143,19 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       // Messages and completions that need a system call to be seen, and the clock, are looked at less often.
       if round % 16 == 0 {
         engine.poll()
+        // Whoever does the work that is waited for (a kernel worker, say) may have to do it on this very CPU.
+        sched_yield()
         if !isEndless, Clock.now >= end { return false }
         if coalesces || unkicked > 0 || hasEnded { return true }
       }
     }
+  }
+
+  /// Somewhere in the process a mapped file was cut: queues on such memory stop.
+  @inline(never)
+  private mutating func checkMemory() {
+    seenFaults = FaultGuard.count
+    for index in 0..<configuration.lanes { unsafe lanes[index]?.checkMemory() }
   }
 
   // MARK: Control
@@ -167,6 +180,9 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   }
 
   private mutating func start(_ activation: Activation) -> QueueError? {
+    if case .eventCounter(let counter) = activation.kick, !EventWait.isPossible(counter.rawValue) {
+      return .kickCannotBeWaitedFor
+    }
     guard let index = (0..<configuration.lanes).first(where: { unsafe lanes[$0] == nil }) else { return .outOfMemory }
     do throws(QueueError) {
       unsafe lanes[index] = try Lane(

@@ -44,6 +44,10 @@ func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
     }
   } catch {
     guard plan.kind != .sync, plan.kind != .null else { return refuse(configuration) }
+    configuration.events.post(
+      .notice(
+        "the \(plan.kind.rawValue) engine cannot be made for a queue of \(plan.image.path) (\(error)), so plain system calls "
+          + "serve it: raise the limits of locked memory (ulimit -l) or of asynchronous I/O (fs.aio-max-nr)"))
     var plain = plan
     plain.kind = .sync
     serve(configuration, plain)

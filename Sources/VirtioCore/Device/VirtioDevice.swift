@@ -7,6 +7,8 @@ public enum DeviceEvent: Hashable, Sendable {
   case queueFailed(queue: Int, QueueError)
   /// The configuration space changed: a configuration change notification is due.
   case configurationChanged
+  /// The operator should know: one sentence.
+  case notice(String)
 }
 
 /// The control plane of one device. All methods are called from one thread, the transport's; queues run on threads of the

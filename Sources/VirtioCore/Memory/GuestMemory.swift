@@ -99,6 +99,9 @@ public final class GuestMemory: @unchecked Sendable {
   /// A view with a last-hit cache of its own. It borrows the table: keep this memory alive while the view is used.
   public func view() -> GuestMemoryView { GuestMemoryView(self) }
 
+  /// Some page of it is gone: a file under it was cut.
+  public var hasFaulted: Bool { regions.contains { $0.mapping.faults > 0 } }
+
   /// Total bytes of all regions.
   public var size: UInt64 { regions.reduce(0) { $0 &+ $1.size } }
 }

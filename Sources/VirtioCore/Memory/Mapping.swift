@@ -10,6 +10,8 @@ public final class Mapping: @unchecked Sendable {
   public let base: UnsafeMutableRawPointer
   /// Bytes mapped.
   public let count: Int
+  /// Where faults are counted; `nil` for memory of this process's own, which cannot be cut.
+  private let entry: Int?
 
   /// Maps `count` bytes of `descriptor` from `offset` on, shared and writable. The descriptor can be closed afterwards.
   ///
@@ -23,6 +25,7 @@ public final class Mapping: @unchecked Sendable {
     guard let address = unsafe address, unsafe address != MAP_FAILED else { throw Errno(rawValue: errno) }
     unsafe self.base = address
     self.count = count
+    entry = unsafe FaultTable.shared.add(address, count: count)
   }
 
   /// Maps `count` bytes of fresh anonymous memory, zeroed on first touch and private to this process.
@@ -33,7 +36,15 @@ public final class Mapping: @unchecked Sendable {
     guard let address = unsafe address, unsafe address != MAP_FAILED else { throw Errno(rawValue: errno) }
     unsafe self.base = address
     self.count = count
+    entry = nil
   }
 
-  deinit { _ = unsafe munmap(base, count) }
+  deinit {
+    _ = unsafe munmap(base, count)
+    if let entry { FaultTable.shared.remove(entry) }
+  }
+
+  /// How many pages turned out to be gone because the file was cut (see `FaultGuard`). What is read from such a mapping is not
+  /// the file's any more.
+  public var faults: UInt64 { entry.map { FaultTable.shared.faults($0) } ?? 0 }
 }

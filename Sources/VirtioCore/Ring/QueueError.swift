@@ -8,6 +8,7 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
   case misaligned(part: RingPart, GuestAddress)
   case unmapped(part: RingPart, GuestAddress)
   case outOfMemory
+  case kickCannotBeWaitedFor
   // While running.
   case availableIndexJumped(from: UInt16, to: UInt16, size: UInt16)
   case headOutOfRange(UInt16)
@@ -24,6 +25,7 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
   case indirectUnmapped(head: UInt16, GuestAddress)
   case noWritableByte(head: UInt16)
   case statusUnmapped(head: UInt16)
+  case memoryLost
 
   /// The three parts of a split ring.
   public enum RingPart: String, Hashable, Sendable {
@@ -38,6 +40,8 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
     case .misaligned(let part, let address): "the \(part.rawValue) at \(address) is misaligned"
     case .unmapped(let part, let address): "the \(part.rawValue) at \(address) is not inside guest memory"
     case .outOfMemory: "there is no memory for the queue's requests"
+    case .kickCannotBeWaitedFor: "the queue's kick descriptor is of a kind that cannot be waited for"
+    case .memoryLost: "the file behind the guest's memory was cut short"
     case .availableIndexJumped(let from, let to, let size):
       "the available index went from \(from) to \(to), more than the \(size) entries of the queue"
     case .headOutOfRange(let head): "descriptor head \(head) is outside the table"

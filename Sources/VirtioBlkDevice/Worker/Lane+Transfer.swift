@@ -1,0 +1,118 @@
+/// Reads and writes on their way: started, continued when they fall short, and accounted for.
+internal import Glibc
+internal import SystemPackage
+internal import VirtioCore
+
+extension Lane where Ring: ~Copyable {
+  /// An operation of a request is done: take the request further, or answer it.
+  @inline(__always)
+  mutating func complete<Engine: BlockEngine & ~Copyable>(_ index: Int, _ result: Int32, _ engine: inout Engine) {
+    let slot = unsafe slab.slot(index)
+    if unsafe slot.pointee.stage == .transfer {
+      if unsafe absorb(index, slot, result, Engine.fillsReads) { unsafe transfer(index, slot, &engine) }
+    } else if unsafe advance(index, slot, result) {
+      unsafe step(index, slot, &engine)
+    }
+  }
+
+  @inline(__always)
+  mutating func transfer<Engine: BlockEngine & ~Copyable>(
+    _ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, _ engine: inout Engine
+  ) {
+    while true {
+      // A request that began with a copy ends with it, even when only aligned pieces are left: its results are the copy's.
+      if context.limits.memoryMask != 0,
+        unsafe slot.pointee.bounce != nil || slot.pointee.isMisaligned(context.limits.memoryMask)
+      {
+        return unsafe transferBounced(index, slot, &engine)
+      }
+      let operation = unsafe IOOperation(
+        kind: slot.pointee.isRead ? .read : .write, isDurable: slot.pointee.isDurable, offset: slot.pointee.offset,
+        length: slot.pointee.remaining, segments: slot.pointee.segments, segmentCount: slot.pointee.segmentCount)
+      switch engine.start(operation, tag: tagBase | UInt32(truncatingIfNeeded: index)) {
+      case .pending: return
+      case .finished(let result):
+        guard unsafe absorb(index, slot, result, Engine.fillsReads) else { return }
+      }
+    }
+  }
+
+  /// Accounts for a transfer's result. - Returns: true when more is to be transferred.
+  @inline(__always)
+  private mutating func absorb(
+    _ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, _ result: Int32, _ fillsReads: Bool
+  ) -> Bool {
+    if unsafe UInt64(bitPattern: Int64(result)) == slot.pointee.remaining, unsafe slot.pointee.bounce == nil {
+      if unsafe fillsReads && slot.pointee.isRead { unsafe slot.pointee.written &+= slot.pointee.remaining }
+      finish(index, .ok)
+      return false
+    }
+    return unsafe absorbPart(index, slot, result, fillsReads)
+  }
+
+  /// Everything but a whole transfer: short ones, interrupted ones, the end of the file, errors, copies.
+  @inline(never)
+  private mutating func absorbPart(
+    _ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, _ result: Int32, _ fillsReads: Bool
+  ) -> Bool {
+    if result < 0 {
+      if result == -EINTR || result == -EAGAIN, unsafe slot.pointee.retry() { return true }
+      refuse(index, .ioError)
+      return false
+    }
+    let isRead = unsafe slot.pointee.isRead
+    var count = Int(result)
+    if isRead {
+      if unsafe slot.pointee.bounce != nil { unsafe slot.pointee.bounce?.empty(into: slot.pointee.segments, count: count) }
+      unsafe slot.pointee.skip(count)
+      unsafe slot.pointee.remaining &-= UInt64(count)
+      unsafe slot.pointee.offset &+= UInt64(count)
+      if fillsReads { unsafe slot.pointee.written &+= UInt64(count) }
+      // The file ends inside the disk (it was cut after it was opened): what is missing reads as zeroes. Direct I/O stops
+      // inside a block nowhere else, and could not go on from there; other reads can.
+      if unsafe count == 0 || (context.limits.isDirect && slot.pointee.offset & context.limits.blockMask != 0) {
+        unsafe slot.pointee.fillWithZeroes()
+      }
+    } else {
+      // Begin the rest on a whole block; writing the same bytes twice changes nothing.
+      count &= ~Int(context.limits.blockMask)
+      guard unsafe count > 0 || slot.pointee.retry() else {
+        refuse(index, .ioError)
+        return false
+      }
+      unsafe slot.pointee.skip(count)
+      unsafe slot.pointee.remaining &-= UInt64(count)
+      unsafe slot.pointee.offset &+= UInt64(count)
+    }
+    if count > 0 { unsafe slot.pointee.retries = 0 }
+    guard unsafe slot.pointee.remaining == 0 else { return true }
+    finish(index, .ok)
+    return false
+  }
+
+  /// Transfers through an aligned copy, as much at a time as it holds.
+  @inline(never)
+  private mutating func transferBounced<Engine: BlockEngine & ~Copyable>(
+    _ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, _ engine: inout Engine
+  ) {
+    while true {
+      if unsafe slot.pointee.bounce == nil {
+        unsafe slot.pointee.bounce = Bounce()
+        counters.add(.bounces)
+      }
+      guard let base = unsafe slot.pointee.bounce?.base, let segment = unsafe slot.pointee.bounce?.segment else { return refuse(index, .ioError) }
+      let count = unsafe Int(min(slot.pointee.remaining, UInt64(Bounce.size)))
+      let isRead = unsafe slot.pointee.isRead
+      if !isRead { unsafe slot.pointee.bounce?.fill(from: slot.pointee.segments, count: count) }
+      unsafe segment.pointee = MemorySegment(base: base, count: count)
+      let operation = unsafe IOOperation(
+        kind: isRead ? .read : .write, isDurable: slot.pointee.isDurable, offset: slot.pointee.offset,
+        length: UInt64(count), segments: segment, segmentCount: 1)
+      switch engine.start(operation, tag: tagBase | UInt32(truncatingIfNeeded: index)) {
+      case .pending: return
+      case .finished(let result):
+        guard unsafe absorb(index, slot, result, Engine.fillsReads) else { return }
+      }
+    }
+  }
+}
