@@ -36,6 +36,9 @@ import VirtioCore
     try #require(ftruncate(descriptor.rawValue, 0) == 0)
     // The request may be answered, refused or never come back; the queue must be seen to be stopped.
     _ = try? victim.client.write([UInt8](repeating: 2, count: 4096), at: 4096)
+    // Driver and device share one mapping here, so the driver may have run into the hole first and, reading zeroes, not kicked:
+    // any wake-up does.
+    victim.device.replaceCall(queue: 0, .none)
     #expect(victim.transport.waitForFailure(queue: 0, milliseconds: 5000))
     try witness.client.write([UInt8](repeating: 3, count: 4096), at: 8192)
     #expect(try witness.client.read(at: 8192, count: 4096) == [UInt8](repeating: 3, count: 4096))

@@ -98,6 +98,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       if unsafe lanes[index]!.prepareToSleep() { hasMore = true }
     }
     configuration.counters.set(.systemCalls, earlierSystemCalls &+ engine.systemCalls)
+    // What this turn or the last look ran into is dealt with before sleeping.
+    if FaultGuard.count != seenFaults { hasMore = true }
     let limit = hasMore ? 0 : sleepLimit()
     guard window.learns else { return engine.wait(nanoseconds: limit) }
     let start = Clock.now
