@@ -37,6 +37,8 @@ struct RequestCost {
     let isRead = arguments[1] == "read"
     var options = BlockDeviceOptions()
     options.engine = engine
+    // Looking for work costs instructions that belong to no request.
+    options.waiting = .sleep
     options.uring.kicksThroughEpoll = arguments[3].hasSuffix(",epoll")
     let image = try ImageFile(
       ImageOptions(path: arguments[4], direct: arguments[3].contains(",") ? .off : .auto, isLocked: false))
