@@ -67,7 +67,7 @@ def qemu(aio=None, iothread=False, null=False):
 def subjects(vmm_blk):
     everything = [
         Subject("vmm-auto", "vmm-blk", "ours", ours(vmm_blk)),
-        Subject("vmm-poll", "vmm-blk --poll-us 50", "ours", ours(vmm_blk, "--poll-us", "50")),
+        Subject("vmm-sleep", "vmm-blk --waiting sleep", "ours", ours(vmm_blk, "--waiting", "sleep")),
         Subject("vmm-uring", "vmm-blk --engine uring", "ours", ours(vmm_blk, "--engine", "uring")),
         Subject("vmm-mapped", "vmm-blk --engine mapped", "ours", ours(vmm_blk, "--engine", "mapped"), images=("tmpfs",)),
         Subject("vmm-null", "vmm-blk --engine null", "null", ours(vmm_blk, "--engine", "null"), images=("tmpfs",)),
