@@ -194,7 +194,7 @@ def ratios(results, everything, images):
         return max(candidates)[1] if candidates else None
 
     pairs = [("vmm-blk / best of QEMU", "vmm-auto", "qemu"), ("vmm-blk / fio io_uring", "vmm-auto", "fio"),
-             ("vmm-blk --poll-us 50 / best of QEMU", "vmm-poll", "qemu"),
+             ("vmm-blk --waiting sleep / best of QEMU", "vmm-sleep", "qemu"),
              ("vmm-blk --engine mapped / best of QEMU", "vmm-mapped", "qemu"),
              ("vmm-blk --engine mapped / fio io_uring", "vmm-mapped", "fio"),
              ("vmm-blk --engine null / best null-co", "vmm-null", "qemu-null")]
