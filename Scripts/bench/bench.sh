@@ -15,7 +15,7 @@ mkdir -p bench-report
 made=()
 trap 'rm -f "${made[@]}"' EXIT
 if [ $# -eq 0 ]; then
-  for place in /dev/shm .; do
+  for place in /dev/shm /var/tmp; do
     [ -d "$place" ] && [ -w "$place" ] || continue
     image=$(mktemp "$place/vmm-blk-bench-XXXXXX.img")
     made+=("$image")

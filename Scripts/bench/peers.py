@@ -251,7 +251,7 @@ def main():
     parser.add_argument("--subjects", nargs="*", help="ids, as in vmm-auto qemu-io_uring fio")
     parser.add_argument("--jobs", nargs="*", help="names, as in 'randread 4k QD32'")
     parser.add_argument("--memory-directory", default="/dev/shm")
-    parser.add_argument("--disk-directory", default=".")
+    parser.add_argument("--disk-directory", default="/var/tmp")
     parser.add_argument("--backend-cpu", type=int, default=0)
     parser.add_argument("--client-cpu", type=int, default=(os.cpu_count() or 1) - 1)
     options = parser.parse_args()
