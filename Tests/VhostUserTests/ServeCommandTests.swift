@@ -7,7 +7,7 @@ import VirtioCore
 
 @Suite struct ServeCommandTests {
   @Test func capabilitiesAreTheConventionalJSON() throws {
-    let result = try Program(["serve", "--print-capabilities"]).finish()
+    let result = try Program(["serve", "--frobnicate", "--print-capabilities", "--blk-file"]).finish()
     #expect(result.status == 0)
     let object = try JSONSerialization.jsonObject(with: Data(result.output.utf8)) as? [String: Any]
     #expect(object?["type"] as? String == "block")
