@@ -25,7 +25,7 @@ guest: release
 
 # Everything that needs no QEMU, the quickest first.
 test-fast:
-	@Scripts/setup.sh build
+	@Scripts/setup.sh build test
 	swift build --build-tests
 	swift test --skip-build
 

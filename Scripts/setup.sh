@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Installs the Debian packages this project needs, only those that are missing.
 #
-#   Scripts/setup.sh [build] [guest] [counts] [bench]      (build and guest when none is named)
+#   Scripts/setup.sh [build] [test] [guest] [counts] [bench]      (build and guest when none is named)
 #
 # build    what the Swift package links against
+# test     what unit tests drive and compare with: a Python driver, loop devices, strace, qemu-storage-daemon
 # guest    what boots and checks a real Linux guest (Scripts/guest)
 # counts   what counts the cost of a request (Scripts/counts.py)
 # bench    what the benchmarks compare with and draw with (Scripts/bench)
@@ -11,9 +12,10 @@ set -euo pipefail
 
 declare -A groups=(
   [build]="liburing-dev libaio-dev pkg-config"
-  [counts]="valgrind strace python3-minimal"
+  [test]="python3 strace util-linux mount e2fsprogs qemu-utils qemu-system-common"
+  [counts]="valgrind strace python3"
   [bench]="python3-matplotlib qemu-utils qemu-system-common fio util-linux"
-  [guest]="qemu-system-x86 qemu-system-common busybox-static cpio fio e2fsprogs python3-minimal"
+  [guest]="qemu-system-x86 qemu-system-common busybox-static cpio fio e2fsprogs python3"
 )
 
 [ $# -gt 0 ] || set -- build guest
