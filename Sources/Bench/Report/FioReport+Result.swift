@@ -152,17 +152,24 @@ struct LatencyBuckets {
   private(set) var microseconds: [String: Double] = [:]
   private(set) var milliseconds: [String: Double] = [:]
 
+  /// Each recorded value belongs to the first list entry above it, and to that one alone: asking the histogram for counts of
+  /// ranges would count a value twice whose bin lies across a limit.
   init(_ latencies: Histogram<UInt64>) {
+    let limits =
+      Self.steps + Self.steps.map { $0 * 1000 } + Self.steps.map { $0 * 1_000_000 } + [2_000_000_000, UInt64.max]
+    var shares = [Double](repeating: 0, count: limits.count)
     let total = Double(max(latencies.totalCount, 1))
-    var below: UInt64 = 0
-    func share(upTo limit: UInt64) -> Double {
-      guard limit > below, latencies.totalCount > 0 else { return 0 }
-      defer { below = limit }
-      return Double(latencies.count(within: below...limit - 1)) / total * 100
+    for recorded in latencies.recordedValues() {
+      guard let place = limits.firstIndex(where: { recorded.value < $0 }) else { continue }
+      shares[place] += Double(recorded.count) / total * 100
     }
-    for step in Self.steps { nanoseconds["\(step)"] = share(upTo: step) }
-    for step in Self.steps { microseconds["\(step)"] = share(upTo: step * 1000) }
-    for step in Self.steps + [2000] { milliseconds["\(step)"] = share(upTo: step * 1_000_000) }
-    milliseconds[">=2000"] = share(upTo: QueueTally.longest + 1)
+    let count = Self.steps.count
+    for (index, step) in Self.steps.enumerated() {
+      nanoseconds["\(step)"] = shares[index]
+      microseconds["\(step)"] = shares[count + index]
+      milliseconds["\(step)"] = shares[2 * count + index]
+    }
+    milliseconds["2000"] = shares[3 * count]
+    milliseconds[">=2000"] = shares[3 * count + 1]
   }
 }
