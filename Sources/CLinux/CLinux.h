@@ -54,6 +54,11 @@
 #include <time.h>
 #include <unistd.h>
 
+// Eight bytes at any address, read exactly once: volatile, so that the compiler neither repeats nor splits the load.
+typedef uint64_t __attribute__((aligned(1), may_alias)) clinux_unaligned64;
+static inline uint64_t clinux_load_once(const void *pointer) { return *(const volatile clinux_unaligned64 *)pointer; }
+
+
 // open and fcntl are variadic.
 static inline int clinux_open(const char *path, int flags, mode_t mode) { return open(path, flags, mode); }
 static inline int clinux_fcntl_lock(int fd, int command, struct flock *lock) { return fcntl(fd, command, lock); }

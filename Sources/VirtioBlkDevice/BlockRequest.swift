@@ -1,4 +1,5 @@
 /// The wire format of a block request (virtio 5.2.6), as private copies.
+internal import CLinux
 internal import VirtioCore
 
 /// The request types that this device executes.
@@ -23,17 +24,9 @@ struct RequestHeader {
   /// Copies the header out of guest memory, once. - Parameter pointer: 16 readable bytes.
   @inline(__always)
   init(copying pointer: UnsafeMutableRawPointer) {
-    var low: UInt64
-    var high: UInt64
-    if UInt(bitPattern: pointer) % 8 == 0 {
-      low = unsafe SharedCell<UInt64>(pointer).loadRelaxed()
-      high = unsafe SharedCell<UInt64>(pointer + 8).loadRelaxed()
-    } else {
-      low = 0
-      high = 0
-      unsafe withUnsafeMutableBytes(of: &low) { unsafe $0.copyMemory(from: .init(start: pointer, count: 8)) }
-      unsafe withUnsafeMutableBytes(of: &high) { unsafe $0.copyMemory(from: .init(start: pointer + 8, count: 8)) }
-    }
+    // A driver may put it anywhere.
+    let low = unsafe clinux_load_once(pointer)
+    let high = unsafe clinux_load_once(pointer + 8)
     type = UInt32(truncatingIfNeeded: UInt64(littleEndian: low))
     sector = UInt64(littleEndian: high)
   }

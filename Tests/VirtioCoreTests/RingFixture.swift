@@ -123,16 +123,19 @@ extension RingFixture {
   func popAndPush(_ queue: inout SplitQueue, written: UInt32 = 0, capacity: Int = 64) throws(QueueError) -> Popped? {
     let room = UnsafeMutablePointer<MemorySegment>.allocate(capacity: capacity)
     defer { unsafe room.deallocate() }
-    guard let chain = unsafe try queue.pop(into: room, capacity: capacity) else { return nil }
-    let count = Int(chain.readableCount + chain.writableCount)
+    var shape = unsafe ChainShape(at: room)
+    guard let chain = unsafe try queue.pop(into: room, capacity: capacity, shape: &shape) else { return nil }
+    let readable = unsafe shape.readableCount(from: room)
+    // With a defect there is only the status byte.
+    let count = shape.defect == nil ? readable + shape.writableCount : 0
     let pieces = (0..<count).map { index in
       let segment = unsafe room[index]
       return unsafe Popped.Piece(
         address: Self.base + UInt64(segment.base - mapping.base), count: segment.count)
     }
     let popped = Popped(
-      head: chain.head, readable: Int(chain.readableCount), writable: Int(chain.writableCount),
-      readableBytes: chain.readableBytes, writableBytes: chain.writableBytes, defect: chain.defect, pieces: pieces)
+      head: chain.head, readable: readable, writable: shape.writableCount, readableBytes: shape.readableBytes,
+      writableBytes: shape.writableBytes, defect: shape.defect, pieces: pieces)
     queue.push(chain, written: written)
     return popped
   }
@@ -145,7 +148,8 @@ extension RingFixture {
   func popAndAbandon(_ queue: inout SplitQueue) throws(QueueError) -> UInt16? {
     let room = UnsafeMutablePointer<MemorySegment>.allocate(capacity: 64)
     defer { unsafe room.deallocate() }
-    guard let chain = unsafe try queue.pop(into: room, capacity: 64) else { return nil }
+    var shape = unsafe ChainShape(at: room)
+    guard let chain = unsafe try queue.pop(into: room, capacity: 64, shape: &shape) else { return nil }
     let head = chain.head
     chain.abandon()
     return head

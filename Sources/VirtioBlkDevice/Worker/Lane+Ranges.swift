@@ -46,7 +46,7 @@ extension Lane where Ring: ~Copyable {
       else { return refuse(index, .ioError) }
     }
     unsafe slot.pointee.stage = stage
-    unsafe slot.pointee.isDurable = isDurable
+    unsafe slot.pointee.operation.isDurable = isDurable
     unsafe slot.pointee.rangeIndex = 0
     unsafe slot.pointee.rangeCount = UInt8(count)
     if !isDiscard { unsafe beginZeroing(index, slot) }
@@ -79,15 +79,15 @@ extension Lane where Ring: ~Copyable {
 
   private func nextOperation(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) -> IOOperation {
     switch unsafe slot.pointee.stage {
-    case .transfer, .flush: return unsafe IOOperation(kind: .flush)
+    case .whole, .transfer, .flush: return unsafe IOOperation(kind: .flush)
     case .discard:
       let range = unsafe slab.ranges(index)[Int(slot.pointee.rangeIndex)]
       return unsafe IOOperation(
         kind: .punchHole, offset: range.sector &* 512, length: UInt64(range.sectorCount) &* 512)
     case .zero:
       var operation = unsafe IOOperation(
-        kind: slot.pointee.method.operation, isDurable: slot.pointee.isDurable, offset: slot.pointee.offset,
-        length: slot.pointee.remaining)
+        kind: slot.pointee.method.operation, isDurable: slot.pointee.operation.isDurable, offset: slot.pointee.operation.offset,
+        length: slot.pointee.operation.length)
       if unsafe slot.pointee.method == .write {
         operation.length = min(operation.length, UInt64(LaneContext.zeroChunk))
         let segments = unsafe slab.segments(index)
@@ -103,7 +103,7 @@ extension Lane where Ring: ~Copyable {
   mutating func advance(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, _ result: Int32) -> Bool {
     if result == -EINTR || result == -EAGAIN, unsafe slot.pointee.retry() { return true }
     switch unsafe slot.pointee.stage {
-    case .transfer, .flush:
+    case .whole, .transfer, .flush:
       if result < 0 { refuse(index, .ioError) } else { finish(index, .ok) }
       return false
     case .discard:
@@ -134,7 +134,7 @@ extension Lane where Ring: ~Copyable {
       if unsafe slot.pointee.stage == .zero { unsafe beginZeroing(index, slot) }
       return true
     }
-    guard unsafe slot.pointee.isDurable else {
+    guard unsafe slot.pointee.operation.isDurable else {
       finish(index, .ok)
       return false
     }
@@ -144,8 +144,8 @@ extension Lane where Ring: ~Copyable {
 
   private func beginZeroing(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) {
     let range = unsafe slab.ranges(index)[Int(slot.pointee.rangeIndex)]
-    unsafe slot.pointee.offset = range.sector &* 512
-    unsafe slot.pointee.remaining = UInt64(range.sectorCount) &* 512
+    unsafe slot.pointee.operation.offset = range.sector &* 512
+    unsafe slot.pointee.operation.length = UInt64(range.sectorCount) &* 512
     let mayUnmap = range.flags & RequestRange.unmap != 0
     unsafe slot.pointee.method = ZeroMethod.first(
       mayUnmap: mayUnmap, canPunch: !cannotPunch && context.limits.canDiscard, canZeroRange: !cannotZeroRange)
@@ -154,7 +154,7 @@ extension Lane where Ring: ~Copyable {
   private mutating func zeroAdvance(
     _ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, _ result: Int32
   ) -> Bool {
-    if unsafe slot.pointee.remaining == 0 { return unsafe nextRange(index, slot) }
+    if unsafe slot.pointee.operation.length == 0 { return unsafe nextRange(index, slot) }
     let method = unsafe slot.pointee.method
     if result < 0 {
       let isRefusal = result == -EOPNOTSUPP || result == -ENOSYS || result == -ENOTTY || result == -EINVAL
@@ -182,9 +182,9 @@ extension Lane where Ring: ~Copyable {
         refuse(index, .ioError)
         return false
       }
-      unsafe slot.pointee.offset &+= count
-      unsafe slot.pointee.remaining &-= min(count, slot.pointee.remaining)
-      return unsafe slot.pointee.remaining > 0 ? true : nextRange(index, slot)
+      unsafe slot.pointee.operation.offset &+= count
+      unsafe slot.pointee.operation.length &-= min(count, slot.pointee.operation.length)
+      return unsafe slot.pointee.operation.length > 0 ? true : nextRange(index, slot)
     }
   }
 }

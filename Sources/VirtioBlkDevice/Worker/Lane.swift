@@ -55,7 +55,6 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   let counters: CounterBlock
   /// What is answered is published after so many even if more is available: a driver that watches goes on while we do.
   private let publishEvery: Int
-  private var unpublished = 0
   private var coalescing: Coalescing?
   /// Slots in the order in which their chains were taken; only with publication in order.
   private var order: OrderQueue?
@@ -105,28 +104,33 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// - Returns: whether anything was taken.
   @inline(__always)
   mutating func refill<Engine: BlockEngine & ~Copyable>(_ engine: inout Engine) -> Bool {
-    guard state == .running else { return false }
-    var taken = 0
+    guard state == .running, ring.hasAvailable(), var index = slab.take() else { return false }
     // At most one ring full a turn, so that a busy queue leaves its neighbours a turn, too.
-    let most = Int(ring.size)
-    while taken < most, let index = slab.take() {
+    var left = Int(ring.size)
+    // One slot serves all requests that finish in place.
+    var segments = unsafe slab.segments(index)
+    var shape = unsafe ChainShape(at: segments)
+    while left > 0 {
       let popped: Chain?
       do throws(QueueError) {
-        popped = unsafe try ring.pop(into: slab.segments(index), capacity: RequestSlab.segmentsPerSlot)
+        popped = unsafe try ring.pop(into: segments, capacity: RequestSlab.segmentsPerSlot, shape: &shape)
       } catch {
-        slab.give(index)
         fail(error)
         break
       }
-      guard let chain = consume popped else {
-        slab.give(index)
+      guard let chain = consume popped else { break }
+      guard unsafe shape.writable != shape.end else {
+        giveUp(chain)
         break
       }
-      if taken == 0 { ring.suppressKicks() }
-      taken &+= 1
-      begin(chain, index, &engine)
+      left &-= 1
+      guard unsafe !begin(chain, &shape, segments, index, &engine) else { continue }
+      guard let free = slab.take() else { return true }
+      index = free
+      unsafe segments = slab.segments(index)
     }
-    return taken > 0
+    slab.give(index)
+    return true
   }
 
   /// Asks for kicks before sleeping. - Returns: true when there is something to take after all.
@@ -141,91 +145,131 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
 
   // MARK: Parse and submit
 
+  /// Reads the header and hands a read or a write to the engine as it is. One that finishes in place is answered at once and
+  /// leaves no trace in its slot.
+  /// - Returns: whether the slot is free again.
   @inline(__always)
   private mutating func begin<Engine: BlockEngine & ~Copyable>(
-    _ chain: consuming Chain, _ index: Int, _ engine: inout Engine
-  ) {
-    guard unsafe chain.lastWritable != nil else {
-      let head = chain.head
-      chain.abandon()
-      slab.give(index)
-      fail(.noWritableByte(head: head))
-      return
-    }
-    let segments = unsafe slab.segments(index)
-    let slot = unsafe slab.slot(index)
-    let readableCount = Int(chain.readableCount)
-    let writableCount = Int(chain.writableCount)
-    let readableBytes = chain.readableBytes
-    let writableBytes = chain.writableBytes
-    let isSound = chain.defect == nil && readableBytes >= UInt64(RequestHeader.size)
-    unsafe slot.pointee.chain = consume chain
-    unsafe slot.pointee.written = 0
-    unsafe slot.pointee.retries = 0
-    if isOrdered { order?.append(index) }
-    guard isSound else {
+    _ chain: consuming Chain, _ shape: inout ChainShape, _ segments: UnsafeMutablePointer<MemorySegment>, _ index: Int,
+    _ engine: inout Engine
+  ) -> Bool {
+    guard shape.defect == nil, shape.readableBytes >= UInt64(RequestHeader.size) else {
       counters.add(.others)
-      return refuse(index, .ioError)
+      return refuse(chain, &shape, index)
     }
-
     let header =
       unsafe segments.pointee.count >= RequestHeader.size
       ? RequestHeader(copying: segments.pointee.base)
       : gatherHeader(segments)
 
     // What is left of this function is the way of a read or a write.
-    let bytes: UInt64
+    var operation: IOOperation
+    // The last writable byte, wherever the driver cut (virtio 5.2.6).
+    let statusByte = unsafe shape.statusByte
     switch header.type {
     case RequestType.read.rawValue:
-      bytes = writableBytes &- 1
+      let bytes = shape.writableBytes &- 1
       counters.add(.reads)
       counters.add(.bytesRead, bytes)
-      guard readableBytes == UInt64(RequestHeader.size), isInside(header.sector, bytes: bytes) else {
-        return refuse(index, .ioError)
+      guard shape.readableBytes == UInt64(RequestHeader.size), isInside(header.sector, bytes: bytes) else {
+        return refuse(chain, &shape, index)
       }
-      // The status byte is the last writable one, wherever the driver cut (virtio 5.2.6).
-      let last = unsafe segments + (readableCount &+ writableCount &- 1)
+      let last = unsafe shape.end - 1
       unsafe last.pointee.count &-= 1
-      unsafe slot.pointee.segments = segments + readableCount
-      unsafe slot.pointee.segmentCount = last.pointee.count == 0 ? writableCount &- 1 : writableCount
-      unsafe slot.pointee.isRead = true
-      unsafe slot.pointee.isDurable = false
+      operation = unsafe IOOperation(
+        kind: .read, length: bytes, segments: shape.writable,
+        segmentCount: shape.writableCount &- (last.pointee.count == 0 ? 1 : 0))
     case RequestType.write.rawValue:
-      bytes = readableBytes &- UInt64(RequestHeader.size)
+      let bytes = shape.readableBytes &- UInt64(RequestHeader.size)
       counters.add(.writes)
       counters.add(.bytesWritten, bytes)
-      guard writableBytes == 1, !context.limits.isReadOnly, isInside(header.sector, bytes: bytes) else {
-        return refuse(index, .ioError)
+      guard shape.writableBytes == 1, !context.limits.isReadOnly, isInside(header.sector, bytes: bytes) else {
+        return refuse(chain, &shape, index)
       }
-      unsafe slot.pointee.segments = segments
-      unsafe slot.pointee.segmentCount = readableCount
-      unsafe slot.pointee.skip(RequestHeader.size)
-      unsafe slot.pointee.isRead = false
-      unsafe slot.pointee.isDurable = isDurable
+      operation = unsafe IOOperation(
+        kind: .write, isDurable: isDurable, length: bytes, segments: segments, segmentCount: shape.readableCount(from: segments))
+      operation.skip(RequestHeader.size)
     default:
-      return unsafe beginOther(
-        header.type, index, slot, readableBytes: readableBytes, answer: segments + readableCount,
-        answerBytes: writableBytes &- 1, &engine)
+      beginOther(header.type, chain, &shape, index, &engine)
+      return false
     }
-    guard bytes > 0 else { return finish(index, .ok) }
+    operation.offset = header.sector &* 512
+    guard operation.length > 0, !operation.isMisaligned(context.limits.memoryMask) else {
+      unsafe beginUnusual(chain, shape.writableBytes, statusByte, index, operation, &engine)
+      return false
+    }
+    let outcome = engine.start(operation, tag: tagBase | UInt32(truncatingIfNeeded: index))
+    if case .finished(let result) = outcome, UInt64(bitPattern: Int64(result)) == operation.length, !isOrdered {
+      unsafe statusByte.storeBytes(of: BlockStatus.ok.rawValue, as: UInt8.self)
+      // Either all that is writable was written, or the data was not and the status byte alone does not count.
+      let isFilled = Engine.fillsReads || operation.kind == .write
+      push(chain, written: isFilled ? UInt32(truncatingIfNeeded: shape.writableBytes) : 0)
+      return true
+    }
+    // A completion is taken at the next turn at the earliest: what it needs may be written down after the start.
+    let slot = unsafe park(chain, shape.writableBytes, statusByte, index)
+    unsafe slot.pointee.operation = operation
+    if !isOrdered { unsafe slot.pointee.stage = .whole }
+    if case .finished(let result) = outcome { settle(index, result, &engine) }
+    return false
+  }
+
+  /// Writes down what the answer to a request needs.
+  @inline(__always)
+  private mutating func park(
+    _ chain: consuming Chain, _ writableBytes: UInt64, _ statusByte: UnsafeMutableRawPointer, _ index: Int
+  ) -> UnsafeMutablePointer<RequestSlot> {
+    let slot = unsafe slab.slot(index)
+    unsafe slot.pointee.chain = consume chain
     unsafe slot.pointee.stage = .transfer
-    unsafe slot.pointee.offset = header.sector &* 512
-    unsafe slot.pointee.remaining = bytes
-    unsafe transfer(index, slot, &engine)
+    unsafe slot.pointee.retries = 0
+    unsafe slot.pointee.statusByte = statusByte
+    unsafe slot.pointee.writableBytes = writableBytes
+    unsafe slot.pointee.written = 0
+    if isOrdered { order?.append(index) }
+    return unsafe slot
+  }
+
+  /// A chain without room for a status cannot be answered at all.
+  @inline(never)
+  private mutating func giveUp(_ chain: consuming Chain) {
+    let head = chain.head
+    chain.abandon()
+    fail(.noWritableByte(head: head))
+  }
+
+  /// Answers a request that is malformed. - Returns: false, as its slot went with the answer.
+  @inline(never)
+  private mutating func refuse(_ chain: consuming Chain, _ shape: inout ChainShape, _ index: Int) -> Bool {
+    _ = unsafe park(chain, shape.writableBytes, shape.statusByte, index)
+    refuse(index, .ioError)
+    return false
+  }
+
+  /// A read or write of nothing, or one whose buffers the medium cannot take.
+  @inline(never)
+  private mutating func beginUnusual<Engine: BlockEngine & ~Copyable>(
+    _ chain: consuming Chain, _ writableBytes: UInt64, _ statusByte: UnsafeMutableRawPointer, _ index: Int,
+    _ operation: IOOperation, _ engine: inout Engine
+  ) {
+    let slot = unsafe park(chain, writableBytes, statusByte, index)
+    unsafe slot.pointee.operation = operation
+    guard operation.length > 0 else { return finish(index, .ok) }
+    unsafe transferBounced(index, slot, &engine)
   }
 
   /// Everything but reads and writes.
   @inline(never)
   private mutating func beginOther<Engine: BlockEngine & ~Copyable>(
-    _ type: UInt32, _ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, readableBytes: UInt64,
-    answer: UnsafeMutablePointer<MemorySegment>, answerBytes: UInt64, _ engine: inout Engine
+    _ type: UInt32, _ chain: consuming Chain, _ shape: inout ChainShape, _ index: Int, _ engine: inout Engine
   ) {
+    let slot = unsafe park(chain, shape.writableBytes, shape.statusByte, index)
     switch RequestType(rawValue: type) {
     case .flush: unsafe startFlush(index, slot, &engine)
     case .flushOut where isLegacy: unsafe startFlush(index, slot, &engine)
-    case .getID: unsafe answerID(index, answer, bytes: answerBytes)
-    case .discard: unsafe startRanges(index, slot, .discard, readableBytes, &engine)
-    case .writeZeroes: unsafe startRanges(index, slot, .zero, readableBytes, &engine)
+    case .getID: answerID(index, &shape)
+    case .discard: unsafe startRanges(index, slot, .discard, shape.readableBytes, &engine)
+    case .writeZeroes: unsafe startRanges(index, slot, .zero, shape.readableBytes, &engine)
     case .flushOut, .read, .write, nil:
       counters.add(.others)
       refuse(index, .unsupported)
@@ -282,11 +326,11 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   }
 
   @inline(never)
-  private mutating func answerID(_ index: Int, _ segments: UnsafeMutablePointer<MemorySegment>, bytes: UInt64) {
+  private mutating func answerID(_ index: Int, _ shape: inout ChainShape) {
     counters.add(.others)
-    let count = Int(min(bytes, 20))
+    let count = Int(min(shape.writableBytes &- 1, 20))
     var copied = 0
-    var piece = unsafe segments
+    var piece = unsafe shape.writable
     while copied < count {
       let part = min(unsafe piece.pointee.count, count - copied)
       unsafe piece.pointee.base.copyMemory(from: context.serial + copied, byteCount: part)
@@ -306,7 +350,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     finish(index, status)
   }
 
-  /// Answers a request: its status byte, its used element, its slot.
+  /// Answers a request that has a slot: its status byte, its used element, its slot.
   @inline(__always)
   mutating func finish(_ index: Int, _ status: BlockStatus) {
     let slot = unsafe slab.slot(index)
@@ -331,25 +375,41 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     guard let chain = unsafe slot.pointee.chain.take() else {
       preconditionFailure("a request was answered twice")
     }
-    unsafe chain.lastWritable?.storeBytes(of: slot.pointee.status.rawValue, as: UInt8.self)
+    unsafe slot.pointee.statusByte?.storeBytes(of: slot.pointee.status.rawValue, as: UInt8.self)
     // The status byte comes last: it counts only when everything before it was written, too (virtio 2.6.8.2).
     let written = unsafe slot.pointee.written
-    let length = written &+ 1 == chain.writableBytes ? chain.writableBytes : written
-    ring.push(chain, written: UInt32(truncatingIfNeeded: min(length, UInt64(UInt32.max))))
+    let all = unsafe slot.pointee.writableBytes
+    push(chain, written: UInt32(truncatingIfNeeded: min(written &+ 1 == all ? all : written, UInt64(UInt32.max))))
     slab.give(index)
-    unpublished &+= 1
-    if unpublished >= publishEvery { publish() }
   }
+
+  /// Answers a transfer that went well at the first attempt.
+  @inline(__always)
+  mutating func answerWhole(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, isFilled: Bool) {
+    guard let chain = unsafe slot.pointee.chain.take() else {
+      preconditionFailure("a request was answered twice")
+    }
+    unsafe slot.pointee.statusByte?.storeBytes(of: BlockStatus.ok.rawValue, as: UInt8.self)
+    push(chain, written: isFilled ? unsafe UInt32(truncatingIfNeeded: slot.pointee.writableBytes) : 0)
+    slab.give(index)
+  }
+
+  @inline(__always)
+  private mutating func push(_ chain: consuming Chain, written: UInt32) {
+    ring.push(chain, written: written)
+    if ring.unpublished >= publishEvery { publishEarly() }
+  }
+
+  /// Before the turn is over.
+  @inline(never)
+  private mutating func publishEarly() { publish() }
 
   /// Shows the driver what was answered, and tells it if it wants to be told.
   @inline(__always)
   mutating func publish() {
+    let count = ring.unpublished
     ring.publish()
-    if coalescing != nil, !coalescing!.isDue(after: unpublished) {
-      unpublished = 0
-      return
-    }
-    unpublished = 0
+    if coalescing != nil, !coalescing!.isDue(after: count) { return }
     guard ring.needsCall() else { return }
     counters.add(.calls)
     call.signal()

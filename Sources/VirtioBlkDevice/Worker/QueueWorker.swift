@@ -74,7 +74,9 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   @inline(never)
   private mutating func turn() {
     configuration.counters.add(.turns)
-    while let event = engine.nextEvent() { handle(event) }
+    while let event = engine.nextEvent() {
+      if case .completion(let tag, let result) = event { complete(tag, result) } else { handle(event) }
+    }
     if FaultGuard.count != seenFaults { checkMemory() }
     var hasMore = false
     for index in 0..<configuration.lanes {
@@ -119,10 +121,15 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     return limit
   }
 
+  @inline(__always)
+  private mutating func complete(_ tag: UInt32, _ result: Int32) {
+    unsafe lanes[Int(tag >> 16)]!.complete(Int(tag & 0xffff), result, &engine)
+  }
+
+  @inline(never)
   private mutating func handle(_ event: EngineEvent) {
     switch event {
-    case .completion(let tag, let result):
-      unsafe lanes[Int(tag >> 16)]?.complete(Int(tag & 0xffff), result, &engine)
+    case .completion(let tag, let result): complete(tag, result)
     case .kick: configuration.counters.add(.kicks)  // the turn that follows looks at every ring
     case .mailbox:
       for message in configuration.mailbox.take() { handle(message) }

@@ -4,6 +4,8 @@ internal import VirtioCore
 
 /// Where a request stands.
 enum RequestStage: UInt8 {
+  /// All data was handed over in one operation: if that transfers everything, the request is done.
+  case whole
   /// Data moves between the guest's segments and the medium.
   case transfer
   /// Ranges are being discarded.
@@ -14,15 +16,12 @@ enum RequestStage: UInt8 {
   case flush
 }
 
-/// One request under way.
+/// One request under way. One that finishes in place never gets here.
 @safe
 struct RequestSlot: ~Copyable {
   var chain: Chain?
   var stage: RequestStage = .transfer
   var status: BlockStatus = .ok
-  var isRead = false
-  /// Writes are stable when they complete (writethrough).
-  var isDurable = false
   /// Answered, but an earlier one is not: with publication in order it waits here.
   var isFinished = false
   /// How often this step was tried again without progress.
@@ -32,17 +31,22 @@ struct RequestSlot: ~Copyable {
   var rangeIndex: UInt8 = 0
   var rangeCount: UInt8 = 0
 
-  /// What is left of the data: segments, their total, and where it goes.
-  var segments: UnsafeMutablePointer<MemorySegment>
-  var segmentCount = 0
-  var remaining: UInt64 = 0
-  var offset: UInt64 = 0
+  /// Where the status goes.
+  var statusByte: UnsafeMutableRawPointer?
+  /// Bytes that the device may write, with the status.
+  var writableBytes: UInt64 = 0
   /// Bytes put into guest memory so far, from the first writable byte on.
   var written: UInt64 = 0
+  /// What is left of a transfer, or of the range being zeroed.
+  var operation = unsafe IOOperation(kind: .read)
   /// An aligned copy of a piece of the data, while the medium cannot take the guest's own buffers.
   var bounce: Bounce?
 
-  init(segments: UnsafeMutablePointer<MemorySegment>) { unsafe self.segments = segments }
+  /// Counts a step that made no progress. - Returns: whether it may be tried again.
+  mutating func retry() -> Bool {
+    retries &+= 1
+    return retries < 100
+  }
 }
 
 /// The slots, their segments and their ranges.
@@ -100,7 +104,7 @@ struct RequestSlab: ~Copyable {
   private mutating func begin() -> Int? {
     guard begunCount < capacity else { return nil }
     let index = begunCount
-    unsafe (slots + index).initialize(to: RequestSlot(segments: segments(index)))
+    unsafe (slots + index).initialize(to: RequestSlot())
     begunCount &+= 1
     return index
   }

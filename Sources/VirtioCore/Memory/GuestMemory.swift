@@ -161,43 +161,42 @@ public struct GuestMemoryView {
     return search(address)
   }
 
-  /// Where a descriptor's buffer is, if it is not empty, not indirect, and within one region.
+  /// Where a descriptor's buffer is, if it is not empty and within one region.
   @inline(__always)
   mutating func place(_ descriptor: Descriptor) -> UnsafeMutableRawPointer? {
-    // An empty buffer wraps round and is too long for any region.
-    let tail = UInt64(descriptor.length) &- 1
-    let distance = descriptor.address &- last.start
-    if distance < last.size, tail < last.size &- distance, descriptor.flags & Descriptor.indirect == 0 {
-      return unsafe last.host + Int(truncatingIfNeeded: distance)
+    if _slowPath(descriptor.address &- last.start >= last.size) {
+      guard turn(to: descriptor.address) else { return nil }
     }
-    return unsafe searchPlace(descriptor)
+    let distance = descriptor.address &- last.start
+    // An empty buffer wraps round and is too long for any region.
+    guard UInt64(descriptor.length) &- 1 < last.size &- distance else { return nil }
+    return unsafe last.host + Int(truncatingIfNeeded: distance)
   }
 
-  @inline(never)
-  private mutating func searchPlace(_ descriptor: Descriptor) -> UnsafeMutableRawPointer? {
-    guard descriptor.length > 0, descriptor.flags & Descriptor.indirect == 0, let piece = search(descriptor.address),
-      piece.count >= Int(descriptor.length)
-    else { return nil }
-    return unsafe piece.base
+  /// Makes the region of an address the last one. Inlined: a call would cost those who never come here, too.
+  @inline(__always)
+  private mutating func turn(to address: UInt64) -> Bool {
+    let granule = address &>> granuleShift
+    guard granule < granules else { return false }
+    // Regions that begin before the granule are below `low`, those that begin after it are not below `high`.
+    var low = UInt(unsafe firstInGranule[Int(granule)])
+    var high = UInt(unsafe firstInGranule[Int(granule) &+ 1])
+    while low < high {
+      let middle = (low &+ high) / 2
+      if unsafe table[Int(middle)].start <= address { low = middle &+ 1 } else { high = middle }
+    }
+    guard low > 0 else { return false }
+    let entry = unsafe table + Int(low &- 1)
+    guard unsafe address &- entry.pointee.start < entry.pointee.size else { return false }
+    last = unsafe entry.pointee
+    return true
   }
 
   @inline(never)
   private mutating func search(_ address: UInt64) -> MemorySegment? {
-    let granule = address &>> granuleShift
-    guard granule < granules else { return nil }
-    // Regions that begin before the granule are below `low`, those that begin after it are not below `high`.
-    var low = Int(unsafe firstInGranule[Int(granule)])
-    var high = Int(unsafe firstInGranule[Int(granule) &+ 1])
-    while low < high {
-      let middle = (low &+ high) / 2
-      if unsafe table[middle].start <= address { low = middle &+ 1 } else { high = middle }
-    }
-    guard low > 0 else { return nil }
-    let entry = unsafe table[low &- 1]
-    let distance = address &- entry.start
-    guard distance < entry.size else { return nil }
-    last = entry
-    return unsafe MemorySegment(base: entry.host + Int(distance), count: Int(entry.size &- distance))
+    guard turn(to: address) else { return nil }
+    let distance = address &- last.start
+    return unsafe MemorySegment(base: last.host + Int(distance), count: Int(last.size &- distance))
   }
 
   /// The whole range as one piece, or `nil` when it is not mapped or not contiguous in this process.

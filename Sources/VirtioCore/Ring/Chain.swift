@@ -1,7 +1,7 @@
 /// One descriptor chain that was taken from a ring and has to be answered exactly once.
 
 /// The token for a chain in flight: made by `pop`, consumed by `push`, so that a head cannot be answered twice or forgotten.
-@safe
+@frozen
 public struct Chain: ~Copyable {
   /// Something wrong with the buffers that does not break the ring: the request fails, and can be told so.
   public enum Defect: UInt8, Sendable {
@@ -13,40 +13,67 @@ public struct Chain: ~Copyable {
 
   /// The descriptor that the chain begins with: its name in the used ring.
   public let head: UInt16
-  /// How many of the segments the device may read; they come first.
-  public let readableCount: UInt16
-  /// How many of the segments the device may write.
-  public let writableCount: UInt16
-  public let defect: Defect?
-  /// Bytes of all readable descriptors; with `writableBytes` at most 2^32.
-  public let readableBytes: UInt64
-  public let writableBytes: UInt64
-  /// Where the last writable byte is; `nil` if there is none.
-  public let lastWritable: UnsafeMutableRawPointer?
 
   @inline(__always)
-  init(
-    head: UInt16, readableCount: Int, writableCount: Int, readableBytes: UInt64, writableBytes: UInt64,
-    lastWritable: UnsafeMutableRawPointer?, defect: Defect?
-  ) {
-    self.head = head
-    self.readableCount = UInt16(truncatingIfNeeded: readableCount)
-    self.writableCount = UInt16(truncatingIfNeeded: writableCount)
-    self.readableBytes = readableBytes
-    self.writableBytes = writableBytes
-    unsafe self.lastWritable = lastWritable
-    self.defect = defect
-  }
+  init(head: UInt16) { self.head = head }
 
   /// Lets go of a chain whose queue is broken: nobody will be told about it any more.
   public consuming func abandon() { discard self }
 
   /// Ends the token where the used element is written.
-  @inline(__always) consuming func complete() -> UInt16 {
+  @inlinable @inline(__always) consuming func complete() -> UInt16 {
     let head = head
     discard self
     return head
   }
 
   deinit { assertionFailure("a chain was dropped without being pushed or abandoned") }
+}
+
+/// What the descriptors of a chain come to. It is plain data beside the token, so that taking a chain copies nothing.
+///
+/// The last byte of the last writable segment is the last writable byte of the chain, also of one with a defect: of that there
+/// is no segment but this byte.
+@safe
+@frozen
+public struct ChainShape {
+  /// The first of the segments that the device may write; those that it may read are before it.
+  public var writable: UnsafeMutablePointer<MemorySegment>
+  /// Where the segments end. There is nothing to write if `writable` is here.
+  public var end: UnsafeMutablePointer<MemorySegment>
+  /// Bytes of all readable descriptors; with `writableBytes` at most 2^32.
+  public var readableBytes: UInt64 = 0
+  public var writableBytes: UInt64 = 0
+  public var defect: Chain.Defect?
+
+  /// An empty chain. - Parameter segments: where a chain's segments will be.
+  public init(at segments: UnsafeMutablePointer<MemorySegment>) {
+    unsafe writable = segments
+    unsafe end = segments
+  }
+
+  /// The last writable byte of the chain; only with `writable` before `end`.
+  @inlinable @inline(__always)
+  public var statusByte: UnsafeMutableRawPointer {
+    let last = unsafe end - 1
+    return unsafe last.pointee.base + (last.pointee.count &- 1)
+  }
+
+  /// How many segments the device may read. - Parameter segments: where the chain's segments begin.
+  @inlinable @inline(__always)
+  public func readableCount(from segments: UnsafeMutablePointer<MemorySegment>) -> Int {
+    unsafe Self.count(from: segments, to: writable)
+  }
+
+  /// How many segments the device may write.
+  @inlinable @inline(__always)
+  public var writableCount: Int { unsafe Self.count(from: writable, to: end) }
+
+  /// The distance of pointers would be a signed division.
+  @inlinable @inline(__always)
+  static func count(
+    from first: UnsafeMutablePointer<MemorySegment>, to end: UnsafeMutablePointer<MemorySegment>
+  ) -> Int {
+    Int((UInt(bitPattern: end) &- UInt(bitPattern: first)) / UInt(MemoryLayout<MemorySegment>.stride))
+  }
 }

@@ -1,22 +1,30 @@
 /// One entry of a split descriptor table, as a private copy (virtio 2.6.5).
 
 struct Descriptor {
-  static let next: UInt16 = 1
-  static let write: UInt16 = 2
-  static let indirect: UInt16 = 4
+  private static let nextFlag: UInt32 = 1
+  private static let writeFlag: UInt32 = 2
+  private static let indirectFlag: UInt32 = 4
 
   let address: UInt64
   let length: UInt32
-  let flags: UInt16
-  let next: UInt16
+  /// Flags and next, as they lie in memory.
+  private let link: UInt32
+
+  @inline(__always) var next: UInt32 { link >> 16 }
+  @inline(__always) var hasNext: Bool { link & Self.nextFlag != 0 }
+  @inline(__always) var hasWrite: Bool { link & Self.writeFlag != 0 }
+  @inline(__always) var isIndirect: Bool { link & Self.indirectFlag != 0 }
+  /// A buffer that the device reads.
+  @inline(__always) var isReadable: Bool { link & (Self.writeFlag | Self.indirectFlag) == 0 }
+  /// A buffer that the device writes.
+  @inline(__always) var isWritable: Bool { link & (Self.writeFlag | Self.indirectFlag) == Self.writeFlag }
 
   @inline(__always)
   init(_ low: UInt64, _ high: UInt64) {
     address = UInt64(littleEndian: low)
     let rest = UInt64(littleEndian: high)
     length = UInt32(truncatingIfNeeded: rest)
-    flags = UInt16(truncatingIfNeeded: rest >> 32)
-    next = UInt16(truncatingIfNeeded: rest >> 48)
+    link = UInt32(truncatingIfNeeded: rest >> 32)
   }
 
   /// Reads each half exactly once. - Parameter pointer: 16 bytes, aligned to 8.

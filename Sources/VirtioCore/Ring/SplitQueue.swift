@@ -10,6 +10,8 @@ public struct SplitQueue: Virtqueue, ~Copyable {
   static let maximumIndirectEntries = 1024
 
   public let size: UInt16
+  /// Takes a free-running index to its place.
+  @usableFromInline let mask: Int
   private let memory: GuestMemory
   private var view: GuestMemoryView
   private let hasEventIndex: Bool
@@ -17,22 +19,23 @@ public struct SplitQueue: Virtqueue, ~Copyable {
 
   private let table: UnsafeMutableRawPointer
   private let available: UnsafeMutableRawPointer
-  private let used: UnsafeMutableRawPointer
+  @usableFromInline let used: UnsafeMutableRawPointer
 
   /// The free-running index of the next available entry to take.
   private var nextAvailable: UInt16
   /// The driver's index as read last; entries before it may be taken without reading it again.
   private var seenAvailable: UInt16
   /// The free-running index of the next used element, counting those not yet published.
-  private var nextUsed: UInt16
-  private var publishedUsed: UInt16
+  @usableFromInline var nextUsed: UInt16
+  @usableFromInline var publishedUsed: UInt16
   /// `publishedUsed` at the last notification decision.
   private var decidedUsed: UInt16
   private var kicksAreSuppressed: Bool
 
-  /// One bit per head: taken and not yet used. A second one would be answered into the first one's buffers.
-  private let takenHeads: UnsafeMutablePointer<UInt64>
-  public private(set) var inFlight: Int
+  /// For each head: taken and not yet used. A second one would be answered into the first one's buffers.
+  @usableFromInline let isTaken: UnsafeMutablePointer<Bool>
+  /// How far the two indices were apart with nothing in flight: a driver may start them differently.
+  private let idleDistance: UInt16
 
   public init(
     _ configuration: QueueConfiguration, memory: GuestMemory, features: FeatureSet, position: QueuePosition
@@ -58,6 +61,7 @@ public struct SplitQueue: Virtqueue, ~Copyable {
     unsafe self.available = available
     unsafe self.used = used
     self.size = size
+    mask = entries - 1
     self.memory = memory
     self.view = view
     self.hasEventIndex = features.contains(.eventIndex)
@@ -69,13 +73,14 @@ public struct SplitQueue: Virtqueue, ~Copyable {
     self.publishedUsed = nextUsed
     self.decidedUsed = nextUsed
     self.kicksAreSuppressed = false
-    self.inFlight = 0
-    let words = (entries + 63) / 64
-    unsafe self.takenHeads = .allocate(capacity: words)
-    unsafe takenHeads.initialize(repeating: 0, count: words)
+    self.idleDistance = position.available &- nextUsed
+    unsafe self.isTaken = .allocate(capacity: entries)
+    unsafe isTaken.initialize(repeating: false, count: entries)
   }
 
-  deinit { unsafe takenHeads.deallocate() }
+  deinit { unsafe isTaken.deallocate() }
+
+  public var inFlight: Int { Int(nextAvailable &- nextUsed &- idleDistance) }
 
   public var position: QueuePosition { QueuePosition(available: nextAvailable, used: publishedUsed) }
 
@@ -86,9 +91,78 @@ public struct SplitQueue: Virtqueue, ~Copyable {
     unsafe nextAvailable != seenAvailable || SharedCell<UInt16>(available + 2).loadRelaxed() != nextAvailable
   }
 
-  @inline(__always)
   public mutating func pop(
-    into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int
+    into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
+  ) throws(QueueError) -> Chain? {
+    // Whatever is not plain begins anew: nothing that was read is handed on, so that no check is made on one copy and acted
+    // upon with another. It also leaves the plain way without anything that it would have to keep.
+    if let chain = unsafe popPlain(into: segments, capacity: capacity, shape: &shape) { return chain }
+    return try unsafe popAny(into: segments, capacity: capacity, shape: &shape)
+  }
+
+  /// Takes a chain as drivers make them: nothing empty, nothing outside memory or across regions, room enough, an indirect
+  /// table in one piece.
+  /// - Returns: `nil` for any other, and when nothing is available; nothing was taken then.
+  @inline(__always)
+  private mutating func popPlain(
+    into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
+  ) -> Chain? {
+    guard nextAvailable != seenAvailable else { return nil }
+    let entry = Int(nextAvailable) & mask
+    let head = unsafe SharedCell<UInt16>(available + (4 &+ entry &* 2)).loadRelaxed()
+    guard head < size, unsafe !isTaken[Int(head)] else { return nil }
+    var table = unsafe table
+    var entries = UInt32(size)
+    var descriptor = unsafe Descriptor(readingOnce: table + Int(head) &* 16)
+    if descriptor.isIndirect {
+      guard hasIndirect, !descriptor.hasNext, descriptor.length % 16 == 0, let place = unsafe view.place(descriptor),
+        UInt(bitPattern: place) % 8 == 0
+      else { return nil }
+      entries = descriptor.length / 16
+      guard entries <= UInt32(Self.maximumIndirectEntries) else { return nil }
+      unsafe table = place
+      unsafe descriptor = Descriptor(readingOnce: table)
+    }
+    // Bounds both loops, also for links that go round: each step takes a piece of the room.
+    let end = unsafe segments + capacity
+    var next = unsafe segments
+    var bytes: UInt64 = 0
+
+    while descriptor.isReadable {
+      guard unsafe next < end, let base = unsafe view.place(descriptor) else { return nil }
+      unsafe next.pointee = MemorySegment(base: base, count: Int(descriptor.length))
+      bytes &+= UInt64(descriptor.length)
+      guard descriptor.hasNext, descriptor.next < entries else { return nil }  // without room for a status: not plain
+      unsafe next += 1
+      unsafe descriptor = Descriptor(readingOnce: table + Int(descriptor.next) &* 16)
+    }
+    unsafe shape.writable = next
+    shape.readableBytes = bytes
+    while descriptor.isWritable {
+      guard unsafe next < end, let base = unsafe view.place(descriptor) else { return nil }
+      unsafe next.pointee = MemorySegment(base: base, count: Int(descriptor.length))
+      bytes &+= UInt64(descriptor.length)
+      guard descriptor.hasNext else {
+        guard bytes <= UInt64(Int32.max) else { return nil }
+        unsafe shape.end = next + 1
+        shape.writableBytes = bytes &- shape.readableBytes
+        shape.defect = nil
+        unsafe isTaken[Int(head)] = true
+        nextAvailable &+= 1
+        return Chain(head: head)
+      }
+      guard descriptor.next < entries else { return nil }
+      unsafe next += 1
+      unsafe descriptor = Descriptor(readingOnce: table + Int(descriptor.next) &* 16)
+    }
+    return nil  // readable after writable, or an indirect descriptor after others
+  }
+
+  /// Takes any chain, or says what is wrong with the ring. The first chain after kicks were enabled comes this way, as the
+  /// driver's index was read up to the end before.
+  @inline(never)
+  private mutating func popAny(
+    into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
   ) throws(QueueError) -> Chain? {
     if nextAvailable == seenAvailable {
       // Acquire: what the driver stored before it moved idx (ring entries, descriptors, buffers) is read after it.
@@ -99,98 +173,28 @@ public struct SplitQueue: Virtqueue, ~Copyable {
         throw .availableIndexJumped(from: nextAvailable, to: index, size: size)
       }
       seenAvailable = index
+      if let chain = unsafe popPlain(into: segments, capacity: capacity, shape: &shape) {
+        suppressKicks()
+        return chain
+      }
     }
-    let entry = Int(nextAvailable & (size &- 1))
+    let entry = Int(nextAvailable) & mask
     let head = unsafe SharedCell<UInt16>(available + (4 &+ entry &* 2)).loadRelaxed()
     guard head < size else { throw .headOutOfRange(head) }
-    guard !isTaken(head) else { throw .headAlreadyInFlight(head) }
-    if let chain = unsafe walkPlain(head, into: segments, capacity: capacity) { return chain }
-    let chain = unsafe try walk(head, into: segments, capacity: capacity)
-    take(head)
-    return chain
-  }
-
-  @inline(__always)
-  private func isTaken(_ head: UInt16) -> Bool { unsafe takenHeads[Int(head &>> 6)] &>> UInt64(head & 63) & 1 != 0 }
-
-  @inline(__always)
-  private mutating func take(_ head: UInt16) {
-    unsafe takenHeads[Int(head &>> 6)] |= 1 &<< UInt64(head & 63)
-    inFlight &+= 1
+    guard unsafe !isTaken[Int(head)] else { throw .headAlreadyInFlight(head) }
+    unsafe try walk(head, into: segments, capacity: capacity, shape: &shape)
+    suppressKicks()
+    unsafe isTaken[Int(head)] = true
     nextAvailable &+= 1
-  }
-
-  /// Follows a chain as drivers make them: nothing empty, nothing outside memory or across regions, room enough, an indirect
-  /// table in one piece. Anything else is `nil`, and the chain is walked anew by those who know every case: what was read here
-  /// is forgotten then, so that no check is made on one copy and acted upon with another.
-  ///
-  /// What it returns is taken.
-  @inline(__always)
-  private mutating func walkPlain(
-    _ head: UInt16, into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int
-  ) -> Chain? {
-    var table = unsafe table
-    var entries = UInt64(size)
-    var descriptor = unsafe Descriptor(readingOnce: table + Int(head) &* 16)
-    if descriptor.flags & Descriptor.indirect != 0 {
-      guard hasIndirect, descriptor.flags & Descriptor.next == 0, let piece = view.find(descriptor.address),
-        piece.count >= Int(descriptor.length), descriptor.length % 16 == 0, descriptor.length != 0,
-        unsafe UInt(bitPattern: piece.base) % 8 == 0
-      else { return nil }
-      entries = UInt64(descriptor.length / 16)
-      guard entries <= UInt64(Self.maximumIndirectEntries) else { return nil }
-      unsafe table = piece.base
-      unsafe descriptor = Descriptor(readingOnce: table)
-    }
-    var output = unsafe segments
-    // Bounds both loops: each step takes one entry of the table and one of the room.
-    let end = unsafe segments + min(Int(truncatingIfNeeded: entries), capacity)
-    var bytes: UInt64 = 0
-
-    while descriptor.flags & Descriptor.write == 0 {
-      guard unsafe output < end, let base = unsafe view.place(descriptor) else { return nil }
-      unsafe output.pointee = MemorySegment(base: base, count: Int(descriptor.length))
-      unsafe output += 1
-      bytes &+= UInt64(descriptor.length)
-      guard descriptor.flags & Descriptor.next != 0 else {
-        let count = unsafe output - segments
-        guard bytes <= 1 << 32 else { return nil }
-        take(head)
-        return unsafe Chain(
-          head: head, readableCount: count, writableCount: 0, readableBytes: bytes, writableBytes: 0, lastWritable: nil,
-          defect: nil)
-      }
-      guard UInt64(descriptor.next) < entries else { return nil }
-      unsafe descriptor = Descriptor(readingOnce: table + Int(descriptor.next) &* 16)
-    }
-    let readableCount = unsafe output - segments
-    let readableBytes = bytes
-    while descriptor.flags & Descriptor.write != 0 {
-      guard unsafe output < end, let base = unsafe view.place(descriptor) else { return nil }
-      let length = Int(descriptor.length)
-      unsafe output.pointee = MemorySegment(base: base, count: length)
-      unsafe output += 1
-      bytes &+= UInt64(descriptor.length)
-      guard descriptor.flags & Descriptor.next != 0 else {
-        guard bytes <= 1 << 32 else { return nil }
-        take(head)
-        return unsafe Chain(
-          head: head, readableCount: readableCount, writableCount: (output - segments) &- readableCount,
-          readableBytes: readableBytes, writableBytes: bytes &- readableBytes, lastWritable: base + (length &- 1),
-          defect: nil)
-      }
-      guard UInt64(descriptor.next) < entries else { return nil }
-      unsafe descriptor = Descriptor(readingOnce: table + Int(descriptor.next) &* 16)
-    }
-    return nil  // readable after writable
+    return Chain(head: head)
   }
 
   /// Follows any chain from its head, and names what is wrong with it. Bounded by the length of the table it walks in, whatever
   /// the links say.
   @inline(never)
   private mutating func walk(
-    _ head: UInt16, into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int
-  ) throws(QueueError) -> Chain {
+    _ head: UInt16, into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
+  ) throws(QueueError) {
     var table = unsafe MemorySegment(base: table, count: Int(size) &* 16)
     var tableAddress: UInt64? = nil  // guest address of an indirect table that is not in one piece
     var tableEntries = Int(size)
@@ -220,10 +224,10 @@ public struct SplitQueue: Virtqueue, ~Copyable {
         descriptor = unsafe Descriptor(readingOnce: table.base + index &* 16)
       }
 
-      if descriptor.flags & Descriptor.indirect != 0 {
+      if descriptor.isIndirect {
         guard hasIndirect else { throw .indirectNotNegotiated(head: head) }
         guard !isIndirect else { throw .nestedIndirect(head: head) }
-        guard descriptor.flags & Descriptor.next == 0 else { throw .indirectWithNext(head: head) }
+        guard !descriptor.hasNext else { throw .indirectWithNext(head: head) }
         let length = descriptor.length
         let limit = max(Int(size), Self.maximumIndirectEntries)
         guard length > 0, length % 16 == 0, Int(length / 16) <= limit else {
@@ -243,7 +247,7 @@ public struct SplitQueue: Virtqueue, ~Copyable {
         continue
       }
 
-      let isWritable = descriptor.flags & Descriptor.write != 0
+      let isWritable = descriptor.hasWrite
       if isWritable {
         sawWritable = true
       } else if sawWritable {
@@ -276,17 +280,27 @@ public struct SplitQueue: Virtqueue, ~Copyable {
           readableCount = stored
         }
       }
-      guard descriptor.flags & Descriptor.next != 0 else { break }
+      guard descriptor.hasNext else { break }
       index = Int(descriptor.next)
-      guard index < tableEntries else { throw .nextOutOfRange(descriptor.next) }
+      guard index < tableEntries else { throw .nextOutOfRange(UInt16(descriptor.next)) }
     }
 
     // At most 32768 descriptors of 32-bit lengths each: the sums cannot overflow.
     guard readableBytes &+ writableBytes <= 1 << 32 else { throw .chainTooLarge(head: head) }
     guard !lastWritableIsUnmapped else { throw .statusUnmapped(head: head) }
-    return unsafe Chain(
-      head: head, readableCount: readableCount, writableCount: stored &- readableCount, readableBytes: readableBytes,
-      writableBytes: writableBytes, lastWritable: lastWritable, defect: defect)
+    shape.readableBytes = readableBytes
+    shape.writableBytes = writableBytes
+    shape.defect = defect
+    if defect != nil {
+      readableCount = 0
+      stored = 0
+      if let lastWritable = unsafe lastWritable {
+        unsafe segments.pointee = MemorySegment(base: lastWritable, count: 1)
+        stored = 1
+      }
+    }
+    unsafe shape.writable = segments + readableCount
+    unsafe shape.end = segments + stored
   }
 
   /// A descriptor of an indirect table that is misaligned or split over regions, gathered byte by byte.
@@ -305,16 +319,18 @@ public struct SplitQueue: Virtqueue, ~Copyable {
 
   // MARK: Giving back
 
-  @inline(__always)
+  @inlinable @inline(__always)
   public mutating func push(_ chain: consuming Chain, written: UInt32) {
     let head = chain.complete()
-    let element = unsafe used + (4 &+ Int(nextUsed & (size &- 1)) &* 8)
+    let element = unsafe used + (4 &+ (Int(nextUsed) & mask) &* 8)
     unsafe SharedCell<UInt32>(element).storeRelaxed(UInt32(head))
     unsafe SharedCell<UInt32>(element + 4).storeRelaxed(written)
-    unsafe takenHeads[Int(head &>> 6)] &= ~(1 &<< UInt64(head & 63))
-    inFlight &-= 1
+    unsafe isTaken[Int(head)] = false
     nextUsed &+= 1
   }
+
+  @inlinable @inline(__always)
+  public var unpublished: Int { Int(nextUsed &- publishedUsed) }
 
   @inline(__always)
   public mutating func publish() {
@@ -340,8 +356,7 @@ public struct SplitQueue: Virtqueue, ~Copyable {
 
   // MARK: Kicks
 
-  @inline(__always)
-  public mutating func suppressKicks() {
+  private mutating func suppressKicks() {
     guard !kicksAreSuppressed else { return }
     kicksAreSuppressed = true
     // With event indices a stale avail_event suppresses by itself, and the flags stay 0 (virtio 2.6.10.2).

@@ -7,13 +7,16 @@ public protocol Virtqueue: ~Copyable {
     _ configuration: QueueConfiguration, memory: GuestMemory, features: FeatureSet, position: QueuePosition
   ) throws(QueueError)
 
-  /// Takes the next available chain and resolves its buffers.
+  /// Takes the next available chain and resolves its buffers. From the first one on the driver is asked not to kick, as the
+  /// device looks at the ring anyway, until `enableKicks`.
   ///
-  /// - Parameter segments: room for `capacity` pieces (at most 32767); readable ones come first.
+  /// - Parameters:
+  ///   - segments: room for `capacity` pieces (at most 32767); readable ones come first.
+  ///   - shape: what the chain comes to, if one is returned.
   /// - Returns: `nil` when nothing is available.
   /// - Throws: the ring is broken; nothing was taken.
   mutating func pop(
-    into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int
+    into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
   ) throws(QueueError) -> Chain?
 
   /// Writes the used element for a chain; the driver does not see it before `publish`.
@@ -21,14 +24,14 @@ public protocol Virtqueue: ~Copyable {
   /// - Parameter written: bytes written from the chain's first writable byte on, without a gap (virtio 2.6.8.2).
   mutating func push(_ chain: consuming Chain, written: UInt32)
 
+  /// Chains pushed and not yet published.
+  var unpublished: Int { get }
+
   /// Makes all pushed elements visible to the driver.
   mutating func publish()
 
   /// Whether the driver has to be notified of what was published since this was asked last (virtio 2.6.7.2).
   mutating func needsCall() -> Bool
-
-  /// Asks the driver not to kick, as long as the device looks at the ring anyway.
-  mutating func suppressKicks()
 
   /// Asks the driver to kick from the next chain on.
   ///
