@@ -5,25 +5,30 @@ extension IOOperation {
   /// Takes bytes of the segments off the front; the offset and the length are the caller's.
   @inline(__always)
   mutating func skip(_ bytes: Int) {
-    guard let first = unsafe segments, unsafe first.pointee.count == bytes else { return skipPieces(bytes) }
-    unsafe segments = first + 1
-    segmentCount &-= 1
-  }
-
-  @inline(never)
-  private mutating func skipPieces(_ bytes: Int) {
-    var bytes = bytes
-    while segmentCount > 0, let first = unsafe segments {
-      let count = unsafe first.pointee.count
-      if bytes < count {
-        unsafe first.pointee.base += bytes
-        unsafe first.pointee.count = count &- bytes
-        return
-      }
-      bytes &-= count
+    guard let first = unsafe segments else { return }
+    if unsafe first.pointee.count == bytes {
       unsafe segments = first + 1
       segmentCount &-= 1
+    } else {
+      let pieces = unsafe Self.skip(bytes, first, segmentCount)
+      unsafe segments = first + pieces
+      segmentCount &-= pieces
     }
+  }
+
+  /// - Returns: how many pieces are gone; the one after them is shorter.
+  @inline(never)
+  private static func skip(_ bytes: Int, _ segments: UnsafeMutablePointer<MemorySegment>, _ count: Int) -> Int {
+    var bytes = bytes
+    for index in 0..<count {
+      let size = unsafe segments[index].count
+      if bytes < size {
+        unsafe segments[index].removeFirst(bytes)
+        return index
+      }
+      bytes &-= size
+    }
+    return count
   }
 
   /// Takes bytes that were transferred off the front.
@@ -36,13 +41,18 @@ extension IOOperation {
   /// Whether some piece that is left is not aligned. - Parameter mask: alignment − 1.
   @inline(__always)
   func isMisaligned(_ mask: UInt) -> Bool {
-    guard let segments = unsafe segments else { return false }
-    guard segmentCount == 1 else { return unsafe Self.isMisaligned(segments, segmentCount, mask) }
+    unsafe Self.isMisaligned(segments.unsafelyUnwrapped, segmentCount, mask)
+  }
+
+  /// Whether some piece is not aligned. - Parameter mask: alignment − 1.
+  @inline(__always)
+  static func isMisaligned(_ segments: UnsafeMutablePointer<MemorySegment>, _ count: Int, _ mask: UInt) -> Bool {
+    guard count == 1 else { return unsafe isAnyMisaligned(segments, count, mask) }
     return unsafe (UInt(bitPattern: segments.pointee.base) | UInt(bitPattern: segments.pointee.count)) & mask != 0
   }
 
   @inline(never)
-  private static func isMisaligned(_ segments: UnsafeMutablePointer<MemorySegment>, _ count: Int, _ mask: UInt) -> Bool {
+  private static func isAnyMisaligned(_ segments: UnsafeMutablePointer<MemorySegment>, _ count: Int, _ mask: UInt) -> Bool {
     var bits: UInt = 0
     for index in 0..<count {
       bits |= unsafe UInt(bitPattern: segments[index].base) | UInt(bitPattern: segments[index].count)

@@ -102,7 +102,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
 
   /// Takes what is available, as far as there are slots, and starts it.
   /// - Returns: whether anything was taken.
-  @inline(__always)
+  @inline(never)
   mutating func refill<Engine: BlockEngine & ~Copyable>(_ engine: inout Engine) -> Bool {
     guard state == .running, ring.hasAvailable(), var index = slab.take() else { return false }
     // At most one ring full a turn, so that a busy queue leaves its neighbours a turn, too.
@@ -124,7 +124,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
         break
       }
       left &-= 1
-      guard unsafe !begin(chain, &shape, segments, index, &engine) else { continue }
+      guard unsafe !begin(chain, shape, segments, index, &engine) else { continue }
       guard let free = slab.take() else { return true }
       index = free
       unsafe segments = slab.segments(index)
@@ -150,12 +150,12 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// - Returns: whether the slot is free again.
   @inline(__always)
   private mutating func begin<Engine: BlockEngine & ~Copyable>(
-    _ chain: consuming Chain, _ shape: inout ChainShape, _ segments: UnsafeMutablePointer<MemorySegment>, _ index: Int,
+    _ chain: consuming Chain, _ shape: ChainShape, _ segments: UnsafeMutablePointer<MemorySegment>, _ index: Int,
     _ engine: inout Engine
   ) -> Bool {
     guard shape.defect == nil, shape.readableBytes >= UInt64(RequestHeader.size) else {
       counters.add(.others)
-      return refuse(chain, &shape, index)
+      return unsafe refuse(chain, shape.writableBytes, shape.statusByte, index)
     }
     let header =
       unsafe segments.pointee.count >= RequestHeader.size
@@ -172,7 +172,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       counters.add(.reads)
       counters.add(.bytesRead, bytes)
       guard shape.readableBytes == UInt64(RequestHeader.size), isInside(header.sector, bytes: bytes) else {
-        return refuse(chain, &shape, index)
+        return unsafe refuse(chain, shape.writableBytes, shape.statusByte, index)
       }
       let last = unsafe shape.end - 1
       unsafe last.pointee.count &-= 1
@@ -184,13 +184,14 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       counters.add(.writes)
       counters.add(.bytesWritten, bytes)
       guard shape.writableBytes == 1, !context.limits.isReadOnly, isInside(header.sector, bytes: bytes) else {
-        return refuse(chain, &shape, index)
+        return unsafe refuse(chain, shape.writableBytes, shape.statusByte, index)
       }
       operation = unsafe IOOperation(
         kind: .write, isDurable: isDurable, length: bytes, segments: segments, segmentCount: shape.readableCount(from: segments))
       operation.skip(RequestHeader.size)
     default:
-      beginOther(header.type, chain, &shape, index, &engine)
+      unsafe beginOther(
+        header.type, chain, shape.readableBytes, shape.writable, shape.writableBytes, statusByte, index, &engine)
       return false
     }
     operation.offset = header.sector &* 512
@@ -240,8 +241,10 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
 
   /// Answers a request that is malformed. - Returns: false, as its slot went with the answer.
   @inline(never)
-  private mutating func refuse(_ chain: consuming Chain, _ shape: inout ChainShape, _ index: Int) -> Bool {
-    _ = unsafe park(chain, shape.writableBytes, shape.statusByte, index)
+  private mutating func refuse(
+    _ chain: consuming Chain, _ writableBytes: UInt64, _ statusByte: UnsafeMutableRawPointer, _ index: Int
+  ) -> Bool {
+    _ = unsafe park(chain, writableBytes, statusByte, index)
     refuse(index, .ioError)
     return false
   }
@@ -261,15 +264,16 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// Everything but reads and writes.
   @inline(never)
   private mutating func beginOther<Engine: BlockEngine & ~Copyable>(
-    _ type: UInt32, _ chain: consuming Chain, _ shape: inout ChainShape, _ index: Int, _ engine: inout Engine
+    _ type: UInt32, _ chain: consuming Chain, _ readableBytes: UInt64, _ writable: UnsafeMutablePointer<MemorySegment>,
+    _ writableBytes: UInt64, _ statusByte: UnsafeMutableRawPointer, _ index: Int, _ engine: inout Engine
   ) {
-    let slot = unsafe park(chain, shape.writableBytes, shape.statusByte, index)
+    let slot = unsafe park(chain, writableBytes, statusByte, index)
     switch RequestType(rawValue: type) {
     case .flush: unsafe startFlush(index, slot, &engine)
     case .flushOut where isLegacy: unsafe startFlush(index, slot, &engine)
-    case .getID: answerID(index, &shape)
-    case .discard: unsafe startRanges(index, slot, .discard, shape.readableBytes, &engine)
-    case .writeZeroes: unsafe startRanges(index, slot, .zero, shape.readableBytes, &engine)
+    case .getID: unsafe answerID(index, writable, bytes: writableBytes &- 1)
+    case .discard: unsafe startRanges(index, slot, .discard, readableBytes, &engine)
+    case .writeZeroes: unsafe startRanges(index, slot, .zero, readableBytes, &engine)
     case .flushOut, .read, .write, nil:
       counters.add(.others)
       refuse(index, .unsupported)
@@ -326,11 +330,11 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   }
 
   @inline(never)
-  private mutating func answerID(_ index: Int, _ shape: inout ChainShape) {
+  private mutating func answerID(_ index: Int, _ segments: UnsafeMutablePointer<MemorySegment>, bytes: UInt64) {
     counters.add(.others)
-    let count = Int(min(shape.writableBytes &- 1, 20))
+    let count = Int(min(bytes, 20))
     var copied = 0
-    var piece = unsafe shape.writable
+    var piece = unsafe segments
     while copied < count {
       let part = min(unsafe piece.pointee.count, count - copied)
       unsafe piece.pointee.base.copyMemory(from: context.serial + copied, byteCount: part)

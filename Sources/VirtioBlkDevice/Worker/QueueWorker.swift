@@ -36,8 +36,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
 
   private let configuration: WorkerConfiguration
   private var engine: Engine
-  /// `nil` where no queue runs.
-  private let lanes: UnsafeMutablePointer<Lane<Ring>?>
+  private var lanes: LaneTable<Ring>
   private var stops: [(lane: Int, reply: Reply<QueuePosition?>)] = []
   /// Lanes without a kick source.
   private var unkicked = 0
@@ -55,13 +54,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     window = PollWindow(configuration.waiting)
     coalesces = if case .coalesce = configuration.notification { true } else { false }
     earlierSystemCalls = configuration.counters.value(.systemCalls)
-    unsafe lanes = .allocate(capacity: configuration.lanes)
-    for index in 0..<configuration.lanes { unsafe (lanes + index).initialize(to: nil) }
-  }
-
-  deinit {
-    unsafe lanes.deinitialize(count: configuration.lanes)
-    unsafe lanes.deallocate()
+    lanes = LaneTable(capacity: configuration.lanes)
   }
 
   /// Works until it is told to end.
@@ -79,12 +72,11 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     }
     if FaultGuard.count != seenFaults { checkMemory() }
     var hasMore = false
-    for index in 0..<configuration.lanes {
-      guard unsafe lanes[index] != nil else { continue }
+    for index in 0..<lanes.capacity where lanes.contains(index) {
       // Requests that are finished in place are published with the next batch or here.
-      if unsafe lanes[index]!.refill(&engine) { hasMore = unsafe hasMore || lanes[index]!.hasAvailable() }
-      unsafe lanes[index]!.publish()
-      unsafe reportError(&lanes[index]!)
+      if unsafe lanes[index].pointee.refill(&engine) { hasMore = unsafe hasMore || lanes[index].pointee.hasAvailable() }
+      unsafe lanes[index].pointee.publish()
+      unsafe reportError(&lanes[index].pointee)
     }
     finishStops()
     if hasMore { return engine.submit() }
@@ -95,9 +87,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   /// Asks for kicks, looks once more, and sleeps in the engine: this is also where a turn's operations are handed over.
   private mutating func sleep() {
     var hasMore = hasEnded
-    for index in 0..<configuration.lanes {
-      guard unsafe lanes[index] != nil else { continue }
-      if unsafe lanes[index]!.prepareToSleep() { hasMore = true }
+    for index in 0..<lanes.capacity where lanes.contains(index) {
+      if unsafe lanes[index].pointee.prepareToSleep() { hasMore = true }
     }
     configuration.counters.set(.systemCalls, earlierSystemCalls &+ engine.systemCalls)
     // What this turn or the last look ran into is dealt with before sleeping.
@@ -113,8 +104,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   private func sleepLimit() -> Int64? {
     var limit: Int64? = unkicked > 0 ? Self.unkickedSleep : nil
     guard coalesces else { return limit }
-    for index in 0..<configuration.lanes {
-      guard let deadline = unsafe lanes[index]?.callDeadline else { continue }
+    for index in 0..<lanes.capacity where lanes.contains(index) {
+      guard let deadline = unsafe lanes[index].pointee.callDeadline else { continue }
       let left = Int64(clamping: deadline) - Int64(clamping: Clock.now)
       limit = min(limit ?? .max, max(left, 1))
     }
@@ -123,7 +114,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
 
   @inline(__always)
   private mutating func complete(_ tag: UInt32, _ result: Int32) {
-    unsafe lanes[Int(tag >> 16)]!.complete(Int(tag & 0xffff), result, &engine)
+    unsafe lanes[Int(tag >> 16)].pointee.complete(Int(tag & 0xffff), result, &engine)
   }
 
   @inline(never)
@@ -143,7 +134,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     let end = isEndless ? UInt64.max : Clock.now &+ window.current
     var round = 0
     while true {
-      for index in 0..<configuration.lanes where unsafe lanes[index]?.hasAvailable() ?? false { return true }
+      for index in 0..<lanes.capacity where unsafe lanes.contains(index) && lanes[index].pointee.hasAvailable() { return true }
       if let event = engine.nextEvent() {
         handle(event)
         return true
@@ -164,7 +155,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   @inline(never)
   private mutating func checkMemory() {
     seenFaults = FaultGuard.count
-    for index in 0..<configuration.lanes { unsafe lanes[index]?.checkMemory() }
+    for index in 0..<lanes.capacity where lanes.contains(index) { unsafe lanes[index].pointee.checkMemory() }
   }
 
   // MARK: Control
@@ -174,29 +165,31 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     case .start(let activation, let reply): reply.give(start(activation))
     case .stop(let queue, let reply):
       guard let lane = lane(of: queue) else { return reply.give(nil) }
-      unsafe lanes[lane]!.drain()
+      unsafe lanes[lane].pointee.drain()
       stops.append((lane, reply))
     case .replaceCall(let queue, let call):
-      if let lane = lane(of: queue) { unsafe lanes[lane]!.replaceCall(call) }
+      if let lane = lane(of: queue) { unsafe lanes[lane].pointee.replaceCall(call) }
     case .replaceFailure(let queue, let failure):
-      if let lane = lane(of: queue) { unsafe lanes[lane]!.replaceFailure(failure) }
+      if let lane = lane(of: queue) { unsafe lanes[lane].pointee.replaceFailure(failure) }
     case .end: hasEnded = true
     }
   }
 
   private func lane(of queue: Int) -> Int? {
-    (0..<configuration.lanes).first { unsafe lanes[$0]?.queue == queue }
+    for index in 0..<lanes.capacity where unsafe lanes.contains(index) && lanes[index].pointee.queue == queue { return index }
+    return nil
   }
 
   private mutating func start(_ activation: Activation) -> QueueError? {
     if case .eventCounter(let counter) = activation.kick, !EventWait.isPossible(counter.rawValue) {
       return .kickCannotBeWaitedFor
     }
-    guard let index = (0..<configuration.lanes).first(where: { unsafe lanes[$0] == nil }) else { return .outOfMemory }
+    guard let index = lanes.free else { return .outOfMemory }
     do throws(QueueError) {
-      unsafe lanes[index] = try Lane(
-        activation, lane: index, slots: configuration.slots, context: configuration.context,
-        notification: configuration.notification, counters: configuration.counters)
+      lanes.insert(
+        try Lane(
+          activation, lane: index, slots: configuration.slots, context: configuration.context,
+          notification: configuration.notification, counters: configuration.counters), at: index)
     } catch { return error }
     // The turn that follows looks at the ring without waiting for a kick.
     if case .none = activation.kick { unkicked += 1 }
@@ -211,16 +204,15 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   /// Lets go of the lanes that were to be stopped and have nothing under way any more.
   private mutating func finishStops() {
     guard !stops.isEmpty else { return }
-    stops.removeAll { stop in
-      guard unsafe lanes[stop.lane]?.isIdle ?? true else { return false }
-      unsafe lanes[stop.lane]?.publishLast()
-      let position = unsafe lanes[stop.lane]?.position
-      engine.unwatch(lane: stop.lane)
-      if case .some(.none) = kicks.removeValue(forKey: stop.lane) { unkicked -= 1 }
-      unsafe lanes[stop.lane] = nil
-      stop.reply.give(position)
-      return true
+    for (lane, reply) in stops where unsafe lanes[lane].pointee.isIdle {
+      unsafe lanes[lane].pointee.publishLast()
+      let position = unsafe lanes[lane].pointee.position
+      engine.unwatch(lane: lane)
+      if case .some(.none) = kicks.removeValue(forKey: lane) { unkicked -= 1 }
+      lanes.remove(lane)
+      reply.give(position)
     }
+    stops.removeAll { !lanes.contains($0.lane) }
   }
 
   private func reportError(_ lane: inout Lane<Ring>) {

@@ -130,13 +130,13 @@ public struct GuestMemoryView {
     }
   }
 
-  let table: UnsafePointer<Entry>
-  let count: Int
-  let firstInGranule: UnsafePointer<UInt16>
-  let granuleShift: UInt64
-  let granules: UInt64
+  @usableFromInline let table: UnsafePointer<Entry>
+  @usableFromInline let count: Int
+  @usableFromInline let firstInGranule: UnsafePointer<UInt16>
+  @usableFromInline let granuleShift: UInt64
+  @usableFromInline let granules: UInt64
   /// The region of the last hit; `size` 0 before the first.
-  var last: Entry
+  @usableFromInline var last: Entry
 
   init(_ memory: GuestMemory) {
     unsafe table = UnsafePointer(memory.table)
@@ -162,7 +162,7 @@ public struct GuestMemoryView {
   }
 
   /// Where a descriptor's buffer is, if it is not empty and within one region.
-  @inline(__always)
+  @inlinable @inline(__always)
   mutating func place(_ descriptor: Descriptor) -> UnsafeMutableRawPointer? {
     if _slowPath(descriptor.address &- last.start >= last.size) {
       guard turn(to: descriptor.address) else { return nil }
@@ -174,8 +174,8 @@ public struct GuestMemoryView {
   }
 
   /// Makes the region of an address the last one. Inlined: a call would cost those who never come here, too.
-  @inline(__always)
-  private mutating func turn(to address: UInt64) -> Bool {
+  @inlinable @inline(__always)
+  mutating func turn(to address: UInt64) -> Bool {
     let granule = address &>> granuleShift
     guard granule < granules else { return false }
     // Regions that begin before the granule are below `low`, those that begin after it are not below `high`.

@@ -16,7 +16,7 @@ public struct MemorySegment: @unchecked Sendable {
 
 extension MemorySegment {
   /// The two ends of a list of segments, trimmed as bytes are taken off the front or back.
-  @inlinable mutating func removeFirst(_ bytes: Int) {
+  @inlinable public mutating func removeFirst(_ bytes: Int) {
     unsafe base += bytes
     count -= bytes
   }

@@ -14,7 +14,7 @@ public struct Chain: ~Copyable {
   /// The descriptor that the chain begins with: its name in the used ring.
   public let head: UInt16
 
-  @inline(__always)
+  @inlinable @inline(__always)
   init(head: UInt16) { self.head = head }
 
   /// Lets go of a chain whose queue is broken: nobody will be told about it any more.

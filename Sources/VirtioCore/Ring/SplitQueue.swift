@@ -7,24 +7,24 @@
 @safe
 public struct SplitQueue: Virtqueue, ~Copyable {
   /// An indirect table may be longer than the queue; this is where we stop believing it (QEMU's limit, too).
-  static let maximumIndirectEntries = 1024
+  @usableFromInline static var maximumIndirectEntries: Int { 1024 }
 
   public let size: UInt16
   /// Takes a free-running index to its place.
   @usableFromInline let mask: Int
   private let memory: GuestMemory
-  private var view: GuestMemoryView
+  @usableFromInline var view: GuestMemoryView
   private let hasEventIndex: Bool
-  private let hasIndirect: Bool
+  @usableFromInline let hasIndirect: Bool
 
-  private let table: UnsafeMutableRawPointer
-  private let available: UnsafeMutableRawPointer
+  @usableFromInline let table: UnsafeMutableRawPointer
+  @usableFromInline let available: UnsafeMutableRawPointer
   @usableFromInline let used: UnsafeMutableRawPointer
 
   /// The free-running index of the next available entry to take.
-  private var nextAvailable: UInt16
+  @usableFromInline var nextAvailable: UInt16
   /// The driver's index as read last; entries before it may be taken without reading it again.
-  private var seenAvailable: UInt16
+  @usableFromInline var seenAvailable: UInt16
   /// The free-running index of the next used element, counting those not yet published.
   @usableFromInline var nextUsed: UInt16
   @usableFromInline var publishedUsed: UInt16
@@ -91,20 +91,29 @@ public struct SplitQueue: Virtqueue, ~Copyable {
     unsafe nextAvailable != seenAvailable || SharedCell<UInt16>(available + 2).loadRelaxed() != nextAvailable
   }
 
+  @inlinable @inline(__always)
   public mutating func pop(
     into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
   ) throws(QueueError) -> Chain? {
     // Whatever is not plain begins anew: nothing that was read is handed on, so that no check is made on one copy and acted
     // upon with another. It also leaves the plain way without anything that it would have to keep.
-    if let chain = unsafe popPlain(into: segments, capacity: capacity, shape: &shape) { return chain }
-    return try unsafe popAny(into: segments, capacity: capacity, shape: &shape)
+    // Only the second shape is ever in memory.
+    var plain = unsafe ChainShape(at: segments)
+    if let chain = unsafe popPlain(into: segments, capacity: capacity, shape: &plain) {
+      shape = plain
+      return chain
+    }
+    var other = unsafe ChainShape(at: segments)
+    let chain = unsafe try popAny(into: segments, capacity: capacity, shape: &other)
+    shape = other
+    return chain
   }
 
   /// Takes a chain as drivers make them: nothing empty, nothing outside memory or across regions, room enough, an indirect
   /// table in one piece.
   /// - Returns: `nil` for any other, and when nothing is available; nothing was taken then.
-  @inline(__always)
-  private mutating func popPlain(
+  @inlinable @inline(__always)
+  mutating func popPlain(
     into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
   ) -> Chain? {
     guard nextAvailable != seenAvailable else { return nil }
@@ -161,7 +170,7 @@ public struct SplitQueue: Virtqueue, ~Copyable {
   /// Takes any chain, or says what is wrong with the ring. The first chain after kicks were enabled comes this way, as the
   /// driver's index was read up to the end before.
   @inline(never)
-  private mutating func popAny(
+  @usableFromInline mutating func popAny(
     into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
   ) throws(QueueError) -> Chain? {
     if nextAvailable == seenAvailable {
