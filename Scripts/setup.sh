@@ -6,7 +6,7 @@
 # build    what the Swift package links against
 # test     what unit tests drive and compare with: a Python driver, loop devices, strace, qemu-storage-daemon
 # guest    what boots and checks a real Linux guest (Scripts/guest)
-# counts   what counts the cost of a request (Scripts/counts.py)
+# counts   what counts the cost of a request and of its pieces (Scripts/counts.py, Scripts/instructions.py)
 # bench    what the benchmarks compare with and draw with (Scripts/bench)
 set -euo pipefail
 
@@ -27,6 +27,8 @@ for group in "$@"; do
     exit 2
   fi
   for package in ${groups[$group]}; do
+    # Groups share packages.
+    [[ " ${missing[*]-} " != *" $package "* ]] || continue
     status=$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null || true)
     [ "$status" = "install ok installed" ] || missing+=("$package")
   done
