@@ -2,7 +2,7 @@
 
 VMM_BLK := .build/release/vmm-blk
 
-.PHONY: all build release demo guest test test-fast test-system bench bench-peers clean
+.PHONY: all build release demo guest test test-fast test-system bench bench-peers micro clean
 
 all: release
 
@@ -45,6 +45,11 @@ bench: release
 bench-peers: release
 	@Scripts/setup.sh build bench
 	Scripts/bench/peers.sh
+
+# The pieces of a request alone: nanoseconds, and instructions by callgrind.
+micro: release
+	@Scripts/setup.sh build counts
+	Scripts/instructions.py | .build/release/ring-cost --instructions /dev/stdin
 
 clean:
 	rm -rf .build .guest bench-report

@@ -57,9 +57,20 @@ let package = Package(
         .product(name: "TextTable", package: "TextTable"),
       ],
       swiftSettings: strict),
-    .executableTarget(
-      name: "request-cost", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice"], path: "Benchmarks/RequestCost",
+    .target(
+      name: "HandDriver", dependencies: ["VirtioCore", "VirtioBlkDevice"], path: "Benchmarks/HandDriver",
       swiftSettings: strict),
+    .executableTarget(
+      name: "request-cost", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "HandDriver", system],
+      path: "Benchmarks/RequestCost", swiftSettings: strict),
+    .executableTarget(
+      name: "ring-cost",
+      dependencies: [
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "HandDriver", system,
+        .product(name: "Histogram", package: "hdrhistogram-swift"),
+        .product(name: "TextTable", package: "TextTable"),
+      ],
+      path: "Benchmarks/RingCost", swiftSettings: strict),
     .testTarget(name: "VirtioCoreTests", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
     .testTarget(
       name: "BlkDeviceTests",

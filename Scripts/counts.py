@@ -1,11 +1,18 @@
 #!/usr/bin/env python3
 """Counts what one request costs, in numbers that no load on the machine can change, and holds them against the file.
 
-    Scripts/counts.py            count and compare with Benchmarks/counts.tsv
+    Scripts/counts.py            count and compare with Benchmarks/counts.tsv: nothing may grow by more than 3 %
     Scripts/counts.py --update   count and write Benchmarks/counts.tsv
+    Scripts/counts.py --all      show what did not change, too
 
-Instructions, allocations, reference counts and locks are counted by callgrind inside a worker's turn, as the difference
-between a long and a short run, so that start and stop do not count. System calls of the ring are counted by strace.
+The driver makes one batch available, and the next one when all of it is used and the device's thread sleeps: so each run
+goes the same way. What is counted lies between two such moments, so that start and stop do not count. Instructions, copies,
+allocations, reference counts and locks are counted by callgrind inside a worker's turn; copies are counted by calls, and
+their instructions left out. System calls are those that strace sees of the worker's thread. Kicks are the driver's, calls
+the device's.
+
+What depends on the moment is not here: writes through io_uring finish in a kernel thread some time later, kicks while the
+device works are suppressed or not, a worker that looks for work before it sleeps finds it in one look or in two.
 """
 import os
 import re
@@ -13,11 +20,40 @@ import subprocess
 import sys
 import tempfile
 
+sys.dont_write_bytecode = True
+import callgrind
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROGRAM = os.path.join(ROOT, ".build/release/request-cost")
 TABLE = os.path.join(ROOT, "Benchmarks/counts.tsv")
-SHORT, LONG = 6400, 12800
-GROWTH = 1.03
+BATCHES = 16
+GROWTH = 0.03
+
+# Instructions: engine, and the shapes of requests by the words of Benchmarks/RequestCost/Scenario.swift.
+SHAPES = {
+    "null": [
+        "read", "write", "read,segments=4,ring=512", "write,segments=4,ring=512", "read,indirect",
+        "read,indirect,segments=4", "read,indirect,segments=32", "read,no-event-index", "read,in-order", "read,each",
+        "read,batch=1", "flush", "get-id", "discard", "write-zeroes", "outside", "unknown",
+        "read,indirect,batch=2", "read,indirect,batch=2,ring=2", "read,indirect,batch=2,ring=32768", "read,ring=32768",
+        "read,regions=8", "read,regions=64", "read,regions=509", "read,together,regions=8", "read,together,regions=509",
+    ],
+    "mapped": ["read", "write", "read,segments=4,ring=512"],
+    "sync,cached": ["read", "write", "read,segments=4,ring=512"],
+    "uring,epoll": ["read", "read,segments=4,ring=512"],
+}
+
+# What a request may cost more by the size of the ring and the number of regions: null engine, against which other shape.
+FLAT = [
+    ("read,indirect,batch=2,ring=2", "read,indirect,batch=2"),
+    ("read,indirect,batch=2,ring=32768", "read,indirect,batch=2"),
+    ("read,ring=32768", "read"),
+    # With one region every look-up hits what the last one hit; how many others there are makes no difference.
+    ("read,regions=64", "read,regions=8"),
+    ("read,regions=509", "read,regions=8"),
+    ("read,together,regions=509", "read,together,regions=8"),
+]
+FLATNESS = 1.20
 
 # What must not happen for a request, by the names of the functions that do it.
 FORBIDDEN = {
@@ -26,103 +62,163 @@ FORBIDDEN = {
     "exclusivity checks": r"^swift_(beginAccess|endAccess)",
     "locks": r"^(pthread_mutex_lock|__pthread_mutex_lock|pthread_rwlock_\w+|sem_wait)",
 }
+# A handful belong to a turn or a batch; nothing may belong to a request.
+FORBIDDEN_LIMIT = 0.01
 
 
-def callgrind(arguments, folder):
-    """Instructions inside turns, and calls of every function from inside them."""
-    out = os.path.join(folder, "callgrind.out")
-    subprocess.run(
-        ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", "--toggle-collect=*QueueWorker*4turn*",
-         PROGRAM, *arguments],
-        check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    names, calls, instructions = {}, {}, 0
-    callee = None
-    with open(out) as lines:
-        for line in lines:
-            if line.startswith("totals:") or line.startswith("summary:"):
-                instructions = int(line.split()[1])
-            elif line.startswith(("fn=", "cfn=")):
-                number, _, name = line.split("=", 1)[1].strip().partition(" ")
-                if name:
-                    names[number] = name
-                if line.startswith("cfn="):
-                    callee = number
-            elif line.startswith("calls="):
-                calls[callee] = calls.get(callee, 0) + int(line[6:].split()[0])
-    return instructions, {names.get(number, number): count for number, count in calls.items()}
+def counters(line):
+    return {key: int(value) for key, value in re.findall(r"([\w-]+)=(\d+)(?= |$)", line.split(" ", 1)[1])}
 
 
-def per_request(kind, engine, image, folder):
-    few, few_calls = callgrind([kind, str(SHORT), engine, image], folder)
-    many, many_calls = callgrind([kind, str(LONG), engine, image], folder)
-    requests = LONG - SHORT
-    counts = {f"{kind} {engine} instructions": (many - few) / requests}
-    for what, pattern in FORBIDDEN.items():
-        total = sum(
-            count - few_calls.get(name, 0) for name, count in many_calls.items() if re.search(pattern, name))
-        counts[f"{kind} {engine} {what}"] = total / requests
-    return counts
+def scenarios(shapes):
+    return [f"{shape},batches={BATCHES}" for shape in shapes]
+
+
+def batch_size(shape):
+    found = re.search(r"batch=(\d+)", shape)
+    return int(found.group(1)) if found else 64
+
+
+def title(shape, engine):
+    return f"{' '.join(shape.replace('=', ' ').split(','))} {engine.split(',')[0]}"
+
+
+def instructions(image):
+    """Instructions and copies for each request, and what must not happen."""
+    counts, forbidden = {}, {}
+    for engine, shapes in SHAPES.items():
+        parts, lines = callgrind.count(
+            [PROGRAM, engine, image, *scenarios(shapes)], "*QueueWorker*4turn*", "*endOfPart*")
+        # Of the two parts of each the first is what came before.
+        for shape, part, line in zip(shapes, parts[1::2], map(counters, lines), strict=True):
+            requests = BATCHES * batch_size(shape)
+            refused = requests if shape in ("outside", "unknown") else 0
+            if (line["requests"], line["failures"]) != (requests, refused):
+                sys.exit(f"counts: {shape}: {line['requests']} requests, {line['failures']} of them refused, instead of "
+                         f"{requests} and {refused}")
+            name = title(shape, engine)
+            counts[f"{name} instructions"] = part.instructions / requests
+            if copies := part.count(callgrind.COPY) / requests:
+                counts[f"{name} copies"] = copies
+            for what, pattern in FORBIDDEN.items():
+                # With a turn for each request, what belongs to the turn cannot be told from what belongs to the request.
+                if batch_size(shape) == 64:
+                    forbidden[f"{name} {what}"] = part.count(pattern) / requests
+    return counts, forbidden
 
 
 def system_calls(image):
-    """Calls of io_uring_enter for each request and each turn at depth 64, as strace sees them."""
+    """Turns and system calls of the worker for each batch of reads, as strace sees them and as the engine counts them."""
+    counts, differences = {}, {}
+    for engine in ("null", "sync,cached", "uring,cached", "mapped"):
+        with tempfile.NamedTemporaryFile("r") as out:
+            run = subprocess.run(
+                ["strace", "-f", "-qq", "-e", "signal=none", "-o", out.name, PROGRAM, engine, image,
+                 *scenarios(["read"])], check=True, stdout=subprocess.PIPE, text=True)
+            calls = [(line.split(None, 1)[0], match.group(1)) for line in out if (match := re.match(r"\d+ +(\w+)\(", line))]
+        begin, end = (place for place, (_, call) in enumerate(calls) if call == "getppid")
+        driver = calls[begin][0]
+        seen = [call for thread, call in calls[begin:end] if thread != driver]
+        line = counters(run.stdout)
+        kind = engine.split(",")[0]
+        counts[f"{kind} turns for each batch of 64"] = line["turns"] / BATCHES
+        for call in sorted(set(seen)):
+            counts[f"{kind} {call} for each batch of 64"] = seen.count(call) / BATCHES
+        counts[f"{kind} system calls for each batch of 64"] = len(seen) / BATCHES
+        differences[f"{kind} system calls that the engine counts wrong, for each batch of 64"] = (
+            abs(len(seen) - line["system-calls"]) / BATCHES)
+    return counts, differences
+
+
+def notifications(image):
+    """Kicks and calls for each request, by what the driver does."""
+    shapes = {}
+    for features, words in (("event index", ""), ("no event index", ",no-event-index")):
+        for driver, wish in (("driver asks", ",asks"), ("driver polls", "")):
+            for batch in (1, 8, 64):
+                shapes[f"{features}, {driver}, batches of {batch}"] = f"read,batch={batch}{words}{wish}"
+    shapes["event index, driver asks, call for each, batches of 64"] = "read,batch=64,asks,each"
     run = subprocess.run(
-        ["strace", "-f", "-qq", "-e", "trace=io_uring_enter", "-e", "signal=none", "-o", "/dev/stderr",
-         PROGRAM, "read", str(LONG), "uring,cached", image], check=True, capture_output=True, text=True)
-    calls = sum("io_uring_enter(" in line for line in run.stderr.splitlines())
-    turns = int(re.search(r"turns=(\d+)", run.stdout).group(1))
-    return calls / LONG, calls / turns
+        [PROGRAM, "null", image, *scenarios(shapes.values())], check=True, stdout=subprocess.PIPE, text=True)
+    counts = {}
+    for name, line in zip(shapes, map(counters, run.stdout.splitlines()), strict=True):
+        for what in ("kicks", "calls"):
+            counts[f"{what} for each request, {name}"] = line[what] / line["requests"]
+    return counts
+
+
+def number(value):
+    return f"{value:.4f}".rstrip("0").rstrip(".") if value < 10 else f"{value:.1f}".removesuffix(".0")
+
+
+class Verdicts:
+    def __init__(self, shows_all):
+        self.shows_all, self.passed, self.failed = shows_all, 0, 0
+
+    def limit(self, name, value, limit):
+        self.say(value <= limit, f"{name}: {number(value)} (at most {number(limit)})", self.shows_all)
+
+    def compare(self, name, value, known):
+        if known is None:
+            return self.say(False, f"{name}: {number(value)}, which is not in the table: run with --update")
+        change = f"{name}: {number(known)} → {number(value)}"
+        if known:
+            change += f", {abs(value / known - 1) * 100:.1f} % {'more' if value > known else 'less'}"
+        if value > known * (1 + GROWTH):
+            self.say(False, f"{change} (at most {GROWTH * 100:.0f} %)")
+        elif value < known * (1 - GROWTH):
+            self.say(True, f"{change} (shrank: run with --update)")
+        else:
+            self.say(True, f"{name}: {number(value)}", self.shows_all)
+
+    def say(self, ok, text, shown=True):
+        self.passed, self.failed = self.passed + ok, self.failed + (not ok)
+        if shown or not ok:
+            print(("      " if ok else "FAIL  ") + text)
 
 
 def main():
     if not os.path.exists(PROGRAM):
         sys.exit(f"counts: there is no {PROGRAM}: build it with 'swift build -c release'")
-    counts, failures = {}, []
+    options = set(sys.argv[1:])
+    if not options <= {"--update", "--all"}:
+        sys.exit(__doc__)
+    # Not in memory: io_uring cannot read a file on tmpfs without a kernel thread.
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/var/tmp")) as folder:
         image = os.path.join(folder, "disk.img")
         with open(image, "wb") as file:
             file.write(os.urandom(16 << 20))
-        for kind in ("read", "write"):
-            for engine in ("null", "uring,epoll"):
-                counts.update(per_request(kind, engine, image, folder))
-        # Writes to the page cache finish in a kernel thread some time later: how many turns that takes is not ours to count.
-        del counts["write uring,epoll instructions"]
-        each, turn = system_calls(image)
-    rows = []
+        counts, forbidden = instructions(image)
+        calls, differences = system_calls(image)
+        counts |= calls | notifications(image)
+    # As they are in the table, so that rounding is no change.
+    counts = {name: float(number(value)) for name, value in counts.items()}
 
-    def check(name, value, limit, form="{:.2f}"):
-        ok = value <= limit
-        rows.append((name, form.format(value), "at most " + form.format(limit), "ok" if ok else "FAIL"))
-        if not ok:
-            failures.append(name)
-
+    if "--update" in options:
+        with open(TABLE, "w") as file:
+            file.writelines(f"{name}\t{number(value)}\n" for name, value in counts.items())
     known = {}
     if os.path.exists(TABLE):
         with open(TABLE) as lines:
             known = {name: float(value) for name, value in (line.rstrip("\n").split("\t") for line in lines)}
-    update = "--update" in sys.argv[1:]
+
+    verdicts = Verdicts("--all" in options)
     for name, value in counts.items():
-        if name.endswith("instructions"):
-            if name not in known and not update:
-                rows.append((name, f"{value:.0f}", "not in the table", "FAIL"))
-                failures.append(name)
-            else:
-                check(name, value, value if update else known[name] * GROWTH, "{:.0f}")
-        else:
-            # A handful belong to a turn or a batch; nothing may belong to a request.
-            check(name, value, 0.01)
-    check("io_uring_enter for each request, depth 64", each, 0.10)
-    check("io_uring_enter for each turn", turn, 1.02)
-    width = max(len(row[0]) for row in rows)
-    for name, value, limit, verdict in rows:
-        print(f"{name:<{width}}  {value:>9}  {limit:<16}  {verdict}")
-    if update:
-        with open(TABLE, "w") as file:
-            for name, value in counts.items():
-                if name.endswith("instructions"):
-                    file.write(f"{name}\t{value:.0f}\n")
-    print(f"{len(rows) - len(failures)} passed, {len(failures)} failed")
-    sys.exit(1 if failures else 0)
+        verdicts.compare(name, value, known.get(name))
+    for name in known:
+        if name not in counts:
+            verdicts.say(False, f"{name} is in the table and was not counted: run with --update")
+    for name, value in forbidden.items():
+        verdicts.limit(f"{name} for each request", value, FORBIDDEN_LIMIT)
+    for name, value in differences.items():
+        verdicts.limit(name, value, 0)
+    for shape, base in FLAT:
+        ratio = counts[f"{title(shape, 'null')} instructions"] / counts[f"{title(base, 'null')} instructions"]
+        verdicts.limit(f"{title(shape, 'null')}, instructions against {title(base, 'null')}", ratio, FLATNESS)
+    verdicts.limit(
+        "uring system calls for each request, batches of 64", counts["uring system calls for each batch of 64"] / 64, 0.10)
+    print(f"{verdicts.passed} passed, {verdicts.failed} failed")
+    sys.exit(1 if verdicts.failed else 0)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,54 @@
+/// What only a whole device can show: requests parsed and answered by a worker, and its configuration space.
+internal import HandDriver
+internal import VirtioBlkDevice
+internal import VirtioCore
+
+/// A batch of requests on a device without a medium, from the index that makes them available to the last used element. The
+/// worker never sleeps, so it is the ring, the parser and the way between two processors.
+final class RequestPiece: Piece {
+  private let driver: HandDriver
+  private let device: BlockDevice
+
+  /// - Parameter text: a scenario.
+  init(_ text: String, image: ImageFile) throws {
+    guard let scenario = Scenario(text) else { preconditionFailure("'\(text)' is no scenario") }
+    driver = try HandDriver(scenario)
+    var options = BlockDeviceOptions()
+    options.engine = .null
+    options.waiting = .busy
+    options.processors = [0]
+    device = try BlockDevice(image: image, options: options)
+    device.negotiated(scenario.features)
+    try device.start(driver.activation(call: .none))
+  }
+
+  deinit { _ = device.stop(queue: 0) }
+
+  var operations: Int { driver.scenario.batch }
+
+  func prepare() {}
+
+  func run() {
+    driver.makeAvailable()
+    while !driver.isAnswered {}
+  }
+}
+
+/// The configuration space, read whole.
+struct ConfigurationPiece: Piece {
+  let operations = 64
+  private let device: BlockDevice
+  private var bytes = 0
+
+  init(image: ImageFile) throws {
+    var options = BlockDeviceOptions()
+    options.engine = .null
+    device = try BlockDevice(image: image, options: options)
+  }
+
+  func prepare() {}
+
+  mutating func run() {
+    for _ in 0..<operations { bytes &+= device.readConfiguration(at: 0, count: device.configurationSize).count }
+  }
+}

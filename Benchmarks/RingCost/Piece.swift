@@ -1,0 +1,87 @@
+/// A piece of the device that is measured alone, and how.
+internal import CLinux
+internal import Glibc
+internal import Histogram
+
+/// Something that is done a number of times in one go, with what has to be done before kept out of the measurement.
+protocol Piece: ~Copyable {
+  /// How many operations one `run` does.
+  var operations: Int { get }
+  mutating func prepare()
+  mutating func run()
+}
+
+/// One line of the table.
+struct Row {
+  let name: String
+  /// Picoseconds for each operation, one value for each run.
+  var times = Histogram<UInt64>(lowestDiscernibleValue: 1, highestTrackableValue: 1_000_000_000_000)
+}
+
+/// The only place where a piece runs: a function of its own in the machine code, so that callgrind counts in here and nowhere
+/// else (`--toggle-collect=*measured*`).
+@inline(never)
+private func measured<P: Piece & ~Copyable>(_ piece: inout P) { piece.run() }
+
+/// A place in the program that callgrind can be told of (`--dump-after=*pieceIsOver*`).
+@inline(never)
+private func pieceIsOver() { fflush(nil) }
+
+/// Runs pieces for their time, or a fixed number of times for callgrind.
+struct Meter {
+  /// Runs of each piece under callgrind, after one that is not counted.
+  static let countedRuns = 4
+  private static let nanosecondsForEach: UInt64 = 60_000_000
+
+  let counts: Bool
+  private(set) var rows: [Row] = []
+  /// What reading the clock twice takes, nanoseconds.
+  private var overhead: UInt64 = 0
+
+  init(counts: Bool) {
+    self.counts = counts
+    guard !counts else { return }
+    struct Nothing: Piece {
+      let operations = 1
+      func prepare() {}
+      func run() {}
+    }
+    measure("", Nothing())
+    overhead = rows.removeLast().times.valueAtPercentile(50) / 1000
+  }
+
+  mutating func measure<P: Piece & ~Copyable>(_ name: String, _ piece: consuming P) {
+    var row = Row(name: name)
+    if counts {
+      for runs in [1, Self.countedRuns] {
+        for _ in 0..<runs {
+          piece.prepare()
+          measured(&piece)
+        }
+        pieceIsOver()
+      }
+      print("\(name)\t\(piece.operations * Self.countedRuns)")
+    } else {
+      let end = Self.now + Self.nanosecondsForEach
+      var run = 0
+      while Self.now < end {
+        piece.prepare()
+        let start = Self.now
+        measured(&piece)
+        let elapsed = Self.now - start
+        run += 1
+        // The first runs touch memory for the first time.
+        guard run > 100 else { continue }
+        row.times.record((elapsed > overhead ? elapsed - overhead : 0) * 1000 / UInt64(piece.operations))
+      }
+    }
+    rows.append(row)
+  }
+
+  @inline(__always)
+  private static var now: UInt64 {
+    var time = timespec()
+    unsafe clock_gettime(CLOCK_MONOTONIC, &time)
+    return UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec)
+  }
+}
