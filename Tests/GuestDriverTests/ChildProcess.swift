@@ -43,3 +43,10 @@ final class ChildProcess {
     return wait()
   }
 }
+
+/// The program that was built with these tests.
+let vmmBlk: String? = {
+  let directory = URL(fileURLWithPath: CommandLine.arguments[0]).deletingLastPathComponent().path
+  let path = directory + "/vmm-blk"
+  return FileManager.default.isExecutableFile(atPath: path) ? path : nil
+}()

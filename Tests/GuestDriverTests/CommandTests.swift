@@ -130,10 +130,3 @@ struct CommandTests {
     #expect(text.hasPrefix("Error: ") && text.split(separator: "\n").count == 1, "\(text)")
   }
 }
-
-/// The program that was built with these tests.
-private let vmmBlk: String? = {
-  let directory = URL(fileURLWithPath: CommandLine.arguments[0]).deletingLastPathComponent().path
-  let path = directory + "/vmm-blk"
-  return FileManager.default.isExecutableFile(atPath: path) ? path : nil
-}()
