@@ -31,9 +31,11 @@ private func pieceIsOver() { fflush(nil) }
 struct Meter {
   /// Runs of each piece under callgrind, after one that is not counted.
   static let countedRuns = 4
-  private static let nanosecondsForEach: UInt64 = 60_000_000
+  /// What a piece gets of each round.
+  private static let nanosecondsForEach: UInt64 = 10_000_000
 
   let counts: Bool
+  /// In the order in which they were measured first. A piece that is measured again adds to its row.
   private(set) var rows: [Row] = []
   /// What reading the clock twice takes, nanoseconds.
   private var overhead: UInt64 = 0
@@ -51,7 +53,8 @@ struct Meter {
   }
 
   mutating func measure<P: Piece & ~Copyable>(_ name: String, _ piece: consuming P) {
-    var row = Row(name: name)
+    let place = rows.firstIndex { $0.name == name } ?? rows.count
+    if place == rows.count { rows.append(Row(name: name)) }
     if counts {
       for runs in [1, Self.countedRuns] {
         for _ in 0..<runs {
@@ -72,10 +75,9 @@ struct Meter {
         run += 1
         // The first runs touch memory for the first time.
         guard run > 100 else { continue }
-        row.times.record((elapsed > overhead ? elapsed - overhead : 0) * 1000 / UInt64(piece.operations))
+        rows[place].times.record((elapsed > overhead ? elapsed - overhead : 0) * 1000 / UInt64(piece.operations))
       }
     }
-    rows.append(row)
   }
 
   @inline(__always)

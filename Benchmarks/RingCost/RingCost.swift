@@ -13,6 +13,8 @@ internal import VirtioCore
 
 @main
 struct RingCost {
+  private static let rounds = 10
+
   static func main() throws {
     let arguments = Array(CommandLine.arguments.dropFirst())
     let counts = arguments == ["--count"]
@@ -24,12 +26,14 @@ struct RingCost {
     let instructions = arguments.count == 2 ? try read(arguments[1]) : [:]
     // Away from the first processor, where devices run and most interrupts arrive.
     _ = clinux_pin_thread(Int32(clamping: sysconf(Int32(_SC_NPROCESSORS_ONLN)) - 1))
-    let meter = try measureAll(counts: counts)
+    var meter = Meter(counts: counts)
+    let image = try scratchImage()
+    // All pieces in turns, so that what drifts hits all alike.
+    for _ in 0..<(counts ? 1 : rounds) { try measureAll(with: &meter, image: image) }
     if !counts { print(table(meter.rows, instructions), terminator: "") }
   }
 
-  static func measureAll(counts: Bool) throws -> Meter {
-    var meter = Meter(counts: counts)
+  static func measureAll(with meter: inout Meter, image: ImageFile) throws {
     for (descriptors, words) in [(1, "single"), (3, "read"), (8, "read,segments=6"), (34, "read,segments=32")] {
       let batch = descriptors == 34 ? 16 : 64
       try meter.measure(
@@ -41,29 +45,25 @@ struct RingCost {
       try meter.measure(
         "ring: chain of 3, indirect, ring of \(size)", RingPiece("read,indirect,ring=\(size),batch=\(min(size, 64))"))
     }
-    for regions in [1, 8, 64, 509] {
+    for regions in [8, 64, 509] {
       try meter.measure("ring: chain of 3 in one of \(regions) regions", RingPiece("read,together,regions=\(regions)"))
-      guard regions > 1 else { continue }
       try meter.measure("ring: chain of 3 spread over \(regions) regions", RingPiece("read,regions=\(regions)"))
     }
     try meter.measure("ring: chain of 3, published and decided alone", RingPiece("read", decides: true))
-    try meter.measure("ring: … without event index", RingPiece("read,no-event-index", decides: true))
+    try meter.measure("ring: chain of 3, the same without event index", RingPiece("read,no-event-index", decides: true))
     for regions in [1, 8, 64, 509] {
-      try meter.measure("lookup in \(regions) regions: the same again", LookupPiece(regions: regions, .sameRegion))
-      if regions > 1 {
-        try meter.measure("lookup in \(regions) regions: another", LookupPiece(regions: regions, .otherRegion))
-      }
-      try meter.measure("lookup in \(regions) regions: none", LookupPiece(regions: regions, .nowhere))
+      let name = "lookup in \(regions) region\(regions == 1 ? "" : "s")"
+      try meter.measure(name + ": the same again", LookupPiece(regions: regions, .sameRegion))
+      if regions > 1 { try meter.measure(name + ": another", LookupPiece(regions: regions, .otherRegion)) }
+      try meter.measure(name + ": none", LookupPiece(regions: regions, .nowhere))
     }
-    let image = try scratchImage()
     try meter.measure("configuration space, read whole", ConfigurationPiece(image: image))
     // A request is the business of another thread, which no count here would see; Benchmarks/counts.tsv has its instructions.
-    if !counts, sysconf(Int32(_SC_NPROCESSORS_ONLN)) > 1 {
+    if !meter.counts, sysconf(Int32(_SC_NPROCESSORS_ONLN)) > 1 {
       for words in ["read", "read,indirect", "read,segments=4,ring=512", "write", "flush", "get-id", "unknown"] {
         try meter.measure("request: \(words), batch of 64", RequestPiece(words, image: image))
       }
     }
-    return meter
   }
 
   static func table(_ rows: [Row], _ instructions: [String: String]) -> String {
@@ -106,8 +106,7 @@ struct RingCost {
 
   /// An image that nobody reads, gone with the process.
   static func scratchImage() throws -> ImageFile {
-    let name = Array("ring-cost".utf8CString)
-    let descriptor = unsafe name.withUnsafeBufferPointer { unsafe memfd_create($0.baseAddress!, 0) }
+    let descriptor = unsafe memfd_create("ring-cost", UInt32(MFD_CLOEXEC))
     guard descriptor >= 0, ftruncate(descriptor, 1 << 20) == 0 else { throw Errno(rawValue: errno) }
     return try ImageFile(ImageOptions(path: "/proc/self/fd/\(descriptor)", isLocked: false))
   }
