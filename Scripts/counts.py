@@ -48,10 +48,11 @@ FLAT = [
     ("read,indirect,batch=2,ring=2", "read,indirect,batch=2"),
     ("read,indirect,batch=2,ring=32768", "read,indirect,batch=2"),
     ("read,ring=32768", "read"),
-    # With one region every look-up hits what the last one hit; how many others there are makes no difference.
+    ("read,together,regions=8", "read"),
+    ("read,together,regions=509", "read"),
+    # With every piece in another region no look-up hits what the last one hit; how many regions there are changes nothing.
     ("read,regions=64", "read,regions=8"),
     ("read,regions=509", "read,regions=8"),
-    ("read,together,regions=509", "read,together,regions=8"),
 ]
 FLATNESS = 1.20
 

@@ -33,7 +33,9 @@ struct RingPiece: Piece, ~Copyable {
 
   mutating func run() {
     do throws(QueueError) {
-      while let chain = unsafe try queue.pop(into: segments, capacity: Self.capacity) {
+      while true {
+        var shape = unsafe ChainShape(at: segments)
+        guard let chain = unsafe try queue.pop(into: segments, capacity: Self.capacity, shape: &shape) else { break }
         queue.push(chain, written: 1)
         guard decides else { continue }
         queue.publish()
