@@ -3,9 +3,12 @@ import CLinux
 import Foundation
 import SystemPackage
 
-/// Foundation's `Process` waits in a run loop, and a test's thread has none that is served.
+/// Foundation's `Process` waits in a run loop, and a test's thread has none that is served. A child ends with its owner, so
+/// that a test that fails leaves none behind.
 final class ChildProcess {
   private let identifier: pid_t
+  /// Once it has ended; its number may be another process's then.
+  private var code: Int32?
 
   /// - Parameter arguments: the program's path first.
   init(_ arguments: [String], output: String = "/dev/null") throws {
@@ -30,16 +33,21 @@ final class ChildProcess {
     identifier = child
   }
 
+  deinit { end() }
+
   /// Waits for the end. - Returns: the exit code, or 128 and the signal's number.
-  func wait() -> Int32 {
+  @discardableResult func wait() -> Int32 {
+    if let code { return code }
     var status: Int32 = 0
     while unsafe waitpid(identifier, &status, 0) < 0 && errno == EINTR {}
-    return status & 0x7f == 0 ? status >> 8 & 0xff : 128 + status & 0x7f
+    let code = status & 0x7f == 0 ? status >> 8 & 0xff : 128 + status & 0x7f
+    self.code = code
+    return code
   }
 
   /// Asks it to end, and waits for that.
   @discardableResult func end() -> Int32 {
-    kill(identifier, SIGTERM)
+    if code == nil { kill(identifier, SIGTERM) }
     return wait()
   }
 }

@@ -12,7 +12,7 @@ struct LogTests {
   /// A program that serves a disk of 1 MiB with two queues, and a driver of it.
   final class Served {
     private let directory: String
-    private var server: ChildProcess?
+    private let server: ChildProcess
     let transport: VhostUserTransport
 
     init() throws {
@@ -23,27 +23,35 @@ struct LogTests {
       server = try ChildProcess(
         [#require(vmmBlk), "serve", "--blk-file", directory + "/disk", "--socket-path", socket, "--num-queues", "2"],
         output: directory + "/log")
+      do {
+        transport = try VhostUserTransport(
+          Self.connect(to: socket), memory: DriverMemory(anonymous: [(GuestAddress(0), 1 << 20)]))
+      } catch {
+        try? FileManager.default.removeItem(atPath: directory)
+        throw error
+      }
+    }
+
+    /// The socket's file is there a moment before somebody listens on it.
+    private static func connect(to socket: String) throws -> Frontend {
       let end = ContinuousClock.now + .seconds(10)
-      while !FileManager.default.fileExists(atPath: socket), .now < end { usleep(2000) }
-      transport = try VhostUserTransport(
-        Frontend(connectingTo: socket, patience: .seconds(5)),
-        memory: DriverMemory(anonymous: [(GuestAddress(0), 1 << 20)]))
+      while true {
+        do { return try Frontend(connectingTo: socket, patience: .seconds(5)) } catch {
+          guard .now < end else { throw error }
+          usleep(2000)
+        }
+      }
     }
 
     /// Ends the program. - Returns: the warnings that it wrote.
     func warnings() throws -> [String] {
-      end()
+      server.end()
       let text = try String(contentsOfFile: directory + "/log", encoding: .utf8)
       return text.split(separator: "\n").map(String.init).filter { $0.contains(" warning ") }
     }
 
-    private func end() {
-      server?.end()
-      server = nil
-    }
-
     deinit {
-      end()
+      server.end()
       try? FileManager.default.removeItem(atPath: directory)
     }
   }
