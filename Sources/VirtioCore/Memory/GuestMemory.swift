@@ -48,6 +48,7 @@ public final class GuestMemory: @unchecked Sendable {
 
   /// Sorted by guest address.
   public let regions: [GuestRegion]
+  /// The regions again, as look-ups want them, after one that is empty and begins at 0.
   let table: UnsafeMutablePointer<GuestMemoryView.Entry>
   /// For each of `granules` equal parts of the address range in use, how many regions begin before it; and the total at the
   /// end. It leaves a search with the few regions that begin in one part.
@@ -73,9 +74,10 @@ public final class GuestMemory: @unchecked Sendable {
       previousLast = (region.start, last.rawValue)
     }
     self.regions = sorted
-    unsafe self.table = .allocate(capacity: max(sorted.count, 1))
+    unsafe self.table = .allocate(capacity: sorted.count + 1)
+    unsafe table.initialize(to: .init(start: 0, size: 0, host: UnsafeMutableRawPointer(table)))
     for (index, region) in sorted.enumerated() {
-      unsafe (table + index).initialize(
+      unsafe (table + 1 + index).initialize(
         to: .init(start: region.start.rawValue, size: region.size, host: region.mapping.base + region.offset))
     }
     granules = max(8, 8 * sorted.count)
@@ -114,7 +116,7 @@ public enum TranslationError: Error, Equatable {
   case tooManyPieces
 }
 
-/// A queue's own way into guest memory: binary search behind the region that was hit last.
+/// A queue's own way into guest memory: the region that was hit last, and a search among the few that begin near an address.
 @safe
 public struct GuestMemoryView {
   @safe
@@ -135,8 +137,8 @@ public struct GuestMemoryView {
   @usableFromInline let firstInGranule: UnsafePointer<UInt16>
   @usableFromInline let granuleShift: UInt64
   @usableFromInline let granules: UInt64
-  /// The region of the last hit; `size` 0 before the first.
-  @usableFromInline var last: Entry
+  /// The region of the last hit; an empty one before the first.
+  @usableFromInline var last: UnsafePointer<Entry>
 
   init(_ memory: GuestMemory) {
     unsafe table = UnsafePointer(memory.table)
@@ -144,33 +146,31 @@ public struct GuestMemoryView {
     unsafe firstInGranule = UnsafePointer(memory.firstInGranule)
     granuleShift = memory.granuleShift
     granules = UInt64(memory.granules)
-    unsafe last = count > 0 ? table[0] : Entry(start: 0, size: 0, host: UnsafeMutableRawPointer(mutating: table))
+    unsafe last = table
   }
 
   /// The host address of `address` and the bytes from there to the end of its region; `nil` where no region is.
   ///
   /// No sum is formed here that could overflow: an address is inside when its distance from the start is below the size.
-  @inline(__always)
   mutating func find(_ address: UInt64) -> MemorySegment? {
-    let distance = address &- last.start
-    if distance < last.size {
-      // No region is larger than its mapping, whose size is an Int.
-      return unsafe MemorySegment(
-        base: last.host + Int(truncatingIfNeeded: distance), count: Int(truncatingIfNeeded: last.size &- distance))
-    }
-    return search(address)
+    if unsafe address &- last.pointee.start >= last.pointee.size, !turn(to: address) { return nil }
+    let distance = unsafe address &- last.pointee.start
+    // No region is larger than its mapping, whose size is an Int.
+    return unsafe MemorySegment(
+      base: last.pointee.host + Int(truncatingIfNeeded: distance),
+      count: Int(truncatingIfNeeded: last.pointee.size &- distance))
   }
 
   /// Where a descriptor's buffer is, if it is not empty and within one region.
   @inlinable @inline(__always)
   mutating func place(_ descriptor: Descriptor) -> UnsafeMutableRawPointer? {
-    if _slowPath(descriptor.address &- last.start >= last.size) {
+    if unsafe _slowPath(descriptor.address &- last.pointee.start >= last.pointee.size) {
       guard turn(to: descriptor.address) else { return nil }
     }
-    let distance = descriptor.address &- last.start
+    let distance = unsafe descriptor.address &- last.pointee.start
     // An empty buffer wraps round and is too long for any region.
-    guard UInt64(descriptor.length) &- 1 < last.size &- distance else { return nil }
-    return unsafe last.host + Int(truncatingIfNeeded: distance)
+    guard unsafe UInt64(descriptor.length) &- 1 < last.pointee.size &- distance else { return nil }
+    return unsafe last.pointee.host + Int(truncatingIfNeeded: distance)
   }
 
   /// Makes the region of an address the last one. Inlined: a call would cost those who never come here, too.
@@ -178,25 +178,19 @@ public struct GuestMemoryView {
   mutating func turn(to address: UInt64) -> Bool {
     let granule = address &>> granuleShift
     guard granule < granules else { return false }
-    // Regions that begin before the granule are below `low`, those that begin after it are not below `high`.
-    var low = UInt(unsafe firstInGranule[Int(granule)])
-    var high = UInt(unsafe firstInGranule[Int(granule) &+ 1])
-    while low < high {
-      let middle = (low &+ high) / 2
-      if unsafe table[Int(middle)].start <= address { low = middle &+ 1 } else { high = middle }
+    // The region is the last one that does not begin behind the address. Those from `high` on begin in later granules, and
+    // those before `low` in earlier ones; the first entry begins behind nothing.
+    var low = unsafe Int(firstInGranule[Int(truncatingIfNeeded: granule)])
+    var high = unsafe Int(firstInGranule[Int(truncatingIfNeeded: granule) &+ 1])
+    while high &- low > 4 {
+      let middle = (low &+ high) &>> 1
+      if unsafe table[middle &+ 1].start <= address { low = middle &+ 1 } else { high = middle }
     }
-    guard low > 0 else { return false }
-    let entry = unsafe table + Int(low &- 1)
+    var entry = unsafe table + high
+    while unsafe entry.pointee.start > address { unsafe entry -= 1 }
     guard unsafe address &- entry.pointee.start < entry.pointee.size else { return false }
-    last = unsafe entry.pointee
+    unsafe last = entry
     return true
-  }
-
-  @inline(never)
-  private mutating func search(_ address: UInt64) -> MemorySegment? {
-    guard turn(to: address) else { return nil }
-    let distance = address &- last.start
-    return unsafe MemorySegment(base: last.host + Int(distance), count: Int(last.size &- distance))
   }
 
   /// The whole range as one piece, or `nil` when it is not mapped or not contiguous in this process.
