@@ -227,7 +227,7 @@ static inline int clinux_take_cqe(struct io_uring *ring, uint64_t *data, int32_t
 
 // libaio's struct iocb has unions without a name, too.
 static inline void clinux_aio_prepare(struct iocb *cb, int opcode, int fd, const void *buffer, size_t count, int64_t offset,
-                                      int rw_flags, int event_fd, uint64_t data) {
+                                      int rw_flags, uint64_t data) {
   memset(cb, 0, sizeof *cb);
   cb->data = (void *)(uintptr_t)data;
   cb->aio_lio_opcode = (short)opcode;
@@ -236,7 +236,59 @@ static inline void clinux_aio_prepare(struct iocb *cb, int opcode, int fd, const
   cb->u.c.buf = (void *)buffer;
   cb->u.c.nbytes = count;
   cb->u.c.offset = offset;
-  io_set_eventfd(cb, event_fd);
+}
+
+// Completes once, as soon as the descriptor can be read.
+static inline void clinux_aio_prepare_poll(struct iocb *cb, int fd, uint64_t data) {
+  io_prep_poll(cb, fd, POLLIN);
+  cb->data = (void *)(uintptr_t)data;
+}
+
+// What the kernel maps at a context's address: the ring in which it puts completions. Taking them from there costs no system
+// call. libaio does the same in io_getevents, but has no header for it.
+struct clinux_aio_ring {
+  uint32_t id, size, head, tail, magic, compatible, incompatible, header_length;
+  struct io_event events[];
+};
+
+static inline int clinux_aio_ring_is_known(io_context_t context) {
+  const struct clinux_aio_ring *ring = (const struct clinux_aio_ring *)context;
+  return ring->magic == 0xa10a10a1u && ring->incompatible == 0 && ring->header_length == sizeof *ring;
+}
+
+static inline int clinux_aio_has_event(io_context_t context) {
+  const struct clinux_aio_ring *ring = (const struct clinux_aio_ring *)context;
+  return ring->head != __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE);
+}
+
+// Takes one completion off the ring, as values: 1 when there was one. One thread alone may take.
+static inline int clinux_aio_take(io_context_t context, uint64_t *data, struct iocb **block, int64_t *result) {
+  struct clinux_aio_ring *ring = (struct clinux_aio_ring *)context;
+  uint32_t head = ring->head;
+  // Pairs with the kernel's barrier between an event and the index that shows it.
+  if (head == __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE)) return 0;
+  const struct io_event *event = &ring->events[head];
+  *data = (uint64_t)(uintptr_t)event->data;
+  *block = event->obj;
+  *result = (int64_t)event->res;
+  // The place is the kernel's again only after it was read.
+  __atomic_store_n(&ring->head, head + 1 == ring->size ? 0 : head + 1, __ATOMIC_RELEASE);
+  return 1;
+}
+
+// Makes a ring without an array of indices: entries are taken in their order (NO_SQARRAY, Linux 6.6). liburing before 2.5 fills
+// the array while it makes a ring, so the two steps are taken here. Returns -errno on failure.
+static const unsigned clinux_setup_no_sqarray = 1u << 16;
+static inline int clinux_make_ring_without_array(unsigned entries, struct io_uring *ring, struct io_uring_params *params) {
+  int fd = (int)syscall(SYS_io_uring_setup, entries, params);
+  if (fd < 0) return -errno;
+  int rc = io_uring_queue_mmap(fd, params, ring);
+  if (rc < 0) {
+    close(fd);
+    return rc;
+  }
+  ring->features = params->features;
+  return 0;
 }
 
 #endif

@@ -5,26 +5,37 @@ internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
 
+/// Completions are taken straight from the ring that the kernel keeps in this process, so what is done when io_submit returns
+/// costs no second call. Kicks and the mailbox are in an epoll set, and one more operation polls that set: so a single call
+/// sleeps for everything, and a completion has to signal nothing.
 @safe
 struct AioEngine: BlockEngine, ~Copyable {
   static let fillsReads = true
   /// Operations in the kernel at once. All processes of a machine share 65536 by default.
   private static let kernelDepth = 256
+  /// What the data of the poll says instead of a tag.
+  private static let pollMark: UInt64 = 1 << 32
 
   private let medium: PlainIO
   private var waiter: EpollWaiter
-  private let completionCounter: OwnedDescriptor
   private let context: io_context_t
-  /// One control block for each operation that can be under way, and which of them are free.
+  /// Whether the kernel's ring has the layout that is known here; otherwise completions are asked for.
+  private let readsRing: Bool
+  /// One control block for each operation that can be under way and one for the poll, and which of the former are free.
   private let blocks: UnsafeMutablePointer<iocb>
   private let freeBlocks: UnsafeMutablePointer<UInt32>
   private var freeCount: Int
+  private let pollBlock: UnsafeMutablePointer<iocb>
+  /// The kernel watches the epoll set. A poll tells once and then has to be asked for again.
+  private var isPolling: Bool
   /// Started and not yet in the kernel, first in first out.
   private let queued: UnsafeMutablePointer<UnsafeMutablePointer<iocb>?>
   private var queuedCount: Int
+  /// What the last call that slept brought.
   private let completed: UnsafeMutablePointer<io_event>
   private var completedCount: Int
   private var nextCompleted: Int
+  /// With the poll.
   private var inKernel: Int
   private var calls: UInt64
   /// Operations that io_submit itself refused; empty but for broken media.
@@ -32,29 +43,40 @@ struct AioEngine: BlockEngine, ~Copyable {
 
   /// - Parameter depth: operations that can be under way at once.
   init(descriptor: Int32, mailbox: Int32, depth: Int) throws(Errno) {
-    let counter = try OwnedDescriptor.eventCounter()
-    let waiter = try EpollWaiter(mailbox: mailbox, completions: counter.rawValue)
+    let waiter = try EpollWaiter(mailbox: mailbox)
     var context: io_context_t? = nil
     let result = unsafe io_setup(Int32(Self.kernelDepth), &context)
     guard result == 0, let context = unsafe context else { throw Errno(rawValue: -result) }
+    let blocks = UnsafeMutablePointer<iocb>.allocate(capacity: depth + 1)
+    unsafe blocks.initialize(repeating: iocb(), count: depth + 1)
+    // A kernel that cannot poll (before Linux 4.19) is found out here.
+    var first: UnsafeMutablePointer<iocb>? = unsafe blocks + depth
+    unsafe clinux_aio_prepare_poll(first, waiter.descriptor, Self.pollMark)
+    let accepted = unsafe io_submit(context, 1, &first)
+    guard accepted == 1 else {
+      _ = unsafe io_destroy(context)
+      unsafe blocks.deallocate()
+      throw Errno(rawValue: accepted < 0 ? -accepted : EIO)
+    }
     self.medium = PlainIO(descriptor: descriptor)
     self.waiter = waiter
-    self.completionCounter = counter
     unsafe self.context = context
-    unsafe self.blocks = .allocate(capacity: depth)
-    unsafe blocks.initialize(repeating: iocb(), count: depth)
+    readsRing = unsafe clinux_aio_ring_is_known(context) != 0
+    unsafe self.blocks = blocks
+    unsafe self.pollBlock = blocks + depth
+    isPolling = true
     unsafe self.freeBlocks = .allocate(capacity: depth)
     for index in 0..<depth { unsafe (freeBlocks + index).initialize(to: UInt32(index)) }
     self.freeCount = depth
-    unsafe self.queued = .allocate(capacity: depth)
-    unsafe queued.initialize(repeating: nil, count: depth)
+    unsafe self.queued = .allocate(capacity: depth + 1)
+    unsafe queued.initialize(repeating: nil, count: depth + 1)
     unsafe self.completed = .allocate(capacity: Self.kernelDepth)
     unsafe completed.initialize(repeating: io_event(), count: Self.kernelDepth)
     queuedCount = 0
     completedCount = 0
     nextCompleted = 0
-    inKernel = 0
-    calls = 0
+    inKernel = 1
+    calls = 1
     unsafe refused = []
   }
 
@@ -67,11 +89,21 @@ struct AioEngine: BlockEngine, ~Copyable {
   }
 
   mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
-    let opcode: UInt32
+    var opcode: io_iocb_cmd
+    var buffer = unsafe UnsafeRawPointer(operation.segments)
+    var count = operation.segmentCount
     switch operation.kind {
-    case .read: opcode = IO_CMD_PREADV.rawValue
-    case .write: opcode = IO_CMD_PWRITEV.rawValue
-    case .flush: opcode = IO_CMD_FDSYNC.rawValue
+    case .read, .write:
+      let isRead = operation.kind == .read
+      if operation.segmentCount == 1, let segment = unsafe operation.segments?.pointee {
+        // The kernel need not fetch a list of one.
+        opcode = isRead ? IO_CMD_PREAD : IO_CMD_PWRITE
+        unsafe buffer = UnsafeRawPointer(segment.base)
+        count = min(segment.count, 0x7fff_f000)
+      } else {
+        opcode = isRead ? IO_CMD_PREADV : IO_CMD_PWRITEV
+      }
+    case .flush: opcode = IO_CMD_FDSYNC
     case .punchHole, .zeroRange, .allocate:
       calls &+= 1
       return .finished(medium.allocate(operation))
@@ -81,8 +113,8 @@ struct AioEngine: BlockEngine, ~Copyable {
     freeCount &-= 1
     let block = unsafe blocks + Int(freeBlocks[freeCount])
     unsafe clinux_aio_prepare(
-      block, Int32(opcode), medium.descriptor, operation.segments, operation.segmentCount, Int64(operation.offset),
-      operation.isDurable ? clinux_rwf_dsync : 0, completionCounter.rawValue, UInt64(tag))
+      block, Int32(opcode.rawValue), medium.descriptor, buffer, count, Int64(operation.offset),
+      operation.isDurable ? clinux_rwf_dsync : 0, UInt64(tag))
     unsafe queued[queuedCount] = block
     queuedCount &+= 1
     return .pending
@@ -96,11 +128,12 @@ struct AioEngine: BlockEngine, ~Copyable {
       if accepted > 0 {
         first += Int(accepted)
         inKernel += Int(accepted)
-      } else if accepted == -EAGAIN && inKernel > 0 {
+      } else if accepted == -EAGAIN && inKernel > (isPolling ? 1 : 0) {
         break  // full: the rest goes when something completes
       } else if accepted != -EINTR, let block = unsafe queued[first] {
         // The kernel refused this very operation: its answer is the request's answer.
         unsafe refused.append((block, accepted == 0 ? -EIO : accepted))
+        inKernel += 1
         first += 1
       }
     }
@@ -110,43 +143,86 @@ struct AioEngine: BlockEngine, ~Copyable {
   }
 
   mutating func wait(nanoseconds: Int64?) {
+    // The poll goes with the operations. Whatever happened in the epoll set since it was looked at completes it at once.
+    if nanoseconds != 0, !isPolling {
+      unsafe queued[queuedCount] = pollBlock
+      queuedCount &+= 1
+      isPolling = true
+    }
     submit()
-    if unsafe refused.isEmpty && nextCompleted == completedCount { waiter.wait(nanoseconds: nanoseconds) }
+    // What is already here, from a look before this sleep, too, would not wake anybody.
+    guard unsafe refused.isEmpty, nextCompleted == completedCount, !hasCompletion, !waiter.hasWake else { return }
+    guard nanoseconds != 0 else { return poll() }
+    calls &+= 1
+    if let nanoseconds {
+      var limit = timespec(tv_sec: Int(nanoseconds / 1_000_000_000), tv_nsec: Int(nanoseconds % 1_000_000_000))
+      take(unsafe io_getevents(context, 1, Int(Self.kernelDepth), completed, &limit))
+    } else {
+      take(unsafe io_getevents(context, 1, Int(Self.kernelDepth), completed, nil))
+    }
   }
 
-  mutating func poll() { waiter.wait(nanoseconds: 0) }
+  /// An armed poll shows in the ring by itself.
+  mutating func poll() {
+    if !isPolling { waiter.wait(nanoseconds: 0) }
+    if !readsRing, inKernel > 0, nextCompleted == completedCount { ask() }
+  }
 
+  private var hasCompletion: Bool { unsafe readsRing && clinux_aio_has_event(context) != 0 }
+
+  @inline(__always)
   mutating func nextEvent() -> EngineEvent? {
-    if nextCompleted == completedCount, inKernel > 0 { collect() }
-    if nextCompleted < completedCount {
+    var data: UInt64 = 0
+    var block: UnsafeMutablePointer<iocb>?
+    var result: Int64 = 0
+    while readsRing, unsafe clinux_aio_take(context, &data, &block, &result) != 0 {
+      if let block = unsafe block, let event = unsafe finish(block, data, result) { return event }
+    }
+    return otherEvent()
+  }
+
+  /// What a call brought, what io_submit refused, and what happened in the epoll set.
+  @inline(never)
+  private mutating func otherEvent() -> EngineEvent? {
+    while nextCompleted < completedCount {
       let event = unsafe completed[nextCompleted]
       nextCompleted &+= 1
-      return unsafe finish(event.obj, Int32(truncatingIfNeeded: Int(bitPattern: event.res)))
+      let data = unsafe UInt64(UInt(bitPattern: event.data))
+      if let event = unsafe finish(event.obj, data, Int64(Int(bitPattern: event.res))) { return event }
     }
-    if let (block, result) = unsafe refused.popLast() { return unsafe finish(block, result) }
-    while let wake = waiter.nextWake() {
-      switch wake {
-      case .completions: continue  // already collected, or there at the next call; an edge needs no reading back
-      case .kick(let lane): return .kick(lane: lane)
-      case .mailbox: return .mailbox
-      }
+    if let (block, result) = unsafe refused.popLast() {
+      return unsafe finish(block, UInt64(UInt(bitPattern: block.pointee.data)), Int64(result))
     }
-    return nil
+    switch waiter.nextWake() {
+    case nil, .completions: return nil
+    case .kick(let lane): return .kick(lane: lane)
+    case .mailbox: return .mailbox
+    }
   }
 
-  private mutating func collect() {
+  private mutating func ask() {
     calls &+= 1
     var none = timespec()
-    let count = unsafe io_getevents(context, 0, Int(Self.kernelDepth), completed, &none)
-    completedCount = max(0, Int(count))
-    nextCompleted = 0
-    inKernel -= completedCount
+    take(unsafe io_getevents(context, 0, Int(Self.kernelDepth), completed, &none))
   }
 
-  private mutating func finish(_ block: UnsafeMutablePointer<iocb>, _ result: Int32) -> EngineEvent {
+  private mutating func take(_ count: Int32) {
+    completedCount = max(0, Int(count))
+    nextCompleted = 0
+  }
+
+  /// - Returns: `nil` for the poll, whose news are in the epoll set.
+  @inline(__always)
+  private mutating func finish(_ block: UnsafeMutablePointer<iocb>, _ data: UInt64, _ result: Int64) -> EngineEvent? {
+    inKernel &-= 1
+    if data == Self.pollMark {
+      isPolling = false
+      waiter.wait(nanoseconds: 0)
+      return nil
+    }
     unsafe freeBlocks[freeCount] = UInt32(block - blocks)
     freeCount &+= 1
-    return .completion(tag: unsafe UInt32(UInt(bitPattern: block.pointee.data)), result: result)
+    return .completion(tag: UInt32(truncatingIfNeeded: data), result: Int32(truncatingIfNeeded: result))
   }
 
   mutating func watch(_ kick: KickSource, lane: Int) { waiter.watch(kick, lane: lane) }

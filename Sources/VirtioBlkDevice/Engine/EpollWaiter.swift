@@ -12,7 +12,8 @@ struct EpollWaiter: ~Copyable {
   private static let mailboxMark: UInt64 = 1 << 32
   private static let completionMark: UInt64 = 2 << 32
 
-  private let descriptor: Int32
+  /// The epoll set itself; readable while something in it is new.
+  let descriptor: Int32
   private let events: UnsafeMutablePointer<epoll_event>
   private var count: Int
   private var next: Int
@@ -87,6 +88,9 @@ struct EpollWaiter: ~Copyable {
     case mailbox
     case completions
   }
+
+  /// Something that happened has not been fetched with `nextWake`.
+  var hasWake: Bool { next < count }
 
   mutating func nextWake() -> Wake? {
     guard next < count else { return nil }
