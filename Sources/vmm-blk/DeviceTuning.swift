@@ -70,7 +70,9 @@ extension UringSetup: ExpressibleByArgument {
       case ("no-ring", nil): registersRing = false
       case ("epoll", nil): kicksThroughEpoll = true
       case ("wait", let count?) where (1...256).contains(count): minimumWait = count
-      case ("batch", let count?) where (1...256).contains(count): submitBatch = count
+      case ("no-sqarray", nil): usesIndexArray = false
+      case ("whole", nil): handover = .whole
+      case ("batch", let count?) where (1...256).contains(count): handover = .every(count)
       default: return nil
       }
     }
@@ -96,7 +98,7 @@ struct DeviceTuning: ParsableArguments {
   @Option(
     help: .init(
       "How the io_uring engine sets up its ring: words of deferred, cooperative, plain, sqpoll[=CPU], iopoll, iopoll-hybrid, "
-        + "buffers, no-file, no-ring, epoll, wait=N, batch=N with commas between.", valueName: "words"))
+        + "buffers, no-file, no-ring, no-sqarray, epoll, wait=N, whole, batch=N with commas between.", valueName: "words"))
   var uring = UringSetup()
 
   func validate() throws {

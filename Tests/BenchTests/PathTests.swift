@@ -31,7 +31,7 @@ import VirtioBlkDevice
     let wanted = [
       "uring-plain", "uring-cooperative", "uring-deferred", "uring-sqpoll", "uring-sqpoll-cpu", "uring-iopoll",
       "uring-iopoll-hybrid", "uring-no-file", "uring-buffers", "uring-no-ring", "uring-no-index-array", "uring-wait-8",
-      "uring-batch-1", "uring-batch-8", "wait-sleep", "wait-ring", "wait-epoll", "wait-poll-50", "wait-adaptive-50",
+      "uring-batch-1", "uring-batch-8", "uring-whole", "wait-sleep", "wait-ring", "wait-epoll", "wait-poll-50", "wait-adaptive-50",
       "wait-busy", "notify-each", "notify-batch", "notify-event-index", "notify-coalesce",
     ]
     #expect(ids.isSuperset(of: wanted))

@@ -30,6 +30,17 @@ enum BareUring {
     return nil
   }
 
+  /// Whether the kernel makes a ring without an index array; the error says why not.
+  static func probeWithoutArray() -> Errno? {
+    var ring = unsafe io_uring()
+    var parameters = io_uring_params()
+    parameters.flags = clinux_setup_no_sqarray
+    let result = unsafe clinux_make_ring_without_array(8, &ring, &parameters)
+    guard result == 0 else { return Errno(rawValue: -result) }
+    unsafe io_uring_queue_exit(&ring)
+    return nil
+  }
+
   /// Whether that many bytes of memory can be registered as buffers.
   static func probeBuffers(_ bytes: Int) -> Errno? {
     var ring = unsafe io_uring()

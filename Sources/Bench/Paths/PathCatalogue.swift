@@ -136,12 +136,17 @@ struct PathCatalogue {
         words: "no-ring", uring { $0.registersRing = false }),
       row(
         "no-index-array", "NO_SQARRAY", "The submission ring has no second array to write.",
-        uring { _ in }, needs: "needs liburing 2.5 or newer to lay out such a ring; this build is against an older one"),
+        words: "no-sqarray", uring { $0.usesIndexArray = false }, needs: BareUring.probeWithoutArray().map {
+          "the kernel does not make a ring with NO_SQARRAY (\($0)); Linux 6.6 does"
+        }),
       row(
         "wait-8", "wait for 8", "The thread sleeps until eight operations are done, if that many are under way.",
         words: "wait=8", uring { $0.minimumWait = 8 }),
-      row("batch-1", "submit each", "Each operation is handed over by itself.", words: "batch=1", uring { $0.submitBatch = 1 }),
-      row("batch-8", "submit 8", "Operations are handed over by eights.", words: "batch=8", uring { $0.submitBatch = 8 }),
+      row("batch-1", "submit each", "Each operation is handed over by itself.", words: "batch=1", uring { $0.handover = .every(1) }),
+      row("batch-8", "submit 8", "Operations are handed over by eights.", words: "batch=8", uring { $0.handover = .every(8) }),
+      row(
+        "whole", "submit whole turns", "A turn is handed over at once, where the default begins with a few on a disk.",
+        words: "whole", uring { $0.handover = .whole }),
     ]
   }
 

@@ -31,6 +31,7 @@ struct AioEngine: BlockEngine, ~Copyable {
   /// Started and not yet in the kernel, first in first out.
   private let queued: UnsafeMutablePointer<UnsafeMutablePointer<iocb>?>
   private var queuedCount: Int
+  private var parts: BatchParts
   /// What the last call that slept brought.
   private let completed: UnsafeMutablePointer<io_event>
   private var completedCount: Int
@@ -41,8 +42,10 @@ struct AioEngine: BlockEngine, ~Copyable {
   /// Operations that io_submit itself refused; empty but for broken media.
   private var refused: [(UnsafeMutablePointer<iocb>, Int32)]
 
-  /// - Parameter depth: operations that can be under way at once.
-  init(descriptor: Int32, mailbox: Int32, depth: Int) throws(Errno) {
+  /// - Parameters:
+  ///   - isSlow: the medium is not memory.
+  ///   - depth: operations that can be under way at once.
+  init(descriptor: Int32, isSlow: Bool = true, mailbox: Int32, depth: Int) throws(Errno) {
     let waiter = try EpollWaiter(mailbox: mailbox)
     var context: io_context_t? = nil
     let result = unsafe io_setup(Int32(Self.kernelDepth), &context)
@@ -73,6 +76,7 @@ struct AioEngine: BlockEngine, ~Copyable {
     unsafe self.completed = .allocate(capacity: Self.kernelDepth)
     unsafe completed.initialize(repeating: io_event(), count: Self.kernelDepth)
     queuedCount = 0
+    parts = BatchParts(isSlow: isSlow)
     completedCount = 0
     nextCompleted = 0
     inKernel = 1
@@ -108,6 +112,7 @@ struct AioEngine: BlockEngine, ~Copyable {
       calls &+= 1
       return .finished(medium.allocate(operation))
     }
+    if parts.isDue(queuedCount) { handOver() }
     // One slot of a worker has one operation under way: there is always a block left.
     precondition(freeCount > 0, "more operations than the engine was made for")
     freeCount &-= 1
@@ -121,6 +126,11 @@ struct AioEngine: BlockEngine, ~Copyable {
   }
 
   mutating func submit() {
+    parts.begin()
+    handOver()
+  }
+
+  private mutating func handOver() {
     var first = 0
     while first < queuedCount {
       calls &+= 1

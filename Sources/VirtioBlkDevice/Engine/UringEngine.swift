@@ -35,6 +35,7 @@ struct UringEngine: BlockEngine, ~Copyable {
   private var underWay: Int
   /// Prepared since the last hand-over.
   private var prepared: Int
+  private var parts: BatchParts
   private var watches: [Int: Watch]
   private var nextGeneration: UInt16
   /// Waiters for doorbells, where the kernel cannot wait for them in the ring.
@@ -44,8 +45,10 @@ struct UringEngine: BlockEngine, ~Copyable {
   /// Entries that one call can hand over; more of them go in several calls.
   private static let submissionEntries = 256
 
-  /// - Parameter depth: operations that can be under way at once.
-  init(descriptor: Int32, mailbox: Int32, depth: Int, setup: UringSetup) throws(Errno) {
+  /// - Parameters:
+  ///   - isSlow: the medium is not memory.
+  ///   - depth: operations that can be under way at once.
+  init(descriptor: Int32, isSlow: Bool = true, mailbox: Int32, depth: Int, setup: UringSetup) throws(Errno) {
     let throughEpoll = setup.kicksThroughEpoll || setup.poll != .off
     let counter = throughEpoll ? try OwnedDescriptor.eventCounter() : nil
     let waiter: EpollWaiter? =
@@ -69,6 +72,7 @@ struct UringEngine: BlockEngine, ~Copyable {
     buffers = RegisteredBuffers()
     underWay = 0
     prepared = 0
+    parts = BatchParts(setup.handover, isSlow: isSlow)
     watches = [:]
     nextGeneration = 0
     bridges = [:]
@@ -112,7 +116,12 @@ struct UringEngine: BlockEngine, ~Copyable {
         parameters.sq_thread_cpu = UInt32(cpu ?? 0)
         parameters.sq_thread_idle = 1000  // milliseconds without work before it sleeps
       }
-      result = unsafe io_uring_queue_init_params(UInt32(submissionEntries), ring, &parameters)
+      if setup.usesIndexArray {
+        result = unsafe io_uring_queue_init_params(UInt32(submissionEntries), ring, &parameters)
+      } else {
+        parameters.flags |= clinux_setup_no_sqarray
+        result = unsafe clinux_make_ring_without_array(UInt32(submissionEntries), ring, &parameters)
+      }
       if result == 0 { return unsafe ring }
       guard result == -EINVAL else { break }
     }
@@ -142,12 +151,13 @@ struct UringEngine: BlockEngine, ~Copyable {
     while true {
       if let entry = unsafe io_uring_get_sqe(ring) { return unsafe entry }
       // More started than the ring has entries: hand over what there is.
-      submit()
+      handOver()
     }
   }
 
   @inline(__always)
   mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
+    if parts.isDue(prepared) { handOver() }
     let entry = unsafe entry()
     switch operation.kind {
     case .read, .write:
@@ -162,7 +172,6 @@ struct UringEngine: BlockEngine, ~Copyable {
     unsafe io_uring_sqe_set_data64(entry, Mark.operation << 32 | UInt64(tag))
     underWay &+= 1
     prepared &+= 1
-    if setup.submitBatch > 0, prepared >= setup.submitBatch { submit() }
     return .pending
   }
 
@@ -199,6 +208,11 @@ struct UringEngine: BlockEngine, ~Copyable {
   }
 
   mutating func submit() {
+    parts.begin()
+    handOver()
+  }
+
+  private mutating func handOver() {
     guard unsafe io_uring_sq_ready(ring) > 0 else { return }
     // With a submission thread most hand-overs are no system call at all; liburing makes one only to wake it.
     if unsafe !usesSubmissionThread || clinux_sq_needs_wakeup(ring) != 0 { systemCalls &+= 1 }
@@ -214,6 +228,7 @@ struct UringEngine: BlockEngine, ~Copyable {
     if waiter != nil { return waitThroughEpoll(nanoseconds: nanoseconds) }
     systemCalls &+= 1
     prepared = 0
+    parts.begin()
     // Everything under way completes some day, so waiting for several at once ends.
     let count = UInt32(setup.minimumWait > 1 && underWay >= setup.minimumWait ? setup.minimumWait : 1)
     // An interrupted or busy call leaves the entries in the ring; the next turn hands them over.

@@ -22,6 +22,16 @@ public struct UringSetup: Hashable, Sendable {
     case hybrid
   }
 
+  /// How much is handed over to the kernel at once.
+  public enum Handover: Hashable, Sendable {
+    /// On a medium that is not memory the first four operations of a turn, then eight, and so on; else all of a turn.
+    case growing
+    /// All that a turn has.
+    case whole
+    /// So many; at least 1.
+    case every(Int)
+  }
+
   public var completion = Completion.deferred
   public var poll = Poll.off
   /// The image is file 0 of the ring's own table.
@@ -32,8 +42,10 @@ public struct UringSetup: Hashable, Sendable {
   public var registersRing = true
   /// Completions to sleep for while at least that many operations are under way; at least 1.
   public var minimumWait = 1
-  /// Operations that are handed over at once; 0: all that a turn has.
-  public var submitBatch = 0
+  public var handover = Handover.growing
+  /// The submission ring has a second array with the order of its entries; without it they are taken as they come
+  /// (NO_SQARRAY, Linux 6.6).
+  public var usesIndexArray = true
   /// Kicks come through an epoll set and completions through an eventfd, as in an event loop, instead of through the ring.
   public var kicksThroughEpoll = false
 

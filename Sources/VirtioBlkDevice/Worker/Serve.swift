@@ -15,14 +15,17 @@ struct EnginePlan: Sendable {
 func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
   let mailbox = configuration.mailbox.descriptor
   let descriptor = plan.image.descriptor
+  // The page cache answers at once, too.
+  let isSlow = plan.image.isDirect && !plan.image.isInMemory
   do throws(Errno) {
     switch plan.kind {
     case .uring:
-      let engine = try UringEngine(descriptor: descriptor, mailbox: mailbox, depth: plan.depth, setup: plan.setup)
+      let engine = try UringEngine(
+        descriptor: descriptor, isSlow: isSlow, mailbox: mailbox, depth: plan.depth, setup: plan.setup)
       var worker = QueueWorker<SplitQueue, UringEngine>(configuration, engine: engine)
       worker.run()
     case .aio:
-      let engine = try AioEngine(descriptor: descriptor, mailbox: mailbox, depth: plan.depth)
+      let engine = try AioEngine(descriptor: descriptor, isSlow: isSlow, mailbox: mailbox, depth: plan.depth)
       var worker = QueueWorker<SplitQueue, AioEngine>(configuration, engine: engine)
       worker.run()
     case .threads:
