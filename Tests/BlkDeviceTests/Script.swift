@@ -39,15 +39,19 @@ final class Script: Sendable {
   let isBackwards: Bool
   /// Wakes the engine.
   let counter: OwnedDescriptor
+  /// Called on the worker's thread whenever an operation is started.
+  let onStart: (@Sendable () -> Void)?
 
   /// - Parameters:
   ///   - actions: for one operation each, in order; afterwards `then`.
   init(
-    _ actions: [Action] = [], then last: Action = .whole, completesLater: Bool = false, isBackwards: Bool = false
+    _ actions: [Action] = [], then last: Action = .whole, completesLater: Bool = false, isBackwards: Bool = false,
+    onStart: (@Sendable () -> Void)? = nil
   ) throws {
     state = Mutex(State(actions: actions, last: last))
     self.completesLater = completesLater
     self.isBackwards = isBackwards
+    self.onStart = onStart
     counter = try .eventCounter()
   }
 
@@ -101,6 +105,7 @@ struct ScriptedEngine: BlockEngine, ~Copyable {
   }
 
   mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
+    script.onStart?()
     let result: Int32 =
       switch script.next(operation) {
       case .whole: medium.perform(operation)

@@ -290,6 +290,42 @@ import VirtioCore
     #expect(device.takeEvents().isEmpty)
   }
 
+  /// A driver that makes a chain available for each one that is taken never lets the worker sleep, and must not keep it from
+  /// being told to stop.
+  @Test func aRingThatNeverRunsDryIsStopped() throws {
+    let scratch = try Scratch()
+    let memory = try SharedMemory()
+    let isOver = Atomic(false)
+    let index = Mutex<SharedCell<UInt16>?>(nil)
+    let script = try Script(then: .result(512)) {
+      guard !isOver.load(ordering: .acquiring), let index = index.withLock({ $0 }) else { return }
+      index.storeRelease(index.loadRelaxed() &+ 1)
+    }
+    var options = BlockDeviceOptions()
+    options.engine = .sync
+    let image = try ImageFile(ImageOptions(path: scratch.image("disk", size: 1 << 20), direct: .off))
+    let device = try BlockDevice(image: image, options: options) { script.serve($0, $1) }
+    let hand = try HandQueue(device, 0, memory)
+    let ring = hand.queue.ring.ring
+    let chains: UInt16 = 4
+    for _ in 0..<chains { try hand.submit(.read(sector: 0, bytes: 512)) }
+    let heads = (0..<chains).map { ring.availableEntry($0).loadRelaxed() }
+    for entry in 0..<ring.layout.size { ring.availableEntry(entry).storeRelaxed(heads[Int(entry % chains)]) }
+    ring.availableIndex.storeRelease(2)
+    index.withLock { $0 = ring.availableIndex }
+    let isStopped = Atomic(false)
+    try hand.start()
+    try withBackground {
+      #expect(hand.stop() != nil)
+      isStopped.store(true, ordering: .releasing)
+    } during: {
+      defer { isOver.store(true, ordering: .releasing) }
+      try waitUntil("the queue stops") { isStopped.load(ordering: .acquiring) }
+    }
+    #expect(device.counters.reads > UInt64(ring.layout.size))
+    #expect(device.takeEvents().isEmpty)
+  }
+
   /// A configuration that is no ring is refused, and costs nothing.
   @Test func aRingThatIsNoneIsRefused() throws {
     let scratch = try Scratch()

@@ -34,6 +34,10 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   /// Looking at a queue whose driver does not kick: how long to sleep between looks.
   private static var unkickedSleep: Int64 { 100_000 }
 
+  /// Turns of a queue that never runs dry between two looks at the mailbox: a system call among thousands of requests, or of
+  /// a driver that gives one at a time, among so many.
+  private static var turnsBetweenPolls: Int { 32 }
+
   private let configuration: WorkerConfiguration
   private var engine: Engine
   private var lanes: LaneTable<Ring>
@@ -41,6 +45,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   /// Lanes without a kick source.
   private var unkicked = 0
   private var hasEnded = false
+  private var turnsWithoutPoll = 0
   private var window: PollWindow
   private let coalesces: Bool
   /// Lost pages of the whole process, when this worker looked last.
@@ -79,9 +84,18 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       unsafe reportError(&lanes[index].pointee)
     }
     finishStops()
-    if hasMore { return engine.submit() }
+    if hasMore { return goOn() }
     if window.current > 0, look() { return }
     sleep()
+  }
+
+  /// On to the next turn without a sleep. A driver that always has more must not keep the worker from its mailbox.
+  private mutating func goOn() {
+    engine.submit()
+    turnsWithoutPoll &+= 1
+    guard turnsWithoutPoll >= Self.turnsBetweenPolls else { return }
+    turnsWithoutPoll = 0
+    engine.poll()
   }
 
   /// Asks for kicks, looks once more, and sleeps in the engine: this is also where a turn's operations are handed over.
