@@ -72,8 +72,7 @@ final class FaultTable: @unchecked Sendable {
     places.withLock { $0.free.append(entry) }
   }
 
-  @inline(__always)
-  func faults(_ entry: Int) -> UInt64 { cell(entry, 2)?.loadRelaxed() ?? 0 }
+  func faultCount(_ entry: Int) -> SharedCell<UInt64>? { cell(entry, 2) }
 
   static var entries: Int { capacity }
   static var entryStride: Int { stride }
@@ -93,15 +92,23 @@ private func handleBusError(_ info: UnsafeMutablePointer<siginfo_t>?) {
       let count = unsafe SharedCell<UInt64>(place + 1).loadAcquire()
       let start = unsafe SharedCell<UInt64>(place).loadRelaxed()
       if count > 0, address &- start < count {
-        let page = unsafe UnsafeMutableRawPointer(bitPattern: UInt(address) & ~4095)
         let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
-        let mapped = unsafe mmap(page, 4096, PROT_READ | PROT_WRITE, flags, -1, 0)
-        guard unsafe mapped != MAP_FAILED else { break }
         let faults = unsafe SharedCell<UInt64>(place + 2)
         faults.storeRelaxed(faults.loadRelaxed() &+ 1)
         let total = unsafe SharedCell<UInt64>(words + 2)
         total.storeRelaxed(total.loadRelaxed() &+ 1)
-        return
+        // Counted first: another thread that finds the empty page finds the count moved, too. On hugetlbfs a page is larger,
+        // and a part of it cannot be replaced.
+        var size: UInt64 = 4096
+        while size <= 1 << 30 {
+          let page = address & ~(size &- 1)
+          guard page >= start, page &- start <= count, size <= (count &+ 4095) & ~4095 &- (page &- start) else { break }
+          let place = unsafe UnsafeMutableRawPointer(bitPattern: UInt(page))
+          if unsafe mmap(place, Int(size), PROT_READ | PROT_WRITE, flags, -1, 0) != MAP_FAILED { return }
+          guard errno == EINVAL else { break }
+          size <<= 9
+        }
+        break
       }
       entry &+= 1
     }

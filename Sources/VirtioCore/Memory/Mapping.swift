@@ -46,5 +46,9 @@ public final class Mapping: @unchecked Sendable {
 
   /// How many pages turned out to be gone because the file was cut (see `FaultGuard`). What is read from such a mapping is not
   /// the file's any more.
-  public var faults: UInt64 { entry.map { FaultTable.shared.faults($0) } ?? 0 }
+  public var faults: UInt64 { faultCount?.loadRelaxed() ?? 0 }
+
+  /// Where `faults` is counted, for those who look at it more often than a reference count should change; `nil` where nothing
+  /// can be cut. It stays readable, but is this mapping's only for as long as that lives.
+  public var faultCount: SharedCell<UInt64>? { entry.flatMap { FaultTable.shared.faultCount($0) } }
 }
