@@ -62,6 +62,9 @@ protocol BlockEngine: ~Copyable {
   /// The next event, `nil` when there is none now.
   mutating func nextEvent() -> EngineEvent?
 
+  /// There is a completion that needs no sleep: the worker goes on to ask for it, instead of asking for kicks.
+  var hasFinished: Bool { get }
+
   /// Makes visible what has already happened, without waiting: for a worker that looks instead of sleeping.
   mutating func poll()
 
@@ -79,4 +82,5 @@ protocol BlockEngine: ~Copyable {
 
 extension BlockEngine where Self: ~Copyable {
   mutating func use(_ memory: GuestMemory) {}
+  var hasFinished: Bool { false }
 }

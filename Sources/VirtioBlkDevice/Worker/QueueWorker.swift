@@ -84,7 +84,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       unsafe reportError(&lanes[index].pointee)
     }
     finishStops()
-    if hasMore { return goOn() }
+    if hasMore || engine.hasFinished { return goOn() }
     if window.current > 0, look() { return }
     sleep()
   }
