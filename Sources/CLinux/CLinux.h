@@ -182,6 +182,49 @@ static inline int clinux_direct_io_alignment(int fd, uint32_t *memory, uint32_t 
   return 1;
 }
 
+// Linux 5.14.
+static const int clinux_madv_populate_read = MADV_POPULATE_READ;
+
+// The first lines of a buffer on their way to the cache while something else is done.
+static inline void clinux_prefetch(const void *place, unsigned int lines) {
+  for (unsigned int line = 0; line < lines; line++) __builtin_prefetch((const char *)place + 64 * line, 0, 3);
+}
+
+// Copies to where nobody on this processor reads soon: past the caches, so that the old content of a line is not fetched
+// only to be written over. Unlike all others these stores are not ordered with later ones before clinux_streamed.
+typedef long long clinux_vector __attribute__((vector_size(16), aligned(1), may_alias));
+typedef long long clinux_aligned_vector __attribute__((vector_size(16), aligned(16), may_alias));
+static inline void clinux_copy_around_cache(void *to, const void *from, size_t count) {
+#if defined(__x86_64__)
+  char *target = (char *)to;
+  const char *source = (const char *)from;
+  size_t head = -(uintptr_t)target & 63;
+  if (count < 128 + head) { memcpy(to, from, count); return; }
+  if (head > 0) {
+    memcpy(target, source, head);
+    target += head;
+    source += head;
+    count -= head;
+  }
+  for (; count >= 64; count -= 64, target += 64, source += 64) {
+    clinux_vector a = *(const clinux_vector *)source, b = *(const clinux_vector *)(source + 16);
+    clinux_vector c = *(const clinux_vector *)(source + 32), d = *(const clinux_vector *)(source + 48);
+    __builtin_nontemporal_store((clinux_aligned_vector)a, (clinux_aligned_vector *)target);
+    __builtin_nontemporal_store((clinux_aligned_vector)b, (clinux_aligned_vector *)(target + 16));
+    __builtin_nontemporal_store((clinux_aligned_vector)c, (clinux_aligned_vector *)(target + 32));
+    __builtin_nontemporal_store((clinux_aligned_vector)d, (clinux_aligned_vector *)(target + 48));
+  }
+  if (count > 0) memcpy(target, source, count);
+#else
+  memcpy(to, from, count);
+#endif
+}
+static inline void clinux_streamed(void) {
+#if defined(__x86_64__)
+  __builtin_ia32_sfence();
+#endif
+}
+
 // si_addr is a macro.
 static inline void *clinux_fault_address(const siginfo_t *info) { return info ? info->si_addr : NULL; }
 

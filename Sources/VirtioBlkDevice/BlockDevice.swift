@@ -56,6 +56,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   private let events: Mailbox<DeviceEvent>
   private let shared: SharedBlock
   private let context: LaneContext
+  private let mapped: MappedImage?
   private let counterBlocks: [CounterBlock]
   private var workers: [Worker?]
 
@@ -100,6 +101,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     self.maximumQueueSize = options.maximumQueueSize
     self.threadCount = threads
     self.engine = choice.kind
+    self.mapped = choice.mapped
     self.engineReason = choice.reason
     self.engineWarning = choice.warning
     features = Self.features(of: image)
@@ -244,7 +246,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
       let processors = options.processors
       let cpu = processors.isEmpty ? nil : processors[index % processors.count]
       let plan = EnginePlan(
-        kind: engine, setup: options.uring, image: image, depth: lanes * Self.slots)
+        kind: engine, setup: options.uring, image: image, mapped: mapped, depth: lanes * Self.slots)
       let body = workerBody
       let thread = try WorkerThread(name: "queue \(index)", cpu: cpu) { body(configuration, plan) }
       return Worker(thread: thread, mailbox: mailbox, queues: [])

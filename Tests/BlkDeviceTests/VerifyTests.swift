@@ -52,6 +52,10 @@ import VirtioCore
     Case(engine: .threads, medium: .disk, direct: .auto, queues: 2, threads: 1),
     Case(engine: .mapped, medium: .memory, direct: .off, queues: 2, threads: 2),
     Case(engine: .mapped, medium: .disk, direct: .off, queues: 1, threads: 1),
+    Case(
+      engine: .auto, medium: .memory, direct: .auto, queues: 4, threads: 2, blockSize: 4096,
+      waiting: .adaptive(maximumMicroseconds: 50), note: "as it comes"),
+    Case(engine: .mapped, medium: .memory, direct: .auto, queues: 2, threads: 1, notification: .each, note: "calls each"),
     Case(engine: .uring, medium: .disk, direct: .auto, queues: 2, threads: 2, waiting: .poll(microseconds: 50), note: "polls"),
     Case(
       engine: .sync, medium: .memory, direct: .auto, queues: 2, threads: 1, waiting: .adaptive(maximumMicroseconds: 100),

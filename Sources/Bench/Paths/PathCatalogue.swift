@@ -35,7 +35,7 @@ struct PathCatalogue {
 
   /// The engine that `auto` takes for this image, and its bare loop.
   private var automatic: (engine: EngineKind, limit: BareKind) {
-    if image.isInMemory { return (.sync, .pread) }
+    if image.isInMemory { return image.isBlockDevice ? (.sync, .pread) : (.mapped, .copy) }
     return BareUring.probe(flags: 0) == nil ? (.uring, .uringDeferred) : (image.isDirect ? (.aio, .aio) : (.sync, .pread))
   }
 

@@ -24,6 +24,8 @@ struct EngineChoice {
   var reason: String
   /// Something that the person should know: what they would have got is not to be had.
   var warning: String?
+  /// What the mapped engine copies to and from.
+  var mapped: MappedImage?
 
   /// - Throws: an engine that was named cannot be had.
   static func resolve(_ wanted: EngineKind, _ setup: UringSetup, image: ImageFile) throws(EngineError) -> EngineChoice {
@@ -32,17 +34,18 @@ struct EngineChoice {
     case .sync: return EngineChoice(kind: .sync, reason: "plain system calls in the queue's thread, as asked")
     case .aio: return EngineChoice(kind: .aio, reason: "libaio, as asked")
     case .threads: return EngineChoice(kind: .threads, reason: "plain system calls in a pool of threads, as asked")
-    case .mapped: return EngineChoice(kind: .mapped, reason: "copies to and from a mapping of the image, as asked")
+    case .mapped:
+      do throws(Errno) {
+        return EngineChoice(
+          kind: .mapped, reason: "copies to and from a mapping of the image, as asked", mapped: try MappedImage(image))
+      } catch { throw .cannotMap(path: image.path, error) }
     case .uring:
       do throws(Errno) { try UringEngine.probe() } catch { throw .uringUnavailable(error) }
       if setup.poll != .off, !image.canPoll { throw .cannotPoll(path: image.path) }
       return EngineChoice(kind: .uring, reason: "io_uring, as asked")
     case .auto: break
     }
-    // Memory never waits, and cannot tell io_uring so: each request would go through a kernel worker thread.
-    if image.isInMemory {
-      return EngineChoice(kind: .sync, reason: "plain system calls in the queue's thread: the image is in memory and never waits")
-    }
+    if image.isInMemory { return inMemory(image) }
     do throws(Errno) {
       try UringEngine.probe()
       return EngineChoice(kind: .uring, reason: "io_uring: the image is on a medium that can wait")
@@ -57,10 +60,30 @@ struct EngineChoice {
   }
 }
 
+extension EngineChoice {
+  /// Memory never waits, and cannot tell io_uring so: each request would go through a kernel worker thread.
+  private static func inMemory(_ image: ImageFile) -> EngineChoice {
+    let plain = EngineChoice(
+      kind: .sync, reason: "plain system calls in the queue's thread: the image is in memory and never waits")
+    // The page cache of a block device is not its memory: a mapping would be a second copy.
+    guard !image.isBlockDevice else { return plain }
+    do throws(Errno) {
+      return EngineChoice(
+        kind: .mapped, reason: "copies to and from a mapping of the image: it is in memory", mapped: try MappedImage(image))
+    } catch {
+      var choice = plain
+      choice.warning = "the image cannot be mapped (\(error)), so requests go through plain system calls, which are slower: raise "
+        + "the limit of address space ('ulimit -v'), or say --engine sync"
+      return choice
+    }
+  }
+}
+
 /// Why an engine that was named cannot be used.
 public enum EngineError: Error, Hashable, CustomStringConvertible {
   case uringUnavailable(Errno)
   case cannotPoll(path: String)
+  case cannotMap(path: String, Errno)
   case badQueueCount(Int)
   case badQueueSize(Int)
   case badThreadCount(Int)
@@ -74,6 +97,8 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
     case .cannotPoll(let path):
       "the device behind \(path) has no polled queues, so io_uring cannot poll it: leave IOPOLL off, or open an NVMe device "
         + "whose driver was loaded with poll_queues"
+    case .cannotMap(let path, let error):
+      "the image \(path) cannot be mapped (\(error)): use --engine auto, or raise the limit of address space ('ulimit -v')"
     case .badQueueCount(let count): "\(count) queues are not possible: use 1 to 256"
     case .badQueueSize(let size): "a queue size of \(size) is not a power of two from 2 to 32768"
     case .badThreadCount(let count): "\(count) threads are not possible: use 1 up to the number of queues"

@@ -1,77 +1,218 @@
 /// The image mapped into the process: a transfer is a copy. For images that live in memory (tmpfs, hugetlbfs, DAX), where
 /// nothing beats it; on a disk each page fault would block the queue.
+///
+/// A copy between memories that no cache has is mostly waiting for its first lines. So a transfer is not made when it is
+/// started but when the worker asks for events: by then its successor is known, and what that needs first comes from memory
+/// meanwhile.
+internal import CLinux
+internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
 
 @safe
 struct MappedEngine: BlockEngine, ~Copyable {
   static let fillsReads = true
+  /// Lines to fetch beforehand; then the processor has seen where a copy goes.
+  private static let linesAhead: UInt32 = 4
+  /// Copies between two looks at the kicks and the mailbox of a worker that never runs out of work.
+  private static let copiesPerLook = 1024
+  /// Copies that are made before the first of them is reported: a lane publishes as many at once.
+  private static let copiesAtOnce = 16
+  /// Bytes from which on a copy into a large image goes around the caches: they could not keep it, and the old content of
+  /// its lines need not be fetched.
+  private static let streamedBytes = 1024
+
+  /// A transfer that was started, and what became of it.
+  private struct Transfer {
+    var operation: IOOperation
+    var tag: UInt32
+    var result: Int32 = 0
+  }
 
   private let medium: PlainIO
-  private let mapping: Mapping
+  private let image: MappedImage
+  // What each copy needs of it.
   private let base: UnsafeMutableRawPointer
+  private let windows: PopulatedWindows.View?
+  private let faults: SharedCell<UInt64>?
+  private let cut: SharedCell<UInt32>
   private let size: UInt64
   private var waiter: EpollWaiter
   private var calls: UInt64
-  /// The file is shorter than the mapping: from here on every operation is a system call, which can say so.
-  private var isTruncated: Bool
+  /// A ring of transfers: from `first` on they are made and not yet reported, from `next` on not even made.
+  private let transfers: UnsafeMutablePointer<Transfer>
+  private let mask: Int
+  private var first: Int
+  private var next: Int
+  private var end: Int
+  private var copies: Int
+  private let streamedFrom: Int
 
-  /// - Parameter size: bytes of the image.
-  init(descriptor: Int32, mailbox: Int32, size: UInt64, isReadOnly: Bool) throws(Errno) {
+  /// - Parameters:
+  ///   - descriptor: the image.
+  ///   - depth: operations that can be under way at once.
+  init(_ image: MappedImage, descriptor: Int32, mailbox: Int32, depth: Int) throws(Errno) {
     let waiter = try EpollWaiter(mailbox: mailbox)
-    let mapping = try Mapping(descriptor: descriptor, count: Int(size), readOnly: isReadOnly)
+    var capacity = 1
+    while capacity < depth { capacity *= 2 }
     self.waiter = waiter
-    self.mapping = mapping
-    unsafe base = mapping.base
-    self.size = size
+    self.image = image
+    unsafe base = image.mapping.base
+    windows = image.windows?.view
+    faults = image.mapping.faultCount
+    cut = image.cut
+    size = UInt64(image.mapping.count)
     medium = PlainIO(descriptor: descriptor)
     calls = 0
-    isTruncated = false
+    unsafe transfers = .allocate(capacity: capacity)
+    mask = capacity - 1
+    first = 0
+    next = 0
+    end = 0
+    copies = 0
+    let cache = sysconf(Int32(_SC_LEVEL3_CACHE_SIZE))
+    streamedFrom = size > UInt64(cache > 0 ? cache : 32 << 20) ? Self.streamedBytes : .max
   }
+
+  deinit { unsafe transfers.deallocate() }
 
   @inline(__always)
   mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
     let isTransfer = operation.kind == .read || operation.kind == .write
-    guard isTransfer, !isTruncated, operation.length <= 0x7fff_f000, operation.offset <= size,
+    guard isTransfer, operation.length &- 1 < 0x7fff_f000, operation.offset <= size,
       operation.length <= size &- operation.offset
-    else { return performOtherwise(operation) }
-    let faults = mapping.faults
-    var place = unsafe base + Int(operation.offset)
-    for index in 0..<operation.segmentCount {
-      guard let segment = unsafe operation.segments?[index] else { break }
-      if operation.kind == .read {
-        unsafe segment.base.copyMemory(from: place, byteCount: segment.count)
-      } else {
-        unsafe place.copyMemory(from: segment.base, byteCount: segment.count)
-      }
-      unsafe place += segment.count
-    }
-    guard mapping.faults == faults else {
-      // The copy ran into the end of a file that was cut, or of the memory behind it.
-      isTruncated = true
-      return .finished(-Errno.ioError.rawValue)
-    }
-    if operation.isDurable { return unsafe performOtherwise(IOOperation(kind: .flush), answer: Int32(operation.length)) }
-    return .finished(Int32(truncatingIfNeeded: operation.length))
+    else { return .finished(performOtherwise(operation)) }
+    // The first of a batch has nobody to hide behind but the bookkeeping.
+    if next == end { fetch(operation) }
+    unsafe (transfers + (end & mask)).initialize(to: Transfer(operation: operation, tag: tag))
+    end &+= 1
+    return .pending
   }
 
-  @inline(never)
-  private mutating func performOtherwise(_ operation: IOOperation, answer: Int32? = nil) -> IOOutcome {
-    calls &+= 1
-    let result = medium.perform(operation)
-    return .finished(result < 0 ? result : answer ?? result)
+  /// Whether there is a completion that needs no sleep.
+  var hasFinished: Bool {
+    @inline(__always) get { first != end }
   }
-
-  mutating func submit() {}
-  mutating func wait(nanoseconds: Int64?) { waiter.wait(nanoseconds: nanoseconds) }
-  mutating func poll() { waiter.wait(nanoseconds: 0) }
 
   mutating func nextEvent() -> EngineEvent? {
-    switch waiter.nextWake() {
+    if first != end {
+      if first == next { copySome() }
+      let done = unsafe transfers[first & mask]
+      first &+= 1
+      return .completion(tag: done.tag, result: done.result)
+    }
+    if copies >= Self.copiesPerLook { poll() }
+    return switch waiter.nextWake() {
     case nil, .completions: nil
     case .kick(let lane): .kick(lane: lane)
     case .mailbox: .mailbox
     }
+  }
+
+  // MARK: Copies
+
+  private mutating func copySome() {
+    let stop = min(next &+ Self.copiesAtOnce, end)
+    while next != stop {
+      let transfer = unsafe transfers + (next & mask)
+      next &+= 1
+      if next != end { unsafe fetch(transfers[next & mask].operation) }
+      unsafe transfer.pointee.result = perform(transfer.pointee.operation)
+    }
+    copies &+= Self.copiesAtOnce
+    // Whoever sees one of them reported sees its bytes.
+    clinux_streamed()
+  }
+
+  /// Has the beginning of what is to be copied brought into the cache.
+  @inline(__always)
+  private func fetch(_ operation: IOOperation) {
+    let segment = unsafe operation.segments.unsafelyUnwrapped.pointee.base
+    let place = unsafe base + Int(operation.offset)
+    unsafe clinux_prefetch(operation.kind == .read ? place : segment, Self.linesAhead)
+  }
+
+  @inline(__always)
+  private mutating func perform(_ operation: IOOperation) -> Int32 {
+    guard windows?.isData(operation.offset, operation.length) ?? true, cut.loadRelaxed() == 0 else {
+      return performWithoutData(operation)
+    }
+    return copy(operation)
+  }
+
+  @inline(__always)
+  private mutating func copy(_ operation: IOOperation) -> Int32 {
+    var place = unsafe base + Int(operation.offset)
+    if operation.kind == .read {
+      for index in 0..<operation.segmentCount {
+        let segment = unsafe operation.segments.unsafelyUnwrapped[index]
+        unsafe segment.base.copyMemory(from: place, byteCount: segment.count)
+        unsafe place += segment.count
+      }
+    } else {
+      for index in 0..<operation.segmentCount {
+        let segment = unsafe operation.segments.unsafelyUnwrapped[index]
+        if segment.count >= streamedFrom {
+          unsafe clinux_copy_around_cache(place, segment.base, segment.count)
+        } else {
+          unsafe place.copyMemory(from: segment.base, byteCount: segment.count)
+        }
+        unsafe place += segment.count
+      }
+    }
+    guard faults?.loadRelaxed() ?? 0 == 0 else {
+      // The copy, or another queue's, ran into the end of a file that was cut, or of the memory behind it.
+      cut.storeRelaxed(1)
+      return -Errno.ioError.rawValue
+    }
+    if operation.isDurable { return unsafe performOtherwise(IOOperation(kind: .flush), answer: Int32(operation.length)) }
+    return Int32(truncatingIfNeeded: operation.length)
+  }
+
+  /// A transfer of what is not known to be data.
+  @inline(never)
+  private mutating func performWithoutData(_ operation: IOOperation) -> Int32 {
+    guard let windows = image.windows, cut.loadRelaxed() == 0 else { return performOtherwise(operation) }
+    switch windows.look(operation.offset, operation.length) {
+    case .data: return copy(operation)
+    case .sparse:
+      let result = performOtherwise(operation)
+      if operation.kind == .write {
+        if result > 0 { windows.wrote(operation.offset, UInt64(result)) }
+        return result
+      }
+      // Only the end of the file makes a read fall short.
+      guard result >= 0, result < Int32(operation.length) else { return result }
+    case .cut: break
+    }
+    cut.storeRelaxed(1)
+    return -Errno.ioError.rawValue
+  }
+
+  @inline(never)
+  private mutating func performOtherwise(_ operation: IOOperation, answer: Int32? = nil) -> Int32 {
+    calls &+= 1
+    let result = medium.perform(operation)
+    switch operation.kind {
+    case .punchHole, .zeroRange, .allocate:
+      image.windows?.forget(operation.offset, min(operation.length, size &- min(operation.offset, size)))
+    case .read, .write, .flush: break
+    }
+    return result < 0 ? result : answer ?? result
+  }
+
+  // MARK: Waiting
+
+  mutating func submit() {}
+
+  mutating func wait(nanoseconds: Int64?) {
+    guard first == end else { return }
+    waiter.wait(nanoseconds: nanoseconds)
+  }
+
+  mutating func poll() {
+    copies = 0
+    waiter.wait(nanoseconds: 0)
   }
 
   mutating func watch(_ kick: KickSource, lane: Int) { waiter.watch(kick, lane: lane) }

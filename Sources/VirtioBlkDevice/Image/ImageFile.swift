@@ -87,6 +87,8 @@ public final class ImageFile: Sendable {
   public let memoryAlignment: Int
   /// The medium is memory (tmpfs, ramfs, hugetlbfs, zram, a RAM disk): an I/O call never waits, and io_uring cannot tell.
   public let isInMemory: Bool
+  /// It is a file of pages (tmpfs, ramfs), where a hole that is touched through a mapping, even to read it, is one no more.
+  let fillsHolesWhenTouched: Bool
   /// A hole can be punched, so that discard gives space back.
   public let canDiscard: Bool
   /// The device under it has queues that are polled instead of interrupting.
@@ -151,7 +153,9 @@ public final class ImageFile: Sendable {
     self.isDirect = direct != nil
     self.memoryAlignment = direct?.memory ?? 1
     self.physicalBlockSize = max(blockSize, Self.physicalBlockSize(owner.descriptor, info, isBlockDevice: isBlockDevice))
-    self.isInMemory = Self.isInMemory(owner.descriptor, info, isBlockDevice: isBlockDevice)
+    let system = isBlockDevice ? nil : Self.fileSystem(owner.descriptor)
+    self.isInMemory = isBlockDevice ? Self.isMemoryDevice(info) : system.map(Self.memoryFileSystems.contains) ?? false
+    self.fillsHolesWhenTouched = system.map(Self.pageFileSystems.contains) ?? false
     self.canDiscard =
       !options.isReadOnly && Self.canDiscard(owner.descriptor, info, size: size, isBlockDevice: isBlockDevice)
     self.canPoll = direct != nil && Self.canPoll(info, isBlockDevice: isBlockDevice)
@@ -230,15 +234,17 @@ public final class ImageFile: Sendable {
     return preferred >= 512 && preferred <= 65536 && preferred & (preferred - 1) == 0 ? preferred : 4096
   }
 
-  private static func isInMemory(_ descriptor: Int32, _ info: stat, isBlockDevice: Bool) -> Bool {
-    if isBlockDevice {
-      let name = linkTarget(folder(of: info.st_rdev))?.split(separator: "/").last ?? ""
-      return name.hasPrefix("zram") || name.hasPrefix("ram") || name.hasPrefix("pmem")
-    }
+  private static let pageFileSystems: [UInt32] = [0x0102_1994, 0x8584_58f6]  // tmpfs, ramfs
+  private static let memoryFileSystems = pageFileSystems + [0x9584_58f6]  // and hugetlbfs
+
+  private static func fileSystem(_ descriptor: Int32) -> UInt32? {
     var system = statfs()
-    guard unsafe fstatfs(descriptor, &system) == 0 else { return false }
-    let inMemory: [UInt32] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6]  // tmpfs, ramfs, hugetlbfs
-    return inMemory.contains(UInt32(truncatingIfNeeded: system.f_type))
+    return unsafe fstatfs(descriptor, &system) == 0 ? UInt32(truncatingIfNeeded: system.f_type) : nil
+  }
+
+  private static func isMemoryDevice(_ info: stat) -> Bool {
+    let name = linkTarget(folder(of: info.st_rdev))?.split(separator: "/").last ?? ""
+    return name.hasPrefix("zram") || name.hasPrefix("ram") || name.hasPrefix("pmem")
   }
 
   /// Whether discarding gives space back: asked without touching any data, just past the end of a file.

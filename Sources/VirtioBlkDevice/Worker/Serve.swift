@@ -7,6 +7,8 @@ struct EnginePlan: Sendable {
   var kind: EngineKind
   var setup: UringSetup
   var image: ImageFile
+  /// Of the mapped engine.
+  var mapped: MappedImage?
   /// Operations that can be under way at once.
   var depth: Int
 }
@@ -33,8 +35,8 @@ func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
       var worker = QueueWorker<SplitQueue, ThreadPoolEngine>(configuration, engine: engine)
       worker.run()
     case .mapped:
-      let engine = try MappedEngine(
-        descriptor: descriptor, mailbox: mailbox, size: plan.image.size, isReadOnly: plan.image.isReadOnly)
+      guard let mapped = plan.mapped else { throw .noMemory }
+      let engine = try MappedEngine(mapped, descriptor: descriptor, mailbox: mailbox, depth: plan.depth)
       var worker = QueueWorker<SplitQueue, MappedEngine>(configuration, engine: engine)
       worker.run()
     case .null:

@@ -1,0 +1,189 @@
+/// What is known of an image in memory, window by window: whether all of it is data whose pages are in the page tables.
+///
+/// On tmpfs a touch of a hole through a mapping, even a read, gives the file a page. So only windows without a hole are used
+/// through the mapping; the others are left to system calls, which read a hole without filling it. A window without a hole is
+/// brought into the page tables at once, for a fraction of what a fault for each page costs.
+internal import CLinux
+internal import Glibc
+internal import Synchronization
+internal import SystemPackage
+internal import VirtioCore
+
+/// Shared by all queues of a device. Of two that look at a window at once both are right; whoever punches a hole says so
+/// afterwards, and then what others found before does not count.
+@safe
+final class PopulatedWindows: @unchecked Sendable {
+  /// What the kernel maps around a fault: the most that one fault can do, and soon done.
+  static let windowSize = 64 << 10
+  private static let pageSize = 4096
+  fileprivate static let shift: UInt64 = 16
+
+  enum State {
+    /// No hole, and in the page tables.
+    case data
+    /// With holes, or not to be had: for system calls.
+    case sparse
+    /// The file ends before the image does.
+    case cut
+  }
+
+  // A window's word: its kind, how many pages of a sparse one are to be written before it is worth another look, and a
+  // number that changes whenever what was found is forgotten.
+  private static let unknown: UInt32 = 0
+  fileprivate static let data: UInt32 = 1
+  private static let sparse: UInt32 = 2
+  fileprivate static let kindMask: UInt32 = 0xff
+  private static let missingOne: UInt32 = 1 << 8
+  private static let missingMask: UInt32 = 0xff00
+  private static let generationOne: UInt32 = 1 << 16
+  private static let generationMask: UInt32 = 0xffff_0000
+
+  private let image: Mapping
+  private let base: UnsafeMutableRawPointer
+  private let descriptor: Int32
+  /// Bytes of the image.
+  private let size: UInt64
+  /// From the beginning of the first window to that of the image: windows are aligned in the address space.
+  private let skew: UInt64
+  /// The kernel tells which pages there are to those who may write to the file, and to nobody else.
+  private let canTell: Bool
+  /// Only mapped: a table of a large image is there where the image is used.
+  private let table: Mapping
+  private let words: UnsafeMutablePointer<Atomic<UInt32>>
+
+  /// What an engine asks before each copy: no more than two words of its own, so that no reference count changes. A locked
+  /// instruction would wait for the copy before it.
+  @safe
+  struct View {
+    fileprivate let words: UnsafeMutablePointer<Atomic<UInt32>>
+    fileprivate let skew: UInt64
+  }
+
+  /// Good for as long as this object lives.
+  var view: View { unsafe View(words: words, skew: skew) }
+
+  /// - Parameters:
+  ///   - image: a mapping of all of it.
+  ///   - descriptor: the image, open for as long as this object lives.
+  init(_ image: Mapping, descriptor: Int32, isReadOnly: Bool) throws(Errno) {
+    self.image = image
+    unsafe base = image.base
+    self.descriptor = descriptor
+    size = UInt64(image.count)
+    skew = unsafe UInt64(UInt(bitPattern: image.base)) & UInt64(Self.windowSize - 1)
+    let count = Int((size &+ skew) >> Self.shift) + 1
+    table = try Mapping(anonymous: count * MemoryLayout<UInt32>.stride)
+    unsafe words = table.base.assumingMemoryBound(to: Atomic<UInt32>.self)
+    canTell = !isReadOnly || Self.mayWrite(descriptor)
+  }
+
+  private static func mayWrite(_ descriptor: Int32) -> Bool {
+    var info = stat()
+    guard unsafe fstat(descriptor, &info) == 0 else { return false }
+    return unsafe info.st_uid == geteuid() || eaccess("/proc/self/fd/\(descriptor)", W_OK) == 0
+  }
+
+  private func window(_ offset: UInt64) -> Int { Int(truncatingIfNeeded: (offset &+ skew) &>> Self.shift) }
+  private func load(_ window: Int) -> UInt32 { unsafe words[window].load(ordering: .relaxed) }
+
+  func isData(_ offset: UInt64, _ length: UInt64) -> Bool { view.isData(offset, length) }
+
+  // MARK: For those that are not known to be data
+
+  /// Finds out what is not known of a range.
+  @inline(never)
+  func look(_ offset: UInt64, _ length: UInt64) -> State {
+    var state = State.data
+    for window in window(offset)...window(offset &+ length &- 1) {
+      let word = load(window)
+      switch word & Self.kindMask {
+      case Self.data: continue
+      case Self.sparse: state = .sparse
+      default:
+        let missing = populate(window)
+        guard missing > 0 else {
+          replace(window, word, word & Self.generationMask | Self.data)
+          continue
+        }
+        guard !isCut else { return .cut }
+        replace(window, word, word & Self.generationMask | UInt32(missing) &* Self.missingOne | Self.sparse)
+        state = .sparse
+      }
+    }
+    return state
+  }
+
+  /// A range was written by system calls. Windows that may have become whole are looked at again.
+  func wrote(_ offset: UInt64, _ length: UInt64) {
+    for window in window(offset)...window(offset &+ length &- 1) {
+      let word = load(window)
+      guard word & Self.kindMask == Self.sparse else { continue }
+      let start = max(offset &+ skew, UInt64(window) << Self.shift)
+      let end = min(offset &+ length &+ skew, UInt64(window + 1) << Self.shift)
+      let pages = UInt32(truncatingIfNeeded: (end &- start &+ UInt64(Self.pageSize - 1)) / UInt64(Self.pageSize))
+      let missing = (word & Self.missingMask) / Self.missingOne
+      let generation = word & Self.generationMask
+      replace(
+        window, word, missing > pages ? generation | (missing - pages) &* Self.missingOne | Self.sparse : generation | Self.unknown)
+    }
+  }
+
+  /// Holes may have been made in a range, or filled: what was known of it, and what others are just finding out, is void.
+  func forget(_ offset: UInt64, _ length: UInt64) {
+    guard length > 0 else { return }
+    for window in window(offset)...window(offset &+ length &- 1) {
+      while true {
+        let word = load(window)
+        if replace(window, word, (word & Self.generationMask) &+ Self.generationOne | Self.unknown) { break }
+      }
+    }
+  }
+
+  /// The file is shorter than the image.
+  var isCut: Bool {
+    var info = stat()
+    return unsafe fstat(descriptor, &info) != 0 || UInt64(max(info.st_size, 0)) < size
+  }
+
+  @discardableResult
+  private func replace(_ window: Int, _ word: UInt32, _ other: UInt32) -> Bool {
+    unsafe words[window].compareExchange(expected: word, desired: other, ordering: .acquiringAndReleasing).exchanged
+  }
+
+  /// Brings a window into the page tables, if it has no hole.
+  /// - Returns: pages that are missing, 0 when all are there.
+  private func populate(_ window: Int) -> Int {
+    let position = UInt64(window) << Self.shift
+    let start = position > skew ? position &- skew : 0
+    let end = min(position &+ UInt64(Self.windowSize) &- skew, size)
+    let pages = Int((end &- start &+ UInt64(Self.pageSize - 1)) / UInt64(Self.pageSize))
+    guard canTell else { return pages }
+    let place = unsafe base + Int(start)
+    let missing = unsafe withUnsafeTemporaryAllocation(byteCount: Self.windowSize / Self.pageSize, alignment: 1) { resident in
+      guard unsafe mincore(place, Int(end &- start), resident.baseAddress) == 0 else { return pages }
+      var missing = 0
+      for page in 0..<pages where unsafe resident[page] & 1 == 0 { missing += 1 }
+      return missing
+    }
+    guard missing == 0 else { return missing }
+    // On a shared mapping of memory what is mapped for reading can be written, too, and reading takes 16 pages at a time.
+    // A kernel that does not know the word faults the pages in one by one.
+    guard unsafe madvise(place, Int(end &- start), clinux_madv_populate_read) == 0 || errno == EINVAL else { return pages }
+    return 0
+  }
+}
+
+extension PopulatedWindows.View {
+  /// Whether a range, not empty and inside the image, is known to be data. What is not known has to be found out.
+  @inline(__always)
+  func isData(_ offset: UInt64, _ length: UInt64) -> Bool {
+    var window = (offset &+ skew) &>> PopulatedWindows.shift
+    let last = (offset &+ skew &+ length &- 1) &>> PopulatedWindows.shift
+    while window <= last {
+      let word = unsafe words[Int(truncatingIfNeeded: window)].load(ordering: .relaxed)
+      guard word & PopulatedWindows.kindMask == PopulatedWindows.data else { return false }
+      window &+= 1
+    }
+    return true
+  }
+}

@@ -1,0 +1,214 @@
+/// Images in memory through a mapping: holes stay holes, what was found out is forgotten when it has to be, and what cannot be
+/// mapped is served otherwise.
+import CLinux
+import Foundation
+import GuestDriver
+import SystemPackage
+import Testing
+import VirtioCore
+
+@testable import VirtioBlkDevice
+
+@Suite struct MappedImageTests {
+  private static let size = 4 << 20
+  private static let folder = "/dev/shm"
+  private static let window = PopulatedWindows.windowSize
+
+  private static func rig(_ change: (inout RigOptions) -> Void = { _ in }) throws -> Rig {
+    var options = RigOptions(engine: .mapped, folder: folder, size: size)
+    change(&options)
+    return try Rig(options)
+  }
+
+  private static func fill(_ path: String, at offset: Int = 0, _ bytes: [UInt8]) throws {
+    let handle = try #require(FileHandle(forWritingAtPath: path))
+    try handle.seek(toOffset: UInt64(offset))
+    try handle.write(contentsOf: bytes)
+  }
+
+  // MARK: Holes
+
+  @Test(arguments: [false, true]) func readingAHoleDoesNotFillIt(isReadOnly: Bool) throws {
+    let rig = try Self.rig { $0.isReadOnly = isReadOnly }
+    // Some data amid the holes, so that windows of all kinds are read.
+    try Self.fill(rig.path, at: 5 * Self.window, pattern(Self.window))
+    try Self.fill(rig.path, at: 9 * Self.window + 8192, pattern(4096))
+    let before = try rig.scratch.allocated(rig.path)
+    for _ in 0..<2 {
+      var answer: [UInt8] = []
+      for chunk in 0..<16 { answer += try rig.expect(.read(sector: UInt64(chunk) << 9, bytes: 256 << 10)).answer }
+      let expected = try rig.contents(at: 0, count: Self.size)
+      #expect(firstDifference(answer, expected) == nil)
+    }
+    #expect(try rig.scratch.allocated(rig.path) == before)
+  }
+
+  /// One block in each second page: a write gives a hole its page, and no other one.
+  @Test func writingIntoAHoleFillsNoOther() throws {
+    let rig = try Self.rig()
+    for page in stride(from: 0, to: 64, by: 2) { try rig.expect(.write(sector: UInt64(page) * 8, pattern(512, seed: page))) }
+    #expect(try rig.scratch.allocated(rig.path) == 32 * 4096)
+    for page in stride(from: 0, to: 64, by: 2) {
+      let expected = pattern(512, seed: page) + zeroes(8192 - 512)
+      #expect(try firstDifference(rig.expect(.read(sector: UInt64(page) * 8, bytes: 8192)).answer, expected) == nil)
+      #expect(try firstDifference(rig.contents(at: page * 4096, count: 8192), expected) == nil)
+    }
+    #expect(try rig.scratch.allocated(rig.path) == 32 * 4096)
+  }
+
+  /// The driver's view, the file's, and the space that it takes, from one state of a range to the next.
+  @Test func discardAndBack() throws {
+    let rig = try Self.rig()
+    let range = BlockRange(sector: 0, sectors: 2048)
+    var expected = pattern(1 << 20)
+    for round in 0..<3 {
+      expected = pattern(1 << 20, seed: round)
+      try rig.expect(.write(sector: 0, expected))
+      #expect(try firstDifference(rig.expect(.read(sector: 0, bytes: 1 << 20)).answer, expected) == nil)
+      #expect(try rig.scratch.allocated(rig.path) == 1 << 20)
+      try rig.expect(round == 1 ? .writeZeroes([BlockRange(sector: 0, sectors: 2048, flags: 1)]) : .discard([range]))
+      #expect(try firstDifference(rig.expect(.read(sector: 0, bytes: 1 << 20)).answer, zeroes(1 << 20)) == nil)
+      #expect(try rig.scratch.allocated(rig.path) == 0)
+    }
+    try rig.expect(.writeZeroes([range]))
+    #expect(try firstDifference(rig.expect(.read(sector: 0, bytes: 1 << 20)).answer, zeroes(1 << 20)) == nil)
+    #expect(try rig.scratch.allocated(rig.path) == 1 << 20)
+  }
+
+  /// What one queue punches, another one has to find out.
+  @Test(arguments: [1, 2]) func queuesShareWhatIsKnown(threads: Int) throws {
+    let rig = try Self.rig {
+      $0.device.queueCount = 2
+      $0.device.threads = threads
+    }
+    try rig.expect(.write(sector: 0, pattern(1 << 20)))
+    #expect(try rig.perform(.read(sector: 0, bytes: 1 << 20), queue: 1).answer == pattern(1 << 20))
+    try rig.expect(.discard([BlockRange(sector: 512, sectors: 512)]))
+    let answer = try rig.perform(.read(sector: 0, bytes: 1 << 20), queue: 1).answer
+    #expect(firstDifference(answer, pattern(256 << 10) + zeroes(256 << 10) + pattern(1 << 20)[(512 << 10)...]) == nil)
+    #expect(try rig.scratch.allocated(rig.path) == (1 << 20) - (256 << 10))
+  }
+
+  // MARK: System calls
+
+  /// Data costs a look at each window and then nothing; holes cost a call for each request.
+  @Test func onlyHolesCostSystemCalls() throws {
+    let scratch = try Scratch(in: Self.folder)
+    let path = try scratch.image(size: Self.size)
+    try Self.fill(path, pattern(1 << 20))
+    let image = try MappedImage(ImageFile(ImageOptions(path: path)))
+    let windows = try #require(image.windows)
+    #expect(!windows.isData(0, 1 << 20))
+    #expect(windows.look(0, 1 << 20) == .data)
+    #expect(windows.isData(0, 1 << 20))
+    #expect(windows.look(1 << 20, 1 << 20) == .sparse)
+    #expect(windows.look(0, 2 << 20) == .sparse)
+    #expect(windows.isData(0, 1 << 20))
+    // Once all that is missing was written it is data. Windows are aligned in the address space, not in the file.
+    let start = (1 << 20) + Self.window
+    for page in 0..<32 {
+      let offset = start + page * 4096
+      #expect(windows.look(UInt64(offset), 4096) == .sparse)
+      try Self.fill(path, at: offset, pattern(4096))
+      windows.wrote(UInt64(offset), 4096)
+    }
+    #expect(windows.look(UInt64(start + Self.window), 1) == .data)
+    windows.forget(0, 4096)
+    #expect(!windows.isData(0, 1))
+    #expect(windows.isData(UInt64(2 * Self.window), 1))
+  }
+
+  /// Whoever is looking while another one punches must not keep what it saw.
+  @Test func whatIsForgottenMeanwhileStaysForgotten() async throws {
+    let scratch = try Scratch(in: Self.folder)
+    let path = try scratch.image(size: Self.size)
+    try Self.fill(path, pattern(Self.size))
+    let file = try ImageFile(ImageOptions(path: path))
+    let image = try MappedImage(file)
+    let windows = try #require(image.windows)
+    let descriptor = file.descriptor
+    let length = Self.window
+    let data = pattern(length)
+    await withTaskGroup(of: Void.self) { group in
+      for _ in 0..<2 {
+        group.addTask {
+          for _ in 0..<2000 { _ = windows.look(0, UInt64(length)) }
+        }
+      }
+      group.addTask {
+        for _ in 0..<500 {
+          _ = unsafe pwrite(descriptor, data, length, 0)
+          windows.wrote(0, UInt64(length))
+          _ = fallocate(descriptor, IOOperation.Kind.punchHole.allocationMode, 0, off_t(length))
+          windows.forget(0, UInt64(length))
+          // Only a look that began before may have filled the hole again, and then there is none.
+          if windows.isData(0, UInt64(length)) { #expect((try? Scratch.allocated(path)) == Self.size) }
+        }
+      }
+    }
+    withExtendedLifetime(image) {}
+  }
+
+  // MARK: What is gone
+
+  /// The file is cut before anything was read: there is nothing to run into, and it is noticed all the same.
+  @Test(arguments: [0, 1 << 20]) func cutBeforeTheFirstRequest(length: Int) throws {
+    let rig = try Self.rig()
+    try Self.fill(rig.path, pattern(Self.size))
+    try #require(unsafe truncate(rig.path, off_t(length)) == 0)
+    let request = BlockRequest.read(sector: 2048 * 2, bytes: 64 << 10)
+    try rig.expect(request, .ioError)
+    #expect(try rig.expect(request).answer == zeroes(64 << 10))
+    try rig.expect(.write(sector: 4096, pattern(4096)))
+    #expect(try rig.expect(.read(sector: 4096, bytes: 4096)).answer == pattern(4096))
+  }
+
+  /// A sparse window ends with the file, and reads of it are system calls: these fall short.
+  @Test func cutInsideAHole() throws {
+    let rig = try Self.rig()
+    let request = BlockRequest.read(sector: 2048, bytes: 64 << 10)
+    #expect(try rig.expect(request).answer == zeroes(64 << 10))
+    try #require(unsafe truncate(rig.path, (1 << 20) + 512) == 0)
+    try rig.expect(request, .ioError)
+    #expect(try rig.expect(request).answer == zeroes(64 << 10))
+  }
+
+  /// One queue runs into the end; the others do not trust the mapping any more either, and need not fail for that.
+  @Test func aCutIsKnownToAllQueues() throws {
+    let rig = try Self.rig { $0.device.queueCount = 2 }
+    try Self.fill(rig.path, pattern(Self.size))
+    for queue in 0..<2 { #expect(try rig.perform(.read(sector: 0, bytes: 1 << 20), queue: queue).status == .ok) }
+    try #require(unsafe truncate(rig.path, 4096) == 0)
+    #expect(try rig.perform(.write(sector: 1024, pattern(4096)), queue: 0).status == .ioError)
+    #expect(try rig.perform(.write(sector: 1024, pattern(4096)), queue: 1).status == .ok)
+    #expect(try rig.contents(at: 512 << 10, count: 4096) == pattern(4096))
+  }
+
+  // MARK: Choice
+
+  @Test func automaticallyForFilesInMemory() throws {
+    for medium in Medium.allCases {
+      let scratch = try Scratch(in: medium.folder)
+      let device = try BlockDevice(image: ImageFile(ImageOptions(path: scratch.image())), options: .init())
+      #expect((device.engine == .mapped) == (medium == .memory), "\(device.engineReason)")
+      #expect(medium == .disk || device.engineReason.contains("mapping"))
+      #expect(device.engineWarning == nil)
+    }
+  }
+
+  /// Larger than the address space.
+  @Test func whatCannotBeMappedIsServedOtherwise() throws {
+    let scratch = try Scratch(in: Self.folder)
+    let size = 200 << 40
+    let path = try scratch.image(size: size)
+    let image = try ImageFile(ImageOptions(path: path))
+    var options = BlockDeviceOptions()
+    options.engine = .mapped
+    #expect(throws: EngineError.cannotMap(path: path, .noMemory)) { try BlockDevice(image: image, options: options) }
+    let rig = try Rig(RigOptions(engine: .auto), image: path, isLocked: false)
+    #expect(rig.device.engine == .sync)
+    #expect(rig.device.engineWarning?.contains("cannot be mapped") == true)
+    try rig.expect(.write(sector: UInt64(size) / 512 - 8, pattern(4096)))
+    #expect(try rig.expect(.read(sector: UInt64(size) / 512 - 8, bytes: 4096)).answer == pattern(4096))
+  }
+}
