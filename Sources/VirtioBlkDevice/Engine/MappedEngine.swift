@@ -16,8 +16,8 @@ struct MappedEngine: BlockEngine, ~Copyable {
   private static let linesAhead: UInt32 = 4
   /// Copies between two looks at the kicks and the mailbox of a worker that never runs out of work.
   private static let copiesPerLook = 1024
-  /// Copies that are made before the first of them is reported: a lane publishes as many at once.
-  private static let copiesAtOnce = 16
+  /// Copies that are made before the first of them is reported: one fence serves all.
+  private static let copiesAtOnce = 32
   /// Bytes from which on a copy into a large image goes around the caches: they could not keep it, and the old content of
   /// its lines need not be fetched.
   private static let streamedBytes = 1024
