@@ -72,8 +72,8 @@ extension EngineChoice {
         kind: .mapped, reason: "copies to and from a mapping of the image: it is in memory", mapped: try MappedImage(image))
     } catch {
       var choice = plain
-      choice.warning = "the image cannot be mapped (\(error)), so requests go through plain system calls, which are slower: raise "
-        + "the limit of address space ('ulimit -v'), or say --engine sync"
+      choice.warning = "the image cannot be mapped (\(error)), so requests go through plain system calls, which are slower: "
+        + "raise the limit of address space ('ulimit -v'), on hugetlbfs the number of pages (vm.nr_hugepages), or say --engine sync"
       return choice
     }
   }
