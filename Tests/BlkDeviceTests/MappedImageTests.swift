@@ -95,17 +95,18 @@ import VirtioCore
   @Test func onlyHolesCostSystemCalls() throws {
     let scratch = try Scratch(in: Self.folder)
     let path = try scratch.image(size: Self.size)
-    try Self.fill(path, pattern(1 << 20))
+    // Windows are aligned in the address space, not in the file: the last one of the data may end in a hole.
+    try Self.fill(path, pattern((1 << 20) + Self.window))
     let image = try MappedImage(ImageFile(ImageOptions(path: path)))
     let windows = try #require(image.windows)
     #expect(!windows.isData(0, 1 << 20))
     #expect(windows.look(0, 1 << 20) == .data)
     #expect(windows.isData(0, 1 << 20))
-    #expect(windows.look(1 << 20, 1 << 20) == .sparse)
+    #expect(windows.look(2 << 20, 1 << 20) == .sparse)
     #expect(windows.look(0, 2 << 20) == .sparse)
     #expect(windows.isData(0, 1 << 20))
-    // Once all that is missing was written it is data. Windows are aligned in the address space, not in the file.
-    let start = (1 << 20) + Self.window
+    // Once all that is missing was written it is data.
+    let start = 2 << 20
     for page in 0..<32 {
       let offset = start + page * 4096
       #expect(windows.look(UInt64(offset), 4096) == .sparse)
