@@ -26,6 +26,18 @@ import VirtioCore
     try handle.write(contentsOf: bytes)
   }
 
+  /// The first bytes of the disk, in requests that are smaller than a window: one at the edge of the data must not hide what
+  /// is done with the others.
+  private static func read(_ rig: Rig, _ count: Int, queue: Int = 0) throws -> [UInt8] {
+    var answer: [UInt8] = []
+    while answer.count < count {
+      let outcome = try rig.perform(.read(sector: UInt64(answer.count / 512), bytes: 16 << 10), queue: queue)
+      try #require(outcome.status == .ok)
+      answer += outcome.answer
+    }
+    return answer
+  }
+
   // MARK: Holes
 
   @Test(arguments: [false, true]) func readingAHoleDoesNotFillIt(isReadOnly: Bool) throws {
@@ -35,8 +47,7 @@ import VirtioCore
     try Self.fill(rig.path, at: 9 * Self.window + 8192, pattern(4096))
     let before = try rig.scratch.allocated(rig.path)
     for _ in 0..<2 {
-      var answer: [UInt8] = []
-      for chunk in 0..<16 { answer += try rig.expect(.read(sector: UInt64(chunk) << 9, bytes: 256 << 10)).answer }
+      let answer = try Self.read(rig, Self.size)
       let expected = try rig.contents(at: 0, count: Self.size)
       #expect(firstDifference(answer, expected) == nil)
     }
@@ -64,14 +75,14 @@ import VirtioCore
     for round in 0..<3 {
       expected = pattern(1 << 20, seed: round)
       try rig.expect(.write(sector: 0, expected))
-      #expect(try firstDifference(rig.expect(.read(sector: 0, bytes: 1 << 20)).answer, expected) == nil)
+      #expect(try firstDifference(Self.read(rig, 1 << 20), expected) == nil)
       #expect(try rig.scratch.allocated(rig.path) == 1 << 20)
       try rig.expect(round == 1 ? .writeZeroes([BlockRange(sector: 0, sectors: 2048, flags: 1)]) : .discard([range]))
-      #expect(try firstDifference(rig.expect(.read(sector: 0, bytes: 1 << 20)).answer, zeroes(1 << 20)) == nil)
+      #expect(try firstDifference(Self.read(rig, 1 << 20), zeroes(1 << 20)) == nil)
       #expect(try rig.scratch.allocated(rig.path) == 0)
     }
     try rig.expect(.writeZeroes([range]))
-    #expect(try firstDifference(rig.expect(.read(sector: 0, bytes: 1 << 20)).answer, zeroes(1 << 20)) == nil)
+    #expect(try firstDifference(Self.read(rig, 1 << 20), zeroes(1 << 20)) == nil)
     #expect(try rig.scratch.allocated(rig.path) == 1 << 20)
   }
 
@@ -82,9 +93,9 @@ import VirtioCore
       $0.device.threads = threads
     }
     try rig.expect(.write(sector: 0, pattern(1 << 20)))
-    #expect(try rig.perform(.read(sector: 0, bytes: 1 << 20), queue: 1).answer == pattern(1 << 20))
+    #expect(try firstDifference(Self.read(rig, 1 << 20, queue: 1), pattern(1 << 20)) == nil)
     try rig.expect(.discard([BlockRange(sector: 512, sectors: 512)]))
-    let answer = try rig.perform(.read(sector: 0, bytes: 1 << 20), queue: 1).answer
+    let answer = try Self.read(rig, 1 << 20, queue: 1)
     #expect(firstDifference(answer, pattern(256 << 10) + zeroes(256 << 10) + pattern(1 << 20)[(512 << 10)...]) == nil)
     #expect(try rig.scratch.allocated(rig.path) == (1 << 20) - (256 << 10))
   }
