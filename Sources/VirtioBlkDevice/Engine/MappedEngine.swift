@@ -16,8 +16,9 @@ struct MappedEngine: BlockEngine, ~Copyable {
   private static let linesAhead: UInt32 = 4
   /// Copies between two looks at the kicks and the mailbox of a worker that never runs out of work.
   private static let copiesPerLook = 1024
-  /// Copies that are made before the first of them is reported: one fence serves all.
-  private static let copiesAtOnce = 32
+  /// Copies that are made before the first of them is reported, so that one fence serves all: half of what there is, within
+  /// these bounds. The driver refills the ring while the other half is copied.
+  private static let copiesAtOnce = (least: 8, most: 64)
   /// Bytes from which on a copy into a large image goes around the caches: they could not keep it, and the old content of
   /// its lines need not be fetched.
   private static let streamedBytes = 1024
@@ -112,14 +113,15 @@ struct MappedEngine: BlockEngine, ~Copyable {
   // MARK: Copies
 
   private mutating func copySome() {
-    let stop = min(next &+ Self.copiesAtOnce, end)
+    let bounds = Self.copiesAtOnce
+    let stop = min(end, next &+ max(bounds.least, min((end &- next) / 2, bounds.most)))
+    copies &+= stop &- next
     while next != stop {
       let transfer = unsafe transfers + (next & mask)
       next &+= 1
       if next != end { unsafe fetch(transfers[next & mask].operation) }
       unsafe transfer.pointee.result = perform(transfer.pointee.operation)
     }
-    copies &+= Self.copiesAtOnce
     // Whoever sees one of them reported sees its bytes.
     clinux_streamed()
   }
