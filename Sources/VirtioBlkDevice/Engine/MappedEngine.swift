@@ -14,8 +14,6 @@ struct MappedEngine: BlockEngine, ~Copyable {
   static let fillsReads = true
   /// Lines to fetch beforehand; then the processor has seen where a copy goes.
   private static let linesAhead: UInt32 = 4
-  /// Copies between two looks at the kicks and the mailbox of a worker that never runs out of work.
-  private static let copiesPerLook = 1024
   /// Copies that are made before the first of them is reported, so that one fence serves all: half of what there is, within
   /// these bounds. The driver refills the ring while the other half is copied.
   private static let copiesAtOnce = (least: 8, most: 64)
@@ -46,7 +44,6 @@ struct MappedEngine: BlockEngine, ~Copyable {
   private var first: Int
   private var next: Int
   private var end: Int
-  private var copies: Int
   private let streamedFrom: Int
 
   /// - Parameters:
@@ -70,7 +67,6 @@ struct MappedEngine: BlockEngine, ~Copyable {
     first = 0
     next = 0
     end = 0
-    copies = 0
     let cache = sysconf(Int32(_SC_LEVEL3_CACHE_SIZE))
     streamedFrom = size > UInt64(cache > 0 ? cache : 32 << 20) ? Self.streamedBytes : .max
   }
@@ -102,7 +98,6 @@ struct MappedEngine: BlockEngine, ~Copyable {
       first &+= 1
       return .completion(tag: done.tag, result: done.result)
     }
-    if copies >= Self.copiesPerLook { poll() }
     return switch waiter.nextWake() {
     case nil, .completions: nil
     case .kick(let lane): .kick(lane: lane)
@@ -115,7 +110,6 @@ struct MappedEngine: BlockEngine, ~Copyable {
   private mutating func copySome() {
     let bounds = Self.copiesAtOnce
     let stop = min(end, next &+ max(bounds.least, min((end &- next) / 2, bounds.most)))
-    copies &+= stop &- next
     while next != stop {
       let transfer = unsafe transfers + (next & mask)
       next &+= 1
@@ -212,10 +206,7 @@ struct MappedEngine: BlockEngine, ~Copyable {
     waiter.wait(nanoseconds: nanoseconds)
   }
 
-  mutating func poll() {
-    copies = 0
-    waiter.wait(nanoseconds: 0)
-  }
+  mutating func poll() { waiter.wait(nanoseconds: 0) }
 
   mutating func watch(_ kick: KickSource, lane: Int) { waiter.watch(kick, lane: lane) }
   mutating func unwatch(lane: Int) { waiter.unwatch(lane: lane) }
