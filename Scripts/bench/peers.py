@@ -69,7 +69,7 @@ def subjects(vmm_blk):
         Subject("vmm-auto", "vmm-blk", "ours", ours(vmm_blk)),
         Subject("vmm-sleep", "vmm-blk --waiting sleep", "ours", ours(vmm_blk, "--waiting", "sleep")),
         Subject("vmm-uring", "vmm-blk --engine uring", "ours", ours(vmm_blk, "--engine", "uring")),
-        Subject("vmm-mapped", "vmm-blk --engine mapped", "ours", ours(vmm_blk, "--engine", "mapped"), images=("tmpfs",)),
+        Subject("vmm-sync", "vmm-blk --engine sync", "ours", ours(vmm_blk, "--engine", "sync"), images=("tmpfs",)),
         Subject("vmm-null", "vmm-blk --engine null", "null", ours(vmm_blk, "--engine", "null"), images=("tmpfs",)),
     ]
     for aio in ("io_uring", "native", "threads"):
@@ -195,8 +195,8 @@ def ratios(results, everything, images):
 
     pairs = [("vmm-blk / best of QEMU", "vmm-auto", "qemu"), ("vmm-blk / fio io_uring", "vmm-auto", "fio"),
              ("vmm-blk --waiting sleep / best of QEMU", "vmm-sleep", "qemu"),
-             ("vmm-blk --engine mapped / best of QEMU", "vmm-mapped", "qemu"),
-             ("vmm-blk --engine mapped / fio io_uring", "vmm-mapped", "fio"),
+             ("vmm-blk --engine sync / best of QEMU", "vmm-sync", "qemu"),
+             ("vmm-blk --engine sync / fio io_uring", "vmm-sync", "fio"),
              ("vmm-blk --engine null / best null-co", "vmm-null", "qemu-null")]
     found = []
     for image in images:
@@ -244,9 +244,9 @@ def main():
     parser.add_argument("--vmm-blk", default=".build/release/vmm-blk", help="the program to measure")
     parser.add_argument("--output", default="bench-report", help="directory for peers.json")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--runtime", type=float, default=0.5, help="seconds of each measurement")
+    parser.add_argument("--runtime", type=float, default=0.3, help="seconds of each measurement")
     parser.add_argument("--ramp", type=float, default=0.2, help="seconds before it")
-    parser.add_argument("--size", type=int, default=1024, help="MiB of each image")
+    parser.add_argument("--size", type=int, default=512, help="MiB of each image")
     parser.add_argument("--images", nargs="*", choices=["tmpfs", "ext4-direct", "ext4-cache"])
     parser.add_argument("--subjects", nargs="*", help="ids, as in vmm-auto qemu-io_uring fio")
     parser.add_argument("--jobs", nargs="*", help="names, as in 'randread 4k QD32'")
