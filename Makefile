@@ -2,7 +2,7 @@
 
 VMM_BLK := .build/release/vmm-blk
 
-.PHONY: all build release demo guest test test-fast test-system bench bench-peers micro clean
+.PHONY: all build release demo guest test test-fast test-system bench bench-peers profile micro clean
 
 all: release
 
@@ -45,6 +45,11 @@ bench: release
 bench-peers: release
 	@Scripts/setup.sh build bench
 	Scripts/bench/peers.sh
+
+# What the processor does while it is busy: where each path's limit is.
+profile: release
+	@Scripts/setup.sh build bench
+	Scripts/bench/profile.py
 
 # The pieces of a request alone: nanoseconds, and instructions by callgrind.
 micro: release

@@ -14,7 +14,7 @@ declare -A groups=(
   [build]="liburing-dev libaio-dev pkg-config"
   [test]="python3 strace util-linux mount e2fsprogs qemu-utils qemu-system-common"
   [counts]="valgrind strace python3"
-  [bench]="python3-matplotlib qemu-utils qemu-system-common fio util-linux"
+  [bench]="python3-matplotlib qemu-utils qemu-system-common fio linux-perf util-linux"
   [guest]="qemu-system-x86 qemu-system-common busybox-static cpio fio e2fsprogs python3"
 )
 

@@ -38,6 +38,9 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   /// a driver that gives one at a time, among so many.
   private static var turnsBetweenPolls: Int { 32 }
 
+  /// Looks at a ring in memory between two looks that need a system call.
+  private static var looksBetweenPolls: Int { 128 }
+
   private let configuration: WorkerConfiguration
   private var engine: Engine
   private var lanes: LaneTable<Ring>
@@ -48,6 +51,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   private var turnsWithoutPoll = 0
   private var window: PollWindow
   private let coalesces: Bool
+  /// Rounds over all rings between two looks that need a system call.
+  private let roundsBetweenPolls: Int
   /// Lost pages of the whole process, when this worker looked last.
   private var seenFaults = FaultGuard.count
   /// Those of the workers that had these counters before.
@@ -60,6 +65,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     coalesces = if case .coalesce = configuration.notification { true } else { false }
     earlierSystemCalls = configuration.counters.value(.systemCalls)
     lanes = LaneTable(capacity: configuration.lanes)
+    roundsBetweenPolls = max(1, Self.looksBetweenPolls / max(1, configuration.lanes))
   }
 
   /// Works until it is told to end.
@@ -154,8 +160,9 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
         return true
       }
       round &+= 1
-      // Messages and completions that need a system call to be seen, and the clock, are looked at less often.
-      if round % 16 == 0 {
+      // Messages and completions that need a system call to be seen, and the clock, are looked at once a microsecond or so: a
+      // driver with one request at a time answers sooner, and would wait for the call to return.
+      if round % roundsBetweenPolls == 0 {
         engine.poll()
         // Whoever does the work that is waited for (a kernel worker, say) may have to do it on this very CPU.
         sched_yield()
