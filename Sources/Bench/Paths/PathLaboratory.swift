@@ -158,7 +158,9 @@ public enum PathLaboratory {
     return PathReport(
       conditions: conditions(options, started: started, load: load), rows: descriptions, points: points, samples: samples,
       recommendation: Recommendation(
-        rows: descriptions, points: points, mainDepth: options.mainDepth, inMemory: options.image.isInMemory),
+        rows: descriptions, points: points, mainDepth: options.mainDepth,
+        // The mapping of a block device in memory is a second copy of what is used of it.
+        inMemory: options.image.isInMemory && !options.image.isBlockDevice),
       mainDepth: options.mainDepth)
   }
 
