@@ -170,6 +170,10 @@ class Server:
     def descriptors(self):
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
+    def table(self):
+        """How many descriptors fit into the process's table before the kernel has to make a larger one."""
+        return int(self.proc("status").partition("FDSize:")[2].split()[0])
+
     def stop(self):
         began = time.perf_counter()
         self.process.send_signal(signal.SIGTERM)
@@ -190,14 +194,14 @@ def measure(arguments, folder, count):
     result = {"start": server.start, "start processor": server.start_processor}
     seconds = arguments.seconds if count > 1 else 0
     result["listening"] = {**server.memory(), "ticks": server.idle_ticks(seconds), "threads": server.threads(),
-                           "files": server.descriptors()}
+                           "files": server.descriptors(), "table": server.table()}
     frontends, first = [], []
     for path in server.sockets:
         frontends.append(Frontend(path, arguments.queue_size))
         first.append(frontends[-1].read_block())
     result["first read"] = first
     result["connected"] = {**server.memory(), "ticks": server.idle_ticks(seconds), "threads": server.threads(),
-                           "files": server.descriptors()}
+                           "files": server.descriptors(), "table": server.table()}
     result["stop"] = server.stop()
     for frontend in frontends:
         frontend.close()
@@ -272,6 +276,9 @@ def check(arguments, one, many):
             mistakes.append(f"a {state} disk has {own:.0f} KiB of its own, more than {KIB_LIMIT}")
         if many[state]["ticks"] > 0:
             mistakes.append(f"idle {state} disks used {many[state]['ticks']} ticks of the processor")
+    before, after = (many[state]["table"] for state in ("listening", "connected"))
+    if before != after:
+        mistakes.append(f"the table of descriptors grew from {before} to {after} while front-ends connected: one of them waited")
     return mistakes
 
 

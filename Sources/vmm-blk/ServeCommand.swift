@@ -63,7 +63,9 @@ struct ServeCommand: ParsableCommand {
     let signals = try TerminationSignals()
     let log = ServeLog(level: logLevel)
     let openFiles = ServeFileLimit.raise()
-    let served = try disks.map { try openAll(ServeDiskList(file: $0, defaults: disk), openFiles, log) } ?? [openOne()]
+    let list = try disks.map { try ServeDiskList(file: $0, defaults: disk) }
+    ServeFileLimit.makeRoom(for: list?.disks.map(\.options) ?? [disk], limit: openFiles, signals.descriptor)
+    let served = try list.map { try openAll($0, openFiles, log) } ?? [openOne()]
     log.noteEngines(of: served.map(\.device))
     let loop = try EventLoop()
     let servers = served.map { disk in

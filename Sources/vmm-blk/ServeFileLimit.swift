@@ -1,6 +1,7 @@
 /// Descriptors: what a server needs of them, and how many it may have.
 internal import CLinux
 internal import Glibc
+internal import SystemPackage
 
 /// The limit of open files (RLIMIT_NOFILE).
 enum ServeFileLimit {
@@ -33,6 +34,18 @@ enum ServeFileLimit {
       let threads = min(max(disk.threads ?? queues, 1), queues)
       return sum + 1 + 3 * queues + 3 * threads
     }
+  }
+
+  /// Makes the process's table of descriptors as large as it will ever have to be, which is 8 bytes for each.
+  ///
+  /// The kernel doubles the table when it is full. While other threads share it, whoever opens the descriptor that was one
+  /// too many waits for a grace period of RCU: 10 to 40 ms, in the middle of somebody's attach. So this has to come before
+  /// the first thread. Failing is harmless.
+  ///
+  /// - Parameter any: an open descriptor; it stays as it is.
+  static func makeRoom(for disks: [DeviceOptions], limit: Int, _ any: Int32) {
+    let highest = fcntl(any, F_DUPFD_CLOEXEC, CInt(clamping: min(fullNeed(disks), limit) - 1))
+    if highest >= 0 { try? FileDescriptor(rawValue: highest).close() }
   }
 
   /// - Throws: a sentence when not even the sockets can be opened. Where only not everybody can be connected at the same
