@@ -12,6 +12,7 @@ with all of them and a process with one.
 import argparse
 import array
 import json
+import math
 import mmap
 import os
 import resource
@@ -212,8 +213,8 @@ def measure(arguments, folder, count):
 def rate(arguments, path):
     """Thousands of reads a second that the disk on this socket does, and microseconds of processor for each."""
     out = subprocess.run(
-        [arguments.program, "bench", "run", "--socket-path", path, "--rw=randread", "--iodepth=32", "--runtime=1",
-         "--ramp_time=0.2", "--no-ceiling-check", "--output-format=json"],
+        [arguments.program, "bench", "run", "--socket-path", path, "--rw=randread", "--iodepth=32", "--runtime=0.5",
+         "--ramp_time=0.1", "--no-ceiling-check", "--output-format=json"],
         check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
     job = json.loads(out)["jobs"][0]
     return job["read"]["iops"] / 1000, job["vmm-blk"]["backend_cpu_us_per_io"]
@@ -221,19 +222,24 @@ def rate(arguments, path):
 
 def busy(arguments, folder):
     """One disk works, alone in its process or among others that have front-ends and sleep; in turns, so that drift hits
-    both alike. Queues run on processor 0, since the measuring client takes the last one."""
+    both alike, and every other pair the other way round. Queues run on processor 0, since the measuring client takes the
+    last one."""
     arguments.option.append("--pin-cpus=0")
     for name in ("alone", "among"):
         os.makedirs(f"{folder}/{name}")
     alone = Server(arguments, f"{folder}/alone", 1)
     among = Server(arguments, f"{folder}/among", arguments.disks)
+    busy = {"alone": alone.sockets[0], "among": among.sockets[-1]}
+    for path in busy.values():
+        with open(path.replace(".sock", ".img"), "r+b") as image:  # reading holes would measure something else
+            image.write(os.urandom(64 << 20))
     frontends = [Frontend(path, arguments.queue_size) for path in among.sockets[:-1]]
     for frontend in frontends:
         frontend.read_block()
     rates = {"alone": [], "among": []}
-    for _ in range(arguments.rounds):
-        rates["alone"].append(rate(arguments, alone.sockets[0]))
-        rates["among"].append(rate(arguments, among.sockets[-1]))
+    for number in range(arguments.rounds):
+        for name in sorted(busy, reverse=number % 2 == 1):
+            rates[name].append(rate(arguments, busy[name]))
     for frontend in frontends:
         frontend.close()
     alone.stop()
@@ -241,8 +247,10 @@ def busy(arguments, folder):
     for index, what in enumerate(("thousands a second", "processor, us a read")):
         alone, among = ([values[index] for values in rates[name]] for name in ("alone", "among"))
         ratios = sorted(there / here for here, there in zip(alone, among))
+        low = max(int(len(ratios) / 2 - 0.98 * math.sqrt(len(ratios))), 0)  # by ranks: 95 % for the median of any distribution
         print(f"{what:22} alone {statistics.median(alone):8.2f}   among {arguments.disks - 1} sleeping disks "
-              f"{statistics.median(among):8.2f}   ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})")
+              f"{statistics.median(among):8.2f}   ratio {statistics.median(ratios):.3f}, 95 % interval {ratios[low]:.3f} to "
+              f"{ratios[-1 - low]:.3f}; single pairs {ratios[0]:.3f} to {ratios[-1]:.3f}")
 
 
 def report(arguments, one, many):
@@ -292,7 +300,7 @@ def main():
     parser.add_argument("--option", action="append", default=[], help="an option for serve, as in --option=--engine=uring")
     parser.add_argument("--check", action="store_true", help="status 1 when an idle disk costs processor time or too much memory")
     parser.add_argument("--busy", action="store_true", help="measure one busy disk among the others instead")
-    parser.add_argument("--rounds", type=int, default=7, help="measurements of each side of --busy (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=25, help="measurements of each side of --busy (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
     arguments = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

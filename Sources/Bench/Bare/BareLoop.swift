@@ -80,12 +80,12 @@ struct BareContext: ~Copyable {
   mutating func isOver(_ done: BareResult) -> Bool {
     let now = Clock.now()
     guard let base else {
-      if now >= warmEnd { self.base = (done, now, meter.sample()) }
+      if now >= warmEnd { self.base = (done, now, meter.sample(.begin)) }
       return false
     }
     guard now - base.start >= duration else { return false }
     // The thread that waits for this one costs nothing meanwhile.
-    let cost = meter.sample().since(base.cost)
+    let cost = meter.sample(.end).since(base.cost)
     measured = BareResult(
       requests: done.requests - base.result.requests, seconds: Double(now - base.start) / 1e9, cpu: cost.cpu ?? 0,
       systemCalls: done.systemCalls - base.result.systemCalls, switches: cost.switches ?? 0)

@@ -66,7 +66,7 @@ enum Client {
 
     var watch = Watch(control: control, progress: progress, total: options.rampTime + options.runtime)
     watch.sleep(options.rampTime, report)
-    let before = meter.sample()
+    let before = meter.sample(.begin)
     let mainBefore = ThreadUsage.now()
     control.move(to: .measuring)
     watch.startSampling()
@@ -76,7 +76,7 @@ enum Client {
     watch.sleep(untilAnswered: options.leastRequests + onePass, atMost: options.patience)
     control.move(to: .draining)
     let mainUsage = ThreadUsage.now() - mainBefore
-    let backend = meter.sample().since(before)
+    let backend = meter.sample(.end).since(before)
 
     awaitEnd(control, threads: threads.count, progress: progress, patience: options.patience)
     let outstanding = control.endedThreads < threads.count

@@ -28,7 +28,14 @@ protocol BackendMeter: Sendable {
   var process: Int32? { get }
   /// The samples contain what the client's own threads and the caller's cost, too.
   var includesClient: Bool { get }
-  func sample() -> BackendSample
+  /// Reading the switches of a thousand threads takes a tenth of a second, so the processor's clock has to be read on the
+  /// side where the measured time lies.
+  func sample(_ edge: SampleEdge) -> BackendSample
+}
+
+/// Which end of the measured time a sample is taken at.
+enum SampleEdge {
+  case begin, end
 }
 
 /// Another process.
@@ -36,9 +43,13 @@ struct ProcessMeter: BackendMeter {
   let process: Int32?
   var includesClient: Bool { false }
 
-  func sample() -> BackendSample {
+  func sample(_ edge: SampleEdge) -> BackendSample {
     guard let process else { return BackendSample() }
-    return BackendSample(cpu: Clock.process(process), switches: ProcessFiles.switches(of: process), systemCalls: nil)
+    var sample = BackendSample()
+    if edge == .end { sample.cpu = Clock.process(process) }
+    sample.switches = ProcessFiles.switches(of: process)
+    if edge == .begin { sample.cpu = Clock.process(process) }
+    return sample
   }
 }
 
@@ -48,7 +59,7 @@ struct OwnProcessMeter: BackendMeter {
   var process: Int32? { nil }
   var includesClient: Bool { true }
 
-  func sample() -> BackendSample {
+  func sample(_ edge: SampleEdge) -> BackendSample {
     var (user, system, switches): (UInt64, UInt64, UInt64) = (0, 0, 0)
     unsafe clinux_usage(1, &user, &system, &switches)
     return BackendSample(cpu: Clock.ownProcess(), switches: switches, systemCalls: device?.counters.systemCalls)
