@@ -71,7 +71,8 @@ let package = Package(
         .product(name: "TextTable", package: "TextTable"),
       ],
       path: "Benchmarks/RingCost", swiftSettings: strict),
-    .testTarget(name: "VirtioCoreTests", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
+    .testTarget(
+      name: "VirtioCoreTests", dependencies: ["CLinux", "VirtioCore", "GuestDriver", system], swiftSettings: strict),
     .testTarget(
       name: "BlkDeviceTests",
       dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", system], swiftSettings: strict),

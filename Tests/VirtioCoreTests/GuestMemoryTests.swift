@@ -1,4 +1,5 @@
 /// Guest memory: which tables of regions are one, and what translation gives.
+import GuestDriver
 import Testing
 import VirtioCore
 
@@ -48,6 +49,35 @@ import VirtioCore
       }
       #expect(view.contiguous(GuestAddress(start), count: 0x1000) != nil)
       #expect(view.contiguous(GuestAddress(start), count: 0x1001) == nil)
+    }
+  }
+
+  /// Regions of very different sizes at any distance, as firmware, RAM and shared windows are: small ones hide beside large
+  /// ones, and whoever looks for one after the other must find each.
+  @Test(arguments: 0..<20) func findsWhatALinearSearchFinds(seed: UInt64) throws {
+    var random = SeededRandom(seed: seed)
+    let mapping = try Mapping(anonymous: 1 << 16)
+    var regions: [GuestRegion] = []
+    var next: UInt64 = 0
+    for _ in 0..<Int.random(in: 1...60, using: &random) {
+      let gap = Bool.random(using: &random) ? 0 : UInt64(1) << UInt64.random(in: 0...34, using: &random)
+      let size = UInt64.random(in: 1...(1 << UInt64.random(in: 0...16, using: &random)), using: &random)
+      regions.append(GuestRegion(start: GuestAddress(next + gap), size: size, mapping: mapping))
+      next += gap + size
+    }
+    let memory = try GuestMemory(regions)
+    defer { withExtendedLifetime(memory) {} }
+    var view = memory.view()
+    for _ in 0..<2000 {
+      let region = regions.randomElement(using: &random)!
+      let address = [
+        region.start.rawValue, region.start.rawValue + region.size - 1, region.start.rawValue + region.size,
+        region.start.rawValue &- 1, UInt64.random(in: 0...(next + next / 4), using: &random),
+        UInt64.random(in: 0...(.max), using: &random),
+      ].randomElement(using: &random)!
+      let expected = unsafe regions.first { address >= $0.start.rawValue && address - $0.start.rawValue < $0.size }
+        .map { unsafe $0.mapping.base + Int(address - $0.start.rawValue) }
+      #expect(unsafe view.contiguous(GuestAddress(address), count: 1)?.base == expected, "\(address), seed \(seed)")
     }
   }
 

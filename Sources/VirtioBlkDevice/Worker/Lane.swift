@@ -153,7 +153,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     _ chain: consuming Chain, _ shape: ChainShape, _ segments: UnsafeMutablePointer<MemorySegment>, _ index: Int,
     _ engine: inout Engine
   ) -> Bool {
-    guard shape.defect == nil, shape.readableBytes >= UInt64(RequestHeader.size) else {
+    guard shape.readableBytes >= UInt64(RequestHeader.size) else {
       counters.add(.others)
       return unsafe refuse(chain, shape.writableBytes, shape.statusByte, index)
     }
@@ -164,6 +164,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
 
     // What is left of this function is the way of a read or a write.
     var operation: IOOperation
+    // Either all that is writable is written, or the data is not and the status byte alone does not count.
+    let written: UInt32
     // The last writable byte, wherever the driver cut (virtio 5.2.6).
     let statusByte = unsafe shape.statusByte
     switch header.type {
@@ -174,6 +176,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       guard shape.readableBytes == UInt64(RequestHeader.size), isInside(header.sector, bytes: bytes) else {
         return unsafe refuse(chain, shape.writableBytes, shape.statusByte, index)
       }
+      written = Engine.fillsReads ? UInt32(truncatingIfNeeded: shape.writableBytes) : 0
       let last = unsafe shape.end - 1
       unsafe last.pointee.count &-= 1
       operation = unsafe IOOperation(
@@ -186,6 +189,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       guard shape.writableBytes == 1, !context.limits.isReadOnly, isInside(header.sector, bytes: bytes) else {
         return unsafe refuse(chain, shape.writableBytes, shape.statusByte, index)
       }
+      written = 1
       operation = unsafe IOOperation(
         kind: .write, isDurable: isDurable, length: bytes, segments: segments, segmentCount: shape.readableCount(from: segments))
       operation.skip(RequestHeader.size)
@@ -202,9 +206,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     let outcome = engine.start(operation, tag: tagBase | UInt32(truncatingIfNeeded: index))
     if case .finished(let result) = outcome, UInt64(bitPattern: Int64(result)) == operation.length, !isOrdered {
       unsafe statusByte.storeBytes(of: BlockStatus.ok.rawValue, as: UInt8.self)
-      // Either all that is writable was written, or the data was not and the status byte alone does not count.
-      let isFilled = Engine.fillsReads || operation.kind == .write
-      push(chain, written: isFilled ? UInt32(truncatingIfNeeded: shape.writableBytes) : 0)
+      push(chain, written: written)
       return true
     }
     // A completion is taken at the next turn at the earliest: what it needs may be written down after the start.

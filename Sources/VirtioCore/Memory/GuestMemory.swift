@@ -50,11 +50,11 @@ public final class GuestMemory: @unchecked Sendable {
   public let regions: [GuestRegion]
   /// The regions again, as look-ups want them, after one that is empty and begins at 0.
   let table: UnsafeMutablePointer<GuestMemoryView.Entry>
-  /// For each of `granules` equal parts of the address range in use, how many regions begin before it; and the total at the
-  /// end. It leaves a search with the few regions that begin in one part.
-  let firstInGranule: UnsafeMutablePointer<UInt16>
+  /// For each of `granules` equal parts of the address range in use, the region that has most of it: the entry in
+  /// `table`. So one look finds the region of most addresses, however many regions there are.
+  let likely: UnsafeMutablePointer<UnsafePointer<GuestMemoryView.Entry>>
   let granuleShift: UInt64
-  /// Eight for each region, so that the table of a small guest is small.
+  /// A power of two, at least sixteen for each region: few parts are shared, and none where regions are as regular as DIMMs.
   let granules: Int
 
   public init(_ regions: [GuestRegion]) throws(GuestMemoryError) {
@@ -80,22 +80,28 @@ public final class GuestMemory: @unchecked Sendable {
       unsafe (table + 1 + index).initialize(
         to: .init(start: region.start.rawValue, size: region.size, host: region.mapping.base + region.offset))
     }
-    granules = max(8, 8 * sorted.count)
+    granules = 16 << (Int.bitWidth - max(0, sorted.count - 1).leadingZeroBitCount)
     var shift: UInt64 = 0
     while (previousLast?.last ?? 0) >> shift >= UInt64(granules) { shift += 1 }
     granuleShift = shift
-    unsafe firstInGranule = .allocate(capacity: granules + 1)
-    var before = 0
-    for granule in 0..<granules {
-      while before < sorted.count, sorted[before].start.rawValue >> shift < UInt64(granule) { before += 1 }
-      unsafe (firstInGranule + granule).initialize(to: UInt16(before))
+    unsafe likely = .allocate(capacity: granules)
+    unsafe likely.initialize(repeating: UnsafePointer(table), count: granules)
+    var most: [UInt64] = Array(repeating: 0, count: granules)
+    for (index, region) in sorted.enumerated() {
+      let (first, last) = (region.start.rawValue, region.start.rawValue + (region.size - 1))
+      for granule in Int(first >> shift)...Int(last >> shift) {
+        let begin = UInt64(granule) << shift
+        let share = min(last, begin + ((1 << shift) - 1)) - max(first, begin) + 1
+        guard share > most[granule] else { continue }
+        most[granule] = share
+        unsafe likely[granule] = UnsafePointer(table + 1 + index)
+      }
     }
-    unsafe (firstInGranule + granules).initialize(to: UInt16(sorted.count))
   }
 
   deinit {
     unsafe table.deallocate()
-    unsafe firstInGranule.deallocate()
+    unsafe likely.deallocate()
   }
 
   /// A view with a last-hit cache of its own. It borrows the table: keep this memory alive while the view is used.
@@ -116,7 +122,8 @@ public enum TranslationError: Error, Equatable {
   case tooManyPieces
 }
 
-/// A queue's own way into guest memory: the region that was hit last, and a search among the few that begin near an address.
+/// A queue's own way into guest memory: the region that was hit last, then the one that an address is most likely in, then a
+/// search.
 @safe
 public struct GuestMemoryView {
   @safe
@@ -134,18 +141,18 @@ public struct GuestMemoryView {
 
   @usableFromInline let table: UnsafePointer<Entry>
   @usableFromInline let count: Int
-  @usableFromInline let firstInGranule: UnsafePointer<UInt16>
+  @usableFromInline let likely: UnsafePointer<UnsafePointer<Entry>>
   @usableFromInline let granuleShift: UInt64
-  @usableFromInline let granules: UInt64
+  @usableFromInline let granuleMask: UInt64
   /// The region of the last hit; an empty one before the first.
   @usableFromInline var last: UnsafePointer<Entry>
 
   init(_ memory: GuestMemory) {
     unsafe table = UnsafePointer(memory.table)
     count = memory.regions.count
-    unsafe firstInGranule = UnsafePointer(memory.firstInGranule)
+    unsafe likely = UnsafePointer(memory.likely)
     granuleShift = memory.granuleShift
-    granules = UInt64(memory.granules)
+    granuleMask = UInt64(memory.granules - 1)
     unsafe last = table
   }
 
@@ -153,7 +160,9 @@ public struct GuestMemoryView {
   ///
   /// No sum is formed here that could overflow: an address is inside when its distance from the start is below the size.
   mutating func find(_ address: UInt64) -> MemorySegment? {
-    if unsafe address &- last.pointee.start >= last.pointee.size, !turn(to: address) { return nil }
+    if unsafe address &- last.pointee.start >= last.pointee.size, !turn(to: address) {
+      return nil
+    }
     let distance = unsafe address &- last.pointee.start
     // No region is larger than its mapping, whose size is an Int.
     return unsafe MemorySegment(
@@ -161,35 +170,44 @@ public struct GuestMemoryView {
       count: Int(truncatingIfNeeded: last.pointee.size &- distance))
   }
 
-  /// Where a descriptor's buffer is, if it is not empty and within one region.
+  /// Where a descriptor's buffer is, if it is not empty, within one region, and that one is quickly found. What `nil` means
+  /// is for `find` to say.
   @inlinable @inline(__always)
   mutating func place(_ descriptor: Descriptor) -> UnsafeMutableRawPointer? {
-    if unsafe _slowPath(descriptor.address &- last.pointee.start >= last.pointee.size) {
-      guard turn(to: descriptor.address) else { return nil }
+    var region = unsafe last
+    if unsafe _slowPath(descriptor.address &- region.pointee.start >= region.pointee.size) {
+      unsafe region = likely(descriptor.address)
+      guard unsafe descriptor.address &- region.pointee.start < region.pointee.size else { return nil }
+      unsafe last = region
     }
-    let distance = unsafe descriptor.address &- last.pointee.start
+    let distance = unsafe descriptor.address &- region.pointee.start
     // An empty buffer wraps round and is too long for any region.
-    guard unsafe UInt64(descriptor.length) &- 1 < last.pointee.size &- distance else { return nil }
-    return unsafe last.pointee.host + Int(truncatingIfNeeded: distance)
+    guard unsafe UInt64(descriptor.length) &- 1 < region.pointee.size &- distance else { return nil }
+    return unsafe region.pointee.host + Int(truncatingIfNeeded: distance)
   }
 
-  /// Makes the region of an address the last one. Inlined: a call would cost those who never come here, too.
+  /// The region that an address is most likely in. Addresses behind the last part come out somewhere, too.
   @inlinable @inline(__always)
-  mutating func turn(to address: UInt64) -> Bool {
-    let granule = address &>> granuleShift
-    guard granule < granules else { return false }
-    // The region is the last one that does not begin behind the address. Those from `high` on begin in later granules, and
-    // those before `low` in earlier ones; the first entry begins behind nothing.
-    var low = unsafe Int(firstInGranule[Int(truncatingIfNeeded: granule)])
-    var high = unsafe Int(firstInGranule[Int(truncatingIfNeeded: granule) &+ 1])
-    while high &- low > 4 {
-      let middle = (low &+ high) &>> 1
-      if unsafe table[middle &+ 1].start <= address { low = middle &+ 1 } else { high = middle }
+  func likely(_ address: UInt64) -> UnsafePointer<Entry> {
+    unsafe likely[Int(truncatingIfNeeded: address &>> granuleShift & granuleMask)]
+  }
+
+  /// Makes the region of an address the last one, if there is one.
+  @inline(never)
+  private mutating func turn(to address: UInt64) -> Bool {
+    let candidate = unsafe likely(address)
+    if unsafe address &- candidate.pointee.start < candidate.pointee.size {
+      unsafe last = candidate
+      return true
     }
-    var entry = unsafe table + high
-    while unsafe entry.pointee.start > address { unsafe entry -= 1 }
-    guard unsafe address &- entry.pointee.start < entry.pointee.size else { return false }
-    unsafe last = entry
+    // A smaller one that shares its part with that. It is the last one that does not begin behind the address; the first entry, which is empty, begins behind nothing.
+    var (low, high) = (0, count)
+    while low < high {
+      let middle = (low &+ high &+ 1) &>> 1
+      if unsafe table[middle].start <= address { low = middle } else { high = middle &- 1 }
+    }
+    guard unsafe address &- table[low].start < table[low].size else { return false }
+    unsafe last = table + low
     return true
   }
 

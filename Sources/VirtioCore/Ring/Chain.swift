@@ -41,7 +41,8 @@ public struct ChainShape {
   public var writable: UnsafeMutablePointer<MemorySegment>
   /// Where the segments end. There is nothing to write if `writable` is here.
   public var end: UnsafeMutablePointer<MemorySegment>
-  /// Bytes of all readable descriptors; with `writableBytes` at most 2^32.
+  /// Bytes of all readable descriptors; with `writableBytes` at most 2^32. 0 for a chain with a defect: what cannot be read
+  /// whole is not read.
   public var readableBytes: UInt64 = 0
   public var writableBytes: UInt64 = 0
   public var defect: Chain.Defect?

@@ -120,15 +120,30 @@ public struct SplitQueue: Virtqueue, ~Copyable {
     let entry = Int(nextAvailable) & mask
     let head = unsafe SharedCell<UInt16>(available + (4 &+ entry &* 2)).loadRelaxed()
     guard head < size, unsafe !isTaken[Int(head)] else { return nil }
+    unsafe isTaken[Int(head)] = true
+    nextAvailable &+= 1
+    guard unsafe walkPlain(head, into: segments, capacity: capacity, shape: &shape) else {
+      unsafe isTaken[Int(head)] = false
+      nextAvailable &-= 1
+      return nil
+    }
+    return Chain(head: head)
+  }
+
+  /// Follows a chain as drivers make them. What it found is nothing unless it went well.
+  @inlinable @inline(__always)
+  mutating func walkPlain(
+    _ head: UInt16, into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
+  ) -> Bool {
     var table = unsafe table
     var entries = UInt32(size)
     var descriptor = unsafe Descriptor(readingOnce: table + Int(head) &* 16)
     if descriptor.isIndirect {
       guard hasIndirect, !descriptor.hasNext, descriptor.length % 16 == 0, let place = unsafe view.place(descriptor),
         UInt(bitPattern: place) % 8 == 0
-      else { return nil }
+      else { return false }
       entries = descriptor.length / 16
-      guard entries <= UInt32(Self.maximumIndirectEntries) else { return nil }
+      guard entries <= UInt32(Self.maximumIndirectEntries) else { return false }
       unsafe table = place
       unsafe descriptor = Descriptor(readingOnce: table)
     }
@@ -138,33 +153,31 @@ public struct SplitQueue: Virtqueue, ~Copyable {
     var bytes: UInt64 = 0
 
     while descriptor.isReadable {
-      guard unsafe next < end, let base = unsafe view.place(descriptor) else { return nil }
+      guard unsafe next < end, let base = unsafe view.place(descriptor) else { return false }
       unsafe next.pointee = MemorySegment(base: base, count: Int(descriptor.length))
       bytes &+= UInt64(descriptor.length)
-      guard descriptor.hasNext, descriptor.next < entries else { return nil }  // without room for a status: not plain
+      guard descriptor.hasNext, descriptor.next < entries else { return false }  // without room for a status: not plain
       unsafe next += 1
       unsafe descriptor = Descriptor(readingOnce: table + Int(descriptor.next) &* 16)
     }
     unsafe shape.writable = next
     shape.readableBytes = bytes
     while descriptor.isWritable {
-      guard unsafe next < end, let base = unsafe view.place(descriptor) else { return nil }
+      guard unsafe next < end, let base = unsafe view.place(descriptor) else { return false }
       unsafe next.pointee = MemorySegment(base: base, count: Int(descriptor.length))
       bytes &+= UInt64(descriptor.length)
       guard descriptor.hasNext else {
-        guard bytes <= UInt64(Int32.max) else { return nil }
+        guard bytes <= UInt64(Int32.max) else { return false }
         unsafe shape.end = next + 1
         shape.writableBytes = bytes &- shape.readableBytes
         shape.defect = nil
-        unsafe isTaken[Int(head)] = true
-        nextAvailable &+= 1
-        return Chain(head: head)
+        return true
       }
-      guard descriptor.next < entries else { return nil }
+      guard descriptor.next < entries else { return false }
       unsafe next += 1
       unsafe descriptor = Descriptor(readingOnce: table + Int(descriptor.next) &* 16)
     }
-    return nil  // readable after writable, or an indirect descriptor after others
+    return false  // readable after writable, or an indirect descriptor after others
   }
 
   /// Takes any chain, or says what is wrong with the ring. The first chain after kicks were enabled comes this way, as the
@@ -301,6 +314,7 @@ public struct SplitQueue: Virtqueue, ~Copyable {
     shape.writableBytes = writableBytes
     shape.defect = defect
     if defect != nil {
+      shape.readableBytes = 0
       readableCount = 0
       stored = 0
       if let lastWritable = unsafe lastWritable {
