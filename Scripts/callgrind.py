@@ -4,7 +4,7 @@ import re
 import subprocess
 import tempfile
 
-COPY = re.compile(r"mem(cpy|move)")
+COPY = re.compile(r"mem(cpy|move)|clinux_copy_")
 
 
 class Part:

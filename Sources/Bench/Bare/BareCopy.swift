@@ -1,5 +1,5 @@
-/// memcpy between buffers and a mapping of the image, as the mapped engine does it: in page tables beforehand, the next one on
-/// its way while this one is copied, and into the image around the caches.
+/// Copies between buffers and a mapping of the image, as the mapped engine makes them: in page tables beforehand, small reads
+/// four at a time, otherwise the next one on its way while this one is copied, and into the image around the caches.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
@@ -16,6 +16,34 @@ enum BareCopy {
     if unsafe fstat(context.descriptor, &info) == 0, UInt64(max(info.st_blocks, 0)) &* 512 >= size {
       _ = unsafe madvise(mapping.base, mapping.count, clinux_madv_populate_read)
     }
+    let isShared = !context.isWrite && context.depth >= 4 && context.blockSize <= 16384 && context.blockSize % 64 == 0
+    if isShared { runFour(&context, mapping) } else { runSingle(&context, mapping) }
+    withExtendedLifetime(mapping) {}
+  }
+
+  private static func runFour(_ context: inout BareContext, _ mapping: Mapping) {
+    func places() -> clinux_four {
+      unsafe clinux_four(
+        first: mapping.base + Int(context.nextOffset()), second: mapping.base + Int(context.nextOffset()),
+        third: mapping.base + Int(context.nextOffset()), fourth: mapping.base + Int(context.nextOffset()))
+    }
+    var result = BareResult()
+    var slot = 0
+    var from = unsafe places()
+    while true {
+      let next = unsafe places()
+      let to = unsafe clinux_four(
+        first: context.buffer(slot), second: context.buffer(slot &+ 1), third: context.buffer(slot &+ 2),
+        fourth: context.buffer(slot &+ 3))
+      unsafe clinux_copy_four(to, from, next, context.blockSize)
+      unsafe from = next
+      slot = slot &+ 8 > context.depth ? 0 : slot &+ 4
+      result.requests &+= 4
+      if result.requests & 15 == 0, context.isOver(result) { break }
+    }
+  }
+
+  private static func runSingle(_ context: inout BareContext, _ mapping: Mapping) {
     var result = BareResult()
     var slot = 0
     var offset = Int(context.nextOffset())
@@ -39,6 +67,5 @@ enum BareCopy {
         if context.isOver(result) { break }
       }
     }
-    withExtendedLifetime(mapping) {}
   }
 }

@@ -56,7 +56,9 @@ struct PathCatalogue {
         "The same with the file, the buffers and the ring registered beforehand."),
       row(.aio, "aio", "libaio", "io_submit and io_getevents in a loop."),
       row(.pread, "pread", "pread/pwrite", "One plain system call after the other; depth makes no difference."),
-      row(.copy, "copy", "memcpy", "Copies between buffers and a mapping of the image: no system call at all."),
+      row(
+        .copy, "copy", "copies",
+        "Copies between buffers and a mapping of the image, small reads four at a time: no system call at all."),
     ]
   }
 
@@ -81,7 +83,7 @@ struct PathCatalogue {
           + "hand-overs."),
       row(
         .mapped, "mapped", "mapped image", .copy,
-        "memcpy to and from a mapping of the image: for images in memory; on a disk a page fault stops the queue."),
+        "Copies to and from a mapping of the image: for images in memory; on a disk a page fault stops the queue."),
       row(.null, "null", "null", nil, "Requests succeed and move nothing: the cost of the ring alone."),
     ]
   }

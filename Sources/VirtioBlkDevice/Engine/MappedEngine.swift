@@ -1,9 +1,9 @@
 /// The image mapped into the process: a transfer is a copy. For images that live in memory (tmpfs, hugetlbfs, DAX), where
 /// nothing beats it; on a disk each page fault would block the queue.
 ///
-/// A copy between memories that no cache has is mostly waiting for its first lines. So a transfer is not made when it is
-/// started but when the worker asks for events: by then its successor is known, and what that needs first comes from memory
-/// meanwhile.
+/// A copy between memories that no cache has is mostly waiting for lines. So a transfer is not made when it is started but
+/// when the worker asks for events: by then others are known. Small reads are made four at a time; of the others the first
+/// lines of the next one come from memory meanwhile.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
@@ -17,6 +17,9 @@ struct MappedEngine: BlockEngine, ~Copyable {
   /// Copies that are made before the first of them is reported, so that one fence serves all: half of what there is, within
   /// these bounds. The driver refills the ring while the other half is copied.
   private static let copiesAtOnce = (least: 8, most: 64)
+  /// Bytes of a read up to which it is made together with others. One that is longer keeps the processor's own prefetching
+  /// busy, and only that.
+  private static let sharedBytes: UInt64 = 16384
   /// Bytes from which on a copy into a large image goes around the caches: they could not keep it, and the old content of
   /// its lines need not be fetched.
   private static let streamedBytes = 1024
@@ -44,6 +47,9 @@ struct MappedEngine: BlockEngine, ~Copyable {
   private var first: Int
   private var next: Int
   private var end: Int
+  /// Copies were reported since the last look for other events: before more are made, the ring is looked at again, so that
+  /// those are known that come after them.
+  private var hasReported = false
   private let streamedFrom: Int
 
   /// - Parameters:
@@ -92,12 +98,16 @@ struct MappedEngine: BlockEngine, ~Copyable {
   }
 
   mutating func nextEvent() -> EngineEvent? {
-    if first != end {
-      if first == next { copySome() }
+    if first == next, first != end, !hasReported {
+      copySome()
+      hasReported = true
+    }
+    if first != next {
       let done = unsafe transfers[first & mask]
       first &+= 1
       return .completion(tag: done.tag, result: done.result)
     }
+    hasReported = false
     return switch waiter.nextWake() {
     case nil, .completions: nil
     case .kick(let lane): .kick(lane: lane)
@@ -110,7 +120,8 @@ struct MappedEngine: BlockEngine, ~Copyable {
   private mutating func copySome() {
     let bounds = Self.copiesAtOnce
     let stop = min(end, next &+ max(bounds.least, min((end &- next) / 2, bounds.most)))
-    while next != stop {
+    while next < stop {
+      if copyFour() { continue }
       let transfer = unsafe transfers + (next & mask)
       next &+= 1
       if next != end { unsafe fetch(transfers[next & mask].operation) }
@@ -118,6 +129,52 @@ struct MappedEngine: BlockEngine, ~Copyable {
     }
     // Whoever sees one of them reported sees its bytes.
     clinux_streamed()
+  }
+
+  /// Makes the next four transfers at once, if they are small reads of data.
+  /// - Returns: whether it did.
+  @inline(__always)
+  private mutating func copyFour() -> Bool {
+    guard end &- next >= 4, cut.loadRelaxed() == 0, isSharedRead(0), isSharedRead(1), isSharedRead(2), isSharedRead(3)
+    else { return false }
+    let from = unsafe places(next)
+    let to = unsafe clinux_four(
+      first: buffer(0).base, second: buffer(1).base, third: buffer(2).base, fourth: buffer(3).base)
+    let common = min(min(buffer(0).count, buffer(1).count), min(buffer(2).count, buffer(3).count)) & ~63
+    unsafe clinux_copy_four(to, from, end &- next >= 8 ? places(next &+ 4) : from, common)
+    for ahead in 0..<4 {
+      let transfer = unsafe transfers + ((next &+ ahead) & mask)
+      let count = buffer(ahead).count
+      if count > common {
+        unsafe (buffer(ahead).base + common).copyMemory(
+          from: base + Int(transfer.pointee.operation.offset) + common, byteCount: count &- common)
+      }
+      unsafe transfer.pointee.result = result(of: transfer.pointee.operation)
+    }
+    next &+= 4
+    return true
+  }
+
+  @inline(__always)
+  private func isSharedRead(_ ahead: Int) -> Bool {
+    let operation = unsafe transfers[(next &+ ahead) & mask].operation
+    return operation.kind == .read && operation.segmentCount == 1 && operation.length <= Self.sharedBytes
+      && windows?.isData(operation.offset, operation.length) ?? true
+  }
+
+  @inline(__always)
+  private func buffer(_ ahead: Int) -> MemorySegment {
+    unsafe transfers[(next &+ ahead) & mask].operation.segments.unsafelyUnwrapped.pointee
+  }
+
+  /// Where four transfers are in the image.
+  @inline(__always)
+  private func places(_ index: Int) -> clinux_four {
+    func place(_ index: Int) -> UnsafeMutableRawPointer {
+      unsafe base + Int(truncatingIfNeeded: transfers[index & mask].operation.offset)
+    }
+    return unsafe clinux_four(
+      first: place(index), second: place(index &+ 1), third: place(index &+ 2), fourth: place(index &+ 3))
   }
 
   /// Has the beginning of what is to be copied brought into the cache.
@@ -156,6 +213,12 @@ struct MappedEngine: BlockEngine, ~Copyable {
         unsafe place += segment.count
       }
     }
+    return result(of: operation)
+  }
+
+  /// What is to be said of a copy that was made.
+  @inline(__always)
+  private mutating func result(of operation: IOOperation) -> Int32 {
     guard faults?.loadRelaxed() ?? 0 == 0 else {
       // The copy, or another queue's, ran into the end of a file that was cut, or of the memory behind it.
       cut.storeRelaxed(1)
