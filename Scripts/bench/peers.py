@@ -68,7 +68,9 @@ def subjects(vmm_blk):
     everything = [
         Subject("vmm-auto", "vmm-blk", "ours", ours(vmm_blk)),
         Subject("vmm-sleep", "vmm-blk --waiting sleep", "ours", ours(vmm_blk, "--waiting", "sleep")),
-        Subject("vmm-uring", "vmm-blk --engine uring", "ours", ours(vmm_blk, "--engine", "uring")),
+        Subject("vmm-uring", "vmm-blk --engine uring", "ours", ours(vmm_blk, "--engine", "uring"),
+                images=("tmpfs", "ext4-cache")),  # elsewhere that is the default
+        Subject("vmm-mapped", "vmm-blk --engine mapped", "ours", ours(vmm_blk, "--engine", "mapped"), images=("ext4-cache",)),
         Subject("vmm-sync", "vmm-blk --engine sync", "ours", ours(vmm_blk, "--engine", "sync"), images=("tmpfs",)),
         Subject("vmm-null", "vmm-blk --engine null", "null", ours(vmm_blk, "--engine", "null"), images=("tmpfs",)),
     ]

@@ -107,6 +107,14 @@ static inline void clinux_usage(int whole_process, uint64_t *user, uint64_t *sys
   *switches = (uint64_t)usage.ru_nvcsw + (uint64_t)usage.ru_nivcsw;
 }
 
+// Page faults of the calling thread that had to wait for a medium.
+static inline uint64_t clinux_thread_major_faults(void) {
+  struct rusage usage;
+  memset(&usage, 0, sizeof usage);
+  syscall(SYS_getrusage, 1, &usage);
+  return (uint64_t)usage.ru_majflt;
+}
+
 // The process at the other end of a connected Unix socket; 0 when the kernel does not say.
 static inline int clinux_peer_process(int socket) {
   struct ucred peer;

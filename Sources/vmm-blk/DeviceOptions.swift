@@ -92,7 +92,8 @@ extension DeviceOptions {
     tuning.apply(to: &options)
     let image = try Self.openPatiently(
       ImageOptions(
-        path: blkFile, isReadOnly: readOnly, direct: direct, logicalBlockSize: logicalBlockSize, isLocked: !noLock))
+        // Whoever asks for the engine of the page cache wants the page cache.
+        path: blkFile, isReadOnly: readOnly, direct: engine == .cached && direct == .auto ? .off : direct, logicalBlockSize: logicalBlockSize, isLocked: !noLock))
     return try BlockDevice(image: image, options: options)
   }
 

@@ -11,7 +11,7 @@ import VirtioCore
   static let size = 4 << 20
   /// 1 MiB at 1 MiB.
   static let range = BlockRange(sector: 2048, sectors: 2048)
-  static let engines: [EngineKind] = [.uring, .aio, .sync, .threads, .mapped]
+  static let engines: [EngineKind] = [.uring, .cached, .aio, .sync, .threads, .mapped]
 
   /// A disk without holes.
   private static func fill(_ rig: Rig) throws {

@@ -122,7 +122,7 @@ import VirtioCore
       let offset = start + page * 4096
       #expect(windows.look(UInt64(offset), 4096) == .sparse)
       try Self.fill(path, at: offset, pattern(4096))
-      windows.wrote(UInt64(offset), 4096)
+      windows.filled(UInt64(offset), 4096)
     }
     #expect(windows.look(UInt64(start + Self.window), 1) == .data)
     windows.forget(0, 4096)
@@ -150,7 +150,7 @@ import VirtioCore
       group.addTask {
         for _ in 0..<500 {
           _ = unsafe pwrite(descriptor, data, length, 0)
-          windows.wrote(0, UInt64(length))
+          windows.filled(0, UInt64(length))
           _ = fallocate(descriptor, IOOperation.Kind.punchHole.allocationMode, 0, off_t(length))
           windows.forget(0, UInt64(length))
           // Only a look that began before may have filled the hole again, and then there is none.
@@ -202,7 +202,7 @@ import VirtioCore
     for medium in Medium.allCases {
       let scratch = try Scratch(in: medium.folder)
       let device = try BlockDevice(image: ImageFile(ImageOptions(path: scratch.image())), options: .init())
-      #expect((device.engine == .mapped) == (medium == .memory), "\(device.engineReason)")
+      #expect(device.engine == (medium == .memory ? .mapped : .uring), "\(device.engineReason)")
       #expect(medium == .disk || device.engineReason.contains("mapping"))
       #expect(device.engineWarning == nil)
     }

@@ -26,7 +26,7 @@ enum ThisProcess {
 }
 
 @Suite struct ProcessTests {
-  static let engines: [EngineKind] = [.uring, .aio, .sync, .threads, .mapped, .null]
+  static let engines: [EngineKind] = [.uring, .cached, .aio, .sync, .threads, .mapped, .null]
 
   private static func device(_ scratch: Scratch, _ change: (inout BlockDeviceOptions) -> Void) throws -> BlockDevice {
     var options = BlockDeviceOptions()

@@ -52,6 +52,9 @@ import VirtioCore
     Case(engine: .threads, medium: .disk, direct: .auto, queues: 2, threads: 1),
     Case(engine: .mapped, medium: .memory, direct: .off, queues: 2, threads: 2),
     Case(engine: .mapped, medium: .disk, direct: .off, queues: 1, threads: 1),
+    Case(engine: .cached, medium: .disk, direct: .off, queues: 2, threads: 2),
+    Case(engine: .cached, medium: .memory, direct: .off, queues: 2, threads: 1),
+    Case(engine: .auto, medium: .disk, direct: .off, queues: 2, threads: 1, notification: .each, note: "calls each"),
     Case(
       engine: .auto, medium: .memory, direct: .auto, queues: 4, threads: 2, blockSize: 4096,
       waiting: .adaptive(maximumMicroseconds: 50), note: "as it comes"),

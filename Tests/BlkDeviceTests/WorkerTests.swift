@@ -9,7 +9,7 @@ import VirtioCore
 @testable import VirtioBlkDevice
 
 @Suite struct WorkerTests {
-  static let engines: [EngineKind] = [.uring, .aio, .sync, .threads, .mapped, .null]
+  static let engines: [EngineKind] = [.uring, .cached, .aio, .sync, .threads, .mapped, .null]
 
   private static func device(_ scratch: Scratch, _ engine: EngineKind, queues: Int = 2, threads: Int? = nil) throws
     -> BlockDevice

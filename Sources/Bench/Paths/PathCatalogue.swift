@@ -36,6 +36,7 @@ struct PathCatalogue {
   /// The engine that `auto` takes for this image, and its bare loop.
   private var automatic: (engine: EngineKind, limit: BareKind) {
     if image.isInMemory { return image.isBlockDevice ? (.sync, .pread) : (.mapped, .copy) }
+    if cached == nil, !image.isBlockDevice, BareUring.probe(flags: 0) == nil { return (.cached, .copy) }
     return BareUring.probe(flags: 0) == nil ? (.uring, .uringDeferred) : (image.isDirect ? (.aio, .aio) : (.sync, .pread))
   }
 
@@ -64,16 +65,19 @@ struct PathCatalogue {
 
   private var engines: [PathRow] {
     func row(
-      _ engine: EngineKind, _ id: String, _ title: String, _ limit: BareKind?, _ sentence: String
+      _ engine: EngineKind, _ id: String, _ title: String, _ limit: BareKind?, _ sentence: String, needs problem: String? = nil
     ) -> PathRow {
       PathRow(
         id: id, group: .engine, title: title, sentence: sentence, flags: "--engine \(engine.rawValue)", limit: limit,
-        subject: .device(options { $0.engine = engine }, .init()))
+        subject: problem.map { .impossible($0) } ?? .device(options { $0.engine = engine }, .init()))
     }
     return [
       row(
         .uring, "uring", "io_uring", .uringDeferred,
         "Kicks, completions and submissions share one ring; a turn costs one system call."),
+      row(
+        .cached, "cached", "page cache and io_uring", .copy,
+        "Reads of what is in the page cache are copies out of a mapping; io_uring does everything else.", needs: cached),
       row(.aio, "aio", "libaio", .aio, "Native asynchronous I/O; with direct I/O on a disk it is as deep as io_uring."),
       row(
         .sync, "sync", "pread in the queue's thread", .pread,
@@ -225,6 +229,10 @@ struct PathCatalogue {
 
   private func ring(_ flags: UInt32, _ name: String, _ version: String) -> String? {
     BareUring.probe(flags: flags).map { "the kernel does not make a ring with \(name) (\($0)); Linux \(version) does" }
+  }
+
+  private var cached: String? {
+    image.isDirect ? "this is for images in the page cache, and this one is opened past it: say --direct off" : nil
   }
 
   private var polling: String? {

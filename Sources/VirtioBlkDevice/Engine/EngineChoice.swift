@@ -6,6 +6,8 @@ public enum EngineKind: String, CaseIterable, Sendable {
   /// By what the image is.
   case auto
   case uring
+  /// Copies of what is in the page cache, io_uring for the rest.
+  case cached
   case aio
   /// Plain system calls in the queue's own thread.
   case sync
@@ -24,7 +26,7 @@ struct EngineChoice {
   var reason: String
   /// Something that the person should know: what they would have got is not to be had.
   var warning: String?
-  /// What the mapped engine copies to and from.
+  /// What the engines copy to and from that do.
   var mapped: MappedImage?
 
   /// - Throws: an engine that was named cannot be had.
@@ -43,11 +45,23 @@ struct EngineChoice {
       do throws(Errno) { try UringEngine.probe() } catch { throw .uringUnavailable(error) }
       if setup.poll != .off, !image.canPoll { throw .cannotPoll(path: image.path) }
       return EngineChoice(kind: .uring, reason: "io_uring, as asked")
+    case .cached:
+      guard !image.isDirect else { throw .notCached(path: image.path) }
+      do throws(Errno) { try UringEngine.probe() } catch { throw .uringUnavailable(error) }
+      do throws(Errno) {
+        return EngineChoice(
+          kind: .cached, reason: "copies of what is in the page cache and io_uring for the rest, as asked",
+          mapped: try MappedImage(image, isCache: true))
+      } catch { throw .cannotMap(path: image.path, error) }
     case .auto: break
     }
     if image.isInMemory { return inMemory(image) }
     do throws(Errno) {
       try UringEngine.probe()
+      if !image.isDirect, !image.isBlockDevice, let mapped = try? MappedImage(image, isCache: true) {
+        return EngineChoice(
+          kind: .cached, reason: "copies of what is in the page cache, io_uring for the rest", mapped: mapped)
+      }
       return EngineChoice(kind: .uring, reason: "io_uring: the image is on a medium that can wait")
     } catch {
       let kind: EngineKind = image.isDirect ? .aio : .sync
@@ -84,6 +98,7 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
   case uringUnavailable(Errno)
   case cannotPoll(path: String)
   case cannotMap(path: String, Errno)
+  case notCached(path: String)
   case badQueueCount(Int)
   case badQueueSize(Int)
   case badThreadCount(Int)
@@ -99,6 +114,8 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
         + "whose driver was loaded with poll_queues"
     case .cannotMap(let path, let error):
       "the image \(path) cannot be mapped (\(error)): use --engine auto, or raise the limit of address space ('ulimit -v')"
+    case .notCached(let path):
+      "the image \(path) is opened past the page cache, and the cached engine copies out of it: say --direct off, or --engine auto"
     case .badQueueCount(let count): "\(count) queues are not possible: use 1 to 256"
     case .badQueueSize(let size): "a queue size of \(size) is not a power of two from 2 to 32768"
     case .badThreadCount(let count): "\(count) threads are not possible: use 1 up to the number of queues"

@@ -1,4 +1,5 @@
-/// What is known of an image in memory, window by window: whether all of it is data whose pages are in the page tables.
+/// What is known of an image in memory or in the page cache, window by window: whether all of it is data whose pages are in the
+/// page tables.
 ///
 /// On tmpfs a touch of a hole through a mapping, even a read, gives the file a page. So only windows without a hole are used
 /// through the mapping; the others are left to system calls, which read a hole without filling it. A window without a hole is
@@ -21,7 +22,7 @@ final class PopulatedWindows: @unchecked Sendable {
   enum State {
     /// No hole, and in the page tables.
     case data
-    /// With holes, or not to be had: for system calls.
+    /// With holes, pages that are not in the cache, or not to be had: for system calls.
     case sparse
     /// The file ends before the image does.
     case cut
@@ -113,8 +114,8 @@ final class PopulatedWindows: @unchecked Sendable {
     return state
   }
 
-  /// A range was written by system calls. Windows that may have become whole are looked at again.
-  func wrote(_ offset: UInt64, _ length: UInt64) {
+  /// A range got its pages, or soon will, by system calls. Windows that may have become whole are looked at again.
+  func filled(_ offset: UInt64, _ length: UInt64) {
     for window in window(offset)...window(offset &+ length &- 1) {
       let word = load(window)
       guard word & Self.kindMask == Self.sparse else { continue }
@@ -138,6 +139,9 @@ final class PopulatedWindows: @unchecked Sendable {
       }
     }
   }
+
+  /// Pages went that nobody can name: nothing is known any more. Whoever is just finding something out may keep that.
+  func forgetAll() { _ = unsafe madvise(table.base, table.count, MADV_DONTNEED) }
 
   /// The file is shorter than the image.
   var isCut: Bool {

@@ -7,7 +7,7 @@ struct EnginePlan: Sendable {
   var kind: EngineKind
   var setup: UringSetup
   var image: ImageFile
-  /// Of the mapped engine.
+  /// Of the engines that copy.
   var mapped: MappedImage?
   /// Operations that can be under way at once.
   var depth: Int
@@ -38,6 +38,12 @@ func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
       guard let mapped = plan.mapped else { throw .noMemory }
       let engine = try MappedEngine(mapped, descriptor: descriptor, mailbox: mailbox, depth: plan.depth)
       var worker = QueueWorker<SplitQueue, MappedEngine>(configuration, engine: engine)
+      worker.run()
+    case .cached:
+      guard let mapped = plan.mapped else { throw .noMemory }
+      let engine = try CachedEngine(
+        mapped, descriptor: descriptor, mailbox: mailbox, depth: plan.depth, setup: plan.setup)
+      var worker = QueueWorker<SplitQueue, CachedEngine>(configuration, engine: engine)
       worker.run()
     case .null:
       var worker = QueueWorker<SplitQueue, NullEngine>(configuration, engine: try NullEngine(mailbox: mailbox))

@@ -1,0 +1,104 @@
+/// For images in the page cache: what is there is copied out of a mapping, which is a third of the cost of a call; io_uring
+/// does everything else.
+///
+/// A page that is touched while it is not there stops the queue until the medium has delivered it. So only windows are copied
+/// from of which every page was there when it was looked at. The kernel may take pages back at any time; when one had to be
+/// waited for, all that is known is forgotten.
+internal import CLinux
+internal import Glibc
+internal import SystemPackage
+internal import VirtioCore
+
+struct CachedEngine: BlockEngine, ~Copyable {
+  static let fillsReads = true
+  /// How long pages that went may go unnoticed, nanoseconds, and each may stop the queue once.
+  private static let patience: UInt64 = 1_000_000
+
+  private let windows: PopulatedWindows
+  private var copies: CopyQueue
+  private var ring: UringEngine
+  /// Page faults of this thread that had to wait for the medium, as counted last, and when.
+  private var seen: (faults: UInt64, time: UInt64)
+  private var looks: UInt64 = 0
+
+  /// - Parameters:
+  ///   - image: with windows.
+  ///   - descriptor: the image.
+  ///   - depth: operations that can be under way at once.
+  init(_ image: MappedImage, descriptor: Int32, mailbox: Int32, depth: Int, setup: UringSetup) throws(Errno) {
+    guard let windows = image.windows else { throw .noMemory }
+    let ring = try UringEngine(descriptor: descriptor, isSlow: false, mailbox: mailbox, depth: depth, setup: setup)
+    self.windows = windows
+    self.ring = ring
+    copies = CopyQueue(image, descriptor: descriptor, depth: depth)
+    seen = (clinux_thread_major_faults(), Clock.now)
+  }
+
+  @inline(__always)
+  mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
+    if operation.kind == .read, copies.takes(operation), !copies.isCut,
+      windows.isData(operation.offset, operation.length) || comesToBeData(operation)
+    {
+      copies.add(operation, tag: tag)
+      return .pending
+    }
+    return startOther(operation, tag: tag)
+  }
+
+  @inline(never)
+  private mutating func startOther(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
+    switch operation.kind {
+    case .punchHole, .zeroRange, .allocate: windows.forget(operation.offset, operation.length)
+    case .read, .write, .flush: break
+    }
+    return ring.start(operation, tag: tag)
+  }
+
+  /// A read of windows that are not known, or known to lack pages.
+  @inline(never)
+  private mutating func comesToBeData(_ operation: IOOperation) -> Bool {
+    switch windows.look(operation.offset, operation.length) {
+    case .data:
+      looks &+= 1
+      return true
+    case .sparse:
+      // The read that follows brings its pages in.
+      windows.filled(operation.offset, operation.length)
+      return false
+    case .cut: return false
+    }
+  }
+
+  var hasFinished: Bool {
+    @inline(__always) get { !copies.isEmpty }
+  }
+
+  mutating func nextEvent() -> EngineEvent? {
+    if let done = copies.nextCompletion() { return done }
+    if !copies.isEmpty { noticeLostPages() }
+    return ring.nextEvent()
+  }
+
+  /// Between copies, once in a while: whether some of what was copied had to be waited for.
+  private mutating func noticeLostPages() {
+    let now = Clock.now
+    guard now &- seen.time > Self.patience else { return }
+    looks &+= 1
+    let faults = clinux_thread_major_faults()
+    if faults != seen.faults { windows.forgetAll() }
+    seen = (faults, now)
+  }
+
+  mutating func submit() { ring.submit() }
+
+  mutating func wait(nanoseconds: Int64?) {
+    guard copies.isEmpty else { return ring.submit() }
+    ring.wait(nanoseconds: nanoseconds)
+  }
+
+  mutating func poll() { ring.poll() }
+  mutating func use(_ memory: GuestMemory) { ring.use(memory) }
+  mutating func watch(_ kick: KickSource, lane: Int) { ring.watch(kick, lane: lane) }
+  mutating func unwatch(lane: Int) { ring.unwatch(lane: lane) }
+  var systemCalls: UInt64 { ring.systemCalls &+ copies.calls &+ looks }
+}

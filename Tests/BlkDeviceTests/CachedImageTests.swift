@@ -1,0 +1,157 @@
+/// Images in the page cache: what is there is copied, what is not comes through io_uring, and what goes is noticed.
+import CLinux
+import Foundation
+import GuestDriver
+import Testing
+import VirtioCore
+
+@testable import VirtioBlkDevice
+
+@Suite struct CachedImageTests {
+  private static let size = 4 << 20
+  private static let block = 4096
+
+  /// An engine without a worker, on a disk of bytes that show where they belong.
+  @safe
+  private final class Bed {
+    let scratch: Scratch
+    let file: ImageFile
+    let image: MappedImage
+    let data = pattern(size)
+    private let mailbox: OwnedDescriptor
+    private var engine: CachedEngine
+    private let buffer = UnsafeMutableRawPointer.allocate(byteCount: size, alignment: 4096)
+    private let segments = UnsafeMutablePointer<MemorySegment>.allocate(capacity: size / block)
+
+    init() throws {
+      scratch = try Scratch()
+      let path = try scratch.image(size: size)
+      let handle = try #require(FileHandle(forWritingAtPath: path))
+      try handle.write(contentsOf: data)
+      try handle.synchronize()
+      file = try ImageFile(ImageOptions(path: path, direct: .off))
+      image = try MappedImage(file, isCache: true)
+      mailbox = try .eventCounter()
+      engine = try CachedEngine(
+        image, descriptor: file.descriptor, mailbox: mailbox.rawValue, depth: size / block, setup: UringSetup())
+    }
+
+    deinit {
+      unsafe buffer.deallocate()
+      unsafe segments.deallocate()
+    }
+
+    var windows: PopulatedWindows { get throws { try #require(image.windows) } }
+
+    /// Reads blocks, all at once, and looks at what came.
+    /// - Parameter wait: whether the medium may be waited for.
+    func read(_ blocks: Range<Int>, mayWait: Bool, _ place: SourceLocation = #_sourceLocation) throws {
+      unsafe buffer.initializeMemory(as: UInt8.self, repeating: 0, count: size)
+      for number in blocks {
+        unsafe (segments + number).initialize(to: MemorySegment(base: buffer + number * block, count: block))
+        let operation = unsafe IOOperation(
+          kind: .read, offset: UInt64(number * block), length: UInt64(block), segments: segments + number, segmentCount: 1)
+        guard case .pending = engine.start(operation, tag: UInt32(number)) else {
+          Issue.record("a read is not finished in place", sourceLocation: place)
+          return
+        }
+      }
+      var open = Set(blocks)
+      while !open.isEmpty {
+        while let event = engine.nextEvent() {
+          guard case .completion(let tag, let result) = event else { continue }
+          #expect(result == Int32(block), sourceLocation: place)
+          #expect(open.remove(Int(tag)) != nil, sourceLocation: place)
+        }
+        if open.isEmpty || engine.hasFinished { continue }
+        try #require(mayWait, sourceLocation: place)
+        engine.wait(nanoseconds: nil)
+      }
+      let range = blocks.lowerBound * block..<blocks.upperBound * block
+      let read = unsafe Array(UnsafeRawBufferPointer(start: buffer, count: size)[range])
+      #expect(firstDifference(read, Array(data[range])) == nil, sourceLocation: place)
+    }
+
+    /// Has the kernel take pages back, and says how many of the image are still there.
+    func evict() throws -> Int {
+      try #require(unsafe madvise(image.mapping.base, size, 21) == 0)  // MADV_PAGEOUT
+      try #require(posix_fadvise(file.descriptor, 0, 0, POSIX_FADV_DONTNEED) == 0)
+      var there = [UInt8](repeating: 0, count: size / 4096)
+      try #require(unsafe mincore(image.mapping.base, size, &there) == 0)
+      return there.count { $0 & 1 != 0 }
+    }
+  }
+
+  /// What went through the ring would have to be waited for.
+  @Test func whatIsThereIsCopied() throws {
+    let bed = try Bed()
+    #expect(try !bed.windows.isData(0, 1))
+    try bed.read(0..<1024, mayWait: false)
+    #expect(try bed.windows.isData(0, UInt64(Self.size)))
+    for start in stride(from: 0, to: 1024, by: 64) { try bed.read(start..<start + 64, mayWait: false) }
+  }
+
+  @Test func whatIsNotThereComesThroughTheRing() throws {
+    let bed = try Bed()
+    try #require(bed.evict() == 0)
+    try bed.read(0..<1024, mayWait: true)
+    #expect(try !bed.windows.isData(0, UInt64(Self.size)))
+    // All of it was brought in by that, so now it is copied.
+    try bed.read(0..<1024, mayWait: false)
+    #expect(try bed.windows.isData(0, UInt64(Self.size)))
+  }
+
+  /// Pages that are taken back while they are known to be there: what is read is right, and nothing is known any more.
+  @Test func lostPagesAreNoticed() throws {
+    let bed = try Bed()
+    try bed.read(0..<1024, mayWait: false)
+    #expect(try bed.windows.isData(0, UInt64(Self.size)))
+    try #require(bed.evict() < 512)
+    usleep(2000)
+    try bed.read(0..<1024, mayWait: true)
+    #expect(try !bed.windows.isData(0, UInt64(Self.size)))
+    try bed.read(0..<1024, mayWait: true)
+    try bed.read(0..<1024, mayWait: false)
+  }
+
+  /// A file that is cut is not trusted any more, and what can be read of it is read by calls.
+  @Test func aCutFileIsReadByCalls() throws {
+    let bed = try Bed()
+    try bed.read(0..<1024, mayWait: false)
+    try #require(unsafe truncate(bed.file.path, off_t(Self.size / 2)) == 0)
+    try bed.read(0..<512, mayWait: true)
+  }
+
+  @Test func whatPunchesIsForgotten() throws {
+    let rig = try Rig(RigOptions(engine: .cached, size: Self.size))
+    for round in 0..<3 {
+      try rig.expect(.write(sector: 0, pattern(1 << 20, seed: round)))
+      #expect(try firstDifference(rig.expect(.read(sector: 0, bytes: 1 << 20)).answer, pattern(1 << 20, seed: round)) == nil)
+      #expect(try firstDifference(rig.expect(.read(sector: 0, bytes: 1 << 20)).answer, pattern(1 << 20, seed: round)) == nil)
+      try rig.expect(round == 1 ? .writeZeroes([BlockRange(sector: 8, sectors: 64)]) : .discard([BlockRange(sector: 8, sectors: 64)]))
+      let expected = pattern(4096, seed: round) + zeroes(64 * 512) + pattern(1 << 20, seed: round)[(4096 + 64 * 512)...]
+      #expect(try firstDifference(rig.expect(.read(sector: 0, bytes: 1 << 20)).answer, expected) == nil)
+    }
+  }
+
+  // MARK: Choice
+
+  @Test func automaticallyForFilesOnDisksThroughTheCache() throws {
+    for medium in Medium.allCases {
+      let scratch = try Scratch(in: medium.folder)
+      let device = try BlockDevice(image: ImageFile(ImageOptions(path: scratch.image(), direct: .off)), options: .init())
+      #expect(device.engine == (medium == .memory ? .mapped : .cached), "\(device.engineReason)")
+      #expect(device.engineWarning == nil)
+    }
+  }
+
+  @Test func refusedPastTheCache() throws {
+    let scratch = try Scratch()
+    let path = try scratch.image()
+    let image = try ImageFile(ImageOptions(path: path, direct: .auto))
+    try #require(image.isDirect)
+    var options = BlockDeviceOptions()
+    options.engine = .cached
+    #expect(throws: EngineError.notCached(path: path)) { try BlockDevice(image: image, options: options) }
+  }
+}
