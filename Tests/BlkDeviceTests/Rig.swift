@@ -7,7 +7,7 @@ import VirtioCore
 
 struct RigOptions: Sendable {
   var engine = EngineKind.auto
-  /// `nil`: the temporary folder.
+  /// `nil`: one on a disk.
   var folder: String?
   var size = 4 << 20
   var direct = ImageOptions.Direct.off

@@ -8,9 +8,9 @@ import VirtioCore
 final class Scratch {
   let path: String
 
-  /// - Parameter parent: a folder on the file system that the test is about; `nil`: the temporary folder.
+  /// - Parameter parent: a folder on the file system that the test is about; `nil`: one on a disk, which /tmp often is not.
   init(in parent: String? = nil) throws {
-    let folder = parent ?? NSTemporaryDirectory()
+    let folder = parent ?? "/var/tmp"
     path = folder + "/vmm-blk-test-" + UUID().uuidString
     try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
   }

@@ -78,7 +78,7 @@ final class Bench {
     self.setup = setup
     self.options = options
     let directory = try unsafe String(
-      cString: #require(unsafe mkdtemp(strdup(NSTemporaryDirectory() + "guest-driver-XXXXXX"))))
+      cString: #require(unsafe mkdtemp(strdup("/var/tmp/guest-driver-XXXXXX"))))
     self.directory = directory
     let image = directory + "/disk"
     try Data(count: options.diskBytes).write(to: URL(fileURLWithPath: image))

@@ -58,7 +58,7 @@ struct EngineChoice {
     if image.isInMemory { return inMemory(image) }
     do throws(Errno) {
       try UringEngine.probe()
-      if !image.isDirect, !image.isBlockDevice, let mapped = try? MappedImage(image, isCache: true) {
+      if image.isCached, let mapped = try? MappedImage(image, isCache: true) {
         return EngineChoice(
           kind: .cached, reason: "copies of what is in the page cache, io_uring for the rest", mapped: mapped)
       }

@@ -89,6 +89,8 @@ public final class ImageFile: Sendable {
   public let isInMemory: Bool
   /// It is a file of pages (tmpfs, ramfs), where a hole that is touched through a mapping, even to read it, is one no more.
   let fillsHolesWhenTouched: Bool
+  /// It is opened through the page cache, on a file system whose page cache is the truth: nobody changes the file behind it.
+  public let isCached: Bool
   /// A hole can be punched, so that discard gives space back.
   public let canDiscard: Bool
   /// The device under it has queues that are polled instead of interrupting.
@@ -156,6 +158,7 @@ public final class ImageFile: Sendable {
     let system = isBlockDevice ? nil : Self.fileSystem(owner.descriptor)
     self.isInMemory = isBlockDevice ? Self.isMemoryDevice(info) : system.map(Self.memoryFileSystems.contains) ?? false
     self.fillsHolesWhenTouched = system.map(Self.pageFileSystems.contains) ?? false
+    self.isCached = direct == nil && system.map(Self.localFileSystems.contains) ?? false
     self.canDiscard =
       !options.isReadOnly && Self.canDiscard(owner.descriptor, info, size: size, isBlockDevice: isBlockDevice)
     self.canPoll = direct != nil && Self.canPoll(info, isBlockDevice: isBlockDevice)
@@ -236,6 +239,10 @@ public final class ImageFile: Sendable {
 
   private static let pageFileSystems: [UInt32] = [0x0102_1994, 0x8584_58f6]  // tmpfs, ramfs
   private static let memoryFileSystems = pageFileSystems + [0x9584_58f6]  // and hugetlbfs
+
+  /// ext2 to ext4, XFS, btrfs, F2FS. On NFS, CIFS, FUSE and the like a file also changes elsewhere, and a read asks whether it
+  /// did, where a mapping does not.
+  private static let localFileSystems: [UInt32] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010]
 
   private static func fileSystem(_ descriptor: Int32) -> UInt32? {
     var system = statfs()
