@@ -39,6 +39,7 @@ SHAPES = {
         "read,regions=8", "read,regions=64", "read,regions=509", "read,together,regions=8", "read,together,regions=509",
     ],
     "mapped": ["read", "write", "read,segments=4,ring=512"],
+    "cached,epoll": ["read", "read,segments=4,ring=512"],
     "sync,cached": ["read", "write", "read,segments=4,ring=512"],
     "uring,epoll": ["read", "read,segments=4,ring=512"],
 }

@@ -14,6 +14,7 @@ struct CachedEngine: BlockEngine, ~Copyable {
   /// How long pages that went may go unnoticed, nanoseconds, and each may stop the queue once.
   private static let patience: UInt64 = 1_000_000
 
+  /// For what is not known of them yet.
   private let windows: PopulatedWindows
   private var copies: CopyQueue
   private var ring: UringEngine
@@ -37,7 +38,7 @@ struct CachedEngine: BlockEngine, ~Copyable {
   @inline(__always)
   mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
     if operation.kind == .read, copies.takes(operation), !copies.isCut,
-      windows.isData(operation.offset, operation.length) || comesToBeData(operation)
+      copies.isData(operation) || comesToBeData(operation)
     {
       copies.add(operation, tag: tag)
       return .pending

@@ -82,6 +82,10 @@ struct CopyQueue: ~Copyable {
       && operation.length <= size &- operation.offset
   }
 
+  /// Whether all that a transfer touches is known to be data.
+  @inline(__always)
+  func isData(_ operation: IOOperation) -> Bool { windows?.isData(operation.offset, operation.length) ?? true }
+
   /// A copy to be made. - Parameter operation: one that `takes` says yes to; there is room for it.
   @inline(__always)
   mutating func add(_ operation: IOOperation, tag: UInt32) {
@@ -161,7 +165,7 @@ struct CopyQueue: ~Copyable {
   private func isSharedRead(_ ahead: Int) -> Bool {
     let operation = unsafe transfers[(next &+ ahead) & mask].operation
     return operation.kind == .read && operation.segmentCount == 1 && operation.length <= Self.sharedBytes
-      && windows?.isData(operation.offset, operation.length) ?? true
+      && isData(operation)
   }
 
   @inline(__always)
@@ -189,7 +193,7 @@ struct CopyQueue: ~Copyable {
 
   @inline(__always)
   private mutating func perform(_ operation: IOOperation) -> Int32 {
-    guard windows?.isData(operation.offset, operation.length) ?? true, cut.loadRelaxed() == 0 else {
+    guard isData(operation), cut.loadRelaxed() == 0 else {
       return performWithoutData(operation)
     }
     return copy(operation)

@@ -249,13 +249,17 @@ struct UringEngine: BlockEngine, ~Copyable {
     submit()
     // A ring that polls its device completes nothing unless it is asked.
     if unsafe io_uring_cq_ready(ring) == 0, setup.poll == .off || underWay == 0 {
+      systemCalls &+= 1
       waiter?.wait(nanoseconds: nanoseconds)
     }
     collect()
   }
 
   mutating func poll() {
-    waiter?.wait(nanoseconds: 0)
+    if waiter != nil {
+      systemCalls &+= 1
+      waiter?.wait(nanoseconds: 0)
+    }
     collect()
   }
 
