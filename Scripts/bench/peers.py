@@ -68,6 +68,8 @@ def subjects(vmm_blk):
     everything = [
         Subject("vmm-auto", "vmm-blk", "ours", ours(vmm_blk)),
         Subject("vmm-sleep", "vmm-blk --waiting sleep", "ours", ours(vmm_blk, "--waiting", "sleep")),
+        Subject("vmm-busy", "vmm-blk --waiting busy", "ours", ours(vmm_blk, "--waiting", "busy"), images=("tmpfs",),
+                jobs=("randread 4k QD1", "randwrite 4k QD1")),
         Subject("vmm-uring", "vmm-blk --engine uring", "ours", ours(vmm_blk, "--engine", "uring"),
                 images=("tmpfs", "ext4-cache")),  # elsewhere that is the default
         Subject("vmm-mapped", "vmm-blk --engine mapped", "ours", ours(vmm_blk, "--engine", "mapped"), images=("ext4-cache",)),

@@ -59,6 +59,12 @@ struct BareContext: ~Copyable {
     let total = stride * workload.depth
     let memory = unsafe mmap(nil, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0)
     guard let memory = unsafe memory, unsafe memory != MAP_FAILED else { throw .noMemory(bytes: total) }
+    // Zeroes would be written faster than what guests write: 43 GB/s against 26 on one machine.
+    if !workload.pattern.reads {
+      for word in 0..<(total / 8) {
+        unsafe memory.storeBytes(of: (UInt64(word) &+ 1) &* 0x9e37_79b9_7f4a_7c15, toByteOffset: word &* 8, as: UInt64.self)
+      }
+    }
     unsafe buffers = memory
     descriptor = image.descriptor
     blockSize = workload.blockSize

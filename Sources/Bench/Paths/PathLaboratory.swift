@@ -19,7 +19,7 @@ public struct PathOptions: Sendable {
   public var rounds = 3
   /// Seconds of one measurement, and before it.
   public var slice = 0.3
-  public var ramp = 0.05
+  public var ramp = 0.1
   public var backendCPU: Int?
   public var clientCPUs: [Int] = []
   /// Rows to measure; empty: all.
