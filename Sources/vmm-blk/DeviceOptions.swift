@@ -90,10 +90,11 @@ extension DeviceOptions {
     options.threads = threads
     options.processors = pinCPUs?.processors ?? []
     tuning.apply(to: &options)
+    // Whoever asks for the engine of the page cache wants the page cache.
+    let direct = engine == .cached && direct == .auto ? .off : direct
     let image = try Self.openPatiently(
       ImageOptions(
-        // Whoever asks for the engine of the page cache wants the page cache.
-        path: blkFile, isReadOnly: readOnly, direct: engine == .cached && direct == .auto ? .off : direct, logicalBlockSize: logicalBlockSize, isLocked: !noLock))
+        path: blkFile, isReadOnly: readOnly, direct: direct, logicalBlockSize: logicalBlockSize, isLocked: !noLock))
     return try BlockDevice(image: image, options: options)
   }
 

@@ -11,8 +11,9 @@ internal import VirtioCore
 
 struct CachedEngine: BlockEngine, ~Copyable {
   static let fillsReads = true
-  /// How long pages that went may go unnoticed, nanoseconds, and each may stop the queue once.
-  private static let patience: UInt64 = 1_000_000
+  /// How long pages that went may go unnoticed, and each may stop the queue once: nanoseconds, and copies until the clock is
+  /// asked.
+  private static let patience = (time: UInt64(1_000_000), copies: 16)
 
   /// For what is not known of them yet.
   private let windows: PopulatedWindows
@@ -20,6 +21,8 @@ struct CachedEngine: BlockEngine, ~Copyable {
   private var ring: UringEngine
   /// Page faults of this thread that had to wait for the medium, as counted last, and when.
   private var seen: (faults: UInt64, time: UInt64)
+  /// Copies since then, or since the clock was asked.
+  private var unchecked = 0
   private var looks: UInt64 = 0
 
   /// - Parameters:
@@ -41,6 +44,7 @@ struct CachedEngine: BlockEngine, ~Copyable {
       copies.isData(operation) || comesToBeData(operation)
     {
       copies.add(operation, tag: tag)
+      unchecked &+= 1
       return .pending
     }
     return startOther(operation, tag: tag)
@@ -76,14 +80,16 @@ struct CachedEngine: BlockEngine, ~Copyable {
 
   mutating func nextEvent() -> EngineEvent? {
     if let done = copies.nextCompletion() { return done }
-    if !copies.isEmpty { noticeLostPages() }
+    if unchecked >= Self.patience.copies { noticeLostPages() }
     return ring.nextEvent()
   }
 
   /// Between copies, once in a while: whether some of what was copied had to be waited for.
+  @inline(never)
   private mutating func noticeLostPages() {
+    unchecked = 0
     let now = Clock.now
-    guard now &- seen.time > Self.patience else { return }
+    guard now &- seen.time > Self.patience.time else { return }
     looks &+= 1
     let faults = clinux_thread_major_faults()
     if faults != seen.faults { windows.forgetAll() }

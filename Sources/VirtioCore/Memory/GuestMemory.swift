@@ -160,9 +160,7 @@ public struct GuestMemoryView {
   ///
   /// No sum is formed here that could overflow: an address is inside when its distance from the start is below the size.
   mutating func find(_ address: UInt64) -> MemorySegment? {
-    if unsafe address &- last.pointee.start >= last.pointee.size, !turn(to: address) {
-      return nil
-    }
+    if unsafe address &- last.pointee.start >= last.pointee.size, !turn(to: address) { return nil }
     let distance = unsafe address &- last.pointee.start
     // No region is larger than its mapping, whose size is an Int.
     return unsafe MemorySegment(
@@ -200,7 +198,8 @@ public struct GuestMemoryView {
       unsafe last = candidate
       return true
     }
-    // A smaller one that shares its part with that. It is the last one that does not begin behind the address; the first entry, which is empty, begins behind nothing.
+    // A smaller one that shares its part with that: the last one that does not begin behind the address. The first entry,
+    // which is empty, begins behind nothing.
     var (low, high) = (0, count)
     while low < high {
       let middle = (low &+ high &+ 1) &>> 1
