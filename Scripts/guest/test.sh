@@ -62,9 +62,14 @@ case_no-event-idx() { io_case 2 28,!29,32 --event-idx off; }
 case_no-indirect() { io_case 2 !28,29,32 --indirect off; }
 case_no-event-idx-no-indirect() { io_case 2 !28,!29,32 --event-idx off --indirect off; }
 
-case_filesystem() {
+case_filesystem() { filesystem_case; }
+# Reads are copies, and what is written comes back through them.
+case_filesystem-cached() { filesystem_case --engine cached; }
+case_filesystem-mapped() { filesystem_case --engine mapped; }
+
+filesystem_case() { # options of the server
   empty_disk "$work/disk" 256M
-  start_server "$work/disk" "$work/socket" --num-queues 2
+  start_server "$work/disk" "$work/socket" --num-queues 2 "$@"
   in_guest --queues 2 --scenarios filesystem "${write_back[@]}"
   stop_server
 
@@ -230,8 +235,8 @@ need_server
 "$guest/build-image.sh"
 mkdir -p "$logs"
 
-# Cases that qemu-storage-daemon cannot pass: its library knows no legacy devices.
-beyond_qsd=" legacy "
+# Cases that qemu-storage-daemon cannot pass: its library knows no legacy devices, and the engines are ours.
+beyond_qsd=" legacy filesystem-cached filesystem-mapped "
 
 passed=0 failed=0 case_pid=''
 # The case cleans up after itself, if it is told and given the time.
