@@ -22,6 +22,7 @@ import peers
 CASES = [
     ("tmpfs", "randread", "4k", 32, []), ("tmpfs", "randwrite", "4k", 32, []), ("tmpfs", "randread", "4k", 1, []),
     ("tmpfs", "read", "128k", 32, []), ("tmpfs", "randread", "4k", 32, ["--engine", "sync"]),
+    ("tmpfs", "randread", "4k", 32, ["--engine", "threads"]),
     ("ext4-cache", "randread", "4k", 32, []), ("ext4-cache", "randwrite", "4k", 32, []), ("ext4-cache", "read", "128k", 32, []),
     ("ext4-direct", "randread", "4k", 32, []), ("ext4-direct", "randwrite", "4k", 32, []),
 ]

@@ -52,10 +52,8 @@ struct CachedEngine: BlockEngine, ~Copyable {
 
   @inline(never)
   private mutating func startOther(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
-    switch operation.kind {
-    case .punchHole, .zeroRange, .allocate: windows.forget(operation.offset, operation.length)
-    case .read, .write, .flush: break
-    }
+    // Whoever looks again before it is done may find what it had: a hole that is touched in the page cache reads as zeroes, too.
+    copies.forgetHoles(of: operation)
     return ring.start(operation, tag: tag)
   }
 

@@ -256,19 +256,23 @@ struct CopyQueue: ~Copyable {
       guard result >= 0, result < Int32(operation.length) else { return result }
     case .cut: break
     }
-    cut.storeRelaxed(1)
-    return -Errno.ioError.rawValue
+    return lost(operation)
   }
 
   @inline(never)
   mutating func performOtherwise(_ operation: IOOperation, answer: Int32? = nil) -> Int32 {
     calls &+= 1
     let result = medium.perform(operation)
+    forgetHoles(of: operation)
+    return result < 0 ? result : answer ?? result
+  }
+
+  /// What is known of a range is void where an operation makes holes or fills them.
+  func forgetHoles(of operation: IOOperation) {
     switch operation.kind {
     case .punchHole, .zeroRange, .allocate:
       image.windows?.forget(operation.offset, min(operation.length, size &- min(operation.offset, size)))
     case .read, .write, .flush: break
     }
-    return result < 0 ? result : answer ?? result
   }
 }
