@@ -2,7 +2,7 @@
 
 VMM_BLK := .build/release/vmm-blk
 
-.PHONY: all build release demo guest test test-fast test-system bench bench-peers profile micro clean
+.PHONY: all build release demo guest test lint test-fast test-system bench bench-peers profile micro clean
 
 all: release
 
@@ -23,6 +23,10 @@ guest: release
 	@Scripts/setup.sh build guest
 	@Scripts/guest/demo.sh
 
+# The house's style (.swift-format), checked; 'swift format format -i -r -p Sources Tests Benchmarks Package.swift' mends.
+lint:
+	swift format lint -r -p --strict Sources Tests Benchmarks Package.swift
+
 # Everything that needs no QEMU, the quickest first.
 test-fast:
 	@Scripts/setup.sh build test
@@ -36,7 +40,7 @@ test-system: release
 	Scripts/many.py --disks 100 --seconds 2 --check
 	Scripts/guest/test.sh
 
-test: test-fast test-system
+test: lint test-fast test-system
 
 bench: release
 	@Scripts/setup.sh build bench

@@ -1,6 +1,6 @@
+internal import VirtioBlkDevice
 /// What is measured: one kind of request on one kind of ring under one kind of driver, in words that a script can write.
 public import VirtioCore
-internal import VirtioBlkDevice
 
 /// A kind, and what differs from the ordinary, with commas between: `read,segments=4,indirect`, `flush,batch=1,asks`.
 public struct Scenario: Sendable {

@@ -29,7 +29,7 @@ struct RequestCost {
 
     let image = try ImageFile(
       ImageOptions(path: path, direct: engine.contains(",") ? .off : .auto, isLocked: false))
-    for case let (_, scenario?) in scenarios {
+    for case (_, let scenario?) in scenarios {
       var options = BlockDeviceOptions()
       options.engine = kind
       // Looking for work costs instructions that belong to no request.

@@ -6,9 +6,9 @@ import SystemPackage
 /// Watches the one worker thread of a device of this process, through /proc.
 final class SleepWatch {
   #if arch(x86_64)
-    private static let sleeps = [Int(__NR_epoll_wait), Int(__NR_epoll_pwait), Int(__NR_io_uring_enter)]
+  private static let sleeps = [Int(__NR_epoll_wait), Int(__NR_epoll_pwait), Int(__NR_io_uring_enter)]
   #else
-    private static let sleeps = [Int(__NR_epoll_pwait), Int(__NR_io_uring_enter)]
+  private static let sleeps = [Int(__NR_epoll_pwait), Int(__NR_io_uring_enter)]
   #endif
 
   private let sleeps = SleepWatch.sleeps

@@ -90,7 +90,7 @@ struct RingCost {
     defer { try? file.close() }
     var bytes: [UInt8] = []
     while true {
-      let more = try unsafe Array<UInt8>(unsafeUninitializedCapacity: 4096) { buffer, count in
+      let more = try unsafe [UInt8](unsafeUninitializedCapacity: 4096) { buffer, count in
         count = unsafe try file.read(into: UnsafeMutableRawBufferPointer(buffer))
       }
       if more.isEmpty { break }

@@ -39,7 +39,8 @@ struct WorkloadOptions: ParsableArguments {
     help: .init("read, write, randread, randwrite, rw or randrw.", valueName: "pattern"))
   var pattern = AccessPattern.randread
 
-  @Option(name: [.customLong("bs"), .customLong("blocksize")], help: .init("Bytes of a request: 512 to 4m.", valueName: "size"))
+  @Option(
+    name: [.customLong("bs"), .customLong("blocksize")], help: .init("Bytes of a request: 512 to 4m.", valueName: "size"))
   var blockSize = ByteCount(4096)
 
   @Option(name: .customLong("iodepth"), help: .init("Requests under way on each queue.", valueName: "n"))

@@ -1,7 +1,7 @@
 /// The options that describe the disk, shared by every command that has one, and the one place that makes it.
 public import ArgumentParser
-public import VirtioBlkDevice
 internal import Glibc
+public import VirtioBlkDevice
 
 extension EngineKind: ExpressibleByArgument {}
 extension ImageOptions.Direct: ExpressibleByArgument {

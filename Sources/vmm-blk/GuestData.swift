@@ -109,7 +109,8 @@ struct GuestCopyIn: GuestVerb {
 }
 
 struct GuestCopyOut: GuestVerb {
-  static let configuration = CommandConfiguration(commandName: "copy-out", abstract: "Copy the disk, or a part of it, to a file.")
+  static let configuration = CommandConfiguration(
+    commandName: "copy-out", abstract: "Copy the disk, or a part of it, to a file.")
 
   @ParentCommand var guest: Guest
   @OptionGroup var target: GuestTarget

@@ -140,4 +140,5 @@ struct ServeCommand: ParsableCommand {
   private func say(_ text: String) throws { try FileDescriptor.standardOutput.writeAll((text + "\n").utf8) }
 }
 
+// swift-format-ignore: AvoidRetroactiveConformances
 extension Logger.Level: @retroactive ExpressibleByArgument {}

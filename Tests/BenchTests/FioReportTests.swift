@@ -61,7 +61,9 @@ import Testing
     #expect((report?["jobs"] as? [Any])?.count == 3)
   }
 
-  @Test(arguments: [(1.0, "1", "1.000000"), (50, "50", "50.000000"), (99.9, "99.9", "99.900000"), (99.95, "99.95", "99.950000")])
+  @Test(arguments: [
+    (1.0, "1", "1.000000"), (50, "50", "50.000000"), (99.9, "99.9", "99.900000"), (99.95, "99.95", "99.950000"),
+  ])
   func percentilesHaveFiosNames(value: Double, name: String, fioName: String) {
     #expect(Percentile(value: value).name == name)
     #expect(Percentile(value: value).fioName == fioName)

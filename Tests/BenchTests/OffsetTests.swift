@@ -29,7 +29,9 @@ import Testing
   }
 
   @Test func jobsDiffer() {
-    var sources = (0..<2).map { OffsetSource(workload(.randread), range: DiskArea(first: 0, count: 1 << 30), start: 0, job: $0) }
+    var sources = (0..<2).map {
+      OffsetSource(workload(.randread), range: DiskArea(first: 0, count: 1 << 30), start: 0, job: $0)
+    }
     #expect((0..<8).map { _ in sources[0].nextBlock() } != (0..<8).map { _ in sources[1].nextBlock() })
   }
 

@@ -31,7 +31,8 @@ import VirtioBlkDevice
     let wanted = [
       "uring-plain", "uring-cooperative", "uring-deferred", "uring-sqpoll", "uring-sqpoll-cpu", "uring-iopoll",
       "uring-iopoll-hybrid", "uring-no-file", "uring-buffers", "uring-no-ring", "uring-no-index-array", "uring-wait-8",
-      "uring-batch-1", "uring-batch-8", "uring-whole", "wait-sleep", "wait-ring", "wait-epoll", "wait-poll-50", "wait-adaptive-50",
+      "uring-batch-1", "uring-batch-8", "uring-whole", "wait-sleep", "wait-ring", "wait-epoll", "wait-poll-50",
+      "wait-adaptive-50",
       "wait-busy", "notify-each", "notify-batch", "notify-event-index", "notify-coalesce",
     ]
     #expect(ids.isSuperset(of: wanted))
@@ -150,9 +151,12 @@ import VirtioBlkDevice
 
   @Test(arguments: [
     Advice(name: "the fastest", sync: (100, 1), uring: (300, 3), mapped: (90, 1), inMemory: true, flags: "--engine uring"),
-    Advice(name: "of equals, the cheapest", sync: (297, 1), uring: (300, 3), mapped: (90, 1), inMemory: true, flags: "--engine sync"),
-    Advice(name: "a mapping in memory", sync: (300, 2), uring: (200, 3), mapped: (900, 1), inMemory: true, flags: "--engine mapped"),
-    Advice(name: "no mapping of a disk", sync: (300, 2), uring: (200, 3), mapped: (900, 1), inMemory: false, flags: "--engine sync"),
+    Advice(
+      name: "of equals, the cheapest", sync: (297, 1), uring: (300, 3), mapped: (90, 1), inMemory: true, flags: "--engine sync"),
+    Advice(
+      name: "a mapping in memory", sync: (300, 2), uring: (200, 3), mapped: (900, 1), inMemory: true, flags: "--engine mapped"),
+    Advice(
+      name: "no mapping of a disk", sync: (300, 2), uring: (200, 3), mapped: (900, 1), inMemory: false, flags: "--engine sync"),
   ])
   func theRulesChoose(_ advice: Advice) {
     let rows = ["sync", "uring", "mapped", "null"].map { row($0, .engine, "--engine \($0)") }

@@ -65,7 +65,9 @@ struct BounceTests {
     let status = try memory.driver.allocate(1)
     status.fill(0xff)
     head.store([UInt8(isRead ? 0 : 1)] + zeroes(15))
-    if isRead { try Self.write(data, to: path) } else {
+    if isRead {
+      try Self.write(data, to: path)
+    } else {
       odd.store(data[..<first], at: 1)
       aligned.store(data[first...])
     }

@@ -64,7 +64,9 @@ import VirtioCore
             let request = BlockRequest.write(sector: UInt64(chunk * 128), pattern(64 << 10, seed: chunk))
             let outcome = try rig.perform(request)
             #expect(outcome.length == 1)
-            if outcome.status == .ok { written.append(chunk) } else {
+            if outcome.status == .ok {
+              written.append(chunk)
+            } else {
               #expect(outcome.status == .ioError)
               refused += 1
             }

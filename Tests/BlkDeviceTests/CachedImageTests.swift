@@ -128,7 +128,8 @@ import VirtioCore
       try rig.expect(.write(sector: 0, pattern(1 << 20, seed: round)))
       #expect(try firstDifference(rig.expect(.read(sector: 0, bytes: 1 << 20)).answer, pattern(1 << 20, seed: round)) == nil)
       #expect(try firstDifference(rig.expect(.read(sector: 0, bytes: 1 << 20)).answer, pattern(1 << 20, seed: round)) == nil)
-      try rig.expect(round == 1 ? .writeZeroes([BlockRange(sector: 8, sectors: 64)]) : .discard([BlockRange(sector: 8, sectors: 64)]))
+      try rig.expect(
+        round == 1 ? .writeZeroes([BlockRange(sector: 8, sectors: 64)]) : .discard([BlockRange(sector: 8, sectors: 64)]))
       let expected = pattern(4096, seed: round) + zeroes(64 * 512) + pattern(1 << 20, seed: round)[(4096 + 64 * 512)...]
       #expect(try firstDifference(rig.expect(.read(sector: 0, bytes: 1 << 20)).answer, expected) == nil)
     }

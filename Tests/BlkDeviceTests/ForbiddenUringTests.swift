@@ -24,8 +24,10 @@ struct ForbiddenUringTests {
   private static func serve(_ scratch: Scratch, errno: Int32, _ options: String...) throws -> ChildProgram {
     let image = try scratch.image()
     return try ChildProgram(
-      ["/usr/bin/env", "python3", "-c", wrapper, "\(errno)", ChildProgram.vmmBlk, "serve", "--blk-file", image,
-        "--socket-path", scratch.path + "/s"] + options)
+      [
+        "/usr/bin/env", "python3", "-c", wrapper, "\(errno)", ChildProgram.vmmBlk, "serve", "--blk-file", image,
+        "--socket-path", scratch.path + "/s",
+      ] + options)
   }
 
   @Test(arguments: [

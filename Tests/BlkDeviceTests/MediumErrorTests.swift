@@ -4,8 +4,9 @@ import CLinux
 import Foundation
 import GuestDriver
 import Testing
-@testable import VirtioBlkDevice
 import VirtioCore
+
+@testable import VirtioBlkDevice
 
 @Suite struct ScriptedMediumTests {
   struct Case: CustomTestStringConvertible, Sendable {

@@ -118,7 +118,10 @@ enum ThisProcess {
       let memory = try SharedMemory()
       for engine in Self.engines {
         func life() throws {
-          let device = try Self.device(scratch) { $0.engine = engine; $0.queueCount = 2 }
+          let device = try Self.device(scratch) {
+            $0.engine = engine
+            $0.queueCount = 2
+          }
           let queue = try HandQueue(device, 1, memory)
           try queue.start()
           #expect(try queue.perform(.read(sector: 0, bytes: 512)).status == .ok)

@@ -26,7 +26,7 @@ import VirtioCore
       unsafe (segments + index).initialize(
         to: MemorySegment(base: memory.regions[0].mapping.base + index * 4096, count: 512))
     }
-    let tag = UInt32.random(in: 1 << 20 ..< 1 << 30)
+    let tag = UInt32.random(in: 1 << 20..<1 << 30)
     for isDurable in [true, false] {
       let operation = unsafe IOOperation(
         kind: .write, isDurable: isDurable, length: UInt64(512 * pieces), segments: segments, segmentCount: pieces)

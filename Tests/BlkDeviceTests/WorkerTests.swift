@@ -11,7 +11,9 @@ import VirtioCore
 @Suite struct WorkerTests {
   static let engines: [EngineKind] = [.uring, .cached, .aio, .sync, .threads, .mapped, .null]
 
-  private static func device(_ scratch: Scratch, _ engine: EngineKind, queues: Int = 2, threads: Int? = nil) throws
+  private static func device(
+    _ scratch: Scratch, _ engine: EngineKind, queues: Int = 2, threads: Int? = nil
+  ) throws
     -> BlockDevice
   {
     var options = BlockDeviceOptions()

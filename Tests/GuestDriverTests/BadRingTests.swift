@@ -94,7 +94,8 @@ struct BadRingTests {
   func indirectLoop(_ setup: Setup) throws {
     try goodThenBad(try Bench(setup)) { bench in
       let table = try bench.table(try goodChain(bench))
-      table.store(RawDescriptor.Flags([.next, .write]).rawValue.littleEndianBytes + (1 as UInt16).littleEndianBytes, at: 32 + 12)
+      table.store(
+        RawDescriptor.Flags([.next, .write]).rawValue.littleEndianBytes + (1 as UInt16).littleEndianBytes, at: 32 + 12)
       bench.victim.setDescriptor(
         8, RawDescriptor(address: table.address.rawValue, length: UInt32(table.count), flags: .indirect))
       return 8

@@ -180,7 +180,8 @@ struct BadTransportTests {
     let bench = try Bench(setup)
     let whole = try bench.transport.readConfiguration(at: 0, count: 60)
     for (offset, bytes) in [
-      (0, [1]), (0, Array(repeating: 0xff, count: 60)), (8, [0, 0, 0, 0]), (20, [0]), (31, [7, 1, 7]), (33, [1]), (34, [0xff, 0xff]),
+      (0, [1]), (0, Array(repeating: 0xff, count: 60)), (8, [0, 0, 0, 0]), (20, [0]), (31, [7, 1, 7]), (33, [1]),
+      (34, [0xff, 0xff]),
       (56, [9]), (60, [1]), (200, [1, 2, 3, 4]), (32, [2]), (32, [0xff]),
     ] as [(Int, [UInt8])] {
       // Ignored or refused. The width over the memory file is one byte, so that 31…33 meets `writeback` in the middle.

@@ -101,8 +101,10 @@ struct CommandTests {
   @Test(
     "a mistake is one sentence and an exit code",
     arguments: [
-      (["read", "8M"], "go past the disk's end"), (["write", "0"], "--text, --hex and --fill"), (["zero", "100", "512"], "multiples"),
-      (["discard", "0", "1"], "multiples"), (["--queues", "3", "id"], "has 2 queues"), (["--queue-size", "3", "id"], "power of two"),
+      (["read", "8M"], "go past the disk's end"), (["write", "0"], "--text, --hex and --fill"),
+      (["zero", "100", "512"], "multiples"),
+      (["discard", "0", "1"], "multiples"), (["--queues", "3", "id"], "has 2 queues"),
+      (["--queue-size", "3", "id"], "power of two"),
       (["copy-in", "/nowhere/file"], "cannot be opened"), (["copy-out", "/nowhere/file"], "cannot be made"),
       (["verify", "--offset", "8M"], "past the disk's end"), (["verify", "--bytes", "1M", "--seconds", "1"], "not both"),
       (["--memory", "x", "id"], "not both"), (["read", "1x"], "1x"),

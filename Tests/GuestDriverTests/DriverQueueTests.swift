@@ -47,12 +47,16 @@ struct DriverQueueTests {
     }
   }
 
-  @Test("layouts by the numbers of the specification", arguments: [(1, 4096), (2, 64), (256, 4096), (32768, 4096)] as [(UInt16, Int)])
+  @Test(
+    "layouts by the numbers of the specification",
+    arguments: [(1, 4096), (2, 64), (256, 4096), (32768, 4096)] as [(UInt16, Int)])
   func legacyLayout(_ size: UInt16, alignment: Int) throws {
     let table = try Table(size: size, shape: .legacy(alignment: alignment))
     let layout = table.ring.layout
-    #expect(layout.configuration == QueueConfiguration.legacy(
-      size: size, base: layout.descriptorTable, alignment: UInt64(alignment)))
+    #expect(
+      layout.configuration
+        == QueueConfiguration.legacy(
+          size: size, base: layout.descriptorTable, alignment: UInt64(alignment)))
     if size == 256 {
       #expect(layout.usedRing.rawValue - layout.descriptorTable.rawValue == 0x2000)
       #expect(RingLayout.legacyOffsets(256, alignment: 4096).total == 12288)

@@ -129,7 +129,9 @@ final class ReferenceDevice: VirtioDevice, @unchecked Sendable {
     let size = configuration.size
     guard size > 0, size & (size - 1) == 0, size <= maximumQueueSize else { throw .badSize(size) }
     var view = activation.memory.view()
-    func part(_ address: GuestAddress, _ count: Int, _ alignment: UInt64, _ part: QueueError.RingPart)
+    func part(
+      _ address: GuestAddress, _ count: Int, _ alignment: UInt64, _ part: QueueError.RingPart
+    )
       throws(QueueError) -> MemorySegment
     {
       guard address.isAligned(to: alignment) else { throw .misaligned(part: part, address) }
@@ -392,7 +394,8 @@ final class ReferenceDevice: VirtioDevice, @unchecked Sendable {
       switch flaw {
       case .dropsWrite where state.requests % 16 == 3: return (0, 0)
       case .dropsLastSector: place = place.lowerBound..<max(place.upperBound - 512, place.lowerBound)
-      case .wrongSector where place.upperBound + 512 <= state.disk.count: place = place.lowerBound + 512..<place.upperBound + 512
+      case .wrongSector where place.upperBound + 512 <= state.disk.count:
+        place = place.lowerBound + 512..<place.upperBound + 512
       case .tearsSector: place = place.lowerBound..<max(place.upperBound - 256, place.lowerBound)
       default: break
       }

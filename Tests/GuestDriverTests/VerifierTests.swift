@@ -122,10 +122,12 @@ struct VerifierTests {
 
   /// What the sentence has to say.
   static let words: [Flaw: [String]] = [
-    .wrongID: ["does not hold"], .idOutOfRange: ["does not hold"], .idTwice: ["does not hold"], .lengthTooLong: ["writable ones"],
+    .wrongID: ["does not hold"], .idOutOfRange: ["does not hold"], .idTwice: ["does not hold"],
+    .lengthTooLong: ["writable ones"],
     .indexJumps: ["used.idx went from"], .indexBackwards: ["used.idx went from"], .neverPublishes: ["no answer"],
     .noCall: ["did not come"], .callsWhenUnwanted: ["calls where at most"], .ignoresKicks: ["no answer"],
-    .garbageUsedFlags: ["used.flags is 4"], .changesDescriptor: ["changed descriptor"], .changesAvailableIndex: ["changed avail.idx", "used.idx went from"],
+    .garbageUsedFlags: ["used.flags is 4"], .changesDescriptor: ["changed descriptor"],
+    .changesAvailableIndex: ["changed avail.idx", "used.idx went from"],
     .noStatus: ["without a status byte"], .wrongStatus: ["IOERR"], .writesBehindBuffer: ["never given"],
     .writesBeforeBuffer: ["never given"], .writesFarAway: ["far from every buffer"], .changesPayload: ["readable part"],
     .reportsUnwritten: ["was not"], .dropsWrite: ["found"], .dropsLastSector: ["found"], .wrongSector: ["into sector"],

@@ -53,9 +53,11 @@ private final class RunningDevice {
 
   private func makeDisk(_ size: Int) throws { try Data(count: size).write(to: URL(fileURLWithPath: disk)) }
 
-  @Test("a driver in Python brings the device up, writes, flushes, reads back and verifies", arguments: [
-    ["--engine", "sync"], ["--engine", "auto", "--num-queues", "2", "--direct", "off"],
-  ])
+  @Test(
+    "a driver in Python brings the device up, writes, flushes, reads back and verifies",
+    arguments: [
+      ["--engine", "sync"], ["--engine", "auto", "--num-queues", "2", "--direct", "off"],
+    ])
   func pythonDriver(_ options: [String]) throws {
     try makeDisk(4 << 20)
     let device = try RunningDevice(["--memory", memory, "--create", "1M", "--blk-file", disk, "--serial", "S1"] + options)
@@ -148,9 +150,11 @@ private final class RunningDevice {
     #expect(said.contains("not used"))
   }
 
-  @Test("--once says why nothing was processed", arguments: [
-    ("before-driver-ok", [], "has not set DRIVER_OK"), ("two-queues", ["--num-queues", "1"], "what this disk cannot do"),
-  ])
+  @Test(
+    "--once says why nothing was processed",
+    arguments: [
+      ("before-driver-ok", [], "has not set DRIVER_OK"), ("two-queues", ["--num-queues", "1"], "what this disk cannot do"),
+    ])
   func onceNothing(_ name: String, _ options: [String], _ words: String) throws {
     let (memory, disk) = try Images.copy(name, to: directory)
     let before = try Data(contentsOf: URL(fileURLWithPath: disk))
@@ -189,21 +193,23 @@ private final class RunningDevice {
     #expect(pending.map { ($0["indirect"] as? [Any])?.count } == [3, 2])
   }
 
-  @Test("what cannot be is refused with one sentence, and leaves nothing behind", arguments: [
-    (["--blk-file", "disk"], "there is no memory file"),
-    (["--create", "1M", "--blk-file", "nowhere"], "there is no image"),
-    (["--create", "1M"], "there is no disk"),
-    (["--create", "1000", "--blk-file", "disk"], "multiple of 4096"),
-    (["--create", "lots", "--blk-file", "disk"], "create"),
-    (["--json", "--blk-file", "disk"], "--once"),
-    (["--raw", "--blk-file", "disk"], "--once"),
-    (["--raw", "--once", "--blk-file", "disk"], "--queue"),
-    (["--once", "--queue", "size=8", "--blk-file", "disk"], "queue"),
-    (["--create", "1M", "--num-queues", "0", "--blk-file", "disk"], "queues"),
-    (["--create", "1M", "--engine", "warp", "--blk-file", "disk"], "engine"),
-    (["--create", "1M", "--serial", "123456789012345678901", "--blk-file", "disk"], "serial"),
-    (["--create", "1M", "--pin-cpus", "0,x", "--blk-file", "disk"], "pin-cpus"),
-  ])
+  @Test(
+    "what cannot be is refused with one sentence, and leaves nothing behind",
+    arguments: [
+      (["--blk-file", "disk"], "there is no memory file"),
+      (["--create", "1M", "--blk-file", "nowhere"], "there is no image"),
+      (["--create", "1M"], "there is no disk"),
+      (["--create", "1000", "--blk-file", "disk"], "multiple of 4096"),
+      (["--create", "lots", "--blk-file", "disk"], "create"),
+      (["--json", "--blk-file", "disk"], "--once"),
+      (["--raw", "--blk-file", "disk"], "--once"),
+      (["--raw", "--once", "--blk-file", "disk"], "--queue"),
+      (["--once", "--queue", "size=8", "--blk-file", "disk"], "queue"),
+      (["--create", "1M", "--num-queues", "0", "--blk-file", "disk"], "queues"),
+      (["--create", "1M", "--engine", "warp", "--blk-file", "disk"], "engine"),
+      (["--create", "1M", "--serial", "123456789012345678901", "--blk-file", "disk"], "serial"),
+      (["--create", "1M", "--pin-cpus", "0,x", "--blk-file", "disk"], "pin-cpus"),
+    ])
   func refusals(_ arguments: [String], _ words: String) throws {
     try makeDisk(65536)
     let said = try run(

@@ -113,9 +113,11 @@ private struct Guest {
     #expect(!QueueDrawing.draw(picture).isEmpty)
   }
 
-  @Test("lengths whose sum leaves 32 bits, addresses whose sum leaves 64", arguments: [
-    (0xffff_ffff_ffff_fff0, 0x100), (0, 0xffff_ffff), (0xf_0000, 0x1_0001), (.max, 1),
-  ] as [(UInt64, UInt32)])
+  @Test(
+    "lengths whose sum leaves 32 bits, addresses whose sum leaves 64",
+    arguments: [
+      (0xffff_ffff_ffff_fff0, 0x100), (0, 0xffff_ffff), (0xf_0000, 0x1_0001), (.max, 1),
+    ] as [(UInt64, UInt32)])
   func outside(_ address: UInt64, _ length: UInt32) throws {
     var guest = Guest(size: 8)
     guest.descriptor(0, address: address, length: length, flags: 3, next: 1)

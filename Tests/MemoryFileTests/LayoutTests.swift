@@ -6,9 +6,11 @@ import Testing
 import VirtioCore
 
 @Suite struct LayoutTests {
-  @Test("a file comes back as it was made", arguments: [
-    (4096 as UInt64, 0 as UInt64, 1), (1 << 20, 0x8000_0000, 2), (12288, UInt64.max - 12287, 1024),
-  ])
+  @Test(
+    "a file comes back as it was made",
+    arguments: [
+      (4096 as UInt64, 0 as UInt64, 1), (1 << 20, 0x8000_0000, 2), (12288, UInt64.max - 12287, 1024),
+    ])
   func roundTrip(_ size: UInt64, _ base: UInt64, _ queues: Int) throws {
     let directory = try TemporaryDirectory()
     let made = try MemoryFile.create(
@@ -25,10 +27,12 @@ import VirtioCore
     #expect(bytes.dropFirst(0x50).allSatisfy { $0 == 0 })
   }
 
-  @Test("sizes that make no file are refused and leave none", arguments: [
-    (0 as UInt64, 0 as UInt64, 1), (100, 0, 1), (4096, 1, 1), (4096, 0, 0), (4096, 0, 1025), (4096, 0, -1),
-    (8192, UInt64.max - 4095, 1), (UInt64.max - 4095, 0, 1),
-  ])
+  @Test(
+    "sizes that make no file are refused and leave none",
+    arguments: [
+      (0 as UInt64, 0 as UInt64, 1), (100, 0, 1), (4096, 1, 1), (4096, 0, 0), (4096, 0, 1025), (4096, 0, -1),
+      (8192, UInt64.max - 4095, 1), (UInt64.max - 4095, 0, 1),
+    ])
   func badSizes(_ size: UInt64, _ base: UInt64, _ queues: Int) throws {
     let directory = try TemporaryDirectory()
     let path = directory.file("m")

@@ -7,18 +7,22 @@ import VirtioRegisters
 @Suite struct IdentityTests {
   let made = Made()
 
-  @Test("mmio.1, mmio.2, mmio.4: what every driver reads first", arguments: [
-    (MMIORegisters.Register.magicValue, 0x7472_6976 as UInt32), (.version, 2), (.deviceID, 2),
-    (.vendorID, RegisterFace.ourVendorID), (.interruptStatus, 0), (.status, 0), (.configurationGeneration, 7),
-    (.queueSizeMaximum, 256), (.queueReady, 0), (.queueReset, 0),
-  ])
+  @Test(
+    "mmio.1, mmio.2, mmio.4: what every driver reads first",
+    arguments: [
+      (MMIORegisters.Register.magicValue, 0x7472_6976 as UInt32), (.version, 2), (.deviceID, 2),
+      (.vendorID, RegisterFace.ourVendorID), (.interruptStatus, 0), (.status, 0), (.configurationGeneration, 7),
+      (.queueSizeMaximum, 256), (.queueReady, 0), (.queueReset, 0),
+    ])
   func constants(_ register: MMIORegisters.Register, _ value: UInt32) {
     #expect(made.registers().read(register) == value)
   }
 
-  @Test("i.mmio.feat.1, d.mmio.12: DeviceFeatures follows its selector", arguments: [
-    (0 as UInt32, 0x3000_0202 as UInt32), (1, 0x0000_0141), (2, 0), (0xffff_ffff, 0),
-  ])
+  @Test(
+    "i.mmio.feat.1, d.mmio.12: DeviceFeatures follows its selector",
+    arguments: [
+      (0 as UInt32, 0x3000_0202 as UInt32), (1, 0x0000_0141), (2, 0), (0xffff_ffff, 0),
+    ])
   func featureWords(_ select: UInt32, _ value: UInt32) {
     var registers = made.registers()
     registers.write(.deviceFeaturesSelect, select)
@@ -76,11 +80,13 @@ import VirtioRegisters
     #expect(registers.image == image)
   }
 
-  @Test("d.mmio.2: read-only registers cannot be written", arguments: [
-    MMIORegisters.Register.magicValue, .version, .deviceID, .vendorID, .deviceFeatures, .queueSizeMaximum,
-    .interruptStatus, .sharedMemoryLengthLow, .sharedMemoryLengthHigh, .sharedMemoryBaseLow, .sharedMemoryBaseHigh,
-    .configurationGeneration,
-  ])
+  @Test(
+    "d.mmio.2: read-only registers cannot be written",
+    arguments: [
+      MMIORegisters.Register.magicValue, .version, .deviceID, .vendorID, .deviceFeatures, .queueSizeMaximum,
+      .interruptStatus, .sharedMemoryLengthLow, .sharedMemoryLengthHigh, .sharedMemoryBaseLow, .sharedMemoryBaseHigh,
+      .configurationGeneration,
+    ])
   func readOnly(_ register: MMIORegisters.Register) {
     var registers = MMIORegisters.live(made)
     let (image, value) = (registers.image, registers.read(register))
@@ -89,27 +95,33 @@ import VirtioRegisters
     #expect(registers.read(register) == value)
   }
 
-  @Test("d.mmio.3: write-only registers read zero", arguments: [
-    MMIORegisters.Register.deviceFeaturesSelect, .driverFeatures, .driverFeaturesSelect, .queueSelect, .queueSize,
-    .queueNotify, .interruptAcknowledge, .queueDescriptorLow, .queueDescriptorHigh, .queueDriverLow, .queueDriverHigh,
-    .queueDeviceLow, .queueDeviceHigh, .sharedMemorySelect,
-  ])
+  @Test(
+    "d.mmio.3: write-only registers read zero",
+    arguments: [
+      MMIORegisters.Register.deviceFeaturesSelect, .driverFeatures, .driverFeaturesSelect, .queueSelect, .queueSize,
+      .queueNotify, .interruptAcknowledge, .queueDescriptorLow, .queueDescriptorHigh, .queueDriverLow, .queueDriverHigh,
+      .queueDeviceLow, .queueDeviceHigh, .sharedMemorySelect,
+    ])
   func writeOnly(_ register: MMIORegisters.Register) {
     #expect(MMIORegisters.live(made).read(register) == 0)
   }
 
-  @Test("i.mmio.cfg.1, row 34: configuration reads of any width and offset", arguments: [
-    (0 as UInt32, 1, 0x10 as UInt64), (1, 1, 0x11), (1, 2, 0x1211), (3, 4, 0x1615_1413), (8, 8, 0x1f1e_1d1c_1b1a_1918),
-    (12, 8, 0x1f1e_1d1c), (15, 4, 0x1f), (16, 8, 0), (0xffff_feff, 8, 0), (0, 3, 0), (0, 16, 0), (0, 0, 0), (0, -1, 0),
-  ])
+  @Test(
+    "i.mmio.cfg.1, row 34: configuration reads of any width and offset",
+    arguments: [
+      (0 as UInt32, 1, 0x10 as UInt64), (1, 1, 0x11), (1, 2, 0x1211), (3, 4, 0x1615_1413), (8, 8, 0x1f1e_1d1c_1b1a_1918),
+      (12, 8, 0x1f1e_1d1c), (15, 4, 0x1f), (16, 8, 0), (0xffff_feff, 8, 0), (0, 3, 0), (0, 16, 0), (0, 0, 0), (0, -1, 0),
+    ])
   func configurationReads(_ offset: UInt32, _ width: Int, _ value: UInt64) {
     #expect(made.registers().read(offset: 0x100 + offset, width: width) == value)
   }
 
-  @Test("row 34: configuration writes of any width and offset", arguments: [
-    (0 as UInt32, 1, [0x88] as [UInt8]), (5, 2, [0x88, 0x77]), (32, 4, [0x88, 0x77, 0x66, 0x55]),
-    (0xffff_feff, 8, [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]),
-  ])
+  @Test(
+    "row 34: configuration writes of any width and offset",
+    arguments: [
+      (0 as UInt32, 1, [0x88] as [UInt8]), (5, 2, [0x88, 0x77]), (32, 4, [0x88, 0x77, 0x66, 0x55]),
+      (0xffff_feff, 8, [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]),
+    ])
   func configurationWrites(_ offset: UInt32, _ width: Int, _ bytes: [UInt8]) {
     var registers = made.registers()
     #expect(

@@ -51,9 +51,11 @@ import VirtioRegisters
     #expect(registers.write(.queueNotify, 1).isEmpty)
   }
 
-  @Test("d.mmio.14, row 15: a size that is none changes nothing", arguments: [
-    0 as UInt32, 3, 24, 255, 257, 512, 0x1_0000, 0x1_0040, 0x8000_0000, 0xffff_ffff,
-  ])
+  @Test(
+    "d.mmio.14, row 15: a size that is none changes nothing",
+    arguments: [
+      0 as UInt32, 3, 24, 255, 257, 512, 0x1_0000, 0x1_0040, 0x8000_0000, 0xffff_ffff,
+    ])
   func badSizes(_ size: UInt32) {
     var registers = made.registers()
     registers.negotiate()
@@ -71,10 +73,12 @@ import VirtioRegisters
     #expect(registers.write(.status, 15) == [.live, .startQueue(0, .sample(0, size: UInt16(size)))])
   }
 
-  @Test("d.mmio.15, row 15: a ready queue's parameters are latched", arguments: [
-    MMIORegisters.Register.queueSize, .queueDescriptorLow, .queueDescriptorHigh, .queueDriverLow, .queueDriverHigh,
-    .queueDeviceLow, .queueDeviceHigh,
-  ])
+  @Test(
+    "d.mmio.15, row 15: a ready queue's parameters are latched",
+    arguments: [
+      MMIORegisters.Register.queueSize, .queueDescriptorLow, .queueDescriptorHigh, .queueDriverLow, .queueDriverHigh,
+      .queueDeviceLow, .queueDeviceHigh,
+    ])
   func latched(_ register: MMIORegisters.Register) {
     var registers = MMIORegisters.live(made)
     let image = registers.image
@@ -92,9 +96,11 @@ import VirtioRegisters
     #expect(registers.image.queues[0].configuration.size == 256)
   }
 
-  @Test("rows 32, 35: a notification reaches a queue that is served and no other", arguments: [
-    (0, [.notify(0)]), (2, [.notify(2)]), (3, []), (0x1_0000, []), (0xffff_ffff, []),
-  ] as [(UInt32, [MMIORegisters.Effect])])
+  @Test(
+    "rows 32, 35: a notification reaches a queue that is served and no other",
+    arguments: [
+      (0, [.notify(0)]), (2, [.notify(2)]), (3, []), (0x1_0000, []), (0xffff_ffff, []),
+    ] as [(UInt32, [MMIORegisters.Effect])])
   func notify(_ value: UInt32, _ effects: [MMIORegisters.Effect]) {
     var registers = made.registers()
     registers.negotiate()

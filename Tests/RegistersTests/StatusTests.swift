@@ -7,10 +7,12 @@ import VirtioRegisters
 @Suite struct StatusTests {
   let made = Made()
 
-  @Test("feat.2, feat.5: any part of the offer with VERSION_1 sticks, again after a reset", arguments: [
-    [.version1] as FeatureSet, [.version1, .eventIndex], [.version1, .indirectDescriptors, FeatureSet(bit: 9)],
-    Made.features,
-  ])
+  @Test(
+    "feat.2, feat.5: any part of the offer with VERSION_1 sticks, again after a reset",
+    arguments: [
+      [.version1] as FeatureSet, [.version1, .eventIndex], [.version1, .indirectDescriptors, FeatureSet(bit: 9)],
+      Made.features,
+    ])
   func acceptable(_ features: FeatureSet) {
     var registers = made.registers()
     for _ in 0..<2 {
@@ -22,10 +24,12 @@ import VirtioRegisters
     }
   }
 
-  @Test("feat.3: FEATURES_OK does not stick for what was not offered, or without VERSION_1", arguments: [
-    [] as FeatureSet, [.eventIndex], [.version1, .packedRing], [.version1, FeatureSet(bit: 63)],
-    [.version1, .singleRootIO],
-  ])
+  @Test(
+    "feat.3: FEATURES_OK does not stick for what was not offered, or without VERSION_1",
+    arguments: [
+      [] as FeatureSet, [.eventIndex], [.version1, .packedRing], [.version1, FeatureSet(bit: 63)],
+      [.version1, .singleRootIO],
+    ])
   func unacceptable(_ features: FeatureSet) {
     var registers = made.registers()
     registers.negotiate(features)
@@ -97,9 +101,11 @@ import VirtioRegisters
     }
   }
 
-  @Test("a status write beyond the eight bits, or of DRIVER_OK alone, is no reset", arguments: [
-    0x100 as UInt32, 0xffff_ff00, 4,
-  ])
+  @Test(
+    "a status write beyond the eight bits, or of DRIVER_OK alone, is no reset",
+    arguments: [
+      0x100 as UInt32, 0xffff_ff00, 4,
+    ])
   func notAReset(_ value: UInt32) {
     var registers = made.registers()
     registers.write(.status, 3)
@@ -133,10 +139,12 @@ import VirtioRegisters
     #expect(registers.write(.status, 15) == [.live])
   }
 
-  @Test("mmio.3, mmio.4, i.mmio.intr.1: InterruptStatus shows the two bits, the line is their level", arguments: [
-    (0 as UInt32, 0 as UInt32, false), (1, 1, true), (2, 2, true), (3, 3, true), (0xffff_fffc, 0, false),
-    (0xffff_ffff, 3, true),
-  ])
+  @Test(
+    "mmio.3, mmio.4, i.mmio.intr.1: InterruptStatus shows the two bits, the line is their level",
+    arguments: [
+      (0 as UInt32, 0 as UInt32, false), (1, 1, true), (2, 2, true), (3, 3, true), (0xffff_fffc, 0, false),
+      (0xffff_ffff, 3, true),
+    ])
   func interruptStatus(_ word: UInt32, _ shown: UInt32, _ asserted: Bool) {
     made.interruptStatus.withLock { $0 = word }
     let registers = made.registers()
@@ -145,10 +153,12 @@ import VirtioRegisters
     #expect(registers.isInterruptAsserted == asserted)
   }
 
-  @Test("mmio.3, d.mmio.20: InterruptACK clears what it names of the two bits", arguments: [
-    (0, []), (1, [.acknowledgeInterrupt(1)]), (2, [.acknowledgeInterrupt(2)]),
-    (0xffff_ffff, [.acknowledgeInterrupt(3)]), (0xffff_fffc, []),
-  ] as [(UInt32, [MMIORegisters.Effect])])
+  @Test(
+    "mmio.3, d.mmio.20: InterruptACK clears what it names of the two bits",
+    arguments: [
+      (0, []), (1, [.acknowledgeInterrupt(1)]), (2, [.acknowledgeInterrupt(2)]),
+      (0xffff_ffff, [.acknowledgeInterrupt(3)]), (0xffff_fffc, []),
+    ] as [(UInt32, [MMIORegisters.Effect])])
   func acknowledge(_ value: UInt32, _ effects: [MMIORegisters.Effect]) {
     var registers = MMIORegisters.live(made)
     #expect(registers.write(.interruptAcknowledge, value) == effects)

@@ -13,8 +13,15 @@ struct Recipe: Sendable, CustomTestStringConvertible {
     case protocolFeatures(ProtocolFeatures)
     case memory
     case addMemory
-    case size(UInt32), base(UInt32, UInt32 = 0), address(UInt32), kick(UInt8), call(UInt8), error(UInt8)
-    case enable(UInt32), disable(UInt32), getBase(UInt32)
+    case size(UInt32)
+    case base(UInt32, UInt32 = 0)
+    case address(UInt32)
+    case kick(UInt8)
+    case call(UInt8)
+    case error(UInt8)
+    case enable(UInt32)
+    case disable(UInt32)
+    case getBase(UInt32)
     case channel
   }
 

@@ -44,7 +44,9 @@ struct BadMessage: Sendable, CustomTestStringConvertible {
     .init(
       name: "table shorter than its count", request: .setMemoryTable, payload: [2, 0, 0, 0] + Array(repeating: 0, count: 36),
       descriptors: 2, fate: .ended),
-    .init(name: "region of 32 bytes", request: .addMemoryRegion, payload: Array(repeating: 0, count: 32), descriptors: 1, fate: .ended),
+    .init(
+      name: "region of 32 bytes", request: .addMemoryRegion, payload: Array(repeating: 0, count: 32), descriptors: 1,
+      fate: .ended),
     .init(name: "configuration of 5 bytes", request: .setConfiguration, payload: [0, 0, 0, 0, 0], fate: .ended),
     // Descriptors.
     .table("table with too few descriptors", [region(0, 0x1000, 0), region(0x2000, 0x1000, 0x2000)], descriptors: 1),
@@ -96,7 +98,9 @@ struct BadMessage: Sendable, CustomTestStringConvertible {
     .init(name: "other size while running", request: .setVringSize, payload: Rig.state(0, 64), fate: .noted),
     .init(name: "base while running", request: .setVringBase, payload: Rig.state(0, 0), fate: .noted),
     .init(name: "base above 16 bits", request: .setVringBase, payload: Rig.state(1, 0x8000_8000), fate: .noted),
-    .init(name: "address while running", request: .setVringAddress, payload: Rig.address(0, base: Rig.userBase + 64).bytes, fate: .noted),
+    .init(
+      name: "address while running", request: .setVringAddress, payload: Rig.address(0, base: Rig.userBase + 64).bytes,
+      fate: .noted),
     .init(
       name: "misaligned address", request: .setVringAddress, payload: Rig.address(1, base: Rig.userBase + 8).bytes,
       fate: .noted),
@@ -114,7 +118,8 @@ struct BadMessage: Sendable, CustomTestStringConvertible {
       name: "write of nothing", request: .setConfiguration, payload: ConfigurationPayload(offset: 0, contents: []).bytes,
       fate: .noted),
     .init(name: "not offered", request: .setInflight, payload: Array(repeating: 0, count: 24), descriptors: 1, fate: .noted),
-    .init(name: "not offered, answered by itself", request: .getInflight, payload: Array(repeating: 0, count: 24), fate: .ended),
+    .init(
+      name: "not offered, answered by itself", request: .getInflight, payload: Array(repeating: 0, count: 24), fate: .ended),
   ]
 }
 

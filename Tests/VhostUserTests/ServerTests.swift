@@ -196,13 +196,14 @@ extension Frontend {
   }
 
   /// Bytes that are no message end the connection, and only that.
-  @Test(arguments: [
-    (name: "version 2", bytes: [1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]),
-    (name: "version 0", bytes: [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
-    (name: "a payload of 4 GiB", bytes: [5, 0, 0, 0, 1, 0, 0, 0, 255, 255, 255, 255]),
-    (name: "a payload larger than any", bytes: [5, 0, 0, 0, 1, 0, 0, 0, 0xa9, 0x1f, 0, 0]),
-    (name: "half a header", bytes: [1, 0, 0, 0, 1]),
-  ] as [(name: String, bytes: [UInt8])])
+  @Test(
+    arguments: [
+      (name: "version 2", bytes: [1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]),
+      (name: "version 0", bytes: [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+      (name: "a payload of 4 GiB", bytes: [5, 0, 0, 0, 1, 0, 0, 0, 255, 255, 255, 255]),
+      (name: "a payload larger than any", bytes: [5, 0, 0, 0, 1, 0, 0, 0, 0xa9, 0x1f, 0, 0]),
+      (name: "half a header", bytes: [1, 0, 0, 0, 1]),
+    ] as [(name: String, bytes: [UInt8])])
   func nonsenseEndsTheConnection(nonsense: (name: String, bytes: [UInt8])) throws {
     try withDirectory { directory in
       let server = RunningServer(device, path: directory + "/disk.sock")

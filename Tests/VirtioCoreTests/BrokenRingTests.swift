@@ -15,97 +15,116 @@ import VirtioCore
   }
 
   static let cases: [Case] = [
-    Case(name: "row 1: avail.idx jumps past the ring", prepare: { $0.availableIndex = 5 },
+    Case(
+      name: "row 1: avail.idx jumps past the ring", prepare: { $0.availableIndex = 5 },
       expected: .availableIndexJumped(from: 0, to: 5, size: 4)),
-    Case(name: "row 2: avail.idx goes backwards", prepare: { $0.availableIndex = 0xffff },
+    Case(
+      name: "row 2: avail.idx goes backwards", prepare: { $0.availableIndex = 0xffff },
       expected: .availableIndexJumped(from: 0, to: 0xffff, size: 4)),
     Case(name: "row 3: head outside the table", prepare: { $0.makeAvailable(4) }, expected: .headOutOfRange(4)),
-    Case(name: "row 3: head far outside the table", prepare: { $0.makeAvailable(0xffff) },
+    Case(
+      name: "row 3: head far outside the table", prepare: { $0.makeAvailable(0xffff) },
       expected: .headOutOfRange(0xffff)),
-    Case(name: "row 4: next outside the table",
+    Case(
+      name: "row 4: next outside the table",
       prepare: {
         $0.describe(0, $0.buffers, 1, Ring.next, next: 4)
         $0.makeAvailable(0)
       }, expected: .nextOutOfRange(4)),
-    Case(name: "row 4: next outside an indirect table",
+    Case(
+      name: "row 4: next outside an indirect table",
       prepare: {
         $0.describe(inTable: $0.buffers, 0, $0.buffers, 1, Ring.next, next: 2)
         $0.describe(0, $0.buffers, 32, Ring.indirect)
         $0.makeAvailable(0)
       }, expected: .nextOutOfRange(2)),
-    Case(name: "row 5: a chain that loops",
+    Case(
+      name: "row 5: a chain that loops",
       prepare: {
         $0.describe(0, $0.buffers, 1, Ring.next, next: 1)
         $0.describe(1, $0.buffers, 1, Ring.next, next: 0)
         $0.makeAvailable(0)
       }, expected: .chainLoops(head: 0)),
-    Case(name: "row 5: a descriptor that follows itself",
+    Case(
+      name: "row 5: a descriptor that follows itself",
       prepare: {
         $0.describe(2, $0.buffers, 0, Ring.next, next: 2)
         $0.makeAvailable(2)
       }, expected: .chainLoops(head: 2)),
-    Case(name: "row 5: an indirect table that loops",
+    Case(
+      name: "row 5: an indirect table that loops",
       prepare: {
         $0.describe(inTable: $0.buffers, 0, $0.buffers, 1, Ring.next, next: 0)
         $0.describe(0, $0.buffers, 32, Ring.indirect)
         $0.makeAvailable(0)
       }, expected: .chainLoops(head: 0)),
-    Case(name: "row 9: more than 2^32 bytes",
+    Case(
+      name: "row 9: more than 2^32 bytes",
       prepare: {
         $0.describe(0, 0, .max, Ring.next, next: 1)
         $0.describe(1, 0, 2, 0)
         $0.makeAvailable(0)
       }, expected: .chainTooLarge(head: 0)),
-    Case(name: "row 10: indirect table of no bytes",
+    Case(
+      name: "row 10: indirect table of no bytes",
       prepare: {
         $0.describe(0, $0.buffers, 0, Ring.indirect)
         $0.makeAvailable(0)
       }, expected: .badIndirectLength(head: 0, 0)),
-    Case(name: "row 10: indirect table that is no multiple of 16",
+    Case(
+      name: "row 10: indirect table that is no multiple of 16",
       prepare: {
         $0.describe(0, $0.buffers, 17, Ring.indirect)
         $0.makeAvailable(0)
       }, expected: .badIndirectLength(head: 0, 17)),
-    Case(name: "row 10: indirect table beyond the limit",
+    Case(
+      name: "row 10: indirect table beyond the limit",
       prepare: {
         $0.describe(0, $0.buffers, 1025 * 16, Ring.indirect)
         $0.makeAvailable(0)
       }, expected: .badIndirectLength(head: 0, 1025 * 16)),
-    Case(name: "row 11: indirect inside indirect",
+    Case(
+      name: "row 11: indirect inside indirect",
       prepare: {
         $0.describe(inTable: $0.buffers, 0, $0.buffers, 16, Ring.indirect)
         $0.describe(0, $0.buffers, 16, Ring.indirect)
         $0.makeAvailable(0)
       }, expected: .nestedIndirect(head: 0)),
-    Case(name: "row 11: indirect with next",
+    Case(
+      name: "row 11: indirect with next",
       prepare: {
         $0.describe(0, $0.buffers, 16, Ring.indirect | Ring.next, next: 1)
         $0.makeAvailable(0)
       }, expected: .indirectWithNext(head: 0)),
-    Case(name: "row 11: indirect not negotiated", features: [],
+    Case(
+      name: "row 11: indirect not negotiated", features: [],
       prepare: {
         $0.describe(0, $0.buffers, 16, Ring.indirect)
         $0.makeAvailable(0)
       }, expected: .indirectNotNegotiated(head: 0)),
-    Case(name: "row 12: readable after writable",
+    Case(
+      name: "row 12: readable after writable",
       prepare: {
         $0.describe(0, $0.buffers, 1, Ring.next | Ring.write, next: 1)
         $0.describe(1, $0.buffers, 1)
         $0.makeAvailable(0)
       }, expected: .readableAfterWritable(head: 0)),
-    Case(name: "row 13: indirect table outside memory",
+    Case(
+      name: "row 13: indirect table outside memory",
       prepare: {
         $0.describe(0, 0x10, 16, Ring.indirect)
         $0.makeAvailable(0)
       }, expected: .indirectUnmapped(head: 0, GuestAddress(0x10))),
-    Case(name: "row 13: indirect table that leaves memory",
+    Case(
+      name: "row 13: indirect table that leaves memory",
       prepare: {
         let end = Ring.base + UInt64(Ring.bytes)
         $0.describe(inTable: end - 16, 0, $0.buffers, 1, Ring.next, next: 1)
         $0.describe(0, end - 16, 32, Ring.indirect)
         $0.makeAvailable(0)
       }, expected: .indirectUnmapped(head: 0, GuestAddress(Ring.base + UInt64(Ring.bytes) - 16))),
-    Case(name: "row 13: the last writable byte outside memory",
+    Case(
+      name: "row 13: the last writable byte outside memory",
       prepare: {
         $0.describe(0, $0.buffers, 16, Ring.next, next: 1)
         $0.describe(1, UInt64.max - 3, 16, Ring.write)
@@ -182,19 +201,26 @@ import VirtioCore
     Start(name: "size 3", change: { $0.size = 3 }, expected: .badSize(3)),
     Start(name: "size 65535", change: { $0.size = 65535 }, expected: .badSize(65535)),
     Start(name: "size 32769", change: { $0.size = 32769 }, expected: .badSize(32769)),
-    Start(name: "misaligned table", change: { $0.descriptorTable = GuestAddress(Ring.base + 8) },
+    Start(
+      name: "misaligned table", change: { $0.descriptorTable = GuestAddress(Ring.base + 8) },
       expected: .misaligned(part: .descriptorTable, GuestAddress(Ring.base + 8))),
-    Start(name: "misaligned available ring", change: { $0.availableRing = GuestAddress(Ring.base + 1) },
+    Start(
+      name: "misaligned available ring", change: { $0.availableRing = GuestAddress(Ring.base + 1) },
       expected: .misaligned(part: .availableRing, GuestAddress(Ring.base + 1))),
-    Start(name: "misaligned used ring", change: { $0.usedRing = GuestAddress(Ring.base + 2) },
+    Start(
+      name: "misaligned used ring", change: { $0.usedRing = GuestAddress(Ring.base + 2) },
       expected: .misaligned(part: .usedRing, GuestAddress(Ring.base + 2))),
-    Start(name: "table outside memory", change: { $0.descriptorTable = GuestAddress(0) },
+    Start(
+      name: "table outside memory", change: { $0.descriptorTable = GuestAddress(0) },
       expected: .unmapped(part: .descriptorTable, GuestAddress(0))),
-    Start(name: "available ring at the end of memory", change: { $0.availableRing = end },
+    Start(
+      name: "available ring at the end of memory", change: { $0.availableRing = end },
       expected: .unmapped(part: .availableRing, end)),
-    Start(name: "used ring crosses the end of memory", change: { $0.usedRing = GuestAddress(end.rawValue - 8) },
+    Start(
+      name: "used ring crosses the end of memory", change: { $0.usedRing = GuestAddress(end.rawValue - 8) },
       expected: .unmapped(part: .usedRing, GuestAddress(end.rawValue - 8))),
-    Start(name: "used ring at the end of the address space", change: { $0.usedRing = GuestAddress(UInt64.max - 3) },
+    Start(
+      name: "used ring at the end of the address space", change: { $0.usedRing = GuestAddress(UInt64.max - 3) },
       expected: .unmapped(part: .usedRing, GuestAddress(UInt64.max - 3))),
   ]
 

@@ -83,7 +83,8 @@ struct PathCatalogue {
         .sync, "sync", "pread in the queue's thread", .pread,
         "Each request is a plain call in the queue's own thread: cheapest where the medium never waits."),
       row(
-        .threads, "threads", "thread pool", .pread, "Plain calls in a pool of threads: depth without io_uring, at the price of "
+        .threads, "threads", "thread pool", .pread,
+        "Plain calls in a pool of threads: depth without io_uring, at the price of "
           + "hand-overs."),
       row(
         .mapped, "mapped", "mapped image", .copy,
@@ -108,14 +109,16 @@ struct PathCatalogue {
         words: "plain", uring { $0.completion = .plain }),
       row(
         "cooperative", "COOP_TASKRUN", "Completions wait for the thread's next system call.",
-        words: "cooperative", uring { $0.completion = .cooperative }, needs: ring(UInt32(IORING_SETUP_COOP_TASKRUN), "COOP_TASKRUN", "5.19")),
+        words: "cooperative", uring { $0.completion = .cooperative },
+        needs: ring(UInt32(IORING_SETUP_COOP_TASKRUN), "COOP_TASKRUN", "5.19")),
       row(
         "deferred", "DEFER_TASKRUN", "Completions wait until the thread asks for them: the default.",
         words: "deferred", uring { $0.completion = .deferred },
         needs: ring(UInt32(IORING_SETUP_SINGLE_ISSUER) | UInt32(IORING_SETUP_DEFER_TASKRUN), "DEFER_TASKRUN", "6.1")),
       row(
         "sqpoll", "SQPOLL", "A kernel thread looks for submissions, wherever the scheduler puts it.",
-        words: "sqpoll", uring { $0.completion = .submissionThread(cpu: nil) }, needs: ring(UInt32(IORING_SETUP_SQPOLL), "SQPOLL", "5.11")),
+        words: "sqpoll", uring { $0.completion = .submissionThread(cpu: nil) },
+        needs: ring(UInt32(IORING_SETUP_SQPOLL), "SQPOLL", "5.11")),
       row(
         "sqpoll-cpu", "SQPOLL, own CPU", "A kernel thread looks for submissions on a processor of its own.",
         words: spareCPU.map { "sqpoll=\($0)" }, uring { $0.completion = .submissionThread(cpu: spareCPU) },
@@ -142,13 +145,16 @@ struct PathCatalogue {
         words: "no-ring", uring { $0.registersRing = false }),
       row(
         "no-index-array", "NO_SQARRAY", "The submission ring has no second array to write.",
-        words: "no-sqarray", uring { $0.usesIndexArray = false }, needs: BareUring.probeWithoutArray().map {
+        words: "no-sqarray", uring { $0.usesIndexArray = false },
+        needs: BareUring.probeWithoutArray().map {
           "the kernel does not make a ring with NO_SQARRAY (\($0)); Linux 6.6 does"
         }),
       row(
         "wait-8", "wait for 8", "The thread sleeps until eight operations are done, if that many are under way.",
         words: "wait=8", uring { $0.minimumWait = 8 }),
-      row("batch-1", "submit each", "Each operation is handed over by itself.", words: "batch=1", uring { $0.handover = .every(1) }),
+      row(
+        "batch-1", "submit each", "Each operation is handed over by itself.", words: "batch=1",
+        uring { $0.handover = .every(1) }),
       row("batch-8", "submit 8", "Operations are handed over by eights.", words: "batch=8", uring { $0.handover = .every(8) }),
       row(
         "whole", "submit whole turns", "A turn is handed over at once, where the default begins with a few on a disk.",
@@ -175,7 +181,10 @@ struct PathCatalogue {
       row("sleep", "sleep at once", "The thread sleeps as soon as there is nothing to do.", "--waiting sleep") {
         $0.waiting = .sleep
       },
-      row("ring", "io_uring: kicks in the ring", "One call waits for kicks and completions together.", "--engine uring --waiting sleep", .uring) {
+      row(
+        "ring", "io_uring: kicks in the ring", "One call waits for kicks and completions together.",
+        "--engine uring --waiting sleep", .uring
+      ) {
         $0.waiting = .sleep
       },
       row(
@@ -189,7 +198,8 @@ struct PathCatalogue {
       row("poll-50", "poll 50 us", "It looks for work for 50 us before it sleeps.", "--waiting poll:50") {
         $0.waiting = .poll(microseconds: 50)
       },
-      row("adaptive-50", "adaptive, up to 50 us", "It looks for as long as that has been paying off: the default.",
+      row(
+        "adaptive-50", "adaptive, up to 50 us", "It looks for as long as that has been paying off: the default.",
         "--waiting adaptive:50"
       ) {
         $0.waiting = .adaptive(maximumMicroseconds: 50)
@@ -213,11 +223,14 @@ struct PathCatalogue {
           }, .init(sleeps: true, usesEventIndex: eventIndex)))
     }
     return [
-      row("each", "each completion", "A call after each request, without event indices.", eventIndex: false,
+      row(
+        "each", "each completion", "A call after each request, without event indices.", eventIndex: false,
         flags: "--notify each", .each),
-      row("batch", "each batch", "A call after what one turn completed, without event indices.", eventIndex: false,
+      row(
+        "batch", "each batch", "A call after what one turn completed, without event indices.", eventIndex: false,
         flags: "--notify batch", .batch),
-      row("event-index", "EVENT_IDX", "The driver says at which index it wants to be called: the default.",
+      row(
+        "event-index", "EVENT_IDX", "The driver says at which index it wants to be called: the default.",
         flags: "--notify batch", .batch),
       row(
         "coalesce", "8 or 50 us", "A call after eight requests or 50 us, whichever comes first.",

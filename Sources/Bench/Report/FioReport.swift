@@ -238,7 +238,10 @@ struct BenchExtra: Codable {
   var warnings: [String]
 
   enum CodingKeys: String, CodingKey {
-    case target, iops, kicks = "kicks_per_io", calls = "calls_per_io", ceiling, verified, warnings
+    case target, iops
+    case kicks = "kicks_per_io"
+    case calls = "calls_per_io"
+    case ceiling, verified, warnings
     case backendMicroseconds = "backend_cpu_us_per_io"
     case clientMicroseconds = "client_cpu_us_per_io"
     case backendSwitches = "backend_ctx_per_io"

@@ -14,7 +14,9 @@ public final class BlockClient {
   public var patience = Duration.seconds(10)
 
   /// Brings the device up.
-  public init(_ transport: any DriverTransport, options: DriverOptions = DriverOptions(features: BlockFeature.understood))
+  public init(
+    _ transport: any DriverTransport, options: DriverOptions = DriverOptions(features: BlockFeature.understood)
+  )
     throws(DriverError)
   {
     session = try DriverSession(transport, deviceID: 2, options: options)

@@ -111,7 +111,8 @@ struct RequestPump {
   }
 
   private func tooLarge(_ submission: Submission, _ queue: BlockQueue) -> DriverError {
-    .badRequest("\(submission.request) does not fit into the \(queue.ring.ring.layout.size) descriptors of queue \(queue.index)")
+    .badRequest(
+      "\(submission.request) does not fit into the \(queue.ring.ring.layout.size) descriptors of queue \(queue.index)")
   }
 
   private func wait(for busy: [BlockQueue]) throws(DriverError) {

@@ -1,8 +1,8 @@
 /// Guest memory as the driver sees it: regions at guest addresses of its own choice, which it fills, hands out and watches.
 internal import CLinux
 internal import Glibc
-internal import SystemPackage
 internal import Synchronization
+internal import SystemPackage
 public import VirtioCore
 
 /// The whole of a guest's memory. It owns the mappings; buffers and rings are handed out by `allocate`.

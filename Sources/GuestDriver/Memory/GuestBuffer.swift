@@ -146,7 +146,9 @@ enum Poison {
     unsafe forEachChunk(address, count) { offset, source, length in
       if unsafe memcmp(host + offset, source, length) == 0 { return true }
       for index in offset..<offset + length
-      where unsafe host.load(fromByteOffset: index, as: UInt8.self) != source.load(fromByteOffset: index - offset, as: UInt8.self) {
+      where unsafe host.load(fromByteOffset: index, as: UInt8.self)
+        != source.load(fromByteOffset: index - offset, as: UInt8.self)
+      {
         found = GuestAddress(address + UInt64(index))
         return false
       }

@@ -37,7 +37,9 @@ public final class DriverSession {
   /// One for each queue, after `start`.
   public private(set) var queues: [QueueSetup] = []
 
-  private var status: DeviceStatus { features.contains(.version1) ? [.acknowledge, .driver, .featuresOK] : [.acknowledge, .driver] }
+  private var status: DeviceStatus {
+    features.contains(.version1) ? [.acknowledge, .driver, .featuresOK] : [.acknowledge, .driver]
+  }
 
   /// Steps 1 to 6: reset, ACKNOWLEDGE, DRIVER, features, FEATURES_OK.
   ///

@@ -23,7 +23,8 @@ public struct Verifier {
     guard !range.isEmpty, range.upperBound <= client.capacity, range.lowerBound % block == 0, range.upperBound % block == 0
     else {
       throw .badOptions(
-        "the range \(range.lowerBound)…\(range.upperBound) is no part of a disk of \(client.capacity) bytes in whole blocks of \(block)")
+        "the range \(range.lowerBound)…\(range.upperBound) is no part of a disk of \(client.capacity) bytes in whole blocks of \(block)"
+      )
     }
     self.client = client
     self.options = options
@@ -121,7 +122,8 @@ public struct Verifier {
         if outcome.status != .ok {
           error = .failed(request: "\(number), \(outcome.request)", queue: queue, status: outcome.status, seed: options.seed)
         } else if let byte = outcome.unwrittenByte {
-          throw .fault(.reportedButNotWritten(queue: queue, request: "\(outcome.request)", length: outcome.length, offset: byte))
+          throw .fault(
+            .reportedButNotWritten(queue: queue, request: "\(outcome.request)", length: outcome.length, offset: byte))
         }
         if let error {
           verifyError = error

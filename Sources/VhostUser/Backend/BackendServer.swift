@@ -96,7 +96,10 @@ public final class BackendServer {
 
   private func takeEvents() {
     // Without a front-end no queue runs, and the next one reads the configuration as it is then.
-    guard let connection else { return _ = served.device.takeEvents() }
+    guard let connection else {
+      _ = served.device.takeEvents()
+      return
+    }
     connection.deviceEventsPending()
   }
 }

@@ -66,7 +66,8 @@ struct EngineChoice {
     } catch {
       let kind: EngineKind = image.isDirect ? .aio : .sync
       return EngineChoice(
-        kind: kind, reason: kind == .aio ? "libaio: io_uring is not to be had" : "plain system calls: io_uring is not to be had",
+        kind: kind,
+        reason: kind == .aio ? "libaio: io_uring is not to be had" : "plain system calls: io_uring is not to be had",
         warning: "io_uring cannot be used here (\(error)), so requests go through "
           + (kind == .aio ? "libaio" : "plain system calls")
           + "; containers often forbid it: allow io_uring_setup in the seccomp profile, or say --engine \(kind.rawValue)")
@@ -86,7 +87,8 @@ extension EngineChoice {
         kind: .mapped, reason: "copies to and from a mapping of the image: it is in memory", mapped: try MappedImage(image))
     } catch {
       var choice = plain
-      choice.warning = "the image cannot be mapped (\(error)), so requests go through plain system calls, which are slower: "
+      choice.warning =
+        "the image cannot be mapped (\(error)), so requests go through plain system calls, which are slower: "
         + "raise the limit of address space ('ulimit -v'), on hugetlbfs the number of pages (vm.nr_hugepages), or say --engine sync"
       return choice
     }

@@ -125,7 +125,8 @@ final class PopulatedWindows: @unchecked Sendable {
       let missing = (word & Self.missingMask) / Self.missingOne
       let generation = word & Self.generationMask
       replace(
-        window, word, missing > pages ? generation | (missing - pages) &* Self.missingOne | Self.sparse : generation | Self.unknown)
+        window, word,
+        missing > pages ? generation | (missing - pages) &* Self.missingOne | Self.sparse : generation | Self.unknown)
     }
   }
 

@@ -191,7 +191,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       }
       written = 1
       operation = unsafe IOOperation(
-        kind: .write, isDurable: isDurable, length: bytes, segments: segments, segmentCount: shape.readableCount(from: segments))
+        kind: .write, isDurable: isDurable, length: bytes, segments: segments,
+        segmentCount: shape.readableCount(from: segments))
       operation.skip(RequestHeader.size)
     default:
       unsafe beginOther(

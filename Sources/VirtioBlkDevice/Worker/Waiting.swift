@@ -30,7 +30,8 @@ struct PollWindow {
   init(_ waiting: Waiting) {
     switch waiting {
     case .sleep: (maximum, isAdaptive, current) = (0, false, 0)
-    case .poll(let microseconds): (maximum, isAdaptive, current) = (UInt64(microseconds) * 1000, false, UInt64(microseconds) * 1000)
+    case .poll(let microseconds):
+      (maximum, isAdaptive, current) = (UInt64(microseconds) * 1000, false, UInt64(microseconds) * 1000)
     case .adaptive(let microseconds): (maximum, isAdaptive, current) = (UInt64(microseconds) * 1000, true, 0)
     case .busy: (maximum, isAdaptive, current) = (.max, false, .max)
     }
