@@ -36,7 +36,7 @@ final class ChildProgram {
     // A group of its own, so that a signal reaches the tracer's child, too.
     unsafe posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETPGROUP))
     var words = unsafe arguments.map { unsafe strdup($0) } + [nil]
-    defer { for unsafeword in unsafe words { unsafe free(word) } }
+    defer { for index in unsafe words.indices { unsafe free(words[index]) } }
     var child: pid_t = 0
     let result = unsafe posix_spawn(&child, arguments[0], &actions, &attributes, &words, unsafe Glibc.environ)
     guard result == 0 else { throw Errno(rawValue: result) }

@@ -26,7 +26,7 @@ final class ChildProcess {
     unsafe posix_spawnattr_setsigmask(&attributes, &none)
     unsafe posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK))
     var words = unsafe arguments.map { unsafe strdup($0) } + [nil]
-    defer { for unsafeword in unsafe words { unsafe free(word) } }
+    defer { for index in unsafe words.indices { unsafe free(words[index]) } }
     var child: pid_t = 0
     let result = unsafe posix_spawn(&child, arguments[0], &actions, &attributes, &words, nil)
     guard result == 0 else { throw Errno(rawValue: result) }
