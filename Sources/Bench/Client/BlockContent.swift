@@ -101,7 +101,7 @@ enum CRC32C {
   static func of(_ bytes: UnsafeRawBufferPointer) -> UInt32 {
     let table = table.span
     var value = ~UInt32(0)
-    for unsafebyte in unsafe bytes { value = table[Int((value ^ UInt32(byte)) & 0xff)] ^ value >> 8 }
+    for index in bytes.indices { unsafe value = table[Int((value ^ UInt32(bytes[index])) & 0xff)] ^ value >> 8 }
     return ~value
   }
 }
