@@ -95,6 +95,8 @@ public final class ImageFile: Sendable {
   public let canDiscard: Bool
   /// The device under it has queues that are polled instead of interrupting.
   public let canPoll: Bool
+  /// What happened to it since it was opened.
+  public let state = ImageState()
 
   public init(_ options: ImageOptions) throws(ImageError) {
     let path = options.path
