@@ -19,7 +19,7 @@ public struct BlockDeviceOptions: Sendable {
   public var queueCount = 1
   /// A power of two, 2 … 32768: the largest ring on offer where a transport has such an offer.
   public var maximumQueueSize: UInt16 = 1024
-  /// At most 20 bytes reach the driver; `nil`: the image's file name.
+  /// At most 20 bytes reach the driver; `nil`: the image's own, `ImageDescription.serial`.
   public var serial: String?
   public var engine = EngineKind.auto
   /// Threads that the queues are shared out to; `nil`: one for each queue.
@@ -91,7 +91,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     let choice = try EngineChoice.resolve(options.engine, options.uring, image: image)
     do throws(Errno) {
       events = try Mailbox()
-      shared = try SharedBlock(serial: options.serial ?? Self.serial(of: image.path))
+      shared = try SharedBlock(serial: options.serial ?? image.description.serial)
     } catch { throw .noResources(error) }
 
     self.workerBody = workerBody
@@ -135,12 +135,6 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
       if image.canDiscard { features.insert(.blockDiscard) }
     }
     return features
-  }
-
-  /// The file name, in the characters that a serial number may have.
-  private static func serial(of path: String) -> String {
-    let name = path.split(separator: "/").last ?? "disk"
-    return String(name.unicodeScalars.map { (0x21...0x7e).contains($0.value) ? Character($0) : "_" })
   }
 
   // MARK: VirtioDevice
