@@ -9,16 +9,20 @@ public import VirtioCore
 public struct BlockDeviceOptions: Sendable {
   /// Bytes of one segment that a driver may use (SIZE_MAX).
   public static let maximumSegmentSize: UInt32 = 4 << 20
-  /// Data segments of one request (SEG_MAX): with header and status it fits a ring of 128 without indirect descriptors,
-  /// which is the smallest that front-ends use by default.
+  /// Data segments of one request (SEG_MAX) at most: with header and status it fits a ring of 128 without indirect
+  /// descriptors, which is the smallest that front-ends use by default.
   public static let maximumSegments = 126
   /// Bytes of a serial number (virtio 5.2.6, GET_ID).
   public static let serialSize = 20
 
   /// 1 … 256.
   public var queueCount = 1
-  /// A power of two, 2 … 32768: the largest ring on offer where a transport has such an offer.
+  /// A power of two, 4 … 32768: the largest ring on offer where a transport has such an offer. A ring of 4 has room for the
+  /// three descriptors of the smallest request; each ring has to be as large as the driver's largest request without
+  /// indirect descriptors.
   public var maximumQueueSize: UInt16 = 1024
+  /// Data segments of one request (SEG_MAX): what fits the largest ring without indirect descriptors, `maximumSegments` at most.
+  public var segmentLimit: Int { max(1, min(Self.maximumSegments, Int(maximumQueueSize) - 2)) }
   /// At most 20 bytes reach the driver; `nil`: the image's own, `ImageDescription.serial`.
   public var serial: String?
   public var engine = EngineKind.auto
@@ -81,7 +85,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   init(image: ImageFile, options: BlockDeviceOptions, workerBody: @escaping WorkerBody) throws(EngineError) {
     guard (1...256).contains(options.queueCount) else { throw .badQueueCount(options.queueCount) }
     let size = Int(options.maximumQueueSize)
-    guard (2...32768).contains(size), size & (size - 1) == 0 else { throw .badQueueSize(size) }
+    guard (4...32768).contains(size), size & (size - 1) == 0 else { throw .badQueueSize(size) }
     let threads = options.threads ?? options.queueCount
     guard (1...options.queueCount).contains(threads) else { throw .badThreadCount(threads) }
     let online = sysconf(Int32(_SC_NPROCESSORS_CONF))
@@ -172,6 +176,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
 
   public func start(_ activation: Activation) throws(QueueError) {
     precondition((0..<queueCount).contains(activation.queue), "no such queue")
+    if let warning = SmallRing.warning(activation, segments: options.segmentLimit) { events.post(.notice(warning)) }
     let index = activation.queue % threadCount
     if workers[index] == nil { workers[index] = try launch(index) }
     guard let mailbox = workers[index]?.mailbox else { throw .outOfMemory }

@@ -102,7 +102,7 @@ struct DiskReport: Encodable {
     }
     let sizes = queues.map(String.init).joined(separator: ", ")
     return """
-      A disk of \(ByteCount.describe(capacityBytes)) (\(capacityBytes) bytes)\(readOnly ? ", read-only," : "") over \(transport), \
+      A disk of \(ByteSize.describe(capacityBytes)) (\(capacityBytes) bytes)\(readOnly ? ", read-only," : "") over \(transport), \
       \(queues.count) queue\(queues.count == 1 ? "" : "s") of \(sizes) entries.
 
       \(Self.trimmed(featureTable.string(for: features, style: Style.simple)))

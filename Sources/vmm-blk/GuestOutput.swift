@@ -2,6 +2,7 @@
 internal import Foundation
 internal import GuestDriver
 internal import SystemPackage
+internal import VirtioCore
 
 /// The classic picture: offset, sixteen bytes, what is printable of them. Lines that repeat are shown as one `*`.
 struct Hexdump {
@@ -67,9 +68,9 @@ struct ProgressLine {
     guard isShown, lastShown.map({ .now - $0 > .milliseconds(100) }) ?? true else { return }
     lastShown = .now
     let seconds = max((.now - start) / .seconds(1), 0.001)
-    var text = "\(verb) \(ByteCount.describe(bytes))"
-    if let total, total > 0 { text += " of \(ByteCount.describe(total)) (\(bytes * 100 / total) %)" }
-    text += ", \(ByteCount.describe(UInt64(Double(bytes) / seconds)))/s\(more)"
+    var text = "\(verb) \(ByteSize.describe(bytes))"
+    if let total, total > 0 { text += " of \(ByteSize.describe(total)) (\(bytes * 100 / total) %)" }
+    text += ", \(ByteSize.describe(UInt64(Double(bytes) / seconds)))/s\(more)"
     Self.write("\r\u{1b}[K" + text)
   }
 

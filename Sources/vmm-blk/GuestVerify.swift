@@ -2,6 +2,7 @@
 public import ArgumentParser
 internal import Foundation
 public import GuestDriver
+internal import VirtioCore
 
 extension VerifyOptions.Cuts: ExpressibleByArgument {}
 
@@ -96,8 +97,8 @@ struct GuestVerify: GuestVerb {
       let kinds = requests.sorted { $0.value > $1.value }.map { "\($0.value) \($0.key)" }.joined(separator: ", ")
       let tenths = (seconds * 10).rounded() / 10
       return """
-        verified: \(ByteCount.describe(bytesWritten)) written, \(ByteCount.describe(bytesRead)) read, \
-        \(ByteCount.describe(bytesReadBack)) read back at the end; every byte is right
+        verified: \(ByteSize.describe(bytesWritten)) written, \(ByteSize.describe(bytesRead)) read, \
+        \(ByteSize.describe(bytesReadBack)) read back at the end; every byte is right
         \(kinds) on \(queues) queue\(queues == 1 ? "" : "s") in \(tenths) s; \(kicks) kicks, \(calls) calls
         """
     }

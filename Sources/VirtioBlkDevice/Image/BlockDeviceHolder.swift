@@ -1,4 +1,5 @@
 /// Who has a block device that cannot be had, for the person who has to free it.
+internal import CLinux
 internal import Glibc
 internal import VirtioCore
 

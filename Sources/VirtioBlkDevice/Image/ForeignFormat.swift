@@ -1,4 +1,5 @@
 /// Images of formats that this program does not serve, known by their first bytes or their last.
+internal import CLinux
 internal import Glibc
 
 /// Such a file is refused where it is opened, because a guest on its raw bytes would see rubbish and write over it. It is never
