@@ -6,7 +6,8 @@ internal import TextTable
 internal import VirtioCore
 
 struct GuestInfo: GuestVerb {
-  static let configuration = CommandConfiguration(commandName: "info", abstract: "Show the disk's features and configuration.")
+  static let configuration = CommandConfiguration(
+    commandName: "info", abstract: "Show the disk's features and configuration.", usage: GuestTarget.usage("info [--json]"))
 
   @ParentCommand var guest: Guest
   @OptionGroup var target: GuestTarget

@@ -9,6 +9,7 @@ extension VerifyOptions.Cuts: ExpressibleByArgument {}
 struct GuestVerify: GuestVerb {
   static let configuration = CommandConfiguration(
     commandName: "verify", abstract: "Read and write at random, and check every byte. Destroys what is on the disk.",
+    usage: GuestTarget.usage("verify [<options>]"),
     discussion: """
       Requests of all kinds that the disk offers, in any framing, on all queues; what is read is compared with what was \
       written, and at the end everything is read once more. The same --seed makes the same requests.
