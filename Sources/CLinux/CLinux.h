@@ -277,6 +277,11 @@ static inline void clinux_streamed(void) {
 // si_addr is a macro.
 static inline void *clinux_fault_address(const siginfo_t *info) { return info ? info->si_addr : NULL; }
 
+// Why there was a SIGBUS: the values of an enumeration that Swift's own Glibc module may have taken already.
+static const int clinux_bus_adrerr = BUS_ADRERR;
+static const int clinux_bus_objerr = BUS_OBJERR;
+static const int clinux_bus_mceerr_ar = BUS_MCEERR_AR;
+
 // Names for macros that Swift does not import.
 static const unsigned int clinux_sqe_fixed_file = 1u << IOSQE_FIXED_FILE_BIT;
 static const unsigned int clinux_sqe_io_link = 1u << IOSQE_IO_LINK_BIT;
