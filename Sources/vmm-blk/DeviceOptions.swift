@@ -123,7 +123,7 @@ extension DeviceOptions {
   func imageOptions(_ path: String, direct: ImageOptions.Direct) -> ImageOptions {
     var options = ImageOptions(
       path: path, isReadOnly: readOnly, direct: direct, format: format, logicalBlockSize: logicalBlockSize, isLocked: !noLock)
-    options.pathBytes = PathArgument.bytes(of: "--blk-file", path, in: RawArguments.words)
+    options.pathBytes = PathArgument.bytes(of: "--blk-file", path, in: Startup.words)
     return options
   }
 

@@ -1,6 +1,4 @@
 internal import ArgumentParser
-internal import Glibc
-internal import SystemPackage
 
 @main
 struct VmmBlk: ParsableCommand {
@@ -17,16 +15,13 @@ struct VmmBlk: ParsableCommand {
     subcommands: [ServeCommand.self, RunCommand.self, Guest.self, InspectCommand.self, BenchCommand.self])
 
   static func main() {
-    let arguments = CommandLine.arguments
-    let words = Invocation.words(program: arguments.first ?? "", Array(arguments.dropFirst()))
+    Startup.begin()
+    let program = Startup.words.first.map { String(decoding: $0, as: UTF8.self) } ?? ""
+    let words = Invocation.words(program: program, Startup.arguments)
     var command: any ParsableCommand
-    do { command = try parseAsRoot(words) } catch { end(CommandEnd(error, words: words, isOurs: false)) }
-    do { try command.run() } catch { end(CommandEnd(error, words: words, isOurs: true)) }
+    do { command = try parseAsRoot(words) } catch { Startup.end(CommandEnd(error, words: words, isOurs: false)) }
+    do { try command.run() } catch { Startup.end(CommandEnd(error, words: words, isOurs: true)) }
   }
 
-  private static func end(_ end: CommandEnd) -> Never {
-    let stream: FileDescriptor = end.isMistake ? .standardError : .standardOutput
-    if !end.text.isEmpty { _ = try? stream.writeAll((end.text + "\n").utf8) }
-    Glibc.exit(end.status)
-  }
+  func run() throws { throw ValidationError("Say what to do: serve, run, guest, inspect or bench.") }
 }
