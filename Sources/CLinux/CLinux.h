@@ -260,6 +260,15 @@ static inline void clinux_streamed(void) {
 #endif
 }
 
+// Loads before this come before loads after it: what was copied, before a look at whether it was there.
+static inline void clinux_order_loads(void) {
+#if !defined(__x86_64__)
+  __atomic_thread_fence(__ATOMIC_ACQUIRE);
+#else
+  __atomic_signal_fence(__ATOMIC_ACQUIRE);
+#endif
+}
+
 // si_addr is a macro.
 static inline void *clinux_fault_address(const siginfo_t *info) { return info ? info->si_addr : NULL; }
 
@@ -270,6 +279,12 @@ static const int clinux_o_direct = O_DIRECT;
 static const int clinux_ofd_setlk = F_OFD_SETLK;
 static const int clinux_ofd_getlk = F_OFD_GETLK;
 static const int clinux_rwf_dsync = RWF_DSYNC;
+
+// Takes back what was prepared and not handed over.
+static inline void clinux_forget_prepared(struct io_uring *ring) {
+  ring->sq.sqe_tail = ring->sq.sqe_head = __atomic_load_n(ring->sq.khead, __ATOMIC_ACQUIRE);
+  __atomic_store_n(ring->sq.ktail, ring->sq.sqe_tail, __ATOMIC_RELEASE);
+}
 
 // io_uring operations younger than liburing 2.3, by number (Linux 6.7).
 static const int clinux_op_futex_wait = 51;

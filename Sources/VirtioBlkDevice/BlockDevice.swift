@@ -110,9 +110,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     context = unsafe LaneContext(
       limits: BlockLimits(
         capacity: image.size / 512, blockMask: UInt64(image.logicalBlockSize - 1), isReadOnly: image.isReadOnly,
-        memoryMask: UInt(image.memoryAlignment - 1), isDirect: image.isDirect, canDiscard: image.canDiscard),
-      blockDevice: image.isBlockDevice ? image.descriptor : nil, writeback: shared.writeback, serial: shared.serial,
-      zeroes: shared.zeroes)
+        segments: BlockDeviceOptions.maximumSegments, segmentBytes: Int(BlockDeviceOptions.maximumSegmentSize)),
+      medium: MediumFacts(image: image, zeroes: shared.zeroes), writeback: shared.writeback, serial: shared.serial)
     counterBlocks = (0..<threads).map { _ in CounterBlock() }
     workers = Array(repeating: nil, count: threads)
   }
@@ -233,20 +232,17 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
 
   // MARK: Workers
 
-  /// Requests that one queue can have under way; a larger ring holds the rest.
-  private static let slots = 1024
-
   private func launch(_ index: Int) throws(QueueError) -> Worker {
     do throws(Errno) {
       let mailbox = try Mailbox<WorkerMessage>()
       let lanes = (queueCount - index + threadCount - 1) / threadCount
       let configuration = WorkerConfiguration(
-        context: context, slots: Self.slots, lanes: lanes, waiting: options.waiting, notification: options.notification,
+        context: context, slots: LaneContext.slots, lanes: lanes, waiting: options.waiting, notification: options.notification,
         counters: counterBlocks[index], mailbox: mailbox, events: events)
       let processors = options.processors
       let cpu = processors.isEmpty ? nil : processors[index % processors.count]
       let plan = EnginePlan(
-        kind: engine, setup: options.uring, image: image, mapped: mapped, depth: lanes * Self.slots)
+        kind: engine, setup: options.uring, image: image, mapped: mapped, depth: lanes * LaneContext.slots)
       let body = workerBody
       let thread = try WorkerThread(name: "queue \(index)", cpu: cpu) { body(configuration, plan) }
       return Worker(thread: thread, mailbox: mailbox, queues: [])

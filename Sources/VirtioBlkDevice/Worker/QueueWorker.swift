@@ -42,7 +42,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   private static var looksBetweenPolls: Int { 128 }
 
   private let configuration: WorkerConfiguration
-  private var engine: Engine
+  private var medium: Medium<Engine>
   private var lanes: LaneTable<Ring>
   private var stops: [(lane: Int, reply: Reply<QueuePosition?>)] = []
   /// Lanes without a kick source.
@@ -55,12 +55,18 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   private let roundsBetweenPolls: Int
   /// Lost pages of the whole process, when this worker looked last.
   private var seenFaults = FaultGuard.count
+  /// Some queue had its turn with more to do, or the backlog did: the mailbox is looked at before the next turn.
+  private var isBusy = false
   /// Those of the workers that had these counters before.
   private let earlierSystemCalls: UInt64
 
-  init(_ configuration: WorkerConfiguration, engine: consuming Engine) {
+  /// - Throws: there is no memory for the requests under way.
+  init(_ configuration: WorkerConfiguration, engine: consuming Engine) throws(Errno) {
+    let mailbox = configuration.mailbox
+    medium = try Medium(
+      configuration.context.medium, engine: engine, lanes: configuration.lanes, counters: configuration.counters,
+      wake: { EventCounter.signal(mailbox.descriptor) })
     self.configuration = configuration
-    self.engine = engine
     window = PollWindow(configuration.waiting)
     coalesces = if case .coalesce = configuration.notification { true } else { false }
     earlierSystemCalls = configuration.counters.value(.systemCalls)
@@ -71,37 +77,43 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   /// Works until it is told to end.
   mutating func run() {
     while !hasEnded { turn() }
-    configuration.counters.set(.systemCalls, earlierSystemCalls &+ engine.systemCalls)
+    configuration.counters.set(.systemCalls, earlierSystemCalls &+ medium.systemCalls)
   }
 
   /// A function of its own in the machine code, too, so that its cost can be counted.
   @inline(never)
   private mutating func turn() {
     configuration.counters.add(.turns)
-    while let event = engine.nextEvent() {
-      if case .completion(let tag, let result) = event { complete(tag, result) } else { handle(event) }
+    medium.beginTurn()
+    while let event = medium.nextEvent() {
+      if case .done(let tag) = event { complete(tag) } else { handle(event) }
     }
     if FaultGuard.count != seenFaults { checkMemory() }
+    isBusy = medium.hasReady
     var hasMore = false
     for index in 0..<lanes.capacity where lanes.contains(index) {
       // Requests that are finished in place are published with the next batch or here.
-      if unsafe lanes[index].pointee.refill(&engine) { hasMore = unsafe hasMore || lanes[index].pointee.hasAvailable() }
+      if unsafe lanes[index].pointee.refill(&medium) {
+        hasMore = unsafe hasMore || lanes[index].pointee.hasAvailable()
+        isBusy = unsafe isBusy || lanes[index].pointee.hadItsTurn
+      }
       unsafe lanes[index].pointee.publish()
       unsafe reportError(&lanes[index].pointee)
     }
     finishStops()
-    if hasMore || engine.hasFinished { return goOn() }
+    if hasMore || medium.hasReady { return goOn() }
     if window.current > 0, look() { return }
     sleep()
   }
 
   /// On to the next turn without a sleep. A driver that always has more must not keep the worker from its mailbox.
   private mutating func goOn() {
-    engine.submit()
+    medium.engine.submit()
     turnsWithoutPoll &+= 1
-    guard turnsWithoutPoll >= Self.turnsBetweenPolls else { return }
+    guard isBusy || turnsWithoutPoll >= Self.turnsBetweenPolls else { return }
     turnsWithoutPoll = 0
-    engine.poll()
+    medium.engine.poll()
+    if medium.engine.isLost { abandonAll() }
   }
 
   /// Asks for kicks, looks once more, and sleeps in the engine: this is also where a turn's operations are handed over.
@@ -110,19 +122,24 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     for index in 0..<lanes.capacity where lanes.contains(index) {
       if unsafe lanes[index].pointee.prepareToSleep() { hasMore = true }
     }
-    configuration.counters.set(.systemCalls, earlierSystemCalls &+ engine.systemCalls)
+    configuration.counters.set(.systemCalls, earlierSystemCalls &+ medium.systemCalls)
     // What this turn or the last look ran into is dealt with before sleeping.
     if FaultGuard.count != seenFaults { hasMore = true }
     let limit = hasMore ? 0 : sleepLimit()
-    guard window.learns else { return engine.wait(nanoseconds: limit) }
-    let start = Clock.now
-    engine.wait(nanoseconds: limit)
-    window.learn(slept: Clock.now &- start)
+    if window.learns {
+      let start = Clock.now
+      medium.engine.wait(nanoseconds: limit)
+      window.learn(slept: Clock.now &- start)
+    } else {
+      medium.engine.wait(nanoseconds: limit)
+    }
+    if medium.engine.isLost { abandonAll() }
   }
 
   /// How long the sleep may last, if somebody has to be served without an event.
   private func sleepLimit() -> Int64? {
     var limit: Int64? = unkicked > 0 ? Self.unkickedSleep : nil
+    if let end = medium.restEnds { limit = min(limit ?? .max, max(Int64(clamping: end) - Int64(clamping: Clock.now), 1)) }
     guard coalesces else { return limit }
     for index in 0..<lanes.capacity where lanes.contains(index) {
       guard let deadline = unsafe lanes[index].pointee.callDeadline else { continue }
@@ -133,14 +150,16 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   }
 
   @inline(__always)
-  private mutating func complete(_ tag: UInt32, _ result: Int32) {
-    unsafe lanes[Int(tag >> 16)].pointee.complete(Int(tag & 0xffff), result, &engine)
+  private mutating func complete(_ tag: UInt32) {
+    unsafe lanes[LaneContext.lane(of: tag)].pointee.complete(LaneContext.slot(of: tag), &medium)
   }
 
   @inline(never)
-  private mutating func handle(_ event: EngineEvent) {
+  private mutating func handle(_ event: MediumEvent) {
     switch event {
-    case .completion(let tag, let result): complete(tag, result)
+    case .done(let tag): complete(tag)
+    case .failed(let tag):
+      unsafe lanes[LaneContext.lane(of: tag)].pointee.complete(LaneContext.slot(of: tag), isDone: false, &medium)
     case .kick: configuration.counters.add(.kicks)  // the turn that follows looks at every ring
     case .mailbox:
       for message in configuration.mailbox.take() { handle(message) }
@@ -149,13 +168,13 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
 
   /// Looks for available chains and completions for a while instead of sleeping. - Returns: whether there were any.
   private mutating func look() -> Bool {
-    engine.submit()
+    medium.engine.submit()
     let isEndless = window.current == .max
     let end = isEndless ? UInt64.max : Clock.now &+ window.current
     var round = 0
     while true {
       for index in 0..<lanes.capacity where unsafe lanes.contains(index) && lanes[index].pointee.hasAvailable() { return true }
-      if let event = engine.nextEvent() {
+      if let event = medium.nextEvent() {
         handle(event)
         return true
       }
@@ -163,7 +182,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       // Messages and completions that need a system call to be seen, and the clock, are looked at once a microsecond or so: a
       // driver with one request at a time answers sooner, and would wait for the call to return.
       if round % roundsBetweenPolls == 0 {
-        engine.poll()
+        medium.engine.poll()
         // Whoever does the work that is waited for (a kernel worker, say) may have to do it on this very CPU.
         sched_yield()
         if !isEndless, Clock.now >= end { return false }
@@ -176,7 +195,14 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   @inline(never)
   private mutating func checkMemory() {
     seenFaults = FaultGuard.count
-    for index in 0..<lanes.capacity where lanes.contains(index) { unsafe lanes[index].pointee.checkMemory() }
+    for index in 0..<lanes.capacity where lanes.contains(index) { unsafe _ = lanes[index].pointee.isMemoryThere() }
+  }
+
+  /// The engine is lost: nothing that is under way will complete, and nothing can be asked for any more.
+  @inline(never)
+  private mutating func abandonAll() {
+    medium.abandonJobs()
+    for index in 0..<lanes.capacity where lanes.contains(index) { unsafe lanes[index].pointee.abandonRequests() }
   }
 
   // MARK: Control
@@ -215,8 +241,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     // The turn that follows looks at the ring without waiting for a kick.
     if case .none = activation.kick { unkicked += 1 }
     kicks[index] = activation.kick
-    engine.use(activation.memory)
-    engine.watch(activation.kick, lane: index)
+    medium.use(activation.memory, lane: index)
+    medium.engine.watch(activation.kick, lane: index)
     return nil
   }
 
@@ -228,7 +254,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     for (lane, reply) in stops where unsafe lanes[lane].pointee.isIdle {
       unsafe lanes[lane].pointee.publishLast()
       let position = unsafe lanes[lane].pointee.position
-      engine.unwatch(lane: lane)
+      medium.engine.unwatch(lane: lane)
       if case .some(.none) = kicks.removeValue(forKey: lane) { unkicked -= 1 }
       lanes.remove(lane)
       reply.give(position)

@@ -9,7 +9,10 @@ internal import Synchronization
 /// end; whoever uses the mapping sees that the count moved, and must not trust it any more.
 public enum FaultGuard {
   /// Pages of all mappings that were not there, since the process began. One look at it tells that nothing happened.
-  public static var count: UInt64 { FaultTable.shared.total.loadRelaxed() }
+  public static var count: UInt64 { total.loadRelaxed() }
+
+  /// Where that is counted, for those who look at it often.
+  public static var total: SharedCell<UInt64> { FaultTable.shared.total }
 }
 
 @safe

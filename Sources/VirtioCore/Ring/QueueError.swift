@@ -26,6 +26,7 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
   case noWritableByte(head: UInt16)
   case statusUnmapped(head: UInt16)
   case memoryLost
+  case mediumLost
 
   /// The three parts of a split ring.
   public enum RingPart: String, Hashable, Sendable {
@@ -41,6 +42,7 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
     case .unmapped(let part, let address): "the \(part.rawValue) at \(address) is not inside guest memory"
     case .outOfMemory: "there is no memory for the queue's requests"
     case .kickCannotBeWaitedFor: "the queue's kick descriptor is of a kind that cannot be waited for"
+    case .mediumLost: "the kernel takes no more requests for the image: start again, and look at the limits of this process"
     case .memoryLost: "the file behind the guest's memory was cut short"
     case .availableIndexJumped(let from, let to, let size):
       "the available index went from \(from) to \(to), more than the \(size) entries of the queue"
