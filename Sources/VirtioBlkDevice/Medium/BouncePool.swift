@@ -83,10 +83,10 @@ struct BouncePool: ~Copyable {
 
   deinit {
     for index in unsafe buffers.indices {
-      unsafe free_(buffers[index].pointee.base)
+      unsafe release(buffers[index].pointee.base)
       unsafe buffers[index].deallocate()
     }
   }
 }
 
-private func free_(_ pointer: UnsafeMutableRawPointer) { unsafe Glibc.free(pointer) }
+private func release(_ pointer: UnsafeMutableRawPointer) { unsafe Glibc.free(pointer) }
