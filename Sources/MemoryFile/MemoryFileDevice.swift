@@ -51,14 +51,14 @@ public final class MemoryFileDevice {
   /// Serves until `stop` becomes readable (a signalfd, an eventfd, the end of a pipe), then drains and returns. The
   /// registers' state stays in the file, so that the next device goes on where this one stopped.
   public func run(until stop: Int32) throws(MemoryFileError) {
-    let waiter: MailboxWaiter
-    do { waiter = try MailboxWaiter(Doorbell(file.control.requestSequence)) } catch {
+    let waiter: DoorbellWatch
+    do { waiter = try DoorbellWatch(Doorbell(file.control.requestSequence), name: "mailbox") } catch {
       throw .system(path: file.path, action: "wait for the mailbox of", error)
     }
     defer { waiter.stop() }
     attach()
     defer { detach() }
-    var polled = [waiter.changed, device.eventDescriptor, stop].map { number in
+    var polled = [waiter.rung.rawValue, device.eventDescriptor, stop].map { number in
       pollfd(fd: number, events: Int16(POLLIN), revents: 0)
     }
     while true {
@@ -69,8 +69,8 @@ public final class MemoryFileDevice {
       }
       if polled[1].revents != 0 { handleEvents() }
       if polled[0].revents != 0 {
-        EventCounter.drain(waiter.changed)
-        if !serveMailbox() { EventCounter.signal(waiter.changed) }
+        EventCounter.drain(waiter.rung.rawValue)
+        if !serveMailbox() { EventCounter.signal(waiter.rung.rawValue) }
       }
       if polled[2].revents != 0 { return }
     }

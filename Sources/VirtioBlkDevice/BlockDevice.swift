@@ -62,7 +62,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
 
   /// A worker thread and what it runs.
   private struct Worker {
-    var thread: WorkerThread
+    var thread: SystemThread
     var mailbox: Mailbox<WorkerMessage>
     var queues: Set<Int>
   }
@@ -244,7 +244,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
       let plan = EnginePlan(
         kind: engine, setup: options.uring, image: image, mapped: mapped, depth: lanes * LaneContext.slots)
       let body = workerBody
-      let thread = try WorkerThread(name: "queue \(index)", cpu: cpu) { body(configuration, plan) }
+      let thread = try SystemThread(name: "queue \(index)", cpu: cpu) { body(configuration, plan) }
       return Worker(thread: thread, mailbox: mailbox, queues: [])
     } catch { throw .outOfMemory }
   }

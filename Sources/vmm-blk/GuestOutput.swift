@@ -79,7 +79,7 @@ struct ProgressLine {
     lastShown = nil
   }
 
-  private static func write(_ text: String) { FileHandle.standardError.write(Data(text.utf8)) }
+  private static func write(_ text: String) { _ = try? FileDescriptor.standardError.writeAll(text.utf8) }
 }
 
 /// A file on this side of a copy.

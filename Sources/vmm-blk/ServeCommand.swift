@@ -1,9 +1,9 @@
 /// `vmm-blk serve`: disks for VMMs on vhost-user sockets.
 public import ArgumentParser
 public import Logging
-internal import SystemPackage
 internal import VhostUser
 internal import VirtioBlkDevice
+internal import VirtioCore
 
 struct ServeCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
@@ -58,7 +58,8 @@ struct ServeCommand: ParsableCommand {
   }
 
   func run() throws {
-    if printCapabilities { return try say(Self.capabilities) }
+    if printCapabilities { return print(Self.capabilities) }
+    Startup.ignoreStraySignals()
     // Before the devices make threads, which inherit that these signals are not theirs.
     let signals = try TerminationSignals()
     let log = ServeLog(level: logLevel)
@@ -80,7 +81,7 @@ struct ServeCommand: ParsableCommand {
       loop.stop()
     }
     for server in servers { try server.open() }
-    try say(disks.map { "Serving \(served.count) disks as \($0) describes them." } ?? greeting(served[0]))
+    say(disks.map { "Serving \(served.count) disks as \($0) describes them." } ?? greeting(served[0]))
     try loop.run()
   }
 
@@ -137,7 +138,7 @@ struct ServeCommand: ParsableCommand {
     """
 
   /// At once, also into a pipe or a file: whoever started us may wait for this line.
-  private func say(_ text: String) throws { try FileDescriptor.standardOutput.writeAll((text + "\n").utf8) }
+  private func say(_ text: String) { People.output.write(printable(text)) }
 }
 
 // swift-format-ignore: AvoidRetroactiveConformances

@@ -60,6 +60,9 @@ struct ServeDiskList {
     }
   }
 
+  /// What a list may have, bytes: thousands of disks. Some files have no end.
+  private static let largest = 1 << 20
+
   private static func read(_ file: String) throws(Errno) -> Data {
     do {
       let descriptor = try FileDescriptor.open(FilePath(file), .readOnly, options: .closeOnExec)
@@ -70,6 +73,7 @@ struct ServeDiskList {
           let count = unsafe try room.withUnsafeMutableBytes { unsafe try descriptor.read(into: $0) }
           guard count > 0 else { return text }
           text.append(contentsOf: room[..<count])
+          guard text.count <= largest else { throw Errno.fileTooLarge }
         }
       }
     } catch {
@@ -114,6 +118,8 @@ enum ServeDiskListError: Error, CustomStringConvertible {
 
   var description: String {
     switch self {
+    case .cannotRead(let file, .fileTooLarge):
+      "\(file) is no list of disks: it has more than the 1 MiB that is enough for thousands of them"
     case .cannotRead(let file, let error): "the list of disks \(file) cannot be read: \(error)"
     case .notJSON(let file, let reason): "\(file) is not a JSON array of disks: \(reason)"
     case .noDisks(let file): "\(file) lists no disk: give it an entry for each"

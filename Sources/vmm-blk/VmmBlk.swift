@@ -7,9 +7,14 @@ struct VmmBlk: ParsableCommand {
     subcommands: [ServeCommand.self, RunCommand.self, Guest.self, InspectCommand.self, BenchCommand.self])
 
   static func main() {
-    let arguments = Array(CommandLine.arguments.dropFirst())
+    Startup.begin()
+    var arguments = Startup.arguments
     // The conventions of vhost-user back-ends: with this option all others are ignored, those that nobody knows included.
-    let asksForCapabilities = arguments.first == "serve" && arguments.contains("--print-capabilities")
-    main(asksForCapabilities ? ["serve", "--print-capabilities"] : arguments)
+    if arguments.first == "serve", arguments.contains("--print-capabilities") { arguments = ["serve", "--print-capabilities"] }
+    var command: any ParsableCommand
+    do { command = try parseAsRoot(arguments) } catch { Startup.end(self, error, isOurs: false) }
+    do { try command.run() } catch { Startup.end(self, error, isOurs: true) }
   }
+
+  func run() throws { throw ValidationError("Say what to do: serve, run, guest, inspect or bench.") }
 }

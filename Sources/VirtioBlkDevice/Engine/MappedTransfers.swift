@@ -69,8 +69,7 @@ struct MappedTransfers: ~Copyable {
   /// What is to be said of a copy that was made.
   @inline(__always)
   mutating func result(of operation: IOOperation) -> Int32 {
-    clinux_order_loads()
-    guard faults?.loadRelaxed() ?? 0 == 0 else { return lost(operation) }
+    guard faults?.loadAfterLoads() ?? 0 == 0 else { return lost(operation) }
     if operation.isDurable { return unsafe performOtherwise(IOOperation(kind: .flush), answer: Int32(operation.length)) }
     return Int32(truncatingIfNeeded: operation.length)
   }

@@ -41,7 +41,7 @@ struct UringEngine: BlockEngine, ~Copyable {
   /// With a lost ring: the mailbox is readable.
   private var mailboxRang = false
   /// Waiters for doorbells, where the kernel cannot wait for them in the ring.
-  private var bridges: [Int: DoorbellBridge]
+  private var bridges: [Int: DoorbellWatch]
   private(set) var systemCalls: UInt64
   /// The kernel refused to be entered in a way that no later attempt changes.
   private(set) var isLost: Bool
@@ -399,9 +399,9 @@ struct UringEngine: BlockEngine, ~Copyable {
     var kick = kick
     if case .doorbell(let doorbell) = kick, !Self.hasFutexWait {
       // An older kernel: a small thread turns the bell into an eventfd.
-      guard let bridge = DoorbellBridge(doorbell) else { return }
+      guard let bridge = try? DoorbellWatch(doorbell) else { return }
       bridges[lane] = bridge
-      kick = .eventCounter(bridge.counter)
+      kick = .eventCounter(bridge.rung)
     }
     nextGeneration &+= 1
     let watch = Watch(kick: kick, generation: nextGeneration)

@@ -23,7 +23,7 @@ final class CallPool: Sendable {
   private let board: CompletionBoard
   private let state = Mutex(State())
   private let available = DispatchSemaphore(value: 0)
-  private let threads = Mutex<[WorkerThread]>([])
+  private let threads = Mutex<[SystemThread]>([])
 
   /// - Throws: not a single thread is to be had. Some of them are enough.
   init(_ medium: PlainIO, board: CompletionBoard, threads count: Int) throws(Errno) {
@@ -31,7 +31,7 @@ final class CallPool: Sendable {
     self.board = board
     for number in 0..<count {
       do throws(Errno) {
-        let thread = try WorkerThread(name: "pool \(number)", cpu: nil) { [self] in run() }
+        let thread = try SystemThread(name: "pool \(number)") { [self] in run() }
         threads.withLock { $0.append(thread) }
       } catch {
         if number == 0 { throw error }

@@ -36,8 +36,7 @@ extension Medium where Engine: ~Copyable {
     copy.segmentCount = 1
     if part.kind == .write {
       unsafe buffers.fill(index, from: job.pointee.operation, skipping: Int(job.pointee.done), bytes: bytes)
-      // Loads of the data come before this look: what was gone then is not written.
-      clinux_order_loads()
+      // What was gone when it was copied is not written.
       guard !memoryIsLost(tag) else { return .failed }
     }
     return .outcome(engine.start(copy, tag: tag))

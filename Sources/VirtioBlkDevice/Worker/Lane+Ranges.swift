@@ -37,8 +37,6 @@ extension Lane where Ring: ~Copyable {
     unsafe Self.gather(
       slab.segments(index), skipping: RequestHeader.size,
       into: UnsafeMutableRawBufferPointer(start: ranges, count: Int(bytes)))
-    // Header and ranges were read before the look at faults below: what was gone then is not acted upon.
-    clinux_order_loads()
     // Flags first: an unknown one says UNSUPP whatever the range (virtio 5.2.6.2).
     for number in 0..<Int(count) {
       let flags = unsafe ranges[number].flags
@@ -52,7 +50,8 @@ extension Lane where Ring: ~Copyable {
       else { return refuse(index, .ioError) }
       end = max(end, (range.sector &+ UInt64(range.sectorCount)) &* 512)
     }
-    if Engine.noticesCuts || context.faults.loadRelaxed() != writesAreClear {
+    // After header and ranges were read: what was gone then is not acted upon.
+    if Engine.noticesCuts || context.faults.loadAfterLoads() != writesAreClear {
       guard mayWrite(before: end, &medium) else { return refuse(index, .ioError) }
     }
     let slot = unsafe slab.slot(index)

@@ -457,8 +457,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   @inline(__always)
   mutating func publish() {
     // What was read out of memory that was not the driver's any more is never shown as done.
-    clinux_order_loads()
-    guard context.faults.loadRelaxed() == seenFaults || isMemoryThere() else { return }
+    guard context.faults.loadAfterLoads() == seenFaults || isMemoryThere() else { return }
     let count = ring.unpublished
     ring.publish()
     if coalescing != nil, !coalescing!.isDue(after: count) { return }
@@ -490,7 +489,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   @inline(never)
   mutating func isMemoryThere() -> Bool {
     // Counted first, so that what happens meanwhile is looked at next time.
-    let faults = context.faults.loadRelaxed()
+    let faults = context.faults.loadAfterLoads()
     guard faults != seenFaults else { return true }
     guard !memory.hasFaulted else {
       fail(.memoryLost)

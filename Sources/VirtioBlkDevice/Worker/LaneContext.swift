@@ -10,7 +10,7 @@ struct LaneContext: @unchecked Sendable {
   /// 20 bytes, NUL padded.
   let serial: UnsafeRawPointer
   /// Pages of mappings of the process that turned out to be gone.
-  let faults = FaultGuard.total
+  let faults = FaultGuard.counter
 
   // MARK: Tags
 
