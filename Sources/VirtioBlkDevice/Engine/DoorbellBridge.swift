@@ -3,6 +3,7 @@
 internal import CLinux
 internal import Glibc
 internal import Synchronization
+internal import SystemPackage
 internal import VirtioCore
 
 /// Runs until `stop`, which waits for its thread: the doorbell's memory may go afterwards.
@@ -12,12 +13,10 @@ final class DoorbellBridge: Sendable {
   private let isStopping = Atomic<Bool>(false)
   private let thread = Mutex<WorkerThread?>(nil)
 
-  init?(_ doorbell: Doorbell) {
-    guard let counter = try? OwnedDescriptor.eventCounter() else { return nil }
-    self.counter = counter
+  init(_ doorbell: Doorbell) throws(Errno) {
+    counter = try OwnedDescriptor.eventCounter()
     self.doorbell = doorbell
-    let started = try? WorkerThread(name: "doorbell", cpu: nil) { [self] in run() }
-    guard let started else { return nil }
+    let started = try WorkerThread(name: "doorbell", cpu: nil) { [self] in run() }
     thread.withLock { $0 = started }
   }
 
