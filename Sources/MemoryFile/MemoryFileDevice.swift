@@ -70,13 +70,13 @@ public final class MemoryFileDevice {
   public func run(
     until stop: Int32, drainLimit: Duration? = nil, asked: (() -> Void)? = nil
   ) throws(MemoryFileError) -> [Int] {
-    let waiter: MailboxWaiter
-    do { waiter = try MailboxWaiter(Doorbell(file.control.requestSequence)) } catch {
+    let waiter: DoorbellWatch
+    do { waiter = try DoorbellWatch(Doorbell(file.control.requestSequence), name: "mailbox") } catch {
       throw .system(path: file.path, action: "wait for the mailbox of", error)
     }
     defer { waiter.stop() }
     attach()
-    var polled = [waiter.changed, device.eventDescriptor, stop].map { number in
+    var polled = [waiter.rung.rawValue, device.eventDescriptor, stop].map { number in
       pollfd(fd: number, events: Int16(POLLIN), revents: 0)
     }
     while true {
@@ -85,11 +85,11 @@ public final class MemoryFileDevice {
         let wasBusy = whenCarriedOut != nil
         handleEvents()
         // What the driver asked for meanwhile was seen and not looked at.
-        if wasBusy, whenCarriedOut == nil { EventCounter.signal(waiter.changed) }
+        if wasBusy, whenCarriedOut == nil { EventCounter.signal(waiter.rung.rawValue) }
       }
       if polled[0].revents != 0 {
-        EventCounter.drain(waiter.changed)
-        if !serveMailbox() { EventCounter.signal(waiter.changed) }
+        EventCounter.drain(waiter.rung.rawValue)
+        if !serveMailbox() { EventCounter.signal(waiter.rung.rawValue) }
       }
       if polled[2].revents != 0 { break }
     }

@@ -72,7 +72,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   }
 
   private struct Worker {
-    let thread: WorkerThread
+    let thread: SystemThread
     let mailbox: WorkerMailbox
   }
 
@@ -282,7 +282,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     let plan = EnginePlan(kind: engine, setup: options.uring, image: image, mapped: mapped, depth: lanes * Self.slots)
     let (body, news, shared) = (workerBody, events, shared)
     do throws(Errno) {
-      let thread = try WorkerThread(name: "queue \(index)", cpu: cpu) {
+      let thread = try SystemThread(name: "queue \(index)", cpu: cpu) {
         body(configuration, plan)
         // Lanes point into it; the device may be gone by now if this worker was left behind.
         withExtendedLifetime(shared) {}

@@ -90,12 +90,12 @@ import VirtioCore
 
     for moment in Moment.allCases {
       for round in 0..<(moment == .during ? 20 : 100) {
-        var thread: WorkerThread?
+        var thread: SystemThread?
         if let signal {
           switch moment {
           case .before, .lookedAt: signal()
           case .atOnce, .during:
-            thread = try WorkerThread(name: "cause", cpu: nil) {
+            thread = try SystemThread(name: "cause", cpu: nil) {
               usleep(moment == .during ? 2000 : UInt32(round % 8) * 10)
               signal()
             }

@@ -17,7 +17,7 @@ struct EpollWaiter: ~Copyable {
   private let events: UnsafeMutablePointer<epoll_event>
   private var count: Int
   private var next: Int
-  private var bridges: [Int: DoorbellBridge]
+  private var bridges: [Int: DoorbellWatch]
   private var kicks: [Int: OwnedDescriptor]
   private(set) var systemCalls: UInt64
 
@@ -63,9 +63,9 @@ struct EpollWaiter: ~Copyable {
       kicks[lane] = counter
       try add(counter.rawValue, UInt64(lane))
     case .doorbell(let doorbell):
-      let bridge = try DoorbellBridge(doorbell)
+      let bridge = try DoorbellWatch(doorbell)
       bridges[lane] = bridge
-      try add(bridge.counter.rawValue, UInt64(lane))
+      try add(bridge.rung.rawValue, UInt64(lane))
     case .none: break
     }
   }
@@ -75,7 +75,7 @@ struct EpollWaiter: ~Copyable {
       _ = epoll_ctl(descriptor, EPOLL_CTL_DEL, kick.rawValue, nil)
     }
     if let bridge = bridges.removeValue(forKey: lane) {
-      _ = epoll_ctl(descriptor, EPOLL_CTL_DEL, bridge.counter.rawValue, nil)
+      _ = epoll_ctl(descriptor, EPOLL_CTL_DEL, bridge.rung.rawValue, nil)
       bridge.stop()
     }
   }

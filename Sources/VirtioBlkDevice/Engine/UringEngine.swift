@@ -39,7 +39,7 @@ struct UringEngine: BlockEngine, ~Copyable {
   private var watches: [Int: Watch]
   private var nextGeneration: UInt16
   /// Waiters for doorbells, where the kernel cannot wait for them in the ring.
-  private var bridges: [Int: DoorbellBridge]
+  private var bridges: [Int: DoorbellWatch]
   private(set) var systemCalls: UInt64
 
   /// Entries that one call can hand over; more of them go in several calls.
@@ -353,9 +353,9 @@ struct UringEngine: BlockEngine, ~Copyable {
     var kick = kick
     if case .doorbell(let doorbell) = kick, !Self.hasFutexWait {
       // An older kernel: a small thread turns the bell into an eventfd.
-      let bridge = try DoorbellBridge(doorbell)
+      let bridge = try DoorbellWatch(doorbell)
       bridges[lane] = bridge
-      kick = .eventCounter(bridge.counter)
+      kick = .eventCounter(bridge.rung)
     }
     nextGeneration &+= 1
     let watch = Watch(kick: kick, generation: nextGeneration)

@@ -28,7 +28,10 @@ final class DeviceNews: Sendable {
       switch event {
       case .configurationChanged where state.events.contains(.configurationChanged): return
       case .notice:
-        guard state.notices < Self.noticeLimit else { return state.heldBack += 1 }
+        guard state.notices < Self.noticeLimit else {
+          state.heldBack += 1
+          return
+        }
         state.notices += 1
       default: break
       }
