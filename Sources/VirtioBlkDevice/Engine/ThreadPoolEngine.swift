@@ -48,7 +48,7 @@ struct ThreadPoolEngine: BlockEngine, ~Copyable {
     return nil
   }
 
-  mutating func watch(_ kick: KickSource, lane: Int) { waiter.watch(kick, lane: lane) }
+  mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) { try waiter.watch(kick, lane: lane) }
   mutating func unwatch(lane: Int) { waiter.unwatch(lane: lane) }
   var systemCalls: UInt64 { pool.calls &+ waiter.systemCalls }
 }

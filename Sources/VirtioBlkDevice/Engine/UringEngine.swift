@@ -391,15 +391,15 @@ struct UringEngine: BlockEngine, ~Copyable {
     if setup.registersBuffers { unsafe buffers.register(memory, with: ring) }
   }
 
-  mutating func watch(_ kick: KickSource, lane: Int) {
+  mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) {
     guard waiter == nil else {
-      waiter?.watch(kick, lane: lane)
+      try waiter?.watch(kick, lane: lane)
       return
     }
     var kick = kick
     if case .doorbell(let doorbell) = kick, !Self.hasFutexWait {
       // An older kernel: a small thread turns the bell into an eventfd.
-      guard let bridge = try? DoorbellWatch(doorbell) else { return }
+      let bridge = try DoorbellWatch(doorbell)
       bridges[lane] = bridge
       kick = .eventCounter(bridge.rung)
     }

@@ -341,6 +341,9 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
     engine.use(memory)
   }
 
+  /// The lane has no job any more.
+  mutating func forgetMemory(ofLane lane: Int) { memories[lane] = nil }
+
   /// Some of the memory behind a job's segments is gone: what was read from there is not the driver's.
   func memoryIsLost(_ tag: UInt32) -> Bool { memories[LaneContext.lane(of: tag)]?.hasFaulted ?? false }
 
