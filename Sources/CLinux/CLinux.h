@@ -222,6 +222,14 @@ static inline int clinux_direct_io_alignment(int fd, uint32_t *memory, uint32_t 
   return 1;
 }
 
+// When a file was made, nanoseconds since 1970; 0 where the file system does not keep that.
+static inline uint64_t clinux_birth_time(int fd) {
+  struct statx answer;
+  memset(&answer, 0, sizeof answer);
+  if (statx(fd, "", AT_EMPTY_PATH, STATX_BTIME, &answer) != 0 || !(answer.stx_mask & STATX_BTIME)) return 0;
+  return (uint64_t)answer.stx_btime.tv_sec * 1000000000u + answer.stx_btime.tv_nsec;
+}
+
 // Linux 5.14.
 static const int clinux_madv_populate_read = MADV_POPULATE_READ;
 

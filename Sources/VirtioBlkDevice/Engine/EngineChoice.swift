@@ -122,7 +122,7 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
     case .notCached(let path):
       "the image \(path) is opened past the page cache, and the cached engine copies out of it: say --direct off, or --engine auto"
     case .badQueueCount(let count): "\(count) queues are not possible: use 1 to 256"
-    case .badQueueSize(let size): "a queue size of \(size) is not a power of two from 2 to 32768"
+    case .badQueueSize(let size): "a queue size of \(size) is not a power of two from 4 to 32768"
     case .badThreadCount(let count): "\(count) threads are not possible: use 1 up to the number of queues"
     case .badProcessor(let cpu, let online): "there is no CPU \(cpu) to pin to: this machine has CPUs 0 to \(online - 1)"
     case .noResources(let error):
