@@ -155,6 +155,6 @@ case_uml-many() {
 case_uml-fio() {
   empty_disk "$work/disk" 1G
   start_server "$work/disk" "$work/socket" --num-queues 2
-  uml --socket "$work/socket" --scenarios fio --set seconds=110 --set engines=libaio,io_uring,psync,pvsync2,posixaio,mmap
+  uml --socket "$work/socket" --scenarios fio --set seconds=110 --set engines=libaio,io_uring,psync,pvsync2,posixaio,sync
   stop_server
 }
