@@ -86,6 +86,21 @@ static inline int clinux_futex_wake(uint32_t *word, int count) {
   return rc < 0 ? -errno : (int)rc;
 }
 
+// Waits for two words at once (Linux 5.16): one that is shared between processes and one that only this process knows.
+// Returns when either was woken, with -EAGAIN when either is not what was expected, or with another -errno.
+static inline int clinux_futex_wait_either(uint32_t *shared, uint32_t expected, uint32_t *own, uint32_t expected_own) {
+  struct { uint64_t value, address; uint32_t flags, reserved; } words[2] = {
+      {expected, (uint64_t)(uintptr_t)shared, 2 /* FUTEX_32 */, 0},
+      {expected_own, (uint64_t)(uintptr_t)own, 2 | FUTEX_PRIVATE_FLAG, 0},
+  };
+  long rc = syscall(449 /* futex_waitv */, words, 2, 0, NULL, CLOCK_MONOTONIC);
+  return rc < 0 ? -errno : (int)rc;
+}
+static inline int clinux_futex_wake_own(uint32_t *word, int count) {
+  long rc = syscall(SYS_futex, word, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, count, NULL, NULL, 0);
+  return rc < 0 ? -errno : (int)rc;
+}
+
 // Debian 12's glibc declares these; Swift's overlay does not carry them all with one signature.
 static inline int clinux_pin_thread(int cpu) {
   cpu_set_t set;
@@ -94,7 +109,6 @@ static inline int clinux_pin_thread(int cpu) {
   CPU_SET(cpu, &set);
   return -pthread_setaffinity_np(pthread_self(), sizeof set, &set);
 }
-static inline int clinux_thread_id(void) { return (int)syscall(SYS_gettid); }
 
 // The enumeration of getrusage differs between what Swift's overlay and _GNU_SOURCE see, hence the bare call. Of the calling
 // thread, or of the whole process: nanoseconds, and context switches of both kinds.
@@ -263,10 +277,16 @@ static inline void clinux_streamed(void) {
 // si_addr is a macro.
 static inline void *clinux_fault_address(const siginfo_t *info) { return info ? info->si_addr : NULL; }
 
+// Why there was a SIGBUS: the values of an enumeration that Swift's own Glibc module may have taken already.
+static const int clinux_bus_adrerr = BUS_ADRERR;
+static const int clinux_bus_objerr = BUS_OBJERR;
+static const int clinux_bus_mceerr_ar = BUS_MCEERR_AR;
+
 // Names for macros that Swift does not import.
 static const unsigned int clinux_sqe_fixed_file = 1u << IOSQE_FIXED_FILE_BIT;
 static const unsigned int clinux_sqe_io_link = 1u << IOSQE_IO_LINK_BIT;
 static const int clinux_o_direct = O_DIRECT;
+static const int clinux_f_getpipe_sz = F_GETPIPE_SZ;
 static const int clinux_ofd_setlk = F_OFD_SETLK;
 static const int clinux_ofd_getlk = F_OFD_GETLK;
 static const int clinux_rwf_dsync = RWF_DSYNC;

@@ -1,6 +1,7 @@
 /// Requests go where they should.
 import Glibc
 import Testing
+import VirtioCore
 
 @testable import Bench
 

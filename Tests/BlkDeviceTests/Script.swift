@@ -157,7 +157,7 @@ struct ScriptedEngine: BlockEngine, ~Copyable {
   mutating func submit() {}
   mutating func poll() { waiter.wait(nanoseconds: 0) }
   mutating func wait(nanoseconds: Int64?) { waiter.wait(nanoseconds: canComplete ? 0 : nanoseconds) }
-  mutating func watch(_ kick: KickSource, lane: Int) { waiter.watch(kick, lane: lane) }
+  mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) { try waiter.watch(kick, lane: lane) }
   mutating func unwatch(lane: Int) { waiter.unwatch(lane: lane) }
   var systemCalls: UInt64 { waiter.systemCalls }
 }

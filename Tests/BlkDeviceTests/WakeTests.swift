@@ -67,8 +67,8 @@ import VirtioCore
       unsafe data.deallocate()
       unsafe segment.deallocate()
     }
-    engine.watch(.eventCounter(kick), lane: 1)
-    engine.watch(.doorbell(doorbell), lane: 2)
+    try engine.watch(.eventCounter(kick), lane: 1)
+    try engine.watch(.doorbell(doorbell), lane: 2)
     // A new bell may report itself once.
     engine.wait(nanoseconds: 20_000_000)
     while engine.nextEvent() != nil {}
@@ -90,12 +90,12 @@ import VirtioCore
 
     for moment in Moment.allCases {
       for round in 0..<(moment == .during ? 20 : 100) {
-        var thread: WorkerThread?
+        var thread: SystemThread?
         if let signal {
           switch moment {
           case .before, .lookedAt: signal()
           case .atOnce, .during:
-            thread = try WorkerThread(name: "cause", cpu: nil) {
+            thread = try SystemThread(name: "cause", cpu: nil) {
               usleep(moment == .during ? 2000 : UInt32(round % 8) * 10)
               signal()
             }

@@ -5,6 +5,7 @@ internal import Glibc
 internal import Synchronization
 internal import SystemPackage
 internal import VirtioBlkDevice
+internal import VirtioCore
 
 /// The loops that there are.
 enum BareKind: String, CaseIterable, Sendable {
@@ -73,7 +74,7 @@ struct BareContext: ~Copyable {
     source = OffsetSource(workload, range: place.range, start: place.start, job: 0)
     self.stride = stride
     self.total = total
-    warmEnd = Clock.now() + UInt64(max(ramp, 0) * 1e9)
+    warmEnd = Clock.now + UInt64(max(ramp, 0) * 1e9)
     duration = UInt64(max(seconds, 0) * 1e9)
   }
 
@@ -84,7 +85,7 @@ struct BareContext: ~Copyable {
   /// - Parameter done: since the loop began.
   /// - Returns: whether to stop.
   mutating func isOver(_ done: BareResult) -> Bool {
-    let now = Clock.now()
+    let now = Clock.now
     guard let base else {
       if now >= warmEnd { self.base = (done, now, meter.sample(.begin)) }
       return false
@@ -117,7 +118,7 @@ enum BareLoop {
   ) throws(BenchError) -> BareResult {
     final class Box: Sendable { let value = Mutex<Result<BareResult, BenchError>>(.failure(.noThread(.resourceBusy))) }
     let box = Box()
-    let thread = try PinnedThread(name: "bare loop", cpu: cpu) {
+    let thread = try SystemThread(benchmark: "bare loop", cpu: cpu) {
       let result: Result<BareResult, BenchError>
       do throws(BenchError) {
         var context = try BareContext(image, workload, ramp: ramp, seconds: seconds)

@@ -137,7 +137,7 @@ struct BenchQueue: ~Copyable {
 
   /// Makes all slots available.
   mutating func fill() {
-    let now = Clock.now()
+    let now = Clock.now
     for slot in 0..<depth { submit(slot, now) }
     publish()
   }
@@ -152,7 +152,7 @@ struct BenchQueue: ~Copyable {
     guard usedIndex != reapedIndex else { return 0 }
     let count = Int(usedIndex &- reapedIndex)
     guard count <= outstanding else { throw .brokenRing(queue: index, "used.idx jumped to \(usedIndex)") }
-    let now = Clock.now()
+    let now = Clock.now
     while reapedIndex != usedIndex {
       let element = unsafe used + (4 &+ Int(reapedIndex & (size &- 1)) &* 8)
       let id = unsafe Int(SharedCell<UInt32>(element).loadRelaxed())
@@ -327,7 +327,7 @@ struct BenchQueue: ~Copyable {
   /// - Returns: false when everything was read.
   mutating func turnReadingBack() throws(BenchError) -> Bool {
     _ = try turn(refills: false)
-    let now = Clock.now()
+    let now = Clock.now
     var slot = 0
     while slot < depth, let from = readBack {
       guard unsafe !slots[slot].isOutstanding else {

@@ -107,16 +107,16 @@ enum Client {
   /// Waits until all threads ended, as long as answers keep coming.
   private static func awaitEnd(_ control: RunControl, threads: Int, progress: ProgressWords, patience: Int) {
     var seen = progress.total
-    var since = Clock.now()
+    var since = Clock.now
     while control.endedThreads < threads {
       usleep(1000)
       let total = progress.total
       if total != seen {
         seen = total
-        since = Clock.now()
+        since = Clock.now
       }
       // A thread that failed ends alone; the others drain.
-      if Clock.now() - since > UInt64(max(patience, 0)) * 1_000_000_000 { return }
+      if Clock.now - since > UInt64(max(patience, 0)) * 1_000_000_000 { return }
     }
   }
 
@@ -125,7 +125,7 @@ enum Client {
     let control: RunControl
     let progress: ProgressWords
     let total: Double
-    private let start = Clock.now()
+    private let start = Clock.now
     private var last: (time: UInt64, answered: UInt64)
     private var isSampling = false
     private var answeredBefore: UInt64 = 0
@@ -136,36 +136,36 @@ enum Client {
       self.control = control
       self.progress = progress
       self.total = total
-      last = (Clock.now(), 0)
+      last = (Clock.now, 0)
     }
 
     mutating func startSampling() {
       isSampling = true
       answeredBefore = progress.total
-      last = (Clock.now(), answeredBefore)
+      last = (Clock.now, answeredBefore)
     }
 
     /// - Parameter seconds: without any answer.
     func sleep(untilAnswered count: UInt64, atMost seconds: Int) {
       var seen = progress.total
-      var since = Clock.now()
+      var since = Clock.now
       while seen &- answeredBefore < count, !control.hasFailed {
         usleep(1000)
         let total = progress.total
-        if total != seen { (seen, since) = (total, Clock.now()) }
-        if Clock.now() - since > UInt64(max(seconds, 0)) * 1_000_000_000 { return }
+        if total != seen { (seen, since) = (total, Clock.now) }
+        if Clock.now - since > UInt64(max(seconds, 0)) * 1_000_000_000 { return }
       }
     }
 
     mutating func sleep(_ seconds: Double, _ report: (RunProgress) -> Void) {
-      let end = Clock.now() + UInt64(max(seconds, 0) * 1e9)
+      let end = Clock.now + UInt64(max(seconds, 0) * 1e9)
       while !control.hasFailed {
-        let now = Clock.now()
+        let now = Clock.now
         guard now < end else { return }
         let next = min(end, last.time + UInt64(Client.interval * 1e9))
         // In slices, so that a failure ends the run soon.
         if next > now { usleep(UInt32(min((next - now) / 1000, 50_000))) }
-        let woken = Clock.now()
+        let woken = Clock.now
         guard Double(woken - last.time) >= Client.interval * 1e9 else { continue }
         let answered = progress.total
         let iops = Double(answered &- last.answered) / Double(woken - last.time) * 1e9

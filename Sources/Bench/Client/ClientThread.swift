@@ -77,13 +77,13 @@ final class QueueBlock: @unchecked Sendable {
 final class ClientThread: Sendable {
   private final class Box: Sendable { let value = Mutex(ThreadOutcome()) }
   private let box: Box
-  private let thread: PinnedThread
+  private let thread: SystemThread
 
   /// Starts at once.
   init(_ block: QueueBlock, cpu: Int?, sleeps: Bool, control: RunControl, number: Int) throws(BenchError) {
     let box = Box()
     self.box = box
-    thread = try PinnedThread(name: "client \(number)", cpu: cpu) {
+    thread = try SystemThread(benchmark: "client \(number)", cpu: cpu) {
       let result = Self.run(block, sleeps: sleeps, control: control)
       box.value.withLock { $0 = result }
       control.end(failed: result.error != nil)
@@ -119,12 +119,12 @@ final class ClientThread: Sendable {
         if phase == .measuring {
           for index in 0..<count { unsafe queues[index].stopRecording() }
           outcome.usage = ThreadUsage.now() - outcome.usage
-          outcome.end = Clock.now()
+          outcome.end = Clock.now
         }
         if wanted == .measuring {
           for index in 0..<count { unsafe queues[index].startRecording() }
           outcome.usage = ThreadUsage.now()
-          outcome.start = Clock.now()
+          outcome.start = Clock.now
         }
         phase = wanted
       }
@@ -170,5 +170,12 @@ final class ClientThread: Sendable {
       unsafe queues[index].takeCalls()
       unsafe queues[index].disableCalls()
     }
+  }
+}
+
+extension SystemThread {
+  /// A thread of a benchmark, with the stack that reports and histograms want.
+  convenience init(benchmark name: String, cpu: Int?, _ body: @escaping @Sendable () -> Void) throws(BenchError) {
+    do { try self.init(name: name, cpu: cpu, stackSize: 1 << 20, body) } catch { throw .noThread(error) }
   }
 }

@@ -2,6 +2,7 @@
 internal import CLinux
 internal import Glibc
 internal import VirtioBlkDevice
+internal import VirtioCore
 
 /// Totals at one moment; what cannot be known is `nil`.
 struct BackendSample: Sendable {

@@ -10,7 +10,7 @@ final class Echo {
   let setups: [QueueSetup]
   private let memory: DriverMemory
   private let isStopping = StopFlag()
-  private let thread: PinnedThread
+  private let thread: SystemThread
 
   private final class StopFlag: Sendable { let value = Atomic<Bool>(false) }
 
@@ -40,7 +40,7 @@ final class Echo {
     self.setups = setups
     let flag = isStopping
     let all = rings
-    thread = try PinnedThread(name: "echo", cpu: cpu) {
+    thread = try SystemThread(benchmark: "echo", cpu: cpu) {
       var rings = all
       while !flag.value.load(ordering: .relaxed) {
         for index in rings.indices { rings[index].turn() }

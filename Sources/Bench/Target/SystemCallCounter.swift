@@ -1,6 +1,7 @@
 /// Counts the system calls of another process with perf, where it is there and allowed.
 internal import CLinux
 internal import Glibc
+internal import VirtioCore
 
 /// A running `perf stat`.
 final class SystemCallCounter {
@@ -34,7 +35,7 @@ final class SystemCallCounter {
       return nil
     }
     perf = child
-    start = Clock.now()
+    start = Clock.now
   }
 
   /// Ends the counting.
@@ -43,7 +44,7 @@ final class SystemCallCounter {
     kill(perf, SIGINT)
     var status: Int32 = 0
     while unsafe waitpid(perf, &status, 0) < 0, errno == EINTR {}
-    let seconds = Double(Clock.now() - start) / 1e9
+    let seconds = Double(Clock.now - start) / 1e9
     defer { unsafe unlink(output) }
     for line in (ProcessFiles.text(output) ?? "").split(separator: "\n") where line.contains("sys_enter") {
       if let count = line.split(separator: ",").first.flatMap({ Double($0) }), seconds > 0 { return count / seconds }

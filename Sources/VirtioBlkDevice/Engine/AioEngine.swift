@@ -235,7 +235,7 @@ struct AioEngine: BlockEngine, ~Copyable {
     return .completion(tag: UInt32(truncatingIfNeeded: data), result: Int32(truncatingIfNeeded: result))
   }
 
-  mutating func watch(_ kick: KickSource, lane: Int) { waiter.watch(kick, lane: lane) }
+  mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) { try waiter.watch(kick, lane: lane) }
   mutating func unwatch(lane: Int) { waiter.unwatch(lane: lane) }
   var systemCalls: UInt64 { calls &+ waiter.systemCalls }
 }

@@ -72,7 +72,8 @@ protocol BlockEngine: ~Copyable {
   mutating func use(_ memory: GuestMemory)
 
   /// Reports kicks from now on.
-  mutating func watch(_ kick: KickSource, lane: Int)
+  /// - Throws: why it cannot; `unwatch` is due all the same.
+  mutating func watch(_ kick: KickSource, lane: Int) throws(Errno)
   /// Reports no more kicks for this lane. The source may be closed afterwards.
   mutating func unwatch(lane: Int)
 

@@ -103,7 +103,7 @@ struct CachedEngine: BlockEngine, ~Copyable {
 
   mutating func poll() { ring.poll() }
   mutating func use(_ memory: GuestMemory) { ring.use(memory) }
-  mutating func watch(_ kick: KickSource, lane: Int) { ring.watch(kick, lane: lane) }
+  mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) { try ring.watch(kick, lane: lane) }
   mutating func unwatch(lane: Int) { ring.unwatch(lane: lane) }
   var systemCalls: UInt64 { ring.systemCalls &+ copies.calls &+ looks }
 }

@@ -47,7 +47,7 @@ struct MappedEngine: BlockEngine, ~Copyable {
 
   mutating func poll() { waiter.wait(nanoseconds: 0) }
 
-  mutating func watch(_ kick: KickSource, lane: Int) { waiter.watch(kick, lane: lane) }
+  mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) { try waiter.watch(kick, lane: lane) }
   mutating func unwatch(lane: Int) { waiter.unwatch(lane: lane) }
   var systemCalls: UInt64 { copies.calls &+ waiter.systemCalls }
 }

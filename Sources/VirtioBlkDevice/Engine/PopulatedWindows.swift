@@ -16,7 +16,7 @@ internal import VirtioCore
 final class PopulatedWindows: @unchecked Sendable {
   /// What the kernel maps around a fault: the most that one fault can do, and soon done.
   static let windowSize = 64 << 10
-  private static let pageSize = 4096
+  private static let pageSize = PageSize.bytes
   fileprivate static let shift: UInt64 = 16
 
   enum State {

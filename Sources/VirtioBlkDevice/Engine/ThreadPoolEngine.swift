@@ -10,7 +10,7 @@ struct ThreadPoolEngine: BlockEngine, ~Copyable {
   private static let threadCount = 16
 
   private let pool: Pool
-  private let threads: [WorkerThread]
+  private let threads: [SystemThread]
   private var waiter: EpollWaiter
   private var finished: [(tag: UInt32, result: Int32)]
   private var calls: UInt64
@@ -18,11 +18,11 @@ struct ThreadPoolEngine: BlockEngine, ~Copyable {
   init(descriptor: Int32, mailbox: Int32) throws(Errno) {
     let pool = Pool(medium: PlainIO(descriptor: descriptor), counter: try OwnedDescriptor.eventCounter())
     let waiter = try EpollWaiter(mailbox: mailbox, completions: pool.counter.rawValue)
-    var threads: [WorkerThread] = []
+    var threads: [SystemThread] = []
     for number in 0..<Self.threadCount {
       // Some threads are enough; none is an error.
       do throws(Errno) {
-        threads.append(try WorkerThread(name: "pool \(number)", cpu: nil) { pool.run() })
+        threads.append(try SystemThread(name: "pool \(number)", cpu: nil) { pool.run() })
       } catch {
         if threads.isEmpty { throw error }
         break
@@ -62,7 +62,7 @@ struct ThreadPoolEngine: BlockEngine, ~Copyable {
     return nil
   }
 
-  mutating func watch(_ kick: KickSource, lane: Int) { waiter.watch(kick, lane: lane) }
+  mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) { try waiter.watch(kick, lane: lane) }
   mutating func unwatch(lane: Int) { waiter.unwatch(lane: lane) }
   var systemCalls: UInt64 { calls &+ waiter.systemCalls }
 }

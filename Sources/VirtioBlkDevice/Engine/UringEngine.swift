@@ -39,7 +39,7 @@ struct UringEngine: BlockEngine, ~Copyable {
   private var watches: [Int: Watch]
   private var nextGeneration: UInt16
   /// Waiters for doorbells, where the kernel cannot wait for them in the ring.
-  private var bridges: [Int: DoorbellBridge]
+  private var bridges: [Int: DoorbellWatch]
   private(set) var systemCalls: UInt64
 
   /// Entries that one call can hand over; more of them go in several calls.
@@ -345,17 +345,17 @@ struct UringEngine: BlockEngine, ~Copyable {
     if setup.registersBuffers { unsafe buffers.register(memory, with: ring) }
   }
 
-  mutating func watch(_ kick: KickSource, lane: Int) {
+  mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) {
     guard waiter == nil else {
-      waiter?.watch(kick, lane: lane)
+      try waiter?.watch(kick, lane: lane)
       return
     }
     var kick = kick
     if case .doorbell(let doorbell) = kick, !Self.hasFutexWait {
       // An older kernel: a small thread turns the bell into an eventfd.
-      guard let bridge = DoorbellBridge(doorbell) else { return }
+      let bridge = try DoorbellWatch(doorbell)
       bridges[lane] = bridge
-      kick = .eventCounter(bridge.counter)
+      kick = .eventCounter(bridge.rung)
     }
     nextGeneration &+= 1
     let watch = Watch(kick: kick, generation: nextGeneration)

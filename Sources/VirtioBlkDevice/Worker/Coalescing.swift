@@ -1,4 +1,5 @@
 /// Holding calls back until there is enough to tell, or it has been waiting for long enough.
+internal import VirtioCore
 
 struct Coalescing {
   private let count: Int

@@ -4,17 +4,6 @@ internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
 
-/// What the control plane asks of a worker.
-enum WorkerMessage: Sendable {
-  case start(Activation, Reply<QueueError?>)
-  /// Drain, and say where the queue stands; `nil` if it is not here.
-  case stop(queue: Int, Reply<QueuePosition?>)
-  case replaceCall(queue: Int, CallSink)
-  case replaceFailure(queue: Int, CallSink)
-  /// End the thread; all queues were stopped before.
-  case end
-}
-
 /// What every worker of a device is made with.
 struct WorkerConfiguration: Sendable {
   var context: LaneContext
@@ -25,8 +14,8 @@ struct WorkerConfiguration: Sendable {
   var waiting: Waiting
   var notification: Notification
   var counters: CounterBlock
-  var mailbox: Mailbox<WorkerMessage>
-  var events: Mailbox<DeviceEvent>
+  var mailbox: WorkerMailbox
+  var events: DeviceNews
 }
 
 @safe
@@ -44,7 +33,10 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   private let configuration: WorkerConfiguration
   private var engine: Engine
   private var lanes: LaneTable<Ring>
-  private var stops: [(lane: Int, reply: Reply<QueuePosition?>)] = []
+  /// Lanes that are being stopped.
+  private var stops: [Int] = []
+  /// A queue has stopped or was not started, so there may be none.
+  private var mayEnd = false
   /// Lanes without a kick source.
   private var unkicked = 0
   private var hasEnded = false
@@ -68,7 +60,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     roundsBetweenPolls = max(1, Self.looksBetweenPolls / max(1, configuration.lanes))
   }
 
-  /// Works until it is told to end.
+  /// Works until its last queue has stopped.
   mutating func run() {
     while !hasEnded { turn() }
     configuration.counters.set(.systemCalls, earlierSystemCalls &+ engine.systemCalls)
@@ -142,8 +134,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     switch event {
     case .completion(let tag, let result): complete(tag, result)
     case .kick: configuration.counters.add(.kicks)  // the turn that follows looks at every ring
-    case .mailbox:
-      for message in configuration.mailbox.take() { handle(message) }
+    case .mailbox: takeOrders()
     }
   }
 
@@ -181,19 +172,25 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
 
   // MARK: Control
 
-  private mutating func handle(_ message: WorkerMessage) {
-    switch message {
-    case .start(let activation, let reply): reply.give(start(activation))
-    case .stop(let queue, let reply):
-      guard let lane = lane(of: queue) else { return reply.give(nil) }
-      unsafe lanes[lane].pointee.drain()
-      stops.append((lane, reply))
-    case .replaceCall(let queue, let call):
-      if let lane = lane(of: queue) { unsafe lanes[lane].pointee.replaceCall(call) }
-    case .replaceFailure(let queue, let failure):
-      if let lane = lane(of: queue) { unsafe lanes[lane].pointee.replaceFailure(failure) }
-    case .end: hasEnded = true
+  private mutating func takeOrders() {
+    let orders = configuration.mailbox.take()
+    for (queue, order) in orders.queues.sorted(by: { $0.key < $1.key }) {
+      if let activation = order.start { answer(activation) }
+      guard let lane = lane(of: queue) else { continue }
+      if let call = order.call { unsafe lanes[lane].pointee.replaceCall(call) }
+      if let failure = order.failure { unsafe lanes[lane].pointee.replaceFailure(failure) }
+      if order.stops { stop(lane) }
     }
+    guard orders.stopsAll else { return }
+    for lane in 0..<lanes.capacity where lanes.contains(lane) { stop(lane) }
+    mayEnd = true
+  }
+
+  /// Asked again, it is the same stop.
+  private mutating func stop(_ lane: Int) {
+    guard !stops.contains(lane) else { return }
+    unsafe lanes[lane].pointee.drain()
+    stops.append(lane)
   }
 
   private func lane(of queue: Int) -> Int? {
@@ -201,39 +198,55 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     return nil
   }
 
-  private mutating func start(_ activation: Activation) -> QueueError? {
-    if case .eventCounter(let counter) = activation.kick, !EventWait.isPossible(counter.rawValue) {
-      return .kickCannotBeWaitedFor
-    }
-    guard let index = lanes.free else { return .outOfMemory }
+  private mutating func answer(_ activation: Activation) {
     do throws(QueueError) {
-      lanes.insert(
-        try Lane(
-          activation, lane: index, slots: configuration.slots, context: configuration.context,
-          notification: configuration.notification, counters: configuration.counters), at: index)
-    } catch { return error }
+      try start(activation)
+      configuration.events.post(.started(queue: activation.queue))
+    } catch {
+      mayEnd = true
+      configuration.events.post(.notStarted(queue: activation.queue, error))
+    }
+  }
+
+  private mutating func start(_ activation: Activation) throws(QueueError) {
+    if case .eventCounter(let counter) = activation.kick { try EventWait.check(counter.rawValue) }
+    guard let index = lanes.free else { throw .outOfMemory }
+    lanes.insert(
+      try Lane(
+        activation, lane: index, slots: configuration.slots, context: configuration.context,
+        notification: configuration.notification, counters: configuration.counters), at: index)
+    engine.use(activation.memory)
+    do throws(Errno) { try engine.watch(activation.kick, lane: index) } catch {
+      engine.unwatch(lane: index)
+      lanes.remove(index)
+      throw EventWait.reason(error)
+    }
     // The turn that follows looks at the ring without waiting for a kick.
     if case .none = activation.kick { unkicked += 1 }
     kicks[index] = activation.kick
-    engine.use(activation.memory)
-    engine.watch(activation.kick, lane: index)
-    return nil
   }
 
   private var kicks: [Int: KickSource] = [:]
 
-  /// Lets go of the lanes that were to be stopped and have nothing under way any more.
+  /// Lets go of the lanes that were to be stopped and have nothing under way any more; without a lane the worker ends.
   private mutating func finishStops() {
-    guard !stops.isEmpty else { return }
-    for (lane, reply) in stops where unsafe lanes[lane].pointee.isIdle {
-      unsafe lanes[lane].pointee.publishLast()
-      let position = unsafe lanes[lane].pointee.position
-      engine.unwatch(lane: lane)
-      if case .some(.none) = kicks.removeValue(forKey: lane) { unkicked -= 1 }
-      lanes.remove(lane)
-      reply.give(position)
-    }
-    stops.removeAll { !lanes.contains($0.lane) }
+    guard mayEnd || !stops.isEmpty else { return }
+    for lane in stops where unsafe lanes[lane].pointee.isIdle { remove(lane) }
+    stops.removeAll { !lanes.contains($0) }
+    guard mayEnd else { return }
+    mayEnd = false
+    hasEnded = lanes.isEmpty && configuration.mailbox.close()
+  }
+
+  private mutating func remove(_ lane: Int) {
+    unsafe lanes[lane].pointee.publishLast()
+    unsafe reportError(&lanes[lane].pointee)
+    let (queue, position) = unsafe (lanes[lane].pointee.queue, lanes[lane].pointee.position)
+    engine.unwatch(lane: lane)
+    if case .some(.none) = kicks.removeValue(forKey: lane) { unkicked -= 1 }
+    lanes.remove(lane)
+    mayEnd = true
+    configuration.events.post(.stopped(queue: queue, position))
   }
 
   private func reportError(_ lane: inout Lane<Ring>) {

@@ -67,15 +67,10 @@ func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
 
 /// Not even a descriptor for epoll is to be had: every start is answered with an error.
 private func refuse(_ configuration: WorkerConfiguration) {
-  while true {
+  repeat {
     EventWait.untilReadable(configuration.mailbox.descriptor)
-    for message in configuration.mailbox.take() {
-      switch message {
-      case .start(_, let reply): reply.give(.outOfMemory)
-      case .stop(_, let reply): reply.give(nil)
-      case .replaceCall, .replaceFailure: break
-      case .end: return
-      }
+    for (queue, order) in configuration.mailbox.take().queues where order.start != nil {
+      configuration.events.post(.notStarted(queue: queue, .outOfDescriptors))
     }
-  }
+  } while !configuration.mailbox.close()
 }

@@ -10,26 +10,6 @@ public enum KickSource: Sendable {
   case none
 }
 
-/// How the device tells the driver that something is done (a used buffer notification), or that a queue broke.
-public enum CallSink: Sendable {
-  case eventCounter(OwnedDescriptor)
-  /// A counter in shared memory, and the InterruptStatus word (virtio 4.2.2) whose bit 0 is set first.
-  case doorbell(Doorbell, interruptStatus: SharedCell<UInt32>)
-  /// The driver polls.
-  case none
-
-  /// Notifies the driver of used buffers. Never blocks.
-  public func signal() {
-    switch self {
-    case .eventCounter(let descriptor): EventCounter.signal(descriptor.rawValue)
-    case .doorbell(let doorbell, let interruptStatus):
-      interruptStatus.formUnion(1)
-      doorbell.ring()
-    case .none: break
-    }
-  }
-}
-
 /// One queue, ready to be started. Plain data: the numbers in `configuration` are the driver's and still unchecked.
 public struct Activation: Sendable {
   /// 0 … queueCount − 1.

@@ -7,16 +7,25 @@ internal import Synchronization
 /// All shared mappings of the process, where a signal handler can find them: fixed memory, no lock and no allocation in the
 /// handler. A page that is gone is replaced by an empty one of this process's own, so that whatever touched it comes to its
 /// end; whoever uses the mapping sees that the count moved, and must not trust it any more.
+///
+/// After the first few faults of a mapping more and more of what lies around is replaced with the page, because each piece
+/// uses up one of the mappings that a process can have.
 public enum FaultGuard {
-  /// Pages of all mappings that were not there, since the process began. One look at it tells that nothing happened.
+  /// Faults in all mappings since the process began. One look at it tells that nothing happened.
   public static var count: UInt64 { FaultTable.shared.total.loadRelaxed() }
+
+  /// Where they are counted, for as long as the process lives. Whoever copies out of memory that can be cut compares
+  /// `loadAfterLoads` with what it was before: the same, and what was copied was there.
+  public static var counter: SharedCell<UInt64> { FaultTable.shared.total }
 }
 
 @safe
 final class FaultTable: @unchecked Sendable {
   static let shared = FaultTable()
-  /// Mappings at once; those beyond are not guarded. 509 regions for each of a hundred guests.
+  /// Mappings at once; there are no unguarded ones. 509 regions for each of a hundred guests.
   private static let capacity = 1 << 16
+  /// How many mappings that is.
+  static var room: Int { capacity - 1 }
   /// Words of an entry: first address, bytes (0: free), faults. Entry 0 holds the total in its third word.
   private static let stride = 4
 
@@ -40,6 +49,8 @@ final class FaultTable: @unchecked Sendable {
     unsafe self.words = words
     total = unsafe SharedCell(words + 2)
     unsafe faultTableWords = words
+    // Nothing is asked for the first time in the handler.
+    unsafe pageBytes = UInt64(PageSize.bytes)
     var action = sigaction()
     unsafe action.__sigaction_handler.sa_sigaction = { _, info, _ in unsafe handleBusError(info) }
     action.sa_flags = SA_SIGINFO | Int32(bitPattern: UInt32(SA_NODEFER))
@@ -80,38 +91,64 @@ final class FaultTable: @unchecked Sendable {
 
 /// What the handler reads; set once, before the handler is installed.
 nonisolated(unsafe) private var faultTableWords: UnsafeMutablePointer<UInt64>? = nil
+nonisolated(unsafe) private var pageBytes: UInt64 = 4096
 
-/// Puts an empty page in the place of the one that is gone, if it is one of ours; any other SIGBUS ends the process as
-/// always.
+/// Puts empty pages in the place of those that are gone, if they are ours. Any other SIGBUS ends the process as always.
 private func handleBusError(_ info: UnsafeMutablePointer<siginfo_t>?) {
-  let address = unsafe UInt64(UInt(bitPattern: clinux_fault_address(info)))
-  if let words = unsafe faultTableWords {
-    var entry = 1
-    while entry < FaultTable.entries {
-      let place = unsafe words + entry &* FaultTable.entryStride
-      let count = unsafe SharedCell<UInt64>(place + 1).loadAcquire()
-      let start = unsafe SharedCell<UInt64>(place).loadRelaxed()
-      if count > 0, address &- start < count {
-        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
-        let faults = unsafe SharedCell<UInt64>(place + 2)
-        faults.storeRelaxed(faults.loadRelaxed() &+ 1)
-        let total = unsafe SharedCell<UInt64>(words + 2)
-        total.storeRelaxed(total.loadRelaxed() &+ 1)
-        // Counted first: another thread that finds the empty page finds the count moved, too. On hugetlbfs a page is larger,
-        // and a part of it cannot be replaced.
-        var size: UInt64 = 4096
-        while size <= 1 << 30 {
-          let page = address & ~(size &- 1)
-          guard page >= start, page &- start <= count, size <= (count &+ 4095) & ~4095 &- (page &- start) else { break }
-          let place = unsafe UnsafeMutableRawPointer(bitPattern: UInt(page))
-          if unsafe mmap(place, Int(size), PROT_READ | PROT_WRITE, flags, -1, 0) != MAP_FAILED { return }
-          guard errno == EINVAL else { break }
-          size <<= 9
-        }
-        break
-      }
-      entry &+= 1
-    }
+  // Of what the kernel tells only a missing page is answered by another one. A signal that somebody sent has no address, and
+  // an access that is not aligned would be repeated for ever.
+  let errorBefore = errno
+  defer { errno = errorBefore }
+  let code = unsafe info?.pointee.si_code ?? 0
+  if code == clinux_bus_adrerr || code == clinux_bus_objerr || code == clinux_bus_mceerr_ar {
+    let address = unsafe UInt64(UInt(bitPattern: clinux_fault_address(info)))
+    if replace(address) { return }
   }
-  signal(SIGBUS, SIG_DFL)
+  _ = signal(SIGBUS, SIG_DFL)
+  // A fault comes again when this returns; what was sent does not.
+  if code <= 0 { raise(SIGBUS) }
+}
+
+/// - Returns: whether the access that failed can be tried again.
+private func replace(_ address: UInt64) -> Bool {
+  guard let words = unsafe faultTableWords else { return false }
+  var entry = 1
+  while entry < FaultTable.entries {
+    let place = unsafe words + entry &* FaultTable.entryStride
+    let size = unsafe SharedCell<UInt64>(place + 1)
+    let count = size.loadAcquire()
+    let start = unsafe SharedCell<UInt64>(place).loadRelaxed()
+    if count > 0, address &- start < count, size.loadAcquire() == count {
+      // Counted first: another thread that finds the empty page finds the count moved, too.
+      let faults = unsafe SharedCell<UInt64>(place + 2).increment()
+      let total = unsafe SharedCell<UInt64>(words + 2).increment()
+      fullFence()
+      return replace(address, from: start, count: count, faults: faults, total: total)
+    }
+    entry &+= 1
+  }
+  return false
+}
+
+private func replace(_ address: UInt64, from start: UInt64, count: UInt64, faults: UInt64, total: UInt64) -> Bool {
+  let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
+  let page = unsafe pageBytes
+  // Faults of one mapping that cost a piece of one page each, and those of all mappings after which whoever loses another
+  // page loses its whole mapping.
+  let (faultsOfOnePage, faultsOfPieces): (UInt64, UInt64) = (8, 1024)
+  // Mappings begin and end with a page, whatever their file's size is.
+  let end = start &+ (count &+ (page &- 1)) & ~(page &- 1)
+  var size = page
+  if faults > faultsOfOnePage { size = page << min(faults &- faultsOfOnePage, 40) }
+  if total > faultsOfPieces { size = 1 << 60 }
+  // On hugetlbfs a page is larger, and a part of it cannot be replaced: then twice as much, until it can.
+  while true {
+    // A block of that size which the address lies in, as far as it belongs to the mapping.
+    let from = max(address & ~(size &- 1), start)
+    let length = min(address | (size &- 1), end &- 1) &- from &+ 1
+    let place = unsafe UnsafeMutableRawPointer(bitPattern: UInt(from))
+    if unsafe mmap(place, Int(length), PROT_READ | PROT_WRITE, flags, -1, 0) != MAP_FAILED { return true }
+    guard errno == EINVAL, from > start || from &+ length < end else { return false }
+    size <<= 1
+  }
 }

@@ -18,14 +18,26 @@ public final class Mapping: @unchecked Sendable {
   /// - Parameters:
   ///   - offset: bytes, a multiple of the page size (of the huge page size on hugetlbfs).
   ///   - readOnly: map without write permission.
+  /// - Throws: what `mmap` says; ENOMEM, too, when the process has to keep the address space that is left for other things
+  ///   (see `AddressSpace`).
   public init(descriptor: Int32, offset: Int64 = 0, count: Int, readOnly: Bool = false) throws(Errno) {
     guard count > 0 else { throw .invalidArgument }
+    try AddressSpace.shared.reserve(count)
     let protection = readOnly ? PROT_READ : PROT_READ | PROT_WRITE
     let address = unsafe mmap(nil, count, protection, MAP_SHARED, descriptor, off_t(offset))
-    guard let address = unsafe address, unsafe address != MAP_FAILED else { throw Errno(rawValue: errno) }
+    guard let address = unsafe address, unsafe address != MAP_FAILED else {
+      let error = Errno(rawValue: errno)
+      AddressSpace.shared.release(count)
+      throw error
+    }
+    guard let entry = unsafe FaultTable.shared.add(address, count: count) else {
+      _ = unsafe munmap(address, count)
+      AddressSpace.shared.release(count)
+      throw .noMemory
+    }
     unsafe self.base = address
     self.count = count
-    entry = unsafe FaultTable.shared.add(address, count: count)
+    self.entry = entry
   }
 
   /// Maps `count` bytes of fresh anonymous memory, zeroed on first touch and private to this process.
@@ -40,12 +52,14 @@ public final class Mapping: @unchecked Sendable {
   }
 
   deinit {
-    _ = unsafe munmap(base, count)
+    // Out of the table first: as soon as it is unmapped, the place may be somebody else's.
     if let entry { FaultTable.shared.remove(entry) }
+    _ = unsafe munmap(base, count)
+    if entry != nil { AddressSpace.shared.release(count) }
   }
 
-  /// How many pages turned out to be gone because the file was cut (see `FaultGuard`). What is read from such a mapping is not
-  /// the file's any more.
+  /// How often a page turned out to be gone because the file was cut (see `FaultGuard`). What is read from such a mapping is
+  /// not the file's any more, and what is written to it may go nowhere.
   public var faults: UInt64 { faultCount?.loadRelaxed() ?? 0 }
 
   /// Where `faults` is counted, for those who look at it more often than a reference count should change; `nil` where nothing

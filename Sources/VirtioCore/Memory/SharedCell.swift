@@ -54,6 +54,16 @@ extension SharedCell where Value == UInt64 {
   @inlinable public func loadAcquire() -> UInt64 { unsafe word.pointee.load(ordering: .acquiring) }
   @inlinable public func storeRelaxed(_ value: UInt64) { unsafe word.pointee.store(value, ordering: .relaxed) }
   @inlinable public func storeRelease(_ value: UInt64) { unsafe word.pointee.store(value, ordering: .releasing) }
+  /// Loads after every load that comes before it in the program, those of a copy included: what was read is then no older
+  /// than the value. On x86-64 a plain load.
+  @inlinable public func loadAfterLoads() -> UInt64 {
+    atomicMemoryFence(ordering: .acquiring)
+    return loadRelaxed()
+  }
+  /// Adds with wrap-around and returns the new value; a full ordering point.
+  @inlinable public func increment() -> UInt64 {
+    unsafe word.pointee.wrappingAdd(1, ordering: .sequentiallyConsistent).newValue
+  }
 }
 
 /// Orders every earlier store before every later load: the one ordering that release and acquire do not give, needed
