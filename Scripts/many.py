@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/python3
 """Measures what many disks in one process cost: start-up, memory, processor time while idle, and the first read.
 
     Scripts/many.py                       1,000 disks
