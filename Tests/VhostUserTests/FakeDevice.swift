@@ -117,11 +117,12 @@ final class EventLog: Sendable {
   func contains(_ wanted: (ServerEvent) -> Bool) -> Bool { events.contains(where: wanted) }
 }
 
-/// Waits until something that another thread does has happened. Generous, since it only ever runs out when a test fails.
+/// Waits until something that another thread does has happened.
 func eventually(_ condition: () -> Bool) -> Bool {
-  for _ in 0..<2000 {
+  let end = ContinuousClock.now + Patience.limit
+  while .now < end {
     if condition() { return true }
-    usleep(5000)
+    usleep(1000)
   }
   return false
 }
