@@ -318,6 +318,12 @@ static const int clinux_ofd_setlk = F_OFD_SETLK;
 static const int clinux_ofd_getlk = F_OFD_GETLK;
 static const int clinux_rwf_dsync = RWF_DSYNC;
 
+// Takes back what was prepared and not handed over.
+static inline void clinux_forget_prepared(struct io_uring *ring) {
+  ring->sq.sqe_tail = ring->sq.sqe_head = __atomic_load_n(ring->sq.khead, __ATOMIC_ACQUIRE);
+  __atomic_store_n(ring->sq.ktail, ring->sq.sqe_tail, __ATOMIC_RELEASE);
+}
+
 // io_uring operations younger than liburing 2.3, by number (Linux 6.7).
 static const int clinux_op_futex_wait = 51;
 static inline void clinux_prep_futex_wait(struct io_uring_sqe *sqe, const uint32_t *word, uint32_t expected) {

@@ -31,7 +31,7 @@ struct OnceRun {
     let file = try MemoryFile.open(path: path)
     let device = try command.disk.makeDevice(queues: file.layout.maximumQueues)
     var problem: String? = nil
-    let outcomes = try MemoryFileDevice(file: file, device: device, log: { problem = $0 }).runOnce()
+    let outcomes = try MemoryFileDevice(file: file, device: device, log: { problem = $0 }, notice: { _ in }).runOnce()
     let after = try MemoryFileSnapshot(path: path)
     let status = after.registers.status
     if outcomes.contains(where: { $0.failure != nil }) {

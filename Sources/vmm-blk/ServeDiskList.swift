@@ -66,6 +66,9 @@ struct ServeDiskList {
     }
   }
 
+  /// What a list may have, bytes: thousands of disks. Some files have no end.
+  private static let largest = 1 << 20
+
   private static func read(_ file: String) throws(Errno) -> Data {
     do {
       let descriptor = try FileDescriptor.open(FilePath(file), .readOnly, options: .closeOnExec)
@@ -76,6 +79,7 @@ struct ServeDiskList {
           let count = unsafe try room.withUnsafeMutableBytes { unsafe try descriptor.read(into: $0) }
           guard count > 0 else { return text }
           text.append(contentsOf: room[..<count])
+          guard text.count <= largest else { throw Errno.fileTooLarge }
         }
       }
     } catch {
@@ -120,6 +124,8 @@ enum ServeDiskListError: Error, CustomStringConvertible {
 
   var description: String {
     switch self {
+    case .cannotRead(let file, .fileTooLarge):
+      "\(printable(file)) is no list of disks: it has more than the 1 MiB that is enough for thousands of them"
     case .cannotRead(let file, let error): "the list of disks \(printable(file)) cannot be read: \(error)"
     case .notJSON(let file, let reason): "\(printable(file)) is not a JSON array of disks: \(printable(reason))"
     case .noDisks(let file): "\(printable(file)) lists no disk: give it an entry for each"

@@ -54,7 +54,7 @@ final class ZramDevice {
     number = text.trimmingCharacters(in: .whitespacesAndNewlines)
     path = "/dev/zram" + number
     try "\(size)".write(toFile: "/sys/block/zram\(number)/disksize", atomically: false, encoding: .utf8)
-    try waitUntil("\(path) is there", seconds: 120) { unsafe access(path, R_OK | W_OK) == 0 }
+    try waitUntil("\(path) is there") { unsafe access(path, R_OK | W_OK) == 0 }
   }
 
   deinit {

@@ -19,9 +19,11 @@ struct CommandTests {
           #require(vmmBlk), "serve", "--blk-file", directory + "/disk", "--socket-path", directory + "/sock", "--num-queues",
           "2",
           "--serial", "a serial number",
-        ] + more)
-      let end = ContinuousClock.now + .seconds(10)
-      while !FileManager.default.fileExists(atPath: directory + "/sock"), .now < end { usleep(5000) }
+        ] + more, output: directory + "/server")
+      // The socket's file is there a moment before somebody listens on it; the line comes after.
+      try waitUntil("the server listens") {
+        try String(contentsOfFile: directory + "/server", encoding: .utf8).contains("Serving")
+      }
     }
 
     deinit {

@@ -1,8 +1,8 @@
 /// `vmm-blk` in a process of its own, for tests of what people see of it.
 import Foundation
 
-/// The program, built beside the tests.
-struct Program {
+/// The program, built beside the tests. It does not outlive its test.
+final class Program {
   let process = Process()
   private let output = Pipe()
   private let errors = Pipe()
@@ -16,7 +16,7 @@ struct Program {
   ///   - limit: what to say to the shell's `ulimit` before it starts; `nil` starts without a shell.
   ///   - program: another path of it.
   init(
-    _ arguments: [String], input: FileHandle = .nullDevice, limit: String? = nil, program: URL = Self.path
+    _ arguments: [String], input: FileHandle = .nullDevice, limit: String? = nil, program: URL = Program.path
   ) throws {
     process.executableURL = limit == nil ? program : URL(fileURLWithPath: "/bin/sh")
     process.arguments = (limit.map { ["-c", "ulimit \($0) && exec \"$0\" \"$@\"", program.path] } ?? []) + arguments
@@ -25,6 +25,8 @@ struct Program {
     process.standardError = errors
     try process.run()
   }
+
+  deinit { if process.isRunning { kill(process.processIdentifier, SIGKILL) } }
 
   /// The line that says it listens.
   func firstLine() -> String {
