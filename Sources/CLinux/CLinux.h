@@ -59,6 +59,24 @@ typedef uint64_t __attribute__((aligned(1), may_alias)) clinux_unaligned64;
 static inline uint64_t clinux_load_once(const void *pointer) { return *(const volatile clinux_unaligned64 *)pointer; }
 
 
+// The arguments of the program, which glibc hands to every constructor: Swift reads them from /proc, which need not be there.
+// The constructor is part of whatever module uses this.
+static inline char **clinux_arguments(char **arguments) {
+  static char **saved;
+  if (arguments) saved = arguments;
+  return saved;
+}
+__attribute__((constructor, used)) static void clinux_save_arguments(int count, char **arguments) {
+  (void)count;
+  clinux_arguments(arguments);
+}
+// The argument with this number, or NULL after the last.
+static inline const char *clinux_argument(int number) {
+  (void)&clinux_save_arguments;
+  char **arguments = clinux_arguments(NULL);
+  return arguments ? arguments[number] : NULL;
+}
+
 // open and fcntl are variadic.
 static inline int clinux_open(const char *path, int flags, mode_t mode) { return open(path, flags, mode); }
 static inline int clinux_fcntl_lock(int fd, int command, struct flock *lock) { return fcntl(fd, command, lock); }
@@ -204,6 +222,14 @@ static inline int clinux_direct_io_alignment(int fd, uint32_t *memory, uint32_t 
   return 1;
 }
 
+// When a file was made, nanoseconds since 1970; 0 where the file system does not keep that.
+static inline uint64_t clinux_birth_time(int fd) {
+  struct statx answer;
+  memset(&answer, 0, sizeof answer);
+  if (statx(fd, "", AT_EMPTY_PATH, STATX_BTIME, &answer) != 0 || !(answer.stx_mask & STATX_BTIME)) return 0;
+  return (uint64_t)answer.stx_btime.tv_sec * 1000000000u + answer.stx_btime.tv_nsec;
+}
+
 // Linux 5.14.
 static const int clinux_madv_populate_read = MADV_POPULATE_READ;
 
@@ -286,10 +312,17 @@ static const int clinux_bus_mceerr_ar = BUS_MCEERR_AR;
 static const unsigned int clinux_sqe_fixed_file = 1u << IOSQE_FIXED_FILE_BIT;
 static const unsigned int clinux_sqe_io_link = 1u << IOSQE_IO_LINK_BIT;
 static const int clinux_o_direct = O_DIRECT;
+static const int clinux_o_path = O_PATH;
 static const int clinux_f_getpipe_sz = F_GETPIPE_SZ;
 static const int clinux_ofd_setlk = F_OFD_SETLK;
 static const int clinux_ofd_getlk = F_OFD_GETLK;
 static const int clinux_rwf_dsync = RWF_DSYNC;
+
+// Takes back what was prepared and not handed over.
+static inline void clinux_forget_prepared(struct io_uring *ring) {
+  ring->sq.sqe_tail = ring->sq.sqe_head = __atomic_load_n(ring->sq.khead, __ATOMIC_ACQUIRE);
+  __atomic_store_n(ring->sq.ktail, ring->sq.sqe_tail, __ATOMIC_RELEASE);
+}
 
 // io_uring operations younger than liburing 2.3, by number (Linux 6.7).
 static const int clinux_op_futex_wait = 51;

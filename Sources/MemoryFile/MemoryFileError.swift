@@ -26,6 +26,8 @@ public enum MemoryFileError: Error, Equatable, CustomStringConvertible {
     switch self {
     case .system(let path, "open", .noSuchFileOrDirectory):
       "there is no memory file \(path): make one with 'vmm-blk run --memory \(path) --create 64M --blk-file IMAGE'"
+    case .system(let path, "size", .fileTooLarge):
+      "the memory file \(path) would be larger than a file may be: raise the limit ('ulimit -f'), or ask for less memory"
     case .system(let path, let action, let errno):
       "the system refuses to \(action) the memory file \(path) (\(errno)): check path, permissions and free space"
     case .exists(let path): "the file \(path) exists already: leave out --create to use it, or remove it first"

@@ -9,17 +9,21 @@ public import VirtioCore
 public struct BlockDeviceOptions: Sendable {
   /// Bytes of one segment that a driver may use (SIZE_MAX).
   public static let maximumSegmentSize: UInt32 = 4 << 20
-  /// Data segments of one request (SEG_MAX): with header and status it fits a ring of 128 without indirect descriptors,
-  /// which is the smallest that front-ends use by default.
+  /// Data segments of one request (SEG_MAX) at most: with header and status it fits a ring of 128 without indirect
+  /// descriptors, which is the smallest that front-ends use by default.
   public static let maximumSegments = 126
   /// Bytes of a serial number (virtio 5.2.6, GET_ID).
   public static let serialSize = 20
 
   /// 1 … 256.
   public var queueCount = 1
-  /// A power of two, 2 … 32768: the largest ring on offer where a transport has such an offer.
+  /// A power of two, 4 … 32768: the largest ring on offer where a transport has such an offer. A ring of 4 has room for the
+  /// three descriptors of the smallest request; each ring has to be as large as the driver's largest request without
+  /// indirect descriptors.
   public var maximumQueueSize: UInt16 = 1024
-  /// At most 20 bytes reach the driver; `nil`: the image's file name.
+  /// Data segments of one request (SEG_MAX): what fits the largest ring without indirect descriptors, `maximumSegments` at most.
+  public var segmentLimit: Int { max(1, min(Self.maximumSegments, Int(maximumQueueSize) - 2)) }
+  /// At most 20 bytes reach the driver; `nil`: the image's own, `ImageDescription.serial`.
   public var serial: String?
   public var engine = EngineKind.auto
   /// Threads that the queues are shared out to; `nil`: one for each queue.
@@ -90,7 +94,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   init(image: ImageFile, options: BlockDeviceOptions, workerBody: @escaping WorkerBody) throws(EngineError) {
     guard (1...256).contains(options.queueCount) else { throw .badQueueCount(options.queueCount) }
     let size = Int(options.maximumQueueSize)
-    guard (2...32768).contains(size), size & (size - 1) == 0 else { throw .badQueueSize(size) }
+    guard (4...32768).contains(size), size & (size - 1) == 0 else { throw .badQueueSize(size) }
     let threads = options.threads ?? options.queueCount
     guard (1...options.queueCount).contains(threads) else { throw .badThreadCount(threads) }
     let online = sysconf(Int32(_SC_NPROCESSORS_CONF))
@@ -100,7 +104,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     let choice = try EngineChoice.resolve(options.engine, options.uring, image: image)
     do throws(Errno) {
       events = try DeviceNews()
-      shared = try SharedBlock(serial: options.serial ?? Self.serial(of: image.path))
+      shared = try SharedBlock(serial: options.serial ?? image.description.serial)
     } catch { throw .noResources(error) }
 
     self.workerBody = workerBody
@@ -119,9 +123,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     context = unsafe LaneContext(
       limits: BlockLimits(
         capacity: image.size / 512, blockMask: UInt64(image.logicalBlockSize - 1), isReadOnly: image.isReadOnly,
-        memoryMask: UInt(image.memoryAlignment - 1), isDirect: image.isDirect, canDiscard: image.canDiscard),
-      blockDevice: image.isBlockDevice ? image.descriptor : nil, writeback: shared.writeback, serial: shared.serial,
-      zeroes: shared.zeroes)
+        segments: options.segmentLimit, segmentBytes: Int(BlockDeviceOptions.maximumSegmentSize)),
+      medium: MediumFacts(image: image, zeroes: shared.zeroes), writeback: shared.writeback, serial: shared.serial)
     counterBlocks = (0..<threads).map { _ in CounterBlock() }
     places = Array(repeating: WorkerPlace(), count: threads)
   }
@@ -151,12 +154,6 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
       if image.canDiscard { features.insert(.blockDiscard) }
     }
     return features
-  }
-
-  /// The file name, in the characters that a serial number may have.
-  private static func serial(of path: String) -> String {
-    let name = path.split(separator: "/").last ?? "disk"
-    return String(name.unicodeScalars.map { (0x21...0x7e).contains($0.value) ? Character($0) : "_" })
   }
 
   // MARK: VirtioDevice
@@ -196,6 +193,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     let queue = activation.queue
     precondition((0..<queueCount).contains(queue), "no such queue")
     guard !leftQueues.contains(queue) else { return events.post(.notStarted(queue: queue, .leftBehind)) }
+    if let warning = SmallRing.warning(activation, segments: options.segmentLimit) { events.post(.notice(warning)) }
     let index = queue % threadCount
     guard let worker = places[index].worker else {
       var orders = WorkerOrders()
@@ -250,9 +248,6 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
 
   // MARK: Workers
 
-  /// Requests that one queue can have under way; a larger ring holds the rest.
-  private static let slots = 1024
-
   /// To the queue's worker; where there is none, the queue does not run and there is nothing to do.
   private func order(_ queue: Int, _ change: (inout QueueOrder) -> Void) {
     let index = queue % threadCount
@@ -275,11 +270,11 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     _ = mailbox.post { $0 = orders }
     let lanes = (queueCount - index + threadCount - 1) / threadCount
     let configuration = WorkerConfiguration(
-      context: context, slots: Self.slots, lanes: lanes, waiting: options.waiting, notification: options.notification,
+      context: context, slots: LaneContext.slots, lanes: lanes, waiting: options.waiting, notification: options.notification,
       counters: counterBlocks[index], mailbox: mailbox, events: events)
     let processors = options.processors
     let cpu = processors.isEmpty ? nil : processors[index % processors.count]
-    let plan = EnginePlan(kind: engine, setup: options.uring, image: image, mapped: mapped, depth: lanes * Self.slots)
+    let plan = EnginePlan(kind: engine, setup: options.uring, image: image, mapped: mapped, depth: lanes * LaneContext.slots)
     let (body, news, shared) = (workerBody, events, shared)
     do throws(Errno) {
       let thread = try SystemThread(name: "queue \(index)", cpu: cpu) {

@@ -7,7 +7,11 @@ internal import VirtioBlkDevice
 
 struct BenchRunCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "run", abstract: "Measure one workload (what 'bench' does by itself).")
+    commandName: "run", abstract: "Measure one workload (what 'bench' does by itself).",
+    usage: """
+      vmm-blk bench (--socket-path <path> | --memory <path> | --blk-file <path> | --ceiling) [<options>]
+      vmm-blk bench --paths --blk-file <path> [<options>]
+      """)
 
   enum OutputFormat: String, ExpressibleByArgument, CaseIterable {
     case normal
@@ -101,6 +105,9 @@ struct BenchRunCommand: ParsableCommand {
     }
     guard targets == 1 else {
       throw ValidationError("name one thing to measure: --socket-path, --memory, --blk-file or --ceiling")
+    }
+    if device.blkFile == nil, let option = device.given.first {
+      throw ValidationError("\(option) is for a device in this process: name its image with --blk-file, or leave it out")
     }
     guard (1...1000).contains(repeats) else { throw ValidationError("--repeats \(repeats) is not from 1 to 1000") }
     guard (1...509).contains(memoryRegions) else {

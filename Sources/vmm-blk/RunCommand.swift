@@ -2,7 +2,6 @@
 internal import ArgumentParser
 internal import Logging
 internal import MemoryFile
-internal import SystemPackage
 internal import VhostUser
 internal import VirtioBlkDevice
 internal import VirtioCore
@@ -10,6 +9,11 @@ internal import VirtioCore
 struct RunCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "run", abstract: "Serve a disk to a driver that shares a memory file with it.",
+    usage: """
+      vmm-blk run --memory <file> --blk-file <path> [--create <size>] [<options>]
+      vmm-blk run --memory <file> --blk-file <path> --once [--json] [<options>]
+      vmm-blk run --memory <file> --blk-file <path> --once --raw --queue <ring> [<options>]
+      """,
     discussion: """
       Without --once the disk is served until SIGTERM or Ctrl-C; everything taken is finished first. A driver finds the \
       disk's registers in the file (Docs/memory-file.md); `vmm-blk guest --memory FILE` is one.
@@ -73,6 +77,7 @@ struct RunCommand: ParsableCommand {
   }
 
   private func serve() throws {
+    Startup.ignoreStraySignals()
     // Before the device makes threads, which inherit that these signals are not theirs.
     let signals = try TerminationSignals()
     let log = ServeLog(level: .info)
@@ -95,7 +100,7 @@ struct RunCommand: ParsableCommand {
     }
     if let warning = device.engineWarning { log.warn(warning) }
     let queues = device.queueCount == 1 ? "1 queue" : "\(device.queueCount) queues"
-    try say(
+    say(
       "Serving \(device.image.path) on \(memory) (\(queues), \(device.engineReason)); "
         + "for a driver: vmm-blk guest --memory \(memory) info")
     try transport.run(until: signals.descriptor)
@@ -103,7 +108,7 @@ struct RunCommand: ParsableCommand {
   }
 
   /// At once, also into a pipe or a file: whoever started us may wait for this line.
-  private func say(_ text: String) throws { try FileDescriptor.standardOutput.writeAll((text + "\n").utf8) }
+  private func say(_ text: String) { People.output.write(printable(text)) }
 }
 
 /// `size=8,desc=0x0,avail=0x400,used=0x800`, in any order.

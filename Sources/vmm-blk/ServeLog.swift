@@ -14,9 +14,7 @@ final class ServeLog {
   private var meters: [ServerEvent.Importance: Meter] = [:]
 
   init(level: Logger.Level) {
-    var logger = Logger(label: "vmm-blk") { StreamLogHandler.standardError(label: $0) }
-    logger.logLevel = level
-    self.logger = logger
+    logger = Logger(label: "vmm-blk") { _ in PlainLogHandler(logLevel: level) }
     prefix = ""
   }
 

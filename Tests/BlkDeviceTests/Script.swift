@@ -84,14 +84,16 @@ final class Script: Sendable {
       let engine = try? ScriptedEngine(
         self, descriptor: plan.image.descriptor, mailbox: configuration.mailbox.descriptor)
     else { preconditionFailure("no descriptor for epoll") }
-    var worker = QueueWorker<SplitQueue, ScriptedEngine>(configuration, engine: engine)
+    guard var worker = try? QueueWorker<SplitQueue, ScriptedEngine>(configuration, engine: engine) else {
+      preconditionFailure("no memory for a worker")
+    }
     worker.run()
   }
 }
 
 @safe
 struct ScriptedEngine: BlockEngine, ~Copyable {
-  static let fillsReads = true
+  static let movesData = true
 
   private let script: Script
   private let medium: PlainIO

@@ -98,7 +98,7 @@ import VirtioCore
   }
 
   /// A ring that holds more than a lane has slots, more than a call to the kernel takes, and more than the device offered.
-  @Test(arguments: [(EngineKind.uring, UInt16(4096)), (.uring, 2), (.aio, 4096), (.aio, 2), (.threads, 4096)])
+  @Test(arguments: [(EngineKind.uring, UInt16(4096)), (.uring, 4), (.aio, 4096), (.aio, 4), (.threads, 4096)])
   func moreRequestsThanSlots(engine: EngineKind, offered: UInt16) throws {
     let scratch = try Scratch()
     var options = BlockDeviceOptions()

@@ -1,5 +1,6 @@
 /// Two results side by side: how much the second differs from the first, and whether that is more than noise.
 internal import FoundationEssentials
+internal import VirtioCore
 
 /// The repeats of one figure in one file.
 struct Samples: Sendable {
@@ -161,13 +162,7 @@ private struct SavedJob: Decodable, Sendable {
   }
 
   /// fio repeats a size as it was given: `4k` is 4096.
-  private static func bytes(_ size: String) -> String {
-    let units: [Character: UInt64] = ["k": 1 << 10, "m": 1 << 20, "g": 1 << 30]
-    guard let last = size.last, let unit = units[Character(last.lowercased())], let number = UInt64(size.dropLast()) else {
-      return size
-    }
-    return "\(number.multipliedReportingOverflow(by: unit).partialValue)"
-  }
+  private static func bytes(_ size: String) -> String { ByteSize.parse(size).map { "\($0)" } ?? size }
 
   private var main: Direction { read.iops >= write.iops ? read : write }
   var iops: Double { read.iops + write.iops }

@@ -3,7 +3,7 @@ internal import SystemPackage
 internal import VirtioCore
 
 struct SyncEngine: BlockEngine, ~Copyable {
-  static let fillsReads = true
+  static let movesData = true
 
   private let medium: PlainIO
   private var waiter: EpollWaiter

@@ -30,6 +30,7 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
   case noWritableByte(head: UInt16)
   case statusUnmapped(head: UInt16)
   case memoryLost
+  case mediumLost
 
   /// The three parts of a split ring.
   public enum RingPart: String, Hashable, Sendable {
@@ -48,6 +49,7 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
     case .outOfThreads: "there is no thread for the queue; raise the limits of processes and of memory (ulimit -u, ulimit -v)"
     case .leftBehind: "the queue still waits for its medium from the time before"
     case .kickCannotBeWaitedFor: "the queue's kick descriptor is of a kind that cannot be waited for"
+    case .mediumLost: "the kernel takes no more requests for the image: start again, and look at the limits of this process"
     case .memoryLost: "the file behind the guest's memory was cut short"
     case .availableIndexJumped(let from, let to, let size):
       "the available index went from \(from) to \(to), more than the \(size) entries of the queue"

@@ -1,0 +1,125 @@
+/// Lines for people, through a thread of their own: whoever reads them, or does not, holds nobody up.
+internal import CLinux
+internal import Glibc
+internal import Synchronization
+internal import SystemPackage
+
+/// Writes lines to a descriptor in their order. `write` never waits; what does not fit into the queue is counted and the count
+/// is told as soon as somebody reads again. A reader that is gone costs its lines and nothing else.
+public final class LineWriter: Sendable {
+  /// Bytes of lines that may wait to be written.
+  public static let room = 256 << 10
+
+  private struct State {
+    var lines: [String] = []
+    /// Of `lines`.
+    var bytes = 0
+    var dropped = 0
+    /// The thread is there, and looks at `lines` again before it goes.
+    var isWriting = false
+  }
+
+  private let descriptor: Int32
+  private let room: Int
+  private let wordsForDropped: @Sendable (Int) -> String
+  private let state = Mutex(State())
+
+  /// - Parameters:
+  ///   - descriptor: stays the caller's, and open for as long as this object is used. Its flags are left alone.
+  ///   - room: bytes that may wait.
+  ///   - dropped: the line that says how many were left out.
+  public init(
+    descriptor: Int32, room: Int = LineWriter.room,
+    dropped: @escaping @Sendable (Int) -> String = { "\($0) lines were dropped because nobody read them" }
+  ) {
+    self.descriptor = descriptor
+    self.room = room
+    wordsForDropped = dropped
+  }
+
+  /// Writes one line soon.
+  ///
+  /// - Parameter line: without a line feed, and printable: nothing is escaped here.
+  public func write(_ line: String) {
+    let isFirst = state.withLock { state in
+      let count = line.utf8.count + 1
+      guard state.dropped == 0, count <= room - state.bytes else {
+        state.dropped += 1
+        return false
+      }
+      state.lines.append(line)
+      state.bytes += count
+      guard !state.isWriting else { return false }
+      state.isWriting = true
+      return true
+    }
+    guard isFirst else { return }
+    // A thread for as long as there is something to write, so that a program with nothing to say has none.
+    do { _ = try SystemThread(name: "lines") { self.run() } } catch {
+      // Without one what can be written at once is; the rest stays for the next line.
+      writeWithoutWaiting()
+    }
+  }
+
+  /// Waits until everything is written, as long as it may last.
+  ///
+  /// - Returns: false when something is left.
+  @discardableResult
+  public func flush(within limit: Duration) -> Bool {
+    let end = ContinuousClock.now + limit
+    while state.withLock({ $0.isWriting || !$0.lines.isEmpty }) {
+      guard ContinuousClock.now < end else { return false }
+      usleep(500)
+    }
+    return true
+  }
+
+  // MARK: The thread
+
+  private func run() {
+    while let text = take() {
+      var bytes = Array(text.utf8)[...]
+      while !bytes.isEmpty {
+        let written = put(bytes)
+        guard written >= 0 else { break }  // nobody will ever read
+        bytes = bytes.dropFirst(written)
+        if written == 0 { waitForRoom() }
+      }
+    }
+  }
+
+  /// All that waits, as one text; `nil` when there is nothing, and then the thread is to end.
+  private func take() -> String? {
+    state.withLock { state in
+      var lines = state.lines
+      if state.dropped > 0 { lines.append(wordsForDropped(state.dropped)) }
+      (state.lines, state.bytes, state.dropped) = ([], 0, 0)
+      state.isWriting = !lines.isEmpty
+      return lines.isEmpty ? nil : lines.joined(separator: "\n") + "\n"
+    }
+  }
+
+  private func writeWithoutWaiting() {
+    var entry = pollfd(fd: descriptor, events: Int16(POLLOUT), revents: 0)
+    if unsafe poll(&entry, 1, 0) == 1, let text = take() { _ = put(Array(text.utf8)[...]) }
+    state.withLock { $0.isWriting = false }
+  }
+
+  /// - Returns: bytes written, 0 when there is no room at present, and a negative number when there will never be any.
+  private func put(_ bytes: ArraySlice<UInt8>) -> Int {
+    while true {
+      let count = unsafe bytes.withUnsafeBytes { unsafe Glibc.write(descriptor, $0.baseAddress, $0.count) }
+      if count >= 0 { return count }
+      switch errno {
+      case EINTR: continue
+      case EAGAIN: return 0
+      default: return -1
+      }
+    }
+  }
+
+  private func waitForRoom() {
+    var entry = pollfd(fd: descriptor, events: Int16(POLLOUT), revents: 0)
+    _ = unsafe poll(&entry, 1, -1)
+  }
+}

@@ -1,0 +1,32 @@
+/// Words of others on a terminal and in a log.
+
+/// The text with everything escaped that a terminal or a log would take for more than letters: control characters, what breaks
+/// a line, and what turns the direction of writing around. A file may have any name, and nobody who reads its name is to be
+/// told something else by it.
+///
+/// - Returns: one line; a newline is `\n`, an escape `\x1b`, a line separator `\u{2028}`. A text without such is the same text.
+public func printable(_ text: String) -> String {
+  guard text.unicodeScalars.contains(where: isActive) else { return text }
+  var result = ""
+  for scalar in text.unicodeScalars {
+    switch scalar {
+    case "\n": result += "\\n"
+    case "\r": result += "\\r"
+    case "\t": result += "\\t"
+    case _ where !isActive(scalar): result.unicodeScalars.append(scalar)
+    case _ where scalar.value < 0x100:
+      result += "\\x" + (scalar.value < 0x10 ? "0" : "") + String(scalar.value, radix: 16)
+    default: result += "\\u{" + String(scalar.value, radix: 16) + "}"
+    }
+  }
+  return result
+}
+
+private func isActive(_ scalar: Unicode.Scalar) -> Bool {
+  switch scalar.value {
+  case 0..<0x20, 0x7f..<0xa0: true  // C0, DEL, C1
+  case 0x200e, 0x200f, 0x061c: true  // marks of direction
+  case 0x2028...0x202e, 0x2066...0x2069: true  // separators, embeddings, overrides, isolates
+  default: false
+  }
+}

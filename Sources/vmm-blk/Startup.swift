@@ -1,0 +1,68 @@
+/// The ground that every command stands on: standard descriptors, signals, arguments, and words for people.
+internal import CLinux
+internal import Glibc
+internal import Logging
+internal import VirtioCore
+
+enum Startup {
+  /// The first thing that the program does.
+  static func begin() {
+    openMissingDescriptors()
+    // A reader that went is an error of the write (EPIPE), and so is a limit of file sizes (EFBIG).
+    for number in [SIGPIPE, SIGXFSZ] { _ = signal(number, SIG_IGN) }
+    _ = atexit { People.flush() }
+  }
+
+  /// Signals without a meaning for a server, which end a program by default: a terminal that is closed, and what supervisors of
+  /// other programs send. Only for commands that serve; others end with their terminal.
+  static func ignoreStraySignals() {
+    for number in [SIGHUP, SIGUSR1, SIGUSR2] { _ = signal(number, SIG_IGN) }
+  }
+
+  /// Whoever starts a program with standard input, output or error closed gives these numbers to the next files that it opens:
+  /// an image, and then the log is written into it.
+  private static func openMissingDescriptors() {
+    for number in Int32(0)...2 where clinux_fcntl_int(number, F_GETFD, 0) < 0 && errno == EBADF {
+      // Both take the lowest free number, which is this one. Where there is no /dev/null a descriptor that can neither be read
+      // nor written does as well.
+      if unsafe clinux_open("/dev/null", O_RDWR, 0) < 0 { _ = unsafe clinux_open("/", clinux_o_path, 0) }
+    }
+  }
+
+  // MARK: Arguments
+
+  /// The bytes of every argument, the program's name first, as the C start-up got them: the language's own list comes from
+  /// /proc, and is empty where that is not mounted.
+  static let words: [[UInt8]] = {
+    var words: [[UInt8]] = []
+    while let word = unsafe clinux_argument(Int32(words.count)) {
+      words.append(unsafe Array(UnsafeRawBufferPointer(start: word, count: strlen(word))))
+    }
+    return words
+  }()
+
+  /// The arguments without the program's name, with what is not UTF-8 repaired.
+  static var arguments: [String] { words.dropFirst().map { String(decoding: $0, as: UTF8.self) } }
+
+  // MARK: The end
+
+  /// Says what there is to say, and ends the program with the status for it.
+  static func end(_ end: CommandEnd) -> Never {
+    if !end.text.isEmpty {
+      if end.isMistake { People.error.write(end.text) } else { print(end.text) }
+    }
+    exit(end.status)
+  }
+}
+
+/// Lines for whoever started the program or reads its log. They never hold it up.
+enum People {
+  static let output = LineWriter(descriptor: STDOUT_FILENO)
+  static let error = LineWriter(descriptor: STDERR_FILENO) { PlainLogHandler.line(.warning, "\($0) lines were dropped") }
+
+  /// At the end of the program: gives a reader that is slow, and not one that is gone, the time for the last lines.
+  static func flush() {
+    let limit = ContinuousClock.now + .seconds(1)
+    for writer in [output, error] { writer.flush(within: limit - .now) }
+  }
+}
