@@ -54,9 +54,10 @@ if [[ $fio == yes || $scenarios == *fio* || $shell == yes ]]; then fio=yes initr
 words+=("scenarios=$scenarios")
 
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/boot.XXXXXX")
-machine=''
+machine='' guard=''
 stop() {
   trap '' HUP INT TERM
+  [ -z "$guard" ] || kill -KILL -- "-$guard" 2>/dev/null || true
   cut_power
   wait 2>/dev/null
   rm -rf "$scratch"
@@ -128,10 +129,13 @@ fi
 if [ "$log" = /dev/null ]; then log=$scratch/console; else log=$(absolute "$log"); fi
 : >"$log"
 
-# In the background and waited for, because bash runs no trap before a command in the foreground has ended. A guest does
-# not outlive this script, however that ends.
+# In the background and waited for, because bash runs no trap before a command in the foreground has ended.
 (cd "$folder" && exec setsid setpriv --pdeathsig KILL -- "${command[@]}") </dev/null >>"$log" 2>&1 &
 machine=$!
+# The guest does not outlive this script, even when that is killed.
+# shellcheck disable=SC2016  # its own parameters
+setsid bash -c 'tail --pid="$1" -f /dev/null; kill -KILL -- "-$2"' guard $$ "$machine" </dev/null >/dev/null 2>&1 &
+guard=$!
 if [ "$show" = yes ]; then
   tail -n +1 -s 0.1 -f --pid="$machine" "$log" 2>/dev/null | tr -d '\r' | sed -u -n '/^BOOT/,$p' &
 fi
@@ -143,7 +147,9 @@ wait $! || status=$?
 # What a guest leaves in its group is nothing of use.
 cut_power
 machine=''
-wait
+kill -KILL -- "-$guard" 2>/dev/null || true
+guard=''
+wait 2>/dev/null
 
 explain() {
   echo "boot: the end of the guest's console:" >&2

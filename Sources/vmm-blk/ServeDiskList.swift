@@ -1,4 +1,5 @@
 /// The file that `serve --disks` reads: a JSON array with an entry for each disk.
+internal import CLinux
 internal import FoundationEssentials
 internal import Glibc
 internal import SystemPackage
