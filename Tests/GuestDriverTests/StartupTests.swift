@@ -12,6 +12,7 @@ import VirtioCore
 struct StartupTests {
   /// A folder with an image of 64 KiB that is not all zeroes.
   final class Place {
+    static let milliseconds = Int(Patience.limit / .milliseconds(1))
     let directory: String
     let content = (0..<65536).map { UInt8(truncatingIfNeeded: $0 &* 31 &+ $0 >> 8) }
     var image: String { directory + "/image" }
@@ -62,7 +63,7 @@ struct StartupTests {
     }
 
     func readOverMemory() throws {
-      try read(BlockClient(wait { try MemoryFileTransport(path: memory) }))
+      try read(BlockClient(wait { try MemoryFileTransport(path: memory, milliseconds: Self.milliseconds) }))
     }
 
     private func read(_ client: consuming BlockClient) throws {
@@ -241,7 +242,7 @@ struct StartupTests {
       output: place.log)
     // A driver that has started its queue and goes without a word.
     do {
-      let transport = try place.wait { try MemoryFileTransport(path: place.memory) }
+      let transport = try place.wait { try MemoryFileTransport(path: place.memory, milliseconds: Place.milliseconds) }
       let client = try BlockClient(transport)
       client.patience = Patience.limit
       #expect(try client.read(at: 0, count: 4096) == Array(place.content[..<4096]))
