@@ -18,10 +18,10 @@ release:
 demo: release
 	@Scripts/demo.sh
 
-# A real Linux in QEMU on our socket.
+# A real Linux on our socket: user-mode Linux, a kernel that is a process; in QEMU with 'make guest GUEST=qemu'.
+GUEST := uml
 guest: release
-	@Scripts/setup.sh build guest
-	@Scripts/guest/demo.sh
+	@Scripts/guest/demo.sh $(GUEST)
 
 # The house's style (.swift-format), checked; 'swift format format -i -r -p Sources Tests Benchmarks Package.swift' mends.
 lint:
@@ -35,7 +35,7 @@ test-fast:
 
 # Real guests, and the proofs of what a request costs.
 test-system: release
-	@Scripts/setup.sh build guest counts
+	@Scripts/setup.sh build guest qemu counts
 	Scripts/counts.py
 	Scripts/many.py --disks 100 --seconds 2 --check
 	Scripts/guest/test.sh

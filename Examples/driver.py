@@ -19,7 +19,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 class File:
     """The mapped file: words, futexes, registers and guest memory."""
 
-    def __init__(self, path, patience=5.0):
+    def __init__(self, path, patience=120.0):
         self.patience = patience
         deadline = time.monotonic() + patience
         while True:  # whoever makes the file writes the magic number last

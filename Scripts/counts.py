@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/python3
 """Counts what one request costs, in numbers that no load on the machine can change, and holds them against the file.
 
     Scripts/counts.py            count and compare with Benchmarks/counts.tsv: nothing may grow by more than 3 %

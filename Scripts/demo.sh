@@ -19,12 +19,12 @@ say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 
 cd "$folder"
 say "1. A disk image, a file of guest memory, and the device between them"
+echo "$ truncate -s 256M disk.img"
 truncate -s 256M disk.img
-echo "$ vmm-blk run --memory guest.mem --create 64M --blk-file disk.img --queues 2 &"
-"$vmm_blk" run --memory guest.mem --create 64M --blk-file disk.img --queues 2 2>device.log >device.out &
+echo "$ vmm-blk run --memory guest.mem --create 64M --blk-file disk.img --num-queues 2 &"
+"$vmm_blk" run --memory guest.mem --create 64M --blk-file disk.img --num-queues 2 2>device.log >device.out &
 device=$!
-for _ in $(seq 100); do
-  grep -q Serving device.out && break
+until grep -q Serving device.out; do
   kill -0 "$device" 2>/dev/null || { cat device.log; exit 1; }
   sleep 0.05
 done
@@ -38,6 +38,7 @@ say "3. The rings while a small guest is at work"
 "$vmm_blk" guest verify --memory guest.mem --queues 1 --queue-size 8 --depth 2 --cuts classic --seconds 3 >guest.log 2>&1 &
 guest=$!
 sleep 1
+echo "$ vmm-blk guest verify --memory guest.mem --queues 1 --queue-size 8 --depth 2 --cuts classic --seconds 3 &"
 echo "$ vmm-blk inspect guest.mem"
 "$vmm_blk" inspect guest.mem
 wait "$guest" || { cat guest.log; exit 1; }
@@ -52,6 +53,7 @@ echo "ended with status 0; $(du -h --apparent-size disk.img | cut -f1) image, $(
 say "A real guest on the same disk:"
 cat <<'END'
   vmm-blk serve --blk-file disk.img --socket-path /tmp/disk.sock &
-  qemu-system-x86_64 -m 1G -object memory-backend-memfd,id=mem,size=1G,share=on -numa node,memdev=mem \
-      -chardev socket,id=c,path=/tmp/disk.sock -device vhost-user-blk-pci,chardev=c …      (or: make guest)
+  qemu-system-x86_64 -m 1G -object memory-backend-memfd,id=mem,size=1G,share=on -machine memory-backend=mem \
+      -chardev socket,id=disk,path=/tmp/disk.sock,reconnect=1 -device vhost-user-blk-pci,chardev=disk …
+  (or, without QEMU: make guest)
 END

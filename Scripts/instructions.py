@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/python3
 """Instructions of each piece that ring-cost measures, a line with its name and the number for each operation.
 
     Scripts/instructions.py | .build/release/ring-cost --instructions /dev/stdin

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Installs the Debian packages this project needs, only those that are missing.
 #
-#   Scripts/setup.sh [build] [test] [guest] [counts] [bench]      (build and guest when none is named)
+#   Scripts/setup.sh [build] [test] [guest] [qemu] [counts] [bench]   (build and guest when none is named)
 #
 # build    what the Swift package links against
 # test     what unit tests drive and compare with: a Python driver, loop devices, strace, qemu-storage-daemon
-# guest    what boots and checks a real Linux guest (Scripts/guest)
+# guest    what boots and checks a real Linux guest (Scripts/guest): user-mode Linux and tools for filesystems
+# qemu     a guest in QEMU besides
 # counts   what counts the cost of a request and of its pieces (Scripts/counts.py, Scripts/instructions.py)
 # bench    what the benchmarks compare with and draw with (Scripts/bench)
 set -euo pipefail
@@ -15,7 +16,8 @@ declare -A groups=(
   [test]="python3 strace util-linux mount e2fsprogs qemu-utils qemu-system-common"
   [counts]="valgrind strace python3"
   [bench]="python3-matplotlib qemu-utils qemu-system-common fio linux-perf util-linux"
-  [guest]="qemu-system-x86 qemu-system-common busybox-static cpio fio e2fsprogs python3"
+  [guest]="user-mode-linux busybox-static cpio fio e2fsprogs xfsprogs btrfs-progs dmsetup util-linux python3"
+  [qemu]="qemu-system-x86 qemu-system-common"
 )
 
 [ $# -gt 0 ] || set -- build guest

@@ -43,7 +43,8 @@ struct RequestCost {
   static func run(_ scenario: Scenario, on device: BlockDevice) throws {
     var driver = try HandDriver(scenario)
     device.negotiated(scenario.features)
-    try device.start(driver.activation(call: .eventCounter(.eventCounter())))
+    let attended = AttendedDevice(device)
+    try attended.startAndWait(driver.activation(call: .eventCounter(.eventCounter())))
     guard let watch = SleepWatch(thread: "queue 0") else { end("request-cost: the device has no thread named 'queue 0'") }
     func runBatches(_ count: Int) {
       for _ in 0..<count {
@@ -59,7 +60,7 @@ struct RequestCost {
     runBatches(scenario.batches)
     let after = (kicks: driver.kicks, counters: device.counters)
     endOfPart()
-    _ = device.stop(queue: 0)
+    _ = attended.stopAndWait(queue: 0)
     func difference(_ counter: KeyPath<BlockCounters, UInt64>) -> UInt64 {
       after.counters[keyPath: counter] - before.counters[keyPath: counter]
     }

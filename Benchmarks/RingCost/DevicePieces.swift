@@ -7,7 +7,7 @@ internal import VirtioCore
 /// worker never sleeps, so it is the ring, the parser and the way between two processors.
 final class RequestPiece: Piece {
   private let driver: HandDriver
-  private let device: BlockDevice
+  private let attended: AttendedDevice
 
   /// - Parameter text: a scenario.
   init(_ text: String, image: ImageFile) throws {
@@ -17,12 +17,13 @@ final class RequestPiece: Piece {
     options.engine = .null
     options.waiting = .busy
     options.processors = [0]
-    device = try BlockDevice(image: image, options: options)
+    let device = try BlockDevice(image: image, options: options)
     device.negotiated(scenario.features)
-    try device.start(driver.activation(call: .none))
+    attended = AttendedDevice(device)
+    try attended.startAndWait(driver.activation(call: .none))
   }
 
-  deinit { _ = device.stop(queue: 0) }
+  deinit { _ = attended.stopAndWait(queue: 0) }
 
   var operations: Int { driver.scenario.batch }
 

@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/python3
 """Measures vmm-blk against what else one can install, in one interleaved run.
 
 Every back-end serves the same image on a vhost-user socket, pinned to one processor, and is driven by the same client,
@@ -95,7 +95,7 @@ def served(words, socket, cpu):
     """A running back-end that listens; ended with SIGTERM."""
     process = subprocess.Popen(["taskset", "-c", str(cpu), *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
-        limit = time.monotonic() + 10
+        limit = time.monotonic() + 120
         while not os.path.exists(socket):
             if process.poll() is not None:
                 raise RuntimeError(process.stderr.read().decode(errors="replace").strip() or "it ended at once")
@@ -108,7 +108,7 @@ def served(words, socket, cpu):
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(5)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -216,6 +216,23 @@ def ratios(results, everything, images):
     return found
 
 
+def command_words(subject, images):
+    """How a back-end is started: its engine, set-up and way of waiting are among the words."""
+    return " ".join(subject.command(images[0], "SOCKET")) if subject.command and images else None
+
+
+def processor():
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "unknown")
+
+
+def commit():
+    """Of the sources that this script lies in."""
+    done = subprocess.run(["git", "-C", os.path.dirname(os.path.abspath(__file__)), "rev-parse", "--short=12", "HEAD"],
+                          capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
 def show(report):
     """The same for a terminal."""
     for image in report["images"]:
@@ -272,6 +289,7 @@ def main():
         images = make_images(options, stack)
         steps = [(image, job, round_) for image in images for job in jobs for round_ in range(options.rounds)]
         results, broken = [], {}
+        load = f"{os.getloadavg()[0]:.2f}"
         started = time.strftime("%Y-%m-%d %H:%M:%S %z")
         for number, (image, job, round_) in enumerate(steps):
             turn = [s for s in everything if s.serves(image, job)]
@@ -295,10 +313,11 @@ def main():
             print("\r\x1b[K", end="", file=sys.stderr)
 
     report = {
-        "subjects": [{"id": s.id, "title": s.title} for s in everything],
-        "images": [{key: image[key] for key in ("id", "title", "direct", "size")} for image in images],
+        "subjects": [{"id": s.id, "title": s.title, "command": command_words(s, images)} for s in everything],
+        "images": [{key: image[key] for key in ("id", "title", "path", "direct", "size")} for image in images],
         "jobs": [job[0] for job in jobs], "results": results, "ratios": ratios(results, everything, images),
-        "missing": missing + list(broken.values()), "kernel": platform.release(), "started": started,
+        "missing": missing + list(broken.values()), "kernel": platform.release(), "started": started, "load": load,
+        "processor": processor(), "processors": os.cpu_count(), "commit": commit(),
         "method": f"Medians of {options.rounds} interleaved rounds of {options.runtime} s; back-ends and fio on processor "
                   f"{options.backend_cpu}, the client on {options.client_cpu}; {options.size} MiB images.",
     }

@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/python3
 """Shows what a back-end's processor does while it is driven as fast as it goes: perf samples, by kind and by function.
 
     Scripts/bench/profile.py [--cases "tmpfs randread 4k QD32" …]

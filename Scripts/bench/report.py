@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/python3
 """Draws what `vmm-blk bench` measured: one HTML file, readable offline.
 
     report.py OUTPUT.html FILE.json …
@@ -11,23 +11,14 @@ Needs matplotlib (Debian: python3-matplotlib; Scripts/setup.sh bench installs it
 import html
 import io
 import json
+import os
 import statistics
 import sys
 
-try:
-    import matplotlib
-except ImportError:
-    sys.exit("report.py: matplotlib is missing: run 'Scripts/setup.sh bench' or install python3-matplotlib")
-matplotlib.use("Agg")
-matplotlib.rcParams.update({
-    "svg.fonttype": "none", "svg.hashsalt": "vmm-blk", "font.family": "sans-serif", "font.size": 10,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
-})
-import matplotlib.pyplot as plot  # noqa: E402
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import plots  # noqa: E402
+from plots import OTHERS, count, size  # noqa: E402
 
-# Distinguishable also without colours: a marker for each line (palette of Okabe and Ito).
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933", "#882255", "#44AA99"]
-MARKERS = "osD^vPX*<>"
 GROUPS = {
     "bare": "Bare loops: the same calls without virtio",
     "engine": "Engines",
@@ -39,96 +30,24 @@ GROUPS = {
 
 def svg(figure):
     """The figure as an SVG element."""
+    if figure is None:
+        return ""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    plot.close(figure)
+    plots.plot.close(figure)
     text = buffer.getvalue()
     return text[text.index("<svg"):]
 
 
-def count(value):
-    for limit, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if value >= limit:
-            return f"{value / limit:.3g}{unit}"
-    return f"{value:.3g}"
+def facts(pairs):
+    """Conditions, at the top of what was measured under them."""
+    rows = "".join(f"<tr><th scope=row>{html.escape(name)}</th><td class=words>{html.escape(str(value))}</td></tr>"
+                   for name, value in pairs if value not in (None, ""))
+    return f"<table class=facts>{rows}</table>"
 
 
 def optional(value, form="{:.3g}", scale=1.0):
     return "" if value is None else form.format(value * scale)
-
-
-def curves(report):
-    """Latency against rate, a curve for each engine over all depths."""
-    figure, (mean, tail) = plot.subplots(1, 2, figsize=(12, 5), sharex=True)
-    engines = [row for row in report["rows"] if row["group"] == "engine" and not row.get("impossible")]
-    for number, row in enumerate(engines):
-        points = sorted((p for p in report["points"] if p["row"] == row["id"]), key=lambda p: p["depth"])
-        style = dict(color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)], markersize=5, label=row["title"])
-        for axes, name in ((mean, "50"), (tail, "99")):
-            shown = [p for p in points if p.get("latency")]
-            axes.plot([p["iops"] / 1000 for p in shown], [p["latency"][name] / 1000 for p in shown], **style)
-        for point in points:
-            if point.get("latency") and point["depth"] in (1, 32, 256):
-                mean.annotate(str(point["depth"]), (point["iops"] / 1000, point["latency"]["50"] / 1000),
-                              textcoords="offset points", xytext=(4, 4), fontsize=7)
-    for axes, name in ((mean, "median latency"), (tail, "99th percentile of latency")):
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xlabel("thousand requests a second")
-        axes.set_ylabel(f"{name}, microseconds")
-    mean.set_title("right and down is better; the numbers are depths")
-    tail.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
-    return svg(figure)
-
-
-def bars(report, group):
-    """Processor time for each request, and beside it the rate."""
-    depth = report["mainDepth"]
-    rows = [(row, point) for row in report["rows"] if row["group"] in group
-            for point in report["points"] if point["row"] == row["id"] and point["depth"] == depth]
-    if not rows:
-        return ""
-    names = [row["title"] if row["group"] != "bare" else "bare: " + row["title"] for row, _ in rows]
-    figure, (cost, rate) = plot.subplots(1, 2, figsize=(12, 0.9 + 0.32 * len(rows)), sharey=True)
-    places = range(len(rows))
-    colours = ["#999999" if row["group"] == "bare" else COLOURS[0] for row, _ in rows]
-    costs = [point.get("cpu") or 0 for _, point in rows]
-    cost.barh(places, costs, color=colours)
-    rounds = [[s["iops"] for s in report["samples"] if s["row"] == row["id"] and s["depth"] == depth] for row, _ in rows]
-    whiskers = [[(point["iops"] - min(found)) / 1000 for (_, point), found in zip(rows, rounds)],
-                [(max(found) - point["iops"]) / 1000 for (_, point), found in zip(rows, rounds)]]
-    rate.barh(places, [point["iops"] / 1000 for _, point in rows], color=colours, xerr=whiskers, error_kw={"elinewidth": 1})
-    for place, value in zip(places, costs):
-        cost.annotate(f" {value:.2f}", (value, place), va="center", fontsize=8)
-    for place, (row, point) in zip(places, rows):
-        if point.get("limit"):
-            rate.plot([point["limit"] / 1000] * 2, [place - 0.4, place + 0.4], color="#D55E00", linewidth=2)
-    cost.set_yticks(list(places), names)
-    cost.invert_yaxis()
-    cost.set_xlabel(f"CPU microseconds for each request, depth {depth}")
-    rate.set_xlabel("thousand requests a second; whiskers: all rounds; red: limit")
-    return svg(figure)
-
-
-def distribution(report):
-    """What share of requests takes longer than what."""
-    figure, axes = plot.subplots(figsize=(9, 5))
-    depth = report["mainDepth"]
-    engines = [row for row in report["rows"] if row["group"] == "engine" and not row.get("impossible")]
-    for number, row in enumerate(engines):
-        for point in report["points"]:
-            if point["row"] != row["id"] or point["depth"] != depth or not point.get("latency"):
-                continue
-            curve = sorted((float(name), value) for name, value in point["latency"].items() if float(name) < 100)
-            axes.plot([value / 1000 for _, value in curve], [100 - name for name, _ in curve],
-                      color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)], markersize=4,
-                      label=row["title"])
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel(f"microseconds, depth {depth}")
-    axes.set_ylabel("percent of requests that take longer")
-    axes.legend(fontsize=8)
-    return svg(figure)
 
 
 def table(report, group):
@@ -151,7 +70,8 @@ def table(report, group):
             latency = main.get("latency") or {}
             cells += [f"<td>{count(points[d]['iops']) if d in points else ''}</td>" for d in depths]
             cells += [f"<td>{text}</td>" for text in (
-                optional(main.get("ofLimit"), "{:.0f} %", 100), optional(main.get("spread"), "{:.0f} %", 100),
+                "disturbed" if (main.get("ofLimit") or 0) > 1.1 else optional(main.get("ofLimit"), "{:.0f} %", 100),
+                optional(main.get("spread"), "{:.0f} %", 100),
                 optional(latency.get("50"), scale=0.001), optional(latency.get("99"), scale=0.001),
                 optional(latency.get("99.9"), scale=0.001), optional(main.get("cpu")), optional(main.get("systemCalls")),
                 optional(main.get("calls")))]
@@ -164,60 +84,66 @@ def paths(report):
     conditions = report["conditions"]
     depth = report["mainDepth"]
     advice = report["recommendation"]
+    kind = "direct I/O" if conditions["direct"] else "page cache"
+    rounds = conditions["rounds"]
+    holes = conditions.get("holes") or 0
+    null = next((p for p in report["points"] if p["row"] == "null" and p["depth"] == depth), None)
     parts = [
         "<h1>Completion paths</h1>",
-        f"<p>{html.escape(conditions['rw'])}, {conditions['blockSize']} bytes, on {html.escape(conditions['image'])} "
-        f"({conditions['imageSize'] >> 20} MiB, {'direct I/O' if conditions['direct'] else 'page cache'}"
-        f"{', in memory' if conditions['inMemory'] else ''}). {conditions['rounds']} interleaved rounds of "
-        f"{conditions['slice']} s a row; medians. Linux {html.escape(conditions['kernel'])}, {conditions['processors']} × "
-        f"{html.escape(conditions['processor'])}; load before the run {html.escape(conditions['load'])}; "
-        f"{html.escape(conditions['started'])}.</p>",
+        facts([
+            ("workload", f"{conditions['rw']}, {size(conditions['blockSize'])}"),
+            ("image", f"{conditions['image']}: {size(conditions['imageSize'])}, {kind}"
+                      f"{', in memory' if conditions['inMemory'] else ''}"),
+            ("holes", f"{100 * holes / conditions['imageSize']:.0f} % of the image: reading them costs no I/O, so its rates "
+                      "are not the medium's" if holes else None),
+            ("rows use", f"where they do not ask about it: engine {conditions.get('engine', 'auto')}, set-up "
+                         f"{conditions.get('setup', 'of the default')}, waiting {conditions.get('waiting', 'as the default')}"),
+            ("measured", f"{rounds} interleaved round{'' if rounds == 1 else 's'} of {conditions['slice']} s a row; medians"),
+            ("machine", f"{conditions['processors']} × {conditions['processor']}, Linux {conditions['kernel']}, load before "
+                        f"the run {conditions['load']}"),
+            ("program", f"commit {conditions['commit']}" if conditions.get("commit") else None),
+            ("when", conditions["started"].replace("T", " ")),
+        ]),
         "<p>The limit is 1/(1/bare + 1/null): what the same calls in a bare loop and the ring with a null engine, both "
-        "measured in the same round, allow together.</p>",
+        "measured in the same round, allow together. A limit below its result is called disturbed: something else ran.</p>",
         f"<h2>Recommended here</h2><p><code>{html.escape(advice['flags'])}</code></p><ul>"
         + "".join(f"<li>{html.escape(reason)}</li>" for reason in advice["reasons"]) + "</ul>",
-        "<h2>Latency against rate</h2>", curves(report),
-        f"<h2>What a request costs, depth {depth}</h2>", bars(report, ("bare", "engine")),
-        f"<h2>Distribution of latency, depth {depth}</h2>", distribution(report),
+        "<h2>Latency against rate</h2>", svg(plots.curves(report)),
+        f"<h2>What a request costs, depth {depth}</h2>", svg(plots.bars(report, ("bare", "engine"))),
+        f"<p>Apart, because it moves no data: the null engine takes {count(null['iops'])} requests a second at depth {depth}"
+        f"{', ' + format(null['cpu'], '.3g') + ' µs each' if null.get('cpu') else ''}.</p>" if null else "",
+        f"<h2>Distribution of latency, depth {depth}</h2>", svg(plots.distribution(report)),
     ]
     for group in GROUPS:
         parts.append(table(report, group))
         if group not in ("bare", "engine"):
-            parts.append(bars(report, (group,)))
+            parts.append(svg(plots.bars(report, (group,))))
     return "".join(parts)
 
 
 def peers(report):
-    parts = ["<h1>Against others</h1>",
-             f"<p>{html.escape(report['method'])} Linux {html.escape(report['kernel'])}, {html.escape(report['started'])}.</p>"]
+    machine = f"{report['processors']} × {report['processor']}, " if report.get("processor") else ""
+    load = f", load before the run {report['load']}" if report.get("load") else ""
+    parts = ["<h1>Against others</h1>", facts([
+        ("measured", report["method"]), ("machine", f"{machine}Linux {report['kernel']}{load}"),
+        ("program", f"commit {report['commit']}" if report.get("commit") else None), ("when", report["started"])])]
     for image in report["images"]:
         jobs = [job for job in report["jobs"] if any(r["image"] == image["id"] and r["job"] == job for r in report["results"])]
         parts.append(f"<h2>{html.escape(image['title'])}</h2>")
-        figure, axes = plot.subplots(figsize=(12, 4.5))
         shown = [s for s in report["subjects"]
                  if any(r["image"] == image["id"] and r["subject"] == s["id"] for r in report["results"])]
-        width = 0.8 / max(len(shown), 1)
         rows = []
-        for number, subject in enumerate(shown):
-            rates = []
+        for subject in shown:
             cells = [f"<th scope=row>{html.escape(subject['title'])}</th>"]
             for job in jobs:
                 found = [r for r in report["results"]
                          if r["image"] == image["id"] and r["job"] == job and r["subject"] == subject["id"]]
                 rate = statistics.median(r["iops"] for r in found) if found else None
-                rates.append(rate)
                 costs = [r["cpu"] for r in found if r.get("cpu") is not None]
                 cost = f" <small>{statistics.median(costs):.2f} µs</small>" if costs else ""
                 cells.append(f"<td>{count(rate)}{cost}</td>" if rate else "<td></td>")
             rows.append("<tr>" + "".join(cells) + "</tr>")
-            places = [place + number * width for place, rate in enumerate(rates) if rate]
-            axes.bar(places, [rate / 1000 for rate in rates if rate], width, label=subject["title"],
-                     color=COLOURS[number % len(COLOURS)], hatch="//" if number >= len(COLOURS) else None)
-        axes.set_xticks([place + 0.4 - width / 2 for place in range(len(jobs))], jobs, rotation=20)
-        axes.set_yscale("log")
-        axes.set_ylabel("thousand requests a second")
-        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
-        parts.append(svg(figure))
+        parts += [svg(plots.peers(report, image)), svg(plots.peers(report, image, nulls=True))]
         head = "<tr><th></th>" + "".join(f"<th>{html.escape(job)}</th>" for job in jobs) + "</tr>"
         parts.append(f"<table>{head}{''.join(rows)}</table>")
         ratios = [r for r in report["ratios"] if r["image"] == image["id"]]
@@ -237,7 +163,7 @@ def peers(report):
 
 def results(name, report):
     """Runs in fio's structure: a table, and the distribution of latency of each."""
-    figure, axes = plot.subplots(figsize=(9, 5))
+    figure, axes = plots.plot.subplots(figsize=(9, 5))
     head = ["run", "", "IOPS", "MiB/s", "p50 µs", "p99", "p99.9", "max", "CPU µs/IO"]
     lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
     for number, job in enumerate(report["jobs"]):
@@ -251,7 +177,7 @@ def results(name, report):
                 continue
             curve = sorted((float(key), value) for key, value in marks.items())
             axes.plot([value / 1000 for _, value in curve], [100 - key for key, _ in curve],
-                      color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)], markersize=4,
+                      color=OTHERS[number % len(OTHERS)][0], marker=OTHERS[number % len(OTHERS)][1], markersize=4,
                       linestyle="-" if side == "read" else "--", label=f"{words} {side} {number + 1}")
             cells = [count(way["iops"]), f"{way['bw_bytes'] / (1 << 20):.4g}"] + [
                 f"{marks[key] / 1000:.3g}" for key in ("50.000000", "99.000000", "99.900000")] + [
@@ -264,7 +190,20 @@ def results(name, report):
     axes.set_ylabel("percent of requests that take longer")
     if axes.lines:
         axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
-    return f"<h1>{html.escape(name)}</h1><table>{''.join(lines)}</table>{svg(figure)}"
+    conditions = report["jobs"][0].get("vmm-blk", {}).get("conditions") or {}
+    options = {**report.get("global options", {}), **report["jobs"][0].get("job options", {})}
+    direct = conditions.get("direct", {"1": True, "0": False}.get(options.get("direct")))
+    page_facts = facts([
+        ("engine", conditions.get("engine") or options.get("ioengine")), ("set-up", conditions.get("setup")),
+        ("waiting", conditions.get("waiting")),
+        ("image", conditions.get("image") or options.get("filename")),
+        ("way", None if direct is None else "direct I/O" if direct else "page cache"),
+        ("machine", f"{conditions['processors']} × {conditions['processor']}, Linux {conditions['kernel']}"
+         if conditions else None),
+        ("program", f"commit {conditions['commit']}" if conditions.get("commit") else report.get("fio version")),
+        ("when", report.get("time"))])
+    warnings = "".join(f"<p>{html.escape(w)}</p>" for w in report["jobs"][0].get("vmm-blk", {}).get("warnings", []))
+    return f"<h1>{html.escape(name)}</h1>{page_facts}{warnings}<table>{''.join(lines)}</table>{svg(figure)}"
 
 
 STYLE = """
@@ -272,7 +211,8 @@ body { font: 15px/1.45 sans-serif; margin: 2em auto; max-width: 76em; padding: 0
 table { border-collapse: collapse; margin: 1em 0; font-size: 13px; display: block; overflow-x: auto; }
 th, td { padding: 0.25em 0.6em; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
 th { font-weight: 600; } th[scope=row] { text-align: left; }
-td.words { text-align: left; white-space: normal; min-width: 12em; }
+td.words { text-align: left; white-space: normal; min-width: 12em; overflow-wrap: anywhere; }
+table.facts { display: table; } table.facts th { vertical-align: top; }
 svg { max-width: 100%; height: auto; } small { color: #666; } code { background: #f3f3f3; padding: 0.2em 0.4em; }
 """
 

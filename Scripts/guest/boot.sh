@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Boots one guest on a vhost-user-blk socket that is already served, runs
+# Boots one guest on vhost-user-blk sockets that are already served, runs
 # scenarios in it and says by its exit code what the guest reported:
 # 0 every scenario is ok, 1 one failed or did not report, 124 time was up.
 #
 #   boot.sh --socket PATH --scenarios NAME[,NAME…] [options]
 #   boot.sh --socket PATH --shell [options]
+#
+# SIGTERM ends guest and script at once, as if the power went.
 set -euo pipefail
 
 usage() {
@@ -15,94 +17,149 @@ usage() {
 here=$(cd "$(dirname "$0")" && pwd)
 cache=$(cd "$here/../.." && pwd)/.guest
 
-socket='' scenarios='' log=/dev/null timeout=120 show=no shell=no
-queues=1 processors=2 memory=512 chardev='' device='' reboot=(-no-reboot)
-append='console=ttyS0 quiet panic=-1'
+guest=uml sockets=() scenarios='' log=/dev/null timeout=1200 show=no shell=no fio=no words=()
+queues=1 processors=2 memory='' chardev='' device='' reboot=no
 
 while [ $# -gt 0 ]; do
   case $1 in
-  --socket)      socket=$2; shift 2 ;;                        # the back-end's socket
+  --guest)       guest=$2; shift 2 ;;                         # uml (a kernel that is a process) or qemu
+  --socket)      sockets+=("$2"); shift 2 ;;                  # a back-end's socket; again for a second disk
   --scenarios)   scenarios=$2; shift 2 ;;                     # names in Scripts/guest/scenarios, with commas
-  --set)         append+=" $2"; shift 2 ;;                    # name=value, a parameter of the scenarios
-  --log)         log=$2; shift 2 ;;                           # file for the serial console
-  --show)        show=yes; shift ;;                           # show the serial console too
+  --set)         words+=("$2"); shift 2 ;;                    # name=value, a parameter of the scenarios
+  --log)         log=$2; shift 2 ;;                           # file for the console
+  --show)        show=yes; shift ;;                           # show the console too
+  --fio)         fio=yes; shift ;;                            # have fio in the guest; it is there when a scenario names it
   --shell)       shell=yes; shift ;;                          # a shell on this terminal; "poweroff -f" ends it
   --timeout)     timeout=$2; shift 2 ;;                       # seconds, then the guest is stopped
-  --queues)      queues=$2; shift 2 ;;                        # request queues
-  --queue-size)  device+=,queue-size=$2; shift 2 ;;           # entries of each queue
-  --event-idx)   device+=,event_idx=$2; shift 2 ;;            # on|off
-  --indirect)    device+=,indirect_desc=$2; shift 2 ;;        # on|off
-  --legacy)      device+=,disable-modern=on; shift ;;         # virtio 0.9 only
-  --device)      device+=,$2; shift 2 ;;                      # any other option of vhost-user-blk-pci
-  --reconnect)   chardev+=,reconnect=$2; shift 2 ;;           # seconds between attempts when the back-end goes
-  --reboot)      reboot=(); shift ;;                          # let the guest reboot; else QEMU ends there
   --memory)      memory=$2; shift 2 ;;                        # MiB
-  --processors)  processors=$2; shift 2 ;;                    # a guest uses no more queues than it has of these
+  --queues)      queues=$2; shift 2 ;;                        # qemu: request queues
+  --queue-size)  device+=,queue-size=$2; shift 2 ;;           # qemu: entries of each queue
+  --event-idx)   device+=,event_idx=$2; shift 2 ;;            # qemu: on|off
+  --indirect)    device+=,indirect_desc=$2; shift 2 ;;        # qemu: on|off
+  --legacy)      device+=,disable-modern=on; shift ;;         # qemu: virtio 0.9 only
+  --device)      device+=,$2; shift 2 ;;                      # qemu: any other option of vhost-user-blk-pci
+  --reconnect)   chardev+=,reconnect=$2; shift 2 ;;           # qemu: seconds between attempts when the back-end goes
+  --reboot)      reboot=yes; shift ;;                         # qemu: let the guest reboot; else it ends there
+  --processors)  processors=$2; shift 2 ;;                    # qemu: a guest uses no more queues than it has of these
   *) usage ;;
   esac
 done
-[ -n "$socket" ] || usage
+[ ${#sockets[@]} -gt 0 ] || usage
 [ "$shell" = yes ] || [ -n "$scenarios" ] || usage
+[ "$shell" = no ] || scenarios=shell
 
-# fio brings 100 MB of libraries; only those who use it wait for them.
-initramfs=$cache/initramfs.cpio
-if [ "$shell" = yes ] || [[ $scenarios == *fio* ]]; then initramfs=$cache/initramfs-fio.cpio; fi
+# fio brings 80 MB of libraries; only those who use it wait for them.
+initramfs=initramfs.cpio
+if [[ $fio == yes || $scenarios == *fio* || $shell == yes ]]; then fio=yes initramfs=initramfs-fio.cpio; fi
+words+=("scenarios=$scenarios")
 
-# The back-end maps the guest's memory, so it must be a shareable file. TCG, not
-# KVM: it runs anywhere, and correctness is what these boots are for.
-# shellcheck disable=SC2054  # the commas are QEMU's
-qemu=(qemu-system-x86_64 -M q35,accel=tcg -cpu max -smp "$processors" -m "$memory"
-  -object "memory-backend-memfd,id=memory,size=${memory}M,share=on" -numa node,memdev=memory
-  -kernel "$cache/vmlinuz" -initrd "$initramfs"
-  -nodefaults -nic none -vga none -display none "${reboot[@]}"
-  -chardev "socket,id=blk,path=$socket$chardev"
-  -device "vhost-user-blk-pci,chardev=blk,num-queues=$queues$device")
-
-if [ "$shell" = yes ]; then
-  exec "${qemu[@]}" -append "$append scenarios=shell" -serial mon:stdio
-fi
-
-# A log that is left from another run would answer for this one.
-[ "$log" != /dev/null ] || { log=$(mktemp); remove_log=$log; }
-: >"$log"
-pids=()
+scratch=$(mktemp -d "${TMPDIR:-/tmp}/boot.XXXXXX")
+machine=''
 stop() {
-  [ ${#pids[@]} -eq 0 ] || kill "${pids[@]}" 2>/dev/null || true
-  wait
-  rm -f "${remove_log:-}"
+  trap '' HUP INT TERM
+  cut_power
+  wait 2>/dev/null
+  rm -rf "$scratch"
+}
+# The guest leads a group: user-mode Linux is a process for each of its own.
+cut_power() {
+  [ -z "$machine" ] || kill -KILL -- "-$machine" 2>/dev/null || kill -KILL "$machine" 2>/dev/null || true
 }
 trap stop EXIT
+trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# In the background and waited for, because bash runs no trap before a command
-# in the foreground has ended.
-timeout --kill-after=5 "$timeout" "${qemu[@]}" -append "$append scenarios=$scenarios" \
-  -chardev "file,id=console,path=$log" -serial chardev:console </dev/null &
-pids+=($!)
+# A path that is made absolute, because user-mode Linux runs in another folder.
+absolute() { case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
+
+# --- the guests: each fills `command` and `folder`
+
+uml_guest() {
+  local socket
+  [ -n "$memory" ] || { [ $fio = yes ] && memory=512 || memory=192; }
+  folder=$cache/uml
+  # The kernel's own memory is a file, which the back-end maps. Where that is too small or must not hold programs, the
+  # scratch folder does.
+  local shm=/dev/shm room
+  room=$(df --output=avail -m "$shm" 2>/dev/null | tail -n 1 || true)
+  if [ ! -w "$shm" ] || [ "${room:-0}" -lt $((memory + 256)) ] || findmnt -n -o OPTIONS -T "$shm" | grep -qw noexec; then
+    shm=$scratch
+  fi
+  command=(env "TMPDIR=$shm" "HOME=$scratch" linux.uml "mem=${memory}M" "initrd=$initramfs" "uml_dir=$scratch" umid=guest
+    con=null quiet panic=-1 noreboot)
+  for socket in "${sockets[@]}"; do command+=("virtio_uml.device=$(absolute "$socket"):2"); done
+  if [ "$shell" = yes ]; then command+=(con0=fd:0,fd:1); else command+=(con0=null,fd:1); fi
+  command+=("${words[@]}")
+}
+
+qemu_guest() {
+  local number socket
+  [ -n "$memory" ] || memory=512
+  folder=$cache/qemu
+  # The back-end maps the guest's memory, so it must be a shareable file. TCG, not
+  # KVM: it runs anywhere, and correctness is what these boots are for.
+  # shellcheck disable=SC2054  # the commas are QEMU's
+  command=(qemu-system-x86_64 -M q35,accel=tcg -cpu max -smp "$processors" -m "$memory"
+    -object "memory-backend-memfd,id=mem,size=${memory}M,share=on" -machine memory-backend=mem
+    -kernel vmlinuz -initrd "$initramfs"
+    -nodefaults -nic none -vga none -display none)
+  [ $reboot = yes ] || command+=(-no-reboot)
+  for number in "${!sockets[@]}"; do
+    socket=$(absolute "${sockets[number]}")
+    command+=(-chardev "socket,id=disk$number,path=$socket$chardev"
+      -device "vhost-user-blk-pci,chardev=disk$number,num-queues=$queues$device")
+  done
+  command+=(-append "console=ttyS0 quiet panic=-1 ${words[*]}")
+  if [ "$shell" = yes ]; then command+=(-serial mon:stdio); else command+=(-serial stdio -monitor none); fi
+}
+
+case $guest in
+uml | qemu) "${guest}_guest" ;;
+*) usage ;;
+esac
+
+if [ "$shell" = yes ]; then
+  (cd "$folder" && "${command[@]}")
+  exit
+fi
+
+# A log that is left from another run would answer for this one.
+if [ "$log" = /dev/null ]; then log=$scratch/console; else log=$(absolute "$log"); fi
+: >"$log"
+
+# In the background and waited for, because bash runs no trap before a command in the foreground has ended. A guest does
+# not outlive this script, however that ends.
+(cd "$folder" && exec setsid setpriv --pdeathsig KILL -- "${command[@]}") </dev/null >>"$log" 2>&1 &
+machine=$!
 if [ "$show" = yes ]; then
-  tail -n +1 -f --pid="${pids[0]}" "$log" 2>/dev/null | tr -d '\r' &
+  tail -n +1 -s 0.1 -f --pid="$machine" "$log" 2>/dev/null | tr -d '\r' | sed -u -n '/^BOOT/,$p' &
 fi
 status=0
-wait "${pids[0]}" || status=$?
-pids=()
+timeout "$timeout" tail -s 0.1 --pid="$machine" -f /dev/null &
+wait $! || status=$?
+[ $status -eq 0 ] || cut_power
+[ $status -eq 124 ] || { status=0 && wait "$machine" || status=$?; } 2>/dev/null
+# What a guest leaves in its group is nothing of use.
+cut_power
+machine=''
 wait
 
 explain() {
   echo "boot: the end of the guest's console:" >&2
-  tail -n 40 "$log" | tr -d '\r' >&2
+  tail -n 60 "$log" | tr -d '\r' >&2
   # Last, because the last line of a log is the first one that is read.
   echo "boot: $*" >&2
 }
 
 case $status in
 0) ;;
-124 | 137)
+124)
   explain "the guest was still running after $timeout seconds"
   exit 124
   ;;
 *)
-  explain "QEMU ended with status $status"
+  explain "the guest ($guest) ended with status $status"
   exit 1
   ;;
 esac

@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# Builds what QEMU boots, in .guest/ at the top of the repository:
+# Builds what guests boot, in .guest/ at the top of the repository:
 #
-#   vmlinuz             Debian's cloud kernel, downloaded but not installed
-#   initramfs.cpio      busybox, virtio modules, e2fsprogs and our scenarios
-#   initramfs-fio.cpio  the same and fio, whose many libraries take longer to load
+#   build-image.sh [uml] [qemu]         (both when none is named)
 #
+#   GUEST/initramfs.cpio      busybox, modules, tools for filesystems, and our scenarios
+#   GUEST/initramfs-fio.cpio  the same and fio, whose many libraries take longer to load
+#   qemu/vmlinuz              Debian's cloud kernel, downloaded but not installed
+#
+# User-mode Linux is a program that is installed, with its modules.
 # Does nothing when what these are made from has not changed.
 # To move to a newer kernel, delete .guest/ and run this again.
 set -euo pipefail
@@ -13,22 +16,48 @@ here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 cache=$root/.guest
 
-# Inserted in this order: each needs those before it.
-modules="virtio/virtio_ring virtio/virtio virtio/virtio_pci_legacy_dev
-  virtio/virtio_pci_modern_dev virtio/virtio_pci block/virtio_blk"
-
-"$root/Scripts/setup.sh" guest
+[ $# -gt 0 ] || set -- uml qemu
+for kind in "$@"; do
+  case $kind in
+  uml) "$root/Scripts/setup.sh" guest ;;
+  qemu) "$root/Scripts/setup.sh" guest qemu ;;
+  *) echo "build-image: a guest is uml or qemu, not '$kind'" >&2; exit 2 ;;
+  esac
+done
 mkdir -p "$cache"
 
 # Guests may be started from several shells at once; only one of them builds.
 exec 9>"$cache/lock"
 flock 9
+# What a build left that was interrupted.
+rm -rf "$cache"/fetch.* "$cache"/tree.*
 
-fetch_kernel() {
+# --- kernels and their modules, in the order in which they are inserted: each needs those before it
+
+modules_uml="drivers/block/virtio_blk drivers/md/dm-mod drivers/md/dm-log-writes"
+modules_qemu="drivers/virtio/virtio_ring drivers/virtio/virtio drivers/virtio/virtio_pci_legacy_dev
+  drivers/virtio/virtio_pci_modern_dev drivers/virtio/virtio_pci drivers/block/virtio_blk"
+
+fetch_uml() {
+  local tree
+  tree=$(uml_tree)
+  [ -n "$tree" ] || { echo "build-image: no modules for linux.uml in /usr/lib/uml/modules" >&2; exit 1; }
+  rm -rf "$cache/uml/modules"
+  mkdir -p "$cache/uml/modules"
+  for module in $modules_uml; do cp "$tree/kernel/$module.ko" "$cache/uml/modules/"; done
+}
+
+# The folder of the modules that fit the installed kernel, which says its release.
+uml_tree() {
+  local tree
+  tree=/usr/lib/uml/modules/$(linux.uml --version | tail -n 1)
+  [ ! -d "$tree" ] || echo "$tree"
+}
+
+fetch_qemu() {
   local scratch package release
+  [ ! -e "$cache/qemu/vmlinuz" ] || return 0
   scratch=$(mktemp -d "$cache/fetch.XXXXXX")
-  # shellcheck disable=SC2064  # the directory's name is wanted as it is now
-  trap "rm -rf '$scratch'" EXIT
 
   # The meta package names the current kernel. Without package lists it is unknown.
   package=$(find_kernel_package)
@@ -48,15 +77,14 @@ fetch_kernel() {
   dpkg -x "$scratch"/*.deb "$scratch/x"
   release=$(ls "$scratch/x/lib/modules")
 
-  rm -rf "$cache/modules"
-  mkdir "$cache/modules"
-  for module in $modules; do
-    cp "$scratch/x/lib/modules/$release/kernel/drivers/$module.ko" "$cache/modules/"
+  rm -rf "$cache/qemu/modules"
+  mkdir -p "$cache/qemu/modules"
+  for module in $modules_qemu; do
+    cp "$scratch/x/lib/modules/$release/kernel/$module.ko" "$cache/qemu/modules/"
   done
   # The kernel last: it stands for a complete download.
-  mv "$scratch/x/boot/vmlinuz-$release" "$cache/vmlinuz"
+  mv "$scratch/x/boot/vmlinuz-$release" "$cache/qemu/vmlinuz"
   rm -rf "$scratch"
-  trap - EXIT
 }
 
 find_kernel_package() {
@@ -64,12 +92,18 @@ find_kernel_package() {
     sed -n 's/^ *Depends: \(linux-image-[0-9].*-cloud-amd64\)$/\1/p' | head -n 1
 }
 
+# --- programs
+
 # /sbin is not in everybody's PATH.
-program() { PATH=$PATH:/usr/sbin:/sbin command -v "$1"; }
+program() {
+  PATH=$PATH:/usr/sbin:/sbin command -v "$1" || { echo "build-image: no program $1" >&2; exit 1; }
+}
 
 # Programs that busybox has not, or has with fewer options.
-base_programs() {
+base_programs() { # guest
   for name in mke2fs e2fsck dd fallocate split; do program "$name"; done
+  # An emulated processor takes too long to unpack what it does not use.
+  [ "$1" = qemu ] || for name in mkfs.xfs xfs_repair mkfs.btrfs btrfs dmsetup; do program "$name"; done
 }
 
 # The program files and the libraries they are linked with.
@@ -81,16 +115,17 @@ with_libraries() {
   done | sort -u
 }
 
-inputs() {
+inputs() { # guest
   find "$here/init" "$here/scenarios" "$here/build-image.sh" -type f
-  echo "$cache/vmlinuz"
+  find "$cache/$1" -name '*.ko'
+  [ "$1" = qemu ] || program linux.uml
   program busybox
   # shellcheck disable=SC2046  # one word per program
-  with_libraries $(base_programs) "$(program fio)"
+  with_libraries $(base_programs "$1") "$(program fio)"
 }
 
 # Names, sizes and times: a package may bring a newer file with an older date.
-fingerprint() { inputs | LC_ALL=C sort | xargs stat -L -c '%n %s %Y' | sha256sum; }
+fingerprint() { inputs "$1" | LC_ALL=C sort | xargs -d '\n' stat -L -c '%n %s %Y' | sha256sum; }
 
 copy_programs() { # tree, programs…
   local tree=$1 file
@@ -109,20 +144,18 @@ archive() { # tree, output
   (cd "$1" && find . | LC_ALL=C sort | cpio -o -H newc -R 0:0 --quiet) >"$2"
 }
 
-build_initramfs() {
-  local tree
+build_initramfs() { # guest
+  local tree modules=modules_$1 module
   tree=$(mktemp -d "$cache/tree.XXXXXX")
-  # shellcheck disable=SC2064
-  trap "rm -rf '$tree'" EXIT
 
   mkdir -p "$tree"/base/{bin,dev,etc,lib/modules,mnt,proc,sys,tmp,guest} "$tree/fio"
   cp "$(program busybox)" "$tree/base/bin/busybox"
   # shellcheck disable=SC2046
-  copy_programs "$tree/base" $(base_programs)
+  copy_programs "$tree/base" $(base_programs "$1")
   ln -s mke2fs "$tree/base/usr/bin/mkfs.ext4"
   cp /etc/mke2fs.conf "$tree/base/etc/"
-  cp "$cache"/modules/*.ko "$tree/base/lib/modules/"
-  for module in $modules; do echo "${module##*/}.ko"; done >"$tree/base/lib/modules/order"
+  cp "$cache/$1"/modules/*.ko "$tree/base/lib/modules/"
+  for module in ${!modules}; do echo "${module##*/}.ko"; done >"$tree/base/lib/modules/order"
   cp -r "$here/scenarios" "$tree/base/guest/"
   install -m 755 "$here/init" "$tree/base/init"
 
@@ -130,17 +163,22 @@ build_initramfs() {
 
   # Not compressed: an emulated processor takes longer to unpack than to read.
   # The kernel accepts archives one after the other.
-  archive "$tree/base" "$cache/initramfs.cpio"
+  archive "$tree/base" "$cache/$1/initramfs.cpio"
   archive "$tree/fio" "$tree/fio.cpio"
-  cat "$cache/initramfs.cpio" "$tree/fio.cpio" >"$cache/initramfs-fio.cpio"
+  cat "$cache/$1/initramfs.cpio" "$tree/fio.cpio" >"$cache/$1/initramfs-fio.cpio"
   rm -rf "$tree"
-  trap - EXIT
 }
 
-[ -e "$cache/vmlinuz" ] || fetch_kernel
-
-if [ "$(cat "$cache/fingerprint" 2>/dev/null)" != "$(fingerprint)" ]; then
-  rm -f "$cache/fingerprint"
-  build_initramfs
-  fingerprint >"$cache/fingerprint"
-fi
+for kind in "$@"; do
+  mkdir -p "$cache/$kind"
+  if [ "$kind" = qemu ]; then fetch_qemu; fi
+  if [ "$kind" = uml ] && [ "$(cat "$cache/uml/release" 2>/dev/null)" != "$(uml_tree)" ]; then
+    fetch_uml
+    uml_tree >"$cache/uml/release"
+  fi
+  if [ "$(cat "$cache/$kind/fingerprint" 2>/dev/null)" != "$(fingerprint "$kind")" ]; then
+    rm -f "$cache/$kind/fingerprint"
+    build_initramfs "$kind"
+    fingerprint "$kind" >"$cache/$kind/fingerprint"
+  fi
+done

@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/python3
 """Checks that every block a guest said was written is in the disk image.
 
 check-blocks.py IMAGE CONSOLE-LOG [MINIMUM]

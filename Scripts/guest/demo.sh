@@ -1,19 +1,22 @@
 #!/usr/bin/env bash
-# Shows a real Linux using a disk of ours: boots it in QEMU on `vmm-blk serve`,
+# Shows a real Linux using a disk of ours: boots it on `vmm-blk serve`,
 # makes a filesystem, writes, reads back, trims. Leaves nothing behind.
+#
+#   demo.sh [uml|qemu]
 set -euo pipefail
 
 # shellcheck source=Scripts/guest/lib.sh
 source "$(dirname "$0")/lib.sh"
 
+kind=${1:-uml}
 need_server
-"$guest/build-image.sh"
+"$guest/build-image.sh" "$kind"
 enter_work
 
 empty_disk "$work/disk" 256M
 start_server "$work/disk" "$work/socket" --num-queues 2
-start_guest --socket "$work/socket" --queues 2 --scenarios demo --show --timeout 120
-wait_guest
+start_guest --guest "$kind" --socket "$work/socket" --queues 2 --scenarios demo --show
+wait_guests
 occupied=$(($(stat -c %b "$work/disk") / 2048))
 stop_server
 

@@ -2,8 +2,12 @@
 # What demo.sh and test.sh share: a working directory, disk images, the server
 # under test and guests on it. Sourced, under `set -euo pipefail`.
 
+# Whoever calls may have closed it.
+exec </dev/null
+
 guest=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$guest/../.." && pwd)
+python=/usr/bin/python3
 
 # The server: ours, or qemu-storage-daemon to tell our faults from the guest's.
 SERVER=${SERVER:-vmm-blk}
@@ -11,7 +15,10 @@ VMM_BLK=${VMM_BLK:-$root/.build/release/vmm-blk}
 # More options for our server, for instance "--engine aio --direct off".
 VMM_BLK_OPTIONS=${VMM_BLK_OPTIONS:-}
 
-server_pid='' guest_pid='' work=''
+# Seconds after which anything that is waited for counts as hung. It says nothing about speed.
+hung=${GUEST_TIMEOUT:-1200}
+
+server_pid='' guest_pids=() work=''
 
 die() {
   echo "FAIL: $*" >&2
@@ -27,26 +34,45 @@ need_server() {
 }
 
 # A directory for images and sockets that goes, with every process of ours, when
-# the shell ends in any way. Socket paths are limited to 107 bytes, so it is
-# not in the repository.
+# the shell ends in any way. Socket paths are limited to 107 bytes and go into
+# kernels' command lines, so it is not in the repository.
 enter_work() {
-  work=$(mktemp -d "${TMPDIR:-/tmp}/vmm-blk-guest.XXXXXX")
+  local base=${TMPDIR:-/tmp}
+  [[ ${#base} -le 60 && $base == /* && $base != *[[:space:],:]* ]] || base=/tmp
+  work=$(mktemp -d "$base/vmm-blk-guest.XXXXXX")
+  # For what is started from here: a guest's memory and scratch belong to the directory, too.
+  export TMPDIR=$work
   trap leave_work EXIT
+  trap 'exit 129' HUP
   trap 'exit 130' INT
   trap 'exit 143' TERM
 }
 
 leave_work() {
-  [ -z "$guest_pid" ] || kill "$guest_pid" 2>/dev/null || true
-  [ -z "$server_pid" ] || kill "$server_pid" 2>/dev/null || true
-  ended "$guest_pid" 10 || kill -KILL "$guest_pid" 2>/dev/null || true
-  ended "$server_pid" 10 || kill -KILL "$server_pid" 2>/dev/null || true
+  local pid
+  trap '' HUP INT TERM
+  for pid in "${guest_pids[@]}" $server_pid; do kill "$pid" 2>/dev/null || true; done
+  for pid in "${guest_pids[@]}" $server_pid; do
+    ended "$pid" 20 || kill -KILL "$pid" 2>/dev/null || true
+  done
   rm -rf "$work"
 }
 
 # Whether a process has ended within some seconds.
 ended() { # pid, seconds
-  [ -z "$1" ] || timeout "$2" tail --pid="$1" -f /dev/null
+  # In the background and waited for: a trap runs at once then.
+  timeout "$2" tail -s 0.1 --pid="$1" -f /dev/null &
+  wait $!
+}
+
+# Waits until a command succeeds; ends with a sentence when it never does.
+wait_until() { # what is waited for, command…
+  local what=$1 end=$((SECONDS + hung))
+  shift
+  until "$@"; do
+    [ $SECONDS -lt $end ] || die "$what: not within $hung seconds"
+    sleep 0.1
+  done
 }
 
 empty_disk() { truncate -s "$2" "$1"; }
@@ -55,16 +81,14 @@ random_disk() { head -c "$2" /dev/urandom >"$1"; }
 # Starts the server with the options of `vmm-blk serve`, whichever it is, and
 # waits until it listens.
 start_server() { # image, socket, options…
-  local image=$1 socket=$2 command ready
+  local image=$1 socket=$2
   shift 2
   case $SERVER in
   vmm-blk)
-    ready=$work/server-output
-    # shellcheck disable=SC2206  # the variable holds words
-    command=("$VMM_BLK" serve --blk-file "$image" --socket-path "$socket" "$@" $VMM_BLK_OPTIONS)
+    # shellcheck disable=SC2086  # the variable holds words
+    launch "$work/server-output" "$socket" "$VMM_BLK" serve --blk-file "$image" --socket-path "$socket" "$@" $VMM_BLK_OPTIONS
     ;;
   qsd)
-    ready=$work/server-pid
     local queues=1 writable=on block=512
     while [ $# -gt 0 ]; do
       case $1 in
@@ -76,54 +100,96 @@ start_server() { # image, socket, options…
     done
     local read_only=off
     [ $writable = on ] || read_only=on
-    command=(qemu-storage-daemon --pidfile "$ready"
-      --blockdev "driver=file,node-name=f,filename=$image,cache.direct=on,aio=io_uring,discard=unmap,read-only=$read_only"
-      --export "type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path=$socket,num-queues=$queues,writable=$writable,logical-block-size=$block")
+    launch "$work/server-pid" "$socket" qemu-storage-daemon --pidfile "$work/server-pid" \
+      --blockdev "driver=file,node-name=f,filename=$image,cache.direct=on,aio=io_uring,discard=unmap,read-only=$read_only" \
+      --export "type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path=$socket,num-queues=$queues,writable=$writable,logical-block-size=$block"
     ;;
   esac
-  rm -f "$work/server-output" "$work/server-pid" "$socket"
-  echo "server: ${command[*]}" >&2
-  "${command[@]}" >"$work/server-output" &
-  server_pid=$!
-  # Ours says a line when it listens; the other writes its process id then.
-  for _ in $(seq 100); do
-    if [ -s "$ready" ] && [ -S "$socket" ]; then return; fi
-    kill -0 "$server_pid" 2>/dev/null || break
-    sleep 0.1
-  done
-  die "the server does not listen on $socket"
 }
 
-# Asks the server to end, as an operator would. It must do so soon and well.
+# Starts one server for several disks: $work/NAME at $work/NAME.socket.
+start_disks() { # options of all disks, separated by "--", names…
+  local options=() entries='' name
+  while [ "$1" != -- ]; do
+    options+=("$1")
+    shift
+  done
+  shift
+  [ "$SERVER" = vmm-blk ] || die "qemu-storage-daemon is started with one disk here"
+  for name in "$@"; do
+    entries+="${entries:+,}{\"blk-file\":\"$work/$name\",\"socket-path\":\"$work/$name.socket\",\"serial\":\"$name\"}"
+  done
+  echo "[$entries]" >"$work/disks.json"
+  # shellcheck disable=SC2086
+  launch "$work/server-output" "$work/$name.socket" "$VMM_BLK" serve --disks "$work/disks.json" "${options[@]}" $VMM_BLK_OPTIONS
+}
+
+launch() { # file that says when it listens, socket, command…
+  local ready=$1 socket=$2
+  shift 2
+  rm -f "$work/server-output" "$work/server-pid" "$socket"
+  echo "server: $*" >&2
+  "$@" >"$work/server-output" &
+  server_pid=$!
+  # Ours says a line when it listens; the other writes its process id then.
+  wait_until "the server listens on $socket" is_listening "$ready" "$socket"
+}
+
+is_listening() { # ready file, socket
+  if [ -s "$1" ] && [ -S "$2" ]; then return 0; fi
+  kill -0 "$server_pid" 2>/dev/null || die "the server ended before it listened on $2"
+  return 1
+}
+
+# Asks the server to end, as an operator would. It must do so, and well.
 stop_server() {
   local pid=$server_pid status=0
   kill -TERM "$pid" 2>/dev/null || true
-  ended "$pid" 20 || die "the server still runs 20 seconds after SIGTERM"
+  ended "$pid" "$hung" || die "the server still runs $hung seconds after SIGTERM"
   wait "$pid" || status=$?
   server_pid=''
   [ $status -eq 0 ] || die "the server ended with status $status"
 }
 
 start_guest() { # options of boot.sh
-  echo "guest: boot.sh $*" >&2
-  "$guest/boot.sh" "$@" &
-  guest_pid=$!
+  echo "guest: boot.sh --timeout $hung $*" >&2
+  "$guest/boot.sh" --timeout "$hung" "$@" &
+  guest_pids+=($!)
 }
 
-# Waits for the guest's verdict; without its server there will be none.
-wait_guest() {
-  local first status=0
-  wait -n -p first "$guest_pid" "$server_pid" || status=$?
-  if [ "$first" = "$server_pid" ]; then
-    server_pid=''
-    die "the server ended with status $status while the guest was running"
-  fi
-  guest_pid=''
-  return $status
+# Waits for the verdicts of all guests; without their server there will be none.
+wait_guests() {
+  local pid status verdict=0 left
+  while [ ${#guest_pids[@]} -gt 0 ]; do
+    sleep 0.1
+    left=()
+    for pid in "${guest_pids[@]}"; do
+      if kill -0 "$pid" 2>/dev/null; then
+        left+=("$pid")
+      else
+        status=0
+        wait "$pid" || status=$?
+        [ $status -eq 0 ] || verdict=$status
+      fi
+    done
+    guest_pids=("${left[@]}")
+    [ ${#left[@]} -eq 0 ] || check_server
+  done
+  return $verdict
 }
 
-stop_guest() {
-  kill -TERM "$guest_pid" 2>/dev/null || true
-  wait "$guest_pid" || true
-  guest_pid=''
+check_server() {
+  local status=0
+  if kill -0 "$server_pid" 2>/dev/null; then return 0; fi
+  wait "$server_pid" || status=$?
+  server_pid=''
+  die "the server ended with status $status while a guest was running"
+}
+
+# Takes the power from all guests.
+cut_guests() {
+  local pid
+  for pid in "${guest_pids[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done
+  for pid in "${guest_pids[@]}"; do wait "$pid" 2>/dev/null || true; done
+  guest_pids=()
 }

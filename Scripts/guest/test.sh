@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# The matrix of real guests: each case boots Linux in QEMU on a server of its
-# own and checks what guest and host see.
+# The matrix of real guests: each case boots Linux on a server of its own and
+# checks what guest and host see.
 #
 #   test.sh            all cases
+#   test.sh uml        those of one kind of guest: uml or qemu
 #   test.sh CASE…      some of them
 #   test.sh --list     their names
 #
@@ -13,25 +14,19 @@ set -euo pipefail
 # shellcheck source=Scripts/guest/lib.sh
 source "$(dirname "$0")/lib.sh"
 
-# Generous, for a busy machine: a case takes ten seconds on a quiet one.
-timeout=${GUEST_TIMEOUT:-400}
 logs=$root/.guest/logs
-
-# Without the field that lets the driver choose the cache, a device with flush
-# has a write-back cache (virtio 1.2, 5.2.5), and the guest really flushes.
-write_back=(--device config-wce=off)
 
 # --- what every case is made of
 
-# Boots a guest on the case's server and waits for its verdict.
+# Boots a guest and waits for its verdict.
 in_guest() { # options of boot.sh
-  start_guest_here "$@"
-  wait_guest
+  guest_on "$console" "$@"
+  wait_guests
 }
 
-start_guest_here() {
-  : >"$console"
-  start_guest --socket "$work/socket" --log "$console" --timeout "$timeout" "$@"
+guest_on() { # console, options of boot.sh
+  : >"$1"
+  start_guest --log "$@"
 }
 
 told() { tr -d '\r' <"$console" | sed -n "s/^.*INFO $1 //p" | tail -n 1; } # a word the guest told
@@ -40,63 +35,25 @@ blocks_of() { stat -c %b "$1"; } # of 512 bytes, that the image occupies
 zero_range() { cmp -s <(tail -c +$(($2 + 1)) "$1" | head -c "$3") <(head -c "$3" /dev/zero); }
 same_range() { cmp -s <(tail -c +$(($3 + 1)) "$1" | head -c "$4") <(tail -c +$(($3 + 1)) "$2" | head -c "$4"); }
 
-# Feature bits as the guest names them in `expect`: 28 indirect descriptors,
-# 29 event index, 32 virtio 1.
-io_case() { # queues, expected features, options of boot.sh
-  local queues=$1 expect=$2
-  shift 2
-  empty_disk "$work/disk" 64M
-  start_server "$work/disk" "$work/socket" --num-queues "$queues"
-  in_guest --queues "$queues" --scenarios io --set queues="$queues" --set expect="$expect" "$@"
-  stop_server
-}
-
-# --- the cases, in the order they run
-
-case_queues-1() { io_case 1 28,29,32; }
-case_queues-2() { io_case 2 28,29,32; }
-# A driver takes no more queues than there are processors.
-case_queues-4() { io_case 4 28,29,32 --processors 4; }
-case_legacy() { io_case 2 28,29,!32 --legacy; }
-case_no-event-idx() { io_case 2 28,!29,32 --event-idx off; }
-case_no-indirect() { io_case 2 !28,29,32 --indirect off; }
-case_no-event-idx-no-indirect() { io_case 2 !28,!29,32 --event-idx off --indirect off; }
-
-case_filesystem() { filesystem_case; }
-# Reads are copies, and what is written comes back through them.
-case_filesystem-cached() { filesystem_case --engine cached; }
-case_filesystem-mapped() { filesystem_case --engine mapped; }
-
-filesystem_case() { # options of the server
-  empty_disk "$work/disk" 256M
-  start_server "$work/disk" "$work/socket" --num-queues 2 "$@"
-  in_guest --queues 2 --scenarios filesystem "${write_back[@]}"
-  stop_server
-
+# What the scenario `filesystem` wrote on ext4, as the host's own tools see it in the image.
+check_ext4_files() {
   e2fsck -fn "$work/disk" || die "the host's e2fsck finds the image damaged"
   mkdir "$work/files"
   debugfs -R "rdump / $work/files" "$work/disk" 2>"$work/debugfs"
-  cd "$work/files"
-  [ "$(sum_of manifest)" = "$(told manifest)" ] || die "the image holds another list of files than the guest wrote"
-  md5sum -c --quiet manifest || die "the image holds other files than the guest wrote"
-  [ "$(find . -type f ! -name manifest | wc -l)" = "$(told files)" ] || die "the image holds files the guest did not write"
-  cd /
+  (
+    cd "$work/files"
+    md5sum -c --quiet manifest || die "the image holds other files than the guest wrote"
+    [ "$(find . -type f ! -name manifest | wc -l)" = "$(wc -l <manifest)" ] || die "the image holds files the guest did not write"
+  ) || exit 1
 }
 
-case_write-cache() {
-  empty_disk "$work/disk" 64M
-  start_server "$work/disk" "$work/socket"
-  in_guest --scenarios write-cache
-  stop_server
-}
-
-case_discard() {
+discard_case() { # options of boot.sh
   random_disk "$work/disk" 128M
   cp "$work/disk" "$work/before"
   local before after mib=$((1 << 20))
   before=$(blocks_of "$work/disk")
   start_server "$work/disk" "$work/socket"
-  in_guest --scenarios discard
+  in_guest --socket "$work/socket" --scenarios discard "$@"
   stop_server
   after=$(blocks_of "$work/disk")
   echo "the image occupied $before blocks before, $after after; the guest sent $(told discards) discards"
@@ -108,12 +65,12 @@ case_discard() {
   e2fsck -fn "$work/disk" || die "the trim damaged the filesystem"
 }
 
-case_write-zeroes() {
+write_zeroes_case() { # options of boot.sh
   random_disk "$work/disk" 32M
   cp "$work/disk" "$work/before"
   local mib=$((1 << 20))
   start_server "$work/disk" "$work/socket"
-  in_guest --scenarios write-zeroes
+  in_guest --socket "$work/socket" --scenarios write-zeroes "$@"
   stop_server
   echo "the image occupied $(blocks_of "$work/before") blocks before, $(blocks_of "$work/disk") after"
   zero_range "$work/disk" 0 $((8 * mib)) || die "the punched part is not zero"
@@ -122,97 +79,35 @@ case_write-zeroes() {
   same_range "$work/disk" "$work/before" $((24 * mib)) $((8 * mib)) || die "bytes behind have changed"
 }
 
-case_read-only() {
-  random_disk "$work/disk" 16M
-  local sum
-  sum=$(sum_of "$work/disk")
-  start_server "$work/disk" "$work/socket" --read-only
-  in_guest --scenarios read-only --set sum="$sum"
-  stop_server
-  [ "$(sum_of "$work/disk")" = "$sum" ] || die "the image has changed"
-}
-
-case_reboot() {
-  empty_disk "$work/disk" 64M
-  start_server "$work/disk" "$work/socket" --num-queues 2
-  in_guest --queues 2 --scenarios reboot --reboot
-  [ "$(grep -c 'BOOT ' "$console")" -eq 2 ] || die "the guest did not boot twice"
-  stop_server
-}
-
-case_block-4096() {
-  empty_disk "$work/disk" 64M
-  start_server "$work/disk" "$work/socket" --logical-block-size 4096
-  in_guest --scenarios block-size --set block_size=4096
-  stop_server
-  e2fsck -fn "$work/disk" || die "the host's e2fsck finds the image damaged"
-}
-
-case_fio() {
-  empty_disk "$work/disk" 1G
-  start_server "$work/disk" "$work/socket" --num-queues 2
-  in_guest --queues 2 --scenarios fio "${write_back[@]}"
-  stop_server
-}
-
 check_blocks() { # minimum
-  "$guest/check-blocks.py" "$work/disk" "$console" "$1" || die "the image lacks blocks that were acknowledged"
+  "$python" "$guest/check-blocks.py" "$work/disk" "$console" "$1" || die "the image lacks blocks that were acknowledged"
 }
 
-# Waits until the guest has said so many blocks written.
-wait_for_acks() { # number
-  while [ "$(grep -c '^ACK' "$console")" -lt "$1" ]; do
-    kill -0 "$guest_pid" 2>/dev/null || die "the guest ended before $1 blocks were written"
-    kill -0 "$server_pid" 2>/dev/null || die "the server ended before $1 blocks were written"
-    sleep 0.2
+# Waits until the guest has said so many writes done.
+wait_for_acks() { # number, console
+  wait_until "$1 writes are done" has_acks "$1" "${2:-$console}"
+}
+
+has_acks() { # number, console
+  local pid
+  [ "$(grep -c '^ACK' "$2")" -lt "$1" ] || return 0
+  for pid in "${guest_pids[@]}"; do
+    kill -0 "$pid" 2>/dev/null || die "a guest ended before $1 writes were done"
   done
+  check_server
+  return 1
 }
 
-case_sigterm() {
-  empty_disk "$work/disk" 64M
-  start_server "$work/disk" "$work/socket" --num-queues 2
-  # More blocks than time for them: the guest never comes to an end.
-  start_guest_here --queues 2 --scenarios numbered "${write_back[@]}" --set blocks=16000
-  wait_for_acks 100
-  stop_server
-  [ "$SERVER" = qsd ] || [ ! -e "$work/socket" ] || die "the server left its socket behind"
-  # What was acknowledged is on its way to the log.
-  sleep 1
-  stop_guest
-  check_blocks 100
-}
+last_ack() { tr -d '\r' <"$1" | sed -n '$!s/^ACK \([0-9]*\)$/\1/p' | tail -n 1; }
 
-case_restart() {
-  empty_disk "$work/disk" 64M
-  start_server "$work/disk" "$work/socket" --num-queues 2
-  start_guest_here --queues 2 --reconnect 1 --scenarios numbered "${write_back[@]}" --set blocks=800
-  for acks in 100 400; do
-    wait_for_acks $acks
-    stop_server
-    check_blocks $acks
-    start_server "$work/disk" "$work/socket" --num-queues 2
-  done
-  wait_guest
-  stop_server
-  check_blocks 800
-}
+# shellcheck source=Scripts/guest/cases-uml.sh
+source "$guest/cases-uml.sh"
+# shellcheck source=Scripts/guest/cases-qemu.sh
+source "$guest/cases-qemu.sh"
 
 # --- running them
 
-# The last verdict in a log; what follows it is only processes being ended.
-reason() {
-  local verdict
-  verdict=$(sed -n -e 's/^FAIL: //p' -e 's/^boot: //p' "$1" | tail -n 1)
-  echo "${verdict:-see there}"
-}
-
-all=$(sed -n 's/^case_\([^(]*\)().*/\1/p' "$0")
-
-run_case() { # name
-  console=$logs/$1.console
-  enter_work
-  "case_$1"
-}
+all=$(sed -n 's/^case_\([^(]*\)().*/\1/p' "$guest/cases-uml.sh" "$guest/cases-qemu.sh")
 
 case ${1:-} in
 --list)
@@ -225,32 +120,68 @@ case ${1:-} in
   ;;
 esac
 
-names=("$@")
-[ $# -gt 0 ] || mapfile -t names <<<"$all"
-for name in "${names[@]}"; do
-  grep -qx -- "$name" <<<"$all" || die "no case '$name'; --list shows them"
+names=()
+[ $# -gt 0 ] || set -- uml qemu
+for name in "$@"; do
+  case $name in
+  uml | qemu) mapfile -t -O ${#names[@]} names < <(grep "^$name-" <<<"$all") ;;
+  *)
+    grep -qx -- "$name" <<<"$all" || die "no case '$name'; --list shows them"
+    names+=("$name")
+    ;;
+  esac
 done
 
 need_server
-"$guest/build-image.sh"
+kinds=$(printf '%s\n' "${names[@]}" | cut -d - -f 1 | sort -u)
+# shellcheck disable=SC2086  # words
+"$guest/build-image.sh" $kinds
 mkdir -p "$logs"
 
-# Cases that qemu-storage-daemon cannot pass: its library knows no legacy devices, and the engines are ours.
-beyond_qsd=" legacy filesystem-cached filesystem-mapped "
+run_case() { # name
+  console=$logs/$1.console
+  rm -f "$console"*
+  enter_work
+  "case_$1"
+}
+
+# What a person needs who sees nothing but this output: the server's log and the ends of the consoles.
+show_failure() { # name
+  local file
+  echo "--- $1.log"
+  tail -n 80 "$logs/$1.log"
+  for file in "$logs/$1.console"*; do
+    [ -e "$file" ] || continue
+    echo "--- ${file##*/}"
+    tail -n 60 "$file" | tr -d '\r'
+  done
+  echo "---"
+}
+
+# The last verdict in a log; what follows it is only processes being ended.
+reason() {
+  local verdict
+  verdict=$(sed -n -e 's/^FAIL: //p' -e 's/^boot: //p' "$1" | tail -n 1)
+  echo "${verdict:-see there}"
+}
+
+# Cases that qemu-storage-daemon cannot pass: its library knows no legacy devices, the engines are ours, and so is
+# a server of many disks.
+beyond_qsd=" qemu-legacy uml-ext4-cached uml-xfs-mapped uml-btrfs-threads uml-log-writes uml-power-cut uml-many "
 
 passed=0 failed=0 case_pid=''
 # The case cleans up after itself, if it is told and given the time.
-trap '[ -z "$case_pid" ] || { kill "$case_pid"; wait "$case_pid"; } 2>/dev/null || true; exit 130' INT TERM
+trap '[ -z "$case_pid" ] || { kill "$case_pid"; wait "$case_pid"; } 2>/dev/null || true; exit 130' HUP INT TERM
 
 for name in "${names[@]}"; do
   if [ "$SERVER" = qsd ] && [[ $beyond_qsd == *" $name "* ]]; then
-    printf '%-30s %6s    skipped, qemu-storage-daemon cannot\n' "$name" -
+    printf '%-34s %6s    skipped, qemu-storage-daemon cannot\n' "$name" -
     continue
   fi
   log=$logs/$name.log
   start=$(date +%s%N)
   # In the background and not in a condition: there bash would ignore set -e.
-  run_case "$name" >"$log" 2>&1 </dev/null &
+  run_case "$name" >"$log" 2>&1 &
   case_pid=$!
   status=0
   wait "$case_pid" || status=$?
@@ -259,10 +190,11 @@ for name in "${names[@]}"; do
   seconds=$((tenths / 10)).$((tenths % 10))
   if [ $status -eq 0 ]; then
     passed=$((passed + 1))
-    printf '%-30s %6s s  ok\n' "$name" "$seconds"
+    printf '%-34s %6s s  ok\n' "$name" "$seconds"
   else
     failed=$((failed + 1))
-    printf '%-30s %6s s  FAIL  %s: %s\n' "$name" "$seconds" "${log#"$PWD/"}" "$(reason "$log")"
+    show_failure "$name"
+    printf '%-34s %6s s  FAIL  %s\n' "$name" "$seconds" "$(reason "$log")"
   fi
 done
 

@@ -18,6 +18,8 @@ public struct BenchmarkOptions: Sendable {
   public var countsSystemCalls = false
   /// Look for the largest depth, up to the workload's, that keeps to this.
   public var latencyTarget: LatencyTarget?
+  /// Goes with the result.
+  public var conditions: Conditions?
 
   public init(target: TargetChoice) { self.target = target }
 }
@@ -75,6 +77,7 @@ public enum Benchmark {
     _ options: BenchmarkOptions, progress: (Int, RunProgress) -> Void
   ) throws(BenchError) -> BenchmarkResult {
     var result = BenchmarkResult(options)
+    if options.workload.pattern.reads, let warning = options.conditions?.holesWarning { result.warn(warning) }
     for number in 0..<max(options.repeats, 1) {
       if case .echo = options.target {
         let features = BlockFeature.understood.subtracting(options.targetOptions.avoided)
@@ -130,7 +133,11 @@ public enum Benchmark {
       }
     }
     try target.shutDown()
-    if measurement.isNearCeiling {
+    if measurement.isDisturbed {
+      result.warn(
+        "disturbed: the client's ceiling (\(Format.count(measurement.ceiling ?? 0)) requests/s) is below the result, so "
+          + "something else ran while it was measured; measure again on a quiet machine")
+    } else if measurement.isNearCeiling {
       result.warn(
         "the client is part of what was measured: against an echo it reaches \(Format.count(measurement.ceiling ?? 0)) "
           + "requests/s, hardly more than the result")

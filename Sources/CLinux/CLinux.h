@@ -222,6 +222,14 @@ static inline int clinux_direct_io_alignment(int fd, uint32_t *memory, uint32_t 
   return 1;
 }
 
+// When a file was made, nanoseconds since 1970; 0 where the file system does not keep that.
+static inline uint64_t clinux_birth_time(int fd) {
+  struct statx answer;
+  memset(&answer, 0, sizeof answer);
+  if (statx(fd, "", AT_EMPTY_PATH, STATX_BTIME, &answer) != 0 || !(answer.stx_mask & STATX_BTIME)) return 0;
+  return (uint64_t)answer.stx_btime.tv_sec * 1000000000u + answer.stx_btime.tv_nsec;
+}
+
 // Linux 5.14.
 static const int clinux_madv_populate_read = MADV_POPULATE_READ;
 
@@ -309,6 +317,12 @@ static const int clinux_f_getpipe_sz = F_GETPIPE_SZ;
 static const int clinux_ofd_setlk = F_OFD_SETLK;
 static const int clinux_ofd_getlk = F_OFD_GETLK;
 static const int clinux_rwf_dsync = RWF_DSYNC;
+
+// Takes back what was prepared and not handed over.
+static inline void clinux_forget_prepared(struct io_uring *ring) {
+  ring->sq.sqe_tail = ring->sq.sqe_head = __atomic_load_n(ring->sq.khead, __ATOMIC_ACQUIRE);
+  __atomic_store_n(ring->sq.ktail, ring->sq.sqe_tail, __ATOMIC_RELEASE);
+}
 
 // io_uring operations younger than liburing 2.3, by number (Linux 6.7).
 static const int clinux_op_futex_wait = 51;

@@ -17,13 +17,13 @@ public import VirtioCore
 ///     driver.acknowledgeInterrupt(1)
 public final class MemoryFileDriver: Sendable {
   public let file: MemoryFile
-  /// How long a register access may take, milliseconds.
+  /// How long a register access waits for a device to come, milliseconds. One that is there has `Patience.limit`.
   public let timeout: Int
 
   /// Opens a file and becomes its driver.
   ///
   /// - Parameters:
-  ///   - timeout: milliseconds, for the file to be there and whole, and for each register access.
+  ///   - timeout: milliseconds, for the file to be there and whole, and at each register access for the device.
   public static func open(path: String, timeout: Int = 5000) throws(MemoryFileError) -> MemoryFileDriver {
     let deadline = Deadline(milliseconds: timeout)
     while true {
@@ -43,6 +43,9 @@ public final class MemoryFileDriver: Sendable {
     self.file = file
     self.timeout = timeout
   }
+
+  /// Milliseconds that a device that is there may take for an answer: a register write can wait for a whole ring to drain.
+  private static let patience = Int(Patience.limit / .milliseconds(1))
 
   deinit { file.release(.driver) }
 
@@ -81,14 +84,18 @@ public final class MemoryFileDriver: Sendable {
   /// Sleeps in slices, because a device that dies wakes nobody.
   private func awaitResponse(to sequence: UInt32, _ deadline: Deadline) throws(MemoryFileError) {
     let response = file.control.responseSequence
+    let patience = Deadline(milliseconds: Self.patience)
     while true {
       let seen = response.loadAcquire()
       if seen == sequence { return }
-      guard !deadline.isOver else {
+      if deadline.isOver {
         guard file.isTaken(.device) else { throw .noDevice(path: file.path) }
-        throw .noAnswer(path: file.path, process: file.control.deviceProcess.loadRelaxed(), milliseconds: timeout)
+        guard !patience.isOver else {
+          throw .noAnswer(
+            path: file.path, process: file.control.deviceProcess.loadRelaxed(), milliseconds: Self.patience)
+        }
       }
-      Doorbell(response).wait(whileEquals: seen, nanoseconds: deadline.slice)
+      Doorbell(response).wait(whileEquals: seen, nanoseconds: patience.slice)
     }
   }
 

@@ -24,14 +24,15 @@ extension MemoryFileDevice {
   public func runOnce() -> [OnceOutcome] {
     let queues = MMIORegisters.restore(file.control.loadState(), face: face).registers.readyQueues
     let pass = OncePass(queues, in: file.memory)
-    attach()
+    var events = attachAndWait()
     if registers.isLive {
       pass.wait {
         for case .queueFailed(let queue, let error) in handleEvents() { pass.fail(queue, error) }
       }
     }
-    let late = detach()
-    for case .queueFailed(let queue, let error) in startFailures + late { pass.fail(queue, error) }
+    events += detachAndWait()
+    for case .queueFailed(let queue, let error) in events { pass.fail(queue, error) }
+    for (queue, error) in startFailures { pass.fail(queue, error) }
     return pass.outcomes()
   }
 
@@ -46,19 +47,20 @@ extension MemoryFileDevice {
   ) throws(Errno) -> [OnceOutcome] {
     let pass = OncePass(queues, in: memory)
     device.negotiated(features)
+    let attended = AttendedDevice(device)
     for (queue, configuration) in queues {
       let used = RingIndices(configuration, in: memory)?.used ?? 0
       let activation = Activation(
         queue: queue, memory: memory, features: features, configuration: configuration,
         position: QueuePosition(available: used, used: used), kick: .eventCounter(try .eventCounter()), call: .none,
         publishesInOrder: true)
-      do { try device.start(activation) } catch { pass.fail(queue, error) }
+      do { try attended.startAndWait(activation) } catch { pass.fail(queue, error) }
     }
     func takeFailures() {
-      for case .queueFailed(let queue, let error) in device.takeEvents() { pass.fail(queue, error) }
+      for case .queueFailed(let queue, let error) in attended.takeEvents() { pass.fail(queue, error) }
     }
     pass.wait(takeFailures)
-    for (queue, _) in queues { _ = device.stop(queue: queue) }
+    attended.stopAllAndWait()
     takeFailures()
     return pass.outcomes()
   }

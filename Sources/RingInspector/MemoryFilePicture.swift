@@ -35,7 +35,7 @@ public struct MemoryFilePicture: Sendable {
     if snapshot.interruptStatus & 2 != 0 { interrupts.append("configuration change") }
     var lines = [
       snapshot.path,
-      "  memory      \(Self.size(layout.memorySize)) at \(layout.memoryBase) … 0x\(String(last, radix: 16)), "
+      "  memory      \(ByteSize.describe(layout.memorySize)) at \(layout.memoryBase) … 0x\(String(last, radix: 16)), "
         + "room for \(Self.count(layout.maximumQueues, "queue"))",
       "  device      \(device)\(snapshot.deviceEpoch > 1 ? ", number \(snapshot.deviceEpoch) on this file" : "")",
       "  driver      \(snapshot.isDriverThere ? "there" : "none")"
@@ -72,14 +72,6 @@ public struct MemoryFilePicture: Sendable {
   }
 
   private static func count(_ number: Int, _ noun: String) -> String { "\(number) \(noun)\(number == 1 ? "" : "s")" }
-
-  private static func size(_ bytes: UInt64) -> String {
-    for (shift, unit) in [(30, "GiB"), (20, "MiB"), (10, "KiB")] as [(UInt64, String)]
-    where bytes >> shift > 0 && bytes & (1 << shift - 1) == 0 {
-      return "\(bytes >> shift) \(unit)"
-    }
-    return "\(bytes) bytes"
-  }
 
   private static func wrapped(label: String, words: [String]) -> [String] {
     var lines = [label]

@@ -13,7 +13,7 @@ struct BlockConfigSpace {
     let sectors = image.size / 512
     set(0, sectors)
     set(8, BlockDeviceOptions.maximumSegmentSize)
-    set(12, UInt32(BlockDeviceOptions.maximumSegments))
+    set(12, UInt32(options.segmentLimit))
     // The geometry that firmware makes up for disks without one.
     let heads: UInt64 = 16
     let perTrack: UInt64 = 63

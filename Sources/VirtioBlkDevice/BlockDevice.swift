@@ -9,17 +9,21 @@ public import VirtioCore
 public struct BlockDeviceOptions: Sendable {
   /// Bytes of one segment that a driver may use (SIZE_MAX).
   public static let maximumSegmentSize: UInt32 = 4 << 20
-  /// Data segments of one request (SEG_MAX): with header and status it fits a ring of 128 without indirect descriptors,
-  /// which is the smallest that front-ends use by default.
+  /// Data segments of one request (SEG_MAX) at most: with header and status it fits a ring of 128 without indirect
+  /// descriptors, which is the smallest that front-ends use by default.
   public static let maximumSegments = 126
   /// Bytes of a serial number (virtio 5.2.6, GET_ID).
   public static let serialSize = 20
 
   /// 1 … 256.
   public var queueCount = 1
-  /// A power of two, 2 … 32768: the largest ring on offer where a transport has such an offer.
+  /// A power of two, 4 … 32768: the largest ring on offer where a transport has such an offer. A ring of 4 has room for the
+  /// three descriptors of the smallest request; each ring has to be as large as the driver's largest request without
+  /// indirect descriptors.
   public var maximumQueueSize: UInt16 = 1024
-  /// At most 20 bytes reach the driver; `nil`: the image's file name.
+  /// Data segments of one request (SEG_MAX): what fits the largest ring without indirect descriptors, `maximumSegments` at most.
+  public var segmentLimit: Int { max(1, min(Self.maximumSegments, Int(maximumQueueSize) - 2)) }
+  /// At most 20 bytes reach the driver; `nil`: the image's own, `ImageDescription.serial`.
   public var serial: String?
   public var engine = EngineKind.auto
   /// Threads that the queues are shared out to; `nil`: one for each queue.
@@ -36,7 +40,8 @@ public struct BlockDeviceOptions: Sendable {
   public init() {}
 }
 
-/// A disk. Its methods are called from one thread.
+/// A disk. Its methods are called from one thread, and none of them waits; only the last release waits for queues that were
+/// neither stopped nor left.
 public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   public let image: ImageFile
   public let features: FeatureSet
@@ -53,18 +58,26 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   private let threadCount: Int
   private var configuration: BlockConfigSpace
   private var negotiatedFeatures: FeatureSet?
-  private let events: Mailbox<DeviceEvent>
+  private let events: DeviceNews
   private let shared: SharedBlock
   private let context: LaneContext
   private let mapped: MappedImage?
   private let counterBlocks: [CounterBlock]
-  private var workers: [Worker?]
+  /// One for each thread that there can be.
+  private var places: [WorkerPlace]
+  /// Queues that nobody waits for any more and whose workers still run.
+  public private(set) var leftQueues: Set<Int> = []
 
-  /// A worker thread and what it runs.
+  /// Where a worker runs, or can run. It ends by itself when its last queue has stopped; then the next one can come.
+  private struct WorkerPlace {
+    var worker: Worker?
+    /// What came while the worker was about to end: for the next one.
+    var waiting = WorkerOrders()
+  }
+
   private struct Worker {
-    var thread: SystemThread
-    var mailbox: Mailbox<WorkerMessage>
-    var queues: Set<Int>
+    let thread: SystemThread
+    let mailbox: WorkerMailbox
   }
 
   /// The body of a worker thread.
@@ -81,7 +94,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   init(image: ImageFile, options: BlockDeviceOptions, workerBody: @escaping WorkerBody) throws(EngineError) {
     guard (1...256).contains(options.queueCount) else { throw .badQueueCount(options.queueCount) }
     let size = Int(options.maximumQueueSize)
-    guard (2...32768).contains(size), size & (size - 1) == 0 else { throw .badQueueSize(size) }
+    guard (4...32768).contains(size), size & (size - 1) == 0 else { throw .badQueueSize(size) }
     let threads = options.threads ?? options.queueCount
     guard (1...options.queueCount).contains(threads) else { throw .badThreadCount(threads) }
     let online = sysconf(Int32(_SC_NPROCESSORS_CONF))
@@ -90,8 +103,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     }
     let choice = try EngineChoice.resolve(options.engine, options.uring, image: image)
     do throws(Errno) {
-      events = try Mailbox()
-      shared = try SharedBlock(serial: options.serial ?? Self.serial(of: image.path))
+      events = try DeviceNews()
+      shared = try SharedBlock(serial: options.serial ?? image.description.serial)
     } catch { throw .noResources(error) }
 
     self.workerBody = workerBody
@@ -110,16 +123,22 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     context = unsafe LaneContext(
       limits: BlockLimits(
         capacity: image.size / 512, blockMask: UInt64(image.logicalBlockSize - 1), isReadOnly: image.isReadOnly,
-        memoryMask: UInt(image.memoryAlignment - 1), isDirect: image.isDirect, canDiscard: image.canDiscard),
-      blockDevice: image.isBlockDevice ? image.descriptor : nil, writeback: shared.writeback, serial: shared.serial,
-      zeroes: shared.zeroes)
+        segments: options.segmentLimit, segmentBytes: Int(BlockDeviceOptions.maximumSegmentSize)),
+      medium: MediumFacts(image: image, zeroes: shared.zeroes), writeback: shared.writeback, serial: shared.serial)
     counterBlocks = (0..<threads).map { _ in CounterBlock() }
-    workers = Array(repeating: nil, count: threads)
+    places = Array(repeating: WorkerPlace(), count: threads)
   }
 
   deinit {
-    stopAll()
-    for block in counterBlocks { block.deallocate() }
+    for place in places { _ = place.worker?.mailbox.post { $0.stopsAll = true } }
+    for index in places.indices {
+      guard let worker = places[index].worker else { continue }
+      // What a worker that was left behind reads and writes stays; this is rare, and once.
+      guard !leftQueues.contains(where: { $0 % threadCount == index }) else { continue }
+      worker.thread.join()
+      places[index].worker = nil
+    }
+    for index in places.indices where places[index].worker == nil { counterBlocks[index].deallocate() }
   }
 
   /// What the image can do is what is offered, no more (virtio 2.2.2).
@@ -135,12 +154,6 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
       if image.canDiscard { features.insert(.blockDiscard) }
     }
     return features
-  }
-
-  /// The file name, in the characters that a serial number may have.
-  private static func serial(of path: String) -> String {
-    let name = path.split(separator: "/").last ?? "disk"
-    return String(name.unicodeScalars.map { (0x21...0x7e).contains($0.value) ? Character($0) : "_" })
   }
 
   // MARK: VirtioDevice
@@ -176,53 +189,55 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     return true
   }
 
-  public func start(_ activation: Activation) throws(QueueError) {
-    precondition((0..<queueCount).contains(activation.queue), "no such queue")
-    let index = activation.queue % threadCount
-    if workers[index] == nil { workers[index] = try launch(index) }
-    guard let mailbox = workers[index]?.mailbox else { throw .outOfMemory }
-    let reply = Reply<QueueError?>()
-    mailbox.post(.start(activation, reply))
-    if let error = reply.wait() {
-      endIfIdle(index)
-      throw error
-    }
-    workers[index]?.queues.insert(activation.queue)
-  }
-
-  public func stop(queue: Int) -> QueuePosition? {
+  public func start(_ activation: Activation) {
+    let queue = activation.queue
+    precondition((0..<queueCount).contains(queue), "no such queue")
+    guard !leftQueues.contains(queue) else { return events.post(.notStarted(queue: queue, .leftBehind)) }
+    if let warning = SmallRing.warning(activation, segments: options.segmentLimit) { events.post(.notice(warning)) }
     let index = queue % threadCount
-    guard let worker = workers[index], worker.queues.contains(queue) else { return nil }
-    let reply = Reply<QueuePosition?>()
-    worker.mailbox.post(.stop(queue: queue, reply))
-    let position = reply.wait()
-    workers[index]?.queues.remove(queue)
-    endIfIdle(index)
-    return position
+    guard let worker = places[index].worker else {
+      var orders = WorkerOrders()
+      orders.add(queue) { $0.start = activation }
+      return launch(index, orders)
+    }
+    if !worker.mailbox.post({ $0.add(queue) { $0.start = activation } }) {
+      places[index].waiting.add(queue) { $0.start = activation }
+    }
   }
 
-  public func replaceCall(queue: Int, _ call: CallSink) {
-    workers[queue % threadCount]?.mailbox.post(.replaceCall(queue: queue, call))
+  public func stop(queue: Int) { order(queue) { $0.stops = true } }
+
+  public func leave(queue: Int) {
+    order(queue) { $0.stops = true }
+    if places[queue % threadCount].worker != nil { leftQueues.insert(queue) }
   }
 
-  public func replaceFailure(queue: Int, _ failure: CallSink) {
-    workers[queue % threadCount]?.mailbox.post(.replaceFailure(queue: queue, failure))
-  }
+  public func replaceCall(queue: Int, _ call: CallSink) { order(queue) { $0.call = call } }
+  public func replaceFailure(queue: Int, _ failure: CallSink) { order(queue) { $0.failure = failure } }
 
   public func reset() {
-    stopAll()
     negotiatedFeatures = nil
     setWriteback(1)
   }
 
-  private func stopAll() {
-    for index in workers.indices {
-      for queue in workers[index]?.queues ?? [] { _ = stop(queue: queue) }
-    }
+  public var eventDescriptor: Int32 { events.descriptor }
+
+  public func takeEvents() -> [DeviceEvent] {
+    let news = events.take()
+    let told = news.events.filter { !swallow($0) }
+    for index in news.endedWorkers { workerEnded(index) }
+    return told
   }
 
-  public var eventDescriptor: Int32 { events.descriptor }
-  public func takeEvents() -> [DeviceEvent] { events.take() }
+  /// Nothing is heard of a queue that was left; with its last word it is gone. - Returns: whether the event is such a queue's.
+  private func swallow(_ event: DeviceEvent) -> Bool {
+    switch event {
+    // An answer to those who are there now.
+    case .notStarted(_, .leftBehind), .configurationChanged, .notice: false
+    case .notStarted(let queue, _), .stopped(let queue, _): leftQueues.remove(queue) != nil
+    case .started(let queue), .queueFailed(let queue, _): leftQueues.contains(queue)
+    }
+  }
 
   /// What all workers have done so far.
   public var counters: BlockCounters {
@@ -233,31 +248,51 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
 
   // MARK: Workers
 
-  /// Requests that one queue can have under way; a larger ring holds the rest.
-  private static let slots = 1024
-
-  private func launch(_ index: Int) throws(QueueError) -> Worker {
-    do throws(Errno) {
-      let mailbox = try Mailbox<WorkerMessage>()
-      let lanes = (queueCount - index + threadCount - 1) / threadCount
-      let configuration = WorkerConfiguration(
-        context: context, slots: Self.slots, lanes: lanes, waiting: options.waiting, notification: options.notification,
-        counters: counterBlocks[index], mailbox: mailbox, events: events)
-      let processors = options.processors
-      let cpu = processors.isEmpty ? nil : processors[index % processors.count]
-      let plan = EnginePlan(
-        kind: engine, setup: options.uring, image: image, mapped: mapped, depth: lanes * Self.slots)
-      let body = workerBody
-      let thread = try SystemThread(name: "queue \(index)", cpu: cpu) { body(configuration, plan) }
-      return Worker(thread: thread, mailbox: mailbox, queues: [])
-    } catch { throw .outOfMemory }
+  /// To the queue's worker; where there is none, the queue does not run and there is nothing to do.
+  private func order(_ queue: Int, _ change: (inout QueueOrder) -> Void) {
+    let index = queue % threadCount
+    guard let worker = places[index].worker else { return }
+    if !worker.mailbox.post({ $0.add(queue, change) }), places[index].waiting.queues[queue] != nil {
+      places[index].waiting.add(queue, change)
+    }
   }
 
-  /// A worker without queues ends, so that an idle device costs no thread.
-  private func endIfIdle(_ index: Int) {
-    guard let worker = workers[index], worker.queues.isEmpty else { return }
-    worker.mailbox.post(.end)
+  /// Makes a worker that begins with these orders. Where none can be made, that is the answer to them.
+  private func launch(_ index: Int, _ orders: WorkerOrders) {
+    do throws(QueueError) { places[index].worker = try makeWorker(index, orders) } catch {
+      for (queue, order) in orders.queues where order.start != nil { events.post(.notStarted(queue: queue, error)) }
+    }
+  }
+
+  private func makeWorker(_ index: Int, _ orders: WorkerOrders) throws(QueueError) -> Worker {
+    let mailbox: WorkerMailbox
+    do throws(Errno) { mailbox = try WorkerMailbox() } catch { throw .outOfDescriptors }
+    _ = mailbox.post { $0 = orders }
+    let lanes = (queueCount - index + threadCount - 1) / threadCount
+    let configuration = WorkerConfiguration(
+      context: context, slots: LaneContext.slots, lanes: lanes, waiting: options.waiting, notification: options.notification,
+      counters: counterBlocks[index], mailbox: mailbox, events: events)
+    let processors = options.processors
+    let cpu = processors.isEmpty ? nil : processors[index % processors.count]
+    let plan = EnginePlan(kind: engine, setup: options.uring, image: image, mapped: mapped, depth: lanes * LaneContext.slots)
+    let (body, news, shared) = (workerBody, events, shared)
+    do throws(Errno) {
+      let thread = try SystemThread(name: "queue \(index)", cpu: cpu) {
+        body(configuration, plan)
+        // Lanes point into it; the device may be gone by now if this worker was left behind.
+        withExtendedLifetime(shared) {}
+        news.workerEnded(index)
+      }
+      return Worker(thread: thread, mailbox: mailbox)
+    } catch { throw .outOfThreads }
+  }
+
+  /// A worker has told that it is over, so waiting for its thread is no wait.
+  private func workerEnded(_ index: Int) {
+    guard let worker = places[index].worker else { return }
     worker.thread.join()
-    workers[index] = nil
+    let waiting = places[index].waiting
+    places[index] = WorkerPlace()
+    if !waiting.isEmpty { launch(index, waiting) }
   }
 }

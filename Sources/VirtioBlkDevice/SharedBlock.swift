@@ -15,7 +15,7 @@ final class SharedBlock: @unchecked Sendable {
   private let zeroMapping: Mapping
 
   init(serial text: String) throws(Errno) {
-    zeroMapping = try Mapping(anonymous: LaneContext.zeroChunk)
+    zeroMapping = try Mapping(anonymous: MediumFacts.zeroChunk)
     unsafe zeroes = zeroMapping.base
     let block = UnsafeMutableRawPointer.allocate(byteCount: 64, alignment: 64)
     unsafe block.initializeMemory(as: UInt8.self, repeating: 0, count: 64)

@@ -54,10 +54,7 @@ extension BenchRunCommand {
   /// Runs all rows, shows the table, and writes `paths.json` and `paths.csv` into the directory of `--output`.
   func runLaboratory() throws {
     guard let path = device.blkFile else { throw ValidationError("name an image with --blk-file") }
-    let image = try ImageFile(
-      ImageOptions(
-        path: path, isReadOnly: device.readOnly, direct: device.direct, logicalBlockSize: device.logicalBlockSize,
-        isLocked: !device.noLock))
+    let image = try ImageFile(device.imageOptions(path, direct: device.direct))
     var options = PathOptions(image: image)
     options.workload = workload.workload
     options.rounds = laboratory.rounds ?? options.rounds
@@ -74,7 +71,7 @@ extension BenchRunCommand {
     let report = try PathLaboratory.run(options) { done, total, what in meter.note("\(done) of \(total): \(what)") }
     meter.clear()
     if outputFormat == .normal {
-      print(report.table(), terminator: "")
+      print(report.table(width: OutputWidth.characters), terminator: "")
     } else {
       print(report.json(), terminator: "")
     }

@@ -3,10 +3,15 @@ internal import ArgumentParser
 internal import Bench
 internal import CLinux
 internal import Glibc
+internal import VirtioBlkDevice
 
 struct BenchRunCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "run", abstract: "Measure one workload (what 'bench' does by itself).")
+    commandName: "run", abstract: "Measure one workload (what 'bench' does by itself).",
+    usage: """
+      vmm-blk bench (--socket-path <path> | --memory <path> | --blk-file <path> | --ceiling) [<options>]
+      vmm-blk bench --paths --blk-file <path> [<options>]
+      """)
 
   enum OutputFormat: String, ExpressibleByArgument, CaseIterable {
     case normal
@@ -101,6 +106,9 @@ struct BenchRunCommand: ParsableCommand {
     guard targets == 1 else {
       throw ValidationError("name one thing to measure: --socket-path, --memory, --blk-file or --ceiling")
     }
+    if device.blkFile == nil, let option = device.given.first {
+      throw ValidationError("\(option) is for a device in this process: name its image with --blk-file, or leave it out")
+    }
     guard (1...1000).contains(repeats) else { throw ValidationError("--repeats \(repeats) is not from 1 to 1000") }
     guard (1...509).contains(memoryRegions) else {
       throw ValidationError("--memory-regions \(memoryRegions) is not from 1 to 509")
@@ -118,7 +126,9 @@ struct BenchRunCommand: ParsableCommand {
 
   func run() throws {
     if paths { return try runLaboratory() }
-    var options = BenchmarkOptions(target: try target())
+    let target = try target()
+    var options = BenchmarkOptions(target: target)
+    options.conditions = conditions(of: target)
     options.workload = workload.workload
     options.targetOptions.ringSize = queueSize
     options.targetOptions.memoryRegions = memoryRegions
@@ -143,14 +153,30 @@ struct BenchRunCommand: ParsableCommand {
     meter.clear()
     let text: String
     switch outputFormat {
-    case .normal: text = result.table()
+    case .normal: text = result.table(width: output == nil ? OutputWidth.characters : nil)
     case .json: text = result.json(plus: false)
     case .jsonPlus: text = result.json(plus: true)
     }
     try BenchOutput.write(text, to: output)
     // A person who asked for a file sees the table all the same.
-    if output != nil, outputFormat != .normal { print(result.table(), terminator: "") }
+    if output != nil, outputFormat != .normal {
+      print(result.table(width: OutputWidth.characters), terminator: "")
+    }
     for warning in result.warnings { BenchOutput.complain("warning: \(warning)") }
+  }
+
+  /// What goes with the result; a back-end behind a socket keeps its options to itself.
+  private func conditions(of target: TargetChoice) -> Conditions {
+    var conditions = Conditions()
+    switch target {
+    case .device(let blockDevice, _):
+      var options = BlockDeviceOptions()
+      device.tuning.apply(to: &options)
+      conditions = Conditions(blockDevice, setup: options.uring, waiting: options.waiting)
+    case .socket(let path), .memoryFile(let path): conditions.image = path
+    case .echo: break
+    }
+    return conditions
   }
 
   private func target() throws -> TargetChoice {

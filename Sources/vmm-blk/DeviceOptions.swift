@@ -2,8 +2,19 @@
 public import ArgumentParser
 internal import Glibc
 public import VirtioBlkDevice
+internal import VirtioCore
 
-extension EngineKind: ExpressibleByArgument {}
+extension EngineKind: ExpressibleByArgument {
+  /// Also by the names that fio and QEMU have for it.
+  public init?(argument: String) { self.init(rawValue: Self.aliases[argument] ?? argument) }
+
+  private static let aliases = [
+    "io_uring": "uring", "io-uring": "uring", "libaio": "aio", "native": "aio", "mmap": "mapped", "psync": "sync",
+    "pvsync": "sync",
+  ]
+}
+
+extension ImageOptions.Format: ExpressibleByArgument {}
 extension ImageOptions.Direct: ExpressibleByArgument {
   /// Also as fio says it: 1 and 0.
   public init?(argument: String) { self.init(rawValue: ["1": "on", "0": "off"][argument] ?? argument) }
@@ -31,24 +42,35 @@ struct DeviceOptions: ParsableArguments {
   @Option(name: .customLong("blk-file"), help: .init("The disk image: a raw file or a block device.", valueName: "path"))
   var blkFile: String?
 
+  @Option(help: "What the image's bytes are; with auto, what looks like another format than raw is refused.")
+  var format = ImageOptions.Format.auto
+
   @Flag(help: "Let the guest read only.")
   var readOnly = false
 
   @Option(
     name: [.customLong("num-queues"), .customLong("queues")],
-    help: .init("Queues to offer, 1 to 256. (default: 1, or what there is room for)", valueName: "n"))
+    help: .init("Queues to offer, 1 to 256. (default: 16 on a socket, on a file 1 or what it has room for)", valueName: "n"))
   var numQueues: Int?
 
-  @Option(help: .init("Logical block size in bytes: a power of two, 512 to 65536.", valueName: "bytes"))
-  var logicalBlockSize = 512
+  @Option(
+    name: .customLong("logical-block-size"),
+    help: .init("Logical block size: a power of two, 512 to 65536.", valueName: "bytes"))
+  var blockSize = ByteCount(512)
 
-  @Option(help: .init("The largest ring size to offer: a power of two, 2 to 32768.", valueName: "entries"))
+  @Option(
+    help: .init(
+      "The largest ring size to offer: a power of two, 4 to 32768. A request has at most this many segments less 2, and 126.",
+      valueName: "entries"))
   var queueSizeMax = 1024
 
-  @Option(help: .init("What the disk answers to GET_ID: up to 20 bytes.", valueName: "text"))
+  @Option(
+    help: .init(
+      "What the disk answers to GET_ID: up to 20 bytes. (default: the image's name and a hash of its inode and the time when it "
+        + "was made, or of its path)", valueName: "text"))
   var serial: String?
 
-  @Option(help: "How requests reach the image.")
+  @Option(help: "How requests reach the image; io_uring, libaio, mmap and psync are other names.")
   var engine = EngineKind.auto
 
   @Option(help: "Bypass the page cache.")
@@ -64,18 +86,47 @@ struct DeviceOptions: ParsableArguments {
 
   @OptionGroup var tuning: DeviceTuning
 
-  @Flag(help: "Open the image even when another program holds its lock.")
+  @Flag(help: "Open the image even when another program holds its lock, or has the device for itself.")
   var noLock = false
 
   func validate() throws {
     if let serial, serial.utf8.count > BlockDeviceOptions.serialSize {
       throw ValidationError(
-        "the serial '\(serial)' has \(serial.utf8.count) bytes: give it \(BlockDeviceOptions.serialSize) at most")
+        "the serial '\(printable(serial))' has \(serial.utf8.count) bytes: give it \(BlockDeviceOptions.serialSize) at most")
+    }
+    if tuning.uring != nil, ![.auto, .uring, .cached].contains(engine) {
+      throw ValidationError("--uring is for io_uring: leave it out, or leave out --engine \(engine.rawValue)")
+    }
+    if engine == .cached, direct == .on {
+      throw ValidationError("--engine cached copies out of the page cache, and --direct on passes it by: give one of them")
     }
   }
 }
 
 extension DeviceOptions {
+  /// Bytes.
+  var logicalBlockSize: Int { Int(clamping: blockSize.bytes) }
+
+  /// The options of a device that were given, as far as they can be told from what holds without.
+  var given: [String] {
+    let given: [(String, Bool)] = [
+      ("--read-only", readOnly), ("--format", format != .auto), ("--num-queues", numQueues != nil),
+      ("--logical-block-size", blockSize != ByteCount(512)), ("--queue-size-max", queueSizeMax != 1024),
+      ("--serial", serial != nil), ("--engine", engine != .auto), ("--direct", direct != .auto), ("--threads", threads != nil),
+      ("--waiting", tuning.waiting != nil), ("--poll-us", tuning.pollUs != nil), ("--notify", tuning.notify != .batch),
+      ("--uring", tuning.uring != nil), ("--no-lock", noLock),
+    ]
+    return given.filter(\.1).map(\.0)
+  }
+
+  /// How the image is to be opened.
+  func imageOptions(_ path: String, direct: ImageOptions.Direct) -> ImageOptions {
+    var options = ImageOptions(
+      path: path, isReadOnly: readOnly, direct: direct, format: format, logicalBlockSize: logicalBlockSize, isLocked: !noLock)
+    options.pathBytes = PathArgument.bytes(of: "--blk-file", path, in: Startup.words)
+    return options
+  }
+
   /// The disk, opened, locked and ready for a transport. Errors are sentences for the person.
   ///
   /// - Parameter queues: how many there are when the person has not said.
@@ -92,9 +143,7 @@ extension DeviceOptions {
     tuning.apply(to: &options)
     // Whoever asks for the engine of the page cache wants the page cache.
     let direct = engine == .cached && direct == .auto ? .off : direct
-    let image = try Self.openPatiently(
-      ImageOptions(
-        path: blkFile, isReadOnly: readOnly, direct: direct, logicalBlockSize: logicalBlockSize, isLocked: !noLock))
+    let image = try Self.openPatiently(imageOptions(blkFile, direct: direct))
     return try BlockDevice(image: image, options: options)
   }
 

@@ -98,8 +98,9 @@ struct DeviceTuning: ParsableArguments {
   @Option(
     help: .init(
       "How the io_uring engine sets up its ring: words of deferred, cooperative, plain, sqpoll[=CPU], iopoll, iopoll-hybrid, "
-        + "buffers, no-file, no-ring, no-sqarray, epoll, wait=N, whole, batch=N with commas between.", valueName: "words"))
-  var uring = UringSetup()
+        + "buffers, no-file, no-ring, no-sqarray, epoll, wait=N, whole, batch=N with commas between. (default: deferred)",
+      valueName: "words"))
+  var uring: UringSetup?
 
   func validate() throws {
     if let pollUs, !(0...1_000_000).contains(pollUs) {
@@ -112,6 +113,6 @@ struct DeviceTuning: ParsableArguments {
     if let pollUs { options.waiting = pollUs > 0 ? .poll(microseconds: pollUs) : .sleep }
     if let waiting { options.waiting = waiting }
     options.notification = notify
-    options.uring = uring
+    if let uring { options.uring = uring }
   }
 }

@@ -6,9 +6,10 @@ internal import VirtioCore
 struct Guest: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Drive a disk as a guest would, without a virtual machine.",
+    usage: "vmm-blk guest (--socket-path <path> | --memory <file>) <verb> [<options>]",
     discussion: """
       The disk is one that 'vmm-blk serve', 'vmm-blk run' or any other vhost-user-blk back-end serves. Offsets and lengths \
-      are bytes, with a suffix if you like: 4096, 4k, 1M, 2G, 0x200, 8s (sectors).
+      are bytes, with a suffix if you like: 4096, 4k, 1M, 2GiB, 10GB (powers of 1000), 0x200, 8s (sectors).
 
         vmm-blk guest info --socket-path /tmp/disk.sock
         vmm-blk guest verify --memory guest.mem --bytes 64M
@@ -23,24 +24,31 @@ struct Guest: ParsableCommand {
 
 /// Which disk, and how to drive it. Given before or behind the verb.
 struct GuestTarget: ParsableArguments {
+  /// The usage line of a verb on a disk.
+  static func usage(_ verb: String) -> String { "vmm-blk guest (--socket-path <path> | --memory <file>) \(verb)" }
+
   @Option(help: .init("The socket of a vhost-user-blk back-end.", valueName: "path"))
   var socketPath: String?
 
   @Option(help: .init("A memory file that 'vmm-blk run' serves.", valueName: "file"))
   var memory: String?
 
-  @Option(help: .init("Queues to use; all that the device has if not given.", valueName: "n"))
+  @Option(
+    name: [.customLong("num-queues"), .customLong("queues")],
+    help: .init("Queues to use; all that the device has if not given.", valueName: "n"))
   var queues: Int?
 
-  @Option(help: .init("Entries of each ring, a power of two (default: 128 or the device's largest).", valueName: "entries"))
+  @Option(help: .init("Entries of each ring, a power of two. (default: 128 or the device's largest)", valueName: "entries"))
   var queueSize: UInt16?
 
-  @Option(help: .init("Requests on each queue at a time (default: 16).", valueName: "n"))
+  @Option(
+    name: [.customLong("iodepth"), .customLong("depth")],
+    help: .init("Requests on each queue at a time. (default: 16)", valueName: "n"))
   var depth: Int?
 
   func validate() throws {
-    if let depth, !(1...4096).contains(depth) { throw ValidationError("--depth \(depth) is not from 1 to 4096.") }
-    if let queues, queues < 1 { throw ValidationError("--queues \(queues) is less than 1.") }
+    if let depth, !(1...4096).contains(depth) { throw ValidationError("--iodepth \(depth) is not from 1 to 4096.") }
+    if let queues, queues < 1 { throw ValidationError("--num-queues \(queues) is less than 1.") }
     if let queueSize, queueSize == 0 || queueSize > 32768 || queueSize & (queueSize - 1) != 0 {
       throw ValidationError("--queue-size \(queueSize) is not a power of two from 1 to 32768.")
     }
@@ -57,21 +65,37 @@ extension GuestVerb {
   /// Guest memory for a back-end that is given it: touched only where it is used.
   private static var memorySize: Int { 64 << 20 }
 
+  /// vhost-user does not tell how large a ring may be: a back-end refuses what is too large for it, and smaller ones are tried
+  /// until it takes one, unless a size was asked for.
+  private static func connect(_ path: String, _ options: DriverOptions) throws -> BlockClient {
+    func attempt(_ size: UInt16?) throws -> BlockClient {
+      var options = options
+      options.queueSize = size
+      let transport = try VhostUserTransport(path: path, memory: DriverMemory(size: memorySize))
+      return try BlockClient(transport, options: options)
+    }
+    let refusal: DriverError
+    do { return try attempt(options.queueSize) } catch let error as DriverError { refusal = error }
+    guard options.queueSize == nil, case .refused = refusal else { throw refusal }
+    for size: UInt16 in [64, 32, 16, 8, 4] {
+      do { return try attempt(size) } catch DriverError.refused {}
+    }
+    throw refusal
+  }
+
   /// Brings the device up, runs `body`, and takes it down again.
   func withDisk(_ body: (BlockClient) throws -> Void) throws {
     let parent = guest.target
-    let transport: any DriverTransport
-    switch (target.socketPath ?? parent.socketPath, target.memory ?? parent.memory) {
-    case (let path?, nil):
-      transport = try VhostUserTransport(path: path, memory: DriverMemory(size: Self.memorySize))
-    case (nil, let path?): transport = try MemoryFileTransport(path: path)
-    case (nil, nil): throw DriverError.badRequest("no disk: name one with --socket-path or --memory")
-    case (_?, _?): throw DriverError.badRequest("two disks: give --socket-path or --memory, not both")
-    }
     let options = DriverOptions(
       features: BlockFeature.understood, queues: target.queues ?? parent.queues,
       queueSize: target.queueSize ?? parent.queueSize)
-    let client = try BlockClient(transport, options: options)
+    let client: BlockClient
+    switch (target.socketPath ?? parent.socketPath, target.memory ?? parent.memory) {
+    case (let path?, nil): client = try Self.connect(path, options)
+    case (nil, let path?): client = try BlockClient(try MemoryFileTransport(path: path), options: options)
+    case (nil, nil): throw DriverError.badRequest("no disk: name one with --socket-path or --memory")
+    case (_?, _?): throw DriverError.badRequest("two disks: give --socket-path or --memory, not both")
+    }
     client.depth = target.depth ?? parent.depth ?? client.depth
     do { try body(client) } catch {
       // The first error is the one to tell.

@@ -4,7 +4,8 @@ internal import Foundation
 internal import GuestDriver
 
 struct GuestRead: GuestVerb {
-  static let configuration = CommandConfiguration(commandName: "read", abstract: "Show bytes of the disk as a hexdump.")
+  static let configuration = CommandConfiguration(
+    commandName: "read", abstract: "Show bytes of the disk as a hexdump.", usage: GuestTarget.usage("read <offset> [<length>]"))
 
   @ParentCommand var guest: Guest
   @OptionGroup var target: GuestTarget
@@ -24,6 +25,7 @@ struct GuestRead: GuestVerb {
 struct GuestWrite: GuestVerb {
   static let configuration = CommandConfiguration(
     commandName: "write", abstract: "Write a few bytes to the disk.",
+    usage: GuestTarget.usage("write <offset> (--text <text> | --hex <digits> | --fill <byte> --length <bytes>)"),
     discussion: "What lies around them in the same blocks is read first and written back. Nothing is flushed: see 'flush'.")
 
   @ParentCommand var guest: Guest
@@ -82,7 +84,8 @@ struct GuestWrite: GuestVerb {
 
 struct GuestCopyIn: GuestVerb {
   static let configuration = CommandConfiguration(
-    commandName: "copy-in", abstract: "Copy a file to the disk, and flush.")
+    commandName: "copy-in", abstract: "Copy a file to the disk, and flush.",
+    usage: GuestTarget.usage("copy-in <file> [--offset <bytes>]"))
 
   @ParentCommand var guest: Guest
   @OptionGroup var target: GuestTarget
@@ -110,7 +113,8 @@ struct GuestCopyIn: GuestVerb {
 
 struct GuestCopyOut: GuestVerb {
   static let configuration = CommandConfiguration(
-    commandName: "copy-out", abstract: "Copy the disk, or a part of it, to a file.")
+    commandName: "copy-out", abstract: "Copy the disk, or a part of it, to a file; zeroes become holes.",
+    usage: GuestTarget.usage("copy-out <file> [--offset <bytes>] [--length <bytes>]"))
 
   @ParentCommand var guest: Guest
   @OptionGroup var target: GuestTarget
@@ -129,10 +133,11 @@ struct GuestCopyOut: GuestVerb {
       var progress = ProgressLine("copied", of: count)
       var done: UInt64 = 0
       try client.read(at: offset.bytes, count: count) { _, bytes throws(DriverError) in
-        try handle.write(bytes)
+        try handle.write(bytes, at: done)
         done += UInt64(bytes.count)
         progress.show(done)
       }
+      try handle.finish(size: done)
       progress.finish()
     }
   }

@@ -6,7 +6,8 @@ internal import TextTable
 internal import VirtioCore
 
 struct GuestInfo: GuestVerb {
-  static let configuration = CommandConfiguration(commandName: "info", abstract: "Show the disk's features and configuration.")
+  static let configuration = CommandConfiguration(
+    commandName: "info", abstract: "Show the disk's features and configuration.", usage: GuestTarget.usage("info [--json]"))
 
   @ParentCommand var guest: Guest
   @OptionGroup var target: GuestTarget
@@ -102,7 +103,7 @@ struct DiskReport: Encodable {
     }
     let sizes = queues.map(String.init).joined(separator: ", ")
     return """
-      A disk of \(ByteCount.describe(capacityBytes)) (\(capacityBytes) bytes)\(readOnly ? ", read-only," : "") over \(transport), \
+      A disk of \(ByteSize.describe(capacityBytes)) (\(capacityBytes) bytes)\(readOnly ? ", read-only," : "") over \(transport), \
       \(queues.count) queue\(queues.count == 1 ? "" : "s") of \(sizes) entries.
 
       \(Self.trimmed(featureTable.string(for: features, style: Style.simple)))

@@ -1,7 +1,9 @@
 /// What `vmm-blk guest` shows: hexdumps, a line of progress; and the files it copies from and to.
+internal import CLinux
 internal import Foundation
 internal import GuestDriver
 internal import SystemPackage
+internal import VirtioCore
 
 /// The classic picture: offset, sixteen bytes, what is printable of them. Lines that repeat are shown as one `*`.
 struct Hexdump {
@@ -67,9 +69,9 @@ struct ProgressLine {
     guard isShown, lastShown.map({ .now - $0 > .milliseconds(100) }) ?? true else { return }
     lastShown = .now
     let seconds = max((.now - start) / .seconds(1), 0.001)
-    var text = "\(verb) \(ByteCount.describe(bytes))"
-    if let total, total > 0 { text += " of \(ByteCount.describe(total)) (\(bytes * 100 / total) %)" }
-    text += ", \(ByteCount.describe(UInt64(Double(bytes) / seconds)))/s\(more)"
+    var text = "\(verb) \(ByteSize.describe(bytes))"
+    if let total, total > 0 { text += " of \(ByteSize.describe(total)) (\(bytes * 100 / total) %)" }
+    text += ", \(ByteSize.describe(UInt64(Double(bytes) / seconds)))/s\(more)"
     Self.write("\r\u{1b}[K" + text)
   }
 
@@ -86,9 +88,12 @@ struct ProgressLine {
 struct LocalFile {
   private let path: String
   private let descriptor: FileDescriptor
+  /// It is a regular file, in which what is not written is a hole.
+  private let hasHoles: Bool
 
   init(readingFrom path: String) throws {
     self.path = path
+    hasHoles = false
     do { descriptor = try FileDescriptor.open(FilePath(path), .readOnly) } catch {
       throw DriverError.badRequest("the file \(path) cannot be opened: \(error)")
     }
@@ -100,6 +105,8 @@ struct LocalFile {
       descriptor = try FileDescriptor.open(
         FilePath(path), .writeOnly, options: [.create, .truncate], permissions: [.ownerReadWrite, .groupRead, .otherRead])
     } catch { throw DriverError.badRequest("the file \(path) cannot be made: \(error)") }
+    var info = stat()
+    hasHoles = unsafe fstat(descriptor.rawValue, &info) == 0 && info.st_mode & S_IFMT == S_IFREG
   }
 
   /// Bytes. What has no size, like a pipe, cannot be copied.
@@ -128,7 +135,40 @@ struct LocalFile {
     } catch { throw .badRequest("the file \(path) cannot be read: \(error)") }
   }
 
-  func write(_ bytes: ArraySlice<UInt8>) throws(DriverError) {
-    do { try descriptor.writeAll(bytes) } catch { throw .badRequest("the file \(path) cannot be written: \(error)") }
+  /// Bytes of a block that is left out when nothing but zeroes is in it.
+  private static let block: UInt64 = 4096
+
+  /// The next bytes. In a regular file whole blocks of zeroes stay holes.
+  ///
+  /// - Parameter offset: where they belong in the file; that of the end of what was written before.
+  func write(_ bytes: ArraySlice<UInt8>, at offset: UInt64) throws(DriverError) {
+    do {
+      guard hasHoles else {
+        try descriptor.writeAll(bytes)
+        return
+      }
+      var (place, rest) = (offset, bytes)
+      while !rest.isEmpty {
+        // Up to the next block's start, and from there on as many as are of one kind.
+        var part = rest.prefix(Int(Self.block - place % Self.block))
+        let isZero = part.allSatisfy { $0 == 0 }
+        while part.endIndex < rest.endIndex {
+          let next = rest[part.endIndex...].prefix(Int(Self.block))
+          guard next.allSatisfy({ $0 == 0 }) == isZero else { break }
+          part = rest[part.startIndex..<next.endIndex]
+        }
+        if !isZero { try descriptor.writeAll(toAbsoluteOffset: Int64(place), part) }
+        place += UInt64(part.count)
+        rest = rest[part.endIndex...]
+      }
+    } catch { throw .badRequest("the file \(path) cannot be written: \(error)") }
+  }
+
+  /// After the last bytes: a hole at the end belongs to the file, too.
+  ///
+  /// - Parameter size: bytes that were written, zeroes included.
+  func finish(size: UInt64) throws(DriverError) {
+    guard hasHoles else { return }
+    do { try descriptor.resize(to: Int64(size)) } catch { throw .badRequest("the file \(path) cannot be written: \(error)") }
   }
 }

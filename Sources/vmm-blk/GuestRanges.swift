@@ -4,7 +4,7 @@ internal import GuestDriver
 
 struct GuestFlush: GuestVerb {
   static let configuration = CommandConfiguration(
-    commandName: "flush", abstract: "Make everything written so far last.")
+    commandName: "flush", abstract: "Make everything written so far last.", usage: GuestTarget.usage("flush"))
 
   @ParentCommand var guest: Guest
   @OptionGroup var target: GuestTarget
@@ -14,7 +14,8 @@ struct GuestFlush: GuestVerb {
 
 struct GuestDiscard: GuestVerb {
   static let configuration = CommandConfiguration(
-    commandName: "discard", abstract: "Tell the disk that a range is not needed any more.")
+    commandName: "discard", abstract: "Tell the disk that a range is not needed any more.",
+    usage: GuestTarget.usage("discard <offset> <length>"))
 
   @ParentCommand var guest: Guest
   @OptionGroup var target: GuestTarget
@@ -26,7 +27,9 @@ struct GuestDiscard: GuestVerb {
 }
 
 struct GuestZero: GuestVerb {
-  static let configuration = CommandConfiguration(commandName: "zero", abstract: "Make a range of the disk read as zeroes.")
+  static let configuration = CommandConfiguration(
+    commandName: "zero", abstract: "Make a range of the disk read as zeroes.",
+    usage: GuestTarget.usage("zero <offset> <length> [--unmap]"))
 
   @ParentCommand var guest: Guest
   @OptionGroup var target: GuestTarget
@@ -41,7 +44,8 @@ struct GuestZero: GuestVerb {
 }
 
 struct GuestID: GuestVerb {
-  static let configuration = CommandConfiguration(commandName: "id", abstract: "Show the disk's serial number.")
+  static let configuration = CommandConfiguration(
+    commandName: "id", abstract: "Show the disk's serial number.", usage: GuestTarget.usage("id"))
 
   @ParentCommand var guest: Guest
   @OptionGroup var target: GuestTarget

@@ -2,12 +2,14 @@
 public import ArgumentParser
 internal import Foundation
 public import GuestDriver
+internal import VirtioCore
 
 extension VerifyOptions.Cuts: ExpressibleByArgument {}
 
 struct GuestVerify: GuestVerb {
   static let configuration = CommandConfiguration(
     commandName: "verify", abstract: "Read and write at random, and check every byte. Destroys what is on the disk.",
+    usage: GuestTarget.usage("verify [<options>]"),
     discussion: """
       Requests of all kinds that the disk offers, in any framing, on all queues; what is read is compared with what was \
       written, and at the end everything is read once more. The same --seed makes the same requests.
@@ -96,8 +98,8 @@ struct GuestVerify: GuestVerb {
       let kinds = requests.sorted { $0.value > $1.value }.map { "\($0.value) \($0.key)" }.joined(separator: ", ")
       let tenths = (seconds * 10).rounded() / 10
       return """
-        verified: \(ByteCount.describe(bytesWritten)) written, \(ByteCount.describe(bytesRead)) read, \
-        \(ByteCount.describe(bytesReadBack)) read back at the end; every byte is right
+        verified: \(ByteSize.describe(bytesWritten)) written, \(ByteSize.describe(bytesRead)) read, \
+        \(ByteSize.describe(bytesReadBack)) read back at the end; every byte is right
         \(kinds) on \(queues) queue\(queues == 1 ? "" : "s") in \(tenths) s; \(kicks) kicks, \(calls) calls
         """
     }

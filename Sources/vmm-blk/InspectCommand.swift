@@ -8,6 +8,10 @@ internal import VirtioCore
 struct InspectCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "inspect", abstract: "Draw the rings of a memory file.",
+    usage: """
+      vmm-blk inspect [--json] <file>
+      vmm-blk inspect --raw --queue <ring> [<options>] <file>
+      """,
     discussion: """
       For each queue: sizes, addresses, indices, flags, the chains that are on their way and the last ones that came \
       back, and what is wrong with a broken one. With --raw the file is guest memory and nothing else, and --queue says \

@@ -9,6 +9,11 @@ struct ServeCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "serve",
     abstract: "Serve a disk image to a virtual machine over a vhost-user socket.",
+    usage: """
+      vmm-blk serve --blk-file <path> (--socket-path <path> | --fd <n>) [<options>]
+      vmm-blk serve --disks <file> [<options>]
+      vmm-blk serve --print-capabilities
+      """,
     discussion: """
       The virtual machine's memory has to be shared (memory-backend-memfd,share=on in QEMU, memory shared=on in Cloud \
       Hypervisor). One front-end is served at a time; when it goes, the next can come. SIGTERM and SIGINT finish what is \
@@ -21,7 +26,7 @@ struct ServeCommand: ParsableCommand {
           { "blk-file": "b.img", "socket-path": "b.sock", "read-only": true } ]
 
       Numbers, and true or false, stand without quotes. The words are blk-file and socket-path, which every disk needs, and \
-      read-only, num-queues, logical-block-size, queue-size-max, serial, engine, direct, threads, pin-cpus, waiting, \
+      format, read-only, num-queues, logical-block-size, queue-size-max, serial, engine, direct, threads, pin-cpus, waiting, \
       poll-us, notify, uring and no-lock; what an entry does not say is as the command line says. Either all disks are served or none.
       """)
 
@@ -87,6 +92,10 @@ struct ServeCommand: ParsableCommand {
 
   // MARK: Disks
 
+  /// Queues of a disk for which nobody says how many: as many as front-ends ask for by default, which is one for each virtual
+  /// processor, because a front-end that asks for more than there are fails. A queue that nobody starts costs nothing.
+  static let queues = 16
+
   /// A disk that is ready for front-ends.
   private struct Served {
     var device: BlockDevice
@@ -96,7 +105,7 @@ struct ServeCommand: ParsableCommand {
   }
 
   private func openOne() throws -> Served {
-    let device = try disk.makeDevice()
+    let device = try disk.makeDevice(queues: Self.queues)
     if let fd { return Served(device: device, socket: try ServerSocket.adopt(fd), place: "descriptor \(fd)") }
     guard let socketPath else { preconditionFailure("validation asks for a path or a descriptor") }
     return Served(device: device, socket: .listening(try Listener(path: socketPath)), place: socketPath)
@@ -107,11 +116,11 @@ struct ServeCommand: ParsableCommand {
     try ServeFileLimit.check(list.disks.map(\.options), limit: openFiles, log)
     return try list.disks.enumerated().map { index, disk in
       do {
-        let device = try disk.options.makeDevice()
+        let device = try disk.options.makeDevice(queues: Self.queues)
         let listener = try Listener(path: disk.socketPath)
         return Served(device: device, socket: .listening(listener), place: disk.socketPath)
       } catch {
-        throw list.error(index, "\(error)")
+        throw list.error(index, "\(error)", ExitStatus(error))
       }
     }
   }
@@ -120,12 +129,12 @@ struct ServeCommand: ParsableCommand {
 
   /// One line that says where the disk is and how a virtual machine gets at it.
   private func greeting(_ served: Served) -> String {
-    let image = served.device.image.path
+    let image = printable(served.device.image.path)
     guard socketPath != nil else { return "Serving \(image) on \(served.place)." }
     return """
       Serving \(image) on \(served.place); for QEMU: -object memory-backend-memfd,id=mem,size=1G,share=on \
       -machine memory-backend=mem -m 1G -chardev socket,id=disk,path=\(served.place) \
-      -device vhost-user-blk-pci,chardev=disk,num-queues=\(served.device.queueCount)
+      -device vhost-user-blk-pci,chardev=disk\(disk.numQueues.map { ",num-queues=\($0)" } ?? "")
       """
   }
 

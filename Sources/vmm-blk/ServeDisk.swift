@@ -2,6 +2,7 @@
 internal import ArgumentParser
 internal import FoundationEssentials
 internal import VirtioBlkDevice
+internal import VirtioCore
 
 /// What a disk is, and where it is served.
 struct ServeDisk {
@@ -14,6 +15,7 @@ extension ServeDisk: DecodableWithConfiguration {
   enum Word: String, CaseIterable {
     case blkFile = "blk-file"
     case socketPath = "socket-path"
+    case format
     case readOnly = "read-only"
     case numQueues = "num-queues"
     case logicalBlockSize = "logical-block-size"
@@ -42,9 +44,10 @@ extension ServeDisk: DecodableWithConfiguration {
     guard let socketPath = try entry.text(.socketPath) else { throw ServeDiskMistake.missing(.socketPath) }
     var options = defaults
     options.blkFile = blkFile
+    options.format = try entry.choice(.format) ?? defaults.format
     options.readOnly = try entry.flag(.readOnly) ?? defaults.readOnly
     options.numQueues = try entry.number(.numQueues) ?? defaults.numQueues
-    options.logicalBlockSize = try entry.number(.logicalBlockSize) ?? defaults.logicalBlockSize
+    options.blockSize = try entry.size(.logicalBlockSize) ?? defaults.blockSize
     options.queueSizeMax = try entry.number(.queueSizeMax) ?? defaults.queueSizeMax
     options.serial = try entry.text(.serial) ?? defaults.serial
     options.engine = try entry.choice(.engine) ?? defaults.engine
@@ -80,13 +83,24 @@ extension ServeDisk: DecodableWithConfiguration {
   private struct Entry {
     let values: KeyedDecodingContainer<WordKey>
 
-    func text(_ word: Word) throws -> String? { try value(word, "a string") }
+    func text(_ word: Word) throws -> String? {
+      let text: String? = try value(word, "a string")
+      // A path ends there for the system, and would be another one than it says.
+      if text?.utf8.contains(0) == true { throw ServeDiskMistake.wrongValue(word, expected: "a string without a NUL in it") }
+      return text
+    }
     func number(_ word: Word) throws -> Int? { try value(word, "a whole number") }
     func flag(_ word: Word) throws -> Bool? { try value(word, "true or false") }
 
-    func choice<Choice: RawRepresentable<String> & CaseIterable>(_ word: Word) throws -> Choice? {
+    /// A number of bytes, or a string as the command line has it.
+    func size(_ word: Word) throws -> ByteCount? {
+      if let bytes = try? values.decodeIfPresent(UInt64.self, forKey: WordKey(word)) { return ByteCount(bytes) }
+      return try argument(word, ByteSize.forms)
+    }
+
+    func choice<Choice: RawRepresentable<String> & CaseIterable & ExpressibleByArgument>(_ word: Word) throws -> Choice? {
       guard let name = try text(word) else { return nil }
-      guard let choice = Choice(rawValue: name) else {
+      guard let choice = Choice(argument: name) else {
         throw ServeDiskMistake.wrongValue(word, expected: "one of " + Choice.allCases.map(\.rawValue).joined(separator: ", "))
       }
       return choice
@@ -122,7 +136,9 @@ enum ServeDiskMistake: Error, CustomStringConvertible {
     switch self {
     case .notAnObject: "it has to be an object: { \"blk-file\": …, \"socket-path\": … }"
     case .unknownWord(let word):
-      "there is no \"\(word)\": use " + ServeDisk.Word.allCases.map { "\"\($0.rawValue)\"" }.joined(separator: ", ")
+      "there is no \"\(printable(word))\""
+        + (CommandWords.closest(to: word, among: ServeDisk.Word.allCases.map(\.rawValue)).map { "; did you mean \"\($0)\"?" }
+          ?? ": use " + ServeDisk.Word.allCases.map { "\"\($0.rawValue)\"" }.joined(separator: ", "))
     case .missing(let word): "\"\(word.rawValue)\" is missing: every disk needs one"
     case .wrongValue(let word, let expected): "\"\(word.rawValue)\" has to be \(expected)"
     }

@@ -2,6 +2,7 @@
 internal import FoundationEssentials
 internal import Glibc
 internal import SystemPackage
+internal import VirtioCore
 
 /// All disks of one server, read and checked as far as that goes without opening one.
 struct ServeDiskList {
@@ -16,11 +17,14 @@ struct ServeDiskList {
     do {
       disks = try JSONDecoder().decode(Entries.self, from: text, configuration: defaults).disks
     } catch let error as EntryError {
-      throw .entry(error.number, file: file, name: nil, "\(error.cause)")
+      throw .entry(error.number, file: file, name: nil, "\(error.cause)", .usage)
     } catch {
       throw .notJSON(file, Self.reason(error))
     }
     guard !disks.isEmpty else { throw .noDisks(file) }
+    if let double = JSONKeys.double(in: text) {
+      throw error(min(double.element, disks.count - 1), "\"\(printable(double.key))\" is said twice: say it once")
+    }
     try refuseDoubles()
   }
 
@@ -43,9 +47,11 @@ struct ServeDiskList {
 
   /// A sentence about one of the disks.
   ///
-  /// - Parameter index: 0 for the first.
-  func error(_ index: Int, _ sentence: String) -> ServeDiskListError {
-    .entry(index + 1, file: file, name: disks[index].options.blkFile, sentence)
+  /// - Parameters:
+  ///   - index: 0 for the first.
+  ///   - status: what kind of mistake it is.
+  func error(_ index: Int, _ sentence: String, _ status: ExitStatus = .usage) -> ServeDiskListError {
+    .entry(index + 1, file: file, name: disks[index].options.blkFile, sentence, status)
   }
 
   private struct Inode: Hashable {
@@ -114,17 +120,17 @@ enum ServeDiskListError: Error, CustomStringConvertible {
   case notJSON(String, String)
   case noDisks(String)
   /// - name: the image's path, where it is known.
-  case entry(Int, file: String, name: String?, String)
+  case entry(Int, file: String, name: String?, String, ExitStatus)
 
   var description: String {
     switch self {
     case .cannotRead(let file, .fileTooLarge):
-      "\(file) is no list of disks: it has more than the 1 MiB that is enough for thousands of them"
-    case .cannotRead(let file, let error): "the list of disks \(file) cannot be read: \(error)"
-    case .notJSON(let file, let reason): "\(file) is not a JSON array of disks: \(reason)"
-    case .noDisks(let file): "\(file) lists no disk: give it an entry for each"
-    case .entry(let number, let file, let name, let sentence):
-      "\(file), entry \(number)" + (name.map { " (\($0))" } ?? "") + ": \(sentence)"
+      "\(printable(file)) is no list of disks: it has more than the 1 MiB that is enough for thousands of them"
+    case .cannotRead(let file, let error): "the list of disks \(printable(file)) cannot be read: \(error)"
+    case .notJSON(let file, let reason): "\(printable(file)) is not a JSON array of disks: \(printable(reason))"
+    case .noDisks(let file): "\(printable(file)) lists no disk: give it an entry for each"
+    case .entry(let number, let file, let name, let sentence, _):
+      "\(printable(file)), entry \(number)" + (name.map { " (\(printable($0)))" } ?? "") + ": \(sentence)"
     }
   }
 }

@@ -30,7 +30,7 @@ enum ServeFileLimit {
   /// queue; mailbox, waiting and completions for each thread.
   static func fullNeed(_ disks: [DeviceOptions]) -> Int {
     disks.reduce(idleNeed(disks)) { sum, disk in
-      let queues = min(max(disk.numQueues ?? 1, 1), 256)
+      let queues = min(max(disk.numQueues ?? ServeCommand.queues, 1), 256)
       let threads = min(max(disk.threads ?? queues, 1), queues)
       return sum + 1 + 3 * queues + 3 * threads
     }

@@ -1,5 +1,4 @@
 /// The ground that every command stands on: standard descriptors, signals, arguments, and words for people.
-internal import ArgumentParser
 internal import CLinux
 internal import Glibc
 internal import Logging
@@ -47,28 +46,12 @@ enum Startup {
 
   // MARK: The end
 
-  /// Says what went wrong, if anything did, and ends the program with the status for it.
-  ///
-  /// - Parameter isOurs: the error comes from a command that ran. One line then, whatever names it contains.
-  static func end<Command: ParsableCommand>(_ command: Command.Type, _ error: any Error, isOurs: Bool) -> Never {
-    let status = command.exitCode(for: error)
-    var text = command.fullMessage(for: error)
-    if !status.isSuccess {
-      if let error = error as? ValidationError {
-        text = command.fullMessage(for: ValidationError(printable(error.message)))
-      } else {
-        // What the parser says has lines; an error of ours is one, whatever is in its names.
-        text =
-          isOurs
-          ? printable(text)
-          : text.split(separator: "\n", omittingEmptySubsequences: false)
-            .map { printable(String($0)) }.joined(separator: "\n")
-      }
+  /// Says what there is to say, and ends the program with the status for it.
+  static func end(_ end: CommandEnd) -> Never {
+    if !end.text.isEmpty {
+      if end.isMistake { People.error.write(end.text) } else { print(end.text) }
     }
-    if !text.isEmpty {
-      if status.isSuccess { print(text) } else { People.error.write(text) }
-    }
-    exit(status.rawValue)
+    exit(end.status)
   }
 }
 

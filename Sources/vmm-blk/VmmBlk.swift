@@ -4,16 +4,23 @@ internal import ArgumentParser
 struct VmmBlk: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "vmm-blk", abstract: "A virtio block device in userspace.",
+    discussion: """
+      Sizes are bytes, with a suffix if you like: 4k, 1M, 1G (powers of 1024, also as 1GiB), 10GB (powers of 1000).
+
+      Exit status:
+
+      \(ExitStatus.help)
+      """,
+    version: Version.text,
     subcommands: [ServeCommand.self, RunCommand.self, Guest.self, InspectCommand.self, BenchCommand.self])
 
   static func main() {
     Startup.begin()
-    var arguments = Startup.arguments
-    // The conventions of vhost-user back-ends: with this option all others are ignored, those that nobody knows included.
-    if arguments.first == "serve", arguments.contains("--print-capabilities") { arguments = ["serve", "--print-capabilities"] }
+    let program = Startup.words.first.map { String(decoding: $0, as: UTF8.self) } ?? ""
+    let words = Invocation.words(program: program, Startup.arguments)
     var command: any ParsableCommand
-    do { command = try parseAsRoot(arguments) } catch { Startup.end(self, error, isOurs: false) }
-    do { try command.run() } catch { Startup.end(self, error, isOurs: true) }
+    do { command = try parseAsRoot(words) } catch { Startup.end(CommandEnd(error, words: words, isOurs: false)) }
+    do { try command.run() } catch { Startup.end(CommandEnd(error, words: words, isOurs: true)) }
   }
 
   func run() throws { throw ValidationError("Say what to do: serve, run, guest, inspect or bench.") }

@@ -76,4 +76,26 @@ import Testing
     #expect(comparison.lines.allSatisfy { $0.ratio.value == 1 && $0.verdict == .same })
     #expect(comparison.lines.map(\.figure).contains("CPU us/IO"))
   }
+
+  @Test func differentConditionsAreNamed() throws {
+    func saved(_ change: (inout Conditions) -> Void) throws -> SavedResult {
+      var options = BenchmarkOptions.short(.echo)
+      var conditions = Conditions()
+      conditions.engine = "uring"
+      conditions.direct = true
+      change(&conditions)
+      options.conditions = conditions
+      return try SavedResult(try Benchmark.run(options).json(plus: false), name: "file")
+    }
+    let table = try Comparison(
+      saved { _ in },
+      saved {
+        $0.engine = "aio"
+        $0.direct = false
+      }
+    ).table()
+    #expect(table.contains("they differ in engine: uring / aio; direct: true / false"))
+    #expect(table.contains("file (uring, direct, "))
+    #expect(try Comparison(saved { _ in }, saved { _ in }).table().contains("under the same conditions"))
+  }
 }

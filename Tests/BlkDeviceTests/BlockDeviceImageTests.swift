@@ -1,4 +1,7 @@
 /// Block devices as images: loop devices over files.
+import CLinux
+import Foundation
+import Glibc
 import GuestDriver
 import Testing
 import VirtioBlkDevice
@@ -13,6 +16,37 @@ import VirtioCore
     #expect(image.canDiscard)
     #expect(image.isDirect)
     #expect(throws: ImageError.locked(path: loop.path)) { _ = try ImageFile(ImageOptions(path: loop.path)) }
+  }
+
+  /// A disk that is mounted is written to by its file system; a guest that writes, too, would destroy it.
+  @Test(.enabled(if: Host.canMountDisks, "mounts are not possible here")) func aMountedDeviceIsNotServedForWriting() async {
+    await #expect(processExitsWith: .success) {
+      let loop = try LoopDevice(size: 16 << 20)
+      try #require(Host.run("mkfs.ext4", "-q", loop.path) != nil)
+      try FileSystemTests.withMount([loop.path]) { folder in
+        let held = ImageError.held(path: loop.path, holder: "it is mounted on \(folder)")
+        for direct in ImageOptions.Direct.allCases {
+          #expect(throws: held) { _ = try ImageFile(ImageOptions(path: loop.path, direct: direct)) }
+        }
+        // Who only reads may, and so may who says so.
+        _ = try ImageFile(ImageOptions(path: loop.path, isReadOnly: true))
+        _ = try ImageFile(ImageOptions(path: loop.path, isLocked: false))
+      }
+    }
+  }
+
+  /// What is served for writing cannot be mounted, and goes free with its last owner.
+  @Test func aServedDeviceIsTaken() throws {
+    let loop = try LoopDevice(size: 1 << 20)
+    for direct in ImageOptions.Direct.allCases {
+      let image = try ImageFile(ImageOptions(path: loop.path, direct: direct))
+      let other = unsafe open(loop.path, O_RDWR | O_EXCL | O_CLOEXEC)
+      #expect(other < 0 && errno == EBUSY)
+      if other >= 0 { close(other) }
+      withExtendedLifetime(image) {}
+    }
+    let readers = try (0..<2).map { _ in try ImageFile(ImageOptions(path: loop.path, isReadOnly: true)) }
+    #expect(readers.count == 2)
   }
 
   @Test func readOnlyDevices() throws {

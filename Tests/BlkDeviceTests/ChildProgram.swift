@@ -4,6 +4,7 @@ import Foundation
 import Glibc
 import SystemPackage
 import Testing
+import VirtioCore
 
 final class ChildProgram {
   /// The program of this package, built beside the tests.
@@ -64,7 +65,7 @@ final class ChildProgram {
 
   /// Waits until it listens.
   func waitForSocket(_ path: String) throws {
-    try waitUntil("the program listens: \(output)", seconds: 20) {
+    try waitUntil("the program listens: \(output)") {
       FileManager.default.fileExists(atPath: path) && output.contains("Serving")
     }
   }
@@ -75,8 +76,8 @@ struct TookTooLong: Error, CustomStringConvertible {
 }
 
 /// Looks until it is so.
-func waitUntil(_ what: @autoclosure () -> String, seconds: Int = 10, _ isSo: () throws -> Bool) throws {
-  let end = ContinuousClock.now + .seconds(seconds)
+func waitUntil(_ what: @autoclosure () -> String, _ isSo: () throws -> Bool) throws {
+  let end = ContinuousClock.now + Patience.limit
   while try !isSo() {
     guard .now < end else { throw TookTooLong(description: "waited in vain until \(what())") }
     usleep(500)

@@ -21,6 +21,8 @@ struct SharedMemory {
 
 final class HandQueue {
   let device: BlockDevice
+  /// The account of the device's queues, which those on one device share.
+  let attended: AttendedDevice
   let queue: BlockQueue
   let ring: RingMemory
   let kick: OwnedDescriptor
@@ -31,7 +33,8 @@ final class HandQueue {
 
   init(
     _ device: BlockDevice, _ index: Int, _ memory: SharedMemory, size: UInt16 = 16,
-    features: FeatureSet = BlockFeature.understood, publishesInOrder: Bool = false, usesDoorbell: Bool = false
+    features: FeatureSet = BlockFeature.understood, publishesInOrder: Bool = false, usesDoorbell: Bool = false,
+    beside other: HandQueue? = nil
   ) throws {
     let features = features.intersection(device.features)
     let kick = try OwnedDescriptor.eventCounter()
@@ -42,6 +45,7 @@ final class HandQueue {
       index: index, ring: ring, lines: .eventCounters(kick: kick, call: call), memory: memory.driver, features: features)
     queue = BlockQueue(setup)
     self.device = device
+    attended = other?.attended ?? AttendedDevice(device)
     if usesDoorbell {
       let word = try memory.driver.allocate(4, alignment: 4)
       word.fill(0)
@@ -57,10 +61,10 @@ final class HandQueue {
 
   func start(at position: QueuePosition = QueuePosition()) throws {
     activation.position = position
-    try device.start(activation)
+    try attended.startAndWait(activation)
   }
 
-  func stop() -> QueuePosition? { device.stop(queue: activation.queue) }
+  func stop() -> QueuePosition? { attended.stopAndWait(queue: activation.queue) }
 
   /// Puts a request into the ring; the device sees it when the queue publishes. - Returns: its tag.
   @discardableResult func submit(_ request: BlockRequest) throws -> UInt32 { try #require(try queue.submit(request)) }

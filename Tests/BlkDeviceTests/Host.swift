@@ -35,6 +35,41 @@ enum Host {
   static let canMount: Bool = isRoot && run("unshare", "-m", "mount", "-t", "ramfs", "none", "/mnt") != nil
 }
 
+extension Host {
+  /// A file system on a disk can be made and mounted here.
+  static let canMountDisks: Bool = canMount && run("mkfs.ext4", "-V") != nil
+
+  /// A zram device can be made here.
+  static let hasZram: Bool = unsafe isRoot && access("/sys/class/zram-control/hot_add", R_OK) == 0
+}
+
+/// A zram device of this test's own, gone when the test is over.
+final class ZramDevice {
+  let path: String
+  private let number: String
+
+  init(size: Int) throws {
+    // Reading makes a device and tells its number.
+    let text = try String(contentsOfFile: "/sys/class/zram-control/hot_add", encoding: .utf8)
+    number = text.trimmingCharacters(in: .whitespacesAndNewlines)
+    path = "/dev/zram" + number
+    try "\(size)".write(toFile: "/sys/block/zram\(number)/disksize", atomically: false, encoding: .utf8)
+    try waitUntil("\(path) is there") { unsafe access(path, R_OK | W_OK) == 0 }
+  }
+
+  deinit {
+    // Whoever had it may have it for a moment longer.
+    for _ in 0..<1000 {
+      if (try? "1".write(toFile: "/sys/block/zram\(number)/reset", atomically: false, encoding: .utf8)) != nil,
+        (try? number.write(toFile: "/sys/class/zram-control/hot_remove", atomically: false, encoding: .utf8)) != nil
+      {
+        return
+      }
+      usleep(10_000)
+    }
+  }
+}
+
 /// A loop device, gone when the test is over.
 final class LoopDevice {
   let path: String

@@ -1,6 +1,7 @@
 /// Which images are accepted, and what is said about the others.
 import CLinux
 import Foundation
+import Glibc
 import SystemPackage
 import Testing
 import VirtioBlkDevice
@@ -19,6 +20,7 @@ import VirtioBlkDevice
       (ImageOptions(path: "/dev/null"), .notAFile(path: "/dev/null")),
       (ImageOptions(path: empty), .empty(path: empty)),
       (ImageOptions(path: odd), .oddSize(path: odd, size: 5000, blockSize: 512)),
+      (ImageOptions(path: small + "\0/other"), .notAPath(path: small + "\0/other")),
       (ImageOptions(path: small, logicalBlockSize: 4096), .oddSize(path: small, size: 512, blockSize: 4096)),
       (ImageOptions(path: small, logicalBlockSize: 1000), .badBlockSize(1000)),
       (ImageOptions(path: small, logicalBlockSize: 256), .badBlockSize(256)),
@@ -80,5 +82,74 @@ import VirtioBlkDevice
       _ = try ImageFile(ImageOptions(path: good))
     }
     #expect(try descriptors() == 0)
+  }
+
+  /// Not past the end, because there is nothing: the kernel refuses the question itself.
+  @Test(arguments: Medium.allCases) func anImageOfTheLargestSizeCanDiscard(medium: Medium) throws {
+    let scratch = try Scratch(in: medium.folder)
+    let path = try scratch.image(size: 0)
+    // The largest size is found by halves.
+    var (size, step) = (0, 1 << 62)
+    while step >= 4096 {
+      if size &+ step > 0, unsafe truncate(path, off_t(size + step)) == 0 { size += step }
+      step /= 2
+    }
+    try #require(unsafe truncate(path, off_t(size)) == 0)
+    #expect(try ImageFile(ImageOptions(path: path)).canDiscard)
+  }
+
+  /// Bytes that are no UTF-8 are a name like any other.
+  @Test func aNameIsBytes() throws {
+    let scratch = try Scratch()
+    let bytes = scratch.path.utf8.map { CChar(bitPattern: $0) } + [0x2f, CChar(bitPattern: 0xff), 0x61, 0]
+    let descriptor = unsafe open(bytes, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
+    try #require(descriptor >= 0)
+    #expect(ftruncate(descriptor, 4096) == 0)
+    close(descriptor)
+    defer { unsafe unlink(bytes) }
+    let name = String(decoding: bytes.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    #expect(throws: ImageError.cannotOpen(path: name, .noSuchFileOrDirectory)) { _ = try ImageFile(ImageOptions(path: name)) }
+    var options = ImageOptions(path: name)
+    options.pathBytes = bytes
+    #expect(try ImageFile(options).size == 4096)
+  }
+
+  // MARK: Serial numbers
+
+  /// A guest finds its disks by their serial numbers (/dev/disk/by-id).
+  @Test func imagesOfOneNameHaveDifferentSerials() throws {
+    let serials = try (0..<8).map { _ in
+      let scratch = try Scratch()
+      return try ImageFile(ImageOptions(path: scratch.image("disk.img"))).description.serial
+    }
+    #expect(Set(serials).count == serials.count)
+    for serial in serials {
+      #expect(serial.hasPrefix("disk.img-"))
+      #expect(serial.utf8.count <= BlockDeviceOptions.serialSize)
+      #expect(serial.utf8.allSatisfy { (0x21...0x7e).contains($0) })
+    }
+  }
+
+  @Test func aSerialStaysWhatItIs() throws {
+    let scratch = try Scratch()
+    let path = try scratch.image("disk.img")
+    func serial(_ path: String, isReadOnly: Bool = false) throws -> String {
+      try ImageFile(ImageOptions(path: path, isReadOnly: isReadOnly)).description.serial
+    }
+    let first = try serial(path)
+    try #require(FileHandle(forWritingAtPath: path)).write(contentsOf: Data(count: 4096))
+    #expect(unsafe truncate(path, 32 << 20) == 0)
+    #expect(try serial(path) == first)
+    #expect(try serial(path, isReadOnly: true) == first)
+    #expect(try serial(scratch.path + "/./disk.img") == first)
+  }
+
+  @Test func aSerialOfAnyNameIsPrintable() throws {
+    let scratch = try Scratch()
+    for name in ["ü", "a name with spaces and more than twenty letters", "\u{1b}[2J"] {
+      let serial = try ImageFile(ImageOptions(path: scratch.image(name))).description.serial
+      #expect(serial.utf8.count <= BlockDeviceOptions.serialSize && !serial.isEmpty)
+      #expect(serial.utf8.allSatisfy { (0x21...0x7e).contains($0) })
+    }
   }
 }

@@ -44,7 +44,7 @@ import VirtioCore
     #expect(try witness.client.read(at: 8192, count: 4096) == [UInt8](repeating: 3, count: 4096))
     #expect(!witness.transport.waitForFailure(queue: 0, milliseconds: 0))
     try witness.client.shutDown()
-    _ = victim.device.stop(queue: 0)
+    _ = victim.transport.stopQueue(0)
   }
 
   @Test(arguments: [EngineKind.sync, .uring]) func aKickThatIsARegularFileIsRefused(engine: EngineKind) throws {
@@ -57,14 +57,15 @@ import VirtioCore
     let memory = try GuestMemory([GuestRegion(start: GuestAddress(0), size: 1 << 16, mapping: mapping)])
     let file = OwnedDescriptor(unsafe clinux_open(path, O_RDWR | O_CLOEXEC, 0))
     try #require(file.rawValue >= 0)
+    let attended = AttendedDevice(device)
     #expect(throws: QueueError.kickCannotBeWaitedFor) {
-      try device.start(
+      try attended.startAndWait(
         Activation(
           queue: 0, memory: memory, features: .version1,
           configuration: QueueConfiguration(
             size: 8, descriptorTable: GuestAddress(0), availableRing: GuestAddress(0x1000), usedRing: GuestAddress(0x2000)),
           kick: .eventCounter(file), call: .none))
     }
-    #expect(device.stop(queue: 0) == nil)
+    #expect(attended.stopAndWait(queue: 0) == nil)
   }
 }

@@ -169,10 +169,8 @@ import VirtioCore
     try Self.fill(rig.path, pattern(Self.size))
     try #require(unsafe truncate(rig.path, off_t(length)) == 0)
     let request = BlockRequest.read(sector: 2048 * 2, bytes: 64 << 10)
-    try rig.expect(request, .ioError)
-    #expect(try rig.expect(request).answer == zeroes(64 << 10))
-    try rig.expect(.write(sector: 4096, pattern(4096)))
-    #expect(try rig.expect(.read(sector: 4096, bytes: 4096)).answer == pattern(4096))
+    for _ in 0..<2 { try rig.expect(request, .ioError) }
+    try rig.expect(.write(sector: 4096, pattern(4096)), .ioError)
   }
 
   /// A sparse window ends with the file, and reads of it are system calls: these fall short.
@@ -181,8 +179,7 @@ import VirtioCore
     let request = BlockRequest.read(sector: 2048, bytes: 64 << 10)
     #expect(try rig.expect(request).answer == zeroes(64 << 10))
     try #require(unsafe truncate(rig.path, (1 << 20) + 512) == 0)
-    try rig.expect(request, .ioError)
-    #expect(try rig.expect(request).answer == zeroes(64 << 10))
+    for _ in 0..<2 { try rig.expect(request, .ioError) }
   }
 
   /// One queue runs into the end; the others do not trust the mapping any more either, and need not fail for that.
@@ -192,8 +189,9 @@ import VirtioCore
     for queue in 0..<2 { #expect(try rig.perform(.read(sector: 0, bytes: 1 << 20), queue: queue).status == .ok) }
     try #require(unsafe truncate(rig.path, 4096) == 0)
     #expect(try rig.perform(.write(sector: 1024, pattern(4096)), queue: 0).status == .ioError)
-    #expect(try rig.perform(.write(sector: 1024, pattern(4096)), queue: 1).status == .ok)
-    #expect(try rig.contents(at: 512 << 10, count: 4096) == pattern(4096))
+    #expect(try rig.perform(.write(sector: 1024, pattern(4096)), queue: 1).status == .ioError)
+    #expect(try rig.perform(.write(sector: 0, pattern(4096)), queue: 1).status == .ok)
+    #expect(try rig.contents(at: 0, count: 4096) == pattern(4096))
   }
 
   // MARK: Choice

@@ -15,7 +15,7 @@ import VirtioCore
     var actions: [Script.Action]
     var last = Script.Action.whole
     var status = BlockStatusCode.ok
-    /// Bytes of the request that are transferred; the rest of a read that is OK is zero.
+    /// Bytes of the request that are transferred.
     var transferred = 8192
     var testDescription: String { (isRead ? "read, " : "write, ") + name }
   }
@@ -45,9 +45,11 @@ import VirtioCore
     + both("broken in the middle", [.short(4096), .result(-EIO)], status: .ioError, transferred: 4096)
     + both("gone", [], last: .result(-ENODEV), status: .ioError, transferred: 0)
     + [
-      Case(name: "past the end", isRead: true, actions: [.result(0)], transferred: 0),
-      Case(name: "end in the middle", isRead: true, actions: [.short(2048), .result(0)], transferred: 2048),
-      Case(name: "end inside a block", isRead: true, actions: [.short(1000), .result(0)], transferred: 1000),
+      Case(name: "past the end", isRead: true, actions: [.result(0)], status: .ioError, transferred: 0),
+      Case(
+        name: "end in the middle", isRead: true, actions: [.short(2048), .result(0)], status: .ioError, transferred: 2048),
+      Case(
+        name: "end inside a block", isRead: true, actions: [.short(1000), .result(0)], status: .ioError, transferred: 512),
       Case(
         name: "full in the middle", isRead: false, actions: [.short(1024), .result(-ENOSPC)], status: .ioError,
         transferred: 1024),
@@ -80,11 +82,7 @@ import VirtioCore
       let count = test.transferred
       if test.isRead {
         #expect(firstDifference(Array(outcome.answer[..<count]), Array(old[..<count])) == nil, "\(note)")
-        if test.status == .ok {
-          #expect(firstDifference(Array(outcome.answer[count...]), zeroes(8192 - count)) == nil, "\(note)")
-        } else {
-          #expect(outcome.length <= UInt32(count), "\(note)")
-        }
+        if test.status != .ok { #expect(outcome.length <= UInt32(count), "\(note)") }
       } else {
         #expect(outcome.length == 1, "\(note)")
         let disk = try rig.contents(at: 64 << 9, count: 8192)

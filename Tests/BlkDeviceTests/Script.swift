@@ -84,14 +84,16 @@ final class Script: Sendable {
       let engine = try? ScriptedEngine(
         self, descriptor: plan.image.descriptor, mailbox: configuration.mailbox.descriptor)
     else { preconditionFailure("no descriptor for epoll") }
-    var worker = QueueWorker<SplitQueue, ScriptedEngine>(configuration, engine: engine)
+    guard var worker = try? QueueWorker<SplitQueue, ScriptedEngine>(configuration, engine: engine) else {
+      preconditionFailure("no memory for a worker")
+    }
     worker.run()
   }
 }
 
 @safe
 struct ScriptedEngine: BlockEngine, ~Copyable {
-  static let fillsReads = true
+  static let movesData = true
 
   private let script: Script
   private let medium: PlainIO
@@ -157,7 +159,7 @@ struct ScriptedEngine: BlockEngine, ~Copyable {
   mutating func submit() {}
   mutating func poll() { waiter.wait(nanoseconds: 0) }
   mutating func wait(nanoseconds: Int64?) { waiter.wait(nanoseconds: canComplete ? 0 : nanoseconds) }
-  mutating func watch(_ kick: KickSource, lane: Int) { waiter.watch(kick, lane: lane) }
+  mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) { try waiter.watch(kick, lane: lane) }
   mutating func unwatch(lane: Int) { waiter.unwatch(lane: lane) }
   var systemCalls: UInt64 { waiter.systemCalls }
 }

@@ -67,8 +67,8 @@ import VirtioCore
       unsafe data.deallocate()
       unsafe segment.deallocate()
     }
-    engine.watch(.eventCounter(kick), lane: 1)
-    engine.watch(.doorbell(doorbell), lane: 2)
+    try engine.watch(.eventCounter(kick), lane: 1)
+    try engine.watch(.doorbell(doorbell), lane: 2)
     // A new bell may report itself once.
     engine.wait(nanoseconds: 20_000_000)
     while engine.nextEvent() != nil {}

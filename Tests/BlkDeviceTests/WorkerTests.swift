@@ -74,7 +74,8 @@ import VirtioCore
     let scratch = try Scratch()
     let device = try Self.device(scratch, engine, queues: 256, threads: threads)
     let memory = try SharedMemory(size: 16 << 20)
-    let queues = try (0..<256).map { try HandQueue(device, $0, memory, size: 4) }
+    let first = try HandQueue(device, 0, memory, size: 4)
+    let queues = try [first] + (1..<256).map { try HandQueue(device, $0, memory, size: 4, beside: first) }
     for queue in queues { try queue.start() }
     for queue in queues {
       try queue.submit(.write(sector: UInt64(queue.queue.index * 8), pattern(512, seed: queue.queue.index)))
@@ -97,7 +98,7 @@ import VirtioCore
   }
 
   /// A ring that holds more than a lane has slots, more than a call to the kernel takes, and more than the device offered.
-  @Test(arguments: [(EngineKind.uring, UInt16(4096)), (.uring, 2), (.aio, 4096), (.aio, 2), (.threads, 4096)])
+  @Test(arguments: [(EngineKind.uring, UInt16(4096)), (.uring, 4), (.aio, 4096), (.aio, 4), (.threads, 4096)])
   func moreRequestsThanSlots(engine: EngineKind, offered: UInt16) throws {
     let scratch = try Scratch()
     var options = BlockDeviceOptions()
@@ -270,7 +271,7 @@ import VirtioCore
     let device = try Self.device(scratch, engine, threads: threads)
     let memory = try SharedMemory()
     let good = try HandQueue(device, 0, memory)
-    let bad = try HandQueue(device, 1, memory)
+    let bad = try HandQueue(device, 1, memory, beside: good)
     try good.start()
     try bad.start()
     try Self.work(good.queue, 1, engine: engine)
@@ -279,17 +280,17 @@ import VirtioCore
     EventCounter.signal(bad.kick.rawValue)
     var events: [DeviceEvent] = []
     try waitUntil("the device says that the queue failed") {
-      events += device.takeEvents()
+      events += good.attended.takeEvents()
       return !events.isEmpty
     }
     #expect(events == [.queueFailed(queue: 1, .availableIndexJumped(from: 2, to: 9000, size: 16))])
     for round in 0..<20 { try Self.work(good.queue, round, engine: engine) }
     #expect(bad.stop() == QueuePosition(available: 2, used: 2))
-    let again = try HandQueue(device, 1, memory)
+    let again = try HandQueue(device, 1, memory, beside: good)
     try again.start()
     try Self.work(again.queue, 3, engine: engine)
     #expect(again.stop() != nil && good.stop() != nil)
-    #expect(device.takeEvents().isEmpty)
+    #expect(good.attended.takeEvents().isEmpty)
   }
 
   /// A driver that makes a chain available for each one that is taken never lets the worker sleep, and must not keep it from
@@ -325,7 +326,7 @@ import VirtioCore
       try waitUntil("the queue stops") { isStopped.load(ordering: .acquiring) }
     }
     #expect(device.counters.reads > UInt64(ring.layout.size))
-    #expect(device.takeEvents().isEmpty)
+    #expect(hand.attended.takeEvents().isEmpty)
   }
 
   /// A configuration that is no ring is refused, and costs nothing.
@@ -335,11 +336,11 @@ import VirtioCore
     let queue = try HandQueue(device, 0, SharedMemory())
     var activation = queue.activation
     activation.configuration.size = 3
-    #expect(throws: QueueError.badSize(3)) { try device.start(activation) }
+    #expect(throws: QueueError.badSize(3)) { try queue.attended.startAndWait(activation) }
     activation.configuration.size = 16
     activation.configuration.usedRing = GuestAddress(1 << 40)
-    #expect(throws: QueueError.unmapped(part: .usedRing, GuestAddress(1 << 40))) { try device.start(activation) }
-    #expect(device.stop(queue: 0) == nil)
+    #expect(throws: QueueError.unmapped(part: .usedRing, GuestAddress(1 << 40))) { try queue.attended.startAndWait(activation) }
+    #expect(queue.stop() == nil)
     try queue.start()
     try Self.work(queue.queue, 1, engine: .sync)
     #expect(queue.stop() != nil)

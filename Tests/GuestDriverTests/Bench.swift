@@ -70,7 +70,7 @@ final class Bench {
 
     func end() {
       EventCounter.signal(stop.rawValue)
-      _ = ended.wait(timeout: .now() + 10)
+      _ = ended.wait(timeout: .now() + Patience.limit / .seconds(1))
     }
   }
 
@@ -120,13 +120,12 @@ final class Bench {
       let file = try MemoryFile.create(
         path: path, memorySize: 2 << 20, memoryBase: GuestAddress(0x10000), maximumQueues: 2)
       let server = try Server { stop in try MemoryFileDevice(file: file, device: device).run(until: stop.rawValue) }
-      return (try MemoryFileTransport(path: path), server)
+      return (try MemoryFileTransport(path: path, milliseconds: patientMilliseconds), server)
     }
   }
 
-  /// Impatient, since a test that hangs says nothing.
   private static func connect(to path: String) throws -> VhostUserTransport {
-    try VhostUserTransport(Frontend(connectingTo: path, patience: .seconds(5)), memory: makeMemory())
+    try VhostUserTransport(Frontend(connectingTo: path, patience: Patience.limit), memory: makeMemory())
   }
 
   private static func makeDevice(_ path: String, _ options: BenchOptions, engine: EngineKind) throws -> BlockDevice {
@@ -157,7 +156,6 @@ final class Bench {
       transport,
       options: DriverOptions(
         features: options.features, queueSize: options.queueSize, indirectTables: 4, indirectEntries: 32))
-    client.patience = .seconds(5)
     return client
   }
 
@@ -187,7 +185,7 @@ final class Bench {
     server?.end()
     server = nil
     // The lock on the image goes with the old device's last thread, which nobody waits for.
-    let end = ContinuousClock.now + .seconds(3)
+    let end = ContinuousClock.now + Patience.limit
     while true {
       do {
         (transport, server) = try Self.connect(setup, options, directory, reference)
@@ -229,13 +227,14 @@ final class Bench {
   var victim: RawRing { client.queues[0].ring.ring }
   func kickVictim() { client.session.queues[0].lines.kick() }
   var victimFailed: Bool {
-    get throws { try transport.waitForFailure(queue: 0, milliseconds: 3000) }
+    get throws { try transport.waitForFailure(queue: 0, milliseconds: patientMilliseconds) }
   }
 
   /// Waits until so many elements are used on the victim. - Returns: how many are.
-  func waitForUsed(_ count: UInt16, milliseconds: Int = 3000) -> UInt16 {
-    let end = ContinuousClock.now + .milliseconds(milliseconds)
-    while victim.usedIndex.loadAcquire() < count, .now < end { usleep(200) }
+  @discardableResult func waitForUsed(_ count: UInt16) throws -> UInt16 {
+    try waitUntil("\(count) elements are used, not \(victim.usedIndex.loadAcquire())") {
+      victim.usedIndex.loadAcquire() >= count
+    }
     return victim.usedIndex.loadAcquire()
   }
 
@@ -293,15 +292,16 @@ final class Bench {
   }
 
   /// The victim failed, and only that: the device says so, the witness goes on, and a reset makes everything well.
-  func expectQueueFailure(_ place: SourceLocation = #_sourceLocation) throws {
+  /// - Parameter used: how many elements the device has used when it fails, where that is known.
+  func expectQueueFailure(usedBefore used: UInt16? = nil, _ place: SourceLocation = #_sourceLocation) throws {
     #expect(try victimFailed, "no failure was signalled", sourceLocation: place)
+    if let used { #expect(victim.usedIndex.loadAcquire() == used, sourceLocation: place) }
     // The worker signals; the device's control plane hears of it a moment later.
-    let end = ContinuousClock.now + .seconds(3)
-    while try !transport.status().contains(.needsReset), .now < end { usleep(200) }
-    #expect(try transport.status().contains(.needsReset), "no NEEDS_RESET", sourceLocation: place)
+    try waitUntil("the device says NEEDS_RESET") { try transport.status().contains(.needsReset) }
     // Virtio 2.1.2: a configuration change notification goes with it; vhost-user has the err descriptor for that.
     if setup != .vhostUser {
-      #expect(try transport.waitForConfigurationChange(milliseconds: 3000), "no notification", sourceLocation: place)
+      #expect(
+        try transport.waitForConfigurationChange(milliseconds: patientMilliseconds), "no notification", sourceLocation: place)
     }
     try expectWitnessWell(place)
     try restart()

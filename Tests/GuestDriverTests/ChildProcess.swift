@@ -2,6 +2,7 @@
 import CLinux
 import Foundation
 import SystemPackage
+import VirtioCore
 
 /// Foundation's `Process` waits in a run loop, and a test's thread has none that is served. A child ends with its owner, so
 /// that a test that fails leaves none behind.
@@ -38,11 +39,20 @@ final class ChildProcess {
 
   deinit { end() }
 
-  /// Waits for the end. - Returns: the exit code, or 128 and the signal's number.
+  /// Waits for the end; what hangs is killed. - Returns: the exit code, or 128 and the signal's number.
   @discardableResult func wait() -> Int32 {
     if let code { return code }
     var status: Int32 = 0
-    while unsafe waitpid(identifier, &status, 0) < 0 && errno == EINTR {}
+    let end = ContinuousClock.now + Patience.limit
+    var hasEnded: pid_t = 0
+    while hasEnded == 0 {
+      hasEnded = unsafe waitpid(identifier, &status, WNOHANG)
+      if hasEnded < 0, errno == EINTR { hasEnded = 0 }
+      if hasEnded == 0 {
+        if .now >= end { kill(identifier, SIGKILL) }
+        usleep(1000)
+      }
+    }
     let code = status & 0x7f == 0 ? status >> 8 & 0xff : 128 + status & 0x7f
     self.code = code
     return code

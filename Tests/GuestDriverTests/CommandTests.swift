@@ -14,12 +14,16 @@ struct CommandTests {
       directory = try unsafe String(
         cString: #require(unsafe mkdtemp(strdup(NSTemporaryDirectory() + "guest-driver-XXXXXX"))))
       #expect(FileManager.default.createFile(atPath: directory + "/disk", contents: Data(count: 4 << 20)))
-      server = try ChildProcess([
-        #require(vmmBlk), "serve", "--blk-file", directory + "/disk", "--socket-path", directory + "/sock", "--num-queues", "2",
-        "--serial", "a serial number",
-      ])
-      let end = ContinuousClock.now + .seconds(10)
-      while !FileManager.default.fileExists(atPath: directory + "/sock"), .now < end { usleep(5000) }
+      server = try ChildProcess(
+        [
+          #require(vmmBlk), "serve", "--blk-file", directory + "/disk", "--socket-path", directory + "/sock", "--num-queues",
+          "2",
+          "--serial", "a serial number",
+        ], output: directory + "/server")
+      // The socket's file is there a moment before somebody listens on it; the line comes after.
+      try waitUntil("the server listens") {
+        try String(contentsOfFile: directory + "/server", encoding: .utf8).contains("Serving")
+      }
     }
 
     deinit {

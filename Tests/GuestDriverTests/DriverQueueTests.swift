@@ -37,7 +37,7 @@ struct DriverQueueTests {
     func reap() throws(DriverFault) -> UsedChain? { try queue.reap() }
     func enableCalls() -> Bool { queue.enableCalls() }
     func noteCalls() throws(DriverFault) { try queue.noteCalls() }
-    func waitForUsed() throws(DriverFault) -> Bool { try queue.waitForUsed(milliseconds: 1000) }
+    func waitForUsed() throws(DriverFault) -> Bool { try queue.waitForUsed(milliseconds: patientMilliseconds) }
 
     func use(_ id: UInt32, _ length: UInt32 = 0) {
       queue.ring.usedID(used).storeRelaxed(id)
@@ -235,16 +235,17 @@ struct DriverQueueTests {
     table.use(UInt32(head))
     try table.noteCalls()
     _ = try table.reap()
-    let end = ContinuousClock.now + .seconds(2)
     var found: DriverFault? = nil
-    while found == nil, .now < end { do { try table.noteCalls() } catch { found = error } }
+    try waitUntil("the call is missed") {
+      do throws(DriverFault) { try table.noteCalls() } catch { found = error }
+      return found != nil
+    }
     #expect(found == .missingCall(queue: 0, usedEvent: 0, usedIndex: 1))
   }
 
   @Test("a call in time, and one late but in time, are fine")
   func callInTime() throws {
     let table = try Table(features: [.eventIndex])
-    table.queue.callPatience = .milliseconds(500)
     for isLate in [false, true] {
       let head = try #require(table.add())
       _ = table.publish()

@@ -34,9 +34,9 @@ struct LogTests {
 
     /// The socket's file is there a moment before somebody listens on it.
     private static func connect(to socket: String) throws -> Frontend {
-      let end = ContinuousClock.now + .seconds(10)
+      let end = ContinuousClock.now + Patience.limit
       while true {
-        do { return try Frontend(connectingTo: socket, patience: .seconds(5)) } catch {
+        do { return try Frontend(connectingTo: socket) } catch {
           guard .now < end else { throw error }
           usleep(2000)
         }
@@ -110,10 +110,9 @@ struct LogTests {
       served.transport, options: DriverOptions(features: BlockFeature.understood, queueSize: 16))
     bad.offer(on: client.queues[1].ring.ring, try served.transport.memory.allocate(64, alignment: 16))
     client.session.queues[1].lines.kick()
-    #expect(try served.transport.waitForFailure(queue: 1, milliseconds: 5000))
+    #expect(try served.transport.waitForFailure(queue: 1, milliseconds: patientMilliseconds))
     // The worker signals; the control plane hears of it a moment later, and writes the line before it answers.
-    let end = ContinuousClock.now + .seconds(5)
-    while try !served.transport.status().contains(.needsReset), .now < end { usleep(1000) }
+    try waitUntil("the device says NEEDS_RESET") { try served.transport.status().contains(.needsReset) }
     let warnings = try served.warnings()
     #expect(warnings.count == 1 && warnings[0].contains("queue 1 is stopped: \(bad.rawValue)"), "\(warnings)")
   }

@@ -37,7 +37,7 @@ struct PreparedQueueTests {
           #expect(data.allSatisfy { $0 == expected })
         }
         if queue.ring.outstanding > 0 {
-          let isThere = try queue.ring.waitForUsed(milliseconds: 5000)
+          let isThere = try queue.ring.waitForUsed(milliseconds: patientMilliseconds)
           try #require(isThere)
         }
       }

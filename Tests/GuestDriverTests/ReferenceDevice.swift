@@ -124,7 +124,19 @@ final class ReferenceDevice: VirtioDevice, @unchecked Sendable {
 
   func writeConfiguration(at offset: Int, _ bytes: [UInt8]) -> Bool { false }
 
-  func start(_ activation: Activation) throws(QueueError) {
+  func start(_ activation: Activation) {
+    do throws(QueueError) {
+      try begin(activation)
+      tell(.started(queue: activation.queue))
+    } catch { tell(.notStarted(queue: activation.queue, error)) }
+  }
+
+  private func tell(_ event: DeviceEvent) {
+    state.withLock { $0.events.append(event) }
+    EventCounter.signal(events.rawValue)
+  }
+
+  private func begin(_ activation: Activation) throws(QueueError) {
     let configuration = activation.configuration
     let size = configuration.size
     guard size > 0, size & (size - 1) == 0, size <= maximumQueueSize else { throw .badSize(size) }
@@ -149,15 +161,17 @@ final class ReferenceDevice: VirtioDevice, @unchecked Sendable {
     EventCounter.signal(wake.rawValue)
   }
 
-  func stop(queue: Int) -> QueuePosition? {
-    state.withLock { state in
-      state.queues.removeValue(forKey: queue).map { QueuePosition(available: $0.next, used: $0.published) }
-    }
+  func stop(queue: Int) {
+    guard let stopped = state.withLock({ $0.queues.removeValue(forKey: queue) }) else { return }
+    tell(.stopped(queue: queue, QueuePosition(available: stopped.next, used: stopped.published)))
   }
+
+  func leave(queue: Int) { stop(queue: queue) }
+  var leftQueues: Set<Int> { [] }
 
   func replaceCall(queue: Int, _ call: CallSink) {}
   func replaceFailure(queue: Int, _ failure: CallSink) {}
-  func reset() { state.withLock { $0.queues = [:] } }
+  func reset() { precondition(state.withLock { $0.queues.isEmpty }, "a device was reset while queues ran") }
 
   func takeEvents() -> [DeviceEvent] {
     EventCounter.drain(eventDescriptor)
@@ -181,7 +195,7 @@ final class ReferenceDevice: VirtioDevice, @unchecked Sendable {
   private func work() {
     state.withLock { state in
       for index in state.queues.keys.sorted() {
-        guard var queue = state.queues.removeValue(forKey: index), !queue.failed else { continue }
+        guard var queue = state.queues[index], !queue.failed else { continue }
         if case .eventCounter(let kick) = queue.activation.kick { EventCounter.drain(kick.rawValue) }
         do throws(QueueError) { try drain(&queue, &state) } catch {
           queue.failed = true

@@ -2,6 +2,7 @@
 import CLinux
 import Foundation
 import Testing
+import VhostUser
 import VirtioBlkDevice
 import VirtioCore
 
@@ -103,8 +104,7 @@ struct TransportTests {
     for round in 0..<50 as Range<UInt64> {
       _ = try #require(try queue.submit(.read(sector: round, bytes: 512)))
       queue.publish()
-      let end = ContinuousClock.now + .seconds(3)
-      while !queue.ring.hasUsed, .now < end {}
+      try waitUntil("round \(round) is answered") { queue.ring.hasUsed }
       #expect(try #require(try queue.reap()).status == .ok)
     }
     usleep(2000)
@@ -127,15 +127,14 @@ struct TransportTests {
         _ = try #require(try queue.submit(.read(sector: place, bytes: 512)))
         queue.publish()
         // One after the other, so that the batches are known.
-        let end = ContinuousClock.now + .seconds(3)
-        while queue.ring.ring.usedIndex.loadAcquire() == start &+ UInt16(place), .now < end {}
+        try waitUntil("entry \(place) is used") { queue.ring.ring.usedIndex.loadAcquire() != start &+ UInt16(place) }
         if place == 3 {
           usleep(500)
           try queue.ring.noteCalls()
           #expect(queue.ring.notifications.calls - before <= (before == 0 ? 1 : 0), "a call before its entry")
         }
       }
-      let reached = try queue.ring.waitForCall(milliseconds: 3000)
+      let reached = try queue.ring.waitForCall(milliseconds: patientMilliseconds)
       #expect(reached, "no call at its entry")
       while try queue.reap() != nil {}
     }
@@ -188,8 +187,8 @@ struct TransportTests {
       "type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path=\(directory)/sock,writable=on,num-queues=2",
     ])
     defer { daemon.end() }
-    let end = ContinuousClock.now + .seconds(10)
-    while !FileManager.default.fileExists(atPath: directory + "/sock"), .now < end { usleep(10_000) }
+    // The socket's file is there a moment before somebody listens on it.
+    try waitUntil("the daemon listens") { (try? Frontend(connectingTo: directory + "/sock")) != nil }
     for features in [BlockFeature.understood, BlockFeature.understood.subtracting([.eventIndex, .indirectDescriptors])] {
       let transport = try VhostUserTransport(path: directory + "/sock", memory: DriverMemory(size: 16 << 20))
       let client = try BlockClient(transport, options: DriverOptions(features: features))

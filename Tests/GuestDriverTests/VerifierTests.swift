@@ -13,7 +13,6 @@ func makeClient(
   let transport = try InProcessTransport(device: device, memory: memory)
   let client = try BlockClient(
     transport, options: DriverOptions(features: features, queues: queues, queueSize: queueSize, shape: shape))
-  client.patience = .seconds(2)
   return client
 }
 
@@ -108,8 +107,9 @@ struct VerifierTests {
       device, features: eventIndex ? Self.all : Self.all.subtracting(.eventIndex), queueSize: 32,
       memory: try DriverMemory(size: 4 << 20))
     let isSilent = flaw == .neverPublishes || flaw == .ignoresKicks
-    client.patience = isSilent ? .milliseconds(300) : .seconds(5)
-    for queue in client.queues { queue.ring.callPatience = .milliseconds(200) }
+    // Short where the silence is the flaw, and only there.
+    if isSilent { client.patience = .milliseconds(300) }
+    if flaw == .noCall { for queue in client.queues { queue.ring.callPatience = .milliseconds(200) } }
     client.waiting = flaw == .callsWhenUnwanted ? .polling : .calls
     // A call that is missed is only missed if the driver waits for it.
     client.depth = flaw == .noCall ? 1 : 4

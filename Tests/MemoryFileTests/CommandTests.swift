@@ -84,6 +84,7 @@ private final class RunningDevice {
     python.standardOutput = output
     python.standardError = output
     try python.run()
+    defer { if python.isRunning { kill(python.processIdentifier, SIGKILL) } }
     // In the middle of the writes, if we are quick enough; at any other moment it has to work as well.
     for _ in 0..<20_000 {
       if let snapshot = try? MemoryFileSnapshot(path: memory), snapshot.doorbells[0].kicks >= 20 { break }
@@ -109,6 +110,7 @@ private final class RunningDevice {
     guest.standardOutput = output
     guest.standardError = output
     try guest.run()
+    defer { if guest.isRunning { kill(guest.processIdentifier, SIGKILL) } }
     for round in 1...3 {
       let kicks = { (try? MemoryFileSnapshot(path: memory))?.doorbells.reduce(0) { $0 + Int($1.kicks) } ?? 0 }
       let before = kicks()

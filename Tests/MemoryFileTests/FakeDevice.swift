@@ -21,6 +21,8 @@ final class FakeDevice: VirtioDevice {
     var events: [DeviceEvent] = []
     var configuration = [UInt8](repeating: 0, count: 64)
     var generation: UInt32 = 0
+    var isHoldingStops = false
+    var left: Set<Int> = []
   }
 
   let state = Mutex(State())
@@ -77,29 +79,43 @@ final class FakeDevice: VirtioDevice {
     return true
   }
 
-  func start(_ activation: Activation) throws(QueueError) {
-    if broken.contains(activation.queue) { throw .badSize(activation.configuration.size) }
+  func start(_ activation: Activation) {
+    let queue = activation.queue
+    if broken.contains(queue) { return raise(.notStarted(queue: queue, .badSize(activation.configuration.size))) }
     state.withLock {
-      precondition($0.running[activation.queue] == nil, "a running queue was started")
-      $0.running[activation.queue] = activation
-      $0.calls.append(.start(activation.queue, activation.configuration, available: activation.position.available))
+      precondition($0.running[queue] == nil, "a running queue was started")
+      $0.running[queue] = activation
+      $0.calls.append(.start(queue, activation.configuration, available: activation.position.available))
     }
+    raise(.started(queue: queue))
   }
 
-  func stop(queue: Int) -> QueuePosition? {
-    state.withLock {
-      guard let activation = $0.running.removeValue(forKey: queue) else { return nil }
-      $0.calls.append(.stop(queue))
-      return activation.position
+  func stop(queue: Int) {
+    let isHeld = state.withLock { state in
+      if state.running[queue] != nil { state.calls.append(.stop(queue)) }
+      return state.isHoldingStops
     }
+    if !isHeld { finishStop(queue) }
   }
+
+  /// From now on a queue that is told to stop does not, as with a medium that does not answer.
+  func holdStops() { state.withLock { $0.isHoldingStops = true } }
+
+  /// The queue's last request is answered.
+  func finishStop(_ queue: Int) {
+    guard let activation = state.withLock({ $0.running.removeValue(forKey: queue) }) else { return }
+    raise(.stopped(queue: queue, activation.position))
+  }
+
+  func leave(queue: Int) { state.withLock { _ = $0.left.insert(queue) } }
+  var leftQueues: Set<Int> { state.withLock { $0.left } }
 
   func replaceCall(queue: Int, _ call: CallSink) {}
   func replaceFailure(queue: Int, _ failure: CallSink) {}
 
   func reset() {
     state.withLock {
-      $0.running = [:]
+      precondition($0.running.isEmpty, "a device was reset while queues ran")
       $0.configuration[32] = 32
       $0.calls.append(.reset)
     }

@@ -66,7 +66,7 @@ import VirtioRegisters
     let opened = Mutex<Bool?>(nil)
     let done = DispatchSemaphore(value: 0)
     Thread.detachNewThread {
-      let driver = try? MemoryFileDriver.open(path: path, timeout: 5000)
+      let driver = try? MemoryFileDriver.open(path: path, timeout: patientMilliseconds)
       opened.withLock { $0 = driver != nil }
       done.signal()
     }
@@ -147,7 +147,7 @@ import VirtioRegisters
     let lesser = try FakeDevice(features: [.version1])
     let again = try ServedFile(try MemoryFile.open(path: file.path), lesser)
     defer { again.stop() }
-    #expect(driver.waitForConfigurationChange(whileEquals: seen, milliseconds: 5000) == seen &+ 1)
+    #expect(driver.waitForConfigurationChange(whileEquals: seen, milliseconds: patientMilliseconds) == seen &+ 1)
     #expect(try driver.read(.status) & 64 == 64)
     #expect(lesser.running.isEmpty)
     #expect(again.lines.withLock { $0 }.count == 1)

@@ -106,7 +106,7 @@ import VirtioRegisters
     for acknowledge in [{ try driver.write(.interruptAcknowledge, 1) }, { driver.acknowledgeInterrupt(1) }] {
       let (seen, other) = (driver.callCount(queue: 1), driver.callCount(queue: 0))
       activation.call.signal()
-      #expect(driver.waitForCall(queue: 1, whileEquals: seen, milliseconds: 5000) == seen &+ 1)
+      #expect(driver.waitForCall(queue: 1, whileEquals: seen, milliseconds: patientMilliseconds) == seen &+ 1)
       #expect(driver.callCount(queue: 0) == other)
       #expect(driver.interruptStatus == 1)
       try acknowledge()
@@ -143,7 +143,7 @@ import VirtioRegisters
     try driver.bringUp(queues: 2)
     let seen = driver.configurationCount
     device.raise(.queueFailed(queue: 1, .headOutOfRange(77)))
-    #expect(driver.waitForConfigurationChange(whileEquals: seen, milliseconds: 5000) == seen &+ 1)
+    #expect(driver.waitForConfigurationChange(whileEquals: seen, milliseconds: patientMilliseconds) == seen &+ 1)
     #expect(try driver.read(.status) == 15 | 64)
     #expect(driver.interruptStatus == 2)
     #expect(served.lines.withLock { $0 }.count == 1)
@@ -177,7 +177,7 @@ import VirtioRegisters
     #expect(driver.configurationCount == early)
     try driver.bringUp(queues: 1)
     device.raise(.configurationChanged)
-    #expect(driver.waitForConfigurationChange(whileEquals: early, milliseconds: 5000) == early &+ 1)
+    #expect(driver.waitForConfigurationChange(whileEquals: early, milliseconds: patientMilliseconds) == early &+ 1)
     #expect(driver.interruptStatus == 2)
   }
 

@@ -8,6 +8,9 @@ import Testing
 import VirtioCore
 import VirtioRegisters
 
+/// `Patience.limit` in milliseconds.
+let patientMilliseconds = Int(Patience.limit / .milliseconds(1))
+
 /// A directory that is gone when the test lets go of it.
 final class TemporaryDirectory: Sendable {
   let path: String

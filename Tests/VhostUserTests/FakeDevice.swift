@@ -15,6 +15,8 @@ final class FakeDevice: VirtioDevice {
     var events: [DeviceEvent] = []
     var configuration = (0..<96).map { UInt8($0) }
     var negotiations = 0
+    var isHoldingStops = false
+    var left: Set<Int> = []
   }
 
   let state = Mutex(State())
@@ -48,20 +50,34 @@ final class FakeDevice: VirtioDevice {
     return true
   }
 
-  func start(_ activation: Activation) throws(QueueError) {
+  func start(_ activation: Activation) {
     state.withLock {
       $0.deeds.append("start \(activation.queue) at \(activation.position.available)")
       $0.activations[activation.queue] = activation
     }
+    raise(.started(queue: activation.queue))
   }
 
-  func stop(queue: Int) -> QueuePosition? {
-    state.withLock {
+  func stop(queue: Int) {
+    let isHeld = state.withLock {
       $0.deeds.append("stop \(queue)")
-      guard let activation = $0.activations.removeValue(forKey: queue) else { return nil }
-      return QueuePosition(available: activation.position.available &+ 1, used: activation.position.available &+ 1)
+      return $0.isHoldingStops
     }
+    if !isHeld { finishStop(queue) }
   }
+
+  /// From now on a queue that is told to stop does not, as with a medium that does not answer.
+  func holdStops() { state.withLock { $0.isHoldingStops = true } }
+
+  /// The queue's last request is answered.
+  func finishStop(_ queue: Int) {
+    guard let activation = state.withLock({ $0.activations.removeValue(forKey: queue) }) else { return }
+    let index = activation.position.available &+ 1
+    raise(.stopped(queue: queue, QueuePosition(available: index, used: index)))
+  }
+
+  func leave(queue: Int) { state.withLock { _ = $0.left.insert(queue) } }
+  var leftQueues: Set<Int> { state.withLock { $0.left } }
 
   func replaceCall(queue: Int, _ call: CallSink) {
     state.withLock {
@@ -101,11 +117,12 @@ final class EventLog: Sendable {
   func contains(_ wanted: (ServerEvent) -> Bool) -> Bool { events.contains(where: wanted) }
 }
 
-/// Waits until something that another thread does has happened. Generous, since it only ever runs out when a test fails.
+/// Waits until something that another thread does has happened.
 func eventually(_ condition: () -> Bool) -> Bool {
-  for _ in 0..<2000 {
+  let end = ContinuousClock.now + Patience.limit
+  while .now < end {
     if condition() { return true }
-    usleep(5000)
+    usleep(1000)
   }
   return false
 }

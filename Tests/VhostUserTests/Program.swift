@@ -1,8 +1,8 @@
 /// `vmm-blk` in a process of its own, for tests of what people see of it.
 import Foundation
 
-/// The program, built beside the tests.
-struct Program {
+/// The program, built beside the tests. It does not outlive its test.
+final class Program {
   let process = Process()
   private let output = Pipe()
   private let errors = Pipe()
@@ -18,6 +18,8 @@ struct Program {
     process.standardError = errors
     try process.run()
   }
+
+  deinit { if process.isRunning { kill(process.processIdentifier, SIGKILL) } }
 
   /// The line that says it listens.
   func firstLine() -> String {

@@ -123,7 +123,7 @@ extension Frontend {
       #expect(throws: FrontendError.timedOut(waitingFor: .getFeatures, seconds: 0.05)) {
         _ = try second.receive(after: .getFeatures)
       }
-      second.patience = .seconds(30)
+      second.patience = Patience.limit
       first = nil
       #expect(try second.receive(after: .getFeatures).payload.count == 8)
     }

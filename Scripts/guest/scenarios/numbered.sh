@@ -3,8 +3,16 @@
 # back-end stops meanwhile. Several writers keep several requests under way.
 #
 # blocks=N   of 4096 bytes, each filled with its number at its own place
+# load=yes   fio keeps the second half of the disk busy meanwhile
 
 writers=4
+half=$(($(cat $block/size) / 2 * 512))
+
+if [ "${load:-}" = yes ]; then
+  fio --name=load --filename=$disk --offset=$half --size=$half --rw=randrw --bsrange=4k-256k --ioengine=libaio --iodepth=32 \
+    --direct=1 --time_based --runtime=86400 --minimal >/dev/null 2>&1 &
+  load_pid=$!
+fi
 
 block_of() { printf '%-4095s\n' "block $1"; }
 
@@ -29,6 +37,8 @@ done
 for writer in $started; do
   wait "$writer" || fail "a write ended in an error"
 done
+
+[ -z "${load_pid:-}" ] || kill "$load_pid"
 
 number=0
 while [ "$number" -lt "$blocks" ]; do

@@ -82,6 +82,9 @@ struct Measurement: Sendable {
     perRequest(backend.systemCalls) ?? backendCallsPerSecond.flatMap { iops > 0 ? $0 / iops : nil }
   }
 
+  /// The ceiling is below the result, so something else had the processor while one of them was measured.
+  var isDisturbed: Bool { ceiling.map { iops > $0 } ?? false }
+
   /// The client is so near to what it can do at most that it is part of what was measured.
   var isNearCeiling: Bool { ceiling.map { iops > 0.8 * $0 } ?? false }
 }

@@ -34,7 +34,7 @@ struct PathCatalogue {
   }
 
   /// The engine that `auto` takes for this image, and its bare loop.
-  private var automatic: (engine: EngineKind, limit: BareKind) {
+  var automatic: (engine: EngineKind, limit: BareKind) {
     if image.isInMemory { return image.isBlockDevice ? (.sync, .pread) : (.mapped, .copy) }
     if image.isCached, BareUring.probe(flags: 0) == nil { return (.cached, .copy) }
     return BareUring.probe(flags: 0) == nil ? (.uring, .uringDeferred) : (image.isDirect ? (.aio, .aio) : (.sync, .pread))

@@ -59,7 +59,7 @@ public enum PathLaboratory {
     for index in rows.indices {
       if let trouble = troubles[rows[index].id] { rows[index].subject = .impossible(trouble) }
     }
-    return report(rows, samples, options, started: started, load: load)
+    return report(rows, samples, options, engine: catalogue.automatic.engine.rawValue, started: started, load: load)
   }
 
   private struct Step {
@@ -146,7 +146,7 @@ public enum PathLaboratory {
   // MARK: Summing up
 
   private static func report(
-    _ rows: [PathRow], _ samples: [PathSample], _ options: PathOptions, started: String, load: String
+    _ rows: [PathRow], _ samples: [PathSample], _ options: PathOptions, engine: String, started: String, load: String
   ) -> PathReport {
     let descriptions = rows.map { row in
       var why: String? = nil
@@ -156,11 +156,12 @@ public enum PathLaboratory {
     }
     let points = summarize(rows, samples)
     return PathReport(
-      conditions: conditions(options, started: started, load: load), rows: descriptions, points: points, samples: samples,
+      conditions: conditions(options, engine: engine, started: started, load: load), rows: descriptions, points: points,
+      samples: samples,
       recommendation: Recommendation(
         rows: descriptions, points: points, mainDepth: options.mainDepth,
         // The mapping of a block device in memory is a second copy of what is used of it.
-        inMemory: options.image.isInMemory && !options.image.isBlockDevice),
+        inMemory: options.image.isInMemory && !options.image.isBlockDevice, rounds: options.rounds),
       mainDepth: options.mainDepth)
   }
 
@@ -191,16 +192,19 @@ public enum PathLaboratory {
     return points
   }
 
-  private static func conditions(_ options: PathOptions, started: String, load: String) -> PathConditions {
-    let processor =
-      ProcessFiles.text("/proc/cpuinfo")?.split(separator: "\n").first { $0.hasPrefix("model name") }?
-      .split(separator: ":").last.map { $0.drop { $0 == " " } }.map(String.init) ?? "unknown"
-    let kernel = (ProcessFiles.text("/proc/sys/kernel/osrelease") ?? "unknown").split(separator: "\n").first.map(String.init)
+  private static func conditions(
+    _ options: PathOptions, engine: String, started: String, load: String
+  ) -> PathConditions {
+    var machine = Conditions()
+    machine.describe(options.image)
+    let usual = BlockDeviceOptions()
     return PathConditions(
-      processor: processor, processors: max(Int(sysconf(Int32(_SC_NPROCESSORS_ONLN))), 1), kernel: kernel ?? "unknown",
+      processor: machine.processor, processors: machine.processors, kernel: machine.kernel,
       image: options.image.path, imageSize: options.image.size, direct: options.image.isDirect,
       inMemory: options.image.isInMemory, rw: options.workload.pattern.rawValue, blockSize: options.workload.blockSize,
-      rounds: options.rounds, slice: options.slice, started: started, load: load)
+      rounds: options.rounds, slice: options.slice, started: started, engine: engine,
+      setup: usual.uring.words, waiting: usual.waiting.words,
+      holes: options.workload.pattern.reads ? machine.holes : nil, commit: machine.commit, load: load)
   }
 }
 

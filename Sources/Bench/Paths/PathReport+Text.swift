@@ -1,18 +1,28 @@
 /// The laboratory's report for people and for spreadsheets.
-internal import TextTable
 
 extension PathReport {
   /// Tables by group, the sentences to them, and the recommendation.
-  public func table() -> String {
-    let on = "\(conditions.image) (\(conditions.direct ? "direct" : "page cache"))"
-    var text =
-      "\(conditions.rw), \(conditions.blockSize) bytes, on \(on), \(conditions.rounds) rounds of \(conditions.slice) s, "
-      + "Linux \(conditions.kernel), \(conditions.processors) x \(conditions.processor), load before: \(conditions.load)\n"
+  ///
+  /// - Parameter width: characters in a line of the tables; `nil`: no limit.
+  public func table(width: Int? = nil) -> String {
+    let rounds = conditions.rounds == 1 ? "1 round" : "\(conditions.rounds) rounds"
+    var text = """
+      \(conditions.rw), \(conditions.blockSize) bytes, \(rounds) of \(conditions.slice) s
+      on \(conditions.image) (\(conditions.direct ? "direct" : "page cache")), where not said otherwise engine \
+      \(conditions.engine), waiting \(conditions.waiting)
+      Linux \(conditions.kernel), \(conditions.processors) x \(conditions.processor), load before: \(conditions.load)\
+      \(conditions.commit.map { ", commit \($0)" } ?? "")
+
+      """
+    if let warning = conditions.holesWarning { text += "warning: \(warning)\n" }
+    if points.contains(where: \.isDisturbed) {
+      text += "disturbed: a limit is below its result, so something else ran meanwhile; measure again on a quiet machine\n"
+    }
     for group in PathGroup.allCases {
       let rows = rows.filter { $0.group == group }
       guard !rows.isEmpty else { continue }
       text += "\n\(group.title), costs and latencies at depth \(mainDepth)\n"
-      text += table(of: rows)
+      text += table(of: rows, width: width)
       for row in rows { text += "  \(row.title): \(row.sentence)\(row.flags.map { " [\($0)]" } ?? "")\n" }
     }
     text += "\nrecommended here: \(recommendation.flags)\n"
@@ -20,37 +30,36 @@ extension PathReport {
     return text
   }
 
-  private func table(of rows: [PathDescription]) -> String {
+  private func table(of rows: [PathDescription], width: Int?) -> String {
     let edges = [points.map(\.depth).min() ?? 1, mainDepth, 128].filter { depth in
       points.contains { $0.depth == depth && rows.map(\.id).contains($0.row) }
     }
     let depths = Set(edges).sorted()
-    func rate(_ row: PathDescription, _ depth: Int) -> String {
-      row.impossible != nil ? "-" : point(row.id, depth: depth).map { Format.count($0.iops) } ?? ""
+    func column(_ title: String, _ value: (PathDescription) -> String) -> TableColumn {
+      TableColumn(title: title, values: rows.map { $0.impossible == nil ? value($0) : "" })
     }
-    func figure(_ row: PathDescription, _ value: (PathPoint) -> String?) -> String {
-      point(row.id, depth: mainDepth).flatMap(value) ?? ""
+    func figure(_ title: String, _ value: (PathPoint) -> String?) -> TableColumn {
+      column(title) { point($0.id, depth: mainDepth).flatMap(value) ?? "" }
     }
-    func latency(_ row: PathDescription, _ name: String) -> String {
-      figure(row) { $0.latency?[name].map(Format.microseconds) }
+    func latency(_ title: String, _ name: String) -> TableColumn {
+      figure(title) { $0.latency?[name].map(Format.microseconds) }
     }
-    let table = TextTable<PathDescription> { row in
-      [Column(title: "", value: row.title, align: .left)]
-        + depths.map { Column(title: "IOPS QD\($0)", value: rate(row, $0), align: .right) } + [
-          Column(
-            title: "of limit", value: figure(row) { $0.ofLimit.map { Format.fixed($0 * 100, 0) + " %" } }, align: .right),
-          Column(title: "spread", value: figure(row) { Format.fixed($0.spread * 100, 0) + " %" }, align: .right),
-          Column(title: "p50 us", value: latency(row, "50"), align: .right),
-          Column(title: "p99", value: latency(row, "99"), align: .right),
-          Column(title: "p99.9", value: latency(row, "99.9"), align: .right),
-          Column(title: "CPU us/IO", value: figure(row) { $0.cpu.map(Format.significant) }, align: .right),
-          Column(title: "syscalls/IO", value: figure(row) { $0.systemCalls.map(Format.significant) }, align: .right),
-          Column(title: "calls/IO", value: figure(row) { $0.calls.map(Format.significant) }, align: .right),
-          Column(title: "", value: row.impossible.map { "not here: \($0)" } ?? "", align: .left),
-        ]
+    var columns = [TableColumn(title: "", alignment: .left, values: rows.map(\.title))]
+    columns += depths.map { depth in
+      column("IOPS QD\(depth)") { point($0.id, depth: depth).map { Format.count($0.iops) } ?? "" }
     }
-    var text = table.string(for: rows) ?? ""
-    if !text.hasSuffix("\n") { text += "\n" }
+    columns += [
+      figure("of limit") { point in
+        point.ofLimit.map { point.isDisturbed ? "disturbed" : Format.fixed($0 * 100, 0) + " %" }
+      },
+      figure("spread") { $0.spread.map { Format.fixed($0 * 100, 0) + " %" } },
+      latency("p50 us", "50"), latency("p99", "99"), latency("p99.9", "99.9"),
+      figure("CPU us/IO") { $0.cpu.map(Format.significant) },
+      figure("syscalls/IO") { $0.systemCalls.map(Format.significant) },
+      figure("calls/IO") { $0.calls.map(Format.significant) },
+    ]
+    var text = ColumnTable.text(columns, width: width)
+    for row in rows { if let reason = row.impossible { text += "  \(row.title): not here: \(reason)\n" } }
     return text
   }
 

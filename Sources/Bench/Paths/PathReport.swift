@@ -22,8 +22,8 @@ struct PathPoint: Codable, Sendable {
   var row: String
   var depth: Int
   var iops: Double
-  /// Largest less smallest, as a share of the median.
-  var spread: Double
+  /// Largest less smallest, as a share of the median; `nil` after one round, which tells nothing about it.
+  var spread: Double?
   var latency: [String: UInt64]?
   var cpu: Double?
   var systemCalls: Double?
@@ -34,6 +34,10 @@ struct PathPoint: Codable, Sendable {
   var limit: Double?
   /// The rate as a share of that, the median of the rounds.
   var ofLimit: Double?
+
+  /// The limit is below the result by more than null's own wake-ups explain: something else ran while one of them was
+  /// measured.
+  var isDisturbed: Bool { ofLimit.map { $0 > 1.1 } ?? false }
 }
 
 /// A row in words.
@@ -63,8 +67,25 @@ struct PathConditions: Codable, Sendable {
   /// Seconds that each measurement took.
   var slice: Double
   var started: String
+  /// What the rows use that do not ask about it: the engine that is chosen for the image, the defaults of its ring, and how
+  /// it waits.
+  var engine: String
+  var setup: String
+  var waiting: String
+  /// Bytes of the image that hold nothing.
+  var holes: UInt64?
+  /// Of the sources that this program was built from.
+  var commit: String?
   /// What may have disturbed it: the load of the machine before the first measurement.
   var load: String
+}
+
+extension PathConditions {
+  var holesWarning: String? {
+    var conditions = Conditions()
+    (conditions.holes, conditions.imageSize) = (holes, imageSize)
+    return conditions.holesWarning
+  }
 }
 
 public struct PathReport: Codable, Sendable {
@@ -95,7 +116,7 @@ extension PathPoint {
     row = samples[0].row
     depth = samples[0].depth
     iops = median
-    spread = median > 0 ? ((rates.max() ?? 0) - (rates.min() ?? 0)) / median : 0
+    spread = median > 0 && rates.count > 1 ? ((rates.max() ?? 0) - (rates.min() ?? 0)) / median : nil
     cpu = middle(\.cpu)
     systemCalls = middle(\.systemCalls)
     switches = middle(\.switches)

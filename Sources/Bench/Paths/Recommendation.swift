@@ -14,21 +14,30 @@ extension Recommendation {
   /// Rounds that differ by more than this share say little; the report says so.
   static let noise = 0.25
 
+  /// The way of waiting that is used when nothing is said: what others are held against.
+  static let usualWaiting = "wait-adaptive-50"
+
   /// The rules:
   ///
   /// 1. Of the engines (without null), those whose rate at the main depth is within 5 % of the best, or within the spread
   ///    of its rounds where that is larger (25 % at most); of these, the one that costs least processor time for each
   ///    request. A mapping is considered only for images in memory, because elsewhere a page fault stops the queue.
-  /// 2. Looking for work before sleeping is recommended only as an alternative, because it costs processor time while
-  ///    nothing happens; it is named when it cuts the latency at depth 1 by a quarter or more.
+  /// 2. Another way of waiting than the default is only an alternative. One that looks longer costs processor time while
+  ///    nothing happens; it is named when it cuts the default's latency at depth 1 by a quarter or more. Sleeping at once is
+  ///    named when that takes no longer than the default, within 5 %.
   /// 3. A set-up of io_uring or a way to notify that is better than the default by more than the tie is named.
-  init(rows: [PathDescription], points: [PathPoint], mainDepth: Int, inMemory: Bool) {
+  /// 4. One round tells nothing about noise, so nothing is recommended.
+  init(rows: [PathDescription], points: [PathPoint], mainDepth: Int, inMemory: Bool, rounds: Int) {
     func point(_ row: PathDescription, _ depth: Int) -> PathPoint? {
       points.first { $0.row == row.id && $0.depth == depth }
     }
     func cost(_ point: PathPoint) -> String { point.cpu.map { ", \(Format.significant($0)) us of CPU each" } ?? "" }
     reasons = []
     flags = "--engine auto"
+    guard rounds > 1 else {
+      reasons.append("one round says nothing about noise, so the automatic choice stands: measure with --rounds 3 or more")
+      return
+    }
 
     let engines = rows.filter { $0.group == .engine && $0.id != "null" && ($0.id != "mapped" || inMemory) }
       .compactMap { row in point(row, mainDepth).map { (row: row, point: $0) } }
@@ -36,7 +45,7 @@ extension Recommendation {
       reasons.append("no engine was measured at depth \(mainDepth), so the automatic choice stands")
       return
     }
-    let margin = min(max(Self.tie, fastest.point.spread), Self.noise)
+    let margin = min(max(Self.tie, fastest.point.spread ?? 0), Self.noise)
     let equals = engines.filter { $0.point.iops >= fastest.point.iops * (1 - margin) }
     let best = equals.min { ($0.point.cpu ?? .infinity) < ($1.point.cpu ?? .infinity) } ?? fastest
     flags = best.row.flags ?? flags
@@ -49,22 +58,30 @@ extension Recommendation {
       reason += "; the next is \(second.row.title) with \(Format.count(second.point.iops))"
     }
     reasons.append(reason)
-    if let worst = engines.map(\.point.spread).max(), worst > Self.noise {
+    if let worst = engines.compactMap(\.point.spread).max(), worst > Self.noise {
       reasons.append(
         "the rounds of an engine differ by up to \(Format.fixed(worst * 100, 0)) %, so this says little: run it on a quiet "
           + "machine, or with more and longer rounds (--rounds, --slice)")
     }
 
-    if let sleep = rows.first(where: { $0.id == "wait-sleep" }), let base = point(sleep, 1)?.latency?["50"] {
-      let candidates = rows.filter { $0.group == .waiting && !["wait-sleep", "wait-ring", "wait-epoll"].contains($0.id) }
+    if let usual = rows.first(where: { $0.id == Self.usualWaiting }), let base = point(usual, 1)?.latency?["50"] {
+      // Rows with an engine of their own answer another question.
+      let others = rows.filter { $0.group == .waiting && ![usual.id, "wait-ring", "wait-epoll"].contains($0.id) }
         .compactMap { row in point(row, 1)?.latency?["50"].map { (row: row, latency: $0) } }
-        .filter { Double($0.latency) <= 0.75 * Double(base) }
-      if let quick = candidates.filter({ $0.row.flags != nil }).min(by: { $0.latency < $1.latency }) {
+      let sleep = others.first { $0.row.id == "wait-sleep" }
+      let quick = others.filter { $0.row.id != "wait-sleep" && Double($0.latency) <= 0.75 * Double(base) }
+        .min { $0.latency < $1.latency }
+      if let quick {
         reasons.append(
           "add \(quick.row.flags ?? "") where latency matters more than processor time: a single request takes "
-            + "\(Format.microseconds(quick.latency)) us instead of \(Format.microseconds(base))")
-      } else if candidates.isEmpty {
-        reasons.append("looking for work before sleeping gains less than a quarter of the latency: sleep at once")
+            + "\(Format.microseconds(quick.latency)) us instead of the default's \(Format.microseconds(base))")
+      } else {
+        reasons.append("no way of waiting cuts the default's latency by a quarter")
+      }
+      if let sleep, Double(sleep.latency) <= Double(base) * (1 + Self.tie) {
+        reasons.append(
+          "\(sleep.row.flags ?? "") costs no latency here (\(Format.microseconds(sleep.latency)) us against "
+            + "\(Format.microseconds(base))) and looks for no work in vain")
       }
     }
 
@@ -73,7 +90,7 @@ extension Recommendation {
       guard let usual = rows.first(where: { $0.id == defaultID }).flatMap({ point($0, mainDepth) }) else { continue }
       let better = rows.filter { $0.group == group && $0.id != defaultID }
         .compactMap { row in point(row, mainDepth).map { (row: row, point: $0) } }
-        .filter { $0.point.iops > usual.iops * (1 + max(Self.tie, usual.spread, $0.point.spread)) }
+        .filter { $0.point.iops > usual.iops * (1 + max(Self.tie, usual.spread ?? 0, $0.point.spread ?? 0)) }
         .max { $0.point.iops < $1.point.iops }
       let subject = group == .uring ? "io_uring's default set-up" : "the default way to notify"
       if let better {

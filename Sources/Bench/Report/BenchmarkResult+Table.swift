@@ -1,10 +1,11 @@
 /// The result for people.
 internal import Histogram
-internal import TextTable
 
 extension BenchmarkResult {
   /// A table with a row for each repeat and direction, and what is to be known below it.
-  public func table() -> String {
+  ///
+  /// - Parameter width: characters in a line; `nil`: no limit.
+  public func table(width: Int? = nil) -> String {
     struct Row {
       var measurement: Measurement
       var what: String
@@ -18,31 +19,33 @@ extension BenchmarkResult {
     }
     func percentile(_ row: Row, _ value: Double) -> String { Format.microseconds(row.latencies.valueAtPercentile(value)) }
     func share(_ row: Row) -> Double { Double(row.latencies.totalCount) / Double(max(row.measurement.requests, 1)) }
-    let table = TextTable<Row> {
-      [
-        Column(title: "", value: $0.what, align: .left),
-        Column(title: "IOPS", value: Format.count($0.measurement.iops * share($0)), align: .right),
-        Column(title: "MiB/s", value: Format.significant($0.measurement.bandwidth * share($0) / 1_048_576), align: .right),
-        Column(title: "p50 us", value: percentile($0, 50), align: .right),
-        Column(title: "p90", value: percentile($0, 90), align: .right),
-        Column(title: "p99", value: percentile($0, 99), align: .right),
-        Column(title: "p99.9", value: percentile($0, 99.9), align: .right),
-        Column(title: "max", value: percentile($0, 100), align: .right),
-        Column(title: "CPU us/IO", value: Format.optional($0.measurement.backendMicroseconds), align: .right),
-        Column(title: "client", value: Format.significant($0.measurement.clientMicroseconds), align: .right),
-        Column(title: "syscalls/IO", value: Format.optional($0.measurement.systemCallsPerRequest), align: .right),
-        Column(
-          title: "ctx/IO", value: Format.optional($0.measurement.perRequest($0.measurement.backend.switches)), align: .right),
-        Column(title: "kicks/IO", value: Format.optional($0.measurement.perRequest($0.measurement.kicks)), align: .right),
-        Column(title: "calls/IO", value: Format.optional($0.measurement.perRequest($0.measurement.calls)), align: .right),
-        Column(title: "ceiling", value: $0.measurement.ceiling.map(Format.count) ?? "-", align: .right),
-      ]
+    func column(_ title: String, _ alignment: TableColumn.Alignment = .right, _ value: (Row) -> String) -> TableColumn {
+      TableColumn(title: title, alignment: alignment, values: rows.map(value))
     }
+    let columns = [
+      column("", .left) { $0.what },
+      column("IOPS") { Format.count($0.measurement.iops * share($0)) },
+      column("MiB/s") { Format.significant($0.measurement.bandwidth * share($0) / 1_048_576) },
+      column("p50 us") { percentile($0, 50) },
+      column("p90") { percentile($0, 90) },
+      column("p99") { percentile($0, 99) },
+      column("p99.9") { percentile($0, 99.9) },
+      column("max") { percentile($0, 100) },
+      column("CPU us/IO") { Format.optional($0.measurement.backendMicroseconds) },
+      column("client") { Format.significant($0.measurement.clientMicroseconds) },
+      column("syscalls/IO") { Format.optional($0.measurement.systemCallsPerRequest) },
+      column("ctx/IO") { Format.optional($0.measurement.perRequest($0.measurement.backend.switches)) },
+      column("kicks/IO") { Format.optional($0.measurement.perRequest($0.measurement.kicks)) },
+      column("calls/IO") { Format.optional($0.measurement.perRequest($0.measurement.calls)) },
+      column("ceiling") {
+        ($0.measurement.ceiling.map(Format.count) ?? "-") + ($0.measurement.isDisturbed ? " disturbed" : "")
+      },
+    ]
     let workload = options.workload
     var text = "\(targetName): \(workload.pattern.rawValue), \(workload.blockSize) bytes, depth \(workload.depth)"
     text += workload.jobs == 1 ? "\n" : " on each of \(workload.jobs) queues\n"
-    text += table.string(for: rows) ?? ""
-    if !text.hasSuffix("\n") { text += "\n" }
+    if let conditions = options.conditions { text += "\(conditions.label)\n" }
+    text += ColumnTable.text(columns, width: width)
     if measurements.count > 1 {
       let rates = measurements.map(\.iops)
       let spread = Statistics.deviation(rates) / max(Statistics.mean(rates), 1) * 100

@@ -1,6 +1,6 @@
 /// Two results side by side: how much the second differs from the first, and whether that is more than noise.
 internal import FoundationEssentials
-internal import TextTable
+internal import VirtioCore
 
 /// The repeats of one figure in one file.
 struct Samples: Sendable {
@@ -17,7 +17,17 @@ public enum Verdict: String, Sendable, Codable {
   /// A difference, if there is any, is within the noise.
   case same = "no difference beyond the noise"
   /// There are not enough repeats to know the noise.
-  case unknown = "unknown: measure with --repeats 5 or more"
+  case unknown = "too few repeats to know the noise: measure with --repeats 5 or more"
+
+  /// In a table.
+  var word: String {
+    switch self {
+    case .better: "better"
+    case .worse: "worse"
+    case .same: "same"
+    case .unknown: "unknown"
+    }
+  }
 }
 
 /// The ratio of the second to the first.
@@ -74,6 +84,10 @@ public struct SavedResult: Sendable {
   public let name: String
   /// Repeats, by what was run.
   fileprivate let groups: [(name: String, jobs: [SavedJob])]
+  /// Under what it was measured; `nil` in fio's own files.
+  let conditions: Conditions?
+  /// For people, behind the name.
+  let label: String
 
   /// - Parameter text: JSON in fio's structure.
   public init(_ text: String, name: String) throws(BenchError) {
@@ -92,6 +106,8 @@ public struct SavedResult: Sendable {
       }
     }
     self.groups = groups
+    conditions = file.jobs[0].extra?.conditions
+    label = conditions?.label ?? file.jobs[0].label
   }
 }
 
@@ -110,7 +126,11 @@ private struct SavedJob: Decodable, Sendable {
   }
   struct Extra: Decodable, Sendable {
     var backend: Double?
-    enum CodingKeys: String, CodingKey { case backend = "backend_cpu_us_per_io" }
+    var conditions: Conditions?
+    enum CodingKeys: String, CodingKey {
+      case backend = "backend_cpu_us_per_io"
+      case conditions
+    }
   }
 
   var jobname: String
@@ -134,14 +154,15 @@ private struct SavedJob: Decodable, Sendable {
     return ([options["rw"] ?? jobname, block].compactMap { $0 } + counts).joined(separator: " ")
   }
 
-  /// fio repeats a size as it was given: `4k` is 4096.
-  private static func bytes(_ size: String) -> String {
-    let units: [Character: UInt64] = ["k": 1 << 10, "m": 1 << 20, "g": 1 << 30]
-    guard let last = size.last, let unit = units[Character(last.lowercased())], let number = UInt64(size.dropLast()) else {
-      return size
-    }
-    return "\(number.multipliedReportingOverflow(by: unit).partialValue)"
+  /// What fio says of how it went to what.
+  var label: String {
+    let options = options ?? [:]
+    let direct = options["direct"].map { $0 == "1" ? "direct" : "page cache" }
+    return [options["ioengine"], direct, options["filename"]].compactMap { $0 }.joined(separator: ", ")
   }
+
+  /// fio repeats a size as it was given: `4k` is 4096.
+  private static func bytes(_ size: String) -> String { ByteSize.parse(size).map { "\($0)" } ?? size }
 
   private var main: Direction { read.iops >= write.iops ? read : write }
   var iops: Double { read.iops + write.iops }
@@ -160,7 +181,8 @@ public struct Comparison: Sendable {
   }
 
   let lines: [Line]
-  private let names: (String, String)
+  /// Names and labels of both, and in what they differ.
+  private let head: String
 
   /// - Throws: the files have no run in common.
   public init(_ first: SavedResult, _ second: SavedResult) throws(BenchError) {
@@ -188,27 +210,41 @@ public struct Comparison: Sendable {
         path: second.name, "it has no run in common with \(first.name): rw, bs, iodepth and numjobs have to be the same")
     }
     self.lines = lines
-    names = (first.name, second.name)
+    var head = "first:  \(first.name) (\(first.label))\nsecond: \(second.name) (\(second.label))\n"
+    if let one = first.conditions, let other = second.conditions {
+      let differences = Conditions.differences(one, other)
+      head += differences.isEmpty ? "under the same conditions\n" : "they differ in \(differences.joined(separator: "; "))\n"
+    }
+    self.head = head
   }
 
   /// For people.
-  public func table() -> String {
+  ///
+  /// - Parameter width: characters in a line; `nil`: no limit.
+  public func table(width: Int? = nil) -> String {
     func spread(_ ratio: Ratio) -> String {
       guard let interval = ratio.interval else { return "-" }
       return "\(Format.fixed(interval.low, 3)) to \(Format.fixed(interval.high, 3))"
     }
-    let table = TextTable<Line> {
-      [
-        Column(title: "run", value: $0.group, align: .left),
-        Column(title: "figure", value: $0.figure, align: .left),
-        Column(title: "first", value: Format.count(Statistics.median($0.first.values)), align: .right),
-        Column(title: "second", value: Format.count(Statistics.median($0.second.values)), align: .right),
-        Column(title: "repeats", value: "\($0.first.values.count), \($0.second.values.count)", align: .right),
-        Column(title: "ratio", value: Format.fixed($0.ratio.value, 3), align: .right),
-        Column(title: "95 % interval", value: spread($0.ratio), align: .right),
-        Column(title: "second is", value: $0.verdict.rawValue, align: .left),
-      ]
+    var text = head
+    for group in lines.map(\.group).reduce(into: [String](), { if !$0.contains($1) { $0.append($1) } }) {
+      let lines = lines.filter { $0.group == group }
+      func column(_ title: String, _ alignment: TableColumn.Alignment = .right, _ value: (Line) -> String) -> TableColumn {
+        TableColumn(title: title, alignment: alignment, values: lines.map(value))
+      }
+      text += "\n\(group)\n"
+      text += ColumnTable.text(
+        [
+          column("figure", .left) { $0.figure },
+          column("first") { Format.count(Statistics.median($0.first.values)) },
+          column("second") { Format.count(Statistics.median($0.second.values)) },
+          column("repeats") { "\($0.first.values.count), \($0.second.values.count)" },
+          column("ratio") { Format.fixed($0.ratio.value, 3) },
+          column("95 % interval") { spread($0.ratio) },
+          column("second is", .left) { $0.verdict.word },
+        ], width: width)
     }
-    return "first: \(names.0)\nsecond: \(names.1)\n" + (table.string(for: lines) ?? "") + "\n"
+    let verdicts = [Verdict.same, .unknown].filter { lines.map(\.verdict).contains($0) }
+    return text + (verdicts.isEmpty ? "" : "\n") + verdicts.map { "\($0.word): \($0.rawValue)\n" }.joined()
   }
 }

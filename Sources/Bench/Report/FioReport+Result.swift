@@ -75,10 +75,10 @@ extension FioJob {
       backendSwitches: measurement.perRequest(measurement.backend.switches),
       systemCalls: measurement.systemCallsPerRequest, kicks: measurement.perRequest(measurement.kicks) ?? 0,
       calls: measurement.perRequest(measurement.calls) ?? 0, ceiling: measurement.ceiling,
-      nearCeiling: measurement.isNearCeiling, verified: measurement.verified,
+      nearCeiling: measurement.isNearCeiling, disturbed: measurement.isDisturbed, verified: measurement.verified,
       latency: Dictionary(
         uniqueKeysWithValues: Percentile.forPeople.map { ($0.name, latencies.valueAtPercentile($0.value)) }),
-      warnings: result.warnings)
+      warnings: result.warnings, conditions: result.options.conditions)
   }
 
   /// The share of the time at each depth, as fio names the depths; a closed loop is always at one.

@@ -231,17 +231,20 @@ struct BenchExtra: Codable {
   /// Requests a second that the client reaches against an echo.
   var ceiling: Double?
   var nearCeiling: Bool
+  /// The ceiling is below the result.
+  var disturbed: Bool
   /// Blocks whose contents were checked.
   var verified: UInt64
   /// Reads and writes together, nanoseconds: `50`, `90`, `99`, `99.9`, `100`.
   var latency: [String: UInt64]
   var warnings: [String]
+  var conditions: Conditions?
 
   enum CodingKeys: String, CodingKey {
     case target, iops
     case kicks = "kicks_per_io"
     case calls = "calls_per_io"
-    case ceiling, verified, warnings
+    case ceiling, verified, warnings, conditions, disturbed
     case backendMicroseconds = "backend_cpu_us_per_io"
     case clientMicroseconds = "client_cpu_us_per_io"
     case backendSwitches = "backend_ctx_per_io"

@@ -11,7 +11,7 @@ public final class BlockClient {
   public var depth = 16
   public var waiting = Waiting.calls
   /// How long nothing may come back.
-  public var patience = Duration.seconds(10)
+  public var patience = Patience.limit
 
   /// Brings the device up.
   public init(

@@ -1,5 +1,6 @@
 /// Block requests over one queue, any framing, each answer checked. It allocates as it goes: the way to be thorough, not the
 /// way to be fast (that is `PreparedQueue`).
+public import VirtioCore
 
 /// How a request ended.
 public struct BlockOutcome: Sendable {
@@ -75,7 +76,8 @@ public final class BlockQueue {
 
   /// Submits, publishes and waits for the answer. - Precondition: nothing else is outstanding.
   public func perform(
-    _ request: BlockRequest, framing: Framing? = nil, placement: ChainPlacement? = nil, milliseconds: Int = 10_000
+    _ request: BlockRequest, framing: Framing? = nil, placement: ChainPlacement? = nil,
+    milliseconds: Int = Int(Patience.limit / .milliseconds(1))
   ) throws(DriverError) -> BlockOutcome {
     precondition(outstanding == 0, "perform does one request at a time")
     guard try submit(request, framing: framing, placement: placement) != nil else {

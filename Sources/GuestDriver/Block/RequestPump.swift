@@ -1,5 +1,6 @@
 /// Keeps the queues of a block device filled, from one thread: asks for requests, submits in batches with one kick each,
 /// reaps, sleeps until it is called.
+internal import VirtioCore
 
 /// One request and how to send it.
 public struct Submission: Sendable {
@@ -31,7 +32,7 @@ struct RequestPump {
   var depth: Int
   var waiting = Waiting.calls
   /// How long nothing at all may come back.
-  var patience = Duration.seconds(10)
+  var patience = Patience.limit
 
   private var numbers: [[UInt32: Int]]
   private(set) var submitted = 0

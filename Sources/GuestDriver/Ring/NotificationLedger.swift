@@ -1,4 +1,5 @@
 /// Keeps the account of kicks and calls of one queue: what was asked for, what came, and what is owed.
+internal import VirtioCore
 
 /// The book-keeping of both kinds of notification (virtio 2.6.7, 2.6.10).
 public struct NotificationLedger: Sendable {
@@ -36,7 +37,7 @@ public struct NotificationLedger: Sendable {
   }
 
   /// How long a call may be on its way. A device that forgot it never sends it.
-  var patience = Duration.seconds(3)
+  var patience = Patience.limit
 
   init(_ lines: QueueLines) { call = CallLine(lines) }
 

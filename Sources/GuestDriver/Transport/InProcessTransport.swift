@@ -9,6 +9,7 @@ public final class InProcessTransport: DriverTransport {
   public let name = "in process"
   public let memory: DriverMemory
   private let device: any VirtioDevice
+  private let attended: AttendedDevice
   private let deviceMemory: GuestMemory
   private var negotiation: Negotiation
   private var queues: [Queue] = []
@@ -26,6 +27,7 @@ public final class InProcessTransport: DriverTransport {
   /// The device sees the driver's own mappings.
   public init(device: any VirtioDevice, memory: DriverMemory) throws(GuestMemoryError) {
     self.device = device
+    attended = AttendedDevice(device)
     self.memory = memory
     negotiation = Negotiation(offered: device.features)
     deviceMemory = try GuestMemory(
@@ -55,6 +57,7 @@ public final class InProcessTransport: DriverTransport {
     for effect in negotiation.writeStatus(status.rawValue, deviceAccepts: { device.accepts($0) }) {
       switch effect {
       case .reset:
+        attended.stopAllAndWait()
         device.reset()
         queues = []
         isLive = false
@@ -100,7 +103,7 @@ public final class InProcessTransport: DriverTransport {
       queue: index, memory: deviceMemory, features: negotiation.accepted, configuration: queue.configuration,
       kick: .eventCounter(queue.kick), call: .eventCounter(queue.call), failure: .eventCounter(queue.failure))
     do {
-      try device.start(activation)
+      try attended.startAndWait(activation)
       queues[index].isRunning = true
     } catch {
       // As over a real bus: a ring that is none makes the device ask for a reset; the driver sees it in the status.
@@ -110,24 +113,25 @@ public final class InProcessTransport: DriverTransport {
   }
 
   public func deleteQueues() {
-    for index in queues.indices where queues[index].isRunning { _ = device.stop(queue: index) }
+    for index in queues.indices where queues[index].isRunning { _ = attended.stopAndWait(queue: index) }
     queues = []
   }
 
   /// Stops one queue and tells where it stands; `nil` when it was not running.
   public func stopQueue(_ index: Int) -> QueuePosition? {
     queues[index].isRunning = false
-    return device.stop(queue: index)
+    return attended.stopAndWait(queue: index)
   }
 
   private func needReset() { if negotiation.needReset() { configurationChanges += 1 } }
 
   private func takeEvents() {
-    for event in device.takeEvents() {
+    for event in attended.takeEvents() {
       switch event {
       case .queueFailed: needReset()
       case .configurationChanged: configurationChanges += 1
-      case .notice: break
+      // Every start and every stop here waits for its own answer.
+      case .started, .notStarted, .stopped, .notice: break
       }
     }
   }

@@ -108,9 +108,11 @@ public final class MemoryFileTransport: DriverTransport {
   public func reset() throws(DriverError) {
     try write(Register.status, 0)
     configured = 0
-    let end = ContinuousClock.now + .milliseconds(file.timeout)
+    let end = ContinuousClock.now + Patience.limit
     while try !status().isEmpty {
-      guard .now < end else { throw .timeout("the device's status did not become 0 after a reset within \(file.timeout) ms") }
+      guard .now < end else {
+        throw .timeout("the device's status did not become 0 after a reset within \(Patience.limit / .seconds(1)) s")
+      }
     }
   }
 

@@ -61,12 +61,13 @@ final class BackendConnection {
   }
 
   private func takeDeviceEvents() {
-    for event in served.device.takeEvents() {
+    for event in served.attended.takeEvents() {
       switch event {
       case .queueFailed(let queue, let error):
         report(.queueFailed(queue: queue, error))
         session.queueFailed(queue)
       case .configurationChanged: session.configurationChanged()
+      case .started, .notStarted, .stopped: break
       case .notice(let text): report(.deviceNotice(text))
       }
     }
@@ -126,14 +127,14 @@ final class BackendConnection {
       do { session.mapped(.success(try plan.carryOut())) } catch { session.mapped(.failure(error)) }
     case .start(let activation):
       do {
-        try device.start(activation)
+        try served.attended.startAndWait(activation)
         report(.queueStarted(activation.queue))
         session.started(queue: activation.queue, failure: nil)
       } catch {
         session.started(queue: activation.queue, failure: error)
       }
     case .stop(let queue):
-      let position = device.stop(queue: queue)
+      let position = served.attended.stopAndWait(queue: queue)
       // A failure that was not heard of yet belongs to this run of the queue, not to the next.
       takeDeviceEvents()
       session.stopped(queue: queue, position: position)

@@ -97,7 +97,7 @@ public final class BackendServer {
   private func takeEvents() {
     // Without a front-end no queue runs, and the next one reads the configuration as it is then.
     guard let connection else {
-      _ = served.device.takeEvents()
+      _ = served.attended.takeEvents()
       return
     }
     connection.deviceEventsPending()

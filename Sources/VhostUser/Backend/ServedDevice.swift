@@ -4,11 +4,15 @@ internal import VirtioCore
 /// Carries out what sessions want of a device.
 final class ServedDevice {
   let device: any VirtioDevice
+  let attended: AttendedDevice
   /// The choice that the device works with. It outlives a connection, so that a front-end that comes back for the same
   /// running guest does not put the configuration back to its start: a guest that chose write-through counts on it.
   private var features: FeatureSet?
 
-  init(_ device: any VirtioDevice) { self.device = device }
+  init(_ device: any VirtioDevice) {
+    self.device = device
+    attended = AttendedDevice(device)
+  }
 
   var description: BackendSession.DeviceDescription {
     .init(

@@ -40,13 +40,13 @@ public final class Frontend {
   private var reader = MessageReader()
   private var writer = MessageWriter()
 
-  public init(connectingTo path: String, patience: Duration = .seconds(30)) throws(FrontendError) {
+  public init(connectingTo path: String, patience: Duration = Patience.limit) throws(FrontendError) {
     do { self.socket = try UnixSocket.connect(to: path) } catch { throw .socket(error) }
     self.patience = patience
   }
 
   /// Over a socket that is connected already.
-  public init(socket: OwnedDescriptor, patience: Duration = .seconds(30)) {
+  public init(socket: OwnedDescriptor, patience: Duration = Patience.limit) {
     self.socket = socket
     self.patience = patience
   }

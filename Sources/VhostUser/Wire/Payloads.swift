@@ -149,7 +149,7 @@ public struct MemoryRegion: Hashable, Sendable {
 
   public static func decode(table bytes: [UInt8]) -> [MemoryRegion]? {
     guard bytes.count >= 8, let count = Int(exactly: bytes.word32(at: 0)), count <= Message.maximumDescriptors,
-      bytes.count == 8 + count * size
+      bytes.count >= 8 + count * size
     else { return nil }
     return (0..<count).map { MemoryRegion(decoding: bytes, at: 8 + $0 * size) }
   }

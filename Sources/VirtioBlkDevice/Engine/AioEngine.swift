@@ -10,7 +10,7 @@ internal import VirtioCore
 /// sleeps for everything, and a completion has to signal nothing.
 @safe
 struct AioEngine: BlockEngine, ~Copyable {
-  static let fillsReads = true
+  static let movesData = true
   /// Operations in the kernel at once. All processes of a machine share 65536 by default.
   private static let kernelDepth = 256
   /// What the data of the poll says instead of a tag.
@@ -103,14 +103,14 @@ struct AioEngine: BlockEngine, ~Copyable {
         // The kernel need not fetch a list of one.
         opcode = isRead ? IO_CMD_PREAD : IO_CMD_PWRITE
         unsafe buffer = UnsafeRawPointer(segment.base)
-        count = min(segment.count, 0x7fff_f000)
+        count = Int(truncatingIfNeeded: operation.length)
       } else {
         opcode = isRead ? IO_CMD_PREADV : IO_CMD_PWRITEV
       }
     case .flush: opcode = IO_CMD_FDSYNC
-    case .punchHole, .zeroRange, .allocate:
+    case .punchHole, .zeroRange, .allocate, .blockDiscard:
       calls &+= 1
-      return .finished(medium.allocate(operation))
+      return .finished(medium.changeRange(operation))
     }
     if parts.isDue(queuedCount) { handOver() }
     // One slot of a worker has one operation under way: there is always a block left.
@@ -235,7 +235,7 @@ struct AioEngine: BlockEngine, ~Copyable {
     return .completion(tag: UInt32(truncatingIfNeeded: data), result: Int32(truncatingIfNeeded: result))
   }
 
-  mutating func watch(_ kick: KickSource, lane: Int) { waiter.watch(kick, lane: lane) }
+  mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) { try waiter.watch(kick, lane: lane) }
   mutating func unwatch(lane: Int) { waiter.unwatch(lane: lane) }
   var systemCalls: UInt64 { calls &+ waiter.systemCalls }
 }

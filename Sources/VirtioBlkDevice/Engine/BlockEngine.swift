@@ -16,6 +16,14 @@ struct IOOperation {
     case zeroRange
     /// The range holds space; what is written there stays.
     case allocate
+    /// The range's content does not matter any more: the call that block devices have for it. It may take long, and no engine
+    /// has it; see `CallPool`.
+    case blockDiscard
+
+    /// Data moves.
+    var isTransfer: Bool {
+      @inline(__always) get { self == .read || self == .write }
+    }
   }
 
   var kind: Kind
@@ -50,9 +58,16 @@ enum EngineEvent {
 ///
 /// Waiting belongs here: an engine knows best how to sleep for completions, kicks and the mailbox at once.
 protocol BlockEngine: ~Copyable {
-  /// Reads really put data into guest memory.
-  static var fillsReads: Bool { get }
+  /// Data really moves between guest memory and the medium.
+  static var movesData: Bool { get }
+  /// A write past the end of a file that was cut fails by itself.
+  static var noticesCuts: Bool { get }
+  /// Flushes and everything about ranges have to be done elsewhere (a ring that polls its device takes nothing but transfers).
+  var takesOnlyTransfers: Bool { get }
+  /// The kernel takes nothing from this engine any more, and nothing that is under way will complete.
+  var isLost: Bool { get }
 
+  /// - Parameter operation: inside the medium; a transfer has at least one byte and at most 2^30, as many as its segments.
   mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome
   /// Hands over what was started, without waiting.
   mutating func submit()
@@ -72,7 +87,8 @@ protocol BlockEngine: ~Copyable {
   mutating func use(_ memory: GuestMemory)
 
   /// Reports kicks from now on.
-  mutating func watch(_ kick: KickSource, lane: Int)
+  /// - Throws: why it cannot; `unwatch` is due all the same.
+  mutating func watch(_ kick: KickSource, lane: Int) throws(Errno)
   /// Reports no more kicks for this lane. The source may be closed afterwards.
   mutating func unwatch(lane: Int)
 
@@ -83,4 +99,7 @@ protocol BlockEngine: ~Copyable {
 extension BlockEngine where Self: ~Copyable {
   mutating func use(_ memory: GuestMemory) {}
   var hasFinished: Bool { false }
+  static var noticesCuts: Bool { false }
+  var takesOnlyTransfers: Bool { false }
+  var isLost: Bool { false }
 }

@@ -10,13 +10,14 @@ internal import SystemPackage
 internal import VirtioCore
 
 struct CachedEngine: BlockEngine, ~Copyable {
-  static let fillsReads = true
+  static let movesData = true
   /// How long pages that went may go unnoticed, and each may stop the queue once: nanoseconds, and copies until the clock is
   /// asked.
   private static let patience = (time: UInt64(1_000_000), copies: 16)
 
   /// For what is not known of them yet.
   private let windows: PopulatedWindows
+  private var image: MappedTransfers
   private var copies: CopyQueue
   private var ring: UringEngine
   /// Page faults of this thread that had to wait for the medium, as counted last, and when.
@@ -34,16 +35,15 @@ struct CachedEngine: BlockEngine, ~Copyable {
     let ring = try UringEngine(descriptor: descriptor, isSlow: false, mailbox: mailbox, depth: depth, setup: setup)
     self.windows = windows
     self.ring = ring
-    copies = CopyQueue(image, descriptor: descriptor, depth: depth)
+    self.image = MappedTransfers(image, descriptor: descriptor)
+    copies = CopyQueue(depth: depth)
     seen = (clinux_thread_major_faults(), Clock.now)
   }
 
   @inline(__always)
   mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
-    if operation.kind == .read, copies.takes(operation), !copies.isCut,
-      copies.isData(operation) || comesToBeData(operation)
-    {
-      copies.add(operation, tag: tag)
+    if operation.kind == .read, !image.isCut, image.isData(operation) || comesToBeData(operation) {
+      copies.add(operation, tag: tag, image)
       unchecked &+= 1
       return .pending
     }
@@ -53,7 +53,7 @@ struct CachedEngine: BlockEngine, ~Copyable {
   @inline(never)
   private mutating func startOther(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
     // Whoever looks again before it is done may find what it had: a hole that is touched in the page cache reads as zeroes, too.
-    copies.forgetHoles(of: operation)
+    image.forgetHoles(of: operation)
     return ring.start(operation, tag: tag)
   }
 
@@ -77,7 +77,7 @@ struct CachedEngine: BlockEngine, ~Copyable {
   }
 
   mutating func nextEvent() -> EngineEvent? {
-    if let done = copies.nextCompletion() { return done }
+    if let done = copies.nextCompletion(&image) { return done }
     if unchecked >= Self.patience.copies { noticeLostPages() }
     return ring.nextEvent()
   }
@@ -103,7 +103,9 @@ struct CachedEngine: BlockEngine, ~Copyable {
 
   mutating func poll() { ring.poll() }
   mutating func use(_ memory: GuestMemory) { ring.use(memory) }
-  mutating func watch(_ kick: KickSource, lane: Int) { ring.watch(kick, lane: lane) }
+  var takesOnlyTransfers: Bool { ring.takesOnlyTransfers }
+  var isLost: Bool { ring.isLost }
+  mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) { try ring.watch(kick, lane: lane) }
   mutating func unwatch(lane: Int) { ring.unwatch(lane: lane) }
-  var systemCalls: UInt64 { ring.systemCalls &+ copies.calls &+ looks }
+  var systemCalls: UInt64 { ring.systemCalls &+ image.calls &+ looks }
 }

@@ -31,6 +31,10 @@ struct EngineChoice {
 
   /// - Throws: an engine that was named cannot be had.
   static func resolve(_ wanted: EngineKind, _ setup: UringSetup, image: ImageFile) throws(EngineError) -> EngineChoice {
+    // Wherever a ring may be made: one that polls gets nothing but errors from a medium without polled queues.
+    if setup.poll != .off, [.uring, .cached, .auto].contains(wanted), wanted == .cached || !image.canPoll {
+      throw .cannotPoll(path: image.path)
+    }
     switch wanted {
     case .null: return EngineChoice(kind: .null, reason: "no medium: requests succeed and move no data")
     case .sync: return EngineChoice(kind: .sync, reason: "plain system calls in the queue's thread, as asked")
@@ -43,7 +47,6 @@ struct EngineChoice {
       } catch { throw .cannotMap(path: image.path, error) }
     case .uring:
       do throws(Errno) { try UringEngine.probe() } catch { throw .uringUnavailable(error) }
-      if setup.poll != .off, !image.canPoll { throw .cannotPoll(path: image.path) }
       return EngineChoice(kind: .uring, reason: "io_uring, as asked")
     case .cached:
       guard !image.isDirect else { throw .notCached(path: image.path) }
@@ -119,7 +122,7 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
     case .notCached(let path):
       "the image \(path) is opened past the page cache, and the cached engine copies out of it: say --direct off, or --engine auto"
     case .badQueueCount(let count): "\(count) queues are not possible: use 1 to 256"
-    case .badQueueSize(let size): "a queue size of \(size) is not a power of two from 2 to 32768"
+    case .badQueueSize(let size): "a queue size of \(size) is not a power of two from 4 to 32768"
     case .badThreadCount(let count): "\(count) threads are not possible: use 1 up to the number of queues"
     case .badProcessor(let cpu, let online): "there is no CPU \(cpu) to pin to: this machine has CPUs 0 to \(online - 1)"
     case .noResources(let error):

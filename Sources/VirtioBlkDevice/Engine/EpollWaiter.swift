@@ -27,6 +27,13 @@ struct EpollWaiter: ~Copyable {
   init(mailbox: Int32, completions: Int32? = nil) throws(Errno) {
     let descriptor = epoll_create1(Int32(EPOLL_CLOEXEC))
     guard descriptor >= 0 else { throw Errno(rawValue: errno) }
+    do throws(Errno) {
+      try Self.add(mailbox, Self.mailboxMark, to: descriptor)
+      if let completions { try Self.add(completions, Self.completionMark, to: descriptor) }
+    } catch {
+      close(descriptor)
+      throw error
+    }
     self.descriptor = descriptor
     unsafe self.events = .allocate(capacity: Self.capacity)
     count = 0
@@ -34,8 +41,6 @@ struct EpollWaiter: ~Copyable {
     bridges = [:]
     kicks = [:]
     systemCalls = 0
-    add(mailbox, Self.mailboxMark)
-    if let completions { add(completions, Self.completionMark) }
   }
 
   deinit {
@@ -43,22 +48,24 @@ struct EpollWaiter: ~Copyable {
     close(descriptor)
   }
 
-  private func add(_ watched: Int32, _ mark: UInt64) {
+  private func add(_ watched: Int32, _ mark: UInt64) throws(Errno) { try Self.add(watched, mark, to: descriptor) }
+
+  private static func add(_ watched: Int32, _ mark: UInt64, to descriptor: Int32) throws(Errno) {
     var event = unsafe epoll_event()
     unsafe event.events = EPOLLIN.rawValue | EPOLLET.rawValue
     unsafe event.data.u64 = mark
-    _ = unsafe epoll_ctl(descriptor, EPOLL_CTL_ADD, watched, &event)
+    guard unsafe epoll_ctl(descriptor, EPOLL_CTL_ADD, watched, &event) == 0 else { throw Errno(rawValue: errno) }
   }
 
-  mutating func watch(_ kick: KickSource, lane: Int) {
+  mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) {
     switch kick {
     case .eventCounter(let counter):
       kicks[lane] = counter
-      add(counter.rawValue, UInt64(lane))
+      try add(counter.rawValue, UInt64(lane))
     case .doorbell(let doorbell):
-      guard let bridge = try? DoorbellWatch(doorbell) else { return }
+      let bridge = try DoorbellWatch(doorbell)
       bridges[lane] = bridge
-      add(bridge.rung.rawValue, UInt64(lane))
+      try add(bridge.rung.rawValue, UInt64(lane))
     case .none: break
     }
   }

@@ -4,8 +4,10 @@ internal import SystemPackage
 internal import VirtioCore
 
 struct MappedEngine: BlockEngine, ~Copyable {
-  static let fillsReads = true
+  static let movesData = true
+  static let noticesCuts = true
 
+  private var image: MappedTransfers
   private var copies: CopyQueue
   private var waiter: EpollWaiter
 
@@ -14,13 +16,14 @@ struct MappedEngine: BlockEngine, ~Copyable {
   ///   - depth: operations that can be under way at once.
   init(_ image: MappedImage, descriptor: Int32, mailbox: Int32, depth: Int) throws(Errno) {
     waiter = try EpollWaiter(mailbox: mailbox)
-    copies = CopyQueue(image, descriptor: descriptor, depth: depth)
+    self.image = MappedTransfers(image, descriptor: descriptor)
+    copies = CopyQueue(depth: depth)
   }
 
   @inline(__always)
   mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
-    guard copies.takes(operation) else { return .finished(copies.performOtherwise(operation)) }
-    copies.add(operation, tag: tag)
+    guard operation.kind.isTransfer else { return .finished(image.performOtherwise(operation)) }
+    copies.add(operation, tag: tag, image)
     return .pending
   }
 
@@ -30,7 +33,7 @@ struct MappedEngine: BlockEngine, ~Copyable {
   }
 
   mutating func nextEvent() -> EngineEvent? {
-    if let done = copies.nextCompletion() { return done }
+    if let done = copies.nextCompletion(&image) { return done }
     return switch waiter.nextWake() {
     case nil, .completions: nil
     case .kick(let lane): .kick(lane: lane)
@@ -47,7 +50,7 @@ struct MappedEngine: BlockEngine, ~Copyable {
 
   mutating func poll() { waiter.wait(nanoseconds: 0) }
 
-  mutating func watch(_ kick: KickSource, lane: Int) { waiter.watch(kick, lane: lane) }
+  mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) { try waiter.watch(kick, lane: lane) }
   mutating func unwatch(lane: Int) { waiter.unwatch(lane: lane) }
-  var systemCalls: UInt64 { copies.calls &+ waiter.systemCalls }
+  var systemCalls: UInt64 { image.calls &+ waiter.systemCalls }
 }

@@ -35,4 +35,7 @@ final class MappedImage: @unchecked Sendable {
   }
 
   deinit { unsafe word.deallocate() }
+
+  /// It can be cut; a block device cannot.
+  var isFile: Bool { !image.isBlockDevice }
 }

@@ -4,7 +4,7 @@ internal import SystemPackage
 internal import VirtioCore
 
 struct NullEngine: BlockEngine, ~Copyable {
-  static let fillsReads = false
+  static let movesData = false
 
   private var waiter: EpollWaiter
 
@@ -12,7 +12,7 @@ struct NullEngine: BlockEngine, ~Copyable {
 
   @inline(__always)
   mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
-    .finished(Int32(truncatingIfNeeded: min(operation.length, 0x7fff_f000)))
+    .finished(Int32(truncatingIfNeeded: operation.length))
   }
 
   mutating func submit() {}
@@ -27,7 +27,7 @@ struct NullEngine: BlockEngine, ~Copyable {
     }
   }
 
-  mutating func watch(_ kick: KickSource, lane: Int) { waiter.watch(kick, lane: lane) }
+  mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) { try waiter.watch(kick, lane: lane) }
   mutating func unwatch(lane: Int) { waiter.unwatch(lane: lane) }
   var systemCalls: UInt64 { waiter.systemCalls }
 }

@@ -13,16 +13,16 @@ struct PlainIO {
     switch operation.kind {
     case .read:
       guard operation.segmentCount == 1, let segment = unsafe operation.segments?.pointee else { return vectored(operation) }
-      let count = unsafe pread(descriptor, segment.base, min(segment.count, 0x7fff_f000), off_t(operation.offset))
+      let count = unsafe pread(descriptor, segment.base, Int(truncatingIfNeeded: operation.length), off_t(operation.offset))
       return count < 0 ? -errno : Int32(count)
     case .write:
       guard operation.segmentCount == 1, !operation.isDurable, let segment = unsafe operation.segments?.pointee else {
         return vectored(operation)
       }
-      let count = unsafe pwrite(descriptor, segment.base, min(segment.count, 0x7fff_f000), off_t(operation.offset))
+      let count = unsafe pwrite(descriptor, segment.base, Int(truncatingIfNeeded: operation.length), off_t(operation.offset))
       return count < 0 ? -errno : Int32(count)
     case .flush: return fdatasync(descriptor) < 0 ? -errno : 0
-    case .punchHole, .zeroRange, .allocate: return allocate(operation)
+    case .punchHole, .zeroRange, .allocate, .blockDiscard: return changeRange(operation)
     }
   }
 
@@ -40,7 +40,10 @@ struct PlainIO {
   }
 
   @inline(never)
-  func allocate(_ operation: IOOperation) -> Int32 {
+  func changeRange(_ operation: IOOperation) -> Int32 {
+    if operation.kind == .blockDiscard {
+      return clinux_block_discard(descriptor, operation.offset, operation.length) < 0 ? -errno : 0
+    }
     let result = fallocate(descriptor, operation.kind.allocationMode, off_t(operation.offset), off_t(operation.length))
     return result < 0 ? -errno : 0
   }

@@ -3,7 +3,7 @@ internal import SystemPackage
 internal import VirtioCore
 
 struct SyncEngine: BlockEngine, ~Copyable {
-  static let fillsReads = true
+  static let movesData = true
 
   private let medium: PlainIO
   private var waiter: EpollWaiter
@@ -32,7 +32,7 @@ struct SyncEngine: BlockEngine, ~Copyable {
     }
   }
 
-  mutating func watch(_ kick: KickSource, lane: Int) { waiter.watch(kick, lane: lane) }
+  mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) { try waiter.watch(kick, lane: lane) }
   mutating func unwatch(lane: Int) { waiter.unwatch(lane: lane) }
   var systemCalls: UInt64 { calls &+ waiter.systemCalls }
 }

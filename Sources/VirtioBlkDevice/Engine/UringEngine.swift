@@ -6,7 +6,7 @@ internal import VirtioCore
 
 @safe
 struct UringEngine: BlockEngine, ~Copyable {
-  static let fillsReads = true
+  static let movesData = true
 
   /// What the upper half of a completion's user data says; the lower half is a tag or a lane.
   private enum Mark {
@@ -38,9 +38,13 @@ struct UringEngine: BlockEngine, ~Copyable {
   private var parts: BatchParts
   private var watches: [Int: Watch]
   private var nextGeneration: UInt16
+  /// With a lost ring: the mailbox is readable.
+  private var mailboxRang = false
   /// Waiters for doorbells, where the kernel cannot wait for them in the ring.
   private var bridges: [Int: DoorbellWatch]
   private(set) var systemCalls: UInt64
+  /// The kernel refused to be entered in a way that no later attempt changes.
+  private(set) var isLost: Bool
 
   /// Entries that one call can hand over; more of them go in several calls.
   private static let submissionEntries = 256
@@ -77,6 +81,7 @@ struct UringEngine: BlockEngine, ~Copyable {
     nextGeneration = 0
     bridges = [:]
     systemCalls = 0
+    isLost = false
     // Saves a descriptor look-up at each call; where the kernel cannot, nothing changes.
     if setup.registersRing { _ = unsafe io_uring_register_ring_fd(ring) }
     if !throughEpoll { armMailbox() }
@@ -138,9 +143,14 @@ struct UringEngine: BlockEngine, ~Copyable {
   private static let refusal: Errno? = {
     do throws(Errno) {
       let ring = unsafe try makeRing(UringSetup(), completions: 1)
-      unsafe io_uring_queue_exit(ring)
-      unsafe ring.deallocate()
-      return nil
+      defer {
+        unsafe io_uring_queue_exit(ring)
+        unsafe ring.deallocate()
+      }
+      // A filter of system calls may allow a ring to be made and not to be entered.
+      if let entry = unsafe io_uring_get_sqe(ring) { unsafe io_uring_prep_nop(entry) }
+      let result = unsafe io_uring_submit_and_wait(ring, 1)
+      return result < 0 ? Errno(rawValue: -result) : nil
     } catch { return error }
   }()
 
@@ -152,7 +162,16 @@ struct UringEngine: BlockEngine, ~Copyable {
       if let entry = unsafe io_uring_get_sqe(ring) { return unsafe entry }
       // More started than the ring has entries: hand over what there is.
       handOver()
+      if isLost { return unsafe makeRoom() }
     }
+  }
+
+  /// A lost ring: what was prepared goes nowhere, and so does what is still to be.
+  @inline(never)
+  private mutating func makeRoom() -> UnsafeMutablePointer<io_uring_sqe> {
+    unsafe clinux_forget_prepared(ring)
+    guard let entry = unsafe io_uring_get_sqe(ring) else { preconditionFailure("an empty ring has an entry") }
+    return unsafe entry
   }
 
   @inline(__always)
@@ -164,7 +183,7 @@ struct UringEngine: BlockEngine, ~Copyable {
       unsafe prepareTransfer(entry, operation)
     case .flush:
       unsafe io_uring_prep_fsync(entry, file, UInt32(IORING_FSYNC_DATASYNC))
-    case .punchHole, .zeroRange, .allocate:
+    case .punchHole, .zeroRange, .allocate, .blockDiscard:
       unsafe io_uring_prep_fallocate(
         entry, file, operation.kind.allocationMode, off_t(operation.offset), off_t(operation.length))
     }
@@ -183,7 +202,7 @@ struct UringEngine: BlockEngine, ~Copyable {
     let segments = unsafe operation.segments
     let isRead = operation.kind == .read
     if operation.segmentCount == 1, let segment = unsafe segments?.pointee {
-      let count = UInt32(min(segment.count, 0x7fff_f000))
+      let count = UInt32(truncatingIfNeeded: operation.length)
       if !buffers.isEmpty, let buffer = buffers.index(of: segment) {
         if isRead {
           unsafe io_uring_prep_read_fixed(entry, file, segment.base, count, operation.offset, buffer)
@@ -207,9 +226,26 @@ struct UringEngine: BlockEngine, ~Copyable {
     if operation.isDurable { unsafe clinux_sqe_set_rw_flags(entry, clinux_rwf_dsync) }
   }
 
+  /// A ring that polls its device takes nothing else.
+  var takesOnlyTransfers: Bool { setup.poll != .off }
+
   mutating func submit() {
     parts.begin()
     handOver()
+  }
+
+  /// Looks at what a call into the ring came to.
+  @inline(__always)
+  private mutating func check(_ result: Int32) { if result < 0 { checkError(-result) } }
+
+  /// An interrupted or busy call leaves the entries in the ring; the next turn hands them over.
+  @inline(never)
+  private mutating func checkError(_ error: Int32) {
+    switch error {
+    case EINTR, EAGAIN, EBUSY, ETIME: break
+    // Deferred work belongs to the thread that made the ring: nobody else can be meant.
+    default: isLost = true
+    }
   }
 
   private mutating func handOver() {
@@ -217,7 +253,7 @@ struct UringEngine: BlockEngine, ~Copyable {
     // With a submission thread most hand-overs are no system call at all; liburing makes one only to wake it.
     if unsafe !usesSubmissionThread || clinux_sq_needs_wakeup(ring) != 0 { systemCalls &+= 1 }
     prepared = 0
-    _ = unsafe io_uring_submit(ring)
+    check(unsafe io_uring_submit(ring))
   }
 
   private var usesSubmissionThread: Bool {
@@ -225,24 +261,30 @@ struct UringEngine: BlockEngine, ~Copyable {
   }
 
   mutating func wait(nanoseconds: Int64?) {
+    guard !isLost else { return waitForMailbox() }
     if waiter != nil { return waitThroughEpoll(nanoseconds: nanoseconds) }
     systemCalls &+= 1
     prepared = 0
     parts.begin()
     // Everything under way completes some day, so waiting for several at once ends.
     let count = UInt32(setup.minimumWait > 1 && underWay >= setup.minimumWait ? setup.minimumWait : 1)
-    // An interrupted or busy call leaves the entries in the ring; the next turn hands them over.
     if let nanoseconds {
       var limit = __kernel_timespec(tv_sec: nanoseconds / 1_000_000_000, tv_nsec: nanoseconds % 1_000_000_000)
       var first: UnsafeMutablePointer<io_uring_cqe>? = nil
       if nanoseconds == 0 {
-        _ = unsafe io_uring_submit_and_get_events(ring)
+        check(unsafe io_uring_submit_and_get_events(ring))
       } else {
-        _ = unsafe io_uring_submit_and_wait_timeout(ring, &first, count, &limit, nil)
+        check(unsafe io_uring_submit_and_wait_timeout(ring, &first, count, &limit, nil))
       }
     } else {
-      _ = unsafe io_uring_submit_and_wait(ring, count)
+      check(unsafe io_uring_submit_and_wait(ring, count))
     }
+  }
+
+  /// All that is left to wait for when the ring is lost.
+  private mutating func waitForMailbox() {
+    EventWait.untilReadable(mailbox)
+    mailboxRang = true
   }
 
   private mutating func waitThroughEpoll(nanoseconds: Int64?) {
@@ -256,6 +298,7 @@ struct UringEngine: BlockEngine, ~Copyable {
   }
 
   mutating func poll() {
+    guard !isLost else { return }
     if waiter != nil {
       systemCalls &+= 1
       waiter?.wait(nanoseconds: 0)
@@ -267,7 +310,7 @@ struct UringEngine: BlockEngine, ~Copyable {
   private mutating func collect() {
     guard unsafe (setup.poll != .off && underWay > 0) || clinux_sq_has_taskrun(ring) != 0 else { return }
     systemCalls &+= 1
-    _ = unsafe io_uring_get_events(ring)
+    check(unsafe io_uring_get_events(ring))
   }
 
   @inline(__always)
@@ -282,12 +325,15 @@ struct UringEngine: BlockEngine, ~Copyable {
       }
       if let event = otherEvent(data, flags: flags) { return event }
     }
-    guard waiter != nil else { return nil }
-    return nextWake()
+    return waiter != nil || isLost ? nextWake() : nil
   }
 
   @inline(never)
   private mutating func nextWake() -> EngineEvent? {
+    if mailboxRang {
+      mailboxRang = false
+      return .mailbox
+    }
     while let wake = waiter?.nextWake() {
       switch wake {
       case .kick(let lane): return .kick(lane: lane)
@@ -345,15 +391,15 @@ struct UringEngine: BlockEngine, ~Copyable {
     if setup.registersBuffers { unsafe buffers.register(memory, with: ring) }
   }
 
-  mutating func watch(_ kick: KickSource, lane: Int) {
+  mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) {
     guard waiter == nil else {
-      waiter?.watch(kick, lane: lane)
+      try waiter?.watch(kick, lane: lane)
       return
     }
     var kick = kick
     if case .doorbell(let doorbell) = kick, !Self.hasFutexWait {
       // An older kernel: a small thread turns the bell into an eventfd.
-      guard let bridge = try? DoorbellWatch(doorbell) else { return }
+      let bridge = try DoorbellWatch(doorbell)
       bridges[lane] = bridge
       kick = .eventCounter(bridge.rung)
     }

@@ -1,6 +1,8 @@
 /// Waiting for one descriptor, without epoll.
 internal import CLinux
 internal import Glibc
+internal import SystemPackage
+internal import VirtioCore
 
 enum EventWait {
   static func untilReadable(_ descriptor: Int32) {
@@ -9,11 +11,21 @@ enum EventWait {
   }
 
   /// Whether a descriptor can be waited for at all: a regular file, say, is always ready and would keep a waiter busy.
-  static func isPossible(_ descriptor: Int32) -> Bool {
+  static func check(_ descriptor: Int32) throws(QueueError) {
     let set = epoll_create1(Int32(EPOLL_CLOEXEC))
-    guard set >= 0 else { return false }
+    guard set >= 0 else { throw reason(Errno(rawValue: errno)) }
     defer { close(set) }
     var event = unsafe epoll_event()
-    return unsafe epoll_ctl(set, EPOLL_CTL_ADD, descriptor, &event) == 0
+    guard unsafe epoll_ctl(set, EPOLL_CTL_ADD, descriptor, &event) == 0 else { throw reason(Errno(rawValue: errno)) }
+  }
+
+  /// What it means for a queue that its kick cannot be waited for, with this error of the kernel's.
+  static func reason(_ error: Errno) -> QueueError {
+    switch error {
+    case .tooManyOpenFiles, .tooManyOpenFilesInSystem: .outOfDescriptors
+    case .noMemory, .noSpace: .outOfMemory
+    case .resourceTemporarilyUnavailable: .outOfThreads
+    default: .kickCannotBeWaitedFor
+    }
   }
 }

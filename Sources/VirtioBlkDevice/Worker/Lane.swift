@@ -14,22 +14,6 @@ enum Durability {
   case byConfiguration
 }
 
-/// What all lanes of a device have in common.
-@safe
-struct LaneContext: @unchecked Sendable {
-  let limits: BlockLimits
-  /// Only for what no engine can do: BLKDISCARD.
-  let blockDevice: Int32?
-  /// The `writeback` byte of the configuration space; not 0 means writeback.
-  let writeback: SharedCell<UInt32>
-  /// 20 bytes, NUL padded.
-  let serial: UnsafeRawPointer
-  /// `zeroChunk` bytes of zeroes.
-  let zeroes: UnsafeMutableRawPointer
-
-  static let zeroChunk = 1 << 20
-}
-
 @safe
 struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   enum State {
@@ -48,23 +32,31 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   private let durability: Durability
   private let isLegacy: Bool
   let hasRanges: (discard: Bool, writeZeroes: Bool)
-  let tagBase: UInt32
+  let firstTag: UInt32
   private let memory: GuestMemory
   private var call: CallSink
   private var failure: CallSink
   let counters: CounterBlock
+  /// Most pieces of a transfer: what SEG_MAX allows, and what the borders of memory regions make of it.
+  private let segmentLimit: Int
+  /// Most bytes of a request.
+  private let requestBytes: UInt64
   /// What is answered is published after so many even if more is available: a driver that watches goes on while we do.
   private let publishEvery: Int
   private var coalescing: Coalescing?
   /// Slots in the order in which their chains were taken; only with publication in order.
   private var order: OrderQueue?
   private let isOrdered: Bool
-  /// What the medium turned out not to do.
-  var cannotPunch = false
-  var cannotZeroRange = false
   private(set) var error: QueueError?
+  /// The last turn ended because it had done enough, not because the ring was empty.
+  private(set) var hadItsTurn = false
 
-  /// - Parameter lane: 0 … 65535, the upper half of this lane's tags.
+  /// Lost pages of the process when this queue's memory was found to be there as a whole.
+  private var seenFaults = UInt64.max
+  /// The same, and writes need no other look either; `max` when they need one.
+  private(set) var writesAreClear = UInt64.max
+
+  /// - Parameter lane: the number of its tags' lane.
   init(
     _ activation: Activation, lane: Int, slots: Int, context: LaneContext, notification: Notification,
     counters: CounterBlock
@@ -74,6 +66,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       activation.configuration, memory: activation.memory, features: features, position: activation.position)
     let slab: RequestSlab
     do throws(Errno) { slab = try RequestSlab(capacity: min(slots, Int(ring.size))) } catch { throw .outOfMemory }
+    let limits = context.limits
+    let knowsLimits = features.contains(.blockSizeMax) && features.contains(.blockSegMax)
     self.queue = activation.queue
     self.order = activation.publishesInOrder ? OrderQueue(capacity: slab.capacity) : nil
     self.isOrdered = activation.publishesInOrder
@@ -81,8 +75,11 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.slab = slab
     self.context = context
     self.counters = counters
-    self.tagBase = UInt32(lane) << 16
+    self.firstTag = LaneContext.firstTag(ofLane: lane)
     self.memory = activation.memory
+    self.segmentLimit =
+      features.contains(.blockSegMax) ? limits.pieces(regions: activation.memory.regions.count) : RequestSlab.segmentsPerSlot
+    self.requestBytes = knowsLimits ? limits.requestBytes : BlockLimits.requestBytes
     self.publishEvery = notification == .each ? 1 : 16
     self.coalescing = Coalescing(notification)
     self.call = activation.call
@@ -95,18 +92,20 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
 
   var position: QueuePosition { ring.position }
   var isIdle: Bool { slab.inUse == 0 }
-  /// Requests under way in the engine, so that the ring is not all there is to wait for.
+  /// The ring is not all there is to wait for.
   var canTake: Bool { state == .running && slab.inUse < slab.capacity }
 
   // MARK: Pop
 
-  /// Takes what is available, as far as there are slots, and starts it.
+  /// Takes what is available, as far as there are slots and it is still this queue's turn, and starts it.
   /// - Returns: whether anything was taken.
   @inline(never)
-  mutating func refill<Engine: BlockEngine & ~Copyable>(_ engine: inout Engine) -> Bool {
+  mutating func refill<Engine: BlockEngine & ~Copyable>(_ medium: inout Medium<Engine>) -> Bool {
+    hadItsTurn = false
     guard state == .running, ring.hasAvailable(), var index = slab.take() else { return false }
-    // At most one ring full a turn, so that a busy queue leaves its neighbours a turn, too.
-    var left = Int(ring.size)
+    // Whether the file was cut is looked at again.
+    if medium.canBeCut { writesAreClear = .max }
+    var left = BlockLimits.turnBytes
     // One slot serves all requests that finish in place.
     var segments = unsafe slab.segments(index)
     var shape = unsafe ChainShape(at: segments)
@@ -123,12 +122,13 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
         giveUp(chain)
         break
       }
-      left &-= 1
-      guard unsafe !begin(chain, shape, segments, index, &engine) else { continue }
+      left &-= BlockLimits.requestCost
+      guard unsafe !parse(chain, shape, segments, index, &left, &medium) else { continue }
       guard let free = slab.take() else { return true }
       index = free
       unsafe segments = slab.segments(index)
     }
+    hadItsTurn = left <= 0
     slab.give(index)
     return true
   }
@@ -145,13 +145,13 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
 
   // MARK: Parse and submit
 
-  /// Reads the header and hands a read or a write to the engine as it is. One that finishes in place is answered at once and
-  /// leaves no trace in its slot.
+  /// Reads the header and asks the medium for a read or a write. One that is done in place is answered at once and leaves no
+  /// trace in its slot.
   /// - Returns: whether the slot is free again.
   @inline(__always)
-  private mutating func begin<Engine: BlockEngine & ~Copyable>(
+  private mutating func parse<Engine: BlockEngine & ~Copyable>(
     _ chain: consuming Chain, _ shape: ChainShape, _ segments: UnsafeMutablePointer<MemorySegment>, _ index: Int,
-    _ engine: inout Engine
+    _ left: inout Int, _ medium: inout Medium<Engine>
   ) -> Bool {
     guard shape.readableBytes >= UInt64(RequestHeader.size) else {
       counters.add(.others)
@@ -176,7 +176,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       guard shape.readableBytes == UInt64(RequestHeader.size), isInside(header.sector, bytes: bytes) else {
         return unsafe refuse(chain, shape.writableBytes, shape.statusByte, index)
       }
-      written = Engine.fillsReads ? UInt32(truncatingIfNeeded: shape.writableBytes) : 0
+      written = Engine.movesData ? UInt32(truncatingIfNeeded: shape.writableBytes) : 0
       let last = unsafe shape.end - 1
       unsafe last.pointee.count &-= 1
       operation = unsafe IOOperation(
@@ -189,49 +189,71 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       guard shape.writableBytes == 1, !context.limits.isReadOnly, isInside(header.sector, bytes: bytes) else {
         return unsafe refuse(chain, shape.writableBytes, shape.statusByte, index)
       }
+      if Engine.movesData, context.faults.loadRelaxed() != writesAreClear {
+        guard mayWrite(before: header.sector &* 512 &+ bytes, &medium) else {
+          return unsafe refuse(chain, shape.writableBytes, shape.statusByte, index)
+        }
+      }
       written = 1
       operation = unsafe IOOperation(
         kind: .write, isDurable: isDurable, length: bytes, segments: segments,
         segmentCount: shape.readableCount(from: segments))
       operation.skip(RequestHeader.size)
     default:
-      unsafe beginOther(
-        header.type, chain, shape.readableBytes, shape.writable, shape.writableBytes, statusByte, index, &engine)
+      unsafe keep(chain, statusByte, UInt32(truncatingIfNeeded: shape.writableBytes), index)
+      unsafe parseOther(header.type, shape.readableBytes, shape.writable, index, &medium)
       return false
     }
     operation.offset = header.sector &* 512
-    guard operation.length > 0, !operation.isMisaligned(context.limits.memoryMask) else {
-      unsafe beginUnusual(chain, shape.writableBytes, statusByte, index, operation, &engine)
+    left &-= Int(truncatingIfNeeded: operation.length)
+    guard operation.length &- 1 < Medium<Engine>.stepBytes,
+      operation.segmentCount == 1 || operation.segmentCount <= segmentLimit
+    else {
+      unsafe keep(chain, statusByte, written, index)
+      medium.prepare(operation, tag: tag(index))
+      askUnusual(index, &medium)
       return false
     }
-    let outcome = engine.start(operation, tag: tagBase | UInt32(truncatingIfNeeded: index))
-    if case .finished(let result) = outcome, UInt64(bitPattern: Int64(result)) == operation.length, !isOrdered {
-      unsafe statusByte.storeBytes(of: BlockStatus.ok.rawValue, as: UInt8.self)
-      push(chain, written: written)
-      return true
-    }
     // A completion is taken at the next turn at the earliest: what it needs may be written down after the start.
-    let slot = unsafe park(chain, shape.writableBytes, statusByte, index)
-    unsafe slot.pointee.operation = operation
-    if !isOrdered { unsafe slot.pointee.stage = .whole }
-    if case .finished(let result) = outcome { settle(index, result, &engine) }
+    switch medium.transfer(operation, tag: firstTag | UInt32(truncatingIfNeeded: index)) {
+    case .pending:
+      unsafe keep(chain, statusByte, written, index)
+      return false
+    case .failed:
+      return unsafe completeInPlace(chain, statusByte, written, index, isDone: false, &medium)
+    case .done: break
+    }
+    guard !isOrdered else {
+      return unsafe completeInPlace(chain, statusByte, written, index, isDone: true, &medium)
+    }
+    unsafe statusByte.storeBytes(of: BlockStatus.ok.rawValue, as: UInt8.self)
+    push(chain, written: written)
+    return true
+  }
+
+  /// Answers a request that was over at once, but not plainly. - Returns: false, as its slot went with the answer.
+  @inline(never)
+  private mutating func completeInPlace<Engine: BlockEngine & ~Copyable>(
+    _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int, isDone: Bool,
+    _ medium: inout Medium<Engine>
+  ) -> Bool {
+    unsafe keep(chain, statusByte, written, index)
+    complete(index, isDone: isDone, &medium)
     return false
   }
 
   /// Writes down what the answer to a request needs.
+  ///
+  /// - Parameter written: the used element's length if all of a transfer is done; of other requests all that is writable.
   @inline(__always)
-  private mutating func park(
-    _ chain: consuming Chain, _ writableBytes: UInt64, _ statusByte: UnsafeMutableRawPointer, _ index: Int
-  ) -> UnsafeMutablePointer<RequestSlot> {
+  private mutating func keep(
+    _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int
+  ) {
+    slab.keep(chain, at: index, isOrdered ? .orderedTransfer : .transfer)
     let slot = unsafe slab.slot(index)
-    unsafe slot.pointee.chain = consume chain
-    unsafe slot.pointee.stage = .transfer
-    unsafe slot.pointee.retries = 0
     unsafe slot.pointee.statusByte = statusByte
-    unsafe slot.pointee.writableBytes = writableBytes
-    unsafe slot.pointee.written = 0
+    unsafe slot.pointee.written = written
     if isOrdered { order?.append(index) }
-    return unsafe slot
   }
 
   /// A chain without room for a status cannot be answered at all.
@@ -247,36 +269,37 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   private mutating func refuse(
     _ chain: consuming Chain, _ writableBytes: UInt64, _ statusByte: UnsafeMutableRawPointer, _ index: Int
   ) -> Bool {
-    _ = unsafe park(chain, writableBytes, statusByte, index)
+    unsafe keep(chain, statusByte, UInt32(truncatingIfNeeded: writableBytes), index)
     refuse(index, .ioError)
     return false
   }
 
-  /// A read or write of nothing, or one whose buffers the medium cannot take.
+  /// A read or write of nothing, a large one, or one of more pieces than there may be.
   @inline(never)
-  private mutating func beginUnusual<Engine: BlockEngine & ~Copyable>(
-    _ chain: consuming Chain, _ writableBytes: UInt64, _ statusByte: UnsafeMutableRawPointer, _ index: Int,
-    _ operation: IOOperation, _ engine: inout Engine
-  ) {
-    let slot = unsafe park(chain, writableBytes, statusByte, index)
-    unsafe slot.pointee.operation = operation
-    guard operation.length > 0 else { return finish(index, .ok) }
-    unsafe transferBounced(index, slot, &engine)
+  private mutating func askUnusual<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
+    let operation = medium.prepared(tag(index))
+    guard operation.length <= requestBytes, operation.segmentCount <= segmentLimit,
+      context.limits.allowsSegments(of: operation)
+    else { return refuse(index, .ioError) }
+    switch medium.transferPrepared(tag(index)) {
+    case .pending: break
+    case .done: complete(index, isDone: true, &medium)
+    case .failed: complete(index, isDone: false, &medium)
+    }
   }
 
   /// Everything but reads and writes.
   @inline(never)
-  private mutating func beginOther<Engine: BlockEngine & ~Copyable>(
-    _ type: UInt32, _ chain: consuming Chain, _ readableBytes: UInt64, _ writable: UnsafeMutablePointer<MemorySegment>,
-    _ writableBytes: UInt64, _ statusByte: UnsafeMutableRawPointer, _ index: Int, _ engine: inout Engine
+  private mutating func parseOther<Engine: BlockEngine & ~Copyable>(
+    _ type: UInt32, _ readableBytes: UInt64, _ writable: UnsafeMutablePointer<MemorySegment>, _ index: Int,
+    _ medium: inout Medium<Engine>
   ) {
-    let slot = unsafe park(chain, writableBytes, statusByte, index)
     switch RequestType(rawValue: type) {
-    case .flush: unsafe startFlush(index, slot, &engine)
-    case .flushOut where isLegacy: unsafe startFlush(index, slot, &engine)
-    case .getID: unsafe answerID(index, writable, bytes: writableBytes &- 1)
-    case .discard: unsafe startRanges(index, slot, .discard, readableBytes, &engine)
-    case .writeZeroes: unsafe startRanges(index, slot, .zero, readableBytes, &engine)
+    case .flush: askFlush(index, &medium)
+    case .flushOut where isLegacy: askFlush(index, &medium)
+    case .getID: unsafe answerID(index, writable)
+    case .discard: askRanges(index, .discard, readableBytes, &medium)
+    case .writeZeroes: askRanges(index, .zero, readableBytes, &medium)
     case .flushOut, .read, .write, nil:
       counters.add(.others)
       refuse(index, .unsupported)
@@ -332,10 +355,14 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     }
   }
 
+  func tag(_ index: Int) -> UInt32 { firstTag | UInt32(truncatingIfNeeded: index) }
+
   @inline(never)
-  private mutating func answerID(_ index: Int, _ segments: UnsafeMutablePointer<MemorySegment>, bytes: UInt64) {
+  private mutating func answerID(_ index: Int, _ segments: UnsafeMutablePointer<MemorySegment>) {
     counters.add(.others)
-    let count = Int(min(bytes, 20))
+    // Without the status byte.
+    let room = unsafe Int(slab.slot(index).pointee.written) - 1
+    let count = min(room, BlockDeviceOptions.serialSize)
     var copied = 0
     var piece = unsafe segments
     while copied < count {
@@ -344,8 +371,37 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       copied += part
       unsafe piece += 1
     }
-    unsafe slab.slot(index).pointee.written = UInt64(count)
-    finish(index, .ok)
+    answer(index, .ok, written: count == room ? room + 1 : count)
+  }
+
+  // MARK: Complete
+
+  /// The medium has done what a request asked it for.
+  @inline(__always)
+  mutating func complete<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
+    let slot = unsafe slab.slot(index)
+    guard unsafe slot.pointee.stage == .transfer else { return complete(index, isDone: true, &medium) }
+    let written = unsafe slot.pointee.written
+    unsafe slot.pointee.statusByte.unsafelyUnwrapped.storeBytes(of: BlockStatus.ok.rawValue, as: UInt8.self)
+    push(slab.takeChain(at: index), written: written)
+    slab.give(index)
+  }
+
+  /// The same for everything but a transfer that went well.
+  @inline(never)
+  mutating func complete<Engine: BlockEngine & ~Copyable>(_ index: Int, isDone: Bool, _ medium: inout Medium<Engine>) {
+    let slot = unsafe slab.slot(index)
+    let written = unsafe Int(slot.pointee.written)
+    switch unsafe slot.pointee.stage {
+    case .transfer, .orderedTransfer:
+      guard !isDone else { return answer(index, .ok, written: written) }
+      counters.add(.failures)
+      // What was written to the medium is none of the driver's memory.
+      answer(index, .ioError, written: written > 1 ? Int(medium.filled(tag(index))) : 1)
+    case .flush: isDone ? answerWithStatus(index, .ok) : refuse(index, .ioError)
+    case .discard, .zero: isDone ? askNextRange(index, &medium) : refuse(index, .ioError)
+    case .none: preconditionFailure("a request was answered twice")
+    }
   }
 
   // MARK: Publish
@@ -354,50 +410,36 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   @inline(never)
   mutating func refuse(_ index: Int, _ status: BlockStatus) {
     counters.add(.failures)
-    finish(index, status)
+    answerWithStatus(index, status)
+  }
+
+  /// Answers a request that puts nothing but its status into guest memory, which counts only where it is the first writable
+  /// byte (virtio 2.6.8.2).
+  mutating func answerWithStatus(_ index: Int, _ status: BlockStatus) {
+    answer(index, status, written: unsafe slab.slot(index).pointee.written == 1 ? 1 : 0)
   }
 
   /// Answers a request that has a slot: its status byte, its used element, its slot.
-  @inline(__always)
-  mutating func finish(_ index: Int, _ status: BlockStatus) {
+  ///
+  /// - Parameter written: bytes written into guest memory from the first writable byte on, without a gap.
+  @inline(never)
+  mutating func answer(_ index: Int, _ status: BlockStatus, written: Int) {
     let slot = unsafe slab.slot(index)
     unsafe slot.pointee.status = status
-    if unsafe slot.pointee.bounce != nil { unsafe slot.pointee.bounce = nil }
-    guard isOrdered else { return unsafe answer(index, slot) }
-    unsafe finishInOrder(slot)
-  }
-
-  @inline(never)
-  private mutating func finishInOrder(_ slot: UnsafeMutablePointer<RequestSlot>) {
+    unsafe slot.pointee.written = UInt32(truncatingIfNeeded: written)
+    guard isOrdered else { return unsafe show(index, slot) }
     unsafe slot.pointee.isFinished = true
     while let first = order?.first, unsafe slab.slot(first).pointee.isFinished {
       order?.removeFirst()
       unsafe slab.slot(first).pointee.isFinished = false
-      unsafe answer(first, slab.slot(first))
+      unsafe show(first, slab.slot(first))
     }
   }
 
   @inline(__always)
-  private mutating func answer(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) {
-    guard let chain = unsafe slot.pointee.chain.take() else {
-      preconditionFailure("a request was answered twice")
-    }
-    unsafe slot.pointee.statusByte?.storeBytes(of: slot.pointee.status.rawValue, as: UInt8.self)
-    // The status byte comes last: it counts only when everything before it was written, too (virtio 2.6.8.2).
-    let written = unsafe slot.pointee.written
-    let all = unsafe slot.pointee.writableBytes
-    push(chain, written: UInt32(truncatingIfNeeded: min(written &+ 1 == all ? all : written, UInt64(UInt32.max))))
-    slab.give(index)
-  }
-
-  /// Answers a transfer that went well at the first attempt.
-  @inline(__always)
-  mutating func answerWhole(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, isFilled: Bool) {
-    guard let chain = unsafe slot.pointee.chain.take() else {
-      preconditionFailure("a request was answered twice")
-    }
-    unsafe slot.pointee.statusByte?.storeBytes(of: BlockStatus.ok.rawValue, as: UInt8.self)
-    push(chain, written: isFilled ? unsafe UInt32(truncatingIfNeeded: slot.pointee.writableBytes) : 0)
+  private mutating func show(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) {
+    unsafe slot.pointee.statusByte.unsafelyUnwrapped.storeBytes(of: slot.pointee.status.rawValue, as: UInt8.self)
+    push(slab.takeChain(at: index), written: unsafe slot.pointee.written)
     slab.give(index)
   }
 
@@ -414,6 +456,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// Shows the driver what was answered, and tells it if it wants to be told.
   @inline(__always)
   mutating func publish() {
+    // What was read out of memory that was not the driver's any more is never shown as done.
+    guard context.faults.loadAfterLoads() == seenFaults || isMemoryThere() else { return }
     let count = ring.unpublished
     ring.publish()
     if coalescing != nil, !coalescing!.isDue(after: count) { return }
@@ -441,8 +485,35 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     call.signal()
   }
 
-  /// Stops the queue when its memory is not the driver's any more.
-  mutating func checkMemory() { if memory.hasFaulted { fail(.memoryLost) } }
+  /// Whether all of the queue's memory is still the driver's. A queue with memory that is not stops.
+  @inline(never)
+  mutating func isMemoryThere() -> Bool {
+    // Counted first, so that what happens meanwhile is looked at next time.
+    let faults = context.faults.loadAfterLoads()
+    guard faults != seenFaults else { return true }
+    guard !memory.hasFaulted else {
+      fail(.memoryLost)
+      return false
+    }
+    seenFaults = faults
+    return true
+  }
+
+  /// Whether a write may begin: its header and data are the driver's, and the file has not been cut before its end.
+  @inline(never)
+  mutating func mayWrite<Engine: BlockEngine & ~Copyable>(before end: UInt64, _ medium: inout Medium<Engine>) -> Bool {
+    guard isMemoryThere(), medium.holds(end: end) else { return false }
+    if medium.isWhole { writesAreClear = seenFaults }
+    return true
+  }
+
+  /// The medium is lost with everything that is under way: all of it failed.
+  mutating func abandonRequests() {
+    for index in 0..<slab.begun where unsafe slab.slot(index).pointee.stage != .none && !slab.slot(index).pointee.isFinished {
+      refuse(index, .ioError)
+    }
+    fail(.mediumLost)
+  }
 
   mutating func replaceFailure(_ failure: CallSink) { self.failure = failure }
 

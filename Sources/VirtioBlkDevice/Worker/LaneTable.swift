@@ -21,6 +21,9 @@ struct LaneTable<Ring: Virtqueue & ~Copyable>: ~Copyable {
     unsafe isPresent.deallocate()
   }
 
+  /// There is no lane.
+  var isEmpty: Bool { !(0..<capacity).contains { unsafe isPresent[$0] } }
+
   /// A place without a lane; `nil` when all are taken.
   var free: Int? { (0..<capacity).first { unsafe !isPresent[$0] } }
 

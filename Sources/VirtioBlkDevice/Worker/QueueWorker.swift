@@ -4,17 +4,6 @@ internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
 
-/// What the control plane asks of a worker.
-enum WorkerMessage: Sendable {
-  case start(Activation, Reply<QueueError?>)
-  /// Drain, and say where the queue stands; `nil` if it is not here.
-  case stop(queue: Int, Reply<QueuePosition?>)
-  case replaceCall(queue: Int, CallSink)
-  case replaceFailure(queue: Int, CallSink)
-  /// End the thread; all queues were stopped before.
-  case end
-}
-
 /// What every worker of a device is made with.
 struct WorkerConfiguration: Sendable {
   var context: LaneContext
@@ -25,8 +14,8 @@ struct WorkerConfiguration: Sendable {
   var waiting: Waiting
   var notification: Notification
   var counters: CounterBlock
-  var mailbox: Mailbox<WorkerMessage>
-  var events: Mailbox<DeviceEvent>
+  var mailbox: WorkerMailbox
+  var events: DeviceNews
 }
 
 @safe
@@ -42,9 +31,12 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   private static var looksBetweenPolls: Int { 128 }
 
   private let configuration: WorkerConfiguration
-  private var engine: Engine
+  private var medium: Medium<Engine>
   private var lanes: LaneTable<Ring>
-  private var stops: [(lane: Int, reply: Reply<QueuePosition?>)] = []
+  /// Lanes that are being stopped.
+  private var stops: [Int] = []
+  /// A queue has stopped or was not started, so there may be none.
+  private var mayEnd = false
   /// Lanes without a kick source.
   private var unkicked = 0
   private var hasEnded = false
@@ -55,12 +47,18 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   private let roundsBetweenPolls: Int
   /// Lost pages of the whole process, when this worker looked last.
   private var seenFaults = FaultGuard.count
+  /// Some queue had its turn with more to do, or the backlog did: the mailbox is looked at before the next turn.
+  private var isBusy = false
   /// Those of the workers that had these counters before.
   private let earlierSystemCalls: UInt64
 
-  init(_ configuration: WorkerConfiguration, engine: consuming Engine) {
+  /// - Throws: there is no memory for the requests under way.
+  init(_ configuration: WorkerConfiguration, engine: consuming Engine) throws(Errno) {
+    let mailbox = configuration.mailbox
+    medium = try Medium(
+      configuration.context.medium, engine: engine, lanes: configuration.lanes, counters: configuration.counters,
+      wake: { EventCounter.signal(mailbox.descriptor) })
     self.configuration = configuration
-    self.engine = engine
     window = PollWindow(configuration.waiting)
     coalesces = if case .coalesce = configuration.notification { true } else { false }
     earlierSystemCalls = configuration.counters.value(.systemCalls)
@@ -68,40 +66,46 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     roundsBetweenPolls = max(1, Self.looksBetweenPolls / max(1, configuration.lanes))
   }
 
-  /// Works until it is told to end.
+  /// Works until its last queue has stopped.
   mutating func run() {
     while !hasEnded { turn() }
-    configuration.counters.set(.systemCalls, earlierSystemCalls &+ engine.systemCalls)
+    configuration.counters.set(.systemCalls, earlierSystemCalls &+ medium.systemCalls)
   }
 
   /// A function of its own in the machine code, too, so that its cost can be counted.
   @inline(never)
   private mutating func turn() {
     configuration.counters.add(.turns)
-    while let event = engine.nextEvent() {
-      if case .completion(let tag, let result) = event { complete(tag, result) } else { handle(event) }
+    medium.beginTurn()
+    while let event = medium.nextEvent() {
+      if case .done(let tag) = event { complete(tag) } else { handle(event) }
     }
     if FaultGuard.count != seenFaults { checkMemory() }
+    isBusy = medium.hasReady
     var hasMore = false
     for index in 0..<lanes.capacity where lanes.contains(index) {
       // Requests that are finished in place are published with the next batch or here.
-      if unsafe lanes[index].pointee.refill(&engine) { hasMore = unsafe hasMore || lanes[index].pointee.hasAvailable() }
+      if unsafe lanes[index].pointee.refill(&medium) {
+        hasMore = unsafe hasMore || lanes[index].pointee.hasAvailable()
+        isBusy = unsafe isBusy || lanes[index].pointee.hadItsTurn
+      }
       unsafe lanes[index].pointee.publish()
       unsafe reportError(&lanes[index].pointee)
     }
     finishStops()
-    if hasMore || engine.hasFinished { return goOn() }
+    if hasMore || medium.hasReady { return goOn() }
     if window.current > 0, look() { return }
     sleep()
   }
 
   /// On to the next turn without a sleep. A driver that always has more must not keep the worker from its mailbox.
   private mutating func goOn() {
-    engine.submit()
+    medium.engine.submit()
     turnsWithoutPoll &+= 1
-    guard turnsWithoutPoll >= Self.turnsBetweenPolls else { return }
+    guard isBusy || turnsWithoutPoll >= Self.turnsBetweenPolls else { return }
     turnsWithoutPoll = 0
-    engine.poll()
+    medium.engine.poll()
+    if medium.engine.isLost { abandonAll() }
   }
 
   /// Asks for kicks, looks once more, and sleeps in the engine: this is also where a turn's operations are handed over.
@@ -110,19 +114,24 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     for index in 0..<lanes.capacity where lanes.contains(index) {
       if unsafe lanes[index].pointee.prepareToSleep() { hasMore = true }
     }
-    configuration.counters.set(.systemCalls, earlierSystemCalls &+ engine.systemCalls)
+    configuration.counters.set(.systemCalls, earlierSystemCalls &+ medium.systemCalls)
     // What this turn or the last look ran into is dealt with before sleeping.
     if FaultGuard.count != seenFaults { hasMore = true }
     let limit = hasMore ? 0 : sleepLimit()
-    guard window.learns else { return engine.wait(nanoseconds: limit) }
-    let start = Clock.now
-    engine.wait(nanoseconds: limit)
-    window.learn(slept: Clock.now &- start)
+    if window.learns {
+      let start = Clock.now
+      medium.engine.wait(nanoseconds: limit)
+      window.learn(slept: Clock.now &- start)
+    } else {
+      medium.engine.wait(nanoseconds: limit)
+    }
+    if medium.engine.isLost { abandonAll() }
   }
 
   /// How long the sleep may last, if somebody has to be served without an event.
   private func sleepLimit() -> Int64? {
     var limit: Int64? = unkicked > 0 ? Self.unkickedSleep : nil
+    if let end = medium.restEnds { limit = min(limit ?? .max, max(Int64(clamping: end) - Int64(clamping: Clock.now), 1)) }
     guard coalesces else { return limit }
     for index in 0..<lanes.capacity where lanes.contains(index) {
       guard let deadline = unsafe lanes[index].pointee.callDeadline else { continue }
@@ -133,29 +142,30 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   }
 
   @inline(__always)
-  private mutating func complete(_ tag: UInt32, _ result: Int32) {
-    unsafe lanes[Int(tag >> 16)].pointee.complete(Int(tag & 0xffff), result, &engine)
+  private mutating func complete(_ tag: UInt32) {
+    unsafe lanes[LaneContext.lane(of: tag)].pointee.complete(LaneContext.slot(of: tag), &medium)
   }
 
   @inline(never)
-  private mutating func handle(_ event: EngineEvent) {
+  private mutating func handle(_ event: MediumEvent) {
     switch event {
-    case .completion(let tag, let result): complete(tag, result)
+    case .done(let tag): complete(tag)
+    case .failed(let tag):
+      unsafe lanes[LaneContext.lane(of: tag)].pointee.complete(LaneContext.slot(of: tag), isDone: false, &medium)
     case .kick: configuration.counters.add(.kicks)  // the turn that follows looks at every ring
-    case .mailbox:
-      for message in configuration.mailbox.take() { handle(message) }
+    case .mailbox: takeOrders()
     }
   }
 
   /// Looks for available chains and completions for a while instead of sleeping. - Returns: whether there were any.
   private mutating func look() -> Bool {
-    engine.submit()
+    medium.engine.submit()
     let isEndless = window.current == .max
     let end = isEndless ? UInt64.max : Clock.now &+ window.current
     var round = 0
     while true {
       for index in 0..<lanes.capacity where unsafe lanes.contains(index) && lanes[index].pointee.hasAvailable() { return true }
-      if let event = engine.nextEvent() {
+      if let event = medium.nextEvent() {
         handle(event)
         return true
       }
@@ -163,7 +173,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       // Messages and completions that need a system call to be seen, and the clock, are looked at once a microsecond or so: a
       // driver with one request at a time answers sooner, and would wait for the call to return.
       if round % roundsBetweenPolls == 0 {
-        engine.poll()
+        medium.engine.poll()
         // Whoever does the work that is waited for (a kernel worker, say) may have to do it on this very CPU.
         sched_yield()
         if !isEndless, Clock.now >= end { return false }
@@ -176,24 +186,37 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   @inline(never)
   private mutating func checkMemory() {
     seenFaults = FaultGuard.count
-    for index in 0..<lanes.capacity where lanes.contains(index) { unsafe lanes[index].pointee.checkMemory() }
+    for index in 0..<lanes.capacity where lanes.contains(index) { unsafe _ = lanes[index].pointee.isMemoryThere() }
+  }
+
+  /// The engine is lost: nothing that is under way will complete, and nothing can be asked for any more.
+  @inline(never)
+  private mutating func abandonAll() {
+    medium.abandonJobs()
+    for index in 0..<lanes.capacity where lanes.contains(index) { unsafe lanes[index].pointee.abandonRequests() }
   }
 
   // MARK: Control
 
-  private mutating func handle(_ message: WorkerMessage) {
-    switch message {
-    case .start(let activation, let reply): reply.give(start(activation))
-    case .stop(let queue, let reply):
-      guard let lane = lane(of: queue) else { return reply.give(nil) }
-      unsafe lanes[lane].pointee.drain()
-      stops.append((lane, reply))
-    case .replaceCall(let queue, let call):
-      if let lane = lane(of: queue) { unsafe lanes[lane].pointee.replaceCall(call) }
-    case .replaceFailure(let queue, let failure):
-      if let lane = lane(of: queue) { unsafe lanes[lane].pointee.replaceFailure(failure) }
-    case .end: hasEnded = true
+  private mutating func takeOrders() {
+    let orders = configuration.mailbox.take()
+    for (queue, order) in orders.queues.sorted(by: { $0.key < $1.key }) {
+      if let activation = order.start { answer(activation) }
+      guard let lane = lane(of: queue) else { continue }
+      if let call = order.call { unsafe lanes[lane].pointee.replaceCall(call) }
+      if let failure = order.failure { unsafe lanes[lane].pointee.replaceFailure(failure) }
+      if order.stops { stop(lane) }
     }
+    guard orders.stopsAll else { return }
+    for lane in 0..<lanes.capacity where lanes.contains(lane) { stop(lane) }
+    mayEnd = true
+  }
+
+  /// Asked again, it is the same stop.
+  private mutating func stop(_ lane: Int) {
+    guard !stops.contains(lane) else { return }
+    unsafe lanes[lane].pointee.drain()
+    stops.append(lane)
   }
 
   private func lane(of queue: Int) -> Int? {
@@ -201,39 +224,57 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     return nil
   }
 
-  private mutating func start(_ activation: Activation) -> QueueError? {
-    if case .eventCounter(let counter) = activation.kick, !EventWait.isPossible(counter.rawValue) {
-      return .kickCannotBeWaitedFor
-    }
-    guard let index = lanes.free else { return .outOfMemory }
+  private mutating func answer(_ activation: Activation) {
     do throws(QueueError) {
-      lanes.insert(
-        try Lane(
-          activation, lane: index, slots: configuration.slots, context: configuration.context,
-          notification: configuration.notification, counters: configuration.counters), at: index)
-    } catch { return error }
+      try start(activation)
+      configuration.events.post(.started(queue: activation.queue))
+    } catch {
+      mayEnd = true
+      configuration.events.post(.notStarted(queue: activation.queue, error))
+    }
+  }
+
+  private mutating func start(_ activation: Activation) throws(QueueError) {
+    if case .eventCounter(let counter) = activation.kick { try EventWait.check(counter.rawValue) }
+    guard let index = lanes.free else { throw .outOfMemory }
+    lanes.insert(
+      try Lane(
+        activation, lane: index, slots: configuration.slots, context: configuration.context,
+        notification: configuration.notification, counters: configuration.counters), at: index)
+    medium.use(activation.memory, lane: index)
+    do throws(Errno) { try medium.engine.watch(activation.kick, lane: index) } catch {
+      medium.engine.unwatch(lane: index)
+      lanes.remove(index)
+      medium.forgetMemory(ofLane: index)
+      throw EventWait.reason(error)
+    }
     // The turn that follows looks at the ring without waiting for a kick.
     if case .none = activation.kick { unkicked += 1 }
     kicks[index] = activation.kick
-    engine.use(activation.memory)
-    engine.watch(activation.kick, lane: index)
-    return nil
   }
 
   private var kicks: [Int: KickSource] = [:]
 
-  /// Lets go of the lanes that were to be stopped and have nothing under way any more.
+  /// Lets go of the lanes that were to be stopped and have nothing under way any more; without a lane the worker ends.
   private mutating func finishStops() {
-    guard !stops.isEmpty else { return }
-    for (lane, reply) in stops where unsafe lanes[lane].pointee.isIdle {
-      unsafe lanes[lane].pointee.publishLast()
-      let position = unsafe lanes[lane].pointee.position
-      engine.unwatch(lane: lane)
-      if case .some(.none) = kicks.removeValue(forKey: lane) { unkicked -= 1 }
-      lanes.remove(lane)
-      reply.give(position)
-    }
-    stops.removeAll { !lanes.contains($0.lane) }
+    guard mayEnd || !stops.isEmpty else { return }
+    for lane in stops where unsafe lanes[lane].pointee.isIdle { remove(lane) }
+    stops.removeAll { !lanes.contains($0) }
+    guard mayEnd else { return }
+    mayEnd = false
+    hasEnded = lanes.isEmpty && configuration.mailbox.close()
+  }
+
+  private mutating func remove(_ lane: Int) {
+    unsafe lanes[lane].pointee.publishLast()
+    unsafe reportError(&lanes[lane].pointee)
+    let (queue, position) = unsafe (lanes[lane].pointee.queue, lanes[lane].pointee.position)
+    medium.engine.unwatch(lane: lane)
+    if case .some(.none) = kicks.removeValue(forKey: lane) { unkicked -= 1 }
+    lanes.remove(lane)
+    medium.forgetMemory(ofLane: lane)
+    mayEnd = true
+    configuration.events.post(.stopped(queue: queue, position))
   }
 
   private func reportError(_ lane: inout Lane<Ring>) {

@@ -2,51 +2,38 @@
 internal import SystemPackage
 internal import VirtioCore
 
-/// Where a request stands.
+/// What a request waits for.
 enum RequestStage: UInt8 {
-  /// All data was handed over in one operation: if that transfers everything, the request is done.
-  case whole
-  /// Data moves between the guest's segments and the medium.
+  /// There is none in the slot, or it has been answered.
+  case none
+  /// Its data: when the medium has moved it, the request is answered.
   case transfer
-  /// Ranges are being discarded.
+  /// The same, with answers in the order of the requests.
+  case orderedTransfer
+  /// A range is being discarded.
   case discard
-  /// Ranges are being zeroed.
+  /// A range is being zeroed.
   case zero
   /// What was written goes to stable storage.
   case flush
 }
 
-/// One request under way. One that finishes in place never gets here.
+/// One request under way. One that is done in place never gets here.
 @safe
-struct RequestSlot: ~Copyable {
-  var chain: Chain?
-  var stage: RequestStage = .transfer
+struct RequestSlot {
+  var stage = RequestStage.none
   var status: BlockStatus = .ok
   /// Answered, but an earlier one is not: with publication in order it waits here.
   var isFinished = false
-  /// How often this step was tried again without progress.
-  var retries: UInt8 = 0
-  /// How a range is being zeroed; see `Lane.zeroNext`.
-  var method: ZeroMethod = .punch
+  /// Of ranges: what was done goes to stable storage before the answer.
+  var isDurable = false
+  /// The range to ask for next.
   var rangeIndex: UInt8 = 0
   var rangeCount: UInt8 = 0
-
+  /// The used element's length, once it is known; of a transfer, if all of it is done.
+  var written: UInt32 = 0
   /// Where the status goes.
   var statusByte: UnsafeMutableRawPointer?
-  /// Bytes that the device may write, with the status.
-  var writableBytes: UInt64 = 0
-  /// Bytes put into guest memory so far, from the first writable byte on.
-  var written: UInt64 = 0
-  /// What is left of a transfer, or of the range being zeroed.
-  var operation = unsafe IOOperation(kind: .read)
-  /// An aligned copy of a piece of the data, while the medium cannot take the guest's own buffers.
-  var bounce: Bounce?
-
-  /// Counts a step that made no progress. - Returns: whether it may be tried again.
-  mutating func retry() -> Bool {
-    retries &+= 1
-    return retries < 100
-  }
 }
 
 /// The slots, their segments and their ranges.
@@ -60,6 +47,8 @@ struct RequestSlab: ~Copyable {
 
   let capacity: Int
   private let slots: UnsafeMutablePointer<RequestSlot>
+  /// The chain of each request under way, beside its slot: there is one exactly where the stage is not `none`.
+  private let chains: UnsafeMutablePointer<Chain>
   private let segmentArea: Mapping
   private let segmentBase: UnsafeMutablePointer<MemorySegment>
   private let rangeArea: Mapping
@@ -79,18 +68,22 @@ struct RequestSlab: ~Copyable {
     self.segmentArea = segmentArea
     self.rangeArea = rangeArea
     unsafe slots = .allocate(capacity: capacity)
+    unsafe chains = .allocate(capacity: capacity)
     unsafe segmentBase = segmentArea.base.bindMemory(
       to: MemorySegment.self, capacity: capacity * Self.segmentStride)
     unsafe free = .allocate(capacity: capacity)
   }
 
   deinit {
-    unsafe slots.deinitialize(count: begunCount)
+    for index in 0..<begunCount where unsafe slots[index].stage != .none { unsafe (chains + index).move().abandon() }
     unsafe slots.deallocate()
+    unsafe chains.deallocate()
     unsafe free.deallocate()
   }
 
   var inUse: Int { begunCount &- freeCount }
+  /// Slots that were in use at some time.
+  var begun: Int { begunCount }
 
   @inline(__always)
   mutating func take() -> Int? {
@@ -118,6 +111,20 @@ struct RequestSlab: ~Copyable {
   /// - Parameter index: a slot that was taken.
   @inline(__always)
   func slot(_ index: Int) -> UnsafeMutablePointer<RequestSlot> { unsafe slots + index }
+
+  /// Keeps the chain of a request that is not answered yet. - Parameter stage: what it waits for; not `none`.
+  @inline(__always)
+  func keep(_ chain: consuming Chain, at index: Int, _ stage: RequestStage) {
+    unsafe (chains + index).initialize(to: chain)
+    unsafe slots[index].stage = stage
+  }
+
+  /// The chain of a request that is answered now.
+  @inline(__always)
+  func takeChain(at index: Int) -> Chain {
+    unsafe slots[index].stage = .none
+    return unsafe (chains + index).move()
+  }
 
   /// The beginning of a slot's segment area.
   @inline(__always)

@@ -24,33 +24,33 @@ func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
     case .uring:
       let engine = try UringEngine(
         descriptor: descriptor, isSlow: isSlow, mailbox: mailbox, depth: plan.depth, setup: plan.setup)
-      var worker = QueueWorker<SplitQueue, UringEngine>(configuration, engine: engine)
+      var worker = try QueueWorker<SplitQueue, UringEngine>(configuration, engine: engine)
       worker.run()
     case .aio:
       let engine = try AioEngine(descriptor: descriptor, isSlow: isSlow, mailbox: mailbox, depth: plan.depth)
-      var worker = QueueWorker<SplitQueue, AioEngine>(configuration, engine: engine)
+      var worker = try QueueWorker<SplitQueue, AioEngine>(configuration, engine: engine)
       worker.run()
     case .threads:
       let engine = try ThreadPoolEngine(descriptor: descriptor, mailbox: mailbox)
-      var worker = QueueWorker<SplitQueue, ThreadPoolEngine>(configuration, engine: engine)
+      var worker = try QueueWorker<SplitQueue, ThreadPoolEngine>(configuration, engine: engine)
       worker.run()
     case .mapped:
       guard let mapped = plan.mapped else { throw .noMemory }
       let engine = try MappedEngine(mapped, descriptor: descriptor, mailbox: mailbox, depth: plan.depth)
-      var worker = QueueWorker<SplitQueue, MappedEngine>(configuration, engine: engine)
+      var worker = try QueueWorker<SplitQueue, MappedEngine>(configuration, engine: engine)
       worker.run()
     case .cached:
       guard let mapped = plan.mapped else { throw .noMemory }
       let engine = try CachedEngine(
         mapped, descriptor: descriptor, mailbox: mailbox, depth: plan.depth, setup: plan.setup)
-      var worker = QueueWorker<SplitQueue, CachedEngine>(configuration, engine: engine)
+      var worker = try QueueWorker<SplitQueue, CachedEngine>(configuration, engine: engine)
       worker.run()
     case .null:
-      var worker = QueueWorker<SplitQueue, NullEngine>(configuration, engine: try NullEngine(mailbox: mailbox))
+      var worker = try QueueWorker<SplitQueue, NullEngine>(configuration, engine: try NullEngine(mailbox: mailbox))
       worker.run()
     case .sync, .auto:
       let engine = try SyncEngine(descriptor: descriptor, mailbox: mailbox)
-      var worker = QueueWorker<SplitQueue, SyncEngine>(configuration, engine: engine)
+      var worker = try QueueWorker<SplitQueue, SyncEngine>(configuration, engine: engine)
       worker.run()
     }
   } catch {
@@ -67,15 +67,10 @@ func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
 
 /// Not even a descriptor for epoll is to be had: every start is answered with an error.
 private func refuse(_ configuration: WorkerConfiguration) {
-  while true {
+  repeat {
     EventWait.untilReadable(configuration.mailbox.descriptor)
-    for message in configuration.mailbox.take() {
-      switch message {
-      case .start(_, let reply): reply.give(.outOfMemory)
-      case .stop(_, let reply): reply.give(nil)
-      case .replaceCall, .replaceFailure: break
-      case .end: return
-      }
+    for (queue, order) in configuration.mailbox.take().queues where order.start != nil {
+      configuration.events.post(.notStarted(queue: queue, .outOfDescriptors))
     }
-  }
+  } while !configuration.mailbox.close()
 }

@@ -1,8 +1,14 @@
 /// What a device is to a transport. A transport knows no more about a disk than this, and a disk no more about transports.
 
-/// Something that happened to a running device and that its transport has to pass on.
+/// Something that happened to a running device: the answer to what its transport asked for, or news to pass on.
 public enum DeviceEvent: Hashable, Sendable {
-  /// The queue met input it cannot go on after; it is stopped. The transport sets DEVICE_NEEDS_RESET (virtio 2.1.2) or
+  /// The answer to `start`: the queue runs.
+  case started(queue: Int)
+  /// The answer to `start`: the queue does not run, and this is why. A stop that was asked for meanwhile has no other answer.
+  case notStarted(queue: Int, QueueError)
+  /// The answer to `stop`: everything that was in flight is finished, and the queue stands here.
+  case stopped(queue: Int, QueuePosition)
+  /// The queue met input it cannot go on after: it takes nothing more, but has to be stopped all the same. The transport sets DEVICE_NEEDS_RESET (virtio 2.1.2) or
   /// signals the ring's error descriptor.
   case queueFailed(queue: Int, QueueError)
   /// The configuration space changed: a configuration change notification is due.
@@ -11,8 +17,11 @@ public enum DeviceEvent: Hashable, Sendable {
   case notice(String)
 }
 
-/// The control plane of one device. All methods are called from one thread, the transport's; queues run on threads of the
-/// device's own.
+/// The control plane of one device. All methods are called from one thread, the transport's, and none of them waits for
+/// anybody: not for the medium, not for a driver, not for a thread of the device's. Queues run on threads of the device's own.
+///
+/// A queue is started, answers, runs, is asked to stop, answers, and only then may be started again. `AttendedDevice` keeps
+/// that account for a transport.
 public protocol VirtioDevice: AnyObject, Sendable {
   /// The virtio device ID (virtio 5): 2 for a block device.
   var deviceID: UInt32 { get }
@@ -38,16 +47,23 @@ public protocol VirtioDevice: AnyObject, Sendable {
   /// - Returns: false when nothing was written because the bytes are not, or not all, the driver's to write.
   func writeConfiguration(at offset: Int, _ bytes: [UInt8]) -> Bool
 
-  /// Starts a queue; it looks at its ring once without waiting for a kick. Starting a running queue is our own mistake.
-  func start(_ activation: Activation) throws(QueueError)
-  /// Stops a queue: takes nothing more from it, finishes what is in flight, publishes it and notifies.
-  /// - Returns: where it stands, or `nil` if it was not running.
-  func stop(queue: Int) -> QueuePosition?
+  /// Asks that a queue be started; it looks at its ring once without waiting for a kick. Answered with `started` or
+  /// `notStarted`. Starting a queue that was not stopped is our own mistake.
+  func start(_ activation: Activation)
+  /// Asks that a queue be stopped: it takes nothing more, finishes what is in flight, publishes it and notifies. Answered with
+  /// `stopped`. Asked twice it is one stop; of a queue that was not started it is none, without an answer.
+  func stop(queue: Int)
+  /// Gives up waiting for a queue, whose answer may never come (its medium hangs). It is stopped if the medium ever answers;
+  /// until then it stays behind with all that it holds, on a thread of its own. Nothing is heard of it any more, and it cannot
+  /// be started before it has ended.
+  func leave(queue: Int)
+  /// Queues that were left and have not ended yet.
+  var leftQueues: Set<Int> { get }
   /// Notifies through another sink from now on, and once at once.
   func replaceCall(queue: Int, _ call: CallSink)
   /// Notifies failure through another sink from now on.
   func replaceFailure(queue: Int, _ failure: CallSink)
-  /// Stops every queue and puts the configuration back to its defaults.
+  /// Puts the configuration back to its defaults. Every queue was stopped before.
   func reset()
 
   /// Readable (level) while `takeEvents` would return something; an eventfd that the device owns.

@@ -8,6 +8,10 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
   case misaligned(part: RingPart, GuestAddress)
   case unmapped(part: RingPart, GuestAddress)
   case outOfMemory
+  case outOfDescriptors
+  case outOfThreads
+  /// Its run before this one was left behind and has not ended.
+  case leftBehind
   case kickCannotBeWaitedFor
   // While running.
   case availableIndexJumped(from: UInt16, to: UInt16, size: UInt16)
@@ -26,6 +30,7 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
   case noWritableByte(head: UInt16)
   case statusUnmapped(head: UInt16)
   case memoryLost
+  case mediumLost
 
   /// The three parts of a split ring.
   public enum RingPart: String, Hashable, Sendable {
@@ -40,7 +45,11 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
     case .misaligned(let part, let address): "the \(part.rawValue) at \(address) is misaligned"
     case .unmapped(let part, let address): "the \(part.rawValue) at \(address) is not inside guest memory"
     case .outOfMemory: "there is no memory for the queue's requests"
+    case .outOfDescriptors: "this process has no file descriptor left for the queue; raise the limit of open files (ulimit -n)"
+    case .outOfThreads: "there is no thread for the queue; raise the limits of processes and of memory (ulimit -u, ulimit -v)"
+    case .leftBehind: "the queue still waits for its medium from the time before"
     case .kickCannotBeWaitedFor: "the queue's kick descriptor is of a kind that cannot be waited for"
+    case .mediumLost: "the kernel takes no more requests for the image: start again, and look at the limits of this process"
     case .memoryLost: "the file behind the guest's memory was cut short"
     case .availableIndexJumped(let from, let to, let size):
       "the available index went from \(from) to \(to), more than the \(size) entries of the queue"

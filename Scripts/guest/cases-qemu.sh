@@ -1,0 +1,75 @@
+# shellcheck shell=bash
+# Debian's kernel in QEMU: what needs more than one queue, PCI, the features that QEMU can take away, or a front-end that
+# connects again. QEMU emulates the processor. Sourced by test.sh, in the order in which the cases run.
+
+qemu() { in_guest --guest qemu --socket "$work/socket" "$@"; }
+
+# Without the field that lets the driver choose the cache, a device with flush
+# has a write-back cache (virtio 1.2, 5.2.5), and the guest really flushes.
+write_back=(--device config-wce=off)
+
+# Feature bits as the guest names them in `expect`: 28 indirect descriptors, 29 event index, 32 virtio 1.
+qemu_io_case() { # queues, expected features, options of boot.sh
+  local queues=$1 expect=$2
+  shift 2
+  empty_disk "$work/disk" 64M
+  start_server "$work/disk" "$work/socket" --num-queues "$queues"
+  qemu --queues "$queues" --scenarios io --set queues="$queues" --set expect="$expect" "$@"
+  stop_server
+}
+
+case_qemu-queues-2() { qemu_io_case 2 28,29,32; }
+# A driver takes no more queues than there are processors.
+case_qemu-queues-4() { qemu_io_case 4 28,29,32 --processors 4; }
+case_qemu-legacy() { qemu_io_case 2 28,29,!32 --legacy; }
+case_qemu-no-event-idx() { qemu_io_case 2 28,!29,32 --event-idx off; }
+case_qemu-no-indirect() { qemu_io_case 2 !28,29,32 --indirect off; }
+case_qemu-no-event-idx-no-indirect() { qemu_io_case 2 !28,!29,32 --event-idx off --indirect off; }
+case_qemu-ring-of-1024() { qemu_io_case 2 28,29,32 --queue-size 1024; }
+
+case_qemu-filesystem() {
+  empty_disk "$work/disk" 256M
+  start_server "$work/disk" "$work/socket" --num-queues 2
+  qemu --queues 2 --scenarios filesystem "${write_back[@]}"
+  stop_server
+  check_ext4_files
+}
+
+case_qemu-reboot() {
+  empty_disk "$work/disk" 64M
+  start_server "$work/disk" "$work/socket" --num-queues 2
+  qemu --queues 2 --scenarios reboot --reboot
+  [ "$(grep -c 'BOOT ' "$console")" -eq 2 ] || die "the guest did not boot twice"
+  stop_server
+}
+
+case_qemu-sigterm() {
+  empty_disk "$work/disk" 64M
+  start_server "$work/disk" "$work/socket" --num-queues 2
+  # More blocks than time for them: the guest never comes to an end.
+  guest_on "$console" --guest qemu --socket "$work/socket" --queues 2 --scenarios numbered "${write_back[@]}" --set blocks=8000
+  wait_for_acks 100
+  stop_server
+  [ "$SERVER" = qsd ] || [ ! -e "$work/socket" ] || die "the server left its socket behind"
+  # What was acknowledged is on its way to the log.
+  sleep 1
+  cut_guests
+  check_blocks 100
+}
+
+case_qemu-restart() {
+  local acks
+  empty_disk "$work/disk" 64M
+  start_server "$work/disk" "$work/socket" --num-queues 2
+  guest_on "$console" --guest qemu --socket "$work/socket" --queues 2 --reconnect 1 --scenarios numbered "${write_back[@]}" \
+    --set blocks=800
+  for acks in 100 400; do
+    wait_for_acks $acks
+    stop_server
+    check_blocks $acks
+    start_server "$work/disk" "$work/socket" --num-queues 2
+  done
+  wait_guests
+  stop_server
+  check_blocks 800
+}

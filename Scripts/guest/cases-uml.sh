@@ -1,0 +1,160 @@
+# shellcheck shell=bash
+# User-mode Linux: a kernel that is an ordinary process and speaks vhost-user itself. One processor and one queue,
+# real speed. Sourced by test.sh, in the order in which the cases run.
+
+uml() { in_guest --guest uml "$@"; }
+
+# Feature bits as the guest names them in `expect`: 28 indirect descriptors, 29 event index, 32 virtio 1.
+uml_io_case() { # queues of the device
+  empty_disk "$work/disk" 64M
+  start_server "$work/disk" "$work/socket" --num-queues "$1"
+  # This kernel has one processor, and so one queue of however many there are.
+  uml --socket "$work/socket" --scenarios io --set queues=1 --set expect=28,29,32
+  stop_server
+}
+
+case_uml-queues-1() { uml_io_case 1; }
+case_uml-queues-2() { uml_io_case 2; }
+case_uml-queues-4() { uml_io_case 4; }
+
+# Written by a guest on one engine, read by another guest on another.
+uml_filesystem_case() { # filesystem, size, options of the first server, "--", options of the second
+  local fs=$1 size=$2 first=()
+  shift 2
+  while [ "$1" != -- ]; do
+    first+=("$1")
+    shift
+  done
+  shift
+  empty_disk "$work/disk" "$size"
+  start_server "$work/disk" "$work/socket" "${first[@]}"
+  uml --socket "$work/socket" --scenarios filesystem --set fs="$fs"
+  stop_server
+  start_server "$work/disk" "$work/socket" "$@"
+  uml --socket "$work/socket" --scenarios filesystem-again --set fs="$fs" --set manifest="$(told manifest)"
+  stop_server
+}
+
+case_uml-ext4() {
+  uml_filesystem_case ext4 256M --
+  check_ext4_files
+}
+case_uml-xfs() { uml_filesystem_case xfs 512M --; }
+case_uml-btrfs() { uml_filesystem_case btrfs 512M --; }
+# Engines that are ours alone; reads are copies, and what is written comes back through them.
+case_uml-ext4-cached() { uml_filesystem_case ext4 256M --engine cached -- --engine uring; }
+case_uml-xfs-mapped() { uml_filesystem_case xfs 512M --engine mapped -- --engine sync; }
+case_uml-btrfs-threads() { uml_filesystem_case btrfs 512M --engine threads -- --engine aio; }
+
+# Every write, discard and flush of a filesystem, in order, on a second disk; replayed it must give the first.
+case_uml-log-writes() {
+  empty_disk "$work/data" 96M
+  empty_disk "$work/log" 1G
+  start_disks -- data log
+  uml --socket "$work/data.socket" --socket "$work/log.socket" --set disks=2 --scenarios log-writes
+  stop_server
+  "$python" "$guest/replay-writes.py" "$work/log" "$work/data" "$work" "$(told marks)" ||
+    die "the log of writes does not give the disk"
+}
+
+case_uml-write-cache() {
+  empty_disk "$work/disk" 64M
+  start_server "$work/disk" "$work/socket"
+  uml --socket "$work/socket" --scenarios write-cache
+  stop_server
+}
+
+case_uml-discard() { discard_case --guest uml; }
+case_uml-write-zeroes() { write_zeroes_case --guest uml; }
+
+case_uml-read-only() {
+  random_disk "$work/disk" 16M
+  local sum
+  sum=$(sum_of "$work/disk")
+  start_server "$work/disk" "$work/socket" --read-only
+  uml --socket "$work/socket" --scenarios read-only --set sum="$sum"
+  stop_server
+  [ "$(sum_of "$work/disk")" = "$sum" ] || die "the image has changed"
+}
+
+case_uml-block-4096() {
+  empty_disk "$work/disk" 64M
+  start_server "$work/disk" "$work/socket" --logical-block-size 4096
+  uml --socket "$work/socket" --scenarios block-size --set block_size=4096
+  stop_server
+  e2fsck -fn "$work/disk" || die "the host's e2fsck finds the image damaged"
+}
+
+# The server goes in order under load: what it acknowledged is in the image.
+case_uml-sigterm() {
+  empty_disk "$work/disk" 128M
+  start_server "$work/disk" "$work/socket" --num-queues 2
+  # More blocks than time for them: the guest never comes to an end.
+  guest_on "$console" --guest uml --socket "$work/socket" --fio --scenarios numbered --set blocks=16000 --set load=yes
+  wait_for_acks 300
+  stop_server
+  [ "$SERVER" = qsd ] || [ ! -e "$work/socket" ] || die "the server left its socket behind"
+  # What was acknowledged is on its way to the log.
+  sleep 1
+  cut_guests
+  check_blocks 300
+}
+
+# This kernel does not connect again; a second guest on a second server finds what the first wrote.
+case_uml-restart() {
+  empty_disk "$work/disk" 64M
+  local round
+  for round in 1 2 3; do
+    start_server "$work/disk" "$work/socket" --num-queues "$round"
+    guest_on "$console" --guest uml --socket "$work/socket" --scenarios numbered --set blocks=16000
+    wait_for_acks $((round * 100))
+    stop_server
+    sleep 1
+    cut_guests
+    check_blocks $((round * 100))
+  done
+}
+
+# The power is cut under a filesystem, three times at once; the server stays and takes the next guest of each disk.
+case_uml-power-cut() {
+  local fs
+  for fs in ext4 xfs btrfs; do empty_disk "$work/$fs" 512M; done
+  start_disks --num-queues 2 -- ext4 xfs btrfs
+  for fs in ext4 xfs btrfs; do
+    guest_on "$console-$fs" --guest uml --socket "$work/$fs.socket" --scenarios fsynced --set fs=$fs
+  done
+  for fs in ext4 xfs btrfs; do wait_for_acks 150 "$console-$fs"; done
+  cut_guests
+  for fs in ext4 xfs btrfs; do
+    # Numbers are said in order; a line that was cut short is no promise.
+    guest_on "$console-$fs-again" --guest uml --socket "$work/$fs.socket" --scenarios fsynced-check --set fs=$fs \
+      --set acked="$(($(last_ack "$console-$fs") + 1))"
+  done
+  wait_guests
+  stop_server
+}
+
+# Eight guests at once on eight disks of one server.
+case_uml-many() {
+  local names=(ext4 xfs btrfs io-1 io-2 numbered fio-1 fio-2) name
+  for name in "${names[@]}"; do empty_disk "$work/$name" 1G; done
+  start_disks --num-queues 2 --threads 1 -- "${names[@]}"
+  many() { # disk, options
+    guest_on "$console-$1" --guest uml --socket "$work/$1.socket" "${@:2}"
+  }
+  for name in ext4 xfs btrfs; do many "$name" --scenarios filesystem --set fs="$name"; done
+  for name in io-1 io-2; do many "$name" --scenarios io --set queues=1 --set expect=28,29,32; done
+  many numbered --scenarios numbered --set blocks=2000
+  for name in fio-1 fio-2; do many "$name" --scenarios fio --set seconds=1 --set engines=libaio,io_uring; done
+  wait_guests
+  stop_server
+  "$python" "$guest/check-blocks.py" "$work/numbered" "$console-numbered" 2000 || die "the image lacks blocks that were acknowledged"
+}
+
+# For minutes at the speed of the machine, with every way that Linux has to ask for I/O.
+case_uml-fio() {
+  empty_disk "$work/disk" 1G
+  start_server "$work/disk" "$work/socket" --num-queues 2
+  uml --socket "$work/socket" --scenarios fio --set seconds=110 --set engines=libaio,io_uring,psync,pvsync2,posixaio,sync
+  stop_server
+}

@@ -1,0 +1,308 @@
+#!/usr/bin/python3
+"""One disk of a process lies on a medium that stops answering: the other disk must not notice, and SIGTERM must end the process.
+
+    Scripts/silent-medium.py                    every engine that such an image can have
+    Scripts/silent-medium.py --engine sync      one of them
+
+The medium is a FUSE file system of this script's with one file; it answers until it is told to be silent. While a request
+hangs, the other disk of the same `serve` connects, answers GET_FEATURES, reads and stops, several times, also after the
+silent disk's front-end went. SIGTERM then ends the process within its --drain-timeout, with status 75. The times are printed;
+the only limit is the one that means "hung".
+
+A request that a FUSE server holds cannot be taken back, so whatever happens to this script, the file system's own process
+ends the connection and unmounts.
+"""
+import argparse
+import contextlib
+import ctypes
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from many import HUNG, ROOT, Frontend  # noqa: E402
+
+libc = ctypes.CDLL(None, use_errno=True)
+DRAIN = 2  # seconds
+LEFT_BEHIND = 75
+SIZE = 8 << 20
+
+
+class Fuse:
+    """A file system of one file, `disk`, in a process of its own.
+
+    It lives as long as the pipe to it: when this script ends in any way, it fails what hangs and unmounts.
+    """
+
+    LOOKUP, FORGET, GETATTR, SETATTR, OPEN, READ, WRITE, STATFS, RELEASE = 1, 2, 3, 4, 14, 15, 16, 17, 18
+    FSYNC, FLUSH, INIT, OPENDIR, RELEASEDIR, FALLOCATE, BATCH_FORGET = 20, 25, 26, 27, 29, 43, 42
+    FORCE, DETACH = 1, 2
+
+    def __init__(self, mount):
+        self.mount = mount
+        os.mkdir(mount)
+        life_end, self.life = os.pipe()
+        told, tell = os.pipe()
+        self.process = os.fork()
+        if self.process == 0:
+            status = 1
+            try:
+                os.setsid()
+                os.close(self.life)
+                os.close(told)
+                self.serve(life_end, tell)
+                status = 0
+            finally:
+                self.unmount()
+                os._exit(status)
+        os.close(life_end)
+        os.close(tell)
+        self.told = told
+        if os.read(told, 1) != b"m":
+            sys.exit("silent-medium: FUSE cannot be mounted here (it needs /dev/fuse and root)")
+
+    def be_silent(self):
+        os.write(self.life, b"s")
+        os.read(self.told, 1)
+
+    def end(self):
+        """Fails what hangs, and unmounts."""
+        if self.life is None:
+            return
+        os.close(self.life)
+        self.life = None
+        os.waitpid(self.process, 0)
+        self.unmount()
+
+    def unmount(self):
+        # FORCE fails every request that was not answered.
+        libc.umount2(os.fsencode(self.mount), self.FORCE)
+        libc.umount2(os.fsencode(self.mount), self.DETACH)
+
+    # --- in the process of its own
+
+    def serve(self, life, tell):
+        device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        options = b"fd=%d,rootmode=40000,user_id=0,group_id=0" % device
+        if libc.mount(b"silent", os.fsencode(self.mount), b"fuse", 0, options) != 0:
+            return
+        os.write(tell, b"m")
+        data, silent = bytearray(SIZE), False
+        waiting = select.poll()
+        waiting.register(device, select.POLLIN)
+        waiting.register(life, select.POLLIN)
+        while True:
+            ready = {descriptor for descriptor, _ in waiting.poll()}
+            if life in ready:
+                if not os.read(life, 1):
+                    return
+                silent = True
+                os.write(tell, b"s")
+            elif device in ready:
+                try:
+                    message = os.read(device, 1 << 20)
+                except InterruptedError:
+                    continue
+                except FileNotFoundError:  # a request that was taken back
+                    continue
+                except OSError:
+                    return
+                self.answer(device, message, data, silent)
+
+    @staticmethod
+    def attributes(node):
+        folder = node == 1
+        return struct.pack(
+            "<QQQQQQIIIIIIIIII", node, 0 if folder else SIZE, SIZE // 512, 0, 0, 0, 0, 0, 0,
+            0o40755 if folder else 0o100600, 1, 0, 0, 0, 4096, 0)
+
+    def answer(self, device, message, data, silent):
+        _, operation, unique, node = struct.unpack_from("<IIQQ", message)
+        body = message[40:]
+        if silent and operation in (self.READ, self.WRITE, self.FSYNC, self.FLUSH, self.RELEASE, self.FALLOCATE, self.GETATTR):
+            return
+        error, reply = 0, b""
+        if operation in (self.FORGET, self.BATCH_FORGET):
+            return
+        if operation == self.INIT:
+            reply = struct.pack("<IIIIHHIIHHI", 7, 31, 1 << 16, 1, 12, 10, 1 << 20, 1, 0, 0, 0) + bytes(24)
+        elif operation == self.LOOKUP:
+            if body.rstrip(b"\0") == b"disk":
+                reply = struct.pack("<QQQQII", 2, 0, 0, 0, 0, 0) + self.attributes(2)
+            else:
+                error = 2
+        elif operation in (self.GETATTR, self.SETATTR):
+            reply = struct.pack("<QII", 0, 0, 0) + self.attributes(node)
+        elif operation in (self.OPEN, self.OPENDIR):
+            reply = struct.pack("<QII", 1, 0, 0)
+        elif operation == self.READ:
+            _, offset, size = struct.unpack_from("<QQI", body)
+            reply = bytes(data[offset:offset + size])
+        elif operation == self.WRITE:
+            _, offset, size = struct.unpack_from("<QQI", body)
+            data[offset:offset + size] = body[40:40 + size]
+            reply = struct.pack("<II", size, 0)
+        elif operation == self.STATFS:
+            reply = struct.pack("<QQQQQIIII", 1 << 20, 1 << 20, 1 << 20, 10, 10, 4096, 255, 4096, 0) + bytes(24)
+        elif operation not in (self.RELEASE, self.RELEASEDIR, self.FSYNC, self.FLUSH):
+            error = 38
+        with contextlib.suppress(OSError):
+            os.write(device, struct.pack("<IiQ", 16 + len(reply), -error, unique) + reply)
+
+
+class Disk(Frontend):
+    """A front-end of one queue that reads one block at a time."""
+
+    def __init__(self, path):
+        super().__init__(path, 8)
+        self.socket.settimeout(HUNG)
+        self.submitted = 0
+
+    def submit(self):
+        os.pwrite(self.file, struct.pack("<IIQ", 0, 0, 0), self.HEADER)
+        chain = [(self.HEADER, 16, 1, 1), (self.DATA, 512, 3, 2), (self.STATUS, 1, 2, 0)]
+        os.pwrite(self.file, b"".join(struct.pack("<QIHH", *entry) for entry in chain), self.DESCRIPTORS)
+        os.pwrite(self.file, b"\xff", self.STATUS)
+        os.pwrite(self.file, struct.pack("<H", 0), self.AVAILABLE + 4 + 2 * (self.submitted % 8))
+        self.submitted += 1
+        # Whole words: `struct.pack_into` would write them byte by byte.
+        os.pwrite(self.file, struct.pack("<H", self.submitted), self.AVAILABLE + 2)
+        os.eventfd_write(self.kick, 1)
+
+    def wait(self):
+        waiting = select.poll()
+        waiting.register(self.call, select.POLLIN)
+        end = time.monotonic() + HUNG
+        while struct.unpack("<H", os.pread(self.file, 2, self.USED + 2))[0] != self.submitted:
+            if time.monotonic() > end:
+                raise TimeoutError(f"a read was not answered within {HUNG} seconds")
+            waiting.poll(100)
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self.call)
+        status = os.pread(self.file, 1, self.STATUS)[0]
+        if status != 0:
+            raise RuntimeError(f"a read ended with status {status}")
+
+    def stop(self):
+        """GET_VRING_BASE: the back-end stops the queue and says where."""
+        self.send(11, struct.pack("<II", 0, 0))
+        answer = self.socket.recv(20, socket.MSG_WAITALL)
+        if struct.unpack("<II", answer[12:]) != (0, self.submitted):
+            raise RuntimeError(f"the queue stopped at {answer[12:].hex()}, not at {self.submitted}")
+
+
+def visit(path):
+    """What the other disk's front-end does. Returns the seconds of the slowest step."""
+    slowest, began = 0.0, time.monotonic()
+
+    def step():
+        nonlocal slowest, began
+        slowest, began = max(slowest, time.monotonic() - began), time.monotonic()
+
+    disk = Disk(path)
+    step()
+    if disk.number(1) == 0:
+        raise RuntimeError("GET_FEATURES answered nothing")
+    step()
+    disk.submit()
+    disk.wait()
+    step()
+    disk.stop()
+    step()
+    disk.close()
+    return slowest
+
+
+def state(process):
+    """R, S, D, Z …, or nothing when it is gone."""
+    with contextlib.suppress(OSError), open(f"/proc/{process}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0]
+    return ""
+
+
+def attempt(program, engine, direct):
+    folder = tempfile.mkdtemp(prefix="vmm-blk-silent.")
+    fuse = server = None
+    log = open(f"{folder}/log", "w+b")
+    try:
+        fuse = Fuse(f"{folder}/medium")
+        with open(f"{folder}/other", "wb") as file:
+            file.truncate(SIZE)
+        silent, other = f"{folder}/silent.sock", f"{folder}/other.sock"
+        with open(f"{folder}/disks.json", "w") as file:
+            json.dump([
+                {"blk-file": f"{fuse.mount}/disk", "socket-path": silent, "engine": engine, "direct": direct},
+                {"blk-file": f"{folder}/other", "socket-path": other}], file)
+        server = subprocess.Popen(
+            [program, "serve", "--disks", f"{folder}/disks.json", "--drain-timeout", str(DRAIN)],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        end = time.monotonic() + HUNG
+        while b"Serving" not in os.pread(log.fileno(), 1 << 16, 0):
+            if server.poll() is not None or time.monotonic() > end:
+                raise RuntimeError("the server does not serve")
+            time.sleep(0.01)
+
+        victim = Disk(silent)
+        victim.submit()
+        victim.wait()
+        fuse.be_silent()
+        victim.submit()
+        times = [visit(other) for _ in range(5)]
+        victim.close()
+        times += [visit(other) for _ in range(5)]
+
+        began = time.monotonic()
+        server.send_signal(signal.SIGTERM)
+        # Where the kernel itself waits for the medium, the process stays a zombie until the medium has failed; its own part is
+        # over when its first thread is.
+        while server.poll() is None and state(server.pid) not in ("Z", "X", ""):
+            if time.monotonic() - began > HUNG:
+                raise TimeoutError(f"the server still runs {HUNG} seconds after SIGTERM")
+            time.sleep(0.01)
+        ended = time.monotonic() - began
+        fuse.end()
+        status = server.wait(timeout=HUNG)
+        if status != LEFT_BEHIND:
+            raise RuntimeError(f"the server ended with status {status}, not {LEFT_BEHIND}")
+        print(f"{engine:8} direct {direct:4}  the other disk's slowest step {max(times) * 1000:6.1f} ms, "
+              f"SIGTERM to the end {ended:5.2f} s of --drain-timeout {DRAIN}: ok", flush=True)
+        return True
+    except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
+        print(f"{engine:8} direct {direct:4}  FAIL: {error!r}", flush=True)
+        print(os.pread(log.fileno(), 1 << 16, 0).decode(errors="replace"), flush=True)
+        return False
+    finally:
+        # The medium first: before it has failed, a process that waits for it cannot be ended.
+        if fuse:
+            fuse.end()
+        if server and server.poll() is None:
+            server.kill()
+            server.wait()
+        log.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--program", default=os.environ.get("VMM_BLK", f"{ROOT}/.build/release/vmm-blk"))
+    parser.add_argument("--engine", help="only this one")
+    arguments = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(1))
+    cases = [("uring", "off"), ("uring", "on"), ("aio", "on"), ("sync", "off"), ("threads", "off")]
+    if arguments.engine:
+        cases = [case for case in cases if case[0] == arguments.engine] or [(arguments.engine, "auto")]
+    results = [attempt(arguments.program, *case) for case in cases]
+    sys.exit(0 if all(results) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+/// Tables that fit a terminal: what is too wide goes on below, with the first column again.
+internal import CLinux
+internal import Glibc
+
+/// How wide the terminal is that standard output is; where it is none, there is no limit.
+public enum OutputWidth {
+  /// Characters in a line; `nil`: as many as one likes.
+  public static var characters: Int? {
+    var size = winsize()
+    guard isatty(STDOUT_FILENO) == 1, unsafe ioctl(STDOUT_FILENO, UInt(TIOCGWINSZ), &size) == 0, size.ws_col > 0 else {
+      return nil
+    }
+    // Below that no table says anything.
+    return max(Int(size.ws_col), 40)
+  }
+}
+
+/// One column: a title over values, one for each row.
+struct TableColumn {
+  enum Alignment { case left, right }
+
+  var title: String
+  var alignment = Alignment.right
+  var values: [String]
+
+  var width: Int { ([title] + values).map(\.count).max() ?? 0 }
+
+  func padded(_ text: String) -> String {
+    let gap = String(repeating: " ", count: max(width - text.count, 0))
+    return alignment == .left ? text + gap : gap + text
+  }
+}
+
+enum ColumnTable {
+  private static let gap = 2
+
+  /// - Parameters:
+  ///   - columns: with as many values each; the first names the rows, and columns without any value are left out.
+  ///   - width: characters in a line; `nil`: no limit. A single column that is wider stays whole.
+  static func text(_ columns: [TableColumn], width: Int?) -> String {
+    guard let names = columns.first else { return "" }
+    let rest = columns.dropFirst().filter { column in column.values.contains { !$0.isEmpty } }
+    var blocks: [[TableColumn]] = []
+    var room = 0
+    for column in rest {
+      if blocks.isEmpty || width != nil && room < column.width + gap {
+        blocks.append([names])
+        room = (width ?? 0) - names.width
+      }
+      blocks[blocks.count - 1].append(column)
+      room -= column.width + gap
+    }
+    if blocks.isEmpty { blocks = [[names]] }
+    return blocks.map { lines($0) }.joined(separator: "\n")
+  }
+
+  private static func lines(_ columns: [TableColumn]) -> String {
+    func line(_ cells: [String]) -> String {
+      var text = cells.joined(separator: String(repeating: " ", count: gap))
+      while text.last == " " { text.removeLast() }
+      return text + "\n"
+    }
+    var text = line(columns.map { $0.padded($0.title) })
+    text += line(columns.map { String(repeating: "-", count: $0.width) })
+    for row in columns[0].values.indices { text += line(columns.map { $0.padded($0.values[row]) }) }
+    return text
+  }
+}

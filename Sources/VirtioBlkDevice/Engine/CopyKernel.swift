@@ -1,0 +1,50 @@
+/// Copies as the processor likes them.
+internal import CLinux
+internal import Glibc
+internal import VirtioCore
+
+@safe
+enum CopyKernel {
+  /// Lines to fetch beforehand; then the processor has seen where a copy goes.
+  private static let linesAhead: UInt32 = 4
+
+  /// Has the beginning of what is to be copied brought into the cache.
+  @inline(__always)
+  static func fetch(_ place: UnsafeMutableRawPointer) { unsafe clinux_prefetch(place, linesAhead) }
+
+  /// Copies out of an image into a transfer's segments.
+  @inline(__always)
+  static func read(_ operation: IOOperation, from place: UnsafeMutableRawPointer) {
+    var place = unsafe place
+    for index in 0..<operation.segmentCount {
+      let segment = unsafe operation.segments.unsafelyUnwrapped[index]
+      unsafe segment.base.copyMemory(from: place, byteCount: segment.count)
+      unsafe place += segment.count
+    }
+  }
+
+  /// Copies a transfer's segments into an image. - Parameter streamedFrom: bytes from which on a copy goes around the caches.
+  @inline(__always)
+  static func write(_ operation: IOOperation, to place: UnsafeMutableRawPointer, streamedFrom: Int) {
+    var place = unsafe place
+    for index in 0..<operation.segmentCount {
+      let segment = unsafe operation.segments.unsafelyUnwrapped[index]
+      if segment.count >= streamedFrom {
+        unsafe clinux_copy_around_cache(place, segment.base, segment.count)
+      } else {
+        unsafe place.copyMemory(from: segment.base, byteCount: segment.count)
+      }
+      unsafe place += segment.count
+    }
+  }
+
+  /// Bytes from which on a copy into an image of this size goes around the caches: they could not keep it, and the old content
+  /// of its lines need not be fetched.
+  static func streamedFrom(imageSize: UInt64) -> Int { imageSize > cacheSize ? 1024 : .max }
+
+  /// Bytes of the last level's cache; asked once.
+  private static let cacheSize: UInt64 = {
+    let size = sysconf(Int32(_SC_LEVEL3_CACHE_SIZE))
+    return size > 0 ? UInt64(size) : 32 << 20
+  }()
+}

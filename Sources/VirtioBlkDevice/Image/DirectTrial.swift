@@ -1,0 +1,52 @@
+/// Whether a medium keeps its word about buffers, tried by reading.
+internal import CLinux
+internal import Glibc
+
+/// zram with blocks of a page says that a buffer need only be aligned to 512 bytes, and then writes whole pages, over what
+/// lies before the buffer: the guest's memory, or ours. So the word of every direct medium is tried once, in a place where
+/// nothing can be hurt. The trial only reads.
+enum DirectTrial {
+  /// Bytes around the place that is read into, and the largest read.
+  private static let margin = 2 * DirectAlignment.page
+  private static let most = 2 * DirectAlignment.page
+
+  /// - Parameters:
+  ///   - descriptor: opened for direct I/O.
+  ///   - size: of the image, bytes.
+  /// - Returns: the claim, with buffers aligned to pages where the medium did not keep to it.
+  static func tried(_ claim: DirectAlignment, _ descriptor: Int32, size: UInt64) -> DirectAlignment {
+    let page = DirectAlignment.page
+    guard claim.memory < page, claim.offset <= most, UInt64(claim.offset) <= size else { return claim }
+    let careful = DirectAlignment(memory: page, offset: claim.offset)
+    // One block, and as much as crosses from page to page.
+    let lengths = Set([claim.offset, most].filter { $0 % claim.offset == 0 && UInt64($0) <= size })
+    let step = max(claim.memory, 1)
+    let places = Set([step, 512, 2048, page - max(step, 512), page - step].map { ($0 + step - 1) / step * step }).filter {
+      $0 > 0 && $0 < page
+    }
+    let total = 2 * margin + page + most
+    var room: UnsafeMutableRawPointer? = nil
+    guard unsafe posix_memalign(&room, page, total + most) == 0, let room = unsafe room else { return careful }
+    defer { unsafe free(room) }
+    let reference = unsafe room + total
+    for length in lengths {
+      guard unsafe pread(descriptor, reference, length, 0) == length else { return careful }
+      for place in places {
+        // Twice: what is read may look like the one or the other.
+        for fill: UInt8 in [0xa5, 0x5a] {
+          let start = margin + place
+          unsafe memset(room, Int32(fill), total)
+          guard unsafe pread(descriptor, room + start, length, 0) == length,
+            unsafe memcmp(room + start, reference, length) == 0,
+            unsafe isFilled(room, start, fill), unsafe isFilled(room + start + length, total - start - length, fill)
+          else { return careful }
+        }
+      }
+    }
+    return claim
+  }
+
+  private static func isFilled(_ bytes: UnsafeMutableRawPointer, _ count: Int, _ fill: UInt8) -> Bool {
+    unsafe UnsafeRawBufferPointer(start: bytes, count: count).allSatisfy { $0 == fill }
+  }
+}

@@ -1,0 +1,31 @@
+/// What a medium is and can do: values only, nothing that is open. A disk's features and configuration follow from it, and so
+/// does which engines can serve it.
+public struct ImageDescription: Sendable, Equatable {
+  /// Bytes; a multiple of the logical block size.
+  public var size: UInt64
+  /// Bytes: what a guest's requests are multiples of. A power of two, 512 to 65536.
+  public var logicalBlockSize: Int
+  /// Bytes that the medium likes to write at once; a power of two, at least the logical block size.
+  public var physicalBlockSize: Int
+  public var isReadOnly = false
+  public var isBlockDevice = false
+  /// Requests pass the page cache by.
+  public var isDirect = false
+  /// What a buffer's address must be a multiple of, bytes; 1 where anything goes.
+  public var memoryAlignment = 1
+  /// What a transfer's offset and length must be multiples of, bytes; 1 where anything goes.
+  public var offsetAlignment = 1
+  /// The medium is memory (tmpfs, ramfs, hugetlbfs, zram, a RAM disk): an I/O call never waits, and io_uring cannot tell.
+  public var isInMemory = false
+  /// It is a file of pages (tmpfs, ramfs), where a hole that is touched through a mapping, even to read it, is one no more.
+  public var fillsHolesWhenTouched = false
+  /// It is opened through the page cache, on a file system whose page cache is the truth: nobody changes the file behind it.
+  public var isCached = false
+  /// A hole can be punched, so that discard gives space back.
+  public var canDiscard = false
+  /// The device under it has queues that are polled instead of interrupting.
+  public var canPoll = false
+  /// What a guest reads with GET_ID when nobody chose otherwise: 1 to 20 printable ASCII characters; another image's is
+  /// another.
+  public var serial = ""
+}

@@ -1,0 +1,33 @@
+/// What tells one image from another, for as long as it exists.
+internal import CLinux
+internal import Glibc
+
+enum ImageIdentity {
+  /// A serial number for whoever has not chosen one, so that the disks of a guest have different names in it
+  /// (/dev/disk/by-id), which stay what they are: the beginning of the file's name, and a hash of what does not change while
+  /// the image is renamed, written to and served again after a restart. That is a file's inode and the time when it was made;
+  /// a block device's own name (WWID, UUID, serial number); and where a system has neither, the path.
+  ///
+  /// - Returns: 1 to 20 printable ASCII characters.
+  static func serial(path: String, _ descriptor: Int32, _ info: stat, isBlockDevice: Bool) -> String {
+    let name = (path.split(separator: "/").last ?? "disk").unicodeScalars.map { scalar in
+      (0x21...0x7e).contains(scalar.value) ? Character(scalar) : "_"
+    }
+    let identity: String
+    if isBlockDevice {
+      identity = SystemDevice(info.st_rdev).lastingName ?? path
+    } else {
+      let birth = clinux_birth_time(descriptor)
+      identity = "\(info.st_ino) " + (birth > 0 ? "\(birth)" : path)
+    }
+    return String(name.prefix(11)) + "-" + hash(identity)
+  }
+
+  /// FNV-1a of 64 bits, folded to eight digits.
+  private static func hash(_ text: String) -> String {
+    var hash: UInt64 = 0xcbf2_9ce4_8422_2325
+    for byte in text.utf8 { hash = (hash ^ UInt64(byte)) &* 0x100_0000_01b3 }
+    let digits = String(UInt32(truncatingIfNeeded: hash ^ hash >> 32), radix: 16)
+    return String(repeating: "0", count: 8 - digits.count) + digits
+  }
+}

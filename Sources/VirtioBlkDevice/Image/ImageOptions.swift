@@ -1,0 +1,44 @@
+/// How an image is to be opened.
+public struct ImageOptions: Sendable {
+  /// Whether the page cache is passed by (O_DIRECT).
+  public enum Direct: String, CaseIterable, Sendable {
+    /// Where the file can and the logical block size allows it.
+    case auto
+    case on
+    case off
+  }
+
+  /// What the bytes of the file are.
+  public enum Format: String, CaseIterable, Sendable {
+    /// The disk's own, as they are; a file that looks like an image of another format is refused.
+    case auto
+    /// The disk's own, whatever they look like.
+    case raw
+  }
+
+  /// As a person reads it. Without `pathBytes` it is what is opened; it has no NUL in it then.
+  public var path: String
+  /// The path as the system has it, with a 0 at the end, where it is not UTF-8 and `path` only resembles it.
+  public var pathBytes: [CChar]?
+  public var isReadOnly: Bool
+  public var direct: Direct
+  public var format: Format
+  /// Bytes: a power of two from 512 to 65536. The image's size must be a multiple of it, and so must every request be.
+  public var logicalBlockSize: Int
+  /// Hold a lock on a file, and a block device for oneself, so that two writers never meet.
+  public var isLocked: Bool
+  /// What the system says about direct I/O, for tests of what it may say.
+  var directAnswer = DirectAlignment.Answer.asked
+
+  public init(
+    path: String, isReadOnly: Bool = false, direct: Direct = .auto, format: Format = .auto, logicalBlockSize: Int = 512,
+    isLocked: Bool = true
+  ) {
+    self.path = path
+    self.isReadOnly = isReadOnly
+    self.direct = direct
+    self.format = format
+    self.logicalBlockSize = logicalBlockSize
+    self.isLocked = isLocked
+  }
+}

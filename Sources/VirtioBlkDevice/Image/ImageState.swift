@@ -1,0 +1,22 @@
+/// What happened to an image since it was opened, for all queues that share it.
+public import VirtioCore
+
+/// Shared by all workers of a disk: words that are read and written without a lock. Freed with the image.
+@safe
+public final class ImageState: @unchecked Sendable {
+  /// Not 0 from the moment on when a flush or a stable write failed on an image that is not direct: the kernel reports such
+  /// an error once and forgets it, together with the data, so no later flush may succeed until the image is opened again.
+  public let flushFailed: SharedCell<UInt32>
+
+  private let block: UnsafeMutableRawPointer
+
+  init() {
+    // A line of its own: it is read by every flush and, but for a broken medium, never written.
+    let block = UnsafeMutableRawPointer.allocate(byteCount: 64, alignment: 64)
+    unsafe block.initializeMemory(as: UInt8.self, repeating: 0, count: 64)
+    unsafe self.block = block
+    unsafe flushFailed = SharedCell(block)
+  }
+
+  deinit { unsafe block.deallocate() }
+}

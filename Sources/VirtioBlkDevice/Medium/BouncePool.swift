@@ -1,0 +1,92 @@
+/// Aligned buffers for the rare transfer whose own buffers a medium does not take: a large one passes through piece by piece.
+internal import Glibc
+internal import VirtioCore
+
+/// A few buffers for all queues of a worker, made when they are needed first. Who finds none waits for one to come back.
+@safe
+struct BouncePool: ~Copyable {
+  /// Bytes of a buffer; larger than any alignment.
+  static let size = 256 << 10
+  /// Buffers of a worker.
+  private static let limit = 16
+  private static let alignment = 4096
+
+  private var buffers: [UnsafeMutablePointer<MemorySegment>] = unsafe []
+  private var free: [Int] = []
+
+  enum Taken {
+    case buffer(Int)
+    /// All are in use.
+    case allTaken
+    /// There is no memory, not even for one.
+    case noMemory
+  }
+
+  mutating func take() -> Taken {
+    if let index = free.popLast() { return .buffer(index) }
+    guard unsafe buffers.count < Self.limit else { return .allTaken }
+    var base: UnsafeMutableRawPointer? = nil
+    guard unsafe posix_memalign(&base, max(Self.alignment, Int(getpagesize())), Self.size) == 0, let base = unsafe base else {
+      return unsafe buffers.isEmpty ? .noMemory : .allTaken
+    }
+    let segment = UnsafeMutablePointer<MemorySegment>.allocate(capacity: 1)
+    unsafe segment.initialize(to: MemorySegment(base: base, count: Self.size))
+    unsafe buffers.append(segment)
+    return unsafe .buffer(buffers.count - 1)
+  }
+
+  mutating func give(_ index: Int) { free.append(index) }
+
+  /// The buffer as an operation wants it. - Parameter bytes: at most `size`.
+  func segment(_ index: Int, bytes: Int) -> UnsafeMutablePointer<MemorySegment> {
+    let segment = unsafe buffers[index]
+    unsafe segment.pointee.count = bytes
+    return unsafe segment
+  }
+
+  /// Copies out of a transfer's segments, once. - Parameters:
+  ///   - skip: bytes from the transfer's beginning.
+  ///   - bytes: at most `size`, and what is left of the segments.
+  func fill(_ index: Int, from operation: IOOperation, skipping skip: Int, bytes: Int) {
+    unsafe walk(index, operation, skip, bytes) { buffer, guest, count in
+      unsafe buffer.copyMemory(from: guest, byteCount: count)
+    }
+  }
+
+  /// Copies into a transfer's segments.
+  func empty(_ index: Int, into operation: IOOperation, skipping skip: Int, bytes: Int) {
+    unsafe walk(index, operation, skip, bytes) { buffer, guest, count in
+      unsafe guest.copyMemory(from: buffer, byteCount: count)
+    }
+  }
+
+  private func walk(
+    _ index: Int, _ operation: IOOperation, _ skip: Int, _ bytes: Int,
+    _ copy: (UnsafeMutableRawPointer, UnsafeMutableRawPointer, Int) -> Void
+  ) {
+    guard let segments = unsafe operation.segments else { return }
+    let base = unsafe buffers[index].pointee.base
+    var skip = skip
+    var copied = 0
+    for number in 0..<operation.segmentCount where copied < bytes {
+      let segment = unsafe segments[number]
+      guard skip < segment.count else {
+        skip -= segment.count
+        continue
+      }
+      let count = min(segment.count - skip, bytes - copied)
+      unsafe copy(base + copied, segment.base + skip, count)
+      copied += count
+      skip = 0
+    }
+  }
+
+  deinit {
+    for index in unsafe buffers.indices {
+      unsafe release(buffers[index].pointee.base)
+      unsafe buffers[index].deallocate()
+    }
+  }
+}
+
+private func release(_ pointer: UnsafeMutableRawPointer) { unsafe Glibc.free(pointer) }

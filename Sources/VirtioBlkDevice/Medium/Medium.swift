@@ -1,0 +1,363 @@
+/// What lies between virtio and an engine: byte ranges in, one answer each out, whatever the medium needs for it.
+///
+/// Here is all that is known of what a medium can do: alignment and copies into aligned buffers, short transfers, the end of a
+/// file, fall-backs for zeroing and discarding, calls that no engine takes, flush errors that stay.
+internal import CLinux
+internal import Glibc
+internal import SystemPackage
+internal import VirtioCore
+
+/// What became of a job when it was asked for, or went on.
+enum JobProgress {
+  /// An event with its tag will come.
+  case pending
+  case done
+  case failed
+}
+
+/// Something that a worker was waiting for.
+enum MediumEvent {
+  case done(tag: UInt32)
+  case failed(tag: UInt32)
+  /// The driver of this lane kicked, or might have.
+  case kick(lane: Int)
+  case mailbox
+}
+
+/// The medium as one worker has it: engine, jobs and buffers are used from its thread alone. What the queues of a disk share
+/// belongs to the image.
+@safe
+struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
+  /// Bytes of the largest transfer that is handed over at once; a larger one goes in steps of this, and other work comes
+  /// between them.
+  static var stepBytes: UInt64 { 4 << 20 }
+  /// Bytes that are discarded or zeroed at once without being written.
+  static var rangeStepBytes: UInt64 { 64 << 20 }
+  /// Attempts without progress.
+  static var attempts: UInt8 { 4 }
+  /// Attempts after EAGAIN, each after a rest: a tenth of a second in all.
+  static var patience: UInt8 { 100 }
+  /// Threads for calls that no engine takes.
+  private static var helpers: Int { 2 }
+
+  let facts: MediumFacts
+  var engine: Engine
+  let jobs: MediumJobs
+  var backlog = Backlog()
+  var buffers = BouncePool()
+  let counters: CounterBlock
+  /// What the medium turned out not to do.
+  var cannotPunch = false
+  var cannotZeroRange = false
+  /// What the backlog may still do in this turn, bytes.
+  private var allowance: UInt64 = 0
+
+  private let board: CompletionBoard
+  private var pool: CallPool?
+  /// The mailbox rang, so that there may be something on the board.
+  private var boardIsNews = false
+  private var taken: [(tag: UInt32, result: Int32)] = []
+
+  /// Guest memory by lane.
+  private var memories: [GuestMemory?]
+  private var length: FileLength
+
+  /// - Parameters:
+  ///   - lanes: lanes of the worker; tags are below `lanes` times `LaneContext.slots`.
+  ///   - wake: makes the worker's mailbox ring; called from other threads.
+  init(
+    _ facts: MediumFacts, engine: consuming Engine, lanes: Int, counters: CounterBlock, wake: @escaping @Sendable () -> Void
+  ) throws(Errno) {
+    jobs = try MediumJobs(count: lanes * LaneContext.slots)
+    self.facts = facts
+    self.engine = engine
+    self.counters = counters
+    board = CompletionBoard(wake: wake)
+    memories = Array(repeating: nil, count: lanes)
+    length = FileLength(descriptor: facts.descriptor, full: facts.size)
+  }
+
+  deinit { pool?.end() }
+
+  // MARK: Events
+
+  /// The next event, `nil` when there is none now. A little of the backlog is done on the way, as much as a turn may.
+  @inline(__always)
+  mutating func nextEvent() -> MediumEvent? {
+    while let event = engine.nextEvent() {
+      switch event {
+      case .completion(let tag, let result):
+        let job = unsafe jobs[tag]
+        if unsafe job.pointee.stage == .whole && UInt64(bitPattern: Int64(result)) == job.pointee.operation.length {
+          return .done(tag: tag)
+        }
+        if let event = self.event(of: tag, goOn(tag, result)) { return event }
+      case .kick(let lane): return .kick(lane: lane)
+      case .mailbox:
+        boardIsNews = true
+        return .mailbox
+      }
+    }
+    return backlog.hasReady || boardIsNews ? otherEvent() : nil
+  }
+
+  private func event(of tag: UInt32, _ progress: JobProgress) -> MediumEvent? {
+    switch progress {
+    case .pending: nil
+    case .done: .done(tag: tag)
+    case .failed: .failed(tag: tag)
+    }
+  }
+
+  /// What helpers finished, and what the backlog brings.
+  @inline(never)
+  private mutating func otherEvent() -> MediumEvent? {
+    if boardIsNews, pool != nil {
+      if taken.isEmpty { board.take(into: &taken) }
+      while let (tag, result) = taken.popLast() {
+        if let event = event(of: tag, goOn(tag, result)) { return event }
+      }
+    }
+    boardIsNews = false
+    while allowance > 0, let tag = backlog.next() {
+      if let event = event(of: tag, goOn(tag, nil)) { return event }
+    }
+    return nil
+  }
+
+  /// A turn begins: the backlog may do its part, and who rested for long enough is tried again.
+  @inline(__always)
+  mutating func beginTurn() {
+    allowance = Self.stepBytes
+    if backlog.hasResting { backlog.wakeRested(now: Clock.now) }
+  }
+
+  /// Something in the thread's own hands took this much of the turn.
+  mutating func spend(_ bytes: UInt64) { allowance -= min(allowance, bytes) }
+
+  /// There is work that needs no sleep.
+  var hasReady: Bool {
+    @inline(__always) get { engine.hasFinished || backlog.hasReady }
+  }
+
+  /// When a job that rests has to be tried again; `Clock` nanoseconds.
+  var restEnds: UInt64? { backlog.restEnds }
+
+  // MARK: Transfers
+
+  /// Reads into the operation's segments or writes them. They and the operation stay as they are until it is done.
+  ///
+  /// - Parameter operation: a read or a write of whole blocks inside the medium.
+  @inline(__always)
+  mutating func transfer(_ operation: IOOperation, tag: UInt32) -> JobProgress {
+    guard operation.length &- 1 < Self.stepBytes, !operation.isMisaligned(facts.memoryMask) else {
+      prepare(operation, tag: tag)
+      return transferPrepared(tag)
+    }
+    let outcome = engine.start(operation, tag: tag)
+    if case .finished(let result) = outcome, UInt64(bitPattern: Int64(result)) == operation.length { return .done }
+    prepare(operation, tag: tag)
+    if case .finished(let result) = outcome { return goOn(tag, result) }
+    return .pending
+  }
+
+  /// Writes down what is to be transferred: as numbers in their place, so that the way of most transfers needs no copy of it.
+  @inline(__always)
+  func prepare(_ operation: IOOperation, tag: UInt32) {
+    let job = unsafe jobs[tag]
+    // One by one, as they are in registers.
+    unsafe job.pointee.operation.kind = operation.kind
+    unsafe job.pointee.operation.isDurable = operation.isDurable
+    unsafe job.pointee.operation.offset = operation.offset
+    unsafe job.pointee.operation.length = operation.length
+    unsafe job.pointee.operation.segments = operation.segments
+    unsafe job.pointee.operation.segmentCount = operation.segmentCount
+    unsafe job.pointee.stage = .whole
+  }
+
+  /// What was written down.
+  func prepared(_ tag: UInt32) -> IOOperation { unsafe jobs[tag].pointee.operation }
+
+  /// As `transfer`, in parts: for what is long, misaligned, or nothing.
+  @inline(never)
+  mutating func transferPrepared(_ tag: UInt32) -> JobProgress {
+    let operation = unsafe jobs[tag].pointee.operation
+    guard operation.length > 0 else { return .done }
+    return begin(MediumJob(.parts, operation), tag)
+  }
+
+  /// Bytes that a read has put into its segments so far, from the first one on, without a gap.
+  func filled(_ tag: UInt32) -> UInt64 { unsafe jobs[tag].pointee.stage == .whole ? 0 : UInt64(jobs[tag].pointee.done) }
+
+  /// Everything that was written before is on stable storage when it is done.
+  mutating func flush(tag: UInt32) -> JobProgress {
+    guard facts.flushFailed.loadRelaxed() == 0 else { return .failed }
+    return ask(MediumJob(.flush, unsafe IOOperation(kind: .flush)), tag)
+  }
+
+  /// Asks for what is no transfer and, in most cases, done in one step: that of its operation.
+  @inline(__always)
+  mutating func ask(_ job: MediumJob, _ tag: UInt32) -> JobProgress {
+    guard !engine.takesOnlyTransfers, allowance > 0 else {
+      unsafe jobs[tag].pointee = job
+      backlog.append(tag)
+      return .pending
+    }
+    let outcome = engine.start(job.operation, tag: tag)
+    if case .finished(let result) = outcome, result >= 0 {
+      spend(Self.stepCost(job.operation.length))
+      return .done
+    }
+    unsafe jobs[tag].pointee = job
+    unsafe jobs[tag].pointee.part = UInt32(truncatingIfNeeded: job.operation.length)
+    if case .finished(let result) = outcome { return goOn(tag, result) }
+    return .pending
+  }
+
+  /// What a step that moves nothing counts as, compared with bytes that are moved.
+  static func stepCost(_ bytes: UInt64) -> UInt64 { 4096 &+ bytes >> 6 }
+
+  func job(_ tag: UInt32) -> UnsafeMutablePointer<MediumJob> { unsafe jobs[tag] }
+
+  mutating func begin(_ job: MediumJob, _ tag: UInt32) -> JobProgress {
+    unsafe jobs[tag].pointee = job
+    return goOn(tag, nil)
+  }
+
+  // MARK: Steps
+
+  /// What follows from a result.
+  enum Next {
+    /// Another step.
+    case step
+    /// Another step after a rest.
+    case rest
+    case done
+    case failed
+  }
+
+  /// What became of a step when it was to be started.
+  enum Start {
+    case outcome(IOOutcome)
+    /// It goes on when a buffer comes back.
+    case waitsForBuffer
+    case failed
+  }
+
+  /// Takes a job further. At most one step is done in the thread's own hands: what is left then goes to the backlog.
+  ///
+  /// - Parameter result: what its last step came to; `nil` when there was none.
+  @inline(never)
+  mutating func goOn(_ tag: UInt32, _ result: Int32?) -> JobProgress {
+    let job = unsafe jobs[tag]
+    if let result {
+      if let progress = unsafe settle(tag, job, next(tag, job, result)) { return progress }
+    }
+    switch unsafe start(tag, job) {
+    case .outcome(.pending): return .pending
+    case .outcome(.finished(let result)):
+      unsafe spend(job.pointee.stage == .parts ? UInt64(job.pointee.part) : Self.stepCost(UInt64(job.pointee.part)))
+      if let progress = unsafe settle(tag, job, next(tag, job, result)) { return progress }
+      backlog.append(tag)
+      return .pending
+    case .waitsForBuffer:
+      backlog.waitForBuffer(tag)
+      return .pending
+    case .failed: return unsafe end(job, .failed)
+    }
+  }
+
+  /// - Returns: `nil` when another step is to follow at once.
+  private mutating func settle(_ tag: UInt32, _ job: UnsafeMutablePointer<MediumJob>, _ next: Next) -> JobProgress? {
+    switch next {
+    case .step: return nil
+    case .rest:
+      backlog.rest(tag, now: Clock.now)
+      return .pending
+    case .done: return unsafe end(job, .done)
+    case .failed:
+      // What a stable write or a flush in the page cache could not store, the kernel forgets.
+      if !facts.isDirect, unsafe job.pointee.stage == .flush || job.pointee.operation.isDurable {
+        facts.flushFailed.storeRelaxed(1)
+      }
+      return unsafe end(job, .failed)
+    }
+  }
+
+  /// Gives back what the job had.
+  private mutating func end(_ job: UnsafeMutablePointer<MediumJob>, _ progress: JobProgress) -> JobProgress {
+    unsafe job.pointee.freePieces()
+    if unsafe job.pointee.buffer > 0 {
+      unsafe buffers.give(Int(job.pointee.buffer) - 1)
+      unsafe job.pointee.buffer = 0
+      backlog.wakeOne()
+    }
+    return progress
+  }
+
+  private mutating func start(_ tag: UInt32, _ job: UnsafeMutablePointer<MediumJob>) -> Start {
+    switch unsafe job.pointee.stage {
+    case .whole, .parts: return unsafe startPart(tag, job)
+    case .flush:
+      guard facts.flushFailed.loadRelaxed() == 0 else { return .failed }
+      return call(unsafe IOOperation(kind: .flush), tag)
+    case .discard: return unsafe startDiscard(tag, job)
+    case .zero: return unsafe startZero(tag, job)
+    }
+  }
+
+  private mutating func next(_ tag: UInt32, _ job: UnsafeMutablePointer<MediumJob>, _ result: Int32) -> Next {
+    if unsafe job.pointee.stage == .whole {
+      // Only the operation was written down. It goes on from here in parts.
+      unsafe job.pointee = MediumJob(.parts, job.pointee.operation)
+      unsafe job.pointee.part = UInt32(truncatingIfNeeded: job.pointee.operation.length)
+    }
+    if result == -EINTR { return unsafe job.pointee.retry(atMost: Self.patience) ? .step : .failed }
+    if result == -EAGAIN { return unsafe job.pointee.retry(atMost: Self.patience) ? .rest : .failed }
+    switch unsafe job.pointee.stage {
+    case .whole, .parts: return unsafe nextPart(job, result)
+    case .flush: return result < 0 ? .failed : .done
+    case .discard: return unsafe nextDiscard(job, result)
+    case .zero: return unsafe nextZero(job, result)
+    }
+  }
+
+  /// Starts what is no transfer: in the engine, or by a helper where the engine's ring takes nothing else.
+  mutating func call(_ operation: IOOperation, _ tag: UInt32) -> Start {
+    guard engine.takesOnlyTransfers || operation.kind == .blockDiscard else {
+      return .outcome(engine.start(operation, tag: tag))
+    }
+    if pool == nil { pool = try? CallPool(PlainIO(descriptor: facts.descriptor), board: board, threads: Self.helpers) }
+    guard let pool else { return .failed }
+    pool.add(operation, tag: tag)
+    return .outcome(.pending)
+  }
+
+  // MARK: What changes meanwhile
+
+  /// Memory that transfers of a lane point into from now on.
+  mutating func use(_ memory: GuestMemory, lane: Int) {
+    memories[lane] = memory
+    engine.use(memory)
+  }
+
+  /// The lane has no job any more.
+  mutating func forgetMemory(ofLane lane: Int) { memories[lane] = nil }
+
+  /// Some of the memory behind a job's segments is gone: what was read from there is not the driver's.
+  func memoryIsLost(_ tag: UInt32) -> Bool { memories[LaneContext.lane(of: tag)]?.hasFaulted ?? false }
+
+  /// Whether the length of the file has to be looked at, since it may be cut while it is open.
+  var canBeCut: Bool { !facts.isBlockDevice && !Engine.noticesCuts }
+
+  /// Whether the medium still has all these bytes, for what no engine notices.
+  mutating func holds(end: UInt64) -> Bool { facts.isBlockDevice || length.holds(end: end) }
+
+  /// The file was as long as the disk when it was looked at.
+  var isWhole: Bool { length.isFull }
+
+  var systemCalls: UInt64 { engine.systemCalls &+ length.calls }
+
+  /// The engine lost its way into the kernel. What was under way is for the lanes to answer.
+  mutating func abandonJobs() { backlog.removeAll() }
+}

@@ -1,0 +1,39 @@
+/// What the layer between virtio and an engine knows of a medium.
+internal import VirtioCore
+
+/// Copied into every worker; what its words point at lives as long as the device.
+@safe
+struct MediumFacts: @unchecked Sendable {
+  /// For the few calls that no engine has, and for looks at a file's length.
+  let descriptor: Int32
+  /// Bytes when it was opened. They do not change: what lies beyond the present end of a file that was cut is an error.
+  let size: UInt64
+  /// Logical block size − 1, bytes: transfers begin and end on its multiples.
+  let blockMask: UInt64
+  /// Buffer alignment − 1 that direct transfers need, bytes; 0 where anything goes.
+  let memoryMask: UInt
+  /// The page cache is bypassed: nothing that the kernel still holds can be lost by a failed flush.
+  let isDirect: Bool
+  let isBlockDevice: Bool
+  /// Holes can be punched.
+  let canDiscard: Bool
+  /// Not 0 once a flush or a stable write failed on an image in the page cache: what was lost then stays lost, although the
+  /// kernel says so only once. The image's own word, shared by all queues.
+  let flushFailed: SharedCell<UInt32>
+  /// `zeroChunk` bytes of zeroes.
+  let zeroes: UnsafeMutableRawPointer
+
+  static let zeroChunk = 1 << 20
+
+  init(image: ImageFile, zeroes: UnsafeMutableRawPointer) {
+    descriptor = image.descriptor
+    size = image.size
+    blockMask = UInt64(image.logicalBlockSize - 1)
+    memoryMask = UInt(image.memoryAlignment - 1)
+    isDirect = image.isDirect
+    isBlockDevice = image.isBlockDevice
+    canDiscard = image.canDiscard
+    flushFailed = image.state.flushFailed
+    unsafe self.zeroes = zeroes
+  }
+}

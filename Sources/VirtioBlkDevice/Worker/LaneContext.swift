@@ -1,0 +1,27 @@
+/// What all lanes of a device have in common.
+internal import VirtioCore
+
+@safe
+struct LaneContext: @unchecked Sendable {
+  let limits: BlockLimits
+  let medium: MediumFacts
+  /// The `writeback` byte of the configuration space; not 0 means writeback.
+  let writeback: SharedCell<UInt32>
+  /// 20 bytes, NUL padded.
+  let serial: UnsafeRawPointer
+  /// Pages of mappings of the process that turned out to be gone.
+  let faults = FaultGuard.counter
+
+  // MARK: Tags
+
+  private static let slotBits: UInt32 = 10
+  /// Requests that one queue can have under way; a larger ring holds the rest.
+  static let slots = 1 << Int(slotBits)
+
+  /// Lane and slot in one number, the name of a request for its medium.
+  static func firstTag(ofLane lane: Int) -> UInt32 { UInt32(lane) << slotBits }
+  @inline(__always)
+  static func lane(of tag: UInt32) -> Int { Int(tag >> slotBits) }
+  @inline(__always)
+  static func slot(of tag: UInt32) -> Int { Int(tag & (1 << slotBits - 1)) }
+}

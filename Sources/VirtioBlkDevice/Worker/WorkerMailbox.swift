@@ -1,0 +1,69 @@
+/// What the control plane asks of a worker: an order for each queue, where only the last word counts, so that it never grows.
+internal import Synchronization
+internal import SystemPackage
+internal import VirtioCore
+
+/// What is to be done with one queue, in this order.
+struct QueueOrder: Sendable {
+  var start: Activation?
+  var call: CallSink?
+  var failure: CallSink?
+  var stops = false
+}
+
+/// Orders for the queues of one worker.
+struct WorkerOrders: Sendable {
+  private(set) var queues: [Int: QueueOrder] = [:]
+  /// Every queue is to stop, those that start now included.
+  var stopsAll = false
+
+  var isEmpty: Bool { queues.isEmpty && !stopsAll }
+
+  mutating func add(_ queue: Int, _ change: (inout QueueOrder) -> Void) { change(&queues[queue, default: QueueOrder()]) }
+}
+
+/// A locked set of orders and an eventfd. Looked at only when the eventfd fires, so the data path never touches the lock.
+final class WorkerMailbox: Sendable {
+  private struct State {
+    var orders = WorkerOrders()
+    /// The worker looks no more: it ends.
+    var isClosed = false
+  }
+
+  private let state = Mutex(State())
+  private let counter: OwnedDescriptor
+
+  init() throws(Errno) { counter = try OwnedDescriptor.eventCounter() }
+
+  /// Readable while there are orders; stays open for as long as the mailbox lives.
+  var descriptor: Int32 { counter.rawValue }
+
+  /// - Returns: false when the worker is about to end and will not see it.
+  func post(_ change: (inout WorkerOrders) -> Void) -> Bool {
+    let isOpen = state.withLock { state in
+      guard !state.isClosed else { return false }
+      change(&state.orders)
+      return true
+    }
+    if isOpen { EventCounter.signal(counter.rawValue) }
+    return isOpen
+  }
+
+  /// All orders since the last call.
+  func take() -> WorkerOrders {
+    EventCounter.drain(counter.rawValue)
+    return state.withLock { state in
+      defer { state.orders = WorkerOrders() }
+      return state.orders
+    }
+  }
+
+  /// The worker has no queue any more and wants to end. - Returns: false when there are orders to look at first.
+  func close() -> Bool {
+    state.withLock { state in
+      guard state.orders.queues.isEmpty else { return false }
+      state.isClosed = true
+      return true
+    }
+  }
+}

@@ -1,0 +1,143 @@
+/// A device beside the account of its queues: what was asked for and what was answered.
+internal import CLinux
+internal import Glibc
+
+/// For a transport: knows which queues are about to start, run or are about to stop, so that nothing is asked for twice and
+/// what is still to come can be waited for. Used from the transport's thread alone.
+public final class AttendedDevice {
+  /// How far a queue has come.
+  public enum QueueState: Hashable, Sendable {
+    /// Not started, or stopped again.
+    case idle
+    /// Asked to start.
+    case starting
+    case running
+    /// Asked to stop.
+    case stopping
+    /// Given up.
+    case left
+  }
+
+  public let device: any VirtioDevice
+  private var states: [QueueState]
+  /// Events that came while an answer was waited for.
+  private var backlog: [DeviceEvent] = []
+
+  /// - Parameter device: one whose queues are all idle.
+  public init(_ device: any VirtioDevice) {
+    self.device = device
+    states = Array(repeating: .idle, count: device.queueCount)
+  }
+
+  public func state(of queue: Int) -> QueueState { states[queue] }
+
+  /// Queues whose answer is still to come, or that run.
+  public var busyQueues: [Int] { states.indices.filter { ![.idle, .left].contains(states[$0]) } }
+
+  /// Every queue has answered its stop, or was never started.
+  public var isAtRest: Bool { busyQueues.isEmpty }
+
+  /// Asks for a start, of a queue that is idle.
+  public func start(_ activation: Activation) {
+    precondition(states[activation.queue] == .idle, "a queue was started before it had stopped")
+    states[activation.queue] = .starting
+    device.start(activation)
+  }
+
+  /// Asks for a stop, unless that was asked for already.
+  ///
+  /// - Returns: whether an answer will come: false when the queue does not run.
+  @discardableResult
+  public func stop(queue: Int) -> Bool {
+    switch states[queue] {
+    case .idle, .left: return false
+    case .stopping: return true
+    case .starting, .running:
+      states[queue] = .stopping
+      device.stop(queue: queue)
+      return true
+    }
+  }
+
+  /// Asks every queue that runs, or is about to, to stop.
+  public func stopAll() { for queue in states.indices { stop(queue: queue) } }
+
+  /// Gives up what is not idle.
+  ///
+  /// - Returns: the queues that were left.
+  @discardableResult
+  public func leaveAll() -> [Int] {
+    let left = busyQueues
+    for queue in left {
+      states[queue] = .left
+      device.leave(queue: queue)
+    }
+    return left
+  }
+
+  /// What happened since the last call.
+  public func takeEvents() -> [DeviceEvent] {
+    let events = backlog + fetch()
+    backlog = []
+    return events
+  }
+
+  private func fetch() -> [DeviceEvent] {
+    let events = device.takeEvents()
+    for event in events {
+      switch event {
+      case .started(let queue): if states[queue] == .starting { states[queue] = .running }
+      case .notStarted(let queue, _), .stopped(let queue, _): states[queue] = .idle
+      case .queueFailed, .configurationChanged, .notice: break
+      }
+    }
+    return events
+  }
+}
+
+// MARK: Waiting
+
+/// For programs with one device and nothing else to do. A server never waits like this.
+extension AttendedDevice {
+  /// Starts a queue and waits for the answer.
+  public func startAndWait(_ activation: Activation) throws(QueueError) {
+    start(activation)
+    let answer = wait { event in
+      switch event {
+      case .started(activation.queue), .notStarted(activation.queue, _): true
+      default: false
+      }
+    }
+    if case .notStarted(_, let error) = answer { throw error }
+  }
+
+  /// Stops a queue and waits for the answer.
+  ///
+  /// - Returns: where it stands; `nil` when it did not run.
+  public func stopAndWait(queue: Int) -> QueuePosition? {
+    guard stop(queue: queue) else { return nil }
+    let answer = wait { event in
+      switch event {
+      case .stopped(queue, _), .notStarted(queue, _): true
+      default: false
+      }
+    }
+    guard case .stopped(_, let position) = answer else { return nil }
+    return position
+  }
+
+  /// Stops every queue and waits for all of them. What happened meanwhile is for `takeEvents`.
+  public func stopAllAndWait() {
+    for queue in states.indices { _ = stopAndWait(queue: queue) }
+  }
+
+  /// Sleeps until an event of this kind is there, and takes it; the others stay for `takeEvents`.
+  private func wait(for isAnswer: (DeviceEvent) -> Bool) -> DeviceEvent {
+    while true {
+      backlog += fetch()
+      if let index = backlog.firstIndex(where: isAnswer) { return backlog.remove(at: index) }
+      var entry = pollfd(fd: device.eventDescriptor, events: Int16(POLLIN), revents: 0)
+      _ = unsafe poll(&entry, 1, -1)
+    }
+  }
+}

@@ -1,0 +1,45 @@
+/// What is said and which status is given when a command ends with an error, or with what was asked for instead of it.
+internal import ArgumentParser
+internal import VirtioCore
+
+struct CommandEnd {
+  /// Without a line's end; empty when there is nothing to say.
+  let text: String
+  let status: Int32
+  /// It goes to standard error.
+  var isMistake: Bool { status != 0 }
+
+  /// - Parameters:
+  ///   - error: what the parser or a command threw; help that was asked for is one, too.
+  ///   - words: the arguments as the parser had them.
+  ///   - isOurs: a command that ran threw it, so its sentence is one line whatever names it contains.
+  init(_ error: any Error, words: [String], isOurs: Bool) {
+    let code = VmmBlk.exitCode(for: error)
+    let whole = VmmBlk.fullMessage(for: error)
+    guard !code.isSuccess, !(error is ExitCode) else {
+      (text, status) = (whole, code.rawValue)
+      return
+    }
+    if isOurs {
+      status = ExitStatus(error).rawValue
+      text = "Error: " + printable(VmmBlk.message(for: error))
+      return
+    }
+    status = ExitStatus.usage.rawValue
+    // What follows the first sentence is the parser's: help for the option, and the usage line.
+    let message = VmmBlk.message(for: error)
+    var rest = whole.hasPrefix("Error: " + message) ? String(whole.dropFirst(7 + message.count)) : ""
+    var sentence = message
+    if let mistake = CommandWords()?.mistake(in: words) {
+      sentence = mistake
+      // Help for another option is none.
+      rest = rest.ranges(of: "\nUsage:").first.map { String(rest[$0.lowerBound...]) } ?? rest
+    }
+    if sentence == message {
+      if let possible = CommandWords.possible(after: message) { sentence += ": " + possible }
+      // The parser repeats words as they are.
+      for word in words where printable(word) != word { sentence = sentence.replacing(word, with: printable(word)) }
+    }
+    text = "Error: " + sentence + rest
+  }
+}

@@ -1,0 +1,150 @@
+/// The words of a command line, looked at once more after they were not understood: what is unknown comes before everything
+/// else that may be wrong, and a word that is wrong says what is possible instead.
+internal import ArgumentParser
+internal import FoundationEssentials
+internal import VirtioCore
+
+/// What the program takes, as the parser itself tells it.
+struct CommandWords {
+  private let root: Command
+
+  private struct Tool: Decodable { var command: Command }
+
+  private struct Command: Decodable {
+    var commandName: String
+    var arguments: [Argument]?
+    var subcommands: [Command]?
+    var defaultSubcommand: String?
+  }
+
+  private struct Argument: Decodable {
+    struct Name: Decodable {
+      var kind: String
+      var name: String
+      var word: String { (kind == "long" ? "--" : "-") + name }
+    }
+    var kind: String
+    var names: [Name]?
+    var valueName: String?
+  }
+
+  /// - Returns: `nil` when the parser does not tell.
+  init?() {
+    guard let tool = try? JSONDecoder().decode(Tool.self, from: Data(VmmBlk._dumpHelp().utf8)) else { return nil }
+    root = tool.command
+  }
+
+  // MARK: Unknown words
+
+  /// The sentence about the first word that nobody knows; `nil` when all are known.
+  func mistake(in words: [String]) -> String? {
+    var commands = [root]
+    var index = 0
+    while index < words.count {
+      let word = words[index]
+      index += 1
+      if word == "--" { return nil }
+      let names = names(commands)
+      if word.hasPrefix("-"), word.count > 1 {
+        let name = String(word.prefix { $0 != "=" })
+        guard let kind = names[name] else {
+          if VmmBlk.isOwn(word) { continue }
+          let close = Self.closest(to: name, among: names.keys.filter { $0.hasPrefix("--") } + ["--help", "--version"])
+          return "Unknown option '\(printable(name))'" + (close.map { ". Did you mean '\($0)'?" } ?? "")
+        }
+        // Its value is no word of ours, whatever it looks like.
+        if kind == "option", !word.contains("="), index < words.count, !words[index].hasPrefix("-") { index += 1 }
+      } else if let next = commands[commands.count - 1].subcommands?.first(where: { $0.commandName == word }) {
+        commands.append(next)
+      } else if let choices = commands[commands.count - 1].subcommands, commands[commands.count - 1].defaultSubcommand == nil {
+        let close = Self.closest(to: word, among: choices.map(\.commandName))
+        return "There is no '\(printable(word))' in '\(commands.map(\.commandName).joined(separator: " "))'"
+          + (close.map { ". Did you mean '\($0)'?" } ?? ": use " + Self.list(choices.map(\.commandName)))
+      }
+    }
+    return nil
+  }
+
+  /// All options that may stand where these commands are, and of what kind each is.
+  private func names(_ commands: [Command]) -> [String: String] {
+    var all = commands
+    if let last = commands.last, let name = last.defaultSubcommand {
+      all += (last.subcommands ?? []).filter { $0.commandName == name }
+    }
+    var names: [String: String] = [:]
+    for argument in all.flatMap({ $0.arguments ?? [] }) {
+      for name in argument.names ?? [] { names[name.word] = argument.kind }
+    }
+    return names
+  }
+
+  private static func list(_ words: [String]) -> String {
+    words.dropLast().joined(separator: ", ") + (words.count > 1 ? " or " : "") + (words.last ?? "")
+  }
+
+  /// The word that was probably meant: one that begins so, or one that differs in few letters.
+  static func closest(to word: String, among words: [String]) -> String? {
+    let words = words.sorted()
+    if word.count > 4, let longer = words.first(where: { $0.hasPrefix(word) }) { return longer }
+    let near = words.map { (distance: distance(Array(word), Array($0)), word: $0) }.min { $0.distance < $1.distance }
+    guard let near, near.distance <= max(1, word.drop { $0 == "-" }.count / 3) else { return nil }
+    return near.word
+  }
+
+  /// Letters to insert, to leave out, to change, or neighbours to swap, until the one is the other.
+  private static func distance(_ one: [Character], _ other: [Character]) -> Int {
+    // Nobody means a word that is many times as long.
+    guard one.count <= 64 else { return .max }
+    var before: [Int] = []
+    var last = Array(0...other.count)
+    for row in 1...max(one.count, 1) where row <= one.count {
+      var next = [row]
+      for column in 1...max(other.count, 1) where column <= other.count {
+        let isSame = one[row - 1] == other[column - 1]
+        var best = min(last[column] + 1, next[column - 1] + 1, last[column - 1] + (isSame ? 0 : 1))
+        if row > 1, column > 1, one[row - 1] == other[column - 2], one[row - 2] == other[column - 1] {
+          best = min(best, before[column - 2] + 1)
+        }
+        next.append(best)
+      }
+      (before, last) = (last, next)
+    }
+    return last[other.count]
+  }
+
+  // MARK: Wrong values
+
+  /// What is possible where the parser only says that a value is not: "The value '1x' is invalid for '--bs <size>'".
+  ///
+  /// - Returns: `nil` when the sentence is another one, or says it already.
+  static func possible(after sentence: String) -> String? {
+    guard sentence.hasPrefix("The value '"), sentence.hasSuffix(">'"),
+      let place = sentence.ranges(of: " is invalid for '").last
+    else { return nil }
+    let argument = sentence[place.upperBound...].dropLast()
+    let option = String(argument.prefix { $0 != " " })
+    let name = argument.split(separator: "<", maxSplits: 1).last.map { String($0.dropLast()) } ?? ""
+    return "use " + (options[option] ?? values[name] ?? "a whole number")
+  }
+
+  private static let options = [
+    "--pin-cpus": "processor numbers as in 0,2,4-6",
+    "--client-cpus": "processor numbers as in 0,2,4-6, or none",
+    "--depths": "numbers from 1 to 1024 as in 1,4,32",
+    "--groups": "some of bare, engine, uring, waiting and notification with commas between",
+    "--seconds": "a number of seconds as in 5 or 0.5",
+    "--latency_percentile": "a number of percent as in 99 or 99.9",
+    "--waiting": "sleep, poll:US, adaptive:US or busy, with US from 0 to 1000000",
+    "--notify": "batch, each or coalesce:COUNT:US",
+    "--uring": "words as in deferred,batch=8; --help lists them",
+    "--rw": "read, write, randread, randwrite, rw or randrw",
+    "--hex": "an even number of hexadecimal digits",
+    "--queue": "as in size=8,desc=0x0,avail=0x400,used=0x800",
+  ]
+
+  private static let values = [
+    "size": ByteSize.forms, "bytes": ByteSize.forms, "offset": ByteSize.forms, "length": ByteSize.forms,
+    "address": ByteSize.forms, "bits": "a number as in 0x100000000", "byte": "a number from 0 to 255, as in 0xaa",
+    "time": "a time as in 5, 0.5, 500ms, 2s or 1m",
+  ]
+}

@@ -1,0 +1,37 @@
+/// How the program was called, before anything of it is looked at.
+internal import ArgumentParser
+
+enum Invocation {
+  /// The name by which management software knows a back-end of this kind.
+  private static let backendName = "vhost-user-blk"
+
+  /// The arguments as `VmmBlk` takes them.
+  ///
+  /// Management software calls a vhost-user back-end without a word for what it is to do ("Backend program conventions" of the
+  /// specification): `PROGRAM --socket-path=… --blk-file=…`. So `serve` is meant where the first word is one of its options,
+  /// and where the program has the name of a back-end. With --print-capabilities all other options are ignored,
+  /// those that nobody knows included.
+  ///
+  /// - Parameters:
+  ///   - program: the name or path that it was called by.
+  ///   - arguments: those behind it.
+  static func words(program: String, _ arguments: [String]) -> [String] {
+    let name = program.split(separator: "/").last ?? ""
+    let isBackend = name == backendName || arguments.first.map(startsServe) ?? false
+    guard isBackend || arguments.first == "serve" else { return arguments }
+    if arguments.contains("--print-capabilities") { return ["serve", "--print-capabilities"] }
+    let isWhole = !isBackend || arguments.first == "serve" || arguments.first.map(VmmBlk.isOwn) ?? false
+    return isWhole ? arguments : ["serve"] + arguments
+  }
+
+  private static func startsServe(_ word: String) -> Bool { word.hasPrefix("--") && !VmmBlk.isOwn(word) }
+}
+
+extension VmmBlk {
+  /// An option of the program itself, not of one of its commands.
+  static func isOwn(_ word: String) -> Bool {
+    ["--help", "-h", "--help-hidden", "--version", "--experimental-dump-help", "--generate-completion-script"].contains {
+      word == $0 || word.hasPrefix($0 + "=")
+    }
+  }
+}

@@ -1,0 +1,28 @@
+/// Paths as the system has them: bytes that need not be UTF-8.
+internal import VirtioCore
+
+enum PathArgument {
+  /// The bytes behind an option of the command line, for `ImageOptions.pathBytes`.
+  ///
+  /// The parser has strings, in which what is not UTF-8 was repaired and names another file. The argument that such a
+  /// string came from is found by the option before it.
+  ///
+  /// - Parameters:
+  ///   - option: as in "--blk-file".
+  ///   - text: the option's value as the parser has it.
+  ///   - words: all arguments as they came.
+  /// - Returns: the path with a 0 at its end; `nil` where the text says it all.
+  static func bytes(of option: String, _ text: String, in words: [[UInt8]]) -> [CChar]? {
+    guard text.unicodeScalars.contains("\u{fffd}") else { return nil }
+    let (bare, joined) = (Array(option.utf8), Array((option + "=").utf8))
+    var found: [UInt8]? = nil
+    for (index, word) in words.enumerated() {
+      let value =
+        if word == bare, index + 1 < words.count { words[index + 1] } else if word.starts(with: joined) {
+          Array(word.dropFirst(joined.count))
+        } else { [] as [UInt8] }
+      if !value.isEmpty, String(decoding: value, as: UTF8.self) == text { found = value }
+    }
+    return found.map { $0.map { CChar(bitPattern: $0) } + [0] }
+  }
+}

@@ -1,0 +1,70 @@
+/// Images of other formats are refused where they are opened, and nothing that a guest writes opens another file.
+import CLinux
+import Foundation
+import GuestDriver
+import Testing
+import VirtioBlkDevice
+
+@Suite struct ForeignFormatTests {
+  struct Sample: Sendable, CustomTestStringConvertible {
+    var format: String
+    /// From the end where it is negative.
+    var offset: Int
+    var bytes: [UInt8]
+    var testDescription: String { "\(format) by \(bytes) at \(offset)" }
+
+    init(_ format: String, _ offset: Int, _ bytes: [UInt8]) { (self.format, self.offset, self.bytes) = (format, offset, bytes) }
+    init(_ format: String, _ offset: Int, _ text: String) { self.init(format, offset, Array(text.utf8)) }
+  }
+
+  static let samples = [
+    Sample("a qcow2 image", 0, [0x51, 0x46, 0x49, 0xfb]), Sample("a QED image", 0, "QED\0"), Sample("a VMDK image", 0, "KDMV"),
+    Sample("a VMDK image", 0, "COWD"), Sample("a VMDK description", 0, "# Disk DescriptorFile\nversion=1"),
+    Sample("a VDI image", 0x40, [0x7f, 0x10, 0xda, 0xbe]), Sample("a VHDX image", 0, "vhdxfile"),
+    Sample("a VHD image", 0, "conectix"), Sample("a VHD image", -512, "conectix"),
+    Sample("a Parallels image", 0, "WithoutFreeSpace"), Sample("a Parallels image", 0, "WithouFreSpacExt"),
+    Sample("a Bochs image", 0, "Bochs Virtual HD Image"), Sample("a LUKS volume", 0, [0x4c, 0x55, 0x4b, 0x53, 0xba, 0xbe]),
+    Sample("a DMG image", -512, "koly"),
+  ]
+
+  private static func image(_ sample: Sample, _ scratch: Scratch) throws -> String {
+    let path = try scratch.image(size: 1 << 20)
+    let handle = try #require(FileHandle(forWritingAtPath: path))
+    try handle.seek(toOffset: UInt64(sample.offset < 0 ? (1 << 20) + sample.offset : sample.offset))
+    try handle.write(contentsOf: Data(sample.bytes))
+    return path
+  }
+
+  @Test(arguments: samples) func anotherFormatIsNoRawDisk(sample: Sample) throws {
+    let scratch = try Scratch()
+    let path = try Self.image(sample, scratch)
+    for isReadOnly in [false, true] {
+      #expect(throws: ImageError.foreign(path: path, format: sample.format)) {
+        _ = try ImageFile(ImageOptions(path: path, isReadOnly: isReadOnly))
+      }
+    }
+    // Whoever knows better says so, and the bytes are the disk's.
+    let image = try ImageFile(ImageOptions(path: path, format: .raw))
+    #expect(image.size == 1 << 20)
+  }
+
+  @Test func aRawDiskIsNone() throws {
+    let scratch = try Scratch()
+    for (offset, text) in [(1, "QFI\u{fb}"), (512, "conectix"), (0, "QF"), (0x41, "\u{7f}"), (510, "U\u{aa}")] {
+      let path = try Self.image(Sample("none", offset, text), scratch)
+      #expect(try ImageFile(ImageOptions(path: path)).size == 1 << 20)
+    }
+    // Smaller than what is looked at.
+    let path = try scratch.image("small", size: 512)
+    #expect(try ImageFile(ImageOptions(path: path)).size == 512)
+  }
+
+  /// A guest writes such a header on the running disk: the bytes are its own, then and with `--format raw` later.
+  @Test func aGuestMayWriteWhatItLikes() throws {
+    let rig = try Rig()
+    let header: [UInt8] = [0x51, 0x46, 0x49, 0xfb] + zeroes(508)
+    try rig.expect(.write(sector: 0, header))
+    #expect(try rig.expect(.read(sector: 0, bytes: 512)).answer == header)
+    #expect(rig.client.capacity == 4 << 20)
+  }
+}

@@ -1,0 +1,20 @@
+/// Waiting in tests: one limit, far beyond what a loaded machine takes, and a wait that fails ends its test.
+import CLinux
+import Glibc
+import VirtioCore
+
+/// `Patience.limit` in milliseconds.
+let patientMilliseconds = Int(Patience.limit / .milliseconds(1))
+
+struct WaitedInVain: Error, CustomStringConvertible {
+  var description: String
+}
+
+/// Looks until it is so.
+func waitUntil(_ what: @autoclosure () -> String, _ isSo: () throws -> Bool) throws {
+  let end = ContinuousClock.now + Patience.limit
+  while try !isSo() {
+    guard .now < end else { throw WaitedInVain(description: "waited in vain until \(what())") }
+    usleep(200)
+  }
+}
