@@ -124,7 +124,7 @@ struct OnceAccount: Encodable {
       let table = TextTable<Request> { $0.columns }
       table.print(requests, style: Style.psql)
     }
-    if let problem { print(problem) }
+    if let problem { print(printable(problem)) }
     for queue in queues {
       print("queue \(queue.queue): \(queue.used) of \(queue.available) available requests used")
       if let failure = queue.failure { print("queue \(queue.queue) stopped: \(failure)") }
