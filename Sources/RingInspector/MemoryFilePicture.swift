@@ -24,7 +24,7 @@ public struct MemoryFilePicture: Sendable {
     }
   }
 
-  /// The picture as lines of at most 98 columns.
+  /// The picture as lines of at most 80 columns, but for the path.
   public func draw() -> [String] {
     let layout = snapshot.layout
     let registers = snapshot.registers
@@ -35,8 +35,8 @@ public struct MemoryFilePicture: Sendable {
     if snapshot.interruptStatus & 2 != 0 { interrupts.append("configuration change") }
     var lines = [
       snapshot.path,
-      "  memory      \(ByteSize.describe(layout.memorySize)) at \(layout.memoryBase) … 0x\(String(last, radix: 16)), "
-        + "room for \(Self.count(layout.maximumQueues, "queue"))",
+      "  memory      \(ByteSize.describe(layout.memorySize)) at \(layout.memoryBase) … 0x\(String(last, radix: 16))",
+      "  room        for \(Self.count(layout.maximumQueues, "queue"))",
       "  device      \(device)\(snapshot.deviceEpoch > 1 ? ", number \(snapshot.deviceEpoch) on this file" : "")",
       "  driver      \(snapshot.isDriverThere ? "there" : "none")"
         + (snapshot.isRequestPending ? ", a register access waits for its answer" : ""),
@@ -76,7 +76,7 @@ public struct MemoryFilePicture: Sendable {
   private static func wrapped(label: String, words: [String]) -> [String] {
     var lines = [label]
     for word in words.isEmpty ? ["none accepted"] : words {
-      if lines[lines.count - 1].count + word.count > 98 { lines.append(String(repeating: " ", count: label.count)) }
+      if lines[lines.count - 1].count + word.count > 80 { lines.append(String(repeating: " ", count: label.count)) }
       lines[lines.count - 1] += word + " "
     }
     return lines.map { line in String(line.reversed().drop { $0 == " " }.reversed()) }

@@ -1,10 +1,10 @@
-/// A queue drawn for people, in plain text of at most 98 columns.
+/// A queue drawn for people, in plain text of at most 80 columns.
 internal import VirtioCore
 
 /// Turns a picture into lines.
 public struct QueueDrawing {
   /// Columns inside the frame.
-  private static let width = 94
+  private static let width = 76
   /// Used chains drawn; older ones are counted.
   private static let usedLimit = 4
   /// Chains on their way drawn; further ones are counted.
@@ -31,12 +31,28 @@ public struct QueueDrawing {
     let state = picture.ready ? "ready" : "not ready"
     let title = " queue \(picture.queue) ── \(picture.configuration.size) entries ── \(state) "
     let rule = String(repeating: "─", count: max(0, width + 1 - title.count))
-    return ["┌─\(title)\(rule)┐"] + drawing.lines.map(frame) + ["└\(String(repeating: "─", count: width + 2))┘"]
+    return ["┌─\(title)\(rule)┐"] + drawing.lines.flatMap(fitted).map(frame) + ["└\(String(repeating: "─", count: width + 2))┘"]
   }
 
   private static func frame(_ line: String) -> String {
-    let fitting = line.count <= width ? line : line.prefix(width - 1) + "…"
-    return "│ \(fitting)\(String(repeating: " ", count: width - fitting.count)) │"
+    "│ \(line)\(String(repeating: " ", count: max(width - line.count, 0))) │"
+  }
+
+  /// A line that is too long goes on in the next one, from a space on if it has one, and further to the right.
+  private static func fitted(_ line: String) -> [String] {
+    var (lines, rest) = ([String](), line)
+    let indent = String(repeating: " ", count: min(line.prefix { $0 == " " }.count + 4, width / 4))
+    while rest.count > width {
+      var part = rest.prefix(width + 1)
+      if let space = part.lastIndex(of: " "), part[..<space].contains(where: { $0 != " " }) {
+        part = part[..<space]
+      } else {
+        part = part.dropLast()
+      }
+      rest = indent + rest[part.endIndex...].drop { $0 == " " }
+      lines.append(String(part))
+    }
+    return lines + [rest]
   }
 
   private mutating func add(_ line: String) { lines.append(line) }

@@ -6,8 +6,10 @@ struct BenchCommand: ParsableCommand {
     commandName: "bench",
     abstract: "Measure a device: rate, latency and what it costs.",
     usage: """
-      vmm-blk bench (--socket-path <path> | --memory <path> | --blk-file <path> | --ceiling) [<options>]
-      vmm-blk bench --paths --blk-file <path> [<options>]
+      vmm-blk bench --socket-path <path> [<options>]
+      vmm-blk bench --memory <path> [<options>]
+      vmm-blk bench --blk-file <path> [--paths] [<options>]
+      vmm-blk bench --ceiling [<options>]
       vmm-blk bench compare <first> <second>
       """,
     discussion: """

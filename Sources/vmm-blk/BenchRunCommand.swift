@@ -9,8 +9,10 @@ struct BenchRunCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "run", abstract: "Measure one workload (what 'bench' does by itself).",
     usage: """
-      vmm-blk bench (--socket-path <path> | --memory <path> | --blk-file <path> | --ceiling) [<options>]
-      vmm-blk bench --paths --blk-file <path> [<options>]
+      vmm-blk bench --socket-path <path> [<options>]
+      vmm-blk bench --memory <path> [<options>]
+      vmm-blk bench --blk-file <path> [--paths] [<options>]
+      vmm-blk bench --ceiling [<options>]
       """)
 
   enum OutputFormat: String, ExpressibleByArgument, CaseIterable {

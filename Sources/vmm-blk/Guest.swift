@@ -6,7 +6,7 @@ internal import VirtioCore
 struct Guest: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Drive a disk as a guest would, without a virtual machine.",
-    usage: "vmm-blk guest (--socket-path <path> | --memory <file>) <verb> [<options>]",
+    usage: GuestTarget.usage("<verb> [<options>]"),
     discussion: """
       The disk is one that 'vmm-blk serve', 'vmm-blk run' or any other vhost-user-blk back-end serves. Offsets and lengths \
       are bytes, with a suffix if you like: 4096, 4k, 1M, 2GiB, 10GB (powers of 1000), 0x200, 8s (sectors).
@@ -24,8 +24,10 @@ struct Guest: ParsableCommand {
 
 /// Which disk, and how to drive it. Given before or behind the verb.
 struct GuestTarget: ParsableArguments {
-  /// The usage line of a verb on a disk.
-  static func usage(_ verb: String) -> String { "vmm-blk guest (--socket-path <path> | --memory <file>) \(verb)" }
+  /// The usage lines of a verb on a disk.
+  static func usage(_ verb: String) -> String {
+    "vmm-blk guest --socket-path <path> \(verb)\nvmm-blk guest --memory <file> \(verb)"
+  }
 
   @Option(help: .init("The socket of a vhost-user-blk back-end.", valueName: "path"))
   var socketPath: String?

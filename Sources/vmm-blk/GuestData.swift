@@ -25,7 +25,7 @@ struct GuestRead: GuestVerb {
 struct GuestWrite: GuestVerb {
   static let configuration = CommandConfiguration(
     commandName: "write", abstract: "Write a few bytes to the disk.",
-    usage: GuestTarget.usage("write <offset> (--text <text> | --hex <digits> | --fill <byte> --length <bytes>)"),
+    usage: GuestTarget.usage("write <offset> --text|--hex|--fill …"),
     discussion: "What lies around them in the same blocks is read first and written back. Nothing is flushed: see 'flush'.")
 
   @ParentCommand var guest: Guest
@@ -114,7 +114,7 @@ struct GuestCopyIn: GuestVerb {
 struct GuestCopyOut: GuestVerb {
   static let configuration = CommandConfiguration(
     commandName: "copy-out", abstract: "Copy the disk, or a part of it, to a file; zeroes become holes.",
-    usage: GuestTarget.usage("copy-out <file> [--offset <bytes>] [--length <bytes>]"))
+    usage: GuestTarget.usage("copy-out <file> [<options>]"))
 
   @ParentCommand var guest: Guest
   @OptionGroup var target: GuestTarget

@@ -10,9 +10,9 @@ struct RunCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "run", abstract: "Serve a disk to a driver that shares a memory file with it.",
     usage: """
-      vmm-blk run --memory <file> --blk-file <path> [--create <size>] [<options>]
-      vmm-blk run --memory <file> --blk-file <path> --once [--json] [<options>]
-      vmm-blk run --memory <file> --blk-file <path> --once --raw --queue <ring> [<options>]
+      vmm-blk run --memory <file> --blk-file <path> [<options>]
+      vmm-blk run --memory <file> --blk-file <path> --once [<options>]
+      vmm-blk run --memory <file> --blk-file <path> --once --raw --queue <ring>
       """,
     discussion: """
       Without --once the disk is served until SIGTERM or Ctrl-C; everything taken is finished first. A driver finds the \

@@ -11,7 +11,8 @@ struct ServeCommand: ParsableCommand {
     commandName: "serve",
     abstract: "Serve a disk image to a virtual machine over a vhost-user socket.",
     usage: """
-      vmm-blk serve --blk-file <path> (--socket-path <path> | --fd <n>) [<options>]
+      vmm-blk serve --blk-file <path> --socket-path <path> [<options>]
+      vmm-blk serve --blk-file <path> --fd <n> [<options>]
       vmm-blk serve --disks <file> [<options>]
       vmm-blk serve --print-capabilities
       """,

@@ -30,6 +30,7 @@ struct BenchOptions: Sendable {
   var diskBytes = 1 << 20
   var readOnly = false
   var logicalBlock = 512
+  var format = ImageOptions.Format.auto
   /// Leave the device as it is before the first status write.
   var startsDriver = true
 }
@@ -131,7 +132,7 @@ final class Bench {
 
   private static func makeDevice(_ path: String, _ options: BenchOptions, engine: EngineKind) throws -> BlockDevice {
     let image = try ImageFile(
-      ImageOptions(path: path, isReadOnly: options.readOnly, logicalBlockSize: options.logicalBlock))
+      ImageOptions(path: path, isReadOnly: options.readOnly, format: options.format, logicalBlockSize: options.logicalBlock))
     var device = BlockDeviceOptions()
     device.queueCount = 2
     device.engine = engine

@@ -70,7 +70,7 @@ struct Images {
 
     let picture = MemoryFilePicture(try MemoryFileSnapshot(path: memory))
     let drawing = picture.draw().dropFirst()
-    for line in drawing { #expect(line.count <= 100) }
+    for line in drawing { #expect(line.count <= 80) }
     try Images.expect(drawing.joined(separator: "\n") + "\n", in: name + ".drawing")
 
     var options = BlockDeviceOptions()

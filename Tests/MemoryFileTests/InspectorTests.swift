@@ -137,6 +137,6 @@ private struct Guest {
       guest.bytes[at] = seed % 3 != 0 && word % 4 != 0 ? UInt8(word >> 8 & 3) : UInt8(truncatingIfNeeded: word >> 16)
     }
     let picture = try guest.picture(FeatureSet(rawValue: generator.next()))
-    for line in QueueDrawing.draw(picture) { #expect(line.count <= 100) }
+    for line in QueueDrawing.draw(picture) { #expect(line.count <= 80) }
   }
 }

@@ -176,13 +176,18 @@ import Testing
   }
 
   @Test(arguments: [
-    (["serve"], "--blk-file <path> (--socket-path <path> | --fd <n>)"), (["run"], "--memory <file> --blk-file <path>"),
-    (["inspect"], "<file>"), (["guest"], "(--socket-path <path> | --memory <file>) <verb>"),
-    (["guest", "read"], "(--socket-path <path> | --memory <file>) read <offset>"), (["bench"], "--blk-file <path>"),
+    (["serve"], "vmm-blk serve --blk-file <path> --socket-path <path>"), (["run"], "--memory <file> --blk-file <path>"),
+    (["inspect"], "<file>"), (["guest"], "--memory <file> <verb>"),
+    (["guest", "read"], "--socket-path <path> read <offset>"), (["guest", "write"], "write <offset>"),
+    (["guest", "copy-in"], "copy-in <file>"), (["guest", "copy-out"], "copy-out <file>"), (["guest", "zero"], "zero <offset>"),
+    (["bench"], "--blk-file <path>"),
   ])
   func usageSaysWhatIsRequired(words: [String], usage: String) throws {
     let help = String(decoding: try Program(words + ["--help"]).everything(), as: UTF8.self)
     #expect(help.contains("USAGE: vmm-blk") && help.contains(usage), "\(help)")
+    for line in help.split(separator: "\n") where line.count > 80 {
+      Issue.record("'\(line)' is wider than a terminal of 80 columns")
+    }
   }
 
   @Test func everyStatusIsDocumented() throws {
