@@ -201,7 +201,7 @@ struct StartupTests {
     let place = try Place()
     let start = try #require(Self.withoutProc) + [#require(vmmBlk)]
     for (words, code, said) in [
-      ([], 64 as Int32, "Usage"), (["inspect"], 64, "Missing expected argument"), (["bogus"], 64, "bogus"),
+      ([], 64 as Int32, "Say what to do"), (["inspect"], 64, "Missing expected argument"), (["bogus"], 64, "bogus"),
       (["help"], 0, "SUBCOMMANDS"), (["serve", "--print-capabilities"], 0, "\"block\""),
     ] as [([String], Int32, String)] {
       let output = place.directory + "/said"
