@@ -338,14 +338,18 @@ struct BadTransportTests {
     #expect(try bench.client.queues[0].perform(.read(sector: 0, bytes: 1024)).answer == header)
   }
 
-  @Test("41: a file that ends inside the disk reads as zeroes", arguments: Setup.real)
+  @Test("41: what lies beyond the present end of a file is an error", arguments: Setup.real)
   func shortFile(_ setup: Setup) throws {
     let bench = try Bench(setup)
     try bench.expect(.write(sector: 0, Array(repeating: 0xab, count: 64 << 10)), .ok)
+    let whole = try FileManager.default.attributesOfItem(atPath: bench.image)[.size] as? Int
     #expect(unsafe truncate(bench.image, 10_000) == 0)
-    let outcome = try bench.client.queues[0].perform(.read(sector: 0, bytes: 64 << 10))
-    #expect(outcome.status == .ok)
-    #expect(outcome.answer == Array(repeating: 0xab, count: 10_000) + Array(repeating: 0, count: (64 << 10) - 10_000))
+    try bench.expect(.read(sector: 0, bytes: 64 << 10), .ioError)
+    let left = try bench.client.queues[0].perform(.read(sector: 0, bytes: 8192))
+    #expect(left.status == .ok && left.answer == Array(repeating: 0xab, count: 8192))
+    // With its length back, all goes on. A worker takes the length for known for a moment.
+    #expect(unsafe truncate(bench.image, off_t(#require(whole))) == 0)
+    usleep(5000)
     try bench.expectWitnessWell()
   }
 }
