@@ -160,7 +160,8 @@ static inline int clinux_accept(int listener) {
   return rc < 0 ? -errno : rc;
 }
 
-// CMSG_* are function-like macros. Sends `count` descriptors with the bytes; returns bytes sent or -errno.
+// CMSG_* are function-like macros. Sends `count` descriptors with the bytes and never waits, whatever the flags of the socket
+// say, which may be others' to set; returns bytes sent or -errno.
 static inline ssize_t clinux_send_with_fds(int socket, const void *bytes, size_t length, const int *fds, size_t count) {
   if (count > 64) return -EINVAL;
   struct iovec part = {(void *)bytes, length};
@@ -178,7 +179,7 @@ static inline ssize_t clinux_send_with_fds(int socket, const void *bytes, size_t
     header->cmsg_len = CMSG_LEN(count * sizeof(int));
     memcpy(CMSG_DATA(header), fds, count * sizeof(int));
   }
-  ssize_t rc = sendmsg(socket, &message, MSG_NOSIGNAL);
+  ssize_t rc = sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
   return rc < 0 ? -errno : rc;
 }
 

@@ -21,6 +21,7 @@ public final class MemoryFileDevice {
   let device: any VirtioDevice
   private let attended: AttendedDevice
   let log: (String) -> Void
+  private let notice: (String) -> Void
   let face: RegisterFace
   var registers: MMIORegisters
   /// Queues that could not be started since `attach`, or since the driver's last reset.
@@ -36,10 +37,12 @@ public final class MemoryFileDevice {
 
   /// Takes the file for this device.
   ///
-  /// - Parameter log: takes one line for people at a time, without a line feed, on the thread that runs. A driver can cause
-  ///   lines at its pleasure: meter them.
+  /// - Parameters:
+  ///   - log: takes one line for people at a time, without a line feed, on the thread that runs. A driver can cause lines at its
+  ///     pleasure: meter them.
+  ///   - notice: takes what only helps the operator of a device that goes on being served; `nil`: `log` does.
   public init(
-    file: MemoryFile, device: any VirtioDevice, log: @escaping (String) -> Void = { _ in }
+    file: MemoryFile, device: any VirtioDevice, log: @escaping (String) -> Void = { _ in }, notice: ((String) -> Void)? = nil
   ) throws(MemoryFileError) {
     guard device.queueCount <= file.layout.maximumQueues else {
       throw .tooManyQueues(path: file.path, device: device.queueCount, file: file.layout.maximumQueues)
@@ -51,6 +54,7 @@ public final class MemoryFileDevice {
     self.device = device
     attended = AttendedDevice(device)
     self.log = log
+    self.notice = notice ?? log
     let interruptStatus = file.control.interruptStatus
     face = RegisterFace(device, interruptStatus: { interruptStatus.loadAcquire() })
     registers = MMIORegisters(face: face)
@@ -317,7 +321,7 @@ public final class MemoryFileDevice {
         file.control.storeState(registers.image)
       case .configurationChanged:
         if registers.status.contains(.driverOK) { notifyConfigurationChange() }
-      case .notice(let text): log(text)
+      case .notice(let text): notice(text)
       }
     }
     goOn()

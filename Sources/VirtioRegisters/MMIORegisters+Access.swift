@@ -53,7 +53,7 @@ extension MMIORegisters {
     switch register {
     case .deviceFeaturesSelect: deviceFeaturesSelect = value
     case .driverFeaturesSelect: driverFeaturesSelect = value
-    case .driverFeatures: acceptFeatures(value)
+    case .driverFeatures: negotiation.acceptWord(driverFeaturesSelect, value)
     case .queueSelect: queueSelect = value
     case .queueSize: setQueueSize(value)
     case .queueDescriptorLow: setAddress(\.descriptorTable, low: value)
@@ -80,12 +80,6 @@ extension MMIORegisters {
   }
 
   private static let configurationWidths: Set<Int> = [1, 2, 4, 8]
-
-  private mutating func acceptFeatures(_ bits: UInt32) {
-    guard !status.contains(.featuresOK) else { return }
-    if driverFeaturesSelect >= 2, bits != 0 { strayFeatures = true }
-    negotiation.acceptWord(driverFeaturesSelect, bits)
-  }
 
   // MARK: Status
 

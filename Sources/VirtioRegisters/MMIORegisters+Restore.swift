@@ -11,7 +11,7 @@ extension MMIORegisters {
     image.driverFeaturesSelect = driverFeaturesSelect
     image.queueSelect = queueSelect
     image.driverFeatures = features
-    image.strayFeatures = strayFeatures
+    image.strayFeatures = negotiation.strayBits
     image.queues = queues.map { .init(configuration: $0.configuration, ready: $0.ready && !$0.resetting) }
     image.configurationWrites = configurationWrites
     return image

@@ -92,8 +92,6 @@ public struct MMIORegisters: Sendable {
   var deviceFeaturesSelect: UInt32 = 0
   var driverFeaturesSelect: UInt32 = 0
   var queueSelect: UInt32 = 0
-  /// The driver accepted a bit above 63; kept so that a record of the state can say so.
-  var strayFeatures = false
   var queues: [Queue]
   var configurationWrites = ConfigurationWrites()
 

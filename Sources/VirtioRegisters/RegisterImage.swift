@@ -3,7 +3,7 @@
 public import VirtioCore
 
 /// Everything that a driver has told the registers. A plain record: when it is read back it is as trustworthy as a driver,
-/// and is put to use by performing the register writes that it stands for (`MMIORegisters.init(face:restoring:)`).
+/// and is put to use by performing the register writes that it stands for (`MMIORegisters.restore`).
 public struct RegisterImage: Hashable, Sendable {
   /// One queue's registers.
   public struct Queue: Hashable, Sendable {

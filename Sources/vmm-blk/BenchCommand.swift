@@ -5,6 +5,11 @@ struct BenchCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "bench",
     abstract: "Measure a device: rate, latency and what it costs.",
+    usage: """
+      vmm-blk bench (--socket-path <path> | --memory <path> | --blk-file <path> | --ceiling) [<options>]
+      vmm-blk bench --paths --blk-file <path> [<options>]
+      vmm-blk bench compare <first> <second>
+      """,
     discussion: """
       vmm-blk bench --socket-path /tmp/disk.sock --rw=randread --bs=4k --iodepth=32
       vmm-blk bench --blk-file disk.raw --engine uring --output-format=json --output a.json

@@ -53,11 +53,11 @@ struct InspectCommand: ParsableCommand {
         QueuePicture(queue: index, configuration: specification.configuration, features: features, memory: memory)
       }
       if json { return try print(FileDescription(queues: queues)) }
-      print(queues.flatMap { QueueDrawing.draw($0) }.joined(separator: "\n"))
+      print(queues.flatMap { QueueDrawing.draw($0) })
     } else {
       let picture = MemoryFilePicture(try MemoryFileSnapshot(path: file))
       if json { return try print(FileDescription(picture)) }
-      print(picture.draw().joined(separator: "\n"))
+      print(picture.draw())
     }
   }
 
@@ -67,5 +67,6 @@ struct InspectCommand: ParsableCommand {
     Swift.print(String(decoding: try encoder.encode(description), as: UTF8.self))
   }
 
-  private func print(_ text: String) { Swift.print(text) }
+  /// A file may have any name.
+  private func print(_ lines: [String]) { for line in lines { Swift.print(printable(line)) } }
 }

@@ -31,7 +31,7 @@ struct OnceRun {
     let file = try MemoryFile.open(path: path)
     let device = try command.disk.makeDevice(queues: file.layout.maximumQueues)
     var problem: String? = nil
-    let outcomes = try MemoryFileDevice(file: file, device: device, log: { problem = $0 }).runOnce()
+    let outcomes = try MemoryFileDevice(file: file, device: device, log: { problem = $0 }, notice: { _ in }).runOnce()
     let after = try MemoryFileSnapshot(path: path)
     let status = after.registers.status
     if outcomes.contains(where: { $0.failure != nil }) {
@@ -124,7 +124,7 @@ struct OnceAccount: Encodable {
       let table = TextTable<Request> { $0.columns }
       table.print(requests, style: Style.psql)
     }
-    if let problem { print(problem) }
+    if let problem { print(printable(problem)) }
     for queue in queues {
       print("queue \(queue.queue): \(queue.used) of \(queue.available) available requests used")
       if let failure = queue.failure { print("queue \(queue.queue) stopped: \(failure)") }

@@ -1,5 +1,6 @@
 /// `vmm-blk serve`: disks for VMMs on vhost-user sockets.
 public import ArgumentParser
+internal import Glibc
 public import Logging
 internal import VhostUser
 internal import VirtioBlkDevice
@@ -17,7 +18,9 @@ struct ServeCommand: ParsableCommand {
     discussion: """
       The virtual machine's memory has to be shared (memory-backend-memfd,share=on in QEMU, memory shared=on in Cloud \
       Hypervisor). One front-end is served at a time; when it goes, the next can come. SIGTERM and SIGINT finish what is \
-      in flight, remove the socket and end with status 0.
+      in flight, remove the socket and end with status 0. What a medium does not answer within --drain-timeout is left \
+      behind, with a line that says what that is, and status 75; a second signal does not wait at all. (Such a process \
+      stays in the process table until the kernel gets its answer from the medium.)
 
       With --disks one process serves many disks. FILE is a JSON array with an object for each, in the words of these \
       options:
@@ -42,6 +45,15 @@ struct ServeCommand: ParsableCommand {
     help: .init("Use this open descriptor, a listening or a connected UNIX socket, instead of a path.", valueName: "n"))
   var fd: Int32?
 
+  @Option(
+    help: .init(
+      "After a signal to end, seconds to wait for what is in flight; a medium that hangs would otherwise keep the process.",
+      valueName: "seconds"))
+  var drainTimeout = 30
+
+  @Option(help: .init("Guest memory that one front-end may have mapped, for each disk.", valueName: "size"))
+  var memoryBudget = ByteCount(BackendServer.defaultMemoryBudget)
+
   @Flag(help: "Print what this back-end can do, as JSON for management software, and exit.")
   var printCapabilities = false
 
@@ -50,6 +62,10 @@ struct ServeCommand: ParsableCommand {
 
   func validate() throws {
     guard !printCapabilities else { return }
+    guard (0...86400).contains(drainTimeout) else {
+      throw ValidationError("--drain-timeout \(drainTimeout) is not from 0 to 86400 seconds.")
+    }
+    guard memoryBudget.bytes > 0 else { throw ValidationError("--memory-budget 0 leaves no guest any memory.") }
     if disks != nil {
       guard disk.blkFile == nil, disk.serial == nil, socketPath == nil, fd == nil else {
         throw ValidationError("With --disks, the image, the serial and the socket of each disk are said in its entry.")
@@ -76,18 +92,37 @@ struct ServeCommand: ParsableCommand {
     let loop = try EventLoop()
     let servers = served.map { disk in
       let news = disks == nil ? log : log.about(disk.place)
-      return BackendServer(device: disk.device, on: disk.socket, in: loop) { news.event($0) }
+      return BackendServer(device: disk.device, on: disk.socket, in: loop, memoryBudget: memoryBudget.bytes) { news.event($0) }
     }
-    defer { for server in servers { server.close() } }
+    // The loop holds what its handlers hold, so the files do not go by themselves.
+    defer { for disk in served { disk.socket.removeFile() } }
+    let end = ServeEnd(servers, in: loop, limit: .seconds(drainTimeout))
     if disks == nil { servers.first?.finished = { loop.stop() } }
     _ = try loop.add(signals.descriptor) { _ in
       guard let signal = signals.take() else { return }
-      log.note("ending on signal \(signal)")
-      loop.stop()
+      log.note("ending on signal \(signal)" + (end.hasBegun ? " at once" : ""))
+      end.hasBegun ? loop.stop() : end.begin()
     }
-    for server in servers { try server.open() }
-    say(disks.map { "Serving \(served.count) disks as \($0) describes them." } ?? greeting(served[0]))
-    try loop.run()
+    do {
+      for server in servers { try server.open() }
+      say(disks.map { "Serving \(served.count) disks as \($0) describes them." } ?? greeting(served[0]))
+      try loop.run()
+    } catch {
+      // Whatever was the matter, queues that run are stopped before the images are closed.
+      end.begin()
+      try loop.run()
+      throw error
+    }
+    let left = zip(served, servers).compactMap { (disk, server) -> String? in
+      let queues = server.abandon()
+      return queues.isEmpty ? nil : "\(disk.place) (\(disk.device.image.path)): \(ServerEvent.list(queues))"
+    }
+    guard !left.isEmpty else { return }
+    log.warn("left behind, because the medium does not answer: " + left.joined(separator: "; "))
+    for disk in served { disk.socket.removeFile() }
+    People.flush()
+    // Whoever let go of the images now would wait for the same medium.
+    _exit(ExitStatus.leftBehind.rawValue)
   }
 
   // MARK: Disks

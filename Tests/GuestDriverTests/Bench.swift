@@ -111,7 +111,8 @@ final class Bench {
         let stopping = try loop.add(stop.rawValue) { _ in loop.stop() }
         try loop.run()
         loop.remove(stopping)
-        server.close()
+        server.close { loop.stop() }
+        try loop.run()
       }
       return (try connect(to: path), server)
     case .memoryFile:

@@ -11,13 +11,16 @@ final class ChildProcess {
   /// Once it has ended; its number may be another process's then.
   private var code: Int32?
 
-  /// - Parameter arguments: the program's path first.
-  init(_ arguments: [String], output: String = "/dev/null") throws {
+  /// - Parameters:
+  ///   - arguments: the program's path first.
+  ///   - output: a file that standard output goes to, and standard error, too.
+  ///   - errors: where standard error goes instead; stays the caller's.
+  init(_ arguments: [String], output: String = "/dev/null", errors: Int32 = 1) throws {
     var actions = unsafe posix_spawn_file_actions_t()
     unsafe posix_spawn_file_actions_init(&actions)
     defer { unsafe posix_spawn_file_actions_destroy(&actions) }
     unsafe posix_spawn_file_actions_addopen(&actions, 1, output, O_WRONLY | O_CREAT | O_APPEND, 0o600)
-    unsafe posix_spawn_file_actions_adddup2(&actions, 1, 2)
+    unsafe posix_spawn_file_actions_adddup2(&actions, errors, 2)
     // Threads of the test run block signals, and a child would inherit that.
     var attributes = posix_spawnattr_t()
     unsafe posix_spawnattr_init(&attributes)
@@ -54,6 +57,8 @@ final class ChildProcess {
     self.code = code
     return code
   }
+
+  func send(_ signal: Int32) { kill(identifier, signal) }
 
   /// Asks it to end, and waits for that.
   @discardableResult func end() -> Int32 {

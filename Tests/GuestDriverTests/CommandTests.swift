@@ -10,7 +10,7 @@ struct CommandTests {
     let directory: String
     private let server: ChildProcess
 
-    init() throws {
+    init(_ more: String...) throws {
       directory = try unsafe String(
         cString: #require(unsafe mkdtemp(strdup(NSTemporaryDirectory() + "guest-driver-XXXXXX"))))
       #expect(FileManager.default.createFile(atPath: directory + "/disk", contents: Data(count: 4 << 20)))
@@ -19,7 +19,7 @@ struct CommandTests {
           #require(vmmBlk), "serve", "--blk-file", directory + "/disk", "--socket-path", directory + "/sock", "--num-queues",
           "2",
           "--serial", "a serial number",
-        ], output: directory + "/server")
+        ] + more, output: directory + "/server")
       // The socket's file is there a moment before somebody listens on it; the line comes after.
       try waitUntil("the server listens") {
         try String(contentsOfFile: directory + "/server", encoding: .utf8).contains("Serving")
@@ -91,6 +91,53 @@ struct CommandTests {
     #expect(image[(1 << 20)..<(1 << 20) + bytes.count] == bytes)
   }
 
+  @Test("copy-out keeps holes")
+  func copiesOfHoles() throws {
+    let served = try Served()
+    let image = served.directory + "/disk"
+    var bytes = Data(count: 4 << 20)
+    // Data at a block's end, alone in the middle of blocks, over a chunk's border, and none at the end.
+    for (place, count) in [(4090, 12), (100_000, 1), ((1 << 20) - 3, 6), (3 << 20, 4096)] {
+      for index in place..<place + count { bytes[index] = 0xa5 }
+    }
+    let handle = try #require(FileHandle(forWritingAtPath: image))
+    try handle.write(contentsOf: bytes)
+    try handle.synchronize()
+    let copy = served.directory + "/copy"
+    // What was in the file before is gone.
+    try Data(repeating: 1, count: 5 << 20).write(to: URL(fileURLWithPath: copy))
+    #expect(try served.guest("copy-out", copy).code == 0)
+    #expect(try Data(contentsOf: URL(fileURLWithPath: copy)) == bytes)
+    var info = stat()
+    #expect(unsafe stat(copy, &info) == 0)
+    #expect(info.st_size == 4 << 20)
+    #expect(info.st_blocks * 512 < 1 << 20)
+    // A part whose beginning is no block's, and one that is all holes.
+    #expect(try served.guest("copy-out", copy, "--offset", "3073k", "--length", "1023k").code == 0)
+    #expect(try Data(contentsOf: URL(fileURLWithPath: copy)) == bytes[(3073 << 10)...])
+    #expect(try served.guest("copy-out", copy, "--offset", "2M", "--length", "1000448").code == 0)
+    #expect(try Data(contentsOf: URL(fileURLWithPath: copy)) == Data(count: 1_000_448))
+    // What is no file gets every byte.
+    let pipe = served.directory + "/pipe"
+    #expect(unsafe mkfifo(pipe, 0o600) == 0)
+    let reader = try ChildProcess(["/bin/sh", "-c", "exec cat \"$0\" > \"$1\"", pipe, copy])
+    #expect(try served.guest("copy-out", pipe, "--length", "1M").code == 0)
+    #expect(reader.wait() == 0)
+    #expect(try Data(contentsOf: URL(fileURLWithPath: copy)) == bytes[..<(1 << 20)])
+  }
+
+  @Test("a device whose largest ring is small is driven with what it takes", arguments: ["4", "16", "64"])
+  func smallRings(_ size: String) throws {
+    let served = try Served("--queue-size-max", size)
+    let info = try served.guest("info")
+    #expect(info.code == 0, "\(info.output)")
+    #expect(info.output.contains("2 queues of \(size), \(size) entries"), "\(info.output)")
+    let run = try served.guest("verify", "--bytes", "1M")
+    #expect(run.code == 0, "\(run.output)")
+    // Who asks for more is told.
+    #expect(try served.guest("--queue-size", "128", "info").code != 0)
+  }
+
   @Test("verify says its seed and what it did")
   func verify() throws {
     let served = try Served()
@@ -131,7 +178,7 @@ struct CommandTests {
     let output = NSTemporaryDirectory() + "guest-driver-output-\(UInt64.random(in: 0...UInt64.max))"
     defer { try? FileManager.default.removeItem(atPath: output) }
     let code = try ChildProcess([#require(vmmBlk), "guest", option, "/nowhere/at/all", "info"], output: output).wait()
-    #expect(code == 1)
+    #expect(code == 69)
     let text = try String(contentsOfFile: output, encoding: .utf8)
     #expect(text.hasPrefix("Error: ") && text.split(separator: "\n").count == 1, "\(text)")
   }

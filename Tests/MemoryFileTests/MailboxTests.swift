@@ -82,6 +82,56 @@ import VirtioRegisters
     #expect(try driver.read(.queueReady) == 0)
   }
 
+  /// The driver's thread waits for its answer, and the device goes on: its events are heard meanwhile.
+  @Test("a register write whose queue does not stop is answered when it does", arguments: [UInt32(0), 1, 2])
+  func slowStop(_ way: UInt32) throws {
+    let features: FeatureSet = [.version1, .ringReset]
+    let device = try FakeDevice(features: features)
+    let served = try ServedFile(file, device)
+    defer { served.stop() }
+    let driver = try MemoryFileDriver.open(path: file.path, timeout: 120_000)
+    try driver.bringUp(features: features, queues: 2)
+    try driver.write(.queueSelect, 1)
+    device.holdStops()
+    let answered = Mutex(false)
+    let isOver = DispatchSemaphore(value: 0)
+    Thread.detachNewThread {
+      do {
+        switch way {
+        case 0: try driver.write(.queueReady, 0)
+        case 1: try driver.write(.queueReset, 1)
+        default: try driver.write(.status, 0)
+        }
+        answered.withLock { $0 = true }
+      } catch { Issue.record("\(error)") }
+      isOver.signal()
+    }
+    let stops: [FakeDevice.Call] = way == 2 ? [.stop(0), .stop(1)] : [.stop(1)]
+    while Array(device.calls.suffix(stops.count)) != stops { usleep(1000) }
+    device.raise(.notice("the device goes on"))
+    while !served.lines.withLock({ $0.contains("the device goes on") }) { usleep(1000) }
+    #expect(answered.withLock { $0 } == false)
+    device.finishStop(1)
+    device.finishStop(0)
+    isOver.wait()
+    #expect(answered.withLock { $0 })
+    // The mailbox is looked at again.
+    #expect(try driver.read(.queueReady) == 0)
+  }
+
+  @Test("a device that is told to end leaves a queue that does not stop, and says which")
+  func endDoesNotWait() throws {
+    let device = try FakeDevice()
+    let served = try ServedFile(file, device, drainLimit: .milliseconds(10))
+    let driver = try MemoryFileDriver.open(path: file.path)
+    try driver.bringUp(queues: 2)
+    device.holdStops()
+    served.stop()
+    #expect(served.left.withLock { $0 } == [0, 1])
+    #expect(device.leftQueues == [0, 1])
+    #expect(!driver.isDeviceThere)
+  }
+
   @Test("QueueReset stops the queue and lets it be set up anew")
   func queueReset() throws {
     let device = try FakeDevice(features: [.version1, .ringReset])

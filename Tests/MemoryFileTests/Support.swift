@@ -36,8 +36,10 @@ final class ServedFile: Sendable {
   private let done = DispatchSemaphore(value: 0)
   private let failure = Mutex<String?>(nil)
   private let stopped = Mutex(false)
+  /// Queues that the device left behind.
+  let left = Mutex<[Int]>([])
 
-  init(_ file: MemoryFile, _ device: any VirtioDevice) throws {
+  init(_ file: MemoryFile, _ device: any VirtioDevice, drainLimit: Duration? = nil) throws {
     self.file = file
     let bell = try OwnedDescriptor.eventCounter()
     stopBell = bell
@@ -47,7 +49,8 @@ final class ServedFile: Sendable {
         let transport = try MemoryFileDevice(
           file: file, device: device, log: { line in self.lines.withLock { $0.append(line) } })
         started.signal()
-        try transport.run(until: bell.rawValue)
+        let queues = try transport.run(until: bell.rawValue, drainLimit: drainLimit)
+        left.withLock { $0 = queues }
       } catch {
         failure.withLock { $0 = "\(error)" }
         started.signal()

@@ -120,11 +120,11 @@ final class EventLog: Sendable {
 /// Waits until something that another thread does has happened.
 func eventually(_ condition: () -> Bool) -> Bool {
   let end = ContinuousClock.now + Patience.limit
-  while .now < end {
-    if condition() { return true }
-    usleep(1000)
+  while !condition() {
+    guard .now < end else { return false }
+    usleep(2000)
   }
-  return false
+  return true
 }
 
 /// A server in a loop on its own thread.
@@ -140,12 +140,22 @@ final class RunningServer: Sendable {
     Thread.detachNewThread { [log, stop, done] in
       do {
         let loop = try EventLoop()
-        _ = try loop.add(stop.rawValue) { _ in loop.stop() }
+        _ = try loop.add(stop.rawValue) { _ in
+          EventCounter.drain(stop.rawValue)
+          loop.stop()
+        }
         let servers = try serve(loop, log)
         for server in servers { try server.open() }
         ready.signal()
         try loop.run()
-        for server in servers { server.close() }
+        var open = servers.count
+        for server in servers {
+          server.close {
+            open -= 1
+            if open == 0 { loop.stop() }
+          }
+        }
+        try loop.run()
       } catch {
         preconditionFailure("\(error)")
       }

@@ -51,10 +51,20 @@ import VirtioCore
     (#"{"blk-file": "DIR/b", "socket-path": "DIR/c.sock", "read-only": true}"#, "it has the image of entry 2"),
     (#"{"blk-file": "DIR/c", "socket-path": "DIR/c.sock"} 7"#, "is not a JSON array of disks"),
     (#"{"blk-file": "DIR/c""#, "is not a JSON array of disks"),
+    (#"{"blk-file": "DIR/c\u0000/x", "socket-path": "DIR/c.sock"}"#, #""blk-file" has to be a string without a NUL in it"#),
+    (#"{"blk-file": "DIR/c", "socket-path": "DIR/c.sock\u0000"}"#, #""socket-path" has to be a string without a NUL in it"#),
+    (#"{"blk-file": "DIR/c", "socket-path": "DIR/c.sock", "blk-file": "DIR/a"}"#, #"entry 3 (DIR/"#),
+    (#"{"blk-file": "DIR/c", "socket-path": "DIR/c.sock", "blk\u002dfile": "DIR/c"}"#, #""blk-file" is said twice"#),
+    (#"{"blk-file": "DIR/c", "socket-path": "DIR/c.sock", "serial": "{\"", "serial": "2"}"#, #""serial" is said twice"#),
+    (#"{"blk-file": "DIR/c", "socket-path": "DIR/c.sock", "blk-fil": 1}"#, #"there is no "blk-fil"; did you mean "blk-file"?"#),
+    (#"{"blk-file": "DIR/c", "socket-path": "DIR/c.sock", "format": "qcow2"}"#, #""format" has to be one of auto, raw"#),
+    (#"{"blk-file": "DIR/c", "socket-path": "DIR/c.sock", "logical-block-size": "4q"}"#, "has to be a number of bytes"),
+    (#"{"blk-file": "DIR/q", "socket-path": "DIR/c.sock"}"#, "entry 3 (DIR/q): DIR/q looks like a qcow2 image"),
   ])
   func mistakeInAnEntryNamesItAndLeavesNothing(entry: String, sentence: String) throws {
     try withDirectory { directory in
       for name in ["a", "b", "c"] { try Self.image(directory + "/" + name) }
+      try (Data([0x51, 0x46, 0x49, 0xfb]) + Data(count: 4092)).write(to: URL(fileURLWithPath: directory + "/q"))
       func placed(_ text: String) -> String {
         text.replacingOccurrences(of: "DIRNAME", with: URL(fileURLWithPath: directory).lastPathComponent)
           .replacingOccurrences(of: "DIR", with: directory)
@@ -73,7 +83,7 @@ import VirtioCore
       #expect(errors.count == 1)
       #expect(errors.first?.contains(placed(sentence)) == true, "\(result.errors)")
       #expect(errors.first?.contains(directory + "/list") == true, "\(result.errors)")
-      #expect(Set(try FileManager.default.contentsOfDirectory(atPath: directory)) == ["a", "b", "c", "list"])
+      #expect(Set(try FileManager.default.contentsOfDirectory(atPath: directory)) == ["a", "b", "c", "q", "list"])
     }
   }
 

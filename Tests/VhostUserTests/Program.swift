@@ -7,10 +7,17 @@ final class Program {
   private let output = Pipe()
   private let errors = Pipe()
 
-  /// - Parameter limit: what to say to the shell's `ulimit` before it starts; `nil` starts without a shell.
-  init(_ arguments: [String], input: FileHandle = .nullDevice, limit: String? = nil) throws {
-    let tests = URL(fileURLWithPath: CommandLine.arguments[0])
-    let program = tests.deletingLastPathComponent().appendingPathComponent("vmm-blk")
+  /// Where it is.
+  static var path: URL {
+    URL(fileURLWithPath: CommandLine.arguments[0]).deletingLastPathComponent().appendingPathComponent("vmm-blk")
+  }
+
+  /// - Parameters:
+  ///   - limit: what to say to the shell's `ulimit` before it starts; `nil` starts without a shell.
+  ///   - program: another path of it.
+  init(
+    _ arguments: [String], input: FileHandle = .nullDevice, limit: String? = nil, program: URL = Program.path
+  ) throws {
     process.executableURL = limit == nil ? program : URL(fileURLWithPath: "/bin/sh")
     process.arguments = (limit.map { ["-c", "ulimit \($0) && exec \"$0\" \"$@\"", program.path] } ?? []) + arguments
     process.standardInput = input
@@ -28,6 +35,13 @@ final class Program {
       line.append(byte)
     }
     return String(decoding: line, as: UTF8.self)
+  }
+
+  /// Everything that it says on standard output, however much that is.
+  func everything() -> Data {
+    let data = output.fileHandleForReading.readDataToEndOfFile()
+    process.waitUntilExit()
+    return data
   }
 
   /// Waits for the end. What it says is short enough for the pipes to hold.

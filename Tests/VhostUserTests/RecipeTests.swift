@@ -152,7 +152,7 @@ extension Rig {
     case .enable(let index): say(.setVringEnable, Rig.state(index, 1))
     case .disable(let index): say(.setVringEnable, Rig.state(index, 0))
     case .getBase(let index): say(.getVringBase, Rig.state(index, 0))
-    case .channel: say(.setBackendRequestDescriptor, [], [eventCounter()])
+    case .channel: say(.setBackendRequestDescriptor, [], [socketPair().0])
     }
   }
 }

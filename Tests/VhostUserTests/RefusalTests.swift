@@ -37,8 +37,7 @@ struct BadMessage: Sendable, CustomTestStringConvertible {
   static let all: [BadMessage] = [
     // Sizes.
     .init(name: "features of 7 bytes", request: .setFeatures, payload: Array(repeating: 0, count: 7), fate: .ended),
-    .init(name: "owner with a payload", request: .setOwner, payload: [0], fate: .ended),
-    .init(name: "vring state of 9 bytes", request: .setVringSize, payload: Array(repeating: 0, count: 9), fate: .ended),
+    .init(name: "vring state of 7 bytes", request: .setVringSize, payload: Array(repeating: 0, count: 7), fate: .ended),
     .init(name: "vring address of 39 bytes", request: .setVringAddress, payload: Array(repeating: 0, count: 39), fate: .ended),
     .init(name: "kick of 4 bytes", request: .setVringKick, payload: [0, 0, 0, 0], descriptors: 1, fate: .ended),
     .init(
@@ -66,6 +65,10 @@ struct BadMessage: Sendable, CustomTestStringConvertible {
       descriptors: 1, fate: .noted),
     .init(name: "call with two descriptors", request: .setVringCall, payload: Rig.word(0), descriptors: 2, fate: .noted),
     .init(name: "err without its descriptor", request: .setVringError, payload: Rig.word(0), fate: .noted),
+    .init(name: "kick that is a file", request: .setVringKick, payload: Rig.word(0), descriptors: 1, fate: .noted),
+    .init(name: "call that is a file", request: .setVringCall, payload: Rig.word(0), descriptors: 1, fate: .noted),
+    .init(name: "err that is a file", request: .setVringError, payload: Rig.word(1), descriptors: 1, fate: .noted),
+    .init(name: "channel that is a file", request: .setBackendRequestDescriptor, payload: [], descriptors: 1, fate: .noted),
     .init(name: "no channel", request: .setBackendRequestDescriptor, payload: [], fate: .noted),
     // Regions.
     .table("empty region", [region(0, 0, 0)]),
@@ -216,17 +219,114 @@ struct BadMessage: Sendable, CustomTestStringConvertible {
     #expect(rig.replies.last?.payload == Rig.number(0))
   }
 
-  /// A size that was refused is not replaced by the one before it.
-  @Test func ringWithoutAnAgreedSizeDoesNotStart() {
+  /// A size that was refused has not been said; the one before it holds, if there is one.
+  @Test func aRefusedSizeLeavesTheOneBefore() {
     var rig = Rig()
     rig.bringUp()
     rig.send(.getVringBase, Rig.state(0, 0))
     rig.send(.setVringSize, Rig.state(0, 3))
     _ = rig.takeDeeds()
     rig.send(.setVringKick, Rig.word(0), [eventCounter()])
-    #expect(rig.takeDeeds().isEmpty)
-    rig.send(.setVringSize, Rig.state(0, 4))
     #expect(rig.takeDeeds() == ["start 0 at 5"])
+    #expect(rig.activations.last?.configuration.size == 128)
+
+    var fresh = Rig()
+    fresh.bringUp(queues: 0)
+    fresh.send(.setVringSize, Rig.state(0, 3))
+    _ = fresh.takeDeeds()
+    fresh.send(.setVringAddress, Rig.address(0).bytes)
+    fresh.send(.setVringKick, Rig.word(0), [eventCounter()])
+    fresh.send(.setVringEnable, Rig.state(0, 1))
+    #expect(fresh.takeDeeds().isEmpty)
+    fresh.send(.setVringSize, Rig.state(0, 4))
+    #expect(fresh.takeDeeds() == ["start 0 at 0"])
+  }
+
+  /// Everything that a session knows but for how far its queues have come, descriptors by their numbers.
+  private func account(_ session: BackendSession) -> String {
+    var session = session
+    session.startRefuses = false
+    for index in session.rings.indices { session.rings[index].position = QueuePosition() }
+    var text = ""
+    dump(session, to: &text)
+    return text
+  }
+
+  /// A ring that is set up and does not run, so that there is something to spoil.
+  @Test(arguments: BadMessage.all) func aRefusedMessageLeavesTheSessionAsItWas(bad: BadMessage) {
+    var rig = Rig()
+    rig.bringUp(queues: 2)
+    rig.send(.setVringEnable, Rig.state(1, 0))
+    let before = account(rig.session)
+    let file = TestMemory.file("refused", size: 0x1_0000)
+    rig.send(bad.request, bad.payload, (0..<bad.descriptors).map { _ in TestMemory.duplicate(file) }, needReply: true)
+    #expect(account(rig.session) == before)
+  }
+
+  /// Front-ends that always send a whole structure of theirs, whatever a message needs of it.
+  @Test(arguments: [
+    (FrontendRequest.setOwner, [UInt8]()), (.getFeatures, []), (.setFeatures, Rig.number(Rig.features.rawValue)),
+    (.setVringSize, Rig.state(1, 16)), (.setVringBase, Rig.state(1, 3)), (.setVringAddress, Rig.address(1).bytes),
+    (.setVringEnable, Rig.state(1, 1)), (.getQueueCount, []), (.setStatus, Rig.number(1)), (.getStatus, []),
+    (.removeMemoryRegion, Rig.region().singleBytes), (.getVringBase, Rig.state(0, 0)),
+  ]) func whatIsLongerThanNeededIsTaken(request: FrontendRequest, payload: [UInt8]) {
+    var rig = Rig()
+    rig.bringUp(queues: 1)
+    _ = rig.takeDeeds()
+    rig.send(request, payload + [UInt8](repeating: 0xff, count: 40), needReply: true)
+    #expect(!rig.deeds.contains { $0.hasPrefix("refused") || $0 == "close" }, "\(rig.deeds)")
+  }
+
+  /// User-mode Linux sends room for two regions, 72 bytes, and says that there is one.
+  @Test func aMemoryTableWithMoreRoomThanRegionsIsTaken() {
+    var rig = Rig()
+    let payload = MemoryRegion.encode(table: [Rig.region()]) + [UInt8](repeating: 0, count: 32)
+    #expect(payload.count == 72)
+    rig.send(.setMemoryTable, payload, [TestMemory.file("vhost-room", size: Int(Rig.memorySize))])
+    #expect(rig.deeds == ["map 1"])
+    #expect(rig.session.table.regions == [Rig.region()])
+  }
+
+  /// The budget is for all regions together, however they come.
+  @Test func memoryBeyondTheBudgetIsRefused() {
+    var rig = Rig()
+    rig.session = BackendSession(
+      .init(features: Rig.features, queueCount: 2, maximumQueueSize: 128, memoryBudget: 3 * 0x1000))
+    rig.send(.setProtocolFeatures, Rig.number(ProtocolFeatures.served.rawValue))
+    let file = TestMemory.file("vhost-budget", size: 0x10_0000)
+    func region(_ index: UInt64, _ pages: UInt64) -> MemoryRegion {
+      Rig.region(index << 20, size: pages << 12, user: index << 20)
+    }
+    rig.setMemory([region(0, 2), region(1, 2)], file: file, needReply: true)
+    #expect(rig.takeReplies().last?.payload == Rig.number(1))
+    rig.setMemory([region(0, 2)], file: file, needReply: true)
+    rig.send(.addMemoryRegion, region(1, 2).singleBytes, [TestMemory.duplicate(file)], needReply: true)
+    rig.send(.addMemoryRegion, region(1, 1).singleBytes, [TestMemory.duplicate(file)], needReply: true)
+    #expect(rig.takeReplies().map(\.payload) == [Rig.number(0), Rig.number(1), Rig.number(0)])
+    rig.send(.addMemoryRegion, region(2, .max >> 12).singleBytes, [TestMemory.duplicate(file)], needReply: true)
+    #expect(rig.takeReplies().map(\.payload) == [Rig.number(1)])
+  }
+
+  /// A guest whose memory is not shared: rings that have everything else.
+  @Test func ringsThatWaitForMemoryAreSaidToWait() {
+    var rig = Rig()
+    rig.send(.setFeatures, Rig.number(Rig.features.union(.protocolFeatures).rawValue))
+    let error = eventCounter()
+    rig.send(.setVringSize, Rig.state(0, 128))
+    rig.send(.setVringAddress, Rig.address(0).bytes)
+    rig.send(.setVringError, Rig.word(0), [error])
+    rig.send(.setVringKick, Rig.word(0), [eventCounter()])
+    #expect(rig.session.ringsWithoutMemory.isEmpty)
+    rig.send(.setVringEnable, Rig.state(0, 1))
+    #expect(rig.session.ringsWithoutMemory == [0])
+    _ = rig.takeDeeds()
+    rig.session.memoryIsMissing()
+    rig.run()
+    #expect(rig.takeDeeds() == ["signal", "cannot start 0"])
+    #expect(EventCounter.drain(error.rawValue) == 1)
+    #expect("\(Refusal.noMemory)".contains("share=on"))
+    rig.setMemory()
+    #expect(rig.session.ringsWithoutMemory.isEmpty)
   }
 
   @Test func featuresThatTheDeviceCannotWorkWith() {

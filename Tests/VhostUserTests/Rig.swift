@@ -96,10 +96,10 @@ struct Rig {
       deeds.append("negotiate \(features)")
       session.negotiated(accepted: acceptsFeatures)
     case .map(let plan):
-      let result: Result<MemoryTable, MemoryTableError>
-      do { result = .success(try plan.carryOut()) } catch { result = .failure(error) }
+      let result = plan.carryOut()
       if case .success(let table) = result { deeds.append("map \(table.regions.count)") }
       session.mapped(result)
+    case .examine(let examination): session.examined(examination.carryOut())
     case .start(let activation):
       #expect(running.insert(activation.queue).inserted, "a queue that runs was started")
       activations.append(activation)

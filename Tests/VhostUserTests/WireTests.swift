@@ -73,13 +73,13 @@ import VirtioCore
     #expect(payload?.contents.count == 256)
   }
 
-  @Test(arguments: [0, 7, 9]) func numbersOfAnotherLengthAreNoNumbers(count: Int) {
+  @Test(arguments: [0, 7]) func numbersThatAreCutAreNoNumbers(count: Int) {
     #expect(NumberPayload.decode([UInt8](repeating: 0, count: count)) == nil)
   }
 
   @Test func sizesThatLieAreRefused() {
     #expect(VringState(decoding: [0, 0, 0, 0]) == nil)
-    #expect(VringAddress(decoding: [UInt8](repeating: 0, count: 41)) == nil)
+    #expect(VringAddress(decoding: [UInt8](repeating: 0, count: 39)) == nil)
     // Two regions announced, one there; more regions than descriptors can come; no count at all.
     #expect(MemoryRegion.decode(table: [2, 0, 0, 0] + [UInt8](repeating: 0, count: 36)) == nil)
     #expect(MemoryRegion.decode(table: [254, 0, 0, 0] + [UInt8](repeating: 0, count: 4 + 254 * 32)) == nil)

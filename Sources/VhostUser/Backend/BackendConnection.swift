@@ -1,34 +1,67 @@
 /// The shell around a session: bytes from a front-end in, deeds on a device and bytes back out.
+internal import CLinux
+internal import SystemPackage
 internal import VirtioCore
 
-/// One front-end's connection, in an event loop.
+/// One front-end's connection, in an event loop. It never waits: while a queue stops, or a descriptor of the front-end's is
+/// looked at, nothing more is read from this front-end, and everybody else goes on.
 final class BackendConnection {
   /// A front-end that talks without pause leaves the loop to others after so many messages.
   private static let messagesPerTurn = 16
+  /// Descriptors that are still to be let go of, before more are taken.
+  private static let errandBacklog = 64
+  /// How long a descriptor of the front-end's may take to answer.
+  private static let errandLimit = Duration.seconds(10)
+  /// When it is said that queues have not stopped yet.
+  private static let stopNotice = Duration.seconds(5)
+  /// How long a ring may wait for memory before that is said: front-ends that describe rings first send it right after.
+  private static let memoryNotice = Duration.seconds(2)
+
+  /// What has to come before the session goes on.
+  private enum Awaited: Equatable {
+    case nothing
+    case queue(Int)
+    /// A descriptor that is being looked at.
+    case errand
+    /// Descriptors that are being closed.
+    case backlog
+  }
 
   private let socket: OwnedDescriptor
+  /// Where it leads, for descriptors that lead there, too.
+  private let name: [UInt8]?
   private let served: ServedDevice
   private let loop: EventLoop
   private let report: (ServerEvent) -> Void
   /// Called once, when the connection is over and every queue is stopped.
   private let ended: () -> Void
+  /// Does what the front-end's descriptors can hold up.
+  let errands = ErrandQueue()
   private var session: BackendSession
-  private var reader = MessageReader()
+  private var reader: MessageReader
   private var writer = MessageWriter()
   private var registration: EventLoop.Registration?
+  private var interest = EventLoop.Interest.readable
   private var channel: (socket: OwnedDescriptor, writer: MessageWriter)?
+  private var awaited = Awaited.nothing
+  private var errandStart = ContinuousClock.now
+  private var isTimed = false
+  private var hasLookedForMemory = false
   private var isOver = false
+  private var hasEnded = false
 
   init(
     _ socket: OwnedDescriptor, _ served: ServedDevice, _ loop: EventLoop, report: @escaping (ServerEvent) -> Void,
     ended: @escaping () -> Void
   ) {
     self.socket = socket
+    self.name = UnixSocket.ownName(of: socket.rawValue)
     self.served = served
     self.loop = loop
     self.report = report
     self.ended = ended
     self.session = BackendSession(served.description)
+    self.reader = MessageReader(closingWith: errands)
   }
 
   /// Begins to read. The loop keeps the connection alive until it is over.
@@ -40,52 +73,78 @@ final class BackendConnection {
     }
   }
 
-  /// Stops every queue, then closes the socket.
+  /// Asks every queue to stop. The socket is closed, and the connection is over, when they have.
   ///
   /// - Parameter event: why, when that is worth telling.
   func end(_ event: ServerEvent?) {
     guard !isOver else { return }
     isOver = true
     if let event { report(event) }
-    session.end()
-    while let effect = session.nextEffect() { perform(effect) }
     if let registration { loop.remove(registration) }
     registration = nil
+    served.attended.stopAll()
+    finish()
+    guard !hasEnded else { return }
+    loop.after(Self.stopNotice) { [weak self] in
+      guard let self, !hasEnded else { return }
+      report(.stillStopping(served.attended.busyQueues))
+    }
+  }
+
+  private func finish() {
+    guard isOver, !hasEnded, served.attended.isAtRest else { return }
+    hasEnded = true
+    // What it holds of the front-end's goes now, by way of the errands.
+    session = BackendSession(served.description)
+    reader = MessageReader()
+    channel = nil
     ended()
   }
 
   /// The device has something to say.
   func deviceEventsPending() {
-    takeDeviceEvents()
-    performEffects()
+    for event in served.attended.takeEvents() { take(event) }
+    isOver ? finish() : goOn()
   }
 
-  private func takeDeviceEvents() {
-    for event in served.attended.takeEvents() {
-      switch event {
-      case .queueFailed(let queue, let error):
-        report(.queueFailed(queue: queue, error))
-        session.queueFailed(queue)
-      case .configurationChanged: session.configurationChanged()
-      case .started, .notStarted, .stopped: break
-      case .notice(let text): report(.deviceNotice(text))
-      }
+  private func take(_ event: DeviceEvent) {
+    switch event {
+    case .started(let queue):
+      report(.queueStarted(queue))
+      answer(queue) { $0.started(queue: queue, failure: nil) }
+    case .notStarted(let queue, let error): answer(queue) { $0.started(queue: queue, failure: error) }
+    case .stopped(let queue, let position):
+      report(.queueStopped(queue))
+      answer(queue) { $0.stopped(queue: queue, position: position) }
+    case .queueFailed(let queue, let error):
+      report(.queueFailed(queue: queue, error))
+      session.queueFailed(queue)
+    case .configurationChanged: if !isOver { session.configurationChanged() }
+    case .notice(let text): report(.deviceNotice(text))
     }
+  }
+
+  /// What a queue says is for the session only while the connection lasts.
+  private func answer(_ queue: Int, _ tell: (inout BackendSession) -> Void) {
+    guard !isOver, awaited == .queue(queue) else { return }
+    awaited = .nothing
+    tell(&session)
   }
 
   // MARK: Bytes
 
-  private func ready(_ interest: EventLoop.Interest) {
+  private func ready(_ found: EventLoop.Interest) {
+    // Nothing is read now, so this can only be the end of the socket.
+    if found.contains(.readable), !interest.contains(.readable) { return end(nil) }
+    goOn()
     do {
-      if !writer.isIdle { try flush() }
       // While the front-end does not take its replies, nothing more is read from it.
-      for _ in 0..<Self.messagesPerTurn where writer.isIdle && !isOver {
+      for _ in 0..<Self.messagesPerTurn where canRead {
         switch try reader.read(socket.rawValue) {
         case .message(let message):
           report(.received(request: message.request, size: message.payload.count, descriptors: message.descriptors.count))
           session.receive(message)
-          performEffects()
-          try flush()
+          goOn()
         case .nothingYet: return
         case .ended:
           end(nil)
@@ -97,25 +156,34 @@ final class BackendConnection {
     }
   }
 
-  private func flush() throws(StreamError) {
-    let wasIdle = writer.isIdle
-    try writer.flush(socket.rawValue)
-    guard let registration, !isOver else { return }
+  private var canRead: Bool { !isOver && awaited == .nothing && writer.isIdle }
+
+  /// Does what can be done without waiting, sends what there is to say, and listens for what comes next.
+  private func goOn() {
+    guard !isOver else { return }
+    performEffects()
+    guard !isOver else { return }
     do {
-      if !writer.isIdle {
-        try loop.change(registration, .writable)
-      } else if !wasIdle {
-        try loop.change(registration, .readable)
-      }
+      try writer.flush(socket.rawValue)
+      if awaited == .nothing, errands.backlog > Self.errandBacklog { waitForBacklog() }
+      try listen()
     } catch {
-      throw .system(error)
+      end(.connectionFailed(error))
     }
+  }
+
+  private func listen() throws(StreamError) {
+    let wanted: EventLoop.Interest = !writer.isIdle ? .writable : awaited == .nothing ? .readable : []
+    guard let registration, wanted != interest else { return }
+    do { try loop.change(registration, wanted) } catch { throw .system(error) }
+    interest = wanted
   }
 
   // MARK: Deeds
 
   private func performEffects() {
-    while !isOver, let effect = session.nextEffect() { perform(effect) }
+    while !isOver, awaited == .nothing, let effect = session.nextEffect() { perform(effect) }
+    if !hasLookedForMemory, !isOver, !session.ringsWithoutMemory.isEmpty { lookForMemory() }
   }
 
   private func perform(_ effect: Effect) {
@@ -123,33 +191,27 @@ final class BackendConnection {
     switch effect {
     case .reply(let message): writer.enqueue(message)
     case .negotiate(let features): session.negotiated(accepted: served.negotiate(features))
-    case .map(let plan):
-      do { session.mapped(.success(try plan.carryOut())) } catch { session.mapped(.failure(error)) }
+    case .map(let plan): run({ plan.carryOut() }, then: { $0.session.mapped($1) })
+    case .examine(let examination):
+      run({ [name] in examination.carryOut(onConnectionTo: name) }, then: { $0.session.examined($1) })
     case .start(let activation):
-      do {
-        try served.attended.startAndWait(activation)
-        report(.queueStarted(activation.queue))
-        session.started(queue: activation.queue, failure: nil)
-      } catch {
-        session.started(queue: activation.queue, failure: error)
-      }
+      awaited = .queue(activation.queue)
+      served.attended.start(activation)
     case .stop(let queue):
-      let position = served.attended.stopAndWait(queue: queue)
-      // A failure that was not heard of yet belongs to this run of the queue, not to the next.
-      takeDeviceEvents()
-      session.stopped(queue: queue, position: position)
-      report(.queueStopped(queue))
+      if served.attended.stop(queue: queue) {
+        awaited = .queue(queue)
+      } else {
+        session.stopped(queue: queue, position: nil)
+      }
     case .replaceCall(let queue, let call): device.replaceCall(queue: queue, call)
     case .replaceFailure(let queue, let failure): device.replaceFailure(queue: queue, failure)
-    case .signal(let sink): sink.signal()
+    case .signal(let sink): errands.dispose { sink.signal() }
     case .readConfiguration(let offset, let count):
       session.configurationRead(device.readConfiguration(at: offset, count: count))
     case .writeConfiguration(let offset, let bytes, let restores):
       session.configurationWritten(served.write(bytes, at: offset, restores: restores))
     case .resetDevice: served.reset()
-    case .openChannel(let socket):
-      UnixSocket.adopt(socket.rawValue)
-      channel = (socket, MessageWriter())
+    case .openChannel(let socket): channel = (socket, MessageWriter())
     case .send(let message): send(message)
     case .refused(let request, let refusal): report(.messageRefused(request: request, refusal))
     case .queueRefused(let queue, let refusal): report(.queueRefused(queue: queue, refusal))
@@ -157,15 +219,75 @@ final class BackendConnection {
     }
   }
 
-  /// No answer is asked for, so that nobody ever waits here for a front-end that waits for us.
+  /// No answer is asked for, so that nobody ever waits here for a front-end that waits for us. One that does not take what it
+  /// was told already is told nothing more: there is only one thing to say.
   private func send(_ message: Message) {
     guard var channel else { return }
-    channel.writer.enqueue(message)
     do {
+      if !channel.writer.isIdle { try channel.writer.flush(channel.socket.rawValue) }
+      if channel.writer.isIdle { channel.writer.enqueue(message) }
       try channel.writer.flush(channel.socket.rawValue)
       self.channel = channel
     } catch {
       self.channel = nil
+    }
+  }
+
+  // MARK: Waiting for a front-end's descriptors
+
+  /// Has something done that a descriptor of the front-end's can hold up, and goes on when it has come back.
+  private func run<Outcome: Sendable>(
+    _ errand: @escaping @Sendable () -> Outcome, then tell: @escaping (BackendConnection, Outcome) -> Void
+  ) {
+    beginErrand(.errand)
+    // One that never comes back keeps nothing of the connection.
+    loop.perform(on: errands, errand) { [weak self] outcome in
+      guard let self, !isOver, awaited == .errand else { return }
+      awaited = .nothing
+      tell(self, outcome)
+      goOn()
+    }
+  }
+
+  /// What was sent for nothing is let go of before more is taken.
+  private func waitForBacklog() {
+    beginErrand(.backlog)
+    loop.perform(on: errands, {}, then: { [weak self] in self?.backlogIsGone() })
+  }
+
+  private func backlogIsGone() {
+    guard !isOver, awaited == .backlog else { return }
+    awaited = .nothing
+    goOn()
+  }
+
+  private func beginErrand(_ kind: Awaited) {
+    awaited = kind
+    errandStart = .now
+    if !isTimed { watchErrands() }
+  }
+
+  /// One timer at a time, however many errands there are.
+  private func watchErrands() {
+    isTimed = true
+    loop.after(Self.errandLimit - (ContinuousClock.now - errandStart)) { [weak self] in
+      guard let self else { return }
+      isTimed = false
+      guard !isOver, awaited == .errand || awaited == .backlog else { return }
+      guard ContinuousClock.now - errandStart < Self.errandLimit else { return end(.descriptorsDoNotAnswer) }
+      watchErrands()
+    }
+  }
+
+  // MARK: Memory that does not come
+
+  /// Once in the life of a connection.
+  private func lookForMemory() {
+    hasLookedForMemory = true
+    loop.after(Self.memoryNotice) { [weak self] in
+      guard let self, !isOver, awaited == .nothing else { return }
+      session.memoryIsMissing()
+      goOn()
     }
   }
 }

@@ -14,12 +14,20 @@ public final class BackendServer {
   /// Called when nobody can come any more: the one front-end of a connected socket has gone.
   public var finished: (() -> Void)?
 
-  /// - Parameter report: called on the loop's thread.
+  /// The guest memory that one front-end may have mapped unless something else is said, bytes: 1 TiB.
+  public static let defaultMemoryBudget: UInt64 = 1 << 40
+  /// Connections that may leave a helper behind which waits for a descriptor that does not answer.
+  private static let leftBehindLimit = 8
+
+  /// - Parameters:
+  ///   - memoryBudget: bytes of guest memory that a front-end may have mapped at once.
+  ///   - report: called on the loop's thread.
   public init(
-    device: any VirtioDevice, on socket: ServerSocket, in loop: EventLoop, report: @escaping (ServerEvent) -> Void
+    device: any VirtioDevice, on socket: ServerSocket, in loop: EventLoop,
+    memoryBudget: UInt64 = BackendServer.defaultMemoryBudget, report: @escaping (ServerEvent) -> Void
   ) {
     self.socket = socket
-    self.served = ServedDevice(device)
+    self.served = ServedDevice(device, memoryBudget: memoryBudget)
     self.loop = loop
     self.report = report
   }
@@ -33,18 +41,40 @@ public final class BackendServer {
     }
   }
 
-  /// Drains and stops every queue, closes the connection, and lets nobody in any more. The socket's file goes with the last
-  /// reference to its `Listener`.
-  public func close() {
+  /// Asks every queue to stop and lets nobody in any more. The socket's file goes with the last reference to its `Listener`.
+  ///
+  /// - Parameter whenClosed: called once on the loop's thread when every queue has stopped and the connection is closed, which
+  ///   may be at once.
+  public func close(_ whenClosed: @escaping () -> Void) {
     finished = nil
     isClosed = true
-    connection?.end(nil)
+    self.whenClosed = whenClosed
     stopListening()
+    connection?.end(nil)
+    closeIfOver()
+  }
+
+  /// After `close`: does not wait any longer.
+  ///
+  /// - Returns: queues that are left behind, because their medium does not answer.
+  public func abandon() -> [Int] {
+    whenClosed = nil
+    return served.attended.leaveAll()
+  }
+
+  private func closeIfOver() {
+    guard isClosed, connection == nil, let whenClosed else { return }
+    self.whenClosed = nil
     if let deviceEvents { loop.remove(deviceEvents) }
     deviceEvents = nil
+    whenClosed()
   }
 
   private var isClosed = false
+  private var whenClosed: (() -> Void)?
+  /// Helpers of earlier connections that have not come back.
+  private var leftBehind: [ErrandQueue] = []
+  private var hasToldOfLeftBehind = false
 
   private func listen() throws(Errno) {
     guard case .listening(let listener) = socket, listening == nil, !isClosed else { return }
@@ -58,6 +88,14 @@ public final class BackendServer {
   }
 
   private func accept(_ listener: Listener) {
+    leftBehind.removeAll { $0.backlog == 0 }
+    guard leftBehind.count < Self.leftBehindLimit else {
+      if !hasToldOfLeftBehind { report(.tooManyLeftBehind(leftBehind.count)) }
+      hasToldOfLeftBehind = true
+      stopListening()
+      return listenAgain(after: .seconds(1))
+    }
+    hasToldOfLeftBehind = false
     do {
       guard let descriptor = try UnixSocket.accept(listener.socket.rawValue) else { return }
       stopListening()
@@ -78,8 +116,10 @@ public final class BackendServer {
   }
 
   private func connectionEnded() {
+    if let errands = connection?.errands, errands.backlog > 0 { leftBehind.append(errands) }
     connection = nil
     report(.disconnected)
+    guard !isClosed else { return closeIfOver() }
     switch socket {
     case .listening: listenAgain(after: .zero)
     case .connected: finished?()

@@ -129,8 +129,12 @@ extension BackendSession {
     guard let channel = descriptors.first, descriptors.count == 1 else {
       throw .wrongDescriptorCount(descriptors.count, expected: 1)
     }
-    hasChannel = true
-    steps.append(.effect(.openChannel(channel)))
+    whenExamined = { session, examined in
+      guard case .channel(let socket) = examined else { return }
+      session.hasChannel = true
+      session.steps.insert(.effect(.openChannel(socket)), at: 0)
+    }
+    steps.append(.effect(.examine(DescriptorExamination(purpose: .channel, descriptor: channel))))
   }
 
   /// The device's configuration changed. Its effects follow from `nextEffect`.

@@ -10,7 +10,6 @@ extension BackendSession {
       guard rings[index].size.map(UInt32.init) == size else { throw .queueRuns(index) }
       return
     }
-    rings[index].size = nil
     guard let entries = UInt16(exactly: size), entries > 0, entries & (entries - 1) == 0,
       entries <= device.maximumQueueSize
     else { throw .badQueueSize(size, limit: device.maximumQueueSize) }
@@ -28,8 +27,8 @@ extension BackendSession {
           == (address.descriptorTable, address.availableRing, address.usedRing)
       else { throw .queueRuns(index) }
     }
-    rings[index].address = address
     try Ring.check(address, in: table)
+    rings[index].address = address
     steps.append(.startIfReady(index, refuses: true))
   }
 
@@ -64,28 +63,64 @@ extension BackendSession {
   /// Starts the ring. It begins to run when it is enabled, which may have happened or be yet to come.
   mutating func setKick(_ message: Message) throws(Refusal) {
     let (index, descriptor) = try ringDescriptor(message)
-    steps.append(.stop(index))
-    steps.append(
-      .changeRing(index) {
-        $0.kick = descriptor.map { .eventCounter($0) } ?? KickSource.none
-        $0.hasFailed = false
-      })
-    steps.append(.startIfReady(index, refuses: true))
+    examine(descriptor, for: .kick) { session, examined in
+      let kick: KickSource = if case .kick(let source)? = examined { source } else { .none }
+      session.proceed([
+        .stop(index),
+        .changeRing(index) {
+          $0.kick = kick
+          $0.hasFailed = false
+        }, .startIfReady(index, refuses: true),
+      ])
+    }
   }
 
   /// A new call descriptor is signalled once: what was completed before it came was told to nobody, or to one who is gone.
   mutating func setCall(_ message: Message) throws(Refusal) {
     let (index, descriptor) = try ringDescriptor(message)
-    let call = descriptor.map { CallSink.eventCounter($0) } ?? .none
-    rings[index].call = call
-    steps.append(.effect(rings[index].isRunning ? .replaceCall(queue: index, call) : .signal(call)))
+    examine(descriptor, for: .call) { session, examined in
+      let call = Self.sink(examined)
+      session.rings[index].call = call
+      session.proceed([.effect(session.rings[index].isRunning ? .replaceCall(queue: index, call) : .signal(call))])
+    }
   }
 
   mutating func setError(_ message: Message) throws(Refusal) {
     let (index, descriptor) = try ringDescriptor(message)
-    let failure = descriptor.map { CallSink.eventCounter($0) } ?? .none
-    rings[index].failure = failure
-    if rings[index].isRunning { steps.append(.effect(.replaceFailure(queue: index, failure))) }
+    examine(descriptor, for: .failure) { session, examined in
+      let failure = Self.sink(examined)
+      session.rings[index].failure = failure
+      if session.rings[index].isRunning { session.proceed([.effect(.replaceFailure(queue: index, failure))]) }
+    }
+  }
+
+  private static func sink(_ examined: ExaminedDescriptor?) -> CallSink {
+    if case .sink(let sink)? = examined { sink } else { .none }
+  }
+
+  /// Goes on when the descriptor was found good, or at once where there is none.
+  private mutating func examine(
+    _ descriptor: OwnedDescriptor?, for purpose: DescriptorPurpose,
+    then goOn: @escaping @Sendable (inout BackendSession, ExaminedDescriptor?) -> Void
+  ) {
+    guard let descriptor else { return goOn(&self, nil) }
+    whenExamined = { session, examined in goOn(&session, examined) }
+    steps.append(.effect(.examine(DescriptorExamination(purpose: purpose, descriptor: descriptor))))
+  }
+
+  /// These are the next steps.
+  private mutating func proceed(_ next: [Step]) { steps.insert(contentsOf: next, at: 0) }
+
+  /// The answer to `Effect.examine`. A descriptor that will not do is a refused message.
+  public mutating func examined(_ result: Result<ExaminedDescriptor, Refusal>) {
+    guard let goOn = whenExamined else { return }
+    whenExamined = nil
+    switch result {
+    case .success(let examined): goOn(&self, examined)
+    case .failure(let refusal):
+      steps = [.finish]
+      exchange?.refusal = refusal
+    }
   }
 
   mutating func setEnable(_ message: Message) throws(Refusal) {
@@ -135,7 +170,8 @@ extension BackendSession {
     couldNotStart(index, .queue(failure), refuses: startRefuses)
   }
 
-  /// The front-end learns it through the ring's err descriptor, and from the acknowledgement of a message about this ring.
+  /// The message was taken and the ring is as it says; what is refused is the start. The front-end learns it through the ring's
+  /// err descriptor, and from the acknowledgement of a message about this ring.
   private mutating func couldNotStart(_ index: Int, _ refusal: Refusal, refuses: Bool) {
     steps.insert(
       contentsOf: [.effect(.signal(rings[index].failure)), .effect(.queueRefused(queue: index, refusal))], at: 0)
@@ -161,12 +197,27 @@ extension BackendSession {
 // MARK: Memory
 
 extension BackendSession {
+  /// Rings that have everything but memory. For a moment that is in order: some front-ends describe rings first.
+  public var ringsWithoutMemory: [Int] {
+    guard features != nil, table.entries.isEmpty else { return [] }
+    return rings.indices.filter { rings[$0].isReady }
+  }
+
+  /// The memory still has not come: somebody has to be told. Its effects follow from `nextEffect`.
+  public mutating func memoryIsMissing() {
+    for index in ringsWithoutMemory {
+      steps += [.effect(.signal(rings[index].failure)), .effect(.queueRefused(queue: index, .noMemory))]
+    }
+  }
+
   mutating func setMemoryTable(_ message: Message) throws(Refusal) {
     guard let regions = MemoryRegion.decode(table: message.payload) else { throw .wrongSize(message.payload.count) }
     guard message.descriptors.count == regions.count else {
       throw .wrongDescriptorCount(message.descriptors.count, expected: regions.count)
     }
-    do { change(try MemoryPlan(replacing: table, with: regions, message.descriptors)) } catch { throw .memory(error) }
+    do { change(try MemoryPlan(replacing: table, with: regions, message.descriptors, budget: device.memoryBudget)) } catch {
+      throw .memory(error)
+    }
   }
 
   mutating func addMemoryRegion(_ message: Message) throws(Refusal) {
@@ -174,7 +225,9 @@ extension BackendSession {
     guard let descriptor = message.descriptors.first, message.descriptors.count == 1 else {
       throw .wrongDescriptorCount(message.descriptors.count, expected: 1)
     }
-    do { change(try MemoryPlan(adding: region, descriptor, to: table)) } catch { throw .memory(error) }
+    do { change(try MemoryPlan(adding: region, descriptor, to: table, budget: device.memoryBudget)) } catch {
+      throw .memory(error)
+    }
   }
 
   /// Some front-ends send the region's descriptor along; it is closed unused.

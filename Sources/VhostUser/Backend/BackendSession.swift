@@ -17,11 +17,14 @@ public struct BackendSession: Sendable {
     public var queueCount: Int
     /// A power of two.
     public var maximumQueueSize: UInt16
+    /// Bytes of guest memory that one front-end may have mapped.
+    public var memoryBudget: UInt64
 
-    public init(features: FeatureSet, queueCount: Int, maximumQueueSize: UInt16) {
+    public init(features: FeatureSet, queueCount: Int, maximumQueueSize: UInt16, memoryBudget: UInt64 = .max) {
       self.features = features
       self.queueCount = queueCount
       self.maximumQueueSize = maximumQueueSize
+      self.memoryBudget = memoryBudget
     }
   }
 
@@ -61,6 +64,8 @@ public struct BackendSession: Sendable {
   var configurationAsked: ConfigurationPayload?
   /// Whether the failure of the start at hand is the failure of the message at hand.
   var startRefuses = false
+  /// What to do with the descriptor at hand when it was found good.
+  var whenExamined: (@Sendable (inout BackendSession, ExaminedDescriptor) -> Void)?
   /// Features that were offered to the device, until it has answered.
   var featuresAsked: FeatureSet?
 
@@ -73,7 +78,12 @@ public struct BackendSession: Sendable {
   public mutating func receive(_ message: Message) {
     precondition(steps.isEmpty, "the message before has effects that were not asked for yet")
     exchange = Exchange(request: message.request, wantsReply: message.flags.contains(.needReply), refusal: nil)
-    do { try handle(message) } catch { exchange?.refusal = error }
+    // Whatever a handler had changed before it found what is wrong: a refused message changes nothing.
+    let before = self
+    do { try handle(message) } catch {
+      self = before
+      exchange?.refusal = error
+    }
     steps.append(.finish)
   }
 
@@ -85,14 +95,11 @@ public struct BackendSession: Sendable {
     return nil
   }
 
-  /// The connection is over: stops what runs. Its effects follow from `nextEffect`.
-  public mutating func end() { steps = rings.indices.map { .stop($0) } }
-
   private mutating func handle(_ message: Message) throws(Refusal) {
     guard let request = FrontendRequest(rawValue: message.request) else { throw .notServed }
     switch request.payloadRule {
-    case .exactly(let size):
-      guard message.payload.count == size else { throw .wrongSize(message.payload.count) }
+    case .atLeast(let size):
+      guard message.payload.count >= size else { throw .wrongSize(message.payload.count) }
     case .memoryTable, .configuration: break
     case .any: throw .notServed
     }

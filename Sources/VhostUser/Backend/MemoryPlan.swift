@@ -4,7 +4,7 @@ internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
 
-/// A table to be. Making one does no I/O; `carryOut` maps.
+/// A table to be. Making one does no I/O; `carryOut` maps, and asks files of another process, which may take for ever.
 public struct MemoryPlan: Sendable {
   struct Addition: Sendable {
     var region: MemoryRegion
@@ -17,19 +17,23 @@ public struct MemoryPlan: Sendable {
 
   /// SET_MEM_TABLE: everything anew.
   ///
-  /// - Parameter descriptors: as many as regions; the caller has checked.
+  /// - Parameters:
+  ///   - descriptors: as many as regions; the caller has checked.
+  ///   - budget: bytes that all regions together may have.
   init(
-    replacing current: MemoryTable, with regions: [MemoryRegion], _ descriptors: [OwnedDescriptor]
+    replacing current: MemoryTable, with regions: [MemoryRegion], _ descriptors: [OwnedDescriptor], budget: UInt64 = .max
   ) throws(MemoryTableError) {
-    try Self.check(regions)
+    try Self.check(regions, budget)
     self.current = current
     self.kept = []
     self.additions = zip(regions, descriptors).map { Addition(region: $0, descriptor: $1) }
   }
 
   /// ADD_MEM_REG.
-  init(adding region: MemoryRegion, _ descriptor: OwnedDescriptor, to current: MemoryTable) throws(MemoryTableError) {
-    try Self.check(current.regions + [region])
+  init(
+    adding region: MemoryRegion, _ descriptor: OwnedDescriptor, to current: MemoryTable, budget: UInt64 = .max
+  ) throws(MemoryTableError) {
+    try Self.check(current.regions + [region], budget)
     self.current = current
     self.kept = current.entries
     self.additions = [Addition(region: region, descriptor: descriptor)]
@@ -47,7 +51,7 @@ public struct MemoryPlan: Sendable {
     self.additions = []
   }
 
-  private static func check(_ regions: [MemoryRegion]) throws(MemoryTableError) {
+  private static func check(_ regions: [MemoryRegion], _ budget: UInt64) throws(MemoryTableError) {
     guard regions.count <= GuestMemory.maximumRegions else {
       throw .tooManyRegions(regions.count, limit: GuestMemory.maximumRegions)
     }
@@ -60,6 +64,12 @@ public struct MemoryPlan: Sendable {
       // Half of the signed range, so that rounding to a page cannot overflow either.
       let (end, overflow) = region.offset.addingReportingOverflow(region.size)
       guard !overflow, end <= UInt64(Int64.max / 2) else { throw .fileRangeOverflows(region) }
+    }
+    // No sum is formed that could overflow.
+    var total: UInt64 = 0
+    for region in regions {
+      guard total <= budget, region.size <= budget - total else { throw .overBudget(regions.count, budget: budget) }
+      total += region.size
     }
     if let (one, other) = overlap(regions, by: \.guestAddress.rawValue) { throw .guestRangesOverlap(one, other) }
     if let (one, other) = overlap(regions, by: \.userAddress) { throw .userRangesOverlap(one, other) }
@@ -78,7 +88,11 @@ public struct MemoryPlan: Sendable {
 
 extension MemoryPlan {
   /// Maps what is new. A region that was in the table with the same numbers and the same file keeps its mapping.
-  public func carryOut() throws(MemoryTableError) -> MemoryTable {
+  public func carryOut() -> Result<MemoryTable, MemoryTableError> {
+    do throws(MemoryTableError) { return .success(try mapAll()) } catch { return .failure(error) }
+  }
+
+  private func mapAll() throws(MemoryTableError) -> MemoryTable {
     var entries = kept
     for addition in additions { entries.append(try map(addition)) }
     do {
@@ -110,7 +124,9 @@ extension MemoryPlan {
     let start = region.offset / page * page
     let length = (region.offset - start + region.size + page - 1) / page * page
     do {
-      let mapping = try Mapping(descriptor: addition.descriptor.rawValue, offset: Int64(start), count: Int(length))
+      let mapping = try Mapping(
+        descriptor: addition.descriptor.rawValue, offset: Int64(start), count: Int(length),
+        unmappedBy: addition.descriptor.disposer)
       return MemoryTable.Entry(region: region, mapping: mapping, offset: Int(region.offset - start), file: file)
     } catch {
       throw .notMappable(region, error)

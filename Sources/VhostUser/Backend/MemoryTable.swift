@@ -11,6 +11,8 @@ public enum MemoryTableError: Error, Hashable, CustomStringConvertible {
   case fileRangeOverflows(MemoryRegion)
   case guestRangesOverlap(MemoryRegion, MemoryRegion)
   case userRangesOverlap(MemoryRegion, MemoryRegion)
+  /// - budget: bytes.
+  case overBudget(Int, budget: UInt64)
   case noSuchRegion(MemoryRegion)
   case fileTooSmall(MemoryRegion, fileSize: Int64)
   case notMappable(MemoryRegion, Errno)
@@ -27,6 +29,8 @@ public enum MemoryTableError: Error, Hashable, CustomStringConvertible {
       "the memory regions at \(one.guestAddress) and \(other.guestAddress) overlap"
     case .userRangesOverlap(let one, let other):
       "the memory regions at \(one.guestAddress) and \(other.guestAddress) overlap in the front-end's addresses"
+    case .overBudget(let count, let budget):
+      "the \(count) memory regions have more than the \(budget) bytes that a disk may map; raise --memory-budget"
     case .noSuchRegion(let region): "there is no memory region at \(region.guestAddress) of \(region.size) bytes to remove"
     case .fileTooSmall(let region, let size):
       """

@@ -20,6 +20,9 @@ public enum Refusal: Error, Hashable, CustomStringConvertible {
   case configurationOutOfRange(offset: UInt32, size: UInt32)
   case configurationNotWritable(offset: UInt32, size: UInt32)
   case memory(MemoryTableError)
+  case unusableDescriptor(DescriptorPurpose, String)
+  /// A ring waits for memory that does not come.
+  case noMemory
 
   public var description: String {
     switch self {
@@ -33,7 +36,7 @@ public enum Refusal: Error, Hashable, CustomStringConvertible {
     case .queueRuns(let index): "queue \(index) is running and cannot be changed"
     case .misaligned(let part, let address): "the \(part.rawValue) at user address 0x\(hexadecimal(address)) is misaligned"
     case .notInMemory(let part, let address):
-      "the \(part.rawValue) at user address 0x\(hexadecimal(address)) is in no memory region"
+      "the \(part.rawValue) at user address 0x\(hexadecimal(address)) is in no memory region; \(Self.remedy)"
     case .queue(let error): error.description
     case .featuresNotOffered(let features): "features \(features) were not offered"
     case .featuresNotAccepted(let features): "the device cannot work with the features \(features)"
@@ -43,8 +46,13 @@ public enum Refusal: Error, Hashable, CustomStringConvertible {
     case .configurationNotWritable(let offset, let size):
       "the \(size) bytes at offset \(offset) of the configuration space are not the driver's to write"
     case .memory(let error): error.description
+    case .unusableDescriptor(let purpose, let reason): "the \(purpose.rawValue) descriptor cannot be used: \(reason)"
+    case .noMemory: "it is set up and enabled, but the front-end has shared no memory; \(Self.remedy)"
     }
   }
+
+  private static let remedy =
+    "the guest's memory has to be shared: share=on for QEMU's memory backend, shared=on for Cloud Hypervisor's memory"
 
   /// Nothing can go on when the front-end believes that this was done and cannot be told otherwise: it would share memory
   /// that we do not have, or speak a dialect that we did not agree to.

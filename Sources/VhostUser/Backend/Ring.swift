@@ -4,7 +4,7 @@ internal import VirtioCore
 /// "Ring states": stopped or started, enabled or disabled. A ring runs on the device while it is started, enabled, and has
 /// all that it needs.
 struct Ring: Sendable {
-  /// `nil` until SET_VRING_NUM, and after one that was refused: a size nobody agreed on must not be used.
+  /// `nil` until SET_VRING_NUM.
   var size: UInt16?
   var address: VringAddress?
   /// Where it begins when it starts next.

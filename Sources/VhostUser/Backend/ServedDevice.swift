@@ -9,14 +9,18 @@ final class ServedDevice {
   /// running guest does not put the configuration back to its start: a guest that chose write-through counts on it.
   private var features: FeatureSet?
 
-  init(_ device: any VirtioDevice) {
+  private let memoryBudget: UInt64
+
+  init(_ device: any VirtioDevice, memoryBudget: UInt64) {
     self.device = device
+    self.memoryBudget = memoryBudget
     attended = AttendedDevice(device)
   }
 
   var description: BackendSession.DeviceDescription {
     .init(
-      features: device.features, queueCount: device.queueCount, maximumQueueSize: device.maximumQueueSize)
+      features: device.features, queueCount: device.queueCount, maximumQueueSize: device.maximumQueueSize,
+      memoryBudget: memoryBudget)
   }
 
   func negotiate(_ chosen: FeatureSet) -> Bool {

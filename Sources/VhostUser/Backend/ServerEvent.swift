@@ -16,6 +16,12 @@ public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
   case queueRefused(queue: Int, Refusal)
   case queueFailed(queue: Int, QueueError)
   case acceptFailed(Errno)
+  /// The connection is over, and these queues still wait for the medium; nobody is let in before they have stopped.
+  case stillStopping([Int])
+  /// A descriptor that the front-end sent was asked and does not answer; the connection ends, and who asked stays behind.
+  case descriptorsDoNotAnswer
+  /// Too many connections have left somebody behind.
+  case tooManyLeftBehind(Int)
   /// The device has something to say.
   case deviceNotice(String)
 
@@ -45,7 +51,19 @@ public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
     case .queueRefused(let queue, let refusal): "queue \(queue) cannot start: \(refusal)"
     case .queueFailed(let queue, let error): "queue \(queue) is stopped: \(error)"
     case .deviceNotice(let text): text
+    case .stillStopping(let queues):
+      "the disk waits for its medium: \(Self.list(queues)) cannot stop before what is in flight is done, and nobody is let in"
+    case .descriptorsDoNotAnswer:
+      "the connection is closed, because a descriptor that the front-end sent does not answer: its file system hangs"
+    case .tooManyLeftBehind(let count):
+      "nobody is let in, because descriptors of \(count) earlier connections still do not answer"
     case .acceptFailed(let error): "a front-end could not be let in: \(error); trying again in a second"
     }
+  }
+
+  /// "queue 3", "queues 0 and 1", "queues 0, 1 and 2".
+  public static func list(_ queues: [Int]) -> String {
+    guard let last = queues.last, queues.count > 1 else { return "queue " + queues.map(String.init).joined() }
+    return "queues " + queues.dropLast().map(String.init).joined(separator: ", ") + " and \(last)"
   }
 }

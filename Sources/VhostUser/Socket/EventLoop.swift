@@ -1,6 +1,7 @@
 /// One thread that waits for many descriptors: sockets, events of devices, signals.
 internal import CLinux
 internal import Glibc
+internal import Synchronization
 public import SystemPackage
 internal import VirtioCore
 
@@ -27,12 +28,40 @@ public final class EventLoop {
   private var handlers: [UInt64: Handler] = [:]
   private var timers: [(due: ContinuousClock.Instant, handler: () -> Void)] = []
   private var nextToken: UInt64 = 0
+  private let returns: Returns
+  /// What to do when an errand has come back, by its number.
+  private var awaited: [UInt64: () -> Void] = [:]
+
+  /// Errands that came back and were not looked at yet.
+  private final class Returns: Sendable {
+    private let done = Mutex<[UInt64]>([])
+    let counter: OwnedDescriptor
+
+    init() throws(Errno) { counter = try .eventCounter() }
+
+    func add(_ number: UInt64) {
+      done.withLock { $0.append(number) }
+      EventCounter.signal(counter.rawValue)
+    }
+
+    func take() -> [UInt64] {
+      EventCounter.drain(counter.rawValue)
+      return done.withLock { done in
+        defer { done = [] }
+        return done
+      }
+    }
+  }
   private var isStopping = false
 
   public init() throws(Errno) {
     let descriptor = epoll_create1(Int32(EPOLL_CLOEXEC))
     guard descriptor >= 0 else { throw Errno(rawValue: errno) }
     self.epoll = OwnedDescriptor(descriptor)
+    self.returns = try Returns()
+    _ = try add(returns.counter.rawValue) { [unowned self] _ in
+      for number in self.returns.take() { self.awaited.removeValue(forKey: number)?() }
+    }
   }
 
   /// Waits for a descriptor from now on, level-triggered. The descriptor stays the caller's and has to be removed before it
@@ -63,9 +92,26 @@ public final class EventLoop {
     timers.append((.now + delay, handler))
   }
 
-  /// Runs handlers until `stop`. May be called again.
+  /// Has something done that may take for ever, and goes on meanwhile.
+  ///
+  /// - Parameters:
+  ///   - errand: done by the queue's helper thread.
+  ///   - handler: called with what came of it, on the loop's thread; never, if the errand never comes back.
+  public func perform<Result: Sendable>(
+    on queue: ErrandQueue, _ errand: @escaping @Sendable () -> Result, then handler: @escaping (Result) -> Void
+  ) {
+    nextToken += 1
+    let (number, returns, result) = (nextToken, returns, Answer<Result>())
+    awaited[number] = { if let result = result.take() { handler(result) } }
+    queue.dispose {
+      result.put(errand())
+      returns.add(number)
+    }
+  }
+
+  /// Runs handlers until `stop`; one that came before makes it return at once. May be called again.
   public func run() throws(Errno) {
-    isStopping = false
+    defer { isStopping = false }
     var events = unsafe [epoll_event](repeating: epoll_event(), count: 64)
     while !isStopping {
       let count = unsafe epoll_wait(epoll.rawValue, &events, Int32(events.count), timeout())
@@ -104,4 +150,11 @@ public final class EventLoop {
     timers.removeAll { $0.due <= now }
     for timer in due { timer.handler() }
   }
+}
+
+/// What an errand brought back.
+private final class Answer<Result: Sendable>: Sendable {
+  private let result = Mutex<Result?>(nil)
+  func put(_ value: Result) { result.withLock { $0 = value } }
+  func take() -> Result? { result.withLock { $0.take() } }
 }

@@ -38,9 +38,13 @@ struct MessageReader {
     case ended
   }
 
+  /// Who closes the descriptors that come; `nil`: whoever lets go of them.
+  private let disposer: (any Disposer)?
   private var bytes: [UInt8] = []
   private var header: MessageHeader?
   private var descriptors: [OwnedDescriptor] = []
+
+  init(closingWith disposer: (any Disposer)? = nil) { self.disposer = disposer }
 
   /// Reads until a message is whole or the socket has nothing more.
   mutating func read(_ socket: Int32) throws(StreamError) -> Progress {
@@ -51,7 +55,7 @@ struct MessageReader {
           try decodeHeader()
           continue
         }
-        defer { self = MessageReader() }
+        defer { self = MessageReader(closingWith: disposer) }
         return .message(
           Message(
             request: header.request, flags: header.flags, payload: Array(bytes[MessageHeader.size...]),
@@ -88,7 +92,7 @@ struct MessageReader {
         socket, &room, count, Int32(MSG_DONTWAIT), &numbers, numbers.count, &arrived, &truncated)
     } while received == -Int(EINTR)
     // Owned before anything else is looked at, so that no way out of here leaks them.
-    let owned = numbers[..<arrived].map { OwnedDescriptor($0) }
+    let owned = numbers[..<arrived].map { OwnedDescriptor($0, closedBy: disposer) }
     if received == -Int(EAGAIN) { return nil }
     if received == -Int(ECONNRESET) { return 0 }
     guard received >= 0 else { throw .system(Errno(rawValue: Int32(-received))) }

@@ -24,7 +24,10 @@ public final class Listener {
     self.inode = nil
   }
 
-  deinit {
+  deinit { removeFile() }
+
+  /// Removes the file at once: for a process that ends without letting go of things.
+  func removeFile() {
     guard let path, let inode, let now = Self.inode(of: path), now == inode else { return }
     _ = unsafe unlink(path)
   }
@@ -42,6 +45,11 @@ public enum ServerSocket {
   case listening(Listener)
   /// One front-end is there already; when it goes, nobody else can come.
   case connected(OwnedDescriptor)
+
+  /// Removes the file of a socket that was made here, for a process that ends without letting go of it.
+  public func removeFile() {
+    if case .listening(let listener) = self { listener.removeFile() }
+  }
 
   /// Takes ownership of a descriptor that this process was started with.
   public static func adopt(_ descriptor: Int32) throws(SocketError) -> ServerSocket {

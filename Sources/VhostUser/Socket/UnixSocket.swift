@@ -96,6 +96,23 @@ public enum UnixSocket {
     return option(SO_ACCEPTCONN) == 1
   }
 
+  /// The address that a UNIX socket is bound to, in bytes; `nil` when it has none.
+  static func ownName(of socket: Int32) -> [UInt8]? { unsafe name(getsockname, socket) }
+  /// The address of a UNIX socket's peer.
+  static func peerName(of socket: Int32) -> [UInt8]? { unsafe name(getpeername, socket) }
+
+  private static func name(
+    _ ask: (Int32, UnsafeMutablePointer<sockaddr>, UnsafeMutablePointer<socklen_t>) -> Int32, _ socket: Int32
+  ) -> [UInt8]? {
+    var address = sockaddr_un()
+    var length = socklen_t(MemoryLayout<sockaddr_un>.size)
+    let result = unsafe withUnsafeMutablePointer(to: &address) { pointer in
+      unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { unsafe ask(socket, $0, &length) }
+    }
+    guard result == 0, address.sun_family == sa_family_t(AF_UNIX), length > MemoryLayout<sa_family_t>.size else { return nil }
+    return unsafe withUnsafeBytes(of: &address) { bytes in unsafe Array(bytes.prefix(Int(length))) }
+  }
+
   /// Makes a descriptor that came from somewhere else non-blocking and closed on exec.
   static func adopt(_ descriptor: Int32) {
     let flags = fcntl(descriptor, F_GETFL)

@@ -48,10 +48,11 @@ public enum FrontendRequest: UInt32, Sendable, CaseIterable {
   case getSharedMemoryConfiguration
   case getVringBaseSkippingDrain
 
-  /// How many bytes a request's payload has.
+  /// How many bytes a request's payload has. Some front-ends always send a structure of theirs that is larger than what a
+  /// request needs; what is beyond is not looked at.
   public enum PayloadRule: Hashable, Sendable {
-    case exactly(Int)
-    /// A count word, padding, and regions of 32 bytes.
+    case atLeast(Int)
+    /// A count word, padding, and regions of 32 bytes; there may be room for more of them.
     case memoryTable
     /// Twelve bytes and as many again as they say, or more.
     case configuration
@@ -63,11 +64,11 @@ public enum FrontendRequest: UInt32, Sendable, CaseIterable {
     switch self {
     case .getFeatures, .setOwner, .resetOwner, .getProtocolFeatures, .getQueueCount, .setBackendRequestDescriptor,
       .resetDevice, .getMaximumMemorySlots, .getStatus:
-      .exactly(0)
-    case .setFeatures, .setVringKick, .setVringCall, .setVringError, .setProtocolFeatures, .setStatus: .exactly(8)
-    case .setVringSize, .setVringBase, .getVringBase, .setVringEnable: .exactly(VringState.size)
-    case .setVringAddress: .exactly(VringAddress.size)
-    case .addMemoryRegion, .removeMemoryRegion: .exactly(8 + MemoryRegion.size)
+      .atLeast(0)
+    case .setFeatures, .setVringKick, .setVringCall, .setVringError, .setProtocolFeatures, .setStatus: .atLeast(8)
+    case .setVringSize, .setVringBase, .getVringBase, .setVringEnable: .atLeast(VringState.size)
+    case .setVringAddress: .atLeast(VringAddress.size)
+    case .addMemoryRegion, .removeMemoryRegion: .atLeast(8 + MemoryRegion.size)
     case .setMemoryTable: .memoryTable
     case .getConfiguration, .setConfiguration: .configuration
     default: .any

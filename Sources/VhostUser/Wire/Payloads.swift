@@ -1,5 +1,5 @@
-/// The payloads of messages as values. A decoder answers nil for any length but the right one, and checks nothing else:
-/// what a number means is the session's to judge.
+/// The payloads of messages as values. A decoder answers nil for a payload that is too short, takes what it needs of a longer
+/// one, and checks nothing else: what a number means is the session's to judge.
 public import VirtioCore
 
 /// A payload of one 64-bit number.
@@ -10,7 +10,7 @@ enum NumberPayload {
     return bytes
   }
 
-  static func decode(_ bytes: [UInt8]) -> UInt64? { bytes.count == 8 ? bytes.word64(at: 0) : nil }
+  static func decode(_ bytes: [UInt8]) -> UInt64? { bytes.count >= 8 ? bytes.word64(at: 0) : nil }
 }
 
 /// "A vring state description": a ring and a number that depends on the request.
@@ -26,7 +26,7 @@ public struct VringState: Hashable, Sendable {
   }
 
   public init?(decoding bytes: [UInt8]) {
-    guard bytes.count == Self.size else { return nil }
+    guard bytes.count >= Self.size else { return nil }
     self.init(index: bytes.word32(at: 0), number: bytes.word32(at: 4))
   }
 
@@ -80,7 +80,7 @@ public struct VringAddress: Hashable, Sendable {
   }
 
   public init?(decoding bytes: [UInt8]) {
-    guard bytes.count == Self.size else { return nil }
+    guard bytes.count >= Self.size else { return nil }
     self.init(
       index: bytes.word32(at: 0), flags: bytes.word32(at: 4), descriptorTable: bytes.word64(at: 8),
       usedRing: bytes.word64(at: 16), availableRing: bytes.word64(at: 24), log: bytes.word64(at: 32))
@@ -134,7 +134,7 @@ public struct MemoryRegion: Hashable, Sendable {
   }
 
   public init?(decodingSingle bytes: [UInt8]) {
-    guard bytes.count == 8 + Self.size else { return nil }
+    guard bytes.count >= 8 + Self.size else { return nil }
     self.init(decoding: bytes, at: 8)
   }
 

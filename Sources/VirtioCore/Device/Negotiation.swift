@@ -84,5 +84,5 @@ public struct Negotiation: Sendable {
   }
 
   /// Set when the driver accepted a bit above 63: such a set can never be fine.
-  private var strayBits = false
+  public private(set) var strayBits = false
 }

@@ -12,15 +12,20 @@ public final class Mapping: @unchecked Sendable {
   public let count: Int
   /// Where faults are counted; `nil` for memory of this process's own, which cannot be cut.
   private let entry: Int?
+  /// Who unmaps it; `nil`: whoever lets go of it last.
+  private let disposer: (any Disposer)?
 
   /// Maps `count` bytes of `descriptor` from `offset` on, shared and writable. The descriptor can be closed afterwards.
   ///
   /// - Parameters:
   ///   - offset: bytes, a multiple of the page size (of the huge page size on hugetlbfs).
   ///   - readOnly: map without write permission.
+  ///   - disposer: unmaps it, for a file that another process handed over.
   /// - Throws: what `mmap` says; ENOMEM, too, when the process has to keep the address space that is left for other things
   ///   (see `AddressSpace`).
-  public init(descriptor: Int32, offset: Int64 = 0, count: Int, readOnly: Bool = false) throws(Errno) {
+  public init(
+    descriptor: Int32, offset: Int64 = 0, count: Int, readOnly: Bool = false, unmappedBy disposer: (any Disposer)? = nil
+  ) throws(Errno) {
     guard count > 0 else { throw .invalidArgument }
     try AddressSpace.shared.reserve(count)
     let protection = readOnly ? PROT_READ : PROT_READ | PROT_WRITE
@@ -38,6 +43,7 @@ public final class Mapping: @unchecked Sendable {
     unsafe self.base = address
     self.count = count
     self.entry = entry
+    self.disposer = disposer
   }
 
   /// Maps `count` bytes of fresh anonymous memory, zeroed on first touch and private to this process.
@@ -49,13 +55,20 @@ public final class Mapping: @unchecked Sendable {
     unsafe self.base = address
     self.count = count
     entry = nil
+    disposer = nil
   }
 
   deinit {
     // Out of the table first: as soon as it is unmapped, the place may be somebody else's.
     if let entry { FaultTable.shared.remove(entry) }
-    _ = unsafe munmap(base, count)
-    if entry != nil { AddressSpace.shared.release(count) }
+    let (address, count, isCounted) = unsafe (UInt(bitPattern: base), count, entry != nil)
+    guard let disposer else { return Self.unmap(address, count, isCounted) }
+    disposer.dispose { Self.unmap(address, count, isCounted) }
+  }
+
+  private static func unmap(_ address: UInt, _ count: Int, _ isCounted: Bool) {
+    if let base = unsafe UnsafeMutableRawPointer(bitPattern: address) { _ = unsafe munmap(base, count) }
+    if isCounted { AddressSpace.shared.release(count) }
   }
 
   /// How often a page turned out to be gone because the file was cut (see `FaultGuard`). What is read from such a mapping is

@@ -34,8 +34,6 @@ public struct SplitQueue: Virtqueue, ~Copyable {
 
   /// For each head: taken and not yet used. A second one would be answered into the first one's buffers.
   @usableFromInline let isTaken: UnsafeMutablePointer<Bool>
-  /// How far the two indices were apart with nothing in flight: a driver may start them differently.
-  private let idleDistance: UInt16
 
   public init(
     _ configuration: QueueConfiguration, memory: GuestMemory, features: FeatureSet, position: QueuePosition
@@ -73,14 +71,11 @@ public struct SplitQueue: Virtqueue, ~Copyable {
     self.publishedUsed = nextUsed
     self.decidedUsed = nextUsed
     self.kicksAreSuppressed = false
-    self.idleDistance = position.available &- nextUsed
     unsafe self.isTaken = .allocate(capacity: entries)
     unsafe isTaken.initialize(repeating: false, count: entries)
   }
 
   deinit { unsafe isTaken.deallocate() }
-
-  public var inFlight: Int { Int(nextAvailable &- nextUsed &- idleDistance) }
 
   public var position: QueuePosition { QueuePosition(available: nextAvailable, used: publishedUsed) }
 

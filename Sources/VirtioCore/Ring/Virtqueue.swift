@@ -41,8 +41,6 @@ public protocol Virtqueue: ~Copyable {
   /// Whether `pop` would find something, without asking for kicks.
   mutating func hasAvailable() -> Bool
 
-  /// Chains popped and not yet pushed.
-  var inFlight: Int { get }
   /// Where the queue stands.
   var position: QueuePosition { get }
   var size: UInt16 { get }

@@ -1,12 +1,32 @@
 /// A file descriptor with an owner.
 internal import Glibc
 
+/// Does what may hold up whoever does it, somewhere else: letting go of what another process handed over. The last `close` of
+/// a file asks its file system, and that may be one that never answers.
+public protocol Disposer: AnyObject, Sendable {
+  /// Sees to it that this is done. Called from any thread; does not wait.
+  func dispose(_ errand: @escaping @Sendable () -> Void)
+}
+
 /// Closes its descriptor when the last owner lets go. Control plane only: the data path keeps the bare number.
 public final class OwnedDescriptor: Sendable {
   public let rawValue: Int32
+  /// Who closes it; `nil`: whoever lets go of it last.
+  public let disposer: (any Disposer)?
 
   /// Takes ownership of an open descriptor.
-  public init(_ rawValue: Int32) { self.rawValue = rawValue }
+  ///
+  /// - Parameter disposer: closes it, for a descriptor that came from another process.
+  public init(_ rawValue: Int32, closedBy disposer: (any Disposer)? = nil) {
+    self.rawValue = rawValue
+    self.disposer = disposer
+  }
 
-  deinit { close(rawValue) }
+  deinit {
+    guard let disposer else {
+      close(rawValue)
+      return
+    }
+    disposer.dispose { [rawValue] in close(rawValue) }
+  }
 }

@@ -1,0 +1,188 @@
+/// The life of a queue as its transport sees it: asked for, answered, and nobody waits.
+import Glibc
+import GuestDriver
+import Synchronization
+import Testing
+import VirtioCore
+
+@testable import VirtioBlkDevice
+
+@Suite struct QueueLifeTests {
+  /// A disk whose medium answers when the script says so, and one queue on it.
+  private struct Disk {
+    let scratch: Scratch
+    let script: Script
+    let device: BlockDevice
+    let hand: HandQueue
+
+    init(queues: Int = 1, threads: Int = 1) throws {
+      scratch = try Scratch()
+      script = try Script(completesLater: true)
+      var options = BlockDeviceOptions()
+      options.engine = .sync
+      options.queueCount = queues
+      options.threads = threads
+      let image = try ImageFile(ImageOptions(path: scratch.image("disk", size: 1 << 20), direct: .off))
+      device = try BlockDevice(image: image, options: options) { [script] in script.serve($0, $1) }
+      hand = try HandQueue(device, 0, SharedMemory())
+    }
+
+    /// A request that the medium has got and does not answer.
+    func submitAndHold() throws {
+      script.hold()
+      try hand.submit(.read(sector: 0, bytes: 512))
+      hand.queue.publish()
+      try waitUntil("the medium has the request") { script.held == 1 }
+    }
+
+    /// Events until this one is there.
+    func events(until wanted: DeviceEvent) throws -> [DeviceEvent] {
+      var events: [DeviceEvent] = []
+      try waitUntil("\(wanted)") {
+        events += hand.attended.takeEvents()
+        return events.contains(wanted)
+      }
+      return events
+    }
+  }
+
+  private static let stopped = DeviceEvent.stopped(queue: 0, QueuePosition(available: 1, used: 1))
+
+  @Test func aStopOnAMediumThatDoesNotAnswerIsAnsweredWhenItDoes() throws {
+    let disk = try Disk()
+    try disk.hand.start()
+    try disk.submitAndHold()
+    #expect(disk.hand.attended.stop(queue: 0))
+    #expect(disk.hand.attended.state(of: 0) == .stopping)
+    // The worker has seen that it is to stop, and says nothing.
+    disk.device.replaceFailure(queue: 0, .none)
+    #expect(disk.hand.attended.takeEvents().isEmpty)
+    #expect(disk.hand.attended.busyQueues == [0])
+    disk.script.release()
+    #expect(try disk.events(until: Self.stopped) == [Self.stopped])
+    #expect(disk.hand.attended.isAtRest)
+  }
+
+  @Test func aStopThatIsAskedForAgainIsOneStop() throws {
+    let disk = try Disk()
+    try disk.hand.start()
+    try disk.submitAndHold()
+    // Past the account of the transport, too.
+    for _ in 0..<5 { disk.device.stop(queue: 0) }
+    disk.script.release()
+    #expect(try disk.events(until: Self.stopped) == [Self.stopped])
+    disk.device.stop(queue: 0)
+    try disk.hand.start(at: QueuePosition(available: 1, used: 1))
+    #expect(try disk.hand.queue.reap() != nil)
+    #expect(try disk.hand.perform(.read(sector: 0, bytes: 512)).status == .ok)
+    #expect(disk.hand.stop() == QueuePosition(available: 2, used: 2))
+    #expect(disk.hand.attended.takeEvents().isEmpty)
+  }
+
+  @Test func aStopBeforeTheStartIsAnsweredComesAfterIt() throws {
+    let disk = try Disk()
+    for _ in 0..<50 {
+      disk.hand.attended.start(disk.hand.activation)
+      disk.hand.attended.stop(queue: 0)
+      let last = DeviceEvent.stopped(queue: 0, QueuePosition(available: 0, used: 0))
+      #expect(try disk.events(until: last) == [.started(queue: 0), last])
+    }
+  }
+
+  @Test func aStartThatFailsIsTheAnswerToItsStopToo() throws {
+    let disk = try Disk()
+    var bad = disk.hand.activation
+    bad.configuration.size = 3
+    for _ in 0..<50 {
+      disk.hand.attended.start(bad)
+      disk.hand.attended.stop(queue: 0)
+      let only = DeviceEvent.notStarted(queue: 0, .badSize(3))
+      #expect(try disk.events(until: only) == [only])
+      #expect(disk.hand.attended.isAtRest)
+    }
+    try disk.hand.start()
+    #expect(disk.hand.stop() == QueuePosition())
+  }
+
+  /// A worker ends by itself; a start that comes at that very moment is not lost.
+  @Test func aStartForAWorkerThatIsEndingIsCarriedOut() throws {
+    let disk = try Disk()
+    var position = QueuePosition()
+    for round in 0..<300 {
+      try disk.hand.start(at: position)
+      if round % 50 == 0 { #expect(try disk.hand.perform(.read(sector: 0, bytes: 512)).status == .ok) }
+      position = try #require(disk.hand.stop())
+    }
+  }
+
+  @Test func aQueueThatIsLeftComesBackWhenItsMediumDoes() throws {
+    let disk = try Disk(queues: 2)
+    let other = try HandQueue(disk.device, 1, SharedMemory(), beside: disk.hand)
+    try disk.hand.start()
+    try other.start()
+    try disk.submitAndHold()
+    disk.device.leave(queue: 0)
+    #expect(disk.device.leftQueues == [0])
+    // Its place is not free, and its neighbour does not notice.
+    disk.device.start(disk.hand.activation)
+    let refused = DeviceEvent.notStarted(queue: 0, .leftBehind)
+    #expect(try disk.events(until: refused) == [refused])
+    disk.script.release()
+    #expect(try other.perform(.read(sector: 0, bytes: 512)).status == .ok)
+    try waitUntil("the queue that was left has ended") {
+      let events = disk.hand.attended.takeEvents()
+      #expect(events.isEmpty, "nothing is heard of a queue that was left")
+      return disk.device.leftQueues.isEmpty
+    }
+    try disk.hand.start(at: QueuePosition(available: 1, used: 1))
+    #expect(try disk.hand.queue.reap() != nil)
+    #expect(try disk.hand.perform(.read(sector: 0, bytes: 512)).status == .ok)
+    #expect(disk.hand.stop() != nil && other.stop() != nil)
+  }
+
+  /// What a front-end can send as often as it likes replaces what it sent before, also while the worker does not look.
+  @Test func callsThatReplaceEachOtherDoNotPileUp() async {
+    await #expect(processExitsWith: .success) {
+      let entered = Atomic(false)
+      let mayGoOn = Atomic(false)
+      let scratch = try Scratch()
+      // The worker itself hangs, as in a call to the medium.
+      let script = try Script {
+        entered.store(true, ordering: .releasing)
+        while !mayGoOn.load(ordering: .acquiring) { usleep(1000) }
+      }
+      var options = BlockDeviceOptions()
+      options.engine = .sync
+      let image = try ImageFile(ImageOptions(path: scratch.image("disk", size: 1 << 20), direct: .off))
+      let device = try BlockDevice(image: image, options: options) { script.serve($0, $1) }
+      let hand = try HandQueue(device, 0, SharedMemory())
+      try hand.start()
+      try hand.submit(.read(sector: 0, bytes: 512))
+      hand.queue.publish()
+      try waitUntil("the worker hangs") { entered.load(ordering: .acquiring) }
+      let before = ThisProcess.descriptors
+      for _ in 0..<1000 {
+        device.replaceCall(queue: 0, .eventCounter(try .eventCounter()))
+        device.replaceFailure(queue: 0, .eventCounter(try .eventCounter()))
+        device.stop(queue: 0)
+      }
+      #expect(ThisProcess.descriptors <= before + 2)
+      mayGoOn.store(true, ordering: .releasing)
+      #expect(hand.stop() == QueuePosition(available: 1, used: 1))
+    }
+  }
+
+  /// What the workers have to tell is bounded, whoever does not listen.
+  @Test func newsThatNobodyTakesDoesNotPileUp() throws {
+    let news = try DeviceNews()
+    for number in 0..<1000 {
+      news.post(.notice("\(number)"))
+      news.post(.configurationChanged)
+    }
+    let events = news.take().events
+    #expect(events.filter { $0 == .configurationChanged }.count == 1)
+    #expect(events.count == 10)
+    #expect(events.last == .notice("992 more notices were left out"))
+    #expect(news.take().events.isEmpty)
+  }
+}

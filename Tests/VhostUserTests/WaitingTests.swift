@@ -1,0 +1,229 @@
+/// One front-end that waits, and everybody else who does not: nothing that a disk has to wait for keeps another one.
+import CLinux
+import Foundation
+import Glibc
+import Synchronization
+import Testing
+import VirtioCore
+
+@testable import VhostUser
+
+@Suite struct WaitingTests {
+  private let memory = TestMemory.file("vhost-waiting", size: Int(Rig.memorySize))
+
+  /// Two disks in one loop: `stuck` does not answer a stop before it is told to.
+  private func withTwoDisks(_ body: (FakeDevice, FakeDevice, RunningServer, String) throws -> Void) throws {
+    try withDirectory { directory in
+      let (stuck, other) = (FakeDevice(), FakeDevice())
+      let server = RunningServer { loop, log in
+        try [(stuck, "/stuck.sock"), (other, "/other.sock")].map { device, name in
+          BackendServer(device: device, on: .listening(try Listener(path: directory + name)), in: loop) { log.append($0) }
+        }
+      }
+      defer { server.close() }
+      // Before the server is closed, whatever has happened.
+      defer { for queue in 0..<4 { stuck.finishStop(queue) } }
+      stuck.holdStops()
+      try body(stuck, other, server, directory)
+    }
+  }
+
+  private func bringUp(_ frontend: Frontend, queues: Int = 1) throws {
+    frontend.patience = Patience.limit
+    let offer = try frontend.handshake()
+    try frontend.setFeatures(offer.features)
+    try frontend.setMemory([FrontendRegion(Rig.region(), descriptor: memory)])
+    for index in 0..<queues {
+      let address = Rig.address(UInt32(index))
+      try frontend.start(
+        FrontendQueue(
+          index: UInt8(index), size: 128, descriptorTable: address.descriptorTable, availableRing: address.availableRing,
+          usedRing: address.usedRing, base: 0, kick: eventCounter(), call: eventCounter(), error: nil))
+    }
+  }
+
+  /// A whole life of another front-end, while the first one provably still waits.
+  private func expectOtherIsServed(_ other: FakeDevice, _ directory: String) throws {
+    do {
+      let frontend = try Frontend(connectingTo: directory + "/other.sock")
+      try bringUp(frontend, queues: 4)
+      #expect(other.running == [0, 1, 2, 3])
+      #expect(try frontend.stop(queue: 0) == 1)
+      #expect(try frontend.features().contains(.version1))
+    }
+    #expect(eventually { other.running.isEmpty })
+  }
+
+  @Test func theOtherDiskIsServedWhileAQueueDoesNotStop() throws {
+    try withTwoDisks { stuck, other, _, directory in
+      let frontend = try Frontend(connectingTo: directory + "/stuck.sock")
+      try bringUp(frontend)
+      try frontend.send(Message(.getVringBase, payload: Rig.state(0, 0)))
+      #expect(eventually { stuck.deeds.contains("stop 0") })
+      try expectOtherIsServed(other, directory)
+      #expect(stuck.running == [0])
+      stuck.finishStop(0)
+      #expect(try frontend.receive(after: .getVringBase).payload == Rig.state(0, 1))
+    }
+  }
+
+  @Test func aFrontEndThatGoesWhileItsQueueStopsIsNoticedAndTheNextOneWaits() throws {
+    try withTwoDisks { stuck, other, server, directory in
+      var frontend: Frontend? = try Frontend(connectingTo: directory + "/stuck.sock")
+      try frontend.map { try bringUp($0, queues: 2) }
+      try frontend?.send(Message(.getVringBase, payload: Rig.state(0, 0)))
+      #expect(eventually { stuck.deeds.contains("stop 0") })
+      frontend = nil
+      // The end is seen although nothing is read: the second queue is asked to stop, too, and the first one not again.
+      #expect(eventually { stuck.deeds.contains("stop 1") })
+      #expect(stuck.deeds.filter { $0 == "stop 0" }.count == 1)
+      let next = try Frontend(connectingTo: directory + "/stuck.sock")
+      next.patience = Patience.limit
+      try next.send(Message(.getFeatures))
+      try expectOtherIsServed(other, directory)
+      stuck.finishStop(0)
+      #expect(stuck.running == [1])
+      stuck.finishStop(1)
+      #expect(try next.receive(after: .getFeatures).payload.count == 8)
+      #expect(!server.log.contains { if case .connectionFailed = $0 { true } else { false } })
+    }
+  }
+
+  /// Memory that changes under a queue which does not stop.
+  @Test func theOtherDiskIsServedWhileMemoryWaitsForAQueue() throws {
+    try withTwoDisks { stuck, other, _, directory in
+      let frontend = try Frontend(connectingTo: directory + "/stuck.sock")
+      try bringUp(frontend)
+      try frontend.send(
+        Message(
+          .setMemoryTable, payload: MemoryRegion.encode(table: [Rig.region()]),
+          descriptors: [TestMemory.duplicate(memory)]))
+      try frontend.send(Message(.getStatus))
+      #expect(eventually { stuck.deeds.contains("stop 0") })
+      try expectOtherIsServed(other, directory)
+      stuck.finishStop(0)
+      #expect(try frontend.receive(after: .getStatus).payload.count == 8)
+      #expect(stuck.deeds == ["start 0 at 0", "stop 0", "start 0 at 1"])
+    }
+  }
+
+  /// What ends a server does not wait for what never comes.
+  @Test func whatDoesNotStopIsLeftAndSaid() throws {
+    try withDirectory { directory in
+      let device = FakeDevice()
+      device.holdStops()
+      let left = Mutex<[Int]>([])
+      let (isOver, stop) = (DispatchSemaphore(value: 0), eventCounter())
+      let ready = DispatchSemaphore(value: 0)
+      Thread.detachNewThread {
+        do {
+          let loop = try EventLoop()
+          let server = BackendServer(
+            device: device, on: .listening(try Listener(path: directory + "/disk.sock")), in: loop
+          ) { _ in }
+          try server.open()
+          _ = try loop.add(stop.rawValue) { _ in
+            EventCounter.drain(stop.rawValue)
+            server.close { Issue.record("a server whose queue runs said that it is closed") }
+            loop.stop()
+          }
+          ready.signal()
+          try loop.run()
+          left.withLock { $0 = server.abandon() }
+        } catch { Issue.record("\(error)") }
+        isOver.signal()
+      }
+      ready.wait()
+      let frontend = try Frontend(connectingTo: directory + "/disk.sock")
+      try bringUp(frontend, queues: 3)
+      EventCounter.signal(stop.rawValue)
+      isOver.wait()
+      #expect(left.withLock(\.self) == [0, 1, 2])
+      #expect(device.leftQueues == [0, 1, 2])
+    }
+  }
+
+  /// The front-end's own end, held by the server, would keep the connection after the front-end has gone.
+  @Test(arguments: [FrontendRequest.setVringKick, .setVringCall, .setVringError, .setBackendRequestDescriptor])
+  func aFrontEndsOwnEndOfItsConnectionIsRefused(request: FrontendRequest) throws {
+    try withDirectory { directory in
+      let device = FakeDevice()
+      let server = RunningServer(device, path: directory + "/disk.sock")
+      defer { server.close() }
+      do {
+        let frontend = try Frontend(connectingTo: directory + "/disk.sock")
+        _ = try frontend.handshake()
+        let payload = request == .setBackendRequestDescriptor ? [] : Rig.word(0)
+        let own = OwnedDescriptor(dup(frontend.descriptor))
+        try frontend.send(Message(request, needReply: true, payload: payload, descriptors: [own]))
+        #expect(try frontend.receive(after: request).payload == Rig.number(1))
+      }
+      let next = try Frontend(connectingTo: directory + "/disk.sock", patience: Patience.limit)
+      #expect(try next.handshake().queueCount == 4)
+    }
+  }
+
+  /// User-mode Linux is called through a pipe; sockets are as good.
+  @Test func pipesAndSocketsAreCalls() throws {
+    var ends: [Int32] = [-1, -1]
+    try #require(unsafe pipe2(&ends, O_CLOEXEC) == 0)
+    let (reading, writing) = (OwnedDescriptor(ends[0]), OwnedDescriptor(ends[1]))
+    let (one, other) = socketPair()
+    for (near, far) in [(writing, reading), (one, other)] {
+      var rig = Rig()
+      rig.bringUp(queues: 0)
+      _ = rig.takeDeeds()
+      rig.send(.setVringCall, Rig.word(0), [TestMemory.duplicate(near)], needReply: true)
+      #expect(rig.takeReplies().last?.payload == Rig.number(0))
+      #expect(rig.deeds == ["signal"])
+      var byte: [UInt8] = [0]
+      #expect(unsafe read(far.rawValue, &byte, 1) == 1)
+    }
+  }
+}
+
+@Suite struct ErrandTests {
+  /// One after the other, on a helper that goes when nothing is left.
+  @Test func errandsAreDoneInOrderAndLeaveNobody() {
+    let queue = ErrandQueue()
+    let done = Mutex<[Int]>([])
+    for round in 0..<50 {
+      for number in 0..<20 { queue.dispose { done.withLock { $0.append(round * 20 + number) } } }
+      if round % 10 == 0 { #expect(eventually { queue.backlog == 0 }) }
+    }
+    #expect(eventually { queue.backlog == 0 })
+    #expect(done.withLock(\.self) == Array(0..<1000))
+  }
+
+  /// A descriptor is closed by the queue and not by who lets go of it.
+  @Test func lettingGoOfADescriptorWaitsForNobody() {
+    let queue = ErrandQueue()
+    let gate = DispatchSemaphore(value: 0)
+    queue.dispose { gate.wait() }
+    let file = TestMemory.file("vhost-errand", size: 1)
+    do { _ = OwnedDescriptor(dup(file.rawValue), closedBy: queue) }
+    #expect(TestMemory.openDescriptors(named: "vhost-errand") == 2)
+    gate.signal()
+    #expect(eventually { TestMemory.openDescriptors(named: "vhost-errand") == 1 })
+  }
+
+  /// An errand that does not come back keeps neither the loop nor the errands of others.
+  @Test func theLoopGoesOnWhileAnErrandDoesNotComeBack() throws {
+    let loop = try EventLoop()
+    let (stuck, quick) = (ErrandQueue(), ErrandQueue())
+    let gate = DispatchSemaphore(value: 0)
+    var order: [String] = []
+    let whenStuckIsBack = {
+      order.append("stuck")
+      loop.stop()
+    }
+    let whenQuickIsBack = { (number: Int) in
+      order.append("quick \(number)")
+      gate.signal()
+    }
+    loop.perform(on: stuck, { gate.wait() }, then: whenStuckIsBack)
+    loop.perform(on: quick, { 7 }, then: whenQuickIsBack)
+    try loop.run()
+    #expect(order == ["quick 7", "stuck"])
+  }
+}
