@@ -136,6 +136,7 @@ machine=$!
 # shellcheck disable=SC2016  # its own parameters
 setsid bash -c 'tail --pid="$1" -f /dev/null; kill -KILL -- "-$2"' guard $$ "$machine" </dev/null >/dev/null 2>&1 &
 guard=$!
+disown "$guard"
 if [ "$show" = yes ]; then
   tail -n +1 -s 0.1 -f --pid="$machine" "$log" 2>/dev/null | tr -d '\r' | sed -u -n '/^BOOT/,$p' &
 fi

@@ -30,7 +30,7 @@ case_qemu-ring-of-1024() { qemu_io_case 2 28,29,32 --queue-size 1024; }
 case_qemu-filesystem() {
   empty_disk "$work/disk" 256M
   start_server "$work/disk" "$work/socket" --num-queues 2
-  qemu --queues 2 --scenarios filesystem "${write_back[@]}"
+  qemu --queues 2 --scenarios filesystem --set files=400 "${write_back[@]}"
   stop_server
   check_ext4_files
 }
@@ -62,8 +62,8 @@ case_qemu-restart() {
   empty_disk "$work/disk" 64M
   start_server "$work/disk" "$work/socket" --num-queues 2
   guest_on "$console" --guest qemu --socket "$work/socket" --queues 2 --reconnect 1 --scenarios numbered "${write_back[@]}" \
-    --set blocks=800
-  for acks in 100 400; do
+    --set blocks=400
+  for acks in 50 200; do
     wait_for_acks $acks
     stop_server
     check_blocks $acks
@@ -71,5 +71,5 @@ case_qemu-restart() {
   done
   wait_guests
   stop_server
-  check_blocks 800
+  check_blocks 400
 }

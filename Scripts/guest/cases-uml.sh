@@ -107,11 +107,11 @@ case_uml-restart() {
   for round in 1 2 3; do
     start_server "$work/disk" "$work/socket" --num-queues "$round"
     guest_on "$console" --guest uml --socket "$work/socket" --scenarios numbered --set blocks=16000
-    wait_for_acks $((round * 100))
+    wait_for_acks $((round * 50))
     stop_server
     sleep 1
     cut_guests
-    check_blocks $((round * 100))
+    check_blocks $((round * 50))
   done
 }
 
@@ -136,25 +136,25 @@ case_uml-power-cut() {
 
 # Eight guests at once on eight disks of one server.
 case_uml-many() {
-  local names=(ext4 xfs btrfs io-1 io-2 numbered fio-1 fio-2) name
+  local names=(ext4 xfs btrfs io-1 io-2 io-3 numbered fio) name
   for name in "${names[@]}"; do empty_disk "$work/$name" 1G; done
   start_disks --num-queues 2 --threads 1 -- "${names[@]}"
   many() { # disk, options
     guest_on "$console-$1" --guest uml --socket "$work/$1.socket" "${@:2}"
   }
-  for name in ext4 xfs btrfs; do many "$name" --scenarios filesystem --set fs="$name"; done
-  for name in io-1 io-2; do many "$name" --scenarios io --set queues=1 --set expect=28,29,32; done
-  many numbered --scenarios numbered --set blocks=2000
-  for name in fio-1 fio-2; do many "$name" --scenarios fio --set seconds=1 --set engines=libaio,io_uring; done
+  for name in ext4 xfs btrfs; do many "$name" --scenarios filesystem --set fs="$name" --set files=300; done
+  for name in io-1 io-2 io-3; do many "$name" --scenarios io --set queues=1 --set expect=28,29,32; done
+  many numbered --scenarios numbered --set blocks=1000
+  many fio --scenarios fio --set seconds=1 --set engines=libaio,io_uring
   wait_guests
   stop_server
-  "$python" "$guest/check-blocks.py" "$work/numbered" "$console-numbered" 2000 || die "the image lacks blocks that were acknowledged"
+  "$python" "$guest/check-blocks.py" "$work/numbered" "$console-numbered" 1000 || die "the image lacks blocks that were acknowledged"
 }
 
 # For minutes at the speed of the machine, with every way that Linux has to ask for I/O.
 case_uml-fio() {
   empty_disk "$work/disk" 1G
   start_server "$work/disk" "$work/socket" --num-queues 2
-  uml --socket "$work/socket" --scenarios fio --set seconds=110 --set engines=libaio,io_uring,psync,pvsync2,posixaio,sync
+  uml --socket "$work/socket" --scenarios fio --set seconds=100 --set engines=libaio,io_uring,psync,pvsync2,posixaio,sync
   stop_server
 }

@@ -3,17 +3,19 @@
 # to the host, for filesystem-again and for the host's own look.
 #
 # fs=ext4|xfs|btrfs   ext4 when it is not said
+# files=N             of each size, 1000 when it is not said
 
 fs=${fs:-ext4}
+files=${files:-1000}
 [ "$(cat $block/queue/write_cache)" = "write back" ] || fail "the disk asks for no flushes"
 make_filesystem "$fs" $disk
 mount -t "$fs" $disk /mnt
 for size in 700 4096 20000; do
   mkdir /mnt/$size
-  head -c $((size * 1000)) /dev/urandom | split -a 3 -b $size - /mnt/$size/file-
+  head -c $((size * files)) /dev/urandom | split -a 3 -b $size - /mnt/$size/file-
 done
 # Some go again, so that blocks are freed and used a second time.
-rm /mnt/4096/file-b*
+rm /mnt/4096/file-a[d-k]*
 mkdir /mnt/again
 head -c 2m /dev/urandom | split -a 3 -b 3000 - /mnt/again/file-
 fstrim /mnt
