@@ -11,32 +11,35 @@ struct PlainIO {
   @inline(__always)
   func perform(_ operation: IOOperation) -> Int32 {
     switch operation.kind {
-    case .read:
-      guard operation.segmentCount == 1, let segment = unsafe operation.segments?.pointee else { return vectored(operation) }
-      let count = unsafe pread(descriptor, segment.base, Int(truncatingIfNeeded: operation.length), off_t(operation.offset))
-      return count < 0 ? -errno : Int32(count)
-    case .write:
-      guard operation.segmentCount == 1, !operation.isDurable, let segment = unsafe operation.segments?.pointee else {
-        return vectored(operation)
+    case .read, .write:
+      let isRead = operation.kind == .read
+      guard operation.segmentCount == 1, isRead || !operation.isDurable, let segment = unsafe operation.segments?.pointee else {
+        // By its numbers: the way of a transfer of one piece keeps them in registers.
+        return unsafe vectored(
+          operation.segments, operation.segmentCount, operation.offset, isRead: isRead, isDurable: operation.isDurable)
       }
-      let count = unsafe pwrite(descriptor, segment.base, Int(truncatingIfNeeded: operation.length), off_t(operation.offset))
-      return count < 0 ? -errno : Int32(count)
+      let length = Int(truncatingIfNeeded: operation.length)
+      let offset = off_t(truncatingIfNeeded: operation.offset)
+      let count =
+        unsafe isRead ? pread(descriptor, segment.base, length, offset) : pwrite(descriptor, segment.base, length, offset)
+      return count < 0 ? -errno : Int32(truncatingIfNeeded: count)
     case .flush: return fdatasync(descriptor) < 0 ? -errno : 0
     case .punchHole, .zeroRange, .allocate, .blockDiscard: return changeRange(operation)
     }
   }
 
   @inline(never)
-  private func vectored(_ operation: IOOperation) -> Int32 {
-    guard let segments = unsafe operation.segments else { return 0 }
+  private func vectored(
+    _ segments: UnsafeMutablePointer<MemorySegment>?, _ count: Int, _ offset: UInt64, isRead: Bool, isDurable: Bool
+  ) -> Int32 {
+    guard let segments = unsafe segments else { return 0 }
     let vectors = unsafe UnsafeRawPointer(segments).assumingMemoryBound(to: iovec.self)
-    let flags = operation.isDurable ? clinux_rwf_dsync : 0
-    let offset = off_t(operation.offset)
-    let count =
-      operation.kind == .read
-      ? unsafe preadv2(descriptor, vectors, Int32(operation.segmentCount), offset, flags)
-      : unsafe pwritev2(descriptor, vectors, Int32(operation.segmentCount), offset, flags)
-    return count < 0 ? -errno : Int32(count)
+    let flags = isDurable ? clinux_rwf_dsync : 0
+    let result =
+      isRead
+      ? unsafe preadv2(descriptor, vectors, Int32(count), off_t(offset), flags)
+      : unsafe pwritev2(descriptor, vectors, Int32(count), off_t(offset), flags)
+    return result < 0 ? -errno : Int32(truncatingIfNeeded: result)
   }
 
   @inline(never)

@@ -80,8 +80,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     while let event = medium.nextEvent() {
       if case .done(let tag) = event { complete(tag) } else { handle(event) }
     }
-    if FaultGuard.count != seenFaults { checkMemory() }
-    isBusy = medium.hasReady
+    if configuration.context.faults.loadRelaxed() != seenFaults { checkMemory() }
+    isBusy = medium.backlog.hasReady
     var hasMore = false
     for index in 0..<lanes.capacity where lanes.contains(index) {
       // Requests that are finished in place are published with the next batch or here.
@@ -116,7 +116,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     }
     configuration.counters.set(.systemCalls, earlierSystemCalls &+ medium.systemCalls)
     // What this turn or the last look ran into is dealt with before sleeping.
-    if FaultGuard.count != seenFaults { hasMore = true }
+    if configuration.context.faults.loadRelaxed() != seenFaults { hasMore = true }
     let limit = hasMore ? 0 : sleepLimit()
     if window.learns {
       let start = Clock.now
@@ -185,7 +185,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   /// Somewhere in the process a mapped file was cut: queues on such memory stop.
   @inline(never)
   private mutating func checkMemory() {
-    seenFaults = FaultGuard.count
+    seenFaults = configuration.context.faults.loadRelaxed()
     for index in 0..<lanes.capacity where lanes.contains(index) { unsafe _ = lanes[index].pointee.isMemoryThere() }
   }
 
