@@ -1,5 +1,6 @@
 /// `vmm-blk run`: the disk on a memory file, for as long as it is wanted or for one pass.
 internal import ArgumentParser
+internal import Glibc
 internal import Logging
 internal import MemoryFile
 internal import VhostUser
@@ -33,6 +34,12 @@ struct RunCommand: ParsableCommand {
 
   @OptionGroup var disk: DeviceOptions
 
+  @Option(
+    help: .init(
+      "After a signal to end, seconds to wait for what is in flight; a second signal does not wait at all.",
+      valueName: "seconds"))
+  var drainTimeout = 30
+
   @Flag(help: "Process what is available, say what was done, and exit.")
   var once = false
 
@@ -49,6 +56,9 @@ struct RunCommand: ParsableCommand {
   var json = false
 
   func validate() throws {
+    guard (0...86400).contains(drainTimeout) else {
+      throw ValidationError("--drain-timeout \(drainTimeout) is not from 0 to 86400 seconds")
+    }
     guard !json || once else { throw ValidationError("--json is for the account that --once prints: add --once") }
     guard !raw || once else { throw ValidationError("--raw is for one pass: add --once") }
     guard raw || queue.isEmpty else { throw ValidationError("--queue is for a file without header: add --raw") }
@@ -103,8 +113,15 @@ struct RunCommand: ParsableCommand {
     say(
       "Serving \(device.image.path) on \(memory) (\(queues), \(device.engineReason)); "
         + "for a driver: vmm-blk guest --memory \(memory) info")
-    try transport.run(until: signals.descriptor)
-    if let signal = signals.take() { log.note("ended on signal \(signal); what the driver has set up stays in \(memory)") }
+    let left = try transport.run(until: signals.descriptor, drainLimit: .seconds(drainTimeout)) {
+      if let signal = signals.take() { log.note("ending on signal \(signal); what the driver has set up stays in \(memory)") }
+    }
+    guard !left.isEmpty else { return }
+    log.warn(
+      "left behind, because the medium does not answer: \(memory) (\(device.image.path)): \(ServerEvent.list(left))")
+    People.flush()
+    // Whoever let go of the image now would wait for the same medium.
+    _exit(ExitStatus.leftBehind.rawValue)
   }
 
   /// At once, also into a pipe or a file: whoever started us may wait for this line.

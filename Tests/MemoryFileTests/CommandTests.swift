@@ -70,7 +70,7 @@ private final class RunningDevice {
     #expect(drawing.contains("DRIVER_OK"))
     let (status, reason, text) = device.end(SIGTERM)
     #expect(status == 0 && reason == .exit, "\(text)")
-    #expect(text.contains("Serving \(disk) on \(memory)") && text.contains("ended on signal 15"))
+    #expect(text.contains("Serving \(disk) on \(memory)") && text.contains("ending on signal 15"))
   }
 
   @Test("a device that is killed and started again loses nothing that a driver was told, and the driver goes on")
