@@ -29,6 +29,7 @@ final class Script: Sendable {
     var last: Action?
     var records: [Record] = []
     var isHolding = false
+    var isLost = false
     var held = 0
   }
 
@@ -37,6 +38,8 @@ final class Script: Sendable {
   let completesLater: Bool
   /// What is under way completes last in, first out.
   let isBackwards: Bool
+  /// As a ring that polls its device.
+  let takesOnlyTransfers: Bool
   /// Wakes the engine.
   let counter: OwnedDescriptor
   /// Called on the worker's thread whenever an operation is started.
@@ -46,11 +49,12 @@ final class Script: Sendable {
   ///   - actions: for one operation each, in order; afterwards `then`.
   init(
     _ actions: [Action] = [], then last: Action = .whole, completesLater: Bool = false, isBackwards: Bool = false,
-    onStart: (@Sendable () -> Void)? = nil
+    takesOnlyTransfers: Bool = false, onStart: (@Sendable () -> Void)? = nil
   ) throws {
     state = Mutex(State(actions: actions, last: last))
     self.completesLater = completesLater
     self.isBackwards = isBackwards
+    self.takesOnlyTransfers = takesOnlyTransfers
     self.onStart = onStart
     counter = try .eventCounter()
   }
@@ -64,6 +68,16 @@ final class Script: Sendable {
     state.withLock { $0.isHolding = false }
     EventCounter.signal(counter.rawValue)
   }
+  /// From now on the engine is lost, and completes nothing any more.
+  func lose() {
+    state.withLock {
+      $0.isHolding = true
+      $0.isLost = true
+    }
+    EventCounter.signal(counter.rawValue)
+  }
+  fileprivate var isLost: Bool { state.withLock { $0.isLost } }
+
   /// Operations under way in the engine.
   var held: Int { state.withLock { $0.held } }
 
@@ -156,6 +170,8 @@ struct ScriptedEngine: BlockEngine, ~Copyable {
     return nil
   }
 
+  var takesOnlyTransfers: Bool { script.takesOnlyTransfers }
+  var isLost: Bool { script.isLost }
   mutating func submit() {}
   mutating func poll() { waiter.wait(nanoseconds: 0) }
   mutating func wait(nanoseconds: Int64?) { waiter.wait(nanoseconds: canComplete ? 0 : nanoseconds) }

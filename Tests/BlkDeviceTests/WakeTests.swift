@@ -110,10 +110,10 @@ import VirtioCore
         // A lost event is a failure and no hang: the sleep has a limit that nothing here comes near.
         var isFound = false
         let start = ContinuousClock.now
-        while !isFound, ContinuousClock.now - start < .seconds(10) {
-          engine.wait(nanoseconds: 10_000_000_000)
+        while !isFound, ContinuousClock.now - start < Patience.limit {
+          engine.wait(nanoseconds: Int64(Patience.limit / .nanoseconds(1)))
           // What shows only because the limit was over did not wake anybody.
-          guard ContinuousClock.now - start < .seconds(10) else { break }
+          guard ContinuousClock.now - start < Patience.limit else { break }
           while let event = engine.nextEvent() { isFound = isExpected(event) || isFound }
         }
         thread?.join()

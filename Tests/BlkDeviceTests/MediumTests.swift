@@ -1,0 +1,298 @@
+/// What the layer between virtio and an engine does for a medium: errors that stay, parts, copies, helpers, and its end.
+import CLinux
+import Foundation
+import GuestDriver
+import Testing
+import VirtioCore
+
+@testable import VirtioBlkDevice
+
+@Suite struct MediumTests {
+  // MARK: Flush errors
+
+  /// The kernel reports once that it could not store what is in the page cache, to whichever queue asks first.
+  @Test func aFailedFlushFailsAllLaterOnes() throws {
+    let script = try Script([.result(-EIO)])
+    var options = RigOptions(size: 1 << 20, script: script)
+    options.device.queueCount = 2
+    let rig = try Rig(options)
+    try rig.expect(.flush, .ioError)
+    for queue in [0, 1, 0] { #expect(try rig.perform(.flush, queue: queue).status == .ioError) }
+    // Everything else goes on.
+    try rig.expect(.write(sector: 8, pattern(4096)))
+    #expect(try firstDifference(rig.expect(.read(sector: 8, bytes: 4096)).answer, pattern(4096)) == nil)
+    #expect(script.records.filter { $0.kind == .flush }.count == 1, "no later flush asks the kernel, which has forgotten")
+    // Opened again, the image is as good as it says it is.
+    let again = try Rig(RigOptions(script: Script()), image: rig.path, isLocked: false)
+    try again.expect(.flush)
+  }
+
+  @Test func aFailedStableWriteFailsAllLaterFlushes() throws {
+    let script = try Script([.result(-EIO)])
+    let rig = try Rig(RigOptions(size: 1 << 20, script: script))
+    #expect(rig.device.writeConfiguration(at: 32, [0]))
+    try rig.expect(.write(sector: 8, pattern(4096)), .ioError)
+    #expect(script.records.first?.isDurable == true)
+    try rig.expect(.flush, .ioError)
+  }
+
+  /// A write that was refused and not promised to be stable is the driver's to know of, and no more.
+  @Test func aFailedWriteSaysNothingAboutFlushes() throws {
+    let rig = try Rig(RigOptions(size: 1 << 20, script: Script([.result(-ENOSPC)])))
+    try rig.expect(.write(sector: 8, pattern(4096)), .ioError)
+    try rig.expect(.flush)
+  }
+
+  /// What bypasses the page cache is not forgotten by it.
+  @Test func aDirectImageFlushesAgain() throws {
+    let rig = try Rig(RigOptions(size: 1 << 20, direct: .auto, script: Script([.result(-EIO)])))
+    try #require(rig.device.image.isDirect, "the temporary folder takes no direct I/O")
+    try rig.expect(.flush, .ioError)
+    try rig.expect(.flush)
+  }
+
+  // MARK: Alignment
+
+  /// A medium that needs more alignment than it says gets one attempt through a copy.
+  @Test(arguments: [false, true], [false, true]) func aRefusedDirectTransferIsBouncedOnce(isRead: Bool, later: Bool) throws {
+    let script = try Script([.result(-EINVAL), .whole, .result(-EINVAL), .result(-EINVAL)], completesLater: later)
+    let rig = try Rig(RigOptions(size: 1 << 20, direct: .auto, script: script))
+    try #require(rig.device.image.isDirect, "the temporary folder takes no direct I/O")
+    let request = isRead ? BlockRequest.read(sector: 8, bytes: 4096) : .write(sector: 8, pattern(4096))
+    try rig.expect(request)
+    #expect(rig.device.counters.bounces == 1)
+    if !isRead { #expect(try firstDifference(rig.contents(at: 4096, count: 4096), pattern(4096)) == nil) }
+    try rig.expect(request, .ioError)
+    #expect(script.records.count == 4)
+  }
+
+  @Test func aRefusedTransferThroughThePageCacheIsAnError() throws {
+    let rig = try Rig(RigOptions(size: 1 << 20, script: Script([.result(-EINVAL)])))
+    try rig.expect(.read(sector: 8, bytes: 4096), .ioError)
+    #expect(rig.device.counters.bounces == 0)
+  }
+
+  /// More requests that need a copy at once than there are buffers: the others wait for one.
+  @Test(.enabled(if: Host.refusesOddBuffers, "direct I/O takes any buffer in the temporary folder"))
+  func moreCopiesThanBuffers() throws {
+    let script = try Script(completesLater: true)
+    let scratch = try Scratch()
+    let image = try ImageFile(ImageOptions(path: scratch.image(size: 4 << 20)))
+    let device = try BlockDevice(image: image, options: .init()) { script.serve($0, $1) }
+    let queue = try HandQueue(device, 0, SharedMemory(size: 16 << 20), size: 256)
+    let requests = (0..<40).map { BlockRequest.write(sector: UInt64($0 * 8), pattern(4096, seed: $0)) }
+    for request in requests { _ = try #require(try queue.queue.submit(request, framing: .classic(request, alignment: 1))) }
+    script.hold()
+    queue.queue.publish()
+    try queue.start()
+    try waitUntil("some are under way") { script.held >= 16 }
+    script.release()
+    var answers = 0
+    try waitUntil("all are answered") {
+      while let outcome = try queue.queue.reap() {
+        #expect(outcome.status == .ok)
+        answers += 1
+      }
+      return answers == requests.count
+    }
+    #expect(queue.stop() != nil)
+    for number in requests.indices {
+      let bytes = try scratch.contents(image.path, at: number * 4096, count: 4096)
+      #expect(firstDifference(bytes, pattern(4096, seed: number)) == nil)
+    }
+  }
+
+  // MARK: Parts
+
+  /// A driver that knows no limits may ask for more than a turn does at once.
+  @Test(arguments: [EngineKind.sync, .uring, .aio, .threads, .mapped], [Medium.disk, .memory])
+  func largeRequestsGoInParts(engine: EngineKind, medium: Medium) throws {
+    let size = 12 << 20
+    let scratch = try Scratch(in: medium.folder)
+    var options = BlockDeviceOptions()
+    options.engine = engine
+    let image = try ImageFile(ImageOptions(path: scratch.image(size: 16 << 20), direct: .off))
+    let device = try BlockDevice(image: image, options: options)
+    let features = BlockFeature.understood.subtracting([.blockSizeMax, .blockSegMax])
+    let queue = try HandQueue(device, 0, SharedMemory(size: 64 << 20), features: features)
+    try queue.start()
+    let data = pattern(size)
+    for framing in [nil, Framing.pieces(61, .write(sector: 8, data))] {
+      #expect(try queue.queue.perform(.write(sector: 8, data), framing: framing).status == .ok)
+      let outcome = try queue.queue.perform(.read(sector: 8, bytes: size))
+      #expect(outcome.status == .ok && Int(outcome.length) == size + 1 && firstDifference(outcome.answer, data) == nil)
+    }
+    #expect(queue.stop() != nil)
+    #expect(try firstDifference(scratch.contents(image.path, at: 4096, count: size), data) == nil)
+  }
+
+  @Test func aPartIsNoLongerThanATurn() throws {
+    let script = try Script()
+    let scratch = try Scratch()
+    let image = try ImageFile(ImageOptions(path: scratch.image(size: 16 << 20), direct: .off))
+    let device = try BlockDevice(image: image, options: .init()) { script.serve($0, $1) }
+    let features = BlockFeature.understood.subtracting([.blockSizeMax, .blockSegMax])
+    let queue = try HandQueue(device, 0, SharedMemory(size: 32 << 20), features: features)
+    try queue.start()
+    #expect(try queue.queue.perform(.write(sector: 0, pattern(9 << 20))).status == .ok)
+    #expect(script.records.map(\.length) == [4 << 20, 4 << 20, 1 << 20])
+    #expect(queue.stop() != nil)
+  }
+
+  /// Two queues on one thread: one has a ring full of the largest requests, the other one small one.
+  @Test(arguments: ["reads", "zeroes"]) func aFullQueueLeavesTheOtherItsTurn(what: String) throws {
+    let script = try Script(then: what == "zeroes" ? .result(0) : .whole)
+    let scratch = try Scratch()
+    let image = try ImageFile(ImageOptions(path: scratch.image(size: 64 << 30), direct: .off))
+    var options = BlockDeviceOptions()
+    options.queueCount = 2
+    options.threads = 1
+    let device = try BlockDevice(image: image, options: options) { script.serve($0, $1) }
+    let memory = try SharedMemory(size: 64 << 20)
+    let full = try HandQueue(device, 0, memory)
+    let other = try HandQueue(device, 1, memory, beside: full)
+    let ranges = (0..<32).map { BlockRange(sector: UInt64($0) << 21, sectors: 1 << 21) }
+    for _ in 0..<8 { try full.submit(what == "zeroes" ? .writeZeroes(ranges) : .read(sector: 0, bytes: 4 << 20)) }
+    full.queue.publish()
+    try other.submit(.write(sector: 1, pattern(512)))
+    other.queue.publish()
+    // The worker hears of both before its first turn with a ring to look at, or of the second a little later.
+    try full.start()
+    try other.start()
+    try waitUntil("the other queue has its answer") { try other.queue.reap() != nil }
+    try waitUntil("the full queue has its answers") {
+      while try full.queue.reap() != nil {}
+      return full.queue.outstanding == 0
+    }
+    let place = try #require(script.records.firstIndex { $0.length == 512 })
+    if what == "zeroes" { #expect(place < script.records.count - 64, "\(place) of \(script.records.count)") }
+    #expect(other.stop() != nil && full.stop() != nil)
+  }
+
+  // MARK: Limits as they are offered
+
+  @Test func limitsAreEnforced() throws {
+    let rig = try Rig(RigOptions(size: 16 << 20))
+    let limit = try Int(#require(rig.client.config.sizeMax))
+    let segments = try Int(#require(rig.client.config.segMax))
+    #expect(limit == 4 << 20 && segments == 126)
+    try rig.expect(.read(sector: 0, bytes: limit))
+    let pieces = BlockRequest.read(sector: 0, bytes: segments * 512)
+    try rig.expect(pieces, framing: Framing(readableCuts: [], writableCuts: (1...segments).map { $0 * 512 }))
+    let more = BlockRequest.read(sector: 0, bytes: (segments + 1) * 512)
+    try rig.expect(more, .ioError, framing: Framing(readableCuts: [], writableCuts: (1...segments + 1).map { $0 * 512 }))
+  }
+
+  @Test func aSegmentThatIsTooLongIsAnError() throws {
+    let scratch = try Scratch()
+    let image = try ImageFile(ImageOptions(path: scratch.image(size: 16 << 20), direct: .off))
+    let device = try BlockDevice(image: image, options: .init())
+    let queue = try HandQueue(device, 0, SharedMemory(size: 32 << 20))
+    try queue.start()
+    let request = BlockRequest.read(sector: 0, bytes: (4 << 20) + 512)
+    #expect(try queue.queue.perform(request).status == .ioError)
+    let cut = Framing(readableCuts: [], writableCuts: [4 << 20, (4 << 20) + 512])
+    #expect(try queue.queue.perform(request, framing: cut).status == .ok)
+    #expect(queue.stop() != nil)
+  }
+
+  // MARK: Rings that take nothing but transfers
+
+  @Test func aPolledRingGetsNothingButTransfers() throws {
+    let script = try Script(takesOnlyTransfers: true)
+    let rig = try Rig(RigOptions(size: 1 << 20, script: script))
+    try rig.expect(.write(sector: 8, pattern(8192)))
+    try rig.expect(.flush)
+    try rig.expect(.writeZeroes([BlockRange(sector: 8, sectors: 8)]))
+    if rig.device.features.contains(.blockDiscard) { try rig.expect(.discard([BlockRange(sector: 64, sectors: 8)])) }
+    #expect(try firstDifference(rig.contents(at: 4096, count: 4096), zeroes(4096)) == nil)
+    #expect(try firstDifference(rig.contents(at: 8192, count: 4096), Array(pattern(8192)[4096...])) == nil)
+    #expect(script.records.allSatisfy { $0.kind == .read || $0.kind == .write })
+    #expect(rig.device.counters.failures == 0)
+  }
+
+  @Test(arguments: [EngineKind.auto, .uring, .cached]) func aMediumWithoutPolledQueuesIsNotPolled(engine: EngineKind) throws {
+    let scratch = try Scratch()
+    let image = try ImageFile(ImageOptions(path: scratch.image(), direct: engine == .cached ? .off : .auto))
+    try #require(!image.canPoll)
+    var options = BlockDeviceOptions()
+    options.engine = engine
+    options.uring.poll = .on
+    #expect(throws: EngineError.cannotPoll(path: image.path)) { _ = try BlockDevice(image: image, options: options) }
+  }
+
+  // MARK: The end of an engine
+
+  /// The kernel takes nothing any more: what is under way is answered, the queue stops, and it can be stopped.
+  @Test func aLostEngineIsAnErrorWithAnEnd() throws {
+    let script = try Script(completesLater: true)
+    let scratch = try Scratch()
+    let image = try ImageFile(ImageOptions(path: scratch.image(size: 1 << 20), direct: .off))
+    let device = try BlockDevice(image: image, options: .init()) { script.serve($0, $1) }
+    let queue = try HandQueue(device, 0, SharedMemory())
+    try queue.start()
+    script.hold()
+    for number in 0..<3 { try queue.submit(.write(sector: UInt64(number), pattern(512))) }
+    queue.queue.publish()
+    try waitUntil("all are under way") { script.held == 3 }
+    script.lose()
+    var answers: [BlockStatusCode] = []
+    try waitUntil("all are answered") {
+      while let outcome = try queue.queue.reap() { answers.append(outcome.status) }
+      return answers.count == 3
+    }
+    #expect(answers == [.ioError, .ioError, .ioError])
+    try waitUntil("the queue says so") {
+      queue.attended.takeEvents().contains(.queueFailed(queue: 0, .mediumLost))
+    }
+    #expect(queue.stop() == QueuePosition(available: 3, used: 3))
+  }
+
+  // MARK: Guest memory
+
+  struct LostCase: Sendable, CustomTestStringConvertible {
+    var engine: EngineKind
+    var direct = ImageOptions.Direct.off
+    var alignment = 512
+    var testDescription: String { "\(engine), \(direct), buffers aligned to \(alignment)" }
+  }
+
+  static let lostCases: [LostCase] = [
+    LostCase(engine: .mapped), LostCase(engine: .sync), LostCase(engine: .uring), LostCase(engine: .aio),
+    LostCase(engine: .cached), LostCase(engine: .sync, direct: .auto, alignment: 1),
+    LostCase(engine: .uring, direct: .auto, alignment: 1),
+  ]
+
+  /// The ring is there, the data is not: whoever copies reads zeroes, and must not say that they were the guest's.
+  @Test(arguments: lostCases) func aWriteOfAPageThatIsGoneIsNeverOK(_ test: LostCase) async {
+    // In a process of its own, as lost pages are counted by the process.
+    await #expect(processExitsWith: .success) { [test] in
+      let scratch = try Scratch(in: test.engine == .mapped ? "/dev/shm" : nil)
+      var options = BlockDeviceOptions()
+      options.engine = test.engine
+      let image = try ImageFile(ImageOptions(path: scratch.image(size: 4 << 20), direct: test.direct))
+      let device = try BlockDevice(image: image, options: options)
+      let memory = try SharedMemory(size: 8 << 20)
+      let queue = try HandQueue(device, 0, memory)
+      try queue.start()
+      let data = pattern(1 << 20)
+      // Known to be served.
+      #expect(try queue.queue.perform(.write(sector: 0, data)).status == .ok)
+      let request = BlockRequest.write(sector: 4096, data)
+      let framing = Framing.classic(request, alignment: test.alignment)
+      _ = try #require(try queue.queue.submit(request, framing: framing))
+      let file = try #require(memory.driver.regions[0].descriptor)
+      // Rings and headers lie in front; of the data most is gone.
+      try #require(ftruncate(file.rawValue, 256 << 10) == 0)
+      queue.queue.publish()
+      // Its place in the ring says enough; the rest of the memory may be gone for the driver, too.
+      var isOver = false
+      try waitUntil("the request is answered or the queue stops") {
+        isOver = isOver || queue.attended.takeEvents().contains(.queueFailed(queue: 0, .memoryLost))
+        return isOver || queue.usedIndex == 2
+      }
+      if queue.usedIndex == 2 { #expect(try queue.queue.reap()?.status != .ok) }
+      _ = queue.stop()
+    }
+  }
+}
