@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from many import HUNG, ROOT, Frontend  # noqa: E402
@@ -60,6 +61,8 @@ class Fuse:
                 os.close(told)
                 self.serve(life_end, tell)
                 status = 0
+            except Exception:  # of this script: whoever reads the log has to see it
+                traceback.print_exc()
             finally:
                 self.unmount()
                 os._exit(status)
@@ -108,7 +111,7 @@ class Fuse:
                 os.write(tell, b"s")
             elif device in ready:
                 try:
-                    message = os.read(device, 1 << 20)
+                    message = os.read(device, 2 << 20)  # a write and its header
                 except InterruptedError:
                     continue
                 except FileNotFoundError:  # a request that was taken back
@@ -162,7 +165,7 @@ class Disk(Frontend):
     """A front-end of one queue that reads one block at a time."""
 
     def __init__(self, path):
-        super().__init__(path, 8)
+        super().__init__(path, 128)
         self.socket.settimeout(HUNG)
         self.submitted = 0
 
@@ -171,7 +174,7 @@ class Disk(Frontend):
         chain = [(self.HEADER, 16, 1, 1), (self.DATA, 512, 3, 2), (self.STATUS, 1, 2, 0)]
         os.pwrite(self.file, b"".join(struct.pack("<QIHH", *entry) for entry in chain), self.DESCRIPTORS)
         os.pwrite(self.file, b"\xff", self.STATUS)
-        os.pwrite(self.file, struct.pack("<H", 0), self.AVAILABLE + 4 + 2 * (self.submitted % 8))
+        os.pwrite(self.file, struct.pack("<H", 0), self.AVAILABLE + 4 + 2 * (self.submitted % 128))
         self.submitted += 1
         # Whole words: `struct.pack_into` would write them byte by byte.
         os.pwrite(self.file, struct.pack("<H", self.submitted), self.AVAILABLE + 2)
@@ -297,7 +300,7 @@ def main():
     arguments = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(1))
-    cases = [("uring", "off"), ("uring", "on"), ("aio", "on"), ("sync", "off"), ("threads", "off")]
+    cases = [("uring", "off"), ("sync", "off"), ("threads", "off")]
     if arguments.engine:
         cases = [case for case in cases if case[0] == arguments.engine] or [(arguments.engine, "auto")]
     results = [attempt(arguments.program, *case) for case in cases]
