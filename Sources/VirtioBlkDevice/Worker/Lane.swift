@@ -41,6 +41,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   private let segmentLimit: Int
   /// Most bytes of a request.
   private let requestBytes: UInt64
+  /// Most bytes of one of its segments.
+  private let segmentBytes: Int
   /// What is answered is published after so many even if more is available: a driver that watches goes on while we do.
   private let publishEvery: Int
   private var coalescing: Coalescing?
@@ -80,6 +82,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.segmentLimit =
       features.contains(.blockSegMax) ? limits.pieces(regions: activation.memory.regions.count) : RequestSlab.segmentsPerSlot
     self.requestBytes = knowsLimits ? limits.requestBytes : BlockLimits.requestBytes
+    self.segmentBytes = features.contains(.blockSizeMax) ? limits.segmentBytes : .max
     self.publishEvery = notification == .each ? 1 : 16
     self.coalescing = Coalescing(notification)
     self.call = activation.call
@@ -279,7 +282,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   private mutating func askUnusual<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     let operation = medium.prepared(tag(index))
     guard operation.length <= requestBytes, operation.segmentCount <= segmentLimit,
-      context.limits.allowsSegments(of: operation)
+      operation.hasSegments(ofAtMost: segmentBytes)
     else { return refuse(index, .ioError) }
     switch medium.transferPrepared(tag(index)) {
     case .pending: break
