@@ -231,8 +231,12 @@ import VirtioCore
     let script = try Script(completesLater: true)
     let scratch = try Scratch()
     let image = try ImageFile(ImageOptions(path: scratch.image(size: 1 << 20), direct: .off))
-    let device = try BlockDevice(image: image, options: .init()) { script.serve($0, $1) }
-    let queue = try HandQueue(device, 0, SharedMemory())
+    var options = BlockDeviceOptions()
+    options.queueCount = 2
+    options.threads = 1
+    let device = try BlockDevice(image: image, options: options) { script.serve($0, $1) }
+    let memory = try SharedMemory()
+    let queue = try HandQueue(device, 0, memory)
     try queue.start()
     script.hold()
     for number in 0..<3 { try queue.submit(.write(sector: UInt64(number), pattern(512))) }
@@ -248,6 +252,9 @@ import VirtioCore
     try waitUntil("the queue says so") {
       queue.attended.takeEvents().contains(.queueFailed(queue: 0, .mediumLost))
     }
+    // Nothing starts on what is left of it; when its last queue has stopped, the next start makes a new one.
+    let other = try HandQueue(device, 1, memory, beside: queue)
+    #expect(throws: QueueError.mediumLost) { try other.start() }
     #expect(queue.stop() == QueuePosition(available: 3, used: 3))
   }
 

@@ -115,6 +115,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       if unsafe lanes[index].pointee.prepareToSleep() { hasMore = true }
     }
     configuration.counters.set(.systemCalls, earlierSystemCalls &+ medium.systemCalls)
+    // Handing over is where an engine may find out. What is under way then would never wake anybody.
+    if medium.engine.isLost { abandonAll() }
     // What this turn or the last look ran into is dealt with before sleeping.
     if configuration.context.faults.loadRelaxed() != seenFaults { hasMore = true }
     let limit = hasMore ? 0 : sleepLimit()
@@ -177,7 +179,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
         // Whoever does the work that is waited for (a kernel worker, say) may have to do it on this very CPU.
         sched_yield()
         if !isEndless, Clock.now >= end { return false }
-        if coalesces || unkicked > 0 || hasEnded { return true }
+        if coalesces || unkicked > 0 || hasEnded || medium.restEnds != nil { return true }
       }
     }
   }
@@ -235,6 +237,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   }
 
   private mutating func start(_ activation: Activation) throws(QueueError) {
+    guard !medium.engine.isLost else { throw .mediumLost }
     if case .eventCounter(let counter) = activation.kick { try EventWait.check(counter.rawValue) }
     guard let index = lanes.free else { throw .outOfMemory }
     lanes.insert(
