@@ -38,6 +38,7 @@ test-system: release
 	@Scripts/setup.sh build guest qemu counts
 	Scripts/counts.py
 	Scripts/many.py --disks 100 --seconds 2 --check
+	Scripts/silent-medium.py
 	Scripts/guest/test.sh
 
 test: lint test-fast test-system

@@ -27,11 +27,4 @@ struct BlockLimits {
 
   /// Most pieces that a transfer may come to: the border of two memory regions makes two pieces of one segment.
   func pieces(regions: Int) -> Int { min(RequestSlab.segmentsPerSlot, segments + 2 * max(0, regions - 1)) }
-
-  /// Whether every piece of a transfer is as long as it may be.
-  func allowsSegments(of operation: IOOperation) -> Bool {
-    guard let list = unsafe operation.segments else { return true }
-    for index in 0..<operation.segmentCount where unsafe list[index].count > segmentBytes { return false }
-    return true
-  }
 }

@@ -114,7 +114,7 @@ import VirtioCore
     let image = try ImageFile(ImageOptions(path: scratch.image(size: 16 << 20), direct: .off))
     let device = try BlockDevice(image: image, options: options)
     let features = BlockFeature.understood.subtracting([.blockSizeMax, .blockSegMax])
-    let queue = try HandQueue(device, 0, SharedMemory(size: 64 << 20), features: features)
+    let queue = try HandQueue(device, 0, SharedMemory(size: 64 << 20), size: 128, features: features)
     try queue.start()
     let data = pattern(size)
     for framing in [nil, Framing.pieces(61, .write(sector: 8, data))] {
@@ -149,8 +149,8 @@ import VirtioCore
     options.threads = 1
     let device = try BlockDevice(image: image, options: options) { script.serve($0, $1) }
     let memory = try SharedMemory(size: 64 << 20)
-    let full = try HandQueue(device, 0, memory)
-    let other = try HandQueue(device, 1, memory, beside: full)
+    let full = try HandQueue(device, 0, memory, size: 64)
+    let other = try HandQueue(device, 1, memory, size: 64, beside: full)
     let ranges = (0..<32).map { BlockRange(sector: UInt64($0) << 21, sectors: 1 << 21) }
     for _ in 0..<8 { try full.submit(what == "zeroes" ? .writeZeroes(ranges) : .read(sector: 0, bytes: 4 << 20)) }
     full.queue.publish()
@@ -171,16 +171,19 @@ import VirtioCore
 
   // MARK: Limits as they are offered
 
-  @Test func limitsAreEnforced() throws {
-    let rig = try Rig(RigOptions(size: 16 << 20))
-    let limit = try Int(#require(rig.client.config.sizeMax))
-    let segments = try Int(#require(rig.client.config.segMax))
-    #expect(limit == 4 << 20 && segments == 126)
-    try rig.expect(.read(sector: 0, bytes: limit))
-    let pieces = BlockRequest.read(sector: 0, bytes: segments * 512)
-    try rig.expect(pieces, framing: Framing(readableCuts: [], writableCuts: (1...segments).map { $0 * 512 }))
-    let more = BlockRequest.read(sector: 0, bytes: (segments + 1) * 512)
-    try rig.expect(more, .ioError, framing: Framing(readableCuts: [], writableCuts: (1...segments + 1).map { $0 * 512 }))
+  @Test func aRequestOfTooManySegmentsIsAnError() throws {
+    let scratch = try Scratch()
+    let image = try ImageFile(ImageOptions(path: scratch.image(size: 16 << 20), direct: .off))
+    let device = try BlockDevice(image: image, options: .init())
+    let queue = try HandQueue(device, 0, SharedMemory(size: 16 << 20), size: 256)
+    try queue.start()
+    let limit = BlockDeviceOptions.maximumSegments
+    for (segments, status) in [(limit, BlockStatusCode.ok), (limit + 1, .ioError), (1, .ok)] {
+      let request = BlockRequest.read(sector: 0, bytes: segments * 512)
+      let framing = Framing(readableCuts: [], writableCuts: (1...segments).map { $0 * 512 })
+      #expect(try queue.queue.perform(request, framing: framing, placement: .direct).status == status, "\(segments)")
+    }
+    #expect(queue.stop() != nil)
   }
 
   @Test func aSegmentThatIsTooLongIsAnError() throws {

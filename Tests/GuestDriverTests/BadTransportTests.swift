@@ -344,7 +344,7 @@ struct BadTransportTests {
     try bench.expect(.write(sector: 0, Array(repeating: 0xab, count: 64 << 10)), .ok)
     let whole = try FileManager.default.attributesOfItem(atPath: bench.image)[.size] as? Int
     #expect(unsafe truncate(bench.image, 10_000) == 0)
-    try bench.expect(.read(sector: 0, bytes: 64 << 10), .ioError)
+    #expect(try bench.client.queues[0].perform(.read(sector: 0, bytes: 64 << 10)).status == .ioError)
     let left = try bench.client.queues[0].perform(.read(sector: 0, bytes: 8192))
     #expect(left.status == .ok && left.answer == Array(repeating: 0xab, count: 8192))
     // With its length back, all goes on. A worker takes the length for known for a moment.

@@ -31,13 +31,6 @@ extension IOOperation {
     return count
   }
 
-  /// Takes bytes that were transferred off the front.
-  mutating func advance(_ bytes: Int) {
-    skip(bytes)
-    offset &+= UInt64(bytes)
-    length &-= UInt64(bytes)
-  }
-
   /// Whether some piece that is left is not aligned. - Parameter mask: alignment − 1.
   @inline(__always)
   func isMisaligned(_ mask: UInt) -> Bool {
@@ -60,11 +53,10 @@ extension IOOperation {
     return bits & mask != 0
   }
 
-  /// Fills what is left with zeroes: it lies past the end of the file.
-  func fillWithZeroes() {
-    guard let segments = unsafe segments else { return }
-    for index in 0..<segmentCount {
-      unsafe segments[index].base.initializeMemory(as: UInt8.self, repeating: 0, count: segments[index].count)
-    }
+  /// Whether no piece is longer than this, bytes.
+  func hasSegments(ofAtMost bytes: Int) -> Bool {
+    guard let segments = unsafe segments else { return true }
+    for index in 0..<segmentCount where unsafe segments[index].count > bytes { return false }
+    return true
   }
 }

@@ -4,16 +4,6 @@ internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
 
-/// When a write has to be on stable storage (virtio 5.2.6.2).
-enum Durability {
-  /// When it completes: nothing that could commit it later was negotiated.
-  case always
-  /// At the next FLUSH.
-  case byFlush
-  /// As the driver set the configuration's `writeback` byte.
-  case byConfiguration
-}
-
 @safe
 struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   enum State {
@@ -25,36 +15,30 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   }
 
   let queue: Int
-  private(set) var state = State.running
+  var state = State.running
   private var ring: Ring
   var slab: RequestSlab
   let context: LaneContext
-  private let durability: Durability
-  private let isLegacy: Bool
-  let hasRanges: (discard: Bool, writeZeroes: Bool)
+  let rules: LaneRules
   let firstTag: UInt32
-  private let memory: GuestMemory
-  private var call: CallSink
-  private var failure: CallSink
+  let memory: GuestMemory
+  var call: CallSink
+  var failure: CallSink
   let counters: CounterBlock
-  /// Most pieces of a transfer: what SEG_MAX allows, and what the borders of memory regions make of it.
-  private let segmentLimit: Int
-  /// Most bytes of a request.
-  private let requestBytes: UInt64
   /// What is answered is published after so many even if more is available: a driver that watches goes on while we do.
   private let publishEvery: Int
   private var coalescing: Coalescing?
   /// Slots in the order in which their chains were taken; only with publication in order.
   private var order: OrderQueue?
   private let isOrdered: Bool
-  private(set) var error: QueueError?
+  var error: QueueError?
   /// The last turn ended because it had done enough, not because the ring was empty.
   private(set) var hadItsTurn = false
 
   /// Lost pages of the process when this queue's memory was found to be there as a whole.
-  private var seenFaults = UInt64.max
+  var seenFaults = UInt64.max
   /// The same, and writes need no other look either; `max` when they need one.
-  private(set) var writesAreClear = UInt64.max
+  var writesAreClear = UInt64.max
 
   /// - Parameter lane: the number of its tags' lane.
   init(
@@ -66,8 +50,6 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       activation.configuration, memory: activation.memory, features: features, position: activation.position)
     let slab: RequestSlab
     do throws(Errno) { slab = try RequestSlab(capacity: min(slots, Int(ring.size))) } catch { throw .outOfMemory }
-    let limits = context.limits
-    let knowsLimits = features.contains(.blockSizeMax) && features.contains(.blockSegMax)
     self.queue = activation.queue
     self.order = activation.publishesInOrder ? OrderQueue(capacity: slab.capacity) : nil
     self.isOrdered = activation.publishesInOrder
@@ -77,17 +59,11 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.counters = counters
     self.firstTag = LaneContext.firstTag(ofLane: lane)
     self.memory = activation.memory
-    self.segmentLimit =
-      features.contains(.blockSegMax) ? limits.pieces(regions: activation.memory.regions.count) : RequestSlab.segmentsPerSlot
-    self.requestBytes = knowsLimits ? limits.requestBytes : BlockLimits.requestBytes
     self.publishEvery = notification == .each ? 1 : 16
     self.coalescing = Coalescing(notification)
     self.call = activation.call
     self.failure = activation.failure
-    self.isLegacy = !features.contains(.version1)
-    self.hasRanges = (features.contains(.blockDiscard), features.contains(.blockWriteZeroes))
-    self.durability =
-      features.contains(.blockConfigWCE) ? .byConfiguration : features.contains(.blockFlush) ? .byFlush : .always
+    self.rules = LaneRules(features, context.limits, regions: activation.memory.regions.count)
   }
 
   var position: QueuePosition { ring.position }
@@ -207,7 +183,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     operation.offset = header.sector &* 512
     left &-= Int(truncatingIfNeeded: operation.length)
     guard operation.length &- 1 < Medium<Engine>.stepBytes,
-      operation.segmentCount == 1 || operation.segmentCount <= segmentLimit
+      operation.segmentCount == 1 || operation.segmentCount <= rules.segments
     else {
       unsafe keep(chain, statusByte, written, index)
       medium.prepare(operation, tag: tag(index))
@@ -278,31 +254,13 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   @inline(never)
   private mutating func askUnusual<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     let operation = medium.prepared(tag(index))
-    guard operation.length <= requestBytes, operation.segmentCount <= segmentLimit,
-      context.limits.allowsSegments(of: operation)
+    guard operation.length <= rules.requestBytes, operation.segmentCount <= rules.segments,
+      operation.hasSegments(ofAtMost: rules.segmentBytes)
     else { return refuse(index, .ioError) }
     switch medium.transferPrepared(tag(index)) {
     case .pending: break
     case .done: complete(index, isDone: true, &medium)
     case .failed: complete(index, isDone: false, &medium)
-    }
-  }
-
-  /// Everything but reads and writes.
-  @inline(never)
-  private mutating func parseOther<Engine: BlockEngine & ~Copyable>(
-    _ type: UInt32, _ readableBytes: UInt64, _ writable: UnsafeMutablePointer<MemorySegment>, _ index: Int,
-    _ medium: inout Medium<Engine>
-  ) {
-    switch RequestType(rawValue: type) {
-    case .flush: askFlush(index, &medium)
-    case .flushOut where isLegacy: askFlush(index, &medium)
-    case .getID: unsafe answerID(index, writable)
-    case .discard: askRanges(index, .discard, readableBytes, &medium)
-    case .writeZeroes: askRanges(index, .zero, readableBytes, &medium)
-    case .flushOut, .read, .write, nil:
-      counters.add(.others)
-      refuse(index, .unsupported)
     }
   }
 
@@ -347,7 +305,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
 
   var isDurable: Bool {
     @inline(__always) get {
-      switch durability {
+      switch rules.durability {
       case .byFlush: false
       case .always: true
       case .byConfiguration: context.writeback.loadRelaxed() == 0
@@ -356,23 +314,6 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   }
 
   func tag(_ index: Int) -> UInt32 { firstTag | UInt32(truncatingIfNeeded: index) }
-
-  @inline(never)
-  private mutating func answerID(_ index: Int, _ segments: UnsafeMutablePointer<MemorySegment>) {
-    counters.add(.others)
-    // Without the status byte.
-    let room = unsafe Int(slab.slot(index).pointee.written) - 1
-    let count = min(room, BlockDeviceOptions.serialSize)
-    var copied = 0
-    var piece = unsafe segments
-    while copied < count {
-      let part = min(unsafe piece.pointee.count, count - copied)
-      unsafe piece.pointee.base.copyMemory(from: context.serial + copied, byteCount: part)
-      copied += part
-      unsafe piece += 1
-    }
-    answer(index, .ok, written: count == room ? room + 1 : count)
-  }
 
   // MARK: Complete
 
@@ -474,61 +415,4 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
 
   /// When a call that is being held back is due; `Clock` nanoseconds.
   var callDeadline: UInt64? { coalescing?.deadline }
-
-  // MARK: Control
-
-  mutating func drain() { state = .draining }
-
-  mutating func replaceCall(_ call: CallSink) {
-    self.call = call
-    // Something may have been published while the old one was no longer listened to.
-    call.signal()
-  }
-
-  /// Whether all of the queue's memory is still the driver's. A queue with memory that is not stops.
-  @inline(never)
-  mutating func isMemoryThere() -> Bool {
-    // Counted first, so that what happens meanwhile is looked at next time.
-    let faults = context.faults.loadAfterLoads()
-    guard faults != seenFaults else { return true }
-    guard !memory.hasFaulted else {
-      fail(.memoryLost)
-      return false
-    }
-    seenFaults = faults
-    return true
-  }
-
-  /// Whether a write may begin: its header and data are the driver's, and the file has not been cut before its end.
-  @inline(never)
-  mutating func mayWrite<Engine: BlockEngine & ~Copyable>(before end: UInt64, _ medium: inout Medium<Engine>) -> Bool {
-    guard isMemoryThere(), medium.holds(end: end) else { return false }
-    if medium.isWhole { writesAreClear = seenFaults }
-    return true
-  }
-
-  /// The medium is lost with everything that is under way: all of it failed.
-  mutating func abandonRequests() {
-    for index in 0..<slab.begun where unsafe slab.slot(index).pointee.stage != .none && !slab.slot(index).pointee.isFinished {
-      refuse(index, .ioError)
-    }
-    fail(.mediumLost)
-  }
-
-  mutating func replaceFailure(_ failure: CallSink) { self.failure = failure }
-
-  @inline(never)
-  private mutating func fail(_ error: QueueError) {
-    guard state == .running else { return }
-    state = .failed
-    self.error = error
-    failure.signal()
-  }
-
-  /// The error of a lane that failed, once.
-  mutating func takeError() -> QueueError? {
-    let taken = error
-    error = nil
-    return taken
-  }
 }

@@ -1,8 +1,43 @@
-/// The requests that are no transfer: FLUSH, DISCARD and WRITE_ZEROES, range by range.
+/// The requests that are no transfer: FLUSH, GET_ID, and DISCARD and WRITE_ZEROES range by range.
 internal import CLinux
 internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
+  /// Everything but reads and writes.
+  @inline(never)
+  mutating func parseOther<Engine: BlockEngine & ~Copyable>(
+    _ type: UInt32, _ readableBytes: UInt64, _ writable: UnsafeMutablePointer<MemorySegment>, _ index: Int,
+    _ medium: inout Medium<Engine>
+  ) {
+    switch RequestType(rawValue: type) {
+    case .flush: askFlush(index, &medium)
+    case .flushOut where rules.isLegacy: askFlush(index, &medium)
+    case .getID: unsafe answerID(index, writable)
+    case .discard: askRanges(index, .discard, readableBytes, &medium)
+    case .writeZeroes: askRanges(index, .zero, readableBytes, &medium)
+    case .flushOut, .read, .write, nil:
+      counters.add(.others)
+      refuse(index, .unsupported)
+    }
+  }
+
+  @inline(never)
+  private mutating func answerID(_ index: Int, _ segments: UnsafeMutablePointer<MemorySegment>) {
+    counters.add(.others)
+    // Without the status byte.
+    let room = unsafe Int(slab.slot(index).pointee.written) - 1
+    let count = min(room, BlockDeviceOptions.serialSize)
+    var copied = 0
+    var piece = unsafe segments
+    while copied < count {
+      let part = min(unsafe piece.pointee.count, count - copied)
+      unsafe piece.pointee.base.copyMemory(from: context.serial + copied, byteCount: part)
+      copied += part
+      unsafe piece += 1
+    }
+    answer(index, .ok, written: count == room ? room + 1 : count)
+  }
+
   mutating func askFlush<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     counters.add(.flushes)
     // There is nothing of ours to commit on a disk that is only read.
@@ -27,7 +62,7 @@ extension Lane where Ring: ~Copyable {
     let isDiscard = stage == .discard
     counters.add(isDiscard ? .discards : .writeZeroes)
     guard !context.limits.isReadOnly else { return refuse(index, .ioError) }
-    guard isDiscard ? hasRanges.discard : hasRanges.writeZeroes else { return refuse(index, .unsupported) }
+    guard isDiscard ? rules.hasDiscard : rules.hasWriteZeroes else { return refuse(index, .unsupported) }
     let bytes = readableBytes &- UInt64(RequestHeader.size)
     let count = bytes / UInt64(RequestRange.size)
     guard bytes % UInt64(RequestRange.size) == 0, count > 0, count <= UInt64(BlockLimits.ranges) else {

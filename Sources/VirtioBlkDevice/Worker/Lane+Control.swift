@@ -1,0 +1,59 @@
+/// What happens to a lane from outside of its requests: its end, other sinks, memory and media that go away.
+internal import VirtioCore
+
+extension Lane where Ring: ~Copyable {
+  mutating func drain() { state = .draining }
+
+  mutating func replaceCall(_ call: CallSink) {
+    self.call = call
+    // Something may have been published while the old one was no longer listened to.
+    call.signal()
+  }
+
+  /// Whether all of the queue's memory is still the driver's. A queue with memory that is not stops.
+  @inline(never)
+  mutating func isMemoryThere() -> Bool {
+    // Counted first, so that what happens meanwhile is looked at next time.
+    let faults = context.faults.loadAfterLoads()
+    guard faults != seenFaults else { return true }
+    guard !memory.hasFaulted else {
+      fail(.memoryLost)
+      return false
+    }
+    seenFaults = faults
+    return true
+  }
+
+  /// Whether a write may begin: its header and data are the driver's, and the file has not been cut before its end.
+  @inline(never)
+  mutating func mayWrite<Engine: BlockEngine & ~Copyable>(before end: UInt64, _ medium: inout Medium<Engine>) -> Bool {
+    guard isMemoryThere(), medium.holds(end: end) else { return false }
+    if medium.isWhole { writesAreClear = seenFaults }
+    return true
+  }
+
+  /// The medium is lost with everything that is under way: all of it failed.
+  mutating func abandonRequests() {
+    for index in 0..<slab.begun where unsafe slab.slot(index).pointee.stage != .none && !slab.slot(index).pointee.isFinished {
+      refuse(index, .ioError)
+    }
+    fail(.mediumLost)
+  }
+
+  mutating func replaceFailure(_ failure: CallSink) { self.failure = failure }
+
+  @inline(never)
+  mutating func fail(_ error: QueueError) {
+    guard state == .running else { return }
+    state = .failed
+    self.error = error
+    failure.signal()
+  }
+
+  /// The error of a lane that failed, once.
+  mutating func takeError() -> QueueError? {
+    let taken = error
+    error = nil
+    return taken
+  }
+}

@@ -1,0 +1,40 @@
+/// What a driver negotiated, as its queue has to keep to it.
+internal import VirtioCore
+
+/// When a write has to be on stable storage (virtio 5.2.6.2).
+enum Durability {
+  /// When it completes: nothing that could commit it later was negotiated.
+  case always
+  /// At the next FLUSH.
+  case byFlush
+  /// As the driver set the configuration's `writeback` byte.
+  case byConfiguration
+}
+
+struct LaneRules {
+  let durability: Durability
+  /// FLUSH_OUT is a request (virtio 5.2.6.3).
+  let isLegacy: Bool
+  let hasDiscard: Bool
+  let hasWriteZeroes: Bool
+  /// Most pieces of a transfer: what SEG_MAX allows, and what the borders of memory regions make of it.
+  let segments: Int
+  /// Most bytes of one of its segments.
+  let segmentBytes: Int
+  /// Most bytes of a request.
+  let requestBytes: UInt64
+
+  /// - Parameter regions: of the guest's memory.
+  init(_ features: FeatureSet, _ limits: BlockLimits, regions: Int) {
+    let knowsSegments = features.contains(.blockSegMax)
+    let knowsSize = features.contains(.blockSizeMax)
+    durability =
+      features.contains(.blockConfigWCE) ? .byConfiguration : features.contains(.blockFlush) ? .byFlush : .always
+    isLegacy = !features.contains(.version1)
+    hasDiscard = features.contains(.blockDiscard)
+    hasWriteZeroes = features.contains(.blockWriteZeroes)
+    segments = knowsSegments ? limits.pieces(regions: regions) : RequestSlab.segmentsPerSlot
+    segmentBytes = knowsSize ? limits.segmentBytes : .max
+    requestBytes = knowsSegments && knowsSize ? limits.requestBytes : BlockLimits.requestBytes
+  }
+}
