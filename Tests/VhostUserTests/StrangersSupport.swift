@@ -151,13 +151,9 @@ final class SilentFile {
     }
   }
 
-  /// Why there is none here; `nil` when there is. Looked at once.
-  static let hindrance: String? = {
-    do {
-      try SilentFile(size: 4096).end()
-      return nil
-    } catch { return "no file system that does not answer can be made: \(error)" }
-  }()
+  /// Looked at once.
+  static let isPossible = (try? SilentFile(size: 4096)) != nil
+  static let needs: Comment = "a file system that does not answer needs root, /dev/fuse and python3"
 }
 
 /// One `vmm-blk serve` with two disks: A, whose front-ends and media are strange, and B, an ordinary one.
@@ -311,10 +307,10 @@ final class HandDisk: @unchecked Sendable {
     prepare(type: 0, sector, [Segment(address: Int(buffer), count: 512, isWritten: true)])
   }
 
-  /// The largest read: as many segments as there may be, as long as they may be.
-  static let largestRead = 126 * segmentSize
-  func prepareLargestRead() {
-    prepare(type: 0, 0, Array(repeating: Segment(address: Self.data, count: Self.segmentSize, isWritten: true), count: 126))
+  /// A read of segments that are as long as they may be.
+  func prepareLargeRead(segments: Int) {
+    let segment = Segment(address: Self.data, count: Self.segmentSize, isWritten: true)
+    prepare(type: 0, 0, Array(repeating: segment, count: segments))
   }
 
   /// The largest WRITE_ZEROES: 32 ranges of 1 GiB, one after the other, whose space may be given back.
