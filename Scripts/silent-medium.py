@@ -4,17 +4,16 @@
     Scripts/silent-medium.py                    every engine that such an image can have
     Scripts/silent-medium.py --engine sync      one of them
 
-The medium is a FUSE file system of this script's with one file; it answers until it is told to be silent. While a request
-hangs, the other disk of the same `serve` connects, answers GET_FEATURES, reads and stops, several times, also after the
-silent disk's front-end went. SIGTERM then ends the process within its --drain-timeout, with status 75. The times are printed;
-the only limit is the one that means "hung".
+The medium is a file of Tests/Programs/silent-fuse.py, which answers until it is told to be silent. While a request hangs,
+the other disk of the same `serve` connects, answers GET_FEATURES, reads and stops, several times, also after the silent disk's
+front-end went. SIGTERM then ends the process within its --drain-timeout, with status 75. The times are printed; the only limit
+is the one that means "hung".
 
 A request that a FUSE server holds cannot be taken back, so whatever happens to this script, the file system's own process
-ends the connection and unmounts.
+fails what it holds.
 """
 import argparse
 import contextlib
-import ctypes
 import json
 import os
 import select
@@ -26,139 +25,35 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from many import HUNG, ROOT, Frontend  # noqa: E402
 
-libc = ctypes.CDLL(None, use_errno=True)
 DRAIN = 2  # seconds
 LEFT_BEHIND = 75
 SIZE = 8 << 20
 
 
 class Fuse:
-    """A file system of one file, `disk`, in a process of its own.
+    """A file of Tests/Programs/silent-fuse.py. It lives as long as the pipe to it, however this script ends."""
 
-    It lives as long as the pipe to it: when this script ends in any way, it fails what hangs and unmounts.
-    """
-
-    LOOKUP, FORGET, GETATTR, SETATTR, OPEN, READ, WRITE, STATFS, RELEASE = 1, 2, 3, 4, 14, 15, 16, 17, 18
-    FSYNC, FLUSH, INIT, OPENDIR, RELEASEDIR, FALLOCATE, BATCH_FORGET = 20, 25, 26, 27, 29, 43, 42
-    FORCE, DETACH = 1, 2
-
-    def __init__(self, mount):
-        self.mount = mount
-        os.mkdir(mount)
-        life_end, self.life = os.pipe()
-        told, tell = os.pipe()
-        self.process = os.fork()
-        if self.process == 0:
-            status = 1
-            try:
-                os.setsid()
-                os.close(self.life)
-                os.close(told)
-                self.serve(life_end, tell)
-                status = 0
-            except Exception:  # of this script: whoever reads the log has to see it
-                traceback.print_exc()
-            finally:
-                self.unmount()
-                os._exit(status)
-        os.close(life_end)
-        os.close(tell)
-        self.told = told
-        if os.read(told, 1) != b"m":
-            sys.exit("silent-medium: FUSE cannot be mounted here (it needs /dev/fuse and root)")
+    def __init__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, f"{ROOT}/Tests/Programs/silent-fuse.py", str(SIZE)], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, text=True, bufsize=1, start_new_session=True)
+        word, _, self.path = self.process.stdout.readline().strip().partition(" ")
+        if word != "ready":
+            sys.exit(f"silent-medium: {self.path}")
 
     def be_silent(self):
-        os.write(self.life, b"s")
-        os.read(self.told, 1)
+        self.process.stdin.write("hold getattr read write flush release fsync fallocate\n")
+        while not self.process.stdout.readline().startswith("hold "):
+            pass
 
     def end(self):
-        """Fails what hangs, and unmounts."""
-        if self.life is None:
-            return
-        os.close(self.life)
-        self.life = None
-        os.waitpid(self.process, 0)
-        self.unmount()
-
-    def unmount(self):
-        # FORCE fails every request that was not answered.
-        libc.umount2(os.fsencode(self.mount), self.FORCE)
-        libc.umount2(os.fsencode(self.mount), self.DETACH)
-
-    # --- in the process of its own
-
-    def serve(self, life, tell):
-        device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-        options = b"fd=%d,rootmode=40000,user_id=0,group_id=0" % device
-        if libc.mount(b"silent", os.fsencode(self.mount), b"fuse", 0, options) != 0:
-            return
-        os.write(tell, b"m")
-        data, silent = bytearray(SIZE), False
-        waiting = select.poll()
-        waiting.register(device, select.POLLIN)
-        waiting.register(life, select.POLLIN)
-        while True:
-            ready = {descriptor for descriptor, _ in waiting.poll()}
-            if life in ready:
-                if not os.read(life, 1):
-                    return
-                silent = True
-                os.write(tell, b"s")
-            elif device in ready:
-                try:
-                    message = os.read(device, 2 << 20)  # a write and its header
-                except InterruptedError:
-                    continue
-                except FileNotFoundError:  # a request that was taken back
-                    continue
-                except OSError:
-                    return
-                self.answer(device, message, data, silent)
-
-    @staticmethod
-    def attributes(node):
-        folder = node == 1
-        return struct.pack(
-            "<QQQQQQIIIIIIIIII", node, 0 if folder else SIZE, SIZE // 512, 0, 0, 0, 0, 0, 0,
-            0o40755 if folder else 0o100600, 1, 0, 0, 0, 4096, 0)
-
-    def answer(self, device, message, data, silent):
-        _, operation, unique, node = struct.unpack_from("<IIQQ", message)
-        body = message[40:]
-        if silent and operation in (self.READ, self.WRITE, self.FSYNC, self.FLUSH, self.RELEASE, self.FALLOCATE, self.GETATTR):
-            return
-        error, reply = 0, b""
-        if operation in (self.FORGET, self.BATCH_FORGET):
-            return
-        if operation == self.INIT:
-            reply = struct.pack("<IIIIHHIIHHI", 7, 31, 1 << 16, 1, 12, 10, 1 << 20, 1, 0, 0, 0) + bytes(24)
-        elif operation == self.LOOKUP:
-            if body.rstrip(b"\0") == b"disk":
-                reply = struct.pack("<QQQQII", 2, 0, 0, 0, 0, 0) + self.attributes(2)
-            else:
-                error = 2
-        elif operation in (self.GETATTR, self.SETATTR):
-            reply = struct.pack("<QII", 0, 0, 0) + self.attributes(node)
-        elif operation in (self.OPEN, self.OPENDIR):
-            reply = struct.pack("<QII", 1, 0, 0)
-        elif operation == self.READ:
-            _, offset, size = struct.unpack_from("<QQI", body)
-            reply = bytes(data[offset:offset + size])
-        elif operation == self.WRITE:
-            _, offset, size = struct.unpack_from("<QQI", body)
-            data[offset:offset + size] = body[40:40 + size]
-            reply = struct.pack("<II", size, 0)
-        elif operation == self.STATFS:
-            reply = struct.pack("<QQQQQIIII", 1 << 20, 1 << 20, 1 << 20, 10, 10, 4096, 255, 4096, 0) + bytes(24)
-        elif operation not in (self.RELEASE, self.RELEASEDIR, self.FSYNC, self.FLUSH):
-            error = 38
-        with contextlib.suppress(OSError):
-            os.write(device, struct.pack("<IiQ", 16 + len(reply), -error, unique) + reply)
+        """Fails what hangs."""
+        self.process.stdin.close()
+        self.process.wait()
 
 
 class Disk(Frontend):
@@ -238,13 +133,13 @@ def attempt(program, engine, direct):
     fuse = server = None
     log = open(f"{folder}/log", "w+b")
     try:
-        fuse = Fuse(f"{folder}/medium")
+        fuse = Fuse()
         with open(f"{folder}/other", "wb") as file:
             file.truncate(SIZE)
         silent, other = f"{folder}/silent.sock", f"{folder}/other.sock"
         with open(f"{folder}/disks.json", "w") as file:
             json.dump([
-                {"blk-file": f"{fuse.mount}/disk", "socket-path": silent, "engine": engine, "direct": direct},
+                {"blk-file": fuse.path, "socket-path": silent, "engine": engine, "direct": direct},
                 {"blk-file": f"{folder}/other", "socket-path": other}], file)
         server = subprocess.Popen(
             [program, "serve", "--disks", f"{folder}/disks.json", "--drain-timeout", str(DRAIN)],
