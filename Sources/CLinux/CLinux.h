@@ -311,7 +311,6 @@ static const int clinux_bus_mceerr_ar = BUS_MCEERR_AR;
 
 // Names for macros that Swift does not import.
 static const unsigned int clinux_sqe_fixed_file = 1u << IOSQE_FIXED_FILE_BIT;
-static const unsigned int clinux_sqe_io_link = 1u << IOSQE_IO_LINK_BIT;
 static const int clinux_o_direct = O_DIRECT;
 static const int clinux_o_path = O_PATH;
 static const int clinux_f_getpipe_sz = F_GETPIPE_SZ;
