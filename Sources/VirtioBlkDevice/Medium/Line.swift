@@ -4,11 +4,13 @@ struct Line<Element> {
   private var elements: [Element] = []
   private var first = 0
 
-  var isEmpty: Bool {
-    @inline(__always) get { first == elements.count }
-  }
+  /// A word of its own: whoever only looks needs not go to where the elements are.
+  private(set) var isEmpty = true
 
-  mutating func append(_ element: Element) { elements.append(element) }
+  mutating func append(_ element: Element) {
+    elements.append(element)
+    isEmpty = false
+  }
 
   mutating func removeFirst() -> Element? {
     guard first < elements.count else { return nil }
@@ -17,6 +19,7 @@ struct Line<Element> {
     if first == elements.count {
       elements.removeAll(keepingCapacity: true)
       first = 0
+      isEmpty = true
     } else if first >= 1024, first * 2 > elements.count {
       // A line that never runs dry must not keep those who left it.
       elements.removeFirst(first)

@@ -98,7 +98,6 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
         giveUp(chain)
         break
       }
-      left &-= BlockLimits.requestCost
       guard unsafe !parse(chain, shape, segments, index, &left, &medium) else { continue }
       guard let free = slab.take() else { return true }
       index = free
@@ -130,6 +129,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     _ left: inout Int, _ medium: inout Medium<Engine>
   ) -> Bool {
     guard shape.readableBytes >= UInt64(RequestHeader.size) else {
+      left &-= BlockLimits.requestCost
       counters.add(.others)
       return unsafe refuse(chain, shape.writableBytes, shape.statusByte, index)
     }
@@ -150,6 +150,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       counters.add(.reads)
       counters.add(.bytesRead, bytes)
       guard shape.readableBytes == UInt64(RequestHeader.size), isInside(header.sector, bytes: bytes) else {
+        left &-= BlockLimits.requestCost
         return unsafe refuse(chain, shape.writableBytes, shape.statusByte, index)
       }
       written = Engine.movesData ? UInt32(truncatingIfNeeded: shape.writableBytes) : 0
@@ -163,10 +164,12 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       counters.add(.writes)
       counters.add(.bytesWritten, bytes)
       guard shape.writableBytes == 1, !context.limits.isReadOnly, isInside(header.sector, bytes: bytes) else {
+        left &-= BlockLimits.requestCost
         return unsafe refuse(chain, shape.writableBytes, shape.statusByte, index)
       }
       if Engine.movesData, context.faults.loadRelaxed() != writesAreClear {
         guard mayWrite(before: header.sector &* 512 &+ bytes, &medium) else {
+          left &-= BlockLimits.requestCost
           return unsafe refuse(chain, shape.writableBytes, shape.statusByte, index)
         }
       }
@@ -176,12 +179,13 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
         segmentCount: shape.readableCount(from: segments))
       operation.skip(RequestHeader.size)
     default:
+      left &-= BlockLimits.requestCost
       unsafe keep(chain, statusByte, UInt32(truncatingIfNeeded: shape.writableBytes), index)
       unsafe parseOther(header.type, shape.readableBytes, shape.writable, index, &medium)
       return false
     }
     operation.offset = header.sector &* 512
-    left &-= Int(truncatingIfNeeded: operation.length)
+    left &-= Int(truncatingIfNeeded: operation.length) &+ BlockLimits.requestCost
     guard operation.length &- 1 < Medium<Engine>.stepBytes,
       operation.segmentCount == 1 || operation.segmentCount <= rules.segments
     else {
