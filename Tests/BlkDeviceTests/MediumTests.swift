@@ -3,6 +3,7 @@ import CLinux
 import Foundation
 import GuestDriver
 import Synchronization
+import SystemPackage
 import Testing
 import VirtioCore
 
@@ -279,6 +280,42 @@ import VirtioCore
     #expect(queue.stop() == QueuePosition(available: 3, used: 3))
   }
 
+  /// What the kernel still completes on a ring that is lost reaches nobody, and the worker can still be told to end.
+  @Test func aLostRingCompletesNothing() throws {
+    let scratch = try Scratch()
+    let image = try ImageFile(ImageOptions(path: scratch.image(size: 1 << 20), direct: .off))
+    let mailbox = try OwnedDescriptor.eventCounter()
+    var setup = UringSetup()
+    setup.registersRing = false
+    var engine = try UringEngine(descriptor: image.descriptor, mailbox: mailbox.rawValue, depth: 16, setup: setup)
+    let buffer = try Mapping(anonymous: 4096)
+    let segment = UnsafeMutablePointer<MemorySegment>.allocate(capacity: 1)
+    unsafe segment.initialize(to: MemorySegment(base: buffer.base, count: 4096))
+    defer { unsafe segment.deallocate() }
+    let operation = unsafe IOOperation(kind: .read, length: 4096, segments: segment, segmentCount: 1)
+    guard case .pending = engine.start(operation, tag: 3) else { throw Errno.ioError }
+    // One is done and not yet taken when the ring's descriptor becomes something else.
+    engine.wait(nanoseconds: nil)
+    var isLost = engine.isLost
+    #expect(!isLost)
+    let other = unsafe open("/dev/null", O_RDWR | O_CLOEXEC)
+    try #require(unsafe dup3(other, engine.ring.pointee.ring_fd, Int32(O_CLOEXEC)) >= 0)
+    close(other)
+    guard case .pending = engine.start(operation, tag: 4) else { throw Errno.ioError }
+    engine.submit()
+    isLost = engine.isLost
+    #expect(isLost)
+    var event = engine.nextEvent()
+    #expect(isNothing(event))
+    engine.wait(nanoseconds: 0)
+    event = engine.nextEvent()
+    #expect(isNothing(event))
+    EventCounter.signal(mailbox.rawValue)
+    engine.wait(nanoseconds: nil)
+    guard case .mailbox = engine.nextEvent() else { throw Errno.ioError }
+    withExtendedLifetime((buffer, image)) {}
+  }
+
   // MARK: Guest memory
 
   struct LostCase: Codable, Sendable, CustomTestStringConvertible {
@@ -332,3 +369,5 @@ import VirtioCore
     }
   }
 }
+
+private func isNothing(_ event: EngineEvent?) -> Bool { if case .none = event { true } else { false } }

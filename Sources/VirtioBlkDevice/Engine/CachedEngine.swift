@@ -73,11 +73,12 @@ struct CachedEngine: BlockEngine, ~Copyable {
   }
 
   var hasFinished: Bool {
-    @inline(__always) get { !copies.isEmpty }
+    @inline(__always) get { !copies.isEmpty && !ring.isLost }
   }
 
   mutating func nextEvent() -> EngineEvent? {
-    if let done = copies.nextCompletion(&image) { return done }
+    // With the ring the copies are lost, too: all that is under way counts as failed.
+    if !ring.isLost, let done = copies.nextCompletion(&image) { return done }
     if unchecked >= Self.patience.copies { noticeLostPages() }
     return ring.nextEvent()
   }
@@ -97,7 +98,7 @@ struct CachedEngine: BlockEngine, ~Copyable {
   mutating func submit() { ring.submit() }
 
   mutating func wait(nanoseconds: Int64?) {
-    guard copies.isEmpty else { return ring.submit() }
+    guard copies.isEmpty || ring.isLost else { return ring.submit() }
     ring.wait(nanoseconds: nanoseconds)
   }
 

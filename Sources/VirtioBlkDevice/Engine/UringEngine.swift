@@ -261,7 +261,7 @@ struct UringEngine: BlockEngine, ~Copyable {
   }
 
   mutating func wait(nanoseconds: Int64?) {
-    guard !isLost else { return waitForMailbox() }
+    guard !isLost else { return waitForMailbox(nanoseconds: nanoseconds) }
     if waiter != nil { return waitThroughEpoll(nanoseconds: nanoseconds) }
     systemCalls &+= 1
     prepared = 0
@@ -282,9 +282,10 @@ struct UringEngine: BlockEngine, ~Copyable {
   }
 
   /// All that is left to wait for when the ring is lost.
-  private mutating func waitForMailbox() {
-    EventWait.untilReadable(mailbox)
-    mailboxRang = true
+  private mutating func waitForMailbox(nanoseconds: Int64?) {
+    var entry = pollfd(fd: mailbox, events: Int16(POLLIN), revents: 0)
+    let timeout = nanoseconds.map { Int32(clamping: ($0 + 999_999) / 1_000_000) } ?? -1
+    mailboxRang = unsafe Glibc.poll(&entry, 1, timeout) == 1
   }
 
   private mutating func waitThroughEpoll(nanoseconds: Int64?) {
@@ -315,6 +316,8 @@ struct UringEngine: BlockEngine, ~Copyable {
 
   @inline(__always)
   mutating func nextEvent() -> EngineEvent? {
+    // What is under way counts as failed from then on; what the kernel still says of it is for nobody.
+    guard !isLost else { return nextWake() }
     var data: UInt64 = 0
     var result: Int32 = 0
     var flags: UInt32 = 0
@@ -325,7 +328,7 @@ struct UringEngine: BlockEngine, ~Copyable {
       }
       if let event = otherEvent(data, flags: flags) { return event }
     }
-    return waiter != nil || isLost ? nextWake() : nil
+    return waiter != nil ? nextWake() : nil
   }
 
   @inline(never)

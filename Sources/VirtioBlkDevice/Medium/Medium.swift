@@ -112,7 +112,8 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
   /// What helpers finished, and what the backlog brings.
   @inline(never)
   private mutating func otherEvent() -> MediumEvent? {
-    if boardIsNews, pool != nil {
+    // With the engine everything is lost that is under way, with helpers, too.
+    if boardIsNews, pool != nil, !engine.isLost {
       if taken.isEmpty { board.take(into: &taken) }
       while let (tag, result) = taken.popLast() {
         if let event = event(of: tag, goOn(tag, result)) { return event }
@@ -216,8 +217,6 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
 
   /// What a step that moves nothing counts as, compared with bytes that are moved.
   static func stepCost(_ bytes: UInt64) -> UInt64 { 4096 &+ bytes >> 6 }
-
-  func job(_ tag: UInt32) -> UnsafeMutablePointer<MediumJob> { unsafe jobs[tag] }
 
   mutating func begin(_ job: MediumJob, _ tag: UInt32) -> JobProgress {
     unsafe jobs[tag].pointee = job
