@@ -270,8 +270,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     _ = mailbox.post { $0 = orders }
     let lanes = (queueCount - index + threadCount - 1) / threadCount
     let configuration = WorkerConfiguration(
-      context: context, slots: LaneContext.slots, lanes: lanes, waiting: options.waiting, notification: options.notification,
-      counters: counterBlocks[index], mailbox: mailbox, events: events)
+      index: index, context: context, slots: LaneContext.slots, lanes: lanes, waiting: options.waiting,
+      notification: options.notification, counters: counterBlocks[index], mailbox: mailbox, events: events)
     let processors = options.processors
     let cpu = processors.isEmpty ? nil : processors[index % processors.count]
     let plan = EnginePlan(kind: engine, setup: options.uring, image: image, mapped: mapped, depth: lanes * LaneContext.slots)

@@ -29,6 +29,55 @@ import VirtioCore
     try again.expect(.flush)
   }
 
+  /// Two at once: the kernel tells one of them, and the other may be over first. One thread hears of the good one first; with
+  /// two threads either may be first.
+  @Test(arguments: [1, 2], [BlockRequest.flush, .write(sector: 8, pattern(4096))])
+  func aFlushBesideOneThatFailsIsNotOK(threads: Int, other: BlockRequest) throws {
+    let script = try Script([.result(-EIO)], completesLater: true, isBackwards: true)
+    var options = RigOptions(size: 1 << 20, script: script)
+    options.device.queueCount = 2
+    options.device.threads = threads
+    let rig = try Rig(options)
+    #expect(rig.device.writeConfiguration(at: 32, [0]))
+    script.hold()
+    for (queue, request) in [other, .flush].enumerated() {
+      _ = try #require(try rig.client.queues[queue].submit(request))
+      rig.client.queues[queue].publish()
+      try waitUntil("it is under way") { script.records.count == queue + 1 }
+    }
+    #expect(try answers(rig, [1, 1], while: script.release) == [[.ioError], [.ioError]])
+  }
+
+  /// The same without a failure: each waits for the other, and all are answered.
+  @Test(arguments: [1, 2]) func flushesBesideEachOtherAreAnswered(threads: Int) throws {
+    let script = try Script(completesLater: true, isBackwards: true)
+    var options = RigOptions(size: 1 << 20, script: script)
+    options.device.queueCount = 2
+    options.device.threads = threads
+    let rig = try Rig(options)
+    for _ in 0..<20 {
+      for queue in rig.client.queues {
+        for _ in 0..<8 { _ = try #require(try queue.submit(.flush)) }
+        queue.publish()
+      }
+      let all = [BlockStatusCode](repeating: .ok, count: 8)
+      #expect(try answers(rig, [8, 8], while: script.release) == [all, all])
+    }
+  }
+
+  /// Waits for so many answers on each queue.
+  private func answers(_ rig: Rig, _ counts: [Int], while step: () -> Void) throws -> [[BlockStatusCode]] {
+    var found = counts.map { _ in [BlockStatusCode]() }
+    try waitUntil("all are answered") {
+      step()
+      for (index, queue) in rig.client.queues.enumerated() {
+        while let outcome = try queue.reap() { found[index].append(outcome.status) }
+      }
+      return found.map(\.count) == counts
+    }
+    return found
+  }
+
   @Test func aFailedStableWriteFailsAllLaterFlushes() throws {
     let script = try Script([.result(-EIO)])
     let rig = try Rig(RigOptions(size: 1 << 20, script: script))

@@ -2,12 +2,32 @@
 import Glibc
 import GuestDriver
 import Synchronization
+import SystemPackage
 import Testing
 import VirtioCore
 
 @testable import VirtioBlkDevice
 
 @Suite struct QueueLifeTests {
+  /// A queue whose kicks nobody would hear is refused, with a reason, and can be started again.
+  @Test(arguments: [
+    (Errno.noSpace, QueueError.outOfMemory), (.noMemory, .outOfMemory), (.tooManyOpenFiles, .outOfDescriptors),
+    (.tooManyOpenFilesInSystem, .outOfDescriptors), (.resourceTemporarilyUnavailable, .outOfThreads),
+    (.notPermitted, .kickCannotBeWaitedFor),
+  ])
+  func aKickThatCannotBeWaitedForRefusesTheStart(error: Errno, reason: QueueError) throws {
+    let script = try Script()
+    let scratch = try Scratch()
+    let image = try ImageFile(ImageOptions(path: scratch.image(size: 1 << 20), direct: .off))
+    let device = try BlockDevice(image: image, options: .init()) { script.serve($0, $1) }
+    let queue = try HandQueue(device, 0, SharedMemory())
+    script.refuseWatch(error)
+    #expect(throws: reason) { try queue.start() }
+    try queue.start()
+    #expect(try queue.queue.perform(.write(sector: 0, pattern(512))).status == .ok)
+    #expect(queue.stop() == QueuePosition(available: 1, used: 1))
+  }
+
   /// A disk whose medium answers when the script says so, and one queue on it.
   private struct Disk {
     let scratch: Scratch

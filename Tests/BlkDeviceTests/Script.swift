@@ -30,6 +30,7 @@ final class Script: Sendable {
     var records: [Record] = []
     var isHolding = false
     var isLost = false
+    var watchError: Errno?
     var held = 0
   }
 
@@ -76,6 +77,15 @@ final class Script: Sendable {
     }
     EventCounter.signal(counter.rawValue)
   }
+  /// The next kick cannot be waited for, because of this.
+  func refuseWatch(_ error: Errno) { state.withLock { $0.watchError = error } }
+  fileprivate func takeWatchError() -> Errno? {
+    state.withLock { state in
+      defer { state.watchError = nil }
+      return state.watchError
+    }
+  }
+
   fileprivate var isLost: Bool { state.withLock { $0.isLost } }
 
   /// Operations under way in the engine.
@@ -175,7 +185,10 @@ struct ScriptedEngine: BlockEngine, ~Copyable {
   mutating func submit() {}
   mutating func poll() { waiter.wait(nanoseconds: 0) }
   mutating func wait(nanoseconds: Int64?) { waiter.wait(nanoseconds: canComplete ? 0 : nanoseconds) }
-  mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) { try waiter.watch(kick, lane: lane) }
+  mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) {
+    if let error = script.takeWatchError() { throw error }
+    try waiter.watch(kick, lane: lane)
+  }
   mutating func unwatch(lane: Int) { waiter.unwatch(lane: lane) }
   var systemCalls: UInt64 { waiter.systemCalls }
 }

@@ -8,14 +8,20 @@ public final class ImageState: @unchecked Sendable {
   /// an error once and forgets it, together with the data, so no later flush may succeed until the image is opened again.
   public let flushFailed: SharedCell<UInt32>
 
+  /// Flushes and stable writes under way.
+  let syncs: SyncLedger
+
   private let block: UnsafeMutableRawPointer
 
   init() {
-    // A line of its own: it is read by every flush and, but for a broken medium, never written.
-    let block = UnsafeMutableRawPointer.allocate(byteCount: 64, alignment: 64)
-    unsafe block.initializeMemory(as: UInt8.self, repeating: 0, count: 64)
+    // The first word has a line of its own: it is read by every flush and, but for a broken medium, never written.
+    let line = 64
+    let byteCount = line + SyncLedger.byteCount
+    let block = UnsafeMutableRawPointer.allocate(byteCount: byteCount, alignment: line)
+    unsafe block.initializeMemory(as: UInt8.self, repeating: 0, count: byteCount)
     unsafe self.block = block
     unsafe flushFailed = SharedCell(block)
+    unsafe syncs = SyncLedger(block + line)
   }
 
   deinit { unsafe block.deallocate() }

@@ -2,26 +2,54 @@
 
 /// At most as many entries as there are tags.
 struct Backlog {
-  /// How long a job rests that the medium has no resources for just now: nanoseconds.
-  static let rest: UInt64 = 1_000_000
+  /// Jobs that are tried again after a while.
+  private struct Rest {
+    /// Nanoseconds.
+    let period: UInt64
+    private var line = Line<UInt32>()
+    /// When they are tried again; `Clock` nanoseconds, `nil` when there is none.
+    private(set) var end: UInt64?
+
+    init(period: UInt64) { self.period = period }
+
+    mutating func append(_ tag: UInt32, now: UInt64) {
+      line.append(tag)
+      end = end ?? now &+ period
+    }
+
+    /// Those whose time has come.
+    mutating func wake(now: UInt64, into ready: inout Line<UInt32>) {
+      guard let end, now >= end else { return }
+      self.end = nil
+      while let tag = line.removeFirst() { ready.append(tag) }
+    }
+  }
 
   private var ready = Line<UInt32>()
-  private var resting = Line<UInt32>()
+  /// The medium has no resources for them just now.
+  private var resting = Rest(period: 1_000_000)
+  /// They went well, and what was beside them has not been heard of yet.
+  private var unheard = Rest(period: 100_000)
   private var waiting = Line<UInt32>()
-  /// When those that rest are tried again; `Clock` nanoseconds.
-  private(set) var restEnds: UInt64?
 
   /// There is work that needs no event.
   var hasReady: Bool {
     @inline(__always) get { !ready.isEmpty }
   }
+  /// When those that rest are tried again; `Clock` nanoseconds.
+  private(set) var restEnds: UInt64?
   var hasResting: Bool { restEnds != nil }
 
   mutating func append(_ tag: UInt32) { ready.append(tag) }
 
   mutating func rest(_ tag: UInt32, now: UInt64) {
-    resting.append(tag)
-    restEnds = restEnds ?? now &+ Self.rest
+    resting.append(tag, now: now)
+    noteEnd()
+  }
+
+  mutating func waitForOthers(_ tag: UInt32, now: UInt64) {
+    unheard.append(tag, now: now)
+    noteEnd()
   }
 
   mutating func waitForBuffer(_ tag: UInt32) { waiting.append(tag) }
@@ -31,8 +59,13 @@ struct Backlog {
 
   mutating func wakeRested(now: UInt64) {
     guard let end = restEnds, now >= end else { return }
-    restEnds = nil
-    while let tag = resting.removeFirst() { ready.append(tag) }
+    resting.wake(now: now, into: &ready)
+    unheard.wake(now: now, into: &ready)
+    noteEnd()
+  }
+
+  private mutating func noteEnd() {
+    restEnds = if let one = resting.end, let other = unheard.end { min(one, other) } else { resting.end ?? unheard.end }
   }
 
   mutating func next() -> UInt32? { ready.removeFirst() }

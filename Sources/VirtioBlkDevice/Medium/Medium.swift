@@ -61,12 +61,16 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
   /// Guest memory by lane.
   private var memories: [GuestMemory?]
   private var length: FileLength
+  /// Flushes and stable writes under way, where they have to be known.
+  var syncs: OwnSyncs?
 
   /// - Parameters:
+  ///   - worker: the number of the worker among those of its device.
   ///   - lanes: lanes of the worker; tags are below `lanes` times `LaneContext.slots`.
   ///   - wake: makes the worker's mailbox ring; called from other threads.
   init(
-    _ facts: MediumFacts, engine: consuming Engine, lanes: Int, counters: CounterBlock, wake: @escaping @Sendable () -> Void
+    _ facts: MediumFacts, engine: consuming Engine, worker: Int, lanes: Int, counters: CounterBlock,
+    wake: @escaping @Sendable () -> Void
   ) throws(Errno) {
     jobs = try MediumJobs(count: lanes * LaneContext.slots)
     self.facts = facts
@@ -75,6 +79,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
     board = CompletionBoard(wake: wake)
     memories = Array(repeating: nil, count: lanes)
     length = FileLength(descriptor: facts.descriptor, full: facts.size)
+    syncs = facts.syncs.map { OwnSyncs($0, worker: worker) }
   }
 
   deinit { pool?.end() }
@@ -193,7 +198,8 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
   /// Everything that was written before is on stable storage when it is done.
   mutating func flush(tag: UInt32) -> JobProgress {
     guard facts.flushFailed.loadRelaxed() == 0 else { return .failed }
-    return ask(MediumJob(.flush, unsafe IOOperation(kind: .flush)), tag)
+    let job = MediumJob(.flush, unsafe IOOperation(kind: .flush))
+    return syncs == nil ? ask(job, tag) : begin(job, tag)
   }
 
   /// Asks for what is no transfer and, in most cases, done in one step: that of its operation.
@@ -249,6 +255,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
   @inline(never)
   mutating func goOn(_ tag: UInt32, _ result: Int32?) -> JobProgress {
     let job = unsafe jobs[tag]
+    if unsafe job.pointee.waitsForOthers { return unsafe goOnWaiting(tag, job) }
     if let result {
       if let progress = unsafe settle(tag, job, next(tag, job, result)) { return progress }
     }
@@ -273,7 +280,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
     case .rest:
       backlog.rest(tag, now: Clock.now)
       return .pending
-    case .done: return unsafe end(job, .done)
+    case .done: return unsafe job.pointee.sync == 0 ? end(job, .done) : waitForOthers(tag, job)
     case .failed:
       // What a stable write or a flush in the page cache could not store, the kernel forgets.
       if !facts.isDirect, unsafe job.pointee.stage == .flush || job.pointee.operation.isDurable {
@@ -284,7 +291,8 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
   }
 
   /// Gives back what the job had.
-  private mutating func end(_ job: UnsafeMutablePointer<MediumJob>, _ progress: JobProgress) -> JobProgress {
+  mutating func end(_ job: UnsafeMutablePointer<MediumJob>, _ progress: JobProgress) -> JobProgress {
+    unsafe forgetSync(job)
     unsafe job.pointee.freePieces()
     if unsafe job.pointee.buffer > 0 {
       unsafe buffers.give(Int(job.pointee.buffer) - 1)
@@ -296,9 +304,12 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
 
   private mutating func start(_ tag: UInt32, _ job: UnsafeMutablePointer<MediumJob>) -> Start {
     switch unsafe job.pointee.stage {
-    case .whole, .parts: return unsafe startPart(tag, job)
+    case .whole, .parts:
+      if unsafe job.pointee.operation.isDurable { unsafe beginSync(job) }
+      return unsafe startPart(tag, job)
     case .flush:
       guard facts.flushFailed.loadRelaxed() == 0 else { return .failed }
+      unsafe beginSync(job)
       return call(unsafe IOOperation(kind: .flush), tag)
     case .discard: return unsafe startDiscard(tag, job)
     case .zero: return unsafe startZero(tag, job)
@@ -358,5 +369,8 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
   var systemCalls: UInt64 { engine.systemCalls &+ length.calls }
 
   /// The engine lost its way into the kernel. What was under way is for the lanes to answer.
-  mutating func abandonJobs() { backlog.removeAll() }
+  mutating func abandonJobs() {
+    backlog.removeAll()
+    abandonSyncs()
+  }
 }

@@ -20,6 +20,8 @@ struct MediumFacts: @unchecked Sendable {
   /// Not 0 once a flush or a stable write failed on an image in the page cache: what was lost then stays lost, although the
   /// kernel says so only once. The image's own word, shared by all queues.
   let flushFailed: SharedCell<UInt32>
+  /// Flushes and stable writes of all queues, where the kernel tells an error to one of them only; `nil` where it cannot.
+  let syncs: SyncLedger?
   /// `zeroChunk` bytes of zeroes.
   let zeroes: UnsafeMutableRawPointer
 
@@ -34,6 +36,7 @@ struct MediumFacts: @unchecked Sendable {
     isBlockDevice = image.isBlockDevice
     canDiscard = image.canDiscard
     flushFailed = image.state.flushFailed
+    syncs = image.isDirect || image.isInMemory ? nil : image.state.syncs
     unsafe self.zeroes = zeroes
   }
 }

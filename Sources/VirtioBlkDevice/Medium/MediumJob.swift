@@ -24,12 +24,16 @@ struct MediumJob {
   var method = ZeroMethod.punch
   /// The medium did not take the buffers as they are: what is left goes through a copy.
   var mustBounce = false
+  /// It went well, and waits until the flushes and stable writes that were beside it have been heard of.
+  var waitsForOthers = false
   /// Number of the buffer that it goes through + 1; 0: none.
   var buffer: Int32 = 0
   /// Bytes that are done.
   var done: UInt32 = 0
   /// Bytes of the part that is under way.
   var part: UInt32 = 0
+  /// In `SyncLedger`: its own number, then the number of the last that it waits for; 0: it is no such call.
+  var sync: UInt64 = 0
   /// The pieces of that part, when they are not simply the operation's: `operation.segmentCount` long.
   var pieces: UnsafeMutablePointer<MemorySegment>?
 
@@ -54,7 +58,8 @@ struct MediumJob {
     var operation = operation
     operation.offset &+= UInt64(done)
     operation.length = bytes
-    guard let all = unsafe operation.segments else { return operation }
+    // All of it needs no pieces of its own.
+    guard let all = unsafe operation.segments, done > 0 || bytes < operation.length else { return operation }
     let pieces = unsafe pieces ?? .allocate(capacity: operation.segmentCount)
     unsafe self.pieces = pieces
     var skip = Int(done)

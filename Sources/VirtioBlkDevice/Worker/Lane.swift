@@ -175,9 +175,14 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       }
       written = 1
       operation = unsafe IOOperation(
-        kind: .write, isDurable: isDurable, length: bytes, segments: segments,
-        segmentCount: shape.readableCount(from: segments))
+        kind: .write, length: bytes, segments: segments, segmentCount: shape.readableCount(from: segments))
       operation.skip(RequestHeader.size)
+      if isDurable {
+        operation.offset = header.sector &* 512
+        left &-= Int(truncatingIfNeeded: bytes) &+ BlockLimits.requestCost
+        unsafe keep(chain, statusByte, written, index)
+        return writeDurably(operation, index, &medium)
+      }
     default:
       left &-= BlockLimits.requestCost
       unsafe keep(chain, statusByte, UInt32(truncatingIfNeeded: shape.writableBytes), index)
@@ -251,6 +256,18 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   ) -> Bool {
     unsafe keep(chain, statusByte, UInt32(truncatingIfNeeded: writableBytes), index)
     refuse(index, .ioError)
+    return false
+  }
+
+  /// A write that is answered when it is on stable storage. - Returns: false, as its slot goes with the answer.
+  @inline(never)
+  private mutating func writeDurably<Engine: BlockEngine & ~Copyable>(
+    _ operation: IOOperation, _ index: Int, _ medium: inout Medium<Engine>
+  ) -> Bool {
+    var operation = operation
+    operation.isDurable = true
+    medium.prepare(operation, tag: tag(index))
+    askUnusual(index, &medium)
     return false
   }
 

@@ -6,6 +6,8 @@ internal import VirtioCore
 
 /// What every worker of a device is made with.
 struct WorkerConfiguration: Sendable {
+  /// Among the device's workers.
+  var index: Int
   var context: LaneContext
   /// Requests that one queue can have under way.
   var slots: Int
@@ -56,7 +58,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   init(_ configuration: WorkerConfiguration, engine: consuming Engine) throws(Errno) {
     let mailbox = configuration.mailbox
     medium = try Medium(
-      configuration.context.medium, engine: engine, lanes: configuration.lanes, counters: configuration.counters,
+      configuration.context.medium, engine: engine, worker: configuration.index, lanes: configuration.lanes,
+      counters: configuration.counters,
       wake: { EventCounter.signal(mailbox.descriptor) })
     self.configuration = configuration
     window = PollWindow(configuration.waiting)
