@@ -34,7 +34,7 @@ final class HandQueue {
   init(
     _ device: BlockDevice, _ index: Int, _ memory: SharedMemory, size: UInt16 = 16,
     features: FeatureSet = BlockFeature.understood, publishesInOrder: Bool = false, usesDoorbell: Bool = false,
-    beside other: HandQueue? = nil
+    log: QueueLog? = nil, beside other: HandQueue? = nil
   ) throws {
     let features = features.intersection(device.features)
     let kick = try OwnedDescriptor.eventCounter()
@@ -56,8 +56,11 @@ final class HandQueue {
     activation = Activation(
       queue: index, memory: memory.device, features: features, configuration: ring.layout.configuration,
       kick: doorbell.map { .doorbell($0) } ?? .eventCounter(kick), call: .eventCounter(call),
-      publishesInOrder: publishesInOrder)
+      publishesInOrder: publishesInOrder, log: log)
   }
+
+  /// Written pages are noted from the next start on.
+  func log(_ log: QueueLog) { activation.log = log }
 
   func start(at position: QueuePosition = QueuePosition()) throws {
     activation.position = position

@@ -99,6 +99,10 @@ struct Rig {
       let result = plan.carryOut()
       if case .success(let table) = result { deeds.append("map \(table.regions.count)") }
       session.mapped(result)
+    case .mapLog(let plan):
+      let result = plan.carryOut()
+      if case .success = result { deeds.append("map log") }
+      session.logMapped(result)
     case .examine(let examination): session.examined(examination.carryOut())
     case .start(let activation):
       #expect(running.insert(activation.queue).inserted, "a queue that runs was started")

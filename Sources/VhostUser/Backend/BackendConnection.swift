@@ -192,6 +192,7 @@ final class BackendConnection {
     case .reply(let message): writer.enqueue(message)
     case .negotiate(let features): session.negotiated(accepted: served.negotiate(features))
     case .map(let plan): run({ plan.carryOut() }, then: { $0.session.mapped($1) })
+    case .mapLog(let plan): run({ plan.carryOut() }, then: { $0.session.logMapped($1) })
     case .examine(let examination):
       run({ [name] in examination.carryOut(onConnectionTo: name) }, then: { $0.session.examined($1) })
     case .start(let activation):

@@ -7,11 +7,15 @@ extension BackendSession {
   /// would otherwise be lost on the way: a driver that chose write-through before DRIVER_OK has SET_FEATURES come after it.
   mutating func setFeatures(_ message: Message) throws(Refusal) {
     let word = FeatureSet(rawValue: try number(message))
-    let chosen = word.subtracting(.protocolFeatures)
+    let chosen = word.subtracting(.betweenEnds)
     guard chosen.isSubset(of: device.features) else { throw .featuresNotOffered(chosen.subtracting(device.features)) }
     if chosen != features {
       featuresAsked = chosen
       steps.append(.effect(.negotiate(chosen)))
+    }
+    if word.contains(.logAll) != logsBuffers {
+      logsBuffers.toggle()
+      changeLogging(of: rings.indices)
     }
     for index in rings.indices {
       // Without bit 30 nobody will send SET_VRING_ENABLE.

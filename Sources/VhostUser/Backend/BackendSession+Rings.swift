@@ -28,7 +28,9 @@ extension BackendSession {
       else { throw .queueRuns(index) }
     }
     try Ring.check(address, in: table)
+    let before = rings[index].address
     rings[index].address = address
+    if before?.logsUsedRing != address.logsUsedRing || before?.log != address.log { changeLogging(of: [index]) }
     steps.append(.startIfReady(index, refuses: true))
   }
 
@@ -154,7 +156,7 @@ extension BackendSession {
       return .start(
         Activation(
           queue: index, memory: table.memory, features: features, configuration: configuration, position: ring.position,
-          kick: kick, call: ring.call, failure: ring.failure))
+          kick: kick, call: ring.call, failure: ring.failure, log: log(of: ring)))
     } catch {
       couldNotStart(index, error, refuses: refuses)
       return nil

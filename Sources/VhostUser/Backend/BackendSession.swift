@@ -50,11 +50,15 @@ public struct BackendSession: Sendable {
 
   let device: DeviceDescription
   public internal(set) var protocolFeatures = ProtocolFeatures()
-  /// What the front-end chose, without bit 30; `nil` before it did.
+  /// What the front-end chose, without the bits between the two ends; `nil` before it did.
   public internal(set) var features: FeatureSet?
   public internal(set) var status = DeviceStatus()
   public internal(set) var table = MemoryTable()
   var rings: [Ring]
+  /// Where written pages are noted; `nil` before the front-end gave a log.
+  var log: DirtyLog?
+  /// Writes to buffers are noted, too.
+  var logsBuffers = false
   var hasChannel = false
   /// A change of configuration that was not told yet, since nothing may be said while every ring is stopped.
   var owesConfigurationChange = false
@@ -106,7 +110,7 @@ public struct BackendSession: Sendable {
     switch request {
     case .setOwner: break
     case .resetOwner: disableRings()
-    case .getFeatures: reply(device.features.union(.protocolFeatures).rawValue)
+    case .getFeatures: reply(device.features.union(.betweenEnds).rawValue)
     case .setFeatures: try setFeatures(message)
     case .getProtocolFeatures: reply(ProtocolFeatures.served.rawValue)
     case .setProtocolFeatures: try setProtocolFeatures(message)
@@ -115,6 +119,7 @@ public struct BackendSession: Sendable {
     case .setMemoryTable: try setMemoryTable(message)
     case .addMemoryRegion: try addMemoryRegion(message)
     case .removeMemoryRegion: try removeMemoryRegion(message)
+    case .setLogBase: try setLogBase(message)
     case .setVringSize: try setSize(message)
     case .setVringAddress: try setAddress(message)
     case .setVringBase: try setBase(message)

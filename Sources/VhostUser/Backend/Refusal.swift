@@ -20,6 +20,8 @@ public enum Refusal: Error, Hashable, CustomStringConvertible {
   case configurationOutOfRange(offset: UInt32, size: UInt32)
   case configurationNotWritable(offset: UInt32, size: UInt32)
   case memory(MemoryTableError)
+  case log(DirtyLogError)
+  case logTooLarge(UInt64, limit: UInt64)
   case unusableDescriptor(DescriptorPurpose, String)
   /// A ring waits for memory that does not come.
   case noMemory
@@ -46,6 +48,8 @@ public enum Refusal: Error, Hashable, CustomStringConvertible {
     case .configurationNotWritable(let offset, let size):
       "the \(size) bytes at offset \(offset) of the configuration space are not the driver's to write"
     case .memory(let error): error.description
+    case .log(let error): error.description
+    case .logTooLarge(let size, let limit): "a log of written pages of \(size) bytes is larger than the \(limit) that there can be"
     case .unusableDescriptor(let purpose, let reason): "the \(purpose.rawValue) descriptor cannot be used: \(reason)"
     case .noMemory: "it is set up and enabled, but the front-end has shared no memory; \(Self.remedy)"
     }

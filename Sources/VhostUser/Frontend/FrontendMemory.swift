@@ -16,6 +16,12 @@ public struct FrontendRegion: Sendable {
 }
 
 extension Frontend {
+  /// Where the back-end notes the pages that it writes to (needs LOG_SHMFD). It does so for rings whose address says it, and
+  /// for buffers while bit 26 is among the features.
+  public func setLog(_ area: SharedArea, _ descriptor: OwnedDescriptor) throws(FrontendError) {
+    try tell(.setLogBase, area.bytes, [descriptor])
+  }
+
   /// Replaces all of guest memory with SET_MEM_TABLE. Without memory slots a back-end need not take more than 8 regions.
   public func setMemory(_ regions: [FrontendRegion]) throws(FrontendError) {
     try tell(.setMemoryTable, MemoryRegion.encode(table: regions.map(\.region)), regions.map(\.descriptor))

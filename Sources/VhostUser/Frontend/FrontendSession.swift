@@ -30,6 +30,8 @@ public struct FrontendSession: Sendable {
         switch request {
         case .getVringBase: VringState.size
         case .getConfiguration: payload.count
+        // The request again; other back-ends answer otherwise.
+        case .setLogBase: SharedArea.size
         default: 8
         }
       return (message, .reply(size))

@@ -67,6 +67,7 @@ public enum FrontendRequest: UInt32, Sendable, CaseIterable {
       .atLeast(0)
     case .setFeatures, .setVringKick, .setVringCall, .setVringError, .setProtocolFeatures, .setStatus: .atLeast(8)
     case .setVringSize, .setVringBase, .getVringBase, .setVringEnable: .atLeast(VringState.size)
+    case .setLogBase: .atLeast(SharedArea.size)
     case .setVringAddress: .atLeast(VringAddress.size)
     case .addMemoryRegion, .removeMemoryRegion: .atLeast(8 + MemoryRegion.size)
     case .setMemoryTable: .memoryTable
@@ -78,7 +79,7 @@ public enum FrontendRequest: UInt32, Sendable, CaseIterable {
   /// Always answered, whatever need_reply says; such a request never gets an acknowledgement on top.
   public var hasOwnReply: Bool {
     switch self {
-    case .getFeatures, .getVringBase, .getProtocolFeatures, .getQueueCount, .iotlb, .getConfiguration,
+    case .getFeatures, .setLogBase, .getVringBase, .getProtocolFeatures, .getQueueCount, .iotlb, .getConfiguration,
       .createCryptoSession, .postcopyAdvise, .postcopyListen, .postcopyEnd, .getInflight, .getMaximumMemorySlots,
       .getStatus, .getSharedObject, .setDeviceState, .checkDeviceState, .getSharedMemoryConfiguration,
       .getVringBaseSkippingDrain:

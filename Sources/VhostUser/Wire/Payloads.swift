@@ -86,6 +86,9 @@ public struct VringAddress: Hashable, Sendable {
       usedRing: bytes.word64(at: 16), availableRing: bytes.word64(at: 24), log: bytes.word64(at: 32))
   }
 
+  /// Writes to the used ring are to be logged, from `log` on.
+  public var logsUsedRing: Bool { flags & 1 != 0 }
+
   public var bytes: [UInt8] {
     var bytes: [UInt8] = []
     bytes.append32(index)
@@ -93,6 +96,28 @@ public struct VringAddress: Hashable, Sendable {
     for word in [descriptorTable, usedRing, availableRing, log] { bytes.append64(word) }
     return bytes
   }
+}
+
+/// "Log description": a piece of the file that comes with it.
+public struct SharedArea: Hashable, Sendable {
+  static let size = 16
+
+  /// Bytes.
+  public var size: UInt64
+  /// Where it begins in the file, bytes.
+  public var offset: UInt64
+
+  public init(size: UInt64, offset: UInt64) {
+    self.size = size
+    self.offset = offset
+  }
+
+  public init?(decoding bytes: [UInt8]) {
+    guard bytes.count >= Self.size else { return nil }
+    self.init(size: bytes.word64(at: 0), offset: bytes.word64(at: 8))
+  }
+
+  public var bytes: [UInt8] { NumberPayload.encode(size) + NumberPayload.encode(offset) }
 }
 
 /// "Memory region description": one range of guest memory, in three address spaces.

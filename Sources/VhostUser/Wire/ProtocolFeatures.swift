@@ -8,6 +8,7 @@ public struct ProtocolFeatures: OptionSet, Hashable, Sendable, CustomStringConve
   public init(bit: Int) { self.rawValue = 1 << UInt64(bit) }
 
   public static let multiqueue = ProtocolFeatures(bit: 0)
+  public static let sharedLog = ProtocolFeatures(bit: 1)
   public static let replyAck = ProtocolFeatures(bit: 3)
   public static let backendRequests = ProtocolFeatures(bit: 5)
   public static let configuration = ProtocolFeatures(bit: 9)
@@ -18,7 +19,7 @@ public struct ProtocolFeatures: OptionSet, Hashable, Sendable, CustomStringConve
   /// What this back-end offers. A front-end may acknowledge bits that it does not implement itself, so nothing stands here
   /// that does not work.
   public static let served: ProtocolFeatures = [
-    .multiqueue, .replyAck, .backendRequests, .configuration, .resetDevice, .memorySlots, .status,
+    .multiqueue, .sharedLog, .replyAck, .backendRequests, .configuration, .resetDevice, .memorySlots, .status,
   ]
 
   /// Names for people, as the specification spells them.
@@ -36,4 +37,8 @@ extension FeatureSet {
   /// Bit 30 of the device's word, which only the two ends of the socket ever see: protocol features exist. Acknowledging it
   /// makes every ring wait for SET_VRING_ENABLE.
   public static let protocolFeatures = FeatureSet(bit: 30)
+  /// Bit 26, as well between the two ends only: all writes to guest memory are to be logged (VHOST_F_LOG_ALL).
+  public static let logAll = FeatureSet(bit: 26)
+  /// The bits of the word that are none of the device's.
+  static let betweenEnds: FeatureSet = [.protocolFeatures, .logAll]
 }

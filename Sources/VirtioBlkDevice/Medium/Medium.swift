@@ -28,9 +28,7 @@ enum MediumEvent {
 /// belongs to the image.
 @safe
 struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
-  /// Bytes of the largest transfer that is handed over at once; a larger one goes in steps of this, and other work comes
-  /// between them.
-  static var stepBytes: UInt64 { 4 << 20 }
+  static var stepBytes: UInt64 { MediumFacts.stepBytes }
   /// Bytes that are discarded or zeroed at once without being written.
   static var rangeStepBytes: UInt64 { 64 << 20 }
   /// Attempts without progress.
@@ -153,10 +151,10 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
 
   /// Reads into the operation's segments or writes them. They and the operation stay as they are until it is done.
   ///
-  /// - Parameter operation: a read or a write of whole blocks inside the medium.
+  /// - Parameter operation: a read or a write of whole blocks inside the medium, of 1 … `stepBytes` bytes.
   @inline(__always)
   mutating func transfer(_ operation: IOOperation, tag: UInt32) -> JobProgress {
-    guard operation.length &- 1 < Self.stepBytes, !operation.isMisaligned(facts.memoryMask) else {
+    guard !operation.isMisaligned(facts.memoryMask) else {
       prepare(operation, tag: tag)
       return transferPrepared(tag)
     }
@@ -184,12 +182,16 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
   /// What was written down.
   func prepared(_ tag: UInt32) -> IOOperation { unsafe jobs[tag].pointee.operation }
 
-  /// As `transfer`, in parts: for what is long, misaligned, or nothing.
+  /// As `transfer` for what was written down: of any length, and in parts where it has to be.
   @inline(never)
   mutating func transferPrepared(_ tag: UInt32) -> JobProgress {
     let operation = unsafe jobs[tag].pointee.operation
     guard operation.length > 0 else { return .done }
-    return begin(MediumJob(.parts, operation), tag)
+    guard operation.length <= Self.stepBytes, !operation.isMisaligned(facts.memoryMask), !operation.isDurable || syncs == nil
+    else { return begin(MediumJob(.parts, operation), tag) }
+    let outcome = engine.start(operation, tag: tag)
+    guard case .finished(let result) = outcome else { return .pending }
+    return UInt64(bitPattern: Int64(result)) == operation.length ? .done : goOn(tag, result)
   }
 
   /// Bytes that a read has put into its segments so far, from the first one on, without a gap.

@@ -26,6 +26,9 @@ struct MediumFacts: @unchecked Sendable {
   let zeroes: UnsafeMutableRawPointer
 
   static let zeroChunk = 1 << 20
+  /// Bytes of the largest transfer that is handed over at once; a larger one goes in steps of this, and other work comes
+  /// between them.
+  static let stepBytes: UInt64 = 4 << 20
 
   init(image: ImageFile, zeroes: UnsafeMutableRawPointer) {
     descriptor = image.descriptor

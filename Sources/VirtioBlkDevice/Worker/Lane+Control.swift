@@ -23,13 +23,26 @@ extension Lane where Ring: ~Copyable {
       fail(.memoryLost)
       return false
     }
+    guard log?.hasFaulted != true else {
+      fail(.logLost)
+      return false
+    }
     // What is in flight can no longer be told from what is not.
     guard inflight?.hasFaulted != true else {
       fail(.inflightLost)
       return false
     }
     seenFaults = faults
+    plainFaults = log == nil ? faults : .max
     return true
+  }
+
+  /// What was written to the ring, for the log. The driver may have seen it already: whoever moves the guest reads the log
+  /// again after this queue has stopped.
+  @inline(never)
+  mutating func logRing() {
+    guard let log else { return }
+    ring.takeWritten { log.markUsedRing(offset: $0, count: $1) }
   }
 
   /// Whether a write may begin: its header and data are the driver's, and the file has not been cut before its end.

@@ -32,6 +32,7 @@ extension Lane where Ring: ~Copyable {
     while copied < count {
       let part = min(unsafe piece.pointee.count, count - copied)
       unsafe piece.pointee.base.copyMemory(from: context.serial + copied, byteCount: part)
+      if log != nil { unsafe log!.markBuffer(piece.pointee.base, count: part) }
       copied += part
       unsafe piece += 1
     }

@@ -35,6 +35,11 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// Slots in the order in which their chains were taken; only with publication in order.
   private var order: OrderQueue?
   private let isOrdered: Bool
+  /// Where it is written down what was written to guest memory.
+  var log: LaneLog?
+  /// What a transfer has to be shorter than to leave no trace in its slot when it is done in place, bytes: 0 where each one
+  /// has to be answered with care, as there is an order or a log to keep.
+  private let plainBytes: UInt64
   var error: QueueError?
   /// The last turn ended because it had done enough, not because the ring was empty.
   var hadItsTurn = false
@@ -43,7 +48,9 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
 
   /// Lost pages of the process when this queue's memory was found to be there as a whole.
   var seenFaults = UInt64.max
-  /// The same, and writes need no other look either; `max` when they need one.
+  /// The same, and publishing needs nothing else either; `max` when each time does.
+  var plainFaults = UInt64.max
+  /// The same as `seenFaults`, and writes need no other look either; `max` when they need one.
   var writesAreClear = UInt64.max
 
   /// - Parameter lane: the number of its tags' lane.
@@ -60,6 +67,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.queue = activation.queue
     self.order = activation.publishesInOrder ? OrderQueue(capacity: slab.capacity) : nil
     self.isOrdered = activation.publishesInOrder
+    log = activation.log.map { LaneLog($0, memory: activation.memory) }
+    plainBytes = activation.publishesInOrder || activation.log != nil ? 0 : MediumFacts.stepBytes
     state = ring.interrupted > 0 ? .recovering : .running
     self.ring = ring
     self.slab = slab
@@ -123,7 +132,9 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   @inline(__always)
   mutating func prepareToSleep() -> Bool {
     guard canTake else { return hasInterrupted }
-    return ring.enableKicks()
+    let hasMore = ring.enableKicks()
+    if log != nil { logRing() }
+    return hasMore
   }
 
   @inline(__always)
@@ -207,7 +218,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     }
     operation.offset = header.sector &* 512
     left &-= Int(truncatingIfNeeded: operation.length) &+ BlockLimits.requestCost
-    guard operation.length &- 1 < Medium<Engine>.stepBytes,
+    guard operation.length &- 1 < plainBytes,
       operation.segmentCount == 1 || operation.segmentCount <= rules.segments
     else {
       unsafe keep(chain, statusByte, written, index)
@@ -218,29 +229,36 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     // A completion is taken at the next turn at the earliest: what it needs may be written down after the start.
     switch medium.transfer(operation, tag: firstTag | UInt32(truncatingIfNeeded: index)) {
     case .pending:
-      unsafe keep(chain, statusByte, written, index)
+      unsafe keepPlain(chain, statusByte, written, index)
       return false
-    case .failed:
-      return unsafe completeInPlace(chain, statusByte, written, index, isDone: false, &medium)
+    case .failed: return unsafe failInPlace(chain, statusByte, written, index, &medium)
     case .done: break
-    }
-    guard !isOrdered else {
-      return unsafe completeInPlace(chain, statusByte, written, index, isDone: true, &medium)
     }
     unsafe statusByte.storeBytes(of: BlockStatus.ok.rawValue, as: UInt8.self)
     push(chain, written: written)
     return true
   }
 
-  /// Answers a request that was over at once, but not plainly. - Returns: false, as its slot went with the answer.
+  /// Answers a transfer that failed at once. - Returns: false, as its slot went with the answer.
   @inline(never)
-  private mutating func completeInPlace<Engine: BlockEngine & ~Copyable>(
-    _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int, isDone: Bool,
+  private mutating func failInPlace<Engine: BlockEngine & ~Copyable>(
+    _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int,
     _ medium: inout Medium<Engine>
   ) -> Bool {
-    unsafe keep(chain, statusByte, written, index)
-    complete(index, isDone: isDone, &medium)
+    unsafe keepPlain(chain, statusByte, written, index)
+    complete(index, isDone: false, &medium)
     return false
+  }
+
+  /// Writes down what the answer to a plain transfer needs.
+  @inline(__always)
+  private mutating func keepPlain(
+    _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int
+  ) {
+    slab.keep(chain, at: index, .transfer)
+    let slot = unsafe slab.slot(index)
+    unsafe slot.pointee.statusByte = statusByte
+    unsafe slot.pointee.written = written
   }
 
   /// Writes down what the answer to a request needs.
@@ -250,7 +268,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   private mutating func keep(
     _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int
   ) {
-    slab.keep(chain, at: index, isOrdered ? .orderedTransfer : .transfer)
+    slab.keep(chain, at: index, plainBytes == 0 ? .watchedTransfer : .transfer)
     let slot = unsafe slab.slot(index)
     unsafe slot.pointee.statusByte = statusByte
     unsafe slot.pointee.written = written
@@ -287,7 +305,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     return false
   }
 
-  /// A read or write of nothing, a large one, or one of more pieces than there may be.
+  /// A transfer that is answered with care, a read or write of nothing, a large one, or one of more pieces than there may be.
   @inline(never)
   private mutating func askUnusual<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     let operation = medium.prepared(tag(index))
@@ -371,7 +389,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     let slot = unsafe slab.slot(index)
     let written = unsafe Int(slot.pointee.written)
     switch unsafe slot.pointee.stage {
-    case .transfer, .orderedTransfer:
+    case .transfer, .watchedTransfer:
+      if log != nil { log!.markTransfer(medium.prepared(tag(index))) }
       guard !isDone else { return answer(index, .ok, written: written) }
       counters.add(.failures)
       // What was written to the medium is none of the driver's memory.
@@ -416,7 +435,9 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
 
   @inline(__always)
   private mutating func show(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) {
-    unsafe slot.pointee.statusByte.unsafelyUnwrapped.storeBytes(of: slot.pointee.status.rawValue, as: UInt8.self)
+    let statusByte = unsafe slot.pointee.statusByte.unsafelyUnwrapped
+    unsafe statusByte.storeBytes(of: slot.pointee.status.rawValue, as: UInt8.self)
+    if log != nil { unsafe log!.markBuffer(statusByte, count: 1) }
     push(slab.takeChain(at: index), written: unsafe slot.pointee.written)
     slab.give(index)
   }
@@ -435,9 +456,27 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   @inline(__always)
   mutating func publish() {
     // What was read out of memory that was not the driver's any more is never shown as done.
-    guard context.faults.loadAfterLoads() == seenFaults || isMemoryThere() else { return }
+    guard context.faults.loadAfterLoads() == plainFaults else { return publishWithCare() }
     let count = ring.unpublished
     ring.publish()
+    tell(count)
+  }
+
+  /// Looks at memory first, and notes what was written.
+  @inline(never)
+  private mutating func publishWithCare() {
+    guard isMemoryThere() else { return }
+    let count = ring.unpublished
+    ring.publish()
+    logRing()
+    tell(count)
+  }
+
+  /// Tells the driver, if it wants to be told.
+  ///
+  /// - Parameter count: chains that were published just now.
+  @inline(__always)
+  private mutating func tell(_ count: Int) {
     if coalescing != nil, !coalescing!.isDue(after: count) { return }
     guard ring.needsCall() else { return }
     counters.add(.calls)

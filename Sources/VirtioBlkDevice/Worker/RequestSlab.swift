@@ -9,7 +9,7 @@ enum RequestStage: UInt8 {
   /// Its data: when the medium has moved it, the request is answered.
   case transfer
   /// The same, with answers in the order of the requests.
-  case orderedTransfer
+  case watchedTransfer
   /// A range is being discarded.
   case discard
   /// A range is being zeroed.

@@ -30,10 +30,13 @@ public struct Activation: Sendable {
   /// nowhere. The region is that of `queue`. All queues of a device that run at one time have it, or none.
   public var inflight: InflightMemory?
 
+  /// Where it is written down which pages of guest memory the device has written to; `nil`: nowhere.
+  public var log: QueueLog?
+
   public init(
     queue: Int, memory: GuestMemory, features: FeatureSet, configuration: QueueConfiguration,
     position: QueuePosition = QueuePosition(), kick: KickSource, call: CallSink, failure: CallSink = .none,
-    publishesInOrder: Bool = false, inflight: InflightMemory? = nil
+    publishesInOrder: Bool = false, inflight: InflightMemory? = nil, log: QueueLog? = nil
   ) {
     self.queue = queue
     self.memory = memory
@@ -45,5 +48,6 @@ public struct Activation: Sendable {
     self.failure = failure
     self.publishesInOrder = publishesInOrder
     self.inflight = inflight
+    self.log = log
   }
 }

@@ -35,6 +35,7 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
   case statusUnmapped(head: UInt16)
   case memoryLost
   case inflightLost
+  case logLost
   case mediumLost
 
   /// The three parts of a split ring.
@@ -64,6 +65,7 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
     case .mediumLost: "the kernel takes no more requests for the image: start again, and look at the limits of this process"
     case .memoryLost: "the file behind the guest's memory was cut short"
     case .inflightLost: "the file of the in-flight records was cut short"
+    case .logLost: "the file of the log of written pages was cut short"
     case .availableIndexJumped(let from, let to, let size):
       "the available index went from \(from) to \(to), more than the \(size) entries of the queue"
     case .headOutOfRange(let head): "descriptor head \(head) is outside the table"

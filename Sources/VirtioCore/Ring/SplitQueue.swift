@@ -35,6 +35,8 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
   @usableFromInline var kicksAreSuppressed: Bool
 
   @usableFromInline var heads: Heads
+  /// The index of the first used element that was not asked for with `takeWritten`.
+  private var notedUsed: UInt16
 
   public init(
     _ configuration: QueueConfiguration, memory: GuestMemory, features: FeatureSet, position: QueuePosition,
@@ -74,6 +76,7 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
     self.publishedUsed = heads.beginUsed
     self.decidedUsed = heads.beginUsed
     self.kicksAreSuppressed = false
+    self.notedUsed = heads.beginUsed
     self.heads = heads
   }
 
@@ -212,6 +215,18 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
     let event = unsafe SharedCell<UInt16>(available + (4 &+ Int(size) &* 2)).loadRelaxed()
     // Some index in (old, published] passed the event: right across the wrap (virtio 2.6.7).
     return publishedUsed &- event &- 1 < publishedUsed &- old
+  }
+
+  /// Elements that are pushed and not yet published are in the ring, too, and are said again with the index that shows them.
+  public mutating func takeWritten(_ each: (_ offset: Int, _ count: Int) -> Void) {
+    each(0, 4)
+    if hasEventIndex { each(4 + 8 * Int(size), 2) }
+    let count = min(Int(nextUsed &- notedUsed), Int(size))
+    let first = Int(nextUsed &- UInt16(truncatingIfNeeded: count)) & mask
+    let upToEnd = min(count, Int(size) - first)
+    if upToEnd > 0 { each(4 + 8 * first, 8 * upToEnd) }
+    if count > upToEnd { each(4, 8 * (count - upToEnd)) }
+    notedUsed = publishedUsed
   }
 
   // MARK: Kicks

@@ -58,6 +58,11 @@ public protocol Virtqueue: ~Copyable {
   /// Whether `pop` would find something, without asking for kicks.
   mutating func hasAvailable() -> Bool
 
+  /// Says which bytes of the ring this side has written since it was asked last, or may have: for a dirty log.
+  ///
+  /// - Parameter each: called with an offset in the used ring and a count, bytes, a few times.
+  mutating func takeWritten(_ each: (_ offset: Int, _ count: Int) -> Void)
+
   /// Where the queue stands.
   var position: QueuePosition { get }
   var size: UInt16 { get }

@@ -1,0 +1,102 @@
+/// Pages of guest memory that a device has written to, one bit for each, in memory that a front-end reads and clears while it
+/// moves the guest elsewhere (vhost-user "Migration").
+internal import CLinux
+internal import Glibc
+internal import Synchronization
+public import SystemPackage
+
+/// Why a file is no log.
+public enum DirtyLogError: Error, Hashable, Sendable, CustomStringConvertible {
+  case empty
+  case rangeOverflows(offset: UInt64, size: UInt64)
+  case fileTooSmall(fileSize: Int64, needed: UInt64)
+  case notMappable(Errno)
+
+  public var description: String {
+    switch self {
+    case .empty: "the log of written pages has no bytes"
+    case .rangeOverflows(let offset, let size):
+      "the log of written pages with \(size) bytes at byte \(offset) of its file goes past the end of what a file can have"
+    case .fileTooSmall(let fileSize, let needed):
+      "the file of the log of written pages has \(fileSize) bytes, and the log ends at byte \(needed)"
+    case .notMappable(let error): "the log of written pages cannot be mapped: \(error)"
+    }
+  }
+}
+
+/// Bit `page % 8` of byte `page / 8` says that the guest's page `page` was written to. What lies behind its end is not logged.
+@safe
+public final class DirtyLog: @unchecked Sendable {
+  /// Bytes of guest memory that a bit stands for, whatever the guest's own pages are.
+  public static let pageSize: UInt64 = 4096
+
+  /// Bytes of the log.
+  public let size: UInt64
+  private let mapping: Mapping
+  private let base: UnsafeMutableRawPointer
+
+  /// The file of a front-end. Asks its file system, which may take for ever: not for a control thread.
+  ///
+  /// - Parameters:
+  ///   - descriptor: open for reading and writing; whoever closes it unmaps the log, too.
+  ///   - offset: where the log begins, bytes.
+  ///   - size: its length, bytes.
+  public init(descriptor: OwnedDescriptor, offset: UInt64, size: UInt64) throws(DirtyLogError) {
+    guard size > 0 else { throw .empty }
+    // Half of the signed range, so that rounding to a page cannot overflow either.
+    let (end, overflow) = offset.addingReportingOverflow(size)
+    guard !overflow, end <= UInt64(Int64.max / 2) else { throw .rangeOverflows(offset: offset, size: size) }
+    var information = stat()
+    guard unsafe fstat(descriptor.rawValue, &information) == 0 else { throw .notMappable(Errno(rawValue: errno)) }
+    guard information.st_mode & S_IFMT == S_IFREG else { throw .notMappable(.invalidArgument) }
+    guard UInt64(max(information.st_size, 0)) >= end else {
+      throw .fileTooSmall(fileSize: Int64(information.st_size), needed: end)
+    }
+    let page = UInt64(PageSize.bytes)
+    let start = offset / page * page
+    do throws(Errno) {
+      mapping = try Mapping(
+        descriptor: descriptor.rawValue, offset: Int64(start), count: Int(end - start), unmappedBy: descriptor.disposer)
+    } catch { throw .notMappable(error) }
+    self.size = size
+    unsafe base = mapping.base + Int(offset - start)
+  }
+
+  /// Some page of it is gone: the front-end cut the file.
+  public var hasFaulted: Bool { mapping.faults > 0 }
+
+  /// Marks the pages of a range that was written to.
+  ///
+  /// - Parameters:
+  ///   - address: a guest address.
+  ///   - count: bytes; at most a request's.
+  public func mark(_ address: UInt64, count: Int) {
+    guard count > 0 else { return }
+    let (last, overflow) = address.addingReportingOverflow(UInt64(count - 1))
+    guard !overflow else { return }
+    let end = last / Self.pageSize
+    var page = address / Self.pageSize
+    while page <= end, page / 8 < size {
+      // Release: who finds the bit finds what was written. The front-end takes bits away at the same time, so it is added in
+      // one step, and also where it seems to be there: it may just be going.
+      unsafe (base + Int(page / 8)).assumingMemoryBound(to: Atomic<UInt8>.self).pointee
+        .bitwiseOr(1 << UInt8(page % 8), ordering: .releasing)
+      page += 1
+    }
+  }
+}
+
+/// What of a queue's writes is logged, and where.
+public struct QueueLog: Sendable {
+  public var log: DirtyLog
+  /// Data and status bytes, by their guest addresses (VHOST_F_LOG_ALL).
+  public var coversBuffers: Bool
+  /// Where writes to the used ring are logged, a guest address, which a front-end may give as it likes; `nil`: not at all.
+  public var usedRing: UInt64?
+
+  public init(log: DirtyLog, coversBuffers: Bool, usedRing: UInt64?) {
+    self.log = log
+    self.coversBuffers = coversBuffers
+    self.usedRing = usedRing
+  }
+}
