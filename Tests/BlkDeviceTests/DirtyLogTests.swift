@@ -191,7 +191,8 @@ private final class Bits: @unchecked Sendable {
     #expect(!marked.isEmpty && marked.allSatisfy { $0 >= Self.usedRingPage })
     // One byte of log: eight pages. The used ring far behind it and buffers behind it are not noted, and nothing is hurt.
     let short = try Bits(bytes: 1, offset: 4095)
-    let again = try HandQueue(queue.device, 0, SharedMemory(), log: QueueLog(log: short.log, coversBuffers: true, usedRing: .max))
+    let again = try HandQueue(
+      queue.device, 0, SharedMemory(), log: QueueLog(log: short.log, coversBuffers: true, usedRing: .max))
     try again.start()
     #expect(try again.perform(.read(sector: 0, bytes: 4096)).status == .ok)
     _ = again.stop()

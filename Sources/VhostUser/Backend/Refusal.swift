@@ -49,7 +49,8 @@ public enum Refusal: Error, Hashable, CustomStringConvertible {
       "the \(size) bytes at offset \(offset) of the configuration space are not the driver's to write"
     case .memory(let error): error.description
     case .log(let error): error.description
-    case .logTooLarge(let size, let limit): "a log of written pages of \(size) bytes is larger than the \(limit) that there can be"
+    case .logTooLarge(let size, let limit):
+      "a log of written pages of \(size) bytes is larger than the \(limit) that there can be"
     case .unusableDescriptor(let purpose, let reason): "the \(purpose.rawValue) descriptor cannot be used: \(reason)"
     case .noMemory: "it is set up and enabled, but the front-end has shared no memory; \(Self.remedy)"
     }

@@ -35,10 +35,11 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// Slots in the order in which their chains were taken; only with publication in order.
   private var order: OrderQueue?
   private let isOrdered: Bool
+  /// An answer is more than a status byte and a used element: there is an order or a log to keep.
+  private let isWatched: Bool
   /// Where it is written down what was written to guest memory.
   var log: LaneLog?
-  /// What a transfer has to be shorter than to leave no trace in its slot when it is done in place, bytes: 0 where each one
-  /// has to be answered with care, as there is an order or a log to keep.
+  /// Most bytes of a transfer that is not written down before it is asked for: 0 with a log, which has to know what it was.
   private let plainBytes: UInt64
   var error: QueueError?
   /// The last turn ended because it had done enough, not because the ring was empty.
@@ -67,8 +68,9 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.queue = activation.queue
     self.order = activation.publishesInOrder ? OrderQueue(capacity: slab.capacity) : nil
     self.isOrdered = activation.publishesInOrder
+    isWatched = activation.publishesInOrder || activation.log != nil
     log = activation.log.map { LaneLog($0, memory: activation.memory) }
-    plainBytes = activation.publishesInOrder || activation.log != nil ? 0 : MediumFacts.stepBytes
+    plainBytes = activation.log != nil ? 0 : MediumFacts.stepBytes
     state = ring.interrupted > 0 ? .recovering : .running
     self.ring = ring
     self.slab = slab
@@ -229,36 +231,26 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     // A completion is taken at the next turn at the earliest: what it needs may be written down after the start.
     switch medium.transfer(operation, tag: firstTag | UInt32(truncatingIfNeeded: index)) {
     case .pending:
-      unsafe keepPlain(chain, statusByte, written, index)
+      unsafe keep(chain, statusByte, written, index)
       return false
-    case .failed: return unsafe failInPlace(chain, statusByte, written, index, &medium)
+    case .failed: return unsafe completeInPlace(chain, statusByte, written, index, isDone: false, &medium)
     case .done: break
     }
+    guard !isOrdered else { return unsafe completeInPlace(chain, statusByte, written, index, isDone: true, &medium) }
     unsafe statusByte.storeBytes(of: BlockStatus.ok.rawValue, as: UInt8.self)
     push(chain, written: written)
     return true
   }
 
-  /// Answers a transfer that failed at once. - Returns: false, as its slot went with the answer.
+  /// Answers a request that was over at once, but not plainly. - Returns: false, as its slot went with the answer.
   @inline(never)
-  private mutating func failInPlace<Engine: BlockEngine & ~Copyable>(
-    _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int,
+  private mutating func completeInPlace<Engine: BlockEngine & ~Copyable>(
+    _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int, isDone: Bool,
     _ medium: inout Medium<Engine>
   ) -> Bool {
-    unsafe keepPlain(chain, statusByte, written, index)
-    complete(index, isDone: false, &medium)
+    unsafe keep(chain, statusByte, written, index)
+    complete(index, isDone: isDone, &medium)
     return false
-  }
-
-  /// Writes down what the answer to a plain transfer needs.
-  @inline(__always)
-  private mutating func keepPlain(
-    _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int
-  ) {
-    slab.keep(chain, at: index, .transfer)
-    let slot = unsafe slab.slot(index)
-    unsafe slot.pointee.statusByte = statusByte
-    unsafe slot.pointee.written = written
   }
 
   /// Writes down what the answer to a request needs.
@@ -268,7 +260,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   private mutating func keep(
     _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int
   ) {
-    slab.keep(chain, at: index, plainBytes == 0 ? .watchedTransfer : .transfer)
+    slab.keep(chain, at: index, isWatched ? .watchedTransfer : .transfer)
     let slot = unsafe slab.slot(index)
     unsafe slot.pointee.statusByte = statusByte
     unsafe slot.pointee.written = written
@@ -305,7 +297,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     return false
   }
 
-  /// A transfer that is answered with care, a read or write of nothing, a large one, or one of more pieces than there may be.
+  /// A transfer that a log has to know of, a read or write of nothing, a large one, or one of more pieces than there may be.
   @inline(never)
   private mutating func askUnusual<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     let operation = medium.prepared(tag(index))
@@ -390,15 +382,32 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     let written = unsafe Int(slot.pointee.written)
     switch unsafe slot.pointee.stage {
     case .transfer, .watchedTransfer:
-      if log != nil { log!.markTransfer(medium.prepared(tag(index))) }
+      guard log == nil else { return completeLogged(index, isDone: isDone, &medium) }
       guard !isDone else { return answer(index, .ok, written: written) }
-      counters.add(.failures)
-      // What was written to the medium is none of the driver's memory.
-      answer(index, .ioError, written: written > 1 ? Int(medium.filled(tag(index))) : 1)
+      answerFailed(index, &medium)
     case .flush: isDone ? answerWithStatus(index, .ok) : refuse(index, .ioError)
     case .discard, .zero: isDone ? askNextRange(index, &medium) : refuse(index, .ioError)
     case .none: preconditionFailure("a request was answered twice")
     }
+  }
+
+  /// A transfer, with what it wrote to guest memory noted.
+  @inline(never)
+  private mutating func completeLogged<Engine: BlockEngine & ~Copyable>(
+    _ index: Int, isDone: Bool, _ medium: inout Medium<Engine>
+  ) {
+    let operation = medium.prepared(tag(index))
+    log?.markTransfer(operation)
+    guard isDone else { return answerFailed(index, &medium) }
+    answer(index, .ok, written: unsafe Int(slab.slot(index).pointee.written))
+  }
+
+  @inline(never)
+  private mutating func answerFailed<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
+    counters.add(.failures)
+    let isRead = unsafe slab.slot(index).pointee.written > 1
+    // What was written to the medium is none of the driver's memory.
+    answer(index, .ioError, written: isRead ? Int(medium.filled(tag(index))) : 1)
   }
 
   // MARK: Publish
@@ -424,7 +433,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     let slot = unsafe slab.slot(index)
     unsafe slot.pointee.status = status
     unsafe slot.pointee.written = UInt32(truncatingIfNeeded: written)
-    guard isOrdered else { return unsafe show(index, slot) }
+    guard isWatched else { return unsafe show(index, slot) }
+    guard log == nil else { return unsafe answerLogged(index, slot) }
     unsafe slot.pointee.isFinished = true
     while let first = order?.first, unsafe slab.slot(first).pointee.isFinished {
       order?.removeFirst()
@@ -433,11 +443,29 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     }
   }
 
-  @inline(__always)
-  private mutating func show(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) {
+  /// As `answer`, with status bytes that are noted.
+  @inline(never)
+  private mutating func answerLogged(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) {
+    guard isOrdered else { return unsafe showLogged(index, slot) }
+    unsafe slot.pointee.isFinished = true
+    while let first = order?.first, unsafe slab.slot(first).pointee.isFinished {
+      order?.removeFirst()
+      unsafe slab.slot(first).pointee.isFinished = false
+      unsafe showLogged(first, slab.slot(first))
+    }
+  }
+
+  private mutating func showLogged(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) {
     let statusByte = unsafe slot.pointee.statusByte.unsafelyUnwrapped
     unsafe statusByte.storeBytes(of: slot.pointee.status.rawValue, as: UInt8.self)
-    if log != nil { unsafe log!.markBuffer(statusByte, count: 1) }
+    unsafe log?.markBuffer(statusByte, count: 1)
+    push(slab.takeChain(at: index), written: unsafe slot.pointee.written)
+    slab.give(index)
+  }
+
+  @inline(__always)
+  private mutating func show(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) {
+    unsafe slot.pointee.statusByte.unsafelyUnwrapped.storeBytes(of: slot.pointee.status.rawValue, as: UInt8.self)
     push(slab.takeChain(at: index), written: unsafe slot.pointee.written)
     slab.give(index)
   }
