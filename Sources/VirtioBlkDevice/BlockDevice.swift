@@ -36,6 +36,12 @@ public struct BlockDeviceOptions: Sendable {
   /// than most requests do. A queue without work sleeps.
   public var waiting = Waiting.adaptive(maximumMicroseconds: 50)
   public var notification = Notification.batch
+  /// What is to go wrong at the medium, for those who try out how a guest takes it. Not with the null engine, which has none.
+  public var faults: [FaultRule] = []
+  /// Is told what is done at the medium.
+  package var witness: (any MediumWitness)?
+  /// A mistake that is to be found; only with the `sync` engine.
+  package var plant: PlantedMistake?
 
   public init() {}
 }
@@ -62,6 +68,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   private let shared: SharedBlock
   private let context: LaneContext
   private let mapped: MappedImage?
+  private let layers: EngineLayers?
   private let counterBlocks: [CounterBlock]
   /// One for each thread that there can be.
   private var places: [WorkerPlace]
@@ -102,6 +109,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
       guard (0..<max(online, 1)).contains(cpu) else { throw .badProcessor(cpu, online: online) }
     }
     let choice = try EngineChoice.resolve(options.engine, options.uring, image: image)
+    guard choice.kind != .null || options.faults.isEmpty else { throw .nothingToFail }
     do throws(Errno) {
       events = try DeviceNews()
       shared = try SharedBlock(serial: options.serial ?? image.description.serial)
@@ -115,8 +123,10 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     self.threadCount = threads
     self.engine = choice.kind
     self.mapped = choice.mapped
+    self.layers = EngineLayers(options)
     self.engineReason = choice.reason
-    self.engineWarning = choice.warning
+    let warnings = [choice.warning, options.faults.isEmpty ? nil : "requests to \(image.path) fail on purpose (--inject)"]
+    self.engineWarning = warnings.contains { $0 != nil } ? warnings.compactMap(\.self).joined(separator: "; ") : nil
     features = Self.features(of: image)
     configuration = BlockConfigSpace(image: image, features: features, options: options)
     shared.writeback.storeRelaxed(1)
@@ -274,7 +284,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
       counters: counterBlocks[index], mailbox: mailbox, events: events)
     let processors = options.processors
     let cpu = processors.isEmpty ? nil : processors[index % processors.count]
-    let plan = EnginePlan(kind: engine, setup: options.uring, image: image, mapped: mapped, depth: lanes * LaneContext.slots)
+    let plan = EnginePlan(
+      kind: engine, setup: options.uring, image: image, mapped: mapped, depth: lanes * LaneContext.slots, layers: layers)
     let (body, news, shared) = (workerBody, events, shared)
     do throws(Errno) {
       let thread = try SystemThread(name: "queue \(index)", cpu: cpu) {
