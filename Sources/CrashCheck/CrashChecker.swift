@@ -4,7 +4,7 @@ internal import VirtioBlkDevice
 
 struct CrashChecker {
   /// Images of one moment; where all that are possible with whole changes are no more, all of them.
-  static let imagesPerPoint = 8
+  static let imagesPerPoint = 16
 
   let mode: CrashMode
   let engine: EngineKind

@@ -70,7 +70,8 @@ extension FaultRule {
   fileprivate func concerns(_ operation: IOOperation) -> Bool {
     switch (effect, operation.kind) {
     // Nothing but a transfer can be cut short.
-    case (.short, .flush), (.short, .punchHole), (.short, .blockDiscard), (.short, .zeroRange), (.short, .allocate): return false
+    case (.short, .flush), (.short, .punchHole), (.short, .blockDiscard), (.short, .zeroRange), (.short, .allocate):
+      return false
     default: break
     }
     let isOfTarget =

@@ -122,7 +122,9 @@ extension FaultRule.Effect {
       self = .reorder(count)
     case ("delay", 2):
       let ends = sides[1].split(separator: "-", omittingEmptySubsequences: false).map { Self.nanoseconds(String($0)) }
-      guard (1...2).contains(ends.count), let first = ends[0], let last = ends[ends.count - 1], first <= last else { return nil }
+      guard (1...2).contains(ends.count), let first = ends[0], let last = ends[ends.count - 1], first <= last else {
+        return nil
+      }
       self = .delay(first...last)
     default: return nil
     }

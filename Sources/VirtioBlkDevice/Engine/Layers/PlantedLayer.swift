@@ -8,7 +8,7 @@ internal import VirtioCore
 public enum PlantedMistake: String, CaseIterable, Sendable {
   /// FLUSH is answered, and nothing is flushed.
   case noFlush = "no-flush"
-  /// The flush is made before what was to be flushed is written.
+  /// Every second FLUSH is answered by the flush before it, which began before the writes in question were done.
   case flushTooSoon = "flush-too-soon"
   /// Another file is flushed.
   case wrongFile = "wrong-file"
@@ -27,7 +27,7 @@ public enum PlantedMistake: String, CaseIterable, Sendable {
   public var summary: String {
     switch self {
     case .noFlush: "FLUSH is answered without a flush"
-    case .flushTooSoon: "the flush is made before the write is"
+    case .flushTooSoon: "every second FLUSH joins the flush before it, which began before the write was done"
     case .wrongFile: "another file is flushed"
     case .toggleIgnored: "writes are not stable although the driver chose so"
     case .answerTooSoon: "stable writes and flushes are answered before they are done"
@@ -52,6 +52,8 @@ final class PlantedLayer: EngineLayer {
   /// Answered, but not done.
   private var held: [Held] = []
   private var writes = 0
+  /// The next FLUSH joins the flush before it.
+  private var joins = false
 
   /// An operation with its data kept.
   private struct Held {
@@ -71,10 +73,10 @@ final class PlantedLayer: EngineLayer {
   func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
     switch (mistake, operation.kind) {
     case (_, .read): return base.start(operation, tag: tag)
-    case (.noFlush, .flush), (.flushTooSoon, .flush): return .finished(0)
-    case (.flushTooSoon, _):
-      _ = unsafe base.start(IOOperation(kind: .flush), tag: tag)
-      return base.start(operation, tag: tag)
+    case (.noFlush, .flush): return .finished(0)
+    case (.flushTooSoon, .flush):
+      joins.toggle()
+      return joins ? base.start(operation, tag: tag) : .finished(0)
     case (.wrongFile, .flush): return flushElsewhere()
     case (.toggleIgnored, .write):
       var plain = operation
@@ -114,18 +116,18 @@ final class PlantedLayer: EngineLayer {
   }
 
   private func perform(_ operation: IOOperation, _ data: [UInt8], _ tag: UInt32) -> IOOutcome {
-    var data = data
-    return unsafe data.withUnsafeMutableBytes { bytes in
+    guard !data.isEmpty else { return base.start(operation, tag: tag) }
+    // Direct transfers are particular about buffers.
+    let copy = UnsafeMutableRawPointer.allocate(byteCount: data.count, alignment: 4096)
+    defer { unsafe copy.deallocate() }
+    unsafe UnsafeMutableRawBufferPointer(start: copy, count: data.count).copyBytes(from: data)
+    var piece = unsafe MemorySegment(base: copy, count: data.count)
+    return unsafe withUnsafeMutablePointer(to: &piece) { piece in
       var own = operation
-      own.segmentCount = 0
-      guard let base = bytes.baseAddress else { return self.base.start(own, tag: tag) }
-      var piece = unsafe MemorySegment(base: base, count: bytes.count)
-      return unsafe withUnsafeMutablePointer(to: &piece) { piece in
-        unsafe own.segments = piece
-        own.segmentCount = 1
-        own.length = UInt64(bytes.count)
-        return self.base.start(own, tag: tag)
-      }
+      own.length = UInt64(data.count)
+      unsafe own.segments = piece
+      own.segmentCount = 1
+      return base.start(own, tag: tag)
     }
   }
 
