@@ -78,13 +78,15 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   /// Where a worker runs, or can run. It ends by itself when its last queue has stopped; then the next one can come.
   private struct WorkerPlace {
     var worker: Worker?
-    /// What came while the worker was about to end: for the next one.
+    /// What came while the worker was about to end, or is for one of the other kind: for the next one.
     var waiting = WorkerOrders()
   }
 
   private struct Worker {
     let thread: SystemThread
     let mailbox: WorkerMailbox
+    /// All of its queues have an in-flight record, or none has.
+    let isRecorded: Bool
   }
 
   /// The body of a worker thread.
@@ -205,10 +207,18 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     guard !leftQueues.contains(queue) else { return events.post(.notStarted(queue: queue, .leftBehind)) }
     if let warning = SmallRing.warning(activation, segments: options.segmentLimit) { events.post(.notice(warning)) }
     let index = queue % threadCount
+    let isRecorded = activation.inflight != nil
     guard let worker = places[index].worker else {
       var orders = WorkerOrders()
       orders.add(queue) { $0.start = activation }
-      return launch(index, orders)
+      return launch(index, orders, isRecorded: isRecorded)
+    }
+    if worker.isRecorded != isRecorded {
+      // It ends with its last queue, and the next one is of the other kind. Only one that was left behind may never end.
+      guard !leftQueues.contains(where: { $0 % threadCount == index }) else {
+        return events.post(.notStarted(queue: queue, .leftBehind))
+      }
+      return places[index].waiting.add(queue) { $0.start = activation }
     }
     if !worker.mailbox.post({ $0.add(queue) { $0.start = activation } }) {
       places[index].waiting.add(queue) { $0.start = activation }
@@ -261,27 +271,27 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   /// To the queue's worker; where there is none, the queue does not run and there is nothing to do.
   private func order(_ queue: Int, _ change: (inout QueueOrder) -> Void) {
     let index = queue % threadCount
+    // A queue that waits for the next worker is not the present one's.
+    guard places[index].waiting.queues[queue] == nil else { return places[index].waiting.add(queue, change) }
     guard let worker = places[index].worker else { return }
-    if !worker.mailbox.post({ $0.add(queue, change) }), places[index].waiting.queues[queue] != nil {
-      places[index].waiting.add(queue, change)
-    }
+    _ = worker.mailbox.post { $0.add(queue, change) }
   }
 
   /// Makes a worker that begins with these orders. Where none can be made, that is the answer to them.
-  private func launch(_ index: Int, _ orders: WorkerOrders) {
-    do throws(QueueError) { places[index].worker = try makeWorker(index, orders) } catch {
+  private func launch(_ index: Int, _ orders: WorkerOrders, isRecorded: Bool) {
+    do throws(QueueError) { places[index].worker = try makeWorker(index, orders, isRecorded: isRecorded) } catch {
       for (queue, order) in orders.queues where order.start != nil { events.post(.notStarted(queue: queue, error)) }
     }
   }
 
-  private func makeWorker(_ index: Int, _ orders: WorkerOrders) throws(QueueError) -> Worker {
+  private func makeWorker(_ index: Int, _ orders: WorkerOrders, isRecorded: Bool) throws(QueueError) -> Worker {
     let mailbox: WorkerMailbox
     do throws(Errno) { mailbox = try WorkerMailbox() } catch { throw .outOfDescriptors }
     _ = mailbox.post { $0 = orders }
     let lanes = (queueCount - index + threadCount - 1) / threadCount
     let configuration = WorkerConfiguration(
-      context: context, slots: LaneContext.slots, lanes: lanes, waiting: options.waiting, notification: options.notification,
-      counters: counterBlocks[index], mailbox: mailbox, events: events)
+      context: context, slots: LaneContext.slots, lanes: lanes, isRecorded: isRecorded, waiting: options.waiting,
+      notification: options.notification, counters: counterBlocks[index], mailbox: mailbox, events: events)
     let processors = options.processors
     let cpu = processors.isEmpty ? nil : processors[index % processors.count]
     let plan = EnginePlan(
@@ -294,7 +304,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
         withExtendedLifetime(shared) {}
         news.workerEnded(index)
       }
-      return Worker(thread: thread, mailbox: mailbox)
+      return Worker(thread: thread, mailbox: mailbox, isRecorded: isRecorded)
     } catch { throw .outOfThreads }
   }
 
@@ -304,6 +314,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     worker.thread.join()
     let waiting = places[index].waiting
     places[index] = WorkerPlace()
-    if !waiting.isEmpty { launch(index, waiting) }
+    guard !waiting.isEmpty else { return }
+    launch(index, waiting, isRecorded: waiting.queues.values.contains { $0.start?.inflight != nil })
   }
 }

@@ -98,10 +98,7 @@ final class Script: Sendable {
       let engine = try? ScriptedEngine(
         self, descriptor: plan.image.descriptor, mailbox: configuration.mailbox.descriptor)
     else { preconditionFailure("no descriptor for epoll") }
-    guard var worker = try? QueueWorker<SplitQueue, ScriptedEngine>(configuration, engine: engine) else {
-      preconditionFailure("no memory for a worker")
-    }
-    worker.run()
+    do { try work(configuration, engine) } catch { preconditionFailure("no memory for a worker: \(error)") }
   }
 }
 

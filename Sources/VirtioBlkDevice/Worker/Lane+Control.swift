@@ -2,7 +2,10 @@
 internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
-  mutating func drain() { state = .draining }
+  /// Nothing more is taken. What was interrupted before is in flight, too, and is finished.
+  mutating func drain() {
+    if state == .recovering { stopsAfterRecovery = true } else { state = .draining }
+  }
 
   mutating func replaceCall(_ call: CallSink) {
     self.call = call
@@ -18,6 +21,11 @@ extension Lane where Ring: ~Copyable {
     guard faults != seenFaults else { return true }
     guard !memory.hasFaulted else {
       fail(.memoryLost)
+      return false
+    }
+    // What is in flight can no longer be told from what is not.
+    guard inflight?.hasFaulted != true else {
+      fail(.inflightLost)
       return false
     }
     seenFaults = faults
@@ -44,7 +52,7 @@ extension Lane where Ring: ~Copyable {
 
   @inline(never)
   mutating func fail(_ error: QueueError) {
-    guard state == .running else { return }
+    guard state == .running || state == .recovering else { return }
     state = .failed
     self.error = error
     failure.signal()

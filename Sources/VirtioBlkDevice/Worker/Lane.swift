@@ -8,6 +8,8 @@ internal import VirtioCore
 struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   enum State {
     case running
+    /// What was interrupted before this run is taken again; nothing else is taken before that is done.
+    case recovering
     /// The ring is broken: nothing more is taken, what is under way is finished.
     case failed
     /// Being stopped.
@@ -15,13 +17,15 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   }
 
   let queue: Int
-  var state = State.running
-  private var ring: Ring
+  var state: State
+  var ring: Ring
   var slab: RequestSlab
   let context: LaneContext
   let rules: LaneRules
   let firstTag: UInt32
   let memory: GuestMemory
+  /// Where the ring writes down what is in flight.
+  let inflight: InflightMemory?
   var call: CallSink
   var failure: CallSink
   let counters: CounterBlock
@@ -33,7 +37,9 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   private let isOrdered: Bool
   var error: QueueError?
   /// The last turn ended because it had done enough, not because the ring was empty.
-  private(set) var hadItsTurn = false
+  var hadItsTurn = false
+  /// To be stopped as soon as what was interrupted has been taken again.
+  var stopsAfterRecovery = false
 
   /// Lost pages of the process when this queue's memory was found to be there as a whole.
   var seenFaults = UInt64.max
@@ -47,18 +53,21 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   ) throws(QueueError) {
     let features = activation.features
     let ring = try Ring(
-      activation.configuration, memory: activation.memory, features: features, position: activation.position)
+      activation.configuration, memory: activation.memory, features: features, position: activation.position,
+      record: activation.inflight.map { InflightRecord($0, queue: activation.queue) })
     let slab: RequestSlab
     do throws(Errno) { slab = try RequestSlab(capacity: min(slots, Int(ring.size))) } catch { throw .outOfMemory }
     self.queue = activation.queue
     self.order = activation.publishesInOrder ? OrderQueue(capacity: slab.capacity) : nil
     self.isOrdered = activation.publishesInOrder
+    state = ring.interrupted > 0 ? .recovering : .running
     self.ring = ring
     self.slab = slab
     self.context = context
     self.counters = counters
     self.firstTag = LaneContext.firstTag(ofLane: lane)
     self.memory = activation.memory
+    self.inflight = activation.inflight
     self.publishEvery = notification == .each ? 1 : 16
     self.coalescing = Coalescing(notification)
     self.call = activation.call
@@ -67,7 +76,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   }
 
   var position: QueuePosition { ring.position }
-  var isIdle: Bool { slab.inUse == 0 }
+  /// Nothing is in flight, and nothing is to be taken again.
+  var isIdle: Bool { slab.inUse == 0 && state != .recovering }
   /// The ring is not all there is to wait for.
   var canTake: Bool { state == .running && slab.inUse < slab.capacity }
 
@@ -78,7 +88,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   @inline(never)
   mutating func refill<Engine: BlockEngine & ~Copyable>(_ medium: inout Medium<Engine>) -> Bool {
     hadItsTurn = false
-    guard state == .running, ring.hasAvailable(), var index = slab.take() else { return false }
+    guard state == .running else { return resume(&medium) }
+    guard ring.hasAvailable(), var index = slab.take() else { return false }
     // Whether the file was cut is looked at again.
     if medium.canBeCut { writesAreClear = .max }
     var left = BlockLimits.turnBytes
@@ -111,12 +122,17 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// Asks for kicks before sleeping. - Returns: true when there is something to take after all.
   @inline(__always)
   mutating func prepareToSleep() -> Bool {
-    guard canTake else { return false }
+    guard canTake else { return hasInterrupted }
     return ring.enableKicks()
   }
 
   @inline(__always)
-  mutating func hasAvailable() -> Bool { canTake && ring.hasAvailable() }
+  mutating func hasAvailable() -> Bool { canTake ? ring.hasAvailable() : hasInterrupted }
+
+  /// Something is to be taken again, and there is room for it.
+  private var hasInterrupted: Bool {
+    @inline(__always) get { Ring.isRecorded && state == .recovering && slab.inUse < slab.capacity }
+  }
 
   // MARK: Parse and submit
 
@@ -124,7 +140,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// trace in its slot.
   /// - Returns: whether the slot is free again.
   @inline(__always)
-  private mutating func parse<Engine: BlockEngine & ~Copyable>(
+  mutating func parse<Engine: BlockEngine & ~Copyable>(
     _ chain: consuming Chain, _ shape: ChainShape, _ segments: UnsafeMutablePointer<MemorySegment>, _ index: Int,
     _ left: inout Int, _ medium: inout Medium<Engine>
   ) -> Bool {
@@ -238,7 +254,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
 
   /// A chain without room for a status cannot be answered at all.
   @inline(never)
-  private mutating func giveUp(_ chain: consuming Chain) {
+  mutating func giveUp(_ chain: consuming Chain) {
     let head = chain.head
     chain.abandon()
     fail(.noWritableByte(head: head))
@@ -408,7 +424,9 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     if coalescing != nil, !coalescing!.isDue(after: count) { return }
     guard ring.needsCall() else { return }
     counters.add(.calls)
+    KillPoint.pass(.callDue)
     call.signal()
+    KillPoint.pass(.callDone)
   }
 
   /// The last publication of a lane that is stopped: a call that is being held back is due now.

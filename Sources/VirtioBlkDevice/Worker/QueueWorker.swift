@@ -11,6 +11,8 @@ struct WorkerConfiguration: Sendable {
   var slots: Int
   /// Lanes: as many as the worker has queues.
   var lanes: Int
+  /// Its queues have an in-flight record each.
+  var isRecorded: Bool
   var waiting: Waiting
   var notification: Notification
   var counters: CounterBlock
@@ -251,6 +253,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       medium.forgetMemory(ofLane: index)
       throw EventWait.reason(error)
     }
+    // Whoever had the ring before may have ended between showing what it answered and saying so.
+    if activation.inflight != nil { activation.call.signal() }
     // The turn that follows looks at the ring without waiting for a kick.
     if case .none = activation.kick { unkicked += 1 }
     kicks[index] = activation.kick

@@ -31,34 +31,27 @@ func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
     case .uring:
       let engine = try UringEngine(
         descriptor: descriptor, isSlow: isSlow, mailbox: mailbox, depth: plan.depth, setup: plan.setup)
-      var worker = try QueueWorker<SplitQueue, UringEngine>(configuration, engine: engine)
-      worker.run()
+      try work(configuration, engine)
     case .aio:
       let engine = try AioEngine(descriptor: descriptor, isSlow: isSlow, mailbox: mailbox, depth: plan.depth)
-      var worker = try QueueWorker<SplitQueue, AioEngine>(configuration, engine: engine)
-      worker.run()
+      try work(configuration, engine)
     case .threads:
       let engine = try ThreadPoolEngine(descriptor: descriptor, mailbox: mailbox)
-      var worker = try QueueWorker<SplitQueue, ThreadPoolEngine>(configuration, engine: engine)
-      worker.run()
+      try work(configuration, engine)
     case .mapped:
       guard let mapped = plan.mapped else { throw .noMemory }
       let engine = try MappedEngine(mapped, descriptor: descriptor, mailbox: mailbox, depth: plan.depth)
-      var worker = try QueueWorker<SplitQueue, MappedEngine>(configuration, engine: engine)
-      worker.run()
+      try work(configuration, engine)
     case .cached:
       guard let mapped = plan.mapped else { throw .noMemory }
       let engine = try CachedEngine(
         mapped, descriptor: descriptor, mailbox: mailbox, depth: plan.depth, setup: plan.setup)
-      var worker = try QueueWorker<SplitQueue, CachedEngine>(configuration, engine: engine)
-      worker.run()
+      try work(configuration, engine)
     case .null:
-      var worker = try QueueWorker<SplitQueue, NullEngine>(configuration, engine: try NullEngine(mailbox: mailbox))
-      worker.run()
+      try work(configuration, try NullEngine(mailbox: mailbox))
     case .sync, .auto:
       let engine = try SyncEngine(descriptor: descriptor, mailbox: mailbox)
-      var worker = try QueueWorker<SplitQueue, SyncEngine>(configuration, engine: engine)
-      worker.run()
+      try work(configuration, engine)
     }
   } catch {
     guard plan.kind != .sync, plan.kind != .null else { return refuse(configuration) }
@@ -69,6 +62,19 @@ func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
     var plain = plan
     plain.kind = .sync
     serve(configuration, plain)
+  }
+}
+
+/// Works with one engine on queues that all have an in-flight record, or none.
+func work<Engine: BlockEngine & ~Copyable>(
+  _ configuration: WorkerConfiguration, _ engine: consuming Engine
+) throws(Errno) {
+  if configuration.isRecorded {
+    var worker = try QueueWorker<RecordedSplitQueue, Engine>(configuration, engine: engine)
+    worker.run()
+  } else {
+    var worker = try QueueWorker<SplitQueue, Engine>(configuration, engine: engine)
+    worker.run()
   }
 }
 

@@ -26,11 +26,14 @@ public struct Activation: Sendable {
   /// Publish used entries in the order in which the chains were made available, so that `used.idx` alone says what is done.
   /// Needed where a device must be able to start again from guest memory and nothing else.
   public var publishesInOrder: Bool
+  /// Where the queue writes down what it has taken and not yet answered, and finds what was left when it starts; `nil`:
+  /// nowhere. The region is that of `queue`. All queues of a device that run at one time have it, or none.
+  public var inflight: InflightMemory?
 
   public init(
     queue: Int, memory: GuestMemory, features: FeatureSet, configuration: QueueConfiguration,
     position: QueuePosition = QueuePosition(), kick: KickSource, call: CallSink, failure: CallSink = .none,
-    publishesInOrder: Bool = false
+    publishesInOrder: Bool = false, inflight: InflightMemory? = nil
   ) {
     self.queue = queue
     self.memory = memory
@@ -41,5 +44,6 @@ public struct Activation: Sendable {
     self.call = call
     self.failure = failure
     self.publishesInOrder = publishesInOrder
+    self.inflight = inflight
   }
 }

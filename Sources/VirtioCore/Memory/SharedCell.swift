@@ -5,6 +5,7 @@ public import Synchronization
 
 /// The widths that a shared word can have.
 public protocol SharedWord: FixedWidthInteger, Sendable {}
+extension UInt8: SharedWord {}
 extension UInt16: SharedWord {}
 extension UInt32: SharedWord {}
 extension UInt64: SharedWord {}
@@ -16,6 +17,13 @@ public struct SharedCell<Value: SharedWord>: @unchecked Sendable {
 
   /// - Parameter pointer: the word; aligned to its size, valid for as long as the cell is used.
   @inlinable public init(_ pointer: UnsafeMutableRawPointer) { unsafe self.pointer = pointer }
+}
+
+extension SharedCell where Value == UInt8 {
+  @inlinable var word: UnsafeMutablePointer<Atomic<UInt8>> { unsafe pointer.assumingMemoryBound(to: Atomic<UInt8>.self) }
+  @inlinable public func loadRelaxed() -> UInt8 { unsafe word.pointee.load(ordering: .relaxed) }
+  @inlinable public func storeRelaxed(_ value: UInt8) { unsafe word.pointee.store(value, ordering: .relaxed) }
+  @inlinable public func storeRelease(_ value: UInt8) { unsafe word.pointee.store(value, ordering: .releasing) }
 }
 
 extension SharedCell where Value == UInt16 {

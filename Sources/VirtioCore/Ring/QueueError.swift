@@ -13,6 +13,10 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
   /// Its run before this one was left behind and has not ended.
   case leftBehind
   case kickCannotBeWaitedFor
+  case inflightMissing
+  case inflightVersion(UInt16)
+  case inflightSize(recorded: UInt16, size: UInt16)
+  case inflightTooMany(Int, waiting: UInt16)
   // While running.
   case availableIndexJumped(from: UInt16, to: UInt16, size: UInt16)
   case headOutOfRange(UInt16)
@@ -30,6 +34,7 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
   case noWritableByte(head: UInt16)
   case statusUnmapped(head: UInt16)
   case memoryLost
+  case inflightLost
   case mediumLost
 
   /// The three parts of a split ring.
@@ -49,8 +54,16 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
     case .outOfThreads: "there is no thread for the queue; raise the limits of processes and of memory (ulimit -u, ulimit -v)"
     case .leftBehind: "the queue still waits for its medium from the time before"
     case .kickCannotBeWaitedFor: "the queue's kick descriptor is of a kind that cannot be waited for"
+    case .inflightMissing: "the in-flight records have no region for the queue"
+    case .inflightVersion(let version):
+      "the queue's in-flight record has version \(version), and this program knows version 1: have the front-end make a new one"
+    case .inflightSize(let recorded, let size):
+      "the queue's in-flight record is one of \(recorded) entries, and the queue has \(size)"
+    case .inflightTooMany(let count, let waiting):
+      "the queue's in-flight record has \(count) requests that were not answered, and the driver waits for \(waiting)"
     case .mediumLost: "the kernel takes no more requests for the image: start again, and look at the limits of this process"
     case .memoryLost: "the file behind the guest's memory was cut short"
+    case .inflightLost: "the file of the in-flight records was cut short"
     case .availableIndexJumped(let from, let to, let size):
       "the available index went from \(from) to \(to), more than the \(size) entries of the queue"
     case .headOutOfRange(let head): "descriptor head \(head) is outside the table"

@@ -3,8 +3,13 @@
 /// The device's side of one queue. An initialized value is a valid queue: sizes and addresses were checked, and the ring's
 /// parts lie in memory that the value keeps mapped.
 public protocol Virtqueue: ~Copyable {
+  /// Whether it goes on where another one was interrupted.
+  static var isRecorded: Bool { get }
+
+  /// - Parameter record: where it is written down what is taken; of a kind of queue that is recorded.
   init(
-    _ configuration: QueueConfiguration, memory: GuestMemory, features: FeatureSet, position: QueuePosition
+    _ configuration: QueueConfiguration, memory: GuestMemory, features: FeatureSet, position: QueuePosition,
+    record: InflightRecord?
   ) throws(QueueError)
 
   /// Takes the next available chain and resolves its buffers. From the first one on the driver is asked not to kick, as the
@@ -16,6 +21,18 @@ public protocol Virtqueue: ~Copyable {
   /// - Returns: `nil` when nothing is available.
   /// - Throws: the ring is broken; nothing was taken.
   mutating func pop(
+    into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
+  ) throws(QueueError) -> Chain?
+
+  /// Chains that were taken before this value was made, by whoever was interrupted, and are still to be answered.
+  var interrupted: Int { get }
+
+  /// Takes the next of those again, as `pop` does, in the order in which they were taken. All of them come before what `pop`
+  /// takes: a write must not come after one that the driver gave later.
+  ///
+  /// - Returns: `nil` when none is left.
+  /// - Throws: the ring is broken; the chain is still to be answered.
+  mutating func retake(
     into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
   ) throws(QueueError) -> Chain?
 

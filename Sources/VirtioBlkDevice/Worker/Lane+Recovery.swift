@@ -1,0 +1,44 @@
+/// What a lane does first where one before it was interrupted: requests that were taken then, and never answered.
+internal import VirtioCore
+
+extension Lane where Ring: ~Copyable {
+  /// The turn of a lane that does not run: one that recovers takes again what is left, as far as there are slots and it is its
+  /// turn, and then runs.
+  ///
+  /// Whether a request was carried out before, wholly or in part, is not known. It is carried out again before the driver's
+  /// next one, so that nothing that the driver gave later is overwritten by it.
+  /// - Returns: whether anything was taken.
+  @inline(never)
+  mutating func resume<Engine: BlockEngine & ~Copyable>(_ medium: inout Medium<Engine>) -> Bool {
+    guard Ring.isRecorded, state == .recovering else { return false }
+    if medium.canBeCut { writesAreClear = .max }
+    var left = BlockLimits.turnBytes
+    while left > 0, ring.interrupted > 0 {
+      // Completions bring the next turn.
+      guard let index = slab.take() else { return true }
+      let segments = unsafe slab.segments(index)
+      var shape = unsafe ChainShape(at: segments)
+      let retaken: Chain?
+      do throws(QueueError) {
+        retaken = unsafe try ring.retake(into: segments, capacity: RequestSlab.segmentsPerSlot, shape: &shape)
+      } catch {
+        slab.give(index)
+        fail(error)
+        return true
+      }
+      guard let chain = consume retaken else {
+        slab.give(index)
+        break
+      }
+      guard unsafe shape.writable != shape.end else {
+        slab.give(index)
+        giveUp(chain)
+        return true
+      }
+      if unsafe parse(chain, shape, segments, index, &left, &medium) { slab.give(index) }
+    }
+    hadItsTurn = left <= 0
+    if ring.interrupted == 0 { state = stopsAfterRecovery ? .draining : .running }
+    return true
+  }
+}

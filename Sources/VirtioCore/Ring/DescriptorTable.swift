@@ -1,0 +1,201 @@
+/// The descriptor table of a split queue (virtio 2.6.5), and the way from a head to its buffers.
+
+/// It lies in memory of the driver's, who may change it at any time: each descriptor is read once, and nothing is written.
+@safe
+@usableFromInline
+struct DescriptorTable {
+  /// An indirect table may be longer than the queue; this is where we stop believing it (QEMU's limit, too).
+  @usableFromInline static var maximumIndirectEntries: Int { 1024 }
+
+  @usableFromInline let base: UnsafeMutableRawPointer
+  @usableFromInline let size: UInt16
+  @usableFromInline var view: GuestMemoryView
+  @usableFromInline let hasIndirect: Bool
+
+  /// - Parameter base: of 16 bytes for each of `size` descriptors, aligned to 8.
+  init(_ base: UnsafeMutableRawPointer, size: UInt16, view: GuestMemoryView, hasIndirect: Bool) {
+    unsafe self.base = base
+    self.size = size
+    self.view = view
+    self.hasIndirect = hasIndirect
+  }
+
+  /// Follows a chain as drivers make them. What it found is nothing unless it went well.
+  @inlinable @inline(__always)
+  mutating func walkPlain(
+    _ head: UInt16, into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
+  ) -> Bool {
+    var table = unsafe base
+    var entries = UInt32(size)
+    var descriptor = unsafe Descriptor(readingOnce: table + Int(head) &* 16)
+    if descriptor.isIndirect {
+      guard hasIndirect, !descriptor.hasNext, descriptor.length % 16 == 0, let place = unsafe view.place(descriptor),
+        UInt(bitPattern: place) % 8 == 0
+      else { return false }
+      entries = descriptor.length / 16
+      guard entries <= UInt32(Self.maximumIndirectEntries) else { return false }
+      unsafe table = place
+      unsafe descriptor = Descriptor(readingOnce: table)
+    }
+    // Bounds both loops, also for links that go round: each step takes a piece of the room.
+    let end = unsafe segments + capacity
+    var next = unsafe segments
+    var bytes: UInt64 = 0
+
+    while descriptor.isReadable {
+      guard unsafe next < end, let base = unsafe view.place(descriptor) else { return false }
+      unsafe next.pointee = MemorySegment(base: base, count: Int(descriptor.length))
+      bytes &+= UInt64(descriptor.length)
+      guard descriptor.hasNext, descriptor.next < entries else { return false }  // without room for a status: not plain
+      unsafe next += 1
+      unsafe descriptor = Descriptor(readingOnce: table + Int(descriptor.next) &* 16)
+    }
+    unsafe shape.writable = next
+    shape.readableBytes = bytes
+    while descriptor.isWritable {
+      guard unsafe next < end, let base = unsafe view.place(descriptor) else { return false }
+      unsafe next.pointee = MemorySegment(base: base, count: Int(descriptor.length))
+      bytes &+= UInt64(descriptor.length)
+      guard descriptor.hasNext else {
+        guard bytes <= UInt64(Int32.max) else { return false }
+        unsafe shape.end = next + 1
+        shape.writableBytes = bytes &- shape.readableBytes
+        shape.defect = nil
+        return true
+      }
+      guard descriptor.next < entries else { return false }
+      unsafe next += 1
+      unsafe descriptor = Descriptor(readingOnce: table + Int(descriptor.next) &* 16)
+    }
+    return false  // readable after writable, or an indirect descriptor after others
+  }
+
+  /// Follows any chain from its head, and names what is wrong with it. Bounded by the length of the table it walks in, whatever
+  /// the links say.
+  @inline(never)
+  @usableFromInline mutating func walk(
+    _ head: UInt16, into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
+  ) throws(QueueError) {
+    var table = unsafe MemorySegment(base: base, count: Int(size) &* 16)
+    var tableAddress: UInt64? = nil  // guest address of an indirect table that is not in one piece
+    var tableEntries = Int(size)
+    var budget = tableEntries
+    var isIndirect = false
+    var index = Int(head)
+
+    var stored = 0
+    var readableCount = 0
+    var readableBytes: UInt64 = 0
+    var writableBytes: UInt64 = 0
+    var sawWritable = false
+    var lastWritable: UnsafeMutableRawPointer? = nil
+    var lastWritableIsUnmapped = false
+    var defect: Chain.Defect? = nil
+
+    while true {
+      guard budget > 0 else { throw .chainLoops(head: head) }
+      budget &-= 1
+      let descriptor: Descriptor
+      if let tableAddress {
+        guard let copy = readAcrossRegions(tableAddress &+ UInt64(index) &* 16) else {
+          throw .indirectUnmapped(head: head, GuestAddress(tableAddress))
+        }
+        descriptor = copy
+      } else {
+        descriptor = unsafe Descriptor(readingOnce: table.base + index &* 16)
+      }
+
+      if descriptor.isIndirect {
+        guard hasIndirect else { throw .indirectNotNegotiated(head: head) }
+        guard !isIndirect else { throw .nestedIndirect(head: head) }
+        guard !descriptor.hasNext else { throw .indirectWithNext(head: head) }
+        let length = descriptor.length
+        let limit = max(Int(size), Self.maximumIndirectEntries)
+        guard length > 0, length % 16 == 0, Int(length / 16) <= limit else {
+          throw .badIndirectLength(head: head, length)
+        }
+        // The WRITE flag of this descriptor means nothing (virtio 2.6.5.3.2).
+        guard GuestAddress(descriptor.address).advanced(by: UInt64(length) - 1) != nil,
+          let piece = view.find(descriptor.address)
+        else { throw .indirectUnmapped(head: head, GuestAddress(descriptor.address)) }
+        table = piece
+        tableAddress =
+          unsafe piece.count >= Int(length) && UInt(bitPattern: piece.base) % 8 == 0 ? nil : descriptor.address
+        isIndirect = true
+        tableEntries = Int(length / 16)
+        budget = tableEntries
+        index = 0
+        continue
+      }
+
+      let isWritable = descriptor.hasWrite
+      if isWritable {
+        sawWritable = true
+      } else if sawWritable {
+        throw .readableAfterWritable(head: head)
+      }
+      // An empty descriptor is nothing to transfer; it stays out of the segments.
+      if descriptor.length > 0 {
+        let pieces: Int
+        do throws(TranslationError) {
+          pieces = unsafe try view.translate(
+            descriptor.address, length: descriptor.length, into: segments + stored, capacity: capacity &- stored)
+        } catch {
+          pieces = 0
+          if defect == nil { defect = error == .unmapped ? .unmapped : .tooManySegments }
+        }
+        stored &+= pieces
+        if isWritable {
+          writableBytes &+= UInt64(descriptor.length)
+          if pieces > 0 {
+            let last = unsafe segments[stored &- 1]
+            unsafe lastWritable = last.base + (last.count &- 1)
+            lastWritableIsUnmapped = false
+          } else {
+            let end = GuestAddress(descriptor.address).advanced(by: UInt64(descriptor.length) - 1)
+            unsafe lastWritable = end.flatMap { unsafe view.find($0.rawValue)?.base }
+            lastWritableIsUnmapped = unsafe lastWritable == nil
+          }
+        } else {
+          readableBytes &+= UInt64(descriptor.length)
+          readableCount = stored
+        }
+      }
+      guard descriptor.hasNext else { break }
+      index = Int(descriptor.next)
+      guard index < tableEntries else { throw .nextOutOfRange(UInt16(descriptor.next)) }
+    }
+
+    // At most 32768 descriptors of 32-bit lengths each: the sums cannot overflow.
+    guard readableBytes &+ writableBytes <= 1 << 32 else { throw .chainTooLarge(head: head) }
+    guard !lastWritableIsUnmapped else { throw .statusUnmapped(head: head) }
+    shape.readableBytes = readableBytes
+    shape.writableBytes = writableBytes
+    shape.defect = defect
+    if defect != nil {
+      shape.readableBytes = 0
+      readableCount = 0
+      stored = 0
+      if let lastWritable = unsafe lastWritable {
+        unsafe segments.pointee = MemorySegment(base: lastWritable, count: 1)
+        stored = 1
+      }
+    }
+    unsafe shape.writable = segments + readableCount
+    unsafe shape.end = segments + stored
+  }
+
+  /// A descriptor of an indirect table that is misaligned or split over regions, gathered byte by byte.
+  @inline(never)
+  private mutating func readAcrossRegions(_ address: UInt64) -> Descriptor? {
+    var words: (UInt64, UInt64) = (0, 0)
+    let complete = unsafe withUnsafeMutableBytes(of: &words) { bytes in
+      for offset in 0..<16 {
+        guard let byte = view.find(address &+ UInt64(offset)) else { return false }
+        unsafe bytes[offset] = byte.base.load(as: UInt8.self)
+      }
+      return true
+    }
+    return complete ? Descriptor(words.0, words.1) : nil
+  }
+}

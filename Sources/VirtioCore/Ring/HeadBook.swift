@@ -1,0 +1,98 @@
+/// What a split ring writes down about the heads that it has taken: for itself only, or also for whoever comes after it.
+
+/// Which heads are taken and not yet shown as used. A ring asks before it takes one: a head that is made available again would
+/// be answered into the buffers of the first one.
+///
+/// Every verb is one or two stores, in the way of every request: conformers are inlined as a whole.
+public protocol HeadBook: ~Copyable {
+  /// Whether heads can be found that were taken before this ring began.
+  static var isLasting: Bool { get }
+
+  /// - Parameters:
+  ///   - size: of the ring; heads are smaller.
+  ///   - record: where it is written down, for a book that lasts.
+  ///   - position: where the driver's transport says that the ring stands.
+  ///   - indices: what the ring in memory says.
+  init(
+    size: UInt16, record: InflightRecord?, position: QueuePosition, indices: RingIndices
+  ) throws(QueueError)
+
+  /// The index of the next available entry to take. Its low 16 bits are the ring's; the others count on, so that it also says
+  /// in which order heads were taken.
+  var begin: UInt64 { get }
+  /// The free-running index of the next used element.
+  var beginUsed: UInt16 { get }
+
+  func isTaken(_ head: UInt16) -> Bool
+  /// - Parameter order: greater than that of every head taken before.
+  func take(_ head: UInt16, order: UInt64)
+  /// It turned out that it cannot be taken, and nothing was done about it.
+  func takeBack(_ head: UInt16)
+
+  /// The head's used element is in place, but not shown.
+  func answer(_ head: UInt16)
+  /// The used index has moved: all heads answered since the last time are the driver's again.
+  func didPublish(from old: UInt16, to used: UInt16)
+
+  /// Heads that were taken before this ring began and have to be taken again, before any other one.
+  var interrupted: Int { get }
+  /// The next one of them, in the order in which they were taken. - Returns: `nil` when there is none.
+  var nextInterrupted: UInt16? { get }
+  /// It was taken again.
+  mutating func resume()
+}
+
+/// The index words of a split ring as they lay in guest memory when it began.
+public struct RingIndices: Sendable {
+  public var available: UInt16
+  public var used: UInt16
+
+  public init(available: UInt16, used: UInt16) {
+    self.available = available
+    self.used = used
+  }
+}
+
+/// One queue's part of what is written down.
+public struct InflightRecord: Sendable {
+  public var memory: InflightMemory
+  public var queue: Int
+
+  public init(_ memory: InflightMemory, queue: Int) {
+    self.memory = memory
+    self.queue = queue
+  }
+}
+
+/// A book that ends with its ring.
+@safe
+public struct PrivateHeads: HeadBook, ~Copyable {
+  @inlinable public static var isLasting: Bool { false }
+
+  /// For each head: taken and not yet answered.
+  @usableFromInline let marks: UnsafeMutablePointer<Bool>
+  public let begin: UInt64
+  public let beginUsed: UInt16
+
+  public init(
+    size: UInt16, record: InflightRecord?, position: QueuePosition, indices: RingIndices
+  ) throws(QueueError) {
+    precondition(record == nil, "this ring writes down nothing for others")
+    begin = UInt64(position.available)
+    beginUsed = position.used ?? indices.used
+    unsafe marks = .allocate(capacity: Int(size))
+    unsafe marks.initialize(repeating: false, count: Int(size))
+  }
+
+  deinit { unsafe marks.deallocate() }
+
+  @inlinable @inline(__always) public func isTaken(_ head: UInt16) -> Bool { unsafe marks[Int(head)] }
+  @inlinable @inline(__always) public func take(_ head: UInt16, order: UInt64) { unsafe marks[Int(head)] = true }
+  @inlinable @inline(__always) public func takeBack(_ head: UInt16) { unsafe marks[Int(head)] = false }
+  @inlinable @inline(__always) public func answer(_ head: UInt16) { unsafe marks[Int(head)] = false }
+  @inlinable @inline(__always) public func didPublish(from old: UInt16, to used: UInt16) {}
+
+  @inlinable public var interrupted: Int { 0 }
+  @inlinable public var nextInterrupted: UInt16? { nil }
+  @inlinable public mutating func resume() {}
+}

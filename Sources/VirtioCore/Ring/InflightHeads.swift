@@ -1,0 +1,103 @@
+/// The book that outlives its ring: the region of a split queue as vhost-user lays it out ("Inflight I/O tracking").
+///
+/// The device can end between any two stores here, by a signal, so the order of the program is the order that counts: stores
+/// with release semantics are those before which everything earlier has to be done. On x86-64 they cost no more than others.
+
+/// Writes down each head as taken before anything is done about it, and as free after the driver can see that it was used.
+///
+/// A batch is linked from the last answered head on, each to the one that was answered before it. Whoever finds that the used
+/// index has moved, but not the record's copy of it, frees as many heads along the links.
+@safe
+public struct InflightHeads: HeadBook, ~Copyable {
+  @inlinable public static var isLasting: Bool { true }
+
+  /// Of this layout. 0: nobody has used the region yet.
+  static var version: UInt16 { 1 }
+
+  private let record: InflightRecord
+  /// Where the region begins.
+  @usableFromInline let region: UnsafeMutableRawPointer
+  /// Takes a link, which others can write, to a head.
+  @usableFromInline let mask: UInt16
+  public let begin: UInt64
+  public let beginUsed: UInt16
+  /// To be taken again, the next one last.
+  private var left: [UInt16]
+
+  /// Recovers what was left in the region. The positions come from there and from the used index: what the transport was told
+  /// can be wrong after a crash.
+  public init(
+    size: UInt16, record: InflightRecord?, position: QueuePosition, indices: RingIndices
+  ) throws(QueueError) {
+    guard let record, let region = unsafe record.memory.region(ofQueue: record.queue) else { throw .inflightMissing }
+    guard size <= record.memory.queueSize else {
+      throw .inflightSize(recorded: record.memory.queueSize, size: size)
+    }
+    let recovery = unsafe InflightRecovery(region: region, size: size, capacity: record.memory.queueSize)
+    let left = try recovery.run(indices)
+    let next = indices.used &+ UInt16(truncatingIfNeeded: left.count)
+    self.record = record
+    unsafe self.region = region
+    mask = size - 1
+    beginUsed = indices.used
+    // After every order that was found, and with the ring's index in its low bits.
+    let first = left.last.map { $0.order &+ 1 } ?? 0
+    begin = first &+ UInt64(next &- UInt16(truncatingIfNeeded: first))
+    self.left = left.reversed().map(\.head)
+  }
+
+  // MARK: A head's entry
+
+  @inlinable @inline(__always)
+  func entry(_ head: UInt16) -> UnsafeMutableRawPointer { unsafe region + (16 &+ Int(head) &* 16) }
+
+  @inlinable @inline(__always)
+  public func isTaken(_ head: UInt16) -> Bool { unsafe SharedCell<UInt8>(entry(head)).loadRelaxed() != 0 }
+
+  @inlinable @inline(__always)
+  public func take(_ head: UInt16, order: UInt64) {
+    let entry = unsafe entry(head)
+    KillPoint.pass(.takeBegins)
+    unsafe SharedCell<UInt64>(entry + 8).storeRelaxed(order)
+    KillPoint.pass(.takeOrdered)
+    // Release: with the mark the order is there, and so are the marks of all heads that were taken before.
+    unsafe SharedCell<UInt8>(entry).storeRelease(1)
+    KillPoint.pass(.takeMarked)
+  }
+
+  @inlinable @inline(__always)
+  public func takeBack(_ head: UInt16) { unsafe SharedCell<UInt8>(entry(head)).storeRelease(0) }
+
+  @inlinable @inline(__always)
+  public func answer(_ head: UInt16) {
+    let last = unsafe SharedCell<UInt16>(region + 12)
+    unsafe SharedCell<UInt16>(entry(head) + 6).storeRelaxed(last.loadRelaxed())
+    KillPoint.pass(.answerLinked)
+    // Release: the link is there, and the batch before this one is over.
+    last.storeRelease(head)
+    KillPoint.pass(.answerCounted)
+  }
+
+  @inlinable @inline(__always)
+  public func didPublish(from old: UInt16, to used: UInt16) {
+    var head = unsafe SharedCell<UInt16>(region + 12).loadRelaxed() & mask
+    var count = used &- old
+    while count > 0 {
+      let entry = unsafe entry(head)
+      head = unsafe SharedCell<UInt16>(entry + 6).loadRelaxed() & mask
+      // Release: the driver can see that it was used.
+      unsafe SharedCell<UInt8>(entry).storeRelease(0)
+      KillPoint.pass(.publishFreed)
+      count &-= 1
+    }
+    // Release: all of the batch is free.
+    unsafe SharedCell<UInt16>(region + 14).storeRelease(used)
+    KillPoint.pass(.publishOver)
+  }
+
+  // MARK: What was left
+
+  public var interrupted: Int { left.count }
+  public var nextInterrupted: UInt16? { left.last }
+  public mutating func resume() { left.removeLast() }
+}

@@ -1,0 +1,99 @@
+/// What was left in the in-flight record of a split queue by whoever had it before.
+
+/// What is done with a region before its ring runs. It can end between any two stores and be done again.
+@safe
+struct InflightRecovery {
+  /// A head that was taken and not shown as used.
+  struct Head {
+    var head: UInt16
+    var order: UInt64
+  }
+
+  private let region: UnsafeMutableRawPointer
+  private let size: UInt16
+  /// Entries of the region.
+  private let capacity: UInt16
+
+  init(region: UnsafeMutableRawPointer, size: UInt16, capacity: UInt16) {
+    unsafe self.region = region
+    self.size = size
+    self.capacity = capacity
+  }
+
+  private func cell(_ offset: Int) -> SharedCell<UInt16> { unsafe SharedCell(region + offset) }
+  private var version: SharedCell<UInt16> { cell(8) }
+  private var entries: SharedCell<UInt16> { cell(10) }
+  private var last: SharedCell<UInt16> { cell(12) }
+  private var used: SharedCell<UInt16> { cell(14) }
+  private func entry(_ head: UInt16) -> UnsafeMutableRawPointer {
+    unsafe region + (InflightMemory.headerBytes + InflightMemory.entryBytes * Int(head))
+  }
+  private func mark(_ head: UInt16) -> SharedCell<UInt8> { unsafe SharedCell(entry(head)) }
+  private func link(_ head: UInt16) -> SharedCell<UInt16> { unsafe SharedCell(entry(head) + 6) }
+  private func order(_ head: UInt16) -> SharedCell<UInt64> { unsafe SharedCell(entry(head) + 8) }
+
+  /// - Parameter indices: of the ring in guest memory.
+  /// - Returns: the heads to be taken again, in the order in which they were taken.
+  func run(_ indices: RingIndices) throws(QueueError) -> [Head] {
+    switch version.loadRelaxed() {
+    case 0:
+      begin(indices)
+      return []
+    case InflightHeads.version: break
+    case let other: throw .inflightVersion(other)
+    }
+    // Others say how many the region has room for, or how many the ring has.
+    let recorded = entries.loadRelaxed()
+    guard recorded >= size, recorded <= capacity else { throw .inflightSize(recorded: recorded, size: size) }
+    finishPublication(indices.used)
+    let left = collect()
+    // Each of them was made available, and is not used yet.
+    let waiting = indices.available &- indices.used
+    guard left.count <= Int(waiting) else { throw .inflightTooMany(left.count, waiting: waiting) }
+    return left
+  }
+
+  /// Nobody has used the region: nothing in it means anything.
+  private func begin(_ indices: RingIndices) {
+    for head in 0..<capacity {
+      mark(head).storeRelease(0)
+      KillPoint.pass(.recoveryCleared)
+    }
+    last.storeRelease(0)
+    entries.storeRelease(capacity)
+    KillPoint.pass(.recoverySized)
+    used.storeRelease(indices.used)
+    KillPoint.pass(.recoveryCopied)
+    // Last: from now on the region means what it says.
+    version.storeRelease(InflightHeads.version)
+    KillPoint.pass(.recoveryBegun)
+  }
+
+  /// Frees the heads of a batch that the driver was shown, if that was interrupted. The batch is not longer than the ring, and
+  /// no head comes twice; whatever else the links say ends it.
+  private func finishPublication(_ shown: UInt16) {
+    let known = used.loadRelaxed()
+    guard known != shown else { return }
+    var seen = [Bool](repeating: false, count: Int(size))
+    var head = last.loadRelaxed()
+    for _ in 0..<min(shown &- known, size) {
+      guard head < size, !seen[Int(head)] else { break }
+      seen[Int(head)] = true
+      mark(head).storeRelease(0)
+      KillPoint.pass(.recoveryFreed)
+      head = link(head).loadRelaxed()
+    }
+    // Last: until then all of it is done again.
+    used.storeRelease(shown)
+    KillPoint.pass(.recoveryFinished)
+  }
+
+  private func collect() -> [Head] {
+    var heads: [Head] = []
+    for head in 0..<size where mark(head).loadRelaxed() != 0 {
+      heads.append(Head(head: head, order: order(head).loadRelaxed()))
+    }
+    // Orders that are equal are nobody's mistake but the writer's; then the heads decide, so that it always comes out alike.
+    return heads.sorted { ($0.order, $0.head) < ($1.order, $1.head) }
+  }
+}

@@ -1,0 +1,53 @@
+/// Places between two stores that a crash can fall between, for tests that put one there. A release build has none of them.
+#if DEBUG
+internal import Glibc
+internal import Synchronization
+#endif
+
+/// The places of a split ring with an in-flight record, in the way of a request.
+public enum KillPoint: String, CaseIterable, Sendable {
+  // A head is taken.
+  case takeBegins, takeOrdered, takeMarked
+  // Its used element is written, and it is linked into the batch.
+  case answerNamed, answerWritten, answerLinked, answerCounted
+  // The batch is shown, and its heads are free.
+  case publishShown, publishFreed, publishOver
+  // The driver is notified.
+  case callDue, callDone
+  // A region is used for the first time.
+  case recoveryCleared, recoverySized, recoveryCopied, recoveryBegun
+  // A batch that had been shown is freed, and what was left is taken again.
+  case recoveryFreed, recoveryFinished, recoveryResumed
+
+  #if DEBUG
+  /// Called at every place that this task passes, before a crash that is due there.
+  @TaskLocal public static var observer: (@Sendable (KillPoint) -> Void)?
+
+  /// What `VMM_BLK_KILL_AT=place:count` asks for: the process ends by SIGKILL when it passes the place so many times.
+  private static let order: (place: KillPoint, count: Int)? = {
+    guard let text = unsafe getenv("VMM_BLK_KILL_AT").map({ unsafe String(cString: $0) }) else { return nil }
+    let words = text.split(separator: ":")
+    guard words.count == 2, let place = KillPoint(rawValue: String(words[0])), let count = Int(words[1]), count > 0 else {
+      fatalError("VMM_BLK_KILL_AT is '\(text)', which is no place and count: \(allCases.map(\.rawValue))")
+    }
+    return (place, count)
+  }()
+  private static let passed = Atomic<Int>(0)
+  #endif
+
+  /// The program gets here.
+  @inlinable @inline(__always)
+  public static func pass(_ place: KillPoint) {
+    #if DEBUG
+    place.arrive()
+    #endif
+  }
+
+  #if DEBUG
+  @usableFromInline func arrive() {
+    Self.observer?(self)
+    guard let order = Self.order, order.place == self else { return }
+    if Self.passed.wrappingAdd(1, ordering: .relaxed).newValue == order.count { raise(SIGKILL) }
+  }
+  #endif
+}
