@@ -17,6 +17,8 @@ public struct CrashCheckOptions: Sendable {
   public var folder = "/var/tmp"
   /// A mistake that the device is to make.
   public var plant: PlantedMistake?
+  /// One violation is enough.
+  public var endsAtFirst = false
 
   public init(seed: UInt64, images: Int) {
     self.seed = seed
@@ -48,7 +50,7 @@ public struct CrashCheck {
     let pairs = options.engines.flatMap { engine in options.modes.map { ($0, engine) } }
     var missing: Set<EngineKind> = []
     var round = 0
-    while report.total.images < options.images {
+    while report.total.images < options.images, !options.endsAtFirst || report.violations.isEmpty {
       let (mode, engine) = pairs[round % max(pairs.count, 1)]
       round += 1
       guard !missing.contains(engine) else { continue }

@@ -5,6 +5,14 @@ internal import Glibc
 internal import SystemPackage
 public import VirtioCore
 
+/// What a queue does when its medium fails a request, after all that can be tried was tried.
+public enum ErrorPolicy: String, CaseIterable, Sendable {
+  /// It tells the driver: IOERR.
+  case report
+  /// It answers nothing to that request and takes nothing more until the operator has mended what is wrong.
+  case stop
+}
+
 /// How a device is to be made.
 public struct BlockDeviceOptions: Sendable {
   /// Bytes of one segment that a driver may use (SIZE_MAX).
@@ -36,6 +44,7 @@ public struct BlockDeviceOptions: Sendable {
   /// than most requests do. A queue without work sleeps.
   public var waiting = Waiting.adaptive(maximumMicroseconds: 50)
   public var notification = Notification.batch
+  public var onError = ErrorPolicy.report
   /// What is to go wrong at the medium, for those who try out how a guest takes it. Not with the null engine, which has none.
   public var faults: [FaultRule] = []
   /// Is told what is done at the medium.
@@ -136,7 +145,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
       limits: BlockLimits(
         capacity: image.size / 512, blockMask: UInt64(image.logicalBlockSize - 1), isReadOnly: image.isReadOnly,
         segments: options.segmentLimit, segmentBytes: Int(BlockDeviceOptions.maximumSegmentSize)),
-      medium: MediumFacts(image: image, zeroes: shared.zeroes), writeback: shared.writeback, serial: shared.serial)
+      medium: MediumFacts(image: image, zeroes: shared.zeroes), writeback: shared.writeback,
+      stalls: options.onError == .stop ? events : nil, serial: shared.serial)
     counterBlocks = (0..<threads).map { _ in CounterBlock() }
     places = Array(repeating: WorkerPlace(), count: threads)
   }
@@ -231,6 +241,9 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     order(queue) { $0.stops = true }
     if places[queue % threadCount].worker != nil { leftQueues.insert(queue) }
   }
+
+  /// Lets queues go on that stall because their medium failed a request: what failed is tried again.
+  public func resume() { for place in places { _ = place.worker?.mailbox.post { $0.resumesAll = true } } }
 
   public func replaceCall(queue: Int, _ call: CallSink) { order(queue) { $0.call = call } }
   public func replaceFailure(queue: Int, _ failure: CallSink) { order(queue) { $0.failure = failure } }

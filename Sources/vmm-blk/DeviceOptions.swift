@@ -14,6 +14,8 @@ extension EngineKind: ExpressibleByArgument {
   ]
 }
 
+extension ErrorPolicy: ExpressibleByArgument {}
+
 extension FaultRule: ExpressibleByArgument {
   public init?(argument: String) { self.init(argument) }
 }
@@ -90,6 +92,12 @@ struct DeviceOptions: ParsableArguments {
 
   @OptionGroup var tuning: DeviceTuning
 
+  @Option(
+    help: .init(
+      "When the image fails a request: report it to the guest, or stop the queue without an answer until SIGUSR1 comes, and try "
+        + "again."))
+  var onError = ErrorPolicy.report
+
   @Option(help: .init("Let requests fail on purpose: \(FaultRule.help)", valueName: "rule"))
   var inject: [FaultRule] = []
 
@@ -121,7 +129,8 @@ extension DeviceOptions {
       ("--logical-block-size", blockSize != ByteCount(512)), ("--queue-size-max", queueSizeMax != 1024),
       ("--serial", serial != nil), ("--engine", engine != .auto), ("--direct", direct != .auto), ("--threads", threads != nil),
       ("--waiting", tuning.waiting != nil), ("--poll-us", tuning.pollUs != nil), ("--notify", tuning.notify != .batch),
-      ("--uring", tuning.uring != nil), ("--inject", !inject.isEmpty), ("--no-lock", noLock),
+      ("--uring", tuning.uring != nil), ("--on-error", onError != .report), ("--inject", !inject.isEmpty),
+      ("--no-lock", noLock),
     ]
     return given.filter(\.1).map(\.0)
   }
@@ -147,6 +156,7 @@ extension DeviceOptions {
     options.engine = engine
     options.threads = threads
     options.processors = pinCPUs?.processors ?? []
+    options.onError = onError
     options.faults = inject
     tuning.apply(to: &options)
     // Whoever asks for the engine of the page cache wants the page cache.

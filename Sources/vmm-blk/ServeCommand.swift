@@ -31,7 +31,7 @@ struct ServeCommand: ParsableCommand {
 
       Numbers, and true or false, stand without quotes. The words are blk-file and socket-path, which every disk needs, and \
       format, read-only, num-queues, logical-block-size, queue-size-max, serial, engine, direct, threads, pin-cpus, waiting, \
-      poll-us, notify, uring, inject (a rule or an array of them) and no-lock; what an entry does not say is as the command line says. Either all disks are served or none.
+      poll-us, notify, uring, on-error, inject (a rule or an array of them) and no-lock; what an entry does not say is as the command line says. Either all disks are served or none.
       """)
 
   @OptionGroup var disk: DeviceOptions
@@ -84,6 +84,7 @@ struct ServeCommand: ParsableCommand {
     Startup.ignoreStraySignals()
     // Before the devices make threads, which inherit that these signals are not theirs.
     let signals = try TerminationSignals()
+    let resumption = try TerminationSignals([SIGUSR1])
     let log = ServeLog(level: logLevel)
     let openFiles = ServeFileLimit.raise()
     let list = try disks.map { try ServeDiskList(file: $0, defaults: disk) }
@@ -103,6 +104,11 @@ struct ServeCommand: ParsableCommand {
       guard let signal = signals.take() else { return }
       log.note("ending on signal \(signal)" + (end.hasBegun ? " at once" : ""))
       end.hasBegun ? loop.stop() : end.begin()
+    }
+    _ = try loop.add(resumption.descriptor) { _ in
+      guard resumption.take() != nil else { return }
+      log.note("queues that stall go on")
+      for disk in served { disk.device.resume() }
     }
     do {
       for server in servers { try server.open() }

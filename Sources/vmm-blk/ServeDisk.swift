@@ -29,6 +29,7 @@ extension ServeDisk: DecodableWithConfiguration {
     case pollUs = "poll-us"
     case notify
     case uring
+    case onError = "on-error"
     case inject
     case noLock = "no-lock"
   }
@@ -63,6 +64,7 @@ extension ServeDisk: DecodableWithConfiguration {
       try entry.argument(.notify, "batch, each or coalesce:COUNT:US") ?? defaults.tuning.notify
     options.tuning.uring =
       try entry.argument(.uring, "words of 'serve --uring' with commas between") ?? defaults.tuning.uring
+    options.onError = try entry.choice(.onError) ?? defaults.onError
     options.inject = try entry.rules(.inject) ?? defaults.inject
     options.noLock = try entry.flag(.noLock) ?? defaults.noLock
     try options.validate()

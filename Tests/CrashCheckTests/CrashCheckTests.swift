@@ -37,10 +37,11 @@ import VirtioBlkDevice
   ]
 
   @Test(arguments: shows) func plantedMistakesAreFound(mistake: PlantedMistake, mode: CrashMode) throws {
-    var options = CrashCheckOptions(seed: .random(in: 0 ... .max), images: 600)
+    var options = CrashCheckOptions(seed: .random(in: 0 ... .max), images: 10_000)
     options.modes = [mode]
     options.engines = [.sync]
     options.plant = mistake
+    options.endsAtFirst = true
     var check = try CrashCheck(options)
     let report = try check.run()
     #expect(report.total.violatedImages > 0, "seed \(options.seed)")
@@ -92,7 +93,7 @@ import VirtioBlkDevice
   }
 
   @Test func findsWhatIsPlanted() throws {
-    let run = try run("--images", "1000", "--plant", "no-flush", "--mode", "writeback", "--json")
+    let run = try run("--images", "3000", "--plant", "no-flush", "--mode", "writeback", "--json")
     #expect(run.status == 1 && run.errors.contains("lack what was promised"), "\(run)")
     let report = try #require(try JSONSerialization.jsonObject(with: Data(run.output.utf8)) as? [String: Any])
     let total = try #require(report["total"] as? [String: Any])

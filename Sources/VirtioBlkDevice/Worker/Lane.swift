@@ -10,6 +10,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     case running
     /// What was interrupted before this run is taken again; nothing else is taken before that is done.
     case recovering
+    /// The medium failed a request, and nothing more is taken until the operator says so.
+    case stalled
     /// The ring is broken: nothing more is taken, what is under way is finished.
     case failed
     /// Being stopped.
@@ -33,9 +35,12 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   private let publishEvery: Int
   private var coalescing: Coalescing?
   /// Slots in the order in which their chains were taken; only with publication in order.
-  private var order: OrderQueue?
+  var order: OrderQueue?
   private let isOrdered: Bool
   var error: QueueError?
+  /// Requests that failed while a failure stalls the queue, and what it was about before.
+  var parked: [Int] = []
+  var stateBeforeStall = State.running
   /// The last turn ended because it had done enough, not because the ring was empty.
   var hadItsTurn = false
   /// To be stopped as soon as what was interrupted has been taken again.
@@ -352,6 +357,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   @inline(never)
   mutating func complete<Engine: BlockEngine & ~Copyable>(_ index: Int, isDone: Bool, _ medium: inout Medium<Engine>) {
     let slot = unsafe slab.slot(index)
+    guard isDone || !park(index) else { return }
     let written = unsafe Int(slot.pointee.written)
     switch unsafe slot.pointee.stage {
     case .transfer, .orderedTransfer:

@@ -24,8 +24,7 @@ func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
   do throws(Errno) {
     if let layers = plan.layers {
       let engine = try layers.around(plan.makeObject(isSlow: isSlow, mailbox: mailbox))
-      var worker = try QueueWorker<SplitQueue, LayeredEngine>(configuration, engine: engine)
-      return worker.run()
+      return try work(configuration, engine)
     }
     switch plan.kind {
     case .uring:

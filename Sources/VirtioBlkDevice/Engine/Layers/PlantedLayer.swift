@@ -16,7 +16,7 @@ public enum PlantedMistake: String, CaseIterable, Sendable {
   case toggleIgnored = "toggle-ignored"
   /// A stable write and a flush are answered first and done later.
   case answerTooSoon = "answer-too-soon"
-  /// A write goes to the medium after the flush that came after it.
+  /// Writes are answered and wait, also for a flush that comes after them to be over.
   case writeAfterFlush = "write-after-flush"
   /// One write in eight is answered and never done.
   case lostWrite = "lost-write"
@@ -43,6 +43,7 @@ public enum PlantedMistake: String, CaseIterable, Sendable {
 final class PlantedLayer: EngineLayer {
   /// Operations after which one that was answered too soon is done.
   private static let lateness = 4
+  private static let longLateness = 24
 
   let base: any EngineObject
   private let mistake: PlantedMistake
@@ -90,11 +91,7 @@ final class PlantedLayer: EngineLayer {
       return outcome
     case (.writeAfterFlush, .write):
       let outcome = hold(operation)
-      while held.count > Self.lateness { release(tag) }
-      return outcome
-    case (.writeAfterFlush, .flush):
-      let outcome = base.start(operation, tag: tag)
-      while !held.isEmpty { release(tag) }
+      while held.count > Self.longLateness { release(tag) }
       return outcome
     case (.lostWrite, .write):
       writes += 1
