@@ -52,7 +52,7 @@ public final class BlockClient {
     next: (_ queue: Int, _ number: Int) throws(DriverError) -> Submission?,
     completed: (_ queue: Int, _ number: Int, BlockOutcome) throws(DriverError) -> Void = { _, _, _ in }
   ) throws(DriverError) {
-    var pump = RequestPump(queues: queues, depth: depth, waiting: waiting)
+    var pump = RequestPump(queues: queues, on: session.transport, depth: depth, waiting: waiting)
     pump.patience = patience
     try pump.run(next: next) { queue, number, outcome throws(DriverError) in
       guard outcome.status == .ok else { throw .requestFailed("\(outcome.request) on queue \(queue): \(outcome.status)") }
