@@ -93,8 +93,9 @@ struct RequestPump {
         continue
       }
       guard !busy.isEmpty else { return }
-      if try transport.recover() {
-        for queue in queues { queue.ring.deviceReturned() }
+      let devices = try transport.recover()
+      if devices > 0 {
+        for queue in queues { queue.ring.deviceReturned(devices) }
         lastProgress = .now
         continue
       }

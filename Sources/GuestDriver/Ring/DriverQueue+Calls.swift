@@ -39,7 +39,9 @@ extension DriverQueue {
   }
 
   /// The device had gone and is back (see `DriverTransport.recover`).
-  public mutating func deviceReturned() { notifications.deviceReturned() }
+  ///
+  /// - Parameter devices: how many were met on the way.
+  public mutating func deviceReturned(_ devices: Int) { notifications.deviceReturned(devices) }
 
   /// Counts the calls that came, and checks that one came if the driver waits for it and it is due.
   public mutating func noteCalls() throws(DriverFault) {

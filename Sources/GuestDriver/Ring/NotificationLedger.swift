@@ -96,8 +96,8 @@ public struct NotificationLedger: Sendable {
     }
   }
 
-  /// Another device is at the other end of the lines.
-  mutating func deviceReturned() { devices += 1 }
+  /// So many devices more were at the other end of the lines, one after the other.
+  mutating func deviceReturned(_ count: Int) { devices += count }
 
   private mutating func settle(usedIndex: UInt16) {
     let fresh = call.take()

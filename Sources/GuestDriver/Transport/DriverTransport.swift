@@ -39,8 +39,8 @@ public protocol DriverTransport: AnyObject {
   var connectionDescriptor: Int32? { get }
   /// Waits for a device that has gone, and lets it go on where the one before it ended: same memory, rings and features.
   ///
-  /// - Returns: whether it had gone and is back.
-  func recover() throws(DriverError) -> Bool
+  /// - Returns: how many devices were met on the way, the last of which is there; 0 when none had gone.
+  func recover() throws(DriverError) -> Int
 
   /// Waits for a configuration change notification.
   /// - Returns: whether there was one since the last time.
@@ -51,5 +51,5 @@ public protocol DriverTransport: AnyObject {
 
 extension DriverTransport {
   public var connectionDescriptor: Int32? { nil }
-  public func recover() -> Bool { false }
+  public func recover() -> Int { 0 }
 }

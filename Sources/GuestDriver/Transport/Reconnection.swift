@@ -35,29 +35,39 @@ extension VhostUserTransport {
 
   public var connectionDescriptor: Int32? { reconnection == nil ? nil : frontend.descriptor }
 
-  /// Before the rings are started for the first time: asks for memory for records, as VMMs do, and hands it over.
-  func keepRecords() throws(DriverError) {
+  /// Rings that are started for the first time. A back-end that goes meanwhile is one that went.
+  func startAll() throws(DriverError) {
+    do {
+      try keepRecords()
+      for index in queues.indices { try start(index, base: 0) }
+    } catch {
+      guard case .noDevice = error, reconnection != nil else { throw error }
+      for index in queues.indices { queues[index].isRunning = true }
+      guard try recover() > 0 else { throw error }
+    }
+  }
+
+  /// Before rings are started: asks for memory for records, once, as VMMs do, and hands it over.
+  private func keepRecords() throws(DriverError) {
     guard let reconnection, reconnection.keepsRecords, offer.protocolFeatures.contains(.inflight) else { return }
     let size = queues.map(\.configuration.size).max() ?? 0
     let count = UInt16(clamping: queues.count)
-    inflight = try Self.ask { () throws(FrontendError) in try frontend.getInflight(queues: count, size: size) }
-    try handOverRecords()
+    if inflight == nil {
+      inflight = try Self.ask { () throws(FrontendError) in try frontend.getInflight(queues: count, size: size) }
+    }
+    if let inflight { try Self.ask { () throws(FrontendError) in try frontend.setInflight(inflight) } }
   }
 
-  private func handOverRecords() throws(DriverError) {
-    guard let inflight else { return }
-    try Self.ask { () throws(FrontendError) in try frontend.setInflight(inflight) }
-  }
-
-  public func recover() throws(DriverError) -> Bool {
-    guard let reconnection, isLost else { return false }
+  public func recover() throws(DriverError) -> Int {
+    guard let reconnection, isLost else { return 0 }
+    var met = 0
     let end = ContinuousClock.now + reconnection.limit
     while true {
       let failure: DriverError
       do {
-        try goOn(reconnection)
+        try goOn(reconnection, &met)
         reconnections += 1
-        return true
+        return met
       } catch { failure = error }
       switch failure {
       case .noDevice, .timeout: break
@@ -76,8 +86,9 @@ extension VhostUserTransport {
     return unsafe poll(&one, 1, 0) > 0 && one.revents & Int16(POLLHUP | POLLERR) != 0
   }
 
-  private func goOn(_ reconnection: Reconnection) throws(DriverError) {
+  private func goOn(_ reconnection: Reconnection, _ met: inout Int) throws(DriverError) {
     do { frontend = try Frontend(connectingTo: reconnection.path) } catch { throw .noDevice("\(error)") }
+    met += 1
     (offer, channel) = try Self.meet(frontend)
     guard accepted.isSubset(of: offer.features), queues.count <= offer.queueCount,
       inflight == nil || offer.protocolFeatures.contains(.inflight)
@@ -85,7 +96,7 @@ extension VhostUserTransport {
     memoryIsSet = false
     try Self.ask { () throws(FrontendError) in try frontend.setFeatures(accepted) }
     try setMemory()
-    try handOverRecords()
+    try keepRecords()
     for index in queues.indices where queues[index].isRunning {
       try start(index, base: base(of: index, reconnection.base))
       // What was kicked meanwhile, nobody took.

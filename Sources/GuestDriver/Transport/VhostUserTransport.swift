@@ -120,8 +120,7 @@ public final class VhostUserTransport: DriverTransport {
   public func setStatus(_ status: DeviceStatus) throws(DriverError) {
     // Rings are set up with DRIVER_OK and not before: a back-end may serve a ring from the moment it is enabled.
     if status.contains(.driverOK), !localStatus.contains(.driverOK) {
-      try keepRecords()
-      for index in queues.indices { try start(index, base: 0) }
+      try startAll()
     }
     localStatus = status
     if hasStatus { try Self.ask { () throws(FrontendError) in try frontend.setStatus(status) } }
