@@ -73,3 +73,28 @@ case_qemu-restart() {
   stop_server
   check_blocks 400
 }
+
+# Killed, not stopped: what was in flight is in the records that QEMU keeps. KILLS says how often.
+case_qemu-killed() {
+  local kills=${KILLS:-3} count beats=0
+  RANDOM=${SEED:-1}
+  empty_disk "$work/disk" 192M
+  start_server "$work/disk" "$work/socket" --num-queues 2
+  guest_on "$console" --guest qemu --socket "$work/socket" --queues 2 --reconnect 1 --fio --scenarios killed "${write_back[@]}" \
+    --set beats=$((10 * kills))
+  for count in $(seq "$kills"); do
+    # It goes on: something was written since the last time.
+    wait_until "the guest's disk answers after kill $((count - 1))" has_beaten $((beats + 2))
+    sleep "$((RANDOM % 2)).$((RANDOM % 10))"
+    beats=$(beats)
+    kill_server
+    start_server "$work/disk" "$work/socket" --num-queues 2
+  done
+  echo "killed $kills times" >&2
+  wait_guests
+  stop_server
+  check_ext4_files
+}
+
+beats() { tr -d '\r' <"$console" | sed -n 's/^BEAT //p' | tail -n 1; }
+has_beaten() { [ "$(beats || true)" ] && [ "$(beats)" -ge "$1" ]; }
