@@ -80,7 +80,9 @@ let package = Package(
       name: "BlkDeviceTests",
       dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", system], swiftSettings: strict),
     .testTarget(name: "RegistersTests", dependencies: ["VirtioCore", "VirtioRegisters"], swiftSettings: strict),
-    .testTarget(name: "VhostUserTests", dependencies: ["CLinux", "VirtioCore", "VhostUser", system], swiftSettings: strict),
+    .testTarget(
+      name: "VhostUserTests", dependencies: ["CLinux", "VirtioCore", "VhostUser", "GuestDriver", system],
+      swiftSettings: strict),
     .testTarget(
       name: "MemoryFileTests",
       dependencies: [

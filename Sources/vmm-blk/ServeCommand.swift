@@ -55,6 +55,12 @@ struct ServeCommand: ParsableCommand {
   @Option(help: .init("Guest memory that one front-end may have mapped, for each disk.", valueName: "size"))
   var memoryBudget = ByteCount(BackendServer.defaultMemoryBudget)
 
+  @Option(
+    help: .init(
+      "Where a front-end keeps no in-flight records: answer requests in the order in which they came, so that after a crash the "
+        + "ring alone says which are done.", valueName: "on|off"))
+  var publishInOrder = OnOff.on
+
   @Flag(help: "Print what this back-end can do, as JSON for management software, and exit.")
   var printCapabilities = false
 
@@ -94,7 +100,10 @@ struct ServeCommand: ParsableCommand {
     let loop = try EventLoop()
     let servers = served.map { disk in
       let news = disks == nil ? log : log.about(disk.place)
-      return BackendServer(device: disk.device, on: disk.socket, in: loop, memoryBudget: memoryBudget.bytes) { news.event($0) }
+      return BackendServer(
+        device: disk.device, on: disk.socket, in: loop, memoryBudget: memoryBudget.bytes,
+        publishesInOrder: publishInOrder == .on
+      ) { news.event($0) }
     }
     // The loop holds what its handlers hold, so the files do not go by themselves.
     defer { for disk in served { disk.socket.removeFile() } }
@@ -190,6 +199,11 @@ struct ServeCommand: ParsableCommand {
 
   /// At once, also into a pipe or a file: whoever started us may wait for this line.
   private func say(_ text: String) { People.output.write(printable(text)) }
+}
+
+enum OnOff: String, ExpressibleByArgument, CaseIterable {
+  case on
+  case off
 }
 
 // swift-format-ignore: AvoidRetroactiveConformances

@@ -2,7 +2,7 @@
 public import VirtioCore
 
 /// One step for the shell around a `BackendSession`. Those that say "answered" are reported back to the session before its
-/// next effect is asked for. Of these `start`, `stop`, `map` and `examine` may take as long as somebody else likes: the shell
+/// next effect is asked for. Of these `start`, `stop`, `map`, `mapInflight` and `examine` may take as long as somebody else likes: the shell
 /// asks for nothing more from this session meanwhile, and everybody else goes on.
 public enum Effect: Sendable {
   /// Send this to the front-end.
@@ -11,6 +11,10 @@ public enum Effect: Sendable {
   case negotiate(FeatureSet)
   /// Map and unmap guest memory. Answered with `mapped`.
   case map(MemoryPlan)
+  /// Make memory for records of what is in flight. Answered with `inflightCreated`.
+  case createInflight(queueCount: Int, queueSize: UInt16)
+  /// Map such memory that the front-end kept. Answered with `inflightMapped`.
+  case mapInflight(InflightPlan)
   /// Look at a descriptor that the front-end sent. Answered with `examined`.
   case examine(DescriptorExamination)
   /// Start a queue. Answered with `started`.

@@ -30,6 +30,7 @@ public struct FrontendSession: Sendable {
         switch request {
         case .getVringBase: VringState.size
         case .getConfiguration: payload.count
+        case .getInflight: InflightDescription.wireSize
         default: 8
         }
       return (message, .reply(size))
