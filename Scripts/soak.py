@@ -17,11 +17,16 @@ import os
 import random
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from many import Frontend  # noqa: E402
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROGRAM = os.environ.get("VMM_BLK", os.path.join(ROOT, ".build/release/vmm-blk"))
@@ -191,11 +196,134 @@ def real_guest(chance, folder, seconds):
     return collections.Counter({"kills": 10})
 
 
+def power_failures(chance, folder, seconds):
+    """Images that a power failure could leave; and a mistake in the device, which has to be found."""
+    del seconds
+    counts = collections.Counter()
+    command = [PROGRAM, "verify-crash", "--json", "--folder", folder, "--seed", str(chance.getrandbits(32))]
+    result = subprocess.run([*command, "--images", "10000"], stdout=subprocess.PIPE, text=True, check=False)
+    if result.returncode != 0:
+        raise Failure(f"{' '.join(command)}: status {result.returncode}: {result.stdout}")
+    total = json.loads(result.stdout)["total"]
+    counts["images"] = total["images"]
+    counts["violations"] = total["violated"]
+    for mistake in MISTAKES:
+        result = subprocess.run(
+            [*command, "--images", "1500", "--plant", mistake], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            check=False)
+        if result.returncode != 1:
+            raise Failure(f"the mistake {mistake} was not found: {' '.join(command)}")
+        counts["mistakes found"] += 1
+    return counts
+
+
+MISTAKES = ("no-flush", "flush-too-soon", "wrong-file", "toggle-ignored", "answer-too-soon", "write-after-flush", "lost-write",
+            "short-write")
+
+
+def faults(chance, folder, seconds):
+    """A verified workload while the medium does all that can be mended."""
+    del seconds
+    engine = chance.choice(["uring", "sync", "threads", "mapped", "aio", "cached"])
+    rules = ["any:eintr:rate=0.05", "any:eagain:rate=0.005", "read:short:rate=0.2", "write:short:rate=0.2",
+             "any:delay=10us-2ms:rate=0.05", "any:reorder=8:rate=0.3"]
+    rules = [f"{rule}:seed={chance.getrandbits(32)}" for rule in chance.sample(rules, chance.randint(1, len(rules)))]
+    with open(f"{folder}/disk", "wb") as file:
+        file.truncate(32 << 20)
+    server = Server(folder, ["--engine", engine, "--num-queues", "2", *(word for rule in rules for word in ("--inject", rule))])
+    try:
+        server.start()
+        command = [PROGRAM, "guest", "--socket-path", f"{folder}/socket", "verify", "--bytes", "64M", "--json", "--seed",
+                   str(chance.getrandbits(32))]
+        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        if result.returncode != 0:
+            raise Failure(f"engine {engine}, {' '.join(rules)}: {result.stdout} ({' '.join(command)})")
+        if server.stop() != 0:
+            raise Failure(f"engine {engine}, {' '.join(rules)}: the server did not end with status 0")
+    finally:
+        server.stop()
+        server.log.close()
+    return collections.Counter({"requests verified": sum(json.loads(result.stdout)["requests"].values())})
+
+
+class Holdings:
+    """What a process has."""
+
+    def __init__(self, process):
+        place = f"/proc/{process}"
+        self.descriptors = len(os.listdir(f"{place}/fd"))
+        self.threads = len(os.listdir(f"{place}/task"))
+        with open(f"{place}/maps", encoding="utf-8") as file:
+            self.maps = len(file.readlines())
+        with open(f"{place}/statm", encoding="utf-8") as file:
+            self.resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def is_within(self, other):
+        return (self.descriptors <= other.descriptors and self.threads <= other.threads and self.maps <= other.maps
+                and self.resident <= other.resident + (1 << 20))
+
+
+def front_ends(chance, folder, seconds):
+    """Front-ends that come, and go in every state; what the server has afterwards is what it had before."""
+    del seconds
+    engine = chance.choice(["uring", "sync", "threads", "mapped", "aio", "cached"])
+    with open(f"{folder}/disk", "wb") as file:
+        file.truncate(1 << 20)
+    server = Server(folder, ["--engine", engine, "--log-level", "critical"])
+    path = f"{folder}/socket"
+
+    def come_and_go():
+        choice = chance.randrange(5)
+        if choice < 2:
+            # Some messages of the front-end's, or a part of one.
+            words = b"".join(struct.pack("<III", request, 1, 0) for request in (1, 3, 15))
+            with socket.socket(socket.AF_UNIX) as end:
+                end.connect(path)
+                end.sendall(words[:chance.randint(0, len(words))] if choice == 0 else os.urandom(chance.randint(1, 64)))
+            return
+        disk = Frontend(path, 128)
+        if choice == 2:
+            disk.read_block()
+        elif choice == 3:
+            disk.ask()
+        disk.close()
+
+    def settle():
+        """The one before is gone when this one is answered."""
+        disk = Frontend(path, 128)
+        disk.read_block()
+        disk.close()
+
+    try:
+        server.start()
+        for _ in range(500):
+            come_and_go()
+        settle()
+        before = Holdings(server.process.pid)
+        for _ in range(10000):
+            come_and_go()
+        settle()
+        limit = time.monotonic() + HUNG
+        while not (after := Holdings(server.process.pid)).is_within(before):
+            if time.monotonic() > limit:
+                raise Failure(f"engine {engine}: {vars(before)} before 10000 front-ends, {vars(after)} after them")
+            time.sleep(0.1)
+        if server.stop() != 0:
+            raise Failure(f"engine {engine}: the server did not end with status 0")
+    finally:
+        server.stop()
+        server.log.close()
+    return collections.Counter({"front-ends": 10000})
+
+
 # name: what one round does, what it needs in seconds, what it is for.
 EXERCISES = {
     "kills": (with_records, 20, "killed and back, with in-flight records"),
     "kills-in-order": (in_order, 20, "killed and back, published in order, without records"),
     "kills-qemu": (real_guest, 300, "killed under Linux in QEMU, with fio and its verification"),
+    "power-failures": (power_failures, 30, "images that a power failure could leave"),
+    "faults": (faults, 20, "faults of the medium that can be mended"),
+    "front-ends": (front_ends, 60, "front-ends that come and go"),
 }
 
 
