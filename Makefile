@@ -43,6 +43,12 @@ test-system: release
 
 test: lint test-fast test-system
 
+# The figures of Docs/reliability.md for as long as you like; goes on where it stopped.
+MINUTES := 10
+soak: release
+	@Scripts/setup.sh build guest qemu
+	Scripts/soak.py $(MINUTES)
+
 bench: release
 	@Scripts/setup.sh build bench
 	Scripts/bench/bench.sh

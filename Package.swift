@@ -47,11 +47,14 @@ let package = Package(
         .product(name: "TextTable", package: "TextTable"),
       ],
       swiftSettings: strict),
+    .target(
+      name: "CrashCheck", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", system],
+      swiftSettings: strict),
     .executableTarget(
       name: "vmm-blk",
       dependencies: [
         "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "VhostUser", "MemoryFile", "RingInspector",
-        "GuestDriver", "Bench", system, logging,
+        "GuestDriver", "Bench", "CrashCheck", system, logging,
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Histogram", package: "hdrhistogram-swift"),
         .product(name: "TextTable", package: "TextTable"),
@@ -77,7 +80,9 @@ let package = Package(
       name: "BlkDeviceTests",
       dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", system], swiftSettings: strict),
     .testTarget(name: "RegistersTests", dependencies: ["VirtioCore", "VirtioRegisters"], swiftSettings: strict),
-    .testTarget(name: "VhostUserTests", dependencies: ["CLinux", "VirtioCore", "VhostUser", system], swiftSettings: strict),
+    .testTarget(
+      name: "VhostUserTests", dependencies: ["CLinux", "VirtioCore", "VhostUser", "GuestDriver", system],
+      swiftSettings: strict),
     .testTarget(
       name: "MemoryFileTests",
       dependencies: [
@@ -88,6 +93,9 @@ let package = Package(
       name: "GuestDriverTests",
       dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "VhostUser", "MemoryFile", "GuestDriver", system],
       swiftSettings: strict),
+    .testTarget(
+      name: "CrashCheckTests",
+      dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", "CrashCheck", system], swiftSettings: strict),
     .testTarget(
       name: "BenchTests",
       dependencies: [

@@ -77,14 +77,18 @@ class Frontend:
         self.send(12, struct.pack("<Q", 0), [self.kick])  # SET_VRING_KICK
         self.send(18, struct.pack("<II", 0, 1))  # SET_VRING_ENABLE
 
-    def read_block(self):
-        """Reads the first 512 bytes. Returns the seconds since the connection was asked for."""
+    def ask(self):
+        """Asks for the first 512 bytes, and waits for nothing."""
         os.pwrite(self.file, struct.pack("<IIQ", 0, 0, 0), self.HEADER)
         chain = [(self.HEADER, 16, 1, 1), (self.DATA, 512, 3, 2), (self.STATUS, 1, 2, 0)]
         os.pwrite(self.file, b"".join(struct.pack("<QIHH", *entry) for entry in chain), self.DESCRIPTORS)
         self.memory[self.STATUS] = 0xff
         os.pwrite(self.file, struct.pack("<HHH", 0, 1, 0), self.AVAILABLE)
         os.eventfd_write(self.kick, 1)
+
+    def read_block(self):
+        """Reads the first 512 bytes. Returns the seconds since the connection was asked for."""
+        self.ask()
         waiting = select.poll()  # select knows no descriptor beyond 1023
         waiting.register(self.call, select.POLLIN)
         while struct.unpack_from("<H", self.memory, self.USED + 2)[0] != 1:

@@ -61,10 +61,12 @@ public struct HandDriver {
   }
 
   /// The queue, ready to be started.
-  public func activation(call: CallSink) -> Activation {
+  public func activation(call: CallSink) throws -> Activation {
     Activation(
       queue: 0, memory: memory, features: scenario.features, configuration: configuration, kick: .eventCounter(kick),
-      call: call, publishesInOrder: scenario.publishesInOrder)
+      call: call, publishesInOrder: scenario.publishesInOrder,
+      inflight: scenario.isRecorded
+        ? try InflightMemory.create(queueCount: 1, queueSize: UInt16(scenario.ringSize)) : nil)
   }
 
   // MARK: A batch

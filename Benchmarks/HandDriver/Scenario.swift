@@ -35,6 +35,8 @@ public struct Scenario: Sendable {
   /// The driver asks to be called from the next used element on, as one that sleeps does; otherwise it polls.
   public private(set) var asksForCalls = false
   public private(set) var publishesInOrder = false
+  /// What is in flight is written down.
+  public private(set) var isRecorded = false
   /// The device is to call after each request.
   public private(set) var callsForEach = false
 
@@ -59,6 +61,7 @@ public struct Scenario: Sendable {
       case "no-event-index": hasEventIndex = false
       case "asks": asksForCalls = true
       case "in-order": publishesInOrder = true
+      case "recorded": isRecorded = true
       case "each": callsForEach = true
       default: return nil
       }

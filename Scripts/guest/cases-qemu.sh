@@ -73,3 +73,33 @@ case_qemu-restart() {
   stop_server
   check_blocks 400
 }
+
+# Killed, not stopped: what was in flight is in the records that QEMU keeps. KILLS says how often.
+case_qemu-killed() {
+  local kills=${KILLS:-3} count beats=0 engines=(threads uring) try
+  RANDOM=${SEED:-1}
+  empty_disk "$work/disk" 192M
+  start_server "$work/disk" "$work/socket" --num-queues 2 --engine threads
+  guest_on "$console" --guest qemu --socket "$work/socket" --queues 2 --reconnect 1 --fio --scenarios killed "${write_back[@]}" \
+    --set beats=$((10 * kills))
+  for count in $(seq "$kills"); do
+    # It goes on: something was written since the last time.
+    wait_until "the guest's disk answers after kill $((count - 1))" has_beaten $((beats + 2))
+    sleep "$((RANDOM % 2)).$((RANDOM % 10))"
+    beats=$(beats)
+    # With luck several requests are at the disk, and done in another order.
+    for try in {1..200}; do ! is_at_disk || break; done
+    kill_server
+    start_server "$work/disk" "$work/socket" --num-queues 2 --engine "${engines[count % 2]}"
+  done
+  echo "killed $kills times" >&2
+  wait_guests
+  stop_server
+  check_ext4_files
+}
+
+# Several of the server's threads wait for the disk.
+is_at_disk() { [ "$(cat "/proc/$server_pid/task/"*/stat 2>/dev/null | sed 's/.*) //' | grep -c '^D')" -ge 2 ]; }
+
+beats() { tr -d '\r' <"$console" | sed -n 's/^BEAT //p' | tail -n 1; }
+has_beaten() { [ "$(beats || true)" ] && [ "$(beats)" -ge "$1" ]; }

@@ -151,6 +151,13 @@ stop_server() {
   [ $status -eq 0 ] || die "the server ended with status $status"
 }
 
+# Ends the server as a crash does.
+kill_server() {
+  kill -KILL "$server_pid" || die "the server ended by itself"
+  wait "$server_pid" 2>/dev/null || true
+  server_pid=''
+}
+
 start_guest() { # options of boot.sh
   echo "guest: boot.sh --timeout $hung $*" >&2
   "$guest/boot.sh" --timeout "$hung" "$@" &

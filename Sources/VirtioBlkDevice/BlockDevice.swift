@@ -5,6 +5,14 @@ internal import Glibc
 internal import SystemPackage
 public import VirtioCore
 
+/// What a queue does when its medium fails a request, after all that can be tried was tried.
+public enum ErrorPolicy: String, CaseIterable, Sendable {
+  /// It tells the driver: IOERR.
+  case report
+  /// It answers nothing to that request and takes nothing more until the operator has mended what is wrong.
+  case stop
+}
+
 /// How a device is to be made.
 public struct BlockDeviceOptions: Sendable {
   /// Bytes of one segment that a driver may use (SIZE_MAX).
@@ -36,6 +44,13 @@ public struct BlockDeviceOptions: Sendable {
   /// than most requests do. A queue without work sleeps.
   public var waiting = Waiting.adaptive(maximumMicroseconds: 50)
   public var notification = Notification.batch
+  public var onError = ErrorPolicy.report
+  /// What is to go wrong at the medium, for those who try out how a guest takes it. Not with the null engine, which has none.
+  public var faults: [FaultRule] = []
+  /// Is told what is done at the medium.
+  package var witness: (any MediumWitness)?
+  /// A mistake that is to be found; only with the `sync` engine.
+  package var plant: PlantedMistake?
 
   public init() {}
 }
@@ -62,6 +77,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   private let shared: SharedBlock
   private let context: LaneContext
   private let mapped: MappedImage?
+  private let layers: EngineLayers?
   private let counterBlocks: [CounterBlock]
   /// One for each thread that there can be.
   private var places: [WorkerPlace]
@@ -104,6 +120,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
       guard (0..<max(online, 1)).contains(cpu) else { throw .badProcessor(cpu, online: online) }
     }
     let choice = try EngineChoice.resolve(options.engine, options.uring, image: image)
+    guard choice.kind != .null || options.faults.isEmpty else { throw .nothingToFail }
     do throws(Errno) {
       events = try DeviceNews()
       shared = try SharedBlock(serial: options.serial ?? image.description.serial)
@@ -117,8 +134,10 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     self.threadCount = threads
     self.engine = choice.kind
     self.mapped = choice.mapped
+    self.layers = EngineLayers(options)
     self.engineReason = choice.reason
-    self.engineWarning = choice.warning
+    let warnings = [choice.warning, options.faults.isEmpty ? nil : "requests to \(image.path) fail on purpose (--inject)"]
+    self.engineWarning = warnings.contains { $0 != nil } ? warnings.compactMap(\.self).joined(separator: "; ") : nil
     features = Self.features(of: image)
     configuration = BlockConfigSpace(image: image, features: features, options: options)
     shared.writeback.storeRelaxed(1)
@@ -126,7 +145,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
       limits: BlockLimits(
         capacity: image.size / 512, blockMask: UInt64(image.logicalBlockSize - 1), isReadOnly: image.isReadOnly,
         segments: options.segmentLimit, segmentBytes: Int(BlockDeviceOptions.maximumSegmentSize)),
-      medium: MediumFacts(image: image, zeroes: shared.zeroes), writeback: shared.writeback, serial: shared.serial)
+      medium: MediumFacts(image: image, zeroes: shared.zeroes), writeback: shared.writeback,
+      stalls: options.onError == .stop ? events : nil, serial: shared.serial)
     counterBlocks = (0..<threads).map { _ in CounterBlock() }
     places = Array(repeating: WorkerPlace(), count: threads)
   }
@@ -222,6 +242,9 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     if places[queue % threadCount].worker != nil { leftQueues.insert(queue) }
   }
 
+  /// Lets queues go on that stall because their medium failed a request: what failed is tried again.
+  public func resume() { for place in places { _ = place.worker?.mailbox.post { $0.resumesAll = true } } }
+
   public func replaceCall(queue: Int, _ call: CallSink) { order(queue) { $0.call = call } }
   public func replaceFailure(queue: Int, _ failure: CallSink) { order(queue) { $0.failure = failure } }
 
@@ -285,7 +308,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
       events: events)
     let processors = options.processors
     let cpu = processors.isEmpty ? nil : processors[index % processors.count]
-    let plan = EnginePlan(kind: engine, setup: options.uring, image: image, mapped: mapped, depth: lanes * LaneContext.slots)
+    let plan = EnginePlan(
+      kind: engine, setup: options.uring, image: image, mapped: mapped, depth: lanes * LaneContext.slots, layers: layers)
     let (body, news, shared) = (workerBody, events, shared)
     do throws(Errno) {
       let thread = try SystemThread(name: "queue \(index)", cpu: cpu) {

@@ -84,6 +84,9 @@ struct BenchRunCommand: ParsableCommand {
   @Flag(inversion: .prefixedNo, help: "Use event indices where the device offers them.")
   var eventIdx = true
 
+  @Flag(help: "Keep the back-end's in-flight records, as virtual machine monitors do; with --socket-path.")
+  var inflight = false
+
   @Option(help: .init("Count the processor time of this process instead of the one on the socket.", valueName: "pid"))
   var backendPid: Int32?
 
@@ -111,6 +114,9 @@ struct BenchRunCommand: ParsableCommand {
     if device.blkFile == nil, let option = device.given.first {
       throw ValidationError("\(option) is for a device in this process: name its image with --blk-file, or leave it out")
     }
+    if inflight, socketPath == nil {
+      throw ValidationError("--inflight is for a back-end on a socket: name it with --socket-path")
+    }
     guard (1...1000).contains(repeats) else { throw ValidationError("--repeats \(repeats) is not from 1 to 1000") }
     guard (1...509).contains(memoryRegions) else {
       throw ValidationError("--memory-regions \(memoryRegions) is not from 1 to 509")
@@ -136,6 +142,7 @@ struct BenchRunCommand: ParsableCommand {
     options.targetOptions.memoryRegions = memoryRegions
     options.targetOptions.usesIndirect = indirect
     options.targetOptions.usesEventIndex = eventIdx
+    options.targetOptions.keepsRecords = inflight
     options.targetOptions.backendProcess = backendPid
     options.run.runtime = workload.runtime.seconds
     options.run.rampTime = workload.rampTime.seconds

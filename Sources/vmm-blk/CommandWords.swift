@@ -139,6 +139,7 @@ struct CommandWords {
     "--uring": "words as in deferred,batch=8; --help lists them",
     "--rw": "read, write, randread, randwrite, rw or randrw",
     "--hex": "an even number of hexadecimal digits",
+    "--inject": "WHICH:FAULT[:CONDITION...] as in write:eio:rate=0.01 or flush:eio:count=1; serve --help lists them all",
     "--queue": "as in size=8,desc=0x0,avail=0x400,used=0x800",
   ]
 

@@ -14,6 +14,12 @@ extension EngineKind: ExpressibleByArgument {
   ]
 }
 
+extension ErrorPolicy: ExpressibleByArgument {}
+
+extension FaultRule: ExpressibleByArgument {
+  public init?(argument: String) { self.init(argument) }
+}
+
 extension ImageOptions.Format: ExpressibleByArgument {}
 extension ImageOptions.Direct: ExpressibleByArgument {
   /// Also as fio says it: 1 and 0.
@@ -86,6 +92,15 @@ struct DeviceOptions: ParsableArguments {
 
   @OptionGroup var tuning: DeviceTuning
 
+  @Option(
+    help: .init(
+      "When the image fails a request: report it to the guest, or stop the queue without an answer until SIGUSR1 comes, and try "
+        + "again."))
+  var onError = ErrorPolicy.report
+
+  @Option(help: .init("Let requests fail on purpose: \(FaultRule.help)", valueName: "rule"))
+  var inject: [FaultRule] = []
+
   @Flag(help: "Open the image even when another program holds its lock, or has the device for itself.")
   var noLock = false
 
@@ -114,7 +129,8 @@ extension DeviceOptions {
       ("--logical-block-size", blockSize != ByteCount(512)), ("--queue-size-max", queueSizeMax != 1024),
       ("--serial", serial != nil), ("--engine", engine != .auto), ("--direct", direct != .auto), ("--threads", threads != nil),
       ("--waiting", tuning.waiting != nil), ("--poll-us", tuning.pollUs != nil), ("--notify", tuning.notify != .batch),
-      ("--uring", tuning.uring != nil), ("--no-lock", noLock),
+      ("--uring", tuning.uring != nil), ("--on-error", onError != .report), ("--inject", !inject.isEmpty),
+      ("--no-lock", noLock),
     ]
     return given.filter(\.1).map(\.0)
   }
@@ -140,6 +156,8 @@ extension DeviceOptions {
     options.engine = engine
     options.threads = threads
     options.processors = pinCPUs?.processors ?? []
+    options.onError = onError
+    options.faults = inject
     tuning.apply(to: &options)
     // Whoever asks for the engine of the page cache wants the page cache.
     let direct = engine == .cached && direct == .auto ? .off : direct

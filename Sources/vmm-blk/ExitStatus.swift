@@ -67,7 +67,7 @@ extension ImageError: ErrorWithStatus {
 extension EngineError: ErrorWithStatus {
   var status: ExitStatus {
     switch self {
-    case .badQueueCount, .badQueueSize, .badThreadCount, .badProcessor, .notCached: .usage
+    case .badQueueCount, .badQueueSize, .badThreadCount, .badProcessor, .notCached, .nothingToFail: .usage
     default: .unavailable
     }
   }

@@ -69,11 +69,12 @@ extension GuestVerb {
 
   /// vhost-user does not tell how large a ring may be: a back-end refuses what is too large for it, and smaller ones are tried
   /// until it takes one, unless a size was asked for.
-  private static func connect(_ path: String, _ options: DriverOptions) throws -> BlockClient {
+  private static func connect(_ path: String, _ options: DriverOptions, _ reconnection: Reconnection?) throws -> BlockClient {
     func attempt(_ size: UInt16?) throws -> BlockClient {
       var options = options
       options.queueSize = size
-      let transport = try VhostUserTransport(path: path, memory: DriverMemory(size: memorySize))
+      let transport = try VhostUserTransport(
+        path: path, memory: DriverMemory(size: memorySize), reconnection: reconnection)
       return try BlockClient(transport, options: options)
     }
     let refusal: DriverError
@@ -86,15 +87,23 @@ extension GuestVerb {
   }
 
   /// Brings the device up, runs `body`, and takes it down again.
-  func withDisk(_ body: (BlockClient) throws -> Void) throws {
+  ///
+  /// - Parameters:
+  ///   - reconnection: what is done when a back-end goes meanwhile.
+  ///   - avoided: features not to accept.
+  func withDisk(
+    reconnection: Reconnection? = nil, avoiding avoided: FeatureSet = [], _ body: (BlockClient) throws -> Void
+  ) throws {
     let parent = guest.target
     let options = DriverOptions(
-      features: BlockFeature.understood, queues: target.queues ?? parent.queues,
+      features: BlockFeature.understood.subtracting(avoided), queues: target.queues ?? parent.queues,
       queueSize: target.queueSize ?? parent.queueSize)
     let client: BlockClient
     switch (target.socketPath ?? parent.socketPath, target.memory ?? parent.memory) {
-    case (let path?, nil): client = try Self.connect(path, options)
-    case (nil, let path?): client = try BlockClient(try MemoryFileTransport(path: path), options: options)
+    case (let path?, nil): client = try Self.connect(path, options, reconnection)
+    case (nil, let path?):
+      guard reconnection == nil else { throw DriverError.badRequest("--reconnect is for a socket") }
+      client = try BlockClient(try MemoryFileTransport(path: path), options: options)
     case (nil, nil): throw DriverError.badRequest("no disk: name one with --socket-path or --memory")
     case (_?, _?): throw DriverError.badRequest("two disks: give --socket-path or --memory, not both")
     }

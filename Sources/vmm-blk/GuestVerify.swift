@@ -5,6 +5,7 @@ public import GuestDriver
 internal import VirtioCore
 
 extension VerifyOptions.Cuts: ExpressibleByArgument {}
+extension Reconnection.Base: ExpressibleByArgument {}
 
 struct GuestVerify: GuestVerb {
   static let configuration = CommandConfiguration(
@@ -13,6 +14,9 @@ struct GuestVerify: GuestVerb {
     discussion: """
       Requests of all kinds that the disk offers, in any framing, on all queues; what is read is compared with what was \
       written, and at the end everything is read once more. The same --seed makes the same requests.
+
+      With --reconnect the back-end may end in any way, be killed, and be started again: the guest connects anew, with the same \
+      memory, rings and in-flight records, and goes on. A request that is answered twice, or never, is a failure.
       """)
 
   @ParentCommand var guest: Guest
@@ -28,10 +32,22 @@ struct GuestVerify: GuestVerb {
   var cuts = VerifyOptions.Cuts.all
   @Flag(help: "Look for answers instead of being called.") var poll = false
   @Flag(help: "Print JSON.") var json = false
+  @Flag(help: "Connect again when the back-end goes, and go on.") var reconnect = false
+  @Option(help: .init("How long there may be no back-end.", valueName: "seconds")) var reconnectTimeout: Double = 120
+  @Option(help: "Where rings begin again: 'used' is what QEMU says, 'available' what Cloud Hypervisor says.")
+  var base = Reconnection.Base.used
+  @Flag(help: "Keep no in-flight records of the back-end.") var noInflight = false
+  @Flag(help: "Use no indirect descriptors.") var noIndirect = false
+  @Flag(help: "Use no event indices.") var noEventIndex = false
+  @Option(help: .init("Print a line after every so many answers.", valueName: "n")) var reportEvery: Int?
 
   func validate() throws {
     guard bytes == nil || seconds == nil else { throw ValidationError("Give --bytes or --seconds, not both.") }
     if let seconds, !(seconds > 0 && seconds < 1e7) { throw ValidationError("--seconds \(seconds) is no length of time.") }
+    guard reconnectTimeout > 0, reconnectTimeout < 1e7 else {
+      throw ValidationError("--reconnect-timeout \(reconnectTimeout) is no length of time.")
+    }
+    if let reportEvery, reportEvery < 1 { throw ValidationError("--report-every \(reportEvery) is less than 1.") }
     guard (512...(4 << 20)).contains(largest.bytes) else {
       throw ValidationError("--largest \(largest.bytes) is not from 512 to 4M.")
     }
@@ -39,7 +55,13 @@ struct GuestVerify: GuestVerb {
 
   func run() throws {
     let seed = seed ?? UInt64.random(in: 0..<1 << 32)
-    try withDisk { client in
+    let reconnection =
+      reconnect
+      ? Reconnection(limit: .seconds(reconnectTimeout), base: base, keepsRecords: !noInflight) : nil
+    var avoided: FeatureSet = []
+    if noIndirect { avoided.insert(.indirectDescriptors) }
+    if noEventIndex { avoided.insert(.eventIndex) }
+    try withDisk(reconnection: reconnection, avoiding: avoided) { client in
       if poll { client.waiting = .polling }
       let limit: VerifyOptions.Limit =
         seconds.map { .duration(.seconds($0)) } ?? .bytes(bytes?.bytes ?? 64 << 20)
@@ -54,6 +76,11 @@ struct GuestVerify: GuestVerb {
       // Said at once, so that a run that never ends can be repeated, too.
       if !json { print("seed \(seed)") }
       var verifier = try Verifier(client, options)
+      if let reportEvery {
+        verifier.whenAnswered = { answered in
+          if answered % reportEvery == 0 { People.output.write("answered \(answered)") }
+        }
+      }
       var progress = ProgressLine("verified")
       defer { progress.finish() }
       let report = try verifier.run { now in progress.show(now.bytes + now.bytesReadBack, ", \(now.requestCount) requests") }
@@ -71,6 +98,7 @@ struct GuestVerify: GuestVerb {
     var bytesWritten: UInt64
     var bytesReadBack: UInt64
     var queues: Int
+    var reconnections: Int?
     var kicks: Int
     var calls: Int
 
@@ -82,6 +110,8 @@ struct GuestVerify: GuestVerb {
       bytesWritten = report.bytesWritten
       bytesReadBack = report.bytesReadBack
       queues = client.queues.count
+      let transport = client.session.transport as? VhostUserTransport
+      reconnections = transport?.reconnection == nil ? nil : transport?.reconnections
       kicks = report.kicks
       calls = report.calls
     }
@@ -96,11 +126,12 @@ struct GuestVerify: GuestVerb {
 
     var text: String {
       let kinds = requests.sorted { $0.value > $1.value }.map { "\($0.value) \($0.key)" }.joined(separator: ", ")
+      let again = reconnections.map { "; the back-end went and came back \($0) times" } ?? ""
       let tenths = (seconds * 10).rounded() / 10
       return """
         verified: \(ByteSize.describe(bytesWritten)) written, \(ByteSize.describe(bytesRead)) read, \
         \(ByteSize.describe(bytesReadBack)) read back at the end; every byte is right
-        \(kinds) on \(queues) queue\(queues == 1 ? "" : "s") in \(tenths) s; \(kicks) kicks, \(calls) calls
+        \(kinds) on \(queues) queue\(queues == 1 ? "" : "s") in \(tenths) s; \(kicks) kicks, \(calls) calls\(again)
         """
     }
   }

@@ -59,6 +59,9 @@ struct RunCommand: ParsableCommand {
     guard (0...86400).contains(drainTimeout) else {
       throw ValidationError("--drain-timeout \(drainTimeout) is not from 0 to 86400 seconds")
     }
+    guard disk.onError == .report else {
+      throw ValidationError("--on-error stop needs somebody to be told of it, and is for serve only: leave it out")
+    }
     guard !json || once else { throw ValidationError("--json is for the account that --once prints: add --once") }
     guard !raw || once else { throw ValidationError("--raw is for one pass: add --once") }
     guard raw || queue.isEmpty else { throw ValidationError("--queue is for a file without header: add --raw") }

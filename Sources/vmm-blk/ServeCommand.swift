@@ -31,7 +31,7 @@ struct ServeCommand: ParsableCommand {
 
       Numbers, and true or false, stand without quotes. The words are blk-file and socket-path, which every disk needs, and \
       format, read-only, num-queues, logical-block-size, queue-size-max, serial, engine, direct, threads, pin-cpus, waiting, \
-      poll-us, notify, uring and no-lock; what an entry does not say is as the command line says. Either all disks are served or none.
+      poll-us, notify, uring, on-error, inject (a rule or an array of them) and no-lock; what an entry does not say is as the command line says. Either all disks are served or none.
       """)
 
   @OptionGroup var disk: DeviceOptions
@@ -54,6 +54,12 @@ struct ServeCommand: ParsableCommand {
 
   @Option(help: .init("Guest memory that one front-end may have mapped, for each disk.", valueName: "size"))
   var memoryBudget = ByteCount(BackendServer.defaultMemoryBudget)
+
+  @Option(
+    help: .init(
+      "Where a front-end keeps no in-flight records: answer requests in the order in which they came, so that after a crash the "
+        + "ring alone says which are done.", valueName: "on|off"))
+  var publishInOrder = OnOff.on
 
   @Flag(help: "Print what this back-end can do, as JSON for management software, and exit.")
   var printCapabilities = false
@@ -84,6 +90,7 @@ struct ServeCommand: ParsableCommand {
     Startup.ignoreStraySignals()
     // Before the devices make threads, which inherit that these signals are not theirs.
     let signals = try TerminationSignals()
+    let resumption = try TerminationSignals([SIGUSR1])
     let log = ServeLog(level: logLevel)
     let openFiles = ServeFileLimit.raise()
     let list = try disks.map { try ServeDiskList(file: $0, defaults: disk) }
@@ -93,7 +100,10 @@ struct ServeCommand: ParsableCommand {
     let loop = try EventLoop()
     let servers = served.map { disk in
       let news = disks == nil ? log : log.about(disk.place)
-      return BackendServer(device: disk.device, on: disk.socket, in: loop, memoryBudget: memoryBudget.bytes) { news.event($0) }
+      return BackendServer(
+        device: disk.device, on: disk.socket, in: loop, memoryBudget: memoryBudget.bytes,
+        publishesInOrder: publishInOrder == .on
+      ) { news.event($0) }
     }
     // The loop holds what its handlers hold, so the files do not go by themselves.
     defer { for disk in served { disk.socket.removeFile() } }
@@ -103,6 +113,11 @@ struct ServeCommand: ParsableCommand {
       guard let signal = signals.take() else { return }
       log.note("ending on signal \(signal)" + (end.hasBegun ? " at once" : ""))
       end.hasBegun ? loop.stop() : end.begin()
+    }
+    _ = try loop.add(resumption.descriptor) { _ in
+      guard resumption.take() != nil else { return }
+      log.note("queues that stall go on")
+      for disk in served { disk.device.resume() }
     }
     do {
       for server in servers { try server.open() }
@@ -184,6 +199,11 @@ struct ServeCommand: ParsableCommand {
 
   /// At once, also into a pipe or a file: whoever started us may wait for this line.
   private func say(_ text: String) { People.output.write(printable(text)) }
+}
+
+enum OnOff: String, ExpressibleByArgument, CaseIterable {
+  case on
+  case off
 }
 
 // swift-format-ignore: AvoidRetroactiveConformances

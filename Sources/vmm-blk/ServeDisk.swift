@@ -29,6 +29,8 @@ extension ServeDisk: DecodableWithConfiguration {
     case pollUs = "poll-us"
     case notify
     case uring
+    case onError = "on-error"
+    case inject
     case noLock = "no-lock"
   }
 
@@ -62,6 +64,8 @@ extension ServeDisk: DecodableWithConfiguration {
       try entry.argument(.notify, "batch, each or coalesce:COUNT:US") ?? defaults.tuning.notify
     options.tuning.uring =
       try entry.argument(.uring, "words of 'serve --uring' with commas between") ?? defaults.tuning.uring
+    options.onError = try entry.choice(.onError) ?? defaults.onError
+    options.inject = try entry.rules(.inject) ?? defaults.inject
     options.noLock = try entry.flag(.noLock) ?? defaults.noLock
     try options.validate()
     try options.tuning.validate()
@@ -108,6 +112,25 @@ extension ServeDisk: DecodableWithConfiguration {
 
     func processors(_ word: Word) throws -> ProcessorList? {
       try argument(word, "a list of processors, as in \"0,2,4-6\"")
+    }
+
+    /// One rule, or an array of them.
+    func rules(_ word: Word) throws -> [FaultRule]? {
+      let mistake = ServeDiskMistake.wrongValue(
+        word, expected: "a rule as in \"write:eio:rate=0.01\" ('vmm-blk serve --help' says how), or an array of rules")
+      let texts: [String]
+      if let one = try? values.decodeIfPresent(String.self, forKey: WordKey(word)) {
+        texts = [one]
+      } else {
+        do {
+          guard let many = try values.decodeIfPresent([String].self, forKey: WordKey(word)) else { return nil }
+          texts = many
+        } catch { throw mistake }
+      }
+      return try texts.map {
+        guard let rule = FaultRule($0) else { throw mistake }
+        return rule
+      }
     }
 
     /// A string in the form that the command line has for it.

@@ -12,7 +12,10 @@ struct VmmBlk: ParsableCommand {
       \(ExitStatus.help)
       """,
     version: Version.text,
-    subcommands: [ServeCommand.self, RunCommand.self, Guest.self, InspectCommand.self, BenchCommand.self])
+    subcommands: [
+      ServeCommand.self, RunCommand.self, Guest.self, InspectCommand.self, BenchCommand.self,
+      VerifyCrashCommand.self,
+    ])
 
   static func main() {
     Startup.begin()
@@ -23,5 +26,5 @@ struct VmmBlk: ParsableCommand {
     do { try command.run() } catch { Startup.end(CommandEnd(error, words: words, isOurs: true)) }
   }
 
-  func run() throws { throw ValidationError("Say what to do: serve, run, guest, inspect or bench.") }
+  func run() throws { throw ValidationError("Say what to do: serve, run, guest, inspect, bench or verify-crash.") }
 }

@@ -57,6 +57,8 @@ final class ChildProgram {
     return (status & 0x7f == 0 ? status >> 8 & 0xff : 128 + status & 0x7f, output)
   }
 
+  func send(_ signal: Int32) { kill(-identifier, signal) }
+
   /// Asks it to end, and waits for that.
   func end(_ signal: Int32 = SIGTERM) -> (status: Int32, output: String) {
     kill(-identifier, signal)

@@ -59,8 +59,14 @@ struct Rig {
   var progress: UInt16 = 5
   var running: Set<Int> = []
 
-  init(queues: Int = 2, features: FeatureSet = Rig.features, maximumQueueSize: UInt16 = 1024) {
-    session = BackendSession(.init(features: features, queueCount: queues, maximumQueueSize: maximumQueueSize))
+  init(
+    queues: Int = 2, features: FeatureSet = Rig.features, maximumQueueSize: UInt16 = 1024, memoryBudget: UInt64 = .max,
+    publishesInOrder: Bool = false
+  ) {
+    session = BackendSession(
+      .init(
+        features: features, queueCount: queues, maximumQueueSize: maximumQueueSize, memoryBudget: memoryBudget,
+        publishesInOrder: publishesInOrder))
   }
 
   mutating func send(
@@ -103,6 +109,10 @@ struct Rig {
       let result = plan.carryOut()
       if case .success = result { deeds.append("map log") }
       session.logMapped(result)
+    case .createInflight(let queueCount, let queueSize):
+      deeds.append("records for \(queueCount) of \(queueSize)")
+      session.inflightCreated(InflightPlan.create(queueCount: queueCount, queueSize: queueSize))
+    case .mapInflight(let plan): session.inflightMapped(plan.carryOut())
     case .examine(let examination): session.examined(examination.carryOut())
     case .start(let activation):
       #expect(running.insert(activation.queue).inserted, "a queue that runs was started")

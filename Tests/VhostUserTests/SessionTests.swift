@@ -20,7 +20,8 @@ import VirtioCore
 
   /// Only what works is on offer.
   @Test func offeredProtocolFeatures() {
-    #expect(ProtocolFeatures.served.rawValue == 1 | 1 << 1 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 13 | 1 << 15 | 1 << 16)
+    let bits = [0, 1, 3, 5, 9, 12, 13, 15, 16]
+    #expect(ProtocolFeatures.served == bits.reduce(into: []) { $0.insert(ProtocolFeatures(bit: $1)) })
   }
 
   @Test func baseOfAStoppedQueueByteForByte() {

@@ -27,6 +27,8 @@ public struct TargetOptions: Sendable {
   /// Do without these, although the device offers them.
   public var usesIndirect = true
   public var usesEventIndex = true
+  /// Keep the back-end's in-flight records for it, as virtual machine monitors do; for a socket.
+  public var keepsRecords = false
   /// The process to watch; `nil`: whoever listens on the socket or holds the file.
   public var backendProcess: Int32?
 
@@ -46,7 +48,8 @@ extension Target {
     do throws(DriverError) {
       switch choice {
       case .socket(let path):
-        let transport = try VhostUserTransport(path: path, memory: memory(workload, options))
+        let transport = try VhostUserTransport(
+          path: path, memory: memory(workload, options), reconnection: options.keepsRecords ? Reconnection() : nil)
         let peer = options.backendProcess ?? clinux_peer_process(transport.frontend.descriptor)
         return try wrap(transport, path, workload, options, ProcessMeter(process: peer > 0 ? peer : nil))
       case .memoryFile(let path):

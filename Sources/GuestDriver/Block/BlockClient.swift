@@ -23,6 +23,8 @@ public final class BlockClient {
     config = try BlockConfig(transport, offered: session.offered)
     try session.start(available: session.offered.contains(BlockFeature.multiQueue) ? Int(config.queues ?? 1) : 1)
     queues = session.queues.map { BlockQueue($0) }
+    // A device with records calls once more at its start, in case the one before it did not come to that.
+    if transport.connectionDescriptor != nil { for queue in queues { queue.ring.deviceReturned(1) } }
   }
 
   /// Reads the configuration again, as after a configuration change notification.
@@ -52,7 +54,7 @@ public final class BlockClient {
     next: (_ queue: Int, _ number: Int) throws(DriverError) -> Submission?,
     completed: (_ queue: Int, _ number: Int, BlockOutcome) throws(DriverError) -> Void = { _, _, _ in }
   ) throws(DriverError) {
-    var pump = RequestPump(queues: queues, depth: depth, waiting: waiting)
+    var pump = RequestPump(queues: queues, on: session.transport, depth: depth, waiting: waiting)
     pump.patience = patience
     try pump.run(next: next) { queue, number, outcome throws(DriverError) in
       guard outcome.status == .ok else { throw .requestFailed("\(outcome.request) on queue \(queue): \(outcome.status)") }

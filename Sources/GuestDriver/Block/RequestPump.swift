@@ -28,6 +28,8 @@ public enum Waiting: Hashable, Sendable {
 /// The loop over all queues of a client. Requests are numbered from 0 in the order in which they were submitted.
 struct RequestPump {
   let queues: [BlockQueue]
+  /// Brings a device back that has gone, where it can.
+  let transport: any DriverTransport
   /// Requests on each queue at a time.
   var depth: Int
   var waiting = Waiting.calls
@@ -37,8 +39,9 @@ struct RequestPump {
   private var numbers: [[UInt32: Int]]
   private(set) var submitted = 0
 
-  init(queues: [BlockQueue], depth: Int, waiting: Waiting = .calls) {
+  init(queues: [BlockQueue], on transport: any DriverTransport, depth: Int, waiting: Waiting = .calls) {
     self.queues = queues
+    self.transport = transport
     self.depth = max(depth, 1)
     self.waiting = waiting
     numbers = queues.map { _ in [:] }
@@ -90,6 +93,12 @@ struct RequestPump {
         continue
       }
       guard !busy.isEmpty else { return }
+      let devices = try transport.recover()
+      if devices > 0 {
+        for queue in queues { queue.ring.deviceReturned(devices) }
+        lastProgress = .now
+        continue
+      }
       guard .now - lastProgress < patience else {
         throw .fault(busy[0].ring.noAnswer(milliseconds: (.now - lastProgress).milliseconds))
       }
@@ -122,7 +131,8 @@ struct RequestPump {
       return
     }
     for queue in busy where !queue.ring.enableCalls() { return }
-    CallLine.waitForAny(busy.map { $0.ring.notifications.call }, milliseconds: 100)
+    CallLine.waitForAny(
+      busy.map { $0.ring.notifications.call }, or: transport.connectionDescriptor, milliseconds: 100)
     for queue in busy {
       try faults { () throws(DriverFault) in try queue.ring.noteCalls() }
       queue.ring.disableCalls()

@@ -38,6 +38,11 @@ extension DriverQueue {
     return true
   }
 
+  /// The device had gone and is back (see `DriverTransport.recover`).
+  ///
+  /// - Parameter devices: how many were met on the way.
+  public mutating func deviceReturned(_ devices: Int) { notifications.deviceReturned(devices) }
+
   /// Counts the calls that came, and checks that one came if the driver waits for it and it is due.
   public mutating func noteCalls() throws(DriverFault) {
     try notifications.noteCalls(queue: setup.index, usedIndex: ring.usedIndex.loadAcquire())

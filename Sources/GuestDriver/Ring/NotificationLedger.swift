@@ -26,6 +26,8 @@ public struct NotificationLedger: Sendable {
   /// Since when a call is owed: the driver had asked for it, and found by itself what it was for.
   private var owedSince: ContinuousClock.Instant? = nil
   private var owedEvent: UInt16 = 0
+  /// Devices that the lines were connected to, one after the other.
+  private var devices = 1
 
   private enum State {
     /// Calls may come.
@@ -87,12 +89,15 @@ public struct NotificationLedger: Sendable {
       throw .missingCall(queue: queue, usedEvent: owedEvent, usedIndex: usedIndex)
     }
     if case .disarmed(always: true) = state {
-      // One call may tell that the line was connected; with an event index the one that is farthest off comes round after
+      // One call may tell that the line was connected, and another that something was used before it was; with an event index the one that is farthest off comes round after
       // 65,535 entries.
-      let allowed = 1 + reaped / 65_535
+      let allowed = 2 * devices - 1 + reaped / 65_535
       if calls > allowed { throw .unwantedCalls(queue: queue, count: calls, wanted: allowed) }
     }
   }
+
+  /// So many devices more were at the other end of the lines, one after the other.
+  mutating func deviceReturned(_ count: Int) { devices += count }
 
   private mutating func settle(usedIndex: UInt16) {
     let fresh = call.take()

@@ -56,7 +56,9 @@ struct CallLine: Sendable {
 
   /// Waits for any of several lines. Counters in memory have no common wait here, so with those it looks at the first for a
   /// millisecond.
-  static func waitForAny(_ lines: [CallLine], milliseconds: Int) {
+  ///
+  /// - Parameter other: a descriptor whose end or error ends the wait, too.
+  static func waitForAny(_ lines: [CallLine], or other: Int32? = nil, milliseconds: Int) {
     var descriptors: [pollfd] = []
     for line in lines {
       guard case .eventCounters(_, let call) = line.lines else {
@@ -65,6 +67,7 @@ struct CallLine: Sendable {
       }
       descriptors.append(pollfd(fd: call.rawValue, events: Int16(POLLIN), revents: 0))
     }
+    if let other { descriptors.append(pollfd(fd: other, events: 0, revents: 0)) }
     _ = unsafe poll(&descriptors, nfds_t(descriptors.count), Int32(clamping: milliseconds))
   }
 }

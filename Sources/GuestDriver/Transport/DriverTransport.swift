@@ -35,9 +35,21 @@ public protocol DriverTransport: AnyObject {
   /// Takes the queues down. Afterwards the device touches neither rings nor buffers.
   func deleteQueues() throws(DriverError)
 
+  /// Shows an end or an error when the device has gone; `nil` where nobody would learn of it, or nothing is to be done about it.
+  var connectionDescriptor: Int32? { get }
+  /// Waits for a device that has gone, and lets it go on where the one before it ended: same memory, rings and features.
+  ///
+  /// - Returns: how many devices were met on the way, the last of which is there; 0 when none had gone.
+  func recover() throws(DriverError) -> Int
+
   /// Waits for a configuration change notification.
   /// - Returns: whether there was one since the last time.
   func waitForConfigurationChange(milliseconds: Int) throws(DriverError) -> Bool
   /// Waits until the device says that the queue, or the whole device, broke: DEVICE_NEEDS_RESET or the bus's own word for it.
   func waitForFailure(queue: Int, milliseconds: Int) throws(DriverError) -> Bool
+}
+
+extension DriverTransport {
+  public var connectionDescriptor: Int32? { nil }
+  public func recover() -> Int { 0 }
 }

@@ -9,16 +9,23 @@ public import VirtioCore
 public final class VhostUserTransport: DriverTransport {
   public let name = "vhost-user"
   public let memory: DriverMemory
-  public let frontend: Frontend
-  private let offer: Frontend.Offer
+  /// The connection there is now; another one after each `recover`.
+  public internal(set) var frontend: Frontend
+  /// What is done when the back-end goes; `nil`: nothing.
+  public let reconnection: Reconnection?
+  /// How often the back-end went and came back.
+  public internal(set) var reconnections = 0
+  var offer: Frontend.Offer
   private let regions: [FrontendRegion]
-  private let channel: BackendChannel?
-  private var localStatus = DeviceStatus()
-  private var accepted = FeatureSet()
-  private var queues: [Queue] = []
-  private var memoryIsSet = false
+  var channel: BackendChannel?
+  /// The records of the back-end, kept for the one that comes after it.
+  var inflight: FrontendInflight?
+  var localStatus = DeviceStatus()
+  var accepted = FeatureSet()
+  var queues: [Queue] = []
+  var memoryIsSet = false
 
-  private struct Queue {
+  struct Queue {
     let configuration: QueueConfiguration
     let kick: OwnedDescriptor
     let call: OwnedDescriptor
@@ -26,24 +33,28 @@ public final class VhostUserTransport: DriverTransport {
     var isRunning = false
   }
 
-  private var hasStatus: Bool { offer.protocolFeatures.contains(.status) }
+  var hasStatus: Bool { offer.protocolFeatures.contains(.status) }
 
-  /// - Parameter memory: every region of it has a file behind it.
-  public convenience init(path: String, memory: DriverMemory) throws(DriverError) {
+  /// - Parameters:
+  ///   - memory: every region of it has a file behind it.
+  ///   - reconnection: whether, and how, to go on with another back-end when this one goes.
+  public convenience init(
+    path: String, memory: DriverMemory, reconnection: Reconnection? = nil
+  ) throws(DriverError) {
     let frontend: Frontend
     do { frontend = try Frontend(connectingTo: path) } catch { throw .noDevice("\(error)") }
-    try self.init(frontend, memory: memory)
+    var reconnection = reconnection
+    reconnection?.path = path
+    try self.init(frontend, memory: memory, reconnection: reconnection)
   }
 
-  public init(_ frontend: Frontend, memory: DriverMemory) throws(DriverError) {
+  public init(
+    _ frontend: Frontend, memory: DriverMemory, reconnection: Reconnection? = nil
+  ) throws(DriverError) {
     self.frontend = frontend
+    self.reconnection = reconnection
     self.memory = memory
-    offer = try Self.ask { () throws(FrontendError) in try frontend.handshake() }
-    guard offer.protocolFeatures.contains(.configuration) else {
-      throw .refused("the back-end does not offer the protocol feature CONFIG, without which a disk has no size")
-    }
-    let asksForChannel = offer.protocolFeatures.contains(.backendRequests)
-    channel = asksForChannel ? try Self.ask { () throws(FrontendError) in try frontend.openBackendChannel() } : nil
+    (offer, channel) = try Self.meet(frontend)
     // User addresses that are neither guest addresses nor any that this process has: a back-end that mixes them up fails.
     var userAddress: UInt64 = 0x4000_0000_0000
     var regions: [FrontendRegion] = []
@@ -64,7 +75,17 @@ public final class VhostUserTransport: DriverTransport {
     self.regions = regions
   }
 
-  private static func ask<Result>(_ body: () throws(FrontendError) -> Result) throws(DriverError) -> Result {
+  /// The first messages of a connection.
+  static func meet(_ frontend: Frontend) throws(DriverError) -> (Frontend.Offer, BackendChannel?) {
+    let offer = try ask { () throws(FrontendError) in try frontend.handshake() }
+    guard offer.protocolFeatures.contains(.configuration) else {
+      throw .refused("the back-end does not offer the protocol feature CONFIG, without which a disk has no size")
+    }
+    guard offer.protocolFeatures.contains(.backendRequests) else { return (offer, nil) }
+    return (offer, try ask { () throws(FrontendError) in try frontend.openBackendChannel() })
+  }
+
+  static func ask<Result>(_ body: () throws(FrontendError) -> Result) throws(DriverError) -> Result {
     do { return try body() } catch {
       switch error {
       case .closed, .socket, .stream: throw .noDevice("\(error)")
@@ -99,7 +120,7 @@ public final class VhostUserTransport: DriverTransport {
   public func setStatus(_ status: DeviceStatus) throws(DriverError) {
     // Rings are set up with DRIVER_OK and not before: a back-end may serve a ring from the moment it is enabled.
     if status.contains(.driverOK), !localStatus.contains(.driverOK) {
-      for index in queues.indices { try start(index) }
+      try startAll()
     }
     localStatus = status
     if hasStatus { try Self.ask { () throws(FrontendError) in try frontend.setStatus(status) } }
@@ -107,6 +128,8 @@ public final class VhostUserTransport: DriverTransport {
 
   public func reset() throws(DriverError) {
     try stopQueues()
+    // What comes after it are other rings.
+    inflight = nil
     localStatus = []
     try Self.ask { () throws(FrontendError) in
       if offer.protocolFeatures.contains(.resetDevice) { try frontend.resetDevice() }
@@ -138,7 +161,7 @@ public final class VhostUserTransport: DriverTransport {
     return queues.map { .eventCounters(kick: $0.kick, call: $0.call) }
   }
 
-  private func setMemory() throws(DriverError) {
+  func setMemory() throws(DriverError) {
     guard !memoryIsSet else { return }
     try Self.ask { () throws(FrontendError) in
       if offer.protocolFeatures.contains(.memorySlots) {
@@ -159,7 +182,8 @@ public final class VhostUserTransport: DriverTransport {
     return address.rawValue
   }
 
-  private func start(_ index: Int) throws(DriverError) {
+  /// - Parameter base: the available index to begin with.
+  func start(_ index: Int, base: UInt16) throws(DriverError) {
     let queue = queues[index]
     let configuration = queue.configuration
     try Self.ask { () throws(FrontendError) in
@@ -168,7 +192,7 @@ public final class VhostUserTransport: DriverTransport {
           index: UInt8(clamping: index), size: configuration.size,
           descriptorTable: userAddress(configuration.descriptorTable),
           availableRing: userAddress(configuration.availableRing), usedRing: userAddress(configuration.usedRing),
-          kick: queue.kick, call: queue.call, error: queue.failure))
+          base: UInt32(base), kick: queue.kick, call: queue.call, error: queue.failure))
     }
     queues[index].isRunning = true
   }

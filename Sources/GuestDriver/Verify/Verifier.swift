@@ -15,6 +15,10 @@ public struct Verifier {
   private let start = ContinuousClock.now
   private var lastReport = ContinuousClock.now
   private var lastEnd: UInt64
+  /// Called at each answer with how many there were, those of the last pass included.
+  public var whenAnswered: ((Int) -> Void)?
+  /// Ends the work when it says no, before the limit does.
+  public var goesOn: (() -> Bool)?
 
   /// - Throws: when the options do not fit the disk.
   public init(_ client: BlockClient, _ options: VerifyOptions) throws(VerifyError) {
@@ -112,12 +116,15 @@ public struct Verifier {
     next: (inout Verifier, _ queue: Int, _ number: Int) -> Submission?,
     completed: (inout Verifier, _ queue: Int, _ number: Int, BlockOutcome) -> VerifyError?
   ) throws(Failure) {
-    var pump = RequestPump(queues: client.queues, depth: client.depth, waiting: client.waiting)
+    var pump = RequestPump(
+      queues: client.queues, on: client.session.transport, depth: client.depth, waiting: client.waiting)
     pump.patience = client.patience
     do throws(DriverError) {
       try pump.run { queue, number throws(DriverError) in
         next(&self, queue, number)
       } completed: { queue, number, outcome throws(DriverError) in
+        progress.answered += 1
+        whenAnswered?(progress.answered)
         var error = completed(&self, queue, number, outcome)
         if outcome.status != .ok {
           error = .failed(request: "\(number), \(outcome.request)", queue: queue, status: outcome.status, seed: options.seed)
@@ -139,7 +146,8 @@ public struct Verifier {
   // MARK: choosing
 
   private var isOver: Bool {
-    switch options.limit {
+    if let goesOn, !goesOn() { return true }
+    return switch options.limit {
     case .bytes(let bytes): progress.bytes >= bytes
     case .duration(let duration): .now - start >= duration
     }

@@ -56,6 +56,8 @@ public struct VerifyOptions: Sendable {
 public struct VerifyProgress: Sendable {
   public var elapsed = Duration.zero
   public var requests: [BlockRequestType: Int] = [:]
+  /// Requests that were answered, those of the last pass included.
+  public var answered = 0
   public var bytesRead: UInt64 = 0
   public var bytesWritten: UInt64 = 0
   /// Bytes of the last pass, which reads everything back.

@@ -21,13 +21,15 @@ public final class BackendServer {
 
   /// - Parameters:
   ///   - memoryBudget: bytes of guest memory that a front-end may have mapped at once.
+  ///   - publishesInOrder: what queues without an in-flight record do (see `Activation.publishesInOrder`).
   ///   - report: called on the loop's thread.
   public init(
     device: any VirtioDevice, on socket: ServerSocket, in loop: EventLoop,
-    memoryBudget: UInt64 = BackendServer.defaultMemoryBudget, report: @escaping (ServerEvent) -> Void
+    memoryBudget: UInt64 = BackendServer.defaultMemoryBudget, publishesInOrder: Bool = false,
+    report: @escaping (ServerEvent) -> Void
   ) {
     self.socket = socket
-    self.served = ServedDevice(device, memoryBudget: memoryBudget)
+    self.served = ServedDevice(device, memoryBudget: memoryBudget, publishesInOrder: publishesInOrder)
     self.loop = loop
     self.report = report
   }

@@ -151,12 +151,14 @@ extension BackendSession {
     guard ring.isReady, let kick = ring.kick, let features, !table.entries.isEmpty else { return nil }
     do {
       let configuration = try ring.configuration(in: table)
+      let inflight = try inflight(for: index, size: configuration.size)
       rings[index].isRunning = true
       startRefuses = refuses
       return .start(
         Activation(
           queue: index, memory: table.memory, features: features, configuration: configuration, position: ring.position,
-          kick: kick, call: ring.call, failure: ring.failure, log: log(of: ring)))
+          kick: kick, call: ring.call, failure: ring.failure, publishesInOrder: inflight == nil && device.publishesInOrder,
+          inflight: inflight, log: log(of: ring)))
     } catch {
       couldNotStart(index, error, refuses: refuses)
       return nil
@@ -217,7 +219,7 @@ extension BackendSession {
     guard message.descriptors.count == regions.count else {
       throw .wrongDescriptorCount(message.descriptors.count, expected: regions.count)
     }
-    do { change(try MemoryPlan(replacing: table, with: regions, message.descriptors, budget: device.memoryBudget)) } catch {
+    do { change(try MemoryPlan(replacing: table, with: regions, message.descriptors, budget: memoryBudget)) } catch {
       throw .memory(error)
     }
   }
@@ -227,7 +229,7 @@ extension BackendSession {
     guard let descriptor = message.descriptors.first, message.descriptors.count == 1 else {
       throw .wrongDescriptorCount(message.descriptors.count, expected: 1)
     }
-    do { change(try MemoryPlan(adding: region, descriptor, to: table, budget: device.memoryBudget)) } catch {
+    do { change(try MemoryPlan(adding: region, descriptor, to: table, budget: memoryBudget)) } catch {
       throw .memory(error)
     }
   }

@@ -19,12 +19,18 @@ public struct BackendSession: Sendable {
     public var maximumQueueSize: UInt16
     /// Bytes of guest memory that one front-end may have mapped.
     public var memoryBudget: UInt64
+    /// What a queue without an in-flight record does: publish in order, so that its used index alone says what is done.
+    public var publishesInOrder: Bool
 
-    public init(features: FeatureSet, queueCount: Int, maximumQueueSize: UInt16, memoryBudget: UInt64 = .max) {
+    public init(
+      features: FeatureSet, queueCount: Int, maximumQueueSize: UInt16, memoryBudget: UInt64 = .max,
+      publishesInOrder: Bool = false
+    ) {
       self.features = features
       self.queueCount = queueCount
       self.maximumQueueSize = maximumQueueSize
       self.memoryBudget = memoryBudget
+      self.publishesInOrder = publishesInOrder
     }
   }
 
@@ -59,6 +65,8 @@ public struct BackendSession: Sendable {
   var log: DirtyLog?
   /// Writes to buffers are noted, too.
   var logsBuffers = false
+  /// Where queues write down what is in flight; `nil` until SET_INFLIGHT_FD.
+  public internal(set) var inflight: InflightMemory?
   var hasChannel = false
   /// A change of configuration that was not told yet, since nothing may be said while every ring is stopped.
   var owesConfigurationChange = false
@@ -131,6 +139,8 @@ public struct BackendSession: Sendable {
     case .setBackendRequestDescriptor: try setChannel(message)
     case .getConfiguration: try getConfiguration(message)
     case .setConfiguration: try setConfiguration(message)
+    case .getInflight: try getInflight(message)
+    case .setInflight: try setInflight(message)
     case .resetDevice: resetDevice()
     case .setStatus: try setStatus(message)
     case .getStatus: reply(UInt64(status.rawValue))
@@ -186,12 +196,16 @@ extension BackendSession {
       steps.append(.effect(.refused(request: exchange.request, refusal)))
       return .reply(Message(replyTo: exchange.request, payload: NumberPayload.encode(1)))
     }
-    // The front-end waits for a reply that does not come: an empty configuration and the base of a ring that does not
-    // exist have words of their own, the rest has not.
+    // The front-end waits for a reply that does not come: an empty configuration, the base of a ring that does not
+    // exist and the records that cannot be had have words of their own, the rest has not.
     switch (request, refusal) {
     case (.getConfiguration, _):
       steps.append(.effect(.refused(request: exchange.request, refusal)))
       return .reply(Message(replyTo: exchange.request, payload: []))
+    case (.getInflight, _):
+      steps.append(.effect(.refused(request: exchange.request, refusal)))
+      return .reply(
+        Message(replyTo: exchange.request, payload: InflightDescription(queueCount: 0, queueSize: 0).bytes))
     case (.getVringBase, .noSuchQueue(let index, _)):
       steps.append(.effect(.refused(request: exchange.request, refusal)))
       return .reply(Message(replyTo: exchange.request, payload: VringState(index: index, number: 0).bytes))

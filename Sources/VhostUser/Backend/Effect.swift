@@ -2,8 +2,8 @@
 public import VirtioCore
 
 /// One step for the shell around a `BackendSession`. Those that say "answered" are reported back to the session before its
-/// next effect is asked for. Of these `start`, `stop`, `map`, `mapLog` and `examine` may take as long as somebody else likes: the shell
-/// asks for nothing more from this session meanwhile, and everybody else goes on.
+/// next effect is asked for. Of these `start`, `stop`, `map`, `mapInflight`, `mapLog` and `examine` may take as long as somebody
+/// else likes: the shell asks for nothing more from this session meanwhile, and everybody else goes on.
 public enum Effect: Sendable {
   /// Send this to the front-end.
   case reply(Message)
@@ -13,6 +13,10 @@ public enum Effect: Sendable {
   case map(MemoryPlan)
   /// Map a log of written pages. Answered with `logMapped`.
   case mapLog(LogPlan)
+  /// Make memory for records of what is in flight. Answered with `inflightCreated`.
+  case createInflight(queueCount: Int, queueSize: UInt16)
+  /// Map such memory that the front-end kept. Answered with `inflightMapped`.
+  case mapInflight(InflightPlan)
   /// Look at a descriptor that the front-end sent. Answered with `examined`.
   case examine(DescriptorExamination)
   /// Start a queue. Answered with `started`.

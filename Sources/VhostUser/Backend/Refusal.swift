@@ -22,6 +22,13 @@ public enum Refusal: Error, Hashable, CustomStringConvertible {
   case memory(MemoryTableError)
   case log(DirtyLogError)
   case logTooLarge(UInt64, limit: UInt64)
+  case inflight(InflightError)
+  case inflightQueueCount(UInt16, limit: Int)
+  case inflightQueueSize(UInt16, limit: UInt16)
+  /// - budget: bytes.
+  case inflightOverBudget(UInt64, budget: UInt64)
+  case noInflightRecord(queue: Int, count: Int)
+  case inflightTooSmall(queue: Int, size: UInt16, limit: UInt16)
   case unusableDescriptor(DescriptorPurpose, String)
   /// A ring waits for memory that does not come.
   case noMemory
@@ -51,6 +58,17 @@ public enum Refusal: Error, Hashable, CustomStringConvertible {
     case .log(let error): error.description
     case .logTooLarge(let size, let limit):
       "a log of written pages of \(size) bytes is larger than the \(limit) that there can be"
+    case .inflight(let error): error.description
+    case .inflightQueueCount(let count, let limit):
+      "in-flight records for \(count) queues were asked for, and there are 1 to \(limit)"
+    case .inflightQueueSize(let size, let limit):
+      "in-flight records for rings of \(size) entries were asked for, and a ring has 1 to \(limit)"
+    case .inflightOverBudget(let bytes, let budget):
+      "in-flight records of \(bytes) bytes are more than is left of the \(budget) bytes that a disk may map; raise --memory-budget"
+    case .noInflightRecord(let queue, let count):
+      "queue \(queue) has no in-flight record: the front-end handed over those of \(count) queues, and needs one for each"
+    case .inflightTooSmall(let queue, let size, let limit):
+      "queue \(queue) has \(size) entries, and its in-flight record has room for \(limit)"
     case .unusableDescriptor(let purpose, let reason): "the \(purpose.rawValue) descriptor cannot be used: \(reason)"
     case .noMemory: "it is set up and enabled, but the front-end has shared no memory; \(Self.remedy)"
     }
@@ -60,10 +78,12 @@ public enum Refusal: Error, Hashable, CustomStringConvertible {
     "the guest's memory has to be shared: share=on for QEMU's memory backend, shared=on for Cloud Hypervisor's memory"
 
   /// Nothing can go on when the front-end believes that this was done and cannot be told otherwise: it would share memory
-  /// that we do not have, or speak a dialect that we did not agree to.
+  /// that we do not have, count on records that nobody keeps, or speak a dialect that we did not agree to.
   var endsConnectionUnlessAcknowledged: Bool {
     switch self {
-    case .wrongSize, .memory, .featuresNotOffered, .featuresNotAccepted, .protocolFeaturesNotOffered: true
+    case .wrongSize, .memory, .featuresNotOffered, .featuresNotAccepted, .protocolFeaturesNotOffered, .inflight,
+      .inflightQueueCount, .inflightQueueSize, .inflightOverBudget:
+      true
     default: false
     }
   }

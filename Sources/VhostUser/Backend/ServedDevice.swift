@@ -10,9 +10,11 @@ final class ServedDevice {
   private var features: FeatureSet?
 
   private let memoryBudget: UInt64
+  private let publishesInOrder: Bool
 
-  init(_ device: any VirtioDevice, memoryBudget: UInt64) {
+  init(_ device: any VirtioDevice, memoryBudget: UInt64, publishesInOrder: Bool) {
     self.device = device
+    self.publishesInOrder = publishesInOrder
     self.memoryBudget = memoryBudget
     attended = AttendedDevice(device)
   }
@@ -20,7 +22,7 @@ final class ServedDevice {
   var description: BackendSession.DeviceDescription {
     .init(
       features: device.features, queueCount: device.queueCount, maximumQueueSize: device.maximumQueueSize,
-      memoryBudget: memoryBudget)
+      memoryBudget: memoryBudget, publishesInOrder: publishesInOrder)
   }
 
   func negotiate(_ chosen: FeatureSet) -> Bool {

@@ -144,6 +144,12 @@ extension Frontend {
   public func ask(
     _ request: FrontendRequest, _ payload: [UInt8] = [], _ descriptors: [OwnedDescriptor] = []
   ) throws(FrontendError) -> [UInt8] {
+    try exchange(request, payload, descriptors).payload
+  }
+
+  private func exchange(
+    _ request: FrontendRequest, _ payload: [UInt8], _ descriptors: [OwnedDescriptor]
+  ) throws(FrontendError) -> (payload: [UInt8], descriptors: [OwnedDescriptor]) {
     let (message, expectation) = session.message(request, payload: payload, descriptors: descriptors)
     let limit = ContinuousClock.now + patience
     writer.enqueue(message)
@@ -152,8 +158,17 @@ extension Frontend {
       if writer.isIdle { break }
       try wait(POLLOUT, until: limit, request)
     }
-    guard expectation != .nothing else { return [] }
-    return try session.accept(try receive(until: limit, request), to: request, expectation)
+    guard expectation != .nothing else { return ([], []) }
+    let reply = try receive(until: limit, request)
+    return (try session.accept(reply, to: request, expectation), reply.descriptors)
+  }
+
+  /// Sends a request and waits for its answer and what came with it.
+  func askForDescriptor(
+    _ request: FrontendRequest, _ payload: [UInt8]
+  ) throws(FrontendError) -> (payload: [UInt8], descriptor: OwnedDescriptor?) {
+    let (payload, descriptors) = try exchange(request, payload, [])
+    return (payload, descriptors.first)
   }
 
   /// Sends any message as it is and waits for nothing.

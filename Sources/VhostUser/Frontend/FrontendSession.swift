@@ -32,6 +32,7 @@ public struct FrontendSession: Sendable {
         case .getConfiguration: payload.count
         // The request again; other back-ends answer otherwise.
         case .setLogBase: SharedArea.size
+        case .getInflight: InflightDescription.wireSize
         default: 8
         }
       return (message, .reply(size))

@@ -1,4 +1,4 @@
-/// SIGTERM and SIGINT as something to wait for, instead of something that interrupts.
+/// Signals, SIGTERM and SIGINT if nobody says otherwise, as something to wait for, instead of something that interrupts.
 internal import CLinux
 internal import Glibc
 public import SystemPackage
@@ -8,10 +8,11 @@ internal import VirtioCore
 public final class TerminationSignals {
   private let owned: OwnedDescriptor
 
-  public init() throws(Errno) {
+  /// - Parameter signals: those to wait for; `nil`: SIGTERM and SIGINT.
+  public init(_ signals: [Int32]? = nil) throws(Errno) {
     var set = sigset_t()
     _ = unsafe sigemptyset(&set)
-    for signal in [SIGTERM, SIGINT] { _ = unsafe sigaddset(&set, signal) }
+    for signal in signals ?? [SIGTERM, SIGINT] { _ = unsafe sigaddset(&set, signal) }
     let code = unsafe pthread_sigmask(SIG_BLOCK, &set, nil)
     guard code == 0 else { throw Errno(rawValue: code) }
     let descriptor = unsafe signalfd(-1, &set, Int32(SFD_CLOEXEC | SFD_NONBLOCK))

@@ -70,6 +70,7 @@ public enum FrontendRequest: UInt32, Sendable, CaseIterable {
     case .setLogBase: .atLeast(SharedArea.size)
     case .setVringAddress: .atLeast(VringAddress.size)
     case .addMemoryRegion, .removeMemoryRegion: .atLeast(8 + MemoryRegion.size)
+    case .getInflight, .setInflight: .atLeast(InflightDescription.size)
     case .setMemoryTable: .memoryTable
     case .getConfiguration, .setConfiguration: .configuration
     default: .any

@@ -67,8 +67,8 @@ public struct Message: Sendable {
   }
 
   /// The answer to a request. Its flags are exactly 5: front-ends compare the whole word, so need_reply is never echoed.
-  public init(replyTo request: UInt32, payload: [UInt8]) {
-    self.init(request: request, flags: [.version1, .reply], payload: payload)
+  public init(replyTo request: UInt32, payload: [UInt8], descriptors: [OwnedDescriptor] = []) {
+    self.init(request: request, flags: [.version1, .reply], payload: payload, descriptors: descriptors)
   }
 
   /// Header and payload as they go over the wire.

@@ -180,6 +180,46 @@ public struct MemoryRegion: Hashable, Sendable {
   }
 }
 
+/// "Inflight description": where in a file the records of what is in flight are.
+public struct InflightDescription: Hashable, Sendable {
+  /// Bytes of its fields, of which no peer may send fewer.
+  static let size = 20
+  /// Bytes on the wire: the size of the structure in C, which other peers insist on.
+  static let wireSize = 24
+
+  /// Bytes of all records; 0 in a reply: there are none to be had.
+  public var byteCount: UInt64
+  /// Where they begin in the file, bytes.
+  public var offset: UInt64
+  public var queueCount: UInt16
+  /// Entries of the largest ring.
+  public var queueSize: UInt16
+
+  public init(byteCount: UInt64 = 0, offset: UInt64 = 0, queueCount: UInt16, queueSize: UInt16) {
+    self.byteCount = byteCount
+    self.offset = offset
+    self.queueCount = queueCount
+    self.queueSize = queueSize
+  }
+
+  public init?(decoding bytes: [UInt8]) {
+    guard bytes.count >= Self.size else { return nil }
+    let counts = bytes.word32(at: 16)
+    self.init(
+      byteCount: bytes.word64(at: 0), offset: bytes.word64(at: 8), queueCount: UInt16(truncatingIfNeeded: counts),
+      queueSize: UInt16(truncatingIfNeeded: counts >> 16))
+  }
+
+  public var bytes: [UInt8] {
+    var bytes: [UInt8] = []
+    bytes.append64(byteCount)
+    bytes.append64(offset)
+    bytes.append32(UInt32(queueCount) | UInt32(queueSize) << 16)
+    bytes.append32(0)
+    return bytes
+  }
+}
+
 /// "Virtio device config space": a piece of the configuration space.
 public struct ConfigurationPayload: Hashable, Sendable {
   /// Bytes before the contents.

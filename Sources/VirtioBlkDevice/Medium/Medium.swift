@@ -194,6 +194,11 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
     return UInt64(bitPattern: Int64(result)) == operation.length ? .done : goOn(tag, result)
   }
 
+  /// Asks once more, from its beginning, for a transfer that failed.
+  mutating func transferAgain(_ tag: UInt32) -> JobProgress {
+    begin(MediumJob(.parts, unsafe jobs[tag].pointee.operation), tag)
+  }
+
   /// Bytes that a read has put into its segments so far, from the first one on, without a gap.
   func filled(_ tag: UInt32) -> UInt64 { unsafe jobs[tag].pointee.stage == .whole ? 0 : UInt64(jobs[tag].pointee.done) }
 

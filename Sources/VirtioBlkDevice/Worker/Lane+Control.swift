@@ -4,6 +4,7 @@ internal import VirtioCore
 extension Lane where Ring: ~Copyable {
   /// Nothing more is taken. What was interrupted before is in flight, too, and is finished.
   mutating func drain() {
+    if !parked.isEmpty { giveUpParked() }
     if state == .recovering { stopsAfterRecovery = true } else { state = .draining }
   }
 
@@ -58,6 +59,7 @@ extension Lane where Ring: ~Copyable {
     for index in 0..<slab.begun where unsafe slab.slot(index).pointee.stage != .none && !slab.slot(index).pointee.isFinished {
       refuse(index, .ioError)
     }
+    parked.removeAll()
     fail(.mediumLost)
   }
 
@@ -65,7 +67,7 @@ extension Lane where Ring: ~Copyable {
 
   @inline(never)
   mutating func fail(_ error: QueueError) {
-    guard state == .running || state == .recovering else { return }
+    guard state == .running || state == .recovering || state == .stalled else { return }
     state = .failed
     self.error = error
     failure.signal()

@@ -46,12 +46,12 @@ extension Lane where Ring: ~Copyable {
     flush(index, &medium)
   }
 
-  private mutating func flush<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
+  mutating func flush<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     unsafe slab.slot(index).pointee.stage = .flush
     switch medium.flush(tag: tag(index)) {
     case .pending: break
     case .done: answerWithStatus(index, .ok)
-    case .failed: refuse(index, .ioError)
+    case .failed: if !park(index) { refuse(index, .ioError) }
     }
   }
 
@@ -114,7 +114,7 @@ extension Lane where Ring: ~Copyable {
       switch progress {
       case .pending: return
       case .done: continue
-      case .failed: return refuse(index, .ioError)
+      case .failed: return park(index) ? () : refuse(index, .ioError)
       }
     }
     guard unsafe slot.pointee.isDurable else { return answerWithStatus(index, .ok) }

@@ -10,6 +10,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     case running
     /// What was interrupted before this run is taken again; nothing else is taken before that is done.
     case recovering
+    /// The medium failed a request, and nothing more is taken until the operator says so.
+    case stalled
     /// The ring is broken: nothing more is taken, what is under way is finished.
     case failed
     /// Being stopped.
@@ -33,7 +35,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   private let publishEvery: Int
   private var coalescing: Coalescing?
   /// Slots in the order in which their chains were taken; only with publication in order.
-  private var order: OrderQueue?
+  var order: OrderQueue?
   private let isOrdered: Bool
   /// An answer is more than a status byte and a used element: there is an order or a log to keep.
   private let isWatched: Bool
@@ -42,6 +44,9 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// Most bytes of a transfer that is not written down before it is asked for: 0 with a log, which has to know what it was.
   private let plainBytes: UInt64
   var error: QueueError?
+  /// Requests that failed while a failure stalls the queue, and what it was about before.
+  var parked: [Int] = []
+  var stateBeforeStall = State.running
   /// The last turn ended because it had done enough, not because the ring was empty.
   var hadItsTurn = false
   /// To be stopped as soon as what was interrupted has been taken again.
@@ -79,7 +84,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.firstTag = LaneContext.firstTag(ofLane: lane)
     self.memory = activation.memory
     self.inflight = activation.inflight
-    self.publishEvery = notification == .each ? 1 : 16
+    // With a record a publication costs more.
+    self.publishEvery = notification == .each ? 1 : Ring.isRecorded ? 32 : 16
     self.coalescing = Coalescing(notification)
     self.call = activation.call
     self.failure = activation.failure
@@ -379,6 +385,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   @inline(never)
   mutating func complete<Engine: BlockEngine & ~Copyable>(_ index: Int, isDone: Bool, _ medium: inout Medium<Engine>) {
     let slot = unsafe slab.slot(index)
+    guard isDone || !park(index) else { return }
     let written = unsafe Int(slot.pointee.written)
     switch unsafe slot.pointee.stage {
     case .transfer, .watchedTransfer:

@@ -214,6 +214,9 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       if let failure = order.failure { unsafe lanes[lane].pointee.replaceFailure(failure) }
       if order.stops { stop(lane) }
     }
+    if orders.resumesAll {
+      for lane in 0..<lanes.capacity where lanes.contains(lane) { unsafe lanes[lane].pointee.tryParked(&medium) }
+    }
     guard orders.stopsAll else { return }
     for lane in 0..<lanes.capacity where lanes.contains(lane) { stop(lane) }
     mayEnd = true

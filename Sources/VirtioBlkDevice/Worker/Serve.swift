@@ -11,6 +11,8 @@ struct EnginePlan: Sendable {
   var mapped: MappedImage?
   /// Operations that can be under way at once.
   var depth: Int
+  /// What is around the engine; `nil`: nothing.
+  var layers: EngineLayers?
 }
 
 /// The body of a worker thread. An engine that cannot be made here (out of locked memory, say) is replaced by the plain one.
@@ -20,6 +22,10 @@ func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
   // The page cache answers at once, too.
   let isSlow = plan.image.isDirect && !plan.image.isInMemory
   do throws(Errno) {
+    if let layers = plan.layers {
+      let engine = try layers.around(plan.makeObject(isSlow: isSlow, mailbox: mailbox))
+      return try work(configuration, engine)
+    }
     switch plan.kind {
     case .uring:
       let engine = try UringEngine(

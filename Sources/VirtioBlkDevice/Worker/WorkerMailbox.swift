@@ -16,8 +16,10 @@ struct WorkerOrders: Sendable {
   private(set) var queues: [Int: QueueOrder] = [:]
   /// Every queue is to stop, those that start now included.
   var stopsAll = false
+  /// Queues that stall are to go on.
+  var resumesAll = false
 
-  var isEmpty: Bool { queues.isEmpty && !stopsAll }
+  var isEmpty: Bool { queues.isEmpty && !stopsAll && !resumesAll }
 
   mutating func add(_ queue: Int, _ change: (inout QueueOrder) -> Void) { change(&queues[queue, default: QueueOrder()]) }
 }

@@ -17,8 +17,6 @@ public struct InflightHeads: HeadBook, ~Copyable {
   private let record: InflightRecord
   /// Where the region begins.
   @usableFromInline let region: UnsafeMutableRawPointer
-  /// Takes a link, which others can write, to a head.
-  @usableFromInline let mask: UInt16
   public let begin: UInt64
   public let beginUsed: UInt16
   /// To be taken again, the next one last.
@@ -38,7 +36,6 @@ public struct InflightHeads: HeadBook, ~Copyable {
     let next = indices.used &+ UInt16(truncatingIfNeeded: left.count)
     self.record = record
     unsafe self.region = region
-    mask = size - 1
     beginUsed = indices.used
     // After every order that was found, and with the ring's index in its low bits.
     let first = left.last.map { $0.order &+ 1 } ?? 0
@@ -52,7 +49,10 @@ public struct InflightHeads: HeadBook, ~Copyable {
   func entry(_ head: UInt16) -> UnsafeMutableRawPointer { unsafe region + (16 &+ Int(head) &* 16) }
 
   @inlinable @inline(__always)
-  public func isTaken(_ head: UInt16) -> Bool { unsafe SharedCell<UInt8>(entry(head)).loadRelaxed() != 0 }
+  public func isTaken(_ head: UInt16) -> Bool {
+    // Only looked at, not kept, so that a plain load does, which costs less: it may be repeated.
+    unsafe entry(head).load(as: UInt8.self) != 0
+  }
 
   @inlinable @inline(__always)
   public func take(_ head: UInt16, order: UInt64) {
@@ -80,11 +80,13 @@ public struct InflightHeads: HeadBook, ~Copyable {
 
   @inlinable @inline(__always)
   public func didPublish(from old: UInt16, to used: UInt16) {
-    var head = unsafe SharedCell<UInt16>(region + 12).loadRelaxed() & mask
+    // Links can be written by others, and are followed unchecked: wherever they lead is mapped (see `InflightMemory`). So a
+    // plain load does here, too.
+    var place = unsafe Int(SharedCell<UInt16>(region + 12).loadRelaxed()) &* 16
     var count = used &- old
     while count > 0 {
-      let entry = unsafe entry(head)
-      head = unsafe SharedCell<UInt16>(entry + 6).loadRelaxed() & mask
+      let entry = unsafe region + (16 &+ place)
+      place = unsafe Int(entry.load(fromByteOffset: 6, as: UInt16.self)) &* 16
       // Release: the driver can see that it was used.
       unsafe SharedCell<UInt8>(entry).storeRelease(0)
       KillPoint.pass(.publishFreed)

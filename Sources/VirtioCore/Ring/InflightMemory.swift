@@ -57,6 +57,10 @@ public final class InflightMemory: Sendable {
   public let queueSize: UInt16
   private let mapping: Mapping
 
+  /// More is mapped than is used, so that whatever head a link names has its entry in the mapping, and links can be followed
+  /// unchecked. What is not in the file is a fault there, as in a file that was cut, and stops the queue.
+  private static let beyond = UInt64(headerBytes + entryBytes * (Int(UInt16.max) + 1))
+
   /// A new file in memory, full of zeroes, which nobody can cut.
   ///
   /// - Parameters:
@@ -116,7 +120,7 @@ public final class InflightMemory: Sendable {
     _ descriptor: OwnedDescriptor, offset: UInt64, needed: UInt64, page: UInt64
   ) throws(Errno) -> Mapping {
     try Mapping(
-      descriptor: descriptor.rawValue, offset: Int64(offset), count: Int((needed + page - 1) / page * page),
+      descriptor: descriptor.rawValue, offset: Int64(offset), count: Int((needed + beyond + page - 1) / page * page),
       unmappedBy: descriptor.disposer)
   }
 

@@ -1,0 +1,418 @@
+#!/usr/bin/python3
+"""Repeats the figures of Docs/reliability.md for as long as you like, and keeps a report that the next run goes on with.
+
+    Scripts/soak.py 30                        thirty minutes of everything
+    Scripts/soak.py 5 --only kills            one exercise of it
+    Scripts/soak.py 5 --seed 7 --report FILE  the same moments again (as far as a machine repeats itself)
+
+Each exercise is made of rounds, and each round has a seed of its own, which follows from --seed and its number: a round that
+failed can be run again alone with --only EXERCISE --round N. The report is JSON: seed, commit, date, and for each exercise
+its rounds, its counts and what went wrong. Status 1: something did.
+"""
+import argparse
+import collections
+import datetime
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from many import Frontend  # noqa: E402
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PROGRAM = os.environ.get("VMM_BLK", os.path.join(ROOT, ".build/release/vmm-blk"))
+HUNG = 300  # seconds after which what has to come counts as hung
+IMAGE_LOCKED = 66  # the status of a server whose image the kernel still holds for the one before it
+
+
+class Failure(Exception):
+    """Something that must not happen did."""
+
+
+class Server:
+    """One `vmm-blk serve` on a socket, and after each kill the next."""
+
+    def __init__(self, folder, options):
+        self.command = [PROGRAM, "serve", "--blk-file", f"{folder}/disk", "--socket-path", f"{folder}/socket", *options]
+        self.log = open(f"{folder}/log", "ab")
+        self.process = None
+
+    def start(self):
+        """Returns when it listens."""
+        limit = time.monotonic() + HUNG
+        while time.monotonic() < limit:
+            self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=self.log)
+            if self.process.stdout.readline():
+                return
+            status = self.process.wait()
+            if status != IMAGE_LOCKED:
+                raise Failure(f"a server ended with status {status} instead of listening")
+        raise Failure("the image stays locked")
+
+    def kill(self):
+        """SIGKILL, and gone."""
+        ended = self.process.poll()
+        if ended is not None:
+            raise Failure(f"the server ended by itself with status {ended}")
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+    def stop(self):
+        """As an operator would; or at once, after a failure."""
+        if self.process is None or self.process.poll() is not None:
+            return None
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(HUNG)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+
+class Guest:
+    """`vmm-blk guest verify --reconnect`, and how far it is."""
+
+    def __init__(self, folder, seed, seconds, options):
+        self.command = [
+            PROGRAM, "guest", "verify", "--socket-path", f"{folder}/socket", "--reconnect", "--seed", str(seed), "--seconds",
+            str(seconds), "--report-every", "10", *options]
+        self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.answered = 0
+        self.lines = collections.deque(maxlen=20)
+        self.moved = threading.Condition()
+        self.is_over = False
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            with self.moved:
+                words = line.split()
+                if words and words[0] == "answered":
+                    self.answered = int(words[1])
+                else:
+                    self.lines.append(line.rstrip())
+                self.moved.notify_all()
+        with self.moved:
+            self.is_over = True
+            self.moved.notify_all()
+
+    def wait_for(self, answers, limit):
+        """Until so many requests are answered, the guest has ended, or it is `limit` on the monotonic clock."""
+        with self.moved:
+            return self.moved.wait_for(lambda: self.answered >= answers or self.is_over, max(limit - time.monotonic(), 0))
+
+    def finish(self):
+        try:
+            status = self.process.wait(HUNG)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise Failure(f"the guest hangs after {self.answered} answers: {' '.join(self.command)}") from None
+        with self.moved:
+            self.moved.wait_for(lambda: self.is_over, HUNG)
+        if status != 0:
+            raise Failure(f"the guest found: {' / '.join(self.lines)} ({' '.join(self.command)})")
+
+
+def kills(chance, folder, seconds, keeps_records):
+    """One guest, and as many kills as the time allows; a third of them again before anything was answered."""
+    engine = chance.choice(["uring", "uring", "sync", "threads", "mapped", "aio", "cached"])
+    queues = chance.choice([1, 1, 2, 4])
+    options = ["--queues", str(queues), "--depth", str(chance.choice([1, 4, 16, 32])), "--length", "16M", "--largest", "64k"]
+    options += [word for word in ("--no-indirect", "--no-event-index", "--poll") if chance.random() < 0.4]
+    if keeps_records:
+        options += ["--base", chance.choice(["used", "available"])]
+    else:
+        options += ["--no-inflight"]
+    os.truncate(os.open(f"{folder}/disk", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC), 32 << 20)
+    counts = collections.Counter()
+    server = Server(folder, ["--engine", engine, "--num-queues", "4"])
+    guest = None
+    try:
+        server.start()
+        # Before the guest's own end, whenever that began: the last kill is followed by work, and by the last look.
+        limit = time.monotonic() + 0.8 * seconds
+        guest = Guest(folder, chance.getrandbits(32), seconds, options)
+        while True:
+            before = guest.answered
+            if not guest.wait_for(before + 10 * chance.randint(1, 30), limit) or guest.is_over:
+                break
+            time.sleep(chance.random() * 0.003)
+            server.kill()
+            counts["kills"] += 1
+            server.start()
+            while chance.random() < 1 / 3:
+                # Its successor, somewhere between its first word and its first answer.
+                before = guest.answered
+                time.sleep(chance.random() * chance.choice([0.002, 0.006, 0.02]))
+                server.kill()
+                counts["kills"] += 1
+                counts["kills before the first answer"] += guest.answered == before
+                server.start()
+        guest.finish()
+        counts["requests answered"] += guest.answered
+        status = server.stop()
+        if status != 0:
+            raise Failure(f"the last server ended with status {status}")
+    except Failure as failure:
+        raise Failure(f"engine {engine}, {' '.join(options)}: {failure}") from None
+    finally:
+        if guest is not None and guest.process.poll() is None:
+            guest.process.kill()
+            guest.process.wait()
+        if server.process is not None and server.process.poll() is None:
+            server.process.kill()
+            server.process.wait()
+        server.log.close()
+    return counts
+
+
+def with_records(chance, folder, seconds):
+    return kills(chance, folder, seconds, True)
+
+
+def in_order(chance, folder, seconds):
+    return kills(chance, folder, seconds, False)
+
+
+def real_guest(chance, folder, seconds):
+    """Linux in QEMU with fio, killed as often as fits into the time a boot takes: ten at a go."""
+    del folder, seconds
+    environment = dict(os.environ, KILLS="10", SEED=str(chance.getrandbits(15)), VMM_BLK=PROGRAM)
+    result = subprocess.run(
+        [os.path.join(ROOT, "Scripts/guest/test.sh"), "qemu-killed"], env=environment, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, check=False)
+    if result.returncode != 0:
+        raise Failure("the guest's case failed: " + " / ".join(result.stdout.splitlines()[-5:]))
+    return collections.Counter({"kills": 10})
+
+
+def power_failures(chance, folder, seconds):
+    """Images that a power failure could leave; and a mistake in the device, which has to be found."""
+    del seconds
+    counts = collections.Counter()
+    command = [PROGRAM, "verify-crash", "--json", "--folder", folder, "--seed", str(chance.getrandbits(32))]
+    result = subprocess.run([*command, "--images", "10000"], stdout=subprocess.PIPE, text=True, check=False)
+    if result.returncode != 0:
+        raise Failure(f"{' '.join(command)}: status {result.returncode}: {result.stdout}")
+    total = json.loads(result.stdout)["total"]
+    counts["images"] = total["images"]
+    counts["violations"] = total["violated"]
+    for mistake in MISTAKES:
+        result = subprocess.run(
+            [*command, "--images", "1500", "--plant", mistake], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            check=False)
+        if result.returncode != 1:
+            raise Failure(f"the mistake {mistake} was not found: {' '.join(command)}")
+        counts["mistakes found"] += 1
+    return counts
+
+
+MISTAKES = ("no-flush", "flush-too-soon", "wrong-file", "toggle-ignored", "answer-too-soon", "write-after-flush", "lost-write",
+            "short-write")
+
+
+def faults(chance, folder, seconds):
+    """A verified workload while the medium does all that can be mended."""
+    del seconds
+    engine = chance.choice(["uring", "sync", "threads", "mapped", "aio", "cached"])
+    rules = ["any:eintr:rate=0.05", "any:eagain:rate=0.005", "read:short:rate=0.2", "write:short:rate=0.2",
+             "any:delay=10us-2ms:rate=0.05", "any:reorder=8:rate=0.3"]
+    rules = [f"{rule}:seed={chance.getrandbits(32)}" for rule in chance.sample(rules, chance.randint(1, len(rules)))]
+    with open(f"{folder}/disk", "wb") as file:
+        file.truncate(32 << 20)
+    server = Server(folder, ["--engine", engine, "--num-queues", "2", *(word for rule in rules for word in ("--inject", rule))])
+    try:
+        server.start()
+        command = [PROGRAM, "guest", "--socket-path", f"{folder}/socket", "verify", "--bytes", "64M", "--json", "--seed",
+                   str(chance.getrandbits(32))]
+        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        if result.returncode != 0:
+            raise Failure(f"engine {engine}, {' '.join(rules)}: {result.stdout} ({' '.join(command)})")
+        if server.stop() != 0:
+            raise Failure(f"engine {engine}, {' '.join(rules)}: the server did not end with status 0")
+    finally:
+        server.stop()
+        server.log.close()
+    return collections.Counter({"requests verified": sum(json.loads(result.stdout)["requests"].values())})
+
+
+class Holdings:
+    """What a process has."""
+
+    def __init__(self, process):
+        place = f"/proc/{process}"
+        self.descriptors = len(os.listdir(f"{place}/fd"))
+        self.threads = len(os.listdir(f"{place}/task"))
+        with open(f"{place}/maps", encoding="utf-8") as file:
+            self.maps = len(file.readlines())
+        with open(f"{place}/statm", encoding="utf-8") as file:
+            self.resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def is_within(self, other):
+        return (self.descriptors <= other.descriptors and self.threads <= other.threads and self.maps <= other.maps
+                and self.resident <= other.resident + (1 << 20))
+
+
+def front_ends(chance, folder, seconds):
+    """Front-ends that come, and go in every state; what the server has afterwards is what it had before."""
+    del seconds
+    engine = chance.choice(["uring", "sync", "threads", "mapped", "aio", "cached"])
+    with open(f"{folder}/disk", "wb") as file:
+        file.truncate(1 << 20)
+    server = Server(folder, ["--engine", engine, "--log-level", "critical"])
+    path = f"{folder}/socket"
+
+    def come_and_go():
+        choice = chance.randrange(5)
+        if choice < 2:
+            # Some messages of the front-end's, or a part of one.
+            words = b"".join(struct.pack("<III", request, 1, 0) for request in (1, 3, 15))
+            with socket.socket(socket.AF_UNIX) as end:
+                end.connect(path)
+                end.sendall(words[:chance.randint(0, len(words))] if choice == 0 else os.urandom(chance.randint(1, 64)))
+            return
+        disk = Frontend(path, 128)
+        if choice == 2:
+            disk.read_block()
+        elif choice == 3:
+            disk.ask()
+        disk.close()
+
+    def settle():
+        """The one before is gone when this one is answered."""
+        disk = Frontend(path, 128)
+        disk.read_block()
+        disk.close()
+
+    try:
+        server.start()
+        for _ in range(500):
+            come_and_go()
+        settle()
+        before = Holdings(server.process.pid)
+        for _ in range(10000):
+            come_and_go()
+        settle()
+        limit = time.monotonic() + HUNG
+        while not (after := Holdings(server.process.pid)).is_within(before):
+            if time.monotonic() > limit:
+                raise Failure(f"engine {engine}: {vars(before)} before 10000 front-ends, {vars(after)} after them")
+            time.sleep(0.1)
+        if server.stop() != 0:
+            raise Failure(f"engine {engine}: the server did not end with status 0")
+    finally:
+        server.stop()
+        server.log.close()
+    return collections.Counter({"front-ends": 10000})
+
+
+# name: what one round does, what it needs in seconds, what it is for.
+EXERCISES = {
+    "kills": (with_records, 20, "killed and back, with in-flight records"),
+    "kills-in-order": (in_order, 20, "killed and back, published in order, without records"),
+    "kills-qemu": (real_guest, 300, "killed under Linux in QEMU, with fio and its verification"),
+    "power-failures": (power_failures, 30, "images that a power failure could leave"),
+    "faults": (faults, 20, "faults of the medium that can be mended"),
+    "front-ends": (front_ends, 60, "front-ends that come and go"),
+}
+
+
+def commit():
+    result = subprocess.run(
+        ["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        check=False)
+    return result.stdout.strip() or "unknown"
+
+
+def load(path, seed):
+    """The report to go on with, or a new one."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            report = json.load(file)
+        if seed is not None and report["seed"] != seed:
+            sys.exit(f"{path} is of seed {report['seed']}: name another --report, or leave --seed out to go on with it")
+        return report
+    except FileNotFoundError:
+        return {"seed": random.getrandbits(32) if seed is None else seed, "exercises": {}}
+
+
+def save(path, report):
+    """Whole or not at all."""
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        json.dump(report, file, indent=2, sort_keys=True)
+        file.write("\n")
+    os.replace(path + ".new", path)
+
+
+def show(text, end=""):
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end=end, file=sys.stderr, flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("minutes", type=float, nargs="?", default=10, help="how long (default: 10)")
+    parser.add_argument("--seed", type=int, help="what everything follows from; a random one, or that of the report")
+    parser.add_argument("--report", default=os.path.join(ROOT, "soak-report.json"), help="where to write, and to go on")
+    parser.add_argument("--only", choices=EXERCISES, action="append", help="this exercise; again for another")
+    parser.add_argument("--round", type=int, help="this round of the exercise alone, again")
+    words = parser.parse_args()
+    if not os.access(PROGRAM, os.X_OK):
+        sys.exit(f"there is no program {PROGRAM}: make release, or name another in VMM_BLK")
+    names = words.only or list(EXERCISES)
+    if words.round is not None and len(names) != 1:
+        sys.exit("--round needs one --only")
+    report = load(words.report, words.seed)
+    began = time.monotonic()
+    end = began + 60 * words.minutes
+    failed = False
+    while True:
+        for name in names:
+            report["exercises"].setdefault(name, {"rounds": 0, "seconds": 0, "counts": {}, "failures": []})
+        name = min(names, key=lambda name: report["exercises"][name]["seconds"])
+        state = report["exercises"][name]
+        work, seconds, purpose = EXERCISES[name]
+        number = state["rounds"] if words.round is None else words.round
+        folder = tempfile.mkdtemp(prefix="vmm-blk-soak.")
+        left = max(end - time.monotonic(), 0)
+        counted = ", ".join(f"{value} {key}" for key, value in sorted(state["counts"].items()))
+        show(f"{left / 60:.1f} min left; {purpose}: round {number}; {counted or 'nothing yet'}")
+        start = time.monotonic()
+        try:
+            counts = work(random.Random(f"{report['seed']}/{name}/{number}"), folder, seconds)
+            for key, value in counts.items():
+                state["counts"][key] = state["counts"].get(key, 0) + value
+        except Failure as failure:
+            failed = True
+            state["failures"].append({"round": number, "what": str(failure)})
+            show("", end="")
+            print(f"{name}, round {number}: {failure}", flush=True)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        state["rounds"] = max(state["rounds"], number + 1)
+        state["seconds"] += round(time.monotonic() - start, 1)
+        report["commit"] = commit()
+        report["date"] = datetime.date.today().isoformat()
+        save(words.report, report)
+        if words.round is not None or time.monotonic() >= end:
+            break
+    show("")
+    for name, state in sorted(report["exercises"].items()):
+        counted = ", ".join(f"{value} {key}" for key, value in sorted(state["counts"].items()))
+        print(f"{name}: {state['rounds']} rounds, {counted or 'nothing'}; {len(state['failures'])} failures")
+    print(f"seed {report['seed']}, commit {report['commit']}, report {words.report}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+/// Which layers a device's engines have around them, and the one place that puts them there.
+internal import SystemPackage
+internal import VirtioCore
+
+/// Shared by all workers of a device.
+struct EngineLayers: Sendable {
+  /// Faults on purpose.
+  var faults: FaultInjector?
+  /// Is told what is done at the medium.
+  var witness: (any MediumWitness)?
+  /// A mistake that somebody who checks devices is to find.
+  var plant: PlantedMistake?
+
+  /// - Returns: `nil` when there is none, so that nothing costs anything.
+  init?(_ options: BlockDeviceOptions) {
+    guard !options.faults.isEmpty || options.witness != nil || options.plant != nil else { return nil }
+    faults = options.faults.isEmpty ? nil : FaultInjector(options.faults)
+    witness = options.witness
+    plant = options.plant
+  }
+
+  /// The witness is next to the engine, so that it sees what really reaches the medium.
+  func around(_ engine: any EngineObject) throws(Errno) -> LayeredEngine {
+    var top = engine
+    if let witness { top = RecordingLayer(top, witness) }
+    if let plant { top = try PlantedLayer(top, plant, witness) }
+    if let faults { top = FaultLayer(top, faults) }
+    return LayeredEngine(top)
+  }
+}
+
+extension EnginePlan {
+  /// The engine of this plan as an object. - Throws: it cannot be made here.
+  func makeObject(isSlow: Bool, mailbox: Int32) throws(Errno) -> any EngineObject {
+    let descriptor = image.descriptor
+    switch kind {
+    case .uring:
+      return EngineBox(
+        try UringEngine(descriptor: descriptor, isSlow: isSlow, mailbox: mailbox, depth: depth, setup: setup))
+    case .aio: return EngineBox(try AioEngine(descriptor: descriptor, isSlow: isSlow, mailbox: mailbox, depth: depth))
+    case .threads: return EngineBox(try ThreadPoolEngine(descriptor: descriptor, mailbox: mailbox))
+    case .mapped:
+      guard let mapped else { throw .noMemory }
+      return EngineBox(try MappedEngine(mapped, descriptor: descriptor, mailbox: mailbox, depth: depth))
+    case .cached:
+      guard let mapped else { throw .noMemory }
+      return EngineBox(try CachedEngine(mapped, descriptor: descriptor, mailbox: mailbox, depth: depth, setup: setup))
+    case .null: return EngineBox(try NullEngine(mailbox: mailbox))
+    case .sync, .auto: return EngineBox(try SyncEngine(descriptor: descriptor, mailbox: mailbox))
+    }
+  }
+}

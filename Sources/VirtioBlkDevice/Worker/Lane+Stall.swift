@@ -1,0 +1,66 @@
+/// A queue whose medium failed a request and whose operator wants to mend that before the driver hears of it, as VMMs' werror=stop
+/// does: what failed keeps its slot, nothing more is taken, and what is under way is finished.
+internal import VirtioCore
+
+extension Lane where Ring: ~Copyable {
+  /// The medium failed a request. - Returns: false when its driver is to be told.
+  @inline(never)
+  mutating func park(_ index: Int) -> Bool {
+    // A queue that stops, or is broken, has to come to its end.
+    guard let news = context.stalls, state == .running || state == .recovering || state == .stalled else { return false }
+    if state != .stalled {
+      stateBeforeStall = state
+      state = .stalled
+      news.post(
+        .notice(
+          "queue \(queue) stalls, because its image failed a request: mend what is wrong with the image and send SIGUSR1, and the "
+            + "request is tried again"))
+    }
+    parked.append(index)
+    return true
+  }
+
+  /// The operator says that it may go on.
+  mutating func tryParked<Engine: BlockEngine & ~Copyable>(_ medium: inout Medium<Engine>) {
+    guard state == .stalled else { return }
+    state = stateBeforeStall
+    let waiting = parked
+    parked.removeAll()
+    // Each may fail at once, and then the queue stalls again.
+    for index in waiting { tryAgain(index, &medium) }
+  }
+
+  private mutating func tryAgain<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
+    let slot = unsafe slab.slot(index)
+    switch unsafe slot.pointee.stage {
+    case .transfer, .watchedTransfer:
+      switch medium.transferAgain(tag(index)) {
+      case .pending: break
+      case .done: complete(index, isDone: true, &medium)
+      case .failed: complete(index, isDone: false, &medium)
+      }
+    case .flush: flush(index, &medium)
+    case .discard, .zero:
+      // From the first range on: doing one twice changes nothing.
+      unsafe slot.pointee.rangeIndex = 0
+      askNextRange(index, &medium)
+    case .none: preconditionFailure("a request that was answered waits for the operator")
+    }
+  }
+
+  /// The queue stops. Where it is written down what is in flight, whoever comes next takes these requests again; elsewhere they
+  /// can only be told as failed.
+  mutating func giveUpParked() {
+    if state == .stalled { state = stateBeforeStall }
+    let waiting = parked
+    parked.removeAll()
+    for index in waiting {
+      if Ring.isRecorded, order == nil {
+        slab.takeChain(at: index).abandon()
+        slab.give(index)
+      } else {
+        refuse(index, .ioError)
+      }
+    }
+  }
+}

@@ -1,0 +1,176 @@
+/// `vmm-blk verify-crash`: what a power failure could leave of a disk, checked against what its driver was promised.
+public import ArgumentParser
+public import CrashCheck
+internal import Foundation
+internal import Glibc
+public import VirtioBlkDevice
+
+extension CrashMode: ExpressibleByArgument {}
+extension PlantedMistake: ExpressibleByArgument {}
+
+struct VerifyCrashCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "verify-crash",
+    abstract: "Check that a power failure loses nothing that a guest was promised to keep.",
+    discussion: """
+      A driver in this process makes random requests on a scratch image. Every write, flush, discard and write-zeroes that \
+      reaches the medium is recorded, with every request and every answer. Then the power fails at random moments of that \
+      record, and images are made of what the medium may hold: what was flushed, and any subset of the changes that were not, \
+      whole or sector by sector; all subsets of whole changes where they are few. On each of them every sector has to be what \
+      the driver may count with: the last write that was promised to be stable, or a later one.
+
+      Promised is what was answered before a FLUSH was asked for that was answered, too; and with writeback 0, or without \
+      FLUSH, each write that was answered. The medium is believed in one thing: what was done before an fdatasync began, or \
+      was written with RWF_DSYNC, is there once that is done.
+
+      --plant makes the device make a mistake, to see that it is found: status 1.
+      """)
+
+  @Option(help: .init("Images to look at, at least.", valueName: "n")) var images = 10_000
+  @Option(help: .init("What the requests and the images follow from; a random one if not given.", valueName: "n"))
+  var seed: UInt64?
+  @Option(help: "How the driver asks for stable writes, more than once if you like; all ways if not given.")
+  var mode: [CrashMode] = []
+  @Option(help: "Which engines, more than once if you like; all that can be had if not given.")
+  var engine: [EngineKind] = []
+  @Option(help: .init("Where the scratch images are made; nothing stays there.", valueName: "path")) var folder = "/var/tmp"
+  @Option(help: .init("A mistake to make: \(Self.mistakes)", valueName: "name")) var plant: PlantedMistake?
+  @Flag(help: "Print JSON.") var json = false
+
+  private static let mistakes = PlantedMistake.allCases.map { "\($0.rawValue) (\($0.summary))" }.joined(separator: ", ")
+
+  func validate() throws {
+    guard (1...1_000_000_000).contains(images) else {
+      throw ValidationError("--images \(images) is not from 1 to 1000000000.")
+    }
+    if let engine = engine.first(where: { $0 == .null || $0 == .auto }) {
+      throw ValidationError("--engine \(engine.rawValue) writes nothing that could be checked: use another one.")
+    }
+    if plant != nil, !engine.isEmpty, engine != [.sync] { throw CrashCheckError.plantNeedsSync }
+  }
+
+  func run() throws {
+    let seed = seed ?? UInt64.random(in: 0..<1 << 32)
+    var options = CrashCheckOptions(seed: seed, images: images)
+    if !mode.isEmpty { options.modes = mode }
+    if !engine.isEmpty { options.engines = engine }
+    if plant != nil { options.engines = [.sync] }
+    options.folder = folder
+    options.plant = plant
+    // Said at once, so that a run that never ends can be repeated, too.
+    if !json { print("seed \(seed)") }
+    let isShown = isatty(STDERR_FILENO) == 1
+    let start = ContinuousClock.now
+    var check = try CrashCheck(options)
+    let report = try check.run { report in
+      guard isShown else { return }
+      let total = report.total
+      BenchOutput.note(
+        "\r\u{1b}[K\(total.images) of \(images) images, \(total.violatedImages) with violations, \(total.runs) runs")
+    }
+    if isShown { BenchOutput.note("\r\u{1b}[K") }
+    let seconds = (ContinuousClock.now - start) / .seconds(1)
+    print(json ? try Summary(seed, report, seconds).json : Self.text(report, seconds), terminator: json ? "\n" : "")
+    guard report.total.violatedImages == 0 else { throw CrashCheckFailure(figures: report.total) }
+  }
+
+  // MARK: Words
+
+  private static func text(_ report: CrashReport, _ seconds: Double) -> String {
+    let titles = ["mode", "engine", "runs", "requests", "flushes", "failures", "images", "violated"]
+    func cells(_ mode: String, _ engine: String, _ figures: CrashFigures) -> [String] {
+      [mode, engine]
+        + [
+          figures.runs, figures.requests, figures.flushes, figures.points, figures.images, figures.violatedImages,
+        ].map { "\($0)" }
+    }
+    let rows =
+      report.rows.map { cells($0.mode.rawValue, $0.engine.rawValue, $0.figures) } + [cells("all", "", report.total)]
+    let widths = titles.indices.map { column in ([titles] + rows).map { $0[column].count }.max() ?? 0 }
+    let lines = ([titles] + rows).map { row in
+      row.enumerated().map { column, text in
+        let gap = String(repeating: " ", count: widths[column] - text.count)
+        return column < 2 ? text + gap : gap + text
+      }.joined(separator: "  ")
+    }
+    var text = lines.joined(separator: "\n") + "\n"
+    for violation in report.violations { text += "violation: \(violation)\n" }
+    let total = report.total
+    let tenths = (seconds * 10).rounded() / 10
+    text +=
+      "\(total.images) images of \(total.points) power failures in \(tenths) s (at \(total.exhaustivePoints) of these every subset), "
+      + "\(total.violatedImages) with violations\n"
+    return text
+  }
+
+  private struct Summary: Encodable {
+    struct Row: Encodable {
+      var mode: String
+      var engine: String
+      var runs: Int
+      var requests: Int
+      var flushes: Int
+      var powerFailures: Int
+      var exhaustive: Int
+      var images: Int
+      var violated: Int
+
+      init(_ mode: String, _ engine: String, _ figures: CrashFigures) {
+        self.mode = mode
+        self.engine = engine
+        runs = figures.runs
+        requests = figures.requests
+        flushes = figures.flushes
+        powerFailures = figures.points
+        exhaustive = figures.exhaustivePoints
+        images = figures.images
+        violated = figures.violatedImages
+      }
+    }
+
+    var seed: UInt64
+    var seconds: Double
+    var rows: [Row]
+    var total: Row
+    var violations: [String]
+
+    init(_ seed: UInt64, _ report: CrashReport, _ seconds: Double) {
+      self.seed = seed
+      self.seconds = seconds
+      rows = report.rows.map { Row($0.mode.rawValue, $0.engine.rawValue, $0.figures) }
+      total = Row("all", "all", report.total)
+      violations = report.violations.map { "\($0)" }
+    }
+
+    var json: String {
+      get throws {
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
+        return String(decoding: try encoder.encode(self), as: UTF8.self)
+      }
+    }
+  }
+}
+
+/// There are images on which something promised is missing.
+struct CrashCheckFailure: Error, CustomStringConvertible {
+  var figures: CrashFigures
+  var description: String {
+    "\(figures.violatedImages) of \(figures.images) images lack what was promised to be stable: the same --seed shows it again"
+  }
+}
+
+extension CrashCheckFailure: ErrorWithStatus {
+  var status: ExitStatus { .failure }
+}
+
+extension CrashCheckError: ErrorWithStatus {
+  var status: ExitStatus {
+    switch self {
+    case .noScratch: .image
+    case .noEngine: .unavailable
+    case .plantNeedsSync: .usage
+    case .incompleteRecord: .failure
+    }
+  }
+}

@@ -1,0 +1,95 @@
+/// A back-end that is killed and comes back, as often as a test likes.
+import CLinux
+import Foundation
+import Glibc
+import Synchronization
+import Testing
+import VirtioCore
+
+/// Keeps one `vmm-blk serve` going on a socket: whenever it ends, the next one is started.
+final class MortalServer: Sendable {
+  private struct State {
+    var process: pid_t?
+    var isOver = false
+    var deaths = 0
+    /// Ends that were no SIGKILL.
+    var mishaps: [String] = []
+  }
+
+  let socket: String
+  private let arguments: [String]
+  private let log: String
+  private let state = Mutex(State())
+  private let hasEnded = DispatchSemaphore(value: 0)
+
+  /// - Parameters:
+  ///   - options: of `vmm-blk serve`.
+  ///   - environment: what the next process is given besides, as `NAME=value`, by how many there were before it.
+  init(
+    _ directory: String, options: [String], environment: @escaping @Sendable (_ incarnation: Int) -> [String] = { _ in [] }
+  ) {
+    socket = directory + "/disk.sock"
+    log = directory + "/log"
+    arguments = [Program.path.path, "serve", "--blk-file", directory + "/disk", "--socket-path", socket] + options
+    Thread.detachNewThread { [self] in
+      keepAlive(environment)
+      hasEnded.signal()
+    }
+  }
+
+  private func keepAlive(_ environment: (Int) -> [String]) {
+    let output = unsafe open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0o600)
+    defer { close(output) }
+    var number = 0
+    while true {
+      let child: Child
+      do {
+        // It does not outlive a test run that is killed.
+        let words = ["setpriv", "--pdeathsig", "KILL", "--", "env"] + environment(number) + arguments
+        let started = try state.withLock { state throws -> Child? in
+          guard !state.isOver else { return nil }
+          let child = try Child(words, standard: [0, output, output])
+          state.process = child.identifier
+          return child
+        }
+        guard let started else { return }
+        child = started
+      } catch {
+        state.withLock { $0.mishaps.append("it cannot be started: \(error)") }
+        return
+      }
+      // Not reaped while somebody may be about to kill it: its number stays its own.
+      var information = unsafe siginfo_t()
+      while unsafe waitid(P_PID, id_t(child.identifier), &information, WEXITED | WNOWAIT) < 0 && errno == EINTR {}
+      state.withLock { $0.process = nil }
+      let code = child.wait()
+      number += 1
+      state.withLock { state in
+        state.deaths += 1
+        // 66: the one before it is still in the kernel, with its lock on the image.
+        if code != 128 + SIGKILL, code != 66, !state.isOver { state.mishaps.append("it ended with \(code)") }
+      }
+    }
+  }
+
+  /// Sends SIGKILL to the one that runs.
+  func kill() { state.withLock { state in if let process = state.process { Glibc.kill(process, SIGKILL) } } }
+
+  /// How many have ended.
+  var deaths: Int { state.withLock { $0.deaths } }
+
+  /// Ends the last one, and says what went otherwise than it should: nothing.
+  func end() -> [String] {
+    state.withLock { state in
+      state.isOver = true
+      if let process = state.process { Glibc.kill(process, SIGKILL) }
+    }
+    hasEnded.wait()
+    // For whoever asks again.
+    hasEnded.signal()
+    return state.withLock { $0.mishaps }
+  }
+
+  /// What all of them said.
+  var words: String { (try? String(contentsOfFile: log, encoding: .utf8)) ?? "" }
+}

@@ -1,0 +1,109 @@
+/// A crash between any two stores of the algorithm, recovery included: the back-end ends by SIGKILL at the place that the test
+/// names, as often as it takes, and the guest must notice nothing.
+import Synchronization
+import Testing
+import VirtioCore
+
+@testable import GuestDriver
+@testable import VhostUser
+
+#if DEBUG
+/// Where each process is to end, and what came of it.
+final class KillPlan: Sendable {
+  private struct State {
+    var random: SeededRandom
+    /// The process that runs is to end at the place itself, not at what has to come before.
+    var isAimed = false
+    /// It was killed from outside, since it never got there.
+    var wasMissed = false
+    var hits = 0
+    var processes = 0
+  }
+
+  let place: KillPoint
+  /// How often the place has to be met.
+  static let wanted = 3
+  /// Processes until it counts as never met.
+  private static let most = 40
+  private let state: Mutex<State>
+
+  init(_ place: KillPoint) {
+    self.place = place
+    state = Mutex(State(random: SeededRandom(seed: place.rawValue.utf8.reduce(0) { $0 &* 31 &+ UInt64($1) })))
+  }
+
+  /// What has to happen before a process can get to the place at its start; `nil`: it gets there in its ordinary work.
+  private var precursor: KillPoint? {
+    switch place {
+    case .recoveryFreed, .recoveryFinished: .publishShown
+    case .recoveryResumed: .takeMarked
+    default: nil
+    }
+  }
+
+  /// Records are made once.
+  private var isOnce: Bool {
+    switch place {
+    case .recoveryCleared, .recoverySized, .recoveryCopied, .recoveryBegun: true
+    default: false
+    }
+  }
+
+  private var enough: Int { isOnce ? 1 : Self.wanted }
+  var hits: Int { state.withLock { $0.hits } }
+  var isOver: Bool { state.withLock { $0.hits >= enough || $0.processes > Self.most } }
+  var hasHit: Bool { hits >= enough }
+
+  /// For the next process; the one before it has ended.
+  func environment() -> [String] {
+    state.withLock { state in
+      if state.isAimed, !state.wasMissed { state.hits += 1 }
+      let wasAimed = state.isAimed
+      state.wasMissed = false
+      state.isAimed = false
+      state.processes += 1
+      guard state.hits < enough, state.processes <= Self.most else { return [] }
+      if let precursor, wasAimed || state.processes == 1 {
+        return ["VMM_BLK_KILL_AT=\(precursor.rawValue):\(5 + state.random.next() % 40)"]
+      }
+      state.isAimed = true
+      let count = precursor != nil || isOnce ? 1 + state.random.next() % 2 : 1 + state.random.next() % 40
+      return ["VMM_BLK_KILL_AT=\(place.rawValue):\(count)"]
+    }
+  }
+
+  /// It has worked for so long without getting there.
+  func miss() { state.withLock { $0.wasMissed = true } }
+}
+
+extension KillTests {
+  private static let ways = [
+    Killing(engine: "threads", queues: 2), Killing(engine: "uring", queues: 2, features: Killing.plain, base: .available),
+    Killing(engine: "sync", base: .available), Killing(engine: "mapped", queues: 2),
+  ]
+
+  @Test(arguments: KillPoint.allCases) func betweenAnyTwoStores(place: KillPoint) throws {
+    let index = KillPoint.allCases.firstIndex(of: place) ?? 0
+    let killing = Self.ways[index % Self.ways.count]
+    try withDirectory { directory in
+      let plan = KillPlan(place)
+      let server = try Self.serve(directory, killing) { _ in plan.environment() }
+      defer { _ = server.end() }
+      var since = 0
+      var deaths = 0
+      let report = try Self.verify(server, killing, seed: UInt64(index)) { answered in
+        if server.deaths != deaths { (deaths, since) = (server.deaths, answered) }
+        if answered - since > 300, !plan.isOver {
+          plan.miss()
+          server.kill()
+          since = answered
+        }
+        return !plan.isOver
+      }
+      #expect(plan.hasHit, "the place was met \(plan.hits) times; \(server.words)")
+      #expect(report.reconnections > 0)
+      #expect(server.end() == [], "\(server.words)")
+    }
+  }
+}
+#endif

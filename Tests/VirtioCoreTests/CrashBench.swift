@@ -1,0 +1,230 @@
+/// A split ring with an in-flight record that can be put back to any moment of its past, and a driver that knows what it gave.
+import Testing
+
+@testable import VirtioCore
+
+/// One case of what is tried.
+struct CrashCase: Sendable, CustomTestStringConvertible {
+  var size: Int
+  /// Where the indices begin.
+  var start: UInt16 = 0
+  var isIndirect = false
+  var hasEventIndex = false
+  /// Answers that are published together at most.
+  var batch = 4
+  var steps = 24
+  var seed: UInt64 = 1
+
+  var testDescription: String {
+    "\(size) entries from \(start), \(isIndirect ? "indirect, " : "")\(hasEventIndex ? "event index, " : "")batches of \(batch), "
+      + "seed \(seed)"
+  }
+
+  var features: FeatureSet {
+    var features: FeatureSet = [.version1]
+    if isIndirect { features.insert(.indirectDescriptors) }
+    if hasEventIndex { features.insert(.eventIndex) }
+    return features
+  }
+}
+
+/// Only ever used by one thread: observers are called on the one that set them.
+@safe
+final class CrashBench: @unchecked Sendable {
+  /// Everything that outlives a device, at one moment.
+  struct Moment {
+    var place: KillPoint
+    var ring: [UInt8]
+    var region: [UInt8]
+    /// Heads that the driver has made available and not got back, in that order.
+    var outstanding: [UInt16]
+    /// The driver's position in the used ring.
+    var reaped: UInt16
+  }
+
+  let form: CrashCase
+  let ring: RingFixture
+  let record: InflightMemory
+  private let region: UnsafeMutableRawPointer
+  private let regionBytes: Int
+  private(set) var outstanding: [UInt16] = []
+  private(set) var reaped: UInt16
+  private var free: [UInt16]
+  private var random: SplitMix
+
+  init(_ form: CrashCase) throws {
+    self.form = form
+    ring = try RingFixture(size: form.size)
+    record = try InflightMemory.create(queueCount: 2, queueSize: UInt16(form.size))
+    unsafe region = try #require(record.region(ofQueue: 1))
+    regionBytes = Int(record.size) / 2
+    reaped = form.start
+    free = (0..<UInt16(form.size)).map { $0 }
+    random = SplitMix(state: form.seed)
+    ring.availableIndex = form.start
+    ring.store(form.start, at: ring.used + 2)
+    for head in 0..<form.size {
+      let data = ring.buffers + UInt64(64 * head)
+      if form.isIndirect {
+        ring.describe(head, data + 16, 16, RingFixture.indirect)
+        ring.describe(inTable: data + 16, 0, data, 1, RingFixture.write)
+      } else {
+        ring.describe(head, data, 1, RingFixture.write)
+      }
+    }
+  }
+
+  // MARK: Moments
+
+  private var ringBytes: Int { Int(ring.buffers - RingFixture.base) }
+
+  func moment(_ place: KillPoint) -> Moment {
+    unsafe Moment(
+      place: place, ring: Array(UnsafeRawBufferPointer(start: ring.mapping.base, count: ringBytes)),
+      region: Array(UnsafeRawBufferPointer(start: region, count: regionBytes)), outstanding: outstanding, reaped: reaped)
+  }
+
+  func restore(_ moment: Moment) {
+    unsafe moment.ring.withUnsafeBytes { unsafe ring.mapping.base.copyMemory(from: $0.baseAddress!, byteCount: ringBytes) }
+    setRegion(moment.region)
+    outstanding = moment.outstanding
+    reaped = moment.reaped
+    free = (0..<UInt16(form.size)).filter { !moment.outstanding.contains($0) }
+  }
+
+  func setRegion(_ bytes: [UInt8]) {
+    unsafe bytes.withUnsafeBytes { unsafe region.copyMemory(from: $0.baseAddress!, byteCount: regionBytes) }
+  }
+
+  var regionContents: [UInt8] { unsafe Array(UnsafeRawBufferPointer(start: region, count: regionBytes)) }
+
+  /// What happens while every place is written down.
+  func watching(_ body: () throws -> Void) rethrows -> [Moment] {
+    let moments = Moments()
+    try KillPoint.$observer.withValue({ moments.list.append(self.moment($0)) }, operation: body)
+    return moments.list
+  }
+
+  private final class Moments: @unchecked Sendable {
+    var list: [Moment] = []
+  }
+
+  // MARK: The driver
+
+  func makeAvailable(_ count: Int) {
+    for _ in 0..<min(count, free.count) {
+      let head = free.remove(at: random.next(below: free.count))
+      outstanding.append(head)
+      ring.makeAvailable(head)
+    }
+  }
+
+  /// Takes back what the used ring shows.
+  func reap() throws {
+    for head in shown {
+      let place = try #require(outstanding.firstIndex(of: head), "head \(head) came back, which was not given")
+      outstanding.remove(at: place)
+      free.append(head)
+    }
+    reaped = ring.usedIndex
+  }
+
+  /// Heads in the used ring that the driver has not seen.
+  private var shown: [UInt16] {
+    (0..<ring.usedIndex &- reaped).map { UInt16(truncatingIfNeeded: ring.usedElement(reaped &+ $0).id) }
+  }
+
+  /// What a device has to answer from here on, in the order in which it was given.
+  func unanswered() throws -> [UInt16] {
+    var heads = outstanding
+    for head in shown {
+      let place = try #require(heads.firstIndex(of: head), "head \(head) was answered twice")
+      heads.remove(at: place)
+    }
+    return heads
+  }
+
+  // MARK: The device
+
+  func device() throws -> CrashDevice { try CrashDevice(self) }
+
+  /// A while in the life of a device and its driver: heads come in groups, and are answered in any order and in batches.
+  func live() throws {
+    let device = try device()
+    for _ in 0..<form.steps {
+      makeAvailable(1 + random.next(below: form.size))
+      while random.next(below: 4) > 0, try device.take() != nil {}
+      for _ in 0..<random.next(below: form.batch + 1) { device.answer(random.next(below: 1 << 16)) }
+      if random.next(below: 3) > 0 { device.publish() }
+      if random.next(below: 2) > 0 { try reap() }
+    }
+  }
+}
+
+/// The device's side, with the chains that it has taken.
+final class CrashDevice {
+  private final class Taken {
+    var chain: Chain?
+    init(_ chain: consuming Chain) { self.chain = consume chain }
+    deinit { chain.take()?.abandon() }
+  }
+
+  private let bench: CrashBench
+  private var queue: RecordedSplitQueue
+  private var taken: [Taken] = []
+
+  init(_ bench: CrashBench) throws {
+    self.bench = bench
+    queue = try RecordedSplitQueue(
+      bench.ring.configuration, memory: bench.ring.memory, features: bench.form.features, position: QueuePosition(),
+      record: InflightRecord(bench.record, queue: 1))
+  }
+
+  var interrupted: Int { queue.interrupted }
+  var position: QueuePosition { queue.position }
+  var inFlight: Int { taken.count }
+
+  func take() throws -> UInt16? { unsafe try keep { unsafe try $0.pop(into: $1, capacity: 4, shape: &$2) } }
+  func retake() throws -> UInt16? { unsafe try keep { unsafe try $0.retake(into: $1, capacity: 4, shape: &$2) } }
+
+  private func keep(
+    _ verb: (inout RecordedSplitQueue, UnsafeMutablePointer<MemorySegment>, inout ChainShape) throws -> Chain?
+  ) throws -> UInt16? {
+    let room = UnsafeMutablePointer<MemorySegment>.allocate(capacity: 4)
+    defer { unsafe room.deallocate() }
+    var shape = unsafe ChainShape(at: room)
+    guard let chain = unsafe try verb(&queue, room, &shape) else { return nil }
+    let head = chain.head
+    taken.append(Taken(chain))
+    return head
+  }
+
+  /// Answers one of those that were taken, if there is one.
+  func answer(_ choice: Int) {
+    guard !taken.isEmpty else { return }
+    let one = taken.remove(at: choice % taken.count)
+    guard let chain = one.chain.take() else { return }
+    queue.push(chain, written: 1)
+  }
+
+  func publish() {
+    queue.publish()
+    _ = queue.needsCall()
+    _ = queue.enableKicks()
+  }
+}
+
+/// Numbers that come out alike everywhere.
+struct SplitMix: RandomNumberGenerator {
+  var state: UInt64
+
+  mutating func next() -> UInt64 {
+    state &+= 0x9E37_79B9_7F4A_7C15
+    var word = state
+    word = (word ^ (word >> 30)) &* 0xBF58_476D_1CE4_E5B9
+    word = (word ^ (word >> 27)) &* 0x94D0_49BB_1331_11EB
+    return word ^ (word >> 31)
+  }
+
+  mutating func next(below limit: Int) -> Int { Int(next() % UInt64(limit)) }
+}
