@@ -98,6 +98,21 @@ case_qemu-killed() {
   check_ext4_files
 }
 
+# Moved while it writes: what the back-end puts into its memory meanwhile has to be copied, too. MIGRATIONS says how often.
+case_qemu-migrated() {
+  local migrations=${MIGRATIONS:-2}
+  [ "$SERVER" = vmm-blk ] || die "the back-ends that this case starts are ours"
+  empty_disk "$work/disk" 192M
+  : >"$console"
+  # A process of its own, so that whoever ends this script ends it, too.
+  "$python" "$guest/migrate.py" --folder "$work" --disk "$work/disk" --console "$console" --migrations "$migrations" \
+    --set beats=$((6 * migrations)) --server-options "--num-queues 2 $VMM_BLK_OPTIONS" >&2 &
+  guest_pids+=($!)
+  wait $! || die "the guest did not survive its migrations"
+  guest_pids=()
+  check_ext4_files
+}
+
 # Several of the server's threads wait for the disk.
 is_at_disk() { [ "$(cat "/proc/$server_pid/task/"*/stat 2>/dev/null | sed 's/.*) //' | grep -c '^D')" -ge 2 ]; }
 
