@@ -14,7 +14,7 @@ public protocol HeadBook: ~Copyable {
   ///   - position: where the driver's transport says that the ring stands.
   ///   - indices: what the ring in memory says.
   init(
-    size: UInt16, record: InflightRecord?, position: QueuePosition, indices: RingIndices
+    size: UInt16, record: InflightRecord?, position: QueuePosition, indices: SplitIndices
   ) throws(QueueError)
 
   /// The index of the next available entry to take. Its low 16 bits are the ring's; the others count on, so that it also says
@@ -43,7 +43,7 @@ public protocol HeadBook: ~Copyable {
 }
 
 /// The index words of a split ring as they lay in guest memory when it began.
-public struct RingIndices: Sendable {
+public struct SplitIndices: Sendable {
   public var available: UInt16
   public var used: UInt16
 
@@ -75,7 +75,7 @@ public struct PrivateHeads: HeadBook, ~Copyable {
   public let beginUsed: UInt16
 
   public init(
-    size: UInt16, record: InflightRecord?, position: QueuePosition, indices: RingIndices
+    size: UInt16, record: InflightRecord?, position: QueuePosition, indices: SplitIndices
   ) throws(QueueError) {
     precondition(record == nil, "this ring writes down nothing for others")
     begin = UInt64(position.available)

@@ -25,7 +25,7 @@ public struct InflightHeads: HeadBook, ~Copyable {
   /// Recovers what was left in the region. The positions come from there and from the used index: what the transport was told
   /// can be wrong after a crash.
   public init(
-    size: UInt16, record: InflightRecord?, position: QueuePosition, indices: RingIndices
+    size: UInt16, record: InflightRecord?, position: QueuePosition, indices: SplitIndices
   ) throws(QueueError) {
     guard let record, let region = unsafe record.memory.region(ofQueue: record.queue) else { throw .inflightMissing }
     guard size <= record.memory.queueSize else {

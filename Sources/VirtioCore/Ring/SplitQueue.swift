@@ -57,7 +57,7 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
     let table = unsafe try part(.descriptorTable, configuration.descriptorTable, alignment: 16, count: 16 * entries)
     let available = unsafe try part(.availableRing, configuration.availableRing, alignment: 2, count: 6 + 2 * entries)
     let used = unsafe try part(.usedRing, configuration.usedRing, alignment: 4, count: 6 + 8 * entries)
-    let indices = unsafe RingIndices(
+    let indices = unsafe SplitIndices(
       available: SharedCell<UInt16>(available + 2).loadAcquire(), used: SharedCell<UInt16>(used + 2).loadRelaxed())
     let heads = try Heads(size: size, record: record, position: position, indices: indices)
     unsafe self.table = DescriptorTable(
