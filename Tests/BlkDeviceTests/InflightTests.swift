@@ -169,6 +169,21 @@ import VirtioCore
     #expect(disk.hand.stop() != nil)
   }
 
+  /// The kernel takes no more requests: what is under way is neither answered nor forgotten.
+  @Test(arguments: [false, true]) func lostMediumLeavesRequestsInFlight(isInOrder: Bool) throws {
+    let script = try Script(completesLater: true, isBackwards: true)
+    let disk = try Disk(script, publishesInOrder: isInOrder)
+    let heads = try disk.submitWrites(5)
+    disk.record.interrupt(heads.prefix(2))
+    script.hold()
+    try disk.hand.start(record: disk.record.memory)
+    try waitUntil("all are with the medium") { script.held == 5 }
+    script.lose()
+    try disk.event("the queue has failed") { $0 == .queueFailed(queue: 0, .mediumLost) }
+    #expect(disk.hand.stop() == QueuePosition(available: 5, used: 0))
+    #expect(disk.hand.usedIndex == 0 && disk.record.inFlight == Set(heads))
+  }
+
   @Test func recordOfAnotherVersionIsRefused() throws {
     let disk = try Disk()
     disk.record.store(UInt16(7), at: 8)
