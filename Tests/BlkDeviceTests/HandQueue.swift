@@ -62,8 +62,9 @@ final class HandQueue {
   /// Written pages are noted from the next start on.
   func log(_ log: QueueLog) { activation.log = log }
 
-  func start(at position: QueuePosition = QueuePosition()) throws {
+  func start(at position: QueuePosition = QueuePosition(), record: InflightMemory? = nil) throws {
     activation.position = position
+    activation.inflight = record
     try attended.startAndWait(activation)
   }
 
