@@ -84,8 +84,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.firstTag = LaneContext.firstTag(ofLane: lane)
     self.memory = activation.memory
     self.inflight = activation.inflight
-    // With a record a publication costs more.
-    self.publishEvery = notification == .each ? 1 : Ring.isRecorded ? 32 : 16
+    self.publishEvery = notification == .each ? 1 : 16
     self.coalescing = Coalescing(notification)
     self.call = activation.call
     self.failure = activation.failure

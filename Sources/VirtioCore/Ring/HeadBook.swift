@@ -26,6 +26,8 @@ public protocol HeadBook: ~Copyable {
   func isTaken(_ head: UInt16) -> Bool
   /// - Parameter order: greater than that of every head taken before.
   func take(_ head: UInt16, order: UInt64)
+  /// It turned out that it cannot be taken, and nothing was done about it.
+  func takeBack(_ head: UInt16)
 
   /// The head's used element is in place, but not shown.
   func answer(_ head: UInt16)
@@ -86,6 +88,7 @@ public struct PrivateHeads: HeadBook, ~Copyable {
 
   @inlinable @inline(__always) public func isTaken(_ head: UInt16) -> Bool { unsafe marks[Int(head)] }
   @inlinable @inline(__always) public func take(_ head: UInt16, order: UInt64) { unsafe marks[Int(head)] = true }
+  @inlinable @inline(__always) public func takeBack(_ head: UInt16) { unsafe marks[Int(head)] = false }
   @inlinable @inline(__always) public func answer(_ head: UInt16) { unsafe marks[Int(head)] = false }
   @inlinable @inline(__always) public func didPublish(from old: UInt16, to used: UInt16) {}
 

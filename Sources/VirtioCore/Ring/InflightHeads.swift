@@ -66,6 +66,9 @@ public struct InflightHeads: HeadBook, ~Copyable {
   }
 
   @inlinable @inline(__always)
+  public func takeBack(_ head: UInt16) { unsafe SharedCell<UInt8>(entry(head)).storeRelease(0) }
+
+  @inlinable @inline(__always)
   public func answer(_ head: UInt16) {
     let last = unsafe SharedCell<UInt16>(region + 12)
     unsafe SharedCell<UInt16>(entry(head) + 6).storeRelaxed(last.loadRelaxed())

@@ -122,8 +122,11 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
     let entry = Int(truncatingIfNeeded: order) & mask
     let head = unsafe SharedCell<UInt16>(available + (4 &+ entry &* 2)).loadRelaxed()
     guard head < size, !heads.isTaken(head) else { return nil }
-    guard unsafe table.walkPlain(head, into: segments, capacity: capacity, shape: &shape) else { return nil }
     heads.take(head, order: order)
+    guard unsafe table.walkPlain(head, into: segments, capacity: capacity, shape: &shape) else {
+      heads.takeBack(head)
+      return nil
+    }
     order &+= 1
     return Chain(head: head)
   }
