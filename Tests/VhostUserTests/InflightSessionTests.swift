@@ -159,14 +159,26 @@ extension Rig {
     }
   }
 
-  /// They outlast a reset: a front-end that starts again without new ones still has them tell the truth.
-  @Test func resetKeepsThem() {
+  /// A front-end that starts again without new ones has them tell the truth: of the rings before, nothing is left to do.
+  @Test func resetMakesThemNew() {
     var rig = Rig()
-    rig.setRecords(Rig.records())
+    let records = Rig.records()
+    rig.setRecords(records)
     rig.bringUp()
+    // Version 1, a ring of 128, and a head that is in flight.
+    let inFlight: [UInt8] = [0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 128, 0, 0, 0, 0, 0, 1]
+    for queue in 0..<2 {
+      let place = off_t(queue * (16 * 128 + 64))
+      #expect(unsafe pwrite(records.1.rawValue, inFlight, inFlight.count, place) == inFlight.count)
+    }
     rig.send(.resetDevice)
     rig.activations = []
     rig.bringUp()
     #expect(rig.activations.map { $0.inflight != nil } == [true, true])
+    for queue in 0..<2 {
+      var version: UInt16 = 7
+      #expect(unsafe pread(records.1.rawValue, &version, 2, off_t(queue * (16 * 128 + 64) + 8)) == 2)
+      #expect(version == 0)
+    }
   }
 }

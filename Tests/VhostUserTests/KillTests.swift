@@ -48,7 +48,8 @@ struct Killing: Sendable, CustomTestStringConvertible {
   ]
 }
 
-@Suite struct KillTests {
+/// Killings and crashes, one after the other: each keeps two processors busy.
+@Suite(.serialized) struct KillTests {
   /// The moment follows from how far the guest is, not from a clock. Every third victim is killed again before it has answered
   /// anything, which is while it recovers or before.
   @Test(arguments: Killing.all) func atRandomMoments(killing: Killing) throws {

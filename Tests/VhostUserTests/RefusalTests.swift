@@ -112,7 +112,7 @@ struct BadMessage: Sendable, CustomTestStringConvertible {
     // The device.
     .init(name: "features that were not offered", request: .setFeatures, payload: Rig.number(1 << 26), fate: .ended),
     .init(
-      name: "protocol features that were not offered", request: .setProtocolFeatures, payload: Rig.number(1 << 3 | 1 << 12),
+      name: "protocol features that were not offered", request: .setProtocolFeatures, payload: Rig.number(1 << 3 | 1 << 18),
       fate: .ended),
     .init(
       name: "write past the configuration", request: .setConfiguration,
@@ -122,7 +122,7 @@ struct BadMessage: Sendable, CustomTestStringConvertible {
       fate: .noted),
     .init(name: "not offered", request: .setInflight, payload: Array(repeating: 0, count: 24), descriptors: 1, fate: .noted),
     .init(
-      name: "not offered, answered by itself", request: .getInflight, payload: Array(repeating: 0, count: 24), fate: .ended),
+      name: "not offered, answered by itself", request: .getSharedObject, payload: Array(repeating: 0, count: 16), fate: .ended),
   ]
 }
 

@@ -23,8 +23,6 @@ public final class BlockClient {
     config = try BlockConfig(transport, offered: session.offered)
     try session.start(available: session.offered.contains(BlockFeature.multiQueue) ? Int(config.queues ?? 1) : 1)
     queues = session.queues.map { BlockQueue($0) }
-    // A device with records calls once more at its start, in case the one before it did not come to that.
-    if transport.connectionDescriptor != nil { for queue in queues { queue.ring.deviceReturned(1) } }
   }
 
   /// Reads the configuration again, as after a configuration change notification.

@@ -164,6 +164,8 @@ public struct BackendSession: Sendable {
       return replyEffect(VringState(index: UInt32(index), number: base).bytes)
     case .resetRings:
       for index in rings.indices { rings[index].reset() }
+      // What comes after it are other rings, whose heads mean other requests.
+      inflight?.forget()
       return nil
     case .finish: return finish()
     }

@@ -138,6 +138,14 @@ public final class InflightMemory: Sendable {
   /// Some page of it is gone: whoever else holds the file cut it. What is written here is lost then.
   public var hasFaulted: Bool { mapping.faults > 0 }
 
+  /// Makes all regions new: what is in them is about rings that are no more. No queue may be using them.
+  public func forget() {
+    for queue in 0..<queueCount {
+      guard let region = unsafe region(ofQueue: queue) else { continue }
+      unsafe SharedCell<UInt16>(region + 8).storeRelease(0)
+    }
+  }
+
   /// Where a queue's region begins; `nil` for a queue that has none. Valid for as long as this is.
   @usableFromInline func region(ofQueue queue: Int) -> UnsafeMutableRawPointer? {
     guard (0..<queueCount).contains(queue) else { return nil }
