@@ -134,6 +134,20 @@ case_uml-power-cut() {
   stop_server
 }
 
+# The power is cut at any moment that there was: images of what may be left, by the record of what reached the disk.
+case_uml-power-cuts() {
+  empty_disk "$work/base" 32M
+  mkfs.ext4 -q -F "$work/base"
+  cp "$work/base" "$work/disk"
+  start_server "$work/disk" "$work/socket" --record "$work/record"
+  guest_on "$console" --guest uml --socket "$work/socket" --scenarios fsynced --set fs=ext4 --set made=yes
+  wait_for_acks "${SYNCED:-120}"
+  cut_guests
+  stop_server
+  "$VMM_BLK" verify-crash --log "$work/record" --base "$work/base" --folder "$work" --images "${IMAGES:-100}" \
+    --check "$guest/check-synced.sh \"\$1\"" || die "an image that may be left lacks what was synced"
+}
+
 # Eight guests at once on eight disks of one server.
 case_uml-many() {
   local names=(ext4 xfs btrfs io-1 io-2 io-3 numbered fio) name

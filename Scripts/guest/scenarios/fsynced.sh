@@ -3,8 +3,9 @@
 # must find every file that was said.
 #
 # fs=ext4|xfs|btrfs
+# made=yes           it is there already
 
-make_filesystem "$fs" $disk
+[ "${made:-}" = yes ] || make_filesystem "$fs" $disk
 mount -t "$fs" $disk /mnt
 number=0
 while :; do
