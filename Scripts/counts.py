@@ -35,10 +35,11 @@ SHAPES = {
         "read", "write", "read,segments=4,ring=512", "write,segments=4,ring=512", "read,indirect",
         "read,indirect,segments=4", "read,indirect,segments=32", "read,no-event-index", "read,in-order", "read,each",
         "read,batch=1", "flush", "get-id", "discard", "write-zeroes", "outside", "unknown",
+        "read,recorded", "write,recorded", "read,indirect,recorded", "read,batch=1,recorded",
         "read,indirect,batch=2", "read,indirect,batch=2,ring=2", "read,indirect,batch=2,ring=32768", "read,ring=32768",
         "read,regions=8", "read,regions=64", "read,regions=509", "read,together,regions=8", "read,together,regions=509",
     ],
-    "mapped": ["read", "write", "read,segments=4,ring=512"],
+    "mapped": ["read", "write", "read,segments=4,ring=512", "read,recorded", "write,recorded"],
     "cached,epoll": ["read", "read,segments=4,ring=512"],
     "sync,cached": ["read", "write", "read,segments=4,ring=512"],
     "uring,epoll": ["read", "read,segments=4,ring=512"],
@@ -57,6 +58,16 @@ FLAT = [
     ("read,regions=509", "read"),
 ]
 FLATNESS = 1.20
+
+# What a request may cost more with an in-flight record: engine, and which shape against which other one.
+RECORDED = [
+    ("null", "read,recorded", "read"),
+    ("null", "write,recorded", "write"),
+    ("null", "read,indirect,recorded", "read,indirect"),
+    ("mapped", "read,recorded", "read"),
+    ("mapped", "write,recorded", "write"),
+]
+RECORDING = 1.035
 
 # What must not happen for a request, by the names of the functions that do it.
 FORBIDDEN = {
@@ -218,6 +229,9 @@ def main():
     for shape, base in FLAT:
         ratio = counts[f"{title(shape, 'null')} instructions"] / counts[f"{title(base, 'null')} instructions"]
         verdicts.limit(f"{title(shape, 'null')}, instructions against {title(base, 'null')}", ratio, FLATNESS)
+    for engine, shape, base in RECORDED:
+        ratio = counts[f"{title(shape, engine)} instructions"] / counts[f"{title(base, engine)} instructions"]
+        verdicts.limit(f"{title(shape, engine)}, instructions against {title(base, engine)}", ratio, RECORDING)
     verdicts.limit(
         "uring system calls for each request, batches of 64", counts["uring system calls for each batch of 64"] / 64, 0.10)
     print(f"{verdicts.passed} passed, {verdicts.failed} failed")

@@ -37,20 +37,24 @@ struct RingCost {
     for (descriptors, words) in [(1, "single"), (3, "read"), (8, "read,segments=6"), (34, "read,segments=32")] {
       let batch = descriptors == 34 ? 16 : 64
       try meter.measure(
-        "ring: chain of \(descriptors)", RingPiece(words + ",ring=1024,batch=\(batch)"))
+        "ring: chain of \(descriptors)", RingPiece<SplitQueue>(words + ",ring=1024,batch=\(batch)"))
       try meter.measure(
-        "ring: chain of \(descriptors), indirect", RingPiece(words + ",ring=1024,batch=\(batch),indirect"))
+        "ring: chain of \(descriptors), indirect", RingPiece<SplitQueue>(words + ",ring=1024,batch=\(batch),indirect"))
     }
     for size in [2, 16, 256, 4096, 32768] {
       try meter.measure(
-        "ring: chain of 3, indirect, ring of \(size)", RingPiece("read,indirect,ring=\(size),batch=\(min(size, 64))"))
+        "ring: chain of 3, indirect, ring of \(size)",
+        RingPiece<SplitQueue>("read,indirect,ring=\(size),batch=\(min(size, 64))"))
     }
     for regions in [8, 64, 509] {
-      try meter.measure("ring: chain of 3 in one of \(regions) regions", RingPiece("read,together,regions=\(regions)"))
-      try meter.measure("ring: chain of 3 spread over \(regions) regions", RingPiece("read,regions=\(regions)"))
+      try meter.measure(
+        "ring: chain of 3 in one of \(regions) regions", RingPiece<SplitQueue>("read,together,regions=\(regions)"))
+      try meter.measure("ring: chain of 3 spread over \(regions) regions", RingPiece<SplitQueue>("read,regions=\(regions)"))
     }
-    try meter.measure("ring: chain of 3, published and decided alone", RingPiece("read", decides: true))
-    try meter.measure("ring: chain of 3, the same without event index", RingPiece("read,no-event-index", decides: true))
+    try meter.measure("ring: chain of 3, published and decided alone", RingPiece<SplitQueue>("read", decides: true))
+    try meter.measure(
+      "ring: chain of 3, the same without event index", RingPiece<SplitQueue>("read,no-event-index", decides: true))
+    try meter.measure("ring: chain of 3, with an in-flight record", RingPiece<RecordedSplitQueue>("read,ring=1024"))
     for regions in [1, 8, 64, 509] {
       let name = "lookup in \(regions) region\(regions == 1 ? "" : "s")"
       try meter.measure(name + ": the same again", LookupPiece(regions: regions, .sameRegion))

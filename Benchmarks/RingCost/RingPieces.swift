@@ -4,11 +4,11 @@ internal import VirtioCore
 
 /// Takes every chain of a batch, gives each back, and publishes.
 @safe
-struct RingPiece: Piece, ~Copyable {
+struct RingPiece<Ring: Virtqueue & ~Copyable>: Piece, ~Copyable {
   private let driver: HandDriver
-  private var queue: SplitQueue
+  private var queue: Ring
   private let segments: UnsafeMutablePointer<MemorySegment>
-  private static let capacity = 64
+  private static var capacity: Int { 64 }
   /// Publish and decide whether to call after each chain, not only after the batch.
   private let decides: Bool
   private var calls = 0
@@ -17,8 +17,10 @@ struct RingPiece: Piece, ~Copyable {
   init(_ text: String, decides: Bool = false) throws {
     guard let scenario = Scenario(text) else { preconditionFailure("'\(text)' is no scenario") }
     let driver = try HandDriver(scenario)
-    let queue = try SplitQueue(
-      driver.configuration, memory: driver.memory, features: scenario.features, position: QueuePosition())
+    let record = Ring.isRecorded ? try InflightMemory.create(queueCount: 1, queueSize: driver.configuration.size) : nil
+    let queue = try Ring(
+      driver.configuration, memory: driver.memory, features: scenario.features, position: QueuePosition(),
+      record: record.map { InflightRecord($0, queue: 0) })
     self.driver = driver
     self.queue = queue
     unsafe segments = .allocate(capacity: Self.capacity)

@@ -59,8 +59,9 @@ final class HandQueue {
       publishesInOrder: publishesInOrder)
   }
 
-  func start(at position: QueuePosition = QueuePosition()) throws {
+  func start(at position: QueuePosition = QueuePosition(), record: InflightMemory? = nil) throws {
     activation.position = position
+    activation.inflight = record
     try attended.startAndWait(activation)
   }
 

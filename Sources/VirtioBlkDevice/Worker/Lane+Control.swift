@@ -41,10 +41,16 @@ extension Lane where Ring: ~Copyable {
     return true
   }
 
-  /// The medium is lost with everything that is under way: all of it failed.
+  /// The medium is lost with everything that is under way. All of it failed, unless it is written down as in flight: then it
+  /// stays so, for a device that has a medium.
   mutating func abandonRequests() {
-    for index in 0..<slab.begun where unsafe slab.slot(index).pointee.stage != .none && !slab.slot(index).pointee.isFinished {
-      refuse(index, .ioError)
+    for index in 0..<slab.begun where unsafe slab.slot(index).pointee.stage != .none {
+      if Ring.isRecorded {
+        slab.takeChain(at: index).abandon()
+        slab.give(index)
+      } else if unsafe !slab.slot(index).pointee.isFinished {
+        refuse(index, .ioError)
+      }
     }
     parked.removeAll()
     fail(.mediumLost)

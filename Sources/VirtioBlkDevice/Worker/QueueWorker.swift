@@ -257,7 +257,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       throw EventWait.reason(error)
     }
     // Whoever had the ring before may have ended between showing what it answered and saying so.
-    if activation.inflight != nil { activation.call.signal() }
+    if activation.inflight != nil || activation.publishesInOrder { activation.call.signal() }
     // The turn that follows looks at the ring without waiting for a kick.
     if case .none = activation.kick { unkicked += 1 }
     kicks[index] = activation.kick

@@ -14,7 +14,7 @@ public protocol HeadBook: ~Copyable {
   ///   - position: where the driver's transport says that the ring stands.
   ///   - indices: what the ring in memory says.
   init(
-    size: UInt16, record: InflightRecord?, position: QueuePosition, indices: RingIndices
+    size: UInt16, record: InflightRecord?, position: QueuePosition, indices: SplitIndices
   ) throws(QueueError)
 
   /// The index of the next available entry to take. Its low 16 bits are the ring's; the others count on, so that it also says
@@ -26,8 +26,6 @@ public protocol HeadBook: ~Copyable {
   func isTaken(_ head: UInt16) -> Bool
   /// - Parameter order: greater than that of every head taken before.
   func take(_ head: UInt16, order: UInt64)
-  /// It turned out that it cannot be taken, and nothing was done about it.
-  func takeBack(_ head: UInt16)
 
   /// The head's used element is in place, but not shown.
   func answer(_ head: UInt16)
@@ -43,7 +41,7 @@ public protocol HeadBook: ~Copyable {
 }
 
 /// The index words of a split ring as they lay in guest memory when it began.
-public struct RingIndices: Sendable {
+public struct SplitIndices: Sendable {
   public var available: UInt16
   public var used: UInt16
 
@@ -75,7 +73,7 @@ public struct PrivateHeads: HeadBook, ~Copyable {
   public let beginUsed: UInt16
 
   public init(
-    size: UInt16, record: InflightRecord?, position: QueuePosition, indices: RingIndices
+    size: UInt16, record: InflightRecord?, position: QueuePosition, indices: SplitIndices
   ) throws(QueueError) {
     precondition(record == nil, "this ring writes down nothing for others")
     begin = UInt64(position.available)
@@ -88,7 +86,6 @@ public struct PrivateHeads: HeadBook, ~Copyable {
 
   @inlinable @inline(__always) public func isTaken(_ head: UInt16) -> Bool { unsafe marks[Int(head)] }
   @inlinable @inline(__always) public func take(_ head: UInt16, order: UInt64) { unsafe marks[Int(head)] = true }
-  @inlinable @inline(__always) public func takeBack(_ head: UInt16) { unsafe marks[Int(head)] = false }
   @inlinable @inline(__always) public func answer(_ head: UInt16) { unsafe marks[Int(head)] = false }
   @inlinable @inline(__always) public func didPublish(from old: UInt16, to used: UInt16) {}
 

@@ -25,7 +25,7 @@ public struct InflightHeads: HeadBook, ~Copyable {
   /// Recovers what was left in the region. The positions come from there and from the used index: what the transport was told
   /// can be wrong after a crash.
   public init(
-    size: UInt16, record: InflightRecord?, position: QueuePosition, indices: RingIndices
+    size: UInt16, record: InflightRecord?, position: QueuePosition, indices: SplitIndices
   ) throws(QueueError) {
     guard let record, let region = unsafe record.memory.region(ofQueue: record.queue) else { throw .inflightMissing }
     guard size <= record.memory.queueSize else {
@@ -66,9 +66,6 @@ public struct InflightHeads: HeadBook, ~Copyable {
   }
 
   @inlinable @inline(__always)
-  public func takeBack(_ head: UInt16) { unsafe SharedCell<UInt8>(entry(head)).storeRelease(0) }
-
-  @inlinable @inline(__always)
   public func answer(_ head: UInt16) {
     let last = unsafe SharedCell<UInt16>(region + 12)
     unsafe SharedCell<UInt16>(entry(head) + 6).storeRelaxed(last.loadRelaxed())
@@ -80,21 +77,34 @@ public struct InflightHeads: HeadBook, ~Copyable {
 
   @inlinable @inline(__always)
   public func didPublish(from old: UInt16, to used: UInt16) {
-    // Links can be written by others, and are followed unchecked: wherever they lead is mapped (see `InflightMemory`). So a
-    // plain load does here, too.
     var place = unsafe Int(SharedCell<UInt16>(region + 12).loadRelaxed()) &* 16
-    var count = used &- old
-    while count > 0 {
-      let entry = unsafe region + (16 &+ place)
-      place = unsafe Int(entry.load(fromByteOffset: 6, as: UInt16.self)) &* 16
-      // Release: the driver can see that it was used.
-      unsafe SharedCell<UInt8>(entry).storeRelease(0)
-      KillPoint.pass(.publishFreed)
-      count &-= 1
+    var left = Int(used &- old)
+    // Eight at a time: counting would be a fifth of the work.
+    while left >= 8 {
+      place = free(free(free(free(free(free(free(free(place))))))))
+      left &-= 8
+    }
+    while left > 0 {
+      place = free(place)
+      left &-= 1
     }
     // Release: all of the batch is free.
     unsafe SharedCell<UInt16>(region + 14).storeRelease(used)
     KillPoint.pass(.publishOver)
+  }
+
+  /// Frees one head of a batch. - Parameter place: of its entry, from the first. - Returns: the next one's.
+  ///
+  /// Links can be written by others, and are followed unchecked: wherever they lead is mapped (see `InflightMemory`). So a plain
+  /// load does here, too.
+  @inlinable @inline(__always)
+  func free(_ place: Int) -> Int {
+    let entry = unsafe region + (16 &+ place)
+    let next = unsafe Int(entry.load(fromByteOffset: 6, as: UInt16.self)) &* 16
+    // Release: the driver can see that it was used.
+    unsafe SharedCell<UInt8>(entry).storeRelease(0)
+    KillPoint.pass(.publishFreed)
+    return next
   }
 
   // MARK: What was left

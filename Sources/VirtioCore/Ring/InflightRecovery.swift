@@ -34,7 +34,7 @@ struct InflightRecovery {
 
   /// - Parameter indices: of the ring in guest memory.
   /// - Returns: the heads to be taken again, in the order in which they were taken.
-  func run(_ indices: RingIndices) throws(QueueError) -> [Head] {
+  func run(_ indices: SplitIndices) throws(QueueError) -> [Head] {
     switch version.loadRelaxed() {
     case 0:
       begin(indices)
@@ -54,7 +54,7 @@ struct InflightRecovery {
   }
 
   /// Nobody has used the region: nothing in it means anything.
-  private func begin(_ indices: RingIndices) {
+  private func begin(_ indices: SplitIndices) {
     for head in 0..<capacity {
       mark(head).storeRelease(0)
       KillPoint.pass(.recoveryCleared)

@@ -57,7 +57,7 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
     let table = unsafe try part(.descriptorTable, configuration.descriptorTable, alignment: 16, count: 16 * entries)
     let available = unsafe try part(.availableRing, configuration.availableRing, alignment: 2, count: 6 + 2 * entries)
     let used = unsafe try part(.usedRing, configuration.usedRing, alignment: 4, count: 6 + 8 * entries)
-    let indices = unsafe RingIndices(
+    let indices = unsafe SplitIndices(
       available: SharedCell<UInt16>(available + 2).loadAcquire(), used: SharedCell<UInt16>(used + 2).loadRelaxed())
     let heads = try Heads(size: size, record: record, position: position, indices: indices)
     unsafe self.table = DescriptorTable(
@@ -119,13 +119,9 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
     let entry = Int(truncatingIfNeeded: order) & mask
     let head = unsafe SharedCell<UInt16>(available + (4 &+ entry &* 2)).loadRelaxed()
     guard head < size, !heads.isTaken(head) else { return nil }
+    guard unsafe table.walkPlain(head, into: segments, capacity: capacity, shape: &shape) else { return nil }
     heads.take(head, order: order)
     order &+= 1
-    guard unsafe table.walkPlain(head, into: segments, capacity: capacity, shape: &shape) else {
-      heads.takeBack(head)
-      order &-= 1
-      return nil
-    }
     return Chain(head: head)
   }
 
