@@ -357,17 +357,12 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// The same for everything but a transfer that went well.
   @inline(never)
   mutating func complete<Engine: BlockEngine & ~Copyable>(_ index: Int, isDone: Bool, _ medium: inout Medium<Engine>) {
+    guard isDone else { return completeFailed(index, &medium) }
     let slot = unsafe slab.slot(index)
-    guard isDone || !park(index) else { return }
-    let written = unsafe Int(slot.pointee.written)
     switch unsafe slot.pointee.stage {
-    case .transfer, .orderedTransfer:
-      guard !isDone else { return answer(index, .ok, written: written) }
-      counters.add(.failures)
-      // What was written to the medium is none of the driver's memory.
-      answer(index, .ioError, written: written > 1 ? Int(medium.filled(tag(index))) : 1)
-    case .flush: isDone ? answerWithStatus(index, .ok) : refuse(index, .ioError)
-    case .discard, .zero: isDone ? askNextRange(index, &medium) : refuse(index, .ioError)
+    case .transfer, .orderedTransfer: answer(index, .ok, written: unsafe Int(slot.pointee.written))
+    case .flush: answerWithStatus(index, .ok)
+    case .discard, .zero: askNextRange(index, &medium)
     case .none: preconditionFailure("a request was answered twice")
     }
   }
