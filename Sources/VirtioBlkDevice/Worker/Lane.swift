@@ -204,6 +204,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       left &-= BlockLimits.requestCost
       unsafe keep(chain, statusByte, UInt32(truncatingIfNeeded: shape.writableBytes), index)
       unsafe parseOther(header.type, shape.readableBytes, shape.writable, index, &medium)
+      if state == .stalled { left = 0 }
       return false
     }
     operation.offset = header.sector &* 512
@@ -214,6 +215,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       unsafe keep(chain, statusByte, written, index)
       medium.prepare(operation, tag: tag(index))
       askUnusual(index, &medium)
+      if state == .stalled { left = 0 }
       return false
     }
     // A completion is taken at the next turn at the earliest: what it needs may be written down after the start.
@@ -222,7 +224,10 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       unsafe keep(chain, statusByte, written, index)
       return false
     case .failed:
-      return unsafe completeInPlace(chain, statusByte, written, index, isDone: false, &medium)
+      let isFree = unsafe completeInPlace(chain, statusByte, written, index, isDone: false, &medium)
+      // A queue that stalls takes nothing more, also of what it was about to take.
+      if state == .stalled { left = 0 }
+      return isFree
     case .done: break
     }
     guard !isOrdered else {
