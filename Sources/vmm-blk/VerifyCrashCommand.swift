@@ -40,7 +40,7 @@ struct VerifyCrashCommand: ParsableCommand {
   @Option(help: .init("A mistake to make: \(Self.mistakes)", valueName: "name")) var plant: PlantedMistake?
   @Option(help: .init("A log of writes in the format of dm-log-writes.", valueName: "file")) var log: String?
   @Option(help: .init("What was on the logged disk before.", valueName: "file")) var base: String?
-  @Option(help: .init("What judges an image of a logged disk, for the shell.", valueName: "command")) var check: String?
+  @Option(help: .init("What judges an image of a logged disk, for the shell.", valueName: "text")) var check: String?
   @Flag(help: "Print JSON.") var json = false
 
   private static let mistakes = PlantedMistake.allCases.map { "\($0.rawValue) (\($0.summary))" }.joined(separator: ", ")
