@@ -134,6 +134,21 @@ case_uml-power-cut() {
   stop_server
 }
 
+# The power is cut at any moment that there was: images of what may be left, by the record of what reached the disk.
+case_uml-power-cuts() {
+  # The filesystem, and behind it a sector with the number that was synced last.
+  empty_disk "$work/base" 33M
+  mkfs.ext4 -q -F "$work/base" 32M
+  cp "$work/base" "$work/disk"
+  start_server "$work/disk" "$work/socket" --record "$work/record"
+  guest_on "$console" --guest uml --socket "$work/socket" --scenarios fsynced --set fs=ext4 --set made=yes --set mark=65536
+  wait_for_acks "${SYNCED:-120}"
+  cut_guests
+  stop_server
+  "$VMM_BLK" verify-crash --log "$work/record" --base "$work/base" --folder "$work" --images "${IMAGES:-100}" \
+    --check "$guest/check-synced.sh \"\$1\" 65536" || die "an image that may be left lacks what was synced"
+}
+
 # Eight guests at once on eight disks of one server.
 case_uml-many() {
   local names=(ext4 xfs btrfs io-1 io-2 io-3 numbered fio) name

@@ -69,6 +69,7 @@ public struct CrashReport: Sendable {
 public enum CrashCheckError: Error, CustomStringConvertible {
   case noScratch(path: String, reason: String)
   case noEngine
+  case badLog(path: String, String)
   case plantNeedsSync
   /// The file is not what the record of it says: its sector, and what each of them has.
   case incompleteRecord(sector: Int, recorded: String, found: String, seed: UInt64)
@@ -77,6 +78,7 @@ public enum CrashCheckError: Error, CustomStringConvertible {
     switch self {
     case .noScratch(let path, let reason):
       "no image can be made in \(path): \(reason); name a folder with room for one with --folder"
+    case .badLog(let path, let reason): "\(path) cannot be used: \(reason)"
     case .noEngine: "none of the engines can be used here: name another one with --engine"
     case .plantNeedsSync: "mistakes are planted around plain system calls: leave out --engine, or say --engine sync"
     case .incompleteRecord(let sector, let recorded, let found, let seed):

@@ -101,6 +101,12 @@ struct DeviceOptions: ParsableArguments {
   @Option(help: .init("Let requests fail on purpose: \(FaultRule.help)", valueName: "rule"))
   var inject: [FaultRule] = []
 
+  @Option(
+    help: .init(
+      "Write down what reaches the image, in a new file in the format of dm-log-writes, which 'verify-crash --log' reads.",
+      valueName: "file"))
+  var record: String?
+
   @Flag(help: "Open the image even when another program holds its lock, or has the device for itself.")
   var noLock = false
 
@@ -129,7 +135,8 @@ extension DeviceOptions {
       ("--logical-block-size", blockSize != ByteCount(512)), ("--queue-size-max", queueSizeMax != 1024),
       ("--serial", serial != nil), ("--engine", engine != .auto), ("--direct", direct != .auto), ("--threads", threads != nil),
       ("--waiting", tuning.waiting != nil), ("--poll-us", tuning.pollUs != nil), ("--notify", tuning.notify != .batch),
-      ("--uring", tuning.uring != nil), ("--on-error", onError != .report), ("--inject", !inject.isEmpty),
+      ("--uring", tuning.uring != nil), ("--record", record != nil), ("--on-error", onError != .report),
+      ("--inject", !inject.isEmpty),
       ("--no-lock", noLock),
     ]
     return given.filter(\.1).map(\.0)
@@ -162,6 +169,11 @@ extension DeviceOptions {
     // Whoever asks for the engine of the page cache wants the page cache.
     let direct = engine == .cached && direct == .auto ? .off : direct
     let image = try Self.openPatiently(imageOptions(blkFile, direct: direct))
+    if let record {
+      options.witness = try MediumLog(path: record) { error in
+        People.error.write("the record \(printable(record)) ends here, because it cannot be written: \(error)")
+      }
+    }
     return try BlockDevice(image: image, options: options)
   }
 

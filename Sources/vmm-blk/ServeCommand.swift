@@ -74,8 +74,10 @@ struct ServeCommand: ParsableCommand {
     }
     guard memoryBudget.bytes > 0 else { throw ValidationError("--memory-budget 0 leaves no guest any memory.") }
     if disks != nil {
-      guard disk.blkFile == nil, disk.serial == nil, socketPath == nil, fd == nil else {
-        throw ValidationError("With --disks, the image, the serial and the socket of each disk are said in its entry.")
+      guard disk.blkFile == nil, disk.serial == nil, disk.record == nil, socketPath == nil, fd == nil else {
+        throw ValidationError(
+          "With --disks, the image, the serial and the socket of each disk are said in its entry, and --record is for one disk."
+        )
       }
       return
     }

@@ -24,9 +24,12 @@ struct VerifyCrashCommand: ParsableCommand {
       was written with RWF_DSYNC, is there once that is done.
 
       --plant makes the device make a mistake, to see that it is found: status 1.
+
+      With --log the images are made of a log of writes, as `serve --record` and the kernel's dm-log-writes make one, of a disk \
+      that held --base when it began. --check is a shell command that judges each image, `$1`; status 0 is fine.
       """)
 
-  @Option(help: .init("Images to look at, at least.", valueName: "n")) var images = 10_000
+  @Option(help: .init("Images to look at, at least. (default: 10000, with --log 200)", valueName: "n")) var images: Int?
   @Option(help: .init("What the requests and the images follow from; a random one if not given.", valueName: "n"))
   var seed: UInt64?
   @Option(help: "How the driver asks for stable writes, more than once if you like; all ways if not given.")
@@ -35,13 +38,22 @@ struct VerifyCrashCommand: ParsableCommand {
   var engine: [EngineKind] = []
   @Option(help: .init("Where the scratch images are made; nothing stays there.", valueName: "path")) var folder = "/var/tmp"
   @Option(help: .init("A mistake to make: \(Self.mistakes)", valueName: "name")) var plant: PlantedMistake?
+  @Option(help: .init("A log of writes in the format of dm-log-writes.", valueName: "file")) var log: String?
+  @Option(help: .init("What was on the logged disk before.", valueName: "file")) var base: String?
+  @Option(help: .init("What judges an image of a logged disk, for the shell.", valueName: "text")) var check: String?
   @Flag(help: "Print JSON.") var json = false
 
   private static let mistakes = PlantedMistake.allCases.map { "\($0.rawValue) (\($0.summary))" }.joined(separator: ", ")
 
   func validate() throws {
-    guard (1...1_000_000_000).contains(images) else {
+    if let images, !(1...1_000_000_000).contains(images) {
       throw ValidationError("--images \(images) is not from 1 to 1000000000.")
+    }
+    guard [log, base, check].allSatisfy({ $0 == nil }) || [log, base, check].allSatisfy({ $0 != nil }) else {
+      throw ValidationError("--log, --base and --check belong together: give all of them, or none.")
+    }
+    guard log == nil || mode.isEmpty && engine.isEmpty && plant == nil && !json else {
+      throw ValidationError("--mode, --engine, --plant and --json are not for a log: leave them out.")
     }
     if let engine = engine.first(where: { $0 == .null || $0 == .auto }) {
       throw ValidationError("--engine \(engine.rawValue) writes nothing that could be checked: use another one.")
@@ -51,6 +63,8 @@ struct VerifyCrashCommand: ParsableCommand {
 
   func run() throws {
     let seed = seed ?? UInt64.random(in: 0..<1 << 32)
+    if let log, let base, let check { return try run(log: log, base: base, command: check, seed) }
+    let images = images ?? 10_000
     var options = CrashCheckOptions(seed: seed, images: images)
     if !mode.isEmpty { options.modes = mode }
     if !engine.isEmpty { options.engines = engine }
@@ -71,7 +85,30 @@ struct VerifyCrashCommand: ParsableCommand {
     if isShown { BenchOutput.note("\r\u{1b}[K") }
     let seconds = (ContinuousClock.now - start) / .seconds(1)
     print(json ? try Summary(seed, report, seconds).json : Self.text(report, seconds), terminator: json ? "\n" : "")
-    guard report.total.violatedImages == 0 else { throw CrashCheckFailure(figures: report.total) }
+    guard report.total.violatedImages == 0 else {
+      throw CrashCheckFailure(violated: report.total.violatedImages, images: report.total.images)
+    }
+  }
+
+  private func run(log: String, base: String, command: String, _ seed: UInt64) throws {
+    var options = LogCheckOptions(log: log, base: base, command: command, seed: seed)
+    options.images = images ?? options.images
+    options.folder = folder
+    print("seed \(seed)")
+    let isShown = isatty(STDERR_FILENO) == 1
+    var check = try LogCheck(options)
+    let report = try check.run { report in
+      guard isShown else { return }
+      BenchOutput.note("\r\u{1b}[K\(report.images) of \(options.images) images, \(report.violatedImages) with violations")
+    }
+    if isShown { BenchOutput.note("\r\u{1b}[K") }
+    for violation in report.violations { print("violation: \(violation)") }
+    print(
+      "\(report.images) images of \(report.points) power failures in a log of \(report.entries) entries, \(report.flushes) of them "
+        + "flushes; \(report.violatedImages) with violations")
+    guard report.violatedImages == 0 else {
+      throw CrashCheckFailure(violated: report.violatedImages, images: report.images)
+    }
   }
 
   // MARK: Words
@@ -154,9 +191,10 @@ struct VerifyCrashCommand: ParsableCommand {
 
 /// There are images on which something promised is missing.
 struct CrashCheckFailure: Error, CustomStringConvertible {
-  var figures: CrashFigures
+  var violated: Int
+  var images: Int
   var description: String {
-    "\(figures.violatedImages) of \(figures.images) images lack what was promised to be stable: the same --seed shows it again"
+    "\(violated) of \(images) images lack what was promised to be stable: the same --seed shows it again"
   }
 }
 
@@ -167,7 +205,7 @@ extension CrashCheckFailure: ErrorWithStatus {
 extension CrashCheckError: ErrorWithStatus {
   var status: ExitStatus {
     switch self {
-    case .noScratch: .image
+    case .noScratch, .badLog: .image
     case .noEngine: .unavailable
     case .plantNeedsSync: .usage
     case .incompleteRecord: .failure

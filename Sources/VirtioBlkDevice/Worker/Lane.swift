@@ -221,6 +221,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       left &-= BlockLimits.requestCost
       unsafe keep(chain, statusByte, UInt32(truncatingIfNeeded: shape.writableBytes), index)
       unsafe parseOther(header.type, shape.readableBytes, shape.writable, index, &medium)
+      if state == .stalled { left = 0 }
       return false
     }
     operation.offset = header.sector &* 512
@@ -231,6 +232,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       unsafe keep(chain, statusByte, written, index)
       medium.prepare(operation, tag: tag(index))
       askUnusual(index, &medium)
+      if state == .stalled { left = 0 }
       return false
     }
     // A completion is taken at the next turn at the earliest: what it needs may be written down after the start.
@@ -238,7 +240,11 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     case .pending:
       unsafe keep(chain, statusByte, written, index)
       return false
-    case .failed: return unsafe completeInPlace(chain, statusByte, written, index, isDone: false, &medium)
+    case .failed:
+      let isFree = unsafe completeInPlace(chain, statusByte, written, index, isDone: false, &medium)
+      // A queue that stalls takes nothing more, also of what it was about to take.
+      if state == .stalled { left = 0 }
+      return isFree
     case .done: break
     }
     guard !isOrdered else { return unsafe completeInPlace(chain, statusByte, written, index, isDone: true, &medium) }
@@ -383,37 +389,24 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// The same for everything but a transfer that went well.
   @inline(never)
   mutating func complete<Engine: BlockEngine & ~Copyable>(_ index: Int, isDone: Bool, _ medium: inout Medium<Engine>) {
+    guard isDone else { return completeFailed(index, &medium) }
     let slot = unsafe slab.slot(index)
-    guard isDone || !park(index) else { return }
-    let written = unsafe Int(slot.pointee.written)
     switch unsafe slot.pointee.stage {
     case .transfer, .watchedTransfer:
-      guard log == nil else { return completeLogged(index, isDone: isDone, &medium) }
-      guard !isDone else { return answer(index, .ok, written: written) }
-      answerFailed(index, &medium)
-    case .flush: isDone ? answerWithStatus(index, .ok) : refuse(index, .ioError)
-    case .discard, .zero: isDone ? askNextRange(index, &medium) : refuse(index, .ioError)
+      guard log == nil else { return completeLogged(index, &medium) }
+      answer(index, .ok, written: unsafe Int(slot.pointee.written))
+    case .flush: answerWithStatus(index, .ok)
+    case .discard, .zero: askNextRange(index, &medium)
     case .none: preconditionFailure("a request was answered twice")
     }
   }
 
-  /// A transfer, with what it wrote to guest memory noted.
+  /// A transfer that is done, with what it wrote to guest memory noted.
   @inline(never)
-  private mutating func completeLogged<Engine: BlockEngine & ~Copyable>(
-    _ index: Int, isDone: Bool, _ medium: inout Medium<Engine>
-  ) {
+  private mutating func completeLogged<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     let operation = medium.prepared(tag(index))
     log?.markTransfer(operation)
-    guard isDone else { return answerFailed(index, &medium) }
     answer(index, .ok, written: unsafe Int(slab.slot(index).pointee.written))
-  }
-
-  @inline(never)
-  private mutating func answerFailed<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
-    counters.add(.failures)
-    let isRead = unsafe slab.slot(index).pointee.written > 1
-    // What was written to the medium is none of the driver's memory.
-    answer(index, .ioError, written: isRead ? Int(medium.filled(tag(index))) : 1)
   }
 
   // MARK: Publish
