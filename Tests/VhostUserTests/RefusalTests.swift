@@ -110,7 +110,7 @@ struct BadMessage: Sendable, CustomTestStringConvertible {
     .init(name: "address nowhere", request: .setVringAddress, payload: Rig.address(1, base: 0x1000).bytes, fate: .noted),
     .init(name: "enable 2", request: .setVringEnable, payload: Rig.state(1, 2), fate: .noted),
     // The device.
-    .init(name: "features that were not offered", request: .setFeatures, payload: Rig.number(1 << 26), fate: .ended),
+    .init(name: "features that were not offered", request: .setFeatures, payload: Rig.number(1 << 27), fate: .ended),
     .init(
       name: "protocol features that were not offered", request: .setProtocolFeatures, payload: Rig.number(1 << 3 | 1 << 18),
       fate: .ended),

@@ -20,7 +20,7 @@ public import VirtioCore
 public final class Frontend {
   /// What a back-end has to offer.
   public struct Offer: Hashable, Sendable {
-    /// The device's feature bits, without bit 30.
+    /// The device's feature bits, without those that are between the two ends (26 and 30).
     public var features: FeatureSet
     /// What was agreed, not what was offered.
     public var protocolFeatures: ProtocolFeatures
@@ -69,7 +69,7 @@ extension Frontend {
     }
     let agreed = session.protocolFeatures
     return Offer(
-      features: features.subtracting(.protocolFeatures), protocolFeatures: agreed,
+      features: features.subtracting(.betweenEnds), protocolFeatures: agreed,
       queueCount: agreed.contains(.multiqueue) ? Int(clamping: try number(.getQueueCount)) : 1,
       memorySlots: agreed.contains(.memorySlots) ? Int(clamping: try number(.getMaximumMemorySlots)) : 8)
   }

@@ -13,7 +13,7 @@ extension Lane where Ring: ~Copyable {
     guard Ring.isRecorded, state == .recovering else { return false }
     if medium.canBeCut { writesAreClear = .max }
     var left = BlockLimits.turnBytes
-    while left > 0, ring.interrupted > 0 {
+    while left > 0, state == .recovering, ring.interrupted > 0 {
       // Completions bring the next turn.
       guard let index = slab.take() else { return true }
       let segments = unsafe slab.segments(index)

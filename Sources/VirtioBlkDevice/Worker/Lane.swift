@@ -126,7 +126,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
         break
       }
       guard unsafe !parse(chain, shape, segments, index, &left, &medium) else { continue }
-      guard let free = slab.take() else { return true }
+      // A queue that stalls takes nothing more, also of what it was about to take.
+      guard state != .stalled, let free = slab.take() else { return true }
       index = free
       unsafe segments = slab.segments(index)
     }
@@ -240,11 +241,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     case .pending:
       unsafe keep(chain, statusByte, written, index)
       return false
-    case .failed:
-      let isFree = unsafe completeInPlace(chain, statusByte, written, index, isDone: false, &medium)
-      // A queue that stalls takes nothing more, also of what it was about to take.
-      if state == .stalled { left = 0 }
-      return isFree
+    case .failed: return unsafe completeInPlace(chain, statusByte, written, index, isDone: false, &medium)
     case .done: break
     }
     guard !isOrdered else { return unsafe completeInPlace(chain, statusByte, written, index, isDone: true, &medium) }
