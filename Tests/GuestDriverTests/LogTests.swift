@@ -144,8 +144,8 @@ struct LogTests {
       .init("SET_VRING_KICK was refused: 0 descriptors came instead of 1") {
         try $0.tell(.setVringKick, (1 as UInt64).littleEndianBytes)
       },
-      .init("SET_FEATURES was refused: features 0x8000000 were not offered") {
-        try $0.tell(.setFeatures, (1 << 27 as UInt64).littleEndianBytes)
+      .init("SET_FEATURES was refused: features 0x2000000 were not offered") {
+        try $0.tell(.setFeatures, (1 << 25 as UInt64).littleEndianBytes)
       },
       .init("SET_CONFIG was refused: the 4 bytes at offset 0 of the configuration space are not the driver's to write") {
         try $0.setConfiguration(at: 0, [1, 2, 3, 4])

@@ -6,11 +6,8 @@ extension Lane where Ring: ~Copyable {
   /// The medium has not done what a request asked it for.
   @inline(never)
   mutating func completeFailed<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
-    if log != nil, unsafe slab.slot(index).pointee.stage == .watchedTransfer {
-      // A part of it may have been read.
-      let operation = medium.prepared(tag(index))
-      log?.markTransfer(operation)
-    }
+    // A part of it may have been read.
+    if log != nil, unsafe slab.slot(index).pointee.stage == .watchedTransfer { logTransfer(index) }
     guard !park(index) else { return }
     switch unsafe slab.slot(index).pointee.stage {
     case .transfer, .watchedTransfer:

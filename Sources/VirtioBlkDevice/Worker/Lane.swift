@@ -41,8 +41,6 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   private let isWatched: Bool
   /// Where it is written down what was written to guest memory.
   var log: LaneLog?
-  /// Most bytes of a transfer that is not written down before it is asked for: 0 with a log, which has to know what it was.
-  private let plainBytes: UInt64
   var error: QueueError?
   /// Requests that failed while a failure stalls the queue, and what it was about before.
   var parked: [Int] = []
@@ -75,7 +73,6 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.isOrdered = activation.publishesInOrder
     isWatched = activation.publishesInOrder || activation.log != nil
     log = activation.log.map { LaneLog($0, memory: activation.memory) }
-    plainBytes = activation.log != nil ? 0 : MediumFacts.stepBytes
     state = ring.interrupted > 0 ? .recovering : .running
     self.ring = ring
     self.slab = slab
@@ -227,7 +224,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     }
     operation.offset = header.sector &* 512
     left &-= Int(truncatingIfNeeded: operation.length) &+ BlockLimits.requestCost
-    guard operation.length &- 1 < plainBytes,
+    guard operation.length &- 1 < Medium<Engine>.stepBytes,
       operation.segmentCount == 1 || operation.segmentCount <= rules.segments
     else {
       unsafe keep(chain, statusByte, written, index)
@@ -244,7 +241,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     case .failed: return unsafe completeInPlace(chain, statusByte, written, index, isDone: false, &medium)
     case .done: break
     }
-    guard !isOrdered else { return unsafe completeInPlace(chain, statusByte, written, index, isDone: true, &medium) }
+    guard !isWatched else { return unsafe completeInPlace(chain, statusByte, written, index, isDone: true, &medium) }
     unsafe statusByte.storeBytes(of: BlockStatus.ok.rawValue, as: UInt8.self)
     push(chain, written: written)
     return true
@@ -305,7 +302,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     return false
   }
 
-  /// A transfer that a log has to know of, a read or write of nothing, a large one, or one of more pieces than there may be.
+  /// A read or write of nothing, a large one, or one of more pieces than there may be.
   @inline(never)
   private mutating func askUnusual<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     let operation = medium.prepared(tag(index))
@@ -390,20 +387,12 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     let slot = unsafe slab.slot(index)
     switch unsafe slot.pointee.stage {
     case .transfer, .watchedTransfer:
-      guard log == nil else { return completeLogged(index, &medium) }
+      if log != nil { logTransfer(index) }
       answer(index, .ok, written: unsafe Int(slot.pointee.written))
     case .flush: answerWithStatus(index, .ok)
     case .discard, .zero: askNextRange(index, &medium)
     case .none: preconditionFailure("a request was answered twice")
     }
-  }
-
-  /// A transfer that is done, with what it wrote to guest memory noted.
-  @inline(never)
-  private mutating func completeLogged<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
-    let operation = medium.prepared(tag(index))
-    log?.markTransfer(operation)
-    answer(index, .ok, written: unsafe Int(slab.slot(index).pointee.written))
   }
 
   // MARK: Publish

@@ -44,9 +44,25 @@ struct LaneLog {
   }
 
   /// What a read may have written to, wherever it ended.
-  mutating func markTransfer(_ operation: IOOperation) {
-    guard operation.kind == .read, let segments = unsafe operation.segments else { return }
-    for index in 0..<operation.segmentCount { unsafe markBuffer(segments[index].base, count: segments[index].count) }
+  ///
+  /// - Parameters:
+  ///   - segments: those of its chain: a header of `RequestHeader.size` bytes in one or more, then the data.
+  ///   - bytes: of data.
+  mutating func markRead(_ segments: UnsafeMutablePointer<MemorySegment>, bytes: Int) {
+    var next = unsafe segments
+    var header = RequestHeader.size
+    while header > 0 {
+      header -= unsafe next.pointee.count
+      unsafe next += 1
+    }
+    var left = bytes
+    while left > 0 {
+      let count = unsafe min(next.pointee.count, left)
+      unsafe markBuffer(next.pointee.base, count: count)
+      left -= count
+      // The last one has lost its status byte, and may be empty.
+      unsafe next += 1
+    }
   }
 
   /// - Parameters:
