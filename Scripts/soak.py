@@ -196,6 +196,18 @@ def real_guest(chance, folder, seconds):
     return collections.Counter({"kills": 10})
 
 
+def migrations(chance, folder, seconds):
+    """Linux in QEMU with fio, moved between two back-ends: ten times."""
+    del chance, folder, seconds
+    environment = dict(os.environ, MIGRATIONS="10", VMM_BLK=PROGRAM)
+    result = subprocess.run(
+        [os.path.join(ROOT, "Scripts/guest/test.sh"), "qemu-migrated"], env=environment, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, check=False)
+    if result.returncode != 0:
+        raise Failure("the guest's case failed: " + " / ".join(result.stdout.splitlines()[-5:]))
+    return collections.Counter({"migrations": 10})
+
+
 def power_failures(chance, folder, seconds):
     """Images that a power failure could leave; and a mistake in the device, which has to be found."""
     del seconds
@@ -322,6 +334,7 @@ EXERCISES = {
     "kills": (with_records, 20, "killed and back, with in-flight records"),
     "kills-in-order": (in_order, 20, "killed and back, published in order, without records"),
     "kills-qemu": (real_guest, 300, "killed under Linux in QEMU, with fio and its verification"),
+    "migrations": (migrations, 150, "moved under load between two back-ends, with fio and its verification"),
     "power-failures": (power_failures, 30, "images that a power failure could leave"),
     "faults": (faults, 20, "faults of the medium that can be mended"),
     "front-ends": (front_ends, 60, "front-ends that come and go"),
