@@ -38,23 +38,6 @@ extension Lane where Ring: ~Copyable {
     return true
   }
 
-  /// What a transfer may have written to the driver's buffers, for the log. Its segments are in the slot as they were taken.
-  @inline(never)
-  mutating func logTransfer(_ index: Int) {
-    let written = unsafe Int(slab.slot(index).pointee.written)
-    // A write fills nothing but its status byte.
-    guard written > 1 else { return }
-    unsafe log?.markRead(slab.segments(index), bytes: written - 1)
-  }
-
-  /// What was written to the ring, for the log. The driver may have seen it already: whoever moves the guest reads the log
-  /// again after this queue has stopped.
-  @inline(never)
-  mutating func logRing() {
-    guard let log else { return }
-    ring.takeWritten { log.markUsedRing(offset: $0, count: $1) }
-  }
-
   /// Whether a write may begin: its header and data are the driver's, and the file has not been cut before its end.
   @inline(never)
   mutating func mayWrite<Engine: BlockEngine & ~Copyable>(before end: UInt64, _ medium: inout Medium<Engine>) -> Bool {

@@ -36,7 +36,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   private var coalescing: Coalescing?
   /// Slots in the order in which their chains were taken; only with publication in order.
   var order: OrderQueue?
-  private let isOrdered: Bool
+  let isOrdered: Bool
   /// An answer is more than a status byte and a used element: there is an order or a log to keep.
   private let isWatched: Bool
   /// Where it is written down what was written to guest memory.
@@ -262,7 +262,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   ///
   /// - Parameter written: the used element's length if all of a transfer is done; of other requests all that is writable.
   @inline(__always)
-  private mutating func keep(
+  mutating func keep(
     _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int
   ) {
     slab.keep(chain, at: index, isWatched ? .watchedTransfer : .transfer)
@@ -270,81 +270,6 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     unsafe slot.pointee.statusByte = statusByte
     unsafe slot.pointee.written = written
     if isOrdered { order?.append(index) }
-  }
-
-  /// A chain without room for a status cannot be answered at all.
-  @inline(never)
-  mutating func giveUp(_ chain: consuming Chain) {
-    let head = chain.head
-    chain.abandon()
-    fail(.noWritableByte(head: head))
-  }
-
-  /// Answers a request that is malformed. - Returns: false, as its slot went with the answer.
-  @inline(never)
-  private mutating func refuse(
-    _ chain: consuming Chain, _ writableBytes: UInt64, _ statusByte: UnsafeMutableRawPointer, _ index: Int
-  ) -> Bool {
-    unsafe keep(chain, statusByte, UInt32(truncatingIfNeeded: writableBytes), index)
-    refuse(index, .ioError)
-    return false
-  }
-
-  /// A write that is answered when it is on stable storage. - Returns: false, as its slot goes with the answer.
-  @inline(never)
-  private mutating func writeDurably<Engine: BlockEngine & ~Copyable>(
-    _ operation: IOOperation, _ index: Int, _ medium: inout Medium<Engine>
-  ) -> Bool {
-    var operation = operation
-    operation.isDurable = true
-    medium.prepare(operation, tag: tag(index))
-    askUnusual(index, &medium)
-    return false
-  }
-
-  /// A read or write of nothing, a large one, or one of more pieces than there may be.
-  @inline(never)
-  private mutating func askUnusual<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
-    let operation = medium.prepared(tag(index))
-    guard operation.length <= rules.requestBytes, operation.segmentCount <= rules.segments,
-      operation.hasSegments(ofAtMost: rules.segmentBytes)
-    else { return refuse(index, .ioError) }
-    switch medium.transferPrepared(tag(index)) {
-    case .pending: break
-    case .done: complete(index, isDone: true, &medium)
-    case .failed: complete(index, isDone: false, &medium)
-    }
-  }
-
-  /// A header that is spread over several pieces.
-  @inline(never)
-  private func gatherHeader(_ segments: UnsafeMutablePointer<MemorySegment>) -> RequestHeader {
-    unsafe withUnsafeTemporaryAllocation(byteCount: RequestHeader.size, alignment: 8) { copy in
-      unsafe Self.gather(segments, skipping: 0, into: copy)
-      return unsafe RequestHeader(copying: copy.baseAddress!)
-    }
-  }
-
-  /// Copies bytes out of the guest's pieces, which hold at least `skipping` and the output's size together.
-  static func gather(
-    _ segments: UnsafeMutablePointer<MemorySegment>, skipping: Int, into output: UnsafeMutableRawBufferPointer
-  ) {
-    var skip = skipping
-    var copied = 0
-    var index = 0
-    while copied < output.count {
-      let segment = unsafe segments[index]
-      index += 1
-      guard skip < segment.count else {
-        skip -= segment.count
-        continue
-      }
-      let piece = min(segment.count - skip, output.count - copied)
-      unsafe output.baseAddress.unsafelyUnwrapped.advanced(by: copied).copyMemory(
-        from: segment.base + skip, byteCount: piece)
-      copied += piece
-      skip = 0
-    }
   }
 
   /// Whole blocks inside the disk; no sum or shift that could overflow comes before its check.
@@ -428,26 +353,6 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     }
   }
 
-  /// As `answer`, with status bytes that are noted.
-  @inline(never)
-  private mutating func answerLogged(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) {
-    guard isOrdered else { return unsafe showLogged(index, slot) }
-    unsafe slot.pointee.isFinished = true
-    while let first = order?.first, unsafe slab.slot(first).pointee.isFinished {
-      order?.removeFirst()
-      unsafe slab.slot(first).pointee.isFinished = false
-      unsafe showLogged(first, slab.slot(first))
-    }
-  }
-
-  private mutating func showLogged(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) {
-    let statusByte = unsafe slot.pointee.statusByte.unsafelyUnwrapped
-    unsafe statusByte.storeBytes(of: slot.pointee.status.rawValue, as: UInt8.self)
-    unsafe log?.markBuffer(statusByte, count: 1)
-    push(slab.takeChain(at: index), written: unsafe slot.pointee.written)
-    slab.give(index)
-  }
-
   @inline(__always)
   private mutating func show(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) {
     unsafe slot.pointee.statusByte.unsafelyUnwrapped.storeBytes(of: slot.pointee.status.rawValue, as: UInt8.self)
@@ -456,7 +361,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   }
 
   @inline(__always)
-  private mutating func push(_ chain: consuming Chain, written: UInt32) {
+  mutating func push(_ chain: consuming Chain, written: UInt32) {
     ring.push(chain, written: written)
     if ring.unpublished >= publishEvery { publishEarly() }
   }

@@ -1,0 +1,42 @@
+/// What a lane does where somebody wants to know which pages of guest memory it writes to: marks come after the write and before
+/// the driver can see that its request was answered.
+internal import VirtioCore
+
+extension Lane where Ring: ~Copyable {
+  /// As `answer`, with status bytes that are noted.
+  @inline(never)
+  mutating func answerLogged(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) {
+    guard isOrdered else { return unsafe showLogged(index, slot) }
+    unsafe slot.pointee.isFinished = true
+    while let first = order?.first, unsafe slab.slot(first).pointee.isFinished {
+      order?.removeFirst()
+      unsafe slab.slot(first).pointee.isFinished = false
+      unsafe showLogged(first, slab.slot(first))
+    }
+  }
+
+  mutating func showLogged(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) {
+    let statusByte = unsafe slot.pointee.statusByte.unsafelyUnwrapped
+    unsafe statusByte.storeBytes(of: slot.pointee.status.rawValue, as: UInt8.self)
+    unsafe log?.markBuffer(statusByte, count: 1)
+    push(slab.takeChain(at: index), written: unsafe slot.pointee.written)
+    slab.give(index)
+  }
+
+  /// What a transfer may have written to the driver's buffers, for the log. Its segments are in the slot as they were taken.
+  @inline(never)
+  mutating func logTransfer(_ index: Int) {
+    let written = unsafe Int(slab.slot(index).pointee.written)
+    // A write fills nothing but its status byte.
+    guard written > 1 else { return }
+    unsafe log?.markRead(slab.segments(index), bytes: written - 1)
+  }
+
+  /// What was written to the ring, for the log. The driver may have seen it already: whoever moves the guest reads the log
+  /// again after this queue has stopped.
+  @inline(never)
+  mutating func logRing() {
+    guard let log else { return }
+    ring.takeWritten { log.markUsedRing(offset: $0, count: $1) }
+  }
+}

@@ -1,0 +1,79 @@
+/// Requests that are not plain reads and writes in the way they are taken: malformed, large, stable, spread over many pieces.
+internal import VirtioCore
+
+extension Lane where Ring: ~Copyable {
+  /// A chain without room for a status cannot be answered at all.
+  @inline(never)
+  mutating func giveUp(_ chain: consuming Chain) {
+    let head = chain.head
+    chain.abandon()
+    fail(.noWritableByte(head: head))
+  }
+
+  /// Answers a request that is malformed. - Returns: false, as its slot went with the answer.
+  @inline(never)
+  mutating func refuse(
+    _ chain: consuming Chain, _ writableBytes: UInt64, _ statusByte: UnsafeMutableRawPointer, _ index: Int
+  ) -> Bool {
+    unsafe keep(chain, statusByte, UInt32(truncatingIfNeeded: writableBytes), index)
+    refuse(index, .ioError)
+    return false
+  }
+
+  /// A write that is answered when it is on stable storage. - Returns: false, as its slot goes with the answer.
+  @inline(never)
+  mutating func writeDurably<Engine: BlockEngine & ~Copyable>(
+    _ operation: IOOperation, _ index: Int, _ medium: inout Medium<Engine>
+  ) -> Bool {
+    var operation = operation
+    operation.isDurable = true
+    medium.prepare(operation, tag: tag(index))
+    askUnusual(index, &medium)
+    return false
+  }
+
+  /// A read or write of nothing, a large one, or one of more pieces than there may be.
+  @inline(never)
+  mutating func askUnusual<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
+    let operation = medium.prepared(tag(index))
+    guard operation.length <= rules.requestBytes, operation.segmentCount <= rules.segments,
+      operation.hasSegments(ofAtMost: rules.segmentBytes)
+    else { return refuse(index, .ioError) }
+    switch medium.transferPrepared(tag(index)) {
+    case .pending: break
+    case .done: complete(index, isDone: true, &medium)
+    case .failed: complete(index, isDone: false, &medium)
+    }
+  }
+
+  /// A header that is spread over several pieces.
+  @inline(never)
+  func gatherHeader(_ segments: UnsafeMutablePointer<MemorySegment>) -> RequestHeader {
+    unsafe withUnsafeTemporaryAllocation(byteCount: RequestHeader.size, alignment: 8) { copy in
+      unsafe Self.gather(segments, skipping: 0, into: copy)
+      return unsafe RequestHeader(copying: copy.baseAddress!)
+    }
+  }
+
+  /// Copies bytes out of the guest's pieces, which hold at least `skipping` and the output's size together.
+  static func gather(
+    _ segments: UnsafeMutablePointer<MemorySegment>, skipping: Int, into output: UnsafeMutableRawBufferPointer
+  ) {
+    var skip = skipping
+    var copied = 0
+    var index = 0
+    while copied < output.count {
+      let segment = unsafe segments[index]
+      index += 1
+      guard skip < segment.count else {
+        skip -= segment.count
+        continue
+      }
+      let piece = min(segment.count - skip, output.count - copied)
+      unsafe output.baseAddress.unsafelyUnwrapped.advanced(by: copied).copyMemory(
+        from: segment.base + skip, byteCount: piece)
+      copied += piece
+      skip = 0
+    }
+  }
+}
