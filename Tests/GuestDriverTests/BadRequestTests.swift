@@ -85,10 +85,14 @@ struct BadRequestTests {
     Thread.detachNewThread {
       // Between sector 0, where these bytes are, and far behind the end; between OUT and an unknown type.
       var odd = false
+      var round = 0
       while !stop.isSet {
         header.store((odd ? UInt64.max / 512 : 0).littleEndianBytes, at: 8)
         header.store((odd ? 99 as UInt32 : 1).littleEndianBytes, at: 0)
         odd.toggle()
+        round &+= 1
+        // Two of these keep two processors so busy that the kernel's own threads, which end a direct write, may never run.
+        if round % 64 == 0 { usleep(100) }
       }
       done.signal()
     }
