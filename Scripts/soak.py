@@ -184,27 +184,26 @@ def in_order(chance, folder, seconds):
     return kills(chance, folder, seconds, False)
 
 
+def guest_case(name, **environment):
+    """A case of the real guests, with these variables."""
+    result = subprocess.run(
+        [os.path.join(ROOT, "Scripts/guest/test.sh"), name], env=dict(os.environ, VMM_BLK=PROGRAM, **environment),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if result.returncode != 0:
+        raise Failure("the guest's case failed: " + " / ".join(result.stdout.splitlines()[-5:]))
+
+
 def real_guest(chance, folder, seconds):
     """Linux in QEMU with fio, killed as often as fits into the time a boot takes: ten at a go."""
     del folder, seconds
-    environment = dict(os.environ, KILLS="10", SEED=str(chance.getrandbits(15)), VMM_BLK=PROGRAM)
-    result = subprocess.run(
-        [os.path.join(ROOT, "Scripts/guest/test.sh"), "qemu-killed"], env=environment, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, check=False)
-    if result.returncode != 0:
-        raise Failure("the guest's case failed: " + " / ".join(result.stdout.splitlines()[-5:]))
+    guest_case("qemu-killed", KILLS="10", SEED=str(chance.getrandbits(15)))
     return collections.Counter({"kills": 10})
 
 
 def migrations(chance, folder, seconds):
     """Linux in QEMU with fio, moved between two back-ends: ten times."""
     del chance, folder, seconds
-    environment = dict(os.environ, MIGRATIONS="10", VMM_BLK=PROGRAM)
-    result = subprocess.run(
-        [os.path.join(ROOT, "Scripts/guest/test.sh"), "qemu-migrated"], env=environment, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, check=False)
-    if result.returncode != 0:
-        raise Failure("the guest's case failed: " + " / ".join(result.stdout.splitlines()[-5:]))
+    guest_case("qemu-migrated", MIGRATIONS="10")
     return collections.Counter({"migrations": 10})
 
 
