@@ -33,12 +33,16 @@ let package = Package(
     .target(name: "VirtioCore", dependencies: ["CLinux", system], swiftSettings: strict),
     .target(name: "VirtioBlkDevice", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
     .target(name: "VirtioRegisters", dependencies: ["VirtioCore"], swiftSettings: strict),
-    .target(name: "VhostUser", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
-    .target(name: "MemoryFile", dependencies: ["CLinux", "VirtioCore", "VirtioRegisters", system], swiftSettings: strict),
+    .target(name: "Sockets", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
+    .target(name: "VhostUser", dependencies: ["CLinux", "VirtioCore", "Sockets", system], swiftSettings: strict),
+    .target(
+      name: "MemoryFile", dependencies: ["CLinux", "VirtioCore", "VirtioRegisters", "Sockets", system],
+      swiftSettings: strict),
     .target(
       name: "RingInspector", dependencies: ["VirtioCore", "VirtioRegisters", "MemoryFile"], swiftSettings: strict),
     .target(
-      name: "GuestDriver", dependencies: ["CLinux", "VirtioCore", "VhostUser", "MemoryFile", system], swiftSettings: strict),
+      name: "GuestDriver", dependencies: ["CLinux", "VirtioCore", "Sockets", "VhostUser", "MemoryFile", system],
+      swiftSettings: strict),
     .target(
       name: "Bench",
       dependencies: [
@@ -53,8 +57,8 @@ let package = Package(
     .executableTarget(
       name: "vmm-blk",
       dependencies: [
-        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "VhostUser", "MemoryFile", "RingInspector",
-        "GuestDriver", "Bench", "CrashCheck", system, logging,
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "VhostUser", "MemoryFile",
+        "RingInspector", "GuestDriver", "Bench", "CrashCheck", system, logging,
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Histogram", package: "hdrhistogram-swift"),
         .product(name: "TextTable", package: "TextTable"),
@@ -81,7 +85,7 @@ let package = Package(
       dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", system], swiftSettings: strict),
     .testTarget(name: "RegistersTests", dependencies: ["VirtioCore", "VirtioRegisters"], swiftSettings: strict),
     .testTarget(
-      name: "VhostUserTests", dependencies: ["CLinux", "VirtioCore", "VhostUser", "GuestDriver", system],
+      name: "VhostUserTests", dependencies: ["CLinux", "VirtioCore", "Sockets", "VhostUser", "GuestDriver", system],
       swiftSettings: strict),
     .testTarget(
       name: "MemoryFileTests",
@@ -91,7 +95,9 @@ let package = Package(
       swiftSettings: strict),
     .testTarget(
       name: "GuestDriverTests",
-      dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "VhostUser", "MemoryFile", "GuestDriver", system],
+      dependencies: [
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "Sockets", "VhostUser", "MemoryFile", "GuestDriver", system,
+      ],
       swiftSettings: strict),
     .testTarget(
       name: "CrashCheckTests",

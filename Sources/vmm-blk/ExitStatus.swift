@@ -3,6 +3,7 @@ internal import ArgumentParser
 internal import Bench
 internal import GuestDriver
 internal import MemoryFile
+internal import Sockets
 internal import SystemPackage
 internal import VhostUser
 internal import VirtioBlkDevice

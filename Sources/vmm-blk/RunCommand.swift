@@ -3,6 +3,7 @@ internal import ArgumentParser
 internal import Glibc
 internal import Logging
 internal import MemoryFile
+internal import Sockets
 internal import VhostUser
 internal import VirtioBlkDevice
 internal import VirtioCore

@@ -2,6 +2,7 @@
 public import ArgumentParser
 internal import Glibc
 public import Logging
+internal import Sockets
 internal import VhostUser
 internal import VirtioBlkDevice
 internal import VirtioCore

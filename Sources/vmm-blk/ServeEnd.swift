@@ -1,4 +1,5 @@
 /// How a server ends: every disk drains by itself, and none waits for another.
+internal import Sockets
 internal import VhostUser
 
 /// Used on the loop's thread.

@@ -2,6 +2,7 @@
 import CLinux
 import Foundation
 import MemoryFile
+import Sockets
 import Synchronization
 import SystemPackage
 import Testing

@@ -5,6 +5,7 @@ import Synchronization
 import SystemPackage
 import VirtioCore
 
+@testable import Sockets
 @testable import VhostUser
 
 /// Writes down what happens to it. Its queues answer nothing, but move on by one each time they are stopped.

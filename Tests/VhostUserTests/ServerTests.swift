@@ -5,6 +5,7 @@ import Synchronization
 import Testing
 import VirtioCore
 
+@testable import Sockets
 @testable import VhostUser
 
 extension Frontend {

@@ -4,6 +4,7 @@ import Foundation
 import Testing
 import VirtioCore
 
+@testable import Sockets
 @testable import VhostUser
 
 @Suite struct SocketTests {

@@ -6,6 +6,7 @@ import Synchronization
 import Testing
 import VirtioCore
 
+@testable import Sockets
 @testable import VhostUser
 
 @Suite struct WaitingTests {

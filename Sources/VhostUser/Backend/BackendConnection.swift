@@ -1,5 +1,6 @@
 /// The shell around a session: bytes from a front-end in, deeds on a device and bytes back out.
 internal import CLinux
+internal import Sockets
 internal import SystemPackage
 internal import VirtioCore
 

@@ -1,4 +1,5 @@
 /// A device on a socket, in an event loop that it may share with any number of others.
+public import Sockets
 public import SystemPackage
 public import VirtioCore
 

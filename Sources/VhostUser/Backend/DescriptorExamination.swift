@@ -1,6 +1,7 @@
 /// A look at a descriptor that a front-end sent: whether it is of a kind that will do for what it is meant for.
 internal import CLinux
 internal import Glibc
+internal import Sockets
 public import VirtioCore
 
 /// What a front-end wants a descriptor to be.

@@ -1,6 +1,7 @@
 /// The front-end's end of the socket: what a VMM does to set up a device in another process.
 internal import CLinux
 internal import Glibc
+internal import Sockets
 internal import SystemPackage
 public import VirtioCore
 

@@ -1,4 +1,5 @@
 /// Why a front-end could not get what it wanted from a back-end.
+public import Sockets
 
 public enum FrontendError: Error, Hashable, CustomStringConvertible {
   case socket(SocketError)

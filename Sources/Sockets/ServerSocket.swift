@@ -6,7 +6,7 @@ public import VirtioCore
 /// A listening socket. One that was made here removes its file when it is closed, unless somebody else has put another file
 /// in its place.
 public final class Listener {
-  let socket: OwnedDescriptor
+  package let socket: OwnedDescriptor
   /// `nil` for a socket that was handed in, whose file is not ours to remove.
   public let path: String?
   private let inode: (device: UInt64, number: UInt64)?

@@ -55,7 +55,7 @@ public enum UnixSocket {
   }
 
   /// Binds a fresh socket to the path and listens. A socket file that nobody listens on any more is replaced.
-  static func listen(at path: String) throws(SocketError) -> OwnedDescriptor {
+  package static func listen(at path: String) throws(SocketError) -> OwnedDescriptor {
     var address = try self.address(path)
     let socket = try make(path)
     if unsafe call(Glibc.bind, socket, &address) != 0 {
@@ -73,7 +73,7 @@ public enum UnixSocket {
 
   /// Takes the next connection.
   /// - Returns: a non-blocking socket, closed on exec; `nil` when nobody is waiting or who was waiting is gone.
-  static func accept(_ listener: Int32) throws(Errno) -> OwnedDescriptor? {
+  package static func accept(_ listener: Int32) throws(Errno) -> OwnedDescriptor? {
     while true {
       let result = clinux_accept(listener)
       if result >= 0 { return OwnedDescriptor(result) }
@@ -97,9 +97,9 @@ public enum UnixSocket {
   }
 
   /// The address that a UNIX socket is bound to, in bytes; `nil` when it has none.
-  static func ownName(of socket: Int32) -> [UInt8]? { unsafe name(getsockname, socket) }
+  package static func ownName(of socket: Int32) -> [UInt8]? { unsafe name(getsockname, socket) }
   /// The address of a UNIX socket's peer.
-  static func peerName(of socket: Int32) -> [UInt8]? { unsafe name(getpeername, socket) }
+  package static func peerName(of socket: Int32) -> [UInt8]? { unsafe name(getpeername, socket) }
 
   private static func name(
     _ ask: (Int32, UnsafeMutablePointer<sockaddr>, UnsafeMutablePointer<socklen_t>) -> Int32, _ socket: Int32
