@@ -3,7 +3,6 @@
 
     plots.py FOLDER peers.json              peers-IMAGE.svg for each image of a run of peers.py
     plots.py FOLDER paths.json              paths-curves.svg of a run of the laboratory
-    plots.py FOLDER Docs/performance.md     peers-IMAGE.svg from the document's tables, which hold medians alone
 
 One rule for all of them: bars begin at zero on a linear axis, rates over many orders of magnitude are points on a logarithmic
 one; a subject has the same colour everywhere; title and conditions are on the picture; whiskers are the rounds, all of them;
@@ -13,7 +12,6 @@ Needs matplotlib (Debian: python3-matplotlib; Scripts/setup.sh bench installs it
 """
 import json
 import os
-import re
 import statistics
 import sys
 import textwrap
@@ -246,44 +244,6 @@ def distribution(report):
     return figure
 
 
-def tables_of(document):
-    """The tables of Docs/performance.md as a report of peers.py: medians alone, a round each."""
-    with open(document, encoding="utf-8") as file:
-        text = file.read()
-    intro = re.search(r"^On (\S+), (.*?), (Linux \S+), .*$", text, re.M)
-    jobs = ["randread 4k QD1", "randread 4k QD32", "randread 4k QD128", "randwrite 4k QD1", "randwrite 4k QD32",
-            "randwrite 4k QD128", "read 128k QD32", "write 128k QD32"]
-    images = [("tmpfs", "A file on tmpfs, direct I/O"), ("disk-direct", "ext4 on the machine's disk, direct I/O"),
-              ("disk-cache", "ext4 in the page cache")]
-    report = {
-        "subjects": [], "images": [], "jobs": jobs, "results": [], "kernel": intro[3].removeprefix("Linux "),
-        "started": intro[1],
-        "method": f"Medians of 5 interleaved rounds of 0.3 s, 512 MiB images, {intro[2]}, against qemu-storage-daemon 7.2 and "
-                  "fio 3.33; the rounds themselves were not kept",
-    }
-    for ident, title in images:
-        part = text[text.index(f"**{title}**"):]
-        report["images"].append({"id": ident, "title": title})
-        for line in re.search(r"^\| \| randread.*\n\|[-|]+\n((?:\|.*\n)+)", part, re.M)[1].splitlines():
-            cells = [cell.strip() for cell in line.strip("|").split("|")]
-            subject = identify(cells[0])
-            if subject not in [s["id"] for s in report["subjects"]]:
-                report["subjects"].append({"id": subject, "title": cells[0].replace("`", "").replace(", no virtio", "")})
-            for job, cell in zip(jobs, cells[1:]):
-                report["results"].append({
-                    "image": ident, "subject": subject, "job": job, "round": 0, "iops": float(cell.split()[0]) * 1000})
-    return report
-
-
-def identify(title):
-    """A subject's id by its name in a table."""
-    words = title.replace("`", "").replace(",", "").split()
-    if words[0] == "QEMU":
-        return "-".join(["qemu"] + ["null" if w == "null-co" else w for w in words[1:] if w not in ("no", "zeroing")]) + (
-            "-silent" if "zeroing" in words else "")
-    return "fio" if words[0] == "fio" else "vmm-" + (words[-1] if len(words) > 1 else "auto")
-
-
 def save(figure, folder, name):
     if figure is not None:
         figure.savefig(os.path.join(folder, name + ".svg"), bbox_inches="tight", metadata={"Date": None})
@@ -295,11 +255,8 @@ def main():
         sys.exit(__doc__)
     folder = sys.argv[1]
     for path in sys.argv[2:]:
-        if path.endswith(".md"):
-            report = tables_of(path)
-        else:
-            with open(path, encoding="utf-8") as file:
-                report = json.load(file)
+        with open(path, encoding="utf-8") as file:
+            report = json.load(file)
         if "subjects" in report:
             for image in report["images"]:
                 name = image["id"].replace("ext4-", "disk-")
