@@ -235,6 +235,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     }
   }
 
+  public func release(queue: Int) { order(queue) { $0.releases = true } }
+
   public func stop(queue: Int) { order(queue) { $0.stops = true } }
 
   public func leave(queue: Int) {

@@ -59,6 +59,8 @@ final class FakeDevice: VirtioDevice {
     raise(.started(queue: activation.queue))
   }
 
+  func release(queue: Int) { state.withLock { $0.deeds.append("release \(queue)") } }
+
   func stop(queue: Int) {
     let isHeld = state.withLock {
       $0.deeds.append("stop \(queue)")

@@ -8,6 +8,8 @@ internal import VirtioCore
 struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   enum State {
     case running
+    /// Started in full for a later moment: nothing is taken before the release.
+    case held
     /// What was interrupted before this run is taken again; nothing else is taken before that is done.
     case recovering
     /// The medium failed a request, and nothing more is taken until the operator says so.
@@ -73,7 +75,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.isOrdered = activation.publishesInOrder
     isWatched = activation.publishesInOrder || activation.log != nil
     log = activation.log.map { LaneLog($0, memory: activation.memory) }
-    state = ring.interrupted > 0 ? .recovering : .running
+    state = activation.isHeld ? .held : ring.interrupted > 0 ? .recovering : .running
     self.ring = ring
     self.slab = slab
     self.context = context

@@ -212,6 +212,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       guard let lane = lane(of: queue) else { continue }
       if let call = order.call { unsafe lanes[lane].pointee.replaceCall(call) }
       if let failure = order.failure { unsafe lanes[lane].pointee.replaceFailure(failure) }
+      if order.releases { unsafe lanes[lane].pointee.release() }
       if order.stops { stop(lane) }
     }
     if orders.resumesAll {
@@ -260,7 +261,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       throw EventWait.reason(error)
     }
     // Whoever had the ring before may have ended between showing what it answered and saying so.
-    if activation.inflight != nil || activation.publishesInOrder { activation.call.signal() }
+    if !activation.isHeld, activation.inflight != nil || activation.publishesInOrder { activation.call.signal() }
     // The turn that follows looks at the ring without waiting for a kick.
     if case .none = activation.kick { unkicked += 1 }
     kicks[index] = activation.kick

@@ -8,6 +8,7 @@ struct QueueOrder: Sendable {
   var start: Activation?
   var call: CallSink?
   var failure: CallSink?
+  var releases = false
   var stops = false
 }
 
