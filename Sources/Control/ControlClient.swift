@@ -1,6 +1,6 @@
 /// The end of a control socket that asks.
 public import Sockets
-internal import VirtioCore
+public import VirtioCore
 
 /// One connection to a server, in an event loop. One question at a time.
 public final class ControlClient {
@@ -13,6 +13,12 @@ public final class ControlClient {
   private var whenAnswered: ((Result<ControlLine, ControlError>) -> Void)?
   /// Called once when the server goes while nothing is asked.
   public var whenEnded: (() -> Void)?
+
+  /// Who closes the descriptors that come from now on: they may be those of strangers, whose last `close` never comes back.
+  public var disposer: (any Disposer)? {
+    get { reader.disposer }
+    set { reader.disposer = newValue }
+  }
 
   /// - Parameter path: of the server's control socket.
   public init(path: String, in loop: EventLoop) throws(SocketError) {

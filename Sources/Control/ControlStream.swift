@@ -13,6 +13,8 @@ struct ControlReader {
     case ended
   }
 
+  /// Who closes the descriptors that come from now on; `nil`: whoever lets go of them.
+  var disposer: (any Disposer)?
   private var bytes: [UInt8] = []
   /// In the order in which they came; each line takes the first of them.
   private var descriptors: [OwnedDescriptor] = []
@@ -59,7 +61,7 @@ struct ControlReader {
         socket, &room, size, Int32(MSG_DONTWAIT), &numbers, numbers.count, &arrived, &truncated)
     } while received == -Int(EINTR)
     // Owned before anything else is looked at, so that no way out of here leaks them.
-    descriptors += numbers[..<arrived].map { OwnedDescriptor($0) }
+    descriptors += numbers[..<arrived].map { OwnedDescriptor($0, closedBy: disposer) }
     if received == -Int(EAGAIN) { return nil }
     if received == -Int(ECONNRESET) { return 0 }
     guard received >= 0 else { throw .socket("\(Errno(rawValue: Int32(-received)))") }

@@ -10,6 +10,8 @@ public final class Listener {
   /// `nil` for a socket that was handed in, whose file is not ours to remove.
   public let path: String?
   private let inode: (device: UInt64, number: UInt64)?
+  /// The file goes with this. It does not while another process goes on with the socket.
+  private var ownsFile = true
 
   /// Listens on a path. A socket file that nobody listens on any more is replaced; a live one is left alone.
   public init(path: String) throws(SocketError) {
@@ -24,11 +26,29 @@ public final class Listener {
     self.inode = nil
   }
 
+  /// Goes on with the listening socket of another process, whose file stays that one's until `ownFile`.
+  ///
+  /// - Parameter path: where it is; `nil`: its file is nobody's to remove.
+  public init(takingOver socket: OwnedDescriptor, path: String?) throws(SocketError) {
+    guard UnixSocket.isListening(socket.rawValue) == true else { throw .notASocketDescriptor(socket.rawValue) }
+    UnixSocket.adopt(socket.rawValue)
+    self.socket = socket
+    self.path = path
+    self.inode = path.flatMap { Self.inode(of: $0) }
+    ownsFile = false
+  }
+
+  /// Another process goes on with the socket: its file stays.
+  public func leaveFile() { ownsFile = false }
+
+  /// The process that had the socket is over with it.
+  public func ownFile() { ownsFile = true }
+
   deinit { removeFile() }
 
   /// Removes the file at once: for a process that ends without letting go of things.
-  func removeFile() {
-    guard let path, let inode, let now = Self.inode(of: path), now == inode else { return }
+  public func removeFile() {
+    guard ownsFile, let path, let inode, let now = Self.inode(of: path), now == inode else { return }
     _ = unsafe unlink(path)
   }
 

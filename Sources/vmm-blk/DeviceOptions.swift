@@ -153,7 +153,8 @@ extension DeviceOptions {
   /// The disk, opened, locked and ready for a transport. Errors are sentences for the person.
   ///
   /// - Parameter queues: how many there are when the person has not said.
-  func makeDevice(queues: Int = 1) throws -> BlockDevice {
+  /// - Parameter lock: of the image, from another server that is taken over from; `nil`: it is to be got.
+  func makeDevice(queues: Int = 1, lock: OwnedDescriptor? = nil) throws -> BlockDevice {
     guard let blkFile else { throw ValidationError("there is no disk: name its image with --blk-file") }
     var options = BlockDeviceOptions()
     options.queueCount = numQueues ?? queues
@@ -168,7 +169,9 @@ extension DeviceOptions {
     tuning.apply(to: &options)
     // Whoever asks for the engine of the page cache wants the page cache.
     let direct = engine == .cached && direct == .auto ? .off : direct
-    let image = try Self.openPatiently(imageOptions(blkFile, direct: direct))
+    var imageOptions = imageOptions(blkFile, direct: direct)
+    imageOptions.lock = lock
+    let image = try Self.openPatiently(imageOptions)
     if let record {
       options.witness = try MediumLog(path: record) { error in
         People.error.write("the record \(printable(record)) ends here, because it cannot be written: \(error)")

@@ -1,5 +1,6 @@
 /// `vmm-blk serve`: disks for VMMs on vhost-user sockets.
 public import ArgumentParser
+internal import Control
 internal import Glibc
 public import Logging
 internal import Sockets
@@ -15,6 +16,7 @@ struct ServeCommand: ParsableCommand {
       vmm-blk serve --blk-file <path> --socket-path <path> [<options>]
       vmm-blk serve --blk-file <path> --fd <n> [<options>]
       vmm-blk serve --disks <file> [<options>]
+      vmm-blk serve --take-over <path> --blk-file <path> [<options>]
       vmm-blk serve --print-capabilities
       """,
     discussion: """
@@ -23,6 +25,11 @@ struct ServeCommand: ParsableCommand {
       in flight, remove the socket and end with status 0. What a medium does not answer within --drain-timeout is left \
       behind, with a line that says what that is, and status 75; a second signal does not wait at all. (Such a process \
       stays in the process table until the kernel gets its answer from the medium.)
+
+      With --control a running server can be replaced by a new one, of a newer version or with other options, while its guests \
+      run: 'vmm-blk serve --take-over' with the path of that control socket gets the listening sockets, the connections, the \
+      guests' memory, the positions of the queues and the images' locks, and goes on; the server before ends with status 0. \
+      Whatever goes wrong on the way, the server before goes on.
 
       With --disks one process serves many disks. FILE is a JSON array with an object for each, in the words of these \
       options:
@@ -46,6 +53,17 @@ struct ServeCommand: ParsableCommand {
   @Option(
     help: .init("Use this open descriptor, a listening or a connected UNIX socket, instead of a path.", valueName: "n"))
   var fd: Int32?
+
+  @Option(
+    help: .init(
+      "Listen on this path for an operator: a server that takes over. Only this user and root are listened to.",
+      valueName: "path"))
+  var control: String?
+
+  @Option(
+    help: .init(
+      "Take over from the running server that has this control socket: the same disks, whose guests go on.", valueName: "path"))
+  var takeOver: String?
 
   @Option(
     help: .init(
@@ -80,9 +98,17 @@ struct ServeCommand: ParsableCommand {
           "With --disks, the image, the serial and the socket of each disk are said in its entry, and --record is for one disk."
         )
       }
+      guard takeOver == nil || !disk.given.contains("--record") else { throw Self.noRecord }
       return
     }
     guard disk.blkFile != nil else { throw ValidationError("No disk: name one with --blk-file, or many with --disks.") }
+    if takeOver != nil {
+      guard fd == nil else {
+        throw ValidationError("With --take-over the socket comes from the server before: leave --fd out.")
+      }
+      guard disk.record == nil else { throw Self.noRecord }
+      return
+    }
     guard (socketPath == nil) != (fd == nil) else {
       throw ValidationError("Say where to serve, with either --socket-path or --fd.")
     }
@@ -98,20 +124,30 @@ struct ServeCommand: ParsableCommand {
     let openFiles = ServeFileLimit.raise()
     let list = try disks.map { try ServeDiskList(file: $0, defaults: disk) }
     ServeFileLimit.makeRoom(for: list?.disks.map(\.options) ?? [disk], limit: openFiles, signals.descriptor)
-    let served = try list.map { try openAll($0, openFiles, log) } ?? [openOne()]
-    log.noteEngines(of: served.map(\.device))
     let loop = try EventLoop()
-    let servers = served.map { disk in
-      let news = disks == nil ? log : log.about(disk.place)
+    let service = Service(log: log, isOne: disks == nil)
+    let makeServer = { (device: BlockDevice, socket: ServerSocket, place: String) in
+      let news = service.isOne ? log : log.about(place)
       return BackendServer(
-        device: disk.device, on: disk.socket, in: loop, memoryBudget: memoryBudget.bytes,
-        publishesInOrder: publishInOrder == .on
+        device: device, on: socket, in: loop, memoryBudget: memoryBudget.bytes, publishesInOrder: publishInOrder == .on
       ) { news.event($0) }
     }
+    let takeover = try takeOver.map {
+      try ServeTakeover($0, wantsControl: control.map(Takeover.absolute) == Takeover.absolute($0), in: loop, log: log)
+    }
+    if let takeover {
+      try prepare(takeover, list, makeServer)
+      service.disks = takeover.disks.map { Served(device: $0.device, socket: $0.socket, place: $0.place, server: $0.server) }
+    } else {
+      service.disks = try list.map { try openAll($0, openFiles, log, makeServer) } ?? [openOne(makeServer)]
+    }
+    let served = service.disks
+    log.noteEngines(of: served.map(\.device))
     // The loop holds what its handlers hold, so the files do not go by themselves.
-    defer { for disk in served { disk.socket.removeFile() } }
-    let end = ServeEnd(servers, in: loop, limit: .seconds(drainTimeout))
-    if disks == nil { servers.first?.finished = { loop.stop() } }
+    defer { service.removeFiles() }
+    let controlListener = try listenForControl(takeover)
+    let end = ServeEnd(served.map(\.server), in: loop, limit: .seconds(drainTimeout))
+    if disks == nil { served.first?.server.finished = { loop.stop() } }
     _ = try loop.add(signals.descriptor) { _ in
       guard let signal = signals.take() else { return }
       log.note("ending on signal \(signal)" + (end.hasBegun ? " at once" : ""))
@@ -123,8 +159,20 @@ struct ServeCommand: ParsableCommand {
       for disk in served { disk.device.resume() }
     }
     do {
-      for server in servers { try server.open() }
-      say(disks.map { "Serving \(served.count) disks as \($0) describes them." } ?? greeting(served[0]))
+      if let takeover {
+        takeover.takeAll {
+          let listener = controlListener ?? self.adoptControl(takeover, log)
+          do { if let listener { service.control = try self.openControl(listener, service, loop, log) } } catch {
+            log.warn("the control socket is not served: \(error)")
+          }
+          guard takeover.hasAny else { return loop.stop() }
+          self.say(self.disks.map { "Serving \(served.count) disks as \($0) describes them." } ?? self.greeting(served[0]))
+        }
+      } else {
+        for disk in served { try disk.server.open() }
+        if let controlListener { service.control = try openControl(controlListener, service, loop, log) }
+        say(disks.map { "Serving \(served.count) disks as \($0) describes them." } ?? greeting(served[0]))
+      }
       try loop.run()
     } catch {
       // Whatever was the matter, queues that run are stopped before the images are closed.
@@ -132,13 +180,14 @@ struct ServeCommand: ParsableCommand {
       try loop.run()
       throw error
     }
-    let left = zip(served, servers).compactMap { (disk, server) -> String? in
-      let queues = server.abandon()
+    if let takeover, !takeover.hasAny, let failure = takeover.failures.first { throw failure }
+    let left = served.compactMap { disk -> String? in
+      let queues = disk.server.abandon()
       return queues.isEmpty ? nil : "\(disk.place) (\(disk.device.image.path)): \(ServerEvent.list(queues))"
     }
     guard !left.isEmpty else { return }
     log.warn("left behind, because the medium does not answer: " + left.joined(separator: "; "))
-    for disk in served { disk.socket.removeFile() }
+    service.removeFiles()
     People.flush()
     // Whoever let go of the images now would wait for the same medium.
     _exit(ExitStatus.leftBehind.rawValue)
@@ -156,28 +205,138 @@ struct ServeCommand: ParsableCommand {
     var socket: ServerSocket
     /// Where it is served, in words.
     var place: String
+    var server: BackendServer
+    /// The same for another process: an absolute path.
+    var name: String {
+      if case .listening(let listener) = socket, listener.path != nil { Takeover.absolute(place) } else { place }
+    }
   }
 
-  private func openOne() throws -> Served {
+  /// What a running server consists of.
+  private final class Service {
+    let log: ServeLog
+    let isOne: Bool
+    var disks: [Served] = []
+    var control: ControlServer?
+    var handOver: ServeHandOver?
+
+    init(log: ServeLog, isOne: Bool) {
+      self.log = log
+      self.isOne = isOne
+    }
+
+    func removeFiles() {
+      for disk in disks { disk.socket.removeFile() }
+      control?.listener.removeFile()
+    }
+  }
+
+  private typealias ServerMaker = (BlockDevice, ServerSocket, _ place: String) -> BackendServer
+
+  private func openOne(_ makeServer: ServerMaker) throws -> Served {
     let device = try disk.makeDevice(queues: Self.queues)
-    if let fd { return Served(device: device, socket: try ServerSocket.adopt(fd), place: "descriptor \(fd)") }
-    guard let socketPath else { preconditionFailure("validation asks for a path or a descriptor") }
-    return Served(device: device, socket: .listening(try Listener(path: socketPath)), place: socketPath)
+    let (socket, place): (ServerSocket, String)
+    if let fd {
+      (socket, place) = (try ServerSocket.adopt(fd), "descriptor \(fd)")
+    } else {
+      guard let socketPath else { preconditionFailure("validation asks for a path or a descriptor") }
+      (socket, place) = (.listening(try Listener(path: socketPath)), socketPath)
+    }
+    return Served(device: device, socket: socket, place: place, server: makeServer(device, socket, place))
   }
 
   /// All or none: what was opened before a disk that cannot be is closed again, and its sockets go with it.
-  private func openAll(_ list: ServeDiskList, _ openFiles: Int, _ log: ServeLog) throws -> [Served] {
+  private func openAll(
+    _ list: ServeDiskList, _ openFiles: Int, _ log: ServeLog, _ makeServer: ServerMaker
+  ) throws -> [Served] {
     try ServeFileLimit.check(list.disks.map(\.options), limit: openFiles, log)
     return try list.disks.enumerated().map { index, disk in
       do {
         let device = try disk.options.makeDevice(queues: Self.queues)
-        let listener = try Listener(path: disk.socketPath)
-        return Served(device: device, socket: .listening(listener), place: disk.socketPath)
+        let socket = ServerSocket.listening(try Listener(path: disk.socketPath))
+        return Served(
+          device: device, socket: socket, place: disk.socketPath, server: makeServer(device, socket, disk.socketPath))
       } catch {
         throw list.error(index, "\(error)", ExitStatus(error))
       }
     }
   }
+
+  // MARK: Control
+
+  /// A control socket that is not to come from the server before.
+  private func listenForControl(_ takeover: ServeTakeover?) throws -> Listener? {
+    guard let control, takeOver.map(Takeover.absolute) != Takeover.absolute(control) else { return nil }
+    return try Listener(path: control)
+  }
+
+  /// The control socket of the server before, if that was wanted and has come.
+  private func adoptControl(_ takeover: ServeTakeover, _ log: ServeLog) -> Listener? {
+    guard let control else { return nil }
+    do {
+      guard let socket = takeover.control else {
+        log.warn("the control socket \(control) stays with the server before, which still has disks")
+        return nil
+      }
+      let listener = try Listener(takingOver: socket, path: control)
+      listener.ownFile()
+      return listener
+    } catch {
+      log.warn("the control socket cannot be taken over: \(error)")
+      return nil
+    }
+  }
+
+  private func openControl(
+    _ listener: Listener, _ service: Service, _ loop: EventLoop, _ log: ServeLog
+  ) throws -> ControlServer {
+    let disks = service.disks.map { ServeHandOver.Disk(device: $0.device, server: $0.server, name: $0.name) }
+    let handOver = ServeHandOver(disks, control: listener, in: loop, log: log) {
+      log.note("everything is served by another process, so this one ends")
+      loop.stop()
+    }
+    let server = ControlServer(on: listener, in: loop, report: { log.event($0) }) { handOver.take($0, from: $1) }
+    try server.open()
+    return server
+  }
+
+  /// Makes every disk ready that the server before serves. It has to be the same disks.
+  private func prepare(_ takeover: ServeTakeover, _ list: ServeDiskList?, _ makeServer: @escaping ServerMaker) throws {
+    let names = try takeover.greet()
+    guard let list else {
+      guard let name = names.first, names.count == 1 else {
+        throw TakeoverFailure.otherDisks("The running server serves \(names.count) disks: describe them with --disks.")
+      }
+      if let socketPath, Takeover.absolute(socketPath) != name {
+        throw TakeoverFailure.otherDisks("The running server serves its disk on \(printable(name)), not on \(socketPath).")
+      }
+      let place = socketPath ?? name
+      return try takeover.prepare(name, socketPath: name.hasPrefix("/") ? place : nil, place: place) { lock in
+        try disk.makeDevice(queues: Self.queues, lock: lock)
+      } makeServer: {
+        makeServer($0, $1, place)
+      }
+    }
+    let wanted = list.disks.map { Takeover.absolute($0.socketPath) }
+    if let missing = names.first(where: { !wanted.contains($0) }) {
+      throw TakeoverFailure.otherDisks(
+        "The running server serves a disk on \(printable(missing)), which \(list.file) does not list.")
+    }
+    for (index, disk) in list.disks.enumerated() {
+      guard names.contains(wanted[index]) else {
+        throw list.error(index, "the running server does not serve it: list the disks that are served, and no others")
+      }
+      do {
+        try takeover.prepare(wanted[index], socketPath: disk.socketPath, place: disk.socketPath) { lock in
+          try disk.options.makeDevice(queues: Self.queues, lock: lock)
+        } makeServer: {
+          makeServer($0, $1, disk.socketPath)
+        }
+      } catch { throw list.error(index, "\(error)", ExitStatus(error)) }
+    }
+  }
+
+  private static let noRecord = ValidationError("--record begins a new file, so it does not go with --take-over.")
 
   // MARK: Words
 

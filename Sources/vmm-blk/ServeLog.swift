@@ -1,4 +1,5 @@
 /// What a server says to its operator, on standard error.
+internal import Control
 internal import Logging
 internal import VhostUser
 internal import VirtioBlkDevice
@@ -12,6 +13,7 @@ final class ServeLog {
   private let prefix: String
   /// One for each importance, so that a flood of small news does not keep a warning out.
   private var meters: [ServerEvent.Importance: Meter] = [:]
+  private var controlMeter = Meter()
 
   init(level: Logger.Level) {
     logger = Logger(label: "vmm-blk") { _ in PlainLogHandler(logLevel: level) }
@@ -41,6 +43,13 @@ final class ServeLog {
     }
     each(\.engineWarning, warn)
     each({ "engine: \($0.engineReason)" }, note)
+  }
+
+  /// Anybody who can reach the control socket can cause these.
+  func event(_ event: ControlEvent) {
+    guard case .pass(let heldBack) = controlMeter.ask() else { return }
+    if heldBack > 0 { logger.warning("\(prefix)\(heldBack) lines were left out") }
+    logger.warning("\(prefix)\(event)")
   }
 
   /// Every one of these can be caused from the other side of the socket, as often as that side likes.

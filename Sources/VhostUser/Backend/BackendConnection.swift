@@ -19,7 +19,7 @@ final class BackendConnection {
   private static let memoryNotice = Duration.seconds(2)
 
   /// What has to come before the session goes on.
-  private enum Awaited: Equatable {
+  enum Awaited: Equatable {
     case nothing
     case queue(Int)
     /// A descriptor that is being looked at.
@@ -28,34 +28,39 @@ final class BackendConnection {
     case backlog
   }
 
-  private let socket: OwnedDescriptor
+  let socket: OwnedDescriptor
   /// Where it leads, for descriptors that lead there, too.
   private let name: [UInt8]?
-  private let served: ServedDevice
-  private let loop: EventLoop
+  let served: ServedDevice
+  let loop: EventLoop
   private let report: (ServerEvent) -> Void
   /// Called once, when the connection is over and every queue is stopped.
   private let ended: () -> Void
   /// Does what the front-end's descriptors can hold up.
-  let errands = ErrandQueue()
-  private var session: BackendSession
-  private var reader: MessageReader
-  private var writer = MessageWriter()
-  private var registration: EventLoop.Registration?
-  private var interest = EventLoop.Interest.readable
-  private var channel: (socket: OwnedDescriptor, writer: MessageWriter)?
-  private var awaited = Awaited.nothing
+  let errands: ErrandQueue
+  var session: BackendSession
+  var reader: MessageReader
+  var writer = MessageWriter()
+  var registration: EventLoop.Registration?
+  var interest = EventLoop.Interest.readable
+  var channel: (socket: OwnedDescriptor, writer: MessageWriter)?
+  var awaited = Awaited.nothing
+  /// Another server is about to go on with this connection.
+  var standstill: Standstill?
+  /// We are about to go on with the connection of another server.
+  var adoption: Adoption?
   private var errandStart = ContinuousClock.now
   private var isTimed = false
   private var hasLookedForMemory = false
-  private var isOver = false
-  private var hasEnded = false
+  var isOver = false
+  var hasEnded = false
 
   init(
-    _ socket: OwnedDescriptor, _ served: ServedDevice, _ loop: EventLoop, report: @escaping (ServerEvent) -> Void,
-    ended: @escaping () -> Void
+    _ socket: OwnedDescriptor, _ served: ServedDevice, _ loop: EventLoop, errands: ErrandQueue = ErrandQueue(),
+    report: @escaping (ServerEvent) -> Void, ended: @escaping () -> Void
   ) {
     self.socket = socket
+    self.errands = errands
     self.name = UnixSocket.ownName(of: socket.rawValue)
     self.served = served
     self.loop = loop
@@ -67,6 +72,7 @@ final class BackendConnection {
 
   /// Begins to read. The loop keeps the connection alive until it is over.
   func open() {
+    interest = .readable
     do {
       registration = try loop.add(socket.rawValue) { interest in self.ready(interest) }
     } catch {
@@ -112,10 +118,14 @@ final class BackendConnection {
     switch event {
     case .started(let queue):
       report(.queueStarted(queue))
+      adopted(queue, nil)
       answer(queue) { $0.started(queue: queue, failure: nil) }
-    case .notStarted(let queue, let error): answer(queue) { $0.started(queue: queue, failure: error) }
+    case .notStarted(let queue, let error):
+      adopted(queue, error)
+      answer(queue) { $0.started(queue: queue, failure: error) }
     case .stopped(let queue, let position):
       report(.queueStopped(queue))
+      if let standstill, standstill.rings.contains(queue) { session.stopped(queue: queue, position: position) }
       answer(queue) { $0.stopped(queue: queue, position: position) }
     case .queueFailed(let queue, let error):
       report(.queueFailed(queue: queue, error))
@@ -157,13 +167,14 @@ final class BackendConnection {
     }
   }
 
-  private var canRead: Bool { !isOver && awaited == .nothing && writer.isIdle }
+  private var canRead: Bool { !isOver && awaited == .nothing && standstill == nil && adoption == nil && writer.isIdle }
 
   /// Does what can be done without waiting, sends what there is to say, and listens for what comes next.
-  private func goOn() {
+  func goOn() {
     guard !isOver else { return }
     performEffects()
     guard !isOver else { return }
+    comeToStandstill()
     do {
       try writer.flush(socket.rawValue)
       if awaited == .nothing, errands.backlog > Self.errandBacklog { waitForBacklog() }

@@ -5,13 +5,15 @@ public import VirtioCore
 
 /// Serves one device to one front-end at a time; the next one is let in when the one before is gone.
 public final class BackendServer {
-  private let socket: ServerSocket
-  private let served: ServedDevice
-  private let loop: EventLoop
-  private let report: (ServerEvent) -> Void
-  private var connection: BackendConnection?
+  let socket: ServerSocket
+  let served: ServedDevice
+  let loop: EventLoop
+  let report: (ServerEvent) -> Void
+  var connection: BackendConnection?
   private var listening: EventLoop.Registration?
-  private var deviceEvents: EventLoop.Registration?
+  var deviceEvents: EventLoop.Registration?
+  /// How far another server's taking over has come, or our own of another's.
+  var takeover = Takeover.none
   /// Called when nobody can come any more: the one front-end of a connected socket has gone.
   public var finished: (() -> Void)?
 
@@ -37,11 +39,15 @@ public final class BackendServer {
 
   /// Begins to serve; the loop keeps the server alive until `close`.
   public func open() throws(Errno) {
-    deviceEvents = try loop.add(served.device.eventDescriptor) { _ in self.takeEvents() }
+    try attend()
     switch socket {
     case .listening: try listen()
     case .connected(let descriptor): connect(descriptor)
     }
+  }
+
+  func attend() throws(Errno) {
+    deviceEvents = try loop.add(served.device.eventDescriptor) { _ in self.takeEvents() }
   }
 
   /// Asks every queue to stop and lets nobody in any more. The socket's file goes with the last reference to its `Listener`.
@@ -53,6 +59,7 @@ public final class BackendServer {
     isClosed = true
     self.whenClosed = whenClosed
     stopListening()
+    cancelTakeover()
     connection?.end(nil)
     closeIfOver()
   }
@@ -73,19 +80,19 @@ public final class BackendServer {
     whenClosed()
   }
 
-  private var isClosed = false
+  var isClosed = false
   private var whenClosed: (() -> Void)?
   /// Helpers of earlier connections that have not come back.
   private var leftBehind: [ErrandQueue] = []
   private var hasToldOfLeftBehind = false
 
   private func listen() throws(Errno) {
-    guard case .listening(let listener) = socket, listening == nil, !isClosed else { return }
+    guard case .listening(let listener) = socket, listening == nil, !isClosed, takeover.letsIn else { return }
     listening = try loop.add(listener.socket.rawValue) { _ in self.accept(listener) }
   }
 
   /// Whoever comes while a front-end is connected waits in the socket's own queue.
-  private func stopListening() {
+  func stopListening() {
     if let listening { loop.remove(listening) }
     listening = nil
   }
@@ -113,12 +120,17 @@ public final class BackendServer {
 
   private func connect(_ descriptor: OwnedDescriptor) {
     report(.connected)
-    let connection = BackendConnection(descriptor, served, loop, report: report) { self.connectionEnded() }
+    connection(on: descriptor, errands: ErrandQueue()).open()
+  }
+
+  func connection(on descriptor: OwnedDescriptor, errands: ErrandQueue) -> BackendConnection {
+    let connection = BackendConnection(descriptor, served, loop, errands: errands, report: report) { self.connectionEnded() }
     self.connection = connection
-    connection.open()
+    return connection
   }
 
   private func connectionEnded() {
+    cancelTakeover()
     if let errands = connection?.errands, errands.backlog > 0 { leftBehind.append(errands) }
     connection = nil
     report(.disconnected)
@@ -129,7 +141,7 @@ public final class BackendServer {
     }
   }
 
-  private func listenAgain(after delay: Duration) {
+  func listenAgain(after delay: Duration) {
     guard delay == .zero else { return loop.after(delay) { self.listenAgain(after: .zero) } }
     do { try listen() } catch {
       report(.acceptFailed(error))

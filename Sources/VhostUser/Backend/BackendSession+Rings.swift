@@ -147,22 +147,46 @@ extension BackendSession {
 
 extension BackendSession {
   mutating func startIfReady(_ index: Int, refuses: Bool) -> Effect? {
-    let ring = rings[index]
-    guard ring.isReady, let kick = ring.kick, let features, !table.entries.isEmpty else { return nil }
     do {
-      let configuration = try ring.configuration(in: table)
-      let inflight = try inflight(for: index, size: configuration.size)
+      guard let activation = try activation(of: index) else { return nil }
       rings[index].isRunning = true
       startRefuses = refuses
-      return .start(
-        Activation(
-          queue: index, memory: table.memory, features: features, configuration: configuration, position: ring.position,
-          kick: kick, call: ring.call, failure: ring.failure, publishesInOrder: inflight == nil && device.publishesInOrder,
-          inflight: inflight, log: log(of: ring)))
+      return .start(activation)
     } catch {
       couldNotStart(index, error, refuses: refuses)
       return nil
     }
+  }
+
+  /// What a ring needs to run; `nil` when it is not to run now.
+  func activation(of index: Int) throws(Refusal) -> Activation? {
+    let ring = rings[index]
+    guard ring.isReady, let kick = ring.kick, let features, !table.entries.isEmpty else { return nil }
+    let configuration = try ring.configuration(in: table)
+    let inflight = try inflight(for: index, size: configuration.size)
+    return Activation(
+      queue: index, memory: table.memory, features: features, configuration: configuration, position: ring.position,
+      kick: kick, call: ring.call, failure: ring.failure, publishesInOrder: inflight == nil && device.publishesInOrder,
+      inflight: inflight, log: log(of: ring))
+  }
+
+  /// Rings that were stopped only for somebody else's sake go on. Their effects follow from `nextEffect`.
+  mutating func goOn(with indices: some Sequence<Int>) {
+    for index in indices { steps.append(.startIfReady(index, refuses: false)) }
+  }
+
+  /// Another server may have had these rings and is gone: they go on from what is in memory, as after a crash.
+  ///
+  /// - Returns: false when memory does not say what is done: neither records nor the order of answers do.
+  mutating func recover(_ indices: some Sequence<Int>) -> Bool {
+    guard inflight != nil || device.publishesInOrder else { return false }
+    for index in indices {
+      guard let configuration = try? rings[index].configuration(in: table),
+        let used = RingIndices(configuration, in: table.memory)?.used
+      else { return false }
+      rings[index].position = QueuePosition(available: used, used: nil)
+    }
+    return true
   }
 
   /// The answer to `Effect.start`.

@@ -39,6 +39,40 @@ final class ServedDevice {
       || restores && device.readConfiguration(at: offset, count: bytes.count) == bytes
   }
 
+  /// What a server that goes on with the device has to know of it.
+  var state: DeviceState {
+    DeviceState(
+      features: device.features.rawValue, queues: device.queueCount, maximumQueueSize: device.maximumQueueSize,
+      negotiated: features?.rawValue,
+      configuration: device.readConfiguration(at: 0, count: device.configurationSize))
+  }
+
+  /// Brings the device to where another server's stood: the same offer, the same choice, the same configuration.
+  func restore(_ state: DeviceState) throws(TakeoverError) {
+    let missing = FeatureSet(rawValue: state.features).subtracting(device.features)
+    guard missing.isEmpty else { throw .features(missing) }
+    guard state.queues == device.queueCount else {
+      throw .notTheSame("number of queues", theirs: "\(state.queues)", ours: "\(device.queueCount)")
+    }
+    guard state.maximumQueueSize == device.maximumQueueSize else {
+      throw .notTheSame("largest ring size", theirs: "\(state.maximumQueueSize)", ours: "\(device.maximumQueueSize)")
+    }
+    if let chosen = state.negotiated.map({ FeatureSet(rawValue: $0) }) {
+      guard negotiate(chosen) else { throw .invalid("a driver's choice of features that the device cannot work with") }
+    } else if features != nil {
+      reset()
+    }
+    let ours = device.readConfiguration(at: 0, count: device.configurationSize)
+    guard ours.count == state.configuration.count else {
+      throw .notTheSame(
+        "configuration space", theirs: "\(state.configuration.count) bytes long", ours: "\(ours.count) bytes long")
+    }
+    // What a driver can have changed is written as it wrote it; all else has to be the same.
+    for offset in ours.indices where ours[offset] != state.configuration[offset] {
+      guard device.writeConfiguration(at: offset, [state.configuration[offset]]) else { throw .configuration(offset: offset) }
+    }
+  }
+
   func reset() {
     device.reset()
     features = nil

@@ -22,6 +22,8 @@ public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
   case descriptorsDoNotAnswer
   /// Too many connections have left somebody behind.
   case tooManyLeftBehind(Int)
+  /// Another server took the disk and is gone, and nothing says what it did with it.
+  case cannotGoOn
   /// The device has something to say.
   case deviceNotice(String)
 
@@ -51,6 +53,9 @@ public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
     case .queueRefused(let queue, let refusal): "queue \(queue) cannot start: \(refusal)"
     case .queueFailed(let queue, let error): "queue \(queue) is stopped: \(error)"
     case .deviceNotice(let text): text
+    case .cannotGoOn:
+      "the connection is closed, because the server that took the disk over is gone and neither in-flight records nor the order of "
+        + "answers say what it did"
     case .stillStopping(let queues):
       "the disk waits for its medium: \(Self.list(queues)) cannot stop before what is in flight is done, and nobody is let in"
     case .descriptorsDoNotAnswer:

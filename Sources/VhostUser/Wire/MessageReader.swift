@@ -46,10 +46,22 @@ struct MessageReader {
 
   init(closingWith disposer: (any Disposer)? = nil) { self.disposer = disposer }
 
+  /// One that goes on in the middle of a message.
+  init(bytes: [UInt8], descriptors: [OwnedDescriptor], closingWith disposer: (any Disposer)?) throws(StreamError) {
+    self.disposer = disposer
+    self.descriptors = descriptors
+    self.bytes = bytes
+    if bytes.count >= MessageHeader.size { try decodeHeader() }
+  }
+
+  /// What came of a message that is not whole; `nil`: nothing.
+  var unread: (bytes: [UInt8], descriptors: [OwnedDescriptor])? { bytes.isEmpty ? nil : (bytes, descriptors) }
+
   /// Reads until a message is whole or the socket has nothing more.
   mutating func read(_ socket: Int32) throws(StreamError) -> Progress {
     while true {
       let wanted = MessageHeader.size + Int(header?.size ?? 0)
+      // More than this message cannot be there: what was taken over was read in the same way.
       guard bytes.count < wanted else {
         guard let header else {
           try decodeHeader()

@@ -5,14 +5,36 @@ internal import VirtioCore
 
 /// The sending half of a connection.
 struct MessageWriter {
-  private var waiting: [Message] = []
+  private struct Waiting {
+    var bytes: [UInt8]
+    var descriptors: [OwnedDescriptor]
+  }
+
+  private var waiting: [Waiting] = []
   /// Bytes of the first waiting message that are out.
   private var sent = 0
+
+  init() {}
+
+  /// One that goes on with what another could not send.
+  init(unsent: [(bytes: [UInt8], descriptors: [OwnedDescriptor])]) {
+    waiting = unsent.filter { !$0.bytes.isEmpty }.map { Waiting(bytes: $0.bytes, descriptors: $0.descriptors) }
+  }
+
+  /// What is still to go out.
+  var unsent: [(bytes: [UInt8], descriptors: [OwnedDescriptor])] {
+    waiting.enumerated().map { index, message in
+      // Descriptors went with the first byte.
+      index == 0 && sent > 0 ? (Array(message.bytes[sent...]), []) : (message.bytes, message.descriptors)
+    }
+  }
 
   /// Everything is out.
   var isIdle: Bool { waiting.isEmpty }
 
-  mutating func enqueue(_ message: Message) { waiting.append(message) }
+  mutating func enqueue(_ message: Message) {
+    waiting.append(Waiting(bytes: message.bytes, descriptors: message.descriptors))
+  }
 
   /// Sends what the socket takes, each message in one system call: some peers read header and payload with one plain
   /// receive each and take a short one for a failure.

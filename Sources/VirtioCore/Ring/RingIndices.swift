@@ -1,13 +1,12 @@
-/// The two indices of a split ring, looked at from outside: all that this module knows of rings.
-internal import VirtioCore
+/// The two indices of a split ring, looked at from outside.
 
 /// `avail.idx` and `used.idx` of one queue in guest memory. A look at numbers that others write, not a ring.
-struct RingIndices {
-  let available: UInt16
-  let used: UInt16
+public struct RingIndices {
+  public let available: UInt16
+  public let used: UInt16
 
   /// - Returns: `nil` where an index is misaligned or outside guest memory, so that the queue cannot be one.
-  init?(_ configuration: QueueConfiguration, in memory: GuestMemory) {
+  public init?(_ configuration: QueueConfiguration, in memory: GuestMemory) {
     guard
       let available = Self.index(of: configuration.availableRing, in: memory),
       let used = Self.index(of: configuration.usedRing, in: memory)

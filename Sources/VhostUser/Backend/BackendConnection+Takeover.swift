@@ -1,0 +1,192 @@
+/// One connection in two processes: how it comes to a standstill in the one and goes on in the other.
+internal import Sockets
+internal import VirtioCore
+
+extension BackendConnection {
+  /// What was stopped for a server that is to come.
+  struct Standstill {
+    /// Rings that ran.
+    var rings: Set<Int> = []
+    /// They have been asked to stop.
+    var hasBegun = false
+    /// Called once when nothing moves any more.
+    var whenStill: (() -> Void)?
+    /// It is over before it was reached: what has stopped by then goes on.
+    var isCancelled = false
+  }
+
+  /// Queues that are started for a connection that another server still has.
+  struct Adoption {
+    var rings: Set<Int>
+    var waiting: Set<Int>
+    var failure: TakeoverError?
+    /// Called once when all have answered.
+    var whenHeld: ((TakeoverError?) -> Void)?
+  }
+
+  // MARK: The server before
+
+  /// Comes to a standstill between two messages: reads nothing more, and stops every queue that runs.
+  ///
+  /// - Parameter whenStill: called when that is done; never, if the connection ends before.
+  func standStill(then whenStill: @escaping () -> Void) {
+    standstill = Standstill(whenStill: whenStill)
+    // Not even for its end: who goes on with it sees that as well.
+    if let registration { loop.remove(registration) }
+    registration = nil
+    goOn()
+  }
+
+  /// As far as the message at hand lets it.
+  func comeToStandstill() {
+    guard var standing = standstill, awaited == .nothing, session.isBetweenMessages else { return }
+    if !standing.hasBegun {
+      standing.hasBegun = true
+      let running = session.rings.indices.filter { session.rings[$0].isRunning }
+      standing.rings = Set(running.filter { served.attended.stop(queue: $0) })
+      standstill = standing
+    }
+    guard served.attended.isAtRest else { return }
+    if standing.isCancelled { return goOnAgain() }
+    guard let still = standing.whenStill else { return }
+    standing.whenStill = nil
+    standstill = standing
+    still()
+  }
+
+  /// Nobody goes on with it: what was stopped goes on here.
+  ///
+  /// - Parameter fromMemory: another server may have had the rings in between and is gone.
+  /// - Returns: false when what that one did cannot be told, so that nothing can go on.
+  @discardableResult
+  func goOn(fromMemory: Bool) -> Bool {
+    guard var standing = standstill, !isOver else { return true }
+    if fromMemory, !session.recover(standing.rings) { return false }
+    guard standing.hasBegun, served.attended.isAtRest else {
+      standing.isCancelled = true
+      standing.whenStill = nil
+      standstill = standing
+      goOn()
+      return true
+    }
+    goOnAgain()
+    return true
+  }
+
+  private func goOnAgain() {
+    guard let standing = standstill else { return }
+    standstill = nil
+    session.goOn(with: standing.rings.sorted())
+    open()
+    goOn()
+  }
+
+  /// Another server has it now: nothing is said or stopped any more.
+  func letGo() {
+    if let registration { loop.remove(registration) }
+    registration = nil
+    isOver = true
+    hasEnded = true
+    standstill = nil
+    session = BackendSession(served.description)
+    reader = MessageReader()
+    channel = nil
+  }
+
+  /// What the next server needs to go on.
+  func state(_ list: inout DescriptorList) -> ConnectionState {
+    var state = ConnectionState(
+      socket: list.add(socket), unread: nil, unsent: [], channel: nil, protocolFeatures: 0, features: nil, status: 0,
+      memory: [], log: nil, logsBuffers: false, inflight: nil, owesConfigurationChange: false, rings: [])
+    if let unread = reader.unread {
+      state.unread = .init(bytes: unread.bytes, descriptors: unread.descriptors.map { list.add($0) })
+    }
+    for message in writer.unsent {
+      state.unsent.append(.init(bytes: message.bytes, descriptors: message.descriptors.map { list.add($0) }))
+    }
+    // One that does not take what it was told already is told nothing more.
+    if let channel, channel.writer.isIdle { state.channel = list.add(channel.socket) }
+    let running = standstill?.rings ?? Set(session.rings.indices.filter { session.rings[$0].isRunning })
+    session.fill(&state, &list, running: running)
+    return state
+  }
+
+  // MARK: The server after
+
+  /// Goes on with what another server has brought to a standstill: its queues are started held, and nothing is read before
+  /// `release`.
+  ///
+  /// - Parameter whenHeld: called with what cannot go on here; then `abandonAdoption` is all that may follow.
+  func adopt(
+    _ session: BackendSession, _ restoration: SessionRestoration, then whenHeld: @escaping (TakeoverError?) -> Void
+  ) {
+    adoption = Adoption(rings: Set(restoration.running), waiting: [], whenHeld: whenHeld)
+    do throws(TakeoverError) {
+      try restore(session, restoration)
+      for queue in restoration.running { try start(queue) }
+    } catch { adoption?.failure = error }
+    tellWhenHeld()
+  }
+
+  private func restore(_ session: BackendSession, _ restoration: SessionRestoration) throws(TakeoverError) {
+    self.session = session
+    let (state, list) = (restoration.state, restoration.list)
+    if let unread = state.unread {
+      var descriptors: [OwnedDescriptor] = []
+      for place in unread.descriptors { descriptors.append(try list.descriptor(place)) }
+      do { reader = try MessageReader(bytes: unread.bytes, descriptors: descriptors, closingWith: errands) } catch {
+        throw .refused("\(error)")
+      }
+    }
+    var unsent: [(bytes: [UInt8], descriptors: [OwnedDescriptor])] = []
+    for message in state.unsent {
+      var descriptors: [OwnedDescriptor] = []
+      for place in message.descriptors { descriptors.append(try list.descriptor(place)) }
+      unsent.append((message.bytes, descriptors))
+    }
+    writer = MessageWriter(unsent: unsent)
+    channel = try list.optional(state.channel).map { ($0, MessageWriter()) }
+  }
+
+  private func start(_ queue: Int) throws(TakeoverError) {
+    let activation: Activation?
+    do { activation = try session.activation(of: queue) } catch { throw .refused("\(error)") }
+    guard var activation else { throw .invalid("queue \(queue) runs and has not all that it needs") }
+    activation.isHeld = true
+    adoption?.waiting.insert(queue)
+    served.attended.start(activation)
+  }
+
+  /// The answer to a start.
+  func adopted(_ queue: Int, _ failure: QueueError?) {
+    guard adoption?.waiting.remove(queue) != nil else { return }
+    if let failure {
+      adoption?.failure = .queue(queue, failure)
+    } else {
+      session.rings[queue].isRunning = true
+    }
+    tellWhenHeld()
+  }
+
+  private func tellWhenHeld() {
+    guard let adoption, adoption.waiting.isEmpty, let whenHeld = adoption.whenHeld else { return }
+    self.adoption?.whenHeld = nil
+    whenHeld(adoption.failure)
+  }
+
+  /// The server before is over with it: everything begins.
+  func release() {
+    guard let adoption, !isOver else { return }
+    self.adoption = nil
+    for queue in adoption.rings { served.device.release(queue: queue) }
+    open()
+    goOn()
+  }
+
+  /// The server before goes on with it. Nothing was taken, and nothing is said.
+  func abandonAdoption() {
+    adoption = nil
+    isOver = true
+    served.attended.stopAll()
+  }
+}

@@ -1,0 +1,173 @@
+/// What one server hands to the next, so that a front-end and its guest go on without noticing: a value that travels as JSON.
+/// Addresses, sizes and positions are plain numbers; a descriptor is a number into the list that travels beside it. The members
+/// are described in Docs/takeover.md, and their meaning never changes within one version.
+public import VirtioCore
+
+/// Descriptors beside a state that names them by their place.
+public struct DescriptorList: Sendable {
+  public private(set) var descriptors: [OwnedDescriptor]
+
+  public init(_ descriptors: [OwnedDescriptor] = []) { self.descriptors = descriptors }
+
+  /// - Returns: its place.
+  public mutating func add(_ descriptor: OwnedDescriptor) -> Int {
+    descriptors.append(descriptor)
+    return descriptors.count - 1
+  }
+
+  mutating func add(_ sink: CallSink) -> Int? { sink.descriptor.map { add($0) } }
+
+  /// - Throws: there is no such place, or nothing is said where something has to be.
+  public func descriptor(_ place: Int?) throws(TakeoverError) -> OwnedDescriptor {
+    guard let place, descriptors.indices.contains(place) else { throw .noSuchDescriptor(place) }
+    return descriptors[place]
+  }
+
+  func optional(_ place: Int?) throws(TakeoverError) -> OwnedDescriptor? {
+    guard let place else { return nil }
+    return try descriptor(place)
+  }
+}
+
+/// Why a state cannot be taken up: one sentence.
+public enum TakeoverError: Error, Hashable, Sendable, CustomStringConvertible {
+  case noSuchDescriptor(Int?)
+  case notTheSame(String, theirs: String, ours: String)
+  case configuration(offset: Int)
+  case features(FeatureSet)
+  case invalid(String)
+  case refused(String)
+  case queue(Int, QueueError)
+  case notPrepared(QueueError)
+  /// The server that is asked for its state is in the middle of something that does not come to an end.
+  case busy(String)
+  /// The front-end, or the server, has gone on or gone meanwhile.
+  case overtaken
+
+  public var description: String {
+    switch self {
+    case .noSuchDescriptor: "the state names a descriptor that did not come with it"
+    case .notTheSame(let what, let theirs, let ours):
+      "the running server's \(what) is \(theirs), and here it would be \(ours): give the same options"
+    case .configuration(let offset):
+      "the configuration space is another one than the running server's from byte \(offset) on: give the same image and options"
+    case .features(let features):
+      "the running server offers features \(features), which would be missing here: give the same options, or a newer program"
+    case .invalid(let what): "the state that the running server sent cannot be: \(what)"
+    case .refused(let reason): reason
+    case .queue(let queue, let error): "queue \(queue) cannot go on here: \(error)"
+    case .notPrepared(let error): "the queues cannot be made ready: \(error)"
+    case .busy(let what): "the running server is busy: \(what); try again later"
+    case .overtaken: "the state has changed meanwhile; try again"
+    }
+  }
+}
+
+/// One disk and its socket.
+public struct ServerState: Codable, Hashable, Sendable {
+  /// The listening socket, a place in the list; `nil`: there was one connection only, handed in.
+  public var listener: Int?
+  public var device: DeviceState
+  /// `nil`: nobody is connected.
+  public var connection: ConnectionState?
+}
+
+/// What a device offers, and what was chosen of it. The choice outlives a connection.
+public struct DeviceState: Codable, Hashable, Sendable {
+  /// The feature bits on offer.
+  public var features: UInt64
+  public var queues: Int
+  public var maximumQueueSize: UInt16
+  /// The choice of the last driver, feature bits; `nil`: there was none yet.
+  public var negotiated: UInt64?
+  /// The configuration space, byte by byte, with what the driver has changed in it.
+  public var configuration: [UInt8]
+}
+
+/// One front-end's connection between two of its messages.
+public struct ConnectionState: Codable, Hashable, Sendable {
+  /// The connected socket.
+  public var socket: Int
+  /// Bytes of a message that has not come in whole, and its descriptors.
+  public var unread: Unread?
+  /// Messages that the front-end has not taken yet, or not all of their bytes.
+  public var unsent: [Unsent]
+  /// The socket for what the back-end says unasked.
+  public var channel: Int?
+  public var protocolFeatures: UInt64
+  /// Feature bits; `nil`: SET_FEATURES has not come.
+  public var features: UInt64?
+  /// The device status byte.
+  public var status: UInt8
+  public var memory: [Region]
+  public var log: Log?
+  /// VHOST_F_LOG_ALL.
+  public var logsBuffers: Bool
+  public var inflight: Inflight?
+  /// The front-end has to be told yet that the configuration space changed.
+  public var owesConfigurationChange: Bool
+  public var rings: [RingState]
+
+  public struct Unread: Codable, Hashable, Sendable {
+    public var bytes: [UInt8]
+    public var descriptors: [Int]
+  }
+
+  public struct Unsent: Codable, Hashable, Sendable {
+    public var bytes: [UInt8]
+    public var descriptors: [Int]
+  }
+
+  /// A memory region, as the front-end described it.
+  public struct Region: Codable, Hashable, Sendable {
+    public var guestAddress: UInt64
+    /// Bytes.
+    public var size: UInt64
+    public var userAddress: UInt64
+    /// Where it begins in its file, bytes.
+    public var offset: UInt64
+    public var file: Int
+  }
+
+  public struct Log: Codable, Hashable, Sendable {
+    public var file: Int
+    public var offset: UInt64
+    public var size: UInt64
+  }
+
+  public struct Inflight: Codable, Hashable, Sendable {
+    public var file: Int
+    public var offset: UInt64
+    public var size: UInt64
+    public var queues: Int
+    public var queueSize: UInt16
+  }
+
+  public struct RingState: Codable, Hashable, Sendable {
+    /// Entries; `nil`: not said yet.
+    public var size: UInt16?
+    public var address: Address?
+    /// The next available entry that is looked at.
+    public var available: UInt16
+    /// The next used entry that is published; `nil`: as the ring in memory says.
+    public var used: UInt16?
+    public var isStarted: Bool
+    public var isEnabled: Bool
+    /// It is to be served at once.
+    public var runs: Bool
+    public var hasFailed: Bool
+    /// `nil` in a ring that is started: the driver does not kick.
+    public var kick: Int?
+    public var call: Int?
+    public var failure: Int?
+
+    /// As in SET_VRING_ADDR: addresses of the front-end's process.
+    public struct Address: Codable, Hashable, Sendable {
+      public var flags: UInt32
+      public var descriptorTable: UInt64
+      public var usedRing: UInt64
+      public var availableRing: UInt64
+      public var log: UInt64
+    }
+  }
+}

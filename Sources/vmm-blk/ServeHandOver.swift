@@ -1,0 +1,203 @@
+/// A server that another one takes over from: what it answers on its control socket.
+internal import Control
+internal import Sockets
+internal import SystemPackage
+internal import VhostUser
+internal import VirtioBlkDevice
+internal import VirtioCore
+
+/// Hands over one disk after the other, to one taker at a time. Until a disk is said to be served elsewhere it can go on here, and
+/// does whenever the taker refuses, is gone or is too slow.
+final class ServeHandOver {
+  struct Disk {
+    var device: BlockDevice
+    var server: BackendServer
+    /// Where it is served, as the taker names it.
+    var name: String
+  }
+
+  private enum Phase {
+    /// Its queues are stopping.
+    case pausing
+    case paused
+    /// The taker may begin, or has begun.
+    case committed
+  }
+
+  private let disks: [Disk]
+  private let loop: EventLoop
+  private let log: ServeLog
+  private let control: Listener
+  /// Called once when every disk is served elsewhere.
+  private let whenOver: () -> Void
+  private var taker: ControlConnection?
+  private var wantsControl = false
+  private var current: (disk: Int, phase: Phase)?
+  /// So that the limit of one attempt is not taken for that of the next.
+  private var attempt = 0
+  private var handedOver: Set<Int> = []
+
+  init(_ disks: [Disk], control: Listener, in loop: EventLoop, log: ServeLog, whenOver: @escaping () -> Void) {
+    self.disks = disks
+    self.control = control
+    self.loop = loop
+    self.log = log
+    self.whenOver = whenOver
+  }
+
+  /// A line that came over the control socket.
+  func take(_ line: ControlLine, from connection: ControlConnection) {
+    let request: Takeover.Request
+    do throws(ControlError) { request = try line.decode(Takeover.Request.self) } catch { return refuse(connection, "\(error)") }
+    guard request.request == .takeOver || connection === taker else {
+      return refuse(connection, "say \"take-over\" and a version first")
+    }
+    switch request.request {
+    case .takeOver: begin(request, connection)
+    case .describe: with(request, connection) { connection.answer(describe($0, stillSince: nil)) }
+    case .pause: with(request, connection) { pause($0, connection) }
+    case .commit: with(request, connection, in: .paused) { commit($0, connection) }
+    case .served: with(request, connection, in: .committed) { served($0, connection) }
+    case .resume:
+      with(request, connection, in: .paused) { disk in
+        log.warn("\(disks[disk].name) goes on here, because the server that takes over says: \(request.reason ?? "no")")
+        resume()
+        connection.answer(ControlLine(Takeover.Answer()))
+      }
+    }
+  }
+
+  private func begin(_ request: Takeover.Request, _ connection: ControlConnection) {
+    guard request.version == Takeover.version else {
+      return refuse(
+        connection,
+        "version \(request.version.map { "\($0)" } ?? "none") of taking over is not spoken here, only \(Takeover.version)")
+    }
+    guard taker == nil else { return refuse(connection, "another process is taking over already") }
+    taker = connection
+    wantsControl = request.wantsControl ?? false
+    connection.whenEnded = { [weak self] in self?.takerIsGone() }
+    log.note("\(connection.peer) is about to take over")
+    let names = disks.indices.filter { !handedOver.contains($0) }.map {
+      Takeover.Greeting.Name(disk: disks[$0].name, image: disks[$0].device.image.path)
+    }
+    connection.answer(
+      ControlLine(
+        Takeover.Greeting(version: Takeover.version, program: Version.text, transport: "vhost-user", disks: names)))
+  }
+
+  /// - Parameter phase: that the disk has to be in; `nil`: in none, and none other either.
+  private func with(
+    _ request: Takeover.Request, _ connection: ControlConnection, in phase: Phase? = nil, _ act: (Int) -> Void
+  ) {
+    guard let disk = disks.firstIndex(where: { $0.name == request.disk }), !handedOver.contains(disk) else {
+      return refuse(connection, "there is no disk \(printable(request.disk ?? "")) here")
+    }
+    if phase == nil, current == nil { return act(disk) }
+    guard let current, current.disk == disk, current.phase == phase else {
+      return refuse(connection, "the disk \(printable(disks[disk].name)) does not wait for \"\(request.request.rawValue)\"")
+    }
+    act(disk)
+  }
+
+  private func refuse(_ connection: ControlConnection, _ reason: String) {
+    connection.answer(ControlLine(Takeover.Answer(error: reason)))
+  }
+
+  // MARK: One disk
+
+  private func describe(_ index: Int, stillSince: UInt64?) -> ControlLine {
+    let (server, image) = (disks[index].server, disks[index].device.image)
+    var (state, list) = server.state
+    let description = Takeover.Disk(
+      image: Takeover.Image(
+        path: image.path, size: image.size, lock: image.lock.map { list.add($0) },
+        flushFailed: image.state.flushFailed.loadRelaxed() != 0),
+      server: state, stillSince: stillSince)
+    return ControlLine(description, descriptors: list.descriptors)
+  }
+
+  private func pause(_ index: Int, _ connection: ControlConnection) {
+    let since = Clock.now
+    current = (index, .pausing)
+    attempt += 1
+    loop.after(Takeover.limit) { [weak self, attempt] in self?.isTooSlow(attempt) }
+    disks[index].server.pause { [weak self] result in
+      guard let self, current?.disk == index else { return }
+      switch result {
+      case .success:
+        current = (index, .paused)
+        connection.answer(describe(index, stillSince: since))
+      case .failure(let error):
+        current = nil
+        refuse(connection, "\(error)")
+      }
+    }
+  }
+
+  private func commit(_ index: Int, _ connection: ControlConnection) {
+    // From here on the taker may serve it, so whatever becomes of this process: socket and lock stay.
+    leave(index)
+    current = (index, .committed)
+    connection.answer(ControlLine(Takeover.Answer()))
+  }
+
+  private func served(_ index: Int, _ connection: ControlConnection) {
+    disks[index].server.handOver()
+    handedOver.insert(index)
+    current = nil
+    log.note("\(disks[index].name) is served by \(connection.peer) from now on")
+    guard handedOver.count == disks.count else {
+      connection.answer(ControlLine(Takeover.Answer()))
+      return
+    }
+    if wantsControl {
+      control.leaveFile()
+      connection.answer(ControlLine(Takeover.Answer(control: 0), descriptors: [control.socket]))
+    } else {
+      connection.answer(ControlLine(Takeover.Answer()))
+    }
+    whenOver()
+  }
+
+  // MARK: When it does not come to that
+
+  private func takerIsGone() {
+    taker = nil
+    guard let current else { return }
+    let isBegun = current.phase == .committed
+    log.warn(
+      "\(disks[current.disk].name) goes on here, because the server that was taking it over is gone"
+        + (isBegun ? ", from what is in guest memory" : ""))
+    resume()
+  }
+
+  private func isTooSlow(_ attempt: Int) {
+    guard attempt == self.attempt, let current else { return }
+    log.warn(
+      current.phase == .pausing
+        ? "\(disks[current.disk].name) goes on here, because it did not come to a standstill in \(Takeover.limit)"
+        : "\(disks[current.disk].name) goes on here, because the server that was taking it over does not go on")
+    guard let taker else { return }
+    // Whatever it says from now on is about something that is over. Its end resumes the disk.
+    taker.close()
+  }
+
+  private func resume() {
+    guard let current else { return }
+    self.current = nil
+    let isBegun = current.phase == .committed
+    if isBegun { own(current.disk) }
+    disks[current.disk].server.goOn(fromMemory: isBegun)
+  }
+
+  private func leave(_ index: Int) {
+    disks[index].device.image.leaveLock()
+    disks[index].server.leaveSocket()
+  }
+
+  private func own(_ index: Int) {
+    disks[index].device.image.ownLock()
+    disks[index].server.ownSocket()
+  }
+}

@@ -1,0 +1,95 @@
+/// What two servers say to each other when one takes over from the other: lines of JSON on the control socket, described in
+/// Docs/takeover.md.
+internal import Glibc
+internal import SystemPackage
+internal import VhostUser
+
+enum Takeover {
+  /// Of the messages, the state included. A member that changes its meaning, or one that has to be understood, makes a new one.
+  static let version = 1
+  /// How long a disk may stand still for a server that takes it over, before it goes on where it was.
+  static let limit = Duration.seconds(10)
+
+  /// What one asks.
+  struct Request: Codable {
+    enum Verb: String, Codable {
+      /// Says who asks, and which version is spoken. First of all.
+      case takeOver = "take-over"
+      /// The state of a disk, which goes on.
+      case describe
+      /// The state of a disk that stands still from then on.
+      case pause
+      /// The disk is held there: is it to begin?
+      case commit
+      /// It has begun.
+      case served
+      /// It cannot be done: the disk goes on here.
+      case resume
+    }
+
+    var request: Verb
+    var version: Int?
+    var disk: String?
+    /// With `resume`: why, for the log.
+    var reason: String?
+    /// With `take-over`: the control socket is wanted, too.
+    var wantsControl: Bool?
+  }
+
+  /// The answer to `take-over`.
+  struct Greeting: Codable {
+    var version: Int
+    var program: String
+    /// "vhost-user" or "memory-file".
+    var transport: String
+    var disks: [Name]
+
+    struct Name: Codable {
+      /// Where it is served: the absolute path of its socket, or words.
+      var disk: String
+      var image: String
+    }
+  }
+
+  /// The answer to `describe` and `pause`.
+  struct Disk: Codable {
+    var image: Image
+    var server: ServerState
+    /// When it came to a standstill, nanoseconds of CLOCK_MONOTONIC; `nil`: it goes on.
+    var stillSince: UInt64?
+  }
+
+  /// An image, as far as it is more than its path.
+  struct Image: Codable {
+    var path: String
+    /// Bytes.
+    var size: UInt64
+    /// The open description that holds the lock, a place among the descriptors; `nil`: there is none.
+    var lock: Int?
+    /// A flush failed, so that none may succeed until the image is opened anew.
+    var flushFailed: Bool
+  }
+
+  /// The answer to `commit`, `served` and `resume`, and to what cannot be done.
+  struct Answer: Codable {
+    /// Why not: one sentence.
+    var error: String?
+    /// The listening control socket, a place among the descriptors.
+    var control: Int?
+  }
+
+  /// A path that means the same to both processes.
+  static func absolute(_ path: String) -> String {
+    let path = FilePath(path)
+    guard path.isRelative, let folder = workingFolder else { return path.lexicallyNormalized().string }
+    return FilePath(folder).appending(path.components).lexicallyNormalized().string
+  }
+}
+
+extension Takeover {
+  private static var workingFolder: String? {
+    guard let path = unsafe getcwd(nil, 0) else { return nil }
+    defer { unsafe free(path) }
+    return unsafe String(cString: path)
+  }
+}
