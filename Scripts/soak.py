@@ -82,12 +82,13 @@ class Server:
 class Guest:
     """`vmm-blk guest verify --reconnect`, and how far it is."""
 
-    def __init__(self, folder, seed, seconds, options):
+    def __init__(self, folder, seed, seconds, options, reconnects=True):
         self.command = [
-            PROGRAM, "guest", "verify", "--socket-path", f"{folder}/socket", "--reconnect", "--seed", str(seed), "--seconds",
-            str(seconds), "--report-every", "10", *options]
+            PROGRAM, "guest", "verify", "--socket-path", f"{folder}/socket", *(["--reconnect"] if reconnects else []),
+            "--seed", str(seed), "--seconds", str(seconds), "--report-every", "10", *options]
         self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.answered = 0
+        self.pauses = []  # of more than half a millisecond: milliseconds
         self.lines = collections.deque(maxlen=20)
         self.moved = threading.Condition()
         self.is_over = False
@@ -99,6 +100,8 @@ class Guest:
                 words = line.split()
                 if words and words[0] == "answered":
                     self.answered = int(words[1])
+                elif words[:3] == ["no", "answer", "for"]:
+                    self.pauses.append(int(words[3]) / 1000)
                 else:
                     self.lines.append(line.rstrip())
                 self.moved.notify_all()
@@ -182,6 +185,49 @@ def with_records(chance, folder, seconds):
 
 def in_order(chance, folder, seconds):
     return kills(chance, folder, seconds, False)
+
+
+def takeovers(chance, folder, seconds):
+    """One guest, and one server after the other that takes over from the one before."""
+    engine = chance.choice(["uring", "sync", "threads", "mapped", "aio", "cached"])
+    queues = chance.choice([1, 1, 2, 4])
+    options = ["--queues", str(queues), "--depth", str(chance.choice([1, 4, 16, 32])), "--length", "16M", "--largest", "64k"]
+    options += [word for word in ("--no-indirect", "--no-event-index", "--poll") if chance.random() < 0.4]
+    with open(f"{folder}/disk", "wb") as file:
+        file.truncate(32 << 20)
+    control = ["--control", f"{folder}/control"]
+    common = ["--engine", engine, "--num-queues", "4", *control]
+    counts, pauses = collections.Counter(), []
+    server, guest = Server(folder, common), None
+    try:
+        server.start()
+        limit = time.monotonic() + 0.8 * seconds
+        # It does not connect again: one that lost its connection has failed.
+        guest = Guest(folder, chance.getrandbits(32), seconds, [*options, "--report-pauses", "0.5"], reconnects=False)
+        while guest.wait_for(guest.answered + 10 * chance.randint(1, 30), limit) and not guest.is_over:
+            before, seen = server, len(guest.pauses)
+            server = Server(folder, [*common, "--take-over", f"{folder}/control"])
+            server.start()
+            if before.process.wait(HUNG) != 0:
+                raise Failure("a server that was taken over from did not end with status 0")
+            before.process.stdout.close()
+            before.log.close()
+            counts["takeovers"] += 1
+            guest.wait_for(guest.answered + 20, time.monotonic() + HUNG)
+            pauses.append(max(guest.pauses[seen:], default=0.5))
+        guest.finish()
+        counts["requests answered"] += guest.answered
+        if server.stop() != 0:
+            raise Failure("the last server did not end with status 0")
+    except Failure as failure:
+        raise Failure(f"engine {engine}, {' '.join(options)}: {failure}") from None
+    finally:
+        if guest is not None and guest.process.poll() is None:
+            guest.process.kill()
+            guest.process.wait()
+        server.stop()
+        server.log.close()
+    return counts, {"longest time without an answer at a takeover, ms": pauses}
 
 
 def guest_case(name, **environment):
@@ -332,6 +378,7 @@ def front_ends(chance, folder, seconds):
 EXERCISES = {
     "kills": (with_records, 20, "killed and back, with in-flight records"),
     "kills-in-order": (in_order, 20, "killed and back, published in order, without records"),
+    "takeovers": (takeovers, 20, "taken over by one server after the other"),
     "kills-qemu": (real_guest, 300, "killed under Linux in QEMU, with fio and its verification"),
     "migrations": (migrations, 150, "moved under load between two back-ends, with fio and its verification"),
     "power-failures": (power_failures, 30, "images that a power failure could leave"),
@@ -372,6 +419,20 @@ def show(text, end=""):
         print(f"\r\x1b[K{text}", end=end, file=sys.stderr, flush=True)
 
 
+def show_samples(name, values):
+    """Median, tail, and a histogram of doubling steps."""
+    if not values:
+        return
+    at = lambda part: values[min(int(len(values) * part), len(values) - 1)]  # noqa: E731
+    print(f"  {name}: median {at(0.5):.1f}, p90 {at(0.9):.1f}, p99 {at(0.99):.1f}, largest {values[-1]:.1f}")
+    upper, low = 1, 0
+    while low < len(values):
+        count = sum(value <= upper for value in values[low:])
+        if count:
+            print(f"    up to {upper:>5}: {count:>6} {'#' * max(1, round(60 * count / len(values)))}")
+        low, upper = low + count, upper * 2
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("minutes", type=float, nargs="?", default=10, help="how long (default: 10)")
@@ -403,6 +464,9 @@ def main():
         start = time.monotonic()
         try:
             counts = work(random.Random(f"{report['seed']}/{name}/{number}"), folder, seconds)
+            counts, samples = counts if isinstance(counts, tuple) else (counts, {})
+            for key, values in samples.items():
+                state.setdefault("samples", {}).setdefault(key, []).extend(round(value, 3) for value in values)
             for key, value in counts.items():
                 state["counts"][key] = state["counts"].get(key, 0) + value
         except Failure as failure:
@@ -423,6 +487,8 @@ def main():
     for name, state in sorted(report["exercises"].items()):
         counted = ", ".join(f"{value} {key}" for key, value in sorted(state["counts"].items()))
         print(f"{name}: {state['rounds']} rounds, {counted or 'nothing'}; {len(state['failures'])} failures")
+        for key, values in sorted(state.get("samples", {}).items()):
+            show_samples(key, sorted(values))
     print(f"seed {report['seed']}, commit {report['commit']}, report {words.report}")
     return 1 if failed else 0
 

@@ -41,7 +41,13 @@ struct GuestVerify: GuestVerb {
   @Flag(help: "Use no event indices.") var noEventIndex = false
   @Option(help: .init("Print a line after every so many answers.", valueName: "n")) var reportEvery: Int?
 
+  @Option(help: .init("Print a line whenever no answer came for longer than this.", valueName: "ms"))
+  var reportPauses: Double?
+
   func validate() throws {
+    if let reportPauses, !(reportPauses > 0 && reportPauses < 1e7) {
+      throw ValidationError("--report-pauses \(reportPauses) is no length of time.")
+    }
     guard bytes == nil || seconds == nil else { throw ValidationError("Give --bytes or --seconds, not both.") }
     if let seconds, !(seconds > 0 && seconds < 1e7) { throw ValidationError("--seconds \(seconds) is no length of time.") }
     guard reconnectTimeout > 0, reconnectTimeout < 1e7 else {
@@ -76,10 +82,15 @@ struct GuestVerify: GuestVerb {
       // Said at once, so that a run that never ends can be repeated, too.
       if !json { print("seed \(seed)") }
       var verifier = try Verifier(client, options)
-      if let reportEvery {
-        verifier.whenAnswered = { answered in
-          if answered % reportEvery == 0 { People.output.write("answered \(answered)") }
+      var last = ContinuousClock.now
+      let longest = reportPauses.map { Duration.seconds($0 / 1000) }
+      verifier.whenAnswered = { [reportEvery] answered in
+        if let longest {
+          let now = ContinuousClock.now
+          if now - last > longest { People.output.write("no answer for \(Int((now - last) / .microseconds(1))) us") }
+          last = now
         }
+        if let reportEvery, answered % reportEvery == 0 { People.output.write("answered \(answered)") }
       }
       var progress = ProgressLine("verified")
       defer { progress.finish() }

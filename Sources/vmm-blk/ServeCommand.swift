@@ -311,11 +311,9 @@ struct ServeCommand: ParsableCommand {
         throw TakeoverFailure.otherDisks("The running server serves its disk on \(printable(name)), not on \(socketPath).")
       }
       let place = socketPath ?? name
-      return try takeover.prepare(name, socketPath: name.hasPrefix("/") ? place : nil, place: place) { lock in
-        try disk.makeDevice(queues: Self.queues, lock: lock)
-      } makeServer: {
-        makeServer($0, $1, place)
-      }
+      return try takeover.prepare(
+        name, socketPath: name.hasPrefix("/") ? place : nil, place: place,
+        make: { try disk.makeDevice(queues: Self.queues, lock: $0) }, makeServer: { makeServer($0, $1, place) })
     }
     let wanted = list.disks.map { Takeover.absolute($0.socketPath) }
     if let missing = names.first(where: { !wanted.contains($0) }) {
@@ -327,11 +325,10 @@ struct ServeCommand: ParsableCommand {
         throw list.error(index, "the running server does not serve it: list the disks that are served, and no others")
       }
       do {
-        try takeover.prepare(wanted[index], socketPath: disk.socketPath, place: disk.socketPath) { lock in
-          try disk.options.makeDevice(queues: Self.queues, lock: lock)
-        } makeServer: {
-          makeServer($0, $1, disk.socketPath)
-        }
+        try takeover.prepare(
+          wanted[index], socketPath: disk.socketPath, place: disk.socketPath,
+          make: { try disk.options.makeDevice(queues: Self.queues, lock: $0) },
+          makeServer: { makeServer($0, $1, disk.socketPath) })
       } catch { throw list.error(index, "\(error)", ExitStatus(error)) }
     }
   }
