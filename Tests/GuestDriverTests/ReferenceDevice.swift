@@ -161,6 +161,9 @@ final class ReferenceDevice: VirtioDevice, @unchecked Sendable {
     EventCounter.signal(wake.rawValue)
   }
 
+  func prepare(_ queues: [Int], memory: GuestMemory, isRecorded: Bool) { tell(.prepared) }
+  func unprepare() {}
+
   /// Nothing is ever held here.
   func release(queue: Int) {}
 

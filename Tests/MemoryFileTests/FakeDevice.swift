@@ -91,6 +91,9 @@ final class FakeDevice: VirtioDevice {
     raise(.started(queue: queue))
   }
 
+  func prepare(_ queues: [Int], memory: GuestMemory, isRecorded: Bool) { raise(.prepared) }
+  func unprepare() {}
+
   func release(queue: Int) { state.withLock { $0.calls.append(.release(queue)) } }
 
   func stop(queue: Int) {

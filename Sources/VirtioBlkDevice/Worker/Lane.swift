@@ -52,6 +52,9 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// To be stopped as soon as what was interrupted has been taken again.
   var stopsAfterRecovery = false
 
+  /// Chains that were taken last and are for whoever starts the queue next.
+  var handedBack: UInt16 = 0
+
   /// Lost pages of the process when this queue's memory was found to be there as a whole.
   var seenFaults = UInt64.max
   /// The same, and publishing needs nothing else either; `max` when each time does.
@@ -90,9 +93,12 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.rules = LaneRules(features, context.limits, regions: activation.memory.regions.count)
   }
 
-  var position: QueuePosition { ring.position }
-  /// Nothing is in flight, and nothing is to be taken again.
-  var isIdle: Bool { slab.inUse == 0 && state != .recovering }
+  /// Where the ring stands, without what was handed back.
+  var position: QueuePosition {
+    QueuePosition(available: ring.position.available &- handedBack, used: ring.position.used)
+  }
+  /// Nothing is in flight, but for what is to be handed back, and nothing is to be taken again.
+  var isIdle: Bool { state != .recovering && (slab.inUse == 0 || holdsOnlyBack) }
   /// The ring is not all there is to wait for.
   var canTake: Bool { state == .running && slab.inUse < slab.capacity }
 
