@@ -12,8 +12,8 @@ extension BackendServer {
     case paused
     /// Another server has the disk.
     case over
-    /// Another server has it still; `table`: memory that is mapped already.
-    case preparing(table: MemoryTable)
+    /// Another server has it still. `table`: memory that is mapped already; called when the queues are prepared.
+    case preparing(table: MemoryTable, ((TakeoverError?) -> Void)?)
 
     /// A front-end that comes now is let in here.
     var letsIn: Bool { if case .none = self { true } else { false } }
@@ -106,7 +106,7 @@ extension BackendServer {
   public func prepare(
     _ state: ServerState, _ list: DescriptorList, errands: ErrandQueue, then: @escaping (TakeoverError?) -> Void
   ) {
-    takeover = .preparing(table: MemoryTable())
+    takeover = .preparing(table: MemoryTable(), nil)
     do throws(TakeoverError) {
       if deviceEvents == nil {
         do { try attend() } catch { throw .refused("the device's events cannot be waited for: \(error)") }
@@ -118,12 +118,26 @@ extension BackendServer {
       do throws(TakeoverError) { return .success(try restoration.mapMemory()) } catch { return .failure(error) }
     } then: { [weak self] result in
       switch result {
-      case .success(let table):
-        self?.takeover = .preparing(table: table)
-        then(nil)
+      case .success(let table): self?.prepareQueues(restoration, table, then)
       case .failure(let error): then(error)
       }
     }
+  }
+
+  private func prepareQueues(
+    _ restoration: SessionRestoration, _ table: MemoryTable, _ then: @escaping (TakeoverError?) -> Void
+  ) {
+    let running = restoration.running
+    takeover = .preparing(table: table, running.isEmpty ? nil : then)
+    guard !running.isEmpty else { return then(nil) }
+    served.attended.prepare(running, memory: table.memory, isRecorded: restoration.state.inflight != nil)
+  }
+
+  /// What the device answered to that.
+  func prepared(_ event: DeviceEvent) {
+    guard event.isPreparation, case .preparing(let table, let then?) = takeover else { return }
+    takeover = .preparing(table: table, nil)
+    if case .notPrepared(let error) = event { then(.notPrepared(error)) } else { then(nil) }
   }
 
   /// Goes on with the state at which the other server stands still, as far as that goes before it is over with it: every queue
@@ -151,20 +165,23 @@ extension BackendServer {
   /// The other server is over with the disk: its queues begin, and its front-end, or the next one, is listened to.
   public func release() {
     takeover = .none
-    if case .listening(let listener) = socket { listener.ownFile() }
+    ownSocket()
     if let connection { connection.release() } else { listenAgain(after: .zero) }
+    // For queues that ran when that was asked for, and do not now.
+    served.attended.unprepare()
   }
 
   /// The other server keeps the disk. Queues that were held are stopped; nothing was taken from them.
   public func giveBack() {
     isClosed = true
     connection?.abandonAdoption()
+    served.attended.unprepare()
   }
 
   private func restoration(_ state: ServerState, _ list: DescriptorList) -> SessionRestoration? {
     guard let connection = state.connection else { return nil }
     var table = MemoryTable()
-    if case .preparing(let mapped) = takeover { table = mapped }
+    if case .preparing(let mapped, _) = takeover { table = mapped }
     return SessionRestoration(state: connection, list: list, device: served.description, table: table)
   }
 }

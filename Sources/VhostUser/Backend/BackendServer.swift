@@ -152,7 +152,7 @@ public final class BackendServer {
   private func takeEvents() {
     // Without a front-end no queue runs, and the next one reads the configuration as it is then.
     guard let connection else {
-      _ = served.attended.takeEvents()
+      for event in served.attended.takeEvents() { prepared(event) }
       return
     }
     connection.deviceEventsPending()
