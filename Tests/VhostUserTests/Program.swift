@@ -2,7 +2,7 @@
 import Foundation
 
 /// The program, built beside the tests. It does not outlive its test.
-final class Program {
+final class Program: Sendable {
   let process = Process()
   private let output = Pipe()
   private let errors = Pipe()
