@@ -91,7 +91,8 @@ let package = Package(
     .testTarget(
       name: "MemoryFileTests",
       dependencies: [
-        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "MemoryFile", "RingInspector", "GuestDriver", system,
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "MemoryFile", "RingInspector", "GuestDriver",
+        system,
       ],
       swiftSettings: strict),
     .testTarget(

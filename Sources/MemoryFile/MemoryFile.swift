@@ -13,7 +13,8 @@ public final class MemoryFile: Sendable {
   public let memory: GuestMemory
   let mapping: Mapping
   let control: ControlBlock
-  let descriptor: OwnedDescriptor
+  /// Its open file description holds who has the file: a process that is given the descriptor has the same roles.
+  public let descriptor: OwnedDescriptor
 
   /// Makes a new file and opens it. Its space is reserved, so that a full file system says so here and not in the middle of
   /// a request.
@@ -51,6 +52,21 @@ public final class MemoryFile: Sendable {
     let number = unsafe clinux_open(path, O_RDWR | O_CLOEXEC, 0)
     guard number >= 0 else { throw .system(path: path, action: "open", Errno(rawValue: errno)) }
     let descriptor = OwnedDescriptor(number)
+    let layout = try readLayout(descriptor, path: path)
+    return try MemoryFile(path: path, layout: layout, descriptor: descriptor)
+  }
+
+  /// Takes over the file of another process, with the roles that its open file description holds.
+  ///
+  /// - Parameters:
+  ///   - descriptor: that process's, open for reading and writing.
+  ///   - path: where the file is; another file there is refused.
+  public static func adopt(_ descriptor: OwnedDescriptor, path: String) throws(MemoryFileError) -> MemoryFile {
+    var (given, named) = (stat(), stat())
+    guard unsafe fstat(descriptor.rawValue, &given) == 0, unsafe stat(path, &named) == 0 else {
+      throw .system(path: path, action: "examine", Errno(rawValue: errno))
+    }
+    guard given.st_dev == named.st_dev, given.st_ino == named.st_ino else { throw .notTheSame(path: path) }
     let layout = try readLayout(descriptor, path: path)
     return try MemoryFile(path: path, layout: layout, descriptor: descriptor)
   }

@@ -1,16 +1,18 @@
 /// The device's end of a memory file: serves the mailbox and the events of any device until it is told to stop.
 internal import CLinux
 internal import Glibc
+public import Sockets
 internal import SystemPackage
 public import VirtioCore
 internal import VirtioRegisters
 
-/// One device on one file. Everything here happens on the thread that calls `run`, which is the device's transport thread;
+/// One device on one file. Everything here happens on the thread that runs the loop, which is the device's transport thread;
 /// queues are the device's own business.
 ///
 ///     let file = try MemoryFile.create(path: "guest.mem", memorySize: 64 << 20, maximumQueues: 4)
 ///     let transport = try MemoryFileDevice(file: file, device: device, log: { print($0) })
-///     try transport.run(until: signalDescriptor)          // returns when the descriptor is readable, queues drained
+///     try transport.open(in: loop)
+///     try loop.run()                                      // until a handler calls transport.close { loop.stop() }
 ///
 /// Nothing here waits for a queue: a register write that starts or stops some is answered when their answers are there.
 ///
@@ -19,7 +21,7 @@ internal import VirtioRegisters
 public final class MemoryFileDevice {
   public let file: MemoryFile
   let device: any VirtioDevice
-  private let attended: AttendedDevice
+  let attended: AttendedDevice
   let log: (String) -> Void
   private let notice: (String) -> Void
   let face: RegisterFace
@@ -31,27 +33,64 @@ public final class MemoryFileDevice {
   /// Queues whose answers come before the next step, but for starts, which do not wait for each other.
   private var awaited: Set<Int> = []
   /// What is to be done when no step is left.
-  private var whenCarriedOut: (() -> Void)?
+  var whenCarriedOut: (() -> Void)?
   /// The number of the last request answered; our own copy, because the word in the file is anybody's.
-  private var answered: UInt32 = 0
+  var answered: UInt32 = 0
+
+  /// How far this device has come with its file.
+  enum Phase {
+    case new
+    case serving
+    /// What is being carried out is finished, then the queues stop.
+    case pausing
+    case paused
+    /// Queues that were asked to stop have to answer before they are started again.
+    case resuming
+    case holding
+    case held
+    case closing
+    /// It has nothing to do with the file any more.
+    case over
+  }
+
+  var phase = Phase.new
+  /// The device's role on the file goes with this device.
+  var ownsRole: Bool
+  /// In which it serves, from the beginning to `over`.
+  private var loop: EventLoop?
+  private var watch: DoorbellWatch?
+  private var mailbox: EventLoop.Registration?
+  private var deviceEvents: EventLoop.Registration?
+  private var whenClosed: (() -> Void)?
+  var whenPaused: (() -> Void)?
+  var whenHeld: ((MemoryFileError?) -> Void)?
+  /// Why a takeover cannot be.
+  var holdFailure: MemoryFileError?
+  /// The device's configuration changed before the driver could be told.
+  var owesConfigurationChange = false
 
   /// Takes the file for this device.
   ///
   /// - Parameters:
+  ///   - takesOver: the file comes from the process that serves it (`MemoryFile.adopt`), and with it the device's role, which
+  ///     stays that process's until `release`. Such a device begins with `hold`, not with `open`.
   ///   - log: takes one line for people at a time, without a line feed, on the thread that runs. A driver can cause lines at its
   ///     pleasure: meter them.
   ///   - notice: takes what only helps the operator of a device that goes on being served; `nil`: `log` does.
   public init(
-    file: MemoryFile, device: any VirtioDevice, log: @escaping (String) -> Void = { _ in }, notice: ((String) -> Void)? = nil
+    file: MemoryFile, device: any VirtioDevice, takesOver: Bool = false, log: @escaping (String) -> Void = { _ in },
+    notice: ((String) -> Void)? = nil
   ) throws(MemoryFileError) {
     guard device.queueCount <= file.layout.maximumQueues else {
       throw .tooManyQueues(path: file.path, device: device.queueCount, file: file.layout.maximumQueues)
     }
+    // For the description that has the role already this changes nothing.
     guard file.take(.device) else {
       throw .deviceAlreadyThere(path: file.path, process: file.control.deviceProcess.loadRelaxed())
     }
     self.file = file
     self.device = device
+    ownsRole = !takesOver
     attended = AttendedDevice(device)
     self.log = log
     self.notice = notice ?? log
@@ -60,72 +99,126 @@ public final class MemoryFileDevice {
     registers = MMIORegisters(face: face)
   }
 
-  deinit { file.release(.device) }
+  deinit { giveUpRole() }
 
-  /// Serves until `stop` becomes readable (a signalfd, an eventfd, the end of a pipe), then drains and returns. The
-  /// registers' state stays in the file, so that the next device goes on where this one stopped.
-  ///
-  /// - Parameters:
-  ///   - drainLimit: how long draining may last; `nil`: for as long as the medium takes.
-  ///   - asked: called when `stop` is readable, to take what made it so; if it is readable once more, draining ends at once.
-  ///     `nil`: it is not looked at again.
-  /// - Returns: queues that were left behind, because their medium did not answer.
-  @discardableResult
-  public func run(
-    until stop: Int32, drainLimit: Duration? = nil, asked: (() -> Void)? = nil
-  ) throws(MemoryFileError) -> [Int] {
-    let waiter: DoorbellWatch
-    do { waiter = try DoorbellWatch(Doorbell(file.control.requestSequence), name: "mailbox") } catch {
+  private func giveUpRole() {
+    guard ownsRole else { return }
+    ownsRole = false
+    file.release(.device)
+  }
+
+  /// Begins to serve; the loop keeps the device alive until it is closed.
+  public func open(in loop: EventLoop) throws(MemoryFileError) {
+    precondition(phase == .new && ownsRole, "a device is opened once, and one that takes over is held first")
+    try register(in: loop)
+    phase = .serving
+    attach()
+  }
+
+  /// Waits for the mailbox and for the device's events from now on, or for neither.
+  func register(in loop: EventLoop) throws(MemoryFileError) {
+    self.loop = loop
+    do {
+      let watch = try DoorbellWatch(Doorbell(file.control.requestSequence), name: "mailbox")
+      self.watch = watch
+      mailbox = try loop.add(watch.rung.rawValue) { _ in self.mailboxRang() }
+      deviceEvents = try loop.add(device.eventDescriptor) { _ in self.eventsPending() }
+    } catch {
+      unregister()
       throw .system(path: file.path, action: "wait for the mailbox of", error)
     }
-    defer { waiter.stop() }
-    attach()
-    var polled = [waiter.rung.rawValue, device.eventDescriptor, stop].map { number in
-      pollfd(fd: number, events: Int16(POLLIN), revents: 0)
-    }
-    while true {
-      try wait(&polled, milliseconds: -1)
-      if polled[1].revents != 0 {
-        let wasBusy = whenCarriedOut != nil
-        handleEvents()
-        // What the driver asked for meanwhile was seen and not looked at.
-        if wasBusy, whenCarriedOut == nil { EventCounter.signal(waiter.rung.rawValue) }
-      }
-      if polled[0].revents != 0 {
-        EventCounter.drain(waiter.rung.rawValue)
-        if !serveMailbox() { EventCounter.signal(waiter.rung.rawValue) }
-      }
-      if polled[2].revents != 0 { break }
-    }
-    asked?()
-    return try drain(&polled, limit: drainLimit, looksAtStop: asked != nil)
   }
 
-  private func wait(_ polled: inout [pollfd], milliseconds: Int32) throws(MemoryFileError) {
-    while unsafe poll(&polled, nfds_t(polled.count), milliseconds) < 0 {
-      guard errno == EINTR else { throw .system(path: file.path, action: "wait for", Errno(rawValue: errno)) }
-    }
+  private func stopListening() {
+    if let mailbox { loop?.remove(mailbox) }
+    mailbox = nil
+    watch?.stop()
+    watch = nil
   }
 
-  /// Stops every queue; the driver's requests wait for the next device.
-  private func drain(
-    _ polled: inout [pollfd], limit: Duration?, looksAtStop: Bool
-  ) throws(MemoryFileError) -> [Int] {
-    let end = limit.map { ContinuousClock.now + $0 }
-    polled[0].fd = -1
-    if !looksAtStop { polled[2].fd = -1 }
+  func unregister() {
+    stopListening()
+    if let deviceEvents { loop?.remove(deviceEvents) }
+    deviceEvents = nil
+    loop = nil
+  }
+
+  /// Looks at the mailbox once more, whatever was seen of it.
+  func lookAgain() { if let watch { EventCounter.signal(watch.rung.rawValue) } }
+
+  private func mailboxRang() {
+    guard let watch else { return }
+    EventCounter.drain(watch.rung.rawValue)
+    if !serveMailbox() { lookAgain() }
+  }
+
+  private func eventsPending() {
+    let wasBusy = whenCarriedOut != nil
+    handleEvents()
+    // What the driver asked for meanwhile was seen and not looked at.
+    if wasBusy, whenCarriedOut == nil { lookAgain() }
+  }
+
+  /// Stops every queue and lets go of the file; the driver's requests wait for the next device. The registers' state stays in the
+  /// file, so that the next device goes on where this one stopped. A device that only holds leaves no trace.
+  ///
+  /// - Parameter whenClosed: called once on the loop's thread when every queue has stopped, which may be at once.
+  public func close(then whenClosed: @escaping () -> Void) {
+    guard phase != .over else { return whenClosed() }
+    beginToClose()
+    self.whenClosed = whenClosed
+    advance()
+  }
+
+  /// Does not wait any longer for queues to stop.
+  ///
+  /// - Returns: queues that are left behind, because their medium did not answer.
+  @discardableResult
+  public func abandon() -> [Int] {
+    guard phase != .over else { return [] }
+    beginToClose()
+    whenClosed = nil
+    let left = attended.leaveAll()
+    end()
+    // Who was left may still write to the guest's memory: the role goes with this object, not earlier.
+    if left.isEmpty { giveUpRole() }
+    return left
+  }
+
+  private func beginToClose() {
+    phase = .closing
+    stopListening()
     steps = []
     whenCarriedOut = nil
+    whenPaused = nil
+    whenHeld = nil
     attended.stopAll()
-    while !attended.isAtRest {
-      let left = end.map { Int32(clamping: Int64(max(.zero, $0 - .now) / .milliseconds(1)) + 1) }
-      try wait(&polled, milliseconds: left ?? -1)
-      if polled[1].revents != 0 { handleEvents() }
-      if polled[2].revents != 0 || end.map({ $0 <= .now }) ?? false { break }
+  }
+
+  private func end() {
+    phase = .over
+    if ownsRole { detach() }
+    unregister()
+  }
+
+  /// Goes on with what waits for queues to stop.
+  func advance() {
+    switch phase {
+    case .closing where attended.isAtRest:
+      end()
+      giveUpRole()
+      let closed = whenClosed
+      whenClosed = nil
+      closed?()
+    case .pausing where whenCarriedOut == nil:
+      attended.stopAll()
+      if attended.isAtRest { paused() }
+    case .resuming where attended.isAtRest: startAgain()
+    case .holding where holdFailure != nil && whenCarriedOut == nil:
+      attended.stopAll()
+      if attended.isAtRest { holdFailed() }
+    case .new, .serving, .pausing, .paused, .resuming, .holding, .held, .closing, .over: break
     }
-    let left = attended.leaveAll()
-    detach()
-    return left
   }
 
   // MARK: Beginning and end
@@ -141,18 +234,23 @@ public final class MemoryFileDevice {
   }
 
   private func attached(_ restoration: MMIORegisters.Restoration) {
-    let control = file.control
     if restoration == .refused {
       log("the driver on \(file.path) had agreed on what this disk cannot do: it has to reset the device")
     }
-    control.storeState(registers.image)
-    control.deviceState.storeRelease(ControlBlock.DeviceState.serving)
-    Doorbell(control.deviceEpoch).ring()
+    announce()
     // Our predecessor may have died between publishing and notifying, and in need of a reset nobody was told.
     if registers.status.contains(.driverOK) {
       for (queue, _) in registers.readyQueues { callSink(queue).signal() }
     }
     if registers.status.contains(.needsReset) { notifyConfigurationChange() }
+  }
+
+  /// Says that another device is here now.
+  func announce() {
+    let control = file.control
+    control.storeState(registers.image)
+    control.deviceState.storeRelease(ControlBlock.DeviceState.serving)
+    Doorbell(control.deviceEpoch).ring()
   }
 
   /// Says that nobody is here. What the driver has set up stays in the file.
@@ -188,47 +286,6 @@ public final class MemoryFileDevice {
     return handleEvents()
   }
 
-  // MARK: Mailbox
-
-  /// Answers what is asked, one thing after the other. A driver can ask without pause, so the loop ends by itself and the
-  /// poll looks at the rest.
-  /// - Returns: false when there may be more.
-  private func serveMailbox() -> Bool {
-    let control = file.control
-    for _ in 0..<64 {
-      // What is being carried out still is answered first.
-      guard whenCarriedOut == nil else { return true }
-      let sequence = control.requestSequence.loadAcquire()
-      guard sequence != answered else { return true }
-      // Each word is read once; nothing in the file is looked at again while the request is carried out.
-      let offset = control.requestOffset.loadRelaxed()
-      let width = control.requestWidth.loadRelaxed()
-      let isWrite = control.requestWrite.loadRelaxed()
-      let value = control.requestValue.loadRelaxed()
-      if ![1, 2, 4, 8].contains(width) || isWrite > 1 {
-        answer(sequence, 0, ControlBlock.ResponseStatus.refused)
-      } else if isWrite == 1 {
-        carryOut(registers.write(offset: offset, width: Int(width), value: value)) {
-          // Before the answer: what the driver believes done, a successor must find.
-          control.storeState(self.registers.image)
-          self.answer(sequence, 0, ControlBlock.ResponseStatus.done)
-        }
-      } else {
-        answer(sequence, registers.read(offset: offset, width: Int(width)), ControlBlock.ResponseStatus.done)
-      }
-    }
-    return false
-  }
-
-  private func answer(_ sequence: UInt32, _ value: UInt64, _ status: UInt32) {
-    let control = file.control
-    control.responseValue.storeRelaxed(value)
-    control.responseStatus.storeRelaxed(status)
-    answered = sequence
-    control.responseSequence.storeRelease(sequence)
-    _ = unsafe clinux_futex_wake(control.responseSequence.address, Int32.max)
-  }
-
   // MARK: Steps
 
   private enum Step {
@@ -242,7 +299,7 @@ public final class MemoryFileDevice {
   }
 
   /// Begins to do what the registers ask for; what needs the answer of a queue goes on when that comes.
-  private func carryOut(_ effects: [MMIORegisters.Effect], then whenDone: @escaping () -> Void) {
+  func carryOut(_ effects: [MMIORegisters.Effect], then whenDone: @escaping () -> Void) {
     steps = effects.map { .effect($0) }
     whenCarriedOut = whenDone
     goOn()
@@ -290,14 +347,15 @@ public final class MemoryFileDevice {
     // from its driver both are zero (virtio 4.2.3.2: the driver zeroes the queue's memory).
     let used = RingIndices(configuration, in: file.memory)?.used ?? 0
     awaited.insert(queue)
-    attended.start(
-      Activation(
-        queue: queue, memory: file.memory, features: registers.features, configuration: configuration,
-        position: QueuePosition(available: used, used: used), kick: .doorbell(file.control.kick(queue)),
-        call: callSink(queue), publishesInOrder: true))
+    var activation = Activation(
+      queue: queue, memory: file.memory, features: registers.features, configuration: configuration,
+      position: QueuePosition(available: used, used: used), kick: .doorbell(file.control.kick(queue)),
+      call: callSink(queue), publishesInOrder: true)
+    activation.isHeld = phase == .holding
+    attended.start(activation)
   }
 
-  private func callSink(_ queue: Int) -> CallSink {
+  func callSink(_ queue: Int) -> CallSink {
     .doorbell(file.control.call(queue), interruptStatus: file.control.interruptStatus)
   }
 
@@ -314,6 +372,9 @@ public final class MemoryFileDevice {
         awaited.remove(queue)
         startFailures[queue] = error
         fail(queue, error)
+      // Nothing of this device is the driver's business yet.
+      case .queueFailed(let queue, let error) where isBeforeRelease: fail(queue, error)
+      case .configurationChanged where isBeforeRelease: owesConfigurationChange = true
       // What a queue ran into before a reset that is being carried out concerns nobody any more.
       case .queueFailed where isForgetting: break
       case .queueFailed(let queue, let error):
@@ -326,17 +387,24 @@ public final class MemoryFileDevice {
       }
     }
     goOn()
+    advance()
     return events
   }
 
+  private var isBeforeRelease: Bool { phase == .holding || phase == .held || !ownsRole }
+
   private var isForgetting: Bool { steps.contains { if case .forgetDriver = $0 { true } else { false } } }
 
-  private func fail(_ queue: Int, _ error: QueueError) {
+  func fail(_ queue: Int, _ error: QueueError) {
+    guard !isBeforeRelease else {
+      holdFailure = holdFailure ?? .queueNotTakenOver(path: file.path, queue: queue, error)
+      return
+    }
     log("queue \(queue) of \(file.path) stopped, until the driver resets the device: \(error)")
     if registers.needReset() { notifyConfigurationChange() }
   }
 
-  private func notifyConfigurationChange() {
+  func notifyConfigurationChange() {
     file.control.interruptStatus.formUnion(MMIORegisters.configurationInterrupt)
     file.control.configuration.ring()
   }

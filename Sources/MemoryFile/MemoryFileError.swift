@@ -1,5 +1,6 @@
 /// What can be wrong with a memory file, or with the process at its other end, in words for people.
 public import SystemPackage
+public import VirtioCore
 
 /// Why a memory file cannot be used. Every description is one sentence with what to do about it.
 public enum MemoryFileError: Error, Equatable, CustomStringConvertible {
@@ -21,6 +22,12 @@ public enum MemoryFileError: Error, Equatable, CustomStringConvertible {
   case noAnswer(path: String, process: UInt32, milliseconds: Int)
   /// The device did not understand a register access: our own mistake or somebody else's writing.
   case accessRefused(path: String, offset: UInt32, width: Int)
+  /// The file that a process hands over is not the one at this path.
+  case notTheSame(path: String)
+  /// The disk that would take over cannot do what the driver agreed on with the one that serves.
+  case driverNotTakenOver(path: String)
+  /// A queue of the disk that would take over does not start.
+  case queueNotTakenOver(path: String, queue: Int, QueueError)
 
   public var description: String {
     switch self {
@@ -49,6 +56,12 @@ public enum MemoryFileError: Error, Equatable, CustomStringConvertible {
         + "see whether it hangs"
     case .accessRefused(let path, let offset, let width):
       "the device on \(path) refused an access of \(width) bytes to register 0x\(String(offset, radix: 16))"
+    case .notTheSame(let path):
+      "the memory file that is handed over is not the one at \(path): name the file that the running process serves"
+    case .driverNotTakenOver(let path):
+      "this disk cannot do what the driver on \(path) agreed on with the one that serves it: use its options and its image"
+    case .queueNotTakenOver(let path, let queue, let error):
+      "queue \(queue) of \(path) cannot be taken over, and the one that serves it goes on: \(error)"
     }
   }
 }

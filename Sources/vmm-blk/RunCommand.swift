@@ -117,9 +117,31 @@ struct RunCommand: ParsableCommand {
     say(
       "Serving \(device.image.path) on \(memory) (\(queues), \(device.engineReason)); "
         + "for a driver: vmm-blk guest --memory \(memory) info")
-    let left = try transport.run(until: signals.descriptor, drainLimit: .seconds(drainTimeout)) {
-      if let signal = signals.take() { log.note("ending on signal \(signal); what the driver has set up stays in \(memory)") }
+    let loop = try EventLoop()
+    var isEnding = false
+    let end = {
+      isEnding = true
+      loop.after(.seconds(drainTimeout)) { loop.stop() }
+      transport.close { loop.stop() }
     }
+    let termination = try loop.add(signals.descriptor) { _ in
+      guard let signal = signals.take() else { return }
+      guard !isEnding else { return loop.stop() }
+      log.note("ending on signal \(signal); what the driver has set up stays in \(memory)")
+      end()
+    }
+    // The loop holds what its handlers hold, the device with its image for one.
+    defer { loop.remove(termination) }
+    do {
+      try transport.open(in: loop)
+      try loop.run()
+    } catch {
+      // Whatever was the matter, queues that run are stopped before the image is closed.
+      end()
+      try loop.run()
+      throw error
+    }
+    let left = transport.abandon()
     guard !left.isEmpty else { return }
     log.warn(
       "left behind, because the medium does not answer: \(memory) (\(device.image.path)): \(ServerEvent.list(left))")

@@ -122,7 +122,16 @@ final class Bench {
       try? FileManager.default.removeItem(atPath: path)
       let file = try MemoryFile.create(
         path: path, memorySize: 2 << 20, memoryBase: GuestAddress(0x10000), maximumQueues: 2)
-      let server = try Server { stop in try MemoryFileDevice(file: file, device: device).run(until: stop.rawValue) }
+      let server = try Server { stop in
+        let loop = try EventLoop()
+        let server = try MemoryFileDevice(file: file, device: device)
+        try server.open(in: loop)
+        let stopping = try loop.add(stop.rawValue) { _ in loop.stop() }
+        try loop.run()
+        loop.remove(stopping)
+        server.close { loop.stop() }
+        try loop.run()
+      }
       return (try MemoryFileTransport(path: path, milliseconds: patientMilliseconds), server)
     }
   }

@@ -6,7 +6,7 @@ import Testing
 import VirtioCore
 
 /// The program that was built with these tests.
-private let program: String = {
+let program: String = {
   // The test runner and the program lie in the same directory.
   let runner = URL(fileURLWithPath: CommandLine.arguments[0]).resolvingSymlinksInPath()
   let beside = runner.deletingLastPathComponent().appending(path: "vmm-blk").path

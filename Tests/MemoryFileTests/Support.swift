@@ -2,6 +2,7 @@
 import CLinux
 import Foundation
 import MemoryFile
+import Sockets
 import Synchronization
 import SystemPackage
 import Testing
@@ -49,7 +50,15 @@ final class ServedFile: Sendable {
         let transport = try MemoryFileDevice(
           file: file, device: device, log: { line in self.lines.withLock { $0.append(line) } })
         started.signal()
-        let queues = try transport.run(until: bell.rawValue, drainLimit: drainLimit)
+        let loop = try EventLoop()
+        try transport.open(in: loop)
+        let stopping = try loop.add(bell.rawValue) { _ in loop.stop() }
+        try loop.run()
+        loop.remove(stopping)
+        transport.close { loop.stop() }
+        if let drainLimit { loop.after(drainLimit) { loop.stop() } }
+        try loop.run()
+        let queues = transport.abandon()
         left.withLock { $0 = queues }
       } catch {
         failure.withLock { $0 = "\(error)" }

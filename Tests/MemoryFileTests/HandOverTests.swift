@@ -1,0 +1,293 @@
+/// One device goes and another comes while a driver works: what the driver notices, and what becomes of a takeover that fails.
+import CLinux
+import Foundation
+import MemoryFile
+import Sockets
+import Synchronization
+import Testing
+import VirtioBlkDevice
+import VirtioCore
+import VirtioRegisters
+
+@Suite struct HandOverTests {
+  let directory: TemporaryDirectory
+  let file: MemoryFile
+  let loop: EventLoop
+
+  init() throws {
+    directory = try TemporaryDirectory()
+    file = try MemoryFile.create(path: directory.file("guest.mem"), memorySize: 1 << 20, maximumQueues: 2)
+    loop = try EventLoop()
+  }
+
+  // MARK: Steps
+
+  /// Runs the loop until something is so.
+  private func turn(until isSo: () -> Bool) throws {
+    let end = ContinuousClock.now + Patience.limit
+    while !isSo() {
+      try #require(ContinuousClock.now < end, "what was waited for never came")
+      loop.after(.milliseconds(1)) { [loop] in loop.stop() }
+      try loop.run()
+    }
+  }
+
+  /// What a driver does in a thread of its own.
+  private final class Access: Sendable {
+    let isOver = Mutex(false)
+    let failure = Mutex<String?>(nil)
+
+    init(_ body: @escaping @Sendable () throws -> Void) {
+      Thread.detachNewThread { [self] in
+        do { try body() } catch { failure.withLock { $0 = "\(error)" } }
+        isOver.withLock { $0 = true }
+      }
+    }
+  }
+
+  /// Lets a driver do something while the loop runs, and wants it to succeed.
+  private func drive(_ body: @escaping @Sendable () throws -> Void) throws {
+    let access = Access(body)
+    try turn { access.isOver.withLock { $0 } }
+    #expect(access.failure.withLock { $0 } == nil)
+  }
+
+  private func pause(_ device: MemoryFileDevice) throws {
+    var isPaused = false
+    device.pauseForHandOver { isPaused = true }
+    try turn { isPaused }
+  }
+
+  private func end(_ device: MemoryFileDevice) throws {
+    var isClosed = false
+    device.close { isClosed = true }
+    try turn { isClosed }
+  }
+
+  /// A device that holds, on the file that another serves.
+  private func successor(of file: MemoryFile, _ device: any VirtioDevice) throws -> MemoryFileDevice {
+    let taken = try MemoryFile.adopt(file.descriptor, path: file.path)
+    return try MemoryFileDevice(file: taken, device: device, takesOver: true)
+  }
+
+  private func hold(_ device: MemoryFileDevice) throws -> MemoryFileError? {
+    var answer: MemoryFileError?? = .none
+    try device.hold(in: loop) { answer = .some($0) }
+    try turn { answer != nil }
+    return try #require(answer)
+  }
+
+  /// Whether somebody who comes from outside finds the file served.
+  private func isServed() throws -> Bool {
+    do {
+      _ = try MemoryFileDevice(file: try MemoryFile.open(path: file.path), device: try FakeDevice())
+      return false
+    } catch MemoryFileError.deviceAlreadyThere { return true }
+  }
+
+  // MARK: Tests
+
+  @Test("the driver's device is another one, and its request of the pause is answered by that")
+  func takeover() throws {
+    let old = try FakeDevice()
+    let first = try MemoryFileDevice(file: file, device: old)
+    try first.open(in: loop)
+    let driver = try MemoryFileDriver.open(path: file.path)
+    try drive {
+      try driver.bringUp(features: [.version1, .eventIndex], queues: 2)
+      try driver.write(0x120, width: 1, 5)
+    }
+    let epoch = driver.deviceEpoch
+    try pause(first)
+    #expect(old.running.isEmpty)
+    #expect(driver.isDeviceThere)
+    #expect(try isServed())
+    // Three requests of queue 0 are done.
+    unsafe driver.memory.storeBytes(of: 3, toByteOffset: 2048 + 2, as: UInt16.self)
+    let calls = driver.callCount(queue: 0)
+    // Asked in the pause.
+    let late = Access { try driver.write(0x120, width: 1, 7) }
+
+    let new = try FakeDevice()
+    let second = try successor(of: file, new)
+    #expect(try hold(second) == nil)
+    #expect(
+      new.calls == [
+        .negotiated([.version1, .eventIndex]), .wrote(32, [5]), .start(0, QueueConfiguration(0), available: 3),
+        .start(1, QueueConfiguration(1), available: 0),
+      ])
+    #expect(new.running.values.allSatisfy { $0.isHeld })
+    #expect(driver.isDeviceThere && driver.deviceEpoch == epoch && driver.callCount(queue: 0) == calls)
+    #expect(late.isOver.withLock { $0 } == false)
+    first.handOver()
+    second.release()
+    try turn { late.isOver.withLock { $0 } }
+    #expect(late.failure.withLock { $0 } == nil)
+    #expect(new.calls.suffix(3) == [.release(0), .release(1), .wrote(32, [7])])
+    #expect(!old.calls.contains(.wrote(32, [7])))
+    #expect(driver.deviceEpoch == epoch &+ 1)
+    #expect(driver.configurationCount == 0)
+    #expect(try isServed())
+    try end(second)
+    #expect(!driver.isDeviceThere)
+    #expect(try !isServed())
+  }
+
+  enum Fault: String, CaseIterable {
+    case givesUpBeforeHolding, givesUpWhileHolding, abandonsWhileHolding, queueDoesNotStart, canDoLess
+  }
+
+  @Test("a takeover that fails leaves the old device serving, and the driver notices nothing", arguments: Fault.allCases)
+  func failed(_ fault: Fault) throws {
+    let old = try FakeDevice()
+    let first = try MemoryFileDevice(file: file, device: old)
+    try first.open(in: loop)
+    let driver = try MemoryFileDriver.open(path: file.path)
+    try drive { try driver.bringUp(features: [.version1, .eventIndex], queues: 2) }
+    let epoch = driver.deviceEpoch
+    try pause(first)
+    let late = Access { try driver.write(0x120, width: 1, 9) }
+
+    let new = try FakeDevice(
+      features: fault == .canDoLess ? [.version1] : [.version1, .eventIndex],
+      broken: fault == .queueDoesNotStart ? [1] : [])
+    do {
+      let second = try successor(of: file, new)
+      switch fault {
+      case .givesUpBeforeHolding: break
+      case .givesUpWhileHolding:
+        #expect(try hold(second) == nil)
+        try end(second)
+      case .abandonsWhileHolding:
+        #expect(try hold(second) == nil)
+        #expect(second.abandon() == [0, 1])
+      case .queueDoesNotStart:
+        #expect(try hold(second) == .queueNotTakenOver(path: file.path, queue: 1, .badSize(8)))
+      case .canDoLess: #expect(try hold(second) == .driverNotTakenOver(path: file.path))
+      }
+    }
+    #expect(fault == .abandonsWhileHolding || new.running.isEmpty)
+    #expect(driver.isDeviceThere && driver.deviceEpoch == epoch && driver.configurationCount == 0)
+    #expect(try isServed())
+    first.resume()
+    try turn { late.isOver.withLock { $0 } }
+    #expect(late.failure.withLock { $0 } == nil)
+    #expect(old.running.count == 2 && old.running.values.allSatisfy { !$0.isHeld })
+    #expect(old.calls.last == .wrote(32, [9]))
+    #expect(new.calls.allSatisfy { if case .release = $0 { false } else { true } })
+    try drive { try #require(try driver.read(.status) == 15) }
+    // And the next one succeeds.
+    try pause(first)
+    let third = try successor(of: file, try FakeDevice())
+    #expect(try hold(third) == nil)
+    first.handOver()
+    third.release()
+    try drive { try #require(try driver.read(0x120, width: 1) == 9) }
+    try end(third)
+  }
+
+  @Test("a pause that is taken back while queues still stop starts them again when they have")
+  func resumedEarly() throws {
+    let device = try FakeDevice()
+    let served = try MemoryFileDevice(file: file, device: device)
+    try served.open(in: loop)
+    let driver = try MemoryFileDriver.open(path: file.path)
+    try drive { try driver.bringUp(queues: 2) }
+    device.holdStops()
+    var isPaused = false
+    served.pauseForHandOver { isPaused = true }
+    device.finishStop(0)
+    served.resume()
+    device.finishStop(1)
+    try turn { device.running.count == 2 }
+    #expect(!isPaused)
+    try drive { try #require(try driver.read(.status) == 15) }
+    #expect(device.calls.suffix(4).map { if case .start = $0 { true } else { false } } == [false, false, true, true])
+    served.abandon()
+  }
+
+  @Test("what the driver asked for before the pause is answered before it, however long that takes")
+  func requestBeforePause() throws {
+    let device = try FakeDevice()
+    let served = try MemoryFileDevice(file: file, device: device)
+    try served.open(in: loop)
+    let driver = try MemoryFileDriver.open(path: file.path)
+    try drive {
+      try driver.bringUp(queues: 2)
+      try driver.write(.queueSelect, 1)
+    }
+    device.holdStops()
+    let access = Access { try driver.write(.queueReady, 0) }
+    try turn { device.calls.last == .stop(1) }
+    var isPaused = false
+    served.pauseForHandOver { isPaused = true }
+    #expect(!device.calls.contains(.stop(0)))
+    device.finishStop(1)
+    try turn { device.calls.contains(.stop(0)) }
+    #expect(!isPaused)
+    device.finishStop(0)
+    try turn { isPaused && access.isOver.withLock { $0 } }
+    #expect(access.failure.withLock { $0 } == nil)
+    served.resume()
+    try turn { device.running.count == 1 }
+    served.abandon()
+  }
+
+  @Test("a file that is not the one at the path is refused")
+  func otherFile() throws {
+    let other = try MemoryFile.create(path: directory.file("other.mem"), memorySize: 65536, maximumQueues: 1)
+    #expect(throws: MemoryFileError.notTheSame(path: file.path)) {
+      _ = try MemoryFile.adopt(other.descriptor, path: file.path)
+    }
+  }
+
+  @Test("the synthetic guest finds every byte right although its device is another one again and again")
+  func underLoad() throws {
+    let disk = directory.file("disk.img")
+    try Data(count: 4 << 20).write(to: URL(fileURLWithPath: disk))
+    let path = directory.file("load.mem")
+    func makeDevice() throws -> BlockDevice {
+      var options = BlockDeviceOptions()
+      options.queueCount = 2
+      return try BlockDevice(image: try ImageFile(ImageOptions(path: disk, isLocked: false)), options: options)
+    }
+    let file = try MemoryFile.create(path: path, memorySize: 16 << 20, maximumQueues: 2)
+    var current = try MemoryFileDevice(file: file, device: try makeDevice())
+    try current.open(in: loop)
+    let guest = Process()
+    guest.executableURL = URL(fileURLWithPath: program)
+    guest.arguments = ["guest", "--memory", path, "verify", "--bytes", "8M", "--largest", "16k", "--seed", "1"]
+    let said = directory.file("said")
+    try Data().write(to: URL(fileURLWithPath: said))
+    let log = try #require(FileHandle(forWritingAtPath: said))
+    guest.standardOutput = log
+    guest.standardError = log
+    try guest.run()
+    defer { if guest.isRunning { kill(guest.processIdentifier, SIGKILL) } }
+    var takeovers = 0
+    for round in 0..<20 {
+      let kicks = { (try? MemoryFileSnapshot(path: path))?.doorbells.reduce(0) { $0 + Int($1.kicks) } ?? 0 }
+      let before = kicks()
+      try turn { !guest.isRunning || kicks() >= before + 5 }
+      let next = try successor(of: current.file, try makeDevice())
+      try pause(current)
+      #expect(try hold(next) == nil)
+      // Every fourth takeover fails at the last moment.
+      if round % 4 == 3 {
+        try end(next)
+        current.resume()
+        continue
+      }
+      current.handOver()
+      next.release()
+      current = next
+      takeovers += 1
+    }
+    try turn { !guest.isRunning }
+    let words = try String(contentsOfFile: said, encoding: .utf8)
+    #expect(guest.terminationStatus == 0 && words.contains("every byte is right"), "\(words)")
+    #expect(takeovers == 15)
+    try end(current)
+    #expect(try MemoryFileSnapshot(path: path).deviceEpoch == 16)
+  }
+}
