@@ -34,6 +34,7 @@ let package = Package(
     .target(name: "VirtioBlkDevice", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
     .target(name: "VirtioRegisters", dependencies: ["VirtioCore"], swiftSettings: strict),
     .target(name: "Sockets", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
+    .target(name: "Control", dependencies: ["CLinux", "VirtioCore", "Sockets", system], swiftSettings: strict),
     .target(name: "VhostUser", dependencies: ["CLinux", "VirtioCore", "Sockets", system], swiftSettings: strict),
     .target(
       name: "MemoryFile", dependencies: ["CLinux", "VirtioCore", "VirtioRegisters", "Sockets", system],
@@ -57,8 +58,8 @@ let package = Package(
     .executableTarget(
       name: "vmm-blk",
       dependencies: [
-        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "VhostUser", "MemoryFile",
-        "RingInspector", "GuestDriver", "Bench", "CrashCheck", system, logging,
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "Control", "VhostUser",
+        "MemoryFile", "RingInspector", "GuestDriver", "Bench", "CrashCheck", system, logging,
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Histogram", package: "hdrhistogram-swift"),
         .product(name: "TextTable", package: "TextTable"),

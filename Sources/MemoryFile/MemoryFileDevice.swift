@@ -322,6 +322,7 @@ public final class MemoryFileDevice {
       case .configurationChanged:
         if registers.status.contains(.driverOK) { notifyConfigurationChange() }
       case .notice(let text): notice(text)
+      case .prepared, .notPrepared: break
       }
     }
     goOn()

@@ -70,32 +70,41 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   public private(set) var configurationGeneration: UInt32 = 0
 
   private let options: BlockDeviceOptions
-  private let threadCount: Int
+  let threadCount: Int
   private var configuration: BlockConfigSpace
   private var negotiatedFeatures: FeatureSet?
-  private let events: DeviceNews
+  let events: DeviceNews
   private let shared: SharedBlock
   private let context: LaneContext
   private let mapped: MappedImage?
   private let layers: EngineLayers?
   private let counterBlocks: [CounterBlock]
   /// One for each thread that there can be.
-  private var places: [WorkerPlace]
+  var places: [WorkerPlace]
   /// Queues that nobody waits for any more and whose workers still run.
   public private(set) var leftQueues: Set<Int> = []
 
   /// Where a worker runs, or can run. It ends by itself when its last queue has stopped; then the next one can come.
-  private struct WorkerPlace {
+  struct WorkerPlace {
     var worker: Worker?
     /// What came while the worker was about to end, or is for one of the other kind: for the next one.
     var waiting = WorkerOrders()
+    /// Of those: whether the next worker is prepared for queues with an in-flight record.
+    var preparesRecorded = false
   }
 
-  private struct Worker {
+  /// Workers whose answer to `prepare` is still to come.
+  var unpreparedWorkers: Set<Int> = []
+  /// Of the last call of `prepare`.
+  var preparationNumber: UInt64 = 0
+
+  struct Worker {
     let thread: SystemThread
     let mailbox: WorkerMailbox
     /// All of its queues have an in-flight record, or none has.
     let isRecorded: Bool
+    /// It ends by itself: it has been given a queue.
+    var hasBegun: Bool
   }
 
   /// The body of a worker thread.
@@ -228,12 +237,17 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
       guard !leftQueues.contains(where: { $0 % threadCount == index }) else {
         return events.post(.notStarted(queue: queue, .leftBehind))
       }
+      // One that was prepared has no last queue.
+      _ = worker.mailbox.post { $0.unprepares = true }
       return places[index].waiting.add(queue) { $0.start = activation }
     }
+    places[index].worker?.hasBegun = true
     if !worker.mailbox.post({ $0.add(queue) { $0.start = activation } }) {
       places[index].waiting.add(queue) { $0.start = activation }
     }
   }
+
+  public func release(queue: Int) { order(queue) { $0.releases = true } }
 
   public func stop(queue: Int) { order(queue) { $0.stops = true } }
 
@@ -257,7 +271,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
 
   public func takeEvents() -> [DeviceEvent] {
     let news = events.take()
-    let told = news.events.filter { !swallow($0) }
+    let told = news.events.filter { !swallow($0) } + news.preparations.compactMap(answer)
     for index in news.endedWorkers { workerEnded(index) }
     return told
   }
@@ -266,7 +280,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   private func swallow(_ event: DeviceEvent) -> Bool {
     switch event {
     // An answer to those who are there now.
-    case .notStarted(_, .leftBehind), .configurationChanged, .notice: false
+    case .notStarted(_, .leftBehind), .prepared, .notPrepared, .configurationChanged, .notice: false
     case .notStarted(let queue, _), .stopped(let queue, _): leftQueues.remove(queue) != nil
     case .started(let queue), .queueFailed(let queue, _): leftQueues.contains(queue)
     }
@@ -291,9 +305,10 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   }
 
   /// Makes a worker that begins with these orders. Where none can be made, that is the answer to them.
-  private func launch(_ index: Int, _ orders: WorkerOrders, isRecorded: Bool) {
+  func launch(_ index: Int, _ orders: WorkerOrders, isRecorded: Bool) {
     do throws(QueueError) { places[index].worker = try makeWorker(index, orders, isRecorded: isRecorded) } catch {
       for (queue, order) in orders.queues where order.start != nil { events.post(.notStarted(queue: queue, error)) }
+      if let order = orders.prepare { events.post(Preparation(worker: index, number: order.number, error: error)) }
     }
   }
 
@@ -318,7 +333,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
         withExtendedLifetime(shared) {}
         news.workerEnded(index)
       }
-      return Worker(thread: thread, mailbox: mailbox, isRecorded: isRecorded)
+      let hasBegun = orders.queues.values.contains { $0.start != nil }
+      return Worker(thread: thread, mailbox: mailbox, isRecorded: isRecorded, hasBegun: hasBegun)
     } catch { throw .outOfThreads }
   }
 
@@ -326,9 +342,11 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   private func workerEnded(_ index: Int) {
     guard let worker = places[index].worker else { return }
     worker.thread.join()
-    let waiting = places[index].waiting
+    let (waiting, preparesRecorded) = (places[index].waiting, places[index].preparesRecorded)
     places[index] = WorkerPlace()
     guard !waiting.isEmpty else { return }
-    launch(index, waiting, isRecorded: waiting.queues.values.contains { $0.start?.inflight != nil })
+    let starts = waiting.queues.values.compactMap(\.start)
+    guard !starts.isEmpty || waiting.prepare != nil else { return }
+    launch(index, waiting, isRecorded: starts.isEmpty ? preparesRecorded : starts.contains { $0.inflight != nil })
   }
 }

@@ -49,6 +49,24 @@ import VirtioCore
     #expect(readers.count == 2)
   }
 
+  /// A device that is somebody's for himself goes from hand to hand with the description that has it.
+  @Test(arguments: ImageOptions.Direct.allCases) func aDeviceTravels(direct: ImageOptions.Direct) throws {
+    let loop = try LoopDevice(size: 1 << 20)
+    try LockTravel.run(loop.path, direct)
+    let other = try LoopDevice(size: 1 << 20)
+    let image = try ImageFile(ImageOptions(path: loop.path, direct: direct))
+    var options = ImageOptions(path: other.path, direct: direct)
+    options.lock = try LockTravel.copy(image.lock)
+    #expect(throws: ImageError.notTheSame(path: other.path)) { _ = try ImageFile(options) }
+    options.path = loop.path
+    let next = try ImageFile(options)
+    image.leaveLock()
+    let taken = unsafe open(loop.path, O_RDWR | O_EXCL | O_CLOEXEC)
+    #expect(taken < 0 && errno == EBUSY)
+    if taken >= 0 { close(taken) }
+    withExtendedLifetime((image, next)) {}
+  }
+
   @Test func readOnlyDevices() throws {
     let loop = try LoopDevice(size: 1 << 20, "--read-only")
     #expect(throws: ImageError.self) { _ = try ImageFile(ImageOptions(path: loop.path)) }

@@ -68,6 +68,15 @@ final class HandQueue {
     try attended.startAndWait(activation)
   }
 
+  /// The same, but nothing is taken before the release.
+  func startHeld(at position: QueuePosition = QueuePosition(), record: InflightMemory? = nil) throws {
+    var held = activation
+    held.position = position
+    held.inflight = record
+    held.isHeld = true
+    try attended.startAndWait(held)
+  }
+
   func stop() -> QueuePosition? { attended.stopAndWait(queue: activation.queue) }
 
   /// Puts a request into the ring; the device sees it when the queue publishes. - Returns: its tag.

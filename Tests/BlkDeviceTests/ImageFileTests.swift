@@ -5,6 +5,7 @@ import Glibc
 import SystemPackage
 import Testing
 import VirtioBlkDevice
+import VirtioCore
 
 @Suite struct ImageFileTests {
   @Test func refusesWhatIsNoDisk() throws {
@@ -46,6 +47,50 @@ import VirtioBlkDevice
     let two = try ImageFile(ImageOptions(path: path, isReadOnly: true))
     #expect(throws: ImageError.locked(path: path)) { _ = try ImageFile(ImageOptions(path: path)) }
     #expect(one.isReadOnly && two.isReadOnly)
+  }
+
+  // MARK: Locks that travel
+
+  /// A lock is its open description's: whoever was given that keeps everybody else away, through any number of hands.
+  @Test(arguments: ImageOptions.Direct.allCases) func aLockTravels(direct: ImageOptions.Direct) throws {
+    let scratch = try Scratch()
+    try LockTravel.run(scratch.image(), direct)
+  }
+
+  /// Until the server before has let go of it, the lock is its.
+  @Test func aTakeoverThatFailsLeavesTheLock() throws {
+    let scratch = try Scratch()
+    let path = try scratch.image()
+    let first = try ImageFile(ImageOptions(path: path))
+    var options = ImageOptions(path: path)
+    options.lock = try LockTravel.copy(first.lock)
+    var second: ImageFile? = try ImageFile(options)
+    #expect(second?.size == first.size)
+    options.lock = nil
+    second = nil
+    #expect(throws: ImageError.locked(path: path)) { _ = try ImageFile(ImageOptions(path: path)) }
+    withExtendedLifetime(first) {}
+  }
+
+  @Test func aLockOfAnotherFileIsRefused() throws {
+    let scratch = try Scratch()
+    let (path, other) = try (scratch.image("one"), scratch.image("two"))
+    let image = try ImageFile(ImageOptions(path: path))
+    for wrong in [other, "/dev/null"] {
+      var options = ImageOptions(path: path)
+      options.lock = OwnedDescriptor(try #require(LockTravel.opened(wrong)))
+      #expect(throws: ImageError.notTheSame(path: path)) { _ = try ImageFile(options) }
+    }
+    var options = ImageOptions(path: other)
+    options.lock = try LockTravel.copy(image.lock)
+    #expect(throws: ImageError.notTheSame(path: other)) { _ = try ImageFile(options) }
+    // Another name of the same file is none.
+    let link = scratch.path + "/link"
+    try #require(unsafe Glibc.link(path, link) == 0)
+    options = ImageOptions(path: link)
+    options.lock = try LockTravel.copy(image.lock)
+    #expect(try ImageFile(options).size == image.size)
+    #expect(try ImageFile(ImageOptions(path: other, isLocked: false)).lock == nil)
   }
 
   @Test func knowsMemoryFromDisk() throws {
@@ -151,5 +196,44 @@ import VirtioBlkDevice
       #expect(serial.utf8.count <= BlockDeviceOptions.serialSize && !serial.isEmpty)
       #expect(serial.utf8.allSatisfy { (0x21...0x7e).contains($0) })
     }
+  }
+}
+
+/// An image that goes through the hands of three servers.
+enum LockTravel {
+  /// Another number for the same open description, as a process gets it.
+  static func copy(_ lock: OwnedDescriptor?) throws -> OwnedDescriptor {
+    let descriptor = try dup(#require(lock).rawValue)
+    try #require(descriptor >= 0)
+    return OwnedDescriptor(descriptor)
+  }
+
+  static func opened(_ path: String) -> Int32? {
+    let descriptor = unsafe open(path, O_RDWR | O_CLOEXEC)
+    return descriptor < 0 ? nil : descriptor
+  }
+
+  static func run(_ path: String, _ direct: ImageOptions.Direct) throws {
+    func isLocked(_ note: String) {
+      #expect(throws: ImageError.locked(path: path), "\(note)") { _ = try ImageFile(ImageOptions(path: path)) }
+    }
+    var server: ImageFile? = try ImageFile(ImageOptions(path: path, direct: direct))
+    let isDirect = server?.isDirect
+    for hand in 1...3 {
+      var options = ImageOptions(path: path, direct: direct)
+      options.lock = try copy(server?.lock)
+      var next: ImageFile? = try ImageFile(options)
+      options.lock = nil
+      #expect(next?.isDirect == isDirect)
+      #expect(next?.descriptor != server?.descriptor && next?.lock?.rawValue != next?.descriptor)
+      server?.leaveLock()
+      server = nil
+      isLocked("hand \(hand)")
+      next?.ownLock()
+      isLocked("hand \(hand), its own")
+      swap(&server, &next)
+    }
+    server = nil
+    #expect(try ImageFile(ImageOptions(path: path, direct: direct)).lock != nil)
   }
 }

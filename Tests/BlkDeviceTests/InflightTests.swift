@@ -122,6 +122,13 @@ import VirtioCore
     try waitUntil("every slot is taken") { script.held == LaneContext.slots }
     #expect(disk.hand.attended.stop(queue: 0))
     disk.device.replaceFailure(queue: 0, .none)
+    // A worker that sees completions before its orders would go on with what is new.
+    let call = try OwnedDescriptor.eventCounter()
+    disk.device.replaceCall(queue: 0, .eventCounter(call))
+    try waitUntil("the worker has its orders") {
+      var entry = pollfd(fd: call.rawValue, events: Int16(POLLIN), revents: 0)
+      return unsafe poll(&entry, 1, 0) == 1
+    }
     #expect(disk.hand.attended.takeEvents().isEmpty)
     script.release()
     try disk.event("it has stopped") { $0 == .stopped(queue: 0, QueuePosition(available: 1100, used: 1100)) }

@@ -91,6 +91,59 @@ import VirtioCore
     #expect(statuses == [.ioError] && script.records.count == 1)
   }
 
+  /// A queue that stops while the first of several requests has failed, and what another device makes of it. Where answers come in
+  /// order, or what is in flight is written down, the driver hears of no failure.
+  @Test(arguments: [(true, false), (false, true), (true, true)], [0, 1, 3])
+  func aStopLeavesWhatFailedToTheNext(_ kind: (isInOrder: Bool, isRecorded: Bool), before: Int) throws {
+    let scratch = try Scratch()
+    let path = try scratch.image(size: 1 << 20)
+    let memory = try SharedMemory()
+    let requests = 6
+    let record = kind.isRecorded ? try RecordFile(queues: 1, size: 64).memory : nil
+    // Completions come later: what was given after the failure is under way and is finished.
+    let actions = Array(repeating: Script.Action.whole, count: before) + [.result(-EIO)]
+    let script = try Script(actions, completesLater: true)
+    var options = BlockDeviceOptions()
+    options.engine = .sync
+    options.onError = .stop
+    let first = try BlockDevice(image: ImageFile(ImageOptions(path: path, direct: .off)), options: options) {
+      script.serve($0, $1)
+    }
+    let hand = try HandQueue(first, 0, memory, size: 64, publishesInOrder: kind.isInOrder)
+    script.hold()
+    for number in 0..<requests { try hand.submit(.write(sector: UInt64(number), pattern(512, seed: number))) }
+    hand.queue.publish()
+    try hand.start(record: record)
+    try waitUntil("the medium has all of them") { script.held == requests }
+    script.release()
+    try waitUntil("the queue stalls") { first.hasStalled }
+    let position = try #require(hand.stop())
+    if kind.isInOrder {
+      #expect(hand.usedIndex == UInt16(before) && position.used == UInt16(before))
+      if !kind.isRecorded { #expect(position.available == UInt16(before)) }
+    }
+    #expect(first.counters.failures == 0)
+    // Another device, whose medium is well.
+    let second = try BlockDevice(
+      image: ImageFile(ImageOptions(path: path, direct: .off, isLocked: false)), options: BlockDeviceOptions())
+    var activation = hand.activation
+    activation.position = position
+    activation.inflight = record
+    let attended = AttendedDevice(second)
+    try attended.startAndWait(activation)
+    var outcomes: [BlockOutcome] = []
+    try waitUntil("all are answered") {
+      while let outcome = try hand.queue.reap() { outcomes.append(outcome) }
+      return outcomes.count == requests
+    }
+    #expect(outcomes.allSatisfy { $0.status == .ok })
+    let end = UInt16(requests)
+    #expect(attended.stopAndWait(queue: 0) == QueuePosition(available: end, used: end))
+    #expect(try hand.queue.reap() == nil)
+    let bytes = (0..<requests).flatMap { pattern(512, seed: $0) }
+    #expect(try firstDifference(scratch.contents(path, at: 0, count: bytes.count), bytes) == nil)
+  }
+
   /// What is wrong with the request itself is the driver's.
   @Test func mistakesOfTheDriverAreAnswered() throws {
     var options = RigOptions(size: 1 << 20)
@@ -130,13 +183,18 @@ import VirtioCore
   }
 }
 
-extension Rig {
+extension BlockDevice {
   /// Whether there is news of a queue that stalls; asked once more there is none.
   fileprivate var hasStalled: Bool {
-    device.takeEvents().contains { event in
+    takeEvents().contains { event in
       if case .notice(let text) = event { text.contains("stalls") } else { false }
     }
   }
+
+}
+
+extension Rig {
+  fileprivate var hasStalled: Bool { device.hasStalled }
 
   fileprivate func expectOn(_ queue: Int, _ request: BlockRequest) throws {
     #expect(try perform(request, queue: queue).status == .ok)

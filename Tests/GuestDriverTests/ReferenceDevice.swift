@@ -161,6 +161,12 @@ final class ReferenceDevice: VirtioDevice, @unchecked Sendable {
     EventCounter.signal(wake.rawValue)
   }
 
+  func prepare(_ queues: [Int], memory: GuestMemory, isRecorded: Bool) { tell(.prepared) }
+  func unprepare() {}
+
+  /// Nothing is ever held here.
+  func release(queue: Int) {}
+
   func stop(queue: Int) {
     guard let stopped = state.withLock({ $0.queues.removeValue(forKey: queue) }) else { return }
     tell(.stopped(queue: queue, QueuePosition(available: stopped.next, used: stopped.published)))

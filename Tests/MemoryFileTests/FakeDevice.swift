@@ -12,6 +12,7 @@ final class FakeDevice: VirtioDevice {
     case wrote(Int, [UInt8])
     case start(Int, QueueConfiguration, available: UInt16)
     case stop(Int)
+    case release(Int)
     case reset
   }
 
@@ -89,6 +90,11 @@ final class FakeDevice: VirtioDevice {
     }
     raise(.started(queue: queue))
   }
+
+  func prepare(_ queues: [Int], memory: GuestMemory, isRecorded: Bool) { raise(.prepared) }
+  func unprepare() {}
+
+  func release(queue: Int) { state.withLock { $0.calls.append(.release(queue)) } }
 
   func stop(queue: Int) {
     let isHeld = state.withLock { state in

@@ -59,6 +59,11 @@ final class FakeDevice: VirtioDevice {
     raise(.started(queue: activation.queue))
   }
 
+  func prepare(_ queues: [Int], memory: GuestMemory, isRecorded: Bool) { raise(.prepared) }
+  func unprepare() {}
+
+  func release(queue: Int) { state.withLock { $0.deeds.append("release \(queue)") } }
+
   func stop(queue: Int) {
     let isHeld = state.withLock {
       $0.deeds.append("stop \(queue)")

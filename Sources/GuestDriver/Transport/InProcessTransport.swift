@@ -131,7 +131,7 @@ public final class InProcessTransport: DriverTransport {
       case .queueFailed: needReset()
       case .configurationChanged: configurationChanges += 1
       // Every start and every stop here waits for its own answer.
-      case .started, .notStarted, .stopped, .notice: break
+      case .started, .notStarted, .stopped, .prepared, .notPrepared, .notice: break
       }
     }
   }

@@ -122,6 +122,7 @@ final class BackendConnection {
       session.queueFailed(queue)
     case .configurationChanged: if !isOver { session.configurationChanged() }
     case .notice(let text): report(.deviceNotice(text))
+    case .prepared, .notPrepared: break
     }
   }
 

@@ -127,7 +127,9 @@ extension MemoryPlan {
       let mapping = try Mapping(
         descriptor: addition.descriptor.rawValue, offset: Int64(start), count: Int(length),
         unmappedBy: addition.descriptor.disposer)
-      return MemoryTable.Entry(region: region, mapping: mapping, offset: Int(region.offset - start), file: file)
+      return MemoryTable.Entry(
+        region: region, mapping: mapping, offset: Int(region.offset - start), file: file,
+        descriptor: addition.descriptor)
     } catch {
       throw .notMappable(region, error)
     }

@@ -51,6 +51,8 @@ public struct MemoryTable: Sendable {
     /// Where in the mapping the region begins, bytes.
     let offset: Int
     let file: FileIdentity
+    /// The file, for a process that goes on with it.
+    let descriptor: OwnedDescriptor
   }
 
   /// Which file a descriptor is for: two descriptors of one memfd are the same memory.
@@ -76,6 +78,11 @@ public struct MemoryTable: Sendable {
 
   /// The regions, as the front-end described them.
   public var regions: [MemoryRegion] { entries.map(\.region) }
+
+  /// Nothing is mapped anew.
+  func hasSameMappings(as other: MemoryTable) -> Bool {
+    entries.count == other.entries.count && zip(entries, other.entries).allSatisfy { $0.mapping === $1.mapping }
+  }
 
   /// Turns an address of the front-end's process into one of the guest; `nil` when no region has it. Whether all bytes that
   /// follow are in memory as well is for the ring to check, which knows how many they are.

@@ -11,6 +11,8 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
   case badBlockSize(Int)
   case oddSize(path: String, size: UInt64, blockSize: Int)
   case locked(path: String)
+  /// The one that is taken over is another file.
+  case notTheSame(path: String)
   /// - holder: who has the device, as in "it is mounted on /mnt".
   case held(path: String, holder: String)
   case noDirect(path: String)
@@ -36,6 +38,8 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
     case .locked(let path):
       "the image \(printable(path)) is in use by another process that writes to it: stop that one, or say --no-lock if you are "
         + "sure"
+    case .notTheSame(let path):
+      "\(printable(path)) is another file than the image that the running server has open: name that one"
     case .held(let path, let holder):
       "the device \(printable(path)) is in use: \(holder); free it, serve it with --read-only, or say --no-lock if you are sure"
     case .noDirect(let path): "the file system of \(printable(path)) cannot do direct I/O: use --direct off"

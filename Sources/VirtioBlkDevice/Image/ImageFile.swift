@@ -1,7 +1,9 @@
 /// The disk's medium: a raw file or a block device, opened, measured and locked.
 internal import CLinux
 internal import Glibc
+internal import Synchronization
 internal import SystemPackage
+public import VirtioCore
 
 /// An open image. Immutable after `init`, but for its state; its descriptor is closed and its lock released with the last
 /// owner.
@@ -9,9 +11,15 @@ public final class ImageFile: Sendable {
   /// As a person reads it.
   public let path: String
   public let descriptor: Int32
+  private let owned: OwnedDescriptor
   public let description: ImageDescription
   /// What happened to it since it was opened.
   public let state = ImageState()
+  /// The open description that holds the lock, or the device: what a process that takes the image over has to be given; `nil`
+  /// where there is no lock.
+  public let lock: OwnedDescriptor?
+  /// The lock goes when this goes. It does not while another process goes on with it.
+  private let ownsLock: Atomic<Bool>
 
   /// Opens an image. What the file is decides how: a file that looks like an image of another format is refused, direct I/O is
   /// taken where it fits, and the medium's word about it is tried.
@@ -32,12 +40,18 @@ public final class ImageFile: Sendable {
     if options.format == .auto, let format = ForeignFormat.of(owner.descriptor, size: size) {
       throw .foreign(path: path, format: format)
     }
-    if options.isLocked, Self.isLocked(owner.descriptor, isReadOnly: options.isReadOnly) { throw .locked(path: path) }
+    if let lock = options.lock {
+      guard Self.isSame(lock.rawValue, info) else { throw .notTheSame(path: path) }
+    } else if options.isLocked, Self.isLocked(owner.descriptor, isReadOnly: options.isReadOnly) {
+      throw .locked(path: path)
+    }
     let system = isBlockDevice ? nil : MediumSystem(owner.descriptor)
     let device = SystemDevice(isBlockDevice ? info.st_rdev : info.st_dev)
 
     // Who writes to a device has it for himself, as a file system on it would, or swap, or a RAID of which it is a part.
-    let exclusive = isBlockDevice && !options.isReadOnly && options.isLocked ? device : nil
+    // A description that is taken over has it already.
+    let isToBeLocked = options.isLocked && options.lock == nil
+    let exclusive = isBlockDevice && !options.isReadOnly && isToBeLocked ? device : nil
     // Direct I/O: try it on a second descriptor, keep it when the file takes what a guest may send.
     var direct: DirectAlignment? = nil
     if options.direct != .off {
@@ -63,7 +77,8 @@ public final class ImageFile: Sendable {
     if direct == nil, let exclusive { owner = try Self.open(options, 0, exclusive) }
     // Only to open a FIFO or a busy device without hanging.
     _ = clinux_fcntl_int(owner.descriptor, F_SETFL, Self.access(options) | (direct == nil ? 0 : clinux_o_direct))
-    if options.isLocked { try Self.lock(owner.descriptor, path: path, isReadOnly: options.isReadOnly) }
+    var isLocked = false
+    if isToBeLocked { isLocked = try Self.lock(owner.descriptor, path: path, isReadOnly: options.isReadOnly) }
 
     var description = ImageDescription(
       size: size, logicalBlockSize: blockSize,
@@ -83,16 +98,27 @@ public final class ImageFile: Sendable {
     description.serial = ImageIdentity.serial(path: path, owner.descriptor, info, isBlockDevice: isBlockDevice)
     self.path = path
     self.description = description
-    self.descriptor = owner.release()
+    owned = OwnedDescriptor(owner.release())
+    descriptor = owned.rawValue
+    lock = options.lock ?? (isLocked || exclusive != nil ? owned : nil)
+    // Until the server before lets go of it, a lock that came from there is its.
+    ownsLock = Atomic(options.lock == nil)
   }
+
   deinit {
+    guard let lock, ownsLock.load(ordering: .relaxed) else { return }
     // A ring that is being torn down in the kernel may hold the file for a moment longer; the lock must not wait for that.
-    var lock = flock()
-    lock.l_type = Int16(F_UNLCK)
-    lock.l_whence = Int16(SEEK_SET)
-    _ = unsafe clinux_fcntl_lock(descriptor, clinux_ofd_setlk, &lock)
-    close(descriptor)
+    var none = flock()
+    none.l_type = Int16(F_UNLCK)
+    none.l_whence = Int16(SEEK_SET)
+    _ = unsafe clinux_fcntl_lock(lock.rawValue, clinux_ofd_setlk, &none)
   }
+
+  /// Another process goes on with the lock: it does not go with this image.
+  public func leaveLock() { ownsLock.store(false, ordering: .relaxed) }
+
+  /// The server that had the lock is over with it: from now on it goes with this image.
+  public func ownLock() { ownsLock.store(true, ordering: .relaxed) }
 
   // MARK: Opening
 
@@ -193,11 +219,20 @@ public final class ImageFile: Sendable {
     return unsafe clinux_fcntl_lock(descriptor, clinux_ofd_getlk, &lock) == 0 && lock.l_type != Int16(F_UNLCK)
   }
 
-  private static func lock(_ descriptor: Int32, path: String, isReadOnly: Bool) throws(ImageError) {
+  /// - Returns: false where there are no locks.
+  private static func lock(_ descriptor: Int32, path: String, isReadOnly: Bool) throws(ImageError) -> Bool {
     var lock = wholeFile(isReadOnly: isReadOnly)
-    guard unsafe clinux_fcntl_lock(descriptor, clinux_ofd_setlk, &lock) != 0 else { return }
+    guard unsafe clinux_fcntl_lock(descriptor, clinux_ofd_setlk, &lock) != 0 else { return true }
     // A file system without locks (some network ones) is no reason to refuse; only a holder is.
     if errno == EAGAIN || errno == EACCES { throw .locked(path: path) }
+    return false
+  }
+
+  private static func isSame(_ descriptor: Int32, _ info: stat) -> Bool {
+    var other = stat()
+    guard unsafe fstat(descriptor, &other) == 0, other.st_mode & S_IFMT == info.st_mode & S_IFMT else { return false }
+    return info.st_mode & S_IFMT == S_IFBLK
+      ? other.st_rdev == info.st_rdev : (other.st_dev, other.st_ino) == (info.st_dev, info.st_ino)
   }
 }
 

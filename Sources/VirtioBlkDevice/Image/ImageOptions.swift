@@ -1,4 +1,6 @@
 /// How an image is to be opened.
+public import VirtioCore
+
 public struct ImageOptions: Sendable {
   /// Whether the page cache is passed by (O_DIRECT).
   public enum Direct: String, CaseIterable, Sendable {
@@ -27,6 +29,9 @@ public struct ImageOptions: Sendable {
   public var logicalBlockSize: Int
   /// Hold a lock on a file, and a block device for oneself, so that two writers never meet.
   public var isLocked: Bool
+  /// An open description of the very same file that holds the lock, or the device, already: another server's, from whom the image
+  /// is taken over. `nil`: the lock is to be got.
+  public var lock: OwnedDescriptor?
   /// What the system says about direct I/O, for tests of what it may say.
   var directAnswer = DirectAlignment.Answer.asked
 

@@ -3,16 +3,32 @@ internal import Synchronization
 internal import SystemPackage
 internal import VirtioCore
 
+/// What a worker says to an order to prepare.
+struct Preparation: Sendable {
+  var worker: Int
+  /// The order's.
+  var number: UInt64
+  /// `nil`: it is ready.
+  var error: QueueError?
+}
+
+/// Everything that was told since it was asked for last, oldest first.
+struct News: Sendable {
+  var events: [DeviceEvent] = []
+  var preparations: [Preparation] = []
+  /// Their threads do nothing more.
+  var endedWorkers: [Int] = []
+}
+
 /// A locked list and an eventfd. It cannot grow: a queue tells each thing once before it is started anew, and what can be
 /// said more often is kept a few times and then counted.
 final class DeviceNews: Sendable {
   private static let noticeLimit = 8
 
   private struct State {
-    var events: [DeviceEvent] = []
+    var news = News()
     var notices = 0
     var heldBack = 0
-    var endedWorkers: [Int] = []
   }
 
   private let state = Mutex(State())
@@ -26,7 +42,7 @@ final class DeviceNews: Sendable {
   func post(_ event: DeviceEvent) {
     state.withLock { state in
       switch event {
-      case .configurationChanged where state.events.contains(.configurationChanged): return
+      case .configurationChanged where state.news.events.contains(.configurationChanged): return
       case .notice:
         guard state.notices < Self.noticeLimit else {
           state.heldBack += 1
@@ -35,24 +51,38 @@ final class DeviceNews: Sendable {
         state.notices += 1
       default: break
       }
-      state.events.append(event)
+      state.news.events.append(event)
     }
     EventCounter.signal(counter.rawValue)
   }
 
   /// The last word of a worker: its thread does nothing more.
   func workerEnded(_ index: Int) {
-    state.withLock { $0.endedWorkers.append(index) }
+    state.withLock { $0.news.endedWorkers.append(index) }
     EventCounter.signal(counter.rawValue)
   }
 
+  func post(_ preparation: Preparation) {
+    state.withLock { $0.news.preparations.append(preparation) }
+    EventCounter.signal(counter.rawValue)
+  }
+
+  /// An answer to `prepare` that nobody has taken yet is not wanted any more.
+  func dropPreparations() {
+    state.withLock { state in
+      state.news.events.removeAll(where: \.isPreparation)
+      state.news.preparations = []
+    }
+  }
+
   /// Everything since the last call, oldest first.
-  func take() -> (events: [DeviceEvent], endedWorkers: [Int]) {
+  func take() -> News {
     EventCounter.drain(counter.rawValue)
     return state.withLock { state in
       defer { state = State() }
-      let more = state.heldBack == 0 ? [] : [DeviceEvent.notice("\(state.heldBack) more notices were left out")]
-      return (state.events + more, state.endedWorkers)
+      var news = state.news
+      if state.heldBack > 0 { news.events.append(.notice("\(state.heldBack) more notices were left out")) }
+      return news
     }
   }
 }

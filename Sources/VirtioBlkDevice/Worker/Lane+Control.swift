@@ -8,6 +8,13 @@ extension Lane where Ring: ~Copyable {
     if state == .recovering { stopsAfterRecovery = true } else { state = .draining }
   }
 
+  /// What was held may begin; the turn that follows looks at the ring.
+  mutating func release() {
+    guard state == .held else { return }
+    state = ring.interrupted > 0 ? .recovering : .running
+    call.signal()
+  }
+
   mutating func replaceCall(_ call: CallSink) {
     self.call = call
     // Something may have been published while the old one was no longer listened to.
@@ -65,7 +72,7 @@ extension Lane where Ring: ~Copyable {
 
   @inline(never)
   mutating func fail(_ error: QueueError) {
-    guard state == .running || state == .recovering || state == .stalled else { return }
+    guard state != .failed, state != .draining else { return }
     state = .failed
     self.error = error
     failure.signal()

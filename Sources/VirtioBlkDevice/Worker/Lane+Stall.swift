@@ -23,8 +23,11 @@ extension Lane where Ring: ~Copyable {
   /// The medium failed a request. - Returns: false when its driver is to be told.
   @inline(never)
   mutating func park(_ index: Int) -> Bool {
-    // A queue that stops, or is broken, has to come to its end.
-    guard let news = context.stalls, state == .running || state == .recovering || state == .stalled else { return false }
+    guard let news = context.stalls else { return false }
+    // A queue that stops has no operator to wait for, but perhaps a successor.
+    if state == .draining || stopsAfterRecovery { return leaveToSuccessor(index) }
+    // One that is broken has to come to its end.
+    guard state == .running || state == .recovering || state == .stalled else { return false }
     if state != .stalled {
       stateBeforeStall = state
       state = .stalled
@@ -65,19 +68,50 @@ extension Lane where Ring: ~Copyable {
     }
   }
 
-  /// The queue stops. Where it is written down what is in flight, whoever comes next takes these requests again; elsewhere they
-  /// can only be told as failed.
+  /// The queue stops. Whoever starts it next takes these requests again, where that one can know of them; elsewhere they can only
+  /// be told as failed.
   mutating func giveUpParked() {
     if state == .stalled { state = stateBeforeStall }
     let waiting = parked
     parked.removeAll()
-    for index in waiting {
-      if Ring.isRecorded, order == nil {
-        slab.takeChain(at: index).abandon()
-        slab.give(index)
-      } else {
-        refuse(index, .ioError)
-      }
+    for index in waiting where !leaveToSuccessor(index) { refuse(index, .ioError) }
+  }
+
+  /// Leaves a request unanswered. Where it is written down what is in flight, it stays so; where answers come in the order of the
+  /// requests, it and all that come after it are handed back in the end.
+  /// - Returns: false where neither is so.
+  private mutating func leaveToSuccessor(_ index: Int) -> Bool {
+    if isOrdered {
+      parked.append(index)
+      return true
+    }
+    guard Ring.isRecorded else { return false }
+    slab.takeChain(at: index).abandon()
+    slab.give(index)
+    return true
+  }
+
+  /// What is still here failed, or was answered after something that failed: nothing more will happen to it.
+  var holdsOnlyBack: Bool {
+    guard isOrdered, state == .draining, !parked.isEmpty else { return false }
+    var finished = 0
+    for index in 0..<slab.begun where unsafe slab.slot(index).pointee.stage != .none && slab.slot(index).pointee.isFinished {
+      finished += 1
+    }
+    return slab.inUse == finished + parked.count
+  }
+
+  /// The lane is over. What was never shown as used is as if it had not been taken: in the order of the requests that is all from
+  /// the first one that failed on, also what was carried out. Doing that again changes nothing, as its driver waits for it.
+  mutating func handBack() {
+    guard !parked.isEmpty else { return }
+    parked.removeAll()
+    while let index = order?.first {
+      order?.removeFirst()
+      slab.takeChain(at: index).abandon()
+      slab.give(index)
+      // A record says by itself what is in flight.
+      if !Ring.isRecorded { handedBack &+= 1 }
     }
   }
 }

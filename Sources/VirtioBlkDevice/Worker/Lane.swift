@@ -8,6 +8,8 @@ internal import VirtioCore
 struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   enum State {
     case running
+    /// Started in full for a later moment: nothing is taken before the release.
+    case held
     /// What was interrupted before this run is taken again; nothing else is taken before that is done.
     case recovering
     /// The medium failed a request, and nothing more is taken until the operator says so.
@@ -50,6 +52,9 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// To be stopped as soon as what was interrupted has been taken again.
   var stopsAfterRecovery = false
 
+  /// Chains that were taken last and are for whoever starts the queue next.
+  var handedBack: UInt16 = 0
+
   /// Lost pages of the process when this queue's memory was found to be there as a whole.
   var seenFaults = UInt64.max
   /// The same, and publishing needs nothing else either; `max` when each time does.
@@ -73,7 +78,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.isOrdered = activation.publishesInOrder
     isWatched = activation.publishesInOrder || activation.log != nil
     log = activation.log.map { LaneLog($0, memory: activation.memory) }
-    state = ring.interrupted > 0 ? .recovering : .running
+    state = activation.isHeld ? .held : ring.interrupted > 0 ? .recovering : .running
     self.ring = ring
     self.slab = slab
     self.context = context
@@ -88,9 +93,12 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.rules = LaneRules(features, context.limits, regions: activation.memory.regions.count)
   }
 
-  var position: QueuePosition { ring.position }
-  /// Nothing is in flight, and nothing is to be taken again.
-  var isIdle: Bool { slab.inUse == 0 && state != .recovering }
+  /// Where the ring stands, without what was handed back.
+  var position: QueuePosition {
+    QueuePosition(available: ring.position.available &- handedBack, used: ring.position.used)
+  }
+  /// Nothing is in flight, but for what is to be handed back, and nothing is to be taken again.
+  var isIdle: Bool { state != .recovering && (slab.inUse == 0 || holdsOnlyBack) }
   /// The ring is not all there is to wait for.
   var canTake: Bool { state == .running && slab.inUse < slab.capacity }
 

@@ -41,6 +41,10 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   private var stops: [Int] = []
   /// A queue has stopped or was not started, so there may be none.
   private var mayEnd = false
+  /// Prepared, and not started yet: it does not end for want of a queue.
+  private var isPrepared = false
+  /// Where queues were told to stand that are held: a stop before their release says no more than that.
+  private var heldPositions: [Int: QueuePosition] = [:]
   /// Lanes without a kick source.
   private var unkicked = 0
   private var hasEnded = false
@@ -206,20 +210,48 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   // MARK: Control
 
   private mutating func takeOrders() {
-    let orders = configuration.mailbox.take()
+    carryOut(configuration.mailbox.take())
+    // Without a queue there is nothing else to wait for. The engine rests meanwhile.
+    while isPrepared {
+      EventWait.untilReadable(configuration.mailbox.descriptor)
+      carryOut(configuration.mailbox.take())
+    }
+  }
+
+  private mutating func prepare(_ order: PrepareOrder) {
+    // A worker that has queues has what it needs, and their memory.
+    if lanes.isEmpty {
+      isPrepared = true
+      medium.engine.use(order.memory)
+    }
+    let error: QueueError? = medium.engine.isLost ? .mediumLost : nil
+    configuration.events.post(Preparation(worker: configuration.index, number: order.number, error: error))
+  }
+
+  private mutating func carryOut(_ orders: WorkerOrders) {
+    if let order = orders.prepare { prepare(order) }
     for (queue, order) in orders.queues.sorted(by: { $0.key < $1.key }) {
       if let activation = order.start { answer(activation) }
       guard let lane = lane(of: queue) else { continue }
       if let call = order.call { unsafe lanes[lane].pointee.replaceCall(call) }
       if let failure = order.failure { unsafe lanes[lane].pointee.replaceFailure(failure) }
+      if order.releases { release(lane) }
       if order.stops { stop(lane) }
     }
     if orders.resumesAll {
       for lane in 0..<lanes.capacity where lanes.contains(lane) { unsafe lanes[lane].pointee.tryParked(&medium) }
     }
+    if orders.unprepares || orders.stopsAll {
+      isPrepared = false
+      mayEnd = true
+    }
     guard orders.stopsAll else { return }
     for lane in 0..<lanes.capacity where lanes.contains(lane) { stop(lane) }
-    mayEnd = true
+  }
+
+  private mutating func release(_ lane: Int) {
+    heldPositions[lane] = nil
+    unsafe lanes[lane].pointee.release()
   }
 
   /// Asked again, it is the same stop.
@@ -235,6 +267,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   }
 
   private mutating func answer(_ activation: Activation) {
+    isPrepared = false
     do throws(QueueError) {
       try start(activation)
       configuration.events.post(.started(queue: activation.queue))
@@ -260,10 +293,11 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       throw EventWait.reason(error)
     }
     // Whoever had the ring before may have ended between showing what it answered and saying so.
-    if activation.inflight != nil || activation.publishesInOrder { activation.call.signal() }
+    if !activation.isHeld, activation.inflight != nil || activation.publishesInOrder { activation.call.signal() }
     // The turn that follows looks at the ring without waiting for a kick.
     if case .none = activation.kick { unkicked += 1 }
     kicks[index] = activation.kick
+    if activation.isHeld { heldPositions[index] = activation.position }
   }
 
   private var kicks: [Int: KickSource] = [:]
@@ -280,8 +314,10 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
 
   private mutating func remove(_ lane: Int) {
     unsafe lanes[lane].pointee.publishLast()
+    unsafe lanes[lane].pointee.handBack()
     unsafe reportError(&lanes[lane].pointee)
-    let (queue, position) = unsafe (lanes[lane].pointee.queue, lanes[lane].pointee.position)
+    let queue = unsafe lanes[lane].pointee.queue
+    let position = unsafe heldPositions.removeValue(forKey: lane) ?? lanes[lane].pointee.position
     medium.engine.unwatch(lane: lane)
     if case .some(.none) = kicks.removeValue(forKey: lane) { unkicked -= 1 }
     lanes.remove(lane)

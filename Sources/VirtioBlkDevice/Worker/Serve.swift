@@ -81,7 +81,11 @@ func work<Engine: BlockEngine & ~Copyable>(
 private func refuse(_ configuration: WorkerConfiguration) {
   repeat {
     EventWait.untilReadable(configuration.mailbox.descriptor)
-    for (queue, order) in configuration.mailbox.take().queues where order.start != nil {
+    let orders = configuration.mailbox.take()
+    if let order = orders.prepare {
+      configuration.events.post(Preparation(worker: configuration.index, number: order.number, error: .outOfDescriptors))
+    }
+    for (queue, order) in orders.queues where order.start != nil {
       configuration.events.post(.notStarted(queue: queue, .outOfDescriptors))
     }
   } while !configuration.mailbox.close()

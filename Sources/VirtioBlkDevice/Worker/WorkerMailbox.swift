@@ -8,18 +8,29 @@ struct QueueOrder: Sendable {
   var start: Activation?
   var call: CallSink?
   var failure: CallSink?
+  var releases = false
   var stops = false
+}
+
+/// A worker is to be ready for queues with this memory, and to wait for the first of them.
+struct PrepareOrder: Sendable {
+  /// Tells this call from those before, whose answers nobody waits for any more.
+  var number: UInt64
+  var memory: GuestMemory
 }
 
 /// Orders for the queues of one worker.
 struct WorkerOrders: Sendable {
   private(set) var queues: [Int: QueueOrder] = [:]
+  var prepare: PrepareOrder?
+  /// Who waits for a first start is to wait no more. Comes after everything else.
+  var unprepares = false
   /// Every queue is to stop, those that start now included.
   var stopsAll = false
   /// Queues that stall are to go on.
   var resumesAll = false
 
-  var isEmpty: Bool { queues.isEmpty && !stopsAll && !resumesAll }
+  var isEmpty: Bool { queues.isEmpty && prepare == nil && !unprepares && !stopsAll && !resumesAll }
 
   mutating func add(_ queue: Int, _ change: (inout QueueOrder) -> Void) { change(&queues[queue, default: QueueOrder()]) }
 }
@@ -63,7 +74,7 @@ final class WorkerMailbox: Sendable {
   /// The worker has no queue any more and wants to end. - Returns: false when there are orders to look at first.
   func close() -> Bool {
     state.withLock { state in
-      guard state.orders.queues.isEmpty else { return false }
+      guard state.orders.queues.isEmpty, state.orders.prepare == nil else { return false }
       state.isClosed = true
       return true
     }

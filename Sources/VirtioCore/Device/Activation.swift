@@ -33,6 +33,10 @@ public struct Activation: Sendable {
   /// Where it is written down which pages of guest memory the device has written to; `nil`: nowhere.
   public var log: QueueLog?
 
+  /// Start it in full, but take nothing from the ring and publish nothing before `VirtioDevice.release`. A stop before that
+  /// answers with the position that was given, and has changed nothing for the driver or for who goes on from there.
+  public var isHeld = false
+
   public init(
     queue: Int, memory: GuestMemory, features: FeatureSet, configuration: QueueConfiguration,
     position: QueuePosition = QueuePosition(), kick: KickSource, call: CallSink, failure: CallSink = .none,

@@ -22,6 +22,8 @@ public final class AttendedDevice {
   private var states: [QueueState]
   /// Events that came while an answer was waited for.
   private var backlog: [DeviceEvent] = []
+  /// Asked to prepare, and the answer is still to come.
+  public private(set) var isPreparing = false
 
   /// - Parameter device: one whose queues are all idle.
   public init(_ device: any VirtioDevice) {
@@ -42,6 +44,25 @@ public final class AttendedDevice {
     precondition(states[activation.queue] == .idle, "a queue was started before it had stopped")
     states[activation.queue] = .starting
     device.start(activation)
+  }
+
+  /// Makes ready what is slow about starting these queues. Answered with `prepared` or `notPrepared`.
+  public func prepare(_ queues: [Int], memory: GuestMemory, isRecorded: Bool) {
+    precondition(!isPreparing, "queues were prepared again before the answer")
+    isPreparing = true
+    device.prepare(queues, memory: memory, isRecorded: isRecorded)
+  }
+
+  /// Lets go of what was prepared and not started. An answer that is still to come does not come any more.
+  public func unprepare() {
+    isPreparing = false
+    device.unprepare()
+    backlog.removeAll(where: \.isPreparation)
+  }
+
+  /// Lets every queue begin that was started held and is not being stopped.
+  public func releaseAll() {
+    for queue in states.indices where [.starting, .running].contains(states[queue]) { device.release(queue: queue) }
   }
 
   /// Asks for a stop, unless that was asked for already.
@@ -88,6 +109,7 @@ public final class AttendedDevice {
       switch event {
       case .started(let queue): if states[queue] == .starting { states[queue] = .running }
       case .notStarted(let queue, _), .stopped(let queue, _): states[queue] = .idle
+      case .prepared, .notPrepared: isPreparing = false
       case .queueFailed, .configurationChanged, .notice: break
       }
     }
@@ -109,6 +131,12 @@ extension AttendedDevice {
       }
     }
     if case .notStarted(_, let error) = answer { throw error }
+  }
+
+  /// Prepares queues and waits for the answer.
+  public func prepareAndWait(_ queues: [Int], memory: GuestMemory, isRecorded: Bool) throws(QueueError) {
+    prepare(queues, memory: memory, isRecorded: isRecorded)
+    if case .notPrepared(let error) = wait(for: \.isPreparation) { throw error }
   }
 
   /// Stops a queue and waits for the answer.

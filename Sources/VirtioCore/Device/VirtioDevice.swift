@@ -8,6 +8,10 @@ public enum DeviceEvent: Hashable, Sendable {
   case notStarted(queue: Int, QueueError)
   /// The answer to `stop`: everything that was in flight is finished, and the queue stands here.
   case stopped(queue: Int, QueuePosition)
+  /// The answer to `prepare`: starts of those queues have nothing slow to do any more.
+  case prepared
+  /// The answer to `prepare`: this is why not, and nothing that it had made is left.
+  case notPrepared(QueueError)
   /// The queue met input it cannot go on after: it takes nothing more, but has to be stopped all the same. The transport sets DEVICE_NEEDS_RESET (virtio 2.1.2) or
   /// signals the ring's error descriptor.
   case queueFailed(queue: Int, QueueError)
@@ -15,6 +19,16 @@ public enum DeviceEvent: Hashable, Sendable {
   case configurationChanged
   /// The operator should know: one sentence.
   case notice(String)
+}
+
+extension DeviceEvent {
+  /// An answer to `prepare`.
+  public var isPreparation: Bool {
+    switch self {
+    case .prepared, .notPrepared: true
+    default: false
+    }
+  }
 }
 
 /// The control plane of one device. All methods are called from one thread, the transport's, and none of them waits for
@@ -47,9 +61,23 @@ public protocol VirtioDevice: AnyObject, Sendable {
   /// - Returns: false when nothing was written because the bytes are not, or not all, the driver's to write.
   func writeConfiguration(at offset: Int, _ bytes: [UInt8]) -> Bool
 
+  /// Makes ready what is slow about starting these queues, threads and engines, so that a later start is quick and has nothing
+  /// left to fail for but the ring itself. Answered, for all of them together, with `prepared` or `notPrepared`; not asked for
+  /// again before that. What was made waits, without using a processor, for the first start or for `unprepare`. For a queue
+  /// that runs nothing changes.
+  ///
+  /// - Parameters:
+  ///   - memory: what the queues will be started with.
+  ///   - isRecorded: whether they will have an in-flight record. Others can be started all the same, as if nothing were prepared.
+  func prepare(_ queues: [Int], memory: GuestMemory, isRecorded: Bool)
+  /// Lets go of what was prepared and not started, and of an answer that is still to come. There is no answer to this.
+  func unprepare()
   /// Asks that a queue be started; it looks at its ring once without waiting for a kick. Answered with `started` or
   /// `notStarted`. Starting a queue that was not stopped is our own mistake.
   func start(_ activation: Activation)
+  /// Lets a queue begin that was started held (`Activation.isHeld`): it notifies once, and looks at its ring without waiting for
+  /// a kick. Of a queue that is not held nothing changes.
+  func release(queue: Int)
   /// Asks that a queue be stopped: it takes nothing more, finishes what is in flight, publishes it and notifies. Answered with
   /// `stopped`. Asked twice it is one stop; of a queue that was not started it is none, without an answer.
   func stop(queue: Int)

@@ -32,6 +32,10 @@ public final class DirtyLog: @unchecked Sendable {
 
   /// Bytes of the log.
   public let size: UInt64
+  /// Where in its file it begins, bytes.
+  public let offset: UInt64
+  /// The file, for a process that goes on with it.
+  public let descriptor: OwnedDescriptor
   private let mapping: Mapping
   private let base: UnsafeMutableRawPointer
 
@@ -59,6 +63,8 @@ public final class DirtyLog: @unchecked Sendable {
         descriptor: descriptor.rawValue, offset: Int64(start), count: Int(end - start), unmappedBy: descriptor.disposer)
     } catch { throw .notMappable(error) }
     self.size = size
+    self.offset = offset
+    self.descriptor = descriptor
     unsafe base = mapping.base + Int(offset - start)
   }
 

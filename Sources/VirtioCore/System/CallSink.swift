@@ -37,6 +37,14 @@ public enum CallSink: Sendable {
     }
   }
 
+  /// What was handed over, or stands for it; `nil` where there is nothing of the kind.
+  public var descriptor: OwnedDescriptor? {
+    switch self {
+    case .eventCounter(let descriptor), .pipe(let descriptor), .socket(let descriptor), .looked(let descriptor): descriptor
+    case .doorbell, .none: nil
+    }
+  }
+
   /// Notifies the driver of used buffers. One who has been told already and did not look, or who is gone, is not told again.
   ///
   /// It does not wait. The one exception is a description whose flags or contents another process changes at the very moment,
