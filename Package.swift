@@ -66,8 +66,8 @@ let package = Package(
       ],
       swiftSettings: strict),
     .target(
-      name: "HandDriver", dependencies: ["VirtioCore", "VirtioBlkDevice"], path: "Benchmarks/HandDriver",
-      swiftSettings: strict),
+      name: "HandDriver", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", system],
+      path: "Benchmarks/HandDriver", swiftSettings: strict),
     .executableTarget(
       name: "request-cost", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "HandDriver", system],
       path: "Benchmarks/RequestCost", swiftSettings: strict),

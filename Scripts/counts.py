@@ -36,13 +36,14 @@ SHAPES = {
         "read,indirect,segments=4", "read,indirect,segments=32", "read,no-event-index", "read,in-order", "read,each",
         "read,batch=1", "flush", "get-id", "discard", "write-zeroes", "outside", "unknown",
         "read,recorded", "write,recorded", "read,indirect,recorded", "read,batch=1,recorded",
+        "read,logged", "write,logged", "read,indirect,logged", "read,recorded,logged",
         "read,indirect,batch=2", "read,indirect,batch=2,ring=2", "read,indirect,batch=2,ring=32768", "read,ring=32768",
         "read,regions=8", "read,regions=64", "read,regions=509", "read,together,regions=8", "read,together,regions=509",
     ],
-    "mapped": ["read", "write", "read,segments=4,ring=512", "read,recorded", "write,recorded"],
+    "mapped": ["read", "write", "read,segments=4,ring=512", "read,recorded", "write,recorded", "read,logged", "write,logged"],
     "cached,epoll": ["read", "read,segments=4,ring=512"],
     "sync,cached": ["read", "write", "read,segments=4,ring=512"],
-    "uring,epoll": ["read", "read,segments=4,ring=512"],
+    "uring,epoll": ["read", "read,segments=4,ring=512", "read,logged"],
 }
 
 # What a request may cost more by the size of the ring and the number of regions: null engine, against which other shape.

@@ -1,6 +1,8 @@
 /// A driver whose ring is laid out once: the same chains are made available again and again, so that all that happens between
 /// two batches is one index and, if the device wants it, one kick.
+internal import CLinux
 internal import Glibc
+internal import SystemPackage
 public import VirtioCore
 
 public struct HandDriver {
@@ -62,11 +64,21 @@ public struct HandDriver {
 
   /// The queue, ready to be started.
   public func activation(call: CallSink) throws -> Activation {
-    Activation(
+    try Activation(
       queue: 0, memory: memory, features: scenario.features, configuration: configuration, kick: .eventCounter(kick),
       call: call, publishesInOrder: scenario.publishesInOrder,
       inflight: scenario.isRecorded
-        ? try InflightMemory.create(queueCount: 1, queueSize: UInt16(scenario.ringSize)) : nil)
+        ? InflightMemory.create(queueCount: 1, queueSize: UInt16(scenario.ringSize)) : nil,
+      log: scenario.isLogged ? log() : nil)
+  }
+
+  /// Of all that the device writes.
+  private func log() throws -> QueueLog {
+    let size = UInt64(mapping.count) / DirtyLog.pageSize / 8 + 1
+    let file = OwnedDescriptor(unsafe memfd_create("log", UInt32(MFD_CLOEXEC)))
+    guard ftruncate(file.rawValue, off_t(size)) == 0 else { throw Errno(rawValue: errno) }
+    return QueueLog(
+      log: try DirtyLog(descriptor: file, offset: 0, size: size), coversBuffers: true, usedRing: Self.used)
   }
 
   // MARK: A batch

@@ -37,6 +37,8 @@ public struct Scenario: Sendable {
   public private(set) var publishesInOrder = false
   /// What is in flight is written down.
   public private(set) var isRecorded = false
+  /// The pages that the device writes to are written down.
+  public private(set) var isLogged = false
   /// The device is to call after each request.
   public private(set) var callsForEach = false
 
@@ -62,6 +64,7 @@ public struct Scenario: Sendable {
       case "asks": asksForCalls = true
       case "in-order": publishesInOrder = true
       case "recorded": isRecorded = true
+      case "logged": isLogged = true
       case "each": callsForEach = true
       default: return nil
       }

@@ -87,6 +87,10 @@ struct BenchRunCommand: ParsableCommand {
   @Flag(help: "Keep the back-end's in-flight records, as virtual machine monitors do; with --socket-path.")
   var inflight = false
 
+  @Flag(
+    help: "Have the back-end log the pages that it writes to, as while a virtual machine is moved; with --socket-path.")
+  var log = false
+
   @Option(help: .init("Count the processor time of this process instead of the one on the socket.", valueName: "pid"))
   var backendPid: Int32?
 
@@ -117,6 +121,9 @@ struct BenchRunCommand: ParsableCommand {
     if inflight, socketPath == nil {
       throw ValidationError("--inflight is for a back-end on a socket: name it with --socket-path")
     }
+    if log, socketPath == nil {
+      throw ValidationError("--log is for a back-end on a socket: name it with --socket-path")
+    }
     guard (1...1000).contains(repeats) else { throw ValidationError("--repeats \(repeats) is not from 1 to 1000") }
     guard (1...509).contains(memoryRegions) else {
       throw ValidationError("--memory-regions \(memoryRegions) is not from 1 to 509")
@@ -143,6 +150,7 @@ struct BenchRunCommand: ParsableCommand {
     options.targetOptions.usesIndirect = indirect
     options.targetOptions.usesEventIndex = eventIdx
     options.targetOptions.keepsRecords = inflight
+    options.targetOptions.logsWrites = log
     options.targetOptions.backendProcess = backendPid
     options.run.runtime = workload.runtime.seconds
     options.run.rampTime = workload.rampTime.seconds

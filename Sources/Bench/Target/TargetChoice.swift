@@ -29,6 +29,8 @@ public struct TargetOptions: Sendable {
   public var usesEventIndex = true
   /// Keep the back-end's in-flight records for it, as virtual machine monitors do; for a socket.
   public var keepsRecords = false
+  /// Let the back-end note all pages that it writes to, as while a guest is moved; for a socket.
+  public var logsWrites = false
   /// The process to watch; `nil`: whoever listens on the socket or holds the file.
   public var backendProcess: Int32?
 
@@ -49,7 +51,8 @@ extension Target {
       switch choice {
       case .socket(let path):
         let transport = try VhostUserTransport(
-          path: path, memory: memory(workload, options), reconnection: options.keepsRecords ? Reconnection() : nil)
+          path: path, memory: memory(workload, options), reconnection: options.keepsRecords ? Reconnection() : nil,
+          logsWrites: options.logsWrites)
         let peer = options.backendProcess ?? clinux_peer_process(transport.frontend.descriptor)
         return try wrap(transport, path, workload, options, ProcessMeter(process: peer > 0 ? peer : nil))
       case .memoryFile(let path):

@@ -91,10 +91,10 @@ extension VhostUserTransport {
     met += 1
     (offer, channel) = try Self.meet(frontend)
     guard accepted.isSubset(of: offer.features), queues.count <= offer.queueCount,
-      inflight == nil || offer.protocolFeatures.contains(.inflight)
+      inflight == nil || offer.protocolFeatures.contains(.inflight), writtenPages == nil || offer.keepsLog
     else { throw .refused("the back-end that came back offers less than the one before it") }
     memoryIsSet = false
-    try Self.ask { () throws(FrontendError) in try frontend.setFeatures(accepted) }
+    try sendFeatures()
     try setMemory()
     try keepRecords()
     for index in queues.indices where queues[index].isRunning {

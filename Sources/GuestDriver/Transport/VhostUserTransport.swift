@@ -20,6 +20,8 @@ public final class VhostUserTransport: DriverTransport {
   var channel: BackendChannel?
   /// The records of the back-end, kept for the one that comes after it.
   var inflight: FrontendInflight?
+  /// Where the back-end notes the pages that it writes to; `nil`: it does not.
+  let writtenPages: WrittenPages?
   var localStatus = DeviceStatus()
   var accepted = FeatureSet()
   var queues: [Queue] = []
@@ -38,23 +40,28 @@ public final class VhostUserTransport: DriverTransport {
   /// - Parameters:
   ///   - memory: every region of it has a file behind it.
   ///   - reconnection: whether, and how, to go on with another back-end when this one goes.
+  ///   - logsWrites: let the back-end note all pages that it writes to, as while a guest is moved.
   public convenience init(
-    path: String, memory: DriverMemory, reconnection: Reconnection? = nil
+    path: String, memory: DriverMemory, reconnection: Reconnection? = nil, logsWrites: Bool = false
   ) throws(DriverError) {
     let frontend: Frontend
     do { frontend = try Frontend(connectingTo: path) } catch { throw .noDevice("\(error)") }
     var reconnection = reconnection
     reconnection?.path = path
-    try self.init(frontend, memory: memory, reconnection: reconnection)
+    try self.init(frontend, memory: memory, reconnection: reconnection, logsWrites: logsWrites)
   }
 
   public init(
-    _ frontend: Frontend, memory: DriverMemory, reconnection: Reconnection? = nil
+    _ frontend: Frontend, memory: DriverMemory, reconnection: Reconnection? = nil, logsWrites: Bool = false
   ) throws(DriverError) {
     self.frontend = frontend
     self.reconnection = reconnection
     self.memory = memory
+    writtenPages = logsWrites ? try WrittenPages(of: memory) : nil
     (offer, channel) = try Self.meet(frontend)
+    guard !logsWrites || offer.keepsLog else {
+      throw .refused("the back-end offers no log of the pages that it writes to (LOG_SHMFD and VHOST_F_LOG_ALL)")
+    }
     // User addresses that are neither guest addresses nor any that this process has: a back-end that mixes them up fails.
     var userAddress: UInt64 = 0x4000_0000_0000
     var regions: [FrontendRegion] = []
@@ -141,6 +148,12 @@ public final class VhostUserTransport: DriverTransport {
 
   public func acceptFeatures(_ features: FeatureSet) throws(DriverError) {
     accepted = features
+    try sendFeatures()
+  }
+
+  /// The driver's choice, and that of this end of the socket.
+  func sendFeatures() throws(DriverError) {
+    let features = writtenPages == nil ? accepted : accepted.union(.logAll)
     try Self.ask { () throws(FrontendError) in try frontend.setFeatures(features) }
   }
 
@@ -169,6 +182,7 @@ public final class VhostUserTransport: DriverTransport {
       } else {
         try frontend.setMemory(regions)
       }
+      if let writtenPages { try frontend.setLog(writtenPages.area, writtenPages.descriptor) }
     }
     memoryIsSet = true
   }
@@ -192,7 +206,8 @@ public final class VhostUserTransport: DriverTransport {
           index: UInt8(clamping: index), size: configuration.size,
           descriptorTable: userAddress(configuration.descriptorTable),
           availableRing: userAddress(configuration.availableRing), usedRing: userAddress(configuration.usedRing),
-          base: UInt32(base), kick: queue.kick, call: queue.call, error: queue.failure))
+          usedRingLog: writtenPages == nil ? nil : configuration.usedRing.rawValue, base: UInt32(base), kick: queue.kick,
+          call: queue.call, error: queue.failure))
     }
     queues[index].isRunning = true
   }

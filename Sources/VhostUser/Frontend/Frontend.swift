@@ -29,6 +29,8 @@ public final class Frontend {
     public var queueCount: Int
     /// How many memory regions it takes; 8 without CONFIGURE_MEM_SLOTS.
     public var memorySlots: Int
+    /// It notes the pages that it writes to, where it is asked to: VHOST_F_LOG_ALL is offered and LOG_SHMFD was agreed.
+    public var keepsLog: Bool
   }
 
   public var session = FrontendSession()
@@ -72,7 +74,8 @@ extension Frontend {
     return Offer(
       features: features.subtracting(.betweenEnds), protocolFeatures: agreed,
       queueCount: agreed.contains(.multiqueue) ? Int(clamping: try number(.getQueueCount)) : 1,
-      memorySlots: agreed.contains(.memorySlots) ? Int(clamping: try number(.getMaximumMemorySlots)) : 8)
+      memorySlots: agreed.contains(.memorySlots) ? Int(clamping: try number(.getMaximumMemorySlots)) : 8,
+      keepsLog: features.contains(.logAll) && agreed.contains(.sharedLog))
   }
 
   public func setProtocolFeatures(_ features: ProtocolFeatures) throws(FrontendError) {

@@ -10,6 +10,8 @@ public struct FrontendQueue: Sendable {
   public var descriptorTable: UInt64
   public var availableRing: UInt64
   public var usedRing: UInt64
+  /// Where writes to the used ring are logged, a guest address; `nil`: not at all.
+  public var usedRingLog: UInt64?
   /// The available index to begin with; what `stop` returned, or 0 for a fresh ring.
   public var base: UInt32
   /// `nil`: the back-end has to look by itself.
@@ -20,14 +22,15 @@ public struct FrontendQueue: Sendable {
   public var error: OwnedDescriptor?
 
   public init(
-    index: UInt8, size: UInt16, descriptorTable: UInt64, availableRing: UInt64, usedRing: UInt64, base: UInt32 = 0,
-    kick: OwnedDescriptor?, call: OwnedDescriptor?, error: OwnedDescriptor? = nil
+    index: UInt8, size: UInt16, descriptorTable: UInt64, availableRing: UInt64, usedRing: UInt64,
+    usedRingLog: UInt64? = nil, base: UInt32 = 0, kick: OwnedDescriptor?, call: OwnedDescriptor?, error: OwnedDescriptor? = nil
   ) {
     self.index = index
     self.size = size
     self.descriptorTable = descriptorTable
     self.availableRing = availableRing
     self.usedRing = usedRing
+    self.usedRingLog = usedRingLog
     self.base = base
     self.kick = kick
     self.call = call
@@ -42,8 +45,8 @@ extension Frontend {
     try setBase(queue: queue.index, queue.base)
     try setAddress(
       VringAddress(
-        index: UInt32(queue.index), descriptorTable: queue.descriptorTable, usedRing: queue.usedRing,
-        availableRing: queue.availableRing))
+        index: UInt32(queue.index), flags: queue.usedRingLog == nil ? 0 : 1, descriptorTable: queue.descriptorTable,
+        usedRing: queue.usedRing, availableRing: queue.availableRing, log: queue.usedRingLog ?? 0))
     try setCall(queue: queue.index, queue.call)
     if let error = queue.error { try setError(queue: queue.index, error) }
     try setKick(queue: queue.index, queue.kick)

@@ -3,6 +3,17 @@
 internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
+  /// A transfer that was done in place: it needs no slot for that but the segments it was taken into.
+  @inline(never)
+  mutating func answerLogged(
+    _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int
+  ) {
+    logData(index, written)
+    unsafe statusByte.storeBytes(of: BlockStatus.ok.rawValue, as: UInt8.self)
+    unsafe log?.markBuffer(statusByte, count: 1)
+    push(chain, written: written)
+  }
+
   /// As `answer`, with status bytes that are noted.
   @inline(never)
   mutating func answerLogged(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) {
@@ -26,17 +37,20 @@ extension Lane where Ring: ~Copyable {
   /// What a transfer may have written to the driver's buffers, for the log. Its segments are in the slot as they were taken.
   @inline(never)
   mutating func logTransfer(_ index: Int) {
-    let written = unsafe Int(slab.slot(index).pointee.written)
+    logData(index, unsafe slab.slot(index).pointee.written)
+  }
+
+  private mutating func logData(_ index: Int, _ written: UInt32) {
     // A write fills nothing but its status byte.
     guard written > 1 else { return }
-    unsafe log?.markRead(slab.segments(index), bytes: written - 1)
+    unsafe log?.markRead(slab.segments(index), bytes: Int(written) - 1)
   }
 
   /// What was written to the ring, for the log. The driver may have seen it already: whoever moves the guest reads the log
   /// again after this queue has stopped.
   @inline(never)
   mutating func logRing() {
-    guard let log else { return }
-    ring.takeWritten { log.markUsedRing(offset: $0, count: $1) }
+    guard let marks = log?.ringMarks else { return }
+    ring.takeWritten { marks.mark(offset: $0, count: $1) }
   }
 }

@@ -255,12 +255,18 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     return true
   }
 
-  /// Answers a request that was over at once, but not plainly. - Returns: false, as its slot went with the answer.
+  /// Answers a request that was over at once, but not plainly.
+  /// - Returns: whether the slot is free again; otherwise it went, or goes, with the answer.
   @inline(never)
   private mutating func completeInPlace<Engine: BlockEngine & ~Copyable>(
     _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int, isDone: Bool,
     _ medium: inout Medium<Engine>
   ) -> Bool {
+    if isDone, !isOrdered {
+      // Nobody but a log is interested.
+      unsafe answerLogged(chain, statusByte, written, index)
+      return true
+    }
     unsafe keep(chain, statusByte, written, index)
     complete(index, isDone: isDone, &medium)
     return false
@@ -320,7 +326,13 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     let slot = unsafe slab.slot(index)
     switch unsafe slot.pointee.stage {
     case .transfer, .watchedTransfer:
-      if log != nil { logTransfer(index) }
+      if log != nil {
+        logTransfer(index)
+        if !isOrdered {
+          unsafe slot.pointee.status = .ok
+          return unsafe showLogged(index, slot)
+        }
+      }
       answer(index, .ok, written: unsafe Int(slot.pointee.written))
     case .flush: answerWithStatus(index, .ok)
     case .discard, .zero: askNextRange(index, &medium)

@@ -12,17 +12,36 @@ struct LaneLog {
     var guest: UInt64
   }
 
+  /// The used ring, for the time of a publication: it keeps nothing alive and counts no references.
+  struct RingMarks {
+    fileprivate let bits: DirtyBits
+    fileprivate let address: UInt64
+
+    /// - Parameters:
+    ///   - offset: in the used ring, bytes.
+    ///   - count: bytes.
+    func mark(offset: Int, count: Int) {
+      let (place, overflow) = address.addingReportingOverflow(UInt64(offset))
+      if !overflow { bits.mark(place, count: count) }
+    }
+  }
+
   private let log: DirtyLog
-  private let usedRing: UInt64?
+  private let bits: DirtyBits
+  /// `nil`: writes to the used ring are not logged.
+  let ringMarks: RingMarks?
   private let coversBuffers: Bool
   private let pieces: [Piece]
   /// The one that was hit last.
-  private var last = 0
+  private var last: Piece
 
   init(_ queue: QueueLog, memory: GuestMemory) {
+    let bits = queue.log.bits
     log = queue.log
-    usedRing = queue.usedRing
+    self.bits = bits
+    ringMarks = queue.usedRing.map { RingMarks(bits: bits, address: $0) }
     coversBuffers = queue.coversBuffers
+    last = Piece(host: 0, size: 0, guest: 0)
     pieces = memory.regions.map {
       unsafe Piece(
         host: UInt(bitPattern: $0.mapping.base) &+ UInt(bitPattern: $0.offset), size: UInt($0.size), guest: $0.start.rawValue)
@@ -33,15 +52,17 @@ struct LaneLog {
 
   /// Bytes that were written into one buffer of the driver's.
   mutating func markBuffer(_ pointer: UnsafeRawPointer, count: Int) {
-    guard coversBuffers, !pieces.isEmpty else { return }
+    guard coversBuffers else { return }
     let address = UInt(bitPattern: pointer)
-    if address &- pieces[last].host >= pieces[last].size {
-      guard let found = pieces.firstIndex(where: { address &- $0.host < $0.size }) else { return }
+    if address &- last.host >= last.size {
+      guard let found = piece(of: address) else { return }
       last = found
     }
-    let distance = UInt64(address &- pieces[last].host)
-    log.mark(pieces[last].guest &+ distance, count: count)
+    bits.mark(last.guest &+ UInt64(address &- last.host), count: count)
   }
+
+  @inline(never)
+  private func piece(of address: UInt) -> Piece? { pieces.first { address &- $0.host < $0.size } }
 
   /// What a read may have written to, wherever it ended.
   ///
@@ -63,14 +84,5 @@ struct LaneLog {
       // The last one has lost its status byte, and may be empty.
       unsafe next += 1
     }
-  }
-
-  /// - Parameters:
-  ///   - offset: in the used ring, bytes.
-  ///   - count: bytes.
-  func markUsedRing(offset: Int, count: Int) {
-    guard let usedRing else { return }
-    let (address, overflow) = usedRing.addingReportingOverflow(UInt64(offset))
-    if !overflow { log.mark(address, count: count) }
   }
 }

@@ -76,12 +76,25 @@ public final class DirtyLog: @unchecked Sendable {
   /// - Parameters:
   ///   - address: a guest address.
   ///   - count: bytes; at most a request's.
+  public func mark(_ address: UInt64, count: Int) { bits.mark(address, count: count) }
+
+  /// Where the marks are, for a queue, which counts no references on the way of a request.
+  public var bits: DirtyBits { unsafe DirtyBits(base: base, size: size) }
+}
+
+/// The bits of a log. Whoever has them keeps the log as well.
+@safe
+public struct DirtyBits {
+  fileprivate let base: UnsafeMutableRawPointer
+  fileprivate let size: UInt64
+
+  /// As `DirtyLog.mark`.
   public func mark(_ address: UInt64, count: Int) {
     guard count > 0 else { return }
     let (last, overflow) = address.addingReportingOverflow(UInt64(count - 1))
     guard !overflow else { return }
-    let end = last / Self.pageSize
-    var page = address / Self.pageSize
+    let end = last / DirtyLog.pageSize
+    var page = address / DirtyLog.pageSize
     while page <= end, page / 8 < size {
       // Release: who finds the bit finds what was written. The front-end takes bits away at the same time, so it is added in
       // one step, and also where it seems to be there: it may just be going.
