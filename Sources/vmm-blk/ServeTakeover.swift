@@ -36,6 +36,7 @@ final class ServeTakeover {
   private var taken: Set<Int> = []
   /// The other server's control socket, where it was wanted.
   private(set) var control: OwnedDescriptor?
+  private var isWaiting = false
   /// What kept a disk from changing hands.
   private(set) var failures: [TakeoverFailure] = []
 
@@ -88,9 +89,9 @@ final class ServeTakeover {
     let disk = Disk(
       name: name, device: device, server: makeServer(device, socket), socket: socket, place: place, errands: errands)
     var answer: TakeoverError??
-    disk.server.prepare(state.server, list, errands: errands) { [loop] error in
+    disk.server.prepare(state.server, list, errands: errands) { [self] error in
       answer = .some(error)
-      loop.stop()
+      stopWaiting()
     }
     try wait { answer != nil }
     if let error = answer ?? nil { throw TakeoverFailure.disk(name, "\(error)") }
@@ -109,9 +110,9 @@ final class ServeTakeover {
   private func ask(_ request: Takeover.Request, errands: ErrandQueue?) throws -> ControlLine {
     var answer: Result<ControlLine, ControlError>?
     client.disposer = errands
-    client.ask(ControlLine(request)) { [loop] result in
+    client.ask(ControlLine(request)) { [self] result in
       answer = result
-      loop.stop()
+      stopWaiting()
     }
     try wait { answer != nil }
     guard let answer else { throw TakeoverFailure.silent(path) }
@@ -124,12 +125,17 @@ final class ServeTakeover {
 
   private func wait(until isDone: () -> Bool) throws {
     let end = ContinuousClock.now + Self.patience
-    loop.after(Self.patience) { [loop] in loop.stop() }
+    loop.after(Self.patience) { [weak self] in self?.stopWaiting() }
     while !isDone() {
       guard ContinuousClock.now < end else { throw TakeoverFailure.silent(path) }
+      isWaiting = true
+      defer { isWaiting = false }
       try loop.run()
     }
   }
+
+  /// The loop is stopped for this wait alone, not for those who run it afterwards.
+  private func stopWaiting() { if isWaiting { loop.stop() } }
 
   // MARK: One disk after the other
 
