@@ -98,6 +98,9 @@ case_qemu-killed() {
   check_ext4_files
 }
 
+# The same on two queues; QEMU's records of what is in flight go along.
+case_qemu-taken-over() { taken_over_case 2 --guest qemu --queues 2 "${write_back[@]}"; }
+
 # Moved while it writes: what the back-end puts into its memory meanwhile has to be copied, too. MIGRATIONS says how often.
 # To be named: QEMU 7.2's emulated processors lose a store of theirs in a migration now and then, also without any back-end.
 case_qemu-migrated() {

@@ -57,6 +57,28 @@ case_uml-log-writes() {
     die "the log of writes does not give the disk"
 }
 
+# One server after the other, on engines in turn, while fio writes and checks: these guests do not connect again, so a connection
+# that is lost is a failure. TAKEOVERS says how often.
+taken_over_case() { # queues, options of boot.sh
+  local takeovers=${TAKEOVERS:-5} count engines=(uring threads mapped sync) queues=$1
+  shift
+  [ "$SERVER" = vmm-blk ] || die "the back-ends that this case starts are ours"
+  empty_disk "$work/disk" 192M
+  start_server "$work/disk" "$work/socket" --control "$work/control" --engine uring --num-queues "$queues"
+  guest_on "$console" --socket "$work/socket" --fio --scenarios killed --set beats=$((2 * takeovers)) "$@"
+  for count in $(seq "$takeovers"); do
+    # It goes on: something was written since the last time.
+    wait_until "the guest's disk answers after takeover $((count - 1))" has_beaten $((2 * count - 1))
+    take_over "$work/control" "$work/disk" "$work/socket" --engine "${engines[count % 4]}" --num-queues "$queues"
+  done
+  echo "taken over $takeovers times" >&2
+  wait_guests
+  stop_server
+  check_ext4_files
+}
+
+case_uml-taken-over() { taken_over_case 1 --guest uml; }
+
 case_uml-write-cache() {
   empty_disk "$work/disk" 64M
   start_server "$work/disk" "$work/socket"

@@ -151,6 +151,24 @@ stop_server() {
   [ $status -eq 0 ] || die "the server ended with status $status"
 }
 
+# Another server takes over from the one that runs, which must end well by itself.
+take_over() { # control socket, image, socket, options…
+  local before=$server_pid control=$1 image=$2 socket=$3 status=0
+  shift 3
+  # shellcheck disable=SC2086  # the variable holds words
+  "$VMM_BLK" serve --take-over "$control" --control "$control" --blk-file "$image" --socket-path "$socket" "$@" \
+    $VMM_BLK_OPTIONS >"$work/server-output.next" &
+  server_pid=$!
+  wait_until "the server before ends" has_gone "$before"
+  wait "$before" || status=$?
+  [ $status -eq 0 ] || die "the server that was taken over from ended with status $status"
+  kill -0 "$server_pid" 2>/dev/null || die "the server that took over has ended"
+}
+
+has_gone() {
+  ! kill -0 "$1" 2>/dev/null || { kill -0 "$server_pid" 2>/dev/null || die "the server that was to take over has ended"; return 1; }
+}
+
 # Ends the server as a crash does.
 kill_server() {
   kill -KILL "$server_pid" || die "the server ended by itself"

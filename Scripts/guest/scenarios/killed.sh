@@ -1,5 +1,5 @@
 # fio sends 32 requests of each of two jobs at once, in files of an ext4 filesystem, and checks what it wrote, while the host kills
-# the back-end and starts it again. A writer beside it says each time that the disk has answered, so that the host
+# the back-end and starts it again, or lets another one take over. A writer beside it says each time that the disk has answered, so that the host
 # knows the guest goes on.
 #
 # beats=N   answers to that writer until the end, about one a second

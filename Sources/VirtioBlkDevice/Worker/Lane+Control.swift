@@ -12,7 +12,6 @@ extension Lane where Ring: ~Copyable {
   mutating func release() {
     guard state == .held else { return }
     state = ring.interrupted > 0 ? .recovering : .running
-    call.signal()
   }
 
   mutating func replaceCall(_ call: CallSink) {

@@ -75,8 +75,8 @@ public protocol VirtioDevice: AnyObject, Sendable {
   /// Asks that a queue be started; it looks at its ring once without waiting for a kick. Answered with `started` or
   /// `notStarted`. Starting a queue that was not stopped is our own mistake.
   func start(_ activation: Activation)
-  /// Lets a queue begin that was started held (`Activation.isHeld`): it notifies once, and looks at its ring without waiting for
-  /// a kick. Of a queue that is not held nothing changes.
+  /// Lets a queue begin that was started held (`Activation.isHeld`): it looks at its ring without waiting for a kick. Nobody is
+  /// notified: who had the ring before has told the driver of all that it answered. Of a queue that is not held nothing changes.
   func release(queue: Int)
   /// Asks that a queue be stopped: it takes nothing more, finishes what is in flight, publishes it and notifies. Answered with
   /// `stopped`. Asked twice it is one stop; of a queue that was not started it is none, without an answer.
