@@ -26,13 +26,13 @@ enum ServeFileLimit {
   /// Descriptors for all disks while nobody is connected: image, events, listening socket.
   static func idleNeed(_ disks: [DeviceOptions]) -> Int { spare + 3 * disks.count }
 
-  /// With a front-end on every disk and every queue running: a connection for each disk; kick, call and error for each
-  /// queue; mailbox, waiting and completions for each thread.
+  /// With a front-end on every disk and every queue running: a connection for each disk, its memory's file, records and a log;
+  /// kick, call and error for each queue; mailbox, waiting and completions for each thread.
   static func fullNeed(_ disks: [DeviceOptions]) -> Int {
     disks.reduce(idleNeed(disks)) { sum, disk in
       let queues = min(max(disk.numQueues ?? ServeCommand.queues, 1), 256)
       let threads = min(max(disk.threads ?? queues, 1), queues)
-      return sum + 1 + 3 * queues + 3 * threads
+      return sum + 4 + 3 * queues + 3 * threads
     }
   }
 

@@ -150,11 +150,12 @@ import VirtioCore
       try Self.withSilentMemory { silent, disks, file, stranger in
         try silent.hold("flush release")
         try stranger.frontend.addMemory(FrontendRegion(Self.region, descriptor: file))
-        // It is mapped, and the descriptor is not needed any more.
-        try silent.waitUntilHeld("flush")
         _ = try stranger.read(sector: 0)
         try disks.expectOtherDiskIsServed()
         #expect(try stranger.stop() == 2)
+        // Nobody needs the descriptor any more.
+        try stranger.frontend.send(Message(.removeMemoryRegion, payload: Self.region.singleBytes))
+        try silent.waitUntilHeld("flush")
         try disks.expectOtherDiskIsServed()
         disks.terminate()
         #expect(try disks.waitForEnd() == 0, "\(disks.log)")

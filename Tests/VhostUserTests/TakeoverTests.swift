@@ -205,7 +205,8 @@ struct Succession: Sendable, CustomTestStringConvertible {
         taker.close()
         let second = try Taker(directory + "/control")
         _ = try second.ask("take-over", disk: "")
-        for (verb, disk) in [("pause", "/nowhere"), ("commit", directory + "/disk.sock"), ("served", directory + "/disk.sock")] {
+        for (verb, disk) in [("pause", "/nowhere"), ("commit", directory + "/disk.sock"), ("served", directory + "/disk.sock")]
+        {
           #expect(try second.ask(verb, disk: disk).contains("error"))
         }
         let third = try Taker(directory + "/control")

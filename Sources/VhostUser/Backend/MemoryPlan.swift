@@ -94,7 +94,7 @@ extension MemoryPlan {
 
   private func mapAll() throws(MemoryTableError) -> MemoryTable {
     var entries = kept
-    for addition in additions { entries.append(try map(addition)) }
+    for addition in additions { entries.append(try map(addition, beside: entries)) }
     do {
       let regions = entries.map {
         GuestRegion(start: $0.region.guestAddress, size: $0.region.size, mapping: $0.mapping, offset: $0.offset)
@@ -105,7 +105,10 @@ extension MemoryPlan {
     }
   }
 
-  private func map(_ addition: Addition) throws(MemoryTableError) -> MemoryTable.Entry {
+  /// - Parameter others: regions that are in the table already.
+  private func map(
+    _ addition: Addition, beside others: [MemoryTable.Entry]
+  ) throws(MemoryTableError) -> MemoryTable.Entry {
     let region = addition.region
     var information = stat()
     guard unsafe fstat(addition.descriptor.rawValue, &information) == 0 else {
@@ -129,7 +132,8 @@ extension MemoryPlan {
         unmappedBy: addition.descriptor.disposer)
       return MemoryTable.Entry(
         region: region, mapping: mapping, offset: Int(region.offset - start), file: file,
-        descriptor: addition.descriptor)
+        // One descriptor for all regions of a file, however many there are: each of them is good for all.
+        descriptor: others.first { $0.file == file }?.descriptor ?? addition.descriptor)
     } catch {
       throw .notMappable(region, error)
     }
