@@ -14,6 +14,7 @@ extension MemoryFileDevice {
   public func pauseForHandOver(then whenPaused: @escaping () -> Void) {
     precondition(phase == .serving, "only a device that serves can be handed over")
     phase = .pausing
+    stoppedForHandOver = nil
     self.whenPaused = whenPaused
     advance()
   }
@@ -26,8 +27,7 @@ extension MemoryFileDevice {
     paused?()
   }
 
-  /// Goes on serving where it stood: the takeover came to nothing. In need of a reset it starts no queue, as its successor
-  /// would not have. Of a device that is not being handed over nothing changes.
+  /// Goes on serving where it stood: the takeover came to nothing. Of a device that is not being handed over nothing changes.
   public func resume() {
     guard phase == .pausing || phase == .paused else { return }
     whenPaused = nil
@@ -40,10 +40,33 @@ extension MemoryFileDevice {
     advance()
   }
 
+  /// Queues to be started where this device, or its successor, goes on: all that ran, also where others have failed.
+  var queuesToGoOn: [(queue: Int, configuration: QueueConfiguration)] {
+    (stoppedForHandOver ?? []).filter { !failedQueues.contains($0.queue) }
+  }
+
   func startAgain() {
     phase = .serving
-    let queues = registers.isLive ? registers.readyQueues : []
-    carryOut(queues.map { .startQueue($0.queue, $0.configuration) }) { self.lookAgain() }
+    carryOut(queuesToGoOn.map { .startQueue($0.queue, $0.configuration) }) { self.lookAgain() }
+  }
+
+  /// The successor may begin: whatever becomes of this process, the device's role on the file stays.
+  public func leaveRole() {
+    precondition(phase == .paused, "a device is paused before it is handed over")
+    ownsRole = false
+  }
+
+  /// The successor that may have begun is gone: goes on from what is in the file, as after its death. Of a device whose role was
+  /// not left, or that has been closed meanwhile, nothing changes.
+  public func resumeFromFile() {
+    guard phase == .paused, !ownsRole else { return }
+    ownsRole = true
+    phase = .serving
+    device.reset()
+    attach()
+    if owesConfigurationChange, registers.status.contains(.driverOK) { notifyConfigurationChange() }
+    owesConfigurationChange = false
+    lookAgain()
   }
 
   /// Ends without leaving: the successor holds its queues and goes on at once. The device's role stays with the open file
@@ -58,14 +81,42 @@ extension MemoryFileDevice {
 
 /// The end that takes over: nothing that the driver can see happens before `release`.
 extension MemoryFileDevice {
-  /// Does everything that can fail: takes the registers' state as its own and starts the queues, held. Its predecessor has
-  /// paused before.
+  /// Does what is slow while the predecessor still serves: threads and engines of the queues that its driver has made ready.
   ///
-  /// - Parameter whenHeld: called once on the loop's thread, with the reason when it cannot take over: this device is over then,
-  ///   and has changed nothing. Never after `close`.
-  public func hold(in loop: EventLoop, then whenHeld: @escaping (MemoryFileError?) -> Void) throws(MemoryFileError) {
-    precondition(phase == .new && !ownsRole, "only a device that takes over is held")
+  /// - Parameters:
+  ///   - offer: the predecessor's.
+  ///   - whenPrepared: called once on the loop's thread, with the reason when it cannot take over: only `close` may follow then.
+  ///     Never after `close`.
+  public func prepare(
+    for offer: Offer, in loop: EventLoop, then whenPrepared: @escaping (MemoryFileError?) -> Void
+  ) throws(MemoryFileError) {
+    precondition(phase == .new && !ownsRole, "only a device that takes over is prepared")
+    let recorded = MMIORegisters.restore(file.control.loadState(), face: face).registers
+    try check(offer, recorded.features)
     try register(in: loop)
+    phase = .preparing
+    self.whenPrepared = whenPrepared
+    attended.prepare(recorded.readyQueues.map(\.queue), memory: file.memory, isRecorded: false)
+  }
+
+  func prepared(_ error: MemoryFileError?) {
+    let prepared = whenPrepared
+    whenPrepared = nil
+    prepared?(error)
+  }
+
+  /// Does what can fail still: takes the registers' state as its own and starts the queues, held. Its predecessor has paused
+  /// before.
+  ///
+  /// - Parameters:
+  ///   - running: queues that run although the device needs a reset, because another one has failed.
+  ///   - whenHeld: called once on the loop's thread, with the reason when it cannot take over: this device is over then,
+  ///     and has changed nothing. Never after `close`.
+  public func hold(
+    in loop: EventLoop, running: [Int] = [], then whenHeld: @escaping (MemoryFileError?) -> Void
+  ) throws(MemoryFileError) {
+    precondition((phase == .new || phase == .preparing) && !ownsRole, "only a device that takes over is held")
+    if phase == .new { try register(in: loop) }
     phase = .holding
     self.whenHeld = whenHeld
     answered = file.control.responseSequence.loadAcquire()
@@ -75,7 +126,11 @@ extension MemoryFileDevice {
       holdFailure = .driverNotTakenOver(path: file.path)
       return advance()
     }
-    carryOut(effects) {
+    var steps = effects
+    if registers.status.contains([.driverOK, .needsReset]) {
+      steps += registers.readyQueues.filter { running.contains($0.queue) }.map { .startQueue($0.queue, $0.configuration) }
+    }
+    carryOut(steps) {
       // Otherwise the queues that did start are stopped first, see `advance`.
       guard self.holdFailure == nil else { return }
       self.phase = .held
@@ -88,6 +143,7 @@ extension MemoryFileDevice {
 
   func holdFailed() {
     phase = .over
+    attended.unprepare()
     unregister()
     let (failed, reason) = (whenHeld, holdFailure)
     whenHeld = nil
@@ -108,6 +164,8 @@ extension MemoryFileDevice {
       notifyConfigurationChange()
     }
     owesConfigurationChange = false
+    // For queues that were ready when that was asked for, and are not now.
+    attended.unprepare()
     lookAgain()
   }
 }

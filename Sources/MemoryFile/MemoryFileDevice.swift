@@ -28,6 +28,10 @@ public final class MemoryFileDevice {
   var registers: MMIORegisters
   /// Queues that could not be started since `attach`, or since the driver's last reset.
   var startFailures: [Int: QueueError] = [:]
+  /// Queues that take nothing any more until the driver's next reset.
+  var failedQueues: Set<Int> = []
+  /// Queues that ran, with what they would be started with, when they were asked to stop for a successor; `nil`: they were not.
+  var stoppedForHandOver: [(queue: Int, configuration: QueueConfiguration)]?
   /// What is still to be carried out of what the driver asked for last, or of what `attach` found.
   private var steps: [Step] = []
   /// Queues whose answers come before the next step, but for starts, which do not wait for each other.
@@ -46,6 +50,8 @@ public final class MemoryFileDevice {
     case paused
     /// Queues that were asked to stop have to answer before they are started again.
     case resuming
+    /// What is slow is being done, or has been.
+    case preparing
     case holding
     case held
     case closing
@@ -63,6 +69,7 @@ public final class MemoryFileDevice {
   private var deviceEvents: EventLoop.Registration?
   private var whenClosed: (() -> Void)?
   var whenPaused: (() -> Void)?
+  var whenPrepared: ((MemoryFileError?) -> Void)?
   var whenHeld: ((MemoryFileError?) -> Void)?
   /// Why a takeover cannot be.
   var holdFailure: MemoryFileError?
@@ -100,6 +107,9 @@ public final class MemoryFileDevice {
   }
 
   deinit { giveUpRole() }
+
+  /// It answers its driver, and nobody is about to take over.
+  public var isServing: Bool { phase == .serving }
 
   private func giveUpRole() {
     guard ownsRole else { return }
@@ -186,11 +196,13 @@ public final class MemoryFileDevice {
   }
 
   private func beginToClose() {
+    if phase == .preparing { attended.unprepare() }
     phase = .closing
     stopListening()
     steps = []
     whenCarriedOut = nil
     whenPaused = nil
+    whenPrepared = nil
     whenHeld = nil
     attended.stopAll()
   }
@@ -211,21 +223,22 @@ public final class MemoryFileDevice {
       whenClosed = nil
       closed?()
     case .pausing where whenCarriedOut == nil:
+      stoppedForHandOver = stoppedForHandOver ?? registers.readyQueues.filter { attended.state(of: $0.queue) == .running }
       attended.stopAll()
       if attended.isAtRest { paused() }
     case .resuming where attended.isAtRest: startAgain()
     case .holding where holdFailure != nil && whenCarriedOut == nil:
       attended.stopAll()
       if attended.isAtRest { holdFailed() }
-    case .new, .serving, .pausing, .paused, .resuming, .holding, .held, .closing, .over: break
+    case .new, .serving, .pausing, .paused, .resuming, .preparing, .holding, .held, .closing, .over: break
     }
   }
 
   // MARK: Beginning and end
 
   /// Brings registers and device to where the file says a driver is, and says that we are here when that is so.
-  private func attach() {
-    startFailures = [:]
+  func attach() {
+    (startFailures, failedQueues) = ([:], [])
     let (restored, effects, restoration) = MMIORegisters.restore(file.control.loadState(), face: face)
     registers = restored
     answered = file.control.responseSequence.loadAcquire()
@@ -254,36 +267,11 @@ public final class MemoryFileDevice {
   }
 
   /// Says that nobody is here. What the driver has set up stays in the file.
-  private func detach() {
+  func detach() {
     handleEvents()
     file.control.storeState(registers.image)
     file.control.deviceState.storeRelease(ControlBlock.DeviceState.absent)
     _ = unsafe clinux_futex_wake(file.control.deviceState.address, Int32.max)
-  }
-
-  /// For one pass: attaches, and waits until that is done.
-  /// - Returns: what happened meanwhile.
-  func attachAndWait() -> [DeviceEvent] {
-    var events: [DeviceEvent] = []
-    attach()
-    while whenCarriedOut != nil { events += waitForEvents() }
-    return events
-  }
-
-  /// For one pass: drains every queue, however long that takes, and detaches.
-  /// - Returns: what happened meanwhile.
-  func detachAndWait() -> [DeviceEvent] {
-    var events: [DeviceEvent] = []
-    attended.stopAll()
-    while !attended.isAtRest { events += waitForEvents() }
-    detach()
-    return events
-  }
-
-  private func waitForEvents() -> [DeviceEvent] {
-    var entry = pollfd(fd: device.eventDescriptor, events: Int16(POLLIN), revents: 0)
-    _ = unsafe poll(&entry, 1, -1)
-    return handleEvents()
   }
 
   // MARK: Steps
@@ -335,7 +323,7 @@ public final class MemoryFileDevice {
     case .queueResetFinished(let queue): registers.queueResetFinished(queue)
     case .forgetDriver:
       device.reset()
-      startFailures = [:]
+      (startFailures, failedQueues) = ([:], [])
       file.control.interruptStatus.storeRelease(0)
     }
   }
@@ -383,7 +371,8 @@ public final class MemoryFileDevice {
       case .configurationChanged:
         if registers.status.contains(.driverOK) { notifyConfigurationChange() }
       case .notice(let text): notice(text)
-      case .prepared, .notPrepared: break
+      case .prepared: prepared(nil)
+      case .notPrepared(let error): prepared(.notPrepared(path: file.path, error))
       }
     }
     goOn()
@@ -396,6 +385,7 @@ public final class MemoryFileDevice {
   private var isForgetting: Bool { steps.contains { if case .forgetDriver = $0 { true } else { false } } }
 
   func fail(_ queue: Int, _ error: QueueError) {
+    failedQueues.insert(queue)
     guard !isBeforeRelease else {
       holdFailure = holdFailure ?? .queueNotTakenOver(path: file.path, queue: queue, error)
       return

@@ -118,3 +118,30 @@ private final class OncePass {
     }
   }
 }
+
+extension MemoryFileDevice {
+  /// Attaches, and waits until that is done.
+  /// - Returns: what happened meanwhile.
+  private func attachAndWait() -> [DeviceEvent] {
+    var events: [DeviceEvent] = []
+    attach()
+    while whenCarriedOut != nil { events += waitForEvents() }
+    return events
+  }
+
+  /// Drains every queue, however long that takes, and detaches.
+  /// - Returns: what happened meanwhile.
+  private func detachAndWait() -> [DeviceEvent] {
+    var events: [DeviceEvent] = []
+    attended.stopAll()
+    while !attended.isAtRest { events += waitForEvents() }
+    detach()
+    return events
+  }
+
+  private func waitForEvents() -> [DeviceEvent] {
+    var entry = pollfd(fd: device.eventDescriptor, events: Int16(POLLIN), revents: 0)
+    _ = unsafe poll(&entry, 1, -1)
+    return handleEvents()
+  }
+}

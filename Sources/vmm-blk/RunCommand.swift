@@ -1,10 +1,5 @@
 /// `vmm-blk run`: the disk on a memory file, for as long as it is wanted or for one pass.
 internal import ArgumentParser
-internal import Glibc
-internal import Logging
-internal import MemoryFile
-internal import Sockets
-internal import VhostUser
 internal import VirtioBlkDevice
 internal import VirtioCore
 
@@ -13,6 +8,7 @@ struct RunCommand: ParsableCommand {
     commandName: "run", abstract: "Serve a disk to a driver that shares a memory file with it.",
     usage: """
       vmm-blk run --memory <file> --blk-file <path> [<options>]
+      vmm-blk run --take-over <path> --blk-file <path> [<options>]
       vmm-blk run --memory <file> --blk-file <path> --once [<options>]
       vmm-blk run --memory <file> --blk-file <path> --once --raw --queue <ring>
       """,
@@ -20,12 +16,18 @@ struct RunCommand: ParsableCommand {
       Without --once the disk is served until SIGTERM or Ctrl-C; everything taken is finished first. A driver finds the \
       disk's registers in the file (Docs/memory-file.md); `vmm-blk guest --memory FILE` is one.
 
+      With --control a running process can be replaced by a new one, of a newer version or with another engine, while the \
+      driver works: 'vmm-blk run --take-over' with the path of that control socket gets the memory file with the device's \
+      role, and the image's lock, and goes on; the process before ends with status 0. Whatever goes wrong on the way, the \
+      process before goes on.
+
       With --once everything that is available in the file's queues is processed, and what was done is printed. With --raw \
       the file is guest memory and nothing else, and --queue says where the rings are.
       """)
 
-  @Option(help: .init("The memory file.", valueName: "file"))
-  var memory: String
+  @Option(
+    help: .init("The memory file; with --take-over it is the one that is served, and can be left out.", valueName: "file"))
+  var memory: String?
 
   @Option(help: .init("Make the memory file first, with this much guest memory.", valueName: "size"))
   var create: ByteCount?
@@ -34,6 +36,8 @@ struct RunCommand: ParsableCommand {
   var memoryBase: ByteCount?
 
   @OptionGroup var disk: DeviceOptions
+
+  @OptionGroup var takeover: TakeoverOptions
 
   @Option(
     help: .init(
@@ -57,6 +61,14 @@ struct RunCommand: ParsableCommand {
   var json = false
 
   func validate() throws {
+    guard memory != nil || takeover.takeOver != nil else { throw Self.noMemory }
+    guard !once || (takeover.control == nil && takeover.takeOver == nil) else {
+      throw ValidationError("one pass has nobody to hand over to: leave out --once, or --control and --take-over")
+    }
+    guard takeover.takeOver == nil || create == nil else {
+      throw ValidationError("--take-over goes on with the memory file that is served: leave out --create")
+    }
+    guard takeover.takeOver == nil || disk.record == nil else { throw TakeoverOptions.noRecord }
     guard (0...86400).contains(drainTimeout) else {
       throw ValidationError("--drain-timeout \(drainTimeout) is not from 0 to 86400 seconds")
     }
@@ -86,72 +98,17 @@ struct RunCommand: ParsableCommand {
     if once {
       try OnceRun(command: self).run()
     } else {
-      try serve()
+      try RunService(self).run()
     }
   }
 
-  private func serve() throws {
-    Startup.ignoreStraySignals()
-    // Before the device makes threads, which inherit that these signals are not theirs.
-    let signals = try TerminationSignals()
-    let log = ServeLog(level: .info)
-    let device: BlockDevice
-    let file: MemoryFile
-    if let create {
-      device = try disk.makeDevice()
-      file = try MemoryFile.create(
-        path: memory, memorySize: create.bytes, memoryBase: GuestAddress(memoryBase?.bytes ?? 0),
-        maximumQueues: device.queueCount)
-    } else {
-      file = try MemoryFile.open(path: memory)
-      device = try disk.makeDevice(queues: file.layout.maximumQueues)
-    }
-    var meter = Meter()
-    let transport = try MemoryFileDevice(file: file, device: device) { line in
-      guard case .pass(let heldBack) = meter.ask() else { return }
-      if heldBack > 0 { log.warn("\(heldBack) lines were left out") }
-      log.warn(line)
-    }
-    if let warning = device.engineWarning { log.warn(warning) }
-    let queues = device.queueCount == 1 ? "1 queue" : "\(device.queueCount) queues"
-    say(
-      "Serving \(device.image.path) on \(memory) (\(queues), \(device.engineReason)); "
-        + "for a driver: vmm-blk guest --memory \(memory) info")
-    let loop = try EventLoop()
-    var isEnding = false
-    let end = {
-      isEnding = true
-      loop.after(.seconds(drainTimeout)) { loop.stop() }
-      transport.close { loop.stop() }
-    }
-    let termination = try loop.add(signals.descriptor) { _ in
-      guard let signal = signals.take() else { return }
-      guard !isEnding else { return loop.stop() }
-      log.note("ending on signal \(signal); what the driver has set up stays in \(memory)")
-      end()
-    }
-    // The loop holds what its handlers hold, the device with its image for one.
-    defer { loop.remove(termination) }
-    do {
-      try transport.open(in: loop)
-      try loop.run()
-    } catch {
-      // Whatever was the matter, queues that run are stopped before the image is closed.
-      end()
-      try loop.run()
-      throw error
-    }
-    let left = transport.abandon()
-    guard !left.isEmpty else { return }
-    log.warn(
-      "left behind, because the medium does not answer: \(memory) (\(device.image.path)): \(ServerEvent.list(left))")
-    People.flush()
-    // Whoever let go of the image now would wait for the same medium.
-    _exit(ExitStatus.leftBehind.rawValue)
+  /// The memory file, where it does not come from a process before.
+  func memoryPath() throws -> String {
+    guard let memory else { throw Self.noMemory }
+    return memory
   }
 
-  /// At once, also into a pipe or a file: whoever started us may wait for this line.
-  private func say(_ text: String) { People.output.write(printable(text)) }
+  private static let noMemory = ValidationError("there is no memory file: name one with --memory")
 }
 
 /// `size=8,desc=0x0,avail=0x400,used=0x800`, in any order.

@@ -26,7 +26,7 @@ struct OnceRun {
 
   /// The queues are those that the file's registers describe.
   private func file() throws -> OnceAccount {
-    let path = command.memory
+    let path = try command.memoryPath()
     let before = MemoryFilePicture(try MemoryFileSnapshot(path: path)).queues.filter(\.ready)
     let file = try MemoryFile.open(path: path)
     let device = try command.disk.makeDevice(queues: file.layout.maximumQueues)
@@ -46,7 +46,7 @@ struct OnceRun {
 
   /// The queues are those of the command line.
   private func raw() throws -> OnceAccount {
-    let path = command.memory
+    let path = try command.memoryPath()
     let device = try command.disk.makeDevice(queues: command.queue.count)
     let features = FeatureSet(rawValue: command.features?.bytes ?? FeatureSet.version1.rawValue)
     guard device.accepts(features) else {

@@ -54,16 +54,7 @@ struct ServeCommand: ParsableCommand {
     help: .init("Use this open descriptor, a listening or a connected UNIX socket, instead of a path.", valueName: "n"))
   var fd: Int32?
 
-  @Option(
-    help: .init(
-      "Listen on this path for an operator: a server that takes over. Only this user and root are listened to.",
-      valueName: "path"))
-  var control: String?
-
-  @Option(
-    help: .init(
-      "Take over from the running server that has this control socket: the same disks, whose guests go on.", valueName: "path"))
-  var takeOver: String?
+  @OptionGroup var takeover: TakeoverOptions
 
   @Option(
     help: .init(
@@ -98,15 +89,15 @@ struct ServeCommand: ParsableCommand {
           "With --disks, the image, the serial and the socket of each disk are said in its entry, and --record is for one disk."
         )
       }
-      guard takeOver == nil || !disk.given.contains("--record") else { throw Self.noRecord }
+      guard takeover.takeOver == nil || !disk.given.contains("--record") else { throw TakeoverOptions.noRecord }
       return
     }
     guard disk.blkFile != nil else { throw ValidationError("No disk: name one with --blk-file, or many with --disks.") }
-    if takeOver != nil {
+    if takeover.takeOver != nil {
       guard fd == nil else {
         throw ValidationError("With --take-over the socket comes from the server before: leave --fd out.")
       }
-      guard disk.record == nil else { throw Self.noRecord }
+      guard disk.record == nil else { throw TakeoverOptions.noRecord }
       return
     }
     guard (socketPath == nil) != (fd == nil) else {
@@ -132,12 +123,9 @@ struct ServeCommand: ParsableCommand {
         device: device, on: socket, in: loop, memoryBudget: memoryBudget.bytes, publishesInOrder: publishInOrder == .on
       ) { news.event($0) }
     }
-    let takeover = try takeOver.map {
-      try ServeTakeover($0, wantsControl: control.map(Takeover.absolute) == Takeover.absolute($0), in: loop, log: log)
-    }
-    if let takeover {
-      try prepare(takeover, list, makeServer)
-      service.disks = takeover.disks.map { Served(device: $0.device, socket: $0.socket, place: $0.place, server: $0.server) }
+    let taker = try takeover.taker(on: .vhostUser, in: loop, log: log)
+    if let taker {
+      service.disks = try prepare(taker, list, makeServer)
     } else {
       service.disks = try list.map { try openAll($0, openFiles, log, makeServer) } ?? [openOne(makeServer)]
     }
@@ -145,12 +133,13 @@ struct ServeCommand: ParsableCommand {
     log.noteEngines(of: served.map(\.device))
     // The loop holds what its handlers hold, so the files do not go by themselves.
     defer { service.removeFiles() }
-    let controlListener = try listenForControl(takeover)
+    let controlListener = try takeover.listen()
     let end = ServeEnd(served.map(\.server), in: loop, limit: .seconds(drainTimeout))
     if disks == nil { served.first?.server.finished = { loop.stop() } }
     _ = try loop.add(signals.descriptor) { _ in
       guard let signal = signals.take() else { return }
       log.note("ending on signal \(signal)" + (end.hasBegun ? " at once" : ""))
+      service.control?.giver.end()
       end.hasBegun ? loop.stop() : end.begin()
     }
     _ = try loop.add(resumption.descriptor) { _ in
@@ -159,13 +148,13 @@ struct ServeCommand: ParsableCommand {
       for disk in served { disk.device.resume() }
     }
     do {
-      if let takeover {
-        takeover.takeAll {
-          let listener = controlListener ?? self.adoptControl(takeover, log)
+      if let taker {
+        taker.takeAll {
+          let listener = controlListener ?? self.takeover.adopt(from: taker, log)
           do { if let listener { service.control = try self.openControl(listener, service, loop, log) } } catch {
             log.warn("the control socket is not served: \(error)")
           }
-          guard takeover.hasAny else { return loop.stop() }
+          guard taker.hasAny else { return loop.stop() }
           self.say(self.disks.map { "Serving \(served.count) disks as \($0) describes them." } ?? self.greeting(served[0]))
         }
       } else {
@@ -180,7 +169,7 @@ struct ServeCommand: ParsableCommand {
       try loop.run()
       throw error
     }
-    if let takeover, !takeover.hasAny, let failure = takeover.failures.first { throw failure }
+    if let taker, !taker.hasAny, let failure = taker.failures.first { throw failure }
     let left = served.compactMap { disk -> String? in
       let queues = disk.server.abandon()
       return queues.isEmpty ? nil : "\(disk.place) (\(disk.device.image.path)): \(ServerEvent.list(queues))"
@@ -217,8 +206,7 @@ struct ServeCommand: ParsableCommand {
     let log: ServeLog
     let isOne: Bool
     var disks: [Served] = []
-    var control: ControlServer?
-    var handOver: ServeHandOver?
+    var control: TakeoverControl?
 
     init(log: ServeLog, isOne: Bool) {
       self.log = log
@@ -227,7 +215,7 @@ struct ServeCommand: ParsableCommand {
 
     func removeFiles() {
       for disk in disks { disk.socket.removeFile() }
-      control?.listener.removeFile()
+      control?.server.listener.removeFile()
     }
   }
 
@@ -264,45 +252,16 @@ struct ServeCommand: ParsableCommand {
 
   // MARK: Control
 
-  /// A control socket that is not to come from the server before.
-  private func listenForControl(_ takeover: ServeTakeover?) throws -> Listener? {
-    guard let control, takeOver.map(Takeover.absolute) != Takeover.absolute(control) else { return nil }
-    return try Listener(path: control)
-  }
-
-  /// The control socket of the server before, if that was wanted and has come.
-  private func adoptControl(_ takeover: ServeTakeover, _ log: ServeLog) -> Listener? {
-    guard let control else { return nil }
-    do {
-      guard let socket = takeover.control else {
-        log.warn("the control socket \(control) stays with the server before, which still has disks")
-        return nil
-      }
-      let listener = try Listener(takingOver: socket, path: control)
-      listener.ownFile()
-      return listener
-    } catch {
-      log.warn("the control socket cannot be taken over: \(error)")
-      return nil
-    }
-  }
-
   private func openControl(
     _ listener: Listener, _ service: Service, _ loop: EventLoop, _ log: ServeLog
-  ) throws -> ControlServer {
-    let disks = service.disks.map { ServeHandOver.Disk(device: $0.device, server: $0.server, name: $0.name) }
-    let handOver = ServeHandOver(disks, control: listener, in: loop, log: log) {
-      log.note("everything is served by another process, so this one ends")
-      loop.stop()
-    }
-    let server = ControlServer(on: listener, in: loop, report: { log.event($0) }) { handOver.take($0, from: $1) }
-    try server.open()
-    return server
+  ) throws -> TakeoverControl {
+    let disks = service.disks.map { ServeGivenDisk(device: $0.device, server: $0.server, name: $0.name) }
+    return try TakeoverControl(on: listener, for: disks, .vhostUser, in: loop, log: log)
   }
 
   /// Makes every disk ready that the server before serves. It has to be the same disks.
-  private func prepare(_ takeover: ServeTakeover, _ list: ServeDiskList?, _ makeServer: @escaping ServerMaker) throws {
-    let names = try takeover.greet()
+  private func prepare(_ taker: TakeoverTaker, _ list: ServeDiskList?, _ makeServer: ServerMaker) throws -> [Served] {
+    let names = try taker.greet()
     guard let list else {
       guard let name = names.first, names.count == 1 else {
         throw TakeoverFailure.otherDisks("The running server serves \(names.count) disks: describe them with --disks.")
@@ -311,29 +270,39 @@ struct ServeCommand: ParsableCommand {
         throw TakeoverFailure.otherDisks("The running server serves its disk on \(printable(name)), not on \(socketPath).")
       }
       let place = socketPath ?? name
-      return try takeover.prepare(
-        name, socketPath: name.hasPrefix("/") ? place : nil, place: place,
-        make: { try disk.makeDevice(queues: Self.queues, lock: $0) }, makeServer: { makeServer($0, $1, place) })
+      return [try prepare(taker, name, disk, place: place, socketPath: name.hasPrefix("/") ? place : nil, makeServer)]
     }
     let wanted = list.disks.map { Takeover.absolute($0.socketPath) }
     if let missing = names.first(where: { !wanted.contains($0) }) {
       throw TakeoverFailure.otherDisks(
         "The running server serves a disk on \(printable(missing)), which \(list.file) does not list.")
     }
-    for (index, disk) in list.disks.enumerated() {
+    return try list.disks.enumerated().map { index, disk in
       guard names.contains(wanted[index]) else {
         throw list.error(index, "the running server does not serve it: list the disks that are served, and no others")
       }
-      do {
-        try takeover.prepare(
-          wanted[index], socketPath: disk.socketPath, place: disk.socketPath,
-          make: { try disk.options.makeDevice(queues: Self.queues, lock: $0) },
-          makeServer: { makeServer($0, $1, disk.socketPath) })
-      } catch { throw list.error(index, "\(error)", ExitStatus(error)) }
+      let path = disk.socketPath
+      do { return try prepare(taker, wanted[index], disk.options, place: path, socketPath: path, makeServer) } catch {
+        throw list.error(index, "\(error)", ExitStatus(error))
+      }
     }
   }
 
-  private static let noRecord = ValidationError("--record begins a new file, so it does not go with --take-over.")
+  /// - Parameter socketPath: where its socket is, so that its file can be removed one day; `nil`: that is not ours to do.
+  private func prepare(
+    _ taker: TakeoverTaker, _ name: String, _ disk: DeviceOptions, place: String, socketPath: String?, _ makeServer: ServerMaker
+  ) throws -> Served {
+    var served: Served?
+    try taker.prepare(name) { state, list, errands in
+      let device = try disk.makeDevice(queues: Self.queues, lock: try state.image.lock.map { try list.descriptor($0) })
+      let socket = try ServeTakenDisk.socket(state, list, path: socketPath)
+      let server = makeServer(device, socket, place)
+      served = Served(device: device, socket: socket, place: place, server: server)
+      return ServeTakenDisk(name: name, place: place, device: device, server: server, errands: errands)
+    }
+    guard let served else { preconditionFailure("a disk that was prepared was made") }
+    return served
+  }
 
   // MARK: Words
 

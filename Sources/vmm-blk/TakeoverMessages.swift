@@ -1,6 +1,7 @@
 /// What two servers say to each other when one takes over from the other: lines of JSON on the control socket, described in
 /// Docs/takeover.md.
 internal import Glibc
+internal import MemoryFile
 internal import SystemPackage
 internal import VhostUser
 
@@ -9,6 +10,12 @@ enum Takeover {
   static let version = 1
   /// How long a disk may stand still for a server that takes it over, before it goes on where it was.
   static let limit = Duration.seconds(10)
+
+  /// How a disk reaches its guest.
+  enum Transport: String {
+    case vhostUser = "vhost-user"
+    case memoryFile = "memory-file"
+  }
 
   /// What one asks.
   struct Request: Codable {
@@ -40,12 +47,12 @@ enum Takeover {
   struct Greeting: Codable {
     var version: Int
     var program: String
-    /// "vhost-user" or "memory-file".
+    /// One of `Transport`.
     var transport: String
     var disks: [Name]
 
     struct Name: Codable {
-      /// Where it is served: the absolute path of its socket, or words.
+      /// Where it is served: the absolute path of its socket or memory file, or words.
       var disk: String
       var image: String
     }
@@ -54,9 +61,25 @@ enum Takeover {
   /// The answer to `describe` and `pause`.
   struct Disk: Codable {
     var image: Image
-    var server: ServerState
+    /// With vhost-user.
+    var server: ServerState?
+    /// With a memory file.
+    var file: File?
     /// When it came to a standstill, nanoseconds of CLOCK_MONOTONIC; `nil`: it goes on.
     var stillSince: UInt64?
+  }
+
+  /// A memory file. What its driver has set up is in it.
+  struct File: Codable {
+    /// Its open description, which holds the device's role: a place among the descriptors.
+    var file: Int
+    var device: MemoryFileDevice.Offer
+  }
+
+  /// The part of the state that belongs to the transport.
+  enum Part {
+    case server(ServerState)
+    case file(File)
   }
 
   /// An image, as far as it is more than its path.
@@ -84,6 +107,20 @@ enum Takeover {
     guard path.isRelative, let folder = workingFolder else { return path.lexicallyNormalized().string }
     return FilePath(folder).appending(path.components).lexicallyNormalized().string
   }
+}
+
+extension Takeover.Disk {
+  init(image: Takeover.Image, part: Takeover.Part, stillSince: UInt64?) {
+    self.image = image
+    self.stillSince = stillSince
+    switch part {
+    case .server(let state): server = state
+    case .file(let state): file = state
+    }
+  }
+
+  /// `nil`: it brings none that is known here.
+  var part: Takeover.Part? { server.map { .server($0) } ?? file.map { .file($0) } }
 }
 
 extension Takeover {

@@ -70,9 +70,16 @@ import VirtioRegisters
     return try MemoryFileDevice(file: taken, device: device, takesOver: true)
   }
 
-  private func hold(_ device: MemoryFileDevice) throws -> MemoryFileError? {
+  private func prepare(_ device: MemoryFileDevice, for offer: MemoryFileDevice.Offer) throws -> MemoryFileError? {
     var answer: MemoryFileError?? = .none
-    try device.hold(in: loop) { answer = .some($0) }
+    try device.prepare(for: offer, in: loop) { answer = .some($0) }
+    try turn { answer != nil }
+    return try #require(answer)
+  }
+
+  private func hold(_ device: MemoryFileDevice, running: [Int] = []) throws -> MemoryFileError? {
+    var answer: MemoryFileError?? = .none
+    try device.hold(in: loop, running: running) { answer = .some($0) }
     try turn { answer != nil }
     return try #require(answer)
   }
@@ -184,6 +191,119 @@ import VirtioRegisters
     third.release()
     try drive { try #require(try driver.read(0x120, width: 1) == 9) }
     try end(third)
+  }
+
+  @Test("queues that run beside one that has failed go on, with the old device and with the new one")
+  func besideAFailedQueue() throws {
+    let old = try FakeDevice()
+    let first = try MemoryFileDevice(file: file, device: old)
+    try first.open(in: loop)
+    let driver = try MemoryFileDriver.open(path: file.path)
+    try drive { try driver.bringUp(queues: 2) }
+    old.raise(.queueFailed(queue: 1, .headOutOfRange(77)))
+    try turn { driver.configurationCount == 1 }
+    try pause(first)
+    #expect(first.offer.running == [0])
+    first.resume()
+    try turn { old.running.keys.sorted() == [0] }
+    try pause(first)
+    let new = try FakeDevice()
+    let second = try successor(of: file, new)
+    #expect(try hold(second, running: first.offer.running) == nil)
+    #expect(new.running.keys.sorted() == [0])
+    first.handOver()
+    second.release()
+    #expect(new.calls.last == .release(0))
+    try drive { try #require(try driver.read(.status) == 15 | 64) }
+    // A reset heals it.
+    try drive { try driver.bringUp(queues: 2) }
+    #expect(new.running.keys.sorted() == [0, 1])
+    try end(second)
+  }
+
+  @Test("a device that is prepared while the old one serves begins with what the driver has done since")
+  func prepared() throws {
+    let first = try MemoryFileDevice(file: file, device: try FakeDevice())
+    try first.open(in: loop)
+    let driver = try MemoryFileDriver.open(path: file.path)
+    try drive { try driver.bringUp(features: [.version1, .eventIndex], queues: 2) }
+    let new = try FakeDevice()
+    let second = try successor(of: file, new)
+    #expect(try prepare(second, for: first.offer) == nil)
+    try drive {
+      try driver.bringUp(features: [.version1], queues: 1)
+      try driver.write(0x120, width: 1, 5)
+    }
+    try pause(first)
+    let mark = new.calls.count
+    #expect(try hold(second, running: first.offer.running) == nil)
+    #expect(
+      new.calls.suffix(from: mark) == [
+        .negotiated([.version1]), .wrote(32, [5]), .start(0, QueueConfiguration(0), available: 0),
+      ])
+    first.handOver()
+    second.release()
+    try drive { try #require(try driver.read(.status) == 15) }
+    try end(second)
+  }
+
+  @Test("a successor that began and is gone leaves what it did to the old device")
+  func begunAndGone() throws {
+    let old = try FakeDevice()
+    let first = try MemoryFileDevice(file: file, device: old)
+    try first.open(in: loop)
+    let driver = try MemoryFileDriver.open(path: file.path)
+    try drive { try driver.bringUp(queues: 2) }
+    try pause(first)
+    let second = try successor(of: file, try FakeDevice())
+    #expect(try hold(second) == nil)
+    first.leaveRole()
+    second.release()
+    // Two requests of queue 0, and what the driver asked for.
+    unsafe driver.memory.storeBytes(of: 2, toByteOffset: 2048 + 2, as: UInt16.self)
+    try drive { try driver.write(0x120, width: 1, 7) }
+    // As the kernel lets go of a process that was killed, but for the role, which the first has as well.
+    try pause(second)
+    second.handOver()
+    let mark = old.calls.count
+    first.resumeFromFile()
+    try turn { old.running.count == 2 }
+    #expect(
+      old.calls.suffix(from: mark) == [
+        .reset, .negotiated([.version1]), .wrote(32, [7]), .start(0, QueueConfiguration(0), available: 2),
+        .start(1, QueueConfiguration(1), available: 0),
+      ])
+    try drive {
+      try driver.write(0x120, width: 1, 9)
+      try #require(try driver.read(0x120, width: 1) == 9)
+    }
+    #expect(try isServed())
+    try end(first)
+    #expect(try !isServed())
+  }
+
+  @Test("a disk that a driver would find changed is refused before anything stands still")
+  func otherOffer() throws {
+    let first = try MemoryFileDevice(file: file, device: try FakeDevice())
+    try first.open(in: loop)
+    let changes: [(String, (inout MemoryFileDevice.Offer) -> Void)] = [
+      ("set of features", { $0.features |= 1 << 9 }), ("number of queues", { $0.queues = 3 }),
+      ("largest ring size", { $0.maximumQueueSize = 8 }), ("configuration space", { $0.configuration[20] ^= 1 }),
+      ("configuration space", { $0.configuration.removeLast() }),
+    ]
+    for (what, change) in changes {
+      var offer = first.offer
+      change(&offer)
+      let second = try successor(of: file, try FakeDevice())
+      #expect("\(what)") {
+        try second.prepare(for: offer, in: loop) { _ in }
+      } throws: { error in
+        guard case .otherDisk(_, let found, _, _) = error as? MemoryFileError else { return false }
+        return found == what
+      }
+    }
+    #expect(first.isServing)
+    try end(first)
   }
 
   @Test("a pause that is taken back while queues still stop starts them again when they have")

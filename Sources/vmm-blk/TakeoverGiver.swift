@@ -1,21 +1,36 @@
 /// A server that another one takes over from: what it answers on its control socket.
 internal import Control
 internal import Sockets
-internal import SystemPackage
 internal import VhostUser
 internal import VirtioBlkDevice
 internal import VirtioCore
 
+/// A disk that a running server can hand over: the steps that its transport takes.
+protocol GivenDisk {
+  /// Where it is served, as the taker names it.
+  var name: String { get }
+  var device: BlockDevice { get }
+  /// The state as it is now.
+  func describe() -> (Takeover.Part, DescriptorList)
+  /// Brings it to a standstill.
+  ///
+  /// - Parameter then: called once, with why that cannot be done; never after `goOn`.
+  func pause(then: @escaping (String?) -> Void)
+  /// Goes on where it stood, also when it did not come to a standstill.
+  ///
+  /// - Parameter fromMemory: the taker may have had it, and is gone.
+  func goOn(fromMemory: Bool)
+  /// The taker may begin: whatever becomes of this process, what tells others that the disk is served stays.
+  func leave()
+  /// The taker is gone.
+  func own()
+  /// The taker has begun.
+  func handOver()
+}
+
 /// Hands over one disk after the other, to one taker at a time. Until a disk is said to be served elsewhere it can go on here, and
 /// does whenever the taker refuses, is gone or is too slow.
-final class ServeHandOver {
-  struct Disk {
-    var device: BlockDevice
-    var server: BackendServer
-    /// Where it is served, as the taker names it.
-    var name: String
-  }
-
+final class TakeoverGiver {
   private enum Phase {
     /// Its queues are stopping.
     case pausing
@@ -24,7 +39,8 @@ final class ServeHandOver {
     case committed
   }
 
-  private let disks: [Disk]
+  private let transport: Takeover.Transport
+  private let disks: [any GivenDisk]
   private let loop: EventLoop
   private let log: ServeLog
   private let control: Listener
@@ -36,14 +52,22 @@ final class ServeHandOver {
   /// So that the limit of one attempt is not taken for that of the next.
   private var attempt = 0
   private var handedOver: Set<Int> = []
+  private var isEnding = false
 
-  init(_ disks: [Disk], control: Listener, in loop: EventLoop, log: ServeLog, whenOver: @escaping () -> Void) {
+  init(
+    _ disks: [any GivenDisk], on transport: Takeover.Transport, control: Listener, in loop: EventLoop, log: ServeLog,
+    whenOver: @escaping () -> Void
+  ) {
     self.disks = disks
+    self.transport = transport
     self.control = control
     self.loop = loop
     self.log = log
     self.whenOver = whenOver
   }
+
+  /// This process is about to end: no disk may begin elsewhere any more.
+  func end() { isEnding = true }
 
   /// A line that came over the control socket.
   func take(_ line: ControlLine, from connection: ControlConnection) {
@@ -73,6 +97,7 @@ final class ServeHandOver {
         connection,
         "version \(request.version.map { "\($0)" } ?? "none") of taking over is not spoken here, only \(Takeover.version)")
     }
+    guard !isEnding else { return refuse(connection, Self.ending) }
     guard taker == nil else { return refuse(connection, "another process is taking over already") }
     taker = connection
     wantsControl = request.wantsControl ?? false
@@ -83,7 +108,7 @@ final class ServeHandOver {
     }
     connection.answer(
       ControlLine(
-        Takeover.Greeting(version: Takeover.version, program: Version.text, transport: "vhost-user", disks: names)))
+        Takeover.Greeting(version: Takeover.version, program: Version.text, transport: transport.rawValue, disks: names)))
   }
 
   /// - Parameter phase: that the disk has to be in; `nil`: in none, and none other either.
@@ -93,12 +118,15 @@ final class ServeHandOver {
     guard let disk = disks.firstIndex(where: { $0.name == request.disk }), !handedOver.contains(disk) else {
       return refuse(connection, "there is no disk \(printable(request.disk ?? "")) here")
     }
+    guard !isEnding || phase == .committed else { return refuse(connection, Self.ending) }
     if phase == nil, current == nil { return act(disk) }
     guard let current, current.disk == disk, current.phase == phase else {
       return refuse(connection, "the disk \(printable(disks[disk].name)) does not wait for \"\(request.request.rawValue)\"")
     }
     act(disk)
   }
+
+  private static let ending = "this process is about to end"
 
   private func refuse(_ connection: ControlConnection, _ reason: String) {
     connection.answer(ControlLine(Takeover.Answer(error: reason)))
@@ -107,13 +135,13 @@ final class ServeHandOver {
   // MARK: One disk
 
   private func describe(_ index: Int, stillSince: UInt64?) -> ControlLine {
-    let (server, image) = (disks[index].server, disks[index].device.image)
-    var (state, list) = server.state
+    let image = disks[index].device.image
+    var (part, list) = disks[index].describe()
     let description = Takeover.Disk(
       image: Takeover.Image(
         path: image.path, size: image.size, lock: image.lock.map { list.add($0) },
         flushFailed: image.state.flushFailed.loadRelaxed() != 0),
-      server: state, stillSince: stillSince)
+      part: part, stillSince: stillSince)
     return ControlLine(description, descriptors: list.descriptors)
   }
 
@@ -122,28 +150,26 @@ final class ServeHandOver {
     current = (index, .pausing)
     attempt += 1
     loop.after(Takeover.limit) { [weak self, attempt] in self?.isTooSlow(attempt) }
-    disks[index].server.pause { [weak self] result in
+    disks[index].pause { [weak self] reason in
       guard let self, current?.disk == index else { return }
-      switch result {
-      case .success:
-        current = (index, .paused)
-        connection.answer(describe(index, stillSince: since))
-      case .failure(let error):
+      if let reason {
         current = nil
-        refuse(connection, "\(error)")
+        return refuse(connection, reason)
       }
+      current = (index, .paused)
+      connection.answer(describe(index, stillSince: since))
     }
   }
 
   private func commit(_ index: Int, _ connection: ControlConnection) {
-    // From here on the taker may serve it, so whatever becomes of this process: socket and lock stay.
+    // From here on the taker may serve it, so whatever becomes of this process: lock, and socket or role, stay.
     leave(index)
     current = (index, .committed)
     connection.answer(ControlLine(Takeover.Answer()))
   }
 
   private func served(_ index: Int, _ connection: ControlConnection) {
-    disks[index].server.handOver()
+    disks[index].handOver()
     handedOver.insert(index)
     current = nil
     log.note("\(disks[index].name) is served by \(connection.peer) from now on")
@@ -188,16 +214,16 @@ final class ServeHandOver {
     self.current = nil
     let isBegun = current.phase == .committed
     if isBegun { own(current.disk) }
-    disks[current.disk].server.goOn(fromMemory: isBegun)
+    disks[current.disk].goOn(fromMemory: isBegun)
   }
 
   private func leave(_ index: Int) {
     disks[index].device.image.leaveLock()
-    disks[index].server.leaveSocket()
+    disks[index].leave()
   }
 
   private func own(_ index: Int) {
     disks[index].device.image.ownLock()
-    disks[index].server.ownSocket()
+    disks[index].own()
   }
 }

@@ -1,0 +1,52 @@
+/// What a driver may know of a disk beside its registers, which a device that takes over has to be as well.
+internal import VirtioCore
+
+extension MemoryFileDevice {
+  /// What one device offers, for another one that takes over from it. It travels as JSON.
+  public struct Offer: Codable, Hashable, Sendable {
+    /// Feature bits.
+    public var features: UInt64
+    public var queues: Int
+    public var maximumQueueSize: UInt16
+    /// The configuration space, byte by byte, with what the driver has changed in it.
+    public var configuration: [UInt8]
+    /// Queues that run, of a device that is paused: that ran when it was asked to. They go on also where others have failed.
+    public var running: [Int]
+  }
+
+  /// As it is now.
+  public var offer: Offer {
+    Offer(
+      features: device.features.rawValue, queues: device.queueCount, maximumQueueSize: device.maximumQueueSize,
+      configuration: device.readConfiguration(at: 0, count: device.configurationSize), running: queuesToGoOn.map(\.queue))
+  }
+
+  /// - Parameter accepted: the driver's choice of features, on which some of the configuration space depends.
+  func check(_ offer: Offer, _ accepted: FeatureSet) throws(MemoryFileError) {
+    let missing = FeatureSet(rawValue: offer.features).subtracting(device.features)
+    guard missing.isEmpty else { throw other("set of features", "larger by \(missing)", "without them") }
+    guard offer.queues == device.queueCount else {
+      throw other("number of queues", "\(offer.queues)", "\(device.queueCount)")
+    }
+    guard offer.maximumQueueSize == device.maximumQueueSize else {
+      throw other("largest ring size", "\(offer.maximumQueueSize)", "\(device.maximumQueueSize)")
+    }
+    if device.accepts(accepted) { device.negotiated(accepted) }
+    // It begins as new when it takes the registers' state as its own.
+    defer { device.reset() }
+    let ours = device.readConfiguration(at: 0, count: device.configurationSize)
+    guard ours.count == offer.configuration.count else {
+      throw other("configuration space", "\(offer.configuration.count) bytes long", "\(ours.count) bytes long")
+    }
+    // What a driver can have changed may differ; all else has to be the same.
+    for offset in ours.indices where ours[offset] != offer.configuration[offset] {
+      guard device.writeConfiguration(at: offset, [offer.configuration[offset]]) else {
+        throw other("configuration space", "\(offer.configuration[offset]) at byte \(offset)", "\(ours[offset])")
+      }
+    }
+  }
+
+  private func other(_ what: String, _ theirs: String, _ ours: String) -> MemoryFileError {
+    .otherDisk(path: file.path, what: what, theirs: theirs, ours: ours)
+  }
+}

@@ -1,0 +1,176 @@
+/// `vmm-blk run` without `--once`: a disk on a memory file until it is not wanted any more, or served by another process.
+internal import ArgumentParser
+internal import Control
+internal import Glibc
+internal import Logging
+internal import MemoryFile
+internal import Sockets
+internal import VhostUser
+internal import VirtioBlkDevice
+internal import VirtioCore
+
+/// Used on the loop's thread.
+final class RunService {
+  private let command: RunCommand
+  private let signals: TerminationSignals
+  private let log = ServeLog(level: .info)
+  private let loop: EventLoop
+  private var meter = Meter()
+  private var control: TakeoverControl?
+  private var isEnding = false
+  /// The disk is about to be taken over, or to stay where it is: nothing may come between.
+  private var isTaking = false
+  /// A signal to end that came then.
+  private var postponed: Int32?
+
+  /// Before the device makes threads, which inherit that these signals are not theirs.
+  init(_ command: RunCommand) throws {
+    self.command = command
+    Startup.ignoreStraySignals()
+    signals = try TerminationSignals()
+    loop = try EventLoop()
+  }
+
+  private struct Served {
+    var device: BlockDevice
+    var transport: MemoryFileDevice
+    var memory: String { transport.file.path }
+  }
+
+  func run() throws {
+    let taker = try command.takeover.taker(on: .memoryFile, in: loop, log: log)
+    let served = try taker.map { try prepare($0) } ?? open()
+    if let warning = served.device.engineWarning { log.warn(warning) }
+    let listener = try command.takeover.listen()
+    // The loop holds what its handlers hold, the device with its image for one, and so the socket's file does not go by itself.
+    let termination = try loop.add(signals.descriptor) { _ in self.endOnSignal(served) }
+    defer {
+      loop.remove(termination)
+      listener?.removeFile()
+      control?.server.close()
+      control?.server.listener.removeFile()
+      control = nil
+    }
+    do {
+      if let taker {
+        take(served, from: taker, listener)
+      } else {
+        say(served)
+        try served.transport.open(in: loop)
+        if let listener { control = try openControl(listener, served) }
+      }
+      try loop.run()
+    } catch {
+      // Whatever was the matter, queues that run are stopped before the image is closed.
+      end(served)
+      try loop.run()
+      throw error
+    }
+    let left = served.transport.abandon()
+    if let taker, !taker.hasAny, let failure = taker.failures.first { throw failure }
+    guard !left.isEmpty else { return }
+    log.warn(
+      "left behind, because the medium does not answer: \(served.memory) (\(served.device.image.path)): "
+        + "\(ServerEvent.list(left))")
+    control?.server.listener.removeFile()
+    People.flush()
+    // Whoever let go of the image now would wait for the same medium.
+    _exit(ExitStatus.leftBehind.rawValue)
+  }
+
+  // MARK: Beginning
+
+  private func open() throws -> Served {
+    let memory = try command.memoryPath()
+    if let create = command.create {
+      let device = try command.disk.makeDevice()
+      let file = try MemoryFile.create(
+        path: memory, memorySize: create.bytes, memoryBase: GuestAddress(command.memoryBase?.bytes ?? 0),
+        maximumQueues: device.queueCount)
+      return try Served(device: device, transport: transport(file, device))
+    }
+    let file = try MemoryFile.open(path: memory)
+    let device = try command.disk.makeDevice(queues: file.layout.maximumQueues)
+    return try Served(device: device, transport: transport(file, device))
+  }
+
+  private func transport(
+    _ file: MemoryFile, _ device: BlockDevice, takesOver: Bool = false
+  ) throws(MemoryFileError) -> MemoryFileDevice {
+    try MemoryFileDevice(file: file, device: device, takesOver: takesOver) { [self] line in
+      guard case .pass(let heldBack) = meter.ask() else { return }
+      if heldBack > 0 { log.warn("\(heldBack) lines were left out") }
+      log.warn(line)
+    }
+  }
+
+  /// Makes the disk ready that the process before serves, while that one goes on.
+  private func prepare(_ taker: TakeoverTaker) throws -> Served {
+    let names = try taker.greet()
+    guard let name = names.first, names.count == 1 else {
+      throw TakeoverFailure.otherDisks("The running server serves \(names.count) disks, and a memory file is one.")
+    }
+    var served: Served?
+    try taker.prepare(name) { [self] state, list, errands in
+      let file = try RunTakenDisk.file(state, list, name: name, path: command.memory ?? name)
+      // Who says nothing about queues means as many as there are.
+      let device = try command.disk.makeDevice(
+        queues: state.file?.device.queues ?? 1, lock: try state.image.lock.map { try list.descriptor($0) })
+      let transport = try transport(file, device, takesOver: true)
+      served = Served(device: device, transport: transport)
+      return RunTakenDisk(name: name, device: device, transport: transport, errands: errands, loop: loop)
+    }
+    guard let served else { preconditionFailure("a disk that was prepared was made") }
+    return served
+  }
+
+  private func take(_ served: Served, from taker: TakeoverTaker, _ listener: Listener?) {
+    isTaking = true
+    taker.takeAll { [self] in
+      isTaking = false
+      guard taker.hasAny else { return end(served) }
+      do {
+        if let listener = listener ?? command.takeover.adopt(from: taker, log) { control = try openControl(listener, served) }
+      } catch { log.warn("the control socket is not served: \(error)") }
+      say(served)
+      if let postponed { end(served, on: postponed) }
+    }
+  }
+
+  private func openControl(_ listener: Listener, _ served: Served) throws -> TakeoverControl {
+    let disk = RunGivenDisk(device: served.device, transport: served.transport)
+    return try TakeoverControl(on: listener, for: [disk], .memoryFile, in: loop, log: log)
+  }
+
+  // MARK: End
+
+  private func endOnSignal(_ served: Served) {
+    guard let signal = signals.take() else { return }
+    guard !isEnding, postponed == nil else { return loop.stop() }
+    if isTaking { postponed = signal } else { end(served, on: signal) }
+  }
+
+  private func end(_ served: Served, on signal: Int32) {
+    log.note("ending on signal \(signal); what the driver has set up stays in \(served.memory)")
+    end(served)
+  }
+
+  private func end(_ served: Served) {
+    isEnding = true
+    control?.giver.end()
+    loop.after(.seconds(command.drainTimeout)) { [loop] in loop.stop() }
+    served.transport.close { [loop] in loop.stop() }
+  }
+
+  // MARK: Words
+
+  /// At once, also into a pipe or a file: whoever started us may wait for this line.
+  private func say(_ served: Served) {
+    let (device, memory) = (served.device, served.memory)
+    let queues = device.queueCount == 1 ? "1 queue" : "\(device.queueCount) queues"
+    People.output.write(
+      printable(
+        "Serving \(device.image.path) on \(memory) (\(queues), \(device.engineReason)); "
+          + "for a driver: vmm-blk guest --memory \(memory) info"))
+  }
+}

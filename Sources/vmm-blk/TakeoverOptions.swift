@@ -1,0 +1,72 @@
+/// Options and steps that every command has in common whose process can replace another one, or be replaced.
+internal import ArgumentParser
+internal import Control
+internal import Sockets
+
+struct TakeoverOptions: ParsableArguments {
+  @Option(
+    help: .init(
+      "Listen on this path for an operator: a server that takes over. Only this user and root are listened to.",
+      valueName: "path"))
+  var control: String?
+
+  @Option(
+    help: .init(
+      "Take over from the running server that has this control socket: the same disks, whose guests go on.", valueName: "path"))
+  var takeOver: String?
+
+  static let noRecord = ValidationError("--record begins a new file, so it does not go with --take-over.")
+
+  /// Who takes over, if anybody is to be taken over from.
+  func taker(on transport: Takeover.Transport, in loop: EventLoop, log: ServeLog) throws -> TakeoverTaker? {
+    try takeOver.map { try TakeoverTaker($0, on: transport, wantsControl: wantsControl, in: loop, log: log) }
+  }
+
+  /// The control socket is the one of the server before.
+  private var wantsControl: Bool {
+    guard let control, let takeOver else { return false }
+    return Takeover.absolute(control) == Takeover.absolute(takeOver)
+  }
+
+  /// A control socket that is not to come from the server before.
+  func listen() throws -> Listener? {
+    guard let control, !wantsControl else { return nil }
+    return try Listener(path: control)
+  }
+
+  /// The control socket of the server before, if that was wanted and has come.
+  func adopt(from taker: TakeoverTaker, _ log: ServeLog) -> Listener? {
+    guard let control, wantsControl else { return nil }
+    do {
+      guard let socket = taker.control else {
+        log.warn("the control socket \(control) stays with the server before, which still has disks")
+        return nil
+      }
+      let listener = try Listener(takingOver: socket, path: control)
+      listener.ownFile()
+      return listener
+    } catch {
+      log.warn("the control socket cannot be taken over: \(error)")
+      return nil
+    }
+  }
+}
+
+/// What a running server has for its operators.
+struct TakeoverControl {
+  let server: ControlServer
+  let giver: TakeoverGiver
+
+  /// Begins to listen. The loop stops when every disk is served elsewhere.
+  init(
+    on listener: Listener, for disks: [any GivenDisk], _ transport: Takeover.Transport, in loop: EventLoop, log: ServeLog
+  ) throws {
+    let giver = TakeoverGiver(disks, on: transport, control: listener, in: loop, log: log) {
+      log.note("everything is served by another process, so this one ends")
+      loop.stop()
+    }
+    self.giver = giver
+    server = ControlServer(on: listener, in: loop, report: { log.event($0) }, take: { giver.take($0, from: $1) })
+    try server.open()
+  }
+}

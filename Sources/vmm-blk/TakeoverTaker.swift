@@ -1,0 +1,222 @@
+/// A server that takes over from another one: what it asks on that one's control socket.
+internal import Control
+internal import Glibc
+internal import Sockets
+internal import VhostUser
+internal import VirtioBlkDevice
+internal import VirtioCore
+
+/// A disk that is to be served here: the steps that its transport takes.
+protocol TakenDisk {
+  /// As the other server calls it.
+  var name: String { get }
+  /// As the log calls it.
+  var place: String { get }
+  var device: BlockDevice { get }
+  /// Who closes the descriptors that come with its state.
+  var errands: ErrandQueue { get }
+  /// Makes ready what can be while the other server still serves.
+  ///
+  /// - Parameter then: called once, with why it cannot be done here.
+  func prepare(_ part: Takeover.Part, _ list: DescriptorList, then: @escaping (String?) -> Void)
+  /// Goes on with the state at which the other server stands still, as far as that goes before it is over with it.
+  ///
+  /// - Parameter then: called once, with why that cannot be done here. After a failure only `giveBack` may follow, otherwise
+  ///   `release`.
+  func adopt(_ part: Takeover.Part, _ list: DescriptorList, then: @escaping (String?) -> Void)
+  /// The other server is over with it: it begins here.
+  func release()
+  /// The other server keeps it.
+  func giveBack()
+}
+
+/// Everything that is slow or can fail is done while the other server still serves; then one disk after the other changes hands.
+final class TakeoverTaker {
+  /// Makes a disk of the state that the other server describes.
+  typealias Maker = (_ state: Takeover.Disk, _ list: DescriptorList, _ errands: ErrandQueue) throws -> any TakenDisk
+
+  /// Answers that do not depend on a medium.
+  private static let patience = Duration.seconds(30)
+
+  private let path: String
+  private let transport: Takeover.Transport
+  private let loop: EventLoop
+  private let log: ServeLog
+  private let client: ControlClient
+  private let wantsControl: Bool
+  private var disks: [any TakenDisk] = []
+  /// Disks that are served here.
+  private var taken: Set<Int> = []
+  /// The other server's control socket, where it was wanted.
+  private(set) var control: OwnedDescriptor?
+  private var isWaiting = false
+  /// What kept a disk from changing hands.
+  private(set) var failures: [TakeoverFailure] = []
+
+  /// - Parameters:
+  ///   - path: of the other server's control socket.
+  ///   - wantsControl: to go on with that socket, too.
+  init(
+    _ path: String, on transport: Takeover.Transport, wantsControl: Bool, in loop: EventLoop, log: ServeLog
+  ) throws {
+    self.path = path
+    self.transport = transport
+    self.loop = loop
+    self.log = log
+    self.wantsControl = wantsControl
+    client = try ControlClient(path: path, in: loop)
+  }
+
+  // MARK: While the other server serves
+
+  /// The names of the disks that it serves.
+  func greet() throws -> [String] {
+    let line = try ask(
+      Takeover.Request(request: .takeOver, version: Takeover.version, wantsControl: wantsControl), errands: nil)
+    let greeting = try line.decode(Takeover.Greeting.self)
+    guard greeting.version == Takeover.version else { throw TakeoverFailure.version(path, greeting.version) }
+    guard greeting.transport == transport.rawValue else { throw TakeoverFailure.transport(path, greeting.transport) }
+    log.note("taking over from \(greeting.program)")
+    return greeting.disks.map(\.disk)
+  }
+
+  /// Makes a disk ready, one of `greet`.
+  func prepare(_ name: String, make: Maker) throws {
+    let errands = ErrandQueue()
+    let line = try ask(Takeover.Request(request: .describe, disk: name), errands: errands)
+    let state = try line.decode(Takeover.Disk.self)
+    guard let part = state.part else { throw TakeoverFailure.disk(name, Self.noPart) }
+    let list = DescriptorList(line.descriptors)
+    let disk = try make(state, list, errands)
+    guard disk.device.image.size == state.image.size else {
+      let (theirs, ours) = ("\(state.image.size) bytes long", "\(disk.device.image.size) bytes long")
+      throw TakeoverFailure.disk(name, "\(TakeoverError.notTheSame("image", theirs: theirs, ours: ours))")
+    }
+    var answer: String??
+    disk.prepare(part, list) { [self] reason in
+      answer = .some(reason)
+      stopWaiting()
+    }
+    try wait { answer != nil }
+    if let reason = answer ?? nil { throw TakeoverFailure.disk(name, reason) }
+    disks.append(disk)
+  }
+
+  private static let noPart = "the running server does not say how it is served"
+
+  /// Asks and waits; nobody is served here yet.
+  private func ask(_ request: Takeover.Request, errands: ErrandQueue?) throws -> ControlLine {
+    var answer: Result<ControlLine, ControlError>?
+    client.disposer = errands
+    client.ask(ControlLine(request)) { [self] result in
+      answer = result
+      stopWaiting()
+    }
+    try wait { answer != nil }
+    guard let answer else { throw TakeoverFailure.silent(path) }
+    do {
+      let line = try answer.get()
+      if let reason = try? line.decode(Takeover.Answer.self).error { throw TakeoverFailure.refused(path, reason) }
+      return line
+    } catch let error as ControlError { throw TakeoverFailure.control(path, error) }
+  }
+
+  private func wait(until isDone: () -> Bool) throws {
+    let end = ContinuousClock.now + Self.patience
+    loop.after(Self.patience) { [weak self] in self?.stopWaiting() }
+    while !isDone() {
+      guard ContinuousClock.now < end else { throw TakeoverFailure.silent(path) }
+      isWaiting = true
+      defer { isWaiting = false }
+      try loop.run()
+    }
+  }
+
+  /// The loop is stopped for this wait alone, not for those who run it afterwards.
+  private func stopWaiting() { if isWaiting { loop.stop() } }
+
+  // MARK: One disk after the other
+
+  /// Takes every disk that was made ready. What cannot be taken stays with the other server.
+  ///
+  /// - Parameter then: called once when none is left to be taken.
+  func takeAll(then: @escaping () -> Void) { take(0, then) }
+
+  private func take(_ index: Int, _ then: @escaping () -> Void) {
+    guard disks.indices.contains(index) else {
+      client.close()
+      return then()
+    }
+    let disk = disks[index]
+    client.disposer = disk.errands
+    ask(.pause, disk) { line throws in
+      let state = try line.decode(Takeover.Disk.self)
+      guard let part = state.part else { return self.giveBack(index, Self.noPart, then) }
+      disk.adopt(part, DescriptorList(line.descriptors)) { [self] reason in
+        if let reason { return giveBack(index, reason, then) }
+        commit(index, state, then)
+      }
+    } otherwise: { [self] reason in
+      failed(index, reason)
+      take(index + 1, then)
+    }
+  }
+
+  private func commit(_ index: Int, _ state: Takeover.Disk, _ then: @escaping () -> Void) {
+    let disk = disks[index]
+    ask(.commit, disk) { [self] _ in
+      disk.device.image.ownLock()
+      if state.image.flushFailed { disk.device.image.state.flushFailed.storeRelaxed(1) }
+      disk.release()
+      taken.insert(index)
+      if let since = state.stillSince { tell(disk, since) }
+      ask(.served, disk) { line throws in
+        let answer = try line.decode(Takeover.Answer.self)
+        if let place = answer.control { self.control = try DescriptorList(line.descriptors).descriptor(place) }
+        self.take(index + 1, then)
+      } otherwise: { reason in
+        self.log.warn("\(disk.place) is served here, and the server before cannot be told: \(reason)")
+        self.take(index + 1, then)
+      }
+    } otherwise: { [self] reason in
+      disk.giveBack()
+      failed(index, reason)
+      take(index + 1, then)
+    }
+  }
+
+  private func tell(_ disk: any TakenDisk, _ since: UInt64) {
+    let microseconds = (Clock.now &- since) / 1000
+    log.note("took over \(disk.place); its queues stood still for \(microseconds / 1000).\(microseconds % 1000 / 100) ms")
+  }
+
+  private func giveBack(_ index: Int, _ reason: String, _ then: @escaping () -> Void) {
+    let disk = disks[index]
+    disk.giveBack()
+    failed(index, reason)
+    client.ask(ControlLine(Takeover.Request(request: .resume, disk: disk.name, reason: reason))) { [self] _ in
+      take(index + 1, then)
+    }
+  }
+
+  private func failed(_ index: Int, _ reason: String) {
+    failures.append(.disk(disks[index].name, reason))
+    log.warn("\(disks[index].place) stays with the server before: \(reason)")
+  }
+
+  private func ask(
+    _ verb: Takeover.Request.Verb, _ disk: any TakenDisk, then answered: @escaping (ControlLine) throws -> Void,
+    otherwise failed: @escaping (String) -> Void
+  ) {
+    client.ask(ControlLine(Takeover.Request(request: verb, disk: disk.name))) { result in
+      do {
+        let line = try result.get()
+        if let reason = try? line.decode(Takeover.Answer.self).error { return failed(reason) }
+        try answered(line)
+      } catch { failed("\(error)") }
+    }
+  }
+
+  /// Some disk is served here.
+  var hasAny: Bool { !taken.isEmpty }
+}

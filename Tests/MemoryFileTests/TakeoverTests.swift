@@ -1,0 +1,240 @@
+/// One `vmm-blk run` after the other on the same memory file: whoever takes over, and whatever goes wrong on the way, the guest
+/// works at each step and every byte is right.
+import Foundation
+import Glibc
+import MemoryFile
+import Synchronization
+import Testing
+import VirtioBlkDevice
+import VirtioCore
+
+@Suite(.serialized) struct TakeoverTests {
+  let rig: TakeoverRig
+
+  init() throws { rig = try TakeoverRig() }
+
+  @Test(
+    "a guest is served by one process after the other", arguments: [["uring"], ["sync", "mapped"], ["cached", "threads"]])
+  func oneAfterTheOther(_ engines: [String]) throws {
+    let first = try rig.serve(engine: engines[0])
+    let last = Mutex(first)
+    try rig.underLoad { [rig] guestWorks in
+      for number in 1...10 {
+        try guestWorks()
+        let before = last.withLock { $0 }
+        let after = try rig.replace(before, engine: engines[number % engines.count])
+        last.withLock { $0 = after }
+      }
+      try guestWorks()
+    }
+    #expect(try MemoryFileSnapshot(path: rig.memory).deviceEpoch == 11)
+    rig.terminate(last.withLock { $0 })
+  }
+
+  // MARK: what goes wrong
+
+  @Test(
+    "whoever comes with something that does not fit is sent away, and the guest goes on",
+    arguments: [
+      (["--blk-file", "DIR/other.img"], "is another file than the image that the running server has open"),
+      (["--memory", "DIR/other.mem"], "is not the one at DIR/other.mem"),
+      (["--num-queues", "1"], "number of queues"),
+      (["--queue-size-max", "64"], "largest ring size"),
+      (["--read-only"], "set of features"),
+      (["--logical-block-size", "4096"], "configuration space"),
+      (["--record", "DIR/record"], "does not go with --take-over"),
+      (["--create", "1M"], "leave out --create"),
+      (["--once"], "leave out --once"),
+      (["--engine", "warp"], "warp"),
+    ])
+  func whatDoesNotFitIsRefused(_ options: [String], _ sentence: String) throws {
+    let server = try rig.serve(engine: "sync")
+    let folder = rig.directory.path
+    try Data(count: 8 << 20).write(to: URL(fileURLWithPath: folder + "/other.img"))
+    _ = try MemoryFile.create(path: folder + "/other.mem", memorySize: 16 << 20, maximumQueues: 2)
+    try rig.underLoad { [rig] guestWorks in
+      try guestWorks()
+      let end = try rig.taker(engine: "sync", options.map { $0.replacingOccurrences(of: "DIR", with: folder) }).finish()
+      #expect(end.status != 0)
+      #expect(end.output.isEmpty)
+      #expect(end.errors.contains(sentence.replacingOccurrences(of: "DIR", with: folder)), "\(end.errors)")
+      try guestWorks()
+    }
+    rig.terminate(server)
+  }
+
+  @Test("a process that serves sockets does not take over a memory file")
+  func otherTransport() throws {
+    let server = try rig.serve(engine: "sync")
+    let end = try RunProgram(["serve", "--take-over", rig.control, "--blk-file", rig.disk]).finish()
+    #expect(end.status == 69 && end.errors.contains("take it over with 'vmm-blk run'"), "\(end.errors)")
+    rig.terminate(server)
+  }
+
+  /// The steps at which a taker can stop, or die: the lines that it has sent by then.
+  enum Step: String, CaseIterable {
+    case greeted = "take-over"
+    case described = "describe"
+    case paused = "pause"
+    case committed = "commit"
+  }
+
+  @Test("a taker that is gone leaves the guest as it was, whatever it had said", arguments: Step.allCases)
+  func aTakerThatDies(at step: Step) throws {
+    let server = try rig.serve(engine: "uring")
+    try rig.underLoad { [rig] guestWorks in
+      for _ in 1...3 {
+        try guestWorks()
+        let taker = try TalkingTaker(rig.control)
+        for next in Step.allCases {
+          let answer = try taker.ask(next.rawValue, disk: rig.name)
+          #expect(answer?.contains("error") == false, "\(answer ?? "the connection ended")")
+          if next == step { break }
+        }
+        taker.close()
+        try guestWorks()
+      }
+      // And the next taker is let in.
+      let taker = try TalkingTaker(rig.control)
+      #expect(try taker.ask("take-over", disk: "")?.contains("\"memory-file\"") == true)
+      taker.close()
+    }
+    rig.terminate(server)
+  }
+
+  @Test("a taker that gives back lets the guest go on, again and again")
+  func aTakerThatRefuses() throws {
+    let server = try rig.serve(engine: "mapped")
+    try rig.underLoad { [rig] guestWorks in
+      let taker = try TalkingTaker(rig.control)
+      _ = try taker.ask("take-over", disk: "")
+      for _ in 1...5 {
+        #expect(try taker.ask("pause", disk: rig.name)?.contains("stillSince") == true)
+        #expect(try taker.ask("resume", disk: rig.name)?.contains("error") == false)
+        try guestWorks()
+      }
+      taker.close()
+    }
+    rig.terminate(server)
+  }
+
+  @Test("a real taker that is killed at any moment leaves a guest that works, served by one of the two or by the next")
+  func aTakerThatIsKilled() throws {
+    let current = Mutex(try rig.serve(engine: "sync"))
+    try rig.underLoad { [rig] guestWorks in
+      // How long a takeover takes here, so that the moments are spread over it and a little more.
+      let start = ContinuousClock.now
+      let second = try rig.replace(current.withLock { $0 }, engine: "sync")
+      current.withLock { $0 = second }
+      let moment = (ContinuousClock.now - start) / .microseconds(10)
+      for round in 0..<12 {
+        try guestWorks()
+        let before = current.withLock { $0 }
+        let taker = try rig.taker(engine: "sync")
+        usleep(useconds_t(round) * useconds_t(min(moment, 100_000)))
+        kill(taker.process.processIdentifier, SIGKILL)
+        taker.process.waitUntilExit()
+        try waitPatiently(until: "the process before has ended, or goes on") {
+          guard before.process.isRunning else { return true }
+          guard let next = try? TalkingTaker(rig.control) else { return false }
+          defer { next.close() }
+          return try next.ask("take-over", disk: "")?.contains("\"disks\"") == true
+        }
+        guard !before.process.isRunning else { continue }
+        // It had handed over, to somebody who was killed after that.
+        #expect(before.finish().status == 0)
+        let words = ["--blk-file", rig.disk, "--memory", rig.memory, "--control", rig.control, "--engine", "sync"]
+        let next = try RunProgram(["run"] + words)
+        try #require(next.firstLine().hasPrefix("Serving "), "\(next.finish().errors)")
+        current.withLock { $0 = next }
+      }
+      try guestWorks()
+    }
+    rig.terminate(current.withLock { $0 })
+  }
+
+  @Test("a process that is told to end in the middle of a takeover ends, and lets nobody begin")
+  func endInTheMiddle() throws {
+    let first = try rig.serve(engine: "sync")
+    let last = Mutex<RunProgram?>(nil)
+    try rig.underLoad { [rig] guestWorks in
+      try guestWorks()
+      let taker = try TalkingTaker(rig.control)
+      _ = try taker.ask("take-over", disk: "")
+      #expect(try taker.ask("pause", disk: rig.name)?.contains("stillSince") == true)
+      first.process.terminate()
+      let end = first.finish()
+      #expect(end.status == 0, "\(end.errors)")
+      #expect(try taker.ask("commit", disk: rig.name) == nil)
+      taker.close()
+      let words = ["--blk-file", rig.disk, "--memory", rig.memory, "--control", rig.control]
+      let next = try RunProgram(["run"] + words)
+      try #require(next.firstLine().hasPrefix("Serving "), "\(next.finish().errors)")
+      last.withLock { $0 = next }
+      try guestWorks()
+    }
+    rig.terminate(try #require(last.withLock { $0 }))
+  }
+
+  @Test("the image's lock and the device's role on the memory file are held at every moment")
+  func locksStay() throws {
+    var server = try rig.serve(engine: "sync")
+    let watch = Watch(image: rig.disk, memory: rig.memory)
+    for _ in 1...4 {
+      try watch.lookOnce()
+      server = try rig.replace(server, engine: "sync")
+    }
+    try watch.lookOnce()
+    #expect(watch.end() == [])
+    rig.terminate(server)
+    #expect(Watch.free(image: rig.disk, memory: rig.memory) == ["image", "role"])
+  }
+}
+
+/// Looks again and again, in a thread of its own, whether somebody else could have an image or a memory file.
+private final class Watch: Sendable {
+  private let isEnding = Atomic<Bool>(false)
+  private let looks = Atomic<Int>(0)
+  private let found = Mutex<Set<String>>([])
+  private let done = DispatchSemaphore(value: 0)
+
+  init(image: String, memory: String) {
+    Thread.detachNewThread { [self] in
+      while !isEnding.load(ordering: .relaxed) {
+        let free = Self.free(image: image, memory: memory)
+        found.withLock { $0.formUnion(free) }
+        looks.add(1, ordering: .relaxed)
+        usleep(200)
+      }
+      done.signal()
+    }
+  }
+
+  deinit { isEnding.store(true, ordering: .relaxed) }
+
+  func lookOnce() throws {
+    let before = looks.load(ordering: .relaxed)
+    try waitPatiently(until: "the locks have been looked at") { looks.load(ordering: .relaxed) > before + 1 }
+  }
+
+  /// - Returns: what was free at some moment.
+  func end() -> Set<String> {
+    isEnding.store(true, ordering: .relaxed)
+    done.wait()
+    return found.withLock { $0 }
+  }
+
+  /// - Returns: which of the two somebody else could have.
+  static func free(image: String, memory: String) -> Set<String> {
+    var free: Set<String> = []
+    do {
+      _ = try ImageFile(ImageOptions(path: image))
+      free.insert("image")
+    } catch ImageError.locked {} catch { free.insert("\(error)") }
+    do {
+      _ = try MemoryFileDevice(file: try MemoryFile.open(path: memory), device: try FakeDevice())
+      free.insert("role")
+    } catch MemoryFileError.deviceAlreadyThere {} catch { free.insert("\(error)") }
+    return free
+  }
+}
