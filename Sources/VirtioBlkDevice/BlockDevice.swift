@@ -67,6 +67,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   /// What the person should know about that, if anything.
   public let engineWarning: String?
   public let engine: EngineKind
+  /// What a driver gets for GET_ID, of which at most 20 bytes reach it.
+  public let serial: String
   public private(set) var configurationGeneration: UInt32 = 0
 
   private let options: BlockDeviceOptions
@@ -132,7 +134,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     guard choice.kind != .null || options.faults.isEmpty else { throw .nothingToFail }
     do throws(Errno) {
       events = try DeviceNews()
-      shared = try SharedBlock(serial: options.serial ?? image.description.serial)
+      serial = options.serial ?? image.description.serial
+      shared = try SharedBlock(serial: serial)
     } catch { throw .noResources(error) }
 
     self.workerBody = workerBody

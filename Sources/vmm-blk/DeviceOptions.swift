@@ -1,6 +1,7 @@
 /// The options that describe the disk, shared by every command that has one, and the one place that makes it.
 public import ArgumentParser
 internal import Glibc
+internal import VhostUser
 public import VirtioBlkDevice
 internal import VirtioCore
 
@@ -153,14 +154,19 @@ extension DeviceOptions {
   /// The disk, opened, locked and ready for a transport. Errors are sentences for the person.
   ///
   /// - Parameter queues: how many there are when the person has not said.
-  /// - Parameter lock: of the image, from another server that is taken over from; `nil`: it is to be got.
-  func makeDevice(queues: Int = 1, lock: OwnedDescriptor? = nil) throws -> BlockDevice {
+  /// - Parameters:
+  ///   - lock: of the image, from another server that is taken over from; `nil`: it is to be got.
+  ///   - serial: what the driver was told there.
+  func makeDevice(queues: Int = 1, lock: OwnedDescriptor? = nil, serial before: String? = nil) throws -> BlockDevice {
     guard let blkFile else { throw ValidationError("there is no disk: name its image with --blk-file") }
     var options = BlockDeviceOptions()
     options.queueCount = numQueues ?? queues
     guard let size = UInt16(exactly: queueSizeMax) else { throw EngineError.badQueueSize(queueSizeMax) }
     options.maximumQueueSize = size
-    options.serial = serial
+    options.serial = serial ?? before
+    if let before, let serial, serial != before {
+      throw TakeoverError.notTheSame("serial", theirs: "'\(printable(before))'", ours: "'\(printable(serial))'")
+    }
     options.engine = engine
     options.threads = threads
     options.processors = pinCPUs?.processors ?? []

@@ -115,7 +115,8 @@ final class RunService {
       let file = try RunTakenDisk.file(state, list, name: name, path: command.memory ?? name)
       // Who says nothing about queues means as many as there are.
       let device = try command.disk.makeDevice(
-        queues: state.file?.device.queues ?? 1, lock: try state.image.lock.map { try list.descriptor($0) })
+        queues: state.file?.device.queues ?? 1, lock: try state.image.lock.map { try list.descriptor($0) },
+        serial: state.image.serial)
       let transport = try transport(file, device, takesOver: true)
       served = Served(device: device, transport: transport)
       return RunTakenDisk(name: name, device: device, transport: transport, errands: errands, loop: loop)

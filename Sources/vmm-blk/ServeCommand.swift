@@ -294,7 +294,8 @@ struct ServeCommand: ParsableCommand {
   ) throws -> Served {
     var served: Served?
     try taker.prepare(name) { state, list, errands in
-      let device = try disk.makeDevice(queues: Self.queues, lock: try state.image.lock.map { try list.descriptor($0) })
+      let device = try disk.makeDevice(
+        queues: Self.queues, lock: try state.image.lock.map { try list.descriptor($0) }, serial: state.image.serial)
       let socket = try ServeTakenDisk.socket(state, list, path: socketPath)
       let server = makeServer(device, socket, place)
       served = Served(device: device, socket: socket, place: place, server: server)

@@ -139,7 +139,7 @@ final class TakeoverGiver {
     var (part, list) = disks[index].describe()
     let description = Takeover.Disk(
       image: Takeover.Image(
-        path: image.path, size: image.size, lock: image.lock.map { list.add($0) },
+        path: image.path, size: image.size, lock: image.lock.map { list.add($0) }, serial: disks[index].device.serial,
         flushFailed: image.state.flushFailed.loadRelaxed() != 0),
       part: part, stillSince: stillSince)
     return ControlLine(description, descriptors: list.descriptors)
@@ -199,7 +199,8 @@ final class TakeoverGiver {
   }
 
   private func isTooSlow(_ attempt: Int) {
-    guard attempt == self.attempt, let current else { return }
+    // One that may have begun is not raced, however slow it is: only its end gives the disk back.
+    guard attempt == self.attempt, let current, current.phase != .committed else { return }
     log.warn(
       current.phase == .pausing
         ? "\(disks[current.disk].name) goes on here, because it did not come to a standstill in \(Takeover.limit)"

@@ -89,6 +89,8 @@ enum Takeover {
     var size: UInt64
     /// The open description that holds the lock, a place among the descriptors; `nil`: there is none.
     var lock: Int?
+    /// What a driver is told with GET_ID.
+    var serial: String
     /// A flush failed, so that none may succeed until the image is opened anew.
     var flushFailed: Bool
   }

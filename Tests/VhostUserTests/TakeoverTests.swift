@@ -73,6 +73,7 @@ struct Succession: Sendable, CustomTestStringConvertible {
     (["--num-queues", "2"], "number of queues"),
     (["--queue-size-max", "64"], "largest ring size"),
     (["--read-only"], "features"),
+    (["--serial", "another"], "serial"),
     (["--logical-block-size", "4096"], "configuration space"),
     (["--memory-budget", "1M"], "raise --memory-budget"),
     (["--socket-path", "DIR/elsewhere"], "not on DIR/elsewhere"),
