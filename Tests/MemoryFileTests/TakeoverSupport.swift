@@ -158,36 +158,17 @@ final class TalkingTaker: Sendable {
     let number = try #require(socket.withLock { $0?.rawValue })
     let bytes = Array((#"{"request":"\#(verb)","version":1,"disk":"\#(disk)"}"# + "\n").utf8)
     guard unsafe clinux_send_with_fds(number, bytes, bytes.count, nil, 0) == bytes.count else { return nil }
-    return try readControlLine(number)
-  }
-}
-
-/// - Returns: the next line; `nil` when the connection ended.
-private func readControlLine(_ number: Int32) throws -> String? {
-  var line: [UInt8] = []
-  while true {
-    var entry = pollfd(fd: number, events: Int16(POLLIN), revents: 0)
-    try #require(unsafe poll(&entry, 1, Int32(patientMilliseconds)) == 1, "no answer on the control socket")
-    var byte: UInt8 = 0
-    // A plain read lets the kernel close what descriptors came.
-    let count = unsafe Glibc.read(number, &byte, 1)
-    if count < 0, errno == EAGAIN || errno == EINTR { continue }
-    guard count == 1 else { return nil }
-    if byte == UInt8(ascii: "\n") { return String(decoding: line, as: UTF8.self) }
-    line.append(byte)
-  }
-}
-
-extension TakeoverRig {
-  /// Whoever comes to a socket.
-  func accept(_ listener: OwnedDescriptor) throws -> OwnedDescriptor {
-    var socket: OwnedDescriptor?
-    try waitPatiently(until: "somebody comes") {
-      socket = try UnixSocket.accept(listener.rawValue)
-      return socket != nil
+    var line: [UInt8] = []
+    while true {
+      var entry = pollfd(fd: number, events: Int16(POLLIN), revents: 0)
+      try #require(unsafe poll(&entry, 1, Int32(patientMilliseconds)) == 1, "no answer on the control socket")
+      var byte: UInt8 = 0
+      // A plain read lets the kernel close what descriptors came.
+      let count = unsafe Glibc.read(number, &byte, 1)
+      if count < 0, errno == EAGAIN || errno == EINTR { continue }
+      guard count == 1 else { return nil }
+      if byte == UInt8(ascii: "\n") { return String(decoding: line, as: UTF8.self) }
+      line.append(byte)
     }
-    return try #require(socket)
   }
-
-  func readLine(_ socket: OwnedDescriptor) throws -> String? { try readControlLine(socket.rawValue) }
 }

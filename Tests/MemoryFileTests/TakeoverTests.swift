@@ -1,6 +1,5 @@
 /// One `vmm-blk run` after the other on the same memory file: whoever takes over, and whatever goes wrong on the way, the guest
 /// works at each step and every byte is right.
-import CLinux
 import Foundation
 import Glibc
 import MemoryFile
@@ -8,8 +7,6 @@ import Synchronization
 import Testing
 import VirtioBlkDevice
 import VirtioCore
-
-@testable import Sockets
 
 @Suite(.serialized) struct TakeoverTests {
   let rig: TakeoverRig
@@ -177,39 +174,6 @@ import VirtioCore
       try guestWorks()
     }
     rig.terminate(try #require(last.withLock { $0 }))
-  }
-
-  @Test("a taker that hears too late that it may begin does not: the process before may have gone on")
-  func tooLate() throws {
-    let file = try MemoryFile.create(path: rig.memory, memorySize: 16 << 20, maximumQueues: 2)
-    var options = BlockDeviceOptions()
-    (options.queueCount, options.maximumQueueSize, options.engine) = (2, 1024, .sync)
-    let device = try BlockDevice(image: try ImageFile(ImageOptions(path: rig.disk, isLocked: false)), options: options)
-    let served = try MemoryFileDevice(file: file, device: device)
-    let control = try UnixSocket.listen(at: rig.control)
-    let taker = try rig.taker(engine: "sync", ["--no-lock"])
-    let socket = try rig.accept(control)
-    let offer = String(decoding: try JSONEncoder().encode(served.offer), as: UTF8.self)
-    let image = #"{"path":"disk","size":8388608,"flushFailed":false}"#
-    let disk = #"{"descriptors":1,"image":\#(image),"file":{"file":0,"device":\#(offer)},"stillSince":1}"#
-    let disks = #"[{"disk":"\#(rig.name)","image":"disk"}]"#
-    for (verb, answer) in [
-      ("take-over", #"{"version":1,"program":"another","transport":"memory-file","disks":\#(disks)}"#), ("describe", disk),
-      ("pause", disk), ("commit", "{}"),
-    ] {
-      #expect(try rig.readLine(socket)?.contains("\"request\":\"\(verb)\"") == true)
-      // Longer than it may wait, whenever it began to.
-      if verb == "commit" { usleep(9_500_000) }
-      let bytes = Array((answer + "\n").utf8)
-      let numbers = answer == disk ? [file.descriptor.rawValue] : []
-      #expect(unsafe clinux_send_with_fds(socket.rawValue, bytes, bytes.count, numbers, numbers.count) == bytes.count)
-    }
-    #expect(try rig.readLine(socket) == nil)
-    let end = taker.finish()
-    #expect(end.status == 69 && end.output.isEmpty, "\(end.output)")
-    #expect(end.errors.contains("it took longer than a disk may stand still"), "\(end.errors)")
-    #expect(try MemoryFileSnapshot(path: rig.memory).deviceEpoch == 0)
-    #expect(Watch.free(image: rig.disk, memory: rig.memory) == ["image"])
   }
 
   @Test("the image's lock and the device's role on the memory file are held at every moment")
