@@ -90,10 +90,12 @@ import VirtioCore
     let path = NSTemporaryDirectory() + "control-" + UUID().uuidString.prefix(8)
     let loop = try EventLoop()
     var events: [ControlEvent] = []
-    let server = ControlServer(on: try Listener(path: path), in: loop, report: { events.append($0) }) { line, connection in
-      let name = (try? line.decode(Body.self).name) ?? "?"
-      connection.answer(ControlLine(Body(name: "you said " + name), descriptors: line.descriptors))
-    }
+    let server = ControlServer(
+      on: try Listener(path: path), in: loop, report: { events.append($0) },
+      take: { line, connection in
+        let name = (try? line.decode(Body.self).name) ?? "?"
+        connection.answer(ControlLine(Body(name: "you said " + name), descriptors: line.descriptors))
+      })
     try server.open()
     let client = try ControlClient(path: path, in: loop)
     var answers: [String] = []
