@@ -84,7 +84,8 @@ final class TakeoverGiver {
     case .served: with(request, connection, in: .committed) { served($0, connection) }
     case .resume:
       with(request, connection, in: .paused) { disk in
-        log.warn("\(disks[disk].name) goes on here, because the server that takes over says: \(request.reason ?? "no")")
+        let reason = printable(request.reason ?? "no")
+        log.warn("\(disks[disk].name) goes on here, because the server that takes over says: \(reason)")
         resume()
         connection.answer(ControlLine(Takeover.Answer()))
       }
