@@ -126,12 +126,20 @@ class Guest:
             raise Failure(f"the guest found: {' / '.join(self.lines)} ({' '.join(self.command)})")
 
 
+ENGINES = ["uring", "sync", "threads", "mapped", "aio", "cached"]
+
+
+def guest_options(chance):
+    """Of `guest verify`: a guest of any shape."""
+    options = ["--queues", str(chance.choice([1, 1, 2, 4])), "--depth", str(chance.choice([1, 4, 16, 32]))]
+    options += ["--length", "16M", "--largest", "64k"]
+    return options + [word for word in ("--no-indirect", "--no-event-index", "--poll") if chance.random() < 0.4]
+
+
 def kills(chance, folder, seconds, keeps_records):
     """One guest, and as many kills as the time allows; a third of them again before anything was answered."""
-    engine = chance.choice(["uring", "uring", "sync", "threads", "mapped", "aio", "cached"])
-    queues = chance.choice([1, 1, 2, 4])
-    options = ["--queues", str(queues), "--depth", str(chance.choice([1, 4, 16, 32])), "--length", "16M", "--largest", "64k"]
-    options += [word for word in ("--no-indirect", "--no-event-index", "--poll") if chance.random() < 0.4]
+    engine = chance.choice(["uring", *ENGINES])
+    options = guest_options(chance)
     if keeps_records:
         options += ["--base", chance.choice(["used", "available"])]
     else:
@@ -189,10 +197,8 @@ def in_order(chance, folder, seconds):
 
 def takeovers(chance, folder, seconds):
     """One guest, and one server after the other that takes over from the one before."""
-    engine = chance.choice(["uring", "sync", "threads", "mapped", "aio", "cached"])
-    queues = chance.choice([1, 1, 2, 4])
-    options = ["--queues", str(queues), "--depth", str(chance.choice([1, 4, 16, 32])), "--length", "16M", "--largest", "64k"]
-    options += [word for word in ("--no-indirect", "--no-event-index", "--poll") if chance.random() < 0.4]
+    engine = chance.choice(ENGINES)
+    options = guest_options(chance)
     with open(f"{folder}/disk", "wb") as file:
         file.truncate(32 << 20)
     control = ["--control", f"{folder}/control"]
@@ -281,7 +287,7 @@ MISTAKES = ("no-flush", "flush-too-soon", "wrong-file", "toggle-ignored", "answe
 def faults(chance, folder, seconds):
     """A verified workload while the medium does all that can be mended."""
     del seconds
-    engine = chance.choice(["uring", "sync", "threads", "mapped", "aio", "cached"])
+    engine = chance.choice(ENGINES)
     rules = ["any:eintr:rate=0.05", "any:eagain:rate=0.005", "read:short:rate=0.2", "write:short:rate=0.2",
              "any:delay=10us-2ms:rate=0.05", "any:reorder=8:rate=0.3"]
     rules = [f"{rule}:seed={chance.getrandbits(32)}" for rule in chance.sample(rules, chance.randint(1, len(rules)))]
@@ -324,7 +330,7 @@ class Holdings:
 def front_ends(chance, folder, seconds):
     """Front-ends that come, and go in every state; what the server has afterwards is what it had before."""
     del seconds
-    engine = chance.choice(["uring", "sync", "threads", "mapped", "aio", "cached"])
+    engine = chance.choice(ENGINES)
     with open(f"{folder}/disk", "wb") as file:
         file.truncate(1 << 20)
     server = Server(folder, ["--engine", engine, "--log-level", "critical"])

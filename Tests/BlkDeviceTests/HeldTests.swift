@@ -118,6 +118,17 @@ import VirtioCore
     #expect(record.inFlight.isEmpty && record.used == 6)
   }
 
+  /// Who had the queue before has told the driver of all that it answered: one call more for each takeover is one too many for a
+  /// driver that asked for none.
+  @Test(arguments: [false, true]) func aReleaseNotifiesNobody(isInOrder: Bool) throws {
+    let disk = try Disk(.sync, publishesInOrder: isInOrder)
+    try disk.hand.startHeld()
+    disk.hand.attended.releaseAll()
+    // The stop comes after the release.
+    #expect(disk.hand.stop() == QueuePosition())
+    #expect(EventCounter.drain(disk.hand.call.rawValue) == 0)
+  }
+
   /// What is wrong with a ring is found before the release.
   @Test func aRingThatIsNoneIsRefusedHeld() throws {
     let disk = try Disk(.sync)
