@@ -55,10 +55,8 @@ final class Bench {
   let options: BenchOptions
   private(set) var transport: any DriverTransport
   let directory: String
-  private var startedClient: BlockClient? {
-    didSet { startedVictim = startedClient.map { Victim($0.queues[0]) } }
-  }
-  private var startedVictim: Victim?
+  private var startedClient: BlockClient?
+  private var startedVictim: (queue: BlockQueue, victim: Victim)?
   private let reference: ReferenceDevice?
   private var server: Server?
 
@@ -262,8 +260,11 @@ final class Bench {
   // MARK: the victim
 
   var victim: Victim {
-    guard let startedVictim else { preconditionFailure("the driver was not started") }
-    return startedVictim
+    let queue = client.queues[0]
+    if let startedVictim, startedVictim.queue === queue { return startedVictim.victim }
+    let victim = Victim(queue)
+    startedVictim = (queue, victim)
+    return victim
   }
   func kickVictim() { client.session.queues[0].lines.kick() }
   var victimFailed: Bool {

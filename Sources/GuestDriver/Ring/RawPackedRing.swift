@@ -40,6 +40,9 @@ public struct RawPackedRing: @unchecked Sendable {
     unsafe descriptor.store(at: place(slot), .packed)
   }
 
+  // One field at a time, for those that race with a device.
+  public func address(_ slot: UInt16) -> SharedCell<UInt64> { unsafe SharedCell(place(slot)) }
+  public func length(_ slot: UInt16) -> SharedCell<UInt32> { unsafe SharedCell(place(slot) + 8) }
   /// The word that says whose a descriptor is.
   @inline(__always) public func flags(_ slot: UInt16) -> SharedCell<UInt16> { unsafe SharedCell(place(slot) + 14) }
 

@@ -62,7 +62,7 @@ public final class DriverSession {
     features = Self.choose(of: offered, options)
     guard kind == .packed || !options.needsPacked else {
       try transport.setStatus([.acknowledge, .driver, .failed])
-      throw .refused("the device offers no packed ring (VIRTIO_F_RING_PACKED)")
+      throw .noPackedRing
     }
     try transport.acceptFeatures(features)
     guard features.contains(.version1) else { return }
