@@ -77,7 +77,9 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.order = activation.publishesInOrder ? OrderQueue(capacity: slab.capacity) : nil
     self.isOrdered = activation.publishesInOrder
     isWatched = activation.publishesInOrder || activation.log != nil
-    log = activation.log.map { LaneLog($0, memory: activation.memory) }
+    log = activation.log.map {
+      LaneLog($0, memory: activation.memory, configuration: activation.configuration)
+    }
     state = activation.isHeld ? .held : ring.interrupted > 0 ? .recovering : .running
     self.ring = ring
     self.slab = slab
@@ -94,9 +96,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   }
 
   /// Where the ring stands, without what was handed back.
-  var position: QueuePosition {
-    QueuePosition(available: ring.position.available &- handedBack, used: ring.position.used)
-  }
+  var position: QueuePosition { ring.position(handingBack: handedBack) }
   /// Nothing is in flight, but for what is to be handed back, and nothing is to be taken again.
   var isIdle: Bool { state != .recovering && (slab.inUse == 0 || holdsOnlyBack) }
   /// The ring is not all there is to wait for.

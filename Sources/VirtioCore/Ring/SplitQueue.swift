@@ -86,6 +86,10 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
 
   public var position: QueuePosition { QueuePosition(available: nextAvailable, used: publishedUsed) }
 
+  public func position(handingBack count: UInt16) -> QueuePosition {
+    QueuePosition(available: nextAvailable &- count, used: publishedUsed)
+  }
+
   // MARK: Taking
 
   @inlinable @inline(__always)
@@ -217,14 +221,14 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
   }
 
   /// Elements that are pushed and not yet published are in the ring, too, and are said again with the index that shows them.
-  public mutating func takeWritten(_ each: (_ offset: Int, _ count: Int) -> Void) {
-    each(0, 4)
-    if hasEventIndex { each(4 + 8 * Int(size), 2) }
+  public mutating func takeWritten(_ each: (_ area: WrittenArea, _ offset: Int, _ count: Int) -> Void) {
+    each(.device, 0, 4)
+    if hasEventIndex { each(.device, 4 + 8 * Int(size), 2) }
     let count = min(Int(nextUsed &- notedUsed), Int(size))
     let first = Int(nextUsed &- UInt16(truncatingIfNeeded: count)) & mask
     let upToEnd = min(count, Int(size) - first)
-    if upToEnd > 0 { each(4 + 8 * first, 8 * upToEnd) }
-    if count > upToEnd { each(4, 8 * (count - upToEnd)) }
+    if upToEnd > 0 { each(.device, 4 + 8 * first, 8 * upToEnd) }
+    if count > upToEnd { each(.device, 4, 8 * (count - upToEnd)) }
     notedUsed = publishedUsed
   }
 
