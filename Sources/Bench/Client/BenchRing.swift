@@ -17,7 +17,7 @@ struct SlotPlaces {
 }
 
 /// The driver's side of a ring whose chains are of one shape. All slots have their names, 0 …< depth.
-protocol BenchRing {
+protocol BenchRing: SendableMetatype {
   /// WRITE in the second word of a descriptor.
   static var writeMark: UInt64 { get }
 

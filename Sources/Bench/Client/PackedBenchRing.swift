@@ -77,14 +77,14 @@ struct PackedBenchRing: BenchRing {
     let id = UInt64(truncatingIfNeeded: slot) << 32
     let places = unsafe control[slot]
     if stride == 1 {
-      unsafe write(places.address &+ UInt64(SlotPlaces.descriptorOffset), 48 | Flag.indirect | id)
+      write(places.address &+ UInt64(SlotPlaces.descriptorOffset), 48 | Flag.indirect | id)
       return
     }
     let chain = unsafe places.host + SlotPlaces.descriptorOffset
     for part in 0..<3 {
       let address = unsafe SharedCell<UInt64>(chain + 16 &* part).loadRelaxed()
       let rest = unsafe SharedCell<UInt64>(chain + (16 &* part &+ 8)).loadRelaxed()
-      unsafe write(address, rest | (part < 2 ? Flag.next : 0) | id)
+      write(address, rest | (part < 2 ? Flag.next : 0) | id)
     }
   }
 
