@@ -101,7 +101,7 @@ extension DriverError: ErrorWithStatus {
     switch self {
     case .system: .io
     case .badRegion, .memoryFull, .badQueueSize, .tooManyQueues, .badRequest: .usage
-    case .noDevice, .refused, .timeout, .wrongDevice, .featuresRefused: .unavailable
+    case .noDevice, .refused, .timeout, .wrongDevice, .featuresRefused, .noPackedRing: .unavailable
     case .fault, .requestFailed: .failure
     }
   }

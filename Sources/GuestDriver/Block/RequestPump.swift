@@ -93,7 +93,7 @@ struct RequestPump {
         continue
       }
       guard !busy.isEmpty else { return }
-      let devices = try transport.recover()
+      let devices = try transport.recover { queues[$0].ring.standing }
       if devices > 0 {
         for queue in queues { queue.ring.deviceReturned(devices) }
         lastProgress = .now
@@ -122,7 +122,7 @@ struct RequestPump {
 
   private func tooLarge(_ submission: Submission, _ queue: BlockQueue) -> DriverError {
     .badRequest(
-      "\(submission.request) does not fit into the \(queue.ring.ring.layout.size) descriptors of queue \(queue.index)")
+      "\(submission.request) does not fit into the \(queue.ring.size) descriptors of queue \(queue.index)")
   }
 
   private func wait(for busy: [BlockQueue]) throws(DriverError) {
