@@ -259,8 +259,12 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     if places[queue % threadCount].worker != nil { leftQueues.insert(queue) }
   }
 
-  /// Lets queues go on that stall because their medium failed a request: what failed is tried again.
-  public func resume() { for place in places { _ = place.worker?.mailbox.post { $0.resumesAll = true } } }
+  /// The operator wants that no queue takes anything.
+  public internal(set) var isPaused = false
+  /// Workers that have not said that nothing is in flight since it was paused.
+  var restlessWorkers: Set<Int> = []
+  /// Of the last call of `pause`.
+  var pauseNumber: UInt64 = 0
 
   public func replaceCall(queue: Int, _ call: CallSink) { order(queue) { $0.call = call } }
   public func replaceFailure(queue: Int, _ failure: CallSink) { order(queue) { $0.failure = failure } }
@@ -275,6 +279,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   public func takeEvents() -> [DeviceEvent] {
     let news = events.take()
     let told = news.events.filter { !swallow($0) } + news.preparations.compactMap(answer)
+    for (worker, pause) in news.rests { rests(worker, pause) }
     for index in news.endedWorkers { workerEnded(index) }
     return told
   }
@@ -318,7 +323,11 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   private func makeWorker(_ index: Int, _ orders: WorkerOrders, isRecorded: Bool) throws(QueueError) -> Worker {
     let mailbox: WorkerMailbox
     do throws(Errno) { mailbox = try WorkerMailbox() } catch { throw .outOfDescriptors }
-    _ = mailbox.post { $0 = orders }
+    let pause = isPaused ? pauseNumber : nil
+    _ = mailbox.post {
+      $0 = orders
+      $0.pause = pause
+    }
     let lanes = (queueCount - index + threadCount - 1) / threadCount
     let configuration = WorkerConfiguration(
       index: index, context: context, slots: LaneContext.slots, lanes: lanes, isRecorded: isRecorded,
@@ -345,6 +354,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   private func workerEnded(_ index: Int) {
     guard let worker = places[index].worker else { return }
     worker.thread.join()
+    restlessWorkers.remove(index)
     let (waiting, preparesRecorded) = (places[index].waiting, places[index].preparesRecorded)
     places[index] = WorkerPlace()
     guard !waiting.isEmpty else { return }

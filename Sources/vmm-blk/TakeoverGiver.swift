@@ -39,14 +39,13 @@ final class TakeoverGiver {
     case committed
   }
 
-  private let transport: Takeover.Transport
-  private let disks: [any GivenDisk]
+  private let service: any OperatedService
   private let loop: EventLoop
   private let log: ServeLog
   private let control: Listener
-  /// Called once when every disk is served elsewhere.
-  private let whenOver: () -> Void
   private var taker: ControlConnection?
+  /// What the taker was told that there is. None comes or goes while it is there.
+  private var disks: [any OperatedDisk] = []
   private var wantsControl = false
   private var current: (disk: Int, phase: Phase)?
   /// So that the limit of one attempt is not taken for that of the next.
@@ -54,17 +53,16 @@ final class TakeoverGiver {
   private var handedOver: Set<Int> = []
   private var isEnding = false
 
-  init(
-    _ disks: [any GivenDisk], on transport: Takeover.Transport, control: Listener, in loop: EventLoop, log: ServeLog,
-    whenOver: @escaping () -> Void
-  ) {
-    self.disks = disks
-    self.transport = transport
+  init(of service: any OperatedService, control: Listener, in loop: EventLoop, log: ServeLog) {
+    self.service = service
     self.control = control
     self.loop = loop
     self.log = log
-    self.whenOver = whenOver
   }
+
+  /// A taker is there: the disks are not to be changed.
+  var isBusy: Bool { taker != nil }
+  func isTaker(_ connection: ControlConnection) -> Bool { connection === taker }
 
   /// This process is about to end: no disk may begin elsewhere any more.
   func end() { isEnding = true }
@@ -100,16 +98,18 @@ final class TakeoverGiver {
     }
     guard !isEnding else { return refuse(connection, Self.ending) }
     guard taker == nil else { return refuse(connection, "another process is taking over already") }
+    if let paused = service.disks.first(where: \.device.isPaused) {
+      return refuse(connection, "\(paused.name) is paused: let it go on with 'vmm-blk ctl resume' first")
+    }
     taker = connection
+    (disks, handedOver) = (service.disks, [])
     wantsControl = request.wantsControl ?? false
     connection.whenEnded = { [weak self] in self?.takerIsGone() }
     log.note("\(connection.peer) is about to take over")
-    let names = disks.indices.filter { !handedOver.contains($0) }.map {
-      Takeover.Greeting.Name(disk: disks[$0].name, image: disks[$0].device.image.path)
-    }
+    let names = disks.map { Takeover.Greeting.Name(disk: $0.name, image: $0.device.image.path) }
     connection.answer(
       ControlLine(
-        Takeover.Greeting(version: Takeover.version, program: Version.text, transport: transport.rawValue, disks: names)))
+        Takeover.Greeting(version: Takeover.version, program: Version.text, transport: service.transport.rawValue, disks: names)))
   }
 
   /// - Parameter phase: that the disk has to be in; `nil`: in none, and none other either.
@@ -174,23 +174,20 @@ final class TakeoverGiver {
     handedOver.insert(index)
     current = nil
     log.note("\(disks[index].name) is served by \(connection.peer) from now on")
-    guard handedOver.count == disks.count else {
-      connection.answer(ControlLine(Takeover.Answer()))
-      return
-    }
-    if wantsControl {
+    if wantsControl, handedOver.count == disks.count {
       control.leaveFile()
       connection.answer(ControlLine(Takeover.Answer(control: 0), descriptors: [control.socket]))
     } else {
       connection.answer(ControlLine(Takeover.Answer()))
     }
-    whenOver()
+    service.handedOver(disks[index].name)
   }
 
   // MARK: When it does not come to that
 
   private func takerIsGone() {
     taker = nil
+    defer { disks = [] }
     guard let current else { return }
     let isBegun = current.phase == .committed
     log.warn(
