@@ -128,7 +128,9 @@ enum CtlText {
     var lines = [""]
     for word in value.split(separator: " ") {
       let last = lines[lines.count - 1]
-      if !last.isEmpty, last.count + word.count + 1 > room { lines.append(String(word)) } else {
+      if !last.isEmpty, last.count + word.count + 1 > room {
+        lines.append(String(word))
+      } else {
         lines[lines.count - 1] = last.isEmpty ? String(word) : last + " " + word
       }
     }

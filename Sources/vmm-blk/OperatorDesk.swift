@@ -59,7 +59,12 @@ final class OperatorDesk {
         return
       }
       with(request, connection) { connection.answer(ControlLine(status(of: $0))) }
-    case .add: change(connection, by: "adds a disk") { service.add(line, then: $0) } answer: { Operator.Added(disk: $0) }
+    case .add:
+      change(connection, by: "adds a disk") {
+        service.add(line, then: $0)
+      } answer: {
+        Operator.Added(disk: $0)
+      }
     case .remove:
       with(request, connection) { disk in
         change(connection, by: "removes \(disk.name)") {
@@ -104,7 +109,9 @@ final class OperatorDesk {
     }
     if let disk = disks.first(where: { $0.name == name }) { return act(disk) }
     let alike = disks.filter { Self.lastComponent($0.name) == name || $0.device.image.path == name }
-    guard alike.count < 2 else { return refuse(connection, "\(alike.count) disks are called \(printable(name)): say the whole path") }
+    guard alike.count < 2 else {
+      return refuse(connection, "\(alike.count) disks are called \(printable(name)): say the whole path")
+    }
     guard let disk = alike.first else {
       let close = CommandWords.closest(to: name, among: disks.map(\.name))
       return refuse(
@@ -177,7 +184,9 @@ final class OperatorDesk {
     }
     flushes += 1
     let image = disk.device.image
-    loop.perform(on: ErrandQueue()) { image.flush() } then: { [self] error in
+    loop.perform(on: ErrandQueue()) {
+      image.flush()
+    } then: { [self] error in
       flushes -= 1
       let reason = error.map { "the image \(image.path) cannot be flushed: \($0)" }
       connection.answer(ControlLine(Operator.Answer(error: reason)))

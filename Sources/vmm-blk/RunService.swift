@@ -188,7 +188,8 @@ extension RunService: OperatedService {
   var leavingDisks: [any OperatedDisk] { [] }
 
   private static let isOne = OperatorRefusal(
-    "a memory file is one disk, which goes with its process: end it with 'drain', and start another 'vmm-blk run' for another disk")
+    "a memory file is one disk, which goes with its process: end it with 'drain', and start another 'vmm-blk run' for another disk"
+  )
 
   func add(_ entry: ControlLine, then: @escaping (Result<String, OperatorRefusal>) -> Void) { then(.failure(Self.isOne)) }
   func remove(_ name: String, then: @escaping (Result<Void, OperatorRefusal>) -> Void) { then(.failure(Self.isOne)) }

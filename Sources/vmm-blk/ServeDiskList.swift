@@ -131,7 +131,8 @@ enum ServeDiskListError: Error, CustomStringConvertible {
       "\(printable(file)) is no list of disks: it has more than the 1 MiB that is enough for thousands of them"
     case .cannotRead(let file, let error): "the list of disks \(printable(file)) cannot be read: \(error)"
     case .notJSON(let file, let reason): "\(printable(file)) is not a JSON array of disks: \(printable(reason))"
-    case .noDisks(let file): "\(printable(file)) lists no disk: give it an entry for each, or --control a path where disks can be added later"
+    case .noDisks(let file):
+      "\(printable(file)) lists no disk: give it an entry for each, or --control a path where disks can be added later"
     case .entry(let number, let file, let name, let sentence, _):
       "\(printable(file)), entry \(number)" + (name.map { " (\(printable($0)))" } ?? "") + ": \(sentence)"
     }

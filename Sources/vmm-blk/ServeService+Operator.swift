@@ -45,11 +45,12 @@ extension ServeService: OperatedService {
     let disk: ServeDisk
     do {
       disk = try JSONDecoder().decode(EntryLine.self, from: Data(entry.text), configuration: command.disk).disk
-    } catch let error as DecodingError {
-      return then(.failure(OperatorRefusal(Self.reason(error))))
+    } catch let refusal as OperatorRefusal {
+      return then(.failure(refusal))
     } catch { return then(.failure(OperatorRefusal("the disk cannot be served: \(error)"))) }
-    let work = Handed(disk)
-    open({ try [OpenedDisk(work.value)] }) { [self] result in
+    let work = Parcel(disk)
+    let openOne = { @Sendable () throws -> [OpenedDisk] in try work.take().map { [try OpenedDisk($0)] } ?? [] }
+    open(openOne) { [self] result in
       switch result {
       case .failure(let error): then(.failure(OperatorRefusal("the disk cannot be served: \(error)")))
       case .success(let opened): then(begin(zip([disk], opened)).map { $0[0] })
@@ -61,14 +62,10 @@ extension ServeService: OperatedService {
     let disk: ServeDisk
 
     init(from decoder: any Decoder, configuration defaults: DeviceOptions) throws {
-      disk = try decoder.container(keyedBy: Operator.EntryKey.self)
-        .decode(ServeDisk.self, forKey: .entry, configuration: defaults)
+      let values = try decoder.container(keyedBy: Operator.EntryKey.self)
+      guard values.contains(.entry) else { throw OperatorRefusal("\"entry\" is missing: it says what the disk is") }
+      disk = try values.decode(ServeDisk.self, forKey: .entry, configuration: defaults)
     }
-  }
-
-  private static func reason(_ error: DecodingError) -> String {
-    if case .keyNotFound = error { return "\"entry\" is missing: it says what the disk is" }
-    return "\"entry\" has a value that cannot be"
   }
 
   /// Opens disks on a helper, within the time that a medium has.
@@ -87,15 +84,15 @@ extension ServeService: OperatedService {
     loop.after(limit) { [limit] in
       attempt.take()?(.failure(OperatorRefusal("the medium has not answered for \(limit), so it is not waited for any more")))
     }
-    loop.perform(on: ErrandQueue()) { () -> Handed<Result<Opened, OperatorRefusal>> in
-      do { return Handed(.success(try work())) } catch { return Handed(.failure(OperatorRefusal("\(error)"))) }
+    loop.perform(on: ErrandQueue()) { () -> Parcel<Result<Opened, OperatorRefusal>> in
+      do { return Parcel(.success(try work())) } catch { return Parcel(.failure(OperatorRefusal("\(error)"))) }
     } then: { [self] result in
       opening -= 1
       guard let then = attempt.take() else {
         // Nobody wants it any more, and closing it waits for the same medium.
-        return ErrandQueue().dispose { withExtendedLifetime(result) {} }
+        return ErrandQueue().dispose { _ = result.take() }
       }
-      then(result.value)
+      if let result = result.take() { then(result) }
     }
   }
 
@@ -155,8 +152,9 @@ extension ServeService: OperatedService {
       return then(.failure(OperatorRefusal("the disks are about to go: this process ends, or another one is taking over")))
     }
     isReloading = true
-    let work = Handed((defaults: command.disk, present: served.map { ($0.name, $0.options) }))
-    open({ try ReadList(file, work.value.defaults, present: work.value.present) }) { [self] result in
+    let work = Parcel((defaults: command.disk, present: served.map { (name: $0.name, options: $0.options) }))
+    let read = { @Sendable () throws -> ReadList in try ReadList(file, work) }
+    open(read) { [self] result in
       isReloading = false
       switch result {
       case .failure(let refusal): then(.failure(refusal))
@@ -192,7 +190,10 @@ private struct ReadList {
   let untouched: Int
 
   /// Waits for media. Errors are sentences for the person.
-  init(_ file: String, _ defaults: DeviceOptions, present: [(name: String, options: DeviceOptions)]) throws {
+  ///
+  /// - Parameter work: the command line's options, and what is served now.
+  init(_ file: String, _ work: Parcel<(defaults: DeviceOptions, present: [(name: String, options: DeviceOptions)])>) throws {
+    guard let (defaults, present) = work.take() else { preconditionFailure("a list is read once") }
     let list = try ServeDiskList(file: file, defaults: defaults, mayBeEmpty: true)
     let known = Dictionary(present, uniquingKeysWith: { first, _ in first })
     var opened: [(ServeDisk, OpenedDisk)] = []
@@ -204,7 +205,8 @@ private struct ReadList {
         let changed = disk.options.differences(from: options)
         guard changed.isEmpty else {
           throw list.error(
-            index, "it is served with other values of \(changed.joined(separator: ", ")): remove it from the list first, or start "
+            index,
+            "it is served with other values of \(changed.joined(separator: ", ")): remove it from the list first, or start "
               + "a new server with --take-over")
         }
       } else {
@@ -215,10 +217,4 @@ private struct ReadList {
     removed = present.map(\.name).filter { !listed.contains($0) }
     untouched = present.count - removed.count
   }
-}
-
-/// What one thread made and gives to another.
-struct Handed<Value>: @unchecked Sendable {
-  let value: Value
-  init(_ value: Value) { self.value = value }
 }

@@ -3,7 +3,6 @@ internal import Control
 internal import Glibc
 internal import Logging
 internal import Sockets
-internal import Synchronization
 internal import SystemPackage
 internal import VhostUser
 internal import VirtioBlkDevice
@@ -190,9 +189,9 @@ final class ServeService {
 
   private func letGo(_ disk: ServedDisk) {
     leaving.removeAll { $0 === disk }
-    let last = LastReference(disk.device)
+    let parcel = Parcel(disk.device)
     // By then the handlers of this turn, which may hold it as well, are over.
-    loop.after(.zero) { ErrandQueue().dispose { last.drop() } }
+    loop.after(.zero) { ErrandQueue().dispose { _ = parcel.take() } }
   }
 
   // MARK: Words
@@ -215,11 +214,4 @@ final class ServeService {
 
   /// At once, also into a pipe or a file: whoever started us may wait for this line.
   private func say(_ text: String) { People.output.write(printable(text)) }
-}
-
-/// What is to be let go of by a helper, because its last `close` may wait for a medium.
-private final class LastReference: Sendable {
-  private let device: Mutex<BlockDevice?>
-  init(_ device: BlockDevice) { self.device = Mutex(device) }
-  func drop() { _ = device.withLock { $0.take() } }
 }

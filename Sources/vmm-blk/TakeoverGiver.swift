@@ -109,7 +109,8 @@ final class TakeoverGiver {
     let names = disks.map { Takeover.Greeting.Name(disk: $0.name, image: $0.device.image.path) }
     connection.answer(
       ControlLine(
-        Takeover.Greeting(version: Takeover.version, program: Version.text, transport: service.transport.rawValue, disks: names)))
+        Takeover.Greeting(version: Takeover.version, program: Version.text, transport: service.transport.rawValue, disks: names)
+      ))
   }
 
   /// - Parameter phase: that the disk has to be in; `nil`: in none, and none other either.
