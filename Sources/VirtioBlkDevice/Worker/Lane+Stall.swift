@@ -11,11 +11,12 @@ extension Lane where Ring: ~Copyable {
     guard !park(index) else { return }
     switch unsafe slab.slot(index).pointee.stage {
     case .transfer, .watchedTransfer:
-      counters.add(.failures)
+      counters.add(.mediumFailures)
+      countFailure(.ioError)
       // What was written to the medium is none of the driver's memory.
       let isRead = unsafe slab.slot(index).pointee.written > 1
       answer(index, .ioError, written: isRead ? Int(medium.filled(tag(index))) : 1)
-    case .flush, .discard, .zero: refuse(index, .ioError)
+    case .flush, .discard, .zero: fail(index)
     case .none: preconditionFailure("a request was answered twice")
     }
   }
@@ -94,7 +95,7 @@ extension Lane where Ring: ~Copyable {
     if state == .stalled { state = stateBeforeStall }
     let waiting = parked
     parked.removeAll()
-    for index in waiting where !leaveToSuccessor(index) { refuse(index, .ioError) }
+    for index in waiting where !leaveToSuccessor(index) { fail(index) }
   }
 
   /// Leaves a request unanswered. Where it is written down what is in flight, it stays so; where answers come in the order of the
