@@ -57,7 +57,7 @@ final class ServeService {
     defer { removeFiles() }
     let listener = try command.takeover.listen()
     try attendSignals()
-    if command.fd != nil { served.first?.server.finished = { [loop] in loop.stop() } }
+    for disk in served { endWithFrontend(disk) }
     do {
       if let taker {
         take(from: taker, listener)
@@ -92,6 +92,15 @@ final class ServeService {
   private func removeFiles() {
     for disk in served + leaving { disk.socket.removeFile() }
     control?.removeFile()
+  }
+
+  /// A disk on one connection is over when that is: nobody else can come.
+  private func endWithFrontend(_ disk: ServedDisk) {
+    guard case .connected = disk.socket else { return }
+    disk.server.finished = { [self, unowned disk] in
+      close(disk) {}
+      if served.isEmpty { loop.stop() }
+    }
   }
 
   // MARK: Signals
