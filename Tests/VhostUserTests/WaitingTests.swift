@@ -164,6 +164,55 @@ import VirtioCore
     }
   }
 
+  private static let knowsPeers = {
+    let (one, other) = socketPair()
+    return withExtendedLifetime(other) { PeerInode.ask(one.rawValue) } != nil
+  }()
+
+  /// The same of a pair without a name, which only the kernel's word about the peer can tell. The program serves that one
+  /// connection and ends with it.
+  @Test(
+    .enabled(if: knowsPeers, "the kernel does not say who the peer of a socket is"),
+    arguments: [FrontendRequest.setVringKick, .setVringCall, .setVringError, .setBackendRequestDescriptor])
+  func aFrontEndsOwnEndOfAPairWithoutANameIsRefused(request: FrontendRequest) throws {
+    try withConnectedProgram { frontend in
+      _ = try frontend.handshake()
+      let payload = request == .setBackendRequestDescriptor ? [] : Rig.word(0)
+      let own = OwnedDescriptor(dup(frontend.descriptor))
+      try frontend.send(Message(request, needReply: true, payload: payload, descriptors: [own]))
+      #expect(try frontend.receive(after: request).payload == Rig.number(1))
+    }
+  }
+
+  /// Nor does the rest of a message keep it that nobody can send any more.
+  @Test(.enabled(if: knowsPeers, "the kernel does not say who the peer of a socket is"))
+  func aFrontEndsOwnEndInHalfAMessageIsNotWaitedOn() throws {
+    try withConnectedProgram { frontend in
+      let bytes = [UInt8](repeating: 1, count: 4)
+      var own = frontend.descriptor
+      #expect(unsafe clinux_send_with_fds(frontend.descriptor, bytes, bytes.count, &own, 1) == bytes.count)
+    }
+  }
+
+  /// `vmm-blk serve` on one end of a pair, the other end of which is closed after the body: it has to notice.
+  private func withConnectedProgram(_ body: (Frontend) throws -> Void) throws {
+    try withDirectory { directory in
+      try Data(count: 1 << 20).write(to: URL(fileURLWithPath: directory + "/disk"))
+      var ends: (ours: OwnedDescriptor, theirs: OwnedDescriptor)? = socketPair()
+      let program = try Program(
+        ["serve", "--blk-file", directory + "/disk", "--fd", "0"],
+        input: FileHandle(fileDescriptor: ends?.theirs.rawValue ?? -1, closeOnDealloc: false))
+      do {
+        let frontend = try Frontend(socket: #require(ends).ours)
+        ends = nil
+        frontend.patience = Patience.limit
+        try body(frontend)
+      }
+      try wait(until: "the program has seen that its front-end is gone") { !program.process.isRunning }
+      #expect(program.finish().status == 0)
+    }
+  }
+
   /// User-mode Linux is called through a pipe; sockets are as good.
   @Test func pipesAndSocketsAreCalls() throws {
     var ends: [Int32] = [-1, -1]
