@@ -45,6 +45,8 @@ public struct BlockDeviceOptions: Sendable {
   public var waiting = Waiting.adaptive(maximumMicroseconds: 50)
   public var notification = Notification.batch
   public var onError = ErrorPolicy.report
+  /// Feature bits that are not offered although the device has them.
+  public var withheldFeatures = FeatureSet()
   /// Whether it is kept how long requests take and how many are under way, for `BlockDevice.metrics`.
   public var metrics = true
   /// What is to go wrong at the medium, for those who try out how a guest takes it. Not with the null engine, which has none.
@@ -95,7 +97,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     /// What came while the worker was about to end, or is for one of the other kind: for the next one.
     var waiting = WorkerOrders()
     /// Of those: the queues that the next worker is prepared for.
-    var preparesKind = RingKind(isPacked: false, isRecorded: false)
+    var preparesKind = QueueKind(isPacked: false, isRecorded: false)
   }
 
   /// Workers whose answer to `prepare` is still to come.
@@ -107,7 +109,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     let thread: SystemThread
     let mailbox: WorkerMailbox
     /// Of all its queues.
-    let kind: RingKind
+    let kind: QueueKind
     /// It ends by itself: it has been given a queue.
     var hasBegun: Bool
   }
@@ -154,7 +156,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     self.engineReason = choice.reason
     let warnings = [choice.warning, options.faults.isEmpty ? nil : "requests to \(image.path) fail on purpose (--inject)"]
     self.engineWarning = warnings.contains { $0 != nil } ? warnings.compactMap(\.self).joined(separator: "; ") : nil
-    features = Self.features(of: image)
+    features = Self.features(of: image).subtracting(options.withheldFeatures)
     configuration = BlockConfigSpace(image: image, features: features, options: options)
     shared.writeback.storeRelaxed(1)
     context = unsafe LaneContext(
@@ -183,7 +185,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   private static func features(of image: ImageFile) -> FeatureSet {
     var features: FeatureSet = [
       .blockSizeMax, .blockSegMax, .blockGeometry, .blockSize, .blockFlush, .blockTopology, .blockConfigWCE,
-      .blockMultiQueue, .indirectDescriptors, .eventIndex, .version1, .anyLayout,
+      .blockMultiQueue, .indirectDescriptors, .eventIndex, .version1, .anyLayout, .packedRing,
     ]
     if image.isReadOnly {
       features.insert(.blockReadOnly)
@@ -199,8 +201,11 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   public var deviceID: UInt32 { 2 }
   public var configurationSize: Int { BlockConfigSpace.size }
 
-  /// Every subset of the offer is fine: nothing in it needs anything else in it (virtio 2.2.2).
-  public func accepts(_ features: FeatureSet) -> Bool { features.isSubset(of: self.features) }
+  /// Nothing in the offer needs anything else in it (virtio 2.2.2), but that packed rings are none of a legacy device's
+  /// (virtio 6.1).
+  public func accepts(_ features: FeatureSet) -> Bool {
+    features.isSubset(of: self.features) && (features.contains(.version1) || !features.contains(.packedRing))
+  }
 
   public func negotiated(_ features: FeatureSet) {
     // The same choice again is no new negotiation: vhost-user front-ends repeat it on a live device.
@@ -325,14 +330,14 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   }
 
   /// Makes a worker that begins with these orders. Where none can be made, that is the answer to them.
-  func launch(_ index: Int, _ orders: WorkerOrders, kind: RingKind) {
+  func launch(_ index: Int, _ orders: WorkerOrders, kind: QueueKind) {
     do throws(QueueError) { places[index].worker = try makeWorker(index, orders, kind: kind) } catch {
       for (queue, order) in orders.queues where order.start != nil { events.post(.notStarted(queue: queue, error)) }
       if let order = orders.prepare { events.post(Preparation(worker: index, number: order.number, error: error)) }
     }
   }
 
-  private func makeWorker(_ index: Int, _ orders: WorkerOrders, kind: RingKind) throws(QueueError) -> Worker {
+  private func makeWorker(_ index: Int, _ orders: WorkerOrders, kind: QueueKind) throws(QueueError) -> Worker {
     let mailbox: WorkerMailbox
     do throws(Errno) { mailbox = try WorkerMailbox() } catch { throw .outOfDescriptors }
     let pause = isPaused ? pauseNumber : nil
@@ -373,7 +378,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     let starts = waiting.queues.values.compactMap(\.start)
     guard !starts.isEmpty || waiting.prepare != nil else { return }
     // Whichever of them are not of this kind are told that they cannot be started.
-    let kind = RingKind(
+    let kind = QueueKind(
       isPacked: starts.first?.kind.isPacked ?? preparesKind.isPacked,
       isRecorded: starts.isEmpty ? preparesKind.isRecorded : starts.contains(where: \.kind.isRecorded))
     launch(index, waiting, kind: kind)

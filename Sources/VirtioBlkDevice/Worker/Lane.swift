@@ -107,7 +107,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.call = activation.call
     self.failure = activation.failure
     self.rules = LaneRules(features, context.limits, regions: activation.memory.regions.count)
-    account.settledUsed = self.ring.position.used ?? 0
+    account.settledPushes = self.ring.pushes
   }
 
   /// Where the ring stands, without what was handed back.

@@ -14,7 +14,7 @@ struct WorkerConfiguration: Sendable {
   /// Lanes: as many as the worker has queues.
   var lanes: Int
   /// Of all its queues.
-  var kind: RingKind
+  var kind: QueueKind
   var waiting: Waiting
   var notification: Notification
   var counters: CounterBlock
