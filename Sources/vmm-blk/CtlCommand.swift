@@ -23,7 +23,7 @@ struct CtlCommand: ParsableCommand {
       """,
     subcommands: [
       CtlList.self, CtlStatus.self, CtlAdd.self, CtlRemove.self, CtlReload.self, CtlFlush.self, CtlPause.self, CtlResume.self,
-      CtlLogLevel.self, CtlDrain.self,
+      CtlMetrics.self, CtlLogLevel.self, CtlDrain.self,
     ])
 
   @OptionGroup var target: CtlTarget
@@ -80,13 +80,15 @@ final class CtlSession {
   private let client: ControlClient
   private let patience: Duration
   private let printsJSON: Bool
+  /// Thousands of disks have more to say than a request ever has.
+  private static let maximumAnswer = 256 << 20
 
   init(_ path: String, patience: Duration, printsJSON: Bool) throws {
     self.path = path
     self.patience = patience
     self.printsJSON = printsJSON
     loop = try EventLoop()
-    client = try ControlClient(path: path, in: loop)
+    client = try ControlClient(path: path, in: loop, maximumAnswer: Self.maximumAnswer)
   }
 
   /// - Returns: the answer, unless it is a refusal, which is thrown.
