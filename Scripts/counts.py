@@ -39,11 +39,13 @@ SHAPES = {
         "read,logged", "write,logged", "read,indirect,logged", "read,recorded,logged",
         "read,indirect,batch=2", "read,indirect,batch=2,ring=2", "read,indirect,batch=2,ring=32768", "read,ring=32768",
         "read,regions=8", "read,regions=64", "read,regions=509", "read,together,regions=8", "read,together,regions=509",
+        "read,metered", "write,metered", "flush,metered", "read,batch=1,metered",
     ],
-    "mapped": ["read", "write", "read,segments=4,ring=512", "read,recorded", "write,recorded", "read,logged", "write,logged"],
-    "cached,epoll": ["read", "read,segments=4,ring=512"],
-    "sync,cached": ["read", "write", "read,segments=4,ring=512"],
-    "uring,epoll": ["read", "read,segments=4,ring=512", "read,logged"],
+    "mapped": ["read", "write", "read,segments=4,ring=512", "read,recorded", "write,recorded", "read,logged", "write,logged",
+               "read,metered", "write,metered"],
+    "cached,epoll": ["read", "read,segments=4,ring=512", "read,metered"],
+    "sync,cached": ["read", "write", "read,segments=4,ring=512", "read,metered"],
+    "uring,epoll": ["read", "read,segments=4,ring=512", "read,logged", "read,metered"],
 }
 
 # What a request may cost more by the size of the ring and the number of regions: null engine, against which other shape.

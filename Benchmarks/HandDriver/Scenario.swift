@@ -41,6 +41,8 @@ public struct Scenario: Sendable {
   public private(set) var isLogged = false
   /// The device is to call after each request.
   public private(set) var callsForEach = false
+  /// The device keeps how long requests take.
+  public private(set) var isMetered = false
 
   /// `nil`: not a scenario.
   public init?(_ text: String) {
@@ -66,6 +68,7 @@ public struct Scenario: Sendable {
       case "recorded": isRecorded = true
       case "logged": isLogged = true
       case "each": callsForEach = true
+      case "metered": isMetered = true
       default: return nil
       }
     }

@@ -45,6 +45,8 @@ public struct BlockDeviceOptions: Sendable {
   public var waiting = Waiting.adaptive(maximumMicroseconds: 50)
   public var notification = Notification.batch
   public var onError = ErrorPolicy.report
+  /// Whether it is kept how long requests take and how many are under way, for `BlockDevice.metrics`.
+  public var metrics = true
   /// What is to go wrong at the medium, for those who try out how a guest takes it. Not with the null engine, which has none.
   public var faults: [FaultRule] = []
   /// Is told what is done at the medium.
@@ -81,6 +83,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   private let mapped: MappedImage?
   private let layers: EngineLayers?
   private let counterBlocks: [CounterBlock]
+  private let metricsArea: MetricsArea?
   /// One for each thread that there can be.
   var places: [WorkerPlace]
   /// Queues that nobody waits for any more and whose workers still run.
@@ -136,6 +139,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
       events = try DeviceNews()
       serial = options.serial ?? image.description.serial
       shared = try SharedBlock(serial: serial)
+      metricsArea = options.metrics ? try MetricsArea(queueCount: options.queueCount, workers: threads) : nil
     } catch { throw .noResources(error) }
 
     self.workerBody = workerBody
@@ -259,8 +263,12 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     if places[queue % threadCount].worker != nil { leftQueues.insert(queue) }
   }
 
-  /// Lets queues go on that stall because their medium failed a request: what failed is tried again.
-  public func resume() { for place in places { _ = place.worker?.mailbox.post { $0.resumesAll = true } } }
+  /// The operator wants that no queue takes anything.
+  public internal(set) var isPaused = false
+  /// Workers that have not said that nothing is in flight since it was paused.
+  var restlessWorkers: Set<Int> = []
+  /// Of the last call of `pause`.
+  var pauseNumber: UInt64 = 0
 
   public func replaceCall(queue: Int, _ call: CallSink) { order(queue) { $0.call = call } }
   public func replaceFailure(queue: Int, _ failure: CallSink) { order(queue) { $0.failure = failure } }
@@ -275,6 +283,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   public func takeEvents() -> [DeviceEvent] {
     let news = events.take()
     let told = news.events.filter { !swallow($0) } + news.preparations.compactMap(answer)
+    for (worker, pause) in news.rests { rests(worker, pause) }
     for index in news.endedWorkers { workerEnded(index) }
     return told
   }
@@ -294,6 +303,14 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     var total = BlockCounters()
     for block in counterBlocks { block.addTo(&total) }
     return total
+  }
+
+  /// What all workers have done so far, and how long it took. From any thread, at any time, without holding anybody up.
+  public func metrics() -> BlockMetrics {
+    var metrics = BlockMetrics()
+    metrics.counters = counters
+    metricsArea?.read(into: &metrics)
+    return metrics
   }
 
   // MARK: Workers
@@ -318,22 +335,26 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   private func makeWorker(_ index: Int, _ orders: WorkerOrders, isRecorded: Bool) throws(QueueError) -> Worker {
     let mailbox: WorkerMailbox
     do throws(Errno) { mailbox = try WorkerMailbox() } catch { throw .outOfDescriptors }
-    _ = mailbox.post { $0 = orders }
+    let pause = isPaused ? pauseNumber : nil
+    _ = mailbox.post {
+      $0 = orders
+      $0.pause = pause
+    }
     let lanes = (queueCount - index + threadCount - 1) / threadCount
     let configuration = WorkerConfiguration(
       index: index, context: context, slots: LaneContext.slots, lanes: lanes, isRecorded: isRecorded,
-      waiting: options.waiting, notification: options.notification, counters: counterBlocks[index], mailbox: mailbox,
-      events: events)
+      waiting: options.waiting, notification: options.notification, counters: counterBlocks[index],
+      meter: metricsArea.map { LaneMeter(block: $0.blocks[index], clock: $0.clock) }, mailbox: mailbox, events: events)
     let processors = options.processors
     let cpu = processors.isEmpty ? nil : processors[index % processors.count]
     let plan = EnginePlan(
       kind: engine, setup: options.uring, image: image, mapped: mapped, depth: lanes * LaneContext.slots, layers: layers)
-    let (body, news, shared) = (workerBody, events, shared)
+    let (body, news, shared, metricsArea) = (workerBody, events, shared, metricsArea)
     do throws(Errno) {
       let thread = try SystemThread(name: "queue \(index)", cpu: cpu) {
         body(configuration, plan)
         // Lanes point into it; the device may be gone by now if this worker was left behind.
-        withExtendedLifetime(shared) {}
+        withExtendedLifetime((shared, metricsArea)) {}
         news.workerEnded(index)
       }
       let hasBegun = orders.queues.values.contains { $0.start != nil }
@@ -345,6 +366,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   private func workerEnded(_ index: Int) {
     guard let worker = places[index].worker else { return }
     worker.thread.join()
+    restlessWorkers.remove(index)
     let (waiting, preparesRecorded) = (places[index].waiting, places[index].preparesRecorded)
     places[index] = WorkerPlace()
     guard !waiting.isEmpty else { return }

@@ -39,6 +39,8 @@ struct RunCommand: ParsableCommand {
 
   @OptionGroup var takeover: TakeoverOptions
 
+  @OptionGroup var logging: LogOptions
+
   @Option(
     help: .init(
       "After a signal to end, seconds to wait for what is in flight; a second signal does not wait at all.",

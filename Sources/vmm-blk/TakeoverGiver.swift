@@ -46,14 +46,13 @@ final class TakeoverGiver {
   private static let look: UInt32 = 5_000
   private static let notice = Duration.seconds(5)
 
-  private let transport: Takeover.Transport
-  private let disks: [any GivenDisk]
+  private let service: any OperatedService
   private let loop: EventLoop
   private let log: ServeLog
   private let control: Listener
-  /// Called once when every disk is served elsewhere.
-  private let whenOver: () -> Void
   private var taker: ControlConnection?
+  /// What the taker was told that there is. None comes or goes while it is there.
+  private var disks: [any OperatedDisk] = []
   private var wantsControl = false
   private var current: (disk: Int, phase: Phase)?
   /// So that the limit of one attempt is not taken for that of the next.
@@ -63,17 +62,16 @@ final class TakeoverGiver {
   /// Asks the kernel about locks, which a medium on a network may hold up.
   private let errands = ErrandQueue()
 
-  init(
-    _ disks: [any GivenDisk], on transport: Takeover.Transport, control: Listener, in loop: EventLoop, log: ServeLog,
-    whenOver: @escaping () -> Void
-  ) {
-    self.disks = disks
-    self.transport = transport
+  init(of service: any OperatedService, control: Listener, in loop: EventLoop, log: ServeLog) {
+    self.service = service
     self.control = control
     self.loop = loop
     self.log = log
-    self.whenOver = whenOver
   }
+
+  /// A taker is there: the disks are not to be changed.
+  var isBusy: Bool { taker != nil || current != nil }
+  func isTaker(_ connection: ControlConnection) -> Bool { connection === taker }
 
   /// This process is about to end: no disk may begin elsewhere any more.
   func end() { isEnding = true }
@@ -109,20 +107,23 @@ final class TakeoverGiver {
     }
     guard !isEnding else { return refuse(connection, Self.ending) }
     guard taker == nil else { return refuse(connection, "another process is taking over already") }
+    if let paused = service.disks.first(where: \.device.isPaused) {
+      return refuse(connection, "\(paused.name) is paused: let it go on with 'vmm-blk ctl resume' first")
+    }
     if let current {
       let name = printable(disks[current.disk].name)
       return refuse(connection, "\(name) waits for what another server has left at the medium; try again")
     }
     taker = connection
+    (disks, handedOver) = (service.disks, [])
     wantsControl = request.wantsControl ?? false
     connection.whenEnded = { [weak self] in self?.takerIsGone() }
     log.note("\(connection.peer) is about to take over")
-    let names = disks.indices.filter { !handedOver.contains($0) }.map {
-      Takeover.Greeting.Name(disk: disks[$0].name, image: disks[$0].device.image.path)
-    }
+    let names = disks.map { Takeover.Greeting.Name(disk: $0.name, image: $0.device.image.path) }
     connection.answer(
       ControlLine(
-        Takeover.Greeting(version: Takeover.version, program: Version.text, transport: transport.rawValue, disks: names)))
+        Takeover.Greeting(version: Takeover.version, program: Version.text, transport: service.transport.rawValue, disks: names)
+      ))
   }
 
   /// - Parameter phase: that the disk has to be in; `nil`: in none, and none other either.
@@ -187,24 +188,20 @@ final class TakeoverGiver {
     handedOver.insert(index)
     current = nil
     log.note("\(disks[index].name) is served by \(connection.peer) from now on")
-    guard handedOver.count == disks.count else {
-      connection.answer(ControlLine(Takeover.Answer()))
-      return
-    }
-    if wantsControl {
+    if wantsControl, handedOver.count == disks.count {
       control.leaveFile()
       connection.answer(ControlLine(Takeover.Answer(control: 0), descriptors: [control.socket]))
     } else {
       connection.answer(ControlLine(Takeover.Answer()))
     }
-    whenOver()
+    service.handedOver(disks[index].name)
   }
 
   // MARK: When it does not come to that
 
   private func takerIsGone() {
     taker = nil
-    guard let current else { return }
+    guard let current else { return settle() }
     switch current.phase {
     case .pausing, .paused:
       log.warn("\(disks[current.disk].name) goes on here, because the server that was taking it over is gone")
@@ -213,6 +210,11 @@ final class TakeoverGiver {
     // Nobody is let in meanwhile.
     case .abandoned: break
     }
+  }
+
+  /// Nobody is there, and no disk stands still for anybody: the list was that taker's.
+  private func settle() {
+    if !isBusy { disks = [] }
   }
 
   /// The taker may have begun, and what it has submitted may still be carried out. What is done again here must not be overtaken by
@@ -253,6 +255,7 @@ final class TakeoverGiver {
     let isBegun = current.phase == .abandoned
     if isBegun { own(current.disk) }
     disks[current.disk].goOn(fromMemory: isBegun)
+    settle()
   }
 
   private func leave(_ index: Int) {

@@ -218,6 +218,9 @@ final class TakeoverTaker {
     }
   }
 
+  /// Whether a disk is served here, one of `greet`.
+  func hasTaken(_ name: String) -> Bool { taken.contains { disks[$0].name == name } }
+
   /// Some disk is served here.
   var hasAny: Bool { !taken.isEmpty }
 }

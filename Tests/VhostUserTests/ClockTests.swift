@@ -7,7 +7,7 @@ import Testing
 @Suite struct ClockTests {
   /// Where the time of day is written for people.
   private static let stamps: Set<String> = [
-    "vmm-blk/PlainLogHandler.swift", "Bench/Report/FioReport+Result.swift", "Bench/Paths/PathLaboratory.swift",
+    "vmm-blk/LogHandlers.swift", "Bench/Report/FioReport+Result.swift", "Bench/Paths/PathLaboratory.swift",
   ]
 
   /// What reads the time of day, or waits until some.
