@@ -4,6 +4,7 @@ import Foundation
 import MemoryFile
 import Sockets
 import Synchronization
+import TestSupport
 import Testing
 import VirtioBlkDevice
 import VirtioCore

@@ -3,6 +3,7 @@ import CLinux
 import Foundation
 import MemoryFile
 import Synchronization
+import TestSupport
 import Testing
 import VirtioCore
 import VirtioRegisters

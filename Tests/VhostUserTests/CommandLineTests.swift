@@ -1,5 +1,6 @@
 /// The command line as people and management software type it.
 import Foundation
+import TestSupport
 import Testing
 
 @testable import VhostUser
