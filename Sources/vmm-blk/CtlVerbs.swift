@@ -84,7 +84,7 @@ struct EntryWords {
       guard let number = Int(text) else { throw ValidationError("\(word.rawValue)=\(printable(text)): use a whole number") }
       return .number(number)
     case .inject: return .list([text])
-    case .format, .logicalBlockSize, .serial, .engine, .direct, .pinCPUs, .waiting, .notify, .uring, .onError:
+    case .format, .logicalBlockSize, .serial, .engine, .direct, .pinCPUs, .waiting, .notify, .uring, .onError, .latencies:
       return .text(text)
     }
   }

@@ -2,6 +2,7 @@
 internal import Control
 internal import Glibc
 internal import Logging
+internal import Metrics
 internal import Sockets
 internal import SystemPackage
 internal import VhostUser
@@ -25,6 +26,8 @@ final class ServeService {
   /// Closed, closing, or never to be closed because their medium does not answer.
   private(set) var leaving: [ServedDisk] = []
   private(set) var control: ServiceControl?
+  private(set) lazy var figures = OperatorFigures(of: self)
+  private var page: MetricsServer?
   private(set) var isEnding = false
   /// Disks are being taken over: until each has an owner, nothing may come between.
   private var isTaking = false
@@ -56,14 +59,16 @@ final class ServeService {
     // The loop holds what its handlers hold, so the files do not go by themselves.
     defer { removeFiles() }
     let listener = try command.takeover.listen()
+    page = try command.figures.server(of: figures, in: loop)
     try attendSignals()
-    if command.fd != nil { served.first?.server.finished = { [loop] in loop.stop() } }
+    for disk in served { endWithFrontend(disk) }
     do {
       if let taker {
         take(from: taker, listener)
       } else {
         for disk in served { try disk.server.open() }
-        if let listener { control = try ServiceControl(on: listener, for: self, in: loop, log: log) }
+        if let listener { control = try ServiceControl(on: listener, for: self, figures, in: loop, log: log) }
+        try page?.open()
         say(greeting)
       }
       try loop.run()
@@ -92,6 +97,16 @@ final class ServeService {
   private func removeFiles() {
     for disk in served + leaving { disk.socket.removeFile() }
     control?.removeFile()
+    page?.close()
+  }
+
+  /// A disk on one connection is over when that is: nobody else can come.
+  private func endWithFrontend(_ disk: ServedDisk) {
+    guard case .connected = disk.socket else { return }
+    disk.server.finished = { [self, unowned disk] in
+      close(disk) {}
+      if served.isEmpty { loop.stop() }
+    }
   }
 
   // MARK: Signals
@@ -132,8 +147,9 @@ final class ServeService {
       guard taker.hasAny else { return loop.stop() }
       do {
         if let listener = listener ?? command.takeover.adopt(from: taker, log) {
-          control = try ServiceControl(on: listener, for: self, in: loop, log: log)
+          control = try ServiceControl(on: listener, for: self, figures, in: loop, log: log)
         }
+        try page?.open()
       } catch { log.warn("the control socket is not served: \(error)") }
       say(greeting)
       if let postponed { end(on: postponed) }

@@ -82,6 +82,7 @@ private final class Operated {
 /// A guest that writes and reads what it wrote until it is told to stop, in a thread of its own.
 private final class Busy: Sendable {
   private let isOver = Atomic(false)
+  private let looks = Atomic(0)
   private let outcome = Mutex<Result<Int, any Error>?>(nil)
 
   init(_ operated: Operated, _ name: String) {
@@ -93,7 +94,10 @@ private final class Busy: Sendable {
           transport, options: DriverOptions(features: BlockFeature.understood, queues: 2, queueSize: 64))
         var verifier = try Verifier(
           client, VerifyOptions(seed: 3, range: 0..<4 << 20, limit: .bytes(.max), largest: 32 << 10, weights: .init()))
-        verifier.goesOn = { !self.isOver.load(ordering: .relaxed) }
+        verifier.goesOn = {
+          self.looks.add(1, ordering: .relaxed)
+          return !self.isOver.load(ordering: .relaxed)
+        }
         let progress = try verifier.run()
         try client.shutDown()
         return progress.answered
@@ -104,6 +108,9 @@ private final class Busy: Sendable {
 
   /// - Returns: requests that were answered, all of them rightly.
   func end() throws -> Int {
+    try wait(until: "the guest has done something") {
+      looks.load(ordering: .relaxed) > 100 || outcome.withLock { $0 != nil }
+    }
     isOver.store(true, ordering: .relaxed)
     try wait(until: "the guest is over") { outcome.withLock { $0 != nil } }
     return try #require(outcome.withLock { $0 }).get()
