@@ -45,8 +45,10 @@ public final class Program: Sendable {
     return data
   }
 
-  /// Waits for the end. What it says is short enough for the pipes to hold.
+  /// Waits for the end. What it says is short enough for the pipes to hold. What hangs is killed, and its status is that of the
+  /// signal.
   public func finish() -> (status: Int32, output: String, errors: String) {
+    if !eventually({ !process.isRunning }) { kill(process.processIdentifier, SIGKILL) }
     process.waitUntilExit()
     return (process.terminationStatus, Self.text(output), Self.text(errors))
   }
