@@ -86,18 +86,23 @@ let package = Package(
       name: "BlkDeviceTests",
       dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", system], swiftSettings: strict),
     .testTarget(name: "RegistersTests", dependencies: ["VirtioCore", "VirtioRegisters"], swiftSettings: strict),
+    .target(
+      name: "TestSupport", dependencies: ["CLinux", "VirtioCore", "Sockets", "GuestDriver"], path: "Tests/Support",
+      swiftSettings: strict),
     .testTarget(
-      name: "ControlTests", dependencies: ["CLinux", "VirtioCore", "Sockets", "Control", system], swiftSettings: strict),
+      name: "ControlTests", dependencies: ["CLinux", "VirtioCore", "Sockets", "Control", "TestSupport", system],
+      swiftSettings: strict),
     .testTarget(
       name: "MetricsTests", dependencies: ["CLinux", "VirtioCore", "Sockets", "Metrics", system], swiftSettings: strict),
     .testTarget(
-      name: "VhostUserTests", dependencies: ["CLinux", "VirtioCore", "Sockets", "VhostUser", "GuestDriver", system],
+      name: "VhostUserTests",
+      dependencies: ["CLinux", "VirtioCore", "Sockets", "VhostUser", "GuestDriver", "TestSupport", system],
       exclude: ["Golden"], swiftSettings: strict),
     .testTarget(
       name: "MemoryFileTests",
       dependencies: [
         "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "MemoryFile", "RingInspector", "GuestDriver",
-        system,
+        "TestSupport", system,
       ],
       swiftSettings: strict),
     .testTarget(

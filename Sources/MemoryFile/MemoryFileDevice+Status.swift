@@ -23,9 +23,12 @@ extension MemoryFileDevice {
     public var rings: [Ring]
   }
 
+  /// A driver has said that it drives the device.
+  public var isDriven: Bool { registers.status.contains(.driver) }
+
   /// `nil`: nobody drives the device.
   public var driver: DriverStatus? {
-    guard registers.status.contains(.driver) else { return nil }
+    guard isDriven else { return nil }
     let rings = registers.readyQueues.map { queue, configuration in
       DriverStatus.Ring(
         queue: queue, size: Int(configuration.size), isRunning: attended.state(of: queue) == .running,

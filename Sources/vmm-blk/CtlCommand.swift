@@ -23,7 +23,7 @@ struct CtlCommand: ParsableCommand {
       """,
     subcommands: [
       CtlList.self, CtlStatus.self, CtlAdd.self, CtlRemove.self, CtlReload.self, CtlFlush.self, CtlPause.self, CtlResume.self,
-      CtlLogLevel.self, CtlDrain.self,
+      CtlMetrics.self, CtlResize.self, CtlLogLevel.self, CtlDrain.self,
     ])
 
   @OptionGroup var target: CtlTarget
@@ -49,6 +49,20 @@ struct CtlTarget: ParsableArguments {
   }
 }
 
+extension CtlTarget {
+  /// Where the server is.
+  ///
+  /// - Parameter given: on the command line.
+  static func path(_ given: String?) throws -> String {
+    if let given { return given }
+    if let text = unsafe getenv("VMM_BLK_CONTROL") {
+      let path = unsafe String(cString: text)
+      if !path.isEmpty { return path }
+    }
+    throw ValidationError("no server: name its control socket with --control, or in VMM_BLK_CONTROL")
+  }
+}
+
 /// Something to ask.
 protocol CtlVerb: ParsableCommand {
   var ctl: CtlCommand { get }
@@ -60,17 +74,10 @@ extension CtlVerb {
 
   /// Asks once and waits for the answer.
   func withServer(_ body: (CtlSession) throws -> Void) throws {
-    guard let path = target.control ?? ctl.target.control ?? Self.environmentPath else {
-      throw ValidationError("no server: name its control socket with --control, or in VMM_BLK_CONTROL")
-    }
+    let path = try CtlTarget.path(target.control ?? ctl.target.control)
     try body(try CtlSession(path, patience: .seconds(target.timeout ?? ctl.target.timeout ?? 60), printsJSON: printsJSON))
   }
 
-  private static var environmentPath: String? {
-    guard let text = unsafe getenv("VMM_BLK_CONTROL") else { return nil }
-    let path = unsafe String(cString: text)
-    return path.isEmpty ? nil : path
-  }
 }
 
 /// A connection to a server, for one question after the other.
@@ -80,13 +87,15 @@ final class CtlSession {
   private let client: ControlClient
   private let patience: Duration
   private let printsJSON: Bool
+  /// Thousands of disks have more to say than a request ever has.
+  static let maximumAnswer = 256 << 20
 
   init(_ path: String, patience: Duration, printsJSON: Bool) throws {
     self.path = path
     self.patience = patience
     self.printsJSON = printsJSON
     loop = try EventLoop()
-    client = try ControlClient(path: path, in: loop)
+    client = try ControlClient(path: path, in: loop, maximumAnswer: Self.maximumAnswer)
   }
 
   /// - Returns: the answer, unless it is a refusal, which is thrown.

@@ -1,6 +1,7 @@
 /// The verbs of `vmm-blk ctl` that show something.
 internal import ArgumentParser
 internal import Bench
+internal import Metrics
 internal import TextTable
 internal import VirtioCore
 
@@ -47,6 +48,24 @@ struct CtlStatus: CtlVerb {
       }
       let disk = try server.ask(Operator.Request(request: .status, disk: which.name), Operator.Disk.self)
       server.say(CtlText.disk(disk))
+    }
+  }
+}
+
+struct CtlMetrics: CtlVerb {
+  static let configuration = CommandConfiguration(
+    commandName: "metrics", abstract: "Print the figures, as --metrics shows them to Prometheus.",
+    usage: CtlTarget.usage("metrics [<disk>] [--json]"),
+    discussion: "With --json histograms are as fine as the server has them.")
+
+  @ParentCommand var ctl: CtlCommand
+  @OptionGroup var target: CtlTarget
+  @OptionGroup var which: CtlDisk
+
+  func run() throws {
+    try withServer { server in
+      let metrics = try server.ask(Operator.Request(request: .metrics, disk: which.name), Operator.Metrics.self)
+      server.say(String(decoding: MetricsPage.page(metrics).bytes.dropLast(), as: UTF8.self))
     }
   }
 }
@@ -104,7 +123,11 @@ enum CtlText {
       ("reads", "\(counters.reads) (\(ByteSize.describe(counters.bytesRead)))"),
       ("writes", "\(counters.writes) (\(ByteSize.describe(counters.bytesWritten)))"),
       ("flushes", "\(counters.flushes)"), ("discards", "\(counters.discards)"), ("zeroes", "\(counters.writeZeroes)"),
-      ("others", "\(counters.others)"), ("failed", "\(counters.failures)"),
+      ("others", "\(counters.others)"),
+      (
+        "failed",
+        "\(counters.failures): \(counters.mediumFailures) by the medium, \(counters.unsupported) of unknown kinds, the rest refused"
+      ),
       ("kicks", "\(counters.kicks)"), ("calls", "\(counters.calls)"),
     ]
     return lines.map { name, value in wrapped(name, value) }.joined(separator: "\n")

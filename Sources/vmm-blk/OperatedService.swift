@@ -7,6 +7,13 @@ internal import VirtioBlkDevice
 protocol OperatedDisk: GivenDisk {
   /// Who drives it at present, and how far they have come.
   var driver: Operator.Driver? { get }
+  /// Somebody does.
+  var isDriven: Bool { get }
+}
+
+extension OperatedDisk {
+  /// Of one that is not being closed.
+  var state: Operator.State { device.isPaused ? .paused : isDriven ? .driven : .idle }
 }
 
 /// What an operator can ask for. Everything happens on the loop's thread, and nothing waits.
@@ -16,6 +23,7 @@ protocol OperatedService: AnyObject {
   var disks: [any OperatedDisk] { get }
   /// Disks that are not served any more and are still to be let go of.
   var leavingDisks: [any OperatedDisk] { get }
+  var resizing: OperatorResize { get }
   /// It is about to end.
   var isEnding: Bool { get }
 
@@ -63,9 +71,11 @@ struct ServiceControl {
   let giver: TakeoverGiver
 
   /// Begins to listen.
-  init(on listener: Listener, for service: any OperatedService, in loop: EventLoop, log: ServeLog) throws {
+  init(
+    on listener: Listener, for service: any OperatedService, _ figures: OperatorFigures, in loop: EventLoop, log: ServeLog
+  ) throws {
     let giver = TakeoverGiver(of: service, control: listener, in: loop, log: log)
-    let desk = OperatorDesk(of: service, giver, in: loop, log: log)
+    let desk = OperatorDesk(of: service, figures, giver, in: loop, log: log)
     self.giver = giver
     server = ControlServer(on: listener, in: loop, report: { log.event($0) }, take: { desk.take($0, from: $1) })
     try server.open()

@@ -12,12 +12,15 @@ final class OperatorDesk {
   private let giver: TakeoverGiver
   private let loop: EventLoop
   private let log: ServeLog
-  private let start = Clock.now
+  private let figures: OperatorFigures
   /// Flushes that the medium has not answered.
   private var flushes = 0
 
-  init(of service: any OperatedService, _ giver: TakeoverGiver, in loop: EventLoop, log: ServeLog) {
+  init(
+    of service: any OperatedService, _ figures: OperatorFigures, _ giver: TakeoverGiver, in loop: EventLoop, log: ServeLog
+  ) {
     self.service = service
+    self.figures = figures
     self.giver = giver
     self.loop = loop
     self.log = log
@@ -87,6 +90,15 @@ final class OperatorDesk {
         disk.device.resume()
         connection.answer(ControlLine(Operator.Answer()))
       }
+    case .metrics:
+      guard request.disk != nil else {
+        connection.answer(ControlLine(figures.all))
+        return
+      }
+      with(request, connection) { connection.answer(ControlLine(figures.of([($0, $0.state)]))) }
+    case .resize:
+      guard !giver.isBusy else { return refuse(connection, Self.takenOver) }
+      with(request, connection) { service.resizing.resize($0, request, connection) }
     case .logLevel: logLevel(request, connection)
     case .drain:
       guard !giver.isBusy else { return refuse(connection, Self.takenOver) }
@@ -125,27 +137,23 @@ final class OperatorDesk {
   // MARK: Verbs that ask
 
   private var summaries: [Operator.Summary] {
-    service.disks.map { summary($0, state($0)) } + service.leavingDisks.map { summary($0, .draining) }
+    service.disks.map { summary($0, $0.state) } + service.leavingDisks.map { summary($0, .draining) }
   }
 
   private func summary(_ disk: any OperatedDisk, _ state: Operator.State) -> Operator.Summary {
     Operator.Summary(disk: disk.name, image: disk.device.image.path, size: disk.device.image.size, state: state)
   }
 
-  private func state(_ disk: any OperatedDisk) -> Operator.State {
-    disk.device.isPaused ? .paused : disk.driver == nil ? .idle : .driven
-  }
-
   private var status: Operator.Service {
     Operator.Service(
       program: Version.text, process: getpid(), transport: service.transport.rawValue,
-      uptime: (Clock.now &- start) / 1_000_000_000, logLevel: log.level.now.rawValue, disks: summaries)
+      uptime: figures.uptime, logLevel: log.level.now.rawValue, disks: summaries)
   }
 
   private func status(of disk: any OperatedDisk) -> Operator.Disk {
     let (device, image) = (disk.device, disk.device.image)
     return Operator.Disk(
-      disk: disk.name, image: image.path, size: image.size, state: state(disk), readOnly: image.isReadOnly,
+      disk: disk.name, image: image.path, size: image.size, state: disk.state, readOnly: image.isReadOnly,
       logicalBlockSize: image.logicalBlockSize, direct: image.isDirect, serial: device.serial, engine: device.engine.rawValue,
       engineReason: device.engineReason, engineWarning: device.engineWarning,
       flushFailed: image.state.flushFailed.loadRelaxed() != 0, queues: device.queueCount,

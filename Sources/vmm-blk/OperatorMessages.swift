@@ -22,6 +22,10 @@ enum Operator {
     case pause
     /// Queues that were paused, or that stall, go on.
     case resume
+    /// Figures of every disk, or of one.
+    case metrics
+    /// The disk is as large as its image is, or is made to be.
+    case resize
     /// Which lines are logged.
     case logLevel = "log-level"
     /// Everything is drained, and the process ends.
@@ -34,6 +38,10 @@ enum Operator {
     var disk: String?
     /// With `log-level`; `nil` asks.
     var level: String?
+    /// With `resize`: bytes that the image is to have; `nil`: it has another size already.
+    var size: UInt64?
+    /// With `resize`: what lies beyond may be lost.
+    var shrink: Bool?
   }
 
   /// With `add`: beside the verb, what the disk is.
@@ -71,7 +79,7 @@ enum Operator {
     var state: State
   }
 
-  enum State: String, Codable {
+  enum State: String, Codable, CaseIterable {
     /// Nobody drives it.
     case idle
     case driven
@@ -144,10 +152,57 @@ enum Operator {
     var writeZeroes: UInt64
     var others: UInt64
     var failures: UInt64
+    var ioErrors: UInt64
+    var unsupported: UInt64
+    var mediumFailures: UInt64
     var bytesRead: UInt64
     var bytesWritten: UInt64
     var kicks: UInt64
     var calls: UInt64
+    var turns: UInt64
+    var systemCalls: UInt64
+    var bounces: UInt64
+  }
+
+  /// The answer to `metrics`.
+  struct Metrics: Codable {
+    var process: ProcessMetrics
+    var disks: [DiskMetrics]
+  }
+
+  struct ProcessMetrics: Codable {
+    var program: String
+    /// When it began to serve, seconds since 1970.
+    var startTime: UInt64
+    /// CPU time, nanoseconds.
+    var cpuTime: UInt64
+    /// Memory that is there, bytes.
+    var residentMemory: UInt64
+    var openFiles: UInt64
+    var threads: UInt64
+  }
+
+  struct DiskMetrics: Codable {
+    var disk: String
+    var image: String
+    /// Bytes.
+    var size: UInt64
+    var engine: String
+    var state: State
+    var flushFailed: Bool
+    var counters: Counters
+    /// Requests that are taken and not answered, by queue, without those at the end that have none.
+    var depths: [Int]
+    /// By kind of request.
+    var latencies: [String: Histogram]
+  }
+
+  /// How many requests took how long.
+  struct Histogram: Codable {
+    /// Nanoseconds, of all.
+    var sum: UInt64
+    /// Three numbers each: from so many nanoseconds on, below so many, and how many requests.
+    var buckets: [[UInt64]]
   }
 
   /// The answer to `add`.
@@ -162,6 +217,12 @@ enum Operator {
     var untouched: Int
   }
 
+  /// The answer to `resize`.
+  struct Resized: Codable {
+    /// Bytes.
+    var size: UInt64
+  }
+
   /// The answer to `log-level`.
   struct Level: Codable {
     var level: String
@@ -172,8 +233,10 @@ extension Operator.Counters {
   init(_ counters: BlockCounters) {
     self.init(
       reads: counters.reads, writes: counters.writes, flushes: counters.flushes, discards: counters.discards,
-      writeZeroes: counters.writeZeroes, others: counters.others, failures: counters.failures, bytesRead: counters.bytesRead,
-      bytesWritten: counters.bytesWritten, kicks: counters.kicks, calls: counters.calls)
+      writeZeroes: counters.writeZeroes, others: counters.others, failures: counters.failures, ioErrors: counters.ioErrors,
+      unsupported: counters.unsupported, mediumFailures: counters.mediumFailures, bytesRead: counters.bytesRead,
+      bytesWritten: counters.bytesWritten, kicks: counters.kicks, calls: counters.calls, turns: counters.turns,
+      systemCalls: counters.systemCalls, bounces: counters.bounces)
   }
 }
 

@@ -4,6 +4,7 @@ internal import Control
 internal import Glibc
 internal import Logging
 internal import MemoryFile
+internal import Metrics
 internal import Sockets
 internal import VhostUser
 internal import VirtioBlkDevice
@@ -13,10 +14,14 @@ internal import VirtioCore
 final class RunService {
   private let command: RunCommand
   private let signals: TerminationSignals
+  /// SIGHUP: the image is looked at.
+  private let hangup: TerminationSignals
   private let log: ServeLog
   private let loop: EventLoop
   private var meter = Meter()
   private var control: ServiceControl?
+  private lazy var figures = OperatorFigures(of: self)
+  private(set) lazy var resizing = OperatorResize(in: loop, log: log)
   private(set) var isEnding = false
   /// As its operator sees it; `nil` before it is served, and when another process serves it.
   private var disk: RunDisk?
@@ -31,6 +36,7 @@ final class RunService {
     log = ServeLog(command.logging)
     Startup.ignoreStraySignals()
     signals = try TerminationSignals()
+    hangup = try TerminationSignals([SIGHUP])
     loop = try EventLoop()
   }
 
@@ -45,10 +51,16 @@ final class RunService {
     let served = try taker.map { try prepare($0) } ?? open()
     if let warning = served.device.engineWarning { log.warn(warning) }
     let listener = try command.takeover.listen()
+    let page = try command.figures.server(of: figures, in: loop)
     // The loop holds what its handlers hold, the device with its image for one, and so the socket's file does not go by itself.
     let termination = try loop.add(signals.descriptor) { _ in self.endOnSignal(served) }
+    let look = try loop.add(hangup.descriptor) { [self] _ in
+      if hangup.take() != nil { resizing.look(at: disks) }
+    }
     defer {
       loop.remove(termination)
+      loop.remove(look)
+      page?.close()
       listener?.removeFile()
       control?.close()
       control?.removeFile()
@@ -56,12 +68,13 @@ final class RunService {
     }
     do {
       if let taker {
-        take(served, from: taker, listener)
+        take(served, from: taker, listener, page)
       } else {
         say(served)
         try served.transport.open(in: loop)
         disk = RunDisk(device: served.device, transport: served.transport)
-        if let listener { control = try ServiceControl(on: listener, for: self, in: loop, log: log) }
+        if let listener { control = try ServiceControl(on: listener, for: self, figures, in: loop, log: log) }
+        try page?.open()
       }
       try loop.run()
     } catch {
@@ -129,7 +142,7 @@ final class RunService {
     return served
   }
 
-  private func take(_ served: Served, from taker: TakeoverTaker, _ listener: Listener?) {
+  private func take(_ served: Served, from taker: TakeoverTaker, _ listener: Listener?, _ page: MetricsServer?) {
     isTaking = true
     taker.takeAll { [self] in
       isTaking = false
@@ -137,8 +150,9 @@ final class RunService {
       disk = RunDisk(device: served.device, transport: served.transport)
       do {
         if let listener = listener ?? command.takeover.adopt(from: taker, log) {
-          control = try ServiceControl(on: listener, for: self, in: loop, log: log)
+          control = try ServiceControl(on: listener, for: self, figures, in: loop, log: log)
         }
+        try page?.open()
       } catch { log.warn("the control socket is not served: \(error)") }
       say(served)
       if let postponed { end(served, on: postponed) }

@@ -11,6 +11,8 @@ struct RunDisk: OperatedDisk {
 
   var name: String { Takeover.absolute(transport.file.path) }
 
+  var isDriven: Bool { transport.isDriven }
+
   var driver: Operator.Driver? {
     transport.driver.map { driver in
       Operator.Driver(

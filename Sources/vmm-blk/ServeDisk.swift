@@ -32,6 +32,7 @@ extension ServeDisk: DecodableWithConfiguration {
     case onError = "on-error"
     case inject
     case noLock = "no-lock"
+    case latencies
   }
 
   /// - Parameter defaults: the command line's own options, which hold where the entry says nothing.
@@ -67,6 +68,7 @@ extension ServeDisk: DecodableWithConfiguration {
     options.onError = try entry.choice(.onError) ?? defaults.onError
     options.inject = try entry.rules(.inject) ?? defaults.inject
     options.noLock = try entry.flag(.noLock) ?? defaults.noLock
+    options.tuning.latencies = try entry.choice(.latencies) ?? defaults.tuning.latencies
     try options.validate()
     try options.tuning.validate()
     self.options = options
@@ -176,6 +178,7 @@ extension DeviceOptions {
     case .onError: onError.rawValue
     case .inject: "\(inject)"
     case .noLock: "\(noLock)"
+    case .latencies: tuning.latencies.rawValue
     }
   }
 }

@@ -7,6 +7,8 @@ internal import VirtioBlkDevice
 internal import VirtioCore
 
 extension ServedDisk: OperatedDisk {
+  var isDriven: Bool { server.hasFrontend }
+
   var driver: Operator.Driver? {
     server.frontend.map { frontend in
       Operator.Driver(

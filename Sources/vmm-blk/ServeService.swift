@@ -2,6 +2,7 @@
 internal import Control
 internal import Glibc
 internal import Logging
+internal import Metrics
 internal import Sockets
 internal import SystemPackage
 internal import VhostUser
@@ -18,13 +19,16 @@ final class ServeService {
   private let signals: TerminationSignals
   /// SIGUSR1: queues that stall go on.
   private let resumption: TerminationSignals
-  /// SIGHUP: the list of disks is read again.
-  private let hangup: TerminationSignals?
+  /// SIGHUP: the list of disks is read again, and images are looked at.
+  private let hangup: TerminationSignals
   /// In the order in which they came.
   var served: [ServedDisk] = []
   /// Closed, closing, or never to be closed because their medium does not answer.
   private(set) var leaving: [ServedDisk] = []
   private(set) var control: ServiceControl?
+  private(set) lazy var figures = OperatorFigures(of: self)
+  private(set) lazy var resizing = OperatorResize(in: loop, log: log)
+  private var page: MetricsServer?
   private(set) var isEnding = false
   /// Disks are being taken over: until each has an owner, nothing may come between.
   private var isTaking = false
@@ -41,7 +45,7 @@ final class ServeService {
     Startup.ignoreStraySignals()
     signals = try TerminationSignals()
     resumption = try TerminationSignals([SIGUSR1])
-    hangup = command.disks == nil ? nil : try TerminationSignals([SIGHUP])
+    hangup = try TerminationSignals([SIGHUP])
     log = ServeLog(command.logging)
     openFiles = ServeFileLimit.raise()
     loop = try EventLoop()
@@ -56,6 +60,7 @@ final class ServeService {
     // The loop holds what its handlers hold, so the files do not go by themselves.
     defer { removeFiles() }
     let listener = try command.takeover.listen()
+    page = try command.figures.server(of: figures, in: loop)
     try attendSignals()
     for disk in served { endWithFrontend(disk) }
     do {
@@ -63,7 +68,8 @@ final class ServeService {
         take(from: taker, listener)
       } else {
         for disk in served { try disk.server.open() }
-        if let listener { control = try ServiceControl(on: listener, for: self, in: loop, log: log) }
+        if let listener { control = try ServiceControl(on: listener, for: self, figures, in: loop, log: log) }
+        try page?.open()
         say(greeting)
       }
       try loop.run()
@@ -92,6 +98,7 @@ final class ServeService {
   private func removeFiles() {
     for disk in served + leaving { disk.socket.removeFile() }
     control?.removeFile()
+    page?.close()
   }
 
   /// A disk on one connection is over when that is: nobody else can come.
@@ -119,9 +126,10 @@ final class ServeService {
       log.note("queues that stall go on")
       for disk in served { disk.device.resume() }
     }
-    guard let hangup else { return }
     _ = try loop.add(hangup.descriptor) { [self] _ in
-      guard hangup.take() != nil else { return }
+      guard hangup.take() != nil, !isTaking else { return }
+      resizing.look(at: served)
+      guard command.disks != nil else { return }
       reload { [log] result in
         switch result {
         case .success(let change): log.note("\(change)")
@@ -141,8 +149,9 @@ final class ServeService {
       guard taker.hasAny else { return loop.stop() }
       do {
         if let listener = listener ?? command.takeover.adopt(from: taker, log) {
-          control = try ServiceControl(on: listener, for: self, in: loop, log: log)
+          control = try ServiceControl(on: listener, for: self, figures, in: loop, log: log)
         }
+        try page?.open()
       } catch { log.warn("the control socket is not served: \(error)") }
       say(greeting)
       if let postponed { end(on: postponed) }

@@ -1,6 +1,7 @@
 /// A clock that is set back changes nothing but the stamps of lines and reports: nothing waits on it, and nothing is measured
 /// with it. Setting it would disturb the whole machine, and time namespaces do not have it, so the sources are read instead.
 import Foundation
+import TestSupport
 import Testing
 
 @Suite struct ClockTests {

@@ -4,6 +4,7 @@ import CLinux
 import Foundation
 import Glibc
 import Synchronization
+import TestSupport
 import Testing
 import VirtioCore
 
@@ -104,9 +105,11 @@ extension TakeoverTests {
       // The process is gone, and its write is not.
       _ = second.finish()
       for reading in [[], ["--read-only"]] {
-        let next = try Program(["serve", "--socket-path", directory + "/next.sock"] + options + reading).finish()
-        #expect(next.status == 66)
-        #expect(next.errors.contains("is in use by another process that writes to it"), "\(next.errors)")
+        let next = try Program(["serve", "--socket-path", directory + "/next.sock"] + options + reading)
+        try #require(next.firstLine().isEmpty, "nobody serves it")
+        let end = next.finish()
+        #expect(end.status == 66)
+        #expect(end.errors.contains("is in use by another process that writes to it"), "\(end.errors)")
       }
       silent.end()
     }

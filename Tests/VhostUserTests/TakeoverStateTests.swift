@@ -3,6 +3,7 @@ import CLinux
 import Foundation
 import Glibc
 import Synchronization
+import TestSupport
 import Testing
 import VirtioCore
 
@@ -24,21 +25,18 @@ extension TakeoverTests {
         Self.words(directory, succession, engine: "sync") + ["--fd", "0"],
         input: FileHandle(fileDescriptor: listener.socket.rawValue, closeOnDealloc: false))
       try #require(first.firstLine().hasPrefix("Serving "))
-      let last = Box<Program>()
+      var before = first
       _ = try Self.underLoad(directory, succession) {
-        var before = first
         for engine in ["uring", "sync"] {
           let after = try Self.takeOver(Self.words(directory, succession, engine: engine), directory)
           #expect(before.finish().status == 0)
           before = after
         }
-        last.set(before)
       }
-      let end = try last.take()
       // Others come through the same socket.
       for _ in 0..<2 { #expect(try Frontend(connectingTo: path).handshake().queueCount == 4) }
-      end.process.terminate()
-      #expect(end.finish().status == 0)
+      before.process.terminate()
+      #expect(before.finish().status == 0)
       #expect(FileManager.default.fileExists(atPath: path))
     }
   }
@@ -302,13 +300,6 @@ extension TakeoverTests {
       return isSo(state)
     }
   }
-}
-
-/// Something that one thread leaves for another.
-final class Box<Content: Sendable>: Sendable {
-  private let content = Mutex<Content?>(nil)
-  func set(_ content: Content) { self.content.withLock { $0 = content } }
-  func take() throws -> Content { try #require(content.withLock { $0 }) }
 }
 
 extension DriverMemory {

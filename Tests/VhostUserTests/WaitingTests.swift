@@ -3,6 +3,7 @@ import CLinux
 import Foundation
 import Glibc
 import Synchronization
+import TestSupport
 import Testing
 import VirtioCore
 
@@ -113,33 +114,31 @@ import VirtioCore
     try withDirectory { directory in
       let device = FakeDevice()
       device.holdStops()
-      let left = Mutex<[Int]>([])
-      let (isOver, stop) = (DispatchSemaphore(value: 0), eventCounter())
-      let ready = DispatchSemaphore(value: 0)
-      Thread.detachNewThread {
-        do {
-          let loop = try EventLoop()
-          let server = BackendServer(
-            device: device, on: .listening(try Listener(path: directory + "/disk.sock")), in: loop
-          ) { _ in }
-          try server.open()
-          _ = try loop.add(stop.rawValue) { _ in
-            EventCounter.drain(stop.rawValue)
-            server.close { Issue.record("a server whose queue runs said that it is closed") }
-            loop.stop()
-          }
-          ready.signal()
-          try loop.run()
-          left.withLock { $0 = server.abandon() }
-        } catch { Issue.record("\(error)") }
-        isOver.signal()
+      let stop = eventCounter()
+      let isReady = Mutex(false)
+      let side = SideThread { () throws -> (left: [Int], saidThatItIsClosed: Bool) in
+        let loop = try EventLoop()
+        let server = BackendServer(
+          device: device, on: .listening(try Listener(path: directory + "/disk.sock")), in: loop
+        ) { _ in }
+        try server.open()
+        var isClosed = false
+        _ = try loop.add(stop.rawValue) { _ in
+          EventCounter.drain(stop.rawValue)
+          server.close { isClosed = true }
+          loop.stop()
+        }
+        isReady.withLock { $0 = true }
+        try loop.run()
+        return (server.abandon(), isClosed)
       }
-      ready.wait()
+      try wait(until: "the server listens") { isReady.withLock { $0 } || side.isOver }
       let frontend = try Frontend(connectingTo: directory + "/disk.sock")
       try bringUp(frontend, queues: 3)
       EventCounter.signal(stop.rawValue)
-      isOver.wait()
-      #expect(left.withLock(\.self) == [0, 1, 2])
+      let end = try side.end()
+      #expect(end.left == [0, 1, 2])
+      #expect(!end.saidThatItIsClosed)
       #expect(device.leftQueues == [0, 1, 2])
     }
   }

@@ -1,6 +1,7 @@
 /// The synthetic guest as a front-end that moves it: the back-end logs what it writes.
 import Foundation
 import Glibc
+import TestSupport
 import Testing
 import VirtioCore
 

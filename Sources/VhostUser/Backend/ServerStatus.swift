@@ -26,6 +26,9 @@ public struct FrontendStatus: Hashable, Sendable {
 }
 
 extension BackendServer {
+  /// Somebody is connected.
+  public var hasFrontend: Bool { connection.map { !$0.isOver } ?? false }
+
   /// `nil`: nobody is connected.
   public var frontend: FrontendStatus? {
     guard let connection, !connection.isOver else { return nil }
