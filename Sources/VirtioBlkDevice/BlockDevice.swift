@@ -91,8 +91,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     var worker: Worker?
     /// What came while the worker was about to end, or is for one of the other kind: for the next one.
     var waiting = WorkerOrders()
-    /// Of those: whether the next worker is prepared for queues with an in-flight record.
-    var preparesRecorded = false
+    /// Of those: the queues that the next worker is prepared for.
+    var preparesKind = RingKind(isPacked: false, isRecorded: false)
   }
 
   /// Workers whose answer to `prepare` is still to come.
@@ -103,8 +103,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   struct Worker {
     let thread: SystemThread
     let mailbox: WorkerMailbox
-    /// All of its queues have an in-flight record, or none has.
-    let isRecorded: Bool
+    /// Of all its queues.
+    let kind: RingKind
     /// It ends by itself: it has been given a queue.
     var hasBegun: Bool
   }
@@ -229,13 +229,13 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     guard !leftQueues.contains(queue) else { return events.post(.notStarted(queue: queue, .leftBehind)) }
     if let warning = SmallRing.warning(activation, segments: options.segmentLimit) { events.post(.notice(warning)) }
     let index = queue % threadCount
-    let isRecorded = activation.inflight != nil
+    let kind = activation.kind
     guard let worker = places[index].worker else {
       var orders = WorkerOrders()
       orders.add(queue) { $0.start = activation }
-      return launch(index, orders, isRecorded: isRecorded)
+      return launch(index, orders, kind: kind)
     }
-    if worker.isRecorded != isRecorded {
+    if worker.kind != kind {
       // It ends with its last queue, and the next one is of the other kind. Only one that was left behind may never end.
       guard !leftQueues.contains(where: { $0 % threadCount == index }) else {
         return events.post(.notStarted(queue: queue, .leftBehind))
@@ -308,20 +308,20 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   }
 
   /// Makes a worker that begins with these orders. Where none can be made, that is the answer to them.
-  func launch(_ index: Int, _ orders: WorkerOrders, isRecorded: Bool) {
-    do throws(QueueError) { places[index].worker = try makeWorker(index, orders, isRecorded: isRecorded) } catch {
+  func launch(_ index: Int, _ orders: WorkerOrders, kind: RingKind) {
+    do throws(QueueError) { places[index].worker = try makeWorker(index, orders, kind: kind) } catch {
       for (queue, order) in orders.queues where order.start != nil { events.post(.notStarted(queue: queue, error)) }
       if let order = orders.prepare { events.post(Preparation(worker: index, number: order.number, error: error)) }
     }
   }
 
-  private func makeWorker(_ index: Int, _ orders: WorkerOrders, isRecorded: Bool) throws(QueueError) -> Worker {
+  private func makeWorker(_ index: Int, _ orders: WorkerOrders, kind: RingKind) throws(QueueError) -> Worker {
     let mailbox: WorkerMailbox
     do throws(Errno) { mailbox = try WorkerMailbox() } catch { throw .outOfDescriptors }
     _ = mailbox.post { $0 = orders }
     let lanes = (queueCount - index + threadCount - 1) / threadCount
     let configuration = WorkerConfiguration(
-      index: index, context: context, slots: LaneContext.slots, lanes: lanes, isRecorded: isRecorded,
+      index: index, context: context, slots: LaneContext.slots, lanes: lanes, kind: kind,
       waiting: options.waiting, notification: options.notification, counters: counterBlocks[index], mailbox: mailbox,
       events: events)
     let processors = options.processors
@@ -337,7 +337,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
         news.workerEnded(index)
       }
       let hasBegun = orders.queues.values.contains { $0.start != nil }
-      return Worker(thread: thread, mailbox: mailbox, isRecorded: isRecorded, hasBegun: hasBegun)
+      return Worker(thread: thread, mailbox: mailbox, kind: kind, hasBegun: hasBegun)
     } catch { throw .outOfThreads }
   }
 
@@ -345,11 +345,15 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   private func workerEnded(_ index: Int) {
     guard let worker = places[index].worker else { return }
     worker.thread.join()
-    let (waiting, preparesRecorded) = (places[index].waiting, places[index].preparesRecorded)
+    let (waiting, preparesKind) = (places[index].waiting, places[index].preparesKind)
     places[index] = WorkerPlace()
     guard !waiting.isEmpty else { return }
     let starts = waiting.queues.values.compactMap(\.start)
     guard !starts.isEmpty || waiting.prepare != nil else { return }
-    launch(index, waiting, isRecorded: starts.isEmpty ? preparesRecorded : starts.contains { $0.inflight != nil })
+    // Whichever of them are not of this kind are told that they cannot be started.
+    let kind = RingKind(
+      isPacked: starts.first?.kind.isPacked ?? preparesKind.isPacked,
+      isRecorded: starts.isEmpty ? preparesKind.isRecorded : starts.contains(where: \.kind.isRecorded))
+    launch(index, waiting, kind: kind)
   }
 }

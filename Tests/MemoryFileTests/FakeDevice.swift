@@ -91,7 +91,7 @@ final class FakeDevice: VirtioDevice {
     raise(.started(queue: queue))
   }
 
-  func prepare(_ queues: [Int], memory: GuestMemory, isRecorded: Bool) { raise(.prepared) }
+  func prepare(_ queues: [Int], memory: GuestMemory, kind: RingKind) { raise(.prepared) }
   func unprepare() {}
 
   func release(queue: Int) { state.withLock { $0.calls.append(.release(queue)) } }

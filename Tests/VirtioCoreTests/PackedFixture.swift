@@ -141,6 +141,26 @@ final class PackedFixture {
     return used
   }
 
+  /// Everything but what is in buffers, at one moment.
+  struct Moment {
+    fileprivate var bytes: [UInt8]
+    fileprivate var nextAvailable: (slot: Int, wrap: Bool)
+    fileprivate var nextUsed: (slot: Int, wrap: Bool)
+    fileprivate var spans: [UInt16: Int]
+  }
+
+  private var ringBytes: Int { Int(deviceEvents + 4 - ring) }
+
+  var moment: Moment {
+    let bytes = unsafe Array(UnsafeRawBufferPointer(start: mapping.base, count: ringBytes))
+    return Moment(bytes: bytes, nextAvailable: nextAvailable, nextUsed: nextUsed, spans: spans)
+  }
+
+  func restore(_ moment: Moment) {
+    unsafe moment.bytes.withUnsafeBytes { unsafe mapping.base.copyMemory(from: $0.baseAddress!, byteCount: ringBytes) }
+    (nextAvailable, nextUsed, spans) = (moment.nextAvailable, moment.nextUsed, moment.spans)
+  }
+
   func wish(_ word: UInt32) { store(word, at: driverEvents) }
   var deviceWish: UInt32 { load(at: deviceEvents) }
 }

@@ -59,6 +59,7 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
     record: InflightRecord? = nil
   ) throws(QueueError) {
     let size = configuration.size
+    guard features.contains(.packedRing) else { throw .otherFormat }
     guard size > 0, size <= 32768 else { throw .badPackedSize(size) }
     var view = memory.view()
     func part(

@@ -9,6 +9,8 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
   case badPosition(available: PackedPosition, used: PackedPosition, size: UInt16)
   case misaligned(part: RingPart, GuestAddress)
   case unmapped(part: RingPart, GuestAddress)
+  /// The device's queues are of the other ring format.
+  case otherFormat
   case outOfMemory
   case outOfDescriptors
   case outOfThreads
@@ -19,6 +21,10 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
   case inflightVersion(UInt16)
   case inflightSize(recorded: UInt16, size: UInt16)
   case inflightTooMany(Int, waiting: UInt16)
+  case inflightFormat
+  case inflightDamaged
+  /// A packed ring whose device died without a record.
+  case positionLost
   // While running.
   case availableIndexJumped(from: UInt16, to: UInt16, size: UInt16)
   case headOutOfRange(UInt16)
@@ -63,6 +69,7 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
         + "\(used.slot) of round \(used.wrap ? 1 : 0): have the front-end set the queue's base anew"
     case .misaligned(let part, let address): "the \(part.rawValue) at \(address) is misaligned"
     case .unmapped(let part, let address): "the \(part.rawValue) at \(address) is not inside guest memory"
+    case .otherFormat: "the queue is not of the ring format that was negotiated for the others: reset the device"
     case .outOfMemory: "there is no memory for the queue's requests"
     case .outOfDescriptors: "this process has no file descriptor left for the queue; raise the limit of open files (ulimit -n)"
     case .outOfThreads: "there is no thread for the queue; raise the limits of processes and of memory (ulimit -u, ulimit -v)"
@@ -75,6 +82,11 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
       "the queue's in-flight record is one of \(recorded) entries, and the queue has \(size)"
     case .inflightTooMany(let count, let waiting):
       "the queue's in-flight record has \(count) requests that were not answered, and the driver waits for \(waiting)"
+    case .inflightFormat:
+      "the queue's in-flight record is one of the other ring format: have the front-end make a new one"
+    case .inflightDamaged: "the queue's in-flight record cannot be one: have the front-end make a new one"
+    case .positionLost:
+      "the process that served the packed queue before died, and where that stood is not in memory: its driver has to reset the device"
     case .mediumLost: "the kernel takes no more requests for the image: start again, and look at the limits of this process"
     case .memoryLost: "the file behind the guest's memory was cut short"
     case .inflightLost: "the file of the in-flight records was cut short"

@@ -43,6 +43,7 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
     record: InflightRecord? = nil
   ) throws(QueueError) {
     let size = configuration.size
+    guard !features.contains(.packedRing) else { throw .otherFormat }
     guard size > 0, size <= 32768, size & (size - 1) == 0 else { throw .badSize(size) }
     var view = memory.view()
     func part(
