@@ -77,7 +77,7 @@ struct BenchRunCommand: ParsableCommand {
   var queueSize: Int?
 
   @Option(help: .init("The format of the rings: split or packed.", valueName: "format"))
-  var ring = RingKind.split
+  var ring = RingFormat.split
 
   @Option(help: .init("Pieces that guest memory is cut into: 1 to 509.", valueName: "n"))
   var memoryRegions = 1

@@ -52,7 +52,7 @@ struct DiskReport: Encodable {
     capacityBytes = client.capacity
     readOnly = client.isReadOnly
     queues = session.queues.map { Int($0.ring.layout.size) }
-    ring = session.kind.rawValue
+    ring = session.format.rawValue
     features = session.offered.bits.map { bit in
       Feature(
         bit: bit, name: BlockFeature.name(ofBit: bit) ?? "unknown", accepted: session.features.contains(FeatureSet(bit: bit)))

@@ -6,7 +6,7 @@ internal import VirtioCore
 
 extension VerifyOptions.Cuts: ExpressibleByArgument {}
 extension Reconnection.Base: ExpressibleByArgument {}
-extension RingKind: ExpressibleByArgument {}
+extension RingFormat: ExpressibleByArgument {}
 
 struct GuestVerify: GuestVerb {
   static let configuration = CommandConfiguration(

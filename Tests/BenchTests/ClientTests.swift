@@ -124,7 +124,7 @@ import VirtioCore
     var first: (name: UInt16, descriptor: RawDescriptor, status: GuestAddress) {
       let name: UInt16
       let descriptors: [RawDescriptor]
-      switch ring.layout.kind {
+      switch ring.layout.format {
       case .split:
         let raw = RawRing(ring.layout, in: memory)
         name = raw.availableEntry(0).loadRelaxed()
@@ -143,7 +143,7 @@ import VirtioCore
 
     /// Whether four chains are available.
     var isFull: Bool {
-      switch ring.layout.kind {
+      switch ring.layout.format {
       case .split: return RawRing(ring.layout, in: memory).availableIndex.loadAcquire() == 4
       case .packed:
         let raw = RawPackedRing(ring.layout, in: memory)
@@ -155,7 +155,7 @@ import VirtioCore
 
     /// - Parameter index: how many were used before; they were chains of this shape, too.
     func use(_ id: UInt32, at index: UInt16) {
-      switch ring.layout.kind {
+      switch ring.layout.format {
       case .split:
         let raw = RawRing(ring.layout, in: memory)
         raw.usedID(index).storeRelaxed(id)
@@ -178,9 +178,9 @@ import VirtioCore
     try notice(PackedBenchRing.self, .packed, damage, indirect)
   }
 
-  private func notice<Ring: BenchRing>(_: Ring.Type, _ kind: RingKind, _ damage: Damage, _ indirect: Bool) throws {
+  private func notice<Ring: BenchRing>(_: Ring.Type, _ format: RingFormat, _ damage: Damage, _ indirect: Bool) throws {
     let memory = try DriverMemory(size: 1 << 20)
-    let ring = try RingMemory(size: 64, kind: kind, shape: .separate, in: memory)
+    let ring = try RingMemory(size: 64, format: format, shape: .separate, in: memory)
     let features: FeatureSet = indirect ? [.indirectDescriptors, .version1] : [.version1]
     let setup = try QueueSetup(
       index: 0, ring: ring, lines: .eventCounters(kick: try .eventCounter(), call: try .eventCounter()), memory: memory,

@@ -21,8 +21,8 @@ struct BadTransportTests {
     try transport.setStatus([.acknowledge, .driver])
     try transport.acceptFeatures(transport.offeredFeatures().intersection(bench.features))
     try transport.setStatus([.acknowledge, .driver, .featuresOK])
-    let kind = bench.setup.ring
-    let rings = try (0..<2).map { _ in try RingMemory(size: 16, kind: kind, shape: .separate, in: bench.memory) }
+    let format = bench.setup.ring
+    let rings = try (0..<2).map { _ in try RingMemory(size: 16, format: format, shape: .separate, in: bench.memory) }
     var configurations = rings.map(\.layout.configuration)
     change(&configurations[0])
     do {
@@ -119,8 +119,8 @@ struct BadTransportTests {
     let features = try transport.offeredFeatures().intersection(bench.features)
     try transport.acceptFeatures(features)
     try transport.setStatus([.acknowledge, .driver, .featuresOK])
-    let kind = bench.setup.ring
-    let rings = try (0..<2).map { _ in try RingMemory(size: 16, kind: kind, shape: .separate, in: bench.memory) }
+    let format = bench.setup.ring
+    let rings = try (0..<2).map { _ in try RingMemory(size: 16, format: format, shape: .separate, in: bench.memory) }
     let lines = try transport.findQueues(rings.map(\.layout.configuration))
     let queue = BlockQueue(
       try QueueSetup(index: 0, ring: rings[0], lines: lines[0], memory: bench.memory, features: features))

@@ -24,7 +24,7 @@ struct Setup: Hashable, CaseIterable, Sendable, CustomTestStringConvertible {
   }
 
   var device: Device
-  var ring = RingKind.split
+  var ring = RingFormat.split
   var testDescription: String { "\(device.rawValue), \(ring)" }
 
   static let split = Device.allCases.map { Setup(device: $0) }

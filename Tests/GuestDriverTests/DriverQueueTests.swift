@@ -16,17 +16,17 @@ struct DriverQueueTests {
     var lengths: [UInt16: UInt16] = [:]
 
     init(
-      _ kind: RingKind = .split, size: UInt16 = 8, features: FeatureSet = [.version1], shape: RingShape = .separate
+      _ format: RingFormat = .split, size: UInt16 = 8, features: FeatureSet = [.version1], shape: RingShape = .separate
     ) throws {
       memory = try DriverMemory(size: 4 << 20)
       kick = try .eventCounter()
       call = try .eventCounter()
       queue = DriverQueue(
         try QueueSetup(
-          index: 0, ring: RingMemory(size: size, kind: kind, shape: shape, in: memory),
+          index: 0, ring: RingMemory(size: size, format: format, shape: shape, in: memory),
           lines: .eventCounters(kick: kick, call: call), memory: memory, features: features, indirectTables: 4,
           indirectEntries: 8))
-      used = kind == .split ? 0 : RingPosition.start.word
+      used = format == .split ? 0 : RingPosition.start.word
     }
 
     func add(_ pieces: Int = 2, placement: ChainPlacement = .direct, token: UInt32 = 0) -> UInt16? {
@@ -97,9 +97,9 @@ struct DriverQueueTests {
     arguments: [
       (.split, 1), (.split, 2), (.split, 8), (.split, 64), (.packed, 1), (.packed, 2), (.packed, 3), (.packed, 7),
       (.packed, 64),
-    ] as [(RingKind, UInt16)])
-  func manyRounds(_ kind: RingKind, size: UInt16) throws {
-    let table = try Table(kind, size: size)
+    ] as [(RingFormat, UInt16)])
+  func manyRounds(_ format: RingFormat, size: UInt16) throws {
+    let table = try Table(format, size: size)
     var random = SeededRandom(seed: 1)
     var held: [(head: UInt16, token: UInt32)] = []
     var token: UInt32 = 0
@@ -196,9 +196,9 @@ struct DriverQueueTests {
     }
   }
 
-  @Test("a chain that is used twice is not outstanding the second time", arguments: RingKind.allCases)
-  func usedTwice(_ kind: RingKind) throws {
-    let table = try Table(kind)
+  @Test("a chain that is used twice is not outstanding the second time", arguments: RingFormat.allCases)
+  func usedTwice(_ format: RingFormat) throws {
+    let table = try Table(format)
     _ = table.add()
     let second = try #require(table.add())
     _ = table.publish()
@@ -208,13 +208,13 @@ struct DriverQueueTests {
     do {
       _ = try table.reap()
       Issue.record("the second one was taken")
-    } catch { #expect(error == .usedIDNotOutstanding(queue: 0, id: 0, slot: kind == .split ? 1 : 2)) }
-    #expect(second == (kind == .split ? 2 : 1))
+    } catch { #expect(error == .usedIDNotOutstanding(queue: 0, id: 0, slot: format == .split ? 1 : 2)) }
+    #expect(second == (format == .split ? 2 : 1))
   }
 
-  @Test("nothing that was not published can be used", arguments: RingKind.allCases)
-  func unpublished(_ kind: RingKind) throws {
-    let table = try Table(kind)
+  @Test("nothing that was not published can be used", arguments: RingFormat.allCases)
+  func unpublished(_ format: RingFormat) throws {
+    let table = try Table(format)
     _ = table.add()
     table.use(0)
     do {
@@ -223,18 +223,18 @@ struct DriverQueueTests {
     } catch {
       #expect(
         error
-          == (kind == .split
+          == (format == .split
             ? .usedIndexJumped(queue: 0, from: 0, to: 1, outstanding: 0) : .usedIDNotOutstanding(queue: 0, id: 0, slot: 0)))
     }
   }
 
-  @Test("one kick for a batch, and only if it is wanted", arguments: RingKind.allCases, [false, true])
-  func kickFlags(_ kind: RingKind, wants: Bool) throws {
-    let table = try Table(kind)
+  @Test("one kick for a batch, and only if it is wanted", arguments: RingFormat.allCases, [false, true])
+  func kickFlags(_ format: RingFormat, wants: Bool) throws {
+    let table = try Table(format)
     table.wantKicks(wants)
     for _ in 0..<3 { _ = table.add() }
     // The event word means nothing without the feature.
-    switch kind {
+    switch format {
     case .split: table.ring.availableEvent.storeRelaxed(1)
     case .packed: table.packed.deviceEventPosition.storeRelaxed(1)
     }
@@ -268,9 +268,9 @@ struct DriverQueueTests {
     }
   }
 
-  @Test("a call that is owed and does not come is missed", arguments: RingKind.allCases, [false, true])
-  func missingCall(_ kind: RingKind, eventIndex: Bool) throws {
-    let table = try Table(kind, features: eventIndex ? [.eventIndex] : [])
+  @Test("a call that is owed and does not come is missed", arguments: RingFormat.allCases, [false, true])
+  func missingCall(_ format: RingFormat, eventIndex: Bool) throws {
+    let table = try Table(format, features: eventIndex ? [.eventIndex] : [])
     table.queue.callPatience = .milliseconds(20)
     let head = try #require(table.add())
     _ = table.publish()
@@ -283,12 +283,12 @@ struct DriverQueueTests {
       do throws(DriverFault) { try table.noteCalls() } catch { found = error }
       return found != nil
     }
-    #expect(found == .missingCall(queue: 0, usedEvent: 0, usedIndex: kind == .split ? 1 : 2))
+    #expect(found == .missingCall(queue: 0, usedEvent: 0, usedIndex: format == .split ? 1 : 2))
   }
 
-  @Test("a call in time, and one late but in time, are fine", arguments: RingKind.allCases)
-  func callInTime(_ kind: RingKind) throws {
-    let table = try Table(kind, features: [.eventIndex])
+  @Test("a call in time, and one late but in time, are fine", arguments: RingFormat.allCases)
+  func callInTime(_ format: RingFormat) throws {
+    let table = try Table(format, features: [.eventIndex])
     for isLate in [false, true] {
       let head = try #require(table.add())
       _ = table.publish()
@@ -303,9 +303,9 @@ struct DriverQueueTests {
     #expect(table.calls == 2)
   }
 
-  @Test("a driver that wants no calls counts those that come", arguments: RingKind.allCases)
-  func unwantedCalls(_ kind: RingKind) throws {
-    let table = try Table(kind)
+  @Test("a driver that wants no calls counts those that come", arguments: RingFormat.allCases)
+  func unwantedCalls(_ format: RingFormat) throws {
+    let table = try Table(format)
     table.queue.disableCalls()
     // The line may be tried once, and the device may say once that it began.
     for _ in 0..<2 {
@@ -319,9 +319,9 @@ struct DriverQueueTests {
     } catch { #expect(error == .unwantedCalls(queue: 0, count: 3, wanted: 2)) }
   }
 
-  @Test("used before armed: no waiting for a call that will not come", arguments: RingKind.allCases)
-  func usedBeforeArmed(_ kind: RingKind) throws {
-    let table = try Table(kind, features: [.eventIndex])
+  @Test("used before armed: no waiting for a call that will not come", arguments: RingFormat.allCases)
+  func usedBeforeArmed(_ format: RingFormat) throws {
+    let table = try Table(format, features: [.eventIndex])
     let head = try #require(table.add())
     _ = table.publish()
     table.use(UInt32(head))

@@ -7,7 +7,7 @@ import VirtioCore
 /// A driver and the reference device, in one process.
 func makeClient(
   _ device: ReferenceDevice, features: FeatureSet = BlockFeature.understood, queueSize: UInt16 = 64, queues: Int? = nil,
-  shape: RingShape = .separate, ring: RingKind = .split, memory: DriverMemory? = nil
+  shape: RingShape = .separate, ring: RingFormat = .split, memory: DriverMemory? = nil
 ) throws -> BlockClient {
   let memory = try memory ?? DriverMemory(size: 8 << 20)
   let transport = try InProcessTransport(device: device, memory: memory)
@@ -25,7 +25,7 @@ struct VerifierTests {
     var shape = RingShape.separate
     var waiting = Waiting.calls
     var queues = 2
-    var ring = RingKind.split
+    var ring = RingFormat.split
     var testDescription: String { "\(ring), \(features) size \(queueSize) \(shape) \(waiting) \(queues) queues" }
   }
 
@@ -113,20 +113,20 @@ struct VerifierTests {
 
   /// A ring, and whether it has event indices.
   struct Ring: Sendable, CustomTestStringConvertible {
-    var kind: RingKind
+    var format: RingFormat
     var eventIndex: Bool
-    var testDescription: String { "\(kind)\(eventIndex ? " with EVENT_IDX" : "")" }
-    static let all = RingKind.allCases.flatMap { [Ring(kind: $0, eventIndex: false), Ring(kind: $0, eventIndex: true)] }
+    var testDescription: String { "\(format)\(eventIndex ? " with EVENT_IDX" : "")" }
+    static let all = RingFormat.allCases.flatMap { [Ring(format: $0, eventIndex: false), Ring(format: $0, eventIndex: true)] }
   }
 
   @Test("each flaw is caught, without EVENT_IDX and with it", arguments: Flaw.allCases, Ring.all)
   func flaw(_ flaw: Flaw, ring: Ring) throws {
-    let device = try ReferenceDevice(bytes: 128 << 10, offersPacked: ring.kind == .packed, flaw: flaw)
+    let device = try ReferenceDevice(bytes: 128 << 10, offersPacked: ring.format == .packed, flaw: flaw)
     let client = try makeClient(
-      device, features: ring.eventIndex ? Self.all : Self.all.subtracting(.eventIndex), queueSize: 32, ring: ring.kind,
+      device, features: ring.eventIndex ? Self.all : Self.all.subtracting(.eventIndex), queueSize: 32, ring: ring.format,
       memory: try DriverMemory(size: 4 << 20))
     // A packed ring has no index that could jump: what is in the wrong place is not seen.
-    let isSilent = flaw == .neverPublishes || flaw == .ignoresKicks || (flaw == .indexJumps && ring.kind == .packed)
+    let isSilent = flaw == .neverPublishes || flaw == .ignoresKicks || (flaw == .indexJumps && ring.format == .packed)
     // Short where the silence is the flaw, and only there.
     if isSilent { client.patience = .milliseconds(300) }
     if flaw == .noCall { for queue in client.queues { queue.ring.callPatience = .milliseconds(200) } }
@@ -137,7 +137,7 @@ struct VerifierTests {
     let error = #expect(throws: VerifyError.self) { try verifier.run() }
     let text = try #require(error).description
     #expect(text.contains("seed 5"))
-    let words = (ring.kind == .packed ? Self.packedWords[flaw] : nil) ?? Self.words[flaw, default: []]
+    let words = (ring.format == .packed ? Self.packedWords[flaw] : nil) ?? Self.words[flaw, default: []]
     #expect(words.contains { text.contains($0) }, "\(text)")
   }
 

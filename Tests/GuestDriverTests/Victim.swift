@@ -5,7 +5,7 @@ import VirtioCore
 @testable import GuestDriver
 
 final class Victim {
-  let kind: RingKind
+  let format: RingFormat
   private let raw: DriverQueue.RawView
   /// Packed: what each name stands for; it goes into the ring when it is offered.
   private var chains: [UInt16: [RawDescriptor]] = [:]
@@ -15,7 +15,7 @@ final class Victim {
   private var found: [(id: UInt32, length: UInt32)] = []
 
   init(_ queue: BlockQueue) {
-    kind = queue.ring.kind
+    format = queue.ring.format
     raw = queue.ring.raw
   }
 

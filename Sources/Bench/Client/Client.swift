@@ -43,7 +43,7 @@ enum Client {
     _ setups: [QueueSetup], features: FeatureSet, capacity: UInt64, workload: Workload, options: RunOptions,
     meter: any BackendMeter, progress: (RunProgress) -> Void = { _ in }
   ) throws(BenchError) -> Measurement {
-    switch setups.first?.ring.layout.kind {
+    switch setups.first?.ring.layout.format {
     case .packed:
       try run(
         PackedBenchRing.self, setups, features: features, capacity: capacity, workload: workload, options: options,
@@ -56,7 +56,7 @@ enum Client {
   }
 
   private static func run<Ring: BenchRing>(
-    _ kind: Ring.Type, _ setups: [QueueSetup], features: FeatureSet, capacity: UInt64, workload: Workload, options: RunOptions,
+    _: Ring.Type, _ setups: [QueueSetup], features: FeatureSet, capacity: UInt64, workload: Workload, options: RunOptions,
     meter: any BackendMeter, progress report: (RunProgress) -> Void
   ) throws(BenchError) -> Measurement {
     let progress = try ProgressWords(count: setups.count)

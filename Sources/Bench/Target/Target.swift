@@ -20,7 +20,7 @@ public final class Target {
   ///   - jobs: queues to use.
   ///   - ringSize: entries; `nil`: as many as the depth needs, at least 128 where the device has that many.
   init(
-    _ transport: any DriverTransport, name: String, workload: Workload, ringSize: Int?, ring: RingKind = .split,
+    _ transport: any DriverTransport, name: String, workload: Workload, ringSize: Int?, ring: RingFormat = .split,
     avoiding features: FeatureSet, meter: any BackendMeter
   ) throws(BenchError) {
     self.name = name

@@ -28,7 +28,7 @@ public struct TargetOptions: Sendable {
   public var usesIndirect = true
   public var usesEventIndex = true
   /// The format of the rings; a device that has no packed ones cannot be measured with them.
-  public var ring = RingKind.split
+  public var ring = RingFormat.split
   /// Keep the back-end's in-flight records for it, as virtual machine monitors do; for a socket.
   public var keepsRecords = false
   /// Let the back-end note all pages that it writes to, as while a guest is moved; for a socket.

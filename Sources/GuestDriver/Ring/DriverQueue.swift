@@ -67,10 +67,10 @@ public struct DriverQueue: ~Copyable {
     for index in 0..<size {
       let next = UInt16((index + 1) % size)
       unsafe (shadow + index).initialize(
-        to: RawDescriptor(address: 0, length: 0, next: layout.kind == .split ? next : 0))
+        to: RawDescriptor(address: 0, length: 0, next: layout.format == .split ? next : 0))
       unsafe (chains + index).initialize(to: Chain(nextFree: next))
     }
-    switch layout.kind {
+    switch layout.format {
     case .split:
       let ring = RawRing(layout, in: setup.memory)
       raw = .split(ring)
@@ -89,7 +89,7 @@ public struct DriverQueue: ~Copyable {
     tables.deallocate()
   }
 
-  public var kind: RingKind { setup.ring.layout.kind }
+  public var format: RingFormat { setup.ring.layout.format }
   /// Entries.
   public var size: UInt16 { setup.ring.layout.size }
   public var freeTables: Int { tables.free }
@@ -122,7 +122,7 @@ public struct DriverQueue: ~Copyable {
     var direct = pieces.count
     var writeFlag = false
     if case .indirect(let before, let write) = placement {
-      direct = kind == .packed ? 0 : min(max(before, 0), pieces.count - 1)
+      direct = format == .packed ? 0 : min(max(before, 0), pieces.count - 1)
       writeFlag = write
     }
     let indirect = pieces.count - direct
@@ -230,8 +230,8 @@ public struct QueueStanding: Hashable, Sendable {
   }
 
   /// A ring that nothing was done with yet.
-  public static func start(_ kind: RingKind) -> QueueStanding {
-    let start = kind == .split ? 0 : RingPosition.start.word
+  public static func start(_ format: RingFormat) -> QueueStanding {
+    let start = format == .split ? 0 : RingPosition.start.word
     return QueueStanding(available: start, used: start)
   }
 }

@@ -7,7 +7,7 @@ struct IndirectTables {
   /// Tables that no chain refers to.
   private(set) var free: Int
 
-  private let kind: RingKind
+  private let format: RingFormat
   private let entries: Int
   /// Free tables, from the front on.
   private let freeTables: UnsafeMutablePointer<UInt16>
@@ -17,7 +17,7 @@ struct IndirectTables {
   init(_ setup: QueueSetup) {
     let count = setup.indirectTables.count
     free = count
-    kind = setup.ring.layout.kind
+    format = setup.ring.layout.format
     entries = setup.indirectEntries
     unsafe freeTables = .allocate(capacity: max(count, 1))
     unsafe buffers = .allocate(capacity: max(count, 1))
@@ -51,13 +51,13 @@ struct IndirectTables {
       let piece = pieces[first + entry]
       if piece.deviceWrites { writable += UInt64(piece.length) }
       // Those of a packed ring come one after the other, and nothing but WRITE may be said of them (virtio 2.7.19).
-      let hasNext = kind == .split && entry < pieces.count - first - 1
+      let hasNext = format == .split && entry < pieces.count - first - 1
       var descriptor = RawDescriptor(
         address: piece.address.rawValue, length: piece.length, next: hasNext ? UInt16(entry + 1) : 0)
       if hasNext { descriptor.flags.insert(.next) }
       if piece.deviceWrites { descriptor.flags.insert(.write) }
       unsafe (shadow + start + entry).initialize(to: descriptor)
-      unsafe descriptor.store(at: buffer.host + 16 * entry, kind)
+      unsafe descriptor.store(at: buffer.host + 16 * entry, format)
     }
     return (table, buffer.address)
   }
@@ -69,7 +69,7 @@ struct IndirectTables {
     let start = Int(chain.table) * entries
     for entry in 0..<Int(chain.tableEntries) {
       let wrote = unsafe shadow[start + entry]
-      let found = unsafe RawDescriptor(loadedFrom: buffer.host + 16 * entry, kind)
+      let found = unsafe RawDescriptor(loadedFrom: buffer.host + 16 * entry, format)
       guard found == wrote else {
         throw .indirectDescriptorModified(queue: queue, head: head, entry: entry, wrote: wrote, found: found)
       }

@@ -29,24 +29,24 @@ public struct RawDescriptor: Hashable, Sendable {
 
   var lowWord: UInt64 { address }
 
-  /// The second half as `kind` has it in memory: length, flags, next; or length, ID, flags.
-  func highWord(_ kind: RingKind) -> UInt64 {
-    switch kind {
+  /// The second half as `format` has it in memory: length, flags, next; or length, ID, flags.
+  func highWord(_ format: RingFormat) -> UInt64 {
+    switch format {
     case .split: UInt64(length) | UInt64(flags.rawValue) << 32 | UInt64(next) << 48
     case .packed: UInt64(length) | UInt64(next) << 32 | UInt64(flags.rawValue) << 48
     }
   }
 
-  init(lowWord: UInt64, highWord: UInt64, _ kind: RingKind) {
+  init(lowWord: UInt64, highWord: UInt64, _ format: RingFormat) {
     address = lowWord
     length = UInt32(truncatingIfNeeded: highWord)
     let (third, fourth) = (UInt16(truncatingIfNeeded: highWord >> 32), UInt16(truncatingIfNeeded: highWord >> 48))
-    flags = Flags(rawValue: kind == .split ? third : fourth)
-    next = kind == .split ? fourth : third
+    flags = Flags(rawValue: format == .split ? third : fourth)
+    next = format == .split ? fourth : third
   }
 
   /// The 16 bytes in memory.
-  func bytes(_ kind: RingKind) -> [UInt8] { lowWord.littleEndianBytes + highWord(kind).littleEndianBytes }
+  func bytes(_ format: RingFormat) -> [UInt8] { lowWord.littleEndianBytes + highWord(format).littleEndianBytes }
 }
 
 extension RawDescriptor: CustomStringConvertible {

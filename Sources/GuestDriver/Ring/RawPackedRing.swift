@@ -19,7 +19,7 @@ public struct RawPackedRing: @unchecked Sendable {
       let driver = unsafe memory.host(layout.availableRing, count: RingLayout.eventBytes),
       let device = unsafe memory.host(layout.usedRing, count: RingLayout.eventBytes)
     else { preconditionFailure("the ring is not in guest memory") }
-    precondition(layout.kind == .packed, "these are the fields of a packed ring")
+    precondition(layout.format == .packed, "these are the fields of a packed ring")
     self.layout = layout
     unsafe self.ring = ring
     unsafe self.driver = driver

@@ -19,7 +19,7 @@ public struct RawRing: @unchecked Sendable {
       let available = unsafe memory.host(layout.availableRing, count: RingLayout.availableRingBytes(layout.size)),
       let used = unsafe memory.host(layout.usedRing, count: RingLayout.usedRingBytes(layout.size))
     else { preconditionFailure("the ring is not in guest memory") }
-    precondition(layout.kind == .split, "these are the fields of a split ring")
+    precondition(layout.format == .split, "these are the fields of a split ring")
     self.layout = layout
     unsafe self.table = table
     unsafe self.available = available
@@ -84,14 +84,14 @@ public struct RawRing: @unchecked Sendable {
 
 extension RawDescriptor {
   /// Loads each half once. - Parameter place: 16 bytes, aligned to 8.
-  @inline(__always) init(loadedFrom place: UnsafeMutableRawPointer, _ kind: RingKind) {
+  @inline(__always) init(loadedFrom place: UnsafeMutableRawPointer, _ format: RingFormat) {
     self.init(
       lowWord: unsafe SharedCell<UInt64>(place).loadRelaxed(), highWord: unsafe SharedCell<UInt64>(place + 8).loadRelaxed(),
-      kind)
+      format)
   }
 
-  @inline(__always) func store(at place: UnsafeMutableRawPointer, _ kind: RingKind) {
+  @inline(__always) func store(at place: UnsafeMutableRawPointer, _ format: RingFormat) {
     unsafe SharedCell<UInt64>(place).storeRelaxed(lowWord)
-    unsafe SharedCell<UInt64>(place + 8).storeRelaxed(highWord(kind))
+    unsafe SharedCell<UInt64>(place + 8).storeRelaxed(highWord(format))
   }
 }

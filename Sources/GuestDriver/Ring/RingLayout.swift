@@ -2,7 +2,7 @@
 public import VirtioCore
 
 /// The two formats of a virtqueue.
-public enum RingKind: String, CaseIterable, Hashable, Sendable {
+public enum RingFormat: String, CaseIterable, Hashable, Sendable {
   /// Table, available ring and used ring (virtio 2.6).
   case split
   /// One ring of descriptors that both sides write (virtio 2.7).
@@ -14,7 +14,7 @@ public enum RingKind: String, CaseIterable, Hashable, Sendable {
 
 /// Size and addresses of one ring, as the driver chose them.
 public struct RingLayout: Hashable, Sendable {
-  public let kind: RingKind
+  public let format: RingFormat
   /// Entries, 1 to 32768; of a split ring a power of two.
   public let size: UInt16
   /// Packed: the descriptor ring.
@@ -25,9 +25,10 @@ public struct RingLayout: Hashable, Sendable {
   public let usedRing: GuestAddress
 
   public init(
-    kind: RingKind = .split, size: UInt16, descriptorTable: GuestAddress, availableRing: GuestAddress, usedRing: GuestAddress
+    format: RingFormat = .split, size: UInt16, descriptorTable: GuestAddress, availableRing: GuestAddress,
+    usedRing: GuestAddress
   ) {
-    self.kind = kind
+    self.format = format
     self.size = size
     self.descriptorTable = descriptorTable
     self.availableRing = availableRing
@@ -42,8 +43,8 @@ public struct RingLayout: Hashable, Sendable {
   public static let eventBytes = 4
 
   /// Whether a ring of this kind can have so many entries.
-  public static func allows(_ size: UInt16, _ kind: RingKind) -> Bool {
-    (1...32768).contains(size) && (kind == .packed || size & (size - 1) == 0)
+  public static func allows(_ size: UInt16, _ format: RingFormat) -> Bool {
+    (1...32768).contains(size) && (format == .packed || size & (size - 1) == 0)
   }
 
   /// Offsets in the one region of a legacy ring. - Parameter alignment: of the used ring, a power of two.
@@ -76,9 +77,9 @@ public struct RingMemory: Sendable {
   /// Takes zeroed memory for a ring (virtio 2.6.10.1: the driver starts with zeroed flags; 2.7.1: and with a zeroed ring).
   ///
   /// - Precondition: a legal size; there is no legacy layout of a packed ring.
-  public init(size: UInt16, kind: RingKind = .split, shape: RingShape, in memory: DriverMemory) throws(DriverError) {
-    precondition(RingLayout.allows(size, kind), "a \(kind) ring cannot have \(size) entries")
-    switch (kind, shape) {
+  public init(size: UInt16, format: RingFormat = .split, shape: RingShape, in memory: DriverMemory) throws(DriverError) {
+    precondition(RingLayout.allows(size, format), "a \(format) ring cannot have \(size) entries")
+    switch (format, shape) {
     case (.packed, .legacy): preconditionFailure("there is no legacy layout of a packed ring")
     case (.packed, .separate):
       // With no more alignment than virtio 2.7.10.1 wants.
@@ -87,7 +88,7 @@ public struct RingMemory: Sendable {
       let device = try memory.allocate(RingLayout.eventBytes, alignment: 4)
       buffers = [ring, driver, device]
       layout = RingLayout(
-        kind: .packed, size: size, descriptorTable: ring.address, availableRing: driver.address, usedRing: device.address)
+        format: .packed, size: size, descriptorTable: ring.address, availableRing: driver.address, usedRing: device.address)
     case (.split, .separate):
       let table = try memory.allocate(RingLayout.descriptorTableBytes(size), alignment: 16)
       let available = try memory.allocate(RingLayout.availableRingBytes(size), alignment: 2)

@@ -18,7 +18,7 @@ public enum DriverError: Error, Sendable, CustomStringConvertible {
   case featuresRefused(FeatureSet)
   /// RING_PACKED is not offered.
   case noPackedRing
-  case badQueueSize(queue: Int, UInt16, maximum: UInt16, RingKind)
+  case badQueueSize(queue: Int, UInt16, maximum: UInt16, RingFormat)
   case tooManyQueues(Int, available: Int)
   // Afterwards.
   /// The device broke a rule.
@@ -39,8 +39,8 @@ public enum DriverError: Error, Sendable, CustomStringConvertible {
     case .wrongDevice(let id, let wanted): "the device has virtio ID \(id), not \(wanted)"
     case .featuresRefused(let features): "the device refused the features \(features): FEATURES_OK did not stick"
     case .noPackedRing: "the device offers no packed rings (VIRTIO_F_RING_PACKED): use split ones"
-    case .badQueueSize(let queue, let size, let maximum, let kind):
-      "queue \(queue) cannot have \(size) entries: give \(kind == .split ? "a power of two" : "a number") up to \(maximum)"
+    case .badQueueSize(let queue, let size, let maximum, let format):
+      "queue \(queue) cannot have \(size) entries: give \(format == .split ? "a power of two" : "a number") up to \(maximum)"
     case .tooManyQueues(let wanted, let available): "the device has \(available) queues, not \(wanted): ask for fewer"
     case .fault(let fault): "the device broke a rule: \(fault)"
     }

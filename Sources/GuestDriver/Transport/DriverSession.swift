@@ -37,7 +37,7 @@ public final class DriverSession {
   public let features: FeatureSet
   public let options: DriverOptions
   /// The format of the queues.
-  public var kind: RingKind { RingKind(features) }
+  public var format: RingFormat { RingFormat(features) }
   /// One for each queue, after `start`.
   public private(set) var queues: [QueueSetup] = []
 
@@ -60,7 +60,7 @@ public final class DriverSession {
     try transport.setStatus([.acknowledge, .driver])
     offered = try transport.offeredFeatures()
     features = Self.choose(of: offered, options)
-    guard kind == .packed || !options.needsPacked else {
+    guard format == .packed || !options.needsPacked else {
       try transport.setStatus([.acknowledge, .driver, .failed])
       throw .noPackedRing
     }
@@ -94,13 +94,13 @@ public final class DriverSession {
     for queue in 0..<wanted {
       let maximum = try transport.maximumQueueSize(queue)
       let size = options.queueSize ?? min(128, maximum)
-      guard size <= maximum, RingLayout.allows(size, kind) else {
+      guard size <= maximum, RingLayout.allows(size, format) else {
         try giveUp()
-        throw .badQueueSize(queue: queue, size, maximum: maximum, kind)
+        throw .badQueueSize(queue: queue, size, maximum: maximum, format)
       }
       // There is no legacy layout of a packed ring.
-      let shape = kind == .packed ? .separate : options.shape
-      rings.append(try RingMemory(size: size, kind: kind, shape: shape, in: transport.memory))
+      let shape = format == .packed ? .separate : options.shape
+      rings.append(try RingMemory(size: size, format: format, shape: shape, in: transport.memory))
     }
     let lines = try transport.findQueues(rings.map(\.layout.configuration))
     for (index, (ring, lines)) in zip(rings, lines).enumerated() {

@@ -99,7 +99,7 @@ public final class InProcessTransport: DriverTransport {
 
   private func start(_ index: Int) throws(DriverError) {
     let queue = queues[index]
-    let start = QueueStanding.start(RingKind(negotiation.accepted))
+    let start = QueueStanding.start(RingFormat(negotiation.accepted))
     let activation = Activation(
       queue: index, memory: deviceMemory, features: negotiation.accepted, configuration: queue.configuration,
       position: QueuePosition(available: start.available, used: start.used), kick: .eventCounter(queue.kick),

@@ -40,11 +40,11 @@ extension VhostUserTransport {
   func startAll() throws(DriverError) {
     do {
       try keepRecords()
-      for index in queues.indices { try start(index, base: base(.start(kind), .used)) }
+      for index in queues.indices { try start(index, base: base(.start(format), .used)) }
     } catch {
       guard case .noDevice = error, reconnection != nil else { throw error }
       for index in queues.indices { queues[index].isRunning = true }
-      guard try recover({ _ in .start(kind) }) > 0 else { throw error }
+      guard try recover({ _ in .start(format) }) > 0 else { throw error }
     }
   }
 
@@ -108,11 +108,11 @@ extension VhostUserTransport {
     if hasStatus { try Self.ask { () throws(FrontendError) in try frontend.setStatus(localStatus) } }
   }
 
-  private var kind: RingKind { RingKind(accepted) }
+  private var format: RingFormat { RingFormat(accepted) }
 
   /// Nobody serves the ring, so it stands still. Of a packed ring both halves are said, and of its used half there is only one.
   private func base(_ standing: QueueStanding, _ choice: Reconnection.Base) -> UInt32 {
     let available = choice == .used ? standing.used : standing.available
-    return UInt32(available) | (kind == .packed ? UInt32(standing.used) << 16 : 0)
+    return UInt32(available) | (format == .packed ? UInt32(standing.used) << 16 : 0)
   }
 }
