@@ -25,12 +25,14 @@ struct WorkerOrders: Sendable {
   var prepare: PrepareOrder?
   /// Who waits for a first start is to wait no more. Comes after everything else.
   var unprepares = false
+  /// The disk's limits are others now.
+  var changesLimits = false
   /// Every queue is to stop, those that start now included.
   var stopsAll = false
   /// Queues that stall are to go on.
   var resumesAll = false
 
-  var isEmpty: Bool { queues.isEmpty && prepare == nil && !unprepares && !stopsAll && !resumesAll }
+  var isEmpty: Bool { queues.isEmpty && prepare == nil && !unprepares && !stopsAll && !resumesAll && !changesLimits }
 
   mutating func add(_ queue: Int, _ change: (inout QueueOrder) -> Void) { change(&queues[queue, default: QueueOrder()]) }
 }
