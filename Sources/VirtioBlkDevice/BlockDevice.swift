@@ -351,7 +351,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     let configuration = WorkerConfiguration(
       index: index, context: context, slots: LaneContext.slots, lanes: lanes, isRecorded: isRecorded,
       waiting: options.waiting, notification: options.notification, counters: counterBlocks[index],
-      throttle: throttle, meter: metricsArea.map { LaneMeter(block: $0.blocks[index], clock: $0.clock) }, mailbox: mailbox, events: events)
+      throttle: throttle, meter: metricsArea.map { LaneMeter(block: $0.blocks[index], clock: $0.clock) }, mailbox: mailbox,
+      events: events)
     let processors = options.processors
     let cpu = processors.isEmpty ? nil : processors[index % processors.count]
     let plan = EnginePlan(
