@@ -147,7 +147,8 @@ struct CommandWords {
   ]
 
   private static let values = [
-    "word=rate[/burst],...": LimitChange.forms, "size": ByteSize.forms, "bytes": ByteSize.forms, "offset": ByteSize.forms, "length": ByteSize.forms,
+    "word=rate[/burst],...": LimitChange.forms, "size": ByteSize.forms, "bytes": ByteSize.forms, "offset": ByteSize.forms,
+    "length": ByteSize.forms,
     "address": ByteSize.forms, "bits": "a number as in 0x100000000", "byte": "a number from 0 to 255, as in 0xaa",
     "time": "a time as in 5, 0.5, 500ms, 2s or 1m",
   ]

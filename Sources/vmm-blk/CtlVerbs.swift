@@ -84,7 +84,8 @@ struct EntryWords {
       guard let number = Int(text) else { throw ValidationError("\(word.rawValue)=\(printable(text)): use a whole number") }
       return .number(number)
     case .inject: return .list([text])
-    case .format, .logicalBlockSize, .serial, .engine, .direct, .pinCPUs, .waiting, .notify, .uring, .onError, .latencies, .limit:
+    case .format, .logicalBlockSize, .serial, .engine, .direct, .pinCPUs, .waiting, .notify, .uring, .onError, .latencies,
+      .limit:
       return .text(text)
     }
   }

@@ -228,7 +228,9 @@ final class OperatorDesk {
   private func limit(_ disk: any OperatedDisk, _ request: Operator.Request, _ connection: ControlConnection) {
     var limits = disk.device.limits
     if let wanted = request.limits {
-      do throws(OperatorRefusal) { try Operator.change(wanted).apply(to: &limits) } catch { return refuse(connection, "\(error)") }
+      do throws(OperatorRefusal) { try Operator.change(wanted).apply(to: &limits) } catch {
+        return refuse(connection, "\(error)")
+      }
       log.note("\(connection.peer) limits \(disk.name): \(limits.words)")
       disk.device.setLimits(limits)
     }
