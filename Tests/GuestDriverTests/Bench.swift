@@ -28,7 +28,7 @@ struct Setup: Hashable, CaseIterable, Sendable, CustomTestStringConvertible {
   var testDescription: String { "\(device.rawValue), \(ring)" }
 
   static let split = Device.allCases.map { Setup(device: $0) }
-  static let packed = [Setup(device: .reference, ring: .packed)]
+  static let packed = Device.allCases.map { Setup(device: $0, ring: .packed) }
   static let allCases = split + packed
   static let real = allCases.filter { $0.device != .reference }
 
