@@ -35,12 +35,16 @@ public struct Scenario: Sendable {
   /// The driver asks to be called from the next used element on, as one that sleeps does; otherwise it polls.
   public private(set) var asksForCalls = false
   public private(set) var publishesInOrder = false
+  /// The ring is a packed one.
+  public private(set) var isPacked = false
   /// What is in flight is written down.
   public private(set) var isRecorded = false
   /// The pages that the device writes to are written down.
   public private(set) var isLogged = false
   /// The device is to call after each request.
   public private(set) var callsForEach = false
+  /// The device keeps how long requests take.
+  public private(set) var isMetered = false
 
   /// `nil`: not a scenario.
   public init?(_ text: String) {
@@ -63,9 +67,11 @@ public struct Scenario: Sendable {
       case "no-event-index": hasEventIndex = false
       case "asks": asksForCalls = true
       case "in-order": publishesInOrder = true
+      case "packed": isPacked = true
       case "recorded": isRecorded = true
       case "logged": isLogged = true
       case "each": callsForEach = true
+      case "metered": isMetered = true
       default: return nil
       }
     }
@@ -92,6 +98,7 @@ public struct Scenario: Sendable {
     var features: FeatureSet = [.version1, .blockFlush, .blockDiscard, .blockWriteZeroes]
     if hasEventIndex { features.insert(.eventIndex) }
     if isIndirect { features.insert(.indirectDescriptors) }
+    if isPacked { features.insert(.packedRing) }
     return features
   }
 

@@ -35,6 +35,7 @@ struct RequestCost {
       // Looking for work costs instructions that belong to no request.
       options.waiting = .sleep
       options.notification = scenario.callsForEach ? .each : .batch
+      options.metrics = scenario.isMetered
       options.uring.kicksThroughEpoll = engine.hasSuffix(",epoll")
       try run(scenario, on: BlockDevice(image: image, options: options))
     }

@@ -2,7 +2,7 @@
 public import VirtioCore
 
 extension BlockDevice {
-  public func prepare(_ queues: [Int], memory: GuestMemory, kind: RingKind) {
+  public func prepare(_ queues: [Int], memory: GuestMemory, kind: QueueKind) {
     precondition(queues.allSatisfy((0..<queueCount).contains), "no such queue")
     preparationNumber &+= 1
     unpreparedWorkers = []
@@ -19,7 +19,7 @@ extension BlockDevice {
   }
 
   /// - Returns: whether there will be an answer.
-  private func prepareWorker(_ index: Int, _ order: PrepareOrder, kind: RingKind) -> Bool {
+  private func prepareWorker(_ index: Int, _ order: PrepareOrder, kind: QueueKind) -> Bool {
     guard let worker = places[index].worker else {
       var orders = WorkerOrders()
       orders.prepare = order

@@ -45,6 +45,10 @@ public struct BlockDeviceOptions: Sendable {
   public var waiting = Waiting.adaptive(maximumMicroseconds: 50)
   public var notification = Notification.batch
   public var onError = ErrorPolicy.report
+  /// Feature bits that are not offered although the device has them.
+  public var withheldFeatures = FeatureSet()
+  /// Whether it is kept how long requests take and how many are under way, for `BlockDevice.metrics`.
+  public var metrics = true
   /// What is to go wrong at the medium, for those who try out how a guest takes it. Not with the null engine, which has none.
   public var faults: [FaultRule] = []
   /// Is told what is done at the medium.
@@ -69,18 +73,19 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   public let engine: EngineKind
   /// What a driver gets for GET_ID, of which at most 20 bytes reach it.
   public let serial: String
-  public private(set) var configurationGeneration: UInt32 = 0
+  public internal(set) var configurationGeneration: UInt32 = 0
 
   private let options: BlockDeviceOptions
   let threadCount: Int
-  private var configuration: BlockConfigSpace
+  var configuration: BlockConfigSpace
   private var negotiatedFeatures: FeatureSet?
   let events: DeviceNews
-  private let shared: SharedBlock
+  let shared: SharedBlock
   private let context: LaneContext
-  private let mapped: MappedImage?
+  let mapped: MappedImage?
   private let layers: EngineLayers?
   private let counterBlocks: [CounterBlock]
+  private let metricsArea: MetricsArea?
   /// One for each thread that there can be.
   var places: [WorkerPlace]
   /// Queues that nobody waits for any more and whose workers still run.
@@ -92,7 +97,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     /// What came while the worker was about to end, or is for one of the other kind: for the next one.
     var waiting = WorkerOrders()
     /// Of those: the queues that the next worker is prepared for.
-    var preparesKind = RingKind(isPacked: false, isRecorded: false)
+    var preparesKind = QueueKind(isPacked: false, isRecorded: false)
   }
 
   /// Workers whose answer to `prepare` is still to come.
@@ -104,7 +109,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     let thread: SystemThread
     let mailbox: WorkerMailbox
     /// Of all its queues.
-    let kind: RingKind
+    let kind: QueueKind
     /// It ends by itself: it has been given a queue.
     var hasBegun: Bool
   }
@@ -135,7 +140,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     do throws(Errno) {
       events = try DeviceNews()
       serial = options.serial ?? image.description.serial
-      shared = try SharedBlock(serial: serial)
+      shared = try SharedBlock(serial: serial, capacity: image.size / 512)
+      metricsArea = options.metrics ? try MetricsArea(queueCount: options.queueCount, workers: threads) : nil
     } catch { throw .noResources(error) }
 
     self.workerBody = workerBody
@@ -150,13 +156,14 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     self.engineReason = choice.reason
     let warnings = [choice.warning, options.faults.isEmpty ? nil : "requests to \(image.path) fail on purpose (--inject)"]
     self.engineWarning = warnings.contains { $0 != nil } ? warnings.compactMap(\.self).joined(separator: "; ") : nil
-    features = Self.features(of: image)
+    features = Self.features(of: image).subtracting(options.withheldFeatures)
     configuration = BlockConfigSpace(image: image, features: features, options: options)
     shared.writeback.storeRelaxed(1)
     context = unsafe LaneContext(
       limits: BlockLimits(
-        capacity: image.size / 512, blockMask: UInt64(image.logicalBlockSize - 1), isReadOnly: image.isReadOnly,
+        blockMask: UInt64(image.logicalBlockSize - 1), isReadOnly: image.isReadOnly,
         segments: options.segmentLimit, segmentBytes: Int(BlockDeviceOptions.maximumSegmentSize)),
+      capacity: shared.capacity,
       medium: MediumFacts(image: image, zeroes: shared.zeroes), writeback: shared.writeback,
       stalls: options.onError == .stop ? events : nil, serial: shared.serial)
     counterBlocks = (0..<threads).map { _ in CounterBlock() }
@@ -179,7 +186,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   private static func features(of image: ImageFile) -> FeatureSet {
     var features: FeatureSet = [
       .blockSizeMax, .blockSegMax, .blockGeometry, .blockSize, .blockFlush, .blockTopology, .blockConfigWCE,
-      .blockMultiQueue, .indirectDescriptors, .eventIndex, .version1, .anyLayout,
+      .blockMultiQueue, .indirectDescriptors, .eventIndex, .version1, .anyLayout, .packedRing,
     ]
     if image.isReadOnly {
       features.insert(.blockReadOnly)
@@ -195,8 +202,11 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   public var deviceID: UInt32 { 2 }
   public var configurationSize: Int { BlockConfigSpace.size }
 
-  /// Every subset of the offer is fine: nothing in it needs anything else in it (virtio 2.2.2).
-  public func accepts(_ features: FeatureSet) -> Bool { features.isSubset(of: self.features) }
+  /// Nothing in the offer needs anything else in it (virtio 2.2.2), but that packed rings are none of a legacy device's
+  /// (virtio 6.1).
+  public func accepts(_ features: FeatureSet) -> Bool {
+    features.isSubset(of: self.features) && (features.contains(.version1) || !features.contains(.packedRing))
+  }
 
   public func negotiated(_ features: FeatureSet) {
     // The same choice again is no new negotiation: vhost-user front-ends repeat it on a live device.
@@ -259,8 +269,12 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     if places[queue % threadCount].worker != nil { leftQueues.insert(queue) }
   }
 
-  /// Lets queues go on that stall because their medium failed a request: what failed is tried again.
-  public func resume() { for place in places { _ = place.worker?.mailbox.post { $0.resumesAll = true } } }
+  /// The operator wants that no queue takes anything.
+  public internal(set) var isPaused = false
+  /// Workers that have not said that nothing is in flight since it was paused.
+  var restlessWorkers: Set<Int> = []
+  /// Of the last call of `pause`.
+  var pauseNumber: UInt64 = 0
 
   public func replaceCall(queue: Int, _ call: CallSink) { order(queue) { $0.call = call } }
   public func replaceFailure(queue: Int, _ failure: CallSink) { order(queue) { $0.failure = failure } }
@@ -275,6 +289,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   public func takeEvents() -> [DeviceEvent] {
     let news = events.take()
     let told = news.events.filter { !swallow($0) } + news.preparations.compactMap(answer)
+    for (worker, pause) in news.rests { rests(worker, pause) }
     for index in news.endedWorkers { workerEnded(index) }
     return told
   }
@@ -296,6 +311,14 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     return total
   }
 
+  /// What all workers have done so far, and how long it took. From any thread, at any time, without holding anybody up.
+  public func metrics() -> BlockMetrics {
+    var metrics = BlockMetrics()
+    metrics.counters = counters
+    metricsArea?.read(into: &metrics)
+    return metrics
+  }
+
   // MARK: Workers
 
   /// To the queue's worker; where there is none, the queue does not run and there is nothing to do.
@@ -308,32 +331,36 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   }
 
   /// Makes a worker that begins with these orders. Where none can be made, that is the answer to them.
-  func launch(_ index: Int, _ orders: WorkerOrders, kind: RingKind) {
+  func launch(_ index: Int, _ orders: WorkerOrders, kind: QueueKind) {
     do throws(QueueError) { places[index].worker = try makeWorker(index, orders, kind: kind) } catch {
       for (queue, order) in orders.queues where order.start != nil { events.post(.notStarted(queue: queue, error)) }
       if let order = orders.prepare { events.post(Preparation(worker: index, number: order.number, error: error)) }
     }
   }
 
-  private func makeWorker(_ index: Int, _ orders: WorkerOrders, kind: RingKind) throws(QueueError) -> Worker {
+  private func makeWorker(_ index: Int, _ orders: WorkerOrders, kind: QueueKind) throws(QueueError) -> Worker {
     let mailbox: WorkerMailbox
     do throws(Errno) { mailbox = try WorkerMailbox() } catch { throw .outOfDescriptors }
-    _ = mailbox.post { $0 = orders }
+    let pause = isPaused ? pauseNumber : nil
+    _ = mailbox.post {
+      $0 = orders
+      $0.pause = pause
+    }
     let lanes = (queueCount - index + threadCount - 1) / threadCount
     let configuration = WorkerConfiguration(
       index: index, context: context, slots: LaneContext.slots, lanes: lanes, kind: kind,
-      waiting: options.waiting, notification: options.notification, counters: counterBlocks[index], mailbox: mailbox,
-      events: events)
+      waiting: options.waiting, notification: options.notification, counters: counterBlocks[index],
+      meter: metricsArea.map { LaneMeter(block: $0.blocks[index], clock: $0.clock) }, mailbox: mailbox, events: events)
     let processors = options.processors
     let cpu = processors.isEmpty ? nil : processors[index % processors.count]
     let plan = EnginePlan(
       kind: engine, setup: options.uring, image: image, mapped: mapped, depth: lanes * LaneContext.slots, layers: layers)
-    let (body, news, shared) = (workerBody, events, shared)
+    let (body, news, shared, metricsArea) = (workerBody, events, shared, metricsArea)
     do throws(Errno) {
       let thread = try SystemThread(name: "queue \(index)", cpu: cpu) {
         body(configuration, plan)
         // Lanes point into it; the device may be gone by now if this worker was left behind.
-        withExtendedLifetime(shared) {}
+        withExtendedLifetime((shared, metricsArea)) {}
         news.workerEnded(index)
       }
       let hasBegun = orders.queues.values.contains { $0.start != nil }
@@ -345,13 +372,14 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   private func workerEnded(_ index: Int) {
     guard let worker = places[index].worker else { return }
     worker.thread.join()
+    restlessWorkers.remove(index)
     let (waiting, preparesKind) = (places[index].waiting, places[index].preparesKind)
     places[index] = WorkerPlace()
     guard !waiting.isEmpty else { return }
     let starts = waiting.queues.values.compactMap(\.start)
     guard !starts.isEmpty || waiting.prepare != nil else { return }
     // Whichever of them are not of this kind are told that they cannot be started.
-    let kind = RingKind(
+    let kind = QueueKind(
       isPacked: starts.first?.kind.isPacked ?? preparesKind.isPacked,
       isRecorded: starts.isEmpty ? preparesKind.isRecorded : starts.contains(where: \.kind.isRecorded))
     launch(index, waiting, kind: kind)

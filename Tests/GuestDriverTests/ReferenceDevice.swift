@@ -168,7 +168,7 @@ final class ReferenceDevice: VirtioDevice, @unchecked Sendable {
     EventCounter.signal(wake.rawValue)
   }
 
-  func prepare(_ queues: [Int], memory: GuestMemory, kind: RingKind) { tell(.prepared) }
+  func prepare(_ queues: [Int], memory: GuestMemory, kind: QueueKind) { tell(.prepared) }
   func unprepare() {}
 
   /// Nothing is ever held here.

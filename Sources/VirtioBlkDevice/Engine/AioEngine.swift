@@ -11,6 +11,7 @@ internal import VirtioCore
 @safe
 struct AioEngine: BlockEngine, ~Copyable {
   static let movesData = true
+  static let finishesInPlace = false
   /// Operations in the kernel at once. All processes of a machine share 65536 by default.
   private static let kernelDepth = 256
   /// What the data of the poll says instead of a tag.

@@ -60,6 +60,8 @@ enum EngineEvent {
 protocol BlockEngine: ~Copyable {
   /// Data really moves between guest memory and the medium.
   static var movesData: Bool { get }
+  /// A transfer may be finished when `start` returns.
+  static var finishesInPlace: Bool { get }
   /// A write past the end of a file that was cut fails by itself.
   static var noticesCuts: Bool { get }
   /// Flushes and everything about ranges have to be done elsewhere (a ring that polls its device takes nothing but transfers).
@@ -100,6 +102,7 @@ extension BlockEngine where Self: ~Copyable {
   mutating func use(_ memory: GuestMemory) {}
   var hasFinished: Bool { false }
   static var noticesCuts: Bool { false }
+  static var finishesInPlace: Bool { true }
   var takesOnlyTransfers: Bool { false }
   var isLost: Bool { false }
 }

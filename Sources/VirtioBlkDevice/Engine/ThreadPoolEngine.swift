@@ -5,6 +5,7 @@ internal import VirtioCore
 @safe
 struct ThreadPoolEngine: BlockEngine, ~Copyable {
   static let movesData = true
+  static let finishesInPlace = false
   private static let threadCount = 16
 
   private let counter: OwnedDescriptor

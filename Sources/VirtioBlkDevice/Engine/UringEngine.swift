@@ -7,6 +7,7 @@ internal import VirtioCore
 @safe
 struct UringEngine: BlockEngine, ~Copyable {
   static let movesData = true
+  static let finishesInPlace = false
 
   /// What the upper half of a completion's user data says; the lower half is a tag or a lane.
   private enum Mark {

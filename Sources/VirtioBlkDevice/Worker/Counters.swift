@@ -12,6 +12,12 @@ public struct BlockCounters: Hashable, Sendable {
   public var others: UInt64 = 0
   /// Requests answered with another status than OK.
   public var failures: UInt64 = 0
+  /// Of those, answered with IOERR.
+  public var ioErrors: UInt64 = 0
+  /// Of those, answered with UNSUPP.
+  public var unsupported: UInt64 = 0
+  /// Of those with IOERR, what the medium failed, or could not be asked for any more.
+  public var mediumFailures: UInt64 = 0
   /// Bytes asked for by reads.
   public var bytesRead: UInt64 = 0
   /// Bytes given by writes.
@@ -27,6 +33,10 @@ public struct BlockCounters: Hashable, Sendable {
   /// Requests that went through an aligned copy.
   public var bounces: UInt64 = 0
 
+  /// Of those with IOERR, what nobody asked the medium for: malformed, outside the disk, not allowed. Read while queues run it
+  /// may be off by a few.
+  public var refusals: UInt64 { ioErrors > mediumFailures ? ioErrors - mediumFailures : 0 }
+
   public var requests: UInt64 { reads &+ writes &+ flushes &+ discards &+ writeZeroes &+ others }
 }
 
@@ -34,16 +44,17 @@ public struct BlockCounters: Hashable, Sendable {
 @safe
 struct CounterBlock: @unchecked Sendable {
   enum Counter: Int, CaseIterable {
-    case reads, writes, flushes, discards, writeZeroes, others, failures, bytesRead, bytesWritten
+    case reads, writes, flushes, discards, writeZeroes, others, bytesRead, bytesWritten
     case kicks, calls, turns, systemCalls, bounces
+    case ioErrors, unsupported, mediumFailures
   }
 
   private let base: UnsafeMutablePointer<UInt64>
 
   /// Zeroed counters on cache lines of their own; never freed before `deallocate`.
   init() {
-    unsafe base = UnsafeMutableRawPointer.allocate(byteCount: 128, alignment: 128).bindMemory(to: UInt64.self, capacity: 16)
-    unsafe base.initialize(repeating: 0, count: 16)
+    unsafe base = UnsafeMutableRawPointer.allocate(byteCount: 256, alignment: 128).bindMemory(to: UInt64.self, capacity: 32)
+    unsafe base.initialize(repeating: 0, count: 32)
   }
 
   /// Nobody may use the block afterwards.
@@ -71,7 +82,6 @@ struct CounterBlock: @unchecked Sendable {
     total.discards &+= value(.discards)
     total.writeZeroes &+= value(.writeZeroes)
     total.others &+= value(.others)
-    total.failures &+= value(.failures)
     total.bytesRead &+= value(.bytesRead)
     total.bytesWritten &+= value(.bytesWritten)
     total.kicks &+= value(.kicks)
@@ -79,5 +89,10 @@ struct CounterBlock: @unchecked Sendable {
     total.turns &+= value(.turns)
     total.systemCalls &+= value(.systemCalls)
     total.bounces &+= value(.bounces)
+    let (ioErrors, unsupported) = (value(.ioErrors), value(.unsupported))
+    total.ioErrors &+= ioErrors
+    total.unsupported &+= unsupported
+    total.failures &+= ioErrors &+ unsupported
+    total.mediumFailures &+= value(.mediumFailures)
   }
 }

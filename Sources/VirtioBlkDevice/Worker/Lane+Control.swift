@@ -60,7 +60,7 @@ extension Lane where Ring: ~Copyable {
         slab.takeChain(at: index).abandon()
         slab.give(index)
       } else if unsafe !slab.slot(index).pointee.isFinished {
-        refuse(index, .ioError)
+        fail(index)
       }
     }
     parked.removeAll()

@@ -27,6 +27,7 @@ extension Lane where Ring: ~Copyable {
   }
 
   mutating func showLogged(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) {
+    if meter != nil { unsafe countOther(slot) }
     let statusByte = unsafe slot.pointee.statusByte.unsafelyUnwrapped
     unsafe statusByte.storeBytes(of: slot.pointee.status.rawValue, as: UInt8.self)
     unsafe log?.markBuffer(statusByte, count: 1)

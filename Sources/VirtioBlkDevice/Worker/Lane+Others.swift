@@ -17,13 +17,22 @@ extension Lane where Ring: ~Copyable {
     case .writeZeroes: askRanges(index, .zero, readableBytes, &medium)
     case .flushOut, .read, .write, nil:
       counters.add(.others)
+      note(.unknown, index)
       refuse(index, .unsupported)
     }
+  }
+
+  /// Tells the driver that the medium failed its request.
+  @inline(never)
+  mutating func fail(_ index: Int) {
+    counters.add(.mediumFailures)
+    refuse(index, .ioError)
   }
 
   @inline(never)
   private mutating func answerID(_ index: Int, _ segments: UnsafeMutablePointer<MemorySegment>) {
     counters.add(.others)
+    note(.unknown, index)
     // Without the status byte.
     let room = unsafe Int(slab.slot(index).pointee.written) - 1
     let count = min(room, BlockDeviceOptions.serialSize)
@@ -39,8 +48,10 @@ extension Lane where Ring: ~Copyable {
     answer(index, .ok, written: count == room ? room + 1 : count)
   }
 
+  @inline(__always)
   mutating func askFlush<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     counters.add(.flushes)
+    note(.flush, index)
     // There is nothing of ours to commit on a disk that is only read.
     guard !context.limits.isReadOnly else { return answerWithStatus(index, .ok) }
     flush(index, &medium)
@@ -51,7 +62,7 @@ extension Lane where Ring: ~Copyable {
     switch medium.flush(tag: tag(index)) {
     case .pending: break
     case .done: answerWithStatus(index, .ok)
-    case .failed: if !park(index) { refuse(index, .ioError) }
+    case .failed: if !park(index) { fail(index) }
     }
   }
 
@@ -62,6 +73,7 @@ extension Lane where Ring: ~Copyable {
   ) {
     let isDiscard = stage == .discard
     counters.add(isDiscard ? .discards : .writeZeroes)
+    note(isDiscard ? .discard : .writeZeroes, index)
     guard !context.limits.isReadOnly else { return refuse(index, .ioError) }
     guard isDiscard ? rules.hasDiscard : rules.hasWriteZeroes else { return refuse(index, .unsupported) }
     let bytes = readableBytes &- UInt64(RequestHeader.size)
@@ -114,7 +126,7 @@ extension Lane where Ring: ~Copyable {
       switch progress {
       case .pending: return
       case .done: continue
-      case .failed: return park(index) ? () : refuse(index, .ioError)
+      case .failed: return park(index) ? () : fail(index)
       }
     }
     guard unsafe slot.pointee.isDurable else { return answerWithStatus(index, .ok) }

@@ -11,11 +11,12 @@ extension Lane where Ring: ~Copyable {
     guard !park(index) else { return }
     switch unsafe slab.slot(index).pointee.stage {
     case .transfer, .watchedTransfer:
-      counters.add(.failures)
+      counters.add(.mediumFailures)
+      countFailure(.ioError)
       // What was written to the medium is none of the driver's memory.
       let isRead = unsafe slab.slot(index).pointee.written > 1
       answer(index, .ioError, written: isRead ? Int(medium.filled(tag(index))) : 1)
-    case .flush, .discard, .zero: refuse(index, .ioError)
+    case .flush, .discard, .zero: fail(index)
     case .none: preconditionFailure("a request was answered twice")
     }
   }
@@ -38,6 +39,26 @@ extension Lane where Ring: ~Copyable {
     }
     parked.append(index)
     return true
+  }
+
+  /// The operator wants that nothing more is taken. What is under way is finished.
+  mutating func pause() {
+    guard state == .running || state == .recovering else { return }
+    stateBeforeStall = state
+    state = .stalled
+  }
+
+  /// It stalls, or is about to stop, and what is still here waits for somebody outside.
+  var isAtRest: Bool { slab.inUse == 0 || slab.inUse == parked.count + unansweredBehindParked }
+
+  /// Answered after something that failed, and so not shown yet, where answers come in order.
+  private var unansweredBehindParked: Int {
+    guard isOrdered, !parked.isEmpty else { return 0 }
+    var finished = 0
+    for index in 0..<slab.begun where unsafe slab.slot(index).pointee.stage != .none && slab.slot(index).pointee.isFinished {
+      finished += 1
+    }
+    return finished
   }
 
   /// The operator says that it may go on.
@@ -74,7 +95,7 @@ extension Lane where Ring: ~Copyable {
     if state == .stalled { state = stateBeforeStall }
     let waiting = parked
     parked.removeAll()
-    for index in waiting where !leaveToSuccessor(index) { refuse(index, .ioError) }
+    for index in waiting where !leaveToSuccessor(index) { fail(index) }
   }
 
   /// Leaves a request unanswered. Where it is written down what is in flight, it stays so; where answers come in the order of the
@@ -94,11 +115,7 @@ extension Lane where Ring: ~Copyable {
   /// What is still here failed, or was answered after something that failed: nothing more will happen to it.
   var holdsOnlyBack: Bool {
     guard isOrdered, state == .draining, !parked.isEmpty else { return false }
-    var finished = 0
-    for index in 0..<slab.begun where unsafe slab.slot(index).pointee.stage != .none && slab.slot(index).pointee.isFinished {
-      finished += 1
-    }
-    return slab.inUse == finished + parked.count
+    return slab.inUse == parked.count + unansweredBehindParked
   }
 
   /// The lane is over. What was never shown as used is as if it had not been taken: in the order of the requests that is all from

@@ -13,9 +13,11 @@ extension Lane where Ring: ~Copyable {
   /// Answers a request that is malformed. - Returns: false, as its slot went with the answer.
   @inline(never)
   mutating func refuse(
-    _ chain: consuming Chain, _ writableBytes: UInt64, _ statusByte: UnsafeMutableRawPointer, _ index: Int
+    _ chain: consuming Chain, _ writableBytes: UInt64, _ statusByte: UnsafeMutableRawPointer, _ index: Int,
+    _ kind: ArrivalKind
   ) -> Bool {
-    unsafe keep(chain, statusByte, UInt32(truncatingIfNeeded: writableBytes), index)
+    if kind.isWrite { account.keptWrites &+= 1 }
+    unsafe keep(chain, statusByte, UInt32(truncatingIfNeeded: writableBytes), index, kind)
     refuse(index, .ioError)
     return false
   }
@@ -36,6 +38,7 @@ extension Lane where Ring: ~Copyable {
   @inline(never)
   mutating func askUnusual<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     let operation = medium.prepared(tag(index))
+    if operation.kind == .write { account.keptWrites &+= 1 }
     guard operation.length <= rules.requestBytes, operation.segmentCount <= rules.segments,
       operation.hasSegments(ofAtMost: rules.segmentBytes)
     else { return refuse(index, .ioError) }

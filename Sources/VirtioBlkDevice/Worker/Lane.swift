@@ -52,6 +52,14 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// To be stopped as soon as what was interrupted has been taken again.
   var stopsAfterRecovery = false
 
+  /// Where it is written down how long requests took; `nil`: nowhere.
+  let meter: LaneMeter?
+  /// Where the number of requests under way is.
+  private let depth: SharedCell<UInt64>?
+  /// What is taken in this turn is said to have come at this moment.
+  var arrival: ArrivalWord
+  var account: LaneAccount
+
   /// Chains that were taken last and are for whoever starts the queue next.
   var handedBack: UInt16 = 0
 
@@ -65,7 +73,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// - Parameter lane: the number of its tags' lane.
   init(
     _ activation: Activation, lane: Int, slots: Int, context: LaneContext, notification: Notification,
-    counters: CounterBlock
+    counters: CounterBlock, meter: LaneMeter?
   ) throws(QueueError) {
     let features = activation.features
     let ring = try Ring(
@@ -76,7 +84,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.queue = activation.queue
     self.order = activation.publishesInOrder ? OrderQueue(capacity: slab.capacity) : nil
     self.isOrdered = activation.publishesInOrder
-    isWatched = activation.publishesInOrder || activation.log != nil
+    let isWatched = activation.publishesInOrder || activation.log != nil
+    self.isWatched = isWatched
     log = activation.log.map {
       LaneLog($0, memory: activation.memory, configuration: activation.configuration)
     }
@@ -85,6 +94,11 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.slab = slab
     self.context = context
     self.counters = counters
+    self.meter = meter
+    depth = meter?.block.depth(ofQueue: activation.queue)
+    let isCounted = meter != nil || isWatched
+    account = LaneAccount(answers: AnswerRuns(plain: isCounted ? .never : ArrivalWord.none.with(.read)))
+    arrival = meter.map { ArrivalWord(time: $0.clock.now) } ?? .none
     self.firstTag = LaneContext.firstTag(ofLane: lane)
     self.memory = activation.memory
     self.inflight = activation.inflight
@@ -93,12 +107,15 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.call = activation.call
     self.failure = activation.failure
     self.rules = LaneRules(features, context.limits, regions: activation.memory.regions.count)
+    account.settledPushes = self.ring.pushes
   }
 
   /// Where the ring stands, without what was handed back.
   var position: QueuePosition { ring.position(handingBack: handedBack) }
   /// Nothing is in flight, but for what is to be handed back, and nothing is to be taken again.
   var isIdle: Bool { state != .recovering && (slab.inUse == 0 || holdsOnlyBack) }
+  /// Shows how many requests are under way.
+  func showDepth() { depth?.storeRelaxed(UInt64(truncatingIfNeeded: slab.inUse)) }
   /// The ring is not all there is to wait for.
   var canTake: Bool { state == .running && slab.inUse < slab.capacity }
 
@@ -171,7 +188,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     guard shape.readableBytes >= UInt64(RequestHeader.size) else {
       left &-= BlockLimits.requestCost
       counters.add(.others)
-      return unsafe refuse(chain, shape.writableBytes, shape.statusByte, index)
+      return unsafe refuse(chain, shape.writableBytes, shape.statusByte, index, .unknown)
     }
     let header =
       unsafe segments.pointee.count >= RequestHeader.size
@@ -191,7 +208,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       counters.add(.bytesRead, bytes)
       guard shape.readableBytes == UInt64(RequestHeader.size), isInside(header.sector, bytes: bytes) else {
         left &-= BlockLimits.requestCost
-        return unsafe refuse(chain, shape.writableBytes, shape.statusByte, index)
+        return unsafe refuse(chain, shape.writableBytes, shape.statusByte, index, .read)
       }
       written = Engine.movesData ? UInt32(truncatingIfNeeded: shape.writableBytes) : 0
       let last = unsafe shape.end - 1
@@ -205,12 +222,12 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       counters.add(.bytesWritten, bytes)
       guard shape.writableBytes == 1, !context.limits.isReadOnly, isInside(header.sector, bytes: bytes) else {
         left &-= BlockLimits.requestCost
-        return unsafe refuse(chain, shape.writableBytes, shape.statusByte, index)
+        return unsafe refuse(chain, shape.writableBytes, shape.statusByte, index, .write)
       }
       if Engine.movesData, context.faults.loadRelaxed() != writesAreClear {
         guard mayWrite(before: header.sector &* 512 &+ bytes, &medium) else {
           left &-= BlockLimits.requestCost
-          return unsafe refuse(chain, shape.writableBytes, shape.statusByte, index)
+          return unsafe refuse(chain, shape.writableBytes, shape.statusByte, index, .write)
         }
       }
       written = 1
@@ -220,7 +237,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       if isDurable {
         operation.offset = header.sector &* 512
         left &-= Int(truncatingIfNeeded: bytes) &+ BlockLimits.requestCost
-        unsafe keep(chain, statusByte, written, index)
+        unsafe keep(chain, statusByte, written, index, .write)
         return writeDurably(operation, index, &medium)
       }
     default:
@@ -235,7 +252,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     guard operation.length &- 1 < Medium<Engine>.stepBytes,
       operation.segmentCount == 1 || operation.segmentCount <= rules.segments
     else {
-      unsafe keep(chain, statusByte, written, index)
+      unsafe keep(chain, statusByte, written, index, ArrivalKind(operation.kind))
       medium.prepare(operation, tag: tag(index))
       askUnusual(index, &medium)
       if state == .stalled { left = 0 }
@@ -244,7 +261,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     // A completion is taken at the next turn at the earliest: what it needs may be written down after the start.
     switch medium.transfer(operation, tag: firstTag | UInt32(truncatingIfNeeded: index)) {
     case .pending:
-      unsafe keep(chain, statusByte, written, index)
+      unsafe keep(chain, statusByte, written, index, ArrivalKind(operation.kind))
+      if Engine.finishesInPlace, operation.kind == .write { account.keptWrites &+= 1 }
       return false
     case .failed: return unsafe completeInPlace(chain, statusByte, written, index, isDone: false, &medium)
     case .done: break
@@ -267,7 +285,10 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       unsafe answerLogged(chain, statusByte, written, index)
       return true
     }
-    unsafe keep(chain, statusByte, written, index)
+    // What a read has written is more than its status, but for one without a medium.
+    let isWrite = written == 1
+    if isWrite { account.keptWrites &+= 1 }
+    unsafe keep(chain, statusByte, written, index, isWrite ? .write : .read)
     complete(index, isDone: isDone, &medium)
     return false
   }
@@ -277,6 +298,19 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// - Parameter written: the used element's length if all of a transfer is done; of other requests all that is writable.
   @inline(__always)
   mutating func keep(
+    _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int, _ kind: ArrivalKind
+  ) {
+    unsafe keep(chain, statusByte, written, index)
+    note(kind, index)
+  }
+
+  /// Writes down when a request came, and what it asks for.
+  @inline(__always)
+  mutating func note(_ kind: ArrivalKind, _ index: Int) { unsafe slab.slot(index).pointee.arrival = arrival.with(kind) }
+
+  /// The same for one whose kind is noted later.
+  @inline(__always)
+  private mutating func keep(
     _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int
   ) {
     slab.keep(chain, at: index, isWatched ? .watchedTransfer : .transfer)
@@ -289,9 +323,9 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// Whole blocks inside the disk; no sum or shift that could overflow comes before its check.
   @inline(__always)
   func isInside(_ sector: UInt64, bytes: UInt64) -> Bool {
-    let limits = context.limits
-    guard sector <= limits.capacity, (sector &* 512 | bytes) & limits.blockMask == 0 else { return false }
-    return bytes / 512 <= limits.capacity &- sector
+    let capacity = context.capacity.loadAcquire()
+    guard sector <= capacity, (sector &* 512 | bytes) & context.limits.blockMask == 0 else { return false }
+    return bytes / 512 <= capacity &- sector
   }
 
   var isDurable: Bool {
@@ -312,14 +346,14 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   @inline(__always)
   mutating func complete<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     let slot = unsafe slab.slot(index)
-    guard unsafe slot.pointee.stage == .transfer else { return complete(index, isDone: true, &medium) }
+    guard unsafe account.answers.extendPlain(slot.pointee.arrival) else { return complete(index, isDone: true, &medium) }
     let written = unsafe slot.pointee.written
     unsafe slot.pointee.statusByte.unsafelyUnwrapped.storeBytes(of: BlockStatus.ok.rawValue, as: UInt8.self)
     push(slab.takeChain(at: index), written: written)
     slab.give(index)
   }
 
-  /// The same for everything but a transfer that went well.
+  /// The same for everything but a plain transfer that came with the one before.
   @inline(never)
   mutating func complete<Engine: BlockEngine & ~Copyable>(_ index: Int, isDone: Bool, _ medium: inout Medium<Engine>) {
     guard isDone else { return completeFailed(index, &medium) }
@@ -345,7 +379,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// Answers a request that failed.
   @inline(never)
   mutating func refuse(_ index: Int, _ status: BlockStatus) {
-    counters.add(.failures)
+    countFailure(status)
     answerWithStatus(index, status)
   }
 
@@ -375,6 +409,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
 
   @inline(__always)
   private mutating func show(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) {
+    if meter != nil { unsafe countOther(slot) }
     unsafe slot.pointee.statusByte.unsafelyUnwrapped.storeBytes(of: slot.pointee.status.rawValue, as: UInt8.self)
     push(slab.takeChain(at: index), written: unsafe slot.pointee.written)
     slab.give(index)

@@ -14,10 +14,12 @@ struct WorkerConfiguration: Sendable {
   /// Lanes: as many as the worker has queues.
   var lanes: Int
   /// Of all its queues.
-  var kind: RingKind
+  var kind: QueueKind
   var waiting: Waiting
   var notification: Notification
   var counters: CounterBlock
+  /// `nil`: nobody wants to know how long requests take.
+  var meter: LaneMeter?
   var mailbox: WorkerMailbox
   var events: DeviceNews
 }
@@ -48,6 +50,10 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   /// Lanes without a kick source.
   private var unkicked = 0
   private var hasEnded = false
+  /// The operator lets its queues take nothing.
+  private var isPaused = false
+  /// The number of a pause whose operator waits for what is in flight.
+  private var owesRest: UInt64?
   private var turnsWithoutPoll = 0
   private var window: PollWindow
   private let coalesces: Bool
@@ -57,6 +63,14 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   private var seenFaults = FaultGuard.count
   /// Some queue had its turn with more to do, or the backlog did: the mailbox is looked at before the next turn.
   private var isBusy = false
+  /// Where and with which clock it is written down how long requests take.
+  private let meter: LaneMeter?
+  private let isMetered: Bool
+  /// The moment that the clock was looked at last.
+  private var moment = ArrivalWord.none
+  /// Writes that all lanes had taken then.
+  private var seenWrites: UInt64
+
   /// Those of the workers that had these counters before.
   private let earlierSystemCalls: UInt64
 
@@ -72,6 +86,9 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     coalesces = if case .coalesce = configuration.notification { true } else { false }
     earlierSystemCalls = configuration.counters.value(.systemCalls)
     lanes = LaneTable(capacity: configuration.lanes)
+    meter = configuration.meter
+    seenWrites = configuration.counters.value(.writes)
+    isMetered = configuration.meter != nil
     roundsBetweenPolls = max(1, Self.looksBetweenPolls / max(1, configuration.lanes))
   }
 
@@ -93,17 +110,21 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     isBusy = medium.backlog.hasReady
     var hasMore = false
     for index in 0..<lanes.capacity where lanes.contains(index) {
+      if isMetered { unsafe lanes[index].pointee.arrival = moment }
       // Requests that are finished in place are published with the next batch or here.
-      if unsafe lanes[index].pointee.refill(&medium) {
+      let hasTaken = unsafe lanes[index].pointee.refill(&medium)
+      if hasTaken {
         hasMore = unsafe hasMore || lanes[index].pointee.hasAvailable()
         isBusy = unsafe isBusy || lanes[index].pointee.hadItsTurn
       }
+      if isMetered { measure(index, hasTaken: hasTaken) }
       unsafe lanes[index].pointee.publish()
       unsafe reportError(&lanes[index].pointee)
     }
     finishStops()
+    if let pause = owesRest { tellRest(pause) }
     if hasMore || medium.hasReady { return goOn() }
-    if window.current > 0, look() { return }
+    if window.current > 0, look() { return noteLook() }
     sleep()
   }
 
@@ -120,6 +141,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   /// Asks for kicks, looks once more, and sleeps in the engine: this is also where a turn's operations are handed over.
   private mutating func sleep() {
     var hasMore = hasEnded
+    if isMetered, !Engine.movesData { settleAll() }
     for index in 0..<lanes.capacity where lanes.contains(index) {
       if unsafe lanes[index].pointee.prepareToSleep() { hasMore = true }
     }
@@ -136,6 +158,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     } else {
       medium.engine.wait(nanoseconds: limit)
     }
+    if isMetered { noteMoment() }
     if medium.engine.isLost { abandonAll() }
   }
 
@@ -207,6 +230,41 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     for index in 0..<lanes.capacity where lanes.contains(index) { unsafe lanes[index].pointee.abandonRequests() }
   }
 
+  // MARK: Metrics
+
+  /// Turns of a queue without a medium between two looks at the clock: those are so short that one look for each would be seen.
+  private static var turnsBetweenMoments: Int { Engine.movesData ? 1 : 8 }
+
+  private mutating func noteMoment() {
+    guard let meter else { return }
+    moment = ArrivalWord(time: meter.clock.now)
+  }
+
+  /// Something came while the worker looked for it.
+  @inline(__always)
+  private mutating func noteLook() { if isMetered, Engine.movesData { noteMoment() } }
+
+  /// A lane had its turn: what it answered is about to be shown.
+  @inline(never)
+  private mutating func measure(_ lane: Int, hasTaken: Bool) {
+    unsafe lanes[lane].pointee.showDepth()
+    guard unsafe hasTaken || lanes[lane].pointee.hasUnsettled else { return }
+    unsafe lanes[lane].pointee.account.turns &+= 1
+    let writes = configuration.counters.value(.writes)
+    unsafe lanes[lane].pointee.account.takenWrites &+= writes &- seenWrites
+    seenWrites = writes
+    if unsafe lanes[lane].pointee.account.turns >= Self.turnsBetweenMoments { settle(lane) }
+  }
+
+  private mutating func settle(_ lane: Int) {
+    noteMoment()
+    unsafe lanes[lane].pointee.settle(now: moment.time)
+  }
+
+  private mutating func settleAll() {
+    for index in 0..<lanes.capacity where unsafe lanes.contains(index) && lanes[index].pointee.hasUnsettled { settle(index) }
+  }
+
   // MARK: Control
 
   private mutating func takeOrders() {
@@ -238,7 +296,12 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       if order.releases { release(lane) }
       if order.stops { stop(lane) }
     }
+    if let pause = orders.pause {
+      (isPaused, owesRest) = (true, pause)
+      for lane in 0..<lanes.capacity where lanes.contains(lane) { unsafe lanes[lane].pointee.pause() }
+    }
     if orders.resumesAll {
+      (isPaused, owesRest) = (false, nil)
       for lane in 0..<lanes.capacity where lanes.contains(lane) { unsafe lanes[lane].pointee.tryParked(&medium) }
     }
     if orders.unprepares || orders.stopsAll {
@@ -247,6 +310,14 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     }
     guard orders.stopsAll else { return }
     for lane in 0..<lanes.capacity where lanes.contains(lane) { stop(lane) }
+  }
+
+  private mutating func tellRest(_ pause: UInt64) {
+    for lane in 0..<lanes.capacity where lanes.contains(lane) {
+      guard unsafe lanes[lane].pointee.isAtRest else { return }
+    }
+    owesRest = nil
+    configuration.events.rests(worker: configuration.index, pause: pause)
   }
 
   private mutating func release(_ lane: Int) {
@@ -284,7 +355,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     lanes.insert(
       try Lane(
         activation, lane: index, slots: configuration.slots, context: configuration.context,
-        notification: configuration.notification, counters: configuration.counters), at: index)
+        notification: configuration.notification, counters: configuration.counters, meter: meter), at: index)
     medium.use(activation.memory, lane: index)
     do throws(Errno) { try medium.engine.watch(activation.kick, lane: index) } catch {
       medium.engine.unwatch(lane: index)
@@ -298,6 +369,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     if case .none = activation.kick { unkicked += 1 }
     kicks[index] = activation.kick
     if activation.isHeld { heldPositions[index] = activation.position }
+    if isPaused { unsafe lanes[index].pointee.pause() }
   }
 
   private var kicks: [Int: KickSource] = [:]
@@ -313,8 +385,10 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   }
 
   private mutating func remove(_ lane: Int) {
+    if isMetered { settle(lane) }
     unsafe lanes[lane].pointee.publishLast()
     unsafe lanes[lane].pointee.handBack()
+    unsafe lanes[lane].pointee.showDepth()
     unsafe reportError(&lanes[lane].pointee)
     let queue = unsafe lanes[lane].pointee.queue
     let position = unsafe heldPositions.removeValue(forKey: lane) ?? lanes[lane].pointee.position

@@ -32,6 +32,8 @@ struct RequestSlot {
   var rangeCount: UInt8 = 0
   /// The used element's length, once it is known; of a transfer, if all of it is done.
   var written: UInt32 = 0
+  /// When it came, and of what kind it is.
+  var arrival = ArrivalWord.none
   /// Where the status goes.
   var statusByte: UnsafeMutableRawPointer?
 }

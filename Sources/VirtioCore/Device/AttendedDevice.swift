@@ -50,7 +50,7 @@ public final class AttendedDevice {
   public func prepare(_ queues: [Int], memory: GuestMemory, isRecorded: Bool, isPacked: Bool = false) {
     precondition(!isPreparing, "queues were prepared again before the answer")
     isPreparing = true
-    device.prepare(queues, memory: memory, kind: RingKind(isPacked: isPacked, isRecorded: isRecorded))
+    device.prepare(queues, memory: memory, kind: QueueKind(isPacked: isPacked, isRecorded: isRecorded))
   }
 
   /// Lets go of what was prepared and not started. An answer that is still to come does not come any more.

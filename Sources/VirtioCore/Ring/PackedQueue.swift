@@ -43,6 +43,8 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
   @usableFromInline var decidedSlots: UInt64 = 0
 
   public var unpublished = 0
+  /// Chains published ever, modulo 2^16.
+  @usableFromInline var publishedChains: UInt16 = 0
   /// The first used descriptor that is not published: where it is, and the flags that will show it.
   @usableFromInline var firstUnpublished: UnsafeMutableRawPointer
   @usableFromInline var firstFlags: UInt16
@@ -235,8 +237,12 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
   }
 
   @inlinable @inline(__always)
+  public var pushes: UInt16 { publishedChains &+ UInt16(truncatingIfNeeded: unpublished) }
+
+  @inlinable @inline(__always)
   public mutating func publish() {
     guard unpublished != 0 else { return }
+    publishedChains &+= UInt16(truncatingIfNeeded: unpublished)
     if Book.isLasting {
       publishOneByOne()
     } else {

@@ -198,6 +198,9 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
   public var unpublished: Int { Int(nextUsed &- publishedUsed) }
 
   @inlinable @inline(__always)
+  public var pushes: UInt16 { nextUsed }
+
+  @inlinable @inline(__always)
   public mutating func publish() {
     guard nextUsed != publishedUsed else { return }
     // Release: data, status bytes and used elements are visible before the index that promises them (virtio 2.6.8.2).

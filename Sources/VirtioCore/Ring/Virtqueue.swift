@@ -44,6 +44,9 @@ public protocol Virtqueue: ~Copyable {
   /// Chains pushed and not yet published.
   var unpublished: Int { get }
 
+  /// Chains pushed ever, modulo 2^16; from which number on it counts is the queue's own business.
+  var pushes: UInt16 { get }
+
   /// Makes all pushed elements visible to the driver.
   mutating func publish()
 

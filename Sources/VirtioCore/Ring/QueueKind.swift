@@ -2,7 +2,7 @@
 
 /// All queues of a device that run at one time are of one kind: features are the device's, and a front-end that keeps records
 /// keeps all.
-public struct RingKind: Hashable, Sendable {
+public struct QueueKind: Hashable, Sendable {
   /// A packed ring, not a split one (VIRTIO_F_RING_PACKED).
   public var isPacked: Bool
   /// What is in flight is written down for whoever comes after.
@@ -16,5 +16,5 @@ public struct RingKind: Hashable, Sendable {
 
 extension Activation {
   /// What it needs.
-  public var kind: RingKind { RingKind(isPacked: features.contains(.packedRing), isRecorded: inflight != nil) }
+  public var kind: QueueKind { QueueKind(isPacked: features.contains(.packedRing), isRecorded: inflight != nil) }
 }
