@@ -116,6 +116,8 @@ qemu_killed_case() { # options of boot.sh
   check_ext4_files
 }
 
+case_qemu-resized() { resized_case --guest qemu "${write_back[@]}"; }
+
 case_qemu-killed() { qemu_killed_case; }
 case_qemu-packed-killed() { qemu_killed_case "${packed[@]}"; }
 

@@ -102,7 +102,7 @@ extension DriverError: ErrorWithStatus {
     case .system: .io
     case .badRegion, .memoryFull, .badQueueSize, .tooManyQueues, .badRequest: .usage
     case .noDevice, .refused, .timeout, .wrongDevice, .featuresRefused, .noPackedRing: .unavailable
-    case .fault, .requestFailed: .failure
+    case .fault, .queueFailed, .requestFailed: .failure
     }
   }
 }

@@ -10,8 +10,11 @@ import VirtioCore
 @testable import Bench
 
 @Suite struct ClientTests {
-  @Test(arguments: AccessPattern.allCases, [true, false])
-  func patternsRun(pattern: AccessPattern, indirect: Bool) throws {
+  @Test(
+    arguments: AccessPattern.allCases,
+    [(true, .split), (false, .split), (true, .packed), (false, .packed)] as [(Bool, RingFormat)])
+  func patternsRun(pattern: AccessPattern, ring: (indirect: Bool, format: RingFormat)) throws {
+    let indirect = ring.indirect
     let scratch = try Scratch()
     var options = BenchmarkOptions.short(.device(try scratch.device(), name: "disk")) {
       $0.pattern = pattern
@@ -19,6 +22,7 @@ import VirtioCore
     }
     options.targetOptions.usesIndirect = indirect
     options.targetOptions.usesEventIndex = indirect
+    options.targetOptions.ring = ring.format
     let result = try Benchmark.run(options)
     let measurement = try #require(result.measurements.first)
     #expect((measurement.reads.totalCount > 0) == pattern.reads)
@@ -36,18 +40,19 @@ import VirtioCore
     #expect(try Benchmark.run(.short(.device(device, name: "disk")) { $0.depth = 4 }).requests > 0)
   }
 
-  @Test(arguments: [(false, false), (true, false), (true, true), (false, true)])
-  func severalQueuesRun(threadPerQueue: Bool, sleeps: Bool) throws {
+  @Test(arguments: [(false, false), (true, false), (true, true), (false, true)], RingFormat.allCases)
+  func severalQueuesRun(threads: (perQueue: Bool, sleep: Bool), ring: RingFormat) throws {
     let scratch = try Scratch()
     var options = BenchmarkOptions.short(.device(try scratch.device(queues: 3), name: "disk")) {
       $0.jobs = 3
       $0.depth = 2
     }
-    options.run.hasThreadPerQueue = threadPerQueue
-    options.run.sleeps = sleeps
+    options.run.hasThreadPerQueue = threads.perQueue
+    options.run.sleeps = threads.sleep
+    options.targetOptions.ring = ring
     let measurement = try #require(try Benchmark.run(options).measurements.first)
     #expect(measurement.requests > 0)
-    if sleeps { #expect(measurement.calls > 0) }
+    if threads.sleep { #expect(measurement.calls > 0) }
   }
 
   @Test(arguments: [2, 64, 1024])

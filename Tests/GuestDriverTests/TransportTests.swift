@@ -155,6 +155,24 @@ struct TransportTests {
     for queue in bench.client.queues { #expect(queue.ring.notifications.calls > 0) }
   }
 
+  @Test("a run on a queue that the device has stopped ends with the device's word for it", arguments: Setup.allCases)
+  func stoppedQueue(_ setup: Setup) throws {
+    let bench = try Bench(setup)
+    switch setup.ring {
+    case .split: bench.victim.split.availableIndex.storeRelease(1000)
+    case .packed:
+      bench.victim.packed.offer([RawDescriptor(address: bench.unmapped.rawValue, length: 17, flags: .indirect)], at: .start)
+    }
+    bench.kickVictim()
+    #expect(try bench.victimFailed)
+    var verifier = try Verifier(bench.client, VerifyOptions(seed: 10, limit: .bytes(64 << 10)))
+    let error = #expect(throws: VerifyError.self) { try verifier.run() }
+    guard case .driver(.queueFailed(0), seed: 10) = error else {
+      Issue.record("\(String(describing: error))")
+      return
+    }
+  }
+
   @Test("the client's verbs", arguments: Setup.allCases)
   func verbs(_ setup: Setup) throws {
     let bench = try Bench(setup)

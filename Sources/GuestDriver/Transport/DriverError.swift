@@ -23,6 +23,8 @@ public enum DriverError: Error, Sendable, CustomStringConvertible {
   // Afterwards.
   /// The device broke a rule.
   case fault(DriverFault)
+  /// The device says that the queue, or all of it, is broken.
+  case queueFailed(Int)
   /// A request was answered with an error.
   case requestFailed(String)
   /// What was asked of the driver makes no sense on this device.
@@ -42,6 +44,8 @@ public enum DriverError: Error, Sendable, CustomStringConvertible {
     case .badQueueSize(let queue, let size, let maximum, let format):
       "queue \(queue) cannot have \(size) entries: give \(format == .split ? "a power of two" : "a number") up to \(maximum)"
     case .tooManyQueues(let wanted, let available): "the device has \(available) queues, not \(wanted): ask for fewer"
+    case .queueFailed(let queue):
+      "the device has stopped queue \(queue) until it is reset: what serves it says why in its log"
     case .fault(let fault): "the device broke a rule: \(fault)"
     }
   }
