@@ -35,6 +35,7 @@ let package = Package(
     .target(name: "VirtioRegisters", dependencies: ["VirtioCore"], swiftSettings: strict),
     .target(name: "Sockets", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
     .target(name: "Control", dependencies: ["CLinux", "VirtioCore", "Sockets", system], swiftSettings: strict),
+    .target(name: "Metrics", dependencies: ["CLinux", "VirtioCore", "Sockets", system], swiftSettings: strict),
     .target(name: "VhostUser", dependencies: ["CLinux", "VirtioCore", "Sockets", system], swiftSettings: strict),
     .target(
       name: "MemoryFile", dependencies: ["CLinux", "VirtioCore", "VirtioRegisters", "Sockets", system],
@@ -58,8 +59,8 @@ let package = Package(
     .executableTarget(
       name: "vmm-blk",
       dependencies: [
-        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "Control", "VhostUser",
-        "MemoryFile", "RingInspector", "GuestDriver", "Bench", "CrashCheck", system, logging,
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "Control", "Metrics",
+        "VhostUser", "MemoryFile", "RingInspector", "GuestDriver", "Bench", "CrashCheck", system, logging,
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Histogram", package: "hdrhistogram-swift"),
         .product(name: "TextTable", package: "TextTable"),
@@ -85,16 +86,23 @@ let package = Package(
       name: "BlkDeviceTests",
       dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", system], swiftSettings: strict),
     .testTarget(name: "RegistersTests", dependencies: ["VirtioCore", "VirtioRegisters"], swiftSettings: strict),
+    .target(
+      name: "TestSupport", dependencies: ["CLinux", "VirtioCore", "Sockets", "GuestDriver"], path: "Tests/Support",
+      swiftSettings: strict),
     .testTarget(
-      name: "ControlTests", dependencies: ["CLinux", "VirtioCore", "Sockets", "Control", system], swiftSettings: strict),
+      name: "ControlTests", dependencies: ["CLinux", "VirtioCore", "Sockets", "Control", "TestSupport", system],
+      swiftSettings: strict),
     .testTarget(
-      name: "VhostUserTests", dependencies: ["CLinux", "VirtioCore", "Sockets", "VhostUser", "GuestDriver", system],
+      name: "MetricsTests", dependencies: ["CLinux", "VirtioCore", "Sockets", "Metrics", system], swiftSettings: strict),
+    .testTarget(
+      name: "VhostUserTests",
+      dependencies: ["CLinux", "VirtioCore", "Sockets", "VhostUser", "GuestDriver", "TestSupport", system],
       exclude: ["Golden"], swiftSettings: strict),
     .testTarget(
       name: "MemoryFileTests",
       dependencies: [
         "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "MemoryFile", "RingInspector", "GuestDriver",
-        system,
+        "TestSupport", system,
       ],
       swiftSettings: strict),
     .testTarget(

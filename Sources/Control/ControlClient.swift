@@ -20,8 +20,13 @@ public final class ControlClient {
     set { reader.disposer = newValue }
   }
 
-  /// - Parameter path: of the server's control socket.
-  public init(path: String, in loop: EventLoop) throws(SocketError) {
+  /// - Parameters:
+  ///   - path: of the server's control socket.
+  ///   - maximumAnswer: bytes of the longest answer that is read.
+  public init(
+    path: String, in loop: EventLoop, maximumAnswer: Int = ControlLine.maximumSize
+  ) throws(SocketError) {
+    reader.maximumSize = maximumAnswer
     socket = try UnixSocket.connect(to: path)
     self.loop = loop
     do { registration = try loop.add(socket.rawValue) { [weak self] in self?.ready($0) } } catch {

@@ -13,6 +13,8 @@ struct ControlReader {
     case ended
   }
 
+  /// Bytes of the longest line that is read.
+  var maximumSize = ControlLine.maximumSize
   /// Who closes the descriptors that come from now on; `nil`: whoever lets go of them.
   var disposer: (any Disposer)?
   private var bytes: [UInt8] = []
@@ -26,7 +28,7 @@ struct ControlReader {
     while true {
       if let end = bytes[searched...].firstIndex(of: UInt8(ascii: "\n")) { return .line(try takeLine(end)) }
       searched = bytes.count
-      guard bytes.count < ControlLine.maximumSize else { throw .lineTooLong(limit: ControlLine.maximumSize) }
+      guard bytes.count < maximumSize else { throw .lineTooLong(limit: maximumSize) }
       switch try receive(socket) {
       case nil: return .nothingYet
       case 0?:

@@ -270,8 +270,12 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     if places[queue % threadCount].worker != nil { leftQueues.insert(queue) }
   }
 
-  /// Lets queues go on that stall because their medium failed a request: what failed is tried again.
-  public func resume() { for place in places { _ = place.worker?.mailbox.post { $0.resumesAll = true } } }
+  /// The operator wants that no queue takes anything.
+  public internal(set) var isPaused = false
+  /// Workers that have not said that nothing is in flight since it was paused.
+  var restlessWorkers: Set<Int> = []
+  /// Of the last call of `pause`.
+  var pauseNumber: UInt64 = 0
 
   /// What the disk may do in a second from now on, whatever it was before: at once, and also for what waits already. Debts are
   /// forgotten, and nothing is saved up.
@@ -295,6 +299,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   public func takeEvents() -> [DeviceEvent] {
     let news = events.take()
     let told = news.events.filter { !swallow($0) } + news.preparations.compactMap(answer)
+    for (worker, pause) in news.rests { rests(worker, pause) }
     for index in news.endedWorkers { workerEnded(index) }
     return told
   }
@@ -346,7 +351,11 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   private func makeWorker(_ index: Int, _ orders: WorkerOrders, isRecorded: Bool) throws(QueueError) -> Worker {
     let mailbox: WorkerMailbox
     do throws(Errno) { mailbox = try WorkerMailbox() } catch { throw .outOfDescriptors }
-    _ = mailbox.post { $0 = orders }
+    let pause = isPaused ? pauseNumber : nil
+    _ = mailbox.post {
+      $0 = orders
+      $0.pause = pause
+    }
     let lanes = (queueCount - index + threadCount - 1) / threadCount
     let configuration = WorkerConfiguration(
       index: index, context: context, slots: LaneContext.slots, lanes: lanes, isRecorded: isRecorded,
@@ -374,6 +383,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   private func workerEnded(_ index: Int) {
     guard let worker = places[index].worker else { return }
     worker.thread.join()
+    restlessWorkers.remove(index)
     let (waiting, preparesRecorded) = (places[index].waiting, places[index].preparesRecorded)
     places[index] = WorkerPlace()
     guard !waiting.isEmpty else { return }

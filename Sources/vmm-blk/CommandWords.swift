@@ -2,6 +2,7 @@
 /// else that may be wrong, and a word that is wrong says what is possible instead.
 internal import ArgumentParser
 internal import FoundationEssentials
+internal import Metrics
 internal import VirtioCore
 
 /// What the program takes, as the parser itself tells it.
@@ -140,6 +141,7 @@ struct CommandWords {
     "--rw": "read, write, randread, randwrite, rw or randrw",
     "--hex": "an even number of hexadecimal digits",
     "--inject": "WHICH:FAULT[:CONDITION...] as in write:eio:rate=0.01 or flush:eio:count=1; serve --help lists them all",
+    "--metrics": MetricsAddress.forms,
     "--queue": "as in size=8,desc=0x0,avail=0x400,used=0x800",
   ]
 

@@ -138,7 +138,7 @@ extension DeviceOptions {
       ("--waiting", tuning.waiting != nil), ("--poll-us", tuning.pollUs != nil), ("--notify", tuning.notify != .batch),
       ("--uring", tuning.uring != nil), ("--record", record != nil), ("--on-error", onError != .report),
       ("--inject", !inject.isEmpty),
-      ("--no-lock", noLock),
+      ("--no-lock", noLock), ("--latencies", tuning.latencies != .on),
     ]
     return given.filter(\.1).map(\.0)
   }

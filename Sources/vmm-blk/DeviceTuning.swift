@@ -102,6 +102,9 @@ struct DeviceTuning: ParsableArguments {
       valueName: "words"))
   var uring: UringSetup?
 
+  @Option(help: .init("Keep how long requests take, for 'ctl metrics', 'top' and --metrics.", valueName: "on|off"))
+  var latencies = OnOff.on
+
   func validate() throws {
     if let pollUs, !(0...1_000_000).contains(pollUs) {
       throw ValidationError("--poll-us \(pollUs) is not from 0 to 1000000")
@@ -113,6 +116,7 @@ struct DeviceTuning: ParsableArguments {
     if let pollUs { options.waiting = pollUs > 0 ? .poll(microseconds: pollUs) : .sleep }
     if let waiting { options.waiting = waiting }
     options.notification = notify
+    options.metrics = latencies == .on
     if let uring { options.uring = uring }
   }
 }

@@ -39,6 +39,10 @@ struct RunCommand: ParsableCommand {
 
   @OptionGroup var takeover: TakeoverOptions
 
+  @OptionGroup var figures: MetricsOptions
+
+  @OptionGroup var logging: LogOptions
+
   @Option(
     help: .init(
       "After a signal to end, seconds to wait for what is in flight; a second signal does not wait at all.",
@@ -64,6 +68,9 @@ struct RunCommand: ParsableCommand {
     guard memory != nil || takeover.takeOver != nil else { throw Self.noMemory }
     guard !once || (takeover.control == nil && takeover.takeOver == nil) else {
       throw ValidationError("one pass has nobody to hand over to: leave out --once, or --control and --take-over")
+    }
+    guard !once || figures.metrics == nil else {
+      throw ValidationError("one pass is over before anybody asks: leave out --once or --metrics")
     }
     guard takeover.takeOver == nil || create == nil else {
       throw ValidationError("--take-over goes on with the memory file that is served: leave out --create")

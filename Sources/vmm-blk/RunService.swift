@@ -4,6 +4,7 @@ internal import Control
 internal import Glibc
 internal import Logging
 internal import MemoryFile
+internal import Metrics
 internal import Sockets
 internal import VhostUser
 internal import VirtioBlkDevice
@@ -13,11 +14,14 @@ internal import VirtioCore
 final class RunService {
   private let command: RunCommand
   private let signals: TerminationSignals
-  private let log = ServeLog(level: .info)
+  private let log: ServeLog
   private let loop: EventLoop
   private var meter = Meter()
-  private var control: TakeoverControl?
-  private var isEnding = false
+  private var control: ServiceControl?
+  private lazy var figures = OperatorFigures(of: self)
+  private(set) var isEnding = false
+  /// As its operator sees it; `nil` before it is served, and when another process serves it.
+  private var disk: RunDisk?
   /// The disk is about to be taken over, or to stay where it is: nothing may come between.
   private var isTaking = false
   /// A signal to end that came then.
@@ -26,6 +30,7 @@ final class RunService {
   /// Before the device makes threads, which inherit that these signals are not theirs.
   init(_ command: RunCommand) throws {
     self.command = command
+    log = ServeLog(command.logging)
     Startup.ignoreStraySignals()
     signals = try TerminationSignals()
     loop = try EventLoop()
@@ -42,22 +47,26 @@ final class RunService {
     let served = try taker.map { try prepare($0) } ?? open()
     if let warning = served.device.engineWarning { log.warn(warning) }
     let listener = try command.takeover.listen()
+    let page = try command.figures.server(of: figures, in: loop)
     // The loop holds what its handlers hold, the device with its image for one, and so the socket's file does not go by itself.
     let termination = try loop.add(signals.descriptor) { _ in self.endOnSignal(served) }
     defer {
       loop.remove(termination)
+      page?.close()
       listener?.removeFile()
-      control?.server.close()
-      control?.server.listener.removeFile()
+      control?.close()
+      control?.removeFile()
       control = nil
     }
     do {
       if let taker {
-        take(served, from: taker, listener)
+        take(served, from: taker, listener, page)
       } else {
         say(served)
         try served.transport.open(in: loop)
-        if let listener { control = try openControl(listener, served) }
+        disk = RunDisk(device: served.device, transport: served.transport)
+        if let listener { control = try ServiceControl(on: listener, for: self, figures, in: loop, log: log) }
+        try page?.open()
       }
       try loop.run()
     } catch {
@@ -72,7 +81,7 @@ final class RunService {
     log.warn(
       "left behind, because the medium does not answer: \(served.memory) (\(served.device.image.path)): "
         + "\(ServerEvent.list(left))")
-    control?.server.listener.removeFile()
+    control?.removeFile()
     People.flush()
     // Whoever let go of the image now would wait for the same medium.
     _exit(ExitStatus.leftBehind.rawValue)
@@ -125,22 +134,21 @@ final class RunService {
     return served
   }
 
-  private func take(_ served: Served, from taker: TakeoverTaker, _ listener: Listener?) {
+  private func take(_ served: Served, from taker: TakeoverTaker, _ listener: Listener?, _ page: MetricsServer?) {
     isTaking = true
     taker.takeAll { [self] in
       isTaking = false
       guard taker.hasAny else { return end(served) }
+      disk = RunDisk(device: served.device, transport: served.transport)
       do {
-        if let listener = listener ?? command.takeover.adopt(from: taker, log) { control = try openControl(listener, served) }
+        if let listener = listener ?? command.takeover.adopt(from: taker, log) {
+          control = try ServiceControl(on: listener, for: self, figures, in: loop, log: log)
+        }
+        try page?.open()
       } catch { log.warn("the control socket is not served: \(error)") }
       say(served)
       if let postponed { end(served, on: postponed) }
     }
-  }
-
-  private func openControl(_ listener: Listener, _ served: Served) throws -> TakeoverControl {
-    let disk = RunGivenDisk(device: served.device, transport: served.transport)
-    return try TakeoverControl(on: listener, for: [disk], .memoryFile, in: loop, log: log)
   }
 
   // MARK: End
@@ -156,11 +164,13 @@ final class RunService {
     end(served)
   }
 
-  private func end(_ served: Served) {
+  private func end(_ served: Served) { end(served.transport) }
+
+  private func end(_ transport: MemoryFileDevice) {
     isEnding = true
     control?.giver.end()
     loop.after(.seconds(command.drainTimeout)) { [loop] in loop.stop() }
-    served.transport.close { [loop] in loop.stop() }
+    transport.close { [loop] in loop.stop() }
   }
 
   // MARK: Words
@@ -173,5 +183,32 @@ final class RunService {
       printable(
         "Serving \(device.image.path) on \(memory) (\(queues), \(device.engineReason)); "
           + "for a driver: vmm-blk guest --memory \(memory) info"))
+  }
+}
+
+// MARK: For its operator
+
+extension RunService: OperatedService {
+  var transport: Takeover.Transport { .memoryFile }
+  var disks: [any OperatedDisk] { disk.map { [$0] } ?? [] }
+  var leavingDisks: [any OperatedDisk] { [] }
+
+  private static let isOne = OperatorRefusal(
+    "a memory file is one disk, which goes with its process: end it with 'drain', and start another 'vmm-blk run' for another disk"
+  )
+
+  func add(_ entry: ControlLine, then: @escaping (Result<String, OperatorRefusal>) -> Void) { then(.failure(Self.isOne)) }
+  func remove(_ name: String, then: @escaping (Result<Void, OperatorRefusal>) -> Void) { then(.failure(Self.isOne)) }
+  func reload(then: @escaping (Result<DiskChange, OperatorRefusal>) -> Void) { then(.failure(Self.isOne)) }
+
+  func drain() {
+    guard let disk, !isEnding else { return }
+    end(disk.transport)
+  }
+
+  func handedOver(_ name: String) {
+    disk = nil
+    log.note("everything is served by another process, so this one ends")
+    loop.stop()
   }
 }

@@ -5,11 +5,24 @@ internal import VhostUser
 internal import VirtioBlkDevice
 internal import VirtioCore
 
-struct RunGivenDisk: GivenDisk {
+struct RunDisk: OperatedDisk {
   let device: BlockDevice
   let transport: MemoryFileDevice
 
   var name: String { Takeover.absolute(transport.file.path) }
+
+  var isDriven: Bool { transport.isDriven }
+
+  var driver: Operator.Driver? {
+    transport.driver.map { driver in
+      Operator.Driver(
+        features: Operator.names(of: driver.features), memory: driver.memory,
+        rings: driver.rings.map { ring in
+          Operator.Ring(
+            queue: ring.queue, size: ring.size, state: ring.hasFailed ? .failed : ring.isRunning ? .running : .stopped)
+        })
+    }
+  }
 
   func describe() -> (Takeover.Part, DescriptorList) {
     var list = DescriptorList()

@@ -32,6 +32,7 @@ extension ServeDisk: DecodableWithConfiguration {
     case onError = "on-error"
     case inject
     case noLock = "no-lock"
+    case latencies
   }
 
   /// - Parameter defaults: the command line's own options, which hold where the entry says nothing.
@@ -67,6 +68,7 @@ extension ServeDisk: DecodableWithConfiguration {
     options.onError = try entry.choice(.onError) ?? defaults.onError
     options.inject = try entry.rules(.inject) ?? defaults.inject
     options.noLock = try entry.flag(.noLock) ?? defaults.noLock
+    options.tuning.latencies = try entry.choice(.latencies) ?? defaults.tuning.latencies
     try options.validate()
     try options.tuning.validate()
     self.options = options
@@ -144,6 +146,39 @@ extension ServeDisk: DecodableWithConfiguration {
       do { return try values.decodeIfPresent(Value.self, forKey: WordKey(word)) } catch {
         throw ServeDiskMistake.wrongValue(word, expected: expected)
       }
+    }
+  }
+}
+
+extension DeviceOptions {
+  /// The words in which another disk on the same socket is another disk.
+  func differences(from other: DeviceOptions) -> [String] {
+    ServeDisk.Word.allCases.filter { value(of: $0) != other.value(of: $0) }.map(\.rawValue)
+  }
+
+  /// What a word comes to, as a text that is the same for the same value.
+  private func value(of word: ServeDisk.Word) -> String {
+    switch word {
+    case .blkFile: Takeover.absolute(blkFile ?? "")
+    case .socketPath: ""  // what it is told by
+    case .format: format.rawValue
+    case .readOnly: "\(readOnly)"
+    case .numQueues: "\(numQueues ?? ServeService.queues)"
+    case .logicalBlockSize: "\(logicalBlockSize)"
+    case .queueSizeMax: "\(queueSizeMax)"
+    case .serial: serial ?? ""
+    case .engine: engine.rawValue
+    case .direct: direct.rawValue
+    case .threads: "\(threads ?? 0)"
+    case .pinCPUs: "\(pinCPUs?.processors ?? [])"
+    case .waiting: tuning.waiting?.defaultValueDescription ?? ""
+    case .pollUs: "\(tuning.pollUs ?? -1)"
+    case .notify: tuning.notify.defaultValueDescription
+    case .uring: tuning.uring.map { "\($0)" } ?? ""
+    case .onError: onError.rawValue
+    case .inject: "\(inject)"
+    case .noLock: "\(noLock)"
+    case .latencies: tuning.latencies.rawValue
     }
   }
 }

@@ -10,8 +10,10 @@ struct ServeDiskList {
   let file: String
   let disks: [ServeDisk]
 
-  /// - Parameter defaults: holds for every disk that says nothing else.
-  init(file: String, defaults: DeviceOptions) throws(ServeDiskListError) {
+  /// - Parameters:
+  ///   - defaults: holds for every disk that says nothing else.
+  ///   - mayBeEmpty: disks can come later.
+  init(file: String, defaults: DeviceOptions, mayBeEmpty: Bool) throws(ServeDiskListError) {
     self.file = file
     let text: Data
     do { text = try Self.read(file) } catch { throw .cannotRead(file, error) }
@@ -22,7 +24,7 @@ struct ServeDiskList {
     } catch {
       throw .notJSON(file, Self.reason(error))
     }
-    guard !disks.isEmpty else { throw .noDisks(file) }
+    guard mayBeEmpty || !disks.isEmpty else { throw .noDisks(file) }
     if let double = JSONKeys.double(in: text) {
       throw error(min(double.element, disks.count - 1), "\"\(printable(double.key))\" is said twice: say it once")
     }
@@ -129,7 +131,8 @@ enum ServeDiskListError: Error, CustomStringConvertible {
       "\(printable(file)) is no list of disks: it has more than the 1 MiB that is enough for thousands of them"
     case .cannotRead(let file, let error): "the list of disks \(printable(file)) cannot be read: \(error)"
     case .notJSON(let file, let reason): "\(printable(file)) is not a JSON array of disks: \(printable(reason))"
-    case .noDisks(let file): "\(printable(file)) lists no disk: give it an entry for each"
+    case .noDisks(let file):
+      "\(printable(file)) lists no disk: give it an entry for each, or --control a path where disks can be added later"
     case .entry(let number, let file, let name, let sentence, _):
       "\(printable(file)), entry \(number)" + (name.map { " (\(printable($0)))" } ?? "") + ": \(sentence)"
     }

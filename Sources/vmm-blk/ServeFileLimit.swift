@@ -30,7 +30,7 @@ enum ServeFileLimit {
   /// kick, call and error for each queue; mailbox, waiting and completions for each thread.
   static func fullNeed(_ disks: [DeviceOptions]) -> Int {
     disks.reduce(idleNeed(disks)) { sum, disk in
-      let queues = min(max(disk.numQueues ?? ServeCommand.queues, 1), 256)
+      let queues = min(max(disk.numQueues ?? ServeService.queues, 1), 256)
       let threads = min(max(disk.threads ?? queues, 1), queues)
       return sum + 4 + 3 * queues + 3 * threads
     }

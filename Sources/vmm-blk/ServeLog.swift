@@ -8,29 +8,39 @@ internal import VirtioCore
 /// The log of one server, or of one disk of many. Lines that a guest or a front-end can cause are metered, for each disk by
 /// itself.
 final class ServeLog {
+  /// Of the whole process's log.
+  let level: LogLevel
   private let logger: Logger
-  /// Goes before every event; empty where there is one disk only.
-  private let prefix: String
+  /// Which disk the lines are about; `nil`: the server, or its only disk.
+  private let disk: Logger.Metadata?
   /// One for each importance, so that a flood of small news does not keep a warning out.
   private var meters: [ServerEvent.Importance: Meter] = [:]
   private var controlMeter = Meter()
 
-  init(level: Logger.Level) {
-    logger = Logger(label: "vmm-blk") { _ in PlainLogHandler(logLevel: level) }
-    prefix = ""
+  init(_ options: LogOptions) {
+    let level = LogLevel(options.logLevel)
+    self.level = level
+    logger = Logger(label: "vmm-blk") { _ in
+      switch options.logFormat {
+      case .text: PlainLogHandler(level: level)
+      case .json: JSONLogHandler(level: level)
+      }
+    }
+    disk = nil
   }
 
-  private init(_ logger: Logger, prefix: String) {
-    self.logger = logger
-    self.prefix = prefix
+  private init(_ log: ServeLog, disk: String) {
+    level = log.level
+    logger = log.logger
+    self.disk = [LogTime.diskKey: "\(disk)"]
   }
 
   /// The same log for what happens to one disk of many.
-  func about(_ disk: String) -> ServeLog { ServeLog(logger, prefix: disk + ": ") }
+  func about(_ disk: String) -> ServeLog { ServeLog(self, disk: disk) }
 
   /// A line of our own.
-  func note(_ text: String) { logger.info("\(text)") }
-  func warn(_ text: String) { logger.warning("\(text)") }
+  func note(_ text: String) { logger.info("\(text)", metadata: disk) }
+  func warn(_ text: String) { logger.warning("\(text)", metadata: disk) }
 
   /// Which engines serve the disks and why: a line for each reason, not for each disk.
   func noteEngines(of devices: [BlockDevice]) {
@@ -48,8 +58,8 @@ final class ServeLog {
   /// Anybody who can reach the control socket can cause these.
   func event(_ event: ControlEvent) {
     guard case .pass(let heldBack) = controlMeter.ask() else { return }
-    if heldBack > 0 { logger.warning("\(prefix)\(heldBack) lines were left out") }
-    logger.warning("\(prefix)\(event)")
+    if heldBack > 0 { logger.warning("\(heldBack) lines were left out", metadata: disk) }
+    logger.warning("\(event)", metadata: disk)
   }
 
   /// Every one of these can be caused from the other side of the socket, as often as that side likes.
@@ -62,10 +72,10 @@ final class ServeLog {
       case .warning: .warning
       }
     // Who asks for everything gets everything, and what would not be written anyway uses nothing up.
-    guard level >= .info else { return logger.log(level: level, "\(prefix)\(event)") }
+    guard level >= .info else { return logger.log(level: level, "\(event)", metadata: disk) }
     guard level >= logger.logLevel else { return }
     guard case .pass(let heldBack) = meters[event.importance, default: Meter()].ask() else { return }
-    if heldBack > 0 { logger.log(level: level, "\(prefix)\(heldBack) lines were left out") }
-    logger.log(level: level, "\(prefix)\(event)")
+    if heldBack > 0 { logger.log(level: level, "\(heldBack) lines were left out", metadata: disk) }
+    logger.log(level: level, "\(event)", metadata: disk)
   }
 }

@@ -4,11 +4,7 @@ internal import VhostUser
 internal import VirtioBlkDevice
 internal import VirtioCore
 
-struct ServeGivenDisk: GivenDisk {
-  let device: BlockDevice
-  let server: BackendServer
-  let name: String
-
+extension ServedDisk: GivenDisk {
   func describe() -> (Takeover.Part, DescriptorList) {
     let (state, list) = server.state
     return (.server(state), list)
@@ -28,23 +24,24 @@ struct ServeGivenDisk: GivenDisk {
 
 struct ServeTakenDisk: TakenDisk {
   let name: String
-  let place: String
-  let device: BlockDevice
-  let server: BackendServer
+  let disk: ServedDisk
   let errands: ErrandQueue
+
+  var place: String { disk.place }
+  var device: BlockDevice { disk.device }
 
   func prepare(_ part: Takeover.Part, _ list: DescriptorList, then: @escaping (String?) -> Void) {
     guard case .server(let state) = part else { return then("\(TakeoverError.overtaken)") }
-    server.prepare(state, list, errands: errands) { then($0.map { "\($0)" }) }
+    disk.server.prepare(state, list, errands: errands) { then($0.map { "\($0)" }) }
   }
 
   func adopt(_ part: Takeover.Part, _ list: DescriptorList, then: @escaping (String?) -> Void) {
     guard case .server(let state) = part else { return then("\(TakeoverError.overtaken)") }
-    server.adopt(state, list, errands: errands) { then($0.map { "\($0)" }) }
+    disk.server.adopt(state, list, errands: errands) { then($0.map { "\($0)" }) }
   }
 
-  func release() { server.release() }
-  func giveBack() { server.giveBack() }
+  func release() { disk.server.release() }
+  func giveBack() { disk.server.giveBack() }
 }
 
 extension ServeTakenDisk {

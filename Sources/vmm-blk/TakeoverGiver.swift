@@ -1,5 +1,6 @@
 /// A server that another one takes over from: what it answers on its control socket.
 internal import Control
+internal import Glibc
 internal import Sockets
 internal import VhostUser
 internal import VirtioBlkDevice
@@ -37,34 +38,40 @@ final class TakeoverGiver {
     case paused
     /// The taker may begin, or has begun.
     case committed
+    /// So it was, and it is gone, and what it had under way at the medium may not have ended.
+    case abandoned
   }
 
-  private let transport: Takeover.Transport
-  private let disks: [any GivenDisk]
+  /// How often is looked whether a taker that is gone has still something under way, and when it is said that it has.
+  private static let look: UInt32 = 5_000
+  private static let notice = Duration.seconds(5)
+
+  private let service: any OperatedService
   private let loop: EventLoop
   private let log: ServeLog
   private let control: Listener
-  /// Called once when every disk is served elsewhere.
-  private let whenOver: () -> Void
   private var taker: ControlConnection?
+  /// What the taker was told that there is. None comes or goes while it is there.
+  private var disks: [any OperatedDisk] = []
   private var wantsControl = false
   private var current: (disk: Int, phase: Phase)?
   /// So that the limit of one attempt is not taken for that of the next.
   private var attempt = 0
   private var handedOver: Set<Int> = []
   private var isEnding = false
+  /// Asks the kernel about locks, which a medium on a network may hold up.
+  private let errands = ErrandQueue()
 
-  init(
-    _ disks: [any GivenDisk], on transport: Takeover.Transport, control: Listener, in loop: EventLoop, log: ServeLog,
-    whenOver: @escaping () -> Void
-  ) {
-    self.disks = disks
-    self.transport = transport
+  init(of service: any OperatedService, control: Listener, in loop: EventLoop, log: ServeLog) {
+    self.service = service
     self.control = control
     self.loop = loop
     self.log = log
-    self.whenOver = whenOver
   }
+
+  /// A taker is there: the disks are not to be changed.
+  var isBusy: Bool { taker != nil || current != nil }
+  func isTaker(_ connection: ControlConnection) -> Bool { connection === taker }
 
   /// This process is about to end: no disk may begin elsewhere any more.
   func end() { isEnding = true }
@@ -100,16 +107,23 @@ final class TakeoverGiver {
     }
     guard !isEnding else { return refuse(connection, Self.ending) }
     guard taker == nil else { return refuse(connection, "another process is taking over already") }
+    if let paused = service.disks.first(where: \.device.isPaused) {
+      return refuse(connection, "\(paused.name) is paused: let it go on with 'vmm-blk ctl resume' first")
+    }
+    if let current {
+      let name = printable(disks[current.disk].name)
+      return refuse(connection, "\(name) waits for what another server has left at the medium; try again")
+    }
     taker = connection
+    (disks, handedOver) = (service.disks, [])
     wantsControl = request.wantsControl ?? false
     connection.whenEnded = { [weak self] in self?.takerIsGone() }
     log.note("\(connection.peer) is about to take over")
-    let names = disks.indices.filter { !handedOver.contains($0) }.map {
-      Takeover.Greeting.Name(disk: disks[$0].name, image: disks[$0].device.image.path)
-    }
+    let names = disks.map { Takeover.Greeting.Name(disk: $0.name, image: $0.device.image.path) }
     connection.answer(
       ControlLine(
-        Takeover.Greeting(version: Takeover.version, program: Version.text, transport: transport.rawValue, disks: names)))
+        Takeover.Greeting(version: Takeover.version, program: Version.text, transport: service.transport.rawValue, disks: names)
+      ))
   }
 
   /// - Parameter phase: that the disk has to be in; `nil`: in none, and none other either.
@@ -174,34 +188,58 @@ final class TakeoverGiver {
     handedOver.insert(index)
     current = nil
     log.note("\(disks[index].name) is served by \(connection.peer) from now on")
-    guard handedOver.count == disks.count else {
-      connection.answer(ControlLine(Takeover.Answer()))
-      return
-    }
-    if wantsControl {
+    if wantsControl, handedOver.count == disks.count {
       control.leaveFile()
       connection.answer(ControlLine(Takeover.Answer(control: 0), descriptors: [control.socket]))
     } else {
       connection.answer(ControlLine(Takeover.Answer()))
     }
-    whenOver()
+    service.handedOver(disks[index].name)
   }
 
   // MARK: When it does not come to that
 
   private func takerIsGone() {
     taker = nil
-    guard let current else { return }
-    let isBegun = current.phase == .committed
-    log.warn(
-      "\(disks[current.disk].name) goes on here, because the server that was taking it over is gone"
-        + (isBegun ? ", from what is in guest memory" : ""))
-    resume()
+    guard let current else { return settle() }
+    switch current.phase {
+    case .pausing, .paused:
+      log.warn("\(disks[current.disk].name) goes on here, because the server that was taking it over is gone")
+      resume()
+    case .committed: waitForMedium(current.disk)
+    // Nobody is let in meanwhile.
+    case .abandoned: break
+    }
+  }
+
+  /// Nobody is there, and no disk stands still for anybody: the list was that taker's.
+  private func settle() {
+    if !isBusy { disks = [] }
+  }
+
+  /// The taker may have begun, and what it has submitted may still be carried out. What is done again here must not be overtaken by
+  /// that, and no buffer of the guest's may be given back before a read that is late has written to it.
+  private func waitForMedium(_ index: Int) {
+    current = (index, .abandoned)
+    let (image, name) = (disks[index].device.image, disks[index].name)
+    loop.after(Self.notice) { [weak self] in
+      guard self?.current?.phase == .abandoned else { return }
+      self?.log.warn(
+        "\(name) stands still until the server that was taking it over is gone, with all that it has at the medium")
+    }
+    loop.perform(on: errands) {
+      while image.isBeingTaken { usleep(Self.look) }
+    } then: { [weak self] in
+      guard let self, current?.phase == .abandoned else { return }
+      log.warn(
+        "\(name) goes on here, because the server that was taking it over is gone, from what is in guest memory")
+      resume()
+    }
   }
 
   private func isTooSlow(_ attempt: Int) {
     // One that may have begun is not raced, however slow it is: only its end gives the disk back.
-    guard attempt == self.attempt, let current, current.phase != .committed else { return }
+    guard attempt == self.attempt, let current, current.phase == .pausing || current.phase == .paused else { return }
     log.warn(
       current.phase == .pausing
         ? "\(disks[current.disk].name) goes on here, because it did not come to a standstill in \(Takeover.limit)"
@@ -214,9 +252,10 @@ final class TakeoverGiver {
   private func resume() {
     guard let current else { return }
     self.current = nil
-    let isBegun = current.phase == .committed
+    let isBegun = current.phase == .abandoned
     if isBegun { own(current.disk) }
     disks[current.disk].goOn(fromMemory: isBegun)
+    settle()
   }
 
   private func leave(_ index: Int) {

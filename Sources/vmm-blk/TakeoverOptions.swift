@@ -6,7 +6,7 @@ internal import Sockets
 struct TakeoverOptions: ParsableArguments {
   @Option(
     help: .init(
-      "Listen on this path for an operator: a server that takes over. Only this user and root are listened to.",
+      "Listen on this path for an operator: 'vmm-blk ctl', or a server that takes over. Only this user and root are listened to.",
       valueName: "path"))
   var control: String?
 
@@ -49,24 +49,5 @@ struct TakeoverOptions: ParsableArguments {
       log.warn("the control socket cannot be taken over: \(error)")
       return nil
     }
-  }
-}
-
-/// What a running server has for its operators.
-struct TakeoverControl {
-  let server: ControlServer
-  let giver: TakeoverGiver
-
-  /// Begins to listen. The loop stops when every disk is served elsewhere.
-  init(
-    on listener: Listener, for disks: [any GivenDisk], _ transport: Takeover.Transport, in loop: EventLoop, log: ServeLog
-  ) throws {
-    let giver = TakeoverGiver(disks, on: transport, control: listener, in: loop, log: log) {
-      log.note("everything is served by another process, so this one ends")
-      loop.stop()
-    }
-    self.giver = giver
-    server = ControlServer(on: listener, in: loop, report: { log.event($0) }, take: { giver.take($0, from: $1) })
-    try server.open()
   }
 }

@@ -172,6 +172,7 @@ final class TakeoverTaker {
       if let since = state.stillSince { tell(disk, since) }
       ask(.served, disk) { line throws in
         let answer = try line.decode(Takeover.Answer.self)
+        disk.errands.dispose { [image = disk.device.image] in image.endTaking() }
         if let place = answer.control { self.control = try DescriptorList(line.descriptors).descriptor(place) }
         self.take(index + 1, then)
       } otherwise: { reason in
@@ -216,6 +217,9 @@ final class TakeoverTaker {
       } catch { failed("\(error)") }
     }
   }
+
+  /// Whether a disk is served here, one of `greet`.
+  func hasTaken(_ name: String) -> Bool { taken.contains { disks[$0].name == name } }
 
   /// Some disk is served here.
   var hasAny: Bool { !taken.isEmpty }

@@ -267,6 +267,33 @@ import VirtioCore
     }
   }
 
+  /// What waits for a limit is not under way: a disk that is paused is at rest with it, and starts none of it.
+  @Test(arguments: [false, true]) func aPauseLeavesWhatWaits(isInOrder: Bool) throws {
+    let scratch = try Scratch()
+    var options = BlockDeviceOptions()
+    options.limits = Self.slowWrites
+    let device = try BlockDevice(
+      image: ImageFile(ImageOptions(path: scratch.image(size: 1 << 20), direct: .off)), options: options)
+    let hand = try HandQueue(device, 0, SharedMemory(), publishesInOrder: isInOrder)
+    try hand.start()
+    for _ in 0..<3 { try hand.submit(.write(sector: 0, pattern(4096))) }
+    try hand.submit(.read(sector: 0, bytes: 512))
+    hand.queue.publish()
+    try waitUntil("two wait") { device.counters.throttled == 2 }
+    device.pause()
+    try waitUntil("it is at rest") {
+      _ = device.takeEvents()
+      return device.isAtRest
+    }
+    device.setLimits(RateLimits())
+    usleep(20_000)
+    // What is not held up by order is answered: the first write, and the read.
+    #expect(hand.usedIndex == (isInOrder ? 1 : 2))
+    device.resume()
+    try waitUntil("all are answered") { hand.usedIndex == 4 }
+    _ = hand.stop()
+  }
+
   /// Everything that was taken is done, at once, and charged; in all the ways of taking answers back.
   @Test(arguments: [EngineKind.uring, .mapped, .sync, .threads], [(false, false), (true, false), (false, true), (true, true)])
   func aStopWaitsForNoTokens(engine: EngineKind, kind: (isInOrder: Bool, isRecorded: Bool)) throws {

@@ -2,6 +2,7 @@
 import CLinux
 import Foundation
 import Glibc
+import TestSupport
 import Testing
 import VirtioCore
 
@@ -14,13 +15,6 @@ import VirtioCore
     var numbers: [UInt64] = []
   }
 
-  private static func pair() -> (OwnedDescriptor, OwnedDescriptor) {
-    var ends: [Int32] = [-1, -1]
-    let kind = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue) | Int32(SOCK_NONBLOCK.rawValue)
-    precondition(unsafe socketpair(AF_UNIX, kind, 0, &ends) == 0)
-    return (OwnedDescriptor(ends[0]), OwnedDescriptor(ends[1]))
-  }
-
   private static func send(_ text: String, to socket: OwnedDescriptor) {
     let bytes = Array(text.utf8)
     #expect(unsafe clinux_send_with_fds(socket.rawValue, bytes, bytes.count, nil, 0) == bytes.count)
@@ -28,7 +22,7 @@ import VirtioCore
 
   /// Each line has its own descriptors, however many pieces they come in and whatever comes before and after.
   @Test(arguments: [0, 1, 63, 64, 65, 200]) func descriptorsKeepToTheirLine(count: Int) throws {
-    let (ours, theirs) = Self.pair()
+    let (ours, theirs) = socketPair()
     // The kernel makes it the smallest that it allows.
     var size: Int32 = 1
     #expect(unsafe setsockopt(ours.rawValue, SOL_SOCKET, SO_SNDBUF, &size, 4) == 0)
@@ -58,7 +52,7 @@ import VirtioCore
     ("{\"descriptors\": -1}\n", "more than 2048"), ("{\"descriptors\": \"x\"}\n", "\"descriptors\""),
     (String(repeating: " ", count: ControlLine.maximumSize + 1), "is longer than"), ("{\"half\"", "has gone"),
   ]) func linesThatCannotBe(_ text: String, _ sentence: String) throws {
-    let (ours, theirs) = Self.pair()
+    let (ours, theirs) = socketPair()
     var reader = ControlReader()
     let error = try #require(throws: ControlError.self) {
       var rest = Array(text.utf8)[...]
@@ -87,7 +81,8 @@ import VirtioCore
 
   /// A question is answered, one after the other; the client hears when the server goes.
   @Test func questionsAndAnswers() throws {
-    let path = NSTemporaryDirectory() + "control-" + UUID().uuidString.prefix(8)
+    let directory = try TemporaryDirectory()
+    let path = directory.file("control")
     let loop = try EventLoop()
     var events: [ControlEvent] = []
     let server = ControlServer(

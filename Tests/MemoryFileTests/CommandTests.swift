@@ -2,42 +2,22 @@
 import CLinux
 import Foundation
 import MemoryFile
+import TestSupport
 import Testing
 import VirtioCore
 
-/// The program that was built with these tests.
-let program: String = {
-  // The test runner and the program lie in the same directory.
-  let runner = URL(fileURLWithPath: CommandLine.arguments[0]).resolvingSymlinksInPath()
-  let beside = runner.deletingLastPathComponent().appending(path: "vmm-blk").path
-  if FileManager.default.isExecutableFile(atPath: beside) { return beside }
-  return Images.folder.deletingLastPathComponent().appending(path: ".build/debug/vmm-blk").path
-}()
-
 private let driver = Images.folder.deletingLastPathComponent().appending(path: "Examples/driver.py").path
 
-/// `vmm-blk run` in the background.
-private final class RunningDevice {
-  let process = Process()
-  private let output = Pipe()
-
-  init(_ arguments: [String]) throws {
-    process.executableURL = URL(fileURLWithPath: program)
-    process.arguments = ["run"] + arguments
-    process.standardOutput = output
-    process.standardError = output
-    try process.run()
-  }
+extension Program {
+  /// `vmm-blk run` in the background.
+  fileprivate static func run(_ arguments: [String]) throws -> Program { try Program(["run"] + arguments) }
 
   /// Ends the process and returns what it said.
-  func end(_ signal: Int32) -> (status: Int32, reason: Process.TerminationReason, text: String) {
+  fileprivate func end(_ signal: Int32) -> (status: Int32, reason: Process.TerminationReason, text: String) {
     kill(process.processIdentifier, signal)
-    let text = String(decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-    process.waitUntilExit()
-    return (process.terminationStatus, process.terminationReason, text)
+    let end = finish()
+    return (end.status, process.terminationReason, end.output + end.errors)
   }
-
-  deinit { if process.isRunning { kill(process.processIdentifier, SIGKILL) } }
 }
 
 @Suite struct CommandTests {
@@ -60,7 +40,7 @@ private final class RunningDevice {
     ])
   func pythonDriver(_ options: [String]) throws {
     try makeDisk(4 << 20)
-    let device = try RunningDevice(["--memory", memory, "--create", "1M", "--blk-file", disk, "--serial", "S1"] + options)
+    let device = try Program.run(["--memory", memory, "--create", "1M", "--blk-file", disk, "--serial", "S1"] + options)
     let said = try run("python3", [driver, memory])
     #expect(said.contains("disk: 8192 sectors, serial S1"))
     #expect(said.contains("verified: 256 blocks"))
@@ -76,7 +56,7 @@ private final class RunningDevice {
   @Test("a device that is killed and started again loses nothing that a driver was told, and the driver goes on")
   func killedDevice() throws {
     try makeDisk(4 << 20)
-    let first = try RunningDevice(["--memory", memory, "--create", "1M", "--blk-file", disk])
+    let first = try Program.run(["--memory", memory, "--create", "1M", "--blk-file", disk])
     let python = Process()
     python.executableURL = URL(fileURLWithPath: "/usr/bin/env")
     python.arguments = ["python3", driver, memory]
@@ -91,7 +71,7 @@ private final class RunningDevice {
       usleep(100)
     }
     #expect(first.end(SIGKILL).reason == .uncaughtSignal)
-    let second = try RunningDevice(["--memory", memory, "--blk-file", disk])
+    let second = try Program.run(["--memory", memory, "--blk-file", disk])
     let said = String(decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
     python.waitUntilExit()
     #expect(python.terminationStatus == 0 && said.contains("verified: 256 blocks"), "\(said)")
@@ -102,7 +82,7 @@ private final class RunningDevice {
   @Test("the synthetic guest finds every byte right although its device is killed again and again")
   func killedUnderLoad() throws {
     try makeDisk(4 << 20)
-    var device = try RunningDevice(["--memory", memory, "--create", "16M", "--blk-file", disk, "--num-queues", "2"])
+    var device = try Program.run(["--memory", memory, "--create", "16M", "--blk-file", disk, "--num-queues", "2"])
     let guest = Process()
     guest.executableURL = URL(fileURLWithPath: program)
     guest.arguments = ["guest", "--memory", memory, "verify", "--bytes", "4M", "--largest", "16k", "--seed", "1"]
@@ -116,7 +96,7 @@ private final class RunningDevice {
       let before = kicks()
       while guest.isRunning, kicks() < before + 10 { usleep(200) }
       _ = device.end(round % 2 == 0 ? SIGTERM : SIGKILL)
-      device = try RunningDevice(["--memory", memory, "--blk-file", disk])
+      device = try Program.run(["--memory", memory, "--blk-file", disk])
     }
     let said = String(decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
     guest.waitUntilExit()

@@ -3,6 +3,7 @@ import CLinux
 import Glibc
 import Synchronization
 import SystemPackage
+import TestSupport
 import VirtioCore
 
 final class FakeDevice: VirtioDevice {

@@ -4,6 +4,7 @@ import Foundation
 import MemoryFile
 import Sockets
 import Synchronization
+import TestSupport
 import Testing
 import VirtioBlkDevice
 import VirtioCore
@@ -32,24 +33,11 @@ import VirtioRegisters
     }
   }
 
-  /// What a driver does in a thread of its own.
-  private final class Access: Sendable {
-    let isOver = Mutex(false)
-    let failure = Mutex<String?>(nil)
-
-    init(_ body: @escaping @Sendable () throws -> Void) {
-      Thread.detachNewThread { [self] in
-        do { try body() } catch { failure.withLock { $0 = "\(error)" } }
-        isOver.withLock { $0 = true }
-      }
-    }
-  }
-
   /// Lets a driver do something while the loop runs, and wants it to succeed.
   private func drive(_ body: @escaping @Sendable () throws -> Void) throws {
-    let access = Access(body)
-    try turn { access.isOver.withLock { $0 } }
-    #expect(access.failure.withLock { $0 } == nil)
+    let access = SideThread(body)
+    try turn { access.isOver }
+    try access.end()
   }
 
   private func pause(_ device: MemoryFileDevice) throws {
@@ -113,7 +101,7 @@ import VirtioRegisters
     unsafe driver.memory.storeBytes(of: 3, toByteOffset: 2048 + 2, as: UInt16.self)
     let calls = driver.callCount(queue: 0)
     // Asked in the pause.
-    let late = Access { try driver.write(0x120, width: 1, 7) }
+    let late = SideThread { try driver.write(0x120, width: 1, 7) }
 
     let new = try FakeDevice()
     let second = try successor(of: file, new)
@@ -125,11 +113,11 @@ import VirtioRegisters
       ])
     #expect(new.running.values.allSatisfy { $0.isHeld })
     #expect(driver.isDeviceThere && driver.deviceEpoch == epoch && driver.callCount(queue: 0) == calls)
-    #expect(late.isOver.withLock { $0 } == false)
+    #expect(!late.isOver)
     first.handOver()
     second.release()
-    try turn { late.isOver.withLock { $0 } }
-    #expect(late.failure.withLock { $0 } == nil)
+    try turn { late.isOver }
+    try late.end()
     #expect(new.calls.suffix(3) == [.release(0), .release(1), .wrote(32, [7])])
     #expect(!old.calls.contains(.wrote(32, [7])))
     #expect(driver.deviceEpoch == epoch &+ 1)
@@ -153,7 +141,7 @@ import VirtioRegisters
     try drive { try driver.bringUp(features: [.version1, .eventIndex], queues: 2) }
     let epoch = driver.deviceEpoch
     try pause(first)
-    let late = Access { try driver.write(0x120, width: 1, 9) }
+    let late = SideThread { try driver.write(0x120, width: 1, 9) }
 
     let new = try FakeDevice(
       features: fault == .canDoLess ? [.version1] : [.version1, .eventIndex],
@@ -177,8 +165,8 @@ import VirtioRegisters
     #expect(driver.isDeviceThere && driver.deviceEpoch == epoch && driver.configurationCount == 0)
     #expect(try isServed())
     first.resume()
-    try turn { late.isOver.withLock { $0 } }
-    #expect(late.failure.withLock { $0 } == nil)
+    try turn { late.isOver }
+    try late.end()
     #expect(old.running.count == 2 && old.running.values.allSatisfy { !$0.isHeld })
     #expect(old.calls.last == .wrote(32, [9]))
     #expect(new.calls.allSatisfy { if case .release = $0 { false } else { true } })
@@ -337,7 +325,7 @@ import VirtioRegisters
       try driver.write(.queueSelect, 1)
     }
     device.holdStops()
-    let access = Access { try driver.write(.queueReady, 0) }
+    let access = SideThread { try driver.write(.queueReady, 0) }
     try turn { device.calls.last == .stop(1) }
     var isPaused = false
     served.pauseForHandOver { isPaused = true }
@@ -346,8 +334,8 @@ import VirtioRegisters
     try turn { device.calls.contains(.stop(0)) }
     #expect(!isPaused)
     device.finishStop(0)
-    try turn { isPaused && access.isOver.withLock { $0 } }
-    #expect(access.failure.withLock { $0 } == nil)
+    try turn { isPaused && access.isOver }
+    try access.end()
     served.resume()
     try turn { device.running.count == 1 }
     served.abandon()

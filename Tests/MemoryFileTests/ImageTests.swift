@@ -5,6 +5,7 @@
 import Foundation
 import MemoryFile
 import RingInspector
+import TestSupport
 import Testing
 import VirtioBlkDevice
 import VirtioCore

@@ -3,6 +3,7 @@ import Foundation
 import MemoryFile
 import RingInspector
 import SystemPackage
+import TestSupport
 import Testing
 import VirtioCore
 

@@ -2,6 +2,7 @@
 import Foundation
 import MemoryFile
 import SystemPackage
+import TestSupport
 import Testing
 import VirtioCore
 

@@ -3,6 +3,7 @@ import CLinux
 import Foundation
 import MemoryFile
 import Synchronization
+import TestSupport
 import Testing
 import VirtioCore
 import VirtioRegisters
@@ -93,28 +94,21 @@ import VirtioRegisters
     try driver.bringUp(features: features, queues: 2)
     try driver.write(.queueSelect, 1)
     device.holdStops()
-    let answered = Mutex(false)
-    let isOver = DispatchSemaphore(value: 0)
-    Thread.detachNewThread {
-      do {
-        switch way {
-        case 0: try driver.write(.queueReady, 0)
-        case 1: try driver.write(.queueReset, 1)
-        default: try driver.write(.status, 0)
-        }
-        answered.withLock { $0 = true }
-      } catch { Issue.record("\(error)") }
-      isOver.signal()
+    let access = SideThread {
+      switch way {
+      case 0: try driver.write(.queueReady, 0)
+      case 1: try driver.write(.queueReset, 1)
+      default: try driver.write(.status, 0)
+      }
     }
     let stops: [FakeDevice.Call] = way == 2 ? [.stop(0), .stop(1)] : [.stop(1)]
-    while Array(device.calls.suffix(stops.count)) != stops { usleep(1000) }
+    try wait(until: "the device is asked to stop") { Array(device.calls.suffix(stops.count)) == stops }
     device.raise(.notice("the device goes on"))
-    while !served.lines.withLock({ $0.contains("the device goes on") }) { usleep(1000) }
-    #expect(answered.withLock { $0 } == false)
+    try wait(until: "the device is heard") { served.lines.withLock { $0.contains("the device goes on") } }
+    #expect(!access.isOver)
     device.finishStop(1)
     device.finishStop(0)
-    isOver.wait()
-    #expect(answered.withLock { $0 })
+    try access.end()
     // The mailbox is looked at again.
     #expect(try driver.read(.queueReady) == 0)
   }

@@ -1,33 +1,17 @@
-/// What the tests of this module share: a directory of their own, a device that runs in a thread, a driver's first steps.
+/// What the tests of this module share: a device that runs in a thread, a driver's first steps.
 import CLinux
 import Foundation
 import MemoryFile
 import Sockets
 import Synchronization
 import SystemPackage
+import TestSupport
 import Testing
 import VirtioCore
 import VirtioRegisters
 
-/// `Patience.limit` in milliseconds.
-let patientMilliseconds = Int(Patience.limit / .milliseconds(1))
-
-/// A directory that is gone when the test lets go of it.
-final class TemporaryDirectory: Sendable {
-  let path: String
-
-  init() throws {
-    let template = NSTemporaryDirectory() + "/memory-file-XXXXXX"
-    var bytes = template.utf8CString
-    let made = unsafe bytes.withUnsafeMutableBufferPointer { buffer in unsafe mkdtemp(buffer.baseAddress!) != nil }
-    try #require(made)
-    path = String(decoding: bytes.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
-  }
-
-  deinit { try? FileManager.default.removeItem(atPath: path) }
-
-  func file(_ name: String) -> String { path + "/" + name }
-}
+/// The program that was built with these tests.
+let program = Program.path.path
 
 /// A device on a file, served by a thread until `stop`.
 final class ServedFile: Sendable {

@@ -4,6 +4,7 @@ import Foundation
 import Glibc
 import MemoryFile
 import Synchronization
+import TestSupport
 import Testing
 import VirtioBlkDevice
 import VirtioCore
@@ -16,19 +17,16 @@ import VirtioCore
   @Test(
     "a guest is served by one process after the other", arguments: [["uring"], ["sync", "mapped"], ["cached", "threads"]])
   func oneAfterTheOther(_ engines: [String]) throws {
-    let first = try rig.serve(engine: engines[0])
-    let last = Mutex(first)
-    try rig.underLoad { [rig] guestWorks in
+    var server = try rig.serve(engine: engines[0])
+    try rig.underLoad { guestWorks in
       for number in 1...10 {
         try guestWorks()
-        let before = last.withLock { $0 }
-        let after = try rig.replace(before, engine: engines[number % engines.count])
-        last.withLock { $0 = after }
+        server = try rig.replace(server, engine: engines[number % engines.count])
       }
       try guestWorks()
     }
     #expect(try MemoryFileSnapshot(path: rig.memory).deviceEpoch == 11)
-    rig.terminate(last.withLock { $0 })
+    rig.terminate(server)
   }
 
   // MARK: what goes wrong
@@ -52,7 +50,7 @@ import VirtioCore
     let folder = rig.directory.path
     try Data(count: 8 << 20).write(to: URL(fileURLWithPath: folder + "/other.img"))
     _ = try MemoryFile.create(path: folder + "/other.mem", memorySize: 16 << 20, maximumQueues: 2)
-    try rig.underLoad { [rig] guestWorks in
+    try rig.underLoad { guestWorks in
       try guestWorks()
       let end = try rig.taker(engine: "sync", options.map { $0.replacingOccurrences(of: "DIR", with: folder) }).finish()
       #expect(end.status != 0)
@@ -66,7 +64,7 @@ import VirtioCore
   @Test("a process that serves sockets does not take over a memory file")
   func otherTransport() throws {
     let server = try rig.serve(engine: "sync")
-    let end = try RunProgram(["serve", "--take-over", rig.control, "--blk-file", rig.disk]).finish()
+    let end = try Program(["serve", "--take-over", rig.control, "--blk-file", rig.disk]).finish()
     #expect(end.status == 69 && end.errors.contains("take it over with 'vmm-blk run'"), "\(end.errors)")
     rig.terminate(server)
   }
@@ -82,21 +80,21 @@ import VirtioCore
   @Test("a taker that is gone leaves the guest as it was, whatever it had said", arguments: Step.allCases)
   func aTakerThatDies(at step: Step) throws {
     let server = try rig.serve(engine: "uring")
-    try rig.underLoad { [rig] guestWorks in
+    try rig.underLoad { guestWorks in
       for _ in 1...3 {
         try guestWorks()
-        let taker = try TalkingTaker(rig.control)
+        let taker = try Taker(rig.control)
         for next in Step.allCases {
-          let answer = try taker.ask(next.rawValue, disk: rig.name)
-          #expect(answer?.contains("error") == false, "\(answer ?? "the connection ended")")
+          let answer = try taker.ask(next.rawValue, disk: rig.memory)
+          #expect(!answer.contains("error"), "\(answer)")
           if next == step { break }
         }
         taker.close()
         try guestWorks()
       }
       // And the next taker is let in.
-      let taker = try TalkingTaker(rig.control)
-      #expect(try taker.ask("take-over", disk: "")?.contains("\"memory-file\"") == true)
+      let taker = try Taker(rig.control)
+      #expect(try taker.ask("take-over", disk: "").contains("\"memory-file\""))
       taker.close()
     }
     rig.terminate(server)
@@ -105,12 +103,12 @@ import VirtioCore
   @Test("a taker that gives back lets the guest go on, again and again")
   func aTakerThatRefuses() throws {
     let server = try rig.serve(engine: "mapped")
-    try rig.underLoad { [rig] guestWorks in
-      let taker = try TalkingTaker(rig.control)
+    try rig.underLoad { guestWorks in
+      let taker = try Taker(rig.control)
       _ = try taker.ask("take-over", disk: "")
       for _ in 1...5 {
-        #expect(try taker.ask("pause", disk: rig.name)?.contains("stillSince") == true)
-        #expect(try taker.ask("resume", disk: rig.name)?.contains("error") == false)
+        #expect(try taker.ask("pause", disk: rig.memory).contains("stillSince"))
+        #expect(try taker.ask("resume", disk: rig.memory).contains("error") == false)
         try guestWorks()
       }
       taker.close()
@@ -120,60 +118,59 @@ import VirtioCore
 
   @Test("a real taker that is killed at any moment leaves a guest that works, served by one of the two or by the next")
   func aTakerThatIsKilled() throws {
-    let current = Mutex(try rig.serve(engine: "sync"))
-    try rig.underLoad { [rig] guestWorks in
+    var current = try rig.serve(engine: "sync")
+    try rig.underLoad { guestWorks in
       // How long a takeover takes here, so that the moments are spread over it and a little more.
       let start = ContinuousClock.now
-      let second = try rig.replace(current.withLock { $0 }, engine: "sync")
-      current.withLock { $0 = second }
+      current = try rig.replace(current, engine: "sync")
       let moment = (ContinuousClock.now - start) / .microseconds(10)
       for round in 0..<12 {
         try guestWorks()
-        let before = current.withLock { $0 }
+        let before = current
         let taker = try rig.taker(engine: "sync")
         usleep(useconds_t(round) * useconds_t(min(moment, 100_000)))
         kill(taker.process.processIdentifier, SIGKILL)
         taker.process.waitUntilExit()
-        try waitPatiently(until: "the process before has ended, or goes on") {
+        try wait(until: "the process before has ended, or goes on") {
           guard before.process.isRunning else { return true }
-          guard let next = try? TalkingTaker(rig.control) else { return false }
+          guard let next = try? Taker(rig.control) else { return false }
           defer { next.close() }
-          return try next.ask("take-over", disk: "")?.contains("\"disks\"") == true
+          return (try? next.ask("take-over", disk: ""))?.contains("\"disks\"") == true
         }
         guard !before.process.isRunning else { continue }
         // It had handed over, to somebody who was killed after that.
         #expect(before.finish().status == 0)
         let words = ["--blk-file", rig.disk, "--memory", rig.memory, "--control", rig.control, "--engine", "sync"]
-        let next = try RunProgram(["run"] + words)
+        let next = try Program(["run"] + words)
         try #require(next.firstLine().hasPrefix("Serving "), "\(next.finish().errors)")
-        current.withLock { $0 = next }
+        current = next
       }
       try guestWorks()
     }
-    rig.terminate(current.withLock { $0 })
+    rig.terminate(current)
   }
 
   @Test("a process that is told to end in the middle of a takeover ends, and lets nobody begin")
   func endInTheMiddle() throws {
     let first = try rig.serve(engine: "sync")
-    let last = Mutex<RunProgram?>(nil)
-    try rig.underLoad { [rig] guestWorks in
+    var last: Program?
+    try rig.underLoad { guestWorks in
       try guestWorks()
-      let taker = try TalkingTaker(rig.control)
+      let taker = try Taker(rig.control)
       _ = try taker.ask("take-over", disk: "")
-      #expect(try taker.ask("pause", disk: rig.name)?.contains("stillSince") == true)
+      #expect(try taker.ask("pause", disk: rig.memory).contains("stillSince"))
       first.process.terminate()
       let end = first.finish()
       #expect(end.status == 0, "\(end.errors)")
-      #expect(try taker.ask("commit", disk: rig.name) == nil)
+      #expect(try taker.send(#"{"request":"commit","disk":"\#(rig.memory)"}"#) == nil)
       taker.close()
       let words = ["--blk-file", rig.disk, "--memory", rig.memory, "--control", rig.control]
-      let next = try RunProgram(["run"] + words)
+      let next = try Program(["run"] + words)
       try #require(next.firstLine().hasPrefix("Serving "), "\(next.finish().errors)")
-      last.withLock { $0 = next }
+      last = next
       try guestWorks()
     }
-    rig.terminate(try #require(last.withLock { $0 }))
+    rig.terminate(try #require(last))
   }
 
   @Test("the image's lock and the device's role on the memory file are held at every moment")
@@ -214,7 +211,7 @@ private final class Watch: Sendable {
 
   func lookOnce() throws {
     let before = looks.load(ordering: .relaxed)
-    try waitPatiently(until: "the locks have been looked at") { looks.load(ordering: .relaxed) > before + 1 }
+    try wait(until: "the locks have been looked at") { looks.load(ordering: .relaxed) > before + 1 }
   }
 
   /// - Returns: what was free at some moment.

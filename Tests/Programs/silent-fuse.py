@@ -35,6 +35,7 @@ HOLDABLE = {
     "fallocate": FALLOCATE}
 FOLDER, FILE = 1, 2  # nodes
 DIRECT_IO = 1
+ASYNC = 1 | 1 << 15  # reads, and direct I/O: nobody in the kernel waits for those
 ENOENT, ENOSYS = 2, 38
 
 
@@ -92,7 +93,7 @@ class File:
 
     def answer(self, operation, node, body):
         if operation == INIT:
-            return 0, struct.pack("<IIIIHHIIHH", 7, 31, 1 << 16, 1, 12, 10, 1 << 20, 1, 0, 0) + bytes(32)
+            return 0, struct.pack("<IIIIHHIIHH", 7, 31, 1 << 16, ASYNC, 12, 10, 1 << 20, 1, 0, 0) + bytes(32)
         if operation == LOOKUP:
             if body.rstrip(b"\0") != b"disk":
                 return ENOENT, b""

@@ -1,12 +1,13 @@
 /// A clock that is set back changes nothing but the stamps of lines and reports: nothing waits on it, and nothing is measured
 /// with it. Setting it would disturb the whole machine, and time namespaces do not have it, so the sources are read instead.
 import Foundation
+import TestSupport
 import Testing
 
 @Suite struct ClockTests {
   /// Where the time of day is written for people.
   private static let stamps: Set<String> = [
-    "vmm-blk/PlainLogHandler.swift", "Bench/Report/FioReport+Result.swift", "Bench/Paths/PathLaboratory.swift",
+    "vmm-blk/LogHandlers.swift", "Bench/Report/FioReport+Result.swift", "Bench/Paths/PathLaboratory.swift",
   ]
 
   /// What reads the time of day, or waits until some.

@@ -1,6 +1,7 @@
 /// Front-ends that come and go in every state of a connection leave nothing behind in the program.
 import Foundation
 import Glibc
+import TestSupport
 import Testing
 import VirtioCore
 

@@ -1,5 +1,6 @@
 /// The command line as people and management software type it.
 import Foundation
+import TestSupport
 import Testing
 
 @testable import VhostUser
@@ -69,7 +70,7 @@ import Testing
     (["bench", "run", "--blk-file", "--nosuch"], "Unknown option '--nosuch'"),
     (["inspect", "-x"], "Unknown option '-x'"),
     (["serv"], "There is no 'serv' in 'vmm-blk'. Did you mean 'serve'?"),
-    (["disk"], "There is no 'disk' in 'vmm-blk': use serve, run, guest, inspect"),
+    (["disk"], "There is no 'disk' in 'vmm-blk': use serve, run, ctl, top, guest, inspect"),
     (["guest", "--socket-path", "x", "raed"], "There is no 'raed' in 'vmm-blk guest'. Did you mean 'read'?"),
     (["serve", "--\u{1b}[2J\nError: x"], #"Unknown option '--\x1b[2J\nError: x'"#),
   ])

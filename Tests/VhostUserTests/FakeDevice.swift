@@ -3,6 +3,7 @@ import CLinux
 import Foundation
 import Synchronization
 import SystemPackage
+import TestSupport
 import VirtioCore
 
 @testable import Sockets
@@ -123,16 +124,6 @@ final class EventLog: Sendable {
   func contains(_ wanted: (ServerEvent) -> Bool) -> Bool { events.contains(where: wanted) }
 }
 
-/// Waits until something that another thread does has happened.
-func eventually(_ condition: () -> Bool) -> Bool {
-  let end = ContinuousClock.now + Patience.limit
-  while !condition() {
-    guard .now < end else { return false }
-    usleep(2000)
-  }
-  return true
-}
-
 /// A server in a loop on its own thread.
 final class RunningServer: Sendable {
   let log = EventLog()
@@ -141,7 +132,7 @@ final class RunningServer: Sendable {
 
   /// - Parameter serve: makes the servers, on the loop's thread.
   init(_ serve: @escaping @Sendable (EventLoop, EventLog) throws -> [BackendServer]) {
-    stop = VhostUserTests.eventCounter()
+    stop = TestSupport.eventCounter()
     let ready = DispatchSemaphore(value: 0)
     Thread.detachNewThread { [log, stop, done] in
       do {
@@ -183,21 +174,4 @@ final class RunningServer: Sendable {
     EventCounter.signal(stop.rawValue)
     done.wait()
   }
-}
-
-/// A directory for sockets, removed with everything in it.
-func withDirectory<Result>(_ body: (String) throws -> Result) rethrows -> Result {
-  let path = NSTemporaryDirectory() + "vhost-" + UUID().uuidString.prefix(8)
-  do { try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: false) } catch {
-    preconditionFailure("\(error)")
-  }
-  defer { try? FileManager.default.removeItem(atPath: path) }
-  return try body(path)
-}
-
-func socketPair() -> (OwnedDescriptor, OwnedDescriptor) {
-  var ends: [Int32] = [-1, -1]
-  let kind = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue) | Int32(SOCK_NONBLOCK.rawValue)
-  precondition(unsafe socketpair(AF_UNIX, kind, 0, &ends) == 0)
-  return (OwnedDescriptor(ends[0]), OwnedDescriptor(ends[1]))
 }

@@ -3,6 +3,7 @@ import CLinux
 import Foundation
 import Glibc
 import Synchronization
+import TestSupport
 import Testing
 import VirtioCore
 
@@ -62,8 +63,26 @@ import VirtioCore
     #expect(state2.memory.map(\.userAddress) == connection.memory.map(\.userAddress))
   }
 
+  /// With a message of which a part has come, and the rest of a reply that has not gone out.
+  private static func line(unread: [UInt8], unsent: [UInt8]) throws -> Data {
+    var disk = try #require(try JSONSerialization.jsonObject(with: Self.line) as? [String: Any])
+    var server = try #require(disk["server"] as? [String: Any])
+    var connection = try #require(server["connection"] as? [String: Any])
+    connection["unread"] = ["bytes": unread.map { Int($0) }, "descriptors": [Int]()]
+    connection["unsent"] = [["bytes": unsent.map { Int($0) }, "descriptors": [Int]()]]
+    server["connection"] = connection
+    disk["server"] = server
+    return try JSONSerialization.data(withJSONObject: disk) + [10]
+  }
+
   /// The program takes over from a server that says what version 1 says, and serves its front-end.
-  @Test func theProgramGoesOnFromIt() throws {
+  ///
+  /// - Parameter parted: that server stopped in the middle of a message and of a reply.
+  @Test(arguments: [false, true]) func theProgramGoesOnFromIt(parted: Bool) throws {
+    // GET_QUEUE_NUM.
+    let request = Message(.getQueueCount).bytes
+    let (come, unsent) = (Array(request.prefix(parted ? 7 : 0)), parted ? [UInt8](1...50) : [])
+    let line = parted ? try Self.line(unread: come, unsent: unsent) : Self.line
     try withDirectory { directory in
       let path = directory + "/disk.img"
       try Data().write(to: URL(fileURLWithPath: path))
@@ -84,7 +103,7 @@ import VirtioCore
       let greeting =
         #"{"disks":[{"disk":"\#(directory)/disk.sock","image":"disk.img"}],"program":"vmm-blk","transport":"vhost-user","version":1}"#
       for (verb, answer, brought) in [
-        ("take-over", Data(greeting.utf8 + [10]), []), ("describe", Self.line, descriptors), ("pause", Self.line, descriptors),
+        ("take-over", Data(greeting.utf8 + [10]), []), ("describe", line, descriptors), ("pause", line, descriptors),
         ("commit", Data("{}\n".utf8), []), ("served", Data("{}\n".utf8), []),
       ] {
         let request = Self.readLine(socket.rawValue)
@@ -94,9 +113,10 @@ import VirtioCore
         #expect(unsafe clinux_send_with_fds(socket.rawValue, bytes, bytes.count, numbers, numbers.count) == bytes.count)
       }
       #expect(taker.firstLine().hasPrefix("Serving "))
-      // GET_QUEUE_NUM on the connection that it was given.
-      let request = Message(.getQueueCount).bytes
-      #expect(unsafe clinux_send_with_fds(connection.1.rawValue, request, request.count, nil, 0) == request.count)
+      // On the connection that it was given.
+      #expect(Self.read(connection.1.rawValue, unsent.count) == unsent)
+      let rest = Array(request[come.count...])
+      #expect(unsafe clinux_send_with_fds(connection.1.rawValue, rest, rest.count, nil, 0) == rest.count)
       #expect(Self.read(connection.1.rawValue, MessageHeader.size + 8)?.suffix(8).first == 2)
       taker.process.terminate()
       let end = taker.finish()

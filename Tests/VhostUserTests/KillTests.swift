@@ -3,6 +3,7 @@
 /// back at the end.
 import Foundation
 import Synchronization
+import TestSupport
 import Testing
 import VirtioCore
 
@@ -99,7 +100,7 @@ struct Killing: Sendable, CustomTestStringConvertible {
         path: server.socket, memory: DriverMemory(size: 16 << 20), reconnection: reconnection)
       return transport != nil
     }
-    guard let transport else { throw Hangs(description: "no server") }
+    guard let transport else { throw WaitedInVain(description: "no server") }
     let client = try BlockClient(
       transport, options: DriverOptions(features: killing.features, queues: killing.queues, queueSize: 64))
     client.depth = 12

@@ -1,6 +1,7 @@
 /// Dirty logging as a front-end asks for it: a log, and then features and addresses that say what goes into it.
 import CLinux
 import Glibc
+import TestSupport
 import Testing
 import VirtioCore
 

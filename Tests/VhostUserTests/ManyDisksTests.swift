@@ -1,5 +1,6 @@
 /// `vmm-blk serve --disks`: many disks in one process, described by a file.
 import Foundation
+import TestSupport
 import Testing
 import VirtioCore
 

@@ -2,6 +2,7 @@
 import CLinux
 import Foundation
 import Glibc
+import TestSupport
 import Testing
 import VirtioCore
 

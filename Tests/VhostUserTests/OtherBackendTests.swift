@@ -1,5 +1,6 @@
 /// Our front-end on somebody else's back-end: what both understand is the protocol.
 import Foundation
+import TestSupport
 import Testing
 import VirtioCore
 

@@ -1,6 +1,7 @@
 /// A crash between any two stores of the algorithm, recovery included: the back-end ends by SIGKILL at the place that the test
 /// names, as often as it takes, and the guest must notice nothing.
 import Synchronization
+import TestSupport
 import Testing
 import VirtioCore
 

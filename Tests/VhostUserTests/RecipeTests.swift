@@ -1,4 +1,5 @@
 /// The conversations that real front-ends hold, in their own order.
+import TestSupport
 import Testing
 import VirtioCore
 

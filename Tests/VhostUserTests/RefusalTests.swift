@@ -1,5 +1,6 @@
 /// Messages that must not be done (rows 15, 34, 35 and 38 of the bad-input list).
 import Foundation
+import TestSupport
 import Testing
 import VirtioCore
 

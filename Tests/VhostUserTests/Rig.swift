@@ -2,6 +2,7 @@
 import CLinux
 import Glibc
 import SystemPackage
+import TestSupport
 import Testing
 import VirtioCore
 
@@ -37,10 +38,6 @@ enum TestMemory {
   static func duplicate(_ descriptor: OwnedDescriptor) -> OwnedDescriptor {
     OwnedDescriptor(dup(descriptor.rawValue))
   }
-}
-
-func eventCounter() -> OwnedDescriptor {
-  do { return try OwnedDescriptor.eventCounter() } catch { preconditionFailure("\(error)") }
 }
 
 /// Runs a session against a device that does what it is told.

@@ -1,5 +1,6 @@
 /// `vmm-blk serve` as a program: words, exit codes, signals, and what it leaves behind.
 import Foundation
+import TestSupport
 import Testing
 import VirtioCore
 

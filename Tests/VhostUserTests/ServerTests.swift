@@ -2,6 +2,7 @@
 import CLinux
 import Foundation
 import Synchronization
+import TestSupport
 import Testing
 import VirtioCore
 

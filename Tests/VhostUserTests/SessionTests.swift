@@ -1,5 +1,6 @@
 /// The rules of the conversation, one by one.
 import Glibc
+import TestSupport
 import Testing
 import VirtioCore
 

@@ -1,6 +1,7 @@
 /// Socket paths: the good, the stale and the impossible.
 import CLinux
 import Foundation
+import TestSupport
 import Testing
 import VirtioCore
 
@@ -81,8 +82,8 @@ import VirtioCore
     }
   }
 
-  @Test func pathsThatCannotBe() {
-    withDirectory { directory in
+  @Test func pathsThatCannotBe() throws {
+    try withDirectory { directory in
       let missing = directory + "/no/disk.sock"
       #expect(throws: SocketError.missingDirectory(missing)) { try Listener(path: missing) }
       let long = directory + "/" + String(repeating: "s", count: 108 - directory.utf8.count - 1)

@@ -4,19 +4,11 @@ import Foundation
 import Glibc
 import Synchronization
 import SystemPackage
+import TestSupport
 import Testing
 import VirtioCore
 
 @testable import VhostUser
-
-struct Hangs: Error, CustomStringConvertible {
-  var description: String
-}
-
-/// Looks until it is so.
-func wait(until what: @autoclosure () -> String, _ isSo: () -> Bool) throws {
-  guard eventually(isSo) else { throw Hangs(description: "waited in vain until \(what())") }
-}
 
 /// Another program that has nothing open of ours but what it is given. It does not outlive its owner.
 final class Child {
@@ -110,7 +102,7 @@ final class SilentFile {
     (tell, said) = (input.writing, output.reading)
     withExtendedLifetime((input, output)) {}
     let line = try Self.line(said)
-    guard line.hasPrefix("ready ") else { throw Hangs(description: line) }
+    guard line.hasPrefix("ready ") else { throw WaitedInVain(description: line) }
     path = String(line.dropFirst("ready ".count))
   }
 
@@ -142,9 +134,9 @@ final class SilentFile {
       var entry = pollfd(fd: descriptor.rawValue, events: Int16(POLLIN), revents: 0)
       let ready = unsafe poll(&entry, 1, Int32(clamping: Int(Patience.limit / .milliseconds(1))))
       if ready < 0 && errno == EINTR { continue }
-      guard ready == 1 else { throw Hangs(description: "the silent file system says nothing at all") }
+      guard ready == 1 else { throw WaitedInVain(description: "the silent file system says nothing at all") }
       guard unsafe read(descriptor.rawValue, &byte, 1) == 1 else {
-        throw Hangs(description: "the silent file system has ended")
+        throw WaitedInVain(description: "the silent file system has ended")
       }
       if byte[0] == UInt8(ascii: "\n") { return String(decoding: line, as: UTF8.self) }
       line.append(byte[0])
@@ -210,7 +202,7 @@ final class TwoDisks {
 
   func waitForLog(_ text: String) throws {
     try wait(until: "the log says \"\(text)\"; it says: \(log)") { log.contains(text) || child.isOver }
-    guard log.contains(text) else { throw Hangs(description: "the process ended without saying \"\(text)\": \(log)") }
+    guard log.contains(text) else { throw WaitedInVain(description: "the process ended without saying \"\(text)\": \(log)") }
   }
 
   /// Keeps a descriptor until nothing of it can be held up any more.

@@ -4,6 +4,7 @@ import CLinux
 import Foundation
 import Glibc
 import SystemPackage
+import TestSupport
 import Testing
 import VirtioCore
 

@@ -4,6 +4,7 @@ import CLinux
 import Foundation
 import Glibc
 import Synchronization
+import TestSupport
 import Testing
 import VirtioCore
 
@@ -43,9 +44,8 @@ struct Succession: Sendable, CustomTestStringConvertible {
   @Test(arguments: Succession.all) func oneAfterTheOther(_ succession: Succession) throws {
     try withDirectory { directory in
       let first = try Self.serve(directory, succession)
-      let last = Mutex<Program?>(nil)
+      var before = first
       let progress = try Self.underLoad(directory, succession) {
-        var before = first
         for number in 1...6 {
           let engine = number % 2 == 1 ? succession.other ?? succession.engine : succession.engine
           let after = try Self.start(directory, succession, engine: engine, more: ["--take-over", directory + "/control"])
@@ -55,12 +55,10 @@ struct Succession: Sendable, CustomTestStringConvertible {
           #expect(end.errors.contains("everything is served by another process"))
           before = after
         }
-        last.withLock { $0 = before }
       }
       #expect(progress.answered > 0)
-      let end = try #require(last.withLock { $0 })
-      end.process.terminate()
-      #expect(end.finish().status == 0)
+      before.process.terminate()
+      #expect(before.finish().status == 0)
       for file in ["disk.sock", "control"] { #expect(!FileManager.default.fileExists(atPath: directory + "/" + file)) }
     }
   }
@@ -335,72 +333,18 @@ struct Succession: Sendable, CustomTestStringConvertible {
     return server
   }
 
-  /// A guest that works for as long as something is done to its server, and for some answers more.
-  static func underLoad(
-    _ directory: String, _ succession: Succession, _ act: @escaping @Sendable () throws -> Void
-  ) throws -> VerifyProgress {
-    let transport = try VhostUserTransport(
-      path: directory + "/disk.sock", memory: DriverMemory(size: 16 << 20),
-      reconnection: succession.keepsRecords ? Reconnection(base: .used, keepsRecords: true) : nil)
-    let client = try BlockClient(
-      transport, options: DriverOptions(features: succession.features, queues: succession.queues, queueSize: 64))
-    client.depth = 12
-    var weights = VerifyOptions.Weights()
-    (weights.flush, weights.discard, weights.writeZeroes) = (6, 8, 12)
-    var verifier = try Verifier(
-      client, VerifyOptions(seed: 11, range: 0..<4 << 20, limit: .bytes(.max), largest: 32 << 10, weights: weights))
-    let outcome = Mutex<Result<Void, any Error>?>(nil)
-    Thread.detachNewThread {
-      let result = Result { try act() }
-      outcome.withLock { $0 = result }
+  /// A guest that works for as long as something is done to its server.
+  static func underLoad(_ directory: String, _ succession: Succession, _ act: () throws -> Void) throws -> VerifyProgress {
+    let report = try Load.run {
+      let transport = try VhostUserTransport(
+        path: directory + "/disk.sock", memory: DriverMemory(size: 16 << 20),
+        reconnection: succession.keepsRecords ? Reconnection(base: .used, keepsRecords: true) : nil)
+      return try BlockClient(
+        transport, options: DriverOptions(features: succession.features, queues: succession.queues, queueSize: 64))
+    } during: { _ in
+      try act()
     }
-    var left = 200
-    verifier.goesOn = {
-      if outcome.withLock({ $0 }) != nil { left -= 1 }
-      return left > 0
-    }
-    let progress = try verifier.run()
-    try client.shutDown()
-    try outcome.withLock { $0 }?.get()
-    #expect(transport.reconnections == 0)
-    return progress
-  }
-}
-
-/// Says lines on a control socket, and lets go of every descriptor that comes back.
-final class Taker: Sendable {
-  private let socket: Mutex<OwnedDescriptor?>
-
-  init(_ path: String) throws { socket = Mutex(try UnixSocket.connect(to: path)) }
-
-  func close() { socket.withLock { $0 = nil } }
-
-  func ask(_ verb: String, disk: String) throws -> String {
-    let line = #"{"request":"\#(verb)","version":1,"disk":"\#(disk)"}"#
-    return try #require(try send(line), "the connection ended at \(verb)")
-  }
-
-  /// - Returns: the answer; `nil` when the connection ended.
-  func send(_ line: String) throws -> String? {
-    let number = try #require(socket.withLock { $0?.rawValue })
-    let bytes = Array((line + "\n").utf8)
-    guard unsafe clinux_send_with_fds(number, bytes, bytes.count, nil, 0) == bytes.count else { return nil }
-    return try read()
-  }
-
-  func read() throws -> String? {
-    let number = try #require(socket.withLock { $0?.rawValue })
-    var line: [UInt8] = []
-    while true {
-      var entry = pollfd(fd: number, events: Int16(POLLIN), revents: 0)
-      try #require(unsafe poll(&entry, 1, Int32(Patience.limit / .milliseconds(1))) == 1, "no answer on the control socket")
-      var byte: UInt8 = 0
-      // A plain read lets the kernel close what descriptors came.
-      let count = unsafe Glibc.read(number, &byte, 1)
-      if count < 0, errno == EAGAIN || errno == EINTR { continue }
-      guard count == 1 else { return nil }
-      if byte == UInt8(ascii: "\n") { return String(decoding: line, as: UTF8.self) }
-      line.append(byte)
-    }
+    #expect(report.reconnections == 0)
+    return report.progress
   }
 }

@@ -3,6 +3,7 @@ import CLinux
 import Foundation
 import Glibc
 import Synchronization
+import TestSupport
 import Testing
 import VirtioCore
 
@@ -113,33 +114,30 @@ import VirtioCore
     try withDirectory { directory in
       let device = FakeDevice()
       device.holdStops()
-      let left = Mutex<[Int]>([])
-      let (isOver, stop) = (DispatchSemaphore(value: 0), eventCounter())
-      let ready = DispatchSemaphore(value: 0)
-      Thread.detachNewThread {
-        do {
-          let loop = try EventLoop()
-          let server = BackendServer(
-            device: device, on: .listening(try Listener(path: directory + "/disk.sock")), in: loop
-          ) { _ in }
-          try server.open()
-          _ = try loop.add(stop.rawValue) { _ in
-            EventCounter.drain(stop.rawValue)
-            server.close { Issue.record("a server whose queue runs said that it is closed") }
-            loop.stop()
-          }
-          ready.signal()
-          try loop.run()
-          left.withLock { $0 = server.abandon() }
-        } catch { Issue.record("\(error)") }
-        isOver.signal()
+      let (stop, isReady) = (eventCounter(), Mutex(false))
+      let side = SideThread { () throws -> (left: [Int], saidThatItIsClosed: Bool) in
+        let loop = try EventLoop()
+        let server = BackendServer(
+          device: device, on: .listening(try Listener(path: directory + "/disk.sock")), in: loop
+        ) { _ in }
+        try server.open()
+        var isClosed = false
+        _ = try loop.add(stop.rawValue) { _ in
+          EventCounter.drain(stop.rawValue)
+          server.close { isClosed = true }
+          loop.stop()
+        }
+        isReady.withLock { $0 = true }
+        try loop.run()
+        return (server.abandon(), isClosed)
       }
-      ready.wait()
+      try wait(until: "the server listens") { isReady.withLock { $0 } || side.isOver }
       let frontend = try Frontend(connectingTo: directory + "/disk.sock")
       try bringUp(frontend, queues: 3)
       EventCounter.signal(stop.rawValue)
-      isOver.wait()
-      #expect(left.withLock(\.self) == [0, 1, 2])
+      let end = try side.end()
+      #expect(end.left == [0, 1, 2])
+      #expect(!end.saidThatItIsClosed)
       #expect(device.leftQueues == [0, 1, 2])
     }
   }
@@ -161,6 +159,55 @@ import VirtioCore
       }
       let next = try Frontend(connectingTo: directory + "/disk.sock", patience: Patience.limit)
       #expect(try next.handshake().queueCount == 4)
+    }
+  }
+
+  private static let knowsPeers = {
+    let (one, other) = socketPair()
+    return withExtendedLifetime(other) { PeerInode.ask(one.rawValue) } != nil
+  }()
+
+  /// The same of a pair without a name, which only the kernel's word about the peer can tell. The program serves that one
+  /// connection and ends with it.
+  @Test(
+    .enabled(if: knowsPeers, "the kernel does not say who the peer of a socket is"),
+    arguments: [FrontendRequest.setVringKick, .setVringCall, .setVringError, .setBackendRequestDescriptor])
+  func aFrontEndsOwnEndOfAPairWithoutANameIsRefused(request: FrontendRequest) throws {
+    try withConnectedProgram { frontend in
+      _ = try frontend.handshake()
+      let payload = request == .setBackendRequestDescriptor ? [] : Rig.word(0)
+      let own = OwnedDescriptor(dup(frontend.descriptor))
+      try frontend.send(Message(request, needReply: true, payload: payload, descriptors: [own]))
+      #expect(try frontend.receive(after: request).payload == Rig.number(1))
+    }
+  }
+
+  /// Nor does the rest of a message keep it that nobody can send any more.
+  @Test(.enabled(if: knowsPeers, "the kernel does not say who the peer of a socket is"))
+  func aFrontEndsOwnEndInHalfAMessageIsNotWaitedOn() throws {
+    try withConnectedProgram { frontend in
+      let bytes = [UInt8](repeating: 1, count: 4)
+      var own = frontend.descriptor
+      #expect(unsafe clinux_send_with_fds(frontend.descriptor, bytes, bytes.count, &own, 1) == bytes.count)
+    }
+  }
+
+  /// `vmm-blk serve` on one end of a pair, the other end of which is closed after the body: it has to notice.
+  private func withConnectedProgram(_ body: (Frontend) throws -> Void) throws {
+    try withDirectory { directory in
+      try Data(count: 1 << 20).write(to: URL(fileURLWithPath: directory + "/disk"))
+      var ends: (ours: OwnedDescriptor, theirs: OwnedDescriptor)? = socketPair()
+      let program = try Program(
+        ["serve", "--blk-file", directory + "/disk", "--fd", "0"],
+        input: FileHandle(fileDescriptor: ends?.theirs.rawValue ?? -1, closeOnDealloc: false))
+      do {
+        let frontend = try Frontend(socket: #require(ends).ours)
+        ends = nil
+        frontend.patience = Patience.limit
+        try body(frontend)
+      }
+      try wait(until: "the program has seen that its front-end is gone") { !program.process.isRunning }
+      #expect(program.finish().status == 0)
     }
   }
 

@@ -1,6 +1,7 @@
 /// The synthetic guest as a front-end that moves it: the back-end logs what it writes.
 import Foundation
 import Glibc
+import TestSupport
 import Testing
 import VirtioCore
 
@@ -9,7 +10,7 @@ import VirtioCore
 
 @Suite struct WrittenPagesTests {
   /// The pages that are marked, and none of them any more afterwards.
-  private func takeMarks(_ log: WrittenPages) throws -> Set<UInt64> {
+  static func takeMarks(_ log: WrittenPages) throws -> Set<UInt64> {
     let mapping = try Mapping(descriptor: log.descriptor.rawValue, count: Int(log.area.size))
     var pages: Set<UInt64> = []
     for place in 0..<Int(log.area.size) {
@@ -36,9 +37,9 @@ import VirtioCore
       let log = try #require(transport.writtenPages)
       #expect(log.area.size * 8 >= (0x10_0000 + (4 << 20)) / 4096)
       let client = try BlockClient(transport)
-      _ = try takeMarks(log)
+      _ = try Self.takeMarks(log)
       #expect(try client.perform(.read(sector: 0, bytes: 64 << 10)).status == .ok)
-      let pages = try takeMarks(log)
+      let pages = try Self.takeMarks(log)
       let usedRing = try #require(transport.queues.first).configuration.usedRing.rawValue
       #expect(pages.contains(usedRing / 4096))
       // 64 KiB lie in 16 pages at least, and all of them are the guest's.

@@ -29,8 +29,8 @@ final class BackendConnection {
   }
 
   let socket: OwnedDescriptor
-  /// Where it leads, for descriptors that lead there, too.
-  private let name: [UInt8]?
+  /// What a descriptor of the front-end's may not be.
+  private let otherEnd: OtherEnd
   let served: ServedDevice
   let loop: EventLoop
   private let report: (ServerEvent) -> Void
@@ -61,7 +61,7 @@ final class BackendConnection {
   ) {
     self.socket = socket
     self.errands = errands
-    self.name = UnixSocket.ownName(of: socket.rawValue)
+    self.otherEnd = OtherEnd(of: socket.rawValue)
     self.served = served
     self.loop = loop
     self.report = report
@@ -157,7 +157,10 @@ final class BackendConnection {
           report(.received(request: message.request, size: message.payload.count, descriptors: message.descriptors.count))
           session.receive(message)
           goOn()
-        case .nothingYet: return
+        case .nothingYet:
+          // It would wait for the rest, from a front-end whose end cannot be seen any more.
+          if reader.unread?.descriptors.contains(where: { otherEnd.isHeld(by: $0.rawValue) }) == true { end(.ownEndReceived) }
+          return
         case .ended:
           end(nil)
           return
@@ -211,7 +214,7 @@ final class BackendConnection {
       session.inflightCreated(InflightPlan.create(queueCount: queueCount, queueSize: queueSize))
     case .mapInflight(let plan): run({ plan.carryOut() }, then: { $0.session.inflightMapped($1) })
     case .examine(let examination):
-      run({ [name] in examination.carryOut(onConnectionTo: name) }, then: { $0.session.examined($1) })
+      run({ [otherEnd] in examination.carryOut(onConnectionTo: otherEnd) }, then: { $0.session.examined($1) })
     case .start(let activation):
       awaited = .queue(activation.queue)
       served.attended.start(activation)

@@ -1,7 +1,7 @@
 /// A look at a descriptor that a front-end sent: whether it is of a kind that will do for what it is meant for.
 internal import CLinux
 internal import Glibc
-internal import Sockets
+package import Sockets
 public import VirtioCore
 
 /// What a front-end wants a descriptor to be.
@@ -29,16 +29,16 @@ public struct DescriptorExamination: Sendable {
 
   /// What the descriptor is good for, or a refusal with one sentence.
   ///
-  /// - Parameter name: of our end of the connection on which it came; `nil` where it has none.
-  public func carryOut(onConnectionTo name: [UInt8]? = nil) -> Result<ExaminedDescriptor, Refusal> {
-    do throws(Refusal) { return .success(try examine(name)) } catch { return .failure(error) }
+  /// - Parameter otherEnd: of the connection on which it came, which it may not be; `nil` where that was looked at before.
+  package func carryOut(onConnectionTo otherEnd: OtherEnd? = nil) -> Result<ExaminedDescriptor, Refusal> {
+    do throws(Refusal) { return .success(try examine(otherEnd)) } catch { return .failure(error) }
   }
 
-  private func examine(_ ownName: [UInt8]?) throws(Refusal) -> ExaminedDescriptor {
-    let kind = DescriptorKind(of: descriptor.rawValue)
-    if kind == .socket, leadsBack(ownName) {
+  private func examine(_ otherEnd: OtherEnd?) throws(Refusal) -> ExaminedDescriptor {
+    if let otherEnd, otherEnd.isHeld(by: descriptor.rawValue) {
       throw .unusableDescriptor(purpose, "it is the front-end's own end of its connection")
     }
+    let kind = DescriptorKind(of: descriptor.rawValue)
     switch purpose {
     case .kick:
       guard kind == .eventCounter || kind == .pipe else {
@@ -53,18 +53,6 @@ public struct DescriptorExamination: Sendable {
       else { throw .unusableDescriptor(purpose, "it is no connected UNIX stream socket") }
       return .channel(descriptor)
     }
-  }
-
-  /// The other end of a connection with us, held by us, would keep that connection open after its front-end has gone. It is
-  /// told by where it leads: to a listening socket of this process, or to that of this very connection. An end of a pair
-  /// without a name leads nowhere and cannot be told.
-  private func leadsBack(_ ownName: [UInt8]?) -> Bool {
-    guard let target = UnixSocket.peerName(of: descriptor.rawValue) else { return false }
-    if target == ownName { return true }
-    // The peer of one who has connected is who called `listen`.
-    var peer = ucred()
-    var length = socklen_t(MemoryLayout<ucred>.size)
-    return unsafe getsockopt(descriptor.rawValue, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 && peer.pid == getpid()
   }
 
   private func option(_ name: Int32) -> Int32? {

@@ -10,6 +10,8 @@ public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
   case queueStarted(Int)
   case queueStopped(Int)
   case connectionFailed(StreamError)
+  /// Half a message brought the front-end's own end of the connection, which would keep it open for ever.
+  case ownEndReceived
   /// A message could not be refused in any other way.
   case connectionEnded(request: UInt32, Refusal)
   case messageRefused(request: UInt32, Refusal)
@@ -47,6 +49,8 @@ public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
     case .queueStarted(let queue): "queue \(queue) started"
     case .queueStopped(let queue): "queue \(queue) stopped"
     case .connectionFailed(let error): "the connection is closed: \(error)"
+    case .ownEndReceived:
+      "the connection is closed: the front-end sent its own end of it along with half a message; give the back-end another socket"
     case .connectionEnded(let request, let refusal):
       "the connection is closed, because \(FrontendRequest.name(of: request)) cannot be done: \(refusal)"
     case .messageRefused(let request, let refusal): "\(FrontendRequest.name(of: request)) was refused: \(refusal)"

@@ -32,6 +32,13 @@ public struct ProtocolFeatures: OptionSet, Hashable, Sendable, CustomStringConve
     (16, "STATUS"), (17, "XEN_MMAP"), (18, "SHARED_OBJECT"), (19, "DEVICE_STATE"),
   ]
 
+  /// Of the bits that are set, lowest first.
+  public var nameList: [String] {
+    (0..<64).filter { rawValue >> UInt64($0) & 1 == 1 }.map { bit in
+      Self.names.first { $0.bit == bit }?.name ?? "bit \(bit)"
+    }
+  }
+
   public var description: String { "0x" + String(rawValue, radix: 16) }
 }
 

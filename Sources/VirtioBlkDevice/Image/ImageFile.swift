@@ -42,7 +42,8 @@ public final class ImageFile: Sendable {
     }
     if let lock = options.lock {
       guard Self.isSame(lock.rawValue, info) else { throw .notTheSame(path: path) }
-    } else if options.isLocked, Self.isLocked(owner.descriptor, isReadOnly: options.isReadOnly) {
+    } else if options.isLocked, ImageLock.isBusy(owner.descriptor, isReadOnly: options.isReadOnly) {
+      // Asked before a device is taken, so that another server of ours is called by its name.
       throw .locked(path: path)
     }
     let system = isBlockDevice ? nil : MediumSystem(owner.descriptor)
@@ -78,7 +79,8 @@ public final class ImageFile: Sendable {
     // Only to open a FIFO or a busy device without hanging.
     _ = clinux_fcntl_int(owner.descriptor, F_SETFL, Self.access(options) | (direct == nil ? 0 : clinux_o_direct))
     var isLocked = false
-    if isToBeLocked { isLocked = try Self.lock(owner.descriptor, path: path, isReadOnly: options.isReadOnly) }
+    if isToBeLocked { isLocked = try ImageLock.take(owner.descriptor, path: path, isReadOnly: options.isReadOnly) }
+    if options.lock != nil { ImageLock.markTaker(owner.descriptor, isReadOnly: options.isReadOnly) }
 
     var description = ImageDescription(
       size: size, logicalBlockSize: blockSize,
@@ -106,12 +108,10 @@ public final class ImageFile: Sendable {
   }
 
   deinit {
-    guard let lock, ownsLock.load(ordering: .relaxed) else { return }
-    // A ring that is being torn down in the kernel may hold the file for a moment longer; the lock must not wait for that.
-    var none = flock()
-    none.l_type = Int16(F_UNLCK)
-    none.l_whence = Int16(SEEK_SET)
-    _ = unsafe clinux_fcntl_lock(lock.rawValue, clinux_ofd_setlk, &none)
+    // A ring that is being torn down in the kernel may hold the file for a moment longer; the locks must not wait for that.
+    // Nothing is under way in it.
+    if let lock, lock !== owned { ImageLock.release(descriptor) }
+    if let lock, ownsLock.load(ordering: .relaxed) { ImageLock.release(lock.rawValue) }
   }
 
   /// Another process goes on with the lock: it does not go with this image.
@@ -119,6 +119,14 @@ public final class ImageFile: Sendable {
 
   /// The server that had the lock is over with it: from now on it goes with this image.
   public func ownLock() { ownsLock.store(true, ordering: .relaxed) }
+
+  /// The server that had the image knows that it is served here. Until then `isBeingTaken` is true for it. Locks of a file on a
+  /// network may be slow.
+  public func endTaking() { ImageLock.unmarkTaker(descriptor) }
+
+  /// A server that takes the image over from this one is there, or is gone, and the kernel has not carried out all that it had
+  /// submitted. False also where there are no locks. Locks of a file on a network may be slow.
+  public var isBeingTaken: Bool { ImageLock.hasTaker(descriptor) }
 
   // MARK: Opening
 
@@ -200,32 +208,6 @@ public final class ImageFile: Sendable {
     if isBlockDevice, unsafe clinux_block_physical_size(descriptor, &size) == 0 { return Int(size) }
     let preferred = Int(info.st_blksize)
     return preferred >= 512 && preferred <= 65536 && preferred & (preferred - 1) == 0 ? preferred : 4096
-  }
-
-  // MARK: Locking
-
-  /// Open-file-description locks: they belong to this open file, are shared by all its threads, and go with its last
-  /// descriptor. One writer, or any number of readers.
-  private static func wholeFile(isReadOnly: Bool) -> flock {
-    var lock = flock()
-    lock.l_type = Int16(isReadOnly ? F_RDLCK : F_WRLCK)
-    lock.l_whence = Int16(SEEK_SET)
-    return lock
-  }
-
-  /// Somebody else's lock is in the way. Asked before a device is taken, so that another server of ours is called by its name.
-  private static func isLocked(_ descriptor: Int32, isReadOnly: Bool) -> Bool {
-    var lock = wholeFile(isReadOnly: isReadOnly)
-    return unsafe clinux_fcntl_lock(descriptor, clinux_ofd_getlk, &lock) == 0 && lock.l_type != Int16(F_UNLCK)
-  }
-
-  /// - Returns: false where there are no locks.
-  private static func lock(_ descriptor: Int32, path: String, isReadOnly: Bool) throws(ImageError) -> Bool {
-    var lock = wholeFile(isReadOnly: isReadOnly)
-    guard unsafe clinux_fcntl_lock(descriptor, clinux_ofd_setlk, &lock) != 0 else { return true }
-    // A file system without locks (some network ones) is no reason to refuse; only a holder is.
-    if errno == EAGAIN || errno == EACCES { throw .locked(path: path) }
-    return false
   }
 
   private static func isSame(_ descriptor: Int32, _ info: stat) -> Bool {

@@ -1,4 +1,5 @@
 /// What happened to an image since it was opened, for all queues that share it.
+internal import Synchronization
 public import VirtioCore
 
 /// Shared by all workers of a disk: words that are read and written without a lock. Freed with the image.
@@ -10,6 +11,9 @@ public final class ImageState: @unchecked Sendable {
 
   /// Flushes and stable writes under way.
   let syncs: SyncLedger
+
+  /// Held by a flush that no guest asked for.
+  let operatorFlush = Mutex<Void>(())
 
   private let block: UnsafeMutableRawPointer
 

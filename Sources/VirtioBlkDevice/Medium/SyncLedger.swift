@@ -11,7 +11,10 @@ internal import VirtioCore
 struct SyncLedger: @unchecked Sendable {
   /// Threads that one device can have.
   static let workers = 256
-  static var byteCount: Int { (workers + 1) * MemoryLayout<UInt64>.stride }
+  /// The place of whoever else flushes the image, one at a time.
+  static let operatorPlace = workers
+  private static let places = workers + 1
+  static var byteCount: Int { (places + 1) * MemoryLayout<UInt64>.stride }
 
   private let words: UnsafeMutableRawPointer
 
@@ -39,7 +42,7 @@ struct SyncLedger: @unchecked Sendable {
 
   /// Whether every call up to this number has been heard of.
   func isHeard(upTo number: UInt64) -> Bool {
-    for worker in 0..<Self.workers {
+    for worker in 0..<Self.places {
       // Acquire: what was heard of (that it failed) is seen by who comes after.
       let first = oldest(worker).loadAcquire()
       if first != 0, first <= number { return false }

@@ -16,6 +16,8 @@ struct Preparation: Sendable {
 struct News: Sendable {
   var events: [DeviceEvent] = []
   var preparations: [Preparation] = []
+  /// Workers that are paused and have nothing in flight, with the number of the pause.
+  var rests: [Int: UInt64] = [:]
   /// Their threads do nothing more.
   var endedWorkers: [Int] = []
 }
@@ -59,6 +61,12 @@ final class DeviceNews: Sendable {
   /// The last word of a worker: its thread does nothing more.
   func workerEnded(_ index: Int) {
     state.withLock { $0.news.endedWorkers.append(index) }
+    EventCounter.signal(counter.rawValue)
+  }
+
+  /// A paused worker has nothing in flight.
+  func rests(worker: Int, pause: UInt64) {
+    state.withLock { $0.news.rests[worker] = pause }
     EventCounter.signal(counter.rawValue)
   }
 

@@ -41,6 +41,29 @@ extension Lane where Ring: ~Copyable {
     return true
   }
 
+  /// The operator wants that nothing more is taken. What is under way is finished.
+  mutating func pause() {
+    guard state == .running || state == .recovering else { return }
+    stateBeforeStall = state
+    state = .stalled
+  }
+
+  /// It stalls, or is about to stop, and what is still here waits for somebody outside, or for a limit.
+  var isAtRest: Bool {
+    let waiting = parked.count + throttled.count
+    return slab.inUse == 0 || slab.inUse == waiting + (waiting > 0 ? unansweredBehindOthers : 0)
+  }
+
+  /// Answered after something that failed or waits, and so not shown yet, where answers come in order.
+  private var unansweredBehindOthers: Int {
+    guard isOrdered else { return 0 }
+    var finished = 0
+    for index in 0..<slab.begun where unsafe slab.slot(index).pointee.stage != .none && slab.slot(index).pointee.isFinished {
+      finished += 1
+    }
+    return finished
+  }
+
   /// The operator says that it may go on.
   mutating func tryParked<Engine: BlockEngine & ~Copyable>(_ medium: inout Medium<Engine>) {
     guard state == .stalled else { return }
@@ -95,11 +118,7 @@ extension Lane where Ring: ~Copyable {
   /// What is still here failed, or was answered after something that failed: nothing more will happen to it.
   var holdsOnlyBack: Bool {
     guard isOrdered, state == .draining, !parked.isEmpty else { return false }
-    var finished = 0
-    for index in 0..<slab.begun where unsafe slab.slot(index).pointee.stage != .none && slab.slot(index).pointee.isFinished {
-      finished += 1
-    }
-    return slab.inUse == finished + parked.count
+    return slab.inUse == parked.count + unansweredBehindOthers
   }
 
   /// The lane is over. What was never shown as used is as if it had not been taken: in the order of the requests that is all from

@@ -12,6 +12,7 @@ struct LaneThrottle: ~Copyable {
   var waitsSince: UInt64 = 0
 
   var isEmpty: Bool { reads.isEmpty && writes.isEmpty }
+  var count: Int { reads.count + writes.count }
 
   /// When the next one may go; 0: as soon as possible; `nil`: nobody waits.
   var due: UInt64? {

@@ -51,6 +51,10 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   /// Lanes without a kick source.
   private var unkicked = 0
   private var hasEnded = false
+  /// The operator lets its queues take nothing.
+  private var isPaused = false
+  /// The number of a pause whose operator waits for what is in flight.
+  private var owesRest: UInt64?
   private var turnsWithoutPoll = 0
   private var window: PollWindow
   private let coalesces: Bool
@@ -123,6 +127,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       unsafe reportError(&lanes[index].pointee)
     }
     finishStops()
+    if let pause = owesRest { tellRest(pause) }
     if hasMore || medium.hasReady { return goOn() }
     if window.current > 0, !isThrottled || mayLook, look() { return noteLook() }
     sleep()
@@ -328,7 +333,12 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       if order.releases { release(lane) }
       if order.stops { stop(lane) }
     }
+    if let pause = orders.pause {
+      (isPaused, owesRest) = (true, pause)
+      for lane in 0..<lanes.capacity where lanes.contains(lane) { unsafe lanes[lane].pointee.pause() }
+    }
     if orders.resumesAll {
+      (isPaused, owesRest) = (false, nil)
       for lane in 0..<lanes.capacity where lanes.contains(lane) { unsafe lanes[lane].pointee.tryParked(&medium) }
     }
     if orders.changesLimits { changeLimits() }
@@ -338,6 +348,14 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     }
     guard orders.stopsAll else { return }
     for lane in 0..<lanes.capacity where lanes.contains(lane) { stop(lane) }
+  }
+
+  private mutating func tellRest(_ pause: UInt64) {
+    for lane in 0..<lanes.capacity where lanes.contains(lane) {
+      guard unsafe lanes[lane].pointee.isAtRest else { return }
+    }
+    owesRest = nil
+    configuration.events.rests(worker: configuration.index, pause: pause)
   }
 
   private mutating func release(_ lane: Int) {
@@ -391,6 +409,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     if case .none = activation.kick { unkicked += 1 }
     kicks[index] = activation.kick
     if activation.isHeld { heldPositions[index] = activation.position }
+    if isPaused { unsafe lanes[index].pointee.pause() }
   }
 
   private var kicks: [Int: KickSource] = [:]

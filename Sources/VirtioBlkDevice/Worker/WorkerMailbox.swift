@@ -29,10 +29,14 @@ struct WorkerOrders: Sendable {
   var changesLimits = false
   /// Every queue is to stop, those that start now included.
   var stopsAll = false
-  /// Queues that stall are to go on.
+  /// Queues that stall or are paused are to go on.
   var resumesAll = false
+  /// Queues are to take nothing more; the number goes back when nothing is in flight.
+  var pause: UInt64?
 
-  var isEmpty: Bool { queues.isEmpty && prepare == nil && !unprepares && !stopsAll && !resumesAll && !changesLimits }
+  var isEmpty: Bool {
+    queues.isEmpty && prepare == nil && !unprepares && !stopsAll && !resumesAll && !changesLimits && pause == nil
+  }
 
   mutating func add(_ queue: Int, _ change: (inout QueueOrder) -> Void) { change(&queues[queue, default: QueueOrder()]) }
 }

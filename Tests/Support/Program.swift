@@ -1,21 +1,22 @@
 /// `vmm-blk` in a process of its own, for tests of what people see of it.
-import Foundation
+public import Foundation
 
 /// The program, built beside the tests. It does not outlive its test.
-final class Program: Sendable {
-  let process = Process()
+public final class Program: Sendable {
+  public let process = Process()
   private let output = Pipe()
   private let errors = Pipe()
 
   /// Where it is.
-  static var path: URL {
+  public static var path: URL {
+    // The test runner and the program lie in the same directory.
     URL(fileURLWithPath: CommandLine.arguments[0]).deletingLastPathComponent().appendingPathComponent("vmm-blk")
   }
 
   /// - Parameters:
   ///   - limit: what to say to the shell's `ulimit` before it starts; `nil` starts without a shell.
-  ///   - program: another path of it.
-  init(
+  ///   - program: another path of it, or another program.
+  public init(
     _ arguments: [String], input: FileHandle = .nullDevice, limit: String? = nil, program: URL = Program.path
   ) throws {
     process.executableURL = limit == nil ? program : URL(fileURLWithPath: "/bin/sh")
@@ -28,8 +29,8 @@ final class Program: Sendable {
 
   deinit { if process.isRunning { kill(process.processIdentifier, SIGKILL) } }
 
-  /// The line that says it listens.
-  func firstLine() -> String {
+  /// The line that says that it serves; empty when it ends before.
+  public func firstLine() -> String {
     var line: [UInt8] = []
     while let byte = output.fileHandleForReading.readData(ofLength: 1).first, byte != UInt8(ascii: "\n") {
       line.append(byte)
@@ -38,18 +39,18 @@ final class Program: Sendable {
   }
 
   /// Everything that it says on standard output, however much that is.
-  func everything() -> Data {
+  public func everything() -> Data {
     let data = output.fileHandleForReading.readDataToEndOfFile()
     process.waitUntilExit()
     return data
   }
 
-  /// Waits for the end. What it says is short enough for the pipes to hold.
-  func finish() -> (status: Int32, output: String, errors: String) {
+  /// Waits for the end. What it says is short enough for the pipes to hold. What hangs is killed, and its status is that of the
+  /// signal.
+  public func finish() -> (status: Int32, output: String, errors: String) {
+    if !eventually({ !process.isRunning }) { kill(process.processIdentifier, SIGKILL) }
     process.waitUntilExit()
-    return (
-      process.terminationStatus, Self.text(output), Self.text(errors)
-    )
+    return (process.terminationStatus, Self.text(output), Self.text(errors))
   }
 
   private static func text(_ pipe: Pipe) -> String {

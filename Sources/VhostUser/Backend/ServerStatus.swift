@@ -1,0 +1,46 @@
+/// What an operator may know of a server: who is there, and which rings run.
+public import Sockets
+public import VirtioCore
+
+/// A front-end that is connected, as it stands now.
+public struct FrontendStatus: Hashable, Sendable {
+  public struct Ring: Hashable, Sendable {
+    public var queue: Int
+    /// Entries.
+    public var size: Int
+    /// The device serves it.
+    public var isRunning: Bool
+    /// The device met something that it could not go on after.
+    public var hasFailed: Bool
+  }
+
+  /// `nil` where the kernel does not tell.
+  public var peer: PeerCredentials?
+  /// What the driver chose; `nil` before it did.
+  public var features: FeatureSet?
+  public var protocolFeatures: ProtocolFeatures
+  /// Guest memory that is mapped, bytes.
+  public var memory: UInt64
+  /// Those that were given a size.
+  public var rings: [Ring]
+}
+
+extension BackendServer {
+  /// Somebody is connected.
+  public var hasFrontend: Bool { connection.map { !$0.isOver } ?? false }
+
+  /// `nil`: nobody is connected.
+  public var frontend: FrontendStatus? {
+    guard let connection, !connection.isOver else { return nil }
+    let session = connection.session
+    let rings = session.rings.enumerated().compactMap { queue, ring in
+      ring.size.map {
+        FrontendStatus.Ring(queue: queue, size: Int($0), isRunning: ring.isRunning, hasFailed: ring.hasFailed)
+      }
+    }
+    return FrontendStatus(
+      peer: PeerCredentials(of: connection.socket.rawValue), features: session.features,
+      protocolFeatures: session.protocolFeatures, memory: session.table.entries.reduce(0) { $0 + $1.region.size },
+      rings: rings)
+  }
+}

@@ -1,0 +1,41 @@
+/// A disk that stands still because its operator wants it to: to copy its image, or to mend what is wrong with it.
+internal import VirtioCore
+
+extension BlockDevice {
+  /// Lets every queue take nothing more, queues that start later included. What is under way is finished, and answered; the driver
+  /// sees delay and no error. Queues can be started and stopped meanwhile.
+  public func pause() {
+    isPaused = true
+    pauseNumber &+= 1
+    restlessWorkers = []
+    let number = pauseNumber
+    for index in places.indices {
+      let isTold = places[index].worker?.mailbox.post { orders in
+        orders.pause = number
+        orders.resumesAll = false
+      }
+      if isTold == true { restlessWorkers.insert(index) }
+    }
+  }
+
+  /// Nothing has been in flight since `pause`, and nothing will be before `resume`. True some time after `pause`, when the
+  /// device's events have been taken.
+  public var isAtRest: Bool { isPaused && restlessWorkers.isEmpty }
+
+  /// Lets queues go on that were paused, or that stall because their medium failed a request: what failed is tried again.
+  public func resume() {
+    isPaused = false
+    restlessWorkers = []
+    for place in places {
+      _ = place.worker?.mailbox.post { orders in
+        orders.resumesAll = true
+        orders.pause = nil
+      }
+    }
+  }
+
+  /// A worker says that nothing of its queues is in flight.
+  func rests(_ worker: Int, _ pause: UInt64) {
+    if pause == pauseNumber { restlessWorkers.remove(worker) }
+  }
+}

@@ -1,0 +1,158 @@
+/// `vmm-blk ctl`: what an operator asks of a running server.
+internal import ArgumentParser
+internal import Control
+internal import FoundationEssentials
+internal import Glibc
+internal import Sockets
+internal import VirtioCore
+
+struct CtlCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "ctl", abstract: "See and change what a running server does.",
+    usage: CtlTarget.usage("<verb> [<disk>] [<options>]"),
+    discussion: """
+      The server is a 'vmm-blk serve' or 'vmm-blk run' with --control <path>. A disk is named by its socket's or memory file's \
+      path, or by the last part of it; where the server has one disk, the name can be left out. VMM_BLK_CONTROL in the \
+      environment stands for --control.
+
+        vmm-blk ctl --control /run/disks.ctl list
+        vmm-blk ctl --control /run/disks.ctl add blk-file=c.img socket-path=/run/c.sock
+        vmm-blk ctl --control /run/disks.ctl pause c.sock
+
+      Docs/control.md describes the lines of JSON that are exchanged, for programs that do without this one.
+      """,
+    subcommands: [
+      CtlList.self, CtlStatus.self, CtlAdd.self, CtlRemove.self, CtlReload.self, CtlFlush.self, CtlPause.self, CtlResume.self,
+      CtlMetrics.self, CtlLogLevel.self, CtlDrain.self,
+    ])
+
+  @OptionGroup var target: CtlTarget
+}
+
+/// Which server, and how to show what it answers. Given before or behind the verb.
+struct CtlTarget: ParsableArguments {
+  static func usage(_ verb: String) -> String { "vmm-blk ctl --control <path> " + verb }
+
+  @Option(help: .init("The control socket of the server.", valueName: "path"))
+  var control: String?
+
+  @Flag(help: "Print the server's answer as it is.")
+  var json = false
+
+  @Option(help: .init("How long to wait for the answer. (default: 60)", valueName: "seconds"))
+  var timeout: Int?
+
+  func validate() throws {
+    if let timeout, !(1...86400).contains(timeout) {
+      throw ValidationError("--timeout \(timeout) is not from 1 to 86400 seconds.")
+    }
+  }
+}
+
+extension CtlTarget {
+  /// Where the server is.
+  ///
+  /// - Parameter given: on the command line.
+  static func path(_ given: String?) throws -> String {
+    if let given { return given }
+    if let text = unsafe getenv("VMM_BLK_CONTROL") {
+      let path = unsafe String(cString: text)
+      if !path.isEmpty { return path }
+    }
+    throw ValidationError("no server: name its control socket with --control, or in VMM_BLK_CONTROL")
+  }
+}
+
+/// Something to ask.
+protocol CtlVerb: ParsableCommand {
+  var ctl: CtlCommand { get }
+  var target: CtlTarget { get }
+}
+
+extension CtlVerb {
+  var printsJSON: Bool { target.json || ctl.target.json }
+
+  /// Asks once and waits for the answer.
+  func withServer(_ body: (CtlSession) throws -> Void) throws {
+    let path = try CtlTarget.path(target.control ?? ctl.target.control)
+    try body(try CtlSession(path, patience: .seconds(target.timeout ?? ctl.target.timeout ?? 60), printsJSON: printsJSON))
+  }
+
+}
+
+/// A connection to a server, for one question after the other.
+final class CtlSession {
+  private let path: String
+  private let loop: EventLoop
+  private let client: ControlClient
+  private let patience: Duration
+  private let printsJSON: Bool
+  /// Thousands of disks have more to say than a request ever has.
+  static let maximumAnswer = 256 << 20
+
+  init(_ path: String, patience: Duration, printsJSON: Bool) throws {
+    self.path = path
+    self.patience = patience
+    self.printsJSON = printsJSON
+    loop = try EventLoop()
+    client = try ControlClient(path: path, in: loop, maximumAnswer: Self.maximumAnswer)
+  }
+
+  /// - Returns: the answer, unless it is a refusal, which is thrown.
+  func ask<Answer: Decodable>(_ request: some Encodable, _ type: Answer.Type = Operator.Answer.self) throws -> Answer {
+    var answer: Result<ControlLine, ControlError>?
+    client.ask(ControlLine(request)) { [loop] result in
+      answer = result
+      loop.stop()
+    }
+    loop.after(patience) { [loop] in loop.stop() }
+    if answer == nil { try loop.run() }
+    guard let answer else { throw CtlFailure.silent(path, patience) }
+    let line: ControlLine
+    do { line = try answer.get() } catch { throw CtlFailure.control(path, error) }
+    if printsJSON { print(String(decoding: line.text, as: UTF8.self)) }
+    if let reason = try? line.decode(Operator.Answer.self).error { throw CtlFailure.refused(reason) }
+    do throws(ControlError) { return try line.decode(type) } catch { throw CtlFailure.control(path, error) }
+  }
+
+  /// For people only.
+  func say(_ text: @autoclosure () -> String) {
+    if !printsJSON { print(text()) }
+  }
+}
+
+/// Why nothing came of it: one sentence.
+enum CtlFailure: Error, CustomStringConvertible, ErrorWithStatus {
+  case silent(String, Duration)
+  case control(String, ControlError)
+  case refused(String)
+  case someRefused(Int)
+
+  var description: String {
+    switch self {
+    case .silent(let path, let time): "the server at \(path) has not answered for \(time)"
+    case .control(let path, .closed): "the server at \(path) has gone, or does not listen to this user"
+    case .control(let path, let error): "the server at \(path) cannot be asked: \(error)"
+    case .refused(let reason): "the server refuses: \(reason)"
+    case .someRefused(let count): "\(count) \(count == 1 ? "disk" : "disks") refused"
+    }
+  }
+
+  var status: ExitStatus {
+    switch self {
+    case .silent, .control: .unavailable
+    case .refused, .someRefused: .failure
+    }
+  }
+}
+
+/// Which disk is meant.
+struct CtlDisk: ParsableArguments {
+  @Argument(help: "The disk; can be left out where there is one.")
+  var disk: String?
+
+  /// As the server knows it.
+  var name: String? { disk.map(Self.absolute) }
+
+  static func absolute(_ disk: String) -> String { disk.contains("/") ? Takeover.absolute(disk) : disk }
+}

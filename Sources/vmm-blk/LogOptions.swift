@@ -1,0 +1,32 @@
+/// Options and the level of the log of every command that serves.
+public import ArgumentParser
+public import Logging
+internal import Synchronization
+
+struct LogOptions: ParsableArguments {
+  @Option(help: "The least important lines to log, to standard error: trace, debug, info, notice, warning, error, critical.")
+  var logLevel = Logger.Level.info
+
+  @Option(help: "How a line of the log looks: text, for people, or json, an object for each.")
+  var logFormat = LogFormat.text
+}
+
+enum LogFormat: String, ExpressibleByArgument, CaseIterable {
+  case text
+  case json
+}
+
+/// The level of all loggers of the process, which can be changed while they are used.
+final class LogLevel: Sendable {
+  private let level: Mutex<Logger.Level>
+
+  init(_ level: Logger.Level) { self.level = Mutex(level) }
+
+  var now: Logger.Level {
+    get { level.withLock { $0 } }
+    set { level.withLock { $0 = newValue } }
+  }
+}
+
+// swift-format-ignore: AvoidRetroactiveConformances
+extension Logger.Level: @retroactive ExpressibleByArgument {}

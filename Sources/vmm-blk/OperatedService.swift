@@ -1,0 +1,85 @@
+/// A running process as its operator sees it.
+internal import Control
+internal import Sockets
+internal import VirtioBlkDevice
+
+/// A disk that an operator can ask about.
+protocol OperatedDisk: GivenDisk {
+  /// Who drives it at present, and how far they have come.
+  var driver: Operator.Driver? { get }
+  /// Somebody does.
+  var isDriven: Bool { get }
+}
+
+extension OperatedDisk {
+  /// Of one that is not being closed.
+  var state: Operator.State { device.isPaused ? .paused : isDriven ? .driven : .idle }
+}
+
+/// What an operator can ask for. Everything happens on the loop's thread, and nothing waits.
+protocol OperatedService: AnyObject {
+  var transport: Takeover.Transport { get }
+  /// In the order in which they came.
+  var disks: [any OperatedDisk] { get }
+  /// Disks that are not served any more and are still to be let go of.
+  var leavingDisks: [any OperatedDisk] { get }
+  /// It is about to end.
+  var isEnding: Bool { get }
+
+  /// Opens a disk and serves it.
+  ///
+  /// - Parameters:
+  ///   - entry: a request with the disk's description, in the words of `serve --disks`, under "entry".
+  ///   - then: called once, with its name or why not.
+  func add(_ entry: ControlLine, then: @escaping (Result<String, OperatorRefusal>) -> Void)
+  /// Drains a disk and lets go of it.
+  ///
+  /// - Parameter then: called once when that is done, or with what keeps it.
+  func remove(_ name: String, then: @escaping (Result<Void, OperatorRefusal>) -> Void)
+  /// Reads the list of disks again.
+  ///
+  /// - Parameter then: called once with what has changed; after a failure nothing has.
+  func reload(then: @escaping (Result<DiskChange, OperatorRefusal>) -> Void)
+  /// Drains everything and ends.
+  func drain()
+  /// Another process serves a disk from now on. When it was the last one, this process ends.
+  func handedOver(_ name: String)
+}
+
+/// Why something is not done: one sentence.
+struct OperatorRefusal: Error, CustomStringConvertible {
+  let description: String
+  init(_ sentence: String) { description = sentence }
+}
+
+/// What a list that was read again has changed.
+struct DiskChange: CustomStringConvertible {
+  /// Names of disks.
+  var added: [String] = []
+  var removed: [String] = []
+  var untouched = 0
+
+  var description: String {
+    "\(added.count) \(added.count == 1 ? "disk" : "disks") added, \(removed.count) removed, \(untouched) left as they are"
+  }
+}
+
+/// What a running process has for its operators.
+struct ServiceControl {
+  private let server: ControlServer
+  let giver: TakeoverGiver
+
+  /// Begins to listen.
+  init(
+    on listener: Listener, for service: any OperatedService, _ figures: OperatorFigures, in loop: EventLoop, log: ServeLog
+  ) throws {
+    let giver = TakeoverGiver(of: service, control: listener, in: loop, log: log)
+    let desk = OperatorDesk(of: service, figures, giver, in: loop, log: log)
+    self.giver = giver
+    server = ControlServer(on: listener, in: loop, report: { log.event($0) }, take: { desk.take($0, from: $1) })
+    try server.open()
+  }
+
+  func close() { server.close() }
+  func removeFile() { server.listener.removeFile() }
+}

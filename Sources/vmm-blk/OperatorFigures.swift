@@ -1,0 +1,83 @@
+/// The figures of a running process, as its operator gets them.
+internal import CLinux
+internal import FoundationEssentials
+internal import Glibc
+internal import VirtioBlkDevice
+internal import VirtioCore
+
+/// Looked up whenever somebody asks, by whichever way; on the loop's thread, without holding up any disk.
+final class OperatorFigures {
+  private unowned let service: any OperatedService
+  private let start = Clock.now
+  /// Seconds since 1970.
+  private let startTime = UInt64(clamping: time(nil))
+
+  init(of service: any OperatedService) { self.service = service }
+
+  /// Seconds since the process began to serve.
+  var uptime: UInt64 { (Clock.now &- start) / 1_000_000_000 }
+
+  /// Of every disk.
+  var all: Operator.Metrics {
+    of(service.disks.map { ($0, $0.state) } + service.leavingDisks.map { ($0, .draining) })
+  }
+
+  func of(_ disks: [(any OperatedDisk, Operator.State)]) -> Operator.Metrics {
+    Operator.Metrics(process: .own(since: startTime), disks: disks.map { Operator.DiskMetrics($0.0, $0.1) })
+  }
+}
+
+extension Operator.DiskMetrics {
+  init(_ disk: any OperatedDisk, _ state: Operator.State) {
+    let metrics = disk.device.metrics()
+    var latencies: [String: Operator.Histogram] = [:]
+    for (kind, histogram) in metrics.latencies where histogram.count > 0 {
+      latencies["\(kind)"] = Operator.Histogram(histogram)
+    }
+    let depths = metrics.depths.reversed().drop { $0 == 0 }.reversed()
+    self.init(
+      disk: disk.name, image: disk.device.image.path, size: disk.device.image.size, engine: disk.device.engine.rawValue,
+      state: state, flushFailed: disk.device.image.state.flushFailed.loadRelaxed() != 0,
+      counters: Operator.Counters(metrics.counters), depths: Array(depths), latencies: latencies)
+  }
+}
+
+extension Operator.Histogram {
+  init(_ histogram: LatencyHistogram) {
+    self.init(
+      sum: histogram.sum, buckets: histogram.buckets.map { [$0.range.lowerBound, $0.range.upperBound, $0.count] })
+  }
+
+  /// As the device has it. What came over a socket and is no histogram is an empty one.
+  var histogram: LatencyHistogram {
+    var histogram = LatencyHistogram()
+    for bucket in buckets where bucket.count == 3 && bucket[0] < bucket[1] {
+      histogram.add(bucket[0] + (bucket[1] - 1 - bucket[0]) / 2, count: bucket[2])
+    }
+    return histogram
+  }
+}
+
+extension Operator.ProcessMetrics {
+  /// Of this process.
+  ///
+  /// - Parameter start: when it began to serve, seconds since 1970.
+  static func own(since start: UInt64) -> Self {
+    var time = timespec()
+    unsafe clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time)
+    // Resident pages are the second number of it, threads the twentieth of the other after the name.
+    let pages = text(of: "/proc/self/statm").split(separator: " ").dropFirst().first.flatMap { UInt64($0) } ?? 0
+    let fields = text(of: "/proc/self/stat").split(separator: ")").last?.split(separator: " ") ?? []
+    let files = (try? FileManager.default.contentsOfDirectory(atPath: "/proc/self/fd").count) ?? 0
+    return Self(
+      program: Version.text, startTime: start,
+      cpuTime: UInt64(clamping: time.tv_sec) &* 1_000_000_000 &+ UInt64(clamping: time.tv_nsec),
+      residentMemory: pages &* UInt64(clamping: sysconf(Int32(_SC_PAGESIZE))),
+      // Reading the list takes one.
+      openFiles: UInt64(clamping: max(files - 1, 0)), threads: fields.count > 17 ? UInt64(fields[17]) ?? 0 : 0)
+  }
+
+  private static func text(of path: String) -> String {
+    (try? Data(contentsOf: URL(fileURLWithPath: path))).map { String(decoding: $0, as: UTF8.self) } ?? ""
+  }
+}

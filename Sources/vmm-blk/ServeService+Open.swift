@@ -1,0 +1,108 @@
+/// How a server comes to its disks: it opens them, or takes them over from the server before.
+internal import Sockets
+internal import VhostUser
+internal import VirtioBlkDevice
+internal import VirtioCore
+
+extension ServeService {
+  /// Queues of a disk for which nobody says how many: as many as front-ends ask for by default, which is one for each virtual
+  /// processor, because a front-end that asks for more than there are fails. A queue that nobody starts costs nothing.
+  static let queues = 16
+
+  /// - Parameter list: of many disks; `nil`: the command line describes the only one.
+  func open(_ list: ServeDiskList?) throws -> [ServedDisk] {
+    guard let list else { return [try openOne()] }
+    // All or none: what was opened before a disk that cannot be is closed again, and its sockets go with it.
+    try ServeFileLimit.check(list.disks.map(\.options), limit: openFiles, log)
+    return try list.disks.enumerated().map { index, disk in
+      do { return serve(disk, try OpenedDisk(disk)) } catch { throw list.error(index, "\(error)", ExitStatus(error)) }
+    }
+  }
+
+  private func openOne() throws -> ServedDisk {
+    let device = try command.disk.makeDevice(queues: Self.queues)
+    let (socket, place): (ServerSocket, String)
+    if let fd = command.fd {
+      (socket, place) = (try ServerSocket.adopt(fd), "descriptor \(fd)")
+    } else {
+      guard let socketPath = command.socketPath else { preconditionFailure("validation asks for a path or a descriptor") }
+      (socket, place) = (.listening(try Listener(path: socketPath)), socketPath)
+    }
+    return disk(command.disk, device, socket, place, log)
+  }
+
+  /// A disk that was opened, in this server; it serves nobody before its server is opened.
+  func serve(_ disk: ServeDisk, _ opened: OpenedDisk) -> ServedDisk {
+    self.disk(disk.options, opened.device, .listening(opened.listener), disk.socketPath, log.about(disk.socketPath))
+  }
+
+  private func disk(
+    _ options: DeviceOptions, _ device: BlockDevice, _ socket: ServerSocket, _ place: String, _ log: ServeLog
+  ) -> ServedDisk {
+    let server = BackendServer(
+      device: device, on: socket, in: loop, memoryBudget: command.memoryBudget.bytes,
+      publishesInOrder: command.publishInOrder == .on
+    ) { log.event($0) }
+    return ServedDisk(options, device: device, socket: socket, place: place, server: server)
+  }
+
+  // MARK: Taking over
+
+  /// Makes every disk ready that the server before serves. It has to be the same disks.
+  func prepare(_ taker: TakeoverTaker, _ list: ServeDiskList?) throws -> [ServedDisk] {
+    let names = try taker.greet()
+    guard let list else {
+      guard let name = names.first, names.count == 1 else {
+        throw TakeoverFailure.otherDisks("The running server serves \(names.count) disks: describe them with --disks.")
+      }
+      if let socketPath = command.socketPath, Takeover.absolute(socketPath) != name {
+        throw TakeoverFailure.otherDisks("The running server serves its disk on \(printable(name)), not on \(socketPath).")
+      }
+      let place = command.socketPath ?? name
+      return [try prepare(taker, name, command.disk, place: place, socketPath: name.hasPrefix("/") ? place : nil)]
+    }
+    let wanted = list.disks.map { Takeover.absolute($0.socketPath) }
+    if let missing = names.first(where: { !wanted.contains($0) }) {
+      throw TakeoverFailure.otherDisks(
+        "The running server serves a disk on \(printable(missing)), which \(list.file) does not list.")
+    }
+    return try list.disks.enumerated().map { index, disk in
+      guard names.contains(wanted[index]) else {
+        throw list.error(index, "the running server does not serve it: list the disks that are served, and no others")
+      }
+      let path = disk.socketPath
+      do { return try prepare(taker, wanted[index], disk.options, place: path, socketPath: path) } catch {
+        throw list.error(index, "\(error)", ExitStatus(error))
+      }
+    }
+  }
+
+  /// - Parameter socketPath: where its socket is, so that its file can be removed one day; `nil`: that is not ours to do.
+  private func prepare(
+    _ taker: TakeoverTaker, _ name: String, _ options: DeviceOptions, place: String, socketPath: String?
+  ) throws -> ServedDisk {
+    var prepared: ServedDisk?
+    try taker.prepare(name) { [self] state, list, errands in
+      let device = try options.makeDevice(
+        queues: Self.queues, lock: try state.image.lock.map { try list.descriptor($0) }, serial: state.image.serial)
+      let socket = try ServeTakenDisk.socket(state, list, path: socketPath)
+      let disk = disk(options, device, socket, place, command.disks == nil ? log : log.about(place))
+      prepared = disk
+      return ServeTakenDisk(name: name, disk: disk, errands: errands)
+    }
+    guard let prepared else { preconditionFailure("a disk that was prepared was made") }
+    return prepared
+  }
+}
+
+/// An image and a socket that are open, and nobody's yet: let go of, both are closed and the socket's file is removed.
+struct OpenedDisk {
+  let device: BlockDevice
+  let listener: Listener
+
+  /// Waits for the medium. Errors are sentences for the person.
+  init(_ disk: ServeDisk) throws {
+    device = try disk.options.makeDevice(queues: ServeService.queues)
+    listener = try Listener(path: disk.socketPath)
+  }
+}

@@ -1,0 +1,222 @@
+/// What a server does for its operator: disks come and go. Whatever waits for a medium is done by helpers.
+internal import Control
+internal import FoundationEssentials
+internal import Sockets
+internal import VhostUser
+internal import VirtioBlkDevice
+internal import VirtioCore
+
+extension ServedDisk: OperatedDisk {
+  var isDriven: Bool { server.hasFrontend }
+
+  var driver: Operator.Driver? {
+    server.frontend.map { frontend in
+      Operator.Driver(
+        process: frontend.peer?.process, user: frontend.peer?.user, features: frontend.features.map { Operator.names(of: $0) },
+        protocolFeatures: frontend.protocolFeatures.nameList, memory: frontend.memory,
+        rings: frontend.rings.map { ring in
+          Operator.Ring(
+            queue: ring.queue, size: ring.size, state: ring.hasFailed ? .failed : ring.isRunning ? .running : .stopped)
+        })
+    }
+  }
+}
+
+extension ServeService: OperatedService {
+  var transport: Takeover.Transport { .vhostUser }
+  var disks: [any OperatedDisk] { served }
+  var leavingDisks: [any OperatedDisk] { leaving }
+
+  func drain() { end() }
+
+  /// Another process serves a disk from now on.
+  func handedOver(_ name: String) {
+    guard let disk = served.first(where: { $0.name == name }) else { return }
+    forget(disk)
+    guard served.isEmpty else { return }
+    log.note("everything is served by another process, so this one ends")
+    loop.stop()
+  }
+
+  // MARK: One more
+
+  /// Helpers that may wait for a medium at one time.
+  private static let openingLimit = 16
+
+  func add(_ entry: ControlLine, then: @escaping (Result<String, OperatorRefusal>) -> Void) {
+    let disk: ServeDisk
+    do {
+      disk = try JSONDecoder().decode(EntryLine.self, from: Data(entry.text), configuration: command.disk).disk
+    } catch let refusal as OperatorRefusal {
+      return then(.failure(refusal))
+    } catch { return then(.failure(OperatorRefusal("the disk cannot be served: \(error)"))) }
+    let work = Parcel(disk)
+    let openOne = { @Sendable () throws -> [OpenedDisk] in try work.take().map { [try OpenedDisk($0)] } ?? [] }
+    open(openOne) { [self] result in
+      switch result {
+      case .failure(let error): then(.failure(OperatorRefusal("the disk cannot be served: \(error)")))
+      case .success(let opened): then(begin(zip([disk], opened)).map { $0[0] })
+      }
+    }
+  }
+
+  private struct EntryLine: DecodableWithConfiguration {
+    let disk: ServeDisk
+
+    init(from decoder: any Decoder, configuration defaults: DeviceOptions) throws {
+      let values = try decoder.container(keyedBy: Operator.EntryKey.self)
+      guard values.contains(.entry) else { throw OperatorRefusal("\"entry\" is missing: it says what the disk is") }
+      disk = try values.decode(ServeDisk.self, forKey: .entry, configuration: defaults)
+    }
+  }
+
+  /// Opens disks on a helper, within the time that a medium has.
+  ///
+  /// - Parameters:
+  ///   - work: on the helper.
+  ///   - then: called once, on the loop's thread.
+  private func open<Opened>(
+    _ work: @escaping @Sendable () throws -> Opened, then: @escaping (Result<Opened, OperatorRefusal>) -> Void
+  ) {
+    guard opening < Self.openingLimit else {
+      return then(.failure(OperatorRefusal("\(opening) others wait for their media: try again when these answer")))
+    }
+    opening += 1
+    let attempt = Attempt(then)
+    loop.after(limit) { [limit] in
+      attempt.take()?(.failure(OperatorRefusal("the medium has not answered for \(limit), so it is not waited for any more")))
+    }
+    loop.perform(on: ErrandQueue()) { () -> Parcel<Result<Opened, OperatorRefusal>> in
+      do { return Parcel(.success(try work())) } catch { return Parcel(.failure(OperatorRefusal("\(error)"))) }
+    } then: { [self] result in
+      opening -= 1
+      guard let then = attempt.take() else {
+        // Nobody wants it any more, and closing it waits for the same medium.
+        return ErrandQueue().dispose { _ = result.take() }
+      }
+      if let result = result.take() { then(result) }
+    }
+  }
+
+  /// What is called at most once.
+  private final class Attempt<Value> {
+    private var then: ((Value) -> Void)?
+    init(_ then: @escaping (Value) -> Void) { self.then = then }
+    func take() -> ((Value) -> Void)? {
+      defer { then = nil }
+      return then
+    }
+  }
+
+  /// Serves disks that are open. All or none.
+  private func begin(_ opened: some Sequence<(ServeDisk, OpenedDisk)>) -> Result<[String], OperatorRefusal> {
+    guard !isEnding else { return .failure(OperatorRefusal("this process is about to end")) }
+    var begun: [ServedDisk] = []
+    do {
+      for (description, open) in opened {
+        let disk = serve(description, open)
+        begun.append(disk)
+        try disk.server.open()
+      }
+    } catch {
+      for disk in begun { close(disk) {} }
+      return .failure(OperatorRefusal("the disk cannot be served: \(error)"))
+    }
+    served += begun
+    log.noteEngines(of: begun.map(\.device))
+    return .success(begun.map(\.name))
+  }
+
+  // MARK: One less
+
+  func remove(_ name: String, then: @escaping (Result<Void, OperatorRefusal>) -> Void) {
+    guard let disk = served.first(where: { $0.name == name }) else {
+      return then(.failure(OperatorRefusal("there is no disk \(name) here")))
+    }
+    let attempt = Attempt(then)
+    loop.after(limit) { [limit] in
+      attempt.take()?(
+        .failure(
+          OperatorRefusal(
+            "\(name) is served no more, but its medium does not answer: what is in flight is not done after \(limit)")))
+    }
+    close(disk) { attempt.take()?(.success(())) }
+  }
+
+  // MARK: The list
+
+  func reload(then: @escaping (Result<DiskChange, OperatorRefusal>) -> Void) {
+    guard let file = command.disks else {
+      return then(.failure(OperatorRefusal("this server has no list of disks: it was started without --disks")))
+    }
+    guard !isReloading else { return then(.failure(OperatorRefusal("the list is being read already"))) }
+    guard !isEnding, control?.giver.isBusy != true else {
+      return then(.failure(OperatorRefusal("the disks are about to go: this process ends, or another one is taking over")))
+    }
+    isReloading = true
+    let work = Parcel((defaults: command.disk, present: served.map { (name: $0.name, options: $0.options) }))
+    let read = { @Sendable () throws -> ReadList in try ReadList(file, work) }
+    open(read) { [self] result in
+      isReloading = false
+      switch result {
+      case .failure(let refusal): then(.failure(refusal))
+      case .success(let list): carryOut(list, then)
+      }
+    }
+  }
+
+  private func carryOut(_ list: ReadList, _ then: @escaping (Result<DiskChange, OperatorRefusal>) -> Void) {
+    guard control?.giver.isBusy != true else { return then(.failure(OperatorRefusal("another process is taking over"))) }
+    var change = DiskChange(removed: list.removed, untouched: list.untouched)
+    switch begin(list.opened) {
+    case .success(let names): change.added = names
+    case .failure(let refusal): return then(.failure(refusal))
+    }
+    let attempt = Attempt(then)
+    var waiting = list.removed.count
+    func isDone(_ result: Result<Void, OperatorRefusal>) {
+      waiting -= 1
+      if case .failure(let refusal) = result { log.warn("\(refusal)") }
+      if waiting <= 0 { attempt.take()?(.success(change)) }
+    }
+    for name in list.removed { remove(name, then: isDone) }
+    if list.removed.isEmpty { isDone(.success(())) }
+  }
+}
+
+/// A list that was read again, beside what is served, with what has come open already.
+private struct ReadList {
+  let opened: [(ServeDisk, OpenedDisk)]
+  /// Names of disks that are not listed any more.
+  let removed: [String]
+  let untouched: Int
+
+  /// Waits for media. Errors are sentences for the person.
+  ///
+  /// - Parameter work: the command line's options, and what is served now.
+  init(_ file: String, _ work: Parcel<(defaults: DeviceOptions, present: [(name: String, options: DeviceOptions)])>) throws {
+    guard let (defaults, present) = work.take() else { preconditionFailure("a list is read once") }
+    let list = try ServeDiskList(file: file, defaults: defaults, mayBeEmpty: true)
+    let known = Dictionary(present, uniquingKeysWith: { first, _ in first })
+    var opened: [(ServeDisk, OpenedDisk)] = []
+    var listed: Set<String> = []
+    for (index, disk) in list.disks.enumerated() {
+      let name = Takeover.absolute(disk.socketPath)
+      listed.insert(name)
+      if let options = known[name] {
+        let changed = disk.options.differences(from: options)
+        guard changed.isEmpty else {
+          throw list.error(
+            index,
+            "it is served with other values of \(changed.joined(separator: ", ")): remove it from the list first, or start "
+              + "a new server with --take-over")
+        }
+      } else {
+        do { opened.append((disk, try OpenedDisk(disk))) } catch { throw list.error(index, "\(error)", ExitStatus(error)) }
+      }
+    }
+    self.opened = opened
+    removed = present.map(\.name).filter { !listed.contains($0) }
+    untouched = present.count - removed.count
+  }
+}

@@ -1,0 +1,233 @@
+/// `vmm-blk serve`: the running server. Its disks come and go while it runs, and none waits for another.
+internal import Control
+internal import Glibc
+internal import Logging
+internal import Metrics
+internal import Sockets
+internal import SystemPackage
+internal import VhostUser
+internal import VirtioBlkDevice
+internal import VirtioCore
+
+/// Used on the loop's thread.
+final class ServeService {
+  let command: ServeCommand
+  let log: ServeLog
+  let loop: EventLoop
+  /// The limit of open files.
+  let openFiles: Int
+  private let signals: TerminationSignals
+  /// SIGUSR1: queues that stall go on.
+  private let resumption: TerminationSignals
+  /// SIGHUP: the list of disks is read again.
+  private let hangup: TerminationSignals?
+  /// In the order in which they came.
+  var served: [ServedDisk] = []
+  /// Closed, closing, or never to be closed because their medium does not answer.
+  private(set) var leaving: [ServedDisk] = []
+  private(set) var control: ServiceControl?
+  private(set) lazy var figures = OperatorFigures(of: self)
+  private var page: MetricsServer?
+  private(set) var isEnding = false
+  /// Disks are being taken over: until each has an owner, nothing may come between.
+  private var isTaking = false
+  /// A signal to end that came then.
+  private var postponed: Int32?
+  /// Lists and images that are being opened, each by a helper of its own: a medium may never answer.
+  var opening = 0
+  /// One of them is the list of disks.
+  var isReloading = false
+
+  /// Before the devices make threads, which inherit that these signals are not theirs.
+  init(_ command: ServeCommand) throws {
+    self.command = command
+    Startup.ignoreStraySignals()
+    signals = try TerminationSignals()
+    resumption = try TerminationSignals([SIGUSR1])
+    hangup = command.disks == nil ? nil : try TerminationSignals([SIGHUP])
+    log = ServeLog(command.logging)
+    openFiles = ServeFileLimit.raise()
+    loop = try EventLoop()
+  }
+
+  func run() throws {
+    let list = try command.disks.map { try ServeDiskList(file: $0, defaults: command.disk, mayBeEmpty: isOperated) }
+    ServeFileLimit.makeRoom(for: list?.disks.map(\.options) ?? [command.disk], limit: openFiles, signals.descriptor)
+    let taker = try command.takeover.taker(on: .vhostUser, in: loop, log: log)
+    served = try taker.map { try prepare($0, list) } ?? open(list)
+    log.noteEngines(of: served.map(\.device))
+    // The loop holds what its handlers hold, so the files do not go by themselves.
+    defer { removeFiles() }
+    let listener = try command.takeover.listen()
+    page = try command.figures.server(of: figures, in: loop)
+    try attendSignals()
+    for disk in served { endWithFrontend(disk) }
+    do {
+      if let taker {
+        take(from: taker, listener)
+      } else {
+        for disk in served { try disk.server.open() }
+        if let listener { control = try ServiceControl(on: listener, for: self, figures, in: loop, log: log) }
+        try page?.open()
+        say(greeting)
+      }
+      try loop.run()
+    } catch {
+      // Whatever was the matter, queues that run are stopped before the images are closed.
+      end()
+      try loop.run()
+      throw error
+    }
+    if let taker, !taker.hasAny, let failure = taker.failures.first { throw failure }
+    let left = (served + leaving).compactMap { disk -> String? in
+      let queues = disk.server.abandon()
+      return queues.isEmpty ? nil : "\(disk.place) (\(disk.device.image.path)): \(ServerEvent.list(queues))"
+    }
+    guard !left.isEmpty else { return }
+    log.warn("left behind, because the medium does not answer: " + left.joined(separator: "; "))
+    removeFiles()
+    People.flush()
+    // Whoever let go of the images now would wait for the same medium.
+    _exit(ExitStatus.leftBehind.rawValue)
+  }
+
+  /// Somebody can add disks later.
+  private var isOperated: Bool { command.takeover.control != nil }
+
+  private func removeFiles() {
+    for disk in served + leaving { disk.socket.removeFile() }
+    control?.removeFile()
+    page?.close()
+  }
+
+  /// A disk on one connection is over when that is: nobody else can come.
+  private func endWithFrontend(_ disk: ServedDisk) {
+    guard case .connected = disk.socket else { return }
+    disk.server.finished = { [self, unowned disk] in
+      close(disk) {}
+      if served.isEmpty { loop.stop() }
+    }
+  }
+
+  // MARK: Signals
+
+  private func attendSignals() throws(Errno) {
+    _ = try loop.add(signals.descriptor) { [self] _ in
+      guard let signal = signals.take() else { return }
+      guard !isEnding, postponed == nil else {
+        log.note("ending on signal \(signal) at once")
+        return loop.stop()
+      }
+      if isTaking { postponed = signal } else { end(on: signal) }
+    }
+    _ = try loop.add(resumption.descriptor) { [self] _ in
+      guard resumption.take() != nil else { return }
+      log.note("queues that stall go on")
+      for disk in served { disk.device.resume() }
+    }
+    guard let hangup else { return }
+    _ = try loop.add(hangup.descriptor) { [self] _ in
+      guard hangup.take() != nil else { return }
+      reload { [log] result in
+        switch result {
+        case .success(let change): log.note("\(change)")
+        case .failure(let reason): log.warn("nothing changes: \(reason)")
+        }
+      }
+    }
+  }
+
+  // MARK: Taking over
+
+  private func take(from taker: TakeoverTaker, _ listener: Listener?) {
+    isTaking = true
+    taker.takeAll { [self] in
+      isTaking = false
+      for disk in served where !taker.hasTaken(disk.name) { close(disk) {} }
+      guard taker.hasAny else { return loop.stop() }
+      do {
+        if let listener = listener ?? command.takeover.adopt(from: taker, log) {
+          control = try ServiceControl(on: listener, for: self, figures, in: loop, log: log)
+        }
+        try page?.open()
+      } catch { log.warn("the control socket is not served: \(error)") }
+      say(greeting)
+      if let postponed { end(on: postponed) }
+    }
+  }
+
+  // MARK: The end
+
+  private func end(on signal: Int32) {
+    log.note("ending on signal \(signal)")
+    end()
+  }
+
+  /// Asks every disk to drain; the loop stops when all have, or when the time is over.
+  func end() {
+    guard !isEnding else { return }
+    isEnding = true
+    control?.giver.end()
+    loop.after(limit) { [loop] in loop.stop() }
+    for disk in served { close(disk) {} }
+    if open == 0 { loop.stop() }
+  }
+
+  /// How long to wait for disks that do not come to an end.
+  var limit: Duration { .seconds(command.drainTimeout) }
+
+  /// Disks that are still to be closed.
+  private var open = 0
+
+  /// Drains a disk, which is served no more from this moment on. Its socket's file goes at once, so that another disk can be served
+  /// there.
+  ///
+  /// - Parameter then: called once when every queue has stopped, if that ever happens.
+  func close(_ disk: ServedDisk, then: @escaping () -> Void) {
+    served.removeAll { $0 === disk }
+    leaving.append(disk)
+    open += 1
+    disk.server.close { [self] in
+      open -= 1
+      // The process closes what it has when it ends; before that nobody waits here for an image to be closed.
+      if !isEnding { letGo(disk) }
+      then()
+      if isEnding, open == 0 { loop.stop() }
+    }
+    disk.socket.removeFile()
+  }
+
+  /// A disk is none of ours any more: another process serves it.
+  func forget(_ disk: ServedDisk) {
+    served.removeAll { $0 === disk }
+    letGo(disk)
+  }
+
+  private func letGo(_ disk: ServedDisk) {
+    leaving.removeAll { $0 === disk }
+    let parcel = Parcel(disk.device)
+    // By then the handlers of this turn, which may hold it as well, are over.
+    loop.after(.zero) { ErrandQueue().dispose { _ = parcel.take() } }
+  }
+
+  // MARK: Words
+
+  /// One line that says where the disks are and, for one, how a virtual machine gets at it.
+  private var greeting: String {
+    if let file = command.disks {
+      let (disks, them) = served.count == 1 ? ("1 disk", "it") : ("\(served.count) disks", "them")
+      return "Serving \(disks) as \(printable(file)) describes \(them)."
+    }
+    guard let disk = served.first else { preconditionFailure("without a list there is one disk") }
+    let image = printable(disk.device.image.path)
+    guard command.socketPath != nil else { return "Serving \(image) on \(disk.place)." }
+    return """
+      Serving \(image) on \(disk.place); for QEMU: -object memory-backend-memfd,id=mem,size=1G,share=on \
+      -machine memory-backend=mem -m 1G -chardev socket,id=disk,path=\(disk.place) \
+      -device vhost-user-blk-pci,chardev=disk\(command.disk.numQueues.map { ",num-queues=\($0)" } ?? "")
+      """
+  }
+
+  /// At once, also into a pipe or a file: whoever started us may wait for this line.
+  private func say(_ text: String) { People.output.write(printable(text)) }
+}

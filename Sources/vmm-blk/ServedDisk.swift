@@ -1,0 +1,29 @@
+/// A disk that a server serves on a socket.
+internal import Sockets
+internal import VhostUser
+internal import VirtioBlkDevice
+internal import VirtioCore
+
+/// From the moment when its image is open and its socket is there.
+final class ServedDisk {
+  /// What it was made of.
+  let options: DeviceOptions
+  let device: BlockDevice
+  let socket: ServerSocket
+  /// Where it is served, in words.
+  let place: String
+  let server: BackendServer
+
+  init(_ options: DeviceOptions, device: BlockDevice, socket: ServerSocket, place: String, server: BackendServer) {
+    self.options = options
+    self.device = device
+    self.socket = socket
+    self.place = place
+    self.server = server
+  }
+
+  /// The place as every process calls it: an absolute path.
+  var name: String {
+    if case .listening(let listener) = socket, listener.path != nil { Takeover.absolute(place) } else { place }
+  }
+}

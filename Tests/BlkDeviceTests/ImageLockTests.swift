@@ -1,0 +1,115 @@
+/// The locks of an image that goes from one server to the next: who may open it, and until when.
+import CLinux
+import Foundation
+import Glibc
+import Testing
+import VirtioCore
+
+@testable import VirtioBlkDevice
+
+@Suite struct ImageLockTests {
+  private let scratch: Scratch
+  private let path: String
+
+  init() throws {
+    scratch = try Scratch()
+    path = try scratch.image()
+  }
+
+  private func isLocked(isReadOnly: Bool = false) -> Bool {
+    do {
+      _ = try ImageFile(ImageOptions(path: path, isReadOnly: isReadOnly))
+      return false
+    } catch { return error == .locked(path: path) }
+  }
+
+  private func taken(from image: ImageFile, isReadOnly: Bool = false) throws -> ImageFile {
+    var options = ImageOptions(path: path, isReadOnly: isReadOnly)
+    options.lock = image.lock
+    return try ImageFile(options)
+  }
+
+  /// The one after holds marks until it knows that the one before is over with the image, or is gone with all that it had under way.
+  @Test(arguments: [false, true]) func aTakerIsSeenUntilItIsGone(isReadOnly: Bool) throws {
+    let first = try ImageFile(ImageOptions(path: path, isReadOnly: isReadOnly))
+    #expect(!first.isBeingTaken)
+    do {
+      let second = try taken(from: first, isReadOnly: isReadOnly)
+      #expect(first.isBeingTaken)
+      // Who does not see itself.
+      #expect(!second.isBeingTaken)
+    }
+    #expect(!first.isBeingTaken, "it gave the image back")
+    let second = try taken(from: first, isReadOnly: isReadOnly)
+    second.endTaking()
+    #expect(!first.isBeingTaken)
+    // And so with the next, whatever the first still holds.
+    let third = try taken(from: second, isReadOnly: isReadOnly)
+    #expect(second.isBeingTaken)
+    third.endTaking()
+    #expect(!second.isBeingTaken)
+    withExtendedLifetime((first, second, third)) {}
+  }
+
+  /// Killed after it took over: nothing of its locks is let go of by hand, and the claim is not its own.
+  @Test func theRequestsOfADeadTakerKeepTheImage() throws {
+    var first: ImageFile? = try ImageFile(ImageOptions(path: path))
+    let mark: OwnedDescriptor
+    do {
+      let number = unsafe clinux_open(path, O_RDWR | O_CLOEXEC, 0)
+      try #require(number >= 0)
+      mark = OwnedDescriptor(number)
+      ImageLock.markTaker(number, isReadOnly: false)
+    }
+    first = nil
+    #expect(first == nil && isLocked() && isLocked(isReadOnly: true))
+    ImageLock.release(mark.rawValue)
+    #expect(!isLocked() && !isLocked(isReadOnly: true))
+  }
+
+  /// Whoever read from an image is in nobody's way once it is gone.
+  @Test func aDeadReaderKeepsNothing() throws {
+    var first: ImageFile? = try ImageFile(ImageOptions(path: path, isReadOnly: true))
+    let number = unsafe clinux_open(path, O_RDONLY | O_CLOEXEC, 0)
+    try #require(number >= 0)
+    let mark = OwnedDescriptor(number)
+    ImageLock.markTaker(number, isReadOnly: true)
+    #expect(isLocked() && !isLocked(isReadOnly: true))
+    first = nil
+    #expect(first == nil && !isLocked())
+    withExtendedLifetime(mark) {}
+  }
+
+  /// One server after the other lets go of its own marks, and the claim stays with the last.
+  @Test func theClaimIsTheLastOnes() throws {
+    var server = try ImageFile(ImageOptions(path: path))
+    for _ in 0..<3 {
+      let next = try taken(from: server)
+      server.leaveLock()
+      next.ownLock()
+      next.endTaking()
+      server = next
+      #expect(isLocked() && isLocked(isReadOnly: true))
+    }
+    do { _ = consume server }
+    #expect(!isLocked())
+  }
+
+  /// Programs that know nothing of the parts lock the whole file.
+  @Test func aLockOnTheWholeFileIsInTheWay() throws {
+    let number = unsafe clinux_open(path, O_RDWR | O_CLOEXEC, 0)
+    try #require(number >= 0)
+    let other = OwnedDescriptor(number)
+    var lock = flock()
+    lock.l_type = Int16(F_WRLCK)
+    lock.l_whence = Int16(SEEK_SET)
+    #expect(unsafe clinux_fcntl_lock(other.rawValue, clinux_ofd_setlk, &lock) == 0)
+    #expect(isLocked() && isLocked(isReadOnly: true))
+    lock.l_type = Int16(F_UNLCK)
+    #expect(unsafe clinux_fcntl_lock(other.rawValue, clinux_ofd_setlk, &lock) == 0)
+    let image = try ImageFile(ImageOptions(path: path))
+    lock.l_type = Int16(F_WRLCK)
+    #expect(unsafe clinux_fcntl_lock(other.rawValue, clinux_ofd_setlk, &lock) != 0)
+    withExtendedLifetime(image) {}
+  }
+}
