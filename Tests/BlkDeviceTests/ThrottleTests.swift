@@ -294,6 +294,29 @@ import VirtioCore
     _ = hand.stop()
   }
 
+  /// A disk that becomes smaller meanwhile: what is beyond its end is not done when its time comes, and the file stays short.
+  @Test(arguments: WorkerTests.engines) func whatWaitsIsLookedAtAgain(engine: EngineKind) throws {
+    var options = RigOptions(engine: engine)
+    options.device.limits = Self.slow
+    let rig = try Rig(options)
+    let queue = rig.client.queues[0]
+    try rig.expect(.write(sector: 0, pattern(4096)))
+    let half: UInt64 = 2 << 20
+    let requests: [BlockRequest] = [
+      .write(sector: half / 512, pattern(4096)), .read(sector: half / 512 - 1, bytes: 1024),
+      .writeZeroes([BlockRange(sector: 0, sectors: 8), BlockRange(sector: half / 512, sectors: 8)]),
+    ]
+    for request in requests { try Self.submit(queue, request) }
+    try waitUntil("they wait") { rig.device.counters.throttled == 3 }
+    try rig.device.image.setLength(half)
+    rig.device.resize(to: half)
+    rig.device.setLimits(RateLimits())
+    #expect(try Self.answers(queue, 3) == [.ioError, .ioError, .ioError])
+    #expect(rig.device.counters.refusals == 3)
+    #expect(try rig.device.image.measure() == half)
+    try rig.expect(.write(sector: half / 512 - 8, pattern(4096)))
+  }
+
   /// Everything that was taken is done, at once, and charged; in all the ways of taking answers back.
   @Test(arguments: [EngineKind.uring, .mapped, .sync, .threads], [(false, false), (true, false), (false, true), (true, true)])
   func aStopWaitsForNoTokens(engine: EngineKind, kind: (isInOrder: Bool, isRecorded: Bool)) throws {
