@@ -349,16 +349,17 @@ import VirtioCore
     #expect(hand.stop() == QueuePosition(available: 11, used: 11))
   }
 
-  /// Two queues that always have more get about the same, on one thread and on two.
+  /// Two queues that always have more both get on, on one thread and on two. How evenly is for `DiskThrottleTests`, where nobody
+  /// else wants the processor.
   @Test(arguments: [1, 2]) func noQueueStarves(threads: Int) throws {
     var limits = RateLimits()
-    limits.totalIOPS = RateLimit(perSecond: 20_000, burst: 1)
+    limits.totalIOPS = RateLimit(perSecond: 2000, burst: 1)
     let rig = try Self.rig(.sync, limits, queues: 2, threads: threads)
     var counts = [0, 0]
     for queue in rig.client.queues {
       for _ in 0..<8 { try Self.submit(queue, .read(sector: 0, bytes: 512)) }
     }
-    try waitUntil("enough are answered") {
+    try waitUntil("both have had a hundred answers: \(counts)") {
       for (number, queue) in rig.client.queues.enumerated() {
         while let outcome = try queue.reap() {
           #expect(outcome.status == .ok)
@@ -366,9 +367,8 @@ import VirtioCore
           try Self.submit(queue, .read(sector: 0, bytes: 512))
         }
       }
-      return counts.reduce(0, +) > 2000
+      return counts.allSatisfy { $0 >= 100 }
     }
-    #expect(counts.allSatisfy { $0 > 200 }, "\(counts)")
     rig.device.setLimits(RateLimits())
     for queue in rig.client.queues { _ = try Self.answers(queue, 8) }
   }
