@@ -170,14 +170,14 @@ reason() {
 
 # Cases that qemu-storage-daemon cannot pass: its library knows no legacy devices, the engines are ours, and so is
 # a server of many disks.
-beyond_qsd=" qemu-legacy uml-ext4-cached uml-xfs-mapped uml-btrfs-threads uml-log-writes uml-power-cut uml-many uml-taken-over uml-operated qemu-taken-over qemu-killed "
+beyond_qsd=" qemu-legacy uml-ext4-cached uml-xfs-mapped uml-btrfs-threads uml-log-writes uml-power-cut uml-many uml-taken-over uml-operated uml-resized qemu-resized qemu-taken-over qemu-killed "
 
 passed=0 failed=0 case_pid=''
 # The case cleans up after itself, if it is told and given the time.
 trap '[ -z "$case_pid" ] || { kill "$case_pid"; wait "$case_pid"; } 2>/dev/null || true; exit 130' HUP INT TERM
 
 for name in "${names[@]}"; do
-  if [ "$SERVER" = qsd ] && [[ $beyond_qsd == *" $name "* ]]; then
+  if [ "$SERVER" = qsd ] && [[ $beyond_qsd == *" $name "* || $name == qemu-packed* ]]; then
     printf '%-34s %6s    skipped, qemu-storage-daemon cannot\n' "$name" -
     continue
   fi
