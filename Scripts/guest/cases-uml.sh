@@ -195,3 +195,32 @@ case_uml-fio() {
   uml --socket "$work/socket" --scenarios fio --set seconds=100 --set engines=libaio,io_uring,psync,pvsync2,posixaio,sync
   stop_server
 }
+
+# An operator at work while fio writes and checks: the disk is paused and goes on, is flushed, looked at, and another one comes and goes
+# beside it. PAUSES says how often.
+case_uml-operated() {
+  local pauses=${PAUSES:-5} count ctl=("$VMM_BLK" ctl --control "$work/control")
+  [ "$SERVER" = vmm-blk ] || die "the operator's socket is ours"
+  empty_disk "$work/disk" 192M
+  empty_disk "$work/other" 16M
+  start_server "$work/disk" "$work/socket" --control "$work/control" --metrics "$work/metrics"
+  guest_on "$console" --socket "$work/socket" --fio --scenarios killed --set beats=$((2 * pauses)) --guest uml
+  for count in $(seq "$pauses"); do
+    # It goes on: something was written since the last time.
+    wait_until "the guest's disk answers after pause $((count - 1))" has_beaten $((2 * count - 1))
+    "${ctl[@]}" pause "$work/socket" >&2
+    "${ctl[@]}" flush "$work/socket" >&2
+    cp --sparse=always "$work/disk" "$work/copy"
+    cmp "$work/disk" "$work/copy" || die "the image has changed while its disk was paused"
+    "${ctl[@]}" resume "$work/socket" >&2
+    "${ctl[@]}" add blk-file="$work/other" socket-path="$work/other.socket" >&2
+    "${ctl[@]}" status other.socket >"$work/status"
+    grep -q 'state  *idle' "$work/status" || die "a disk that nobody drives is not idle"
+    "${ctl[@]}" remove other.socket >&2
+  done
+  "${ctl[@]}" metrics | grep -q 'vmm_blk_requests_total.*kind="write"} [1-9]' || die "no write was counted"
+  echo "paused $pauses times" >&2
+  wait_guests
+  stop_server
+  check_ext4_files
+}

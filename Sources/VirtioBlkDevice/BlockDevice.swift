@@ -71,16 +71,16 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   public let engine: EngineKind
   /// What a driver gets for GET_ID, of which at most 20 bytes reach it.
   public let serial: String
-  public private(set) var configurationGeneration: UInt32 = 0
+  public internal(set) var configurationGeneration: UInt32 = 0
 
   private let options: BlockDeviceOptions
   let threadCount: Int
-  private var configuration: BlockConfigSpace
+  var configuration: BlockConfigSpace
   private var negotiatedFeatures: FeatureSet?
   let events: DeviceNews
-  private let shared: SharedBlock
+  let shared: SharedBlock
   private let context: LaneContext
-  private let mapped: MappedImage?
+  let mapped: MappedImage?
   private let layers: EngineLayers?
   private let counterBlocks: [CounterBlock]
   private let metricsArea: MetricsArea?
@@ -138,7 +138,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     do throws(Errno) {
       events = try DeviceNews()
       serial = options.serial ?? image.description.serial
-      shared = try SharedBlock(serial: serial)
+      shared = try SharedBlock(serial: serial, capacity: image.size / 512)
       metricsArea = options.metrics ? try MetricsArea(queueCount: options.queueCount, workers: threads) : nil
     } catch { throw .noResources(error) }
 
@@ -159,8 +159,9 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     shared.writeback.storeRelaxed(1)
     context = unsafe LaneContext(
       limits: BlockLimits(
-        capacity: image.size / 512, blockMask: UInt64(image.logicalBlockSize - 1), isReadOnly: image.isReadOnly,
+        blockMask: UInt64(image.logicalBlockSize - 1), isReadOnly: image.isReadOnly,
         segments: options.segmentLimit, segmentBytes: Int(BlockDeviceOptions.maximumSegmentSize)),
+      capacity: shared.capacity,
       medium: MediumFacts(image: image, zeroes: shared.zeroes), writeback: shared.writeback,
       stalls: options.onError == .stop ? events : nil, serial: shared.serial)
     counterBlocks = (0..<threads).map { _ in CounterBlock() }

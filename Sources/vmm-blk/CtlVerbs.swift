@@ -209,6 +209,37 @@ struct CtlResume: CtlDiskVerb {
   var all = false
 }
 
+struct CtlResize: CtlVerb {
+  static let configuration = CommandConfiguration(
+    commandName: "resize", abstract: "Make a disk as large as its image is now, or both as large as is said.",
+    usage: CtlTarget.usage("resize <disk> [<size> [--shrink]]"),
+    discussion: """
+      The driver is notified, and sees the new size: Linux does at once. Without a size, for an image that has been made longer or \
+      shorter by other means, or a block device. With one, the image file is made so long first.
+      """)
+
+  @ParentCommand var ctl: CtlCommand
+  @OptionGroup var target: CtlTarget
+
+  @Argument(help: "The disk.")
+  var disk: String
+
+  @Argument(help: "What it is to have.")
+  var size: ByteCount?
+
+  @Flag(help: "Also if it becomes smaller: what lies beyond the new end is lost.")
+  var shrink = false
+
+  func run() throws {
+    try withServer { server in
+      let request = Operator.Request(
+        request: .resize, disk: CtlDisk.absolute(disk), size: size?.bytes, shrink: shrink ? true : nil)
+      let size = try server.ask(request, Operator.Resized.self).size
+      server.say("\(printable(disk)) has \(ByteSize.describe(size)) (\(size) bytes)")
+    }
+  }
+}
+
 struct CtlLogLevel: CtlVerb {
   static let configuration = CommandConfiguration(
     commandName: "log-level", abstract: "Show or change which lines are logged.", usage: CtlTarget.usage("log-level [<level>]"))

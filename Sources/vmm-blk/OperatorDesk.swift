@@ -96,6 +96,9 @@ final class OperatorDesk {
         return
       }
       with(request, connection) { connection.answer(ControlLine(figures.of([($0, $0.state)]))) }
+    case .resize:
+      guard !giver.isBusy else { return refuse(connection, Self.takenOver) }
+      with(request, connection) { service.resizing.resize($0, request, connection) }
     case .logLevel: logLevel(request, connection)
     case .drain:
       guard !giver.isBusy else { return refuse(connection, Self.takenOver) }

@@ -24,6 +24,8 @@ enum Operator {
     case resume
     /// Figures of every disk, or of one.
     case metrics
+    /// The disk is as large as its image is, or is made to be.
+    case resize
     /// Which lines are logged.
     case logLevel = "log-level"
     /// Everything is drained, and the process ends.
@@ -36,6 +38,10 @@ enum Operator {
     var disk: String?
     /// With `log-level`; `nil` asks.
     var level: String?
+    /// With `resize`: bytes that the image is to have; `nil`: it has another size already.
+    var size: UInt64?
+    /// With `resize`: what lies beyond may be lost.
+    var shrink: Bool?
   }
 
   /// With `add`: beside the verb, what the disk is.
@@ -209,6 +215,12 @@ enum Operator {
     var added: [String]
     var removed: [String]
     var untouched: Int
+  }
+
+  /// The answer to `resize`.
+  struct Resized: Codable {
+    /// Bytes.
+    var size: UInt64
   }
 
   /// The answer to `log-level`.

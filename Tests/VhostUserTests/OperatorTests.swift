@@ -72,48 +72,22 @@ private final class Operated {
     return try BlockClient(transport, options: DriverOptions(features: features, queues: queues, queueSize: 64))
   }
 
+  /// A guest that works, and checks every byte, for as long as the body runs.
+  func whileBusy(_ name: String, _ body: (Load) throws -> Void) throws {
+    let socket = socket(name)
+    let connect: @Sendable () throws -> BlockClient = {
+      try BlockClient(
+        VhostUserTransport(path: socket, memory: DriverMemory(size: 16 << 20)),
+        options: DriverOptions(features: BlockFeature.understood, queues: 2, queueSize: 64))
+    }
+    let report = try Load.run(connect, during: body)
+    #expect(report.progress.answered > 0)
+  }
+
   func end() throws {
     server.process.terminate()
     let end = server.finish()
     #expect(end.status == 0, "\(end.errors)")
-  }
-}
-
-/// A guest that writes and reads what it wrote until it is told to stop, in a thread of its own.
-private final class Busy: Sendable {
-  private let isOver = Atomic(false)
-  private let looks = Atomic(0)
-  private let outcome = Mutex<Result<Int, any Error>?>(nil)
-
-  init(_ operated: Operated, _ name: String) {
-    let socket = operated.socket(name)
-    Thread.detachNewThread { [self] in
-      let result = Result { () throws -> Int in
-        let transport = try VhostUserTransport(path: socket, memory: DriverMemory(size: 8 << 20))
-        let client = try BlockClient(
-          transport, options: DriverOptions(features: BlockFeature.understood, queues: 2, queueSize: 64))
-        var verifier = try Verifier(
-          client, VerifyOptions(seed: 3, range: 0..<4 << 20, limit: .bytes(.max), largest: 32 << 10, weights: .init()))
-        verifier.goesOn = {
-          self.looks.add(1, ordering: .relaxed)
-          return !self.isOver.load(ordering: .relaxed)
-        }
-        let progress = try verifier.run()
-        try client.shutDown()
-        return progress.answered
-      }
-      outcome.withLock { $0 = result }
-    }
-  }
-
-  /// - Returns: requests that were answered, all of them rightly.
-  func end() throws -> Int {
-    try wait(until: "the guest has done something") {
-      looks.load(ordering: .relaxed) > 100 || outcome.withLock { $0 != nil }
-    }
-    isOver.store(true, ordering: .relaxed)
-    try wait(until: "the guest is over") { outcome.withLock { $0 != nil } }
-    return try #require(outcome.withLock { $0 }).get()
   }
 }
 
@@ -127,22 +101,23 @@ private struct Lent: @unchecked Sendable {
   @Test func disksComeAndGoBesideABusyOne() throws {
     try withDirectory { directory in
       let server = try Operated(directory, ["a"])
-      let busy = Busy(server, "a")
-      try wait(until: "the guest is there") { (try? server.states()["a"]) == "driven" }
-      try Operated.image(directory, "b")
-      for _ in 1...20 {
-        let added = try server.ask("add", #","entry":\#(Operated.entry(directory, "b"))"#)
-        #expect(added["disk"] as? String == server.socket("b"))
-        #expect(try server.states().keys.sorted() == ["a", "b"])
-        let guest = try server.guest("b")
-        #expect(try guest.perform(.flush).status == .ok)
-        #expect(try server.states() == ["a": "driven", "b": "driven"])
-        // The guest is still there, and is disconnected.
-        #expect(try server.ask("remove", disk: "b.sock").isEmpty)
-        #expect(try server.states() == ["a": "driven"])
-        #expect(!FileManager.default.fileExists(atPath: server.socket("b")))
+      try server.whileBusy("a") { load in
+        try load.wait()
+        try Operated.image(directory, "b")
+        for _ in 1...20 {
+          let added = try server.ask("add", #","entry":\#(Operated.entry(directory, "b"))"#)
+          #expect(added["disk"] as? String == server.socket("b"))
+          #expect(try server.states().keys.sorted() == ["a", "b"])
+          let guest = try server.guest("b")
+          #expect(try guest.perform(.flush).status == .ok)
+          #expect(try server.states() == ["a": "driven", "b": "driven"])
+          // The guest is still there, and is disconnected.
+          #expect(try server.ask("remove", disk: "b.sock").isEmpty)
+          #expect(try server.states() == ["a": "driven"])
+          #expect(!FileManager.default.fileExists(atPath: server.socket("b")))
+        }
+        try load.wait()
       }
-      #expect(try busy.end() > 0)
       try server.end()
     }
   }
@@ -174,25 +149,26 @@ private struct Lent: @unchecked Sendable {
   @Test(arguments: ["reload", "SIGHUP"]) func aListThatIsReadAgainChangesWhatDiffersAndNothingElse(by way: String) throws {
     try withDirectory { directory in
       let server = try Operated(directory, ["a", "b"])
-      let busy = Busy(server, "a")
-      try wait(until: "the guest is there") { (try? server.states()["a"]) == "driven" }
-      try Operated.image(directory, "c")
-      for disks in [["a", "c"], ["c", "a", "b"], ["a"]] {
-        try Operated.list(directory, disks)
-        let before = Set(try server.states().keys)
-        if way == "reload" {
-          let change = try server.ask("reload")
-          func names(_ key: String) -> Set<String> { Set(change[key] as? [String] ?? []) }
-          #expect(names("added") == Set(Set(disks).subtracting(before).map(server.socket)))
-          #expect(names("removed") == Set(before.subtracting(disks).map(server.socket)))
-          #expect(change["untouched"] as? Int == before.intersection(disks).count)
-        } else {
-          kill(server.server.process.processIdentifier, SIGHUP)
-          try wait(until: "the list was read") { (try? Set(server.states().keys)) == Set(disks) }
+      try server.whileBusy("a") { load in
+        try load.wait()
+        try Operated.image(directory, "c")
+        for disks in [["a", "c"], ["c", "a", "b"], ["a"]] {
+          try Operated.list(directory, disks)
+          let before = Set(try server.states().keys)
+          if way == "reload" {
+            let change = try server.ask("reload")
+            func names(_ key: String) -> Set<String> { Set(change[key] as? [String] ?? []) }
+            #expect(names("added") == Set(Set(disks).subtracting(before).map(server.socket)))
+            #expect(names("removed") == Set(before.subtracting(disks).map(server.socket)))
+            #expect(change["untouched"] as? Int == before.intersection(disks).count)
+          } else {
+            kill(server.server.process.processIdentifier, SIGHUP)
+            try wait(until: "the list was read") { (try? Set(server.states().keys)) == Set(disks) }
+          }
+          #expect(try server.states().keys.sorted() == disks.sorted())
         }
-        #expect(try server.states().keys.sorted() == disks.sorted())
+        try load.wait()
       }
-      #expect(try busy.end() > 0)
       try server.end()
     }
   }
@@ -240,21 +216,20 @@ private struct Lent: @unchecked Sendable {
   func aDiskThatIsPausedTakesNothingAndLosesNothing(engine: String, features: FeatureSet) throws {
     try withDirectory { directory in
       let server = try Operated(directory, ["a", "b"], ["--engine", engine])
-      let (a, b) = (Busy(server, "a"), Busy(server, "b"))
-      try wait(until: "both guests are there") { (try? server.states()) == ["a": "driven", "b": "driven"] }
-      for _ in 1...5 {
-        #expect(try server.ask("pause", disk: "a.sock").isEmpty)
-        #expect(try server.states() == ["a": "paused", "b": "driven"])
-        let (writes, reads) = (try server.number("writes", "a"), try server.number("reads", "a"))
-        let ofB = try server.number("writes", "b")
-        try wait(until: "the other disk goes on") { (try? server.number("writes", "b")).map { $0 > ofB + 20 } == true }
-        #expect(try server.number("writes", "a") == writes)
-        #expect(try server.number("reads", "a") == reads)
-        #expect(try server.ask("resume", disk: "a.sock").isEmpty)
-        try wait(until: "the disk goes on") { (try? server.number("writes", "a")).map { $0 > writes } == true }
+      try server.whileBusy("a") { a in
+        try server.whileBusy("b") { b in
+          for _ in 1...5 {
+            #expect(try server.ask("pause", disk: "a.sock").isEmpty)
+            #expect(try server.states() == ["a": "paused", "b": "driven"])
+            let (writes, reads) = (try server.number("writes", "a"), try server.number("reads", "a"))
+            try b.wait()
+            #expect(try server.number("writes", "a") == writes)
+            #expect(try server.number("reads", "a") == reads)
+            #expect(try server.ask("resume", disk: "a.sock").isEmpty)
+            try a.wait()
+          }
+        }
       }
-      #expect(try a.end() > 0)
-      #expect(try b.end() > 0)
       try server.end()
     }
   }
@@ -307,14 +282,16 @@ private struct Lent: @unchecked Sendable {
   @Test func aPauseIsAnsweredWhenNothingIsInFlight() throws {
     try withDirectory { directory in
       let server = try Operated(directory, ["a"], ["--inject", "write:delay=300ms"])
-      let busy = Busy(server, "a")
-      try wait(until: "something is under way") { (try? server.number("writes", "a")).map { $0 > 4 } == true }
-      #expect(try server.ask("pause").isEmpty)
-      let image = try Data(contentsOf: URL(fileURLWithPath: directory + "/a.img"))
-      usleep(700_000)
-      #expect(try Data(contentsOf: URL(fileURLWithPath: directory + "/a.img")) == image)
-      try server.ask("resume")
-      #expect(try busy.end() > 0)
+      try server.whileBusy("a") { load in
+        try load.wait()
+        try wait(until: "something is under way") { (try? server.number("writes", "a")).map { $0 > 4 } == true }
+        #expect(try server.ask("pause").isEmpty)
+        let image = try Data(contentsOf: URL(fileURLWithPath: directory + "/a.img"))
+        usleep(700_000)
+        #expect(try Data(contentsOf: URL(fileURLWithPath: directory + "/a.img")) == image)
+        try server.ask("resume")
+        try load.wait()
+      }
       try server.end()
     }
   }
@@ -359,28 +336,30 @@ private struct Lent: @unchecked Sendable {
     try withDirectory { directory in
       let silent = try SilentFile(size: 1 << 20)
       let server = try Operated(directory, ["a"], ["--drain-timeout", "1"])
-      let busy = Busy(server, "a")
-      let entry =
-        #"{"blk-file": "\#(silent.path)", "socket-path": "\#(directory)/s.sock", "engine": "threads", "num-queues": 1}"#
-      try server.ask("add", #","entry":\#(entry)"#)
-      let guest = try server.guest("s", queues: 1)
-      try silent.hold("read write fsync open")
-      let other = try Taker(directory + "/control")
-      Thread.detachNewThread { _ = try? other.send(#"{"request":"flush","disk":"s.sock"}"#) }
-      try silent.waitUntilHeld("fsync")
-      let lent = Lent(guest)
-      Thread.detachNewThread { _ = try? lent.guest.perform(.read(sector: 0, bytes: 4096)) }
-      try silent.waitUntilHeld("read")
-      let removed = try server.ask("remove", disk: "s.sock")
-      #expect((removed["error"] as? String)?.contains("its medium does not answer") == true, "\(removed)")
-      #expect(try server.states() == ["a": "driven", "s": "draining"])
-      // Where it was another disk can be.
-      try Operated.image(directory, "s")
-      #expect(try server.ask("add", #","entry":\#(Operated.entry(directory, "s"))"#)["disk"] != nil)
-      let added = try server.ask(
-        "add", #","entry":{"blk-file":"\#(silent.path)","socket-path":"\#(directory)/t.sock","no-lock":true}"#)
-      #expect((added["error"] as? String)?.contains("has not answered") == true, "\(added)")
-      #expect(try busy.end() > 0)
+      try server.whileBusy("a") { load in
+        try load.wait()
+        let entry =
+          #"{"blk-file": "\#(silent.path)", "socket-path": "\#(directory)/s.sock", "engine": "threads", "num-queues": 1}"#
+        try server.ask("add", #","entry":\#(entry)"#)
+        let guest = try server.guest("s", queues: 1)
+        try silent.hold("read write fsync open")
+        let other = try Taker(directory + "/control")
+        Thread.detachNewThread { _ = try? other.send(#"{"request":"flush","disk":"s.sock"}"#) }
+        try silent.waitUntilHeld("fsync")
+        let lent = Lent(guest)
+        Thread.detachNewThread { _ = try? lent.guest.perform(.read(sector: 0, bytes: 4096)) }
+        try silent.waitUntilHeld("read")
+        let removed = try server.ask("remove", disk: "s.sock")
+        #expect((removed["error"] as? String)?.contains("its medium does not answer") == true, "\(removed)")
+        #expect(try server.states() == ["a": "driven", "s": "draining"])
+        // Where it was another disk can be.
+        try Operated.image(directory, "s")
+        #expect(try server.ask("add", #","entry":\#(Operated.entry(directory, "s"))"#)["disk"] != nil)
+        let added = try server.ask(
+          "add", #","entry":{"blk-file":"\#(silent.path)","socket-path":"\#(directory)/t.sock","no-lock":true}"#)
+        #expect((added["error"] as? String)?.contains("has not answered") == true, "\(added)")
+        try load.wait()
+      }
       server.server.process.terminate()
       try wait(until: "the server has ended or left") { !server.server.process.isRunning || Self.isLeaving(server) }
       silent.end()

@@ -323,9 +323,9 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// Whole blocks inside the disk; no sum or shift that could overflow comes before its check.
   @inline(__always)
   func isInside(_ sector: UInt64, bytes: UInt64) -> Bool {
-    let limits = context.limits
-    guard sector <= limits.capacity, (sector &* 512 | bytes) & limits.blockMask == 0 else { return false }
-    return bytes / 512 <= limits.capacity &- sector
+    let capacity = context.capacity.loadAcquire()
+    guard sector <= capacity, (sector &* 512 | bytes) & context.limits.blockMask == 0 else { return false }
+    return bytes / 512 <= capacity &- sector
   }
 
   var isDurable: Bool {
