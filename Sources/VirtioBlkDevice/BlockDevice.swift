@@ -47,6 +47,8 @@ public struct BlockDeviceOptions: Sendable {
   public var onError = ErrorPolicy.report
   /// Whether it is kept how long requests take and how many are under way, for `BlockDevice.metrics`.
   public var metrics = true
+  /// What the disk may do in a second; `BlockDevice.setLimits` changes it.
+  public var limits = RateLimits()
   /// What is to go wrong at the medium, for those who try out how a guest takes it. Not with the null engine, which has none.
   public var faults: [FaultRule] = []
   /// Is told what is done at the medium.
@@ -84,6 +86,9 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   private let layers: EngineLayers?
   private let counterBlocks: [CounterBlock]
   private let metricsArea: MetricsArea?
+  private let throttle: DiskThrottle
+  /// What the disk may do in a second.
+  public private(set) var limits: RateLimits
   /// One for each thread that there can be.
   var places: [WorkerPlace]
   /// Queues that nobody waits for any more and whose workers still run.
@@ -142,6 +147,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
       metricsArea = options.metrics ? try MetricsArea(queueCount: options.queueCount, workers: threads) : nil
     } catch { throw .noResources(error) }
 
+    limits = options.limits
+    throttle = DiskThrottle(options.limits, now: Clock.now)
     self.workerBody = workerBody
     self.image = image
     self.options = options
@@ -271,6 +278,15 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   /// Of the last call of `pause`.
   var pauseNumber: UInt64 = 0
 
+  /// What the disk may do in a second from now on, whatever it was before: at once, and also for what waits already. Debts are
+  /// forgotten, and nothing is saved up.
+  public func setLimits(_ limits: RateLimits) {
+    self.limits = limits
+    throttle.set(limits, now: Clock.now)
+    // A worker that is about to end leaves nothing that waits, and the next one looks for itself.
+    for place in places { _ = place.worker?.mailbox.post { $0.changesLimits = true } }
+  }
+
   public func replaceCall(queue: Int, _ call: CallSink) { order(queue) { $0.call = call } }
   public func replaceFailure(queue: Int, _ failure: CallSink) { order(queue) { $0.failure = failure } }
 
@@ -345,7 +361,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     let configuration = WorkerConfiguration(
       index: index, context: context, slots: LaneContext.slots, lanes: lanes, isRecorded: isRecorded,
       waiting: options.waiting, notification: options.notification, counters: counterBlocks[index],
-      meter: metricsArea.map { LaneMeter(block: $0.blocks[index], clock: $0.clock) }, mailbox: mailbox, events: events)
+      throttle: throttle, meter: metricsArea.map { LaneMeter(block: $0.blocks[index], clock: $0.clock) }, mailbox: mailbox,
+      events: events)
     let processors = options.processors
     let cpu = processors.isEmpty ? nil : processors[index % processors.count]
     let plan = EnginePlan(
