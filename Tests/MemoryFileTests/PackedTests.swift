@@ -3,6 +3,7 @@ import Foundation
 import MemoryFile
 import RingInspector
 import Synchronization
+import TestSupport
 import Testing
 import VirtioCore
 import VirtioRegisters

@@ -1,4 +1,5 @@
 /// What packed rings change about the conversation: sizes, bases with both halves, records, and what one server tells the next.
+import TestSupport
 import Testing
 import VirtioCore
 
