@@ -22,7 +22,6 @@ struct Killing: Sendable, CustomTestStringConvertible {
 
   var testDescription: String {
     var words = ["\(engine), \(queues) queue\(queues == 1 ? "" : "s")"]
-    if features.contains(.packedRing) { words.append("packed rings") }
     if !features.contains(.indirectDescriptors) { words.append("no indirect descriptors") }
     if !features.contains(.eventIndex) { words.append("no event index") }
     if features.contains(.packedRing) { words.append("packed") }
@@ -32,14 +31,16 @@ struct Killing: Sendable, CustomTestStringConvertible {
   }
 
   static let plain = BlockFeature.understood.subtracting([.indirectDescriptors, .eventIndex])
-  static let packed = BlockFeature.understood.union(.packedRing)
 
-  /// Of a packed ring only records say what was taken.
+  /// Of a packed ring records say what was taken, or a front-end that knows both halves where answers come in order.
   static let packed: [Killing] = [
     Killing(engine: "uring", queues: 4, features: BlockFeature.understood.union(.packedRing)),
     Killing(engine: "sync", queues: 2, features: plain.union(.packedRing)),
     Killing(
       engine: "threads", features: BlockFeature.understood.subtracting(.indirectDescriptors).union(.packedRing), kills: 4),
+    Killing(engine: "mapped", queues: 4, features: plain.union(.packedRing), base: .available),
+    Killing(engine: "uring", queues: 4, features: BlockFeature.understood.union(.packedRing), keepsRecords: false),
+    Killing(engine: "threads", features: plain.union(.packedRing), keepsRecords: false),
   ]
 
   static let all: [Killing] = [
@@ -53,15 +54,10 @@ struct Killing: Sendable, CustomTestStringConvertible {
     Killing(engine: "mapped", base: .available),
     Killing(engine: "cached", queues: 4, features: BlockFeature.understood.subtracting(.eventIndex)),
     Killing(engine: "aio", queues: 4, base: .available),
-    Killing(engine: "uring", queues: 4, features: packed, kills: 4),
-    Killing(engine: "threads", features: packed.subtracting(.indirectDescriptors), base: .available),
-    Killing(engine: "mapped", queues: 4, features: plain.union(.packedRing)),
     // Without records, what is used has to be what is done.
     Killing(engine: "uring", queues: 4, keepsRecords: false),
     Killing(engine: "threads", queues: 4, features: plain, keepsRecords: false),
     Killing(engine: "mapped", keepsRecords: false),
-    Killing(engine: "uring", queues: 4, features: packed, keepsRecords: false),
-    Killing(engine: "threads", features: plain.union(.packedRing), keepsRecords: false),
   ]
 }
 
