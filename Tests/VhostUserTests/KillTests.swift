@@ -22,26 +22,16 @@ struct Killing: Sendable, CustomTestStringConvertible {
 
   var testDescription: String {
     var words = ["\(engine), \(queues) queue\(queues == 1 ? "" : "s")"]
+    if features.contains(.packedRing) { words.append("packed rings") }
     if !features.contains(.indirectDescriptors) { words.append("no indirect descriptors") }
     if !features.contains(.eventIndex) { words.append("no event index") }
-    if features.contains(.packedRing) { words.append("packed") }
     if base == .available { words.append("base behind what is available") }
     if !keepsRecords { words.append("no records, published in order") }
     return words.joined(separator: ", ")
   }
 
   static let plain = BlockFeature.understood.subtracting([.indirectDescriptors, .eventIndex])
-
-  /// Of a packed ring records say what was taken, or a front-end that knows both halves where answers come in order.
-  static let packed: [Killing] = [
-    Killing(engine: "uring", queues: 4, features: BlockFeature.understood.union(.packedRing)),
-    Killing(engine: "sync", queues: 2, features: plain.union(.packedRing)),
-    Killing(
-      engine: "threads", features: BlockFeature.understood.subtracting(.indirectDescriptors).union(.packedRing), kills: 4),
-    Killing(engine: "mapped", queues: 4, features: plain.union(.packedRing), base: .available),
-    Killing(engine: "uring", queues: 4, features: BlockFeature.understood.union(.packedRing), keepsRecords: false),
-    Killing(engine: "threads", features: plain.union(.packedRing), keepsRecords: false),
-  ]
+  static let packed = BlockFeature.understood.union(.packedRing)
 
   static let all: [Killing] = [
     Killing(engine: "uring", queues: 4, kills: 4),
@@ -54,10 +44,15 @@ struct Killing: Sendable, CustomTestStringConvertible {
     Killing(engine: "mapped", base: .available),
     Killing(engine: "cached", queues: 4, features: BlockFeature.understood.subtracting(.eventIndex)),
     Killing(engine: "aio", queues: 4, base: .available),
+    Killing(engine: "uring", queues: 4, features: packed, kills: 4),
+    Killing(engine: "threads", features: packed.subtracting(.indirectDescriptors), base: .available),
+    Killing(engine: "mapped", queues: 4, features: plain.union(.packedRing)),
     // Without records, what is used has to be what is done.
     Killing(engine: "uring", queues: 4, keepsRecords: false),
     Killing(engine: "threads", queues: 4, features: plain, keepsRecords: false),
     Killing(engine: "mapped", keepsRecords: false),
+    Killing(engine: "uring", queues: 4, features: packed, keepsRecords: false),
+    Killing(engine: "threads", features: plain.union(.packedRing), keepsRecords: false),
   ]
 }
 
@@ -65,7 +60,7 @@ struct Killing: Sendable, CustomTestStringConvertible {
 @Suite(.serialized) struct KillTests {
   /// The moment follows from how far the guest is, not from a clock. Every third victim is killed again before it has answered
   /// anything, which is while it recovers or before.
-  @Test(arguments: Killing.all + Killing.packed) func atRandomMoments(killing: Killing) throws {
+  @Test(arguments: Killing.all) func atRandomMoments(killing: Killing) throws {
     try withDirectory { directory in
       let server = try Self.serve(directory, killing)
       defer { _ = server.end() }
