@@ -101,7 +101,7 @@ program() {
 
 # Programs that busybox has not, or has with fewer options.
 base_programs() { # guest
-  for name in mke2fs e2fsck dd fallocate split; do program "$name"; done
+  for name in mke2fs e2fsck resize2fs dd fallocate split; do program "$name"; done
   # An emulated processor takes too long to unpack what it does not use.
   [ "$1" = qemu ] || for name in mkfs.xfs xfs_repair mkfs.btrfs btrfs dmsetup; do program "$name"; done
 }

@@ -98,6 +98,8 @@ case_qemu-killed() {
   check_ext4_files
 }
 
+case_qemu-resized() { resized_case --guest qemu "${write_back[@]}"; }
+
 # The same on two queues; QEMU's records of what is in flight go along.
 case_qemu-taken-over() { taken_over_case 2 --guest qemu --queues 2 "${write_back[@]}"; }
 

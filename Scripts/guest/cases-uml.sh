@@ -224,3 +224,22 @@ case_uml-operated() {
   stop_server
   check_ext4_files
 }
+
+# The operator makes the disk larger twice while Linux has its filesystem mounted: once by the image, once by the disk.
+resized_case() { # options of boot.sh
+  local ctl=("$VMM_BLK" ctl --control "$work/control")
+  [ "$SERVER" = vmm-blk ] || die "the operator's socket is ours"
+  empty_disk "$work/disk" 64M
+  start_server "$work/disk" "$work/socket" --control "$work/control"
+  guest_on "$console" --socket "$work/socket" --scenarios resized --set sizes=96,160 "$@"
+  wait_until "the guest has begun" has_beaten 1
+  truncate -s 96M "$work/disk"
+  "${ctl[@]}" resize "$work/socket" >&2
+  wait_until "the guest has used the first new space" has_beaten 2
+  "${ctl[@]}" resize "$work/socket" 160M >&2
+  wait_guests
+  stop_server
+  check_ext4_files
+}
+
+case_uml-resized() { resized_case --guest uml; }

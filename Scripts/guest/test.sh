@@ -170,7 +170,7 @@ reason() {
 
 # Cases that qemu-storage-daemon cannot pass: its library knows no legacy devices, the engines are ours, and so is
 # a server of many disks.
-beyond_qsd=" qemu-legacy uml-ext4-cached uml-xfs-mapped uml-btrfs-threads uml-log-writes uml-power-cut uml-many uml-taken-over uml-operated qemu-taken-over qemu-killed "
+beyond_qsd=" qemu-legacy uml-ext4-cached uml-xfs-mapped uml-btrfs-threads uml-log-writes uml-power-cut uml-many uml-taken-over uml-operated uml-resized qemu-resized qemu-taken-over qemu-killed "
 
 passed=0 failed=0 case_pid=''
 # The case cleans up after itself, if it is told and given the time.

@@ -1,7 +1,7 @@
 /// The configuration space of a block device (virtio 5.2.4), as bytes.
 internal import VirtioCore
 
-/// Everything in it but `writeback` is fixed when the device is made.
+/// Everything in it but `writeback` and what follows from the size is fixed when the device is made.
 struct BlockConfigSpace {
   /// `struct virtio_blk_config` of virtio 1.3 and later; what belongs to features that are not offered is zero.
   static let size = 96
@@ -10,16 +10,9 @@ struct BlockConfigSpace {
   private var bytes = [UInt8](repeating: 0, count: size)
 
   init(image: ImageFile, features: FeatureSet, options: BlockDeviceOptions) {
-    let sectors = image.size / 512
-    set(0, sectors)
+    resize(to: image.size)
     set(8, BlockDeviceOptions.maximumSegmentSize)
     set(12, UInt32(options.segmentLimit))
-    // The geometry that firmware makes up for disks without one.
-    let heads: UInt64 = 16
-    let perTrack: UInt64 = 63
-    set(16, UInt16(min(sectors / (heads * perTrack), 65535)))
-    bytes[18] = UInt8(heads)
-    bytes[19] = UInt8(perTrack)
     set(20, UInt32(image.logicalBlockSize))
     let blocks = image.physicalBlockSize / image.logicalBlockSize
     bytes[24] = UInt8(blocks.trailingZeroBitCount)  // physical_block_exp
@@ -39,6 +32,18 @@ struct BlockConfigSpace {
       set(52, UInt32(BlockLimits.ranges))
       bytes[56] = image.canDiscard ? 1 : 0
     }
+  }
+
+  /// - Parameter size: bytes.
+  mutating func resize(to size: UInt64) {
+    let sectors = size / 512
+    set(0, sectors)
+    // The geometry that firmware makes up for disks without one.
+    let heads: UInt64 = 16
+    let perTrack: UInt64 = 63
+    set(16, UInt16(min(sectors / (heads * perTrack), 65535)))
+    bytes[18] = UInt8(heads)
+    bytes[19] = UInt8(perTrack)
   }
 
   private mutating func set<Value: FixedWidthInteger>(_ offset: Int, _ value: Value) {

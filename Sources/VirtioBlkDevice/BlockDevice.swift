@@ -47,6 +47,8 @@ public struct BlockDeviceOptions: Sendable {
   public var onError = ErrorPolicy.report
   /// Whether it is kept how long requests take and how many are under way, for `BlockDevice.metrics`.
   public var metrics = true
+  /// What the disk may do in a second; `BlockDevice.setLimits` changes it.
+  public var limits = RateLimits()
   /// What is to go wrong at the medium, for those who try out how a guest takes it. Not with the null engine, which has none.
   public var faults: [FaultRule] = []
   /// Is told what is done at the medium.
@@ -71,19 +73,22 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   public let engine: EngineKind
   /// What a driver gets for GET_ID, of which at most 20 bytes reach it.
   public let serial: String
-  public private(set) var configurationGeneration: UInt32 = 0
+  public internal(set) var configurationGeneration: UInt32 = 0
 
   private let options: BlockDeviceOptions
   let threadCount: Int
-  private var configuration: BlockConfigSpace
+  var configuration: BlockConfigSpace
   private var negotiatedFeatures: FeatureSet?
   let events: DeviceNews
-  private let shared: SharedBlock
+  let shared: SharedBlock
   private let context: LaneContext
-  private let mapped: MappedImage?
+  let mapped: MappedImage?
   private let layers: EngineLayers?
   private let counterBlocks: [CounterBlock]
   private let metricsArea: MetricsArea?
+  private let throttle: DiskThrottle
+  /// What the disk may do in a second.
+  public private(set) var limits: RateLimits
   /// One for each thread that there can be.
   var places: [WorkerPlace]
   /// Queues that nobody waits for any more and whose workers still run.
@@ -138,10 +143,12 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     do throws(Errno) {
       events = try DeviceNews()
       serial = options.serial ?? image.description.serial
-      shared = try SharedBlock(serial: serial)
+      shared = try SharedBlock(serial: serial, capacity: image.size / 512)
       metricsArea = options.metrics ? try MetricsArea(queueCount: options.queueCount, workers: threads) : nil
     } catch { throw .noResources(error) }
 
+    limits = options.limits
+    throttle = DiskThrottle(options.limits, now: Clock.now)
     self.workerBody = workerBody
     self.image = image
     self.options = options
@@ -159,8 +166,9 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     shared.writeback.storeRelaxed(1)
     context = unsafe LaneContext(
       limits: BlockLimits(
-        capacity: image.size / 512, blockMask: UInt64(image.logicalBlockSize - 1), isReadOnly: image.isReadOnly,
+        blockMask: UInt64(image.logicalBlockSize - 1), isReadOnly: image.isReadOnly,
         segments: options.segmentLimit, segmentBytes: Int(BlockDeviceOptions.maximumSegmentSize)),
+      capacity: shared.capacity,
       medium: MediumFacts(image: image, zeroes: shared.zeroes), writeback: shared.writeback,
       stalls: options.onError == .stop ? events : nil, serial: shared.serial)
     counterBlocks = (0..<threads).map { _ in CounterBlock() }
@@ -270,6 +278,15 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   /// Of the last call of `pause`.
   var pauseNumber: UInt64 = 0
 
+  /// What the disk may do in a second from now on, whatever it was before: at once, and also for what waits already. Debts are
+  /// forgotten, and nothing is saved up.
+  public func setLimits(_ limits: RateLimits) {
+    self.limits = limits
+    throttle.set(limits, now: Clock.now)
+    // A worker that is about to end leaves nothing that waits, and the next one looks for itself.
+    for place in places { _ = place.worker?.mailbox.post { $0.changesLimits = true } }
+  }
+
   public func replaceCall(queue: Int, _ call: CallSink) { order(queue) { $0.call = call } }
   public func replaceFailure(queue: Int, _ failure: CallSink) { order(queue) { $0.failure = failure } }
 
@@ -344,7 +361,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     let configuration = WorkerConfiguration(
       index: index, context: context, slots: LaneContext.slots, lanes: lanes, isRecorded: isRecorded,
       waiting: options.waiting, notification: options.notification, counters: counterBlocks[index],
-      meter: metricsArea.map { LaneMeter(block: $0.blocks[index], clock: $0.clock) }, mailbox: mailbox, events: events)
+      throttle: throttle, meter: metricsArea.map { LaneMeter(block: $0.blocks[index], clock: $0.clock) }, mailbox: mailbox,
+      events: events)
     let processors = options.processors
     let cpu = processors.isEmpty ? nil : processors[index % processors.count]
     let plan = EnginePlan(

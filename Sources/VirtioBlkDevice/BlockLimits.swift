@@ -2,8 +2,6 @@
 internal import VirtioCore
 
 struct BlockLimits {
-  /// 512-byte sectors, the unit of every address in the protocol (virtio 5.2.4).
-  var capacity: UInt64
   /// Logical block size − 1, bytes: requests start and end on its multiples.
   var blockMask: UInt64
   var isReadOnly: Bool

@@ -7,6 +7,8 @@ internal import VirtioCore
 final class SharedBlock: @unchecked Sendable {
   /// The configuration's `writeback` byte, as a word.
   let writeback: SharedCell<UInt32>
+  /// Of the disk, 512-byte sectors. Release and acquire: who sees a larger disk sees what was done to make it so.
+  let capacity: SharedCell<UInt64>
   let serial: UnsafeRawPointer
   let zeroes: UnsafeMutableRawPointer
 
@@ -14,7 +16,7 @@ final class SharedBlock: @unchecked Sendable {
   /// Only mapped: its pages are there once somebody writes zeroes.
   private let zeroMapping: Mapping
 
-  init(serial text: String) throws(Errno) {
+  init(serial text: String, capacity sectors: UInt64) throws(Errno) {
     zeroMapping = try Mapping(anonymous: MediumFacts.zeroChunk)
     unsafe zeroes = zeroMapping.base
     let block = UnsafeMutableRawPointer.allocate(byteCount: 64, alignment: 64)
@@ -25,6 +27,8 @@ final class SharedBlock: @unchecked Sendable {
     unsafe self.block = block
     writeback = unsafe SharedCell(block)
     unsafe serial = UnsafeRawPointer(block + 8)
+    unsafe capacity = SharedCell(block + 32)
+    capacity.storeRelaxed(sectors)
   }
 
   deinit { unsafe block.deallocate() }

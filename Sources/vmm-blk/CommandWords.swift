@@ -142,11 +142,13 @@ struct CommandWords {
     "--hex": "an even number of hexadecimal digits",
     "--inject": "WHICH:FAULT[:CONDITION...] as in write:eio:rate=0.01 or flush:eio:count=1; serve --help lists them all",
     "--metrics": MetricsAddress.forms,
+    "--limit": LimitChange.forms,
     "--queue": "as in size=8,desc=0x0,avail=0x400,used=0x800",
   ]
 
   private static let values = [
-    "size": ByteSize.forms, "bytes": ByteSize.forms, "offset": ByteSize.forms, "length": ByteSize.forms,
+    "word=rate[/burst],...": LimitChange.forms, "size": ByteSize.forms, "bytes": ByteSize.forms, "offset": ByteSize.forms,
+    "length": ByteSize.forms,
     "address": ByteSize.forms, "bits": "a number as in 0x100000000", "byte": "a number from 0 to 255, as in 0xaa",
     "time": "a time as in 5, 0.5, 500ms, 2s or 1m",
   ]

@@ -23,7 +23,7 @@ struct CtlCommand: ParsableCommand {
       """,
     subcommands: [
       CtlList.self, CtlStatus.self, CtlAdd.self, CtlRemove.self, CtlReload.self, CtlFlush.self, CtlPause.self, CtlResume.self,
-      CtlMetrics.self, CtlLogLevel.self, CtlDrain.self,
+      CtlMetrics.self, CtlResize.self, CtlLimit.self, CtlLogLevel.self, CtlDrain.self,
     ])
 
   @OptionGroup var target: CtlTarget

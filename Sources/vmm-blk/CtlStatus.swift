@@ -118,6 +118,7 @@ enum CtlText {
         lines.append(("ring \(ring.queue)", "\(ring.size) entries, \(ring.state.rawValue)"))
       }
     }
+    lines.append(("limits", Operator.Limits(limits: disk.limits).words))
     let counters = disk.counters
     lines += [
       ("reads", "\(counters.reads) (\(ByteSize.describe(counters.bytesRead)))"),

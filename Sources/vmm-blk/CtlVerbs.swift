@@ -84,7 +84,8 @@ struct EntryWords {
       guard let number = Int(text) else { throw ValidationError("\(word.rawValue)=\(printable(text)): use a whole number") }
       return .number(number)
     case .inject: return .list([text])
-    case .format, .logicalBlockSize, .serial, .engine, .direct, .pinCPUs, .waiting, .notify, .uring, .onError, .latencies:
+    case .format, .logicalBlockSize, .serial, .engine, .direct, .pinCPUs, .waiting, .notify, .uring, .onError, .latencies,
+      .limit:
       return .text(text)
     }
   }
@@ -207,6 +208,69 @@ struct CtlResume: CtlDiskVerb {
   @OptionGroup var which: CtlDisk
   @Flag(help: "Every disk of the server.")
   var all = false
+}
+
+struct CtlResize: CtlVerb {
+  static let configuration = CommandConfiguration(
+    commandName: "resize", abstract: "Make a disk as large as its image is now, or both as large as is said.",
+    usage: CtlTarget.usage("resize <disk> [<size> [--shrink]]"),
+    discussion: """
+      The driver is notified, and sees the new size: Linux does at once. Without a size, for an image that has been made longer or \
+      shorter by other means, or a block device. With one, the image file is made so long first.
+      """)
+
+  @ParentCommand var ctl: CtlCommand
+  @OptionGroup var target: CtlTarget
+
+  @Argument(help: "The disk.")
+  var disk: String
+
+  @Argument(help: "What it is to have.")
+  var size: ByteCount?
+
+  @Flag(help: "Also if it becomes smaller: what lies beyond the new end is lost.")
+  var shrink = false
+
+  func run() throws {
+    try withServer { server in
+      let request = Operator.Request(
+        request: .resize, disk: CtlDisk.absolute(disk), size: size?.bytes, shrink: shrink ? true : nil)
+      let size = try server.ask(request, Operator.Resized.self).size
+      server.say("\(printable(disk)) has \(ByteSize.describe(size)) (\(size) bytes)")
+    }
+  }
+}
+
+struct CtlLimit: CtlVerb {
+  static let configuration = CommandConfiguration(
+    commandName: "limit", abstract: "Show or change what a disk may do in a second.",
+    usage: CtlTarget.usage("limit <disk> [<word=rate[/burst],...> | none]"),
+    discussion: """
+      The words are \(LimitWord.allCases.map(\.rawValue).joined(separator: ", ")). A limit that is not named stays as it is; \
+      'none' instead of a rate lifts one, and alone it lifts all. Changes hold at once. The burst, what may go at once after a \
+      pause, is a tenth of the rate unless it is said.
+
+        vmm-blk ctl limit a.sock iops=2000,write-bytes=50M/100M
+        vmm-blk ctl limit a.sock iops=none
+      """)
+
+  @ParentCommand var ctl: CtlCommand
+  @OptionGroup var target: CtlTarget
+
+  @Argument(help: "The disk.")
+  var disk: String
+
+  @Argument(help: .init("What is to change.", valueName: "word=rate[/burst],..."))
+  var change: LimitChange?
+
+  func run() throws {
+    try withServer { server in
+      let request = Operator.Request(
+        request: .limit, disk: CtlDisk.absolute(disk), limits: change.map { Operator.limits($0) })
+      let limits = try server.ask(request, Operator.Limits.self)
+      server.say(limits.words)
+    }
+  }
 }
 
 struct CtlLogLevel: CtlVerb {

@@ -104,6 +104,12 @@ struct DeviceOptions: ParsableArguments {
 
   @Option(
     help: .init(
+      "What the disk may do in a second: \(LimitWord.allCases.map(\.rawValue).joined(separator: ", ")), each with a rate and, if it is to be other than a "
+        + "tenth of that, a burst behind a slash.", valueName: "word=rate[/burst],..."))
+  var limit: LimitChange?
+
+  @Option(
+    help: .init(
       "Write down what reaches the image, in a new file in the format of dm-log-writes, which 'verify-crash --log' reads.",
       valueName: "file"))
   var record: String?
@@ -138,7 +144,7 @@ extension DeviceOptions {
       ("--waiting", tuning.waiting != nil), ("--poll-us", tuning.pollUs != nil), ("--notify", tuning.notify != .batch),
       ("--uring", tuning.uring != nil), ("--record", record != nil), ("--on-error", onError != .report),
       ("--inject", !inject.isEmpty),
-      ("--no-lock", noLock), ("--latencies", tuning.latencies != .on),
+      ("--no-lock", noLock), ("--limit", limit != nil), ("--latencies", tuning.latencies != .on),
     ]
     return given.filter(\.1).map(\.0)
   }
@@ -172,6 +178,7 @@ extension DeviceOptions {
     options.processors = pinCPUs?.processors ?? []
     options.onError = onError
     options.faults = inject
+    options.limits = limit?.limits ?? RateLimits()
     tuning.apply(to: &options)
     // Whoever asks for the engine of the page cache wants the page cache.
     let direct = engine == .cached && direct == .auto ? .off : direct

@@ -78,6 +78,10 @@ enum MetricsPage {
           latencies.histogram, sum: latencies.sum, labels + [("kind", kind == "writeZeroes" ? "write_zeroes" : kind)], &page)
       }
     }
+    counter("vmm_blk_throttled_total", "Requests that had to wait for a limit.", \.throttled)
+    each("vmm_blk_throttled_seconds_total", .counter, "Time in which queues had a request that waited for a limit.") {
+      page.sample($1, seconds($0.counters.throttledNanoseconds))
+    }
     counter("vmm_blk_kicks_total", "Notifications of the driver that were noticed.", \.kicks)
     counter("vmm_blk_calls_total", "Notifications that the driver was sent.", \.calls)
     counter("vmm_blk_turns_total", "Passes of threads over their queues.", \.turns)

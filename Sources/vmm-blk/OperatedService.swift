@@ -23,6 +23,7 @@ protocol OperatedService: AnyObject {
   var disks: [any OperatedDisk] { get }
   /// Disks that are not served any more and are still to be let go of.
   var leavingDisks: [any OperatedDisk] { get }
+  var resizing: OperatorResize { get }
   /// It is about to end.
   var isEnding: Bool { get }
 

@@ -96,6 +96,10 @@ final class OperatorDesk {
         return
       }
       with(request, connection) { connection.answer(ControlLine(figures.of([($0, $0.state)]))) }
+    case .limit: with(request, connection) { limit($0, request, connection) }
+    case .resize:
+      guard !giver.isBusy else { return refuse(connection, Self.takenOver) }
+      with(request, connection) { service.resizing.resize($0, request, connection) }
     case .logLevel: logLevel(request, connection)
     case .drain:
       guard !giver.isBusy else { return refuse(connection, Self.takenOver) }
@@ -155,6 +159,7 @@ final class OperatorDesk {
       engineReason: device.engineReason, engineWarning: device.engineWarning,
       flushFailed: image.state.flushFailed.loadRelaxed() != 0, queues: device.queueCount,
       maximumQueueSize: Int(device.maximumQueueSize), features: Operator.names(of: device.features), driver: disk.driver,
+      limits: Operator.limits(device.limits),
       counters: Operator.Counters(device.counters))
   }
 
@@ -218,6 +223,18 @@ final class OperatorDesk {
       return refuse(connection, "\(disk.name) takes nothing more, but what is in flight is not done after \(Self.restLimit)")
     }
     loop.after(.milliseconds(5)) { [self] in waitForRest(disk, connection, until: end) }
+  }
+
+  private func limit(_ disk: any OperatedDisk, _ request: Operator.Request, _ connection: ControlConnection) {
+    var limits = disk.device.limits
+    if let wanted = request.limits {
+      do throws(OperatorRefusal) { try Operator.change(wanted).apply(to: &limits) } catch {
+        return refuse(connection, "\(error)")
+      }
+      log.note("\(connection.peer) limits \(disk.name): \(limits.words)")
+      disk.device.setLimits(limits)
+    }
+    connection.answer(ControlLine(Operator.Limits(limits: Operator.limits(limits))))
   }
 
   private func logLevel(_ request: Operator.Request, _ connection: ControlConnection) {

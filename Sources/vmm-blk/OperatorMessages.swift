@@ -24,6 +24,10 @@ enum Operator {
     case resume
     /// Figures of every disk, or of one.
     case metrics
+    /// What the disk may do in a second.
+    case limit
+    /// The disk is as large as its image is, or is made to be.
+    case resize
     /// Which lines are logged.
     case logLevel = "log-level"
     /// Everything is drained, and the process ends.
@@ -36,6 +40,12 @@ enum Operator {
     var disk: String?
     /// With `log-level`; `nil` asks.
     var level: String?
+    /// With `limit`: by the words of `LimitWord`; `null` lifts one, and "none" with whatever value all, first of all. `nil` asks.
+    var limits: [String: Limit?]?
+    /// With `resize`: bytes that the image is to have; `nil`: it has another size already.
+    var size: UInt64?
+    /// With `resize`: what lies beyond may be lost.
+    var shrink: Bool?
   }
 
   /// With `add`: beside the verb, what the disk is.
@@ -104,6 +114,7 @@ enum Operator {
     /// Names of the features that it offers.
     var features: [String]
     var driver: Driver?
+    var limits: [String: Limit]
     var counters: Counters
   }
 
@@ -156,6 +167,10 @@ enum Operator {
     var turns: UInt64
     var systemCalls: UInt64
     var bounces: UInt64
+    /// Requests that had to wait for a limit.
+    var throttled: UInt64
+    /// In which queues had one that did, all queues together.
+    var throttledNanoseconds: UInt64
   }
 
   /// The answer to `metrics`.
@@ -211,6 +226,24 @@ enum Operator {
     var untouched: Int
   }
 
+  struct Limit: Codable {
+    /// Requests or bytes a second.
+    var rate: UInt64
+    /// What may go at once after a pause; `nil`: a tenth of that.
+    var burst: UInt64?
+  }
+
+  /// The answer to `limit`: what holds from now on.
+  struct Limits: Codable {
+    var limits: [String: Limit]
+  }
+
+  /// The answer to `resize`.
+  struct Resized: Codable {
+    /// Bytes.
+    var size: UInt64
+  }
+
   /// The answer to `log-level`.
   struct Level: Codable {
     var level: String
@@ -224,7 +257,8 @@ extension Operator.Counters {
       writeZeroes: counters.writeZeroes, others: counters.others, failures: counters.failures, ioErrors: counters.ioErrors,
       unsupported: counters.unsupported, mediumFailures: counters.mediumFailures, bytesRead: counters.bytesRead,
       bytesWritten: counters.bytesWritten, kicks: counters.kicks, calls: counters.calls, turns: counters.turns,
-      systemCalls: counters.systemCalls, bounces: counters.bounces)
+      systemCalls: counters.systemCalls, bounces: counters.bounces, throttled: counters.throttled,
+      throttledNanoseconds: counters.throttledNanoseconds)
   }
 }
 
@@ -232,5 +266,55 @@ extension Operator {
   /// Lowest bit first.
   static func names(of features: FeatureSet) -> [String] {
     features.bits.map { BlockFeature.name(ofBit: $0) ?? "bit \($0)" }
+  }
+}
+
+extension Operator {
+  /// What lifts all limits.
+  private static let noLimits = "none"
+
+  static func limits(_ change: LimitChange) -> [String: Limit?] {
+    var limits: [String: Limit?] = [:]
+    if change.liftsAll { limits.updateValue(nil, forKey: noLimits) }
+    for (word, limit) in change.changes {
+      limits.updateValue(limit.map { Limit(rate: $0.perSecond, burst: $0.burst) }, forKey: word.rawValue)
+    }
+    return limits
+  }
+
+  static func limits(_ limits: RateLimits) -> [String: Limit] {
+    var words: [String: Limit] = [:]
+    for word in LimitWord.allCases {
+      if let limit = limits[keyPath: word.field] { words[word.rawValue] = Limit(rate: limit.perSecond, burst: limit.burst) }
+    }
+    return words
+  }
+
+  /// - Throws: a word that is none, or a rate that is no rate.
+  static func change(_ limits: [String: Limit?]) throws(OperatorRefusal) -> LimitChange {
+    var changes: [(word: LimitWord, limit: RateLimit?)] = []
+    for (name, limit) in limits where name != noLimits {
+      guard let word = LimitWord(rawValue: name) else {
+        let words = LimitWord.allCases.map(\.rawValue)
+        throw OperatorRefusal(
+          "there is no limit \"\(printable(name))\""
+            + (CommandWords.closest(to: name, among: words).map { "; did you mean \"\($0)\"?" }
+              ?? ": use " + words.joined(separator: ", ")))
+      }
+      if let limit, limit.rate == 0 || limit.burst == 0 {
+        throw OperatorRefusal("\"\(name)\" is 0: a rate and a burst are at least 1, and null lifts a limit")
+      }
+      changes.append((word, limit.map { RateLimit(perSecond: $0.rate, burst: $0.burst) }))
+    }
+    return LimitChange(changes, liftsAll: limits.keys.contains(noLimits))
+  }
+}
+
+extension Operator.Limits {
+  /// As they can be typed.
+  var words: String {
+    var limits = RateLimits()
+    if let change = try? Operator.change(self.limits.mapValues { Optional($0) }) { change.apply(to: &limits) }
+    return limits.words
   }
 }

@@ -14,12 +14,15 @@ internal import VirtioCore
 final class RunService {
   private let command: RunCommand
   private let signals: TerminationSignals
+  /// SIGHUP: the image is looked at.
+  private let hangup: TerminationSignals
   private let log: ServeLog
   private let loop: EventLoop
   private let manager: ServiceManager
   private var meter = Meter()
   private var control: ServiceControl?
   private lazy var figures = OperatorFigures(of: self)
+  private(set) lazy var resizing = OperatorResize(in: loop, log: log)
   private(set) var isEnding = false
   /// As its operator sees it; `nil` before it is served, and when another process serves it.
   private var disk: RunDisk?
@@ -34,6 +37,7 @@ final class RunService {
     log = ServeLog(command.logging)
     Startup.ignoreStraySignals()
     signals = try TerminationSignals()
+    hangup = try TerminationSignals([SIGHUP])
     loop = try EventLoop()
     manager = ServiceManager(in: loop, log: log)
   }
@@ -52,8 +56,12 @@ final class RunService {
     let page = try command.figures.server(of: figures, in: loop)
     // The loop holds what its handlers hold, the device with its image for one, and so the socket's file does not go by itself.
     let termination = try loop.add(signals.descriptor) { _ in self.endOnSignal(served) }
+    let look = try loop.add(hangup.descriptor) { [self] _ in
+      if hangup.take() != nil { resizing.look(at: disks) }
+    }
     defer {
       loop.remove(termination)
+      loop.remove(look)
       page?.close()
       listener?.removeFile()
       control?.close()

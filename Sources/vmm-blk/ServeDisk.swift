@@ -33,6 +33,7 @@ extension ServeDisk: DecodableWithConfiguration {
     case inject
     case noLock = "no-lock"
     case latencies
+    case limit
   }
 
   /// - Parameter defaults: the command line's own options, which hold where the entry says nothing.
@@ -68,6 +69,7 @@ extension ServeDisk: DecodableWithConfiguration {
     options.onError = try entry.choice(.onError) ?? defaults.onError
     options.inject = try entry.rules(.inject) ?? defaults.inject
     options.noLock = try entry.flag(.noLock) ?? defaults.noLock
+    options.limit = try entry.argument(.limit, LimitChange.forms) ?? defaults.limit
     options.tuning.latencies = try entry.choice(.latencies) ?? defaults.tuning.latencies
     try options.validate()
     try options.tuning.validate()
@@ -179,6 +181,7 @@ extension DeviceOptions {
     case .inject: "\(inject)"
     case .noLock: "\(noLock)"
     case .latencies: tuning.latencies.rawValue
+    case .limit: (limit?.limits ?? RateLimits()).words
     }
   }
 }

@@ -178,6 +178,12 @@ extension ServeService: OperatedService {
     case .success(let names): change.added = names
     case .failure(let refusal): return then(.failure(refusal))
     }
+    for (name, options) in list.limited {
+      guard let disk = served.first(where: { $0.name == name }) else { continue }
+      disk.options = options
+      disk.device.setLimits(options.limit?.limits ?? RateLimits())
+      log.note("the limits of \(name) are \(disk.device.limits.words) now")
+    }
     let attempt = Attempt(then)
     var waiting = list.removed.count
     func isDone(_ result: Result<Void, OperatorRefusal>) {
@@ -196,6 +202,8 @@ private struct ReadList {
   /// Names of disks that are not listed any more.
   let removed: [String]
   let untouched: Int
+  /// Disks that are served, with other limits.
+  let limited: [(name: String, options: DeviceOptions)]
 
   /// Waits for media. Errors are sentences for the person.
   ///
@@ -206,11 +214,16 @@ private struct ReadList {
     let known = Dictionary(present, uniquingKeysWith: { first, _ in first })
     var opened: [(ServeDisk, OpenedDisk)] = []
     var listed: Set<String> = []
+    var limited: [(name: String, options: DeviceOptions)] = []
     for (index, disk) in list.disks.enumerated() {
       let name = Takeover.absolute(disk.socketPath)
       listed.insert(name)
       if let options = known[name] {
-        let changed = disk.options.differences(from: options)
+        var changed = disk.options.differences(from: options)
+        if changed.contains(ServeDisk.Word.limit.rawValue) {
+          changed.removeAll { $0 == ServeDisk.Word.limit.rawValue }
+          limited.append((name, disk.options))
+        }
         guard changed.isEmpty else {
           throw list.error(
             index,
@@ -222,6 +235,7 @@ private struct ReadList {
       }
     }
     self.opened = opened
+    self.limited = limited
     removed = present.map(\.name).filter { !listed.contains($0) }
     untouched = present.count - removed.count
   }

@@ -20,14 +20,15 @@ final class ServeService {
   private let signals: TerminationSignals
   /// SIGUSR1: queues that stall go on.
   private let resumption: TerminationSignals
-  /// SIGHUP: the list of disks is read again.
-  private let hangup: TerminationSignals?
+  /// SIGHUP: the list of disks is read again, and images are looked at.
+  private let hangup: TerminationSignals
   /// In the order in which they came.
   var served: [ServedDisk] = []
   /// Closed, closing, or never to be closed because their medium does not answer.
   private(set) var leaving: [ServedDisk] = []
   private(set) var control: ServiceControl?
   private(set) lazy var figures = OperatorFigures(of: self)
+  private(set) lazy var resizing = OperatorResize(in: loop, log: log)
   private var page: MetricsServer?
   private(set) var isEnding = false
   /// Disks are being taken over: until each has an owner, nothing may come between.
@@ -45,7 +46,7 @@ final class ServeService {
     Startup.ignoreStraySignals()
     signals = try TerminationSignals()
     resumption = try TerminationSignals([SIGUSR1])
-    hangup = command.disks == nil ? nil : try TerminationSignals([SIGHUP])
+    hangup = try TerminationSignals([SIGHUP])
     log = ServeLog(command.logging)
     openFiles = ServeFileLimit.raise()
     loop = try EventLoop()
@@ -127,9 +128,10 @@ final class ServeService {
       log.note("queues that stall go on")
       for disk in served { disk.device.resume() }
     }
-    guard let hangup else { return }
     _ = try loop.add(hangup.descriptor) { [self] _ in
-      guard hangup.take() != nil else { return }
+      guard hangup.take() != nil, !isTaking else { return }
+      resizing.look(at: served)
+      guard command.disks != nil else { return }
       reload { [log] result in
         switch result {
         case .success(let change): log.note("\(change)")

@@ -6,8 +6,8 @@ internal import VirtioCore
 
 /// From the moment when its image is open and its socket is there.
 final class ServedDisk {
-  /// What it was made of.
-  let options: DeviceOptions
+  /// What it was made of, with the limits of the list that was read last.
+  var options: DeviceOptions
   let device: BlockDevice
   let socket: ServerSocket
   /// Where it is served, in words.

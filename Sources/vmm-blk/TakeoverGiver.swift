@@ -156,7 +156,7 @@ final class TakeoverGiver {
       image: Takeover.Image(
         path: image.path, size: image.size, lock: image.lock.map { list.add($0) }, serial: disks[index].device.serial,
         flushFailed: image.state.flushFailed.loadRelaxed() != 0),
-      part: part, stillSince: stillSince)
+      part: part, limits: disks[index].device.limits.isEmpty ? nil : disks[index].device.limits.words, stillSince: stillSince)
     return ControlLine(description, descriptors: list.descriptors)
   }
 

@@ -65,6 +65,8 @@ enum Takeover {
     var server: ServerState?
     /// With a memory file.
     var file: File?
+    /// What the disk may do in a second, in the words of `--limit`; `nil`: what it likes.
+    var limits: String?
     /// When it came to a standstill, nanoseconds of CLOCK_MONOTONIC; `nil`: it goes on.
     var stillSince: UInt64?
   }
@@ -112,8 +114,9 @@ enum Takeover {
 }
 
 extension Takeover.Disk {
-  init(image: Takeover.Image, part: Takeover.Part, stillSince: UInt64?) {
+  init(image: Takeover.Image, part: Takeover.Part, limits: String?, stillSince: UInt64?) {
     self.image = image
+    self.limits = limits
     self.stillSince = stillSince
     switch part {
     case .server(let state): server = state

@@ -166,6 +166,10 @@ final class TakeoverTaker {
     let disk = disks[index]
     ask(.commit, disk) { [self] _ in
       disk.device.image.ownLock()
+      // Those of the operator, where this process was told none.
+      if disk.device.limits.isEmpty, let words = state.limits, let change = LimitChange(argument: words) {
+        disk.device.setLimits(change.limits)
+      }
       if state.image.flushFailed { disk.device.image.state.flushFailed.storeRelaxed(1) }
       disk.release()
       taken.insert(index)

@@ -10,7 +10,7 @@ import VirtioCore
 @testable import VhostUser
 
 /// A server with disks in a folder of its own, and somebody who asks it things.
-private final class Operated {
+final class Operated {
   let directory: String
   let server: Program
   let control: Taker

@@ -114,7 +114,8 @@ import VirtioCore
     try withDirectory { directory in
       let device = FakeDevice()
       device.holdStops()
-      let (stop, isReady) = (eventCounter(), Mutex(false))
+      let stop = eventCounter()
+      let isReady = Mutex(false)
       let side = SideThread { () throws -> (left: [Int], saidThatItIsClosed: Bool) in
         let loop = try EventLoop()
         let server = BackendServer(

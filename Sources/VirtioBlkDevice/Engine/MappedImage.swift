@@ -12,7 +12,8 @@ final class MappedImage: @unchecked Sendable {
   let isCache: Bool
   /// Keeps the descriptor open.
   private let image: ImageFile
-  /// Not 0: the file was cut, or the memory under it ran out. From then on every operation is a system call, which can say so.
+  /// Not 0: the file was cut, or the memory under it ran out, or it has grown beyond the mapping. From then on every operation is a
+  /// system call, which can say so.
   let cut: SharedCell<UInt32>
 
   private let word: UnsafeMutablePointer<UInt32>

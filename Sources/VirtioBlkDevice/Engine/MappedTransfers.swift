@@ -52,7 +52,8 @@ struct MappedTransfers: ~Copyable {
   /// Transfers. - Returns: bytes, or a negative errno.
   @inline(__always)
   mutating func perform(_ operation: IOOperation) -> Int32 {
-    guard isData(operation), !isCut else { return performWithoutData(operation) }
+    // The order matters: beyond what is mapped there is only what is cut.
+    guard !isCut, isData(operation) else { return performWithoutData(operation) }
     return copy(operation)
   }
 

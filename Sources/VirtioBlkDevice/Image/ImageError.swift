@@ -15,6 +15,7 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
   case notTheSame(path: String)
   /// - holder: who has the device, as in "it is mounted on /mnt".
   case held(path: String, holder: String)
+  case cannotResize(path: String, Errno)
   case noDirect(path: String)
   case directNeedsLargerBlocks(path: String, alignment: Int, blockSize: Int)
   /// - format: its name, as in "a qcow2 image".
@@ -42,6 +43,7 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
       "\(printable(path)) is another file than the image that the running server has open: name that one"
     case .held(let path, let holder):
       "the device \(printable(path)) is in use: \(holder); free it, serve it with --read-only, or say --no-lock if you are sure"
+    case .cannotResize(let path, let error): "the image \(printable(path)) cannot be made longer or shorter: \(error)"
     case .noDirect(let path): "the file system of \(printable(path)) cannot do direct I/O: use --direct off"
     case .directNeedsLargerBlocks(let path, let alignment, let blockSize):
       "direct I/O on \(printable(path)) needs requests in multiples of \(alignment) bytes, but the logical block size is "

@@ -14,7 +14,7 @@ public final class ImageFile: Sendable {
   private let owned: OwnedDescriptor
   public let description: ImageDescription
   /// What happened to it since it was opened.
-  public let state = ImageState()
+  public let state: ImageState
   /// The open description that holds the lock, or the device: what a process that takes the image over has to be given; `nil`
   /// where there is no lock.
   public let lock: OwnedDescriptor?
@@ -100,6 +100,7 @@ public final class ImageFile: Sendable {
     description.serial = ImageIdentity.serial(path: path, owner.descriptor, info, isBlockDevice: isBlockDevice)
     self.path = path
     self.description = description
+    state = ImageState(size: size)
     owned = OwnedDescriptor(owner.release())
     descriptor = owned.rawValue
     lock = options.lock ?? (isLocked || exclusive != nil ? owned : nil)
@@ -220,7 +221,8 @@ public final class ImageFile: Sendable {
 
 /// Words of its description, which most who have an image are after.
 extension ImageFile {
-  public var size: UInt64 { description.size }
+  /// Bytes, as they are now: a disk can be resized.
+  public var size: UInt64 { state.size.loadRelaxed() }
   public var logicalBlockSize: Int { description.logicalBlockSize }
   public var physicalBlockSize: Int { description.physicalBlockSize }
   public var isReadOnly: Bool { description.isReadOnly }

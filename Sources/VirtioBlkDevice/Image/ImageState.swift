@@ -8,6 +8,8 @@ public final class ImageState: @unchecked Sendable {
   /// Not 0 from the moment on when a flush or a stable write failed on an image that is not direct: the kernel reports such
   /// an error once and forgets it, together with the data, so no later flush may succeed until the image is opened again.
   public let flushFailed: SharedCell<UInt32>
+  /// Bytes that the image is said to have.
+  let size: SharedCell<UInt64>
 
   /// Flushes and stable writes under way.
   let syncs: SyncLedger
@@ -17,7 +19,8 @@ public final class ImageState: @unchecked Sendable {
 
   private let block: UnsafeMutableRawPointer
 
-  init() {
+  /// - Parameter bytes: of the image, when it is opened.
+  init(size bytes: UInt64) {
     // The first word has a line of its own: it is read by every flush and, but for a broken medium, never written.
     let line = 64
     let byteCount = line + SyncLedger.byteCount
@@ -25,6 +28,8 @@ public final class ImageState: @unchecked Sendable {
     unsafe block.initializeMemory(as: UInt8.self, repeating: 0, count: byteCount)
     unsafe self.block = block
     unsafe flushFailed = SharedCell(block)
+    unsafe size = SharedCell(block + 8)
+    size.storeRelaxed(bytes)
     unsafe syncs = SyncLedger(block + line)
   }
 

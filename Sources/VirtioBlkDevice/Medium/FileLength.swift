@@ -29,7 +29,8 @@ struct FileLength {
   /// Whether all bytes before this offset are there.
   mutating func holds(end: UInt64) -> Bool {
     let now = Clock.now
-    if now &- asked >= Self.counts {
+    // What is short may have grown.
+    if now &- asked >= Self.counts || end > bytes {
       var info = stat()
       bytes = unsafe fstat(descriptor, &info) == 0 ? UInt64(max(info.st_size, 0)) : full
       asked = now

@@ -6,7 +6,7 @@ internal import VirtioCore
 struct MediumFacts: @unchecked Sendable {
   /// For the few calls that no engine has, and for looks at a file's length.
   let descriptor: Int32
-  /// Bytes when it was opened. They do not change: what lies beyond the present end of a file that was cut is an error.
+  /// Bytes when it was opened. What lies beyond the present end of a file that was cut is an error.
   let size: UInt64
   /// Logical block size − 1, bytes: transfers begin and end on its multiples.
   let blockMask: UInt64

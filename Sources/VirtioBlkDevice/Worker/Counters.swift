@@ -22,6 +22,10 @@ public struct BlockCounters: Hashable, Sendable {
   public var bytesRead: UInt64 = 0
   /// Bytes given by writes.
   public var bytesWritten: UInt64 = 0
+  /// Reads and writes that had to wait for a limit.
+  public var throttled: UInt64 = 0
+  /// How long queues had a request waiting for a limit, all queues together: nanoseconds.
+  public var throttledNanoseconds: UInt64 = 0
   /// Kicks that were noticed.
   public var kicks: UInt64 = 0
   /// Notifications sent to the driver.
@@ -46,7 +50,7 @@ struct CounterBlock: @unchecked Sendable {
   enum Counter: Int, CaseIterable {
     case reads, writes, flushes, discards, writeZeroes, others, bytesRead, bytesWritten
     case kicks, calls, turns, systemCalls, bounces
-    case ioErrors, unsupported, mediumFailures
+    case ioErrors, unsupported, mediumFailures, throttled, throttledNanoseconds
   }
 
   private let base: UnsafeMutablePointer<UInt64>
@@ -94,5 +98,7 @@ struct CounterBlock: @unchecked Sendable {
     total.unsupported &+= unsupported
     total.failures &+= ioErrors &+ unsupported
     total.mediumFailures &+= value(.mediumFailures)
+    total.throttled &+= value(.throttled)
+    total.throttledNanoseconds &+= value(.throttledNanoseconds)
   }
 }

@@ -64,6 +64,7 @@ extension Lane where Ring: ~Copyable {
       }
     }
     parked.removeAll()
+    forgetThrottled()
     fail(.mediumLost)
   }
 

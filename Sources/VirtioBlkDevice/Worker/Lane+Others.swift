@@ -107,6 +107,7 @@ extension Lane where Ring: ~Copyable {
     unsafe slot.pointee.isDurable = isDurable
     unsafe slot.pointee.rangeIndex = 0
     unsafe slot.pointee.rangeCount = UInt8(count)
+    guard !isLimited || mayGo(index, .write, bytes: 0) else { return }
     askNextRange(index, &medium)
   }
 

@@ -34,7 +34,7 @@ extension Lane where Ring: ~Copyable {
     return false
   }
 
-  /// A read or write of nothing, a large one, or one of more pieces than there may be.
+  /// A read or write of nothing, a large one, one of more pieces than there may be, or any of a disk that is limited.
   @inline(never)
   mutating func askUnusual<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     let operation = medium.prepared(tag(index))
@@ -42,6 +42,13 @@ extension Lane where Ring: ~Copyable {
     guard operation.length <= rules.requestBytes, operation.segmentCount <= rules.segments,
       operation.hasSegments(ofAtMost: rules.segmentBytes)
     else { return refuse(index, .ioError) }
+    guard !isLimited || mayGo(index, operation.kind == .write ? .write : .read, bytes: operation.length) else { return }
+    startPrepared(index, &medium)
+  }
+
+  /// Asks the medium for a transfer that was prepared.
+  @inline(__always)
+  mutating func startPrepared<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     switch medium.transferPrepared(tag(index)) {
     case .pending: break
     case .done: complete(index, isDone: true, &medium)

@@ -52,6 +52,11 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// To be stopped as soon as what was interrupted has been taken again.
   var stopsAfterRecovery = false
 
+  /// Transfers of so many bytes at most are asked for at once; 0 where the disk is limited: then each is looked at first.
+  var plainBytes = MediumFacts.stepBytes
+  var isLimited = false
+  /// What waits for a limit.
+  var throttled = LaneThrottle()
   /// Where it is written down how long requests took; `nil`: nowhere.
   let meter: LaneMeter?
   /// Where the number of requests under way is.
@@ -249,7 +254,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     }
     operation.offset = header.sector &* 512
     left &-= Int(truncatingIfNeeded: operation.length) &+ BlockLimits.requestCost
-    guard operation.length &- 1 < Medium<Engine>.stepBytes,
+    guard operation.length &- 1 < plainBytes,
       operation.segmentCount == 1 || operation.segmentCount <= rules.segments
     else {
       unsafe keep(chain, statusByte, written, index, ArrivalKind(operation.kind))
@@ -323,9 +328,9 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// Whole blocks inside the disk; no sum or shift that could overflow comes before its check.
   @inline(__always)
   func isInside(_ sector: UInt64, bytes: UInt64) -> Bool {
-    let limits = context.limits
-    guard sector <= limits.capacity, (sector &* 512 | bytes) & limits.blockMask == 0 else { return false }
-    return bytes / 512 <= limits.capacity &- sector
+    let capacity = context.capacity.loadAcquire()
+    guard sector <= capacity, (sector &* 512 | bytes) & context.limits.blockMask == 0 else { return false }
+    return bytes / 512 <= capacity &- sector
   }
 
   var isDurable: Bool {

@@ -4,6 +4,8 @@ internal import VirtioCore
 @safe
 struct LaneContext: @unchecked Sendable {
   let limits: BlockLimits
+  /// 512-byte sectors, the unit of every address in the protocol (virtio 5.2.4). Changes with the image.
+  let capacity: SharedCell<UInt64>
   let medium: MediumFacts
   /// The `writeback` byte of the configuration space; not 0 means writeback.
   let writeback: SharedCell<UInt32>

@@ -18,6 +18,7 @@ struct WorkerConfiguration: Sendable {
   var waiting: Waiting
   var notification: Notification
   var counters: CounterBlock
+  var throttle: DiskThrottle
   /// `nil`: nobody wants to know how long requests take.
   var meter: LaneMeter?
   var mailbox: WorkerMailbox
@@ -65,6 +66,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   private var isBusy = false
   /// Where and with which clock it is written down how long requests take.
   private let meter: LaneMeter?
+  /// Requests may have to wait for a limit, or did when there was one.
+  private var isThrottled: Bool
   private let isMetered: Bool
   /// The moment that the clock was looked at last.
   private var moment = ArrivalWord.none
@@ -89,6 +92,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     meter = configuration.meter
     seenWrites = configuration.counters.value(.writes)
     isMetered = configuration.meter != nil
+    isThrottled = configuration.throttle.isLimited
     roundsBetweenPolls = max(1, Self.looksBetweenPolls / max(1, configuration.lanes))
   }
 
@@ -107,6 +111,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       if case .done(let tag) = event { complete(tag) } else { handle(event) }
     }
     if configuration.context.faults.loadRelaxed() != seenFaults { checkMemory() }
+    if isThrottled { startThrottled() }
     isBusy = medium.backlog.hasReady
     var hasMore = false
     for index in 0..<lanes.capacity where lanes.contains(index) {
@@ -124,7 +129,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     finishStops()
     if let pause = owesRest { tellRest(pause) }
     if hasMore || medium.hasReady { return goOn() }
-    if window.current > 0, look() { return noteLook() }
+    if window.current > 0, !isThrottled || mayLook, look() { return noteLook() }
     sleep()
   }
 
@@ -166,6 +171,9 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   private func sleepLimit() -> Int64? {
     var limit: Int64? = unkicked > 0 ? Self.unkickedSleep : nil
     if let end = medium.restEnds { limit = min(limit ?? .max, max(Int64(clamping: end) - Int64(clamping: Clock.now), 1)) }
+    if isThrottled, let due = throttledUntil {
+      limit = min(limit ?? .max, max(Int64(clamping: due) - Int64(clamping: Clock.now), 1))
+    }
     guard coalesces else { return limit }
     for index in 0..<lanes.capacity where lanes.contains(index) {
       guard let deadline = unsafe lanes[index].pointee.callDeadline else { continue }
@@ -212,6 +220,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
         sched_yield()
         if !isEndless, Clock.now >= end { return false }
         if coalesces || unkicked > 0 || hasEnded || medium.restEnds != nil { return true }
+        if isThrottled, let due = throttledUntil, Clock.now >= due { return true }
       }
     }
   }
@@ -228,6 +237,34 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   private mutating func abandonAll() {
     medium.abandonJobs()
     for index in 0..<lanes.capacity where lanes.contains(index) { unsafe lanes[index].pointee.abandonRequests() }
+  }
+
+  // MARK: Limits
+
+  @inline(never)
+  private mutating func startThrottled() {
+    for index in 0..<lanes.capacity where lanes.contains(index) { unsafe lanes[index].pointee.startThrottled(&medium) }
+  }
+
+  /// When a request that waits for a limit may go; `nil` when none waits.
+  private var throttledUntil: UInt64? {
+    var first: UInt64?
+    for index in 0..<lanes.capacity where lanes.contains(index) {
+      if let due = unsafe lanes[index].pointee.throttledUntil { first = min(first ?? .max, due) }
+    }
+    return first
+  }
+
+  /// Who is held back by a limit does not look for work: more would only wait, too. One that never sleeps looks all the same.
+  private var mayLook: Bool { window.current == .max || throttledUntil == nil }
+
+  private mutating func changeLimits() {
+    let isLimited = configuration.throttle.isLimited
+    // It stays so: what waits for a limit that is gone is still to be started.
+    isThrottled = isThrottled || isLimited
+    for index in 0..<lanes.capacity where lanes.contains(index) {
+      unsafe lanes[index].pointee.limit(by: isLimited ? configuration.throttle : nil)
+    }
   }
 
   // MARK: Metrics
@@ -304,6 +341,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       (isPaused, owesRest) = (false, nil)
       for lane in 0..<lanes.capacity where lanes.contains(lane) { unsafe lanes[lane].pointee.tryParked(&medium) }
     }
+    if orders.changesLimits { changeLimits() }
     if orders.unprepares || orders.stopsAll {
       isPrepared = false
       mayEnd = true
@@ -329,6 +367,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   private mutating func stop(_ lane: Int) {
     guard !stops.contains(lane) else { return }
     unsafe lanes[lane].pointee.drain()
+    unsafe lanes[lane].pointee.startThrottledOnCredit(&medium)
     stops.append(lane)
   }
 
@@ -356,6 +395,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       try Lane(
         activation, lane: index, slots: configuration.slots, context: configuration.context,
         notification: configuration.notification, counters: configuration.counters, meter: meter), at: index)
+    if isThrottled, configuration.throttle.isLimited { unsafe lanes[index].pointee.limit(by: configuration.throttle) }
     medium.use(activation.memory, lane: index)
     do throws(Errno) { try medium.engine.watch(activation.kick, lane: index) } catch {
       medium.engine.unwatch(lane: index)

@@ -34,6 +34,8 @@ struct RequestSlot {
   var written: UInt32 = 0
   /// When it came, and of what kind it is.
   var arrival = ArrivalWord.none
+  /// Of one that waits for a limit: what it takes of those that count bytes.
+  var throttledBytes: UInt64 = 0
   /// Where the status goes.
   var statusByte: UnsafeMutableRawPointer?
 }

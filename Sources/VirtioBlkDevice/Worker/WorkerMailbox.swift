@@ -25,6 +25,8 @@ struct WorkerOrders: Sendable {
   var prepare: PrepareOrder?
   /// Who waits for a first start is to wait no more. Comes after everything else.
   var unprepares = false
+  /// The disk's limits are others now.
+  var changesLimits = false
   /// Every queue is to stop, those that start now included.
   var stopsAll = false
   /// Queues that stall or are paused are to go on.
@@ -33,7 +35,7 @@ struct WorkerOrders: Sendable {
   var pause: UInt64?
 
   var isEmpty: Bool {
-    queues.isEmpty && prepare == nil && !unprepares && !stopsAll && !resumesAll && pause == nil
+    queues.isEmpty && prepare == nil && !unprepares && !stopsAll && !resumesAll && !changesLimits && pause == nil
   }
 
   mutating func add(_ queue: Int, _ change: (inout QueueOrder) -> Void) { change(&queues[queue, default: QueueOrder()]) }

@@ -1,0 +1,27 @@
+/// A disk that becomes larger or smaller while a driver has it.
+internal import VirtioCore
+
+extension BlockDevice {
+  /// Says from now on that the disk has so many bytes: the configuration space changes, the driver is notified, and requests beyond
+  /// the end are IOERR. The image has to be as long already if the disk grows; where it becomes shorter, what is in flight may still
+  /// reach beyond the end.
+  ///
+  /// - Parameter size: bytes; a multiple of the logical block size, not 0.
+  public func resize(to size: UInt64) {
+    precondition(size > 0 && size % UInt64(image.logicalBlockSize) == 0, "a disk has whole blocks")
+    guard size != image.size else { return }
+    image.state.size.storeRelaxed(size)
+    if let mapped, size > UInt64(mapped.mapping.count), mapped.cut.loadRelaxed() == 0 {
+      mapped.cut.storeRelaxed(1)
+      events.post(
+        .notice(
+          "the disk is larger than what of \(image.path) is mapped, so every request is a system call from now on; a server that takes "
+            + "over (--take-over) maps all of it"))
+    }
+    configuration.resize(to: size)
+    configurationGeneration &+= 1
+    // Release: who finds the new end finds the mapping given up.
+    shared.capacity.storeRelease(size / 512)
+    events.post(.configurationChanged)
+  }
+}

@@ -1,0 +1,35 @@
+/// An image that becomes larger or smaller while it is open.
+internal import CLinux
+internal import Glibc
+internal import SystemPackage
+
+extension ImageFile {
+  /// Looks how large the medium is now. Waits for the medium, so it is for a helper thread.
+  ///
+  /// - Returns: bytes, in whole logical blocks.
+  /// - Throws: it cannot be told, or there is nothing left.
+  public func measure() throws(ImageError) -> UInt64 {
+    var bytes: UInt64 = 0
+    if isBlockDevice {
+      guard unsafe clinux_block_size64(descriptor, &bytes) == 0 else { throw .cannotOpen(path: path, Errno(rawValue: errno)) }
+    } else {
+      var info = stat()
+      guard unsafe fstat(descriptor, &info) == 0 else { throw .cannotOpen(path: path, Errno(rawValue: errno)) }
+      bytes = UInt64(max(info.st_size, 0))
+    }
+    bytes -= bytes % UInt64(logicalBlockSize)
+    guard bytes > 0 else { throw .empty(path: path) }
+    return bytes
+  }
+
+  /// Makes a file longer, with a hole, or shorter. Waits for the medium. Nothing of the disk changes before its `resize`.
+  ///
+  /// - Parameter size: bytes; a multiple of the logical block size.
+  public func setLength(_ size: UInt64) throws(ImageError) {
+    guard let length = Int(exactly: size), !isBlockDevice else { throw .cannotResize(path: path, .invalidArgument) }
+    while ftruncate(descriptor, length) < 0 {
+      let error = Errno(rawValue: errno)
+      guard error == .interrupted else { throw .cannotResize(path: path, error) }
+    }
+  }
+}

@@ -1,0 +1,94 @@
+/// The limits of a disk as its queues keep to them, each on a thread of its own.
+///
+/// A queue books the time at which its next requests may go, a few at once, and sleeps until then; only then it books again. So
+/// nobody looks in vain, and queues that wait have their turns one after the other, whatever they have waiting.
+internal import Synchronization
+internal import VirtioCore
+
+/// What limits tell apart.
+enum ThrottledKind: CaseIterable {
+  case read, write
+}
+
+/// Requests of one queue that may go at a moment.
+struct Booking: Equatable {
+  /// Nanoseconds of the clock that was booked with; not later than now: at once.
+  var due: UInt64
+  /// How many; at least 1.
+  var count: Int
+}
+
+final class DiskThrottle: Sendable {
+  /// What one booking may come to, as time at the limit's rate, unless it is one request.
+  static let quantum: UInt64 = 5_000_000  // nanoseconds
+
+  private struct State {
+    /// By `ThrottledKind`, and for both.
+    var requests: (read: TokenBucket?, write: TokenBucket?, total: TokenBucket?)
+    var bytes: (read: TokenBucket?, write: TokenBucket?, total: TokenBucket?)
+    var isLimited = false
+
+    /// When the next request of a kind may go; in the past: at once.
+    func ready(_ kind: ThrottledKind) -> UInt64 {
+      let own = kind == .read ? (requests.read, bytes.read) : (requests.write, bytes.write)
+      return max(
+        max(requests.total?.ready ?? 0, bytes.total?.ready ?? 0), max(own.0?.ready ?? 0, own.1?.ready ?? 0))
+    }
+
+    mutating func take(_ kind: ThrottledKind, bytes count: UInt64, now: UInt64) {
+      requests.total?.take(1, now: now)
+      bytes.total?.take(count, now: now)
+      switch kind {
+      case .read:
+        requests.read?.take(1, now: now)
+        bytes.read?.take(count, now: now)
+      case .write:
+        requests.write?.take(1, now: now)
+        bytes.write?.take(count, now: now)
+      }
+    }
+  }
+
+  private let state: Mutex<State>
+
+  init(_ limits: RateLimits, now: UInt64) { state = Mutex(Self.state(limits, now: now, isFull: true)) }
+
+  private static func state(_ limits: RateLimits, now: UInt64, isFull: Bool) -> State {
+    func bucket(_ limit: RateLimit?) -> TokenBucket? { limit.map { TokenBucket($0, now: now, isFull: isFull) } }
+    return State(
+      requests: (bucket(limits.readIOPS), bucket(limits.writeIOPS), bucket(limits.totalIOPS)),
+      bytes: (bucket(limits.readBytes), bucket(limits.writeBytes), bucket(limits.totalBytes)), isLimited: !limits.isEmpty)
+  }
+
+  /// Other limits from now on. Debts are forgotten, and nothing is saved up. What was booked is void: queues book again.
+  func set(_ limits: RateLimits, now: UInt64) {
+    let new = Self.state(limits, now: now, isFull: false)
+    state.withLock { $0 = new }
+  }
+
+  /// There is a limit of any kind.
+  var isLimited: Bool { state.withLock { $0.isLimited } }
+
+  /// Books for the first of some requests of one queue.
+  ///
+  /// - Parameters:
+  ///   - sizes: their bytes, in their order; at least one.
+  func book(_ kind: ThrottledKind, sizes: UnsafeBufferPointer<UInt64>, now: UInt64) -> Booking {
+    state.withLock { state in
+      let due = state.ready(kind)
+      let horizon = max(due, now).addingReportingOverflow(Self.quantum)
+      let end = horizon.overflow ? .max : horizon.partialValue
+      var count = 0
+      repeat {
+        state.take(kind, bytes: unsafe sizes[count], now: now)
+        count += 1
+      } while count < sizes.count && state.ready(kind) < end
+      return Booking(due: due, count: count)
+    }
+  }
+
+  /// Takes for a request that goes at once whatever the limits say; others pay for it by waiting.
+  func charge(_ kind: ThrottledKind, bytes: UInt64, now: UInt64) {
+    state.withLock { $0.take(kind, bytes: bytes, now: now) }
+  }
+}

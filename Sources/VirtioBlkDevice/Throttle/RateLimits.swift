@@ -1,0 +1,37 @@
+/// What an operator allows a disk: requests and bytes a second.
+
+/// A rate, and how far ahead of it a disk may be.
+public struct RateLimit: Hashable, Sendable {
+  /// Requests, or bytes, a second: 1 … 10^15.
+  public let perSecond: UInt64
+  /// What may go at once after a pause, in the same unit; at least 1.
+  public let burst: UInt64
+
+  /// - Parameters:
+  ///   - perSecond: 0 counts as 1, and what is above 10^15 as that.
+  ///   - burst: `nil`: a tenth of a second's worth.
+  public init(perSecond: UInt64, burst: UInt64? = nil) {
+    self.perSecond = min(max(perSecond, 1), 1_000_000_000_000_000)
+    self.burst = min(max(burst ?? self.perSecond / 10, 1), 1_000_000_000_000_000)
+  }
+}
+
+/// The limits of one disk, for all of its queues together; `nil`: none. Where several apply to a request, it keeps to all of them.
+///
+/// Reads are READ requests. Writes are WRITE, DISCARD and WRITE_ZEROES requests, the last two without bytes. Everything else is
+/// never held back.
+public struct RateLimits: Hashable, Sendable {
+  public var readIOPS: RateLimit?
+  public var writeIOPS: RateLimit?
+  /// Reads and writes together.
+  public var totalIOPS: RateLimit?
+  public var readBytes: RateLimit?
+  public var writeBytes: RateLimit?
+  /// Reads and writes together.
+  public var totalBytes: RateLimit?
+
+  public init() {}
+
+  /// Nothing is limited.
+  public var isEmpty: Bool { self == RateLimits() }
+}

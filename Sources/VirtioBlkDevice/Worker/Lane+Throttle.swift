@@ -1,0 +1,143 @@
+/// What a lane does where its disk is limited. Each request gets its slot as always; one that may not go yet waits there before
+/// the medium is asked for it, and those of the other kind, flushes and the rest pass it.
+internal import VirtioCore
+
+/// What a lane has for that.
+struct LaneThrottle: ~Copyable {
+  /// The disk's; `nil` where it was never limited.
+  var throttle: DiskThrottle?
+  var reads = WaitingLine()
+  var writes = WaitingLine()
+  /// Since when a request has been waiting, as far as it was not counted yet; 0: none waits.
+  var waitsSince: UInt64 = 0
+
+  var isEmpty: Bool { reads.isEmpty && writes.isEmpty }
+
+  /// When the next one may go; 0: as soon as possible; `nil`: nobody waits.
+  var due: UInt64? {
+    guard let read = reads.due, let write = writes.due else { return reads.due ?? writes.due }
+    return min(read, write)
+  }
+
+  mutating func append(_ index: Int, _ kind: ThrottledKind) -> Bool {
+    switch kind {
+    case .read:
+      reads.append(index)
+      return reads.isSingle
+    case .write:
+      writes.append(index)
+      return writes.isSingle
+    }
+  }
+
+  /// Takes the next one of a kind if it may go now.
+  mutating func next(_ kind: ThrottledKind, _ slab: borrowing RequestSlab, now: UInt64) -> Int? {
+    guard let throttle else { return nil }
+    return switch kind {
+    case .read: reads.next(kind, throttle, slab, now: now)
+    case .write: writes.next(kind, throttle, slab, now: now)
+    }
+  }
+
+  /// Takes the next one whatever the limits say. - Returns: the slot, and whether its tokens were taken already.
+  mutating func nextOnCredit(_ kind: ThrottledKind) -> (index: Int, isPaid: Bool)? {
+    switch kind {
+    case .read: reads.nextOnCredit()
+    case .write: writes.nextOnCredit()
+    }
+  }
+}
+
+extension Lane where Ring: ~Copyable {
+  /// The disk is limited from now on, in another way than before, or not any more.
+  ///
+  /// - Parameter throttle: `nil`: no limit. What waits is then let go with the turn that follows.
+  mutating func limit(by throttle: DiskThrottle?) {
+    plainBytes = throttle == nil ? MediumFacts.stepBytes : 0
+    isLimited = throttle != nil
+    if let throttle {
+      throttled.throttle = throttle
+      throttled.reads.open(capacity: slab.capacity)
+      throttled.writes.open(capacity: slab.capacity)
+    }
+    throttled.reads.forgetBooking()
+    throttled.writes.forgetBooking()
+  }
+
+  /// Somebody waits for a limit.
+  var hasThrottled: Bool { !throttled.isEmpty }
+
+  /// When the next one may go; 0: as soon as possible; `nil`: nobody waits for that. Who waits for the operator starts nothing.
+  var throttledUntil: UInt64? {
+    state == .stalled ? nil : throttled.due
+  }
+
+  /// Whether a request that has its slot may go now. Otherwise it waits.
+  @inline(never)
+  mutating func mayGo(_ index: Int, _ kind: ThrottledKind, bytes: UInt64) -> Bool {
+    guard isLimited, let throttle = throttled.throttle else { return true }
+    let now = Clock.now
+    // What was interrupted comes before anything else, and who stops waits for nothing but its medium.
+    guard state == .running else {
+      throttle.charge(kind, bytes: bytes, now: now)
+      return true
+    }
+    unsafe slab.slot(index).pointee.throttledBytes = bytes
+    // Who finds nobody waiting need not wait for anybody else either.
+    if throttled.append(index, kind), throttled.next(kind, slab, now: now) != nil { return true }
+    counters.add(.throttled)
+    if throttled.waitsSince == 0 { throttled.waitsSince = now }
+    return false
+  }
+
+  /// Starts what has waited for long enough.
+  @inline(never)
+  mutating func startThrottled<Engine: BlockEngine & ~Copyable>(_ medium: inout Medium<Engine>) {
+    guard state != .stalled, hasThrottled else { return }
+    let now = Clock.now
+    while state != .stalled, let index = nextThrottled(.read, now) { start(index, &medium) }
+    while state != .stalled, let index = nextThrottled(.write, now) { start(index, &medium) }
+    countThrottledTime(now)
+  }
+
+  private mutating func nextThrottled(_ kind: ThrottledKind, _ now: UInt64) -> Int? {
+    isLimited ? throttled.next(kind, slab, now: now) : throttled.nextOnCredit(kind)?.index
+  }
+
+  /// The lane is to stop: all that waits goes at once, and whoever comes next on this disk waits for it. Who stops a queue wants
+  /// every request that was taken to be answered, and cannot be told of one that was not begun.
+  mutating func startThrottledOnCredit<Engine: BlockEngine & ~Copyable>(_ medium: inout Medium<Engine>) {
+    guard hasThrottled else { return }
+    let now = Clock.now
+    for kind in ThrottledKind.allCases {
+      while let (index, isPaid) = throttled.nextOnCredit(kind) {
+        if !isPaid { throttled.throttle?.charge(kind, bytes: unsafe slab.slot(index).pointee.throttledBytes, now: now) }
+        start(index, &medium)
+      }
+    }
+    countThrottledTime(now)
+  }
+
+  /// Nothing that waits will be started any more.
+  mutating func forgetThrottled() {
+    guard hasThrottled else { return }
+    throttled.reads.removeAll()
+    throttled.writes.removeAll()
+    countThrottledTime(Clock.now)
+  }
+
+  private mutating func start<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
+    switch unsafe slab.slot(index).pointee.stage {
+    case .transfer, .watchedTransfer: startPrepared(index, &medium)
+    case .discard, .zero: askNextRange(index, &medium)
+    case .flush, .none: preconditionFailure("a request waits for a limit that does not concern it")
+    }
+  }
+
+  private mutating func countThrottledTime(_ now: UInt64) {
+    let since = throttled.waitsSince
+    guard since > 0 else { return }
+    counters.add(.throttledNanoseconds, now &- min(now, since))
+    throttled.waitsSince = throttled.isEmpty ? 0 : now
+  }
+}
