@@ -162,7 +162,7 @@ private struct NotifyAddress {
   /// - Returns: 0 or an error's number.
   func send(_ message: String, on socket: Int32) -> Int32 {
     let bytes = Array(message.utf8)
-    let flags = Int32(MSG_DONTWAIT.rawValue) | Int32(MSG_NOSIGNAL.rawValue)
+    let flags = Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL)
     let sent = unsafe withUnsafePointer(to: address) { pointer in
       unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { general in
         unsafe sendto(socket, bytes, bytes.count, flags, general, length)

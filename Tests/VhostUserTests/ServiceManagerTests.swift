@@ -48,7 +48,7 @@ private final class Manager {
       sent = unsafe withUnsafePointer(to: &name) { pointer in
         unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
           unsafe sendto(
-            sender.rawValue, text, text.count, Int32(MSG_DONTWAIT.rawValue), $0, socklen_t(MemoryLayout<sockaddr_un>.size))
+            sender.rawValue, text, text.count, Int32(MSG_DONTWAIT), $0, socklen_t(MemoryLayout<sockaddr_un>.size))
         }
       }
     }
@@ -79,7 +79,7 @@ private final class Manager {
   private func read() {
     var room = [UInt8](repeating: 0, count: 4096)
     while true {
-      let count = unsafe recv(socket.rawValue, &room, room.count, Int32(MSG_DONTWAIT.rawValue))
+      let count = unsafe recv(socket.rawValue, &room, room.count, Int32(MSG_DONTWAIT))
       guard count >= 0 else { return }
       let lines = String(decoding: room[..<count], as: UTF8.self).split(separator: "\n", omittingEmptySubsequences: false)
       let pairs = lines.map { line in
