@@ -25,6 +25,8 @@ public struct HandDriver {
   /// The used index from which on a call is wanted, and the available index from which on a kick is (virtio 2.6.7, 2.6.10).
   private let usedEvent: SharedCell<UInt16>
   private let availableEvent: SharedCell<UInt16>
+  /// `nil`: the ring is a split one.
+  private let packed: PackedHand?
   public private(set) var kicks = 0
 
   public init(_ scenario: Scenario) throws {
@@ -50,7 +52,12 @@ public struct HandDriver {
     usedIndex = cell(Self.used + 2)
     usedEvent = cell(Self.available + 4 + 2 * UInt64(scenario.ringSize))
     availableEvent = cell(Self.used + 4 + 8 * UInt64(scenario.ringSize))
+    packed =
+      scenario.isPacked
+      ? unsafe PackedHand(
+        scenario, base: base + Int(Self.table), driver: base + Int(Self.available), device: base + Int(Self.used)) : nil
     for slot in 0..<scenario.batch { layOut(slot) }
+    guard packed == nil else { return }
     for entry in 0..<scenario.ringSize {
       store(UInt16(entry % scenario.batch * scenario.tableEntries), Self.available + 4 + UInt64(entry * 2))
     }
@@ -65,10 +72,10 @@ public struct HandDriver {
   /// The queue, ready to be started.
   public func activation(call: CallSink) throws -> Activation {
     try Activation(
-      queue: 0, memory: memory, features: scenario.features, configuration: configuration, kick: .eventCounter(kick),
-      call: call, publishesInOrder: scenario.publishesInOrder,
+      queue: 0, memory: memory, features: scenario.features, configuration: configuration,
+      position: .start(scenario.features), kick: .eventCounter(kick), call: call, publishesInOrder: scenario.publishesInOrder,
       inflight: scenario.isRecorded
-        ? InflightMemory.create(queueCount: 1, queueSize: UInt16(scenario.ringSize)) : nil,
+        ? InflightMemory.create(queueCount: 1, queueSize: UInt16(scenario.ringSize), isPacked: scenario.isPacked) : nil,
       log: scenario.isLogged ? log() : nil)
   }
 
@@ -85,6 +92,7 @@ public struct HandDriver {
 
   /// Makes one batch available, with the driver's wish about calls, and no more.
   public func makeAvailable() {
+    if let packed { return packed.makeAvailable() }
     let old = availableIndex.loadRelaxed()
     if scenario.hasEventIndex {
       usedEvent.storeRelaxed(scenario.asksForCalls ? old : old &+ 0x8000)
@@ -96,7 +104,9 @@ public struct HandDriver {
 
   /// Everything that was made available is used.
   @inline(__always)
-  public var isAnswered: Bool { usedIndex.loadAcquire() == availableIndex.loadRelaxed() }
+  public var isAnswered: Bool {
+    packed?.isAnswered ?? (usedIndex.loadAcquire() == availableIndex.loadRelaxed())
+  }
 
   /// Makes one batch available, kicks if the device asked for it, and waits until all of it is used.
   /// - Returns: false when it is not within ten seconds.
@@ -105,8 +115,10 @@ public struct HandDriver {
     fullFence()
     let new = availableIndex.loadRelaxed()
     let isKickWanted =
-      scenario.hasEventIndex
-      ? new &- availableEvent.loadRelaxed() &- 1 < UInt16(scenario.batch) : usedFlags.loadRelaxed() & 1 == 0
+      packed != nil
+      ? packed!.isKickWanted
+      : scenario.hasEventIndex
+        ? new &- availableEvent.loadRelaxed() &- 1 < UInt16(scenario.batch) : usedFlags.loadRelaxed() & 1 == 0
     if isKickWanted {
       kicks += 1
       EventCounter.signal(kick.rawValue)
@@ -145,7 +157,9 @@ public struct HandDriver {
     store(scenario.kind == .outside ? UInt64.max / 1024 : UInt64(slot * 8), header + 8)
     let chain =
       scenario.isIndirect ? Self.indirect + UInt64(slot * 1024) : Self.table + UInt64(slot * count * 16)
-    if scenario.isIndirect { describe(Self.table + UInt64(slot * 16), chain, UInt32(count * 16), flags: 4, next: 0) }
+    if scenario.isIndirect {
+      describeInRing(slot, Self.table + UInt64(slot * 16), chain, UInt32(count * 16), flags: 4, next: 0)
+    }
     // Links count from the beginning of the table that they are in.
     let first = scenario.isIndirect ? 0 : slot * count
     for piece in 0..<count {
@@ -170,12 +184,28 @@ public struct HandDriver {
         (address, length) = (place(slot, piece: piece, offset: offset), UInt32(scenario.bytes))
         if scenario.kind != .write { flags |= 2 }
       }
-      describe(chain + UInt64(piece * 16), address, length, flags: flags, next: isLast ? 0 : UInt16(first + piece + 1))
+      let (place, next) = (chain + UInt64(piece * 16), isLast ? 0 : UInt16(first + piece + 1))
+      if scenario.isIndirect {
+        describe(place, address, length, flags: flags, next: next)
+      } else {
+        describeInRing(slot * count + piece, place, address, length, flags: flags, next: next)
+      }
     }
+  }
+
+  /// - Parameter index: among the descriptors of one batch.
+  private func describeInRing(
+    _ index: Int, _ place: UInt64, _ address: UInt64, _ length: UInt32, flags: UInt16, next: UInt16
+  ) {
+    guard let packed else { return describe(place, address, length, flags: flags, next: next) }
+    packed.describe(index, address, length, flags: flags)
   }
 
   private func describe(_ place: UInt64, _ address: UInt64, _ length: UInt32, flags: UInt16, next: UInt16) {
     store(address, place)
-    store(UInt64(length) | UInt64(flags) << 32 | UInt64(next) << 48, place + 8)
+    // An entry of a packed ring's table follows the one before it, and its id means nothing.
+    store(
+      scenario.isPacked
+        ? UInt64(length) | UInt64(flags & 2) << 48 : UInt64(length) | UInt64(flags) << 32 | UInt64(next) << 48, place + 8)
   }
 }

@@ -35,6 +35,8 @@ public struct Scenario: Sendable {
   /// The driver asks to be called from the next used element on, as one that sleeps does; otherwise it polls.
   public private(set) var asksForCalls = false
   public private(set) var publishesInOrder = false
+  /// The ring is a packed one.
+  public private(set) var isPacked = false
   /// What is in flight is written down.
   public private(set) var isRecorded = false
   /// The pages that the device writes to are written down.
@@ -65,6 +67,7 @@ public struct Scenario: Sendable {
       case "no-event-index": hasEventIndex = false
       case "asks": asksForCalls = true
       case "in-order": publishesInOrder = true
+      case "packed": isPacked = true
       case "recorded": isRecorded = true
       case "logged": isLogged = true
       case "each": callsForEach = true
@@ -95,6 +98,7 @@ public struct Scenario: Sendable {
     var features: FeatureSet = [.version1, .blockFlush, .blockDiscard, .blockWriteZeroes]
     if hasEventIndex { features.insert(.eventIndex) }
     if isIndirect { features.insert(.indirectDescriptors) }
+    if isPacked { features.insert(.packedRing) }
     return features
   }
 

@@ -54,6 +54,8 @@ struct RingCost {
     try meter.measure("ring: chain of 3, published and decided alone", RingPiece<SplitQueue>("read", decides: true))
     try meter.measure(
       "ring: chain of 3, the same without event index", RingPiece<SplitQueue>("read,no-event-index", decides: true))
+    try meter.measure("ring: chain of 3, packed", RingPiece<PackedQueue>("read,packed,ring=1024"))
+    try meter.measure("ring: chain of 3, packed, indirect", RingPiece<PackedQueue>("read,packed,ring=1024,indirect"))
     try meter.measure("ring: chain of 3, with an in-flight record", RingPiece<RecordedSplitQueue>("read,ring=1024"))
     for regions in [1, 8, 64, 509] {
       let name = "lookup in \(regions) region\(regions == 1 ? "" : "s")"

@@ -17,9 +17,11 @@ struct RingPiece<Ring: Virtqueue & ~Copyable>: Piece, ~Copyable {
   init(_ text: String, decides: Bool = false) throws {
     guard let scenario = Scenario(text) else { preconditionFailure("'\(text)' is no scenario") }
     let driver = try HandDriver(scenario)
-    let record = Ring.isRecorded ? try InflightMemory.create(queueCount: 1, queueSize: driver.configuration.size) : nil
+    let record =
+      Ring.isRecorded
+      ? try InflightMemory.create(queueCount: 1, queueSize: driver.configuration.size, isPacked: scenario.isPacked) : nil
     let queue = try Ring(
-      driver.configuration, memory: driver.memory, features: scenario.features, position: QueuePosition(),
+      driver.configuration, memory: driver.memory, features: scenario.features, position: .start(scenario.features),
       record: record.map { InflightRecord($0, queue: 0) })
     self.driver = driver
     self.queue = queue

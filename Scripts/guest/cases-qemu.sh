@@ -8,7 +8,7 @@ qemu() { in_guest --guest qemu --socket "$work/socket" "$@"; }
 # has a write-back cache (virtio 1.2, 5.2.5), and the guest really flushes.
 write_back=(--device config-wce=off)
 
-# Feature bits as the guest names them in `expect`: 28 indirect descriptors, 29 event index, 32 virtio 1.
+# Feature bits as the guest names them in `expect`: 28 indirect descriptors, 29 event index, 32 virtio 1, 34 packed rings.
 qemu_io_case() { # queues, expected features, options of boot.sh
   local queues=$1 expect=$2
   shift 2
@@ -27,21 +27,35 @@ case_qemu-no-indirect() { qemu_io_case 2 !28,29,32 --indirect off; }
 case_qemu-no-event-idx-no-indirect() { qemu_io_case 2 !28,!29,32 --event-idx off --indirect off; }
 case_qemu-ring-of-1024() { qemu_io_case 2 28,29,32 --queue-size 1024; }
 
-case_qemu-filesystem() {
+# The other format of a ring. QEMU offers it only when asked.
+packed=(--device packed=on)
+case_qemu-packed() { qemu_io_case 2 28,29,32,34 "${packed[@]}"; }
+case_qemu-packed-queues-4() { qemu_io_case 4 28,29,32,34 "${packed[@]}" --processors 4; }
+case_qemu-packed-no-event-idx() { qemu_io_case 2 28,!29,32,34 "${packed[@]}" --event-idx off; }
+case_qemu-packed-no-indirect() { qemu_io_case 2 !28,29,32,34 "${packed[@]}" --indirect off; }
+case_qemu-packed-no-event-idx-no-indirect() { qemu_io_case 2 !28,!29,32,34 "${packed[@]}" --event-idx off --indirect off; }
+
+qemu_filesystem_case() { # options of boot.sh
   empty_disk "$work/disk" 256M
   start_server "$work/disk" "$work/socket" --num-queues 2
-  qemu --queues 2 --scenarios filesystem --set files=400 "${write_back[@]}"
+  qemu --queues 2 --scenarios filesystem --set files=400 "${write_back[@]}" "$@"
   stop_server
   check_ext4_files
 }
 
-case_qemu-reboot() {
+case_qemu-filesystem() { qemu_filesystem_case; }
+case_qemu-packed-filesystem() { qemu_filesystem_case "${packed[@]}"; }
+
+qemu_reboot_case() { # options of boot.sh
   empty_disk "$work/disk" 64M
   start_server "$work/disk" "$work/socket" --num-queues 2
-  qemu --queues 2 --scenarios reboot --reboot
+  qemu --queues 2 --scenarios reboot --reboot "$@"
   [ "$(grep -c 'BOOT ' "$console")" -eq 2 ] || die "the guest did not boot twice"
   stop_server
 }
+
+case_qemu-reboot() { qemu_reboot_case; }
+case_qemu-packed-reboot() { qemu_reboot_case "${packed[@]}"; }
 
 case_qemu-sigterm() {
   empty_disk "$work/disk" 64M
@@ -57,12 +71,12 @@ case_qemu-sigterm() {
   check_blocks 100
 }
 
-case_qemu-restart() {
+qemu_restart_case() { # options of boot.sh
   local acks
   empty_disk "$work/disk" 64M
   start_server "$work/disk" "$work/socket" --num-queues 2
   guest_on "$console" --guest qemu --socket "$work/socket" --queues 2 --reconnect 1 --scenarios numbered "${write_back[@]}" \
-    --set blocks=400
+    --set blocks=400 "$@"
   for acks in 50 200; do
     wait_for_acks $acks
     stop_server
@@ -74,14 +88,18 @@ case_qemu-restart() {
   check_blocks 400
 }
 
+case_qemu-restart() { qemu_restart_case; }
+# The front-end has the records of what is in flight, and no index in memory to go by.
+case_qemu-packed-restart() { qemu_restart_case "${packed[@]}"; }
+
 # Killed, not stopped: what was in flight is in the records that QEMU keeps. KILLS says how often.
-case_qemu-killed() {
+qemu_killed_case() { # options of boot.sh
   local kills=${KILLS:-3} count beats=0 engines=(threads uring) try
   RANDOM=${SEED:-1}
   empty_disk "$work/disk" 192M
   start_server "$work/disk" "$work/socket" --num-queues 2 --engine threads
   guest_on "$console" --guest qemu --socket "$work/socket" --queues 2 --reconnect 1 --fio --scenarios killed "${write_back[@]}" \
-    --set beats=$((10 * kills))
+    --set beats=$((10 * kills)) "$@"
   for count in $(seq "$kills"); do
     # It goes on: something was written since the last time.
     wait_until "the guest's disk answers after kill $((count - 1))" has_beaten $((beats + 2))
@@ -100,8 +118,12 @@ case_qemu-killed() {
 
 case_qemu-resized() { resized_case --guest qemu "${write_back[@]}"; }
 
+case_qemu-killed() { qemu_killed_case; }
+case_qemu-packed-killed() { qemu_killed_case "${packed[@]}"; }
+
 # The same on two queues; QEMU's records of what is in flight go along.
 case_qemu-taken-over() { taken_over_case 2 --guest qemu --queues 2 "${write_back[@]}"; }
+case_qemu-packed-taken-over() { taken_over_case 2 --guest qemu --queues 2 "${write_back[@]}" "${packed[@]}"; }
 
 # Moved while it writes: what the back-end puts into its memory meanwhile has to be copied, too. MIGRATIONS says how often.
 # To be named: QEMU 7.2's emulated processors lose a store of theirs in a migration now and then, also without any back-end.

@@ -21,7 +21,7 @@ extension MemoryFileDevice {
 
   func paused() {
     phase = .paused
-    file.control.storeState(registers.image)
+    storeState()
     let paused = whenPaused
     whenPaused = nil
     paused?()
@@ -97,7 +97,9 @@ extension MemoryFileDevice {
     try register(in: loop)
     phase = .preparing
     self.whenPrepared = whenPrepared
-    attended.prepare(recorded.readyQueues.map(\.queue), memory: file.memory, isRecorded: false)
+    attended.prepare(
+      recorded.readyQueues.map(\.queue), memory: file.memory, isRecorded: false,
+      isPacked: recorded.features.contains(.packedRing))
   }
 
   func prepared(_ error: MemoryFileError?) {
@@ -121,7 +123,7 @@ extension MemoryFileDevice {
     phase = .holding
     self.whenHeld = whenHeld
     answered = file.control.responseSequence.loadAcquire()
-    let (restored, effects, restoration) = MMIORegisters.restore(file.control.loadState(), face: face)
+    let (restored, effects, restoration) = restoreRegisters()
     registers = restored
     guard restoration == .complete else {
       holdFailure = .driverNotTakenOver(path: file.path)

@@ -24,7 +24,7 @@ extension MemoryFileDevice {
       } else if isWrite == 1 {
         carryOut(registers.write(offset: offset, width: Int(width), value: value)) {
           // Before the answer: what the driver believes done, a successor must find.
-          control.storeState(self.registers.image)
+          self.storeState()
           self.answer(sequence, 0, ControlBlock.ResponseStatus.done)
         }
       } else {

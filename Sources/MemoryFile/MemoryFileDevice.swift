@@ -28,6 +28,8 @@ public final class MemoryFileDevice {
   var registers: MMIORegisters
   /// Queues that could not be started since `attach`, or since the driver's last reset.
   var startFailures: [Int: QueueError] = [:]
+  /// Where packed queues stand that the driver has set up before: known of those that were stopped in order.
+  var standing = PackedStanding()
   /// Queues that take nothing any more until the driver's next reset.
   var failedQueues: Set<Int> = []
   /// Queues that ran, with what they would be started with, when they were asked to stop for a successor; `nil`: they were not.
@@ -239,11 +241,26 @@ public final class MemoryFileDevice {
   /// Brings registers and device to where the file says a driver is, and says that we are here when that is so.
   func attach() {
     (startFailures, failedQueues) = ([:], [])
-    let (restored, effects, restoration) = MMIORegisters.restore(file.control.loadState(), face: face)
+    let (restored, effects, restoration) = restoreRegisters()
     registers = restored
     answered = file.control.responseSequence.loadAcquire()
     file.control.deviceProcess.storeRelaxed(UInt32(getpid()))
     carryOut(effects) { self.attached(restoration) }
+  }
+
+  /// What the file says of registers and queues.
+  func restoreRegisters() -> (registers: MMIORegisters, effects: [MMIORegisters.Effect], restoration: MMIORegisters.Restoration)
+  {
+    let image = file.control.loadState()
+    standing = PackedStanding(image)
+    return MMIORegisters.restore(image, face: face)
+  }
+
+  /// Writes down what the driver has told the registers, and where its queues stand.
+  func storeState() {
+    var image = registers.image
+    for index in image.queues.indices { image.queues[index].position = standing.position(of: index) }
+    file.control.storeState(image)
   }
 
   private func attached(_ restoration: MMIORegisters.Restoration) {
@@ -261,7 +278,7 @@ public final class MemoryFileDevice {
   /// Says that another device is here now.
   func announce() {
     let control = file.control
-    control.storeState(registers.image)
+    storeState()
     control.deviceState.storeRelease(ControlBlock.DeviceState.serving)
     Doorbell(control.deviceEpoch).ring()
   }
@@ -269,7 +286,7 @@ public final class MemoryFileDevice {
   /// Says that nobody is here. What the driver has set up stays in the file.
   func detach() {
     handleEvents()
-    file.control.storeState(registers.image)
+    storeState()
     file.control.deviceState.storeRelease(ControlBlock.DeviceState.absent)
     _ = unsafe clinux_futex_wake(file.control.deviceState.address, Int32.max)
   }
@@ -280,6 +297,8 @@ public final class MemoryFileDevice {
     case effect(MMIORegisters.Effect)
     /// The queue has stopped: its reset is done.
     case queueResetFinished(Int)
+    /// The queue has stopped: its next ring is a new one.
+    case forgetQueue(Int)
     /// All queues have stopped: the device forgets its driver.
     case forgetDriver
 
@@ -308,7 +327,9 @@ public final class MemoryFileDevice {
     case .effect(.featuresFixed(let features)): device.negotiated(features)
     case .effect(.live): break
     case .effect(.startQueue(let queue, let configuration)): start(queue, configuration)
-    case .effect(.stopQueue(let queue)): stop(queue)
+    case .effect(.stopQueue(let queue)):
+      stop(queue)
+      steps.insert(.forgetQueue(queue), at: 0)
     case .effect(.resetQueue(let queue)):
       stop(queue)
       steps.insert(.queueResetFinished(queue), at: 0)
@@ -320,10 +341,14 @@ public final class MemoryFileDevice {
       attended.stopAll()
       awaited = Set(attended.busyQueues)
       steps.insert(.forgetDriver, at: 0)
-    case .queueResetFinished(let queue): registers.queueResetFinished(queue)
+    case .queueResetFinished(let queue):
+      registers.queueResetFinished(queue)
+      standing.forget(queue)
+    case .forgetQueue(let queue): standing.forget(queue)
     case .forgetDriver:
       device.reset()
       (startFailures, failedQueues) = ([:], [])
+      standing = PackedStanding()
       file.control.interruptStatus.storeRelease(0)
     }
   }
@@ -333,12 +358,23 @@ public final class MemoryFileDevice {
   private func start(_ queue: Int, _ configuration: QueueConfiguration) {
     // What was used is done and what is above was not, whoever started it: entries are published in order. In a ring fresh
     // from its driver both are zero (virtio 4.2.3.2: the driver zeroes the queue's memory).
-    let used = RingIndices(configuration, in: file.memory)?.used ?? 0
+    let position: QueuePosition
+    if registers.features.contains(.packedRing) {
+      guard let known = standing.start(queue) else {
+        startFailures[queue] = .positionLost
+        return fail(queue, .positionLost)
+      }
+      // Before it runs: whoever comes after a death must not go on from here. One that is held changes nothing yet.
+      if phase != .holding { storeState() }
+      position = QueuePosition(available: known, used: known)
+    } else {
+      let used = RingIndices(configuration, in: file.memory)?.used ?? 0
+      position = QueuePosition(available: used, used: used)
+    }
     awaited.insert(queue)
     var activation = Activation(
-      queue: queue, memory: file.memory, features: registers.features, configuration: configuration,
-      position: QueuePosition(available: used, used: used), kick: .doorbell(file.control.kick(queue)),
-      call: callSink(queue), publishesInOrder: true)
+      queue: queue, memory: file.memory, features: registers.features, configuration: configuration, position: position,
+      kick: .doorbell(file.control.kick(queue)), call: callSink(queue), publishesInOrder: true)
     activation.isHeld = phase == .holding
     attended.start(activation)
   }
@@ -355,7 +391,10 @@ public final class MemoryFileDevice {
     let events = attended.takeEvents()
     for event in events {
       switch event {
-      case .started(let queue), .stopped(let queue, _): awaited.remove(queue)
+      case .started(let queue): awaited.remove(queue)
+      case .stopped(let queue, let position):
+        standing.stopped(queue, position)
+        awaited.remove(queue)
       case .notStarted(let queue, let error):
         awaited.remove(queue)
         startFailures[queue] = error
@@ -367,7 +406,7 @@ public final class MemoryFileDevice {
       case .queueFailed where isForgetting: break
       case .queueFailed(let queue, let error):
         fail(queue, error)
-        file.control.storeState(registers.image)
+        storeState()
       case .configurationChanged:
         if registers.status.contains(.driverOK) { notifyConfigurationChange() }
       case .notice(let text): notice(text)

@@ -22,8 +22,10 @@ extension MemoryFileDevice {
   ///
   /// - Returns: one outcome for each ready queue.
   public func runOnce() -> [OnceOutcome] {
-    let queues = MMIORegisters.restore(file.control.loadState(), face: face).registers.readyQueues
-    let pass = OncePass(queues, in: file.memory)
+    let image = file.control.loadState()
+    let recorded = MMIORegisters.restore(image, face: face).registers
+    let standing = PackedStanding(image)
+    let pass = OncePass(recorded.readyQueues, in: file.memory, features: recorded.features) { standing.position(of: $0) }
     var events = attachAndWait()
     if registers.isLive {
       pass.wait {
@@ -45,14 +47,15 @@ extension MemoryFileDevice {
     _ device: any VirtioDevice, memory: GuestMemory, features: FeatureSet,
     queues: [(queue: Int, configuration: QueueConfiguration)]
   ) throws(Errno) -> [OnceOutcome] {
-    let pass = OncePass(queues, in: memory)
+    let pass = OncePass(queues, in: memory, features: features) { _ in .start }
     device.negotiated(features)
     let attended = AttendedDevice(device)
     for (queue, configuration) in queues {
-      let used = RingIndices(configuration, in: memory)?.used ?? 0
+      let used = features.contains(.packedRing) ? nil : RingIndices(configuration, in: memory)?.used ?? 0
       let activation = Activation(
         queue: queue, memory: memory, features: features, configuration: configuration,
-        position: QueuePosition(available: used, used: used), kick: .eventCounter(try .eventCounter()), call: .none,
+        position: used.map { QueuePosition(available: $0, used: $0) } ?? .start(features),
+        kick: .eventCounter(try .eventCounter()), call: .none,
         publishesInOrder: true)
       do { try attended.startAndWait(activation) } catch { pass.fail(queue, error) }
     }
@@ -68,20 +71,44 @@ extension MemoryFileDevice {
 
 /// Where every queue stood before, and how far it has come.
 private final class OncePass {
+  /// How a ring was found.
+  private enum Before {
+    case split(RingIndices)
+    case packed(PackedLook)
+
+    /// Chains that were available.
+    var available: Int {
+      switch self {
+      case .split(let indices): Int(indices.available &- indices.used)
+      case .packed(let look): look.heads.count
+      }
+    }
+  }
+
   private struct Queue {
     let number: Int
     let configuration: QueueConfiguration
-    let before: RingIndices?
+    let before: Before?
     var failure: QueueError?
   }
 
   private var queues: [Queue]
   private let memory: GuestMemory
 
-  init(_ queues: [(queue: Int, configuration: QueueConfiguration)], in memory: GuestMemory) {
+  /// - Parameter position: where a packed queue stands; `nil`: it will not be started.
+  init(
+    _ queues: [(queue: Int, configuration: QueueConfiguration)], in memory: GuestMemory, features: FeatureSet,
+    position: (Int) -> PackedPosition?
+  ) {
     self.memory = memory
-    self.queues = queues.map {
-      Queue(number: $0.queue, configuration: $0.configuration, before: RingIndices($0.configuration, in: memory))
+    self.queues = queues.map { queue, configuration in
+      let before: Before? =
+        if features.contains(.packedRing) {
+          position(queue).flatMap { PackedLook(configuration, in: memory, from: $0) }.map { .packed($0) }
+        } else {
+          RingIndices(configuration, in: memory).map { .split($0) }
+        }
+      return Queue(number: queue, configuration: configuration, before: before)
     }
   }
 
@@ -98,7 +125,7 @@ private final class OncePass {
       takeFailures()
       let isDone = queues.allSatisfy { queue in
         guard queue.failure == nil, let before = queue.before else { return true }
-        return used(queue) >= Int(before.available &- before.used)
+        return used(queue) >= before.available
       }
       if isDone { return }
       usleep(100)
@@ -106,14 +133,17 @@ private final class OncePass {
   }
 
   private func used(_ queue: Queue) -> Int {
-    guard let before = queue.before, let now = RingIndices(queue.configuration, in: memory) else { return 0 }
-    return Int(now.used &- before.used)
+    switch queue.before {
+    case .split(let before)?: return RingIndices(queue.configuration, in: memory).map { Int($0.used &- before.used) } ?? 0
+    case .packed(let look)?: return look.usedCount(in: memory)
+    case nil: return 0
+    }
   }
 
   func outcomes() -> [OnceOutcome] {
     queues.map { queue in
       OnceOutcome(
-        queue: queue.number, available: queue.before.map { Int($0.available &- $0.used) } ?? 0, used: used(queue),
+        queue: queue.number, available: queue.before?.available ?? 0, used: used(queue),
         failure: queue.failure)
     }
   }

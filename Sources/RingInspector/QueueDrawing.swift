@@ -11,6 +11,8 @@ public struct QueueDrawing {
   private static let pendingLimit = 16
   /// Descriptors drawn of one table of a chain.
   private static let descriptorLimit = 12
+  /// Slots drawn of a packed ring.
+  private static let packedLimit = 32
   /// Sentences about the queue as a whole.
   private static let problemLimit = 8
 
@@ -24,6 +26,7 @@ public struct QueueDrawing {
   ) -> [String] {
     var drawing = QueueDrawing()
     drawing.drawHead(picture, doorbells)
+    if let packed = picture.packed { drawing.draw(packed) }
     drawing.drawUsed(picture)
     drawing.drawPending(picture, isServed: isServed)
     for problem in picture.problems.prefix(problemLimit) { drawing.add("✗ \(problem)") }
@@ -61,9 +64,10 @@ public struct QueueDrawing {
 
   private mutating func drawHead(_ picture: QueuePicture, _ doorbells: (kicks: UInt32, calls: UInt32)?) {
     let configuration = picture.configuration
+    let names = picture.features.contains(.packedRing) ? ("driver events", "device events") : ("available", "used")
     add(
-      "descriptors \(configuration.descriptorTable)   available \(configuration.availableRing)   "
-        + "used \(configuration.usedRing)")
+      "descriptors \(configuration.descriptorTable)   \(names.0) \(configuration.availableRing)   "
+        + "\(names.1) \(configuration.usedRing)")
     if let rings = picture.rings {
       let hasEvents = picture.features.contains(.eventIndex)
       let slot = picture.configuration.size - 1
@@ -79,6 +83,20 @@ public struct QueueDrawing {
           + (hasEvents ? "   avail_event \(rings.availableEvent)" : ""))
     }
     if let doorbells { add("doorbells  kicked \(doorbells.kicks)   called \(doorbells.calls)") }
+  }
+
+  /// The slots that were written; the first of them.
+  private mutating func draw(_ packed: PackedPicture) {
+    add("packed     calls wanted \(PackedPicture.words(packed.driverWish))")
+    add("           kicks wanted \(PackedPicture.words(packed.deviceWish))")
+    if !packed.slots.isEmpty { add("") }
+    for slot in packed.slots.prefix(Self.packedLimit) {
+      add(
+        "slot \(slot.number)   \(slot.address) + \(slot.length)   id \(slot.id)   "
+          + slot.flagNames.joined(separator: " "))
+    }
+    let hidden = packed.slots.count - Self.packedLimit
+    if hidden > 0 { add("… and \(hidden) more slots that were written") }
   }
 
   // MARK: Chains

@@ -1,4 +1,4 @@
-/// One split ring as a person wants to see it: indices, flags, and every chain that is on its way or just back.
+/// One ring as a person wants to see it: indices, flags, and every chain that is on its way or just back.
 public import MemoryFile
 public import VirtioCore
 
@@ -25,8 +25,10 @@ public struct QueuePicture: Sendable {
   public let configuration: QueueConfiguration
   public let ready: Bool
   public let features: FeatureSet
-  /// `nil` when the ring cannot be read.
+  /// `nil` when the ring cannot be read, or is a packed one.
   public let rings: Rings?
+  /// Of a packed ring, which has no more to it than this: neither `rings` nor chains.
+  public let packed: PackedPicture?
   /// Chains on their way by the indices; `pending` has fewer when they are too many to draw.
   public let pendingCount: Int
   /// Oldest first.
@@ -61,6 +63,12 @@ public struct QueuePicture: Sendable {
     self.configuration = configuration
     self.ready = ready
     self.features = features
+    guard !features.contains(.packedRing) else {
+      (packed, self.problems) = Self.readPacked(configuration, memory: memory)
+      (rings, pendingCount, pending, used) = (nil, 0, [], [])
+      return
+    }
+    packed = nil
     var problems: [String] = []
     let size = Int(configuration.size)
     guard size > 0, size <= 32768, size & (size - 1) == 0 else {

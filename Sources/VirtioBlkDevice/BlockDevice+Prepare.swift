@@ -2,7 +2,7 @@
 public import VirtioCore
 
 extension BlockDevice {
-  public func prepare(_ queues: [Int], memory: GuestMemory, isRecorded: Bool) {
+  public func prepare(_ queues: [Int], memory: GuestMemory, kind: QueueKind) {
     precondition(queues.allSatisfy((0..<queueCount).contains), "no such queue")
     preparationNumber &+= 1
     unpreparedWorkers = []
@@ -13,20 +13,20 @@ extension BlockDevice {
         unprepare()
         return events.post(.notPrepared(.leftBehind))
       }
-      if prepareWorker(index, order, isRecorded: isRecorded) { unpreparedWorkers.insert(index) }
+      if prepareWorker(index, order, kind: kind) { unpreparedWorkers.insert(index) }
     }
     if unpreparedWorkers.isEmpty { events.post(.prepared) }
   }
 
   /// - Returns: whether there will be an answer.
-  private func prepareWorker(_ index: Int, _ order: PrepareOrder, isRecorded: Bool) -> Bool {
+  private func prepareWorker(_ index: Int, _ order: PrepareOrder, kind: QueueKind) -> Bool {
     guard let worker = places[index].worker else {
       var orders = WorkerOrders()
       orders.prepare = order
-      launch(index, orders, isRecorded: isRecorded)
+      launch(index, orders, kind: kind)
       return true
     }
-    let isOfThisKind = worker.isRecorded == isRecorded
+    let isOfThisKind = worker.kind == kind
     // One of the other kind that has queues ends with the last of them; nobody can say when.
     guard isOfThisKind || !worker.hasBegun else { return false }
     let isTaken = worker.mailbox.post { orders in
@@ -36,7 +36,7 @@ extension BlockDevice {
     if isOfThisKind && isTaken { return true }
     // It ends at once, and the next one is prepared.
     places[index].waiting.prepare = order
-    places[index].preparesRecorded = isRecorded
+    places[index].preparesKind = kind
     return true
   }
 

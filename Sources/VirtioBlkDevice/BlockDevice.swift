@@ -45,6 +45,8 @@ public struct BlockDeviceOptions: Sendable {
   public var waiting = Waiting.adaptive(maximumMicroseconds: 50)
   public var notification = Notification.batch
   public var onError = ErrorPolicy.report
+  /// Feature bits that are not offered although the device has them.
+  public var withheldFeatures = FeatureSet()
   /// Whether it is kept how long requests take and how many are under way, for `BlockDevice.metrics`.
   public var metrics = true
   /// What the disk may do in a second; `BlockDevice.setLimits` changes it.
@@ -99,8 +101,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     var worker: Worker?
     /// What came while the worker was about to end, or is for one of the other kind: for the next one.
     var waiting = WorkerOrders()
-    /// Of those: whether the next worker is prepared for queues with an in-flight record.
-    var preparesRecorded = false
+    /// Of those: the queues that the next worker is prepared for.
+    var preparesKind = QueueKind(isPacked: false, isRecorded: false)
   }
 
   /// Workers whose answer to `prepare` is still to come.
@@ -111,8 +113,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   struct Worker {
     let thread: SystemThread
     let mailbox: WorkerMailbox
-    /// All of its queues have an in-flight record, or none has.
-    let isRecorded: Bool
+    /// Of all its queues.
+    let kind: QueueKind
     /// It ends by itself: it has been given a queue.
     var hasBegun: Bool
   }
@@ -161,7 +163,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     self.engineReason = choice.reason
     let warnings = [choice.warning, options.faults.isEmpty ? nil : "requests to \(image.path) fail on purpose (--inject)"]
     self.engineWarning = warnings.contains { $0 != nil } ? warnings.compactMap(\.self).joined(separator: "; ") : nil
-    features = Self.features(of: image)
+    features = Self.features(of: image).subtracting(options.withheldFeatures)
     configuration = BlockConfigSpace(image: image, features: features, options: options)
     shared.writeback.storeRelaxed(1)
     context = unsafe LaneContext(
@@ -191,7 +193,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   private static func features(of image: ImageFile) -> FeatureSet {
     var features: FeatureSet = [
       .blockSizeMax, .blockSegMax, .blockGeometry, .blockSize, .blockFlush, .blockTopology, .blockConfigWCE,
-      .blockMultiQueue, .indirectDescriptors, .eventIndex, .version1, .anyLayout,
+      .blockMultiQueue, .indirectDescriptors, .eventIndex, .version1, .anyLayout, .packedRing,
     ]
     if image.isReadOnly {
       features.insert(.blockReadOnly)
@@ -207,8 +209,11 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   public var deviceID: UInt32 { 2 }
   public var configurationSize: Int { BlockConfigSpace.size }
 
-  /// Every subset of the offer is fine: nothing in it needs anything else in it (virtio 2.2.2).
-  public func accepts(_ features: FeatureSet) -> Bool { features.isSubset(of: self.features) }
+  /// Nothing in the offer needs anything else in it (virtio 2.2.2), but that packed rings are none of a legacy device's
+  /// (virtio 6.1).
+  public func accepts(_ features: FeatureSet) -> Bool {
+    features.isSubset(of: self.features) && (features.contains(.version1) || !features.contains(.packedRing))
+  }
 
   public func negotiated(_ features: FeatureSet) {
     // The same choice again is no new negotiation: vhost-user front-ends repeat it on a live device.
@@ -241,13 +246,13 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     guard !leftQueues.contains(queue) else { return events.post(.notStarted(queue: queue, .leftBehind)) }
     if let warning = SmallRing.warning(activation, segments: options.segmentLimit) { events.post(.notice(warning)) }
     let index = queue % threadCount
-    let isRecorded = activation.inflight != nil
+    let kind = activation.kind
     guard let worker = places[index].worker else {
       var orders = WorkerOrders()
       orders.add(queue) { $0.start = activation }
-      return launch(index, orders, isRecorded: isRecorded)
+      return launch(index, orders, kind: kind)
     }
-    if worker.isRecorded != isRecorded {
+    if worker.kind != kind {
       // It ends with its last queue, and the next one is of the other kind. Only one that was left behind may never end.
       guard !leftQueues.contains(where: { $0 % threadCount == index }) else {
         return events.post(.notStarted(queue: queue, .leftBehind))
@@ -342,14 +347,14 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   }
 
   /// Makes a worker that begins with these orders. Where none can be made, that is the answer to them.
-  func launch(_ index: Int, _ orders: WorkerOrders, isRecorded: Bool) {
-    do throws(QueueError) { places[index].worker = try makeWorker(index, orders, isRecorded: isRecorded) } catch {
+  func launch(_ index: Int, _ orders: WorkerOrders, kind: QueueKind) {
+    do throws(QueueError) { places[index].worker = try makeWorker(index, orders, kind: kind) } catch {
       for (queue, order) in orders.queues where order.start != nil { events.post(.notStarted(queue: queue, error)) }
       if let order = orders.prepare { events.post(Preparation(worker: index, number: order.number, error: error)) }
     }
   }
 
-  private func makeWorker(_ index: Int, _ orders: WorkerOrders, isRecorded: Bool) throws(QueueError) -> Worker {
+  private func makeWorker(_ index: Int, _ orders: WorkerOrders, kind: QueueKind) throws(QueueError) -> Worker {
     let mailbox: WorkerMailbox
     do throws(Errno) { mailbox = try WorkerMailbox() } catch { throw .outOfDescriptors }
     let pause = isPaused ? pauseNumber : nil
@@ -359,7 +364,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     }
     let lanes = (queueCount - index + threadCount - 1) / threadCount
     let configuration = WorkerConfiguration(
-      index: index, context: context, slots: LaneContext.slots, lanes: lanes, isRecorded: isRecorded,
+      index: index, context: context, slots: LaneContext.slots, lanes: lanes, kind: kind,
       waiting: options.waiting, notification: options.notification, counters: counterBlocks[index],
       throttle: throttle, meter: metricsArea.map { LaneMeter(block: $0.blocks[index], clock: $0.clock) }, mailbox: mailbox,
       events: events)
@@ -376,7 +381,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
         news.workerEnded(index)
       }
       let hasBegun = orders.queues.values.contains { $0.start != nil }
-      return Worker(thread: thread, mailbox: mailbox, isRecorded: isRecorded, hasBegun: hasBegun)
+      return Worker(thread: thread, mailbox: mailbox, kind: kind, hasBegun: hasBegun)
     } catch { throw .outOfThreads }
   }
 
@@ -385,11 +390,15 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     guard let worker = places[index].worker else { return }
     worker.thread.join()
     restlessWorkers.remove(index)
-    let (waiting, preparesRecorded) = (places[index].waiting, places[index].preparesRecorded)
+    let (waiting, preparesKind) = (places[index].waiting, places[index].preparesKind)
     places[index] = WorkerPlace()
     guard !waiting.isEmpty else { return }
     let starts = waiting.queues.values.compactMap(\.start)
     guard !starts.isEmpty || waiting.prepare != nil else { return }
-    launch(index, waiting, isRecorded: starts.isEmpty ? preparesRecorded : starts.contains { $0.inflight != nil })
+    // Whichever of them are not of this kind are told that they cannot be started.
+    let kind = QueueKind(
+      isPacked: starts.first?.kind.isPacked ?? preparesKind.isPacked,
+      isRecorded: starts.isEmpty ? preparesKind.isRecorded : starts.contains(where: \.kind.isRecorded))
+    launch(index, waiting, kind: kind)
   }
 }

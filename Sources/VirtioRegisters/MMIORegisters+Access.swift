@@ -119,9 +119,9 @@ extension MMIORegisters {
   }
 
   private mutating func setQueueSize(_ value: UInt32) {
-    guard let queue = changeableQueue, value > 0, value <= UInt32(face.maximumQueueSize), value & (value - 1) == 0 else {
-      return
-    }
+    guard let queue = changeableQueue, value > 0, value <= UInt32(face.maximumQueueSize) else { return }
+    // A packed queue can have any size (virtio 2.7), a split one only a power of two (virtio 2.6).
+    guard features.contains(.packedRing) || value & (value - 1) == 0 else { return }
     queues[queue].configuration.size = UInt16(value)
   }
 

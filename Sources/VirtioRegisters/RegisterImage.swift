@@ -9,10 +9,19 @@ public struct RegisterImage: Hashable, Sendable {
   public struct Queue: Hashable, Sendable {
     public var configuration: QueueConfiguration
     public var ready: Bool
+    /// Where a packed queue was stopped, with nothing in flight: what was used is not in guest memory as a number. `nil` while
+    /// it runs, and of a split queue.
+    public var position: PackedPosition?
 
-    public init(configuration: QueueConfiguration, ready: Bool) {
+    public init(configuration: QueueConfiguration, ready: Bool, position: PackedPosition? = nil) {
       self.configuration = configuration
       self.ready = ready
+      self.position = position
+    }
+
+    /// QueueReady in bit 0, whether there is a position in bit 1, and that in bits 16 … 31.
+    fileprivate var readyWord: UInt32 {
+      (ready ? 1 : 0) | (position.map { 2 | UInt32($0.rawValue) << 16 } ?? 0)
     }
   }
 
@@ -53,7 +62,7 @@ public struct RegisterImage: Hashable, Sendable {
       bytes.append(word: queue.configuration.availableRing.rawValue)
       bytes.append(word: queue.configuration.usedRing.rawValue)
       bytes.append(word: UInt32(queue.configuration.size))
-      bytes.append(word: UInt32(queue.ready ? 1 : 0))
+      bytes.append(word: queue.readyWord)
     }
     bytes += [UInt8](repeating: 0, count: Self.size(queueCount: queueCount) - bytes.count)
     return bytes
@@ -77,6 +86,7 @@ public struct RegisterImage: Hashable, Sendable {
     for index in 0..<count {
       let at = Self.queuesOffset + index * Self.queueSize
       let size = bytes.word(at: at + 24, as: UInt32.self)
+      let ready = bytes.word(at: at + 28, as: UInt32.self)
       queues.append(
         Queue(
           configuration: QueueConfiguration(
@@ -84,7 +94,8 @@ public struct RegisterImage: Hashable, Sendable {
             descriptorTable: GuestAddress(bytes.word(at: at, as: UInt64.self)),
             availableRing: GuestAddress(bytes.word(at: at + 8, as: UInt64.self)),
             usedRing: GuestAddress(bytes.word(at: at + 16, as: UInt64.self))),
-          ready: bytes.word(at: at + 28, as: UInt32.self) != 0))
+          ready: ready & 1 != 0,
+          position: ready & 2 != 0 ? PackedPosition(rawValue: UInt16(truncatingIfNeeded: ready >> 16)) : nil))
     }
   }
 }

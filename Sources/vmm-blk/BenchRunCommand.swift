@@ -3,6 +3,7 @@ internal import ArgumentParser
 internal import Bench
 internal import CLinux
 internal import Glibc
+internal import GuestDriver
 internal import VirtioBlkDevice
 
 struct BenchRunCommand: ParsableCommand {
@@ -75,6 +76,9 @@ struct BenchRunCommand: ParsableCommand {
   @Option(help: .init("Entries of each ring: a power of two.", valueName: "n"))
   var queueSize: Int?
 
+  @Option(help: .init("The format of the rings: split or packed.", valueName: "format"))
+  var ring = RingFormat.split
+
   @Option(help: .init("Pieces that guest memory is cut into: 1 to 509.", valueName: "n"))
   var memoryRegions = 1
 
@@ -146,6 +150,7 @@ struct BenchRunCommand: ParsableCommand {
     options.conditions = conditions(of: target)
     options.workload = workload.workload
     options.targetOptions.ringSize = queueSize
+    options.targetOptions.ring = ring
     options.targetOptions.memoryRegions = memoryRegions
     options.targetOptions.usesIndirect = indirect
     options.targetOptions.usesEventIndex = eventIdx

@@ -101,8 +101,8 @@ extension DriverError: ErrorWithStatus {
     switch self {
     case .system: .io
     case .badRegion, .memoryFull, .badQueueSize, .tooManyQueues, .badRequest: .usage
-    case .noDevice, .refused, .timeout, .wrongDevice, .featuresRefused: .unavailable
-    case .fault, .requestFailed: .failure
+    case .noDevice, .refused, .timeout, .wrongDevice, .featuresRefused, .noPackedRing: .unavailable
+    case .fault, .queueFailed, .requestFailed: .failure
     }
   }
 }

@@ -22,6 +22,14 @@ struct Guest: ParsableCommand {
   @OptionGroup var target: GuestTarget
 }
 
+/// The format of the rings, as a person chooses it.
+enum RingChoice: String, CaseIterable, ExpressibleByArgument {
+  case split
+  case packed
+  /// Packed where the device offers it.
+  case any
+}
+
 /// Which disk, and how to drive it. Given before or behind the verb.
 struct GuestTarget: ParsableArguments {
   /// The usage lines of a verb on a disk.
@@ -40,8 +48,20 @@ struct GuestTarget: ParsableArguments {
     help: .init("Queues to use; all that the device has if not given.", valueName: "n"))
   var queues: Int?
 
-  @Option(help: .init("Entries of each ring, a power of two. (default: 128 or the device's largest)", valueName: "entries"))
+  @Option(
+    help: .init(
+      """
+      Entries of each ring: a power of two, or any number for packed ones. (default: 128 or the device's largest)
+      """, valueName: "entries"))
   var queueSize: UInt16?
+
+  @Option(
+    help: .init(
+      """
+      Split rings, packed ones, or any: packed where the device offers them. (default: split, so that a run with a seed is the \
+      same on every device)
+      """, valueName: "format"))
+  var ring: RingChoice?
 
   @Option(
     name: [.customLong("iodepth"), .customLong("depth")],
@@ -51,8 +71,8 @@ struct GuestTarget: ParsableArguments {
   func validate() throws {
     if let depth, !(1...4096).contains(depth) { throw ValidationError("--iodepth \(depth) is not from 1 to 4096.") }
     if let queues, queues < 1 { throw ValidationError("--num-queues \(queues) is less than 1.") }
-    if let queueSize, queueSize == 0 || queueSize > 32768 || queueSize & (queueSize - 1) != 0 {
-      throw ValidationError("--queue-size \(queueSize) is not a power of two from 1 to 32768.")
+    if let queueSize, queueSize == 0 || queueSize > 32768 {
+      throw ValidationError("--queue-size \(queueSize) is not from 1 to 32768.")
     }
   }
 }
@@ -95,9 +115,12 @@ extension GuestVerb {
     reconnection: Reconnection? = nil, avoiding avoided: FeatureSet = [], _ body: (BlockClient) throws -> Void
   ) throws {
     let parent = guest.target
-    let options = DriverOptions(
-      features: BlockFeature.understood.subtracting(avoided), queues: target.queues ?? parent.queues,
+    let ring = target.ring ?? parent.ring ?? .split
+    let understood = ring == .split ? BlockFeature.understood : BlockFeature.understood.union(.packedRing)
+    var options = DriverOptions(
+      features: understood.subtracting(avoided), queues: target.queues ?? parent.queues,
       queueSize: target.queueSize ?? parent.queueSize)
+    options.needsPacked = ring == .packed
     let client: BlockClient
     switch (target.socketPath ?? parent.socketPath, target.memory ?? parent.memory) {
     case (let path?, nil): client = try Self.connect(path, options, reconnection)

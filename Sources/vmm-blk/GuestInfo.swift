@@ -41,6 +41,8 @@ struct DiskReport: Encodable {
   var capacityBytes: UInt64
   var readOnly: Bool
   var queues: [Int]
+  /// The format of the rings.
+  var ring: String
   var features: [Feature]
   var configuration: [Field]
 
@@ -50,6 +52,7 @@ struct DiskReport: Encodable {
     capacityBytes = client.capacity
     readOnly = client.isReadOnly
     queues = session.queues.map { Int($0.ring.layout.size) }
+    ring = session.format.rawValue
     features = session.offered.bits.map { bit in
       Feature(
         bit: bit, name: BlockFeature.name(ofBit: bit) ?? "unknown", accepted: session.features.contains(FeatureSet(bit: bit)))
@@ -104,7 +107,7 @@ struct DiskReport: Encodable {
     let sizes = queues.map(String.init).joined(separator: ", ")
     return """
       A disk of \(ByteSize.describe(capacityBytes)) (\(capacityBytes) bytes)\(readOnly ? ", read-only," : "") over \(transport), \
-      \(queues.count) queue\(queues.count == 1 ? "" : "s") of \(sizes) entries.
+      \(queues.count) queue\(queues.count == 1 ? "" : "s") of \(sizes) entries, \(ring) ring\(queues.count == 1 ? "" : "s").
 
       \(Self.trimmed(featureTable.string(for: features, style: Style.simple)))
 

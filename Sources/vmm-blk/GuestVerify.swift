@@ -6,6 +6,7 @@ internal import VirtioCore
 
 extension VerifyOptions.Cuts: ExpressibleByArgument {}
 extension Reconnection.Base: ExpressibleByArgument {}
+extension RingFormat: ExpressibleByArgument {}
 
 struct GuestVerify: GuestVerb {
   static let configuration = CommandConfiguration(

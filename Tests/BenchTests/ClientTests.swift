@@ -10,8 +10,11 @@ import VirtioCore
 @testable import Bench
 
 @Suite struct ClientTests {
-  @Test(arguments: AccessPattern.allCases, [true, false])
-  func patternsRun(pattern: AccessPattern, indirect: Bool) throws {
+  @Test(
+    arguments: AccessPattern.allCases,
+    [(true, .split), (false, .split), (true, .packed), (false, .packed)] as [(Bool, RingFormat)])
+  func patternsRun(pattern: AccessPattern, ring: (indirect: Bool, format: RingFormat)) throws {
+    let indirect = ring.indirect
     let scratch = try Scratch()
     var options = BenchmarkOptions.short(.device(try scratch.device(), name: "disk")) {
       $0.pattern = pattern
@@ -19,6 +22,7 @@ import VirtioCore
     }
     options.targetOptions.usesIndirect = indirect
     options.targetOptions.usesEventIndex = indirect
+    options.targetOptions.ring = ring.format
     let result = try Benchmark.run(options)
     let measurement = try #require(result.measurements.first)
     #expect((measurement.reads.totalCount > 0) == pattern.reads)
@@ -36,18 +40,19 @@ import VirtioCore
     #expect(try Benchmark.run(.short(.device(device, name: "disk")) { $0.depth = 4 }).requests > 0)
   }
 
-  @Test(arguments: [(false, false), (true, false), (true, true), (false, true)])
-  func severalQueuesRun(threadPerQueue: Bool, sleeps: Bool) throws {
+  @Test(arguments: [(false, false), (true, false), (true, true), (false, true)], RingFormat.allCases)
+  func severalQueuesRun(threads: (perQueue: Bool, sleep: Bool), ring: RingFormat) throws {
     let scratch = try Scratch()
     var options = BenchmarkOptions.short(.device(try scratch.device(queues: 3), name: "disk")) {
       $0.jobs = 3
       $0.depth = 2
     }
-    options.run.hasThreadPerQueue = threadPerQueue
-    options.run.sleeps = sleeps
+    options.run.hasThreadPerQueue = threads.perQueue
+    options.run.sleeps = threads.sleep
+    options.targetOptions.ring = ring
     let measurement = try #require(try Benchmark.run(options).measurements.first)
     #expect(measurement.requests > 0)
-    if sleeps { #expect(measurement.calls > 0) }
+    if threads.sleep { #expect(measurement.calls > 0) }
   }
 
   @Test(arguments: [2, 64, 1024])
@@ -114,10 +119,73 @@ import VirtioCore
     case foreignID, hugeID, twice, jump, noStatus, failure
   }
 
+  /// The device's hand on a ring of either kind.
+  private struct Hand {
+    let ring: RingMemory
+    let memory: DriverMemory
+    let isIndirect: Bool
+
+    /// The name of the first chain, and where the rest of it is.
+    var first: (name: UInt16, descriptor: RawDescriptor, status: GuestAddress) {
+      let name: UInt16
+      let descriptors: [RawDescriptor]
+      switch ring.layout.format {
+      case .split:
+        let raw = RawRing(ring.layout, in: memory)
+        name = raw.availableEntry(0).loadRelaxed()
+        descriptors = [raw.descriptor(name), raw.descriptor(name + 2)]
+      case .packed:
+        let raw = RawPackedRing(ring.layout, in: memory)
+        descriptors = [raw.descriptor(0), raw.descriptor(2)]
+        name = descriptors[isIndirect ? 0 : 1].next
+      }
+      // The third of three.
+      let status =
+        isIndirect
+        ? memory.load(UInt64.self, at: GuestAddress(descriptors[0].address + 32)) : descriptors[1].address
+      return (name, descriptors[0], GuestAddress(status))
+    }
+
+    /// Whether four chains are available.
+    var isFull: Bool {
+      switch ring.layout.format {
+      case .split: return RawRing(ring.layout, in: memory).availableIndex.loadAcquire() == 4
+      case .packed:
+        let raw = RawPackedRing(ring.layout, in: memory)
+        let count: UInt16 = isIndirect ? 4 : 12
+        return (0..<count).allSatisfy { raw.flags($0).loadAcquire() & 0x8080 == 0x80 }
+          && raw.flags(count).loadAcquire() == 0
+      }
+    }
+
+    /// - Parameter index: how many were used before; they were chains of this shape, too.
+    func use(_ id: UInt32, at index: UInt16) {
+      switch ring.layout.format {
+      case .split:
+        let raw = RawRing(ring.layout, in: memory)
+        raw.usedID(index).storeRelaxed(id)
+        raw.usedLength(index).storeRelaxed(1)
+        raw.usedIndex.storeRelease(index &+ 1)
+      case .packed:
+        let used = RawDescriptor(
+          address: 0, length: 1, flags: [.available, .used, .write], next: UInt16(truncatingIfNeeded: id))
+        RawPackedRing(ring.layout, in: memory).setDescriptor(index * (isIndirect ? 1 : 3), used)
+      }
+    }
+  }
+
   @Test(arguments: Damage.allCases, [true, false])
-  func isNoticed(damage: Damage, indirect: Bool) throws {
+  func isNoticed(damage: Damage, indirect: Bool) throws { try notice(SplitBenchRing.self, .split, damage, indirect) }
+
+  /// A packed ring has no index that could jump.
+  @Test(arguments: Damage.allCases.filter { $0 != .jump }, [true, false])
+  func isNoticedOnPackedRings(damage: Damage, indirect: Bool) throws {
+    try notice(PackedBenchRing.self, .packed, damage, indirect)
+  }
+
+  private func notice<Ring: BenchRing>(_: Ring.Type, _ format: RingFormat, _ damage: Damage, _ indirect: Bool) throws {
     let memory = try DriverMemory(size: 1 << 20)
-    let ring = try RingMemory(size: 64, shape: .legacy(), in: memory)
+    let ring = try RingMemory(size: 64, format: format, shape: .separate, in: memory)
     let features: FeatureSet = indirect ? [.indirectDescriptors, .version1] : [.version1]
     let setup = try QueueSetup(
       index: 0, ring: ring, lines: .eventCounters(kick: try .eventCounter(), call: try .eventCounter()), memory: memory,
@@ -125,18 +193,14 @@ import VirtioCore
     var workload = Workload()
     workload.depth = 4
     let words = try ProgressWords(count: 1)
-    var queue = try BenchQueue(setup, features: features, workload: workload, capacity: 1 << 20, progress: words.word(0))
+    var queue = try BenchQueue<Ring>(
+      setup, features: features, workload: workload, capacity: 1 << 20, progress: words.word(0))
     queue.fill()
-    let raw = RawRing(ring.layout, in: memory)
-    #expect(raw.availableIndex.loadAcquire() == 4)
-    let head = raw.availableEntry(0).loadRelaxed()
-    let status = Self.statusAddress(raw, memory, head: head)
-
-    func use(_ id: UInt32, at index: UInt16) {
-      raw.usedID(index).storeRelaxed(id)
-      raw.usedLength(index).storeRelaxed(1)
-      raw.usedIndex.storeRelease(index &+ 1)
-    }
+    let hand = Hand(ring: ring, memory: memory, isIndirect: indirect)
+    #expect(hand.isFull)
+    let (head, first, status) = hand.first
+    #expect(first.flags.contains(.indirect) == indirect)
+    func use(_ id: UInt32, at index: UInt16) { hand.use(id, at: index) }
     switch damage {
     case .foreignID: use(UInt32(head) + 1 + (indirect ? 8 : 0), at: 0)
     case .hugeID: use(.max, at: 0)
@@ -145,7 +209,7 @@ import VirtioCore
       use(UInt32(head), at: 0)
       #expect(try queue.turn(refills: false) == 1)
       use(UInt32(head), at: 1)
-    case .jump: raw.usedIndex.storeRelease(5)
+    case .jump: RawRing(ring.layout, in: memory).usedIndex.storeRelease(5)
     case .noStatus: use(UInt32(head), at: 0)
     case .failure:
       memory.store(UInt8(1), at: status)
@@ -161,12 +225,6 @@ import VirtioCore
       default: Issue.record("\(error)")
       }
     }
-  }
-
-  private static func statusAddress(_ raw: RawRing, _ memory: DriverMemory, head: UInt16) -> GuestAddress {
-    let first = raw.descriptor(head)
-    guard first.flags.contains(.indirect) else { return GuestAddress(raw.descriptor(head + 2).address) }
-    return GuestAddress(memory.load(UInt64.self, at: GuestAddress(first.address + 32)))
   }
 
   @Test func silenceEndsTheRun() throws {

@@ -12,16 +12,28 @@ import VirtioCore
 
 @testable import GuestDriver
 
-/// Which device, and what lies between it and the driver.
-enum Setup: String, CaseIterable, Sendable {
-  /// The second opinion: where it disagrees, the test is wrong.
-  case reference = "reference device, in process"
-  case inProcess = "block device, in process"
-  case synchronous = "block device with the sync engine, in process"
-  case vhostUser = "block device, vhost-user"
-  case memoryFile = "block device, memory file"
+/// Which device, what lies between it and the driver, and what kind of ring.
+struct Setup: Hashable, CaseIterable, Sendable, CustomTestStringConvertible {
+  enum Device: String, CaseIterable, Sendable {
+    /// The second opinion: where it disagrees, the test is wrong.
+    case reference = "reference device, in process"
+    case inProcess = "block device, in process"
+    case synchronous = "block device with the sync engine, in process"
+    case vhostUser = "block device, vhost-user"
+    case memoryFile = "block device, memory file"
+  }
 
-  static let real: [Setup] = [.inProcess, .synchronous, .vhostUser, .memoryFile]
+  var device: Device
+  var ring = RingFormat.split
+  var testDescription: String { "\(device.rawValue), \(ring)" }
+
+  static let split = Device.allCases.map { Setup(device: $0) }
+  static let packed = Device.allCases.map { Setup(device: $0, ring: .packed) }
+  static let allCases = split + packed
+  static let real = allCases.filter { $0.device != .reference }
+
+  /// Those of these devices, with each kind of ring.
+  static func with(_ devices: Device...) -> [Setup] { allCases.filter { devices.contains($0.device) } }
 }
 
 struct BenchOptions: Sendable {
@@ -44,6 +56,7 @@ final class Bench {
   private(set) var transport: any DriverTransport
   let directory: String
   private var startedClient: BlockClient?
+  private var startedVictim: (queue: BlockQueue, victim: Victim)?
   private let reference: ReferenceDevice?
   private var server: Server?
 
@@ -85,8 +98,10 @@ final class Bench {
     let image = directory + "/disk"
     try Data(count: options.diskBytes).write(to: URL(fileURLWithPath: image))
     reference =
-      setup == .reference
-      ? try ReferenceDevice(bytes: options.diskBytes, readOnly: options.readOnly, logicalBlock: options.logicalBlock) : nil
+      setup.device == .reference
+      ? try ReferenceDevice(
+        bytes: options.diskBytes, readOnly: options.readOnly, logicalBlock: options.logicalBlock,
+        offersPacked: setup.ring == .packed) : nil
     (transport, server) = try Self.connect(setup, options, directory, reference)
     if options.startsDriver {
       startedClient = try makeClient()
@@ -99,8 +114,8 @@ final class Bench {
     _ setup: Setup, _ options: BenchOptions, _ directory: String, _ reference: ReferenceDevice?
   ) throws -> (any DriverTransport, Server?) {
     if let reference { return (try InProcessTransport(device: reference, memory: makeMemory()), nil) }
-    let device = try makeDevice(directory + "/disk", options, engine: setup == .synchronous ? .sync : .auto)
-    switch setup {
+    let device = try makeDevice(directory + "/disk", options, engine: setup.device == .synchronous ? .sync : .auto)
+    switch setup.device {
     case .reference, .inProcess, .synchronous: return (try InProcessTransport(device: device, memory: makeMemory()), nil)
     case .vhostUser:
       let path = directory + "/sock"
@@ -164,12 +179,20 @@ final class Bench {
   }
 
   func makeClient() throws -> BlockClient {
-    let client = try BlockClient(
-      transport,
-      options: DriverOptions(
-        features: options.features, queueSize: options.queueSize, indirectTables: 4, indirectEntries: 32))
+    let client = try BlockClient(transport, options: driverOptions())
     return client
   }
+
+  /// The kind of ring is what the setup says, or the device does not come up.
+  func driverOptions(queues: Int? = nil) -> DriverOptions {
+    var options = DriverOptions(
+      features: features, queues: queues, queueSize: options.queueSize, indirectTables: 4, indirectEntries: 32)
+    options.needsPacked = setup.ring == .packed
+    return options
+  }
+
+  /// What the driver accepts.
+  var features: FeatureSet { setup.ring == .packed ? options.features.union(.packedRing) : options.features }
 
   /// Resets the device and brings it up again.
   func restart() throws {
@@ -180,7 +203,7 @@ final class Bench {
   /// Comes again as a new driver, whatever state the old one left behind: over vhost-user on a new connection.
   func reconnect() throws {
     startedClient = nil
-    if setup == .vhostUser {
+    if setup.device == .vhostUser {
       // The old connection is closed with its last reference, before the new one can be let in.
       transport = try InProcessTransport(device: ReferenceDevice(bytes: 512), memory: Self.makeMemory())
       transport = try Self.connect(to: socket)
@@ -236,7 +259,13 @@ final class Bench {
 
   // MARK: the victim
 
-  var victim: RawRing { client.queues[0].ring.ring }
+  var victim: Victim {
+    let queue = client.queues[0]
+    if let startedVictim, startedVictim.queue === queue { return startedVictim.victim }
+    let victim = Victim(queue)
+    startedVictim = (queue, victim)
+    return victim
+  }
   func kickVictim() { client.session.queues[0].lines.kick() }
   var victimFailed: Bool {
     get throws { try transport.waitForFailure(queue: 0, milliseconds: patientMilliseconds) }
@@ -244,23 +273,12 @@ final class Bench {
 
   /// Waits until so many elements are used on the victim. - Returns: how many are.
   @discardableResult func waitForUsed(_ count: UInt16) throws -> UInt16 {
-    try waitUntil("\(count) elements are used, not \(victim.usedIndex.loadAcquire())") {
-      victim.usedIndex.loadAcquire() >= count
-    }
-    return victim.usedIndex.loadAcquire()
+    try waitUntil("\(count) elements are used, not \(victim.usedCount)") { victim.usedCount >= count }
+    return victim.usedCount
   }
 
   /// Writes descriptors from `first` on, linked in order; the last one ends the chain.
-  func link(_ descriptors: [RawDescriptor], from first: UInt16 = 0) {
-    for (place, descriptor) in descriptors.enumerated() {
-      var copy = descriptor
-      if place < descriptors.count - 1 {
-        copy.flags.insert(.next)
-        copy.next = first + UInt16(place) + 1
-      }
-      victim.setDescriptor(first + UInt16(place), copy)
-    }
-  }
+  func link(_ descriptors: [RawDescriptor], from first: UInt16 = 0) { victim.link(descriptors, from: first) }
 
   /// The descriptors of a request, not yet linked.
   func descriptors(_ request: FramedRequest) -> [RawDescriptor] {
@@ -273,16 +291,16 @@ final class Bench {
     try FramedRequest(request, framing ?? .classic(request), in: memory)
   }
 
-  /// Stores descriptors as an indirect table, entries linked in order.
+  /// Stores descriptors as an indirect table; the entries of a split ring's are linked in order.
   func table(_ descriptors: [RawDescriptor]) throws -> GuestBuffer {
     let buffer = try memory.allocate(16 * descriptors.count, alignment: 16)
     for (place, descriptor) in descriptors.enumerated() {
       var copy = descriptor
-      if place < descriptors.count - 1 {
+      if setup.ring == .split, place < descriptors.count - 1 {
         copy.flags.insert(.next)
         copy.next = UInt16(place + 1)
       }
-      buffer.store(copy.lowWord.littleEndianBytes + copy.highWord.littleEndianBytes, at: 16 * place)
+      buffer.store(copy.bytes(setup.ring), at: 16 * place)
     }
     return buffer
   }
@@ -307,11 +325,11 @@ final class Bench {
   /// - Parameter used: how many elements the device has used when it fails, where that is known.
   func expectQueueFailure(usedBefore used: UInt16? = nil, _ place: SourceLocation = #_sourceLocation) throws {
     #expect(try victimFailed, "no failure was signalled", sourceLocation: place)
-    if let used { #expect(victim.usedIndex.loadAcquire() == used, sourceLocation: place) }
+    if let used { #expect(victim.usedCount == used, sourceLocation: place) }
     // The worker signals; the device's control plane hears of it a moment later.
     try waitUntil("the device says NEEDS_RESET") { try transport.status().contains(.needsReset) }
     // Virtio 2.1.2: a configuration change notification goes with it; vhost-user has the err descriptor for that.
-    if setup != .vhostUser {
+    if setup.device != .vhostUser {
       #expect(
         try transport.waitForConfigurationChange(milliseconds: patientMilliseconds), "no notification", sourceLocation: place)
     }

@@ -50,6 +50,12 @@ struct CommandTests {
     for word in ["4 MiB", "2 queues", "RING_EVENT_IDX", "WRITE_ZEROES", "capacity", "8192 512-byte sectors", "seg_max"] {
       #expect(info.output.contains(word), "\(word) in \(info.output)")
     }
+    #expect(info.output.contains("split rings"), "\(info.output)")
+    // Packed ones take any number of entries.
+    for (choice, size) in [("packed", "100"), ("any", "128")] {
+      let packed = try served.guest("info", "--ring", choice, "--queue-size", size)
+      #expect(packed.output.contains("of \(size), \(size) entries, packed rings"), "\(packed.output)")
+    }
     let json = try served.guest("info", "--json")
     let report = try #require(try JSONSerialization.jsonObject(with: Data(json.output.utf8)) as? [String: Any])
     #expect(report["capacityBytes"] as? Int == 4 << 20)

@@ -11,39 +11,68 @@ struct DriverQueueTests {
     var queue: DriverQueue
     let kick: OwnedDescriptor
     let call: OwnedDescriptor
-    var used: UInt16 = 0
+    var used: UInt16
+    /// Descriptors of each chain that the device holds, by its name.
+    var lengths: [UInt16: UInt16] = [:]
 
-    init(size: UInt16 = 8, features: FeatureSet = [.version1], shape: RingShape = .separate) throws {
+    init(
+      _ format: RingFormat = .split, size: UInt16 = 8, features: FeatureSet = [.version1], shape: RingShape = .separate
+    ) throws {
       memory = try DriverMemory(size: 4 << 20)
       kick = try .eventCounter()
       call = try .eventCounter()
       queue = DriverQueue(
         try QueueSetup(
-          index: 0, ring: RingMemory(size: size, shape: shape, in: memory), lines: .eventCounters(kick: kick, call: call),
-          memory: memory, features: features, indirectTables: 4, indirectEntries: 8))
+          index: 0, ring: RingMemory(size: size, format: format, shape: shape, in: memory),
+          lines: .eventCounters(kick: kick, call: call), memory: memory, features: features, indirectTables: 4,
+          indirectEntries: 8))
+      used = format == .split ? 0 : RingPosition.start.word
     }
 
     func add(_ pieces: Int = 2, placement: ChainPlacement = .direct, token: UInt32 = 0) -> UInt16? {
       let list = (0..<pieces).map { ChainPiece(GuestAddress(0x1000), length: 100, deviceWrites: $0 > 0) }
-      return queue.add(list.span, placement: placement, token: token)
+      let before = queue.freeDescriptors
+      guard let head = queue.add(list.span, placement: placement, token: token) else { return nil }
+      lengths[head] = UInt16(before - queue.freeDescriptors)
+      return head
     }
 
     // Macros cannot take a noncopyable value apart.
     var ring: RawRing { queue.ring }
+    var packed: RawPackedRing { queue.packedRing }
     var outstanding: Int { queue.outstanding }
     var free: (descriptors: Int, tables: Int) { (queue.freeDescriptors, queue.freeTables) }
     var calls: Int { queue.notifications.calls }
+    var standing: QueueStanding { queue.standing }
     func publish() -> Bool { queue.publish() }
     func reap() throws(DriverFault) -> UsedChain? { try queue.reap() }
     func enableCalls() -> Bool { queue.enableCalls() }
     func noteCalls() throws(DriverFault) { try queue.noteCalls() }
     func waitForUsed() throws(DriverFault) -> Bool { try queue.waitForUsed(milliseconds: patientMilliseconds) }
 
+    /// What the device wants: kicks, or none.
+    func wantKicks(_ wants: Bool) {
+      switch queue.raw {
+      case .split(let ring): ring.usedFlags.storeRelaxed(wants ? 0 : 1)
+      case .packed(let ring): ring.deviceEventFlags.storeRelaxed(wants ? EventSuppression.enable : EventSuppression.disable)
+      }
+    }
+
     func use(_ id: UInt32, _ length: UInt32 = 0) {
-      queue.ring.usedID(used).storeRelaxed(id)
-      queue.ring.usedLength(used).storeRelaxed(length)
-      used &+= 1
-      queue.ring.usedIndex.storeRelease(used)
+      switch queue.raw {
+      case .split(let ring):
+        ring.usedID(used).storeRelaxed(id)
+        ring.usedLength(used).storeRelaxed(length)
+        used &+= 1
+        ring.usedIndex.storeRelease(used)
+      case .packed(let ring):
+        let position = RingPosition(word: used)
+        let name = UInt16(truncatingIfNeeded: id)
+        var flags = RawDescriptor.Flags(rawValue: position.usedMarks)
+        if length > 0 { flags.insert(.write) }
+        ring.setDescriptor(position.slot, RawDescriptor(address: 0, length: length, flags: flags, next: name))
+        used = position.advanced(by: lengths[name] ?? 1, size: queue.size).word
+      }
     }
   }
 
@@ -63,9 +92,14 @@ struct DriverQueueTests {
     }
   }
 
-  @Test("chains fill the table and come back in any order, round and round", arguments: [1, 2, 8, 64] as [UInt16])
-  func manyRounds(_ size: UInt16) throws {
-    let table = try Table(size: size)
+  @Test(
+    "chains fill the table and come back in any order, round and round",
+    arguments: [
+      (.split, 1), (.split, 2), (.split, 8), (.split, 64), (.packed, 1), (.packed, 2), (.packed, 3), (.packed, 7),
+      (.packed, 64),
+    ] as [(RingFormat, UInt16)])
+  func manyRounds(_ format: RingFormat, size: UInt16) throws {
+    let table = try Table(format, size: size)
     var random = SeededRandom(seed: 1)
     var held: [(head: UInt16, token: UInt32)] = []
     var token: UInt32 = 0
@@ -86,6 +120,7 @@ struct DriverQueueTests {
       }
       #expect(try table.reap() == nil)
       held.removeFirst(count)
+      if held.isEmpty { #expect(table.standing.available == table.standing.used) }
     }
   }
 
@@ -161,9 +196,9 @@ struct DriverQueueTests {
     }
   }
 
-  @Test("a chain that is used twice is not outstanding the second time")
-  func usedTwice() throws {
-    let table = try Table()
+  @Test("a chain that is used twice is not outstanding the second time", arguments: RingFormat.allCases)
+  func usedTwice(_ format: RingFormat) throws {
+    let table = try Table(format)
     _ = table.add()
     let second = try #require(table.add())
     _ = table.publish()
@@ -173,32 +208,40 @@ struct DriverQueueTests {
     do {
       _ = try table.reap()
       Issue.record("the second one was taken")
-    } catch { #expect(error == .usedIDNotOutstanding(queue: 0, id: 0, slot: 1)) }
-    #expect(second == 2)
+    } catch { #expect(error == .usedIDNotOutstanding(queue: 0, id: 0, slot: format == .split ? 1 : 2)) }
+    #expect(second == (format == .split ? 2 : 1))
   }
 
-  @Test("nothing that was not published can be used")
-  func unpublished() throws {
-    let table = try Table()
+  @Test("nothing that was not published can be used", arguments: RingFormat.allCases)
+  func unpublished(_ format: RingFormat) throws {
+    let table = try Table(format)
     _ = table.add()
     table.use(0)
     do {
       _ = try table.reap()
       Issue.record("it was taken")
-    } catch { #expect(error == .usedIndexJumped(queue: 0, from: 0, to: 1, outstanding: 0)) }
+    } catch {
+      #expect(
+        error
+          == (format == .split
+            ? .usedIndexJumped(queue: 0, from: 0, to: 1, outstanding: 0) : .usedIDNotOutstanding(queue: 0, id: 0, slot: 0)))
+    }
   }
 
-  @Test("one kick for a batch, and only if it is wanted", arguments: [0, 1] as [UInt16])
-  func kickFlags(_ flags: UInt16) throws {
-    let table = try Table()
-    table.ring.usedFlags.storeRelaxed(flags)
+  @Test("one kick for a batch, and only if it is wanted", arguments: RingFormat.allCases, [false, true])
+  func kickFlags(_ format: RingFormat, wants: Bool) throws {
+    let table = try Table(format)
+    table.wantKicks(wants)
     for _ in 0..<3 { _ = table.add() }
     // The event word means nothing without the feature.
-    table.ring.availableEvent.storeRelaxed(1)
+    switch format {
+    case .split: table.ring.availableEvent.storeRelaxed(1)
+    case .packed: table.packed.deviceEventPosition.storeRelaxed(1)
+    }
     let kicked = table.publish()
     let again = table.publish()
-    #expect(kicked == (flags == 0) && !again)
-    #expect(EventCounter.drain(table.kick.rawValue) == (flags == 0 ? 1 : 0))
+    #expect(kicked == wants && !again)
+    #expect(EventCounter.drain(table.kick.rawValue) == (wants ? 1 : 0))
   }
 
   @Test("with an event index a kick when the wanted entry is published, across the wrap", arguments: [0, 0xfffd] as [UInt16])
@@ -225,9 +268,9 @@ struct DriverQueueTests {
     }
   }
 
-  @Test("a call that is owed and does not come is missed", arguments: [false, true])
-  func missingCall(_ eventIndex: Bool) throws {
-    let table = try Table(features: eventIndex ? [.eventIndex] : [])
+  @Test("a call that is owed and does not come is missed", arguments: RingFormat.allCases, [false, true])
+  func missingCall(_ format: RingFormat, eventIndex: Bool) throws {
+    let table = try Table(format, features: eventIndex ? [.eventIndex] : [])
     table.queue.callPatience = .milliseconds(20)
     let head = try #require(table.add())
     _ = table.publish()
@@ -240,12 +283,12 @@ struct DriverQueueTests {
       do throws(DriverFault) { try table.noteCalls() } catch { found = error }
       return found != nil
     }
-    #expect(found == .missingCall(queue: 0, usedEvent: 0, usedIndex: 1))
+    #expect(found == .missingCall(queue: 0, usedEvent: 0, usedIndex: format == .split ? 1 : 2))
   }
 
-  @Test("a call in time, and one late but in time, are fine")
-  func callInTime() throws {
-    let table = try Table(features: [.eventIndex])
+  @Test("a call in time, and one late but in time, are fine", arguments: RingFormat.allCases)
+  func callInTime(_ format: RingFormat) throws {
+    let table = try Table(format, features: [.eventIndex])
     for isLate in [false, true] {
       let head = try #require(table.add())
       _ = table.publish()
@@ -260,9 +303,9 @@ struct DriverQueueTests {
     #expect(table.calls == 2)
   }
 
-  @Test("a driver that wants no calls counts those that come")
-  func unwantedCalls() throws {
-    let table = try Table()
+  @Test("a driver that wants no calls counts those that come", arguments: RingFormat.allCases)
+  func unwantedCalls(_ format: RingFormat) throws {
+    let table = try Table(format)
     table.queue.disableCalls()
     // The line may be tried once, and the device may say once that it began.
     for _ in 0..<2 {
@@ -276,9 +319,9 @@ struct DriverQueueTests {
     } catch { #expect(error == .unwantedCalls(queue: 0, count: 3, wanted: 2)) }
   }
 
-  @Test("used before armed: no waiting for a call that will not come")
-  func usedBeforeArmed() throws {
-    let table = try Table(features: [.eventIndex])
+  @Test("used before armed: no waiting for a call that will not come", arguments: RingFormat.allCases)
+  func usedBeforeArmed(_ format: RingFormat) throws {
+    let table = try Table(format, features: [.eventIndex])
     let head = try #require(table.add())
     _ = table.publish()
     table.use(UInt32(head))

@@ -92,8 +92,7 @@ struct LogTests {
         case .statusUnmapped: [descriptor(address, 16, .next, next: 9), descriptor(nowhere, 1, .write)]
         }
       if self == .nestedIndirect {
-        buffer.store(descriptor(address, 16, .indirect).lowWord.littleEndianBytes, at: 0)
-        buffer.store(descriptor(address, 16, .indirect).highWord.littleEndianBytes, at: 8)
+        buffer.store(descriptor(address, 16, .indirect).bytes(.split), at: 0)
       }
       for (place, descriptor) in chain.enumerated() { ring.setDescriptor(8 + UInt16(place), descriptor) }
       switch self {

@@ -11,8 +11,7 @@ struct PreparedQueueTests {
     if !indirect { options.features.remove(.indirectDescriptors) }
     options.startsDriver = false
     let bench = try Bench(setup, options)
-    let session = try DriverSession(
-      bench.transport, deviceID: 2, options: DriverOptions(features: options.features, queues: 1, queueSize: 16))
+    let session = try DriverSession(bench.transport, deviceID: 2, options: bench.driverOptions(queues: 1))
     try session.start()
     var queue = try PreparedQueue(session.queues[0], depth: 8, bytes: 4096)
     // Sector of what is in flight, by slot.

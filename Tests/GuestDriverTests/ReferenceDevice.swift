@@ -28,13 +28,13 @@ final class ReferenceDevice: VirtioDevice, @unchecked Sendable {
   private let wake: OwnedDescriptor
   private let state: Mutex<State>
   private let readOnly: Bool
-  private let flaw: Flaw?
+  let flaw: Flaw?
   private let logicalBlock: Int
   static let serial = "reference"
   static let maximumSegments = 4
   static let maximumSectors = 4096
 
-  private struct State: @unchecked Sendable {
+  struct State: @unchecked Sendable {
     var disk: [UInt8]
     var old: [UInt8]
     var queues: [Int: Queue] = [:]
@@ -44,12 +44,14 @@ final class ReferenceDevice: VirtioDevice, @unchecked Sendable {
 
   /// One running queue.
   @safe
-  private struct Queue: @unchecked Sendable {
+  struct Queue: @unchecked Sendable {
     let activation: Activation
     var view: GuestMemoryView
+    // Packed: the descriptor ring, and the two event suppression structures.
     let table: UnsafeMutableRawPointer
     let available: UnsafeMutableRawPointer
     let used: UnsafeMutableRawPointer
+    // Packed: a descriptor, and the wrap counter in bit 15.
     var next: UInt16
     var published: UInt16
     var failed = false
@@ -64,19 +66,22 @@ final class ReferenceDevice: VirtioDevice, @unchecked Sendable {
     func slot(_ index: UInt16) -> Int { Int(index & (size &- 1)) }
   }
 
-  private struct Piece {
+  struct Piece {
     var address: UInt64
     var length: UInt32
     var writes: Bool
   }
 
-  init(bytes: Int, queues: Int = 2, readOnly: Bool = false, logicalBlock: Int = 512, flaw: Flaw? = nil) throws {
+  init(
+    bytes: Int, queues: Int = 2, readOnly: Bool = false, logicalBlock: Int = 512, offersPacked: Bool = false, flaw: Flaw? = nil
+  ) throws {
     queueCount = queues
     self.readOnly = readOnly
     self.flaw = flaw
     self.logicalBlock = logicalBlock
     var features = FeatureSet(rawValue: 1 << 32 | 1 << 29 | 1 << 28 | 1 << 14 | 1 << 13 | 1 << 12 | 1 << 9 | 1 << 6 | 1 << 2)
     if readOnly { features.rawValue |= 1 << 5 }
+    if offersPacked { features.rawValue |= 1 << 34 }
     self.features = features
     events = try .eventCounter()
     wake = try .eventCounter()
@@ -139,7 +144,8 @@ final class ReferenceDevice: VirtioDevice, @unchecked Sendable {
   private func begin(_ activation: Activation) throws(QueueError) {
     let configuration = activation.configuration
     let size = configuration.size
-    guard size > 0, size & (size - 1) == 0, size <= maximumQueueSize else { throw .badSize(size) }
+    let isPacked = activation.features.contains(.packedRing)
+    guard size > 0, isPacked || size & (size - 1) == 0, size <= maximumQueueSize else { throw .badSize(size) }
     var view = activation.memory.view()
     func part(
       _ address: GuestAddress, _ count: Int, _ alignment: UInt64, _ part: QueueError.RingPart
@@ -151,8 +157,9 @@ final class ReferenceDevice: VirtioDevice, @unchecked Sendable {
       return segment
     }
     let table = try part(configuration.descriptorTable, 16 * Int(size), 16, .descriptorTable)
-    let available = try part(configuration.availableRing, 6 + 2 * Int(size), 2, .availableRing)
-    let used = try part(configuration.usedRing, 6 + 8 * Int(size), 4, .usedRing)
+    let available = try part(
+      configuration.availableRing, isPacked ? 4 : 6 + 2 * Int(size), isPacked ? 4 : 2, .availableRing)
+    let used = try part(configuration.usedRing, isPacked ? 4 : 6 + 8 * Int(size), 4, .usedRing)
     let queue = unsafe Queue(
       activation: activation, view: view, table: table.base, available: available.base, used: used.base,
       next: activation.position.available,
@@ -161,7 +168,7 @@ final class ReferenceDevice: VirtioDevice, @unchecked Sendable {
     EventCounter.signal(wake.rawValue)
   }
 
-  func prepare(_ queues: [Int], memory: GuestMemory, isRecorded: Bool) { tell(.prepared) }
+  func prepare(_ queues: [Int], memory: GuestMemory, kind: QueueKind) { tell(.prepared) }
   func unprepare() {}
 
   /// Nothing is ever held here.
@@ -203,7 +210,13 @@ final class ReferenceDevice: VirtioDevice, @unchecked Sendable {
       for index in state.queues.keys.sorted() {
         guard var queue = state.queues[index], !queue.failed else { continue }
         if case .eventCounter(let kick) = queue.activation.kick { EventCounter.drain(kick.rawValue) }
-        do throws(QueueError) { try drain(&queue, &state) } catch {
+        do throws(QueueError) {
+          if queue.activation.features.contains(.packedRing) {
+            try drainPacked(&queue, &state)
+          } else {
+            try drain(&queue, &state)
+          }
+        } catch {
           queue.failed = true
           state.events.append(.queueFailed(queue: index, error))
           queue.activation.failure.signal()
@@ -288,7 +301,7 @@ final class ReferenceDevice: VirtioDevice, @unchecked Sendable {
 
   // MARK: chains
 
-  private func load(_ address: UInt64, _ count: UInt32, _ queue: inout Queue) -> [UInt8]? {
+  func load(_ address: UInt64, _ count: UInt32, _ queue: inout Queue) -> [UInt8]? {
     guard let pieces = try? queue.view.pieces(GuestAddress(address), length: count) else { return nil }
     return pieces.flatMap { unsafe [UInt8](UnsafeRawBufferPointer(start: $0.base, count: $0.count)) }
   }
@@ -338,7 +351,7 @@ final class ReferenceDevice: VirtioDevice, @unchecked Sendable {
   // MARK: requests
 
   /// - Returns: used.len.
-  private func execute(
+  func execute(
     _ pieces: [Piece], _ head: UInt16, _ queue: inout Queue, _ state: inout State
   ) throws(QueueError) -> UInt32 {
     var writable = pieces.filter(\.writes)

@@ -25,6 +25,8 @@ final class FakeDevice: VirtioDevice {
     var generation: UInt32 = 0
     var isHoldingStops = false
     var left: Set<Int> = []
+    /// Where queues stand when they are stopped; `nil`: where they were started.
+    var progress: UInt16?
   }
 
   let state = Mutex(State())
@@ -92,7 +94,7 @@ final class FakeDevice: VirtioDevice {
     raise(.started(queue: queue))
   }
 
-  func prepare(_ queues: [Int], memory: GuestMemory, isRecorded: Bool) { raise(.prepared) }
+  func prepare(_ queues: [Int], memory: GuestMemory, kind: QueueKind) { raise(.prepared) }
   func unprepare() {}
 
   func release(queue: Int) { state.withLock { $0.calls.append(.release(queue)) } }
@@ -111,7 +113,8 @@ final class FakeDevice: VirtioDevice {
   /// The queue's last request is answered.
   func finishStop(_ queue: Int) {
     guard let activation = state.withLock({ $0.running.removeValue(forKey: queue) }) else { return }
-    raise(.stopped(queue: queue, activation.position))
+    let progress = state.withLock { $0.progress }
+    raise(.stopped(queue: queue, progress.map { QueuePosition(available: $0, used: $0) } ?? activation.position))
   }
 
   func leave(queue: Int) { state.withLock { _ = $0.left.insert(queue) } }

@@ -73,6 +73,22 @@ import VirtioRegisters
     #expect(registers.write(.status, 15) == [.live, .startQueue(0, .sample(0, size: UInt16(size)))])
   }
 
+  @Test("any size that there is of a packed queue, and only powers of two of a split one", arguments: [1, 3, 100, 255, 256])
+  func packedSizes(_ size: UInt32) {
+    for isPacked in [false, true] {
+      var registers = made.registers(features: Made.features.union(.packedRing))
+      registers.negotiate(isPacked ? [.version1, .packedRing] : .version1)
+      registers.setUp(queue: 0, size: size)
+      let isSize = isPacked || size.nonzeroBitCount == 1
+      #expect(registers.image.queues[0].configuration.size == (isSize ? UInt16(size) : 256))
+      registers.write(.queueReady, 0)
+      for wrong: UInt32 in [0, 257, 0x1_0001] {
+        registers.write(.queueSize, wrong)
+        #expect(registers.image.queues[0].configuration.size == (isSize ? UInt16(size) : 256))
+      }
+    }
+  }
+
   @Test(
     "d.mmio.15, row 15: a ready queue's parameters are latched",
     arguments: [

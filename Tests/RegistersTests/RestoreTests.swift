@@ -34,6 +34,19 @@ import VirtioRegisters
     #expect(effects == expected.prefix(stage + 1).flatMap { $0 })
   }
 
+  @Test("where a packed queue was stopped is part of the image, and ready is only ready")
+  func positions() {
+    var image = MMIORegisters.live(made).image
+    image.queues[0].position = PackedPosition(slot: 0x1234, wrap: true)
+    image.queues[1].position = PackedPosition(slot: 0, wrap: false)
+    image.queues[1].ready = false
+    let bytes = image.encoded(queueCount: 8)
+    #expect(RegisterImage(decoding: bytes) == image)
+    #expect(Array(bytes[0x25c..<0x260]) == [3, 0, 0x34, 0x92])
+    #expect(Array(bytes[0x27c..<0x280]) == [2, 0, 0, 0])
+    #expect(Array(bytes[0x29c..<0x2a0]) == [1, 0, 0, 0], "a queue that runs, or is split, has none")
+  }
+
   @Test("an image in need of a reset comes back so, and starts nothing")
   func needsReset() {
     var registers = MMIORegisters.live(made)

@@ -60,7 +60,7 @@ final class FakeDevice: VirtioDevice {
     raise(.started(queue: activation.queue))
   }
 
-  func prepare(_ queues: [Int], memory: GuestMemory, isRecorded: Bool) { raise(.prepared) }
+  func prepare(_ queues: [Int], memory: GuestMemory, kind: QueueKind) { raise(.prepared) }
   func unprepare() {}
 
   func release(queue: Int) { state.withLock { $0.deeds.append("release \(queue)") } }

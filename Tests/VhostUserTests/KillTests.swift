@@ -22,6 +22,7 @@ struct Killing: Sendable, CustomTestStringConvertible {
 
   var testDescription: String {
     var words = ["\(engine), \(queues) queue\(queues == 1 ? "" : "s")"]
+    if features.contains(.packedRing) { words.append("packed rings") }
     if !features.contains(.indirectDescriptors) { words.append("no indirect descriptors") }
     if !features.contains(.eventIndex) { words.append("no event index") }
     if base == .available { words.append("base behind what is available") }
@@ -30,6 +31,7 @@ struct Killing: Sendable, CustomTestStringConvertible {
   }
 
   static let plain = BlockFeature.understood.subtracting([.indirectDescriptors, .eventIndex])
+  static let packed = BlockFeature.understood.union(.packedRing)
 
   static let all: [Killing] = [
     Killing(engine: "uring", queues: 4, kills: 4),
@@ -42,10 +44,15 @@ struct Killing: Sendable, CustomTestStringConvertible {
     Killing(engine: "mapped", base: .available),
     Killing(engine: "cached", queues: 4, features: BlockFeature.understood.subtracting(.eventIndex)),
     Killing(engine: "aio", queues: 4, base: .available),
+    Killing(engine: "uring", queues: 4, features: packed, kills: 4),
+    Killing(engine: "threads", features: packed.subtracting(.indirectDescriptors), base: .available),
+    Killing(engine: "mapped", queues: 4, features: plain.union(.packedRing)),
     // Without records, what is used has to be what is done.
     Killing(engine: "uring", queues: 4, keepsRecords: false),
     Killing(engine: "threads", queues: 4, features: plain, keepsRecords: false),
     Killing(engine: "mapped", keepsRecords: false),
+    Killing(engine: "uring", queues: 4, features: packed, keepsRecords: false),
+    Killing(engine: "threads", features: plain.union(.packedRing), keepsRecords: false),
   ]
 }
 

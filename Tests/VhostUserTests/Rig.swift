@@ -106,9 +106,9 @@ struct Rig {
       let result = plan.carryOut()
       if case .success = result { deeds.append("map log") }
       session.logMapped(result)
-    case .createInflight(let queueCount, let queueSize):
+    case .createInflight(let queueCount, let queueSize, let isPacked):
       deeds.append("records for \(queueCount) of \(queueSize)")
-      session.inflightCreated(InflightPlan.create(queueCount: queueCount, queueSize: queueSize))
+      session.inflightCreated(InflightPlan.create(queueCount: queueCount, queueSize: queueSize, isPacked: isPacked))
     case .mapInflight(let plan): session.inflightMapped(plan.carryOut())
     case .examine(let examination): session.examined(examination.carryOut())
     case .start(let activation):

@@ -1,5 +1,5 @@
-/// A driver's ring that was laid out once: each slot keeps its descriptors, header, status and data for good, and a request is
-/// a sector, an entry in the available ring and a step of its index. This is what makes the client cheaper than any device.
+/// A driver's queue that was laid out once: each slot keeps its descriptors, header, status and data for good, and a request is
+/// a sector and a step of the ring. This is what makes the client cheaper than any device.
 internal import CLinux
 internal import Glibc
 internal import GuestDriver
@@ -8,7 +8,7 @@ internal import MemoryFile
 internal import VirtioCore
 
 @safe
-struct BenchQueue: ~Copyable {
+struct BenchQueue<Ring: BenchRing>: ~Copyable {
   /// One request that can be under way.
   @safe
   private struct Slot {
@@ -19,7 +19,6 @@ struct BenchQueue: ~Copyable {
     var data: UnsafeMutableRawPointer
     /// The 16 bytes of the descriptor of the data, whose flags say the direction.
     var dataDescriptor: UnsafeMutableRawPointer
-    var head: UInt16
     var isWrite = false
     var isOutstanding = false
     var block: UInt64 = 0
@@ -27,25 +26,14 @@ struct BenchQueue: ~Copyable {
     var generation: UInt32 = 0
   }
 
-  private enum Flag {
-    static let next: UInt64 = 1 << 32
-    static let write: UInt64 = 2 << 32
-    static let indirect: UInt64 = 4 << 32
-  }
-
   /// The status that no device gives.
-  private static let poison: UInt8 = 0xee
+  private static var poison: UInt8 { 0xee }
 
   let index: Int
-  private let available: UnsafeMutableRawPointer
-  private let used: UnsafeMutableRawPointer
-  private let size: UInt16
-  private let hasEventIndex: Bool
+  private var ring: Ring
   private let lines: QueueLines
   private let slots: UnsafeMutablePointer<Slot>
   private let depth: Int
-  /// Descriptors of a slot in the ring: 1 that refers to a table, or 3.
-  private let stride: Int
   private let blockSize: Int
   private let sectorsPerBlock: UInt64
   private var source: OffsetSource
@@ -53,9 +41,6 @@ struct BenchQueue: ~Copyable {
   /// The next block to read back, counted from the start of the area; `nil` during the run itself.
   private var readBack: UInt64?
 
-  private var availableIndex: UInt16 = 0
-  private var publishedIndex: UInt16 = 0
-  private var reapedIndex: UInt16 = 0
   private(set) var outstanding = 0
   /// Whether what is recorded counts.
   private(set) var isRecording = false
@@ -74,63 +59,47 @@ struct BenchQueue: ~Copyable {
     _ setup: QueueSetup, features: FeatureSet, workload: Workload, capacity: UInt64, progress: SharedCell<UInt64>
   ) throws(BenchError) {
     let memory = GuestWindow(setup.memory)
-    let layout = setup.ring.layout
-    let entries = Int(layout.size)
-    let table = unsafe try memory.host(layout.descriptorTable, count: RingLayout.descriptorTableBytes(layout.size))
-    let available = unsafe try memory.host(layout.availableRing, count: RingLayout.availableRingBytes(layout.size))
-    let used = unsafe try memory.host(layout.usedRing, count: RingLayout.usedRingBytes(layout.size))
     let place = try workload.range(of: setup.index, capacity: capacity)
     // Headers, statuses and tables: a line for header and status, one for the table.
-    let control = try memory.allocate(128 * workload.depth, alignment: 128)
+    let control = try memory.allocate(SlotPlaces.controlBytes * workload.depth, alignment: 128)
     var buffers: [GuestWindow.Piece] = []
     for _ in 0..<workload.depth { buffers.append(try memory.allocate(workload.blockSize, alignment: 4096)) }
+    let isIndirect = features.contains(.indirectDescriptors)
+    precondition(
+      workload.depth * (isIndirect ? 1 : 3) <= Int(setup.ring.layout.size), "the ring is too small for the depth")
+    let ring = try Ring(setup, isIndirect: isIndirect, memory: memory)
     checker = try ContentChecker(workload, area: place.range)
-    unsafe self.available = available
-    unsafe self.used = used
     index = setup.index
-    size = layout.size
-    hasEventIndex = setup.eventIndex
     lines = setup.lines
     depth = workload.depth
     blockSize = workload.blockSize
     sectorsPerBlock = UInt64(workload.blockSize / 512)
-    let isIndirect = features.contains(.indirectDescriptors)
-    stride = isIndirect ? 1 : 3
-    precondition(depth * stride <= entries, "the ring is too small for the depth")
+    self.ring = ring
     source = OffsetSource(workload, range: place.range, start: place.start, job: setup.index)
     self.progress = progress
     let slots = UnsafeMutablePointer<Slot>.allocate(capacity: depth)
     unsafe self.slots = slots
     for (slot, data) in buffers.enumerated() {
-      let headerAddress = control.address + UInt64(128 * slot)
-      let tableAddress = headerAddress + 64
-      let head = slot * stride
-      let chain = isIndirect ? unsafe control.host + (128 * slot + 64) : unsafe table + 16 * head
-      let first = isIndirect ? 0 : head
+      let offset = SlotPlaces.controlBytes * slot
+      let places = SlotPlaces(
+        control: unsafe GuestWindow.Piece(address: control.address + UInt64(offset), host: control.host + offset), data: data,
+        bytes: workload.blockSize)
       let isWrite = !workload.pattern.reads
-      unsafe Self.store(
-        at: chain, address: headerAddress, rest: 16 | Flag.next | UInt64(first + 1) << 48)
-      unsafe Self.store(
-        at: chain + 16, address: data.address,
-        rest: UInt64(workload.blockSize) | Flag.next | (isWrite ? 0 : Flag.write) | UInt64(first + 2) << 48)
-      unsafe Self.store(at: chain + 32, address: headerAddress + 16, rest: 1 | Flag.write)
-      if isIndirect { unsafe Self.store(at: table + 16 * head, address: tableAddress, rest: 48 | Flag.indirect) }
-      let header = unsafe control.host + 128 * slot
+      let dataDescriptor = unsafe ring.lay(slot, places, isWrite: isWrite)
+      let header = unsafe places.control.host
       unsafe header.initializeMemory(as: UInt8.self, repeating: 0, count: 64)
       unsafe header.storeBytes(of: UInt32(isWrite ? 1 : 0).littleEndian, as: UInt32.self)
       unsafe data.host.initializeMemory(
         as: UInt8.self, repeating: UInt8(truncatingIfNeeded: slot &+ 1), count: workload.blockSize)
       unsafe (slots + slot).initialize(
-        to: Slot(header: header, data: data.host, dataDescriptor: chain + 16, head: UInt16(head), isWrite: isWrite))
+        to: Slot(header: header, data: data.host, dataDescriptor: dataDescriptor, isWrite: isWrite))
     }
     disableCalls()
   }
 
-  deinit { unsafe slots.deallocate() }
-
-  private static func store(at place: UnsafeMutableRawPointer, address: UInt64, rest: UInt64) {
-    unsafe SharedCell<UInt64>(place).storeRelaxed(address.littleEndian)
-    unsafe SharedCell<UInt64>(place + 8).storeRelaxed(rest.littleEndian)
+  deinit {
+    unsafe slots.deallocate()
+    ring.deallocate()
   }
 
   // MARK: The loop
@@ -147,21 +116,16 @@ struct BenchQueue: ~Copyable {
   /// - Returns: how many requests were answered.
   @inline(__always)
   mutating func turn(refills: Bool) throws(BenchError) -> Int {
-    // Acquire: elements, statuses and data are read after the index that shows them (virtio 2.6.14).
-    let usedIndex = unsafe SharedCell<UInt16>(used + 2).loadAcquire()
-    guard usedIndex != reapedIndex else { return 0 }
-    let count = Int(usedIndex &- reapedIndex)
-    guard count <= outstanding else { throw .brokenRing(queue: index, "used.idx jumped to \(usedIndex)") }
+    guard try ring.look(outstanding: outstanding, queue: index) else { return 0 }
     let now = Clock.now
-    while reapedIndex != usedIndex {
-      let element = unsafe used + (4 &+ Int(reapedIndex & (size &- 1)) &* 8)
-      let id = unsafe Int(SharedCell<UInt32>(element).loadRelaxed())
-      let slot = stride == 1 ? id : id / 3
-      guard slot < depth, unsafe slots[slot].isOutstanding, unsafe Int(slots[slot].head) == id else {
-        throw .brokenRing(queue: index, "the used element has the id \(id), which is not outstanding")
+    var count = 0
+    while let name = ring.take() {
+      let slot = ring.slot(of: name)
+      guard slot >= 0, slot < depth, unsafe slots[slot].isOutstanding else {
+        throw .brokenRing(queue: index, "the used element has the id \(name), which is not outstanding")
       }
       try finish(slot, now)
-      reapedIndex &+= 1
+      count &+= 1
       if refills { submit(slot, now) }
     }
     answered &+= UInt64(count)
@@ -204,9 +168,7 @@ struct BenchQueue: ~Copyable {
     let header = unsafe place.pointee.header
     unsafe header.storeBytes(of: (block &* sectorsPerBlock).littleEndian, toByteOffset: 8, as: UInt64.self)
     unsafe header.storeBytes(of: Self.poison, toByteOffset: 16, as: UInt8.self)
-    let entry = unsafe available + (4 &+ Int(availableIndex & (size &- 1)) &* 2)
-    unsafe SharedCell<UInt16>(entry).storeRelaxed(place.pointee.head)
-    availableIndex &+= 1
+    ring.offer(slot)
     outstanding &+= 1
   }
 
@@ -216,26 +178,12 @@ struct BenchQueue: ~Copyable {
     unsafe place.pointee.isWrite = isWrite
     unsafe place.pointee.header.storeBytes(of: UInt32(isWrite ? 1 : 0).littleEndian, as: UInt32.self)
     let rest = unsafe SharedCell<UInt64>(place.pointee.dataDescriptor + 8)
-    rest.storeRelaxed(isWrite ? rest.loadRelaxed() & ~Flag.write : rest.loadRelaxed() | Flag.write)
+    rest.storeRelaxed(isWrite ? rest.loadRelaxed() & ~Ring.writeMark : rest.loadRelaxed() | Ring.writeMark)
   }
 
   @inline(__always)
   private mutating func publish() {
-    guard availableIndex != publishedIndex else { return }
-    let old = publishedIndex
-    publishedIndex = availableIndex
-    // Release: headers, descriptors and entries before the index that shows them (virtio 2.6.13.3.1).
-    unsafe SharedCell<UInt16>(available + 2).storeRelease(availableIndex)
-    // The index before the look at whether the device sleeps (virtio 2.6.13.4.1).
-    fullFence()
-    let wanted: Bool
-    if hasEventIndex {
-      let event = unsafe SharedCell<UInt16>(used + (4 &+ Int(size) &* 8)).loadRelaxed()
-      wanted = availableIndex &- event &- 1 < availableIndex &- old
-    } else {
-      wanted = unsafe SharedCell<UInt16>(used).loadRelaxed() & 1 == 0
-    }
-    if wanted {
+    if ring.publish() {
       lines.kick()
       if isRecording { tally.kicks &+= 1 }
     }
@@ -244,26 +192,11 @@ struct BenchQueue: ~Copyable {
   // MARK: Calls
 
   /// The client looks by itself.
-  mutating func disableCalls() {
-    if hasEventIndex {
-      unsafe SharedCell<UInt16>(available + (4 &+ Int(size) &* 2)).storeRelaxed(reapedIndex &- 1)
-    } else {
-      unsafe SharedCell<UInt16>(available).storeRelaxed(1)
-    }
-  }
+  mutating func disableCalls() { ring.disableCalls() }
 
   /// Asks for a call at the next used chain.
   /// - Returns: false when something was used meanwhile, for which none may come.
-  mutating func enableCalls() -> Bool {
-    if hasEventIndex {
-      unsafe SharedCell<UInt16>(available + (4 &+ Int(size) &* 2)).storeRelaxed(reapedIndex)
-    } else {
-      unsafe SharedCell<UInt16>(available).storeRelaxed(0)
-    }
-    // The wish before the look at what is used already (virtio 2.6.14).
-    fullFence()
-    return unsafe SharedCell<UInt16>(used + 2).loadAcquire() == reapedIndex
-  }
+  mutating func enableCalls() -> Bool { ring.enableCalls() }
 
   /// What to sleep on.
   var callLine: QueueLines { lines }

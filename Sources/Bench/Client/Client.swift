@@ -41,11 +41,28 @@ enum Client {
   ///   - meter: of the back-end.
   static func run(
     _ setups: [QueueSetup], features: FeatureSet, capacity: UInt64, workload: Workload, options: RunOptions,
-    meter: any BackendMeter, progress report: (RunProgress) -> Void = { _ in }
+    meter: any BackendMeter, progress: (RunProgress) -> Void = { _ in }
+  ) throws(BenchError) -> Measurement {
+    switch setups.first?.ring.layout.format {
+    case .packed:
+      try run(
+        PackedBenchRing.self, setups, features: features, capacity: capacity, workload: workload, options: options,
+        meter: meter, progress: progress)
+    case .split, nil:
+      try run(
+        SplitBenchRing.self, setups, features: features, capacity: capacity, workload: workload, options: options,
+        meter: meter, progress: progress)
+    }
+  }
+
+  private static func run<Ring: BenchRing>(
+    _: Ring.Type, _ setups: [QueueSetup], features: FeatureSet, capacity: UInt64, workload: Workload, options: RunOptions,
+    meter: any BackendMeter, progress report: (RunProgress) -> Void
   ) throws(BenchError) -> Measurement {
     let progress = try ProgressWords(count: setups.count)
     let control = RunControl()
-    let blocks = try arrange(setups, features: features, capacity: capacity, workload: workload, options: options, progress)
+    let blocks: [QueueBlock<Ring>] = try arrange(
+      setups, features: features, capacity: capacity, workload: workload, options: options, progress)
     if options.sleeps, !options.hasThreadPerQueue, setups.count > 1, case .memoryFile = setups[0].lines {
       throw .cannotSleep
     }
@@ -90,12 +107,12 @@ enum Client {
   }
 
   /// Deals the queues out to threads.
-  private static func arrange(
+  private static func arrange<Ring: BenchRing>(
     _ setups: [QueueSetup], features: FeatureSet, capacity: UInt64, workload: Workload, options: RunOptions,
     _ progress: ProgressWords
-  ) throws(BenchError) -> [QueueBlock] {
+  ) throws(BenchError) -> [QueueBlock<Ring>] {
     let threads = options.hasThreadPerQueue ? setups.count : 1
-    let blocks = (0..<threads).map { _ in QueueBlock(capacity: (setups.count + threads - 1) / threads) }
+    let blocks = (0..<threads).map { _ in QueueBlock<Ring>(capacity: (setups.count + threads - 1) / threads) }
     for (index, setup) in setups.enumerated() {
       blocks[index % threads].append(
         try BenchQueue(

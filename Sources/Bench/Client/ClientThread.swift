@@ -49,8 +49,8 @@ struct ThreadUsage: Sendable {
 
 /// Queues in memory of their own, because an array cannot hold what cannot be copied.
 @safe
-final class QueueBlock: @unchecked Sendable {
-  private let base: UnsafeMutablePointer<BenchQueue>
+final class QueueBlock<Ring: BenchRing>: @unchecked Sendable {
+  private let base: UnsafeMutablePointer<BenchQueue<Ring>>
   private let capacity: Int
   private(set) var count = 0
 
@@ -64,14 +64,14 @@ final class QueueBlock: @unchecked Sendable {
     unsafe base.deallocate()
   }
 
-  func append(_ queue: consuming BenchQueue) {
+  func append(_ queue: consuming BenchQueue<Ring>) {
     precondition(count < capacity)
     unsafe (base + count).initialize(to: queue)
     count += 1
   }
 
   /// The queues; only the thread that drives them may use this.
-  var queues: UnsafeMutablePointer<BenchQueue> { unsafe base }
+  var queues: UnsafeMutablePointer<BenchQueue<Ring>> { unsafe base }
 }
 
 final class ClientThread: Sendable {
@@ -80,7 +80,7 @@ final class ClientThread: Sendable {
   private let thread: SystemThread
 
   /// Starts at once.
-  init(_ block: QueueBlock, cpu: Int?, sleeps: Bool, control: RunControl, number: Int) throws(BenchError) {
+  init<Ring>(_ block: QueueBlock<Ring>, cpu: Int?, sleeps: Bool, control: RunControl, number: Int) throws(BenchError) {
     let box = Box()
     self.box = box
     thread = try SystemThread(benchmark: "client \(number)", cpu: cpu) {
@@ -95,7 +95,7 @@ final class ClientThread: Sendable {
     return box.value.withLock { $0 }
   }
 
-  private static func run(_ block: QueueBlock, sleeps: Bool, control: RunControl) -> ThreadOutcome {
+  private static func run<Ring>(_ block: QueueBlock<Ring>, sleeps: Bool, control: RunControl) -> ThreadOutcome {
     var outcome = ThreadOutcome()
     do throws(BenchError) {
       try turns(block, sleeps: sleeps, control: control, &outcome)
@@ -106,8 +106,8 @@ final class ClientThread: Sendable {
     return outcome
   }
 
-  private static func turns(
-    _ block: QueueBlock, sleeps: Bool, control: RunControl, _ outcome: inout ThreadOutcome
+  private static func turns<Ring>(
+    _ block: QueueBlock<Ring>, sleeps: Bool, control: RunControl, _ outcome: inout ThreadOutcome
   ) throws(BenchError) {
     let queues = unsafe block.queues
     let count = block.count
@@ -148,7 +148,7 @@ final class ClientThread: Sendable {
   /// How long to sleep before looking at the phase again, milliseconds.
   private static var nap: Int { 20 }
 
-  private static func sleep(_ queues: UnsafeMutablePointer<BenchQueue>, _ count: Int) {
+  private static func sleep<Ring>(_ queues: UnsafeMutablePointer<BenchQueue<Ring>>, _ count: Int) {
     var isIdle = true
     for index in 0..<count where unsafe !queues[index].enableCalls() { isIdle = false }
     if isIdle {

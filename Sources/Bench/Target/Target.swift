@@ -20,8 +20,8 @@ public final class Target {
   ///   - jobs: queues to use.
   ///   - ringSize: entries; `nil`: as many as the depth needs, at least 128 where the device has that many.
   init(
-    _ transport: any DriverTransport, name: String, workload: Workload, ringSize: Int?, avoiding features: FeatureSet,
-    meter: any BackendMeter
+    _ transport: any DriverTransport, name: String, workload: Workload, ringSize: Int?, ring: RingFormat = .split,
+    avoiding features: FeatureSet, meter: any BackendMeter
   ) throws(BenchError) {
     self.name = name
     self.meter = meter
@@ -33,9 +33,11 @@ public final class Target {
       guard size >= needed, size <= 32768 else {
         throw .badRequest("\(BenchError.depthExceedsRing(depth: workload.depth, ring: needed, maximum: ringSize ?? maximum))")
       }
-      let options = DriverOptions(
-        features: BlockFeature.understood.subtracting(features), queues: workload.jobs, queueSize: UInt16(size),
+      let understood = ring == .packed ? BlockFeature.understood.union(.packedRing) : BlockFeature.understood
+      var options = DriverOptions(
+        features: understood.subtracting(features), queues: workload.jobs, queueSize: UInt16(size),
         shape: .legacy(), indirectTables: 0)
+      options.needsPacked = ring == .packed
       session = try DriverSession(transport, deviceID: 2, options: options)
       let bytes = try transport.readConfiguration(at: 0, count: 60)
       let config = BlockConfig(bytes, offered: session.offered)

@@ -1,6 +1,6 @@
 /// The ways to a disk.
 internal import CLinux
-internal import GuestDriver
+public import GuestDriver
 internal import MemoryFile
 internal import VhostUser
 public import VirtioBlkDevice
@@ -27,6 +27,8 @@ public struct TargetOptions: Sendable {
   /// Do without these, although the device offers them.
   public var usesIndirect = true
   public var usesEventIndex = true
+  /// The format of the rings; a device that has no packed ones cannot be measured with them.
+  public var ring = RingFormat.split
   /// Keep the back-end's in-flight records for it, as virtual machine monitors do; for a socket.
   public var keepsRecords = false
   /// Let the back-end note all pages that it writes to, as while a guest is moved; for a socket.
@@ -86,7 +88,7 @@ extension Target {
     do {
       return try Target(
         transport, name: "\(name) (\(transport.name))", workload: workload, ringSize: options.ringSize,
-        avoiding: options.avoided, meter: meter)
+        ring: options.ring, avoiding: options.avoided, meter: meter)
     } catch { throw .badRequest("\(error)") }
   }
 }

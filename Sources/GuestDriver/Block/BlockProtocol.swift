@@ -142,7 +142,8 @@ public enum BlockFeature {
     (16, "SECURE_ERASE"), (17, "ZONED"),
   ]
 
-  /// What this driver can work with over a split ring: the set to accept.
+  /// What this driver can work with over a split ring: the set to accept. With RING_PACKED added to it the driver takes packed
+  /// rings where they are offered.
   public static let understood: FeatureSet = [
     sizeMax, segMax, geometry, readOnly, blockSize, flush, topology, configWCE, multiQueue, discard, writeZeroes,
     .indirectDescriptors, .eventIndex, .version1,

@@ -42,7 +42,7 @@ public final class BlockQueue {
     _ request: BlockRequest, framing: Framing? = nil, placement: ChainPlacement? = nil
   ) throws(DriverError) -> UInt32? {
     let placement = placement ?? (ring.freeTables > 0 ? .indirect() : .direct)
-    let fitsClassic = placement != .direct || ring.ring.layout.size >= 4
+    let fitsClassic = placement != .direct || ring.size >= 4
     let framed = try FramedRequest(request, framing ?? (fitsClassic ? .classic(request) : .merged), in: memory)
     let tag = nextTag
     guard ring.add(framed.pieces.span, placement: placement, token: tag) != nil else {
@@ -81,7 +81,7 @@ public final class BlockQueue {
   ) throws(DriverError) -> BlockOutcome {
     precondition(outstanding == 0, "perform does one request at a time")
     guard try submit(request, framing: framing, placement: placement) != nil else {
-      throw .badRequest("the request does not fit into the \(ring.ring.layout.size) descriptors of queue \(index)")
+      throw .badRequest("the request does not fit into the \(ring.size) descriptors of queue \(index)")
     }
     publish()
     let end = ContinuousClock.now + .milliseconds(milliseconds)

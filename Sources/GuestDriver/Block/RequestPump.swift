@@ -37,6 +37,9 @@ struct RequestPump {
   var patience = Patience.limit
 
   private var numbers: [[UInt32: Int]]
+  /// After how long without an answer the device is asked whether it failed.
+  private var nextLook = Self.lookInterval
+  private static let lookInterval = Duration.seconds(1)
   private(set) var submitted = 0
 
   init(queues: [BlockQueue], on transport: any DriverTransport, depth: Int, waiting: Waiting = .calls) {
@@ -57,6 +60,7 @@ struct RequestPump {
     completed: (_ queue: Int, _ number: Int, BlockOutcome) throws(DriverError) -> Void
   ) throws(DriverError) {
     var lastProgress = ContinuousClock.now
+    nextLook = Self.lookInterval
     var held: [(number: Int, submission: Submission)?] = queues.map { _ in nil }
     if waiting == .polling { for queue in queues { queue.ring.disableCalls() } }
     while true {
@@ -93,12 +97,13 @@ struct RequestPump {
         continue
       }
       guard !busy.isEmpty else { return }
-      let devices = try transport.recover()
+      let devices = try transport.recover { queues[$0].ring.standing }
       if devices > 0 {
         for queue in queues { queue.ring.deviceReturned(devices) }
         lastProgress = .now
         continue
       }
+      try lookForFailure(of: busy, idle: .now - lastProgress)
       guard .now - lastProgress < patience else {
         throw .fault(busy[0].ring.noAnswer(milliseconds: (.now - lastProgress).milliseconds))
       }
@@ -122,7 +127,19 @@ struct RequestPump {
 
   private func tooLarge(_ submission: Submission, _ queue: BlockQueue) -> DriverError {
     .badRequest(
-      "\(submission.request) does not fit into the \(queue.ring.ring.layout.size) descriptors of queue \(queue.index)")
+      "\(submission.request) does not fit into the \(queue.ring.size) descriptors of queue \(queue.index)")
+  }
+
+  /// A device that says that it is broken is not waited for.
+  private mutating func lookForFailure(of busy: [BlockQueue], idle: Duration) throws(DriverError) {
+    guard idle >= nextLook else {
+      if idle < Self.lookInterval { nextLook = Self.lookInterval }
+      return
+    }
+    nextLook = idle + Self.lookInterval
+    for queue in busy where try transport.waitForFailure(queue: queue.index, milliseconds: 0) {
+      throw .queueFailed(queue.index)
+    }
   }
 
   private func wait(for busy: [BlockQueue]) throws(DriverError) {

@@ -19,12 +19,14 @@ public enum ChainPlacement: Hashable, Sendable {
   /// All in the ring's own table.
   case direct
   /// The first `direct` pieces in the ring's table, the rest in an indirect table behind them (virtio 2.6.5.3). `write` sets
-  /// the WRITE flag on the descriptor that refers to the table, which the device has to ignore.
+  /// the WRITE flag on the descriptor that refers to the table, which the device has to ignore. In a packed ring a descriptor
+  /// that refers to a table stands alone (virtio 2.7.19), so there all pieces go into it.
   case indirect(direct: Int = 0, write: Bool = false)
 }
 
 /// A chain that came back.
 public struct UsedChain: Hashable, Sendable {
+  /// Its name in the ring: the head of a split ring's chain, the buffer ID of a packed one's.
   public let head: UInt16
   /// What the caller gave to `add`.
   public let token: UInt32

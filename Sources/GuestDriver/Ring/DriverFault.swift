@@ -5,8 +5,10 @@ public import VirtioCore
 public enum DriverFault: Error, Hashable, Sendable, CustomStringConvertible {
   /// `used.idx` moved by more than what is outstanding, or backwards (2.6.8).
   case usedIndexJumped(queue: Int, from: UInt16, to: UInt16, outstanding: Int)
-  /// A used element names no chain that the device holds (2.6.8).
+  /// A used element names no chain that the device holds (2.6.8, 2.7.21).
   case usedIDNotOutstanding(queue: Int, id: UInt32, slot: UInt16)
+  /// A packed descriptor that the device holds is marked neither available nor used in this lap (2.7.1).
+  case badDescriptorMarks(queue: Int, slot: UInt16, flags: UInt16, wrap: Bool)
   /// A used element reports more bytes than there were to write (2.6.8.2).
   case usedLengthTooLong(queue: Int, head: UInt16, length: UInt32, writable: UInt64)
   /// The device changed a descriptor (2.6.5.1, from 1.2 on).
@@ -16,7 +18,13 @@ public enum DriverFault: Error, Hashable, Sendable, CustomStringConvertible {
   case availableIndexModified(queue: Int, wrote: UInt16, found: UInt16)
   /// `used.flags` is more than bit 0, or anything but 0 with EVENT_IDX (2.6.10.2).
   case badUsedFlags(queue: Int, UInt16, eventIndex: Bool)
-  /// Buffers were used while the driver waited to be called for them, and no call came (2.6.7.2).
+  /// The device wrote into the driver's event suppression structure (2.7.14).
+  case driverEventModified(queue: Int, wrote: EventSuppression, found: EventSuppression)
+  /// The device's event suppression structure is none (2.7.14): unknown flags, an entry without EVENT_IDX, or one outside the
+  /// ring.
+  case badDeviceEvent(queue: Int, EventSuppression, eventIndex: Bool)
+  /// Buffers were used while the driver waited to be called for them, and no call came (2.6.7.2). The indices are free-running; those of a packed ring
+  /// count descriptors.
   case missingCall(queue: Int, usedEvent: UInt16, usedIndex: UInt16)
   /// More calls than the device can have had reasons for (2.6.7.2).
   case unwantedCalls(queue: Int, count: Int, wanted: Int)
@@ -37,6 +45,9 @@ public enum DriverFault: Error, Hashable, Sendable, CustomStringConvertible {
       "queue \(queue): used.idx went from \(from) to \(to) with \(outstanding) chains outstanding"
     case .usedIDNotOutstanding(let queue, let id, let slot):
       "queue \(queue): used element \(slot) names chain \(id), which the device does not hold"
+    case .badDescriptorMarks(let queue, let slot, let flags, let wrap):
+      "queue \(queue): the flags of descriptor \(slot) became 0x\(String(flags, radix: 16)), which is neither available nor used "
+        + "while the wrap counter is \(wrap ? 1 : 0)"
     case .usedLengthTooLong(let queue, let head, let length, let writable):
       "queue \(queue): chain \(head) came back with \(length) bytes written of \(writable) writable ones"
     case .descriptorModified(let queue, let index, let wrote, let found):
@@ -47,6 +58,10 @@ public enum DriverFault: Error, Hashable, Sendable, CustomStringConvertible {
       "queue \(queue): the device changed avail.idx from \(wrote) to \(found)"
     case .badUsedFlags(let queue, let flags, let eventIndex):
       "queue \(queue): used.flags is \(flags)\(eventIndex ? " with EVENT_IDX, where it must stay 0" : ", where only bit 0 is defined")"
+    case .driverEventModified(let queue, let wrote, let found):
+      "queue \(queue): the device changed the driver's event suppression from \(wrote) to \(found)"
+    case .badDeviceEvent(let queue, let event, let eventIndex):
+      "queue \(queue): the device's event suppression is \(event), which means nothing \(eventIndex ? "in this ring" : "without EVENT_IDX")"
     case .missingCall(let queue, let usedEvent, let usedIndex):
       "queue \(queue): used.idx went from \(usedEvent) to \(usedIndex) and the call that the driver waited for did not come"
     case .unwantedCalls(let queue, let count, let wanted):
@@ -62,15 +77,5 @@ public enum DriverFault: Error, Hashable, Sendable, CustomStringConvertible {
     case .noStatus(let queue, let head):
       "queue \(queue): chain \(head) came back without a status byte"
     }
-  }
-}
-
-extension RawDescriptor: CustomStringConvertible {
-  public var description: String {
-    var words = ["0x" + String(address, radix: 16), "+\(length)"]
-    if flags.contains(.write) { words.append("write") }
-    if flags.contains(.indirect) { words.append("indirect") }
-    if flags.contains(.next) { words.append("next \(next)") }
-    return "(" + words.joined(separator: " ") + ")"
   }
 }

@@ -1,4 +1,4 @@
-/// How a driver's queue asks to be called, or not, and waits (virtio 2.6.7).
+/// How a driver's queue asks to be called, or not, and waits (virtio 2.6.7, 2.7.7).
 internal import VirtioCore
 
 extension DriverQueue {
@@ -8,15 +8,13 @@ extension DriverQueue {
     set { notifications.patience = newValue }
   }
 
-  /// Asks for no calls: the driver is going to look by itself (virtio 2.6.7.1).
+  /// Asks for no calls: the driver is going to look by itself (virtio 2.6.7.1, 2.7.7).
   public mutating func disableCalls() {
-    if setup.eventIndex {
-      // An index that is as far ahead as can be: 65,535 entries.
-      ring.usedEvent.storeRelaxed(reapedIndex &- 1)
-    } else {
-      ring.availableFlags.storeRelaxed(1)
+    switch raw {
+    case .split(let ring): requestNoCalls(ring)
+    case .packed(let ring): requestNoCalls(ring)
     }
-    notifications.disarm(usedIndex: ring.usedIndex.loadAcquire())
+    notifications.disarm(usedIndex: usedCount)
   }
 
   /// Asks for a call at the next used chain.
@@ -25,16 +23,17 @@ extension DriverQueue {
   public mutating func enableCalls() -> Bool { enableCalls(after: 0) }
 
   /// Asks for a call when `after` more chains than the next one are used; without EVENT_IDX there is only the next one.
+  ///
+  /// - Parameter after: chains; in a packed ring descriptors, which is the same where every chain is one.
   public mutating func enableCalls(after: UInt16) -> Bool {
-    if setup.eventIndex {
-      ring.usedEvent.storeRelaxed(reapedIndex &+ after)
-    } else {
-      ring.availableFlags.storeRelaxed(0)
+    switch raw {
+    case .split(let ring): requestCall(after: after, ring)
+    case .packed(let ring): requestCall(after: after, ring)
     }
-    // The wish before the look at what is used already (2.6.14).
+    // The wish before the look at what is used already (2.6.14, 2.7.22).
     fullFence()
     guard !hasUsed else { return false }
-    notifications.arm(at: reapedIndex &+ (setup.eventIndex ? after : 0), usedIndex: reapedIndex)
+    notifications.arm(at: reapedCount &+ (setup.eventIndex ? after : 0), usedIndex: reapedCount)
     return true
   }
 
@@ -45,7 +44,7 @@ extension DriverQueue {
 
   /// Counts the calls that came, and checks that one came if the driver waits for it and it is due.
   public mutating func noteCalls() throws(DriverFault) {
-    try notifications.noteCalls(queue: setup.index, usedIndex: ring.usedIndex.loadAcquire())
+    try notifications.noteCalls(queue: setup.index, usedIndex: usedCount)
   }
 
   /// Waits for a used chain, asleep on the call line.

@@ -1,74 +1,113 @@
-/// The driver's side of a split ring. What the device can write to it reads once and believes nothing of; what it needs to
-/// know it keeps in private memory. Nothing here allocates after `init`.
+/// The driver's side of a ring, split or packed. What the device can write to it reads once and believes nothing of; what it
+/// needs to know it keeps in private memory. Nothing here allocates after `init`.
 internal import Glibc
 internal import VirtioCore
 
-/// A ring with its bookkeeping. A noncopyable value: it belongs to one thread.
+/// A ring with its bookkeeping: the same verbs for either kind. A noncopyable value: it belongs to one thread.
 @safe
 public struct DriverQueue: ~Copyable {
   public let setup: QueueSetup
-  public let ring: RawRing
+  let raw: RawView
   public internal(set) var notifications: NotificationLedger
   /// Chains that the device holds or could hold: added and not yet reaped.
-  public private(set) var outstanding = 0
-  public private(set) var freeDescriptors: Int
-  public private(set) var freeTables: Int
+  public internal(set) var outstanding = 0
+  public internal(set) var freeDescriptors: Int
 
-  // Private memory: what is known of each descriptor, each head and each indirect table.
+  /// The fields in memory.
+  enum RawView {
+    case split(RawRing)
+    case packed(RawPackedRing)
+  }
+
+  // Private memory: what is known of each descriptor, and of each chain by its name.
   let shadow: UnsafeMutablePointer<RawDescriptor>
   let chains: UnsafeMutablePointer<Chain>
-  /// Free tables, from the front on.
-  let tables: UnsafeMutablePointer<UInt16>
-  let tableBuffers: UnsafeMutablePointer<GuestBuffer>
-  let tableShadow: UnsafeMutablePointer<RawDescriptor>
+  var tables: IndirectTables
 
-  private var firstFree: UInt16 = 0
-  private var availableIndex: UInt16 = 0
-  private var publishedIndex: UInt16 = 0
+  /// Split: the first free descriptor. Packed: the first free ID.
+  var firstFree: UInt16 = 0
+  // Three indices. Split: free-running. Packed: positions, as words (`RingPosition`).
+  /// Where the next chain becomes available.
+  var availableIndex: UInt16
+  /// Up to where the device was shown what is available.
+  var publishedIndex: UInt16
   /// The used index up to which everything was reaped.
-  public private(set) var reapedIndex: UInt16 = 0
+  public internal(set) var reapedIndex: UInt16
+  /// The same as a free-running count: of chains, or of a packed ring's descriptors.
+  var reapedCount: UInt16 = 0
+  /// Chains added since the beginning, and those of them that were published.
+  var added: UInt64 = 0
+  var published: UInt64 = 0
+  /// What the driver last wrote to its event suppression structure.
+  var driverEvent = EventSuppression()
 
-  /// What is known of the chain that a head stands for.
+  /// What is known of the chain that a head or an ID stands for.
   struct Chain {
     var isOutstanding = false
     var descriptors: UInt16 = 0
     var table: UInt16 = 0
     var tableEntries: UInt16 = 0
     var token: UInt32 = 0
+    /// Packed: the next free ID, where this is one.
+    var nextFree: UInt16 = 0
     var writable: UInt64 = 0
+    /// How many were added before it.
+    var number: UInt64 = 0
   }
 
   public init(_ setup: QueueSetup) {
     self.setup = setup
-    ring = RawRing(setup.ring.layout, in: setup.memory)
-    let size = Int(setup.ring.layout.size)
-    let tableCount = setup.indirectTables.count
+    let layout = setup.ring.layout
+    let size = Int(layout.size)
     freeDescriptors = size
-    freeTables = tableCount
+    tables = IndirectTables(setup)
     notifications = NotificationLedger(setup.lines)
     unsafe shadow = .allocate(capacity: size)
     unsafe chains = .allocate(capacity: size)
-    unsafe chains.initialize(repeating: Chain(), count: size)
-    unsafe tables = .allocate(capacity: max(tableCount, 1))
-    unsafe tableBuffers = .allocate(capacity: max(tableCount, 1))
-    unsafe tableShadow = .allocate(capacity: max(tableCount * setup.indirectEntries, 1))
     for index in 0..<size {
-      unsafe (shadow + index).initialize(to: RawDescriptor(address: 0, length: 0, next: UInt16((index + 1) % size)))
+      let next = UInt16((index + 1) % size)
+      unsafe (shadow + index).initialize(
+        to: RawDescriptor(address: 0, length: 0, next: layout.format == .split ? next : 0))
+      unsafe (chains + index).initialize(to: Chain(nextFree: next))
     }
-    for (index, buffer) in setup.indirectTables.enumerated() {
-      unsafe (tables + index).initialize(to: UInt16(tableCount - 1 - index))
-      unsafe (tableBuffers + index).initialize(to: buffer)
+    switch layout.format {
+    case .split:
+      let ring = RawRing(layout, in: setup.memory)
+      raw = .split(ring)
+      (availableIndex, publishedIndex, reapedIndex) = (0, 0, 0)
+      ring.usedEvent.storeRelaxed(0)
+    case .packed:
+      raw = .packed(RawPackedRing(layout, in: setup.memory))
+      let start = RingPosition.start.word
+      (availableIndex, publishedIndex, reapedIndex) = (start, start, start)
     }
-    ring.usedEvent.storeRelaxed(0)
   }
 
   deinit {
     unsafe shadow.deallocate()
     unsafe chains.deallocate()
-    unsafe tables.deallocate()
-    unsafe tableBuffers.deallocate()
-    unsafe tableShadow.deallocate()
+    tables.deallocate()
   }
+
+  public var format: RingFormat { setup.ring.layout.format }
+  /// Entries.
+  public var size: UInt16 { setup.ring.layout.size }
+  public var freeTables: Int { tables.free }
+
+  /// The fields in memory. - Precondition: it is a split ring.
+  public var ring: RawRing {
+    guard case .split(let ring) = raw else { preconditionFailure("a packed ring has no fields of a split one") }
+    return ring
+  }
+
+  /// The fields in memory. - Precondition: it is a packed ring.
+  public var packedRing: RawPackedRing {
+    guard case .packed(let ring) = raw else { preconditionFailure("a split ring has no fields of a packed one") }
+    return ring
+  }
+
+  /// Published chains that were not reaped.
+  var inDevice: Int { outstanding - Int(added - published) }
 
   // MARK: available
 
@@ -78,97 +117,53 @@ public struct DriverQueue: ~Copyable {
   ///   - pieces: at least one; what is readable first, unless a device's refusal is to be seen.
   ///   - placement: indirect needs a free table with room for the pieces.
   ///   - token: comes back with the chain.
-  /// - Returns: the head, or `nil` when there are not enough free descriptors or tables.
+  /// - Returns: the head, or the ID; `nil` when there are not enough free descriptors or tables.
   public mutating func add(_ pieces: Span<ChainPiece>, placement: ChainPlacement = .direct, token: UInt32) -> UInt16? {
     var direct = pieces.count
     var writeFlag = false
     if case .indirect(let before, let write) = placement {
-      direct = min(max(before, 0), pieces.count - 1)
+      direct = format == .packed ? 0 : min(max(before, 0), pieces.count - 1)
       writeFlag = write
     }
     let indirect = pieces.count - direct
     let descriptors = direct + (indirect > 0 ? 1 : 0)
     guard descriptors > 0, descriptors <= freeDescriptors else { return nil }
-    guard indirect == 0 || (freeTables > 0 && indirect <= setup.indirectEntries) else { return nil }
+    guard indirect == 0 || tables.hasRoom(for: indirect) else { return nil }
 
-    let head = firstFree
-    var chain = Chain(isOutstanding: true, descriptors: UInt16(descriptors), token: token)
-    var index = head
-    for place in 0..<direct {
-      let piece = pieces[place]
-      if piece.deviceWrites { chain.writable += UInt64(piece.length) }
-      let isLast = place == descriptors - 1
-      write(piece, to: index, flags: isLast ? [] : .next)
-      if !isLast { index = unsafe shadow[Int(index)].next }
-    }
+    var chain = Chain(isOutstanding: true, descriptors: UInt16(descriptors), token: token, number: added)
+    for place in 0..<direct where pieces[place].deviceWrites { chain.writable += UInt64(pieces[place].length) }
+    var tableDescriptor: ChainPiece?
     if indirect > 0 {
-      freeTables -= 1
-      chain.table = unsafe tables[freeTables]
+      let (table, address) = tables.take(pieces, from: direct, writable: &chain.writable)
+      chain.table = table
       chain.tableEntries = UInt16(indirect)
-      let address = fillTable(chain.table, pieces, from: direct, &chain.writable)
-      let piece = ChainPiece(address, length: UInt32(16 * indirect), deviceWrites: writeFlag)
-      write(piece, to: index, flags: .indirect)
+      tableDescriptor = ChainPiece(address, length: UInt32(16 * indirect), deviceWrites: writeFlag)
     }
-    firstFree = unsafe shadow[Int(index)].next
     freeDescriptors -= descriptors
-    unsafe chains[Int(head)] = chain
     outstanding += 1
-    ring.availableEntry(availableIndex).storeRelaxed(head)
-    availableIndex &+= 1
+    added += 1
+    let head =
+      switch raw {
+      case .split(let ring): place(pieces, direct: direct, tableDescriptor, in: ring)
+      case .packed(let ring): place(pieces, direct: direct, tableDescriptor, in: ring)
+      }
+    unsafe chains[Int(head)] = chain
     return head
   }
 
-  private mutating func write(_ piece: ChainPiece, to index: UInt16, flags: RawDescriptor.Flags) {
-    let next = unsafe shadow[Int(index)].next
-    let descriptor = RawDescriptor(
-      address: piece.address.rawValue, length: piece.length, flags: piece.deviceWrites ? flags.union(.write) : flags,
-      next: next)
-    unsafe shadow[Int(index)] = descriptor
-    ring.setDescriptor(index, descriptor)
-  }
-
-  private mutating func fillTable(
-    _ table: UInt16, _ pieces: Span<ChainPiece>, from first: Int, _ writable: inout UInt64
-  ) -> GuestAddress {
-    let buffer = unsafe tableBuffers[Int(table)]
-    let start = Int(table) * setup.indirectEntries
-    for entry in 0..<pieces.count - first {
-      let piece = pieces[first + entry]
-      if piece.deviceWrites { writable += UInt64(piece.length) }
-      let isLast = entry == pieces.count - first - 1
-      let flags: RawDescriptor.Flags = isLast ? [] : .next
-      let descriptor = RawDescriptor(
-        address: piece.address.rawValue, length: piece.length, flags: piece.deviceWrites ? flags.union(.write) : flags,
-        next: isLast ? 0 : UInt16(entry + 1))
-      unsafe (tableShadow + start + entry).initialize(to: descriptor)
-      unsafe RawRing.store(descriptor, at: buffer.host + 16 * entry)
-    }
-    return buffer.address
-  }
-
   /// Makes everything added since the last time available with one store, and kicks if the device wants it
-  /// (virtio 2.6.13).
+  /// (virtio 2.6.13, 2.7.21).
   ///
   /// - Returns: whether the device was kicked.
   @discardableResult
   public mutating func publish() -> Bool {
-    guard publishedIndex != availableIndex else { return false }
-    let old = publishedIndex
-    publishedIndex = availableIndex
-    // Release: descriptors, tables, buffers and ring entries before the index that shows them (2.6.13.3.1).
-    ring.availableIndex.storeRelease(availableIndex)
-    // The index before the look at whether the device sleeps (2.6.13.4.1).
-    fullFence()
-    let wanted: Bool
-    if setup.eventIndex {
-      let event = ring.availableEvent.loadRelaxed()
-      wanted = availableIndex &- event &- 1 < availableIndex &- old
-      notifications.kickDecision(.event(event, old: old, new: availableIndex), kicked: wanted)
-    } else {
-      let flags = ring.usedFlags.loadRelaxed()
-      wanted = flags & 1 == 0
-      notifications.kickDecision(.flags(flags), kicked: wanted)
-    }
+    guard published != added else { return false }
+    let wanted =
+      switch raw {
+      case .split(let ring): show(in: ring)
+      case .packed(let ring): show(in: ring)
+      }
+    published = added
     if wanted { setup.lines.kick() }
     return wanted
   }
@@ -176,79 +171,67 @@ public struct DriverQueue: ~Copyable {
   // MARK: used
 
   /// Whether something was used that was not reaped yet.
-  public var hasUsed: Bool { ring.usedIndex.loadAcquire() != reapedIndex }
+  public var hasUsed: Bool {
+    switch raw {
+    case .split(let ring): ring.usedIndex.loadAcquire() != reapedIndex
+    case .packed(let ring): inDevice > 0 && ring.isUsed(RingPosition(word: reapedIndex))
+    }
+  }
 
   /// Takes the next used chain and checks everything about it that a ring can know.
   public mutating func reap() throws(DriverFault) -> UsedChain? {
-    // Acquire: the element and what the device wrote are read after the index that shows them.
-    let usedIndex = ring.usedIndex.loadAcquire()
-    guard usedIndex != reapedIndex else { return nil }
-    let inDevice = outstanding - Int(availableIndex &- publishedIndex)
-    guard Int(usedIndex &- reapedIndex) <= inDevice else {
-      throw .usedIndexJumped(queue: setup.index, from: reapedIndex, to: usedIndex, outstanding: inDevice)
+    switch raw {
+    case .split(let ring): try reap(from: ring)
+    case .packed(let ring): try reap(from: ring)
     }
-    let id = ring.usedID(reapedIndex).loadRelaxed()
-    let length = ring.usedLength(reapedIndex).loadRelaxed()
-    guard id < UInt32(ring.layout.size), unsafe chains[Int(id)].isOutstanding else {
-      throw .usedIDNotOutstanding(queue: setup.index, id: id, slot: reapedIndex & (ring.layout.size &- 1))
+  }
+
+  /// Up to where chains are used, reaped or not: free-running, as `reapedCount`.
+  var usedCount: UInt16 {
+    switch raw {
+    case .split(let ring): ring.usedIndex.loadAcquire()
+    case .packed(let ring): reapedCount &+ usedSpan(in: ring)
     }
-    let head = UInt16(id)
-    let chain = unsafe chains[Int(head)]
-    guard UInt64(length) <= chain.writable else {
-      throw .usedLengthTooLong(queue: setup.index, head: head, length: length, writable: chain.writable)
+  }
+
+  /// Where the ring stands, for a device that has to go on from there. - Precondition: no device is at work on it.
+  public var standing: QueueStanding {
+    switch raw {
+    case .split(let ring): QueueStanding(available: publishedIndex, used: ring.usedIndex.loadAcquire())
+    case .packed(let ring):
+      QueueStanding(
+        available: publishedIndex,
+        used: RingPosition(word: reapedIndex).advanced(by: min(usedSpan(in: ring), size), size: size).word)
     }
-    try checkDescriptors(of: head, chain)
-    try checkRingWords()
-    release(head, chain)
-    reapedIndex &+= 1
+  }
+
+  /// The account of a chain that came back, its checks done.
+  mutating func take(_ head: UInt16, _ chain: Chain, length: UInt32) -> UsedChain {
+    unsafe chains[Int(head)].isOutstanding = false
+    outstanding -= 1
+    freeDescriptors += Int(chain.descriptors)
+    if chain.tableEntries > 0 { tables.give(chain.table) }
     notifications.countReaped()
     return UsedChain(head: head, token: chain.token, length: length, writable: chain.writable)
   }
+}
 
-  private func checkDescriptors(of head: UInt16, _ chain: Chain) throws(DriverFault) {
-    var index = head
-    for _ in 0..<chain.descriptors {
-      let wrote = unsafe shadow[Int(index)]
-      let found = ring.descriptor(index)
-      guard found == wrote else {
-        throw .descriptorModified(queue: setup.index, index: index, wrote: wrote, found: found)
-      }
-      index = wrote.next
-    }
-    guard chain.tableEntries > 0 else { return }
-    let buffer = unsafe tableBuffers[Int(chain.table)]
-    let start = Int(chain.table) * setup.indirectEntries
-    for entry in 0..<Int(chain.tableEntries) {
-      let wrote = unsafe tableShadow[start + entry]
-      let found = unsafe RawRing.load(buffer.host + 16 * entry)
-      guard found == wrote else {
-        throw .indirectDescriptorModified(queue: setup.index, head: head, entry: entry, wrote: wrote, found: found)
-      }
-    }
+/// The two halves of a ring's state, as the driver knows them. Split: `avail.idx` and `used.idx`. Packed: the words of
+/// `RingPosition`.
+public struct QueueStanding: Hashable, Sendable {
+  /// Behind everything that was published.
+  public var available: UInt16
+  /// Behind everything that was used.
+  public var used: UInt16
+
+  public init(available: UInt16, used: UInt16) {
+    self.available = available
+    self.used = used
   }
 
-  private func checkRingWords() throws(DriverFault) {
-    let index = ring.availableIndex.loadRelaxed()
-    guard index == publishedIndex else {
-      throw .availableIndexModified(queue: setup.index, wrote: publishedIndex, found: index)
-    }
-    let flags = ring.usedFlags.loadRelaxed()
-    guard flags <= (setup.eventIndex ? 0 : 1) else {
-      throw .badUsedFlags(queue: setup.index, flags, eventIndex: setup.eventIndex)
-    }
-  }
-
-  private mutating func release(_ head: UInt16, _ chain: Chain) {
-    unsafe chains[Int(head)].isOutstanding = false
-    outstanding -= 1
-    var last = head
-    for _ in 1..<chain.descriptors { last = unsafe shadow[Int(last)].next }
-    unsafe shadow[Int(last)].next = firstFree
-    firstFree = head
-    freeDescriptors += Int(chain.descriptors)
-    if chain.tableEntries > 0 {
-      unsafe tables[freeTables] = chain.table
-      freeTables += 1
-    }
+  /// A ring that nothing was done with yet.
+  public static func start(_ format: RingFormat) -> QueueStanding {
+    let start = format == .split ? 0 : RingPosition.start.word
+    return QueueStanding(available: start, used: start)
   }
 }

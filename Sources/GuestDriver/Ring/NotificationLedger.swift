@@ -8,6 +8,7 @@ public struct NotificationLedger: Sendable {
     case none
     case flags(UInt16)
     case event(UInt16, old: UInt16, new: UInt16)
+    case packed(EventSuppression, old: RingPosition, new: RingPosition)
   }
 
   /// Times that the device was kicked, and times that it had said not to.
@@ -59,10 +60,13 @@ public struct NotificationLedger: Sendable {
     case .flags(let flags): "used.flags was \(flags) after avail.idx was published, \(outcome)"
     case .event(let event, let old, let new):
       "avail_event was \(event) when avail.idx had gone from \(old) to \(new), \(outcome)"
+    case .packed(let event, let old, let new):
+      "the device's event suppression was \(event) when the available position had gone from \(old) to \(new), \(outcome)"
     }
   }
 
   // MARK: calls
+  // Used indices here are free-running: of used entries, or of a packed ring's descriptors.
 
   mutating func countReaped() { reaped += 1 }
 

@@ -2,40 +2,6 @@
 /// the rings that no driver would.
 public import VirtioCore
 
-/// One descriptor as it stands in memory (virtio 2.6.5).
-public struct RawDescriptor: Hashable, Sendable {
-  public var address: UInt64
-  public var length: UInt32
-  public var flags: Flags
-  public var next: UInt16
-
-  public struct Flags: OptionSet, Hashable, Sendable {
-    public var rawValue: UInt16
-    public init(rawValue: UInt16) { self.rawValue = rawValue }
-    public static let next = Flags(rawValue: 1)
-    /// The device writes; without it, the device reads.
-    public static let write = Flags(rawValue: 2)
-    public static let indirect = Flags(rawValue: 4)
-  }
-
-  public init(address: UInt64, length: UInt32, flags: Flags = [], next: UInt16 = 0) {
-    self.address = address
-    self.length = length
-    self.flags = flags
-    self.next = next
-  }
-
-  var lowWord: UInt64 { address }
-  var highWord: UInt64 { UInt64(length) | UInt64(flags.rawValue) << 32 | UInt64(next) << 48 }
-
-  init(lowWord: UInt64, highWord: UInt64) {
-    address = lowWord
-    length = UInt32(truncatingIfNeeded: highWord)
-    flags = Flags(rawValue: UInt16(truncatingIfNeeded: highWord >> 32))
-    next = UInt16(truncatingIfNeeded: highWord >> 48)
-  }
-}
-
 /// A ring in memory, field by field. It borrows the memory: keep that alive.
 ///
 /// Indices into the ring's arrays are taken modulo its size, as the specification counts them.
@@ -46,13 +12,14 @@ public struct RawRing: @unchecked Sendable {
   private let available: UnsafeMutableRawPointer
   private let used: UnsafeMutableRawPointer
 
-  /// - Precondition: each part lies in one region of the memory.
+  /// - Precondition: the layout is that of a split ring, and each part lies in one region of the memory.
   public init(_ layout: RingLayout, in memory: DriverMemory) {
     guard
       let table = unsafe memory.host(layout.descriptorTable, count: RingLayout.descriptorTableBytes(layout.size)),
       let available = unsafe memory.host(layout.availableRing, count: RingLayout.availableRingBytes(layout.size)),
       let used = unsafe memory.host(layout.usedRing, count: RingLayout.usedRingBytes(layout.size))
     else { preconditionFailure("the ring is not in guest memory") }
+    precondition(layout.format == .split, "these are the fields of a split ring")
     self.layout = layout
     unsafe self.table = table
     unsafe self.available = available
@@ -63,20 +30,12 @@ public struct RawRing: @unchecked Sendable {
 
   // MARK: descriptor table
 
-  @inline(__always) public func descriptor(_ index: UInt16) -> RawDescriptor { unsafe Self.load(table + 16 * slot(index)) }
+  @inline(__always) public func descriptor(_ index: UInt16) -> RawDescriptor {
+    unsafe RawDescriptor(loadedFrom: table + 16 * slot(index), .split)
+  }
 
   @inline(__always) public func setDescriptor(_ index: UInt16, _ descriptor: RawDescriptor) {
-    unsafe Self.store(descriptor, at: table + 16 * slot(index))
-  }
-
-  @inline(__always) static func load(_ place: UnsafeMutableRawPointer) -> RawDescriptor {
-    RawDescriptor(
-      lowWord: unsafe SharedCell<UInt64>(place).loadRelaxed(), highWord: unsafe SharedCell<UInt64>(place + 8).loadRelaxed())
-  }
-
-  @inline(__always) static func store(_ descriptor: RawDescriptor, at place: UnsafeMutableRawPointer) {
-    unsafe SharedCell<UInt64>(place).storeRelaxed(descriptor.lowWord)
-    unsafe SharedCell<UInt64>(place + 8).storeRelaxed(descriptor.highWord)
+    unsafe descriptor.store(at: table + 16 * slot(index), .split)
   }
 
   // MARK: available ring
@@ -120,5 +79,19 @@ public struct RawRing: @unchecked Sendable {
     return (0..<(end &- start)).map { step in
       (usedID(start &+ step).loadRelaxed(), usedLength(start &+ step).loadRelaxed())
     }
+  }
+}
+
+extension RawDescriptor {
+  /// Loads each half once. - Parameter place: 16 bytes, aligned to 8.
+  @inline(__always) init(loadedFrom place: UnsafeMutableRawPointer, _ format: RingFormat) {
+    self.init(
+      lowWord: unsafe SharedCell<UInt64>(place).loadRelaxed(), highWord: unsafe SharedCell<UInt64>(place + 8).loadRelaxed(),
+      format)
+  }
+
+  @inline(__always) func store(at place: UnsafeMutableRawPointer, _ format: RingFormat) {
+    unsafe SharedCell<UInt64>(place).storeRelaxed(lowWord)
+    unsafe SharedCell<UInt64>(place + 8).storeRelaxed(highWord(format))
   }
 }

@@ -16,11 +16,15 @@ public enum DriverError: Error, Sendable, CustomStringConvertible {
   case wrongDevice(UInt32, wanted: UInt32)
   /// FEATURES_OK did not stick (virtio 3.1.1, step 6).
   case featuresRefused(FeatureSet)
-  case badQueueSize(queue: Int, UInt16, maximum: UInt16)
+  /// RING_PACKED is not offered.
+  case noPackedRing
+  case badQueueSize(queue: Int, UInt16, maximum: UInt16, RingFormat)
   case tooManyQueues(Int, available: Int)
   // Afterwards.
   /// The device broke a rule.
   case fault(DriverFault)
+  /// The device says that the queue, or all of it, is broken.
+  case queueFailed(Int)
   /// A request was answered with an error.
   case requestFailed(String)
   /// What was asked of the driver makes no sense on this device.
@@ -36,9 +40,12 @@ public enum DriverError: Error, Sendable, CustomStringConvertible {
     case .noDevice(let what), .refused(let what), .timeout(let what), .requestFailed(let what), .badRequest(let what): what
     case .wrongDevice(let id, let wanted): "the device has virtio ID \(id), not \(wanted)"
     case .featuresRefused(let features): "the device refused the features \(features): FEATURES_OK did not stick"
-    case .badQueueSize(let queue, let size, let maximum):
-      "queue \(queue) cannot have \(size) entries: give a power of two up to \(maximum)"
+    case .noPackedRing: "the device offers no packed rings (VIRTIO_F_RING_PACKED): use split ones"
+    case .badQueueSize(let queue, let size, let maximum, let format):
+      "queue \(queue) cannot have \(size) entries: give \(format == .split ? "a power of two" : "a number") up to \(maximum)"
     case .tooManyQueues(let wanted, let available): "the device has \(available) queues, not \(wanted): ask for fewer"
+    case .queueFailed(let queue):
+      "the device has stopped queue \(queue) until it is reset: what serves it says why in its log"
     case .fault(let fault): "the device broke a rule: \(fault)"
     }
   }

@@ -3,8 +3,10 @@ public import VirtioCore
 
 /// How a driver wants to work.
 public struct DriverOptions: Sendable {
-  /// The features to accept, as far as they are offered.
+  /// The features to accept, as far as they are offered. With RING_PACKED among them the rings are packed where they can be.
   public var features: FeatureSet
+  /// Give up where they cannot.
+  public var needsPacked = false
   /// How many queues; `nil`: all that there are.
   public var queues: Int?
   /// Entries of each ring; `nil`: 128 or what the device can do, whichever is less.
@@ -34,6 +36,8 @@ public final class DriverSession {
   /// What was negotiated.
   public let features: FeatureSet
   public let options: DriverOptions
+  /// The format of the queues.
+  public var format: RingFormat { RingFormat(features) }
   /// One for each queue, after `start`.
   public private(set) var queues: [QueueSetup] = []
 
@@ -55,7 +59,11 @@ public final class DriverSession {
     try transport.setStatus(.acknowledge)
     try transport.setStatus([.acknowledge, .driver])
     offered = try transport.offeredFeatures()
-    features = offered.intersection(options.features)
+    features = Self.choose(of: offered, options)
+    guard format == .packed || !options.needsPacked else {
+      try transport.setStatus([.acknowledge, .driver, .failed])
+      throw .noPackedRing
+    }
     try transport.acceptFeatures(features)
     guard features.contains(.version1) else { return }
     try transport.setStatus(status)
@@ -63,6 +71,12 @@ public final class DriverSession {
       try giveUp()
       throw .featuresRefused(features)
     }
+  }
+
+  /// A packed ring needs a device of version 1 (virtio 6.1).
+  private static func choose(of offered: FeatureSet, _ options: DriverOptions) -> FeatureSet {
+    let features = offered.intersection(options.features)
+    return features.contains(.version1) ? features : features.subtracting(.packedRing)
   }
 
   /// Steps 7 and 8: the queues, DRIVER_OK.
@@ -80,11 +94,13 @@ public final class DriverSession {
     for queue in 0..<wanted {
       let maximum = try transport.maximumQueueSize(queue)
       let size = options.queueSize ?? min(128, maximum)
-      guard size > 0, size <= maximum, size & (size - 1) == 0 else {
+      guard size <= maximum, RingLayout.allows(size, format) else {
         try giveUp()
-        throw .badQueueSize(queue: queue, size, maximum: maximum)
+        throw .badQueueSize(queue: queue, size, maximum: maximum, format)
       }
-      rings.append(try RingMemory(size: size, shape: options.shape, in: transport.memory))
+      // There is no legacy layout of a packed ring.
+      let shape = format == .packed ? .separate : options.shape
+      rings.append(try RingMemory(size: size, format: format, shape: shape, in: transport.memory))
     }
     let lines = try transport.findQueues(rings.map(\.layout.configuration))
     for (index, (ring, lines)) in zip(rings, lines).enumerated() {

@@ -39,8 +39,9 @@ public protocol DriverTransport: AnyObject {
   var connectionDescriptor: Int32? { get }
   /// Waits for a device that has gone, and lets it go on where the one before it ended: same memory, rings and features.
   ///
+  /// - Parameter standing: where the driver sees a queue stand; asked only when no device is there.
   /// - Returns: how many devices were met on the way, the last of which is there; 0 when none had gone.
-  func recover() throws(DriverError) -> Int
+  func recover(_ standing: (_ queue: Int) -> QueueStanding) throws(DriverError) -> Int
 
   /// Waits for a configuration change notification.
   /// - Returns: whether there was one since the last time.
@@ -51,5 +52,5 @@ public protocol DriverTransport: AnyObject {
 
 extension DriverTransport {
   public var connectionDescriptor: Int32? { nil }
-  public func recover() -> Int { 0 }
+  public func recover(_ standing: (_ queue: Int) -> QueueStanding) -> Int { 0 }
 }

@@ -99,9 +99,11 @@ public final class InProcessTransport: DriverTransport {
 
   private func start(_ index: Int) throws(DriverError) {
     let queue = queues[index]
+    let start = QueueStanding.start(RingFormat(negotiation.accepted))
     let activation = Activation(
       queue: index, memory: deviceMemory, features: negotiation.accepted, configuration: queue.configuration,
-      kick: .eventCounter(queue.kick), call: .eventCounter(queue.call), failure: .eventCounter(queue.failure))
+      position: QueuePosition(available: start.available, used: start.used), kick: .eventCounter(queue.kick),
+      call: .eventCounter(queue.call), failure: .eventCounter(queue.failure))
     do {
       try attended.startAndWait(activation)
       queues[index].isRunning = true

@@ -9,6 +9,7 @@ public struct Reconnection: Sendable {
   /// Where a ring is to begin again; front-ends differ.
   public enum Base: String, CaseIterable, Sendable {
     /// Behind what is used, as QEMU says it: right where a back-end publishes in order, or keeps records.
+    /// A packed ring whose back-end answered out of order can go on only with records: answers lie over descriptors.
     case used
     /// Behind what is available, as Cloud Hypervisor says it: right only for a back-end that keeps records.
     case available
@@ -39,11 +40,11 @@ extension VhostUserTransport {
   func startAll() throws(DriverError) {
     do {
       try keepRecords()
-      for index in queues.indices { try start(index, base: 0) }
+      for index in queues.indices { try start(index, base: base(.start(format), .used)) }
     } catch {
       guard case .noDevice = error, reconnection != nil else { throw error }
       for index in queues.indices { queues[index].isRunning = true }
-      guard try recover() > 0 else { throw error }
+      guard try recover({ _ in .start(format) }) > 0 else { throw error }
     }
   }
 
@@ -58,14 +59,14 @@ extension VhostUserTransport {
     if let inflight { try Self.ask { () throws(FrontendError) in try frontend.setInflight(inflight) } }
   }
 
-  public func recover() throws(DriverError) -> Int {
+  public func recover(_ standing: (_ queue: Int) -> QueueStanding) throws(DriverError) -> Int {
     guard let reconnection, isLost else { return 0 }
     var met = 0
     let end = ContinuousClock.now + reconnection.limit
     while true {
       let failure: DriverError
       do {
-        try goOn(reconnection, &met)
+        try goOn(reconnection, standing, &met)
         reconnections += 1
         return met
       } catch { failure = error }
@@ -86,7 +87,9 @@ extension VhostUserTransport {
     return unsafe poll(&one, 1, 0) > 0 && one.revents & Int16(POLLHUP | POLLERR) != 0
   }
 
-  private func goOn(_ reconnection: Reconnection, _ met: inout Int) throws(DriverError) {
+  private func goOn(
+    _ reconnection: Reconnection, _ standing: (_ queue: Int) -> QueueStanding, _ met: inout Int
+  ) throws(DriverError) {
     do { frontend = try Frontend(connectingTo: reconnection.path) } catch { throw .noDevice("\(error)") }
     met += 1
     (offer, channel) = try Self.meet(frontend)
@@ -98,17 +101,18 @@ extension VhostUserTransport {
     try setMemory()
     try keepRecords()
     for index in queues.indices where queues[index].isRunning {
-      try start(index, base: base(of: index, reconnection.base))
+      try start(index, base: base(standing(index), reconnection.base))
       // What was kicked meanwhile, nobody took.
       EventCounter.signal(queues[index].kick.rawValue)
     }
     if hasStatus { try Self.ask { () throws(FrontendError) in try frontend.setStatus(localStatus) } }
   }
 
-  /// Nobody serves the ring, so its indices stand still.
-  private func base(of index: Int, _ kind: Reconnection.Base) -> UInt16 {
-    let configuration = queues[index].configuration
-    let part = kind == .used ? configuration.usedRing : configuration.availableRing
-    return memory.load(UInt16.self, at: GuestAddress(part.rawValue + 2))
+  private var format: RingFormat { RingFormat(accepted) }
+
+  /// Nobody serves the ring, so it stands still. Of a packed ring both halves are said, and of its used half there is only one.
+  private func base(_ standing: QueueStanding, _ choice: Reconnection.Base) -> UInt32 {
+    let available = choice == .used ? standing.used : standing.available
+    return UInt32(available) | (format == .packed ? UInt32(standing.used) << 16 : 0)
   }
 }

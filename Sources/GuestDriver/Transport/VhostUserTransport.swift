@@ -196,8 +196,8 @@ public final class VhostUserTransport: DriverTransport {
     return address.rawValue
   }
 
-  /// - Parameter base: the available index to begin with.
-  func start(_ index: Int, base: UInt16) throws(DriverError) {
+  /// - Parameter base: where to begin, in the words of SET_VRING_BASE.
+  func start(_ index: Int, base: UInt32) throws(DriverError) {
     let queue = queues[index]
     let configuration = queue.configuration
     try Self.ask { () throws(FrontendError) in
@@ -206,7 +206,7 @@ public final class VhostUserTransport: DriverTransport {
           index: UInt8(clamping: index), size: configuration.size,
           descriptorTable: userAddress(configuration.descriptorTable),
           availableRing: userAddress(configuration.availableRing), usedRing: userAddress(configuration.usedRing),
-          usedRingLog: writtenPages == nil ? nil : configuration.usedRing.rawValue, base: UInt32(base), kick: queue.kick,
+          usedRingLog: writtenPages == nil ? nil : configuration.usedRing.rawValue, base: base, kick: queue.kick,
           call: queue.call, error: queue.failure))
     }
     queues[index].isRunning = true
@@ -217,7 +217,7 @@ public final class VhostUserTransport: DriverTransport {
   }
 
   /// GET_VRING_BASE: returns when everything in flight on the ring is finished.
-  /// - Returns: the available index at which it stands.
+  /// - Returns: where it stands: the available index, or both halves of a packed ring's state.
   public func stopQueue(_ index: Int) throws(DriverError) -> UInt32 {
     queues[index].isRunning = false
     return try Self.ask { () throws(FrontendError) in try frontend.stop(queue: UInt8(clamping: index)) }

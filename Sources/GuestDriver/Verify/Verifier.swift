@@ -232,7 +232,7 @@ public struct Verifier {
 
   private mutating func framed(_ request: BlockRequest) -> Submission {
     guard options.cuts != .classic else { return Submission(request) }
-    let ring = Int(client.queues.map { $0.ring.ring.layout.size }.min() ?? 1)
+    let ring = Int(client.queues.map { $0.ring.size }.min() ?? 1)
     let framing = Framing.random(request, limit: min(ring, 24), using: &random)
     guard client.session.features.contains(.indirectDescriptors) else { return Submission(request, framing: framing) }
     let placement: ChainPlacement

@@ -209,9 +209,9 @@ final class BackendConnection {
     case .negotiate(let features): session.negotiated(accepted: served.negotiate(features))
     case .map(let plan): run({ plan.carryOut() }, then: { $0.session.mapped($1) })
     case .mapLog(let plan): run({ plan.carryOut() }, then: { $0.session.logMapped($1) })
-    case .createInflight(let queueCount, let queueSize):
+    case .createInflight(let queueCount, let queueSize, let isPacked):
       // A file of our own, in memory: nobody can hold that up.
-      session.inflightCreated(InflightPlan.create(queueCount: queueCount, queueSize: queueSize))
+      session.inflightCreated(InflightPlan.create(queueCount: queueCount, queueSize: queueSize, isPacked: isPacked))
     case .mapInflight(let plan): run({ plan.carryOut() }, then: { $0.session.inflightMapped($1) })
     case .examine(let examination):
       run({ [otherEnd] in examination.carryOut(onConnectionTo: otherEnd) }, then: { $0.session.examined($1) })

@@ -130,7 +130,9 @@ extension BackendServer {
     let running = restoration.running
     takeover = .preparing(table: table, running.isEmpty ? nil : then)
     guard !running.isEmpty else { return then(nil) }
-    served.attended.prepare(running, memory: table.memory, isRecorded: restoration.state.inflight != nil)
+    let features = FeatureSet(rawValue: restoration.state.features ?? 0)
+    served.attended.prepare(
+      running, memory: table.memory, isRecorded: restoration.state.inflight != nil, isPacked: features.contains(.packedRing))
   }
 
   /// What the device answered to that.

@@ -67,7 +67,7 @@ extension BackendSession {
     guard status.isEmpty else { return }
     for index in rings.indices {
       steps.append(.stop(index))
-      steps.append(.changeRing(index) { $0.stop() })
+      steps.append(.changeRing(index) { [isPacked] in $0.stop(isPacked: isPacked) })
     }
   }
 

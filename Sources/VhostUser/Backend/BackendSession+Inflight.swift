@@ -6,7 +6,8 @@ extension BackendSession {
   /// anew. Nothing is written down before that.
   mutating func getInflight(_ message: Message) throws(Refusal) {
     let asked = try inflightDescription(message)
-    steps.append(.effect(.createInflight(queueCount: Int(asked.queueCount), queueSize: asked.queueSize)))
+    steps.append(
+      .effect(.createInflight(queueCount: Int(asked.queueCount), queueSize: asked.queueSize, isPacked: isPacked)))
   }
 
   /// The answer to `Effect.createInflight`. Where none can be made the reply says so, and the front-end goes on without.
@@ -37,7 +38,7 @@ extension BackendSession {
       throw .wrongDescriptorCount(message.descriptors.count, expected: 1)
     }
     try checkInflightBudget(described.byteCount)
-    steps.append(.effect(.mapInflight(InflightPlan(description: described, descriptor: descriptor))))
+    steps.append(.effect(.mapInflight(InflightPlan(description: described, descriptor: descriptor, isPacked: isPacked))))
   }
 
   /// The answer to `Effect.mapInflight`. After a failure no record is kept: one that the front-end has given up would be the
@@ -79,6 +80,7 @@ extension BackendSession {
   func inflight(for queue: Int, size: UInt16) throws(Refusal) -> InflightMemory? {
     guard let inflight else { return nil }
     guard queue < inflight.queueCount else { throw .noInflightRecord(queue: queue, count: inflight.queueCount) }
+    guard inflight.isPacked == isPacked else { throw .queue(.inflightFormat) }
     guard size <= inflight.queueSize else {
       throw .inflightTooSmall(queue: queue, size: size, limit: inflight.queueSize)
     }
@@ -90,11 +92,13 @@ extension BackendSession {
 public struct InflightPlan: Sendable {
   let description: InflightDescription
   let descriptor: OwnedDescriptor
+  /// The rings are packed ones.
+  let isPacked: Bool
 
   /// New records, all empty.
-  static func create(queueCount: Int, queueSize: UInt16) -> Result<InflightMemory, InflightError> {
+  static func create(queueCount: Int, queueSize: UInt16, isPacked: Bool) -> Result<InflightMemory, InflightError> {
     do throws(InflightError) {
-      return .success(try InflightMemory.create(queueCount: queueCount, queueSize: queueSize))
+      return .success(try InflightMemory.create(queueCount: queueCount, queueSize: queueSize, isPacked: isPacked))
     } catch { return .failure(error) }
   }
 
@@ -103,7 +107,7 @@ public struct InflightPlan: Sendable {
       return .success(
         try InflightMemory(
           descriptor: descriptor, size: description.byteCount, offset: description.offset,
-          queueCount: Int(description.queueCount), queueSize: description.queueSize))
+          queueCount: Int(description.queueCount), queueSize: description.queueSize, isPacked: isPacked))
     } catch { return .failure(error) }
   }
 }

@@ -10,7 +10,8 @@ extension BackendSession {
       guard rings[index].size.map(UInt32.init) == size else { throw .queueRuns(index) }
       return
     }
-    guard let entries = UInt16(exactly: size), entries > 0, entries & (entries - 1) == 0,
+    // A packed ring can have any size.
+    guard let entries = UInt16(exactly: size), entries > 0, isPacked || entries & (entries - 1) == 0,
       entries <= device.maximumQueueSize
     else { throw .badQueueSize(size, limit: device.maximumQueueSize) }
     rings[index].size = entries
@@ -37,8 +38,15 @@ extension BackendSession {
   mutating func setBase(_ message: Message) throws(Refusal) {
     let (index, base) = try state(message)
     guard !rings[index].isRunning else { throw .queueRuns(index) }
-    guard let available = UInt16(exactly: base) else { throw .badBase(base) }
-    rings[index].position = QueuePosition(available: available, used: nil)
+    if isPacked {
+      // Slot and wrap counter of what is available, and above them of what is used; some say only the lower half of it.
+      let available = UInt16(truncatingIfNeeded: base)
+      let used = UInt16(truncatingIfNeeded: base >> 16)
+      rings[index].position = QueuePosition(available: available, used: used == 0 ? available : used)
+    } else {
+      guard let available = UInt16(exactly: base) else { throw .badBase(base) }
+      rings[index].position = QueuePosition(available: available, used: nil)
+    }
   }
 
   /// Answered when everything in flight on the ring is finished.
@@ -165,9 +173,19 @@ extension BackendSession {
     let configuration = try ring.configuration(in: table)
     let inflight = try inflight(for: index, size: configuration.size)
     return Activation(
-      queue: index, memory: table.memory, features: features, configuration: configuration, position: ring.position,
+      queue: index, memory: table.memory, features: features, configuration: configuration, position: position(of: ring),
       kick: kick, call: ring.call, failure: ring.failure, publishesInOrder: inflight == nil && device.publishesInOrder,
       inflight: inflight, log: log(of: ring))
+  }
+
+  /// Queues are packed ones.
+  var isPacked: Bool { features?.contains(.packedRing) == true }
+
+  /// Where a ring begins. One of which nobody has said that is new.
+  func position(of ring: Ring) -> QueuePosition {
+    guard isPacked else { return ring.position }
+    guard ring.position != Ring.unsaid else { return .start(.packedRing) }
+    return QueuePosition(available: ring.position.available, used: ring.position.used ?? ring.position.available)
   }
 
   /// Rings that were stopped only for somebody else's sake go on. Their effects follow from `nextEffect`.
@@ -179,6 +197,8 @@ extension BackendSession {
   ///
   /// - Returns: false when memory does not say what is done: neither records nor the order of answers do.
   mutating func recover(_ indices: some Sequence<Int>) -> Bool {
+    // A packed ring does not say where it stands; a record does.
+    if isPacked { return inflight != nil }
     guard inflight != nil || device.publishesInOrder else { return false }
     for index in indices {
       guard let configuration = try? rings[index].configuration(in: table),

@@ -35,7 +35,8 @@ extension BackendSession {
           flags: $0.flags, descriptorTable: $0.descriptorTable, usedRing: $0.usedRing, availableRing: $0.availableRing,
           log: $0.log)
       },
-      available: ring.position.available, used: ring.position.used, isStarted: ring.isStarted, isEnabled: ring.isEnabled,
+      available: position(of: ring).available, used: position(of: ring).used, isStarted: ring.isStarted,
+      isEnabled: ring.isEnabled,
       runs: runs, hasFailed: ring.hasFailed, kick: kick, call: list.add(ring.call), failure: list.add(ring.failure))
   }
 }
@@ -94,10 +95,10 @@ struct SessionRestoration: Sendable {
       let plan = InflightPlan(
         description: InflightDescription(
           byteCount: records.size, offset: records.offset, queueCount: UInt16(records.queues), queueSize: records.queueSize),
-        descriptor: try list.descriptor(records.file))
+        descriptor: try list.descriptor(records.file), isPacked: session.isPacked)
       session.inflight = try success(plan.carryOut())
     }
-    for index in state.rings.indices { session.rings[index] = try ring(state.rings[index], session.table) }
+    for index in state.rings.indices { session.rings[index] = try ring(state.rings[index], session) }
     return session
   }
 
@@ -111,10 +112,12 @@ struct SessionRestoration: Sendable {
     }
   }
 
-  private func ring(_ state: ConnectionState.RingState, _ table: MemoryTable) throws(TakeoverError) -> Ring {
+  private func ring(
+    _ state: ConnectionState.RingState, _ session: BackendSession
+  ) throws(TakeoverError) -> Ring {
     var ring = Ring()
     if let size = state.size {
-      guard size > 0, size & (size - 1) == 0, size <= device.maximumQueueSize else {
+      guard size > 0, session.isPacked || size & (size - 1) == 0, size <= device.maximumQueueSize else {
         throw .invalid("a ring of \(size) entries")
       }
       ring.size = size
@@ -125,7 +128,7 @@ struct SessionRestoration: Sendable {
         availableRing: $0.availableRing, log: $0.log)
     }
     if let address = ring.address {
-      do { try Ring.check(address, in: table) } catch { throw .refused("\(error)") }
+      do { try Ring.check(address, in: session.table) } catch { throw .refused("\(error)") }
     }
     ring.position = QueuePosition(available: state.available, used: state.used)
     ring.isEnabled = state.isEnabled

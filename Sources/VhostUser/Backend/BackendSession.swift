@@ -157,8 +157,10 @@ public struct BackendSession: Sendable {
       change(&rings[index])
       return nil
     case .replyBase(let index):
-      let base = UInt32(rings[index].position.available)
-      rings[index].stop()
+      let position = position(of: rings[index])
+      // Of a packed ring both halves: what was used is not in memory as a number.
+      let base = UInt32(position.available) | (isPacked ? UInt32(position.used ?? 0) << 16 : 0)
+      rings[index].stop(isPacked: isPacked)
       // As other back-ends do: a stopped ring signals nobody, and a front-end sends a new call before it starts again.
       rings[index].call = .none
       return replyEffect(VringState(index: UInt32(index), number: base).bytes)

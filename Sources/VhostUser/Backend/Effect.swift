@@ -14,7 +14,7 @@ public enum Effect: Sendable {
   /// Map a log of written pages. Answered with `logMapped`.
   case mapLog(LogPlan)
   /// Make memory for records of what is in flight. Answered with `inflightCreated`.
-  case createInflight(queueCount: Int, queueSize: UInt16)
+  case createInflight(queueCount: Int, queueSize: UInt16, isPacked: Bool)
   /// Map such memory that the front-end kept. Answered with `inflightMapped`.
   case mapInflight(InflightPlan)
   /// Look at a descriptor that the front-end sent. Answered with `examined`.

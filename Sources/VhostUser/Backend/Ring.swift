@@ -8,7 +8,7 @@ struct Ring: Sendable {
   var size: UInt16?
   var address: VringAddress?
   /// Where it begins when it starts next.
-  var position = QueuePosition(available: 0, used: nil)
+  var position = Self.unsaid
   /// `nil` while stopped.
   var kick: KickSource?
   var call = CallSink.none
@@ -25,12 +25,15 @@ struct Ring: Sendable {
   var isReady: Bool { isStarted && isEnabled && !isRunning && !hasFailed && size != nil && address != nil }
 
   /// Stopped by the front-end: it sends another kick to start again. Where the used ring stands is read from memory then,
-  /// because the front-end may do with it what it wants meanwhile.
-  mutating func stop() {
+  /// because the front-end may do with it what it wants meanwhile; of a packed ring that cannot be read.
+  mutating func stop(isPacked: Bool) {
     kick = nil
     hasFailed = false
-    position.used = nil
+    if !isPacked { position.used = nil }
   }
+
+  /// The position before anybody has said one.
+  static let unsaid = QueuePosition(available: 0, used: nil)
 
   /// As it was when the device was new, but for the descriptors, which belong to the connection.
   mutating func reset() {

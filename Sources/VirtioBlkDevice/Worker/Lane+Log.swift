@@ -52,6 +52,6 @@ extension Lane where Ring: ~Copyable {
   @inline(never)
   mutating func logRing() {
     guard let marks = log?.ringMarks else { return }
-    ring.takeWritten { marks.mark(offset: $0, count: $1) }
+    ring.takeWritten { marks.mark($0, offset: $1, count: $2) }
   }
 }

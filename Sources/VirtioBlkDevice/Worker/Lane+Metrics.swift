@@ -11,8 +11,8 @@ struct LaneMeter {
 struct LaneAccount: ~Copyable {
   /// Answers to requests with a slot.
   var answers: AnswerRuns
-  /// The used index then.
-  var settledUsed: UInt16 = 0
+  /// Chains pushed by then, as the ring counts them.
+  var settledPushes: UInt16 = 0
   /// Writes that were taken, and those of them that got a slot.
   var takenWrites: UInt64 = 0
   var keptWrites: UInt64 = 0
@@ -36,11 +36,8 @@ extension Lane where Ring: ~Copyable {
     counters.add(status == .unsupported ? .unsupported : .ioErrors)
   }
 
-  /// The used index with what is not published yet.
-  var pushed: UInt16 { (ring.position.used ?? 0) &+ UInt16(truncatingIfNeeded: ring.unpublished) }
-
   /// There are answers whose time is not written down.
-  var hasUnsettled: Bool { pushed != account.settledUsed }
+  var hasUnsettled: Bool { ring.pushes != account.settledPushes }
 
   /// Writes down how long it took what was answered since this was called last, and is shown to the driver now.
   @inline(never)
@@ -50,9 +47,9 @@ extension Lane where Ring: ~Copyable {
     let kept = account.answers.takeAll { run in
       block.record(run.arrival.kind, nanoseconds: clock.nanoseconds(from: run.arrival.time, to: now), count: run.count)
     }
-    let pushed = pushed
-    // Far fewer than the ring's index can count: a turn takes some hundreds.
-    let inPlace = UInt64(pushed &- account.settledUsed &- UInt16(truncatingIfNeeded: kept))
+    let pushes = ring.pushes
+    // Far fewer than the ring can count: a turn takes some hundreds.
+    let inPlace = UInt64(pushes &- account.settledPushes &- UInt16(truncatingIfNeeded: kept))
     if inPlace > 0 {
       // What is done in place comes and goes in one turn.
       let time = clock.nanoseconds(from: arrival.time, to: now) / UInt64(max(1, account.turns))
@@ -60,7 +57,7 @@ extension Lane where Ring: ~Copyable {
       if inPlace > writes { block.record(RequestKind.read.rawValue, nanoseconds: time, count: inPlace &- writes) }
       if writes > 0 { block.record(RequestKind.write.rawValue, nanoseconds: time, count: writes) }
     }
-    account.settledUsed = pushed
+    account.settledPushes = pushes
     account.takenWrites = 0
     account.keptWrites = 0
     account.turns = 0

@@ -91,7 +91,9 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.isOrdered = activation.publishesInOrder
     let isWatched = activation.publishesInOrder || activation.log != nil
     self.isWatched = isWatched
-    log = activation.log.map { LaneLog($0, memory: activation.memory) }
+    log = activation.log.map {
+      LaneLog($0, memory: activation.memory, configuration: activation.configuration)
+    }
     state = activation.isHeld ? .held : ring.interrupted > 0 ? .recovering : .running
     self.ring = ring
     self.slab = slab
@@ -110,13 +112,11 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.call = activation.call
     self.failure = activation.failure
     self.rules = LaneRules(features, context.limits, regions: activation.memory.regions.count)
-    account.settledUsed = self.ring.position.used ?? 0
+    account.settledPushes = self.ring.pushes
   }
 
   /// Where the ring stands, without what was handed back.
-  var position: QueuePosition {
-    QueuePosition(available: ring.position.available &- handedBack, used: ring.position.used)
-  }
+  var position: QueuePosition { ring.position(handingBack: handedBack) }
   /// Nothing is in flight, but for what is to be handed back, and nothing is to be taken again.
   var isIdle: Bool { state != .recovering && (slab.inUse == 0 || holdsOnlyBack) }
   /// Shows how many requests are under way.

@@ -12,34 +12,45 @@ struct LaneLog {
     var guest: UInt64
   }
 
-  /// The used ring, for the time of a publication: it keeps nothing alive and counts no references.
+  /// What the device writes of a ring, for the time of a publication: it keeps nothing alive and counts no references.
   struct RingMarks {
     fileprivate let bits: DirtyBits
-    fileprivate let address: UInt64
+    /// Of the used ring, or of a packed queue's device event suppression structure, as the front-end wants it logged.
+    fileprivate let device: UInt64
+    /// Where the descriptor table or ring is.
+    fileprivate let descriptors: UInt64
 
     /// - Parameters:
-    ///   - offset: in the used ring, bytes.
+    ///   - offset: in the area, bytes.
     ///   - count: bytes.
-    func mark(offset: Int, count: Int) {
-      let (place, overflow) = address.addingReportingOverflow(UInt64(offset))
+    func mark(_ area: WrittenArea, offset: Int, count: Int) {
+      let base =
+        switch area {
+        case .device: device
+        case .descriptors: descriptors
+        }
+      let (place, overflow) = base.addingReportingOverflow(UInt64(offset))
       if !overflow { bits.mark(place, count: count) }
     }
   }
 
   private let log: DirtyLog
   private let bits: DirtyBits
-  /// `nil`: writes to the used ring are not logged.
+  /// `nil`: writes to the ring are not logged.
   let ringMarks: RingMarks?
   private let coversBuffers: Bool
   private let pieces: [Piece]
   /// The one that was hit last.
   private var last: Piece
 
-  init(_ queue: QueueLog, memory: GuestMemory) {
+  /// - Parameter configuration: of the queue, which runs.
+  init(_ queue: QueueLog, memory: GuestMemory, configuration: QueueConfiguration) {
     let bits = queue.log.bits
     log = queue.log
     self.bits = bits
-    ringMarks = queue.usedRing.map { RingMarks(bits: bits, address: $0) }
+    ringMarks = queue.usedRing.map {
+      RingMarks(bits: bits, device: $0, descriptors: configuration.descriptorTable.rawValue)
+    }
     coversBuffers = queue.coversBuffers
     last = Piece(host: 0, size: 0, guest: 0)
     pieces = memory.regions.map {

@@ -13,8 +13,8 @@ struct WorkerConfiguration: Sendable {
   var slots: Int
   /// Lanes: as many as the worker has queues.
   var lanes: Int
-  /// Its queues have an in-flight record each.
-  var isRecorded: Bool
+  /// Of all its queues.
+  var kind: QueueKind
   var waiting: Waiting
   var notification: Notification
   var counters: CounterBlock

@@ -64,15 +64,22 @@ func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
   }
 }
 
-/// Works with one engine on queues that all have an in-flight record, or none.
+/// Works with one engine on queues that all are of one kind.
 func work<Engine: BlockEngine & ~Copyable>(
   _ configuration: WorkerConfiguration, _ engine: consuming Engine
 ) throws(Errno) {
-  if configuration.isRecorded {
+  switch (configuration.kind.isPacked, configuration.kind.isRecorded) {
+  case (false, false):
+    var worker = try QueueWorker<SplitQueue, Engine>(configuration, engine: engine)
+    worker.run()
+  case (false, true):
     var worker = try QueueWorker<RecordedSplitQueue, Engine>(configuration, engine: engine)
     worker.run()
-  } else {
-    var worker = try QueueWorker<SplitQueue, Engine>(configuration, engine: engine)
+  case (true, false):
+    var worker = try QueueWorker<PackedQueue, Engine>(configuration, engine: engine)
+    worker.run()
+  case (true, true):
+    var worker = try QueueWorker<RecordedPackedQueue, Engine>(configuration, engine: engine)
     worker.run()
   }
 }

@@ -47,10 +47,10 @@ public final class AttendedDevice {
   }
 
   /// Makes ready what is slow about starting these queues. Answered with `prepared` or `notPrepared`.
-  public func prepare(_ queues: [Int], memory: GuestMemory, isRecorded: Bool) {
+  public func prepare(_ queues: [Int], memory: GuestMemory, isRecorded: Bool, isPacked: Bool = false) {
     precondition(!isPreparing, "queues were prepared again before the answer")
     isPreparing = true
-    device.prepare(queues, memory: memory, isRecorded: isRecorded)
+    device.prepare(queues, memory: memory, kind: QueueKind(isPacked: isPacked, isRecorded: isRecorded))
   }
 
   /// Lets go of what was prepared and not started. An answer that is still to come does not come any more.
@@ -134,8 +134,10 @@ extension AttendedDevice {
   }
 
   /// Prepares queues and waits for the answer.
-  public func prepareAndWait(_ queues: [Int], memory: GuestMemory, isRecorded: Bool) throws(QueueError) {
-    prepare(queues, memory: memory, isRecorded: isRecorded)
+  public func prepareAndWait(
+    _ queues: [Int], memory: GuestMemory, isRecorded: Bool, isPacked: Bool = false
+  ) throws(QueueError) {
+    prepare(queues, memory: memory, isRecorded: isRecorded, isPacked: isPacked)
     if case .notPrepared(let error) = wait(for: \.isPreparation) { throw error }
   }
 

@@ -68,8 +68,8 @@ public protocol VirtioDevice: AnyObject, Sendable {
   ///
   /// - Parameters:
   ///   - memory: what the queues will be started with.
-  ///   - isRecorded: whether they will have an in-flight record. Others can be started all the same, as if nothing were prepared.
-  func prepare(_ queues: [Int], memory: GuestMemory, isRecorded: Bool)
+  ///   - kind: that they will be of. Others can be started all the same, as if nothing were prepared.
+  func prepare(_ queues: [Int], memory: GuestMemory, kind: QueueKind)
   /// Lets go of what was prepared and not started, and of an answer that is still to come. There is no answer to this.
   func unprepare()
   /// Asks that a queue be started; it looks at its ring once without waiting for a kick. Answered with `started` or

@@ -172,15 +172,21 @@ public struct GuestMemoryView {
   /// is for `find` to say.
   @inlinable @inline(__always)
   mutating func place(_ descriptor: Descriptor) -> UnsafeMutableRawPointer? {
+    unsafe place(descriptor.address, length: descriptor.length)
+  }
+
+  /// The same for any range.
+  @inlinable @inline(__always)
+  mutating func place(_ address: UInt64, length: UInt32) -> UnsafeMutableRawPointer? {
     var region = unsafe last
-    if unsafe _slowPath(descriptor.address &- region.pointee.start >= region.pointee.size) {
-      unsafe region = likely(descriptor.address)
-      guard unsafe descriptor.address &- region.pointee.start < region.pointee.size else { return nil }
+    if unsafe _slowPath(address &- region.pointee.start >= region.pointee.size) {
+      unsafe region = likely(address)
+      guard unsafe address &- region.pointee.start < region.pointee.size else { return nil }
       unsafe last = region
     }
-    let distance = unsafe descriptor.address &- region.pointee.start
+    let distance = unsafe address &- region.pointee.start
     // An empty buffer wraps round and is too long for any region.
-    guard unsafe UInt64(descriptor.length) &- 1 < region.pointee.size &- distance else { return nil }
+    guard unsafe UInt64(length) &- 1 < region.pointee.size &- distance else { return nil }
     return unsafe region.pointee.host + Int(truncatingIfNeeded: distance)
   }
 

@@ -11,7 +11,7 @@ public struct Chain: ~Copyable {
     case tooManySegments
   }
 
-  /// The descriptor that the chain begins with: its name in the used ring.
+  /// Its name among what was used: in a split ring the descriptor that the chain begins with, in a packed one its buffer id.
   public let head: UInt16
 
   @inlinable @inline(__always)

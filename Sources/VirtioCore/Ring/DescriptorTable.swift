@@ -83,24 +83,17 @@ struct DescriptorTable {
     var isIndirect = false
     var index = Int(head)
 
-    var stored = 0
-    var readableCount = 0
-    var readableBytes: UInt64 = 0
-    var writableBytes: UInt64 = 0
-    var sawWritable = false
-    var lastWritable: UnsafeMutableRawPointer? = nil
-    var lastWritableIsUnmapped = false
-    var defect: Chain.Defect? = nil
+    var collector = unsafe ChainCollector(into: segments, capacity: capacity)
 
     while true {
       guard budget > 0 else { throw .chainLoops(head: head) }
       budget &-= 1
       let descriptor: Descriptor
       if let tableAddress {
-        guard let copy = readAcrossRegions(tableAddress &+ UInt64(index) &* 16) else {
+        guard let copy = view.gatherDescriptor(tableAddress &+ UInt64(index) &* 16) else {
           throw .indirectUnmapped(head: head, GuestAddress(tableAddress))
         }
-        descriptor = copy
+        descriptor = Descriptor(copy.0, copy.1)
       } else {
         descriptor = unsafe Descriptor(readingOnce: table.base + index &* 16)
       }
@@ -128,74 +121,13 @@ struct DescriptorTable {
         continue
       }
 
-      let isWritable = descriptor.hasWrite
-      if isWritable {
-        sawWritable = true
-      } else if sawWritable {
-        throw .readableAfterWritable(head: head)
-      }
-      // An empty descriptor is nothing to transfer; it stays out of the segments.
-      if descriptor.length > 0 {
-        let pieces: Int
-        do throws(TranslationError) {
-          pieces = unsafe try view.translate(
-            descriptor.address, length: descriptor.length, into: segments + stored, capacity: capacity &- stored)
-        } catch {
-          pieces = 0
-          if defect == nil { defect = error == .unmapped ? .unmapped : .tooManySegments }
-        }
-        stored &+= pieces
-        if isWritable {
-          writableBytes &+= UInt64(descriptor.length)
-          if pieces > 0 {
-            let last = unsafe segments[stored &- 1]
-            unsafe lastWritable = last.base + (last.count &- 1)
-            lastWritableIsUnmapped = false
-          } else {
-            let end = GuestAddress(descriptor.address).advanced(by: UInt64(descriptor.length) - 1)
-            unsafe lastWritable = end.flatMap { unsafe view.find($0.rawValue)?.base }
-            lastWritableIsUnmapped = unsafe lastWritable == nil
-          }
-        } else {
-          readableBytes &+= UInt64(descriptor.length)
-          readableCount = stored
-        }
-      }
+      try collector.add(
+        descriptor.address, length: descriptor.length, isWritable: descriptor.hasWrite, head: head, &view)
       guard descriptor.hasNext else { break }
       index = Int(descriptor.next)
       guard index < tableEntries else { throw .nextOutOfRange(UInt16(descriptor.next)) }
     }
 
-    // At most 32768 descriptors of 32-bit lengths each: the sums cannot overflow.
-    guard readableBytes &+ writableBytes <= 1 << 32 else { throw .chainTooLarge(head: head) }
-    guard !lastWritableIsUnmapped else { throw .statusUnmapped(head: head) }
-    shape.readableBytes = readableBytes
-    shape.writableBytes = writableBytes
-    shape.defect = defect
-    if defect != nil {
-      shape.readableBytes = 0
-      readableCount = 0
-      stored = 0
-      if let lastWritable = unsafe lastWritable {
-        unsafe segments.pointee = MemorySegment(base: lastWritable, count: 1)
-        stored = 1
-      }
-    }
-    unsafe shape.writable = segments + readableCount
-    unsafe shape.end = segments + stored
-  }
-
-  /// A descriptor of an indirect table that is misaligned or split over regions, gathered byte by byte.
-  @inline(never)
-  private mutating func readAcrossRegions(_ address: UInt64) -> Descriptor? {
-    var words: (UInt64, UInt64) = (0, 0)
-    let complete = unsafe withUnsafeMutableBytes(of: &words) { bytes in
-      for offset in 0..<16 {
-        guard let byte = view.find(address &+ UInt64(offset)) else { return false }
-        unsafe bytes[offset] = byte.base.load(as: UInt8.self)
-      }
-      return true
-    }
-    return complete ? Descriptor(words.0, words.1) : nil
+    try collector.finish(head: head, &shape)
   }
 }

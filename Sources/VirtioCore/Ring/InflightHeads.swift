@@ -28,6 +28,7 @@ public struct InflightHeads: HeadBook, ~Copyable {
     size: UInt16, record: InflightRecord?, position: QueuePosition, indices: SplitIndices
   ) throws(QueueError) {
     guard let record, let region = unsafe record.memory.region(ofQueue: record.queue) else { throw .inflightMissing }
+    guard !record.memory.isPacked else { throw .inflightFormat }
     guard size <= record.memory.queueSize else {
       throw .inflightSize(recorded: record.memory.queueSize, size: size)
     }

@@ -43,6 +43,9 @@ public final class InflightMemory: Sendable {
   /// Split rings: bytes before the entries, and bytes of each entry, of which there is one for each descriptor.
   static let headerBytes = 16
   static let entryBytes = 16
+  /// The same for packed rings.
+  private static let packedHeaderBytes = PackedRecordOffset.header
+  private static let packedEntryBytes = PackedRecordOffset.entry
   /// Each region is a multiple of this, as it is elsewhere.
   private static let alignment = 64
 
@@ -55,6 +58,8 @@ public final class InflightMemory: Sendable {
   public let queueCount: Int
   /// The largest ring whose heads a region has room for.
   public let queueSize: UInt16
+  /// The regions are laid out for packed rings.
+  public let isPacked: Bool
   private let mapping: Mapping
 
   /// More is mapped than is used, so that whatever head a link names has its entry in the mapping, and links can be followed
@@ -66,8 +71,11 @@ public final class InflightMemory: Sendable {
   /// - Parameters:
   ///   - queueCount: 1 … 256.
   ///   - queueSize: of the largest ring, 1 … 32768.
-  public static func create(queueCount: Int, queueSize: UInt16) throws(InflightError) -> InflightMemory {
-    let size = try bytes(queueCount: queueCount, queueSize: queueSize)
+  ///   - isPacked: the rings are packed ones.
+  public static func create(
+    queueCount: Int, queueSize: UInt16, isPacked: Bool = false
+  ) throws(InflightError) -> InflightMemory {
+    let size = try bytes(queueCount: queueCount, queueSize: queueSize, isPacked: isPacked)
     let number = unsafe memfd_create("vmm-blk-inflight", UInt32(MFD_CLOEXEC) | UInt32(MFD_ALLOW_SEALING))
     guard number >= 0 else { throw .notMade(Errno(rawValue: errno)) }
     let descriptor = OwnedDescriptor(number)
@@ -76,7 +84,8 @@ public final class InflightMemory: Sendable {
     guard fcntl(number, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0 else {
       throw .notMade(Errno(rawValue: errno))
     }
-    return try InflightMemory(descriptor: descriptor, size: size, offset: 0, queueCount: queueCount, queueSize: queueSize)
+    return try InflightMemory(
+      descriptor: descriptor, size: size, offset: 0, queueCount: queueCount, queueSize: queueSize, isPacked: isPacked)
   }
 
   /// The file of somebody else. Asks its file system, which may take for ever: not for a control thread.
@@ -87,10 +96,11 @@ public final class InflightMemory: Sendable {
   ///   - offset: where they begin, bytes, a multiple of the page size.
   ///   - queueCount: 1 … 256.
   ///   - queueSize: that the regions were laid out for, 1 … 32768.
+  ///   - isPacked: they were laid out for packed rings.
   public init(
-    descriptor: OwnedDescriptor, size: UInt64, offset: UInt64, queueCount: Int, queueSize: UInt16
+    descriptor: OwnedDescriptor, size: UInt64, offset: UInt64, queueCount: Int, queueSize: UInt16, isPacked: Bool = false
   ) throws(InflightError) {
-    let needed = try Self.bytes(queueCount: queueCount, queueSize: queueSize)
+    let needed = try Self.bytes(queueCount: queueCount, queueSize: queueSize, isPacked: isPacked)
     guard size >= needed else { throw .tooSmall(size: size, needed: needed) }
     // Half of the signed range, so that rounding to a page cannot overflow either.
     let (end, overflow) = offset.addingReportingOverflow(size)
@@ -114,6 +124,7 @@ public final class InflightMemory: Sendable {
     self.offset = offset
     self.queueCount = queueCount
     self.queueSize = queueSize
+    self.isPacked = isPacked
   }
 
   private static func map(
@@ -125,14 +136,18 @@ public final class InflightMemory: Sendable {
   }
 
   /// What the regions of so many queues need, bytes.
-  public static func bytes(queueCount: Int, queueSize: UInt16) throws(InflightError) -> UInt64 {
+  public static func bytes(
+    queueCount: Int, queueSize: UInt16, isPacked: Bool = false
+  ) throws(InflightError) -> UInt64 {
     guard (1...256).contains(queueCount) else { throw .badQueueCount(queueCount) }
     guard (1...32768).contains(queueSize) else { throw .badQueueSize(queueSize) }
-    return UInt64(queueCount * regionBytes(queueSize: queueSize))
+    return UInt64(queueCount * regionBytes(queueSize: queueSize, isPacked: isPacked))
   }
 
-  private static func regionBytes(queueSize: UInt16) -> Int {
-    (headerBytes + entryBytes * Int(queueSize) + alignment - 1) / alignment * alignment
+  private static func regionBytes(queueSize: UInt16, isPacked: Bool) -> Int {
+    let bytes =
+      isPacked ? packedHeaderBytes + packedEntryBytes * Int(queueSize) : headerBytes + entryBytes * Int(queueSize)
+    return (bytes + alignment - 1) / alignment * alignment
   }
 
   /// Some page of it is gone: whoever else holds the file cut it. What is written here is lost then.
@@ -149,6 +164,6 @@ public final class InflightMemory: Sendable {
   /// Where a queue's region begins; `nil` for a queue that has none. Valid for as long as this is.
   @usableFromInline func region(ofQueue queue: Int) -> UnsafeMutableRawPointer? {
     guard (0..<queueCount).contains(queue) else { return nil }
-    return unsafe mapping.base + queue * Self.regionBytes(queueSize: queueSize)
+    return unsafe mapping.base + queue * Self.regionBytes(queueSize: queueSize, isPacked: isPacked)
   }
 }

@@ -2,13 +2,13 @@
 
 /// Size and guest addresses of one queue. Anything can be in it: only a ring's initializer decides whether it is a queue.
 public struct QueueConfiguration: Hashable, Sendable {
-  /// Entries. Split: a power of two, 1 … 32768.
+  /// Entries, 1 … 32768; of a split queue a power of two.
   public var size: UInt16
-  /// Descriptor table (Descriptor Area).
+  /// Descriptor table; of a packed queue the descriptor ring (Descriptor Area).
   public var descriptorTable: GuestAddress
-  /// Available ring (Driver Area).
+  /// Available ring; of a packed queue the driver event suppression structure (Driver Area).
   public var availableRing: GuestAddress
-  /// Used ring (Device Area).
+  /// Used ring; of a packed queue the device event suppression structure (Device Area).
   public var usedRing: GuestAddress
 
   public init(size: UInt16, descriptorTable: GuestAddress, availableRing: GuestAddress, usedRing: GuestAddress) {
@@ -38,12 +38,13 @@ public struct QueueConfiguration: Hashable, Sendable {
   }
 }
 
-/// Where a queue stands between two runs: what is handed out at stop and given back at start.
+/// Where a queue stands between two runs: what is handed out at stop and given back at start. Free-running indices of a split
+/// queue, raw values of `PackedPosition` of a packed one.
 public struct QueuePosition: Hashable, Sendable {
   /// The free-running index of the next available entry that the device will look at (`last_avail_idx`).
   public var available: UInt16
   /// The free-running index under which the next used entry will be published (`last_used_idx`); `nil`: take what the used
-  /// ring in guest memory says.
+  /// ring in guest memory says; a packed queue has no such word, and nothing is in flight then.
   public var used: UInt16?
 
   public init(available: UInt16 = 0, used: UInt16? = 0) {

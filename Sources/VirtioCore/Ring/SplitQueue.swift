@@ -43,6 +43,7 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
     record: InflightRecord? = nil
   ) throws(QueueError) {
     let size = configuration.size
+    guard !features.contains(.packedRing) else { throw .otherFormat }
     guard size > 0, size <= 32768, size & (size - 1) == 0 else { throw .badSize(size) }
     var view = memory.view()
     func part(
@@ -85,6 +86,10 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
   }
 
   public var position: QueuePosition { QueuePosition(available: nextAvailable, used: publishedUsed) }
+
+  public func position(handingBack count: UInt16) -> QueuePosition {
+    QueuePosition(available: nextAvailable &- count, used: publishedUsed)
+  }
 
   // MARK: Taking
 
@@ -193,6 +198,9 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
   public var unpublished: Int { Int(nextUsed &- publishedUsed) }
 
   @inlinable @inline(__always)
+  public var pushes: UInt16 { nextUsed }
+
+  @inlinable @inline(__always)
   public mutating func publish() {
     guard nextUsed != publishedUsed else { return }
     // Release: data, status bytes and used elements are visible before the index that promises them (virtio 2.6.8.2).
@@ -217,14 +225,14 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
   }
 
   /// Elements that are pushed and not yet published are in the ring, too, and are said again with the index that shows them.
-  public mutating func takeWritten(_ each: (_ offset: Int, _ count: Int) -> Void) {
-    each(0, 4)
-    if hasEventIndex { each(4 + 8 * Int(size), 2) }
+  public mutating func takeWritten(_ each: (_ area: WrittenArea, _ offset: Int, _ count: Int) -> Void) {
+    each(.device, 0, 4)
+    if hasEventIndex { each(.device, 4 + 8 * Int(size), 2) }
     let count = min(Int(nextUsed &- notedUsed), Int(size))
     let first = Int(nextUsed &- UInt16(truncatingIfNeeded: count)) & mask
     let upToEnd = min(count, Int(size) - first)
-    if upToEnd > 0 { each(4 + 8 * first, 8 * upToEnd) }
-    if count > upToEnd { each(4, 8 * (count - upToEnd)) }
+    if upToEnd > 0 { each(.device, 4 + 8 * first, 8 * upToEnd) }
+    if count > upToEnd { each(.device, 4, 8 * (count - upToEnd)) }
     notedUsed = publishedUsed
   }
 

@@ -44,6 +44,9 @@ public protocol Virtqueue: ~Copyable {
   /// Chains pushed and not yet published.
   var unpublished: Int { get }
 
+  /// Chains pushed ever, modulo 2^16; from which number on it counts is the queue's own business.
+  var pushes: UInt16 { get }
+
   /// Makes all pushed elements visible to the driver.
   mutating func publish()
 
@@ -60,10 +63,21 @@ public protocol Virtqueue: ~Copyable {
 
   /// Says which bytes of the ring this side has written since it was asked last, or may have: for a dirty log.
   ///
-  /// - Parameter each: called with an offset in the used ring and a count, bytes, a few times.
-  mutating func takeWritten(_ each: (_ offset: Int, _ count: Int) -> Void)
+  /// - Parameter each: called with a part of the ring, and an offset in it and a count, bytes, a few times.
+  mutating func takeWritten(_ each: (_ area: WrittenArea, _ offset: Int, _ count: Int) -> Void)
 
   /// Where the queue stands.
   var position: QueuePosition { get }
+  /// The same, as if so many of the chains that were taken last had not been taken; of a device that answers in the order of
+  /// the requests, which has shown no answer of theirs.
+  func position(handingBack count: UInt16) -> QueuePosition
   var size: UInt16 { get }
+}
+
+/// The parts of a ring that the device writes.
+public enum WrittenArea: Sendable {
+  /// The used ring of a split queue; the device event suppression structure of a packed one.
+  case device
+  /// The descriptor ring of a packed queue.
+  case descriptors
 }

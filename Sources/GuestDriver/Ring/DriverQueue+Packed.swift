@@ -1,0 +1,149 @@
+/// What is particular to a packed ring (virtio 2.7). Descriptors are used up in ring order; the device answers in any order,
+/// into the same ring, over descriptors that it has done with.
+internal import VirtioCore
+
+extension DriverQueue {
+  /// Writes a chain's descriptors from the next available position on. The device comes to the first chain of a batch before it
+  /// comes to any other, so that one's head alone is held back until `show`.
+  ///
+  /// - Returns: the buffer's ID.
+  mutating func place(_ pieces: Span<ChainPiece>, direct: Int, _ table: ChainPiece?, in ring: RawPackedRing) -> UInt16 {
+    let id = firstFree
+    firstFree = unsafe chains[Int(id)].nextFree
+    let count = direct + (table == nil ? 0 : 1)
+    var position = RingPosition(word: availableIndex)
+    for place in 0..<count {
+      let piece = place < direct ? pieces[place] : table
+      guard let piece else { break }
+      let isLast = place == count - 1
+      var flags = RawDescriptor.Flags(rawValue: position.availableMarks)
+      if !isLast { flags.insert(.next) }
+      if place == direct { flags.insert(.indirect) }
+      if piece.deviceWrites { flags.insert(.write) }
+      // The ID counts in the last descriptor alone (virtio 2.7.13): a device that takes another one's is found out.
+      var descriptor = RawDescriptor(
+        address: piece.address.rawValue, length: piece.length, flags: flags, next: isLast ? id : ~id)
+      unsafe shadow[Int(position.slot)] = descriptor
+      if place == 0, availableIndex == publishedIndex {
+        descriptor.flags.subtract(RawDescriptor.Flags(rawValue: RingPosition.marks))
+        descriptor.flags.formUnion(RawDescriptor.Flags(rawValue: position.restingMarks))
+      }
+      ring.setDescriptor(position.slot, descriptor)
+      position = position.advanced(by: 1, size: size)
+    }
+    availableIndex = position.word
+    return id
+  }
+
+  /// - Returns: whether the device wants a kick.
+  mutating func show(in ring: RawPackedRing) -> Bool {
+    let (old, new) = (RingPosition(word: publishedIndex), RingPosition(word: availableIndex))
+    publishedIndex = availableIndex
+    // Release: the other descriptors of the batch, tables and buffers before the flags that show them (2.7.21.1.1).
+    ring.flags(old.slot).storeRelease(unsafe shadow[Int(old.slot)].flags.rawValue)
+    // The flags before the look at whether the device sleeps (2.7.21.3.1).
+    fullFence()
+    let event = ring.deviceEvent
+    let wanted =
+      switch event.flags {
+      case EventSuppression.disable: false
+      case EventSuppression.descriptor where setup.eventIndex:
+        RingPosition.needsEvent(RingPosition(word: event.position), from: old, to: new, size: size)
+      // Anything else is enabled, or a fault that the next answer brings to light.
+      default: true
+      }
+    notifications.kickDecision(.packed(event, old: old, new: new), kicked: wanted)
+    return wanted
+  }
+
+  mutating func reap(from ring: RawPackedRing) throws(DriverFault) -> UsedChain? {
+    let position = RingPosition(word: reapedIndex)
+    // Acquire: ID, length and what the device wrote are read after the flags that show them.
+    let flags = ring.flags(position.slot).loadAcquire()
+    let marks = flags & RingPosition.marks
+    guard marks == position.usedMarks else {
+      // Whatever of its chains the device answers next, this descriptor is one that it holds.
+      guard inDevice == 0 || marks == position.availableMarks else {
+        throw .badDescriptorMarks(queue: setup.index, slot: position.slot, flags: flags, wrap: position.wrap)
+      }
+      return nil
+    }
+    let element = ring.descriptor(position.slot)
+    let id = element.next
+    guard id < size, unsafe chains[Int(id)].isOutstanding, unsafe chains[Int(id)].number < published else {
+      throw .usedIDNotOutstanding(queue: setup.index, id: UInt32(id), slot: position.slot)
+    }
+    let chain = unsafe chains[Int(id)]
+    // Without WRITE the length means nothing (virtio 2.7.5).
+    let length = RawDescriptor.Flags(rawValue: flags).contains(.write) ? element.length : 0
+    guard UInt64(length) <= chain.writable else {
+      throw .usedLengthTooLong(queue: setup.index, head: id, length: length, writable: chain.writable)
+    }
+    try checkSkipped(from: position, count: chain.descriptors, in: ring)
+    try tables.check(chain, head: id, queue: setup.index)
+    try checkEvents(ring)
+    unsafe chains[Int(id)].nextFree = firstFree
+    firstFree = id
+    reapedIndex = position.advanced(by: chain.descriptors, size: size).word
+    reapedCount &+= chain.descriptors
+    return take(id, chain, length: length)
+  }
+
+  /// The device writes one descriptor for a chain and goes over as many as the chain had. Those in between hold what the driver
+  /// put there, of whichever chain: no other used descriptor can have been there before.
+  private func checkSkipped(from position: RingPosition, count: UInt16, in ring: RawPackedRing) throws(DriverFault) {
+    var position = position
+    for _ in 1..<max(count, 1) {
+      position = position.advanced(by: 1, size: size)
+      let wrote = unsafe shadow[Int(position.slot)]
+      let found = ring.descriptor(position.slot)
+      guard found == wrote else {
+        throw .descriptorModified(queue: setup.index, index: position.slot, wrote: wrote, found: found)
+      }
+    }
+  }
+
+  private func checkEvents(_ ring: RawPackedRing) throws(DriverFault) {
+    let mine = ring.driverEvent
+    guard mine == driverEvent else { throw .driverEventModified(queue: setup.index, wrote: driverEvent, found: mine) }
+    let event = ring.deviceEvent
+    guard event.isLegal(size: size, eventIndex: setup.eventIndex) else {
+      throw .badDeviceEvent(queue: setup.index, event, eventIndex: setup.eventIndex)
+    }
+  }
+
+  /// How many descriptors the device went over with what it has answered and nobody reaped.
+  func usedSpan(in ring: RawPackedRing) -> UInt16 {
+    var position = RingPosition(word: reapedIndex)
+    var span: UInt16 = 0
+    // No more answers than chains, whatever the ring says.
+    for _ in 0..<inDevice {
+      guard ring.isUsed(position) else { break }
+      let id = ring.descriptor(position.slot).next
+      guard id < size, unsafe chains[Int(id)].isOutstanding else { break }
+      let count = unsafe chains[Int(id)].descriptors
+      span &+= count
+      position = position.advanced(by: count, size: size)
+    }
+    return span
+  }
+
+  mutating func requestNoCalls(_ ring: RawPackedRing) {
+    driverEvent.flags = EventSuppression.disable
+    ring.driverEventFlags.storeRelaxed(driverEvent.flags)
+  }
+
+  /// - Parameter after: descriptors, less than the ring has.
+  mutating func requestCall(after: UInt16, _ ring: RawPackedRing) {
+    guard setup.eventIndex else {
+      driverEvent.flags = EventSuppression.enable
+      ring.driverEventFlags.storeRelaxed(driverEvent.flags)
+      return
+    }
+    driverEvent.position = RingPosition(word: reapedIndex).advanced(by: min(after, size - 1), size: size).word
+    driverEvent.flags = EventSuppression.descriptor
+    ring.driverEventPosition.storeRelaxed(driverEvent.position)
+    // Release: the position before the flags that make it count.
+    ring.driverEventFlags.storeRelease(driverEvent.flags)
+  }
+}

@@ -1,0 +1,97 @@
+/// What the descriptors of a chain come to, whatever kind of ring they are from: for chains that are not as most drivers make
+/// them.
+
+/// Gathers descriptors in their order, and names what is wrong with them.
+@safe
+struct ChainCollector {
+  private let segments: UnsafeMutablePointer<MemorySegment>
+  private let capacity: Int
+  private var stored = 0
+  private var readableCount = 0
+  private var readableBytes: UInt64 = 0
+  private var writableBytes: UInt64 = 0
+  private var sawWritable = false
+  private var lastWritable: UnsafeMutableRawPointer?
+  private var lastWritableIsUnmapped = false
+  private var defect: Chain.Defect?
+
+  /// - Parameter segments: room for `capacity` pieces.
+  init(into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int) {
+    unsafe self.segments = segments
+    self.capacity = capacity
+  }
+
+  /// Takes the next descriptor. Called at most 32768 times for a chain, so that no sum can overflow.
+  mutating func add(
+    _ address: UInt64, length: UInt32, isWritable: Bool, head: UInt16, _ view: inout GuestMemoryView
+  ) throws(QueueError) {
+    if isWritable {
+      sawWritable = true
+    } else if sawWritable {
+      throw .readableAfterWritable(head: head)
+    }
+    // An empty descriptor is nothing to transfer; it stays out of the segments.
+    guard length > 0 else { return }
+    let pieces: Int
+    do throws(TranslationError) {
+      pieces = unsafe try view.translate(
+        address, length: length, into: segments + stored, capacity: capacity &- stored)
+    } catch {
+      pieces = 0
+      if defect == nil { defect = error == .unmapped ? .unmapped : .tooManySegments }
+    }
+    stored &+= pieces
+    guard isWritable else {
+      readableBytes &+= UInt64(length)
+      readableCount = stored
+      return
+    }
+    writableBytes &+= UInt64(length)
+    if pieces > 0 {
+      let last = unsafe segments[stored &- 1]
+      unsafe lastWritable = last.base + (last.count &- 1)
+      lastWritableIsUnmapped = false
+    } else {
+      let end = GuestAddress(address).advanced(by: UInt64(length) - 1)
+      unsafe lastWritable = end.flatMap { unsafe view.find($0.rawValue)?.base }
+      lastWritableIsUnmapped = unsafe lastWritable == nil
+    }
+  }
+
+  /// The chain is over.
+  func finish(head: UInt16, _ shape: inout ChainShape) throws(QueueError) {
+    guard readableBytes &+ writableBytes <= 1 << 32 else { throw .chainTooLarge(head: head) }
+    guard !lastWritableIsUnmapped else { throw .statusUnmapped(head: head) }
+    var (readableCount, stored) = (readableCount, stored)
+    shape.readableBytes = readableBytes
+    shape.writableBytes = writableBytes
+    shape.defect = defect
+    if defect != nil {
+      shape.readableBytes = 0
+      readableCount = 0
+      stored = 0
+      if let lastWritable = unsafe lastWritable {
+        unsafe segments.pointee = MemorySegment(base: lastWritable, count: 1)
+        stored = 1
+      }
+    }
+    unsafe shape.writable = segments + readableCount
+    unsafe shape.end = segments + stored
+  }
+}
+
+extension GuestMemoryView {
+  /// 16 bytes of a descriptor in an indirect table that is misaligned or split over regions, gathered byte by byte.
+  @inline(never)
+  mutating func gatherDescriptor(_ address: UInt64) -> (UInt64, UInt64)? {
+    var words: (UInt64, UInt64) = (0, 0)
+    let complete = unsafe withUnsafeMutableBytes(of: &words) { bytes in
+      for offset in 0..<16 {
+        guard let byte = find(address &+ UInt64(offset)) else { return false }
+        unsafe bytes[offset] = byte.base.load(as: UInt8.self)
+      }
+      return true
+    }
+    return complete ? words : nil
+  }
+}

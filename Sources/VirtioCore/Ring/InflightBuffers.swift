@@ -1,0 +1,178 @@
+/// The book of a packed ring that outlives it: the region of a packed queue as vhost-user lays it out ("Inflight I/O tracking").
+///
+/// The device can end between any two stores here, by a signal, so the order of the program is the order that counts: stores
+/// with release semantics are those before which everything earlier has to be done. On x86-64 they cost no more than others.
+
+/// A packed queue with an in-flight record.
+public typealias RecordedPackedQueue = PackedRing<InflightBuffers>
+
+/// Where things are in a region: a header and one entry for each slot of the ring.
+enum PackedRecordOffset {
+  static let version = 8
+  static let entries = 10
+  /// The first free entry, and after it, in one word with it, the same as it was when nothing was half done.
+  static let free = 12
+  /// Slot of the next used descriptor, the same as it was, and the two wrap counters: one word of 8 bytes.
+  static let used = 16
+
+  static let header = 32
+  static let entry = 32
+  // In an entry.
+  static let mark = 0
+  static let next = 2
+  static let last = 4
+  static let count = 6
+  static let order = 8
+  /// Buffer id, flags and length.
+  static let link = 16
+  static let address = 24
+}
+
+/// Copies each chain before it is carried out, because its descriptors in the ring are overwritten by used ones, and marks its
+/// entries as free after the driver can see that it was used.
+///
+/// Answers are shown one by one. Whoever finds that the position has moved, but not the copy of it beside it, looks at the
+/// slot where it was: the answer was shown if that one is no longer available.
+@safe
+public struct InflightBuffers: BufferBook, ~Copyable {
+  @inlinable public static var isLasting: Bool { true }
+
+  /// Of this layout. 0: nobody has used the region yet.
+  static var version: UInt16 { 1 }
+
+  private let record: InflightRecord
+  @usableFromInline let region: UnsafeMutableRawPointer
+  @usableFromInline let ring: UnsafeMutableRawPointer
+  @usableFromInline let size: Int
+  /// Which entry follows a free one, as in the region, where others could change it.
+  @usableFromInline let links: UnsafeMutablePointer<UInt16>
+  /// The last entry of the chain that begins with one.
+  @usableFromInline let lasts: UnsafeMutablePointer<UInt16>
+  /// The first entry of the chain with a buffer id. Mapped, not touched: only ids that are used cost memory.
+  @usableFromInline let heads: UnsafeMutablePointer<UInt16>
+  private let headArea: Mapping
+  @usableFromInline var free: UInt16
+  @usableFromInline var order: UInt64
+  @usableFromInline var shown: PackedPosition
+  public let begin: PackedPosition
+  public let beginUsed: PackedPosition
+  /// To be taken again, the next one last.
+  private var left: [PackedInflightRecovery.Chain]
+
+  /// Recovers what was left in the region. The positions come from there: what the transport was told can be wrong after a crash.
+  public init(
+    size: UInt16, record: InflightRecord?, available: PackedPosition, used: PackedPosition, ring: UnsafeMutableRawPointer
+  ) throws(QueueError) {
+    guard let record, let region = unsafe record.memory.region(ofQueue: record.queue) else { throw .inflightMissing }
+    guard record.memory.isPacked else { throw .inflightFormat }
+    let capacity = record.memory.queueSize
+    guard size <= capacity else { throw .inflightSize(recorded: capacity, size: size) }
+    let recovery = unsafe PackedInflightRecovery(region: region, ring: ring, size: size, capacity: capacity)
+    let found = try recovery.run(freshAt: used)
+    do { headArea = try Mapping(anonymous: 65536 * MemoryLayout<UInt16>.stride) } catch { throw .outOfMemory }
+    self.record = record
+    unsafe self.region = region
+    unsafe self.ring = ring
+    self.size = Int(size)
+    unsafe links = .allocate(capacity: Int(capacity))
+    unsafe lasts = .allocate(capacity: Int(capacity))
+    unsafe links.initialize(repeating: capacity, count: Int(capacity))
+    unsafe lasts.initialize(repeating: 0, count: Int(capacity))
+    unsafe heads = headArea.base.bindMemory(to: UInt16.self, capacity: 65536)
+    for (entry, next) in zip(found.free, found.free.dropFirst()) { unsafe links[Int(entry)] = next }
+    free = found.free.first ?? capacity
+    for chain in found.chains {
+      // When it is free, its entries follow each other as before.
+      for (entry, next) in zip(chain.entries, chain.entries.dropFirst()) { unsafe links[Int(entry)] = next }
+      unsafe heads[Int(chain.id)] = chain.head
+      unsafe lasts[Int(chain.head)] = chain.last
+    }
+    order = found.chains.last.map { $0.order &+ 1 } ?? 0
+    shown = found.used
+    beginUsed = found.used
+    begin = found.used.advanced(by: found.slots, size: Int(size))
+    left = found.chains.reversed()
+  }
+
+  deinit {
+    unsafe links.deallocate()
+    unsafe lasts.deallocate()
+  }
+
+  @inlinable @inline(__always)
+  func entry(_ number: UInt16) -> UnsafeMutableRawPointer { unsafe region + (32 &+ Int(number) &* 32) }
+
+  /// Free entries are never fewer than free slots of the ring, which has room for the chain.
+  @inlinable @inline(__always)
+  public mutating func take(_ id: UInt16, slot: Int, span: Int) {
+    KillPoint.pass(.takeBegins)
+    let head = free
+    var (next, last, slot) = (head, head, slot)
+    for _ in 0..<span {
+      let (from, to) = unsafe (ring + slot &* 16, entry(next))
+      // What others changed since it was read for the request comes to the next device as another request of the same driver.
+      let rest = unsafe SharedCell<UInt64>(from + 8).loadRelaxed()
+      unsafe SharedCell<UInt64>(to + 24).storeRelaxed(SharedCell<UInt64>(from).loadRelaxed())
+      unsafe SharedCell<UInt64>(to + 16).storeRelaxed(rest >> 32 | rest << 32)
+      last = next
+      next = unsafe links[Int(next)]
+      slot &+= 1
+      if slot == size { slot = 0 }
+    }
+    let place = unsafe entry(head)
+    unsafe SharedCell<UInt64>(place + 8).storeRelaxed(order)
+    unsafe SharedCell<UInt16>(place + 4).storeRelaxed(last)
+    unsafe SharedCell<UInt16>(place + 6).storeRelaxed(UInt16(truncatingIfNeeded: span))
+    KillPoint.pass(.takeOrdered)
+    // Release: the copy is whole. It counts for nothing as long as the entry is a free one.
+    unsafe SharedCell<UInt8>(place).storeRelease(1)
+    KillPoint.pass(.takeMarked)
+    unsafe SharedCell<UInt32>(region + 12).storeRelease(UInt32(next) | UInt32(next) << 16)
+    unsafe heads[Int(id)] = head
+    unsafe lasts[Int(head)] = last
+    free = next
+    order &+= 1
+  }
+
+  @inlinable @inline(__always)
+  public mutating func willShow(_ id: UInt16, next: PackedPosition) {
+    let head = unsafe heads[Int(id)]
+    let last = unsafe lasts[Int(head)]
+    unsafe links[Int(last)] = free
+    unsafe SharedCell<UInt16>(entry(last) + 2).storeRelease(free)
+    KillPoint.pass(.answerLinked)
+    unsafe SharedCell<UInt16>(region + 12).storeRelease(head)
+    KillPoint.pass(.answerLinked)
+    free = head
+    unsafe SharedCell<UInt64>(region + 16).storeRelease(Self.word(next, shown))
+    KillPoint.pass(.answerCounted)
+  }
+
+  @inlinable @inline(__always)
+  public mutating func didShow(_ id: UInt16, next: PackedPosition) {
+    unsafe SharedCell<UInt8>(entry(free)).storeRelease(0)
+    KillPoint.pass(.publishFreed)
+    unsafe SharedCell<UInt32>(region + 12).storeRelease(UInt32(free) | UInt32(free) << 16)
+    KillPoint.pass(.publishFreed)
+    // Release: what was shown is free.
+    unsafe SharedCell<UInt64>(region + 16).storeRelease(Self.word(next, next))
+    KillPoint.pass(.publishOver)
+    shown = next
+  }
+
+  /// A position and the one before, as they lie in the region.
+  @inlinable @inline(__always)
+  static func word(_ now: PackedPosition, _ before: PackedPosition) -> UInt64 {
+    let slots = UInt64(now.rawValue & 0x7fff) | UInt64(before.rawValue & 0x7fff) << 16
+    return slots | UInt64(now.rawValue >> 15) << 32 | UInt64(before.rawValue >> 15) << 40
+  }
+
+  // MARK: What was left
+
+  public var interrupted: Int { left.count }
+  public var interruptedBuffers: [(id: UInt16, span: Int)] { left.map { ($0.id, $0.descriptors.count) } }
+  public func nextInterrupted() -> InterruptedChain? {
+    left.last.map { InterruptedChain(id: $0.id, descriptors: $0.descriptors) }
+  }
+  public mutating func resume() { left.removeLast() }
+}

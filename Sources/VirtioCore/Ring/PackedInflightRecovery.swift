@@ -1,0 +1,175 @@
+/// What was left in the in-flight record of a packed queue by whoever had it before.
+
+/// What is done with a region before its ring runs. It can end between any two stores and be done again.
+@safe
+struct PackedInflightRecovery {
+  /// A chain that was taken and not shown as used.
+  struct Chain {
+    var id: UInt16
+    /// Its first and last entry.
+    var head: UInt16
+    var last: UInt16
+    var order: UInt64
+    var descriptors: [PackedDescriptor]
+    /// All of its entries, as they were found: the region may be changed meanwhile.
+    var entries: [UInt16]
+  }
+
+  struct Found {
+    /// To be taken again, in the order in which they were taken.
+    var chains: [Chain]
+    /// Where the next used descriptor goes.
+    var used: PackedPosition
+    /// Entries that are free, in the order of their list.
+    var free: [UInt16]
+
+    /// Of all chains.
+    var slots: Int { chains.reduce(0) { $0 + $1.descriptors.count } }
+  }
+
+  private let region: UnsafeMutableRawPointer
+  private let ring: UnsafeMutableRawPointer
+  private let size: UInt16
+  /// Entries of the region.
+  private let capacity: UInt16
+
+  init(region: UnsafeMutableRawPointer, ring: UnsafeMutableRawPointer, size: UInt16, capacity: UInt16) {
+    unsafe self.region = region
+    unsafe self.ring = ring
+    self.size = size
+    self.capacity = capacity
+  }
+
+  private func entry(_ number: UInt16) -> UnsafeMutableRawPointer {
+    unsafe region + PackedRecordOffset.header + PackedRecordOffset.entry * Int(number)
+  }
+  private func cell(_ offset: Int) -> SharedCell<UInt16> { unsafe SharedCell(region + offset) }
+  private func mark(_ number: UInt16) -> SharedCell<UInt8> { unsafe SharedCell(entry(number)) }
+  private func field(_ number: UInt16, _ offset: Int) -> SharedCell<UInt16> { unsafe SharedCell(entry(number) + offset) }
+  private var positions: SharedCell<UInt64> { unsafe SharedCell(region + PackedRecordOffset.used) }
+  private var freeWord: SharedCell<UInt32> { unsafe SharedCell(region + PackedRecordOffset.free) }
+
+  /// - Parameter used: where a ring stands whose region nobody has used.
+  func run(freshAt used: PackedPosition) throws(QueueError) -> Found {
+    switch cell(PackedRecordOffset.version).loadRelaxed() {
+    case 0: return begin(at: used)
+    case InflightBuffers.version: break
+    case let other: throw .inflightVersion(other)
+    }
+    // Others say how many the region has room for, or how many the ring has.
+    let recorded = cell(PackedRecordOffset.entries).loadRelaxed()
+    guard recorded >= size, recorded <= capacity else { throw .inflightSize(recorded: recorded, size: size) }
+    let position = try finishPublication()
+    clearFree()
+    let chains = try collect()
+    let found = Found(chains: chains, used: position, free: entriesOutside(chains))
+    let slots = found.slots
+    guard slots <= Int(size) else { throw .inflightTooMany(slots, waiting: size) }
+    link(found.free)
+    return found
+  }
+
+  /// Nobody has used the region: nothing in it means anything.
+  private func begin(at used: PackedPosition) -> Found {
+    for number in 0..<capacity {
+      mark(number).storeRelease(0)
+      KillPoint.pass(.recoveryCleared)
+    }
+    let free = Array(0..<capacity)
+    link(free)
+    cell(PackedRecordOffset.entries).storeRelease(capacity)
+    KillPoint.pass(.recoverySized)
+    positions.storeRelease(InflightBuffers.word(used, used))
+    KillPoint.pass(.recoveryCopied)
+    // Last: from now on the region means what it says.
+    cell(PackedRecordOffset.version).storeRelease(InflightBuffers.version)
+    KillPoint.pass(.recoveryBegun)
+    return Found(chains: [], used: used, free: free)
+  }
+
+  /// An answer may have been shown and not been written down as that.
+  /// - Returns: where the next used descriptor goes.
+  private func finishPublication() throws(QueueError) -> PackedPosition {
+    let word = positions.loadRelaxed()
+    func position(_ slot: UInt64, _ wrap: UInt64) throws(QueueError) -> PackedPosition {
+      let slot = Int(word >> slot & 0xffff)
+      guard slot < Int(size) else { throw .inflightDamaged }
+      return PackedPosition(slot: slot, wrap: word >> wrap & 0xff != 0)
+    }
+    let (now, before) = (try position(0, 32), try position(16, 40))
+    var free = cell(PackedRecordOffset.free + 2).loadRelaxed()
+    var stands = before
+    if now != before {
+      let flags = unsafe SharedCell<UInt16>(ring + (before.slot * 16 + 14)).loadAcquire()
+      if flags & PackedFlags.both != PackedFlags.whenAvailable(before.wrap) {
+        free = cell(PackedRecordOffset.free).loadRelaxed()
+        stands = now
+      }
+    }
+    // The free list first: as long as the positions differ, all of this is done again.
+    freeWord.storeRelease(UInt32(free) | UInt32(free) << 16)
+    KillPoint.pass(.recoveryFreed)
+    positions.storeRelease(InflightBuffers.word(stands, stands))
+    KillPoint.pass(.recoveryFinished)
+    return stands
+  }
+
+  /// What is in the free list is free, whatever its mark says. The list is not longer than there are entries, and no entry comes
+  /// twice; whatever else the links say ends it.
+  private func clearFree() {
+    var seen = [Bool](repeating: false, count: Int(capacity))
+    var number = cell(PackedRecordOffset.free).loadRelaxed()
+    while number < capacity, !seen[Int(number)] {
+      seen[Int(number)] = true
+      mark(number).storeRelease(0)
+      KillPoint.pass(.recoveryFreed)
+      number = field(number, PackedRecordOffset.next).loadRelaxed()
+    }
+  }
+
+  private func collect() throws(QueueError) -> [Chain] {
+    var chains: [Chain] = []
+    var seen = [Bool](repeating: false, count: Int(capacity))
+    var ids: Set<UInt16> = []
+    for head in 0..<capacity where mark(head).loadRelaxed() != 0 {
+      let count = field(head, PackedRecordOffset.count).loadRelaxed()
+      guard count > 0, count <= size else { throw .inflightDamaged }
+      var chain = unsafe Chain(
+        id: 0, head: head, last: head, order: SharedCell<UInt64>(entry(head) + PackedRecordOffset.order).loadRelaxed(),
+        descriptors: [], entries: [])
+      var number = head
+      for index in 0..<count {
+        if index > 0 { number = field(number, PackedRecordOffset.next).loadRelaxed() }
+        guard number < capacity, !seen[Int(number)] else { throw .inflightDamaged }
+        seen[Int(number)] = true
+        chain.entries.append(number)
+        let place = unsafe entry(number)
+        let link = unsafe SharedCell<UInt64>(place + PackedRecordOffset.link).loadRelaxed()
+        let address = unsafe SharedCell<UInt64>(place + PackedRecordOffset.address).loadRelaxed()
+        chain.descriptors.append(PackedDescriptor(address, link >> 32 | link << 32))
+      }
+      chain.last = number
+      chain.id = chain.descriptors[chain.descriptors.count - 1].id
+      guard ids.insert(chain.id).inserted else { throw .inflightDamaged }
+      chains.append(chain)
+    }
+    // Orders that are equal are nobody's mistake but the writer's; then the entries decide, so that it always comes out alike.
+    return chains.sorted { ($0.order, $0.head) < ($1.order, $1.head) }
+  }
+
+  private func entriesOutside(_ chains: [Chain]) -> [UInt16] {
+    var isFree = [Bool](repeating: true, count: Int(capacity))
+    for number in chains.flatMap(\.entries) { isFree[Int(number)] = false }
+    return (0..<capacity).filter { isFree[Int($0)] }
+  }
+
+  /// Makes a list of all free entries. Between two stores their links lead from one to another of them, as before.
+  private func link(_ free: [UInt16]) {
+    for (index, number) in free.enumerated() {
+      field(number, PackedRecordOffset.next).storeRelease(index + 1 < free.count ? free[index + 1] : capacity)
+    }
+    let first = free.first ?? capacity
+    freeWord.storeRelease(UInt32(first) | UInt32(first) << 16)
+    KillPoint.pass(.recoveryFreed)
+  }
+}

@@ -1,0 +1,47 @@
+/// Where one side of a packed ring stands: a slot, and the wrap counter with which it goes round (virtio 2.7.1).
+
+/// The raw value is the one that is saved, and the one in an event suppression structure: the slot in bits 0 … 14, the wrap
+/// counter in bit 15.
+public struct PackedPosition: RawRepresentable, Hashable, Sendable {
+  public var rawValue: UInt16
+
+  @inlinable public init(rawValue: UInt16) { self.rawValue = rawValue }
+
+  /// - Parameter slot: 0 … 32767.
+  @inlinable public init(slot: Int, wrap: Bool) {
+    rawValue = UInt16(truncatingIfNeeded: slot) & 0x7fff | (wrap ? 0x8000 : 0)
+  }
+
+  /// Of a ring that nobody has used: both counters begin as 1.
+  public static let start = PackedPosition(rawValue: 0x8000)
+
+  @inlinable public var slot: Int { Int(rawValue & 0x7fff) }
+  @inlinable public var wrap: Bool { rawValue & 0x8000 != 0 }
+
+  /// So many slots further on. - Parameters:
+  ///   - span: 0 … `size`.
+  ///   - size: of the ring; more than `slot`.
+  @inlinable public func advanced(by span: Int, size: Int) -> PackedPosition {
+    let next = slot &+ span
+    return next < size ? PackedPosition(slot: next, wrap: wrap) : PackedPosition(slot: next &- size, wrap: !wrap)
+  }
+
+  /// How many slots this is ahead of another one: 0 … `size`.
+  /// - Returns: `nil` when it is not ahead of it within one round.
+  public func distance(from other: PackedPosition, size: Int) -> Int? {
+    let distance = wrap == other.wrap ? slot - other.slot : slot + size - other.slot
+    return (0...size).contains(distance) ? distance : nil
+  }
+}
+
+extension QueuePosition {
+  /// Of a packed queue: both halves are raw values of a `PackedPosition`.
+  public init(available: PackedPosition, used: PackedPosition) {
+    self.init(available: available.rawValue, used: used.rawValue)
+  }
+
+  /// Where a queue stands that nobody has used. - Parameter features: what was negotiated.
+  public static func start(_ features: FeatureSet) -> QueuePosition {
+    features.contains(.packedRing) ? QueuePosition(available: .start, used: .start) : QueuePosition()
+  }
+}

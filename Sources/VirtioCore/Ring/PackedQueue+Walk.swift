@@ -1,0 +1,220 @@
+/// The way from a packed descriptor ring to the buffers of a chain (virtio 2.7.6, 2.7.7).
+
+extension PackedRing where Book: ~Copyable {
+  /// An indirect table may be longer than the queue; this is where we stop believing it, as in a split ring.
+  @inlinable static var maximumIndirectEntries: Int { 1024 }
+
+  /// Takes a chain as drivers make them: nothing empty, nothing outside memory or across regions, room enough, an indirect
+  /// table in one piece.
+  /// - Returns: `nil` for any other, and when nothing is available or kicks are not suppressed; nothing was taken then.
+  @inlinable @inline(__always)
+  mutating func popPlain(
+    into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
+  ) -> Chain? {
+    let first = unsafe next
+    // Acquire: what the driver stored before the flags (the rest of the descriptor, those behind it, buffers) is read after
+    // them. The half that they are in is read as a whole, so that flags, id and length are of one moment.
+    let head = unsafe PackedDescriptor(high: SharedCell<UInt64>(first + 8).loadAcquire(), at: first)
+    guard head.flags & PackedFlags.both == availableFlags, kicksAreSuppressed else { return nil }
+    if head.isIndirect {
+      guard unsafe walkPlainTable(head, into: segments, capacity: capacity, shape: &shape),
+        unsafe spans[Int(head.id)] == 0, takenSlots &- usedSlots < UInt64(size)
+      else { return nil }
+      let after = unsafe first + 16
+      return unsafe take(head.id, span: 1, after: after == ringEnd ? ring : after)
+    }
+    // Also of slots: a list is not longer than the ring, and each step takes a piece of the room.
+    guard
+      let (id, last) = unsafe walkPlainList(
+        head, at: first, into: segments, capacity: min(capacity, Int(size)), shape: &shape),
+      unsafe spans[Int(id)] == 0
+    else { return nil }
+    var after = unsafe last + 16
+    if unsafe after == ringEnd { unsafe after = ring }
+    let distance = (Int(bitPattern: after) &- Int(bitPattern: first)) >> 4
+    let span = distance > 0 ? distance : distance &+ Int(size)
+    guard takenSlots &- usedSlots &+ UInt64(span) <= UInt64(size) else { return nil }
+    return unsafe take(id, span: span, after: after)
+  }
+
+  /// Follows a list of descriptors in the ring. - Returns: its buffer id, which is that of its last one, and where that is.
+  @inlinable @inline(__always)
+  mutating func walkPlainList(
+    _ head: PackedDescriptor, at first: UnsafeMutableRawPointer, into segments: UnsafeMutablePointer<MemorySegment>,
+    capacity: Int, shape: inout ChainShape
+  ) -> (id: UInt16, last: UnsafeMutableRawPointer)? {
+    var descriptor = head
+    var place = unsafe first
+    let end = unsafe segments + capacity
+    var next = unsafe segments
+    var bytes: UInt64 = 0
+    while descriptor.isReadable {
+      guard unsafe next < end, let base = unsafe view.place(descriptor.address, length: descriptor.length) else { return nil }
+      unsafe next.pointee = MemorySegment(base: base, count: Int(descriptor.length))
+      bytes &+= UInt64(descriptor.length)
+      guard descriptor.hasNext else { return nil }  // without room for a status: not plain
+      unsafe next += 1
+      unsafe place += 16
+      if unsafe place == ringEnd { unsafe place = ring }
+      unsafe descriptor = PackedDescriptor(readingOnce: place)
+    }
+    unsafe shape.writable = next
+    shape.readableBytes = bytes
+    while descriptor.isWritable {
+      guard unsafe next < end, let base = unsafe view.place(descriptor.address, length: descriptor.length) else { return nil }
+      unsafe next.pointee = MemorySegment(base: base, count: Int(descriptor.length))
+      bytes &+= UInt64(descriptor.length)
+      unsafe next += 1
+      guard descriptor.hasNext else {
+        guard bytes <= UInt64(Int32.max) else { return nil }
+        unsafe shape.end = next
+        shape.writableBytes = bytes &- shape.readableBytes
+        shape.defect = nil
+        return unsafe (descriptor.id, place)
+      }
+      unsafe place += 16
+      if unsafe place == ringEnd { unsafe place = ring }
+      unsafe descriptor = PackedDescriptor(readingOnce: place)
+    }
+    return nil  // readable after writable, or an indirect descriptor after others
+  }
+
+  /// Goes through an indirect table, whose entries follow each other and have no flag but WRITE (virtio 2.7.7).
+  @inlinable @inline(__always)
+  mutating func walkPlainTable(
+    _ head: PackedDescriptor, into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
+  ) -> Bool {
+    guard hasIndirect, !head.hasNext, head.length % 16 == 0, head.length <= UInt32(Self.maximumIndirectEntries) &* 16,
+      let table = unsafe view.place(head.address, length: head.length), UInt(bitPattern: table) % 8 == 0,
+      Int(head.length / 16) <= capacity
+    else { return false }
+    let end = unsafe table + Int(head.length)
+    var place = unsafe table
+    var next = unsafe segments
+    var bytes: UInt64 = 0
+    var descriptor = unsafe PackedDescriptor(readingOnce: place)
+    while !descriptor.hasWrite {
+      guard let base = unsafe view.place(descriptor.address, length: descriptor.length) else { return false }
+      unsafe next.pointee = MemorySegment(base: base, count: Int(descriptor.length))
+      bytes &+= UInt64(descriptor.length)
+      unsafe next += 1
+      unsafe place += 16
+      guard unsafe place != end else { return false }
+      unsafe descriptor = PackedDescriptor(readingOnce: place)
+    }
+    unsafe shape.writable = next
+    shape.readableBytes = bytes
+    while descriptor.hasWrite {
+      guard let base = unsafe view.place(descriptor.address, length: descriptor.length) else { return false }
+      unsafe next.pointee = MemorySegment(base: base, count: Int(descriptor.length))
+      bytes &+= UInt64(descriptor.length)
+      unsafe next += 1
+      unsafe place += 16
+      guard unsafe place != end else {
+        guard bytes <= UInt64(Int32.max) else { return false }
+        unsafe shape.end = next
+        shape.writableBytes = bytes &- shape.readableBytes
+        shape.defect = nil
+        return true
+      }
+      unsafe descriptor = PackedDescriptor(readingOnce: place)
+    }
+    return false  // readable after writable
+  }
+
+  /// Takes a chain that is available and not plain, or says what is wrong with it.
+  @usableFromInline mutating func popOther(
+    into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
+  ) throws(QueueError) -> Chain? {
+    let first = unsafe slot(of: next)
+    let (base, size) = unsafe (ring, Int(size))
+    let head = unsafe PackedDescriptor(high: SharedCell<UInt64>(next + 8).loadAcquire(), at: next)
+    // Who looked before saw it available. A driver that has taken it back gets nothing of it.
+    guard head.flags & PackedFlags.both == availableFlags else { return nil }
+    let (id, span) = unsafe try walk(
+      UInt16(truncatingIfNeeded: first), count: size, into: segments, capacity: capacity, shape: &shape
+    ) { index in
+      guard index > 0 else { return head }
+      let slot = first &+ index
+      return unsafe PackedDescriptor(readingOnce: base + (slot < size ? slot : slot &- size) &* 16)
+    }
+    guard unsafe spans[Int(id)] == 0 else { throw .bufferAlreadyInFlight(id) }
+    guard takenSlots &- usedSlots &+ UInt64(span) <= UInt64(size) else {
+      throw .slotNotFree(UInt16(truncatingIfNeeded: first))
+    }
+    let after = first &+ span
+    return unsafe take(id, span: span, after: ring + (after < size ? after : after &- size) &* 16)
+  }
+
+  public mutating func retake(
+    into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
+  ) throws(QueueError) -> Chain? {
+    guard let chain = book.nextInterrupted() else { return nil }
+    let descriptors = chain.descriptors
+    _ = unsafe try walk(
+      chain.id, count: descriptors.count, into: segments, capacity: capacity, shape: &shape
+    ) { descriptors[$0] }
+    if !kicksAreSuppressed {
+      kicksAreSuppressed = true
+      deviceEvents.storeRelaxed(PackedEvent.never.rawValue.littleEndian)
+    }
+    book.resume()
+    KillPoint.pass(.recoveryResumed)
+    return Chain(head: chain.id)
+  }
+
+  /// Goes through any chain, and names what is wrong with it. Bounded by the length of the list that it goes through, whatever
+  /// the flags say.
+  ///
+  /// - Parameters:
+  ///   - name: of the chain, for people.
+  ///   - count: descriptors that a list can have, at least 1.
+  ///   - descriptor: asked for each of them once, in order.
+  @inline(never)
+  private mutating func walk(
+    _ name: UInt16, count: Int, into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape,
+    descriptor at: (Int) -> PackedDescriptor
+  ) throws(QueueError) -> (id: UInt16, span: Int) {
+    var collector = unsafe ChainCollector(into: segments, capacity: capacity)
+    var span = 0
+    while true {
+      guard span < count else { throw .chainLoops(head: name) }
+      let descriptor = at(span)
+      span &+= 1
+      if descriptor.isIndirect {
+        guard hasIndirect else { throw .indirectNotNegotiated(head: name) }
+        guard span == 1 else { throw .indirectInList(head: name) }
+        guard !descriptor.hasNext else { throw .indirectWithNext(head: name) }
+        try walkTable(descriptor, name, &collector)
+      } else {
+        try collector.add(
+          descriptor.address, length: descriptor.length, isWritable: descriptor.hasWrite, head: name, &view)
+        guard !descriptor.hasNext else { continue }
+      }
+      try collector.finish(head: name, &shape)
+      return (descriptor.id, span)
+    }
+  }
+
+  private mutating func walkTable(
+    _ descriptor: PackedDescriptor, _ name: UInt16, _ collector: inout ChainCollector
+  ) throws(QueueError) {
+    let length = descriptor.length
+    let limit = max(Int(size), Self.maximumIndirectEntries)
+    guard length > 0, length % 16 == 0, Int(length / 16) <= limit else { throw .badIndirectLength(head: name, length) }
+    let table = GuestAddress(descriptor.address)
+    guard table.advanced(by: UInt64(length) - 1) != nil else { throw .indirectUnmapped(head: name, table) }
+    for index in 0..<UInt64(length / 16) {
+      let address = descriptor.address &+ index &* 16
+      guard let piece = view.find(address) else { throw .indirectUnmapped(head: name, table) }
+      let entry: PackedDescriptor
+      if piece.count >= 16, unsafe UInt(bitPattern: piece.base) % 8 == 0 {
+        unsafe entry = PackedDescriptor(readingOnce: piece.base)
+      } else {
+        guard let words = view.gatherDescriptor(address) else { throw .indirectUnmapped(head: name, table) }
+        entry = PackedDescriptor(words.0, words.1)
+      }
+      try collector.add(entry.address, length: entry.length, isWritable: entry.hasWrite, head: name, &view)
+    }
+  }
+}

@@ -1,0 +1,327 @@
+/// The device's side of a packed virtqueue (virtio 2.7): one ring of descriptors, which both sides write, and an event
+/// suppression structure for each side.
+///
+/// The driver owns every byte here and may change any of them at any time. So each word is read once, into a local, through a
+/// `SharedCell`, and only the local is looked at.
+
+/// A packed queue that writes down nothing for others.
+public typealias PackedQueue = PackedRing<PrivateBuffers>
+
+/// A running packed queue. - Parameter Book: what it writes down about the chains that it has taken.
+@safe
+public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
+  @inlinable public static var isRecorded: Bool { Book.isLasting }
+
+  public let size: UInt16
+  private let memory: GuestMemory
+  @usableFromInline let hasEventIndex: Bool
+  @usableFromInline let hasIndirect: Bool
+  @usableFromInline var view: GuestMemoryView
+
+  /// The descriptor ring, and where it ends.
+  @usableFromInline let ring: UnsafeMutableRawPointer
+  @usableFromInline let ringEnd: UnsafeMutableRawPointer
+  @usableFromInline let driverEvents: SharedCell<UInt32>
+  @usableFromInline let deviceEvents: SharedCell<UInt32>
+
+  /// For each buffer id: slots of the chain in flight; 0: there is none.
+  @usableFromInline let spans: UnsafeMutablePointer<UInt16>
+  /// Ids are the driver's to choose, so there are 65536. Mapped, not touched: only ids that are used cost memory.
+  private let spanArea: Mapping
+
+  /// The slot that is taken next, and the flags that say that its descriptor is available.
+  @usableFromInline var next: UnsafeMutableRawPointer
+  @usableFromInline var availableFlags: UInt16
+  /// The slot of the next used descriptor, counting those not yet published, and the flags that say that it is used.
+  @usableFromInline var nextUsed: UnsafeMutableRawPointer
+  @usableFromInline var usedFlags: UInt16
+  /// Slots taken and slots used, ever. The distance is what is in flight, and never more than the ring.
+  @usableFromInline var takenSlots: UInt64
+  @usableFromInline var usedSlots: UInt64 = 0
+  /// `usedSlots` when it was published last, and when it was decided last whether to notify.
+  @usableFromInline var publishedSlots: UInt64 = 0
+  @usableFromInline var decidedSlots: UInt64 = 0
+
+  public var unpublished = 0
+  /// Chains published ever, modulo 2^16.
+  @usableFromInline var publishedChains: UInt16 = 0
+  /// The first used descriptor that is not published: where it is, and the flags that will show it.
+  @usableFromInline var firstUnpublished: UnsafeMutableRawPointer
+  @usableFromInline var firstFlags: UInt16
+  /// Answers that are not published, of a book that lasts; as many places as the ring has slots.
+  @usableFromInline let answers: UnsafeMutablePointer<PackedAnswer>
+  @usableFromInline var kicksAreSuppressed = false
+
+  @usableFromInline var book: Book
+  /// `publishedSlots` when it was asked last what was written, and where that ended.
+  private var notedSlots: UInt64 = 0
+
+  public init(
+    _ configuration: QueueConfiguration, memory: GuestMemory, features: FeatureSet, position: QueuePosition,
+    record: InflightRecord? = nil
+  ) throws(QueueError) {
+    let size = configuration.size
+    guard features.contains(.packedRing) else { throw .otherFormat }
+    guard size > 0, size <= 32768 else { throw .badPackedSize(size) }
+    var view = memory.view()
+    func part(
+      _ part: QueueError.RingPart, _ address: GuestAddress, alignment: UInt64, count: Int
+    ) throws(QueueError) -> UnsafeMutableRawPointer {
+      guard address.isAligned(to: alignment) else { throw .misaligned(part: part, address) }
+      guard let piece = view.contiguous(address, count: count) else { throw .unmapped(part: part, address) }
+      // Guest addresses and host addresses need not be aligned alike: a region can lie anywhere in its mapping.
+      guard unsafe UInt(bitPattern: piece.base) % UInt(alignment) == 0 else { throw .misaligned(part: part, address) }
+      return unsafe piece.base
+    }
+    let bytes = 16 * Int(size)
+    let ring = unsafe try part(.descriptorRing, configuration.descriptorTable, alignment: 16, count: bytes)
+    let driver = unsafe try part(.driverEvents, configuration.availableRing, alignment: 4, count: 4)
+    let device = unsafe try part(.deviceEvents, configuration.usedRing, alignment: 4, count: 4)
+    // What was used is not in memory as a number. Where nobody says it, nothing was in flight.
+    let available = PackedPosition(rawValue: position.available)
+    let used = PackedPosition(rawValue: position.used ?? position.available)
+    let book = unsafe try Book(size: size, record: record, available: available, used: used, ring: ring)
+    guard book.begin.slot < Int(size), book.beginUsed.slot < Int(size),
+      let inFlight = book.begin.distance(from: book.beginUsed, size: Int(size))
+    else { throw .badPosition(available: book.begin, used: book.beginUsed, size: size) }
+    do { spanArea = try Mapping(anonymous: 65536 * MemoryLayout<UInt16>.stride) } catch { throw .outOfMemory }
+    unsafe spans = spanArea.base.bindMemory(to: UInt16.self, capacity: 65536)
+    for buffer in book.interruptedBuffers {
+      unsafe spans[Int(buffer.id)] = UInt16(truncatingIfNeeded: buffer.span)
+    }
+    let answers = Book.isLasting ? Int(size) : 1
+    unsafe self.answers = .allocate(capacity: answers)
+    unsafe self.answers.initialize(repeating: PackedAnswer(), count: answers)
+    self.size = size
+    self.memory = memory
+    hasEventIndex = features.contains(.eventIndex)
+    hasIndirect = features.contains(.indirectDescriptors)
+    self.view = view
+    unsafe self.ring = ring
+    unsafe ringEnd = ring + bytes
+    driverEvents = unsafe SharedCell(driver)
+    deviceEvents = unsafe SharedCell(device)
+    unsafe next = ring + 16 * book.begin.slot
+    availableFlags = PackedFlags.whenAvailable(book.begin.wrap)
+    unsafe nextUsed = ring + 16 * book.beginUsed.slot
+    usedFlags = PackedFlags.whenUsed(book.beginUsed.wrap)
+    unsafe firstUnpublished = nextUsed
+    firstFlags = usedFlags
+    takenSlots = UInt64(inFlight)
+    self.book = book
+  }
+
+  deinit { unsafe answers.deallocate() }
+
+  // MARK: Positions
+
+  @inlinable
+  func slot(of place: UnsafeMutableRawPointer) -> Int { unsafe (place - ring) / 16 }
+
+  @inlinable var available: PackedPosition {
+    unsafe PackedPosition(slot: slot(of: next), wrap: availableFlags == PackedFlags.available)
+  }
+  /// Counting what is not published.
+  @inlinable var answered: PackedPosition {
+    unsafe PackedPosition(slot: slot(of: nextUsed), wrap: usedFlags != 0)
+  }
+  @inlinable var published: PackedPosition {
+    guard unpublished > 0 else { return answered }
+    return unsafe PackedPosition(slot: slot(of: firstUnpublished), wrap: firstFlags & PackedFlags.available != 0)
+  }
+
+  public var position: QueuePosition { QueuePosition(available: available, used: published) }
+
+  /// Only who answers in the order of the requests hands chains back, and then nothing that comes after them was shown.
+  public func position(handingBack count: UInt16) -> QueuePosition {
+    count == 0 ? position : QueuePosition(available: published, used: published)
+  }
+
+  // MARK: Taking
+
+  @inlinable @inline(__always)
+  public mutating func hasAvailable() -> Bool {
+    let flags = unsafe SharedCell<UInt16>(next + 14).loadRelaxed()
+    return flags & PackedFlags.both == availableFlags
+  }
+
+  @inlinable @inline(__always)
+  public mutating func pop(
+    into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
+  ) throws(QueueError) -> Chain? {
+    // Whatever is not plain begins anew, as in a split ring: no check is made on one copy and acted upon with another.
+    var plain = unsafe ChainShape(at: segments)
+    if let chain = unsafe popPlain(into: segments, capacity: capacity, shape: &plain) {
+      shape = plain
+      return chain
+    }
+    var other = unsafe ChainShape(at: segments)
+    let chain = unsafe try popAny(into: segments, capacity: capacity, shape: &other)
+    shape = other
+    return chain
+  }
+
+  /// Takes any chain, or says what is wrong with the ring. The first chain after kicks were enabled comes this way.
+  @inlinable @inline(never)
+  mutating func popAny(
+    into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
+  ) throws(QueueError) -> Chain? {
+    guard hasAvailable() else { return nil }
+    if !kicksAreSuppressed {
+      kicksAreSuppressed = true
+      deviceEvents.storeRelaxed(PackedEvent.never.rawValue.littleEndian)
+      if let chain = unsafe popPlain(into: segments, capacity: capacity, shape: &shape) { return chain }
+    }
+    return unsafe try popOther(into: segments, capacity: capacity, shape: &shape)
+  }
+
+  /// The chain is being taken: nothing that was read about it is read again.
+  ///
+  /// - Parameters:
+  ///   - span: 1 … the number of free slots.
+  ///   - after: the slot behind its last one.
+  @inlinable @inline(__always)
+  mutating func take(_ id: UInt16, span: Int, after: UnsafeMutableRawPointer) -> Chain {
+    unsafe spans[Int(id)] = UInt16(truncatingIfNeeded: span)
+    if Book.isLasting { unsafe book.take(id, slot: slot(of: next), span: span) }
+    takenSlots &+= UInt64(span)
+    // It covers at least one slot, and at most all: the slot behind it is not behind its first one only where the ring ended.
+    if unsafe after <= next { availableFlags ^= PackedFlags.both }
+    unsafe next = after
+    return Chain(head: id)
+  }
+
+  public var interrupted: Int { book.interrupted }
+
+  // MARK: Giving back
+
+  /// The used descriptor is written to the next slot that is not used. Its flags are the driver's signal (virtio 2.7.2), and
+  /// those of the first descriptor of a batch, which the driver looks at first, are left for `publish`.
+  @inlinable @inline(__always)
+  public mutating func push(_ chain: consuming Chain, written: UInt32) {
+    let id = chain.complete()
+    let place = unsafe nextUsed
+    let span = unsafe Int(spans[Int(id)])
+    // WRITE says that the length counts (virtio 2.7.3).
+    let flags = written != 0 ? usedFlags | PackedFlags.write : usedFlags
+    if Book.isLasting {
+      unsafe SharedCell<UInt32>(place + 8).storeRelaxed(written)
+      KillPoint.pass(.answerWritten)
+      unsafe SharedCell<UInt16>(place + 12).storeRelaxed(id)
+      KillPoint.pass(.answerNamed)
+      if unpublished == 0 { unsafe noteFirst(place, flags) }
+      unsafe answers[unpublished] = PackedAnswer(id: id, span: UInt16(truncatingIfNeeded: span), flags: flags)
+    } else if unpublished == 0 {
+      unsafe noteFirst(place, flags)
+      unsafe SharedCell<UInt32>(place + 8).storeRelaxed(written)
+      unsafe SharedCell<UInt16>(place + 12).storeRelaxed(id)
+    } else {
+      // The driver goes from one used descriptor to the next and has not seen the first one.
+      unsafe SharedCell<UInt64>(place + 8).storeRelaxed(UInt64(written) | UInt64(id) << 32 | UInt64(flags) << 48)
+    }
+    unpublished &+= 1
+    usedSlots &+= UInt64(span)
+    unsafe spans[Int(id)] = 0
+    var after = unsafe place + span &* 16
+    if unsafe after >= ringEnd {
+      unsafe after -= Int(size) &* 16
+      usedFlags ^= PackedFlags.both
+    }
+    unsafe nextUsed = after
+  }
+
+  @inlinable @inline(__always)
+  mutating func noteFirst(_ place: UnsafeMutableRawPointer, _ flags: UInt16) {
+    unsafe firstUnpublished = place
+    firstFlags = flags
+  }
+
+  @inlinable @inline(__always)
+  public var pushes: UInt16 { publishedChains &+ UInt16(truncatingIfNeeded: unpublished) }
+
+  @inlinable @inline(__always)
+  public mutating func publish() {
+    guard unpublished != 0 else { return }
+    publishedChains &+= UInt16(truncatingIfNeeded: unpublished)
+    if Book.isLasting {
+      publishOneByOne()
+    } else {
+      // Release: data, status bytes and every other used descriptor of the batch are visible before the one that the driver
+      // waits for (virtio 2.7.21).
+      unsafe SharedCell<UInt16>(firstUnpublished + 14).storeRelease(firstFlags)
+      unpublished = 0
+    }
+    publishedSlots = usedSlots
+  }
+
+  /// Shows every answer of a batch by itself, so that one who comes after a crash finds it either shown or not.
+  @inlinable @inline(__always)
+  mutating func publishOneByOne() {
+    var place = unsafe firstUnpublished
+    var position = published
+    for index in 0..<unpublished {
+      let answer = unsafe answers[index]
+      position = position.advanced(by: Int(answer.span), size: Int(size))
+      book.willShow(answer.id, next: position)
+      // Release: the answer is there, and the record says that it may have been shown.
+      unsafe SharedCell<UInt16>(place + 14).storeRelease(answer.flags)
+      KillPoint.pass(.publishShown)
+      book.didShow(answer.id, next: position)
+      unsafe place = ring + position.slot &* 16
+    }
+    unpublished = 0
+  }
+
+  @inlinable @inline(__always)
+  public mutating func needsCall() -> Bool {
+    let passed = publishedSlots &- decidedSlots
+    guard passed != 0 else { return false }
+    decidedSlots = publishedSlots
+    // Full: our store of the flags comes before this load of the driver's wish. The driver stores its wish and then looks at
+    // the flags; with anything weaker both could miss each other and the driver would sleep on finished work.
+    fullFence()
+    // Offset and flags in one word, as the driver may write them one after the other.
+    let wish = PackedEvent(rawValue: UInt32(littleEndian: driverEvents.loadRelaxed()))
+    return wish.isDue(at: published, passed: passed, size: size, hasEventIndex: hasEventIndex)
+  }
+
+  /// Used descriptors lie anywhere between the first and the last one; what is pushed and not published is said again with the
+  /// flags that show it.
+  public mutating func takeWritten(_ each: (_ area: WrittenArea, _ offset: Int, _ count: Int) -> Void) {
+    each(.device, 0, 4)
+    let count = Int(min(usedSlots &- notedSlots, UInt64(size)))
+    let first = unsafe (slot(of: nextUsed) &+ Int(size) &- count) % Int(size)
+    let upToEnd = min(count, Int(size) - first)
+    if upToEnd > 0 { each(.descriptors, 16 * first, 16 * upToEnd) }
+    if count > upToEnd { each(.descriptors, 0, 16 * (count - upToEnd)) }
+    notedSlots = publishedSlots
+  }
+
+  // MARK: Kicks
+
+  @inlinable @inline(__always)
+  public mutating func enableKicks() -> Bool {
+    kicksAreSuppressed = false
+    deviceEvents.storeRelaxed(
+      (hasEventIndex ? PackedEvent.passing(available) : PackedEvent.always).rawValue.littleEndian)
+    // Full: the wish to be kicked is visible before the flags are looked at again. The driver makes a chain available and then
+    // looks at the wish.
+    fullFence()
+    return hasAvailable()
+  }
+}
+
+/// An answer between `push` and `publish`.
+@usableFromInline
+struct PackedAnswer {
+  @usableFromInline var id: UInt16 = 0
+  @usableFromInline var span: UInt16 = 0
+  @usableFromInline var flags: UInt16 = 0
+
+  @inlinable init() {}
+  @inlinable init(id: UInt16, span: UInt16, flags: UInt16) {
+    self.id = id
+    self.span = span
+    self.flags = flags
+  }
+}

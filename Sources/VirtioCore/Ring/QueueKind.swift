@@ -1,0 +1,20 @@
+/// Which of the rings of this house a queue needs: what is statically typed below the place that chooses.
+
+/// All queues of a device that run at one time are of one kind: features are the device's, and a front-end that keeps records
+/// keeps all.
+public struct QueueKind: Hashable, Sendable {
+  /// A packed ring, not a split one (VIRTIO_F_RING_PACKED).
+  public var isPacked: Bool
+  /// What is in flight is written down for whoever comes after.
+  public var isRecorded: Bool
+
+  public init(isPacked: Bool, isRecorded: Bool) {
+    self.isPacked = isPacked
+    self.isRecorded = isRecorded
+  }
+}
+
+extension Activation {
+  /// What it needs.
+  public var kind: QueueKind { QueueKind(isPacked: features.contains(.packedRing), isRecorded: inflight != nil) }
+}
