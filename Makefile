@@ -2,7 +2,7 @@
 
 VMM_BLK := .build/release/vmm-blk
 
-.PHONY: all build release demo guest test lint test-fast test-system bench bench-peers profile micro clean
+.PHONY: all build release demo guest test lint test-fast test-system bench bench-peers profile micro package package-test clean
 
 all: release
 
@@ -67,5 +67,15 @@ micro: release
 	@Scripts/setup.sh build counts
 	Scripts/instructions.py | .build/release/ring-cost --instructions /dev/stdin
 
+# A Debian package and a tarball, both with the Swift runtime inside, in .package/.
+package:
+	@Scripts/setup.sh build package
+	packaging/build.sh
+
+# Installs both into a bare Debian and serves a guest there; as root.
+package-test: package
+	@Scripts/setup.sh package-test
+	Scripts/package-test.sh
+
 clean:
-	rm -rf .build .guest bench-report
+	rm -rf .build .build-package .package .guest bench-report

@@ -14,6 +14,10 @@ let strict: [SwiftSetting] = [
 let system = Target.Dependency.product(name: "SystemPackage", package: "swift-system")
 let logging = Target.Dependency.product(name: "Logging", package: "swift-log")
 
+/// The commit that is built, for --version. Without git, and in a tree that is no clone, there is none.
+let commit = Context.gitInformation.map { String($0.currentCommit.prefix(12)) + ($0.hasUncommittedChanges ? "+" : "") }
+let commitDefine: [CSetting] = commit.map { [.define("VMM_BLK_COMMIT", to: "\"\($0)\"")] } ?? []
+
 let package = Package(
   name: "vmm-blk",
   products: [
@@ -30,6 +34,7 @@ let package = Package(
   ],
   targets: [
     .systemLibrary(name: "CLinux", path: "Sources/CLinux", providers: [.apt(["liburing-dev", "libaio-dev"])]),
+    .target(name: "CVersion", cSettings: commitDefine),
     .target(name: "VirtioCore", dependencies: ["CLinux", system], swiftSettings: strict),
     .target(name: "VirtioBlkDevice", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
     .target(name: "VirtioRegisters", dependencies: ["VirtioCore"], swiftSettings: strict),
@@ -59,7 +64,7 @@ let package = Package(
     .executableTarget(
       name: "vmm-blk",
       dependencies: [
-        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "Control", "Metrics",
+        "CLinux", "CVersion", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "Control", "Metrics",
         "VhostUser", "MemoryFile", "RingInspector", "GuestDriver", "Bench", "CrashCheck", system, logging,
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Histogram", package: "hdrhistogram-swift"),

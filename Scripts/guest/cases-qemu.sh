@@ -116,10 +116,11 @@ qemu_killed_case() { # options of boot.sh
   check_ext4_files
 }
 
-case_qemu-resized() { resized_case --guest qemu "${write_back[@]}"; }
-
 case_qemu-killed() { qemu_killed_case; }
 case_qemu-packed-killed() { qemu_killed_case "${packed[@]}"; }
+
+case_qemu-resized() { resized_case --guest qemu "${write_back[@]}"; }
+case_qemu-packed-resized() { resized_case --guest qemu "${write_back[@]}" "${packed[@]}"; }
 
 # The same on two queues; QEMU's records of what is in flight go along.
 case_qemu-taken-over() { taken_over_case 2 --guest qemu --queues 2 "${write_back[@]}"; }

@@ -96,6 +96,9 @@ public enum UnixSocket {
     return option(SO_ACCEPTCONN) == 1
   }
 
+  /// Whether a descriptor that was handed to us is a UNIX stream socket that listens.
+  package static func isListener(_ descriptor: Int32) -> Bool { isListening(descriptor) == true }
+
   /// The address that a UNIX socket is bound to, in bytes; `nil` when it has none.
   package static func ownName(of socket: Int32) -> [UInt8]? { unsafe name(getsockname, socket) }
   /// The address of a UNIX socket's peer.

@@ -18,6 +18,7 @@ final class RunService {
   private let hangup: TerminationSignals
   private let log: ServeLog
   private let loop: EventLoop
+  private let manager: ServiceManager
   private var meter = Meter()
   private var control: ServiceControl?
   private lazy var figures = OperatorFigures(of: self)
@@ -38,6 +39,7 @@ final class RunService {
     signals = try TerminationSignals()
     hangup = try TerminationSignals([SIGHUP])
     loop = try EventLoop()
+    manager = ServiceManager(in: loop, log: log)
   }
 
   private struct Served {
@@ -75,6 +77,7 @@ final class RunService {
         disk = RunDisk(device: served.device, transport: served.transport)
         if let listener { control = try ServiceControl(on: listener, for: self, figures, in: loop, log: log) }
         try page?.open()
+        ready(served)
       }
       try loop.run()
     } catch {
@@ -155,6 +158,7 @@ final class RunService {
         try page?.open()
       } catch { log.warn("the control socket is not served: \(error)") }
       say(served)
+      ready(served)
       if let postponed { end(served, on: postponed) }
     }
   }
@@ -176,12 +180,15 @@ final class RunService {
 
   private func end(_ transport: MemoryFileDevice) {
     isEnding = true
+    manager.stopping()
     control?.giver.end()
     loop.after(.seconds(command.drainTimeout)) { [loop] in loop.stop() }
     transport.close { [loop] in loop.stop() }
   }
 
   // MARK: Words
+
+  private func ready(_ served: Served) { manager.ready("serving \(served.device.image.path) on \(served.memory)") }
 
   /// At once, also into a pipe or a file: whoever started us may wait for this line.
   private func say(_ served: Served) {

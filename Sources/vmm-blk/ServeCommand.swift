@@ -31,6 +31,10 @@ struct ServeCommand: ParsableCommand {
       guests' memory, the positions of the queues and the images' locks, and goes on; the server before ends with status 0. \
       Whatever goes wrong on the way, the server before goes on.
 
+      A service manager that listens for the server (LISTEN_FDS) needs no --socket-path; where one is said, or with --disks, a \
+      disk is served on the socket that was passed for its path. With NOTIFY_SOCKET and WATCHDOG_USEC the manager is told when \
+      the disks are served, and that the server still runs.
+
       With --disks one process serves many disks. FILE is a JSON array with an object for each, in the words of these \
       options:
 
@@ -101,7 +105,7 @@ struct ServeCommand: ParsableCommand {
       guard disk.record == nil else { throw TakeoverOptions.noRecord }
       return
     }
-    guard (socketPath == nil) != (fd == nil) else {
+    guard socketPath == nil || fd == nil, socketPath != nil || fd != nil || Activation.count > 0 else {
       throw ValidationError("Say where to serve, with either --socket-path or --fd.")
     }
   }

@@ -24,9 +24,10 @@ extension ServeService {
     let (socket, place): (ServerSocket, String)
     if let fd = command.fd {
       (socket, place) = (try ServerSocket.adopt(fd), "descriptor \(fd)")
+    } else if let socketPath = command.socketPath {
+      (socket, place) = (.listening(try Activation.listener(at: socketPath) ?? Listener(path: socketPath)), socketPath)
     } else {
-      guard let socketPath = command.socketPath else { preconditionFailure("validation asks for a path or a descriptor") }
-      (socket, place) = (.listening(try Listener(path: socketPath)), socketPath)
+      (socket, place) = try Activation.onlySocket()
     }
     return disk(command.disk, device, socket, place, log)
   }
@@ -103,6 +104,6 @@ struct OpenedDisk {
   /// Waits for the medium. Errors are sentences for the person.
   init(_ disk: ServeDisk) throws {
     device = try disk.options.makeDevice(queues: ServeService.queues)
-    listener = try Listener(path: disk.socketPath)
+    listener = try Activation.listener(at: disk.socketPath) ?? Listener(path: disk.socketPath)
   }
 }

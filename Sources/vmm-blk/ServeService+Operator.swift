@@ -123,6 +123,7 @@ extension ServeService: OperatedService {
       return .failure(OperatorRefusal("the disk cannot be served: \(error)"))
     }
     served += begun
+    manager.note(state)
     log.noteEngines(of: begun.map(\.device))
     return .success(begun.map(\.name))
   }
@@ -154,13 +155,18 @@ extension ServeService: OperatedService {
       return then(.failure(OperatorRefusal("the disks are about to go: this process ends, or another one is taking over")))
     }
     isReloading = true
+    manager.reloading()
+    let isDone = { [self] (result: Result<DiskChange, OperatorRefusal>) in
+      manager.reloaded(state)
+      then(result)
+    }
     let work = Parcel((defaults: command.disk, present: served.map { (name: $0.name, options: $0.options) }))
     let read = { @Sendable () throws -> ReadList in try ReadList(file, work) }
     open(read) { [self] result in
       isReloading = false
       switch result {
-      case .failure(let refusal): then(.failure(refusal))
-      case .success(let list): carryOut(list, then)
+      case .failure(let refusal): isDone(.failure(refusal))
+      case .success(let list): carryOut(list, isDone)
       }
     }
   }

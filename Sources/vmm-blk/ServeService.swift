@@ -14,6 +14,7 @@ final class ServeService {
   let command: ServeCommand
   let log: ServeLog
   let loop: EventLoop
+  let manager: ServiceManager
   /// The limit of open files.
   let openFiles: Int
   private let signals: TerminationSignals
@@ -49,6 +50,7 @@ final class ServeService {
     log = ServeLog(command.logging)
     openFiles = ServeFileLimit.raise()
     loop = try EventLoop()
+    manager = ServiceManager(in: loop, log: log)
   }
 
   func run() throws {
@@ -70,7 +72,7 @@ final class ServeService {
         for disk in served { try disk.server.open() }
         if let listener { control = try ServiceControl(on: listener, for: self, figures, in: loop, log: log) }
         try page?.open()
-        say(greeting)
+        sayServed()
       }
       try loop.run()
     } catch {
@@ -153,7 +155,7 @@ final class ServeService {
         }
         try page?.open()
       } catch { log.warn("the control socket is not served: \(error)") }
-      say(greeting)
+      sayServed()
       if let postponed { end(on: postponed) }
     }
   }
@@ -169,6 +171,7 @@ final class ServeService {
   func end() {
     guard !isEnding else { return }
     isEnding = true
+    manager.stopping()
     control?.giver.end()
     loop.after(limit) { [loop] in loop.stop() }
     for disk in served { close(disk) {} }
@@ -197,12 +200,14 @@ final class ServeService {
       if isEnding, open == 0 { loop.stop() }
     }
     disk.socket.removeFile()
+    manager.note(state)
   }
 
   /// A disk is none of ours any more: another process serves it.
   func forget(_ disk: ServedDisk) {
     served.removeAll { $0 === disk }
     letGo(disk)
+    manager.note(state)
   }
 
   private func letGo(_ disk: ServedDisk) {
@@ -213,6 +218,21 @@ final class ServeService {
   }
 
   // MARK: Words
+
+  /// Whoever waits until the disks are served is told that they are.
+  private func sayServed() {
+    say(greeting)
+    manager.ready(state)
+    let unused = Activation.unused(besides: served.map(\.place))
+    guard command.takeover.takeOver == nil, !unused.isEmpty else { return }
+    log.warn("sockets that were passed and that no disk is served on: " + unused.map(printable).joined(separator: ", "))
+  }
+
+  /// One line for a service manager.
+  var state: String {
+    guard served.count == 1, let disk = served.first else { return "serving \(served.count) disks" }
+    return "serving \(disk.device.image.path) on \(disk.place)"
+  }
 
   /// One line that says where the disks are and, for one, how a virtual machine gets at it.
   private var greeting: String {

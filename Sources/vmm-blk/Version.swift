@@ -1,4 +1,13 @@
 /// What `vmm-blk --version` says.
+internal import CVersion
+
 enum Version {
+  /// The program and its version, as other processes are told.
   static let text = "vmm-blk 0.9.0"
+
+  /// With the commit that it was built from, where the build knew of one.
+  static var full: String {
+    let commit = unsafe String(cString: cversion_commit())
+    return commit.isEmpty ? text : "\(text) (\(commit))"
+  }
 }

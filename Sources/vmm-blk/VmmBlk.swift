@@ -11,7 +11,7 @@ struct VmmBlk: ParsableCommand {
 
       \(ExitStatus.help)
       """,
-    version: Version.text,
+    version: Version.full,
     subcommands: [
       ServeCommand.self, RunCommand.self, CtlCommand.self, TopCommand.self, Guest.self, InspectCommand.self, BenchCommand.self,
       VerifyCrashCommand.self,

@@ -267,6 +267,56 @@ import VirtioCore
     }
   }
 
+  /// What waits for a limit is not under way: a disk that is paused is at rest with it, and starts none of it.
+  @Test(arguments: [false, true]) func aPauseLeavesWhatWaits(isInOrder: Bool) throws {
+    let scratch = try Scratch()
+    var options = BlockDeviceOptions()
+    options.limits = Self.slowWrites
+    let device = try BlockDevice(
+      image: ImageFile(ImageOptions(path: scratch.image(size: 1 << 20), direct: .off)), options: options)
+    let hand = try HandQueue(device, 0, SharedMemory(), publishesInOrder: isInOrder)
+    try hand.start()
+    for _ in 0..<3 { try hand.submit(.write(sector: 0, pattern(4096))) }
+    try hand.submit(.read(sector: 0, bytes: 512))
+    hand.queue.publish()
+    try waitUntil("two wait") { device.counters.throttled == 2 }
+    device.pause()
+    try waitUntil("it is at rest") {
+      _ = device.takeEvents()
+      return device.isAtRest
+    }
+    device.setLimits(RateLimits())
+    usleep(20_000)
+    // What is not held up by order is answered: the first write, and the read.
+    #expect(hand.usedIndex == (isInOrder ? 1 : 2))
+    device.resume()
+    try waitUntil("all are answered") { hand.usedIndex == 4 }
+    _ = hand.stop()
+  }
+
+  /// A disk that becomes smaller meanwhile: what is beyond its end is not done when its time comes, and the file stays short.
+  @Test(arguments: WorkerTests.engines) func whatWaitsIsLookedAtAgain(engine: EngineKind) throws {
+    var options = RigOptions(engine: engine)
+    options.device.limits = Self.slow
+    let rig = try Rig(options)
+    let queue = rig.client.queues[0]
+    try rig.expect(.write(sector: 0, pattern(4096)))
+    let half: UInt64 = 2 << 20
+    let requests: [BlockRequest] = [
+      .write(sector: half / 512, pattern(4096)), .read(sector: half / 512 - 1, bytes: 1024),
+      .writeZeroes([BlockRange(sector: 0, sectors: 8), BlockRange(sector: half / 512, sectors: 8)]),
+    ]
+    for request in requests { try Self.submit(queue, request) }
+    try waitUntil("they wait") { rig.device.counters.throttled == 3 }
+    try rig.device.image.setLength(half)
+    rig.device.resize(to: half)
+    rig.device.setLimits(RateLimits())
+    #expect(try Self.answers(queue, 3) == [.ioError, .ioError, .ioError])
+    #expect(rig.device.counters.refusals == 3)
+    #expect(try rig.device.image.measure() == half)
+    try rig.expect(.write(sector: half / 512 - 8, pattern(4096)))
+  }
+
   /// Everything that was taken is done, at once, and charged; in all the ways of taking answers back.
   @Test(arguments: [EngineKind.uring, .mapped, .sync, .threads], [(false, false), (true, false), (false, true), (true, true)])
   func aStopWaitsForNoTokens(engine: EngineKind, kind: (isInOrder: Bool, isRecorded: Bool)) throws {
@@ -299,16 +349,17 @@ import VirtioCore
     #expect(hand.stop() == QueuePosition(available: 11, used: 11))
   }
 
-  /// Two queues that always have more get about the same, on one thread and on two.
+  /// Two queues that always have more both get on, on one thread and on two. How evenly is for `DiskThrottleTests`, where nobody
+  /// else wants the processor.
   @Test(arguments: [1, 2]) func noQueueStarves(threads: Int) throws {
     var limits = RateLimits()
-    limits.totalIOPS = RateLimit(perSecond: 20_000, burst: 1)
+    limits.totalIOPS = RateLimit(perSecond: 2000, burst: 1)
     let rig = try Self.rig(.sync, limits, queues: 2, threads: threads)
     var counts = [0, 0]
     for queue in rig.client.queues {
       for _ in 0..<8 { try Self.submit(queue, .read(sector: 0, bytes: 512)) }
     }
-    try waitUntil("enough are answered") {
+    try waitUntil("both have had a hundred answers: \(counts)") {
       for (number, queue) in rig.client.queues.enumerated() {
         while let outcome = try queue.reap() {
           #expect(outcome.status == .ok)
@@ -316,9 +367,8 @@ import VirtioCore
           try Self.submit(queue, .read(sector: 0, bytes: 512))
         }
       }
-      return counts.reduce(0, +) > 2000
+      return counts.allSatisfy { $0 >= 100 }
     }
-    #expect(counts.allSatisfy { $0 > 200 }, "\(counts)")
     rig.device.setLimits(RateLimits())
     for queue in rig.client.queues { _ = try Self.answers(queue, 8) }
   }

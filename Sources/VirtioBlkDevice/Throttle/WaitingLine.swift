@@ -9,7 +9,7 @@ struct WaitingLine: ~Copyable {
   /// Slots, in a ring.
   private var slots: UnsafeMutableBufferPointer<UInt16>
   private var head = 0
-  private var count = 0
+  private(set) var count = 0
   /// Of those that are booked for.
   private var sizes: UnsafeMutableBufferPointer<UInt64>
   /// What is booked for the first of them, as far as it was not used yet; `nil`: nothing.

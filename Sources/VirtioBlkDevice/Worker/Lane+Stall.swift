@@ -48,12 +48,15 @@ extension Lane where Ring: ~Copyable {
     state = .stalled
   }
 
-  /// It stalls, or is about to stop, and what is still here waits for somebody outside.
-  var isAtRest: Bool { slab.inUse == 0 || slab.inUse == parked.count + unansweredBehindParked }
+  /// It stalls, or is about to stop, and what is still here waits for somebody outside, or for a limit.
+  var isAtRest: Bool {
+    let waiting = parked.count + throttled.count
+    return slab.inUse == 0 || slab.inUse == waiting + (waiting > 0 ? unansweredBehindOthers : 0)
+  }
 
-  /// Answered after something that failed, and so not shown yet, where answers come in order.
-  private var unansweredBehindParked: Int {
-    guard isOrdered, !parked.isEmpty else { return 0 }
+  /// Answered after something that failed or waits, and so not shown yet, where answers come in order.
+  private var unansweredBehindOthers: Int {
+    guard isOrdered else { return 0 }
     var finished = 0
     for index in 0..<slab.begun where unsafe slab.slot(index).pointee.stage != .none && slab.slot(index).pointee.isFinished {
       finished += 1
@@ -115,7 +118,7 @@ extension Lane where Ring: ~Copyable {
   /// What is still here failed, or was answered after something that failed: nothing more will happen to it.
   var holdsOnlyBack: Bool {
     guard isOrdered, state == .draining, !parked.isEmpty else { return false }
-    return slab.inUse == parked.count + unansweredBehindParked
+    return slab.inUse == parked.count + unansweredBehindOthers
   }
 
   /// The lane is over. What was never shown as used is as if it had not been taken: in the order of the requests that is all from

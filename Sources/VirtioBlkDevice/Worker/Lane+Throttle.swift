@@ -12,6 +12,7 @@ struct LaneThrottle: ~Copyable {
   var waitsSince: UInt64 = 0
 
   var isEmpty: Bool { reads.isEmpty && writes.isEmpty }
+  var count: Int { reads.count + writes.count }
 
   /// When the next one may go; 0: as soon as possible; `nil`: nobody waits.
   var due: UInt64? {
@@ -127,11 +128,30 @@ extension Lane where Ring: ~Copyable {
   }
 
   private mutating func start<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
+    // What was right when it was taken may be so no more: the disk may be smaller now, or some of its memory gone.
+    guard isStillRight(index, &medium) else { return refuse(index, .ioError) }
     switch unsafe slab.slot(index).pointee.stage {
     case .transfer, .watchedTransfer: startPrepared(index, &medium)
     case .discard, .zero: askNextRange(index, &medium)
     case .flush, .none: preconditionFailure("a request waits for a limit that does not concern it")
     }
+  }
+
+  private mutating func isStillRight<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) -> Bool {
+    let slot = unsafe slab.slot(index)
+    guard unsafe slot.pointee.stage == .discard || slot.pointee.stage == .zero else {
+      let operation = medium.prepared(tag(index))
+      guard isInside(operation.offset / 512, bytes: operation.length) else { return false }
+      guard operation.kind == .write, Engine.movesData else { return true }
+      return mayWrite(before: operation.offset &+ operation.length, &medium)
+    }
+    var end: UInt64 = 0
+    for number in unsafe 0..<Int(slot.pointee.rangeCount) {
+      let range = unsafe slab.ranges(index)[number]
+      guard isInside(range.sector, bytes: UInt64(range.sectorCount) &* 512) else { return false }
+      end = max(end, (range.sector &+ UInt64(range.sectorCount)) &* 512)
+    }
+    return mayWrite(before: end, &medium)
   }
 
   private mutating func countThrottledTime(_ now: UInt64) {

@@ -1,0 +1,36 @@
+/// What a service manager says in the environment, read once and taken out of it: it is for this process and no other.
+internal import Glibc
+
+/// First looked at before there are other threads, for which the environment must stay as it is.
+struct ServiceEnvironment {
+  /// Where to say how the service does.
+  let notifySocket: String?
+  /// Within which time the manager wants to hear of us again and again.
+  let watchdog: Duration?
+  /// Descriptors that were passed, from 3 on.
+  let descriptors: Range<Int32>
+
+  static let taken = ServiceEnvironment()
+
+  /// More than any service has; a number beyond it is a mistake.
+  private static let descriptorLimit: Int32 = 4096
+
+  private init() {
+    notifySocket = Self.take("NOTIFY_SOCKET").flatMap { $0.isEmpty ? nil : $0 }
+    let ourselves = getpid()
+    let (interval, watched) = (Self.take("WATCHDOG_USEC"), Self.take("WATCHDOG_PID"))
+    // Without a process it is meant for whoever reads it.
+    let isWatched = watched.map { Int32($0) == ourselves } ?? true
+    watchdog = interval.flatMap { Int64($0) }.flatMap { isWatched && $0 > 0 ? .microseconds($0) : nil }
+    let (process, count, _) = (Self.take("LISTEN_PID"), Self.take("LISTEN_FDS"), Self.take("LISTEN_FDNAMES"))
+    // A process in between, a shell for one, may have left them for a process that they are not meant for.
+    let passed = process.flatMap { Int32($0) } == ourselves ? count.flatMap { Int32($0) } ?? 0 : 0
+    descriptors = 3..<3 + min(max(passed, 0), Self.descriptorLimit)
+  }
+
+  private static func take(_ name: String) -> String? {
+    guard let value = unsafe getenv(name) else { return nil }
+    defer { _ = unsafe unsetenv(name) }
+    return unsafe String(cString: value)
+  }
+}
