@@ -25,7 +25,6 @@ struct Killing: Sendable, CustomTestStringConvertible {
     if features.contains(.packedRing) { words.append("packed rings") }
     if !features.contains(.indirectDescriptors) { words.append("no indirect descriptors") }
     if !features.contains(.eventIndex) { words.append("no event index") }
-    if features.contains(.packedRing) { words.append("packed") }
     if base == .available { words.append("base behind what is available") }
     if !keepsRecords { words.append("no records, published in order") }
     return words.joined(separator: ", ")
@@ -35,7 +34,7 @@ struct Killing: Sendable, CustomTestStringConvertible {
   static let packed = BlockFeature.understood.union(.packedRing)
 
   /// Of a packed ring only records say what was taken.
-  static let packed: [Killing] = [
+  static let packedWays: [Killing] = [
     Killing(engine: "uring", queues: 4, features: BlockFeature.understood.union(.packedRing)),
     Killing(engine: "sync", queues: 2, features: plain.union(.packedRing)),
     Killing(
@@ -69,7 +68,7 @@ struct Killing: Sendable, CustomTestStringConvertible {
 @Suite(.serialized) struct KillTests {
   /// The moment follows from how far the guest is, not from a clock. Every third victim is killed again before it has answered
   /// anything, which is while it recovers or before.
-  @Test(arguments: Killing.all + Killing.packed) func atRandomMoments(killing: Killing) throws {
+  @Test(arguments: Killing.all + Killing.packedWays) func atRandomMoments(killing: Killing) throws {
     try withDirectory { directory in
       let server = try Self.serve(directory, killing)
       defer { _ = server.end() }

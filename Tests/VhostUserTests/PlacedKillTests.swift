@@ -95,7 +95,7 @@ extension KillTests {
   ])
   func betweenStoresOfAPackedRing(place: KillPoint) throws {
     let index = KillPoint.allCases.firstIndex(of: place) ?? 0
-    try Self.kill(at: place, Killing.packed[index % Killing.packed.count])
+    try Self.kill(at: place, Killing.packedWays[index % Killing.packedWays.count])
   }
 
   private static func kill(at place: KillPoint, _ killing: Killing) throws {
