@@ -25,6 +25,7 @@ struct Killing: Sendable, CustomTestStringConvertible {
     if features.contains(.packedRing) { words.append("packed rings") }
     if !features.contains(.indirectDescriptors) { words.append("no indirect descriptors") }
     if !features.contains(.eventIndex) { words.append("no event index") }
+    if features.contains(.packedRing) { words.append("packed") }
     if base == .available { words.append("base behind what is available") }
     if !keepsRecords { words.append("no records, published in order") }
     return words.joined(separator: ", ")
@@ -32,6 +33,14 @@ struct Killing: Sendable, CustomTestStringConvertible {
 
   static let plain = BlockFeature.understood.subtracting([.indirectDescriptors, .eventIndex])
   static let packed = BlockFeature.understood.union(.packedRing)
+
+  /// Of a packed ring only records say what was taken.
+  static let packed: [Killing] = [
+    Killing(engine: "uring", queues: 4, features: BlockFeature.understood.union(.packedRing)),
+    Killing(engine: "sync", queues: 2, features: plain.union(.packedRing)),
+    Killing(
+      engine: "threads", features: BlockFeature.understood.subtracting(.indirectDescriptors).union(.packedRing), kills: 4),
+  ]
 
   static let all: [Killing] = [
     Killing(engine: "uring", queues: 4, kills: 4),
@@ -60,7 +69,7 @@ struct Killing: Sendable, CustomTestStringConvertible {
 @Suite(.serialized) struct KillTests {
   /// The moment follows from how far the guest is, not from a clock. Every third victim is killed again before it has answered
   /// anything, which is while it recovers or before.
-  @Test(arguments: Killing.all) func atRandomMoments(killing: Killing) throws {
+  @Test(arguments: Killing.all + Killing.packed) func atRandomMoments(killing: Killing) throws {
     try withDirectory { directory in
       let server = try Self.serve(directory, killing)
       defer { _ = server.end() }

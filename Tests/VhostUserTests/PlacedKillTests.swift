@@ -85,7 +85,21 @@ extension KillTests {
 
   @Test(arguments: KillPoint.allCases) func betweenAnyTwoStores(place: KillPoint) throws {
     let index = KillPoint.allCases.firstIndex(of: place) ?? 0
-    let killing = Self.ways[index % Self.ways.count]
+    try Self.kill(at: place, Self.ways[index % Self.ways.count])
+  }
+
+  /// Most places of a packed ring are those of a split one, between other stores.
+  @Test(arguments: [
+    KillPoint.takeOrdered, .takeMarked, .answerNamed, .answerLinked, .answerCounted, .publishShown, .publishFreed, .publishOver,
+    .recoveryFinished, .recoveryResumed,
+  ])
+  func betweenStoresOfAPackedRing(place: KillPoint) throws {
+    let index = KillPoint.allCases.firstIndex(of: place) ?? 0
+    try Self.kill(at: place, Killing.packed[index % Killing.packed.count])
+  }
+
+  private static func kill(at place: KillPoint, _ killing: Killing) throws {
+    let index = KillPoint.allCases.firstIndex(of: place) ?? 0
     try withDirectory { directory in
       let plan = KillPlan(place)
       let server = try Self.serve(directory, killing) { _ in plan.environment() }

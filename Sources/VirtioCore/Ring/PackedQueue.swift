@@ -205,12 +205,10 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
     // WRITE says that the length counts (virtio 2.7.3).
     let flags = written != 0 ? usedFlags | PackedFlags.write : usedFlags
     if Book.isLasting {
-      unsafe SharedCell<UInt32>(place + 8).storeRelaxed(written)
-      KillPoint.pass(.answerWritten)
-      unsafe SharedCell<UInt16>(place + 12).storeRelaxed(id)
-      KillPoint.pass(.answerNamed)
+      // Written when it is shown: until then another one may be the next that is, after a crash.
       if unpublished == 0 { unsafe noteFirst(place, flags) }
-      unsafe answers[unpublished] = PackedAnswer(id: id, span: UInt16(truncatingIfNeeded: span), flags: flags)
+      unsafe answers[unpublished] = PackedAnswer(
+        id: id, span: UInt16(truncatingIfNeeded: span), flags: flags, written: written)
     } else if unpublished == 0 {
       unsafe noteFirst(place, flags)
       unsafe SharedCell<UInt32>(place + 8).storeRelaxed(written)
@@ -261,6 +259,10 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
     var position = published
     for index in 0..<unpublished {
       let answer = unsafe answers[index]
+      unsafe SharedCell<UInt32>(place + 8).storeRelaxed(answer.written)
+      KillPoint.pass(.answerWritten)
+      unsafe SharedCell<UInt16>(place + 12).storeRelaxed(answer.id)
+      KillPoint.pass(.answerNamed)
       position = position.advanced(by: Int(answer.span), size: Int(size))
       book.willShow(answer.id, next: position)
       // Release: the answer is there, and the record says that it may have been shown.
@@ -317,11 +319,13 @@ struct PackedAnswer {
   @usableFromInline var id: UInt16 = 0
   @usableFromInline var span: UInt16 = 0
   @usableFromInline var flags: UInt16 = 0
+  @usableFromInline var written: UInt32 = 0
 
   @inlinable init() {}
-  @inlinable init(id: UInt16, span: UInt16, flags: UInt16) {
+  @inlinable init(id: UInt16, span: UInt16, flags: UInt16, written: UInt32) {
     self.id = id
     self.span = span
     self.flags = flags
+    self.written = written
   }
 }
