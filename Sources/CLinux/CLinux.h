@@ -1,5 +1,6 @@
-// Linux, liburing and libaio as Swift can call them. The only C of the project: declarations come from the system's
-// headers, and what Swift cannot import (variadic functions, function-like macros) gets a static inline name here.
+// Linux, liburing and libaio as Swift can call them. Beside a string for the commit the only C of the project: declarations come
+// from the system's headers, and what Swift cannot import (variadic functions, function-like macros) gets a static inline name
+// here.
 #ifndef CLINUX_H
 #define CLINUX_H
 

@@ -121,7 +121,7 @@ import VirtioCore
         #expect(offer.queueCount == (index % 2 == 1 ? 1 + index : 3))
         #expect(offer.features.contains(Self.readOnly) == (index % 3 == 1))
         #expect(try frontend.configuration(at: 0, count: 8).word64(at: 0) == UInt64(index + 1) * 8)
-        try frontend.setFeatures(offer.features)
+        try frontend.setFeatures(offer.features.subtracting(.packedRing))
         let memory = TestMemory.file("vhost-many", size: Int(Rig.memorySize))
         try frontend.setMemory([FrontendRegion(Rig.region(), descriptor: memory)])
         let address = Rig.address(0)

@@ -263,7 +263,7 @@ final class HandDisk: @unchecked Sendable {
     mapping = try Mapping(descriptor: memory.rawValue, count: Self.memorySize)
     let offer = try frontend.handshake()
     // Then a kick and a call belong to every request.
-    try frontend.setFeatures(offer.features.subtracting(.eventIndex))
+    try frontend.setFeatures(offer.features.subtracting([.eventIndex, .packedRing]))
     try frontend.setMemory([FrontendRegion(Rig.region(size: UInt64(Self.memorySize)), descriptor: memory)])
     for index in 0..<Int(Self.ringSize) {
       store(descriptor: index, in: 0, Segment(address: Self.table, count: 0, isWritten: false))

@@ -117,7 +117,7 @@ extension TakeoverTests {
     try withDirectory { directory in
       let server = try Self.serve(directory, Succession(engine: "sync"))
       let frontend = try Frontend(connectingTo: directory + "/disk.sock")
-      try frontend.setFeatures(frontend.handshake().features)
+      try frontend.setFeatures(frontend.handshake().features.subtracting(.packedRing))
       let memory = TestMemory.file("vhost-halves", size: Int(Rig.memorySize))
       let bytes = Message(.addMemoryRegion, needReply: true, payload: Rig.region().singleBytes).bytes
       var number = memory.rawValue
