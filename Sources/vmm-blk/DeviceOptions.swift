@@ -95,8 +95,8 @@ struct DeviceOptions: ParsableArguments {
 
   @Option(
     help: .init(
-      "When the image fails a request: report it to the guest, or stop the queue without an answer until SIGUSR1 comes, and try "
-        + "again."))
+      "When the image fails a request: report it to the guest, or stop the queue without an answer until 'ctl resume' or SIGUSR1 "
+        + "comes, and try again."))
   var onError = ErrorPolicy.report
 
   @Option(help: .init("Let requests fail on purpose: \(FaultRule.help)", valueName: "rule"))

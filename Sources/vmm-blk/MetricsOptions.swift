@@ -18,4 +18,27 @@ struct MetricsOptions: ParsableArguments {
   func server(of figures: OperatorFigures, in loop: EventLoop) throws -> MetricsServer? {
     try metrics.map { try MetricsServer(on: $0, in: loop) { MetricsPage.page(figures.all).bytes } }
   }
+
+  /// How long the server before may take to end, and how often is looked whether it has.
+  private static let patience = (whole: Duration.seconds(60), step: Duration.milliseconds(50))
+
+  /// The same for a process that has taken over: the address may be that of the server before, which is about to end.
+  ///
+  /// - Parameter keep: called once, with a server that is open, if there is to be one.
+  func open(of figures: OperatorFigures, in loop: EventLoop, log: ServeLog, keep: @escaping (MetricsServer) -> Void) {
+    open(until: ContinuousClock.now + Self.patience.whole, of: figures, in: loop, log: log, keep: keep)
+  }
+
+  private func open(
+    until end: ContinuousClock.Instant, of figures: OperatorFigures, in loop: EventLoop, log: ServeLog,
+    keep: @escaping (MetricsServer) -> Void
+  ) {
+    do {
+      guard let server = try server(of: figures, in: loop) else { return }
+      try server.open()
+      keep(server)
+    } catch SocketError.inUse where ContinuousClock.now < end {
+      loop.after(Self.patience.step) { open(until: end, of: figures, in: loop, log: log, keep: keep) }
+    } catch { log.warn("the figures are not shown: \(error)") }
+  }
 }

@@ -23,6 +23,7 @@ final class RunService {
   private var control: ServiceControl?
   private lazy var figures = OperatorFigures(of: self)
   private(set) lazy var resizing = OperatorResize(in: loop, log: log)
+  private var page: MetricsServer?
   private(set) var isEnding = false
   /// As its operator sees it; `nil` before it is served, and when another process serves it.
   private var disk: RunDisk?
@@ -53,7 +54,8 @@ final class RunService {
     let served = try taker.map { try prepare($0) } ?? open()
     if let warning = served.device.engineWarning { log.warn(warning) }
     let listener = try command.takeover.listen()
-    let page = try command.figures.server(of: figures, in: loop)
+    // Of one that takes over, it comes when the address is free.
+    if taker == nil { page = try command.figures.server(of: figures, in: loop) }
     // The loop holds what its handlers hold, the device with its image for one, and so the socket's file does not go by itself.
     let termination = try loop.add(signals.descriptor) { _ in self.endOnSignal(served) }
     let look = try loop.add(hangup.descriptor) { [self] _ in
@@ -70,7 +72,7 @@ final class RunService {
     }
     do {
       if let taker {
-        take(served, from: taker, listener, page)
+        take(served, from: taker, listener)
       } else {
         say(served)
         try served.transport.open(in: loop)
@@ -145,7 +147,7 @@ final class RunService {
     return served
   }
 
-  private func take(_ served: Served, from taker: TakeoverTaker, _ listener: Listener?, _ page: MetricsServer?) {
+  private func take(_ served: Served, from taker: TakeoverTaker, _ listener: Listener?) {
     isTaking = true
     taker.takeAll { [self] in
       isTaking = false
@@ -155,8 +157,8 @@ final class RunService {
         if let listener = listener ?? command.takeover.adopt(from: taker, log) {
           control = try ServiceControl(on: listener, for: self, figures, in: loop, log: log)
         }
-        try page?.open()
       } catch { log.warn("the control socket is not served: \(error)") }
+      command.figures.open(of: figures, in: loop, log: log) { [self] in page = $0 }
       say(served)
       ready(served)
       if let postponed { end(served, on: postponed) }

@@ -62,7 +62,8 @@ final class ServeService {
     // The loop holds what its handlers hold, so the files do not go by themselves.
     defer { removeFiles() }
     let listener = try command.takeover.listen()
-    page = try command.figures.server(of: figures, in: loop)
+    // Of one that takes over, it comes when the address is free.
+    if taker == nil { page = try command.figures.server(of: figures, in: loop) }
     try attendSignals()
     for disk in served { endWithFrontend(disk) }
     do {
@@ -153,8 +154,8 @@ final class ServeService {
         if let listener = listener ?? command.takeover.adopt(from: taker, log) {
           control = try ServiceControl(on: listener, for: self, figures, in: loop, log: log)
         }
-        try page?.open()
       } catch { log.warn("the control socket is not served: \(error)") }
+      command.figures.open(of: figures, in: loop, log: log) { [self] in page = $0 }
       sayServed()
       if let postponed { end(on: postponed) }
     }

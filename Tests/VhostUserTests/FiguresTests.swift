@@ -128,6 +128,23 @@ import VirtioCore
     }
   }
 
+  /// The address is that of the server before until that has ended.
+  @Test func aServerThatTakesOverShowsThemInTheSamePlace() throws {
+    try withDirectory { directory in
+      let server = try Self.serve(directory)
+      try Self.drive(directory)
+      let words = ["--blk-file", "a.img", "--take-over", "control", "--control", "control", "--metrics", "metrics"]
+      let next = try Program(["serve"] + words.map { $0.hasPrefix("--") ? $0 : "\(directory)/\($0)" })
+      #expect(next.firstLine().hasPrefix("Serving "))
+      let end = server.finish()
+      #expect(end.status == 0, "\(end.errors)")
+      try wait(until: "the figures are there again") { (try? Self.page(directory).contains(#"kind="read"} 0"#)) == true }
+      next.process.terminate()
+      #expect(next.finish().status == 0)
+      #expect(!FileManager.default.fileExists(atPath: directory + "/metrics"))
+    }
+  }
+
   @Test(arguments: ["0", "x:y", "300.1.1.1:80", "metrics"]) func anAddressThatCannotBeIsASentence(_ address: String) throws {
     try withDirectory { directory in
       try Data(count: 1 << 20).write(to: URL(fileURLWithPath: directory + "/a.img"))
