@@ -78,8 +78,15 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
     let driver = unsafe try part(.driverEvents, configuration.availableRing, alignment: 4, count: 4)
     let device = unsafe try part(.deviceEvents, configuration.usedRing, alignment: 4, count: 4)
     // What was used is not in memory as a number. Where nobody says it, nothing was in flight.
-    let available = PackedPosition(rawValue: position.available)
-    let used = PackedPosition(rawValue: position.used ?? position.available)
+    var available = PackedPosition(rawValue: position.available)
+    var used = PackedPosition(rawValue: position.used ?? position.available)
+    // Who knows only split rings (Linux's user-mode kernel) says 0 for a new ring, which is the beginning of every second round. A
+    // driver that has come that far has written AVAIL or USED into the first slot, the round before; into a new ring nobody has.
+    if available.rawValue == 0, used.rawValue == 0,
+      unsafe SharedCell<UInt16>(ring + 14).loadRelaxed() & PackedFlags.both == 0
+    {
+      (available, used) = (.start, .start)
+    }
     let book = unsafe try Book(size: size, record: record, available: available, used: used, ring: ring)
     guard book.begin.slot < Int(size), book.beginUsed.slot < Int(size),
       let inFlight = book.begin.distance(from: book.beginUsed, size: Int(size))
