@@ -367,9 +367,9 @@ private struct Lent: @unchecked Sendable {
     }
   }
 
-  /// A process whose medium has not answered cannot go, but says nothing more.
+  /// A process whose medium has not answered cannot go. The last thing that it does is to remove its files.
   private static func isLeaving(_ server: Operated) -> Bool {
-    (try? Taker(server.directory + "/control")) == nil
+    !FileManager.default.fileExists(atPath: server.directory + "/control")
   }
 
   // MARK: Lines
