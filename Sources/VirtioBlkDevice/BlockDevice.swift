@@ -2,6 +2,7 @@
 /// touched by a request.
 internal import CLinux
 internal import Glibc
+internal import Synchronization
 internal import SystemPackage
 public import VirtioCore
 
@@ -86,7 +87,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   private let context: LaneContext
   let mapped: MappedImage?
   private let layers: EngineLayers?
-  private let counterBlocks: [CounterBlock]
+  /// Made with the first thread of each place, which most places never have.
+  private let counterBlocks: Mutex<[Int: CounterBlock]>
   private let metricsArea: MetricsArea?
   private let throttle: DiskThrottle
   /// What the disk may do in a second.
@@ -173,7 +175,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
       capacity: shared.capacity,
       medium: MediumFacts(image: image, zeroes: shared.zeroes), writeback: shared.writeback,
       stalls: options.onError == .stop ? events : nil, serial: shared.serial)
-    counterBlocks = (0..<threads).map { _ in CounterBlock() }
+    counterBlocks = Mutex([:])
     places = Array(repeating: WorkerPlace(), count: threads)
   }
 
@@ -186,7 +188,9 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
       worker.thread.join()
       places[index].worker = nil
     }
-    for index in places.indices where places[index].worker == nil { counterBlocks[index].deallocate() }
+    counterBlocks.withLock { blocks in
+      for (index, block) in blocks where places[index].worker == nil { block.deallocate() }
+    }
   }
 
   /// What the image can do is what is offered, no more (virtio 2.2.2).
@@ -323,7 +327,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   /// What all workers have done so far.
   public var counters: BlockCounters {
     var total = BlockCounters()
-    for block in counterBlocks { block.addTo(&total) }
+    counterBlocks.withLock { blocks in for block in blocks.values { block.addTo(&total) } }
     return total
   }
 
@@ -336,6 +340,15 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   }
 
   // MARK: Workers
+
+  private func counters(ofPlace index: Int) -> CounterBlock {
+    counterBlocks.withLock { blocks in
+      if let block = blocks[index] { return block }
+      let block = CounterBlock()
+      blocks[index] = block
+      return block
+    }
+  }
 
   /// To the queue's worker; where there is none, the queue does not run and there is nothing to do.
   private func order(_ queue: Int, _ change: (inout QueueOrder) -> Void) {
@@ -365,7 +378,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     let lanes = (queueCount - index + threadCount - 1) / threadCount
     let configuration = WorkerConfiguration(
       index: index, context: context, slots: LaneContext.slots, lanes: lanes, kind: kind,
-      waiting: options.waiting, notification: options.notification, counters: counterBlocks[index],
+      waiting: options.waiting, notification: options.notification, counters: counters(ofPlace: index),
       throttle: throttle, meter: metricsArea.map { LaneMeter(block: $0.blocks[index], clock: $0.clock) }, mailbox: mailbox,
       events: events)
     let processors = options.processors

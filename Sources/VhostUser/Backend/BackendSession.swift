@@ -104,6 +104,8 @@ public struct BackendSession: Sendable {
     while !steps.isEmpty {
       if let effect = perform(steps.removeFirst()) { return effect }
     }
+    // A message about every ring has many steps, and their room would stay with each connection.
+    steps = []
     return nil
   }
 
