@@ -23,11 +23,12 @@ final class OperatorResize {
     let (device, image, name) = (disk.device, disk.device.image, disk.name)
     func refuse(_ reason: String) { connection.answer(ControlLine(Operator.Answer(error: reason))) }
     guard busy.insert(name).inserted else { return refuse("\(name) is being resized already") }
+    let before = image.size
     let done = { [self] (result: Result<UInt64, OperatorRefusal>) in
       busy.remove(name)
       switch result {
       case .success(let size):
-        if size != image.size { log.note("\(connection.peer) resizes \(name) from \(image.size) to \(size) bytes") }
+        if size != before { log.note("\(connection.peer) resizes \(name) from \(before) to \(size) bytes") }
         device.resize(to: size)
         connection.answer(ControlLine(Operator.Resized(size: size)))
       case .failure(let refusal): refuse("\(refusal)")

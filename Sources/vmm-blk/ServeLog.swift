@@ -20,19 +20,14 @@ final class ServeLog {
   init(_ options: LogOptions) {
     let level = LogLevel(options.logLevel)
     self.level = level
-    logger = Logger(label: "vmm-blk") { _ in
-      switch options.logFormat {
-      case .text: PlainLogHandler(level: level)
-      case .json: JSONLogHandler(level: level)
-      }
-    }
+    logger = Logger(label: "vmm-blk") { _ in LineLogHandler(level: level, format: options.logFormat) }
     disk = nil
   }
 
   private init(_ log: ServeLog, disk: String) {
     level = log.level
     logger = log.logger
-    self.disk = [LogTime.diskKey: "\(disk)"]
+    self.disk = [LogLine.diskKey: "\(disk)"]
   }
 
   /// The same log for what happens to one disk of many.

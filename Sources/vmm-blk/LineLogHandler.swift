@@ -1,0 +1,68 @@
+/// A line of the log: when, how important, about which disk, and what.
+internal import FoundationEssentials
+internal import Glibc
+internal import Logging
+internal import VirtioCore
+
+/// Writes to standard error without waiting for its reader.
+struct LineLogHandler: LogHandler {
+  var metadata: Logger.Metadata = [:]
+  let level: LogLevel
+  let format: LogFormat
+
+  var logLevel: Logger.Level {
+    get { level.now }
+    set { level.now = newValue }
+  }
+
+  subscript(metadataKey key: String) -> Logger.Metadata.Value? {
+    get { metadata[key] }
+    set { metadata[key] = newValue }
+  }
+
+  func log(event: LogEvent) {
+    let (disk, message) = (event.metadata?[LogLine.diskKey].map { "\($0)" }, event.message.description)
+    let line =
+      switch format {
+      case .text: LogLine.text(event.level, (disk.map { $0 + ": " } ?? "") + message)
+      case .json: LogLine.json(event.level, disk, message)
+      }
+    People.error.write(line)
+  }
+}
+
+enum LogLine {
+  /// What a line is about, where there are many.
+  static let diskKey = "disk"
+
+  /// For people: what they have to know is in the sentence.
+  static func text(_ level: Logger.Level, _ sentence: String) -> String {
+    "\(time) \(level.rawValue) vmm-blk: \(printable(sentence))"
+  }
+
+  /// For programs: an object with the members time, level, disk (if it is about one of many) and message.
+  static func json(_ level: Logger.Level, _ disk: String?, _ message: String) -> String {
+    let members = [("time", time), ("level", level.rawValue)] + (disk.map { [("disk", $0)] } ?? []) + [("message", message)]
+    return "{" + members.map { "\(quoted($0.0)):\(quoted($0.1))" }.joined(separator: ",") + "}"
+  }
+
+  private static func quoted(_ value: String) -> String {
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = .withoutEscapingSlashes
+    do { return String(decoding: try encoder.encode(printable(value)), as: UTF8.self) } catch {
+      preconditionFailure("a text can be encoded: \(error)")
+    }
+  }
+
+  /// Local, with its distance from UTC.
+  private static var time: String {
+    var now = Glibc.time(nil)
+    var parts = unsafe tm()
+    unsafe localtime_r(&now, &parts)
+    let text = unsafe [CChar](unsafeUninitializedCapacity: 64) { room, count in
+      guard let start = room.baseAddress else { return }
+      count = unsafe strftime(start, room.count, "%Y-%m-%dT%H:%M:%S%z", &parts)
+    }
+    return String(decoding: text.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+  }
+}
