@@ -51,6 +51,15 @@ put 644 packaging/50-vmm-blk.json $share/qemu/vhost-user/50-vmm-blk.json
 put 644 packaging/example.json $share/doc/vmm-blk/examples/example.json
 put 644 packaging/domain.xml $share/doc/vmm-blk/examples/domain.xml
 put 644 LICENSE $share/doc/vmm-blk/copyright
+# What is linked into the program: the Swift runtime, and the packages.
+swift=$(dirname "$(dirname "$(readlink -f "$(command -v swift)")")")
+put 644 "$swift/share/swift/LICENSE.txt" $share/doc/vmm-blk/licenses/swift.txt
+for checkout in "$build"/checkouts/*; do
+  for file in "$checkout"/LICENSE* "$checkout"/NOTICE*; do
+    [ -f "$file" ] || continue
+    put 644 "$file" "$share/doc/vmm-blk/licenses/$(basename "$checkout")-$(basename "${file%.*}" | tr '[:upper:]' '[:lower:]').txt"
+  done
+done
 for page in README.md Docs/*.md; do put 644 "$page" "$share/doc/vmm-blk/$(basename "$page")"; done
 gzip -9nc CHANGELOG.md >"$tree/$share/doc/vmm-blk/changelog.gz"
 install -d -m 755 "$tree/etc/vmm-blk"
