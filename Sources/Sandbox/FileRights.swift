@@ -22,6 +22,9 @@ public struct AllowedPlace: Hashable, Sendable {
     self.purpose = purpose
   }
 
+  /// Something is there.
+  public static func exists(_ path: String) -> Bool { unsafe access(path, F_OK) == 0 }
+
   /// Where a path leads when all links are followed; `nil`: nowhere.
   public static func target(of path: String) -> String? {
     guard let target = unsafe realpath(path, nil) else { return nil }

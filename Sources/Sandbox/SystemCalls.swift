@@ -61,7 +61,7 @@ enum SystemCalls {
       """
       brk munmap mremap madvise mincore futex futex_waitv sched_yield nanosleep clock_nanosleep clock_gettime clock_getres \
       gettimeofday time getcpu restart_syscall rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack rt_sigtimedwait gettid getpid \
-      tgkill getrandom exit exit_group getrusage sched_getaffinity read write readv writev poll ppoll close fcntl set_robust_list \
+      getrandom exit exit_group getrusage sched_getaffinity read write readv writev poll ppoll close fcntl set_robust_list \
       rseq membarrier
       """) + [
       // Memory is never code: what a fault of ours lets somebody write cannot be run.
@@ -73,8 +73,11 @@ enum SystemCalls {
   private static let threads =
     plain("sched_setaffinity") + [
       AllowedCall("clone", argument: 0, mask: UInt64(CLONE_THREAD), values: [UInt64(CLONE_THREAD)]),
-      AllowedCall("prctl", argument: 0, values: [UInt64(PR_SET_NAME)]),
+      AllowedCall("prctl", argument: 0, values: [UInt64(PR_SET_NAME), nameMemory]),
     ]
+
+  /// PR_SET_VMA: the C library gives memory names when it is told to.
+  private static let nameMemory: UInt64 = 0x5356_4d41
 
   private static let transfers = plain(
     "pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek fstat newfstatat statx faccessat faccessat2 access")
@@ -105,7 +108,7 @@ enum SystemCalls {
       """
       io_uring_setup io_setup open openat stat lstat readlink readlinkat getdents64 statfs fstatfs unlink unlinkat flock \
       memfd_create ftruncate signalfd4 timerfd_create timerfd_settime timerfd_gettime pipe2 dup dup2 dup3 getcwd uname sysinfo umask \
-      chmod fchmod fchmodat chown fchown lchown fchownat setrlimit getrlimit prlimit64 kill
+      chmod fchmod fchmodat chown fchown lchown fchownat setrlimit getrlimit prlimit64
       """) + [
       AllowedCall("ioctl", argument: 1, values: [TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO].map { UInt64($0) })
     ]

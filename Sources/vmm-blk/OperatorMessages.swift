@@ -191,6 +191,8 @@ enum Operator {
     var residentMemory: UInt64
     var openFiles: UInt64
     var threads: UInt64
+    /// What the process has given up. A server of an earlier version does not say.
+    var sandbox: [String]?
   }
 
   struct DiskMetrics: Codable {

@@ -109,7 +109,7 @@ struct ServeCommand: ParsableCommand {
       throw ValidationError("--drain-timeout \(drainTimeout) is not from 0 to 86400 seconds.")
     }
     guard memoryBudget.bytes > 0 else { throw ValidationError("--memory-budget 0 leaves no guest any memory.") }
-    if let missing = allowPath.first(where: { AllowedPlace.target(of: $0) == nil }) {
+    if let missing = allowPath.first(where: { !AllowedPlace.exists($0) }) {
       throw ValidationError("--allow-path \(printable(missing)) is not there: make it first, or leave it out.")
     }
     guard allowPath.isEmpty || disks != nil || takeover.control != nil else {

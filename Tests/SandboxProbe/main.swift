@@ -61,6 +61,7 @@ enum Deed {
   case trace
   case mount
   case kill
+  case signalThread
   case readMemory
   case module
   case work
@@ -81,6 +82,7 @@ enum Deed {
     case ("trace", nil): self = .trace
     case ("mount", nil): self = .mount
     case ("kill", nil): self = .kill
+    case ("signal-thread", nil): self = .signalThread
     case ("read-memory", nil): self = .readMemory
     case ("module", nil): self = .module
     case ("work", nil): self = .work
@@ -114,6 +116,7 @@ enum Deed {
     case .trace: return Self.checked(clinux_probe_call(Int(SYS_ptrace), 0, 0, 0))
     case .mount: return Self.checked(clinux_probe_call(Int(SYS_mount), 0, 0, 0))
     case .kill: return Self.checked(Int(Glibc.kill(getppid(), 0)))
+    case .signalThread: return Self.checked(clinux_probe_call(Int(SYS_tgkill), Int(getppid()), Int(getppid()), 0))
     case .readMemory: return Self.checked(clinux_probe_call(Int(SYS_process_vm_readv), Int(getppid()), 0, 0))
     case .module: return Self.checked(clinux_probe_call(Int(SYS_init_module), 0, 0, 0))
     case .work: return Self.work()
