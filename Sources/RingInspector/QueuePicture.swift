@@ -139,6 +139,8 @@ public struct QueuePicture: Sendable {
     var used: [Used] = []
     for back in 0..<min(Int(rings.usedIndex), size) where budget > 0 {
       let position = rings.usedIndex &- 1 &- UInt16(back)
+      // What belongs to no batch that is still there means nothing.
+      guard !features.contains(.inOrder) || batches[position] != nil else { continue }
       let (id, length) = batches[position] ?? element(position)
       if id >= UInt32(size) { problems.append("used element \(position) names descriptor \(id), outside the table") }
       let isCurrent = id < UInt32(size) && recycled.insert(UInt16(id)).inserted

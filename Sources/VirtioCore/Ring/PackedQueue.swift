@@ -201,7 +201,7 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
   @inlinable @inline(__always)
   mutating func take(_ id: UInt16, span: UInt64) -> Chain {
     unsafe spans[Int(id)] = UInt32(truncatingIfNeeded: span)
-    if Book.isLasting { unsafe book.take(id, slot: slot(of: next), span: Int(span / 16)) }
+    if Book.isLasting { unsafe book.take(id, at: next, span: Int(span / 16)) }
     taken &+= span
     var after = unsafe next + Int(span)
     if unsafe after >= ringEnd {
@@ -237,7 +237,7 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
       // Written when it is shown: until then another one may be the next that is, after a crash.
       if unpublished == 0 { unsafe noteFirst(place, flags) }
       unsafe answers[unpublished] = PackedAnswer(
-        id: id, span: UInt16(truncatingIfNeeded: span / 16), flags: flags, written: written)
+        id: id, flags: flags, span: span, written: written)
     } else if unpublished == 0 {
       unsafe noteFirst(place, flags)
       unsafe SharedCell<UInt32>(place + 8).storeRelaxed(written)
@@ -291,20 +291,27 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
   @inlinable @inline(__always)
   mutating func publishOneByOne() {
     var place = unsafe firstUnpublished
-    var position = published
+    // The wrap counter, where `PackedStand` has it.
+    var wrap: UInt64 = firstFlags & PackedFlags.available == 0 ? 0 : 1 << 32
     for index in 0..<unpublished {
       let answer = unsafe answers[index]
       unsafe SharedCell<UInt32>(place + 8).storeRelaxed(answer.written)
       KillPoint.pass(.answerWritten)
       unsafe SharedCell<UInt16>(place + 12).storeRelaxed(answer.id)
       KillPoint.pass(.answerNamed)
-      position = position.advanced(by: Int(answer.span), size: Int(size))
-      book.willShow(answer.id, next: position)
+      var after = unsafe place + Int(answer.span)
+      if unsafe after >= ringEnd {
+        unsafe after -= Int(ringBytes)
+        wrap ^= 1 << 32
+      }
+      let next = unsafe PackedStand(
+        slot: (UInt64(UInt(bitPattern: after)) &- UInt64(UInt(bitPattern: ring))) &>> 4, wrap: wrap)
+      book.willShow(answer.id, next: next)
       // Release: the answer is there, and the record says that it may have been shown.
       unsafe SharedCell<UInt16>(place + 14).storeRelease(answer.flags)
       KillPoint.pass(.publishShown)
-      book.didShow(answer.id, next: position)
-      unsafe place = ring + position.slot &* 16
+      book.didShow(answer.id, next: next)
+      unsafe place = after
     }
     unpublished = 0
   }
@@ -352,15 +359,16 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
 @usableFromInline
 struct PackedAnswer {
   @usableFromInline var id: UInt16 = 0
-  @usableFromInline var span: UInt16 = 0
   @usableFromInline var flags: UInt16 = 0
+  /// Bytes of the ring.
+  @usableFromInline var span: UInt32 = 0
   @usableFromInline var written: UInt32 = 0
 
   @inlinable init() {}
-  @inlinable init(id: UInt16, span: UInt16, flags: UInt16, written: UInt32) {
+  @inlinable init(id: UInt16, flags: UInt16, span: UInt32, written: UInt32) {
     self.id = id
-    self.span = span
     self.flags = flags
+    self.span = span
     self.written = written
   }
 }
