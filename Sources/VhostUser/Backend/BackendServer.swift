@@ -122,7 +122,7 @@ public final class BackendServer {
   }
 
   private func connect(_ descriptor: OwnedDescriptor) {
-    report(.connected)
+    report(.connected(PeerCredentials(of: descriptor.rawValue)))
     connection(on: descriptor, errands: ErrandQueue()).open()
   }
 
