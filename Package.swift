@@ -48,7 +48,8 @@ let package = Package(
     .target(
       name: "RingInspector", dependencies: ["VirtioCore", "VirtioRegisters", "MemoryFile"], swiftSettings: strict),
     .target(
-      name: "GuestDriver", dependencies: ["CLinux", "VirtioCore", "Sockets", "VhostUser", "MemoryFile", system],
+      name: "GuestDriver",
+      dependencies: ["CLinux", "VirtioCore", "VirtioRegisters", "Sockets", "VhostUser", "MemoryFile", system],
       swiftSettings: strict),
     .target(
       name: "Bench",
@@ -113,7 +114,8 @@ let package = Package(
     .testTarget(
       name: "GuestDriverTests",
       dependencies: [
-        "CLinux", "VirtioCore", "VirtioBlkDevice", "Sockets", "VhostUser", "MemoryFile", "GuestDriver", system,
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "VhostUser", "MemoryFile", "GuestDriver",
+        system,
       ],
       swiftSettings: strict),
     .testTarget(

@@ -9,6 +9,7 @@ internal import Sockets
 internal import VhostUser
 internal import VirtioBlkDevice
 internal import VirtioCore
+internal import VirtioRegisters
 
 /// Used on the loop's thread.
 final class RunService {
@@ -108,7 +109,7 @@ final class RunService {
       let device = try command.disk.makeDevice()
       let file = try MemoryFile.create(
         path: memory, memorySize: create.bytes, memoryBase: GuestAddress(command.memoryBase?.bytes ?? 0),
-        maximumQueues: device.queueCount)
+        maximumQueues: device.queueCount, interface: command.registers?.interface ?? .mmio)
       return try Served(device: device, transport: transport(file, device))
     }
     let file = try MemoryFile.open(path: memory)
