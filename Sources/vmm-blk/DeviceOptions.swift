@@ -126,7 +126,7 @@ struct DeviceOptions: ParsableArguments {
       throw ValidationError("--uring is for io_uring: leave it out, or leave out --engine \(engine.rawValue)")
     }
     if engine == .cached, direct == .on {
-      throw ValidationError("--engine cached copies out of the page cache, and --direct on passes it by: give one of them")
+      throw ValidationError("--engine cached copies out of the page cache, and --direct on bypasses it: give one of them")
     }
   }
 }

@@ -19,6 +19,8 @@ enum MetricsPage {
   private static func process(_ process: Operator.ProcessMetrics, _ page: inout Exposition) {
     page.begin("vmm_blk_build_info", .gauge, "The program that serves.")
     page.sample([("program", process.program)], true)
+    page.begin("vmm_blk_sandbox", .gauge, "1 for each right that the process has given up.")
+    for part in process.sandbox ?? [] { page.sample([("part", part)], true) }
     page.begin("process_start_time_seconds", .gauge, "When the process began to serve, since the epoch.")
     page.sample([], process.startTime)
     page.begin("process_cpu_seconds_total", .counter, "CPU time, user and system.")

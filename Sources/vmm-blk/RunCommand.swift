@@ -50,6 +50,8 @@ struct RunCommand: ParsableCommand {
 
   @OptionGroup var figures: MetricsOptions
 
+  @OptionGroup var protection: SandboxOptions
+
   @OptionGroup var logging: LogOptions
 
   @Option(

@@ -31,7 +31,9 @@ struct OnceRun {
     let file = try MemoryFile.open(path: path)
     let device = try command.disk.makeDevice(queues: file.layout.maximumQueues)
     var problem: String? = nil
-    let outcomes = try MemoryFileDevice(file: file, device: device, log: { problem = $0 }, notice: { _ in }).runOnce()
+    let transport = try MemoryFileDevice(file: file, device: device, log: { problem = $0 }, notice: { _ in })
+    command.protection.enterQuietly(reading: path)
+    let outcomes = transport.runOnce()
     let after = try MemoryFileSnapshot(path: path)
     let status = after.registers.status
     if outcomes.contains(where: { $0.failure != nil }) {
@@ -69,6 +71,7 @@ struct OnceRun {
     }
     let mapping = try Mapping(descriptor: owner.rawValue, count: count)
     let memory = try GuestMemory([GuestRegion(start: base, size: copies.size, mapping: mapping)])
+    command.protection.enterQuietly(reading: path)
     let outcomes = try MemoryFileDevice.runOnce(device, memory: memory, features: features, queues: queues)
     return OnceAccount(before, outcomes, memory: copies, problem: nil)
   }

@@ -20,7 +20,8 @@ final class ServeLog {
   init(_ options: LogOptions) {
     let level = LogLevel(options.logLevel)
     self.level = level
-    logger = Logger(label: "vmm-blk") { _ in LineLogHandler(level: level, format: options.logFormat) }
+    LogLine.format = options.logFormat
+    logger = Logger(label: "vmm-blk") { _ in LineLogHandler(level: level) }
     disk = nil
   }
 
