@@ -210,7 +210,7 @@ struct BenchRunCommand: ParsableCommand {
       // The first processor, where the machine has another for the client.
       device.pinCPUs = Processors.backend.first.flatMap { ProcessorList(argument: "\($0)") }
     }
-    return .device(try device.makeDevice(queues: workload.jobs), name: device.blkFile ?? "")
+    return .device(try device.makeDevice(on: .vhostUser, queues: workload.jobs), name: device.blkFile ?? "")
   }
 }
 

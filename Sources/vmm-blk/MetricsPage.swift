@@ -51,6 +51,10 @@ enum MetricsPage {
     each("vmm_blk_state", .gauge, "1 for the state that the disk is in.") { disk, labels in
       for state in Operator.State.allCases { page.sample(labels + [("state", state.rawValue)], disk.state == state) }
     }
+    each("vmm_blk_feature", .gauge, "1 for features that the driver has chosen, 0 for those that are offered and not chosen.") {
+      disk, labels in
+      for feature in disk.features { page.sample(labels + [("feature", feature)], disk.chosen.contains(feature)) }
+    }
     each("vmm_blk_flush_failed", .gauge, "1 when a flush failed and none succeeds any more.") {
       page.sample($1, $0.flushFailed)
     }

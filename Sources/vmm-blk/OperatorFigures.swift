@@ -40,6 +40,7 @@ extension Operator.DiskMetrics {
     self.init(
       disk: disk.name, image: disk.device.image.path, size: disk.device.image.size, engine: disk.device.engine.rawValue,
       state: state, flushFailed: disk.device.image.state.flushFailed.loadRelaxed() != 0,
+      features: Operator.names(of: disk.device.features), chosen: disk.driver?.features ?? [],
       counters: Operator.Counters(metrics.counters), depths: Array(depths), latencies: latencies)
   }
 }

@@ -203,6 +203,9 @@ enum Operator {
     var engine: String
     var state: State
     var flushFailed: Bool
+    /// Names of the features that it offers, and of those that the driver has chosen.
+    var features: [String]
+    var chosen: [String]
     var counters: Counters
     /// Requests that are taken and not answered, by queue, without those at the end that have none.
     var depths: [Int]

@@ -23,6 +23,7 @@ final class RunService {
   private let loop: EventLoop
   private let manager: ServiceManager
   private var meter = Meter()
+  private var liveMeter = Meter()
   private var control: ServiceControl?
   private lazy var figures = OperatorFigures(of: self)
   private(set) lazy var resizing = OperatorResize(in: loop, log: log)
@@ -112,25 +113,31 @@ final class RunService {
   private func open() throws -> Served {
     let memory = try command.memoryPath()
     if let create = command.create {
-      let device = try command.disk.makeDevice()
+      let device = try command.disk.makeDevice(on: .memoryFile)
       let file = try MemoryFile.create(
         path: memory, memorySize: create.bytes, memoryBase: GuestAddress(command.memoryBase?.bytes ?? 0),
         maximumQueues: device.queueCount, interface: command.registers?.interface ?? .mmio)
       return try Served(device: device, transport: transport(file, device))
     }
     let file = try MemoryFile.open(path: memory)
-    let device = try command.disk.makeDevice(queues: file.layout.maximumQueues)
+    let device = try command.disk.makeDevice(on: .memoryFile, queues: file.layout.maximumQueues)
     return try Served(device: device, transport: transport(file, device))
   }
 
   private func transport(
     _ file: MemoryFile, _ device: BlockDevice, takesOver: Bool = false
   ) throws(MemoryFileError) -> MemoryFileDevice {
-    try MemoryFileDevice(file: file, device: device, takesOver: takesOver) { [self] line in
+    let transport = try MemoryFileDevice(file: file, device: device, takesOver: takesOver) { [self] line in
       guard case .pass(let heldBack) = meter.ask() else { return }
       if heldBack > 0 { log.warn("\(heldBack) lines were left out") }
       log.warn(line)
     }
+    transport.whenLive = { [self] features in
+      guard case .pass(let heldBack) = liveMeter.ask() else { return }
+      if heldBack > 0 { log.note("\(heldBack) lines were left out") }
+      log.note(ServeLog.chosen(features))
+    }
+    return transport
   }
 
   /// Makes the disk ready that the process before serves, while that one goes on.
@@ -144,7 +151,7 @@ final class RunService {
       let file = try RunTakenDisk.file(state, list, name: name, path: command.memory ?? name)
       // Who says nothing about queues means as many as there are.
       let device = try command.disk.makeDevice(
-        queues: state.file?.device.queues ?? 1, lock: try state.image.lock.map { try list.descriptor($0) },
+        on: .memoryFile, queues: state.file?.device.queues ?? 1, lock: try state.image.lock.map { try list.descriptor($0) },
         serial: state.image.serial)
       let transport = try transport(file, device, takesOver: true)
       served = Served(device: device, transport: transport)

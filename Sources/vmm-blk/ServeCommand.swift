@@ -44,7 +44,7 @@ struct ServeCommand: ParsableCommand {
 
       Numbers, and true or false, stand without quotes. The words are blk-file and socket-path, which every disk needs, and \
       format, read-only, num-queues, logical-block-size, queue-size-max, serial, engine, direct, threads, pin-cpus, waiting, \
-      poll-us, notify, uring, on-error, inject (a rule or an array of them), latencies, limit and no-lock; what an entry does not say is as the command line says. Either all disks are served or none.
+      poll-us, notify, uring, on-error, inject (a rule or an array of them), latencies, limit, features, no-feature and no-lock; what an entry does not say is as the command line says. Either all disks are served or none.
       """)
 
   @OptionGroup var disk: DeviceOptions

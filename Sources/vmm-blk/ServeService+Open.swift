@@ -23,7 +23,7 @@ extension ServeService {
   }
 
   private func openOne() throws -> ServedDisk {
-    let device = try command.disk.makeDevice(queues: Self.queues)
+    let device = try command.disk.makeDevice(on: .vhostUser, queues: Self.queues)
     let (socket, place): (ServerSocket, String)
     if let fd = command.fd {
       (socket, place) = (try ServerSocket.adopt(fd), "descriptor \(fd)")
@@ -48,7 +48,7 @@ extension ServeService {
   ) -> ServedDisk {
     let server = BackendServer(
       device: device, on: socket, in: loop, memoryBudget: command.memoryBudget.bytes,
-      publishesInOrder: command.publishInOrder == .on
+      publishesInOrder: command.publishInOrder == .on, protocolFeatures: options.featureWords.protocolFeatures
     ) { log.event($0) }
     return ServedDisk(options, device: device, socket: socket, place: place, server: server)
   }
@@ -91,7 +91,8 @@ extension ServeService {
     var prepared: ServedDisk?
     try taker.prepare(name) { [self] state, list, errands in
       let device = try options.makeDevice(
-        queues: Self.queues, lock: try state.image.lock.map { try list.descriptor($0) }, serial: state.image.serial)
+        on: .vhostUser, queues: Self.queues, lock: try state.image.lock.map { try list.descriptor($0) },
+        serial: state.image.serial)
       let socket = try ServeTakenDisk.socket(state, list, path: socketPath)
       let disk = disk(options, device, socket, place, command.disks == nil ? log : log.about(place))
       prepared = disk
@@ -112,7 +113,7 @@ struct OpenedDisk {
   /// - Parameter hint: what else is to be said where the system does not let this process have a file.
   init(_ disk: ServeDisk, access: SocketAccess, hint: String? = nil) throws {
     do {
-      device = try disk.options.makeDevice(queues: ServeService.queues)
+      device = try disk.options.makeDevice(on: .vhostUser, queues: ServeService.queues)
       listener = try Activation.listener(at: disk.socketPath) ?? Listener(path: disk.socketPath, access: access)
     } catch {
       guard let hint, Self.isForbidden(error) else { throw error }

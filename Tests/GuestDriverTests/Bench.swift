@@ -41,6 +41,8 @@ struct Setup: Hashable, CaseIterable, Sendable, CustomTestStringConvertible {
       Setup(device: .memoryFile, ring: .packed, interface: .pci),
     ]
   static let allFaces = allCases + faces
+  /// Those of them that can do what came after version 1.
+  static let modernFaces = faces.filter { $0.interface == .pci }
 
   static let split = Device.allCases.map { Setup(device: $0) }
   static let packed = Device.allCases.map { Setup(device: $0, ring: .packed) }
@@ -57,6 +59,10 @@ struct BenchOptions: Sendable {
   var maximumQueueSize: UInt16 = 1024
   var diskBytes = 1 << 20
   var readOnly = false
+  /// What the device offers beside what it offers by default.
+  var requested: FeatureSet = []
+  /// Of a front-end.
+  var reconnection: Reconnection?
   var logicalBlock = 512
   var format = ImageOptions.Format.auto
   /// Leave the device as it is before the first status write.
@@ -146,7 +152,7 @@ final class Bench {
         server.close { loop.stop() }
         try loop.run()
       }
-      return (try connect(to: path), server)
+      return (try connect(to: path, options.reconnection), server)
     case .memoryFile:
       let path = directory + "/memory"
       try? FileManager.default.removeItem(atPath: path)
@@ -168,8 +174,9 @@ final class Bench {
     }
   }
 
-  private static func connect(to path: String) throws -> VhostUserTransport {
-    try VhostUserTransport(Frontend(connectingTo: path, patience: Patience.limit), memory: makeMemory())
+  private static func connect(to path: String, _ reconnection: Reconnection? = nil) throws -> VhostUserTransport {
+    try VhostUserTransport(
+      Frontend(connectingTo: path, patience: Patience.limit), memory: makeMemory(), reconnection: reconnection)
   }
 
   private static func makeDevice(_ path: String, _ options: BenchOptions, engine: EngineKind) throws -> BlockDevice {
@@ -179,6 +186,7 @@ final class Bench {
     device.queueCount = 2
     device.engine = engine
     device.maximumQueueSize = options.maximumQueueSize
+    device.requestedFeatures = options.requested
     device.serial = ReferenceDevice.serial
     return try BlockDevice(image: image, options: device)
   }

@@ -100,12 +100,23 @@ class MMIODriver: RegisterDriver {
     try write(MMIO.queueReady, 1)
   }
 
+  func resetQueue(_ queue: Int) throws(DriverError) {
+    try write(MMIO.queueSelect, UInt32(queue))
+    try write(MMIO.queueReset, 1)
+    try awaitReset(of: queue) { () throws(DriverError) in UInt64(try read(MMIO.queueReset)) }
+    guard try read(MMIO.queueReady) == 0 else { throw .refused("queue \(queue) is ready after its reset") }
+  }
+
   func disableQueue(_ queue: Int) throws(DriverError) {
     try write(MMIO.queueSelect, UInt32(queue))
     try write(MMIO.queueReady, 0)
     // 4.2.2.2: read back, to know that the device let go of it.
     guard try read(MMIO.queueReady) == 0 else { throw .refused("queue \(queue) does not stop") }
   }
+}
+
+extension MMIODriver {
+  var notifyPlace: (offset: UInt32, stride: UInt32) { (MMIO.queueNotify, 0) }
 }
 
 final class LegacyMMIODriver: MMIODriver {
@@ -130,6 +141,10 @@ final class LegacyMMIODriver: MMIODriver {
     let page = UInt32(truncatingIfNeeded: configuration.descriptorTable.rawValue / UInt64(Self.pageSize))
     try write(MMIO.queuePageNumber, page)
     guard try read(MMIO.queuePageNumber) == page else { throw .refused("queue \(queue) was not taken") }
+  }
+
+  override func resetQueue(_ queue: Int) throws(DriverError) {
+    throw .badRequest("a legacy device has no RING_RESET")
   }
 
   override func disableQueue(_ queue: Int) throws(DriverError) {

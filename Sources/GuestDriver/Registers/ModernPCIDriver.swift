@@ -7,11 +7,15 @@ final class ModernPCIDriver: RegisterDriver {
   private let function: PCIFunction
   private let common: PCIFunction.Structure
   private let device: PCIFunction.Structure
+  let notifyPlace: (offset: UInt32, stride: UInt32)
 
   init(_ function: PCIFunction) throws(DriverError) {
     self.function = function
     common = try function.structure(1, "common configuration", length: 0x38)
-    _ = try function.structure(2, "notification structure", length: 2)
+    let notify = try function.structure(2, "notification structure", length: 2)
+    let multiplier = UInt32(try function.read(.configuration, notify.capability + 16, 4))
+    // A queue's `queue_notify_off` is its number here; a device that has it otherwise is kicked through doorbells.
+    notifyPlace = (RegisterModel.offset(.bar(Int(notify.bar)), notify.offset), multiplier)
     _ = try function.structure(3, "ISR", length: 1)
     device = try function.structure(4, "device configuration", length: 8)
   }
@@ -97,11 +101,13 @@ final class ModernPCIDriver: RegisterDriver {
   func disableQueue(_ queue: Int) throws(DriverError) {
     try write(0x16, 2, UInt64(queue))
     guard try read(0x1c, 2) != 0 else { return }
+    try resetQueue(queue)
+  }
+
+  func resetQueue(_ queue: Int) throws(DriverError) {
+    try write(0x16, 2, UInt64(queue))
     try write(0x3a, 2, 1)
-    let end = ContinuousClock.now + Patience.limit
-    while try read(0x3a, 2) != 0 {
-      guard .now < end else { throw .timeout("the reset of queue \(queue) did not end") }
-    }
+    try awaitReset(of: queue) { () throws(DriverError) in try read(0x3a, 2) }
     guard try read(0x1c, 2) == 0 else {
       throw .refused("queue \(queue) does not stop: a PCI function without RING_RESET is reset as a whole")
     }
@@ -180,6 +186,11 @@ final class LegacyPCIDriver: RegisterDriver {
     try write(0x08, 4, page)
     guard try read(0x08, 4) == page else { throw .refused("queue \(queue) was not taken") }
   }
+
+  /// Its words have 16 bits: no data goes with a kick.
+  let notifyPlace: (offset: UInt32, stride: UInt32) = (RegisterModel.offset(.bar(0), 0x10), 0)
+
+  func resetQueue(_ queue: Int) throws(DriverError) { throw .badRequest("a legacy device has no RING_RESET") }
 
   func disableQueue(_ queue: Int) throws(DriverError) {
     try write(0x0e, 2, UInt64(queue))

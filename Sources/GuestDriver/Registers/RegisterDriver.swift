@@ -1,4 +1,5 @@
 /// What a driver does with a device's registers, whichever face they have.
+internal import Glibc
 internal import MemoryFile
 internal import VirtioCore
 internal import VirtioRegisters
@@ -27,6 +28,10 @@ protocol RegisterDriver: AnyObject {
   func enableQueue(_ queue: Int, _ configuration: QueueConfiguration) throws(DriverError)
   /// Takes one queue down without the others, and waits until the device has let go of it.
   func disableQueue(_ queue: Int) throws(DriverError)
+  /// Takes one queue down while the others go on (RING_RESET, virtio 2.6.1), and waits until that is over.
+  func resetQueue(_ queue: Int) throws(DriverError)
+  /// Where kicks with data go, for the mailbox: queue 0's register, and how far it is to the next one's.
+  var notifyPlace: (offset: UInt32, stride: UInt32) { get }
   /// Before the first queue is set up: interrupts.
   func prepareQueues() throws(DriverError)
 }
@@ -35,18 +40,35 @@ extension RegisterDriver {
   var ringShape: RingShape? { nil }
   var hasFixedQueueSize: Bool { false }
   func prepareQueues() throws(DriverError) {}
+
+  /// Waits until a register that says so reads 0.
+  func awaitReset(of queue: Int, _ register: () throws(DriverError) -> UInt64) throws(DriverError) {
+    // 2.6.1.1.2: it is not over before the register reads 0.
+    let end = ContinuousClock.now + Patience.limit
+    while try register() != 0 {
+      guard .now < end else {
+        throw .timeout("queue \(queue) was not reset within \(Patience.limit / .seconds(1)) s")
+      }
+      usleep(100)
+    }
+  }
 }
 
 /// The mailbox, with its errors as the driver's.
 struct RegisterAccess {
   let file: MemoryFileDriver
+  let turn: RegisterTurn
 
   func read(_ offset: UInt32, _ width: Int) throws(DriverError) -> UInt64 {
-    do { return try file.read(offset, width: width) } catch { throw Self.translated(error) }
+    do {
+      return try turn.alone { () throws(MemoryFileError) in try file.read(offset, width: width) }
+    } catch { throw Self.translated(error) }
   }
 
   func write(_ offset: UInt32, _ width: Int, _ value: UInt64) throws(DriverError) {
-    do { try file.write(offset, width: width, value) } catch { throw Self.translated(error) }
+    do {
+      try turn.alone { () throws(MemoryFileError) in try file.write(offset, width: width, value) }
+    } catch { throw Self.translated(error) }
   }
 
   private static func translated(_ error: MemoryFileError) -> DriverError {

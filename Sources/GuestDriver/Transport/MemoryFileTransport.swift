@@ -9,6 +9,8 @@ public final class MemoryFileTransport: DriverTransport {
   public let memory: DriverMemory
   public let file: MemoryFileDriver
   private let registers: any RegisterDriver
+  private let register: NotifyRegister
+  public var notifyRegister: NotifyRegister? { register }
   private var queueCountFound: Int?
   private var configured = 0
   private var configurationSeen: UInt32
@@ -33,7 +35,10 @@ public final class MemoryFileTransport: DriverTransport {
           start: $0.start, size: Int(min($0.size, 256 << 20)), mapping: $0.mapping, offset: $0.offset)
       })
     configurationSeen = file.configurationCount
-    registers = try RegisterAccess(file: file).probe(prefersLegacy: prefersLegacy)
+    let access = RegisterAccess(file: file, turn: RegisterTurn())
+    registers = try access.probe(prefersLegacy: prefersLegacy)
+    let place = registers.notifyPlace
+    register = NotifyRegister(file, access.turn, offset: place.offset, stride: place.stride)
   }
 
   public var ringShape: RingShape? { registers.ringShape }
@@ -94,6 +99,12 @@ public final class MemoryFileTransport: DriverTransport {
     configured = configurations.count
     return configurations.indices.map { .memoryFile(file, queue: $0) }
   }
+
+  public func enableQueue(_ index: Int, _ configuration: QueueConfiguration) throws(DriverError) {
+    try registers.enableQueue(index, configuration)
+  }
+
+  public func resetQueue(_ index: Int) throws(DriverError) { try registers.resetQueue(index) }
 
   public func deleteQueues() throws(DriverError) {
     for index in 0..<configured { try registers.disableQueue(index) }

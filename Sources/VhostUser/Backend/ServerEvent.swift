@@ -9,6 +9,8 @@ public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
   case connected(PeerCredentials?)
   case disconnected
   case received(request: UInt32, size: Int, descriptors: Int)
+  /// The driver has chosen; front-ends repeat it, and the same choice is told once.
+  case negotiated(FeatureSet, ProtocolFeatures)
   case queueStarted(Int)
   case queueStopped(Int)
   case connectionFailed(StreamError)
@@ -37,7 +39,7 @@ public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
     switch self {
     case .received: .trace
     case .queueStarted, .queueStopped: .detail
-    case .connected, .disconnected: .note
+    case .connected, .disconnected, .negotiated: .note
     default: .warning
     }
   }
@@ -48,6 +50,8 @@ public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
     case .disconnected: "the front-end disconnected"
     case .received(let request, let size, let descriptors):
       "received \(FrontendRequest.name(of: request)), \(size) bytes, \(descriptors) descriptors"
+    case .negotiated(let features, let agreed):
+      "the driver chose the features \(features), and the front-end those of the protocol \(agreed)"
     case .queueStarted(let queue): "queue \(queue) started"
     case .queueStopped(let queue): "queue \(queue) stopped"
     case .connectionFailed(let error): "the connection is closed: \(error)"

@@ -1,0 +1,40 @@
+/// Kicks that say where the next chain will be (NOTIFICATION_DATA, virtio 2.7.23, 4.2.3.3).
+internal import MemoryFile
+internal import Synchronization
+
+/// Register accesses come one after the other, and queues may have threads of their own.
+final class RegisterTurn: Sendable {
+  private let turn = Mutex(())
+
+  /// Performs one register access.
+  func alone<Result, Failure: Error>(_ access: () throws(Failure) -> Result) throws(Failure) -> Result {
+    try turn.withLock { _ throws(Failure) in try access() }
+  }
+}
+
+/// The registers of a device on a memory file that kicks go to, for all of its queues.
+public final class NotifyRegister: Sendable {
+  private let file: MemoryFileDriver
+  private let turn: RegisterTurn
+  private let offset: UInt32
+  private let stride: UInt32
+
+  /// - Parameters:
+  ///   - offset: of queue 0's register for the mailbox.
+  ///   - stride: from one queue's to the next one's; 0 where all have the same.
+  init(_ file: MemoryFileDriver, _ turn: RegisterTurn, offset: UInt32, stride: UInt32) {
+    self.file = file
+    self.turn = turn
+    self.offset = offset
+    self.stride = stride
+  }
+
+  /// The queue's index in the low half of the word, and in the other one where the next chain begins: of a packed ring the slot and
+  /// in the top bit the wrap counter, of a split one the whole of `avail.idx`. A device that does not answer is found out by
+  /// whoever waits for its chains.
+  public func write(queue: Int, next: UInt16) {
+    let word = UInt64(UInt16(truncatingIfNeeded: queue)) | UInt64(next) << 16
+    let place = offset + UInt32(UInt16(truncatingIfNeeded: queue)) * stride
+    turn.alone { _ = try? file.write(place, word) }
+  }
+}
