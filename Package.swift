@@ -50,7 +50,8 @@ let package = Package(
     .target(
       name: "RingInspector", dependencies: ["VirtioCore", "VirtioRegisters", "MemoryFile"], swiftSettings: strict),
     .target(
-      name: "GuestDriver", dependencies: ["CLinux", "VirtioCore", "Sockets", "VhostUser", "MemoryFile", system],
+      name: "GuestDriver",
+      dependencies: ["CLinux", "VirtioCore", "VirtioRegisters", "Sockets", "VhostUser", "MemoryFile", system],
       swiftSettings: strict),
     .target(
       name: "Bench",
@@ -87,6 +88,10 @@ let package = Package(
         .product(name: "TextTable", package: "TextTable"),
       ],
       path: "Benchmarks/RingCost", swiftSettings: strict),
+    // The device end of QEMU's proxy for PCI functions: a program for Scripts/guest, not for users.
+    .executableTarget(
+      name: "pci-proxy", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters"],
+      path: "Tests/PCIProxy", swiftSettings: strict),
     .testTarget(
       name: "VirtioCoreTests", dependencies: ["CLinux", "VirtioCore", "GuestDriver", system], swiftSettings: strict),
     .testTarget(
@@ -121,7 +126,8 @@ let package = Package(
     .testTarget(
       name: "GuestDriverTests",
       dependencies: [
-        "CLinux", "VirtioCore", "VirtioBlkDevice", "Sockets", "VhostUser", "MemoryFile", "GuestDriver", system,
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "VhostUser", "MemoryFile", "GuestDriver",
+        system,
       ],
       swiftSettings: strict),
     .testTarget(
