@@ -25,6 +25,8 @@ struct HostLoop: ~Copyable {
   private var earliest = UInt64.max
   private var lastLook: UInt64 = 0
   private(set) var rounds = 0
+  /// Turns so far.
+  private(set) var turnNumber: UInt64 = 0
   private var naps = NapRule()
   /// Who has its turn now.
   private(set) var current: HostedWorker?
@@ -91,6 +93,7 @@ struct HostLoop: ~Copyable {
     guard position < round.count else { return nil }
     let worker = round[position]
     position += 1
+    turnNumber &+= 1
     unsafe worker.seat.state.pointee.isReady = false
     current = worker
     return worker

@@ -16,7 +16,6 @@ final class HostWatch: Sendable {
   private let isAsleep = Atomic<Bool>(false)
   private let isOver = Atomic<Bool>(false)
   private let alarm = DispatchSemaphore(value: 0)
-  private let turns = Atomic<UInt64>(0)
 
   /// Starts its thread.
   func begin() throws(Errno) { _ = try SystemThread(name: "shared watch") { [self] in run() } }
@@ -31,10 +30,6 @@ final class HostWatch: Sendable {
     hosts.withLock { $0 = [] }
     alarm.signal()
   }
-
-  /// A number for a turn, not 0, that no other turn has.
-  @inline(__always)
-  func nextTurn() -> UInt64 { turns.wrappingAdd(1, ordering: .relaxed).newValue }
 
   @inline(__always)
   func wakeIfAsleep() { if isAsleep.load(ordering: .sequentiallyConsistent) { wake() } }
@@ -51,9 +46,10 @@ final class HostWatch: Sendable {
       let turnsNow = hosts.map(\.turn)
       let wakesNow = hosts.map(\.wakes)
       for (index, host) in hosts.enumerated() where index < seen.count {
-        if turnsNow[index] != 0, turnsNow[index] != .max, turnsNow[index] == seen[index] { host.rescue(from: turnsNow[index]) }
+        let turn = turnsNow[index]
+        if turn & 1 == 1, turn != .max, turn == seen[index] { host.rescue(from: turn) }
       }
-      idle = wakesNow == wakes && turnsNow.allSatisfy { $0 == 0 || $0 == .max } ? idle + 1 : 0
+      idle = wakesNow == wakes && turnsNow == seen && turnsNow.allSatisfy { $0 & 1 == 0 } ? idle + 1 : 0
       (seen, wakes) = (turnsNow, wakesNow)
       guard idle >= Self.patience else {
         usleep(Self.interval)

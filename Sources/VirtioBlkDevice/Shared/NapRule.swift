@@ -3,35 +3,41 @@ internal import CLinux
 internal import Glibc
 
 /// Where kicks of many disks come one after the other, a thread that sleeps until the next one is woken for each. One that naps
-/// finds several at once, and each disk waits a little longer. It naps when it was woken soon again and again, and for as long as
-/// naps find more than one.
+/// finds several at once, and each disk waits a little longer. It naps when its sleeps are short on average, and for as long as
+/// naps find more than one kick.
 struct NapRule {
   /// Nanoseconds.
-  private static let length: UInt64 = 100_000
-  /// A sleep that was shorter was none, nanoseconds.
+  private static let length: UInt64 = 150_000
+  /// Sleeps are short that last less on average: nanoseconds.
   private static let shortSleep: UInt64 = 40_000
-  /// Short sleeps, one after the other, after which it naps.
-  private static let shortSleeps = (least: 32, most: 8192)
+  /// Sleeps that make an average, and the most that are asked for.
+  private static let sleeps = (least: 32, most: 8192)
   /// Naps in a row that find one kick or none, after which it sleeps.
   private static let vainNaps = 8
   /// As many naps were no mistake.
   private static let goodNaps = 64
 
   private(set) var isOn = false
-  private var wanted = shortSleeps.least
-  private var run = 0
+  private var wanted = sleeps.least
+  private var count = 0
+  /// Of the last sixteen sleeps or so, nanoseconds.
+  private var average = 4 * shortSleep
   private var naps = 0
+  private var vain = 0
 
   /// Of the calling thread: that naps are as long as they are to be.
   static func prepareThread() { clinux_exact_sleeps() }
 
   /// It slept until something came.
   mutating func note(slept: UInt64) {
-    run = slept < Self.shortSleep ? run + 1 : run / 2
-    guard run >= wanted else { return }
-    (isOn, run, naps) = (true, 0, 0)
+    // A long one is one of many all the same.
+    average = (average * 15 + min(slept, 4 * Self.shortSleep)) / 16
+    count += 1
+    guard count >= wanted, average < Self.shortSleep else { return }
+    (isOn, naps, vain) = (true, 0, 0)
   }
 
+  /// - Parameter limit: nanoseconds to the next deadline.
   mutating func nap(atMost limit: UInt64) {
     var time = timespec(tv_sec: 0, tv_nsec: Int(min(limit, Self.length)))
     _ = unsafe nanosleep(&time, nil)
@@ -40,10 +46,10 @@ struct NapRule {
   /// What a nap found.
   mutating func note(found: Int) {
     naps += 1
-    run = found > 1 ? 0 : run + 1
-    guard run >= Self.vainNaps else { return }
+    vain = found > 1 ? 0 : vain + 1
+    guard vain >= Self.vainNaps else { return }
     // A driver that waits for each answer looks the same as many, until it is tried.
-    wanted = naps < Self.goodNaps ? min(wanted * 2, Self.shortSleeps.most) : Self.shortSleeps.least
-    (isOn, run) = (false, 0)
+    wanted = naps < Self.goodNaps ? min(wanted * 2, Self.sleeps.most) : Self.sleeps.least
+    (isOn, count, average) = (false, 0, 4 * Self.shortSleep)
   }
 }

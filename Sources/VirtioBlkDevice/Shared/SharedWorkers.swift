@@ -50,6 +50,13 @@ public final class SharedWorkers: Sendable {
   func add() { state.withLock { $0.disks += 1 } }
   func remove() { state.withLock { $0.disks -= 1 } }
 
+  /// There are threads.
+  package var hasBegun: Bool { state.withLock { !$0.hosts.isEmpty } }
+  /// Workers that have a thread of their own for now, or for good.
+  package var alone: Int { state.withLock { $0.hosts.reduce(0) { $0 + $1.alone } } }
+  /// Threads that were begun because one stood still.
+  package var rescues: Int { state.withLock { $0.hosts.reduce(0) { $0 + $1.rescues } } }
+
   /// Has a worker made on the thread with the fewest.
   /// - Returns: false when it is to have a thread of its own.
   func take(_ order: HostOrder) -> Bool {

@@ -26,11 +26,13 @@ final class WorkerHost: @unchecked Sendable {
   private let door = Mutex(Door())
   private let bell: OwnedDescriptor
   private let loop: UnsafeMutablePointer<HostLoop>
-  /// The number of the turn that is under way, 0 between turns, `max` when the thread that is in it has lost the others.
-  private let turnUnderWay = Atomic<UInt64>(0)
+  /// Twice the number of the last turn, and 1 more while it is under way; `max` when the thread that is in it has lost the others.
+  private let turnWord = Atomic<UInt64>(0)
   private let wakeCount = Atomic<UInt64>(0)
   private let watch: HostWatch
   private let seats = Atomic<Int>(0)
+  private let aloneCount = Atomic<Int>(0)
+  private let rescueCount = Atomic<Int>(0)
 
   /// Starts its thread.
   init(index: Int, cpu: Int?, watch: HostWatch) throws(Errno) {
@@ -63,6 +65,11 @@ final class WorkerHost: @unchecked Sendable {
   /// How many sit here, or are about to.
   var load: Int { seats.load(ordering: .relaxed) }
 
+  /// How many of them have a thread of their own.
+  var alone: Int { aloneCount.load(ordering: .relaxed) }
+  /// How often another thread went on with the others.
+  var rescues: Int { rescueCount.load(ordering: .relaxed) }
+
   /// Makes a worker here, some time soon.
   func take(_ order: HostOrder) {
     seats.wrappingAdd(1, ordering: .relaxed)
@@ -91,16 +98,16 @@ final class WorkerHost: @unchecked Sendable {
 
   private func run() {
     NapRule.prepareThread()
-    var number = turnUnderWay.load(ordering: .relaxed)
     var now = Clock.now
     while true {
       while let worker = unsafe loop.pointee.next() {
-        number = watch.nextTurn()
+        let word = unsafe loop.pointee.turnNumber &* 2 &+ 1
         // Release: whoever takes over sees what the loop has.
-        turnUnderWay.store(number, ordering: .releasing)
+        turnWord.store(word, ordering: .releasing)
         let goesOn = worker.turn()
-        guard turnUnderWay.compareExchange(expected: number, desired: 0, ordering: .acquiringAndReleasing).exchanged else {
+        guard turnWord.compareExchange(expected: word, desired: word &- 1, ordering: .acquiringAndReleasing).exchanged else {
           // It stood still, and the others have another thread. This one is its own from now on.
+          unsafe worker.seat.state.pointee.standstills += 1
           return goOnAlone(worker, goesOn)
         }
         let start = now
@@ -174,6 +181,8 @@ final class WorkerHost: @unchecked Sendable {
 
   /// The calling thread is this worker's, until it can share one again.
   private func goOnAlone(_ worker: HostedWorker, _ goesOn: Bool) {
+    aloneCount.wrappingAdd(1, ordering: .relaxed)
+    defer { aloneCount.wrappingSubtract(1, ordering: .relaxed) }
     guard goesOn else { return worker.end() }
     let state = unsafe worker.seat.state
     unsafe state.pointee.wantsCompany = false
@@ -193,20 +202,22 @@ final class WorkerHost: @unchecked Sendable {
 
   // MARK: Standstill
 
-  /// The turn that is under way; 0: none.
-  var turn: UInt64 { turnUnderWay.load(ordering: .acquiring) }
+  /// Changes with each turn; odd while one is under way.
+  var turn: UInt64 { turnWord.load(ordering: .acquiring) }
   /// How often the thread woke up.
   var wakes: UInt64 { wakeCount.load(ordering: .sequentiallyConsistent) }
 
   /// Lets another thread go on with everybody but the one whose turn does not end.
-  func rescue(from number: UInt64) {
+  ///
+  /// - Parameter word: what `turn` was all the time.
+  func rescue(from word: UInt64) {
     do throws(Errno) {
       try beginThread { [self] in
         // Acquire: what the loop has is as the other thread left it at the beginning of that turn.
         guard
-          turnUnderWay.compareExchange(expected: number, desired: .max, ordering: .acquiringAndReleasing).exchanged
+          turnWord.compareExchange(expected: word, desired: .max, ordering: .acquiringAndReleasing).exchanged
         else { return }
-        unsafe loop.pointee.current?.seat.state.pointee.standstills += 1
+        rescueCount.wrappingAdd(1, ordering: .relaxed)
         unsafe loop.pointee.letGo()
         run()
       }

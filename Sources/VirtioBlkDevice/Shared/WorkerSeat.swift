@@ -41,7 +41,7 @@ final class WorkerSeat: @unchecked Sendable {
   /// How long a worker is watched before it moves: nanoseconds.
   static let period: UInt64 = 20_000_000
   /// Turns in a period without which nobody is heavy for having one in nearly every round.
-  private static let busyTurns = 128
+  private static let busyTurns = 64
   private static let patienceLimit = 512
   /// A worker whose turns held up the others so often stays on a thread of its own.
   private static let standstillLimit = 3
