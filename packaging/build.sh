@@ -90,7 +90,7 @@ cp -a "$tree/usr/bin" "$root/"
 cp -a "$tree/usr/share/man" "$tree/usr/share/bash-completion" "$tree/usr/share/zsh" "$tree/usr/share/fish" "$root/share/"
 cp -a "$tree/usr/share/doc/vmm-blk" "$root/doc"
 cp -a "$tree"/lib/systemd/system/* packaging/vmm-blk.sysusers packaging/50-vmm-blk.json "$root/systemd/"
-ldd "$program" | awk '$1 ~ /^lib(uring|aio)\.so/ {print $3}' | while read -r library; do
+ldd "$program" | awk '$1 ~ /^lib(uring|aio|seccomp)\.so/ {print $3}' | while read -r library; do
   cp -L "$library" "$root/lib/vmm-blk/"
 done
 tar --sort=name --owner=0 --group=0 --numeric-owner --mtime="@${SOURCE_DATE_EPOCH:-$(date +%s)}" -C "$out" -cf - "$name" |

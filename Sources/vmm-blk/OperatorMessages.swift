@@ -71,6 +71,8 @@ enum Operator {
     /// Since the process began to serve, seconds.
     var uptime: UInt64
     var logLevel: String
+    /// What the process has given up; empty: nothing. A server of an earlier version does not say.
+    var sandbox: [String]?
     var disks: [Summary]
   }
 

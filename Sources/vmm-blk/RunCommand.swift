@@ -41,6 +41,8 @@ struct RunCommand: ParsableCommand {
 
   @OptionGroup var figures: MetricsOptions
 
+  @OptionGroup var protection: SandboxOptions
+
   @OptionGroup var logging: LogOptions
 
   @Option(

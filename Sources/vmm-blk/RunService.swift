@@ -5,7 +5,9 @@ internal import Glibc
 internal import Logging
 internal import MemoryFile
 internal import Metrics
+internal import Sandbox
 internal import Sockets
+internal import SystemPackage
 internal import VhostUser
 internal import VirtioBlkDevice
 internal import VirtioCore
@@ -24,6 +26,8 @@ final class RunService {
   private lazy var figures = OperatorFigures(of: self)
   private(set) lazy var resizing = OperatorResize(in: loop, log: log)
   private var page: MetricsServer?
+  /// What was given up.
+  private(set) var sandbox = SandboxReport.off
   private(set) var isEnding = false
   /// As its operator sees it; `nil` before it is served, and when another process serves it.
   private var disk: RunDisk?
@@ -37,6 +41,7 @@ final class RunService {
     self.command = command
     log = ServeLog(command.logging)
     Startup.ignoreStraySignals()
+    command.protection.arm()
     signals = try TerminationSignals()
     hangup = try TerminationSignals([SIGHUP])
     loop = try EventLoop()
@@ -74,11 +79,12 @@ final class RunService {
       if let taker {
         take(served, from: taker, listener)
       } else {
-        say(served)
         try served.transport.open(in: loop)
         disk = RunDisk(device: served.device, transport: served.transport)
         if let listener { control = try ServiceControl(on: listener, for: self, figures, in: loop, log: log) }
         try page?.open()
+        enterSandbox()
+        say(served)
         ready(served)
       }
       try loop.run()
@@ -159,10 +165,26 @@ final class RunService {
         }
       } catch { log.warn("the control socket is not served: \(error)") }
       command.figures.open(of: figures, in: loop, log: log) { [self] in page = $0 }
+      enterSandbox()
       say(served)
       ready(served)
       if let postponed { end(served, on: postponed) }
     }
+  }
+
+  /// Nothing is opened later.
+  private func enterSandbox() {
+    var plan = SandboxPlan(command.protection.sandbox)
+    var sockets = [command.takeover.control]
+    switch command.figures.metrics {
+    case .path(let path): sockets.append(path)
+    case .internet: plan.usesInternet = true
+    case nil: break
+    }
+    plan.places = sockets.compactMap { $0 }.map { path in
+      AllowedPlace(FilePath(Takeover.absolute(path)).removingLastComponent().string, for: .sockets)
+    }
+    sandbox = command.protection.enter(plan, log: log)
   }
 
   // MARK: End

@@ -1,5 +1,6 @@
 /// How a server comes to its disks: it opens them, or takes them over from the server before.
 internal import Sockets
+internal import SystemPackage
 internal import VhostUser
 internal import VirtioBlkDevice
 internal import VirtioCore
@@ -15,7 +16,9 @@ extension ServeService {
     // All or none: what was opened before a disk that cannot be is closed again, and its sockets go with it.
     try ServeFileLimit.check(list.disks.map(\.options), limit: openFiles, log)
     return try list.disks.enumerated().map { index, disk in
-      do { return serve(disk, try OpenedDisk(disk)) } catch { throw list.error(index, "\(error)", ExitStatus(error)) }
+      do { return serve(disk, try OpenedDisk(disk, access: command.socketAccess)) } catch {
+        throw list.error(index, "\(error)", ExitStatus(error))
+      }
     }
   }
 
@@ -25,7 +28,10 @@ extension ServeService {
     if let fd = command.fd {
       (socket, place) = (try ServerSocket.adopt(fd), "descriptor \(fd)")
     } else if let socketPath = command.socketPath {
-      (socket, place) = (.listening(try Activation.listener(at: socketPath) ?? Listener(path: socketPath)), socketPath)
+      (socket, place) = (
+        .listening(try Activation.listener(at: socketPath) ?? Listener(path: socketPath, access: command.socketAccess)),
+        socketPath
+      )
     } else {
       (socket, place) = try Activation.onlySocket()
     }
@@ -102,8 +108,32 @@ struct OpenedDisk {
   let listener: Listener
 
   /// Waits for the medium. Errors are sentences for the person.
-  init(_ disk: ServeDisk) throws {
-    device = try disk.options.makeDevice(queues: ServeService.queues)
-    listener = try Activation.listener(at: disk.socketPath) ?? Listener(path: disk.socketPath)
+  ///
+  /// - Parameter hint: what else is to be said where the system does not let this process have a file.
+  init(_ disk: ServeDisk, access: SocketAccess, hint: String? = nil) throws {
+    do {
+      device = try disk.options.makeDevice(queues: ServeService.queues)
+      listener = try Activation.listener(at: disk.socketPath) ?? Listener(path: disk.socketPath, access: access)
+    } catch {
+      guard let hint, Self.isForbidden(error) else { throw error }
+      throw ForbiddenError(error: error, hint: hint)
+    }
   }
+
+  private static func isForbidden(_ error: any Error) -> Bool {
+    switch error {
+    case ImageError.cannotOpen(_, let code), ImageError.notWritable(_, let code): code == .permissionDenied
+    case SocketError.notWritable: true
+    default: false
+    }
+  }
+}
+
+/// A file that this process may not have, perhaps because of what it has given up.
+private struct ForbiddenError: ErrorWithStatus, CustomStringConvertible {
+  let error: any Error
+  let hint: String
+
+  var status: ExitStatus { ExitStatus(error) }
+  var description: String { "\(error) (\(hint))" }
 }

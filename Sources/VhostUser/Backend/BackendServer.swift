@@ -119,7 +119,7 @@ public final class BackendServer {
   }
 
   private func connect(_ descriptor: OwnedDescriptor) {
-    report(.connected)
+    report(.connected(PeerCredentials(of: descriptor.rawValue)))
     connection(on: descriptor, errands: ErrandQueue()).open()
   }
 

@@ -1,10 +1,12 @@
 /// What a server has to tell its operator.
+public import Sockets
 public import SystemPackage
 public import VirtioCore
 
 /// One thing that happened. What a front-end or a guest can cause as often as it likes says so, and should be metered.
 public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
-  case connected
+  /// - Parameter: who it is; `nil`: the kernel does not say.
+  case connected(PeerCredentials?)
   case disconnected
   case received(request: UInt32, size: Int, descriptors: Int)
   case queueStarted(Int)
@@ -42,7 +44,7 @@ public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
 
   public var description: String {
     switch self {
-    case .connected: "a front-end connected"
+    case .connected(let peer): "a front-end connected" + (peer.map { ": \($0)" } ?? "")
     case .disconnected: "the front-end disconnected"
     case .received(let request, let size, let descriptors):
       "received \(FrontendRequest.name(of: request)), \(size) bytes, \(descriptors) descriptors"
