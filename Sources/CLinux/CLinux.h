@@ -223,9 +223,6 @@ static inline int clinux_pin_thread(int cpu) {
   return -pthread_setaffinity_np(pthread_self(), sizeof set, &set);
 }
 
-// The calling thread's sleeps end when they are over, and not up to 50 us later.
-static inline void clinux_exact_sleeps(void) { prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0); }
-
 // How many processors this process may run on; 0 where nobody knows.
 static inline int clinux_usable_processors(void) {
   cpu_set_t set;

@@ -38,6 +38,8 @@ final class HostWatch: Sendable {
   private func wake() { if isAsleep.exchange(false, ordering: .sequentiallyConsistent) { alarm.signal() } }
 
   private func run() {
+    // Threads that it makes serve queues.
+    ThreadRole.queue.begin()
     var seen: [UInt64] = []
     var wakes: [UInt64] = []
     var idle = 0

@@ -1,13 +1,12 @@
 /// When a shared thread sleeps for a moment although kicks may come: being woken for each costs more than the requests do.
-internal import CLinux
 internal import Glibc
 
 /// Where kicks of many disks come one after the other, a thread that sleeps until the next one is woken for each. One that naps
 /// finds several at once, and each disk waits a little longer. It naps when its sleeps are short on average, and for as long as
 /// naps find more than one kick.
 struct NapRule {
-  /// Nanoseconds.
-  private static let length: UInt64 = 150_000
+  /// Nanoseconds; the kernel makes it up to 50 µs longer.
+  private static let length: UInt64 = 100_000
   /// Sleeps are short that last less on average: nanoseconds.
   private static let shortSleep: UInt64 = 40_000
   /// Sleeps that make an average, and the most that are asked for.
@@ -24,9 +23,6 @@ struct NapRule {
   private var average = 4 * shortSleep
   private var naps = 0
   private var vain = 0
-
-  /// Of the calling thread: that naps are as long as they are to be.
-  static func prepareThread() { clinux_exact_sleeps() }
 
   /// It slept until something came.
   mutating func note(slept: UInt64) {

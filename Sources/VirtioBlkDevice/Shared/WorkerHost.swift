@@ -45,7 +45,13 @@ final class WorkerHost: @unchecked Sendable {
       unsafe loop.deallocate()
       throw error
     }
-    do throws(Errno) { try beginThread { [self] in run() } } catch {
+    do throws(Errno) {
+      try beginThread { [self] in
+        // The threads that it makes have no more rights than it has.
+        ThreadRole.queue.begin()
+        run()
+      }
+    } catch {
       unsafe loop.deinitialize(count: 1)
       unsafe loop.deallocate()
       throw error
@@ -97,7 +103,6 @@ final class WorkerHost: @unchecked Sendable {
   // MARK: The thread
 
   private func run() {
-    NapRule.prepareThread()
     var now = Clock.now
     while true {
       while let worker = unsafe loop.pointee.next() {
