@@ -65,6 +65,7 @@ import VirtioCore
   @Test(arguments: cases) func everyAcknowledgedWriteIsThere(_ test: Case) throws {
     let scratch = try Scratch(in: "/dev/shm")
     let workers = SharedWorkers(count: test.threads, leastDisks: 1)
+    let paths = try (0..<4).map { try scratch.image("disk-\($0)", size: 8 << 20) }
     let failures = Atomic(0)
     try withThrowingThreads(4) { number in
       var options = BlockDeviceOptions()
@@ -73,8 +74,7 @@ import VirtioCore
       options.queueCount = 2
       options.notification = test.notification
       options.limits = test.limits
-      let path = try scratch.image("disk-\(number)", size: 8 << 20)
-      let device = try BlockDevice(image: ImageFile(ImageOptions(path: path, direct: .off)), options: options)
+      let device = try BlockDevice(image: ImageFile(ImageOptions(path: paths[number], direct: .off)), options: options)
       let client = try BlockClient(
         try InProcessTransport(device: device, memory: DriverMemory(size: 16 << 20)),
         options: DriverOptions(features: test.isPacked ? BlockFeature.understood.union(.packedRing) : BlockFeature.understood))
