@@ -145,7 +145,7 @@ extension DeviceOptions {
       ("--uring", tuning.uring != nil), ("--record", record != nil), ("--on-error", onError != .report),
       ("--inject", !inject.isEmpty),
       ("--no-lock", noLock), ("--limit", limit != nil), ("--latencies", tuning.latencies != .on),
-      ("--shared-workers", tuning.sharedWorkers.words != "auto"),
+      ("--shared-workers", tuning.sharedWorkers.words != "off"),
     ]
     return given.filter(\.1).map(\.0)
   }

@@ -87,6 +87,7 @@ struct SharedWorkersChoice: ExpressibleByArgument {
   let words: String
 
   static var auto: SharedWorkersChoice { SharedWorkersChoice(workers: SharedWorkers(), words: "auto") }
+  static var off: SharedWorkersChoice { SharedWorkersChoice(workers: nil, words: "off") }
 
   private init(workers: SharedWorkers?, words: String) {
     self.workers = workers
@@ -96,7 +97,7 @@ struct SharedWorkersChoice: ExpressibleByArgument {
   init?(argument: String) {
     switch argument {
     case "auto": self = .auto
-    case "off": self.init(workers: nil, words: "off")
+    case "off": self = .off
     default:
       guard let count = Int(argument), (1...256).contains(count) else { return nil }
       self.init(workers: SharedWorkers(count: count, leastDisks: 1), words: "\(count)")
@@ -134,7 +135,7 @@ struct DeviceTuning: ParsableArguments {
     help: .init(
       "Threads that the queues of many disks share where no medium can hold them up: auto (from \(SharedWorkers.usualLeastDisks) disks on, as "
         + "many as there are processors), off, or how many.", valueName: "auto|off|n"))
-  var sharedWorkers = SharedWorkersChoice.auto
+  var sharedWorkers = SharedWorkersChoice.off
 
   func validate() throws {
     if let pollUs, !(0...1_000_000).contains(pollUs) {
