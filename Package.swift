@@ -81,6 +81,8 @@ let package = Package(
       name: "request-cost", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "HandDriver", system],
       path: "Benchmarks/RequestCost", swiftSettings: strict),
     .executableTarget(
+      name: "open-load", dependencies: ["CLinux", "VirtioCore"], path: "Benchmarks/OpenLoad", swiftSettings: strict),
+    .executableTarget(
       name: "ring-cost",
       dependencies: [
         "CLinux", "VirtioCore", "VirtioBlkDevice", "HandDriver", system,

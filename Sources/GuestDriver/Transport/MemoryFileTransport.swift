@@ -28,7 +28,6 @@ public final class MemoryFileTransport: DriverTransport {
 
   public init(_ file: MemoryFileDriver, prefersLegacy: Bool = false) throws(DriverError) {
     self.file = file
-    register = NotifyRegister(file, offset: Register.queueNotify)
     // A driver needs no more than this; the rest of a large file stays untouched, on disk as well.
     memory = try DriverMemory(
       file.file.memory.regions.map {
