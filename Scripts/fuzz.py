@@ -28,9 +28,11 @@ SEED_BYTES, SEED_COUNT = 200, 500
 TARGETS = {
     "split": 4, "packed": 4, "inflight": 2, "session": 3, "takeover": 2, "memory-file": 1, "registers": 1, "texts": 1,
 }
+# Of several sanitizers the compiler takes the last one, and the package manager gives them in any order: so both in one word, while
+# the other word sees to it that libFuzzer's main is the program's.
 BUILD = [
     "swift", "build", "--scratch-path", os.path.join(ROOT, ".build-fuzz"), "-c", "release", "--sanitize=fuzzer",
-    "--sanitize=address", "-Xswiftc", "-enable-testing", "--product", "fuzz",
+    "-Xswiftc", "-sanitize=fuzzer,address", "-Xswiftc", "-enable-testing", "--product", "fuzz",
 ]
 
 

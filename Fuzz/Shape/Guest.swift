@@ -192,7 +192,7 @@ final class Guest {
       for index in 0..<UInt64(ranges) {
         let range = place.address &+ index * 16
         // Where the ring is, the guest itself would have broken it.
-        guard range >= Place.data else { break }
+        guard range >= Place.data, range <= 0 &- 16 else { break }
         arena.store(slips(&shaper) ? shaper.oddNumber() : UInt64(shaper.byte()) % max(sectors, 1), at: range)
         arena.store(slips(&shaper) ? UInt32(truncatingIfNeeded: shaper.oddNumber()) : 8, at: range &+ 8)
         arena.store(slips(&shaper) ? shaper.word32() : UInt32(shaper.choice(2)), at: range &+ 12)
