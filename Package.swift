@@ -33,12 +33,14 @@ let package = Package(
     .package(url: "https://github.com/ordo-one/TextTable", .upToNextMinor(from: "0.0.2")),
   ],
   targets: [
-    .systemLibrary(name: "CLinux", path: "Sources/CLinux", providers: [.apt(["liburing-dev", "libaio-dev"])]),
+    .systemLibrary(
+      name: "CLinux", path: "Sources/CLinux", providers: [.apt(["liburing-dev", "libaio-dev", "libseccomp-dev"])]),
     .target(name: "CVersion", cSettings: commitDefine),
     .target(name: "VirtioCore", dependencies: ["CLinux", system], swiftSettings: strict),
     .target(name: "VirtioBlkDevice", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
     .target(name: "VirtioRegisters", dependencies: ["VirtioCore"], swiftSettings: strict),
     .target(name: "Sockets", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
+    .target(name: "Sandbox", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
     .target(name: "Control", dependencies: ["CLinux", "VirtioCore", "Sockets", system], swiftSettings: strict),
     .target(name: "Metrics", dependencies: ["CLinux", "VirtioCore", "Sockets", system], swiftSettings: strict),
     .target(name: "VhostUser", dependencies: ["CLinux", "VirtioCore", "Sockets", system], swiftSettings: strict),
@@ -64,7 +66,7 @@ let package = Package(
     .executableTarget(
       name: "vmm-blk",
       dependencies: [
-        "CLinux", "CVersion", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "Control", "Metrics",
+        "CLinux", "CVersion", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "Sandbox", "Control", "Metrics",
         "VhostUser", "MemoryFile", "RingInspector", "GuestDriver", "Bench", "CrashCheck", system, logging,
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Histogram", package: "hdrhistogram-swift"),
@@ -93,6 +95,12 @@ let package = Package(
     .testTarget(name: "RegistersTests", dependencies: ["VirtioCore", "VirtioRegisters"], swiftSettings: strict),
     .target(
       name: "TestSupport", dependencies: ["CLinux", "VirtioCore", "Sockets", "GuestDriver"], path: "Tests/Support",
+      swiftSettings: strict),
+    .executableTarget(
+      name: "sandbox-probe", dependencies: ["CLinux", "VirtioCore", "Sandbox"], path: "Tests/SandboxProbe",
+      swiftSettings: strict),
+    .testTarget(
+      name: "SandboxTests", dependencies: ["CLinux", "VirtioCore", "Sandbox", "TestSupport", "sandbox-probe"],
       swiftSettings: strict),
     .testTarget(
       name: "ControlTests", dependencies: ["CLinux", "VirtioCore", "Sockets", "Control", "TestSupport", system],

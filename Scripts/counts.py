@@ -12,7 +12,7 @@ their instructions left out. System calls are those that strace sees of the work
 the device's.
 
 What depends on the moment is not here: writes through io_uring finish in a kernel thread some time later, kicks while the
-device works are suppressed or not, a worker that looks for work before it sleeps finds it in one look or in two.
+device works are suppressed or not, a worker that polls before it sleeps finds it in one look or in two.
 """
 import os
 import re

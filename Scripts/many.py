@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Measures what many disks in one process cost: start-up, memory, processor time while idle, and the first read.
+"""Measures what many disks in one process cost: start-up, memory, CPU time while idle, and the first read.
 
     Scripts/many.py                       1,000 disks
     Scripts/many.py --disks 50 --check    fewer, and status 1 when an idle disk costs too much
@@ -145,7 +145,7 @@ class Server:
             return file.read()
 
     def ticks(self):
-        """Processor time of all threads, in clock ticks."""
+        """CPU time of all threads, in clock ticks."""
         fields = self.proc("stat").rpartition(")")[2].split()
         return int(fields[11]) + int(fields[12])
 
@@ -303,7 +303,7 @@ def main():
     parser.add_argument("--queue-size", type=int, default=128, help="entries of each ring, up to 1024 (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=5, help="how long to watch the idle process (default: %(default)s)")
     parser.add_argument("--option", action="append", default=[], help="an option for serve, as in --option=--engine=uring")
-    parser.add_argument("--check", action="store_true", help="status 1 when an idle disk costs processor time or too much memory")
+    parser.add_argument("--check", action="store_true", help="status 1 when an idle disk costs CPU time or too much memory")
     parser.add_argument("--busy", action="store_true", help="measure one busy disk among the others instead")
     parser.add_argument("--rounds", type=int, default=25, help="measurements of each side of --busy (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON")

@@ -14,7 +14,7 @@
 set -euo pipefail
 
 declare -A groups=(
-  [build]="liburing-dev libaio-dev pkg-config"
+  [build]="liburing-dev libaio-dev libseccomp-dev pkg-config"
   [test]="python3 strace util-linux mount e2fsprogs qemu-utils qemu-system-common"
   [counts]="valgrind strace python3"
   [bench]="python3-matplotlib qemu-utils qemu-system-common fio linux-perf util-linux"

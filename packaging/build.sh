@@ -51,6 +51,15 @@ put 644 packaging/50-vmm-blk.json $share/qemu/vhost-user/50-vmm-blk.json
 put 644 packaging/example.json $share/doc/vmm-blk/examples/example.json
 put 644 packaging/domain.xml $share/doc/vmm-blk/examples/domain.xml
 put 644 LICENSE $share/doc/vmm-blk/copyright
+# What is linked into the program: the Swift runtime, and the packages.
+swift=$(dirname "$(dirname "$(readlink -f "$(command -v swift)")")")
+put 644 "$swift/share/swift/LICENSE.txt" $share/doc/vmm-blk/licenses/swift.txt
+for checkout in "$build"/checkouts/*; do
+  for file in "$checkout"/LICENSE* "$checkout"/NOTICE*; do
+    [ -f "$file" ] || continue
+    put 644 "$file" "$share/doc/vmm-blk/licenses/$(basename "$checkout")-$(basename "${file%.*}" | tr '[:upper:]' '[:lower:]').txt"
+  done
+done
 for page in README.md Docs/*.md; do put 644 "$page" "$share/doc/vmm-blk/$(basename "$page")"; done
 gzip -9nc CHANGELOG.md >"$tree/$share/doc/vmm-blk/changelog.gz"
 install -d -m 755 "$tree/etc/vmm-blk"
@@ -90,7 +99,7 @@ cp -a "$tree/usr/bin" "$root/"
 cp -a "$tree/usr/share/man" "$tree/usr/share/bash-completion" "$tree/usr/share/zsh" "$tree/usr/share/fish" "$root/share/"
 cp -a "$tree/usr/share/doc/vmm-blk" "$root/doc"
 cp -a "$tree"/lib/systemd/system/* packaging/vmm-blk.sysusers packaging/50-vmm-blk.json "$root/systemd/"
-ldd "$program" | awk '$1 ~ /^lib(uring|aio)\.so/ {print $3}' | while read -r library; do
+ldd "$program" | awk '$1 ~ /^lib(uring|aio|seccomp)\.so/ {print $3}' | while read -r library; do
   cp -L "$library" "$root/lib/vmm-blk/"
 done
 tar --sort=name --owner=0 --group=0 --numeric-owner --mtime="@${SOURCE_DATE_EPOCH:-$(date +%s)}" -C "$out" -cf - "$name" |

@@ -26,16 +26,19 @@
 #include <libaio.h>
 #include <linux/io_uring.h> // before liburing: its older copy has the same guard, and swift-system sees the kernel's, too
 #include <liburing.h>
+#include <linux/capability.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <linux/futex.h>
 #include <linux/magic.h>
 #include <linux/netlink.h>
+#include <linux/seccomp.h>
 #include <linux/sock_diag.h>
 #include <linux/unix_diag.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
+#include <seccomp.h>
 #include <signal.h>
 #include <stdint.h>
 #include <string.h>
@@ -136,6 +139,80 @@ static inline int clinux_futex_wake_own(uint32_t *word, int count) {
   long rc = syscall(SYS_futex, word, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, count, NULL, NULL, 0);
   return rc < 0 ? -errno : (int)rc;
 }
+
+// Filters of system calls: libseccomp's comparisons are initializers of C, its actions macros.
+// A call is allowed where an argument, cut to the mask, has the value. Returns -errno on failure.
+static inline int clinux_allow_if(scmp_filter_ctx filter, int call, unsigned argument, uint64_t mask, uint64_t value) {
+  struct scmp_arg_cmp condition = {argument, SCMP_CMP_MASKED_EQ, mask, value};
+  return seccomp_rule_add_array(filter, SCMP_ACT_ALLOW, call, 1, &condition);
+}
+static inline int clinux_answer_with(scmp_filter_ctx filter, int call, int code) {
+  return seccomp_rule_add_array(filter, SCMP_ACT_ERRNO(code), call, 0, NULL);
+}
+static const uint32_t clinux_act_allow = SCMP_ACT_ALLOW;
+static const uint32_t clinux_act_log = SCMP_ACT_LOG;
+static const uint32_t clinux_act_kill_process = SCMP_ACT_KILL_PROCESS;
+// What a block device is asked.
+static const uint64_t clinux_block_questions[] = {BLKGETSIZE64, BLKSSZGET, BLKPBSZGET, BLKROGET, BLKDISCARD};
+static const int clinux_no_such_call = __NR_SCMP_ERROR;
+// Installs a compiled filter for the calling thread and those that it makes. No code of strangers runs in this process, so there
+// is nothing that a processor's guesses could tell it: memory stays as fast as without the filter. Returns -errno on failure.
+static inline int clinux_install_filter(void *program, unsigned short instructions) {
+  struct { unsigned short count; void *first; } filter = {instructions, program};
+  return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, &filter) < 0 ? -errno : 0;
+}
+
+// Any system call, for tests of what is forbidden.
+static inline long clinux_probe_call(long call, long first, long second, long third) {
+  return syscall(call, first, second, third, 0, 0, 0);
+}
+
+// Landlock (Linux 5.13); the numbers of rights that are newer than the headers are in FileRights.swift.
+static inline int clinux_landlock_version(void) {
+  long rc = syscall(SYS_landlock_create_ruleset, NULL, 0, 1 /* LANDLOCK_CREATE_RULESET_VERSION */);
+  return rc < 0 ? -errno : (int)rc;
+}
+// As many bytes of the three words as the kernel's version knows.
+static inline int clinux_landlock_ruleset(uint64_t files, uint64_t ports, uint64_t scopes, size_t size) {
+  uint64_t words[3] = {files, ports, scopes};
+  long rc = syscall(SYS_landlock_create_ruleset, words, size, 0);
+  return rc < 0 ? -errno : (int)rc;
+}
+static inline int clinux_landlock_allow(int ruleset, int place, uint64_t rights) {
+  struct __attribute__((packed)) { uint64_t rights; int32_t place; } rule = {rights, place};
+  return syscall(SYS_landlock_add_rule, ruleset, 1 /* LANDLOCK_RULE_PATH_BENEATH */, &rule, 0) < 0 ? -errno : 0;
+}
+static inline int clinux_landlock_restrict(int ruleset) {
+  return syscall(SYS_landlock_restrict_self, ruleset, 0) < 0 ? -errno : 0;
+}
+
+// The calling thread's capabilities: all sets become what is kept of the permitted ones. Returns -errno on failure.
+static inline int clinux_keep_capabilities(uint64_t kept) {
+  struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+  struct __user_cap_data_struct sets[2];
+  if (syscall(SYS_capget, &header, sets) < 0) return -errno;
+  for (int word = 0; word < 2; word++) {
+    sets[word].permitted &= (uint32_t)(kept >> (32 * word));
+    sets[word].effective = sets[word].permitted;
+    sets[word].inheritable = 0;
+  }
+  return syscall(SYS_capset, &header, sets) < 0 ? -errno : 0;
+}
+// What the calling thread may do now, a bit for each.
+static inline uint64_t clinux_capabilities(void) {
+  struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+  struct __user_cap_data_struct sets[2];
+  if (syscall(SYS_capget, &header, sets) < 0) return 0;
+  return (uint64_t)sets[1].effective << 32 | sets[0].effective;
+}
+// Even a program that is started could not get it. Negative after the last that the kernel knows.
+static inline int clinux_drop_bound(int capability) { return prctl(PR_CAPBSET_DROP, capability, 0, 0, 0); }
+// A right not to be limited, before it is given up: no limit.
+static inline int clinux_lift_lock_limit(void) {
+  struct rlimit none = {RLIM_INFINITY, RLIM_INFINITY};
+  return setrlimit(RLIMIT_MEMLOCK, &none);
+}
+static inline int clinux_no_new_privileges(void) { return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); }
 
 // Debian 12's glibc declares these; Swift's overlay does not carry them all with one signature.
 static inline int clinux_pin_thread(int cpu) {
@@ -438,6 +515,32 @@ static inline int clinux_make_ring_without_array(unsigned entries, struct io_uri
   }
   ring->features = params->features;
   return 0;
+}
+
+// What a ring that has not begun may be used for: operations without flags but that of registered files, and registrations.
+static inline int clinux_restrict_ring(
+    struct io_uring *ring, const uint8_t *operations, unsigned operation_count, const uint8_t *registrations,
+    unsigned registration_count) {
+  struct io_uring_restriction rules[64];
+  unsigned count = 0;
+  memset(rules, 0, sizeof rules);
+  for (unsigned i = 0; i < operation_count && count < 62; i++) {
+    rules[count].opcode = IORING_RESTRICTION_SQE_OP;
+    rules[count++].sqe_op = operations[i];
+  }
+  for (unsigned i = 0; i < registration_count && count < 63; i++) {
+    rules[count].opcode = IORING_RESTRICTION_REGISTER_OP;
+    rules[count++].register_op = registrations[i];
+  }
+  rules[count].opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED;
+  rules[count++].sqe_flags = IOSQE_FIXED_FILE;
+  // The library of Debian 12 declares this and the next call, and has neither.
+  long rc = syscall(SYS_io_uring_register, ring->ring_fd, IORING_REGISTER_RESTRICTIONS, rules, count);
+  return rc < 0 ? -errno : 0;
+}
+static inline int clinux_let_ring_begin(struct io_uring *ring) {
+  long rc = syscall(SYS_io_uring_register, ring->ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
+  return rc < 0 ? -errno : 0;
 }
 
 #endif

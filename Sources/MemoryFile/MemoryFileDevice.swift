@@ -24,12 +24,17 @@ public final class MemoryFileDevice {
   let attended: AttendedDevice
   let log: (String) -> Void
   private let notice: (String) -> Void
+  /// Called on the loop's thread when a driver is ready (DRIVER_OK), with what it has agreed on. A driver can cause this at its
+  /// pleasure.
+  public var whenLive: ((FeatureSet) -> Void)?
   let face: RegisterFace
   var registers: MMIORegisters
   /// Queues that could not be started since `attach`, or since the driver's last reset.
   var startFailures: [Int: QueueError] = [:]
   /// Where packed queues stand that the driver has set up before: known of those that were stopped in order.
   var standing = PackedStanding()
+  /// Queues that the driver resets while it drives the others. It looks at QueueReset until that is over.
+  private var resetting: Set<Int> = []
   /// Queues that take nothing any more until the driver's next reset.
   var failedQueues: Set<Int> = []
   /// Queues that ran, with what they would be started with, when they were asked to stop for a successor; `nil`: they were not.
@@ -295,8 +300,6 @@ public final class MemoryFileDevice {
 
   private enum Step {
     case effect(MMIORegisters.Effect)
-    /// The queue has stopped: its reset is done.
-    case queueResetFinished(Int)
     /// The queue has stopped: its next ring is a new one.
     case forgetQueue(Int)
     /// All queues have stopped: the device forgets its driver.
@@ -325,25 +328,23 @@ public final class MemoryFileDevice {
   private func perform(_ step: Step) {
     switch step {
     case .effect(.featuresFixed(let features)): device.negotiated(features)
-    case .effect(.live): break
+    case .effect(.live): whenLive?(registers.features)
     case .effect(.startQueue(let queue, let configuration)): start(queue, configuration)
     case .effect(.stopQueue(let queue)):
       stop(queue)
       steps.insert(.forgetQueue(queue), at: 0)
     case .effect(.resetQueue(let queue)):
-      stop(queue)
-      steps.insert(.queueResetFinished(queue), at: 0)
+      // Not waited for: the driver's other queues go on meanwhile, and so does its mailbox.
+      if attended.stop(queue: queue) { resetting.insert(queue) } else { queueResetFinished(queue) }
     case .effect(.notify(let queue)): file.control.kick(queue).ring()
     case .effect(.acknowledgeInterrupt(let bits)): file.control.interruptStatus.subtract(bits)
     case .effect(.configWrite(let offset, let bytes)):
       if device.writeConfiguration(at: offset, bytes) { registers.configurationWritten(at: offset, bytes) }
     case .effect(.reset):
       attended.stopAll()
+      resetting = []
       awaited = Set(attended.busyQueues)
       steps.insert(.forgetDriver, at: 0)
-    case .queueResetFinished(let queue):
-      registers.queueResetFinished(queue)
-      standing.forget(queue)
     case .forgetQueue(let queue): standing.forget(queue)
     case .forgetDriver:
       device.reset()
@@ -351,6 +352,14 @@ public final class MemoryFileDevice {
       standing = PackedStanding()
       file.control.interruptStatus.storeRelease(0)
     }
+  }
+
+  private func queueResetFinished(_ queue: Int) {
+    resetting.remove(queue)
+    registers.queueResetFinished(queue)
+    standing.forget(queue)
+    failedQueues.remove(queue)
+    storeState()
   }
 
   private func stop(_ queue: Int) { if attended.stop(queue: queue) { awaited.insert(queue) } }
@@ -395,6 +404,8 @@ public final class MemoryFileDevice {
       case .stopped(let queue, let position):
         standing.stopped(queue, position)
         awaited.remove(queue)
+        if resetting.contains(queue) { queueResetFinished(queue) }
+      case .notStarted(let queue, _) where resetting.contains(queue): queueResetFinished(queue)
       case .notStarted(let queue, let error):
         awaited.remove(queue)
         startFailures[queue] = error
@@ -404,6 +415,7 @@ public final class MemoryFileDevice {
       case .configurationChanged where isBeforeRelease: owesConfigurationChange = true
       // What a queue ran into before a reset that is being carried out concerns nobody any more.
       case .queueFailed where isForgetting: break
+      case .queueFailed(let queue, _) where resetting.contains(queue): break
       case .queueFailed(let queue, let error):
         fail(queue, error)
         storeState()

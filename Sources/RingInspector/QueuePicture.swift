@@ -9,6 +9,7 @@ public struct QueuePicture: Sendable {
     /// Its free-running index.
     public let position: UInt16
     public let id: UInt32
+    /// With IN_ORDER, of a chain that shares the element of a later one: all that could be written to it.
     public let length: UInt32
     /// The chain as its descriptors stand now; `nil` when the id is no head, or the head has been made available again.
     public let chain: ChainPicture?
@@ -105,7 +106,7 @@ public struct QueuePicture: Sendable {
       return chain
     }
     func head(_ position: UInt16) -> UInt16 { available[...].word(at: 4 + 2 * Int(position & mask)) }
-    func element(_ position: UInt16) -> (id: UInt32, length: UInt32) {
+    func element(_ position: UInt16) -> Element {
       let at = 4 + 8 * Int(position & mask)
       return (usedRing[...].word(at: at), usedRing[...].word(at: at + 4))
     }
@@ -134,23 +135,55 @@ public struct QueuePicture: Sendable {
     // Newest first: an older element with the same id speaks of a chain that is gone. A low index that has wrapped looks
     // like one that has not, so that fewer elements may be shown than the ring holds.
     budget = Self.descriptorLimit
+    let batches = features.contains(.inOrder) ? Self.batches(size: size, rings: rings, head: head, element: element) : [:]
     var used: [Used] = []
     for back in 0..<min(Int(rings.usedIndex), size) where budget > 0 {
       let position = rings.usedIndex &- 1 &- UInt16(back)
-      let (id, length) = element(position)
+      // What belongs to no batch that is still there means nothing.
+      guard !features.contains(.inOrder) || batches[position] != nil else { continue }
+      let (id, length) = batches[position] ?? element(position)
       if id >= UInt32(size) { problems.append("used element \(position) names descriptor \(id), outside the table") }
       let isCurrent = id < UInt32(size) && recycled.insert(UInt16(id)).inserted
       budget -= 1
-      used.append(Used(position: position, id: id, length: length, chain: isCurrent ? chain(UInt16(id)) : nil))
+      let picture = isCurrent ? chain(UInt16(id)) : nil
+      let written = length ?? UInt32(clamping: picture?.writableBytes ?? 0)
+      used.append(Used(position: position, id: id, length: written, chain: picture))
     }
     self.used = used.reversed()
     self.problems = problems
   }
 
+  /// `length` is `nil` of a chain that has no element of its own.
+  private typealias Element = (id: UInt32, length: UInt32?)
+
+  /// What used elements mean where one can stand for several chains and names the last of them (IN_ORDER, virtio 2.6.9): chains are
+  /// used in the order of the available ring, whose entries of that age are still there.
+  private static func batches(
+    size: Int, rings: Rings, head: (UInt16) -> UInt16, element: (UInt16) -> Element
+  ) -> [UInt16: Element] {
+    let count = min(Int(rings.usedIndex), size)
+    let first = rings.usedIndex &- UInt16(count)
+    let heads = (0..<count).map { UInt32(head(first &+ UInt16($0))) }
+    let places = Dictionary(zip(heads, 0..<count), uniquingKeysWith: { _, newer in newer })
+    var elements: [UInt16: Element] = [:]
+    var place = 0
+    while place < count {
+      let (id, length) = element(first &+ UInt16(place))
+      // One from the middle of a batch whose beginning is gone says nothing.
+      guard let last = places[id], last >= place else {
+        place += 1
+        continue
+      }
+      for step in place...last { elements[first &+ UInt16(step)] = (heads[step], step == last ? length : nil) }
+      place = last + 1
+    }
+    return elements
+  }
+
   /// The positions in the available ring whose chains are not used yet, oldest first. A device that uses in order leaves
   /// the newest ones; with one that does not, what the used ring names is taken away from what the available ring names.
   private static func outstanding(
-    count: Int, size: Int, rings: Rings, head: (UInt16) -> UInt16, element: (UInt16) -> (id: UInt32, length: UInt32)
+    count: Int, size: Int, rings: Rings, head: (UInt16) -> UInt16, element: (UInt16) -> Element
   ) -> [UInt16] {
     let available = (0..<min(Int(rings.availableIndex), size)).reversed().map { rings.availableIndex &- 1 &- UInt16($0) }
     let newest = Array((0..<count).reversed().map { rings.availableIndex &- 1 &- UInt16($0) })

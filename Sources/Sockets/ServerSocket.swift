@@ -14,8 +14,10 @@ public final class Listener {
   private var ownsFile = true
 
   /// Listens on a path. A socket file that nobody listens on any more is replaced; a live one is left alone.
-  public init(path: String) throws(SocketError) {
-    self.socket = try UnixSocket.listen(at: path)
+  ///
+  /// - Parameter access: who may connect.
+  public init(path: String, access: SocketAccess = SocketAccess()) throws(SocketError) {
+    self.socket = try UnixSocket.listen(at: path, access: access)
     self.path = path
     self.inode = Self.inode(of: path)
   }

@@ -15,6 +15,7 @@ public enum SocketError: Error, Hashable, CustomStringConvertible {
   case refused(String)
   case missing(String)
   case notASocketDescriptor(Int32)
+  case noGroup(String, UInt32, Errno)
   case system(String, Errno)
 
   public var description: String {
@@ -30,6 +31,8 @@ public enum SocketError: Error, Hashable, CustomStringConvertible {
     case .missing(let path): "there is no socket '\(path)'; start the server first, or check the path"
     case .notASocketDescriptor(let descriptor):
       "descriptor \(descriptor) is not an open stream socket; pass a listening or connected UNIX socket"
+    case .noGroup(let path, let group, let error):
+      "the socket '\(path)' cannot be given to group \(group): \(error); be a member of it, or root"
     case .system(let path, let error): "the socket '\(path)' cannot be used: \(error)"
     }
   }
@@ -55,16 +58,19 @@ public enum UnixSocket {
   }
 
   /// Binds a fresh socket to the path and listens. A socket file that nobody listens on any more is replaced.
-  package static func listen(at path: String) throws(SocketError) -> OwnedDescriptor {
+  package static func listen(at path: String, access: SocketAccess = SocketAccess()) throws(SocketError) -> OwnedDescriptor {
     var address = try self.address(path)
     let socket = try make(path)
+    access.prepare(socket.rawValue)
     if unsafe call(Glibc.bind, socket, &address) != 0 {
       guard errno == EADDRINUSE else { throw bindError(path, errno) }
       try removeStale(path)
       guard unsafe call(Glibc.bind, socket, &address) == 0 else { throw bindError(path, errno) }
     }
-    guard Glibc.listen(socket.rawValue, 16) == 0 else {
-      let error = SocketError.system(path, Errno(rawValue: errno))
+    do throws(SocketError) {
+      try access.apply(to: path)
+      guard Glibc.listen(socket.rawValue, 16) == 0 else { throw .system(path, Errno(rawValue: errno)) }
+    } catch {
       _ = unsafe unlink(path)
       throw error
     }

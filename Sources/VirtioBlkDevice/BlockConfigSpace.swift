@@ -9,18 +9,23 @@ struct BlockConfigSpace {
 
   private var bytes = [UInt8](repeating: 0, count: size)
 
+  private let hasGeometry: Bool
+
   init(image: ImageFile, features: FeatureSet, options: BlockDeviceOptions) {
+    hasGeometry = features.contains(.blockGeometry)
     resize(to: image.size)
-    set(8, BlockDeviceOptions.maximumSegmentSize)
-    set(12, UInt32(options.segmentLimit))
-    set(20, UInt32(image.logicalBlockSize))
-    let blocks = image.physicalBlockSize / image.logicalBlockSize
-    bytes[24] = UInt8(blocks.trailingZeroBitCount)  // physical_block_exp
-    bytes[25] = 0  // alignment_offset
-    set(26, UInt16(blocks))  // min_io_size, logical blocks
-    set(28, UInt32(0))  // opt_io_size: no wish
-    bytes[Self.writebackOffset] = 1
-    set(34, UInt16(options.queueCount))
+    if features.contains(.blockSizeMax) { set(8, BlockDeviceOptions.maximumSegmentSize) }
+    if features.contains(.blockSegMax) { set(12, UInt32(options.segmentLimit)) }
+    if features.contains(.blockSize) { set(20, UInt32(image.logicalBlockSize)) }
+    if features.contains(.blockTopology) {
+      let blocks = image.physicalBlockSize / image.logicalBlockSize
+      bytes[24] = UInt8(blocks.trailingZeroBitCount)  // physical_block_exp
+      bytes[25] = 0  // alignment_offset
+      set(26, UInt16(blocks))  // min_io_size, logical blocks
+      set(28, UInt32(0))  // opt_io_size: no wish
+    }
+    if features.contains(.blockConfigWCE) { bytes[Self.writebackOffset] = 1 }
+    if features.contains(.blockMultiQueue) { set(34, UInt16(options.queueCount)) }
     let alignment = UInt32(image.physicalBlockSize / 512)
     if features.contains(.blockDiscard) {
       set(36, BlockLimits.rangeSectors)
@@ -38,6 +43,7 @@ struct BlockConfigSpace {
   mutating func resize(to size: UInt64) {
     let sectors = size / 512
     set(0, sectors)
+    guard hasGeometry else { return }
     // The geometry that firmware makes up for disks without one.
     let heads: UInt64 = 16
     let perTrack: UInt64 = 63

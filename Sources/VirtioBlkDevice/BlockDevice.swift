@@ -46,7 +46,9 @@ public struct BlockDeviceOptions: Sendable {
   public var waiting = Waiting.adaptive(maximumMicroseconds: 50)
   public var notification = Notification.batch
   public var onError = ErrorPolicy.report
-  /// Feature bits that are not offered although the device has them.
+  /// Of `BlockDevice.featuresOnRequest`: what is offered, too.
+  public var requestedFeatures = FeatureSet()
+  /// Feature bits that are not offered although the device has them; not of those that are required.
   public var withheldFeatures = FeatureSet()
   /// Whether it is kept how long requests take and how many are under way, for `BlockDevice.metrics`.
   public var metrics = true
@@ -165,7 +167,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     self.engineReason = choice.reason
     let warnings = [choice.warning, options.faults.isEmpty ? nil : "requests to \(image.path) fail on purpose (--inject)"]
     self.engineWarning = warnings.contains { $0 != nil } ? warnings.compactMap(\.self).joined(separator: "; ") : nil
-    features = Self.features(of: image).subtracting(options.withheldFeatures)
+    features = Self.features(of: image).union(options.requestedFeatures.intersection(Self.featuresOnRequest))
+      .subtracting(options.withheldFeatures.subtracting(Self.requiredFeatures(of: image)))
     configuration = BlockConfigSpace(image: image, features: features, options: options)
     shared.writeback.storeRelaxed(1)
     context = unsafe LaneContext(
@@ -193,31 +196,10 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     }
   }
 
-  /// What the image can do is what is offered, no more (virtio 2.2.2).
-  private static func features(of image: ImageFile) -> FeatureSet {
-    var features: FeatureSet = [
-      .blockSizeMax, .blockSegMax, .blockGeometry, .blockSize, .blockFlush, .blockTopology, .blockConfigWCE,
-      .blockMultiQueue, .indirectDescriptors, .eventIndex, .version1, .anyLayout, .packedRing,
-    ]
-    if image.isReadOnly {
-      features.insert(.blockReadOnly)
-    } else {
-      features.insert(.blockWriteZeroes)
-      if image.canDiscard { features.insert(.blockDiscard) }
-    }
-    return features
-  }
-
   // MARK: VirtioDevice
 
   public var deviceID: UInt32 { 2 }
   public var configurationSize: Int { BlockConfigSpace.size }
-
-  /// Nothing in the offer needs anything else in it (virtio 2.2.2), but that packed rings are none of a legacy device's
-  /// (virtio 6.1).
-  public func accepts(_ features: FeatureSet) -> Bool {
-    features.isSubset(of: self.features) && (features.contains(.version1) || !features.contains(.packedRing))
-  }
 
   public func negotiated(_ features: FeatureSet) {
     // The same choice again is no new negotiation: vhost-user front-ends repeat it on a live device.
@@ -230,7 +212,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   }
 
   private func setWriteback(_ value: UInt8) {
-    guard configuration.writeback != value else { return }
+    // Without CONFIG_WCE there is no such field, and nobody looks at it.
+    guard features.contains(.blockConfigWCE), configuration.writeback != value else { return }
     configuration.writeback = value
     shared.writeback.storeRelaxed(UInt32(value))
     configurationGeneration &+= 1
@@ -239,7 +222,9 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   public func readConfiguration(at offset: Int, count: Int) -> [UInt8] { configuration.read(at: offset, count: count) }
 
   public func writeConfiguration(at offset: Int, _ bytes: [UInt8]) -> Bool {
-    guard let value = configuration.writeback(writing: bytes, at: offset) else { return false }
+    guard features.contains(.blockConfigWCE),
+      let value = configuration.writeback(writing: bytes, at: offset)
+    else { return false }
     setWriteback(value)
     return true
   }

@@ -43,7 +43,7 @@ struct WorkloadOptions: ParsableArguments {
     name: [.customLong("bs"), .customLong("blocksize")], help: .init("Bytes of a request: 512 to 4m.", valueName: "size"))
   var blockSize = ByteCount(4096)
 
-  @Option(name: .customLong("iodepth"), help: .init("Requests under way on each queue.", valueName: "n"))
+  @Option(name: .customLong("iodepth"), help: .init("Requests in flight on each queue.", valueName: "n"))
   var depth = 1
 
   @Option(name: .customLong("numjobs"), help: .init("Queues, each with its own requests.", valueName: "n"))

@@ -95,7 +95,7 @@ struct BenchRunCommand: ParsableCommand {
     help: "Have the back-end log the pages that it writes to, as while a virtual machine is moved; with --socket-path.")
   var log = false
 
-  @Option(help: .init("Count the processor time of this process instead of the one on the socket.", valueName: "pid"))
+  @Option(help: .init("Count the CPU time of this process instead of the one on the socket.", valueName: "pid"))
   var backendPid: Int32?
 
   @Flag(help: "Count the back-end's system calls with perf, at some cost to it.")
@@ -210,7 +210,7 @@ struct BenchRunCommand: ParsableCommand {
       // The first processor, where the machine has another for the client.
       device.pinCPUs = Processors.backend.first.flatMap { ProcessorList(argument: "\($0)") }
     }
-    return .device(try device.makeDevice(queues: workload.jobs), name: device.blkFile ?? "")
+    return .device(try device.makeDevice(on: .vhostUser, queues: workload.jobs), name: device.blkFile ?? "")
   }
 }
 

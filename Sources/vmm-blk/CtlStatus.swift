@@ -83,7 +83,7 @@ enum CtlText {
     let count = service.disks.count
     return """
       \(printable(service.program)), process \(service.process), on \(service.transport), up \(time(service.uptime)), \
-      log level \(printable(service.logLevel)), \(count) \(count == 1 ? "disk" : "disks")
+      log level \(printable(service.logLevel)), \(service.sandbox.map { $0.isEmpty ? "sandbox off, " : "in a sandbox, " } ?? "")\(count) \(count == 1 ? "disk" : "disks")
 
       \(CtlList.table(service.disks))
       """

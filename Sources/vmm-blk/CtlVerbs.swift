@@ -85,7 +85,7 @@ struct EntryWords {
       return .number(number)
     case .inject: return .list([text])
     case .format, .logicalBlockSize, .serial, .engine, .direct, .pinCPUs, .waiting, .notify, .uring, .onError, .latencies,
-      .limit:
+      .limit, .features, .noFeature:
       return .text(text)
     }
   }

@@ -91,6 +91,20 @@ struct DeviceOptions: ParsableArguments {
     help: .init("Pin the threads to these processors in turn, as in 0,2,4-6.", valueName: "list"))
   var pinCPUs: ProcessorList?
 
+  @Option(
+    help: .init(
+      "Offer these features of virtio and no others, by their names in the specification: 'default' stands for what is offered "
+        + "if nothing is said, 'all' for whatever the disk can do. VERSION_1 is always offered.", valueName: "list"),
+    transform: { try FeatureList($0) })
+  var features: FeatureList?
+
+  @Option(
+    help: .init(
+      "Do not offer these features, of virtio or of the vhost-user protocol: ring_packed, event_idx, discard, "
+        + "inflight_shmfd, …; can be given again.", valueName: "list"),
+    transform: { try FeatureList($0) })
+  var noFeature: [FeatureList] = []
+
   @OptionGroup var tuning: DeviceTuning
 
   @Option(
@@ -126,14 +140,17 @@ struct DeviceOptions: ParsableArguments {
       throw ValidationError("--uring is for io_uring: leave it out, or leave out --engine \(engine.rawValue)")
     }
     if engine == .cached, direct == .on {
-      throw ValidationError("--engine cached copies out of the page cache, and --direct on passes it by: give one of them")
+      throw ValidationError("--engine cached copies out of the page cache, and --direct on bypasses it: give one of them")
     }
+    do { try featureWords.validate() } catch { throw ValidationError("\(error)") }
   }
 }
 
 extension DeviceOptions {
   /// Bytes.
   var logicalBlockSize: Int { Int(clamping: blockSize.bytes) }
+
+  var featureWords: FeatureWords { FeatureWords(only: features, without: noFeature) }
 
   /// The options of a device that were given, as far as they can be told from what holds without.
   var given: [String] {
@@ -143,7 +160,7 @@ extension DeviceOptions {
       ("--serial", serial != nil), ("--engine", engine != .auto), ("--direct", direct != .auto), ("--threads", threads != nil),
       ("--waiting", tuning.waiting != nil), ("--poll-us", tuning.pollUs != nil), ("--notify", tuning.notify != .batch),
       ("--uring", tuning.uring != nil), ("--record", record != nil), ("--on-error", onError != .report),
-      ("--inject", !inject.isEmpty),
+      ("--inject", !inject.isEmpty), ("--features", features != nil), ("--no-feature", !noFeature.isEmpty),
       ("--no-lock", noLock), ("--limit", limit != nil), ("--latencies", tuning.latencies != .on),
     ]
     return given.filter(\.1).map(\.0)
@@ -159,11 +176,16 @@ extension DeviceOptions {
 
   /// The disk, opened, locked and ready for a transport. Errors are sentences for the person.
   ///
-  /// - Parameter queues: how many there are when the person has not said.
   /// - Parameters:
+  ///   - transport: by which it is reached.
+  ///   - queues: how many there are when the person has not said.
   ///   - lock: of the image, from another server that is taken over from; `nil`: it is to be got.
   ///   - serial: what the driver was told there.
-  func makeDevice(queues: Int = 1, lock: OwnedDescriptor? = nil, serial before: String? = nil) throws -> BlockDevice {
+  ///   - offersAll: whatever the options say of features.
+  func makeDevice(
+    on transport: FeatureTransport, queues: Int = 1, lock: OwnedDescriptor? = nil, serial before: String? = nil,
+    offersAll: Bool = false
+  ) throws -> BlockDevice {
     guard let blkFile else { throw ValidationError("there is no disk: name its image with --blk-file") }
     var options = BlockDeviceOptions()
     options.queueCount = numQueues ?? queues
@@ -185,6 +207,8 @@ extension DeviceOptions {
     var imageOptions = imageOptions(blkFile, direct: direct)
     imageOptions.lock = lock
     let image = try Self.openPatiently(imageOptions)
+    let features = offersAll ? FeatureWords(only: try FeatureList("all")) : featureWords
+    try features.apply(to: &options, image, transport)
     if let record {
       options.witness = try MediumLog(path: record) { error in
         People.error.write("the record \(printable(record)) ends here, because it cannot be written: \(error)")

@@ -85,7 +85,7 @@ extension UringSetup: ExpressibleByArgument {
 struct DeviceTuning: ParsableArguments {
   @Option(
     help: .init(
-      "What a queue without work does: sleep, poll:US (look for work so long first), adaptive:US (as long as that pays off; "
+      "What a queue without work does: sleep, poll:US (poll for so long first), adaptive:US (as long as that pays off; "
         + "the default, with 50) or busy.", valueName: "way"))
   var waiting: Waiting?
 

@@ -64,6 +64,18 @@ struct GuestTarget: ParsableArguments {
   var ring: RingChoice?
 
   @Option(
+    help: .init(
+      "Accept these features where they are offered, and no others but VERSION_1: names with commas between; 'default' stands for what "
+        + "is accepted if nothing is said, 'all' for whatever this driver knows, in_order, ring_reset and notification_data too.",
+      valueName: "list"),
+    transform: { try FeatureList($0) })
+  var features: FeatureList?
+
+  @Option(
+    help: .init("Do not accept these features; can be given again.", valueName: "list"), transform: { try FeatureList($0) })
+  var noFeature: [FeatureList] = []
+
+  @Option(
     name: [.customLong("iodepth"), .customLong("depth")],
     help: .init("Requests on each queue at a time. (default: 16)", valueName: "n"))
   var depth: Int?
@@ -73,6 +85,9 @@ struct GuestTarget: ParsableArguments {
     if let queues, queues < 1 { throw ValidationError("--num-queues \(queues) is less than 1.") }
     if let queueSize, queueSize == 0 || queueSize > 32768 {
       throw ValidationError("--queue-size \(queueSize) is not from 1 to 32768.")
+    }
+    if let unknown = features?.features.subtracting(BlockFeature.understood.union(BlockFeature.onRequest)), !unknown.isEmpty {
+      throw ValidationError("this driver does not know \(Operator.names(of: unknown).joined(separator: " ")): leave it out")
     }
   }
 }
@@ -117,8 +132,17 @@ extension GuestVerb {
     let parent = guest.target
     let ring = target.ring ?? parent.ring ?? .split
     let understood = ring == .split ? BlockFeature.understood : BlockFeature.understood.union(.packedRing)
+    var wanted = understood
+    if let only = target.features ?? parent.features {
+      wanted = only.features.union(.version1)
+      if only.hasDefaults { wanted.formUnion(understood) }
+      if only.hasAll { wanted.formUnion(BlockFeature.understood.union(BlockFeature.onRequest)) }
+      if ring == .split, target.ring ?? parent.ring != nil { wanted.remove(.packedRing) }
+      if ring != .split { wanted.insert(.packedRing) }
+    }
+    for list in target.noFeature + parent.noFeature { wanted.subtract(list.features) }
     var options = DriverOptions(
-      features: understood.subtracting(avoided), queues: target.queues ?? parent.queues,
+      features: wanted.subtracting(avoided), queues: target.queues ?? parent.queues,
       queueSize: target.queueSize ?? parent.queueSize)
     options.needsPacked = ring == .packed
     let client: BlockClient

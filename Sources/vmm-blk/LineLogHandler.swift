@@ -2,13 +2,13 @@
 internal import FoundationEssentials
 internal import Glibc
 internal import Logging
+internal import Synchronization
 internal import VirtioCore
 
 /// Writes to standard error without waiting for its reader.
 struct LineLogHandler: LogHandler {
   var metadata: Logger.Metadata = [:]
   let level: LogLevel
-  let format: LogFormat
 
   var logLevel: Logger.Level {
     get { level.now }
@@ -22,12 +22,7 @@ struct LineLogHandler: LogHandler {
 
   func log(event: LogEvent) {
     let (disk, message) = (event.metadata?[LogLine.diskKey].map { "\($0)" }, event.message.description)
-    let line =
-      switch format {
-      case .text: LogLine.text(event.level, (disk.map { $0 + ": " } ?? "") + message)
-      case .json: LogLine.json(event.level, disk, message)
-      }
-    People.error.write(line)
+    People.error.write(LogLine.line(event.level, disk, message))
   }
 }
 
@@ -35,13 +30,28 @@ enum LogLine {
   /// What a line is about, where there are many.
   static let diskKey = "disk"
 
+  /// Of every line of the process's log.
+  static var format: LogFormat {
+    get { chosen.withLock { $0 } }
+    set { chosen.withLock { $0 = newValue } }
+  }
+
+  private static let chosen = Mutex(LogFormat.text)
+
+  static func line(_ level: Logger.Level, _ disk: String?, _ message: String) -> String {
+    switch format {
+    case .text: text(level, (disk.map { $0 + ": " } ?? "") + message)
+    case .json: json(level, disk, message)
+    }
+  }
+
   /// For people: what they have to know is in the sentence.
-  static func text(_ level: Logger.Level, _ sentence: String) -> String {
+  private static func text(_ level: Logger.Level, _ sentence: String) -> String {
     "\(time) \(level.rawValue) vmm-blk: \(printable(sentence))"
   }
 
   /// For programs: an object with the members time, level, disk (if it is about one of many) and message.
-  static func json(_ level: Logger.Level, _ disk: String?, _ message: String) -> String {
+  private static func json(_ level: Logger.Level, _ disk: String?, _ message: String) -> String {
     let members = [("time", time), ("level", level.rawValue)] + (disk.map { [("disk", $0)] } ?? []) + [("message", message)]
     return "{" + members.map { "\(quoted($0.0)):\(quoted($0.1))" }.joined(separator: ",") + "}"
   }

@@ -19,6 +19,8 @@ enum MetricsPage {
   private static func process(_ process: Operator.ProcessMetrics, _ page: inout Exposition) {
     page.begin("vmm_blk_build_info", .gauge, "The program that serves.")
     page.sample([("program", process.program)], true)
+    page.begin("vmm_blk_sandbox", .gauge, "1 for each right that the process has given up.")
+    for part in process.sandbox ?? [] { page.sample([("part", part)], true) }
     page.begin("process_start_time_seconds", .gauge, "When the process began to serve, since the epoch.")
     page.sample([], process.startTime)
     page.begin("process_cpu_seconds_total", .counter, "CPU time, user and system.")
@@ -48,6 +50,10 @@ enum MetricsPage {
     each("vmm_blk_size_bytes", .gauge, "The disk's capacity.") { page.sample($1, $0.size) }
     each("vmm_blk_state", .gauge, "1 for the state that the disk is in.") { disk, labels in
       for state in Operator.State.allCases { page.sample(labels + [("state", state.rawValue)], disk.state == state) }
+    }
+    each("vmm_blk_feature", .gauge, "1 for features that the driver has chosen, 0 for those that are offered and not chosen.") {
+      disk, labels in
+      for feature in disk.features { page.sample(labels + [("feature", feature)], disk.chosen.contains(feature)) }
     }
     each("vmm_blk_flush_failed", .gauge, "1 when a flush failed and none succeeds any more.") {
       page.sample($1, $0.flushFailed)

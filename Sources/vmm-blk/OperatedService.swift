@@ -1,5 +1,6 @@
 /// A running process as its operator sees it.
 internal import Control
+internal import Sandbox
 internal import Sockets
 internal import VirtioBlkDevice
 
@@ -24,6 +25,8 @@ protocol OperatedService: AnyObject {
   /// Disks that are not served any more and are still to be let go of.
   var leavingDisks: [any OperatedDisk] { get }
   var resizing: OperatorResize { get }
+  /// What the process has given up.
+  var sandbox: SandboxReport { get }
   /// It is about to end.
   var isEnding: Bool { get }
 

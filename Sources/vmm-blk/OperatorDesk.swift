@@ -2,6 +2,7 @@
 internal import Control
 internal import Glibc
 internal import Logging
+internal import Sandbox
 internal import Sockets
 internal import VirtioBlkDevice
 internal import VirtioCore
@@ -148,7 +149,8 @@ final class OperatorDesk {
   private var status: Operator.Service {
     Operator.Service(
       program: Version.text, process: getpid(), transport: service.transport.rawValue,
-      uptime: figures.uptime, logLevel: log.level.now.rawValue, disks: summaries)
+      uptime: figures.uptime, logLevel: log.level.now.rawValue, sandbox: service.sandbox.parts,
+      disks: summaries)
   }
 
   private func status(of disk: any OperatedDisk) -> Operator.Disk {

@@ -2,6 +2,7 @@
 internal import CLinux
 internal import FoundationEssentials
 internal import Glibc
+internal import Sandbox
 internal import VirtioBlkDevice
 internal import VirtioCore
 
@@ -23,7 +24,8 @@ final class OperatorFigures {
   }
 
   func of(_ disks: [(any OperatedDisk, Operator.State)]) -> Operator.Metrics {
-    Operator.Metrics(process: .own(since: startTime), disks: disks.map { Operator.DiskMetrics($0.0, $0.1) })
+    Operator.Metrics(
+      process: .own(since: startTime, sandbox: service.sandbox.parts), disks: disks.map { Operator.DiskMetrics($0.0, $0.1) })
   }
 }
 
@@ -38,6 +40,7 @@ extension Operator.DiskMetrics {
     self.init(
       disk: disk.name, image: disk.device.image.path, size: disk.device.image.size, engine: disk.device.engine.rawValue,
       state: state, flushFailed: disk.device.image.state.flushFailed.loadRelaxed() != 0,
+      features: Operator.names(of: disk.device.features), chosen: disk.driver?.features ?? [],
       counters: Operator.Counters(metrics.counters), depths: Array(depths), latencies: latencies)
   }
 }
@@ -61,8 +64,10 @@ extension Operator.Histogram {
 extension Operator.ProcessMetrics {
   /// Of this process.
   ///
-  /// - Parameter start: when it began to serve, seconds since 1970.
-  static func own(since start: UInt64) -> Self {
+  /// - Parameters:
+  ///   - start: when it began to serve, seconds since 1970.
+  ///   - sandbox: what it has given up.
+  static func own(since start: UInt64, sandbox: [String]) -> Self {
     var time = timespec()
     unsafe clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time)
     // Resident pages are the second number of it, threads the twentieth of the other after the name.
@@ -74,7 +79,8 @@ extension Operator.ProcessMetrics {
       cpuTime: UInt64(clamping: time.tv_sec) &* 1_000_000_000 &+ UInt64(clamping: time.tv_nsec),
       residentMemory: pages &* UInt64(clamping: sysconf(Int32(_SC_PAGESIZE))),
       // Reading the list takes one.
-      openFiles: UInt64(clamping: max(files - 1, 0)), threads: fields.count > 17 ? UInt64(fields[17]) ?? 0 : 0)
+      openFiles: UInt64(clamping: max(files - 1, 0)), threads: fields.count > 17 ? UInt64(fields[17]) ?? 0 : 0,
+      sandbox: sandbox)
   }
 
   private static func text(of path: String) -> String {

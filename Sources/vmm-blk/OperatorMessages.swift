@@ -71,6 +71,8 @@ enum Operator {
     /// Since the process began to serve, seconds.
     var uptime: UInt64
     var logLevel: String
+    /// What the process has given up; empty: nothing. A server of an earlier version does not say.
+    var sandbox: [String]?
     var disks: [Summary]
   }
 
@@ -189,6 +191,8 @@ enum Operator {
     var residentMemory: UInt64
     var openFiles: UInt64
     var threads: UInt64
+    /// What the process has given up. A server of an earlier version does not say.
+    var sandbox: [String]?
   }
 
   struct DiskMetrics: Codable {
@@ -199,6 +203,9 @@ enum Operator {
     var engine: String
     var state: State
     var flushFailed: Bool
+    /// Names of the features that it offers, and of those that the driver has chosen.
+    var features: [String]
+    var chosen: [String]
     var counters: Counters
     /// Requests that are taken and not answered, by queue, without those at the end that have none.
     var depths: [Int]

@@ -22,7 +22,7 @@ struct RunCommand: ParsableCommand {
       process before goes on.
 
       With --once everything that is available in the file's queues is processed, and what was done is printed. With --raw \
-      the file is guest memory and nothing else, and --queue says where the rings are.
+      the file is guest memory and nothing else, and --queue says where the rings are, and --features what the driver accepted (VERSION_1 alone if not given).
       """)
 
   @Option(
@@ -41,6 +41,8 @@ struct RunCommand: ParsableCommand {
 
   @OptionGroup var figures: MetricsOptions
 
+  @OptionGroup var protection: SandboxOptions
+
   @OptionGroup var logging: LogOptions
 
   @Option(
@@ -57,9 +59,6 @@ struct RunCommand: ParsableCommand {
 
   @Option(help: .init("A ring in a raw file, once for each queue.", valueName: "size=N,desc=A,avail=A,used=A"))
   var queue: [QueueSpecification] = []
-
-  @Option(help: .init("What the driver is taken to have accepted, with --raw.", valueName: "bits"))
-  var features: ByteCount?
 
   @Flag(help: "Print the account of --once as JSON.")
   var json = false
@@ -85,7 +84,9 @@ struct RunCommand: ParsableCommand {
     guard !json || once else { throw ValidationError("--json is for the account that --once prints: add --once") }
     guard !raw || once else { throw ValidationError("--raw is for one pass: add --once") }
     guard raw || queue.isEmpty else { throw ValidationError("--queue is for a file without header: add --raw") }
-    guard raw || features == nil else { throw ValidationError("--features is for a file without header: add --raw") }
+    guard !raw || disk.noFeature.isEmpty else {
+      throw ValidationError("with --raw, --features says what the driver accepted: leave out --no-feature")
+    }
     guard !raw || !queue.isEmpty else {
       throw ValidationError("a raw file does not say where its rings are: add --queue size=N,desc=A,avail=A,used=A")
     }

@@ -29,9 +29,11 @@ struct OnceRun {
     let path = try command.memoryPath()
     let before = MemoryFilePicture(try MemoryFileSnapshot(path: path)).queues.filter(\.ready)
     let file = try MemoryFile.open(path: path)
-    let device = try command.disk.makeDevice(queues: file.layout.maximumQueues)
+    let device = try command.disk.makeDevice(on: .memoryFile, queues: file.layout.maximumQueues)
     var problem: String? = nil
-    let outcomes = try MemoryFileDevice(file: file, device: device, log: { problem = $0 }, notice: { _ in }).runOnce()
+    let transport = try MemoryFileDevice(file: file, device: device, log: { problem = $0 }, notice: { _ in })
+    command.protection.enterQuietly(reading: path)
+    let outcomes = transport.runOnce()
     let after = try MemoryFileSnapshot(path: path)
     let status = after.registers.status
     if outcomes.contains(where: { $0.failure != nil }) {
@@ -47,8 +49,15 @@ struct OnceRun {
   /// The queues are those of the command line.
   private func raw() throws -> OnceAccount {
     let path = try command.memoryPath()
-    let device = try command.disk.makeDevice(queues: command.queue.count)
-    let features = FeatureSet(rawValue: command.features?.bytes ?? FeatureSet.version1.rawValue)
+    // What --features says is what the driver has accepted.
+    let device = try command.disk.makeDevice(on: .memoryFile, queues: command.queue.count, offersAll: true)
+    var features: FeatureSet = .version1
+    if let given = command.disk.features {
+      features = given.isNumber ? given.features : given.features.union(.version1)
+      guard !given.hasDefaults, !given.hasAll else {
+        throw ValidationError("--features with --raw is what the driver accepted: name it")
+      }
+    }
     guard device.accepts(features) else {
       throw ValidationError("the disk does not offer all of the features \(features): it offers \(device.features)")
     }
@@ -69,6 +78,7 @@ struct OnceRun {
     }
     let mapping = try Mapping(descriptor: owner.rawValue, count: count)
     let memory = try GuestMemory([GuestRegion(start: base, size: copies.size, mapping: mapping)])
+    command.protection.enterQuietly(reading: path)
     let outcomes = try MemoryFileDevice.runOnce(device, memory: memory, features: features, queues: queues)
     return OnceAccount(before, outcomes, memory: copies, problem: nil)
   }

@@ -5,7 +5,9 @@ internal import Glibc
 internal import Logging
 internal import MemoryFile
 internal import Metrics
+internal import Sandbox
 internal import Sockets
+internal import SystemPackage
 internal import VhostUser
 internal import VirtioBlkDevice
 internal import VirtioCore
@@ -20,10 +22,13 @@ final class RunService {
   private let loop: EventLoop
   private let manager: ServiceManager
   private var meter = Meter()
+  private var liveMeter = Meter()
   private var control: ServiceControl?
   private lazy var figures = OperatorFigures(of: self)
   private(set) lazy var resizing = OperatorResize(in: loop, log: log)
   private var page: MetricsServer?
+  /// What was given up.
+  private(set) var sandbox = SandboxReport.off
   private(set) var isEnding = false
   /// As its operator sees it; `nil` before it is served, and when another process serves it.
   private var disk: RunDisk?
@@ -37,6 +42,7 @@ final class RunService {
     self.command = command
     log = ServeLog(command.logging)
     Startup.ignoreStraySignals()
+    command.protection.arm()
     signals = try TerminationSignals()
     hangup = try TerminationSignals([SIGHUP])
     loop = try EventLoop()
@@ -74,11 +80,12 @@ final class RunService {
       if let taker {
         take(served, from: taker, listener)
       } else {
-        say(served)
         try served.transport.open(in: loop)
         disk = RunDisk(device: served.device, transport: served.transport)
         if let listener { control = try ServiceControl(on: listener, for: self, figures, in: loop, log: log) }
         try page?.open()
+        enterSandbox()
+        say(served)
         ready(served)
       }
       try loop.run()
@@ -105,25 +112,31 @@ final class RunService {
   private func open() throws -> Served {
     let memory = try command.memoryPath()
     if let create = command.create {
-      let device = try command.disk.makeDevice()
+      let device = try command.disk.makeDevice(on: .memoryFile)
       let file = try MemoryFile.create(
         path: memory, memorySize: create.bytes, memoryBase: GuestAddress(command.memoryBase?.bytes ?? 0),
         maximumQueues: device.queueCount)
       return try Served(device: device, transport: transport(file, device))
     }
     let file = try MemoryFile.open(path: memory)
-    let device = try command.disk.makeDevice(queues: file.layout.maximumQueues)
+    let device = try command.disk.makeDevice(on: .memoryFile, queues: file.layout.maximumQueues)
     return try Served(device: device, transport: transport(file, device))
   }
 
   private func transport(
     _ file: MemoryFile, _ device: BlockDevice, takesOver: Bool = false
   ) throws(MemoryFileError) -> MemoryFileDevice {
-    try MemoryFileDevice(file: file, device: device, takesOver: takesOver) { [self] line in
+    let transport = try MemoryFileDevice(file: file, device: device, takesOver: takesOver) { [self] line in
       guard case .pass(let heldBack) = meter.ask() else { return }
       if heldBack > 0 { log.warn("\(heldBack) lines were left out") }
       log.warn(line)
     }
+    transport.whenLive = { [self] features in
+      guard case .pass(let heldBack) = liveMeter.ask() else { return }
+      if heldBack > 0 { log.note("\(heldBack) lines were left out") }
+      log.note(ServeLog.chosen(features))
+    }
+    return transport
   }
 
   /// Makes the disk ready that the process before serves, while that one goes on.
@@ -137,7 +150,7 @@ final class RunService {
       let file = try RunTakenDisk.file(state, list, name: name, path: command.memory ?? name)
       // Who says nothing about queues means as many as there are.
       let device = try command.disk.makeDevice(
-        queues: state.file?.device.queues ?? 1, lock: try state.image.lock.map { try list.descriptor($0) },
+        on: .memoryFile, queues: state.file?.device.queues ?? 1, lock: try state.image.lock.map { try list.descriptor($0) },
         serial: state.image.serial)
       let transport = try transport(file, device, takesOver: true)
       served = Served(device: device, transport: transport)
@@ -159,10 +172,26 @@ final class RunService {
         }
       } catch { log.warn("the control socket is not served: \(error)") }
       command.figures.open(of: figures, in: loop, log: log) { [self] in page = $0 }
+      enterSandbox()
       say(served)
       ready(served)
       if let postponed { end(served, on: postponed) }
     }
+  }
+
+  /// Nothing is opened later.
+  private func enterSandbox() {
+    var plan = SandboxPlan(command.protection.sandbox)
+    var sockets = [command.takeover.control]
+    switch command.figures.metrics {
+    case .path(let path): sockets.append(path)
+    case .internet: plan.usesInternet = true
+    case nil: break
+    }
+    plan.places = sockets.compactMap { $0 }.map { path in
+      AllowedPlace(FilePath(Takeover.absolute(path)).removingLastComponent().string, for: .sockets)
+    }
+    sandbox = command.protection.enter(plan, log: log)
   }
 
   // MARK: End

@@ -3,6 +3,7 @@ internal import ArgumentParser
 internal import Control
 internal import Glibc
 internal import Logging
+internal import Sandbox
 internal import Sockets
 internal import VhostUser
 internal import VirtioBlkDevice
@@ -43,7 +44,7 @@ struct ServeCommand: ParsableCommand {
 
       Numbers, and true or false, stand without quotes. The words are blk-file and socket-path, which every disk needs, and \
       format, read-only, num-queues, logical-block-size, queue-size-max, serial, engine, direct, threads, pin-cpus, waiting, \
-      poll-us, notify, uring, on-error, inject (a rule or an array of them), latencies, limit and no-lock; what an entry does not say is as the command line says. Either all disks are served or none.
+      poll-us, notify, uring, on-error, inject (a rule or an array of them), latencies, limit, features, no-feature and no-lock; what an entry does not say is as the command line says. Either all disks are served or none.
       """)
 
   @OptionGroup var disk: DeviceOptions
@@ -57,6 +58,18 @@ struct ServeCommand: ParsableCommand {
   @Option(
     help: .init("Use this open descriptor, a listening or a connected UNIX socket, instead of a path.", valueName: "n"))
   var fd: Int32?
+
+  @Option(
+    help: .init(
+      "Permission bits of the sockets of disks, in octal: who may write may connect. (default: as the umask has it)",
+      valueName: "mode"))
+  var socketMode: SocketMode?
+
+  @Option(
+    help: .init(
+      "Group of the sockets of disks, by name or number. Its members may connect, unless --socket-mode says otherwise.",
+      valueName: "group"))
+  var socketGroup: SocketGroup?
 
   @OptionGroup var takeover: TakeoverOptions
 
@@ -80,6 +93,14 @@ struct ServeCommand: ParsableCommand {
 
   @OptionGroup var figures: MetricsOptions
 
+  @OptionGroup var protection: SandboxOptions
+
+  @Option(
+    help: .init(
+      "Disks that are added while the server runs may have their images and sockets below this path, too; those beside the ones "
+        + "that are served may. Can be given more than once.", valueName: "path"))
+  var allowPath: [String] = []
+
   @OptionGroup var logging: LogOptions
 
   func validate() throws {
@@ -88,6 +109,12 @@ struct ServeCommand: ParsableCommand {
       throw ValidationError("--drain-timeout \(drainTimeout) is not from 0 to 86400 seconds.")
     }
     guard memoryBudget.bytes > 0 else { throw ValidationError("--memory-budget 0 leaves no guest any memory.") }
+    if let missing = allowPath.first(where: { !AllowedPlace.exists($0) }) {
+      throw ValidationError("--allow-path \(printable(missing)) is not there: make it first, or leave it out.")
+    }
+    guard allowPath.isEmpty || disks != nil || takeover.control != nil else {
+      throw ValidationError("--allow-path is for disks that are added later: add --control or --disks, or leave it out.")
+    }
     if disks != nil {
       guard disk.blkFile == nil, disk.serial == nil, disk.record == nil, socketPath == nil, fd == nil else {
         throw ValidationError(
@@ -127,4 +154,31 @@ struct ServeCommand: ParsableCommand {
 enum OnOff: String, ExpressibleByArgument, CaseIterable {
   case on
   case off
+}
+
+/// Permission bits as chmod takes them in octal.
+struct SocketMode: ExpressibleByArgument, Equatable {
+  let bits: UInt32
+
+  init?(argument: String) {
+    guard let bits = UInt32(argument, radix: 8), bits <= 0o777, argument.utf8.allSatisfy({ (48...55).contains($0) }) else {
+      return nil
+    }
+    self.bits = bits
+  }
+}
+
+/// A group that this system has.
+struct SocketGroup: ExpressibleByArgument, Equatable {
+  let number: UInt32
+
+  init?(argument: String) {
+    guard let number = SocketAccess.group(argument) else { return nil }
+    self.number = number
+  }
+}
+
+extension ServeCommand {
+  /// Who may connect to the sockets that are made here.
+  var socketAccess: SocketAccess { SocketAccess(mode: socketMode?.bits, group: socketGroup?.number) }
 }

@@ -31,6 +31,8 @@ extension ServeDisk: DecodableWithConfiguration {
     case uring
     case onError = "on-error"
     case inject
+    case features
+    case noFeature = "no-feature"
     case noLock = "no-lock"
     case latencies
     case limit
@@ -68,6 +70,8 @@ extension ServeDisk: DecodableWithConfiguration {
       try entry.argument(.uring, "words of 'serve --uring' with commas between") ?? defaults.tuning.uring
     options.onError = try entry.choice(.onError) ?? defaults.onError
     options.inject = try entry.rules(.inject) ?? defaults.inject
+    options.features = try entry.features(.features) ?? defaults.features
+    options.noFeature = try entry.features(.noFeature).map { [$0] } ?? defaults.noFeature
     options.noLock = try entry.flag(.noLock) ?? defaults.noLock
     options.limit = try entry.argument(.limit, LimitChange.forms) ?? defaults.limit
     options.tuning.latencies = try entry.choice(.latencies) ?? defaults.tuning.latencies
@@ -137,6 +141,11 @@ extension ServeDisk: DecodableWithConfiguration {
       }
     }
 
+    func features(_ word: Word) throws -> FeatureList? {
+      guard let text = try text(word) else { return nil }
+      do { return try FeatureList(text) } catch { throw ServeDiskMistake.wrongFeature(word, error) }
+    }
+
     /// A string in the form that the command line has for it.
     func argument<Value: ExpressibleByArgument>(_ word: Word, _ expected: String) throws -> Value? {
       guard let text = try text(word) else { return nil }
@@ -179,6 +188,8 @@ extension DeviceOptions {
     case .uring: tuning.uring.map { "\($0)" } ?? ""
     case .onError: onError.rawValue
     case .inject: "\(inject)"
+    case .features: features?.text ?? ""
+    case .noFeature: noFeature.map(\.text).joined(separator: ",")
     case .noLock: "\(noLock)"
     case .latencies: tuning.latencies.rawValue
     case .limit: (limit?.limits ?? RateLimits()).words
@@ -192,6 +203,7 @@ enum ServeDiskMistake: Error, CustomStringConvertible {
   case unknownWord(String)
   case missing(ServeDisk.Word)
   case wrongValue(ServeDisk.Word, expected: String)
+  case wrongFeature(ServeDisk.Word, FeatureMistake)
 
   var description: String {
     switch self {
@@ -201,6 +213,7 @@ enum ServeDiskMistake: Error, CustomStringConvertible {
         + (CommandWords.closest(to: word, among: ServeDisk.Word.allCases.map(\.rawValue)).map { "; did you mean \"\($0)\"?" }
           ?? ": use " + ServeDisk.Word.allCases.map { "\"\($0.rawValue)\"" }.joined(separator: ", "))
     case .missing(let word): "\"\(word.rawValue)\" is missing: every disk needs one"
+    case .wrongFeature(let word, let mistake): "\"\(word.rawValue)\": \(mistake)"
     case .wrongValue(let word, let expected): "\"\(word.rawValue)\" has to be \(expected)"
     }
   }

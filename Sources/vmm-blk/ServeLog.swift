@@ -20,7 +20,8 @@ final class ServeLog {
   init(_ options: LogOptions) {
     let level = LogLevel(options.logLevel)
     self.level = level
-    logger = Logger(label: "vmm-blk") { _ in LineLogHandler(level: level, format: options.logFormat) }
+    LogLine.format = options.logFormat
+    logger = Logger(label: "vmm-blk") { _ in LineLogHandler(level: level) }
     disk = nil
   }
 
@@ -66,11 +67,24 @@ final class ServeLog {
       case .note: .info
       case .warning: .warning
       }
+    let text = Self.text(of: event)
     // Who asks for everything gets everything, and what would not be written anyway uses nothing up.
-    guard level >= .info else { return logger.log(level: level, "\(event)", metadata: disk) }
+    guard level >= .info else { return logger.log(level: level, "\(text)", metadata: disk) }
     guard level >= logger.logLevel else { return }
     guard case .pass(let heldBack) = meters[event.importance, default: Meter()].ask() else { return }
     if heldBack > 0 { logger.log(level: level, "\(heldBack) lines were left out", metadata: disk) }
-    logger.log(level: level, "\(event)", metadata: disk)
+    logger.log(level: level, "\(text)", metadata: disk)
+  }
+
+  /// In the words of the specification, which the transport has no block device's of.
+  private static func text(of event: ServerEvent) -> String {
+    guard case .negotiated(let features, let agreed) = event else { return "\(event)" }
+    return "\(chosen(features)); of the protocol: \(agreed.nameList.isEmpty ? "none" : agreed.nameList.joined(separator: " "))"
+  }
+
+  /// What a driver has agreed on.
+  static func chosen(_ features: FeatureSet) -> String {
+    let names = Operator.names(of: features)
+    return "the driver chose \(names.isEmpty ? "no feature" : names.joined(separator: " "))"
   }
 }

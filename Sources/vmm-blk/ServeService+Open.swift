@@ -1,5 +1,6 @@
 /// How a server comes to its disks: it opens them, or takes them over from the server before.
 internal import Sockets
+internal import SystemPackage
 internal import VhostUser
 internal import VirtioBlkDevice
 internal import VirtioCore
@@ -15,17 +16,22 @@ extension ServeService {
     // All or none: what was opened before a disk that cannot be is closed again, and its sockets go with it.
     try ServeFileLimit.check(list.disks.map(\.options), limit: openFiles, log)
     return try list.disks.enumerated().map { index, disk in
-      do { return serve(disk, try OpenedDisk(disk)) } catch { throw list.error(index, "\(error)", ExitStatus(error)) }
+      do { return serve(disk, try OpenedDisk(disk, access: command.socketAccess)) } catch {
+        throw list.error(index, "\(error)", ExitStatus(error))
+      }
     }
   }
 
   private func openOne() throws -> ServedDisk {
-    let device = try command.disk.makeDevice(queues: Self.queues)
+    let device = try command.disk.makeDevice(on: .vhostUser, queues: Self.queues)
     let (socket, place): (ServerSocket, String)
     if let fd = command.fd {
       (socket, place) = (try ServerSocket.adopt(fd), "descriptor \(fd)")
     } else if let socketPath = command.socketPath {
-      (socket, place) = (.listening(try Activation.listener(at: socketPath) ?? Listener(path: socketPath)), socketPath)
+      (socket, place) = (
+        .listening(try Activation.listener(at: socketPath) ?? Listener(path: socketPath, access: command.socketAccess)),
+        socketPath
+      )
     } else {
       (socket, place) = try Activation.onlySocket()
     }
@@ -42,7 +48,7 @@ extension ServeService {
   ) -> ServedDisk {
     let server = BackendServer(
       device: device, on: socket, in: loop, memoryBudget: command.memoryBudget.bytes,
-      publishesInOrder: command.publishInOrder == .on
+      publishesInOrder: command.publishInOrder == .on, protocolFeatures: options.featureWords.protocolFeatures
     ) { log.event($0) }
     return ServedDisk(options, device: device, socket: socket, place: place, server: server)
   }
@@ -85,7 +91,8 @@ extension ServeService {
     var prepared: ServedDisk?
     try taker.prepare(name) { [self] state, list, errands in
       let device = try options.makeDevice(
-        queues: Self.queues, lock: try state.image.lock.map { try list.descriptor($0) }, serial: state.image.serial)
+        on: .vhostUser, queues: Self.queues, lock: try state.image.lock.map { try list.descriptor($0) },
+        serial: state.image.serial)
       let socket = try ServeTakenDisk.socket(state, list, path: socketPath)
       let disk = disk(options, device, socket, place, command.disks == nil ? log : log.about(place))
       prepared = disk
@@ -102,8 +109,32 @@ struct OpenedDisk {
   let listener: Listener
 
   /// Waits for the medium. Errors are sentences for the person.
-  init(_ disk: ServeDisk) throws {
-    device = try disk.options.makeDevice(queues: ServeService.queues)
-    listener = try Activation.listener(at: disk.socketPath) ?? Listener(path: disk.socketPath)
+  ///
+  /// - Parameter hint: what else is to be said where the system does not let this process have a file.
+  init(_ disk: ServeDisk, access: SocketAccess, hint: String? = nil) throws {
+    do {
+      device = try disk.options.makeDevice(on: .vhostUser, queues: ServeService.queues)
+      listener = try Activation.listener(at: disk.socketPath) ?? Listener(path: disk.socketPath, access: access)
+    } catch {
+      guard let hint, Self.isForbidden(error) else { throw error }
+      throw ForbiddenError(error: error, hint: hint)
+    }
   }
+
+  private static func isForbidden(_ error: any Error) -> Bool {
+    switch error {
+    case ImageError.cannotOpen(_, let code), ImageError.notWritable(_, let code): code == .permissionDenied
+    case SocketError.notWritable: true
+    default: false
+    }
+  }
+}
+
+/// A file that this process may not have, perhaps because of what it has given up.
+private struct ForbiddenError: ErrorWithStatus, CustomStringConvertible {
+  let error: any Error
+  let hint: String
+
+  var status: ExitStatus { ExitStatus(error) }
+  var description: String { "\(error) (\(hint))" }
 }

@@ -51,7 +51,9 @@ extension ServeService: OperatedService {
       return then(.failure(refusal))
     } catch { return then(.failure(OperatorRefusal("the disk cannot be served: \(error)"))) }
     let work = Parcel(disk)
-    let openOne = { @Sendable () throws -> [OpenedDisk] in try work.take().map { [try OpenedDisk($0)] } ?? [] }
+    let openOne = { @Sendable [access = command.socketAccess, hint = openingHint] () throws -> [OpenedDisk] in
+      try work.take().map { [try OpenedDisk($0, access: access, hint: hint)] } ?? []
+    }
     open(openOne) { [self] result in
       switch result {
       case .failure(let error): then(.failure(OperatorRefusal("the disk cannot be served: \(error)")))
@@ -161,7 +163,9 @@ extension ServeService: OperatedService {
       then(result)
     }
     let work = Parcel((defaults: command.disk, present: served.map { (name: $0.name, options: $0.options) }))
-    let read = { @Sendable () throws -> ReadList in try ReadList(file, work) }
+    let read = { @Sendable [access = command.socketAccess, hint = openingHint] () throws -> ReadList in
+      try ReadList(file, work, access, hint)
+    }
     open(read) { [self] result in
       isReloading = false
       switch result {
@@ -207,8 +211,14 @@ private struct ReadList {
 
   /// Waits for media. Errors are sentences for the person.
   ///
-  /// - Parameter work: the command line's options, and what is served now.
-  init(_ file: String, _ work: Parcel<(defaults: DeviceOptions, present: [(name: String, options: DeviceOptions)])>) throws {
+  /// - Parameters:
+  ///   - work: the command line's options, and what is served now.
+  ///   - access: of sockets that are made.
+  ///   - hint: where a file may not be had.
+  init(
+    _ file: String, _ work: Parcel<(defaults: DeviceOptions, present: [(name: String, options: DeviceOptions)])>,
+    _ access: SocketAccess, _ hint: String?
+  ) throws {
     guard let (defaults, present) = work.take() else { preconditionFailure("a list is read once") }
     let list = try ServeDiskList(file: file, defaults: defaults, mayBeEmpty: true)
     let known = Dictionary(present, uniquingKeysWith: { first, _ in first })
@@ -231,7 +241,9 @@ private struct ReadList {
               + "a new server with --take-over")
         }
       } else {
-        do { opened.append((disk, try OpenedDisk(disk))) } catch { throw list.error(index, "\(error)", ExitStatus(error)) }
+        do { opened.append((disk, try OpenedDisk(disk, access: access, hint: hint))) } catch {
+          throw list.error(index, "\(error)", ExitStatus(error))
+        }
       }
     }
     self.opened = opened

@@ -3,6 +3,7 @@ internal import Control
 internal import Glibc
 internal import Logging
 internal import Metrics
+internal import Sandbox
 internal import Sockets
 internal import SystemPackage
 internal import VhostUser
@@ -30,6 +31,10 @@ final class ServeService {
   private(set) lazy var figures = OperatorFigures(of: self)
   private(set) lazy var resizing = OperatorResize(in: loop, log: log)
   private var page: MetricsServer?
+  /// What was given up.
+  var sandbox = SandboxReport.off
+  /// Where images of disks that are added may be.
+  var openable: [String] = []
   private(set) var isEnding = false
   /// Disks are being taken over: until each has an owner, nothing may come between.
   private var isTaking = false
@@ -44,6 +49,7 @@ final class ServeService {
   init(_ command: ServeCommand) throws {
     self.command = command
     Startup.ignoreStraySignals()
+    command.protection.arm()
     signals = try TerminationSignals()
     resumption = try TerminationSignals([SIGUSR1])
     hangup = try TerminationSignals([SIGHUP])
@@ -73,6 +79,7 @@ final class ServeService {
         for disk in served { try disk.server.open() }
         if let listener { control = try ServiceControl(on: listener, for: self, figures, in: loop, log: log) }
         try page?.open()
+        enterSandbox()
         sayServed()
       }
       try loop.run()
@@ -156,6 +163,7 @@ final class ServeService {
         }
       } catch { log.warn("the control socket is not served: \(error)") }
       command.figures.open(of: figures, in: loop, log: log) { [self] in page = $0 }
+      enterSandbox()
       sayServed()
       if let postponed { end(on: postponed) }
     }
@@ -193,6 +201,8 @@ final class ServeService {
     served.removeAll { $0 === disk }
     leaving.append(disk)
     open += 1
+    // First: whoever is told that it is over may look for the file.
+    disk.socket.removeFile()
     disk.server.close { [self] in
       open -= 1
       // The process closes what it has when it ends; before that nobody waits here for an image to be closed.
@@ -200,7 +210,6 @@ final class ServeService {
       then()
       if isEnding, open == 0 { loop.stop() }
     }
-    disk.socket.removeFile()
     manager.note(state)
   }
 

@@ -58,7 +58,7 @@ enum Startup {
 /// Lines for whoever started the program or reads its log. They never hold it up.
 enum People {
   static let output = LineWriter(descriptor: STDOUT_FILENO)
-  static let error = LineWriter(descriptor: STDERR_FILENO) { LogLine.text(.warning, "\($0) lines were dropped") }
+  static let error = LineWriter(descriptor: STDERR_FILENO) { LogLine.line(.warning, nil, "\($0) lines were dropped") }
 
   /// At the end of the program: gives a reader that is slow, and not one that is gone, the time for the last lines.
   static func flush() {

@@ -17,7 +17,8 @@ import VirtioCore
     let record: RecordFile
 
     init(
-      _ script: Script? = nil, engine: EngineKind = .sync, queues: Int = 1, size: UInt16 = 64, publishesInOrder: Bool = false
+      _ script: Script? = nil, engine: EngineKind = .sync, queues: Int = 1, size: UInt16 = 64, publishesInOrder: Bool = false,
+      isKnown: Bool = false
     ) throws {
       scratch = try Scratch()
       path = try scratch.image("disk", size: 4 << 20)
@@ -25,6 +26,8 @@ import VirtioCore
       options.engine = engine
       options.queueCount = queues
       options.threads = 1
+      // The driver counts on the order, too (IN_ORDER).
+      if isKnown { options.requestedFeatures = .inOrder }
       let image = try ImageFile(ImageOptions(path: path, direct: .off))
       if let script {
         device = try BlockDevice(image: image, options: options) { script.serve($0, $1) }
@@ -32,7 +35,8 @@ import VirtioCore
         device = try BlockDevice(image: image, options: options)
       }
       hand = try HandQueue(
-        device, 0, SharedMemory(size: 16 << 20), size: size, publishesInOrder: publishesInOrder)
+        device, 0, SharedMemory(size: 16 << 20), size: size, features: BlockFeature.understood.union(.inOrder),
+        publishesInOrder: publishesInOrder)
       record = try RecordFile(queues: queues, size: size)
     }
 
@@ -62,9 +66,10 @@ import VirtioCore
   }
 
   /// Four of six had been taken when the one before ended. They come first, in the order in which they had been taken.
-  @Test(arguments: [false, true]) func interruptedRequestsComeFirst(isInOrder: Bool) throws {
+  @Test(arguments: [(false, false), (true, false), (false, true)])
+  func interruptedRequestsComeFirst(isInOrder: Bool, isKnown: Bool) throws {
     let script = try Script(completesLater: true, isBackwards: true)
-    let disk = try Disk(script, publishesInOrder: isInOrder)
+    let disk = try Disk(script, publishesInOrder: isInOrder, isKnown: isKnown)
     let heads = try disk.submitWrites(6)
     disk.record.interrupt(heads.prefix(4))
     script.hold()
@@ -177,9 +182,10 @@ import VirtioCore
   }
 
   /// The kernel takes no more requests: what is under way is neither answered nor forgotten.
-  @Test(arguments: [false, true]) func lostMediumLeavesRequestsInFlight(isInOrder: Bool) throws {
+  @Test(arguments: [(false, false), (true, false), (false, true)])
+  func lostMediumLeavesRequestsInFlight(isInOrder: Bool, isKnown: Bool) throws {
     let script = try Script(completesLater: true, isBackwards: true)
-    let disk = try Disk(script, publishesInOrder: isInOrder)
+    let disk = try Disk(script, publishesInOrder: isInOrder, isKnown: isKnown)
     let heads = try disk.submitWrites(5)
     disk.record.interrupt(heads.prefix(2))
     script.hold()

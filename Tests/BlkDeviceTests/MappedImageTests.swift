@@ -182,6 +182,35 @@ import VirtioCore
     for _ in 0..<2 { try rig.expect(request, .ioError) }
   }
 
+  /// A copy to behind a new end that lies in the same page meets no fault and goes nowhere. The guest hears of it before it counts on
+  /// it.
+  @Test func whatWasWrittenBehindTheEndOfAPageIsNotStable() throws {
+    let rig = try Self.rig()
+    try Self.fill(rig.path, pattern(Self.size))
+    try rig.expect(.write(sector: 2048, pattern(512)), .ok)
+    try rig.expect(.flush, .ok)
+    try #require(unsafe truncate(rig.path, (1 << 20) + 512) == 0)
+    // Longer than an answer about the length counts.
+    usleep(1000)
+    try rig.expect(.write(sector: 2048 + 4, pattern(512)), .ok)
+    try rig.expect(.flush, .ioError)
+    // From then on it is as with every engine.
+    try rig.expect(.write(sector: 2048 + 4, pattern(512)), .ioError)
+    try rig.expect(.write(sector: 2048, pattern(512)), .ok)
+  }
+
+  /// An end between two pages loses nothing that no fault speaks of.
+  @Test func aFileThatEndsWithAPageIsStableUpToThere() throws {
+    let rig = try Self.rig()
+    try Self.fill(rig.path, pattern(Self.size))
+    try rig.expect(.flush, .ok)
+    try #require(unsafe truncate(rig.path, 1 << 20) == 0)
+    usleep(1000)
+    try rig.expect(.write(sector: 2040, pattern(512)), .ok)
+    try rig.expect(.flush, .ok)
+    try rig.expect(.write(sector: 2048, pattern(512)), .ioError)
+  }
+
   /// One queue runs into the end; the others do not trust the mapping any more either, and need not fail for that.
   @Test func aCutIsKnownToAllQueues() throws {
     let rig = try Self.rig { $0.device.queueCount = 2 }

@@ -93,8 +93,12 @@ import VirtioCore
 
   /// A queue that stops while the first of several requests has failed, and what another device makes of it. Where answers come in
   /// order, or what is in flight is written down, the driver hears of no failure.
-  @Test(arguments: [(true, false), (false, true), (true, true)], [0, 1, 3])
-  func aStopLeavesWhatFailedToTheNext(_ kind: (isInOrder: Bool, isRecorded: Bool), before: Int) throws {
+  @Test(
+    arguments: [(true, false, false), (false, true, false), (true, true, false), (true, false, true), (true, true, true)],
+    [0, 1, 3])
+  func aStopLeavesWhatFailedToTheNext(
+    _ kind: (isInOrder: Bool, isRecorded: Bool, isKnown: Bool), before: Int
+  ) throws {
     let scratch = try Scratch()
     let path = try scratch.image(size: 1 << 20)
     let memory = try SharedMemory()
@@ -106,10 +110,14 @@ import VirtioCore
     var options = BlockDeviceOptions()
     options.engine = .sync
     options.onError = .stop
+    // The driver counts on the order (IN_ORDER).
+    if kind.isKnown { options.requestedFeatures = .inOrder }
     let first = try BlockDevice(image: ImageFile(ImageOptions(path: path, direct: .off)), options: options) {
       script.serve($0, $1)
     }
-    let hand = try HandQueue(first, 0, memory, size: 64, publishesInOrder: kind.isInOrder)
+    let hand = try HandQueue(
+      first, 0, memory, size: 64, features: BlockFeature.understood.union(.inOrder),
+      publishesInOrder: kind.isInOrder && !kind.isKnown)
     script.hold()
     for number in 0..<requests { try hand.submit(.write(sector: UInt64(number), pattern(512, seed: number))) }
     hand.queue.publish()
@@ -125,7 +133,7 @@ import VirtioCore
     #expect(first.counters.failures == 0)
     // Another device, whose medium is well.
     let second = try BlockDevice(
-      image: ImageFile(ImageOptions(path: path, direct: .off, isLocked: false)), options: BlockDeviceOptions())
+      image: ImageFile(ImageOptions(path: path, direct: .off, isLocked: false)), options: options)
     var activation = hand.activation
     activation.position = position
     activation.inflight = record

@@ -42,6 +42,10 @@ struct BenchOptions: Sendable {
   var maximumQueueSize: UInt16 = 1024
   var diskBytes = 1 << 20
   var readOnly = false
+  /// What the device offers beside what it offers by default.
+  var requested: FeatureSet = []
+  /// Of a front-end.
+  var reconnection: Reconnection?
   var logicalBlock = 512
   var format = ImageOptions.Format.auto
   /// Leave the device as it is before the first status write.
@@ -131,7 +135,7 @@ final class Bench {
         server.close { loop.stop() }
         try loop.run()
       }
-      return (try connect(to: path), server)
+      return (try connect(to: path, options.reconnection), server)
     case .memoryFile:
       let path = directory + "/memory"
       try? FileManager.default.removeItem(atPath: path)
@@ -151,8 +155,9 @@ final class Bench {
     }
   }
 
-  private static func connect(to path: String) throws -> VhostUserTransport {
-    try VhostUserTransport(Frontend(connectingTo: path, patience: Patience.limit), memory: makeMemory())
+  private static func connect(to path: String, _ reconnection: Reconnection? = nil) throws -> VhostUserTransport {
+    try VhostUserTransport(
+      Frontend(connectingTo: path, patience: Patience.limit), memory: makeMemory(), reconnection: reconnection)
   }
 
   private static func makeDevice(_ path: String, _ options: BenchOptions, engine: EngineKind) throws -> BlockDevice {
@@ -162,6 +167,7 @@ final class Bench {
     device.queueCount = 2
     device.engine = engine
     device.maximumQueueSize = options.maximumQueueSize
+    device.requestedFeatures = options.requested
     device.serial = ReferenceDevice.serial
     return try BlockDevice(image: image, options: device)
   }

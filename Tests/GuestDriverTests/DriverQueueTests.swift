@@ -76,6 +76,46 @@ struct DriverQueueTests {
     }
   }
 
+  @Test("IN_ORDER: descriptors come in the order of the table, with links to the next (2.6.9)")
+  func sequentialDescriptors() throws {
+    let table = try Table(features: [.version1, .inOrder])
+    for round: UInt16 in 0..<6 {
+      let heads = (0..<2).map { _ in table.add(3) }
+      #expect(heads == [(round * 6) % 8, (round * 6 + 3) % 8])
+      for index: UInt16 in 0..<8 {
+        let descriptor = table.ring.descriptor(index)
+        if descriptor.flags.contains(.next) { #expect(descriptor.next == (index + 1) % 8) }
+      }
+      _ = table.publish()
+      // One element for both.
+      table.ring.usedID(table.used).storeRelaxed(UInt32(heads[1] ?? 0))
+      table.ring.usedLength(table.used).storeRelaxed(9)
+      table.used &+= 2
+      table.ring.usedIndex.storeRelease(table.used)
+      let lengths = [try table.reap()?.length, try table.reap()?.length]
+      #expect(lengths == [200, 9], "who has no element of its own was written whole")
+      #expect(table.outstanding == 0 && table.free.descriptors == 8)
+    }
+  }
+
+  @Test("IN_ORDER: an answer that stands for more than used.idx says, or for a chain twice, is found out")
+  func wrongBatches() throws {
+    let ahead = try Table(features: [.version1, .inOrder])
+    let heads = (0..<3).map { _ in ahead.add() ?? 0 }
+    _ = ahead.publish()
+    ahead.use(UInt32(heads[2]))
+    #expect(throws: DriverFault.batchTooLong(queue: 0, id: heads[2], count: 3, moved: 1)) { try ahead.reap() }
+    for format in [RingFormat.split, .packed] {
+      let twice = try Table(format, features: format == .split ? [.version1, .inOrder] : [.version1, .inOrder, .packedRing])
+      let heads = (0..<2).map { _ in twice.add(1) ?? 0 }
+      _ = twice.publish()
+      twice.use(UInt32(heads[0]))
+      #expect(try twice.reap()?.head == heads[0])
+      twice.use(UInt32(heads[0]))
+      #expect(throws: DriverFault.self) { try twice.reap() }
+    }
+  }
+
   @Test(
     "layouts by the numbers of the specification",
     arguments: [(1, 4096), (2, 64), (256, 4096), (32768, 4096)] as [(UInt16, Int)])

@@ -11,17 +11,21 @@ struct RingContractTests {
     var size: UInt16
     var eventIndex: Bool
     var indirect: Bool
+    /// The device answers in order, and one element may stand for many chains.
+    var inOrder = false
 
     var features: FeatureSet {
       var features: FeatureSet = [.version1]
       if format == .packed { features.insert(.packedRing) }
       if eventIndex { features.insert(.eventIndex) }
       if indirect { features.insert(.indirectDescriptors) }
+      if inOrder { features.insert(.inOrder) }
       return features
     }
 
     var testDescription: String {
       "\(format), \(size) entries\(eventIndex ? ", EVENT_IDX" : "")\(indirect ? ", INDIRECT_DESC" : "")"
+        + (inOrder ? ", IN_ORDER" : "")
     }
 
     static let all = [
@@ -29,7 +33,9 @@ struct RingContractTests {
     ].flatMap { (format: RingFormat, sizes: [UInt16]) in
       sizes.flatMap { size in
         [false, true].flatMap { events in
-          [false, true].map { Case(format: format, size: size, eventIndex: events, indirect: $0) }
+          [(false, false), (true, false), (true, true)].map {
+            Case(format: format, size: size, eventIndex: events, indirect: $0.0, inOrder: $0.1)
+          }
         }
       }
     }
@@ -56,6 +62,7 @@ private struct Contract<Ring: Virtqueue & ~Copyable>: ~Copyable {
   let kick: OwnedDescriptor
   let size: Int
   let indirect: Bool
+  let inOrder: Bool
   var driver: DriverQueue
   var device: Ring
   var random = SeededRandom(seed: 14)
@@ -94,6 +101,7 @@ private struct Contract<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.kick = kick
     size = Int(one.size)
     indirect = one.indirect
+    inOrder = one.inOrder
     unsafe chains = .allocate(capacity: Int(one.size))
     unsafe segments = .allocate(capacity: 64)
   }
@@ -176,19 +184,38 @@ private struct Contract<Ring: Virtqueue & ~Copyable>: ~Copyable {
     held.append(token)
   }
 
-  /// Any of those that the device holds.
+  /// Any of those that the device holds, or the first of them.
   private mutating func answer() {
     guard !held.isEmpty else { return }
+    guard !inOrder else { return answerFirst() }
     let place = Int(random.next() % UInt64(held.count))
     let chain = unsafe (chains + place).move()
     if place < held.count - 1 { unsafe (chains + place).moveInitialize(from: chains + held.count - 1, count: 1) }
     let token = held[place]
     held.swapAt(place, held.count - 1)
     held.removeLast()
-    let writable = (given[token] ?? []).reduce(0 as UInt32) { $0 + ($1.deviceWrites ? $1.length : 0) }
-    let length = UInt32(random.next() % UInt64(writable + 1))
+    let length = answerLength(token)
     device.push(chain, written: length)
     answers.append((token, length))
+  }
+
+  private mutating func answerFirst() {
+    let chain = unsafe chains.move()
+    let token = held.removeFirst()
+    unsafe chains.moveInitialize(from: chains + 1, count: held.count)
+    let (length, writable) = (answerLength(token), writable(token))
+    device.pushInOrder(chain, written: length, isWhole: length == writable)
+    answers.append((token, length))
+  }
+
+  private func writable(_ token: UInt32) -> UInt32 {
+    (given[token] ?? []).reduce(0) { $0 + ($1.deviceWrites ? $1.length : 0) }
+  }
+
+  /// All that is writable, or some of it.
+  private mutating func answerLength(_ token: UInt32) -> UInt32 {
+    let writable = writable(token)
+    return inOrder && random.chance(3, in: 4) ? writable : UInt32(random.next() % UInt64(writable + 1))
   }
 
   private mutating func show() {

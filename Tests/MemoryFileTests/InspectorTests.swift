@@ -94,6 +94,24 @@ private struct Guest {
     #expect(QueueDrawing.draw(picture).count < 200)
   }
 
+  @Test("IN_ORDER: one element stands for those before it, too", arguments: [0 as UInt16, 65534])
+  func batches(_ first: UInt16) throws {
+    var guest = Guest(size: 8)
+    for index in 0..<5 { guest.descriptor(index, flags: 2) }
+    guest.available([3, 1, 0, 2, 4], from: first)
+    // Of three, and of one.
+    guest.used([0, 77, 78, 2], from: first)
+    let picture = try guest.picture([.version1, .inOrder])
+    #expect(picture.problems.isEmpty)
+    #expect(picture.pending.map(\.chain.head) == [4])
+    // A low index that has wrapped looks like one that has not, so that fewer are shown.
+    guard first == 0 else { return }
+    #expect(picture.used.map(\.id) == [3, 1, 0, 2])
+    #expect(picture.used.map(\.length) == [16, 16, 0, 0])
+    let other = try guest.picture()
+    #expect(other.used.map(\.id) == [0, 77, 78, 2])
+  }
+
   @Test("used out of order: what is left is what was not named", arguments: [0 as UInt16, 65533])
   func outOfOrder(_ first: UInt16) throws {
     var guest = Guest(size: 8)

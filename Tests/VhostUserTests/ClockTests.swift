@@ -9,6 +9,8 @@ import Testing
   private static let stamps: Set<String> = [
     "vmm-blk/LineLogHandler.swift", "vmm-blk/OperatorFigures.swift", "Bench/Report/FioReport+Result.swift",
     "Bench/Paths/PathLaboratory.swift",
+    // A list of the names of system calls.
+    "Sandbox/SystemCalls.swift",
   ]
 
   /// What reads the time of day, or waits until some.

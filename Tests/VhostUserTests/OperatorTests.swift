@@ -335,7 +335,8 @@ private struct Lent: @unchecked Sendable {
   @Test(.enabled(if: SilentFile.isPossible, SilentFile.needs)) func aSilentMediumKeepsNobodyElse() throws {
     try withDirectory { directory in
       let silent = try SilentFile(size: 1 << 20)
-      let server = try Operated(directory, ["a"], ["--drain-timeout", "1"])
+      // The silent file is reached through the folder of another process, where a sandbox lets nobody in.
+      let server = try Operated(directory, ["a"], ["--drain-timeout", "1", "--sandbox", "off"])
       try server.whileBusy("a") { load in
         try load.wait()
         let entry =

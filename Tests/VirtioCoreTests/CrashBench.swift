@@ -14,16 +14,19 @@ struct CrashCase: Sendable, CustomTestStringConvertible {
   var batch = 4
   var steps = 24
   var seed: UInt64 = 1
+  /// The driver counts on the order: chains are answered in it, and one element may stand for many.
+  var isInOrder = false
 
   var testDescription: String {
     "\(size) entries from \(start), \(isIndirect ? "indirect, " : "")\(hasEventIndex ? "event index, " : "")batches of \(batch), "
-      + "seed \(seed)"
+      + (isInOrder ? "in order, " : "") + "seed \(seed)"
   }
 
   var features: FeatureSet {
     var features: FeatureSet = [.version1]
     if isIndirect { features.insert(.indirectDescriptors) }
     if hasEventIndex { features.insert(.eventIndex) }
+    if isInOrder { features.insert(.inOrder) }
     return features
   }
 }
@@ -131,7 +134,17 @@ final class CrashBench: @unchecked Sendable {
 
   /// Heads in the used ring that the driver has not seen.
   private var shown: [UInt16] {
-    (0..<ring.usedIndex &- reaped).map { UInt16(truncatingIfNeeded: ring.usedElement(reaped &+ $0).id) }
+    guard form.isInOrder else {
+      return (0..<ring.usedIndex &- reaped).map { UInt16(truncatingIfNeeded: ring.usedElement(reaped &+ $0).id) }
+    }
+    // An element names the last of those that it stands for.
+    var heads: [UInt16] = []
+    while heads.count < Int(ring.usedIndex &- reaped) {
+      let id = UInt16(truncatingIfNeeded: ring.usedElement(reaped &+ UInt16(heads.count)).id)
+      guard let last = outstanding.dropFirst(heads.count).firstIndex(of: id) else { return heads + [id] }
+      heads += outstanding[heads.count...last]
+    }
+    return heads
   }
 
   /// What a device has to answer from here on, in the order in which it was given.
@@ -202,8 +215,10 @@ final class CrashDevice {
   /// Answers one of those that were taken, if there is one.
   func answer(_ choice: Int) {
     guard !taken.isEmpty else { return }
-    let one = taken.remove(at: choice % taken.count)
+    let one = taken.remove(at: bench.form.isInOrder ? 0 : choice % taken.count)
     guard let chain = one.chain.take() else { return }
+    // Now and then one that was not written whole, which ends its batch.
+    if bench.form.isInOrder { return queue.pushInOrder(chain, written: 1, isWhole: choice % 5 > 0) }
     queue.push(chain, written: 1)
   }
 

@@ -12,6 +12,8 @@ import Testing
     CrashCase(size: 8, isIndirect: true, batch: 8, seed: 4),
     CrashCase(size: 8, start: 65530, isIndirect: true, hasEventIndex: true, batch: 3, seed: 5),
     CrashCase(size: 16, start: 40000, batch: 16, seed: 6),
+    CrashCase(size: 4, start: 65533, batch: 4, seed: 11, isInOrder: true),
+    CrashCase(size: 8, isIndirect: true, hasEventIndex: true, batch: 6, seed: 12, isInOrder: true),
     CrashCase(size: 64, start: 65500, hasEventIndex: true, batch: 40, steps: 6, seed: 7),
   ]
 

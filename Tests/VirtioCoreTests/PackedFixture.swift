@@ -221,6 +221,14 @@ extension PackedFixture {
     if let chain = held.take(id) { queue.push(chain, written: written) }
   }
 
+  /// The same for a driver that counts on the order.
+  func answerInOrder<Book: BufferBook & ~Copyable>(
+    _ queue: inout PackedRing<Book>, _ held: Held, _ id: UInt16, isWhole: Bool
+  ) {
+    guard let chain = held.take(id) else { preconditionFailure("the chain was not taken") }
+    queue.pushInOrder(chain, written: 1, isWhole: isWhole)
+  }
+
   func popAndPush(_ queue: inout PackedQueue, written: UInt32 = 0, capacity: Int = 64) throws(QueueError) -> Popped? {
     let held = Held()
     guard let popped = try take(&queue, held, capacity: capacity) else { return nil }

@@ -58,6 +58,29 @@ import VirtioCore
     #expect(try ring.reap()?.id == 1)
   }
 
+  /// With IN_ORDER one descriptor stands for those before it, and whoever looks from outside counts them all.
+  @Test func countsBatchesFromOutside() throws {
+    let ring = try PackedFixture(size: 8)
+    var queue = try ring.queue([.inOrder])
+    let held = PackedFixture.Held()
+    for (id, count) in [(9, 2), (3, 1), (5, 3)] as [(UInt16, Int)] {
+      ring.makeAvailable(
+        id, (0..<count).map { _ in Buffer(address: ring.buffers, length: 1, flags: Ring.write) })
+    }
+    let look = try #require(PackedLook(ring.configuration, in: ring.memory, from: .start))
+    #expect(look.heads.map(\.slot) == [0, 2, 3] && look.usedCount(in: ring.memory) == 0)
+    for _ in 0..<3 { #expect(try ring.take(&queue, held) != nil) }
+    ring.answerInOrder(&queue, held, 9, isWhole: true)
+    ring.answerInOrder(&queue, held, 3, isWhole: false)
+    queue.publish()
+    #expect(look.usedCount(in: ring.memory) == 2)
+    #expect(ring.flags(0) & 0x8080 == 0x8080 && ring.flags(2) & 0x8080 == 0x80, "one stands for both")
+    ring.answerInOrder(&queue, held, 5, isWhole: true)
+    queue.publish()
+    #expect(look.usedCount(in: ring.memory) == 3)
+    #expect(queue.position == QueuePosition(available: 0x8006, used: 0x8006))
+  }
+
   /// Every mixture of list lengths round every end of small rings, with every order of the two answers.
   @Test(arguments: 1...7) func goesRoundTheRing(size: Int) throws {
     for start in 0..<size {

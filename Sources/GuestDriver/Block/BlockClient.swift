@@ -30,6 +30,15 @@ public final class BlockClient {
     config = try BlockConfig(session.transport, offered: session.offered)
   }
 
+  /// Resets one queue and sets it up again, while the others go on (RING_RESET).
+  ///
+  /// - Parameter size: entries of its new ring; `nil`: as many as before.
+  /// - Returns: tags of requests that were in flight on it and have no answer any more.
+  @discardableResult
+  public func resetQueue(_ index: Int, size: UInt16? = nil) throws(DriverError) -> [UInt32] {
+    queues[index].restart(try session.resetQueue(index, size: size))
+  }
+
   /// Resets the device and gives the memory back.
   public func shutDown() throws(DriverError) { try session.shutDown() }
 

@@ -149,6 +149,9 @@ public enum BlockFeature {
     .indirectDescriptors, .eventIndex, .version1,
   ]
 
+  /// What it can work with besides, where that is asked for.
+  public static let onRequest: FeatureSet = [.packedRing, .inOrder, .orderPlatform, .notificationData, .ringReset]
+
   /// The name of a bit as the specification spells it; `nil` for bits without one.
   public static func name(ofBit bit: Int) -> String? {
     (names + FeatureSet.commonNames).first { $0.bit == bit }?.name

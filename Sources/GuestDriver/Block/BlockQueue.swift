@@ -29,6 +29,15 @@ public final class BlockQueue {
     ring = DriverQueue(setup)
   }
 
+  /// Goes on with another ring. - Returns: tags of requests that were on the old one; whether they were carried out nobody knows.
+  func restart(_ setup: QueueSetup) -> [UInt32] {
+    let lost = requests.keys.sorted()
+    for framed in requests.values { framed.release(to: memory) }
+    requests = [:]
+    ring = DriverQueue(setup)
+    return lost
+  }
+
   /// Requests submitted and not yet answered.
   public var outstanding: Int { ring.outstanding }
 

@@ -7,6 +7,8 @@ public enum DriverFault: Error, Hashable, Sendable, CustomStringConvertible {
   case usedIndexJumped(queue: Int, from: UInt16, to: UInt16, outstanding: Int)
   /// A used element names no chain that the device holds (2.6.8, 2.7.21).
   case usedIDNotOutstanding(queue: Int, id: UInt32, slot: UInt16)
+  /// With IN_ORDER, a used element stands for more chains than `used.idx` has moved by (2.6.9).
+  case batchTooLong(queue: Int, id: UInt16, count: Int, moved: Int)
   /// A packed descriptor that the device holds is marked neither available nor used in this lap (2.7.1).
   case badDescriptorMarks(queue: Int, slot: UInt16, flags: UInt16, wrap: Bool)
   /// A used element reports more bytes than there were to write (2.6.8.2).
@@ -45,6 +47,8 @@ public enum DriverFault: Error, Hashable, Sendable, CustomStringConvertible {
       "queue \(queue): used.idx went from \(from) to \(to) with \(outstanding) chains outstanding"
     case .usedIDNotOutstanding(let queue, let id, let slot):
       "queue \(queue): used element \(slot) names chain \(id), which the device does not hold"
+    case .batchTooLong(let queue, let id, let count, let moved):
+      "queue \(queue): a used element names chain \(id), which is the \(count). of those in flight, while used.idx moved by \(moved)"
     case .badDescriptorMarks(let queue, let slot, let flags, let wrap):
       "queue \(queue): the flags of descriptor \(slot) became 0x\(String(flags, radix: 16)), which is neither available nor used "
         + "while the wrap counter is \(wrap ? 1 : 0)"

@@ -58,6 +58,11 @@ extension DriverQueue {
 
   mutating func reap(from ring: RawPackedRing) throws(DriverFault) -> UsedChain? {
     let position = RingPosition(word: reapedIndex)
+    // Nothing is written for those that one answer stands for: all their descriptors are as they were.
+    if batchLeft > 0 {
+      let (id, length) = nextOfBatch()
+      return try take(id, length, at: position, isShown: false, in: ring)
+    }
     // Acquire: ID, length and what the device wrote are read after the flags that show them.
     let flags = ring.flags(position.slot).loadAcquire()
     let marks = flags & RingPosition.marks
@@ -73,13 +78,23 @@ extension DriverQueue {
     guard id < size, unsafe chains[Int(id)].isOutstanding, unsafe chains[Int(id)].number < published else {
       throw .usedIDNotOutstanding(queue: setup.index, id: UInt32(id), slot: position.slot)
     }
-    let chain = unsafe chains[Int(id)]
     // Without WRITE the length means nothing (virtio 2.7.5).
     let length = RawDescriptor.Flags(rawValue: flags).contains(.write) ? element.length : 0
+    guard setup.inOrder else { return try take(id, length, at: position, isShown: true, in: ring) }
+    (batchLeft, batchLength) = (batch(endingWith: id), length)
+    let first = nextOfBatch()
+    return try take(first.head, first.length, at: position, isShown: true, in: ring)
+  }
+
+  /// - Parameter isShown: the chain's first descriptor was overwritten by the answer.
+  private mutating func take(
+    _ id: UInt16, _ length: UInt32, at position: RingPosition, isShown: Bool, in ring: RawPackedRing
+  ) throws(DriverFault) -> UsedChain {
+    let chain = unsafe chains[Int(id)]
     guard UInt64(length) <= chain.writable else {
       throw .usedLengthTooLong(queue: setup.index, head: id, length: length, writable: chain.writable)
     }
-    try checkSkipped(from: position, count: chain.descriptors, in: ring)
+    try checkSkipped(from: position, count: chain.descriptors, isShown: isShown, in: ring)
     try tables.check(chain, head: id, queue: setup.index)
     try checkEvents(ring)
     unsafe chains[Int(id)].nextFree = firstFree
@@ -91,10 +106,11 @@ extension DriverQueue {
 
   /// The device writes one descriptor for a chain and goes over as many as the chain had. Those in between hold what the driver
   /// put there, of whichever chain: no other used descriptor can have been there before.
-  private func checkSkipped(from position: RingPosition, count: UInt16, in ring: RawPackedRing) throws(DriverFault) {
-    var position = position
-    for _ in 1..<max(count, 1) {
-      position = position.advanced(by: 1, size: size)
+  private func checkSkipped(
+    from position: RingPosition, count: UInt16, isShown: Bool, in ring: RawPackedRing
+  ) throws(DriverFault) {
+    for place in (isShown ? 1 : 0)..<max(count, 1) {
+      let position = position.advanced(by: place, size: size)
       let wrote = unsafe shadow[Int(position.slot)]
       let found = ring.descriptor(position.slot)
       guard found == wrote else {
@@ -116,14 +132,29 @@ extension DriverQueue {
   func usedSpan(in ring: RawPackedRing) -> UInt16 {
     var position = RingPosition(word: reapedIndex)
     var span: UInt16 = 0
+    var number = added - UInt64(outstanding)
+    func skip(_ count: Int) {
+      for _ in 0..<count {
+        span &+= unsafe chains[Int(sequence[Int(number % UInt64(size))])].descriptors
+        number += 1
+      }
+    }
+    skip(batchLeft)
+    position = position.advanced(by: min(span, size), size: size)
     // No more answers than chains, whatever the ring says.
-    for _ in 0..<inDevice {
+    for _ in batchLeft..<max(inDevice, batchLeft) {
       guard ring.isUsed(position) else { break }
       let id = ring.descriptor(position.slot).next
       guard id < size, unsafe chains[Int(id)].isOutstanding else { break }
-      let count = unsafe chains[Int(id)].descriptors
-      span &+= count
-      position = position.advanced(by: count, size: size)
+      let before = span
+      if setup.inOrder {
+        let end = unsafe chains[Int(id)].number
+        guard end >= number, end < published else { break }
+        skip(Int(end - number) + 1)
+      } else {
+        span &+= unsafe chains[Int(id)].descriptors
+      }
+      position = position.advanced(by: min(span &- before, size), size: size)
     }
     return span
   }

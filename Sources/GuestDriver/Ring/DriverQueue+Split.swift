@@ -54,12 +54,7 @@ extension DriverQueue {
     guard Int(usedIndex &- reapedIndex) <= inDevice else {
       throw .usedIndexJumped(queue: setup.index, from: reapedIndex, to: usedIndex, outstanding: inDevice)
     }
-    let id = ring.usedID(reapedIndex).loadRelaxed()
-    let length = ring.usedLength(reapedIndex).loadRelaxed()
-    guard id < UInt32(size), unsafe chains[Int(id)].isOutstanding else {
-      throw .usedIDNotOutstanding(queue: setup.index, id: id, slot: reapedIndex & (size &- 1))
-    }
-    let head = UInt16(id)
+    let (head, length) = try nextAnswer(in: ring, usedIndex)
     let chain = unsafe chains[Int(head)]
     guard UInt64(length) <= chain.writable else {
       throw .usedLengthTooLong(queue: setup.index, head: head, length: length, writable: chain.writable)
@@ -67,11 +62,34 @@ extension DriverQueue {
     let last = try checkDescriptors(of: head, chain, in: ring)
     try tables.check(chain, head: head, queue: setup.index)
     try checkRingWords(ring)
-    unsafe shadow[Int(last)].next = firstFree
-    firstFree = head
+    // With IN_ORDER descriptors are used in the order of the table (2.6.9): the links stay as they are.
+    if !setup.inOrder {
+      unsafe shadow[Int(last)].next = firstFree
+      firstFree = head
+    }
     reapedIndex &+= 1
     reapedCount &+= 1
     return take(head, chain, length: length)
+  }
+
+  /// The chain that is used next, and the length of its answer.
+  private mutating func nextAnswer(in ring: RawRing, _ usedIndex: UInt16) throws(DriverFault) -> (head: UInt16, length: UInt32)
+  {
+    if batchLeft == 0 {
+      let id = ring.usedID(reapedIndex).loadRelaxed()
+      let length = ring.usedLength(reapedIndex).loadRelaxed()
+      guard id < UInt32(size), unsafe chains[Int(id)].isOutstanding else {
+        throw .usedIDNotOutstanding(queue: setup.index, id: id, slot: reapedIndex & (size &- 1))
+      }
+      guard setup.inOrder else { return (UInt16(id), length) }
+      let count = batch(endingWith: UInt16(id))
+      let moved = usedIndex &- reapedIndex
+      guard count <= Int(moved) else {
+        throw .batchTooLong(queue: setup.index, id: UInt16(id), count: count, moved: Int(moved))
+      }
+      (batchLeft, batchLength) = (count, length)
+    }
+    return nextOfBatch()
   }
 
   /// - Returns: the last descriptor of the chain.

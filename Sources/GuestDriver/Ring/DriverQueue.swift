@@ -22,6 +22,11 @@ public struct DriverQueue: ~Copyable {
   // Private memory: what is known of each descriptor, and of each chain by its name.
   let shadow: UnsafeMutablePointer<RawDescriptor>
   let chains: UnsafeMutablePointer<Chain>
+  /// The names of chains in the order in which they were added, by their numbers modulo the ring's size.
+  let sequence: UnsafeMutablePointer<UInt16>
+  /// With IN_ORDER: chains that one answer stands for and that were not reaped, and the length that it has for the last of them.
+  var batchLeft = 0
+  var batchLength: UInt32 = 0
   var tables: IndirectTables
 
   /// Split: the first free descriptor. Packed: the first free ID.
@@ -64,6 +69,8 @@ public struct DriverQueue: ~Copyable {
     notifications = NotificationLedger(setup.lines)
     unsafe shadow = .allocate(capacity: size)
     unsafe chains = .allocate(capacity: size)
+    unsafe sequence = .allocate(capacity: size)
+    unsafe sequence.initialize(repeating: 0, count: size)
     for index in 0..<size {
       let next = UInt16((index + 1) % size)
       unsafe (shadow + index).initialize(
@@ -86,6 +93,7 @@ public struct DriverQueue: ~Copyable {
   deinit {
     unsafe shadow.deallocate()
     unsafe chains.deallocate()
+    unsafe sequence.deallocate()
     tables.deallocate()
   }
 
@@ -148,6 +156,7 @@ public struct DriverQueue: ~Copyable {
       case .packed(let ring): place(pieces, direct: direct, tableDescriptor, in: ring)
       }
     unsafe chains[Int(head)] = chain
+    unsafe sequence[Int(chain.number % UInt64(size))] = head
     return head
   }
 
@@ -164,8 +173,14 @@ public struct DriverQueue: ~Copyable {
       case .packed(let ring): show(in: ring)
       }
     published = added
-    if wanted { setup.lines.kick() }
+    if wanted { kick() }
     return wanted
+  }
+
+  /// Tells the device, and where the bus has words for it, up to where there is something.
+  private func kick() {
+    guard let notify = setup.notify else { return setup.lines.kick() }
+    notify.write(queue: setup.index, next: publishedIndex)
   }
 
   // MARK: used
@@ -174,7 +189,7 @@ public struct DriverQueue: ~Copyable {
   public var hasUsed: Bool {
     switch raw {
     case .split(let ring): ring.usedIndex.loadAcquire() != reapedIndex
-    case .packed(let ring): inDevice > 0 && ring.isUsed(RingPosition(word: reapedIndex))
+    case .packed(let ring): batchLeft > 0 || inDevice > 0 && ring.isUsed(RingPosition(word: reapedIndex))
     }
   }
 

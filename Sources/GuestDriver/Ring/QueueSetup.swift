@@ -7,7 +7,11 @@ public struct QueueSetup: Sendable {
   public let ring: RingMemory
   public let lines: QueueLines
   public let memory: DriverMemory
+  /// Kicks go there with data (NOTIFICATION_DATA); `nil`: over the line.
+  public let notify: NotifyRegister?
   public let eventIndex: Bool
+  /// The device uses chains in the order in which they became available (IN_ORDER).
+  public let inOrder: Bool
   /// None where INDIRECT_DESC is not negotiated.
   public let indirectTables: [GuestBuffer]
   /// Descriptors in each.
@@ -15,14 +19,16 @@ public struct QueueSetup: Sendable {
 
   public init(
     index: Int, ring: RingMemory, lines: QueueLines, memory: DriverMemory, features: FeatureSet, indirectTables: Int = 0,
-    indirectEntries: Int = 0
+    indirectEntries: Int = 0, notify: NotifyRegister? = nil
   ) throws(DriverError) {
     self.index = index
     self.ring = ring
     self.lines = lines
     self.memory = memory
     eventIndex = features.contains(.eventIndex)
+    inOrder = features.contains(.inOrder)
     self.indirectEntries = indirectEntries
+    self.notify = notify
     var tables: [GuestBuffer] = []
     if features.contains(.indirectDescriptors), indirectEntries > 0 {
       for _ in 0..<min(indirectTables, Int(UInt16.max)) {

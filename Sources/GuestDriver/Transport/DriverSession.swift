@@ -103,33 +103,60 @@ public final class DriverSession {
       rings.append(try RingMemory(size: size, format: format, shape: shape, in: transport.memory))
     }
     let lines = try transport.findQueues(rings.map(\.layout.configuration))
-    for (index, (ring, lines)) in zip(rings, lines).enumerated() {
-      queues.append(
-        try QueueSetup(
-          index: index, ring: ring, lines: lines, memory: transport.memory, features: features,
-          indirectTables: options.indirectTables, indirectEntries: options.indirectEntries))
-    }
+    for (index, (ring, lines)) in zip(rings, lines).enumerated() { queues.append(try setUp(index, ring, lines)) }
     try transport.setStatus(status.union(.driverOK))
     guard try transport.status().contains(.driverOK) else { throw .refused("the device did not take DRIVER_OK") }
+  }
+
+  private func setUp(_ index: Int, _ ring: RingMemory, _ lines: QueueLines) throws(DriverError) -> QueueSetup {
+    try QueueSetup(
+      index: index, ring: ring, lines: lines, memory: transport.memory, features: features,
+      indirectTables: options.indirectTables, indirectEntries: options.indirectEntries,
+      notify: features.contains(.notificationData) ? transport.notifyRegister : nil)
+  }
+
+  /// Takes one queue down and sets it up again, elsewhere in memory, while the others go on (RING_RESET, virtio 2.6.1). What is in
+  /// flight on it has no answer any more.
+  ///
+  /// - Parameter size: entries of its new ring; `nil`: as many as before.
+  /// - Returns: what the queue is made of now.
+  public func resetQueue(_ index: Int, size: UInt16? = nil) throws(DriverError) -> QueueSetup {
+    guard features.contains(.ringReset) else { throw .badRequest("the device does not offer RING_RESET") }
+    let old = queues[index]
+    let size = size ?? old.ring.layout.size
+    let maximum = try transport.maximumQueueSize(index)
+    guard size <= maximum, RingLayout.allows(size, format) else {
+      throw .badQueueSize(queue: index, size, maximum: maximum, format)
+    }
+    try transport.resetQueue(index)
+    // Before the old one is given back, so that it lies elsewhere.
+    let ring = try RingMemory(size: size, format: format, shape: .separate, in: transport.memory)
+    try release(old)
+    queues[index] = try setUp(index, ring, old.lines)
+    try transport.enableQueue(index, ring.layout.configuration)
+    return queues[index]
   }
 
   /// Resets the device, takes the queues down and gives their memory back, unless something wrote next to it.
   public func shutDown() throws(DriverError) {
     try transport.reset()
     try transport.deleteQueues()
-    for queue in queues {
-      if let address = queue.ring.damage(in: transport.memory) {
-        throw .fault(.strayWrite(address, near: "next to the ring of queue \(queue.index)"))
-      }
-      queue.ring.release(to: transport.memory)
-      for tables in queue.indirectTables {
-        if let address = transport.memory.damage(around: tables) {
-          throw .fault(.strayWrite(address, near: "next to the indirect tables of queue \(queue.index)"))
-        }
-        transport.memory.release(tables)
-      }
-    }
+    for queue in queues { try release(queue) }
     queues = []
+  }
+
+  /// Gives back the memory of a queue that the device has let go of.
+  private func release(_ queue: QueueSetup) throws(DriverError) {
+    if let address = queue.ring.damage(in: transport.memory) {
+      throw .fault(.strayWrite(address, near: "next to the ring of queue \(queue.index)"))
+    }
+    queue.ring.release(to: transport.memory)
+    for tables in queue.indirectTables {
+      if let address = transport.memory.damage(around: tables) {
+        throw .fault(.strayWrite(address, near: "next to the indirect tables of queue \(queue.index)"))
+      }
+      transport.memory.release(tables)
+    }
   }
 
   /// Tells the device that the driver cannot go on (virtio 3.1.1).

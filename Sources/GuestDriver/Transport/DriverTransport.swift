@@ -32,6 +32,13 @@ public protocol DriverTransport: AnyObject {
   func maximumQueueSize(_ queue: Int) throws(DriverError) -> UInt16
   /// Sets up queues 0 … n − 1 and connects their lines. The device takes nothing from them before DRIVER_OK.
   func findQueues(_ configurations: [QueueConfiguration]) throws(DriverError) -> [QueueLines]
+  /// Where kicks with data go (NOTIFICATION_DATA); `nil`: the bus has no such thing.
+  var notifyRegister: NotifyRegister? { get }
+  /// Takes one queue down while the others go on (RING_RESET, virtio 2.6.1). Afterwards the device touches neither its ring nor the
+  /// buffers in it.
+  func resetQueue(_ queue: Int) throws(DriverError)
+  /// Sets a queue up again that was reset; its lines are as before.
+  func enableQueue(_ queue: Int, _ configuration: QueueConfiguration) throws(DriverError)
   /// Takes the queues down. Afterwards the device touches neither rings nor buffers.
   func deleteQueues() throws(DriverError)
 
@@ -51,6 +58,7 @@ public protocol DriverTransport: AnyObject {
 }
 
 extension DriverTransport {
+  public var notifyRegister: NotifyRegister? { nil }
   public var connectionDescriptor: Int32? { nil }
   public func recover(_ standing: (_ queue: Int) -> QueueStanding) -> Int { 0 }
 }

@@ -17,7 +17,7 @@ public final class InProcessTransport: DriverTransport {
   private var isLive = false
 
   private struct Queue {
-    let configuration: QueueConfiguration
+    var configuration: QueueConfiguration
     let kick: OwnedDescriptor
     let call: OwnedDescriptor
     let failure: OwnedDescriptor
@@ -112,6 +112,13 @@ public final class InProcessTransport: DriverTransport {
       needReset()
       EventCounter.signal(queue.failure.rawValue)
     }
+  }
+
+  public func resetQueue(_ index: Int) { _ = stopQueue(index) }
+
+  public func enableQueue(_ index: Int, _ configuration: QueueConfiguration) throws(DriverError) {
+    queues[index].configuration = configuration
+    try start(index)
   }
 
   public func deleteQueues() {

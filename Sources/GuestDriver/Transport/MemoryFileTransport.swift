@@ -1,4 +1,5 @@
 /// A device on a memory file: virtio-mmio registers through the file's mailbox (virtio 4.2.2), doorbells for lines.
+internal import Glibc
 public import MemoryFile
 public import VirtioCore
 
@@ -7,6 +8,8 @@ public final class MemoryFileTransport: DriverTransport {
   public let name = "memory file"
   public let memory: DriverMemory
   public let file: MemoryFileDriver
+  private let register: NotifyRegister
+  public var notifyRegister: NotifyRegister? { register }
   private var queueCountFound: Int?
   private var configured = 0
   private var configurationSeen: UInt32
@@ -24,10 +27,12 @@ public final class MemoryFileTransport: DriverTransport {
     static let queueSizeMaximum: UInt32 = 0x034
     static let queueSize: UInt32 = 0x038
     static let queueReady: UInt32 = 0x044
+    static let queueNotify: UInt32 = 0x050
     static let status: UInt32 = 0x070
     static let queueTable: UInt32 = 0x080
     static let queueAvailable: UInt32 = 0x090
     static let queueUsed: UInt32 = 0x0a0
+    static let queueReset: UInt32 = 0x0c0
     static let configurationGeneration: UInt32 = 0x0fc
     static let configuration: UInt32 = 0x100
   }
@@ -41,6 +46,7 @@ public final class MemoryFileTransport: DriverTransport {
 
   public init(_ file: MemoryFileDriver) throws(DriverError) {
     self.file = file
+    register = NotifyRegister(file, offset: Register.queueNotify)
     // A driver needs no more than this; the rest of a large file stays untouched, on disk as well.
     memory = try DriverMemory(
       file.file.memory.regions.map {
@@ -57,15 +63,15 @@ public final class MemoryFileTransport: DriverTransport {
   }
 
   private func read(_ register: UInt32) throws(DriverError) -> UInt32 {
-    UInt32(truncatingIfNeeded: try Self.ask { () throws(MemoryFileError) in try file.read(register) })
+    UInt32(truncatingIfNeeded: try ask { () throws(MemoryFileError) in try file.read(register) })
   }
 
   private func write(_ register: UInt32, _ value: UInt32) throws(DriverError) {
-    try Self.ask { () throws(MemoryFileError) in try file.write(register, UInt64(value)) }
+    try ask { () throws(MemoryFileError) in try file.write(register, UInt64(value)) }
   }
 
-  private static func ask<Result>(_ body: () throws(MemoryFileError) -> Result) throws(DriverError) -> Result {
-    do { return try body() } catch {
+  private func ask<Result>(_ body: () throws(MemoryFileError) -> Result) throws(DriverError) -> Result {
+    do { return try register.alone(body) } catch {
       switch error {
       case .noDevice: throw .noDevice("\(error)")
       case .noAnswer: throw .timeout("\(error)")
@@ -82,7 +88,7 @@ public final class MemoryFileTransport: DriverTransport {
     while bytes.count < count {
       let place = Register.configuration + UInt32(clamping: offset + bytes.count)
       let width = place % 4 == 0 && count - bytes.count >= 4 ? 4 : 1
-      let value = try Self.ask { () throws(MemoryFileError) in try file.read(place, width: width) }
+      let value = try ask { () throws(MemoryFileError) in try file.read(place, width: width) }
       bytes += (0..<width).map { UInt8(truncatingIfNeeded: value >> UInt64($0 * 8)) }
     }
     return bytes
@@ -91,7 +97,7 @@ public final class MemoryFileTransport: DriverTransport {
   public func writeConfiguration(at offset: Int, _ bytes: [UInt8]) throws(DriverError) {
     for (place, byte) in bytes.enumerated() {
       let register = Register.configuration + UInt32(clamping: offset + place)
-      try Self.ask { () throws(MemoryFileError) in try file.write(register, width: 1, UInt64(byte)) }
+      try ask { () throws(MemoryFileError) in try file.write(register, width: 1, UInt64(byte)) }
     }
   }
 
@@ -148,21 +154,37 @@ public final class MemoryFileTransport: DriverTransport {
   }
 
   public func findQueues(_ configurations: [QueueConfiguration]) throws(DriverError) -> [QueueLines] {
-    for (index, configuration) in configurations.enumerated() {
-      try write(Register.queueSelect, UInt32(index))
-      guard try read(Register.queueReady) == 0 else { throw .refused("queue \(index) is in use already") }
-      try write(Register.queueSize, UInt32(configuration.size))
-      for (register, address) in [
-        (Register.queueTable, configuration.descriptorTable), (Register.queueAvailable, configuration.availableRing),
-        (Register.queueUsed, configuration.usedRing),
-      ] {
-        try write(register, UInt32(truncatingIfNeeded: address.rawValue))
-        try write(register + 4, UInt32(truncatingIfNeeded: address.rawValue >> 32))
-      }
-      try write(Register.queueReady, 1)
-    }
+    for (index, configuration) in configurations.enumerated() { try enableQueue(index, configuration) }
     configured = configurations.count
     return configurations.indices.map { .memoryFile(file, queue: $0) }
+  }
+
+  public func enableQueue(_ index: Int, _ configuration: QueueConfiguration) throws(DriverError) {
+    try write(Register.queueSelect, UInt32(index))
+    guard try read(Register.queueReady) == 0 else { throw .refused("queue \(index) is in use already") }
+    try write(Register.queueSize, UInt32(configuration.size))
+    for (register, address) in [
+      (Register.queueTable, configuration.descriptorTable), (Register.queueAvailable, configuration.availableRing),
+      (Register.queueUsed, configuration.usedRing),
+    ] {
+      try write(register, UInt32(truncatingIfNeeded: address.rawValue))
+      try write(register + 4, UInt32(truncatingIfNeeded: address.rawValue >> 32))
+    }
+    try write(Register.queueReady, 1)
+  }
+
+  public func resetQueue(_ index: Int) throws(DriverError) {
+    try write(Register.queueSelect, UInt32(index))
+    try write(Register.queueReset, 1)
+    // 2.6.1.1.2, 4.2.2.2: it is not over before the register reads 0.
+    let end = ContinuousClock.now + Patience.limit
+    while try read(Register.queueReset) != 0 {
+      guard .now < end else {
+        throw .timeout("queue \(index) was not reset within \(Patience.limit / .seconds(1)) s")
+      }
+      usleep(100)
+    }
+    guard try read(Register.queueReady) == 0 else { throw .refused("queue \(index) is ready after its reset") }
   }
 
   public func deleteQueues() throws(DriverError) {

@@ -28,7 +28,7 @@ public final class VhostUserTransport: DriverTransport {
   var memoryIsSet = false
 
   struct Queue {
-    let configuration: QueueConfiguration
+    var configuration: QueueConfiguration
     let kick: OwnedDescriptor
     let call: OwnedDescriptor
     let failure: OwnedDescriptor
@@ -221,6 +221,16 @@ public final class VhostUserTransport: DriverTransport {
   public func stopQueue(_ index: Int) throws(DriverError) -> UInt32 {
     queues[index].isRunning = false
     return try Self.ask { () throws(FrontendError) in try frontend.stop(queue: UInt8(clamping: index)) }
+  }
+
+  /// What a front-end does with a queue that its driver resets: the back-end knows nothing of it but that the ring stops and another
+  /// one starts.
+  public func resetQueue(_ index: Int) throws(DriverError) { _ = try stopQueue(index) }
+
+  public func enableQueue(_ index: Int, _ configuration: QueueConfiguration) throws(DriverError) {
+    queues[index].configuration = configuration
+    let start = QueueStanding.start(RingFormat(accepted))
+    try self.start(index, base: RingFormat(accepted) == .packed ? UInt32(start.available) | UInt32(start.used) << 16 : 0)
   }
 
   public func deleteQueues() throws(DriverError) {

@@ -206,7 +206,10 @@ final class BackendConnection {
     let device = served.device
     switch effect {
     case .reply(let message): writer.enqueue(message)
-    case .negotiate(let features): session.negotiated(accepted: served.negotiate(features))
+    case .negotiate(let features):
+      let isAccepted = served.negotiate(features)
+      session.negotiated(accepted: isAccepted)
+      if isAccepted { report(.negotiated(features, session.protocolFeatures)) }
     case .map(let plan): run({ plan.carryOut() }, then: { $0.session.mapped($1) })
     case .mapLog(let plan): run({ plan.carryOut() }, then: { $0.session.logMapped($1) })
     case .createInflight(let queueCount, let queueSize, let isPacked):

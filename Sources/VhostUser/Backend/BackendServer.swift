@@ -25,14 +25,17 @@ public final class BackendServer {
   /// - Parameters:
   ///   - memoryBudget: bytes of guest memory that a front-end may have mapped at once.
   ///   - publishesInOrder: what queues without an in-flight record do (see `Activation.publishesInOrder`).
+  ///   - protocolFeatures: what is offered of the protocol itself; a part of `ProtocolFeatures.served`.
   ///   - report: called on the loop's thread.
   public init(
     device: any VirtioDevice, on socket: ServerSocket, in loop: EventLoop,
     memoryBudget: UInt64 = BackendServer.defaultMemoryBudget, publishesInOrder: Bool = false,
-    report: @escaping (ServerEvent) -> Void
+    protocolFeatures: ProtocolFeatures = .served, report: @escaping (ServerEvent) -> Void
   ) {
     self.socket = socket
-    self.served = ServedDevice(device, memoryBudget: memoryBudget, publishesInOrder: publishesInOrder)
+    self.served = ServedDevice(
+      device, memoryBudget: memoryBudget, publishesInOrder: publishesInOrder,
+      protocolFeatures: protocolFeatures.intersection(.served))
     self.loop = loop
     self.report = report
   }
@@ -119,7 +122,7 @@ public final class BackendServer {
   }
 
   private func connect(_ descriptor: OwnedDescriptor) {
-    report(.connected)
+    report(.connected(PeerCredentials(of: descriptor.rawValue)))
     connection(on: descriptor, errands: ErrandQueue()).open()
   }
 

@@ -2,6 +2,11 @@
 internal import VirtioCore
 
 extension BackendSession {
+  /// Bits of the device's word that are offered and none of the device's. Without a log that can be shared, nothing is logged.
+  var betweenEnds: FeatureSet {
+    device.protocolFeatures.contains(.sharedLog) ? .betweenEnds : .betweenEnds.subtracting(.logAll)
+  }
+
   /// May be repeated on a live device, for a feature that is none of the device's (dirty logging); so it stops nothing, and
   /// the device is asked only when the choice is another one than before. Configuration fields that start from the choice
   /// would otherwise be lost on the way: a driver that chose write-through before DRIVER_OK has SET_FEATURES come after it.
@@ -39,7 +44,9 @@ extension BackendSession {
 
   mutating func setProtocolFeatures(_ message: Message) throws(Refusal) {
     let chosen = ProtocolFeatures(rawValue: try number(message))
-    guard chosen.isSubset(of: .served) else { throw .protocolFeaturesNotOffered(chosen.subtracting(.served)) }
+    guard chosen.isSubset(of: device.protocolFeatures) else {
+      throw .protocolFeaturesNotOffered(chosen.subtracting(device.protocolFeatures))
+    }
     protocolFeatures = chosen
   }
 

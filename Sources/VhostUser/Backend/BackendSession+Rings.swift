@@ -199,7 +199,7 @@ extension BackendSession {
   mutating func recover(_ indices: some Sequence<Int>) -> Bool {
     // A packed ring does not say where it stands; a record does.
     if isPacked { return inflight != nil }
-    guard inflight != nil || device.publishesInOrder else { return false }
+    guard inflight != nil || device.publishesInOrder || features?.contains(.inOrder) == true else { return false }
     for index in indices {
       guard let configuration = try? rings[index].configuration(in: table),
         let used = RingIndices(configuration, in: table.memory)?.used

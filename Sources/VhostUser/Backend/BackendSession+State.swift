@@ -78,7 +78,7 @@ struct SessionRestoration: Sendable {
     var session = BackendSession(device)
     session.table = try mapMemory()
     session.protocolFeatures = ProtocolFeatures(rawValue: state.protocolFeatures)
-    guard session.protocolFeatures.isSubset(of: .served) else {
+    guard session.protocolFeatures.isSubset(of: device.protocolFeatures) else {
       throw .invalid("protocol features that are not offered were agreed on")
     }
     session.features = state.features.map { FeatureSet(rawValue: $0) }

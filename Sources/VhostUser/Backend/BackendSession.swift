@@ -22,10 +22,14 @@ public struct BackendSession: Sendable {
     /// What a queue without an in-flight record does: publish in order, so that its used index alone says what is done.
     public var publishesInOrder: Bool
 
+    /// What is offered of the protocol itself.
+    public var protocolFeatures: ProtocolFeatures
+
     public init(
       features: FeatureSet, queueCount: Int, maximumQueueSize: UInt16, memoryBudget: UInt64 = .max,
-      publishesInOrder: Bool = false
+      publishesInOrder: Bool = false, protocolFeatures: ProtocolFeatures = .served
     ) {
+      self.protocolFeatures = protocolFeatures
       self.features = features
       self.queueCount = queueCount
       self.maximumQueueSize = maximumQueueSize
@@ -120,9 +124,9 @@ public struct BackendSession: Sendable {
     switch request {
     case .setOwner: break
     case .resetOwner: disableRings()
-    case .getFeatures: reply(device.features.union(.betweenEnds).rawValue)
+    case .getFeatures: reply(device.features.union(betweenEnds).rawValue)
     case .setFeatures: try setFeatures(message)
-    case .getProtocolFeatures: reply(ProtocolFeatures.served.rawValue)
+    case .getProtocolFeatures: reply(device.protocolFeatures.rawValue)
     case .setProtocolFeatures: try setProtocolFeatures(message)
     case .getQueueCount: reply(UInt64(rings.count))
     case .getMaximumMemorySlots: reply(UInt64(GuestMemory.maximumRegions))
@@ -163,6 +167,8 @@ public struct BackendSession: Sendable {
       // Of a packed ring both halves: what was used is not in memory as a number.
       let base = UInt32(position.available) | (isPacked ? UInt32(position.used ?? 0) << 16 : 0)
       rings[index].stop(isPacked: isPacked)
+      // What comes next may be another ring: it begins where the front-end says, unless something was left for it.
+      if features?.contains(.ringReset) == true { inflight?.forgetIfOver(queue: index) }
       // As other back-ends do: a stopped ring signals nobody, and a front-end sends a new call before it starts again.
       rings[index].call = .none
       return replyEffect(VringState(index: UInt32(index), number: base).bytes)

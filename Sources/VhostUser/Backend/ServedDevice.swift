@@ -11,8 +11,12 @@ final class ServedDevice {
 
   private let memoryBudget: UInt64
   private let publishesInOrder: Bool
+  private let protocolFeatures: ProtocolFeatures
 
-  init(_ device: any VirtioDevice, memoryBudget: UInt64, publishesInOrder: Bool) {
+  init(
+    _ device: any VirtioDevice, memoryBudget: UInt64, publishesInOrder: Bool, protocolFeatures: ProtocolFeatures = .served
+  ) {
+    self.protocolFeatures = protocolFeatures
     self.device = device
     self.publishesInOrder = publishesInOrder
     self.memoryBudget = memoryBudget
@@ -21,9 +25,12 @@ final class ServedDevice {
 
   var description: BackendSession.DeviceDescription {
     .init(
-      features: device.features, queueCount: device.queueCount, maximumQueueSize: device.maximumQueueSize,
-      memoryBudget: memoryBudget, publishesInOrder: publishesInOrder)
+      features: features(of: device), queueCount: device.queueCount, maximumQueueSize: device.maximumQueueSize,
+      memoryBudget: memoryBudget, publishesInOrder: publishesInOrder, protocolFeatures: protocolFeatures)
   }
+
+  /// What is offered over a socket: a kick there is an event without a value (NOTIFICATION_DATA).
+  private func features(of device: any VirtioDevice) -> FeatureSet { device.features.subtracting(.notificationData) }
 
   func negotiate(_ chosen: FeatureSet) -> Bool {
     if chosen == features { return true }
@@ -42,7 +49,7 @@ final class ServedDevice {
   /// What a server that goes on with the device has to know of it.
   var state: DeviceState {
     DeviceState(
-      features: device.features.rawValue, queues: device.queueCount, maximumQueueSize: device.maximumQueueSize,
+      features: features(of: device).rawValue, queues: device.queueCount, maximumQueueSize: device.maximumQueueSize,
       negotiated: features?.rawValue,
       configuration: device.readConfiguration(at: 0, count: device.configurationSize))
   }

@@ -1,12 +1,16 @@
 /// What a server has to tell its operator.
+public import Sockets
 public import SystemPackage
 public import VirtioCore
 
 /// One thing that happened. What a front-end or a guest can cause as often as it likes says so, and should be metered.
 public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
-  case connected
+  /// - Parameter: who it is; `nil`: the kernel does not say.
+  case connected(PeerCredentials?)
   case disconnected
   case received(request: UInt32, size: Int, descriptors: Int)
+  /// The driver has chosen; front-ends repeat it, and the same choice is told once.
+  case negotiated(FeatureSet, ProtocolFeatures)
   case queueStarted(Int)
   case queueStopped(Int)
   case connectionFailed(StreamError)
@@ -35,17 +39,19 @@ public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
     switch self {
     case .received: .trace
     case .queueStarted, .queueStopped: .detail
-    case .connected, .disconnected: .note
+    case .connected, .disconnected, .negotiated: .note
     default: .warning
     }
   }
 
   public var description: String {
     switch self {
-    case .connected: "a front-end connected"
+    case .connected(let peer): "a front-end connected" + (peer.map { ": \($0)" } ?? "")
     case .disconnected: "the front-end disconnected"
     case .received(let request, let size, let descriptors):
       "received \(FrontendRequest.name(of: request)), \(size) bytes, \(descriptors) descriptors"
+    case .negotiated(let features, let agreed):
+      "the driver chose the features \(features), and the front-end those of the protocol \(agreed)"
     case .queueStarted(let queue): "queue \(queue) started"
     case .queueStopped(let queue): "queue \(queue) stopped"
     case .connectionFailed(let error): "the connection is closed: \(error)"

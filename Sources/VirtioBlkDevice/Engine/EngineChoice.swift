@@ -73,7 +73,7 @@ struct EngineChoice {
         reason: kind == .aio ? "libaio: io_uring is not to be had" : "plain system calls: io_uring is not to be had",
         warning: "io_uring cannot be used here (\(error)), so requests go through "
           + (kind == .aio ? "libaio" : "plain system calls")
-          + "; containers often forbid it: allow io_uring_setup in the seccomp profile, or say --engine \(kind.rawValue)")
+          + "; \(error.uringRemedy), or say --engine \(kind.rawValue)")
     }
   }
 }
@@ -114,7 +114,7 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
   public var description: String {
     switch self {
     case .uringUnavailable(let error):
-      "io_uring cannot be used here (\(error)): use --engine auto, or allow io_uring_setup in the container's seccomp profile"
+      "io_uring cannot be used here (\(error)): use --engine auto; \(error.uringRemedy)"
     case .cannotPoll(let path):
       "the device behind \(path) has no polled queues, so io_uring cannot poll it: leave IOPOLL off, or open an NVMe device "
         + "whose driver was loaded with poll_queues"
@@ -129,6 +129,18 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
     case .nothingToFail: "the null engine has no medium that could fail: choose another engine, or inject nothing"
     case .noResources(let error):
       "the system refuses the device its descriptors or memory (\(error)): raise the limits ('ulimit -n', 'ulimit -v')"
+    }
+  }
+}
+
+extension Errno {
+  /// What may be done about io_uring that is refused with this.
+  fileprivate var uringRemedy: String {
+    switch self {
+    case .noMemory: "raise the limit of locked memory, which the rings count against ('ulimit -l', LimitMEMLOCK=)"
+    case .tooManyOpenFiles, .tooManyOpenFilesInSystem: "raise the limit of open files ('ulimit -n', LimitNOFILE=)"
+    case .noFunction: "Linux has it from 5.10 on, and containers often forbid it (io_uring_setup in the seccomp profile)"
+    default: "containers often forbid it: allow io_uring_setup in the seccomp profile"
     }
   }
 }

@@ -37,6 +37,9 @@ final class MappedImage: @unchecked Sendable {
 
   deinit { unsafe word.deallocate() }
 
+  /// Bytes that it is said to have; more than are mapped when it has grown.
+  var size: UInt64 { image.state.size.loadRelaxed() }
+
   /// It can be cut; a block device cannot.
   var isFile: Bool { !image.isBlockDevice }
 }

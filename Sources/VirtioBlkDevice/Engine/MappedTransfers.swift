@@ -105,10 +105,19 @@ struct MappedTransfers: ~Copyable {
     if operation.kind == .write, image.isFile {
       guard length.holds(end: operation.offset &+ operation.length) else { return -EIO }
     }
+    if operation.kind == .flush, image.isFile, !isCut, losesItsEnd() { return -EIO }
     made &+= 1
     let result = medium.perform(operation)
     forgetHoles(of: operation)
     return result < 0 ? result : answer ?? result
+  }
+
+  /// A copy to behind the end of a file that was cut, in the page where it ends, goes nowhere, and no fault says so. Whoever asks
+  /// for what was written to be made stable is told.
+  private mutating func losesItsEnd() -> Bool {
+    guard !length.holds(end: min(size, image.size)) else { return false }
+    cut.storeRelaxed(1)
+    return length.endsInAPage
   }
 
   /// What is known of a range is void where an operation makes holes or fills them.

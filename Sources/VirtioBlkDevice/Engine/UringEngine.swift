@@ -63,6 +63,8 @@ struct UringEngine: BlockEngine, ~Copyable {
     var result: Int32 = 0
     if setup.registersFile { result = unsafe io_uring_register_files(ring, &file, 1) }
     if result == 0, let counter { result = unsafe io_uring_register_eventfd(ring, counter.rawValue) }
+    // Whoever lets a ring begin is the one who may submit to it: this thread.
+    if result == 0 { result = unsafe UringRestrictions.begin(ring) }
     guard result == 0 else {
       unsafe io_uring_queue_exit(ring)
       unsafe ring.deallocate()
@@ -114,7 +116,8 @@ struct UringEngine: BlockEngine, ~Copyable {
       choices = [UInt32(IORING_SETUP_SQPOLL) | (cpu == nil ? 0 : UInt32(IORING_SETUP_SQ_AFF)) | submitAll]
     }
     var result: Int32 = 0
-    for choice in choices {
+    // Until it is said what the ring may be used for it takes nothing (Linux 5.10).
+    for choice in choices.map({ $0 | UInt32(IORING_SETUP_R_DISABLED) }) + choices {
       var parameters = io_uring_params()
       parameters.flags = base | choice
       parameters.cq_entries = completions
@@ -148,9 +151,13 @@ struct UringEngine: BlockEngine, ~Copyable {
         unsafe io_uring_queue_exit(ring)
         unsafe ring.deallocate()
       }
+      let begun = unsafe UringRestrictions.begin(ring)
+      guard begun == 0 else { return Errno(rawValue: -begun) }
       // A filter of system calls may allow a ring to be made and not to be entered.
       if let entry = unsafe io_uring_get_sqe(ring) { unsafe io_uring_prep_nop(entry) }
       let result = unsafe io_uring_submit_and_wait(ring, 1)
+      // By a thread that may still make rings: the question makes one.
+      _ = hasFutexWait
       return result < 0 ? Errno(rawValue: -result) : nil
     } catch { return error }
   }()

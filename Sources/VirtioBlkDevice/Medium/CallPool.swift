@@ -61,6 +61,7 @@ final class CallPool: Sendable {
   }
 
   private func run() {
+    ThreadRole.pool.begin()
     while true {
       available.wait()
       let call: Call? = state.withLock { state in

@@ -26,6 +26,9 @@ struct FileLength {
   /// It was as long as it has to be when it was asked last.
   var isFull: Bool { bytes >= full }
 
+  /// Its last page was only a part of one then.
+  var endsInAPage: Bool { bytes % UInt64(PageSize.bytes) != 0 }
+
   /// Whether all bytes before this offset are there.
   mutating func holds(end: UInt64) -> Bool {
     let now = Clock.now

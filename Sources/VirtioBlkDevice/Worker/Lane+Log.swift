@@ -14,27 +14,6 @@ extension Lane where Ring: ~Copyable {
     push(chain, written: written)
   }
 
-  /// As `answer`, with status bytes that are noted.
-  @inline(never)
-  mutating func answerLogged(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) {
-    guard isOrdered else { return unsafe showLogged(index, slot) }
-    unsafe slot.pointee.isFinished = true
-    while let first = order?.first, unsafe slab.slot(first).pointee.isFinished {
-      order?.removeFirst()
-      unsafe slab.slot(first).pointee.isFinished = false
-      unsafe showLogged(first, slab.slot(first))
-    }
-  }
-
-  mutating func showLogged(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) {
-    if meter != nil { unsafe countOther(slot) }
-    let statusByte = unsafe slot.pointee.statusByte.unsafelyUnwrapped
-    unsafe statusByte.storeBytes(of: slot.pointee.status.rawValue, as: UInt8.self)
-    unsafe log?.markBuffer(statusByte, count: 1)
-    push(slab.takeChain(at: index), written: unsafe slot.pointee.written)
-    slab.give(index)
-  }
-
   /// What a transfer may have written to the driver's buffers, for the log. Its segments are in the slot as they were taken.
   @inline(never)
   mutating func logTransfer(_ index: Int) {

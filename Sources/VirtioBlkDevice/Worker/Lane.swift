@@ -34,13 +34,15 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   var failure: CallSink
   let counters: CounterBlock
   /// What is answered is published after so many even if more is available: a driver that watches goes on while we do.
-  private let publishEvery: Int
+  let publishEvery: Int
   private var coalescing: Coalescing?
   /// Slots in the order in which their chains were taken; only with publication in order.
   var order: OrderQueue?
   let isOrdered: Bool
+  /// The driver knows (IN_ORDER).
+  let isInOrder: Bool
   /// An answer is more than a status byte and a used element: there is an order or a log to keep.
-  private let isWatched: Bool
+  let isWatched: Bool
   /// Where it is written down what was written to guest memory.
   var log: LaneLog?
   var error: QueueError?
@@ -87,9 +89,11 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     let slab: RequestSlab
     do throws(Errno) { slab = try RequestSlab(capacity: min(slots, Int(ring.size))) } catch { throw .outOfMemory }
     self.queue = activation.queue
-    self.order = activation.publishesInOrder ? OrderQueue(capacity: slab.capacity) : nil
-    self.isOrdered = activation.publishesInOrder
-    let isWatched = activation.publishesInOrder || activation.log != nil
+    isInOrder = features.contains(.inOrder)
+    let isOrdered = isInOrder || activation.publishesInOrder
+    self.order = isOrdered ? OrderQueue(capacity: slab.capacity) : nil
+    self.isOrdered = isOrdered
+    let isWatched = isOrdered || activation.log != nil
     self.isWatched = isWatched
     log = activation.log.map {
       LaneLog($0, memory: activation.memory, configuration: activation.configuration)
@@ -369,7 +373,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
         logTransfer(index)
         if !isOrdered {
           unsafe slot.pointee.status = .ok
-          return unsafe showLogged(index, slot)
+          return unsafe showWatched(index, slot)
         }
       }
       answer(index, .ok, written: unsafe Int(slot.pointee.written))
@@ -401,15 +405,11 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   mutating func answer(_ index: Int, _ status: BlockStatus, written: Int) {
     let slot = unsafe slab.slot(index)
     unsafe slot.pointee.status = status
-    unsafe slot.pointee.written = UInt32(truncatingIfNeeded: written)
-    guard isWatched else { return unsafe show(index, slot) }
-    guard log == nil else { return unsafe answerLogged(index, slot) }
-    unsafe slot.pointee.isFinished = true
-    while let first = order?.first, unsafe slab.slot(first).pointee.isFinished {
-      order?.removeFirst()
-      unsafe slab.slot(first).pointee.isFinished = false
-      unsafe show(first, slab.slot(first))
+    guard isWatched else {
+      unsafe slot.pointee.written = UInt32(truncatingIfNeeded: written)
+      return unsafe show(index, slot)
     }
+    answerWatched(index, written: UInt32(truncatingIfNeeded: written))
   }
 
   @inline(__always)
@@ -428,7 +428,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
 
   /// Before the turn is over.
   @inline(never)
-  private mutating func publishEarly() { publish() }
+  mutating func publishEarly() { publish() }
 
   /// Shows the driver what was answered, and tells it if it wants to be told.
   @inline(__always)

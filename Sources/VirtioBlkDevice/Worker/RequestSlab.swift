@@ -25,6 +25,8 @@ struct RequestSlot {
   var status: BlockStatus = .ok
   /// Answered, but an earlier one is not: with publication in order it waits here.
   var isFinished = false
+  /// All that is writable was written.
+  var isWhole = false
   /// Of ranges: what was done goes to stable storage before the answer.
   var isDurable = false
   /// The range to ask for next.

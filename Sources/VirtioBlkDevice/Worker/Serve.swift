@@ -72,6 +72,8 @@ func work(_ configuration: WorkerConfiguration, top engine: any EngineObject) th
 func work<Engine: BlockEngine & ~Copyable>(
   _ configuration: WorkerConfiguration, _ engine: consuming Engine
 ) throws(Errno) {
+  // Everything that has to be asked for is there.
+  ThreadRole.queue.begin()
   switch (configuration.kind.isPacked, configuration.kind.isRecorded) {
   case (false, false):
     var worker = try QueueWorker<SplitQueue, Engine>(configuration, engine: engine)

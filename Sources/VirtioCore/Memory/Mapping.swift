@@ -40,6 +40,8 @@ public final class Mapping: @unchecked Sendable {
       AddressSpace.shared.release(count)
       throw .noMemory
     }
+    // A guest's memory, and its disk, are nothing for whoever reads a core dump.
+    _ = unsafe madvise(address, count, MADV_DONTDUMP)
     unsafe self.base = address
     self.count = count
     self.entry = entry

@@ -25,13 +25,13 @@ public protocol BufferBook: ~Copyable {
   var beginUsed: PackedPosition { get }
 
   /// A chain is about to be carried out. - Parameters:
-  ///   - slot: of its first descriptor.
+  ///   - place: of its first descriptor, in the ring.
   ///   - span: how many slots it covers.
-  mutating func take(_ id: UInt16, slot: Int, span: Int)
+  mutating func take(_ id: UInt16, at place: UnsafeMutableRawPointer, span: Int)
   /// Its used descriptor is going to be shown. - Parameter next: where the used descriptor after it goes.
-  mutating func willShow(_ id: UInt16, next: PackedPosition)
+  mutating func willShow(_ id: UInt16, next: PackedStand)
   /// It was: the chain is the driver's again.
-  mutating func didShow(_ id: UInt16, next: PackedPosition)
+  mutating func didShow(_ id: UInt16, next: PackedStand)
 
   /// Chains that were taken before this ring began and have to be taken again, before any other one.
   var interrupted: Int { get }
@@ -41,6 +41,25 @@ public protocol BufferBook: ~Copyable {
   func nextInterrupted() -> InterruptedChain?
   /// It was taken again.
   mutating func resume()
+}
+
+/// A position in the two shapes that a record has it in: as the one that counts, and as the one before.
+@frozen
+public struct PackedStand {
+  /// The slot in bits 0 … 15, the wrap counter in bit 32.
+  @usableFromInline let now: UInt64
+  /// The slot in bits 16 … 31, the wrap counter in bit 40.
+  @usableFromInline let before: UInt64
+
+  /// - Parameter wrap: the wrap counter, in bit 32.
+  @inlinable @inline(__always)
+  init(slot: UInt64, wrap: UInt64) {
+    now = slot | wrap
+    before = slot &<< 16 | wrap &<< 8
+  }
+
+  @inlinable
+  init(_ position: PackedPosition) { self.init(slot: UInt64(position.slot), wrap: position.wrap ? 1 << 32 : 0) }
 }
 
 /// A chain as it was written down when it was taken.
@@ -69,9 +88,9 @@ public struct PrivateBuffers: BufferBook, ~Copyable {
     beginUsed = used
   }
 
-  @inlinable @inline(__always) public func take(_ id: UInt16, slot: Int, span: Int) {}
-  @inlinable @inline(__always) public func willShow(_ id: UInt16, next: PackedPosition) {}
-  @inlinable @inline(__always) public func didShow(_ id: UInt16, next: PackedPosition) {}
+  @inlinable @inline(__always) public func take(_ id: UInt16, at place: UnsafeMutableRawPointer, span: Int) {}
+  @inlinable @inline(__always) public func willShow(_ id: UInt16, next: PackedStand) {}
+  @inlinable @inline(__always) public func didShow(_ id: UInt16, next: PackedStand) {}
 
   @inlinable public var interrupted: Int { 0 }
   @inlinable public var interruptedBuffers: [(id: UInt16, span: Int)] { [] }

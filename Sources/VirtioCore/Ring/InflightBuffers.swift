@@ -43,7 +43,7 @@ public struct InflightBuffers: BufferBook, ~Copyable {
   private let record: InflightRecord
   @usableFromInline let region: UnsafeMutableRawPointer
   @usableFromInline let ring: UnsafeMutableRawPointer
-  @usableFromInline let size: Int
+  @usableFromInline let ringEnd: UnsafeMutableRawPointer
   /// Which entry follows a free one, as in the region, where others could change it.
   @usableFromInline let links: UnsafeMutablePointer<UInt16>
   /// The last entry of the chain that begins with one.
@@ -53,7 +53,8 @@ public struct InflightBuffers: BufferBook, ~Copyable {
   private let headArea: Mapping
   @usableFromInline var free: UInt16
   @usableFromInline var order: UInt64
-  @usableFromInline var shown: PackedPosition
+  /// Where the next used descriptor goes, as the position before.
+  @usableFromInline var shown: UInt64
   public let begin: PackedPosition
   public let beginUsed: PackedPosition
   /// To be taken again, the next one last.
@@ -73,7 +74,7 @@ public struct InflightBuffers: BufferBook, ~Copyable {
     self.record = record
     unsafe self.region = region
     unsafe self.ring = ring
-    self.size = Int(size)
+    unsafe ringEnd = ring + 16 * Int(size)
     unsafe links = .allocate(capacity: Int(capacity))
     unsafe lasts = .allocate(capacity: Int(capacity))
     unsafe links.initialize(repeating: capacity, count: Int(capacity))
@@ -88,7 +89,7 @@ public struct InflightBuffers: BufferBook, ~Copyable {
       unsafe lasts[Int(chain.head)] = chain.last
     }
     order = found.chains.last.map { $0.order &+ 1 } ?? 0
-    shown = found.used
+    shown = PackedStand(found.used).before
     beginUsed = found.used
     begin = found.used.advanced(by: found.slots, size: Int(size))
     left = found.chains.reversed()
@@ -104,28 +105,29 @@ public struct InflightBuffers: BufferBook, ~Copyable {
 
   /// Free entries are never fewer than free slots of the ring, which has room for the chain.
   @inlinable @inline(__always)
-  public mutating func take(_ id: UInt16, slot: Int, span: Int) {
+  public mutating func take(_ id: UInt16, at place: UnsafeMutableRawPointer, span: Int) {
     KillPoint.pass(.takeBegins)
     let head = free
-    var (next, last, slot) = (head, head, slot)
+    var (next, last) = (head, head)
+    var from = unsafe place
     for _ in 0..<span {
-      let (from, to) = unsafe (ring + slot &* 16, entry(next))
+      let to = unsafe entry(next)
       // What others changed since it was read for the request comes to the next device as another request of the same driver.
       let rest = unsafe SharedCell<UInt64>(from + 8).loadRelaxed()
       unsafe SharedCell<UInt64>(to + 24).storeRelaxed(SharedCell<UInt64>(from).loadRelaxed())
       unsafe SharedCell<UInt64>(to + 16).storeRelaxed(rest >> 32 | rest << 32)
       last = next
       next = unsafe links[Int(next)]
-      slot &+= 1
-      if slot == size { slot = 0 }
+      unsafe from += 16
+      if unsafe from == ringEnd { unsafe from = ring }
     }
-    let place = unsafe entry(head)
-    unsafe SharedCell<UInt64>(place + 8).storeRelaxed(order)
-    unsafe SharedCell<UInt16>(place + 4).storeRelaxed(last)
-    unsafe SharedCell<UInt16>(place + 6).storeRelaxed(UInt16(truncatingIfNeeded: span))
+    let first = unsafe entry(head)
+    unsafe SharedCell<UInt64>(first + 8).storeRelaxed(order)
+    unsafe SharedCell<UInt16>(first + 4).storeRelaxed(last)
+    unsafe SharedCell<UInt16>(first + 6).storeRelaxed(UInt16(truncatingIfNeeded: span))
     KillPoint.pass(.takeOrdered)
     // Release: the copy is whole. It counts for nothing as long as the entry is a free one.
-    unsafe SharedCell<UInt8>(place).storeRelease(1)
+    unsafe SharedCell<UInt8>(first).storeRelease(1)
     KillPoint.pass(.takeMarked)
     unsafe SharedCell<UInt32>(region + 12).storeRelease(UInt32(next) | UInt32(next) << 16)
     unsafe heads[Int(id)] = head
@@ -135,7 +137,7 @@ public struct InflightBuffers: BufferBook, ~Copyable {
   }
 
   @inlinable @inline(__always)
-  public mutating func willShow(_ id: UInt16, next: PackedPosition) {
+  public mutating func willShow(_ id: UInt16, next: PackedStand) {
     let head = unsafe heads[Int(id)]
     let last = unsafe lasts[Int(head)]
     unsafe links[Int(last)] = free
@@ -144,27 +146,25 @@ public struct InflightBuffers: BufferBook, ~Copyable {
     unsafe SharedCell<UInt16>(region + 12).storeRelease(head)
     KillPoint.pass(.answerLinked)
     free = head
-    unsafe SharedCell<UInt64>(region + 16).storeRelease(Self.word(next, shown))
+    unsafe SharedCell<UInt64>(region + 16).storeRelease(next.now | shown)
     KillPoint.pass(.answerCounted)
   }
 
   @inlinable @inline(__always)
-  public mutating func didShow(_ id: UInt16, next: PackedPosition) {
+  public mutating func didShow(_ id: UInt16, next: PackedStand) {
     unsafe SharedCell<UInt8>(entry(free)).storeRelease(0)
     KillPoint.pass(.publishFreed)
     unsafe SharedCell<UInt32>(region + 12).storeRelease(UInt32(free) | UInt32(free) << 16)
     KillPoint.pass(.publishFreed)
     // Release: what was shown is free.
-    unsafe SharedCell<UInt64>(region + 16).storeRelease(Self.word(next, next))
+    unsafe SharedCell<UInt64>(region + 16).storeRelease(next.now | next.before)
     KillPoint.pass(.publishOver)
-    shown = next
+    shown = next.before
   }
 
   /// A position and the one before, as they lie in the region.
-  @inlinable @inline(__always)
   static func word(_ now: PackedPosition, _ before: PackedPosition) -> UInt64 {
-    let slots = UInt64(now.rawValue & 0x7fff) | UInt64(before.rawValue & 0x7fff) << 16
-    return slots | UInt64(now.rawValue >> 15) << 32 | UInt64(before.rawValue >> 15) << 40
+    PackedStand(now).now | PackedStand(before).before
   }
 
   // MARK: What was left

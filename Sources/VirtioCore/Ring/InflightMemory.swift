@@ -161,6 +161,19 @@ public final class InflightMemory: Sendable {
     }
   }
 
+  /// Makes a queue's region new if nothing in it is in flight: whatever ring comes next begins where its driver says. The queue is
+  /// stopped.
+  public func forgetIfOver(queue: Int) {
+    guard let region = unsafe region(ofQueue: queue) else { return }
+    let header = isPacked ? Self.packedHeaderBytes : Self.headerBytes
+    let entry = isPacked ? Self.packedEntryBytes : Self.entryBytes
+    for index in 0..<Int(queueSize) {
+      // The mark is an entry's first byte in either layout.
+      guard unsafe SharedCell<UInt8>(region + (header + index * entry)).loadRelaxed() == 0 else { return }
+    }
+    unsafe SharedCell<UInt16>(region + 8).storeRelease(0)
+  }
+
   /// Where a queue's region begins; `nil` for a queue that has none. Valid for as long as this is.
   @usableFromInline func region(ofQueue queue: Int) -> UnsafeMutableRawPointer? {
     guard (0..<queueCount).contains(queue) else { return nil }

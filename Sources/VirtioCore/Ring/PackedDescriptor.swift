@@ -53,6 +53,9 @@ enum PackedFlags {
   @inlinable static var write: UInt16 { 2 }
   /// What changes in every pattern when a wrap counter does.
   @inlinable static var both: UInt16 { available | used }
+  /// The same in a descriptor's last word, and what is never there.
+  @inlinable static var bothMarks: UInt32 { UInt32(both) << 16 }
+  @inlinable static var noMark: UInt32 { 1 }
 
   /// Of a descriptor that is available in a round with this wrap counter: AVAIL is as the counter, USED is not.
   @inlinable @inline(__always)

@@ -4,6 +4,8 @@
 public struct PackedLook {
   /// The slots in which chains began, with the wrap counters of their rounds, in order.
   public let heads: [PackedPosition]
+  /// Their buffer ids.
+  private let ids: [UInt16]
   private let configuration: QueueConfiguration
 
   /// - Parameter position: where the device takes the next chain.
@@ -14,6 +16,7 @@ public struct PackedLook {
       return nil
     }
     var heads: [PackedPosition] = []
+    var ids: [UInt16] = []
     var (next, left) = (position, size)
     chains: while left > 0 {
       let first = next
@@ -23,25 +26,44 @@ public struct PackedLook {
         guard next != first || flags & PackedFlags.both == PackedFlags.whenAvailable(first.wrap) else { break chains }
         left -= 1
         next = next.advanced(by: 1, size: size)
-        if flags & 1 == 0 { break }
+        guard flags & 1 == 0 else { continue }
+        // That of a list is in its last descriptor (virtio 2.7.13).
+        let last = (next.slot + size - 1) % size
+        guard let id = Self.word(configuration, in: memory, slot: last, offset: 12) else { break chains }
+        ids.append(id)
+        break
       } while true
       heads.append(first)
     }
     self.heads = heads
+    self.ids = ids
     self.configuration = configuration
   }
 
-  /// How many of the chains are used, of a device that uses them in their order: each has its used descriptor in its own slot.
+  /// How many of the chains are used, of a device that uses them in their order: each has its used descriptor in its own slot, or
+  /// the one in the slot of a chain before it has the id of one that comes later (IN_ORDER, virtio 2.7.8).
   public func usedCount(in memory: GuestMemory) -> Int {
-    heads.prefix {
-      guard let flags = Self.flags(configuration, in: memory, slot: $0.slot) else { return false }
-      return flags & PackedFlags.both == PackedFlags.whenUsed($0.wrap)
-    }.count
+    var count = 0
+    while count < heads.count {
+      let head = heads[count]
+      guard let flags = Self.flags(configuration, in: memory, slot: head.slot),
+        flags & PackedFlags.both == PackedFlags.whenUsed(head.wrap),
+        let id = Self.word(configuration, in: memory, slot: head.slot, offset: 12)
+      else { break }
+      count = (ids[count...].firstIndex(of: id) ?? count) + 1
+    }
+    return count
   }
 
   private static func flags(_ configuration: QueueConfiguration, in memory: GuestMemory, slot: Int) -> UInt16? {
+    word(configuration, in: memory, slot: slot, offset: 14)
+  }
+
+  private static func word(
+    _ configuration: QueueConfiguration, in memory: GuestMemory, slot: Int, offset: Int
+  ) -> UInt16? {
     var view = memory.view()
-    guard let at = configuration.descriptorTable.advanced(by: UInt64(16 * slot + 14)), at.isAligned(to: 2),
+    guard let at = configuration.descriptorTable.advanced(by: UInt64(16 * slot + offset)), at.isAligned(to: 2),
       let piece = view.contiguous(at, count: 2), unsafe UInt(bitPattern: piece.base) % 2 == 0
     else { return nil }
     return unsafe SharedCell<UInt16>(piece.base).loadAcquire()

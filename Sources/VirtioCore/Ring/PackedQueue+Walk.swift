@@ -15,53 +15,52 @@ extension PackedRing where Book: ~Copyable {
     // Acquire: what the driver stored before the flags (the rest of the descriptor, those behind it, buffers) is read after
     // them. The half that they are in is read as a whole, so that flags, id and length are of one moment.
     let head = unsafe PackedDescriptor(high: SharedCell<UInt64>(first + 8).loadAcquire(), at: first)
-    guard head.flags & PackedFlags.both == availableFlags, kicksAreSuppressed else { return nil }
+    guard head.link & PackedFlags.bothMarks == takeMark else { return nil }
     if head.isIndirect {
-      guard unsafe walkPlainTable(head, into: segments, capacity: capacity, shape: &shape),
-        unsafe spans[Int(head.id)] == 0, takenSlots &- usedSlots < UInt64(size)
-      else { return nil }
-      let after = unsafe first + 16
-      return unsafe take(head.id, span: 1, after: after == ringEnd ? ring : after)
+      guard unsafe walkPlainTable(head, into: segments, capacity: capacity, shape: &shape), hasRoom(16, for: head.id) else {
+        return nil
+      }
+      return take(head.id, span: 16)
     }
-    // Also of slots: a list is not longer than the ring, and each step takes a piece of the room.
-    guard
-      let (id, last) = unsafe walkPlainList(
-        head, at: first, into: segments, capacity: min(capacity, Int(size)), shape: &shape),
-      unsafe spans[Int(id)] == 0
+    guard let (id, span) = unsafe walkPlainList(head, at: first, into: segments, capacity: capacity, shape: &shape),
+      hasRoom(span, for: id)
     else { return nil }
-    var after = unsafe last + 16
-    if unsafe after == ringEnd { unsafe after = ring }
-    let distance = (Int(bitPattern: after) &- Int(bitPattern: first)) >> 4
-    let span = distance > 0 ? distance : distance &+ Int(size)
-    guard takenSlots &- usedSlots &+ UInt64(span) <= UInt64(size) else { return nil }
-    return unsafe take(id, span: span, after: after)
+    return take(id, span: span)
   }
 
-  /// Follows a list of descriptors in the ring. - Returns: its buffer id, which is that of its last one, and where that is.
+  /// Whether a chain can be in flight beside the others.
+  @inlinable @inline(__always)
+  func hasRoom(_ span: UInt64, for id: UInt16) -> Bool {
+    unsafe spans[Int(id)] == 0 && taken &- used &+ span <= ringBytes
+  }
+
+  /// Follows a list of descriptors up to the end of the ring, not over it. Segments are as long as descriptors, so one distance leads
+  /// from each to its descriptor, and one limit bounds both.
+  /// - Returns: its buffer id, which is that of its last descriptor, and its length, bytes.
   @inlinable @inline(__always)
   mutating func walkPlainList(
     _ head: PackedDescriptor, at first: UnsafeMutableRawPointer, into segments: UnsafeMutablePointer<MemorySegment>,
     capacity: Int, shape: inout ChainShape
-  ) -> (id: UInt16, last: UnsafeMutableRawPointer)? {
+  ) -> (id: UInt16, span: UInt64)? {
+    let start = UnsafeMutableRawPointer(segments)
+    let distance = unsafe first - start
+    let end = unsafe start + min(capacity &* 16, ringEnd - first)
     var descriptor = head
-    var place = unsafe first
-    let end = unsafe segments + capacity
     var next = unsafe segments
     var bytes: UInt64 = 0
     while descriptor.isReadable {
-      guard unsafe next < end, let base = unsafe view.place(descriptor.address, length: descriptor.length) else { return nil }
+      guard let base = unsafe view.place(descriptor.address, length: descriptor.length) else { return nil }
       unsafe next.pointee = MemorySegment(base: base, count: Int(descriptor.length))
       bytes &+= UInt64(descriptor.length)
-      guard descriptor.hasNext else { return nil }  // without room for a status: not plain
       unsafe next += 1
-      unsafe place += 16
-      if unsafe place == ringEnd { unsafe place = ring }
-      unsafe descriptor = PackedDescriptor(readingOnce: place)
+      // Without room for a status it is not plain.
+      guard descriptor.hasNext, unsafe UnsafeMutableRawPointer(next) < end else { return nil }
+      unsafe descriptor = PackedDescriptor(readingOnce: UnsafeMutableRawPointer(next) + distance)
     }
     unsafe shape.writable = next
     shape.readableBytes = bytes
     while descriptor.isWritable {
-      guard unsafe next < end, let base = unsafe view.place(descriptor.address, length: descriptor.length) else { return nil }
+      guard let base = unsafe view.place(descriptor.address, length: descriptor.length) else { return nil }
       unsafe next.pointee = MemorySegment(base: base, count: Int(descriptor.length))
       bytes &+= UInt64(descriptor.length)
       unsafe next += 1
@@ -70,13 +69,52 @@ extension PackedRing where Book: ~Copyable {
         unsafe shape.end = next
         shape.writableBytes = bytes &- shape.readableBytes
         shape.defect = nil
-        return unsafe (descriptor.id, place)
+        return (descriptor.id, UInt64(UInt(bitPattern: next) &- UInt(bitPattern: start)))
       }
+      guard unsafe UnsafeMutableRawPointer(next) < end else { return nil }
+      unsafe descriptor = PackedDescriptor(readingOnce: UnsafeMutableRawPointer(next) + distance)
+    }
+    return nil  // readable after writable, or an indirect descriptor after others
+  }
+
+  /// Takes a chain that is plain but for going over the end of the ring, as once in a round most drivers' chains do.
+  @inlinable @inline(never)
+  mutating func popOverEnd(
+    into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
+  ) -> Chain? {
+    var place = unsafe next
+    var descriptor = unsafe PackedDescriptor(high: SharedCell<UInt64>(place + 8).loadAcquire(), at: place)
+    guard descriptor.link & PackedFlags.bothMarks == takeMark else { return nil }
+    // Also of slots: a list is not longer than the ring, and each step takes a piece of the room.
+    let end = unsafe segments + min(capacity, Int(size))
+    var segment = unsafe segments
+    var (readable, writable): (UInt64, UInt64) = (0, 0)
+    unsafe shape.writable = segments
+    while true {
+      guard unsafe segment < end, !descriptor.isIndirect,
+        let base = unsafe view.place(descriptor.address, length: descriptor.length)
+      else { return nil }
+      unsafe segment.pointee = MemorySegment(base: base, count: Int(descriptor.length))
+      unsafe segment += 1
+      if descriptor.hasWrite {
+        writable &+= UInt64(descriptor.length)
+      } else {
+        guard writable == 0 else { return nil }
+        readable &+= UInt64(descriptor.length)
+        unsafe shape.writable = segment
+      }
+      guard descriptor.hasNext else { break }
       unsafe place += 16
       if unsafe place == ringEnd { unsafe place = ring }
       unsafe descriptor = PackedDescriptor(readingOnce: place)
     }
-    return nil  // readable after writable, or an indirect descriptor after others
+    let span = unsafe UInt64(segment - segments) &* 16
+    guard writable > 0, readable &+ writable <= UInt64(Int32.max), hasRoom(span, for: descriptor.id) else { return nil }
+    unsafe shape.end = segment
+    shape.readableBytes = readable
+    shape.writableBytes = writable
+    shape.defect = nil
+    return take(descriptor.id, span: span)
   }
 
   /// Goes through an indirect table, whose entries follow each other and have no flag but WRITE (virtio 2.7.7).
@@ -139,11 +177,9 @@ extension PackedRing where Book: ~Copyable {
       return unsafe PackedDescriptor(readingOnce: base + (slot < size ? slot : slot &- size) &* 16)
     }
     guard unsafe spans[Int(id)] == 0 else { throw .bufferAlreadyInFlight(id) }
-    guard takenSlots &- usedSlots &+ UInt64(span) <= UInt64(size) else {
-      throw .slotNotFree(UInt16(truncatingIfNeeded: first))
-    }
-    let after = first &+ span
-    return unsafe take(id, span: span, after: ring + (after < size ? after : after &- size) &* 16)
+    let covered = UInt64(span) &* 16
+    guard hasRoom(covered, for: id) else { throw .slotNotFree(UInt16(truncatingIfNeeded: first)) }
+    return take(id, span: covered)
   }
 
   public mutating func retake(
@@ -154,10 +190,7 @@ extension PackedRing where Book: ~Copyable {
     _ = unsafe try walk(
       chain.id, count: descriptors.count, into: segments, capacity: capacity, shape: &shape
     ) { descriptors[$0] }
-    if !kicksAreSuppressed {
-      kicksAreSuppressed = true
-      deviceEvents.storeRelaxed(PackedEvent.never.rawValue.littleEndian)
-    }
+    if takeMark == PackedFlags.noMark { suppressKicks() }
     book.resume()
     KillPoint.pass(.recoveryResumed)
     return Chain(head: chain.id)

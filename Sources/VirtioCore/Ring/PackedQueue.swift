@@ -24,23 +24,29 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
   @usableFromInline let driverEvents: SharedCell<UInt32>
   @usableFromInline let deviceEvents: SharedCell<UInt32>
 
-  /// For each buffer id: slots of the chain in flight; 0: there is none.
-  @usableFromInline let spans: UnsafeMutablePointer<UInt16>
+  /// For each buffer id: how much of the ring the chain in flight covers, bytes; 0: there is none. All of this type's sums are in
+  /// bytes, 16 for a slot: that is what addresses and room are counted in.
+  @usableFromInline let spans: UnsafeMutablePointer<UInt32>
   /// Ids are the driver's to choose, so there are 65536. Mapped, not touched: only ids that are used cost memory.
   private let spanArea: Mapping
 
   /// The slot that is taken next, and the flags that say that its descriptor is available.
   @usableFromInline var next: UnsafeMutableRawPointer
   @usableFromInline var availableFlags: UInt16
+  /// The same in their place in a descriptor's last word, as they have to be for the plain way; something that is never there while
+  /// the driver is asked to kick.
+  @usableFromInline var takeMark: UInt32 = PackedFlags.noMark
   /// The slot of the next used descriptor, counting those not yet published, and the flags that say that it is used.
   @usableFromInline var nextUsed: UnsafeMutableRawPointer
   @usableFromInline var usedFlags: UInt16
-  /// Slots taken and slots used, ever. The distance is what is in flight, and never more than the ring.
-  @usableFromInline var takenSlots: UInt64
-  @usableFromInline var usedSlots: UInt64 = 0
-  /// `usedSlots` when it was published last, and when it was decided last whether to notify.
-  @usableFromInline var publishedSlots: UInt64 = 0
-  @usableFromInline var decidedSlots: UInt64 = 0
+  /// Bytes of the ring taken and used, ever. The distance is what is in flight, and never more than the ring.
+  @usableFromInline var taken: UInt64
+  @usableFromInline var used: UInt64 = 0
+  /// Of the whole ring.
+  @usableFromInline let ringBytes: UInt64
+  /// `used` when it was published last, and when it was decided last whether to notify.
+  @usableFromInline var publishedBytes: UInt64 = 0
+  @usableFromInline var decidedBytes: UInt64 = 0
 
   public var unpublished = 0
   /// Chains published ever, modulo 2^16.
@@ -50,11 +56,15 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
   @usableFromInline var firstFlags: UInt16
   /// Answers that are not published, of a book that lasts; as many places as the ring has slots.
   @usableFromInline let answers: UnsafeMutablePointer<PackedAnswer>
-  @usableFromInline var kicksAreSuppressed = false
+  /// Of a driver that counts on the order: where the used descriptor is that stands for the chains pushed last, the flags that show
+  /// it, and whether another chain may join them.
+  @usableFromInline var batchPlace: UnsafeMutableRawPointer
+  @usableFromInline var batchFlags: UInt16 = 0
+  @usableFromInline var batchIsWhole = false
 
   @usableFromInline var book: Book
-  /// `publishedSlots` when it was asked last what was written, and where that ended.
-  private var notedSlots: UInt64 = 0
+  /// `publishedBytes` when it was asked last what was written.
+  private var notedBytes: UInt64 = 0
 
   public init(
     _ configuration: QueueConfiguration, memory: GuestMemory, features: FeatureSet, position: QueuePosition,
@@ -91,10 +101,10 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
     guard book.begin.slot < Int(size), book.beginUsed.slot < Int(size),
       let inFlight = book.begin.distance(from: book.beginUsed, size: Int(size))
     else { throw .badPosition(available: book.begin, used: book.beginUsed, size: size) }
-    do { spanArea = try Mapping(anonymous: 65536 * MemoryLayout<UInt16>.stride) } catch { throw .outOfMemory }
-    unsafe spans = spanArea.base.bindMemory(to: UInt16.self, capacity: 65536)
+    do { spanArea = try Mapping(anonymous: 65536 * MemoryLayout<UInt32>.stride) } catch { throw .outOfMemory }
+    unsafe spans = spanArea.base.bindMemory(to: UInt32.self, capacity: 65536)
     for buffer in book.interruptedBuffers {
-      unsafe spans[Int(buffer.id)] = UInt16(truncatingIfNeeded: buffer.span)
+      unsafe spans[Int(buffer.id)] = UInt32(truncatingIfNeeded: buffer.span &* 16)
     }
     let answers = Book.isLasting ? Int(size) : 1
     unsafe self.answers = .allocate(capacity: answers)
@@ -114,7 +124,9 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
     usedFlags = PackedFlags.whenUsed(book.beginUsed.wrap)
     unsafe firstUnpublished = nextUsed
     firstFlags = usedFlags
-    takenSlots = UInt64(inFlight)
+    unsafe batchPlace = nextUsed
+    taken = UInt64(inFlight) * 16
+    ringBytes = UInt64(bytes)
     self.book = book
   }
 
@@ -174,28 +186,38 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
     into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
   ) throws(QueueError) -> Chain? {
     guard hasAvailable() else { return nil }
-    if !kicksAreSuppressed {
-      kicksAreSuppressed = true
-      deviceEvents.storeRelaxed(PackedEvent.never.rawValue.littleEndian)
+    if takeMark == PackedFlags.noMark {
+      suppressKicks()
       if let chain = unsafe popPlain(into: segments, capacity: capacity, shape: &shape) { return chain }
     }
+    if let chain = unsafe popOverEnd(into: segments, capacity: capacity, shape: &shape) { return chain }
     return unsafe try popOther(into: segments, capacity: capacity, shape: &shape)
   }
 
   /// The chain is being taken: nothing that was read about it is read again.
   ///
   /// - Parameters:
-  ///   - span: 1 … the number of free slots.
-  ///   - after: the slot behind its last one.
+  ///   - span: of the ring, 1 … the number of free slots, bytes.
   @inlinable @inline(__always)
-  mutating func take(_ id: UInt16, span: Int, after: UnsafeMutableRawPointer) -> Chain {
-    unsafe spans[Int(id)] = UInt16(truncatingIfNeeded: span)
-    if Book.isLasting { unsafe book.take(id, slot: slot(of: next), span: span) }
-    takenSlots &+= UInt64(span)
-    // It covers at least one slot, and at most all: the slot behind it is not behind its first one only where the ring ended.
-    if unsafe after <= next { availableFlags ^= PackedFlags.both }
+  mutating func take(_ id: UInt16, span: UInt64) -> Chain {
+    unsafe spans[Int(id)] = UInt32(truncatingIfNeeded: span)
+    if Book.isLasting { unsafe book.take(id, at: next, span: Int(span / 16)) }
+    taken &+= span
+    var after = unsafe next + Int(span)
+    if unsafe after >= ringEnd {
+      unsafe after -= Int(ringBytes)
+      availableFlags ^= PackedFlags.both
+      takeMark ^= PackedFlags.bothMarks
+    }
     unsafe next = after
     return Chain(head: id)
+  }
+
+  /// The device looks at the ring anyway.
+  @inlinable
+  mutating func suppressKicks() {
+    takeMark = UInt32(availableFlags) << 16
+    deviceEvents.storeRelaxed(PackedEvent.never.rawValue.littleEndian)
   }
 
   public var interrupted: Int { book.interrupted }
@@ -208,14 +230,14 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
   public mutating func push(_ chain: consuming Chain, written: UInt32) {
     let id = chain.complete()
     let place = unsafe nextUsed
-    let span = unsafe Int(spans[Int(id)])
+    let span = unsafe spans[Int(id)]
     // WRITE says that the length counts (virtio 2.7.3).
     let flags = written != 0 ? usedFlags | PackedFlags.write : usedFlags
     if Book.isLasting {
       // Written when it is shown: until then another one may be the next that is, after a crash.
       if unpublished == 0 { unsafe noteFirst(place, flags) }
       unsafe answers[unpublished] = PackedAnswer(
-        id: id, span: UInt16(truncatingIfNeeded: span), flags: flags, written: written)
+        id: id, flags: flags, span: span, written: written)
     } else if unpublished == 0 {
       unsafe noteFirst(place, flags)
       unsafe SharedCell<UInt32>(place + 8).storeRelaxed(written)
@@ -225,11 +247,17 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
       unsafe SharedCell<UInt64>(place + 8).storeRelaxed(UInt64(written) | UInt64(id) << 32 | UInt64(flags) << 48)
     }
     unpublished &+= 1
-    usedSlots &+= UInt64(span)
+    goOver(id, span: span)
+  }
+
+  /// A chain has been answered.
+  @inlinable @inline(__always)
+  mutating func goOver(_ id: UInt16, span: UInt32) {
     unsafe spans[Int(id)] = 0
-    var after = unsafe place + span &* 16
+    used &+= UInt64(span)
+    var after = unsafe nextUsed + Int(span)
     if unsafe after >= ringEnd {
-      unsafe after -= Int(size) &* 16
+      unsafe after -= Int(ringBytes)
       usedFlags ^= PackedFlags.both
     }
     unsafe nextUsed = after
@@ -256,61 +284,68 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
       unsafe SharedCell<UInt16>(firstUnpublished + 14).storeRelease(firstFlags)
       unpublished = 0
     }
-    publishedSlots = usedSlots
+    publishedBytes = used
   }
 
   /// Shows every answer of a batch by itself, so that one who comes after a crash finds it either shown or not.
   @inlinable @inline(__always)
   mutating func publishOneByOne() {
     var place = unsafe firstUnpublished
-    var position = published
+    // The wrap counter, where `PackedStand` has it.
+    var wrap: UInt64 = firstFlags & PackedFlags.available == 0 ? 0 : 1 << 32
     for index in 0..<unpublished {
       let answer = unsafe answers[index]
       unsafe SharedCell<UInt32>(place + 8).storeRelaxed(answer.written)
       KillPoint.pass(.answerWritten)
       unsafe SharedCell<UInt16>(place + 12).storeRelaxed(answer.id)
       KillPoint.pass(.answerNamed)
-      position = position.advanced(by: Int(answer.span), size: Int(size))
-      book.willShow(answer.id, next: position)
+      var after = unsafe place + Int(answer.span)
+      if unsafe after >= ringEnd {
+        unsafe after -= Int(ringBytes)
+        wrap ^= 1 << 32
+      }
+      let next = unsafe PackedStand(
+        slot: (UInt64(UInt(bitPattern: after)) &- UInt64(UInt(bitPattern: ring))) &>> 4, wrap: wrap)
+      book.willShow(answer.id, next: next)
       // Release: the answer is there, and the record says that it may have been shown.
       unsafe SharedCell<UInt16>(place + 14).storeRelease(answer.flags)
       KillPoint.pass(.publishShown)
-      book.didShow(answer.id, next: position)
-      unsafe place = ring + position.slot &* 16
+      book.didShow(answer.id, next: next)
+      unsafe place = after
     }
     unpublished = 0
   }
 
   @inlinable @inline(__always)
   public mutating func needsCall() -> Bool {
-    let passed = publishedSlots &- decidedSlots
+    let passed = publishedBytes &- decidedBytes
     guard passed != 0 else { return false }
-    decidedSlots = publishedSlots
+    decidedBytes = publishedBytes
     // Full: our store of the flags comes before this load of the driver's wish. The driver stores its wish and then looks at
     // the flags; with anything weaker both could miss each other and the driver would sleep on finished work.
     fullFence()
     // Offset and flags in one word, as the driver may write them one after the other.
     let wish = PackedEvent(rawValue: UInt32(littleEndian: driverEvents.loadRelaxed()))
-    return wish.isDue(at: published, passed: passed, size: size, hasEventIndex: hasEventIndex)
+    return wish.isDue(at: published, passed: passed / 16, size: size, hasEventIndex: hasEventIndex)
   }
 
   /// Used descriptors lie anywhere between the first and the last one; what is pushed and not published is said again with the
   /// flags that show it.
   public mutating func takeWritten(_ each: (_ area: WrittenArea, _ offset: Int, _ count: Int) -> Void) {
     each(.device, 0, 4)
-    let count = Int(min(usedSlots &- notedSlots, UInt64(size)))
+    let count = Int(min(used &- notedBytes, ringBytes) / 16)
     let first = unsafe (slot(of: nextUsed) &+ Int(size) &- count) % Int(size)
     let upToEnd = min(count, Int(size) - first)
     if upToEnd > 0 { each(.descriptors, 16 * first, 16 * upToEnd) }
     if count > upToEnd { each(.descriptors, 0, 16 * (count - upToEnd)) }
-    notedSlots = publishedSlots
+    notedBytes = publishedBytes
   }
 
   // MARK: Kicks
 
   @inlinable @inline(__always)
   public mutating func enableKicks() -> Bool {
-    kicksAreSuppressed = false
+    takeMark = PackedFlags.noMark
     deviceEvents.storeRelaxed(
       (hasEventIndex ? PackedEvent.passing(available) : PackedEvent.always).rawValue.littleEndian)
     // Full: the wish to be kicked is visible before the flags are looked at again. The driver makes a chain available and then
@@ -324,15 +359,16 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
 @usableFromInline
 struct PackedAnswer {
   @usableFromInline var id: UInt16 = 0
-  @usableFromInline var span: UInt16 = 0
   @usableFromInline var flags: UInt16 = 0
+  /// Bytes of the ring.
+  @usableFromInline var span: UInt32 = 0
   @usableFromInline var written: UInt32 = 0
 
   @inlinable init() {}
-  @inlinable init(id: UInt16, span: UInt16, flags: UInt16, written: UInt32) {
+  @inlinable init(id: UInt16, flags: UInt16, span: UInt32, written: UInt32) {
     self.id = id
-    self.span = span
     self.flags = flags
+    self.span = span
     self.written = written
   }
 }

@@ -33,6 +33,10 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
   /// `publishedUsed` at the last notification decision.
   @usableFromInline var decidedUsed: UInt16
   @usableFromInline var kicksAreSuppressed: Bool
+  /// Of a driver that counts on the order: the index of the used element that stands for the chains pushed last, and whether
+  /// another one may join them.
+  @usableFromInline var batchBegin: UInt16 = 0
+  @usableFromInline var batchIsWhole = false
 
   @usableFromInline var heads: Heads
   /// The index of the first used element that was not asked for with `takeWritten`.

@@ -41,6 +41,13 @@ public protocol Virtqueue: ~Copyable {
   /// - Parameter written: bytes written from the chain's first writable byte on, without a gap (virtio 2.6.8.2).
   mutating func push(_ chain: consuming Chain, written: UInt32)
 
+  /// The same for a driver that counts on the order of its chains (IN_ORDER, virtio 2.6.9, 2.7.8), in which they have to be pushed:
+  /// chains that follow each other may share one used element, which is the last one's.
+  ///
+  /// - Parameter isWhole: all of the chain's writable bytes were written. The driver takes that to be so of every chain without an
+  ///   element of its own, so one that was not is the last of its batch.
+  mutating func pushInOrder(_ chain: consuming Chain, written: UInt32, isWhole: Bool)
+
   /// Chains pushed and not yet published.
   var unpublished: Int { get }
 

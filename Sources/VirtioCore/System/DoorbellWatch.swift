@@ -55,6 +55,7 @@ public final class DoorbellWatch: Sendable {
     private var isEnding: SharedCell<UInt32> { unsafe SharedCell(ending) }
 
     func run() {
+      ThreadRole.doorbell.begin()
       var seen = doorbell.counter.loadAcquire() &- 1
       while isEnding.loadAcquire() == 0 {
         let now = doorbell.counter.loadAcquire()

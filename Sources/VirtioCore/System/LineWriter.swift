@@ -85,6 +85,7 @@ public final class LineWriter: Sendable {
   // MARK: The thread
 
   private func run() {
+    ThreadRole.lines.begin()
     while let text = take() {
       var bytes = Array(text.utf8)[...]
       while !bytes.isEmpty {

@@ -1,0 +1,42 @@
+/// What a disk offers, and what of that can be left out.
+public import VirtioCore
+
+extension BlockDevice {
+  /// What a disk on this image offers unless something else is said. What the image can do is offered, no more (virtio 2.2.2).
+  public static func features(of image: ImageFile) -> FeatureSet {
+    var features: FeatureSet = [
+      .blockSizeMax, .blockSegMax, .blockGeometry, .blockSize, .blockFlush, .blockTopology, .blockConfigWCE,
+      .blockMultiQueue, .indirectDescriptors, .eventIndex, .version1, .anyLayout, .packedRing,
+    ]
+    if image.isReadOnly {
+      features.insert(.blockReadOnly)
+    } else {
+      features.insert(.blockWriteZeroes)
+      if image.canDiscard { features.insert(.blockDiscard) }
+    }
+    return features
+  }
+
+  /// What every disk can offer besides, and offers only where that is asked for (`BlockDeviceOptions.requestedFeatures`).
+  ///
+  /// - IN_ORDER (virtio 6.1): a driver that takes it has a slow request hold up all that come after it.
+  /// - ORDER_PLATFORM (virtio 6.1): the rings' fences order memory for every processor of the machine, so that the barriers of a
+  ///   platform are as good as those between processors; they cost a driver more and give it nothing.
+  /// - RING_RESET (virtio 2.6.1) and NOTIFICATION_DATA (virtio 2.7.23) need a transport that knows of them, too.
+  public static let featuresOnRequest: FeatureSet = [.inOrder, .orderPlatform, .ringReset, .notificationData]
+
+  /// What cannot be left out: a driver has to know that it may only read, and how large the blocks are that it has to keep to
+  /// (virtio 5.2.5); and there is no other device here than one of version 1.
+  public static func requiredFeatures(of image: ImageFile) -> FeatureSet {
+    var features: FeatureSet = [.version1]
+    if image.isReadOnly { features.insert(.blockReadOnly) }
+    if image.logicalBlockSize > 512 { features.insert(.blockSize) }
+    return features
+  }
+
+  /// Nothing in the offer needs anything else in it (virtio 2.2.2), but that packed rings are none of a legacy device's
+  /// (virtio 6.1).
+  public func accepts(_ features: FeatureSet) -> Bool {
+    features.isSubset(of: self.features) && (features.contains(.version1) || !features.contains(.packedRing))
+  }
+}

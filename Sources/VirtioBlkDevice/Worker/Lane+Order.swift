@@ -1,0 +1,36 @@
+/// Answers that are more than a status byte and a used element: in the order of the requests, where the driver or whoever comes after
+/// a crash counts on it, and with a log to keep.
+internal import VirtioCore
+
+extension Lane where Ring: ~Copyable {
+  /// As `answer`, of a request whose status is set. In order, an answer waits for those of all requests that came before.
+  @inline(never)
+  mutating func answerWatched(_ index: Int, written: UInt32) {
+    let slot = unsafe slab.slot(index)
+    // Until now it is what a request comes to that is done as a whole. One that says 0 has written something else than that.
+    unsafe slot.pointee.isWhole = written > 0 && written == slot.pointee.written
+    unsafe slot.pointee.written = written
+    guard isOrdered else { return unsafe showWatched(index, slot) }
+    unsafe slot.pointee.isFinished = true
+    while let first = order?.first, unsafe slab.slot(first).pointee.isFinished {
+      order?.removeFirst()
+      unsafe slab.slot(first).pointee.isFinished = false
+      unsafe showWatched(first, slab.slot(first))
+    }
+  }
+
+  mutating func showWatched(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) {
+    if meter != nil { unsafe countOther(slot) }
+    let statusByte = unsafe slot.pointee.statusByte.unsafelyUnwrapped
+    unsafe statusByte.storeBytes(of: slot.pointee.status.rawValue, as: UInt8.self)
+    if log != nil { unsafe log?.markBuffer(statusByte, count: 1) }
+    let chain = slab.takeChain(at: index)
+    if isInOrder {
+      unsafe ring.pushInOrder(chain, written: slot.pointee.written, isWhole: slot.pointee.isWhole)
+      if ring.unpublished >= publishEvery { publishEarly() }
+    } else {
+      push(chain, written: unsafe slot.pointee.written)
+    }
+    slab.give(index)
+  }
+}

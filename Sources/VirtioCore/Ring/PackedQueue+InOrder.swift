@@ -1,0 +1,30 @@
+/// Answers of a packed ring whose driver counts on their order (IN_ORDER, virtio 2.7.8).
+
+extension PackedRing where Book: ~Copyable {
+  /// One used descriptor for a batch: it lies where that of the batch's first chain would be and has the ID of the last one. It
+  /// is written anew for each chain of the batch. A ring whose book lasts shows each answer by itself, so that whoever comes
+  /// after a crash finds each either shown or not.
+  @inlinable @inline(never)
+  public mutating func pushInOrder(_ chain: consuming Chain, written: UInt32, isWhole: Bool) {
+    guard !Book.isLasting, unpublished > 0, batchIsWhole else {
+      unsafe batchPlace = nextUsed
+      batchFlags = usedFlags
+      batchIsWhole = isWhole
+      return push(chain, written: written)
+    }
+    batchIsWhole = isWhole
+    let id = chain.complete()
+    let span = unsafe spans[Int(id)]
+    let flags = written != 0 ? batchFlags | PackedFlags.write : batchFlags
+    if unsafe batchPlace == firstUnpublished {
+      // Its flags are left for `publish`.
+      firstFlags = flags
+      unsafe SharedCell<UInt32>(batchPlace + 8).storeRelaxed(written)
+      unsafe SharedCell<UInt16>(batchPlace + 12).storeRelaxed(id)
+    } else {
+      unsafe SharedCell<UInt64>(batchPlace + 8).storeRelaxed(UInt64(written) | UInt64(id) << 32 | UInt64(flags) << 48)
+    }
+    unpublished &+= 1
+    goOver(id, span: span)
+  }
+}

@@ -1,0 +1,24 @@
+/// What a thread is for, and with that what it may do in a process that gives up rights.
+internal import Synchronization
+
+/// Threads whose work needs little. Whoever gives up rights of the process takes more from these than from the rest.
+public enum ThreadRole: String, CaseIterable, Sendable {
+  /// Serves queues: what guests write is read here.
+  case queue
+  /// Makes a medium's calls for queues.
+  case pool
+  /// Waits for a doorbell.
+  case doorbell
+  /// Writes lines for people.
+  case lines
+
+  /// Called on every thread that begins its work from now on, with what it is for.
+  public static func whenOneBegins(_ confine: @escaping @Sendable (ThreadRole) -> Void) {
+    confinement.withLock { $0 = confine }
+  }
+
+  private static let confinement = Mutex<(@Sendable (ThreadRole) -> Void)?>(nil)
+
+  /// Says that the calling thread has made what it needs, and does its work and nothing else from here on. Once for each thread.
+  public func begin() { Self.confinement.withLock { $0 }?(self) }
+}

@@ -1,0 +1,178 @@
+/// Features by their names: what a disk is to offer, and what not.
+internal import ArgumentParser
+internal import GuestDriver
+internal import VhostUser
+internal import VirtioBlkDevice
+internal import VirtioCore
+
+/// Names of features with commas between them, as the specification has them: `ring_packed,event_idx,discard`. Capitals, dashes for
+/// underscores and the prefixes `VIRTIO_F_`, `VIRTIO_BLK_F_` and `RING_` make no difference.
+struct FeatureList: Equatable {
+  /// Of the device.
+  private(set) var features = FeatureSet()
+  /// Of the protocol between a front-end and this back-end.
+  private(set) var protocolFeatures = ProtocolFeatures()
+  /// What is offered when nothing is said.
+  private(set) var hasDefaults = false
+  /// What can be offered at all.
+  private(set) var hasAll = false
+  /// The bits were given as a number.
+  private(set) var isNumber = false
+  /// As it was typed.
+  let text: String
+
+  init(_ text: String) throws(FeatureMistake) {
+    self.text = text
+    if let number = Self.number(text) {
+      features = FeatureSet(rawValue: number)
+      isNumber = true
+      return
+    }
+    for part in text.split(separator: ",", omittingEmptySubsequences: false) {
+      let word = Self.plain(part)
+      if word == "default" {
+        hasDefaults = true
+      } else if word == "all" {
+        hasAll = true
+      } else if let bit = Self.deviceBits[word] {
+        features.insert(FeatureSet(bit: bit))
+      } else if let bit = Self.protocolBits[word] {
+        protocolFeatures.insert(ProtocolFeatures(bit: bit))
+      } else {
+        throw .unknown(String(part), close: CommandWords.closest(to: word, among: Self.words))
+      }
+    }
+  }
+
+  private static func number(_ text: String) -> UInt64? {
+    text.hasPrefix("0x") ? UInt64(text.dropFirst(2), radix: 16) : UInt64(text)
+  }
+
+  private static func plain(_ word: some StringProtocol) -> String {
+    var word = word.lowercased().map { $0 == "-" ? "_" : $0 }.reduce(into: "") { $0.append($1) }
+    for prefix in ["virtio_blk_f_", "virtio_f_", "vhost_user_protocol_f_"] where word.hasPrefix(prefix) {
+      word = String(word.dropFirst(prefix.count))
+    }
+    // Two features of virtio 1.0 and the packed ring have it in their names, and are called without it as often.
+    if let bit = deviceBits["ring_" + word] { word = deviceNames[bit] ?? word }
+    return word
+  }
+
+  private static let deviceNames: [Int: String] = Dictionary(
+    (0..<64).compactMap { bit in BlockFeature.name(ofBit: bit).map { (bit, $0.lowercased()) } },
+    uniquingKeysWith: { one, _ in one })
+  private static let deviceBits = Dictionary(
+    deviceNames.map { ($0.value, $0.key) }, uniquingKeysWith: { one, _ in one })
+  /// Those that a back-end can do without. `mq` is the device's feature, and says all that there is to say.
+  private static let protocolBits: [String: Int] = Dictionary(
+    ProtocolFeatures.names.filter { ProtocolFeatures.served.contains(ProtocolFeatures(bit: $0.bit)) }
+      .map { ($0.name.lowercased(), $0.bit) }.filter { deviceBits[$0.0] == nil }, uniquingKeysWith: { one, _ in one })
+  private static let words = Array(deviceBits.keys) + Array(protocolBits.keys) + ["default", "all"]
+
+  static let forms =
+    "names of features as in ring_packed,event_idx,discard ('default' and 'all' stand for several), or a number of bits"
+
+  static func == (one: Self, other: Self) -> Bool {
+    (one.features, one.protocolFeatures, one.hasDefaults, one.hasAll)
+      == (other.features, other.protocolFeatures, other.hasDefaults, other.hasAll)
+  }
+}
+
+/// Why features cannot be as the person wants them: one sentence.
+enum FeatureMistake: Error, CustomStringConvertible {
+  case unknown(String, close: String?)
+  case required(FeatureSet, String)
+  case impossible(FeatureSet, String)
+  case notFromList(String)
+
+  var description: String {
+    switch self {
+    case .unknown(let word, let close):
+      "there is no feature '\(printable(word))'" + (close.map { "; did you mean '\($0)'?" } ?? ": use \(FeatureList.forms)")
+    case .required(let features, let reason):
+      "\(Operator.names(of: features).joined(separator: " ")) cannot be switched off: \(reason)"
+    case .impossible(let features, let reason):
+      "\(Operator.names(of: features).joined(separator: " ")) cannot be offered: \(reason)"
+    case .notFromList(let word): "'\(word)' is for --features: name what is to be switched off"
+    }
+  }
+}
+
+/// By what a disk is reached, as far as features depend on it.
+enum FeatureTransport {
+  case vhostUser
+  case memoryFile
+
+  /// What is offered there although a disk offers it only on request. Over a socket, a reset of one queue and what a notification
+  /// says are matters of the front-end, and QEMU passes on the one bit without carrying it out.
+  var defaults: FeatureSet {
+    switch self {
+    case .vhostUser: []
+    case .memoryFile: [.ringReset, .notificationData]
+    }
+  }
+
+  /// What makes no sense there: a kick is an event without a value.
+  var impossible: FeatureSet {
+    switch self {
+    case .vhostUser: [.notificationData]
+    case .memoryFile: []
+    }
+  }
+}
+
+/// What the command line and an entry of a list say about features.
+struct FeatureWords: Equatable {
+  /// What is to be offered; `nil`: what is offered by default.
+  var only: FeatureList?
+  /// What is not.
+  var without: [FeatureList] = []
+
+  var isEmpty: Bool { only == nil && without.isEmpty }
+
+  /// For those who compare.
+  var text: String { ([only?.text ?? ""] + without.map(\.text)).joined(separator: " ") }
+
+  private var withheld: FeatureSet { without.reduce(into: FeatureSet()) { $0.formUnion($1.features) } }
+
+  func validate() throws(FeatureMistake) {
+    for list in without {
+      if list.hasDefaults { throw .notFromList("default") }
+      if list.hasAll { throw .notFromList("all") }
+    }
+    guard !withheld.contains(.version1) else {
+      throw .required(.version1, "there is no disk of another version here, and drivers without it can drive this one, too")
+    }
+  }
+
+  /// Of the protocol. What is not said is offered.
+  var protocolFeatures: ProtocolFeatures {
+    var offered = ProtocolFeatures.served
+    for list in without { offered.subtract(list.protocolFeatures) }
+    return offered
+  }
+
+  /// What a disk on this image is to offer beside the defaults, and what it is not to offer.
+  func apply(to options: inout BlockDeviceOptions, _ image: ImageFile, _ transport: FeatureTransport) throws(FeatureMistake) {
+    let required = BlockDevice.requiredFeatures(of: image)
+    let standard = BlockDevice.features(of: image)
+    let possible = standard.union(BlockDevice.featuresOnRequest).subtracting(transport.impossible)
+    let defaults = standard.union(transport.defaults)
+    var offered = defaults
+    if let only {
+      let missing = only.features.subtracting(possible)
+      guard missing.isEmpty else { throw .impossible(missing, "\(image.path) and the way to it cannot do that") }
+      offered = only.features.union(required)
+      if only.hasDefaults { offered.formUnion(defaults) }
+      if only.hasAll { offered.formUnion(possible) }
+    }
+    let needed = withheld.intersection(required)
+    guard needed.isEmpty else {
+      throw .required(
+        needed, needed.contains(.blockReadOnly) ? "the image is only read" : "its blocks are larger than 512 bytes")
+    }
+    offered.subtract(withheld)
+    options.requestedFeatures = offered.intersection(BlockDevice.featuresOnRequest)
+    options.withheldFeatures = standard.subtracting(offered)
+  }
+}

@@ -1,0 +1,52 @@
+/// How much a process that serves gives up, and what it says of it.
+public import ArgumentParser
+internal import Glibc
+public import Sandbox
+internal import VirtioCore
+
+extension SandboxMode: ExpressibleByArgument {}
+
+struct SandboxOptions: ParsableArguments {
+  @Option(
+    help: .init(
+      "When everything is set up, give up what serving does not need: system calls, files, capabilities. With log, calls that would "
+        + "end the process are written to the kernel's log instead."))
+  var sandbox = SandboxMode.on
+
+  /// Before the first thread.
+  func arm() { Sandbox.arm(sandbox) }
+
+  /// For one pass over what may be hostile: the account of it is all that is said.
+  ///
+  /// - Parameter path: a file that is looked at once more afterwards.
+  func enterQuietly(reading path: String) {
+    arm()
+    var plan = SandboxPlan(sandbox)
+    plan.places = [
+      AllowedPlace("/proc", for: .reading), AllowedPlace("/sys", for: .reading), AllowedPlace(path, for: .reading),
+    ]
+    _ = Sandbox.enter(plan)
+  }
+
+  /// - Parameter plan: what is needed beside what every process that serves needs.
+  func enter(_ plan: SandboxPlan, log: ServeLog) -> SandboxReport {
+    var plan = plan
+    // The log's local time, which is in a file.
+    tzset()
+    // What the kernel says about this process, about clocks and about devices.
+    plan.places += ["/proc", "/sys"].map { AllowedPlace($0, for: .reading) }
+    let report = Sandbox.enter(plan)
+    switch report.mode {
+    case .on: log.note("sandbox: \(report.words)")
+    case .log: log.note("sandbox: \(report.words); what it would refuse is in the kernel's log, as audit records of type 1326")
+    case .off: log.warn("the sandbox is off: whoever takes over this process has all rights of its user")
+    }
+    for sentence in report.missing { log.warn("the sandbox is without a part: \(sentence)") }
+    return report
+  }
+}
+
+extension SandboxReport {
+  /// The protections that hold, for people.
+  var words: String { parts.isEmpty ? "nothing is given up" : parts.joined(separator: ", ") }
+}

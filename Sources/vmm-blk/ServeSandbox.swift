@@ -1,0 +1,75 @@
+/// What a server needs when its disks are served.
+internal import Metrics
+internal import Sandbox
+internal import Sockets
+internal import SystemPackage
+internal import VirtioBlkDevice
+internal import VirtioCore
+
+extension ServeService {
+  /// Gives up the rest. Threads that are made from now on have what is left.
+  func enterSandbox() {
+    sandbox = command.protection.enter(sandboxPlan, log: log)
+  }
+
+  private var sandboxPlan: SandboxPlan {
+    var plan = SandboxPlan(command.protection.sandbox)
+    var folders = Folders()
+    for case .listening(let listener) in served.map(\.socket) { folders.add(parentOf: listener.path, for: .sockets) }
+    folders.add(parentOf: command.takeover.control, for: .sockets)
+    switch command.figures.metrics {
+    case .path(let path): folders.add(parentOf: path, for: .sockets)
+    case .internet: plan.usesInternet = true
+    case nil: break
+    }
+    if mayAddDisks {
+      // The list may be replaced by another file of its name.
+      folders.add(parentOf: command.disks, for: .reading)
+      for disk in served {
+        folders.add(image: disk.options.blkFile, isBlockDevice: disk.device.image.description.isBlockDevice)
+      }
+      for path in command.allowPath {
+        folders.add(path, for: .images)
+        folders.add(path, for: .sockets)
+      }
+      plan.opensForOthers = true
+    }
+    plan.places = folders.places
+    openable = folders.places.filter { $0.purpose == .images }.map(\.path)
+    return plan
+  }
+
+  /// Disks can come while it runs: by its operator's word, or with its list.
+  private var mayAddDisks: Bool { command.takeover.control != nil || command.disks != nil }
+
+  /// For a sentence about a disk that was refused: where images may be; `nil`: wherever the user may open them.
+  var openingHint: String? {
+    guard sandbox.fileAccess != nil else { return nil }
+    let places = openable.isEmpty ? "nothing" : "what is below " + openable.map(printable).joined(separator: ", ")
+    return "the sandbox lets this server open \(places): start it with --allow-path for more"
+  }
+}
+
+/// Places, each once.
+private struct Folders {
+  private(set) var places: [AllowedPlace] = []
+
+  mutating func add(_ path: String, for purpose: AllowedPlace.Purpose) {
+    let place = AllowedPlace(Takeover.absolute(path), for: purpose)
+    if !places.contains(place) { places.append(place) }
+  }
+
+  mutating func add(parentOf path: String?, for purpose: AllowedPlace.Purpose) {
+    guard let path else { return }
+    add(FilePath(Takeover.absolute(path)).removingLastComponent().string, for: purpose)
+  }
+
+  /// Images beside one that is served may be served, too. Beside a device there are devices of others.
+  mutating func add(image path: String?, isBlockDevice: Bool) {
+    guard let path else { return }
+    guard !isBlockDevice else { return add(path, for: .images) }
+    add(parentOf: path, for: .images)
+    // Where a link leads is what counts when it is opened.
+    if let target = AllowedPlace.target(of: path), target != path { add(parentOf: target, for: .images) }
+  }
+}
