@@ -144,3 +144,17 @@ let package = Package(
       swiftSettings: strict),
   ]
 )
+
+// The fuzz targets (Scripts/fuzz.py): one program, only where it is asked for, so that nothing else builds it.
+if Context.environment["VMM_BLK_FUZZ"] != nil {
+  package.targets.append(
+    .executableTarget(
+      name: "fuzz",
+      dependencies: [
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "Control", "Metrics", "VhostUser",
+        "MemoryFile", "RingInspector", system,
+      ],
+      path: "Fuzz", exclude: ["Corpus"],
+      // Not strict about memory: what is wrong with memory is what it is there to find, with a sanitizer.
+      swiftSettings: [.swiftLanguageMode(.v6), .treatAllWarnings(as: .error), .enableUpcomingFeature("ExistentialAny")]))
+}

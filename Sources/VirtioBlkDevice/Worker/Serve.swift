@@ -23,8 +23,7 @@ func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
   let isSlow = plan.image.isDirect && !plan.image.isInMemory
   do throws(Errno) {
     if let layers = plan.layers {
-      let engine = try layers.around(plan.makeObject(isSlow: isSlow, mailbox: mailbox))
-      return try work(configuration, engine)
+      return try work(configuration, top: layers.around(plan.makeObject(isSlow: isSlow, mailbox: mailbox)))
     }
     switch plan.kind {
     case .uring:
@@ -62,6 +61,11 @@ func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
     plain.kind = .sync
     serve(configuration, plain)
   }
+}
+
+/// Works with an engine that is an object.
+func work(_ configuration: WorkerConfiguration, top engine: any EngineObject) throws(Errno) {
+  try work(configuration, LayeredEngine(engine))
 }
 
 /// Works with one engine on queues that all are of one kind.
