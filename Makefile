@@ -2,7 +2,7 @@
 
 VMM_BLK := .build/release/vmm-blk
 
-.PHONY: all build release demo guest test lint test-fast test-system bench bench-peers profile micro package package-test clean
+.PHONY: all build release demo guest test lint test-fast test-system test-fuzz fuzz bench bench-peers profile micro package package-test clean
 
 all: release
 
@@ -23,9 +23,9 @@ GUEST := uml
 guest: release
 	@Scripts/guest/demo.sh $(GUEST)
 
-# The house's style (.swift-format), checked; 'swift format format -i -r -p Sources Tests Benchmarks Package.swift' mends.
+# The house's style (.swift-format), checked; 'swift format format -i -r -p Sources Tests Benchmarks Fuzz Package.swift' mends.
 lint:
-	swift format lint -r -p --strict Sources Tests Benchmarks Package.swift
+	swift format lint -r -p --strict Sources Tests Benchmarks Fuzz Package.swift
 
 # Everything that needs no QEMU, the quickest first.
 test-fast:
@@ -41,13 +41,23 @@ test-system: release
 	Scripts/silent-medium.py
 	Scripts/guest/test.sh
 
-test: lint test-fast test-system
+# A minute of attacks by machines, with the same random numbers each time.
+test-fuzz:
+	@Scripts/setup.sh build
+	Scripts/fuzz.py --minutes 1 --seed 1
+
+test: lint test-fast test-system test-fuzz
 
 # The figures of Docs/reliability.md for as long as you like; goes on where it stopped.
 MINUTES := 10
 soak: release
 	@Scripts/setup.sh build guest qemu
 	Scripts/soak.py $(MINUTES)
+
+# The same for as long as you like: every parser, by libFuzzer with AddressSanitizer; goes on where it stopped.
+fuzz:
+	@Scripts/setup.sh build
+	Scripts/fuzz.py --minutes $(MINUTES)
 
 bench: release
 	@Scripts/setup.sh build bench
@@ -78,4 +88,4 @@ package-test: package
 	Scripts/package-test.sh
 
 clean:
-	rm -rf .build .build-package .package .guest bench-report
+	rm -rf .build .build-fuzz .fuzz .build-package .package .guest bench-report

@@ -50,7 +50,8 @@ let package = Package(
     .target(
       name: "RingInspector", dependencies: ["VirtioCore", "VirtioRegisters", "MemoryFile"], swiftSettings: strict),
     .target(
-      name: "GuestDriver", dependencies: ["CLinux", "VirtioCore", "Sockets", "VhostUser", "MemoryFile", system],
+      name: "GuestDriver",
+      dependencies: ["CLinux", "VirtioCore", "VirtioRegisters", "Sockets", "VhostUser", "MemoryFile", system],
       swiftSettings: strict),
     .target(
       name: "Bench",
@@ -80,6 +81,8 @@ let package = Package(
       name: "request-cost", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "HandDriver", system],
       path: "Benchmarks/RequestCost", swiftSettings: strict),
     .executableTarget(
+      name: "open-load", dependencies: ["CLinux", "VirtioCore"], path: "Benchmarks/OpenLoad", swiftSettings: strict),
+    .executableTarget(
       name: "ring-cost",
       dependencies: [
         "CLinux", "VirtioCore", "VirtioBlkDevice", "HandDriver", system,
@@ -87,6 +90,10 @@ let package = Package(
         .product(name: "TextTable", package: "TextTable"),
       ],
       path: "Benchmarks/RingCost", swiftSettings: strict),
+    // The device end of QEMU's proxy for PCI functions: a program for Scripts/guest, not for users.
+    .executableTarget(
+      name: "pci-proxy", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters"],
+      path: "Tests/PCIProxy", swiftSettings: strict),
     .testTarget(
       name: "VirtioCoreTests", dependencies: ["CLinux", "VirtioCore", "GuestDriver", system], swiftSettings: strict),
     .testTarget(
@@ -121,7 +128,8 @@ let package = Package(
     .testTarget(
       name: "GuestDriverTests",
       dependencies: [
-        "CLinux", "VirtioCore", "VirtioBlkDevice", "Sockets", "VhostUser", "MemoryFile", "GuestDriver", system,
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "VhostUser", "MemoryFile", "GuestDriver",
+        system,
       ],
       swiftSettings: strict),
     .testTarget(
@@ -136,3 +144,17 @@ let package = Package(
       swiftSettings: strict),
   ]
 )
+
+// The fuzz targets (Scripts/fuzz.py): one program, only where it is asked for, so that nothing else builds it.
+if Context.environment["VMM_BLK_FUZZ"] != nil {
+  package.targets.append(
+    .executableTarget(
+      name: "fuzz",
+      dependencies: [
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "Control", "Metrics", "VhostUser",
+        "MemoryFile", "RingInspector", system,
+      ],
+      path: "Fuzz", exclude: ["Corpus"],
+      // Not strict about memory: what is wrong with memory is what it is there to find, with a sanitizer.
+      swiftSettings: [.swiftLanguageMode(.v6), .treatAllWarnings(as: .error), .enableUpcomingFeature("ExistentialAny")]))
+}

@@ -47,7 +47,9 @@ public struct GuestBytes: Sendable {
   ///
   /// - Parameter count: at most 16 MiB; a picture needs no more at a time.
   public func bytes(at address: GuestAddress, count: Int) -> [UInt8]? {
-    guard count >= 0, count <= 16 << 20, count == 0 || contains(address, count: UInt64(count)) else { return nil }
+    // No bytes are anywhere, also where no position in a file could be.
+    guard count != 0 else { return [] }
+    guard count > 0, count <= 16 << 20, contains(address, count: UInt64(count)) else { return nil }
     var copy = [UInt8](repeating: 0, count: count)
     let position = offset + (address.rawValue &- base.rawValue)
     let got = unsafe copy.withUnsafeMutableBytes {

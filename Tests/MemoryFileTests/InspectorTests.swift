@@ -58,6 +58,18 @@ private struct Guest {
 }
 
 @Suite struct InspectorTests {
+  /// An empty descriptor may say any address: also one that is no position in any file.
+  @Test(arguments: [UInt64.max, 1 << 63, 1 << 62, 0]) func anEmptyDescriptorAnywhere(address: UInt64) throws {
+    var guest = Guest(size: 16)
+    guest.descriptor(0, address: address, length: 0, flags: 1, next: 1)
+    guest.descriptor(1, address: 0x8000, length: 16, flags: 1, next: 2)
+    guest.descriptor(2, address: 0x9000, length: 1, flags: 2)
+    guest.available([0])
+    let picture = try guest.picture()
+    #expect(picture.pending.first?.chain.header.count == 16)
+    #expect(picture.problems.isEmpty)
+  }
+
   @Test("the largest ring with every chain looping through all of it is still a picture")
   func hostileLoops() throws {
     var guest = Guest(size: 32768)

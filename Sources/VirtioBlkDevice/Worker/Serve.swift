@@ -23,8 +23,7 @@ func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
   let isSlow = plan.image.isDirect && !plan.image.isInMemory
   do throws(Errno) {
     if let layers = plan.layers {
-      let engine = try layers.around(plan.makeObject(isSlow: isSlow, mailbox: mailbox))
-      return try work(configuration, engine)
+      return try work(configuration, top: layers.around(plan.makeObject(isSlow: isSlow, mailbox: mailbox)))
     }
     switch plan.kind {
     case .uring:
@@ -64,6 +63,11 @@ func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
   }
 }
 
+/// Works with an engine that is an object.
+func work(_ configuration: WorkerConfiguration, top engine: any EngineObject) throws(Errno) {
+  try work(configuration, LayeredEngine(engine))
+}
+
 /// Works with one engine on queues that all are of one kind.
 func work<Engine: BlockEngine & ~Copyable>(
   _ configuration: WorkerConfiguration, _ engine: consuming Engine
@@ -87,7 +91,7 @@ func work<Engine: BlockEngine & ~Copyable>(
 }
 
 /// Not even a descriptor for epoll is to be had: every start is answered with an error.
-private func refuse(_ configuration: WorkerConfiguration) {
+func refuse(_ configuration: WorkerConfiguration) {
   repeat {
     EventWait.untilReadable(configuration.mailbox.descriptor)
     let orders = configuration.mailbox.take()

@@ -37,6 +37,9 @@ public final class AddressSpace: Sendable {
     guard isThere else { throw .noMemory }
   }
 
+  /// Mappings that are reserved at this moment.
+  var reserved: Int { used.withLock(\.mappings) }
+
   /// Gives back what one `reserve` took.
   public func release(_ count: Int) {
     used.withLock { used in

@@ -20,12 +20,12 @@ struct EngineLayers: Sendable {
   }
 
   /// The witness is next to the engine, so that it sees what really reaches the medium.
-  func around(_ engine: any EngineObject) throws(Errno) -> LayeredEngine {
+  func around(_ engine: any EngineObject) throws(Errno) -> any EngineObject {
     var top = engine
     if let witness { top = RecordingLayer(top, witness) }
     if let plant { top = try PlantedLayer(top, plant, witness) }
     if let faults { top = FaultLayer(top, faults) }
-    return LayeredEngine(top)
+    return top
   }
 }
 

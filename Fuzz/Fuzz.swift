@@ -1,0 +1,55 @@
+/// The entry that libFuzzer calls, and the list of what can be attacked: one program for all targets, so that it is linked once.
+internal import Glibc
+
+/// What one run of a target tries. Whatever is wrong ends the process (`fail`), as the sanitizer does.
+typealias Attack = (inout Shaper) -> Void
+
+/// By the names that Scripts/fuzz.py and FUZZ_TARGET know.
+let attacks: [(name: String, attack: @Sendable (inout Shaper) -> Void)] = [
+  ("split", attackSplitRing),
+  ("packed", attackPackedRing),
+  ("inflight", attackInflight),
+  ("session", attackSession),
+  ("takeover", attackTakeover),
+  ("memory-file", attackMemoryFile),
+  ("registers", attackRegisters),
+  ("texts", attackTexts),
+]
+
+/// The target of this process.
+nonisolated(unsafe) private let chosen: Attack = {
+  // Where its own output is a finding's.
+  setenv("SWIFT_BACKTRACE", "enable=no", 0)
+  let name = unsafe getenv("FUZZ_TARGET").map { unsafe String(cString: $0) } ?? ""
+  guard let found = attacks.first(where: { $0.name == name }) else {
+    fail("FUZZ_TARGET has to be one of " + attacks.map(\.name).joined(separator: ", "))
+  }
+  return found.attack
+}()
+
+@_cdecl("LLVMFuzzerTestOneInput")
+public func fuzzOneInput(_ data: UnsafePointer<UInt8>?, _ size: Int) -> CInt {
+  guard let data = unsafe data else { return 0 }
+  var shaper = unsafe Shaper(data, size)
+  unsafe chosen(&shaper)
+  return 0
+}
+
+/// A promise does not hold: a finding.
+func fail(_ sentence: String) -> Never {
+  fatalError(sentence)
+}
+
+/// FUZZ_TELL is set: what happens is written out, to understand a finding.
+private let tells = getenv("FUZZ_TELL") != nil
+
+func tell(_ sentence: @autoclosure () -> String) {
+  guard tells else { return }
+  // Not kept back: the next thing may be the end.
+  let line = Array((sentence() + "\n").utf8)
+  _ = write(STDERR_FILENO, line, line.count)
+}
+
+func check(_ holds: Bool, _ sentence: @autoclosure () -> String) {
+  if !holds { fail(sentence()) }
+}

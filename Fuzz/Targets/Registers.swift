@@ -1,0 +1,110 @@
+/// Register models under a driver that reads and writes anything anywhere, and records of them that anybody may have written.
+internal import VirtioCore
+
+@testable internal import VirtioRegisters
+
+/// virtio-mmio: accesses of any kind, and now and then the device starts again from its record, forged or not.
+func attackRegisters(_ shaper: inout Shaper) {
+  let queues = 1 + shaper.choice(8)
+  var features: FeatureSet = [.version1, .eventIndex, .indirectDescriptors, .packedRing, .ringReset, .notificationData]
+  if shaper.mistake() { features = FeatureSet(rawValue: shaper.oddNumber()) }
+  let refuses = shaper.mistake()
+  let face = RegisterFace(
+    deviceID: 2, features: features, queueCount: queues, maximumQueueSize: 256, interruptStatus: { 1 },
+    configurationGeneration: { 7 },
+    readConfiguration: { offset, count in
+      check(offset >= 0 && count <= 8, "a read of configuration at \(offset) of \(count) bytes reached the device")
+      return Array(repeating: 0x5a, count: count)
+    }, accepts: { _ in !refuses })
+  var registers = MMIORegisters(face: face)
+  var served: Set<Int> = []
+  if shaper.mistake() {
+    let forged = RegisterImage(decoding: shaper.bytes(upTo: 1024))
+    checkCopies(forged, queues: queues)
+    let restored = MMIORegisters.restore(forged, face: face)
+    registers = restored.registers
+    follow(restored.effects, &registers, &served)
+  }
+  var steps = 0
+  while !shaper.isOver, steps < 400 {
+    steps += 1
+    switch shaper.choice(8) {
+    case 0: _ = registers.read(offset: offset(&shaper), width: width(&shaper))
+    case 1: bringUp(&registers, &shaper, &served)
+    case 2:
+      // Whoever starts again from the record of a driver's doings is where it was.
+      let image = registers.image
+      checkCopies(image, queues: queues)
+      let (restored, effects, restoration) = MMIORegisters.restore(image, face: face)
+      if restoration == .complete {
+        check(restored.image == image, "the registers are not where their record says")
+        served = []
+        registers = restored
+        follow(effects, &registers, &served)
+      }
+    case 3 where shaper.mistake(): _ = registers.needReset()
+    default:
+      let (offset, width) = (offset(&shaper), width(&shaper))
+      let value = shaper.flag() ? UInt64(shaper.byte()) : shaper.oddNumber()
+      let before = registers.status
+      let effects = registers.write(offset: offset, width: width, value: value)
+      if !effects.contains(.reset) {
+        check(registers.status.isSuperset(of: before), "a write cleared bits of the status")
+      }
+      follow(effects, &registers, &served)
+    }
+    check(!registers.isLive || registers.features.isSubset(of: features), "a driver has what was not offered")
+  }
+}
+
+/// A record survives its way through bytes.
+private func checkCopies(_ image: RegisterImage, queues: Int) {
+  let bytes = image.encoded(queueCount: queues)
+  check(bytes.count == RegisterImage.size(queueCount: queues), "a record has another size than was said")
+  check(RegisterImage(decoding: bytes).encoded(queueCount: queues) == bytes, "a record changes on its way")
+}
+
+private func offset(_ shaper: inout Shaper) -> UInt32 {
+  switch shaper.choice(4) {
+  case 0, 1: MMIORegisters.Register.allCases[shaper.choice(MMIORegisters.Register.allCases.count)].rawValue
+  case 2: 0x100 + UInt32(shaper.byte())
+  default: UInt32(truncatingIfNeeded: shaper.oddNumber())
+  }
+}
+
+private func width(_ shaper: inout Shaper) -> Int {
+  shaper.mistake() ? Int(truncatingIfNeeded: shaper.oddNumber()) : shaper.pick([4, 1, 2, 8])
+}
+
+/// As a driver begins, up to a point.
+private func bringUp(_ registers: inout MMIORegisters, _ shaper: inout Shaper, _ served: inout Set<Int>) {
+  let writes: [(MMIORegisters.Register, UInt32)] = [
+    (.status, 0), (.status, 1), (.status, 3), (.driverFeaturesSelect, 0), (.driverFeatures, 1 << 28 | 1 << 29),
+    (.driverFeaturesSelect, 1), (.driverFeatures, 1), (.status, 11), (.queueSelect, 0), (.queueSize, 64),
+    (.queueDescriptorLow, 0x1000), (.queueDriverLow, 0x2000), (.queueDeviceLow, 0x3000), (.queueReady, 1), (.status, 15),
+    (.queueNotify, 0),
+  ]
+  for (register, value) in writes.prefix(writes.count - shaper.choice(writes.count)) {
+    follow(registers.write(offset: register.rawValue, width: 4, value: UInt64(value)), &registers, &served)
+  }
+}
+
+/// What the owner of registers does, as far as it can be checked: no queue is started twice, none is stopped that does not run.
+private func follow(_ effects: [MMIORegisters.Effect], _ registers: inout MMIORegisters, _ served: inout Set<Int>) {
+  for effect in effects {
+    switch effect {
+    case .startQueue(let queue, let configuration):
+      check(registers.queues.indices.contains(queue), "a queue was started that does not exist")
+      check((1...256).contains(configuration.size), "a queue of \(configuration.size) entries was started")
+      check(served.insert(queue).inserted, "a queue was started twice")
+    case .stopQueue(let queue): served.remove(queue)
+    case .resetQueue(let queue):
+      served.remove(queue)
+      registers.queueResetFinished(queue)
+    case .reset: served = []
+    case .configWrite(let offset, let bytes): registers.configurationWritten(at: offset, bytes)
+    case .notify(let queue): check(served.contains(queue), "a queue was notified that is not served")
+    case .featuresFixed, .live, .acknowledgeInterrupt: break
+    }
+  }
+}
