@@ -4,11 +4,10 @@ internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
   /// As `answer`, of a request whose status is set. In order, an answer waits for those of all requests that came before.
-  @inline(never)
-  mutating func answerWatched(_ index: Int, written: UInt32) {
-    let slot = unsafe slab.slot(index)
+  @inline(__always)
+  mutating func answerWatched(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, written: UInt32) {
     // Until now it is what a request comes to that is done as a whole. One that says 0 has written something else than that.
-    unsafe slot.pointee.isWhole = written > 0 && written == slot.pointee.written
+    if isInOrder { unsafe slot.pointee.isWhole = written > 0 && written == slot.pointee.written }
     unsafe slot.pointee.written = written
     guard isOrdered else { return unsafe showWatched(index, slot) }
     unsafe slot.pointee.isFinished = true
@@ -19,6 +18,7 @@ extension Lane where Ring: ~Copyable {
     }
   }
 
+  @inline(__always)
   mutating func showWatched(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) {
     if meter != nil { unsafe countOther(slot) }
     let statusByte = unsafe slot.pointee.statusByte.unsafelyUnwrapped

@@ -409,7 +409,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       unsafe slot.pointee.written = UInt32(truncatingIfNeeded: written)
       return unsafe show(index, slot)
     }
-    answerWatched(index, written: UInt32(truncatingIfNeeded: written))
+    unsafe answerWatched(index, slot, written: UInt32(truncatingIfNeeded: written))
   }
 
   @inline(__always)

@@ -22,9 +22,14 @@ extension PackedRing where Book: ~Copyable {
       }
       return take(head.id, span: 16)
     }
-    guard let (id, span) = unsafe walkPlainList(head, at: first, into: segments, capacity: capacity, shape: &shape),
-      hasRoom(span, for: id)
+    // Also of slots: a list is not longer than the ring, and each step takes a piece of the room.
+    guard
+      let (id, last) = unsafe walkPlainList(
+        head, at: first, into: segments, capacity: min(capacity, Int(size)), shape: &shape)
     else { return nil }
+    let distance = Int(bitPattern: last) &- Int(bitPattern: first) &+ 16
+    let span = UInt64(truncatingIfNeeded: distance > 0 ? distance : distance &+ Int(ringBytes))
+    guard hasRoom(span, for: id) else { return nil }
     return take(id, span: span)
   }
 
@@ -34,33 +39,31 @@ extension PackedRing where Book: ~Copyable {
     unsafe spans[Int(id)] == 0 && taken &- used &+ span <= ringBytes
   }
 
-  /// Follows a list of descriptors up to the end of the ring, not over it. Segments are as long as descriptors, so one distance leads
-  /// from each to its descriptor, and one limit bounds both.
-  /// - Returns: its buffer id, which is that of its last descriptor, and its length, bytes.
+  /// Follows a list of descriptors in the ring. - Returns: its buffer id, which is that of its last one, and where that is.
   @inlinable @inline(__always)
   mutating func walkPlainList(
     _ head: PackedDescriptor, at first: UnsafeMutableRawPointer, into segments: UnsafeMutablePointer<MemorySegment>,
     capacity: Int, shape: inout ChainShape
-  ) -> (id: UInt16, span: UInt64)? {
-    let start = UnsafeMutableRawPointer(segments)
-    let distance = unsafe first - start
-    let end = unsafe start + min(capacity &* 16, ringEnd - first)
+  ) -> (id: UInt16, last: UnsafeMutableRawPointer)? {
     var descriptor = head
+    var place = unsafe first
+    let end = unsafe segments + capacity
     var next = unsafe segments
     var bytes: UInt64 = 0
     while descriptor.isReadable {
-      guard let base = unsafe view.place(descriptor.address, length: descriptor.length) else { return nil }
+      guard unsafe next < end, let base = unsafe view.place(descriptor.address, length: descriptor.length) else { return nil }
       unsafe next.pointee = MemorySegment(base: base, count: Int(descriptor.length))
       bytes &+= UInt64(descriptor.length)
+      guard descriptor.hasNext else { return nil }  // without room for a status: not plain
       unsafe next += 1
-      // Without room for a status it is not plain.
-      guard descriptor.hasNext, unsafe UnsafeMutableRawPointer(next) < end else { return nil }
-      unsafe descriptor = PackedDescriptor(readingOnce: UnsafeMutableRawPointer(next) + distance)
+      unsafe place += 16
+      if unsafe place == ringEnd { unsafe place = ring }
+      unsafe descriptor = PackedDescriptor(readingOnce: place)
     }
     unsafe shape.writable = next
     shape.readableBytes = bytes
     while descriptor.isWritable {
-      guard let base = unsafe view.place(descriptor.address, length: descriptor.length) else { return nil }
+      guard unsafe next < end, let base = unsafe view.place(descriptor.address, length: descriptor.length) else { return nil }
       unsafe next.pointee = MemorySegment(base: base, count: Int(descriptor.length))
       bytes &+= UInt64(descriptor.length)
       unsafe next += 1
@@ -69,52 +72,13 @@ extension PackedRing where Book: ~Copyable {
         unsafe shape.end = next
         shape.writableBytes = bytes &- shape.readableBytes
         shape.defect = nil
-        return (descriptor.id, UInt64(UInt(bitPattern: next) &- UInt(bitPattern: start)))
+        return unsafe (descriptor.id, place)
       }
-      guard unsafe UnsafeMutableRawPointer(next) < end else { return nil }
-      unsafe descriptor = PackedDescriptor(readingOnce: UnsafeMutableRawPointer(next) + distance)
-    }
-    return nil  // readable after writable, or an indirect descriptor after others
-  }
-
-  /// Takes a chain that is plain but for going over the end of the ring, as once in a round most drivers' chains do.
-  @inlinable @inline(never)
-  mutating func popOverEnd(
-    into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
-  ) -> Chain? {
-    var place = unsafe next
-    var descriptor = unsafe PackedDescriptor(high: SharedCell<UInt64>(place + 8).loadAcquire(), at: place)
-    guard descriptor.link & PackedFlags.bothMarks == takeMark else { return nil }
-    // Also of slots: a list is not longer than the ring, and each step takes a piece of the room.
-    let end = unsafe segments + min(capacity, Int(size))
-    var segment = unsafe segments
-    var (readable, writable): (UInt64, UInt64) = (0, 0)
-    unsafe shape.writable = segments
-    while true {
-      guard unsafe segment < end, !descriptor.isIndirect,
-        let base = unsafe view.place(descriptor.address, length: descriptor.length)
-      else { return nil }
-      unsafe segment.pointee = MemorySegment(base: base, count: Int(descriptor.length))
-      unsafe segment += 1
-      if descriptor.hasWrite {
-        writable &+= UInt64(descriptor.length)
-      } else {
-        guard writable == 0 else { return nil }
-        readable &+= UInt64(descriptor.length)
-        unsafe shape.writable = segment
-      }
-      guard descriptor.hasNext else { break }
       unsafe place += 16
       if unsafe place == ringEnd { unsafe place = ring }
       unsafe descriptor = PackedDescriptor(readingOnce: place)
     }
-    let span = unsafe UInt64(segment - segments) &* 16
-    guard writable > 0, readable &+ writable <= UInt64(Int32.max), hasRoom(span, for: descriptor.id) else { return nil }
-    unsafe shape.end = segment
-    shape.readableBytes = readable
-    shape.writableBytes = writable
-    shape.defect = nil
-    return take(descriptor.id, span: span)
+    return nil  // readable after writable, or an indirect descriptor after others
   }
 
   /// Goes through an indirect table, whose entries follow each other and have no flag but WRITE (virtio 2.7.7).

@@ -190,7 +190,6 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
       suppressKicks()
       if let chain = unsafe popPlain(into: segments, capacity: capacity, shape: &shape) { return chain }
     }
-    if let chain = unsafe popOverEnd(into: segments, capacity: capacity, shape: &shape) { return chain }
     return unsafe try popOther(into: segments, capacity: capacity, shape: &shape)
   }
 
