@@ -50,7 +50,8 @@ let package = Package(
     .target(
       name: "RingInspector", dependencies: ["VirtioCore", "VirtioRegisters", "MemoryFile"], swiftSettings: strict),
     .target(
-      name: "GuestDriver", dependencies: ["CLinux", "VirtioCore", "Sockets", "VhostUser", "MemoryFile", system],
+      name: "GuestDriver",
+      dependencies: ["CLinux", "VirtioCore", "VirtioRegisters", "Sockets", "VhostUser", "MemoryFile", system],
       swiftSettings: strict),
     .target(
       name: "Bench",
@@ -80,6 +81,8 @@ let package = Package(
       name: "request-cost", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "HandDriver", system],
       path: "Benchmarks/RequestCost", swiftSettings: strict),
     .executableTarget(
+      name: "open-load", dependencies: ["CLinux", "VirtioCore"], path: "Benchmarks/OpenLoad", swiftSettings: strict),
+    .executableTarget(
       name: "ring-cost",
       dependencies: [
         "CLinux", "VirtioCore", "VirtioBlkDevice", "HandDriver", system,
@@ -87,6 +90,10 @@ let package = Package(
         .product(name: "TextTable", package: "TextTable"),
       ],
       path: "Benchmarks/RingCost", swiftSettings: strict),
+    // The device end of QEMU's proxy for PCI functions: a program for Scripts/guest, not for users.
+    .executableTarget(
+      name: "pci-proxy", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters"],
+      path: "Tests/PCIProxy", swiftSettings: strict),
     .testTarget(
       name: "VirtioCoreTests", dependencies: ["CLinux", "VirtioCore", "GuestDriver", system], swiftSettings: strict),
     .testTarget(
@@ -121,7 +128,8 @@ let package = Package(
     .testTarget(
       name: "GuestDriverTests",
       dependencies: [
-        "CLinux", "VirtioCore", "VirtioBlkDevice", "Sockets", "VhostUser", "MemoryFile", "GuestDriver", system,
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "VhostUser", "MemoryFile", "GuestDriver",
+        system,
       ],
       swiftSettings: strict),
     .testTarget(

@@ -25,7 +25,7 @@ class File:
         while True:  # whoever makes the file writes the magic number last
             try:
                 fd = os.open(path, os.O_RDWR)
-                header = os.pread(fd, 0x50, 0)
+                header = os.pread(fd, 0x54, 0)
                 if header[:8] == b"VIRTIOMF":
                     break
                 os.close(fd)
@@ -36,6 +36,9 @@ class File:
             time.sleep(0.01)
         (version, self.queues, size, self.control, _, self.memory, self.memory_size, self.base,
          self.doorbells, self.stride) = struct.unpack_from("<IIQQQQQQII", header, 8)
+        registers, = struct.unpack_from("<I", header, 0x50)
+        if registers != 0:
+            sys.exit(f"{path} has registers of kind {registers}, this driver knows virtio-mmio version 2 (0)")
         if version != 1:
             sys.exit(f"{path} has version {version}, this driver knows 1")
         try:  # one driver at a time: byte 1 is ours for as long as the descriptor lives

@@ -4,6 +4,7 @@
     Scripts/many.py                       1,000 disks
     Scripts/many.py --disks 50 --check    fewer, and status 1 when an idle disk costs too much
     Scripts/many.py --busy                how fast one busy disk is among sleeping ones, against one alone
+    Scripts/many.py --active              what a request costs and takes when 1, 10, 100 and 1,000 disks work at once
 
 The disks are sparse files. Each is measured twice: alone on its socket, and with a front-end of this script's that sets up
 one queue in 64 KiB of shared memory, reads one block, and falls asleep. What a disk costs is the difference between a process
@@ -29,6 +30,8 @@ import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 KIB_LIMIT = 64  # of a disk's own memory, with a front-end
+ACTIVE_SIZE = 1 << 20  # bytes of an image that is read all the time
+ACTIVE_LIMITS = {"us": 4, "p99": 1000}  # of --active --check, both microseconds
 HUNG = 120  # seconds after which what has to come counts as hung
 
 
@@ -36,6 +39,7 @@ class Frontend:
     """The least that a vhost-user front-end can be: one queue, one request."""
 
     SIZE = 64 << 10
+    FEATURES = 0
     DESCRIPTORS, AVAILABLE, USED, HEADER, DATA, STATUS = 0, 0x4000, 0x5000, 0x8000, 0x9000, 0xa000
     USER = 1 << 40  # where the memory would be in a front-end that had it at the address it says
 
@@ -65,7 +69,7 @@ class Frontend:
         version_1, protocol_features = 1 << 32, 1 << 30
         self.number(1)  # GET_FEATURES
         self.send(3)  # SET_OWNER
-        self.send(2, struct.pack("<Q", version_1 | protocol_features))
+        self.send(2, struct.pack("<Q", version_1 | protocol_features | self.FEATURES))
         self.number(15)  # GET_PROTOCOL_FEATURES
         self.send(16, struct.pack("<Q", 0))
         self.send(5, struct.pack("<IIQQQQ", 1, 0, 0, self.SIZE, self.USER, 0), [self.file])  # SET_MEM_TABLE
@@ -106,18 +110,29 @@ class Frontend:
             os.close(descriptor)
 
 
+class LoadedFrontend(Frontend):
+    """One whose memory has room for many requests, for a generator of load."""
+
+    DATA, SLOTS = 0x10000, 64
+    SIZE = DATA + SLOTS * 4096
+    FEATURES = 1 << 29  # EVENT_IDX
+
+
 class Server:
     """One process with `count` disks, measured from outside."""
 
     running = set()
 
-    def __init__(self, arguments, folder, count):
+    def __init__(self, arguments, folder, count, size=64 << 20, filled=False, cpu=None):
         self.sockets = [f"{folder}/{index}.sock" for index in range(count)]
         entries = []
         for index, path in enumerate(self.sockets):
             image = f"{folder}/{index}.img"
             with open(image, "wb") as file:
-                file.truncate(64 << 20)
+                if filled:
+                    file.write(os.urandom(size))
+                else:
+                    file.truncate(size)
             entries.append({"blk-file": image, "socket-path": path})
         with open(f"{folder}/disks.json", "w") as file:
             json.dump(entries, file)
@@ -125,7 +140,8 @@ class Server:
         began = time.perf_counter()
         self.process = subprocess.Popen(
             [arguments.program, "serve", "--disks", f"{folder}/disks.json", "--log-level", "warning", *arguments.option],
-            stdout=subprocess.DEVNULL, stderr=self.errors)
+            stdout=subprocess.DEVNULL, stderr=self.errors,
+            preexec_fn=cpu is not None and (lambda: os.sched_setaffinity(0, {cpu})) or None)
         self.running.add(self.process)
         while not self.accepts(self.sockets[-1]):
             if self.process.poll() is not None:
@@ -148,6 +164,21 @@ class Server:
         """CPU time of all threads, in clock ticks."""
         fields = self.proc("stat").rpartition(")")[2].split()
         return int(fields[11]) + int(fields[12])
+
+    def processor(self):
+        """Processor time of all threads, those that ended, too: seconds."""
+        return time.clock_gettime(~self.process.pid << 3 | 2)  # as clock_getcpuclockid(3) has it
+
+    def switches(self):
+        """Context switches of all threads that there are."""
+        count = 0
+        for task in os.listdir(f"/proc/{self.process.pid}/task"):
+            try:
+                status = self.proc(f"task/{task}/status")
+            except OSError:
+                continue
+            count += sum(int(line.split()[1]) for line in status.splitlines() if "ctxt_switches" in line)
+        return count
 
     def memory(self):
         """Kilobytes: everything, our share of it, what is this process's own, and what the kernel's rings show here."""
@@ -186,7 +217,8 @@ class Server:
         status = self.process.wait()
         self.running.discard(self.process)
         if status != 0:
-            sys.exit(f"the server ended with status {status}")
+            self.errors.seek(0)
+            sys.exit(f"the server ended with status {status}\n" + self.errors.read().decode())
         left = [path for path in self.sockets if os.path.exists(path)]
         if left:
             sys.exit(f"{len(left)} sockets were left behind, among them {left[0]}")
@@ -258,6 +290,70 @@ def busy(arguments, folder):
               f"{ratios[-1 - low]:.3f}; single pairs {ratios[0]:.3f} to {ratios[-1]:.3f}")
 
 
+def load(arguments, server, frontends, rate, seconds):
+    """Runs the generator on all of them, on the last processor."""
+    slots = min(LoadedFrontend.SLOTS, arguments.queue_size // 3)
+    beside = min(arguments.beside, slots)
+    lines = "".join(f"{frontend.file} {frontend.kick}\n" for frontend in frontends)
+    descriptors = [number for frontend in frontends for number in (frontend.file, frontend.kick)]
+    before = server.processor(), server.switches(), time.perf_counter()
+    run = subprocess.run(
+        [os.path.join(os.path.dirname(arguments.program), "open-load"), *map(str, (
+            slots, arguments.queue_size, ACTIVE_SIZE // 4096, rate, seconds, beside))],
+        input=lines, text=True, stdout=subprocess.PIPE, pass_fds=descriptors,
+        preexec_fn=lambda: os.sched_setaffinity(0, {max(os.sched_getaffinity(0))}))
+    if run.returncode != 0:
+        sys.exit(f"the generator ended with status {run.returncode}")
+    result = json.loads(run.stdout)
+    if result["failures"]:
+        sys.exit(f"{result['failures']} reads failed")
+    result["processor"] = (server.processor() - before[0]) * 1e6
+    result["switches"] = server.switches() - before[1]
+    result["threads"] = server.threads()
+    return result
+
+
+def active(arguments, folder):
+    """Reads at Poisson moments from 1, 10, 100 and more disks of one process that has one processor for itself."""
+    print(f"4 KiB reads at Poisson moments, {arguments.rate:,.0f} a second in all, median of {arguments.rounds} rounds of "
+          f"{arguments.seconds:g} s; images on {arguments.directory}; the process runs on "
+          + (f"processor {min(os.sched_getaffinity(0))}\n" if arguments.one_processor else "all processors\n"))
+    print(f"{'disks':>6}{'us of CPU a read':>18}{'p50, ms':>10}{'p99':>9}{'p99.9':>9}{'worst':>9}{'switches a read':>17}"
+          f"{'kicks':>7}{'threads':>9}" + (f"{'beside, k/s':>13}" if arguments.beside else ""))
+    results, mistakes = {}, []
+    for count in arguments.counts:
+        os.makedirs(f"{folder}/{count}")
+        server = Server(arguments, f"{folder}/{count}", count + (1 if arguments.beside else 0), ACTIVE_SIZE, filled=True,
+                        cpu=min(os.sched_getaffinity(0)) if arguments.one_processor else None)
+        frontends = [LoadedFrontend(path, arguments.queue_size) for path in server.sockets]
+        rounds = []
+        # The generator lays rings out from their beginning: each round has front-ends of its own.
+        for _ in range(arguments.rounds):
+            if rounds:
+                for frontend in frontends:
+                    frontend.close()
+                frontends = [LoadedFrontend(path, arguments.queue_size) for path in server.sockets]
+            rounds.append(load(arguments, server, frontends, arguments.rate, arguments.seconds))
+        server.stop()
+        for frontend in frontends:
+            frontend.close()
+        shutil.rmtree(f"{folder}/{count}")
+        middle = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
+        requests = max(middle["requests"] + middle["busy"], 1)
+        middle["microseconds"] = middle["processor"] / requests
+        results[count] = middle
+        print(f"{count:6}{middle['microseconds']:18.2f}{middle['p50'] / 1000:10.4f}{middle['p99'] / 1000:9.3f}"
+              f"{middle['p999'] / 1000:9.3f}{middle['worst'] / 1000:9.2f}{middle['switches'] / requests:17.3f}"
+              f"{middle['kicks'] / requests:7.2f}{middle['threads']:9.0f}"
+              + (f"{middle['busy'] / arguments.seconds / 1000:13.1f}" if arguments.beside else ""), flush=True)
+        if arguments.check and (middle["microseconds"] > ACTIVE_LIMITS["us"] or middle["p99"] > ACTIVE_LIMITS["p99"]):
+            mistakes.append(f"with {count} disks a read took {middle['microseconds']:.1f} us of the processor and {middle['p99']:.0f} us "
+                            f"at p99, more than {ACTIVE_LIMITS['us']} and {ACTIVE_LIMITS['p99']}")
+    if arguments.json:
+        print(json.dumps(results))
+    return mistakes
+
+
 def report(arguments, one, many):
     count = arguments.disks
     print(f"{count} disks in one process; images on {arguments.directory}; ring size {arguments.queue_size}\n")
@@ -305,15 +401,24 @@ def main():
     parser.add_argument("--option", action="append", default=[], help="an option for serve, as in --option=--engine=uring")
     parser.add_argument("--check", action="store_true", help="status 1 when an idle disk costs CPU time or too much memory")
     parser.add_argument("--busy", action="store_true", help="measure one busy disk among the others instead")
-    parser.add_argument("--rounds", type=int, default=25, help="measurements of each side of --busy (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, help="measurements of each side of --busy (default: 25), or of each count of --active (5)")
+    parser.add_argument("--active", action="store_true", help="measure disks that all work instead; --seconds is of a round")
+    parser.add_argument("--counts", default="1,10,100,1000", help="how many disks, for --active (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=50000, help="reads a second of all disks together (default: %(default)s)")
+    parser.add_argument("--beside", type=int, default=0, metavar="DEPTH", help="one disk more, at full speed with so many reads under way")
+    parser.add_argument("--all-processors", dest="one_processor", action="store_false", help="let the process run anywhere")
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
     arguments = parser.parse_args()
+    arguments.counts = [int(word) for word in arguments.counts.split(",")]
+    arguments.rounds = arguments.rounds or (5 if arguments.active else 25)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     folder = tempfile.mkdtemp(prefix="many-", dir=arguments.directory)
     try:
         if arguments.busy:
             return busy(arguments, folder)
+        if arguments.active:
+            return finish(active(arguments, folder))
         one = measure(arguments, f"{folder}/one", 1)
         many = measure(arguments, f"{folder}/many", arguments.disks)
     finally:
@@ -325,7 +430,10 @@ def main():
         print(json.dumps({"one": one, "many": many}))
     else:
         report(arguments, one, many)
-    mistakes = check(arguments, one, many) if arguments.check else []
+    finish(check(arguments, one, many) if arguments.check else [])
+
+
+def finish(mistakes):
     for mistake in mistakes:
         print(mistake, file=sys.stderr)
     sys.exit(1 if mistakes else 0)

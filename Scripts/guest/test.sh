@@ -121,13 +121,13 @@ case ${1:-} in
 esac
 
 # What depends on more than us and the guest: see the case.
-named_only='qemu-migrated'
+named_only=$'qemu-migrated\nqemu-pci\nqemu-pci-legacy\nqemu-pci-transitional'
 
 names=()
 [ $# -gt 0 ] || set -- uml qemu
 for name in "$@"; do
   case $name in
-  uml | qemu) mapfile -t -O ${#names[@]} names < <(grep "^$name-" <<<"$all" | grep -vx -- "$named_only") ;;
+  uml | qemu) mapfile -t -O ${#names[@]} names < <(grep "^$name-" <<<"$all" | grep -vxF -- "$named_only") ;;
   *)
     grep -qx -- "$name" <<<"$all" || die "no case '$name'; --list shows them"
     names+=("$name")

@@ -223,6 +223,13 @@ static inline int clinux_pin_thread(int cpu) {
   return -pthread_setaffinity_np(pthread_self(), sizeof set, &set);
 }
 
+// How many processors this process may run on; 0 where nobody knows.
+static inline int clinux_usable_processors(void) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 0;
+}
+
 // The enumeration of getrusage differs between what Swift's overlay and _GNU_SOURCE see, hence the bare call. Of the calling
 // thread, or of the whole process: nanoseconds, and context switches of both kinds.
 static inline void clinux_usage(int whole_process, uint64_t *user, uint64_t *system, uint64_t *switches) {

@@ -21,12 +21,14 @@ struct ControlBlock: Sendable {
   private let mapping: Mapping
   private let offset: Int
   private let maximumQueues: Int
+  private let interface: RegisterInterface
 
   /// - Parameter mapping: the whole file, checked to hold what the layout says.
   init(mapping: Mapping, layout: MemoryFileLayout) {
     self.mapping = mapping
     offset = Int(layout.controlOffset)
     maximumQueues = layout.maximumQueues
+    interface = layout.interface
   }
 
   private func word(_ at: Int) -> SharedCell<UInt32> { unsafe SharedCell(mapping.base + offset + at) }
@@ -57,13 +59,28 @@ struct ControlBlock: Sendable {
     return Doorbell(word(ControlOffset.doorbells + queue * ControlOffset.doorbellStride + ControlOffset.callDoorbell))
   }
 
+  /// Where a source's notifications go while they are not to wake anybody: bit 0 of `heldBack` says that there was one.
+  func silent(_ source: InterruptSource) -> (heldBack: SharedCell<UInt32>, doorbell: Doorbell, status: SharedCell<UInt32>) {
+    let at: Int
+    switch source {
+    case .configuration: at = ControlOffset.configurationDoorbell
+    case .queue(let queue):
+      precondition((0..<maximumQueues).contains(queue))
+      at = ControlOffset.doorbells + queue * ControlOffset.doorbellStride + ControlOffset.callDoorbell
+    }
+    return (
+      word(at + ControlOffset.heldBack), Doorbell(word(at + ControlOffset.silentDoorbell)),
+      word(at + ControlOffset.silentStatus)
+    )
+  }
+
   /// The registers' state that counts.
   func loadState() -> RegisterImage {
     let copy = Int(word(ControlOffset.activeState).loadAcquire() & 1)
-    let start = offset + ControlOffset.state(copy, maximumQueues: maximumQueues)
-    let count = RegisterImage.size(queueCount: maximumQueues)
+    let start = offset + ControlOffset.state(copy, maximumQueues: maximumQueues, interface)
+    let count = RegisterImage.size(queueCount: maximumQueues, interface: interface)
     let bytes = unsafe [UInt8](UnsafeRawBufferPointer(start: mapping.base + start, count: count))
-    return RegisterImage(decoding: bytes)
+    return RegisterImage(decoding: bytes, queueCount: maximumQueues, interface: interface)
   }
 
   /// Puts a new state in the place of the old one. Of the two copies the one that does not count is written, and only then
@@ -71,8 +88,8 @@ struct ControlBlock: Sendable {
   func storeState(_ image: RegisterImage) {
     let active = word(ControlOffset.activeState)
     let copy = Int(active.loadRelaxed() & 1) ^ 1
-    let start = offset + ControlOffset.state(copy, maximumQueues: maximumQueues)
-    let bytes = image.encoded(queueCount: maximumQueues)
+    let start = offset + ControlOffset.state(copy, maximumQueues: maximumQueues, interface)
+    let bytes = image.encoded(queueCount: maximumQueues, interface: interface)
     unsafe bytes.withUnsafeBytes { source in
       _ = unsafe memcpy(mapping.base + start, source.baseAddress!, source.count)
     }

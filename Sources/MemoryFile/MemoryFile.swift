@@ -3,6 +3,7 @@ internal import CLinux
 internal import Glibc
 internal import SystemPackage
 public import VirtioCore
+public import VirtioRegisters
 
 /// A file with a header, a control block and a guest's memory, mapped as a whole. Guest memory and control block can change
 /// under our hands at any moment; the header was copied and checked once and is not looked at again.
@@ -23,11 +24,14 @@ public final class MemoryFile: Sendable {
   ///   - memorySize: bytes of guest memory, a multiple of 4096.
   ///   - memoryBase: guest-physical address of its first byte, a multiple of 4096.
   ///   - maximumQueues: 1 … 1024.
+  ///   - interface: the registers that the mailbox is to reach.
   public static func create(
-    path: String, memorySize: UInt64, memoryBase: GuestAddress = GuestAddress(0), maximumQueues: Int
+    path: String, memorySize: UInt64, memoryBase: GuestAddress = GuestAddress(0), maximumQueues: Int,
+    interface: RegisterInterface = .mmio
   ) throws(MemoryFileError) -> MemoryFile {
     guard
-      let layout = MemoryFileLayout(memorySize: memorySize, memoryBase: memoryBase, maximumQueues: maximumQueues)
+      let layout = MemoryFileLayout(
+        memorySize: memorySize, memoryBase: memoryBase, maximumQueues: maximumQueues, interface: interface)
     else { throw .badSize(path: path, size: memorySize) }
     let number = unsafe clinux_open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
     guard number >= 0 else {

@@ -64,7 +64,7 @@ extension MemoryFileDevice {
     phase = .serving
     device.reset()
     attach()
-    if owesConfigurationChange, registers.status.contains(.driverOK) { notifyConfigurationChange() }
+    if owesConfigurationChange, registers.isInUse { notifyConfigurationChange() }
     owesConfigurationChange = false
     lookAgain()
   }
@@ -92,7 +92,7 @@ extension MemoryFileDevice {
     for offer: Offer, in loop: EventLoop, then whenPrepared: @escaping (MemoryFileError?) -> Void
   ) throws(MemoryFileError) {
     precondition(phase == .new && !ownsRole, "only a device that takes over is prepared")
-    let recorded = MMIORegisters.restore(file.control.loadState(), face: face).registers
+    let recorded = RegisterModel.restore(file.control.loadState(), file.layout.interface, face: face).registers
     try check(offer, recorded.features)
     try register(in: loop)
     phase = .preparing
@@ -130,7 +130,7 @@ extension MemoryFileDevice {
       return advance()
     }
     var steps = effects
-    if registers.status.contains([.driverOK, .needsReset]) {
+    if registers.isInUse, registers.status.contains(.needsReset) {
       steps += registers.readyQueues.filter { running.contains($0.queue) }.map { .startQueue($0.queue, $0.configuration) }
     }
     carryOut(steps) {
@@ -163,7 +163,7 @@ extension MemoryFileDevice {
     for queue in attended.busyQueues { device.release(queue: queue) }
     // A queue that broke while it was held, and what nobody was told.
     if case .queueNotTakenOver(_, let queue, let error) = holdFailure { fail(queue, error) }
-    if owesConfigurationChange || registers.status.contains(.needsReset), registers.status.contains(.driverOK) {
+    if owesConfigurationChange || registers.status.contains(.needsReset), registers.isInUse {
       notifyConfigurationChange()
     }
     owesConfigurationChange = false

@@ -28,7 +28,8 @@ extension MemoryFileDevice {
           self.answer(sequence, 0, ControlBlock.ResponseStatus.done)
         }
       } else {
-        answer(sequence, registers.read(offset: offset, width: Int(width)), ControlBlock.ResponseStatus.done)
+        let (found, effects) = registers.read(offset: offset, width: Int(width))
+        carryOut(effects) { self.answer(sequence, found, ControlBlock.ResponseStatus.done) }
       }
     }
     return false

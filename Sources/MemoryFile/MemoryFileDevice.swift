@@ -28,7 +28,9 @@ public final class MemoryFileDevice {
   /// pleasure.
   public var whenLive: ((FeatureSet) -> Void)?
   let face: RegisterFace
-  var registers: MMIORegisters
+  var registers: RegisterModel
+  /// Where the notifications of queues and of the configuration went when that was looked at last.
+  var routes: [InterruptSource: InterruptRoute] = [:]
   /// Queues that could not be started since `attach`, or since the driver's last reset.
   var startFailures: [Int: QueueError] = [:]
   /// Where packed queues stand that the driver has set up before: known of those that were stopped in order.
@@ -108,9 +110,11 @@ public final class MemoryFileDevice {
     attended = AttendedDevice(device)
     self.log = log
     self.notice = notice ?? log
-    let interruptStatus = file.control.interruptStatus
-    face = RegisterFace(device, interruptStatus: { interruptStatus.loadAcquire() })
-    registers = MMIORegisters(face: face)
+    let control = file.control
+    face = RegisterFace(
+      device, interruptStatus: { control.interruptStatus.loadAcquire() },
+      isHeldBack: { control.silent($0).heldBack.loadAcquire() & 1 != 0 })
+    registers = RegisterModel(file.layout.interface, face: face)
   }
 
   deinit { giveUpRole() }
@@ -254,11 +258,10 @@ public final class MemoryFileDevice {
   }
 
   /// What the file says of registers and queues.
-  func restoreRegisters() -> (registers: MMIORegisters, effects: [MMIORegisters.Effect], restoration: MMIORegisters.Restoration)
-  {
+  func restoreRegisters() -> (registers: RegisterModel, effects: [RegisterEffect], restoration: RegisterRestoration) {
     let image = file.control.loadState()
     standing = PackedStanding(image)
-    return MMIORegisters.restore(image, face: face)
+    return RegisterModel.restore(image, file.layout.interface, face: face)
   }
 
   /// Writes down what the driver has told the registers, and where its queues stand.
@@ -268,13 +271,13 @@ public final class MemoryFileDevice {
     file.control.storeState(image)
   }
 
-  private func attached(_ restoration: MMIORegisters.Restoration) {
+  private func attached(_ restoration: RegisterRestoration) {
     if restoration == .refused {
       log("the driver on \(file.path) had agreed on what this disk cannot do: it has to reset the device")
     }
     announce()
     // Our predecessor may have died between publishing and notifying, and in need of a reset nobody was told.
-    if registers.status.contains(.driverOK) {
+    if registers.isInUse {
       for (queue, _) in registers.readyQueues { callSink(queue).signal() }
     }
     if registers.status.contains(.needsReset) { notifyConfigurationChange() }
@@ -299,7 +302,7 @@ public final class MemoryFileDevice {
   // MARK: Steps
 
   private enum Step {
-    case effect(MMIORegisters.Effect)
+    case effect(RegisterEffect)
     /// The queue has stopped: its next ring is a new one.
     case forgetQueue(Int)
     /// All queues have stopped: the device forgets its driver.
@@ -309,7 +312,7 @@ public final class MemoryFileDevice {
   }
 
   /// Begins to do what the registers ask for; what needs the answer of a queue goes on when that comes.
-  func carryOut(_ effects: [MMIORegisters.Effect], then whenDone: @escaping () -> Void) {
+  func carryOut(_ effects: [RegisterEffect], then whenDone: @escaping () -> Void) {
     steps = effects.map { .effect($0) }
     whenCarriedOut = whenDone
     goOn()
@@ -333,10 +336,13 @@ public final class MemoryFileDevice {
     case .effect(.stopQueue(let queue)):
       stop(queue)
       steps.insert(.forgetQueue(queue), at: 0)
+    // It stands where it stood when it is started again.
+    case .effect(.pauseQueue(let queue)): stop(queue)
     case .effect(.resetQueue(let queue)):
       // Not waited for: the driver's other queues go on meanwhile, and so does its mailbox.
       if attended.stop(queue: queue) { resetting.insert(queue) } else { queueResetFinished(queue) }
     case .effect(.notify(let queue)): file.control.kick(queue).ring()
+    case .effect(.interruptRoutesChanged): reroute()
     case .effect(.acknowledgeInterrupt(let bits)): file.control.interruptStatus.subtract(bits)
     case .effect(.configWrite(let offset, let bytes)):
       if device.writeConfiguration(at: offset, bytes) { registers.configurationWritten(at: offset, bytes) }
@@ -351,6 +357,7 @@ public final class MemoryFileDevice {
       (startFailures, failedQueues) = ([:], [])
       standing = PackedStanding()
       file.control.interruptStatus.storeRelease(0)
+      forgetHeldBack()
     }
   }
 
@@ -388,10 +395,6 @@ public final class MemoryFileDevice {
     attended.start(activation)
   }
 
-  func callSink(_ queue: Int) -> CallSink {
-    .doorbell(file.control.call(queue), interruptStatus: file.control.interruptStatus)
-  }
-
   // MARK: Events
 
   /// - Returns: what happened.
@@ -420,7 +423,7 @@ public final class MemoryFileDevice {
         fail(queue, error)
         storeState()
       case .configurationChanged:
-        if registers.status.contains(.driverOK) { notifyConfigurationChange() }
+        if registers.isInUse { notifyConfigurationChange() }
       case .notice(let text): notice(text)
       case .prepared: prepared(nil)
       case .notPrepared(let error): prepared(.notPrepared(path: file.path, error))
@@ -443,10 +446,5 @@ public final class MemoryFileDevice {
     }
     log("queue \(queue) of \(file.path) stopped, until the driver resets the device: \(error)")
     if registers.needReset() { notifyConfigurationChange() }
-  }
-
-  func notifyConfigurationChange() {
-    file.control.interruptStatus.formUnion(MMIORegisters.configurationInterrupt)
-    file.control.configuration.ring()
   }
 }

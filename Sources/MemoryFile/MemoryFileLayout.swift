@@ -1,6 +1,6 @@
 /// Where everything lies in a memory file (Docs/memory-file.md): the header as a value, checked when it comes from a file.
 public import VirtioCore
-internal import VirtioRegisters
+public import VirtioRegisters
 
 /// The numbers of one file's header, known to fit each other and the file.
 public struct MemoryFileLayout: Hashable, Sendable {
@@ -11,7 +11,7 @@ public struct MemoryFileLayout: Hashable, Sendable {
   /// The most queues a file can have room for.
   public static let maximumQueueLimit = 1024
   /// Bytes of the header that mean something; the rest of its page is zero.
-  static let headerSize = 0x50
+  static let headerSize = 0x54
 
   /// Queues that the file has room for, 1 … 1024.
   public let maximumQueues: Int
@@ -26,10 +26,14 @@ public struct MemoryFileLayout: Hashable, Sendable {
   public let memorySize: UInt64
   /// The guest-physical address of the first byte of guest memory; a multiple of 4096.
   public let memoryBase: GuestAddress
+  /// The registers that the mailbox reaches.
+  public let interface: RegisterInterface
 
   /// The layout of a new file.
   /// - Returns: `nil` when the sizes make no file: memory empty, not whole pages, or too large.
-  public init?(memorySize: UInt64, memoryBase: GuestAddress = GuestAddress(0), maximumQueues: Int) {
+  public init?(
+    memorySize: UInt64, memoryBase: GuestAddress = GuestAddress(0), maximumQueues: Int, interface: RegisterInterface = .mmio
+  ) {
     let page = UInt64(Self.pageSize)
     guard (1...Self.maximumQueueLimit).contains(maximumQueues), memoryBase.isAligned(to: page) else { return nil }
     guard memorySize > 0, memorySize % page == 0, memorySize <= UInt64(Int64.max) / 2 else { return nil }
@@ -37,8 +41,10 @@ public struct MemoryFileLayout: Hashable, Sendable {
     self.maximumQueues = maximumQueues
     self.memorySize = memorySize
     self.memoryBase = memoryBase
+    self.interface = interface
     controlOffset = page
-    controlSize = (UInt64(ControlOffset.end(maximumQueues: maximumQueues)) + page - 1) / page * page
+    let end = ControlOffset.end(maximumQueues: maximumQueues, interface)
+    controlSize = (UInt64(end) + page - 1) / page * page
     memoryOffset = controlOffset + controlSize
     fileSize = memoryOffset + memorySize
   }
@@ -57,8 +63,9 @@ public struct MemoryFileLayout: Hashable, Sendable {
     bytes.store(memoryBase.rawValue, at: 0x38)
     bytes.store(UInt32(ControlOffset.doorbells), at: 0x40)
     bytes.store(UInt32(ControlOffset.doorbellStride), at: 0x44)
-    bytes.store(UInt32(ControlOffset.state(0, maximumQueues: maximumQueues)), at: 0x48)
-    bytes.store(UInt32(ControlOffset.stateStride(maximumQueues: maximumQueues)), at: 0x4c)
+    bytes.store(UInt32(ControlOffset.state(0, maximumQueues: maximumQueues, interface)), at: 0x48)
+    bytes.store(UInt32(ControlOffset.stateStride(maximumQueues: maximumQueues, interface)), at: 0x4c)
+    bytes.store(interface.rawValue, at: 0x50)
     return bytes
   }
 
@@ -81,6 +88,11 @@ public struct MemoryFileLayout: Hashable, Sendable {
       throw broken("its header has room for \(queues) queues, and 1 to \(Self.maximumQueueLimit) are possible")
     }
     maximumQueues = Int(queues)
+    let number = header.load(at: 0x50, as: UInt32.self)
+    guard let interface = RegisterInterface(rawValue: number) else {
+      throw broken("its registers are of kind \(number), and 0 to \(RegisterInterface.allCases.count - 1) are known")
+    }
+    self.interface = interface
     fileSize = header.load(at: 0x10, as: UInt64.self)
     guard fileSize <= actualSize, fileSize <= UInt64(Int64.max) / 2 else {
       throw broken("its header speaks of \(fileSize) bytes and the file has \(actualSize)")
@@ -95,7 +107,7 @@ public struct MemoryFileLayout: Hashable, Sendable {
     }
     // No sum below can overflow: every term is at most fileSize, which is below 2^62.
     guard
-      controlSize >= UInt64(ControlOffset.end(maximumQueues: maximumQueues)), controlSize <= fileSize,
+      controlSize >= UInt64(ControlOffset.end(maximumQueues: maximumQueues, interface)), controlSize <= fileSize,
       controlOffset + controlSize <= fileSize
     else { throw broken("its control block has \(controlSize) bytes") }
     guard memoryOffset % page == 0, memoryOffset >= controlOffset + controlSize, memoryOffset <= fileSize else {
@@ -110,8 +122,8 @@ public struct MemoryFileLayout: Hashable, Sendable {
     guard
       header.load(at: 0x40, as: UInt32.self) == UInt32(ControlOffset.doorbells),
       header.load(at: 0x44, as: UInt32.self) == UInt32(ControlOffset.doorbellStride),
-      header.load(at: 0x48, as: UInt32.self) == UInt32(ControlOffset.state(0, maximumQueues: maximumQueues)),
-      header.load(at: 0x4c, as: UInt32.self) == UInt32(ControlOffset.stateStride(maximumQueues: maximumQueues))
+      header.load(at: 0x48, as: UInt32.self) == UInt32(ControlOffset.state(0, maximumQueues: maximumQueues, interface)),
+      header.load(at: 0x4c, as: UInt32.self) == UInt32(ControlOffset.stateStride(maximumQueues: maximumQueues, interface))
     else { throw broken("the offsets inside its control block are not those of version 1") }
   }
 }
@@ -131,19 +143,25 @@ enum ControlOffset {
   static let responseValue = 0x088
   static let interruptStatus = 0x0c0
   static let configurationDoorbell = 0x100
+  /// Beside a call doorbell, in its line: what is held back, and words that nobody waits on.
+  static let heldBack = 4
+  static let silentDoorbell = 8
+  static let silentStatus = 12
   static let activeState = 0x140
   static let doorbells = 0x1000
   static let doorbellStride = 128
   /// From a queue's kick doorbell to its call doorbell: two cache lines, one for each side to write.
   static let callDoorbell = 64
 
-  static func stateStride(maximumQueues: Int) -> Int {
-    (RegisterImage.size(queueCount: maximumQueues) + 63) / 64 * 64
+  static func stateStride(maximumQueues: Int, _ interface: RegisterInterface) -> Int {
+    (RegisterImage.size(queueCount: maximumQueues, interface: interface) + 63) / 64 * 64
   }
-  static func state(_ copy: Int, maximumQueues: Int) -> Int {
-    doorbells + maximumQueues * doorbellStride + copy * stateStride(maximumQueues: maximumQueues)
+  static func state(_ copy: Int, maximumQueues: Int, _ interface: RegisterInterface) -> Int {
+    doorbells + maximumQueues * doorbellStride + copy * stateStride(maximumQueues: maximumQueues, interface)
   }
-  static func end(maximumQueues: Int) -> Int { state(2, maximumQueues: maximumQueues) }
+  static func end(maximumQueues: Int, _ interface: RegisterInterface) -> Int {
+    state(2, maximumQueues: maximumQueues, interface)
+  }
 }
 
 extension [UInt8] {

@@ -37,7 +37,8 @@ public struct MemoryFileSnapshot: Sendable {
       descriptor: descriptor, offset: layout.memoryOffset, base: layout.memoryBase, size: layout.memorySize)
     isDeviceThere = MemoryFile.isTaken(.device, descriptor)
     isDriverThere = MemoryFile.isTaken(.driver, descriptor)
-    let end = ControlOffset.end(maximumQueues: layout.maximumQueues)
+    let (queues, interface) = (layout.maximumQueues, layout.interface)
+    let end = ControlOffset.end(maximumQueues: queues, interface)
     var control = [UInt8](repeating: 0, count: end)
     let position = off_t(layout.controlOffset)
     let got = unsafe control.withUnsafeMutableBytes { unsafe pread(number, $0.baseAddress, $0.count, position) }
@@ -48,10 +49,10 @@ public struct MemoryFileSnapshot: Sendable {
     isRequestPending = word(ControlOffset.requestSequence) != word(ControlOffset.responseSequence)
     interruptStatus = word(ControlOffset.interruptStatus)
     configurationCount = word(ControlOffset.configurationDoorbell)
-    let state = ControlOffset.state(
-      Int(word(ControlOffset.activeState) & 1), maximumQueues: layout.maximumQueues)
+    let state = ControlOffset.state(Int(word(ControlOffset.activeState) & 1), maximumQueues: queues, interface)
+    let size = RegisterImage.size(queueCount: queues, interface: interface)
     registers = RegisterImage(
-      decoding: Array(control[state..<state + RegisterImage.size(queueCount: layout.maximumQueues)]))
+      decoding: Array(control[state..<state + size]), queueCount: queues, interface: interface)
     doorbells = (0..<layout.maximumQueues).map { queue in
       let at = ControlOffset.doorbells + queue * ControlOffset.doorbellStride
       return (kicks: word(at), calls: word(at + ControlOffset.callDoorbell))

@@ -23,7 +23,7 @@ extension MemoryFileDevice {
   /// - Returns: one outcome for each ready queue.
   public func runOnce() -> [OnceOutcome] {
     let image = file.control.loadState()
-    let recorded = MMIORegisters.restore(image, face: face).registers
+    let recorded = RegisterModel.restore(image, file.layout.interface, face: face).registers
     let standing = PackedStanding(image)
     let pass = OncePass(recorded.readyQueues, in: file.memory, features: recorded.features) { standing.position(of: $0) }
     var events = attachAndWait()

@@ -68,7 +68,19 @@ public struct FileDescription: Encodable, Sendable {
     let next: UInt16?
   }
 
+  /// What a PCI function has beside status, features and queues.
+  struct Function: Encodable {
+    let command: UInt32
+    let bars: [UInt32]
+    let messages: Bool
+    let configurationVector: UInt16?
+    let queueVectors: [UInt16?]
+  }
+
   var path: String?
+  /// The name of the register face.
+  var registers: String?
+  var function: Function?
   var header: Header?
   var device: Device?
   var driverPresent: Bool?
@@ -81,6 +93,8 @@ public struct FileDescription: Encodable, Sendable {
   public init(_ picture: MemoryFilePicture) {
     let snapshot = picture.snapshot
     path = snapshot.path
+    registers = snapshot.layout.interface.name
+    function = snapshot.registers.pci.flatMap { Function($0, queues: snapshot.registers.queues.count) }
     header = Header(
       memoryBase: snapshot.layout.memoryBase.rawValue, memorySize: snapshot.layout.memorySize,
       maximumQueues: snapshot.layout.maximumQueues)
@@ -97,6 +111,20 @@ public struct FileDescription: Encodable, Sendable {
   }
 
   public init(queues: [QueuePicture]) { self.queues = queues.map { Queue($0, doorbells: nil) } }
+}
+
+extension FileDescription.Function {
+  init?(_ image: PCIImage, queues: Int) {
+    let bytes = image.configuration
+    guard bytes.count == 256 else { return nil }
+    func word(_ offset: Int) -> UInt32 { (0..<4).reduce(0) { $0 | UInt32(bytes[offset + $1]) << UInt32($1 * 8) } }
+    func vector(_ number: UInt16) -> UInt16? { number == 0xffff ? nil : number }
+    command = word(0x04) & 0xffff
+    bars = (0..<6).map { word(0x10 + $0 * 4) }
+    messages = word(0x98) >> 31 != 0
+    configurationVector = vector(image.configurationVector)
+    queueVectors = image.queueVectors.prefix(queues).map(vector)
+  }
 }
 
 extension FileDescription.Queue {

@@ -37,6 +37,9 @@ public struct MemoryFilePicture: Sendable {
       snapshot.path,
       "  memory      \(ByteSize.describe(layout.memorySize)) at \(layout.memoryBase) … 0x\(String(last, radix: 16))",
       "  room        for \(Self.count(layout.maximumQueues, "queue"))",
+    ]
+    lines += RegisterPicture.draw(snapshot)
+    lines += [
       "  device      \(device)\(snapshot.deviceEpoch > 1 ? ", number \(snapshot.deviceEpoch) on this file" : "")",
       "  driver      \(snapshot.isDriverThere ? "there" : "none")"
         + (snapshot.isRequestPending ? ", a register access waits for its answer" : ""),

@@ -48,6 +48,10 @@ public struct BlockDeviceOptions: Sendable {
   public var onError = ErrorPolicy.report
   /// Of `BlockDevice.featuresOnRequest`: what is offered, too.
   public var requestedFeatures = FeatureSet()
+  /// Threads that it may share with other disks; `nil`: each has its own.
+  public var shared: SharedWorkers?
+  /// It shares them whatever its medium is, for tests.
+  package var sharesAnyMedium = false
   /// Feature bits that are not offered although the device has them; not of those that are required.
   public var withheldFeatures = FeatureSet()
   /// Whether it is kept how long requests take and how many are under way, for `BlockDevice.metrics`.
@@ -115,7 +119,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   var preparationNumber: UInt64 = 0
 
   struct Worker {
-    let thread: SystemThread
+    let run: WorkerRun
     let mailbox: WorkerMailbox
     /// Of all its queues.
     let kind: QueueKind
@@ -126,15 +130,19 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   /// The body of a worker thread.
   typealias WorkerBody = @Sendable (WorkerConfiguration, EnginePlan) -> Void
   private let workerBody: WorkerBody
+  /// Threads that its queues may share with those of other disks; `nil`: it needs threads of its own.
+  private let sharedWorkers: SharedWorkers?
 
   /// A disk on this image. No thread runs before a queue is started. - Throws: options that do not fit each other, the image
   /// or this machine.
   public convenience init(image: ImageFile, options: BlockDeviceOptions = .init()) throws(EngineError) {
-    try self.init(image: image, options: options, workerBody: { serve($0, $1) })
+    try self.init(image: image, options: options, mayShare: true, workerBody: { serve($0, $1) })
   }
 
   /// With another engine under the same worker, as tests have it.
-  init(image: ImageFile, options: BlockDeviceOptions, workerBody: @escaping WorkerBody) throws(EngineError) {
+  init(
+    image: ImageFile, options: BlockDeviceOptions, mayShare: Bool = false, workerBody: @escaping WorkerBody
+  ) throws(EngineError) {
     guard (1...256).contains(options.queueCount) else { throw .badQueueCount(options.queueCount) }
     let size = Int(options.maximumQueueSize)
     guard (4...32768).contains(size), size & (size - 1) == 0 else { throw .badQueueSize(size) }
@@ -156,6 +164,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     limits = options.limits
     throttle = DiskThrottle(options.limits, now: Clock.now)
     self.workerBody = workerBody
+    sharedWorkers = mayShare && choice.canShare(image, options) ? options.shared : nil
+    sharedWorkers?.add()
     self.image = image
     self.options = options
     self.queueCount = options.queueCount
@@ -183,12 +193,13 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   }
 
   deinit {
+    sharedWorkers?.remove()
     for place in places { _ = place.worker?.mailbox.post { $0.stopsAll = true } }
     for index in places.indices {
       guard let worker = places[index].worker else { continue }
       // What a worker that was left behind reads and writes stays; this is rare, and once.
       guard !leftQueues.contains(where: { $0 % threadCount == index }) else { continue }
-      worker.thread.join()
+      worker.run.join()
       places[index].worker = nil
     }
     counterBlocks.withLock { blocks in
@@ -371,22 +382,30 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     let plan = EnginePlan(
       kind: engine, setup: options.uring, image: image, mapped: mapped, depth: lanes * LaneContext.slots, layers: layers)
     let (body, news, shared, metricsArea) = (workerBody, events, shared, metricsArea)
+    let hasBegun = orders.queues.values.contains { $0.start != nil }
+    let name = "queue \(index)"
+    let end = SeatEnd()
+    let order = HostOrder(configuration: configuration, plan: plan, name: name, body: body) {
+      // Lanes point into it; the device may be gone by now if this worker was left behind.
+      withExtendedLifetime((shared, metricsArea)) {}
+      end.come()
+      news.workerEnded(index)
+    }
+    if sharedWorkers?.take(order) == true { return Worker(run: .seat(end), mailbox: mailbox, kind: kind, hasBegun: hasBegun) }
     do throws(Errno) {
-      let thread = try SystemThread(name: "queue \(index)", cpu: cpu) {
+      let thread = try SystemThread(name: name, cpu: cpu) {
         body(configuration, plan)
-        // Lanes point into it; the device may be gone by now if this worker was left behind.
         withExtendedLifetime((shared, metricsArea)) {}
         news.workerEnded(index)
       }
-      let hasBegun = orders.queues.values.contains { $0.start != nil }
-      return Worker(thread: thread, mailbox: mailbox, kind: kind, hasBegun: hasBegun)
+      return Worker(run: .thread(thread), mailbox: mailbox, kind: kind, hasBegun: hasBegun)
     } catch { throw .outOfThreads }
   }
 
   /// A worker has told that it is over, so waiting for its thread is no wait.
   private func workerEnded(_ index: Int) {
     guard let worker = places[index].worker else { return }
-    worker.thread.join()
+    worker.run.join()
     restlessWorkers.remove(index)
     let (waiting, preparesKind) = (places[index].waiting, places[index].preparesKind)
     places[index] = WorkerPlace()

@@ -1,31 +1,8 @@
 /// virtio-mmio version 2 (virtio 4.2.2) as a value: a register access goes in, a number or a list of effects comes out.
-public import VirtioCore
 
 /// The register window of one device. It performs nothing itself: whoever owns it carries out the effects, in order, before
 /// it answers the driver's write, so that a value read back afterwards (QueueReady, Status) tells that the work is done.
-public struct MMIORegisters: Sendable {
-  /// What a write asks of the owner.
-  public enum Effect: Hashable, Sendable {
-    /// The driver's choice of features is fixed now.
-    case featuresFixed(FeatureSet)
-    /// DRIVER_OK: notifications may be sent, queues are served. One `startQueue` for each ready queue follows.
-    case live
-    /// Serve the queue. The numbers are the driver's and unchecked but for the size.
-    case startQueue(Int, QueueConfiguration)
-    /// Finish what is in flight and let go of the queue's memory.
-    case stopQueue(Int)
-    /// As `stopQueue`; then call `queueResetFinished` (QueueReset, virtio 2.6.1).
-    case resetQueue(Int)
-    /// Available buffer notification for a queue that is being served.
-    case notify(Int)
-    /// Clear these bits of the pending interrupts.
-    case acknowledgeInterrupt(UInt32)
-    /// The driver writes to the device's configuration space.
-    case configWrite(offset: Int, bytes: [UInt8])
-    /// Stop every queue, forget the driver and clear the pending interrupts.
-    case reset
-  }
-
+public struct MMIORegisters: RegisterWindow {
   /// The offsets that have a register (virtio 4.2.2, table 4.1).
   public enum Register: UInt32, CaseIterable, Sendable {
     case magicValue = 0x000
@@ -67,64 +44,25 @@ public struct MMIORegisters: Sendable {
   public static let usedBufferInterrupt: UInt32 = 1
   /// Pending interrupt bits: the configuration changed, or the device needs a reset.
   public static let configurationInterrupt: UInt32 = 2
-  static let interruptBits = usedBufferInterrupt | configurationInterrupt
-  /// Bits that mean nothing here and are not offered (virtio 2.2.2): SR_IOV, NOTIF_CONFIG_DATA and ADMIN_VQ are PCI's, and
-  /// NOTIFY_ON_EMPTY, ANY_LAYOUT and UNUSED belong to legacy devices (virtio 6.3).
-  static let untransportable: FeatureSet = [
-    .singleRootIO, FeatureSet(bit: 39), FeatureSet(bit: 41), .notifyOnEmpty, .anyLayout, FeatureSet(bit: 30),
-  ]
 
-  /// One queue as the driver has described it so far.
-  struct Queue: Hashable, Sendable {
-    var configuration: QueueConfiguration
-    var ready = false
-    /// A queue reset is running (RING_RESET).
-    var resetting = false
+  public var device: DeviceRegisters
 
-    init(maximumSize: UInt16) {
-      let zero = GuestAddress(0)
-      configuration = QueueConfiguration(size: maximumSize, descriptorTable: zero, availableRing: zero, usedRing: zero)
-    }
-  }
+  public init(face: RegisterFace) { device = DeviceRegisters(face: face, interface: .mmio) }
 
-  let face: RegisterFace
-  var negotiation: Negotiation
-  var deviceFeaturesSelect: UInt32 = 0
-  var driverFeaturesSelect: UInt32 = 0
-  var queueSelect: UInt32 = 0
-  var queues: [Queue]
-  var configurationWrites = ConfigurationWrites()
-
-  public init(face: RegisterFace) {
-    self.face = face
-    negotiation = Negotiation(offered: face.features.subtracting(Self.untransportable))
-    queues = Array(repeating: Queue(maximumSize: face.maximumQueueSize), count: max(face.queueCount, 0))
-  }
-
-  public var status: DeviceStatus { negotiation.status }
-  /// What the driver has accepted so far; fixed once FEATURES_OK is set.
-  public var features: FeatureSet { negotiation.accepted }
-  /// DRIVER_OK is set and the device does not need a reset.
-  public var isLive: Bool { negotiation.isLive }
   /// The interrupt line: level, asserted while any bit is pending (virtio 4.2.3.4).
-  public var isInterruptAsserted: Bool { face.interruptStatus() & Self.interruptBits != 0 }
-  /// The queues that the driver has made ready, served or not, with what it wrote about them.
-  public var readyQueues: [(queue: Int, configuration: QueueConfiguration)] {
-    queues.indices.filter { queues[$0].ready }.map { ($0, queues[$0].configuration) }
-  }
+  public var isInterruptAsserted: Bool { device.face.interruptStatus() & DeviceRegisters.interruptBits != 0 }
 
-  /// The device cannot go on until it is reset (virtio 2.1.2).
-  /// - Returns: whether a configuration change notification is due.
-  public mutating func needReset() -> Bool { negotiation.needReset() }
+  /// The state as a plain record. A queue that is being reset is recorded as not ready: its driver waits for that.
+  public var image: RegisterImage { device.image }
 
-  /// The owner has carried out `resetQueue`: QueueReset and QueueReady read 0 from now on.
-  public mutating func queueResetFinished(_ queue: Int) {
-    guard queues.indices.contains(queue), queues[queue].resetting else { return }
-    queues[queue] = Queue(maximumSize: face.maximumQueueSize)
-  }
-
-  /// The device took a `configWrite`: remembered, so that a device that starts again can be given it once more.
-  public mutating func configurationWritten(at offset: Int, _ bytes: [UInt8]) {
-    configurationWrites.record(at: offset, bytes)
+  /// Registers that stand where a record says, and the effects that bring a device there.
+  ///
+  /// - Parameter image: checked as a driver's writes are, by being written.
+  public static func restore(
+    _ image: RegisterImage, face: RegisterFace
+  ) -> (registers: MMIORegisters, effects: [Effect], restoration: Restoration) {
+    var registers = MMIORegisters(face: face)
+    let (effects, restoration) = registers.device.replay(image)
+    return (registers, effects, restoration)
   }
 }

@@ -21,6 +21,9 @@ public struct RegisterFace: Sendable {
   /// Whether the device can work with a part of what it offers.
   public var accepts: @Sendable (FeatureSet) -> Bool
 
+  /// Whether a notification is held back because its vector was masked (PCI's pending bits, see `InterruptRoute.masked`).
+  public var isHeldBack: @Sendable (InterruptSource) -> Bool
+
   /// "VMMB", read as a little-endian number.
   public static let ourVendorID: UInt32 = 0x424d_4d56
 
@@ -29,7 +32,8 @@ public struct RegisterFace: Sendable {
     maximumQueueSize: UInt16, interruptStatus: @escaping @Sendable () -> UInt32,
     configurationGeneration: @escaping @Sendable () -> UInt32,
     readConfiguration: @escaping @Sendable (_ offset: Int, _ count: Int) -> [UInt8],
-    accepts: @escaping @Sendable (FeatureSet) -> Bool
+    accepts: @escaping @Sendable (FeatureSet) -> Bool,
+    isHeldBack: @escaping @Sendable (InterruptSource) -> Bool = { _ in false }
   ) {
     self.deviceID = deviceID
     self.vendorID = vendorID
@@ -40,14 +44,19 @@ public struct RegisterFace: Sendable {
     self.configurationGeneration = configurationGeneration
     self.readConfiguration = readConfiguration
     self.accepts = accepts
+    self.isHeldBack = isHeldBack
   }
 
   /// The face of a device, whose pending interrupt bits are kept elsewhere.
-  public init(_ device: any VirtioDevice, interruptStatus: @escaping @Sendable () -> UInt32) {
+  public init(
+    _ device: any VirtioDevice, interruptStatus: @escaping @Sendable () -> UInt32,
+    isHeldBack: @escaping @Sendable (InterruptSource) -> Bool = { _ in false }
+  ) {
     self.init(
       deviceID: device.deviceID, features: device.features, queueCount: device.queueCount,
       maximumQueueSize: device.maximumQueueSize, interruptStatus: interruptStatus,
       configurationGeneration: { device.configurationGeneration },
-      readConfiguration: { device.readConfiguration(at: $0, count: $1) }, accepts: { device.accepts($0) })
+      readConfiguration: { device.readConfiguration(at: $0, count: $1) }, accepts: { device.accepts($0) },
+      isHeldBack: isHeldBack)
   }
 }

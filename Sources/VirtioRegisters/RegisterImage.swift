@@ -3,7 +3,7 @@
 public import VirtioCore
 
 /// Everything that a driver has told the registers. A plain record: when it is read back it is as trustworthy as a driver,
-/// and is put to use by performing the register writes that it stands for (`MMIORegisters.restore`).
+/// and is put to use by performing the register writes that it stands for (`RegisterModel.restore`).
 public struct RegisterImage: Hashable, Sendable {
   /// One queue's registers.
   public struct Queue: Hashable, Sendable {
@@ -12,16 +12,23 @@ public struct RegisterImage: Hashable, Sendable {
     /// Where a packed queue was stopped, with nothing in flight: what was used is not in guest memory as a number. `nil` while
     /// it runs, and of a split queue.
     public var position: PackedPosition?
+    /// Of the used ring in the legacy layout, bytes, a power of two.
+    public var alignment: UInt32
 
-    public init(configuration: QueueConfiguration, ready: Bool, position: PackedPosition? = nil) {
+    public init(
+      configuration: QueueConfiguration, ready: Bool, position: PackedPosition? = nil, alignment: UInt32 = 4096
+    ) {
       self.configuration = configuration
       self.ready = ready
       self.position = position
+      self.alignment = alignment
     }
 
-    /// QueueReady in bit 0, whether there is a position in bit 1, and that in bits 16 … 31.
+    /// QueueReady in bit 0, whether there is a position in bit 1, and that in bits 16 … 31. Bits 8 … 15: the exponent of an
+    /// alignment that is not 4096, plus one.
     fileprivate var readyWord: UInt32 {
       (ready ? 1 : 0) | (position.map { 2 | UInt32($0.rawValue) << 16 } ?? 0)
+        | (alignment == DeviceRegisters.defaultAlignment ? 0 : UInt32(alignment.trailingZeroBitCount + 1) << 8)
     }
   }
 
@@ -32,21 +39,30 @@ public struct RegisterImage: Hashable, Sendable {
   public var driverFeatures = FeatureSet()
   /// The driver accepted a bit above 63.
   public var strayFeatures = false
+  /// GuestPageSize of virtio-mmio version 1, bytes; 0 when it was not written.
+  public var guestPageSize: UInt32 = 0
+  /// A legacy driver uses its queues before DRIVER_OK.
+  public var servesEarly = false
+  /// What a PCI function has beside these.
+  public var pci: PCIImage?
   public var queues: [Queue] = []
   public var configurationWrites = ConfigurationWrites()
 
   public init() {}
 
   /// Bytes of an image with room for `queueCount` queues.
-  public static func size(queueCount: Int) -> Int { queuesOffset + queueCount * queueSize }
+  public static func size(queueCount: Int, interface: RegisterInterface = .mmio) -> Int {
+    queuesOffset + queueCount * queueSize + (interface.isPCI ? PCIImage.size(queueCount: queueCount) : 0)
+  }
 
   static let queuesOffset = 0x240
   static let queueSize = 32
 
   /// The image in `size(queueCount:)` bytes; queues beyond `queueCount` are left out, missing ones are zero.
-  public func encoded(queueCount: Int) -> [UInt8] {
+  public func encoded(queueCount: Int, interface: RegisterInterface = .mmio) -> [UInt8] {
+    let size = Self.size(queueCount: queueCount, interface: interface)
     var bytes: [UInt8] = []
-    bytes.reserveCapacity(Self.size(queueCount: queueCount))
+    bytes.reserveCapacity(size)
     bytes.append(word: UInt32(status.rawValue))
     bytes.append(word: deviceFeaturesSelect)
     bytes.append(word: driverFeaturesSelect)
@@ -54,6 +70,8 @@ public struct RegisterImage: Hashable, Sendable {
     bytes.append(word: driverFeatures.rawValue)
     bytes.append(word: UInt32(strayFeatures ? 1 : 0))
     bytes.append(word: UInt32(min(queues.count, queueCount)))
+    bytes.append(word: guestPageSize)
+    bytes.append(word: UInt32(servesEarly ? 1 : 0))
     bytes += [UInt8](repeating: 0, count: 0x40 - bytes.count)
     bytes += configurationWrites.written.map { $0 ? 1 : 0 }
     bytes += configurationWrites.bytes
@@ -65,10 +83,20 @@ public struct RegisterImage: Hashable, Sendable {
       bytes.append(word: queue.readyWord)
     }
     bytes += [UInt8](repeating: 0, count: Self.size(queueCount: queueCount) - bytes.count)
+    if interface.isPCI { bytes += (pci ?? PCIImage()).encoded(queueCount: queueCount) }
     return bytes
   }
 
   /// Reads an image back. Any bytes make some image; what is too short for the queues it claims has as many as fit.
+  ///
+  /// - Parameter queueCount: that it has room for, which says where what belongs to PCI begins.
+  public init(decoding bytes: [UInt8], queueCount: Int, interface: RegisterInterface) {
+    let end = min(bytes.count, Self.size(queueCount: queueCount))
+    self.init(decoding: Array(bytes[..<end]))
+    if interface.isPCI { pci = PCIImage(decoding: bytes[end...], queueCount: queueCount) }
+  }
+
+  /// The same of an image without anything that belongs to PCI.
   public init(decoding bytes: [UInt8]) {
     self.init()
     guard bytes.count >= Self.queuesOffset else { return }
@@ -78,6 +106,8 @@ public struct RegisterImage: Hashable, Sendable {
     queueSelect = bytes.word(at: 0x0c, as: UInt32.self)
     driverFeatures = FeatureSet(rawValue: bytes.word(at: 0x10, as: UInt64.self))
     strayFeatures = bytes.word(at: 0x18, as: UInt32.self) != 0
+    guestPageSize = bytes.word(at: 0x20, as: UInt32.self)
+    servesEarly = bytes.word(at: 0x24, as: UInt32.self) != 0
     for index in 0..<ConfigurationWrites.capacity where bytes[0x40 + index] != 0 {
       configurationWrites.record(at: index, [bytes[0x140 + index]])
     }
@@ -95,18 +125,26 @@ public struct RegisterImage: Hashable, Sendable {
             availableRing: GuestAddress(bytes.word(at: at + 8, as: UInt64.self)),
             usedRing: GuestAddress(bytes.word(at: at + 16, as: UInt64.self))),
           ready: ready & 1 != 0,
-          position: ready & 2 != 0 ? PackedPosition(rawValue: UInt16(truncatingIfNeeded: ready >> 16)) : nil))
+          position: ready & 2 != 0 ? PackedPosition(rawValue: UInt16(truncatingIfNeeded: ready >> 16)) : nil,
+          alignment: Self.alignment(exponent: ready >> 8 & 0xff)))
     }
   }
 }
 
+extension RegisterImage {
+  /// - Parameter exponent: plus one; 0 and what is none stand for 4096.
+  private static func alignment(exponent: UInt32) -> UInt32 {
+    (1...32).contains(exponent) ? 1 << (exponent - 1) : DeviceRegisters.defaultAlignment
+  }
+}
+
 extension [UInt8] {
-  fileprivate mutating func append<Word: FixedWidthInteger>(word: Word) {
+  mutating func append<Word: FixedWidthInteger>(word: Word) {
     for shift in stride(from: 0, to: Word.bitWidth, by: 8) { append(UInt8(truncatingIfNeeded: word >> Word(shift))) }
   }
 
   /// The caller has checked that the word is inside.
-  fileprivate func word<Word: FixedWidthInteger>(at offset: Int, as: Word.Type) -> Word {
+  func word<Word: FixedWidthInteger>(at offset: Int, as: Word.Type) -> Word {
     self[offset..<offset + Word.bitWidth / 8].reversed().reduce(0) { $0 << 8 | Word(truncatingIfNeeded: $1) }
   }
 }

@@ -162,6 +162,7 @@ extension DeviceOptions {
       ("--uring", tuning.uring != nil), ("--record", record != nil), ("--on-error", onError != .report),
       ("--inject", !inject.isEmpty), ("--features", features != nil), ("--no-feature", !noFeature.isEmpty),
       ("--no-lock", noLock), ("--limit", limit != nil), ("--latencies", tuning.latencies != .on),
+      ("--shared-workers", tuning.sharedWorkers.words != "off"),
     ]
     return given.filter(\.1).map(\.0)
   }

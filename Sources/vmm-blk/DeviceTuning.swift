@@ -81,6 +81,32 @@ extension UringSetup: ExpressibleByArgument {
   public var defaultValueDescription: String { "deferred" }
 }
 
+/// Which threads the queues of many disks share: `auto`, `off`, or how many. Every disk that is described together has the same.
+struct SharedWorkersChoice: ExpressibleByArgument {
+  let workers: SharedWorkers?
+  let words: String
+
+  static var auto: SharedWorkersChoice { SharedWorkersChoice(workers: SharedWorkers(), words: "auto") }
+  static var off: SharedWorkersChoice { SharedWorkersChoice(workers: nil, words: "off") }
+
+  private init(workers: SharedWorkers?, words: String) {
+    self.workers = workers
+    self.words = words
+  }
+
+  init?(argument: String) {
+    switch argument {
+    case "auto": self = .auto
+    case "off": self = .off
+    default:
+      guard let count = Int(argument), (1...256).contains(count) else { return nil }
+      self.init(workers: SharedWorkers(count: count, leastDisks: 1), words: "\(count)")
+    }
+  }
+
+  var defaultValueDescription: String { words }
+}
+
 /// How the device works, beyond what it is.
 struct DeviceTuning: ParsableArguments {
   @Option(
@@ -105,6 +131,12 @@ struct DeviceTuning: ParsableArguments {
   @Option(help: .init("Keep how long requests take, for 'ctl metrics', 'top' and --metrics.", valueName: "on|off"))
   var latencies = OnOff.on
 
+  @Option(
+    help: .init(
+      "Threads that the queues of many disks share where no medium can hold them up: auto (from \(SharedWorkers.usualLeastDisks) disks on, as "
+        + "many as there are processors), off, or how many.", valueName: "auto|off|n"))
+  var sharedWorkers = SharedWorkersChoice.off
+
   func validate() throws {
     if let pollUs, !(0...1_000_000).contains(pollUs) {
       throw ValidationError("--poll-us \(pollUs) is not from 0 to 1000000")
@@ -118,5 +150,6 @@ struct DeviceTuning: ParsableArguments {
     options.notification = notify
     options.metrics = latencies == .on
     if let uring { options.uring = uring }
+    options.shared = sharedWorkers.workers
   }
 }

@@ -2,6 +2,7 @@
 internal import ArgumentParser
 internal import VirtioBlkDevice
 internal import VirtioCore
+internal import VirtioRegisters
 
 struct RunCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
@@ -34,6 +35,14 @@ struct RunCommand: ParsableCommand {
 
   @Option(help: .init("Guest-physical address of the first byte of memory, for --create and --raw.", valueName: "address"))
   var memoryBase: ByteCount?
+
+  @Option(
+    help: .init(
+      """
+      With --create, the registers that a driver finds in the file: mmio, mmio-legacy, pci, pci-legacy or pci-transitional. \
+      Left out: mmio.
+      """, valueName: "name"))
+  var registers: RegisterName?
 
   @OptionGroup var disk: DeviceOptions
 
@@ -93,6 +102,9 @@ struct RunCommand: ParsableCommand {
     guard !once || create == nil else {
       throw ValidationError("a new file has nothing to process: leave out --create or --once")
     }
+    guard registers == nil || create != nil else {
+      throw ValidationError("the file says what registers it has: --registers is for --create")
+    }
     guard memoryBase == nil || create != nil || raw else {
       throw ValidationError("the file says where its memory is: --memory-base is for --create and --raw")
     }
@@ -117,6 +129,18 @@ struct RunCommand: ParsableCommand {
   }
 
   private static let noMemory = ValidationError("there is no memory file: name one with --memory")
+}
+
+/// The registers of a new memory file, by name.
+struct RegisterName: ExpressibleByArgument {
+  let interface: RegisterInterface
+
+  init?(argument: String) {
+    guard let interface = RegisterInterface(name: argument) else { return nil }
+    self.interface = interface
+  }
+
+  static var allValueStrings: [String] { RegisterInterface.allCases.map(\.name) }
 }
 
 /// `size=8,desc=0x0,avail=0x400,used=0x800`, in any order.

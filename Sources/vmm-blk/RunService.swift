@@ -11,6 +11,7 @@ internal import SystemPackage
 internal import VhostUser
 internal import VirtioBlkDevice
 internal import VirtioCore
+internal import VirtioRegisters
 
 /// Used on the loop's thread.
 final class RunService {
@@ -115,7 +116,7 @@ final class RunService {
       let device = try command.disk.makeDevice(on: .memoryFile)
       let file = try MemoryFile.create(
         path: memory, memorySize: create.bytes, memoryBase: GuestAddress(command.memoryBase?.bytes ?? 0),
-        maximumQueues: device.queueCount)
+        maximumQueues: device.queueCount, interface: command.registers?.interface ?? .mmio)
       return try Served(device: device, transport: transport(file, device))
     }
     let file = try MemoryFile.open(path: memory)

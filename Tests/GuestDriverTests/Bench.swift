@@ -9,6 +9,7 @@ import Testing
 import VhostUser
 import VirtioBlkDevice
 import VirtioCore
+import VirtioRegisters
 
 @testable import GuestDriver
 
@@ -25,7 +26,23 @@ struct Setup: Hashable, CaseIterable, Sendable, CustomTestStringConvertible {
 
   var device: Device
   var ring = RingFormat.split
-  var testDescription: String { "\(device.rawValue), \(ring)" }
+  /// The registers of a memory file, and of two interfaces the one that is used.
+  var interface = RegisterInterface.mmio
+  var prefersLegacy = false
+  var testDescription: String {
+    let face = interface == .mmio ? "" : " with \(interface.name) registers\(prefersLegacy ? ", the legacy way" : "")"
+    return "\(device.rawValue)\(face), \(ring)"
+  }
+
+  /// Memory files with every register face but the first, which is among the others.
+  static let faces: [Setup] =
+    RegisterInterface.allCases.filter { $0 != .mmio }.map { Setup(device: .memoryFile, interface: $0) } + [
+      Setup(device: .memoryFile, interface: .pciTransitional, prefersLegacy: true),
+      Setup(device: .memoryFile, ring: .packed, interface: .pci),
+    ]
+  static let allFaces = allCases + faces
+  /// Those of them that can do what came after version 1.
+  static let modernFaces = faces.filter { $0.interface == .pci }
 
   static let split = Device.allCases.map { Setup(device: $0) }
   static let packed = Device.allCases.map { Setup(device: $0, ring: .packed) }
@@ -140,7 +157,7 @@ final class Bench {
       let path = directory + "/memory"
       try? FileManager.default.removeItem(atPath: path)
       let file = try MemoryFile.create(
-        path: path, memorySize: 2 << 20, memoryBase: GuestAddress(0x10000), maximumQueues: 2)
+        path: path, memorySize: 2 << 20, memoryBase: GuestAddress(0x10000), maximumQueues: 2, interface: setup.interface)
       let server = try Server { stop in
         let loop = try EventLoop()
         let server = try MemoryFileDevice(file: file, device: device)
@@ -151,7 +168,9 @@ final class Bench {
         server.close { loop.stop() }
         try loop.run()
       }
-      return (try MemoryFileTransport(path: path, milliseconds: patientMilliseconds), server)
+      let transport = try MemoryFileTransport(
+        path: path, milliseconds: patientMilliseconds, prefersLegacy: setup.prefersLegacy)
+      return (transport, server)
     }
   }
 

@@ -13,7 +13,7 @@ import VirtioCore
     return bench
   }
 
-  @Test("every kick is one", arguments: Setup.with(.memoryFile), [false, true])
+  @Test("every kick is one", arguments: Setup.with(.memoryFile) + Setup.modernFaces, [false, true])
   func kicks(_ setup: Setup, isBusy: Bool) throws {
     let bench = try bench(setup)
     #expect(bench.client.session.features.contains(.notificationData))
@@ -26,7 +26,7 @@ import VirtioCore
   }
 
   /// Where a queue stands is in the ring; what a kick says of it is only help.
-  @Test("what a kick says besides the queue's number is not believed", arguments: Setup.with(.memoryFile))
+  @Test("what a kick says besides the queue's number is not believed", arguments: Setup.with(.memoryFile) + Setup.modernFaces)
   func wrongPositions(_ setup: Setup) throws {
     let bench = try bench(setup)
     let notify = try #require(bench.client.session.queues[0].notify)

@@ -18,7 +18,7 @@ import VirtioCore
 
   private func sizes(_ ring: RingFormat) -> [UInt16] { ring == .packed ? [3, 64, 5, 16, 61, 4] : [4, 64, 8, 16, 128, 4] }
 
-  @Test("another size and another place each time", arguments: Setup.real)
+  @Test("another size and another place each time", arguments: Setup.real + Setup.modernFaces)
   func sizes(_ setup: Setup) throws {
     let bench = try bench(setup)
     let client = bench.client
@@ -39,7 +39,7 @@ import VirtioCore
     try client.shutDown()
   }
 
-  @Test("what is in flight has no answer, and the other queue notices nothing", arguments: Setup.real)
+  @Test("what is in flight has no answer, and the other queue notices nothing", arguments: Setup.real + Setup.modernFaces)
   func inFlight(_ setup: Setup) throws {
     let bench = try bench(setup)
     let client = bench.client
@@ -85,7 +85,7 @@ import VirtioCore
   }
 
   /// The worker of the other queue is never asked to stop: it is busy all the time.
-  @Test("under load", arguments: Setup.real)
+  @Test("under load", arguments: Setup.real + Setup.modernFaces)
   func underLoad(_ setup: Setup) throws {
     let bench = try bench(setup)
     let client = bench.client

@@ -5,6 +5,7 @@ import MemoryFile
 import TestSupport
 import Testing
 import VirtioCore
+import VirtioRegisters
 
 private let driver = Images.folder.deletingLastPathComponent().appending(path: "Examples/driver.py").path
 
@@ -102,6 +103,52 @@ extension Program {
     guest.waitUntilExit()
     #expect(guest.terminationStatus == 0 && said.contains("every byte is right"), "\(said)")
     _ = device.end(SIGTERM)
+  }
+
+  @Test("a guest finds out what the registers are, also of a device that was killed", arguments: RegisterInterface.allCases)
+  func registers(_ interface: RegisterInterface) throws {
+    try makeDisk(4 << 20)
+    let first = try Program.run(
+      ["--memory", memory, "--create", "16M", "--blk-file", disk, "--num-queues", "2", "--registers", interface.name])
+    let info = try run(program, ["guest", "--memory", memory, "info"])
+    #expect((info.contains("memory file, virtio-") || info.contains("memory file, legacy")) == (interface != .mmio), "\(info)")
+    #expect(info.contains("VERSION_1") == interface.hasModern, "\(info)")
+    let guest = Process()
+    guest.executableURL = URL(fileURLWithPath: program)
+    guest.arguments = ["guest", "--memory", memory, "verify", "--bytes", "2M", "--largest", "16k", "--seed", "1"]
+    let output = Pipe()
+    guest.standardOutput = output
+    guest.standardError = output
+    try guest.run()
+    defer { if guest.isRunning { kill(guest.processIdentifier, SIGKILL) } }
+    let kicks = { (try? MemoryFileSnapshot(path: memory))?.doorbells.reduce(0) { $0 + Int($1.kicks) } ?? 0 }
+    let before = kicks()
+    while guest.isRunning, kicks() < before + 10 { usleep(200) }
+    let drawing = try run(program, ["inspect", memory])
+    #expect(first.end(SIGKILL).reason == .uncaughtSignal)
+    let second = try Program.run(["--memory", memory, "--blk-file", disk])
+    let said = String(decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+    guest.waitUntilExit()
+    #expect(guest.terminationStatus == 0 && said.contains("every byte is right"), "\(said)")
+    #expect(drawing.contains("MSI-X     3 vectors") == interface.isPCI, "\(drawing)")
+    #expect(drawing.contains("  registers   ") == (interface != .mmio), "\(drawing)")
+    let json = try run(program, ["inspect", "--json", memory])
+    let account = try #require(JSONSerialization.jsonObject(with: Data(json.utf8)) as? [String: Any])
+    #expect(account["registers"] as? String == interface.name)
+    #expect((account["function"] != nil) == interface.isPCI)
+    #expect(second.end(SIGTERM).status == 0)
+  }
+
+  @Test(
+    "registers that are none, or are those of a file that exists, are refused in a sentence",
+    arguments: [
+      (["--create", "1M", "--registers", "isa"], "pci-transitional"), (["--registers", "pci"], "--registers is for --create"),
+    ])
+  func badRegisters(_ options: [String], _ sentence: String) throws {
+    try makeDisk(1 << 20)
+    let said = try run(program, ["run", "--memory", memory, "--blk-file", disk] + options, succeeds: false)
+    #expect(said.contains(sentence), "\(said)")
+    #expect(!FileManager.default.fileExists(atPath: memory))
   }
 
   @Test("--once accounts for each request, as a table and as JSON", arguments: [false, true])

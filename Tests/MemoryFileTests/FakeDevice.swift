@@ -120,7 +120,10 @@ final class FakeDevice: VirtioDevice {
   func leave(queue: Int) { state.withLock { _ = $0.left.insert(queue) } }
   var leftQueues: Set<Int> { state.withLock { $0.left } }
 
-  func replaceCall(queue: Int, _ call: CallSink) {}
+  func replaceCall(queue: Int, _ call: CallSink) {
+    state.withLock { $0.running[queue]?.call = call }
+    call.signal()
+  }
   func replaceFailure(queue: Int, _ failure: CallSink) {}
 
   func reset() {

@@ -8,6 +8,7 @@ import TestSupport
 import Testing
 import VirtioBlkDevice
 import VirtioCore
+import VirtioRegisters
 
 @Suite(.serialized) struct TakeoverTests {
   let rig: TakeoverRig
@@ -26,6 +27,20 @@ import VirtioCore
       try guestWorks()
     }
     #expect(try MemoryFileSnapshot(path: rig.memory).deviceEpoch == 11)
+    rig.terminate(server)
+  }
+
+  @Test("whatever the registers are", arguments: RegisterInterface.allCases)
+  func registers(_ interface: RegisterInterface) throws {
+    var server = try rig.serve(engine: "sync", registers: interface.name)
+    try rig.underLoad { guestWorks in
+      for _ in 1...2 {
+        try guestWorks()
+        server = try rig.replace(server, engine: "sync")
+      }
+      try guestWorks()
+    }
+    #expect(try MemoryFileSnapshot(path: rig.memory).deviceEpoch == 3)
     rig.terminate(server)
   }
 

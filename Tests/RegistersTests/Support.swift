@@ -8,6 +8,7 @@ final class Made: Sendable {
   let interruptStatus = Mutex<UInt32>(0)
   let generation = Mutex<UInt32>(7)
   let accepts = Mutex(true)
+  let heldBack = Mutex<Set<InterruptSource>>([])
   /// 16 bytes: 0x10, 0x11, …
   let configuration: [UInt8] = (0x10..<0x20).map { $0 }
 
@@ -30,7 +31,8 @@ final class Made: Sendable {
           return !overflow && self.configuration.indices.contains(at) ? self.configuration[at] : 0
         }
       },
-      accepts: { _ in self.accepts.withLock { $0 } })
+      accepts: { _ in self.accepts.withLock { $0 } },
+      isHeldBack: { source in self.heldBack.withLock { $0.contains(source) } })
   }
 }
 

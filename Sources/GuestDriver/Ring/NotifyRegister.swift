@@ -2,22 +2,31 @@
 internal import MemoryFile
 internal import Synchronization
 
-/// The QueueNotify register of a device on a memory file, for all of its queues.
-public final class NotifyRegister: Sendable {
-  private let file: MemoryFileDriver
-  private let offset: UInt32
-  /// Register accesses come one after the other, and queues may have threads of their own.
+/// Register accesses come one after the other, and queues may have threads of their own.
+final class RegisterTurn: Sendable {
   private let turn = Mutex(())
 
-  /// - Parameter offset: of the register in the device's window.
-  init(_ file: MemoryFileDriver, offset: UInt32) {
-    self.file = file
-    self.offset = offset
-  }
-
-  /// Performs a register access of somebody who does not kick.
+  /// Performs one register access.
   func alone<Result, Failure: Error>(_ access: () throws(Failure) -> Result) throws(Failure) -> Result {
     try turn.withLock { _ throws(Failure) in try access() }
+  }
+}
+
+/// The registers of a device on a memory file that kicks go to, for all of its queues.
+public final class NotifyRegister: Sendable {
+  private let file: MemoryFileDriver
+  private let turn: RegisterTurn
+  private let offset: UInt32
+  private let stride: UInt32
+
+  /// - Parameters:
+  ///   - offset: of queue 0's register for the mailbox.
+  ///   - stride: from one queue's to the next one's; 0 where all have the same.
+  init(_ file: MemoryFileDriver, _ turn: RegisterTurn, offset: UInt32, stride: UInt32) {
+    self.file = file
+    self.turn = turn
+    self.offset = offset
+    self.stride = stride
   }
 
   /// The queue's index in the low half of the word, and in the other one where the next chain begins: of a packed ring the slot and
@@ -25,6 +34,7 @@ public final class NotifyRegister: Sendable {
   /// whoever waits for its chains.
   public func write(queue: Int, next: UInt16) {
     let word = UInt64(UInt16(truncatingIfNeeded: queue)) | UInt64(next) << 16
-    turn.withLock { _ in try? file.write(offset, word) }
+    let place = offset + UInt32(UInt16(truncatingIfNeeded: queue)) * stride
+    turn.alone { _ = try? file.write(place, word) }
   }
 }

@@ -76,7 +76,9 @@ public final class DriverSession {
   /// A packed ring needs a device of version 1 (virtio 6.1).
   private static func choose(of offered: FeatureSet, _ options: DriverOptions) -> FeatureSet {
     let features = offered.intersection(options.features)
-    return features.contains(.version1) ? features : features.subtracting(.packedRing)
+    guard !features.contains(.version1) else { return features }
+    // A legacy driver that frames requests as it likes has to accept ANY_LAYOUT (virtio 6.3).
+    return features.subtracting(.packedRing).union(offered.intersection(.anyLayout))
   }
 
   /// Steps 7 and 8: the queues, DRIVER_OK.
@@ -93,13 +95,13 @@ public final class DriverSession {
     var rings: [RingMemory] = []
     for queue in 0..<wanted {
       let maximum = try transport.maximumQueueSize(queue)
-      let size = options.queueSize ?? min(128, maximum)
+      let size = transport.hasFixedQueueSize ? maximum : options.queueSize ?? min(128, maximum)
       guard size <= maximum, RingLayout.allows(size, format) else {
         try giveUp()
         throw .badQueueSize(queue: queue, size, maximum: maximum, format)
       }
       // There is no legacy layout of a packed ring.
-      let shape = format == .packed ? .separate : options.shape
+      let shape = format == .packed ? .separate : transport.ringShape ?? options.shape
       rings.append(try RingMemory(size: size, format: format, shape: shape, in: transport.memory))
     }
     let lines = try transport.findQueues(rings.map(\.layout.configuration))

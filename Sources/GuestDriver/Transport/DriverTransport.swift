@@ -28,6 +28,10 @@ public protocol DriverTransport: AnyObject {
 
   /// How many queues there can be.
   func queueCount() throws(DriverError) -> Int
+  /// The only layout that the device's rings can have, where it is not the driver's choice.
+  var ringShape: RingShape? { get }
+  /// The device alone says how many entries a ring has (virtio 2.6.2).
+  var hasFixedQueueSize: Bool { get }
   /// The largest ring of queue `queue`, entries.
   func maximumQueueSize(_ queue: Int) throws(DriverError) -> UInt16
   /// Sets up queues 0 … n − 1 and connects their lines. The device takes nothing from them before DRIVER_OK.
@@ -58,6 +62,8 @@ public protocol DriverTransport: AnyObject {
 }
 
 extension DriverTransport {
+  public var ringShape: RingShape? { nil }
+  public var hasFixedQueueSize: Bool { false }
   public var notifyRegister: NotifyRegister? { nil }
   public var connectionDescriptor: Int32? { nil }
   public func recover(_ standing: (_ queue: Int) -> QueueStanding) -> Int { 0 }

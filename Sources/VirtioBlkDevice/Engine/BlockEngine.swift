@@ -94,12 +94,17 @@ protocol BlockEngine: ~Copyable {
   /// Reports no more kicks for this lane. The source may be closed afterwards.
   mutating func unwatch(lane: Int)
 
+  /// From now on the worker has a thread of its own (`true`), or one with others. Only of an engine that was made with a seat.
+  /// - Throws: it cannot be, and everything stays as it is.
+  mutating func move(alone: Bool) throws(Errno)
+
   /// System calls made so far, for the proof of what a request costs.
   var systemCalls: UInt64 { get }
 }
 
 extension BlockEngine where Self: ~Copyable {
   mutating func use(_ memory: GuestMemory) {}
+  mutating func move(alone: Bool) throws(Errno) {}
   var hasFinished: Bool { false }
   static var noticesCuts: Bool { false }
   static var finishesInPlace: Bool { true }

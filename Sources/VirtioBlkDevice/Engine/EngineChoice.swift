@@ -79,6 +79,24 @@ struct EngineChoice {
 }
 
 extension EngineChoice {
+  /// Whether workers with this engine can have their turns on a thread that others have theirs on: its medium never waits, and nobody
+  /// wants anything of the thread.
+  func canShare(_ image: ImageFile, _ options: BlockDeviceOptions) -> Bool {
+    guard options.threads == nil, options.processors.isEmpty, options.faults.isEmpty, options.witness == nil,
+      options.plant == nil
+    else { return false }
+    switch options.waiting {
+    case .sleep, .adaptive: break
+    case .poll, .busy: return false
+    }
+    switch kind {
+    case .null: return true
+    // A block device in memory may have something behind it, as zram has.
+    case .mapped, .sync: return options.sharesAnyMedium || image.isInMemory && !image.isBlockDevice
+    case .auto, .uring, .cached, .aio, .threads: return false
+    }
+  }
+
   /// Memory never waits, and cannot tell io_uring so: each request would go through a kernel worker thread.
   private static func inMemory(_ image: ImageFile) -> EngineChoice {
     let plain = EngineChoice(

@@ -9,11 +9,14 @@ internal import VirtioCore
 struct EpollWaiter: ~Copyable {
   private static let capacity = 64
   /// What the 64 bits of an epoll event say here, above the lane's number.
-  private static let mailboxMark: UInt64 = 1 << 32
+  static let mailboxMark: UInt64 = 1 << 32
   private static let completionMark: UInt64 = 2 << 32
 
-  /// The epoll set itself; readable while something in it is new.
-  let descriptor: Int32
+  /// The epoll set itself; readable while something in it is new. On a thread that turns several workers it is the thread's.
+  private(set) var descriptor: Int32
+  private let mailbox: Int32
+  /// Where the worker sits on such a thread; `nil`: on none.
+  private let seat: WorkerSeat?
   private let events: UnsafeMutablePointer<epoll_event>
   private var count: Int
   private var next: Int
@@ -24,16 +27,19 @@ struct EpollWaiter: ~Copyable {
   /// - Parameters:
   ///   - mailbox: an eventfd that stays open for as long as this value lives.
   ///   - completions: another one, if completions are told by one.
-  init(mailbox: Int32, completions: Int32? = nil) throws(Errno) {
-    let descriptor = epoll_create1(Int32(EPOLL_CLOEXEC))
+  ///   - seat: of a worker that begins on a thread with others; without `completions`.
+  init(mailbox: Int32, completions: Int32? = nil, seat: WorkerSeat? = nil) throws(Errno) {
+    let descriptor = seat?.set ?? epoll_create1(Int32(EPOLL_CLOEXEC))
     guard descriptor >= 0 else { throw Errno(rawValue: errno) }
     do throws(Errno) {
-      try Self.add(mailbox, Self.mailboxMark, to: descriptor)
+      try Self.add(mailbox, Self.mailboxMark | (seat?.mark ?? 0), to: descriptor)
       if let completions { try Self.add(completions, Self.completionMark, to: descriptor) }
     } catch {
-      close(descriptor)
+      if seat == nil { close(descriptor) }
       throw error
     }
+    self.seat = seat
+    self.mailbox = mailbox
     self.descriptor = descriptor
     unsafe self.events = .allocate(capacity: Self.capacity)
     count = 0
@@ -45,17 +51,75 @@ struct EpollWaiter: ~Copyable {
 
   deinit {
     unsafe events.deallocate()
-    close(descriptor)
+    if isSeated { forgetAll(in: descriptor) } else { close(descriptor) }
   }
 
-  private func add(_ watched: Int32, _ mark: UInt64) throws(Errno) { try Self.add(watched, mark, to: descriptor) }
+  /// The set is the thread's, and others wait in it, too.
+  private var isSeated: Bool { seat.map { unsafe !$0.state.pointee.isAlone } ?? false }
+
+  private func add(_ watched: Int32, _ mark: UInt64) throws(Errno) {
+    try Self.add(watched, mark | placeMark, to: descriptor)
+  }
+
+  private var placeMark: UInt64 {
+    guard let seat, isSeated else { return 0 }
+    return seat.mark
+  }
 
   private static func add(_ watched: Int32, _ mark: UInt64, to descriptor: Int32) throws(Errno) {
     var event = unsafe epoll_event()
     unsafe event.events = EPOLLIN.rawValue | EPOLLET.rawValue
     unsafe event.data.u64 = mark
-    guard unsafe epoll_ctl(descriptor, EPOLL_CTL_ADD, watched, &event) == 0 else { throw Errno(rawValue: errno) }
+    if unsafe epoll_ctl(descriptor, EPOLL_CTL_ADD, watched, &event) == 0 { return }
+    // It is there already where a worker comes back that could not leave.
+    guard errno == EEXIST, unsafe epoll_ctl(descriptor, EPOLL_CTL_MOD, watched, &event) == 0 else {
+      throw Errno(rawValue: errno)
+    }
   }
+
+  // MARK: Moving
+
+  /// Waits in a set of its own from now on, on a thread of its own. What is readable already is reported there, too.
+  /// - Throws: there can be none, and it stays where it is.
+  mutating func leaveCompany() throws(Errno) {
+    guard let seat, isSeated else { return }
+    let own = epoll_create1(Int32(EPOLL_CLOEXEC))
+    guard own >= 0 else { throw Errno(rawValue: errno) }
+    do throws(Errno) { try addAll(to: own, mark: 0) } catch {
+      close(own)
+      throw error
+    }
+    forgetAll(in: descriptor)
+    descriptor = own
+    unsafe seat.state.pointee.isAlone = true
+  }
+
+  /// Waits in the set of the thread that it shares, under the number that it has there now.
+  /// - Throws: it cannot, and stays where it is.
+  mutating func joinCompany() throws(Errno) {
+    guard let seat else { return }
+    do throws(Errno) { try addAll(to: seat.set, mark: seat.mark) } catch {
+      forgetAll(in: seat.set)
+      throw error
+    }
+    if unsafe seat.state.pointee.isAlone { close(descriptor) }
+    descriptor = seat.set
+    unsafe seat.state.pointee.isAlone = false
+  }
+
+  private func addAll(to set: Int32, mark: UInt64) throws(Errno) {
+    try Self.add(mailbox, Self.mailboxMark | mark, to: set)
+    for (lane, kick) in kicks { try Self.add(kick.rawValue, UInt64(lane) | mark, to: set) }
+    for (lane, bridge) in bridges { try Self.add(bridge.rung.rawValue, UInt64(lane) | mark, to: set) }
+  }
+
+  private func forgetAll(in set: Int32) {
+    _ = epoll_ctl(set, EPOLL_CTL_DEL, mailbox, nil)
+    for kick in kicks.values { _ = epoll_ctl(set, EPOLL_CTL_DEL, kick.rawValue, nil) }
+    for bridge in bridges.values { _ = epoll_ctl(set, EPOLL_CTL_DEL, bridge.rung.rawValue, nil) }
+  }
+
+  // MARK: Kicks
 
   mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) {
     switch kick {
@@ -84,9 +148,30 @@ struct EpollWaiter: ~Copyable {
   mutating func wait(nanoseconds: Int64?) {
     guard next == count else { return }
     next = 0
+    if let seat { return wait(at: seat, nanoseconds: nanoseconds) }
+    waitInSet(nanoseconds)
+  }
+
+  @inline(__always)
+  private mutating func waitInSet(_ nanoseconds: Int64?) {
     systemCalls &+= 1
     let timeout = nanoseconds.map { Int32(clamping: ($0 + 999_999) / 1_000_000) } ?? -1
     count = unsafe max(0, Int(epoll_wait(descriptor, events, Int32(Self.capacity), timeout)))
+  }
+
+  /// On a thread with others nobody sleeps here: what is wished for is written down, and the thread's loop does it. Alone on a
+  /// thread, it sleeps, and counts how long.
+  @inline(never)
+  private mutating func wait(at seat: WorkerSeat, nanoseconds: Int64?) {
+    guard unsafe seat.state.pointee.isAlone else {
+      unsafe seat.state.pointee.rest = nanoseconds ?? -1
+      count = unsafe seat.take(into: events, capacity: Self.capacity, mailbox: Self.mailboxMark)
+      return
+    }
+    guard nanoseconds != 0 else { return waitInSet(0) }
+    let start = Clock.now
+    waitInSet(min(nanoseconds ?? .max, Int64(WorkerSeat.period)))
+    seat.slept(from: start, to: Clock.now)
   }
 
   /// What happened: `.completion` only means that completions may be there.

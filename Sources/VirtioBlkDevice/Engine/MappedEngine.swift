@@ -15,8 +15,11 @@ struct MappedEngine: BlockEngine, ~Copyable {
   /// - Parameters:
   ///   - descriptor: the image.
   ///   - depth: operations that can be under way at once.
-  init(_ image: MappedImage, descriptor: Int32, mailbox: Int32, depth: Int) throws(Errno) {
-    waiter = try EpollWaiter(mailbox: mailbox)
+  ///   - seat: of a worker that shares its thread.
+  init(
+    _ image: MappedImage, descriptor: Int32, mailbox: Int32, depth: Int, seat: WorkerSeat? = nil
+  ) throws(Errno) {
+    waiter = try EpollWaiter(mailbox: mailbox, seat: seat)
     self.image = MappedTransfers(image, descriptor: descriptor)
     copies = CopyQueue(depth: depth)
   }
@@ -53,5 +56,6 @@ struct MappedEngine: BlockEngine, ~Copyable {
 
   mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) { try waiter.watch(kick, lane: lane) }
   mutating func unwatch(lane: Int) { waiter.unwatch(lane: lane) }
+  mutating func move(alone: Bool) throws(Errno) { try alone ? waiter.leaveCompany() : waiter.joinCompany() }
   var systemCalls: UInt64 { image.calls &+ waiter.systemCalls }
 }

@@ -8,7 +8,9 @@ struct NullEngine: BlockEngine, ~Copyable {
 
   private var waiter: EpollWaiter
 
-  init(mailbox: Int32) throws(Errno) { waiter = try EpollWaiter(mailbox: mailbox) }
+  init(mailbox: Int32, seat: WorkerSeat? = nil) throws(Errno) {
+    waiter = try EpollWaiter(mailbox: mailbox, seat: seat)
+  }
 
   @inline(__always)
   mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
@@ -29,5 +31,6 @@ struct NullEngine: BlockEngine, ~Copyable {
 
   mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) { try waiter.watch(kick, lane: lane) }
   mutating func unwatch(lane: Int) { waiter.unwatch(lane: lane) }
+  mutating func move(alone: Bool) throws(Errno) { try alone ? waiter.leaveCompany() : waiter.joinCompany() }
   var systemCalls: UInt64 { waiter.systemCalls }
 }

@@ -9,8 +9,8 @@ struct SyncEngine: BlockEngine, ~Copyable {
   private var waiter: EpollWaiter
   private var calls: UInt64 = 0
 
-  init(descriptor: Int32, mailbox: Int32) throws(Errno) {
-    waiter = try EpollWaiter(mailbox: mailbox)
+  init(descriptor: Int32, mailbox: Int32, seat: WorkerSeat? = nil) throws(Errno) {
+    waiter = try EpollWaiter(mailbox: mailbox, seat: seat)
     medium = PlainIO(descriptor: descriptor)
   }
 
@@ -34,5 +34,6 @@ struct SyncEngine: BlockEngine, ~Copyable {
 
   mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) { try waiter.watch(kick, lane: lane) }
   mutating func unwatch(lane: Int) { waiter.unwatch(lane: lane) }
+  mutating func move(alone: Bool) throws(Errno) { try alone ? waiter.leaveCompany() : waiter.joinCompany() }
   var systemCalls: UInt64 { calls &+ waiter.systemCalls }
 }

@@ -23,6 +23,8 @@ struct WorkerConfiguration: Sendable {
   var meter: LaneMeter?
   var mailbox: WorkerMailbox
   var events: DeviceNews
+  /// Of a worker that shares its thread with others; `nil`: the thread is its own.
+  var seat: WorkerSeat?
 }
 
 @safe
@@ -85,7 +87,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       counters: configuration.counters,
       wake: { EventCounter.signal(mailbox.descriptor) })
     self.configuration = configuration
-    window = PollWindow(configuration.waiting)
+    // Beside others nobody looks for work: they want the thread meanwhile.
+    window = PollWindow(configuration.seat == nil ? configuration.waiting : .sleep)
     coalesces = if case .coalesce = configuration.notification { true } else { false }
     earlierSystemCalls = configuration.counters.value(.systemCalls)
     lanes = LaneTable(capacity: configuration.lanes)
@@ -101,6 +104,31 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     while !hasEnded { turn() }
     configuration.counters.set(.systemCalls, earlierSystemCalls &+ medium.systemCalls)
   }
+
+  /// One turn on a thread that has others to turn, too. It sleeps nowhere; what it would wait for is in its seat.
+  /// - Returns: false when it was the last.
+  mutating func step() -> Bool {
+    medium.engine.poll()
+    // It slept elsewhere.
+    if isMetered { noteMoment() }
+    if let seat = configuration.seat { unsafe seat.state.pointee.rest = 0 }
+    turn()
+    if hasEnded { configuration.counters.set(.systemCalls, earlierSystemCalls &+ medium.systemCalls) }
+    return !hasEnded
+  }
+
+  /// Works on a thread of its own, until its last queue has stopped or it sleeps so much that it can share a thread again.
+  /// - Returns: false when its last queue has stopped.
+  mutating func runAlone(_ seat: WorkerSeat) -> Bool {
+    window = PollWindow(configuration.waiting)
+    while !hasEnded, unsafe !seat.state.pointee.wantsCompany { turn() }
+    window = PollWindow(.sleep)
+    configuration.counters.set(.systemCalls, earlierSystemCalls &+ medium.systemCalls)
+    return !hasEnded
+  }
+
+  /// - Throws: its engine cannot, and waits where it did.
+  mutating func move(alone: Bool) throws(Errno) { try medium.engine.move(alone: alone) }
 
   /// A function of its own in the machine code, too, so that its cost can be counted.
   @inline(never)
@@ -306,8 +334,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
 
   private mutating func takeOrders() {
     carryOut(configuration.mailbox.take())
-    // Without a queue there is nothing else to wait for. The engine rests meanwhile.
-    while isPrepared {
+    // Without a queue there is nothing else to wait for. The engine rests meanwhile, but where others have the thread, too.
+    while isPrepared, configuration.seat == nil {
       EventWait.untilReadable(configuration.mailbox.descriptor)
       carryOut(configuration.mailbox.take())
     }

@@ -91,7 +91,7 @@ func work<Engine: BlockEngine & ~Copyable>(
 }
 
 /// Not even a descriptor for epoll is to be had: every start is answered with an error.
-private func refuse(_ configuration: WorkerConfiguration) {
+func refuse(_ configuration: WorkerConfiguration) {
   repeat {
     EventWait.untilReadable(configuration.mailbox.descriptor)
     let orders = configuration.mailbox.take()

@@ -1,0 +1,86 @@
+/// Which doorbell a notification rings, as the registers say it.
+internal import VirtioCore
+internal import VirtioRegisters
+
+/// A doorbell is rung where the interrupt would be delivered: the line is asserted, or a message sent. A notification whose
+/// vector is masked is held back and rung later. Queues signal from threads of their own, so each is given the sink that does
+/// the right thing, and another one when the route changes.
+extension MemoryFileDevice {
+  /// As the queue's notifications go at this moment.
+  func callSink(_ queue: Int) -> CallSink {
+    let source = InterruptSource.queue(queue)
+    let control = file.control
+    let silent = control.silent(source)
+    let route = registers.route(of: source)
+    routes[source] = route
+    return switch route {
+    case .line: .doorbell(control.call(queue), interruptStatus: control.interruptStatus)
+    case .lineDisabled: .doorbell(silent.doorbell, interruptStatus: control.interruptStatus)
+    // ISR is not used for queues then (virtio 4.1.4.5).
+    case .message: .doorbell(control.call(queue), interruptStatus: silent.status)
+    case .masked: .doorbell(silent.doorbell, interruptStatus: silent.heldBack)
+    case .none: .none
+    }
+  }
+
+  /// Bit 1 is set however messages are sent (virtio 4.1.4.5.1).
+  func notifyConfigurationChange() {
+    let control = file.control
+    control.interruptStatus.formUnion(MMIORegisters.configurationInterrupt)
+    let route = registers.route(of: .configuration)
+    routes[.configuration] = route
+    if route.isDelivered {
+      control.configuration.ring()
+    } else if case .masked = route {
+      control.silent(.configuration).heldBack.formUnion(1)
+    }
+  }
+
+  /// Looks where notifications go now. A queue's thread signals once through its new sink, so that nothing is lost between the
+  /// two: one notification too many is allowed, one too few is not.
+  func reroute() {
+    for queue in 0..<device.queueCount {
+      let source = InterruptSource.queue(queue)
+      let route = registers.route(of: source)
+      guard let before = routes[source], !route.isLike(before) else { continue }
+      let sink = callSink(queue)
+      file.control.silent(source).heldBack.storeRelease(0)
+      switch attended.state(of: queue) {
+      case .running, .starting: device.replaceCall(queue: queue, sink)
+      default: break
+      }
+    }
+    let before = routes[.configuration] ?? .line
+    let route = registers.route(of: .configuration)
+    routes[.configuration] = route
+    guard !route.isLike(before) else { return }
+    let held = file.control.silent(.configuration).heldBack
+    let isPending: Bool
+    switch before {
+    case .masked: isPending = held.loadAcquire() & 1 != 0
+    case .lineDisabled:
+      isPending = file.control.interruptStatus.loadAcquire() & MMIORegisters.configurationInterrupt != 0
+    case .line, .message, .none: isPending = false
+    }
+    held.storeRelease(0)
+    if isPending, route.isDelivered { file.control.configuration.ring() }
+  }
+
+  /// A reset clears what is pending.
+  func forgetHeldBack() {
+    for source in [.configuration] + (0..<device.queueCount).map({ InterruptSource.queue($0) }) {
+      file.control.silent(source).heldBack.storeRelease(0)
+    }
+    routes = [:]
+  }
+}
+
+extension InterruptRoute {
+  /// Needs the same sink: what a message says makes no difference here.
+  fileprivate func isLike(_ other: InterruptRoute) -> Bool {
+    switch (self, other) {
+    case (.line, .line), (.lineDisabled, .lineDisabled), (.message, .message), (.masked, .masked), (.none, .none): true
+    default: false
+    }
+  }
+}

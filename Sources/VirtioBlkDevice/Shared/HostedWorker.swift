@@ -1,0 +1,106 @@
+/// A worker that moves between threads: one that it shares with others, and one of its own.
+internal import SystemPackage
+internal import VirtioCore
+
+/// What a shared thread knows of a worker, whatever its ring and its engine are. One call a turn goes through here; what is called was
+/// made where both types are known, and nothing is looked up below it.
+///
+/// It belongs to one thread at a time, which hands it over by a lock or by making the next thread.
+final class HostedWorker: @unchecked Sendable {
+  let seat: WorkerSeat
+  let name: String
+  /// - Returns: false when it was its last.
+  let turn: () -> Bool
+  /// - Returns: false when its last queue has stopped.
+  let runAlone: () -> Bool
+  private let moveAlone: (Bool) -> Errno?
+  private let destroy: () -> Void
+  /// After its last turn, when nothing of it is left.
+  private let ended: @Sendable () -> Void
+
+  /// - Throws: there is no memory for the requests under way.
+  @inline(__always)
+  init<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>(
+    _: Ring.Type, _ order: HostOrder, _ seat: WorkerSeat, _ engine: consuming Engine
+  ) throws(Errno) {
+    var configuration = order.configuration
+    configuration.seat = seat
+    let worker = UnsafeMutablePointer<QueueWorker<Ring, Engine>>.allocate(capacity: 1)
+    do throws(Errno) { unsafe worker.initialize(to: try QueueWorker(configuration, engine: engine)) } catch {
+      unsafe worker.deallocate()
+      throw error
+    }
+    self.seat = seat
+    name = order.name
+    ended = order.ended
+    turn = { unsafe worker.pointee.step() }
+    runAlone = { unsafe worker.pointee.runAlone(seat) }
+    moveAlone = { alone in
+      do throws(Errno) { unsafe try worker.pointee.move(alone: alone) } catch { return error }
+      return nil
+    }
+    destroy = {
+      unsafe worker.deinitialize(count: 1)
+      unsafe worker.deallocate()
+    }
+  }
+
+  func move(alone: Bool) throws(Errno) { if let error = moveAlone(alone) { throw error } }
+
+  /// Its last queue has stopped.
+  func end() {
+    destroy()
+    ended()
+  }
+}
+
+/// A worker that is to be made on a shared thread.
+struct HostOrder: Sendable {
+  var configuration: WorkerConfiguration
+  var plan: EnginePlan
+  var name: String
+  /// Works on a thread of its own, where it cannot share one.
+  var body: BlockDevice.WorkerBody
+  /// When the worker is over.
+  var ended: @Sendable () -> Void
+
+  /// - Throws: its engine cannot be had here.
+  func makeWorker(_ seat: WorkerSeat) throws(Errno) -> HostedWorker {
+    let mailbox = configuration.mailbox.descriptor
+    let descriptor = plan.image.descriptor
+    switch plan.kind {
+    case .mapped:
+      guard let mapped = plan.mapped else { throw .noMemory }
+      return try makeWorker(
+        seat, MappedEngine(mapped, descriptor: descriptor, mailbox: mailbox, depth: plan.depth, seat: seat))
+    case .null: return try makeWorker(seat, NullEngine(mailbox: mailbox, seat: seat))
+    case .sync: return try makeWorker(seat, SyncEngine(descriptor: descriptor, mailbox: mailbox, seat: seat))
+    case .auto, .uring, .cached, .aio, .threads: throw .notSupported
+    }
+  }
+
+  @inline(__always)
+  private func makeWorker<Engine: BlockEngine & ~Copyable>(
+    _ seat: WorkerSeat, _ engine: consuming Engine
+  ) throws(Errno) -> HostedWorker {
+    switch (configuration.kind.isPacked, configuration.kind.isRecorded) {
+    case (false, false): try HostedWorker(SplitQueue.self, self, seat, engine)
+    case (false, true): try HostedWorker(RecordedSplitQueue.self, self, seat, engine)
+    case (true, false): try HostedWorker(PackedQueue.self, self, seat, engine)
+    case (true, true): try HostedWorker(RecordedPackedQueue.self, self, seat, engine)
+    }
+  }
+
+  /// On a thread of its own after all. Where there is none, that is the answer to whoever wants to start a queue.
+  func runAlone() {
+    do throws(Errno) {
+      _ = try SystemThread(name: name) { [self] in
+        body(configuration, plan)
+        ended()
+      }
+    } catch {
+      refuse(configuration)
+      ended()
+    }
+  }
+}

@@ -1,0 +1,16 @@
+/// The end of a worker that shares its thread.
+internal import Dispatch
+
+final class SeatEnd: Sendable {
+  private let semaphore = DispatchSemaphore(value: 0)
+
+  /// Nothing of the worker is left.
+  func come() { semaphore.signal() }
+
+  /// Waits for that.
+  func wait() {
+    semaphore.wait()
+    // For whoever asks again.
+    semaphore.signal()
+  }
+}

@@ -1,0 +1,233 @@
+/// A thread that turns the workers of many disks, one after the other, round and round.
+internal import Glibc
+internal import Synchronization
+internal import SystemPackage
+internal import VirtioCore
+
+/// Nobody who sits here can hold up the others for long. Who takes much of the thread, turn by turn, gets a thread of its own as
+/// long as that lasts. Who stands still in a turn (in a system call, or at a page that does not come) keeps the thread, and
+/// another one goes on with the others: see `rescue`.
+@safe
+final class WorkerHost: @unchecked Sendable {
+  /// Somebody at the door.
+  private enum Guest {
+    case new(HostOrder)
+    /// It was alone, and sleeps most of the time.
+    case back(HostedWorker)
+  }
+
+  private struct Door {
+    var guests: [Guest] = []
+    var isOver = false
+  }
+
+  private let index: Int
+  private let cpu: Int?
+  private let door = Mutex(Door())
+  private let bell: OwnedDescriptor
+  private let loop: UnsafeMutablePointer<HostLoop>
+  /// Twice the number of the last turn, and 1 more while it is under way; `max` when the thread that is in it has lost the others.
+  private let turnWord = Atomic<UInt64>(0)
+  private let wakeCount = Atomic<UInt64>(0)
+  private let watch: HostWatch
+  private let seats = Atomic<Int>(0)
+  private let aloneCount = Atomic<Int>(0)
+  private let rescueCount = Atomic<Int>(0)
+
+  /// Starts its thread.
+  init(index: Int, cpu: Int?, watch: HostWatch) throws(Errno) {
+    self.index = index
+    self.cpu = cpu
+    self.watch = watch
+    bell = try OwnedDescriptor.eventCounter()
+    unsafe loop = .allocate(capacity: 1)
+    do throws(Errno) { unsafe loop.initialize(to: try HostLoop(bell: bell.rawValue)) } catch {
+      unsafe loop.deallocate()
+      throw error
+    }
+    do throws(Errno) {
+      try beginThread { [self] in
+        // The threads that it makes have no more rights than it has.
+        ThreadRole.queue.begin()
+        run()
+      }
+    } catch {
+      unsafe loop.deinitialize(count: 1)
+      unsafe loop.deallocate()
+      throw error
+    }
+  }
+
+  deinit {
+    unsafe loop.deinitialize(count: 1)
+    unsafe loop.deallocate()
+  }
+
+  private func beginThread(_ body: @escaping @Sendable () -> Void) throws(Errno) {
+    // Nobody joins it: it goes by itself when the last who sits here has gone.
+    _ = try SystemThread(name: "shared \(index)", cpu: cpu, body)
+  }
+
+  /// How many sit here, or are about to.
+  var load: Int { seats.load(ordering: .relaxed) }
+
+  /// How many of them have a thread of their own.
+  var alone: Int { aloneCount.load(ordering: .relaxed) }
+  /// How often another thread went on with the others.
+  var rescues: Int { rescueCount.load(ordering: .relaxed) }
+
+  /// Makes a worker here, some time soon.
+  func take(_ order: HostOrder) {
+    seats.wrappingAdd(1, ordering: .relaxed)
+    var order = order
+    let ended = order.ended
+    order.ended = { [self] in
+      ended()
+      seats.wrappingSubtract(1, ordering: .relaxed)
+      EventCounter.signal(bell.rawValue)
+    }
+    ring(.new(order))
+  }
+
+  private func ring(_ guest: Guest) {
+    door.withLock { $0.guests.append(guest) }
+    EventCounter.signal(bell.rawValue)
+  }
+
+  /// Nobody new comes; the thread ends when nobody sits here.
+  func end() {
+    door.withLock { $0.isOver = true }
+    EventCounter.signal(bell.rawValue)
+  }
+
+  // MARK: The thread
+
+  private func run() {
+    var now = Clock.now
+    while true {
+      while let worker = unsafe loop.pointee.next() {
+        let word = unsafe loop.pointee.turnNumber &* 2 &+ 1
+        // Release: whoever takes over sees what the loop has.
+        turnWord.store(word, ordering: .releasing)
+        let goesOn = worker.turn()
+        guard turnWord.compareExchange(expected: word, desired: word &- 1, ordering: .acquiringAndReleasing).exchanged else {
+          // It stood still, and the others have another thread. This one is its own from now on.
+          unsafe worker.seat.state.pointee.standstills += 1
+          return goOnAlone(worker, goesOn)
+        }
+        let start = now
+        now = Clock.now
+        guard goesOn else {
+          unsafe loop.pointee.letGo()
+          worker.end()
+          continue
+        }
+        if unsafe worker.seat.isHeavy(from: start, to: now, round: loop.pointee.rounds), giveThread(worker) {
+          unsafe loop.pointee.letGo()
+          continue
+        }
+        unsafe loop.pointee.settle(worker, now: now)
+      }
+      let (rang, slept) = unsafe loop.pointee.nextRound()
+      if slept {
+        now = Clock.now
+        // Full: a watch that is about to sleep sees this, or is seen here.
+        wakeCount.wrappingAdd(1, ordering: .sequentiallyConsistent)
+        watch.wakeIfAsleep()
+      }
+      if rang, !answerDoor() { return }
+    }
+  }
+
+  /// - Returns: false when this thread is over.
+  private func answerDoor() -> Bool {
+    EventCounter.drain(bell.rawValue)
+    let (guests, isOver) = door.withLock { door in
+      defer { door.guests = [] }
+      return (door.guests, door.isOver)
+    }
+    for guest in guests { seat(guest) }
+    // Those that are alone now may come back.
+    return !isOver || load > 0
+  }
+
+  private func seat(_ guest: Guest) {
+    let number = unsafe loop.pointee.takeNumber()
+    switch guest {
+    case .new(let order):
+      let seat = unsafe WorkerSeat(set: loop.pointee.set)
+      unsafe seat.state.pointee.number = number
+      do throws(Errno) { unsafe loop.pointee.sit(try order.makeWorker(seat)) } catch {
+        unsafe loop.pointee.giveNumber(number)
+        order.runAlone()
+      }
+    case .back(let worker):
+      unsafe worker.seat.state.pointee.number = number
+      do throws(Errno) {
+        try worker.move(alone: false)
+        unsafe loop.pointee.sit(worker)
+      } catch {
+        unsafe loop.pointee.giveNumber(number)
+        // The thread that it came from has just ended, so that there is room for one.
+        while !giveThread(worker) { usleep(1000) }
+      }
+    }
+  }
+
+  // MARK: Threads of their own
+
+  /// - Returns: false when there is no thread to be had.
+  private func giveThread(_ worker: HostedWorker) -> Bool {
+    do throws(Errno) {
+      _ = try SystemThread(name: worker.name) { [self] in goOnAlone(worker, true) }
+      return true
+    } catch { return false }
+  }
+
+  /// The calling thread is this worker's, until it can share one again.
+  private func goOnAlone(_ worker: HostedWorker, _ goesOn: Bool) {
+    aloneCount.wrappingAdd(1, ordering: .relaxed)
+    defer { aloneCount.wrappingSubtract(1, ordering: .relaxed) }
+    guard goesOn else { return worker.end() }
+    let state = unsafe worker.seat.state
+    unsafe state.pointee.wantsCompany = false
+    unsafe state.pointee.heavyPeriods = 0
+    unsafe state.pointee.isReady = false
+    unsafe state.pointee.isTimed = false
+    unsafe state.pointee.deadline = .max
+    worker.seat.begin(Clock.now, round: 0)
+    do throws(Errno) { try worker.move(alone: true) } catch {
+      // No descriptor for a set of its own: then it has to sit with others.
+      return ring(.back(worker))
+    }
+    guard worker.runAlone() else { return worker.end() }
+    worker.seat.comeBack()
+    ring(.back(worker))
+  }
+
+  // MARK: Standstill
+
+  /// Changes with each turn; odd while one is under way.
+  var turn: UInt64 { turnWord.load(ordering: .acquiring) }
+  /// How often the thread woke up.
+  var wakes: UInt64 { wakeCount.load(ordering: .sequentiallyConsistent) }
+
+  /// Lets another thread go on with everybody but the one whose turn does not end.
+  ///
+  /// - Parameter word: what `turn` was all the time.
+  func rescue(from word: UInt64) {
+    do throws(Errno) {
+      try beginThread { [self] in
+        // Acquire: what the loop has is as the other thread left it at the beginning of that turn.
+        guard
+          turnWord.compareExchange(expected: word, desired: .max, ordering: .acquiringAndReleasing).exchanged
+        else { return }
+        rescueCount.wrappingAdd(1, ordering: .relaxed)
+        unsafe loop.pointee.letGo()
+        run()
+      }
+    } catch {
+      // No thread to be had now: the watch comes again.
+    }
+  }
+}

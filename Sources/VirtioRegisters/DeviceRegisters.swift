@@ -1,0 +1,174 @@
+/// What registers are about, whatever bus they sit on: negotiation, queues, and what follows from writes to them.
+internal import VirtioCore
+
+/// The part that every register face has in common, as a value. A face turns its driver's accesses into calls of this.
+public struct DeviceRegisters: Sendable {
+  public typealias Effect = RegisterEffect
+
+  /// One queue as the driver has described it so far.
+  struct Queue: Hashable, Sendable {
+    var configuration: QueueConfiguration
+    var ready = false
+    /// A queue reset is running (RING_RESET).
+    var resetting = false
+    /// Of the used ring in the legacy layout, bytes: QueueAlign (virtio 4.2.4); always this over PCI (virtio 4.1.5.1.3.1).
+    var alignment = defaultAlignment
+    /// MSI-X vector, `noVector` when there is none. Buses without vectors leave it alone.
+    var vector = noVector
+
+    init(maximumSize: UInt16) {
+      let zero = GuestAddress(0)
+      configuration = QueueConfiguration(size: maximumSize, descriptorTable: zero, availableRing: zero, usedRing: zero)
+    }
+  }
+
+  static let defaultAlignment: UInt32 = 4096
+  /// VIRTIO_MSI_NO_VECTOR (virtio 4.1.5.1.2).
+  static let noVector: UInt16 = 0xffff
+  /// PCI: the driver notifies with `queue_notif_config_data`.
+  static let notifyConfigurationData = FeatureSet(bit: 39)
+  /// Pending interrupt bits, the same in InterruptStatus and ISR: a buffer was used; the configuration changed.
+  static let interruptBits: UInt32 = 3
+
+  let face: RegisterFace
+  let interface: RegisterInterface
+  /// Bits that the register face answers for itself: the device is neither asked nor told about them.
+  let own: FeatureSet
+  var negotiation: Negotiation
+  var deviceFeaturesSelect: UInt32 = 0
+  var driverFeaturesSelect: UInt32 = 0
+  var queueSelect: UInt32 = 0
+  var queues: [Queue]
+  var configurationWrites = ConfigurationWrites()
+  /// A legacy driver has used a queue before DRIVER_OK, which a device has to bear (virtio 3.1.2).
+  var servesEarly = false
+  /// The device may access memory. Only PCI can say no.
+  var isMaster: Bool
+
+  init(face: RegisterFace, interface: RegisterInterface) {
+    self.face = face
+    self.interface = interface
+    // NOTIF_CONFIG_DATA is only for PCI; a device with the legacy interface offers ANY_LAYOUT (virtio 6.3), which is true of
+    // every device here.
+    var own = FeatureSet()
+    if interface.isPCI, interface.hasModern { own.insert(Self.notifyConfigurationData) }
+    if interface.hasLegacy { own.insert(.anyLayout) }
+    self.own = own
+    var offered = face.features.subtracting(Self.untransportable)
+    if !interface.hasModern { offered.formIntersection(Self.legacyWord) }
+    negotiation = Negotiation(offered: offered.union(own))
+    queues = Array(repeating: Queue(maximumSize: face.maximumQueueSize), count: max(face.queueCount, 0))
+    isMaster = !interface.isPCI
+  }
+
+  /// Bits that mean nothing here and are not offered as the device's (virtio 2.2.2): SR_IOV and ADMIN_VQ need what this PCI
+  /// function does not have, NOTIFY_ON_EMPTY and UNUSED belong to legacy devices (virtio 6.3) and are not kept; the others
+  /// are `own` where they are offered.
+  private static let untransportable: FeatureSet = [
+    .singleRootIO, notifyConfigurationData, FeatureSet(bit: 41), .notifyOnEmpty, .anyLayout, FeatureSet(bit: 30),
+  ]
+  /// The bits that the legacy interface has words for (virtio 4.1.4.8).
+  static let legacyWord = FeatureSet(rawValue: 0xffff_ffff)
+  /// VIRTIO_BLK_F_ZONED, which no legacy device offers (virtio 5.2.5.2).
+  private static let blockZoned = FeatureSet(bit: 17)
+
+  var status: DeviceStatus { negotiation.status }
+  /// The driver's choice so far, as far as it concerns the device; fixed once FEATURES_OK is set.
+  var features: FeatureSet { negotiation.accepted.subtracting(own) }
+  /// The driver is past its bring-up: notifications may be sent.
+  var isInUse: Bool { status.contains(.driverOK) || servesEarly }
+  /// Queues that are ready are served.
+  var isLive: Bool { isInUse && !status.contains(.needsReset) && isMaster }
+
+  // MARK: Features
+
+  /// 32 of the bits that a driver is offered; words that do not exist read as zero.
+  func offeredWord(_ select: UInt32, isLegacy: Bool = false) -> UInt32 {
+    var shown = negotiation.offered
+    if isLegacy {
+      shown.formIntersection(Self.legacyWord)
+      if face.deviceID == 2 { shown.remove(Self.blockZoned) }
+    } else if interface.hasModern {
+      shown.remove(.anyLayout)
+    }
+    return Self.word(select, of: shown)
+  }
+
+  static func word(_ select: UInt32, of features: FeatureSet) -> UInt32 {
+    select < 2 ? UInt32(truncatingIfNeeded: features.rawValue >> (UInt64(select) * 32)) : 0
+  }
+
+  mutating func acceptWord(_ select: UInt32, _ bits: UInt32) {
+    guard !servesEarly else { return }
+    negotiation.acceptWord(select, bits)
+  }
+
+  /// A legacy driver's choice: bits 32 to 63 count as not accepted (virtio 4.1.4.8). There is no FEATURES_OK by which what was
+  /// not offered could be refused, so it is left out at once.
+  mutating func acceptLegacy(_ bits: UInt32) {
+    acceptWord(0, bits & offeredWord(0, isLegacy: true))
+    acceptWord(1, 0)
+  }
+
+  // MARK: Status
+
+  /// A write to the status field (virtio 2.1).
+  ///
+  /// - Parameter isLegacy: through the legacy interface, which has no FEATURES_OK (virtio 3.1.2).
+  mutating func writeStatus(_ value: UInt32, isLegacy: Bool = false) -> [Effect] {
+    // The field has eight bits. DRIVER_OK without FEATURES_OK is the way of legacy drivers only: of others it does not stick
+    // (virtio 3.1.1).
+    var bits = DeviceStatus(rawValue: UInt8(truncatingIfNeeded: value))
+    if value != 0, bits.isEmpty { return [] }
+    if isLegacy {
+      bits.remove(.featuresOK)
+    } else if !bits.union(status).contains(.featuresOK) {
+      bits.remove(.driverOK)
+    }
+    if value != 0, bits.isEmpty { return [] }
+    let (accepts, own) = (face.accepts, own)
+    let answers = negotiation.writeStatus(bits.rawValue) { features in
+      guard isLegacy || features.contains(.version1) && !features.contains(.anyLayout) else { return false }
+      return accepts(features.subtracting(own))
+    }
+    var effects: [Effect] = []
+    for answer in answers {
+      switch answer {
+      case .reset:
+        let isMaster = isMaster
+        self = DeviceRegisters(face: face, interface: interface)
+        self.isMaster = isMaster
+        effects.append(.reset)
+      case .featuresFixed(let features):
+        if !servesEarly { effects.append(.featuresFixed(features.subtracting(own))) }
+      case .live:
+        guard !servesEarly else { continue }
+        effects.append(.live)
+        effects += startReadyQueues()
+      }
+    }
+    return effects
+  }
+
+  private func startReadyQueues() -> [Effect] {
+    guard isLive else { return [] }
+    return queues.indices.filter { queues[$0].ready && !queues[$0].resetting }
+      .map { .startQueue($0, queues[$0].configuration) }
+  }
+
+  /// Begins to serve a legacy driver that has not come to DRIVER_OK.
+  mutating func serveEarly() -> [Effect] {
+    guard interface.hasLegacy, !isInUse, status.isDisjoint(with: [.featuresOK, .needsReset]) else { return [] }
+    guard !negotiation.accepted.contains(.version1), face.accepts(features) else { return [] }
+    servesEarly = true
+    return [.featuresFixed(features), .live] + startReadyQueues()
+  }
+
+  mutating func setMaster(_ isMaster: Bool) -> [Effect] {
+    guard self.isMaster != isMaster else { return [] }
+    let wasLive = isLive
+    self.isMaster = isMaster
+    if isLive { return startReadyQueues() }
+    return wasLive ? queues.indices.filter { queues[$0].ready && !queues[$0].resetting }.map { .pauseQueue($0) } : []
+  }
+}
