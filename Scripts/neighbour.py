@@ -323,6 +323,7 @@ def main():
         sys.exit("neighbour.py: two processors are needed, one for the server and one for its clients")
     folder = tempfile.mkdtemp(prefix="neighbour-", dir=arguments.directory)
     server, poor = None, []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("neighbour.py: ended by a signal"))
     try:
         server = Server(arguments, folder)
         print(f"{'attack':18} {'share':>7} {'quartiles':>15} {'rounds':>9}   load {os.getloadavg()[0]:.1f}", flush=True)
