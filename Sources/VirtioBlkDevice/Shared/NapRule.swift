@@ -1,4 +1,5 @@
 /// When a shared thread sleeps for a moment although kicks may come: being woken for each costs more than the requests do.
+internal import CLinux
 internal import Glibc
 
 /// Where kicks of many disks come one after the other, a thread that sleeps until the next one is woken for each. One that naps
