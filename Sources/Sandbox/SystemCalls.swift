@@ -64,6 +64,8 @@ enum SystemCalls {
       getrandom exit exit_group getrusage sched_getaffinity read write readv writev poll ppoll close fcntl set_robust_list \
       rseq membarrier
       """) + [
+      // Its own threads, as one that aborts does.
+      AllowedCall("tgkill", argument: 0, values: [UInt64(getpid())]),
       // Memory is never code: what a fault of ours lets somebody write cannot be run.
       AllowedCall("mmap", argument: 2, mask: UInt64(PROT_EXEC), values: [0]),
       AllowedCall("mprotect", argument: 2, mask: UInt64(PROT_EXEC), values: [0]),

@@ -62,6 +62,7 @@ enum Deed {
   case mount
   case kill
   case signalThread
+  case signalItself
   case readMemory
   case module
   case work
@@ -83,6 +84,7 @@ enum Deed {
     case ("mount", nil): self = .mount
     case ("kill", nil): self = .kill
     case ("signal-thread", nil): self = .signalThread
+    case ("signal-itself", nil): self = .signalItself
     case ("read-memory", nil): self = .readMemory
     case ("module", nil): self = .module
     case ("work", nil): self = .work
@@ -117,6 +119,7 @@ enum Deed {
     case .mount: return Self.checked(clinux_probe_call(Int(SYS_mount), 0, 0, 0))
     case .kill: return Self.checked(Int(Glibc.kill(getppid(), 0)))
     case .signalThread: return Self.checked(clinux_probe_call(Int(SYS_tgkill), Int(getppid()), Int(getppid()), 0))
+    case .signalItself: return Self.checked(Int(raise(0)))
     case .readMemory: return Self.checked(clinux_probe_call(Int(SYS_process_vm_readv), Int(getppid()), 0, 0))
     case .module: return Self.checked(clinux_probe_call(Int(SYS_init_module), 0, 0, 0))
     case .work: return Self.work()

@@ -59,7 +59,10 @@ import VirtioCore
     #expect(outcome.signal == nil && outcome.status == 0, "\(outcome)")
   }
 
-  @Test(arguments: [("process", "make-thread"), ("process", "make-ring"), ("queue", "make-thread")])
+  @Test(arguments: [
+    ("process", "make-thread"), ("process", "make-ring"), ("queue", "make-thread"), ("process", "signal-itself"),
+    ("queue", "signal-itself"), ("lines", "signal-itself"),
+  ])
   func threadsAndRingsAreStillMade(role: String, deed: String) throws {
     let outcome = try Self.probe(.on, role, deed)
     #expect(outcome.signal == nil && outcome.status == 0, "\(outcome)")

@@ -40,6 +40,8 @@ public final class DriverSession {
   public var format: RingFormat { RingFormat(features) }
   /// One for each queue, after `start`.
   public private(set) var queues: [QueueSetup] = []
+  /// How large each queue may be, as the device said before it was set up: where the same register takes the size, it is told no more.
+  private var maximumSizes: [UInt16] = []
 
   private var status: DeviceStatus {
     features.contains(.version1) ? [.acknowledge, .driver, .featuresOK] : [.acknowledge, .driver]
@@ -92,9 +94,11 @@ public final class DriverSession {
       try giveUp()
       throw .tooManyQueues(wanted, available: count)
     }
+    maximumSizes = []
     var rings: [RingMemory] = []
     for queue in 0..<wanted {
       let maximum = try transport.maximumQueueSize(queue)
+      maximumSizes.append(maximum)
       let size = transport.hasFixedQueueSize ? maximum : options.queueSize ?? min(128, maximum)
       guard size <= maximum, RingLayout.allows(size, format) else {
         try giveUp()
@@ -126,7 +130,7 @@ public final class DriverSession {
     guard features.contains(.ringReset) else { throw .badRequest("the device does not offer RING_RESET") }
     let old = queues[index]
     let size = size ?? old.ring.layout.size
-    let maximum = try transport.maximumQueueSize(index)
+    let maximum = maximumSizes[index]
     guard size <= maximum, RingLayout.allows(size, format) else {
       throw .badQueueSize(queue: index, size, maximum: maximum, format)
     }

@@ -1,0 +1,106 @@
+/// A guest whose other processors rewrite rings, descriptors, headers and tables while the device is at work on them, on every
+/// engine: its own queue may be given up, and that is all.
+import Foundation
+import Synchronization
+import Testing
+import VirtioCore
+
+@testable import GuestDriver
+@testable import VirtioBlkDevice
+
+@Suite struct RacingGuestTests {
+  static let engines = EngineKind.allCases.filter { $0 != .auto }
+
+  @Test(arguments: engines) func whatIsRewrittenHarmsItsOwnQueueAlone(engine: EngineKind) throws {
+    let scratch = try Scratch()
+    let image = try ImageFile(ImageOptions(path: scratch.image(size: 1 << 20), direct: .off))
+    var options = BlockDeviceOptions()
+    options.engine = engine
+    options.queueCount = 2
+    // One thread for both: whatever the one does to its worker, the other would feel.
+    options.threads = 1
+    options.serial = "the other queue"
+    let device = try BlockDevice(image: image, options: options)
+    let witness = try HandQueue(device, 1, SharedMemory(size: 1 << 20))
+    try witness.start()
+    defer { witness.attended.stopAllAndWait() }
+    for round in 1...4 {
+      let memory = try SharedMemory(size: 1 << 18)
+      let guest = try HandQueue(device, 0, memory, size: 64, beside: witness)
+      try race(guest, in: memory.driver.regions[0], seed: UInt64(round)) {
+        let outcome = try witness.perform(.identify)
+        #expect(outcome.status == .ok)
+        #expect(outcome.answer.starts(with: Array("the other queue".utf8)))
+      }
+      // It stops, whatever has become of it.
+      #expect(guest.stop() != nil)
+    }
+    #expect(try witness.perform(.flush).status == .ok)
+  }
+
+  /// Starts a queue with requests of every kind on it, has its memory rewritten, and kicks until that is over.
+  private func race(
+    _ guest: HandQueue, in region: DriverMemory.Region, seed: UInt64, beside: () throws -> Void
+  ) throws {
+    try guest.start()
+    let requests: [BlockRequest] = [
+      .read(sector: 0, bytes: 4096), .write(sector: 8, pattern(4096)), .flush, .identify, .read(sector: 16, bytes: 512),
+      .write(sector: 24, pattern(512)),
+    ]
+    for request in requests { try guest.submit(request) }
+    let rewriter = Rewriter(region, guest.activation.configuration, seed: seed)
+    defer { rewriter.wait() }
+    guest.queue.publish()
+    while !rewriter.isOver {
+      EventCounter.signal(guest.kick.rawValue)
+      try beside()
+    }
+  }
+}
+
+/// The other processor: so many writes, most of them where they hurt.
+private final class Rewriter: Sendable {
+  private static let writes = 6000
+  private let over = Atomic<Bool>(false)
+  private let ended = DispatchSemaphore(value: 0)
+
+  init(_ region: DriverMemory.Region, _ configuration: QueueConfiguration, seed: UInt64) {
+    Thread.detachNewThread { [self] in
+      var random = SeededRandom(seed: seed)
+      for count in 0..<Self.writes {
+        Self.rewrite(region, configuration, &random)
+        // A device on the same processor has to come to its turn.
+        if count % 32 == 0 { usleep(50) }
+      }
+      over.store(true, ordering: .releasing)
+      ended.signal()
+    }
+  }
+
+  var isOver: Bool { over.load(ordering: .acquiring) }
+  func wait() { ended.wait() }
+
+  private static func rewrite(
+    _ region: DriverMemory.Region, _ configuration: QueueConfiguration, _ random: inout SeededRandom
+  ) {
+    let parts = [configuration.descriptorTable, configuration.availableRing, configuration.usedRing]
+    let start = region.start.rawValue
+    // Requests and tables are handed out from the beginning of memory on.
+    let part = parts[Int(random.next() % 3)].rawValue - start
+    let place =
+      random.next() % 4 == 0 ? Int(random.next() % 0x4000) : Int(part) + Int(random.next() % 256)
+    guard place >= 0, place + 8 <= region.size else { return }
+    // What means something: small numbers, a length, a place in memory, flags.
+    let number = random.next()
+    let values = [
+      number % 32, number % 0x1_0000, start + number % UInt64(region.size), number, number % 8 << 48 | 16,
+    ]
+    let value = values[Int(random.next() % 5)]
+    let address = unsafe region.host + place
+    switch random.next() % 3 {
+    case 0: unsafe SharedCell<UInt8>(address).storeRelaxed(UInt8(truncatingIfNeeded: value))
+    case 1: unsafe SharedCell<UInt16>(address - place % 2).storeRelaxed(UInt16(truncatingIfNeeded: value))
+    default: unsafe SharedCell<UInt64>(address - place % 8).storeRelaxed(value)
+    }
+  }
+}
