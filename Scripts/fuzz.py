@@ -4,7 +4,7 @@
     Scripts/fuzz.py --minutes 30                all targets, two at a time, for so long in all
     Scripts/fuzz.py --minutes 5 session split   only these
     Scripts/fuzz.py --merge                     what was found out goes into Fuzz/Corpus, as little of it as does
-    Scripts/fuzz.py --seed 1                    with these random numbers: what make test does
+    Scripts/fuzz.py --seed 1                    with these random numbers: what make test-fuzz does
     Scripts/fuzz.py --again FILE                runs one input, whose name begins with its target's, and tells what happens
 
 What it finds, and what it finds out, is kept in .fuzz/, and the next run goes on from there. The exit status is 1 when something

@@ -90,8 +90,10 @@ final class MemoryFileBytes {
             usedRing: place(start + 0x2000)),
           ready: shaper.choice(4) != 1, position: shaper.choice(4) == 1 ? PackedPosition(rawValue: shaper.word16()) : nil))
     }
-    let state = Int(layout.controlOffset) + ControlOffset.state(0, maximumQueues: queues)
-    for (index, byte) in image.encoded(queueCount: queues).enumerated() { store(byte, state + index) }
+    let state = Int(layout.controlOffset) + ControlOffset.state(0, maximumQueues: queues, layout.interface)
+    for (index, byte) in image.encoded(queueCount: queues, interface: layout.interface).enumerated() {
+      store(byte, state + index)
+    }
     fillRings(&shaper, Int(layout.memoryOffset), entries: Int(entries), isPacked: isPacked)
     for _ in 0..<shaper.choice(8) {
       store(shaper.flag() ? shaper.oddNumber() : UInt64(shaper.byte()), Int(shaper.word16()))

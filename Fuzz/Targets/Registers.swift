@@ -3,8 +3,9 @@ internal import VirtioCore
 
 @testable internal import VirtioRegisters
 
-/// virtio-mmio: accesses of any kind, and now and then the device starts again from its record, forged or not.
+/// Every register face: accesses of any kind, and now and then the device starts again from its record, forged or not.
 func attackRegisters(_ shaper: inout Shaper) {
+  let interface = RegisterInterface.allCases[shaper.choice(RegisterInterface.allCases.count)]
   let queues = 1 + shaper.choice(8)
   var features: FeatureSet = [.version1, .eventIndex, .indirectDescriptors, .packedRing, .ringReset, .notificationData]
   if shaper.mistake() { features = FeatureSet(rawValue: shaper.oddNumber()) }
@@ -16,12 +17,12 @@ func attackRegisters(_ shaper: inout Shaper) {
       check(offset >= 0 && count <= 8, "a read of configuration at \(offset) of \(count) bytes reached the device")
       return Array(repeating: 0x5a, count: count)
     }, accepts: { _ in !refuses })
-  var registers = MMIORegisters(face: face)
+  var registers = RegisterModel(interface, face: face)
   var served: Set<Int> = []
   if shaper.mistake() {
-    let forged = RegisterImage(decoding: shaper.bytes(upTo: 1024))
-    checkCopies(forged, queues: queues)
-    let restored = MMIORegisters.restore(forged, face: face)
+    let forged = RegisterImage(decoding: shaper.bytes(upTo: 1024), queueCount: queues, interface: interface)
+    checkCopies(forged, interface, queues: queues)
+    let restored = RegisterModel.restore(forged, interface, face: face)
     registers = restored.registers
     follow(restored.effects, &registers, &served)
   }
@@ -29,22 +30,27 @@ func attackRegisters(_ shaper: inout Shaper) {
   while !shaper.isOver, steps < 400 {
     steps += 1
     switch shaper.choice(8) {
-    case 0: _ = registers.read(offset: offset(&shaper), width: width(&shaper))
+    case 0: follow(registers.read(offset: offset(&shaper, interface), width: width(&shaper)).effects, &registers, &served)
     case 1: bringUp(&registers, &shaper, &served)
     case 2:
       // Whoever starts again from the record of a driver's doings is where it was.
       let image = registers.image
-      checkCopies(image, queues: queues)
-      let (restored, effects, restoration) = MMIORegisters.restore(image, face: face)
+      checkCopies(image, interface, queues: queues)
+      let (restored, effects, restoration) = RegisterModel.restore(image, interface, face: face)
       if restoration == .complete {
-        check(restored.image == image, "the registers are not where their record says")
+        // A device that starts again has a new configuration, as far as its driver can tell.
+        var expected = image
+        if let generation = restored.image.pci?.generation { expected.pci?.generation = generation }
+        check(
+          restored.image == expected,
+          "\(interface.name) registers are not where their record says: \(restored.image) instead of \(image)")
         served = []
         registers = restored
         follow(effects, &registers, &served)
       }
     case 3 where shaper.mistake(): _ = registers.needReset()
     default:
-      let (offset, width) = (offset(&shaper), width(&shaper))
+      let (offset, width) = (offset(&shaper, interface), width(&shaper))
       let value = shaper.flag() ? UInt64(shaper.byte()) : shaper.oddNumber()
       let before = registers.status
       let effects = registers.write(offset: offset, width: width, value: value)
@@ -58,14 +64,19 @@ func attackRegisters(_ shaper: inout Shaper) {
 }
 
 /// A record survives its way through bytes.
-private func checkCopies(_ image: RegisterImage, queues: Int) {
-  let bytes = image.encoded(queueCount: queues)
-  check(bytes.count == RegisterImage.size(queueCount: queues), "a record has another size than was said")
-  check(RegisterImage(decoding: bytes).encoded(queueCount: queues) == bytes, "a record changes on its way")
+private func checkCopies(_ image: RegisterImage, _ interface: RegisterInterface, queues: Int) {
+  let bytes = image.encoded(queueCount: queues, interface: interface)
+  check(bytes.count == RegisterImage.size(queueCount: queues, interface: interface), "a record has another size than was said")
+  let copy = RegisterImage(decoding: bytes, queueCount: queues, interface: interface)
+  check(copy.encoded(queueCount: queues, interface: interface) == bytes, "a record changes on its way")
 }
 
-private func offset(_ shaper: inout Shaper) -> UInt32 {
-  switch shaper.choice(4) {
+private func offset(_ shaper: inout Shaper, _ interface: RegisterInterface) -> UInt32 {
+  // The configuration space, or a place in a BAR.
+  if interface.isPCI, !shaper.mistake() {
+    return UInt32(shaper.choice(7)) << 28 | UInt32(shaper.choice(3)) << 12 | UInt32(shaper.byte())
+  }
+  return switch shaper.choice(4) {
   case 0, 1: MMIORegisters.Register.allCases[shaper.choice(MMIORegisters.Register.allCases.count)].rawValue
   case 2: 0x100 + UInt32(shaper.byte())
   default: UInt32(truncatingIfNeeded: shaper.oddNumber())
@@ -77,7 +88,7 @@ private func width(_ shaper: inout Shaper) -> Int {
 }
 
 /// As a driver begins, up to a point.
-private func bringUp(_ registers: inout MMIORegisters, _ shaper: inout Shaper, _ served: inout Set<Int>) {
+private func bringUp(_ registers: inout RegisterModel, _ shaper: inout Shaper, _ served: inout Set<Int>) {
   let writes: [(MMIORegisters.Register, UInt32)] = [
     (.status, 0), (.status, 1), (.status, 3), (.driverFeaturesSelect, 0), (.driverFeatures, 1 << 28 | 1 << 29),
     (.driverFeaturesSelect, 1), (.driverFeatures, 1), (.status, 11), (.queueSelect, 0), (.queueSize, 64),
@@ -90,21 +101,21 @@ private func bringUp(_ registers: inout MMIORegisters, _ shaper: inout Shaper, _
 }
 
 /// What the owner of registers does, as far as it can be checked: no queue is started twice, none is stopped that does not run.
-private func follow(_ effects: [MMIORegisters.Effect], _ registers: inout MMIORegisters, _ served: inout Set<Int>) {
+private func follow(_ effects: [RegisterEffect], _ registers: inout RegisterModel, _ served: inout Set<Int>) {
   for effect in effects {
     switch effect {
     case .startQueue(let queue, let configuration):
-      check(registers.queues.indices.contains(queue), "a queue was started that does not exist")
+      check(registers.device.queues.indices.contains(queue), "a queue was started that does not exist")
       check((1...256).contains(configuration.size), "a queue of \(configuration.size) entries was started")
       check(served.insert(queue).inserted, "a queue was started twice")
-    case .stopQueue(let queue): served.remove(queue)
+    case .stopQueue(let queue), .pauseQueue(let queue): served.remove(queue)
     case .resetQueue(let queue):
       served.remove(queue)
       registers.queueResetFinished(queue)
     case .reset: served = []
     case .configWrite(let offset, let bytes): registers.configurationWritten(at: offset, bytes)
     case .notify(let queue): check(served.contains(queue), "a queue was notified that is not served")
-    case .featuresFixed, .live, .acknowledgeInterrupt: break
+    case .featuresFixed, .live, .acknowledgeInterrupt, .interruptRoutesChanged: break
     }
   }
 }

@@ -183,7 +183,10 @@ final class ServeService {
     manager.stopping()
     control?.giver.end()
     loop.after(limit) { [loop] in loop.stop() }
+    // One more until all are asked: a disk that is closed at once is not the last.
+    open += 1
     for disk in served { close(disk) {} }
+    open -= 1
     if open == 0 { loop.stop() }
   }
 

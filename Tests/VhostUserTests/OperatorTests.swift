@@ -332,6 +332,19 @@ private struct Lent: @unchecked Sendable {
   // MARK: A medium that does not answer
 
   /// Whatever is asked of a disk whose medium hangs is answered within its time, and the other disk goes on.
+  /// A disk that is closed at once is not the last one: what is in flight on the others is finished.
+  @Test func aSignalWaitsForEveryDisk() throws {
+    try withDirectory { directory in
+      let server = try Operated(directory, ["a", "b"], ["--inject", "read:delay=1s"])
+      let disk = try HandDisk(server.socket("b"))
+      disk.prepareRead(sector: 0)
+      disk.offer([0])
+      try wait(until: "the request is taken") { try server.number("reads", "b") == 1 }
+      try server.end()
+      try disk.waitUntilAnswered()
+    }
+  }
+
   @Test(.enabled(if: SilentFile.isPossible, SilentFile.needs)) func aSilentMediumKeepsNobodyElse() throws {
     try withDirectory { directory in
       let silent = try SilentFile(size: 1 << 20)
