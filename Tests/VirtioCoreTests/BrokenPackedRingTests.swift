@@ -120,6 +120,31 @@ import VirtioCore
     }
   }
 
+  /// A driver that gives slots again whose answers it has not been shown: what is written down about answers has room for a ring.
+  @Test(arguments: [1, 2, 4, 8]) func slotsAreNotTakenBeforeTheirAnswersAreShown(size: Int) throws {
+    func attack<Book: BufferBook & ~Copyable>(_ fixture: PackedFixture, _ queue: inout PackedRing<Book>) throws {
+      let buffer = Buffer(address: fixture.buffers, length: 1, flags: PackedFixture.write)
+      for id in 0..<size {
+        fixture.makeAvailable(UInt16(id), [buffer])
+        #expect(try fixture.popAndPush(&queue)?.head == UInt16(id))
+      }
+      #expect(queue.unpublished == size)
+      fixture.makeAvailable(100, [buffer])
+      #expect(throws: QueueError.slotNotFree(0)) { _ = try fixture.popAndPush(&queue) }
+      queue.publish()
+      #expect(queue.unpublished == 0)
+    }
+    let plain = try PackedFixture(size: size)
+    var queue = try plain.queue()
+    try attack(plain, &queue)
+    let fixture = try PackedFixture(size: size)
+    let memory = try InflightMemory.create(queueCount: 1, queueSize: UInt16(size), isPacked: true)
+    var recorded = try RecordedPackedQueue(
+      fixture.configuration, memory: fixture.memory, features: [.packedRing, .indirectDescriptors],
+      position: fixture.position, record: InflightRecord(memory, queue: 0))
+    try attack(fixture, &recorded)
+  }
+
   @Test func buffersOutsideMemoryAreADefectOfTheRequest() throws {
     for (address, length) in [(UInt64(0x10), UInt32(512)), (Self.end - 1, 2), (UInt64.max - 10, 512), (Self.end, 1)] {
       let ring = try PackedFixture(size: 4, at: (2, true))

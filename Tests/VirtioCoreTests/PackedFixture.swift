@@ -229,7 +229,9 @@ extension PackedFixture {
     queue.pushInOrder(chain, written: 1, isWhole: isWhole)
   }
 
-  func popAndPush(_ queue: inout PackedQueue, written: UInt32 = 0, capacity: Int = 64) throws(QueueError) -> Popped? {
+  func popAndPush<Book: BufferBook & ~Copyable>(
+    _ queue: inout PackedRing<Book>, written: UInt32 = 0, capacity: Int = 64
+  ) throws(QueueError) -> Popped? {
     let held = Held()
     guard let popped = try take(&queue, held, capacity: capacity) else { return nil }
     answer(&queue, held, popped.head, written: written)

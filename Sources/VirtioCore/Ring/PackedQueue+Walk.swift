@@ -33,10 +33,11 @@ extension PackedRing where Book: ~Copyable {
     return take(id, span: span)
   }
 
-  /// Whether a chain can be in flight beside the others.
+  /// Whether a chain can be in flight beside the others. A slot is free when its answer was shown, and not before: a driver that gives it
+  /// again sooner would be answered more often between two publications than is written down.
   @inlinable @inline(__always)
   func hasRoom(_ span: UInt64, for id: UInt16) -> Bool {
-    unsafe spans[Int(id)] == 0 && taken &- used &+ span <= ringBytes
+    unsafe spans[Int(id)] == 0 && taken &- publishedBytes &+ span <= ringBytes
   }
 
   /// Follows a list of descriptors in the ring. - Returns: its buffer id, which is that of its last one, and where that is.

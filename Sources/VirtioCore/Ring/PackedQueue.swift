@@ -39,12 +39,13 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
   /// The slot of the next used descriptor, counting those not yet published, and the flags that say that it is used.
   @usableFromInline var nextUsed: UnsafeMutableRawPointer
   @usableFromInline var usedFlags: UInt16
-  /// Bytes of the ring taken and used, ever. The distance is what is in flight, and never more than the ring.
+  /// Bytes of the ring taken and used, ever. The distance is what is in flight.
   @usableFromInline var taken: UInt64
   @usableFromInline var used: UInt64 = 0
   /// Of the whole ring.
   @usableFromInline let ringBytes: UInt64
-  /// `used` when it was published last, and when it was decided last whether to notify.
+  /// `used` when it was published last, which is never further behind `taken` than the ring is long; and when it was decided last
+  /// whether to notify.
   @usableFromInline var publishedBytes: UInt64 = 0
   @usableFromInline var decidedBytes: UInt64 = 0
 
