@@ -33,6 +33,10 @@ public struct SandboxReport: Sendable {
   public fileprivate(set) var filtersCalls = false
   /// Version of Landlock; `nil`: whatever the process's user may open can be opened.
   public fileprivate(set) var fileAccess: Int?
+  /// Capabilities are given up.
+  public fileprivate(set) var dropsCapabilities = false
+  /// No program that is started could get more rights.
+  public fileprivate(set) var hasNoNewPrivileges = false
   /// A sentence for each protection that the kernel does not have, or does not give.
   public fileprivate(set) var missing: [String] = []
 
@@ -47,8 +51,8 @@ public struct SandboxReport: Sendable {
     var parts: [String] = []
     if filtersCalls { parts.append(mode == .log ? "system calls (logged only)" : "system calls") }
     if fileAccess != nil { parts.append("files") }
-    if mode == .on { parts.append("capabilities") }
-    parts.append("no new privileges")
+    if dropsCapabilities { parts.append("capabilities") }
+    if hasNoNewPrivileges { parts.append("no new privileges") }
     return parts
   }
 }
@@ -84,6 +88,7 @@ public enum Sandbox {
       report.missing.append("the kernel does not let a process give up new privileges, and without that nothing else")
       return report
     }
+    report.hasNoNewPrivileges = true
     if plan.mode == .on {
       do throws(Errno) {
         try FileAccess.restrict(to: plan.places, ports: plan.usesInternet)
@@ -92,7 +97,8 @@ public enum Sandbox {
         report.missing.append(
           "files: the kernel has no Landlock for this process (\(error)), so only its user's rights say what it may open")
       }
-      giveUpCapabilities(but: plan.opensForOthers ? Capability.opening : 0)
+      report.dropsCapabilities = giveUpCapabilities(but: plan.opensForOthers ? Capability.opening : 0)
+      if !report.dropsCapabilities { report.missing.append("capabilities: the kernel does not let this process give them up") }
     }
     do throws(Errno) {
       try CallFilter(allowing: SystemCalls.ofProcess(internet: plan.usesInternet), kills: plan.mode == .on).install()
@@ -104,14 +110,16 @@ public enum Sandbox {
   }
 
   /// What a limit did not hold for stays without it: guest memory that the kernel pins.
-  private static func giveUpCapabilities(but kept: UInt64) {
+  ///
+  /// - Returns: whether nothing but what is kept is left.
+  private static func giveUpCapabilities(but kept: UInt64) -> Bool {
     if clinux_capabilities() & Capability.lockMemory != 0 {
       _ = clinux_lift_lock_limit()
     }
     for capability in Int32(0)..<64 where kept & 1 << UInt64(capability) == 0 {
       guard clinux_drop_bound(capability) == 0 else { break }
     }
-    _ = clinux_keep_capabilities(kept)
+    return clinux_keep_capabilities(kept) == 0
   }
 }
 
