@@ -13,4 +13,5 @@ extension FeatureSet {
   public static let blockMultiQueue = FeatureSet(bit: 12)
   public static let blockDiscard = FeatureSet(bit: 13)
   public static let blockWriteZeroes = FeatureSet(bit: 14)
+  public static let blockSecureErase = FeatureSet(bit: 16)
 }

@@ -12,6 +12,7 @@ enum RequestType: UInt32 {
   case getID = 8
   case discard = 11
   case writeZeroes = 13
+  case secureErase = 14
 }
 
 /// The first 16 readable bytes.
@@ -32,7 +33,7 @@ struct RequestHeader {
   }
 }
 
-/// One range of a DISCARD or WRITE_ZEROES request, as the driver wrote it.
+/// One range of a DISCARD, WRITE_ZEROES or SECURE_ERASE request, as the driver wrote it.
 struct RequestRange {
   static let size = 16
   static let unmap: UInt32 = 1

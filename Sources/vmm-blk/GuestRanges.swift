@@ -1,4 +1,4 @@
-/// The verbs of `vmm-blk guest` without data: flush, discard, zero, id.
+/// The verbs of `vmm-blk guest` without data: flush, discard, zero, erase, id.
 internal import ArgumentParser
 internal import GuestDriver
 
@@ -41,6 +41,21 @@ struct GuestZero: GuestVerb {
   func run() throws {
     try withDisk { try $0.writeZeroes(at: offset.bytes, count: length.bytes, unmap: unmap) }
   }
+}
+
+struct GuestErase: GuestVerb {
+  static let configuration = CommandConfiguration(
+    commandName: "erase", abstract: "Let the disk destroy what is in a range (SECURE_ERASE).",
+    usage: GuestTarget.usage("erase <offset> <length>"))
+
+  @ParentCommand var guest: Guest
+  @OptionGroup var target: GuestTarget
+
+  @Argument(help: "Where to begin, a multiple of what 'guest info' shows as secure_erase_sector_alignment.")
+  var offset: ByteCount
+  @Argument(help: "How many bytes, a multiple of the same.") var length: ByteCount
+
+  func run() throws { try withDisk { try $0.secureErase(at: offset.bytes, count: length.bytes) } }
 }
 
 struct GuestID: GuestVerb {

@@ -187,6 +187,17 @@ public final class BlockClient {
     }
   }
 
+  /// Lets the device destroy what is in the range. - Parameters: bytes, multiples of `secure_erase_sector_alignment`.
+  public func secureErase(at offset: UInt64, count: UInt64) throws(DriverError) {
+    try require(BlockFeature.secureErase, "SECURE_ERASE")
+    let unit = UInt64(config.secureErase?.alignment ?? 1) * 512
+    guard unit > 0, offset % unit == 0, count % unit == 0 else {
+      throw .requestFailed("the disk erases multiples of \(unit) bytes, which \(count) bytes at \(offset) are not")
+    }
+    let limit = config.secureErase.map { $0.maximumSectors / UInt32(unit / 512) * UInt32(unit / 512) }
+    try sendRanges(at: offset, count: count, limit: limit) { .secureErase([$0]) }
+  }
+
   private func sendRanges(
     at offset: UInt64, count: UInt64, limit: UInt32?, request: (BlockRange) -> BlockRequest
   ) throws(DriverError) {

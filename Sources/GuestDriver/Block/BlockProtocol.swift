@@ -104,6 +104,9 @@ public struct BlockRequest: Hashable, Sendable {
   public static func writeZeroes(_ ranges: [BlockRange]) -> BlockRequest {
     BlockRequest(type: .writeZeroes, payload: ranges.flatMap(\.bytes))
   }
+  public static func secureErase(_ ranges: [BlockRange]) -> BlockRequest {
+    BlockRequest(type: .secureErase, payload: ranges.flatMap(\.bytes))
+  }
 }
 
 extension BlockRequest: CustomStringConvertible {
@@ -146,6 +149,7 @@ public enum BlockFeature {
   /// rings where they are offered.
   public static let understood: FeatureSet = [
     sizeMax, segMax, geometry, readOnly, blockSize, flush, topology, configWCE, multiQueue, discard, writeZeroes,
+    secureErase,
     .indirectDescriptors, .eventIndex, .version1,
   ]
 

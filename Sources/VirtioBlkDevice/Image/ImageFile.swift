@@ -85,6 +85,15 @@ public final class ImageFile: Sendable {
     var description = ImageDescription(
       size: size, logicalBlockSize: blockSize,
       physicalBlockSize: max(blockSize, Self.physicalBlockSize(owner.descriptor, info, isBlockDevice: isBlockDevice)))
+    description.topology = BlockTopology(
+      logicalBlock: blockSize, physicalBlock: description.physicalBlockSize, device: isBlockDevice ? device : nil)
+    description.discardAlignment = description.physicalBlockSize
+    if isBlockDevice {
+      let granularity = device.queueNumber("discard_granularity")
+      if granularity <= 1 << 30, granularity > 0, granularity % UInt64(blockSize) == 0 {
+        description.discardAlignment = Int(granularity)
+      }
+    }
     description.isReadOnly = options.isReadOnly
     description.isBlockDevice = isBlockDevice
     description.isDirect = direct != nil

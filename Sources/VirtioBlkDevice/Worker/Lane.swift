@@ -289,9 +289,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int, isDone: Bool,
     _ medium: inout Medium<Engine>
   ) -> Bool {
-    if isDone, !isOrdered {
-      // Nobody but a log is interested.
-      unsafe answerLogged(chain, statusByte, written, index)
+    if isDone, order?.isEmpty ?? true {
+      unsafe answerInPlace(chain, statusByte, written, index)
       return true
     }
     // What a read has written is more than its status, but for one without a medium.
@@ -378,7 +377,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       }
       answer(index, .ok, written: unsafe Int(slot.pointee.written))
     case .flush: answerWithStatus(index, .ok)
-    case .discard, .zero: askNextRange(index, &medium)
+    case .discard, .zero, .erase: askNextRange(index, &medium)
     case .none: preconditionFailure("a request was answered twice")
     }
   }

@@ -17,6 +17,7 @@ struct LaneRules {
   let isLegacy: Bool
   let hasDiscard: Bool
   let hasWriteZeroes: Bool
+  let hasSecureErase: Bool
   /// Most pieces of a transfer: what SEG_MAX allows, and what the borders of memory regions make of it.
   let segments: Int
   /// Most bytes of one of its segments.
@@ -33,6 +34,7 @@ struct LaneRules {
     isLegacy = !features.contains(.version1)
     hasDiscard = features.contains(.blockDiscard)
     hasWriteZeroes = features.contains(.blockWriteZeroes)
+    hasSecureErase = features.contains(.blockSecureErase)
     segments = knowsSegments ? limits.pieces(regions: regions) : RequestSlab.segmentsPerSlot
     segmentBytes = knowsSize ? limits.segmentBytes : .max
     requestBytes = knowsSegments && knowsSize ? limits.requestBytes : BlockLimits.requestBytes
