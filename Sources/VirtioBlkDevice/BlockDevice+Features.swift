@@ -8,6 +8,7 @@ extension BlockDevice {
       .blockSizeMax, .blockSegMax, .blockGeometry, .blockSize, .blockFlush, .blockTopology, .blockConfigWCE,
       .blockMultiQueue, .indirectDescriptors, .eventIndex, .version1, .anyLayout, .packedRing,
     ]
+    if image.lifetime != nil { features.insert(.blockLifetime) }
     if image.isReadOnly {
       features.insert(.blockReadOnly)
     } else {

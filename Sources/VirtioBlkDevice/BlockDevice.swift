@@ -186,7 +186,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     context = unsafe LaneContext(
       limits: blockLimits, capacity: shared.capacity,
       medium: MediumFacts(image: image, zeroes: shared.zeroes), writeback: shared.writeback,
-      stalls: options.onError == .stop ? events : nil, serial: shared.serial)
+      stalls: options.onError == .stop ? events : nil, serial: shared.serial,
+      lifetime: image.lifetime)
     counterBlocks = Mutex([:])
     places = Array(repeating: WorkerPlace(), count: threads)
   }

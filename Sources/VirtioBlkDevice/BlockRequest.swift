@@ -10,6 +10,7 @@ enum RequestType: UInt32 {
   /// Legacy drivers may say FLUSH_OUT (virtio 5.2.6.3).
   case flushOut = 5
   case getID = 8
+  case getLifetime = 10
   case discard = 11
   case writeZeroes = 13
   case secureErase = 14

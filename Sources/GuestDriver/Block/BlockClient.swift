@@ -170,6 +170,13 @@ public final class BlockClient {
     Array(try one(.identify).answer.prefix { $0 != 0 })
   }
 
+  /// How much of its life the disk's device has used: `pre_eol_info`, `device_lifetime_est_typ_a` and `_b`.
+  public func lifetime() throws(DriverError) -> [UInt16] {
+    try require(BlockFeature.lifetime, "GET_LIFETIME")
+    let bytes = try one(.lifetime).answer
+    return stride(from: 0, to: 6, by: 2).map { UInt16(bytes[$0]) | UInt16(bytes[$0 + 1]) << 8 }
+  }
+
   // MARK: ranges
 
   /// Tells the device that the content is not needed any more. - Parameters: bytes, whole blocks.

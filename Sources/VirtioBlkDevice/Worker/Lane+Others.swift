@@ -1,4 +1,4 @@
-/// The requests that are no transfer: FLUSH, GET_ID, and DISCARD, WRITE_ZEROES and SECURE_ERASE range by range.
+/// The requests that are no transfer: FLUSH, GET_ID, GET_LIFETIME, and DISCARD, WRITE_ZEROES and SECURE_ERASE range by range.
 internal import CLinux
 internal import VirtioCore
 
@@ -13,6 +13,7 @@ extension Lane where Ring: ~Copyable {
     case RequestType.flush.rawValue: askFlush(index, &medium)
     case RequestType.flushOut.rawValue where rules.isLegacy: askFlush(index, &medium)
     case RequestType.getID.rawValue: unsafe answerID(index, writable)
+    case RequestType.getLifetime.rawValue where rules.hasLifetime: unsafe answerLifetime(index, writable)
     case RequestType.discard.rawValue: askRanges(index, .discard, readableBytes, &medium)
     case RequestType.writeZeroes.rawValue: askRanges(index, .zero, readableBytes, &medium)
     case RequestType.secureErase.rawValue: askRanges(index, .erase, readableBytes, &medium)
@@ -36,12 +37,30 @@ extension Lane where Ring: ~Copyable {
     note(.unknown, index)
     // Without the status byte.
     let room = unsafe Int(slab.slot(index).pointee.written) - 1
-    let count = min(room, BlockDeviceOptions.serialSize)
+    unsafe answer(
+      index, segments, UnsafeRawBufferPointer(start: context.serial, count: min(room, BlockDeviceOptions.serialSize)), room: room)
+  }
+
+  /// The kernel is asked each time; where it asks the device, this queue waits for that.
+  @inline(never)
+  private mutating func answerLifetime(_ index: Int, _ segments: UnsafeMutablePointer<MemorySegment>) {
+    counters.add(.others)
+    note(.unknown, index)
+    let room = unsafe Int(slab.slot(index).pointee.written) - 1
+    guard room >= DeviceLifetime.size, let lifetime = context.lifetime?.read() else { return refuse(index, .ioError) }
+    unsafe withUnsafeBytes(of: lifetime.bytes) { bytes in unsafe answer(index, segments, bytes, room: room) }
+  }
+
+  /// Answers with bytes of ours. - Parameter room: writable bytes without the status, at least as many.
+  private mutating func answer(
+    _ index: Int, _ segments: UnsafeMutablePointer<MemorySegment>, _ bytes: UnsafeRawBufferPointer, room: Int
+  ) {
+    let count = bytes.count
     var copied = 0
     var piece = unsafe segments
     while copied < count {
       let part = min(unsafe piece.pointee.count, count - copied)
-      unsafe piece.pointee.base.copyMemory(from: context.serial + copied, byteCount: part)
+      unsafe piece.pointee.base.copyMemory(from: bytes.baseAddress! + copied, byteCount: part)
       if log != nil { unsafe log!.markBuffer(piece.pointee.base, count: part) }
       copied += part
       unsafe piece += 1

@@ -54,7 +54,7 @@ extension Lane where Ring: ~Copyable {
   ///
   /// - Parameter throttle: `nil`: no limit. What waits is then let go with the turn that follows.
   mutating func limit(by throttle: DiskThrottle?) {
-    plainBytes = throttle == nil ? MediumFacts.stepBytes : 0
+    plainBytes = throttle == nil ? rules.plainBytes : 0
     isLimited = throttle != nil
     if let throttle {
       throttled.throttle = throttle

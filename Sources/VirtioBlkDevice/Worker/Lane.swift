@@ -55,7 +55,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   var stopsAfterRecovery = false
 
   /// Transfers of so many bytes at most are asked for at once; 0 where the disk is limited: then each is looked at first.
-  var plainBytes = MediumFacts.stepBytes
+  var plainBytes: UInt64
   var isLimited = false
   /// What waits for a limit.
   var throttled = LaneThrottle()
@@ -116,6 +116,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.call = activation.call
     self.failure = activation.failure
     self.rules = LaneRules(features, context.limits, regions: activation.memory.regions.count)
+    plainBytes = rules.plainBytes
     account.settledPushes = self.ring.pushes
   }
 
