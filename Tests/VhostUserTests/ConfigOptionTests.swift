@@ -17,7 +17,8 @@ import Testing
       let server = try Program(["serve", "--disks", directory + "/list"])
       try #require(server.firstLine().hasPrefix("Serving "))
       let info = try Program(["guest", "--socket-path", directory + "/a.sock", "info", "--json"]).finish()
-      let told = try #require(try JSONSerialization.jsonObject(with: Data(info.output.utf8)) as? [String: Any], "\(info.errors)")
+      #expect(info.status == 0, "\(info.errors)")
+      let told = try #require(try JSONSerialization.jsonObject(with: Data(info.output.utf8)) as? [String: Any])
       let fields = try #require(told["configuration"] as? [[String: Any]])
       func field(_ name: String) -> Int? { fields.first { $0["name"] as? String == name }?["value"] as? Int }
       #expect(field("seg_max") == 62)

@@ -13,7 +13,8 @@ extension Lane where Ring: ~Copyable {
     case RequestType.flush.rawValue: askFlush(index, &medium)
     case RequestType.flushOut.rawValue where rules.isLegacy: askFlush(index, &medium)
     case RequestType.getID.rawValue: unsafe answerID(index, writable)
-    case RequestType.getLifetime.rawValue where rules.hasLifetime: unsafe answerLifetime(index, writable)
+    case RequestType.getLifetime.rawValue where rules.hasLifetime:
+      unsafe answerLifetime(index, writable)
     case RequestType.discard.rawValue: askRanges(index, .discard, readableBytes, &medium)
     case RequestType.writeZeroes.rawValue: askRanges(index, .zero, readableBytes, &medium)
     case RequestType.secureErase.rawValue: askRanges(index, .erase, readableBytes, &medium)
@@ -38,7 +39,8 @@ extension Lane where Ring: ~Copyable {
     // Without the status byte.
     let room = unsafe Int(slab.slot(index).pointee.written) - 1
     unsafe answer(
-      index, segments, UnsafeRawBufferPointer(start: context.serial, count: min(room, BlockDeviceOptions.serialSize)), room: room)
+      index, segments, UnsafeRawBufferPointer(start: context.serial, count: min(room, BlockDeviceOptions.serialSize)),
+      room: room)
   }
 
   /// The kernel is asked each time; where it asks the device, this queue waits for that.
