@@ -221,8 +221,8 @@ done
 # Once more at the end: whoever keeps only the last lines of a long run must find out why.
 for name in "${failures[@]}"; do
   printf '%s: %s\n' "$name" "$(reason "$logs/$name.log")"
-  grep '^thread ' "$logs/$name.log" | head -n 12 || true
-  grep -v '^thread ' "$logs/$name.log" | tail -n 8 | cut -c 1-200
+  grep -a '^thread ' "$logs/$name.log" | head -n 12 || true
+  grep -av '^thread ' "$logs/$name.log" | tail -n 8 | cut -c 1-200
 done
 echo "$passed passed, ${#failures[@]} failed${failures[*]:+: ${failures[*]}}"
 [ ${#failures[@]} -eq 0 ]
