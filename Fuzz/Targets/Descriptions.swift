@@ -40,7 +40,7 @@ private func attackList(_ shaper: inout Shaper) {
 
 /// What the command line says that says nothing. To parse it is most of a run.
 private enum Ordinary {
-  nonisolated(unsafe) static let options = make { try DeviceOptions.parse([]) }
+  static let options = make { try DeviceOptions.parse([]) }
 }
 
 /// An array of objects, or nearly.
@@ -108,7 +108,6 @@ private func ordinary(_ word: ServeDisk.Word) -> [String] {
   case .features, .noFeature: ["\"event_idx,discard\"", "\"0x20000000\"", "\"default,ring_packed\"", "\"all\""]
   case .latencies: ["\"on\"", "\"off\""]
   case .limit: ["\"iops=2000,write-bytes=50M/100M\"", "\"none\""]
-  default: []
   }
 }
 

@@ -31,6 +31,8 @@ private enum Scrap {
 // MARK: A log of writes
 
 private func attackWriteLog(_ shaper: inout Shaper) {
+  // It stays open for the next run.
+  _ = Scrap.path
   let before = Descriptors.open
   readWriteLog(&shaper)
   check(Descriptors.open == before, "descriptors of a log were left open")
@@ -121,7 +123,8 @@ private func attackHead(_ shaper: inout Shaper) {
   if place >= 0 {
     for (index, byte) in sign.enumerated() where place + index < bytes.count { bytes[place + index] = byte }
   }
-  let size = shaper.mistake() ? shaper.oddNumber() : UInt64(bytes.count)
+  // What a kernel can say of a file or a device.
+  let size = shaper.mistake() ? min(shaper.oddNumber(), UInt64(Int64.max)) : UInt64(bytes.count)
   Scrap.fill(bytes)
   let format = ForeignFormat.of(Scrap.descriptor.rawValue, size: size)
   check(ForeignFormat.of(Scrap.descriptor.rawValue, size: size) == format, "an image is of two formats")
