@@ -106,6 +106,7 @@ private func ordinary(_ word: ServeDisk.Word) -> [String] {
   case .onError: ErrorPolicy.allCases.map { "\"\($0.rawValue)\"" }
   case .inject: ["\"write:eio:rate=0.01\"", "[\"read:eio\",\"flush:delay=5\"]", "[]"]
   case .features, .noFeature: ["\"event_idx,discard\"", "\"0x20000000\"", "\"default,ring_packed\"", "\"all\""]
+  case .config: ["\"seg_max=62\"", "\"seg_max=1,size_max=64k\"", "\"seg_max=0\""]
   case .latencies: ["\"on\"", "\"off\""]
   case .limit: ["\"iops=2000,write-bytes=50M/100M\"", "\"none\""]
   }
@@ -147,13 +148,14 @@ private func attackLimits(_ shaper: inout Shaper) {
 }
 
 private func attackOptionWords(_ shaper: inout Shaper) {
-  let kind = shaper.choice(7)
+  let kind = shaper.choice(8)
   let text = words(
     &shaper,
     [
       "sleep", "poll:", "adaptive:", "busy", "50", ":", "coalesce:", "4", "batch", "each", ",", "=", "sqpoll", "deferred",
       "wait=",
-      "-", "0-3", "1023", "default", "all", "0x", "RING_PACKED", "VIRTIO_F_", "event_idx", "mq", "9223372036854775807", "auto",
+      "-", "0-3", "1023", "default", "all", "0x", "RING_PACKED", "VIRTIO_F_", "event_idx", "mq", "seg_max", "size_max",
+      "max_discard_sectors", "64k", "9223372036854775807", "auto",
     ])
   tell(text)
   switch kind {
@@ -173,6 +175,11 @@ private func attackOptionWords(_ shaper: inout Shaper) {
     let words = FeatureWords(only: list, without: [list])
     if (try? words.validate()) != nil { _ = words.protocolFeatures }
   case 5: _ = SharedWorkersChoice(argument: text)
+  case 6:
+    guard let fields = ConfigurationWords(argument: text) else { return }
+    check(
+      ConfigurationWords(argument: fields.defaultValueDescription) == fields,
+      "\(text) are other fields when they are typed back")
   default:
     // Whoever mistypes a word is told another that there is.
     let known = ServeDisk.Word.allCases.map(\.rawValue)

@@ -162,7 +162,8 @@ package struct FeatureWords: Equatable {
   ) throws(FeatureMistake) {
     let required = BlockDevice.requiredFeatures(of: image)
     let standard = BlockDevice.features(of: image)
-    let possible = standard.union(BlockDevice.featuresOnRequest).subtracting(transport.impossible)
+    let onRequest = BlockDevice.featuresOnRequest(of: image)
+    let possible = standard.union(onRequest).subtracting(transport.impossible)
     let defaults = standard.union(transport.defaults)
     var offered = defaults
     if let only {
@@ -178,7 +179,7 @@ package struct FeatureWords: Equatable {
         needed, needed.contains(.blockReadOnly) ? "the image is only read" : "its blocks are larger than 512 bytes")
     }
     offered.subtract(withheld)
-    options.requestedFeatures = offered.intersection(BlockDevice.featuresOnRequest)
+    options.requestedFeatures = offered.intersection(onRequest)
     options.withheldFeatures = standard.subtracting(offered)
   }
 }

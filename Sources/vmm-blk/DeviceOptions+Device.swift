@@ -42,6 +42,7 @@ extension DeviceOptions {
     options.onError = onError
     options.faults = inject
     options.limits = limit?.limits ?? RateLimits()
+    options.configuration = config?.choice ?? ConfigurationChoice()
     tuning.apply(to: &options)
     // Whoever asks for the engine of the page cache wants the page cache.
     let direct = engine == .cached && direct == .auto ? .off : direct

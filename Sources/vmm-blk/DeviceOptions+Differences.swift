@@ -31,6 +31,7 @@ extension DeviceOptions {
     case .inject: "\(inject)"
     case .features: features?.text ?? ""
     case .noFeature: noFeature.map(\.text).joined(separator: ",")
+    case .config: config?.choice.words ?? ""
     case .noLock: "\(noLock)"
     case .latencies: tuning.latencies.rawValue
     case .limit: (limit?.limits ?? RateLimits()).words
