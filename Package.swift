@@ -64,11 +64,18 @@ let package = Package(
     .target(
       name: "CrashCheck", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", system],
       swiftSettings: strict),
+    .target(
+      name: "OperatorWords",
+      dependencies: [
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "Metrics", "VhostUser", "GuestDriver", system,
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ],
+      swiftSettings: strict),
     .executableTarget(
       name: "vmm-blk",
       dependencies: [
         "CLinux", "CVersion", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "Sandbox", "Control", "Metrics",
-        "VhostUser", "MemoryFile", "RingInspector", "GuestDriver", "Bench", "CrashCheck", system, logging,
+        "VhostUser", "MemoryFile", "RingInspector", "GuestDriver", "Bench", "CrashCheck", "OperatorWords", system, logging,
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Histogram", package: "hdrhistogram-swift"),
         .product(name: "TextTable", package: "TextTable"),
@@ -108,6 +115,13 @@ let package = Package(
       swiftSettings: strict),
     .testTarget(
       name: "SandboxTests", dependencies: ["CLinux", "VirtioCore", "Sandbox", "TestSupport", "sandbox-probe"],
+      swiftSettings: strict),
+    .testTarget(
+      name: "OperatorWordsTests",
+      dependencies: [
+        "VirtioBlkDevice", "Metrics", "OperatorWords",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ],
       swiftSettings: strict),
     .testTarget(
       name: "ControlTests", dependencies: ["CLinux", "VirtioCore", "Sockets", "Control", "TestSupport", system],
@@ -152,7 +166,7 @@ if Context.environment["VMM_BLK_FUZZ"] != nil {
       name: "fuzz",
       dependencies: [
         "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "Control", "Metrics", "VhostUser",
-        "MemoryFile", "RingInspector", system,
+        "MemoryFile", "RingInspector", "Bench", "CrashCheck", "OperatorWords", system,
       ],
       path: "Fuzz", exclude: ["Corpus"],
       // Not strict about memory: what is wrong with memory is what it is there to find, with a sanitizer.

@@ -14,6 +14,9 @@ let attacks: [(name: String, attack: @Sendable (inout Shaper) -> Void)] = [
   ("memory-file", attackMemoryFile),
   ("registers", attackRegisters),
   ("texts", attackTexts),
+  ("descriptions", attackDescriptions),
+  ("operator", attackOperator),
+  ("files", attackFiles),
 ]
 
 /// The target of this process.

@@ -40,7 +40,7 @@ final class Stage {
     context = unsafe LaneContext(
       limits: BlockLimits(blockMask: UInt64(blockSize - 1), isReadOnly: isReadOnly, segments: 126, segmentBytes: 4 << 20),
       capacity: shared.capacity, medium: MediumFacts(image: image, zeroes: shared.zeroes), writeback: shared.writeback,
-      stalls: stalls ? stallingNews : nil, serial: shared.serial)
+      stalls: stalls ? stallingNews : nil, serial: shared.serial, lifetime: image.lifetime)
   }
 
   nonisolated(unsafe) static let all = [

@@ -10,27 +10,16 @@ internal import VirtioCore
 func attackTexts(_ shaper: inout Shaper) {
   switch shaper.choice(5) {
   case 0:
-    attackSize(text(&shaper, ["4096", "0x1000", "2.5", "1", "MiB", "GB", "k", "s", "b", " ", ".", "18446744073709551615"]))
+    attackSize(words(&shaper, ["4096", "0x1000", "2.5", "1", "MiB", "GB", "k", "s", "b", " ", ".", "18446744073709551615"]))
   case 1:
     _ = FaultRule(
-      text(
+      words(
         &shaper, ["write", "read", "flush", ":", "eio", "enospc", "short", "delay", "rate=0.01", "count=1", "=", "after=", "0"])
     )
-  case 2: _ = MetricsAddress(text(&shaper, ["9100", "127.0.0.1", ":", "[", "::1", "]", "/run/x", "65536", "-1"]))
+  case 2: _ = MetricsAddress(words(&shaper, ["9100", "127.0.0.1", ":", "[", "::1", "]", "/run/x", "65536", "-1"]))
   case 3: attackLine(&shaper)
   default: attackReader(&shaper)
   }
-}
-
-/// Words that mean something, with anything between and in them.
-private func text(_ shaper: inout Shaper, _ words: [String]) -> String {
-  var bytes: [UInt8] = []
-  var pieces = 0
-  while !shaper.isOver, pieces < 64 {
-    pieces += 1
-    if shaper.mistake() { bytes += shaper.bytes(upTo: 32) } else { bytes += shaper.pick(words).utf8 }
-  }
-  return String(decoding: bytes, as: UTF8.self)
 }
 
 /// What is typed back is the same number.

@@ -1,6 +1,7 @@
 /// Socket activation: listening sockets that a service manager made before it started us (sd_listen_fds(3)).
 internal import CLinux
 internal import Glibc
+internal import OperatorWords
 internal import Sockets
 internal import VirtioCore
 

@@ -3,6 +3,7 @@ internal import ArgumentParser
 internal import Bench
 internal import CLinux
 internal import Glibc
+internal import OperatorWords
 internal import SystemPackage
 internal import VirtioBlkDevice
 

@@ -3,6 +3,7 @@ public import ArgumentParser
 public import Bench
 internal import CLinux
 internal import Glibc
+internal import OperatorWords
 
 extension AccessPattern: ExpressibleByArgument {
   public init?(argument: String) {

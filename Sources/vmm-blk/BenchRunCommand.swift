@@ -4,6 +4,7 @@ internal import Bench
 internal import CLinux
 internal import Glibc
 internal import GuestDriver
+internal import OperatorWords
 internal import VirtioBlkDevice
 
 struct BenchRunCommand: ParsableCommand {

@@ -1,5 +1,6 @@
 /// What is said and which status is given when a command ends with an error, or with what was asked for instead of it.
 internal import ArgumentParser
+internal import OperatorWords
 internal import VirtioCore
 
 struct CommandEnd {

@@ -3,6 +3,7 @@
 internal import ArgumentParser
 internal import FoundationEssentials
 internal import Metrics
+internal import OperatorWords
 internal import VirtioCore
 
 /// What the program takes, as the parser itself tells it.
@@ -50,7 +51,7 @@ struct CommandWords {
         let name = String(word.prefix { $0 != "=" })
         guard let kind = names[name] else {
           if VmmBlk.isOwn(word) { continue }
-          let close = Self.closest(to: name, among: names.keys.filter { $0.hasPrefix("--") } + ["--help", "--version"])
+          let close = CloseWord.find(to: name, among: names.keys.filter { $0.hasPrefix("--") } + ["--help", "--version"])
           return "Unknown option '\(printable(name))'" + (close.map { ". Did you mean '\($0)'?" } ?? "")
         }
         // Its value is no word of ours, whatever it looks like.
@@ -58,7 +59,7 @@ struct CommandWords {
       } else if let next = commands[commands.count - 1].subcommands?.first(where: { $0.commandName == word }) {
         commands.append(next)
       } else if let choices = commands[commands.count - 1].subcommands, commands[commands.count - 1].defaultSubcommand == nil {
-        let close = Self.closest(to: word, among: choices.map(\.commandName))
+        let close = CloseWord.find(to: word, among: choices.map(\.commandName))
         return "There is no '\(printable(word))' in '\(commands.map(\.commandName).joined(separator: " "))'"
           + (close.map { ". Did you mean '\($0)'?" } ?? ": use " + Self.list(choices.map(\.commandName)))
       }
@@ -81,36 +82,6 @@ struct CommandWords {
 
   private static func list(_ words: [String]) -> String {
     words.dropLast().joined(separator: ", ") + (words.count > 1 ? " or " : "") + (words.last ?? "")
-  }
-
-  /// The word that was probably meant: one that begins so, or one that differs in few letters.
-  static func closest(to word: String, among words: [String]) -> String? {
-    let words = words.sorted()
-    if word.count > 4, let longer = words.first(where: { $0.hasPrefix(word) }) { return longer }
-    let near = words.map { (distance: distance(Array(word), Array($0)), word: $0) }.min { $0.distance < $1.distance }
-    guard let near, near.distance <= max(1, word.drop { $0 == "-" }.count / 3) else { return nil }
-    return near.word
-  }
-
-  /// Letters to insert, to leave out, to change, or neighbours to swap, until the one is the other.
-  private static func distance(_ one: [Character], _ other: [Character]) -> Int {
-    // Nobody means a word that is many times as long.
-    guard one.count <= 64 else { return .max }
-    var before: [Int] = []
-    var last = Array(0...other.count)
-    for row in 1...max(one.count, 1) where row <= one.count {
-      var next = [row]
-      for column in 1...max(other.count, 1) where column <= other.count {
-        let isSame = one[row - 1] == other[column - 1]
-        var best = min(last[column] + 1, next[column - 1] + 1, last[column - 1] + (isSame ? 0 : 1))
-        if row > 1, column > 1, one[row - 1] == other[column - 2], one[row - 2] == other[column - 1] {
-          best = min(best, before[column - 2] + 1)
-        }
-        next.append(best)
-      }
-      (before, last) = (last, next)
-    }
-    return last[other.count]
   }
 
   // MARK: Wrong values

@@ -3,6 +3,7 @@ internal import ArgumentParser
 internal import Control
 internal import FoundationEssentials
 internal import Glibc
+internal import OperatorWords
 internal import Sockets
 internal import VirtioCore
 

@@ -2,6 +2,7 @@
 internal import ArgumentParser
 internal import Bench
 internal import Metrics
+internal import OperatorWords
 internal import TextTable
 internal import VirtioCore
 

@@ -1,6 +1,7 @@
 /// The verbs of `vmm-blk ctl` that change something.
 internal import ArgumentParser
 internal import Logging
+internal import OperatorWords
 internal import VirtioCore
 
 struct CtlAdd: CtlVerb {

@@ -1,6 +1,7 @@
 /// `vmm-blk guest`: a synthetic guest's driver on any disk that is served over vhost-user or on a memory file.
 internal import ArgumentParser
 internal import GuestDriver
+internal import OperatorWords
 internal import VirtioCore
 
 struct Guest: ParsableCommand {

@@ -2,6 +2,7 @@
 internal import ArgumentParser
 internal import Foundation
 internal import GuestDriver
+internal import OperatorWords
 
 struct GuestRead: GuestVerb {
   static let configuration = CommandConfiguration(

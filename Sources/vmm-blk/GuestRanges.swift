@@ -1,6 +1,7 @@
 /// The verbs of `vmm-blk guest` without data: flush, discard, zero, erase, lifetime, id.
 internal import ArgumentParser
 internal import GuestDriver
+internal import OperatorWords
 
 struct GuestFlush: GuestVerb {
   static let configuration = CommandConfiguration(

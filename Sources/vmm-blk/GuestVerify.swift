@@ -2,6 +2,7 @@
 public import ArgumentParser
 internal import Foundation
 public import GuestDriver
+internal import OperatorWords
 internal import VirtioCore
 
 extension VerifyOptions.Cuts: ExpressibleByArgument {}

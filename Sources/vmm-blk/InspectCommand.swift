@@ -2,6 +2,7 @@
 internal import ArgumentParser
 internal import Foundation
 internal import MemoryFile
+internal import OperatorWords
 internal import RingInspector
 internal import VirtioCore
 

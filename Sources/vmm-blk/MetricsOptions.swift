@@ -1,6 +1,7 @@
 /// Where a process that serves shows its figures.
 public import ArgumentParser
 public import Metrics
+internal import OperatorWords
 internal import Sockets
 
 extension MetricsAddress: ExpressibleByArgument {

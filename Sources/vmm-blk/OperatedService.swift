@@ -1,5 +1,6 @@
 /// A running process as its operator sees it.
 internal import Control
+internal import OperatorWords
 internal import Sandbox
 internal import Sockets
 internal import VirtioBlkDevice
@@ -48,12 +49,6 @@ protocol OperatedService: AnyObject {
   func drain()
   /// Another process serves a disk from now on. When it was the last one, this process ends.
   func handedOver(_ name: String)
-}
-
-/// Why something is not done: one sentence.
-struct OperatorRefusal: Error, CustomStringConvertible {
-  let description: String
-  init(_ sentence: String) { description = sentence }
 }
 
 /// What a list that was read again has changed.

@@ -2,6 +2,7 @@
 internal import Control
 internal import Glibc
 internal import Logging
+internal import OperatorWords
 internal import Sandbox
 internal import Sockets
 internal import VirtioBlkDevice
@@ -46,7 +47,7 @@ final class OperatorDesk {
   private static func unknown(_ verb: String) -> String {
     let verbs = Operator.Verb.allCases.map(\.rawValue)
     return "there is no \"\(printable(verb))\" here"
-      + (CommandWords.closest(to: verb, among: verbs).map { "; did you mean \"\($0)\"?" }
+      + (CloseWord.find(to: verb, among: verbs).map { "; did you mean \"\($0)\"?" }
         ?? ": use one of " + verbs.joined(separator: ", "))
   }
 
@@ -127,7 +128,7 @@ final class OperatorDesk {
       return refuse(connection, "\(alike.count) disks are called \(printable(name)): say the whole path")
     }
     guard let disk = alike.first else {
-      let close = CommandWords.closest(to: name, among: disks.map(\.name))
+      let close = CloseWord.find(to: name, among: disks.map(\.name))
       return refuse(
         connection, "there is no disk \(printable(name)) here" + (close.map { "; did you mean \(printable($0))?" } ?? ""))
     }

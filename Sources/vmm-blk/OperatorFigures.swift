@@ -2,6 +2,7 @@
 internal import CLinux
 internal import FoundationEssentials
 internal import Glibc
+internal import OperatorWords
 internal import Sandbox
 internal import VirtioBlkDevice
 internal import VirtioCore
@@ -42,22 +43,6 @@ extension Operator.DiskMetrics {
       state: state, flushFailed: disk.device.image.state.flushFailed.loadRelaxed() != 0,
       features: Operator.names(of: disk.device.features), chosen: disk.driver?.features ?? [],
       counters: Operator.Counters(metrics.counters), depths: Array(depths), latencies: latencies)
-  }
-}
-
-extension Operator.Histogram {
-  init(_ histogram: LatencyHistogram) {
-    self.init(
-      sum: histogram.sum, buckets: histogram.buckets.map { [$0.range.lowerBound, $0.range.upperBound, $0.count] })
-  }
-
-  /// As the device has it. What came over a socket and is no histogram is an empty one.
-  var histogram: LatencyHistogram {
-    var histogram = LatencyHistogram()
-    for bucket in buckets where bucket.count == 3 && bucket[0] < bucket[1] {
-      histogram.add(bucket[0] + (bucket[1] - 1 - bucket[0]) / 2, count: bucket[2])
-    }
-    return histogram
   }
 }
 

@@ -1,5 +1,6 @@
 /// Disks that become larger or smaller while they are served.
 internal import Control
+internal import OperatorWords
 internal import Sockets
 internal import VirtioBlkDevice
 internal import VirtioCore

@@ -1,5 +1,6 @@
 /// `vmm-blk run`: the disk on a memory file, for as long as it is wanted or for one pass.
 internal import ArgumentParser
+internal import OperatorWords
 internal import VirtioBlkDevice
 internal import VirtioCore
 internal import VirtioRegisters

@@ -4,6 +4,7 @@ internal import CLinux
 internal import Foundation
 internal import Glibc
 internal import MemoryFile
+internal import OperatorWords
 internal import RingInspector
 internal import SystemPackage
 internal import TextTable

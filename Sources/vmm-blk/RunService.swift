@@ -5,6 +5,7 @@ internal import Glibc
 internal import Logging
 internal import MemoryFile
 internal import Metrics
+internal import OperatorWords
 internal import Sandbox
 internal import Sockets
 internal import SystemPackage

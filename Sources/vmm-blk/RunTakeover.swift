@@ -1,5 +1,6 @@
 /// A disk on a memory file, at both ends of a takeover.
 internal import MemoryFile
+internal import OperatorWords
 internal import Sockets
 internal import VhostUser
 internal import VirtioBlkDevice

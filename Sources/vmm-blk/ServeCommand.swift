@@ -3,6 +3,7 @@ internal import ArgumentParser
 internal import Control
 internal import Glibc
 internal import Logging
+internal import OperatorWords
 internal import Sandbox
 internal import Sockets
 internal import VhostUser
@@ -149,11 +150,6 @@ struct ServeCommand: ParsableCommand {
       "features": ["read-only", "blk-file"]
     }
     """
-}
-
-enum OnOff: String, ExpressibleByArgument, CaseIterable {
-  case on
-  case off
 }
 
 /// Permission bits as chmod takes them in octal.

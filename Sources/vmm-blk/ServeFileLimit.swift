@@ -1,6 +1,7 @@
 /// Descriptors: what a server needs of them, and how many it may have.
 internal import CLinux
 internal import Glibc
+internal import OperatorWords
 internal import SystemPackage
 
 /// The limit of open files (RLIMIT_NOFILE).

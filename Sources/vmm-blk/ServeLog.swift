@@ -1,6 +1,7 @@
 /// What a server says to its operator, on standard error.
 internal import Control
 internal import Logging
+internal import OperatorWords
 internal import VhostUser
 internal import VirtioBlkDevice
 internal import VirtioCore

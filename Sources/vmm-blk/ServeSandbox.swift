@@ -1,5 +1,6 @@
 /// What a server needs when its disks are served.
 internal import Metrics
+internal import OperatorWords
 internal import Sandbox
 internal import Sockets
 internal import SystemPackage

@@ -1,4 +1,5 @@
 /// How a server comes to its disks: it opens them, or takes them over from the server before.
+internal import OperatorWords
 internal import Sockets
 internal import SystemPackage
 internal import VhostUser

@@ -1,6 +1,7 @@
 /// What a server does for its operator: disks come and go. Whatever waits for a medium is done by helpers.
 internal import Control
 internal import FoundationEssentials
+internal import OperatorWords
 internal import Sockets
 internal import VhostUser
 internal import VirtioBlkDevice

@@ -3,6 +3,7 @@ internal import Control
 internal import Glibc
 internal import Logging
 internal import Metrics
+internal import OperatorWords
 internal import Sandbox
 internal import Sockets
 internal import SystemPackage

@@ -1,4 +1,5 @@
 /// A disk that a server serves on a socket.
+internal import OperatorWords
 internal import Sockets
 internal import VhostUser
 internal import VirtioBlkDevice

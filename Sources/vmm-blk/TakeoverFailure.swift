@@ -1,5 +1,6 @@
 /// Why a takeover came to nothing.
 internal import Control
+internal import OperatorWords
 internal import VhostUser
 internal import VirtioCore
 

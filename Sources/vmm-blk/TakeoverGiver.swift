@@ -1,6 +1,7 @@
 /// A server that another one takes over from: what it answers on its control socket.
 internal import Control
 internal import Glibc
+internal import OperatorWords
 internal import Sockets
 internal import VhostUser
 internal import VirtioBlkDevice

@@ -1,6 +1,7 @@
 /// A server that takes over from another one: what it asks on that one's control socket.
 internal import Control
 internal import Glibc
+internal import OperatorWords
 internal import Sockets
 internal import VhostUser
 internal import VirtioBlkDevice

@@ -4,6 +4,7 @@ internal import Bench
 internal import CLinux
 internal import Control
 internal import Glibc
+internal import OperatorWords
 internal import Sockets
 internal import VirtioCore
 

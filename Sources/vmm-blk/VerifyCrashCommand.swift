@@ -3,6 +3,7 @@ public import ArgumentParser
 public import CrashCheck
 internal import Foundation
 internal import Glibc
+internal import OperatorWords
 public import VirtioBlkDevice
 
 extension CrashMode: ExpressibleByArgument {}

@@ -1,4 +1,5 @@
 internal import ArgumentParser
+internal import OperatorWords
 
 @main
 struct VmmBlk: ParsableCommand {

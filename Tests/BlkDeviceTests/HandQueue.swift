@@ -31,18 +31,20 @@ final class HandQueue {
   private let doorbell: Doorbell?
   private(set) var activation: Activation
 
+  /// - Parameter tables: how many requests can be in indirect tables at once; those beyond are in the ring.
   init(
     _ device: BlockDevice, _ index: Int, _ memory: SharedMemory, size: UInt16 = 16,
-    features: FeatureSet = BlockFeature.understood, publishesInOrder: Bool = false, usesDoorbell: Bool = false,
+    features: FeatureSet = BlockFeature.understood, tables: Int = 0, publishesInOrder: Bool = false, usesDoorbell: Bool = false,
     log: QueueLog? = nil, beside other: HandQueue? = nil
   ) throws {
     let features = features.intersection(device.features)
     let kick = try OwnedDescriptor.eventCounter()
     self.kick = kick
     call = try OwnedDescriptor.eventCounter()
-    ring = try RingMemory(size: size, shape: .separate, in: memory.driver)
+    ring = try RingMemory(size: size, format: RingFormat(features), shape: .separate, in: memory.driver)
     let setup = try QueueSetup(
-      index: index, ring: ring, lines: .eventCounters(kick: kick, call: call), memory: memory.driver, features: features)
+      index: index, ring: ring, lines: .eventCounters(kick: kick, call: call), memory: memory.driver, features: features,
+      indirectTables: tables, indirectEntries: 8)
     queue = BlockQueue(setup)
     self.device = device
     attended = other?.attended ?? AttendedDevice(device)
@@ -62,16 +64,21 @@ final class HandQueue {
   /// Written pages are noted from the next start on.
   func log(_ log: QueueLog) { activation.log = log }
 
-  func start(at position: QueuePosition = QueuePosition(), record: InflightMemory? = nil) throws {
-    activation.position = position
+  /// Where a ring begins that nobody has used.
+  var beginning: QueuePosition {
+    ring.layout.format == .packed ? QueuePosition(available: PackedPosition.start, used: PackedPosition.start) : QueuePosition()
+  }
+
+  func start(at position: QueuePosition? = nil, record: InflightMemory? = nil) throws {
+    activation.position = position ?? beginning
     activation.inflight = record
     try attended.startAndWait(activation)
   }
 
   /// The same, but nothing is taken before the release.
-  func startHeld(at position: QueuePosition = QueuePosition(), record: InflightMemory? = nil) throws {
+  func startHeld(at position: QueuePosition? = nil, record: InflightMemory? = nil) throws {
     var held = activation
-    held.position = position
+    held.position = position ?? beginning
     held.inflight = record
     held.isHeld = true
     try attended.startAndWait(held)

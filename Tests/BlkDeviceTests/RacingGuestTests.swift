@@ -11,7 +11,9 @@ import VirtioCore
 @Suite struct RacingGuestTests {
   static let engines = EngineKind.allCases.filter { $0 != .auto }
 
-  @Test(arguments: engines) func whatIsRewrittenHarmsItsOwnQueueAlone(engine: EngineKind) throws {
+  @Test(arguments: engines, [RingFormat.split, .packed])
+  func whatIsRewrittenHarmsItsOwnQueueAlone(engine: EngineKind, format: RingFormat) throws {
+    let features = format == .packed ? BlockFeature.understood.union(.packedRing) : BlockFeature.understood
     let scratch = try Scratch()
     let image = try ImageFile(ImageOptions(path: scratch.image(size: 1 << 20), direct: .off))
     var options = BlockDeviceOptions()
@@ -21,12 +23,13 @@ import VirtioCore
     options.threads = 1
     options.serial = "the other queue"
     let device = try BlockDevice(image: image, options: options)
-    let witness = try HandQueue(device, 1, SharedMemory(size: 1 << 20))
+    let witness = try HandQueue(device, 1, SharedMemory(size: 1 << 20), features: features)
     try witness.start()
     defer { witness.attended.stopAllAndWait() }
     for round in 1...4 {
       let memory = try SharedMemory(size: 1 << 18)
-      let guest = try HandQueue(device, 0, memory, size: 64, beside: witness)
+      let guest = try HandQueue(device, 0, memory, size: 64, features: features, tables: 3, beside: witness)
+      #expect(guest.activation.features.contains(.packedRing) == (format == .packed))
       try race(guest, in: memory.driver.regions[0], seed: UInt64(round)) {
         let outcome = try witness.perform(.identify)
         #expect(outcome.status == .ok)
@@ -48,7 +51,7 @@ import VirtioCore
       .write(sector: 24, pattern(512)),
     ]
     for request in requests { try guest.submit(request) }
-    let rewriter = Rewriter(region, guest.activation.configuration, seed: seed)
+    let rewriter = Rewriter(region, guest.ring.layout, seed: seed)
     defer { rewriter.wait() }
     guest.queue.publish()
     while !rewriter.isOver {
@@ -64,11 +67,11 @@ private final class Rewriter: Sendable {
   private let over = Atomic<Bool>(false)
   private let ended = DispatchSemaphore(value: 0)
 
-  init(_ region: DriverMemory.Region, _ configuration: QueueConfiguration, seed: UInt64) {
+  init(_ region: DriverMemory.Region, _ layout: RingLayout, seed: UInt64) {
     Thread.detachNewThread { [self] in
       var random = SeededRandom(seed: seed)
       for count in 0..<Self.writes {
-        Self.rewrite(region, configuration, &random)
+        Self.rewrite(region, layout, &random)
         // A device on the same processor has to come to its turn.
         if count % 32 == 0 { usleep(50) }
       }
@@ -80,10 +83,8 @@ private final class Rewriter: Sendable {
   var isOver: Bool { over.load(ordering: .acquiring) }
   func wait() { ended.wait() }
 
-  private static func rewrite(
-    _ region: DriverMemory.Region, _ configuration: QueueConfiguration, _ random: inout SeededRandom
-  ) {
-    let parts = [configuration.descriptorTable, configuration.availableRing, configuration.usedRing]
+  private static func rewrite(_ region: DriverMemory.Region, _ layout: RingLayout, _ random: inout SeededRandom) {
+    let parts = [layout.descriptorTable, layout.availableRing, layout.usedRing]
     let start = region.start.rawValue
     // Requests and tables are handed out from the beginning of memory on.
     let part = parts[Int(random.next() % 3)].rawValue - start
@@ -92,8 +93,12 @@ private final class Rewriter: Sendable {
     guard place >= 0, place + 8 <= region.size else { return }
     // What means something: small numbers, a length, a place in memory, flags.
     let number = random.next()
+    // In a packed ring flags make a descriptor available, or used, beside what they say of its buffer (virtio 2.7.1); they stand
+    // behind the id, and in a split ring and in a table before the next index.
+    let flags = (number % 8) | [0, 0x80, 0x8000, 0x8080][Int((number >> 8) % 4)]
     let values = [
-      number % 32, number % 0x1_0000, start + number % UInt64(region.size), number, number % 8 << 48 | 16,
+      number % 32, number % 0x1_0000, start + number % UInt64(region.size), number,
+      layout.format == .packed ? flags << 48 | ((number >> 16) % 64) << 32 | 16 : (number % 8) << 32 | 16,
     ]
     let value = values[Int(random.next() % 5)]
     let address = unsafe region.host + place

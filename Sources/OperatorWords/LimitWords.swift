@@ -1,10 +1,10 @@
 /// What a disk may do in a second, in words: `iops=2000,write-bytes=50M/100M`.
 internal import ArgumentParser
-internal import VirtioBlkDevice
+package import VirtioBlkDevice
 internal import VirtioCore
 
 /// One limit's name.
-enum LimitWord: String, CaseIterable {
+package enum LimitWord: String, CaseIterable {
   case iops
   case readIOPS = "read-iops"
   case writeIOPS = "write-iops"
@@ -12,7 +12,7 @@ enum LimitWord: String, CaseIterable {
   case readBytes = "read-bytes"
   case writeBytes = "write-bytes"
 
-  var field: WritableKeyPath<RateLimits, RateLimit?> {
+  package var field: WritableKeyPath<RateLimits, RateLimit?> {
     switch self {
     case .iops: \.totalIOPS
     case .readIOPS: \.readIOPS
@@ -26,15 +26,15 @@ enum LimitWord: String, CaseIterable {
 
 /// Changes of limits: words with commas between them, each with a rate and, if it is to be another than a tenth of that, a burst behind
 /// a slash. `none` instead of a rate lifts a limit, and alone it lifts all.
-struct LimitChange: ExpressibleByArgument, Equatable {
+package struct LimitChange: ExpressibleByArgument, Equatable {
   /// In the order in which they are said.
-  private(set) var changes: [(word: LimitWord, limit: RateLimit?)] = []
-  private(set) var liftsAll = false
+  package private(set) var changes: [(word: LimitWord, limit: RateLimit?)] = []
+  package private(set) var liftsAll = false
 
-  static let forms =
+  package static let forms =
     "words of \(LimitWord.allCases.map(\.rawValue).joined(separator: ", ")) as in iops=2000,write-bytes=50M/100M, or none"
 
-  init?(argument: String) {
+  package init?(argument: String) {
     if argument == "none" {
       liftsAll = true
       return
@@ -54,31 +54,31 @@ struct LimitChange: ExpressibleByArgument, Equatable {
     }
   }
 
-  init(_ changes: [(word: LimitWord, limit: RateLimit?)], liftsAll: Bool) {
+  package init(_ changes: [(word: LimitWord, limit: RateLimit?)], liftsAll: Bool) {
     self.changes = changes
     self.liftsAll = liftsAll
   }
 
-  func apply(to limits: inout RateLimits) {
+  package func apply(to limits: inout RateLimits) {
     if liftsAll { limits = RateLimits() }
     for change in changes { limits[keyPath: change.word.field] = change.limit }
   }
 
   /// What the words come to where nothing was limited.
-  var limits: RateLimits {
+  package var limits: RateLimits {
     var limits = RateLimits()
     apply(to: &limits)
     return limits
   }
 
-  static func == (one: Self, other: Self) -> Bool { one.limits == other.limits && one.liftsAll == other.liftsAll }
+  package static func == (one: Self, other: Self) -> Bool { one.limits == other.limits && one.liftsAll == other.liftsAll }
 
-  var defaultValueDescription: String { "none" }
+  package var defaultValueDescription: String { "none" }
 }
 
 extension RateLimits {
   /// In the words above; "none" where nothing is limited.
-  var words: String {
+  package var words: String {
     let parts = LimitWord.allCases.compactMap { word in
       self[keyPath: word.field].map { "\(word.rawValue)=\($0.perSecond)/\($0.burst)" }
     }

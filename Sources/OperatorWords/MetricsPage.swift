@@ -1,15 +1,15 @@
 /// The figures of a process as a page for collectors. Docs/control.md lists the families.
-internal import Metrics
+package import Metrics
 internal import VirtioBlkDevice
 
-enum MetricsPage {
+package enum MetricsPage {
   /// What a histogram is cut to, nanoseconds: collectors keep a series for each bound. From 1 µs to 10 s.
   private static let bounds: [UInt64] = [
     1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000,
     20_000_000, 50_000_000, 100_000_000, 200_000_000, 500_000_000, 1_000_000_000, 2_000_000_000, 5_000_000_000, 10_000_000_000,
   ]
 
-  static func page(_ metrics: Operator.Metrics) -> Exposition {
+  package static func page(_ metrics: Operator.Metrics) -> Exposition {
     var page = Exposition()
     process(metrics.process, &page)
     disks(metrics.disks, &page)
@@ -74,7 +74,7 @@ enum MetricsPage {
       page.sample(labels + [("why", "unsupported")], counters.unsupported)
     }
     each("vmm_blk_in_flight", .gauge, "Requests that were taken and are not answered.") {
-      page.sample($1, UInt64(clamping: $0.depths.reduce(0, +)))
+      page.sample($1, UInt64(clamping: $0.depths.reduce(0, &+)))
     }
     each("vmm_blk_request_duration_seconds", .histogram, "From the moment a request was taken to the one its answer was shown.")
     {
@@ -103,7 +103,7 @@ enum MetricsPage {
     var total: UInt64 = 0
     let counts = bounds.map { bound -> (Double, UInt64) in
       while let bucket = buckets.first, bucket.middle <= bound {
-        total += bucket.count
+        total &+= bucket.count
         buckets.removeFirst()
       }
       return (seconds(bound), total)

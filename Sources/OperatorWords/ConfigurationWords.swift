@@ -1,15 +1,15 @@
 /// Fields of the configuration space in words: `seg_max=62,max_discard_sectors=8192`.
 internal import ArgumentParser
-internal import VirtioBlkDevice
+package import VirtioBlkDevice
 internal import VirtioCore
 
-struct ConfigurationWords: ExpressibleByArgument, Equatable {
-  let choice: ConfigurationChoice
+package struct ConfigurationWords: ExpressibleByArgument, Equatable {
+  package let choice: ConfigurationChoice
 
-  static let forms =
+  package static let forms =
     "fields of \(ConfigurationField.allCases.map(\.rawValue).joined(separator: ", ")), each once, as in seg_max=62,size_max=64k"
 
-  init?(argument: String) {
+  package init?(argument: String) {
     var choice = ConfigurationChoice()
     for part in argument.split(separator: ",", omittingEmptySubsequences: false) {
       let sides = part.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
@@ -21,5 +21,5 @@ struct ConfigurationWords: ExpressibleByArgument, Equatable {
     self.choice = choice
   }
 
-  var defaultValueDescription: String { choice.words }
+  package var defaultValueDescription: String { choice.words }
 }

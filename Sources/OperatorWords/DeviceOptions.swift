@@ -1,7 +1,5 @@
-/// The options that describe the disk, shared by every command that has one, and the one place that makes it.
+/// The options that describe the disk, shared by every command that has one.
 public import ArgumentParser
-internal import Glibc
-internal import VhostUser
 public import VirtioBlkDevice
 internal import VirtioCore
 
@@ -28,10 +26,10 @@ extension ImageOptions.Direct: ExpressibleByArgument {
 }
 
 /// A list of processor numbers: `0,2,4-6`.
-struct ProcessorList: ExpressibleByArgument, Equatable {
-  let processors: [Int]
+package struct ProcessorList: ExpressibleByArgument, Equatable {
+  package let processors: [Int]
 
-  init?(argument: String) {
+  package init?(argument: String) {
     var processors: [Int] = []
     for part in argument.split(separator: ",", omittingEmptySubsequences: false) {
       let ends = part.split(separator: "-", omittingEmptySubsequences: false).map { Int($0) }
@@ -44,100 +42,102 @@ struct ProcessorList: ExpressibleByArgument, Equatable {
 }
 
 /// The disk as the command line describes it.
-struct DeviceOptions: ParsableArguments {
+package struct DeviceOptions: ParsableArguments {
   /// Optional to the parser only because `serve --print-capabilities` needs no disk; `makeDevice` insists on it.
   @Option(name: .customLong("blk-file"), help: .init("The disk image: a raw file or a block device.", valueName: "path"))
-  var blkFile: String?
+  package var blkFile: String?
 
   @Option(help: "What the image's bytes are; with auto, what looks like another format than raw is refused.")
-  var format = ImageOptions.Format.auto
+  package var format = ImageOptions.Format.auto
 
   @Flag(help: "Let the guest read only.")
-  var readOnly = false
+  package var readOnly = false
 
   @Option(
     name: [.customLong("num-queues"), .customLong("queues")],
     help: .init("Queues to offer, 1 to 256. (default: 16 on a socket, on a file 1 or what it has room for)", valueName: "n"))
-  var numQueues: Int?
+  package var numQueues: Int?
 
   @Option(
     name: .customLong("logical-block-size"),
     help: .init("Logical block size: a power of two, 512 to 65536.", valueName: "bytes"))
-  var blockSize = ByteCount(512)
+  package var blockSize = ByteCount(512)
 
   @Option(
     help: .init(
       "The largest ring size to offer: a power of two, 4 to 32768. A request has at most this many segments less 2, and 126.",
       valueName: "entries"))
-  var queueSizeMax = 1024
+  package var queueSizeMax = 1024
 
   @Option(
     help: .init(
       "What the disk answers to GET_ID: up to 20 bytes. (default: the image's name and a hash of its inode and the time when it "
         + "was made, or of its path)", valueName: "text"))
-  var serial: String?
+  package var serial: String?
 
   @Option(help: "How requests reach the image; io_uring, libaio, mmap and psync are other names.")
-  var engine = EngineKind.auto
+  package var engine = EngineKind.auto
 
   @Option(help: "Bypass the page cache.")
-  var direct = ImageOptions.Direct.auto
+  package var direct = ImageOptions.Direct.auto
 
   @Option(help: .init("Threads that serve the queues; one for each queue if not given.", valueName: "n"))
-  var threads: Int?
+  package var threads: Int?
 
   @Option(
     name: .customLong("pin-cpus"),
     help: .init("Pin the threads to these processors in turn, as in 0,2,4-6.", valueName: "list"))
-  var pinCPUs: ProcessorList?
+  package var pinCPUs: ProcessorList?
 
   @Option(
     help: .init(
       "Offer these features of virtio and no others, by their names in the specification: 'default' stands for what is offered "
         + "if nothing is said, 'all' for whatever the disk can do. VERSION_1 is always offered.", valueName: "list"),
     transform: { try FeatureList($0) })
-  var features: FeatureList?
+  package var features: FeatureList?
 
   @Option(
     help: .init(
       "Do not offer these features, of virtio or of the vhost-user protocol: ring_packed, event_idx, discard, "
         + "inflight_shmfd, …; can be given again.", valueName: "list"),
     transform: { try FeatureList($0) })
-  var noFeature: [FeatureList] = []
+  package var noFeature: [FeatureList] = []
 
   @Option(
     help: .init(
       "Fields of the configuration space that are to be other than usual, by their names in the specification, as in "
         + "seg_max=62,max_discard_sectors=8192.", valueName: "field=number,..."))
-  var config: ConfigurationWords?
+  package var config: ConfigurationWords?
 
-  @OptionGroup var tuning: DeviceTuning
+  @OptionGroup package var tuning: DeviceTuning
 
   @Option(
     help: .init(
       "When the image fails a request: report it to the guest, or stop the queue without an answer until 'ctl resume' or SIGUSR1 "
         + "comes, and try again."))
-  var onError = ErrorPolicy.report
+  package var onError = ErrorPolicy.report
 
   @Option(help: .init("Let requests fail on purpose: \(FaultRule.help)", valueName: "rule"))
-  var inject: [FaultRule] = []
+  package var inject: [FaultRule] = []
 
   @Option(
     help: .init(
       "What the disk may do in a second: \(LimitWord.allCases.map(\.rawValue).joined(separator: ", ")), each with a rate and, if it is to be other than a "
         + "tenth of that, a burst behind a slash.", valueName: "word=rate[/burst],..."))
-  var limit: LimitChange?
+  package var limit: LimitChange?
 
   @Option(
     help: .init(
       "Write down what reaches the image, in a new file in the format of dm-log-writes, which 'verify-crash --log' reads.",
       valueName: "file"))
-  var record: String?
+  package var record: String?
 
   @Flag(help: "Open the image even when another program holds its lock, or has the device for itself.")
-  var noLock = false
+  package var noLock = false
 
-  func validate() throws {
+  package init() {}
+
+  package func validate() throws {
     if let serial, serial.utf8.count > BlockDeviceOptions.serialSize {
       throw ValidationError(
         "the serial '\(printable(serial))' has \(serial.utf8.count) bytes: give it \(BlockDeviceOptions.serialSize) at most")
@@ -154,12 +154,12 @@ struct DeviceOptions: ParsableArguments {
 
 extension DeviceOptions {
   /// Bytes.
-  var logicalBlockSize: Int { Int(clamping: blockSize.bytes) }
+  package var logicalBlockSize: Int { Int(clamping: blockSize.bytes) }
 
-  var featureWords: FeatureWords { FeatureWords(only: features, without: noFeature) }
+  package var featureWords: FeatureWords { FeatureWords(only: features, without: noFeature) }
 
   /// The options of a device that were given, as far as they can be told from what holds without.
-  var given: [String] {
+  package var given: [String] {
     let given: [(String, Bool)] = [
       ("--read-only", readOnly), ("--format", format != .auto), ("--num-queues", numQueues != nil),
       ("--logical-block-size", blockSize != ByteCount(512)), ("--queue-size-max", queueSizeMax != 1024),
@@ -171,67 +171,5 @@ extension DeviceOptions {
       ("--shared-workers", tuning.sharedWorkers.words != "off"),
     ]
     return given.filter(\.1).map(\.0)
-  }
-
-  /// How the image is to be opened.
-  func imageOptions(_ path: String, direct: ImageOptions.Direct) -> ImageOptions {
-    var options = ImageOptions(
-      path: path, isReadOnly: readOnly, direct: direct, format: format, logicalBlockSize: logicalBlockSize, isLocked: !noLock)
-    options.pathBytes = PathArgument.bytes(of: "--blk-file", path, in: Startup.words)
-    return options
-  }
-
-  /// The disk, opened, locked and ready for a transport. Errors are sentences for the person.
-  ///
-  /// - Parameters:
-  ///   - transport: by which it is reached.
-  ///   - queues: how many there are when the person has not said.
-  ///   - lock: of the image, from another server that is taken over from; `nil`: it is to be got.
-  ///   - serial: what the driver was told there.
-  ///   - offersAll: whatever the options say of features.
-  func makeDevice(
-    on transport: FeatureTransport, queues: Int = 1, lock: OwnedDescriptor? = nil, serial before: String? = nil,
-    offersAll: Bool = false
-  ) throws -> BlockDevice {
-    guard let blkFile else { throw ValidationError("there is no disk: name its image with --blk-file") }
-    var options = BlockDeviceOptions()
-    options.queueCount = numQueues ?? queues
-    guard let size = UInt16(exactly: queueSizeMax) else { throw EngineError.badQueueSize(queueSizeMax) }
-    options.maximumQueueSize = size
-    options.serial = serial ?? before
-    if let before, let serial, serial != before {
-      throw TakeoverError.notTheSame("serial", theirs: "'\(printable(before))'", ours: "'\(printable(serial))'")
-    }
-    options.engine = engine
-    options.threads = threads
-    options.processors = pinCPUs?.processors ?? []
-    options.onError = onError
-    options.faults = inject
-    options.limits = limit?.limits ?? RateLimits()
-    options.configuration = config?.choice ?? ConfigurationChoice()
-    tuning.apply(to: &options)
-    // Whoever asks for the engine of the page cache wants the page cache.
-    let direct = engine == .cached && direct == .auto ? .off : direct
-    var imageOptions = imageOptions(blkFile, direct: direct)
-    imageOptions.lock = lock
-    let image = try Self.openPatiently(imageOptions)
-    let features = offersAll ? FeatureWords(only: try FeatureList("all")) : featureWords
-    try features.apply(to: &options, image, transport)
-    if let record {
-      options.witness = try MediumLog(path: record) { error in
-        People.error.write("the record \(printable(record)) ends here, because it cannot be written: \(error)")
-      }
-    }
-    return try BlockDevice(image: image, options: options)
-  }
-
-  /// A process that was killed holds its locks until the kernel has carried out what its io_uring had submitted, some
-  /// moments after it is gone. Whoever starts in its place must not be sent away, and must not begin before that: a write of the
-  /// dead process that lands after one of the new ones would bring old data back.
-  private static func openPatiently(_ options: ImageOptions) throws -> ImageFile {
-    for _ in 0..<20 {
-      do { return try ImageFile(options) } catch ImageError.locked { usleep(50_000) }
-    }
-    return try ImageFile(options)
   }
 }

@@ -2,16 +2,16 @@
 internal import ArgumentParser
 internal import VirtioCore
 
-struct ByteCount: ExpressibleByArgument, Hashable {
-  let bytes: UInt64
+package struct ByteCount: ExpressibleByArgument, Hashable {
+  package let bytes: UInt64
 
-  init(_ bytes: UInt64) { self.bytes = bytes }
+  package init(_ bytes: UInt64) { self.bytes = bytes }
 
-  init?(argument: String) {
+  package init?(argument: String) {
     guard let bytes = ByteSize.parse(argument) else { return nil }
     self.bytes = bytes
   }
 
   /// As it would be typed; ArgumentParser shows defaults so.
-  var defaultValueDescription: String { ByteSize.typed(bytes) }
+  package var defaultValueDescription: String { ByteSize.typed(bytes) }
 }

@@ -1,27 +1,26 @@
 /// Features by their names: what a disk is to offer, and what not.
-internal import ArgumentParser
 internal import GuestDriver
-internal import VhostUser
-internal import VirtioBlkDevice
-internal import VirtioCore
+package import VhostUser
+package import VirtioBlkDevice
+package import VirtioCore
 
 /// Names of features with commas between them, as the specification has them: `ring_packed,event_idx,discard`. Capitals, dashes for
 /// underscores and the prefixes `VIRTIO_F_`, `VIRTIO_BLK_F_` and `RING_` make no difference.
-struct FeatureList: Equatable {
+package struct FeatureList: Equatable {
   /// Of the device.
-  private(set) var features = FeatureSet()
+  package private(set) var features = FeatureSet()
   /// Of the protocol between a front-end and this back-end.
-  private(set) var protocolFeatures = ProtocolFeatures()
+  package private(set) var protocolFeatures = ProtocolFeatures()
   /// What is offered when nothing is said.
-  private(set) var hasDefaults = false
+  package private(set) var hasDefaults = false
   /// What can be offered at all.
-  private(set) var hasAll = false
+  package private(set) var hasAll = false
   /// The bits were given as a number.
-  private(set) var isNumber = false
+  package private(set) var isNumber = false
   /// As it was typed.
-  let text: String
+  package let text: String
 
-  init(_ text: String) throws(FeatureMistake) {
+  package init(_ text: String) throws(FeatureMistake) {
     self.text = text
     if let number = Self.number(text) {
       features = FeatureSet(rawValue: number)
@@ -39,7 +38,7 @@ struct FeatureList: Equatable {
       } else if let bit = Self.protocolBits[word] {
         protocolFeatures.insert(ProtocolFeatures(bit: bit))
       } else {
-        throw .unknown(String(part), close: CommandWords.closest(to: word, among: Self.words))
+        throw .unknown(String(part), close: CloseWord.find(to: word, among: Self.words))
       }
     }
   }
@@ -69,23 +68,23 @@ struct FeatureList: Equatable {
       .map { ($0.name.lowercased(), $0.bit) }.filter { deviceBits[$0.0] == nil }, uniquingKeysWith: { one, _ in one })
   private static let words = Array(deviceBits.keys) + Array(protocolBits.keys) + ["default", "all"]
 
-  static let forms =
+  package static let forms =
     "names of features as in ring_packed,event_idx,discard ('default' and 'all' stand for several), or a number of bits"
 
-  static func == (one: Self, other: Self) -> Bool {
+  package static func == (one: Self, other: Self) -> Bool {
     (one.features, one.protocolFeatures, one.hasDefaults, one.hasAll)
       == (other.features, other.protocolFeatures, other.hasDefaults, other.hasAll)
   }
 }
 
 /// Why features cannot be as the person wants them: one sentence.
-enum FeatureMistake: Error, CustomStringConvertible {
+package enum FeatureMistake: Error, CustomStringConvertible {
   case unknown(String, close: String?)
   case required(FeatureSet, String)
   case impossible(FeatureSet, String)
   case notFromList(String)
 
-  var description: String {
+  package var description: String {
     switch self {
     case .unknown(let word, let close):
       "there is no feature '\(printable(word))'" + (close.map { "; did you mean '\($0)'?" } ?? ": use \(FeatureList.forms)")
@@ -99,13 +98,13 @@ enum FeatureMistake: Error, CustomStringConvertible {
 }
 
 /// By what a disk is reached, as far as features depend on it.
-enum FeatureTransport {
+package enum FeatureTransport {
   case vhostUser
   case memoryFile
 
   /// What is offered there although a disk offers it only on request. Over a socket, a reset of one queue and what a notification
   /// says are matters of the front-end, and QEMU passes on the one bit without carrying it out.
-  var defaults: FeatureSet {
+  package var defaults: FeatureSet {
     switch self {
     case .vhostUser: []
     case .memoryFile: [.ringReset, .notificationData]
@@ -113,7 +112,7 @@ enum FeatureTransport {
   }
 
   /// What makes no sense there: a kick is an event without a value.
-  var impossible: FeatureSet {
+  package var impossible: FeatureSet {
     switch self {
     case .vhostUser: [.notificationData]
     case .memoryFile: []
@@ -122,20 +121,25 @@ enum FeatureTransport {
 }
 
 /// What the command line and an entry of a list say about features.
-struct FeatureWords: Equatable {
+package struct FeatureWords: Equatable {
   /// What is to be offered; `nil`: what is offered by default.
-  var only: FeatureList?
+  package var only: FeatureList?
   /// What is not.
-  var without: [FeatureList] = []
+  package var without: [FeatureList] = []
 
-  var isEmpty: Bool { only == nil && without.isEmpty }
+  package init(only: FeatureList? = nil, without: [FeatureList] = []) {
+    self.only = only
+    self.without = without
+  }
+
+  package var isEmpty: Bool { only == nil && without.isEmpty }
 
   /// For those who compare.
-  var text: String { ([only?.text ?? ""] + without.map(\.text)).joined(separator: " ") }
+  package var text: String { ([only?.text ?? ""] + without.map(\.text)).joined(separator: " ") }
 
   private var withheld: FeatureSet { without.reduce(into: FeatureSet()) { $0.formUnion($1.features) } }
 
-  func validate() throws(FeatureMistake) {
+  package func validate() throws(FeatureMistake) {
     for list in without {
       if list.hasDefaults { throw .notFromList("default") }
       if list.hasAll { throw .notFromList("all") }
@@ -146,14 +150,16 @@ struct FeatureWords: Equatable {
   }
 
   /// Of the protocol. What is not said is offered.
-  var protocolFeatures: ProtocolFeatures {
+  package var protocolFeatures: ProtocolFeatures {
     var offered = ProtocolFeatures.served
     for list in without { offered.subtract(list.protocolFeatures) }
     return offered
   }
 
   /// What a disk on this image is to offer beside the defaults, and what it is not to offer.
-  func apply(to options: inout BlockDeviceOptions, _ image: ImageFile, _ transport: FeatureTransport) throws(FeatureMistake) {
+  package func apply(
+    to options: inout BlockDeviceOptions, _ image: ImageFile, _ transport: FeatureTransport
+  ) throws(FeatureMistake) {
     let required = BlockDevice.requiredFeatures(of: image)
     let standard = BlockDevice.features(of: image)
     let onRequest = BlockDevice.featuresOnRequest(of: image)

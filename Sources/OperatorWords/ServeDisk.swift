@@ -5,14 +5,14 @@ internal import VirtioBlkDevice
 internal import VirtioCore
 
 /// What a disk is, and where it is served.
-struct ServeDisk {
-  var options: DeviceOptions
-  var socketPath: String
+package struct ServeDisk {
+  package var options: DeviceOptions
+  package var socketPath: String
 }
 
 extension ServeDisk: DecodableWithConfiguration {
   /// The words of an entry: those of the command line, without the dashes in front.
-  enum Word: String, CaseIterable {
+  package enum Word: String, CaseIterable {
     case blkFile = "blk-file"
     case socketPath = "socket-path"
     case format
@@ -41,7 +41,7 @@ extension ServeDisk: DecodableWithConfiguration {
 
   /// - Parameter defaults: the command line's own options, which hold where the entry says nothing.
   /// - Throws: `ServeDiskMistake`, or what the options' own validation says.
-  init(from decoder: any Decoder, configuration defaults: DeviceOptions) throws {
+  package init(from decoder: any Decoder, configuration defaults: DeviceOptions) throws {
     guard let values = try? decoder.container(keyedBy: WordKey.self) else { throw ServeDiskMistake.notAnObject }
     for key in values.allKeys where Word(rawValue: key.stringValue) == nil {
       throw ServeDiskMistake.unknownWord(key.stringValue)
@@ -163,57 +163,20 @@ extension ServeDisk: DecodableWithConfiguration {
   }
 }
 
-extension DeviceOptions {
-  /// The words in which another disk on the same socket is another disk.
-  func differences(from other: DeviceOptions) -> [String] {
-    ServeDisk.Word.allCases.filter { value(of: $0) != other.value(of: $0) }.map(\.rawValue)
-  }
-
-  /// What a word comes to, as a text that is the same for the same value.
-  private func value(of word: ServeDisk.Word) -> String {
-    switch word {
-    case .blkFile: Takeover.absolute(blkFile ?? "")
-    case .socketPath: ""  // what it is told by
-    case .format: format.rawValue
-    case .readOnly: "\(readOnly)"
-    case .numQueues: "\(numQueues ?? ServeService.queues)"
-    case .logicalBlockSize: "\(logicalBlockSize)"
-    case .queueSizeMax: "\(queueSizeMax)"
-    case .serial: serial ?? ""
-    case .engine: engine.rawValue
-    case .direct: direct.rawValue
-    case .threads: "\(threads ?? 0)"
-    case .pinCPUs: "\(pinCPUs?.processors ?? [])"
-    case .waiting: tuning.waiting?.defaultValueDescription ?? ""
-    case .pollUs: "\(tuning.pollUs ?? -1)"
-    case .notify: tuning.notify.defaultValueDescription
-    case .uring: tuning.uring.map { "\($0)" } ?? ""
-    case .onError: onError.rawValue
-    case .inject: "\(inject)"
-    case .features: features?.text ?? ""
-    case .noFeature: noFeature.map(\.text).joined(separator: ",")
-    case .config: config?.choice.words ?? ""
-    case .noLock: "\(noLock)"
-    case .latencies: tuning.latencies.rawValue
-    case .limit: (limit?.limits ?? RateLimits()).words
-    }
-  }
-}
-
 /// What is wrong with an entry, without saying which entry.
-enum ServeDiskMistake: Error, CustomStringConvertible {
+package enum ServeDiskMistake: Error, CustomStringConvertible {
   case notAnObject
   case unknownWord(String)
   case missing(ServeDisk.Word)
   case wrongValue(ServeDisk.Word, expected: String)
   case wrongFeature(ServeDisk.Word, FeatureMistake)
 
-  var description: String {
+  package var description: String {
     switch self {
     case .notAnObject: "it has to be an object: { \"blk-file\": …, \"socket-path\": … }"
     case .unknownWord(let word):
       "there is no \"\(printable(word))\""
-        + (CommandWords.closest(to: word, among: ServeDisk.Word.allCases.map(\.rawValue)).map { "; did you mean \"\($0)\"?" }
+        + (CloseWord.find(to: word, among: ServeDisk.Word.allCases.map(\.rawValue)).map { "; did you mean \"\($0)\"?" }
           ?? ": use " + ServeDisk.Word.allCases.map { "\"\($0.rawValue)\"" }.joined(separator: ", "))
     case .missing(let word): "\"\(word.rawValue)\" is missing: every disk needs one"
     case .wrongFeature(let word, let mistake): "\"\(word.rawValue)\": \(mistake)"

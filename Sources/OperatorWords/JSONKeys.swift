@@ -1,11 +1,11 @@
 /// Keys that stand twice in an object of a JSON text: a decoder takes one of the values, and says nothing.
-internal import FoundationEssentials
+package import FoundationEssentials
 
-enum JSONKeys {
+package enum JSONKeys {
   /// - Parameter text: JSON that a decoder has taken.
   /// - Returns: the first key that its object has already, and which element of the outermost array that object is in (0 for the
   ///   first); `nil` when there is none.
-  static func double(in text: Data) -> (element: Int, key: String)? {
+  package static func double(in text: Data) -> (element: Int, key: String)? {
     let bytes = Array(text)
     // For each object that is open, its keys so far; an array has none.
     var open: [Set<String>?] = []

@@ -82,19 +82,19 @@ extension UringSetup: ExpressibleByArgument {
 }
 
 /// Which threads the queues of many disks share: `auto`, `off`, or how many. Every disk that is described together has the same.
-struct SharedWorkersChoice: ExpressibleByArgument {
-  let workers: SharedWorkers?
-  let words: String
+package struct SharedWorkersChoice: ExpressibleByArgument {
+  package let workers: SharedWorkers?
+  package let words: String
 
-  static var auto: SharedWorkersChoice { SharedWorkersChoice(workers: SharedWorkers(), words: "auto") }
-  static var off: SharedWorkersChoice { SharedWorkersChoice(workers: nil, words: "off") }
+  package static var auto: SharedWorkersChoice { SharedWorkersChoice(workers: SharedWorkers(), words: "auto") }
+  package static var off: SharedWorkersChoice { SharedWorkersChoice(workers: nil, words: "off") }
 
   private init(workers: SharedWorkers?, words: String) {
     self.workers = workers
     self.words = words
   }
 
-  init?(argument: String) {
+  package init?(argument: String) {
     switch argument {
     case "auto": self = .auto
     case "off": self = .off
@@ -104,47 +104,49 @@ struct SharedWorkersChoice: ExpressibleByArgument {
     }
   }
 
-  var defaultValueDescription: String { words }
+  package var defaultValueDescription: String { words }
 }
 
 /// How the device works, beyond what it is.
-struct DeviceTuning: ParsableArguments {
+package struct DeviceTuning: ParsableArguments {
   @Option(
     help: .init(
       "What a queue without work does: sleep, poll:US (poll for so long first), adaptive:US (as long as that pays off; "
         + "the default, with 50) or busy.", valueName: "way"))
-  var waiting: Waiting?
+  package var waiting: Waiting?
 
   @Option(help: .init("Short for --waiting poll:US.", valueName: "us"))
-  var pollUs: Int?
+  package var pollUs: Int?
 
   @Option(help: .init("When the driver is notified: batch, each, or coalesce:COUNT:US.", valueName: "when"))
-  var notify = Notification.batch
+  package var notify = Notification.batch
 
   @Option(
     help: .init(
       "How the io_uring engine sets up its ring: words of deferred, cooperative, plain, sqpoll[=CPU], iopoll, iopoll-hybrid, "
         + "buffers, no-file, no-ring, no-sqarray, epoll, wait=N, whole, batch=N with commas between. (default: deferred)",
       valueName: "words"))
-  var uring: UringSetup?
+  package var uring: UringSetup?
 
   @Option(help: .init("Keep how long requests take, for 'ctl metrics', 'top' and --metrics.", valueName: "on|off"))
-  var latencies = OnOff.on
+  package var latencies = OnOff.on
 
   @Option(
     help: .init(
       "Threads that the queues of many disks share where no medium can hold them up: auto (from \(SharedWorkers.usualLeastDisks) disks on, as "
         + "many as there are processors), off, or how many.", valueName: "auto|off|n"))
-  var sharedWorkers = SharedWorkersChoice.off
+  package var sharedWorkers = SharedWorkersChoice.off
 
-  func validate() throws {
+  package init() {}
+
+  package func validate() throws {
     if let pollUs, !(0...1_000_000).contains(pollUs) {
       throw ValidationError("--poll-us \(pollUs) is not from 0 to 1000000")
     }
     if waiting != nil, pollUs != nil { throw ValidationError("--poll-us and --waiting say the same: give one of them") }
   }
 
-  func apply(to options: inout BlockDeviceOptions) {
+  package func apply(to options: inout BlockDeviceOptions) {
     if let pollUs { options.waiting = pollUs > 0 ? .poll(microseconds: pollUs) : .sleep }
     if let waiting { options.waiting = waiting }
     options.notification = notify

@@ -1,22 +1,29 @@
 /// The file that `serve --disks` reads: a JSON array with an entry for each disk.
 internal import CLinux
-internal import FoundationEssentials
+package import FoundationEssentials
 internal import Glibc
-internal import SystemPackage
+package import SystemPackage
 internal import VirtioCore
 
 /// All disks of one server, read and checked as far as that goes without opening one.
-struct ServeDiskList {
-  let file: String
-  let disks: [ServeDisk]
+package struct ServeDiskList {
+  package let file: String
+  package let disks: [ServeDisk]
 
   /// - Parameters:
   ///   - defaults: holds for every disk that says nothing else.
   ///   - mayBeEmpty: disks can come later.
-  init(file: String, defaults: DeviceOptions, mayBeEmpty: Bool) throws(ServeDiskListError) {
-    self.file = file
+  package init(file: String, defaults: DeviceOptions, mayBeEmpty: Bool) throws(ServeDiskListError) {
     let text: Data
     do { text = try Self.read(file) } catch { throw .cannotRead(file, error) }
+    try self.init(text, file: file, defaults: defaults, mayBeEmpty: mayBeEmpty)
+  }
+
+  /// - Parameters:
+  ///   - text: what the file has.
+  ///   - file: for sentences.
+  package init(_ text: Data, file: String, defaults: DeviceOptions, mayBeEmpty: Bool) throws(ServeDiskListError) {
+    self.file = file
     do {
       disks = try JSONDecoder().decode(Entries.self, from: text, configuration: defaults).disks
     } catch let error as EntryError {
@@ -53,7 +60,7 @@ struct ServeDiskList {
   /// - Parameters:
   ///   - index: 0 for the first.
   ///   - status: what kind of mistake it is.
-  func error(_ index: Int, _ sentence: String, _ status: ExitStatus = .usage) -> ServeDiskListError {
+  package func error(_ index: Int, _ sentence: String, _ status: ExitStatus = .usage) -> ServeDiskListError {
     .entry(index + 1, file: file, name: disks[index].options.blkFile, sentence, status)
   }
 
@@ -118,14 +125,14 @@ private struct EntryError: Error {
 }
 
 /// Why a list of disks cannot be served: one sentence.
-enum ServeDiskListError: Error, CustomStringConvertible {
+package enum ServeDiskListError: Error, CustomStringConvertible {
   case cannotRead(String, Errno)
   case notJSON(String, String)
   case noDisks(String)
   /// - name: the image's path, where it is known.
   case entry(Int, file: String, name: String?, String, ExitStatus)
 
-  var description: String {
+  package var description: String {
     switch self {
     case .cannotRead(let file, .fileTooLarge):
       "\(printable(file)) is no list of disks: it has more than the 1 MiB that is enough for thousands of them"

@@ -2,7 +2,7 @@
 internal import VirtioBlkDevice
 internal import VirtioCore
 
-enum TopTable {
+package enum TopTable {
   /// One disk's line.
   private struct Row {
     var name: String
@@ -24,7 +24,7 @@ enum TopTable {
       others += other.others
       bytesRead += other.bytesRead
       bytesWritten += other.bytesWritten
-      depth += other.depth
+      depth &+= other.depth
       latencies.add(other.latencies)
       errors &+= other.errors
     }
@@ -34,7 +34,7 @@ enum TopTable {
   ///   - seconds: between the two.
   ///   - width: of the terminal; `nil`: no limit.
   ///   - rows: lines that there is room for; `nil`: no limit.
-  static func lines(
+  package static func lines(
     from before: Operator.Metrics, to now: Operator.Metrics, seconds: Double, width: Int?, rows limit: Int?
   ) -> [String] {
     let old = Dictionary(before.disks.map { ($0.disk, $0) }, uniquingKeysWith: { first, _ in first })
@@ -77,7 +77,7 @@ enum TopTable {
     return Row(
       name: disk.disk, state: disk.state.rawValue, reads: rate(\.reads), writes: rate(\.writes),
       others: rate { $0.flushes &+ $0.discards &+ $0.writeZeroes &+ $0.others }, bytesRead: rate(\.bytesRead),
-      bytesWritten: rate(\.bytesWritten), depth: disk.depths.reduce(0, +), latencies: latencies,
+      bytesWritten: rate(\.bytesWritten), depth: disk.depths.reduce(0, &+), latencies: latencies,
       errors: difference(\.failures))
   }
 

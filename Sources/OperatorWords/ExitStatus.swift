@@ -1,0 +1,56 @@
+/// One exit status for each kind of mistake, as sysexits.h numbers them.
+internal import SystemPackage
+
+package enum ExitStatus: Int32, CaseIterable {
+  case success = 0
+  /// What was looked for is not as it should be.
+  case failure = 1
+  case usage = 64
+  case image = 66
+  case unavailable = 69
+  case io = 74
+  case leftBehind = 75
+
+  /// What it says, for --help.
+  private var meaning: String {
+    switch self {
+    case .success: "all went well; SIGTERM and Ctrl-C end a server so"
+    case .failure: "a disk, a queue or a result is not as it should be"
+    case .usage: "the command line or a description cannot be meant so"
+    case .image: "an image or a file is missing or cannot be used"
+    case .unavailable: "a server, a socket, an engine or a resource is not there"
+    case .io: "the system reports an error"
+    case .leftBehind: "a server ended before all queues did"
+    }
+  }
+
+  /// A table, a line for each.
+  package static let help = allCases.map { status in
+    let number = "\(status.rawValue)"
+    return String(repeating: " ", count: 6 - number.count) + number + "  " + status.meaning
+  }.joined(separator: "\n")
+
+  /// - Parameter error: what a command ended with; not one that asks for help or has a status of its own.
+  package init(_ error: any Error) {
+    switch error {
+    case let error as any ErrorWithStatus: self = error.status
+    case is Errno: self = .io
+    default: self = .usage
+    }
+  }
+}
+
+/// An error that knows of what kind it is.
+package protocol ErrorWithStatus: Error {
+  var status: ExitStatus { get }
+}
+
+extension ServeDiskListError: ErrorWithStatus {
+  package var status: ExitStatus {
+    switch self {
+    case .cannotRead: .image
+    case .notJSON, .noDisks: .usage
+    case .entry(_, _, _, _, let status): status
+    }
+  }
+}

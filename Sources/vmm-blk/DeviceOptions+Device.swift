@@ -1,0 +1,71 @@
+/// The one place that makes the disk that a command line or a list describes.
+internal import ArgumentParser
+internal import Glibc
+internal import OperatorWords
+internal import VhostUser
+internal import VirtioBlkDevice
+internal import VirtioCore
+
+extension DeviceOptions {
+  /// How the image is to be opened.
+  func imageOptions(_ path: String, direct: ImageOptions.Direct) -> ImageOptions {
+    var options = ImageOptions(
+      path: path, isReadOnly: readOnly, direct: direct, format: format, logicalBlockSize: logicalBlockSize, isLocked: !noLock)
+    options.pathBytes = PathArgument.bytes(of: "--blk-file", path, in: Startup.words)
+    return options
+  }
+
+  /// The disk, opened, locked and ready for a transport. Errors are sentences for the person.
+  ///
+  /// - Parameters:
+  ///   - transport: by which it is reached.
+  ///   - queues: how many there are when the person has not said.
+  ///   - lock: of the image, from another server that is taken over from; `nil`: it is to be got.
+  ///   - serial: what the driver was told there.
+  ///   - offersAll: whatever the options say of features.
+  func makeDevice(
+    on transport: FeatureTransport, queues: Int = 1, lock: OwnedDescriptor? = nil, serial before: String? = nil,
+    offersAll: Bool = false
+  ) throws -> BlockDevice {
+    guard let blkFile else { throw ValidationError("there is no disk: name its image with --blk-file") }
+    var options = BlockDeviceOptions()
+    options.queueCount = numQueues ?? queues
+    guard let size = UInt16(exactly: queueSizeMax) else { throw EngineError.badQueueSize(queueSizeMax) }
+    options.maximumQueueSize = size
+    options.serial = serial ?? before
+    if let before, let serial, serial != before {
+      throw TakeoverError.notTheSame("serial", theirs: "'\(printable(before))'", ours: "'\(printable(serial))'")
+    }
+    options.engine = engine
+    options.threads = threads
+    options.processors = pinCPUs?.processors ?? []
+    options.onError = onError
+    options.faults = inject
+    options.limits = limit?.limits ?? RateLimits()
+    options.configuration = config?.choice ?? ConfigurationChoice()
+    tuning.apply(to: &options)
+    // Whoever asks for the engine of the page cache wants the page cache.
+    let direct = engine == .cached && direct == .auto ? .off : direct
+    var imageOptions = imageOptions(blkFile, direct: direct)
+    imageOptions.lock = lock
+    let image = try Self.openPatiently(imageOptions)
+    let features = offersAll ? FeatureWords(only: try FeatureList("all")) : featureWords
+    try features.apply(to: &options, image, transport)
+    if let record {
+      options.witness = try MediumLog(path: record) { error in
+        People.error.write("the record \(printable(record)) ends here, because it cannot be written: \(error)")
+      }
+    }
+    return try BlockDevice(image: image, options: options)
+  }
+
+  /// A process that was killed holds its locks until the kernel has carried out what its io_uring had submitted, some
+  /// moments after it is gone. Whoever starts in its place must not be sent away, and must not begin before that: a write of the
+  /// dead process that lands after one of the new ones would bring old data back.
+  private static func openPatiently(_ options: ImageOptions) throws -> ImageFile {
+    for _ in 0..<20 {
+      do { return try ImageFile(options) } catch ImageError.locked { usleep(50_000) }
+    }
+    return try ImageFile(options)
+  }
+}

@@ -1,0 +1,40 @@
+/// What makes a disk of a list that is read again another disk.
+internal import OperatorWords
+internal import VirtioBlkDevice
+
+extension DeviceOptions {
+  /// The words in which another disk on the same socket is another disk.
+  func differences(from other: DeviceOptions) -> [String] {
+    ServeDisk.Word.allCases.filter { value(of: $0) != other.value(of: $0) }.map(\.rawValue)
+  }
+
+  /// What a word comes to, as a text that is the same for the same value.
+  private func value(of word: ServeDisk.Word) -> String {
+    switch word {
+    case .blkFile: Takeover.absolute(blkFile ?? "")
+    case .socketPath: ""  // what it is told by
+    case .format: format.rawValue
+    case .readOnly: "\(readOnly)"
+    case .numQueues: "\(numQueues ?? ServeService.queues)"
+    case .logicalBlockSize: "\(logicalBlockSize)"
+    case .queueSizeMax: "\(queueSizeMax)"
+    case .serial: serial ?? ""
+    case .engine: engine.rawValue
+    case .direct: direct.rawValue
+    case .threads: "\(threads ?? 0)"
+    case .pinCPUs: "\(pinCPUs?.processors ?? [])"
+    case .waiting: tuning.waiting?.defaultValueDescription ?? ""
+    case .pollUs: "\(tuning.pollUs ?? -1)"
+    case .notify: tuning.notify.defaultValueDescription
+    case .uring: tuning.uring.map { "\($0)" } ?? ""
+    case .onError: onError.rawValue
+    case .inject: "\(inject)"
+    case .features: features?.text ?? ""
+    case .noFeature: noFeature.map(\.text).joined(separator: ",")
+    case .config: config?.choice.words ?? ""
+    case .noLock: "\(noLock)"
+    case .latencies: tuning.latencies.rawValue
+    case .limit: (limit?.limits ?? RateLimits()).words
+    }
+  }
+}
