@@ -64,11 +64,17 @@ let package = Package(
     .target(
       name: "CrashCheck", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", system],
       swiftSettings: strict),
+    .target(
+      name: "Conform",
+      dependencies: [
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "VhostUser", "MemoryFile", "GuestDriver", system,
+      ],
+      swiftSettings: strict),
     .executableTarget(
       name: "vmm-blk",
       dependencies: [
         "CLinux", "CVersion", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "Sandbox", "Control", "Metrics",
-        "VhostUser", "MemoryFile", "RingInspector", "GuestDriver", "Bench", "CrashCheck", system, logging,
+        "VhostUser", "MemoryFile", "RingInspector", "GuestDriver", "Bench", "CrashCheck", "Conform", system, logging,
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Histogram", package: "hdrhistogram-swift"),
         .product(name: "TextTable", package: "TextTable"),
@@ -135,6 +141,12 @@ let package = Package(
     .testTarget(
       name: "CrashCheckTests",
       dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", "CrashCheck", system], swiftSettings: strict),
+    .testTarget(
+      name: "ConformTests",
+      dependencies: [
+        "CLinux", "VirtioCore", "VirtioRegisters", "VhostUser", "MemoryFile", "GuestDriver", "Conform", "TestSupport", system,
+      ],
+      swiftSettings: strict),
     .testTarget(
       name: "BenchTests",
       dependencies: [

@@ -1,0 +1,2 @@
+enum RegisterMutants { static let all: [Mutant] = [] }
+enum WireMutants { static let all: [Mutant] = [] }
