@@ -261,7 +261,7 @@ extension Check {
     },
     Check(
       "writeback-without-flush", "blk.init.3", "With CONFIG_WCE and without FLUSH the cache begins in writethrough mode.",
-      rings: .once, needs: [.offered(BlockFeature.configWCE)]
+      rings: .once, needs: [.offered(BlockFeature.configWCE), .modern]
     ) { bench in
       try bench.start(Plan(adding: BlockFeature.configWCE, without: BlockFeature.flush, queues: 1))
       let mode = try bench.transport().readConfiguration(at: 32, count: 1)

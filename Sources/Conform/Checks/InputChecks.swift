@@ -234,24 +234,25 @@ extension Check {
       var words: [String] = []
       for part in 0..<3 {
         for offset: UInt64 in [bench.nowhere, 1] {
-          try bench.start(Plan(queues: 1, waits: true))
-          let layout = bench.hands[0].ring.layout
-          var addresses = [layout.descriptorTable, layout.availableRing, layout.usedRing].map(\.rawValue)
-          addresses[part] &+= offset
-          let transport = try bench.transport()
-          let wrong = QueueConfiguration(
-            size: layout.size, descriptorTable: GuestAddress(addresses[0]), availableRing: GuestAddress(addresses[1]),
-            usedRing: GuestAddress(addresses[2]))
-          do {
-            try transport.reset()
-            guard try bench.negotiate(bench.features) else { throw Trouble.broken("the device refuses what it took before") }
-            _ = try transport.findQueues([wrong])
-            try transport.setStatus(bench.status.union(.driverOK))
-            bench.settle()
-          } catch is DriverError {
-            // Refused: as good as not served.
+          try bench.dropAfter {
+            try bench.start(Plan(queues: 1, waits: true))
+            let layout = bench.hands[0].ring.layout
+            var addresses = [layout.descriptorTable, layout.availableRing, layout.usedRing].map(\.rawValue)
+            addresses[part] &+= offset
+            let transport = try bench.transport()
+            let wrong = QueueConfiguration(
+              size: layout.size, descriptorTable: GuestAddress(addresses[0]), availableRing: GuestAddress(addresses[1]),
+              usedRing: GuestAddress(addresses[2]))
+            do {
+              try transport.reset()
+              guard try bench.negotiate(bench.features) else { throw Trouble.broken("the device refuses what it took before") }
+              _ = try transport.findQueues([wrong])
+              try transport.setStatus(bench.status.union(.driverOK))
+              bench.settle()
+            } catch is DriverError {
+              // Refused: as good as not served.
+            }
           }
-          bench.drop()
           words.append(
             "\(["table", "available ring", "used ring"][part]) \(offset == 1 ? "unaligned" : "outside"): "
               + (try bench.alive(after: "a ring at a wrong address")))
@@ -262,22 +263,23 @@ extension Check {
     Check("ring-size", "bad.15", "Ring sizes that are none: 0, no power of two, too large.", needs: [.modern]) { bench in
       var words: [String] = []
       for size: UInt16 in bench.format == .split ? [0, 3, 65535] : [0, 65535] {
-        try bench.start(Plan(queues: 1, waits: true))
-        let layout = bench.hands[0].ring.layout
-        let transport = try bench.transport()
         var refused = false
-        do {
-          try transport.reset()
-          guard try bench.negotiate(bench.features) else { throw Trouble.broken("the device refuses what it took before") }
-          _ = try transport.findQueues([
-            QueueConfiguration(
-              size: size, descriptorTable: layout.descriptorTable, availableRing: layout.availableRing,
-              usedRing: layout.usedRing)
-          ])
-          try transport.setStatus(bench.status.union(.driverOK))
-          bench.settle()
-        } catch is DriverError { refused = true }
-        bench.drop()
+        try bench.dropAfter {
+          try bench.start(Plan(queues: 1, waits: true))
+          let layout = bench.hands[0].ring.layout
+          let transport = try bench.transport()
+          do {
+            try transport.reset()
+            guard try bench.negotiate(bench.features) else { throw Trouble.broken("the device refuses what it took before") }
+            _ = try transport.findQueues([
+              QueueConfiguration(
+                size: size, descriptorTable: layout.descriptorTable, availableRing: layout.availableRing,
+                usedRing: layout.usedRing)
+            ])
+            try transport.setStatus(bench.status.union(.driverOK))
+            bench.settle()
+          } catch is DriverError { refused = true }
+        }
         words.append("\(size): \(refused ? "refused, " : "")\(try bench.alive(after: "a ring of \(size) entries"))")
       }
       return .rejected(words.joined(separator: "; "))
@@ -328,17 +330,18 @@ extension Check {
     Check("buffer-in-the-ring", "bad.13", "Data that goes into the ring itself, and into another queue's.") { bench in
       var words: [String] = []
       for (queue, what) in [(0, "its own ring"), (1, "another queue's")] where queue < bench.facts.queueCount {
-        try bench.start()
-        guard queue < bench.hands.count else { continue }
-        let layout = bench.hands[queue].ring.layout
-        var posted = try bench.make(bench.read(0))
-        posted.chain[1].address = layout.usedRing.rawValue
-        posted.chain[1].length = UInt32(min(512, bench.block))
-        let hand = bench.hands[0]
-        hand.offer(posted.chain)
-        hand.kick()
-        bench.settle()
-        bench.drop()
+        try bench.dropAfter {
+          try bench.start()
+          guard queue < bench.hands.count else { return }
+          let layout = bench.hands[queue].ring.layout
+          var posted = try bench.make(bench.read(0))
+          posted.chain[1].address = layout.usedRing.rawValue
+          posted.chain[1].length = UInt32(min(512, bench.block))
+          let hand = bench.hands[0]
+          hand.offer(posted.chain)
+          hand.kick()
+          bench.settle()
+        }
         words.append("\(what): \(try bench.alive(after: "data into \(what)"))")
       }
       return .rejected(words.joined(separator: "; "))
@@ -379,19 +382,20 @@ extension Check {
     },
     Check("garbage-rings", "bad.33 bad.7", "Rings full of random bytes, twenty times.") { bench in
       for round in 0..<20 {
-        try bench.start()
-        let layout = bench.hands[0].ring.layout
-        let memory = try bench.memory()
-        let count = RingLayout.descriptorTableBytes(layout.size)
-        memory.store(bench.pattern(count), at: layout.descriptorTable)
-        if layout.format == .split {
-          memory.store(bench.pattern(RingLayout.availableRingBytes(layout.size)), at: layout.availableRing)
-        } else {
-          memory.store(bench.pattern(RingLayout.eventBytes), at: layout.availableRing)
+        try bench.dropAfter {
+          try bench.start()
+          let layout = bench.hands[0].ring.layout
+          let memory = try bench.memory()
+          let count = RingLayout.descriptorTableBytes(layout.size)
+          memory.store(bench.pattern(count), at: layout.descriptorTable)
+          if layout.format == .split {
+            memory.store(bench.pattern(RingLayout.availableRingBytes(layout.size)), at: layout.availableRing)
+          } else {
+            memory.store(bench.pattern(RingLayout.eventBytes), at: layout.availableRing)
+          }
+          bench.hands[0].kick()
+          bench.settle()
         }
-        bench.hands[0].kick()
-        bench.settle()
-        bench.drop()
         _ = try bench.alive(after: "round \(round): a ring of random bytes")
       }
       return .rejected("20 rounds")

@@ -51,6 +51,13 @@ final class Bench {
     attached = nil
   }
 
+  /// Makes the body and then lets go of the device as a driver does that dies. What the body holds on to has gone by then: a
+  /// back-end may serve one connection at a time, and a memory file has one driver.
+  func dropAfter(_ body: () throws -> Void) rethrows {
+    defer { drop() }
+    try body()
+  }
+
   // MARK: Bring-up
 
   func transport() throws -> any DriverTransport {
