@@ -80,7 +80,10 @@ enum RegisterMutants {
     .reads("common-structure", .pci, 6, as: 0), .reads("notify-structure", .pci, 6, as: 0),
     .reads("isr-structure", .pci, 6, as: 0), .reads("device-structure", .pci, 6, as: 0),
     .reads("window-structure", .pci, 6, as: 0),
-    capability("capability-lengths", of: 2, at: 2, as: 8), capability("no-shared-regions", of: 4, at: 3, as: 8),
+    RegisterMutant(
+      check: "capability-lengths", interface: .pci,
+      read: { offset, width, found in width == 1 && offset % 4 == 2 && (0x40..<0x100).contains(offset) ? 8 : found }),
+    capability("no-shared-regions", of: 4, at: 3, as: 8),
     capability("notify-geometry-with-data", of: 2, at: 16, as: 6),
     .reads("feature-words-of-pci", .pci, common + 4, as: 3), .reads("driver-features", .pci, common + 0x0c, as: 3),
     .reads("pci-generation", .pci, common + 0x15, as: 3), .reads("pci-reset", .pci, common + 0x1c, as: 1),
