@@ -31,7 +31,10 @@ extension ModelDevice {
         guard fault == .readOnlySaysOK || fault == .readOnlyWrites else { return (1, []) }
         guard fault == .readOnlyWrites else { return (0, []) }
       }
-      guard room == 0 || fault == .directionIsIgnored else { return (1, []) }
+      if room > 0 {
+        if fault == .directionIsIgnored { disk[Int(sector) * 512] ^= 0xff }
+        return (1, [])
+      }
       guard isWhole(payload.count) else { return (fault == .oddLengthsOK ? 0 : 1, []) }
       guard let place = range(sector, payload.count) else { return (fault == .endsAreNotChecked ? 0 : 1, []) }
       guard fault != .dropsWrites else { return (0, []) }

@@ -84,7 +84,7 @@ extension Check {
       return .kept()
     },
     Check(
-      "without-version-1", "rfb.2 legacy.feat.1", "A driver without VERSION_1 is either refused or served.", rings: .once,
+      "without-version-1", "rfb.2", "A driver without VERSION_1 is either refused or served.", rings: .once,
       needs: [.modern]
     ) { bench in
       let choice = bench.choice(Plan()).intersection([BlockFeature.flush, BlockFeature.segMax, BlockFeature.readOnly])
@@ -96,7 +96,12 @@ extension Check {
         return .kept("served")
       } catch Trouble.broken(let words) where words.contains("DRIVER_OK") {
         return .kept("refused: \(words)")
-      } catch DriverError.refused(let words) { return .kept("refused: \(words)") }
+      } catch DriverError.refused(let words) {
+        return .kept("refused: \(words)")
+      } catch DriverError.noDevice(let words) where bench.subject.bus == .vhostUser {
+        bench.drop()
+        return .kept("refused: \(words); \(try bench.alive(after: "a driver without VERSION_1"))")
+      }
     },
     Check("no-virtual-functions", "rfb.10", "SR_IOV is not offered without that capability.", rings: .once) { bench in
       try expect(!bench.facts.offered.contains(.singleRootIO), "SR_IOV is offered")
@@ -182,7 +187,8 @@ extension Check {
     ) { bench in
       let transport = try bench.transport()
       let whole = try transport.readConfiguration(at: 0, count: 60)
-      for place in stride(from: 0, to: 60, by: 3) {
+      // Over vhost-user it is the front-end that cuts what a driver reads out of the whole; vu.config.1 has the messages.
+      for place in stride(from: 0, to: bench.subject.bus == .vhostUser ? 0 : 60, by: 3) {
         let byte = try transport.readConfiguration(at: place, count: 1)
         try expect(byte == [whole[place]], "byte \(place) is \(whole[place]), and \(byte) when it is read alone")
       }
@@ -264,8 +270,8 @@ extension Check {
       rings: .once, needs: [.offered(BlockFeature.configWCE), .modern]
     ) { bench in
       try bench.start(Plan(adding: BlockFeature.configWCE, without: BlockFeature.flush, queues: 1))
-      let mode = try bench.transport().readConfiguration(at: 32, count: 1)
-      try expect(mode == [0], "writeback is \(mode)")
+      let mode = try bench.cacheMode()
+      try expect(mode == 0, "writeback is \(mode)")
       return .kept()
     },
     Check(
@@ -276,8 +282,8 @@ extension Check {
       let transport = try bench.transport()
       for mode: UInt8 in [0, 1, 0, 1] {
         try transport.writeConfiguration(at: 32, [mode])
-        let found = try transport.readConfiguration(at: 32, count: 1)
-        try expect(found == [mode], "writeback is \(found) after \(mode) was written")
+        let found = try bench.cacheMode()
+        try expect(found == mode, "writeback is \(found) after \(mode) was written")
         try bench.good(bench.write(0, bench.pattern(bench.block)))
       }
       return .kept()
@@ -285,15 +291,20 @@ extension Check {
     Check(
       "configuration-is-read-only", "bad.34", "Writes to fields that are not the driver's change nothing.", rings: .once
     ) { bench in
-      try bench.start(Plan(queues: 1))
-      let transport = try bench.transport()
-      let before = try transport.readConfiguration(at: 0, count: 32)
       for place in [0, 7, 20] {
-        do { try transport.writeConfiguration(at: place, [0xff]) } catch DriverError.refused {}
+        try bench.dropAfter {
+          try bench.start(Plan(queues: 1))
+          do { try bench.transport().writeConfiguration(at: place, [0xff]) } catch DriverError.refused {
+          } catch DriverError.noDevice where bench.subject.bus == .vhostUser {
+            // A back-end can refuse a message by ending the connection.
+          }
+        }
+        try bench.start(Plan(queues: 1))
+        let now = try bench.transport().readConfiguration(at: 0, count: 32)
+        try expect(
+          now == Array(bench.facts.configuration.prefix(32)), "the driver changed byte \(place), which is not its to change")
+        try bench.good(bench.harmless)
       }
-      let after = try transport.readConfiguration(at: 0, count: 32)
-      try expect(before == after, "the driver changed what is not its to change: \(before) became \(after)")
-      try bench.good(bench.harmless)
       return .rejected("nothing changed")
     },
     Check(
@@ -304,4 +315,9 @@ extension Check {
       return .rejected(try bench.alive(on: 0, after: "a read behind the configuration space"))
     },
   ]
+}
+
+extension Bench {
+  /// The writeback field, out of the whole.
+  fileprivate func cacheMode() throws -> UInt8 { try transport().readConfiguration(at: 0, count: 60)[32] }
 }

@@ -41,15 +41,15 @@ public struct Runner {
       if finding.outcome.isFailure {
         // Alone, on a device that nothing was done to before, as far as there can be one.
         try? subject.renew()
-        let again = make(check, format, subject, facts)
-        if again.outcome.isFailure {
-          finding = again
+        if (try? Self.facts(subject, settings)) == nil {
+          isGone = true
         } else {
+          let again = make(check, format, subject, facts)
           finding = again
-          finding.seen = "not so when it was made alone: \(finding.seen)"
+          if !again.outcome.isFailure { finding.seen = "not so when it was made alone: \(again.seen)" }
+          try? subject.renew()
+          isGone = (try? Self.facts(subject, settings)) == nil
         }
-        try? subject.renew()
-        isGone = (try? Self.facts(subject, settings)) == nil
       }
       report.findings.append(finding)
     }
