@@ -105,6 +105,12 @@ struct DeviceOptions: ParsableArguments {
     transform: { try FeatureList($0) })
   var noFeature: [FeatureList] = []
 
+  @Option(
+    help: .init(
+      "Fields of the configuration space that are to be other than usual, by their names in the specification, as in "
+        + "seg_max=62,max_discard_sectors=8192.", valueName: "field=number,..."))
+  var config: ConfigurationWords?
+
   @OptionGroup var tuning: DeviceTuning
 
   @Option(
@@ -161,7 +167,7 @@ extension DeviceOptions {
       ("--waiting", tuning.waiting != nil), ("--poll-us", tuning.pollUs != nil), ("--notify", tuning.notify != .batch),
       ("--uring", tuning.uring != nil), ("--record", record != nil), ("--on-error", onError != .report),
       ("--inject", !inject.isEmpty), ("--features", features != nil), ("--no-feature", !noFeature.isEmpty),
-      ("--no-lock", noLock), ("--limit", limit != nil), ("--latencies", tuning.latencies != .on),
+      ("--no-lock", noLock), ("--limit", limit != nil), ("--config", config != nil), ("--latencies", tuning.latencies != .on),
       ("--shared-workers", tuning.sharedWorkers.words != "off"),
     ]
     return given.filter(\.1).map(\.0)
@@ -202,6 +208,7 @@ extension DeviceOptions {
     options.onError = onError
     options.faults = inject
     options.limits = limit?.limits ?? RateLimits()
+    options.configuration = config?.choice ?? ConfigurationChoice()
     tuning.apply(to: &options)
     // Whoever asks for the engine of the page cache wants the page cache.
     let direct = engine == .cached && direct == .auto ? .off : direct
