@@ -67,7 +67,8 @@ let package = Package(
     .target(
       name: "Conform",
       dependencies: [
-        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "VhostUser", "MemoryFile", "GuestDriver", system,
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "VhostUser", "MemoryFile", "GuestDriver",
+        system,
       ],
       swiftSettings: strict),
     .executableTarget(

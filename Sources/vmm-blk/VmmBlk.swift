@@ -26,5 +26,7 @@ struct VmmBlk: ParsableCommand {
     do { try command.run() } catch { Startup.end(CommandEnd(error, words: words, isOurs: true)) }
   }
 
-  func run() throws { throw ValidationError("Say what to do: serve, run, ctl, top, guest, inspect, bench, verify-crash or conform.") }
+  func run() throws {
+    throw ValidationError("Say what to do: serve, run, ctl, top, guest, inspect, bench, verify-crash or conform.")
+  }
 }
