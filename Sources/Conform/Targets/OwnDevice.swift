@@ -84,10 +84,10 @@ final class OwnDevice {
     options.queueCount = 2
     options.maximumQueueSize = 256
     options.serial = "conform-serial"
-    options.requestedFeatures = BlockDevice.featuresOnRequest
+    let file = try ImageFile(ImageOptions(path: image, isReadOnly: setup.isReadOnly, format: .raw))
+    options.requestedFeatures = BlockDevice.featuresOnRequest(of: file)
     if setup.interface == nil { options.requestedFeatures.remove(.notificationData) }
-    let device = try BlockDevice(
-      image: ImageFile(ImageOptions(path: image, isReadOnly: setup.isReadOnly, format: .raw)), options: options)
+    let device = try BlockDevice(image: file, options: options)
     let loop = try EventLoop()
     let stopping = try loop.add(stop.rawValue) { _ in loop.stop() }
     let sizing = try loop.add(resizing.rawValue) { _ in
@@ -98,9 +98,9 @@ final class OwnDevice {
       shared.wish.withLock { $0?.isDone = true }
     }
     if let interface = setup.interface {
-      let file = try MemoryFile.create(
+      let memory = try MemoryFile.create(
         path: path, memorySize: 8 << 20, memoryBase: GuestAddress(0x10000), maximumQueues: 2, interface: interface)
-      let server = try MemoryFileDevice(file: file, device: device)
+      let server = try MemoryFileDevice(file: memory, device: device)
       try server.open(in: loop)
       EventCounter.signal(isUp.rawValue)
       try loop.run()
