@@ -10,7 +10,8 @@ mkdir -p "$report"
 # check NAME COMMAND: a back-end that does not conform is a result, not a failure of this script.
 check() {
   local name=$1 status=0
-  "$vmm_blk" conform --exec "$2" --junit "$report/$name.xml" --html "$report/$name.html" >"$report/$name.txt" || status=$?
+  "$vmm_blk" conform --exec "$2" --junit "$report/$name.xml" --html "$report/$name.html" \
+    >"$report/$name.txt" 2>"$report/$name.log" || status=$?
   # 1 says that it does not conform; anything else, that it could not be checked.
   if [ "$status" -gt 1 ]; then
     echo "$name could not be checked: status $status" >&2

@@ -16,4 +16,11 @@ import Testing
         "\(finding.check), \(finding.ring), \(finding.clauses.joined(separator: " ")): \(finding.outcome) \(finding.seen)")
     }
   }
+
+  /// The device on a memory file once notified every driver when its queues started.
+  @Test("a new driver is told of no used buffer before there is one") func idle() throws {
+    let runner = Runner(only: ["interrupt-status-idle"])
+    let report = try runner.run(OwnSubject(OwnSetup(.mmio)))
+    #expect(report.findings.map(\.outcome) == [.kept], "\(report.findings.map(\.seen))")
+  }
 }
