@@ -30,14 +30,14 @@ struct ConformCommand: ParsableCommand {
       """)
 
   @Option(help: .init("The socket of a vhost-user-blk back-end.", valueName: "path")) var socketPath: String?
-  @Option(help: .init("What starts a back-end, for the shell.", valueName: "command")) var exec: String?
+  @Option(help: .init("What starts a back-end, for the shell.", valueName: "text")) var exec: String?
   @Option(help: .init("A memory file that 'vmm-blk run' serves.", valueName: "file")) var memory: String?
   @Flag(name: .customLong("self"), help: "This program's own device, over every transport that it has.") var own = false
-  @Option(help: .init("Checks by name or clause, with commas between: blk.op.5, status, loop.", valueName: "list"))
+  @Option(help: .init("Checks by name or clause, with commas between: blk.op.5, status, loop.", valueName: "text"))
   var only: String?
   @Option(help: .init("What the random choices follow from. (default: 1)", valueName: "n")) var seed: UInt64?
   @Option(help: .init("Seconds that an answer may take before the device counts as hanging. (default: 20)", valueName: "n"))
-  var limit: Double?
+  var patience: Int?
   @Option(help: .init("Milliseconds for which nothing may happen where nothing has to. (default: 25)", valueName: "n"))
   var settle: Int?
   @Flag(help: "Show the checks and their clauses.") var list = false
@@ -56,14 +56,14 @@ struct ConformCommand: ParsableCommand {
     for word in words where !Check.all.contains(where: { $0.matches(word) }) {
       throw ValidationError("--only \(word) is no check and no clause that there is a check of; --list shows them.")
     }
-    if let limit, !(limit > 0 && limit <= 3600) { throw ValidationError("--limit \(limit) is not from 0 to 3600.") }
+    if let patience, !(1...3600).contains(patience) { throw ValidationError("--patience \(patience) is not from 1 to 3600.") }
     if let settle, !(1...10_000).contains(settle) { throw ValidationError("--settle \(settle) is not from 1 to 10000.") }
   }
 
   func run() throws {
     var settings = Settings()
     settings.seed = seed ?? settings.seed
-    if let limit { settings.limit = .milliseconds(Int(limit * 1000)) }
+    if let patience { settings.limit = .seconds(patience) }
     if let settle { settings.settle = .milliseconds(settle) }
     var runner = Runner(settings: settings, only: words)
     if list {
