@@ -1,5 +1,6 @@
 /// Our own device, over everything that it can be reached by: no MUST is broken, and it lives through what no driver may send.
 import Testing
+import VirtioRegisters
 
 @testable import Conform
 
