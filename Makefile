@@ -2,7 +2,7 @@
 
 VMM_BLK := .build/release/vmm-blk
 
-.PHONY: all build release demo guest test lint test-fast test-system test-fuzz fuzz bench bench-peers profile micro package package-test clean
+.PHONY: all build release demo guest test lint test-fast test-system test-fuzz fuzz bench bench-peers conform-peers profile micro package package-test clean
 
 all: release
 
@@ -67,6 +67,11 @@ bench-peers: release
 	@Scripts/setup.sh build bench
 	Scripts/bench/peers.sh
 
+# What other back-ends make of the specification: Docs/conformance.md says what is in the reports.
+conform-peers: release
+	@Scripts/setup.sh build bench
+	Scripts/conform-peers.sh
+
 # What the processor does while it is busy: where each path's limit is.
 profile: release
 	@Scripts/setup.sh build bench
@@ -88,4 +93,4 @@ package-test: package
 	Scripts/package-test.sh
 
 clean:
-	rm -rf .build .build-fuzz .fuzz .build-package .package .guest bench-report
+	rm -rf .build .build-fuzz .fuzz .build-package .package .guest bench-report conform-report

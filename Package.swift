@@ -71,11 +71,19 @@ let package = Package(
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: strict),
+    .target(
+      name: "Conform",
+      dependencies: [
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "VhostUser", "MemoryFile", "GuestDriver",
+        system,
+      ],
+      swiftSettings: strict),
     .executableTarget(
       name: "vmm-blk",
       dependencies: [
         "CLinux", "CVersion", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "Sandbox", "Control", "Metrics",
-        "VhostUser", "MemoryFile", "RingInspector", "GuestDriver", "Bench", "CrashCheck", "OperatorWords", system, logging,
+        "VhostUser", "MemoryFile", "RingInspector", "GuestDriver", "Bench", "CrashCheck", "Conform", "OperatorWords",
+        system, logging,
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Histogram", package: "hdrhistogram-swift"),
         .product(name: "TextTable", package: "TextTable"),
@@ -149,6 +157,12 @@ let package = Package(
     .testTarget(
       name: "CrashCheckTests",
       dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", "CrashCheck", system], swiftSettings: strict),
+    .testTarget(
+      name: "ConformTests",
+      dependencies: [
+        "CLinux", "VirtioCore", "VirtioRegisters", "VhostUser", "MemoryFile", "GuestDriver", "Conform", "TestSupport", system,
+      ],
+      swiftSettings: strict),
     .testTarget(
       name: "BenchTests",
       dependencies: [

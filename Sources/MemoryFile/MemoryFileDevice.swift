@@ -392,6 +392,8 @@ public final class MemoryFileDevice {
       queue: queue, memory: file.memory, features: registers.features, configuration: configuration, position: position,
       kick: .doorbell(file.control.kick(queue)), call: callSink(queue), publishesInOrder: true)
     activation.isHeld = phase == .holding
+    // A driver that finds its device again is told in `attached`; a driver's first interrupt stands for a used buffer (virtio 4.2.2.1).
+    activation.notifiesAtStart = false
     attended.start(activation)
   }
 

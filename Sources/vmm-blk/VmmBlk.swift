@@ -15,7 +15,7 @@ struct VmmBlk: ParsableCommand {
     version: Version.full,
     subcommands: [
       ServeCommand.self, RunCommand.self, CtlCommand.self, TopCommand.self, Guest.self, InspectCommand.self, BenchCommand.self,
-      VerifyCrashCommand.self,
+      VerifyCrashCommand.self, ConformCommand.self,
     ])
 
   static func main() {
@@ -27,5 +27,7 @@ struct VmmBlk: ParsableCommand {
     do { try command.run() } catch { Startup.end(CommandEnd(error, words: words, isOurs: true)) }
   }
 
-  func run() throws { throw ValidationError("Say what to do: serve, run, ctl, top, guest, inspect, bench or verify-crash.") }
+  func run() throws {
+    throw ValidationError("Say what to do: serve, run, ctl, top, guest, inspect, bench, verify-crash or conform.")
+  }
 }

@@ -35,6 +35,8 @@ public final class VhostUserTransport: DriverTransport {
     var isRunning = false
   }
 
+  /// What was agreed about the protocol.
+  public var protocolFeatures: ProtocolFeatures { offer.protocolFeatures }
   var hasStatus: Bool { offer.protocolFeatures.contains(.status) }
 
   /// - Parameters:
@@ -222,6 +224,9 @@ public final class VhostUserTransport: DriverTransport {
     queues[index].isRunning = false
     return try Self.ask { () throws(FrontendError) in try frontend.stop(queue: UInt8(clamping: index)) }
   }
+
+  /// Starts a ring again that was stopped, with the descriptors that it had. - Parameter base: what `stopQueue` returned, or another one.
+  public func startQueue(_ index: Int, base: UInt32) throws(DriverError) { try start(index, base: base) }
 
   /// What a front-end does with a queue that its driver resets: the back-end knows nothing of it but that the ring stops and another
   /// one starts.

@@ -432,7 +432,9 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       throw EventWait.reason(error)
     }
     // Whoever had the ring before may have ended between showing what it answered and saying so.
-    if !activation.isHeld, activation.inflight != nil || activation.publishesInOrder { activation.call.signal() }
+    if !activation.isHeld, activation.notifiesAtStart, activation.inflight != nil || activation.publishesInOrder {
+      activation.call.signal()
+    }
     // The turn that follows looks at the ring without waiting for a kick.
     if case .none = activation.kick { unkicked += 1 }
     kicks[index] = activation.kick

@@ -37,6 +37,10 @@ public struct Activation: Sendable {
   /// answers with the position that was given, and has changed nothing for the driver or for who goes on from there.
   public var isHeld = false
 
+  /// Notify the driver once at the start where somebody may have had the ring before, and have ended between showing what it
+  /// answered and saying so. `false`: whoever starts the queue sees to that.
+  public var notifiesAtStart = true
+
   public init(
     queue: Int, memory: GuestMemory, features: FeatureSet, configuration: QueueConfiguration,
     position: QueuePosition = QueuePosition(), kick: KickSource, call: CallSink, failure: CallSink = .none,

@@ -1,0 +1,60 @@
+/// What a device can be held to: one sentence of the specification, or one rule that follows from it.
+
+/// How binding a clause is.
+public enum Level: String, CaseIterable, Sendable {
+  case must = "MUST"
+  case mustNot = "MUST NOT"
+  case should = "SHOULD"
+  case shouldNot = "SHOULD NOT"
+  case may = "MAY"
+  /// It follows from the text without a word of its own.
+  case implied = "IMPLIED"
+  /// No text asks for it: what a device has to live through.
+  case robust = "ROBUST"
+
+  /// Breaking it makes a device one that does not conform.
+  public var isBinding: Bool { self == .must || self == .mustNot }
+
+  /// Which of two counts for a check of both.
+  var weight: Int {
+    switch self {
+    case .must, .mustNot: 4
+    case .should, .shouldNot: 3
+    case .implied: 2
+    case .robust: 1
+    case .may: 0
+    }
+  }
+}
+
+public struct Clause: Hashable, Sendable {
+  /// `blk.op.5`: what `--only` takes.
+  public var id: String
+  /// What it is about: `core`, `split`, `packed`, `mmio`, `pci`, `legacy`, `blk`, `blk-zoned`, `vhost-user` or `input`.
+  public var area: String
+  public var level: Level
+  /// Of the virtio specification, or of the document that `area` names.
+  public var section: String
+  public var words: String
+}
+
+/// All clauses, in the order of the texts.
+public enum ClauseTable {
+  public static let all: [Clause] = [core, registers, block, vhostUser, input].flatMap(parse)
+
+  static let byID: [String: Clause] = Dictionary(uniqueKeysWithValues: all.map { ($0.id, $0) })
+
+  /// - Precondition: there is such a clause; the tables and the checks are both ours.
+  static func clause(_ id: String) -> Clause {
+    guard let clause = byID[id] else { preconditionFailure("no clause has the id \(id)") }
+    return clause
+  }
+
+  private static func parse(_ table: String) -> [Clause] {
+    table.split(separator: "\n").map { line in
+      let fields = line.split(separator: "|", maxSplits: 4).map(String.init)
+      guard fields.count == 5, let level = Level(rawValue: fields[2]) else { preconditionFailure("no clause: \(line)") }
+      return Clause(id: fields[0], area: fields[1], level: level, section: fields[3], words: fields[4])
+    }
+  }
+}

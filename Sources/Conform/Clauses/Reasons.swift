@@ -1,0 +1,90 @@
+/// Why no check is about a clause.
+
+enum Reasons {
+  /// - Precondition: no check is about the clause.
+  static func reason(for clause: Clause) -> String {
+    if let own = own[clause.id] { return own }
+    if let group = groups.first(where: { clause.id.hasPrefix($0.prefix) }) { return group.reason }
+    return ""
+  }
+
+  private static let groups: [(prefix: String, reason: String)] = [
+    ("suspend.", "SUSPEND came with virtio 1.4, and no device was at hand on which a check of it could be tried out"),
+    (
+      "zoned.",
+      "no zoned device was at hand on which a check could be tried out; what a disk without zones has to do is checked"
+    ),
+    (
+      "i.zoned.",
+      "no zoned device was at hand on which a check could be tried out; what a disk without zones has to do is checked"
+    ),
+    ("pci.vndr.", "about vendor data (cfg_type 9), which no driver needs: a property of one product, to be reviewed there"),
+    ("pci.shm.", "about shared memory regions, which a block device does not have (shm.1)"),
+  ]
+
+  private static let own: [String: String] = [
+    "legacy.feat.2": "it leaves the device free to do either",
+    "legacy.feat.3": "the clauses of the legacy interface stand for it",
+    "legacy.vq.2": "a driver of another byte order needs a processor that has one",
+    "legacy.blk.1": "a driver of another byte order needs a processor that has one",
+    "legacy.blk.5": "a driver of another byte order needs a processor that has one",
+    "legacy.blk.2": "legacy.blk.3 and legacy.blk.4 stand for it",
+    "legacy.blk.7":
+      "about the order in which requests are executed, which a driver cannot see; only with BARRIER, which no one offers",
+    "legacy.blk.8":
+      "about the order in which requests are executed, which a driver cannot see; only with BARRIER, which no one offers",
+    "legacy.rfb.1": "it leaves the device free to do either",
+    "legacy.rfb.2": "only with NOTIFY_ON_EMPTY, which no driver of today accepts",
+    "legacy.pci.7": "a legacy driver has 32 bits of features to write: there is nothing to see",
+    "legacy.init.2":
+      "of a driver that is older than the specification; what is in the ring before DRIVER_OK is served at DRIVER_OK at the latest",
+    "split.desc.2": "a driver cannot see what is read: an audit of the code",
+    "split.desc.3": "it leaves the device free to do either",
+    "packed.desc.2": "a driver cannot see what is read: an audit of the code",
+    "split.used.3": "it leaves the device free to do either",
+    "packed.order.1": "a driver cannot see in which order chains are begun",
+    "packed.order.3": "it leaves the device free to do either",
+    "i.packed.event.3": "only a driver that reads between two stores of the device could see it: an audit of the code",
+    "pci.bus.1": "the whole of another specification; what a kernel's parser looks at is checked with the structures",
+    "pci.id.1": "it leaves the device free to do either",
+    "pci.id.4": "it leaves the device free to do either",
+    "pci.cap.1": "it leaves the device free to do either",
+    "pci.cap.2": "it leaves the device free to do either",
+    "pci.cap.3": "it leaves the device free to do either",
+    "pci.cap.5": "it leaves the device free to do either",
+    "pci.cap.6": "what is best is for the device to say",
+    "pci.common.5": "it leaves the device free to do either",
+    "pci.common.13": "a queue's reset is over before its register can be read here: the mailbox answers when it is",
+    "pci.common.17": "about an administration virtqueue, which a block device does not have",
+    "pci.common.18": "about an administration virtqueue, which a block device does not have",
+    "pci.nontrans.1": "for devices that a driver of long ago would take for its own; block devices are none",
+    "pci.nontrans.2": "for devices that a driver of long ago would take for its own; block devices are none",
+    "pci.msix.4": "what helps is for the device to say",
+    "pci.intr.2": "it leaves the device free to do either",
+    "mmio.12": "a queue's reset is over before its register can be read here: the mailbox answers when it is",
+    "blk.op.9": "it leaves the device free to do either",
+    "blk.op.11": "a driver cannot see whether WRITE_ZEROES ever deallocates",
+    "blk.op.12": "it leaves the device free to do either",
+    "blk.op.13": "no device was at hand that changes write_zeroes_may_unmap",
+    "blk.op.14":
+      "a driver cannot see when bytes are on stable storage: 'vmm-blk verify-crash' checks it for this program's engines",
+    "blk.op.15":
+      "a driver cannot see when bytes are on stable storage: 'vmm-blk verify-crash' checks it for this program's engines",
+    "blk.op.16":
+      "a driver cannot see when bytes are on stable storage: 'vmm-blk verify-crash' checks it for this program's engines",
+    "blk.op.17": "it leaves the device free to do either",
+    "blk.op.18": "about storage that has such metrics, which a driver cannot know",
+    "rfb.3": "about a platform that translates the device's accesses, which a driver of ours does not have",
+    "rfb.8": "about add-in cards",
+    "rfb.9": "about functions with an SR-IOV capability",
+    "i.blk.units.2": "a driver cannot see what the limits of the storage are",
+    "i.blk.seg.1": "it promises nothing that could be looked at",
+    "bad.37":
+      "the file behind guest memory is the front-end's: a device in a process of its own is tried with it in our own tests",
+    "bad.40": "whoever starts the device says its format: no driver sees which was meant",
+    "bad.41": "a driver cannot make a medium fail: '--inject' does",
+  ]
+
+  /// For the test that none is stale.
+  package static var ids: [String] { Array(own.keys) }
+}

@@ -1,0 +1,116 @@
+/// One check: which clauses it is about, what it needs, and what it does.
+internal import GuestDriver
+internal import VhostUser
+internal import VirtioCore
+
+/// What a device or its transport has to have for a check to make sense.
+enum Need: Sendable {
+  case offered(FeatureSet)
+  case writable
+  case readOnly
+  /// VERSION_1.
+  case modern
+  /// The status is the device's, not the front-end's.
+  case status
+  case queues(Int)
+  /// Somebody who changes the size of the disk.
+  case resize
+  case vhostUser
+  case protocolFeature(ProtocolFeatures)
+  /// Registers of any kind.
+  case registers
+  case mmio
+  case mmioLegacy
+  /// Any virtio-pci function, and one with the modern or the legacy interface.
+  case pci
+  case pciModern
+  case pciLegacy
+
+  /// Why it is not there; `nil`: it is.
+  func missing(in facts: Facts) -> String? {
+    func unless(_ has: Bool, _ reason: String) -> String? { has ? nil : reason }
+    switch self {
+    case .offered(let features):
+      let missing = features.subtracting(facts.offered)
+      let names = missing.bits.map { BlockFeature.name(ofBit: $0) ?? "bit \($0)" }.joined(separator: " and ")
+      return unless(missing.isEmpty, "the device does not offer \(names)")
+    case .writable: return unless(!facts.isReadOnly, "the disk is read-only")
+    case .readOnly: return unless(facts.isReadOnly, "the disk can be written: check a read-only one as well")
+    case .modern: return unless(facts.isModern, "this is the legacy interface")
+    case .status: return unless(facts.hasStatus, "the back-end has no STATUS: the status lives in the front-end")
+    case .queues(let count): return unless(facts.queueCount >= count, "the device has \(facts.queueCount) queue")
+    case .resize: return unless(facts.canResize, "nobody here can change the size of this disk")
+    case .vhostUser: return unless(facts.bus == .vhostUser, "only over vhost-user")
+    case .protocolFeature(let features):
+      let missing = features.subtracting(facts.protocolFeatures)
+      return unless(
+        facts.bus == .vhostUser && missing.isEmpty,
+        facts.bus == .vhostUser
+          ? "the back-end does not offer \(missing.nameList.joined(separator: " and "))" : "only over vhost-user")
+    case .registers: return unless(facts.bus != .vhostUser, "a vhost-user back-end has no registers: the front-end has them")
+    case .mmio: return unless(facts.bus == .mmio, "only over virtio-mmio version 2")
+    case .mmioLegacy: return unless(facts.bus == .mmioLegacy, "only over virtio-mmio version 1")
+    case .pci: return unless(facts.bus.isPCI, "only over virtio-pci")
+    case .pciModern: return unless(facts.bus == .pci || facts.bus == .pciTransitional, "only over modern virtio-pci")
+    case .pciLegacy: return unless(facts.bus == .pciLegacy || facts.bus == .pciTransitional, "only over legacy virtio-pci")
+    }
+  }
+}
+
+public struct Check: Sendable {
+  /// With which kinds of ring it is made.
+  enum Rings: Sendable { case both, split, packed, once }
+
+  public let name: String
+  /// What is done and what has to come of it.
+  public let title: String
+  private let common: [String]
+  private let ofSplit: [String]
+  private let ofPacked: [String]
+  let rings: Rings
+  let needs: [Need]
+  let body: @Sendable (Bench) throws -> Seen
+
+  init(
+    _ name: String, _ clauses: String, split: String = "", packed: String = "", _ title: String, rings: Rings = .both,
+    needs: [Need] = [], _ body: @escaping @Sendable (Bench) throws -> Seen
+  ) {
+    func list(_ words: String) -> [String] { words.split(separator: " ").map(String.init) }
+    self.name = name
+    self.title = title
+    common = list(clauses)
+    ofSplit = list(split)
+    ofPacked = list(packed)
+    self.rings = rings
+    self.needs = needs
+    self.body = body
+  }
+
+  /// Of both kinds of ring.
+  public var clauses: [String] { common + ofSplit + ofPacked }
+
+  func clauses(_ format: RingFormat) -> [String] { common + (format == .split ? ofSplit : ofPacked) }
+
+  /// The kinds of ring to make it with on a device.
+  func formats(_ facts: Facts) -> [RingFormat] {
+    let packed = facts.offered.contains(.packedRing) && facts.isModern
+    switch rings {
+    case .both: return packed ? [.split, .packed] : [.split]
+    case .split, .once: return [.split]
+    case .packed: return [.packed]
+    }
+  }
+
+  /// Whether a word of `--only` means it: its name, a clause of it, or the beginning of one.
+  public func matches(_ word: String) -> Bool {
+    name == word || clauses.contains { $0 == word || $0.hasPrefix(word + ".") }
+  }
+}
+
+extension Check {
+  /// Every check there is, in the order in which they are made.
+  public static let all: [Check] =
+    life + features + configuration + queueReset + framing + order + split + packed + notification + block + ranges + odd
+    + input
+    + vhostUser + wire + mmio + pci
+}

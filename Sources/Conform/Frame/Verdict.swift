@@ -1,0 +1,66 @@
+/// What came of a check.
+
+public enum Outcome: String, CaseIterable, Sendable {
+  /// The clause holds as far as the check can see.
+  case kept
+  /// It does not.
+  case broken
+  /// What no driver may send was not executed, and the device is alive: it answered a good request afterwards, after a reset if need be.
+  case rejected
+  /// No answer to a good request, or no device any more.
+  case wedged
+  /// Not on this device, or not over this transport; the reason is told.
+  case notApplicable = "n/a"
+
+  var isFailure: Bool { self == .broken || self == .wedged }
+
+  /// Which of several counts for a clause: the worst, and any result before none.
+  var weight: Int {
+    switch self {
+    case .wedged: 4
+    case .broken: 3
+    case .kept: 2
+    case .rejected: 1
+    case .notApplicable: 0
+    }
+  }
+}
+
+/// What a check's body ends with when nothing is wrong.
+struct Seen {
+  var outcome: Outcome
+  var words: String
+
+  static func kept(_ words: String = "") -> Seen { Seen(outcome: .kept, words: words) }
+  static func rejected(_ words: String) -> Seen { Seen(outcome: .rejected, words: words) }
+}
+
+/// What a body ends with otherwise.
+enum Trouble: Error {
+  /// A rule is broken, and this was seen.
+  case broken(String)
+  case wedged(String)
+  case notApplicable(String)
+}
+
+/// Looks whether something is so.
+func expect(_ isSo: Bool, _ seen: @autoclosure () -> String) throws { if !isSo { throw Trouble.broken(seen()) } }
+
+/// One check on one device with one kind of ring.
+public struct Finding: Sendable {
+  public var check: String
+  public var clauses: [String]
+  /// `split`, `packed`, or `-` where rings play no part.
+  public var ring: String
+  public var outcome: Outcome
+  public var seen: String
+  public var seconds: Double
+
+  /// The strictest level among its clauses.
+  public var level: Level {
+    clauses.map { ClauseTable.clause($0).level }.max { $0.weight < $1.weight } ?? .robust
+  }
+
+  /// It makes the device one that does not conform: a MUST is broken, or the device is dead.
+  public var isFailure: Bool { outcome == .wedged || outcome == .broken && level.isBinding }
+}

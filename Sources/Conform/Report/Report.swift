@@ -1,0 +1,52 @@
+/// All that was found out about one device.
+public import VirtioCore
+
+public struct Report: Sendable {
+  public var subject: String
+  public var bus: String
+  public var seed: UInt64
+  public var offered: FeatureSet
+  public var findings: [Finding] = []
+  /// False: the device went away on the way and did not come back.
+  public var isComplete = true
+
+  public init(subject: String, bus: String, seed: UInt64, offered: FeatureSet) {
+    self.subject = subject
+    self.bus = bus
+    self.seed = seed
+    self.offered = offered
+  }
+
+  /// What makes the device one that does not conform.
+  public var failures: [Finding] { findings.filter(\.isFailure) }
+
+  public func count(_ outcome: Outcome) -> Int { findings.count { $0.outcome == outcome } }
+  public var conforms: Bool { failures.isEmpty && isComplete }
+}
+
+/// What became of one clause: the worst that a check of it saw, or why there is nothing.
+public struct ClauseResult: Sendable {
+  public var clause: Clause
+  /// Of which device, where there are several.
+  public var outcome: Outcome
+  /// The check that saw it; empty: none is about the clause.
+  public var check: String
+  public var seen: String
+}
+
+extension Report {
+  /// One for each clause, in the order of the texts; never fewer.
+  public static func clauses(_ reports: [Report]) -> [ClauseResult] {
+    var found: [String: [(Report, Finding)]] = [:]
+    for report in reports {
+      for finding in report.findings { for id in finding.clauses { found[id, default: []].append((report, finding)) } }
+    }
+    return ClauseTable.all.map { clause in
+      guard let (report, finding) = found[clause.id]?.max(by: { $0.1.outcome.weight < $1.1.outcome.weight }) else {
+        return ClauseResult(clause: clause, outcome: .notApplicable, check: "", seen: Reasons.reason(for: clause))
+      }
+      let place = finding.outcome.isFailure && reports.count > 1 ? "\(report.subject): " : ""
+      return ClauseResult(clause: clause, outcome: finding.outcome, check: finding.check, seen: place + finding.seen)
+    }
+  }
+}

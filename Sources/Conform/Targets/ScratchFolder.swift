@@ -1,0 +1,42 @@
+/// A folder for a socket and an image, gone with its last owner.
+internal import Glibc
+
+final class ScratchFolder {
+  let path: String
+  private var names: [String] = []
+
+  struct Failed: Error, CustomStringConvertible { let description: String }
+
+  init() throws {
+    // Short, because a socket's path has to be.
+    let template = Array("/tmp/vmm-blk-conform-XXXXXX".utf8CString)
+    let place = UnsafeMutableBufferPointer<CChar>.allocate(capacity: template.count)
+    defer { unsafe place.deallocate() }
+    _ = unsafe place.initialize(from: template)
+    guard let start = place.baseAddress, unsafe mkdtemp(start) != nil else {
+      throw Failed(description: "no temporary folder could be made in /tmp")
+    }
+    path = unsafe String(cString: start)
+  }
+
+  deinit {
+    for name in names { unsafe unlink(path + "/" + name) }
+    unsafe rmdir(path)
+  }
+
+  /// A path in it; what is there in the end is removed.
+  func file(_ name: String) -> String {
+    names.append(name)
+    return path + "/" + name
+  }
+
+  /// An image of zeroes.
+  func image(_ name: String, bytes: UInt64) throws -> String {
+    let path = file(name)
+    let descriptor = unsafe creat(path, 0o600)
+    guard descriptor >= 0 else { throw Failed(description: "no scratch image could be made: \(path)") }
+    defer { close(descriptor) }
+    guard ftruncate(descriptor, off_t(bytes)) == 0 else { throw Failed(description: "a scratch image has no room: \(path)") }
+    return path
+  }
+}

@@ -1,0 +1,26 @@
+/// One deliberate fault each, for a model of a device that has none.
+
+enum Fault: String, CaseIterable, Sendable {
+  // Life.
+  case statusSurvivesReset, statusForgetsBit, servesBeforeDriverOK, callsBeforeDriverOK, hidesFailure, failsWithoutNotice
+  case staysBroken, callsAfterReset, servesAfterReset, diesAfterSomeLives, diesOfNeedsReset, failedIsForever, diesWithDriver
+  // Features and configuration.
+  case offersConfigWCEAlone, refusesSome, acceptsAnything, offersUnknownBit, refusesSecondTime, choiceIsNotFinal, noVersion1
+  case diesWithoutVersion1, offersSRIOV, offersZoned, legacyZoned, lifetimeFails, reservedLifetime, configurationComesLate
+  case wholeReadsOnly, paddingIsNotZero, secondQueueIsDead, generationRuns, resizeIsNotTold, generationStands
+  case writebackWithoutFlush, writebackSticks, configurationIsWritable, diesBeyondConfiguration
+  case servesResetQueue, resetQueueKeepsPosition
+  // Rings.
+  case headerIsOneDescriptor, diesOfLongChains, writesReadable, writesDescriptors, indirectFails, refusesIndirectWrite
+  case refusesMixedChains, shortTablesOnly, lengthTooLong, lengthIsZero, wrongIDs, stopsAfterLaps, bigRingsFail, ringOfOneHangs
+  case idIsPosition, doesNotWrapChains, ignoresMarks, touchesUsedAgain, lengthAfterIndex, outOfOrder, servesNothing
+  // Notification.
+  case neverCalls, callsAlways, usedEventAlways, flagsAlways, onlyLastOfBatch, garbageUsedFlags, usedFlagsWithEventIndex
+  case strandsRequests, diesOfManyKicks, diesOfStrangeEvents
+  // Requests.
+  case dropsWrites, tearsWrites, sectorsAreBlocks, noStatusOnErrors, unknownTypesFail, identityWithoutPadding, flushFails
+  case readOnlySaysOK, readOnlyWrites, readOnlyRangesOK, queuesHaveDisks, ignoresFlags, zeroesNothing, oneSegmentOnly
+  case discardsTooMuch, anyPayload, rangesAreNotChecked, oddLengthsOK, emptyRequestsHang, endsAreNotChecked, directionIsIgnored
+  case identityHangs, oldTypesWrite, statusIsAlone, diesOfEmptyDescriptors, diesOfRingWrites
+  case writesNextToRings
+}

@@ -1,0 +1,256 @@
+/// A device as the specification has it, slow and obvious, that does something only when it is told to: a third opinion, and with a
+/// fault planted what a check has to find out.
+import GuestDriver
+import VirtioCore
+
+@testable import Conform
+
+/// What outlives a driver.
+final class ModelDevice {
+  static let block = 1024
+  static let queueCount = 2
+  var disk: [UInt8]
+  var other: [UInt8]
+  let fault: Fault?
+  let isReadOnly: Bool
+  let hasLifetime: Bool
+  var sectors: UInt64
+  var generation: UInt32 = 0
+  var changes = 0
+  var writeback: UInt8 = 1
+  var firstByte: UInt8?
+  // What only faults need.
+  var isDead = false
+  var lives = 0
+  var negotiations = 0
+  var wasLive = false
+
+  init(_ fault: Fault?, isReadOnly: Bool = false, hasLifetime: Bool = true) {
+    self.fault = fault
+    self.isReadOnly = isReadOnly
+    self.hasLifetime = hasLifetime
+    disk = [UInt8](repeating: 0, count: 256 << 10)
+    other = disk
+    sectors = UInt64(disk.count / 512)
+  }
+
+  var offered: FeatureSet {
+    var features: FeatureSet = [
+      BlockFeature.sizeMax, BlockFeature.segMax, BlockFeature.blockSize, BlockFeature.flush, BlockFeature.configWCE,
+      BlockFeature.multiQueue, BlockFeature.discard, BlockFeature.writeZeroes, BlockFeature.secureErase, .anyLayout,
+      .indirectDescriptors, .eventIndex, .version1, .packedRing, .inOrder, .orderPlatform, .ringReset, .accessPlatform,
+    ]
+    if hasLifetime { features.insert(FeatureSet(bit: 15)) }
+    if isReadOnly { features.insert(BlockFeature.readOnly) }
+    switch fault {
+    case .offersConfigWCEAlone: features.remove(BlockFeature.flush)
+    case .offersUnknownBit: features.insert(FeatureSet(bit: 44))
+    case .offersSRIOV: features.insert(.singleRootIO)
+    case .offersZoned: features.insert(FeatureSet(bit: 17))
+    case .noVersion1: features = FeatureSet(rawValue: features.rawValue & 0xffff_ffff)
+    case .legacyZoned: features = FeatureSet(rawValue: features.rawValue & 0xffff_ffff | 1 << 17)
+    default: break
+    }
+    return features
+  }
+
+  func configuration(_ status: DeviceStatus) -> [UInt8] {
+    var space = [UInt8](repeating: 0, count: 96)
+    func put(_ offset: Int, _ value: UInt64, _ bytes: Int) {
+      for index in 0..<bytes { space[offset + index] = UInt8(truncatingIfNeeded: value >> UInt64(8 * index)) }
+    }
+    put(0, sectors, 8)
+    put(8, 1 << 20, 4)
+    put(12, 30, 4)
+    put(20, UInt64(Self.block), 4)
+    put(32, UInt64(writeback), 1)
+    put(34, UInt64(Self.queueCount), 2)
+    for base in [36, 48, 60] {
+      put(base, 64, 4)
+      put(base + 4, 4, 4)
+    }
+    put(44, 2, 4)
+    put(68, 2, 4)
+    put(56, 1, 1)
+    if let firstByte { space[0] = firstByte }
+    if fault == .paddingIsNotZero { space[57] = 7 }
+    if fault == .configurationComesLate, !status.contains(.featuresOK) { put(48, 0, 4) }
+    return space
+  }
+
+  func resize(_ bytes: UInt64) {
+    if bytes > UInt64(disk.count) {
+      disk += [UInt8](repeating: 0, count: Int(bytes) - disk.count)
+    } else {
+      disk.removeLast(disk.count - Int(bytes))
+    }
+    other = disk
+    sectors = bytes / 512
+    if fault != .generationStands { generation += 1 }
+    if fault != .resizeIsNotTold { changes += 1 }
+  }
+}
+
+/// A device with a fault, for the frame.
+final class ModelSubject: Subject {
+  let name: String
+  let bus = Bus.mmio
+  let device: ModelDevice
+
+  init(_ fault: Fault? = nil, isReadOnly: Bool = false, hasLifetime: Bool = true) {
+    device = ModelDevice(fault, isReadOnly: isReadOnly, hasLifetime: hasLifetime)
+    name = "model\(fault.map { " with \($0)" } ?? "")"
+  }
+
+  func connect(_ settings: Settings) throws -> any DriverTransport { try ModelTransport(device) }
+  var resize: ((UInt64) throws -> Void)? { { [device] in device.resize($0) } }
+}
+
+/// A driver's way to it, and all that lives only as long as that driver.
+final class ModelTransport: SteppedTransport {
+  let name = "model"
+  let memory: DriverMemory
+  let device: ModelDevice
+  var fault: Fault? { device.fault }
+  private(set) var accepted = FeatureSet()
+  private var current = DeviceStatus()
+  var queues: [ModelQueue] = []
+  /// Of a reset that forgot something.
+  private var leftOver: [ModelQueue] = []
+  private var seenChanges: Int
+  private var isFailed = false
+
+  init(_ device: ModelDevice) throws {
+    memory = try DriverMemory(anonymous: [(GuestAddress(0), 1 << 20), (GuestAddress(1 << 30), 256 << 10)])
+    self.device = device
+    seenChanges = device.changes
+    if device.wasLive, fault == .diesWithDriver { device.isDead = true }
+    device.wasLive = false
+  }
+
+  func deviceID() -> UInt32 { 2 }
+
+  func readConfiguration(at offset: Int, count: Int) -> [UInt8] {
+    if fault == .diesBeyondConfiguration, offset + count > 96 { device.isDead = true }
+    let space = device.configuration(current)
+    if fault == .wholeReadsOnly, count == 1 { return [0] }
+    return (offset..<offset + count).map { $0 < space.count ? space[$0] : 0 }
+  }
+
+  func writeConfiguration(at offset: Int, _ bytes: [UInt8]) {
+    if fault == .configurationIsWritable, offset == 0 { device.firstByte = bytes[0] }
+    guard offset == 32, let mode = bytes.first, fault != .writebackSticks else { return }
+    device.writeback = mode
+  }
+
+  func configurationGeneration() -> UInt32 {
+    if fault == .generationRuns { device.generation += 1 }
+    return device.generation
+  }
+
+  func status() -> DeviceStatus {
+    var status = current
+    if isFailed, fault != .hidesFailure { status.insert(.needsReset) }
+    if fault == .statusForgetsBit { status.remove(.driver) }
+    return status
+  }
+
+  func setStatus(_ status: DeviceStatus) {
+    guard !status.isEmpty else {
+      if [.servesAfterReset, .callsAfterReset].contains(fault) { leftOver = queues }
+      queues = []
+      accepted = []
+      isFailed = false
+      current = fault == .statusSurvivesReset ? .acknowledge : []
+      device.writeback = 1
+      device.wasLive = false
+      return
+    }
+    if status.contains(.needsReset), fault == .diesOfNeedsReset { device.isDead = true }
+    if status.contains(.failed), fault == .failedIsForever { device.isDead = true }
+    var wanted = status.union(current).subtracting(.needsReset)
+    if wanted.contains(.featuresOK), !current.contains(.featuresOK), !accepts() { wanted.remove(.featuresOK) }
+    if wanted.contains(.featuresOK), !current.contains(.featuresOK) {
+      let isThrough = accepted.contains(BlockFeature.configWCE) && !accepted.contains(BlockFeature.flush)
+      device.writeback = isThrough && fault != .writebackWithoutFlush ? 0 : 1
+    }
+    if wanted.contains(.driverOK), !current.contains(.driverOK) {
+      if !accepts() || accepted.contains(.version1) && !wanted.contains(.featuresOK) {
+        wanted.remove(.driverOK)
+      } else {
+        device.lives += 1
+        if !accepted.contains(.version1), fault == .diesWithoutVersion1 { device.isDead = true }
+        device.wasLive = true
+      }
+    }
+    current = wanted
+    if isLive { for queue in queues { queue.isKicked = true } }
+  }
+
+  private func accepts() -> Bool {
+    device.negotiations += 1
+    if fault == .refusesSecondTime, device.negotiations > 6 { return false }
+    if fault == .refusesSome, !accepted.contains(BlockFeature.multiQueue) { return false }
+    return fault == .acceptsAnything || accepted.isSubset(of: device.offered)
+  }
+
+  func reset() { setStatus([]) }
+  func offeredFeatures() -> FeatureSet { device.offered }
+  func acceptFeatures(_ features: FeatureSet) {
+    guard !current.contains(.featuresOK) || fault == .choiceIsNotFinal else { return }
+    accepted = features
+  }
+  func queueCount() -> Int { ModelDevice.queueCount }
+  func maximumQueueSize(_ queue: Int) -> UInt16 { queue < ModelDevice.queueCount ? 256 : 0 }
+
+  var isLive: Bool { current.contains(.driverOK) && !isFailed }
+
+  func findQueues(_ configurations: [QueueConfiguration]) throws(DriverError) -> [QueueLines] {
+    queues = []
+    for (index, configuration) in configurations.enumerated() {
+      do { queues.append(try ModelQueue(index, configuration, self)) } catch { throw .refused("no eventfd: \(error)") }
+    }
+    return queues.map { .eventCounters(kick: $0.kick, call: $0.call) }
+  }
+
+  func resetQueue(_ queue: Int) {
+    if fault != .servesResetQueue { queues[queue].isReset = true }
+  }
+
+  func enableQueue(_ index: Int, _ configuration: QueueConfiguration) {
+    queues[index].restart(configuration, keepsPosition: fault == .resetQueueKeepsPosition)
+  }
+
+  func deleteQueues() { queues = [] }
+  func waitForConfigurationChange(milliseconds: Int) -> Bool {
+    defer { seenChanges = device.changes }
+    return seenChanges != device.changes
+  }
+  func waitForFailure(queue: Int, milliseconds: Int) -> Bool { status().contains(.needsReset) }
+
+  func fail() {
+    guard !isFailed else { return }
+    isFailed = true
+    if fault == .staysBroken { device.isDead = true }
+    if fault != .failsWithoutNotice { device.changes += 1 }
+  }
+
+  func step() {
+    for queue in leftOver {
+      if fault == .callsAfterReset { EventCounter.signal(queue.call.rawValue) } else { queue.work() }
+    }
+    for queue in queues {
+      let kicks = EventCounter.drain(queue.kick.rawValue)
+      if kicks > 0 { queue.isKicked = true }
+      if kicks >= 40, fault == .diesOfManyKicks { device.isDead = true }
+      guard !queue.isReset, !device.isDead else { continue }
+      if fault == .callsBeforeDriverOK, queue.isKicked, !isLive { EventCounter.signal(queue.call.rawValue) }
+      guard isLive || fault == .servesBeforeDriverOK else { continue }
+      if fault == .diesAfterSomeLives, device.lives > 3 { continue }
+      if fault == .secondQueueIsDead, queue.index == 1 { continue }
+      if fault == .servesNothing { continue }
+      queue.finishLate()
+      if queue.isKicked { queue.work() }
+    }
+  }
+}

@@ -1,0 +1,51 @@
+/// Each check is able to fail: the sound model passes it, and a model with one fault does not.
+import GuestDriver
+import Testing
+import VirtioCore
+
+@testable import Conform
+
+@Suite struct ModelTests {
+  /// The kinds of model.
+  enum Kind: Sendable { case plain, readOnly, noLifetime }
+
+  private static func subject(_ kind: Kind, _ fault: Fault? = nil) -> ModelSubject {
+    ModelSubject(fault, isReadOnly: kind == .readOnly, hasLifetime: kind != .noLifetime)
+  }
+
+  private static func findings(_ check: Check, _ kind: Kind, _ fault: Fault?) throws -> [Finding] {
+    var settings = Settings()
+    settings.limit = .seconds(1)
+    let runner = Runner(settings: settings)
+    let subject = subject(kind, fault)
+    let facts = try runner.facts(subject)
+    return check.formats(facts).map { runner.make(check, $0, Self.subject(kind, fault), facts) }
+  }
+
+  @Test("a device without fault is found to have none", arguments: [Kind.plain, .readOnly, .noLifetime])
+  func sound(_ kind: Kind) throws {
+    for check in Check.all {
+      for finding in try Self.findings(check, kind, nil) {
+        #expect(!finding.outcome.isFailure, "\(check.name), \(finding.ring): \(finding.outcome) \(finding.seen)")
+      }
+    }
+  }
+
+  @Test("each fault is caught by its check", arguments: Mutants.caught)
+  func caught(_ mutant: Mutant) throws {
+    let check = try #require(Check.all.first { $0.name == mutant.check })
+    let findings = try Self.findings(check, mutant.kind, mutant.fault)
+    #expect(findings.contains { $0.outcome.isFailure }, "\(findings.map { "\($0.ring): \($0.outcome) \($0.seen)" })")
+  }
+
+  @Test("every check catches a fault, or says why there is none for it")
+  func everyCheck() {
+    let caught = Set(Mutants.caught.map(\.check) + RegisterMutants.all.map(\.check) + WireMutants.all.map(\.check))
+    for check in Check.all where !caught.contains(check.name) {
+      #expect(Mutants.none[check.name] != nil, "\(check.name) was never seen to fail")
+    }
+    for name in Mutants.none.keys { #expect(!caught.contains(name), "\(name) catches a fault: take it off the list") }
+    let names = Set(Check.all.map(\.name))
+    for name in caught.union(Mutants.none.keys) { #expect(names.contains(name), "\(name) is no check") }
+  }
+}

@@ -1,0 +1,115 @@
+/// Which check catches which fault.
+import Testing
+
+struct Mutant: Sendable, CustomTestStringConvertible {
+  var check: String
+  var fault: Fault
+  var kind: ModelTests.Kind
+
+  init(_ check: String, _ fault: Fault, _ kind: ModelTests.Kind = .plain) {
+    self.check = check
+    self.fault = fault
+    self.kind = kind
+  }
+
+  var testDescription: String { "\(check): \(fault)" }
+}
+
+enum Mutants {
+  static let caught: [Mutant] = [
+    // Life.
+    Mutant("status-after-reset", .statusSurvivesReset), Mutant("status-is-kept", .statusForgetsBit),
+    Mutant("nothing-before-driver-ok", .servesBeforeDriverOK), Mutant("no-call-before-driver-ok", .callsBeforeDriverOK),
+    Mutant("needs-reset", .hidesFailure), Mutant("needs-reset-is-told", .failsWithoutNotice),
+    Mutant("reset-after-failure", .staysBroken), Mutant("silence-after-reset", .callsAfterReset),
+    Mutant("rings-after-reset", .servesAfterReset), Mutant("many-lives", .diesAfterSomeLives),
+    Mutant("resets-back-to-back", .diesAfterSomeLives), Mutant("driver-writes-needs-reset", .diesOfNeedsReset),
+    Mutant("failed-status", .failedIsForever),
+    // Features.
+    Mutant("dependencies-are-offered", .offersConfigWCEAlone), Mutant("any-subset", .refusesSome),
+    Mutant("unoffered-is-refused", .acceptsAnything), Mutant("nothing-unknown", .offersUnknownBit),
+    Mutant("accepted-again", .refusesSecondTime), Mutant("choice-is-final", .choiceIsNotFinal),
+    Mutant("version-1", .noVersion1),
+    Mutant("without-version-1", .diesWithoutVersion1), Mutant("no-virtual-functions", .offersSRIOV),
+    Mutant("flush-is-offered", .offersConfigWCEAlone), Mutant("flush-with-config-wce", .offersConfigWCEAlone),
+    Mutant("not-zoned", .offersZoned), Mutant("no-zones-for-legacy", .legacyZoned),
+    Mutant("no-lifetime-of-files", .lifetimeFails), Mutant("lifetime-values", .reservedLifetime),
+    // The configuration space.
+    Mutant("early-configuration", .configurationComesLate), Mutant("configuration-by-pieces", .wholeReadsOnly),
+    Mutant("unused-is-zero", .paddingIsNotZero), Mutant("number-of-queues", .secondQueueIsDead),
+    Mutant("resize", .resizeIsNotTold), Mutant("writeback-without-flush", .writebackWithoutFlush),
+    Mutant("writeback-toggles", .writebackSticks), Mutant("configuration-is-read-only", .configurationIsWritable),
+    Mutant("configuration-beyond-the-end", .diesBeyondConfiguration), Mutant("generation-stands-still", .generationRuns),
+    Mutant("generation-after-resize", .generationStands),
+    Mutant("reset-queue-is-dead", .servesResetQueue), Mutant("reset-queue-begins-anew", .resetQueueKeepsPosition),
+    // Framing.
+    Mutant("any-framing", .headerIsOneDescriptor), Mutant("longest-chain", .diesOfLongChains),
+    Mutant("readable-is-not-written", .writesReadable), Mutant("descriptors-are-not-written", .writesDescriptors),
+    Mutant("indirect", .indirectFails), Mutant("indirect-with-write", .refusesIndirectWrite),
+    Mutant("direct-then-indirect", .refusesMixedChains), Mutant("big-table", .shortTablesOnly),
+    Mutant("length-is-written", .lengthTooLong), Mutant("length-is-exact", .lengthIsZero),
+    // Order.
+    Mutant("ids-come-back", .wrongIDs), Mutant("more-than-65536", .stopsAfterLaps), Mutant("ring-sizes", .bigRingsFail),
+    Mutant("smallest-ring", .ringOfOneHangs), Mutant("opaque-ids", .idIsPosition),
+    Mutant("chain-over-the-end", .doesNotWrapChains), Mutant("stale-laps", .ignoresMarks),
+    Mutant("used-is-left-alone", .touchesUsedAgain), Mutant("length-before-index", .lengthAfterIndex),
+    Mutant("in-order", .outOfOrder),
+    // Notification.
+    Mutant("flags-0-calls", .neverCalls), Mutant("flags-1-silences", .callsAlways),
+    Mutant("used-event-without-feature", .usedEventAlways), Mutant("flags-with-event-index", .flagsAlways),
+    Mutant("event-is-called", .neverCalls), Mutant("event-in-a-batch", .onlyLastOfBatch),
+    Mutant("elsewhere-is-silent", .callsAlways), Mutant("used-flags", .garbageUsedFlags),
+    Mutant("used-flags-with-event-index", .usedFlagsWithEventIndex), Mutant("enable-and-disable", .callsAlways),
+    Mutant("call-at-a-descriptor", .callsAlways), Mutant("device-event-flags", .garbageUsedFlags),
+    Mutant("kicks-only-when-asked", .strandsRequests), Mutant("kicks-only-at-events", .strandsRequests),
+    Mutant("no-kick-at-all", .servesNothing), Mutant("kicks-for-nothing", .diesOfManyKicks),
+    Mutant("one-call-is-enough", .neverCalls), Mutant("scribbled-events", .diesOfStrangeEvents),
+    // Requests.
+    Mutant("read-and-write", .dropsWrites), Mutant("many-blocks", .tearsWrites), Mutant("units", .sectorsAreBlocks),
+    Mutant("status-is-always-written", .noStatusOnErrors), Mutant("unknown-types", .unknownTypesFail),
+    Mutant("no-zone-requests", .unknownTypesFail), Mutant("no-lifetime", .unknownTypesFail, .noLifetime),
+    Mutant("identity", .identityWithoutPadding), Mutant("flush", .flushFails),
+    Mutant("read-only-is-refused", .readOnlySaysOK, .readOnly), Mutant("read-only-stays", .readOnlyWrites, .readOnly),
+    Mutant("read-only-ranges", .readOnlyRangesOK, .readOnly), Mutant("two-queues-one-place", .queuesHaveDisks),
+    Mutant("discard-flags", .ignoresFlags), Mutant("discard-unmap", .ignoresFlags), Mutant("write-zeroes-flags", .ignoresFlags),
+    Mutant("secure-erase-flags", .ignoresFlags), Mutant("write-zeroes", .zeroesNothing),
+    Mutant("many-segments", .oneSegmentOnly), Mutant("discard", .discardsTooMuch), Mutant("range-payload", .anyPayload),
+    Mutant("range-ends", .rangesAreNotChecked), Mutant("odd-lengths", .oddLengthsOK),
+    Mutant("nothing-to-read", .emptyRequestsHang), Mutant("beyond-the-end", .endsAreNotChecked),
+    Mutant("wrong-direction", .directionIsIgnored), Mutant("identity-of-other-sizes", .identityHangs),
+    Mutant("old-types", .oldTypesWrite), Mutant("shared-status", .statusIsAlone),
+    // What no driver may send.
+    Mutant("index-far-ahead", .staysBroken), Mutant("index-backwards", .staysBroken), Mutant("head-out-of-range", .staysBroken),
+    Mutant("next-out-of-range", .staysBroken), Mutant("loop", .staysBroken), Mutant("same-head-twice", .staysBroken),
+    Mutant("empty-descriptor", .diesOfEmptyDescriptors), Mutant("only-empty-descriptors", .staysBroken),
+    Mutant("more-than-4-gib", .staysBroken), Mutant("table-length", .staysBroken), Mutant("nested-table", .staysBroken),
+    Mutant("table-with-next", .staysBroken), Mutant("table-not-negotiated", .staysBroken),
+    Mutant("table-nowhere", .staysBroken),
+    Mutant("loop-in-a-table", .staysBroken), Mutant("next-beyond-the-table", .staysBroken),
+    Mutant("readable-after-writable", .staysBroken), Mutant("buffer-nowhere", .staysBroken),
+    Mutant("ring-nowhere", .staysBroken),
+    Mutant("ring-size", .staysBroken), Mutant("short-header", .staysBroken), Mutant("no-status", .staysBroken),
+    Mutant("buffer-in-the-ring", .diesOfRingWrites), Mutant("dies-in-flight", .diesWithDriver),
+    Mutant("resets-in-flight", .servesAfterReset), Mutant("garbage-rings", .staysBroken),
+  ]
+
+  /// Checks that were not seen to fail, and why. It may only become shorter.
+  static let none: [String: String] = [
+    "access-platform-declined": "it says what is so: either is allowed",
+    "order-platform-declined": "it says what is so: either is allowed",
+    "changing-header": "only a race shows it, and the model has none",
+    "notification-data": "the word goes to a register by a way of its own, which nothing here stands in",
+    "legacy-layout": "a legacy device that looks elsewhere for its ring does not come up at all",
+    "legacy-recognised": "as legacy-layout",
+    "legacy-early-configuration": "needs a legacy model, which is not made yet",
+    "legacy-any-layout": "needs a legacy model, which is not made yet",
+    "legacy-bit-30": "needs a legacy model, which is not made yet",
+    "legacy-flush-out": "needs a legacy model, which is not made yet",
+    "no-admin-queue": "needs a model with registers that offers it; nothing-unknown catches the bit",
+    "odd-accesses": "needs a device that dies of an access, which none here does",
+    "window-nowhere": "needs a device that dies of an access, which none here does",
+    "notify-geometry": "our own function offers NOTIFICATION_DATA, so it does not apply; the one with data is shown",
+    "unmapped-is-silent": "needs a function that interrupts without a vector",
+    "unmapped-configuration-is-silent": "needs a function that interrupts without a vector",
+  ]
+}

@@ -1,0 +1,27 @@
+/// The tables: every clause is accounted for, and nothing in them is stale.
+import Testing
+
+@testable import Conform
+
+@Suite struct TableTests {
+  @Test("every clause has a check or a written reason, and none has a reason in vain")
+  func everyClause() {
+    let checked = Set(Check.all.flatMap(\.clauses))
+    for clause in ClauseTable.all where !checked.contains(clause.id) {
+      #expect(!Reasons.reason(for: clause).isEmpty, "nothing is about \(clause.id): \(clause.words)")
+    }
+    for id in Reasons.ids {
+      #expect(ClauseTable.byID[id] != nil, "a reason is about \(id), which is no clause")
+      #expect(!checked.contains(id), "a check is about \(id), which has a reason why none is")
+    }
+  }
+
+  @Test("checks have names of their own and are about clauses that there are")
+  func checks() {
+    #expect(Set(Check.all.map(\.name)).count == Check.all.count)
+    for check in Check.all {
+      #expect(!check.clauses.isEmpty, "\(check.name) is about nothing")
+      for id in check.clauses { #expect(ClauseTable.byID[id] != nil, "\(check.name) is about \(id), which is no clause") }
+    }
+  }
+}
