@@ -49,6 +49,24 @@ struct DeviceOptions: ParsableArguments {
   @Option(name: .customLong("blk-file"), help: .init("The disk image: a raw file or a block device.", valueName: "path"))
   var blkFile: String?
 
+  @Option(
+    help: .init(
+      "The disk image, by a URI: file:PATH, nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH. In place of --blk-file.",
+      valueName: "uri"))
+  var image: String?
+
+  @Option(
+    help: .init(
+      "When the server of an image goes away, seconds that requests wait for it to come back before they fail.",
+      valueName: "seconds"))
+  var reconnectTimeout = NBDOptions.usualReconnectTimeout
+
+  @Flag(
+    help: .init(
+      "The server of an image keeps what it has acknowledged, however it ends: without this, the guest's next flush fails after the "
+        + "server went away with writes that were not flushed."))
+  var serverKeepsWrites = false
+
   @Option(help: "What the image's bytes are; with auto, what looks like another format than raw is refused.")
   var format = ImageOptions.Format.auto
 
@@ -132,6 +150,13 @@ struct DeviceOptions: ParsableArguments {
   var noLock = false
 
   func validate() throws {
+    guard blkFile == nil || image == nil else {
+      throw ValidationError("--blk-file and --image both name the image: give one of them")
+    }
+    do throws(ImageNameMistake) { try validateImage() } catch { throw ValidationError("\(error)") }
+    guard (0...86400).contains(reconnectTimeout) else {
+      throw ValidationError("--reconnect-timeout \(reconnectTimeout) is not from 0 to 86400 seconds")
+    }
     if let serial, serial.utf8.count > BlockDeviceOptions.serialSize {
       throw ValidationError(
         "the serial '\(printable(serial))' has \(serial.utf8.count) bytes: give it \(BlockDeviceOptions.serialSize) at most")
@@ -162,7 +187,8 @@ extension DeviceOptions {
       ("--uring", tuning.uring != nil), ("--record", record != nil), ("--on-error", onError != .report),
       ("--inject", !inject.isEmpty), ("--features", features != nil), ("--no-feature", !noFeature.isEmpty),
       ("--no-lock", noLock), ("--limit", limit != nil), ("--latencies", tuning.latencies != .on),
-      ("--shared-workers", tuning.sharedWorkers.words != "off"),
+      ("--reconnect-timeout", reconnectTimeout != NBDOptions.usualReconnectTimeout),
+      ("--server-keeps-writes", serverKeepsWrites), ("--shared-workers", tuning.sharedWorkers.words != "off"),
     ]
     return given.filter(\.1).map(\.0)
   }
@@ -183,11 +209,14 @@ extension DeviceOptions {
   ///   - lock: of the image, from another server that is taken over from; `nil`: it is to be got.
   ///   - serial: what the driver was told there.
   ///   - offersAll: whatever the options say of features.
+  ///   - isConfined: this process has given up what it does not need.
   func makeDevice(
     on transport: FeatureTransport, queues: Int = 1, lock: OwnedDescriptor? = nil, serial before: String? = nil,
-    offersAll: Bool = false
+    offersAll: Bool = false, isConfined: Bool = false
   ) throws -> BlockDevice {
-    guard let blkFile else { throw ValidationError("there is no disk: name its image with --blk-file") }
+    guard let name = try imageName() else {
+      throw ValidationError("there is no disk: name its image with --blk-file or --image")
+    }
     var options = BlockDeviceOptions()
     options.queueCount = numQueues ?? queues
     guard let size = UInt16(exactly: queueSizeMax) else { throw EngineError.badQueueSize(queueSizeMax) }
@@ -205,7 +234,8 @@ extension DeviceOptions {
     tuning.apply(to: &options)
     // Whoever asks for the engine of the page cache wants the page cache.
     let direct = engine == .cached && direct == .auto ? .off : direct
-    var imageOptions = imageOptions(blkFile, direct: direct)
+    var imageOptions = imageOptions(imagePath ?? "", direct: direct)
+    if case .nbd(let location) = name { imageOptions.nbd = nbdOptions(location, isConfined: isConfined) }
     imageOptions.lock = lock
     let image = try Self.openPatiently(imageOptions)
     let features = offersAll ? FeatureWords(only: try FeatureList("all")) : featureWords

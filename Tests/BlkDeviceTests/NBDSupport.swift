@@ -1,0 +1,85 @@
+/// NBD servers for as long as a test needs them, each on a UNIX socket of its own.
+import CLinux
+import Foundation
+import Glibc
+import Testing
+import VirtioCore
+
+@testable import VirtioBlkDevice
+
+extension Host {
+  /// libnbd and nbdkit are installed.
+  static let hasNBD: Bool = NBDSupport.load() == nil && run("nbdkit", "--version") != nil
+  static let hasQemuNBD: Bool = NBDSupport.load() == nil && run("qemu-nbd", "--version") != nil
+}
+
+/// Whether somebody takes connections there.
+func isListening(_ path: String) -> Bool {
+  let socket = Glibc.socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+  defer { close(socket) }
+  var address = sockaddr_un()
+  address.sun_family = sa_family_t(AF_UNIX)
+  unsafe withUnsafeMutableBytes(of: &address.sun_path) { unsafe $0.copyBytes(from: Array(path.utf8)) }
+  return unsafe withUnsafePointer(to: &address) { pointer in
+    unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+      unsafe connect(socket, $0, socklen_t(MemoryLayout<sockaddr_un>.size)) == 0
+    }
+  }
+}
+
+/// `nbdkit`, or another server, that can be killed and started again.
+final class NBDServer {
+  let scratch: Scratch
+  let socket: String
+  /// What the server is told; `SOCKET` stands for its socket, `DIR` for a folder of its own.
+  var words: [String]
+  private var child: ChildProgram?
+
+  /// - Parameter words: of nbdkit, from the plugin on, or with filters before it.
+  init(_ words: [String], starts: Bool = true) throws {
+    scratch = try Scratch()
+    socket = scratch.path + "/nbd"
+    self.words = ["nbdkit", "--foreground", "--unix", "SOCKET"] + words
+    if starts { try start() }
+  }
+
+  /// qemu-nbd on a raw file.
+  init(qemu more: [String], size: Int) throws {
+    scratch = try Scratch()
+    socket = scratch.path + "/nbd"
+    let image = try scratch.image(size: size)
+    words = ["qemu-nbd", "--persistent", "--format", "raw", "--socket", "SOCKET"] + more + [image]
+    try start()
+  }
+
+  var location: NBDLocation {
+    get throws { try NBDLocation("nbd+unix:///?socket=\(socket)") }
+  }
+
+  func options(timeout: Int = NBDOptions.usualReconnectTimeout, keepsWrites: Bool = false) throws -> NBDOptions {
+    var options = NBDOptions(try location)
+    (options.reconnectTimeout, options.keepsWrites) = (timeout, keepsWrites)
+    return options
+  }
+
+  func start() throws {
+    // Whoever was killed leaves it.
+    _ = unsafe unlink(socket)
+    let words = words.map {
+      $0.replacingOccurrences(of: "SOCKET", with: socket).replacingOccurrences(of: "DIR", with: scratch.path)
+    }
+    let child = try ChildProgram(["/usr/bin/env"] + words)
+    self.child = child
+    // A server for one connection at a time would take the look for that one.
+    try waitUntil("the server listens: \(child.output)") { FileManager.default.fileExists(atPath: socket) }
+  }
+
+  func send(_ signal: Int32) { child?.send(signal) }
+
+  func kill() {
+    _ = child?.end(SIGKILL)
+    child = nil
+  }
+
+  deinit { kill() }
+}
