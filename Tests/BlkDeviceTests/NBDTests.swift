@@ -20,32 +20,32 @@ import VirtioCore
   }
 
   @Test(arguments: [
-    Case("memory", ["memory", "32M"]),
-    Case("memory, four connections", ["memory", "32M"], queues: 4),
-    Case("one connection for three queues", ["--filter=multi-conn", "memory", "32M", "multi-conn-mode=disable"], queues: 3),
+    Case("memory", ["memory", "8M"]),
+    Case("memory, four connections", ["memory", "8M"], queues: 4),
+    Case("one connection for three queues", ["--filter=multi-conn", "memory", "8M", "multi-conn-mode=disable"], queues: 3),
     Case(
       "blocks of 4096",
       [
-        "--filter=blocksize-policy", "memory", "32M", "blocksize-minimum=4096", "blocksize-preferred=64K",
+        "--filter=blocksize-policy", "memory", "8M", "blocksize-minimum=4096", "blocksize-preferred=64K",
         "blocksize-maximum=4M", "blocksize-error-policy=error",
       ], queues: 2, blockSize: 4096),
     Case(
       "small transfers",
       [
-        "--filter=blocksize-policy", "memory", "32M", "blocksize-minimum=512", "blocksize-preferred=4K",
+        "--filter=blocksize-policy", "memory", "8M", "blocksize-minimum=512", "blocksize-preferred=4K",
         "blocksize-maximum=16K", "blocksize-error-policy=error",
       ]),
-    Case("no stable writes", ["--filter=fua", "memory", "32M", "fuamode=none"]),
-    Case("stable writes by flushes", ["--filter=fua", "memory", "32M", "fuamode=emulate"]),
-    Case("no zeroing", ["--filter=nozero", "memory", "32M"]),
-    Case("slow answers out of order", ["--filter=delay", "memory", "32M", "rdelay=1ms", "wdelay=0"], queues: 2),
+    Case("no stable writes", ["--filter=fua", "memory", "8M"]),
+    Case("stable writes by flushes", ["--filter=fua", "memory", "8M", "fuamode=emulate"]),
+    Case("no zeroing", ["--filter=nozero", "memory", "8M"]),
+    Case("slow answers out of order", ["--filter=delay", "memory", "8M", "rdelay=1ms", "wdelay=0"], queues: 2),
   ]) func everyAcknowledgedWriteIsThere(test: Case) throws {
     try Self.verify(NBDServer(test.words), queues: test.queues, blockSize: test.blockSize)
   }
 
   @Test(.enabled(if: Host.hasQemuNBD, "qemu-nbd is not installed"), arguments: [1, 3])
   func qemuServesOneConnectionOrSeveral(shared: Int) throws {
-    let server = try NBDServer(qemu: ["--shared", "\(shared)", "--discard", "unmap", "--detect-zeroes", "off"], size: 32 << 20)
+    let server = try NBDServer(qemu: ["--shared", "\(shared)", "--discard", "unmap", "--detect-zeroes", "off"], size: 8 << 20)
     try Self.verify(server, queues: 3, blockSize: 512)
   }
 
@@ -58,7 +58,7 @@ import VirtioCore
     #expect(rig.device.engine == .nbd)
     rig.client.depth = 16
     var verifier = try Verifier(
-      rig.client, VerifyOptions(seed: .random(in: 0 ... .max), limit: .bytes(4 << 20), cuts: .all))
+      rig.client, VerifyOptions(seed: .random(in: 0 ... .max), limit: .bytes(2 << 20), cuts: .all))
     _ = try verifier.run()
     #expect(rig.device.counters.failures == 0)
   }
@@ -172,6 +172,47 @@ import VirtioCore
     try rig.expect(.write(sector: 0, pattern(4096)), .ioError)
     try rig.expect(.write(sector: 0, pattern(4096)))
     try rig.expect(.discard([BlockRange(sector: 0, sectors: 8)]))
+  }
+
+  // MARK: What is stable
+
+  /// Without a cache of its own each write is stable when it is answered: by a flag, or by a flush behind it.
+  @Test(arguments: [false, true]) func stableWrites(hasFlag: Bool) throws {
+    let server = try NBDServer(
+      ["--filter=log"] + (hasFlag ? [] : ["--filter=fua"]) + ["file", "DIR/disk", "logfile=DIR/log"], starts: false)
+    _ = try server.scratch.image(size: 1 << 20)
+    try server.start()
+    var options = RigOptions()
+    options.nbd = try server.options()
+    let rig = try Rig(options)
+    func flags() throws -> (writes: Int, stable: Int, flushes: Int) {
+      let log = try String(contentsOfFile: server.scratch.path + "/log", encoding: .utf8)
+      let lines = log.split(separator: "\n")
+      let writes = lines.filter { $0.contains(" Write id=") }
+      return (writes.count, writes.count { $0.contains("fua=1") }, lines.count { $0.contains(" Flush id=") })
+    }
+    try rig.expect(.write(sector: 0, pattern(4096)))
+    #expect(try flags() == (1, 0, 0))
+    #expect(rig.device.writeConfiguration(at: 32, [0]))
+    try rig.expect(.write(sector: 8, pattern(4096)))
+    #expect(try flags() == (hasFlag ? (2, 1, 0) : (2, 0, 1)))
+  }
+
+  /// A flush that its server failed may have lost what it was for, and no later one can know.
+  @Test func aFlushThatFailedStaysFailed() throws {
+    let server = try NBDServer([
+      "eval", "get_size=echo 1048576", "pread=head -c $3 /dev/zero", "pwrite=cat >/dev/null", "can_write=exit 0",
+      "can_flush=exit 0",
+      "flush=if [ -e DIR/fails ]; then echo EIO it fails >&2; exit 1; fi",
+    ])
+    var options = RigOptions()
+    options.nbd = try server.options()
+    let rig = try Rig(options)
+    try rig.expect(.write(sector: 0, pattern(4096)))
+    try Data().write(to: URL(fileURLWithPath: server.scratch.path + "/fails"))
+    try rig.expect(.flush, .ioError)
+    try FileManager.default.removeItem(atPath: server.scratch.path + "/fails")
+    try rig.expect(.flush, .ioError)
   }
 
   // MARK: For the operator

@@ -26,7 +26,11 @@ private final class Disk {
     server = try Program(
       ["--foreground", "--unix", directory + "/nbd", "file", directory + "/image"],
       program: URL(fileURLWithPath: "/usr/bin/nbdkit"))
-    try wait(until: "nbdkit listens") { FileManager.default.fileExists(atPath: directory + "/nbd") }
+    try wait(until: "nbdkit listens") {
+      let table = try String(contentsOfFile: "/proc/net/unix", encoding: .utf8)
+      // The flag of a socket that accepts.
+      return table.split(separator: "\n").contains { $0.contains(" 00010000 ") && $0.hasSuffix(" \(directory)/nbd") }
+    }
   }
 
   func kill() {
