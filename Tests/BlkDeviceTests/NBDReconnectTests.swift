@@ -9,7 +9,7 @@ import VirtioCore
 
 @Suite(.serialized, .enabled(if: Host.hasNBD, "nbdkit or libnbd is not installed")) struct NBDReconnectTests {
   private static func rig(
-    _ server: NBDServer, timeout: Int = 600, keepsWrites: Bool = false, queues: Int = 1
+    _ server: NBDServer, timeout: Int = 120, keepsWrites: Bool = false, queues: Int = 1
   ) throws -> Rig {
     var options = RigOptions()
     options.nbd = try server.options(timeout: timeout, keepsWrites: keepsWrites)

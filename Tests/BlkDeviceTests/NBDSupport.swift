@@ -2,6 +2,7 @@
 import CLinux
 import Foundation
 import Glibc
+import Synchronization
 import Testing
 import VirtioCore
 
@@ -21,6 +22,47 @@ func isListening(_ path: String) -> Bool {
   return table.split(separator: "\n").contains { line in
     let words = line.split(separator: " ")
     return words.count == 8 && words[3] == "00010000" && words[7] == path
+  }
+}
+
+/// nbdkit ends with the thread that started it, so that one has to last.
+private enum LastingThread {
+  /// One for all tests, which never ends.
+  private static let queue: LastingQueue = LastingQueue()
+
+  static func run<Value>(_ body: () throws -> Value) throws -> Value {
+    try withoutActuallyEscaping(body) { body in
+      nonisolated(unsafe) let body = body
+      nonisolated(unsafe) var result: Result<Value, any Error>?
+      let isDone = DispatchSemaphore(value: 0)
+      queue.add {
+        unsafe result = Result { try unsafe body() }
+        isDone.signal()
+      }
+      isDone.wait()
+      guard let result = unsafe result else { preconditionFailure("it was run") }
+      return try result.get()
+    }
+  }
+
+  private final class LastingQueue: Sendable {
+    private let errands = Mutex<[@Sendable () -> Void]>([])
+    private let available = DispatchSemaphore(value: 0)
+
+    init() {
+      Thread.detachNewThread { [self] in
+        while true {
+          available.wait()
+          let errand = errands.withLock { $0.removeFirst() }
+          errand()
+        }
+      }
+    }
+
+    func add(_ errand: @escaping @Sendable () -> Void) {
+      errands.withLock { $0.append(errand) }
+      available.signal()
+    }
   }
 }
 
@@ -65,7 +107,7 @@ final class NBDServer {
     let words = words.map {
       $0.replacingOccurrences(of: "SOCKET", with: socket).replacingOccurrences(of: "DIR", with: scratch.path)
     }
-    let child = try ChildProgram(["/usr/bin/env"] + words)
+    let child = try LastingThread.run { try ChildProgram(["/usr/bin/env"] + words) }
     self.child = child
     try waitUntil("the server listens: \(child.output)") { isListening(socket) }
   }
