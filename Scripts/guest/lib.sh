@@ -49,13 +49,26 @@ enter_work() {
 }
 
 leave_work() {
-  local pid
+  local status=$? pid
   trap '' HUP INT TERM
+  [ $status -eq 0 ] || show_threads
   for pid in "${guest_pids[@]}" $server_pid; do kill "$pid" 2>/dev/null || true; done
   for pid in "${guest_pids[@]}" $server_pid; do
     ended "$pid" 20 || kill -KILL "$pid" 2>/dev/null || true
   done
   rm -rf "$work"
+}
+
+# Where each thread of the server and of the guests is, for whoever asks why nothing went on.
+show_threads() {
+  local pid task
+  for pid in $server_pid "${guest_pids[@]}"; do
+    for task in /proc/"$pid"/task/*; do
+      [ -r "$task/comm" ] || continue
+      printf 'thread %s %s: %s, %s, call %s\n' "${task##*/}" "$(cat "$task/comm")" "$(sed -n 's/^State:[[:space:]]*//p' "$task/status")" \
+        "$(cat "$task/wchan" 2>/dev/null)" "$(cut -d ' ' -f 1 "$task/syscall" 2>/dev/null)"
+    done
+  done >&2
 }
 
 # Whether a process has ended within some seconds.
@@ -184,9 +197,11 @@ start_guest() { # options of boot.sh
 
 # Waits for the verdicts of all guests; without their server there will be none.
 wait_guests() {
-  local pid status verdict=0 left
+  local pid status verdict=0 left last=$((SECONDS + hung - hung / 20)) shown=no
   while [ ${#guest_pids[@]} -gt 0 ]; do
     sleep 0.1
+    # Before boot.sh takes a guest's power: then the server has nothing left to be stuck at.
+    if [ $shown = no ] && [ $SECONDS -ge $last ]; then show_threads && shown=yes; fi
     left=()
     for pid in "${guest_pids[@]}"; do
       if kill -0 "$pid" 2>/dev/null; then

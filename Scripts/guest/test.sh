@@ -172,7 +172,7 @@ reason() {
 # a server of many disks.
 beyond_qsd=" qemu-legacy uml-ext4-cached uml-xfs-mapped uml-btrfs-threads uml-log-writes uml-power-cut uml-many uml-taken-over uml-operated uml-resized qemu-resized qemu-taken-over qemu-killed "
 
-passed=0 failed=0 case_pid=''
+passed=0 failures=() case_pid=''
 # The case cleans up after itself, if it is told and given the time.
 trap '[ -z "$case_pid" ] || { kill "$case_pid"; wait "$case_pid"; } 2>/dev/null || true; exit 130' HUP INT TERM
 
@@ -195,11 +195,17 @@ for name in "${names[@]}"; do
     passed=$((passed + 1))
     printf '%-34s %6s s  ok\n' "$name" "$seconds"
   else
-    failed=$((failed + 1))
+    failures+=("$name")
     show_failure "$name"
     printf '%-34s %6s s  FAIL  %s\n' "$name" "$seconds" "$(reason "$log")"
   fi
 done
 
-echo "$passed passed, $failed failed"
-[ $failed -eq 0 ]
+# Once more at the end: whoever keeps only the last lines of a long run must find out why.
+for name in "${failures[@]}"; do
+  printf '%s: %s\n' "$name" "$(reason "$logs/$name.log")"
+  grep '^thread ' "$logs/$name.log" | head -n 12 || true
+  grep -v '^thread ' "$logs/$name.log" | tail -n 8 | cut -c 1-200
+done
+echo "$passed passed, ${#failures[@]} failed${failures[*]:+: ${failures[*]}}"
+[ ${#failures[@]} -eq 0 ]
