@@ -40,11 +40,11 @@ enum ImageNameMistake: Error, Equatable, CustomStringConvertible {
 
   var description: String {
     switch self {
-    case .noScheme(let text): "'\(printable(text))' is no URI of an image: write \(Self.forms), or name a file with blk-file"
-    case .noPath(let text): "'\(printable(text))' names no file of this machine: write file:PATH"
-    case .unknown(let text): "'\(printable(text))' is no image that is known here: write \(Self.forms)"
+    case .noScheme(let text): "--image does not take '\(printable(text))': use \(Self.forms), or name a file with --blk-file"
+    case .noPath(let text): "--image has no path of this machine in '\(printable(text))': use file:PATH"
+    case .unknown(let text): "--image does not know '\(printable(text))': use \(Self.forms)"
     case .notInThisBuild(let text, let what, let remedy):
-      "'\(printable(text))' is for \(what), which this build does not have: \(remedy), and name that with --image nbd…"
+      "'\(printable(text))' is for \(what), which this build does not have: \(remedy), and name that server with nbd+unix:…"
     case .nbd(let failure): "\(failure)"
     }
   }

@@ -44,12 +44,12 @@ private final class Disk {
 
 @Suite(.serialized) struct ImageNameTests {
   @Test(arguments: [
-    (["--image", "disk.img"], "is no URI of an image"),
-    (["--image", "file:"], "names no file"),
+    (["--image", "disk.img"], "does not take"),
+    (["--image", "file:"], "has no path"),
     (["--image", "qcow2:disk.qcow2"], "this build does not have"),
     (["--image", "rbd:pool/disk"], "this build does not have"),
     (["--image", "nbds://host/"], "TLS"),
-    (["--image", "ftp://host/disk"], "no image that is known here"),
+    (["--image", "ftp://host/disk"], "does not know"),
     (["--image", "file:DIR/disk", "--blk-file", "DIR/disk"], "give one of them"),
     (["--image", "file:DIR/none"], "there is no image"),
     (["--image", "file:DIR/disk", "--reconnect-timeout", "86401"], "--reconnect-timeout"),
