@@ -39,7 +39,6 @@ struct NBDLink {
 
   init(limit: UInt64, now: UInt64) {
     self.limit = limit
-    outage = now
     attemptEnds = now
   }
 
@@ -77,7 +76,6 @@ struct NBDLink {
   /// A connection that was there is gone.
   mutating func isGone(now: UInt64) {
     if now &- upSince >= Self.lasting { (pause, outage) = (0, nil) }
-    outage = outage ?? now
     rests(now: now)
   }
 
@@ -90,6 +88,7 @@ struct NBDLink {
   /// No connection now; another attempt follows after a pause that grows.
   mutating func rests(now: UInt64) {
     phase = .down
+    outage = outage ?? now
     isBroken = false
     attemptEnds = now &+ pause
     pause = min(max(pause &* 2, Self.shortestPause), Self.longestPause)
