@@ -159,6 +159,3 @@ case_qemu-migrated() {
 
 # Several of the server's threads wait for the disk.
 is_at_disk() { [ "$(cat "/proc/$server_pid/task/"*/stat 2>/dev/null | sed 's/.*) //' | grep -c '^D')" -ge 2 ]; }
-
-beats() { tr -d '\r' <"$console" | sed -n 's/^BEAT //p' | tail -n 1; }
-has_beaten() { [ "$(beats || true)" ] && [ "$(beats)" -ge "$1" ]; }

@@ -89,11 +89,28 @@ wait_for_acks() { # number, console
 }
 
 has_acks() { # number, console
-  local pid
   [ "$(grep -c '^ACK' "$2")" -lt "$1" ] || return 0
+  check_guests "$1 writes were done"
+  check_server
+  return 1
+}
+
+# Whoever waits for a word of a guest that is gone waits for good.
+check_guests() { # what is waited for
+  local pid
   for pid in "${guest_pids[@]}"; do
-    kill -0 "$pid" 2>/dev/null || die "a guest ended before $1 writes were done"
+    kill -0 "$pid" 2>/dev/null || die "a guest ended before $1"
   done
+}
+
+# What a guest that works without an end says now and then.
+beats() { tr -d '\r' <"$console" | sed -n 's/^BEAT //p' | tail -n 1; }
+
+has_beaten() { # number
+  local now
+  now=$(beats)
+  [ "${now:-0}" -lt "$1" ] || return 0
+  check_guests "it had said $1 times that it goes on"
   check_server
   return 1
 }

@@ -11,31 +11,34 @@ struct BlockConfigSpace {
 
   private let hasGeometry: Bool
 
-  init(image: ImageFile, features: FeatureSet, options: BlockDeviceOptions) {
+  init(image: ImageFile, features: FeatureSet, limits: BlockLimits, queueCount: Int) {
     hasGeometry = features.contains(.blockGeometry)
     resize(to: image.size)
-    if features.contains(.blockSizeMax) { set(8, BlockDeviceOptions.maximumSegmentSize) }
-    if features.contains(.blockSegMax) { set(12, UInt32(options.segmentLimit)) }
+    if features.contains(.blockSizeMax) { set(8, UInt32(limits.segmentBytes)) }
+    if features.contains(.blockSegMax) { set(12, UInt32(limits.segments)) }
     if features.contains(.blockSize) { set(20, UInt32(image.logicalBlockSize)) }
     if features.contains(.blockTopology) {
-      let blocks = image.physicalBlockSize / image.logicalBlockSize
-      bytes[24] = UInt8(blocks.trailingZeroBitCount)  // physical_block_exp
-      bytes[25] = 0  // alignment_offset
-      set(26, UInt16(blocks))  // min_io_size, logical blocks
-      set(28, UInt32(0))  // opt_io_size: no wish
+      bytes[24] = limits.topology.physicalExponent
+      bytes[25] = limits.topology.alignmentOffset
+      set(26, limits.topology.minimum)
+      set(28, limits.topology.optimal)
     }
     if features.contains(.blockConfigWCE) { bytes[Self.writebackOffset] = 1 }
-    if features.contains(.blockMultiQueue) { set(34, UInt16(options.queueCount)) }
-    let alignment = UInt32(image.physicalBlockSize / 512)
+    if features.contains(.blockMultiQueue) { set(34, UInt16(queueCount)) }
     if features.contains(.blockDiscard) {
-      set(36, BlockLimits.rangeSectors)
-      set(40, UInt32(BlockLimits.ranges))
-      set(44, alignment)
+      set(36, limits.discard.sectors)
+      set(40, limits.discard.ranges)
+      set(44, limits.discard.alignment)
     }
     if features.contains(.blockWriteZeroes) {
-      set(48, BlockLimits.rangeSectors)
-      set(52, UInt32(BlockLimits.ranges))
+      set(48, limits.zero.sectors)
+      set(52, limits.zero.ranges)
       bytes[56] = image.canDiscard ? 1 : 0
+    }
+    if features.contains(.blockSecureErase) {
+      set(60, limits.erase.sectors)
+      set(64, limits.erase.ranges)
+      set(68, limits.erase.alignment)
     }
   }
 

@@ -8,6 +8,7 @@ extension BlockDevice {
       .blockSizeMax, .blockSegMax, .blockGeometry, .blockSize, .blockFlush, .blockTopology, .blockConfigWCE,
       .blockMultiQueue, .indirectDescriptors, .eventIndex, .version1, .anyLayout, .packedRing,
     ]
+    if image.lifetime != nil { features.insert(.blockLifetime) }
     if image.isReadOnly {
       features.insert(.blockReadOnly)
     } else {
@@ -17,13 +18,19 @@ extension BlockDevice {
     return features
   }
 
-  /// What every disk can offer besides, and offers only where that is asked for (`BlockDeviceOptions.requestedFeatures`).
+  /// What a disk on this image can offer besides, and offers only where that is asked for (`BlockDeviceOptions.requestedFeatures`).
   ///
   /// - IN_ORDER (virtio 6.1): a driver that takes it has a slow request hold up all that come after it.
   /// - ORDER_PLATFORM (virtio 6.1): the rings' fences order memory for every processor of the machine, so that the barriers of a
   ///   platform are as good as those between processors; they cost a driver more and give it nothing.
+  /// - SECURE_ERASE (virtio 5.2.6): the range is overwritten with zeroes, which takes as long as writing it, and promises no more than
+  ///   the image's medium does.
   /// - RING_RESET (virtio 2.6.1) and NOTIFICATION_DATA (virtio 2.7.23) need a transport that knows of them, too.
-  public static let featuresOnRequest: FeatureSet = [.inOrder, .orderPlatform, .ringReset, .notificationData]
+  public static func featuresOnRequest(of image: ImageFile) -> FeatureSet {
+    var features: FeatureSet = [.inOrder, .orderPlatform, .ringReset, .notificationData]
+    if !image.isReadOnly { features.insert(.blockSecureErase) }
+    return features
+  }
 
   /// What cannot be left out: a driver has to know that it may only read, and how large the blocks are that it has to keep to
   /// (virtio 5.2.5); and there is no other device here than one of version 1.

@@ -30,8 +30,9 @@ public struct BlockDeviceOptions: Sendable {
   /// three descriptors of the smallest request; each ring has to be as large as the driver's largest request without
   /// indirect descriptors.
   public var maximumQueueSize: UInt16 = 1024
-  /// Data segments of one request (SEG_MAX): what fits the largest ring without indirect descriptors, `maximumSegments` at most.
-  public var segmentLimit: Int { max(1, min(Self.maximumSegments, Int(maximumQueueSize) - 2)) }
+  /// Fields of the configuration space that are to be other than usual. Data segments of one request (SEG_MAX) are usually what
+  /// fits the largest ring without indirect descriptors, `maximumSegments` at most.
+  public var configuration = ConfigurationChoice()
   /// At most 20 bytes reach the driver; `nil`: the image's own, `ImageDescription.serial`.
   public var serial: String?
   public var engine = EngineKind.auto
@@ -46,7 +47,7 @@ public struct BlockDeviceOptions: Sendable {
   public var waiting = Waiting.adaptive(maximumMicroseconds: 50)
   public var notification = Notification.batch
   public var onError = ErrorPolicy.report
-  /// Of `BlockDevice.featuresOnRequest`: what is offered, too.
+  /// Of `BlockDevice.featuresOnRequest(of:)`: what is offered, too.
   public var requestedFeatures = FeatureSet()
   /// Threads that it may share with other disks; `nil`: each has its own.
   public var shared: SharedWorkers?
@@ -153,6 +154,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     for cpu in options.processors {
       guard (0..<max(online, 1)).contains(cpu) else { throw .badProcessor(cpu, online: online) }
     }
+    let blockLimits = try options.configuration.limits(of: image, queueSize: options.maximumQueueSize)
     let choice = try EngineChoice.resolve(options.engine, options.uring, image: image)
     guard choice.kind != .null || options.faults.isEmpty else { throw .nothingToFail }
     do throws(Errno) {
@@ -178,17 +180,15 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     self.engineReason = choice.reason
     let warnings = [choice.warning, options.faults.isEmpty ? nil : "requests to \(image.path) fail on purpose (--inject)"]
     self.engineWarning = warnings.contains { $0 != nil } ? warnings.compactMap(\.self).joined(separator: "; ") : nil
-    features = Self.features(of: image).union(options.requestedFeatures.intersection(Self.featuresOnRequest))
+    features = Self.features(of: image).union(options.requestedFeatures.intersection(Self.featuresOnRequest(of: image)))
       .subtracting(options.withheldFeatures.subtracting(Self.requiredFeatures(of: image)))
-    configuration = BlockConfigSpace(image: image, features: features, options: options)
+    configuration = BlockConfigSpace(image: image, features: features, limits: blockLimits, queueCount: options.queueCount)
     shared.writeback.storeRelaxed(1)
     context = unsafe LaneContext(
-      limits: BlockLimits(
-        blockMask: UInt64(image.logicalBlockSize - 1), isReadOnly: image.isReadOnly,
-        segments: options.segmentLimit, segmentBytes: Int(BlockDeviceOptions.maximumSegmentSize)),
-      capacity: shared.capacity,
+      limits: blockLimits, capacity: shared.capacity,
       medium: MediumFacts(image: image, zeroes: shared.zeroes), writeback: shared.writeback,
-      stalls: options.onError == .stop ? events : nil, serial: shared.serial)
+      stalls: options.onError == .stop ? events : nil, serial: shared.serial,
+      lifetime: image.lifetime)
     counterBlocks = Mutex([:])
     places = Array(repeating: WorkerPlace(), count: threads)
   }
@@ -245,7 +245,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     let queue = activation.queue
     precondition((0..<queueCount).contains(queue), "no such queue")
     guard !leftQueues.contains(queue) else { return events.post(.notStarted(queue: queue, .leftBehind)) }
-    if let warning = SmallRing.warning(activation, segments: options.segmentLimit) { events.post(.notice(warning)) }
+    if let warning = SmallRing.warning(activation, segments: context.limits.segments) { events.post(.notice(warning)) }
     let index = queue % threadCount
     let kind = activation.kind
     guard let worker = places[index].worker else {

@@ -13,4 +13,6 @@ extension FeatureSet {
   public static let blockMultiQueue = FeatureSet(bit: 12)
   public static let blockDiscard = FeatureSet(bit: 13)
   public static let blockWriteZeroes = FeatureSet(bit: 14)
+  public static let blockLifetime = FeatureSet(bit: 15)
+  public static let blockSecureErase = FeatureSet(bit: 16)
 }

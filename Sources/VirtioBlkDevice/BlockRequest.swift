@@ -10,8 +10,10 @@ enum RequestType: UInt32 {
   /// Legacy drivers may say FLUSH_OUT (virtio 5.2.6.3).
   case flushOut = 5
   case getID = 8
+  case getLifetime = 10
   case discard = 11
   case writeZeroes = 13
+  case secureErase = 14
 }
 
 /// The first 16 readable bytes.
@@ -32,7 +34,7 @@ struct RequestHeader {
   }
 }
 
-/// One range of a DISCARD or WRITE_ZEROES request, as the driver wrote it.
+/// One range of a DISCARD, WRITE_ZEROES or SECURE_ERASE request, as the driver wrote it.
 struct RequestRange {
   static let size = 16
   static let unmap: UInt32 = 1

@@ -143,6 +143,7 @@ struct CommandWords {
     "--inject": "WHICH:FAULT[:CONDITION...] as in write:eio:rate=0.01 or flush:eio:count=1; serve --help lists them all",
     "--metrics": MetricsAddress.forms,
     "--limit": LimitChange.forms,
+    "--config": ConfigurationWords.forms,
     "--queue": "as in size=8,desc=0x0,avail=0x400,used=0x800",
   ]
 

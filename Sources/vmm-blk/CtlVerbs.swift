@@ -101,7 +101,7 @@ struct EntryWords {
       return .number(number)
     case .inject: return .list([text])
     case .format, .logicalBlockSize, .serial, .engine, .direct, .pinCPUs, .waiting, .notify, .uring, .onError, .latencies,
-      .limit, .features, .noFeature:
+      .limit, .features, .noFeature, .config:
       return .text(text)
     }
   }

@@ -123,6 +123,12 @@ struct DeviceOptions: ParsableArguments {
     transform: { try FeatureList($0) })
   var noFeature: [FeatureList] = []
 
+  @Option(
+    help: .init(
+      "Fields of the configuration space that are to be other than usual, by their names in the specification, as in "
+        + "seg_max=62,max_discard_sectors=8192.", valueName: "field=number,..."))
+  var config: ConfigurationWords?
+
   @OptionGroup var tuning: DeviceTuning
 
   @Option(
@@ -186,7 +192,7 @@ extension DeviceOptions {
       ("--waiting", tuning.waiting != nil), ("--poll-us", tuning.pollUs != nil), ("--notify", tuning.notify != .batch),
       ("--uring", tuning.uring != nil), ("--record", record != nil), ("--on-error", onError != .report),
       ("--inject", !inject.isEmpty), ("--features", features != nil), ("--no-feature", !noFeature.isEmpty),
-      ("--no-lock", noLock), ("--limit", limit != nil), ("--latencies", tuning.latencies != .on),
+      ("--no-lock", noLock), ("--limit", limit != nil), ("--config", config != nil), ("--latencies", tuning.latencies != .on),
       ("--reconnect-timeout", reconnectTimeout != NBDOptions.usualReconnectTimeout),
       ("--server-keeps-writes", serverKeepsWrites), ("--shared-workers", tuning.sharedWorkers.words != "off"),
     ]
@@ -231,6 +237,7 @@ extension DeviceOptions {
     options.onError = onError
     options.faults = inject
     options.limits = limit?.limits ?? RateLimits()
+    options.configuration = config?.choice ?? ConfigurationChoice()
     tuning.apply(to: &options)
     // Whoever asks for the engine of the page cache wants the page cache.
     let direct = engine == .cached && direct == .auto ? .off : direct

@@ -156,7 +156,8 @@ struct FeatureWords: Equatable {
   func apply(to options: inout BlockDeviceOptions, _ image: ImageFile, _ transport: FeatureTransport) throws(FeatureMistake) {
     let required = BlockDevice.requiredFeatures(of: image)
     let standard = BlockDevice.features(of: image)
-    let possible = standard.union(BlockDevice.featuresOnRequest).subtracting(transport.impossible)
+    let onRequest = BlockDevice.featuresOnRequest(of: image)
+    let possible = standard.union(onRequest).subtracting(transport.impossible)
     let defaults = standard.union(transport.defaults)
     var offered = defaults
     if let only {
@@ -172,7 +173,7 @@ struct FeatureWords: Equatable {
         needed, needed.contains(.blockReadOnly) ? "the image is only read" : "its blocks are larger than 512 bytes")
     }
     offered.subtract(withheld)
-    options.requestedFeatures = offered.intersection(BlockDevice.featuresOnRequest)
+    options.requestedFeatures = offered.intersection(onRequest)
     options.withheldFeatures = standard.subtracting(offered)
   }
 }

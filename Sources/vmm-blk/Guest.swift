@@ -16,7 +16,8 @@ struct Guest: ParsableCommand {
       """,
     subcommands: [
       GuestInfo.self, GuestRead.self, GuestWrite.self, GuestCopyIn.self, GuestCopyOut.self, GuestFlush.self,
-      GuestDiscard.self, GuestZero.self, GuestID.self, GuestVerify.self,
+      GuestDiscard.self, GuestZero.self, GuestErase.self, GuestLifetime.self,
+      GuestID.self, GuestVerify.self,
     ])
 
   @OptionGroup var target: GuestTarget

@@ -83,6 +83,9 @@ struct DiskReport: Encodable {
     add("max_write_zeroes_sectors", config.writeZeroes?.maximumSectors, "512-byte sectors in a segment")
     add("max_write_zeroes_seg", config.writeZeroes?.maximumSegments, "segments in a request")
     add("write_zeroes_may_unmap", config.writeZeroesMayUnmap)
+    add("max_secure_erase_sectors", config.secureErase?.maximumSectors, "512-byte sectors in a segment")
+    add("max_secure_erase_seg", config.secureErase?.maximumSegments, "segments in a request")
+    add("secure_erase_sector_alignment", config.secureErase?.alignment, "512-byte sectors")
     return fields
   }
 

@@ -1,4 +1,4 @@
-/// The verbs of `vmm-blk guest` without data: flush, discard, zero, id.
+/// The verbs of `vmm-blk guest` without data: flush, discard, zero, erase, lifetime, id.
 internal import ArgumentParser
 internal import GuestDriver
 
@@ -40,6 +40,47 @@ struct GuestZero: GuestVerb {
 
   func run() throws {
     try withDisk { try $0.writeZeroes(at: offset.bytes, count: length.bytes, unmap: unmap) }
+  }
+}
+
+struct GuestErase: GuestVerb {
+  static let configuration = CommandConfiguration(
+    commandName: "erase", abstract: "Let the disk destroy what is in a range (SECURE_ERASE).",
+    usage: GuestTarget.usage("erase <offset> <length>"))
+
+  @ParentCommand var guest: Guest
+  @OptionGroup var target: GuestTarget
+
+  @Argument(help: "Where to begin, a multiple of what 'guest info' shows as secure_erase_sector_alignment.")
+  var offset: ByteCount
+  @Argument(help: "How many bytes, a multiple of the same.") var length: ByteCount
+
+  func run() throws { try withDisk { try $0.secureErase(at: offset.bytes, count: length.bytes) } }
+}
+
+struct GuestLifetime: GuestVerb {
+  static let configuration = CommandConfiguration(
+    commandName: "lifetime", abstract: "Show how much of its life the disk's device has used.",
+    usage: GuestTarget.usage("lifetime"))
+
+  @ParentCommand var guest: Guest
+  @OptionGroup var target: GuestTarget
+
+  func run() throws {
+    try withDisk { print(Self.text(try $0.lifetime())) }
+  }
+
+  /// - Parameter values: the three of the answer.
+  private static func text(_ values: [UInt16]) -> String {
+    let reserve = ["not told", "less than 80 % of the reserve blocks used", "80 % used", "90 % used"]
+    func cells(_ value: UInt16) -> String {
+      value == 0 ? "not told" : value <= 10 ? "up to \(value * 10) % used" : "more used than it was made for"
+    }
+    return """
+      reserve blocks: \(Int(values[0]) < reserve.count ? reserve[Int(values[0])] : "reserved value \(values[0])")
+      cells of one bit (type A): \(cells(values[1]))
+      cells of several bits (type B): \(cells(values[2]))
+      """
   }
 }
 

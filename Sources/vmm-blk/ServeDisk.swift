@@ -34,6 +34,7 @@ extension ServeDisk: DecodableWithConfiguration {
     case inject
     case features
     case noFeature = "no-feature"
+    case config
     case noLock = "no-lock"
     case latencies
     case limit
@@ -77,6 +78,7 @@ extension ServeDisk: DecodableWithConfiguration {
     options.inject = try entry.rules(.inject) ?? defaults.inject
     options.features = try entry.features(.features) ?? defaults.features
     options.noFeature = try entry.features(.noFeature).map { [$0] } ?? defaults.noFeature
+    options.config = try entry.argument(.config, ConfigurationWords.forms) ?? defaults.config
     options.noLock = try entry.flag(.noLock) ?? defaults.noLock
     options.limit = try entry.argument(.limit, LimitChange.forms) ?? defaults.limit
     options.reconnectTimeout = try entry.number(.reconnectTimeout) ?? defaults.reconnectTimeout
@@ -198,6 +200,7 @@ extension DeviceOptions {
     case .inject: "\(inject)"
     case .features: features?.text ?? ""
     case .noFeature: noFeature.map(\.text).joined(separator: ",")
+    case .config: config?.choice.words ?? ""
     case .noLock: "\(noLock)"
     case .latencies: tuning.latencies.rawValue
     case .limit: (limit?.limits ?? RateLimits()).words

@@ -43,6 +43,34 @@ import VirtioCore
     #expect(queue.stop() == QueuePosition(available: 30, used: 30))
   }
 
+  /// What is done in place is answered at once only while nothing before it is under way.
+  @Test func whatIsDoneInPlaceWaitsForWhatIsNot() throws {
+    let scratch = try Scratch()
+    let script = try Script(completesLater: true, transfersInPlace: true)
+    let image = try ImageFile(ImageOptions(path: scratch.image()))
+    let device = try BlockDevice(image: image, options: BlockDeviceOptions()) { script.serve($0, $1) }
+    let queue = try HandQueue(device, 0, SharedMemory(), size: 64, features: [.version1, .blockFlush], publishesInOrder: true)
+    try queue.start()
+    for round in 1...3 {
+      script.hold()
+      let begin = queue.usedIndex
+      var tags: [UInt32] = []
+      for number in 0..<6 { tags.append(try queue.submit(number == 2 ? .flush : .read(sector: UInt64(number), bytes: 512))) }
+      queue.queue.publish()
+      try waitUntil("the flush is under way, and what was before it is answered") {
+        script.held == 1 && queue.usedIndex == begin &+ 2 && script.records.count == 6 * round
+      }
+      script.release()
+      var order: [UInt32] = []
+      try waitUntil("all are answered") {
+        while let outcome = try queue.queue.reap() { order.append(outcome.tag) }
+        return order.count == 6
+      }
+      #expect(order == tags)
+    }
+    #expect(queue.stop() == QueuePosition(available: 18, used: 18))
+  }
+
   /// In order also means that nothing after an unanswered request is published when others are done.
   @Test func nothingOvertakesInOrder() throws {
     let scratch = try Scratch()

@@ -37,6 +37,8 @@ final class Script: Sendable {
   private let state: Mutex<State>
   /// Operations complete later instead of in place.
   let completesLater: Bool
+  /// Only what is no transfer completes later.
+  let transfersInPlace: Bool
   /// What is under way completes last in, first out.
   let isBackwards: Bool
   /// As a ring that polls its device.
@@ -49,11 +51,13 @@ final class Script: Sendable {
   /// - Parameters:
   ///   - actions: for one operation each, in order; afterwards `then`.
   init(
-    _ actions: [Action] = [], then last: Action = .whole, completesLater: Bool = false, isBackwards: Bool = false,
+    _ actions: [Action] = [], then last: Action = .whole, completesLater: Bool = false, transfersInPlace: Bool = false,
+    isBackwards: Bool = false,
     takesOnlyTransfers: Bool = false, onStart: (@Sendable () -> Void)? = nil
   ) throws {
     state = Mutex(State(actions: actions, last: last))
     self.completesLater = completesLater
+    self.transfersInPlace = transfersInPlace
     self.isBackwards = isBackwards
     self.takesOnlyTransfers = takesOnlyTransfers
     self.onStart = onStart
@@ -135,7 +139,7 @@ struct ScriptedEngine: BlockEngine, ~Copyable {
       case .short(let count): perform(operation, only: count)
       case .result(let result): result
       }
-    guard script.completesLater else { return .finished(result) }
+    guard script.completesLater, !script.transfersInPlace || !operation.kind.isTransfer else { return .finished(result) }
     underWay.append((tag, result))
     script.setHeld(underWay.count)
     return .pending

@@ -29,7 +29,7 @@ import VirtioCore
     let device = try BlockDevice(image: ImageFile(ImageOptions(path: scratch.image())))
     let features = indirect ? BlockFeature.understood : BlockFeature.understood.subtracting(.indirectDescriptors)
     let queue = try HandQueue(device, 0, SharedMemory(), size: size, features: features)
-    let warning = SmallRing.warning(queue.activation, segments: BlockDeviceOptions().segmentLimit)
+    let warning = SmallRing.warning(queue.activation, segments: BlockDeviceOptions.maximumSegments)
     #expect((warning != nil) == isWarned)
     guard let warning else { return }
     #expect(warning.contains("a ring of \(size) entries") && warning.contains("--queue-size-max \(size)"))

@@ -47,8 +47,8 @@ import VirtioCore
         BlockFeature.segMax, BlockFeature.geometry,
       ]),
     Case(words: ["--features", "default,in_order,ring_reset"], with: [.inOrder, .ringReset]),
-    Case(words: ["--features", "all"], with: [.inOrder, .ringReset, .orderPlatform]),
-    Case(words: ["--features", "all", "--no-feature", "in_order"], with: [.ringReset, .orderPlatform]),
+    Case(words: ["--features", "all"], with: [.inOrder, .ringReset, .orderPlatform, BlockFeature.secureErase]),
+    Case(words: ["--features", "all", "--no-feature", "in_order,secure_erase"], with: [.ringReset, .orderPlatform]),
   ]
 
   @Test("what is offered", arguments: cases) func offer(_ one: Case) throws {

@@ -170,6 +170,13 @@ public final class BlockClient {
     Array(try one(.identify).answer.prefix { $0 != 0 })
   }
 
+  /// How much of its life the disk's device has used: `pre_eol_info`, `device_lifetime_est_typ_a` and `_b`.
+  public func lifetime() throws(DriverError) -> [UInt16] {
+    try require(BlockFeature.lifetime, "GET_LIFETIME")
+    let bytes = try one(.lifetime).answer
+    return stride(from: 0, to: 6, by: 2).map { UInt16(bytes[$0]) | UInt16(bytes[$0 + 1]) << 8 }
+  }
+
   // MARK: ranges
 
   /// Tells the device that the content is not needed any more. - Parameters: bytes, whole blocks.
@@ -185,6 +192,17 @@ public final class BlockClient {
     try sendRanges(at: offset, count: count, limit: config.writeZeroes?.maximumSectors) { range in
       .writeZeroes([BlockRange(sector: range.sector, sectors: range.sectors, flags: unmap ? 1 : 0)])
     }
+  }
+
+  /// Lets the device destroy what is in the range. - Parameters: bytes, multiples of `secure_erase_sector_alignment`.
+  public func secureErase(at offset: UInt64, count: UInt64) throws(DriverError) {
+    try require(BlockFeature.secureErase, "SECURE_ERASE")
+    let unit = UInt64(config.secureErase?.alignment ?? 1) * 512
+    guard unit > 0, offset % unit == 0, count % unit == 0 else {
+      throw .requestFailed("the disk erases multiples of \(unit) bytes, which \(count) bytes at \(offset) are not")
+    }
+    let limit = config.secureErase.map { $0.maximumSectors / UInt32(unit / 512) * UInt32(unit / 512) }
+    try sendRanges(at: offset, count: count, limit: limit) { .secureErase([$0]) }
   }
 
   private func sendRanges(

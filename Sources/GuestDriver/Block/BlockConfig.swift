@@ -18,6 +18,7 @@ public struct BlockConfig: Hashable, Sendable {
   public var discard: Limits?
   public var writeZeroes: Limits?
   public var writeZeroesMayUnmap: UInt8?
+  public var secureErase: Limits?
 
   public struct Geometry: Hashable, Sendable {
     public var cylinders: UInt16
@@ -34,17 +35,17 @@ public struct BlockConfig: Hashable, Sendable {
     public var optimalIO: UInt32
   }
 
-  /// What one DISCARD or WRITE_ZEROES can do.
+  /// What one DISCARD, WRITE_ZEROES or SECURE_ERASE can do.
   public struct Limits: Hashable, Sendable {
     /// 512-byte sectors of one segment.
     public var maximumSectors: UInt32
     public var maximumSegments: UInt32
-    /// 512-byte sectors; DISCARD has it alone.
+    /// 512-byte sectors; WRITE_ZEROES has none.
     public var alignment: UInt32?
   }
 
-  /// Bytes that are enough for every field here.
-  static let bytesNeeded = 60
+  /// Bytes that are enough for every field that is there: back-ends that know of no more have no more.
+  static func bytesNeeded(_ offered: FeatureSet) -> Int { offered.contains(BlockFeature.secureErase) ? 72 : 60 }
   static let writebackOffset = 32
 
   /// Reads the space in a loop until no field changed meanwhile (virtio 2.4.1).
@@ -53,7 +54,7 @@ public struct BlockConfig: Hashable, Sendable {
     // A device that changes its configuration all the time cannot keep us here.
     for _ in 0..<16 {
       let before = try transport.configurationGeneration()
-      bytes = try transport.readConfiguration(at: 0, count: Self.bytesNeeded)
+      bytes = try transport.readConfiguration(at: 0, count: Self.bytesNeeded(offered))
       if try transport.configurationGeneration() == before { break }
     }
     self.init(bytes, offered: offered)
@@ -87,6 +88,10 @@ public struct BlockConfig: Hashable, Sendable {
     if offered.contains(BlockFeature.writeZeroes) {
       writeZeroes = Limits(maximumSectors: field(48, UInt32.self), maximumSegments: field(52, UInt32.self))
       writeZeroesMayUnmap = field(56, UInt8.self)
+    }
+    if offered.contains(BlockFeature.secureErase) {
+      secureErase = Limits(
+        maximumSectors: field(60, UInt32.self), maximumSegments: field(64, UInt32.self), alignment: field(68, UInt32.self))
     }
   }
 

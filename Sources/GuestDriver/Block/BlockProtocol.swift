@@ -98,11 +98,15 @@ public struct BlockRequest: Hashable, Sendable {
   }
   public static let flush = BlockRequest(type: .flush)
   public static let identify = BlockRequest(type: .getID, answerBytes: 20)
+  public static let lifetime = BlockRequest(type: .getLifetime, answerBytes: 6)
   public static func discard(_ ranges: [BlockRange]) -> BlockRequest {
     BlockRequest(type: .discard, payload: ranges.flatMap(\.bytes))
   }
   public static func writeZeroes(_ ranges: [BlockRange]) -> BlockRequest {
     BlockRequest(type: .writeZeroes, payload: ranges.flatMap(\.bytes))
+  }
+  public static func secureErase(_ ranges: [BlockRange]) -> BlockRequest {
+    BlockRequest(type: .secureErase, payload: ranges.flatMap(\.bytes))
   }
 }
 
@@ -134,6 +138,7 @@ public enum BlockFeature {
   public static let multiQueue = FeatureSet(bit: 12)
   public static let discard = FeatureSet(bit: 13)
   public static let writeZeroes = FeatureSet(bit: 14)
+  public static let lifetime = FeatureSet(bit: 15)
   public static let secureErase = FeatureSet(bit: 16)
 
   private static let names: [(bit: Int, name: String)] = [
@@ -146,6 +151,7 @@ public enum BlockFeature {
   /// rings where they are offered.
   public static let understood: FeatureSet = [
     sizeMax, segMax, geometry, readOnly, blockSize, flush, topology, configWCE, multiQueue, discard, writeZeroes,
+    lifetime, secureErase,
     .indirectDescriptors, .eventIndex, .version1,
   ]
 

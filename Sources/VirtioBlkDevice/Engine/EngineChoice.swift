@@ -147,6 +147,8 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
   case badQueueSize(Int)
   case badThreadCount(Int)
   case badProcessor(Int, online: Int)
+  /// - Parameter remedy: what is possible.
+  case badConfiguration(ConfigurationField, String)
   case nothingToFail
   case noResources(Errno)
 
@@ -172,6 +174,7 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
     case .badQueueSize(let size): "a queue size of \(size) is not a power of two from 4 to 32768"
     case .badThreadCount(let count): "\(count) threads are not possible: use 1 up to the number of queues"
     case .badProcessor(let cpu, let online): "there is no CPU \(cpu) to pin to: this machine has CPUs 0 to \(online - 1)"
+    case .badConfiguration(let field, let remedy): "the configuration's \(field.rawValue) cannot be that: \(remedy)"
     case .nothingToFail: "the null engine has no medium that could fail: choose another engine, or inject nothing"
     case .noResources(let error):
       "the system refuses the device its descriptors or memory (\(error)): raise the limits ('ulimit -n', 'ulimit -v')"

@@ -7,6 +7,10 @@ public struct ImageDescription: Sendable, Equatable {
   public var logicalBlockSize: Int
   /// Bytes that the medium likes to write at once; a power of two, at least the logical block size.
   public var physicalBlockSize: Int
+  /// Bytes that a discard gives back as a whole; a multiple of 512.
+  public var discardAlignment = 512
+  /// What a guest is told of how the medium likes to be used.
+  var topology = BlockTopology()
   public var isReadOnly = false
   public var isBlockDevice = false
   /// It is an export of a server, reached through a connection.

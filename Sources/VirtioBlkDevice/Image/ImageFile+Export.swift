@@ -26,6 +26,9 @@ extension ImageFile {
     description.memoryAlignment = Int(facts.minimumBlock)
     description.offsetAlignment = Int(facts.minimumBlock)
     description.canDiscard = !options.isReadOnly && facts.canTrim
+    description.topology = BlockTopology(
+      logicalBlock: blockSize, physicalBlock: description.physicalBlockSize, device: nil)
+    description.discardAlignment = description.physicalBlockSize
     description.takesSeveralWorkers = facts.canMultiConn
     let name = export.options.location.export.split(separator: "/").last ?? "nbd"
     description.serial = ImageIdentity.serial(name: name, identity: uri)

@@ -23,6 +23,8 @@ public final class ImageFile: Sendable {
   public let lock: OwnedDescriptor?
   /// The lock goes when this goes. It does not while another process goes on with it.
   private let ownsLock: Atomic<Bool>
+  /// Where a device tells how much of its life it has used; `nil`: it does not.
+  let lifetime: LifetimeFiles?
 
   /// Opens an image. What the file is decides how: a file that looks like an image of another format is refused, direct I/O is
   /// taken where it fits, and the medium's word about it is tried.
@@ -44,6 +46,7 @@ public final class ImageFile: Sendable {
     descriptor = -1
     owned = nil
     lock = nil
+    lifetime = nil
     ownsLock = Atomic(false)
     state = ImageState(size: description.size)
   }
@@ -108,6 +111,15 @@ public final class ImageFile: Sendable {
     var description = ImageDescription(
       size: size, logicalBlockSize: blockSize,
       physicalBlockSize: max(blockSize, Self.physicalBlockSize(owner.descriptor, info, isBlockDevice: isBlockDevice)))
+    description.topology = BlockTopology(
+      logicalBlock: blockSize, physicalBlock: description.physicalBlockSize, device: isBlockDevice ? device : nil)
+    description.discardAlignment = description.physicalBlockSize
+    if isBlockDevice {
+      let granularity = device.queueNumber("discard_granularity")
+      if granularity <= 1 << 30, granularity > 0, granularity % UInt64(blockSize) == 0 {
+        description.discardAlignment = Int(granularity)
+      }
+    }
     description.isReadOnly = options.isReadOnly
     description.isBlockDevice = isBlockDevice
     description.isDirect = direct != nil
@@ -131,6 +143,7 @@ public final class ImageFile: Sendable {
     lock = options.lock ?? (isLocked || exclusive != nil ? owned : nil)
     // Until the server before lets go of it, a lock that came from there is its.
     ownsLock = Atomic(options.lock == nil)
+    lifetime = (options.systemFolder ?? (isBlockDevice ? device.folder : nil)).flatMap(LifetimeFiles.init)
   }
 
   deinit {
@@ -138,6 +151,7 @@ public final class ImageFile: Sendable {
     // Nothing is under way in it.
     if let lock, lock !== owned { ImageLock.release(descriptor) }
     if let lock, ownsLock.load(ordering: .relaxed) { ImageLock.release(lock.rawValue) }
+    lifetime?.end()
   }
 
   /// Another process goes on with the lock: it does not go with this image.

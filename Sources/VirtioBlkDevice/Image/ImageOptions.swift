@@ -36,6 +36,8 @@ public struct ImageOptions: Sendable {
   public var lock: OwnedDescriptor?
   /// What the system says about direct I/O, for tests of what it may say.
   var directAnswer = DirectAlignment.Answer.asked
+  /// Where the device that the image is on is told of, for tests of devices that are not here; `nil`: where the system has it.
+  var systemFolder: String?
 
   public init(
     path: String, isReadOnly: Bool = false, direct: Direct = .auto, format: Format = .auto, logicalBlockSize: Int = 512,

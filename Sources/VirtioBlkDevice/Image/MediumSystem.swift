@@ -62,6 +62,9 @@ struct SystemDevice: Equatable {
     return 0
   }
 
+  /// Bytes before its first physical block; a partition has its own.
+  var alignmentOffset: UInt64 { SystemText.line(folder + "/alignment_offset").flatMap(UInt64.init) ?? 0 }
+
   /// What it is called by whoever made it: the same after a restart, and another device's is another. `nil` when it has none.
   var lastingName: String? {
     // A partition is named by its disk and its number.

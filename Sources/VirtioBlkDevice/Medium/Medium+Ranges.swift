@@ -22,6 +22,15 @@ extension Medium where Engine: ~Copyable {
     return ask(job, tag)
   }
 
+  /// The range is overwritten with zeroes: no file system or device is asked to do it in a cleverer way, because those leave what
+  /// was there where it is.
+  mutating func erase(offset: UInt64, length: UInt64, tag: UInt32) -> JobProgress {
+    guard length > 0 else { return .done }
+    var job = MediumJob(.zero, unsafe IOOperation(kind: .write, offset: offset, length: length))
+    job.method = .write
+    return begin(job, tag)
+  }
+
   // MARK: Discard
 
   mutating func startDiscard(_ tag: UInt32, _ job: UnsafeMutablePointer<MediumJob>) -> Start {

@@ -3,24 +3,13 @@
 internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
-  /// A transfer that was done in place: it needs no slot for that but the segments it was taken into.
-  @inline(never)
-  mutating func answerLogged(
-    _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int
-  ) {
-    logData(index, written)
-    unsafe statusByte.storeBytes(of: BlockStatus.ok.rawValue, as: UInt8.self)
-    unsafe log?.markBuffer(statusByte, count: 1)
-    push(chain, written: written)
-  }
-
   /// What a transfer may have written to the driver's buffers, for the log. Its segments are in the slot as they were taken.
   @inline(never)
   mutating func logTransfer(_ index: Int) {
     logData(index, unsafe slab.slot(index).pointee.written)
   }
 
-  private mutating func logData(_ index: Int, _ written: UInt32) {
+  mutating func logData(_ index: Int, _ written: UInt32) {
     // A write fills nothing but its status byte.
     guard written > 1 else { return }
     unsafe log?.markRead(slab.segments(index), bytes: Int(written) - 1)

@@ -24,13 +24,26 @@ extension Lane where Ring: ~Copyable {
     let statusByte = unsafe slot.pointee.statusByte.unsafelyUnwrapped
     unsafe statusByte.storeBytes(of: slot.pointee.status.rawValue, as: UInt8.self)
     if log != nil { unsafe log?.markBuffer(statusByte, count: 1) }
-    let chain = slab.takeChain(at: index)
-    if isInOrder {
-      unsafe ring.pushInOrder(chain, written: slot.pointee.written, isWhole: slot.pointee.isWhole)
-      if ring.unpublished >= publishEvery { publishEarly() }
-    } else {
-      push(chain, written: unsafe slot.pointee.written)
-    }
+    unsafe pushWatched(slab.takeChain(at: index), written: slot.pointee.written, isWhole: slot.pointee.isWhole)
     slab.give(index)
+  }
+
+  /// Answers a transfer that was done in place while no other request is under way that would have to be answered before it: it
+  /// needs no slot for that but the segments it was taken into.
+  @inline(__always)
+  mutating func answerInPlace(
+    _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int
+  ) {
+    if log != nil { logData(index, written) }
+    unsafe statusByte.storeBytes(of: BlockStatus.ok.rawValue, as: UInt8.self)
+    if log != nil { unsafe log?.markBuffer(statusByte, count: 1) }
+    pushWatched(chain, written: written, isWhole: written > 0)
+  }
+
+  @inline(__always)
+  private mutating func pushWatched(_ chain: consuming Chain, written: UInt32, isWhole: Bool) {
+    guard isInOrder else { return push(chain, written: written) }
+    ring.pushInOrder(chain, written: written, isWhole: isWhole)
+    if ring.unpublished >= publishEvery { publishEarly() }
   }
 }

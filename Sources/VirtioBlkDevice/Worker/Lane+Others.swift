@@ -1,4 +1,4 @@
-/// The requests that are no transfer: FLUSH, GET_ID, and DISCARD and WRITE_ZEROES range by range.
+/// The requests that are no transfer: FLUSH, GET_ID, GET_LIFETIME, and DISCARD, WRITE_ZEROES and SECURE_ERASE range by range.
 internal import CLinux
 internal import VirtioCore
 
@@ -9,13 +9,16 @@ extension Lane where Ring: ~Copyable {
     _ type: UInt32, _ readableBytes: UInt64, _ writable: UnsafeMutablePointer<MemorySegment>, _ index: Int,
     _ medium: inout Medium<Engine>
   ) {
-    switch RequestType(rawValue: type) {
-    case .flush: askFlush(index, &medium)
-    case .flushOut where rules.isLegacy: askFlush(index, &medium)
-    case .getID: unsafe answerID(index, writable)
-    case .discard: askRanges(index, .discard, readableBytes, &medium)
-    case .writeZeroes: askRanges(index, .zero, readableBytes, &medium)
-    case .flushOut, .read, .write, nil:
+    switch type {
+    case RequestType.flush.rawValue: askFlush(index, &medium)
+    case RequestType.flushOut.rawValue where rules.isLegacy: askFlush(index, &medium)
+    case RequestType.getID.rawValue: unsafe answerID(index, writable)
+    case RequestType.getLifetime.rawValue where rules.hasLifetime:
+      unsafe answerLifetime(index, writable)
+    case RequestType.discard.rawValue: askRanges(index, .discard, readableBytes, &medium)
+    case RequestType.writeZeroes.rawValue: askRanges(index, .zero, readableBytes, &medium)
+    case RequestType.secureErase.rawValue: askRanges(index, .erase, readableBytes, &medium)
+    default:
       counters.add(.others)
       note(.unknown, index)
       refuse(index, .unsupported)
@@ -35,12 +38,31 @@ extension Lane where Ring: ~Copyable {
     note(.unknown, index)
     // Without the status byte.
     let room = unsafe Int(slab.slot(index).pointee.written) - 1
-    let count = min(room, BlockDeviceOptions.serialSize)
+    unsafe answer(
+      index, segments, UnsafeRawBufferPointer(start: context.serial, count: min(room, BlockDeviceOptions.serialSize)),
+      room: room)
+  }
+
+  /// The kernel is asked each time; where it asks the device, this queue waits for that.
+  @inline(never)
+  private mutating func answerLifetime(_ index: Int, _ segments: UnsafeMutablePointer<MemorySegment>) {
+    counters.add(.others)
+    note(.unknown, index)
+    let room = unsafe Int(slab.slot(index).pointee.written) - 1
+    guard room >= DeviceLifetime.size, let lifetime = context.lifetime?.read() else { return refuse(index, .ioError) }
+    unsafe withUnsafeBytes(of: lifetime.bytes) { bytes in unsafe answer(index, segments, bytes, room: room) }
+  }
+
+  /// Answers with bytes of ours. - Parameter room: writable bytes without the status, at least as many.
+  private mutating func answer(
+    _ index: Int, _ segments: UnsafeMutablePointer<MemorySegment>, _ bytes: UnsafeRawBufferPointer, room: Int
+  ) {
+    let count = bytes.count
     var copied = 0
     var piece = unsafe segments
     while copied < count {
       let part = min(unsafe piece.pointee.count, count - copied)
-      unsafe piece.pointee.base.copyMemory(from: context.serial + copied, byteCount: part)
+      unsafe piece.pointee.base.copyMemory(from: bytes.baseAddress! + copied, byteCount: part)
       if log != nil { unsafe log!.markBuffer(piece.pointee.base, count: part) }
       copied += part
       unsafe piece += 1
@@ -71,14 +93,27 @@ extension Lane where Ring: ~Copyable {
   mutating func askRanges<Engine: BlockEngine & ~Copyable>(
     _ index: Int, _ stage: RequestStage, _ readableBytes: UInt64, _ medium: inout Medium<Engine>
   ) {
-    let isDiscard = stage == .discard
-    counters.add(isDiscard ? .discards : .writeZeroes)
-    note(isDiscard ? .discard : .writeZeroes, index)
+    let isOffered: Bool
+    let limits: RangeLimits
+    switch stage {
+    case .discard:
+      (isOffered, limits) = (rules.hasDiscard, context.limits.discard)
+      counters.add(.discards)
+      note(.discard, index)
+    case .zero:
+      (isOffered, limits) = (rules.hasWriteZeroes, context.limits.zero)
+      counters.add(.writeZeroes)
+      note(.writeZeroes, index)
+    default:
+      (isOffered, limits) = (rules.hasSecureErase, context.limits.erase)
+      counters.add(.others)
+      note(.unknown, index)
+    }
     guard !context.limits.isReadOnly else { return refuse(index, .ioError) }
-    guard isDiscard ? rules.hasDiscard : rules.hasWriteZeroes else { return refuse(index, .unsupported) }
+    guard isOffered else { return refuse(index, .unsupported) }
     let bytes = readableBytes &- UInt64(RequestHeader.size)
     let count = bytes / UInt64(RequestRange.size)
-    guard bytes % UInt64(RequestRange.size) == 0, count > 0, count <= UInt64(BlockLimits.ranges) else {
+    guard bytes % UInt64(RequestRange.size) == 0, count > 0, count <= UInt64(limits.ranges) else {
       return refuse(index, .ioError)
     }
     let ranges = unsafe slab.ranges(index)
@@ -88,14 +123,19 @@ extension Lane where Ring: ~Copyable {
     // Flags first: an unknown one says UNSUPP whatever the range (virtio 5.2.6.2).
     for number in 0..<Int(count) {
       let flags = unsafe ranges[number].flags
-      guard flags & ~RequestRange.unmap == 0, !isDiscard || flags == 0 else { return refuse(index, .unsupported) }
+      guard flags & ~RequestRange.unmap == 0, stage == .zero || flags == 0 else { return refuse(index, .unsupported) }
     }
-    var end: UInt64 = 0
+    var (end, sectors): (UInt64, UInt64) = (0, 0)
     for number in 0..<Int(count) {
       let range = unsafe ranges[number]
-      guard range.sectorCount <= BlockLimits.rangeSectors,
-        isInside(range.sector, bytes: UInt64(range.sectorCount) &* 512)
+      guard range.sectorCount <= limits.sectors, isInside(range.sector, bytes: UInt64(range.sectorCount) &* 512)
       else { return refuse(index, .ioError) }
+      if stage == .erase {
+        // Elsewhere the alignment is advice; here a part of a unit may not be erasable (virtio 5.2.6.1).
+        let alignment = UInt64(limits.alignment)
+        guard range.sector % alignment == 0, UInt64(range.sectorCount) % alignment == 0 else { return refuse(index, .ioError) }
+      }
+      sectors &+= UInt64(range.sectorCount)
       end = max(end, (range.sector &+ UInt64(range.sectorCount)) &* 512)
     }
     // After header and ranges were read: what was gone then is not acted upon.
@@ -104,10 +144,11 @@ extension Lane where Ring: ~Copyable {
     }
     let slot = unsafe slab.slot(index)
     unsafe slot.pointee.stage = stage
-    unsafe slot.pointee.isDurable = isDurable
+    // What was there before is gone when the answer comes, not at some FLUSH.
+    unsafe slot.pointee.isDurable = isDurable || stage == .erase
     unsafe slot.pointee.rangeIndex = 0
     unsafe slot.pointee.rangeCount = UInt8(count)
-    guard !isLimited || mayGo(index, .write, bytes: 0) else { return }
+    guard !isLimited || mayGo(index, .write, bytes: stage == .erase ? sectors &* 512 : 0) else { return }
     askNextRange(index, &medium)
   }
 
@@ -121,9 +162,12 @@ extension Lane where Ring: ~Copyable {
       let offset = range.sector &* 512
       let length = UInt64(range.sectorCount) &* 512
       let progress =
-        unsafe slot.pointee.stage == .discard
-        ? medium.discard(offset: offset, length: length, tag: tag(index))
-        : medium.zero(offset: offset, length: length, mayUnmap: range.flags & RequestRange.unmap != 0, tag: tag(index))
+        switch unsafe slot.pointee.stage {
+        case .discard: medium.discard(offset: offset, length: length, tag: tag(index))
+        case .erase: medium.erase(offset: offset, length: length, tag: tag(index))
+        default:
+          medium.zero(offset: offset, length: length, mayUnmap: range.flags & RequestRange.unmap != 0, tag: tag(index))
+        }
       switch progress {
       case .pending: return
       case .done: continue

@@ -16,7 +16,7 @@ extension Lane where Ring: ~Copyable {
       // What was written to the medium is none of the driver's memory.
       let isRead = unsafe slab.slot(index).pointee.written > 1
       answer(index, .ioError, written: isRead ? Int(medium.filled(tag(index))) : 1)
-    case .flush, .discard, .zero: fail(index)
+    case .flush, .discard, .zero, .erase: fail(index)
     case .none: preconditionFailure("a request was answered twice")
     }
   }
@@ -84,7 +84,7 @@ extension Lane where Ring: ~Copyable {
       case .failed: complete(index, isDone: false, &medium)
       }
     case .flush: flush(index, &medium)
-    case .discard, .zero:
+    case .discard, .zero, .erase:
       // From the first range on: doing one twice changes nothing.
       unsafe slot.pointee.rangeIndex = 0
       askNextRange(index, &medium)

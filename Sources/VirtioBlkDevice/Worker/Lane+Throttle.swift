@@ -54,7 +54,7 @@ extension Lane where Ring: ~Copyable {
   ///
   /// - Parameter throttle: `nil`: no limit. What waits is then let go with the turn that follows.
   mutating func limit(by throttle: DiskThrottle?) {
-    plainBytes = throttle == nil ? MediumFacts.stepBytes : 0
+    plainBytes = throttle == nil ? rules.plainBytes : 0
     isLimited = throttle != nil
     if let throttle {
       throttled.throttle = throttle
@@ -132,14 +132,14 @@ extension Lane where Ring: ~Copyable {
     guard isStillRight(index, &medium) else { return refuse(index, .ioError) }
     switch unsafe slab.slot(index).pointee.stage {
     case .transfer, .watchedTransfer: startPrepared(index, &medium)
-    case .discard, .zero: askNextRange(index, &medium)
+    case .discard, .zero, .erase: askNextRange(index, &medium)
     case .flush, .none: preconditionFailure("a request waits for a limit that does not concern it")
     }
   }
 
   private mutating func isStillRight<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) -> Bool {
     let slot = unsafe slab.slot(index)
-    guard unsafe slot.pointee.stage == .discard || slot.pointee.stage == .zero else {
+    guard unsafe slot.pointee.stage != .transfer && slot.pointee.stage != .watchedTransfer else {
       let operation = medium.prepared(tag(index))
       guard isInside(operation.offset / 512, bytes: operation.length) else { return false }
       guard operation.kind == .write, Engine.movesData else { return true }

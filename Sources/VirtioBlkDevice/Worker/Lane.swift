@@ -55,7 +55,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   var stopsAfterRecovery = false
 
   /// Transfers of so many bytes at most are asked for at once; 0 where the disk is limited: then each is looked at first.
-  var plainBytes = MediumFacts.stepBytes
+  var plainBytes: UInt64
   var isLimited = false
   /// What waits for a limit.
   var throttled = LaneThrottle()
@@ -116,6 +116,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.call = activation.call
     self.failure = activation.failure
     self.rules = LaneRules(features, context.limits, regions: activation.memory.regions.count)
+    plainBytes = rules.plainBytes
     account.settledPushes = self.ring.pushes
   }
 
@@ -289,9 +290,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int, isDone: Bool,
     _ medium: inout Medium<Engine>
   ) -> Bool {
-    if isDone, !isOrdered {
-      // Nobody but a log is interested.
-      unsafe answerLogged(chain, statusByte, written, index)
+    if isDone, order?.isEmpty ?? true {
+      unsafe answerInPlace(chain, statusByte, written, index)
       return true
     }
     // What a read has written is more than its status, but for one without a medium.
@@ -378,7 +378,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       }
       answer(index, .ok, written: unsafe Int(slot.pointee.written))
     case .flush: answerWithStatus(index, .ok)
-    case .discard, .zero: askNextRange(index, &medium)
+    case .discard, .zero, .erase: askNextRange(index, &medium)
     case .none: preconditionFailure("a request was answered twice")
     }
   }

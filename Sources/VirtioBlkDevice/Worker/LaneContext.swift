@@ -13,6 +13,7 @@ struct LaneContext: @unchecked Sendable {
   let stalls: DeviceNews?
   /// 20 bytes, NUL padded.
   let serial: UnsafeRawPointer
+  let lifetime: LifetimeFiles?
   /// Pages of mappings of the process that turned out to be gone.
   let faults = FaultGuard.counter
 

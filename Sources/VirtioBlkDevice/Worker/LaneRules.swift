@@ -17,12 +17,17 @@ struct LaneRules {
   let isLegacy: Bool
   let hasDiscard: Bool
   let hasWriteZeroes: Bool
+  let hasSecureErase: Bool
+  let hasLifetime: Bool
   /// Most pieces of a transfer: what SEG_MAX allows, and what the borders of memory regions make of it.
   let segments: Int
   /// Most bytes of one of its segments.
   let segmentBytes: Int
   /// Most bytes of a request.
   let requestBytes: UInt64
+
+  /// Most bytes of a transfer that is asked for without another look at it: no step of the medium's, and no segment, is longer.
+  var plainBytes: UInt64 { min(MediumFacts.stepBytes, UInt64(segmentBytes)) }
 
   /// - Parameter regions: of the guest's memory.
   init(_ features: FeatureSet, _ limits: BlockLimits, regions: Int) {
@@ -33,6 +38,8 @@ struct LaneRules {
     isLegacy = !features.contains(.version1)
     hasDiscard = features.contains(.blockDiscard)
     hasWriteZeroes = features.contains(.blockWriteZeroes)
+    hasLifetime = features.contains(.blockLifetime)
+    hasSecureErase = features.contains(.blockSecureErase)
     segments = knowsSegments ? limits.pieces(regions: regions) : RequestSlab.segmentsPerSlot
     segmentBytes = knowsSize ? limits.segmentBytes : .max
     requestBytes = knowsSegments && knowsSize ? limits.requestBytes : BlockLimits.requestBytes

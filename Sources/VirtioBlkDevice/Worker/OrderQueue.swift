@@ -22,6 +22,7 @@ struct OrderQueue: ~Copyable {
     count += 1
   }
 
+  var isEmpty: Bool { count == 0 }
   var first: Int? { count > 0 ? Int(unsafe entries[head]) : nil }
 
   mutating func removeFirst() {

@@ -14,6 +14,8 @@ enum RequestStage: UInt8 {
   case discard
   /// A range is being zeroed.
   case zero
+  /// A range is being overwritten.
+  case erase
   /// What was written goes to stable storage.
   case flush
 }

@@ -1,0 +1,98 @@
+/// Fields of the configuration space (virtio 5.2.4) that whoever makes a disk can choose, by their names there.
+public enum ConfigurationField: String, CaseIterable, Sendable {
+  /// Bytes of a data segment.
+  case sizeMax = "size_max"
+  /// Data segments of a request.
+  case segMax = "seg_max"
+  /// log2 of the logical blocks in a physical one.
+  case physicalBlockExponent = "physical_block_exp"
+  /// Logical blocks before the first one that begins a physical one.
+  case alignmentOffset = "alignment_offset"
+  /// Logical blocks: what the medium likes to get at least.
+  case minimumIO = "min_io_size"
+  /// Logical blocks: what it likes best; 0: it does not say.
+  case optimalIO = "opt_io_size"
+  /// 512-byte sectors of a range, ranges of a request, and 512-byte sectors that ranges should begin and end at multiples of.
+  case discardSectors = "max_discard_sectors"
+  case discardRanges = "max_discard_seg"
+  case discardAlignment = "discard_sector_alignment"
+  case zeroSectors = "max_write_zeroes_sectors"
+  case zeroRanges = "max_write_zeroes_seg"
+  case eraseSectors = "max_secure_erase_sectors"
+  case eraseRanges = "max_secure_erase_seg"
+  case eraseAlignment = "secure_erase_sector_alignment"
+}
+
+/// What was chosen of them. What is not follows from the image and from what this device can do.
+public struct ConfigurationChoice: Equatable, Sendable {
+  private var values: [ConfigurationField: UInt32] = [:]
+
+  public init() {}
+
+  public var isEmpty: Bool { values.isEmpty }
+
+  public subscript(_ field: ConfigurationField) -> UInt32? {
+    get { values[field] }
+    set { values[field] = newValue }
+  }
+
+  /// In the specification's words with commas between them: `seg_max=62,max_discard_seg=1`.
+  public var words: String {
+    ConfigurationField.allCases.compactMap { field in self[field].map { "\(field.rawValue)=\($0)" } }.joined(separator: ",")
+  }
+
+  /// What is in the configuration space if this is chosen.
+  ///
+  /// - Throws: `EngineError.badConfiguration`, of a value that this device cannot keep to on this image.
+  func limits(of image: ImageFile, queueSize: UInt16) throws(EngineError) -> BlockLimits {
+    let sectors = UInt32(image.logicalBlockSize / 512)
+    let most = max(1, min(BlockDeviceOptions.maximumSegments, Int(queueSize) - 2))
+    func value(_ field: ConfigurationField, _ usual: UInt32, _ range: ClosedRange<UInt32>) throws(EngineError) -> UInt32 {
+      guard let chosen = self[field] else { return usual }
+      guard range.contains(chosen) else {
+        throw .badConfiguration(field, "use \(range.lowerBound) to \(range.upperBound)")
+      }
+      return chosen
+    }
+    // Sectors of whole blocks.
+    func blocks(_ field: ConfigurationField, _ usual: UInt32, _ range: ClosedRange<UInt32>) throws(EngineError) -> UInt32 {
+      let chosen = try value(field, usual, range)
+      guard chosen % sectors == 0 else {
+        throw .badConfiguration(field, "the logical block is \(sectors) sectors: use a multiple of that")
+      }
+      return chosen
+    }
+    var limits = BlockLimits(
+      blockMask: UInt64(image.logicalBlockSize - 1), isReadOnly: image.isReadOnly,
+      segments: Int(try value(.segMax, UInt32(most), 1...UInt32(most))),
+      segmentBytes: Int(
+        try value(
+          .sizeMax, BlockDeviceOptions.maximumSegmentSize,
+          UInt32(max(4096, image.logicalBlockSize))...BlockDeviceOptions.maximumSegmentSize)))
+    guard limits.segmentBytes % image.logicalBlockSize == 0 else {
+      throw .badConfiguration(.sizeMax, "the logical block is \(image.logicalBlockSize) bytes: use a multiple of that")
+    }
+    let range = sectors...BlockLimits.rangeSectors
+    let ranges: ClosedRange<UInt32> = 1...UInt32(BlockLimits.ranges)
+    let usual = RangeLimits()
+    limits.discard.sectors = try blocks(.discardSectors, usual.sectors, range)
+    limits.discard.ranges = try value(.discardRanges, usual.ranges, ranges)
+    limits.discard.alignment = try blocks(.discardAlignment, UInt32(image.description.discardAlignment / 512), range)
+    limits.zero.sectors = try blocks(.zeroSectors, usual.sectors, range)
+    limits.zero.ranges = try value(.zeroRanges, usual.ranges, ranges)
+    limits.erase.sectors = try blocks(.eraseSectors, usual.sectors, range)
+    limits.erase.ranges = try value(.eraseRanges, usual.ranges, ranges)
+    limits.erase.alignment = try blocks(.eraseAlignment, sectors, range)
+    guard limits.erase.sectors % limits.erase.alignment == 0 else {
+      throw .badConfiguration(
+        .eraseSectors, "ranges to erase are multiples of \(limits.erase.alignment) sectors: use a multiple of that")
+    }
+    let topology = image.description.topology
+    limits.topology.physicalExponent = UInt8(
+      try value(.physicalBlockExponent, UInt32(topology.physicalExponent), 0...16))
+    limits.topology.alignmentOffset = UInt8(try value(.alignmentOffset, UInt32(topology.alignmentOffset), 0...255))
+    limits.topology.minimum = UInt16(try value(.minimumIO, UInt32(topology.minimum), 0...65535))
+    limits.topology.optimal = try value(.optimalIO, topology.optimal, 0...(.max))
+    return limits
+  }
+}
