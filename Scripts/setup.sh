@@ -4,7 +4,7 @@
 #   Scripts/setup.sh [build] [test] [guest] [qemu] [counts] [bench]   (build and guest when none is named)
 #
 # build    what the Swift package links against
-# test     what unit tests drive and compare with: a Python driver, loop devices, strace, qemu-storage-daemon
+# test     what unit tests drive and compare with: a Python driver, loop devices, strace, qemu-storage-daemon, NBD servers
 # guest    what boots and checks a real Linux guest (Scripts/guest): user-mode Linux and tools for filesystems
 # qemu     a guest in QEMU besides
 # counts   what counts the cost of a request and of its pieces (Scripts/counts.py, Scripts/instructions.py)
@@ -15,7 +15,7 @@ set -euo pipefail
 
 declare -A groups=(
   [build]="liburing-dev libaio-dev libseccomp-dev pkg-config"
-  [test]="python3 strace util-linux mount e2fsprogs qemu-utils qemu-system-common"
+  [test]="python3 strace util-linux mount e2fsprogs qemu-utils qemu-system-common nbdkit libnbd0"
   [counts]="valgrind strace python3"
   [bench]="python3-matplotlib qemu-utils qemu-system-common fio linux-perf util-linux"
   [guest]="user-mode-linux busybox-static cpio fio e2fsprogs xfsprogs btrfs-progs dmsetup util-linux python3"

@@ -550,4 +550,6 @@ static inline int clinux_let_ring_begin(struct io_uring *ring) {
   return rc < 0 ? -errno : 0;
 }
 
+#include "NBD.h"
+
 #endif

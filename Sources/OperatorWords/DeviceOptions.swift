@@ -47,6 +47,24 @@ package struct DeviceOptions: ParsableArguments {
   @Option(name: .customLong("blk-file"), help: .init("The disk image: a raw file or a block device.", valueName: "path"))
   package var blkFile: String?
 
+  @Option(
+    help: .init(
+      "The disk image, by a URI: file:PATH, nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH. In place of --blk-file.",
+      valueName: "uri"))
+  package var image: String?
+
+  @Option(
+    help: .init(
+      "When the server of an image goes away, seconds that requests wait for it to come back before they fail.",
+      valueName: "seconds"))
+  package var reconnectTimeout = NBDOptions.usualReconnectTimeout
+
+  @Flag(
+    help: .init(
+      "The server of an image keeps what it has acknowledged, however it ends: without this, the guest's next flush fails after the "
+        + "server went away with writes that were not flushed."))
+  package var serverKeepsWrites = false
+
   @Option(help: "What the image's bytes are; with auto, what looks like another format than raw is refused.")
   package var format = ImageOptions.Format.auto
 
@@ -138,6 +156,13 @@ package struct DeviceOptions: ParsableArguments {
   package init() {}
 
   package func validate() throws {
+    guard blkFile == nil || image == nil else {
+      throw ValidationError("--blk-file and --image both name the image: give one of them")
+    }
+    do throws(ImageNameMistake) { try validateImage() } catch { throw ValidationError("\(error)") }
+    guard (0...86400).contains(reconnectTimeout) else {
+      throw ValidationError("--reconnect-timeout \(reconnectTimeout) is not from 0 to 86400 seconds")
+    }
     if let serial, serial.utf8.count > BlockDeviceOptions.serialSize {
       throw ValidationError(
         "the serial '\(printable(serial))' has \(serial.utf8.count) bytes: give it \(BlockDeviceOptions.serialSize) at most")
@@ -168,7 +193,8 @@ extension DeviceOptions {
       ("--uring", tuning.uring != nil), ("--record", record != nil), ("--on-error", onError != .report),
       ("--inject", !inject.isEmpty), ("--features", features != nil), ("--no-feature", !noFeature.isEmpty),
       ("--no-lock", noLock), ("--limit", limit != nil), ("--config", config != nil), ("--latencies", tuning.latencies != .on),
-      ("--shared-workers", tuning.sharedWorkers.words != "off"),
+      ("--reconnect-timeout", reconnectTimeout != NBDOptions.usualReconnectTimeout),
+      ("--server-keeps-writes", serverKeepsWrites), ("--shared-workers", tuning.sharedWorkers.words != "off"),
     ]
     return given.filter(\.1).map(\.0)
   }

@@ -14,6 +14,7 @@ extension ServeDisk: DecodableWithConfiguration {
   /// The words of an entry: those of the command line, without the dashes in front.
   package enum Word: String, CaseIterable {
     case blkFile = "blk-file"
+    case image
     case socketPath = "socket-path"
     case format
     case readOnly = "read-only"
@@ -37,6 +38,8 @@ extension ServeDisk: DecodableWithConfiguration {
     case noLock = "no-lock"
     case latencies
     case limit
+    case reconnectTimeout = "reconnect-timeout"
+    case serverKeepsWrites = "server-keeps-writes"
   }
 
   /// - Parameter defaults: the command line's own options, which hold where the entry says nothing.
@@ -47,10 +50,12 @@ extension ServeDisk: DecodableWithConfiguration {
       throw ServeDiskMistake.unknownWord(key.stringValue)
     }
     let entry = Entry(values: values)
-    guard let blkFile = try entry.text(.blkFile) else { throw ServeDiskMistake.missing(.blkFile) }
+    let (blkFile, image) = (try entry.text(.blkFile), try entry.text(.image))
+    guard blkFile != nil || image != nil else { throw ServeDiskMistake.missing(.blkFile) }
+    guard blkFile == nil || image == nil else { throw ServeDiskMistake.twoImages }
     guard let socketPath = try entry.text(.socketPath) else { throw ServeDiskMistake.missing(.socketPath) }
     var options = defaults
-    options.blkFile = blkFile
+    (options.blkFile, options.image) = (blkFile, image)
     options.format = try entry.choice(.format) ?? defaults.format
     options.readOnly = try entry.flag(.readOnly) ?? defaults.readOnly
     options.numQueues = try entry.number(.numQueues) ?? defaults.numQueues
@@ -76,6 +81,8 @@ extension ServeDisk: DecodableWithConfiguration {
     options.config = try entry.argument(.config, ConfigurationWords.forms) ?? defaults.config
     options.noLock = try entry.flag(.noLock) ?? defaults.noLock
     options.limit = try entry.argument(.limit, LimitChange.forms) ?? defaults.limit
+    options.reconnectTimeout = try entry.number(.reconnectTimeout) ?? defaults.reconnectTimeout
+    options.serverKeepsWrites = try entry.flag(.serverKeepsWrites) ?? defaults.serverKeepsWrites
     options.tuning.latencies = try entry.choice(.latencies) ?? defaults.tuning.latencies
     try options.validate()
     try options.tuning.validate()
@@ -168,6 +175,7 @@ package enum ServeDiskMistake: Error, CustomStringConvertible {
   case notAnObject
   case unknownWord(String)
   case missing(ServeDisk.Word)
+  case twoImages
   case wrongValue(ServeDisk.Word, expected: String)
   case wrongFeature(ServeDisk.Word, FeatureMistake)
 
@@ -178,6 +186,8 @@ package enum ServeDiskMistake: Error, CustomStringConvertible {
       "there is no \"\(printable(word))\""
         + (CloseWord.find(to: word, among: ServeDisk.Word.allCases.map(\.rawValue)).map { "; did you mean \"\($0)\"?" }
           ?? ": use " + ServeDisk.Word.allCases.map { "\"\($0.rawValue)\"" }.joined(separator: ", "))
+    case .missing(.blkFile): "\"blk-file\" is missing: every disk needs one, or an \"image\""
+    case .twoImages: "\"blk-file\" and \"image\" both name the image: give one of them"
     case .missing(let word): "\"\(word.rawValue)\" is missing: every disk needs one"
     case .wrongFeature(let word, let mistake): "\"\(word.rawValue)\": \(mistake)"
     case .wrongValue(let word, let expected): "\"\(word.rawValue)\" has to be \(expected)"

@@ -47,7 +47,7 @@ package struct ServeDiskList {
       if let other = sockets.updateValue(number, forKey: disk.socketPath) {
         throw error(index, "it has the socket of entry \(other): give each disk one of its own")
       }
-      guard !disk.options.noLock, let path = disk.options.blkFile, let inode = Inode(path) else { continue }
+      guard !disk.options.noLock, let path = disk.options.imagePath, let inode = Inode(path) else { continue }
       if let other = images[inode], !(other.isReadOnly && disk.options.readOnly) {
         throw error(index, "it has the image of entry \(other.number): only disks that are all read-only can share one")
       }
@@ -61,7 +61,7 @@ package struct ServeDiskList {
   ///   - index: 0 for the first.
   ///   - status: what kind of mistake it is.
   package func error(_ index: Int, _ sentence: String, _ status: ExitStatus = .usage) -> ServeDiskListError {
-    .entry(index + 1, file: file, name: disks[index].options.blkFile, sentence, status)
+    .entry(index + 1, file: file, name: disks[index].options.imageWords, sentence, status)
   }
 
   private struct Inode: Hashable {

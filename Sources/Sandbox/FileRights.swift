@@ -84,12 +84,15 @@ enum FileAccess {
   ///
   /// - Parameters:
   ///   - places: that are not there are left out.
-  ///   - ports: new ports may be listened on.
-  static func restrict(to places: [AllowedPlace], ports: Bool) throws(Errno) {
+  ///   - listens: new ports may be listened on.
+  ///   - connects: connections may be made.
+  static func restrict(to places: [AllowedPlace], listens: Bool, connects: Bool) throws(Errno) {
     let version = try version()
     let handled = FileRights.all(version: version)
     // Binding and connecting by TCP; sending signals.
-    let words: (ports: UInt64, scopes: UInt64) = (version >= 4 && !ports ? 3 : 0, version >= 6 ? 2 : 0)
+    let words: (ports: UInt64, scopes: UInt64) = (
+      version >= 4 ? (listens ? 0 : 1) | (connects ? 0 : 2) : 0, version >= 6 ? 2 : 0
+    )
     let size = version >= 6 ? 24 : version >= 4 ? 16 : 8
     let ruleset = clinux_landlock_ruleset(handled.rawValue, words.ports, words.scopes, size)
     guard ruleset >= 0 else { throw Errno(rawValue: -ruleset) }

@@ -19,6 +19,8 @@ public struct SandboxPlan: Sendable {
   public var places: [AllowedPlace] = []
   /// Figures are shown at an address of the Internet's protocols.
   public var usesInternet = false
+  /// Images are on servers that are connected to by the Internet's protocols.
+  public var connects = false
   /// Disks come and go, and their images and sockets belong to others: what the process has of the right to pass over owners and
   /// modes of files, and to give sockets to groups, stays with the thread that opens them, within `places`.
   public var opensForOthers = false
@@ -91,7 +93,8 @@ public enum Sandbox {
     report.hasNoNewPrivileges = true
     if plan.mode == .on {
       do throws(Errno) {
-        try FileAccess.restrict(to: plan.places, ports: plan.usesInternet)
+        try FileAccess.restrict(
+          to: plan.places, listens: plan.usesInternet, connects: plan.usesInternet || plan.connects)
         report.fileAccess = try FileAccess.version()
       } catch {
         report.missing.append(
@@ -101,7 +104,8 @@ public enum Sandbox {
       if !report.dropsCapabilities { report.missing.append("capabilities: the kernel does not let this process give them up") }
     }
     do throws(Errno) {
-      try CallFilter(allowing: SystemCalls.ofProcess(internet: plan.usesInternet), kills: plan.mode == .on).install()
+      try CallFilter(allowing: SystemCalls.ofProcess(internet: plan.usesInternet || plan.connects), kills: plan.mode == .on)
+        .install()
       report.filtersCalls = true
     } catch {
       report.missing.append("system calls: the kernel does not filter them for this process (\(error))")

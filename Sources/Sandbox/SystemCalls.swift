@@ -33,6 +33,7 @@ enum SystemCalls {
   static func of(_ role: ThreadRole) -> [AllowedCall] {
     switch role {
     case .queue: every + threads + narrowing + transfers + durability + rings + notifications
+    case .connectedQueue: of(.queue) + connections
     case .pool: every + transfers + durability
     case .doorbell: every
     case .lines: every
@@ -45,7 +46,7 @@ enum SystemCalls {
   /// Of the thread that speaks with front-ends and operators, and of the helpers that it makes; all other threads begin with
   /// these, too.
   ///
-  /// - Parameter internet: figures are shown at an address of the Internet's protocols.
+  /// - Parameter internet: figures are shown, or images are, at an address of the Internet's protocols.
   static func ofProcess(internet: Bool) -> [AllowedCall] {
     every + threads + narrowing + transfers + durability + rings + notifications + files + sockets(internet: internet)
       + identity
@@ -104,6 +105,12 @@ enum SystemCalls {
 
   /// To a driver that is told through a socket.
   private static let notifications = plain("sendto sendmsg")
+
+  /// To the server of an image, when the connection before is lost. What the process may not have, its threads have not, either.
+  private static let connections =
+    plain("connect shutdown getsockopt setsockopt recvfrom recvmsg") + [
+      AllowedCall("socket", argument: 0, values: [AF_UNIX, AF_INET, AF_INET6].map { UInt64($0) })
+    ]
 
   private static let files =
     plain(

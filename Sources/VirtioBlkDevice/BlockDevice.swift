@@ -147,8 +147,9 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     guard (1...256).contains(options.queueCount) else { throw .badQueueCount(options.queueCount) }
     let size = Int(options.maximumQueueSize)
     guard (4...32768).contains(size), size & (size - 1) == 0 else { throw .badQueueSize(size) }
-    let threads = options.threads ?? options.queueCount
+    let threads = options.threads ?? (image.description.takesSeveralWorkers ? options.queueCount : 1)
     guard (1...options.queueCount).contains(threads) else { throw .badThreadCount(threads) }
+    guard threads == 1 || image.description.takesSeveralWorkers else { throw .oneConnection(uri: image.path, threads: threads) }
     let online = sysconf(Int32(_SC_NPROCESSORS_CONF))
     for cpu in options.processors {
       guard (0..<max(online, 1)).contains(cpu) else { throw .badProcessor(cpu, online: online) }
@@ -380,7 +381,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     let processors = options.processors
     let cpu = processors.isEmpty ? nil : processors[index % processors.count]
     let plan = EnginePlan(
-      kind: engine, setup: options.uring, image: image, mapped: mapped, depth: lanes * LaneContext.slots, layers: layers)
+      kind: engine, setup: options.uring, image: image, mapped: mapped, depth: lanes * LaneContext.slots, layers: layers,
+      worker: index, tell: { [events] in events.post(.notice($0)) })
     let (body, news, shared, metricsArea) = (workerBody, events, shared, metricsArea)
     let hasBegun = orders.queues.values.contains { $0.start != nil }
     let name = "queue \(index)"

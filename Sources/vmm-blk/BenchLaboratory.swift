@@ -54,7 +54,7 @@ struct LaboratoryOptions: ParsableArguments {
 extension BenchRunCommand {
   /// Runs all rows, shows the table, and writes `paths.json` and `paths.csv` into the directory of `--output`.
   func runLaboratory() throws {
-    guard let path = device.blkFile else { throw ValidationError("name an image with --blk-file") }
+    guard let path = device.imagePath else { throw ValidationError("name an image with --blk-file") }
     let image = try ImageFile(device.imageOptions(path, direct: device.direct))
     var options = PathOptions(image: image)
     options.workload = workload.workload

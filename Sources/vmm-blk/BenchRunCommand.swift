@@ -106,9 +106,9 @@ struct BenchRunCommand: ParsableCommand {
   var device: DeviceOptions
 
   func validate() throws {
-    let targets = [socketPath != nil, memory != nil, ceiling, device.blkFile != nil].count { $0 }
+    let targets = [socketPath != nil, memory != nil, ceiling, device.namesImage].count { $0 }
     if paths {
-      guard device.blkFile != nil, targets == 1 else {
+      guard device.imagePath != nil, targets == 1 else {
         throw ValidationError("--paths compares devices in this process: name an image with --blk-file and nothing else")
       }
       guard !workload.pattern.isMixed, workload.verify == nil else {
@@ -120,7 +120,7 @@ struct BenchRunCommand: ParsableCommand {
     guard targets == 1 else {
       throw ValidationError("name one thing to measure: --socket-path, --memory, --blk-file or --ceiling")
     }
-    if device.blkFile == nil, let option = device.given.first {
+    if !device.namesImage, let option = device.given.first {
       throw ValidationError("\(option) is for a device in this process: name its image with --blk-file, or leave it out")
     }
     if inflight, socketPath == nil {
@@ -211,7 +211,7 @@ struct BenchRunCommand: ParsableCommand {
       // The first processor, where the machine has another for the client.
       device.pinCPUs = Processors.backend.first.flatMap { ProcessorList(argument: "\($0)") }
     }
-    return .device(try device.makeDevice(on: .vhostUser, queues: workload.jobs), name: device.blkFile ?? "")
+    return .device(try device.makeDevice(on: .vhostUser, queues: workload.jobs), name: device.imageWords ?? "")
   }
 }
 

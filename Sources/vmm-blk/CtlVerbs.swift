@@ -2,6 +2,7 @@
 internal import ArgumentParser
 internal import Logging
 internal import OperatorWords
+internal import VirtioBlkDevice
 internal import VirtioCore
 
 struct CtlAdd: CtlVerb {
@@ -69,8 +70,22 @@ struct EntryWords {
         throw ValidationError("\(name.rawValue) is said twice: say it once")
       }
     }
-    for word in [ServeDisk.Word.blkFile, .socketPath] where values[word.rawValue] == nil {
+    for word in [ServeDisk.Word.blkFile, .socketPath]
+    where values[word.rawValue] == nil && !(word == .blkFile && values[ServeDisk.Word.image.rawValue] != nil) {
       throw ValidationError("\(word.rawValue)=<path> is missing: every disk needs one")
+    }
+  }
+
+  private static func image(_ text: String) throws -> String {
+    let name: ImageName
+    do throws(ImageNameMistake) { name = try ImageName(text) } catch { throw ValidationError("\(error)") }
+    switch name {
+    case .file(let path): return "file:" + Takeover.absolute(path)
+    case .nbd(let location):
+      guard !location.hasRelativePath else {
+        throw ValidationError("\(printable(text)): the server's folder is another one, so write the socket's whole path")
+      }
+      return text
     }
   }
 
@@ -78,10 +93,11 @@ struct EntryWords {
     switch word {
     // The server's folder is another one.
     case .blkFile, .socketPath: return .text(Takeover.absolute(text))
-    case .readOnly, .noLock:
+    case .image: return .text(try image(text))
+    case .readOnly, .noLock, .serverKeepsWrites:
       guard let flag = Bool(text) else { throw ValidationError("\(word.rawValue)=\(printable(text)): use true or false") }
       return .flag(flag)
-    case .numQueues, .queueSizeMax, .threads, .pollUs:
+    case .numQueues, .queueSizeMax, .threads, .pollUs, .reconnectTimeout:
       guard let number = Int(text) else { throw ValidationError("\(word.rawValue)=\(printable(text)): use a whole number") }
       return .number(number)
     case .inject: return .list([text])

@@ -23,11 +23,14 @@ extension DeviceOptions {
   ///   - lock: of the image, from another server that is taken over from; `nil`: it is to be got.
   ///   - serial: what the driver was told there.
   ///   - offersAll: whatever the options say of features.
+  ///   - isConfined: this process has given up what it does not need.
   func makeDevice(
     on transport: FeatureTransport, queues: Int = 1, lock: OwnedDescriptor? = nil, serial before: String? = nil,
-    offersAll: Bool = false
+    offersAll: Bool = false, isConfined: Bool = false
   ) throws -> BlockDevice {
-    guard let blkFile else { throw ValidationError("there is no disk: name its image with --blk-file") }
+    guard let name = try imageName() else {
+      throw ValidationError("there is no disk: name its image with --blk-file or --image")
+    }
     var options = BlockDeviceOptions()
     options.queueCount = numQueues ?? queues
     guard let size = UInt16(exactly: queueSizeMax) else { throw EngineError.badQueueSize(queueSizeMax) }
@@ -46,7 +49,8 @@ extension DeviceOptions {
     tuning.apply(to: &options)
     // Whoever asks for the engine of the page cache wants the page cache.
     let direct = engine == .cached && direct == .auto ? .off : direct
-    var imageOptions = imageOptions(blkFile, direct: direct)
+    var imageOptions = imageOptions(imagePath ?? "", direct: direct)
+    if case .nbd(let location) = name { imageOptions.nbd = nbdOptions(location, isConfined: isConfined) }
     imageOptions.lock = lock
     let image = try Self.openPatiently(imageOptions)
     let features = offersAll ? FeatureWords(only: try FeatureList("all")) : featureWords

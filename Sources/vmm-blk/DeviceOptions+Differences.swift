@@ -11,7 +11,8 @@ extension DeviceOptions {
   /// What a word comes to, as a text that is the same for the same value.
   private func value(of word: ServeDisk.Word) -> String {
     switch word {
-    case .blkFile: Takeover.absolute(blkFile ?? "")
+    case .blkFile: imagePath.map { Takeover.absolute($0) } ?? ""
+    case .image: imageServer?.text ?? ""
     case .socketPath: ""  // what it is told by
     case .format: format.rawValue
     case .readOnly: "\(readOnly)"
@@ -35,6 +36,8 @@ extension DeviceOptions {
     case .noLock: "\(noLock)"
     case .latencies: tuning.latencies.rawValue
     case .limit: (limit?.limits ?? RateLimits()).words
+    case .reconnectTimeout: "\(reconnectTimeout)"
+    case .serverKeepsWrites: "\(serverKeepsWrites)"
     }
   }
 }

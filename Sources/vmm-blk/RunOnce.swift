@@ -33,7 +33,7 @@ struct OnceRun {
     let device = try command.disk.makeDevice(on: .memoryFile, queues: file.layout.maximumQueues)
     var problem: String? = nil
     let transport = try MemoryFileDevice(file: file, device: device, log: { problem = $0 }, notice: { _ in })
-    command.protection.enterQuietly(reading: path)
+    command.protection.enterQuietly(reading: path, connects: command.disk.imageServer?.isInternet == true)
     let outcomes = transport.runOnce()
     let after = try MemoryFileSnapshot(path: path)
     let status = after.registers.status
@@ -79,7 +79,7 @@ struct OnceRun {
     }
     let mapping = try Mapping(descriptor: owner.rawValue, count: count)
     let memory = try GuestMemory([GuestRegion(start: base, size: copies.size, mapping: mapping)])
-    command.protection.enterQuietly(reading: path)
+    command.protection.enterQuietly(reading: path, connects: command.disk.imageServer?.isInternet == true)
     let outcomes = try MemoryFileDevice.runOnce(device, memory: memory, features: features, queues: queues)
     return OnceAccount(before, outcomes, memory: copies, problem: nil)
   }

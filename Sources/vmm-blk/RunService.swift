@@ -190,6 +190,7 @@ final class RunService {
     case .internet: plan.usesInternet = true
     case nil: break
     }
+    plan.connects = command.disk.imageServer?.isInternet == true
     plan.places = sockets.compactMap { $0 }.map { path in
       AllowedPlace(FilePath(Takeover.absolute(path)).removingLastComponent().string, for: .sockets)
     }

@@ -18,10 +18,13 @@ struct SandboxOptions: ParsableArguments {
 
   /// For one pass over what may be hostile: the account of it is all that is said.
   ///
-  /// - Parameter path: a file that is looked at once more afterwards.
-  func enterQuietly(reading path: String) {
+  /// - Parameters:
+  ///   - path: a file that is looked at once more afterwards.
+  ///   - connects: the image is on a server.
+  func enterQuietly(reading path: String, connects: Bool) {
     arm()
     var plan = SandboxPlan(sandbox)
+    plan.connects = connects
     plan.places = [
       AllowedPlace("/proc", for: .reading), AllowedPlace("/sys", for: .reading), AllowedPlace(path, for: .reading),
     ]

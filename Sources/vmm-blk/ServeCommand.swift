@@ -17,6 +17,7 @@ struct ServeCommand: ParsableCommand {
     usage: """
       vmm-blk serve --blk-file <path> --socket-path <path> [<options>]
       vmm-blk serve --blk-file <path> --fd <n> [<options>]
+      vmm-blk serve --image <uri> --socket-path <path> [<options>]
       vmm-blk serve --disks <file> [<options>]
       vmm-blk serve --take-over <path> --blk-file <path> [<options>]
       vmm-blk serve --print-capabilities
@@ -43,9 +44,10 @@ struct ServeCommand: ParsableCommand {
         [ { "blk-file": "a.img", "socket-path": "a.sock", "num-queues": 2 },
           { "blk-file": "b.img", "socket-path": "b.sock", "read-only": true } ]
 
-      Numbers, and true or false, stand without quotes. The words are blk-file and socket-path, which every disk needs, and \
+      Numbers, and true or false, stand without quotes. The words are blk-file (or image) and socket-path, which every disk needs, and \
       format, read-only, num-queues, logical-block-size, queue-size-max, serial, engine, direct, threads, pin-cpus, waiting, \
-      poll-us, notify, uring, on-error, inject (a rule or an array of them), latencies, limit, features, no-feature and no-lock; what an entry does not say is as the command line says. Either all disks are served or none.
+      poll-us, notify, uring, on-error, inject (a rule or an array of them), latencies, limit, features, no-feature, no-lock, \
+      reconnect-timeout and server-keeps-writes; what an entry does not say is as the command line says. Either all disks are served or none.
       """)
 
   @OptionGroup var disk: DeviceOptions
@@ -102,6 +104,12 @@ struct ServeCommand: ParsableCommand {
         + "that are served may. Can be given more than once.", valueName: "path"))
   var allowPath: [String] = []
 
+  @Flag(
+    name: .customLong("allow-nbd"),
+    help: .init(
+      "Disks that are added while the server runs may be exports of NBD servers, although none of the first disks is one."))
+  var allowNBD = false
+
   @OptionGroup var logging: LogOptions
 
   func validate() throws {
@@ -116,8 +124,11 @@ struct ServeCommand: ParsableCommand {
     guard allowPath.isEmpty || disks != nil || takeover.control != nil else {
       throw ValidationError("--allow-path is for disks that are added later: add --control or --disks, or leave it out.")
     }
+    guard !allowNBD || disks != nil || takeover.control != nil else {
+      throw ValidationError("--allow-nbd is for disks that are added later: add --control or --disks, or leave it out.")
+    }
     if disks != nil {
-      guard disk.blkFile == nil, disk.serial == nil, disk.record == nil, socketPath == nil, fd == nil else {
+      guard !disk.namesImage, disk.serial == nil, disk.record == nil, socketPath == nil, fd == nil else {
         throw ValidationError(
           "With --disks, the image, the serial and the socket of each disk are said in its entry, and --record is for one disk."
         )
@@ -125,7 +136,7 @@ struct ServeCommand: ParsableCommand {
       guard takeover.takeOver == nil || !disk.given.contains("--record") else { throw TakeoverOptions.noRecord }
       return
     }
-    guard disk.blkFile != nil else { throw ValidationError("No disk: name one with --blk-file, or many with --disks.") }
+    guard disk.namesImage else { throw ValidationError("No disk: name one with --blk-file or --image, or many with --disks.") }
     if takeover.takeOver != nil {
       guard fd == nil else {
         throw ValidationError("With --take-over the socket comes from the server before: leave --fd out.")

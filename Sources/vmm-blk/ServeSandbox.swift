@@ -10,6 +10,8 @@ internal import VirtioCore
 extension ServeService {
   /// Gives up the rest. Threads that are made from now on have what is left.
   func enterSandbox() {
+    // Nothing can be loaded later.
+    if command.allowNBD, let missing = NBDSupport.load() { log.warn("\(missing)") }
     sandbox = command.protection.enter(sandboxPlan, log: log)
   }
 
@@ -23,11 +25,14 @@ extension ServeService {
     case .internet: plan.usesInternet = true
     case nil: break
     }
+    plan.connects = served.contains { $0.options.imageServer?.isInternet == true } || command.allowNBD
+    nbd = NBDPermission(
+      any: command.allowNBD || served.contains { $0.options.imageServer != nil }, internet: plan.connects)
     if mayAddDisks {
       // The list may be replaced by another file of its name.
       folders.add(parentOf: command.disks, for: .reading)
       for disk in served {
-        folders.add(image: disk.options.blkFile, isBlockDevice: disk.device.image.description.isBlockDevice)
+        folders.add(image: disk.options.imagePath, isBlockDevice: disk.device.image.description.isBlockDevice)
       }
       for path in command.allowPath {
         folders.add(path, for: .images)
@@ -43,11 +48,32 @@ extension ServeService {
   /// Disks can come while it runs: by its operator's word, or with its list.
   private var mayAddDisks: Bool { command.takeover.control != nil || command.disks != nil }
 
+  /// `nil` where nothing was given up.
+  var nbdPermission: NBDPermission? { sandbox.mode == .off ? nil : nbd }
+
   /// For a sentence about a disk that was refused: where images may be; `nil`: wherever the user may open them.
   var openingHint: String? {
     guard sandbox.fileAccess != nil else { return nil }
     let places = openable.isEmpty ? "nothing" : "what is below " + openable.map(printable).joined(separator: ", ")
     return "the sandbox lets this server open \(places): start it with --allow-path for more"
+  }
+}
+
+/// Which servers of images may be connected to by disks that are added in a sandbox.
+struct NBDPermission: Sendable {
+  var any = true
+  var internet = true
+
+  /// - Throws: this disk's server is none of them.
+  func check(_ options: DeviceOptions) throws(NBDRefusal) {
+    guard let server = options.imageServer else { return }
+    guard server.isInternet ? internet : any else { throw NBDRefusal() }
+  }
+}
+
+struct NBDRefusal: Error, CustomStringConvertible {
+  var description: String {
+    "the sandbox lets this server connect to no such NBD server, because none of its first disks has one: start it with --allow-nbd"
   }
 }
 

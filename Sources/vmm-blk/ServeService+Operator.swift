@@ -52,8 +52,9 @@ extension ServeService: OperatedService {
       return then(.failure(refusal))
     } catch { return then(.failure(OperatorRefusal("the disk cannot be served: \(error)"))) }
     let work = Parcel(disk)
-    let openOne = { @Sendable [access = command.socketAccess, hint = openingHint] () throws -> [OpenedDisk] in
-      try work.take().map { [try OpenedDisk($0, access: access, hint: hint)] } ?? []
+    let openOne = {
+      @Sendable [access = command.socketAccess, hint = openingHint, nbd = nbdPermission] () throws -> [OpenedDisk] in
+      try work.take().map { [try OpenedDisk($0, access: access, hint: hint, nbd: nbd)] } ?? []
     }
     open(openOne) { [self] result in
       switch result {
@@ -164,8 +165,8 @@ extension ServeService: OperatedService {
       then(result)
     }
     let work = Parcel((defaults: command.disk, present: served.map { (name: $0.name, options: $0.options) }))
-    let read = { @Sendable [access = command.socketAccess, hint = openingHint] () throws -> ReadList in
-      try ReadList(file, work, access, hint)
+    let read = { @Sendable [access = command.socketAccess, hint = openingHint, nbd = nbdPermission] () throws -> ReadList in
+      try ReadList(file, work, access, hint, nbd)
     }
     open(read) { [self] result in
       isReloading = false
@@ -216,9 +217,10 @@ private struct ReadList {
   ///   - work: the command line's options, and what is served now.
   ///   - access: of sockets that are made.
   ///   - hint: where a file may not be had.
+  ///   - nbd: servers that may be connected to.
   init(
     _ file: String, _ work: Parcel<(defaults: DeviceOptions, present: [(name: String, options: DeviceOptions)])>,
-    _ access: SocketAccess, _ hint: String?
+    _ access: SocketAccess, _ hint: String?, _ nbd: NBDPermission?
   ) throws {
     guard let (defaults, present) = work.take() else { preconditionFailure("a list is read once") }
     let list = try ServeDiskList(file: file, defaults: defaults, mayBeEmpty: true)
@@ -242,7 +244,7 @@ private struct ReadList {
               + "a new server with --take-over")
         }
       } else {
-        do { opened.append((disk, try OpenedDisk(disk, access: access, hint: hint))) } catch {
+        do { opened.append((disk, try OpenedDisk(disk, access: access, hint: hint, nbd: nbd))) } catch {
           throw list.error(index, "\(error)", ExitStatus(error))
         }
       }

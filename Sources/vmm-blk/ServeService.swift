@@ -36,6 +36,8 @@ final class ServeService {
   var sandbox = SandboxReport.off
   /// Where images of disks that are added may be.
   var openable: [String] = []
+  /// Servers of disks that are added.
+  var nbd = NBDPermission()
   private(set) var isEnding = false
   /// Disks are being taken over: until each has an owner, nothing may come between.
   private var isTaking = false

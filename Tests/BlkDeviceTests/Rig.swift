@@ -15,6 +15,8 @@ struct RigOptions: Sendable {
   var isReadOnly = false
   var device = BlockDeviceOptions()
   var features = BlockFeature.understood
+  /// In place of a file.
+  var nbd: NBDOptions?
   /// Takes the place of the engine.
   var script: Script?
 }
@@ -28,11 +30,12 @@ final class Rig {
 
   init(_ options: RigOptions = RigOptions(), image: String? = nil, isLocked: Bool = true) throws {
     scratch = try Scratch(in: options.folder)
-    path = try image ?? scratch.image(size: options.size)
-    let file = try ImageFile(
-      ImageOptions(
-        path: path, isReadOnly: options.isReadOnly, direct: options.direct, logicalBlockSize: options.blockSize,
-        isLocked: isLocked))
+    path = try options.nbd?.location.text ?? image ?? scratch.image(size: options.size)
+    var imageOptions = ImageOptions(
+      path: path, isReadOnly: options.isReadOnly, direct: options.direct, logicalBlockSize: options.blockSize,
+      isLocked: isLocked)
+    imageOptions.nbd = options.nbd
+    let file = try ImageFile(imageOptions)
     var deviceOptions = options.device
     deviceOptions.engine = options.script == nil ? options.engine : .sync
     if let script = options.script {

@@ -54,7 +54,7 @@ import VirtioCore
     #expect(outcome.signal == SIGSYS, "\(outcome)")
   }
 
-  @Test(arguments: ["process", "queue", "pool", "doorbell", "lines"]) func whatIsNeededIsAllowed(role: String) throws {
+  @Test(arguments: ["process"] + ThreadRole.allCases.map(\.rawValue)) func whatIsNeededIsAllowed(role: String) throws {
     let outcome = try Self.probe(.on, role, "work")
     #expect(outcome.signal == nil && outcome.status == 0, "\(outcome)")
   }

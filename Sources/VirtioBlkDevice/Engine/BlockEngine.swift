@@ -16,8 +16,8 @@ struct IOOperation {
     case zeroRange
     /// The range holds space; what is written there stays.
     case allocate
-    /// The range's content does not matter any more: the call that block devices have for it. It may take long, and no engine
-    /// has it; see `CallPool`.
+    /// The range's content does not matter any more: the call that block devices have for it. It may take long, and no engine of
+    /// files has it; see `CallPool`.
     case blockDiscard
 
     /// Data moves.
@@ -66,6 +66,8 @@ protocol BlockEngine: ~Copyable {
   static var noticesCuts: Bool { get }
   /// Flushes and everything about ranges have to be done elsewhere (a ring that polls its device takes nothing but transfers).
   var takesOnlyTransfers: Bool { get }
+  /// It has `blockDiscard`, and that is how everything is discarded here.
+  var takesDiscards: Bool { get }
   /// The kernel takes nothing from this engine any more, and nothing that is under way will complete.
   var isLost: Bool { get }
 
@@ -109,5 +111,6 @@ extension BlockEngine where Self: ~Copyable {
   static var noticesCuts: Bool { false }
   static var finishesInPlace: Bool { true }
   var takesOnlyTransfers: Bool { false }
+  var takesDiscards: Bool { false }
   var isLost: Bool { false }
 }

@@ -1,5 +1,6 @@
 /// Which engine serves an image, and why.
 public import SystemPackage
+internal import VirtioCore
 
 /// The engines, by the names that the command line has for them.
 public enum EngineKind: String, CaseIterable, Sendable {
@@ -17,6 +18,8 @@ public enum EngineKind: String, CaseIterable, Sendable {
   case mapped
   /// Nothing: requests succeed and move no data.
   case null
+  /// Commands to the server of an export, by libnbd; only of such an image, and the only one of it that moves data.
+  case nbd
 }
 
 /// What was decided, with a sentence for the log.
@@ -31,6 +34,7 @@ struct EngineChoice {
 
   /// - Throws: an engine that was named cannot be had.
   static func resolve(_ wanted: EngineKind, _ setup: UringSetup, image: ImageFile) throws(EngineError) -> EngineChoice {
+    if let export = image.export { return try resolve(wanted, export) }
     // Wherever a ring may be made: one that polls gets nothing but errors from a medium without polled queues.
     if setup.poll != .off, [.uring, .cached, .auto].contains(wanted), wanted == .cached || !image.canPoll {
       throw .cannotPoll(path: image.path)
@@ -56,6 +60,7 @@ struct EngineChoice {
           kind: .cached, reason: "copies of what is in the page cache and io_uring for the rest, as asked",
           mapped: try MappedImage(image, isCache: true))
       } catch { throw .cannotMap(path: image.path, error) }
+    case .nbd: throw .noExport(path: image.path)
     case .auto: break
     }
     if image.isInMemory { return inMemory(image) }
@@ -93,7 +98,20 @@ extension EngineChoice {
     case .null: return true
     // A block device in memory may have something behind it, as zram has.
     case .mapped, .sync: return options.sharesAnyMedium || image.isInMemory && !image.isBlockDevice
-    case .auto, .uring, .cached, .aio, .threads: return false
+    case .auto, .uring, .cached, .aio, .threads, .nbd: return false
+    }
+  }
+
+  private static func resolve(_ wanted: EngineKind, _ export: NBDExport) throws(EngineError) -> EngineChoice {
+    switch wanted {
+    case .auto, .nbd:
+      EngineChoice(
+        kind: .nbd,
+        reason: export.facts.canMultiConn
+          ? "libnbd: a connection for each thread"
+          : "libnbd: one connection, because the server does not say that several may write")
+    case .null: EngineChoice(kind: .null, reason: "no medium: requests succeed and move no data")
+    case .uring, .cached, .aio, .sync, .threads, .mapped: throw .notForExports(wanted, uri: export.uri)
     }
   }
 
@@ -122,6 +140,9 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
   case cannotPoll(path: String)
   case cannotMap(path: String, Errno)
   case notCached(path: String)
+  case notForExports(EngineKind, uri: String)
+  case noExport(path: String)
+  case oneConnection(uri: String, threads: Int)
   case badQueueCount(Int)
   case badQueueSize(Int)
   case badThreadCount(Int)
@@ -142,6 +163,13 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
       "the image \(path) cannot be mapped (\(error)): use --engine auto, or raise the limit of address space ('ulimit -v')"
     case .notCached(let path):
       "the image \(path) is opened past the page cache, and the cached engine copies out of it: say --direct off, or --engine auto"
+    case .notForExports(let kind, let uri):
+      "\(printable(uri)) is an export of an NBD server, and the engine \(kind.rawValue) is for files: leave --engine out"
+    case .noExport(let path):
+      "\(printable(path)) is a file or a device, and the engine nbd is for exports of NBD servers: leave --engine out"
+    case .oneConnection(let uri, let threads):
+      "the server of \(printable(uri)) does not say that several connections may write, so \(threads) threads are not possible: leave "
+        + "--threads out, or start the server so that it takes several connections (qemu-nbd --shared)"
     case .badQueueCount(let count): "\(count) queues are not possible: use 1 to 256"
     case .badQueueSize(let size): "a queue size of \(size) is not a power of two from 4 to 32768"
     case .badThreadCount(let count): "\(count) threads are not possible: use 1 up to the number of queues"

@@ -119,6 +119,35 @@ struct EpollWaiter: ~Copyable {
     for bridge in bridges.values { _ = epoll_ctl(set, EPOLL_CTL_DEL, bridge.rung.rawValue, nil) }
   }
 
+  // MARK: A connection
+
+  /// Reports from now on, as `.completions`, when this socket can be read or written, for as long as it can be: unlike everything
+  /// else here it is no edge, because whoever reads from it may stop before it is empty.
+  /// - Parameter isNew: it is not watched yet; not the one that was watched before, even if it has its number.
+  mutating func watch(socket: Int32, _ direction: NBDDirection, isNew: Bool) throws(Errno) {
+    var event = unsafe epoll_event()
+    unsafe event.events =
+      (direction.contains(.read) ? EPOLLIN.rawValue : 0) | (direction.contains(.write) ? EPOLLOUT.rawValue : 0)
+    unsafe event.data.u64 = Self.completionMark
+    systemCalls &+= 1
+    guard unsafe epoll_ctl(descriptor, isNew ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, socket, &event) == 0 else {
+      throw Errno(rawValue: errno)
+    }
+  }
+
+  /// Reports it no more. One that is closed is forgotten by itself.
+  mutating func unwatch(socket: Int32) { _ = epoll_ctl(descriptor, EPOLL_CTL_DEL, socket, nil) }
+
+  /// What a socket that was just reported is ready for. An end or an error is for whoever looks next.
+  var readiness: NBDDirection {
+    guard next > 0 else { return [] }
+    let events = unsafe self.events[next - 1].events
+    var ready: NBDDirection = []
+    if events & ~EPOLLOUT.rawValue != 0 { ready.insert(.read) }
+    if events & ~EPOLLIN.rawValue != 0 { ready.insert(.write) }
+    return ready
+  }
+
   // MARK: Kicks
 
   mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) {

@@ -13,6 +13,10 @@ public struct ImageDescription: Sendable, Equatable {
   var topology = BlockTopology()
   public var isReadOnly = false
   public var isBlockDevice = false
+  /// It is an export of a server, reached through a connection.
+  public var isRemote = false
+  /// Queues of the disk may be served by several workers at once.
+  public var takesSeveralWorkers = true
   /// Requests pass the page cache by.
   public var isDirect = false
   /// What a buffer's address must be a multiple of, bytes; 1 where anything goes.

@@ -20,6 +20,7 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
   case directNeedsLargerBlocks(path: String, alignment: Int, blockSize: Int)
   /// - format: its name, as in "a qcow2 image".
   case foreign(path: String, format: String)
+  case nbd(NBDFailure)
 
   public var description: String {
     switch self {
@@ -51,6 +52,7 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
     case .foreign(let path, let format):
       "\(printable(path)) looks like \(format), not like a raw disk: convert it with 'qemu-img convert -O raw', or say "
         + "--format raw if it is a raw disk whose guest wrote that"
+    case .nbd(let failure): "\(failure)"
     }
   }
 }

@@ -11,7 +11,8 @@ extension ImageFile {
   /// - Returns: why it failed; `nil` when it did not. After a failure on an image that is not direct no guest's flush succeeds any
   ///   more, because the kernel tells of lost data once.
   public func flush() -> Errno? {
-    state.operatorFlush.withLock { _ in
+    if let export { return flush(export) }
+    return state.operatorFlush.withLock { _ in
       guard state.flushFailed.loadRelaxed() == 0 else { return Errno.ioError }
       let syncs = state.syncs
       syncs.publish(syncs.begin(), worker: SyncLedger.operatorPlace)

@@ -1,4 +1,4 @@
-/// The disk's medium: a raw file or a block device, opened, measured and locked.
+/// The disk's medium: a raw file or a block device, opened, measured and locked; or an export of an NBD server.
 internal import CLinux
 internal import Glibc
 internal import Synchronization
@@ -10,8 +10,11 @@ public import VirtioCore
 public final class ImageFile: Sendable {
   /// As a person reads it.
   public let path: String
+  /// −1 of an export.
   public let descriptor: Int32
-  private let owned: OwnedDescriptor
+  private let owned: OwnedDescriptor?
+  /// Where it is, if it is no file.
+  let export: NBDExport?
   public let description: ImageDescription
   /// What happened to it since it was opened.
   public let state: ImageState
@@ -27,10 +30,31 @@ public final class ImageFile: Sendable {
   /// taken where it fits, and the medium's word about it is tried.
   ///
   /// - Throws: why it cannot be used, and what to do.
-  public init(_ options: ImageOptions) throws(ImageError) {
+  public convenience init(_ options: ImageOptions) throws(ImageError) {
+    if let nbd = options.nbd { try self.init(options, nbd) } else { try self.init(file: options) }
+  }
+
+  /// Connects to its server, and waits for that.
+  private init(_ options: ImageOptions, _ nbd: NBDOptions) throws(ImageError) {
+    guard ImageOptions.isBlockSize(options.logicalBlockSize) else { throw .badBlockSize(options.logicalBlockSize) }
+    do throws(NBDFailure) {
+      let export = try NBDExport(nbd)
+      description = try Self.description(of: export, options)
+      self.export = export
+    } catch { throw .nbd(error) }
+    path = nbd.location.text
+    descriptor = -1
+    owned = nil
+    lock = nil
+    lifetime = nil
+    ownsLock = Atomic(false)
+    state = ImageState(size: description.size)
+  }
+
+  private init(file options: ImageOptions) throws(ImageError) {
     let path = options.path
     let blockSize = options.logicalBlockSize
-    guard (512...65536).contains(blockSize), blockSize & (blockSize - 1) == 0 else { throw .badBlockSize(blockSize) }
+    guard ImageOptions.isBlockSize(blockSize) else { throw .badBlockSize(blockSize) }
     guard options.pathBytes != nil || !path.utf8.contains(0) else { throw .notAPath(path: path) }
 
     var owner = try Self.open(options)
@@ -112,8 +136,10 @@ public final class ImageFile: Sendable {
     self.path = path
     self.description = description
     state = ImageState(size: size)
-    owned = OwnedDescriptor(owner.release())
+    let owned = OwnedDescriptor(owner.release())
+    self.owned = owned
     descriptor = owned.rawValue
+    export = nil
     lock = options.lock ?? (isLocked || exclusive != nil ? owned : nil)
     // Until the server before lets go of it, a lock that came from there is its.
     ownsLock = Atomic(options.lock == nil)

@@ -10,9 +10,6 @@ enum ImageIdentity {
   ///
   /// - Returns: 1 to 20 printable ASCII characters.
   static func serial(path: String, _ descriptor: Int32, _ info: stat, isBlockDevice: Bool) -> String {
-    let name = (path.split(separator: "/").last ?? "disk").unicodeScalars.map { scalar in
-      (0x21...0x7e).contains(scalar.value) ? Character(scalar) : "_"
-    }
     let identity: String
     if isBlockDevice {
       identity = SystemDevice(info.st_rdev).lastingName ?? path
@@ -20,6 +17,12 @@ enum ImageIdentity {
       let birth = clinux_birth_time(descriptor)
       identity = "\(info.st_ino) " + (birth > 0 ? "\(birth)" : path)
     }
+    return serial(name: path.split(separator: "/").last ?? "disk", identity: identity)
+  }
+
+  /// The beginning of a name, and a hash of what tells one from another.
+  static func serial(name: some StringProtocol, identity: String) -> String {
+    let name = name.unicodeScalars.map { scalar in (0x21...0x7e).contains(scalar.value) ? Character(scalar) : "_" }
     return String(name.prefix(11)) + "-" + hash(identity)
   }
 

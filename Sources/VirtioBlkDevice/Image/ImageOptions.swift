@@ -18,6 +18,8 @@ public struct ImageOptions: Sendable {
     case raw
   }
 
+  /// What is opened instead of a file: an export of an NBD server. Paths, format, direct I/O and locks are nothing to it.
+  public var nbd: NBDOptions?
   /// As a person reads it. Without `pathBytes` it is what is opened; it has no NUL in it then.
   public var path: String
   /// The path as the system has it, with a 0 at the end, where it is not UTF-8 and `path` only resembles it.
@@ -48,4 +50,6 @@ public struct ImageOptions: Sendable {
     self.logicalBlockSize = logicalBlockSize
     self.isLocked = isLocked
   }
+
+  static func isBlockSize(_ size: Int) -> Bool { (512...65536).contains(size) && size & (size - 1) == 0 }
 }

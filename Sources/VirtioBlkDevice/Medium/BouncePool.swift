@@ -7,12 +7,14 @@ internal import VirtioCore
 struct BouncePool: ~Copyable {
   /// Bytes of a buffer; larger than any alignment.
   static let size = 256 << 10
-  /// Buffers of a worker.
-  private static let limit = 16
+  private let limit: Int
   private static let alignment = 4096
 
   private var buffers: [UnsafeMutablePointer<MemorySegment>] = unsafe []
   private var free: [Int] = []
+
+  /// - Parameter limit: buffers that there can be.
+  init(limit: Int = 16) { self.limit = limit }
 
   enum Taken {
     case buffer(Int)
@@ -24,7 +26,7 @@ struct BouncePool: ~Copyable {
 
   mutating func take() -> Taken {
     if let index = free.popLast() { return .buffer(index) }
-    guard unsafe buffers.count < Self.limit else { return .allTaken }
+    guard unsafe buffers.count < limit else { return .allTaken }
     var base: UnsafeMutableRawPointer? = nil
     guard unsafe posix_memalign(&base, max(Self.alignment, Int(getpagesize())), Self.size) == 0, let base = unsafe base else {
       return unsafe buffers.isEmpty ? .noMemory : .allTaken

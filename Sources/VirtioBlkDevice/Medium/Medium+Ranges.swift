@@ -6,7 +6,8 @@ extension Medium where Engine: ~Copyable {
   /// The range's content does not matter any more. A medium that cannot make use of that does nothing (virtio 5.2.6.2).
   mutating func discard(offset: UInt64, length: UInt64, tag: UInt32) -> JobProgress {
     guard length > 0 else { return .done }
-    let job = MediumJob(.discard, unsafe IOOperation(kind: .punchHole, offset: offset, length: length))
+    let kind = engine.takesDiscards ? IOOperation.Kind.blockDiscard : .punchHole
+    let job = MediumJob(.discard, unsafe IOOperation(kind: kind, offset: offset, length: length))
     return length <= Self.rangeStepBytes ? ask(job, tag) : begin(job, tag)
   }
 

@@ -341,7 +341,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
 
   /// Starts what is no transfer: in the engine, or by a helper where the engine's ring takes nothing else.
   mutating func call(_ operation: IOOperation, _ tag: UInt32) -> Start {
-    guard engine.takesOnlyTransfers || operation.kind == .blockDiscard else {
+    guard engine.takesOnlyTransfers || operation.kind == .blockDiscard && !engine.takesDiscards else {
       return .outcome(engine.start(operation, tag: tag))
     }
     if pool == nil { pool = try? CallPool(PlainIO(descriptor: facts.descriptor), board: board, threads: Self.helpers) }

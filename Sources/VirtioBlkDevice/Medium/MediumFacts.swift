@@ -39,7 +39,7 @@ struct MediumFacts: @unchecked Sendable {
     isBlockDevice = image.isBlockDevice
     canDiscard = image.canDiscard
     flushFailed = image.state.flushFailed
-    syncs = image.isDirect || image.isInMemory ? nil : image.state.syncs
+    syncs = image.isDirect || image.isInMemory || image.description.isRemote ? nil : image.state.syncs
     unsafe self.zeroes = zeroes
   }
 }

@@ -13,6 +13,13 @@ struct EnginePlan: Sendable {
   var depth: Int
   /// What is around the engine; `nil`: nothing.
   var layers: EngineLayers?
+  /// Among the device's workers.
+  var worker = 0
+  /// Says something to the person.
+  var tell: @Sendable (String) -> Void = { _ in }
+
+  /// What a thread with this engine does in a process that gives up rights.
+  var role: ThreadRole { kind == .nbd ? .connectedQueue : .queue }
 }
 
 /// The body of a worker thread. An engine that cannot be made here (out of locked memory, say) is replaced by the plain one.
@@ -23,7 +30,8 @@ func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
   let isSlow = plan.image.isDirect && !plan.image.isInMemory
   do throws(Errno) {
     if let layers = plan.layers {
-      return try work(configuration, top: layers.around(plan.makeObject(isSlow: isSlow, mailbox: mailbox)))
+      return try work(
+        configuration, top: layers.around(plan.makeObject(isSlow: isSlow, mailbox: mailbox)), role: plan.role)
     }
     switch plan.kind {
     case .uring:
@@ -47,12 +55,15 @@ func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
       try work(configuration, engine)
     case .null:
       try work(configuration, try NullEngine(mailbox: mailbox))
+    case .nbd:
+      guard let export = plan.image.export else { throw .noMemory }
+      try work(configuration, try NBDEngine(export, plan, mailbox: mailbox), role: plan.role)
     case .sync, .auto:
       let engine = try SyncEngine(descriptor: descriptor, mailbox: mailbox)
       try work(configuration, engine)
     }
   } catch {
-    guard plan.kind != .sync, plan.kind != .null else { return refuse(configuration) }
+    guard plan.kind != .sync, plan.kind != .null, plan.kind != .nbd else { return refuse(configuration) }
     configuration.events.post(
       .notice(
         "the \(plan.kind.rawValue) engine cannot be made for a queue of \(plan.image.path) (\(error)), so plain system calls "
@@ -64,16 +75,16 @@ func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
 }
 
 /// Works with an engine that is an object.
-func work(_ configuration: WorkerConfiguration, top engine: any EngineObject) throws(Errno) {
-  try work(configuration, LayeredEngine(engine))
+func work(_ configuration: WorkerConfiguration, top engine: any EngineObject, role: ThreadRole = .queue) throws(Errno) {
+  try work(configuration, LayeredEngine(engine), role: role)
 }
 
 /// Works with one engine on queues that all are of one kind.
 func work<Engine: BlockEngine & ~Copyable>(
-  _ configuration: WorkerConfiguration, _ engine: consuming Engine
+  _ configuration: WorkerConfiguration, _ engine: consuming Engine, role: ThreadRole = .queue
 ) throws(Errno) {
   // Everything that has to be asked for is there.
-  ThreadRole.queue.begin()
+  role.begin()
   switch (configuration.kind.isPacked, configuration.kind.isRecorded) {
   case (false, false):
     var worker = try QueueWorker<SplitQueue, Engine>(configuration, engine: engine)

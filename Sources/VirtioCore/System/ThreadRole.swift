@@ -5,6 +5,8 @@ internal import Synchronization
 public enum ThreadRole: String, CaseIterable, Sendable {
   /// Serves queues: what guests write is read here.
   case queue
+  /// The same, of a disk behind a connection, which it makes again when it is lost.
+  case connectedQueue
   /// Makes a medium's calls for queues.
   case pool
   /// Waits for a doorbell.

@@ -46,6 +46,9 @@ extension EnginePlan {
       guard let mapped else { throw .noMemory }
       return EngineBox(try CachedEngine(mapped, descriptor: descriptor, mailbox: mailbox, depth: depth, setup: setup))
     case .null: return EngineBox(try NullEngine(mailbox: mailbox))
+    case .nbd:
+      guard let export = image.export else { throw .noMemory }
+      return EngineBox(try NBDEngine(export, self, mailbox: mailbox))
     case .sync, .auto: return EngineBox(try SyncEngine(descriptor: descriptor, mailbox: mailbox))
     }
   }

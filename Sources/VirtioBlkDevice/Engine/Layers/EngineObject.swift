@@ -7,6 +7,7 @@ internal import VirtioCore
 /// used by one thread, as an engine is.
 protocol EngineObject: AnyObject {
   var takesOnlyTransfers: Bool { get }
+  var takesDiscards: Bool { get }
   var isLost: Bool { get }
   var hasFinished: Bool { get }
   var systemCalls: UInt64 { get }
@@ -27,6 +28,7 @@ final class EngineBox<Engine: BlockEngine & ~Copyable>: EngineObject {
   init(_ engine: consuming Engine) { self.engine = engine }
 
   var takesOnlyTransfers: Bool { engine.takesOnlyTransfers }
+  var takesDiscards: Bool { engine.takesDiscards }
   var isLost: Bool { engine.isLost }
   var hasFinished: Bool { engine.hasFinished }
   var systemCalls: UInt64 { engine.systemCalls }
@@ -47,6 +49,7 @@ protocol EngineLayer: EngineObject {
 
 extension EngineLayer {
   var takesOnlyTransfers: Bool { base.takesOnlyTransfers }
+  var takesDiscards: Bool { base.takesDiscards }
   var isLost: Bool { base.isLost }
   var hasFinished: Bool { base.hasFinished }
   var systemCalls: UInt64 { base.systemCalls }
@@ -69,6 +72,7 @@ struct LayeredEngine: BlockEngine, ~Copyable {
   init(_ top: any EngineObject) { self.top = top }
 
   var takesOnlyTransfers: Bool { top.takesOnlyTransfers }
+  var takesDiscards: Bool { top.takesDiscards }
   var isLost: Bool { top.isLost }
   var hasFinished: Bool { top.hasFinished }
   var systemCalls: UInt64 { top.systemCalls }

@@ -1,0 +1,110 @@
+/// Connections that are lost and made again. Nothing here waits: looking up names was done when the disk was opened.
+internal import CLinux
+internal import Glibc
+internal import SystemPackage
+internal import VirtioCore
+
+extension NBDEngine {
+  /// Takes a connection that is made.
+  mutating func adopt(_ connection: NBDConnection) {
+    link.connection = connection
+    link.outage = nil
+    link.isThere(now: Clock.now)
+    watchSocket()
+  }
+
+  /// Watches the connection's socket for what the library waits for.
+  mutating func updateInterest() {
+    guard let connection = link.connection, link.socket >= 0 else { return }
+    let wanted = connection.direction
+    // At an end it waits for nothing, and whoever looks next finds that.
+    guard wanted != link.interest, wanted.rawValue != 0 else { return }
+    link.interest = wanted
+    do throws(Errno) { try waiter.watch(socket: link.socket, wanted, isNew: false) } catch { link.isBroken = true }
+  }
+
+  private mutating func watchSocket() {
+    guard let connection = link.connection else { return }
+    (link.socket, link.interest) = (connection.descriptor, connection.direction)
+    guard link.socket >= 0 else {
+      link.isBroken = true
+      return
+    }
+    do throws(Errno) { try waiter.watch(socket: link.socket, link.interest, isNew: true) } catch { link.isBroken = true }
+  }
+
+  /// The connection is over: everything that was under way waits for the next one.
+  mutating func lose() {
+    guard link.isUp else { return drop() }
+    let reason = link.connection?.lastWords ?? "it is closed"
+    link.connection?.isAbandoned = true
+    close()
+    for tag in requests.active where unsafe requests[tag].pointee.state != .lost {
+      unsafe requests[tag].pointee.state = .waiting
+    }
+    if let news = export.goesAway(worker: worker, reason) { tell(news) }
+    link.isGone(now: Clock.now)
+  }
+
+  /// An attempt to connect has failed.
+  private mutating func drop() {
+    close()
+    link.rests(now: Clock.now)
+  }
+
+  private mutating func close() {
+    if link.socket >= 0 { waiter.unwatch(socket: link.socket) }
+    link.socket = -1
+    link.interest = []
+    // With the last reference it is closed, and the library touches no buffer any more.
+    link.connection = nil
+  }
+
+  /// What time brings while there is no connection.
+  mutating func tick() {
+    let now = Clock.now
+    if link.hasWaited(now: now) { giveUp() }
+    guard link.isOver(now: now) else { return }
+    if link.phase == .connecting { return drop() }
+    do throws(NBDFailure) {
+      let connection = try NBDConnection(export.library, export.options.location)
+      guard connection.begin(export.address) else { return link.rests(now: now) }
+      link.connection = connection
+      link.connects(now: now)
+      watchSocket()
+      goOnConnecting()
+    } catch { link.rests(now: now) }
+  }
+
+  /// A connection is being made, and has come a step further.
+  mutating func goOnConnecting() {
+    guard let connection = link.connection else { return }
+    guard !connection.isDead, !link.isBroken else { return drop() }
+    guard connection.isReady else { return updateInterest() }
+    if let difference = connection.facts.difference(from: export.facts, size: state.size.loadRelaxed()) {
+      if link.saysDifference() { tell("\(NBDFailure.changed(uri: export.uri, difference: difference))") }
+      return drop()
+    }
+    link.isThere(now: Clock.now)
+    if let news = export.comesBack(worker: worker) { tell(news) }
+    sendAgain()
+  }
+
+  /// Everything that waits is sent, in the order in which it was asked for.
+  private mutating func sendAgain() {
+    if requests.active.isEmpty { link.outage = nil }
+    var waiting = requests.active.filter { unsafe requests[$0].pointee.state == .waiting }
+    waiting.sort { unsafe requests[$0].pointee.sequence < requests[$1].pointee.sequence }
+    for tag in waiting { send(tag) }
+  }
+
+  /// The server has been away for too long: whatever waits fails, and so does what comes, until it is back.
+  private mutating func giveUp() {
+    link.hasGivenUp = true
+    if let news = export.isGivenUp() { tell(news) }
+    for tag in requests.active where unsafe requests[tag].pointee.state == .waiting {
+      unsafe requests[tag].pointee.state = .sent
+      requests.fail(tag, EIO)
+    }
+  }
+}

@@ -1,0 +1,209 @@
+/// One connection to an NBD server, as libnbd has it.
+internal import CLinux
+internal import Glibc
+internal import VirtioCore
+
+/// What a server says of an export when a connection is made.
+struct NBDFacts: Sendable, Equatable {
+  /// Bytes.
+  var size: UInt64
+  /// Bytes: what requests are multiples of; 1 where anything goes.
+  var minimumBlock: UInt64
+  /// Bytes that the server likes at once; 0: it does not say.
+  var preferredBlock: UInt64
+  /// Bytes of data of one command, a multiple of `minimumBlock`.
+  var largestTransfer: UInt64
+  var isReadOnly: Bool
+  var canFlush: Bool
+  /// Single writes can be stable when they are answered.
+  var canFUA: Bool
+  var canTrim: Bool
+  var canZero: Bool
+  /// Several connections may write, and a flush on one is one for all.
+  var canMultiConn: Bool
+
+  /// In what it is another disk; `nil`: in nothing that matters. - Parameter size: bytes that it has to have.
+  func difference(from before: NBDFacts, size wanted: UInt64) -> String? {
+    if size != wanted { return "it has \(size) bytes instead of \(wanted)" }
+    if minimumBlock > before.minimumBlock || largestTransfer < before.largestTransfer {
+      return "it takes other sizes of requests"
+    }
+    let flags: [(String, Bool, Bool)] = [
+      ("be written", !isReadOnly, !before.isReadOnly), ("be flushed", canFlush, before.canFlush),
+      ("make single writes stable", canFUA, before.canFUA), ("trim", canTrim, before.canTrim),
+      ("zero", canZero, before.canZero),
+      ("have several connections", canMultiConn, before.canMultiConn),
+    ]
+    for (word, now, then) in flags where now != then { return now ? "it can \(word) now" : "it cannot \(word) any more" }
+    return nil
+  }
+}
+
+/// Used by one thread at a time. It makes no thread, and apart from `connect` and `flush` nothing here waits.
+@safe
+final class NBDConnection: @unchecked Sendable {
+  let library: NBDLibrary
+  let handle: OpaquePointer
+  private let uri: String
+
+  /// - Throws: there is no memory.
+  init(_ library: NBDLibrary, _ location: NBDLocation) throws(NBDFailure) {
+    self.library = library
+    uri = location.text
+    guard let handle = unsafe library.functions.pointee.create() else {
+      throw .noAnswer(uri: location.text, Self.reason(library))
+    }
+    unsafe self.handle = handle
+    // Asks for sizes of requests, too.
+    _ = unsafe library.functions.pointee.set_full_info(handle, true)
+    guard unsafe library.functions.pointee.set_export_name(handle, location.export) == 0 else {
+      throw .noAnswer(uri: location.text, Self.reason(library))
+    }
+  }
+
+  deinit {
+    // Says goodbye where somebody is there; what is under way is given up.
+    if !isAbandoned, isReady { _ = unsafe library.functions.pointee.aio_disconnect(handle, 0) }
+    unsafe library.functions.pointee.close(handle)
+  }
+
+  private static func reason(_ library: NBDLibrary) -> String {
+    unsafe library.functions.pointee.get_error().map { unsafe String(cString: $0) } ?? "without a reason"
+  }
+
+  /// Why the last call on this thread failed, in the library's words.
+  var reason: String { Self.reason(library) }
+
+  /// Why it is over, as far as it says.
+  var lastWords: String { isDead ? "the connection is closed" : "it is about to end" }
+
+  /// Nobody is to be told that it ends, as it is not in order.
+  var isAbandoned = false
+
+  // MARK: Its state
+
+  /// A command would be sent at once. It is not while an answer is being received, for example.
+  var isReady: Bool { unsafe library.functions.pointee.aio_is_ready(handle) > 0 }
+  var isDead: Bool {
+    unsafe library.functions.pointee.aio_is_dead(handle) > 0 || library.functions.pointee.aio_is_closed(handle) > 0
+  }
+  /// Below 0 when there is none.
+  var descriptor: Int32 { unsafe library.functions.pointee.aio_get_fd(handle) }
+  /// What it waits for.
+  var direction: NBDDirection { NBDDirection(rawValue: unsafe library.functions.pointee.aio_get_direction(handle)) }
+
+  /// Begins to connect. - Returns: false when that failed at once.
+  func begin(_ address: NBDAddress) -> Bool {
+    let result = unsafe address.bytes.withUnsafeBytes { bytes in
+      unsafe library.functions.pointee.aio_connect(
+        handle, bytes.baseAddress!.assumingMemoryBound(to: sockaddr.self), socklen_t(bytes.count))
+    }
+    guard result == 0 else { return false }
+    if address.isInternet { watchPeer() }
+    return true
+  }
+
+  /// A machine that is gone says nothing: without this nobody would ever know.
+  private func watchPeer() {
+    let socket = descriptor
+    func set(_ level: Int32, _ name: Int32, _ value: Int32) {
+      var value = value
+      _ = unsafe setsockopt(socket, level, name, &value, socklen_t(MemoryLayout<Int32>.size))
+    }
+    set(SOL_SOCKET, SO_KEEPALIVE, 1)
+    set(Int32(IPPROTO_TCP), TCP_KEEPIDLE, 5)
+    set(Int32(IPPROTO_TCP), TCP_KEEPINTVL, 5)
+    set(Int32(IPPROTO_TCP), TCP_KEEPCNT, 3)
+    set(Int32(IPPROTO_TCP), TCP_USER_TIMEOUT, 20_000)
+  }
+
+  /// Something is in its socket to be read, or its end is. The library must not be told so when it is not: it would wait for the rest
+  /// of an answer that nobody has begun, and send nothing before it comes.
+  var hasMore: Bool {
+    var byte: UInt8 = 0
+    let socket = descriptor
+    return unsafe socket >= 0 && recv(socket, &byte, 1, Int32(MSG_PEEK | MSG_DONTWAIT)) >= 0
+  }
+
+  /// Its socket is ready. What was completed is told to the jobs.
+  func attend(_ ready: NBDDirection) {
+    let wanted = direction
+    if ready.contains(.read), wanted.contains(.read) { _ = unsafe library.functions.pointee.aio_notify_read(handle) }
+    if ready.contains(.write), direction.contains(.write) { _ = unsafe library.functions.pointee.aio_notify_write(handle) }
+  }
+
+  /// What the server says of the export. Of one that is ready.
+  var facts: NBDFacts {
+    let functions = unsafe library.functions.pointee
+    func number(_ value: Int64) -> UInt64 { UInt64(max(value, 0)) }
+    let minimum = unsafe max(1, number(functions.get_block_size(handle, 0)))
+    let largest = unsafe number(functions.get_block_size(handle, 2))
+    let limit = largest == 0 ? MediumFacts.stepBytes : min(largest, MediumFacts.stepBytes)
+    return unsafe NBDFacts(
+      size: number(functions.get_size(handle)), minimumBlock: minimum,
+      preferredBlock: number(functions.get_block_size(handle, 1)), largestTransfer: limit - limit % minimum,
+      isReadOnly: functions.is_read_only(handle) != 0, canFlush: functions.can_flush(handle) > 0,
+      canFUA: functions.can_fua(handle) > 0, canTrim: functions.can_trim(handle) > 0, canZero: functions.can_zero(handle) > 0,
+      canMultiConn: functions.can_multi_conn(handle) > 0)
+  }
+
+  // MARK: With waiting
+
+  /// Connects, and waits for that. - Parameter end: `Clock` nanoseconds.
+  func connect(_ address: NBDAddress, until end: UInt64) throws(NBDFailure) {
+    guard begin(address) else { throw .noAnswer(uri: uri, reason) }
+    try drive(until: end) { isReady }
+  }
+
+  /// Makes stable what all connections have written. - Parameter end: `Clock` nanoseconds.
+  /// - Returns: an errno, 0 when all went well.
+  func flush(until end: UInt64) throws(NBDFailure) -> Int32 {
+    let tags = UnsafeMutablePointer<UInt32>.allocate(capacity: 1)
+    let done = UnsafeMutablePointer<clinux_nbd_done>.allocate(capacity: 1)
+    let job = UnsafeMutablePointer<clinux_nbd_job>.allocate(capacity: 1)
+    unsafe done.initialize(to: clinux_nbd_done(tags: tags, room: 1, first: 0, count: 0))
+    unsafe job.initialize(to: clinux_nbd_job(done: done, tag: 0, left: 1, error: 0))
+    var isOver = false
+    defer {
+      // A command that is under way would write to it.
+      if isOver {
+        unsafe job.deallocate()
+        unsafe done.deallocate()
+        unsafe tags.deallocate()
+      }
+    }
+    guard unsafe library.functions.pointee.aio_flush(handle, clinux_nbd_to(job), 0) >= 0 else {
+      isOver = true
+      throw .noAnswer(uri: uri, reason)
+    }
+    try drive(until: end) { unsafe job.pointee.left == 0 }
+    isOver = true
+    return unsafe job.pointee.error
+  }
+
+  private func drive(until end: UInt64, _ isOver: () -> Bool) throws(NBDFailure) {
+    while !isOver() {
+      guard !isDead else { throw .noAnswer(uri: uri, reason) }
+      let now = Clock.now
+      guard now < end else { throw .noAnswer(uri: uri, "it takes too long") }
+      let wanted = direction
+      var entry = pollfd(
+        fd: descriptor, events: Int16((wanted.contains(.read) ? POLLIN : 0) | (wanted.contains(.write) ? POLLOUT : 0)),
+        revents: 0)
+      let milliseconds = Int32(clamping: (end - now) / 1_000_000 + 1)
+      guard unsafe poll(&entry, 1, milliseconds) > 0 else { continue }
+      let events = Int32(entry.revents)
+      var ready: NBDDirection = []
+      if events & ~Int32(POLLOUT) != 0 { ready.insert(.read) }
+      if events & ~Int32(POLLIN) != 0 { ready.insert(.write) }
+      attend(ready)
+    }
+  }
+}
+
+/// Ways of a socket, in the library's numbers.
+struct NBDDirection: OptionSet {
+  let rawValue: UInt32
+  static let read = NBDDirection(rawValue: 1)
+  static let write = NBDDirection(rawValue: 2)
+}

@@ -1,0 +1,174 @@
+/// Servers that go away, come back, come back as something else, or never do.
+import Foundation
+import GuestDriver
+import Synchronization
+import Testing
+import VirtioCore
+
+@testable import VirtioBlkDevice
+
+@Suite(.serialized, .enabled(if: Host.hasNBD, "nbdkit or libnbd is not installed")) struct NBDReconnectTests {
+  private static func rig(
+    _ server: NBDServer, timeout: Int = 120, keepsWrites: Bool = false, queues: Int = 1
+  ) throws -> Rig {
+    var options = RigOptions()
+    options.nbd = try server.options(timeout: timeout, keepsWrites: keepsWrites)
+    options.device.queueCount = queues
+    return try Rig(options)
+  }
+
+  /// What it serves survives it.
+  private static func lastingServer(size: Int = 16 << 20) throws -> NBDServer {
+    let server = try NBDServer(["file", "DIR/disk"], starts: false)
+    _ = try server.scratch.image(size: size)
+    try server.start()
+    return server
+  }
+
+  @Test(arguments: [1, 3]) func killedUnderVerifiedLoad(queues: Int) throws {
+    let server = try Self.lastingServer()
+    let rig = try Self.rig(server, keepsWrites: true, queues: queues)
+    rig.client.depth = 16
+    let isOver = Atomic(false)
+    let kills = Atomic(0)
+    var options = VerifyOptions(seed: .random(in: 0 ... .max), range: 0..<8 << 20, limit: .bytes(.max), cuts: .all)
+    options.largest = 64 << 10
+    var verifier = try Verifier(rig.client, options)
+    verifier.goesOn = { kills.load(ordering: .relaxed) < 4 }
+    try withBackground {
+      defer { kills.store(4, ordering: .relaxed) }
+      for number in 1...4 where !isOver.load(ordering: .relaxed) {
+        usleep(.random(in: 10_000...60_000))
+        server.kill()
+        usleep(.random(in: 0...30_000))
+        try server.start()
+        kills.store(number, ordering: .relaxed)
+      }
+    } during: {
+      defer { isOver.store(true, ordering: .relaxed) }
+      _ = try verifier.run()
+    }
+    #expect(rig.device.counters.failures == 0)
+  }
+
+  /// A request waits for its server, and for nothing else.
+  @Test func aRequestWaits() throws {
+    let server = try Self.lastingServer()
+    let rig = try Self.rig(server)
+    try rig.expect(.write(sector: 0, pattern(8192)))
+    try rig.expect(.flush)
+    server.kill()
+    try withBackground {
+      usleep(100_000)
+      try server.start()
+    } during: {
+      let outcome = try rig.expect(.read(sector: 0, bytes: 8192))
+      #expect(firstDifference(outcome.answer, pattern(8192)) == nil)
+    }
+    try rig.expect(.flush, .ok, "nothing was lost")
+  }
+
+  /// A server that has stopped for a while is none that is gone.
+  @Test func aServerThatStandsStill() throws {
+    let server = try Self.lastingServer()
+    let rig = try Self.rig(server)
+    try rig.expect(.write(sector: 0, pattern(4096)))
+    server.send(SIGSTOP)
+    try withBackground {
+      usleep(50_000)
+      server.send(SIGCONT)
+    } during: {
+      _ = try rig.expect(.read(sector: 0, bytes: 4096))
+    }
+    try rig.expect(.flush)
+  }
+
+  // MARK: What was not stable
+
+  enum Loss: String, CaseIterable, Sendable {
+    case acknowledged, flushed, serverKeeps, nothingWritten
+    var fails: Bool { self == .acknowledged }
+  }
+
+  /// Whether the next FLUSH says that something may be lost; the one after it is about something else.
+  @Test(arguments: Loss.allCases) func whatTheNextFlushSays(loss: Loss) throws {
+    let server = try Self.lastingServer()
+    let rig = try Self.rig(server, keepsWrites: loss == .serverKeeps)
+    if loss != .nothingWritten { try rig.expect(.write(sector: 0, pattern(4096))) }
+    if loss == .flushed { try rig.expect(.flush) }
+    server.kill()
+    try server.start()
+    // The connection is noticed to be gone when it is used, at the latest.
+    try rig.expect(.read(sector: 0, bytes: 512))
+    try rig.expect(.flush, loss.fails ? .ioError : .ok)
+    try rig.expect(.flush)
+    try rig.expect(.write(sector: 8, pattern(4096)))
+    try rig.expect(.flush)
+  }
+
+  /// Each queue of a disk is told, as a flush is one for all of them.
+  @Test func everyQueueIsTold() throws {
+    let server = try Self.lastingServer()
+    let rig = try Self.rig(server, queues: 2)
+    try rig.expect(.write(sector: 0, pattern(4096)))
+    _ = try rig.perform(.read(sector: 0, bytes: 512), queue: 1)
+    server.kill()
+    try server.start()
+    for queue in 0..<2 { _ = try rig.perform(.read(sector: 0, bytes: 512), queue: queue) }
+    for queue in [1, 0] {
+      #expect(try rig.perform(.flush, queue: queue).status == .ioError, "queue \(queue)")
+      #expect(try rig.perform(.flush, queue: queue).status == .ok, "queue \(queue)")
+    }
+  }
+
+  // MARK: What comes back
+
+  /// After the limit requests fail, and the disk lives on.
+  @Test func aServerThatStaysAway() throws {
+    let server = try Self.lastingServer()
+    let rig = try Self.rig(server, timeout: 1)
+    try rig.expect(.read(sector: 0, bytes: 4096))
+    server.kill()
+    try rig.expect(.read(sector: 0, bytes: 4096), .ioError)
+    try rig.expect(.write(sector: 0, pattern(512)), .ioError)
+    try rig.expect(.flush, .ioError)
+    try server.start()
+    try waitUntil("it is served again") { try rig.perform(.read(sector: 0, bytes: 4096)).status == .ok }
+    try rig.expect(.write(sector: 0, pattern(512)))
+    try rig.expect(.flush)
+  }
+
+  @Test(arguments: [
+    ["memory", "8M"], ["memory", "32M"], ["--filter=readahead", "pattern", "16M"],
+    [
+      "--filter=blocksize-policy", "memory", "16M", "blocksize-minimum=4096", "blocksize-preferred=4096",
+      "blocksize-maximum=32M",
+    ],
+    ["--filter=multi-conn", "memory", "16M", "multi-conn-mode=disable"],
+  ]) func anotherDiskIsNotServed(words: [String]) throws {
+    let server = try Self.lastingServer()
+    let lasting = server.words
+    let rig = try Self.rig(server, timeout: 1)
+    try rig.expect(.write(sector: 0, pattern(4096)))
+    try rig.expect(.flush)
+    server.kill()
+    server.words = Array(lasting.prefix(4)) + words
+    try server.start()
+    try rig.expect(.read(sector: 0, bytes: 4096), .ioError)
+    server.kill()
+    server.words = lasting
+    try server.start()
+    try waitUntil("it is served again") { try rig.perform(.read(sector: 0, bytes: 4096)).status == .ok }
+    let outcome = try rig.expect(.read(sector: 0, bytes: 4096))
+    #expect(firstDifference(outcome.answer, pattern(4096)) == nil)
+  }
+
+  /// A queue that is stopped while its server is away stops when what it waits for has failed.
+  @Test func aStopEndsWithTheLimit() throws {
+    let server = try Self.lastingServer()
+    let rig = try Self.rig(server, timeout: 1)
+    try rig.expect(.read(sector: 0, bytes: 4096))
+    server.kill()
+    try rig.client.shutDown()
+  }
+}

@@ -1,0 +1,162 @@
+/// `--image` and NBD as a person has them: words, a server in its sandbox, disks that are added.
+import Foundation
+import GuestDriver
+import TestSupport
+import Testing
+import VirtioCore
+
+@testable import VhostUser
+
+private let hasNBDKit = FileManager.default.isExecutableFile(atPath: "/usr/bin/nbdkit")
+
+/// nbdkit on a file, which survives it.
+private final class Disk {
+  let directory: String
+  private var server: Program?
+  var uri: String { "nbd+unix:///?socket=\(directory)/nbd" }
+
+  init(_ directory: String) throws {
+    self.directory = directory
+    try Data(count: 8 << 20).write(to: URL(fileURLWithPath: directory + "/image"))
+    try start()
+  }
+
+  func start() throws {
+    try? FileManager.default.removeItem(atPath: directory + "/nbd")
+    server = try Program(
+      ["--foreground", "--unix", directory + "/nbd", "file", directory + "/image"],
+      program: URL(fileURLWithPath: "/usr/bin/nbdkit"))
+    try wait(until: "nbdkit listens") {
+      let table = try String(contentsOfFile: "/proc/net/unix", encoding: .utf8)
+      // The flag of a socket that accepts.
+      return table.split(separator: "\n").contains { $0.contains(" 00010000 ") && $0.hasSuffix(" \(directory)/nbd") }
+    }
+  }
+
+  func kill() {
+    guard let server else { return }
+    Glibc.kill(server.process.processIdentifier, SIGKILL)
+    server.process.waitUntilExit()
+  }
+
+  deinit { kill() }
+}
+
+@Suite(.serialized) struct ImageNameTests {
+  @Test(arguments: [
+    (["--image", "disk.img"], "does not take"),
+    (["--image", "file:"], "has no path"),
+    (["--image", "qcow2:disk.qcow2"], "this build does not have"),
+    (["--image", "rbd:pool/disk"], "this build does not have"),
+    (["--image", "nbds://host/"], "TLS"),
+    (["--image", "ftp://host/disk"], "does not know"),
+    (["--image", "file:DIR/disk", "--blk-file", "DIR/disk"], "give one of them"),
+    (["--image", "file:DIR/none"], "there is no image"),
+    (["--image", "file:DIR/disk", "--reconnect-timeout", "86401"], "--reconnect-timeout"),
+    (["--image", "file:DIR/disk", "--engine", "nbd"], "leave --engine out"),
+    (["--image", "file:DIR/disk", "--allow-nbd"], "added later"),
+  ]) func mistakesAreOneSentence(words: [String], sentence: String) throws {
+    try withDirectory { directory in
+      try Data(count: 1 << 20).write(to: URL(fileURLWithPath: directory + "/disk"))
+      let words = words.map { $0.replacingOccurrences(of: "DIR", with: directory) }
+      let result = try Program(["serve", "--socket-path", directory + "/s"] + words).finish()
+      #expect(result.status != 0)
+      let errors = result.errors.split(separator: "\n").filter { $0.hasPrefix("Error: ") }
+      #expect(errors.count == 1 && errors[0].contains(sentence), "\(result.errors)")
+      #expect(!FileManager.default.fileExists(atPath: directory + "/s"))
+    }
+  }
+
+  /// In a list, too.
+  @Test(arguments: [
+    (#"{ "socket-path": "DIR/s" }"#, #""blk-file" is missing"#),
+    (#"{ "socket-path": "DIR/s", "blk-file": "DIR/disk", "image": "file:DIR/disk" }"#, "give one of them"),
+    (#"{ "socket-path": "DIR/s", "image": "qcow2:DIR/disk" }"#, "this build does not have"),
+    (
+      #"{ "socket-path": "DIR/s", "image": "file:DIR/disk" }, { "socket-path": "DIR/t", "blk-file": "DIR/disk" }"#,
+      "the image of entry 1"
+    ),
+  ]) func mistakesInALine(entries: String, sentence: String) throws {
+    try withDirectory { directory in
+      try Data(count: 1 << 20).write(to: URL(fileURLWithPath: directory + "/disk"))
+      let list = "[" + entries.replacingOccurrences(of: "DIR", with: directory) + "]"
+      try Data(list.utf8).write(to: URL(fileURLWithPath: directory + "/list"))
+      let result = try Program(["serve", "--disks", directory + "/list"]).finish()
+      #expect(result.status != 0 && result.errors.contains(sentence), "\(result.errors)")
+    }
+  }
+
+  @Test func aFileByItsURI() throws {
+    try withDirectory { directory in
+      try Data(count: 1 << 20).write(to: URL(fileURLWithPath: directory + "/disk"))
+      let server = try Program(["serve", "--image", "file:\(directory)/disk", "--socket-path", directory + "/a.sock"])
+      #expect(server.firstLine().hasPrefix("Serving \(directory)/disk on "))
+      kill(server.process.processIdentifier, SIGTERM)
+      #expect(server.finish().status == 0)
+    }
+  }
+
+  /// Everything that a connection needs to be made again is left to a process in its sandbox.
+  @Test(.enabled(if: hasNBDKit, "nbdkit is not installed"), arguments: [[], ["--inject", "read:delay=1ms"]])
+  func aServerInItsSandboxConnectsAgain(more: [String]) throws {
+    try withDirectory { directory in
+      let disk = try Disk(directory)
+      let server = try Program(
+        ["serve", "--image", disk.uri, "--socket-path", directory + "/a.sock", "--reconnect-timeout", "600"] + more)
+      #expect(server.firstLine().hasPrefix("Serving \(disk.uri) on "))
+      let transport = try VhostUserTransport(path: directory + "/a.sock", memory: DriverMemory(size: 8 << 20))
+      let client = try BlockClient(
+        transport, options: DriverOptions(features: BlockFeature.understood, queues: 2, queueSize: 64))
+      let data = [UInt8](repeating: 0x77, count: 4096)
+      for queue in client.queues { #expect(try queue.perform(.write(sector: UInt64(queue.index) * 8, data)).status == .ok) }
+      #expect(try client.queues[0].perform(.flush).status == .ok)
+      for _ in 0..<2 {
+        disk.kill()
+        try disk.start()
+        for queue in client.queues {
+          #expect(try queue.perform(.read(sector: UInt64(queue.index) * 8, bytes: 4096)).answer == data)
+        }
+      }
+      try client.shutDown()
+      kill(server.process.processIdentifier, SIGTERM)
+      let end = server.finish()
+      #expect(end.status == 0, "\(end.errors)")
+      #expect(end.errors.contains("is gone") && end.errors.contains("is back"), "\(end.errors)")
+    }
+  }
+
+  /// A server of files alone has no NBD in its sandbox; one that was told to has.
+  @Test(.enabled(if: hasNBDKit, "nbdkit is not installed"), arguments: [false, true])
+  func aDiskThatIsAdded(isAllowed: Bool) throws {
+    try withDirectory { directory in
+      let disk = try Disk(directory)
+      try Data(count: 1 << 20).write(to: URL(fileURLWithPath: directory + "/disk"))
+      let control = directory + "/control"
+      let server = try Program(
+        ["serve", "--blk-file", directory + "/disk", "--socket-path", directory + "/a.sock", "--control", control]
+          + (isAllowed ? ["--allow-nbd"] : []))
+      #expect(server.firstLine().hasPrefix("Serving"))
+      func ctl(_ words: String...) throws -> (status: Int32, output: String, errors: String) {
+        try Program(["ctl", "--control", control] + words).finish()
+      }
+      #expect(try ctl("add", "image=nbd+unix:///?socket=nbd", "socket-path=b.sock").errors.contains("whole path"))
+      let added = try ctl("add", "image=\(disk.uri)", "socket-path=\(directory)/b.sock")
+      #expect(isAllowed ? added.status == 0 : added.errors.contains("--allow-nbd"), "\(added)")
+      let name = try ctl("add", "image=nbd://localhost/", "socket-path=\(directory)/c.sock")
+      #expect(name.errors.contains(isAllowed ? "in numbers" : "--allow-nbd"), "\(name)")
+      if isAllowed {
+        let transport = try VhostUserTransport(path: directory + "/b.sock", memory: DriverMemory(size: 8 << 20))
+        let client = try BlockClient(transport, options: DriverOptions(features: BlockFeature.understood, queueSize: 64))
+        #expect(try client.queues[0].perform(.write(sector: 0, [UInt8](repeating: 1, count: 512))).status == .ok)
+        try client.shutDown()
+        #expect(try ctl("flush", "b.sock").status == 0)
+        #expect(try ctl("resize", "b.sock").status == 0)
+        #expect(try ctl("remove", "b.sock").status == 0)
+      }
+      #expect(try ctl("add", "image=file:\(directory)/image", "socket-path=\(directory)/d.sock").status == 0)
+      kill(server.process.processIdentifier, SIGTERM)
+      let end = server.finish()
+      #expect(end.status == 0, "\(end.errors)")
+    }
+  }
+}
