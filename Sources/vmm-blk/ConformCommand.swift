@@ -4,6 +4,7 @@ internal import Conform
 internal import Foundation
 internal import Glibc
 internal import GuestDriver
+internal import OperatorWords
 
 struct ConformCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
