@@ -30,19 +30,18 @@ private enum LastingThread {
   /// One for all tests, which never ends.
   private static let queue: LastingQueue = LastingQueue()
 
-  static func run<Value>(_ body: () throws -> Value) throws -> Value {
-    try withoutActuallyEscaping(body) { body in
-      nonisolated(unsafe) let body = body
-      nonisolated(unsafe) var result: Result<Value, any Error>?
-      let isDone = DispatchSemaphore(value: 0)
-      queue.add {
-        unsafe result = Result { try unsafe body() }
-        isDone.signal()
-      }
-      isDone.wait()
-      guard let result = unsafe result else { preconditionFailure("it was run") }
-      return try result.get()
+  /// - Parameter body: it may be let go of a moment after this has returned.
+  static func run<Value>(_ body: @escaping () throws -> Value) throws -> Value {
+    nonisolated(unsafe) let body = body
+    nonisolated(unsafe) var result: Result<Value, any Error>?
+    let isDone = DispatchSemaphore(value: 0)
+    queue.add {
+      unsafe result = Result { try unsafe body() }
+      isDone.signal()
     }
+    isDone.wait()
+    guard let result = unsafe result else { preconditionFailure("it was run") }
+    return try result.get()
   }
 
   private final class LastingQueue: Sendable {
