@@ -89,9 +89,14 @@ private func spelled(_ word: String, _ shaper: inout Shaper) -> String {
 private func ordinary(_ word: ServeDisk.Word) -> [String] {
   switch word {
   case .blkFile: ["\"/dev/null\"", "\"/dev/../dev/null\"", "\"/a\""]
+  case .image:
+    [
+      "\"file:/dev/null\"", "\"nbd://localhost:10809/a%20b\"", "\"nbd+unix:///?socket=/a.nbd\"", "\"qcow2:/a\"",
+      "\"nbds://a/\"",
+    ]
   case .socketPath: ["\"/a.sock\"", "\"/0.sock\""]
   case .format: ["\"auto\"", "\"raw\""]
-  case .readOnly, .noLock: ["true", "false", "null"]
+  case .readOnly, .noLock, .serverKeepsWrites: ["true", "false", "null"]
   case .numQueues, .threads: ["1", "4", "256", "257", "-1", "1e2"]
   case .logicalBlockSize: ["512", "\"4k\"", "4096", "\"8s\""]
   case .queueSizeMax: ["4", "256", "32768"]
@@ -101,6 +106,7 @@ private func ordinary(_ word: ServeDisk.Word) -> [String] {
   case .pinCPUs: ["\"0\"", "\"0-3,7\"", "\"0-1023\""]
   case .waiting: ["\"sleep\"", "\"poll:50\"", "\"adaptive:50\"", "\"busy\""]
   case .pollUs: ["0", "50"]
+  case .reconnectTimeout: ["0", "30", "86400", "86401"]
   case .notify: ["\"batch\"", "\"each\"", "\"coalesce:4:100\""]
   case .uring: ["\"plain\"", "\"sqpoll=1,wait=4\"", "\"no-file,no-ring,epoll\""]
   case .onError: ErrorPolicy.allCases.map { "\"\($0.rawValue)\"" }

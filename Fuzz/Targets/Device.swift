@@ -181,6 +181,7 @@ final class GuestEngine: EngineObject {
   }
 
   var takesOnlyTransfers: Bool { false }
+  var takesDiscards: Bool { false }
   var hasFinished: Bool { false }
   var systemCalls: UInt64 { 0 }
   func use(_ memory: GuestMemory) {}
