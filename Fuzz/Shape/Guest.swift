@@ -217,7 +217,8 @@ final class Guest {
     if slips(&shaper) { address = shaper.oddNumber() }
     if slips(&shaper) { length = UInt32(truncatingIfNeeded: shaper.oddNumber()) }
     // Who has the device read into the ring cannot hold anything against it.
-    if address < Place.data { isTainted = true }
+    // The ring is also where one goes on that passes the end of the address space.
+    if address < Place.data || length > 0 && address &+ UInt64(length &- 1) < address { isTainted = true }
     return Piece(address: address, length: length, isWritable: isWritable)
   }
 
