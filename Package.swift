@@ -78,12 +78,15 @@ let package = Package(
         system,
       ],
       swiftSettings: strict),
+    .target(
+      name: "DriverCheck",
+      dependencies: ["CLinux", "VirtioCore", "VirtioRegisters", "Conform", system], swiftSettings: strict),
     .executableTarget(
       name: "vmm-blk",
       dependencies: [
         "CLinux", "CVersion", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "Sandbox", "Control", "Metrics",
-        "VhostUser", "MemoryFile", "RingInspector", "GuestDriver", "Bench", "CrashCheck", "Conform", "OperatorWords",
-        system, logging,
+        "VhostUser", "MemoryFile", "RingInspector", "GuestDriver", "Bench", "CrashCheck", "Conform", "DriverCheck",
+        "OperatorWords", system, logging,
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Histogram", package: "hdrhistogram-swift"),
         .product(name: "TextTable", package: "TextTable"),
