@@ -40,7 +40,13 @@ public final class DriverFindings: Sendable {
   private let start = Clock.now
   private let accounts = Mutex([Account](repeating: Account(), count: DriverRules.all.count))
 
+  /// Whether a legacy driver accepted ANY_LAYOUT, which its registers alone know; `nil`: nobody has seen them.
+  private let layout = Mutex<Bool?>(nil)
+
   init() {}
+
+  var anyLayout: Bool? { layout.withLock { $0 } }
+  func noteAnyLayout(_ isAccepted: Bool) { layout.withLock { $0 = isAccepted } }
 
   /// - Precondition: there is such a rule; the rules and their checks are both ours.
   private static func place(_ rule: String) -> Int {

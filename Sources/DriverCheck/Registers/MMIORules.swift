@@ -159,6 +159,10 @@ struct MMIORules: BusRules {
 
 /// virtio-mmio version 1 (virtio 4.2.4): the rules of the legacy interface are the common ones.
 struct LegacyMMIORules: BusRules {
+  private var featureWord: UInt32 = 0
+
+  mutating func reset() { featureWord = 0 }
+
   mutating func events(_ access: RegisterAccess, _ rules: RegisterRules) -> [RegisterEvent] {
     rules.isLegacy = true
     let value = UInt32(truncatingIfNeeded: access.value)
@@ -172,7 +176,11 @@ struct LegacyMMIORules: BusRules {
     guard let register = LegacyMMIORegisters.Register(rawValue: access.offset) else { return [.other] }
     switch (register, access.isWrite) {
     case (.hostFeatures, false): return [.deviceFeaturesRead(value)]
-    case (.guestFeatures, true): return [.driverFeaturesWrite(value)]
+    case (.guestFeaturesSelect, true):
+      featureWord = value
+      return [.other]
+    // There are no other words; a driver of both versions writes 0 to the next one.
+    case (.guestFeatures, true): return featureWord == 0 ? [.driverFeaturesWrite(value)] : [.other]
     case (.queueSelect, true): return [.queueSelect(value)]
     case (.queueSizeMaximum, false): return [.queueSizeRead(value)]
     case (.queuePageNumber, true): return [.queuePageWrite(value)]

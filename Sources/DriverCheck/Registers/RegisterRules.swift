@@ -51,6 +51,7 @@ public final class RegisterRules: RegisterWatch {
     status = image.status.rawValue
     accepted = image.driverFeatures
     offered = registers.offered
+    if status != 0, !accepted.contains(.version1) { findings.noteAnyLayout(accepted.contains(.anyLayout)) }
     hasReset = status != 0
     hasReadFeatures = status & 8 != 0
     for (index, queue) in image.queues.enumerated() where queue.ready {
@@ -232,6 +233,7 @@ public final class RegisterRules: RegisterWatch {
   }()
 
   private func choosesLegacy() {
+    findings.noteAnyLayout(accepted.contains(.anyLayout))
     guard offered.contains(.anyLayout) else { return }
     check(
       "legacy.d.rfb.1", accepted.contains(.anyLayout), "the driver's features", "ANY_LAYOUT is offered and was not accepted")
