@@ -167,6 +167,10 @@ let package = Package(
       ],
       swiftSettings: strict),
     .testTarget(
+      name: "DriverCheckTests",
+      dependencies: ["VirtioCore", "VirtioRegisters", "GuestDriver", "Conform", "DriverCheck", "TestSupport"],
+      swiftSettings: strict),
+    .testTarget(
       name: "BenchTests",
       dependencies: [
         "CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", "Bench", system,

@@ -11,7 +11,15 @@ final class WatchedDevice: VirtioDevice, @unchecked Sendable {
   /// Made with the first queue.
   private var relay: KickRelay?
   /// What is known of queues that were started, by queue.
-  private var running: [Int: (limits: RequestLimits, activation: Activation)] = [:]
+  private var running: [Int: Running] = [:]
+
+  private struct Running {
+    var limits: RequestLimits
+    var features: FeatureSet
+    var configuration: QueueConfiguration
+    /// Guest memory is let go of where it always was: this keeps none of it.
+    weak var memory: GuestMemory?
+  }
 
   init(_ inner: any VirtioDevice, _ findings: DriverFindings, kickLimit: Duration) {
     self.inner = inner
@@ -36,7 +44,8 @@ final class WatchedDevice: VirtioDevice, @unchecked Sendable {
     // Where no thread or descriptor is to be had, kicks go straight to the device, and nothing is known of them.
     if relay == nil { relay = try? KickRelay() }
     if let relay, let kick = try? relay.add(activation.queue, activation.kick, kicks, look) { watched.kick = kick }
-    running[activation.queue] = (limits, activation)
+    running[activation.queue] = Running(
+      limits: limits, features: features, configuration: activation.configuration, memory: activation.memory)
     inner.start(watched)
   }
 
@@ -55,18 +64,17 @@ final class WatchedDevice: VirtioDevice, @unchecked Sendable {
 
   /// The driver wrote a notification to a register, and waits for the answer.
   func notified(_ queue: Int, _ value: UInt32) {
-    guard let (_, activation) = running[queue] else { return }
-    let features = activation.features
-    guard features.contains(.notificationData), features.contains(.packedRing) else { return }
-    var reader = GuestReader(activation.memory)
+    guard let queueRuns = running[queue], let memory = queueRuns.memory else { return }
+    guard queueRuns.features.contains(.notificationData), queueRuns.features.contains(.packedRing) else { return }
+    var reader = GuestReader(memory)
     let next = PackedPosition(rawValue: UInt16(value >> 16))
-    let size = Int(activation.configuration.size)
+    let size = Int(queueRuns.configuration.size)
     guard next.slot < size else {
       findings.broken(
         "d.packed.desc.3", queue: queue, "the notification", "it says slot \(next.slot) of a ring of \(size)")
       return
     }
-    let flags = reader.word(activation.configuration.descriptorTable.rawValue + 16 * UInt64(next.slot) + 14) ?? 0
+    let flags = reader.word(queueRuns.configuration.descriptorTable.rawValue + 16 * UInt64(next.slot) + 14) ?? 0
     findings.judge(
       "d.packed.desc.3", flags & 0x8080 != (next.wrap ? 0x0080 : 0x8000), queue: queue, "the notification",
       "it says that slot \(next.slot) is not available yet, and it is")
@@ -79,7 +87,7 @@ final class WatchedDevice: VirtioDevice, @unchecked Sendable {
       case .stopped(let queue, _), .notStarted(let queue, _): forget(queue)
       case .configurationChanged:
         let now = configuration
-        for (limits, _) in running.values { limits.update(now) }
+        for queue in running.values { queue.limits.update(now) }
       case .started, .prepared, .notPrepared, .queueFailed, .notice: break
       }
     }
@@ -91,7 +99,13 @@ final class WatchedDevice: VirtioDevice, @unchecked Sendable {
     running[queue] = nil
   }
 
+  func stop(queue: Int) {
+    relay?.lookAway(queue)
+    inner.stop(queue: queue)
+  }
+
   func leave(queue: Int) {
+    relay?.lookAway(queue)
     inner.leave(queue: queue)
     forget(queue)
   }
@@ -119,7 +133,6 @@ final class WatchedDevice: VirtioDevice, @unchecked Sendable {
   func writeConfiguration(at offset: Int, _ bytes: [UInt8]) -> Bool { inner.writeConfiguration(at: offset, bytes) }
   func unprepare() { inner.unprepare() }
   func release(queue: Int) { inner.release(queue: queue) }
-  func stop(queue: Int) { inner.stop(queue: queue) }
   func replaceCall(queue: Int, _ call: CallSink) { inner.replaceCall(queue: queue, call) }
   func replaceFailure(queue: Int, _ failure: CallSink) { inner.replaceFailure(queue: queue, failure) }
   func reset() { inner.reset() }

@@ -97,6 +97,9 @@ public final class RegisterRules: RegisterWatch {
     case .deviceFeaturesRead:
       bus.featuresRead(hasSelected: deviceSelect != nil, self)
       hasReadFeatures = true
+      if !isLegacy {
+        check("d.init.1", status & 3 == 3, "the device's features", "they were read before ACKNOWLEDGE and DRIVER were set")
+      }
     case .driverFeaturesSelect(let value): driverSelect = value
     case .driverFeaturesWrite(let bits): writeFeatures(bits)
     case .statusRead(let value):

@@ -13,8 +13,8 @@ final class KickRelay: Sendable {
     var watch: DoorbellWatch?
     var output: OwnedDescriptor
     var account: KickAccount
-    /// The memory of ring and doorbell stays for as long as this.
-    var look: RingLook
+    /// `nil`: the queue is being stopped.
+    var look: RingLook?
   }
 
   private struct State {
@@ -67,6 +67,17 @@ final class KickRelay: Sendable {
     return .eventCounter(output)
   }
 
+  /// The queue is about to be stopped: its ring is not looked at any more. Kicks go on.
+  ///
+  /// Whoever lets go of guest memory last unmaps it, and that is not for this thread.
+  func lookAway(_ queue: Int) {
+    let look = shared.state.withLock { state in
+      defer { state.lines[queue]?.look = nil }
+      return state.lines[queue]?.look
+    }
+    withExtendedLifetime(look) {}
+  }
+
   func remove(_ queue: Int) {
     let line = shared.state.withLock { $0.lines.removeValue(forKey: queue) }
     line?.watch?.stop()
@@ -76,23 +87,30 @@ final class KickRelay: Sendable {
   private static func run(_ shared: Shared) {
     ThreadRole.doorbell.begin()
     while true {
-      let (lines, isEnding) = shared.state.withLock { (Array($0.lines.values), $0.isEnding) }
+      let (inputs, isEnding) = shared.state.withLock { state in
+        (state.lines.map { (queue: $0.key, descriptor: $0.value.input.rawValue) }, state.isEnding)
+      }
       guard !isEnding else { return }
       var entries = [pollfd(fd: shared.wake.rawValue, events: Int16(POLLIN), revents: 0)]
-      entries += lines.map { pollfd(fd: $0.input.rawValue, events: Int16(POLLIN), revents: 0) }
-      _ = unsafe poll(&entries, nfds_t(entries.count), lines.isEmpty ? -1 : pace)
+      entries += inputs.map { pollfd(fd: $0.descriptor, events: Int16(POLLIN), revents: 0) }
+      _ = unsafe poll(&entries, nfds_t(entries.count), inputs.isEmpty ? -1 : pace)
       if entries[0].revents != 0 { EventCounter.drain(shared.wake.rawValue) }
-      for (line, entry) in zip(lines, entries.dropFirst()) {
-        if entry.revents & Int16(POLLIN) != 0 {
-          let count = EventCounter.drain(line.input.rawValue)
-          line.account.kicked(max(count, 1))
-          EventCounter.signal(line.output.rawValue)
-        } else if entry.revents != 0 {
-          // Nobody is at the other end any more; the device would be told the same, and this does not become a busy loop.
-          usleep(UInt32(pace) * 1000)
+      var isGone = false
+      for (input, entry) in zip(inputs, entries.dropFirst()) {
+        // Under the lock: a queue that goes takes what it has with it, and nothing of that is kept alive here.
+        shared.state.withLock { state in
+          guard let line = state.lines[input.queue], line.input.rawValue == input.descriptor else { return }
+          if entry.revents & Int16(POLLIN) != 0 {
+            line.account.kicked(max(EventCounter.drain(line.input.rawValue), 1))
+            EventCounter.signal(line.output.rawValue)
+          } else if entry.revents != 0 {
+            isGone = true
+          }
+          if let look = line.look { line.account.look(now: Clock.now) { look.hasMore() } }
         }
-        line.account.look(now: Clock.now) { line.look.hasMore() }
       }
+      // Nobody is at the other end of a line any more: this does not become a busy loop.
+      if isGone { usleep(UInt32(pace) * 1000) }
     }
   }
 }
