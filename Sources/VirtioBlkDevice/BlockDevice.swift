@@ -393,7 +393,9 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
       end.come()
       news.workerEnded(index)
     }
-    if !kind.isWatched, sharedWorkers?.take(order) == true { return Worker(run: .seat(end), mailbox: mailbox, kind: kind, hasBegun: hasBegun) }
+    if !kind.isWatched, sharedWorkers?.take(order) == true {
+      return Worker(run: .seat(end), mailbox: mailbox, kind: kind, hasBegun: hasBegun)
+    }
     do throws(Errno) {
       let thread = try SystemThread(name: name, cpu: cpu) {
         body(configuration, plan)

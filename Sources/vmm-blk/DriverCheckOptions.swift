@@ -15,7 +15,8 @@ struct DriverCheckOptions: ParsableArguments {
     name: .customLong("check-driver"),
     help: .init(
       "Also watch what the driver does, and say at the end which rules of the specification it broke; the status is 3 when one of "
-        + "them was a MUST. --check-driver=FILE writes all of it there: JSON, JUnit's XML or HTML, by the end of the name, or text."))
+        + "them was a MUST. --check-driver=FILE writes all of it there: JSON, JUnit's XML or HTML, by the end of the name, or text."
+    ))
   var checkDriver = false
 
   /// How `--check-driver=FILE` reaches the parser, for which an option has a value or has none.

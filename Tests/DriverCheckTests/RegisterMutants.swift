@@ -33,22 +33,30 @@ struct RegisterMutant: Sendable, CustomTestStringConvertible {
     both("d.init.1") { $0.drive(without: [.driver]) },
     both("d.status.1") { $0.drive(without: [.acknowledge], instead: [.driver: { $0.setStatus(2) }]) },
     both("d.status.2") { $0.drive(instead: [.driverOK: { $0.setStatus(7) }]) },
-    both("d.status.3") { $0.drive(instead: [.driverOK: { rig in [0x8b, 15].forEach { rig.setStatus($0) } }]) },
+    both("d.status.3") {
+      $0.drive(instead: [.driverOK: { rig in for value in [0x8b, 15] as [UInt64] { rig.setStatus(value) } }])
+    },
     both("d.init.6") {
-      $0.drive(without: [.queue], instead: [.driverOK: { rig in
-        rig.setStatus(0x8b)
-        rig.setUp(0)
-      }])
+      $0.drive(
+        without: [.queue],
+        instead: [
+          .driverOK: { rig in
+            rig.setStatus(0x8b)
+            rig.setUp(0)
+          }
+        ])
     },
     both("d.feat.1") { $0.drive(instead: [.writeFeatures: { $0.writeFeatures($0.offered.union(FeatureSet(bit: 12))) }]) },
     both("d.feat.7") { $0.drive(instead: [.writeFeatures: { $0.writeFeatures($0.offered.union(FeatureSet(bit: 50))) }]) },
     both("d.reset.1") { $0.drive(without: [.readReset]) },
     both("d.cfg.2") {
-      $0.drive(instead: [.configure: { rig in
-        rig.read(rig.configuration(0), 4)
-        rig.read(rig.configuration(4), 4)
-        rig.status()
-      }])
+      $0.drive(instead: [
+        .configure: { rig in
+          rig.read(rig.configuration(0), 4)
+          rig.read(rig.configuration(4), 4)
+          rig.status()
+        }
+      ])
     },
     both("d.cfg.3") { $0.drive(instead: [.configure: { $0.read($0.configuration(20), 4) }]) },
     both("d.vqreset.1") {
@@ -65,27 +73,47 @@ struct RegisterMutant: Sendable, CustomTestStringConvertible {
     both("d.init.1") { $0.drive(without: [.readFeatures]) },
     both("d.init.1") { $0.drive(without: [.readStatus, .configure]) },
     both("d.init.1") { $0.drive(without: [.featuresOK]) },
-    both("d.init.1") { $0.drive(instead: [.driver: { rig in
-      rig.setStatus(3)
-      rig.setUp(0)
-    }]) },
-    both("d.init.3") { $0.drive(instead: [.readFeatures: { rig in
-      rig.write(rig.configuration(32), 1, 0)
-      rig.readFeatures()
-    }]) },
-    both("d.init.4") { $0.drive(instead: [.readStatus: { rig in
-      rig.status()
-      rig.writeFeatures(.version1)
-    }]) },
-    both("d.init.7") { $0.drive(instead: [.queue: { rig in
-      rig.setUp(0)
-      rig.notify(0)
-    }]) },
+    both("d.init.1") {
+      $0.drive(instead: [
+        .driver: { rig in
+          rig.setStatus(3)
+          rig.setUp(0)
+        }
+      ])
+    },
+    both("d.init.3") {
+      $0.drive(instead: [
+        .readFeatures: { rig in
+          rig.write(rig.configuration(32), 1, 0)
+          rig.readFeatures()
+        }
+      ])
+    },
+    both("d.init.4") {
+      $0.drive(instead: [
+        .readStatus: { rig in
+          rig.status()
+          rig.writeFeatures(.version1)
+        }
+      ])
+    },
+    both("d.init.7") {
+      $0.drive(instead: [
+        .queue: { rig in
+          rig.setUp(0)
+          rig.notify(0)
+        }
+      ])
+    },
     both("d.suspend.1") { $0.drive(instead: [.notify: { $0.setStatus(31) }]) },
-    both("d.blk.init.4") { $0.drive(instead: [.readFeatures: { rig in
-      rig.readFeatures()
-      rig.read(rig.configuration(32), 1)
-    }]) },
+    both("d.blk.init.4") {
+      $0.drive(instead: [
+        .readFeatures: { rig in
+          rig.readFeatures()
+          rig.read(rig.configuration(32), 1)
+        }
+      ])
+    },
     declines("d.blk.op.3", FeatureSet(bit: 5)), declines("d.rfb.1", .version1), declines("d.rfb.3", .accessPlatform),
     declines("d.rfb.6", .packedRing), declines("d.rfb.7", .orderPlatform),
   ].flatMap(\.self)
@@ -128,7 +156,9 @@ struct RegisterMutant: Sendable, CustomTestStringConvertible {
       $0.setUp(0)
     },
     RegisterMutant("d.mmio.init.1", .mmio) { $0.drive(without: [.probe]) },
-    RegisterMutant("d.mmio.init.2", .mmio) { $0.drive(instead: [.probe: { rig in [0, 4].forEach { rig.read($0, 4) } }]) },
+    RegisterMutant("d.mmio.init.2", .mmio) {
+      $0.drive(instead: [.probe: { rig in for offset in [0, 4] as [UInt32] { rig.read(offset, 4) } }])
+    },
     after("d.mmio.init.6", .mmio) { $0.write(0x0ac, 4, 0) },
     after("d.mmio.intr.1", .mmio) { $0.write(0x064, 4, 1) },
   ]
@@ -169,10 +199,12 @@ struct RegisterMutant: Sendable, CustomTestStringConvertible {
     },
     after("d.pci.msix.4", .pci) { $0.mapVector(77) },
     RegisterMutant("d.pci.msix.5", .pci) {
-      $0.drive(instead: [.queue: { rig in
-        rig.setUp(0)
-        rig.mapVector(1)
-      }])
+      $0.drive(instead: [
+        .queue: { rig in
+          rig.setUp(0)
+          rig.mapVector(1)
+        }
+      ])
     },
     RegisterMutant("d.rfb.13", .pci) {
       $0.drive(instead: [.writeFeatures: { $0.writeFeatures($0.offered) }])
@@ -191,21 +223,25 @@ struct RegisterMutant: Sendable, CustomTestStringConvertible {
   private static let legacy: [RegisterMutant] = [RegisterInterface.mmioLegacy, .pciLegacy].flatMap { interface in
     [
       RegisterMutant("legacy.d.cfg.1", interface) {
-        $0.drive(instead: [.configure: { rig in
-          rig.read(rig.configuration(0), 4)
-          rig.read(rig.configuration(4), 4)
-          rig.status()
-        }])
+        $0.drive(instead: [
+          .configure: { rig in
+            rig.read(rig.configuration(0), 4)
+            rig.read(rig.configuration(4), 4)
+            rig.status()
+          }
+        ])
       },
       RegisterMutant("legacy.d.vq.1", interface) {
-        $0.drive(instead: [.queue: { rig in
-          if rig.interface == .mmioLegacy {
-            rig.write(0x030, 4, 0)
-            rig.write(0x040, 4, 1)
-          } else {
-            rig.write(1 << 28 | 0x08, 4, 1)
+        $0.drive(instead: [
+          .queue: { rig in
+            if rig.interface == .mmioLegacy {
+              rig.write(0x030, 4, 0)
+              rig.write(0x040, 4, 1)
+            } else {
+              rig.write(1 << 28 | 0x08, 4, 1)
+            }
           }
-        }])
+        ])
       },
       RegisterMutant("legacy.d.init.1", interface) { $0.drive(instead: [.featuresOK: { $0.setStatus(11) }]) },
       RegisterMutant("legacy.d.rfb.1", interface) { $0.drive(instead: [.writeFeatures: { $0.writeFeatures([]) }]) },

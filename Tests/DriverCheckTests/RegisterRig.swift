@@ -10,7 +10,8 @@ import VirtioRegisters
 final class RegisterRig {
   /// Offered: what this bus and a disk can have, so that each rule about it can be looked at.
   static let features: FeatureSet = [
-    FeatureSet(bit: 1), FeatureSet(bit: 5), FeatureSet(bit: 9), FeatureSet(bit: 11), .indirectDescriptors, .version1, .ringReset,
+    FeatureSet(bit: 1), FeatureSet(bit: 5), FeatureSet(bit: 9), FeatureSet(bit: 11), .indirectDescriptors, .version1,
+    .ringReset,
     .packedRing, .orderPlatform, .accessPlatform,
   ]
 

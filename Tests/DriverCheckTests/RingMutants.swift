@@ -1,8 +1,9 @@
+import Testing
+import VirtioCore
+
 /// Drivers with one deliberate fault each, at a ring.
 @testable import DriverCheck
 @testable import GuestDriver
-import Testing
-import VirtioCore
 
 /// - Parameter rule: that the fault breaks.
 struct RingMutant: Sendable, CustomTestStringConvertible {
@@ -195,43 +196,44 @@ struct RingMutant: Sendable, CustomTestStringConvertible {
     },
   ]
 
-  private static let requests: [RingMutant] = RingFormat.allCases.flatMap { format in
-    [
-      chain("d.rfb.5", format) { rig in
-        var chain = try rig.good()
-        chain[1].address = 1 << 40
-        return chain
-      },
-      chain("d.blk.op.2", format) { rig in try rig.request(0, sector: 2048, into: 512) },
-      chain("d.blk.op.2", format) { rig in try rig.request(1, sector: .max, out: [UInt8](repeating: 1, count: 512)) },
-      chain("d.blk.op.2", format) { rig in try rig.request(11, out: rig.range(2040, 9)) },
-      chain("d.blk.op.4", format) { rig in try rig.request(4, sector: 1) },
-      chain("d.blk.op.5", format) { rig in try rig.request(4, out: [1]) },
-      chain("d.blk.op.6", format) { rig in try rig.request(0, into: 511) },
-      chain("d.blk.op.6", format) { rig in try rig.request(1, out: [UInt8](repeating: 0, count: 513)) },
-      chain("d.blk.op.7", format) { rig in try rig.request(13, out: rig.range() + [0]) },
-      chain("d.blk.op.8", format) { rig in try rig.request(8, into: 21) },
-      chain("d.blk.op.9", format) { rig in try rig.request(11, out: rig.range() + rig.range() + rig.range()) },
-      chain("d.blk.op.10", format) { rig in try rig.request(14, out: rig.range() + rig.range() + rig.range()) },
-      chain("d.blk.op.11", format) { rig in try rig.request(13, out: rig.range() + rig.range() + rig.range()) },
-      chain("d.blk.op.14", format) { rig in try rig.request(11, out: rig.range(flags: 1)) },
-      chain("i.driver.header", format) { rig in [try rig.readable([0, 0, 0]), try rig.writable(1)] },
-      chain("i.driver.status", format) { rig in try rig.request(4).dropLast() },
-      chain("i.driver.type", format) { rig in try rig.request(99) },
-      chain("i.driver.type", format, less: FeatureSet(bit: 9)) { rig in try rig.request(4) },
-      RingMutant("i.driver.buffer", format) { rig in
-        let chain = try rig.good()
-        rig.offer(chain)
-        try rig.serve { rig.memory.store([1] as [UInt8], at: GuestAddress(chain[0].address)) }
-      },
+  private static let requests: [RingMutant] =
+    RingFormat.allCases.flatMap { format in
+      [
+        chain("d.rfb.5", format) { rig in
+          var chain = try rig.good()
+          chain[1].address = 1 << 40
+          return chain
+        },
+        chain("d.blk.op.2", format) { rig in try rig.request(0, sector: 2048, into: 512) },
+        chain("d.blk.op.2", format) { rig in try rig.request(1, sector: .max, out: [UInt8](repeating: 1, count: 512)) },
+        chain("d.blk.op.2", format) { rig in try rig.request(11, out: rig.range(2040, 9)) },
+        chain("d.blk.op.4", format) { rig in try rig.request(4, sector: 1) },
+        chain("d.blk.op.5", format) { rig in try rig.request(4, out: [1]) },
+        chain("d.blk.op.6", format) { rig in try rig.request(0, into: 511) },
+        chain("d.blk.op.6", format) { rig in try rig.request(1, out: [UInt8](repeating: 0, count: 513)) },
+        chain("d.blk.op.7", format) { rig in try rig.request(13, out: rig.range() + [0]) },
+        chain("d.blk.op.8", format) { rig in try rig.request(8, into: 21) },
+        chain("d.blk.op.9", format) { rig in try rig.request(11, out: rig.range() + rig.range() + rig.range()) },
+        chain("d.blk.op.10", format) { rig in try rig.request(14, out: rig.range() + rig.range() + rig.range()) },
+        chain("d.blk.op.11", format) { rig in try rig.request(13, out: rig.range() + rig.range() + rig.range()) },
+        chain("d.blk.op.14", format) { rig in try rig.request(11, out: rig.range(flags: 1)) },
+        chain("i.driver.header", format) { rig in [try rig.readable([0, 0, 0]), try rig.writable(1)] },
+        chain("i.driver.status", format) { rig in try rig.request(4).dropLast() },
+        chain("i.driver.type", format) { rig in try rig.request(99) },
+        chain("i.driver.type", format, less: FeatureSet(bit: 9)) { rig in try rig.request(4) },
+        RingMutant("i.driver.buffer", format) { rig in
+          let chain = try rig.good()
+          rig.offer(chain)
+          try rig.serve { rig.memory.store([1] as [UInt8], at: GuestAddress(chain[0].address)) }
+        },
+      ]
+    } + [
+      RingMutant("legacy.d.blk.9", .split, less: .version1) { rig in
+        rig.findings.noteAnyLayout(false)
+        let chain = try rig.request(1, out: [UInt8](repeating: 1, count: 512))
+        let header = rig.memory.bytes(at: GuestAddress(chain[0].address), count: 16)
+        rig.offer([try rig.readable(header + [UInt8](repeating: 1, count: 512)), chain[2]])
+        try rig.serve()
+      }
     ]
-  } + [
-    RingMutant("legacy.d.blk.9", .split, less: .version1) { rig in
-      rig.findings.noteAnyLayout(false)
-      let chain = try rig.request(1, out: [UInt8](repeating: 1, count: 512))
-      let header = rig.memory.bytes(at: GuestAddress(chain[0].address), count: 16)
-      rig.offer([try rig.readable(header + [UInt8](repeating: 1, count: 512)), chain[2]])
-      try rig.serve()
-    }
-  ]
 }

@@ -21,7 +21,8 @@ import VirtioRegisters
   @Test("every check catches a driver that breaks its rule")
   func caught() {
     // Those that are shown in tests of their own: kicks, the start of a device, and data in notifications.
-    let others = MutantTests.kickRules.flatMap { [$0.missing] + ($0.superfluous.map { [$0] } ?? []) }
+    let others =
+      MutantTests.kickRules.flatMap { [$0.missing] + ($0.superfluous.map { [$0] } ?? []) }
       + ["d.split.align.1", "d.packed.align.1", "d.packed.desc.3"]
     let caught = Set(RingMutant.all.map(\.rule) + RegisterMutant.all.map(\.rule) + others)
     for rule in DriverRules.all {

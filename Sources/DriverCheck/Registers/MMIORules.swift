@@ -60,7 +60,8 @@ struct MMIORules: BusRules {
     let rule = wanted == .deviceID ? "d.mmio.init.2" : "d.mmio.init.1"
     rules.check(
       rule, isIt, "register 0x\(String(access.offset, radix: 16))",
-      "a new driver \(access.isWrite ? "wrote" : "read") it before it had read register 0x\(String(wanted.rawValue, radix: 16))")
+      "a new driver \(access.isWrite ? "wrote" : "read") it before it had read register 0x\(String(wanted.rawValue, radix: 16))"
+    )
     if isIt { first.removeFirst() } else { first = [] }
   }
 
@@ -197,7 +198,8 @@ enum ConfigurationFields {
   /// Offset and bytes; those of 64 bits as two of 32.
   private static let all: [Int: Int] = [
     0: 4, 4: 4, 8: 4, 12: 4, 16: 2, 18: 1, 19: 1, 20: 4, 24: 1, 25: 1, 26: 2, 28: 4, 32: 1, 33: 1, 34: 2, 36: 4, 40: 4, 44: 4,
-    48: 4, 52: 4, 56: 1, 57: 1, 58: 1, 59: 1, 60: 4, 64: 4, 68: 4, 72: 4, 76: 4, 80: 4, 84: 4, 88: 4, 92: 1, 93: 1, 94: 1, 95: 1,
+    48: 4, 52: 4, 56: 1, 57: 1, 58: 1, 59: 1, 60: 4, 64: 4, 68: 4, 72: 4, 76: 4, 80: 4, 84: 4, 88: 4, 92: 1, 93: 1, 94: 1,
+    95: 1,
   ]
 
   /// Whether an access is one of a whole field in its own width.

@@ -113,17 +113,23 @@ final class PackedWatch: QueueWatch, @unchecked Sendable {
     let isTable = findings.judge(
       "i.driver.table", count > 0 && descriptor.length % 16 == 0, queue: queue, place, bytes: descriptor.bytes,
       "the table is \(descriptor.length) bytes long")
-    guard isAllowed, isAlone, isTable, count <= 65536 else { return chain.isBroken = true }
+    guard isAllowed, isAlone, isTable, count <= 65536 else {
+      chain.isBroken = true
+      return
+    }
     for index in 0..<count {
       let address = descriptor.address &+ 16 * UInt64(index)
-      guard let bytes = reader.bytes(address, 16) else { return chain.isBroken = true }
+      guard let bytes = reader.bytes(address, 16) else {
+        chain.isBroken = true
+        return
+      }
       let entry = SeenDescriptor(bytes, isPacked: true)
-      let where_ = "\(place), table entry \(index)"
-      chain.entries.append(.init(address: address, place: where_, slot: nil, bytes: bytes))
+      let name = "\(place), table entry \(index)"
+      chain.entries.append(.init(address: address, place: name, slot: nil, bytes: bytes))
       findings.judge(
-        "d.packed.indirect.2", entry.flags & ~SeenDescriptor.write == 0, queue: queue, where_, bytes: bytes,
+        "d.packed.indirect.2", entry.flags & ~SeenDescriptor.write == 0, queue: queue, name, bytes: bytes,
         "flags other than WRITE are set inside a table")
-      add(entry, where_, &chain, isInTable: true)
+      add(entry, name, &chain, isInTable: true)
     }
   }
 

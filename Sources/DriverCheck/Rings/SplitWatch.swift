@@ -72,9 +72,13 @@ final class SplitWatch: QueueWatch, @unchecked Sendable {
     while true {
       guard visited.insert(index).inserted else {
         findings.broken("d.split.desc.1", queue: queue, chain.place, "the chain comes back to descriptor \(index)")
-        return chain.isBroken = true
+        chain.isBroken = true
+        return
       }
-      guard let bytes = reader.bytes(table + 16 * UInt64(index), 16) else { return chain.isBroken = true }
+      guard let bytes = reader.bytes(table + 16 * UInt64(index), 16) else {
+        chain.isBroken = true
+        return
+      }
       let descriptor = SeenDescriptor(bytes, isPacked: false)
       let place = "descriptor \(index)"
       chain.entries.append(.init(address: table + 16 * UInt64(index), place: place, slot: index, bytes: bytes))
@@ -86,7 +90,10 @@ final class SplitWatch: QueueWatch, @unchecked Sendable {
         let isLast = findings.judge(
           "d.split.indirect.4", !descriptor.has(SeenDescriptor.next), queue: queue, place, bytes: bytes,
           "INDIRECT and NEXT are both set")
-        guard isAllowed, isLast else { return chain.isBroken = true }
+        guard isAllowed, isLast else {
+          chain.isBroken = true
+          return
+        }
         walkTable(descriptor, &chain, &total)
         break
       }
@@ -101,7 +108,10 @@ final class SplitWatch: QueueWatch, @unchecked Sendable {
       guard
         findings.judge(
           "i.driver.next", next < size, queue: queue, place, bytes: bytes, "next is \(next) in a table of \(size)")
-      else { return chain.isBroken = true }
+      else {
+        chain.isBroken = true
+        return
+      }
       index = next
     }
     findings.judge(
@@ -117,24 +127,34 @@ final class SplitWatch: QueueWatch, @unchecked Sendable {
       findings.judge(
         "i.driver.table", count > 0 && descriptor.length % 16 == 0, queue: queue, chain.place, bytes: descriptor.bytes,
         "the table is \(descriptor.length) bytes long")
-    else { return chain.isBroken = true }
+    else {
+      chain.isBroken = true
+      return
+    }
     var index = 0
     // A chain ends, or comes back to where it was, within as many steps as the table has entries.
     for _ in 0...min(count, 65536) {
       let address = descriptor.address &+ 16 * UInt64(index)
-      guard let bytes = reader.bytes(address, 16) else { return chain.isBroken = true }
+      guard let bytes = reader.bytes(address, 16) else {
+        chain.isBroken = true
+        return
+      }
       let entry = SeenDescriptor(bytes, isPacked: false)
       let place = "\(chain.place), table entry \(index)"
       if chain.entries.contains(where: { $0.slot == nil && $0.address == address }) {
         findings.broken("d.split.desc.1", queue: queue, place, bytes: bytes, "the chain comes back to this entry")
-        return chain.isBroken = true
+        chain.isBroken = true
+        return
       }
       chain.entries.append(.init(address: address, place: place, slot: nil, bytes: bytes))
       guard
         findings.judge(
           "d.split.indirect.2", !entry.has(SeenDescriptor.indirect), queue: queue, place, bytes: bytes,
           "INDIRECT is set inside a table")
-      else { return chain.isBroken = true }
+      else {
+        chain.isBroken = true
+        return
+      }
       add(entry, place, &chain, &total)
       guard entry.has(SeenDescriptor.next) else { return }
       let next = Int(entry.link)
@@ -146,7 +166,10 @@ final class SplitWatch: QueueWatch, @unchecked Sendable {
       guard
         findings.judge(
           "i.driver.next", next < count, queue: queue, place, bytes: bytes, "next is \(next) in a table of \(count)")
-      else { return chain.isBroken = true }
+      else {
+        chain.isBroken = true
+        return
+      }
       index = next
     }
     chain.isBroken = true

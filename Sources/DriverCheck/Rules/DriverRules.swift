@@ -44,7 +44,8 @@ public struct DriverRule: Sendable {
 public enum DriverRules {
   public static let all: [DriverRule] = [core, ring, registers, block].flatMap(parse)
 
-  static let places: [String: Int] = Dictionary(uniqueKeysWithValues: all.enumerated().map { ($0.element.clause.id, $0.offset) })
+  static let places: [String: Int] = Dictionary(
+    uniqueKeysWithValues: all.enumerated().map { ($0.element.clause.id, $0.offset) })
 
   private static func parse(_ table: String) -> [DriverRule] {
     table.split(separator: "\n").map { line in
