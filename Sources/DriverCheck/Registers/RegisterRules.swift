@@ -157,7 +157,8 @@ public final class RegisterRules: RegisterWatch {
   // MARK: Status
 
   private func writeStatus(_ value: UInt8) {
-    if owesStatusRead {
+    // Another reset is no way on.
+    if owesStatusRead, value != 0 {
       bus.resetUnread(value, self)
       broken("d.reset.1", "the status", "0x\(String(value, radix: 16)) was written before the reset was read to be over")
       owesStatusRead = false
