@@ -13,6 +13,9 @@ final class WatchedDevice: VirtioDevice, @unchecked Sendable {
   /// What is known of queues that were started, by queue.
   private var running: [Int: Running] = [:]
 
+  /// Queues that were started since the driver's last reset.
+  private var started: Set<Int> = []
+
   private struct Running {
     var limits: RequestLimits
     var features: FeatureSet
@@ -38,7 +41,8 @@ final class WatchedDevice: VirtioDevice, @unchecked Sendable {
     let look = RingLook(activation.memory, activation.configuration, isPacked: isPacked)
     let setup = WatchedSetup(
       queue: activation.queue, memory: activation.memory, features: features, configuration: activation.configuration,
-      findings: findings, limits: limits, kicks: kicks, look: look)
+      findings: findings, limits: limits, kicks: kicks, look: look,
+      isFresh: started.insert(activation.queue).inserted)
     var watched = activation
     watched.watch = isPacked ? PackedWatch(setup) : SplitWatch(setup)
     // Where no thread or descriptor is to be had, kicks go straight to the device, and nothing is known of them.
@@ -74,7 +78,7 @@ final class WatchedDevice: VirtioDevice, @unchecked Sendable {
         "d.packed.desc.3", queue: queue, "the notification", "it says slot \(next.slot) of a ring of \(size)")
       return
     }
-    let flags = reader.word(queueRuns.configuration.descriptorTable.rawValue + 16 * UInt64(next.slot) + 14) ?? 0
+    let flags = reader.word(queueRuns.configuration.descriptorTable.rawValue &+ 16 * UInt64(next.slot) &+ 14) ?? 0
     findings.judge(
       "d.packed.desc.3", flags & 0x8080 != (next.wrap ? 0x0080 : 0x8000), queue: queue, "the notification",
       "it says that slot \(next.slot) is not available yet, and it is")
@@ -135,5 +139,8 @@ final class WatchedDevice: VirtioDevice, @unchecked Sendable {
   func release(queue: Int) { inner.release(queue: queue) }
   func replaceCall(queue: Int, _ call: CallSink) { inner.replaceCall(queue: queue, call) }
   func replaceFailure(queue: Int, _ failure: CallSink) { inner.replaceFailure(queue: queue, failure) }
-  func reset() { inner.reset() }
+  func reset() {
+    started = []
+    inner.reset()
+  }
 }

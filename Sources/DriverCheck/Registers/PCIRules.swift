@@ -12,16 +12,15 @@ struct PCIRules: BusRules {
   private static let noVector: UInt32 = 0xffff
 
   private let map: PCIFunctionMap
-  private let registers: RegisterModel
+  private let hasLegacy: Bool
   private var isMSIXEnabled = false
   /// The window as the driver has set it: bar, offset, length.
   private var window: (bar: UInt8, offset: UInt32, length: UInt32) = (0, 0, 0)
   /// Vectors that were mapped and not read back: of a queue, or of the configuration (`nil`).
   private var unread: Set<UInt32?> = []
-  private var pendingISR = false
 
   init(_ registers: RegisterModel) {
-    self.registers = registers
+    hasLegacy = registers.interface.hasLegacy
     map = PCIFunctionMap(registers)
   }
 
@@ -41,7 +40,7 @@ struct PCIRules: BusRules {
   ) -> [RegisterEvent] {
     guard let region = map.region(bar, offset, access.width) else {
       // The legacy block is the only other thing in I/O space, and BAR 0 is where it has to be (virtio 4.1.4.8).
-      return bar == 0 ? legacy(offset, access, rules) : []
+      return bar == 0 && hasLegacy ? legacy(offset, access, rules) : []
     }
     rules.isLegacy = false
     let place = Int(offset - region.offset)
@@ -148,7 +147,7 @@ struct PCIRules: BusRules {
     rules.check(
       "d.pci.msix.4", value == Self.noVector || value < UInt32(map.vectors), name,
       "vector \(value) was asked for, of \(map.vectors)")
-    if value != Self.noVector { unread.insert(source) }
+    if value != Self.noVector, source == nil || rules.hasSelected { unread.insert(source) }
   }
 
   private mutating func checkVectors(_ rules: RegisterRules) {

@@ -73,9 +73,12 @@ public final class RegisterRules: RegisterWatch {
     }
   }
 
+  /// A driver can select any number; no device has more queues than this.
+  var hasSelected: Bool { selected < 1024 }
+
   var queue: Queue {
     get { queues[selected] ?? Queue() }
-    set { queues[selected] = newValue }
+    set { if hasSelected { queues[selected] = newValue } }
   }
 
   func broken(_ rule: String, _ place: String, _ words: String) {

@@ -134,9 +134,9 @@ final class RingLook: Sendable {
   func hasMore() -> Bool {
     guard let place = position.withLock({ $0 }) else { return false }
     var reader = GuestReader(memory)
-    guard isPacked else { return reader.word(configuration.availableRing.rawValue + 2).map { $0 != place } ?? false }
+    guard isPacked else { return reader.word(configuration.availableRing.rawValue &+ 2).map { $0 != place } ?? false }
     let next = PackedPosition(rawValue: place)
-    let flags = reader.word(configuration.descriptorTable.rawValue + 16 * UInt64(next.slot) + 14)
+    let flags = reader.word(configuration.descriptorTable.rawValue &+ 16 * UInt64(next.slot) &+ 14)
     return flags.map { $0 & 0x8080 == (next.wrap ? 0x0080 : 0x8000) } ?? false
   }
 }

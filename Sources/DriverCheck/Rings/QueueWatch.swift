@@ -11,6 +11,8 @@ struct WatchedSetup {
   var limits: RequestLimits
   var kicks: KickAccount
   var look: RingLook
+  /// Nobody has had the queue since the driver's last reset.
+  var isFresh = true
 }
 
 /// Used on the thread that serves the queue.

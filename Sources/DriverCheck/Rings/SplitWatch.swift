@@ -13,7 +13,7 @@ final class SplitWatch: QueueWatch, @unchecked Sendable {
     seen = position.available
     shown = nil
     // Whoever had the ring before has left its own wish there.
-    guard position == QueuePosition(), let flags = reader.word(used) else { return }
+    guard setup.isFresh, position == QueuePosition(), let flags = reader.word(used) else { return }
     findings.judge(
       "d.split.availnotif.1", flags == 0, queue: queue, "the used ring", "used.flags is \(flags) at the start")
   }
@@ -131,6 +131,7 @@ final class SplitWatch: QueueWatch, @unchecked Sendable {
       chain.isBroken = true
       return
     }
+    var visited = Set<Int>()
     var index = 0
     // A chain ends, or comes back to where it was, within as many steps as the table has entries.
     for _ in 0...min(count, 65536) {
@@ -141,7 +142,7 @@ final class SplitWatch: QueueWatch, @unchecked Sendable {
       }
       let entry = SeenDescriptor(bytes, isPacked: false)
       let place = "\(chain.place), table entry \(index)"
-      if chain.entries.contains(where: { $0.slot == nil && $0.address == address }) {
+      guard visited.insert(index).inserted else {
         findings.broken("d.split.desc.1", queue: queue, place, bytes: bytes, "the chain comes back to this entry")
         chain.isBroken = true
         return
