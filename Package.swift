@@ -78,12 +78,15 @@ let package = Package(
         system,
       ],
       swiftSettings: strict),
+    .target(
+      name: "DriverCheck",
+      dependencies: ["CLinux", "VirtioCore", "VirtioRegisters", "Conform", system], swiftSettings: strict),
     .executableTarget(
       name: "vmm-blk",
       dependencies: [
         "CLinux", "CVersion", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "Sandbox", "Control", "Metrics",
-        "VhostUser", "MemoryFile", "RingInspector", "GuestDriver", "Bench", "CrashCheck", "Conform", "OperatorWords",
-        system, logging,
+        "VhostUser", "MemoryFile", "RingInspector", "GuestDriver", "Bench", "CrashCheck", "Conform", "DriverCheck",
+        "OperatorWords", system, logging,
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Histogram", package: "hdrhistogram-swift"),
         .product(name: "TextTable", package: "TextTable"),
@@ -107,7 +110,7 @@ let package = Package(
       path: "Benchmarks/RingCost", swiftSettings: strict),
     // The device end of QEMU's proxy for PCI functions: a program for Scripts/guest, not for users.
     .executableTarget(
-      name: "pci-proxy", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters"],
+      name: "pci-proxy", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "DriverCheck"],
       path: "Tests/PCIProxy", swiftSettings: strict),
     .testTarget(
       name: "VirtioCoreTests", dependencies: ["CLinux", "VirtioCore", "GuestDriver", system], swiftSettings: strict),
@@ -162,6 +165,10 @@ let package = Package(
       dependencies: [
         "CLinux", "VirtioCore", "VirtioRegisters", "VhostUser", "MemoryFile", "GuestDriver", "Conform", "TestSupport", system,
       ],
+      swiftSettings: strict),
+    .testTarget(
+      name: "DriverCheckTests",
+      dependencies: ["VirtioCore", "VirtioRegisters", "GuestDriver", "Conform", "DriverCheck", "TestSupport"],
       swiftSettings: strict),
     .testTarget(
       name: "BenchTests",
