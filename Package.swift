@@ -71,6 +71,7 @@ let package = Package(
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: strict),
+    .target(name: "TraceReport", dependencies: ["VirtioBlkDevice", "VirtioCore"], swiftSettings: strict),
     .target(
       name: "Conform",
       dependencies: [
@@ -83,7 +84,7 @@ let package = Package(
       dependencies: [
         "CLinux", "CVersion", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "Sandbox", "Control", "Metrics",
         "VhostUser", "MemoryFile", "RingInspector", "GuestDriver", "Bench", "CrashCheck", "Conform", "OperatorWords",
-        system, logging,
+        "TraceReport", system, logging,
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Histogram", package: "hdrhistogram-swift"),
         .product(name: "TextTable", package: "TextTable"),
@@ -130,6 +131,10 @@ let package = Package(
         "VirtioBlkDevice", "Metrics", "OperatorWords",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
+      swiftSettings: strict),
+    .testTarget(
+      name: "TraceTests",
+      dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", "VhostUser", "TraceReport", "TestSupport", system],
       swiftSettings: strict),
     .testTarget(
       name: "ControlTests", dependencies: ["CLinux", "VirtioCore", "Sockets", "Control", "TestSupport", system],
