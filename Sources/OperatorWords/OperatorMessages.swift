@@ -53,6 +53,8 @@ package enum Operator {
     package var milliseconds: Int?
     /// With `trace` and `start`: how many are kept for each thread.
     package var records: Int?
+    /// With `trace` and `start`: how many each thread writes within a tenth of a second; `nil`: all.
+    package var budget: Int?
     /// With `trace` and `read`: which thread, and from which record on, 0 for the oldest.
     package var thread: Int?
     package var from: Int?

@@ -48,7 +48,7 @@ package enum TracePicture {
       let length = TraceTable.duration(span.range.length)
       parts.append(
         bar(
-          span.range.lowerBound, span.range.upperBound, threadRow, span.kind.rawValue,
+          span.range.lowerBound, span.range.upperBound, threadRow, span.kind == .rest ? "rest" : span.kind.rawValue,
           "\(span.kind.rawValue) \(length), \(span.inFlight) in flight"))
     }
     let marks = threadRow + rowHeight
@@ -117,7 +117,7 @@ package enum TracePicture {
   private static func frame(height: Double, _ parts: [String]) -> String {
     """
     <svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 \(number(width)) \(number(height))" font-family="sans-serif" font-size="11">
-    <style>.title{font-weight:bold;font-size:13px}.works{fill:#4c78a8}.polling{fill:#f2b134}.asleep{fill:#dfe3e8}\
+    <style>.title{font-weight:bold;font-size:13px}.works{fill:#4c78a8}.polling{fill:#f2b134}.asleep{fill:#dfe3e8}.rest{fill:#fff}\
     .limit{fill:#b279a2}.medium{fill:#59a14f}.order{fill:#e15759}.publish{fill:#9d755d}.grid{stroke:#ccc;stroke-width:.5}\
     .kick{fill:#c33}.call{fill:#06c}</style>
     <rect width="100%" height="100%" fill="#fff"/>

@@ -11,7 +11,7 @@ package enum TraceTable {
     let requests = disk.requests
     let answered = requests.filter { $0.answered != nil }
     let time = disk.range.upperBound - disk.range.lowerBound
-    var lines = ["\(disk.name) (\(disk.engine)): \(answered.count) requests answered in \(duration(time))"]
+    var lines = ["\(disk.name) (\(disk.engine)): \(answered.count) requests recorded in \(duration(time))"]
     let header = ["", "requests", "p50", "p99", "limit", "medium", "order", "publish"]
     var rows = [header]
     for kind in RequestKind.allCases {
@@ -38,9 +38,16 @@ package enum TraceTable {
   }
 
   private static func threadLines(_ disk: TracedDisk) -> [String] {
-    var rows = [["", "works", "polls", "asleep", "of that with requests in flight", "sleeps", "kicks", "calls", "overwritten"]]
+    var rows = [
+      [
+        "", "recorded", "works", "polls", "asleep", "of that with requests in flight", "sleeps", "kicks", "calls",
+        "overwritten",
+      ]
+    ]
     for thread in disk.threads {
-      let whole = max(1, thread.range.length)
+      let rests = thread.spans.reduce(UInt64(0)) { $1.kind == .rest ? $0 + $1.range.clamped(to: thread.range).length : $0 }
+      // Shares are those of the time that was recorded.
+      let whole = max(1, thread.range.length - min(rests, thread.range.length))
       func sum(_ isOne: (TracedSpan) -> Bool) -> UInt64 {
         min(whole, thread.spans.reduce(0) { isOne($1) ? $0 + $1.range.clamped(to: thread.range).length : $0 })
       }
@@ -48,7 +55,8 @@ package enum TraceTable {
       let asleep = sum { $0.kind == .asleep }
       let waits = sum { $0.kind == .asleep && $0.inFlight > 0 }
       rows.append([
-        "thread \(thread.number)", percent(whole - min(whole, polls + asleep), of: whole), percent(polls, of: whole),
+        "thread \(thread.number)", percent(whole, of: max(1, thread.range.length)),
+        percent(whole - min(whole, polls + asleep), of: whole), percent(polls, of: whole),
         percent(asleep, of: whole), percent(waits, of: whole), "\(thread.spans.count { $0.kind == .asleep })",
         "\(thread.kicks.count)", "\(thread.calls.count)", "\(thread.overwritten)",
       ])

@@ -26,7 +26,11 @@ package struct TracedRequest: Hashable, Sendable {
 
 /// What a thread does between requests.
 package struct TracedSpan: Hashable, Sendable {
-  package enum Kind: String, Sendable { case asleep, polling }
+  package enum Kind: String, Sendable {
+    case asleep, polling
+    /// Nothing was recorded, whatever was done.
+    case rest = "not recorded"
+  }
   package var kind: Kind
   package var range: Range<UInt64>
   /// Requests that were taken and not answered when it began.
@@ -92,11 +96,10 @@ package struct TracedDisk: Sendable {
         waiting[record.queue] = []
         if record.sector > 0 { thread.publications.append((record.queue, shown, Int(clamping: record.sector))) }
         if let called { thread.calls.append((record.queue, called)) }
-      case .asleep, .polling:
+      case .asleep, .polling, .rest:
         let begin = time(record.begin)
-        thread.spans.append(
-          TracedSpan(
-            kind: record.kind == .asleep ? .asleep : .polling, range: begin..<max(begin, time(record.next)), inFlight: 0))
+        let kind: TracedSpan.Kind = record.kind == .asleep ? .asleep : record.kind == .polling ? .polling : .rest
+        thread.spans.append(TracedSpan(kind: kind, range: begin..<max(begin, time(record.next)), inFlight: 0))
       case .kick: thread.kicks.append(time(record.begin))
       }
     }

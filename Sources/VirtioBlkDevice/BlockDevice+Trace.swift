@@ -16,9 +16,12 @@ package final class DeviceTrace {
   /// Threads that have not told yet that they write no more.
   package fileprivate(set) var pending: Set<Int> = []
 
-  fileprivate init(number: UInt64, capacity: Int) {
+  fileprivate let budget: Int?
+
+  fileprivate init(number: UInt64, capacity: Int, budget: Int?) {
     self.number = number
     self.capacity = capacity
+    self.budget = budget
     start = .now
   }
 
@@ -45,13 +48,14 @@ extension BlockDevice {
   ///
   /// - Parameter records: for each of the device's threads, 1 … 2^24, rounded up to a power of two, of `TraceRecord.size` bytes each; what is
   ///   older is overwritten.
+  /// - Parameter budget: those that each thread writes within a tenth of a second, about; `nil`: all.
   /// - Throws: there is no memory.
-  package func startTrace(records: Int) throws(Errno) {
+  package func startTrace(records: Int, budget: Int? = nil) throws(Errno) {
     traceNumber &+= 1
     let capacity = Self.capacity(records)
-    let trace = DeviceTrace(number: traceNumber, capacity: capacity)
+    let trace = DeviceTrace(number: traceNumber, capacity: capacity, budget: budget)
     for index in places.indices where places[index].worker != nil {
-      trace.buffers[index] = try TraceBuffer(capacity: capacity, lanes: laneCount(ofPlace: index))
+      trace.buffers[index] = try TraceBuffer(capacity: capacity, budget: budget, lanes: laneCount(ofPlace: index))
     }
     self.trace = trace
     for (index, buffer) in trace.buffers {
@@ -79,7 +83,9 @@ extension BlockDevice {
     guard let trace, trace.end == nil else { return nil }
     if let buffer = trace.buffers[index] { return .start(buffer) }
     // A trace without this thread is better than none.
-    guard let buffer = try? TraceBuffer(capacity: trace.capacity, lanes: laneCount(ofPlace: index)) else { return nil }
+    guard let buffer = try? TraceBuffer(capacity: trace.capacity, budget: trace.budget, lanes: laneCount(ofPlace: index)) else {
+      return nil
+    }
     trace.buffers[index] = buffer
     return .start(buffer)
   }

@@ -69,7 +69,7 @@ final class OperatorTracing {
         "traces may have \(ByteSize.describe(UInt64(Self.memoryLimit))) together, and this one would need more: ask for less than "
           + "\(records) records a thread, or for one disk")
     }
-    do throws(Errno) { try device.startTrace(records: records) } catch {
+    do throws(Errno) { try device.startTrace(records: records, budget: request.budget) } catch {
       return refuse(connection, "there is no memory for a trace of \(disk.name): \(error)")
     }
     log.note("\(connection.peer) traces \(disk.name)")

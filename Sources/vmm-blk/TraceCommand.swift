@@ -16,7 +16,9 @@ struct TraceCommand: ParsableCommand {
       The server is a 'vmm-blk serve' or 'vmm-blk run' with --control <path>; VMM_BLK_CONTROL in the environment stands for it. \
       For so many seconds, or until SIGINT, each of its threads records every request: when it was taken from its ring, when the \
       medium was asked and was done, when the answer was written and shown to the driver; and when the thread polled, slept, \
-      noticed a kick and sent a call. The records are kept in memory of a fixed size, the latest of them; --output writes them as \
+      noticed a kick and sent a call. A thread that has written 4096 records within a tenth \
+      of a second rests until the next, so that the trace costs little; --all lets it go on. The records are kept in memory of a \
+      fixed size, the latest of them; --output writes them as \
       JSON for the viewers of Chrome (chrome://tracing) and Perfetto (ui.perfetto.dev), and --picture the first few requests as SVG.
 
       The table says how long requests waited on average for a limit, for the medium, for their turn where answers come in order, \
@@ -47,6 +49,12 @@ struct TraceCommand: ParsableCommand {
 
   @Option(help: .init("How many requests to draw.", valueName: "n"))
   var pictureRequests = 12
+
+  @Flag(help: "Record every request, whatever that costs. (default: up to 4096 records in each tenth of a second)")
+  var all = false
+
+  /// Records that a thread writes within a tenth of a second, for some thousandths of its time.
+  private static let budget = 4096
 
   @Flag(help: "End and drop a trace that somebody else has begun, and record nothing.")
   var abandon = false
@@ -99,6 +107,7 @@ struct TraceCommand: ParsableCommand {
       // It ends by itself a little later than we ask, if we do.
       start.milliseconds = min(Int(seconds * 1000) + 5000, 3_600_000)
       start.records = records
+      start.budget = all ? nil : Self.budget
       _ = try server.ask(start)
       begun.append(name)
     }

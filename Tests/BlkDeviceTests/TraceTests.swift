@@ -55,7 +55,7 @@ import VirtioCore
       switch record.kind {
       case .request: unshown += 1
       case .publication: unshown = 0
-      case .asleep, .polling, .kick: break
+      case .asleep, .polling, .kick, .rest: break
       }
     }
     #expect(unshown == 0, "\(note): \(unshown) answers were never shown")
@@ -144,6 +144,40 @@ import VirtioCore
     #expect(sectors == Array((500 - UInt64(sectors.count))..<500))
     #expect(buffer.bytes(from: 64, limit: 10).isEmpty && buffer.bytes(from: -1, limit: 10).isEmpty)
     #expect(buffer.bytes(from: 60, limit: 10).count == 4 * TraceRecord.size)
+  }
+
+  /// A thread that has written as much as it may rests, goes the plain way meanwhile, and goes on in the next period: what is there is
+  /// whole, and every request is right.
+  @Test(arguments: [EngineKind.sync, .uring, .mapped], [false, true])
+  func aBudgetIsKept(_ engine: EngineKind, metrics: Bool) throws {
+    var options = RigOptions(engine: engine)
+    options.device.metrics = metrics
+    let rig = try Rig(options)
+    try rig.device.startTrace(records: 1 << 16, budget: 20)
+    let end = ContinuousClock.now + .milliseconds(350)
+    var performed = 0
+    while ContinuousClock.now < end {
+      try rig.expect(.write(sector: UInt64(performed % 64), pattern(512, seed: performed)))
+      performed += 1
+      try rig.expect(.read(sector: 0, bytes: 512))
+      performed += 1
+    }
+    let records = try #require(try Self.records(rig.device)[0])
+    Self.check(records, "\(engine)")
+    #expect(records.count { $0.kind == .request } <= performed)
+    let rests = records.filter { $0.kind == .rest }
+    for rest in rests {
+      #expect(rest.next >= rest.begin)
+      // What was taken before it may still be answered in it.
+      #expect(!records.contains { $0.kind == .request && $0.begin > rest.begin && $0.begin < rest.next })
+    }
+    // However slow the machine is: with so many requests some period has more than it may.
+    #expect(!rests.isEmpty || performed < 400)
+    if metrics {
+      try waitUntil("all is written down") {
+        rig.device.metrics().latencies.values.reduce(0) { $0 + $1.count } == UInt64(performed)
+      }
+    }
   }
 
   /// A thread that begins while a trace runs is part of it, and one that ends leaves what it wrote.

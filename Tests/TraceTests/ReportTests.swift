@@ -58,7 +58,7 @@ import VirtioBlkDevice
     var records: [TraceRecord] = []
     for _ in 0..<2000 {
       var bytes = (0..<TraceRecord.size).map { _ in UInt8.random(in: .min ... .max, using: &generator) }
-      bytes[0] = bytes[0] % 6
+      bytes[0] = bytes[0] % 7
       if let record = TraceRecord(bytes, at: 0) { records.append(record) }
     }
     let disk = Self.disk(records, overwritten: 7)
@@ -90,12 +90,12 @@ import VirtioBlkDevice
   @Test func theTableSaysWhereTheTimeWent() {
     let lines = TraceTable.lines([Self.disk(Self.records, overwritten: 0)])
     let words = lines.map { $0.split(separator: " ").map(String.init) }
-    #expect(lines[0] == "/run/a.sock (sync): 3 requests answered in 2.0 µs")
+    #expect(lines[0] == "/run/a.sock (sync): 3 requests recorded in 2.0 µs")
     #expect(words.contains(["read", "1", "280", "ns", "280", "ns", "0", "ns", "180", "ns", "0", "ns", "100", "ns"]))
     #expect(words.contains(["write", "1", "260", "ns", "260", "ns", "120", "ns", "80", "ns", "40", "ns", "20", "ns"]))
     #expect(lines.contains("1 request was in flight at the end"))
-    #expect(words.contains(["thread", "0", "60", "%", "10", "%", "30", "%", "20", "%", "2", "1", "1", "0"]))
-    #expect(TraceTable.lines([Self.disk([])]).first == "/run/a.sock (sync): 0 requests answered in 2.0 µs")
+    #expect(words.contains(["thread", "0", "100", "%", "60", "%", "10", "%", "30", "%", "20", "%", "2", "1", "1", "0"]))
+    #expect(TraceTable.lines([Self.disk([])]).first == "/run/a.sock (sync): 0 requests recorded in 2.0 µs")
     var silent = Self.disk([])
     silent.silent = [4]
     #expect(TraceTable.lines([silent]).last?.hasPrefix("thread 4 has not answered") == true)

@@ -23,6 +23,9 @@ struct TraceWriter {
 
   var now: UInt64 { @inline(__always) get { clock.now } }
 
+  /// How long it is from one reading of the clock to another.
+  func nanoseconds(from start: UInt64, to end: UInt64) -> UInt64 { clock.nanoseconds(from: start, to: end) }
+
   func append(_ record: TraceRecord) {
     let number = unsafe written.pointee
     unsafe records[Int(truncatingIfNeeded: number & mask)] = record
@@ -44,12 +47,15 @@ package final class TraceBuffer: @unchecked Sendable {
   package let capacity: Int
   private let mapping: Mapping
   let writer: TraceWriter
+  /// Records that are written within a tenth of a second, about.
+  let budget: UInt64
 
   /// - Parameters:
   ///   - capacity: records, a power of two. Memory is used as they come.
+  ///   - budget: records that are written within a tenth of a second; `nil`: all that there are.
   ///   - lanes: queues that the worker may have.
   /// - Throws: there is no memory.
-  init(capacity: Int, lanes: Int) throws(Errno) {
+  init(capacity: Int, budget: Int?, lanes: Int) throws(Errno) {
     let (size, slots) = (capacity * TraceRecord.size, lanes * LaneContext.slots)
     mapping = try Mapping(anonymous: Self.headSize + size + slots * MemoryLayout<TracedRequest>.stride)
     unsafe writer = TraceWriter(
@@ -57,9 +63,10 @@ package final class TraceBuffer: @unchecked Sendable {
       requests: (mapping.base + Self.headSize + size).bindMemory(to: TracedRequest.self, capacity: slots),
       written: mapping.base.bindMemory(to: UInt64.self, capacity: 1), mask: UInt64(capacity) - 1)
     self.capacity = capacity
+    self.budget = budget.map { UInt64(max($0, 1)) } ?? .max
   }
 
-  private var written: UInt64 { unsafe writer.written.pointee }
+  var written: UInt64 { unsafe writer.written.pointee }
 
   /// Records that are still there.
   package var count: Int { Int(min(written, UInt64(capacity))) }
@@ -96,4 +103,6 @@ struct LaneTrace {
   let writer: TraceWriter
   /// By slots.
   let requests: UnsafeMutablePointer<TracedRequest>
+  /// Requests that were written down as taken, and are not answered.
+  var inFlight = 0
 }

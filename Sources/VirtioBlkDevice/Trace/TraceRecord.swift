@@ -2,7 +2,7 @@
 
 /// 64 bytes, eight little-endian words, so that who reads it needs nothing but this description.
 ///
-/// | word | of a request | of a publication | of a span (asleep, polling) | of a kick |
+/// | word | of a request | of a publication | of a span (asleep, polling, rest) | of a kick |
 /// |---|---|---|---|---|
 /// | 0 | kind, request kind, status, 0, queue (16 bits), head (16 bits) | kind, queue | kind | kind |
 /// | 1 | sector | chains published | 0 | 0 |
@@ -27,6 +27,8 @@ package struct TraceRecord: Hashable, Sendable {
     case polling = 4
     /// A notification of the driver was noticed.
     case kick = 5
+    /// Nothing was recorded for a while, so that recording costs little.
+    case rest = 6
   }
 
   package var words: (UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64)

@@ -27,7 +27,18 @@ extension Lane where Ring: ~Copyable {
       guard request.taken != 0 else { continue }
       trace.writer.append(record(request, index, unsafe slab.slot(index).pointee, answered: 0))
     }
-    self.trace = nil
+    leaveTrace()
+  }
+
+  /// Nothing more is written down of what is taken from now on; what was taken before is, to its end.
+  mutating func restTrace() { plainBytes = isLimited ? 0 : rules.plainBytes }
+
+  /// Everything that was written down as taken is answered, and shown.
+  var hasFinishedTrace: Bool { trace?.inFlight == 0 }
+
+  /// Plain requests go the plain way again.
+  mutating func leaveTrace() {
+    trace = nil
     looksAtAnswers = meter != nil
     if meter == nil { arrival = .none }
     plainBytes = isLimited ? 0 : rules.plainBytes
@@ -37,8 +48,9 @@ extension Lane where Ring: ~Copyable {
 
   /// A request was popped and parsed, and is about to be asked of the medium, or to wait for a limit.
   @inline(never)
-  func noteTaken(_ index: Int, sector: UInt64 = 0, bytes: UInt64 = 0) {
+  mutating func noteTaken(_ index: Int, sector: UInt64 = 0, bytes: UInt64 = 0) {
     guard let trace else { return }
+    self.trace?.inFlight += 1
     unsafe trace.requests[index] = TracedRequest(taken: trace.writer.now, sector: sector, bytes: bytes)
   }
 
@@ -58,12 +70,13 @@ extension Lane where Ring: ~Copyable {
 
   /// A request is about to be answered.
   @inline(never)
-  func noteAnswered(_ slot: UnsafeMutablePointer<RequestSlot>) {
+  mutating func noteAnswered(_ slot: UnsafeMutablePointer<RequestSlot>) {
     guard let trace else { return }
     let index = unsafe slot - slab.slot(0)
     let request = unsafe trace.requests[index]
     guard request.taken != 0 else { return }
     unsafe trace.requests[index].taken = 0
+    self.trace?.inFlight -= 1
     // Out of order the answer follows at once.
     let answered = isOrdered || request.completed == 0 ? trace.writer.now : request.completed
     trace.writer.append(record(request, index, unsafe slot.pointee, answered: answered))

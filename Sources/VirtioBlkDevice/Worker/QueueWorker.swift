@@ -286,7 +286,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
 
   @inline(never)
   private mutating func doSideWork() {
-    trace?.wakes()
+    if trace != nil { traceTurn() }
     guard isThrottled else { return }
     for index in 0..<lanes.capacity where lanes.contains(index) { unsafe lanes[index].pointee.startThrottled(&medium) }
   }
@@ -323,7 +323,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       trace = WorkerTrace(buffer)
       for lane in 0..<lanes.capacity where lanes.contains(lane) { unsafe lanes[lane].pointee.startTrace(buffer, lane: lane) }
     case .stop(let number):
-      trace?.wakes()
+      trace?.end()
       for lane in 0..<lanes.capacity where lanes.contains(lane) { unsafe lanes[lane].pointee.stopTrace() }
       trace = nil
       configuration.events.stoppedTrace(worker: configuration.index, number: number)
@@ -331,6 +331,21 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     isMetered = meter != nil || trace != nil
     if meter == nil { moment = trace == nil ? .none : .untimed }
     hasSideWork = isThrottled || trace != nil
+  }
+
+  /// Lanes whose requests are not recorded at present are as without a trace.
+  @inline(never)
+  private mutating func traceTurn() {
+    trace?.wakes()
+    let change = trace?.nextChange()
+    guard let trace, change != nil || trace.isResting else { return }
+    for lane in 0..<lanes.capacity where lanes.contains(lane) {
+      switch change {
+      case .record: unsafe lanes[lane].pointee.startTrace(trace.buffer, lane: lane)
+      case .rest: unsafe lanes[lane].pointee.restTrace()
+      case nil: if unsafe lanes[lane].pointee.hasFinishedTrace { unsafe lanes[lane].pointee.leaveTrace() }
+      }
+    }
   }
 
   // MARK: Metrics
@@ -469,7 +484,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
         activation, lane: index, slots: configuration.slots, context: configuration.context,
         notification: configuration.notification, counters: configuration.counters, meter: meter), at: index)
     if isThrottled, configuration.throttle.isLimited { unsafe lanes[index].pointee.limit(by: configuration.throttle) }
-    if let trace { unsafe lanes[index].pointee.startTrace(trace.buffer, lane: index) }
+    if let trace, !trace.isResting { unsafe lanes[index].pointee.startTrace(trace.buffer, lane: index) }
     medium.use(activation.memory, lane: index)
     do throws(Errno) { try medium.engine.watch(activation.kick, lane: index) } catch {
       medium.engine.unwatch(lane: index)
