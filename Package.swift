@@ -90,6 +90,10 @@ let package = Package(
         .product(name: "TextTable", package: "TextTable"),
       ],
       swiftSettings: strict),
+    // A toy monitor around the libraries: to read, and for the tests.
+    .executableTarget(
+      name: "toy-monitor", dependencies: ["VirtioCore", "VirtioBlkDevice", system], path: "Examples/ToyMonitor",
+      swiftSettings: strict),
     .target(
       name: "HandDriver", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", system],
       path: "Benchmarks/HandDriver", swiftSettings: strict),
@@ -134,7 +138,10 @@ let package = Package(
       swiftSettings: strict),
     .testTarget(
       name: "TraceTests",
-      dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", "VhostUser", "TraceReport", "TestSupport", system],
+      dependencies: [
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", "VhostUser", "TraceReport", "TestSupport", "vmm-blk",
+        "toy-monitor", system,
+      ],
       swiftSettings: strict),
     .testTarget(
       name: "ControlTests", dependencies: ["CLinux", "VirtioCore", "Sockets", "Control", "TestSupport", system],
