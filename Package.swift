@@ -71,6 +71,7 @@ let package = Package(
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: strict),
+    .target(name: "TraceReport", dependencies: ["VirtioBlkDevice", "VirtioCore"], swiftSettings: strict),
     .target(
       name: "Conform",
       dependencies: [
@@ -86,11 +87,15 @@ let package = Package(
       dependencies: [
         "CLinux", "CVersion", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "Sandbox", "Control", "Metrics",
         "VhostUser", "MemoryFile", "RingInspector", "GuestDriver", "Bench", "CrashCheck", "Conform", "DriverCheck",
-        "OperatorWords", system, logging,
+        "OperatorWords", "TraceReport", system, logging,
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Histogram", package: "hdrhistogram-swift"),
         .product(name: "TextTable", package: "TextTable"),
       ],
+      swiftSettings: strict),
+    // A toy monitor around the libraries: to read, and for the tests.
+    .executableTarget(
+      name: "toy-monitor", dependencies: ["VirtioCore", "VirtioBlkDevice", system], path: "Examples/ToyMonitor",
       swiftSettings: strict),
     .target(
       name: "HandDriver", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", system],
@@ -132,6 +137,13 @@ let package = Package(
       dependencies: [
         "VirtioBlkDevice", "Metrics", "OperatorWords",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ],
+      swiftSettings: strict),
+    .testTarget(
+      name: "TraceTests",
+      dependencies: [
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", "VhostUser", "TraceReport", "TestSupport", "vmm-blk",
+        "toy-monitor", system,
       ],
       swiftSettings: strict),
     .testTarget(

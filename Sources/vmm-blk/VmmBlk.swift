@@ -14,7 +14,7 @@ struct VmmBlk: ParsableCommand {
       """,
     version: Version.full,
     subcommands: [
-      ServeCommand.self, RunCommand.self, CtlCommand.self, TopCommand.self, Guest.self, InspectCommand.self, BenchCommand.self,
+      ServeCommand.self, RunCommand.self, CtlCommand.self, TopCommand.self, TraceCommand.self, Guest.self, InspectCommand.self, BenchCommand.self,
       VerifyCrashCommand.self, ConformCommand.self,
     ])
 
@@ -28,6 +28,6 @@ struct VmmBlk: ParsableCommand {
   }
 
   func run() throws {
-    throw ValidationError("Say what to do: serve, run, ctl, top, guest, inspect, bench, verify-crash or conform.")
+    throw ValidationError("Say what to do: serve, run, ctl, top, trace, guest, inspect, bench, verify-crash or conform.")
   }
 }

@@ -24,7 +24,9 @@ extension Lane where Ring: ~Copyable {
   @inline(never)
   mutating func countOther(_ slot: UnsafeMutablePointer<RequestSlot>) {
     let arrival = unsafe slot.pointee.arrival
-    let isPlain = unsafe slot.pointee.stage == .transfer && arrival.isTransfer
+    // Each is looked at while there is a trace.
+    let isPlain = unsafe slot.pointee.stage == .transfer && arrival.isTransfer && trace == nil
+    if trace != nil { unsafe noteAnswered(slot) }
     guard let meter else { return }
     guard !account.answers.add(arrival, isPlain: isPlain) else { return }
     settle(now: meter.clock.now)
