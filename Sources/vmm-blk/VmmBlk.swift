@@ -15,7 +15,7 @@ struct VmmBlk: ParsableCommand {
     version: Version.full,
     subcommands: [
       ServeCommand.self, RunCommand.self, CtlCommand.self, TopCommand.self, Guest.self, InspectCommand.self, BenchCommand.self,
-      VerifyCrashCommand.self, ConformCommand.self,
+      VerifyCrashCommand.self, ConformCommand.self, ImageCommand.self,
     ])
 
   static func main() {
@@ -28,6 +28,6 @@ struct VmmBlk: ParsableCommand {
   }
 
   func run() throws {
-    throw ValidationError("Say what to do: serve, run, ctl, top, guest, inspect, bench, verify-crash or conform.")
+    throw ValidationError("Say what to do: serve, run, ctl, top, guest, inspect, bench, verify-crash, conform or image.")
   }
 }

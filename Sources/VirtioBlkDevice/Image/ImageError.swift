@@ -21,6 +21,7 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
   /// - format: its name, as in "a qcow2 image".
   case foreign(path: String, format: String)
   case nbd(NBDFailure)
+  case qcow2(Qcow2Failure)
 
   public var description: String {
     switch self {
@@ -53,6 +54,7 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
       "\(printable(path)) looks like \(format), not like a raw disk: convert it with 'qemu-img convert -O raw', or say "
         + "--format raw if it is a raw disk whose guest wrote that"
     case .nbd(let failure): "\(failure)"
+    case .qcow2(let failure): "\(failure)"
     }
   }
 }

@@ -33,6 +33,9 @@ func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
       return try work(
         configuration, top: layers.around(plan.makeObject(isSlow: isSlow, mailbox: mailbox)), role: plan.role)
     }
+    if let chain = plan.image.chain, plan.kind != .null {
+      return try work(configuration, try Qcow2Engine(chain, plan.kind, mailbox: mailbox))
+    }
     switch plan.kind {
     case .uring:
       let engine = try UringEngine(
