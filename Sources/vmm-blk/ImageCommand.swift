@@ -11,15 +11,15 @@ internal import VirtioCore
 struct ImageCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "image",
-    abstract: "Look at disk images of the format qcow2, check them, and make them.",
+    abstract: "Look at disk images of the format qcow2, check, make and convert them.",
     discussion: """
       vmm-blk image create overlay.qcow2 --backing golden.raw --backing-format raw
       vmm-blk image info overlay.qcow2
       vmm-blk image check overlay.qcow2
 
-      Only the file that is named is opened: names of other files in an image are shown, and nothing is done with them.
+      Only files that are named here are opened: names of other files in an image are shown, and nothing is done with them.
       """,
-    subcommands: [ImageInfoCommand.self, ImageCheckCommand.self, ImageCreateCommand.self])
+    subcommands: [ImageInfoCommand.self, ImageCheckCommand.self, ImageCreateCommand.self, ImageConvertCommand.self])
 }
 
 /// Why a command about an image ends.

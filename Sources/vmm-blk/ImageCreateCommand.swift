@@ -96,7 +96,7 @@ struct ImageCreateCommand: ParsableCommand {
     }
   }
 
-  private static func put(_ bytes: [UInt8], _ descriptor: Int32, at offset: UInt64) throws(Errno) {
+  static func put(_ bytes: [UInt8], _ descriptor: Int32, at offset: UInt64) throws(Errno) {
     var done = 0
     while done < bytes.count {
       let count = unsafe bytes.withUnsafeBytes {

@@ -66,6 +66,24 @@ import Testing
     }
   }
 
+  @Test func aChainIsMadeRaw() throws {
+    try withDirectory { folder in
+      var content = Data(count: 3 << 20)
+      for place in stride(from: 5, to: 2 << 20, by: 70_001) { content[place] = UInt8(truncatingIfNeeded: place | 1) }
+      try content.write(to: URL(fileURLWithPath: folder + "/base"))
+      #expect(try run(["create", folder + "/a", "--backing", "base", "--backing-format", "raw", "--size", "4M"]).status == 0)
+      let source = "qcow2:\(folder)/a"
+      #expect(try run(["convert", source, folder + "/raw"]).errors.contains("backing-folder"))
+      #expect(!FileManager.default.fileExists(atPath: folder + "/raw"))
+      let made = try run(["convert", source + "?backing=raw:\(folder)/base", folder + "/raw", "--progress"])
+      #expect(made.status == 0 && made.errors.contains("(100/100%)"), "\(made)")
+      #expect(try Data(contentsOf: URL(fileURLWithPath: folder + "/raw")) == content + Data(count: 1 << 20))
+      let again = try run(["convert", source + "?backing-folder=\(folder)", folder + "/raw"])
+      #expect(again.status == 66 && again.errors.contains("there already"), "\(again)")
+      #expect(try run(["convert", folder + "/a", folder + "/other"]).errors.contains("'qcow2:'"))
+    }
+  }
+
   @Test func theStatusOfACheckIsThatOfQemuImg() throws {
     try withDirectory { folder in
       let path = folder + "/image"

@@ -51,8 +51,9 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
       "direct I/O on \(printable(path)) needs requests in multiples of \(alignment) bytes, but the logical block size is "
         + "\(blockSize): use --logical-block-size \(alignment), or --direct off"
     case .foreign(let path, let format):
-      "\(printable(path)) looks like \(format), not like a raw disk: convert it with 'qemu-img convert -O raw', or say "
-        + "--format raw if it is a raw disk whose guest wrote that"
+      "\(printable(path)) looks like \(format), not like a raw disk: "
+        + (format == "a qcow2 image" ? "serve it with --format qcow2 --read-only, " : "")
+        + "convert it with 'qemu-img convert -O raw', or say --format raw if it is a raw disk whose guest wrote that"
     case .nbd(let failure): "\(failure)"
     case .qcow2(let failure): "\(failure)"
     }

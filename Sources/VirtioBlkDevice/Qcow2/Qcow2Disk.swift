@@ -74,6 +74,9 @@ final class Qcow2Disk: Sendable, MediumCalls {
     return Int32(truncatingIfNeeded: done)
   }
 
+  /// What is there, whichever image says so; tables are read for it.
+  func piece(at offset: UInt64, limit: UInt64) -> Qcow2Piece { find(offset, limit: limit, mayWait: true).1 }
+
   /// The uppermost image that says something of a place, and what.
   private func find(_ offset: UInt64, limit: UInt64, mayWait: Bool) -> (layer: Int, Qcow2Piece) {
     var limit = limit
