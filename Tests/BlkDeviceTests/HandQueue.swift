@@ -10,8 +10,10 @@ struct SharedMemory {
   let driver: DriverMemory
   let device: GuestMemory
 
-  init(size: Int = 4 << 20) throws {
-    driver = try DriverMemory(size: size)
+  init(size: Int = 4 << 20) throws { try self.init(regions: [(GuestAddress(0), size)]) }
+
+  init(regions: [(start: GuestAddress, size: Int)]) throws {
+    driver = try DriverMemory(anonymous: regions)
     device = try GuestMemory(
       driver.regions.map {
         GuestRegion(start: $0.start, size: UInt64($0.size), mapping: $0.mapping, offset: $0.offset)

@@ -83,6 +83,44 @@ import VirtioCore
     try rig.expect(.flush)
   }
 
+  /// The library takes memory that is gone for a lost connection, and would do so on each new one.
+  @Test(arguments: [BlockRequest.write(sector: 0, pattern(128 << 10, seed: 2)), .read(sector: 0, bytes: 128 << 10)])
+  func memoryThatIsCutFailsItsOwnRequest(request: BlockRequest) throws {
+    let server = try Self.lastingServer()
+    var options = BlockDeviceOptions()
+    (options.queueCount, options.threads) = (2, 1)
+    var imageOptions = ImageOptions(path: try server.location.text)
+    imageOptions.nbd = try server.options(timeout: 3600)
+    let device = try BlockDevice(image: try ImageFile(imageOptions), options: options)
+    // The ring is beside what will be cut, and so are all buffers that are small.
+    let memory = try SharedMemory(regions: [(GuestAddress(0), 64 << 10), (GuestAddress(16 << 20), 256 << 10)])
+    let file = try #require(memory.driver.regions.last)
+    let whole = try memory.driver.allocate(file.size - 2 * DriverMemory.guardBytes)
+    let victim = try HandQueue(device, 0, memory)
+    memory.driver.release(whole)
+    while try memory.driver.allocate(16).address < file.start {}
+    let witness = try HandQueue(device, 1, SharedMemory(), beside: victim)
+    try victim.start()
+    try witness.start()
+    #expect(try witness.perform(.write(sector: 0, pattern(128 << 10))).status == .ok)
+    #expect(try witness.perform(.flush).status == .ok)
+    try victim.submit(request)
+    try #require(ftruncate(try #require(file.descriptor).rawValue, off_t(file.fileOffset)) == 0)
+    victim.queue.publish()
+    var events: [DeviceEvent] = []
+    try waitUntil("the queue with the memory that is gone stops, and nothing else does") {
+      let status = try witness.perform(.read(sector: 512, bytes: 512)).status
+      #expect(status == .ok)
+      events += victim.attended.takeEvents()
+      return events.contains(.queueFailed(queue: 0, .memoryLost))
+    }
+    #expect(!events.contains(.queueFailed(queue: 1, .memoryLost)))
+    #expect(victim.stop() != nil)
+    let found = try witness.perform(.read(sector: 0, bytes: 128 << 10)).answer
+    #expect(firstDifference(found, pattern(128 << 10)) == nil, "what was gone was not written")
+    #expect(witness.stop() != nil)
+  }
+
   // MARK: What was not stable
 
   enum Loss: String, CaseIterable, Sendable {

@@ -59,4 +59,19 @@ extension IOOperation {
     for index in 0..<segmentCount where unsafe segments[index].count > bytes { return false }
     return true
   }
+
+  /// Whether all of its memory is there, and always was. Every page is touched, so that one that is gone is found; where one is, the
+  /// queue stops for that as always.
+  @inline(never)
+  func isMemoryThere() -> Bool {
+    guard let segments = unsafe segments else { return true }
+    for index in 0..<segmentCount {
+      let (base, count) = unsafe (segments[index].base, segments[index].count)
+      guard count > 0 else { continue }
+      for offset in stride(from: 0, to: count, by: PageSize.bytes) { _ = unsafe SharedCell<UInt8>(base + offset).loadRelaxed() }
+      _ = unsafe SharedCell<UInt8>(base + (count - 1)).loadRelaxed()
+      guard unsafe FaultGuard.count(at: base) == 0 else { return false }
+    }
+    return true
+  }
 }

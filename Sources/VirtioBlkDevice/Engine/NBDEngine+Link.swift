@@ -42,8 +42,19 @@ extension NBDEngine {
     for tag in requests.active where unsafe requests[tag].pointee.state != .lost {
       unsafe requests[tag].pointee.state = .waiting
     }
+    failWithoutMemory()
     if let news = export.goesAway(worker: worker, reason) { tell(news) }
     link.isGone(now: Clock.now)
+  }
+
+  /// To the library, memory that is gone is a connection that is gone, and so would each be on which it is asked for again. Such
+  /// requests fail by themselves.
+  private mutating func failWithoutMemory() {
+    for tag in requests.active where unsafe requests[tag].pointee.state == .waiting && requests[tag].pointee.buffer == 0 {
+      guard unsafe !requests[tag].pointee.operation.isMemoryThere() else { continue }
+      unsafe requests[tag].pointee.state = .sent
+      requests.fail(tag, EFAULT)
+    }
   }
 
   /// An attempt to connect has failed.

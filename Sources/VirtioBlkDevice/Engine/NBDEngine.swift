@@ -164,7 +164,7 @@ struct NBDEngine: BlockEngine, ~Copyable {
     let faults = FaultGuard.count
     buffers.fill(index, from: operation, skipping: 0, bytes: bytes)
     // What was gone when it was copied is not written.
-    if FaultGuard.count != faults { unsafe requests.job(tag).pointee.error = EFAULT }
+    if FaultGuard.count != faults, !operation.isMemoryThere() { unsafe requests.job(tag).pointee.error = EFAULT }
     return true
   }
 
@@ -236,7 +236,8 @@ struct NBDEngine: BlockEngine, ~Copyable {
     } else if isLost {
       toldLosses = seenLosses
       export.tell(toldLosses, worker: worker)
-    } else if unsafe !link.hasGivenUp && (operation.kind == .flush || operation.isDurable || request.pointee.state == .settling)
+    } else if unsafe !link.hasGivenUp && error != EFAULT
+      && (operation.kind == .flush || operation.isDurable || request.pointee.state == .settling)
     {
       // What the server could not store it may have forgotten, and not say so again.
       state.flushFailed.storeRelaxed(1)

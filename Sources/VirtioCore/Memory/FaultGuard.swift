@@ -17,6 +17,12 @@ public enum FaultGuard {
   /// Where they are counted, for as long as the process lives. Whoever copies out of memory that can be cut compares
   /// `loadAfterLoads` with what it was before: the same, and what was copied was there.
   public static var counter: SharedCell<UInt64> { FaultTable.shared.total }
+
+  /// Faults of the mapping that an address is in, since it was made; 0 where it is in none. It looks through all mappings: for
+  /// when something has gone wrong.
+  public static func count(at address: UnsafeRawPointer) -> UInt64 {
+    FaultTable.shared.count(at: UInt64(UInt(bitPattern: address)))
+  }
 }
 
 @safe
@@ -81,6 +87,14 @@ final class FaultTable: @unchecked Sendable {
   func remove(_ entry: Int) {
     cell(entry, 1)?.storeRelease(0)
     places.withLock { $0.free.append(entry) }
+  }
+
+  func count(at address: UInt64) -> UInt64 {
+    for entry in 1..<places.withLock({ $0.next }) {
+      guard let size = cell(entry, 1)?.loadAcquire(), size > 0, let start = cell(entry, 0)?.loadRelaxed() else { continue }
+      if address &- start < size { return cell(entry, 2)?.loadRelaxed() ?? 0 }
+    }
+    return 0
   }
 
   func faultCount(_ entry: Int) -> SharedCell<UInt64>? { cell(entry, 2) }
