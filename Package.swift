@@ -37,7 +37,8 @@ let package = Package(
       name: "CLinux", path: "Sources/CLinux", providers: [.apt(["liburing-dev", "libaio-dev", "libseccomp-dev"])]),
     .target(name: "CVersion", cSettings: commitDefine),
     .target(name: "VirtioCore", dependencies: ["CLinux", system], swiftSettings: strict),
-    .target(name: "VirtioBlkDevice", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
+    .target(name: "Qcow2", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
+    .target(name: "VirtioBlkDevice", dependencies: ["CLinux", "VirtioCore", "Qcow2", system], swiftSettings: strict),
     .target(name: "VirtioRegisters", dependencies: ["VirtioCore"], swiftSettings: strict),
     .target(name: "Sockets", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
     .target(name: "Sandbox", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
@@ -87,7 +88,7 @@ let package = Package(
       dependencies: [
         "CLinux", "CVersion", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "Sandbox", "Control", "Metrics",
         "VhostUser", "MemoryFile", "RingInspector", "GuestDriver", "Bench", "CrashCheck", "Conform", "DriverCheck",
-        "OperatorWords", "TraceReport", system, logging,
+        "OperatorWords", "TraceReport", "Qcow2", system, logging,
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Histogram", package: "hdrhistogram-swift"),
         .product(name: "TextTable", package: "TextTable"),
@@ -122,6 +123,8 @@ let package = Package(
     .testTarget(
       name: "BlkDeviceTests",
       dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", system], swiftSettings: strict),
+    .testTarget(
+      name: "Qcow2Tests", dependencies: ["CLinux", "VirtioCore", "Qcow2", "TestSupport", system], swiftSettings: strict),
     .testTarget(name: "RegistersTests", dependencies: ["VirtioCore", "VirtioRegisters"], swiftSettings: strict),
     .target(
       name: "TestSupport", dependencies: ["CLinux", "VirtioCore", "Sockets", "GuestDriver"], path: "Tests/Support",
