@@ -551,6 +551,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     lanes.remove(lane)
     medium.forgetMemory(ofLane: lane)
     mayEnd = true
+    // Whoever hears of the stop finds what was done up to it.
+    configuration.counters.set(.systemCalls, earlierSystemCalls &+ medium.systemCalls)
     configuration.events.post(.stopped(queue: queue, position))
   }
 
