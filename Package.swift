@@ -72,6 +72,7 @@ let package = Package(
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: strict),
+    .target(name: "TraceReport", dependencies: ["VirtioBlkDevice", "VirtioCore"], swiftSettings: strict),
     .target(
       name: "Conform",
       dependencies: [
@@ -79,16 +80,23 @@ let package = Package(
         system,
       ],
       swiftSettings: strict),
+    .target(
+      name: "DriverCheck",
+      dependencies: ["CLinux", "VirtioCore", "VirtioRegisters", "Conform", system], swiftSettings: strict),
     .executableTarget(
       name: "vmm-blk",
       dependencies: [
         "CLinux", "CVersion", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "Sandbox", "Control", "Metrics",
-        "VhostUser", "MemoryFile", "RingInspector", "GuestDriver", "Bench", "CrashCheck", "Conform", "OperatorWords",
-        "Qcow2", system, logging,
+        "VhostUser", "MemoryFile", "RingInspector", "GuestDriver", "Bench", "CrashCheck", "Conform", "DriverCheck",
+        "OperatorWords", "TraceReport", "Qcow2", system, logging,
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Histogram", package: "hdrhistogram-swift"),
         .product(name: "TextTable", package: "TextTable"),
       ],
+      swiftSettings: strict),
+    // A toy monitor around the libraries: to read, and for the tests.
+    .executableTarget(
+      name: "toy-monitor", dependencies: ["VirtioCore", "VirtioBlkDevice", system], path: "Examples/ToyMonitor",
       swiftSettings: strict),
     .target(
       name: "HandDriver", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", system],
@@ -108,7 +116,7 @@ let package = Package(
       path: "Benchmarks/RingCost", swiftSettings: strict),
     // The device end of QEMU's proxy for PCI functions: a program for Scripts/guest, not for users.
     .executableTarget(
-      name: "pci-proxy", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters"],
+      name: "pci-proxy", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "DriverCheck"],
       path: "Tests/PCIProxy", swiftSettings: strict),
     .testTarget(
       name: "VirtioCoreTests", dependencies: ["CLinux", "VirtioCore", "GuestDriver", system], swiftSettings: strict),
@@ -132,6 +140,13 @@ let package = Package(
       dependencies: [
         "VirtioBlkDevice", "Metrics", "OperatorWords",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ],
+      swiftSettings: strict),
+    .testTarget(
+      name: "TraceTests",
+      dependencies: [
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", "VhostUser", "TraceReport", "TestSupport", "vmm-blk",
+        "toy-monitor", system,
       ],
       swiftSettings: strict),
     .testTarget(
@@ -165,6 +180,10 @@ let package = Package(
       dependencies: [
         "CLinux", "VirtioCore", "VirtioRegisters", "VhostUser", "MemoryFile", "GuestDriver", "Conform", "TestSupport", system,
       ],
+      swiftSettings: strict),
+    .testTarget(
+      name: "DriverCheckTests",
+      dependencies: ["VirtioCore", "VirtioRegisters", "GuestDriver", "Conform", "DriverCheck", "TestSupport"],
       swiftSettings: strict),
     .testTarget(
       name: "BenchTests",
