@@ -118,8 +118,9 @@ public struct Qcow2Check<Source: ImageSource> {
   private mutating func use(_ part: Qcow2Fault.Part, _ offset: UInt64, bytes: UInt64, isSingle: Bool) {
     guard bytes > 0 else { return }
     let size = header.clusterSize
-    let end = offset + bytes
-    guard offset < Qcow2Limits.offset, end <= source.byteCount.rounded(up: size) ?? .max else {
+    // The end of the file has a cluster that may be cut. Whatever is told of a place, it is below 2^57 from here on.
+    let (end, isTooLarge) = offset.addingReportingOverflow(bytes)
+    guard offset < Qcow2Limits.offset, !isTooLarge, end <= source.byteCount.rounded(up: size) ?? .max else {
       return report.corrupt("ERROR \(part.rawValue) at \(offset) exceeds the end of the file")
     }
     var cluster = offset / size
@@ -207,7 +208,7 @@ public struct Qcow2Check<Source: ImageSource> {
       guard place <= directory.count - 24 else { return report.corrupt("ERROR the directory of bitmaps is too short") }
       let offset = directory.word64(place)
       let entries = UInt64(directory.word32(place + 8))
-      guard header.geometry.inCluster(offset) == 0, entries <= Qcow2Limits.level1Entries else {
+      guard header.geometry.inCluster(offset) == 0, offset < Qcow2Limits.offset, entries <= Qcow2Limits.level1Entries else {
         return report.corrupt("ERROR the table of a bitmap at \(offset) cannot be")
       }
       use(.bitmaps, offset, bytes: entries * 8, isSingle: true)

@@ -42,10 +42,12 @@ public struct FileSource: ImageSource {
   }
 
   public func read(at offset: UInt64, count: Int) throws(Errno) -> [UInt8] {
+    // Nothing is there, and the system has no number for it.
+    guard let start = off_t(exactly: offset), start <= off_t.max - off_t(count) else { return [] }
     var failure: Errno? = nil
     let bytes = unsafe [UInt8](unsafeUninitializedCapacity: count) { buffer, done in
       while done < count {
-        let got = unsafe pread(descriptor, buffer.baseAddress! + done, count - done, off_t(offset) + off_t(done))
+        let got = unsafe pread(descriptor, buffer.baseAddress! + done, count - done, start + off_t(done))
         if got == 0 { break }
         if got < 0 {
           if errno == EINTR { continue }

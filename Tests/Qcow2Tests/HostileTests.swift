@@ -37,6 +37,18 @@ import Testing
     bytes.replaceSubrange(112..<112 + data.count, with: data)
   }
 
+  /// A directory of one bitmap, in the place of the snapshot's L1 table.
+  private static func put(_ bytes: inout [UInt8], bitmapsAt place: Int) {
+    var data = [UInt8](repeating: 0, count: 24)
+    data.put32(1, at: 0)
+    data.put64(24, at: 8)
+    data.put64(UInt64(place), at: 16)
+    put(&bytes, 0x2385_2875, 24, data)
+    bytes.put64(1, at: 88)
+    bytes.put32(0, at: 60)
+    bytes.put32(1, at: place + 8)
+  }
+
   static let inHeader: [Fault] = [
     Fault("empty", "does not begin") { $0 = [] },
     Fault("three bytes", "does not begin") { $0 = Array($0.prefix(3)) },
@@ -238,6 +250,23 @@ import Testing
     Fault("a snapshot's L1 table of 2^32 − 1 entries", "snapshot number 1") { $0.put32(.max, at: snapshots + 8) },
     Fault("a snapshot of a larger disk than its table is for", "needs 2") { $0.put64(1 << 30, at: snapshots + 48) },
     Fault("a snapshot of 2^63 bytes", "snapshot number 1") { $0.put64(1 << 63, at: snapshots + 48) },
+    Fault("a bitmap's table at 2^64 − 65536", "table of a bitmap") { bytes in
+      put(&bytes, bitmapsAt: 7 * cluster)
+      bytes.put64(0 &- 65536, at: 7 * cluster)
+    },
+    Fault("a bitmap's table past the end", "exceeds the end") { bytes in
+      put(&bytes, bitmapsAt: 7 * cluster)
+      bytes.put64(1 << 50, at: 7 * cluster)
+    },
+    Fault("a bitmap's data in the L1 table", "in use as something else|refcount=1 reference=") { bytes in
+      put(&bytes, bitmapsAt: 7 * cluster)
+      bytes.put64(UInt64(level1), at: 7 * cluster)
+    },
+    Fault("more bitmaps than their directory has", "too short") { bytes in
+      put(&bytes, bitmapsAt: 7 * cluster)
+      bytes.put32(2, at: 112)
+      bytes.put32(0, at: 7 * cluster + 8)
+    },
     Fault("two snapshots where there is one", "needs|snapshot") {
       $0.put32(2, at: 60)
       $0.put32(.max, at: snapshots + 64 + 36)
