@@ -2,7 +2,7 @@
 
 VMM_BLK := .build/release/vmm-blk
 
-.PHONY: all build release demo guest test lint test-fast test-system test-fuzz fuzz bench bench-peers conform-peers profile micro package package-test clean
+.PHONY: all build release demo guest test lint test-fast test-system test-fuzz fuzz bench bench-peers conform-peers profile micro package package-test docs clean
 
 all: release
 
@@ -82,6 +82,13 @@ micro: release
 	@Scripts/setup.sh build counts
 	Scripts/instructions.py | .build/release/ring-cost --instructions /dev/stdin
 
+# The book and the other documents as HTML that reads offline, in .docs/: every output in them is made anew first.
+docs: release
+	@Scripts/setup.sh docs
+	Scripts/book.py pictures
+	Scripts/book.py update
+	Scripts/book.py html
+
 # A Debian package and a tarball, both with the Swift runtime inside, in .package/.
 package:
 	@Scripts/setup.sh build package
@@ -93,4 +100,4 @@ package-test: package
 	Scripts/package-test.sh
 
 clean:
-	rm -rf .build .build-fuzz .fuzz .build-package .package .guest bench-report conform-report
+	rm -rf .build .build-fuzz .fuzz .build-package .package .guest bench-report conform-report .docs

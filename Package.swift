@@ -37,7 +37,8 @@ let package = Package(
       name: "CLinux", path: "Sources/CLinux", providers: [.apt(["liburing-dev", "libaio-dev", "libseccomp-dev"])]),
     .target(name: "CVersion", cSettings: commitDefine),
     .target(name: "VirtioCore", dependencies: ["CLinux", system], swiftSettings: strict),
-    .target(name: "VirtioBlkDevice", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
+    .target(name: "Qcow2", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
+    .target(name: "VirtioBlkDevice", dependencies: ["CLinux", "VirtioCore", "Qcow2", system], swiftSettings: strict),
     .target(name: "VirtioRegisters", dependencies: ["VirtioCore"], swiftSettings: strict),
     .target(name: "Sockets", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
     .target(name: "Sandbox", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
@@ -71,6 +72,7 @@ let package = Package(
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: strict),
+    .target(name: "TraceReport", dependencies: ["VirtioBlkDevice", "VirtioCore"], swiftSettings: strict),
     .target(
       name: "Conform",
       dependencies: [
@@ -86,11 +88,15 @@ let package = Package(
       dependencies: [
         "CLinux", "CVersion", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "Sandbox", "Control", "Metrics",
         "VhostUser", "MemoryFile", "RingInspector", "GuestDriver", "Bench", "CrashCheck", "Conform", "DriverCheck",
-        "OperatorWords", system, logging,
+        "OperatorWords", "TraceReport", "Qcow2", system, logging,
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Histogram", package: "hdrhistogram-swift"),
         .product(name: "TextTable", package: "TextTable"),
       ],
+      swiftSettings: strict),
+    // A toy monitor around the libraries: to read, and for the tests.
+    .executableTarget(
+      name: "toy-monitor", dependencies: ["VirtioCore", "VirtioBlkDevice", system], path: "Examples/ToyMonitor",
       swiftSettings: strict),
     .target(
       name: "HandDriver", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", system],
@@ -117,6 +123,8 @@ let package = Package(
     .testTarget(
       name: "BlkDeviceTests",
       dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", system], swiftSettings: strict),
+    .testTarget(
+      name: "Qcow2Tests", dependencies: ["CLinux", "VirtioCore", "Qcow2", "TestSupport", system], swiftSettings: strict),
     .testTarget(name: "RegistersTests", dependencies: ["VirtioCore", "VirtioRegisters"], swiftSettings: strict),
     .target(
       name: "TestSupport", dependencies: ["CLinux", "VirtioCore", "Sockets", "GuestDriver"], path: "Tests/Support",
@@ -132,6 +140,13 @@ let package = Package(
       dependencies: [
         "VirtioBlkDevice", "Metrics", "OperatorWords",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ],
+      swiftSettings: strict),
+    .testTarget(
+      name: "TraceTests",
+      dependencies: [
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", "VhostUser", "TraceReport", "TestSupport", "vmm-blk",
+        "toy-monitor", system,
       ],
       swiftSettings: strict),
     .testTarget(

@@ -10,6 +10,7 @@
 # counts   what counts the cost of a request and of its pieces (Scripts/counts.py, Scripts/instructions.py)
 # package  what makes a Debian package and a tarball (packaging/build.sh)
 # package-test  what tries these in a bare Debian (Scripts/package-test.sh)
+# docs     what makes HTML of the documents (Scripts/book.py)
 # bench    what the benchmarks compare with and draw with (Scripts/bench)
 set -euo pipefail
 
@@ -19,6 +20,7 @@ declare -A groups=(
   [counts]="valgrind strace python3"
   [bench]="python3-matplotlib qemu-utils qemu-system-common fio linux-perf util-linux"
   [guest]="user-mode-linux busybox-static cpio fio e2fsprogs xfsprogs btrfs-progs dmsetup util-linux python3"
+  [docs]="pandoc python3"
   [package]="dpkg-dev binutils python3 zstd"
   [package-test]="debootstrap zstd systemd man-db"
   [qemu]="qemu-system-x86 qemu-system-common"

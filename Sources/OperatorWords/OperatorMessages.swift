@@ -27,6 +27,8 @@ package enum Operator {
     case limit
     /// The disk is as large as its image is, or is made to be.
     case resize
+    /// What becomes of requests is written down for a while.
+    case trace
     /// Which lines are logged.
     case logLevel = "log-level"
     /// Everything is drained, and the process ends.
@@ -45,6 +47,17 @@ package enum Operator {
     package var size: UInt64?
     /// With `resize`: what lies beyond may be lost.
     package var shrink: Bool?
+    /// With `trace`.
+    package var action: TraceAction?
+    /// With `trace` and `start`: when it ends at the latest, milliseconds.
+    package var milliseconds: Int?
+    /// With `trace` and `start`: how many are kept for each thread.
+    package var records: Int?
+    /// With `trace` and `start`: how many each thread writes within a tenth of a second; `nil`: all.
+    package var budget: Int?
+    /// With `trace` and `read`: which thread, and from which record on, 0 for the oldest.
+    package var thread: Int?
+    package var from: Int?
 
     package init(
       request: Verb, disk: String? = nil, level: String? = nil, limits: [String: Limit?]? = nil, size: UInt64? = nil,

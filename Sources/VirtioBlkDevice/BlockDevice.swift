@@ -283,6 +283,9 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   var restlessWorkers: Set<Int> = []
   /// Of the last call of `pause`.
   var pauseNumber: UInt64 = 0
+  /// What is traced, or was last.
+  package internal(set) var trace: DeviceTrace?
+  var traceNumber: UInt64 = 0
 
   /// What the disk may do in a second from now on, whatever it was before: at once, and also for what waits already. Debts are
   /// forgotten, and nothing is saved up.
@@ -307,6 +310,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     let news = events.take()
     let told = news.events.filter { !swallow($0) } + news.preparations.compactMap(answer)
     for (worker, pause) in news.rests { rests(worker, pause) }
+    for (worker, number) in news.traceStops { traceStopped(worker: worker, number: number) }
     for index in news.endedWorkers { workerEnded(index) }
     return told
   }
@@ -368,11 +372,13 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     let mailbox: WorkerMailbox
     do throws(Errno) { mailbox = try WorkerMailbox() } catch { throw .outOfDescriptors }
     let pause = isPaused ? pauseNumber : nil
+    let trace = traceOrder(ofPlace: index)
     _ = mailbox.post {
       $0 = orders
       $0.pause = pause
+      $0.trace = trace
     }
-    let lanes = (queueCount - index + threadCount - 1) / threadCount
+    let lanes = laneCount(ofPlace: index)
     let configuration = WorkerConfiguration(
       index: index, context: context, slots: LaneContext.slots, lanes: lanes, kind: kind,
       waiting: options.waiting, notification: options.notification, counters: counters(ofPlace: index),
@@ -411,6 +417,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     guard let worker = places[index].worker else { return }
     worker.run.join()
     restlessWorkers.remove(index)
+    traceEnded(worker: index)
     let (waiting, preparesKind) = (places[index].waiting, places[index].preparesKind)
     places[index] = WorkerPlace()
     guard !waiting.isEmpty else { return }

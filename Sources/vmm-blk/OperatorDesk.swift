@@ -15,6 +15,7 @@ final class OperatorDesk {
   private let loop: EventLoop
   private let log: ServeLog
   private let figures: OperatorFigures
+  private let tracing: OperatorTracing
   /// Flushes that the medium has not answered.
   private var flushes = 0
 
@@ -26,6 +27,7 @@ final class OperatorDesk {
     self.giver = giver
     self.loop = loop
     self.log = log
+    tracing = OperatorTracing(of: service, in: loop, log: log)
   }
 
   /// A line that came over the control socket.
@@ -102,6 +104,7 @@ final class OperatorDesk {
     case .resize:
       guard !giver.isBusy else { return refuse(connection, Self.takenOver) }
       with(request, connection) { service.resizing.resize($0, request, connection) }
+    case .trace: with(request, connection) { tracing.trace($0, request, connection) }
     case .logLevel: logLevel(request, connection)
     case .drain:
       guard !giver.isBusy else { return refuse(connection, Self.takenOver) }

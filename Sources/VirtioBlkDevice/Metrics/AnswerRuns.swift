@@ -6,6 +6,8 @@ struct ArrivalWord: Equatable {
   private static let kindBits: UInt64 = 4
   /// Before every request where no times are kept: with it all transfers are alike.
   static let none = ArrivalWord(raw: 1)
+  /// The same where they are to be told apart.
+  static let untimed = ArrivalWord(time: 0)
   /// No request has it.
   static let never = ArrivalWord(raw: .max)
 
@@ -72,6 +74,11 @@ struct AnswerRuns: ~Copyable {
   deinit { unsafe runs.deallocate() }
 
   var isEmpty: Bool { count == 0 }
+
+  /// No answer is plain before one is added as that.
+  mutating func stopPlain() { plain = .never }
+  /// Where nothing is written down: all plain transfers are again.
+  mutating func startPlain() { plain = ArrivalWord.none.with(.read) }
 
   /// Counts the answer to a plain transfer of the present run. - Returns: false when it is something else.
   @inline(__always)

@@ -18,6 +18,8 @@ struct News: Sendable {
   var preparations: [Preparation] = []
   /// Workers that are paused and have nothing in flight, with the number of the pause.
   var rests: [Int: UInt64] = [:]
+  /// Workers that write no trace any more, with the number of the trace.
+  var traceStops: [Int: UInt64] = [:]
   /// Their threads do nothing more.
   var endedWorkers: [Int] = []
 }
@@ -67,6 +69,12 @@ final class DeviceNews: Sendable {
   /// A paused worker has nothing in flight.
   func rests(worker: Int, pause: UInt64) {
     state.withLock { $0.news.rests[worker] = pause }
+    EventCounter.signal(counter.rawValue)
+  }
+
+  /// A worker was told to write no trace any more, and does not.
+  func stoppedTrace(worker: Int, number: UInt64) {
+    state.withLock { $0.news.traceStops[worker] = number }
     EventCounter.signal(counter.rawValue)
   }
 

@@ -40,7 +40,7 @@ extension Lane where Ring: ~Copyable {
       return false
     }
     seenFaults = faults
-    plainFaults = log == nil ? faults : .max
+    plainFaults = log == nil && trace == nil ? faults : .max
     return true
   }
 

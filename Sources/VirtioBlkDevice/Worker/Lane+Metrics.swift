@@ -24,7 +24,9 @@ extension Lane where Ring: ~Copyable {
   @inline(never)
   mutating func countOther(_ slot: UnsafeMutablePointer<RequestSlot>) {
     let arrival = unsafe slot.pointee.arrival
-    let isPlain = unsafe slot.pointee.stage == .transfer && arrival.isTransfer
+    // Each is looked at while there is a trace.
+    let isPlain = unsafe slot.pointee.stage == .transfer && arrival.isTransfer && trace == nil
+    if trace != nil { unsafe noteAnswered(slot) }
     guard let meter else { return }
     guard !account.answers.add(arrival, isPlain: isPlain) else { return }
     settle(now: meter.clock.now)
@@ -38,6 +40,15 @@ extension Lane where Ring: ~Copyable {
 
   /// There are answers whose time is not written down.
   var hasUnsettled: Bool { ring.pushes != account.settledPushes }
+
+  /// Times would be wrong by too much if the clock were looked at later.
+  ///
+  /// - Parameters:
+  ///   - answers: so many take long enough.
+  ///   - copies: of the engine. What waits for a medium is timed by the turn.
+  func owesMoment(answers: UInt16, copies: Bool) -> Bool {
+    ring.pushes &- account.settledPushes >= answers || !copies && (slab.inUse > 0 || !account.answers.isEmpty)
+  }
 
   /// Writes down how long it took what was answered since this was called last, and is shown to the driver now.
   @inline(never)

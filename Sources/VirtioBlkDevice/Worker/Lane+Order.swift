@@ -20,7 +20,7 @@ extension Lane where Ring: ~Copyable {
 
   @inline(__always)
   mutating func showWatched(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) {
-    if meter != nil { unsafe countOther(slot) }
+    if looksAtAnswers { unsafe countOther(slot) }
     let statusByte = unsafe slot.pointee.statusByte.unsafelyUnwrapped
     unsafe statusByte.storeBytes(of: slot.pointee.status.rawValue, as: UInt8.self)
     if log != nil { unsafe log?.markBuffer(statusByte, count: 1) }

@@ -9,6 +9,25 @@ extension Lane where Ring: ~Copyable {
     _ type: UInt32, _ readableBytes: UInt64, _ writable: UnsafeMutablePointer<MemorySegment>, _ index: Int,
     _ medium: inout Medium<Engine>
   ) {
+    guard trace == nil else { return unsafe parseTraced(type, readableBytes, writable, index, &medium) }
+    unsafe dispatch(type, readableBytes, writable, index, &medium)
+  }
+
+  /// Apart, so that the other way has nothing to keep meanwhile.
+  @inline(never)
+  private mutating func parseTraced<Engine: BlockEngine & ~Copyable>(
+    _ type: UInt32, _ readableBytes: UInt64, _ writable: UnsafeMutablePointer<MemorySegment>, _ index: Int,
+    _ medium: inout Medium<Engine>
+  ) {
+    noteTaken(index)
+    unsafe dispatch(type, readableBytes, writable, index, &medium)
+  }
+
+  @inline(__always)
+  private mutating func dispatch<Engine: BlockEngine & ~Copyable>(
+    _ type: UInt32, _ readableBytes: UInt64, _ writable: UnsafeMutablePointer<MemorySegment>, _ index: Int,
+    _ medium: inout Medium<Engine>
+  ) {
     switch type {
     case RequestType.flush.rawValue: askFlush(index, &medium)
     case RequestType.flushOut.rawValue where rules.isLegacy: askFlush(index, &medium)

@@ -54,7 +54,7 @@ extension Lane where Ring: ~Copyable {
   ///
   /// - Parameter throttle: `nil`: no limit. What waits is then let go with the turn that follows.
   mutating func limit(by throttle: DiskThrottle?) {
-    plainBytes = throttle == nil ? rules.plainBytes : 0
+    plainBytes = throttle == nil && trace == nil ? rules.plainBytes : 0
     isLimited = throttle != nil
     if let throttle {
       throttled.throttle = throttle
@@ -128,6 +128,7 @@ extension Lane where Ring: ~Copyable {
   }
 
   private mutating func start<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
+    if trace != nil { noteStarted(index) }
     // What was right when it was taken may be so no more: the disk may be smaller now, or some of its memory gone.
     guard isStillRight(index, &medium) else { return refuse(index, .ioError) }
     switch unsafe slab.slot(index).pointee.stage {

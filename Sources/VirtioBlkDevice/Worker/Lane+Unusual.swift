@@ -18,6 +18,7 @@ extension Lane where Ring: ~Copyable {
   ) -> Bool {
     if kind.isWrite { account.keptWrites &+= 1 }
     unsafe keep(chain, statusByte, UInt32(truncatingIfNeeded: writableBytes), index, kind)
+    if trace != nil { noteTaken(index) }
     refuse(index, .ioError)
     return false
   }
@@ -34,10 +35,11 @@ extension Lane where Ring: ~Copyable {
     return false
   }
 
-  /// A read or write of nothing, a large one, one of more pieces than there may be, or any of a disk that is limited.
+  /// A read or write of nothing, a large one, one of more pieces than there may be, or any of a disk that is limited or traced.
   @inline(never)
   mutating func askUnusual<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     let operation = medium.prepared(tag(index))
+    if trace != nil { noteTaken(index, sector: operation.offset / 512, bytes: operation.length) }
     if operation.kind == .write { account.keptWrites &+= 1 }
     guard operation.length <= rules.requestBytes, operation.segmentCount <= rules.segments,
       operation.hasSegments(ofAtMost: rules.segmentBytes)

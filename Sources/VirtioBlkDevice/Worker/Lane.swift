@@ -61,6 +61,10 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   var throttled = LaneThrottle()
   /// Where it is written down how long requests took; `nil`: nowhere.
   let meter: LaneMeter?
+  /// Answers are counted, or written down, one by one where they are not plain.
+  var looksAtAnswers: Bool
+  /// Where what becomes of requests is written down at present; `nil`: nowhere.
+  var trace: LaneTrace?
   /// Where the number of requests under way is.
   private let depth: SharedCell<UInt64>?
   /// What is taken in this turn is said to have come at this moment.
@@ -105,6 +109,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.context = context
     self.counters = counters
     self.meter = meter
+    looksAtAnswers = meter != nil
     depth = meter?.block.depth(ofQueue: activation.queue)
     let isCounted = meter != nil || isWatched
     account = LaneAccount(answers: AnswerRuns(plain: isCounted ? .never : ArrivalWord.none.with(.read)))
@@ -366,6 +371,23 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// The same for everything but a plain transfer that came with the one before.
   @inline(never)
   mutating func complete<Engine: BlockEngine & ~Copyable>(_ index: Int, isDone: Bool, _ medium: inout Medium<Engine>) {
+    guard trace == nil else { return completeTraced(index, isDone: isDone, &medium) }
+    completeUnusual(index, isDone: isDone, &medium)
+  }
+
+  /// Apart, so that the other way has nothing to keep meanwhile.
+  @inline(never)
+  private mutating func completeTraced<Engine: BlockEngine & ~Copyable>(
+    _ index: Int, isDone: Bool, _ medium: inout Medium<Engine>
+  ) {
+    noteCompleted(index)
+    completeUnusual(index, isDone: isDone, &medium)
+  }
+
+  @inline(__always)
+  private mutating func completeUnusual<Engine: BlockEngine & ~Copyable>(
+    _ index: Int, isDone: Bool, _ medium: inout Medium<Engine>
+  ) {
     guard isDone else { return completeFailed(index, &medium) }
     let slot = unsafe slab.slot(index)
     switch unsafe slot.pointee.stage {
@@ -415,7 +437,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
 
   @inline(__always)
   private mutating func show(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) {
-    if meter != nil { unsafe countOther(slot) }
+    if looksAtAnswers { unsafe countOther(slot) }
     unsafe slot.pointee.statusByte.unsafelyUnwrapped.storeBytes(of: slot.pointee.status.rawValue, as: UInt8.self)
     push(slab.takeChain(at: index), written: unsafe slot.pointee.written)
     slab.give(index)
@@ -446,9 +468,11 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   private mutating func publishWithCare() {
     guard isMemoryThere() else { return }
     let count = ring.unpublished
+    let (begin, calls) = trace.map { ($0.writer.now, counters.value(.calls)) } ?? (0, 0)
     ring.publish()
     logRing()
     tell(count)
+    if trace != nil { notePublished(count, from: begin, calls: calls) }
   }
 
   /// Tells the driver, if it wants to be told.

@@ -70,7 +70,13 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   private let meter: LaneMeter?
   /// Requests may have to wait for a limit, or did when there was one.
   private var isThrottled: Bool
-  private let isMetered: Bool
+  /// That, or a trace is to be written: one look for both.
+  private var hasSideWork: Bool
+  /// Moments are written down, for figures or for a trace.
+  private var isMetered: Bool
+  private var trace: WorkerTrace?
+  /// It shares its thread usually, and has it for itself at present.
+  private var isAlone = false
   /// The moment that the clock was looked at last.
   private var moment = ArrivalWord.none
   /// Writes that all lanes had taken then.
@@ -96,6 +102,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     seenWrites = configuration.counters.value(.writes)
     isMetered = configuration.meter != nil
     isThrottled = configuration.throttle.isLimited
+    hasSideWork = isThrottled
     roundsBetweenPolls = max(1, Self.looksBetweenPolls / max(1, configuration.lanes))
   }
 
@@ -110,7 +117,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   mutating func step() -> Bool {
     medium.engine.poll()
     // It slept elsewhere.
-    if isMetered { noteMoment() }
+    if isMetered { noteWake() }
     if let seat = configuration.seat { unsafe seat.state.pointee.rest = 0 }
     turn()
     if hasEnded { configuration.counters.set(.systemCalls, earlierSystemCalls &+ medium.systemCalls) }
@@ -121,8 +128,10 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   /// - Returns: false when its last queue has stopped.
   mutating func runAlone(_ seat: WorkerSeat) -> Bool {
     window = PollWindow(configuration.waiting)
+    isAlone = true
     while !hasEnded, unsafe !seat.state.pointee.wantsCompany { turn() }
     window = PollWindow(.sleep)
+    isAlone = false
     configuration.counters.set(.systemCalls, earlierSystemCalls &+ medium.systemCalls)
     return !hasEnded
   }
@@ -139,7 +148,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       if case .done(let tag) = event { complete(tag) } else { handle(event) }
     }
     if configuration.context.faults.loadRelaxed() != seenFaults { checkMemory() }
-    if isThrottled { startThrottled() }
+    if hasSideWork { doSideWork() }
     isBusy = medium.backlog.hasReady
     var hasMore = false
     for index in 0..<lanes.capacity where lanes.contains(index) {
@@ -157,7 +166,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     finishStops()
     if let pause = owesRest { tellRest(pause) }
     if hasMore || medium.hasReady { return goOn() }
-    if window.current > 0, !isThrottled || mayLook, look() { return noteLook() }
+    if window.current > 0, !hasSideWork || mayLook(), look() { return }
     sleep()
   }
 
@@ -174,7 +183,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   /// Asks for kicks, looks once more, and sleeps in the engine: this is also where a turn's operations are handed over.
   private mutating func sleep() {
     var hasMore = hasEnded
-    if isMetered, !Engine.movesData { settleAll() }
+    if isMetered { settleAll() }
     for index in 0..<lanes.capacity where lanes.contains(index) {
       if unsafe lanes[index].pointee.prepareToSleep() { hasMore = true }
     }
@@ -191,16 +200,19 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     } else {
       medium.engine.wait(nanoseconds: limit)
     }
-    if isMetered { noteMoment() }
+    if isMetered {
+      if configuration.seat == nil || isAlone { noteWake() } else { noteMoment() }
+    }
     if medium.engine.isLost { abandonAll() }
   }
 
   /// How long the sleep may last, if somebody has to be served without an event.
-  private func sleepLimit() -> Int64? {
+  private mutating func sleepLimit() -> Int64? {
     var limit: Int64? = unkicked > 0 ? Self.unkickedSleep : nil
     if let end = medium.restEnds { limit = min(limit ?? .max, max(Int64(clamping: end) - Int64(clamping: Clock.now), 1)) }
-    if isThrottled, let due = throttledUntil {
-      limit = min(limit ?? .max, max(Int64(clamping: due) - Int64(clamping: Clock.now), 1))
+    if hasSideWork {
+      trace?.fallsAsleep()
+      if let due = throttledUntil { limit = min(limit ?? .max, max(Int64(clamping: due) - Int64(clamping: Clock.now), 1)) }
     }
     guard coalesces else { return limit }
     for index in 0..<lanes.capacity where lanes.contains(index) {
@@ -222,7 +234,10 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     case .done(let tag): complete(tag)
     case .failed(let tag):
       unsafe lanes[LaneContext.lane(of: tag)].pointee.complete(LaneContext.slot(of: tag), isDone: false, &medium)
-    case .kick: configuration.counters.add(.kicks)  // the turn that follows looks at every ring
+    // The turn that follows looks at every ring.
+    case .kick:
+      configuration.counters.add(.kicks)
+      trace?.noticesKick()
     case .mailbox: takeOrders()
     }
   }
@@ -231,24 +246,37 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   private mutating func look() -> Bool {
     medium.engine.submit()
     let isEndless = window.current == .max
-    let end = isEndless ? UInt64.max : Clock.now &+ window.current
+    // The clock is asked for the first time when nothing came at once: that costs what a tenth of a request does.
+    var end: UInt64?
     var round = 0
     while true {
-      for index in 0..<lanes.capacity where unsafe lanes.contains(index) && lanes[index].pointee.hasAvailable() { return true }
+      for index in 0..<lanes.capacity where unsafe lanes.contains(index) && lanes[index].pointee.hasAvailable() {
+        if round >= roundsBetweenPolls { noteLook() }
+        return true
+      }
       if let event = medium.nextEvent() {
         handle(event)
+        if round >= roundsBetweenPolls { noteLook() }
         return true
       }
       round &+= 1
       // Messages and completions that need a system call to be seen, and the clock, are looked at once a microsecond or so: a
       // driver with one request at a time answers sooner, and would wait for the call to return.
       if round % roundsBetweenPolls == 0 {
+        // It was not at once that something came: what this takes belongs to no request.
+        if round == roundsBetweenPolls, isMetered, Engine.movesData { settleAll() }
         medium.engine.poll()
         // Whoever does the work that is waited for (a kernel worker, say) may have to do it on this very CPU.
         sched_yield()
-        if !isEndless, Clock.now >= end { return false }
-        if coalesces || unkicked > 0 || hasEnded || medium.restEnds != nil { return true }
-        if isThrottled, let due = throttledUntil, Clock.now >= due { return true }
+        if !isEndless {
+          let now = Clock.now
+          if now >= end ?? .max { return false }
+          end = end ?? now &+ window.current
+        }
+        if coalesces || unkicked > 0 || hasEnded || medium.restEnds != nil || hasSideWork && isDue {
+          noteLook()
+          return true
+        }
       }
     }
   }
@@ -267,10 +295,12 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     for index in 0..<lanes.capacity where lanes.contains(index) { unsafe lanes[index].pointee.abandonRequests() }
   }
 
-  // MARK: Limits
+  // MARK: Limits and traces
 
   @inline(never)
-  private mutating func startThrottled() {
+  private mutating func doSideWork() {
+    if trace != nil { traceTurn() }
+    guard isThrottled else { return }
     for index in 0..<lanes.capacity where lanes.contains(index) { unsafe lanes[index].pointee.startThrottled(&medium) }
   }
 
@@ -283,31 +313,77 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     return first
   }
 
+  private var isDue: Bool { throttledUntil.map { Clock.now >= $0 } ?? false }
+
   /// Who is held back by a limit does not look for work: more would only wait, too. One that never sleeps looks all the same.
-  private var mayLook: Bool { window.current == .max || throttledUntil == nil }
+  private mutating func mayLook() -> Bool {
+    guard window.current == .max || throttledUntil == nil else { return false }
+    trace?.beginsToPoll()
+    return true
+  }
 
   private mutating func changeLimits() {
     let isLimited = configuration.throttle.isLimited
     // It stays so: what waits for a limit that is gone is still to be started.
     isThrottled = isThrottled || isLimited
+    hasSideWork = isThrottled || trace != nil
     for index in 0..<lanes.capacity where lanes.contains(index) {
       unsafe lanes[index].pointee.limit(by: isLimited ? configuration.throttle : nil)
     }
   }
 
+  private mutating func carryOut(_ order: TraceOrder) {
+    switch order {
+    case .start(let buffer):
+      trace = WorkerTrace(buffer)
+      for lane in 0..<lanes.capacity where lanes.contains(lane) { unsafe lanes[lane].pointee.startTrace(buffer, lane: lane) }
+    case .stop(let number):
+      trace?.end()
+      for lane in 0..<lanes.capacity where lanes.contains(lane) { unsafe lanes[lane].pointee.stopTrace() }
+      trace = nil
+      configuration.events.stoppedTrace(worker: configuration.index, number: number)
+    }
+    isMetered = meter != nil || trace != nil
+    if meter == nil { moment = trace == nil ? .none : .untimed }
+    hasSideWork = isThrottled || trace != nil
+  }
+
+  /// Lanes whose requests are not recorded at present are as without a trace.
+  @inline(never)
+  private mutating func traceTurn() {
+    trace?.wakes()
+    let change = trace?.nextChange()
+    guard let trace, change != nil || trace.isResting else { return }
+    for lane in 0..<lanes.capacity where lanes.contains(lane) {
+      switch change {
+      case .record: unsafe lanes[lane].pointee.startTrace(trace.buffer, lane: lane)
+      case .rest: unsafe lanes[lane].pointee.restTrace()
+      case nil: if unsafe lanes[lane].pointee.hasFinishedTrace { unsafe lanes[lane].pointee.leaveTrace() }
+      }
+    }
+  }
+
   // MARK: Metrics
 
-  /// Turns of a queue without a medium between two looks at the clock: those are so short that one look for each would be seen.
-  private static var turnsBetweenMoments: Int { Engine.movesData ? 1 : 8 }
+  /// Turns without a wait, and answers of these, between two looks at the clock: they are so short that one look for each would be
+  /// seen, as a driver on another CPU gives a request or two at a time.
+  private static var turnsBetweenMoments: Int { 8 }
+  private static var answersBetweenMoments: UInt16 { 32 }
 
   private mutating func noteMoment() {
     guard let meter else { return }
     moment = ArrivalWord(time: meter.clock.now)
   }
 
-  /// Something came while the worker looked for it.
+  /// The worker has slept.
+  private mutating func noteWake() {
+    noteMoment()
+    trace?.wakes()
+  }
+
+  /// Something came after the worker had looked for it for more than a moment.
   @inline(__always)
-  private mutating func noteLook() { if isMetered, Engine.movesData { noteMoment() } }
+  private mutating func noteLook() { if isMetered, Engine.movesData { noteWake() } }
 
   /// A lane had its turn: what it answered is about to be shown.
   @inline(never)
@@ -318,7 +394,11 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     let writes = configuration.counters.value(.writes)
     unsafe lanes[lane].pointee.account.takenWrites &+= writes &- seenWrites
     seenWrites = writes
-    if unsafe lanes[lane].pointee.account.turns >= Self.turnsBetweenMoments { settle(lane) }
+    if unsafe lanes[lane].pointee.account.turns >= Self.turnsBetweenMoments
+      || Engine.movesData && lanes[lane].pointee.owesMoment(answers: Self.answersBetweenMoments, copies: Engine.copies)
+    {
+      settle(lane)
+    }
   }
 
   private mutating func settle(_ lane: Int) {
@@ -353,6 +433,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
 
   private mutating func carryOut(_ orders: WorkerOrders) {
     if let order = orders.prepare { prepare(order) }
+    if let order = orders.trace { carryOut(order) }
     for (queue, order) in orders.queues.sorted(by: { $0.key < $1.key }) {
       if let activation = order.start { answer(activation) }
       guard let lane = lane(of: queue) else { continue }
@@ -424,6 +505,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
         activation, lane: index, slots: configuration.slots, context: configuration.context,
         notification: configuration.notification, counters: configuration.counters, meter: meter), at: index)
     if isThrottled, configuration.throttle.isLimited { unsafe lanes[index].pointee.limit(by: configuration.throttle) }
+    if let trace, !trace.isResting { unsafe lanes[index].pointee.startTrace(trace.buffer, lane: index) }
     medium.use(activation.memory, lane: index)
     do throws(Errno) { try medium.engine.watch(activation.kick, lane: index) } catch {
       medium.engine.unwatch(lane: index)
@@ -457,6 +539,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   private mutating func remove(_ lane: Int) {
     if isMetered { settle(lane) }
     unsafe lanes[lane].pointee.publishLast()
+    // What of its trace is left: it had nothing under way.
+    unsafe lanes[lane].pointee.stopTrace()
     unsafe lanes[lane].pointee.handBack()
     unsafe lanes[lane].pointee.showDepth()
     unsafe reportError(&lanes[lane].pointee)

@@ -134,6 +134,9 @@ struct RequestSlab: ~Copyable {
     return unsafe (chains + index).move()
   }
 
+  /// The ring's name of a request that is under way.
+  func head(at index: Int) -> UInt16 { unsafe chains[index].head }
+
   /// The beginning of a slot's segment area.
   @inline(__always)
   func segments(_ index: Int) -> UnsafeMutablePointer<MemorySegment> {

@@ -33,6 +33,9 @@ func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
       let engine = try plan.makeObject(isSlow: isSlow, mailbox: mailbox)
       return try work(configuration, top: plan.layers?.around(engine) ?? engine, role: plan.role)
     }
+    if let chain = plan.image.chain, plan.kind != .null {
+      return try work(configuration, try Qcow2Engine(chain, plan.kind, mailbox: mailbox))
+    }
     switch plan.kind {
     case .uring:
       let engine = try UringEngine(

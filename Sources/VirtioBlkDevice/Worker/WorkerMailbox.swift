@@ -27,6 +27,8 @@ struct WorkerOrders: Sendable {
   var unprepares = false
   /// The disk's limits are others now.
   var changesLimits = false
+  /// What the queues do is to be written down, or not any more.
+  var trace: TraceOrder?
   /// Every queue is to stop, those that start now included.
   var stopsAll = false
   /// Queues that stall or are paused are to go on.
@@ -36,6 +38,7 @@ struct WorkerOrders: Sendable {
 
   var isEmpty: Bool {
     queues.isEmpty && prepare == nil && !unprepares && !stopsAll && !resumesAll && !changesLimits && pause == nil
+      && trace == nil
   }
 
   mutating func add(_ queue: Int, _ change: (inout QueueOrder) -> Void) { change(&queues[queue, default: QueueOrder()]) }

@@ -1,0 +1,96 @@
+/// A toy monitor: a disk of the library on one queue, and a "guest" of a few lines that writes a sector by hand and reads it back.
+///
+///     truncate -s 1M disk.img; swift run toy-monitor disk.img
+///
+/// A real monitor has the guest's memory from KVM, and learns addresses, features and kicks from the registers that the guest writes.
+import Glibc
+import SystemPackage
+import VirtioBlkDevice
+import VirtioCore
+
+/// Where things lie in guest memory. A ring of 8: descriptors, available ring, used ring; then a request.
+let (table, available, used): (Int, Int, Int) = (0x0, 0x100, 0x200)
+let (header, data, status): (Int, Int, Int) = (0x1000, 0x2000, 0x3000)
+let ringSize: UInt16 = 8
+
+guard CommandLine.arguments.count == 2 else { fatalError("say which image: toy-monitor disk.img") }
+
+// The machine: 64 KiB of memory from guest-physical address 0 on, which monitor and device both see.
+let mapping = try Mapping(anonymous: 1 << 16)
+let memory = try GuestMemory([GuestRegion(start: GuestAddress(0), size: 1 << 16, mapping: mapping)])
+let base = unsafe mapping.base
+func word<Value: FixedWidthInteger>(_ address: Int, _ value: Value) {
+  unsafe base.storeBytes(of: value.littleEndian, toByteOffset: address, as: Value.self)
+}
+
+// The disk. No thread runs before a queue is started.
+var options = BlockDeviceOptions()
+options.engine = .sync
+let device = try BlockDevice(image: ImageFile(ImageOptions(path: CommandLine.arguments[1])), options: options)
+let features: FeatureSet = [.version1, .blockFlush]
+device.negotiated(features)
+print("a disk of \(device.image.size / 512) sectors, served by \(device.engineReason)")
+
+// One queue, as the driver set it up: `Activation` is everything that it needs to run.
+let (kick, call) = (try OwnedDescriptor.eventCounter(), try OwnedDescriptor.eventCounter())
+let queue = AttendedDevice(device)
+try queue.startAndWait(
+  Activation(
+    queue: 0, memory: memory, features: features,
+    configuration: QueueConfiguration(
+      size: ringSize, descriptorTable: GuestAddress(UInt64(table)), availableRing: GuestAddress(UInt64(available)),
+      usedRing: GuestAddress(UInt64(used))),
+    kick: .eventCounter(kick), call: .eventCounter(call)))
+
+/// The driver: three descriptors, one entry of the available ring, a kick; then it waits for the used element.
+struct Driver {
+  /// What was made available so far.
+  private var index: UInt16 = 0
+  private let availableIndex = unsafe SharedCell<UInt16>(base + available + 2)
+  private let usedIndex = unsafe SharedCell<UInt16>(base + used + 2)
+
+  /// - Returns: the status byte, and the length that the used element says.
+  mutating func request(type: UInt32, sector: UInt64, deviceWrites: Bool) -> (status: UInt8, written: UInt32) {
+    word(header, type)
+    word(header + 4, UInt32(0))
+    word(header + 8, sector)
+    word(status, UInt8(0xff))
+    describe(0, header, 16, flags: 1, next: 1)  // NEXT
+    describe(1, data, 512, flags: deviceWrites ? 3 : 1, next: 2)  // NEXT, and WRITE where the device fills it
+    describe(2, status, 1, flags: 2, next: 0)  // WRITE
+    word(available + 4 + Int(index % ringSize) * 2, UInt16(0))
+    index &+= 1
+    // Release: who sees the index sees everything above.
+    availableIndex.storeRelease(index)
+    EventCounter.signal(kick.rawValue)
+    // Acquire: with the index, the element and the data are there. A driver with something else to do would wait for the call.
+    while usedIndex.loadAcquire() != index { sched_yield() }
+    EventCounter.drain(call.rawValue)
+    let element = used + 4 + Int((index &- 1) % ringSize) * 8
+    return unsafe (base.load(fromByteOffset: status, as: UInt8.self), base.load(fromByteOffset: element + 4, as: UInt32.self))
+  }
+
+  private func describe(_ number: Int, _ address: Int, _ length: UInt32, flags: UInt16, next: UInt16) {
+    let place = table + number * 16
+    word(place, UInt64(address))
+    word(place + 8, length)
+    word(place + 12, flags)
+    word(place + 14, next)
+  }
+}
+
+var driver = Driver()
+let text = Array("written through a virtqueue".utf8)
+for (offset, byte) in text.enumerated() { word(data + offset, byte) }
+let write = driver.request(type: 1, sector: 7, deviceWrites: false)
+print("OUT  sector 7  status \(write.status)  len \(write.written)")
+
+for offset in text.indices { word(data + offset, UInt8(0)) }
+let read = driver.request(type: 0, sector: 7, deviceWrites: true)
+print("IN   sector 7  status \(read.status)  len \(read.written)")
+let back = text.indices.map { unsafe base.load(fromByteOffset: data + $0, as: UInt8.self) }
+print("\"\(String(decoding: back, as: UTF8.self))\"")
+
+// The queue says where it stands, so that somebody else could go on from there.
+let position = queue.stopAndWait(queue: 0)
+print("stopped at \(position.map { "\($0.available)" } ?? "an unknown place") of the available ring")

@@ -1,0 +1,262 @@
+#!/usr/bin/env python3
+"""Keeps the outputs in the documents what the program really says, and makes the book of them.
+
+    Scripts/book.py check [FILE.md …]    run every command again and compare; what changes from run to run is masked
+    Scripts/book.py update [FILE.md …]   run every command and write what it says into the documents
+    Scripts/book.py pictures             draw the pictures of Docs/plots that are traces
+    Scripts/book.py html [FOLDER]        make HTML that reads offline (.docs by default); needs pandoc
+
+A block of output stands behind a comment that says where it comes from:
+
+    <!-- run
+    @recipe read-write rw
+    vmm-blk inspect rw.mem
+    -->
+    ```text
+    $ vmm-blk inspect rw.mem
+    …
+    ```
+
+Each line is a command of bash. A line with @ in front is run and not shown. All blocks of a document have one scratch folder.
+`recipe NAME FILE` makes FILE.mem and FILE.img from Images/NAME.recipe, `serving FILE` waits until a server has said so there.
+'run numbers' says that numbers differ from run to run, 'run any' that only the end of each command counts.
+
+VMM_BLK names the program; without it, it is the release build.
+"""
+import difflib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PROGRAM = os.path.abspath(os.environ.get("VMM_BLK", os.path.join(ROOT, ".build/release/vmm-blk")))
+BLOCK = re.compile(r"<!-- run( \w+)?\n(.*?)\n-->\n```text\n(.*?)```\n", re.S)
+LIMIT = 120  # seconds that one block may take
+
+HELPERS = f"""
+export LC_ALL=C.UTF-8 VMM_BLK_CONTROL=
+recipe() {{ python3 {ROOT}/Images/build.py {ROOT}/Images/$1.recipe $2.mem $2.img; }}
+serving() {{ for i in $(seq 1 3000); do grep -q Serving "$1" 2>/dev/null && return; sleep 0.02; done; echo "no server"; return 1; }}
+stop() {{ kill "$@"; wait "$@"; }}
+ROOT={ROOT}
+"""
+
+MASKS = [
+    (re.compile(r"process \d+"), "process N"), (re.compile(r"\bseed \d+"), "seed N"),
+    (re.compile(r"/tmp/\S+?/(?=[\w.]+)"), ""), (re.compile(r"\b\d+(\.\d+)? (ns|µs|ms|s)\b"), "T"),
+]
+NUMBERS = [(re.compile(r"\d+(\.\d+)?"), "N"), (re.compile(r"[ ─-]+"), " "), (re.compile(r"\b[NT]\b( [NT]\b)*"), "N")]
+
+
+class Failed(Exception):
+    pass
+
+
+def run(script, folder):
+    """What a block shows."""
+    lines = [line for line in script.split("\n") if line.strip()]
+    parts = [HELPERS, f"cd '{folder}'"]
+    for number, line in enumerate(lines):
+        command = line.lstrip("@")
+        if command.endswith("&"):
+            parts.append(f"{{ {command[:-1].strip()}; }} >'{folder}/.out{number}' 2>&1 &")
+        else:
+            parts.append(f"{{ {command}; }} >'{folder}/.out{number}' 2>&1")
+    environment = dict(os.environ, PATH=os.path.join(folder, ".bin") + ":" + os.environ["PATH"], NO_COLOR="1")
+    process = subprocess.Popen(["bash", "-c", "\n".join(parts)], cwd=folder, env=environment, start_new_session=True,
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        process.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        raise Failed(f"this takes longer than {LIMIT} s:\n{script}")
+    finally:
+        # Whatever it left in the background ends with it.
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.wait()
+    shown = []
+    for number, line in enumerate(lines):
+        if line.startswith("@"):
+            continue
+        with open(os.path.join(folder, f".out{number}"), encoding="utf-8") as file:
+            output = file.read()
+        # A server's output goes on while others say something.
+        if not line.endswith("&"):
+            shown.append(f"$ {line}\n{output}".rstrip("\n"))
+        else:
+            shown.append(f"$ {line}")
+    return "\n".join(line.rstrip() for line in "\n".join(shown).split("\n")) + "\n"
+
+
+def masked(text, kind):
+    for pattern, word in MASKS + (NUMBERS if kind == "numbers" else []):
+        text = pattern.sub(word, text)
+    if kind == "any":
+        text = "\n".join(line for line in text.split("\n") if line.startswith("$ "))
+    return [line.rstrip() for line in text.split("\n")]
+
+
+def documents(names):
+    if names:
+        return names
+    book = os.path.join(ROOT, "Docs/book")
+    found = [os.path.join(book, name) for name in sorted(os.listdir(book)) if name.endswith(".md")]
+    return found + [os.path.join(ROOT, "Docs/tracing.md")]
+
+
+def work(path, updates):
+    """- Returns: what is not as it should be."""
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    folder = tempfile.mkdtemp(prefix="book-")
+    problems = []
+    try:
+        os.mkdir(os.path.join(folder, ".bin"))
+        os.symlink(PROGRAM, os.path.join(folder, ".bin/vmm-blk"))
+
+        def replace(match):
+            kind, script, before = (match.group(1) or "").strip(), match.group(2), match.group(3)
+            after = run(script, folder)
+            difference = list(difflib.unified_diff(masked(before, kind), masked(after, kind), "the document", "the program", lineterm=""))
+            if difference:
+                problems.append("\n".join(difference))
+            return match.group(0).replace("```text\n" + before, "```text\n" + after) if updates and difference else match.group(0)
+
+        result = BLOCK.sub(replace, text)
+        if updates and result != text:
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(result)
+        return problems, len(BLOCK.findall(text))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# Each question, what is so when the answer is yes, and below it the next one.
+DECISION = [
+    ("Is the image an export of an NBD server?", "nbd", "a connection for each thread, where the server lets several write"),
+    ("Is it a file in memory (tmpfs, hugetlbfs)?", "mapped", "copies; plain calls (sync) where it cannot be mapped"),
+    ("Is it a block device in memory (zram, RAM disk)?", "sync", "system calls in the queue's own thread"),
+    ("Is io_uring forbidden, or out of memory?", "aio, sync", "libaio where it is opened directly, else plain calls; said once"),
+    ("Does it go through the page cache, and can be mapped?", "cached", "copies of what is cached, io_uring for the rest"),
+    ("Otherwise", "uring", "a medium that can wait: a turn is one system call"),
+]
+
+
+def decision():
+    """What --engine auto does (EngineChoice.swift), as a picture."""
+    parts = []
+    for number, (question, engine, why) in enumerate(DECISION):
+        y = 20 + number * 62
+        parts.append(f'<rect x="10" y="{y}" width="390" height="40" rx="6" class="q"/><text x="24" y="{y + 25}">{question}</text>')
+        parts.append(f'<line x1="400" y1="{y + 20}" x2="466" y2="{y + 20}" class="l" marker-end="url(#a)"/>')
+        if number < len(DECISION) - 1:
+            parts.append(f'<text x="418" y="{y + 14}" class="s">yes</text>')
+            parts.append(f'<line x1="205" y1="{y + 40}" x2="205" y2="{y + 60}" class="l" marker-end="url(#a)"/>')
+            parts.append(f'<text x="212" y="{y + 55}" class="s">no</text>')
+        parts.append(f'<rect x="470" y="{y}" width="100" height="40" rx="6" class="e"/><text x="520" y="{y + 25}" class="n">{engine}</text>')
+        parts.append(f'<text x="582" y="{y + 25}" class="s">{why}</text>')
+    return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 960 {20 + len(DECISION) * 62}" font-family="sans-serif" font-size="13">
+<style>.q{{fill:#eef3f9;stroke:#4c78a8}}.e{{fill:#e9f4e7;stroke:#59a14f}}.l{{stroke:#555}}.s{{font-size:12px;fill:#444}}.n{{text-anchor:middle;font-weight:bold}}</style>
+<defs><marker id="a" markerWidth="8" markerHeight="8" refX="7" refY="4" orient="auto"><path d="M0 0L8 4L0 8z" fill="#555"/></marker></defs>
+<rect width="100%" height="100%" fill="#fff"/>
+{chr(10).join(parts)}
+</svg>
+"""
+
+
+def pictures():
+    """One read at a time, and thirty-two, on a device that a memory file's driver keeps busy."""
+    folder = tempfile.mkdtemp(prefix="book-")
+    try:
+        os.mkdir(os.path.join(folder, ".bin"))
+        os.symlink(PROGRAM, os.path.join(folder, ".bin/vmm-blk"))
+        plots = os.path.join(ROOT, "Docs/plots")
+        with open(os.path.join(plots, "engines.svg"), "w", encoding="utf-8") as file:
+            file.write(decision())
+        run(f"""
+truncate -s 64M disk.img
+@vmm-blk run --memory guest.mem --create 64M --blk-file disk.img --engine uring --control ctl >log &
+serving log
+@vmm-blk bench --memory guest.mem --iodepth 1 --runtime 2 --ramp_time 0 &
+sleep 0.5
+vmm-blk trace --control ctl --seconds 0.2 --picture {plots}/trace-one.svg --picture-requests 3
+sleep 1.8
+@vmm-blk bench --memory guest.mem --iodepth 16 --runtime 2 --ramp_time 0 &
+sleep 0.5
+vmm-blk trace --control ctl --seconds 0.2 --picture {plots}/trace-many.svg --picture-requests 40
+""", folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+STYLE = """body{max-width:58rem;margin:2rem auto;padding:0 1rem;font:16px/1.5 sans-serif;color:#222}
+pre{background:#f5f6f8;padding:.7rem;overflow-x:auto;font-size:12.5px;line-height:1.3}code{font-size:.9em}
+table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:.2rem .5rem;text-align:left;vertical-align:top}
+img{max-width:100%}a{color:#06c}h1,h2,h3{line-height:1.2}nav#TOC{font-size:.9em;background:#fafafa;padding:.3rem 1rem}"""
+
+
+def html(folder):
+    if not shutil.which("pandoc"):
+        raise Failed("pandoc is missing: Scripts/setup.sh docs")
+    os.makedirs(os.path.join(folder, "book"), exist_ok=True)
+    with open(os.path.join(folder, "style.html"), "w", encoding="utf-8") as file:
+        file.write(f"<style>{STYLE}</style>")
+    docs = os.path.join(ROOT, "Docs")
+    pages = [(os.path.join(docs, name), name) for name in sorted(os.listdir(docs)) if name.endswith(".md")]
+    pages += [(os.path.join(docs, "book", name), "book/" + name) for name in sorted(os.listdir(os.path.join(docs, "book")))
+              if name.endswith(".md")]
+    for source, name in pages:
+        with open(source, encoding="utf-8") as file:
+            text = file.read()
+        text = re.sub(r"<!-- run.*?-->\n", "", text, flags=re.S)
+        title = re.search(r"^# (.*)", text, re.M).group(1)
+        page = "index.html" if name == "book/README.md" else name[:-3] + ".html"
+        if page == "index.html":
+            text = re.sub(r"\]\((\d\d-[\w-]+)\.md", r"](book/\1.html", text)
+            text = re.sub(r"\]\(\.\./([\w-]+)\.md", r"](\1.html", text)
+        else:
+            text = text.replace("](README.md", "](../index.html")
+            text = re.sub(r"\]\(((?:\.\./)*[\w-]+)\.md", r"](\1.html", text)
+        # Sources are not part of the book.
+        text = re.sub(r"\[([^]]*)\]\((?:\.\./)+(?:Sources|Tests|Scripts|Examples|Images|Benchmarks|CHANGELOG)[^)]*\)", r"\1", text)
+        back = "" if page == "index.html" else ("[Contents](../index.html)\n\n" if "/" in page else "[Contents](index.html)\n\n")
+        subprocess.run(
+            ["pandoc", "-f", "gfm", "-t", "html5", "-s", "--self-contained", "--metadata", f"pagetitle={title}",
+             "--include-in-header", os.path.join(folder, "style.html"), "-o", os.path.join(folder, page)],
+            input=back + text, text=True, check=True, cwd=os.path.dirname(source))
+    os.remove(os.path.join(folder, "style.html"))
+    print(f"{len(pages)} pages: {os.path.join(folder, 'index.html')}")
+
+
+def main():
+    verb, names = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
+    if verb == "html":
+        return html(names[0] if names else os.path.join(ROOT, ".docs"))
+    if verb not in ("check", "update", "pictures"):
+        sys.exit(__doc__)
+    if not os.access(PROGRAM, os.X_OK):
+        raise Failed(f"there is no {PROGRAM}: build it with 'swift build -c release', or name one in VMM_BLK")
+    if verb == "pictures":
+        return pictures()
+    failed = blocks = 0
+    for path in documents(names):
+        problems, count = work(path, verb == "update")
+        blocks += count
+        for problem in problems:
+            print(f"{os.path.relpath(path, ROOT)} {'is changed' if verb == 'update' else 'says something else'}:\n{problem}\n")
+        failed += len(problems)
+    print(f"{blocks - failed} passed, {failed} failed")
+    if failed and verb == "check":
+        sys.exit("Scripts/book.py update writes what the program says now: read the difference before keeping it")
+
+
+try:
+    main()
+except Failed as error:
+    sys.exit(f"book: {error}")

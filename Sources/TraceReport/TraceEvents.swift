@@ -1,0 +1,121 @@
+/// A trace as the viewers of Chrome and Perfetto read it: "Trace Event Format", an object with an array of events.
+
+/// Each disk is a process of the picture and each of its threads a row; requests lie above their queue as spans that may overlap, with
+/// what they waited for inside. Times are microseconds of CLOCK_MONOTONIC, which is also what `perf record -k CLOCK_MONOTONIC` says.
+package enum TraceEvents {
+  package static func json(_ disks: [TracedDisk]) -> String {
+    var lines: [String] = []
+    for (index, disk) in disks.enumerated() {
+      let process = index + 1
+      lines.append(name("process_name", "\(disk.name) (\(disk.engine))", process, nil))
+      for thread in disk.threads {
+        lines.append(name("thread_name", "queue thread \(thread.number)", process, thread.number))
+        append(thread, process, to: &lines)
+      }
+    }
+    let meaning = #""otherData":{"clock":"CLOCK_MONOTONIC","program":"vmm-blk trace"}"#
+    return "{\"displayTimeUnit\":\"ns\",\(meaning),\"traceEvents\":[\n\(lines.joined(separator: ",\n"))\n]}\n"
+  }
+
+  private static func append(_ thread: TracedThread, _ process: Int, to lines: inout [String]) {
+    let place = "\"pid\":\(process),\"tid\":\(thread.number)"
+    for span in thread.spans {
+      lines.append(
+        #"{"ph":"X","cat":"thread","name":"\#(span.kind.rawValue)",\#(place),"ts":\#(stamp(span.range.lowerBound)),"#
+          + #""dur":\#(stamp(span.range.upperBound - span.range.lowerBound)),"args":{"in flight":\#(span.inFlight)}}"#)
+    }
+    for time in thread.kicks { lines.append(instant("kick", time, place)) }
+    for call in thread.calls { lines.append(instant("call", call.time, place, #","args":{"queue":\#(call.queue)}"#)) }
+    for publication in thread.publications {
+      lines.append(
+        instant(
+          "publish", publication.time, place, #","args":{"queue":\#(publication.queue),"chains":\#(publication.count)}"#))
+    }
+    for (number, request) in thread.requests.enumerated() {
+      append(request, #""cat":"requests","id":"\#(process).\#(thread.number).\#(number)",\#(place)"#, to: &lines)
+    }
+  }
+
+  private static func append(_ request: TracedRequest, _ words: String, to lines: inout [String]) {
+    let arguments =
+      #""queue":\#(request.queue),"head":\#(request.head),"sector":\#(request.sector),"bytes":\#(request.bytes),"#
+      + #""status":\#(request.answered == nil ? -1 : Int(request.status))"#
+    func begin(_ name: String, _ time: UInt64, _ more: String = "") {
+      lines.append(#"{"ph":"b","name":"\#(name)",\#(words),"ts":\#(stamp(time))\#(more)}"#)
+    }
+    func end(_ name: String, _ time: UInt64) { lines.append(#"{"ph":"e","name":"\#(name)",\#(words),"ts":\#(stamp(time))}"#) }
+
+    let name = "\(request.kind)"
+    begin(name, request.taken, #","args":{\#(arguments)}"#)
+    // One in flight has no end.
+    guard request.answered != nil else { return }
+    for phase in request.phases where !phase.range.isEmpty {
+      begin(phase.name.rawValue, phase.range.lowerBound)
+      end(phase.name.rawValue, phase.range.upperBound)
+    }
+    end(name, request.end)
+  }
+
+  private static func instant(_ name: String, _ time: UInt64, _ place: String, _ more: String = "") -> String {
+    #"{"ph":"i","s":"t","cat":"thread","name":"\#(name)",\#(place),"ts":\#(stamp(time))\#(more)}"#
+  }
+
+  private static func name(_ what: String, _ text: String, _ process: Int, _ thread: Int?) -> String {
+    let place = thread.map { ",\"tid\":\($0)" } ?? ""
+    return #"{"ph":"M","name":"\#(what)","pid":\#(process)\#(place),"args":{"name":"\#(escaped(text))"}}"#
+  }
+
+  /// Microseconds with the nanoseconds behind the point, exactly.
+  private static func stamp(_ nanoseconds: UInt64) -> String {
+    let rest = String(nanoseconds % 1000)
+    return "\(nanoseconds / 1000).\(String(repeating: "0", count: 3 - rest.count))\(rest)"
+  }
+
+  /// As JSON has it in a string.
+  private static func escaped(_ text: String) -> String {
+    text.unicodeScalars.reduce(into: "") { output, scalar in
+      switch scalar {
+      case "\"", "\\": output += "\\\(scalar)"
+      case _ where scalar.value < 0x20:
+        let digits = String(scalar.value, radix: 16)
+        output += "\\u" + String(repeating: "0", count: 4 - digits.count) + digits
+      default: output.unicodeScalars.append(scalar)
+      }
+    }
+  }
+}
+
+/// What a request waits for.
+package struct RequestPhase: Hashable, Sendable {
+  package enum Name: String, CaseIterable, Sendable {
+    /// A limit of the disk.
+    case limit
+    /// The medium, with everything below it: the kernel's queues, the disk.
+    case medium
+    /// The answers to requests before it, where these come in order.
+    case order
+    /// That its batch is shown to the driver.
+    case publish
+  }
+
+  package var name: Name
+  package var range: Range<UInt64>
+}
+
+extension TracedRequest {
+  /// When it was shown to the driver, or else answered; of one in flight when it was taken. Never before that.
+  package var end: UInt64 { phases.last?.range.upperBound ?? taken }
+
+  /// In the order of time, without a gap; of one in flight none.
+  package var phases: [RequestPhase] {
+    guard let answered else { return [] }
+    let begin = min(max(started, taken), max(completed, taken))
+    let done = max(completed, begin)
+    let told = max(answered, done)
+    return [
+      RequestPhase(name: .limit, range: taken..<begin), RequestPhase(name: .medium, range: begin..<done),
+      RequestPhase(name: .order, range: done..<told),
+      RequestPhase(name: .publish, range: told..<max(told, published ?? told)),
+    ]
+  }
+}

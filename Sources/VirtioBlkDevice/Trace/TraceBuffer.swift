@@ -1,0 +1,108 @@
+/// Where one worker writes its trace: memory of our own of a size that is said beforehand. The oldest records are overwritten.
+internal import SystemPackage
+internal import VirtioCore
+
+/// What is kept of a request until it is answered. All 0: it was not seen when it was taken.
+struct TracedRequest {
+  var taken: UInt64 = 0
+  var started: UInt64 = 0
+  var completed: UInt64 = 0
+  var sector: UInt64 = 0
+  var bytes: UInt64 = 0
+}
+
+/// Where records go: pointers alone, so that writing counts no references. Whoever has it holds the buffer, too.
+@safe
+struct TraceWriter {
+  fileprivate let records: UnsafeMutablePointer<TraceRecord>
+  fileprivate let requests: UnsafeMutablePointer<TracedRequest>
+  /// Records that were ever written.
+  fileprivate let written: UnsafeMutablePointer<UInt64>
+  fileprivate let mask: UInt64
+  private let clock = TickClock.shared
+
+  var now: UInt64 { @inline(__always) get { clock.now } }
+
+  /// How long it is from one reading of the clock to another.
+  func nanoseconds(from start: UInt64, to end: UInt64) -> UInt64 { clock.nanoseconds(from: start, to: end) }
+
+  func append(_ record: TraceRecord) {
+    let number = unsafe written.pointee
+    unsafe records[Int(truncatingIfNeeded: number & mask)] = record
+    unsafe written.pointee = number &+ 1
+  }
+
+  /// What is kept of the requests of a lane, by their slots.
+  func requests(ofLane lane: Int) -> UnsafeMutablePointer<TracedRequest> { unsafe requests + lane * LaneContext.slots }
+}
+
+/// Belongs to its worker from the order to trace until that has told that it stopped, and to the control plane before and after:
+/// the locks of mailbox and news lie between.
+@safe
+package final class TraceBuffer: @unchecked Sendable {
+  /// Where the number of records is, apart from the records.
+  private static let headSize = 64
+
+  /// Records, a power of two.
+  package let capacity: Int
+  private let mapping: Mapping
+  let writer: TraceWriter
+  /// Records that are written within a tenth of a second, about.
+  let budget: UInt64
+
+  /// - Parameters:
+  ///   - capacity: records, a power of two. Memory is used as they come.
+  ///   - budget: records that are written within a tenth of a second; `nil`: all that there are.
+  ///   - lanes: queues that the worker may have.
+  /// - Throws: there is no memory.
+  init(capacity: Int, budget: Int?, lanes: Int) throws(Errno) {
+    let (size, slots) = (capacity * TraceRecord.size, lanes * LaneContext.slots)
+    mapping = try Mapping(anonymous: Self.headSize + size + slots * MemoryLayout<TracedRequest>.stride)
+    unsafe writer = TraceWriter(
+      records: (mapping.base + Self.headSize).bindMemory(to: TraceRecord.self, capacity: capacity),
+      requests: (mapping.base + Self.headSize + size).bindMemory(to: TracedRequest.self, capacity: slots),
+      written: mapping.base.bindMemory(to: UInt64.self, capacity: 1), mask: UInt64(capacity) - 1)
+    self.capacity = capacity
+    self.budget = budget.map { UInt64(max($0, 1)) } ?? .max
+  }
+
+  var written: UInt64 { unsafe writer.written.pointee }
+
+  /// Records that are still there.
+  package var count: Int { Int(min(written, UInt64(capacity))) }
+  /// Those that were overwritten.
+  package var overwritten: UInt64 { written - UInt64(count) }
+
+  /// The bytes of some of the records that are there, the oldest first.
+  ///
+  /// - Parameters:
+  ///   - first: 0 for the oldest.
+  ///   - limit: records, at most.
+  package func bytes(from first: Int, limit: Int) -> [UInt8] {
+    guard (0..<count).contains(first), limit > 0 else { return [] }
+    let oldest = written - UInt64(count)
+    var bytes: [UInt8] = []
+    for number in first..<min(count, first + min(limit, count)) {
+      let record = unsafe writer.records + Int((oldest + UInt64(number)) & writer.mask)
+      unsafe bytes += UnsafeRawBufferPointer(start: record, count: TraceRecord.size)
+    }
+    return bytes
+  }
+}
+
+/// What a worker is told about its trace.
+enum TraceOrder: Sendable {
+  case start(TraceBuffer)
+  /// With the number that goes back.
+  case stop(UInt64)
+}
+
+/// What a lane has for its trace.
+@safe
+struct LaneTrace {
+  let writer: TraceWriter
+  /// By slots.
+  let requests: UnsafeMutablePointer<TracedRequest>
+  /// Requests that were written down as taken, and are not answered.
+  var inFlight = 0
+}

@@ -1,0 +1,109 @@
+/// What a lane writes down for a trace. While there is one, every request takes the ways of those that are unusual, where these
+/// functions are called: nothing asks for a trace on the way of a plain transfer.
+internal import VirtioCore
+
+extension Lane where Ring: ~Copyable {
+  /// From now on what is taken is written down.
+  ///
+  /// - Parameter number: among its worker's lanes.
+  mutating func startTrace(_ buffer: TraceBuffer, lane number: Int) {
+    let requests = unsafe buffer.writer.requests(ofLane: number)
+    // What another lane left there.
+    unsafe requests.update(repeating: TracedRequest(), count: slab.capacity)
+    unsafe trace = LaneTrace(writer: buffer.writer, requests: requests)
+    looksAtAnswers = true
+    // What they ask for is to be told apart.
+    if meter == nil { arrival = .untimed }
+    plainBytes = 0
+    plainFaults = .max
+    account.answers.stopPlain()
+  }
+
+  /// What is still under way is written down as that.
+  mutating func stopTrace() {
+    guard let trace else { return }
+    for index in 0..<slab.begun where unsafe slab.slot(index).pointee.stage != .none {
+      let request = unsafe trace.requests[index]
+      guard request.taken != 0 else { continue }
+      trace.writer.append(record(request, index, unsafe slab.slot(index).pointee, answered: 0))
+    }
+    leaveTrace()
+  }
+
+  /// Nothing more is written down of what is taken from now on; what was taken before is, to its end.
+  mutating func restTrace() { plainBytes = isLimited ? 0 : rules.plainBytes }
+
+  /// Everything that was written down as taken is answered, and shown.
+  var hasFinishedTrace: Bool { trace?.inFlight == 0 }
+
+  /// Plain requests go the plain way again.
+  mutating func leaveTrace() {
+    trace = nil
+    looksAtAnswers = meter != nil
+    if meter == nil { arrival = .none }
+    plainBytes = isLimited ? 0 : rules.plainBytes
+    plainFaults = log == nil ? seenFaults : .max
+    if meter == nil, !isWatched { account.answers.startPlain() }
+  }
+
+  /// A request was popped and parsed, and is about to be asked of the medium, or to wait for a limit.
+  @inline(never)
+  mutating func noteTaken(_ index: Int, sector: UInt64 = 0, bytes: UInt64 = 0) {
+    guard let trace else { return }
+    self.trace?.inFlight += 1
+    unsafe trace.requests[index] = TracedRequest(taken: trace.writer.now, sector: sector, bytes: bytes)
+  }
+
+  /// A request has waited for a limit and does so no more.
+  @inline(never)
+  func noteStarted(_ index: Int) {
+    guard let trace, unsafe trace.requests[index].taken != 0 else { return }
+    unsafe trace.requests[index].started = trace.writer.now
+  }
+
+  /// The medium has done, or failed, what a request asked it for last.
+  @inline(never)
+  func noteCompleted(_ index: Int) {
+    guard let trace, unsafe trace.requests[index].taken != 0 else { return }
+    unsafe trace.requests[index].completed = trace.writer.now
+  }
+
+  /// A request is about to be answered.
+  @inline(never)
+  mutating func noteAnswered(_ slot: UnsafeMutablePointer<RequestSlot>) {
+    guard let trace else { return }
+    let index = unsafe slot - slab.slot(0)
+    let request = unsafe trace.requests[index]
+    guard request.taken != 0 else { return }
+    unsafe trace.requests[index].taken = 0
+    self.trace?.inFlight -= 1
+    // Out of order the answer follows at once.
+    let answered = isOrdered || request.completed == 0 ? trace.writer.now : request.completed
+    trace.writer.append(record(request, index, unsafe slot.pointee, answered: answered))
+  }
+
+  private func record(_ request: TracedRequest, _ index: Int, _ slot: RequestSlot, answered: UInt64) -> TraceRecord {
+    let completed = request.completed == 0 ? answered : request.completed
+    return TraceRecord(
+      .request, queue: queue, request: RequestKind(rawValue: slot.arrival.kind) ?? .other, status: slot.status.rawValue,
+      head: slab.head(at: index), first: request.sector, second: request.bytes,
+      times: (request.taken, request.started, completed, answered))
+  }
+
+  /// What was answered has been shown to the driver.
+  ///
+  /// - Parameters:
+  ///   - count: chains.
+  ///   - begin: before that.
+  ///   - calls: calls that had been sent then.
+  @inline(never)
+  func notePublished(_ count: Int, from begin: UInt64, calls: UInt64) {
+    guard let trace else { return }
+    let hasCalled = counters.value(.calls) != calls
+    guard count > 0 || hasCalled else { return }
+    trace.writer.append(
+      TraceRecord(
+        .publication, queue: queue, first: UInt64(truncatingIfNeeded: count),
+        times: (begin, hasCalled ? trace.writer.now : 0, 0, 0)))
+  }
+}

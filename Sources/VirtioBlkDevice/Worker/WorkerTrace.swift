@@ -1,0 +1,86 @@
+/// What a worker itself does while it is traced: when it polls and when it sleeps; and how much of its time it records at all.
+
+struct WorkerTrace {
+  /// What its lanes are to do.
+  enum Change { case rest, record }
+
+  /// Nanoseconds. In each of these so many records are written, and then none for the rest of it: recording a request costs some
+  /// tenths of a microsecond, which a thread that serves millions of them has not to spare.
+  private static let period: UInt64 = 100_000_000
+
+  let buffer: TraceBuffer
+  private let budget: UInt64
+  private var periodBegan: UInt64
+  private var writtenThen: UInt64 = 0
+  private var restsSince: UInt64 = 0
+  private var sleepsSince: UInt64 = 0
+  private var pollsSince: UInt64 = 0
+
+  /// - Parameter order: what to write, and how much.
+  init(_ buffer: TraceBuffer) {
+    self.buffer = buffer
+    budget = buffer.budget
+    periodBegan = buffer.writer.now
+    writtenThen = buffer.written
+  }
+
+  var isResting: Bool { restsSince != 0 }
+
+  /// At the beginning of a turn.
+  mutating func nextChange() -> Change? {
+    let written = buffer.written
+    guard isResting || written &- writtenThen >= budget else { return nil }
+    let now = buffer.writer.now
+    let isOver = buffer.writer.nanoseconds(from: periodBegan, to: now) >= Self.period
+    if isOver { periodBegan = now }
+    switch (isResting, isOver) {
+    case (false, false):
+      restsSince = now
+      return .rest
+    case (true, false): return nil
+    case (false, true):
+      writtenThen = written
+      return nil
+    case (true, true):
+      endRest()
+      writtenThen = buffer.written
+      return .record
+    }
+  }
+
+  mutating func beginsToPoll() { if !isResting { pollsSince = buffer.writer.now } }
+
+  mutating func fallsAsleep() {
+    guard !isResting else { return }
+    endPoll()
+    sleepsSince = buffer.writer.now
+  }
+
+  /// It has something to do, whatever it did before.
+  mutating func wakes() {
+    endPoll()
+    guard sleepsSince != 0 else { return }
+    buffer.writer.append(TraceRecord(.asleep, times: (sleepsSince, buffer.writer.now, 0, 0)))
+    sleepsSince = 0
+  }
+
+  func noticesKick() { if !isResting { buffer.writer.append(TraceRecord(.kick, times: (buffer.writer.now, 0, 0, 0))) } }
+
+  /// Nothing comes after this.
+  mutating func end() {
+    wakes()
+    endRest()
+  }
+
+  private mutating func endPoll() {
+    guard pollsSince != 0 else { return }
+    buffer.writer.append(TraceRecord(.polling, times: (pollsSince, buffer.writer.now, 0, 0)))
+    pollsSince = 0
+  }
+
+  private mutating func endRest() {
+    guard restsSince != 0 else { return }
+    buffer.writer.append(TraceRecord(.rest, times: (restsSince, buffer.writer.now, 0, 0)))
+    restsSince = 0
+  }
+}

@@ -1,0 +1,124 @@
+/// Traces of disks that an operator asks for: begun, ended and handed out piece by piece.
+internal import Control
+internal import FoundationEssentials
+internal import OperatorWords
+internal import Sockets
+internal import SystemPackage
+internal import VirtioBlkDevice
+internal import VirtioCore
+
+/// Used on the loop's thread. Nothing here waits, and whatever is asked for is bounded: the memory of all traces together, how long
+/// one runs, how long it stays, and how much of it goes with one answer.
+final class OperatorTracing {
+  /// Bytes of all traces of the process.
+  private static let memoryLimit = 256 << 20
+  /// Records of a thread that may be asked for.
+  private static let recordRange = 16...1 << 22
+  private static let timeRange = 1...3_600_000
+  /// Of one answer: some hundred microseconds for this thread.
+  private static let recordsPerAnswer = 2048
+  /// How long somebody who ends a trace waits for threads that stand still.
+  private static let patience = Duration.seconds(5)
+  /// How long a trace that nobody fetches stays.
+  private static let shelfLife = Duration.seconds(60)
+
+  private unowned let service: any OperatedService
+  private let loop: EventLoop
+  private let log: ServeLog
+
+  init(of service: any OperatedService, in loop: EventLoop, log: ServeLog) {
+    self.service = service
+    self.loop = loop
+    self.log = log
+  }
+
+  func trace(_ disk: any OperatedDisk, _ request: Operator.Request, _ connection: ControlConnection) {
+    switch request.action {
+    case .start: start(disk, request, connection)
+    case .stop: stop(disk, connection)
+    case .read: read(disk, request, connection)
+    case .drop:
+      disk.device.dropTrace()
+      connection.answer(ControlLine(Operator.Answer()))
+    case nil:
+      let actions = Operator.TraceAction.allCases.map(\.rawValue).joined(separator: ", ")
+      refuse(connection, "\"action\" is missing: use one of \(actions)")
+    }
+  }
+
+  private func refuse(_ connection: ControlConnection, _ reason: String) {
+    connection.answer(ControlLine(Operator.Answer(error: reason)))
+  }
+
+  private func start(_ disk: any OperatedDisk, _ request: Operator.Request, _ connection: ControlConnection) {
+    let device = disk.device
+    guard let time = request.milliseconds, Self.timeRange.contains(time) else {
+      return refuse(connection, "\"milliseconds\" is missing, or not from 1 to \(Self.timeRange.upperBound)")
+    }
+    guard let records = request.records, Self.recordRange.contains(records) else {
+      return refuse(
+        connection, "\"records\" is missing, or not from \(Self.recordRange.lowerBound) to \(Self.recordRange.upperBound)")
+    }
+    guard device.trace.map({ $0.end != nil }) ?? true else {
+      return refuse(connection, "\(disk.name) is being traced: wait for its end, or end it with 'vmm-blk trace --abandon'")
+    }
+    let others = service.disks.reduce(0) { $1.name == disk.name ? $0 : $0 + $1.device.traceMemory }
+    guard others + device.memoryOfTrace(records: records) <= Self.memoryLimit else {
+      return refuse(
+        connection,
+        "traces may have \(ByteSize.describe(UInt64(Self.memoryLimit))) together, and this one would need more: ask for less than "
+          + "\(records) records a thread, or for one disk")
+    }
+    do throws(Errno) { try device.startTrace(records: records, budget: request.budget) } catch {
+      return refuse(connection, "there is no memory for a trace of \(disk.name): \(error)")
+    }
+    log.note("\(connection.peer) traces \(disk.name)")
+    guard let number = device.trace?.number else { return refuse(connection, "\(disk.name) cannot be traced") }
+    // Whoever has begun it may be gone by then.
+    loop.after(.milliseconds(time)) { [loop, weak device] in
+      guard let device, device.trace?.number == number else { return }
+      device.stopTrace()
+      loop.after(Self.shelfLife) { [weak device] in
+        if let device, device.trace?.number == number { device.dropTrace() }
+      }
+    }
+    connection.answer(ControlLine(Operator.Answer()))
+  }
+
+  private func stop(_ disk: any OperatedDisk, _ connection: ControlConnection) {
+    guard let trace = disk.device.trace else { return refuse(connection, Self.nothing(disk)) }
+    disk.device.stopTrace()
+    answer(disk, trace.number, connection, until: ContinuousClock.now + Self.patience)
+  }
+
+  private static func nothing(_ disk: any OperatedDisk) -> String { "nothing of \(disk.name) was traced, or it is gone" }
+
+  /// Says what there is, when every thread has told that it writes no more.
+  private func answer(
+    _ disk: any OperatedDisk, _ number: UInt64, _ connection: ControlConnection, until end: ContinuousClock.Instant
+  ) {
+    guard let trace = disk.device.trace, trace.number == number, let last = trace.end else {
+      return refuse(connection, Self.nothing(disk))
+    }
+    guard trace.isComplete || ContinuousClock.now >= end else {
+      return loop.after(.milliseconds(5)) { [self] in answer(disk, number, connection, until: end) }
+    }
+    let threads = trace.threads.map {
+      Operator.TraceThread(thread: $0.number, records: $0.buffer.count, overwritten: $0.buffer.overwritten)
+    }
+    connection.answer(
+      ControlLine(
+        Operator.Trace(
+          disk: disk.name, image: disk.device.image.path, engine: disk.device.engine.rawValue, format: TraceRecord.format,
+          start: trace.start, end: last, threads: threads, silent: trace.pending.sorted())))
+  }
+
+  private func read(_ disk: any OperatedDisk, _ request: Operator.Request, _ connection: ControlConnection) {
+    guard let trace = disk.device.trace, trace.end != nil else { return refuse(connection, Self.nothing(disk)) }
+    guard let thread = trace.threads.first(where: { $0.number == request.thread }) else {
+      return refuse(connection, "\"thread\" is none of those that were traced")
+    }
+    let bytes = thread.buffer.bytes(from: request.from ?? 0, limit: Self.recordsPerAnswer)
+    connection.answer(ControlLine(Operator.TraceRecords(records: Data(bytes).base64EncodedString())))
+  }
+}

@@ -1,0 +1,166 @@
+/// `vmm-blk trace`: what becomes of the requests of a running server, for a viewer and as a table.
+internal import ArgumentParser
+internal import FoundationEssentials
+internal import Glibc
+internal import OperatorWords
+internal import Sockets
+internal import TraceReport
+internal import VirtioBlkDevice
+internal import VirtioCore
+
+struct TraceCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "trace", abstract: "Record where the time of requests goes on a running server.",
+    usage: "vmm-blk trace --control <path> [--disk <disk>] [--seconds <n>] [--output <file>] [--picture <file>]",
+    discussion: """
+      The server is a 'vmm-blk serve' or 'vmm-blk run' with --control <path>; VMM_BLK_CONTROL in the environment stands for it. \
+      For so many seconds, or until SIGINT, each of its threads records every request: when it was taken from its ring, when the \
+      medium was asked and was done, when the answer was written and shown to the driver; and when the thread polled, slept, \
+      noticed a kick and sent a call. A thread that has written 4096 records within a tenth \
+      of a second rests until the next, so that the trace costs little; --all lets it go on. The records are kept in memory of a \
+      fixed size, the latest of them; --output writes them as \
+      JSON for the viewers of Chrome (chrome://tracing) and Perfetto (ui.perfetto.dev), and --picture the first few requests as SVG.
+
+      The table says how long requests waited on average for a limit, for the medium, for their turn where answers come in order, \
+      and for their batch to be published; and how much of its time each thread works, polls and sleeps.
+
+        vmm-blk trace --control /run/disks.ctl --disk a.sock --seconds 2 --output trace.json
+
+      Docs/tracing.md says what each word means and what a trace costs.
+      """)
+
+  @Option(help: .init("The control socket of the server.", valueName: "path"))
+  var control: String?
+
+  @Option(help: .init("The disk. (default: all)", valueName: "disk"))
+  var disk: String?
+
+  @Option(help: .init("How long.", valueName: "n"))
+  var seconds = 1.0
+
+  @Option(help: .init("Records kept for each thread, 64 bytes each; the oldest are overwritten.", valueName: "n"))
+  var records = 65536
+
+  @Option(help: .init("Where to write the events, as JSON.", valueName: "file"))
+  var output: String?
+
+  @Option(help: .init("Where to draw the first requests, as SVG.", valueName: "file"))
+  var picture: String?
+
+  @Option(help: .init("How many requests to draw.", valueName: "n"))
+  var pictureRequests = 12
+
+  @Flag(help: "Record every request, whatever that costs. (default: up to 4096 records in each tenth of a second)")
+  var all = false
+
+  /// Records that a thread writes within a tenth of a second, for some thousandths of its time.
+  private static let budget = 4096
+
+  @Flag(help: "End and drop a trace that somebody else has begun, and record nothing.")
+  var abandon = false
+
+  func validate() throws {
+    guard (0.001...3600).contains(seconds) else {
+      throw ValidationError("--seconds \(seconds) is not from 0.001 to 3600.")
+    }
+    guard (16...1 << 22).contains(records) else { throw ValidationError("--records \(records) is not from 16 to \(1 << 22).") }
+    guard (1...10000).contains(pictureRequests) else {
+      throw ValidationError("--picture-requests \(pictureRequests) is not from 1 to 10000.")
+    }
+  }
+
+  func run() throws {
+    // Before any other thread.
+    let signals = try TerminationSignals([SIGTERM, SIGINT])
+    let server = try CtlSession(try CtlTarget.path(control), patience: .seconds(60), printsJSON: false)
+    let names = try disk.map { [CtlDisk.absolute($0)] } ?? allDisks(server)
+    guard !abandon else {
+      for name in names { _ = try server.ask(request(.drop, name)) }
+      return
+    }
+    let disks = try traced(server, names, signals)
+    if let output { try write(TraceEvents.json(disks), to: output) }
+    if let picture, let first = disks.first(where: { !$0.requests.isEmpty }) ?? disks.first {
+      try write(TracePicture.svg(first, requests: pictureRequests), to: picture)
+    }
+    for line in TraceTable.lines(disks) { print(printable(line)) }
+  }
+
+  private func allDisks(_ server: CtlSession) throws -> [String] {
+    let disks = try server.ask(Operator.Request(request: .list), Operator.Disks.self).disks.filter { $0.state != .draining }
+    guard !disks.isEmpty else { throw TraceFailure.noDisk }
+    return disks.map(\.disk)
+  }
+
+  private func request(_ action: Operator.TraceAction, _ disk: String) -> Operator.Request {
+    var request = Operator.Request(request: .trace, disk: disk)
+    request.action = action
+    return request
+  }
+
+  /// All of them at the same time. Whatever goes wrong on the way, nothing is traced any more afterwards.
+  private func traced(_ server: CtlSession, _ names: [String], _ signals: TerminationSignals) throws -> [TracedDisk] {
+    var begun: [String] = []
+    defer { for name in begun { _ = try? server.ask(request(.drop, name)) } }
+    for name in names {
+      var start = request(.start, name)
+      // It ends by itself a little later than we ask, if we do.
+      start.milliseconds = min(Int(seconds * 1000) + 5000, 3_600_000)
+      start.records = records
+      start.budget = all ? nil : Self.budget
+      _ = try server.ask(start)
+      begun.append(name)
+    }
+    var entry = pollfd(fd: signals.descriptor, events: Int16(POLLIN), revents: 0)
+    _ = unsafe poll(&entry, 1, Int32(seconds * 1000))
+    // First all are stopped, so that reading one is not part of the other.
+    let ends = try names.map { try server.ask(request(.stop, $0), Operator.Trace.self) }
+    return try ends.map { try disk($0, server) }
+  }
+
+  /// Fetches what was recorded of a disk.
+  private func disk(_ trace: Operator.Trace, _ server: CtlSession) throws -> TracedDisk {
+    guard trace.format == TraceRecord.format else { throw TraceFailure.otherFormat(trace.format) }
+    var disk = TracedDisk(name: trace.disk, engine: trace.engine, start: trace.start, end: trace.end)
+    for thread in trace.threads {
+      var records: [TraceRecord] = []
+      var fetched = 0
+      while fetched < thread.records {
+        var ask = request(.read, trace.disk)
+        (ask.thread, ask.from) = (thread.thread, fetched)
+        let text = try server.ask(ask, Operator.TraceRecords.self).records
+        let bytes = Data(base64Encoded: text).map { Array($0) } ?? []
+        guard !bytes.isEmpty, bytes.count % TraceRecord.size == 0 else { throw TraceFailure.notUnderstood(trace.disk) }
+        records += stride(from: 0, to: bytes.count, by: TraceRecord.size).compactMap { TraceRecord(bytes, at: $0) }
+        fetched += bytes.count / TraceRecord.size
+      }
+      disk.add(thread: thread.thread, records, overwritten: thread.overwritten)
+    }
+    disk.silent = trace.silent
+    return disk
+  }
+
+  private func write(_ text: String, to path: String) throws {
+    do { try Data(text.utf8).write(to: URL(fileURLWithPath: path)) } catch { throw TraceFailure.notWritten(path, "\(error)") }
+  }
+}
+
+/// Why nothing came of it: one sentence.
+private enum TraceFailure: Error, CustomStringConvertible, ErrorWithStatus {
+  case noDisk
+  case otherFormat(Int)
+  case notUnderstood(String)
+  case notWritten(String, String)
+
+  var description: String {
+    switch self {
+    case .noDisk: "the server has no disk to trace"
+    case .otherFormat(let format):
+      "the server writes traces in format \(format), and this program reads \(TraceRecord.format): use the server's own version"
+    case .notUnderstood(let disk): "the server's answer about the trace of \(printable(disk)) makes no sense"
+    case .notWritten(let path, let why): "\(printable(path)) cannot be written: \(why)"
+    }
+  }
+
+  var status: ExitStatus { .failure }
+}

@@ -1,0 +1,173 @@
+/// `vmm-blk trace` as its user and its guests see it.
+import Foundation
+import TestSupport
+import Testing
+import VirtioBlkDevice
+import VirtioCore
+
+@testable import GuestDriver
+@testable import VhostUser
+
+@Suite struct TraceCommandTests {
+  /// A server with these disks, images of 4 MiB of nothing, and its control socket.
+  static func serve(_ directory: String, _ disks: [String], _ more: [String] = []) throws -> Program {
+    let entries = disks.map {
+      #"{"blk-file": "\#(directory)/\#($0).img", "socket-path": "\#(directory)/\#($0).sock", "num-queues": 2}"#
+    }
+    for name in disks { try Data(count: 4 << 20).write(to: URL(fileURLWithPath: "\(directory)/\(name).img")) }
+    try Data("[\(entries.joined(separator: ","))]".utf8).write(to: URL(fileURLWithPath: directory + "/list"))
+    let server = try Program(["serve", "--disks", directory + "/list", "--control", directory + "/control"] + more)
+    try #require(server.firstLine().hasPrefix("Serving \(disks.count) disk"))
+    return server
+  }
+
+  static func guest(_ directory: String, _ name: String) throws -> BlockClient {
+    try BlockClient(
+      VhostUserTransport(path: "\(directory)/\(name).sock", memory: DriverMemory(size: 8 << 20)),
+      options: DriverOptions(features: BlockFeature.understood, queues: 1, queueSize: 64))
+  }
+
+  static func ask(_ control: Taker, _ words: String) throws -> [String: Any] {
+    let line = try #require(try control.send(#"{"request":"trace"\#(words)}"#), "the connection ended at \(words)")
+    return try #require(try JSONSerialization.jsonObject(with: Data(line.utf8)) as? [String: Any], "\(line)")
+  }
+
+  static func end(_ server: Program) {
+    server.process.terminate()
+    let end = server.finish()
+    #expect(end.status == 0, "\(end.errors)")
+  }
+
+  /// The program records a guest that works; the other disk is there, and has nothing.
+  @Test func aTraceOfTwoDisksHasWhatTheGuestDid() throws {
+    try withDirectory { directory in
+      let server = try Self.serve(directory, ["a", "b"])
+      let load = { @Sendable () throws -> BlockClient in
+        try BlockClient(
+          VhostUserTransport(path: directory + "/a.sock", memory: DriverMemory(size: 16 << 20)),
+          options: DriverOptions(features: BlockFeature.understood, queues: 1, queueSize: 64))
+      }
+      var output = ""
+      try Load.run(load) { _ in
+        let trace = try Program([
+          "trace", "--control", directory + "/control", "--seconds", "0.3", "--records", "2048", "--output",
+          directory + "/t.json",
+          "--picture", directory + "/t.svg",
+        ])
+        let end = trace.finish()
+        #expect(end.status == 0, "\(end.errors)")
+        output = end.output
+      }
+      #expect(output.contains("a.sock (") && output.contains("b.sock (") && output.contains("thread 0"), "\(output)")
+      let text = try Data(contentsOf: URL(fileURLWithPath: directory + "/t.json"))
+      let object = try #require(try JSONSerialization.jsonObject(with: text) as? [String: Any])
+      let events = try #require(object["traceEvents"] as? [[String: Any]])
+      #expect(events.count { $0["name"] as? String == "process_name" } == 2)
+      // Of each request what begins comes before what ends.
+      var open: [String: Double] = [:]
+      var ended = 0
+      for event in events where event["cat"] as? String == "requests" {
+        let id = try #require(event["id"] as? String) + (event["name"] as? String ?? "")
+        let time = try #require(event["ts"] as? Double)
+        if event["ph"] as? String == "b" {
+          open[id] = time
+        } else {
+          let begin = try #require(open[id], "\(id) ends and has not begun")
+          open[id] = nil
+          #expect(begin <= time)
+          ended += 1
+        }
+      }
+      #expect(ended > 0 && events.allSatisfy { $0["cat"] as? String != "requests" || $0["pid"] as? Int == 1 })
+      #expect(try String(contentsOfFile: directory + "/t.svg", encoding: .utf8).hasSuffix("</svg>\n"))
+      Self.end(server)
+    }
+  }
+
+  /// Line by line: what a client asks for, and what comes of it, to the number of requests.
+  @Test func countsAreWhatTheGuestDid() throws {
+    try withDirectory { directory in
+      let server = try Self.serve(directory, ["a", "b"])
+      let control = try Taker(directory + "/control")
+      let client = try Self.guest(directory, "a")
+      #expect(try client.perform(.read(sector: 0, bytes: 512)).status == .ok)
+      let disk = #","disk":"a.sock""#
+      #expect(try Self.ask(control, disk + #","action":"start","milliseconds":600000,"records":1000"#)["error"] == nil)
+      // Once more is refused while it runs, and no answer is held up by it.
+      #expect(try Self.ask(control, disk + #","action":"start","milliseconds":10,"records":1000"#)["error"] != nil)
+      // Its thread has the order when the pause is over.
+      for verb in ["pause", "resume"] {
+        #expect(try control.send(#"{"request":"\#(verb)"\#(disk)}"#)?.contains("error") == false)
+      }
+      for number in 0..<40 { #expect(try client.perform(.read(sector: UInt64(number), bytes: 512)).status == .ok) }
+      for number in 0..<9 {
+        #expect(try client.perform(.write(sector: UInt64(number), [UInt8](repeating: 7, count: 512))).status == .ok)
+      }
+      let end = try Self.ask(control, disk + #","action":"stop""#)
+      let threads = try #require(end["threads"] as? [[String: Any]], "\(end)")
+      #expect(threads.count == 1)
+      let count = try #require(threads.first?["records"] as? Int)
+      var records: [TraceRecord] = []
+      while records.count < count {
+        let answer = try Self.ask(control, disk + #","action":"read","thread":0,"from":\#(records.count)"#)
+        let text = try #require(answer["records"] as? String)
+        let bytes = Array(try #require(Data(base64Encoded: text)))
+        try #require(!bytes.isEmpty)
+        records += stride(from: 0, to: bytes.count, by: TraceRecord.size).compactMap { TraceRecord(bytes, at: $0) }
+      }
+      let requests = records.filter { $0.kind == .request }
+      #expect(requests.count { $0.request == .read } == 40 && requests.count { $0.request == .write } == 9)
+      #expect(requests.prefix(40).map(\.sector) == Array(0..<40))
+      #expect(try Self.ask(control, disk + #","action":"read","thread":9"#)["error"] != nil)
+      #expect(try Self.ask(control, disk + #","action":"drop""#)["error"] == nil)
+      #expect(try Self.ask(control, disk + #","action":"stop""#)["error"] != nil)
+      try client.shutDown()
+      Self.end(server)
+    }
+  }
+
+  /// What is asked for is bounded, and what is missing is said.
+  @Test(arguments: [
+    ("", "action"), (#","action":"start","records":100"#, "milliseconds"),
+    (#","action":"start","milliseconds":0,"records":100"#, "milliseconds"),
+    (#","action":"start","milliseconds":10"#, "records"),
+    (#","action":"start","milliseconds":10,"records":99999999"#, "records"),
+    (#","action":"start","milliseconds":10,"records":4194304"#, "together"), (#","action":"read","thread":0"#, "nothing"),
+    (#","action":"stop""#, "nothing"), (#","action":"begin""#, "action"),
+  ]) func whatMakesNoSenseIsRefused(_ words: String, _ reason: String) throws {
+    try withDirectory { directory in
+      let server = try Self.serve(directory, ["a"])
+      let control = try Taker(directory + "/control")
+      let answer = try #require(try Self.ask(control, words)["error"] as? String)
+      #expect(answer.contains(reason), "\(answer)")
+      Self.end(server)
+    }
+  }
+
+  /// Nobody ends it or fetches it: it ends by itself, and a new one can begin.
+  @Test func aTraceEndsByItself() throws {
+    try withDirectory { directory in
+      let server = try Self.serve(directory, ["a"])
+      let control = try Taker(directory + "/control")
+      let start = #","action":"start","milliseconds":20,"records":64"#
+      #expect(try Self.ask(control, start)["error"] == nil)
+      try wait(until: "a new one can begin") { try Self.ask(control, start)["error"] == nil }
+      let abandoned = try Program(["trace", "--control", directory + "/control", "--abandon"]).finish()
+      #expect(abandoned.status == 0, "\(abandoned.errors)")
+      #expect(try Self.ask(control, #","action":"stop""#)["error"] != nil)
+      Self.end(server)
+    }
+  }
+
+  @Test(arguments: [
+    (["--seconds", "0"], "--seconds"), (["--records", "1"], "--records"), (["--picture-requests", "0"], "--picture-requests"),
+    (["--disk", "none.sock"], "no disk"), (["--output", "/nowhere/at/all.json", "--seconds", "0.01"], "/nowhere/at/all.json"),
+  ]) func mistakesAreSentences(_ words: [String], _ reason: String) throws {
+    try withDirectory { directory in
+      let server = try Self.serve(directory, ["a"])
+      let end = try Program(["trace", "--control", directory + "/control"] + words).finish()
+      #expect(end.status != 0 && end.errors.contains(reason), "\(end.errors)")
+      Self.end(server)
+    }
+  }
+}
