@@ -20,7 +20,7 @@ struct DriverCheckOptions: ParsableArguments {
   var checkDriver = false
 
   /// How `--check-driver=FILE` reaches the parser, for which an option has a value or has none.
-  @Option(name: .customLong(Self.fileWord), help: .init("Where the report goes.", visibility: .hidden))
+  @Option(name: .customLong(Self.fileWord), help: .init("Where the report goes.", valueName: "file", visibility: .hidden))
   var checkDriverFile: String?
 
   private static let fileWord = "check-driver-file"
