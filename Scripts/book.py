@@ -119,6 +119,8 @@ def work(path, updates):
     try:
         os.mkdir(os.path.join(folder, ".bin"))
         os.symlink(PROGRAM, os.path.join(folder, ".bin/vmm-blk"))
+        # The example lies beside it.
+        os.symlink(os.path.join(os.path.dirname(os.path.realpath(PROGRAM)), "toy-monitor"), os.path.join(folder, ".bin/toy-monitor"))
 
         def replace(match):
             kind, script, before = (match.group(1) or "").strip(), match.group(2), match.group(3)

@@ -19,7 +19,7 @@ guard CommandLine.arguments.count == 2 else { fatalError("say which image: toy-m
 let mapping = try Mapping(anonymous: 1 << 16)
 let memory = try GuestMemory([GuestRegion(start: GuestAddress(0), size: 1 << 16, mapping: mapping)])
 let base = unsafe mapping.base
-func word<Value: FixedWidthInteger>(_ address: Int, _ value: Value) {
+@MainActor func word<Value: FixedWidthInteger>(_ address: Int, _ value: Value) {
   unsafe base.storeBytes(of: value.littleEndian, toByteOffset: address, as: Value.self)
 }
 
@@ -43,7 +43,7 @@ try queue.startAndWait(
     kick: .eventCounter(kick), call: .eventCounter(call)))
 
 /// The driver: three descriptors, one entry of the available ring, a kick; then it waits for the used element.
-struct Driver {
+@MainActor struct Driver {
   /// What was made available so far.
   private var index: UInt16 = 0
   private let availableIndex = unsafe SharedCell<UInt16>(base + available + 2)
