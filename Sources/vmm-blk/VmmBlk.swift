@@ -14,7 +14,8 @@ struct VmmBlk: ParsableCommand {
       """,
     version: Version.full,
     subcommands: [
-      ServeCommand.self, RunCommand.self, CtlCommand.self, TopCommand.self, TraceCommand.self, Guest.self, InspectCommand.self, BenchCommand.self,
+      ServeCommand.self, RunCommand.self, CtlCommand.self, TopCommand.self, TraceCommand.self, Guest.self, InspectCommand.self,
+      BenchCommand.self,
       VerifyCrashCommand.self, ConformCommand.self,
     ])
 
