@@ -145,8 +145,7 @@ let package = Package(
     .testTarget(
       name: "TraceTests",
       dependencies: [
-        "CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", "VhostUser", "TraceReport", "TestSupport", "vmm-blk",
-        "toy-monitor", system,
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", "VhostUser", "TraceReport", "TestSupport", system,
       ],
       swiftSettings: strict),
     .testTarget(

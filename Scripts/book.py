@@ -119,6 +119,8 @@ def work(path, updates):
     try:
         os.mkdir(os.path.join(folder, ".bin"))
         os.symlink(PROGRAM, os.path.join(folder, ".bin/vmm-blk"))
+        # The example lies beside it.
+        os.symlink(os.path.join(os.path.dirname(os.path.realpath(PROGRAM)), "toy-monitor"), os.path.join(folder, ".bin/toy-monitor"))
 
         def replace(match):
             kind, script, before = (match.group(1) or "").strip(), match.group(2), match.group(3)
@@ -139,7 +141,7 @@ def work(path, updates):
 
 # Each question, what is so when the answer is yes, and below it the next one.
 DECISION = [
-    ("Is the image an export of an NBD server?", "nbd", "a connection for each thread, where the server lets several write"),
+    ("Is the image an export of an NBD server?", "nbd", "a connection for each thread, if the server allows it"),
     ("Is it a file in memory (tmpfs, hugetlbfs)?", "mapped", "copies; plain calls (sync) where it cannot be mapped"),
     ("Is it a block device in memory (zram, RAM disk)?", "sync", "system calls in the queue's own thread"),
     ("Is io_uring forbidden, or out of memory?", "aio, sync", "libaio where it is opened directly, else plain calls; said once"),
@@ -171,7 +173,7 @@ def decision():
 
 
 def pictures():
-    """One read at a time, and thirty-two, on a device that a memory file's driver keeps busy."""
+    """One read, and sixteen at a time, on a device that a memory file's driver keeps busy."""
     folder = tempfile.mkdtemp(prefix="book-")
     try:
         os.mkdir(os.path.join(folder, ".bin"))
@@ -179,17 +181,14 @@ def pictures():
         plots = os.path.join(ROOT, "Docs/plots")
         with open(os.path.join(plots, "engines.svg"), "w", encoding="utf-8") as file:
             file.write(decision())
-        run(f"""
+        for name, depth, count in [("one", 1, 1), ("many", 16, 16)]:
+            run(f"""
 truncate -s 64M disk.img
-@vmm-blk run --memory guest.mem --create 64M --blk-file disk.img --engine uring --control ctl >log &
-serving log
-@vmm-blk bench --memory guest.mem --iodepth 1 --runtime 2 --ramp_time 0 &
-sleep 0.5
-vmm-blk trace --control ctl --seconds 0.2 --picture {plots}/trace-one.svg --picture-requests 3
-sleep 1.8
-@vmm-blk bench --memory guest.mem --iodepth 16 --runtime 2 --ramp_time 0 &
-sleep 0.5
-vmm-blk trace --control ctl --seconds 0.2 --picture {plots}/trace-many.svg --picture-requests 40
+@vmm-blk run --memory {name}.mem --create 64M --blk-file disk.img --engine uring --control {name}.ctl >{name}.log &
+serving {name}.log
+@timeout 20 vmm-blk bench --memory {name}.mem --iodepth {depth} --runtime 3 --ramp_time 0 &
+sleep 1
+timeout 20 vmm-blk trace --control {name}.ctl --seconds 0.2 --picture {plots}/trace-{name}.svg --picture-requests {count}
 """, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

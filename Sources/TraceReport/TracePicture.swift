@@ -21,10 +21,11 @@ package enum TracePicture {
     let shown = all.dropFirst(min(skip, max(0, all.count - count))).prefix(max(count, 1))
     guard let first = shown.first else { return frame(height: 40, [text(10, 25, "nothing to show")]) }
     let last = shown.map { max($0.end, $0.called ?? 0) }.max() ?? first.taken
+    let name = disk.name.split(separator: "/").last.map { String($0) } ?? disk.name
     // The sleep that a kick ended, and the one that follows, are part of the story.
     let length = max(last - first.taken, 1)
     let range = first.taken - min(first.taken, length / 6)..<last + length / 6
-    return draw(thread, shown, range, title: "\(disk.name) (\(disk.engine)), thread \(thread.number)")
+    return draw(thread, shown, range, title: "\(name) (\(disk.engine)), thread \(thread.number)")
   }
 
   private static func draw(

@@ -16,7 +16,7 @@ struct TraceCommand: ParsableCommand {
       The server is a 'vmm-blk serve' or 'vmm-blk run' with --control <path>; VMM_BLK_CONTROL in the environment stands for it. \
       For so many seconds, or until SIGINT, each of its threads records every request: when it was taken from its ring, when the \
       medium was asked and was done, when the answer was written and shown to the driver; and when the thread polled, slept, \
-      noticed a kick and sent a call. A thread that has written 4096 records within a tenth \
+      noticed a kick and sent a call. A thread that has written 2048 records within a tenth \
       of a second rests until the next, so that the trace costs little; --all lets it go on. The records are kept in memory of a \
       fixed size, the latest of them; --output writes them as \
       JSON for the viewers of Chrome (chrome://tracing) and Perfetto (ui.perfetto.dev), and --picture the first few requests as SVG.
@@ -50,11 +50,11 @@ struct TraceCommand: ParsableCommand {
   @Option(help: .init("How many requests to draw.", valueName: "n"))
   var pictureRequests = 12
 
-  @Flag(help: "Record every request, whatever that costs. (default: up to 4096 records in each tenth of a second)")
+  @Flag(help: "Record every request, whatever that costs. (default: up to 2048 records in each tenth of a second)")
   var all = false
 
   /// Records that a thread writes within a tenth of a second, for some thousandths of its time.
-  private static let budget = 4096
+  private static let budget = 2048
 
   @Flag(help: "End and drop a trace that somebody else has begun, and record nothing.")
   var abandon = false

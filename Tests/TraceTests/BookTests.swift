@@ -17,7 +17,8 @@ import Testing
     let process = Process()
     let output = Pipe()
     process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
-    process.arguments = ["VMM_BLK=\(Program.path.path)", "python3", root.appendingPathComponent("Scripts/book.py").path] + arguments
+    let script = root.appendingPathComponent("Scripts/book.py").path
+    process.arguments = ["VMM_BLK=\(Program.path.path)", "python3", script] + arguments
     process.currentDirectoryURL = root
     process.standardInput = FileHandle.nullDevice
     process.standardOutput = output
@@ -47,7 +48,8 @@ import Testing
   }
 
   /// Files that the documents point to are there.
-  @Test(arguments: documents + ["Docs/book/README.md", "Docs/control.md"]) func everyLinkLeadsSomewhere(_ document: String) throws {
+  @Test(arguments: documents + ["Docs/book/README.md", "Docs/control.md"])
+  func everyLinkLeadsSomewhere(_ document: String) throws {
     let file = Self.root.appendingPathComponent(document)
     let text = try String(contentsOf: file, encoding: .utf8)
     for match in text.matches(of: /\]\(([^)#:\s]+)(#[^)]*)?\)/) {
