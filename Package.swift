@@ -37,7 +37,8 @@ let package = Package(
       name: "CLinux", path: "Sources/CLinux", providers: [.apt(["liburing-dev", "libaio-dev", "libseccomp-dev"])]),
     .target(name: "CVersion", cSettings: commitDefine),
     .target(name: "VirtioCore", dependencies: ["CLinux", system], swiftSettings: strict),
-    .target(name: "VirtioBlkDevice", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
+    .target(name: "Qcow2", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
+    .target(name: "VirtioBlkDevice", dependencies: ["CLinux", "VirtioCore", "Qcow2", system], swiftSettings: strict),
     .target(name: "VirtioRegisters", dependencies: ["VirtioCore"], swiftSettings: strict),
     .target(name: "Sockets", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
     .target(name: "Sandbox", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
@@ -79,12 +80,15 @@ let package = Package(
         system,
       ],
       swiftSettings: strict),
+    .target(
+      name: "DriverCheck",
+      dependencies: ["CLinux", "VirtioCore", "VirtioRegisters", "Conform", system], swiftSettings: strict),
     .executableTarget(
       name: "vmm-blk",
       dependencies: [
         "CLinux", "CVersion", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "Sandbox", "Control", "Metrics",
-        "VhostUser", "MemoryFile", "RingInspector", "GuestDriver", "Bench", "CrashCheck", "Conform", "OperatorWords",
-        "TraceReport", system, logging,
+        "VhostUser", "MemoryFile", "RingInspector", "GuestDriver", "Bench", "CrashCheck", "Conform", "DriverCheck",
+        "OperatorWords", "TraceReport", "Qcow2", system, logging,
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Histogram", package: "hdrhistogram-swift"),
         .product(name: "TextTable", package: "TextTable"),
@@ -112,13 +116,15 @@ let package = Package(
       path: "Benchmarks/RingCost", swiftSettings: strict),
     // The device end of QEMU's proxy for PCI functions: a program for Scripts/guest, not for users.
     .executableTarget(
-      name: "pci-proxy", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters"],
+      name: "pci-proxy", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "DriverCheck"],
       path: "Tests/PCIProxy", swiftSettings: strict),
     .testTarget(
       name: "VirtioCoreTests", dependencies: ["CLinux", "VirtioCore", "GuestDriver", system], swiftSettings: strict),
     .testTarget(
       name: "BlkDeviceTests",
       dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "GuestDriver", system], swiftSettings: strict),
+    .testTarget(
+      name: "Qcow2Tests", dependencies: ["CLinux", "VirtioCore", "Qcow2", "TestSupport", system], swiftSettings: strict),
     .testTarget(name: "RegistersTests", dependencies: ["VirtioCore", "VirtioRegisters"], swiftSettings: strict),
     .target(
       name: "TestSupport", dependencies: ["CLinux", "VirtioCore", "Sockets", "GuestDriver"], path: "Tests/Support",
@@ -173,6 +179,10 @@ let package = Package(
       dependencies: [
         "CLinux", "VirtioCore", "VirtioRegisters", "VhostUser", "MemoryFile", "GuestDriver", "Conform", "TestSupport", system,
       ],
+      swiftSettings: strict),
+    .testTarget(
+      name: "DriverCheckTests",
+      dependencies: ["VirtioCore", "VirtioRegisters", "GuestDriver", "Conform", "DriverCheck", "TestSupport"],
       swiftSettings: strict),
     .testTarget(
       name: "BenchTests",

@@ -153,7 +153,9 @@ def bring_up(file):
     """virtio 3.1.1 over virtio-mmio registers (4.2.2)."""
     if file.read(0x00) != 0x74726976 or file.read(0x04) != 2 or file.read(0x08) != 2:
         sys.exit("no virtio block device of version 2 here")
-    file.write(0x70, 0)  # reset
+    file.write(0x70, 0)  # reset, which is over when the status reads 0
+    while file.read(0x70) != 0:
+        pass
     file.write(0x70, 1)  # ACKNOWLEDGE
     file.write(0x70, 3)  # DRIVER
     offered = 0

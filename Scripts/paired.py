@@ -5,9 +5,10 @@
     Scripts/paired.py --image tmpfs,null --rounds 40 -- '--latencies off' '--latencies on'
     Scripts/paired.py --program old/vmm-blk --image cache -- '' ''      the second is this build
 
-Both servers run all the time, each with an image of its own of the same content; a round drives one and then the other with
-'vmm-blk bench', and the next round the other way round. Printed are medians over the rounds of second/first, with a 95 % interval of
-the median. CPU time is the server's, of all its threads.
+Each round starts both servers anew, because two processes of the same program differ by some per cent for as long as they live: where
+their memory happens to be. It drives one and then the other with 'vmm-blk bench'; the next round does so the other way round, and every
+second one with images exchanged. Printed are medians over the rounds of second/first, with a 95 % interval of the median. CPU time is
+the server's, of all its threads.
 
 Images: tmpfs (a file in memory), cache (a file through the page cache), direct (a file that bypasses it), null (no medium).
 """
@@ -74,6 +75,22 @@ def measure(driver, server, rw, args):
     return part["iops"], (max(seen) - seen[0]) / requests
 
 
+def round_of(number, folder, paths, own, more, rw, args):
+    """Both measurements, the first server's first."""
+    servers = []
+    try:
+        images = paths if number // 2 % 2 else paths[::-1]
+        for name, program, options, path in zip("ab", (args.program or own, own), args.options, images):
+            servers.append(Server(program, folder, name, path, more + options.split()))
+        result = [None, None]
+        for index in (0, 1) if number % 2 else (1, 0):
+            result[index] = measure(own, servers[index], rw, args)
+        return result
+    finally:
+        for server in servers:
+            server.end()
+
+
 def interval(values):
     """Median, and a 95 % interval of it, from ranks."""
     values = sorted(values)
@@ -98,22 +115,17 @@ def main():
     for image in args.image.split(","):
         memory = image == "tmpfs"
         folder = tempfile.mkdtemp(prefix="vmm-blk-paired-", dir="/dev/shm" if memory else "/var/tmp")
-        servers = []
         try:
             more = {"null": ["--engine", "null"], "cache": ["--direct", "off"], "direct": ["--direct", "on"]}.get(image, [])
-            for name, program, options in zip("ab", (args.program or own, own), args.options):
-                path = os.path.join(folder, name + ".img")
+            paths = [os.path.join(folder, name + ".img") for name in "ab"]
+            for path in paths:
                 with open(path, "wb") as file:
                     for _ in range(SIZE >> 20):
                         file.write(os.urandom(1 << 20))
-                servers.append(Server(program, folder, name, path, more + options.split()))
             for rw in kinds:
                 rates, costs = [], []
                 for number in range(args.rounds):
-                    pair = {}
-                    for server in servers if number % 2 else servers[::-1]:
-                        pair[server] = measure(own, server, rw, args)
-                    (first, cost), (second, other) = pair[servers[0]], pair[servers[1]]
+                    (first, cost), (second, other) = round_of(number, folder, paths, own, more, rw, args)
                     rates.append(second / first)
                     if cost > 0:
                         costs.append(other / cost)
@@ -126,8 +138,6 @@ def main():
                     line += "   CPU time a request %.3f (95 %% %.3f to %.3f)" % interval(costs)
                 print(line, flush=True)
         finally:
-            for server in servers:
-                server.end()
             shutil.rmtree(folder)
 
 

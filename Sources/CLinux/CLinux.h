@@ -100,6 +100,7 @@ static inline const char *clinux_argument(int number) {
 
 // open and fcntl are variadic.
 static inline int clinux_open(const char *path, int flags, mode_t mode) { return open(path, flags, mode); }
+static inline int clinux_openat(int folder, const char *path, int flags) { return openat(folder, path, flags); }
 static inline int clinux_fcntl_lock(int fd, int command, struct flock *lock) { return fcntl(fd, command, lock); }
 static inline int clinux_fcntl_int(int fd, int command, int value) { return fcntl(fd, command, value); }
 
@@ -419,6 +420,7 @@ static const int clinux_f_getpipe_sz = F_GETPIPE_SZ;
 static const int clinux_ofd_setlk = F_OFD_SETLK;
 static const int clinux_ofd_getlk = F_OFD_GETLK;
 static const int clinux_rwf_dsync = RWF_DSYNC;
+static const int clinux_rwf_nowait = RWF_NOWAIT;
 
 // Takes back what was prepared and not handed over.
 static inline void clinux_forget_prepared(struct io_uring *ring) {
@@ -551,5 +553,6 @@ static inline int clinux_let_ring_begin(struct io_uring *ring) {
 }
 
 #include "NBD.h"
+#include "Compression.h"
 
 #endif

@@ -22,13 +22,16 @@ extension MemoryFileDevice {
       if ![1, 2, 4, 8].contains(width) || isWrite > 1 {
         answer(sequence, 0, ControlBlock.ResponseStatus.refused)
       } else if isWrite == 1 {
-        carryOut(registers.write(offset: offset, width: Int(width), value: value)) {
+        let effects = registers.write(offset: offset, width: Int(width), value: value)
+        registerWatch?.accessed(RegisterAccess(offset: offset, width: Int(width), isWrite: true, value: value))
+        carryOut(effects) {
           // Before the answer: what the driver believes done, a successor must find.
           self.storeState()
           self.answer(sequence, 0, ControlBlock.ResponseStatus.done)
         }
       } else {
         let (found, effects) = registers.read(offset: offset, width: Int(width))
+        registerWatch?.accessed(RegisterAccess(offset: offset, width: Int(width), isWrite: false, value: found))
         carryOut(effects) { self.answer(sequence, found, ControlBlock.ResponseStatus.done) }
       }
     }

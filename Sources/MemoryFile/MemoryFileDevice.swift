@@ -4,7 +4,7 @@ internal import Glibc
 public import Sockets
 internal import SystemPackage
 public import VirtioCore
-internal import VirtioRegisters
+public import VirtioRegisters
 
 /// One device on one file. Everything here happens on the thread that runs the loop, which is the device's transport thread;
 /// queues are the device's own business.
@@ -27,6 +27,8 @@ public final class MemoryFileDevice {
   /// Called on the loop's thread when a driver is ready (DRIVER_OK), with what it has agreed on. A driver can cause this at its
   /// pleasure.
   public var whenLive: ((FeatureSet) -> Void)?
+  /// Is told of each access of a driver, on the loop's thread; `nil`: nobody.
+  public var registerWatch: (any RegisterWatch)?
   let face: RegisterFace
   var registers: RegisterModel
   /// Where the notifications of queues and of the configuration went when that was looked at last.
@@ -252,6 +254,7 @@ public final class MemoryFileDevice {
     (startFailures, failedQueues) = ([:], [])
     let (restored, effects, restoration) = restoreRegisters()
     registers = restored
+    registerWatch?.begins(with: restored)
     answered = file.control.responseSequence.loadAcquire()
     file.control.deviceProcess.storeRelaxed(UInt32(getpid()))
     carryOut(effects) { self.attached(restoration) }

@@ -49,7 +49,8 @@ package struct DeviceOptions: ParsableArguments {
 
   @Option(
     help: .init(
-      "The disk image, by a URI: file:PATH, nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH. In place of --blk-file.",
+      "The disk image, by a URI: file:PATH, qcow2:PATH, nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH. In place of "
+        + "--blk-file. What is under a qcow2 image follows it: ?backing=FORMAT:PATH, backing-folder=PATH, data-file=PATH, snapshot=NAME.",
       valueName: "uri"))
   package var image: String?
 

@@ -5,6 +5,8 @@ package enum ExitStatus: Int32, CaseIterable {
   case success = 0
   /// What was looked for is not as it should be.
   case failure = 1
+  /// Somebody else's part of the bargain.
+  case driver = 3
   case usage = 64
   case image = 66
   case unavailable = 69
@@ -16,6 +18,7 @@ package enum ExitStatus: Int32, CaseIterable {
     switch self {
     case .success: "all went well; SIGTERM and Ctrl-C end a server so"
     case .failure: "a disk, a queue or a result is not as it should be"
+    case .driver: "a driver that is watched (--check-driver) broke a rule that it must not break"
     case .usage: "the command line or a description cannot be meant so"
     case .image: "an image or a file is missing or cannot be used"
     case .unavailable: "a server, a socket, an engine or a resource is not there"

@@ -6,6 +6,7 @@ package enum ImageName: Equatable {
   /// A raw file or a block device.
   case file(String)
   case nbd(NBDLocation)
+  case qcow2(Qcow2Location)
 
   package init(_ text: String) throws(ImageNameMistake) {
     guard let colon = text.firstIndex(of: ":"), colon > text.startIndex, !text[..<colon].contains("/") else {
@@ -21,7 +22,7 @@ package enum ImageName: Equatable {
     case "nbd", "nbd+unix", "nbds", "nbds+unix":
       do throws(NBDFailure) { self = .nbd(try NBDLocation(text)) } catch { throw .nbd(error) }
     case "qcow2":
-      throw .notInThisBuild(text, "qcow2 images", "convert it with 'qemu-img convert -O raw', or serve it with 'qemu-nbd'")
+      do throws(Qcow2Failure) { self = .qcow2(try Qcow2Location(text)) } catch { throw .qcow2(error) }
     case "rbd": throw .notInThisBuild(text, "images of Ceph", "map it with 'rbd map', or serve it with 'qemu-nbd'")
     default: throw .unknown(text)
     }
@@ -35,8 +36,10 @@ package enum ImageNameMistake: Error, Equatable, CustomStringConvertible {
   case unknown(String)
   case notInThisBuild(String, _ what: String, _ remedy: String)
   case nbd(NBDFailure)
+  case qcow2(Qcow2Failure)
+  case twoFormats(String)
 
-  private static let forms = "file:PATH, nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH"
+  private static let forms = "file:PATH, qcow2:PATH, nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH"
 
   package var description: String {
     switch self {
@@ -46,6 +49,9 @@ package enum ImageNameMistake: Error, Equatable, CustomStringConvertible {
     case .notInThisBuild(let text, let what, let remedy):
       "'\(printable(text))' is for \(what), which this build does not have: \(remedy), and name that server with nbd+unix:…"
     case .nbd(let failure): "\(failure)"
+    case .qcow2(let failure): "\(failure)"
+    case .twoFormats(let text):
+      "'\(printable(text))' says of what format the image is, and --format says it otherwise: leave --format out"
     }
   }
 }
@@ -59,8 +65,14 @@ extension DeviceOptions {
 
   /// - Returns: `nil` where none is named. - Throws: what is named is none.
   package func imageName() throws(ImageNameMistake) -> ImageName? {
-    if let image { return try ImageName(image) }
-    return blkFile.map { .file($0) }
+    if let image {
+      let name = try ImageName(image)
+      if case .qcow2 = name, format == .raw { throw .twoFormats(image) }
+      if case .file(let path) = name, format == .qcow2 { return .qcow2(Qcow2Location(path: path)) }
+      if case .nbd = name, format == .qcow2 { throw .twoFormats(image) }
+      return name
+    }
+    return blkFile.map { format == .qcow2 ? .qcow2(Qcow2Location(path: $0)) : .file($0) }
   }
 
   /// The image's path, if it is a file.
@@ -68,6 +80,15 @@ extension DeviceOptions {
     guard case .file(let path)? = try? imageName() else { return nil }
     return path
   }
+
+  /// The image's chain, if it is one.
+  package var imageChain: Qcow2Location? {
+    guard case .qcow2(let location)? = try? imageName() else { return nil }
+    return location
+  }
+
+  /// The file that is opened first, if it is a file.
+  package var imageFile: String? { imagePath ?? imageChain?.path }
 
   /// The image's server, if it has one.
   package var imageServer: NBDLocation? {

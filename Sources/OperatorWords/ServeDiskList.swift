@@ -47,7 +47,7 @@ package struct ServeDiskList {
       if let other = sockets.updateValue(number, forKey: disk.socketPath) {
         throw error(index, "it has the socket of entry \(other): give each disk one of its own")
       }
-      guard !disk.options.noLock, let path = disk.options.imagePath, let inode = Inode(path) else { continue }
+      guard !disk.options.noLock, let path = disk.options.imageFile, let inode = Inode(path) else { continue }
       if let other = images[inode], !(other.isReadOnly && disk.options.readOnly) {
         throw error(index, "it has the image of entry \(other.number): only disks that are all read-only can share one")
       }

@@ -399,7 +399,9 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
       end.come()
       news.workerEnded(index)
     }
-    if sharedWorkers?.take(order) == true { return Worker(run: .seat(end), mailbox: mailbox, kind: kind, hasBegun: hasBegun) }
+    if !kind.isWatched, sharedWorkers?.take(order) == true {
+      return Worker(run: .seat(end), mailbox: mailbox, kind: kind, hasBegun: hasBegun)
+    }
     do throws(Errno) {
       let thread = try SystemThread(name: name, cpu: cpu) {
         body(configuration, plan)
@@ -424,7 +426,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     // Whichever of them are not of this kind are told that they cannot be started.
     let kind = QueueKind(
       isPacked: starts.first?.kind.isPacked ?? preparesKind.isPacked,
-      isRecorded: starts.isEmpty ? preparesKind.isRecorded : starts.contains(where: \.kind.isRecorded))
+      isRecorded: starts.isEmpty ? preparesKind.isRecorded : starts.contains(where: \.kind.isRecorded),
+      isWatched: starts.isEmpty ? preparesKind.isWatched : starts.contains(where: \.kind.isWatched))
     launch(index, waiting, kind: kind)
   }
 }

@@ -1,4 +1,5 @@
 /// Whichever register face a device shows, behind one offset: what a mailbox needs.
+public import VirtioCore
 
 /// A register face chosen at run time. PCI's spaces lie behind one 32-bit offset: bits 28 to 31 are 0 for the configuration
 /// space and 1 + n for BAR n, the others the offset in it.
@@ -39,6 +40,8 @@ public enum RegisterModel: RegisterWindow {
   }
 
   public var interface: RegisterInterface { device.interface }
+  /// What a driver is offered, the bits of the register face included.
+  public var offered: FeatureSet { device.negotiation.offered }
 
   /// The offset of something in a PCI space. - Parameter offset: below 2^28.
   public static func offset(_ space: PCIRegisters.Space, _ offset: UInt32) -> UInt32 {

@@ -81,6 +81,7 @@ struct EntryWords {
     do throws(ImageNameMistake) { name = try ImageName(text) } catch { throw ValidationError("\(error)") }
     switch name {
     case .file(let path): return "file:" + Takeover.absolute(path)
+    case .qcow2(let location): return location.mapPaths { Takeover.absolute($0) }.text
     case .nbd(let location):
       guard !location.hasRelativePath else {
         throw ValidationError("\(printable(text)): the server's folder is another one, so write the socket's whole path")

@@ -49,8 +49,9 @@ extension DeviceOptions {
     tuning.apply(to: &options)
     // Whoever asks for the engine of the page cache wants the page cache.
     let direct = engine == .cached && direct == .auto ? .off : direct
-    var imageOptions = imageOptions(imagePath ?? "", direct: direct)
+    var imageOptions = imageOptions(imageFile ?? "", direct: direct)
     if case .nbd(let location) = name { imageOptions.nbd = nbdOptions(location, isConfined: isConfined) }
+    if case .qcow2(let location) = name { imageOptions.qcow2 = location }
     imageOptions.lock = lock
     let image = try Self.openPatiently(imageOptions)
     let features = offersAll ? FeatureWords(only: try FeatureList("all")) : featureWords

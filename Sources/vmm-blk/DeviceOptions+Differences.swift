@@ -12,7 +12,7 @@ extension DeviceOptions {
   private func value(of word: ServeDisk.Word) -> String {
     switch word {
     case .blkFile: imagePath.map { Takeover.absolute($0) } ?? ""
-    case .image: imageServer?.text ?? ""
+    case .image: imageServer?.text ?? imageChain?.mapPaths { Takeover.absolute($0) }.text ?? ""
     case .socketPath: ""  // what it is told by
     case .format: format.rawValue
     case .readOnly: "\(readOnly)"

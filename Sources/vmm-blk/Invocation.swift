@@ -16,6 +16,7 @@ enum Invocation {
   ///   - program: the name or path that it was called by.
   ///   - arguments: those behind it.
   static func words(program: String, _ arguments: [String]) -> [String] {
+    let arguments = DriverCheckOptions.words(arguments)
     let name = program.split(separator: "/").last ?? ""
     let isBackend = name == backendName || arguments.first.map(startsServe) ?? false
     guard isBackend || arguments.first == "serve" else { return arguments }

@@ -53,6 +53,8 @@ struct RunCommand: ParsableCommand {
 
   @OptionGroup var protection: SandboxOptions
 
+  @OptionGroup var driverCheck: DriverCheckOptions
+
   @OptionGroup var logging: LogOptions
 
   @Option(
@@ -85,6 +87,7 @@ struct RunCommand: ParsableCommand {
       throw ValidationError("--take-over goes on with the memory file that is served: leave out --create")
     }
     guard takeover.takeOver == nil || disk.record == nil else { throw TakeoverOptions.noRecord }
+    guard takeover.takeOver == nil || !driverCheck.isOn else { throw DriverCheckOptions.noTakeover }
     guard (0...86400).contains(drainTimeout) else {
       throw ValidationError("--drain-timeout \(drainTimeout) is not from 0 to 86400 seconds")
     }

@@ -16,23 +16,31 @@ struct OnceRun {
   let command: RunCommand
 
   func run() throws {
-    let account = try command.raw ? raw() : file()
+    let checks = try command.driverCheck.begin()
+    let account = try command.raw ? raw(checks) : file(checks)
     if command.json {
       try account.printJSON()
     } else {
       account.printTable()
     }
-    if account.problem != nil || account.queues.contains(where: { $0.failure != nil }) { throw ExitCode(1) }
+    if account.problem != nil || account.queues.contains(where: { $0.failure != nil }) {
+      try? checks?.finish()
+      throw ExitCode(1)
+    }
+    try checks?.finish()
   }
 
   /// The queues are those that the file's registers describe.
-  private func file() throws -> OnceAccount {
+  private func file(_ checks: DriverChecks?) throws -> OnceAccount {
     let path = try command.memoryPath()
     let before = MemoryFilePicture(try MemoryFileSnapshot(path: path)).queues.filter(\.ready)
     let file = try MemoryFile.open(path: path)
     let device = try command.disk.makeDevice(on: .memoryFile, queues: file.layout.maximumQueues)
     var problem: String? = nil
-    let transport = try MemoryFileDevice(file: file, device: device, log: { problem = $0 }, notice: { _ in })
+    func make(_ device: any VirtioDevice) throws(MemoryFileError) -> MemoryFileDevice {
+      try MemoryFileDevice(file: file, device: device, log: { problem = $0 }, notice: { _ in })
+    }
+    let transport = try checks?.watch(device, make: make) ?? make(device)
     command.protection.enterQuietly(reading: path, connects: command.disk.imageServer?.isInternet == true)
     let outcomes = transport.runOnce()
     let after = try MemoryFileSnapshot(path: path)
@@ -48,7 +56,7 @@ struct OnceRun {
   }
 
   /// The queues are those of the command line.
-  private func raw() throws -> OnceAccount {
+  private func raw(_ checks: DriverChecks?) throws -> OnceAccount {
     let path = try command.memoryPath()
     // What --features says is what the driver has accepted.
     let device = try command.disk.makeDevice(on: .memoryFile, queues: command.queue.count, offersAll: true)
@@ -80,7 +88,8 @@ struct OnceRun {
     let mapping = try Mapping(descriptor: owner.rawValue, count: count)
     let memory = try GuestMemory([GuestRegion(start: base, size: copies.size, mapping: mapping)])
     command.protection.enterQuietly(reading: path, connects: command.disk.imageServer?.isInternet == true)
-    let outcomes = try MemoryFileDevice.runOnce(device, memory: memory, features: features, queues: queues)
+    let watched = checks?.watch(device, name: device.image.path) ?? device
+    let outcomes = try MemoryFileDevice.runOnce(watched, memory: memory, features: features, queues: queues)
     return OnceAccount(before, outcomes, memory: copies, problem: nil)
   }
 }

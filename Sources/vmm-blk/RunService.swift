@@ -38,6 +38,8 @@ final class RunService {
   private var isTaking = false
   /// A signal to end that came then.
   private var postponed: Int32?
+  /// Watches the driver; `nil`: nobody does.
+  private let checks: DriverChecks?
 
   /// Before the device makes threads, which inherit that these signals are not theirs.
   init(_ command: RunCommand) throws {
@@ -48,6 +50,7 @@ final class RunService {
     signals = try TerminationSignals()
     hangup = try TerminationSignals([SIGHUP])
     loop = try EventLoop()
+    checks = try command.driverCheck.begin()
     manager = ServiceManager(in: loop, log: log)
   }
 
@@ -99,7 +102,11 @@ final class RunService {
     }
     let left = served.transport.abandon()
     if let taker, !taker.hasAny, let failure = taker.failures.first { throw failure }
-    guard !left.isEmpty else { return }
+    guard !left.isEmpty else {
+      try checks?.finish()
+      return
+    }
+    try? checks?.finish()
     log.warn(
       "left behind, because the medium does not answer: \(served.memory) (\(served.device.image.path)): "
         + "\(ServerEvent.list(left))")
@@ -128,17 +135,27 @@ final class RunService {
   private func transport(
     _ file: MemoryFile, _ device: BlockDevice, takesOver: Bool = false
   ) throws(MemoryFileError) -> MemoryFileDevice {
-    let transport = try MemoryFileDevice(file: file, device: device, takesOver: takesOver) { [self] line in
-      guard case .pass(let heldBack) = meter.ask() else { return }
-      if heldBack > 0 { log.warn("\(heldBack) lines were left out") }
-      log.warn(line)
+    func make(_ device: any VirtioDevice) throws(MemoryFileError) -> MemoryFileDevice {
+      try bare(file, device, takesOver: takesOver)
     }
+    let transport: MemoryFileDevice
+    if let checks { transport = try checks.watch(device, make: make) } else { transport = try make(device) }
     transport.whenLive = { [self] features in
       guard case .pass(let heldBack) = liveMeter.ask() else { return }
       if heldBack > 0 { log.note("\(heldBack) lines were left out") }
       log.note(ServeLog.chosen(features))
     }
     return transport
+  }
+
+  private func bare(
+    _ file: MemoryFile, _ device: any VirtioDevice, takesOver: Bool
+  ) throws(MemoryFileError) -> MemoryFileDevice {
+    try MemoryFileDevice(file: file, device: device, takesOver: takesOver) { [self] line in
+      guard case .pass(let heldBack) = meter.ask() else { return }
+      if heldBack > 0 { log.warn("\(heldBack) lines were left out") }
+      log.warn(line)
+    }
   }
 
   /// Makes the disk ready that the process before serves, while that one goes on.

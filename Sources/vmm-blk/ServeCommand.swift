@@ -110,6 +110,8 @@ struct ServeCommand: ParsableCommand {
       "Disks that are added while the server runs may be exports of NBD servers, although none of the first disks is one."))
   var allowNBD = false
 
+  @OptionGroup var driverCheck: DriverCheckOptions
+
   @OptionGroup var logging: LogOptions
 
   func validate() throws {
@@ -117,6 +119,7 @@ struct ServeCommand: ParsableCommand {
     guard (0...86400).contains(drainTimeout) else {
       throw ValidationError("--drain-timeout \(drainTimeout) is not from 0 to 86400 seconds.")
     }
+    guard takeover.takeOver == nil || !driverCheck.isOn else { throw DriverCheckOptions.noTakeover }
     guard memoryBudget.bytes > 0 else { throw ValidationError("--memory-budget 0 leaves no guest any memory.") }
     if let missing = allowPath.first(where: { !AllowedPlace.exists($0) }) {
       throw ValidationError("--allow-path \(printable(missing)) is not there: make it first, or leave it out.")

@@ -3,6 +3,7 @@ internal import CLinux
 internal import Glibc
 internal import OperatorWords
 internal import SystemPackage
+internal import VirtioBlkDevice
 
 /// The limit of open files (RLIMIT_NOFILE).
 enum ServeFileLimit {
@@ -24,8 +25,10 @@ enum ServeFileLimit {
     return Int(clamping: limit.rlim_cur)
   }
 
-  /// Descriptors for all disks while nobody is connected: image, events, listening socket.
-  static func idleNeed(_ disks: [DeviceOptions]) -> Int { spare + 3 * disks.count }
+  /// Descriptors for all disks while nobody is connected: image, events, listening socket, and what is under an image.
+  static func idleNeed(_ disks: [DeviceOptions]) -> Int {
+    disks.reduce(spare) { sum, disk in sum + 2 + (disk.imageChain?.paths.count ?? 1) }
+  }
 
   /// With a front-end on every disk and every queue running: a connection for each disk, its memory's file, records and a log;
   /// kick, call and error for each queue; mailbox, waiting and completions for each thread.

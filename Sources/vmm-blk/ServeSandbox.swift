@@ -1,6 +1,9 @@
 /// What a server needs when its disks are served.
+internal import CLinux
+internal import Glibc
 internal import Metrics
 internal import OperatorWords
+internal import Qcow2
 internal import Sandbox
 internal import Sockets
 internal import SystemPackage
@@ -11,6 +14,7 @@ extension ServeService {
   /// Gives up the rest. Threads that are made from now on have what is left.
   func enterSandbox() {
     // Nothing can be loaded later.
+    if mayAddDisks { Qcow2Decompressor.load() }
     if command.allowNBD, let missing = NBDSupport.load() { log.warn("\(missing)") }
     sandbox = command.protection.enter(sandboxPlan, log: log)
   }
@@ -33,6 +37,10 @@ extension ServeService {
       folders.add(parentOf: command.disks, for: .reading)
       for disk in served {
         folders.add(image: disk.options.imagePath, isBlockDevice: disk.device.image.description.isBlockDevice)
+        // Another disk may be over the same images.
+        guard let chain = disk.options.imageChain else { continue }
+        for path in chain.paths { folders.add(image: path, isBlockDevice: Self.isBlockDevice(path)) }
+        if let folder = chain.folder { folders.add(folder, for: .images) }
       }
       for path in command.allowPath {
         folders.add(path, for: .images)
@@ -43,6 +51,11 @@ extension ServeService {
     plan.places = folders.places
     openable = folders.places.filter { $0.purpose == .images }.map(\.path)
     return plan
+  }
+
+  private static func isBlockDevice(_ path: String) -> Bool {
+    var info = stat()
+    return unsafe stat(path, &info) == 0 && info.st_mode & S_IFMT == S_IFBLK
   }
 
   /// Disks can come while it runs: by its operator's word, or with its list.

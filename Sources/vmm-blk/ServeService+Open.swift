@@ -48,7 +48,7 @@ extension ServeService {
     _ options: DeviceOptions, _ device: BlockDevice, _ socket: ServerSocket, _ place: String, _ log: ServeLog
   ) -> ServedDisk {
     let server = BackendServer(
-      device: device, on: socket, in: loop, memoryBudget: command.memoryBudget.bytes,
+      device: checks?.watch(device, name: place) ?? device, on: socket, in: loop, memoryBudget: command.memoryBudget.bytes,
       publishesInOrder: command.publishInOrder == .on, protocolFeatures: options.featureWords.protocolFeatures
     ) { log.event($0) }
     return ServedDisk(options, device: device, socket: socket, place: place, server: server)

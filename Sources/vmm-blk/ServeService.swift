@@ -17,6 +17,8 @@ final class ServeService {
   let log: ServeLog
   let loop: EventLoop
   let manager: ServiceManager
+  /// Watches the drivers; `nil`: nobody does.
+  let checks: DriverChecks?
   /// The limit of open files.
   let openFiles: Int
   private let signals: TerminationSignals
@@ -59,6 +61,7 @@ final class ServeService {
     log = ServeLog(command.logging)
     openFiles = ServeFileLimit.raise()
     loop = try EventLoop()
+    checks = try command.driverCheck.begin()
     manager = ServiceManager(in: loop, log: log)
   }
 
@@ -97,7 +100,11 @@ final class ServeService {
       let queues = disk.server.abandon()
       return queues.isEmpty ? nil : "\(disk.place) (\(disk.device.image.path)): \(ServerEvent.list(queues))"
     }
-    guard !left.isEmpty else { return }
+    guard !left.isEmpty else {
+      try checks?.finish()
+      return
+    }
+    try? checks?.finish()
     log.warn("left behind, because the medium does not answer: " + left.joined(separator: "; "))
     removeFiles()
     People.flush()

@@ -32,7 +32,7 @@ struct TraceCommand: ParsableCommand {
   @Option(help: .init("The control socket of the server.", valueName: "path"))
   var control: String?
 
-  @Option(help: .init("The disk. (default: all)", valueName: "disk"))
+  @Option(help: .init("The disk. (default: all)", valueName: "text"))
   var disk: String?
 
   @Option(help: .init("How long.", valueName: "n"))

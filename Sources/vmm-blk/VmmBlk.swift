@@ -14,9 +14,8 @@ struct VmmBlk: ParsableCommand {
       """,
     version: Version.full,
     subcommands: [
-      ServeCommand.self, RunCommand.self, CtlCommand.self, TopCommand.self, TraceCommand.self, Guest.self, InspectCommand.self,
-      BenchCommand.self,
-      VerifyCrashCommand.self, ConformCommand.self,
+      ServeCommand.self, RunCommand.self, CtlCommand.self, TopCommand.self, TraceCommand.self, ImageCommand.self, Guest.self,
+      InspectCommand.self, BenchCommand.self, VerifyCrashCommand.self, ConformCommand.self,
     ])
 
   static func main() {
@@ -29,6 +28,7 @@ struct VmmBlk: ParsableCommand {
   }
 
   func run() throws {
-    throw ValidationError("Say what to do: serve, run, ctl, top, trace, guest, inspect, bench, verify-crash or conform.")
+    throw ValidationError(
+      "Say what to do: serve, run, ctl, top, trace, image, guest, inspect, bench, verify-crash or conform.")
   }
 }

@@ -17,6 +17,7 @@ struct RigOptions: Sendable {
   var features = BlockFeature.understood
   /// In place of a file.
   var nbd: NBDOptions?
+  var qcow2: Qcow2Location?
   /// Takes the place of the engine.
   var script: Script?
 }
@@ -30,11 +31,12 @@ final class Rig {
 
   init(_ options: RigOptions = RigOptions(), image: String? = nil, isLocked: Bool = true) throws {
     scratch = try Scratch(in: options.folder)
-    path = try options.nbd?.location.text ?? image ?? scratch.image(size: options.size)
+    path = try options.nbd?.location.text ?? options.qcow2?.path ?? image ?? scratch.image(size: options.size)
     var imageOptions = ImageOptions(
       path: path, isReadOnly: options.isReadOnly, direct: options.direct, logicalBlockSize: options.blockSize,
       isLocked: isLocked)
     imageOptions.nbd = options.nbd
+    imageOptions.qcow2 = options.qcow2
     let file = try ImageFile(imageOptions)
     var deviceOptions = options.device
     deviceOptions.engine = options.script == nil ? options.engine : .sync

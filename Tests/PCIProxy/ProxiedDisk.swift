@@ -1,4 +1,5 @@
 /// A disk as a PCI function of QEMU's: what the registers ask for is carried out at once, one thing after the other.
+import DriverCheck
 import Glibc
 import VirtioBlkDevice
 import VirtioCore
@@ -6,7 +7,9 @@ import VirtioRegisters
 
 /// Used on one thread.
 final class ProxiedDisk {
-  private let device: BlockDevice
+  private let device: any VirtioDevice
+  private let check: DriverCheck
+  private let watch: any RegisterWatch
   private let attended: AttendedDevice
   private let words: Mapping
   private var registers: PCIRegisters
@@ -22,14 +25,20 @@ final class ProxiedDisk {
   init(image path: String, _ interface: RegisterInterface, queues: Int) throws {
     var options = BlockDeviceOptions()
     options.queueCount = queues
-    device = try BlockDevice(image: ImageFile(ImageOptions(path: path)), options: options)
+    check = DriverCheck(name: "the function")
+    device = check.watch(try BlockDevice(image: ImageFile(ImageOptions(path: path)), options: options))
+    watch = check.registers(interface, of: device)
     attended = AttendedDevice(device)
     words = try Mapping(anonymous: 4096)
     let status = unsafe SharedCell<UInt32>(words.base)
     rung = try DoorbellWatch(unsafe Doorbell(SharedCell<UInt32>(words.base + 64)), name: "line")
     for _ in 0..<queues { kicks.append(try .eventCounter()) }
     registers = PCIRegisters(face: RegisterFace(device, interruptStatus: { status.loadAcquire() }), interface: interface)
+    watch.begins(with: .pci(registers))
   }
+
+  /// What the guest's driver did right and wrong.
+  var report: String { DriverReport.text([check.report], isWhole: false) }
 
   private var status: SharedCell<UInt32> { unsafe SharedCell(words.base) }
   private var bell: Doorbell { unsafe Doorbell(SharedCell(words.base + 64)) }
@@ -73,7 +82,7 @@ final class ProxiedDisk {
       if message.command == .configurationRead {
         link.answer(read(.configuration, address, Int(width)))
       } else {
-        perform(registers.write(.configuration, offset: address, width: Int(width), value: UInt64(value)))
+        write(.configuration, address, Int(width), UInt64(value))
         link.answer(0)
       }
     case .barRead, .barWrite:
@@ -87,7 +96,7 @@ final class ProxiedDisk {
       if message.command == .barRead {
         link.answer(read(.bar(bar), offset, width))
       } else {
-        perform(registers.write(.bar(bar), offset: offset, width: width, value: value))
+        write(.bar(bar), offset, width, value)
         link.answer(0)
       }
     case .answer: break
@@ -96,8 +105,20 @@ final class ProxiedDisk {
 
   private func read(_ space: PCIRegisters.Space, _ offset: UInt32, _ width: Int) -> UInt64 {
     let (value, effects) = registers.read(space, offset: offset, width: width)
+    note(space, offset, width, isWrite: false, value)
     perform(effects)
     return value
+  }
+
+  private func write(_ space: PCIRegisters.Space, _ offset: UInt32, _ width: Int, _ value: UInt64) {
+    let effects = registers.write(space, offset: offset, width: width, value: value)
+    note(space, offset, width, isWrite: true, value)
+    perform(effects)
+  }
+
+  private func note(_ space: PCIRegisters.Space, _ offset: UInt32, _ width: Int, isWrite: Bool, _ value: UInt64) {
+    watch.accessed(
+      RegisterAccess(offset: RegisterModel.offset(space, offset), width: width, isWrite: isWrite, value: value))
   }
 
   /// The guest's memory is told anew whenever something in its map changes. Queues that run go on in the new one.

@@ -29,4 +29,5 @@ serving: while true {
   }
 }
 disk.close()
+print(disk.report)
 print("accesses: \(disk.accesses.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }.joined(separator: ", "))")

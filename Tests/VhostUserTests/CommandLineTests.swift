@@ -70,7 +70,7 @@ import Testing
     (["bench", "run", "--blk-file", "--nosuch"], "Unknown option '--nosuch'"),
     (["inspect", "-x"], "Unknown option '-x'"),
     (["serv"], "There is no 'serv' in 'vmm-blk'. Did you mean 'serve'?"),
-    (["disk"], "There is no 'disk' in 'vmm-blk': use serve, run, ctl, top, guest, inspect"),
+    (["disk"], "There is no 'disk' in 'vmm-blk': use serve, run, ctl, top, trace, image, guest, inspect"),
     (["guest", "--socket-path", "x", "raed"], "There is no 'raed' in 'vmm-blk guest'. Did you mean 'read'?"),
     (["serve", "--\u{1b}[2J\nError: x"], #"Unknown option '--\x1b[2J\nError: x'"#),
   ])

@@ -46,7 +46,19 @@ private final class Disk {
   @Test(arguments: [
     (["--image", "disk.img"], "does not take"),
     (["--image", "file:"], "has no path"),
-    (["--image", "qcow2:disk.qcow2"], "this build does not have"),
+    (["--image", "qcow2:"], "names no path"),
+    (["--image", "qcow2:DIR/disk", "--format", "raw"], "leave --format out"),
+    (["--image", "nbd://host/", "--format", "qcow2"], "leave --format out"),
+    (["--image", "qcow2:DIR/disk?backing=DIR/base"], "needs a format in front"),
+    (["--image", "qcow2:DIR/disk?snapshot=a&snapshot=b"], "there twice"),
+    (["--image", "qcow2:DIR/disk?base=a"], "'base' is not known"),
+    (["--image", "qcow2:DIR/disk?snapshot"], "no word with a value"),
+    (["--image", "qcow2:DIR/disk%0"], "names no path"),
+    (["--image", "qcow2:DIR/disk"], "--read-only"),
+    (["--image", "qcow2:DIR/disk", "--read-only"], "does not begin as a qcow2 image does"),
+    (["--blk-file", "DIR/disk", "--format", "qcow2", "--read-only"], "does not begin as a qcow2 image does"),
+    (["--image", "qcow2:DIR/none", "--read-only"], "there is no image"),
+    (["--image", "qcow2:DIR/disk", "--read-only", "--direct", "on"], "leave --direct out"),
     (["--image", "rbd:pool/disk"], "this build does not have"),
     (["--image", "nbds://host/"], "TLS"),
     (["--image", "ftp://host/disk"], "does not know"),
@@ -71,7 +83,8 @@ private final class Disk {
   @Test(arguments: [
     (#"{ "socket-path": "DIR/s" }"#, #""blk-file" is missing"#),
     (#"{ "socket-path": "DIR/s", "blk-file": "DIR/disk", "image": "file:DIR/disk" }"#, "give one of them"),
-    (#"{ "socket-path": "DIR/s", "image": "qcow2:DIR/disk" }"#, "this build does not have"),
+    (#"{ "socket-path": "DIR/s", "image": "qcow2:DIR/disk" }"#, "--read-only"),
+    (#"{ "socket-path": "DIR/s", "image": "rbd:pool/disk" }"#, "this build does not have"),
     (
       #"{ "socket-path": "DIR/s", "image": "file:DIR/disk" }, { "socket-path": "DIR/t", "blk-file": "DIR/disk" }"#,
       "the image of entry 1"

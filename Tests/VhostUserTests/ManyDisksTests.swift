@@ -58,7 +58,7 @@ import VirtioCore
     (#"{"blk-file": "DIR/c", "socket-path": "DIR/c.sock", "blk\u002dfile": "DIR/c"}"#, #""blk-file" is said twice"#),
     (#"{"blk-file": "DIR/c", "socket-path": "DIR/c.sock", "serial": "{\"", "serial": "2"}"#, #""serial" is said twice"#),
     (#"{"blk-file": "DIR/c", "socket-path": "DIR/c.sock", "blk-fil": 1}"#, #"there is no "blk-fil"; did you mean "blk-file"?"#),
-    (#"{"blk-file": "DIR/c", "socket-path": "DIR/c.sock", "format": "qcow2"}"#, #""format" has to be one of auto, raw"#),
+    (#"{"blk-file": "DIR/c", "socket-path": "DIR/c.sock", "format": "vmdk"}"#, #""format" has to be one of auto, raw, qcow2"#),
     (#"{"blk-file": "DIR/c", "socket-path": "DIR/c.sock", "logical-block-size": "4q"}"#, "has to be a number of bytes"),
     (#"{"blk-file": "DIR/q", "socket-path": "DIR/c.sock"}"#, "entry 3 (DIR/q): DIR/q looks like a qcow2 image"),
   ])

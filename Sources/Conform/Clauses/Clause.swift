@@ -36,6 +36,14 @@ public struct Clause: Hashable, Sendable {
   /// Of the virtio specification, or of the document that `area` names.
   public var section: String
   public var words: String
+
+  package init(id: String, area: String, level: Level, section: String, words: String) {
+    self.id = id
+    self.area = area
+    self.level = level
+    self.section = section
+    self.words = words
+  }
 }
 
 /// All clauses, in the order of the texts.

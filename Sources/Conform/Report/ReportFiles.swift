@@ -56,7 +56,7 @@ extension Report {
   }
 
   /// Text inside XML or HTML, also in an attribute; what no document can hold is left out.
-  static func escaped(_ text: String) -> String {
+  package static func escaped(_ text: String) -> String {
     var result = ""
     for scalar in text.unicodeScalars {
       switch scalar {
@@ -107,26 +107,36 @@ extension Report {
       ]
       return "<tr class=\"\(kind)\">" + cells.map { "<td>\(escaped($0))</td>" }.joined() + "</tr>"
     }
-    return """
-      <!DOCTYPE html>
-      <html lang="en"><head><meta charset="utf-8"><title>virtio-blk conformance</title>
-      <style>
-      body { font: 14px sans-serif; margin: 2em; max-width: 90em }
-      table { border-collapse: collapse }
-      td, th { padding: 2px 8px; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd }
-      .kept td:nth-child(4), .rejected td:nth-child(4) { color: #060 }
-      .broken td, .wedged td { background: #fdd }
-      .none { color: #777 }
-      </style></head><body>
-      <h1>virtio-blk conformance</h1>
+    return page(
+      "virtio-blk conformance",
+      """
       <ul>
       \(reports.map { "<li>\(escaped($0.summary))</li>" }.joined(separator: "\n"))
       </ul>
       <p>\(escaped(coverage(reports)))</p>
       <table><tr><th>clause</th><th>section</th><th>level</th><th>outcome</th><th>what it asks for</th><th>what was seen</th></tr>
       \(rows.joined(separator: "\n"))
-      </table></body></html>
+      </table>
+      """)
+  }
 
-      """
+  /// A page of HTML around what it is about.
+  package static func page(_ title: String, _ body: String) -> String {
+    """
+    <!DOCTYPE html>
+    <html lang="en"><head><meta charset="utf-8"><title>\(title)</title>
+    <style>
+    body { font: 14px sans-serif; margin: 2em; max-width: 90em }
+    table { border-collapse: collapse }
+    td, th { padding: 2px 8px; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd }
+    .kept td:nth-child(4), .rejected td:nth-child(4) { color: #060 }
+    .broken td, .wedged td { background: #fdd }
+    .none { color: #777 }
+    </style></head><body>
+    <h1>\(title)</h1>
+    \(body)
+    </body></html>
+
+    """
   }
 }

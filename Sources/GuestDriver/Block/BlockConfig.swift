@@ -47,15 +47,30 @@ public struct BlockConfig: Hashable, Sendable {
   /// Bytes that are enough for every field that is there: back-ends that know of no more have no more.
   static func bytesNeeded(_ offered: FeatureSet) -> Int { offered.contains(BlockFeature.secureErase) ? 72 : 60 }
   static let writebackOffset = 32
+  /// Where fields begin that are narrower than 32 bits, with their bytes (virtio 5.2.4).
+  private static let narrow: [Int: Int] = [
+    16: 2, 18: 1, 19: 1, 24: 1, 25: 1, 26: 2, 32: 1, 33: 1, 34: 2, 56: 1, 57: 1, 58: 1, 59: 1,
+  ]
 
-  /// Reads the space in a loop until no field changed meanwhile (virtio 2.4.1).
+  /// How wide a read at an offset is: a field, or a byte where no whole one is wanted.
+  static func width(at offset: Int, atMost count: Int) -> Int {
+    let width = narrow[offset] ?? (offset % 4 == 0 ? 4 : 1)
+    return width <= count ? width : 1
+  }
+
+  /// Reads the space in a loop until no field changed meanwhile (virtio 2.4.1); a legacy device has no word that says so, and is
+  /// read until two passes agree (virtio 2.4.4).
   init(_ transport: any DriverTransport, offered: FeatureSet) throws(DriverError) {
     var bytes: [UInt8] = []
     // A device that changes its configuration all the time cannot keep us here.
     for _ in 0..<16 {
       let before = try transport.configurationGeneration()
       bytes = try transport.readConfiguration(at: 0, count: Self.bytesNeeded(offered))
-      if try transport.configurationGeneration() == before { break }
+      if offered.contains(.version1) {
+        if try transport.configurationGeneration() == before { break }
+      } else if try transport.readConfiguration(at: 0, count: Self.bytesNeeded(offered)) == bytes {
+        break
+      }
     }
     self.init(bytes, offered: offered)
   }

@@ -14,7 +14,7 @@ protocol RegisterDriver: AnyObject {
   var hasFixedQueueSize: Bool { get }
 
   func deviceID() throws(DriverError) -> UInt32
-  /// Reads `width` bytes of the configuration space: 1, or 4 at a multiple of 4.
+  /// Reads `width` bytes of the configuration space: 1, 2 or 4, at a multiple of that.
   func readConfiguration(_ offset: UInt32, width: Int) throws(DriverError) -> UInt64
   func writeConfiguration(_ offset: UInt32, _ byte: UInt8) throws(DriverError)
   func configurationGeneration() throws(DriverError) -> UInt32

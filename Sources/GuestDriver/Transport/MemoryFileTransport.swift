@@ -46,12 +46,12 @@ public final class MemoryFileTransport: DriverTransport {
 
   public func deviceID() throws(DriverError) -> UInt32 { try registers.deviceID() }
 
-  /// By the field's natural widths as far as they are known: 32-bit words, then bytes (virtio 4.2.2.2).
+  /// Field by field, each in its own width (virtio 4.1.3.1, 4.2.2.2).
   public func readConfiguration(at offset: Int, count: Int) throws(DriverError) -> [UInt8] {
     var bytes: [UInt8] = []
     while bytes.count < count {
       let place = UInt32(clamping: offset + bytes.count)
-      let width = place % 4 == 0 && count - bytes.count >= 4 ? 4 : 1
+      let width = BlockConfig.width(at: Int(place), atMost: count - bytes.count)
       let value = try registers.readConfiguration(place, width: width)
       bytes += (0..<width).map { UInt8(truncatingIfNeeded: value >> UInt64($0 * 8)) }
     }

@@ -62,6 +62,8 @@ protocol BlockEngine: ~Copyable {
   static var movesData: Bool { get }
   /// A transfer may be finished when `start` returns.
   static var finishesInPlace: Bool { get }
+  /// Most transfers are copies by the worker's own thread, and take less than a microsecond each.
+  static var copies: Bool { get }
   /// A write past the end of a file that was cut fails by itself.
   static var noticesCuts: Bool { get }
   /// Flushes and everything about ranges have to be done elsewhere (a ring that polls its device takes nothing but transfers).
@@ -110,6 +112,7 @@ extension BlockEngine where Self: ~Copyable {
   var hasFinished: Bool { false }
   static var noticesCuts: Bool { false }
   static var finishesInPlace: Bool { true }
+  static var copies: Bool { false }
   var takesOnlyTransfers: Bool { false }
   var takesDiscards: Bool { false }
   var isLost: Bool { false }

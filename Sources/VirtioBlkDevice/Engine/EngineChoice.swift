@@ -35,6 +35,7 @@ struct EngineChoice {
   /// - Throws: an engine that was named cannot be had.
   static func resolve(_ wanted: EngineKind, _ setup: UringSetup, image: ImageFile) throws(EngineError) -> EngineChoice {
     if let export = image.export { return try resolve(wanted, export) }
+    if image.chain != nil { return try resolve(ofChain: wanted, image) }
     // Wherever a ring may be made: one that polls gets nothing but errors from a medium without polled queues.
     if setup.poll != .off, [.uring, .cached, .auto].contains(wanted), wanted == .cached || !image.canPoll {
       throw .cannotPoll(path: image.path)
@@ -97,6 +98,7 @@ extension EngineChoice {
     switch kind {
     case .null: return true
     // A block device in memory may have something behind it, as zram has.
+    case _ where image.chain != nil: return false
     case .mapped, .sync: return options.sharesAnyMedium || image.isInMemory && !image.isBlockDevice
     case .auto, .uring, .cached, .aio, .threads, .nbd: return false
     }
@@ -112,6 +114,19 @@ extension EngineChoice {
           : "libnbd: one connection, because the server does not say that several may write")
     case .null: EngineChoice(kind: .null, reason: "no medium: requests succeed and move no data")
     case .uring, .cached, .aio, .sync, .threads, .mapped: throw .notForExports(wanted, uri: export.uri)
+    }
+  }
+
+  private static func resolve(ofChain wanted: EngineKind, _ image: ImageFile) throws(EngineError) -> EngineChoice {
+    switch wanted {
+    case .auto where image.isInMemory:
+      EngineChoice(kind: .sync, reason: "qcow2: plain system calls in the queue's thread, because the images are in memory")
+    case .auto, .threads:
+      EngineChoice(
+        kind: .threads, reason: "qcow2: what is in the page cache in the queue's thread, the rest in a pool of threads")
+    case .sync: EngineChoice(kind: .sync, reason: "qcow2: plain system calls in the queue's thread, as asked")
+    case .null: EngineChoice(kind: .null, reason: "no medium: requests succeed and move no data")
+    case .uring, .cached, .aio, .mapped, .nbd: throw .notForChains(wanted, path: image.path)
     }
   }
 
@@ -142,6 +157,7 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
   case notCached(path: String)
   case notForExports(EngineKind, uri: String)
   case noExport(path: String)
+  case notForChains(EngineKind, path: String)
   case oneConnection(uri: String, threads: Int)
   case badQueueCount(Int)
   case badQueueSize(Int)
@@ -165,6 +181,8 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
       "the image \(path) is opened past the page cache, and the cached engine copies out of it: say --direct off, or --engine auto"
     case .notForExports(let kind, let uri):
       "\(printable(uri)) is an export of an NBD server, and the engine \(kind.rawValue) is for files: leave --engine out"
+    case .notForChains(let kind, let path):
+      "\(printable(path)) is a qcow2 image, and the engine \(kind.rawValue) is for raw disks: leave --engine out, or use threads or sync"
     case .noExport(let path):
       "\(printable(path)) is a file or a device, and the engine nbd is for exports of NBD servers: leave --engine out"
     case .oneConnection(let uri, let threads):

@@ -6,6 +6,7 @@ internal import VirtioCore
 struct MappedEngine: BlockEngine, ~Copyable {
   static let movesData = true
   static let finishesInPlace = false
+  static let copies = true
   static let noticesCuts = true
 
   private var image: MappedTransfers

@@ -4,7 +4,7 @@ internal import Glibc
 internal import VirtioCore
 
 /// System calls on one descriptor; every errno handling of blocking I/O is here.
-struct PlainIO {
+struct PlainIO: MediumCalls {
   let descriptor: Int32
 
   /// - Returns: bytes transferred, 0 for operations without data, or a negative errno.

@@ -10,7 +10,7 @@ struct ThreadPoolEngine: BlockEngine, ~Copyable {
 
   private let counter: OwnedDescriptor
   private let board: CompletionBoard
-  private let pool: CallPool
+  private let pool: CallPool<PlainIO>
   private var waiter: EpollWaiter
   private var finished: [(tag: UInt32, result: Int32)]
 

@@ -21,6 +21,7 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
   /// - format: its name, as in "a qcow2 image".
   case foreign(path: String, format: String)
   case nbd(NBDFailure)
+  case qcow2(Qcow2Failure)
 
   public var description: String {
     switch self {
@@ -50,9 +51,11 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
       "direct I/O on \(printable(path)) needs requests in multiples of \(alignment) bytes, but the logical block size is "
         + "\(blockSize): use --logical-block-size \(alignment), or --direct off"
     case .foreign(let path, let format):
-      "\(printable(path)) looks like \(format), not like a raw disk: convert it with 'qemu-img convert -O raw', or say "
-        + "--format raw if it is a raw disk whose guest wrote that"
+      "\(printable(path)) looks like \(format), not like a raw disk: "
+        + (format == "a qcow2 image" ? "serve it with --format qcow2 --read-only, " : "")
+        + "convert it with 'qemu-img convert -O raw', or say --format raw if it is a raw disk whose guest wrote that"
     case .nbd(let failure): "\(failure)"
+    case .qcow2(let failure): "\(failure)"
     }
   }
 }

@@ -12,6 +12,8 @@ extension ImageFile {
     var bytes: UInt64 = 0
     if let export {
       bytes = try measure(export)
+    } else if let chain {
+      bytes = chain.size
     } else if isBlockDevice {
       guard unsafe clinux_block_size64(descriptor, &bytes) == 0 else { throw .cannotOpen(path: path, Errno(rawValue: errno)) }
     } else {
@@ -28,7 +30,7 @@ extension ImageFile {
   ///
   /// - Parameter size: bytes; a multiple of the logical block size.
   public func setLength(_ size: UInt64) throws(ImageError) {
-    guard export == nil else { throw .cannotResize(path: path, .notSupported) }
+    guard export == nil, chain == nil else { throw .cannotResize(path: path, .notSupported) }
     guard let length = Int(exactly: size), !isBlockDevice else { throw .cannotResize(path: path, .invalidArgument) }
     while ftruncate(descriptor, length) < 0 {
       let error = Errno(rawValue: errno)

@@ -15,6 +15,8 @@ public final class ImageFile: Sendable {
   private let owned: OwnedDescriptor?
   /// Where it is, if it is no file.
   let export: NBDExport?
+  /// What its disk is read through, if it is no raw one.
+  let chain: Qcow2Disk?
   public let description: ImageDescription
   /// What happened to it since it was opened.
   public let state: ImageState
@@ -31,7 +33,13 @@ public final class ImageFile: Sendable {
   ///
   /// - Throws: why it cannot be used, and what to do.
   public convenience init(_ options: ImageOptions) throws(ImageError) {
-    if let nbd = options.nbd { try self.init(options, nbd) } else { try self.init(file: options) }
+    if let nbd = options.nbd {
+      try self.init(options, nbd)
+    } else if let location = options.qcow2 ?? (options.format == .qcow2 ? Qcow2Location(path: options.path) : nil) {
+      try self.init(options, location)
+    } else {
+      try self.init(file: options)
+    }
   }
 
   /// Connects to its server, and waits for that.
@@ -43,11 +51,47 @@ public final class ImageFile: Sendable {
       self.export = export
     } catch { throw .nbd(error) }
     path = nbd.location.text
+    chain = nil
     descriptor = -1
     owned = nil
     lock = nil
     lifetime = nil
     ownsLock = Atomic(false)
+    state = ImageState(size: description.size)
+  }
+
+  /// Opens the image and what is under it, to be read.
+  private init(_ options: ImageOptions, _ location: Qcow2Location) throws(ImageError) {
+    let path = options.path
+    guard ImageOptions.isBlockSize(options.logicalBlockSize) else { throw .badBlockSize(options.logicalBlockSize) }
+    guard options.isReadOnly else { throw .qcow2(.notReadOnly(path: path)) }
+    guard options.direct != .on else { throw .qcow2(.notDirect(path: path)) }
+    guard !location.paths.contains(where: { $0.utf8.contains(0) }) else { throw .notAPath(path: path) }
+    let owned = OwnedDescriptor(try Self.open(options).release())
+    var info = stat()
+    guard unsafe fstat(owned.rawValue, &info) == 0 else { throw .cannotOpen(path: path, Errno(rawValue: errno)) }
+    guard info.st_mode & S_IFMT == S_IFREG || info.st_mode & S_IFMT == S_IFBLK else { throw .notAFile(path: path) }
+    // Only to open a FIFO without hanging.
+    _ = clinux_fcntl_int(owned.rawValue, F_SETFL, O_RDONLY)
+    var isLocked = false
+    if let lock = options.lock {
+      guard Self.isSame(lock.rawValue, info) else { throw .notTheSame(path: path) }
+      ImageLock.markTaker(owned.rawValue, isReadOnly: true)
+    } else if options.isLocked {
+      isLocked = try ImageLock.take(owned.rawValue, path: path, isReadOnly: true)
+    }
+    do throws(Qcow2Failure) {
+      let disk = try Qcow2Chain.open(location, top: owned, isLocked: options.isLocked)
+      description = try Self.description(of: disk, options, owned.rawValue)
+      chain = disk
+    } catch { throw .qcow2(error) }
+    self.path = path
+    descriptor = owned.rawValue
+    self.owned = owned
+    export = nil
+    lock = options.lock ?? (isLocked ? owned : nil)
+    ownsLock = Atomic(options.lock == nil)
+    lifetime = nil
     state = ImageState(size: description.size)
   }
 
@@ -140,6 +184,7 @@ public final class ImageFile: Sendable {
     self.owned = owned
     descriptor = owned.rawValue
     export = nil
+    chain = nil
     lock = options.lock ?? (isLocked || exclusive != nil ? owned : nil)
     // Until the server before lets go of it, a lock that came from there is its.
     ownsLock = Atomic(options.lock == nil)

@@ -16,10 +16,14 @@ public struct ImageOptions: Sendable {
     case auto
     /// The disk's own, whatever they look like.
     case raw
+    /// Those of a qcow2 image; `qcow2` of the options says what may be under it.
+    case qcow2
   }
 
   /// What is opened instead of a file: an export of an NBD server. Paths, format, direct I/O and locks are nothing to it.
   public var nbd: NBDOptions?
+  /// What is opened is the top of a chain of qcow2 images. Its path is `path`.
+  public var qcow2: Qcow2Location?
   /// As a person reads it. Without `pathBytes` it is what is opened; it has no NUL in it then.
   public var path: String
   /// The path as the system has it, with a 0 at the end, where it is not UTF-8 and `path` only resembles it.

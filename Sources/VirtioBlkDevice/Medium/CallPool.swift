@@ -5,7 +5,7 @@ internal import SystemPackage
 internal import VirtioCore
 
 /// Plain system calls, first come, first served. Results go to a board.
-final class CallPool: Sendable {
+final class CallPool<Calls: MediumCalls>: Sendable {
   /// An operation with its pointer made sendable: its segments are not touched until it is finished.
   @safe
   private struct Call: @unchecked Sendable {
@@ -19,14 +19,14 @@ final class CallPool: Sendable {
     var made: UInt64 = 0
   }
 
-  private let medium: PlainIO
+  private let medium: Calls
   private let board: CompletionBoard
   private let state = Mutex(State())
   private let available = DispatchSemaphore(value: 0)
   private let threads = Mutex<[SystemThread]>([])
 
   /// - Throws: not a single thread is to be had. Some of them are enough.
-  init(_ medium: PlainIO, board: CompletionBoard, threads count: Int) throws(Errno) {
+  init(_ medium: Calls, board: CompletionBoard, threads count: Int) throws(Errno) {
     self.medium = medium
     self.board = board
     for number in 0..<count {

@@ -51,7 +51,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
   private var allowance: UInt64 = 0
 
   private let board: CompletionBoard
-  private var pool: CallPool?
+  private var pool: CallPool<PlainIO>?
   /// The mailbox rang, so that there may be something on the board.
   private var boardIsNews = false
   private var taken: [(tag: UInt32, result: Int32)] = []

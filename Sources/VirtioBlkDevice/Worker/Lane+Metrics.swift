@@ -41,6 +41,15 @@ extension Lane where Ring: ~Copyable {
   /// There are answers whose time is not written down.
   var hasUnsettled: Bool { ring.pushes != account.settledPushes }
 
+  /// Times would be wrong by too much if the clock were looked at later.
+  ///
+  /// - Parameters:
+  ///   - answers: so many take long enough.
+  ///   - copies: of the engine. What waits for a medium is timed by the turn.
+  func owesMoment(answers: UInt16, copies: Bool) -> Bool {
+    ring.pushes &- account.settledPushes >= answers || !copies && (slab.inUse > 0 || !account.answers.isEmpty)
+  }
+
   /// Writes down how long it took what was answered since this was called last, and is shown to the driver now.
   @inline(never)
   mutating func settle(now: UInt64) {

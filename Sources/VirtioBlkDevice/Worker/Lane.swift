@@ -87,9 +87,10 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     counters: CounterBlock, meter: LaneMeter?
   ) throws(QueueError) {
     let features = activation.features
-    let ring = try Ring(
+    var ring = try Ring(
       activation.configuration, memory: activation.memory, features: features, position: activation.position,
       record: activation.inflight.map { InflightRecord($0, queue: activation.queue) })
+    if let watch = activation.watch { ring.attach(watch) }
     let slab: RequestSlab
     do throws(Errno) { slab = try RequestSlab(capacity: min(slots, Int(ring.size))) } catch { throw .outOfMemory }
     self.queue = activation.queue

@@ -166,7 +166,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     finishStops()
     if let pause = owesRest { tellRest(pause) }
     if hasMore || medium.hasReady { return goOn() }
-    if window.current > 0, !hasSideWork || mayLook(), look() { return noteLook() }
+    if window.current > 0, !hasSideWork || mayLook(), look() { return }
     sleep()
   }
 
@@ -183,7 +183,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   /// Asks for kicks, looks once more, and sleeps in the engine: this is also where a turn's operations are handed over.
   private mutating func sleep() {
     var hasMore = hasEnded
-    if isMetered, !Engine.movesData { settleAll() }
+    if isMetered { settleAll() }
     for index in 0..<lanes.capacity where lanes.contains(index) {
       if unsafe lanes[index].pointee.prepareToSleep() { hasMore = true }
     }
@@ -246,24 +246,37 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   private mutating func look() -> Bool {
     medium.engine.submit()
     let isEndless = window.current == .max
-    let end = isEndless ? UInt64.max : Clock.now &+ window.current
+    // The clock is asked for the first time when nothing came at once: that costs what a tenth of a request does.
+    var end: UInt64?
     var round = 0
     while true {
-      for index in 0..<lanes.capacity where unsafe lanes.contains(index) && lanes[index].pointee.hasAvailable() { return true }
+      for index in 0..<lanes.capacity where unsafe lanes.contains(index) && lanes[index].pointee.hasAvailable() {
+        if round >= roundsBetweenPolls { noteLook() }
+        return true
+      }
       if let event = medium.nextEvent() {
         handle(event)
+        if round >= roundsBetweenPolls { noteLook() }
         return true
       }
       round &+= 1
       // Messages and completions that need a system call to be seen, and the clock, are looked at once a microsecond or so: a
       // driver with one request at a time answers sooner, and would wait for the call to return.
       if round % roundsBetweenPolls == 0 {
+        // It was not at once that something came: what this takes belongs to no request.
+        if round == roundsBetweenPolls, isMetered, Engine.movesData { settleAll() }
         medium.engine.poll()
         // Whoever does the work that is waited for (a kernel worker, say) may have to do it on this very CPU.
         sched_yield()
-        if !isEndless, Clock.now >= end { return false }
-        if coalesces || unkicked > 0 || hasEnded || medium.restEnds != nil { return true }
-        if hasSideWork, let due = throttledUntil, Clock.now >= due { return true }
+        if !isEndless {
+          let now = Clock.now
+          if now >= end ?? .max { return false }
+          end = end ?? now &+ window.current
+        }
+        if coalesces || unkicked > 0 || hasEnded || medium.restEnds != nil || hasSideWork && isDue {
+          noteLook()
+          return true
+        }
       }
     }
   }
@@ -299,6 +312,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     }
     return first
   }
+
+  private var isDue: Bool { throttledUntil.map { Clock.now >= $0 } ?? false }
 
   /// Who is held back by a limit does not look for work: more would only wait, too. One that never sleeps looks all the same.
   private mutating func mayLook() -> Bool {
@@ -350,8 +365,10 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
 
   // MARK: Metrics
 
-  /// Turns of a queue without a medium between two looks at the clock: those are so short that one look for each would be seen.
-  private static var turnsBetweenMoments: Int { Engine.movesData ? 1 : 8 }
+  /// Turns without a wait, and answers of these, between two looks at the clock: they are so short that one look for each would be
+  /// seen, as a driver on another CPU gives a request or two at a time.
+  private static var turnsBetweenMoments: Int { 8 }
+  private static var answersBetweenMoments: UInt16 { 32 }
 
   private mutating func noteMoment() {
     guard let meter else { return }
@@ -364,7 +381,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     trace?.wakes()
   }
 
-  /// Something came while the worker looked for it.
+  /// Something came after the worker had looked for it for more than a moment.
   @inline(__always)
   private mutating func noteLook() { if isMetered, Engine.movesData { noteWake() } }
 
@@ -377,7 +394,11 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     let writes = configuration.counters.value(.writes)
     unsafe lanes[lane].pointee.account.takenWrites &+= writes &- seenWrites
     seenWrites = writes
-    if unsafe lanes[lane].pointee.account.turns >= Self.turnsBetweenMoments { settle(lane) }
+    if unsafe lanes[lane].pointee.account.turns >= Self.turnsBetweenMoments
+      || Engine.movesData && lanes[lane].pointee.owesMoment(answers: Self.answersBetweenMoments, copies: Engine.copies)
+    {
+      settle(lane)
+    }
   }
 
   private mutating func settle(_ lane: Int) {
@@ -530,6 +551,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     lanes.remove(lane)
     medium.forgetMemory(ofLane: lane)
     mayEnd = true
+    // Whoever hears of the stop finds what was done up to it.
+    configuration.counters.set(.systemCalls, earlierSystemCalls &+ medium.systemCalls)
     configuration.events.post(.stopped(queue: queue, position))
   }
 

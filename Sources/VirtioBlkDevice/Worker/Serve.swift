@@ -29,9 +29,12 @@ func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
   // The page cache answers at once, too.
   let isSlow = plan.image.isDirect && !plan.image.isInMemory
   do throws(Errno) {
-    if let layers = plan.layers {
-      return try work(
-        configuration, top: layers.around(plan.makeObject(isSlow: isSlow, mailbox: mailbox)), role: plan.role)
+    if plan.layers != nil || configuration.kind.isWatched {
+      let engine = try plan.makeObject(isSlow: isSlow, mailbox: mailbox)
+      return try work(configuration, top: plan.layers?.around(engine) ?? engine, role: plan.role)
+    }
+    if let chain = plan.image.chain, plan.kind != .null {
+      return try work(configuration, try Qcow2Engine(chain, plan.kind, mailbox: mailbox))
     }
     switch plan.kind {
     case .uring:
@@ -76,7 +79,30 @@ func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
 
 /// Works with an engine that is an object.
 func work(_ configuration: WorkerConfiguration, top engine: any EngineObject, role: ThreadRole = .queue) throws(Errno) {
+  guard !configuration.kind.isWatched else { return try workWatched(configuration, LayeredEngine(engine), role: role) }
   try work(configuration, LayeredEngine(engine), role: role)
+}
+
+/// The same as `work` below, on queues that somebody looks at. Only with an engine that is an object: it need not be quick, and
+/// the other workers stay what they are.
+private func workWatched(
+  _ configuration: WorkerConfiguration, _ engine: consuming LayeredEngine, role: ThreadRole
+) throws(Errno) {
+  role.begin()
+  switch (configuration.kind.isPacked, configuration.kind.isRecorded) {
+  case (false, false):
+    var worker = try QueueWorker<WatchedQueue<SplitQueue>, LayeredEngine>(configuration, engine: engine)
+    worker.run()
+  case (false, true):
+    var worker = try QueueWorker<WatchedQueue<RecordedSplitQueue>, LayeredEngine>(configuration, engine: engine)
+    worker.run()
+  case (true, false):
+    var worker = try QueueWorker<WatchedQueue<PackedQueue>, LayeredEngine>(configuration, engine: engine)
+    worker.run()
+  case (true, true):
+    var worker = try QueueWorker<WatchedQueue<RecordedPackedQueue>, LayeredEngine>(configuration, engine: engine)
+    worker.run()
+  }
 }
 
 /// Works with one engine on queues that all are of one kind.

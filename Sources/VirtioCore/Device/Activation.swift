@@ -37,6 +37,10 @@ public struct Activation: Sendable {
   /// answers with the position that was given, and has changed nothing for the driver or for who goes on from there.
   public var isHeld = false
 
+  /// Is told what happens on the queue, on the thread that serves it; `nil`: nobody. All queues of a device that run at one time
+  /// have one, or none.
+  public var watch: (any RingWatch)?
+
   /// Notify the driver once at the start where somebody may have had the ring before, and have ended between showing what it
   /// answered and saying so. `false`: whoever starts the queue sees to that.
   public var notifiesAtStart = true

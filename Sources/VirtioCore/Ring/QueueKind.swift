@@ -7,14 +7,19 @@ public struct QueueKind: Hashable, Sendable {
   public var isPacked: Bool
   /// What is in flight is written down for whoever comes after.
   public var isRecorded: Bool
+  /// Somebody looks at what the driver does.
+  public var isWatched: Bool
 
-  public init(isPacked: Bool, isRecorded: Bool) {
+  public init(isPacked: Bool, isRecorded: Bool, isWatched: Bool = false) {
     self.isPacked = isPacked
     self.isRecorded = isRecorded
+    self.isWatched = isWatched
   }
 }
 
 extension Activation {
   /// What it needs.
-  public var kind: QueueKind { QueueKind(isPacked: features.contains(.packedRing), isRecorded: inflight != nil) }
+  public var kind: QueueKind {
+    QueueKind(isPacked: features.contains(.packedRing), isRecorded: inflight != nil, isWatched: watch != nil)
+  }
 }

@@ -79,6 +79,13 @@ public protocol Virtqueue: ~Copyable {
   /// the requests, which has shown no answer of theirs.
   func position(handingBack count: UInt16) -> QueuePosition
   var size: UInt16 { get }
+
+  /// Tells somebody of each step from now on. A ring that cannot be watched ignores it.
+  mutating func attach(_ watch: any RingWatch)
+}
+
+extension Virtqueue where Self: ~Copyable {
+  public mutating func attach(_ watch: any RingWatch) {}
 }
 
 /// The parts of a ring that the device writes.

@@ -33,6 +33,7 @@ extension EnginePlan {
   /// The engine of this plan as an object. - Throws: it cannot be made here.
   func makeObject(isSlow: Bool, mailbox: Int32) throws(Errno) -> any EngineObject {
     let descriptor = image.descriptor
+    if let chain = image.chain, kind != .null { return EngineBox(try Qcow2Engine(chain, kind, mailbox: mailbox)) }
     switch kind {
     case .uring:
       return EngineBox(

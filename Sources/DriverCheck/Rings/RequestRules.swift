@@ -1,0 +1,133 @@
+/// The requests of a block device (virtio 5.2.6), as they lie in a chain.
+internal import Synchronization
+internal import VirtioCore
+
+/// What a driver was told that bounds its requests. The capacity is the largest that there was since the driver came: a disk that
+/// became smaller meanwhile does not make it wrong.
+final class RequestLimits: Sendable {
+  private let shown: Mutex<(capacity: UInt64, configuration: [UInt8])>
+  let features: FeatureSet
+
+  /// - Parameter configuration: 96 bytes.
+  init(_ features: FeatureSet, configuration: [UInt8]) {
+    self.features = features
+    let bytes = configuration + [UInt8](repeating: 0, count: max(0, 96 - configuration.count))
+    shown = Mutex((bytes.number(0), bytes))
+  }
+
+  func update(_ configuration: [UInt8]) {
+    guard configuration.count >= 96 else { return }
+    shown.withLock { $0 = (max($0.capacity, configuration.number(0)), configuration) }
+  }
+
+  /// 512-byte sectors.
+  var capacity: UInt64 { shown.withLock { $0.capacity } }
+  /// Data segments of one request; `nil`: it was not said.
+  var segments: UInt32? { features.contains(FeatureSet(bit: 2)) ? number(12) : nil }
+  /// - Parameter offset: in the configuration space.
+  func number(_ offset: Int) -> UInt32 { shown.withLock { $0.configuration.number(offset) } }
+}
+
+/// One look at one request.
+struct RequestRules {
+  private enum Kind: UInt32 {
+    case read = 0
+    case write = 1
+    case flush = 4
+    case identity = 8
+    case lifetime = 10
+    case discard = 11
+    case zeroes = 13
+    case erase = 14
+
+    /// The feature bit without which there is no such request; `nil`: there always is.
+    var bit: Int? {
+      switch self {
+      case .read, .write, .identity: nil
+      case .flush: 9
+      case .lifetime: 15
+      case .discard: 13
+      case .zeroes: 14
+      case .erase: 16
+      }
+    }
+  }
+
+  let watch: QueueWatch
+  let chain: SeenChain
+  private var findings: DriverFindings { watch.findings }
+
+  /// Segments of one request that are looked at.
+  private static let mostSegments = 4096
+
+  init(watch: QueueWatch, chain: SeenChain) {
+    self.watch = watch
+    self.chain = chain
+  }
+
+  private func judge(_ rule: String, _ isKept: Bool, _ words: @autoclosure () -> String) {
+    findings.judge(rule, isKept, queue: watch.queue, chain.place, bytes: chain.header, words())
+  }
+
+  func check() {
+    judge("i.driver.header", chain.readableBytes >= 16, "the device can read \(chain.readableBytes) bytes of it")
+    judge("i.driver.status", chain.writableBytes >= 1, "the device can write nothing of it")
+    guard chain.header.count == 16, chain.writableBytes >= 1 else { return }
+    checkLegacyLayout()
+    let type: UInt32 = chain.header.number(0)
+    let sector: UInt64 = chain.header.number(8)
+    let (out, into) = (chain.readableBytes - 16, chain.writableBytes - 1)
+    let features = watch.setup.features
+    let kind = Kind(rawValue: type)
+    let hasFeature = kind?.bit.map { features.contains(FeatureSet(bit: $0)) } ?? true
+    judge(
+      "i.driver.type", kind != nil && hasFeature,
+      kind == nil ? "its type is \(type)" : "its type is \(type), and feature bit \(kind?.bit ?? 0) was not accepted")
+    switch kind {
+    case .read: checkRange(sector, into)
+    case .write: checkRange(sector, out)
+    case .flush:
+      judge("d.blk.op.4", sector == 0, "a flush of sector \(sector)")
+      judge("d.blk.op.5", out == 0 && into == 0, "a flush with \(out + into) bytes of data")
+    case .identity: judge("d.blk.op.8", into == 20, "GET_ID with room for \(into) bytes")
+    case .discard: checkSegments(out, rule: "d.blk.op.9", limit: watch.setup.limits.number(40), isDiscard: true)
+    case .zeroes: checkSegments(out, rule: "d.blk.op.11", limit: watch.setup.limits.number(52), isDiscard: false)
+    case .erase: checkSegments(out, rule: "d.blk.op.10", limit: watch.setup.limits.number(64), isDiscard: false)
+    case .lifetime, nil: break
+    }
+  }
+
+  private func checkRange(_ sector: UInt64, _ bytes: UInt64) {
+    judge("d.blk.op.6", bytes % 512 == 0, "\(bytes) bytes of data")
+    checkEnd(sector, bytes / 512)
+  }
+
+  private func checkEnd(_ sector: UInt64, _ count: UInt64) {
+    let capacity = watch.setup.limits.capacity
+    judge(
+      "d.blk.op.2", sector <= capacity && count <= capacity - sector,
+      "\(count) sectors from \(sector) of \(capacity)")
+  }
+
+  private func checkSegments(_ bytes: UInt64, rule: String, limit: UInt32, isDiscard: Bool) {
+    judge("d.blk.op.7", bytes % 16 == 0, "\(bytes) bytes of segments")
+    let count = bytes / 16
+    judge(rule, count <= UInt64(limit), "\(count) segments of at most \(limit)")
+    for index in 0..<min(Int(clamping: count), Self.mostSegments) {
+      guard let segment = watch.readableBytes(chain, from: 16 + 16 * index, count: 16) else { return }
+      checkEnd(segment.number(0), UInt64(segment.number(8, as: UInt32.self)))
+      guard isDiscard else { continue }
+      let flags: UInt32 = segment.number(12)
+      findings.judge(
+        "d.blk.op.14", flags & 1 == 0, queue: watch.queue, "\(chain.place), segment \(index)", bytes: segment, "unmap is set")
+    }
+  }
+
+  /// Without ANY_LAYOUT a legacy driver's header and status are descriptors of their own (virtio 5.2.6.4).
+  private func checkLegacyLayout() {
+    guard !watch.setup.features.contains(.version1), findings.anyLayout == false else { return }
+    judge(
+      "legacy.d.blk.9", chain.readable.first?.length == 16 && chain.writable.last?.length == 1,
+      "its first descriptor has \(chain.readable.first?.length ?? 0) bytes, its last one \(chain.writable.last?.length ?? 0)")
+  }
+}

@@ -1,0 +1,30 @@
+/// Where a byte of the disk is looked up: clusters, tables of them, and subclusters.
+
+public struct Qcow2Geometry: Hashable, Sendable {
+  /// 9 … 21.
+  public let clusterBits: UInt32
+  /// Entries of L2 tables are of 16 bytes, and a cluster has 32 subclusters.
+  public let isExtended: Bool
+
+  public init(clusterBits: UInt32, isExtended: Bool) {
+    self.clusterBits = clusterBits
+    self.isExtended = isExtended
+  }
+
+  /// Bytes.
+  public var clusterSize: UInt64 { 1 << UInt64(clusterBits) }
+  public var entryBytes: Int { isExtended ? 16 : 8 }
+  /// Entries of an L2 table.
+  public var level2Entries: UInt64 { clusterSize / UInt64(entryBytes) }
+  /// Bytes of the disk that an L2 table is for.
+  public var level2Span: UInt64 { level2Entries << UInt64(clusterBits) }
+  /// Bytes.
+  public var subclusterSize: UInt64 { isExtended ? clusterSize / 32 : clusterSize }
+
+  /// Entries of the L1 table that a disk needs.
+  public func level1Entries(for size: UInt64) -> UInt64 { size / level2Span + (size % level2Span == 0 ? 0 : 1) }
+
+  public func level1Index(_ offset: UInt64) -> Int { Int(offset / level2Span) }
+  public func level2Index(_ offset: UInt64) -> Int { Int((offset % level2Span) >> UInt64(clusterBits)) }
+  public func inCluster(_ offset: UInt64) -> UInt64 { offset & (clusterSize - 1) }
+}

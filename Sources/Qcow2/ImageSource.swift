@@ -1,0 +1,76 @@
+/// Where an image's bytes come from. Nothing else in this module does I/O, but for `FileSource`.
+internal import CLinux
+internal import Glibc
+public import SystemPackage
+
+public protocol ImageSource {
+  /// Bytes of the file.
+  var byteCount: UInt64 { get }
+
+  /// - Parameters:
+  ///   - offset: below 2^63.
+  ///   - count: bytes.
+  /// - Returns: as many as the file has there, at most `count`.
+  func read(at offset: UInt64, count: Int) throws(Errno) -> [UInt8]
+}
+
+extension ImageSource {
+  /// All of it, or an error.
+  /// - Throws: `cannotRead`, or `pastEnd` with the part.
+  func need(_ part: Qcow2Fault.Part, at offset: UInt64, count: Int) throws(Qcow2Fault) -> [UInt8] {
+    let bytes: [UInt8]
+    do throws(Errno) { bytes = try read(at: offset, count: count) } catch { throw .cannotRead(error) }
+    guard bytes.count == count else { throw .pastEnd(part, offset: offset) }
+    return bytes
+  }
+}
+
+/// An open file.
+public struct FileSource: ImageSource {
+  /// Not owned.
+  public let descriptor: Int32
+  public let byteCount: UInt64
+
+  /// - Throws: it cannot be asked how long it is.
+  public init(_ descriptor: Int32) throws(Errno) {
+    self.descriptor = descriptor
+    var info = stat()
+    guard unsafe fstat(descriptor, &info) == 0 else { throw Errno(rawValue: errno) }
+    var size = UInt64(max(info.st_size, 0))
+    if info.st_mode & S_IFMT == S_IFBLK, unsafe clinux_block_size64(descriptor, &size) != 0 { throw Errno(rawValue: errno) }
+    byteCount = size
+  }
+
+  public func read(at offset: UInt64, count: Int) throws(Errno) -> [UInt8] {
+    // Nothing is there, and the system has no number for it.
+    guard let start = off_t(exactly: offset), start <= off_t.max - off_t(count) else { return [] }
+    var failure: Errno? = nil
+    let bytes = unsafe [UInt8](unsafeUninitializedCapacity: count) { buffer, done in
+      while done < count {
+        let got = unsafe pread(descriptor, buffer.baseAddress! + done, count - done, start + off_t(done))
+        if got == 0 { break }
+        if got < 0 {
+          if errno == EINTR { continue }
+          failure = Errno(rawValue: errno)
+          break
+        }
+        done += got
+      }
+    }
+    if let failure { throw failure }
+    return bytes
+  }
+}
+
+/// Bytes that are there already.
+public struct MemorySource: ImageSource {
+  public var bytes: [UInt8]
+  public var byteCount: UInt64 { UInt64(bytes.count) }
+
+  public init(_ bytes: [UInt8]) { self.bytes = bytes }
+
+  public func read(at offset: UInt64, count: Int) throws(Errno) -> [UInt8] {
+    guard offset < byteCount else { return [] }
+    return Array(bytes[Int(offset)..<min(bytes.count, Int(offset) + count)])
+  }
+}

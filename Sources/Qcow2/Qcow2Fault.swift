@@ -1,0 +1,115 @@
+/// Why an image of the format qcow2 cannot be used.
+public import SystemPackage
+internal import VirtioCore
+
+/// One thing that is wrong with an image: each has a sentence without the image's name, as in "its header says …".
+public enum Qcow2Fault: Error, Hashable, Sendable, CustomStringConvertible {
+  /// What lies in an image and is told by an offset in it.
+  public enum Part: String, Sendable, CaseIterable {
+    case header = "header"
+    case level1 = "L1 table"
+    case level2 = "L2 table"
+    case data = "cluster of data"
+    case compressed = "compressed cluster"
+    case refcountTable = "refcount table"
+    case refcountBlock = "refcount block"
+    case snapshotTable = "snapshot table"
+    case snapshotLevel1 = "L1 table of a snapshot"
+    case bitmaps = "directory of bitmaps"
+  }
+
+  case cannotRead(Errno)
+  case notQcow2
+  case tooShort(bytes: UInt64)
+  case version(UInt32)
+  case clusterBits(UInt32)
+  case headerLength(UInt32)
+  case unknownFeatures(UInt64, names: [String])
+  case encrypted(UInt32)
+  case compressionType(UInt8)
+  case compressionBit
+  case smallClustersForSubclusters(UInt32)
+  case refcountOrder(UInt32)
+  case backingName
+  case extensionTooLong(type: UInt32)
+  case extensionTwice(type: UInt32)
+  case badExtension(type: UInt32)
+  case diskTooLarge(UInt64)
+  case level1TooLarge(entries: UInt64)
+  case level1TooSmall(entries: UInt64, needed: UInt64)
+  case noRefcountTable
+  case refcountTableTooLarge(clusters: UInt32)
+  case tooManySnapshots(UInt32)
+  case misplaced(Part, offset: UInt64)
+  case pastEnd(Part, offset: UInt64)
+  case overlap(Part, Part)
+  case reservedBits(Part, entry: UInt64)
+  case sharedTable(offset: UInt64)
+  case badSubclusters(entry: UInt64)
+  case badSnapshot(index: Int)
+  case noSnapshot(String)
+  case badCompression
+  case noLibrary(String, package: String)
+
+  public var description: String {
+    switch self {
+    case .cannotRead(let error): "it cannot be read (\(error))"
+    case .notQcow2: "it does not begin as a qcow2 image does; if it is a raw disk, name it with file:"
+    case .tooShort(let bytes): "it has \(bytes) bytes, which is less than its header"
+    case .version(let version): "it is of version \(version) of the format, and only 2 and 3 are known"
+    case .clusterBits(let bits): "its clusters have 2^\(bits) bytes, which is not from 512 bytes to 2 MiB"
+    case .headerLength(let length): "its header says that it is \(length) bytes long, which cannot be"
+    case .unknownFeatures(let bits, let names):
+      "it uses features that are not known here (\(names.isEmpty ? "bits 0x" + String(bits, radix: 16) : names.map(printable).joined(separator: ", "))): "
+        + "convert it with 'qemu-img convert -O qcow2'"
+    case .encrypted(let method):
+      "it is encrypted (method \(method)), which is not served here: decrypt it with 'qemu-img convert'"
+    case .compressionType(let type): "its clusters are compressed in a way (\(type)) that is not known; zlib and zstd are"
+    case .compressionBit: "its header contradicts itself about how clusters are compressed"
+    case .smallClustersForSubclusters(let bits):
+      "it has subclusters in clusters of 2^\(bits) bytes, and 16 KiB are the least for that"
+    case .refcountOrder(let order): "its refcounts have 2^\(order) bits, and 64 are the most"
+    case .backingName: "the name of its backing file is not where a header can have it, or longer than 1023 bytes"
+    case .extensionTooLong(let type): "the extension 0x\(String(type, radix: 16)) of its header is longer than the room for it"
+    case .extensionTwice(let type): "the extension 0x\(String(type, radix: 16)) is in its header more than once"
+    case .badExtension(let type): "the extension 0x\(String(type, radix: 16)) of its header is not what it has to be"
+    case .diskTooLarge(let bytes): "its disk of \(bytes) bytes is larger than a disk can be"
+    case .level1TooLarge(let entries): "its L1 table has \(entries) entries, and \(Qcow2Limits.level1Entries) are the most"
+    case .level1TooSmall(let entries, let needed): "its L1 table has \(entries) entries, and its disk needs \(needed)"
+    case .noRefcountTable: "it has no refcount table"
+    case .refcountTableTooLarge(let clusters): "its refcount table has \(clusters) clusters, and 8 MiB are the most"
+    case .tooManySnapshots(let count): "it has \(count) snapshots, and \(Qcow2Limits.snapshots) are the most"
+    case .misplaced(let part, let offset): "its \(part.rawValue) is at \(offset), which is not where a cluster begins"
+    case .pastEnd(let part, let offset): "its \(part.rawValue) at \(offset) is not wholly in the file"
+    case .overlap(let one, let other): "its \(one.rawValue) and its \(other.rawValue) are in the same place"
+    case .reservedBits(let part, let entry):
+      "the entry 0x\(String(entry, radix: 16)) of its \(part.rawValue) has bits that have to be 0"
+    case .sharedTable(let offset): "two entries of its L1 table are for the same L2 table at \(offset)"
+    case .badSubclusters(let entry):
+      "the entry 0x\(String(entry, radix: 16)) of its L2 table contradicts itself about subclusters"
+    case .badSnapshot(let index): "its snapshot number \(index + 1) is described by more bytes than there are, or by wrong ones"
+    case .noSnapshot(let name): "it has no snapshot '\(printable(name))'"
+    case .badCompression: "a compressed cluster cannot be decompressed"
+    case .noLibrary(let library, let package):
+      "its clusters are compressed, and \(library) cannot be loaded: install \(package)"
+    }
+  }
+}
+
+/// What is refused although the format could say it: QEMU's limits, so that an image that one opens is opened by the other.
+public enum Qcow2Limits {
+  /// 32 MiB of them.
+  public static let level1Entries: UInt64 = (32 << 20) / 8
+  /// Bytes.
+  public static let refcountTable: UInt64 = 8 << 20
+  public static let snapshots: UInt32 = 65536
+  /// Bytes of a description.
+  public static let snapshotExtra = 1024
+  /// Bytes.
+  public static let snapshotTable: UInt64 = 64 << 20
+  /// Bytes of a backing file's name.
+  public static let name = 1023
+  /// Bytes: offsets have 56 bits.
+  public static let offset: UInt64 = 1 << 56
+  public static let bitmaps: UInt32 = 65535
+}

@@ -1,0 +1,55 @@
+/// How often each cluster of the file is in use, as the image counts it.
+
+/// Reads refcounts, a block at a time.
+struct Qcow2Refcounts<Source: ImageSource> {
+  private let source: Source
+  private let header: Qcow2Header
+  /// Where the blocks are; 0: there is none, and its counts are 0.
+  let blocks: [UInt64]
+  private var current: (index: Int, bytes: [UInt8])?
+
+  /// - Throws: the table cannot be read. What its entries say is for who looks at `blocks`.
+  init(_ source: Source, _ header: Qcow2Header) throws(Qcow2Fault) {
+    self.source = source
+    self.header = header
+    let bytes = try source.need(
+      .refcountTable, at: header.refcountTableOffset, count: Int(header.refcountTableClusters) * Int(header.clusterSize))
+    blocks = (0..<bytes.count / 8).map { bytes.word64($0 * 8) }
+  }
+
+  /// Counts in a block.
+  var perBlock: UInt64 { (header.clusterSize * 8) >> UInt64(header.refcountOrder) }
+
+  /// Whether there can be a block there.
+  static func isPlace(_ offset: UInt64, _ header: Qcow2Header, _ length: UInt64) -> Bool {
+    offset != 0 && header.geometry.inCluster(offset) == 0 && offset < Qcow2Limits.offset && offset < length
+  }
+
+  /// - Parameter cluster: number in the file.
+  /// - Returns: 0 where there is no block, or none that can be read.
+  mutating func count(_ cluster: UInt64) -> UInt64 {
+    let index = Int(cluster / perBlock)
+    guard index < blocks.count, Self.isPlace(blocks[index], header, source.byteCount) else { return 0 }
+    if current?.index != index {
+      var bytes = (try? source.read(at: blocks[index], count: Int(header.clusterSize))) ?? []
+      bytes += [UInt8](repeating: 0, count: Int(header.clusterSize) - bytes.count)
+      current = (index, bytes)
+    }
+    guard let bytes = current?.bytes else { return 0 }
+    return Self.entry(Int(cluster % perBlock), order: header.refcountOrder, bytes)
+  }
+
+  /// - Parameter order: 0 … 6: the logarithm of its bits. Below a byte the least significant bits come first.
+  static func entry(_ index: Int, order: UInt32, _ bytes: [UInt8]) -> UInt64 {
+    switch order {
+    case 0, 1, 2:
+      let bits = 1 << Int(order)
+      let place = index * bits
+      return UInt64(bytes[place / 8] >> UInt8(place % 8)) & (1 << UInt64(bits) - 1)
+    case 3: return UInt64(bytes[index])
+    case 4: return UInt64(bytes.word16(index * 2))
+    case 5: return UInt64(bytes.word32(index * 4))
+    default: return bytes.word64(index * 8)
+    }
+  }
+}

@@ -1,0 +1,28 @@
+/// An image that is a chain of qcow2 images.
+internal import CLinux
+internal import Glibc
+internal import SystemPackage
+internal import VirtioCore
+
+extension ImageFile {
+  /// What a disk in a chain is. - Throws: why it can be none.
+  static func description(
+    of disk: Qcow2Disk, _ options: ImageOptions, _ descriptor: Int32
+  ) throws(Qcow2Failure) -> ImageDescription {
+    let (path, blockSize) = (options.path, options.logicalBlockSize)
+    guard disk.size > 0, disk.size % UInt64(blockSize) == 0 else {
+      throw .oddSize(path: path, size: disk.size, blockSize: blockSize)
+    }
+    var info = stat()
+    guard unsafe fstat(descriptor, &info) == 0 else { throw .cannotOpen(path: path, Errno(rawValue: errno)) }
+    var description = ImageDescription(
+      size: disk.size, logicalBlockSize: blockSize, physicalBlockSize: max(blockSize, 4096))
+    description.isReadOnly = true
+    description.isInMemory = disk.isInMemory
+    description.topology = BlockTopology(
+      logicalBlock: blockSize, physicalBlock: description.physicalBlockSize, device: nil)
+    description.discardAlignment = description.physicalBlockSize
+    description.serial = ImageIdentity.serial(path: path, descriptor, info, isBlockDevice: false)
+    return description
+  }
+}

@@ -1,0 +1,199 @@
+/// Opens an image and what is under it. Only files are opened that a person named, or that lie below a folder that a person named;
+/// what images say of other files is compared with that.
+internal import CLinux
+internal import Glibc
+internal import Qcow2
+internal import SystemPackage
+internal import VirtioCore
+
+struct Qcow2Chain {
+  /// Images under one another.
+  static let depth = 64
+
+  private let location: Qcow2Location
+  private let isLocked: Bool
+  private var layers: [Qcow2Layer] = []
+  private var isInMemory = true
+  /// Of every file that is open: its device and inode.
+  private var seen: Set<[UInt64]> = []
+
+  /// - Parameter top: the image itself, open and locked.
+  /// - Throws: why there is no disk.
+  static func open(_ location: Qcow2Location, top: OwnedDescriptor, isLocked: Bool) throws(Qcow2Failure) -> Qcow2Disk {
+    var chain = Self(location: location, isLocked: isLocked)
+    try chain.add(top)
+    return Qcow2Disk(chain.layers, isInMemory: chain.isInMemory)
+  }
+
+  private init(location: Qcow2Location, isLocked: Bool) {
+    self.location = location
+    self.isLocked = isLocked
+  }
+
+  private mutating func add(_ top: OwnedDescriptor) throws(Qcow2Failure) {
+    var (file, path, format) = (top, location.path, ImageFormat.qcow2)
+    var given = location.backing[...]
+    while true {
+      guard layers.count < Self.depth else { throw .tooDeep(path: location.path, limit: Self.depth) }
+      guard try note(file, path) else { throw .loop(path: path) }
+      let source = try Self.source(file, path)
+      guard format == .qcow2 else {
+        layers.append(Qcow2Layer(raw: file, path: path, source: source))
+        if let more = given.first { throw .nothingUnder(path: path, given: more.path) }
+        return
+      }
+      let header: Qcow2Header
+      do throws(Qcow2Fault) {
+        header = try Qcow2Header(source)
+      } catch { throw .fault(path: path, error) }
+      let data = try dataFile(of: header, path, isTop: layers.isEmpty)
+      do throws(Qcow2Fault) {
+        layers.append(
+          try Qcow2Layer(
+            header, file, path: path, source: source, data: data, snapshot: layers.isEmpty ? location.snapshot : nil))
+      } catch { throw .fault(path: path, error) }
+
+      guard header.backingName != nil else {
+        if let more = given.first { throw .nothingUnder(path: path, given: more.path) }
+        return
+      }
+      let name = try Self.text(header.backingName, path)
+      if let next = given.popFirst() {
+        try Self.compare(name, with: next.path, path)
+        (file, path, format) = (try open(next.path, isGiven: true), next.path, next.format)
+      } else if let folder = location.folder {
+        guard let word = header.backingFormat else { throw .noFormat(path: path, name: name) }
+        guard let named = ImageFormat(rawValue: word) else { throw .otherFormat(path: path, name: name, format: word) }
+        let (next, place) = try openNamed(name, by: path, below: folder)
+        (file, path, format) = (next, place, named)
+      } else {
+        throw .notAllowed(path: path, name: name)
+      }
+    }
+  }
+
+  /// - Parameter isTop: a person named the data file of the image that is served, and of no other.
+  private mutating func dataFile(
+    of header: Qcow2Header, _ path: String, isTop: Bool
+  ) throws(Qcow2Failure) -> (OwnedDescriptor, FileSource)? {
+    guard header.hasDataFile else {
+      if isTop, location.dataFile != nil { throw .noDataFile(path: path) }
+      return nil
+    }
+    let name = header.dataFileName == nil ? nil : try Self.text(header.dataFileName, path)
+    let file: OwnedDescriptor
+    let place: String
+    if isTop, let given = location.dataFile {
+      if let name { try Self.compare(name, with: given, path) }
+      (file, place) = (try open(given, isGiven: true), given)
+    } else if let name, let folder = location.folder {
+      (file, place) = try openNamed(name, by: path, below: folder)
+    } else {
+      throw .dataNotAllowed(path: path, name: name ?? "")
+    }
+    guard try note(file, place) else { throw .loop(path: place) }
+    return (file, try Self.source(file, place))
+  }
+
+  // MARK: Names
+
+  /// A name in an image as text that can be a path.
+  private static func text(_ bytes: [UInt8]?, _ path: String) throws(Qcow2Failure) -> String {
+    let bytes = bytes ?? []
+    guard let name = String(validating: bytes, as: UTF8.self) else {
+      throw .noPath(path: path, name: String(decoding: bytes, as: UTF8.self))
+    }
+    return name
+  }
+
+  /// An image may have been made elsewhere: the file's own name is compared, and where it is is for the person to say.
+  private static func compare(_ name: String, with given: String, _ path: String) throws(Qcow2Failure) {
+    guard name.split(separator: "/").last == given.split(separator: "/").last else {
+      throw .otherName(path: path, name: name, given: given)
+    }
+  }
+
+  /// Opens what an image names, if it lies below a folder, without following a link from there on.
+  ///
+  /// - Returns: the file, and its path.
+  private mutating func openNamed(
+    _ name: String, by path: String, below folder: String
+  ) throws(Qcow2Failure) -> (OwnedDescriptor, String) {
+    // "nbd:…", "json:{…}" and the like are words for QEMU; a path with a colon in it has a slash before.
+    if let colon = name.firstIndex(of: ":"), !name[..<colon].contains("/") { throw .noPath(path: path, name: name) }
+    guard let root = Self.real(folder) else { throw .cannotOpen(path: folder, Errno(rawValue: errno)) }
+    let base = Self.real(path).map { FilePath($0).removingLastComponent() } ?? FilePath("/")
+    let whole = (FilePath(name).isAbsolute ? FilePath(name) : base.pushing(FilePath(name))).lexicallyNormalized()
+    let roots = [FilePath(root), FilePath(folder).lexicallyNormalized()]
+    guard let start = roots.first(where: { whole.starts(with: $0) && whole != $0 }) else {
+      throw .outside(path: path, name: name, folder: folder)
+    }
+    var rest = whole
+    _ = rest.removePrefix(start)
+    let place = FilePath(root).pushing(rest).string
+    var descriptor = unsafe clinux_open(root, clinux_o_path | O_CLOEXEC | O_DIRECTORY, 0)
+    guard descriptor >= 0 else { throw .cannotOpen(path: folder, Errno(rawValue: errno)) }
+    let parts = Array(rest.components)
+    for (index, part) in parts.enumerated() {
+      let isLast = index == parts.count - 1
+      let flags = O_CLOEXEC | O_NOFOLLOW | (isLast ? O_RDONLY | O_NONBLOCK : clinux_o_path | O_DIRECTORY)
+      let next = unsafe clinux_openat(descriptor, part.string, flags)
+      let error = errno
+      close(descriptor)
+      guard next >= 0 else {
+        // A link is ELOOP as a file, and ENOTDIR as a folder.
+        if error == ELOOP { throw .outside(path: path, name: name, folder: folder) }
+        throw .cannotOpen(path: place, Errno(rawValue: error))
+      }
+      descriptor = next
+    }
+    return (try check(descriptor, place, isGiven: false), place)
+  }
+
+  /// - Returns: `nil`, with errno, where nothing is.
+  private static func real(_ path: String) -> String? {
+    guard let target = unsafe realpath(path, nil) else { return nil }
+    defer { unsafe free(target) }
+    return unsafe String(cString: target)
+  }
+
+  // MARK: Files
+
+  private mutating func open(_ path: String, isGiven: Bool) throws(Qcow2Failure) -> OwnedDescriptor {
+    let descriptor = unsafe clinux_open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0)
+    guard descriptor >= 0 else { throw .cannotOpen(path: path, Errno(rawValue: errno)) }
+    return try check(descriptor, path, isGiven: isGiven)
+  }
+
+  /// Takes a descriptor, if it is one of an image. - Parameter isGiven: it may be a block device, too.
+  private mutating func check(_ descriptor: Int32, _ path: String, isGiven: Bool) throws(Qcow2Failure) -> OwnedDescriptor {
+    let owned = OwnedDescriptor(descriptor)
+    var info = stat()
+    guard unsafe fstat(descriptor, &info) == 0 else { throw .cannotOpen(path: path, Errno(rawValue: errno)) }
+    let kind = info.st_mode & S_IFMT
+    guard kind == S_IFREG || isGiven && kind == S_IFBLK else { throw .notAFile(path: path) }
+    _ = clinux_fcntl_int(descriptor, F_SETFL, O_RDONLY)
+    if isLocked {
+      do throws(ImageError) { _ = try ImageLock.take(descriptor, path: path, isReadOnly: true) } catch {
+        throw .locked(path: path)
+      }
+    }
+    return owned
+  }
+
+  /// - Returns: false if the file is in the chain already.
+  private mutating func note(_ file: OwnedDescriptor, _ path: String) throws(Qcow2Failure) -> Bool {
+    var info = stat()
+    guard unsafe fstat(file.rawValue, &info) == 0 else { throw .cannotOpen(path: path, Errno(rawValue: errno)) }
+    if info.st_mode & S_IFMT == S_IFBLK {
+      isInMemory = isInMemory && SystemDevice(info.st_rdev).isMemory
+    } else {
+      isInMemory = isInMemory && MediumSystem(file.rawValue).isInMemory
+    }
+    return seen.insert([UInt64(info.st_dev), UInt64(info.st_ino)]).inserted
+  }
+
+  private static func source(_ file: OwnedDescriptor, _ path: String) throws(Qcow2Failure) -> FileSource {
+    do throws(Errno) { return try FileSource(file.rawValue) } catch { throw .cannotOpen(path: path, error) }
+  }
+}

@@ -1,0 +1,73 @@
+public import Qcow2
+public import SystemPackage
+internal import VirtioCore
+
+/// Why a qcow2 image, or a file under it, cannot be served: one sentence each.
+public enum Qcow2Failure: Error, Hashable, CustomStringConvertible {
+  case badName(String, _ reason: String)
+  case fault(path: String, Qcow2Fault)
+  case cannotOpen(path: String, Errno)
+  case notAFile(path: String)
+  case locked(path: String)
+  case notReadOnly(path: String)
+  case notDirect(path: String)
+  case oddSize(path: String, size: UInt64, blockSize: Int)
+  /// The image names a file that nobody allowed.
+  case notAllowed(path: String, name: String)
+  case otherName(path: String, name: String, given: String)
+  case nothingUnder(path: String, given: String)
+  case noFormat(path: String, name: String)
+  case otherFormat(path: String, name: String, format: String)
+  case noPath(path: String, name: String)
+  case outside(path: String, name: String, folder: String)
+  case loop(path: String)
+  case tooDeep(path: String, limit: Int)
+  case noDataFile(path: String)
+  case dataNotAllowed(path: String, name: String)
+
+  public var description: String {
+    switch self {
+    case .badName(let text, let reason):
+      "'\(printable(text))' names no qcow2 image: \(printable(reason)); "
+        + "use qcow2:PATH or qcow2:PATH?backing=FORMAT:PATH, with '%', '?' and '&' in names as %25, %3f and %26"
+    case .fault(let path, let fault):
+      "the image \(printable(path)) cannot be served: \(fault) (see 'vmm-blk image check \(printable(path))')"
+    case .cannotOpen(let path, let error): "\(printable(path)), which belongs to a qcow2 image, cannot be opened: \(error)"
+    case .notAFile(let path): "\(printable(path)) is neither a regular file nor a block device: name an image"
+    case .locked(let path):
+      "\(printable(path)), which belongs to a qcow2 image, is in use by a process that writes to it: stop that one, or say --no-lock if "
+        + "you are sure"
+    case .notReadOnly(let path):
+      "qcow2 images are served for reading only: serve \(printable(path)) with --read-only, convert it with 'qemu-img convert -O raw', "
+        + "or serve it with qemu-nbd and name that server with nbd+unix:…"
+    case .notDirect(let path): "\(printable(path)) is a qcow2 image, which is read through the page cache: leave --direct out"
+    case .oddSize(let path, let size, let blockSize):
+      "the disk in \(printable(path)) has \(size) bytes, which is not a multiple of the logical block size \(blockSize): use a smaller "
+        + "--logical-block-size"
+    case .notAllowed(let path, let name):
+      "\(printable(path)) names a backing file, '\(printable(name))', and files that images name are not opened by themselves: if you "
+        + "trust it, say which with ?backing=FORMAT:PATH, or where it may be with ?backing-folder=PATH"
+    case .otherName(let path, let name, let given):
+      "\(printable(path)) names '\(printable(name))', and \(printable(given)) is another file: name that one, or change the image with "
+        + "'qemu-img rebase -u'"
+    case .nothingUnder(let path, let given):
+      "\(printable(path)) names no backing file, and \(printable(given)) was to be one: leave it out"
+    case .noFormat(let path, let name):
+      "\(printable(path)) does not say of what format '\(printable(name))' is, and nothing is guessed: say ?backing=FORMAT:PATH"
+    case .otherFormat(let path, let name, let format):
+      "\(printable(path)) says that '\(printable(name))' is of the format '\(printable(format))', and only raw and qcow2 can be under an "
+        + "image here: convert it"
+    case .noPath(let path, let name):
+      "\(printable(path)) names '\(printable(name))', which is no path of a file but words of another program: say ?backing=FORMAT:PATH"
+    case .outside(let path, let name, let folder):
+      "\(printable(path)) names '\(printable(name))', which is not below \(printable(folder)), or only through a link: say "
+        + "?backing=FORMAT:PATH if you trust it"
+    case .loop(let path): "\(printable(path)) is under itself: the chain of images has no end"
+    case .tooDeep(let path, let limit): "under \(printable(path)) there are more than \(limit) images: make the chain shorter"
+    case .noDataFile(let path): "\(printable(path)) has its data in itself: leave data-file out"
+    case .dataNotAllowed(let path, let name):
+      "\(printable(path)) has its data in another file, '\(printable(name))': if you trust it, say which with ?data-file=PATH, or where "
+        + "it may be with ?backing-folder=PATH"
+    }
+  }
+}

@@ -1,0 +1,100 @@
+/// Somebody who looks at what a driver does with a ring, beside the device that serves it.
+
+/// Is told of each step of a device on one queue, on the thread that serves it. What it needs to know of the ring it reads for
+/// itself: memory that others write is looked at here, not there. It may allocate and lock; a queue without a watch has none of it.
+public protocol RingWatch: AnyObject, Sendable {
+  /// The device has taken the ring up, and stands here.
+  func begins(at position: QueuePosition)
+  /// The device is about to look for the next chain.
+  func looks()
+  /// It took a chain. - Parameter name: its head, or its buffer ID.
+  func took(_ name: UInt16)
+  /// It took a chain again that was taken before it began.
+  func retook(_ name: UInt16)
+  /// It is about to write a chain's used element: the driver cannot have seen it.
+  func answers(_ name: UInt16)
+  /// What it has written is about to be shown, and was.
+  func willPublish()
+  func didPublish()
+  /// It has asked the driver to kick for what comes behind this position.
+  func sleeps(at position: QueuePosition)
+}
+
+/// A ring that is watched: every verb is that of the ring inside.
+public struct WatchedQueue<Base: Virtqueue & ~Copyable>: Virtqueue, ~Copyable {
+  public static var isRecorded: Bool { Base.isRecorded }
+
+  private var base: Base
+  private var watch: (any RingWatch)?
+
+  public init(
+    _ configuration: QueueConfiguration, memory: GuestMemory, features: FeatureSet, position: QueuePosition,
+    record: InflightRecord?
+  ) throws(QueueError) {
+    base = try Base(configuration, memory: memory, features: features, position: position, record: record)
+  }
+
+  public mutating func attach(_ watch: any RingWatch) {
+    self.watch = watch
+    watch.begins(at: base.position)
+  }
+
+  public mutating func pop(
+    into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
+  ) throws(QueueError) -> Chain? {
+    watch?.looks()
+    let chain = unsafe try base.pop(into: segments, capacity: capacity, shape: &shape)
+    guard let chain else { return nil }
+    watch?.took(chain.head)
+    return chain
+  }
+
+  public var interrupted: Int { base.interrupted }
+
+  public mutating func retake(
+    into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
+  ) throws(QueueError) -> Chain? {
+    let chain = unsafe try base.retake(into: segments, capacity: capacity, shape: &shape)
+    guard let chain else { return nil }
+    watch?.retook(chain.head)
+    return chain
+  }
+
+  public mutating func push(_ chain: consuming Chain, written: UInt32) {
+    watch?.answers(chain.head)
+    base.push(chain, written: written)
+  }
+
+  public mutating func pushInOrder(_ chain: consuming Chain, written: UInt32, isWhole: Bool) {
+    watch?.answers(chain.head)
+    base.pushInOrder(chain, written: written, isWhole: isWhole)
+  }
+
+  public var unpublished: Int { base.unpublished }
+  public var pushes: UInt16 { base.pushes }
+
+  public mutating func publish() {
+    guard base.unpublished > 0 else { return }
+    watch?.willPublish()
+    base.publish()
+    watch?.didPublish()
+  }
+
+  public mutating func needsCall() -> Bool { base.needsCall() }
+
+  public mutating func enableKicks() -> Bool {
+    let hasMore = base.enableKicks()
+    watch?.sleeps(at: base.position)
+    return hasMore
+  }
+
+  public mutating func hasAvailable() -> Bool { base.hasAvailable() }
+
+  public mutating func takeWritten(_ each: (_ area: WrittenArea, _ offset: Int, _ count: Int) -> Void) {
+    base.takeWritten(each)
+  }
+
+  public var position: QueuePosition { base.position }
+  public func position(handingBack count: UInt16) -> QueuePosition { base.position(handingBack: count) }
+  public var size: UInt16 { base.size }
+}

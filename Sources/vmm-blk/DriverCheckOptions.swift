@@ -1,0 +1,133 @@
+/// `--check-driver`: a device that also watches its driver, and the report at the end.
+internal import ArgumentParser
+internal import CLinux
+internal import DriverCheck
+internal import Foundation
+internal import Glibc
+internal import MemoryFile
+internal import OperatorWords
+internal import SystemPackage
+internal import VirtioBlkDevice
+internal import VirtioCore
+
+struct DriverCheckOptions: ParsableArguments {
+  @Flag(
+    name: .customLong("check-driver"),
+    help: .init(
+      "Also watch what the driver does, and say at the end which rules of the specification it broke; the status is 3 when one of "
+        + "them was a MUST. --check-driver=FILE writes all of it there: JSON, JUnit's XML or HTML, by the end of the name, or text."
+    ))
+  var checkDriver = false
+
+  /// How `--check-driver=FILE` reaches the parser, for which an option has a value or has none.
+  @Option(name: .customLong(Self.fileWord), help: .init("Where the report goes.", valueName: "file", visibility: .hidden))
+  var checkDriverFile: String?
+
+  private static let fileWord = "check-driver-file"
+
+  static func words(_ words: [String]) -> [String] {
+    let prefix = "--check-driver="
+    return words.map { $0.hasPrefix(prefix) ? "--\(fileWord)=" + $0.dropFirst(prefix.count) : $0 }
+  }
+
+  func validate() throws {
+    if let checkDriverFile, checkDriverFile.isEmpty { throw ValidationError("--check-driver= needs the name of a file.") }
+  }
+
+  /// It was asked for.
+  var isOn: Bool { checkDriver || checkDriverFile != nil }
+
+  static let noTakeover = ValidationError(
+    "--check-driver looks at a driver from its beginning: leave it out, or --take-over")
+
+  /// - Returns: `nil` when nobody asked. - Throws: the file cannot be written.
+  func begin() throws -> DriverChecks? { isOn ? try DriverChecks(file: checkDriverFile) : nil }
+}
+
+/// The checks of all disks of a process. Used on the thread that serves.
+final class DriverChecks {
+  private let path: String?
+  /// Open from the beginning: a process that has given up its rights opens nothing.
+  private let file: OwnedDescriptor?
+  private var checks: [DriverCheck] = []
+
+  init(file path: String?) throws {
+    self.path = path
+    guard let path else {
+      file = nil
+      return
+    }
+    let number = unsafe clinux_open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o644)
+    guard number >= 0 else { throw NotWritable(path: path, error: Errno(rawValue: errno)) }
+    file = OwnedDescriptor(number)
+  }
+
+  /// A device that is watched, for a transport.
+  ///
+  /// - Parameter name: of its disk, for people.
+  func watch(_ device: BlockDevice, name: String) -> any VirtioDevice {
+    let check = DriverCheck(name: printable(name))
+    checks.append(check)
+    return check.watch(device)
+  }
+
+  /// The same on a memory file, whose registers are watched as well.
+  ///
+  /// - Parameter make: makes the transport of the device that it is given.
+  func watch(
+    _ device: BlockDevice, make: (any VirtioDevice) throws(MemoryFileError) -> MemoryFileDevice
+  ) throws(MemoryFileError) -> MemoryFileDevice {
+    let check = DriverCheck(name: printable(device.image.path))
+    checks.append(check)
+    let watched = check.watch(device)
+    let transport = try make(watched)
+    transport.registerWatch = check.registers(transport.file.layout.interface, of: watched)
+    return transport
+  }
+
+  /// Says what was seen. - Throws: a MUST was broken, or the report cannot be written.
+  func finish() throws {
+    let reports = checks.map(\.report)
+    for line in DriverReport.text(reports, isWhole: false).split(separator: "\n") { People.error.write(String(line)) }
+    if let path, let file { try write(Self.contents(reports, path), to: file, path) }
+    let count = reports.reduce(0) { $0 + $1.failures.count }
+    guard count == 0 else { throw DriverBroke(rules: count) }
+  }
+
+  private static func contents(_ reports: [DriverReport], _ path: String) throws -> String {
+    switch path.split(separator: ".").last?.lowercased() {
+    case "json":
+      let encoder = JSONEncoder()
+      encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+      return String(decoding: try encoder.encode(DriverReport.document(reports)), as: UTF8.self) + "\n"
+    case "xml": return DriverReport.junit(reports)
+    case "html", "htm": return DriverReport.html(reports)
+    default: return DriverReport.text(reports, isWhole: true) + "\n"
+    }
+  }
+
+  private func write(_ text: String, to file: OwnedDescriptor, _ path: String) throws {
+    var rest = Array(text.utf8)[...]
+    while !rest.isEmpty {
+      let count = unsafe rest.withUnsafeBytes { unsafe Glibc.write(file.rawValue, $0.baseAddress, $0.count) }
+      if count < 0, errno == EINTR { continue }
+      guard count > 0 else { throw NotWritable(path: path, error: Errno(rawValue: errno)) }
+      rest = rest.dropFirst(count)
+    }
+  }
+
+  /// Where the report was to go.
+  struct NotWritable: ErrorWithStatus, CustomStringConvertible {
+    var path: String
+    var error: Errno
+    var status: ExitStatus { .io }
+    var description: String { "the driver's report cannot be written to \(printable(path)): \(error)" }
+  }
+}
+
+/// The driver broke what it must not.
+struct DriverBroke: ErrorWithStatus, CustomStringConvertible {
+  var rules: Int
+  var status: ExitStatus { .driver }
+  var description: String { "the driver broke \(rules) \(rules == 1 ? "rule" : "rules") that it must not break" }
+}

@@ -1,0 +1,96 @@
+/// `vmm-blk image convert`: a raw disk out of a chain of qcow2 images.
+internal import ArgumentParser
+internal import CLinux
+internal import Glibc
+internal import OperatorWords
+internal import SystemPackage
+internal import VirtioBlkDevice
+internal import VirtioCore
+
+struct ImageConvertCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "convert",
+    abstract: "Make a raw image of a disk that is a qcow2 image, or a chain of them.",
+    discussion: """
+      vmm-blk image convert 'qcow2:top.qcow2?backing=raw:golden.raw' disk.raw
+
+      The source is written as for --image: files that images name are opened only as far as it says so. The raw file must not be there; \
+      zeroes are holes in it.
+      """)
+
+  @Argument(help: .init("The disk, as in qcow2:PATH or qcow2:PATH?backing=FORMAT:PATH.", valueName: "uri")) var source: String
+  @Argument(help: .init("The raw image to make.", valueName: "path")) var target: String
+  @Flag(name: [.customShort("p"), .customLong("progress")], help: "Show how far it is.") var showsProgress = false
+  @Flag(help: "Read although another program holds a lock.") var noLock = false
+
+  /// Bytes that are read at once.
+  private static let step: UInt64 = 1 << 20
+  /// Bytes that become a hole when all of them are 0.
+  private static let unit = 4096
+
+  func run() throws {
+    let location: Qcow2Location
+    do throws(Qcow2Failure) { location = try Qcow2Location(source) } catch { throw ImageCommandError.usage("\(error)") }
+    let reader = try Qcow2Reader(location, isLocked: !noLock)
+    let descriptor = unsafe clinux_open(target, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o644)
+    guard descriptor >= 0 else {
+      let error = Errno(rawValue: errno)
+      if error == .fileExists { throw ImageCommandError.exists(path: target) }
+      throw ImageCommandError.system("made", path: target, error)
+    }
+    defer { close(descriptor) }
+    do {
+      try copy(reader, to: descriptor)
+    } catch {
+      _ = unsafe unlink(target)
+      throw error
+    }
+  }
+
+  private func copy(_ reader: Qcow2Reader, to descriptor: Int32) throws {
+    let size = reader.size
+    guard let length = off_t(exactly: size), ftruncate(descriptor, length) == 0 else {
+      throw ImageCommandError.system("made so large", path: target, Errno(rawValue: errno))
+    }
+    var offset: UInt64 = 0
+    var shown = -1
+    while offset < size {
+      let extent = reader.extent(at: offset, limit: size - offset)
+      let count = extent.isZero ? extent.count : min(extent.count, Self.step)
+      if !extent.isZero {
+        let bytes: [UInt8]
+        do { bytes = try reader.read(at: offset, count: Int(count)) } catch {
+          throw ImageCommandError.system("read at \(offset)", path: source, error)
+        }
+        try write(bytes, descriptor, at: offset)
+      }
+      offset += count
+      let percent = Int(Double(offset) / Double(size) * 100)
+      if showsProgress, percent != shown {
+        BenchOutput.note("\r\u{1b}[K(\(percent)/100%)")
+        shown = percent
+      }
+    }
+    if showsProgress { BenchOutput.note("\n") }
+    guard fsync(descriptor) == 0 else { throw ImageCommandError.system("written", path: target, Errno(rawValue: errno)) }
+  }
+
+  /// Writes what is not zeroes, in runs of units.
+  private func write(_ bytes: [UInt8], _ descriptor: Int32, at offset: UInt64) throws {
+    func isZero(_ start: Int) -> Bool { bytes[start..<min(start + Self.unit, bytes.count)].allSatisfy { $0 == 0 } }
+    var start = 0
+    while start < bytes.count {
+      guard !isZero(start) else {
+        start += Self.unit
+        continue
+      }
+      var end = start + Self.unit
+      while end < bytes.count, !isZero(end) { end += Self.unit }
+      end = min(end, bytes.count)
+      do throws(Errno) {
+        try ImageCreateCommand.put(Array(bytes[start..<end]), descriptor, at: offset + UInt64(start))
+      } catch { throw ImageCommandError.system("written", path: target, error) }
+      start = end
+    }
+  }
+}

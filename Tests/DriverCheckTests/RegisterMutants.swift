@@ -1,0 +1,305 @@
+/// Drivers with one deliberate fault each, at the registers.
+import Testing
+import VirtioCore
+import VirtioRegisters
+
+@testable import DriverCheck
+
+struct RegisterMutant: Sendable, CustomTestStringConvertible {
+  var rule: String
+  var interface: RegisterInterface
+  var offered: FeatureSet
+  var drive: @Sendable (RegisterRig) -> Void
+
+  var testDescription: String { "\(rule), \(interface.name)" }
+
+  init(
+    _ rule: String, _ interface: RegisterInterface, offered: FeatureSet = RegisterRig.features,
+    _ drive: @escaping @Sendable (RegisterRig) -> Void
+  ) {
+    (self.rule, self.interface, self.offered, self.drive) = (rule, interface, offered, drive)
+  }
+
+  static let all = common + mmio + pci + legacy
+
+  /// The same fault over both modern buses.
+  private static func both(
+    _ rule: String, offered: FeatureSet = RegisterRig.features, _ drive: @escaping @Sendable (RegisterRig) -> Void
+  ) -> [RegisterMutant] {
+    [RegisterInterface.mmio, .pci].map { RegisterMutant(rule, $0, offered: offered, drive) }
+  }
+
+  private static let common: [RegisterMutant] = [
+    both("d.init.1") { $0.drive(without: [.driver]) },
+    both("d.status.1") { $0.drive(without: [.acknowledge], instead: [.driver: { $0.setStatus(2) }]) },
+    both("d.status.2") { $0.drive(instead: [.driverOK: { $0.setStatus(7) }]) },
+    both("d.status.3") {
+      $0.drive(instead: [.driverOK: { rig in for value in [0x8b, 15] as [UInt64] { rig.setStatus(value) } }])
+    },
+    both("d.init.6") {
+      $0.drive(
+        without: [.queue],
+        instead: [
+          .driverOK: { rig in
+            rig.setStatus(0x8b)
+            rig.setUp(0)
+          }
+        ])
+    },
+    both("d.feat.1") { $0.drive(instead: [.writeFeatures: { $0.writeFeatures($0.offered.union(FeatureSet(bit: 12))) }]) },
+    both("d.feat.7") { $0.drive(instead: [.writeFeatures: { $0.writeFeatures($0.offered.union(FeatureSet(bit: 50))) }]) },
+    both("d.reset.1") { $0.drive(without: [.readReset]) },
+    both("d.cfg.2") {
+      $0.drive(instead: [
+        .configure: { rig in
+          rig.read(rig.configuration(0), 4)
+          rig.read(rig.configuration(4), 4)
+          rig.status()
+        }
+      ])
+    },
+    both("d.cfg.3") { $0.drive(instead: [.configure: { $0.read($0.configuration(20), 4) }]) },
+    both("d.vqreset.1") {
+      $0.drive()
+      $0.resetQueue(reads: false)
+      $0.setUp(0)
+    },
+    both("d.vqreset.3") {
+      $0.drive()
+      $0.resetQueue()
+      if $0.interface == .mmio { $0.write(0x044, 4, 1) } else { $0.write($0.structure(.common, 0x1c), 2, 1) }
+    },
+    both("d.init.1") { $0.drive(without: [.reset, .readReset]) },
+    both("d.init.1") { $0.drive(without: [.readFeatures]) },
+    both("d.init.1") { $0.drive(without: [.readStatus, .configure]) },
+    both("d.init.1") { $0.drive(without: [.featuresOK]) },
+    both("d.init.1") {
+      $0.drive(instead: [
+        .driver: { rig in
+          rig.setStatus(3)
+          rig.setUp(0)
+        }
+      ])
+    },
+    both("d.init.3") {
+      $0.drive(instead: [
+        .readFeatures: { rig in
+          rig.write(rig.configuration(32), 1, 0)
+          rig.readFeatures()
+        }
+      ])
+    },
+    both("d.init.4") {
+      $0.drive(instead: [
+        .readStatus: { rig in
+          rig.status()
+          rig.writeFeatures(.version1)
+        }
+      ])
+    },
+    both("d.init.7") {
+      $0.drive(instead: [
+        .queue: { rig in
+          rig.setUp(0)
+          rig.notify(0)
+        }
+      ])
+    },
+    both("d.suspend.1") { $0.drive(instead: [.notify: { $0.setStatus(31) }]) },
+    both("d.blk.init.4") {
+      $0.drive(instead: [
+        .readFeatures: { rig in
+          rig.readFeatures()
+          rig.read(rig.configuration(32), 1)
+        }
+      ])
+    },
+    declines("d.blk.op.3", FeatureSet(bit: 5)), declines("d.rfb.1", .version1), declines("d.rfb.3", .accessPlatform),
+    declines("d.rfb.6", .packedRing), declines("d.rfb.7", .orderPlatform),
+  ].flatMap(\.self)
+
+  private static func declines(_ rule: String, _ feature: FeatureSet) -> [RegisterMutant] {
+    both(rule) { $0.drive(instead: [.writeFeatures: { $0.writeFeatures($0.offered.subtracting(feature)) }]) }
+  }
+
+  /// After a bring-up without fault.
+  private static func after(
+    _ rule: String, _ interface: RegisterInterface, offered: FeatureSet = RegisterRig.features,
+    _ fault: @escaping @Sendable (RegisterRig) -> Void
+  ) -> RegisterMutant {
+    RegisterMutant(rule, interface, offered: offered) { rig in
+      rig.drive()
+      fault(rig)
+    }
+  }
+
+  private static let mmio: [RegisterMutant] = [
+    after("d.mmio.1", .mmio) { $0.read(0x018, 4) },
+    after("d.mmio.2", .mmio) { $0.write(0x034, 4, 1) },
+    after("d.mmio.3", .mmio) { $0.read(0x030, 4) },
+    after("d.mmio.4", .mmio) { $0.read(0x070, 1) },
+    after("d.mmio.4", .mmio) { $0.read(0x072, 4) },
+    after("d.mmio.5", .mmio) { $0.read(0x120, 4) },
+    RegisterMutant("d.mmio.12", .mmio) { $0.drive(instead: [.readFeatures: { $0.read(0x010, 4) }]) },
+    RegisterMutant("d.mmio.13", .mmio) { $0.drive(instead: [.writeFeatures: { $0.write(0x020, 4, 0) }]) },
+    RegisterMutant("d.mmio.14", .mmio) { $0.drive(instead: [.queue: { $0.setUp(0, size: 512) }]) },
+    after("d.mmio.15", .mmio) { $0.write(0x080, 4, 0x2000) },
+    after("d.mmio.17", .mmio) {
+      $0.write(0x044, 4, 0)
+      $0.setUp(0)
+    },
+    after("d.mmio.19", .mmio) { $0.ignoreInterrupt() },
+    after("d.mmio.intr.3", .mmio) { $0.ignoreInterrupt() },
+    after("d.mmio.20", .mmio) { $0.write(0x064, 4, 5) },
+    after("d.mmio.21", .mmio) {
+      $0.resetQueue(reads: false)
+      $0.setUp(0)
+    },
+    RegisterMutant("d.mmio.init.1", .mmio) { $0.drive(without: [.probe]) },
+    RegisterMutant("d.mmio.init.2", .mmio) {
+      $0.drive(instead: [.probe: { rig in for offset in [0, 4] as [UInt32] { rig.read(offset, 4) } }])
+    },
+    after("d.mmio.init.6", .mmio) { $0.write(0x0ac, 4, 0) },
+    after("d.mmio.intr.1", .mmio) { $0.write(0x064, 4, 1) },
+  ]
+
+  private static let both39: FeatureSet = RegisterRig.features.union(.notificationData)
+
+  private static let pci: [RegisterMutant] = [
+    after("d.pci.cap.8", .pci) { $0.write(0x44, 1, 0) },
+    after("d.pci.common.1", .pci) { $0.write($0.structure(.common, 0x12), 2, 1) },
+    after("d.pci.common.2", .pci) { $0.write($0.structure(.common, 0x18), 2, 0) },
+    after("d.pci.common.3", .pci, offered: RegisterRig.features.subtracting(.packedRing)) {
+      $0.write($0.structure(.common, 0x18), 2, 100)
+    },
+    RegisterMutant("d.pci.common.4", .pci) {
+      $0.drive(instead: [.queue: { $0.write($0.structure(.common, 0x1c), 2, 1) }])
+    },
+    after("d.pci.common.4", .pci) { $0.write($0.structure(.common, 0x20), 4, 0x2000) },
+    RegisterMutant("d.pci.common.5", .pci) { $0.drive(without: [.readReset]) },
+    after("d.pci.common.6", .pci) { $0.write($0.structure(.common, 0x1c), 2, 0) },
+    after("d.pci.common.7", .pci) {
+      $0.resetQueue(reads: false)
+      $0.setUp(0)
+    },
+    RegisterMutant("d.pci.kick.1", .pci) { $0.drive(instead: [.notify: { $0.write($0.structure(.notify, 0), 4, 0) }]) },
+    RegisterMutant("d.pci.kick.2", .pci, offered: both39) { $0.drive() },
+    kick("d.pci.kick.3", .version1, width: 2), kick("d.pci.kick.4", [.version1, .notificationData], width: 4),
+    kick("d.pci.kick.5", [.version1, FeatureSet(bit: 39)], width: 2),
+    kick("d.pci.kick.6", [.version1, .notificationData, FeatureSet(bit: 39)], width: 4),
+    after("d.pci.layout.1", .pci) { $0.read($0.structure(.common, 0x12), 4) },
+    after("d.pci.layout.1", .pci) { $0.read($0.structure(.device, 32), 4) },
+    after("d.pci.cfgacc.1", .pci) { $0.window(bar: 4, offset: 0x02, length: 4) },
+    after("d.pci.cfgacc.2", .pci) { $0.window(bar: 4, offset: 0x01, length: 2) },
+    after("d.pci.cfgacc.3", .pci) { $0.window(bar: 1, offset: 0, length: 4) },
+    after("d.pci.isr.1", .pci) {
+      guard let msix = $0.map.msix else { return }
+      $0.write(msix + 2, 2, 0x8000)
+      $0.read($0.structure(.isr, 0), 1)
+    },
+    after("d.pci.msix.4", .pci) { $0.mapVector(77) },
+    RegisterMutant("d.pci.msix.5", .pci) {
+      $0.drive(instead: [
+        .queue: { rig in
+          rig.setUp(0)
+          rig.mapVector(1)
+        }
+      ])
+    },
+    RegisterMutant("d.rfb.13", .pci) {
+      $0.drive(instead: [.writeFeatures: { $0.writeFeatures($0.offered) }])
+    },
+  ]
+
+  /// A notification of queue 0 with the number of another one.
+  private static func kick(_ rule: String, _ features: FeatureSet, width: Int) -> RegisterMutant {
+    RegisterMutant(rule, .pci, offered: both39) {
+      $0.drive(instead: [
+        .writeFeatures: { $0.writeFeatures(features) }, .notify: { $0.write($0.structure(.notify, 0), width, 1) },
+      ])
+    }
+  }
+
+  private static let legacy: [RegisterMutant] = [RegisterInterface.mmioLegacy, .pciLegacy].flatMap { interface in
+    [
+      RegisterMutant("legacy.d.cfg.1", interface) {
+        $0.drive(instead: [
+          .configure: { rig in
+            rig.read(rig.configuration(0), 4)
+            rig.read(rig.configuration(4), 4)
+            rig.status()
+          }
+        ])
+      },
+      RegisterMutant("legacy.d.vq.1", interface) {
+        $0.drive(instead: [
+          .queue: { rig in
+            if rig.interface == .mmioLegacy {
+              rig.write(0x030, 4, 0)
+              rig.write(0x040, 4, 1)
+            } else {
+              rig.write(1 << 28 | 0x08, 4, 1)
+            }
+          }
+        ])
+      },
+      RegisterMutant("legacy.d.init.1", interface) { $0.drive(instead: [.featuresOK: { $0.setStatus(11) }]) },
+      RegisterMutant("legacy.d.rfb.1", interface) { $0.drive(instead: [.writeFeatures: { $0.writeFeatures([]) }]) },
+    ]
+  }
+}
+
+extension RegisterRig {
+  /// Reads what is pending twice, and says nothing.
+  fileprivate func ignoreInterrupt() {
+    interrupt(1)
+    for _ in 0..<2 { read(0x060, 4) }
+  }
+
+  /// Sets the window up and reads through it.
+  fileprivate func window(bar: UInt64, offset: UInt64, length: UInt64) {
+    guard let start = map.window else { return }
+    write(start + 4, 1, bar)
+    write(start + 8, 4, offset)
+    write(start + 12, 4, length)
+    read(start + 16, 4)
+  }
+}
+
+@Suite struct RegisterMutantTests {
+  @Test("a fault at the registers is found", arguments: RegisterMutant.all)
+  func fault(_ mutant: RegisterMutant) throws {
+    let rig = RegisterRig(mutant.interface, offered: mutant.offered)
+    mutant.drive(rig)
+    #expect(rig.findings.account(mutant.rule).broken > 0, "\(rig.broken)")
+  }
+
+  @Test("a driver without fault breaks nothing", arguments: RegisterInterface.allCases)
+  func sound(_ interface: RegisterInterface) {
+    let rig = RegisterRig(interface)
+    for _ in 0..<3 { rig.drive(without: []) }
+    if !rig.isLegacy {
+      rig.resetQueue()
+      rig.setUp(0)
+    }
+    #expect(rig.broken.isEmpty, "\(rig.broken)")
+  }
+
+  @Test("the window is a way like any other")
+  func window() {
+    let rig = RegisterRig(.pci)
+    rig.drive()
+    guard let region = rig.map.regions.first(where: { $0.kind == .common }), let start = rig.map.window else {
+      Issue.record("no window")
+      return
+    }
+    rig.write(start + 4, 1, UInt64(region.bar))
+    rig.write(start + 8, 4, UInt64(region.offset + 0x14))
+    rig.write(start + 12, 4, 1)
+    rig.read(start + 16, 1)
+    #expect(rig.broken.isEmpty, "\(rig.broken)")
+    // A write through it is a write: bits of the status go without a reset.
+    rig.write(start + 16, 1, 1)
+    #expect(rig.findings.account("d.status.2").broken == 1)
+  }
+}

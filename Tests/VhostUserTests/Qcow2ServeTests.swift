@@ -1,0 +1,102 @@
+/// qcow2 images by `vmm-blk serve`, with its sandbox, and disks of them that come later.
+import Foundation
+import Glibc
+import GuestDriver
+import TestSupport
+import Testing
+import VhostUser
+import VirtioCore
+
+@Suite(.serialized) struct Qcow2ServeTests {
+  /// base (raw, with bytes that say where they are) and overlays `a` and `b` over it.
+  private func images(_ directory: String) throws -> [UInt8] {
+    let content = (0..<1 << 20).map { UInt8(truncatingIfNeeded: $0 / 512 &* 7 &+ $0 % 251) }
+    try Data(content).write(to: URL(fileURLWithPath: directory + "/base"))
+    for name in ["a", "b"] {
+      let made = try Program(
+        ["image", "create", directory + "/" + name, "--backing", "base", "--backing-format", "raw"]
+      ).finish()
+      #expect(made.status == 0, "\(made)")
+    }
+    return content
+  }
+
+  private func expect(_ content: [UInt8], on socket: String) throws {
+    let transport = try VhostUserTransport(path: socket, memory: DriverMemory(size: 8 << 20))
+    let client = try BlockClient(
+      transport, options: DriverOptions(features: BlockFeature.understood, queues: 2, queueSize: 64))
+    for step in 0..<32 {
+      let outcome = try client.queues[step % 2].perform(.read(sector: UInt64(step) * 64, bytes: 32768))
+      #expect(outcome.status == .ok && outcome.answer == Array(content[step * 32768..<(step + 1) * 32768]), "\(step)")
+    }
+    #expect(try client.queues[0].perform(.write(sector: 0, [UInt8](repeating: 1, count: 512))).status == .ioError)
+    try client.shutDown()
+  }
+
+  @Test(arguments: [[], ["--engine", "threads"], ["--engine", "sync"], ["--inject", "read:delay=1ms"]])
+  func aChainIsServedInTheSandbox(more: [String]) throws {
+    try withDirectory { directory in
+      let content = try images(directory)
+      let server = try Program(
+        [
+          "serve", "--read-only", "--image", "qcow2:\(directory)/a?backing=raw:\(directory)/base", "--socket-path",
+          directory + "/a.sock",
+        ] + more)
+      #expect(server.firstLine().hasPrefix("Serving \(directory)/a on "))
+      try expect(content, on: directory + "/a.sock")
+      kill(server.process.processIdentifier, SIGTERM)
+      let end = server.finish()
+      #expect(end.status == 0, "\(end.errors)")
+    }
+  }
+
+  @Test func aDiskOfAChainIsAdded() throws {
+    try withDirectory { directory in
+      let content = try images(directory)
+      let control = directory + "/control"
+      let server = try Program(
+        [
+          "serve", "--read-only", "--image", "qcow2:\(directory)/a?backing-folder=\(directory)", "--socket-path",
+          directory + "/a.sock", "--control", control,
+        ])
+      #expect(server.firstLine().hasPrefix("Serving"))
+      func ctl(_ words: String...) throws -> (status: Int32, output: String, errors: String) {
+        try Program(["ctl", "--control", control] + words).finish()
+      }
+      let refused = try ctl("add", "image=qcow2:\(directory)/b", "socket-path=\(directory)/b.sock", "read-only=true")
+      #expect(refused.status != 0 && refused.errors.contains("backing-folder"), "\(refused)")
+      let added = try ctl(
+        "add", "image=qcow2:\(directory)/b?backing=raw:\(directory)/base", "socket-path=\(directory)/b.sock", "read-only=true")
+      #expect(added.status == 0, "\(added)")
+      for name in ["a", "b"] { try expect(content, on: directory + "/\(name).sock") }
+      #expect(try ctl("flush", "b.sock").status == 0)
+      #expect(try ctl("resize", "b.sock").status == 0)
+      #expect(try ctl("resize", "b.sock", "2M").status != 0)
+      #expect(try ctl("status", "b.sock").status == 0)
+      #expect(try ctl("remove", "b.sock").status == 0)
+      kill(server.process.processIdentifier, SIGTERM)
+      let end = server.finish()
+      #expect(end.status == 0, "\(end.errors)")
+    }
+  }
+
+  /// Another process goes on with the disk while its driver has it.
+  @Test func aChainIsTakenOver() throws {
+    try withDirectory { directory in
+      let content = try images(directory)
+      let words = [
+        "serve", "--read-only", "--image", "qcow2:\(directory)/a?backing=raw:\(directory)/base", "--socket-path",
+        directory + "/a.sock", "--control", directory + "/control",
+      ]
+      let first = try Program(words)
+      #expect(first.firstLine().hasPrefix("Serving"))
+      let second = try Program(words + ["--take-over", directory + "/control"])
+      #expect(second.firstLine().hasPrefix("Serving"))
+      #expect(first.finish().status == 0)
+      try expect(content, on: directory + "/a.sock")
+      kill(second.process.processIdentifier, SIGTERM)
+      let end = second.finish()
+      #expect(end.status == 0, "\(end.errors)")
+    }
+  }
+}
