@@ -43,30 +43,6 @@ public struct Qcow2Report: Hashable, Sendable {
   }
 }
 
-/// Numbers by cluster of the file, with memory for those that are used: a file may say that it has any size.
-private struct ClusterCounts {
-  private static let bits: UInt64 = 13
-  private var chunks: [UInt64: [UInt32]] = [:]
-
-  mutating func add(_ cluster: UInt64) {
-    chunks[cluster >> Self.bits, default: [UInt32](repeating: 0, count: 1 << Int(Self.bits))][
-      Int(cluster & (1 << Self.bits - 1))] &+= 1
-  }
-
-  subscript(cluster: UInt64) -> UInt64 {
-    guard let chunk = chunks[cluster >> Self.bits] else { return 0 }
-    return UInt64(chunk[Int(cluster & (1 << Self.bits - 1))])
-  }
-
-  /// Those that are not 0, in their order.
-  func visit(_ body: (_ cluster: UInt64, _ count: UInt64) -> Void) {
-    for key in chunks.keys.sorted() {
-      guard let chunk = chunks[key] else { continue }
-      for index in chunk.indices where chunk[index] != 0 { body(key << Self.bits + UInt64(index), UInt64(chunk[index])) }
-    }
-  }
-}
-
 public struct Qcow2Check<Source: ImageSource> {
   private let source: Source
   private let header: Qcow2Header
@@ -74,20 +50,25 @@ public struct Qcow2Check<Source: ImageSource> {
   private var refcounts: Qcow2Refcounts<Source>
   private var counts = ClusterCounts()
   /// Clusters that have one use and no other.
-  private var single: [(part: Qcow2Fault.Part, offset: UInt64)] = []
-  /// L2 tables that may still be walked: a bound of our own, whatever snapshots say.
+  private var single: [UInt64: Qcow2Fault.Part] = [:]
+  /// L2 tables that may still be walked, the larger ones counted as several: a bound of our own, whatever snapshots say.
   private var patience = 1 << 22
+  /// Entries of L1 tables and of bitmaps that may still be looked at: thousands of snapshots may name the same few megabytes.
+  private var budget: UInt64
   private var report = Qcow2Report()
 
-  private init(_ source: Source, _ header: Qcow2Header) throws(Qcow2Fault) {
-    (self.source, self.header) = (source, header)
+  private init(_ source: Source, _ header: Qcow2Header, _ budget: UInt64) throws(Qcow2Fault) {
+    (self.source, self.header, self.budget) = (source, header, budget)
     entries = Qcow2Entries(header)
     refcounts = try Qcow2Refcounts(source, header)
   }
 
+  /// - Parameter budget: entries of L1 tables and bitmaps that are looked at, at most; what is left out is told as a failure.
   /// - Throws: it is no image that could be looked at.
-  public static func run(_ source: Source, _ header: Qcow2Header) throws(Qcow2Fault) -> Qcow2Report {
-    var check = try Self(source, header)
+  public static func run(
+    _ source: Source, _ header: Qcow2Header, budget: UInt64 = 1 << 28
+  ) throws(Qcow2Fault) -> Qcow2Report {
+    var check = try Self(source, header, budget)
     check.walk()
     check.compare()
     return check.report
@@ -106,12 +87,23 @@ public struct Qcow2Check<Source: ImageSource> {
       let (snapshots, bytes) = try header.snapshotTable(source)
       if bytes > 0 { use(.snapshotTable, header.snapshotOffset, bytes: bytes, isSingle: true) }
       for snapshot in snapshots {
+        guard spend(snapshot.level1Entries, on: "L1 tables of snapshots") else { break }
         use(.snapshotLevel1, snapshot.level1Offset, bytes: snapshot.level1Entries * 8, isSingle: false)
         walk(.snapshotLevel1, at: snapshot.level1Offset, entries: snapshot.level1Entries, isActive: false)
       }
     } catch { report.corrupt("ERROR snapshots: \(error)") }
     if let bitmaps = header.bitmaps { walk(bitmaps) }
     walkBlocks()
+  }
+
+  /// - Returns: false, and that is told, where there are more than can be looked at.
+  private mutating func spend(_ entries: UInt64, on what: String) -> Bool {
+    guard entries < budget else {
+      report.fail("ERROR the \(what) have more entries than can be looked at")
+      return false
+    }
+    budget -= entries + 1
+    return true
   }
 
   /// Counts the clusters of a part that the file has, whole or at its end.
@@ -126,7 +118,7 @@ public struct Qcow2Check<Source: ImageSource> {
     var cluster = offset / size
     while cluster * size < end {
       counts.add(cluster)
-      if isSingle { single.append((part, cluster * size)) }
+      if isSingle, single[cluster] == nil { single[cluster] = part }
       cluster += 1
     }
   }
@@ -143,7 +135,7 @@ public struct Qcow2Check<Source: ImageSource> {
         guard let level2 = try entries.level1(entry) else { continue }
         use(.level2, level2, bytes: header.clusterSize, isSingle: false)
         if isActive { checkCopied("L2 cluster: l1_index=\(index)", level2, entry) }
-        patience -= 1
+        patience -= max(1, Int(header.geometry.level2Entries >> 13))
         guard patience > 0 else { return report.fail("ERROR there are more L2 tables than can be looked at") }
         walkLevel2(level2, isActive: isActive)
       } catch { report.corrupt("ERROR l1_index=\(index): \(error)") }
@@ -211,6 +203,7 @@ public struct Qcow2Check<Source: ImageSource> {
       guard header.geometry.inCluster(offset) == 0, offset < Qcow2Limits.offset, entries <= Qcow2Limits.level1Entries else {
         return report.corrupt("ERROR the table of a bitmap at \(offset) cannot be")
       }
+      guard spend(entries, on: "bitmaps") else { return }
       use(.bitmaps, offset, bytes: entries * 8, isSingle: true)
       let table = (try? source.read(at: offset, count: Int(entries) * 8)) ?? []
       for start in stride(from: 0, to: table.count - table.count % 8, by: 8) {
@@ -242,13 +235,7 @@ public struct Qcow2Check<Source: ImageSource> {
     for (index, block) in blocks.enumerated() {
       // One that is there twice has been told of, and may be there a million times.
       guard Qcow2Refcounts<Source>.isPlace(block, header, source.byteCount), seen.insert(block).inserted else { continue }
-      for cluster in UInt64(index) * perBlock..<UInt64(index + 1) * perBlock {
-        let count = refcounts.count(cluster)
-        if count > 0 { last = cluster }
-        let used = counts[cluster]
-        if count < used { report.corrupt("ERROR cluster \(cluster) refcount=\(count) reference=\(used)") }
-        if count > used { report.leak("Leaked cluster \(cluster) refcount=\(count) reference=\(used)") }
-      }
+      if let end = compare(block: index) { last = end }
     }
     var report = report
     counts.visit { cluster, used in
@@ -256,10 +243,36 @@ public struct Qcow2Check<Source: ImageSource> {
       if index < UInt64(blocks.count), seen.contains(blocks[Int(index)]) { return }
       report.corrupt("ERROR cluster \(cluster) refcount=0 reference=\(used)")
     }
-    for (part, offset) in single where counts[offset / size] > 1 {
-      report.corrupt("ERROR the \(part.rawValue) at \(offset) is in use as something else, too")
+    for cluster in single.keys.sorted() where counts[cluster] > 1 {
+      report.corrupt("ERROR the \(single[cluster]?.rawValue ?? "") at \(cluster * size) is in use as something else, too")
     }
-    report.imageEnd = last.map { ($0 + 1) * size } ?? 0
+    // A count may be of a cluster that no file can have.
+    report.imageEnd =
+      last.map {
+        let (end, isTooLarge) = ($0 + 1).multipliedReportingOverflow(by: size)
+        return isTooLarge ? .max : end
+      } ?? 0
     self.report = report
+  }
+
+  /// - Returns: the last cluster that it counts.
+  private mutating func compare(block index: Int) -> UInt64? {
+    guard let bytes = refcounts.block(index) else { return nil }
+    var last: UInt64? = nil
+    // Most of most blocks: eight bytes of zeroes, for clusters that are of one group.
+    let perWord = ClusterCounts.group >> UInt64(header.refcountOrder)
+    var cluster = UInt64(index) * refcounts.perBlock
+    for start in stride(from: 0, to: bytes.count, by: 8) {
+      defer { cluster += perWord }
+      if bytes.word64(start) == 0, counts.isEmpty(around: cluster) { continue }
+      for cluster in cluster..<cluster + perWord {
+        let count = refcounts.count(cluster)
+        if count > 0 { last = cluster }
+        let used = counts[cluster]
+        if count < used { report.corrupt("ERROR cluster \(cluster) refcount=\(count) reference=\(used)") }
+        if count > used { report.leak("Leaked cluster \(cluster) refcount=\(count) reference=\(used)") }
+      }
+    }
+    return last
   }
 }

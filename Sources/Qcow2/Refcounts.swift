@@ -28,15 +28,18 @@ struct Qcow2Refcounts<Source: ImageSource> {
   /// - Parameter cluster: number in the file.
   /// - Returns: 0 where there is no block, or none that can be read.
   mutating func count(_ cluster: UInt64) -> UInt64 {
-    let index = Int(cluster / perBlock)
-    guard index < blocks.count, Self.isPlace(blocks[index], header, source.byteCount) else { return 0 }
-    if current?.index != index {
-      var bytes = (try? source.read(at: blocks[index], count: Int(header.clusterSize))) ?? []
-      bytes += [UInt8](repeating: 0, count: Int(header.clusterSize) - bytes.count)
-      current = (index, bytes)
-    }
-    guard let bytes = current?.bytes else { return 0 }
+    guard let bytes = block(Int(cluster / perBlock)) else { return 0 }
     return Self.entry(Int(cluster % perBlock), order: header.refcountOrder, bytes)
+  }
+
+  /// - Returns: a block's bytes, zeroes where it cannot be read; `nil` where there is none.
+  mutating func block(_ index: Int) -> [UInt8]? {
+    guard index < blocks.count, Self.isPlace(blocks[index], header, source.byteCount) else { return nil }
+    if let current, current.index == index { return current.bytes }
+    var bytes = (try? source.read(at: blocks[index], count: Int(header.clusterSize))) ?? []
+    bytes += [UInt8](repeating: 0, count: Int(header.clusterSize) - bytes.count)
+    current = (index, bytes)
+    return bytes
   }
 
   /// - Parameter order: 0 … 6: the logarithm of its bits. Below a byte the least significant bits come first.

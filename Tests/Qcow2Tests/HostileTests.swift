@@ -306,6 +306,51 @@ import Testing
     #expect(throws: Qcow2Fault.sharedTable(offset: UInt64(4 * sample.cluster))) { try header.level1(sample.source) }
   }
 
+  /// Clusters of 2 MiB whose counts have one bit: the last that a refcount table can be about would be at 2^65.
+  @Test func aCountOfAClusterThatNoFileCanHave() throws {
+    var source = MemorySource([UInt8](repeating: 0, count: 10 << 20))
+    source.bytes.put32(Qcow2Header.magic, at: 0)
+    source.bytes.put32(3, at: 4)
+    source.bytes.put32(21, at: 20)
+    source.bytes.put64(2 << 20, at: 48)
+    source.bytes.put32(4, at: 56)
+    source.bytes.put32(104, at: 100)
+    // The table's last cluster is its own block, and has one bit.
+    source.bytes.put64(8 << 20, at: (10 << 20) - 8)
+    let report = try Qcow2Check.run(source, try Qcow2Header(source))
+    #expect(report.imageEnd == .max && report.leaks == 1 && report.corruptions > 0, "\(report)")
+    #expect(report.findings.contains { $0.contains("cluster \(1 << 44 - 64 + 47) ") }, "\(report.findings)")
+  }
+
+  /// Many snapshots or bitmaps may name the same places, so that a small file has more entries than anybody can look at.
+  @Test func whatCannotBeLookedAtIsToldAsAFailure() throws {
+    let snapshot = try Sample()
+    var bitmap = snapshot
+    Self.put(&bitmap.bytes, bitmapsAt: 7 * Self.cluster)
+    for (sample, what) in [(snapshot, "L1 tables of snapshots"), (bitmap, "bitmaps")] {
+      let header = try Qcow2Header(sample.source)
+      func failures(_ budget: UInt64) throws -> [String] {
+        let report = try Qcow2Check.run(sample.source, header, budget: budget)
+        return report.failures == 0 ? [] : report.findings.filter { $0.contains("\(what) have more entries") }
+      }
+      #expect(try failures(1).count == 1)
+      #expect(try failures(2) == [])
+    }
+  }
+
+  /// What is wrong with a cluster is told once, however often it is so, and takes memory once.
+  @Test func aClusterThatABitmapNamesAHundredTimes() throws {
+    var sample = try Sample()
+    let (directory, table) = (7 * Self.cluster, 5 * Self.cluster)
+    Self.put(&sample.bytes, bitmapsAt: directory)
+    sample.bytes.put64(UInt64(table), at: directory)
+    sample.bytes.put32(100, at: directory + 8)
+    for index in 0..<100 { sample.bytes.put64(UInt64(Self.level1), at: table + index * 8) }
+    let findings = try Qcow2Check.run(sample.source, try Qcow2Header(sample.source)).findings
+    #expect(findings.count { $0.contains("at \(Self.level1) is in use as something else") } == 1, "\(findings)")
+    #expect(findings.contains { $0.contains("cluster 3 refcount=1 reference=101") }, "\(findings)")
+  }
+
   /// Whatever bytes change: an answer comes, and nothing traps.
   @Test(arguments: [false, true]) func anyBytesAreSurvived(isExtended: Bool) throws {
     let sample = try Sample(extended: isExtended, bits: isExtended ? 14 : 9, size: isExtended ? 1 << 20 : 16 << 10)

@@ -1,0 +1,28 @@
+/// How often each cluster of a file is in use, as a checker finds it.
+
+/// Numbers by cluster, with memory for those that are used: a file may say that it has any size, and its uses may lie anywhere.
+struct ClusterCounts {
+  /// Clusters that have memory together, 256 bytes: what one use can cost.
+  static let group: UInt64 = 64
+  private var groups: [UInt64: [UInt32]] = [:]
+
+  mutating func add(_ cluster: UInt64) {
+    groups[cluster / Self.group, default: [UInt32](repeating: 0, count: Int(Self.group))][Int(cluster % Self.group)] &+= 1
+  }
+
+  subscript(cluster: UInt64) -> UInt64 {
+    guard let group = groups[cluster / Self.group] else { return 0 }
+    return UInt64(group[Int(cluster % Self.group)])
+  }
+
+  /// Whether no cluster has a number that is in a group with this one.
+  func isEmpty(around cluster: UInt64) -> Bool { groups[cluster / Self.group] == nil }
+
+  /// Those that are not 0, in their order.
+  func visit(_ body: (_ cluster: UInt64, _ count: UInt64) -> Void) {
+    for key in groups.keys.sorted() {
+      guard let group = groups[key] else { continue }
+      for index in group.indices where group[index] != 0 { body(key * Self.group + UInt64(index), UInt64(group[index])) }
+    }
+  }
+}
