@@ -91,7 +91,7 @@ public enum Qcow2Fault: Error, Hashable, Sendable, CustomStringConvertible {
     case .noSnapshot(let name): "it has no snapshot '\(printable(name))'"
     case .badCompression: "a compressed cluster cannot be decompressed"
     case .noLibrary(let library, let package):
-      "its clusters are compressed, and \(library) cannot be loaded: install \(package)"
+      "its compressed clusters need \(library), which cannot be loaded: install \(package)"
     }
   }
 }

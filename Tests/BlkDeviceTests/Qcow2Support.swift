@@ -50,6 +50,23 @@ struct ImageFolder {
     return Array(try Data(contentsOf: URL(fileURLWithPath: place(raw))))
   }
 
+  /// Changes an image behind everybody's back.
+  func put(_ name: String, _ offset: UInt64, _ bytes: [UInt8]) throws {
+    let handle = try #require(FileHandle(forUpdatingAtPath: place(name)))
+    try handle.seek(toOffset: offset)
+    try handle.write(contentsOf: Data(bytes))
+    try handle.close()
+  }
+
+  func cut(_ name: String, to length: Int) throws { try #require(unsafe truncate(place(name), off_t(length)) == 0) }
+
+  /// Bytes of a file.
+  func length(_ name: String) throws -> Int {
+    var info = stat()
+    try #require(unsafe stat(place(name), &info) == 0)
+    return Int(info.st_size)
+  }
+
   func location(_ words: String) throws -> Qcow2Location {
     try Qcow2Location("qcow2:" + words.replacingOccurrences(of: "DIR", with: path))
   }

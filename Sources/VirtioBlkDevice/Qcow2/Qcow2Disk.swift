@@ -173,8 +173,8 @@ private struct SegmentCursor {
     }
   }
 
-  /// Reads from a layer's data file. Where that ends within a cluster there are zeroes, as QEMU has it; a cluster that is wholly
-  /// behind its end is an error.
+  /// Reads from a layer's data file. Where that ended within a cluster when it was opened there are zeroes, as QEMU has it; a cluster
+  /// that is wholly behind that end is an error, and so is a file that was cut since.
   ///
   /// - Returns: 0, or a negative errno.
   mutating func read(_ layer: Qcow2Layer, at place: UInt64, count: Int, flags: Int32) -> Int32 {
@@ -189,10 +189,14 @@ private struct SegmentCursor {
           return -errno
         }
         guard got > 0 else {
-          guard place & ~(layer.clusterSize &- 1) < layer.dataEnd else { return -EIO }
-          unsafe memset(piece.base, 0, piece.count)
-          place &+= UInt64(piece.count)
-          break
+          // What was there when the file was opened has been cut off, or a cluster begins where nothing ever was.
+          let start = place & ~(layer.clusterSize &- 1)
+          guard place >= layer.dataEnd, start < layer.dataEnd else { return -EIO }
+          let count = min(piece.count, Int(start &+ layer.clusterSize &- place))
+          unsafe memset(piece.base, 0, count)
+          place &+= UInt64(count)
+          piece.removeFirst(count)
+          continue
         }
         place &+= UInt64(got)
         piece.removeFirst(got)

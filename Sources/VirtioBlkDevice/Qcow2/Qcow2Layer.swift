@@ -39,15 +39,20 @@ final class Qcow2Layer: @unchecked Sendable {
   let dataFile: OwnedDescriptor
   /// Bytes of the data file when it was opened.
   let dataEnd: UInt64
+  /// Bytes of `file` when it was opened.
+  private let fileEnd: UInt64
   /// Bytes of the disk.
   let size: UInt64
   /// How its tables are read; `nil`: a raw disk.
   private let entries: Qcow2Entries?
+  /// `nil` where its library is not installed: then compressed clusters cannot be read, and all others can.
   let decompressor: Qcow2Decompressor?
   /// Where the L2 tables are in the file; 0: there is none.
   private let level1: [UInt64]
   /// Addresses of those that were read, each set once; only touched where used.
   private let tables: Mapping?
+  /// Zeroes, as large as a table: it stands for every table that has nothing else, of which a sparse file may have any number.
+  private let blank: Mapping?
   private let geometry: Qcow2Geometry
   /// Held while a table is read, so that it is read once.
   private let loading = Mutex<Void>(())
@@ -57,26 +62,29 @@ final class Qcow2Layer: @unchecked Sendable {
     self.path = path
     self.file = file
     dataFile = file
-    (dataEnd, size) = (source.byteCount, source.byteCount)
+    (dataEnd, fileEnd, size) = (source.byteCount, source.byteCount, source.byteCount)
     (entries, decompressor) = (nil, nil)
-    (level1, tables) = ([], nil)
+    (level1, tables, blank) = ([], nil, nil)
     geometry = Qcow2Geometry(clusterBits: 16, isExtended: false)
   }
 
   /// - Parameters:
   ///   - data: its external data file, if it has one.
   ///   - snapshot: of its internal ones; `nil`: the disk as it is.
+  ///   - find: the library that decompresses. It is asked for here, because a process in its sandbox loads nothing.
   init(
     _ header: Qcow2Header, _ file: OwnedDescriptor, path: String, source: FileSource, data: (OwnedDescriptor, FileSource)?,
-    snapshot: String?
+    snapshot: String?, find: (Qcow2Compression) throws(Qcow2Fault) -> Qcow2Decompressor = Qcow2Decompressor.find
   ) throws(Qcow2Fault) {
     self.path = path
     self.file = file
     dataFile = data?.0 ?? file
-    dataEnd = data?.1.byteCount ?? source.byteCount
+    fileEnd = source.byteCount
+    dataEnd = data?.1.byteCount ?? fileEnd
     geometry = header.geometry
     entries = Qcow2Entries(header)
-    decompressor = try Qcow2Decompressor.find(header.compression)
+    // Every image may have clusters that zlib compressed, and most have none: only one that says zstd needs its library to be opened.
+    decompressor = header.compression == .zlib ? try? find(.zlib) : try find(header.compression)
     if let snapshot {
       let found = try header.snapshot(snapshot, source)
       level1 = try header.level1(source, of: found)
@@ -85,13 +93,22 @@ final class Qcow2Layer: @unchecked Sendable {
       level1 = try header.level1(source)
       size = header.size
     }
-    do throws(Errno) { tables = level1.isEmpty ? nil : try Mapping(anonymous: level1.count * 8) } catch {
-      throw .cannotRead(error)
-    }
+    do throws(Errno) {
+      tables = level1.isEmpty ? nil : try Mapping(anonymous: level1.count * 8)
+      blank = level1.isEmpty ? nil : try Mapping(anonymous: Int(header.clusterSize))
+    } catch { throw .cannotRead(error) }
   }
 
   deinit {
-    for index in level1.indices { if let table = unsafe table(index) { unsafe table.deallocate() } }
+    for index in level1.indices where holdsMemory(index) { if let table = unsafe table(index) { unsafe table.deallocate() } }
+  }
+
+  /// Tables that were read and take memory.
+  var heldTables: Int { level1.indices.count { holdsMemory($0) } }
+
+  private func holdsMemory(_ index: Int) -> Bool {
+    guard let table = unsafe table(index) else { return false }
+    return unsafe table != blank?.base
   }
 
   /// Bytes of a cluster.
@@ -175,8 +192,14 @@ final class Qcow2Layer: @unchecked Sendable {
       if let table = unsafe table(index) { return UInt(bitPattern: table) }
       let size = Int(geometry.clusterSize)
       guard let source = try? FileSource(file.rawValue), let bytes = try? source.read(at: level1[index], count: size),
-        !bytes.isEmpty
+        // Less than there was when the image was opened: it has been cut, and what was there is not zeroes.
+        UInt64(bytes.count) >= min(UInt64(size), fileEnd &- level1[index])
       else { return 0 }
+      if let blank, isBlank(bytes, blank) {
+        let address = UInt(bitPattern: unsafe blank.base)
+        cell(index)?.storeRelease(UInt64(address))
+        return address
+      }
       let table = UnsafeMutableRawPointer.allocate(byteCount: size, alignment: 16)
       // A table at the file's end may be cut there: what is missing is zeroes, as in a hole.
       unsafe table.initializeMemory(as: UInt8.self, repeating: 0, count: size)
@@ -186,5 +209,13 @@ final class Qcow2Layer: @unchecked Sendable {
       return UInt(bitPattern: table)
     }
     return unsafe UnsafeMutableRawPointer(bitPattern: address)
+  }
+
+  /// - Parameter blank: as many zeroes, or more.
+  private func isBlank(_ bytes: [UInt8], _ blank: Mapping) -> Bool {
+    unsafe bytes.withUnsafeBytes { bytes in
+      guard let start = bytes.baseAddress else { return true }
+      return unsafe memcmp(start, blank.base, bytes.count) == 0
+    }
   }
 }
