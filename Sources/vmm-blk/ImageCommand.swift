@@ -17,7 +17,8 @@ struct ImageCommand: ParsableCommand {
       vmm-blk image info overlay.qcow2
       vmm-blk image check overlay.qcow2
 
-      Only files that are named here are opened: names of other files in an image are shown, and nothing is done with them.
+      info, check and create open only files that are named here; convert opens files that an image names only as far as its URI \
+      allows.
       """,
     subcommands: [ImageInfoCommand.self, ImageCheckCommand.self, ImageCreateCommand.self, ImageConvertCommand.self])
 }

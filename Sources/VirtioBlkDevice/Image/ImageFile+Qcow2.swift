@@ -10,7 +10,8 @@ extension ImageFile {
     of disk: Qcow2Disk, _ options: ImageOptions, _ descriptor: Int32
   ) throws(Qcow2Failure) -> ImageDescription {
     let (path, blockSize) = (options.path, options.logicalBlockSize)
-    guard disk.size > 0, disk.size % UInt64(blockSize) == 0 else {
+    guard disk.size > 0 else { throw .empty(path: path) }
+    guard disk.size % UInt64(blockSize) == 0 else {
       throw .oddSize(path: path, size: disk.size, blockSize: blockSize)
     }
     var info = stat()

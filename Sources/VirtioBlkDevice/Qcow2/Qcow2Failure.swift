@@ -11,6 +11,7 @@ public enum Qcow2Failure: Error, Hashable, CustomStringConvertible {
   case locked(path: String)
   case notReadOnly(path: String)
   case notDirect(path: String)
+  case empty(path: String)
   case oddSize(path: String, size: UInt64, blockSize: Int)
   /// The image names a file that nobody allowed.
   case notAllowed(path: String, name: String)
@@ -41,9 +42,11 @@ public enum Qcow2Failure: Error, Hashable, CustomStringConvertible {
       "qcow2 images are served for reading only: serve \(printable(path)) with --read-only, convert it with 'qemu-img convert -O raw', "
         + "or serve it with qemu-nbd and name that server with nbd+unix:…"
     case .notDirect(let path): "\(printable(path)) is a qcow2 image, which is read through the page cache: leave --direct out"
+    case .empty(let path):
+      "the disk in \(printable(path)) has size 0: give it one, for example with 'qemu-img resize -f qcow2 \(printable(path)) 1G'"
     case .oddSize(let path, let size, let blockSize):
-      "the disk in \(printable(path)) has \(size) bytes, which is not a multiple of the logical block size \(blockSize): use a smaller "
-        + "--logical-block-size"
+      "the disk in \(printable(path)) has \(size) bytes, which is not a multiple of the logical block size \(blockSize): "
+        + (size % 512 == 0 ? "use a smaller --logical-block-size" : "convert it with 'qemu-img convert'")
     case .notAllowed(let path, let name):
       "\(printable(path)) names a backing file, '\(printable(name))', and files that images name are not opened by themselves: if you "
         + "trust it, say which with ?backing=FORMAT:PATH, or where it may be with ?backing-folder=PATH"
