@@ -95,6 +95,32 @@ import VirtioCore
     #expect(!isLocked())
   }
 
+  /// QEMU has a byte for each right, from 100 on, and one for each that it leaves to nobody else, from 200 on; all locks are shared.
+  @Test(
+    arguments: [([100], false), ([100, 201], false), ([100, 101, 103, 201, 203], true), ([101], true)] as [([off_t], Bool)])
+  func aWriterThatLocksAsQEMUDoesIsSeen(bytes: [off_t], isWriter: Bool) throws {
+    func opened() throws -> OwnedDescriptor {
+      let number = unsafe clinux_open(path, O_RDONLY | O_CLOEXEC, 0)
+      try #require(number >= 0)
+      return OwnedDescriptor(number)
+    }
+    let (other, first, second) = (try opened(), try opened(), try opened())
+    for byte in bytes {
+      var lock = flock()
+      (lock.l_type, lock.l_whence, lock.l_start, lock.l_len) = (Int16(F_RDLCK), Int16(SEEK_SET), byte, 1)
+      try #require(unsafe clinux_fcntl_lock(other.rawValue, clinux_ofd_setlk, &lock) == 0)
+    }
+    if isWriter {
+      #expect(throws: ImageError.locked(path: path)) { try ImageLock.takeUnwritten(first.rawValue, path: path) }
+      ImageLock.release(other.rawValue)
+      // Nothing is left of the one that was refused.
+      #expect(!isLocked())
+    }
+    #expect(try ImageLock.takeUnwritten(first.rawValue, path: path))
+    #expect(try ImageLock.takeUnwritten(second.rawValue, path: path), "readers are in nobody's way")
+    withExtendedLifetime((other, first, second)) {}
+  }
+
   /// Programs that know nothing of the parts lock the whole file.
   @Test func aLockOnTheWholeFileIsInTheWay() throws {
     let number = unsafe clinux_open(path, O_RDWR | O_CLOEXEC, 0)

@@ -113,9 +113,13 @@ import VirtioCore
     #expect { try ImageFile(options) } throws: { "\($0)".contains("leave --direct out") }
     try folder.create("odd", "1M")
     try folder.run(["qemu-img", "resize", "-q", "-f", "qcow2", folder.place("odd"), "1049088"])
-    #expect { try folder.open("DIR/odd", blockSize: 4096) } throws: { "\($0)".contains("multiple of the logical block size") }
+    #expect { try folder.open("DIR/odd", blockSize: 4096) } throws: { "\($0)".contains("use a smaller --logical-block-size") }
     try folder.create("none", "0")
-    #expect(throws: ImageError.self) { try folder.open("DIR/none") }
+    #expect(throws: ImageError.qcow2(.empty(path: folder.place("none")))) { try folder.open("DIR/none") }
+    // QEMU makes no such image.
+    try folder.create("bytes", "1M")
+    try folder.put("bytes", 24, [0, 0, 0, 0, 0, 0, 3, 232])
+    #expect { try folder.open("DIR/bytes") } throws: { "\($0)".contains("convert it with 'qemu-img convert'") }
     for engine in [EngineKind.uring, .cached, .aio, .mapped, .nbd] {
       var device = BlockDeviceOptions()
       device.engine = engine
@@ -143,6 +147,30 @@ import VirtioCore
       "\($0)".contains("in use by a process that writes")
     }
     withExtendedLifetime(writer) {}
+  }
+
+  /// QEMU's locks are shared ones, and tell of a writer all the same.
+  @Test func whatQEMUWritesToIsNotServed() throws {
+    let folder = try ImageFolder()
+    try folder.create("base", "4M")
+    try folder.overlay("top", over: "base", "qcow2")
+    try folder.overlay("beside", over: "base", "qcow2")
+    try folder.overlay("over", over: "top", "qcow2")
+    // While a read-only open of QEMU is none.
+    let reader = try ChildProgram(["/usr/bin/env", "qemu-io", "-r", "-f", "qcow2", "-c", "sleep 3600000", folder.place("base")])
+    defer { _ = reader.end(SIGKILL) }
+    let writer = try ChildProgram([
+      "/usr/bin/env", "qemu-io", "-f", "qcow2", "-c", "write 1M 64k", "-c", "flush", "-c", "sleep 3600000", folder.place("top"),
+    ])
+    // Its file grows once it has its locks, and a look at that is in nobody's way.
+    try waitUntil("qemu-io writes: \(writer.output)") { try folder.length("top") > 0x50000 }
+    #expect(throws: ImageError.locked(path: folder.place("top"))) { try folder.open("DIR/top?backing=qcow2:DIR/base") }
+    #expect(try folder.open("DIR/beside?backing=qcow2:DIR/base").size == 4 << 20)
+    #expect(throws: ImageError.qcow2(.locked(path: folder.place("top")))) {
+      try folder.open("DIR/over?backing=qcow2:DIR/top&backing=qcow2:DIR/base")
+    }
+    _ = writer.end(SIGKILL)
+    #expect(try folder.open("DIR/over?backing=qcow2:DIR/top&backing=qcow2:DIR/base").size == 4 << 20)
   }
 
   @Test func aNameIsTheSameAfterItIsWritten() throws {

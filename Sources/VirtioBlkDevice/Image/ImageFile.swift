@@ -78,7 +78,7 @@ public final class ImageFile: Sendable {
       guard Self.isSame(lock.rawValue, info) else { throw .notTheSame(path: path) }
       ImageLock.markTaker(owned.rawValue, isReadOnly: true)
     } else if options.isLocked {
-      isLocked = try ImageLock.take(owned.rawValue, path: path, isReadOnly: true)
+      isLocked = try ImageLock.takeUnwritten(owned.rawValue, path: path)
     }
     do throws(Qcow2Failure) {
       let disk = try Qcow2Chain.open(location, top: owned, isLocked: options.isLocked)

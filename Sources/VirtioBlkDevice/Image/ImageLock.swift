@@ -16,6 +16,10 @@ enum ImageLock {
   /// Of a server that takes over, from before it may begin until it knows that the one before is over with the disk.
   private static let taker = Part(start: .max, count: 1)
 
+  /// QEMU's, one byte for each right: a shared lock here belongs to a process that may write. Ours of readers lie over it, but QEMU
+  /// begins to write only where nobody has any.
+  private static let foreignWriter = Part(start: 101, count: 1)
+
   /// Bytes of the file.
   private struct Part {
     var start: off_t
@@ -37,9 +41,15 @@ enum ImageLock {
     }
 
     /// Another description has a lock that is in the way of such a one.
-    func isHeld(against type: Int32, _ descriptor: Int32) -> Bool {
+    func isHeld(against type: Int32, _ descriptor: Int32) -> Bool { holder(against: type, descriptor) != nil }
+
+    /// - Returns: where such a lock begins, if there is one.
+    func holder(against type: Int32, _ descriptor: Int32) -> off_t? {
       var lock = lock(type)
-      return unsafe clinux_fcntl_lock(descriptor, clinux_ofd_getlk, &lock) == 0 && lock.l_type != Int16(F_UNLCK)
+      guard unsafe clinux_fcntl_lock(descriptor, clinux_ofd_getlk, &lock) == 0, lock.l_type != Int16(F_UNLCK) else {
+        return nil
+      }
+      return lock.l_start
     }
   }
 
@@ -64,6 +74,17 @@ enum ImageLock {
     }
     if !isReadOnly { _ = writer.set(F_RDLCK, descriptor) }
     return true
+  }
+
+  /// As `take`, to read an image of which parts are kept in memory: also nobody may write who locks as QEMU does.
+  static func takeUnwritten(_ descriptor: Int32, path: String) throws(ImageError) -> Bool {
+    let isLocked = try take(descriptor, path: path, isReadOnly: true)
+    // After the claim: whoever of the two comes second sees the other. A claim of ours begins at 0.
+    if let start = foreignWriter.holder(against: F_WRLCK, descriptor), start > claim.start {
+      release(descriptor)
+      throw .locked(path: path)
+    }
+    return isLocked
   }
 
   /// The claim is another description's, and this one is for the requests of a server that takes over. Where the server before has

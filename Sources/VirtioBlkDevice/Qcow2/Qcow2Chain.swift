@@ -7,9 +7,6 @@ internal import SystemPackage
 internal import VirtioCore
 
 struct Qcow2Chain {
-  /// Images under one another.
-  static let depth = 64
-
   private let location: Qcow2Location
   private let isLocked: Bool
   private var layers: [Qcow2Layer] = []
@@ -34,7 +31,7 @@ struct Qcow2Chain {
     var (file, path, format) = (top, location.path, ImageFormat.qcow2)
     var given = location.backing[...]
     while true {
-      guard layers.count < Self.depth else { throw .tooDeep(path: location.path, limit: Self.depth) }
+      guard layers.count < Qcow2Location.depth else { throw .tooDeep(path: location.path, limit: Qcow2Location.depth) }
       guard try note(file, path) else { throw .loop(path: path) }
       let source = try Self.source(file, path)
       guard format == .qcow2 else {
@@ -174,7 +171,7 @@ struct Qcow2Chain {
     guard kind == S_IFREG || isGiven && kind == S_IFBLK else { throw .notAFile(path: path) }
     _ = clinux_fcntl_int(descriptor, F_SETFL, O_RDONLY)
     if isLocked {
-      do throws(ImageError) { _ = try ImageLock.take(descriptor, path: path, isReadOnly: true) } catch {
+      do throws(ImageError) { _ = try ImageLock.takeUnwritten(descriptor, path: path) } catch {
         throw .locked(path: path)
       }
     }

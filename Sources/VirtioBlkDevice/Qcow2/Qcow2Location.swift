@@ -10,6 +10,9 @@ public enum ImageFormat: String, CaseIterable, Sendable, Hashable {
 /// `qcow2:PATH`, and behind a `?`, with `&` between them: `backing=FORMAT:PATH` for each image under the one before,
 /// `backing-folder=PATH`, `data-file=PATH`, `snapshot=NAME`.
 public struct Qcow2Location: Sendable, Hashable {
+  /// Images that may be under one another, the uppermost among them.
+  public static let depth = 64
+
   public struct Backing: Sendable, Hashable {
     public var format: ImageFormat
     public var path: String
@@ -82,6 +85,9 @@ public struct Qcow2Location: Sendable, Hashable {
 
   /// All files that are named.
   public var paths: [String] { [path] + backing.map(\.path) + (dataFile.map { [$0] } ?? []) }
+
+  /// Files that may be open for it besides those that are named: images that images name, and their data files.
+  public var unnamedFiles: Int { folder == nil ? 0 : max(0, 2 * Self.depth - paths.count) }
 }
 
 /// `%XX` in a URI.
