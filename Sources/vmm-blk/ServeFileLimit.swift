@@ -31,12 +31,13 @@ enum ServeFileLimit {
   }
 
   /// With a front-end on every disk and every queue running: a connection for each disk, its memory's file, records and a log;
-  /// kick, call and error for each queue; mailbox, waiting and completions for each thread.
+  /// kick, call and error for each queue; mailbox, waiting and completions for each thread; and as many files as images may name, which
+  /// nobody knows before they are open.
   static func fullNeed(_ disks: [DeviceOptions]) -> Int {
     disks.reduce(idleNeed(disks)) { sum, disk in
       let queues = min(max(disk.numQueues ?? ServeService.queues, 1), 256)
       let threads = min(max(disk.threads ?? queues, 1), queues)
-      return sum + 4 + 3 * queues + 3 * threads
+      return sum + 4 + 3 * queues + 3 * threads + (disk.imageChain?.unnamedFiles ?? 0)
     }
   }
 

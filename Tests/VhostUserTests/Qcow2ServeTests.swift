@@ -80,6 +80,22 @@ import VirtioCore
     }
   }
 
+  /// How many files images will name is not known before they are open: as many as may be are counted.
+  @Test(arguments: [("?backing=raw:DIR/base", nil), ("?backing-folder=DIR", "need up to")] as [(String, String?)])
+  func filesThatImagesNameAreCounted(more: String, sentence: String?) throws {
+    try withDirectory { directory in
+      _ = try images(directory)
+      let image = "qcow2:\(directory)/a" + more.replacingOccurrences(of: "DIR", with: directory)
+      let disks: [[String: Any]] = [["image": image, "socket-path": directory + "/a.sock", "read-only": true]]
+      try JSONSerialization.data(withJSONObject: disks).write(to: URL(fileURLWithPath: directory + "/list"))
+      let server = try Program(["serve", "--disks", directory + "/list"], limit: "-n 200")
+      #expect(server.firstLine().hasPrefix("Serving"))
+      kill(server.process.processIdentifier, SIGTERM)
+      let end = server.finish()
+      #expect(end.status == 0 && end.errors.contains(sentence ?? "need up to") == (sentence != nil), "\(end.errors)")
+    }
+  }
+
   /// Another process goes on with the disk while its driver has it.
   @Test func aChainIsTakenOver() throws {
     try withDirectory { directory in
