@@ -41,7 +41,7 @@ HELPERS = f"""
 export LC_ALL=C.UTF-8 VMM_BLK_CONTROL=
 recipe() {{ python3 {ROOT}/Images/build.py {ROOT}/Images/$1.recipe $2.mem $2.img; }}
 serving() {{ for i in $(seq 1 3000); do grep -q Serving "$1" 2>/dev/null && return; sleep 0.02; done; echo "no server"; return 1; }}
-stop() {{ kill "$@"; wait "$@"; }}
+stop() {{ kill "$@"; wait "$@" || true; }}
 ROOT={ROOT}
 """
 
@@ -58,16 +58,16 @@ class Failed(Exception):
     pass
 
 
-def run(script, folder):
-    """What a block shows."""
+def run(script, folder, problems=None):
+    """What a block shows. - problems: where commands are told that ended with another status than 0."""
     lines = [line for line in script.split("\n") if line.strip()]
-    parts = [HELPERS, f"cd '{folder}'"]
+    parts = [HELPERS, "set -o pipefail", f"cd '{folder}'"]
     for number, line in enumerate(lines):
         command = line.lstrip("@")
         if command.endswith("&"):
             parts.append(f"{{ {command[:-1].strip()}; }} >'{folder}/.out{number}' 2>&1 &")
         else:
-            parts.append(f"{{ {command}; }} >'{folder}/.out{number}' 2>&1")
+            parts.append(f"{{ {command}; }} >'{folder}/.out{number}' 2>&1 || echo '{number} '$? >>'{folder}/.ends'")
     environment = dict(os.environ, PATH=os.path.join(folder, ".bin") + ":" + os.environ["PATH"], NO_COLOR="1")
     process = subprocess.Popen(["bash", "-c", "\n".join(parts)], cwd=folder, env=environment, start_new_session=True,
                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -82,6 +82,14 @@ def run(script, folder):
         except ProcessLookupError:
             pass
         process.wait()
+    ends = os.path.join(folder, ".ends")
+    if os.path.exists(ends):
+        with open(ends, encoding="utf-8") as file:
+            for number, status in (line.split() for line in file.read().splitlines()):
+                if problems is not None:
+                    with open(os.path.join(folder, f".out{number}"), encoding="utf-8") as output:
+                        problems.append(f"'{lines[int(number)]}' ended with {status}:\n{output.read()}")
+        os.remove(ends)
     shown = []
     for number, line in enumerate(lines):
         if line.startswith("@"):
@@ -126,7 +134,8 @@ def work(path, updates):
 
         def replace(match):
             kind, script, before = (match.group(1) or "").strip(), match.group(2), match.group(3)
-            after = run(script, folder)
+            # Where the output is not compared, at least every command has to go well.
+            after = run(script, folder, problems if kind == "any" else None)
             difference = list(difflib.unified_diff(masked(before, kind), masked(after, kind), "the document", "the program", lineterm=""))
             if difference:
                 problems.append("\n".join(difference))
@@ -144,6 +153,7 @@ def work(path, updates):
 # Each question, what is so when the answer is yes, and below it the next one.
 DECISION = [
     ("Is the image an export of an NBD server?", "nbd", "a connection for each thread, if the server allows it"),
+    ("Is it a qcow2 image?", "threads, sync", "sync where all its files are in memory"),
     ("Is it a file in memory (tmpfs, hugetlbfs)?", "mapped", "copies; plain calls (sync) where it cannot be mapped"),
     ("Is it a block device in memory (zram, RAM disk)?", "sync", "system calls in the queue's own thread"),
     ("Is io_uring forbidden, or out of memory?", "aio, sync", "libaio where it is opened directly, else plain calls; said once"),

@@ -58,7 +58,8 @@ public struct QueuePicture: Sendable {
   public var isBroken: Bool { !problems.isEmpty || pending.contains { !$0.chain.problems.isEmpty } }
 
   public init(
-    queue: Int, configuration: QueueConfiguration, ready: Bool = true, features: FeatureSet, memory: GuestBytes
+    queue: Int, configuration: QueueConfiguration, ready: Bool = true, features: FeatureSet, memory: GuestBytes,
+    usedSince: UInt16? = nil
   ) {
     self.queue = queue
     self.configuration = configuration
@@ -135,9 +136,11 @@ public struct QueuePicture: Sendable {
     // Newest first: an older element with the same id speaks of a chain that is gone. A low index that has wrapped looks
     // like one that has not, so that fewer elements may be shown than the ring holds.
     budget = Self.descriptorLimit
-    let batches = features.contains(.inOrder) ? Self.batches(size: size, rings: rings, head: head, element: element) : [:]
+    let shown = min(max(Int(rings.usedIndex), usedSince.map { Int(rings.usedIndex &- $0) } ?? 0), size)
+    let batches =
+      features.contains(.inOrder) ? Self.batches(shown, rings: rings, head: head, element: element) : [:]
     var used: [Used] = []
-    for back in 0..<min(Int(rings.usedIndex), size) where budget > 0 {
+    for back in 0..<shown where budget > 0 {
       let position = rings.usedIndex &- 1 &- UInt16(back)
       // What belongs to no batch that is still there means nothing.
       guard !features.contains(.inOrder) || batches[position] != nil else { continue }
@@ -159,9 +162,8 @@ public struct QueuePicture: Sendable {
   /// What used elements mean where one can stand for several chains and names the last of them (IN_ORDER, virtio 2.6.9): chains are
   /// used in the order of the available ring, whose entries of that age are still there.
   private static func batches(
-    size: Int, rings: Rings, head: (UInt16) -> UInt16, element: (UInt16) -> Element
+    _ count: Int, rings: Rings, head: (UInt16) -> UInt16, element: (UInt16) -> Element
   ) -> [UInt16: Element] {
-    let count = min(Int(rings.usedIndex), size)
     let first = rings.usedIndex &- UInt16(count)
     let heads = (0..<count).map { UInt32(head(first &+ UInt16($0))) }
     let places = Dictionary(zip(heads, 0..<count), uniquingKeysWith: { _, newer in newer })

@@ -20,10 +20,10 @@ public struct RequestAccount: Equatable, Sendable {
   ///   - before: taken before the pass.
   ///   - memory: as it is after the pass.
   public static func accounts(of before: QueuePicture, after memory: GuestBytes) -> [RequestAccount] {
+    let firstNew = before.rings?.usedIndex ?? 0
     let after = QueuePicture(
       queue: before.queue, configuration: before.configuration, ready: before.ready, features: before.features,
-      memory: memory)
-    let firstNew = before.rings?.usedIndex ?? 0
+      memory: memory, usedSince: firstNew)
     let newCount = (after.rings?.usedIndex ?? firstNew) &- firstNew
     var answers = after.used.filter { $0.position &- firstNew < newCount }
     return before.pending.map { entry in

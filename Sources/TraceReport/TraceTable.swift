@@ -57,7 +57,7 @@ package enum TraceTable {
       rows.append([
         "thread \(thread.number)", percent(whole, of: max(1, thread.range.length)),
         percent(whole - min(whole, polls + asleep), of: whole), percent(polls, of: whole),
-        percent(asleep, of: whole), percent(waits, of: whole), "\(thread.spans.count { $0.kind == .asleep })",
+        percent(asleep, of: whole), percent(waits, of: max(1, asleep)), "\(thread.spans.count { $0.kind == .asleep })",
         "\(thread.kicks.count)", "\(thread.calls.count)", "\(thread.overwritten)",
       ])
     }

@@ -25,6 +25,9 @@ final class OperatorTracing {
   private unowned let service: any OperatedService
   private let loop: EventLoop
   private let log: ServeLog
+  /// Traces that end, or are dropped, by themselves, and when: one check for each, however often they are begun.
+  private var ends: [ObjectIdentifier: ContinuousClock.Instant] = [:]
+  private static let checkPeriod = Duration.milliseconds(100)
 
   init(of service: any OperatedService, in loop: EventLoop, log: ServeLog) {
     self.service = service
@@ -73,21 +76,40 @@ final class OperatorTracing {
       return refuse(connection, "there is no memory for a trace of \(disk.name): \(error)")
     }
     log.note("\(connection.peer) traces \(disk.name)")
-    guard let number = device.trace?.number else { return refuse(connection, "\(disk.name) cannot be traced") }
     // Whoever has begun it may be gone by then.
-    loop.after(.milliseconds(time)) { [loop, weak device] in
-      guard let device, device.trace?.number == number else { return }
-      device.stopTrace()
-      loop.after(Self.shelfLife) { [weak device] in
-        if let device, device.trace?.number == number { device.dropTrace() }
-      }
-    }
+    end(device, after: .milliseconds(time))
     connection.answer(ControlLine(Operator.Answer()))
+  }
+
+  /// Ends the trace after a time, or drops it if it has ended by then.
+  private func end(_ device: BlockDevice, after time: Duration) {
+    let isWatched = ends.updateValue(ContinuousClock.now + time, forKey: ObjectIdentifier(device)) != nil
+    if !isWatched { watch(device, ObjectIdentifier(device)) }
+  }
+
+  private func watch(_ device: BlockDevice, _ name: ObjectIdentifier) {
+    loop.after(Self.checkPeriod) { [weak self, weak device] in
+      guard let self, let end = ends[name] else { return }
+      guard let device, let trace = device.trace else {
+        ends[name] = nil
+        return
+      }
+      if ContinuousClock.now >= end {
+        guard trace.end == nil else {
+          ends[name] = nil
+          return device.dropTrace()
+        }
+        device.stopTrace()
+        ends[name] = ContinuousClock.now + Self.shelfLife
+      }
+      watch(device, name)
+    }
   }
 
   private func stop(_ disk: any OperatedDisk, _ connection: ControlConnection) {
     guard let trace = disk.device.trace else { return refuse(connection, Self.nothing(disk)) }
     disk.device.stopTrace()
+    end(disk.device, after: Self.shelfLife)
     answer(disk, trace.number, connection, until: ContinuousClock.now + Self.patience)
   }
 

@@ -114,8 +114,21 @@ struct TraceCommand: ParsableCommand {
     var entry = pollfd(fd: signals.descriptor, events: Int16(POLLIN), revents: 0)
     _ = unsafe poll(&entry, 1, Int32(seconds * 1000))
     // First all are stopped, so that reading one is not part of the other.
-    let ends = try names.map { try server.ask(request(.stop, $0), Operator.Trace.self) }
-    return try ends.map { try disk($0, server) }
+    // A disk that is gone by now takes no other's records along.
+    let ends = try attempts(names) { try server.ask(request(.stop, $0), Operator.Trace.self) }
+    return try attempts(ends) { try disk($0, server) }
+  }
+
+  /// What comes of each; what fails is told, and fails as a whole if nothing comes of any.
+  private func attempts<Each, Result>(_ list: [Each], _ attempt: (Each) throws -> Result) throws -> [Result] {
+    var results: [Result] = []
+    for (index, each) in list.enumerated() {
+      do { results.append(try attempt(each)) } catch {
+        guard !results.isEmpty || index + 1 < list.count else { throw error }
+        BenchOutput.note("vmm-blk: \(error)\n")
+      }
+    }
+    return results
   }
 
   /// Fetches what was recorded of a disk.

@@ -94,7 +94,7 @@ import VirtioBlkDevice
     #expect(words.contains(["read", "1", "280", "ns", "280", "ns", "0", "ns", "180", "ns", "0", "ns", "100", "ns"]))
     #expect(words.contains(["write", "1", "260", "ns", "260", "ns", "120", "ns", "80", "ns", "40", "ns", "20", "ns"]))
     #expect(lines.contains("1 request was in flight at the end"))
-    #expect(words.contains(["thread", "0", "100", "%", "60", "%", "10", "%", "30", "%", "20", "%", "2", "1", "1", "0"]))
+    #expect(words.contains(["thread", "0", "100", "%", "60", "%", "10", "%", "30", "%", "67", "%", "2", "1", "1", "0"]))
     #expect(TraceTable.lines([Self.disk([])]).first == "/run/a.sock (sync): 0 requests recorded in 2.0 µs")
     var silent = Self.disk([])
     silent.silent = [4]

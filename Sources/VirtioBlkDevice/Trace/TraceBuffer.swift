@@ -103,6 +103,10 @@ struct LaneTrace {
   let writer: TraceWriter
   /// By slots.
   let requests: UnsafeMutablePointer<TracedRequest>
+  /// When it began.
+  let began: UInt64
   /// Requests that were written down as taken, and are not answered.
   var inFlight = 0
+  /// What is taken is not written down at present.
+  var isResting = false
 }

@@ -54,7 +54,10 @@ extension Lane where Ring: ~Copyable {
 
   /// The medium is lost with everything that is under way. All of it failed, unless it is written down as in flight: then it
   /// stays so, for a device that has a medium.
-  mutating func abandonRequests() {
+  ///
+  /// - Returns: whether that changed anything that a turn has to tell.
+  mutating func abandonRequests() -> Bool {
+    let (before, wasTold) = (slab.inUse, state == .failed || state == .draining)
     for index in 0..<slab.begun where unsafe slab.slot(index).pointee.stage != .none {
       if Ring.isRecorded {
         slab.takeChain(at: index).abandon()
@@ -66,6 +69,7 @@ extension Lane where Ring: ~Copyable {
     parked.removeAll()
     forgetThrottled()
     fail(.mediumLost)
+    return slab.inUse != before || !wasTold
   }
 
   mutating func replaceFailure(_ failure: CallSink) { self.failure = failure }

@@ -17,6 +17,8 @@ struct LaneAccount: ~Copyable {
   var takenWrites: UInt64 = 0
   var keptWrites: UInt64 = 0
   var turns = 0
+  /// When the first of these began.
+  var began: UInt64 = 0
 }
 
 extension Lane where Ring: ~Copyable {
@@ -63,7 +65,7 @@ extension Lane where Ring: ~Copyable {
     let inPlace = UInt64(pushes &- account.settledPushes &- UInt16(truncatingIfNeeded: kept))
     if inPlace > 0 {
       // What is done in place comes and goes in one turn.
-      let time = clock.nanoseconds(from: arrival.time, to: now) / UInt64(max(1, account.turns))
+      let time = clock.nanoseconds(from: account.began, to: now) / UInt64(max(1, account.turns))
       let writes = min(inPlace, account.takenWrites &- min(account.takenWrites, account.keptWrites))
       if inPlace > writes { block.record(RequestKind.read.rawValue, nanoseconds: time, count: inPlace &- writes) }
       if writes > 0 { block.record(RequestKind.write.rawValue, nanoseconds: time, count: writes) }

@@ -54,7 +54,7 @@ extension Lane where Ring: ~Copyable {
   ///
   /// - Parameter throttle: `nil`: no limit. What waits is then let go with the turn that follows.
   mutating func limit(by throttle: DiskThrottle?) {
-    plainBytes = throttle == nil && trace == nil ? rules.plainBytes : 0
+    plainBytes = throttle == nil && trace?.isResting ?? true ? rules.plainBytes : 0
     isLimited = throttle != nil
     if let throttle {
       throttled.throttle = throttle

@@ -7,10 +7,14 @@ extension Lane where Ring: ~Copyable {
   ///
   /// - Parameter number: among its worker's lanes.
   mutating func startTrace(_ buffer: TraceBuffer, lane number: Int) {
-    let requests = unsafe buffer.writer.requests(ofLane: number)
-    // What another lane left there.
-    unsafe requests.update(repeating: TracedRequest(), count: slab.capacity)
-    unsafe trace = LaneTrace(writer: buffer.writer, requests: requests)
+    // After a rest there are requests that were taken before it.
+    if trace == nil {
+      let requests = unsafe buffer.writer.requests(ofLane: number)
+      // What another lane left there.
+      unsafe requests.update(repeating: TracedRequest(), count: slab.capacity)
+      unsafe trace = LaneTrace(writer: buffer.writer, requests: requests, began: buffer.writer.now)
+    }
+    trace?.isResting = false
     looksAtAnswers = true
     // What they ask for is to be told apart.
     if meter == nil { arrival = .untimed }
@@ -19,19 +23,25 @@ extension Lane where Ring: ~Copyable {
     account.answers.stopPlain()
   }
 
-  /// What is still under way is written down as that.
+  /// What is still under way is written down as that, also what was taken before there was a trace: what hangs is looked for with one.
   mutating func stopTrace() {
     guard let trace else { return }
     for index in 0..<slab.begun where unsafe slab.slot(index).pointee.stage != .none {
-      let request = unsafe trace.requests[index]
-      guard request.taken != 0 else { continue }
-      trace.writer.append(record(request, index, unsafe slab.slot(index).pointee, answered: 0))
+      var request = unsafe trace.requests[index]
+      let wasSeen = request.taken != 0
+      if !wasSeen { request.taken = trace.began }
+      // Without times nobody wrote down what was asked for then.
+      let kind = wasSeen || meter != nil ? nil : RequestKind.other
+      trace.writer.append(record(request, index, unsafe slab.slot(index).pointee, answered: 0, kind: kind))
     }
     leaveTrace()
   }
 
   /// Nothing more is written down of what is taken from now on; what was taken before is, to its end.
-  mutating func restTrace() { plainBytes = isLimited ? 0 : rules.plainBytes }
+  mutating func restTrace() {
+    trace?.isResting = true
+    plainBytes = isLimited ? 0 : rules.plainBytes
+  }
 
   /// Everything that was written down as taken is answered, and shown.
   var hasFinishedTrace: Bool { trace?.inFlight == 0 }
@@ -49,7 +59,7 @@ extension Lane where Ring: ~Copyable {
   /// A request was popped and parsed, and is about to be asked of the medium, or to wait for a limit.
   @inline(never)
   mutating func noteTaken(_ index: Int, sector: UInt64 = 0, bytes: UInt64 = 0) {
-    guard let trace else { return }
+    guard let trace, !trace.isResting else { return }
     self.trace?.inFlight += 1
     unsafe trace.requests[index] = TracedRequest(taken: trace.writer.now, sector: sector, bytes: bytes)
   }
@@ -82,10 +92,13 @@ extension Lane where Ring: ~Copyable {
     trace.writer.append(record(request, index, unsafe slot.pointee, answered: answered))
   }
 
-  private func record(_ request: TracedRequest, _ index: Int, _ slot: RequestSlot, answered: UInt64) -> TraceRecord {
+  /// - Parameter kind: `nil`: as it was written down with its arrival.
+  private func record(
+    _ request: TracedRequest, _ index: Int, _ slot: RequestSlot, answered: UInt64, kind: RequestKind? = nil
+  ) -> TraceRecord {
     let completed = request.completed == 0 ? answered : request.completed
     return TraceRecord(
-      .request, queue: queue, request: RequestKind(rawValue: slot.arrival.kind) ?? .other, status: slot.status.rawValue,
+      .request, queue: queue, request: kind ?? RequestKind(rawValue: slot.arrival.kind) ?? .other, status: slot.status.rawValue,
       head: slab.head(at: index), first: request.sector, second: request.bytes,
       times: (request.taken, request.started, completed, answered))
   }

@@ -38,6 +38,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
 
   /// Looks at a ring in memory between two looks that need a system call.
   private static var looksBetweenPolls: Int { 128 }
+  /// The first looks at the rings, before the clock is asked when to stop.
+  private static var looksWithoutClock: Int { 8 }
 
   private let configuration: WorkerConfiguration
   private var medium: Medium<Engine>
@@ -59,6 +61,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   private var owesRest: UInt64?
   private var turnsWithoutPoll = 0
   private var window: PollWindow
+  /// When the look ends that was left for a turn in which nothing may have come; `Clock` nanoseconds.
+  private var lookEnds: UInt64?
   private let coalesces: Bool
   /// Rounds over all rings between two looks that need a system call.
   private let roundsBetweenPolls: Int
@@ -156,6 +160,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       // Requests that are finished in place are published with the next batch or here.
       let hasTaken = unsafe lanes[index].pointee.refill(&medium)
       if hasTaken {
+        lookEnds = nil
         hasMore = unsafe hasMore || lanes[index].pointee.hasAvailable()
         isBusy = unsafe isBusy || lanes[index].pointee.hadItsTurn
       }
@@ -188,8 +193,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       if unsafe lanes[index].pointee.prepareToSleep() { hasMore = true }
     }
     configuration.counters.set(.systemCalls, earlierSystemCalls &+ medium.systemCalls)
-    // Handing over is where an engine may find out. What is under way then would never wake anybody.
-    if medium.engine.isLost { abandonAll() }
+    // Handing over is where an engine may find out, or a look in vain. What is under way then would never wake anybody.
+    if medium.engine.isLost, abandonAll() { hasMore = true }
     // What this turn or the last look ran into is dealt with before sleeping.
     if configuration.context.faults.loadRelaxed() != seenFaults { hasMore = true }
     let limit = hasMore ? 0 : sleepLimit()
@@ -212,6 +217,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     if let end = medium.restEnds { limit = min(limit ?? .max, max(Int64(clamping: end) - Int64(clamping: Clock.now), 1)) }
     if hasSideWork {
       trace?.fallsAsleep()
+      if let left = trace?.restLeft { limit = min(limit ?? .max, left) }
       if let due = throttledUntil { limit = min(limit ?? .max, max(Int64(clamping: due) - Int64(clamping: Clock.now), 1)) }
     }
     guard coalesces else { return limit }
@@ -246,8 +252,9 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   private mutating func look() -> Bool {
     medium.engine.submit()
     let isEndless = window.current == .max
-    // The clock is asked for the first time when nothing came at once: that costs what a tenth of a request does.
-    var end: UInt64?
+    // A look that was left for a turn goes on to its end.
+    var end = lookEnds
+    lookEnds = nil
     var round = 0
     while true {
       for index in 0..<lanes.capacity where unsafe lanes.contains(index) && lanes[index].pointee.hasAvailable() {
@@ -260,6 +267,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
         return true
       }
       round &+= 1
+      // The clock is asked for the first time when nothing came at once: that costs what a tenth of a request does.
+      if round == Self.looksWithoutClock, !isEndless, end == nil { end = Clock.now &+ window.current }
       // Messages and completions that need a system call to be seen, and the clock, are looked at once a microsecond or so: a
       // driver with one request at a time answers sooner, and would wait for the call to return.
       if round % roundsBetweenPolls == 0 {
@@ -270,11 +279,13 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
         sched_yield()
         if !isEndless {
           let now = Clock.now
-          if now >= end ?? .max { return false }
-          end = end ?? now &+ window.current
+          let ends = end ?? now &+ window.current
+          if now >= ends { return false }
+          end = ends
         }
         if coalesces || unkicked > 0 || hasEnded || medium.restEnds != nil || hasSideWork && isDue {
           noteLook()
+          lookEnds = end
           return true
         }
       }
@@ -289,10 +300,17 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   }
 
   /// The engine is lost: nothing that is under way will complete, and nothing can be asked for any more.
+  ///
+  /// - Returns: whether a turn has to follow, which tells of it.
+  @discardableResult
   @inline(never)
-  private mutating func abandonAll() {
+  private mutating func abandonAll() -> Bool {
     medium.abandonJobs()
-    for index in 0..<lanes.capacity where lanes.contains(index) { unsafe lanes[index].pointee.abandonRequests() }
+    var hasChanged = false
+    for index in 0..<lanes.capacity where lanes.contains(index) {
+      if unsafe lanes[index].pointee.abandonRequests() { hasChanged = true }
+    }
+    return hasChanged
   }
 
   // MARK: Limits and traces
@@ -335,6 +353,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   private mutating func carryOut(_ order: TraceOrder) {
     switch order {
     case .start(let buffer):
+      for lane in 0..<lanes.capacity where lanes.contains(lane) { unsafe lanes[lane].pointee.leaveTrace() }
       trace = WorkerTrace(buffer)
       for lane in 0..<lanes.capacity where lanes.contains(lane) { unsafe lanes[lane].pointee.startTrace(buffer, lane: lane) }
     case .stop(let number):
@@ -390,6 +409,9 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   private mutating func measure(_ lane: Int, hasTaken: Bool) {
     unsafe lanes[lane].pointee.showDepth()
     guard unsafe hasTaken || lanes[lane].pointee.hasUnsettled else { return }
+    if unsafe lanes[lane].pointee.account.turns == 0 {
+      unsafe lanes[lane].pointee.account.began = lanes[lane].pointee.arrival.time
+    }
     unsafe lanes[lane].pointee.account.turns &+= 1
     let writes = configuration.counters.value(.writes)
     unsafe lanes[lane].pointee.account.takenWrites &+= writes &- seenWrites

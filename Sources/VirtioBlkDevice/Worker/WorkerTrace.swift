@@ -26,6 +26,13 @@ struct WorkerTrace {
 
   var isResting: Bool { restsSince != 0 }
 
+  /// Nanoseconds until it goes on recording; `nil`: it does.
+  var restLeft: Int64? {
+    guard isResting else { return nil }
+    let gone = buffer.writer.nanoseconds(from: periodBegan, to: buffer.writer.now)
+    return Int64(Self.period &- min(gone, Self.period)) + 1
+  }
+
   /// At the beginning of a turn.
   mutating func nextChange() -> Change? {
     let written = buffer.written
