@@ -1,4 +1,7 @@
 /// A device that also watches its driver: what a transport serves instead of the device itself.
+// First: of two modules that tell of epoll, the one that is loaded first is the one whose names count.
+internal import CLinux
+internal import Glibc
 internal import Synchronization
 internal import SystemPackage
 public import VirtioCore
