@@ -182,7 +182,7 @@ let package = Package(
       swiftSettings: strict),
     .testTarget(
       name: "DriverCheckTests",
-      dependencies: ["VirtioCore", "VirtioRegisters", "GuestDriver", "Conform", "DriverCheck", "TestSupport"],
+      dependencies: ["VirtioCore", "VirtioRegisters", "GuestDriver", "Conform", "DriverCheck", "TestSupport", system],
       swiftSettings: strict),
     .testTarget(
       name: "BenchTests",

@@ -1,4 +1,7 @@
 /// A device that also watches its driver: what a transport serves instead of the device itself.
+// First: of two modules that tell of epoll, the one that is loaded first is the one whose names count.
+internal import CLinux
+internal import Glibc
 internal import Synchronization
 internal import SystemPackage
 public import VirtioCore
@@ -37,10 +40,14 @@ public final class DriverCheck: Sendable {
   /// - Parameters:
   ///   - interface: that they have.
   ///   - device: as `watch` gave it.
-  public func registers(_ interface: RegisterInterface, of device: any VirtioDevice) -> any RegisterWatch {
+  ///   - isNew: no driver has had these registers before. Of others a driver may know what it does not ask again, and its reset may
+  ///     lie behind it.
+  public func registers(
+    _ interface: RegisterInterface, of device: any VirtioDevice, isNew: Bool = false
+  ) -> any RegisterWatch {
     bus.withLock { $0 = interface }
     let watched = device as? WatchedDevice
-    return RegisterRules(findings) { [weak watched] queue, value in watched?.notified(queue, value) }
+    return RegisterRules(findings, isNew: isNew) { [weak watched] queue, value in watched?.notified(queue, value) }
   }
 
   /// What was seen so far.

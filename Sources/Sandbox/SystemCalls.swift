@@ -35,7 +35,8 @@ enum SystemCalls {
     case .queue: every + threads + narrowing + transfers + durability + rings + notifications
     case .connectedQueue: of(.queue) + connections
     case .pool: every + transfers + durability
-    case .doorbell: every
+    // It may wait for many kicks at once, which it does not read.
+    case .doorbell: every + waits
     case .lines: every
     }
   }
@@ -102,6 +103,9 @@ enum SystemCalls {
     io_uring_enter io_uring_register io_submit io_getevents io_pgetevents io_cancel io_destroy epoll_create1 epoll_ctl epoll_wait \
     epoll_pwait epoll_pwait2 eventfd2
     """)
+
+  /// For descriptors in a set that is there.
+  private static let waits = plain("epoll_wait epoll_pwait")
 
   /// To a driver that is told through a socket.
   private static let notifications = plain("sendto sendmsg")

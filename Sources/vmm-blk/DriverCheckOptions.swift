@@ -23,6 +23,11 @@ struct DriverCheckOptions: ParsableArguments {
   @Option(name: .customLong(Self.fileWord), help: .init("Where the report goes.", valueName: "file", visibility: .hidden))
   var checkDriverFile: String?
 
+  @Option(
+    name: .customLong("check-driver-kick-limit"),
+    help: .init("Seconds that a kick may take that has to come.", valueName: "seconds", visibility: .hidden))
+  var checkDriverKickLimit = 10
+
   private static let fileWord = "check-driver-file"
 
   static func words(_ words: [String]) -> [String] {
@@ -32,6 +37,9 @@ struct DriverCheckOptions: ParsableArguments {
 
   func validate() throws {
     if let checkDriverFile, checkDriverFile.isEmpty { throw ValidationError("--check-driver= needs the name of a file.") }
+    guard (1...86_400).contains(checkDriverKickLimit) else {
+      throw ValidationError("--check-driver-kick-limit is a number of seconds from 1 to 86400.")
+    }
   }
 
   /// It was asked for.
@@ -41,7 +49,9 @@ struct DriverCheckOptions: ParsableArguments {
     "--check-driver looks at a driver from its beginning: leave it out, or --take-over")
 
   /// - Returns: `nil` when nobody asked. - Throws: the file cannot be written.
-  func begin() throws -> DriverChecks? { isOn ? try DriverChecks(file: checkDriverFile) : nil }
+  func begin() throws -> DriverChecks? {
+    isOn ? try DriverChecks(file: checkDriverFile, kickLimit: .seconds(checkDriverKickLimit)) : nil
+  }
 }
 
 /// The checks of all disks of a process. Used on the thread that serves.
@@ -49,10 +59,13 @@ final class DriverChecks {
   private let path: String?
   /// Open from the beginning: a process that has given up its rights opens nothing.
   private let file: OwnedDescriptor?
+  private let kickLimit: Duration
   private var checks: [DriverCheck] = []
 
-  init(file path: String?) throws {
+  /// - Parameter kickLimit: how long a kick may take that has to come.
+  init(file path: String?, kickLimit: Duration) throws {
     self.path = path
+    self.kickLimit = kickLimit
     guard let path else {
       file = nil
       return
@@ -66,22 +79,24 @@ final class DriverChecks {
   ///
   /// - Parameter name: of its disk, for people.
   func watch(_ device: BlockDevice, name: String) -> any VirtioDevice {
-    let check = DriverCheck(name: printable(name))
+    let check = DriverCheck(name: printable(name), kickLimit: kickLimit)
     checks.append(check)
     return check.watch(device)
   }
 
   /// The same on a memory file, whose registers are watched as well.
   ///
-  /// - Parameter make: makes the transport of the device that it is given.
+  /// - Parameters:
+  ///   - isNew: the file was made just now, and no driver has had it.
+  ///   - make: makes the transport of the device that it is given.
   func watch(
-    _ device: BlockDevice, make: (any VirtioDevice) throws(MemoryFileError) -> MemoryFileDevice
+    _ device: BlockDevice, isNew: Bool, make: (any VirtioDevice) throws(MemoryFileError) -> MemoryFileDevice
   ) throws(MemoryFileError) -> MemoryFileDevice {
-    let check = DriverCheck(name: printable(device.image.path))
+    let check = DriverCheck(name: printable(device.image.path), kickLimit: kickLimit)
     checks.append(check)
     let watched = check.watch(device)
     let transport = try make(watched)
-    transport.registerWatch = check.registers(transport.file.layout.interface, of: watched)
+    transport.registerWatch = check.registers(transport.file.layout.interface, of: watched, isNew: isNew)
     return transport
   }
 

@@ -23,11 +23,9 @@ struct OnceRun {
     } else {
       account.printTable()
     }
-    if account.problem != nil || account.queues.contains(where: { $0.failure != nil }) {
-      try? checks?.finish()
-      throw ExitCode(1)
-    }
+    // What the driver broke is said first: it may be why a queue failed.
     try checks?.finish()
+    if account.problem != nil || account.queues.contains(where: { $0.failure != nil }) { throw ExitCode(1) }
   }
 
   /// The queues are those that the file's registers describe.
@@ -40,7 +38,7 @@ struct OnceRun {
     func make(_ device: any VirtioDevice) throws(MemoryFileError) -> MemoryFileDevice {
       try MemoryFileDevice(file: file, device: device, log: { problem = $0 }, notice: { _ in })
     }
-    let transport = try checks?.watch(device, make: make) ?? make(device)
+    let transport = try checks?.watch(device, isNew: false, make: make) ?? make(device)
     command.protection.enterQuietly(reading: path, connects: command.disk.imageServer?.isInternet == true)
     let outcomes = transport.runOnce()
     let after = try MemoryFileSnapshot(path: path)

@@ -106,7 +106,7 @@ final class RunService {
       try checks?.finish()
       return
     }
-    try? checks?.finish()
+    do { try checks?.finish() } catch { log.warn("\(error)") }
     log.warn(
       "left behind, because the medium does not answer: \(served.memory) (\(served.device.image.path)): "
         + "\(ServerEvent.list(left))")
@@ -125,7 +125,7 @@ final class RunService {
       let file = try MemoryFile.create(
         path: memory, memorySize: create.bytes, memoryBase: GuestAddress(command.memoryBase?.bytes ?? 0),
         maximumQueues: device.queueCount, interface: command.registers?.interface ?? .mmio)
-      return try Served(device: device, transport: transport(file, device))
+      return try Served(device: device, transport: transport(file, device, isNew: true))
     }
     let file = try MemoryFile.open(path: memory)
     let device = try command.disk.makeDevice(on: .memoryFile, queues: file.layout.maximumQueues)
@@ -133,13 +133,13 @@ final class RunService {
   }
 
   private func transport(
-    _ file: MemoryFile, _ device: BlockDevice, takesOver: Bool = false
+    _ file: MemoryFile, _ device: BlockDevice, isNew: Bool = false, takesOver: Bool = false
   ) throws(MemoryFileError) -> MemoryFileDevice {
     func make(_ device: any VirtioDevice) throws(MemoryFileError) -> MemoryFileDevice {
       try bare(file, device, takesOver: takesOver)
     }
     let transport: MemoryFileDevice
-    if let checks { transport = try checks.watch(device, make: make) } else { transport = try make(device) }
+    if let checks { transport = try checks.watch(device, isNew: isNew, make: make) } else { transport = try make(device) }
     transport.whenLive = { [self] features in
       guard case .pass(let heldBack) = liveMeter.ask() else { return }
       if heldBack > 0 { log.note("\(heldBack) lines were left out") }

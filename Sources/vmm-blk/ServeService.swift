@@ -104,7 +104,7 @@ final class ServeService {
       try checks?.finish()
       return
     }
-    try? checks?.finish()
+    do { try checks?.finish() } catch { log.warn("\(error)") }
     log.warn("left behind, because the medium does not answer: " + left.joined(separator: "; "))
     removeFiles()
     People.flush()

@@ -5,6 +5,9 @@ import Testing
 import VirtioCore
 
 @Suite struct CommandTests {
+  /// A machine that is busy delays a kick at its pleasure.
+  private static let patient = ["--check-driver-kick-limit", "\(Int(Patience.limit / .seconds(1)))"]
+
   let directory: TemporaryDirectory
   let memory: String
   let disk: String
@@ -23,7 +26,7 @@ import VirtioCore
 
   private func device(_ report: String, _ options: [String] = []) throws -> Program {
     let device = try Program(
-      ["run", "--memory", memory, "--create", "32M", "--blk-file", disk, "--check-driver=\(report)"] + options)
+      ["run", "--memory", memory, "--create", "32M", "--blk-file", disk, "--check-driver=\(report)"] + Self.patient + options)
     #expect(device.firstLine().contains("Serving"))
     return device
   }
@@ -66,7 +69,7 @@ import VirtioCore
   @Test("over vhost-user the rings are watched, and what the front-end keeps to itself is said")
   func socket() throws {
     let (socket, report) = (directory.file("sock"), directory.file("report.txt"))
-    let device = try Program(["serve", "--socket-path", socket, "--blk-file", disk, "--check-driver=\(report)"])
+    let device = try Program(["serve", "--socket-path", socket, "--blk-file", disk, "--check-driver=\(report)"] + Self.patient)
     #expect(device.firstLine().contains("Serving"))
     let guest = try Program(["guest", "--socket-path", socket, "verify", "--bytes", "4M", "--largest", "64k"]).finish()
     #expect(guest.status == 0, "\(guest.errors)")
@@ -81,8 +84,24 @@ import VirtioCore
     #expect(device.firstLine().contains("Serving"))
     #expect(try Program(["guest", "--memory", memory, "info"]).finish().status == 0)
     #expect(end(device).status == 0)
-    let pass = try Program(["run", "--memory", memory, "--blk-file", disk, "--once", "--check-driver"]).finish()
+    let pass = try Program(["run", "--memory", memory, "--blk-file", disk, "--once", "--check-driver"] + Self.patient).finish()
     #expect(pass.errors.contains("the driver of"), "\(pass.output)\(pass.errors)")
+  }
+
+  @Test("one pass over a ring that makes no sense: what the driver broke is the status, also when the queue failed for it")
+  func onceBroken() throws {
+    var guest = Data(count: 1 << 16)
+    // More became available than the ring has entries.
+    (guest[0x102], guest[0x103]) = (0xff, 0xff)
+    try guest.write(to: URL(fileURLWithPath: memory))
+    let pass = try Program(
+      [
+        "run", "--memory", memory, "--blk-file", disk, "--once", "--raw", "--memory-base", "0", "--queue",
+        "size=16,desc=0,avail=0x100,used=0x200", "--check-driver",
+      ] + Self.patient
+    ).finish()
+    #expect(pass.status == 3, "\(pass.output)\(pass.errors)")
+    #expect(pass.output.contains("queue 0 stopped") && pass.errors.contains("d.split.avail.1"), "\(pass.output)\(pass.errors)")
   }
 
   @Test("a report that cannot be written is said before anything is served")

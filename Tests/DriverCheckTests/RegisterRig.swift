@@ -25,7 +25,7 @@ final class RegisterRig {
 
   final class PendingBits: Sendable { let bits = Mutex<UInt32>(0) }
 
-  init(_ interface: RegisterInterface, offered: FeatureSet = RegisterRig.features) {
+  init(_ interface: RegisterInterface, offered: FeatureSet = RegisterRig.features, isNew: Bool = true) {
     self.interface = interface
     self.offered = offered
     let pending = pending
@@ -35,7 +35,7 @@ final class RegisterRig {
       readConfiguration: { _, count in [UInt8](repeating: 0, count: count) }, accepts: { _ in true })
     registers = RegisterModel(interface, face: face)
     map = PCIFunctionMap(registers)
-    rules = RegisterRules(findings) { _, _ in }
+    rules = RegisterRules(findings, isNew: isNew) { _, _ in }
     rules.begins(with: registers)
     if interface.isPCI { enable() }
   }

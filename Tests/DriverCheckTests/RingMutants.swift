@@ -111,7 +111,7 @@ struct RingMutant: Sendable, CustomTestStringConvertible {
       let chain = try rig.good()
       rig.offer(chain)
       rig.split.offer(0)
-      try rig.serve()
+      try rig.hold {}
     },
     RingMutant("i.driver.next", .split) { rig in
       var chain = try rig.good()

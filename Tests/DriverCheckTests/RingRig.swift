@@ -13,6 +13,8 @@ class QueueServer {
   func serve(_ meanwhile: () -> Void) {}
   /// Takes a chain, and looks for the next before it answers the first.
   func hold(_ meanwhile: () -> Void) {}
+  /// Takes two chains, answers the second, and takes a third before it answers the first.
+  func overtake(_ meanwhile: () -> Void) {}
   func sleep() {}
 }
 
@@ -49,6 +51,18 @@ final class ServerOf<Base: Virtqueue & ~Copyable>: QueueServer {
     queue.publish()
   }
 
+  override func overtake(_ meanwhile: () -> Void) {
+    var shape = unsafe ChainShape(at: segments)
+    guard let first = try? unsafe queue.pop(into: segments, capacity: 256, shape: &shape) else { return }
+    if let second = try? unsafe queue.pop(into: segments, capacity: 256, shape: &shape) { queue.push(second, written: 1) }
+    queue.publish()
+    meanwhile()
+    let third = try? unsafe queue.pop(into: segments, capacity: 256, shape: &shape)
+    queue.push(first, written: 1)
+    if let third { queue.push(third, written: 1) }
+    queue.publish()
+  }
+
   override func sleep() { _ = queue.enableKicks() }
 }
 
@@ -72,6 +86,8 @@ final class RingRig {
   let guest: GuestMemory
   let ring: RingMemory
   let findings = DriverFindings()
+  private(set) var watch: QueueWatch?
+  private let size: UInt16
   private var server: QueueServer?
   private var slot: UInt16 = 0
   private var place = RingPosition.start
@@ -80,15 +96,16 @@ final class RingRig {
   /// - Parameters:
   ///   - more: features beside `plain`.
   ///   - less: of those.
-  init(_ format: RingFormat, more: FeatureSet = [], less: FeatureSet = []) throws {
+  init(_ format: RingFormat, more: FeatureSet = [], less: FeatureSet = [], size: UInt16 = 16) throws {
     self.format = format
+    self.size = size
     features = Self.plain.union(more).union(format == .packed ? .packedRing : []).subtracting(less)
     memory = try DriverMemory(size: 1 << 20)
     guest = try GuestMemory(
       memory.regions.map {
         GuestRegion(start: $0.start, size: UInt64($0.size), mapping: $0.mapping, offset: $0.offset)
       })
-    ring = try RingMemory(size: 16, format: format, shape: .separate, in: memory)
+    ring = try RingMemory(size: size, format: format, shape: .separate, in: memory)
   }
 
   var split: RawRing { RawRing(ring.layout, in: memory) }
@@ -105,10 +122,12 @@ final class RingRig {
       limits: RequestLimits(features, configuration: Self.configuration),
       kicks: KickAccount(0, features, findings, limit: Patience.limit),
       look: RingLook(guest, configuration, isPacked: format == .packed))
+    let watch = format == .packed ? PackedWatch(setup) : SplitWatch(setup)
+    self.watch = watch
     server =
       switch format {
-      case .split: try ServerOf<SplitQueue>(configuration, guest, features, SplitWatch(setup))
-      case .packed: try ServerOf<PackedQueue>(configuration, guest, features, PackedWatch(setup))
+      case .split: try ServerOf<SplitQueue>(configuration, guest, features, watch)
+      case .packed: try ServerOf<PackedQueue>(configuration, guest, features, watch)
       }
   }
 
@@ -120,6 +139,11 @@ final class RingRig {
   func hold(_ meanwhile: () -> Void) throws {
     try begin()
     server?.hold(meanwhile)
+  }
+
+  func overtake(_ meanwhile: () -> Void) throws {
+    try begin()
+    server?.overtake(meanwhile)
   }
 
   func sleep() throws {
@@ -190,10 +214,10 @@ final class RingRig {
       for index in chain.indices {
         if isLinked, index + 1 < chain.count {
           linked[index].flags.insert(.next)
-          linked[index].next = (first + UInt16(index) + 1) % 16
+          linked[index].next = (first + UInt16(index) + 1) % size
         }
         split.setDescriptor(slot, linked[index])
-        slot = (slot + 1) % 16
+        slot = (slot + 1) % size
       }
       split.offer(first)
     case .packed:
@@ -201,7 +225,7 @@ final class RingRig {
         linked[index].next = named ?? id
         if isLinked, index + 1 < chain.count { linked[index].flags.insert(.next) }
       }
-      id = (id + 1) % 16
+      id = (id + 1) % size
       place = packed.offer(linked, at: place)
     }
   }

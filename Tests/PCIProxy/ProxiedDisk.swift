@@ -27,7 +27,7 @@ final class ProxiedDisk {
     options.queueCount = queues
     check = DriverCheck(name: "the function")
     device = check.watch(try BlockDevice(image: ImageFile(ImageOptions(path: path)), options: options))
-    watch = check.registers(interface, of: device)
+    watch = check.registers(interface, of: device, isNew: true)
     attended = AttendedDevice(device)
     words = try Mapping(anonymous: 4096)
     let status = unsafe SharedCell<UInt32>(words.base)

@@ -17,11 +17,14 @@ public final class RegisterRules: RegisterWatch {
     var isResetting = false
     var wasReset = false
     var sizeWasRead = false
+    /// Of its size, as the driver read it; `nil`: it did not.
+    var maximum: UInt32?
   }
 
   let findings: DriverFindings
   /// Looks at a queue's ring when it is notified.
   let look: (_ queue: Int, _ value: UInt32) -> Void
+  private let isNew: Bool
   var bus: any BusRules
   var status: UInt8 = 0
   var offered = FeatureSet()
@@ -36,12 +39,14 @@ public final class RegisterRules: RegisterWatch {
   private var owesStatusRead = false
   private var hasReadFeatures = false
   private var owesFeaturesRead = false
-  /// A read of the capacity goes on: whether the generation was read right before it.
+  /// A read of the capacity goes on: whether the generation was read before it, and only configuration since.
   private var capacityRead: (hasGeneration: Bool, passes: Int)?
   private var lastWasGeneration = false
 
-  init(_ findings: DriverFindings, look: @escaping (_ queue: Int, _ value: UInt32) -> Void) {
+  /// - Parameter isNew: no driver has had these registers before.
+  init(_ findings: DriverFindings, isNew: Bool, look: @escaping (_ queue: Int, _ value: UInt32) -> Void) {
     self.findings = findings
+    self.isNew = isNew
     self.look = look
     bus = NoBus()
   }
@@ -52,7 +57,8 @@ public final class RegisterRules: RegisterWatch {
     accepted = image.driverFeatures
     offered = registers.offered
     if status != 0, !accepted.contains(.version1) { findings.noteAnyLayout(accepted.contains(.anyLayout)) }
-    hasReset = status != 0
+    // A driver may have probed and reset the device while somebody else served it.
+    hasReset = status != 0 || !isNew
     hasReadFeatures = status & 8 != 0
     for (index, queue) in image.queues.enumerated() where queue.ready {
       queues[UInt32(index)] = Queue(
@@ -60,7 +66,7 @@ public final class RegisterRules: RegisterWatch {
     }
     bus =
       switch registers.interface {
-      case .mmio: MMIORules(isNew: status == 0)
+      case .mmio: MMIORules(isNew: isNew && status == 0)
       case .mmioLegacy: LegacyMMIORules()
       case .pci, .pciLegacy, .pciTransitional: PCIRules(registers)
       }
@@ -93,7 +99,11 @@ public final class RegisterRules: RegisterWatch {
   // MARK: Each event
 
   private func judge(_ event: RegisterEvent) {
-    lastWasGeneration = event == .generationRead
+    switch event {
+    // Other fields may be read between the generation and the capacity.
+    case .configurationRead, .configurationWrite: break
+    default: lastWasGeneration = event == .generationRead
+    }
     if status & 0x80 != 0 { checkFailed(event) }
     switch event {
     case .deviceFeaturesSelect(let value): deviceSelect = value

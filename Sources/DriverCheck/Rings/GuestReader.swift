@@ -76,8 +76,8 @@ struct SeenChain {
     var address: UInt64
     /// For people.
     var place: String
-    /// In a ring; `nil`: in an indirect table.
-    var slot: Int?
+    /// Of a packed ring: which slot it is, counted since the watch began; `nil`: it is in an indirect table, or in a split ring.
+    var ordinal: UInt64?
     var bytes: [UInt8]
   }
 

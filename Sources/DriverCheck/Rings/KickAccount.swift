@@ -82,13 +82,16 @@ final class KickAccount: Sendable {
     }
   }
 
+  /// A kick is to come as soon as something lies in the ring.
+  var isAwaiting: Bool { state.withLock { $0.isAsleep && !$0.isTold && missing != nil } }
+
   /// Looks whether a kick is due.
   ///
   /// - Parameter hasMore: whether something lies in the ring that the device has not taken.
-  func look(now: UInt64, hasMore: () -> Bool) {
+  func look(now: UInt64, hasMore: Bool) {
     state.withLock { state in
       guard state.isAsleep, !state.isTold, let missing else { return }
-      guard hasMore() else {
+      guard hasMore else {
         state.unkickedSince = nil
         return
       }

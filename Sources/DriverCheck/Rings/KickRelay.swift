@@ -1,4 +1,5 @@
 /// Passes kicks on from the driver to the device, and counts them.
+internal import CLinux
 internal import Glibc
 internal import Synchronization
 internal import SystemPackage
@@ -25,8 +26,29 @@ final class KickRelay: Sendable {
   private final class Shared: Sendable {
     let state = Mutex(State())
     let wake: OwnedDescriptor
+    /// Reports each kick once, so that nothing has to be read: a driver's descriptor may be one that a read would wait for, and it
+    /// may be that of two queues.
+    let set: OwnedDescriptor
 
-    init() throws(Errno) { wake = try .eventCounter() }
+    init() throws(Errno) {
+      wake = try .eventCounter()
+      let number = epoll_create1(Int32(EPOLL_CLOEXEC))
+      guard number >= 0 else { throw Errno(rawValue: errno) }
+      set = OwnedDescriptor(number)
+      try attend(wake, mark: .max)
+    }
+
+    /// - Throws: there can be none, or it is nothing that can be waited for.
+    func attend(_ descriptor: OwnedDescriptor, mark: UInt64) throws(Errno) {
+      var event = unsafe epoll_event()
+      unsafe event.events = EPOLLIN.rawValue | EPOLLET.rawValue
+      unsafe event.data.u64 = mark
+      guard unsafe epoll_ctl(set.rawValue, EPOLL_CTL_ADD, descriptor.rawValue, &event) == 0 else {
+        throw Errno(rawValue: errno)
+      }
+    }
+
+    func leave(_ descriptor: OwnedDescriptor) { _ = epoll_ctl(set.rawValue, EPOLL_CTL_DEL, descriptor.rawValue, nil) }
   }
 
   private let shared: Shared
@@ -41,11 +63,11 @@ final class KickRelay: Sendable {
     thread = try SystemThread(name: "driver check") { Self.run(shared) }
   }
 
+  /// Nobody waits for the thread: what it looks at may be memory that never comes.
   deinit {
     shared.state.withLock { $0.isEnding = true }
-    EventCounter.signal(shared.wake.rawValue)
-    thread.join()
     for queue in shared.state.withLock({ Array($0.lines.keys) }) { remove(queue) }
+    EventCounter.signal(shared.wake.rawValue)
   }
 
   /// Takes a queue's kicks from now on.
@@ -62,14 +84,17 @@ final class KickRelay: Sendable {
     case .none: return source
     }
     remove(queue)
+    // First the line, then its kicks: one that came before somebody knows where it goes would be lost.
     shared.state.withLock { $0.lines[queue] = line }
+    do { try shared.attend(line.input, mark: UInt64(queue)) } catch {
+      _ = shared.state.withLock { $0.lines.removeValue(forKey: queue) }
+      throw error
+    }
     EventCounter.signal(shared.wake.rawValue)
     return .eventCounter(output)
   }
 
-  /// The queue is about to be stopped: its ring is not looked at any more. Kicks go on.
-  ///
-  /// Whoever lets go of guest memory last unmaps it, and that is not for this thread.
+  /// The queue is about to be stopped: no look at its ring begins any more. Kicks go on.
   func lookAway(_ queue: Int) {
     let look = shared.state.withLock { state in
       defer { state.lines[queue]?.look = nil }
@@ -80,37 +105,31 @@ final class KickRelay: Sendable {
 
   func remove(_ queue: Int) {
     let line = shared.state.withLock { $0.lines.removeValue(forKey: queue) }
+    if let line { shared.leave(line.input) }
     line?.watch?.stop()
     EventCounter.signal(shared.wake.rawValue)
   }
 
   private static func run(_ shared: Shared) {
     ThreadRole.doorbell.begin()
+    var events = unsafe [epoll_event](repeating: epoll_event(), count: 32)
     while true {
-      let (inputs, isEnding) = shared.state.withLock { state in
-        (state.lines.map { (queue: $0.key, descriptor: $0.value.input.rawValue) }, state.isEnding)
-      }
+      let (isIdle, isEnding) = shared.state.withLock { ($0.lines.isEmpty, $0.isEnding) }
       guard !isEnding else { return }
-      var entries = [pollfd(fd: shared.wake.rawValue, events: Int16(POLLIN), revents: 0)]
-      entries += inputs.map { pollfd(fd: $0.descriptor, events: Int16(POLLIN), revents: 0) }
-      _ = unsafe poll(&entries, nfds_t(entries.count), inputs.isEmpty ? -1 : pace)
-      if entries[0].revents != 0 { EventCounter.drain(shared.wake.rawValue) }
-      var isGone = false
-      for (input, entry) in zip(inputs, entries.dropFirst()) {
-        // Under the lock: a queue that goes takes what it has with it, and nothing of that is kept alive here.
-        shared.state.withLock { state in
-          guard let line = state.lines[input.queue], line.input.rawValue == input.descriptor else { return }
-          if entry.revents & Int16(POLLIN) != 0 {
-            line.account.kicked(max(EventCounter.drain(line.input.rawValue), 1))
-            EventCounter.signal(line.output.rawValue)
-          } else if entry.revents != 0 {
-            isGone = true
-          }
-          if let look = line.look { line.account.look(now: Clock.now) { look.hasMore() } }
+      let count = unsafe epoll_wait(shared.set.rawValue, &events, Int32(events.count), isIdle ? -1 : pace)
+      let marks = (0..<max(0, Int(count))).map { unsafe events[$0].data.u64 }
+      let looks = shared.state.withLock { state in
+        for mark in marks {
+          guard let queue = Int(exactly: mark), let line = state.lines[queue] else { continue }
+          line.account.kicked(1)
+          EventCounter.signal(line.output.rawValue)
+        }
+        return state.lines.values.compactMap { line in
+          line.account.isAwaiting ? line.look.map { (account: line.account, ring: $0) } : nil
         }
       }
-      // Nobody is at the other end of a line any more: this does not become a busy loop.
-      if isGone { usleep(UInt32(pace) * 1000) }
+      // Not under the lock: guest memory may take as long as it likes, and whoever starts and stops queues waits for the lock.
+      for look in looks { look.account.look(now: Clock.now, hasMore: look.ring.hasMore()) }
     }
   }
 }

@@ -4,17 +4,19 @@ internal import VirtioCore
 final class PackedWatch: QueueWatch, @unchecked Sendable {
   private static let marks: UInt16 = 0x8080
 
-  /// Where the next chain becomes available, and where the next used descriptor will be.
+  /// Where the next chain becomes available.
   private var next = PackedPosition.start
-  private var nextUsed = PackedPosition.start
+  /// Slots that were seen and slots that were answered since the beginning: the ring's own numbers come back with each lap.
+  private var seenSlots: UInt64 = 0
+  private var usedSlots: UInt64 = 0
   /// Slots of the ring that the device has.
-  private var taken = 0
+  private var taken: Int { Int(clamping: seenSlots &- usedSlots) }
   private var ring: UInt64 { setup.configuration.descriptorTable.rawValue }
 
   override func begin(at position: QueuePosition) {
     next = PackedPosition(rawValue: position.available)
-    nextUsed = position.used.map { PackedPosition(rawValue: $0) } ?? next
-    taken = next.distance(from: nextUsed, size: size) ?? 0
+    let nextUsed = position.used.map { PackedPosition(rawValue: $0) } ?? next
+    (seenSlots, usedSlots) = (UInt64(next.distance(from: nextUsed, size: size) ?? 0), 0)
   }
 
   private func descriptor(_ slot: Int) -> SeenDescriptor? {
@@ -33,14 +35,12 @@ final class PackedWatch: QueueWatch, @unchecked Sendable {
 
   override func takeAvailable() {
     checkEvent()
-    // A ring has no more chains than slots.
-    for _ in 0..<size {
-      guard let head = descriptor(next.slot), isAvailable(head.flags, next) else { return }
-      guard take(head) else {
-        isLost = true
-        return
-      }
+    guard let head = descriptor(next.slot), isAvailable(head.flags, next) else { return }
+    guard take(head) else {
+      isLost = true
+      return
     }
+    ahead += 1
   }
 
   /// - Returns: false when the ring cannot be followed any further.
@@ -63,7 +63,9 @@ final class PackedWatch: QueueWatch, @unchecked Sendable {
           "the list is longer than the \(room) slots that were free")
       else { return false }
       chain.entries.append(
-        .init(address: ring + 16 * UInt64(position.slot), place: place, slot: position.slot, bytes: descriptor.bytes))
+        .init(
+          address: ring + 16 * UInt64(position.slot), place: place, ordinal: seenSlots &+ UInt64(chain.slots),
+          bytes: descriptor.bytes))
       chain.slots += 1
       id = descriptor.link
       add(descriptor, place, &chain)
@@ -83,22 +85,20 @@ final class PackedWatch: QueueWatch, @unchecked Sendable {
     let isFree = findings.judge(
       "i.driver.head", chains[id] == nil, queue: queue, chain.place, bytes: head.bytes, "the device has buffer \(id) already")
     next = position
-    taken += chain.slots
+    seenSlots &+= UInt64(chain.slots)
     finish(&chain)
-    let data = chain.readable.count + chain.writable.count
-    if let most = setup.limits.segments, chain.entries.contains(where: { $0.slot == nil }) {
-      judgeLength("d.packed.indirect.3", data, most, chain)
-    } else if let most = setup.limits.segments {
-      judgeLength("d.packed.sg.1", data, most, chain)
-    }
+    judgeLength(chain)
     if isFree { chains[id] = chain }
     return isFree
   }
 
-  private func judgeLength(_ rule: String, _ count: Int, _ segments: UInt32, _ chain: SeenChain) {
+  private func judgeLength(_ chain: SeenChain) {
+    guard !chain.isBroken, let most = setup.limits.segments else { return }
+    let data = chain.readable.count + chain.writable.count
+    let rule = chain.entries.contains { $0.ordinal == nil } ? "d.packed.indirect.3" : "d.packed.sg.1"
     findings.judge(
-      rule, count <= Int(segments) + 2, queue: queue, chain.place,
-      "the list has \(count) elements: seg_max is \(segments), and a header and a status come with them")
+      rule, data <= Int(most) + 2, queue: queue, chain.place,
+      "the list has \(data) elements: seg_max is \(most), and a header and a status come with them")
   }
 
   private func add(_ descriptor: SeenDescriptor, _ place: String, _ chain: inout SeenChain) {
@@ -113,7 +113,14 @@ final class PackedWatch: QueueWatch, @unchecked Sendable {
     let isTable = findings.judge(
       "i.driver.table", count > 0 && descriptor.length % 16 == 0, queue: queue, place, bytes: descriptor.bytes,
       "the table is \(descriptor.length) bytes long")
-    guard isAllowed, isAlone, isTable, count <= 65536 else {
+    guard isAllowed, isAlone, isTable else {
+      chain.isBroken = true
+      return
+    }
+    guard count <= mostEntries else {
+      findings.broken(
+        "d.packed.indirect.3", queue: queue, place, bytes: descriptor.bytes,
+        "the table has \(count) entries, more than the \(mostEntries) that the device takes")
       chain.isBroken = true
       return
     }
@@ -125,7 +132,7 @@ final class PackedWatch: QueueWatch, @unchecked Sendable {
       }
       let entry = SeenDescriptor(bytes, isPacked: true)
       let name = "\(place), table entry \(index)"
-      chain.entries.append(.init(address: address, place: name, slot: nil, bytes: bytes))
+      chain.entries.append(.init(address: address, place: name, ordinal: nil, bytes: bytes))
       findings.judge(
         "d.packed.indirect.2", entry.flags & ~SeenDescriptor.write == 0, queue: queue, name, bytes: bytes,
         "flags other than WRITE are set inside a table")
@@ -157,13 +164,12 @@ final class PackedWatch: QueueWatch, @unchecked Sendable {
   /// What lies behind the next used descriptor is the driver's again, also of a chain that is not answered: the device answers in
   /// any order.
   override func isOwned(_ entry: SeenChain.Entry) -> Bool {
-    guard let slot = entry.slot else { return true }
-    let distance = (slot - nextUsed.slot + size) % size
-    return distance < taken
+    guard let ordinal = entry.ordinal else { return true }
+    return ordinal >= usedSlots
   }
 
   override func entryChanged(_ entry: SeenChain.Entry, _ now: [UInt8]) {
-    guard entry.slot != nil else { return }
+    guard entry.ordinal != nil else { return }
     let marks = SeenDescriptor(now, isPacked: true).flags ^ SeenDescriptor(entry.bytes, isPacked: true).flags
     let rule = marks & Self.marks != 0 ? "d.packed.desc.1" : "d.packed.desc.2"
     findings.broken(rule, queue: queue, entry.place, bytes: now, "it was \(hexadecimal(entry.bytes)), and is not used yet")
@@ -175,8 +181,7 @@ final class PackedWatch: QueueWatch, @unchecked Sendable {
       return
     }
     findings.kept("d.packed.desc.1", "d.packed.desc.2")
-    nextUsed = nextUsed.advanced(by: min(chain.slots, size), size: size)
-    taken -= chain.slots
+    usedSlots &+= UInt64(chain.slots)
   }
 
   override var wish: [UInt8]? { reader.bytes(setup.configuration.usedRing.rawValue, 4) }

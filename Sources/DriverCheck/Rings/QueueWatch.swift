@@ -26,6 +26,9 @@ class QueueWatch: RingWatch, @unchecked Sendable {
   var reader: GuestReader
   /// By head or buffer ID.
   var chains: [UInt16: SeenChain] = [:]
+  /// Chains that were seen and that the device has not taken: never more than one, so that a driver cannot make the watch look at
+  /// more than the device does.
+  var ahead = 0
   /// `wish` as the device left it when it went to sleep.
   private var wishLeft: [UInt8]?
   /// The ring made no sense any more: the device stops it, too.
@@ -41,10 +44,13 @@ class QueueWatch: RingWatch, @unchecked Sendable {
     reader = GuestReader(setup.memory)
   }
 
+  /// Entries of an indirect table that the device takes; a longer chain it refuses, and nobody has to look at more of it.
+  var mostEntries: Int { max(size, 1024) }
+
   // MARK: For each kind of ring
 
   func begin(at position: QueuePosition) {}
-  /// Looks at what became available.
+  /// Looks at the next chain, and counts it as `ahead`, if one became available.
   func takeAvailable() {}
   /// Whether an entry's bytes are still the device's when its chain is about to be answered.
   func isOwned(_ entry: SeenChain.Entry) -> Bool { true }
@@ -64,6 +70,7 @@ class QueueWatch: RingWatch, @unchecked Sendable {
     isLost = false
     wishLeft = nil
     chains = [:]
+    ahead = 0
     begin(at: position)
     setup.kicks.begins()
   }
@@ -77,13 +84,14 @@ class QueueWatch: RingWatch, @unchecked Sendable {
         "the device had written \(hexadecimal(left))")
     }
     wishLeft = nil
-    takeAvailable()
+    if ahead == 0 { takeAvailable() }
   }
 
   final func took(_ name: UInt16) {
     setup.kicks.takes()
     // It may have come between the two looks.
-    if !isLost, chains[name] == nil { takeAvailable() }
+    if !isLost, ahead == 0 { takeAvailable() }
+    ahead = max(0, ahead - 1)
   }
 
   final func retook(_ name: UInt16) { setup.kicks.wakes() }

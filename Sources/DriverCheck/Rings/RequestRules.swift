@@ -113,8 +113,11 @@ struct RequestRules {
     judge("d.blk.op.7", bytes % 16 == 0, "\(bytes) bytes of segments")
     let count = bytes / 16
     judge(rule, count <= UInt64(limit), "\(count) segments of at most \(limit)")
-    for index in 0..<min(Int(clamping: count), Self.mostSegments) {
-      guard let segment = watch.readableBytes(chain, from: 16 + 16 * index, count: 16) else { return }
+    let looked = min(Int(clamping: count), Self.mostSegments)
+    // In one pass over the chain: it may have as many pieces as there are segments.
+    guard let all = watch.readableBytes(chain, from: 16, count: 16 * looked) else { return }
+    for index in 0..<looked {
+      let segment = Array(all[16 * index..<16 * index + 16])
       checkEnd(segment.number(0), UInt64(segment.number(8, as: UInt32.self)))
       guard isDiscard else { continue }
       let flags: UInt32 = segment.number(12)

@@ -33,10 +33,9 @@ final class SplitWatch: QueueWatch, @unchecked Sendable {
       return
     }
     checkFlags()
-    for _ in 0..<moved {
-      take(seen)
-      seen &+= 1
-    }
+    take(seen)
+    seen &+= 1
+    ahead += 1
   }
 
   private func checkFlags() {
@@ -81,7 +80,7 @@ final class SplitWatch: QueueWatch, @unchecked Sendable {
       }
       let descriptor = SeenDescriptor(bytes, isPacked: false)
       let place = "descriptor \(index)"
-      chain.entries.append(.init(address: table + 16 * UInt64(index), place: place, slot: index, bytes: bytes))
+      chain.entries.append(.init(address: table + 16 * UInt64(index), place: place, ordinal: nil, bytes: bytes))
       chain.slots += 1
       if descriptor.has(SeenDescriptor.indirect) {
         let isAllowed = findings.judge(
@@ -95,6 +94,7 @@ final class SplitWatch: QueueWatch, @unchecked Sendable {
           return
         }
         walkTable(descriptor, &chain, &total)
+        guard !chain.isBroken else { return }
         break
       }
       add(descriptor, place, &chain, &total)
@@ -133,8 +133,14 @@ final class SplitWatch: QueueWatch, @unchecked Sendable {
     }
     var visited = Set<Int>()
     var index = 0
-    // A chain ends, or comes back to where it was, within as many steps as the table has entries.
-    for _ in 0...min(count, 65536) {
+    while true {
+      guard visited.count < mostEntries else {
+        findings.broken(
+          "d.split.indirect.3", queue: queue, chain.place, bytes: descriptor.bytes,
+          "the chain goes through more than the \(mostEntries) table entries that the device takes")
+        chain.isBroken = true
+        return
+      }
       let address = descriptor.address &+ 16 * UInt64(index)
       guard let bytes = reader.bytes(address, 16) else {
         chain.isBroken = true
@@ -147,7 +153,7 @@ final class SplitWatch: QueueWatch, @unchecked Sendable {
         chain.isBroken = true
         return
       }
-      chain.entries.append(.init(address: address, place: place, slot: nil, bytes: bytes))
+      chain.entries.append(.init(address: address, place: place, ordinal: nil, bytes: bytes))
       guard
         findings.judge(
           "d.split.indirect.2", !entry.has(SeenDescriptor.indirect), queue: queue, place, bytes: bytes,
@@ -173,7 +179,6 @@ final class SplitWatch: QueueWatch, @unchecked Sendable {
       }
       index = next
     }
-    chain.isBroken = true
   }
 
   private func add(_ descriptor: SeenDescriptor, _ place: String, _ chain: inout SeenChain, _ total: inout UInt64) {

@@ -105,7 +105,8 @@ extension DriverRules {
     d.mmio.17|mmio|MUST|4.2.2.2|QueueReady is read back afterwards for synchronisation.|=M
     d.mmio.18|mmio|MUST|4.2.2.2|Undefined InterruptStatus bits are ignored.|-it is about what the driver does with what \
     it reads, and nothing of that reaches the device
-    d.mmio.19|mmio|MUST|4.2.2.2|Handled events are written to InterruptACK.|=M
+    d.mmio.19|mmio|MUST|4.2.2.2|Handled events are written to InterruptACK.|-a driver may read what is \
+    pending as often as it likes, and when it has handled an event no device is told
     d.mmio.20|mmio|MUST NOT|4.2.2.2|Undefined InterruptACK bits are not set.|=M
     d.mmio.21|mmio|MUST NOT|4.2.2.2|With RING_RESET a queue reset is not taken as finished before QueueReset reads 0.|=M
     d.mmio.22|mmio|MAY|4.2.2.2|After that the queue may be enabled again once its registers are programmed.|-it leaves \
@@ -121,7 +122,8 @@ extension DriverRules {
     d.mmio.intr.1|mmio|MUST|4.2.3.4.1|InterruptStatus is read on every interrupt.|=M
     d.mmio.intr.2|mmio|SHOULD|4.2.3.4.1|The used bit is taken to concern every active queue.|-it is about what the driver \
     does with what it reads, and nothing of that reaches the device
-    d.mmio.intr.3|mmio|MUST|4.2.3.4.1|The handled bits are acknowledged afterwards.|=M
+    d.mmio.intr.3|mmio|MUST|4.2.3.4.1|The handled bits are acknowledged afterwards.|-a driver may read \
+    what is pending as often as it likes, and when it has handled an event no device is told
     d.rfb.9|pci|MAY|6.1|With SR_IOV virtual functions may be enabled.|-only with SR_IOV, which this device does not offer
     d.rfb.10|pci|MUST NOT|6.1|SR_IOV is not accepted without the PCI capability.|-only with SR_IOV, which this device \
     does not offer

@@ -85,6 +85,8 @@ public struct WatchedQueue<Base: Virtqueue & ~Copyable>: Virtqueue, ~Copyable {
   public mutating func enableKicks() -> Bool {
     let hasMore = base.enableKicks()
     watch?.sleeps(at: base.position)
+    // It asked for kicks for a moment, and one of that moment is in order; none need come, as it goes on by itself.
+    if hasMore { watch?.looks() }
     return hasMore
   }
 
