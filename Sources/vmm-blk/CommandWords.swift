@@ -90,10 +90,12 @@ struct CommandWords {
   ///
   /// - Returns: `nil` when the sentence is another one, or says it already.
   static func possible(after sentence: String) -> String? {
-    guard sentence.hasPrefix("The value '"), sentence.hasSuffix(">'"),
+    guard sentence.hasPrefix("The value '"), sentence.hasSuffix("'"),
       let place = sentence.ranges(of: " is invalid for '").last
     else { return nil }
     let argument = sentence[place.upperBound...].dropLast()
+    // Of an option that help does not show there is the name alone.
+    guard argument.hasSuffix(">") || !argument.contains(" ") else { return nil }
     let option = String(argument.prefix { $0 != " " })
     let name = argument.split(separator: "<", maxSplits: 1).last.map { String($0.dropLast()) } ?? ""
     return "use " + (options[option] ?? values[name] ?? "a whole number")
