@@ -25,8 +25,13 @@ final class OperatorTracing {
   private unowned let service: any OperatedService
   private let loop: EventLoop
   private let log: ServeLog
-  /// Traces that end, or are dropped, by themselves, and when: one check for each, however often they are begun.
-  private var ends: [ObjectIdentifier: ContinuousClock.Instant] = [:]
+  /// Traces that end, or are dropped, by themselves, and when: one check for each, however often they are begun. A device that is gone
+  /// may leave its name to the next one.
+  private struct End {
+    weak var device: BlockDevice?
+    var time: ContinuousClock.Instant
+  }
+  private var ends: [ObjectIdentifier: End] = [:]
   private static let checkPeriod = Duration.milliseconds(100)
 
   init(of service: any OperatedService, in loop: EventLoop, log: ServeLog) {
@@ -83,26 +88,27 @@ final class OperatorTracing {
 
   /// Ends the trace after a time, or drops it if it has ended by then.
   private func end(_ device: BlockDevice, after time: Duration) {
-    let isWatched = ends.updateValue(ContinuousClock.now + time, forKey: ObjectIdentifier(device)) != nil
-    if !isWatched { watch(device, ObjectIdentifier(device)) }
+    let name = ObjectIdentifier(device)
+    let isWatched = ends.updateValue(End(device: device, time: ContinuousClock.now + time), forKey: name) != nil
+    if !isWatched { watch(name) }
   }
 
-  private func watch(_ device: BlockDevice, _ name: ObjectIdentifier) {
-    loop.after(Self.checkPeriod) { [weak self, weak device] in
+  private func watch(_ name: ObjectIdentifier) {
+    loop.after(Self.checkPeriod) { [weak self] in
       guard let self, let end = ends[name] else { return }
-      guard let device, let trace = device.trace else {
+      guard let device = end.device, let trace = device.trace else {
         ends[name] = nil
         return
       }
-      if ContinuousClock.now >= end {
+      if ContinuousClock.now >= end.time {
         guard trace.end == nil else {
           ends[name] = nil
           return device.dropTrace()
         }
         device.stopTrace()
-        ends[name] = ContinuousClock.now + Self.shelfLife
+        ends[name]?.time = ContinuousClock.now + Self.shelfLife
       }
-      watch(device, name)
+      watch(name)
     }
   }
 

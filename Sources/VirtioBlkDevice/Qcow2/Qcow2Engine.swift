@@ -14,23 +14,16 @@ struct Qcow2Engine: BlockEngine, ~Copyable {
   private let disk: Qcow2Disk
   /// Everything is done in place, however long that takes.
   private let mayWait: Bool
-  private let counter: OwnedDescriptor
-  private let board: CompletionBoard
   /// Made when it is needed first.
   private var pool: CallPool<Qcow2Disk>?
-  private var waiter: EpollWaiter
-  private var finished: [(tag: UInt32, result: Int32)] = []
+  private var waiter: BoardWaiter
   private var calls: UInt64 = 0
 
   /// - Parameter kind: `sync` does everything in place.
   init(_ disk: Qcow2Disk, _ kind: EngineKind, mailbox: Int32) throws(Errno) {
-    let counter = try OwnedDescriptor.eventCounter()
-    let waiter = try EpollWaiter(mailbox: mailbox, completions: counter.rawValue)
+    waiter = try BoardWaiter(mailbox: mailbox)
     self.disk = disk
     mayWait = kind == .sync || disk.isInMemory
-    board = CompletionBoard { EventCounter.signal(counter.rawValue) }
-    self.counter = counter
-    self.waiter = waiter
   }
 
   deinit { pool?.end() }
@@ -38,7 +31,7 @@ struct Qcow2Engine: BlockEngine, ~Copyable {
   mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
     calls &+= 1
     if let result = disk.performAtOnce(operation, mayWait: mayWait) { return .finished(result) }
-    if pool == nil { pool = try? CallPool(disk, board: board, threads: Self.threadCount) }
+    if pool == nil { pool = try? CallPool(disk, board: waiter.board, threads: Self.threadCount) }
     // Without a single thread it is done here.
     guard let pool else { return .finished(disk.perform(operation)) }
     pool.add(operation, tag: tag)
@@ -46,22 +39,9 @@ struct Qcow2Engine: BlockEngine, ~Copyable {
   }
 
   mutating func submit() {}
-  mutating func wait(nanoseconds: Int64?) { if finished.isEmpty { waiter.wait(nanoseconds: nanoseconds) } }
-  mutating func poll() { waiter.wait(nanoseconds: 0) }
-
-  mutating func nextEvent() -> EngineEvent? {
-    if finished.isEmpty { board.take(into: &finished) }
-    if let done = finished.popLast() { return .completion(tag: done.tag, result: done.result) }
-    while let wake = waiter.nextWake() {
-      switch wake {
-      case .completions: continue
-      case .kick(let lane): return .kick(lane: lane)
-      case .mailbox: return .mailbox
-      }
-    }
-    return nil
-  }
-
+  mutating func wait(nanoseconds: Int64?) { waiter.wait(nanoseconds: nanoseconds) }
+  mutating func poll() { waiter.poll() }
+  mutating func nextEvent() -> EngineEvent? { waiter.nextEvent() }
   mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) { try waiter.watch(kick, lane: lane) }
   mutating func unwatch(lane: Int) { waiter.unwatch(lane: lane) }
   var systemCalls: UInt64 { calls &+ (pool?.calls ?? 0) &+ waiter.systemCalls }
