@@ -126,7 +126,8 @@ extension Lane where Ring: ~Copyable {
   mutating func handBack() {
     guard !parked.isEmpty else { return }
     parked.removeAll()
-    while let index = order.first {
+    while !order.isEmpty {
+      let index = order.first
       dequeueInOrder()
       slab.takeChain(at: index).abandon()
       slab.give(index)

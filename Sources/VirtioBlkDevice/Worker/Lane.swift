@@ -39,6 +39,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// Slots in the order in which their chains were taken; empty without publication in order.
   var order: OrderQueue
   let isOrdered: Bool
+  /// Answers that wait for those before them.
+  var finishedCount = 0
   /// The driver knows (IN_ORDER).
   let isInOrder: Bool
   /// An answer is more than a status byte and a used element: the driver knows of the order, or there is a log to keep.
