@@ -3,7 +3,8 @@
 /// Each disk is a process of the picture and each of its threads a row; requests lie above their queue as spans that may overlap, with
 /// what they waited for inside. Times are microseconds of CLOCK_MONOTONIC, which is also what `perf record -k CLOCK_MONOTONIC` says.
 package enum TraceEvents {
-  package static func json(_ disks: [TracedDisk]) -> String {
+  /// - Parameter kernel: what the kernel recorded meanwhile, as two more processes of the picture.
+  package static func json(_ disks: [TracedDisk], kernel: KernelTrace? = nil) -> String {
     var lines: [String] = []
     for (index, disk) in disks.enumerated() {
       let process = index + 1
@@ -13,6 +14,7 @@ package enum TraceEvents {
         append(thread, process, to: &lines)
       }
     }
+    if let kernel { append(kernel, process: disks.count + 1, to: &lines) }
     let meaning = #""otherData":{"clock":"CLOCK_MONOTONIC","program":"vmm-blk trace"}"#
     return "{\"displayTimeUnit\":\"ns\",\(meaning),\"traceEvents\":[\n\(lines.joined(separator: ",\n"))\n]}\n"
   }
@@ -33,6 +35,31 @@ package enum TraceEvents {
     }
     for (number, request) in thread.requests.enumerated() {
       append(request, #""cat":"requests","id":"\#(process).\#(thread.number).\#(number)",\#(place)"#, to: &lines)
+    }
+  }
+
+  private static func append(_ kernel: KernelTrace, process first: Int, to lines: inout [String]) {
+    for (index, layer) in [KernelRequest.Layer.ring, .block].enumerated() {
+      let process = first + index
+      lines.append(name("process_name", "kernel: \(layer.rawValue)", process, nil))
+      var rows: [String: Int] = [:]
+      for (number, request) in kernel.requests.enumerated() where request.layer == layer {
+        let row = rows[request.place] ?? rows.count
+        if rows.updateValue(row, forKey: request.place) == nil {
+          lines.append(name("thread_name", layer == .ring ? "thread \(request.place)" : "device \(request.place)", process, row))
+        }
+        let words = #""cat":"\#(layer.rawValue)","id":"k\#(number)","pid":\#(process),"tid":\#(row)"#
+        func line(_ phase: String, _ text: String, _ time: UInt64) {
+          lines.append(#"{"ph":"\#(phase)","name":"\#(escaped(text))",\#(words),"ts":\#(stamp(time))}"#)
+        }
+        line("b", request.name, request.begin)
+        guard let end = request.end else { continue }
+        if let handedOver = request.handedOver, request.begin <= handedOver, handedOver <= end {
+          line("b", "kernel worker", handedOver)
+          line("e", "kernel worker", end)
+        }
+        line("e", request.name, end)
+      }
     }
   }
 

@@ -51,6 +51,8 @@ struct RunCommand: ParsableCommand {
 
   @OptionGroup var figures: MetricsOptions
 
+  @OptionGroup var tracing: TraceFileOptions
+
   @OptionGroup var protection: SandboxOptions
 
   @OptionGroup var driverCheck: DriverCheckOptions
@@ -82,6 +84,9 @@ struct RunCommand: ParsableCommand {
     }
     guard !once || figures.metrics == nil else {
       throw ValidationError("one pass is over before anybody asks: leave out --once or --metrics")
+    }
+    guard !once || tracing.traceFile == nil else {
+      throw ValidationError("one pass is over before a signal can start a trace: leave out --once or --trace-file")
     }
     guard takeover.takeOver == nil || create == nil else {
       throw ValidationError("--take-over goes on with the memory file that is served: leave out --create")

@@ -20,6 +20,8 @@ final class RunService {
   private let signals: TerminationSignals
   /// SIGHUP: the image is looked at.
   private let hangup: TerminationSignals
+  /// SIGUSR2: a trace starts or ends.
+  private let traceFile: TraceFile?
   private let log: ServeLog
   private let loop: EventLoop
   private let manager: ServiceManager
@@ -49,6 +51,7 @@ final class RunService {
     command.protection.arm()
     signals = try TerminationSignals()
     hangup = try TerminationSignals([SIGHUP])
+    traceFile = try command.tracing.open()
     loop = try EventLoop()
     checks = try command.driverCheck.begin()
     manager = ServiceManager(in: loop, log: log)
@@ -69,6 +72,8 @@ final class RunService {
     if taker == nil { page = try command.figures.server(of: figures, in: loop) }
     // The loop holds what its handlers hold, the device with its image for one, and so the socket's file does not go by itself.
     let termination = try loop.add(signals.descriptor) { _ in self.endOnSignal(served) }
+    // The loop holds it.
+    if let traceFile { _ = try TraceOnSignal(traceFile, of: self, in: loop, log: log) }
     let look = try loop.add(hangup.descriptor) { [self] _ in
       if hangup.take() != nil { resizing.look(at: disks) }
     }

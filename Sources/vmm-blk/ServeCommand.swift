@@ -96,6 +96,8 @@ struct ServeCommand: ParsableCommand {
 
   @OptionGroup var figures: MetricsOptions
 
+  @OptionGroup var tracing: TraceFileOptions
+
   @OptionGroup var protection: SandboxOptions
 
   @Option(

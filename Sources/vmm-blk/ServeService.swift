@@ -26,6 +26,8 @@ final class ServeService {
   private let resumption: TerminationSignals
   /// SIGHUP: the list of disks is read again, and images are looked at.
   private let hangup: TerminationSignals
+  /// SIGUSR2: a trace starts or ends.
+  private let traceFile: TraceFile?
   /// In the order in which they came.
   var served: [ServedDisk] = []
   /// Closed, closing, or never to be closed because their medium does not answer.
@@ -58,6 +60,7 @@ final class ServeService {
     signals = try TerminationSignals()
     resumption = try TerminationSignals([SIGUSR1])
     hangup = try TerminationSignals([SIGHUP])
+    traceFile = try command.tracing.open()
     log = ServeLog(command.logging)
     openFiles = ServeFileLimit.raise()
     loop = try EventLoop()
@@ -133,6 +136,8 @@ final class ServeService {
   // MARK: Signals
 
   private func attendSignals() throws(Errno) {
+    // The loop holds it.
+    if let traceFile { _ = try TraceOnSignal(traceFile, of: self, in: loop, log: log) }
     _ = try loop.add(signals.descriptor) { [self] _ in
       guard let signal = signals.take() else { return }
       guard !isEnding, postponed == nil else {

@@ -11,7 +11,7 @@ internal import VirtioCore
 struct TraceCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "trace", abstract: "Record where the time of requests goes on a running server.",
-    usage: "vmm-blk trace --control <path> [--disk <disk>] [--seconds <n>] [--output <file>] [--picture <file>]",
+    usage: "vmm-blk trace --control <path> [--disk <disk>] [--seconds <n>] [--output <file>] [--picture <file>] [--kernel]",
     discussion: """
       The server is a 'vmm-blk serve' or 'vmm-blk run' with --control <path>; VMM_BLK_CONTROL in the environment stands for it. \
       For so many seconds, or until SIGINT, each of its threads records every request: when it was taken from its ring, when the \
@@ -56,6 +56,12 @@ struct TraceCommand: ParsableCommand {
   /// Records that a thread writes within a tenth of a second, for some thousandths of its time.
   private static let budget = 2048
 
+  @Flag(
+    help: .init(
+      "Record the kernel's own trace points of io_uring and of block devices as well, and write them into --output beside the rest. "
+        + "Needs root and tracefs."))
+  var kernel = false
+
   @Flag(help: "End and drop a trace that somebody else has begun, and record nothing.")
   var abandon = false
 
@@ -78,12 +84,12 @@ struct TraceCommand: ParsableCommand {
       for name in names { _ = try server.ask(request(.drop, name)) }
       return
     }
-    let disks = try traced(server, names, signals)
-    if let output { try write(TraceEvents.json(disks), to: output) }
+    let (disks, inKernel) = try traced(server, names, signals)
+    if let output { try write(TraceEvents.json(disks, kernel: inKernel), to: output) }
     if let picture, let first = disks.first(where: { !$0.requests.isEmpty }) ?? disks.first {
       try write(TracePicture.svg(first, requests: pictureRequests), to: picture)
     }
-    for line in TraceTable.lines(disks) { print(printable(line)) }
+    for line in TraceTable.lines(disks) + (inKernel?.lines ?? []) { print(printable(line)) }
   }
 
   private func allDisks(_ server: CtlSession) throws -> [String] {
@@ -99,7 +105,10 @@ struct TraceCommand: ParsableCommand {
   }
 
   /// All of them at the same time. Whatever goes wrong on the way, nothing is traced any more afterwards.
-  private func traced(_ server: CtlSession, _ names: [String], _ signals: TerminationSignals) throws -> [TracedDisk] {
+  private func traced(_ server: CtlSession, _ names: [String], _ signals: TerminationSignals) throws -> ([TracedDisk], KernelTrace?) {
+    // Before anything is traced: what it cannot have is said at once.
+    let process = kernel ? try server.ask(Operator.Request(request: .status), Operator.Service.self).process : 0
+    let kernelTracing = kernel ? try KernelTracing(process: process) : nil
     var begun: [String] = []
     defer { for name in begun { _ = try? server.ask(request(.drop, name)) } }
     for name in names {
@@ -111,12 +120,14 @@ struct TraceCommand: ParsableCommand {
       _ = try server.ask(start)
       begun.append(name)
     }
+    try kernelTracing?.start()
     var entry = pollfd(fd: signals.descriptor, events: Int16(POLLIN), revents: 0)
     _ = unsafe poll(&entry, 1, Int32(seconds * 1000))
     // First all are stopped, so that reading one is not part of the other.
     // A disk that is gone by now takes no other's records along.
     let ends = try attempts(names) { try server.ask(request(.stop, $0), Operator.Trace.self) }
-    return try attempts(ends) { try disk($0, server) }
+    let inKernel = try kernelTracing?.finish()
+    return (try attempts(ends) { try disk($0, server) }, inKernel)
   }
 
   /// What comes of each; what fails is told, and fails as a whole if nothing comes of any.
