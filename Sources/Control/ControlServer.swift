@@ -89,8 +89,8 @@ public enum ControlEvent: Hashable, Sendable, CustomStringConvertible {
   public var description: String {
     switch self {
     case .refused(let peer):
-      "\(peer.map { "\($0)" } ?? "somebody") was refused at the control socket: only this server's user and root are listened to"
-    case .acceptFailed(let error): "nobody can be let in at the control socket: \(error); trying again in a second"
+      "\(peer.map { "\($0)" } ?? "somebody") was refused at the control socket: only this server's user and root may connect"
+    case .acceptFailed(let error): "no connection can be accepted at the control socket: \(error); trying again in a second"
     case .connectionFailed(let peer, let error): "the control connection of \(peer) is closed: \(error)"
     }
   }

@@ -97,7 +97,8 @@ package struct KernelTrace: Sendable {
       guard
         let place = words.indices.dropFirst(3).first(where: { words[$0].last == ":" && words[$0 - 2].first == "[" }),
         let time = Self.nanoseconds(words[place].dropLast()), words.indices.contains(place + 2),
-        let dash = words[place - 3].lastIndex(of: "-"), let thread = Int(words[place - 3][words[place - 3].index(after: dash)...])
+        let dash = words[place - 3].lastIndex(of: "-"),
+        let thread = Int(words[place - 3][words[place - 3].index(after: dash)...])
       else { return nil }
       self.thread = thread
       self.time = time

@@ -46,7 +46,8 @@ package enum TraceEvents {
       for (number, request) in kernel.requests.enumerated() where request.layer == layer {
         let row = rows[request.place] ?? rows.count
         if rows.updateValue(row, forKey: request.place) == nil {
-          lines.append(name("thread_name", layer == .ring ? "thread \(request.place)" : "device \(request.place)", process, row))
+          lines.append(
+            name("thread_name", layer == .ring ? "thread \(request.place)" : "device \(request.place)", process, row))
         }
         let words = #""cat":"\#(layer.rawValue)","id":"k\#(number)","pid":\#(process),"tid":\#(row)"#
         func line(_ phase: String, _ text: String, _ time: UInt64) {

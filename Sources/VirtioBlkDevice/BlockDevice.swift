@@ -178,7 +178,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     self.mapped = choice.mapped
     self.layers = EngineLayers(options)
     self.engineReason = choice.reason
-    let warnings = [choice.warning, options.faults.isEmpty ? nil : "requests to \(image.path) fail on purpose (--inject)"]
+    let warnings = [choice.warning, options.faults.isEmpty ? nil : "faults are injected into \(image.path) (--inject)"]
     self.engineWarning = warnings.contains { $0 != nil } ? warnings.compactMap(\.self).joined(separator: "; ") : nil
     features = Self.features(of: image).union(options.requestedFeatures.intersection(Self.featuresOnRequest(of: image)))
       .subtracting(options.withheldFeatures.subtracting(Self.requiredFeatures(of: image)))

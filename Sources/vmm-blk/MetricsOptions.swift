@@ -11,8 +11,8 @@ extension MetricsAddress: ExpressibleByArgument {
 struct MetricsOptions: ParsableArguments {
   @Option(
     help: .init(
-      "Show figures to Prometheus at http://<address>/metrics: a port on the loopback address, an address with a port, or the path "
-        + "of a UNIX socket, with a slash in it.", valueName: "address"))
+      "Serve metrics for Prometheus at http://<address>/metrics: a port on the loopback address, an address with a port, or the path "
+        + "of a UNIX socket (with a slash in it).", valueName: "address"))
   var metrics: MetricsAddress?
 
   /// Binds the address, if there is to be one.

@@ -113,7 +113,7 @@ final class RunService {
     }
     do { try checks?.finish() } catch { log.warn("\(error)") }
     log.warn(
-      "left behind, because the medium does not answer: \(served.memory) (\(served.device.image.path)): "
+      "abandoned, because the medium does not answer: \(served.memory) (\(served.device.image.path)): "
         + "\(ServerEvent.list(left))")
     control?.removeFile()
     People.flush()

@@ -22,7 +22,7 @@ final class ServeService {
   /// The limit of open files.
   let openFiles: Int
   private let signals: TerminationSignals
-  /// SIGUSR1: queues that stall go on.
+  /// SIGUSR1: stalled queues resume.
   private let resumption: TerminationSignals
   /// SIGHUP: the list of disks is read again, and images are looked at.
   private let hangup: TerminationSignals
@@ -108,7 +108,7 @@ final class ServeService {
       return
     }
     do { try checks?.finish() } catch { log.warn("\(error)") }
-    log.warn("left behind, because the medium does not answer: " + left.joined(separator: "; "))
+    log.warn("abandoned, because the medium does not answer: " + left.joined(separator: "; "))
     removeFiles()
     People.flush()
     // Whoever let go of the images now would wait for the same medium.
@@ -148,7 +148,7 @@ final class ServeService {
     }
     _ = try loop.add(resumption.descriptor) { [self] _ in
       guard resumption.take() != nil else { return }
-      log.note("queues that stall go on")
+      log.note("stalled queues resume")
       for disk in served { disk.device.resume() }
     }
     _ = try loop.add(hangup.descriptor) { [self] _ in

@@ -45,7 +45,7 @@ final class ServiceManager {
     let descriptor = address == nil ? -1 : Glibc.socket(AF_UNIX, type, 0)
     socket = descriptor < 0 ? nil : OwnedDescriptor(descriptor)
     if address == nil {
-      log.warn("the service manager is told nothing: NOTIFY_SOCKET is neither a path nor the name of an abstract socket")
+      log.warn("the service manager is not notified: NOTIFY_SOCKET is neither a path nor the name of an abstract socket")
     }
   }
 
@@ -117,7 +117,7 @@ final class ServiceManager {
         unsent = []
         guard !hasComplained else { return }
         hasComplained = true
-        log.warn("the service manager cannot be told how the service does: \(Errno(rawValue: code))")
+        log.warn("the service manager cannot be notified of the service's state: \(Errno(rawValue: code))")
       }
     }
   }

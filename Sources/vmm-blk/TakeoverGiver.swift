@@ -93,7 +93,7 @@ final class TakeoverGiver {
     case .resume:
       with(request, connection, in: .paused) { disk in
         let reason = printable(request.reason ?? "no")
-        log.warn("\(disks[disk].name) goes on here, because the server that takes over says: \(reason)")
+        log.warn("\(disks[disk].name) stays here, because the server that takes over says: \(reason)")
         resume()
         connection.answer(ControlLine(Takeover.Answer()))
       }
@@ -109,7 +109,7 @@ final class TakeoverGiver {
     guard !isEnding else { return refuse(connection, Self.ending) }
     guard taker == nil else { return refuse(connection, "another process is taking over already") }
     if let paused = service.disks.first(where: \.device.isPaused) {
-      return refuse(connection, "\(paused.name) is paused: let it go on with 'vmm-blk ctl resume' first")
+      return refuse(connection, "\(paused.name) is paused: resume it with 'vmm-blk ctl resume' first")
     }
     if let current {
       let name = printable(disks[current.disk].name)
@@ -205,7 +205,7 @@ final class TakeoverGiver {
     guard let current else { return settle() }
     switch current.phase {
     case .pausing, .paused:
-      log.warn("\(disks[current.disk].name) goes on here, because the server that was taking it over is gone")
+      log.warn("\(disks[current.disk].name) stays here, because the server that was taking it over is gone")
       resume()
     case .committed: waitForMedium(current.disk)
     // Nobody is let in meanwhile.
@@ -226,14 +226,14 @@ final class TakeoverGiver {
     loop.after(Self.notice) { [weak self] in
       guard self?.current?.phase == .abandoned else { return }
       self?.log.warn(
-        "\(name) stands still until the server that was taking it over is gone, with all that it has at the medium")
+        "\(name) is stalled until the server that was taking it over, and its requests at the medium, are gone")
     }
     loop.perform(on: errands) {
       while image.isBeingTaken { usleep(Self.look) }
     } then: { [weak self] in
       guard let self, current?.phase == .abandoned else { return }
       log.warn(
-        "\(name) goes on here, because the server that was taking it over is gone, from what is in guest memory")
+        "\(name) stays here, because the server that was taking it over is gone, from what is in guest memory")
       resume()
     }
   }
@@ -243,8 +243,8 @@ final class TakeoverGiver {
     guard attempt == self.attempt, let current, current.phase == .pausing || current.phase == .paused else { return }
     log.warn(
       current.phase == .pausing
-        ? "\(disks[current.disk].name) goes on here, because it did not come to a standstill in \(Takeover.limit)"
-        : "\(disks[current.disk].name) goes on here, because the server that was taking it over does not go on")
+        ? "\(disks[current.disk].name) stays here, because it could not be quiesced within \(Takeover.limit)"
+        : "\(disks[current.disk].name) stays here, because the server that was taking it over does not continue")
     guard let taker else { return }
     // Whatever it says from now on is about something that is over. Its end resumes the disk.
     taker.close()

@@ -181,7 +181,7 @@ final class TakeoverTaker {
         if let place = answer.control { self.control = try DescriptorList(line.descriptors).descriptor(place) }
         self.take(index + 1, then)
       } otherwise: { reason in
-        self.log.warn("\(disk.place) is served here, and the server before cannot be told: \(reason)")
+        self.log.warn("\(disk.place) is served here, but the old server cannot be notified: \(reason)")
         self.take(index + 1, then)
       }
     } otherwise: { [self] reason in
@@ -193,7 +193,7 @@ final class TakeoverTaker {
 
   private func tell(_ disk: any TakenDisk, _ since: UInt64) {
     let microseconds = (Clock.now &- since) / 1000
-    log.note("took over \(disk.place); its queues stood still for \(microseconds / 1000).\(microseconds % 1000 / 100) ms")
+    log.note("took over \(disk.place); its queues were stopped for \(microseconds / 1000).\(microseconds % 1000 / 100) ms")
   }
 
   private func giveBack(_ index: Int, _ reason: String, _ then: @escaping () -> Void) {

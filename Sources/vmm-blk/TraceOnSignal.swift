@@ -96,7 +96,8 @@ final class TraceOnSignal {
       let others = service.disks.reduce(0) { $1.name == disk.name ? $0 : $0 + $1.device.traceMemory }
       guard others + disk.device.memoryOfTrace(records: Self.records) <= OperatorTracing.memoryLimit else {
         let limit = ByteSize.describe(UInt64(OperatorTracing.memoryLimit))
-        log.warn("\(disk.name) is left out of the trace: traces may have \(limit) together; 'vmm-blk trace --records' takes less")
+        log.warn(
+          "\(disk.name) is left out of the trace: traces may have \(limit) together; 'vmm-blk trace --records' takes less")
         continue
       }
       do throws(Errno) { try disk.device.startTrace(records: Self.records, budget: Self.budget) } catch {
@@ -130,7 +131,8 @@ final class TraceOnSignal {
     let disks = traces.compactMap { name, device, trace -> Recorded? in
       guard let last = trace.end else { return nil }
       return Recorded(
-        name: name, engine: device.engine.rawValue, start: trace.start, end: last, threads: trace.threads.map { ($0.number, $0.buffer) },
+        name: name, engine: device.engine.rawValue, start: trace.start, end: last,
+        threads: trace.threads.map { ($0.number, $0.buffer) },
         silent: trace.pending.sorted())
     }
     for each in traces { each.device.dropTrace() }

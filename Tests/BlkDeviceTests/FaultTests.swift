@@ -142,7 +142,7 @@ import VirtioCore
     #expect(!answered.contains(stuck) && answered.count == 20)
     let (status, output) = program.end()
     #expect(status == 75, "\(output)")
-    #expect(output.contains("left behind"), "\(output)")
+    #expect(output.contains("abandoned"), "\(output)")
   }
 
   @Test(arguments: [
@@ -216,6 +216,6 @@ import VirtioCore
     #expect(try client.perform(.write(sector: 0, pattern(4096))).status == .ok)
     try client.shutDown()
     let end = program.end()
-    #expect(end.status == 0 && end.output.contains("on purpose"), "\(end.output)")
+    #expect(end.status == 0 && end.output.contains("faults are injected"), "\(end.output)")
   }
 }

@@ -164,7 +164,8 @@ import VirtioCore
     try withDirectory { directory in
       let trace = directory + "/trace.json"
       try Data(count: 4 << 20).write(to: URL(fileURLWithPath: directory + "/a.img"))
-      let place = command == "serve" ? ["--socket-path", directory + "/a.sock"] : ["--memory", directory + "/a.mem", "--create", "8M"]
+      let place =
+        command == "serve" ? ["--socket-path", directory + "/a.sock"] : ["--memory", directory + "/a.mem", "--create", "8M"]
       let server = try Program([command, "--blk-file", directory + "/a.img", "--trace-file", trace] + place)
       try #require(server.firstLine().hasPrefix("Serving "))
       #expect(try Data(contentsOf: URL(fileURLWithPath: trace)).isEmpty)
@@ -174,7 +175,8 @@ import VirtioCore
           kill(server.process.processIdentifier, SIGUSR2)
           usleep(50_000)
           let text = try Data(contentsOf: URL(fileURLWithPath: trace))
-          let events = (try? JSONSerialization.jsonObject(with: text) as? [String: Any])?["traceEvents"] as? [[String: Any]] ?? []
+          let events =
+            (try? JSONSerialization.jsonObject(with: text) as? [String: Any])?["traceEvents"] as? [[String: Any]] ?? []
           return events.contains { $0["name"] as? String == "process_name" }
         }
       }
@@ -185,7 +187,9 @@ import VirtioCore
   @Test func aTraceFileThatCannotBeWrittenEndsTheStart() throws {
     try withDirectory { directory in
       try Data(count: 4 << 20).write(to: URL(fileURLWithPath: directory + "/a.img"))
-      for words in [["serve", "--socket-path", directory + "/a.sock"], ["run", "--memory", directory + "/a.mem", "--create", "8M"]] {
+      for words in [
+        ["serve", "--socket-path", directory + "/a.sock"], ["run", "--memory", directory + "/a.mem", "--create", "8M"],
+      ] {
         let end = try Program(words + ["--blk-file", directory + "/a.img", "--trace-file", directory]).finish()
         #expect(end.status != 0 && end.errors.contains("--trace-file \(directory) cannot be written"), "\(end.errors)")
       }

@@ -15,14 +15,14 @@ import Testing
   static let text =
     header + """
 
-               queue 0-4479    [000] ..... 85945.350909: io_uring_submit_req: ring 00000000aa, req 00000000bb, user_data 0x7, opcode READ, flags 0x1, sq_thread 0
-               queue 0-4479    [000] ..... 85945.350911: io_uring_queue_async_work: ring 00000000aa, request 00000000bb, user_data 0x7, opcode READ, flags 0x1, normal queue, work 00000000cc
-           iou-wrk-4-4480      [001] ..... 85945.350920: block_rq_issue: 254,0 R 4096 () 800 + 8 be,0,4 [iou-wrk-4]
-              <idle>-0         [001] ..s1. 85945.351426: block_rq_complete: 254,0 R () 800 + 8 be,0,4 [0]
-           iou-wrk-4-4480      [001] ..... 85945.351430: io_uring_complete: ring 00000000aa, req 00000000bb, user_data 0x7, result 4096, cflags 0x0 extra1 0 extra2 0
-             a [b] c-77        [001] ..... 85945.351500: io_uring_submit_req: ring 00000000dd, req 00000000ee, user_data 0x1, opcode WRITE, flags 0x1, sq_thread 0
-               queue 0-4479    [000] ..... 85946.000001: io_uring_submit_req: ring 00000000aa, req 00000000bb, user_data 0x8, opcode FSYNC, flags 0x1, sq_thread 0
-    """
+                 queue 0-4479    [000] ..... 85945.350909: io_uring_submit_req: ring 00000000aa, req 00000000bb, user_data 0x7, opcode READ, flags 0x1, sq_thread 0
+                 queue 0-4479    [000] ..... 85945.350911: io_uring_queue_async_work: ring 00000000aa, request 00000000bb, user_data 0x7, opcode READ, flags 0x1, normal queue, work 00000000cc
+             iou-wrk-4-4480      [001] ..... 85945.350920: block_rq_issue: 254,0 R 4096 () 800 + 8 be,0,4 [iou-wrk-4]
+                <idle>-0         [001] ..s1. 85945.351426: block_rq_complete: 254,0 R () 800 + 8 be,0,4 [0]
+             iou-wrk-4-4480      [001] ..... 85945.351430: io_uring_complete: ring 00000000aa, req 00000000bb, user_data 0x7, result 4096, cflags 0x0 extra1 0 extra2 0
+               a [b] c-77        [001] ..... 85945.351500: io_uring_submit_req: ring 00000000dd, req 00000000ee, user_data 0x1, opcode WRITE, flags 0x1, sq_thread 0
+                 queue 0-4479    [000] ..... 85946.000001: io_uring_submit_req: ring 00000000aa, req 00000000bb, user_data 0x8, opcode FSYNC, flags 0x1, sq_thread 0
+      """
 
   @Test func linesAreRequestsOfTheServersThreads() {
     let trace = KernelTrace(Self.text, threads: [4479])
@@ -55,7 +55,8 @@ import Testing
 
   @Test(arguments: [
     "", "#", "# entries-in-buffer/entries-written: x/y", "# entries-in-buffer/entries-written: 9/3",
-    "a-1 [000] ..... 99999999999999999999.000001: io_uring_submit_req: ring a, req b", "a-1 [000] ..... 1.5: block_rq_issue: + +",
+    "a-1 [000] ..... 99999999999999999999.000001: io_uring_submit_req: ring a, req b",
+    "a-1 [000] ..... 1.5: block_rq_issue: + +",
     "a-1 [000] ..... 1.000005: block_rq_issue: + 8", "a-1 [000] ..... 1.000005: io_uring_submit_req: ring", ": : : : : :",
     "a [000] ..... 1.000005: block_rq_issue: 1,2 R 1 () 3 + 4", "a-1 [000] ..... 1.000005:",
   ]) func whatMakesNoSenseIsLeftOut(_ text: String) {

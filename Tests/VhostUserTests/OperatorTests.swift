@@ -303,7 +303,7 @@ private struct Lent: @unchecked Sendable {
       let taker = try Program(["serve", "--disks", directory + "/list", "--take-over", directory + "/control"])
       let end = taker.finish()
       #expect(end.status == 69)
-      #expect(end.errors.contains("is paused: let it go on with 'vmm-blk ctl resume' first"), "\(end.errors)")
+      #expect(end.errors.contains("is paused: resume it with 'vmm-blk ctl resume' first"), "\(end.errors)")
       try server.ask("resume")
       try server.end()
     }

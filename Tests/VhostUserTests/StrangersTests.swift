@@ -184,7 +184,7 @@ import VirtioCore
   /// SIGTERM ends the process although a queue of disk A does not stop.
   private static func expectLeftBehind(_ disks: TwoDisks) throws {
     disks.terminate()
-    try disks.waitForLog("left behind, because the medium does not answer: \(disks.a)")
+    try disks.waitForLog("abandoned, because the medium does not answer: \(disks.a)")
     #expect(try disks.waitForEnd() == 75, "\(disks.log)")
   }
 

@@ -75,7 +75,7 @@ struct Succession: Sendable, CustomTestStringConvertible {
     (["--logical-block-size", "4096"], "configuration space"),
     (["--memory-budget", "1M"], "raise --memory-budget"),
     (["--socket-path", "DIR/elsewhere"], "not on DIR/elsewhere"),
-    (["--record", "DIR/record"], "does not go with --take-over"),
+    (["--record", "DIR/record"], "cannot be combined with --take-over"),
     (["--engine", "warp"], "warp"),
   ])
   func whatDoesNotFitIsRefused(_ options: [String], _ sentence: String) throws {

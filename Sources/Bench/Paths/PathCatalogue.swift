@@ -120,10 +120,10 @@ struct PathCatalogue {
         words: "sqpoll", uring { $0.completion = .submissionThread(cpu: nil) },
         needs: ring(UInt32(IORING_SETUP_SQPOLL), "SQPOLL", "5.11")),
       row(
-        "sqpoll-cpu", "SQPOLL, own CPU", "A kernel thread looks for submissions on a processor of its own.",
+        "sqpoll-cpu", "SQPOLL, own CPU", "A kernel thread polls for submissions on its own CPU.",
         words: spareCPU.map { "sqpoll=\($0)" }, uring { $0.completion = .submissionThread(cpu: spareCPU) },
         needs: spareCPU == nil
-          ? "needs a third processor, and this machine has \(processors)"
+          ? "needs a third CPU, and this machine has \(processors)"
           : ring(UInt32(IORING_SETUP_SQPOLL), "SQPOLL", "5.11")),
       row(
         "iopoll", "IOPOLL", "Completions are looked for in the device instead of awaiting its interrupt.",
@@ -153,7 +153,7 @@ struct PathCatalogue {
         "wait-8", "wait for 8", "The thread sleeps until eight operations are done, if that many are under way.",
         words: "wait=8", uring { $0.minimumWait = 8 }),
       row(
-        "batch-1", "submit each", "Each operation is handed over by itself.", words: "batch=1",
+        "batch-1", "submit each", "Each operation is submitted separately.", words: "batch=1",
         uring { $0.handover = .every(1) }),
       row("batch-8", "submit 8", "Operations are handed over by eights.", words: "batch=8", uring { $0.handover = .every(8) }),
       row(
@@ -195,7 +195,7 @@ struct PathCatalogue {
         $0.uring.kicksThroughEpoll = true
         $0.waiting = .sleep
       },
-      row("poll-50", "poll 50 us", "It looks for work for 50 us before it sleeps.", "--waiting poll:50") {
+      row("poll-50", "poll 50 us", "It polls for 50 us before it sleeps.", "--waiting poll:50") {
         $0.waiting = .poll(microseconds: 50)
       },
       row(
@@ -204,7 +204,7 @@ struct PathCatalogue {
       ) {
         $0.waiting = .adaptive(maximumMicroseconds: 50)
       },
-      row("busy", "busy", "It never sleeps: a processor for the queue.", "--waiting busy") { $0.waiting = .busy },
+      row("busy", "busy", "It never sleeps: the queue occupies a CPU.", "--waiting busy") { $0.waiting = .busy },
     ]
   }
 

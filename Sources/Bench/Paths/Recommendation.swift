@@ -73,7 +73,7 @@ extension Recommendation {
         .min { $0.latency < $1.latency }
       if let quick {
         reasons.append(
-          "add \(quick.row.flags ?? "") where latency matters more than processor time: a single request takes "
+          "add \(quick.row.flags ?? "") where latency matters more than CPU time: a single request takes "
             + "\(Format.microseconds(quick.latency)) us instead of the default's \(Format.microseconds(base))")
       } else {
         reasons.append("no way of waiting cuts the default's latency by a quarter")

@@ -61,7 +61,7 @@ extension Check {
       }
       return .kept()
     },
-    Check("unknown-types", "i.blk.unsupp.1 bad.25", "Types that nobody knows are UNSUPP.") { bench in
+    Check("unknown-types", "i.blk.unsupp.1 bad.25", "Unknown types are UNSUPP.") { bench in
       try bench.start(Plan(queues: 1))
       for type: UInt32 in [6, 7, 9, 12, 99, 0x7fff_ffff] {
         let answer = try bench.perform(BlockRequest(type: BlockRequestType(rawValue: type), answerBytes: 16))

@@ -61,7 +61,7 @@ extension Check {
       bench.hands[0].kick()
       return try bench.verdict("a head out of range", memory)
     },
-    Check("next-out-of-range", "bad.4", "A descriptor goes on at one that the table does not have.", rings: .split) { bench in
+    Check("next-out-of-range", "bad.4", "A descriptor continues at one that the table does not have.", rings: .split) { bench in
       try bench.start()
       let memory = try bench.memory()
       let posted = try bench.make(bench.harmless)
@@ -194,7 +194,7 @@ extension Check {
       return try bench.feed([try bench.indirect(entries, linked: false)], after: "a loop in a table")
     },
     Check(
-      "next-beyond-the-table", "bad.4", "An entry of a table goes on behind its end.", rings: .split,
+      "next-beyond-the-table", "bad.4", "An entry of a table continues behind its end.", rings: .split,
       needs: [.offered(.indirectDescriptors)]
     ) { bench in
       try bench.start()

@@ -103,7 +103,7 @@ extension Check {
       return .kept()
     },
     Check(
-      "reset-after-failure", "reset.1", "A device that asked for a reset is well after one.", needs: []
+      "reset-after-failure", "reset.1", "A device that needed a reset works again after one.", needs: []
     ) { bench in
       try bench.start(Plan(queues: 1))
       try bench.breakRing()

@@ -216,7 +216,7 @@ extension Check {
       return .kept(try bench.kickWhenAsked(eventIndex: true))
     },
     Check(
-      "no-kick-at-all", "", split: "split.avail.1", packed: "packed.avail.1", "What comes of a request that nobody kicks for."
+      "no-kick-at-all", "", split: "split.avail.1", packed: "packed.avail.1", "The outcome of a request without a kick."
     ) { bench in
       try bench.start(Plan(queues: 1))
       var posted = try bench.make(bench.harmless)

@@ -34,7 +34,7 @@ public struct Runner {
         report.findings.append(
           Finding(
             check: check.name, clauses: check.clauses(format), ring: "-", outcome: .notApplicable,
-            seen: "not made: the device has gone", seconds: 0))
+            seen: "not made: the device is gone", seconds: 0))
         continue
       }
       var finding = make(check, format, subject, facts)

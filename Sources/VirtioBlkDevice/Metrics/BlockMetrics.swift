@@ -23,6 +23,6 @@ public struct BlockMetrics: Hashable, Sendable {
 
   public init() {}
 
-  /// Requests that were taken and are not answered.
+  /// Requests popped and not yet answered.
   public var depth: Int { depths.reduce(0, +) }
 }

@@ -85,10 +85,10 @@ public struct FaultRule: Hashable, Sendable {
 
   /// The grammar, for --help.
   public static let help = """
-    WHICH:FAULT[:CONDITION...], more than once if you like. WHICH is read, write, flush, discard, zero or any. FAULT is an \
-    error (\(errors.map(\.name).joined(separator: ", ")), or errno=N), short or short=BYTES (a part is transferred), \
-    delay=TIME or delay=TIME-TIME (us, ms or s), reorder=N (N results in random order) or never (it never ends). CONDITION \
-    is rate=0.01, range=FROM-TO (bytes of the disk), count=N (at most so many), after=N (not the first ones) or seed=N. As in \
+    WHICH:FAULT[:CONDITION...]. May be repeated. WHICH is read, write, flush, discard, zero or any. FAULT is an \
+    error (\(errors.map(\.name).joined(separator: ", ")), or errno=N), short or short=BYTES (a partial transfer), \
+    delay=TIME or delay=TIME-TIME (us, ms or s), reorder=N (N results in random order) or never (it never completes). CONDITION \
+    is rate=0.01, range=FROM-TO (bytes of the disk), count=N (at most N), after=N (not the first N) or seed=N. As in \
     write:eio:rate=0.01:range=1M-2M, flush:eio:count=1, any:delay=5ms.
     """
 
