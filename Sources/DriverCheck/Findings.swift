@@ -67,7 +67,7 @@ public final class DriverFindings: Sendable {
     }
   }
 
-  /// Says that a rule was looked at, and what came of it.
+  /// Says that a rule was looked at, and the outcome of it.
   /// - Returns: whether it was kept.
   @discardableResult func judge(
     _ rule: String, _ isKept: Bool, queue: Int? = nil, _ place: @autoclosure () -> String,

@@ -1,4 +1,4 @@
-/// What can be wrong with a memory file, or with the process at its other end, in words for people.
+/// What can be wrong with a memory file, or with the process at its other end, in words for readers.
 public import SystemPackage
 public import VirtioCore
 

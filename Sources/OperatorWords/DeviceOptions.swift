@@ -25,7 +25,7 @@ extension ImageOptions.Direct: ExpressibleByArgument {
   public init?(argument: String) { self.init(rawValue: ["1": "on", "0": "off"][argument] ?? argument) }
 }
 
-/// A list of processor numbers: `0,2,4-6`.
+/// A list of CPU numbers: `0,2,4-6`.
 package struct ProcessorList: ExpressibleByArgument, Equatable {
   package let processors: [Int]
 

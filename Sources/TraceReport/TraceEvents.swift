@@ -1,9 +1,10 @@
 /// A trace as the viewers of Chrome and Perfetto read it: "Trace Event Format", an object with an array of events.
 
-/// Each disk is a process of the picture and each of its threads a row; requests lie above their queue as spans that may overlap, with
-/// what they waited for inside. Times are microseconds of CLOCK_MONOTONIC, which is also what `perf record -k CLOCK_MONOTONIC` says.
+/// Each disk is a process of the picture and each of its threads a row; requests lie above their queue as spans that may
+/// overlap, with what they waited for inside. Times are microseconds of CLOCK_MONOTONIC, which is also what `perf record -k
+/// CLOCK_MONOTONIC` says.
 package enum TraceEvents {
-  /// - Parameter kernel: what the kernel recorded meanwhile, as two more processes of the picture.
+  /// - Parameter kernel: what the kernel recorded in the meantime, as two more processes of the picture.
   package static func json(_ disks: [TracedDisk], kernel: KernelTrace? = nil) -> String {
     var lines: [String] = []
     for (index, disk) in disks.enumerated() {

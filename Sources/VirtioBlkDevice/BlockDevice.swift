@@ -10,7 +10,7 @@ public import VirtioCore
 public enum ErrorPolicy: String, CaseIterable, Sendable {
   /// It tells the driver: IOERR.
   case report
-  /// It answers nothing to that request and takes nothing more until the operator has mended what is wrong.
+  /// It answers nothing to that request and takes nothing more until the operator has fixed what is wrong.
   case stop
 }
 
@@ -42,7 +42,7 @@ public struct BlockDeviceOptions: Sendable {
   public var processors: [Int] = []
   /// What the io_uring engine does with its ring.
   public var uring = UringSetup()
-  /// By default a worker looks for work for a moment before it sleeps, for as long as that pays off: waking up costs more
+  /// By default a worker checks for work for a moment before it sleeps, for as long as that pays off: waking up costs more
   /// than most requests do. A queue without work sleeps.
   public var waiting = Waiting.adaptive(maximumMicroseconds: 50)
   public var notification = Notification.batch
@@ -198,7 +198,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     for place in places { _ = place.worker?.mailbox.post { $0.stopsAll = true } }
     for index in places.indices {
       guard let worker = places[index].worker else { continue }
-      // What a worker that was left behind reads and writes stays; this is rare, and once.
+      // What a worker that was abandoned reads and writes stays; this is rare, and once.
       guard !leftQueues.contains(where: { $0 % threadCount == index }) else { continue }
       worker.run.join()
       places[index].worker = nil
@@ -254,7 +254,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
       return launch(index, orders, kind: kind)
     }
     if worker.kind != kind {
-      // It ends with its last queue, and the next one is of the other kind. Only one that was left behind may never end.
+      // It ends with its last queue, and the next one is of the other kind. Only one that was abandoned may never end.
       guard !leftQueues.contains(where: { $0 % threadCount == index }) else {
         return events.post(.notStarted(queue: queue, .leftBehind))
       }
@@ -394,7 +394,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     let name = "queue \(index)"
     let end = SeatEnd()
     let order = HostOrder(configuration: configuration, plan: plan, name: name, body: body) {
-      // Lanes point into it; the device may be gone by now if this worker was left behind.
+      // Lanes point into it; the device may be gone by now if this worker was abandoned.
       withExtendedLifetime((shared, metricsArea)) {}
       end.come()
       news.workerEnded(index)

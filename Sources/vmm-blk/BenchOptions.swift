@@ -102,7 +102,7 @@ struct WorkloadOptions: ParsableArguments {
   }
 }
 
-/// The processors of this machine, and how the two sides share them by default.
+/// The CPUs of this machine, and how the two sides share them by default.
 enum Processors {
   static var count: Int { max(Int(sysconf(Int32(_SC_NPROCESSORS_ONLN))), 1) }
   /// The last one: the client's. `nil` on a machine with one.

@@ -208,7 +208,7 @@ struct BenchRunCommand: ParsableCommand {
     if ceiling { return .echo }
     var device = device
     if device.pinCPUs == nil, !clientSleeps {
-      // The first processor, where the machine has another for the client.
+      // The first CPU, where the machine has another for the client.
       device.pinCPUs = Processors.backend.first.flatMap { ProcessorList(argument: "\($0)") }
     }
     return .device(try device.makeDevice(on: .vhostUser, queues: workload.jobs), name: device.imageWords ?? "")

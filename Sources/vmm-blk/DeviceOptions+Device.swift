@@ -64,9 +64,9 @@ extension DeviceOptions {
     return try BlockDevice(image: image, options: options)
   }
 
-  /// A process that was killed holds its locks until the kernel has carried out what its io_uring had submitted, some
-  /// moments after it is gone. Whoever starts in its place must not be sent away, and must not begin before that: a write of the
-  /// dead process that lands after one of the new ones would bring old data back.
+  /// A process that was killed holds its locks until the kernel has executed what its io_uring had submitted, some
+  /// moments after it is gone. Whoever starts in its place must not be sent away, and must not begin before that: a write of
+  /// the dead process that lands after one of the new ones would bring old data back.
   private static func openPatiently(_ options: ImageOptions) throws -> ImageFile {
     for _ in 0..<20 {
       do { return try ImageFile(options) } catch ImageError.locked { usleep(50_000) }

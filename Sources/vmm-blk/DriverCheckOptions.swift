@@ -42,7 +42,7 @@ struct DriverCheckOptions: ParsableArguments {
     }
   }
 
-  /// It was asked for.
+  /// It was requested.
   var isOn: Bool { checkDriver || checkDriverFile != nil }
 
   static let noTakeover = ValidationError(
@@ -77,7 +77,7 @@ final class DriverChecks {
 
   /// A device that is watched, for a transport.
   ///
-  /// - Parameter name: of its disk, for people.
+  /// - Parameter name: of its disk, for readers.
   func watch(_ device: BlockDevice, name: String) -> any VirtioDevice {
     let check = DriverCheck(name: printable(name), kickLimit: kickLimit)
     checks.append(check)

@@ -105,7 +105,7 @@ extension GuestVerb {
   private static var memorySize: Int { 64 << 20 }
 
   /// vhost-user does not tell how large a ring may be: a back-end refuses what is too large for it, and smaller ones are tried
-  /// until it takes one, unless a size was asked for.
+  /// until it takes one, unless a size was requested.
   private static func connect(_ path: String, _ options: DriverOptions, _ reconnection: Reconnection?) throws -> BlockClient {
     func attempt(_ size: UInt16?) throws -> BlockClient {
       var options = options
@@ -126,7 +126,7 @@ extension GuestVerb {
   /// Brings the device up, runs `body`, and takes it down again.
   ///
   /// - Parameters:
-  ///   - reconnection: what is done when a back-end goes meanwhile.
+  ///   - reconnection: what is done when a back-end goes in the meantime.
   ///   - avoided: features not to accept.
   func withDisk(
     reconnection: Reconnection? = nil, avoiding avoided: FeatureSet = [], _ body: (BlockClient) throws -> Void

@@ -117,7 +117,7 @@ final class RunService {
         + "\(ServerEvent.list(left))")
     control?.removeFile()
     People.flush()
-    // Whoever let go of the image now would wait for the same medium.
+    // Whoever released the image now would wait for the same medium.
     _exit(ExitStatus.leftBehind.rawValue)
   }
 
@@ -163,7 +163,7 @@ final class RunService {
     }
   }
 
-  /// Makes the disk ready that the process before serves, while that one goes on.
+  /// Makes the disk ready that the old process serves, while that one continues.
   private func prepare(_ taker: TakeoverTaker) throws -> Served {
     let names = try taker.greet()
     guard let name = names.first, names.count == 1 else {

@@ -50,6 +50,6 @@ struct SandboxOptions: ParsableArguments {
 }
 
 extension SandboxReport {
-  /// The protections that hold, for people.
+  /// The protections that hold, for readers.
   var words: String { parts.isEmpty ? "nothing is given up" : parts.joined(separator: ", ") }
 }

@@ -111,7 +111,7 @@ final class ServeService {
     log.warn("abandoned, because the medium does not answer: " + left.joined(separator: "; "))
     removeFiles()
     People.flush()
-    // Whoever let go of the images now would wait for the same medium.
+    // Whoever released the images now would wait for the same medium.
     _exit(ExitStatus.leftBehind.rawValue)
   }
 
@@ -211,8 +211,8 @@ final class ServeService {
   /// Disks that are still to be closed.
   private var open = 0
 
-  /// Drains a disk, which is served no more from this moment on. Its socket's file goes at once, so that another disk can be served
-  /// there.
+  /// Drains a disk, which is served no more from this moment on. Its socket's file goes at once, so that another disk can be
+  /// served there.
   ///
   /// - Parameter then: called once when every queue has stopped, if that ever happens.
   func close(_ disk: ServedDisk, then: @escaping () -> Void) {

@@ -18,7 +18,7 @@ protocol GivenDisk {
   ///
   /// - Parameter then: called once, with why that cannot be done; never after `goOn`.
   func pause(then: @escaping (String?) -> Void)
-  /// Goes on where it stood, also when it did not come to a standstill.
+  /// Continues where it stood, also when it did not come to a standstill.
   ///
   /// - Parameter fromMemory: the taker may have had it, and is gone.
   func goOn(fromMemory: Bool)
@@ -30,8 +30,8 @@ protocol GivenDisk {
   func handOver()
 }
 
-/// Hands over one disk after the other, to one taker at a time. Until a disk is said to be served elsewhere it can go on here, and
-/// does whenever the taker refuses, is gone or is too slow.
+/// Hands over one disk after the other, to one taker at a time. Until a disk is said to be served elsewhere it can continue
+/// here, and does whenever the taker refuses, is gone or is too slow.
 final class TakeoverGiver {
   private enum Phase {
     /// Its queues are stopping.
@@ -208,18 +208,18 @@ final class TakeoverGiver {
       log.warn("\(disks[current.disk].name) stays here, because the server that was taking it over is gone")
       resume()
     case .committed: waitForMedium(current.disk)
-    // Nobody is let in meanwhile.
+    // Nobody is let in until then.
     case .abandoned: break
     }
   }
 
-  /// Nobody is there, and no disk stands still for anybody: the list was that taker's.
+  /// Nobody is there, and no disk is held for anybody: the list was that taker's.
   private func settle() {
     if !isBusy { disks = [] }
   }
 
-  /// The taker may have begun, and what it has submitted may still be carried out. What is done again here must not be overtaken by
-  /// that, and no buffer of the guest's may be given back before a read that is late has written to it.
+  /// The taker may have begun, and what it has submitted may still be executed. What is done again here must not be overtaken
+  /// by that, and no buffer of the guest's may be given back before a read that is late has written to it.
   private func waitForMedium(_ index: Int) {
     current = (index, .abandoned)
     let (image, name) = (disks[index].device.image, disks[index].name)

@@ -22,19 +22,19 @@ struct TakeoverOptions: ParsableArguments {
     try takeOver.map { try TakeoverTaker($0, on: transport, wantsControl: wantsControl, in: loop, log: log) }
   }
 
-  /// The control socket is the one of the server before.
+  /// The control socket is the one of the old server.
   private var wantsControl: Bool {
     guard let control, let takeOver else { return false }
     return Takeover.absolute(control) == Takeover.absolute(takeOver)
   }
 
-  /// A control socket that is not to come from the server before.
+  /// A control socket that is not to come from the old server.
   func listen() throws -> Listener? {
     guard let control, !wantsControl else { return nil }
     return try Listener(path: control)
   }
 
-  /// The control socket of the server before, if that was wanted and has come.
+  /// The control socket of the old server, if that was wanted and has come.
   func adopt(from taker: TakeoverTaker, _ log: ServeLog) -> Listener? {
     guard let control, wantsControl else { return nil }
     do {

@@ -20,7 +20,7 @@ protocol TakenDisk {
   ///
   /// - Parameter then: called once, with why it cannot be done here.
   func prepare(_ part: Takeover.Part, _ list: DescriptorList, then: @escaping (String?) -> Void)
-  /// Goes on with the state at which the other server stands still, as far as that goes before it is over with it.
+  /// Continues with the state at which the other server stopped, as far as that goes before it is over with it.
   ///
   /// - Parameter then: called once, with why that cannot be done here. After a failure only `giveBack` may follow, otherwise
   ///   `release`.
@@ -31,7 +31,8 @@ protocol TakenDisk {
   func giveBack()
 }
 
-/// Everything that is slow or can fail is done while the other server still serves; then one disk after the other changes hands.
+/// Everything that is slow or can fail is done while the other server still serves; then one disk after the other changes
+/// hands.
 final class TakeoverTaker {
   /// Makes a disk of the state that the other server describes.
   typealias Maker = (_ state: Takeover.Disk, _ list: DescriptorList, _ errands: ErrandQueue) throws -> any TakenDisk
@@ -56,7 +57,7 @@ final class TakeoverTaker {
 
   /// - Parameters:
   ///   - path: of the other server's control socket.
-  ///   - wantsControl: to go on with that socket, too.
+  ///   - wantsControl: to continue with that socket, too.
   init(
     _ path: String, on transport: Takeover.Transport, wantsControl: Bool, in loop: EventLoop, log: ServeLog
   ) throws {

@@ -1,4 +1,4 @@
-/// `vmm-blk trace`: what becomes of the requests of a running server, for a viewer and as a table.
+/// `vmm-blk trace`: what happens to the requests of a running server, for a viewer and as a table.
 internal import ArgumentParser
 internal import FoundationEssentials
 internal import Glibc
@@ -132,7 +132,7 @@ struct TraceCommand: ParsableCommand {
     return (try attempts(ends) { try disk($0, server) }, inKernel)
   }
 
-  /// What comes of each; what fails is told, and fails as a whole if nothing comes of any.
+  /// The outcome of each; what fails is told, and fails as a whole if nothing comes of any.
   private func attempts<Each, Result>(_ list: [Each], _ attempt: (Each) throws -> Result) throws -> [Result] {
     var results: [Result] = []
     for (index, each) in list.enumerated() {

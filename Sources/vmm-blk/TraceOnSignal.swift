@@ -1,5 +1,5 @@
-/// A trace that SIGUSR2 starts and ends, written to a file that was opened at the start: for servers without a control socket, and
-/// for those who have a shell on the host and nothing else.
+/// A trace that SIGUSR2 starts and ends, written to a file that was opened at the start: for servers without a control socket,
+/// and for those who have a shell on the host and nothing else.
 internal import ArgumentParser
 internal import Glibc
 internal import OperatorWords
@@ -58,7 +58,7 @@ final class TraceOnSignal {
     case ending
   }
 
-  /// A disk may be removed meanwhile, and its name given to another.
+  /// A disk may be removed in the meantime, and its name given to another.
   private struct Begun {
     let name: String
     weak var device: BlockDevice?

@@ -1,4 +1,4 @@
-/// Faults on purpose: what each of them becomes for the driver, on every engine, and that nothing else is hit.
+/// Faults deliberately: what each of them becomes for the driver, on every engine, and that nothing else is hit.
 import Foundation
 import Glibc
 import GuestDriver
@@ -77,7 +77,7 @@ import VirtioCore
       options.device.faults = try test.rules.map { try #require(FaultRule($0)) }
       let rig = try Rig(options)
       try rig.expect(test.request, test.status, "\(engine)")
-      // Elsewhere all goes on.
+      // Elsewhere all continues.
       let other = BlockRequest.write(sector: 1024, pattern(512, seed: 3))
       try rig.expect(other, test.rules == ["write:eio:after=1:count=1"] ? .ioError : .ok, "\(engine)")
       guard test.status == .ok, test.request.type == .write else { continue }

@@ -84,7 +84,7 @@ import VirtioCore
     }
   }
 
-  /// Line by line: what a client asks for, and what comes of it, to the number of requests.
+  /// Line by line: what a client asks for, and the outcome of it, to the number of requests.
   @Test func countsAreWhatTheGuestDid() throws {
     try withDirectory { directory in
       let server = try Self.serve(directory, ["a", "b"])
@@ -126,7 +126,7 @@ import VirtioCore
     }
   }
 
-  /// What is asked for is bounded, and what is missing is said.
+  /// What is requested is bounded, and what is missing is said.
   @Test(arguments: [
     ("", "action"), (#","action":"start","records":100"#, "milliseconds"),
     (#","action":"start","milliseconds":0,"records":100"#, "milliseconds"),

@@ -91,7 +91,7 @@ final class Operated {
   }
 }
 
-/// A guest that another thread has, and its owner leaves alone meanwhile.
+/// A guest that another thread has, and its owner leaves alone in the meantime.
 private struct Lent: @unchecked Sendable {
   let guest: BlockClient
   init(_ guest: BlockClient) { self.guest = guest }
@@ -331,7 +331,7 @@ private struct Lent: @unchecked Sendable {
 
   // MARK: A medium that does not answer
 
-  /// Whatever is asked of a disk whose medium hangs is answered within its time, and the other disk goes on.
+  /// Whatever is asked of a disk whose medium hangs is answered within its time, and the other disk continues.
   /// A disk that is closed at once is not the last one: what is in flight on the others is finished.
   @Test func aSignalWaitsForEveryDisk() throws {
     try withDirectory { directory in

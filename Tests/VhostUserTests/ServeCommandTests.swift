@@ -17,7 +17,7 @@ import VirtioCore
     #expect(result.errors.isEmpty)
   }
 
-  /// One sentence, a status that is not 0, nothing left behind.
+  /// One sentence, a status that is not 0, nothing abandoned.
   @Test(arguments: [
     (["--blk-file", "DIR/none", "--socket-path", "DIR/s"], "there is no image"),
     (["--blk-file", "DIR/empty", "--socket-path", "DIR/s"], "empty"),

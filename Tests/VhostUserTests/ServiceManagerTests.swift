@@ -246,7 +246,7 @@ private func end(_ program: Program) {
     }
   }
 
-  /// The server that goes on is the service, and the one before has nothing to say about it any more.
+  /// The server that continues is the service, and the previous one has nothing to say about it any more.
   @Test func aTakeoverChangesTheMainProcess() throws {
     try withDirectory { directory in
       let manager = try Manager(directory)

@@ -252,7 +252,7 @@ struct PathCatalogue {
     image.canPoll ? nil : "the medium has no polled queues; an NVMe disk has them when its driver was loaded with poll_queues"
   }
 
-  /// A processor that neither side uses.
+  /// A CPU that neither side uses.
   private var spareCPU: Int? {
     (0..<processors).first { $0 != backendCPU && !clientCPUs.contains($0) }
   }

@@ -1,4 +1,4 @@
-/// The laboratory's report for people and for spreadsheets.
+/// The laboratory's report for readers and for spreadsheets.
 
 extension PathReport {
   /// Tables by group, the sentences to them, and the recommendation.

@@ -20,9 +20,9 @@ extension Recommendation {
   /// The rules:
   ///
   /// 1. Of the engines (without null), those whose rate at the main depth is within 5 % of the best, or within the spread
-  ///    of its rounds where that is larger (25 % at most); of these, the one that costs least processor time for each
+  ///    of its rounds where that is larger (25 % at most); of these, the one that costs least CPU time for each
   ///    request. A mapping is considered only for images in memory, because elsewhere a page fault stops the queue.
-  /// 2. Another way of waiting than the default is only an alternative. One that looks longer costs processor time while
+  /// 2. Another way of waiting than the default is only an alternative. One that looks longer costs CPU time while
   ///    nothing happens; it is named when it cuts the default's latency at depth 1 by a quarter or more. Sleeping at once is
   ///    named when that takes no longer than the default, within 5 %.
   /// 3. A set-up of io_uring or a way to notify that is better than the default by more than the tie is named.

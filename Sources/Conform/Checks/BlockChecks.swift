@@ -376,7 +376,7 @@ extension Bench {
     return .kept()
   }
 
-  /// What becomes of a request that may also break its queue, or never be answered.
+  /// What happens to a request that may also break its queue, or never be answered.
   func outcome(of posted: Posted, on queue: Int = 0) throws -> String {
     let hand = hands[queue]
     let end = ContinuousClock.now + settings.limit / 20

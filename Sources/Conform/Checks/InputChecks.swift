@@ -3,7 +3,8 @@ internal import GuestDriver
 internal import VirtioCore
 
 extension Bench {
-  /// Offers a chain that is wrong, and looks whether the device is alive afterwards and nothing was written where it must not be.
+  /// Offers a chain that is wrong, and looks whether the device is alive afterwards and nothing was written where it must not
+  /// be.
   fileprivate func feed(_ chain: [RawDescriptor], after what: String) throws -> Seen {
     let memory = try memory()
     memory.poisonFreeMemory()
@@ -90,7 +91,7 @@ extension Check {
         }
         bench.hands[0].offerHead(0)
       case .packed(let ring):
-        // Every slot goes on at the next one, and all are available.
+        // Every slot continues at the next one, and all are available.
         let hand = bench.hands[0]
         let start = hand.next
         for step in 1...hand.size {

@@ -1,9 +1,10 @@
-/// Kicks and calls (virtio 2.3, 2.6.7, 2.6.10, 2.7.10): when they have to come, when they must not, and that nothing is stranded.
+/// Kicks and calls (virtio 2.3, 2.6.7, 2.6.10, 2.7.10): when they have to come, when they must not, and that nothing is
+/// stranded.
 internal import GuestDriver
 internal import VirtioCore
 
 extension Bench {
-  /// Makes requests one after the other without taking calls, and says how many calls came meanwhile.
+  /// Makes requests one after the other without taking calls, and says how many calls came in the meantime.
   fileprivate func calls(during count: Int) throws -> Int {
     _ = hands[0].takeCalls()
     for number in 0..<count { try good(read(UInt64(number % 8) * step)) }

@@ -1,4 +1,4 @@
-/// Makes the checks, one after the other, and says what came of each.
+/// Makes the checks, one after the other, and reports the outcome of each.
 internal import GuestDriver
 internal import VhostUser
 internal import VirtioCore

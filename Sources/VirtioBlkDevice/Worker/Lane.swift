@@ -1,4 +1,4 @@
-/// One queue as its worker sees it: the ring, the requests under way, and the way of a request from pop to publish.
+/// One queue as its worker sees it: the ring, the requests under way, and the path of a request from pop to publish.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
@@ -33,7 +33,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   var call: CallSink
   var failure: CallSink
   let counters: CounterBlock
-  /// What is answered is published after so many even if more is available: a driver that watches goes on while we do.
+  /// What is answered is published after so many even if more is available: a driver that watches continues while we do.
   let publishEvery: Int
   private var coalescing: Coalescing?
   /// Slots in the order in which their chains were taken; only with publication in order.
@@ -54,7 +54,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// To be stopped as soon as what was interrupted has been taken again.
   var stopsAfterRecovery = false
 
-  /// Transfers of so many bytes at most are asked for at once; 0 where the disk is limited: then each is looked at first.
+  /// Transfers of so many bytes at most are requested at once; 0 where the disk is limited: then each is looked at first.
   var plainBytes: UInt64
   var isLimited = false
   /// What waits for a limit.
@@ -63,7 +63,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   let meter: LaneMeter?
   /// Answers are counted, or written down, one by one where they are not plain.
   var looksAtAnswers: Bool
-  /// Where what becomes of requests is written down at present; `nil`: nowhere.
+  /// Where what happens to requests is written down at present; `nil`: nowhere.
   var trace: LaneTrace?
   /// Where the number of requests under way is.
   private let depth: SharedCell<UInt64>?
@@ -368,14 +368,14 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     slab.give(index)
   }
 
-  /// The same for everything but a plain transfer that came with the one before.
+  /// The same for everything but a plain transfer that came with the previous one.
   @inline(never)
   mutating func complete<Engine: BlockEngine & ~Copyable>(_ index: Int, isDone: Bool, _ medium: inout Medium<Engine>) {
     guard trace == nil else { return completeTraced(index, isDone: isDone, &medium) }
     completeUnusual(index, isDone: isDone, &medium)
   }
 
-  /// Apart, so that the other way has nothing to keep meanwhile.
+  /// Apart, so that the other way has nothing to keep in the meantime.
   @inline(never)
   private mutating func completeTraced<Engine: BlockEngine & ~Copyable>(
     _ index: Int, isDone: Bool, _ medium: inout Medium<Engine>

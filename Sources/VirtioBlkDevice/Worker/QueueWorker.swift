@@ -97,7 +97,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       counters: configuration.counters,
       wake: { EventCounter.signal(mailbox.descriptor) })
     self.configuration = configuration
-    // Beside others nobody looks for work: they want the thread meanwhile.
+    // Beside others nobody checks for work: they want the thread in the meantime.
     window = PollWindow(configuration.seat == nil ? configuration.waiting : .sleep)
     coalesces = if case .coalesce = configuration.notification { true } else { false }
     earlierSystemCalls = configuration.counters.value(.systemCalls)
@@ -252,7 +252,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   private mutating func look() -> Bool {
     medium.engine.submit()
     let isEndless = window.current == .max
-    // A look that was left for a turn goes on to its end.
+    // A look that was left for a turn continues to its end.
     var end = lookEnds
     lookEnds = nil
     var round = 0
@@ -267,7 +267,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
         return true
       }
       round &+= 1
-      // The clock is asked for the first time when nothing came at once: that costs what a tenth of a request does.
+      // The clock is read the first time when nothing came at once: that costs what a tenth of a request does.
       if round == Self.looksWithoutClock, !isEndless, end == nil { end = Clock.now &+ window.current }
       // Messages and completions that need a system call to be seen, and the clock, are looked at once a microsecond or so: a
       // driver with one request at a time answers sooner, and would wait for the call to return.
@@ -299,7 +299,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     for index in 0..<lanes.capacity where lanes.contains(index) { unsafe _ = lanes[index].pointee.isMemoryThere() }
   }
 
-  /// The engine is lost: nothing that is under way will complete, and nothing can be asked for any more.
+  /// The engine is lost: nothing that is under way will complete, and nothing can be requested any more.
   ///
   /// - Returns: whether a turn has to follow, which tells of it.
   @discardableResult
@@ -333,7 +333,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
 
   private var isDue: Bool { throttledUntil.map { Clock.now >= $0 } ?? false }
 
-  /// Who is held back by a limit does not look for work: more would only wait, too. One that never sleeps looks all the same.
+  /// Who is held back by a limit does not check for work: more would only wait, too. One that never sleeps looks all the same.
   private mutating func mayLook() -> Bool {
     guard window.current == .max || throttledUntil == nil else { return false }
     trace?.beginsToPoll()
@@ -384,8 +384,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
 
   // MARK: Metrics
 
-  /// Turns without a wait, and answers of these, between two looks at the clock: they are so short that one look for each would be
-  /// seen, as a driver on another CPU gives a request or two at a time.
+  /// Turns without a wait, and answers of these, between two looks at the clock: they are so short that one look for each
+  /// would be seen, as a driver on another CPU gives a request or two at a time.
   private static var turnsBetweenMoments: Int { 8 }
   private static var answersBetweenMoments: UInt16 { 32 }
 
@@ -436,7 +436,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
 
   private mutating func takeOrders() {
     carryOut(configuration.mailbox.take())
-    // Without a queue there is nothing else to wait for. The engine rests meanwhile, but where others have the thread, too.
+    // Without a queue there is nothing else to wait for. The engine rests in the meantime, but where others have the thread,
+    // too.
     while isPrepared, configuration.seat == nil {
       EventWait.untilReadable(configuration.mailbox.descriptor)
       carryOut(configuration.mailbox.take())
@@ -548,7 +549,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
 
   private var kicks: [Int: KickSource] = [:]
 
-  /// Lets go of the lanes that were to be stopped and have nothing under way any more; without a lane the worker ends.
+  /// Releases the lanes that were to be stopped and have nothing under way any more; without a lane the worker ends.
   private mutating func finishStops() {
     guard mayEnd || !stops.isEmpty else { return }
     for lane in stops where unsafe lanes[lane].pointee.isIdle { remove(lane) }

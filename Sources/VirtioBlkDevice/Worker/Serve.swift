@@ -109,7 +109,7 @@ private func workWatched(
 func work<Engine: BlockEngine & ~Copyable>(
   _ configuration: WorkerConfiguration, _ engine: consuming Engine, role: ThreadRole = .queue
 ) throws(Errno) {
-  // Everything that has to be asked for is there.
+  // Everything that has to be requested is there.
   role.begin()
   switch (configuration.kind.isPacked, configuration.kind.isRecorded) {
   case (false, false):

@@ -1,5 +1,5 @@
 /// What makes a queue unusable. A queue that throws one of these is stopped until the driver resets it; the process and the
-/// other queues go on.
+/// other queues continue.
 
 /// Why a ring was refused at start, or stopped while it ran. Numbers are the guest's, for the log.
 public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
@@ -14,7 +14,7 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
   case outOfMemory
   case outOfDescriptors
   case outOfThreads
-  /// Its run before this one was left behind and has not ended.
+  /// Its run before this one was abandoned and has not ended.
   case leftBehind
   case kickCannotBeWaitedFor
   case inflightMissing

@@ -4,7 +4,7 @@ internal import VirtioCore
 
 /// Shared by all workers of a device.
 struct EngineLayers: Sendable {
-  /// Faults on purpose.
+  /// Faults deliberately.
   var faults: FaultInjector?
   /// Is told what is done at the medium.
   var witness: (any MediumWitness)?

@@ -1,4 +1,4 @@
-/// Faults on purpose, as a person writes them: `write:eio:rate=0.01:range=1M-2M`.
+/// Faults deliberately, as a person writes them: `write:eio:rate=0.01:range=1M-2M`.
 internal import Glibc
 internal import VirtioCore
 
