@@ -82,11 +82,12 @@ micro: release
 	@Scripts/setup.sh build counts
 	Scripts/instructions.py | .build/release/ring-cost --instructions /dev/stdin
 
-# The book and the other documents as HTML that reads offline, in .docs/: every output in them is made anew first.
+# The book, the other documents and the libraries' symbols as HTML that reads offline, in .docs/. Every output is made anew first.
 docs: release
 	@Scripts/setup.sh docs
 	Scripts/book.py pictures
 	Scripts/book.py update
+	Scripts/symbols.py .docs/library
 	Scripts/book.py html
 
 # A Debian package and a tarball, both with the Swift runtime inside, in .package/.

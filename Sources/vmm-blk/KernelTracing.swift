@@ -1,6 +1,7 @@
 /// The kernel's trace points, recorded for as long as a trace runs, in an instance of tracefs that nobody else uses.
 internal import FoundationEssentials
 internal import Glibc
+internal import OperatorWords
 internal import SystemPackage
 internal import TraceReport
 internal import VirtioCore
@@ -19,16 +20,16 @@ final class KernelTracing {
 
   /// - Parameter process: the server.
   init(process: Int32) throws(KernelTracingFailure) {
-    guard let root = Self.roots.first(where: { access($0 + "/instances", F_OK) == 0 }) else { throw .notMounted }
+    guard let root = Self.roots.first(where: { unsafe access($0 + "/instances", F_OK) == 0 }) else { throw .notMounted }
     folder = "\(root)/instances/vmm-blk-\(getpid())"
     self.process = process
     threads = Self.threads(of: process)
-    guard mkdir(folder, 0o700) == 0 else { throw .refused(root, Errno(rawValue: errno)) }
+    guard unsafe mkdir(folder, 0o700) == 0 else { throw .refused(root, Errno(rawValue: errno)) }
     isMade = true
     try prepare()
   }
 
-  deinit { if isMade { rmdir(folder) } }
+  deinit { if isMade { _ = unsafe rmdir(folder) } }
 
   private func prepare() throws(KernelTracingFailure) {
     try set("tracing_on", "0")
@@ -37,7 +38,7 @@ final class KernelTracing {
     let processors = max(1, Int(sysconf(Int32(_SC_NPROCESSORS_ONLN))))
     try set("buffer_size_kb", "\(max(64, Self.bufferKiB / processors))")
     for event in KernelTrace.events {
-      guard access("\(folder)/events/\(event)", F_OK) == 0 else { throw .noEvent(event) }
+      guard unsafe access("\(folder)/events/\(event)", F_OK) == 0 else { throw .noEvent(event) }
       try set("events/\(event)/enable", "1")
     }
   }

@@ -21,7 +21,7 @@ public enum NBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
   public var description: String {
     switch self {
     case .noLibrary(let reason):
-      "NBD needs libnbd, which is not to be had here (\(printable(reason))): install the package libnbd0"
+      "NBD needs libnbd, which is not available here (\(printable(reason))): install the package libnbd0"
     case .badURI(let uri, let reason):
       "\(printable(uri)) is no URI of an NBD export, because \(printable(reason)): write nbd://HOST[:PORT]/EXPORT or "
         + "nbd+unix:///EXPORT?socket=PATH"
