@@ -152,7 +152,7 @@ public struct BenchmarkResult: Sendable {
   var targetName = ""
   /// One for each repeat.
   var measurements: [Measurement] = []
-  /// What the person should know, each once.
+  /// What the user should know, each once.
   public private(set) var warnings: [String] = []
 
   init(_ options: BenchmarkOptions) { self.options = options }

@@ -16,7 +16,7 @@ public import VirtioRegisters
 ///     …
 ///     print(DriverReport.text([check.report], isWhole: false))
 public final class DriverCheck: Sendable {
-  /// For people: which device it is.
+  /// For display: which device it is.
   public let name: String
   private let findings = DriverFindings()
   private let kickLimit: Duration

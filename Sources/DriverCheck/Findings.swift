@@ -34,7 +34,7 @@ public final class DriverFindings: Sendable {
     var violations: [Violation] = []
   }
 
-  /// Violations of one rule that are told in full: a driver can cause them at its pleasure.
+  /// Violations of one rule that are reported in full: a driver can cause as many as it likes.
   static let remembered = 5
 
   private let start = Clock.now

@@ -1,4 +1,4 @@
-/// The few words of virtio-blk (virtio 5.2.6) that make a chain readable for readers. A reader of its own: it shares nothing
+/// The few words of virtio-blk (virtio 5.2.6) that make a chain readable. A reader of its own: it shares nothing
 /// with the device, whose view of a request it is there to check.
 
 /// A chain understood as a block request.

@@ -13,7 +13,7 @@ package final class DeviceTrace {
   package fileprivate(set) var end: TraceMoment?
   /// Of the threads that were there in the meantime.
   fileprivate var buffers: [Int: TraceBuffer] = [:]
-  /// Threads that have not told yet that they write no more.
+  /// Threads that have not reported yet that they write no more.
   package fileprivate(set) var pending: Set<Int> = []
 
   fileprivate let budget: Int?
@@ -95,7 +95,7 @@ extension BlockDevice {
     if trace?.number == number { trace?.pending.remove(worker) }
   }
 
-  /// A worker is over, whatever it was told.
+  /// A worker is over, whatever its orders were.
   func traceEnded(worker: Int) { trace?.pending.remove(worker) }
 
   func laneCount(ofPlace index: Int) -> Int { (queueCount - index + threadCount - 1) / threadCount }

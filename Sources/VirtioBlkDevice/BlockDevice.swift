@@ -61,7 +61,7 @@ public struct BlockDeviceOptions: Sendable {
   public var limits = RateLimits()
   /// What is to go wrong at the medium, for those who try out how a guest takes it. Not with the null engine, which has none.
   public var faults: [FaultRule] = []
-  /// Is told what is done at the medium.
+  /// Is notified of what is done at the medium.
   package var witness: (any MediumWitness)?
   /// A mistake that is to be found; only with the `sync` engine.
   package var plant: PlantedMistake?
@@ -78,7 +78,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   public let maximumQueueSize: UInt16
   /// Which engine serves the image, and why: one line.
   public let engineReason: String
-  /// What the person should know about that, if anything.
+  /// What the user should know about that, if anything.
   public let engineWarning: String?
   public let engine: EngineKind
   /// What a driver gets for GET_ID, of which at most 20 bytes reach it.
@@ -412,7 +412,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     } catch { throw .outOfThreads }
   }
 
-  /// A worker has told that it is over, so waiting for its thread is no wait.
+  /// A worker has reported its end, so joining its thread does not block.
   private func workerEnded(_ index: Int) {
     guard let worker = places[index].worker else { return }
     worker.run.join()

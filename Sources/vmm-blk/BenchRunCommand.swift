@@ -181,7 +181,7 @@ struct BenchRunCommand: ParsableCommand {
     case .jsonPlus: text = result.json(plus: true)
     }
     try BenchOutput.write(text, to: output)
-    // A person who asked for a file sees the table all the same.
+    // A user who asked for a file sees the table as well.
     if output != nil, outputFormat != .normal {
       print(result.table(width: OutputWidth.characters), terminator: "")
     }

@@ -116,7 +116,7 @@ final class CtlSession {
     do throws(ControlError) { return try line.decode(type) } catch { throw CtlFailure.control(path, error) }
   }
 
-  /// For people only.
+  /// For users only.
   func say(_ text: @autoclosure () -> String) {
     if !printsJSON { print(text()) }
   }

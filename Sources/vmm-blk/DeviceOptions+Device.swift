@@ -15,11 +15,11 @@ extension DeviceOptions {
     return options
   }
 
-  /// The disk, opened, locked and ready for a transport. Errors are sentences for the person.
+  /// The disk, opened, locked and ready for a transport. Errors are sentences for the user.
   ///
   /// - Parameters:
   ///   - transport: by which it is reached.
-  ///   - queues: how many there are when the person has not said.
+  ///   - queues: how many there are if the user has not said.
   ///   - lock: of the image, from another server that is taken over from; `nil`: it is to be got.
   ///   - serial: what the driver was told there.
   ///   - offersAll: whatever the options say of features.

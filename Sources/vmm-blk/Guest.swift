@@ -24,7 +24,7 @@ struct Guest: ParsableCommand {
   @OptionGroup var target: GuestTarget
 }
 
-/// The format of the rings, as a person chooses it.
+/// The format of the rings, as a user chooses it.
 enum RingChoice: String, CaseIterable, ExpressibleByArgument {
   case split
   case packed

@@ -109,7 +109,7 @@ struct OpenedDisk {
   let device: BlockDevice
   let listener: Listener
 
-  /// Waits for the medium. Errors are sentences for the person.
+  /// Waits for the medium. Errors are sentences for the user.
   ///
   /// - Parameter hint: what else is to be said where the system does not let this process have a file.
   ///   - nbd: what of NBD is left to a process that has its sandbox; `nil`: it has none yet.

@@ -23,7 +23,7 @@ public struct RunOptions: Sendable {
   public init() {}
 }
 
-/// What to tell a person while it runs.
+/// What to tell the user while it runs.
 public struct RunProgress: Sendable {
   /// Seconds since the start, and in all.
   public var elapsed: Double

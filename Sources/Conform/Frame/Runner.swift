@@ -7,7 +7,7 @@ public struct Runner {
   public var settings: Settings
   /// Words of `--only`; empty: everything.
   public var only: [String]
-  /// Is told before each check, with how many there were and will be.
+  /// Is called before each check, with the number of checks done and to do.
   public var progress: ((_ check: String, _ done: Int, _ all: Int) -> Void)?
 
   public init(settings: Settings = Settings(), only: [String] = []) {

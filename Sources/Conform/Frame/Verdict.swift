@@ -10,7 +10,7 @@ public enum Outcome: String, CaseIterable, Sendable {
   case rejected
   /// No answer to a good request, or no device any more.
   case wedged
-  /// Not on this device, or not over this transport; the reason is told.
+  /// Not on this device, or not over this transport; with the reason.
   case notApplicable = "n/a"
 
   var isFailure: Bool { self == .broken || self == .wedged }

@@ -27,7 +27,7 @@ struct EngineChoice {
   var kind: EngineKind
   /// Why this engine: one line.
   var reason: String
-  /// Something that the person should know: what they would have got is not to be had.
+  /// Something that the user should know: the better choice is not available.
   var warning: String?
   /// What the engines copy to and from that do.
   var mapped: MappedImage?

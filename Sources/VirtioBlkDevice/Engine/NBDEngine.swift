@@ -30,7 +30,7 @@ struct NBDEngine: BlockEngine, ~Copyable {
   var buffers = BouncePool(limit: NBDEngine.buffers)
   var link: NBDLink
   private var sequence: UInt64 = 0
-  /// Losses that drivers of this worker know of, and those that they are about to be told of.
+  /// Losses that drivers of this worker know of, and those that they are about to be notified of.
   private var toldLosses: UInt64
   private var seenLosses: UInt64
   private var commands: UInt64 = 0

@@ -8,7 +8,7 @@ public import VirtioCore
 /// An open image. Immutable after `init`, but for its state; its descriptor is closed and its lock released with the last
 /// owner.
 public final class ImageFile: Sendable {
-  /// As a person reads it.
+  /// As a user reads it.
   public let path: String
   /// −1 of an export.
   public let descriptor: Int32

@@ -1,4 +1,4 @@
-/// What happens to a request that the medium failed. Its driver is told; or, for an operator who wants to fix what is wrong
+/// What happens to a request that the medium failed. It is reported to its driver; or, for an operator who wants to fix what is wrong
 /// before that, nobody is, as with VMMs' werror=stop: the request keeps its slot, nothing more is taken, and what is under way
 /// is finished.
 internal import VirtioCore
@@ -22,7 +22,7 @@ extension Lane where Ring: ~Copyable {
     }
   }
 
-  /// The medium failed a request. - Returns: false when its driver is to be told.
+  /// The medium failed a request. - Returns: false when its driver has to be notified.
   @inline(never)
   mutating func park(_ index: Int) -> Bool {
     guard let news = context.stalls else { return false }

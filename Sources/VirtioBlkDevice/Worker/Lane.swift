@@ -453,7 +453,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   @inline(never)
   mutating func publishEarly() { publish() }
 
-  /// Shows the driver what was answered, and tells it if it wants to be told.
+  /// Publishes the answers, and notifies the driver if it wants to be notified.
   @inline(__always)
   mutating func publish() {
     // What was read out of memory that was not the driver's any more is never shown as done.
@@ -475,7 +475,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     if trace != nil { notePublished(count, from: begin, calls: calls) }
   }
 
-  /// Tells the driver, if it wants to be told.
+  /// Notifies the driver, if it wants to be notified.
   ///
   /// - Parameter count: chains that were published just now.
   @inline(__always)

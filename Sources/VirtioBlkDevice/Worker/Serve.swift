@@ -15,7 +15,7 @@ struct EnginePlan: Sendable {
   var layers: EngineLayers?
   /// Among the device's workers.
   var worker = 0
-  /// Says something to the person.
+  /// Tells the user something.
   var tell: @Sendable (String) -> Void = { _ in }
 
   /// What a thread with this engine does in a process that gives up rights.

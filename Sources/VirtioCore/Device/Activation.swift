@@ -37,7 +37,7 @@ public struct Activation: Sendable {
   /// answers with the position that was given, and has changed nothing for the driver or for who continues from there.
   public var isHeld = false
 
-  /// Is told what happens on the queue, on the thread that serves it; `nil`: nobody. All queues of a device that run at one
+  /// Is notified of what happens on the queue, on the thread that serves it; `nil`: nobody. All queues of a device that run at one
   /// time have one, or none.
   public var watch: (any RingWatch)?
 

@@ -1,6 +1,6 @@
 /// Somebody who looks at what a driver does with a ring, beside the device that serves it.
 
-/// Is told of each step of a device on one queue, on the thread that serves it. What it needs to know of the ring it reads for
+/// Is notified of each step of a device on one queue, on the thread that serves it. What it needs to know of the ring it reads for
 /// itself: memory that others write is looked at here, not there. It may allocate and lock; a queue without a watch has none
 /// of it.
 public protocol RingWatch: AnyObject, Sendable {

@@ -6,7 +6,7 @@ internal import VirtioCore
 struct EngineLayers: Sendable {
   /// Faults deliberately.
   var faults: FaultInjector?
-  /// Is told what is done at the medium.
+  /// Is notified of what is done at the medium.
   var witness: (any MediumWitness)?
   /// A mistake that somebody who checks devices is to find.
   var plant: PlantedMistake?

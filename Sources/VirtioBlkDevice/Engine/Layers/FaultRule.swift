@@ -1,4 +1,4 @@
-/// Faults deliberately, as a person writes them: `write:eio:rate=0.01:range=1M-2M`.
+/// Faults deliberately, as a user writes them: `write:eio:rate=0.01:range=1M-2M`.
 internal import Glibc
 internal import VirtioCore
 
@@ -23,9 +23,9 @@ public struct FaultRule: Hashable, Sendable {
     case error(Int32)
     /// Only so many bytes are transferred; `nil`: some whole sectors, at least one and less than all of several.
     case short(bytes: UInt64?)
-    /// It is done at once and told so much later: nanoseconds.
+    /// It is executed at once and reported this much later: nanoseconds.
     case delay(ClosedRange<UInt64>)
-    /// So many results are held back and told in random order; those that wait for company are told after 10 ms.
+    /// This many results are held back and reported in random order; those that wait for others are reported after 10 ms.
     case reorder(Int)
     /// It is not done, and never ends.
     case never
