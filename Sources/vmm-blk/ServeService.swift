@@ -273,7 +273,7 @@ final class ServeService {
     guard command.socketPath != nil else { return "Serving \(image) on \(disk.place)." }
     return """
       Serving \(image) on \(disk.place); for QEMU: -object memory-backend-memfd,id=mem,size=1G,share=on \
-      -machine memory-backend=mem -m 1G -chardev socket,id=disk,path=\(disk.place) \
+      -machine memory-backend=mem -m 1G -chardev socket,id=disk,path=\(disk.place),reconnect=1 \
       -device vhost-user-blk-pci,chardev=disk\(command.disk.numQueues.map { ",num-queues=\($0)" } ?? "")
       """
   }
