@@ -27,7 +27,7 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
         return true
       }
       round &+= 1
-      // The clock is requested the first time when nothing came at once: that costs what a tenth of a request does.
+      // The clock is read the first time when nothing came at once: that costs what a tenth of a request does.
       if round == Self.looksWithoutClock, !isEndless, end == nil { end = Clock.now &+ window.current }
       // Messages and completions that need a system call to be seen, and the clock, are looked at once a microsecond or so: a
       // driver with one request at a time answers sooner, and would wait for the call to return.
