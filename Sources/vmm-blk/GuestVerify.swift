@@ -48,12 +48,12 @@ struct GuestVerify: GuestVerb {
 
   func validate() throws {
     if let reportPauses, !(reportPauses > 0 && reportPauses < 1e7) {
-      throw ValidationError("--report-pauses \(reportPauses) is no length of time.")
+      throw ValidationError("--report-pauses \(reportPauses) is not a valid time.")
     }
     guard bytes == nil || seconds == nil else { throw ValidationError("Give --bytes or --seconds, not both.") }
-    if let seconds, !(seconds > 0 && seconds < 1e7) { throw ValidationError("--seconds \(seconds) is no length of time.") }
+    if let seconds, !(seconds > 0 && seconds < 1e7) { throw ValidationError("--seconds \(seconds) is not a valid time.") }
     guard reconnectTimeout > 0, reconnectTimeout < 1e7 else {
-      throw ValidationError("--reconnect-timeout \(reconnectTimeout) is no length of time.")
+      throw ValidationError("--reconnect-timeout \(reconnectTimeout) is not a valid time.")
     }
     if let reportEvery, reportEvery < 1 { throw ValidationError("--report-every \(reportEvery) is less than 1.") }
     guard (512...(4 << 20)).contains(largest.bytes) else {

@@ -104,7 +104,7 @@ final class TakeoverGiver {
     guard request.version == Takeover.version else {
       return refuse(
         connection,
-        "version \(request.version.map { "\($0)" } ?? "none") of taking over is not spoken here, only \(Takeover.version)")
+        "version \(request.version.map { "\($0)" } ?? "none") of takeovers is not supported here, only \(Takeover.version)")
     }
     guard !isEnding else { return refuse(connection, Self.ending) }
     guard taker == nil else { return refuse(connection, "another process is taking over already") }

@@ -208,7 +208,7 @@ final class TakeoverTaker {
 
   private func failed(_ index: Int, _ reason: String) {
     failures.append(.disk(disks[index].name, reason))
-    log.warn("\(disks[index].place) stays with the server before: \(reason)")
+    log.warn("\(disks[index].place) stays with the old server: \(reason)")
   }
 
   private func ask(

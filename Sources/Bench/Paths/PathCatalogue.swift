@@ -81,7 +81,7 @@ struct PathCatalogue {
       row(.aio, "aio", "libaio", .aio, "Native asynchronous I/O; with direct I/O on a disk it is as deep as io_uring."),
       row(
         .sync, "sync", "pread in the queue's thread", .pread,
-        "Each request is a plain call in the queue's own thread: cheapest where the medium never waits."),
+        "Each request is a plain call in the queue's own thread: cheapest if the medium never blocks."),
       row(
         .threads, "threads", "thread pool", .pread,
         "Plain calls in a pool of threads: depth without io_uring, at the price of "
@@ -116,7 +116,7 @@ struct PathCatalogue {
         words: "deferred", uring { $0.completion = .deferred },
         needs: ring(UInt32(IORING_SETUP_SINGLE_ISSUER) | UInt32(IORING_SETUP_DEFER_TASKRUN), "DEFER_TASKRUN", "6.1")),
       row(
-        "sqpoll", "SQPOLL", "A kernel thread looks for submissions, wherever the scheduler puts it.",
+        "sqpoll", "SQPOLL", "A kernel thread polls for submissions, wherever the scheduler puts it.",
         words: "sqpoll", uring { $0.completion = .submissionThread(cpu: nil) },
         needs: ring(UInt32(IORING_SETUP_SQPOLL), "SQPOLL", "5.11")),
       row(
@@ -126,10 +126,10 @@ struct PathCatalogue {
           ? "needs a third CPU, and this machine has \(processors)"
           : ring(UInt32(IORING_SETUP_SQPOLL), "SQPOLL", "5.11")),
       row(
-        "iopoll", "IOPOLL", "Completions are looked for in the device instead of awaiting its interrupt.",
+        "iopoll", "IOPOLL", "The device is polled for completions, instead of waiting for its interrupt.",
         words: "iopoll", uring { $0.poll = .on }, needs: polling),
       row(
-        "iopoll-hybrid", "IOPOLL, hybrid", "The same, asleep for half of the time that a request usually takes.",
+        "iopoll-hybrid", "IOPOLL, hybrid", "The same, sleeping for half of the usual time of a request.",
         words: "iopoll-hybrid", uring { $0.poll = .hybrid }, needs: polling),
       row(
         "no-file", "file not registered", "The image is looked up by its descriptor at each operation.",
@@ -155,9 +155,11 @@ struct PathCatalogue {
       row(
         "batch-1", "submit each", "Each operation is submitted separately.", words: "batch=1",
         uring { $0.handover = .every(1) }),
-      row("batch-8", "submit 8", "Operations are handed over by eights.", words: "batch=8", uring { $0.handover = .every(8) }),
       row(
-        "whole", "submit whole turns", "A turn is handed over at once, where the default begins with a few on a disk.",
+        "batch-8", "submit 8", "Operations are submitted in groups of eight.", words: "batch=8",
+        uring { $0.handover = .every(8) }),
+      row(
+        "whole", "submit whole turns", "A turn is submitted as a whole; by default a disk gets a few operations first.",
         words: "whole", uring { $0.handover = .whole }),
     ]
   }
@@ -199,7 +201,7 @@ struct PathCatalogue {
         $0.waiting = .poll(microseconds: 50)
       },
       row(
-        "adaptive-50", "adaptive, up to 50 us", "It looks for as long as that has been paying off: the default.",
+        "adaptive-50", "adaptive, up to 50 us", "It polls for as long as that has been paying off: the default.",
         "--waiting adaptive:50"
       ) {
         $0.waiting = .adaptive(maximumMicroseconds: 50)

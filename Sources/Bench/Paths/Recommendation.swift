@@ -81,7 +81,7 @@ extension Recommendation {
       if let sleep, Double(sleep.latency) <= Double(base) * (1 + Self.tie) {
         reasons.append(
           "\(sleep.row.flags ?? "") costs no latency here (\(Format.microseconds(sleep.latency)) us against "
-            + "\(Format.microseconds(base))) and looks for no work in vain")
+            + "\(Format.microseconds(base))) and does not poll in vain")
       }
     }
 
