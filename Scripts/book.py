@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Keeps the outputs in the documents up to date with the program, and builds the book from them.
 
-    Scripts/book.py check [FILE.md …]    run every command again and compare; what changes from run to run is masked
-    Scripts/book.py update [FILE.md …]   run every command and write what it says into the documents
-    Scripts/book.py pictures             draw the pictures of Docs/plots that are traces
-    Scripts/book.py html [FOLDER]        make HTML that reads offline (.docs by default); needs pandoc
+    Scripts/book.py check [FILE.md …]    run every command again and compare; values that differ from run to run are masked
+    Scripts/book.py update [FILE.md …]   run every command and write its output into the documents
+    Scripts/book.py pictures             draw the traces in Docs/plots, and the picture of the engines
+    Scripts/book.py html [FOLDER]        build HTML that reads offline (in .docs by default); needs pandoc
 
-A block of output stands behind a comment that says where it comes from:
+A block of output follows a comment with the commands that produce it:
 
     <!-- run
     @recipe read-write rw
@@ -17,11 +17,11 @@ A block of output stands behind a comment that says where it comes from:
     …
     ```
 
-Each line is a command of bash. A line with @ in front is run and not shown. All blocks of a document have one scratch folder.
-`recipe NAME FILE` makes FILE.mem and FILE.img from Images/NAME.recipe, `serving FILE` waits until a server has said so there.
-'run numbers' says that numbers differ from run to run, 'run any' that only the end of each command counts.
+Each line is a bash command. A line that starts with @ is run but not shown. All blocks of a document share a scratch folder.
+`recipe NAME FILE` builds FILE.mem and FILE.img from Images/NAME.recipe; `serving FILE` waits for a server's line in FILE.
+'run numbers' means that numbers differ from run to run, 'run any' that only the exit status of each command counts.
 
-VMM_BLK names the program; without it, it is the release build.
+VMM_BLK names the program; the default is the release build.
 """
 import difflib
 import os
@@ -32,6 +32,7 @@ import subprocess
 import sys
 import tempfile
 
+sys.dont_write_bytecode = True
 from symbols import MODULES, STYLE
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -49,7 +50,7 @@ ROOT={ROOT}
 
 MASKS = [
     (re.compile(r"process \d+"), "process N"), (re.compile(r"\bseed \d+"), "seed N"),
-    # Whether two answers are told of by one call is a matter of the moment.
+    # Whether one call announces two answers depends on timing.
     (re.compile(r"│ doorbells .*"), "│ doorbells"),
     (re.compile(r"/tmp/\S+?/(?=[\w.]+)"), ""), (re.compile(r"\b\d+(\.\d+)? (ns|µs|ms|s)\b"), "T"),
 ]
