@@ -132,8 +132,7 @@ final class TraceOnSignal {
       guard let last = trace.end else { return nil }
       return Recorded(
         name: name, engine: device.engine.rawValue, start: trace.start, end: last,
-        threads: trace.threads.map { ($0.number, $0.buffer) },
-        silent: trace.pending.sorted())
+        threads: trace.threads.map { ($0.number, $0.buffer) })
     }
     for each in traces { each.device.dropTrace() }
     guard !disks.isEmpty else {
@@ -157,24 +156,33 @@ final class TraceOnSignal {
     let start: TraceMoment
     let end: TraceMoment
     let threads: [(number: Int, buffer: TraceBuffer)]
-    let silent: [Int]
 
-    var disk: TracedDisk {
+    /// What one thread did, apart from the others: so only one is in memory at a time.
+    func disk(_ thread: (number: Int, buffer: TraceBuffer)) -> TracedDisk {
       var disk = TracedDisk(name: name, engine: engine, start: start, end: end)
-      for thread in threads {
-        let bytes = thread.buffer.bytes(from: 0, limit: thread.buffer.count)
-        let records = stride(from: 0, to: bytes.count, by: TraceRecord.size).compactMap { TraceRecord(bytes, at: $0) }
-        disk.add(thread: thread.number, records, overwritten: thread.buffer.overwritten)
-      }
-      disk.silent = silent
+      let bytes = thread.buffer.bytes(from: 0, limit: thread.buffer.count)
+      let records = stride(from: 0, to: bytes.count, by: TraceRecord.size).compactMap { TraceRecord(bytes, at: $0) }
+      disk.add(thread: thread.number, records, overwritten: thread.buffer.overwritten)
       return disk
     }
+
+    /// Without its threads.
+    var head: TracedDisk { TracedDisk(name: name, engine: engine, start: start, end: end) }
   }
 
   private static func write(_ disks: [Recorded], to file: FileDescriptor) -> Errno? {
     do {
       try file.resize(to: 0)
-      _ = try file.writeAll(toAbsoluteOffset: 0, TraceEvents.json(disks.map(\.disk)).utf8)
+      var offset: Int64 = 0
+      var writer = TraceEvents.Writer { text in
+        let count = try file.writeAll(toAbsoluteOffset: offset, text.utf8)
+        offset += Int64(count)
+      }
+      for (index, recorded) in disks.enumerated() {
+        try writer.add(recorded.head, process: index + 1)
+        for thread in recorded.threads { try writer.add(recorded.disk(thread), process: index + 1, isNamed: false) }
+      }
+      try writer.finish()
       return nil
     } catch { return error as? Errno ?? .ioError }
   }
