@@ -142,11 +142,14 @@ package struct KernelTrace: Sendable {
 }
 
 extension KernelTrace {
+  /// Operations that wait for kicks and orders, which takes as long as it takes.
+  private static let waits: Set<String> = ["FUTEX_WAIT", "FUTEX_WAITV", "POLL_ADD", "POLL_REMOVE", "TIMEOUT", "ASYNC_CANCEL"]
+
   /// A line for each layer that had requests, and one for what is missing.
   package var lines: [String] {
     var lines: [String] = []
     for layer in [KernelRequest.Layer.ring, .block] {
-      let ours = requests.filter { $0.layer == layer }
+      let ours = requests.filter { $0.layer == layer && !Self.waits.contains($0.name) }
       let times = ours.compactMap { request in request.end.map { $0 - request.begin } }
       guard !ours.isEmpty else {
         lines.append("kernel, \(layer.rawValue): no request")

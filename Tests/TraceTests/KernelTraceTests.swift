@@ -43,6 +43,12 @@ import Testing
     #expect(KernelTrace(Self.text, threads: [77]).requests.map(\.place) == ["254,0", "77"])
   }
 
+  /// How long nobody kicked says nothing about requests.
+  @Test func waitingForKicksIsNoRequestOfTheTable() {
+    let trace = KernelTrace(Self.text.replacingOccurrences(of: "opcode FSYNC", with: "opcode POLL_ADD"), threads: [4479])
+    #expect(trace.requests.count == 3 && trace.lines[0].contains("1 request, 521 µs each on average"))
+  }
+
   @Test func itIsJSONBesideTheDevices() throws {
     let text = TraceEvents.json([ReportTests.disk(ReportTests.records)], kernel: KernelTrace(Self.text, threads: [4479]))
     let object = try #require(try JSONSerialization.jsonObject(with: Data(text.utf8)) as? [String: Any])
