@@ -77,7 +77,7 @@ package struct FeatureList: Equatable {
   }
 }
 
-/// Why features cannot be as the person wants them: one sentence.
+/// Why features cannot be as the user wants them: one sentence.
 package enum FeatureMistake: Error, CustomStringConvertible {
   case unknown(String, close: String?)
   case required(FeatureSet, String)

@@ -128,7 +128,7 @@ extension ServeDisk: DecodableWithConfiguration {
     }
 
     func processors(_ word: Word) throws -> ProcessorList? {
-      try argument(word, "a list of processors, as in \"0,2,4-6\"")
+      try argument(word, "a list of CPUs, as in \"0,2,4-6\"")
     }
 
     /// One rule, or an array of them.

@@ -18,13 +18,14 @@ extension BlockDevice {
     return features
   }
 
-  /// What a disk on this image can offer besides, and offers only where that is asked for (`BlockDeviceOptions.requestedFeatures`).
+  /// What a disk on this image can offer besides, and offers only where that is requested
+  /// (`BlockDeviceOptions.requestedFeatures`).
   ///
   /// - IN_ORDER (virtio 6.1): a driver that takes it has a slow request hold up all that come after it.
-  /// - ORDER_PLATFORM (virtio 6.1): the rings' fences order memory for every processor of the machine, so that the barriers of a
-  ///   platform are as good as those between processors; they cost a driver more and give it nothing.
-  /// - SECURE_ERASE (virtio 5.2.6): the range is overwritten with zeroes, which takes as long as writing it, and promises no more than
-  ///   the image's medium does.
+  /// - ORDER_PLATFORM (virtio 6.1): the rings' fences order memory for every CPU of the machine, so that the barriers of a
+  ///   platform are as good as those between CPUs; they cost a driver more and give it nothing.
+  /// - SECURE_ERASE (virtio 5.2.6): the range is overwritten with zeroes, which takes as long as writing it, and promises no
+  ///   more than the image's medium does.
   /// - RING_RESET (virtio 2.6.1) and NOTIFICATION_DATA (virtio 2.7.23) need a transport that knows of them, too.
   public static func featuresOnRequest(of image: ImageFile) -> FeatureSet {
     var features: FeatureSet = [.inOrder, .orderPlatform, .ringReset, .notificationData]

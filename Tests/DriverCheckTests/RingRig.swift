@@ -9,7 +9,8 @@ import VirtioCore
 
 /// The device's side, whatever the format.
 class QueueServer {
-  /// Serves what there is, one chain after the other. - Parameter meanwhile: what the driver does while the device has one.
+  /// Serves what there is, one chain after the other. - Parameter meanwhile: what the driver does while the device has
+  /// one.
   func serve(_ meanwhile: () -> Void) {}
   /// Takes a chain, and looks for the next before it answers the first.
   func hold(_ meanwhile: () -> Void) {}

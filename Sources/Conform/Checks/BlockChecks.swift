@@ -61,7 +61,7 @@ extension Check {
       }
       return .kept()
     },
-    Check("unknown-types", "i.blk.unsupp.1 bad.25", "Types that nobody knows are UNSUPP.") { bench in
+    Check("unknown-types", "i.blk.unsupp.1 bad.25", "Unknown types are UNSUPP.") { bench in
       try bench.start(Plan(queues: 1))
       for type: UInt32 in [6, 7, 9, 12, 99, 0x7fff_ffff] {
         let answer = try bench.perform(BlockRequest(type: BlockRequestType(rawValue: type), answerBytes: 16))
@@ -376,7 +376,7 @@ extension Bench {
     return .kept()
   }
 
-  /// What becomes of a request that may also break its queue, or never be answered.
+  /// What happens to a request that may also break its queue, or never be answered.
   func outcome(of posted: Posted, on queue: Int = 0) throws -> String {
     let hand = hands[queue]
     let end = ContinuousClock.now + settings.limit / 20

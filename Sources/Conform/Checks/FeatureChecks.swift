@@ -232,14 +232,14 @@ extension Check {
       return .kept()
     },
     Check(
-      "resize", "blk.op.1 blk.op.2", "Another size shows in the capacity, and the driver is told.", rings: .once,
+      "resize", "blk.op.1 blk.op.2", "A new size shows in the capacity, and the driver is notified.", rings: .once,
       needs: [.resize, .writable]
     ) { bench in
       try bench.start(Plan(queues: 1))
       let transport = try bench.transport()
       _ = try transport.waitForConfigurationChange(milliseconds: 0)
       let old = bench.capacity * 512
-      guard let resize = bench.subject.resize else { throw Trouble.notApplicable("nobody here can change the size") }
+      guard let resize = bench.subject.resize else { throw Trouble.notApplicable("the size cannot be changed here") }
       try resize(old * 2)
       let told = try transport.waitForConfigurationChange(milliseconds: bench.patience)
       let now = BlockConfig(try transport.readConfiguration(at: 0, count: 8), offered: []).capacity
@@ -257,7 +257,7 @@ extension Check {
       let transport = try bench.transport()
       _ = try transport.readConfiguration(at: 0, count: 8)
       let before = try transport.configurationGeneration()
-      guard let resize = bench.subject.resize else { throw Trouble.notApplicable("nobody here can change the size") }
+      guard let resize = bench.subject.resize else { throw Trouble.notApplicable("the size cannot be changed here") }
       let old = bench.capacity * 512
       try resize(old * 2)
       let after = try transport.configurationGeneration()

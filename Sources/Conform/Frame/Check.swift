@@ -39,7 +39,7 @@ enum Need: Sendable {
     case .modern: return unless(facts.isModern, "this is the legacy interface")
     case .status: return unless(facts.hasStatus, "the back-end has no STATUS: the status lives in the front-end")
     case .queues(let count): return unless(facts.queueCount >= count, "the device has \(facts.queueCount) queue")
-    case .resize: return unless(facts.canResize, "nobody here can change the size of this disk")
+    case .resize: return unless(facts.canResize, "the size of this disk cannot be changed here")
     case .vhostUser: return unless(facts.bus == .vhostUser, "only over vhost-user")
     case .protocolFeature(let features):
       let missing = features.subtracting(facts.protocolFeatures)

@@ -2,8 +2,8 @@
 internal import Synchronization
 internal import VirtioCore
 
-/// What a driver was told that bounds its requests. The capacity is the largest that there was since the driver came: a disk that
-/// became smaller meanwhile does not make it wrong.
+/// What a driver was told that bounds its requests. The capacity is the largest that there was since the driver came: a disk
+/// that became smaller in the meantime does not make it wrong.
 final class RequestLimits: Sendable {
   private let shown: Mutex<(capacity: UInt64, configuration: [UInt8])>
   let features: FeatureSet

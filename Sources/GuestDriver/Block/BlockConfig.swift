@@ -58,8 +58,8 @@ public struct BlockConfig: Hashable, Sendable {
     return width <= count ? width : 1
   }
 
-  /// Reads the space in a loop until no field changed meanwhile (virtio 2.4.1); a legacy device has no word that says so, and is
-  /// read until two passes agree (virtio 2.4.4).
+  /// Reads the space in a loop until no field changed in the meantime (virtio 2.4.1); a legacy device has no word that says
+  /// so, and is read until two passes agree (virtio 2.4.4).
   init(_ transport: any DriverTransport, offered: FeatureSet) throws(DriverError) {
     var bytes: [UInt8] = []
     // A device that changes its configuration all the time cannot keep us here.

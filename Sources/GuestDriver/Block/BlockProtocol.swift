@@ -155,7 +155,7 @@ public enum BlockFeature {
     .indirectDescriptors, .eventIndex, .version1,
   ]
 
-  /// What it can work with besides, where that is asked for.
+  /// What it can work with besides, where that is requested.
   public static let onRequest: FeatureSet = [.packedRing, .inOrder, .orderPlatform, .notificationData, .ringReset]
 
   /// The name of a bit as the specification spells it; `nil` for bits without one.

@@ -7,7 +7,7 @@ extension ImageFile {
   /// Looks how large the medium is now. Waits for the medium, so it is for a helper thread.
   ///
   /// - Returns: bytes, in whole logical blocks.
-  /// - Throws: it cannot be told, or there is nothing left.
+  /// - Throws: it cannot be determined, or there is nothing left.
   public func measure() throws(ImageError) -> UInt64 {
     var bytes: UInt64 = 0
     if let export {

@@ -8,7 +8,7 @@ public import VirtioCore
 /// An open image. Immutable after `init`, but for its state; its descriptor is closed and its lock released with the last
 /// owner.
 public final class ImageFile: Sendable {
-  /// As a person reads it.
+  /// As a user reads it.
   public let path: String
   /// −1 of an export.
   public let descriptor: Int32
@@ -23,7 +23,7 @@ public final class ImageFile: Sendable {
   /// The open description that holds the lock, or the device: what a process that takes the image over has to be given; `nil`
   /// where there is no lock.
   public let lock: OwnedDescriptor?
-  /// The lock goes when this goes. It does not while another process goes on with it.
+  /// The lock goes when this goes. It does not while another process continues with it.
   private let ownsLock: Atomic<Bool>
   /// Where a device tells how much of its life it has used; `nil`: it does not.
   let lifetime: LifetimeFiles?
@@ -186,7 +186,7 @@ public final class ImageFile: Sendable {
     export = nil
     chain = nil
     lock = options.lock ?? (isLocked || exclusive != nil ? owned : nil)
-    // Until the server before lets go of it, a lock that came from there is its.
+    // Until the old server releases it, a lock that came from there is its.
     ownsLock = Atomic(options.lock == nil)
     lifetime = (options.systemFolder ?? (isBlockDevice ? device.folder : nil)).flatMap(LifetimeFiles.init)
   }
@@ -199,7 +199,7 @@ public final class ImageFile: Sendable {
     lifetime?.end()
   }
 
-  /// Another process goes on with the lock: it does not go with this image.
+  /// Another process continues with the lock: it does not go with this image.
   public func leaveLock() { ownsLock.store(false, ordering: .relaxed) }
 
   /// The server that had the lock is over with it: from now on it goes with this image.
@@ -209,7 +209,7 @@ public final class ImageFile: Sendable {
   /// network may be slow.
   public func endTaking() { ImageLock.unmarkTaker(descriptor) }
 
-  /// A server that takes the image over from this one is there, or is gone, and the kernel has not carried out all that it had
+  /// A server that takes the image over from this one is there, or is gone, and the kernel has not executed all that it had
   /// submitted. False also where there are no locks. Locks of a file on a network may be slow.
   public var isBeingTaken: Bool { ImageLock.hasTaker(descriptor) }
 
@@ -230,7 +230,7 @@ public final class ImageFile: Sendable {
   private static func access(_ options: ImageOptions) -> Int32 { (options.isReadOnly ? O_RDONLY : O_RDWR) | O_CLOEXEC }
 
   /// A ring that is being torn down, ours of a moment ago or that of a server that was killed, has its device until the kernel
-  /// is through with it: so often it is asked for again, and so long is waited in between (microseconds), before somebody
+  /// is through with it: so often it is requested again, and so long is waited in between (microseconds), before somebody
   /// is said to have it.
   private static let attempts = 200
   private static let pause: UInt32 = 10_000

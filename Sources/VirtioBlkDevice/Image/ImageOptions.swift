@@ -24,7 +24,7 @@ public struct ImageOptions: Sendable {
   public var nbd: NBDOptions?
   /// What is opened is the top of a chain of qcow2 images. Its path is `path`.
   public var qcow2: Qcow2Location?
-  /// As a person reads it. Without `pathBytes` it is what is opened; it has no NUL in it then.
+  /// As a user reads it. Without `pathBytes` it is what is opened; it has no NUL in it then.
   public var path: String
   /// The path as the system has it, with a 0 at the end, where it is not UTF-8 and `path` only resembles it.
   public var pathBytes: [CChar]?

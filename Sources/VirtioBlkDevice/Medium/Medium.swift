@@ -1,13 +1,13 @@
 /// What lies between virtio and an engine: byte ranges in, one answer each out, whatever the medium needs for it.
 ///
 /// Here is all that is known of what a medium can do: alignment and copies into aligned buffers, short transfers, the end of a
-/// file, fall-backs for zeroing and discarding, calls that no engine takes, flush errors that stay.
+/// file, fallbacks for zeroing and discarding, calls that no engine takes, flush errors that stay.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
 
-/// What became of a job when it was asked for, or went on.
+/// What became of a job when it was requested, or continued.
 enum JobProgress {
   /// An event with its tag will come.
   case pending
@@ -251,7 +251,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
   /// What became of a step when it was to be started.
   enum Start {
     case outcome(IOOutcome)
-    /// It goes on when a buffer comes back.
+    /// It continues when a buffer comes back.
     case waitsForBuffer
     case failed
   }
@@ -325,7 +325,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
 
   private mutating func next(_ tag: UInt32, _ job: UnsafeMutablePointer<MediumJob>, _ result: Int32) -> Next {
     if unsafe job.pointee.stage == .whole {
-      // Only the operation was written down. It goes on from here in parts.
+      // Only the operation was written down. It continues from here in parts.
       unsafe job.pointee = MediumJob(.parts, job.pointee.operation)
       unsafe job.pointee.part = UInt32(truncatingIfNeeded: job.pointee.operation.length)
     }
@@ -350,7 +350,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
     return .outcome(.pending)
   }
 
-  // MARK: What changes meanwhile
+  // MARK: What changes in the meantime
 
   /// Memory that transfers of a lane point into from now on.
   mutating func use(_ memory: GuestMemory, lane: Int) {

@@ -6,7 +6,7 @@ struct ArrivalWord: Equatable {
   private static let kindBits: UInt64 = 4
   /// Before every request where no times are kept: with it all transfers are alike.
   static let none = ArrivalWord(raw: 1)
-  /// The same where they are to be told apart.
+  /// The same if they have to be distinguished.
   static let untimed = ArrivalWord(time: 0)
   /// No request has it.
   static let never = ArrivalWord(raw: .max)

@@ -23,7 +23,7 @@ extension Lane where Ring: ~Copyable {
   /// Whether all of the queue's memory is still the driver's. A queue with memory that is not stops.
   @inline(never)
   mutating func isMemoryThere() -> Bool {
-    // Counted first, so that what happens meanwhile is looked at next time.
+    // Counted first, so that what happens in the meantime is looked at next time.
     let faults = context.faults.loadAfterLoads()
     guard faults != seenFaults else { return true }
     guard !memory.hasFaulted else {

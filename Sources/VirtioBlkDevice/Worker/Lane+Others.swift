@@ -13,7 +13,7 @@ extension Lane where Ring: ~Copyable {
     unsafe dispatch(type, readableBytes, writable, index, &medium)
   }
 
-  /// Apart, so that the other way has nothing to keep meanwhile.
+  /// Apart, so that the other way has nothing to keep in the meantime.
   @inline(never)
   private mutating func parseTraced<Engine: BlockEngine & ~Copyable>(
     _ type: UInt32, _ readableBytes: UInt64, _ writable: UnsafeMutablePointer<MemorySegment>, _ index: Int,

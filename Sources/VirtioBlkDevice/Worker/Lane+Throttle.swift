@@ -1,5 +1,5 @@
 /// What a lane does where its disk is limited. Each request gets its slot as always; one that may not go yet waits there before
-/// the medium is asked for it, and those of the other kind, flushes and the rest pass it.
+/// the medium is requested it, and those of the other kind, flushes and the rest pass it.
 internal import VirtioCore
 
 /// What a lane has for that.
@@ -105,8 +105,8 @@ extension Lane where Ring: ~Copyable {
     isLimited ? throttled.next(kind, slab, now: now) : throttled.nextOnCredit(kind)?.index
   }
 
-  /// The lane is to stop: all that waits goes at once, and whoever comes next on this disk waits for it. Who stops a queue wants
-  /// every request that was taken to be answered, and cannot be told of one that was not begun.
+  /// The lane is to stop: all that waits goes at once, and whoever comes next on this disk waits for it. Who stops a queue
+  /// wants every request that was taken to be answered, and cannot be told of one that was not begun.
   mutating func startThrottledOnCredit<Engine: BlockEngine & ~Copyable>(_ medium: inout Medium<Engine>) {
     guard hasThrottled else { return }
     let now = Clock.now

@@ -23,14 +23,15 @@ extension Lane where Ring: ~Copyable {
     account.answers.stopPlain()
   }
 
-  /// What is still under way is written down as that, also what was taken before there was a trace: what hangs is looked for with one.
+  /// What is still under way is written down as that, also what was taken before there was a trace: what hangs is looked for
+  /// with one.
   mutating func stopTrace() {
     guard let trace else { return }
     for index in 0..<slab.begun where unsafe slab.slot(index).pointee.stage != .none {
       var request = unsafe trace.requests[index]
       let wasSeen = request.taken != 0
       if !wasSeen { request.taken = trace.began }
-      // Without times nobody wrote down what was asked for then.
+      // Without times nobody wrote down what was requested then.
       let kind = wasSeen || meter != nil ? nil : RequestKind.other
       trace.writer.append(record(request, index, unsafe slab.slot(index).pointee, answered: 0, kind: kind))
     }

@@ -1,4 +1,4 @@
-/// One queue as its worker sees it: the ring, the requests under way, and the way of a request from pop to publish.
+/// One queue as its worker sees it: the ring, the requests under way, and the path of a request from pop to publish.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
@@ -33,7 +33,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   var call: CallSink
   var failure: CallSink
   let counters: CounterBlock
-  /// What is answered is published after so many even if more is available: a driver that watches goes on while we do.
+  /// What is answered is published after so many even if more is available: a driver that watches continues while we do.
   let publishEvery: Int
   private var coalescing: Coalescing?
   /// Slots in the order in which their chains were taken; empty without publication in order.
@@ -61,7 +61,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// To be stopped as soon as what was interrupted has been taken again.
   var stopsAfterRecovery = false
 
-  /// Transfers of so many bytes at most are asked for at once; 0 where the disk is limited: then each is looked at first.
+  /// Transfers of so many bytes at most are requested at once; 0 where the disk is limited: then each is looked at first.
   var plainBytes: UInt64
   var isLimited = false
   /// What waits for a limit.
@@ -70,7 +70,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   let meter: LaneMeter?
   /// Answers are counted, or written down, one by one where they are not plain.
   var looksAtAnswers: Bool
-  /// Where what becomes of requests is written down at present; `nil`: nowhere.
+  /// Where what happens to requests is written down at present; `nil`: nowhere.
   var trace: LaneTrace?
   /// Where the number of requests under way is.
   private let depth: SharedCell<UInt64>?
@@ -378,14 +378,14 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     slab.give(index)
   }
 
-  /// The same for everything but a plain transfer that came with the one before.
+  /// The same for everything but a plain transfer that came with the previous one.
   @inline(never)
   mutating func complete<Engine: BlockEngine & ~Copyable>(_ index: Int, isDone: Bool, _ medium: inout Medium<Engine>) {
     guard trace == nil else { return completeTraced(index, isDone: isDone, &medium) }
     completeUnusual(index, isDone: isDone, &medium)
   }
 
-  /// Apart, so that the other way has nothing to keep meanwhile.
+  /// Apart, so that the other way has nothing to keep in the meantime.
   @inline(never)
   private mutating func completeTraced<Engine: BlockEngine & ~Copyable>(
     _ index: Int, isDone: Bool, _ medium: inout Medium<Engine>
@@ -463,7 +463,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   @inline(never)
   mutating func publishEarly() { publish() }
 
-  /// Shows the driver what was answered, and tells it if it wants to be told.
+  /// Publishes the answers, and notifies the driver if it wants to be notified.
   @inline(__always)
   mutating func publish() {
     // What was read out of memory that was not the driver's any more is never shown as done.
@@ -485,7 +485,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     if trace != nil { notePublished(count, from: begin, calls: calls) }
   }
 
-  /// Tells the driver, if it wants to be told.
+  /// Notifies the driver, if it wants to be notified.
   ///
   /// - Parameter count: chains that were published just now.
   @inline(__always)

@@ -26,7 +26,7 @@ struct LaneRules {
   /// Most bytes of a request.
   let requestBytes: UInt64
 
-  /// Most bytes of a transfer that is asked for without another look at it: no step of the medium's, and no segment, is longer.
+  /// Most bytes of a transfer that is requested without another look at it: no step of the medium's, and no segment, is longer.
   var plainBytes: UInt64 { min(MediumFacts.stepBytes, UInt64(segmentBytes)) }
 
   /// - Parameter regions: of the guest's memory.

@@ -50,7 +50,7 @@ struct RequestSlab: ~Copyable {
   /// Pieces that one request can have: what one vectored call of the kernel takes.
   static let segmentsPerSlot = 1024
   /// Slots of the segment area are a little longer than that, so that the first pieces of neighbours do not fall into the
-  /// same lines of the processor's cache.
+  /// same lines of the CPU's cache.
   private static let segmentStride = segmentsPerSlot + 12
 
   let capacity: Int
