@@ -35,10 +35,14 @@ public struct OwnSetup: Hashable, Sendable {
     self.zones = zones
   }
 
-  /// All that a driver can meet: vhost-user and every register face, and one disk that can only be read.
+  /// All that a driver can meet: vhost-user and every register face, a disk that can only be read, and disks with zones.
   public static let all: [OwnSetup] =
     [OwnSetup(nil), OwnSetup(nil, isReadOnly: true)] + RegisterInterface.allCases.map { OwnSetup($0) }
     + [OwnSetup(.pciTransitional, prefersLegacy: true)]
+    + [
+      OwnSetup(nil, zones: .zoned), OwnSetup(nil, zones: .withoutAppends), OwnSetup(.mmio, zones: .zoned),
+      OwnSetup(.pci, zones: .zoned),
+    ]
 
   public var name: String {
     let face = interface.map { $0.name } ?? "vhost-user"
