@@ -129,6 +129,12 @@ package struct DeviceOptions: ParsableArguments {
         + "seg_max=62,max_discard_sectors=8192.", valueName: "field=number,..."))
   package var config: ConfigurationWords?
 
+  @Option(
+    help: .init(
+      "A disk with zones that are written in sequence (virtio's ZONED): \(ZonedWords.help)",
+      valueName: "host-managed[,word=value,...]"))
+  package var zoned: ZonedWords?
+
   @OptionGroup package var tuning: DeviceTuning
 
   @Option(
@@ -175,6 +181,12 @@ package struct DeviceOptions: ParsableArguments {
     if engine == .cached, direct == .on {
       throw ValidationError("--engine cached copies out of the page cache, and --direct on bypasses it: give one of them")
     }
+    if zoned != nil, readOnly {
+      throw ValidationError("--zoned is for a disk that is written, and --read-only for one that is not: give one of them")
+    }
+    if zoned != nil, onError == .stop {
+      throw ValidationError("--on-error stop is not possible with --zoned, where writes of one queue wait for those of others")
+    }
     do { try featureWords.validate() } catch { throw ValidationError("\(error)") }
   }
 }
@@ -194,7 +206,8 @@ extension DeviceOptions {
       ("--waiting", tuning.waiting != nil), ("--poll-us", tuning.pollUs != nil), ("--notify", tuning.notify != .batch),
       ("--uring", tuning.uring != nil), ("--record", record != nil), ("--on-error", onError != .report),
       ("--inject", !inject.isEmpty), ("--features", features != nil), ("--no-feature", !noFeature.isEmpty),
-      ("--no-lock", noLock), ("--limit", limit != nil), ("--config", config != nil), ("--latencies", tuning.latencies != .on),
+      ("--no-lock", noLock), ("--limit", limit != nil), ("--config", config != nil), ("--zoned", zoned != nil),
+      ("--latencies", tuning.latencies != .on),
       ("--reconnect-timeout", reconnectTimeout != NBDOptions.usualReconnectTimeout),
       ("--server-keeps-writes", serverKeepsWrites), ("--shared-workers", tuning.sharedWorkers.words != "off"),
     ]

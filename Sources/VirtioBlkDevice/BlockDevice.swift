@@ -157,6 +157,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     let blockLimits = try options.configuration.limits(of: image, queueSize: options.maximumQueueSize)
     let choice = try EngineChoice.resolve(options.engine, options.uring, image: image)
     guard choice.kind != .null || options.faults.isEmpty else { throw .nothingToFail }
+    guard image.zones == nil || options.onError == .report else { throw .zonesCannotStall }
     do throws(Errno) {
       events = try DeviceNews()
       serial = options.serial ?? image.description.serial
@@ -188,7 +189,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
       limits: blockLimits, capacity: shared.capacity,
       medium: MediumFacts(image: image, zeroes: shared.zeroes), writeback: shared.writeback,
       stalls: options.onError == .stop ? events : nil, serial: shared.serial,
-      lifetime: image.lifetime)
+      lifetime: image.lifetime, zones: image.zones)
     counterBlocks = Mutex([:])
     places = Array(repeating: WorkerPlace(), count: threads)
   }
@@ -206,6 +207,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     counterBlocks.withLock { blocks in
       for (index, block) in blocks where places[index].worker == nil { block.deallocate() }
     }
+    // Whoever serves it after the machine was switched off finds the zones as they are now.
+    if let zones = image.zones, leftQueues.isEmpty, image.flush() == nil { zones.close() }
   }
 
   // MARK: VirtioDevice
@@ -300,6 +303,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   public func replaceFailure(queue: Int, _ failure: CallSink) { order(queue) { $0.failure = failure } }
 
   public func reset() {
+    image.zones?.dropNotes()
     negotiatedFeatures = nil
     setWriteback(1)
   }

@@ -102,6 +102,11 @@ struct EntryWords {
       guard let number = Int(text) else { throw ValidationError("\(word.rawValue)=\(printable(text)): use a whole number") }
       return .number(number)
     case .inject: return .list([text])
+    case .zoned:
+      let parts = text.split(separator: ",", omittingEmptySubsequences: false).map { part in
+        part.hasPrefix("file=") ? "file=" + Takeover.absolute(String(part.dropFirst(5))) : String(part)
+      }
+      return .text(parts.joined(separator: ","))
     case .format, .logicalBlockSize, .serial, .engine, .direct, .pinCPUs, .waiting, .notify, .uring, .onError, .latencies,
       .limit, .features, .noFeature, .config:
       return .text(text)

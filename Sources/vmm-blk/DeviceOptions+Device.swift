@@ -53,6 +53,9 @@ extension DeviceOptions {
     if case .nbd(let location) = name { imageOptions.nbd = nbdOptions(location, isConfined: isConfined) }
     if case .qcow2(let location) = name { imageOptions.qcow2 = location }
     imageOptions.lock = lock
+    imageOptions.zoned = zoned?.options
+    imageOptions.zoned?.queues = options.queueCount
+    imageOptions.zoned?.ringEntries = queueSizeMax
     let image = try Self.openPatiently(imageOptions)
     let features = offersAll ? FeatureWords(only: try FeatureList("all")) : featureWords
     try features.apply(to: &options, image, transport)

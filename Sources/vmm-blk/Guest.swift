@@ -17,7 +17,7 @@ struct Guest: ParsableCommand {
       """,
     subcommands: [
       GuestInfo.self, GuestRead.self, GuestWrite.self, GuestCopyIn.self, GuestCopyOut.self, GuestFlush.self,
-      GuestDiscard.self, GuestZero.self, GuestErase.self, GuestLifetime.self,
+      GuestDiscard.self, GuestZero.self, GuestErase.self, GuestZones.self, GuestZone.self, GuestAppend.self, GuestLifetime.self,
       GuestID.self, GuestVerify.self,
     ])
 

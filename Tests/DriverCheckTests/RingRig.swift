@@ -73,11 +73,12 @@ final class RingRig {
     .version1, .indirectDescriptors, FeatureSet(bit: 2), FeatureSet(bit: 9), FeatureSet(bit: 13), FeatureSet(bit: 14),
     FeatureSet(bit: 16),
   ]
-  /// 2048 sectors, seg_max 4, two segments of each kind of range.
+  /// 2048 sectors, seg_max 4, two segments of each kind of range; host-managed zones of 256 sectors, appends of 16, of 8 each.
   static let configuration: [UInt8] = {
     var bytes = [UInt8](repeating: 0, count: 96)
     bytes[1] = 8
     (bytes[12], bytes[40], bytes[52], bytes[64]) = (4, 2, 2, 2)
+    (bytes[73], bytes[84], bytes[89], bytes[92]) = (1, 16, 16, 1)
     return bytes
   }()
 

@@ -26,7 +26,9 @@ extension Check {
       ])
       for _ in 0..<12 {
         var choice = FeatureSet(rawValue: optional.rawValue & bench.random.next()).union(
-          bench.facts.offered.intersection([.version1, .accessPlatform, BlockFeature.readOnly, BlockFeature.blockSize]))
+          bench.facts.offered.intersection([
+            .version1, .accessPlatform, BlockFeature.readOnly, BlockFeature.blockSize, BlockFeature.zoned,
+          ]))
         if bench.format == .packed { choice.insert(.packedRing) } else { choice.remove(.packedRing) }
         if choice.contains(BlockFeature.configWCE) { choice.insert(BlockFeature.flush) }
         let taken = try bench.negotiate(choice)
@@ -85,7 +87,7 @@ extension Check {
     },
     Check(
       "without-version-1", "rfb.2", "A driver without VERSION_1 is either refused or served.", rings: .once,
-      needs: [.modern]
+      needs: [.modern, .notHostManaged]
     ) { bench in
       let choice = bench.choice(Plan()).intersection([BlockFeature.flush, BlockFeature.segMax, BlockFeature.readOnly])
       do {

@@ -77,7 +77,7 @@ final class Bench {
   static let usual: FeatureSet = [
     BlockFeature.sizeMax, BlockFeature.segMax, BlockFeature.geometry, BlockFeature.readOnly, BlockFeature.blockSize,
     BlockFeature.flush, BlockFeature.topology, BlockFeature.multiQueue, BlockFeature.discard, BlockFeature.writeZeroes,
-    BlockFeature.secureErase, FeatureSet(bit: 15), .indirectDescriptors, .version1,
+    BlockFeature.secureErase, BlockFeature.zoned, FeatureSet(bit: 15), .indirectDescriptors, .version1,
   ]
 
   /// What is accepted for a plan.

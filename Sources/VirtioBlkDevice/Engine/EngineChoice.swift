@@ -166,6 +166,7 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
   /// - Parameter remedy: what is possible.
   case badConfiguration(ConfigurationField, String)
   case nothingToFail
+  case zonesCannotStall
   case noResources(Errno)
 
   public var description: String {
@@ -194,6 +195,8 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
     case .badProcessor(let cpu, let online): "there is no CPU \(cpu) to pin to: this machine has CPUs 0 to \(online - 1)"
     case .badConfiguration(let field, let remedy): "the configuration's \(field.rawValue) cannot be that: \(remedy)"
     case .nothingToFail: "the null engine has no medium that could fail: choose another engine, or inject nothing"
+    case .zonesCannotStall:
+      "a zoned disk cannot stop a queue when its image fails a request, because writes of other queues wait for it: leave out --on-error"
     case .noResources(let error):
       "the system refuses the device its descriptors or memory (\(error)): raise the limits ('ulimit -n', 'ulimit -v')"
     }

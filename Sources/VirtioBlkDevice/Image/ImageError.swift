@@ -22,6 +22,7 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
   case foreign(path: String, format: String)
   case nbd(NBDFailure)
   case qcow2(Qcow2Failure)
+  case zones(ZoneFailure)
 
   public var description: String {
     switch self {
@@ -56,6 +57,7 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
         + "convert it with 'qemu-img convert -O raw', or say --format raw if it is a raw disk whose guest wrote that"
     case .nbd(let failure): "\(failure)"
     case .qcow2(let failure): "\(failure)"
+    case .zones(let failure): "\(failure)"
     }
   }
 }

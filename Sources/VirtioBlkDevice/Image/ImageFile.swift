@@ -27,6 +27,8 @@ public final class ImageFile: Sendable {
   private let ownsLock: Atomic<Bool>
   /// Where a device tells how much of its life it has used; `nil`: it does not.
   let lifetime: LifetimeFiles?
+  /// Of a disk with zones.
+  let zones: ZonedDisk?
 
   /// Opens an image. What the file is decides how: a file that looks like an image of another format is refused, direct I/O is
   /// taken where it fits, and the medium's word about it is tried.
@@ -45,6 +47,7 @@ public final class ImageFile: Sendable {
   /// Connects to its server, and waits for that.
   private init(_ options: ImageOptions, _ nbd: NBDOptions) throws(ImageError) {
     guard ImageOptions.isBlockSize(options.logicalBlockSize) else { throw .badBlockSize(options.logicalBlockSize) }
+    guard options.zoned == nil else { throw .zones(.notOnThis(path: nbd.location.text, what: "an export of a server")) }
     do throws(NBDFailure) {
       let export = try NBDExport(nbd)
       description = try Self.description(of: export, options)
@@ -56,6 +59,7 @@ public final class ImageFile: Sendable {
     owned = nil
     lock = nil
     lifetime = nil
+    zones = nil
     ownsLock = Atomic(false)
     state = ImageState(size: description.size)
   }
@@ -64,6 +68,7 @@ public final class ImageFile: Sendable {
   private init(_ options: ImageOptions, _ location: Qcow2Location) throws(ImageError) {
     let path = options.path
     guard ImageOptions.isBlockSize(options.logicalBlockSize) else { throw .badBlockSize(options.logicalBlockSize) }
+    guard options.zoned == nil else { throw .zones(.notOnThis(path: path, what: "a qcow2 image")) }
     guard options.isReadOnly else { throw .qcow2(.notReadOnly(path: path)) }
     guard options.direct != .on else { throw .qcow2(.notDirect(path: path)) }
     guard !location.paths.contains(where: { $0.utf8.contains(0) }) else { throw .notAPath(path: path) }
@@ -92,6 +97,7 @@ public final class ImageFile: Sendable {
     lock = options.lock ?? (isLocked ? owned : nil)
     ownsLock = Atomic(options.lock == nil)
     lifetime = nil
+    zones = nil
     state = ImageState(size: description.size)
   }
 
@@ -179,6 +185,9 @@ public final class ImageFile: Sendable {
     description.serial = ImageIdentity.serial(path: path, owner.descriptor, info, isBlockDevice: isBlockDevice)
     self.path = path
     self.description = description
+    do throws(ZoneFailure) {
+      zones = try options.zoned.map { zoned throws(ZoneFailure) in try ZonedDisk(of: description, path: path, zoned) }
+    } catch { throw .zones(error) }
     state = ImageState(size: size)
     let owned = OwnedDescriptor(owner.release())
     self.owned = owned

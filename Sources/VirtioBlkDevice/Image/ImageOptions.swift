@@ -38,6 +38,8 @@ public struct ImageOptions: Sendable {
   /// An open description of the very same file that holds the lock, or the device, already: another server's, from whom the image
   /// is taken over. `nil`: the lock is to be got.
   public var lock: OwnedDescriptor?
+  /// It is a disk with zones; `nil`: it has none.
+  public var zoned: ZonedOptions?
   /// What the system says about direct I/O, for tests of what it may say.
   var directAnswer = DirectAlignment.Answer.asked
   /// Where the device that the image is on is told of, for tests of devices that are not here; `nil`: where the system has it.

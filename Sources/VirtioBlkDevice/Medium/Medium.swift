@@ -50,7 +50,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
   /// What the backlog may still do in this turn, bytes.
   private var allowance: UInt64 = 0
 
-  private let board: CompletionBoard
+  let board: CompletionBoard
   private var pool: CallPool<PlainIO>?
   /// The mailbox rang, so that there may be something on the board.
   private var boardIsNews = false
@@ -61,6 +61,8 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
   private var length: FileLength
   /// Flushes and stable writes under way, where they have to be known.
   var syncs: OwnSyncs?
+  /// Who writes down the states of zones.
+  var recorders: CallPool<ZoneRecorder>?
 
   /// - Parameters:
   ///   - worker: the number of the worker among those of its device.
@@ -80,7 +82,10 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
     syncs = facts.syncs.map { OwnSyncs($0, worker: worker) }
   }
 
-  deinit { pool?.end() }
+  deinit {
+    pool?.end()
+    recorders?.end()
+  }
 
   // MARK: Events
 
@@ -116,7 +121,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
   @inline(never)
   private mutating func otherEvent() -> MediumEvent? {
     // With the engine everything is lost that is under way, with helpers, too.
-    if boardIsNews, pool != nil, !engine.isLost {
+    if boardIsNews, pool != nil || facts.zones != nil, !engine.isLost {
       if taken.isEmpty { board.take(into: &taken) }
       while let (tag, result) = taken.popLast() {
         if let event = event(of: tag, goOn(tag, result)) { return event }
@@ -320,6 +325,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
       return call(unsafe IOOperation(kind: .flush), tag)
     case .discard: return unsafe startDiscard(tag, job)
     case .zero: return unsafe startZero(tag, job)
+    case .word: return .failed
     }
   }
 
@@ -336,6 +342,9 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
     case .flush: return result < 0 ? .failed : .done
     case .discard: return unsafe nextDiscard(job, result)
     case .zero: return unsafe nextZero(job, result)
+    case .word:
+      unsafe job.pointee.part = UInt32(bitPattern: result)
+      return .done
     }
   }
 

@@ -13,6 +13,8 @@ struct MediumJob {
     case flush
     case discard
     case zero
+    /// Somebody else's word, which comes through the board.
+    case word
   }
 
   /// What was requested. It stays as it is; `done` says how far it has come.

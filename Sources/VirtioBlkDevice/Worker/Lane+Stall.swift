@@ -18,6 +18,7 @@ extension Lane where Ring: ~Copyable {
       let isRead = unsafe slab.slot(index).pointee.written > 1
       answer(index, .ioError, written: isRead ? Int(medium.filled(tag(index))) : 1)
     case .flush, .discard, .zero, .erase: fail(index)
+    case .zoneWrite, .zoneFlush, .zoneWait, .zoneRecord: completeZoned(index, isDone: false, &medium)
     case .none: preconditionFailure("a request was answered twice")
     }
   }
@@ -89,6 +90,7 @@ extension Lane where Ring: ~Copyable {
       // From the first range on: doing one twice changes nothing.
       unsafe slot.pointee.rangeIndex = 0
       askNextRange(index, &medium)
+    case .zoneWrite, .zoneFlush, .zoneWait, .zoneRecord: preconditionFailure("a zoned disk waits for no operator")
     case .none: preconditionFailure("a request that was answered waits for the operator")
     }
   }

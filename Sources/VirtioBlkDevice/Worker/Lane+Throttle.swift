@@ -54,8 +54,9 @@ extension Lane where Ring: ~Copyable {
   ///
   /// - Parameter throttle: `nil`: no limit. What waits is then let go with the turn that follows.
   mutating func limit(by throttle: DiskThrottle?) {
-    plainBytes = throttle == nil && trace?.isResting ?? true ? rules.plainBytes : 0
     isLimited = throttle != nil
+    looksFirst = isLimited || context.zones != nil
+    plainBytes = !looksFirst && trace?.isResting ?? true ? rules.plainBytes : 0
     if let throttle {
       throttled.throttle = throttle
       throttled.reads.open(capacity: slab.capacity)
@@ -71,6 +72,16 @@ extension Lane where Ring: ~Copyable {
   /// When the next one may go; 0: as soon as possible; `nil`: nobody waits for that. Who waits for the operator starts nothing.
   var throttledUntil: UInt64? {
     state == .stalled ? nil : throttled.due
+  }
+
+  /// Whether a transfer that has its slot may be asked for now. Otherwise it waits, or was answered.
+  @inline(never)
+  mutating func mayStart<Engine: BlockEngine & ~Copyable>(
+    _ index: Int, _ kind: ThrottledKind, bytes: UInt64, _ medium: inout Medium<Engine>
+  ) -> Bool {
+    if context.zones != nil { noteZonePosition(index) }
+    guard !isLimited || mayGo(index, kind, bytes: bytes) else { return false }
+    return context.zones == nil || mayEnterZone(index, &medium)
   }
 
   /// Whether a request that has its slot may go now. Otherwise it waits.
@@ -132,9 +143,12 @@ extension Lane where Ring: ~Copyable {
     // What was right when it was taken may be so no more: the disk may be smaller now, or some of its memory gone.
     guard isStillRight(index, &medium) else { return refuse(index, .ioError) }
     switch unsafe slab.slot(index).pointee.stage {
-    case .transfer, .watchedTransfer: startPrepared(index, &medium)
+    case .transfer, .watchedTransfer:
+      guard context.zones == nil || mayEnterZone(index, &medium) else { return }
+      startPrepared(index, &medium)
     case .discard, .zero, .erase: askNextRange(index, &medium)
-    case .flush, .none: preconditionFailure("a request waits for a limit that does not concern it")
+    case .flush, .none, .zoneWrite, .zoneFlush, .zoneWait, .zoneRecord:
+      preconditionFailure("a request waits for a limit that does not concern it")
     }
   }
 

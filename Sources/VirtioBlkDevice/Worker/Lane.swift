@@ -64,6 +64,10 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// Transfers of so many bytes at most are requested at once; 0 where the disk is limited: then each is looked at first.
   var plainBytes: UInt64
   var isLimited = false
+  /// Each transfer is looked at before the medium is asked for it: the disk is limited, or has zones.
+  var looksFirst: Bool
+  /// The same of what is no transfer: it is traced, or has zones.
+  var looksAtOthers: Bool
   /// What waits for a limit.
   var throttled = LaneThrottle()
   /// Where it is written down how long requests took; `nil`: nowhere.
@@ -80,6 +84,9 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
 
   /// Chains that were taken last and are for whoever starts the queue next.
   var handedBack: UInt16 = 0
+
+  /// Slots and heads of requests to zones whose answers the driver may not have seen yet.
+  var zoneAnswers: [(index: Int, head: UInt16)] = []
 
   /// Lost pages of the process when this queue's memory was found to be there as a whole.
   var seenFaults = UInt64.max
@@ -131,7 +138,9 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.call = activation.call
     self.failure = activation.failure
     self.rules = LaneRules(features, context.limits, regions: activation.memory.regions.count)
-    plainBytes = rules.plainBytes
+    plainBytes = context.zones == nil ? rules.plainBytes : 0
+    looksFirst = context.zones != nil
+    looksAtOthers = context.zones != nil
     account.settledPushes = self.ring.pushes
   }
 
@@ -412,6 +421,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       answer(index, .ok, written: unsafe Int(slot.pointee.written))
     case .flush: answerWithStatus(index, .ok)
     case .discard, .zero, .erase: askNextRange(index, &medium)
+    case .zoneWrite, .zoneFlush, .zoneWait, .zoneRecord: completeZoned(index, isDone: true, &medium)
     case .none: preconditionFailure("a request was answered twice")
     }
   }
@@ -480,6 +490,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     let count = ring.unpublished
     let (begin, calls) = trace.map { ($0.writer.now, counters.value(.calls)) } ?? (0, 0)
     ring.publish()
+    if !zoneAnswers.isEmpty { forgetZoneAnswers() }
     logRing()
     tell(count)
     if trace != nil { notePublished(count, from: begin, calls: calls) }

@@ -15,6 +15,8 @@ struct LaneContext: @unchecked Sendable {
   /// 20 bytes, NUL padded.
   let serial: UnsafeRawPointer
   let lifetime: LifetimeFiles?
+  /// Of a zoned disk.
+  let zones: ZonedDisk?
   /// Pages of mappings of the process that turned out to be gone.
   let faults = FaultGuard.counter
 
