@@ -50,7 +50,7 @@ import VirtioCore
   @Test(arguments: [
     ("[]\n", "a JSON object"), ("nothing\n", "a JSON object"), ("{\"descriptors\": 3}\n", "says that it brings 3"),
     ("{\"descriptors\": -1}\n", "more than 2048"), ("{\"descriptors\": \"x\"}\n", "\"descriptors\""),
-    (String(repeating: " ", count: ControlLine.maximumSize + 1), "is longer than"), ("{\"half\"", "has gone"),
+    (String(repeating: " ", count: ControlLine.maximumSize + 1), "is longer than"), ("{\"half\"", "has closed the connection"),
   ]) func linesThatCannotBe(_ text: String, _ sentence: String) throws {
     let (ours, theirs) = socketPair()
     var reader = ControlReader()
