@@ -1,5 +1,5 @@
 /// What a lane does where its disk is limited. Each request gets its slot as always; one that may not go yet waits there before
-/// the medium is requested it, and those of the other kind, flushes and the rest pass it.
+/// the medium is asked for it, and those of the other kind, flushes and the rest pass it.
 internal import VirtioCore
 
 /// What a lane has for that.
