@@ -146,4 +146,5 @@ final class WatchedDevice: VirtioDevice, @unchecked Sendable {
     started = []
     inner.reset()
   }
+  func forgetDriver() { inner.forgetDriver() }
 }

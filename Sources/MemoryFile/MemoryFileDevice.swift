@@ -358,6 +358,7 @@ public final class MemoryFileDevice {
     case .forgetQueue(let queue): standing.forget(queue)
     case .forgetDriver:
       device.reset()
+      device.forgetDriver()
       (startFailures, failedQueues) = ([:], [])
       standing = PackedStanding()
       file.control.interruptStatus.storeRelease(0)

@@ -119,7 +119,7 @@ enum SystemCalls {
   private static let files =
     plain(
       """
-      io_uring_setup io_setup open openat stat lstat readlink readlinkat getdents64 statfs fstatfs unlink unlinkat flock \
+      io_uring_setup io_setup open openat stat lstat readlink readlinkat getdents64 statfs fstatfs unlink unlinkat rename flock \
       memfd_create ftruncate signalfd4 timerfd_create timerfd_settime timerfd_gettime pipe2 dup dup2 dup3 getcwd uname sysinfo umask \
       chmod fchmod fchmodat chown fchown lchown fchownat setrlimit getrlimit prlimit64
       """) + [

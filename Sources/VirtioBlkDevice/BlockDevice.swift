@@ -303,10 +303,15 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   public func replaceFailure(queue: Int, _ failure: CallSink) { order(queue) { $0.failure = failure } }
 
   public func reset() {
-    image.zones?.dropNotes()
     negotiatedFeatures = nil
     setWriteback(1)
   }
+
+  public func forgetDriver() { image.zones?.dropNotes() }
+
+  /// Another process may have served the image since the queues were stopped, and is gone. To be called before a queue is started
+  /// again; waits for nothing.
+  public func servedElsewhere() { image.zones?.reload() }
 
   public var eventDescriptor: Int32 { events.descriptor }
 

@@ -254,7 +254,10 @@ final class TakeoverGiver {
     guard let current else { return }
     self.current = nil
     let isBegun = current.phase == .abandoned
-    if isBegun { own(current.disk) }
+    if isBegun {
+      own(current.disk)
+      disks[current.disk].device.servedElsewhere()
+    }
     disks[current.disk].goOn(fromMemory: isBegun)
     settle()
   }

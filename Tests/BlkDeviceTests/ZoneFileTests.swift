@@ -11,33 +11,33 @@ import VirtioCore
     capacity: 8192, zoneSectors: 512, zoneCapacity: 512, conventional: 0, maximumOpen: 0, maximumActive: 0, maximumAppend: 64,
     granularity: 1)
 
-  private static func open(
+  static func open(
     _ path: String, _ geometry: ZoneGeometry = geometry, identity: UInt64 = 7, adopts: Bool = false, boot: UInt64 = 1
   ) throws -> ZonedDisk {
     let file = try ZoneFile(path: path, geometry, identity: identity, adopts: adopts, queues: 2, notes: 64)
     return ZonedDisk(file, ZonedOptions(), ringEntries: 64, boot: boot)
   }
 
-  private static func request(
+  static func request(
     _ head: UInt16 = 0, type: UInt8 = 1, origin: ZoneRequest.Origin = .fresh, isKept: Bool = false, queue: Int = 0
   ) -> ZoneRequest {
     ZoneRequest(queue: queue, head: head, position: head &+ 1, type: type, origin: origin, isKept: isKept)
   }
 
   /// A write that is over.
-  private static func write(_ disk: ZonedDisk, _ zone: Int, _ count: UInt64, _ request: ZoneRequest = request()) throws {
+  static func write(_ disk: ZonedDisk, _ zone: Int, _ count: UInt64, _ request: ZoneRequest = request()) throws {
     let sector = disk.geometry.start(of: zone) + UInt64(disk.zones[zone].pointer)
     #expect(disk.write(request, at: sector, count: count) == .go(sector: sector, zone: zone))
     #expect(disk.finish(at: sector, zone: zone, isDone: true, nil) == .status(.ok))
   }
 
-  private static func command(
+  static func command(
     _ disk: ZonedDisk, _ command: ZoneCommand, _ zone: Int, _ request: ZoneRequest = request(type: 24)
   ) -> ZoneAnswer {
     disk.command(command, disk.geometry.start(of: zone), request, ZoneWaiter(board: CompletionBoard(wake: {}), tag: 0))
   }
 
-  private static func flush(_ disk: ZonedDisk) {
+  static func flush(_ disk: ZonedDisk) {
     let ticket = disk.ticket()
     if ticket > 0 { #expect(disk.record(ticket: ticket)) }
   }

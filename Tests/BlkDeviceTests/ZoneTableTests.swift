@@ -232,8 +232,27 @@ import Testing
     _ = table.write(at: Self.start + 4, count: 8)
     #expect(table.zones[Self.zone].state == .full)
     table.retract(Self.zone, to: 4)
-    // A zone that was full stays that: its place may be another's by now.
-    #expect(table.zones[Self.zone] == Zone(state: .full, pointer: 4, written: 4))
+    // What filled it is not there.
+    #expect(table.zones[Self.zone] == Zone(state: .closed, pointer: 4, written: 4))
+    Self.expectSane(table)
+    _ = table.reset(Self.start)
+    _ = table.write(at: Self.start, count: 12)
+    table.retract(Self.zone, to: 0)
+    #expect(table.zones[Self.zone] == Zone(state: .empty))
+    Self.expectSane(table)
+  }
+
+  /// A zone that is not full after all may be one active zone too many: no other becomes active then, and it can be filled.
+  @Test func aFailedWriteThatFilledAZoneAndTheLimits() {
+    var table = Self.table(open: 1, active: 1)
+    _ = table.write(at: Self.at(1), count: 4)
+    table.settle(1, written: 4)
+    _ = table.write(at: Self.at(1, 4), count: 8)
+    #expect(table.write(at: Self.at(2), count: 2) == .accepted(sector: Self.at(2), zone: 2))
+    table.retract(1, to: 4)
+    #expect(table.activeCount == 2)
+    #expect(table.write(at: Self.at(3), count: 2) == .refused(.zoneActiveResource))
+    #expect(table.write(at: Self.at(1, 4), count: 8) == .accepted(sector: Self.at(1, 4), zone: 1))
     Self.expectSane(table)
   }
 

@@ -76,8 +76,14 @@ extension BlockClient {
 
   public func zoneCount() throws(DriverError) -> Int {
     let size = UInt64(try zoning().zoneSectors)
-    return Int((config.capacity + size - 1) / size)
+    guard config.capacity > 0, let count = Int(exactly: (config.capacity - 1) / size + 1), count <= Self.mostZones else {
+      throw .badRequest("\(config.capacity) sectors in zones of \(size) are no zones, or too many: the device cannot be right")
+    }
+    return count
   }
+
+  /// What is asked about one after the other.
+  private static var mostZones: Int { 1 << 24 }
 
   /// The first sector of a zone.
   public func zoneStart(_ zone: Int) throws(DriverError) -> UInt64 {

@@ -59,6 +59,7 @@ public final class InProcessTransport: DriverTransport {
       case .reset:
         attended.stopAllAndWait()
         device.reset()
+        device.forgetDriver()
         queues = []
         isLive = false
       case .featuresFixed(let features): device.negotiated(features)

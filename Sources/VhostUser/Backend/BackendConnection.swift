@@ -234,7 +234,9 @@ final class BackendConnection {
       session.configurationRead(device.readConfiguration(at: offset, count: count))
     case .writeConfiguration(let offset, let bytes, let restores):
       session.configurationWritten(served.write(bytes, at: offset, restores: restores))
-    case .resetDevice: served.reset()
+    case .resetDevice:
+      served.reset()
+      device.forgetDriver()
     case .openChannel(let socket): channel = (socket, MessageWriter())
     case .send(let message): send(message)
     case .refused(let request, let refusal): report(.messageRefused(request: request, refusal))

@@ -58,8 +58,8 @@ extension Lane where Ring: ~Copyable {
   /// - Returns: whether that changed anything that a turn has to tell.
   mutating func abandonRequests() -> Bool {
     let (before, wasTold) = (slab.inUse, state == .failed || state == .draining)
+    abandonZoneRequests()
     for index in 0..<slab.begun where unsafe slab.slot(index).pointee.stage != .none {
-      if unsafe slab.slot(index).pointee.stage == .zoneWrite { abandonZoneWrite(index) }
       if Ring.isRecorded {
         slab.takeChain(at: index).abandon()
         slab.give(index)

@@ -103,7 +103,7 @@ extension Lane where Ring: ~Copyable {
       unsafe slot.pointee.zoneWord = UInt32(zones.geometry.zone(of: sector))
       // What went to stable storage then is not known.
       unsafe slot.pointee.isDurable = slot.pointee.isDurable || isDurable
-      endZoneWrite(index, .ok, &medium)
+      endZoneWrite(index, .ok, wasDone: true, &medium)
       return false
     case .go(_, nil): return true
     case .go(let sector, let zone?):
@@ -125,11 +125,21 @@ extension Lane where Ring: ~Copyable {
     note(.zonedWrite, index)
   }
 
-  /// The medium is lost.
-  mutating func abandonZoneWrite(_ index: Int) {
-    let slot = unsafe slab.slot(index)
-    _ = unsafe context.zones?.finish(
-      at: slot.pointee.throttledBytes, zone: Int(slot.pointee.zoneWord), isDone: false, nil)
+  /// The medium is lost: what is with it may still be carried out, and what waits for others is nobody's.
+  @inline(never)
+  func abandonZoneRequests() {
+    guard let zones = context.zones else { return }
+    var writes: [(sector: UInt64, zone: Int)] = []
+    var hasAny = false
+    for index in 0..<slab.begun {
+      let slot = unsafe slab.slot(index)
+      guard unsafe !slot.pointee.isFinished else { continue }
+      if unsafe slot.pointee.stage == .zoneWrite {
+        unsafe writes.append((slot.pointee.throttledBytes, Int(slot.pointee.zoneWord)))
+      }
+      if unsafe slot.pointee.stage == .zoneWrite || slot.pointee.stage == .zoneWait { hasAny = true }
+    }
+    if hasAny { zones.abandon(queue: queue, writes: writes) }
   }
 
   // MARK: Other requests
@@ -213,7 +223,7 @@ extension Lane where Ring: ~Copyable {
     case .wasDone(let sector):
       unsafe slot.pointee.throttledBytes = sector
       unsafe slot.pointee.zoneWord = UInt32(zones.geometry.zone(of: sector))
-      endZoneWrite(index, .ok, &medium)
+      endZoneWrite(index, .ok, wasDone: true, &medium)
     case .go(_, nil):
       unsafe slot.pointee.stage = .zero
       unsafe slot.pointee.rangeIndex = 0
@@ -321,15 +331,20 @@ extension Lane where Ring: ~Copyable {
     }
   }
 
+  /// - Parameter wasDone: by another process; whether that reached stable storage is not known.
   private mutating func endZoneWrite<Engine: BlockEngine & ~Copyable>(
-    _ index: Int, _ status: BlockStatus, _ medium: inout Medium<Engine>
+    _ index: Int, _ status: BlockStatus, wasDone: Bool = false, _ medium: inout Medium<Engine>
   ) {
     guard status == .ok, let zones = context.zones else { return fail(index) }
     let slot = unsafe slab.slot(index)
     guard unsafe slot.pointee.isDurable else { return answerZoned(index) }
-    unsafe slot.pointee.zoneWord = zones.ticket(zone: Int(slot.pointee.zoneWord))
-    // Data went to stable storage by itself, zeroes did not.
-    guard unsafe slot.pointee.zoneType == UInt8(RequestType.writeZeroes.rawValue) else {
+    let (zone, sector) = unsafe (Int(slot.pointee.zoneWord), slot.pointee.throttledBytes)
+    let isZeroes = unsafe slot.pointee.zoneType == UInt8(RequestType.writeZeroes.rawValue)
+    // The record speaks of all that is before it in the zone, too. Before the ticket, so that a reset in between is noticed there.
+    let isBehindStable = zones.isRecorded(zone, upTo: sector)
+    unsafe slot.pointee.zoneWord = zones.ticket(zone: zone)
+    // Data went to stable storage by itself; zeroes did not, nor did what was written before the write cache was off.
+    guard isZeroes || wasDone || !isBehindStable else {
       return record(index, unsafe slot.pointee.zoneWord, &medium)
     }
     flushZoned(index, &medium)

@@ -161,8 +161,10 @@ final class ZoneFile: @unchecked Sendable {
     _ path: String, _ layout: ZoneFileLayout, _ geometry: ZoneGeometry, identity: UInt64
   ) throws(ZoneFailure) {
     let draft = path + ".new"
-    let number = unsafe clinux_open(draft, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0o644)
-    guard number >= 0 else { throw .cannotOpen(path: path, lastError) }
+    // Of one who ended in between. What is made here is new: a link, or somebody else's file, is not written to.
+    _ = unsafe unlink(draft)
+    let number = unsafe clinux_open(draft, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o644)
+    guard number >= 0 else { throw .cannotMake(path: path, lastError) }
     let descriptor = OwnedDescriptor(number)
     let table = ZoneTable(geometry)
     let head = headWords(geometry, identity: identity) + [headSum(geometry, identity: identity)]
@@ -173,7 +175,7 @@ final class ZoneFile: @unchecked Sendable {
     guard isMade, unsafe rename(draft, path) == 0 else {
       let error = lastError
       _ = unsafe unlink(draft)
-      throw .cannotOpen(path: path, error)
+      throw .cannotMake(path: path, error)
     }
     withExtendedLifetime(descriptor) {}
     let folder = FilePath(path).removingLastComponent().string
@@ -364,9 +366,9 @@ final class ZoneFile: @unchecked Sendable {
         kind: kind, head: UInt16(truncatingIfNeeded: second >> 8), position: UInt16(truncatingIfNeeded: second >> 24),
         type: UInt8(truncatingIfNeeded: second >> 40), sector: first & (1 << 40 - 1),
         written: UInt32(truncatingIfNeeded: first >> 40) & 0xffff | UInt32(truncatingIfNeeded: second >> 48) << 16)
+      guard note.sector < geometry.capacity else { return nil }
       guard kind == .prepared else { return note }
       // It counts when the zone has come as far: nothing else happened to the zone in between.
-      guard note.sector < geometry.capacity else { return nil }
       return zones[geometry.zone(of: note.sector)].written == note.written ? note : nil
     }
   }

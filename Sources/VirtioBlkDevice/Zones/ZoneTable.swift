@@ -141,9 +141,12 @@ struct ZoneTable: Sendable {
     note(zone)
   }
 
-  /// A write that was to begin here failed: what comes next goes there. A zone that was full by it stays that.
+  /// A write that was to begin here failed: what comes next goes there. A zone that was full by it is not, and may be one more than
+  /// there may be of active ones; then no other becomes active.
   mutating func retract(_ zone: Int, to pointer: UInt32) {
     zones[zone].pointer = pointer
+    // No write is under way in a zone that was finished.
+    if zones[zone].state == .full { become(pointer > 0 ? .closed : .empty, zone) }
     if pointer == 0, zones[zone].state == .implicitlyOpen || zones[zone].state == .closed { become(.empty, zone) }
     note(zone)
   }

@@ -82,12 +82,19 @@ public final class ZonedDisk: Sendable {
   /// What a record is to say of some zones, if they are not reset before it is written.
   private struct Snapshot: Sendable {
     var zones: [(index: Int, zone: Zone, resets: UInt32)] = []
+    /// Later ones are higher. 0: it says no more than that zones were reset, which any other record after the reset says, too.
+    var order: UInt64 = 0
   }
 
   private struct State {
     var table: ZoneTable
     /// As the newest record has them.
     var recorded: [Zone] = []
+    /// As a record has them that is being written, or failed to be: the newest one, as soon as that is whole.
+    var recording: [Zone]?
+    /// By zone, the highest order of what was recorded: tickets are not recorded in the order in which they were given out.
+    var recordedOrder: [UInt64] = []
+    var lastOrder: UInt64 = 0
     /// How often each zone was reset, and how often when it was recorded last.
     var resets: [UInt32] = []
     var recordedResets: [UInt32] = []
@@ -101,7 +108,8 @@ public final class ZonedDisk: Sendable {
     var snapshots: [UInt32: Snapshot] = [:]
     var nextTicket: UInt32 = 1
     var isLoaded = false
-    var dropsNotes = false
+    /// Zones with writes that were given up while the medium may still carry them out: nothing may be put in their way.
+    var lost: Set<Int> = []
     var failure: ZoneFailure?
   }
 
@@ -110,6 +118,9 @@ public final class ZonedDisk: Sendable {
   private let boot: UInt64
   private let failing: (readOnly: [Int], offline: [Int])
   private let state: Mutex<State>
+  /// Set by the control thread, which must not wait for the lock: whoever has it may be waiting for the medium.
+  private let dropsNotes = Atomic(false)
+  private let reloads = Atomic(false)
   /// One record is written at a time.
   private let recorder = Mutex<Void>(())
   /// Entries of a ring at most.
@@ -131,25 +142,36 @@ public final class ZonedDisk: Sendable {
   /// The file is looked at when the first request comes: until then the zones may be another server's, which this one takes over from.
   private func with<Result: Sendable>(_ body: (inout State) -> Result) -> Result {
     state.withLock { state in
+      // Relaxed: queues that begin after one of them was set have it from the order to begin.
+      if reloads.load(ordering: .relaxed), reloads.exchange(false, ordering: .relaxed) { state.isLoaded = false }
       if !state.isLoaded { load(&state) }
+      if dropsNotes.load(ordering: .relaxed), dropsNotes.exchange(false, ordering: .relaxed) {
+        state.notes = [:]
+        state.budgets = [:]
+        if state.failure == nil { file.forgetAllNotes() }
+      }
       return body(&state)
     }
   }
 
   private func load(_ state: inout State) {
     state.isLoaded = true
+    state.failure = nil
+    (state.flights, state.waiting, state.notes, state.budgets, state.snapshots) = ([:], [], [:], [:], [:])
     do throws(ZoneFailure) {
       let found = try file.load(boot: boot)
       state.table = ZoneTable(geometry, zones: found.zones)
       state.recorded = found.recorded
-      state.resets = Array(repeating: 0, count: found.zones.count)
-      state.recordedResets = state.resets
-      if state.dropsNotes {
-        file.forgetAllNotes()
-      } else {
-        for (queue, notes) in found.notes.enumerated() where !notes.isEmpty {
-          state.notes[queue] = Dictionary(notes.map { ($0.head, $0) }, uniquingKeysWith: { one, _ in one })
-        }
+      state.recording = nil
+      state.recordedOrder = Array(repeating: 0, count: found.zones.count)
+      state.recordedResets = Array(repeating: 0, count: found.zones.count)
+      // A zone that has less than its record says was reset by a process that ended before it could record that: it is recorded
+      // before the reset is answered, whoever answers it.
+      state.resets = zip(found.zones, found.recorded).map { zone, recorded in
+        zone.written < recorded.written || zone.state == .empty && recorded.state != .empty ? 1 : 0
+      }
+      for (queue, notes) in found.notes.enumerated() where !notes.isEmpty {
+        state.notes[queue] = Dictionary(notes.map { ($0.head, $0) }, uniquingKeysWith: { one, _ in one })
       }
       for zone in failing.readOnly { state.table.fail(zone, .readOnly) }
       for zone in failing.offline { state.table.fail(zone, .offline) }
@@ -169,16 +191,12 @@ public final class ZonedDisk: Sendable {
     for zone in changed { file.keep(zone, state.table.zones[zone]) }
   }
 
-  /// A driver begins anew: what was in flight before is nobody's any more.
-  func dropNotes() {
-    state.withLock { state in
-      state.dropsNotes = true
-      for (queue, notes) in state.notes {
-        for head in notes.keys { file.forget(head: head, queue: queue) }
-      }
-      state.notes = [:]
-    }
-  }
+  /// A driver begins anew: what was in flight before is nobody's any more. Waits for nobody; the next request finds it so.
+  func dropNotes() { dropsNotes.store(true, ordering: .relaxed) }
+
+  /// Another process may have had the zones in the meantime: the next request looks at the file again. No queue runs, and nothing is
+  /// in flight. Waits for nobody.
+  func reload() { reloads.store(true, ordering: .relaxed) }
 
   /// Whether another process has done this and did not answer.
   private func recall(_ request: ZoneRequest, sector: UInt64?, _ state: inout State) -> ZoneNote? {
@@ -227,21 +245,23 @@ public final class ZonedDisk: Sendable {
 
   /// A write, or one of zeroes.
   func write(_ request: ZoneRequest, at sector: UInt64, count: UInt64) -> ZoneVerdict {
-    begin(request, at: sector, count: count) { $0.write(at: sector, count: count) }
+    begin(request, at: sector, inZoneOf: sector, count: count) { $0.write(at: sector, count: count) }
   }
 
   func append(_ request: ZoneRequest, to sector: UInt64, count: UInt64) -> ZoneVerdict {
-    begin(request, at: nil, count: count) { $0.append(to: sector, count: count) }
+    begin(request, at: nil, inZoneOf: sector, count: count) { $0.append(to: sector, count: count) }
   }
 
   private func begin(
-    _ request: ZoneRequest, at sector: UInt64?, count: UInt64, _ ask: (inout ZoneTable) -> ZoneTable.Place
+    _ request: ZoneRequest, at sector: UInt64?, inZoneOf place: UInt64, count: UInt64,
+    _ ask: (inout ZoneTable) -> ZoneTable.Place
   ) -> ZoneVerdict {
     with { state in
       guard state.failure == nil, !file.isLost else { return .refused(.ioError) }
       if let note = recall(request, sector: sector, &state) { return .wasDone(sector: note.sector) }
-      // Where a write failed, others that came after it may still be on their way, to the same place.
-      if let sector, sector < geometry.capacity, hasDoomed(geometry.zone(of: sector), state) { return .refused(.ioError) }
+      // Where a write failed, others that came after it may still be on their way, to the same place. Asked first, so that what is
+      // refused changes nothing.
+      if place < geometry.capacity, hasDoomed(geometry.zone(of: place), state) { return .refused(.ioError) }
       switch ask(&state.table) {
       case .refused(let status):
         keepChanged(&state)
@@ -249,10 +269,6 @@ public final class ZonedDisk: Sendable {
       case .accepted(let sector, nil): return .go(sector: sector, zone: nil)
       case .accepted(let sector, let zone?):
         let start = UInt32(sector - geometry.start(of: zone))
-        if hasDoomed(zone, state) {
-          state.table.retract(zone, to: start)
-          return .refused(.ioError)
-        }
         keepChanged(&state)
         state.flights[zone, default: []].append(Flight(request: request, start: start, end: start + UInt32(count)))
         return .go(sector: sector, zone: zone)
@@ -260,7 +276,9 @@ public final class ZonedDisk: Sendable {
     }
   }
 
-  private func hasDoomed(_ zone: Int, _ state: State) -> Bool { state.flights[zone]?.contains { $0.isDoomed } ?? false }
+  private func hasDoomed(_ zone: Int, _ state: State) -> Bool {
+    state.lost.contains(zone) || state.flights[zone]?.contains { $0.isDoomed } ?? false
+  }
 
   /// A write is over at the medium.
   ///
@@ -282,15 +300,7 @@ public final class ZonedDisk: Sendable {
         return .status(.ioError)
       }
       guard isDone else {
-        flights.remove(at: place)
-        // What was written behind it has nothing in front of it.
-        for other in place..<flights.count { flights[other].isDoomed = true }
-        for flight in flights[place...] where flight.isOver {
-          flight.waiter?.board.post(tag: flight.waiter!.tag, result: Int32(BlockStatus.ioError.rawValue))
-        }
-        flights.removeAll { $0.isDoomed && $0.isOver }
-        state.table.retract(zone, to: start)
-        keepChanged(&state)
+        fail(place, of: &flights, zone, &state)
         return .status(.ioError)
       }
       flights[place].isOver = true
@@ -307,6 +317,56 @@ public final class ZonedDisk: Sendable {
         }
       }
       return isAnswered ? .status(file.isLost ? .ioError : .ok) : .later
+    }
+  }
+
+  /// A write failed, so do those behind it: they have nothing in front of them.
+  private func fail(_ place: Int, of flights: inout [Flight], _ zone: Int, _ state: inout State) {
+    let start = flights[place].start
+    flights.remove(at: place)
+    for other in place..<flights.count { flights[other].isDoomed = true }
+    for flight in flights[place...] where flight.isOver {
+      flight.waiter?.board.post(tag: flight.waiter!.tag, result: Int32(BlockStatus.ioError.rawValue))
+    }
+    flights.removeAll { $0.isDoomed && $0.isOver }
+    state.table.retract(zone, to: start)
+    keepChanged(&state)
+  }
+
+  /// The medium of a queue is lost with everything that is under way there, and may still carry it out: nobody may write to those
+  /// zones, or empty them, as long as this process is there.
+  ///
+  /// - Parameter writes: that are with the medium: where they went, and their zones.
+  func abandon(queue: Int, writes: [(sector: UInt64, zone: Int)]) {
+    with { state in
+      // Nobody is there to be told, and a command that was said to have failed is not carried out later.
+      state.waiting.removeAll { $0.request.queue == queue }
+      for (sector, zone) in writes {
+        state.lost.insert(zone)
+        let start = UInt32(sector - geometry.start(of: zone))
+        guard var flights = state.flights[zone], let place = flights.firstIndex(where: { $0.start == start }) else { continue }
+        // One that is doomed already is behind another one that failed.
+        if flights[place].isDoomed { flights.remove(at: place) } else { fail(place, of: &flights, zone, &state) }
+        state.flights[zone] = flights.isEmpty ? nil : flights
+      }
+      var left: [Waiting] = []
+      for waiting in state.waiting {
+        if isLost(waiting.command, waiting.sector, state) {
+          waiting.waiter.board.post(tag: waiting.waiter.tag, result: Int32(BlockStatus.ioError.rawValue))
+        } else {
+          left.append(waiting)
+        }
+      }
+      state.waiting = left
+    }
+  }
+
+  /// The command would empty or end a zone which lost writes may still go to.
+  private func isLost(_ command: ZoneCommand, _ sector: UInt64, _ state: State) -> Bool {
+    switch command {
+    case .open, .close: false
+    case .finish, .reset: geometry.zone(startingAt: sector).map { state.lost.contains($0) } ?? false
+    case .resetAll: !state.lost.isEmpty
     }
   }
 
@@ -342,6 +402,7 @@ public final class ZonedDisk: Sendable {
     with { state in
       guard state.failure == nil, !file.isLost else { return .status(.ioError) }
       if recall(request, sector: nil, &state) != nil { return .status(.ok) }
+      guard !isLost(command, sector, state) else { return .status(.ioError) }
       guard !isBusy(command, sector, state) else {
         state.waiting.append(Waiting(command: command, sector: sector, request: request, waiter: waiter))
         return .later
@@ -372,14 +433,15 @@ public final class ZonedDisk: Sendable {
       if status == .ok { state.resets[geometry.zone(of: sector)] &+= 1 }
     case .resetAll:
       state.table.resetAll()
-      for zone in state.resets.indices { state.resets[zone] &+= 1 }
+      // Not those that are never emptied.
+      for zone in state.resets.indices where state.table.zones[zone].state == .empty { state.resets[zone] &+= 1 }
     }
     keepChanged(&state)
     guard status == .ok else { return status }
     keep(
       ZoneNote(
-        kind: .done, head: request.head, position: request.position, type: request.type, sector: min(sector, geometry.capacity),
-        written: 0), request, &state)
+        kind: .done, head: request.head, position: request.position, type: request.type,
+        sector: min(sector, geometry.capacity - 1), written: 0), request, &state)
     return file.isLost ? .ioError : .ok
   }
 
@@ -419,22 +481,33 @@ public final class ZonedDisk: Sendable {
       var snapshot = Snapshot()
       for (index, zone) in state.table.zones.enumerated() {
         // Two states that are kept as the same are the same.
-        guard state.recorded.count > index, zone.word != state.recorded[index].word else { continue }
+        guard state.recorded.count > index, differs(index, zone.word, state) else { continue }
         snapshot.zones.append((index, Zone(word: zone.word, zone: index, geometry) ?? zone, state.resets[index]))
       }
       return add(snapshot, &state)
     }
   }
 
+  /// Whether a record has to be written for a zone to be as it is now: the newest one says something else, or the one that will be, or
+  /// it is from before a reset, whose own record is still to come.
+  private func differs(_ zone: Int, _ word: UInt64, _ state: State) -> Bool {
+    word != state.recorded[zone].word || state.recording.map { word != $0[zone].word } ?? false
+      || state.resets[zone] != state.recordedResets[zone] && word != Self.emptyWord
+  }
+
+  private static let emptyWord = Zone(state: .empty).word
+
   /// The same for zones that were reset: what others wrote is not said to be on stable storage.
   func ticketOfResets() -> UInt32 {
     with { state in
       var snapshot = Snapshot()
       for (index, zone) in state.recorded.enumerated() where state.resets[index] != state.recordedResets[index] {
-        guard zone != Zone(state: .empty), zone.state != .readOnly, zone.state != .offline else { continue }
+        guard differs(index, Self.emptyWord, state), zone.state != .readOnly, zone.state != .offline else { continue }
+        let now = state.table.zones[index].state
+        guard now != .readOnly, now != .offline, now != .notWritePointer else { continue }
         snapshot.zones.append((index, Zone(state: .empty), state.resets[index]))
       }
-      return add(snapshot, &state)
+      return add(snapshot, isOfResets: true, &state)
     }
   }
 
@@ -443,15 +516,30 @@ public final class ZonedDisk: Sendable {
     with { state in
       guard state.recorded.indices.contains(zone) else { return 0 }
       let word = state.table.zones[zone].word
-      guard word != state.recorded[zone].word else { return 0 }
+      guard differs(zone, word, state) else { return 0 }
       return add(
         Snapshot(zones: [(zone, Zone(word: word, zone: zone, geometry) ?? state.table.zones[zone], state.resets[zone])]), &state
       )
     }
   }
 
-  private func add(_ snapshot: Snapshot, _ state: inout State) -> UInt32 {
+  /// Whether the newest record has everything of a zone that is before a sector of it: it is on stable storage then.
+  func isRecorded(_ zone: Int, upTo sector: UInt64) -> Bool {
+    with { state in
+      guard state.failure == nil, state.recorded.indices.contains(zone) else { return false }
+      let start = sector - geometry.start(of: zone)
+      return start == 0
+        || state.recordedResets[zone] == state.resets[zone] && UInt64(state.recorded[zone].written) >= start
+    }
+  }
+
+  private func add(_ snapshot: Snapshot, isOfResets: Bool = false, _ state: inout State) -> UInt32 {
     guard !snapshot.zones.isEmpty else { return 0 }
+    var snapshot = snapshot
+    if !isOfResets {
+      state.lastOrder += 1
+      snapshot.order = state.lastOrder
+    }
     let ticket = state.nextTicket
     state.nextTicket = ticket == .max ? 1 : ticket + 1
     state.snapshots[ticket] = snapshot
@@ -461,23 +549,38 @@ public final class ZonedDisk: Sendable {
   /// Nobody waits for this record.
   func forget(ticket: UInt32) { state.withLock { _ = $0.snapshots.removeValue(forKey: ticket) } }
 
-  /// Writes what a ticket is for. Waits for the medium, so it is for a helper thread. - Returns: false when it is not written.
-  func record(ticket: UInt32) -> Bool {
+  /// Writes what a ticket is for. Waits for the medium, so it is for a helper thread.
+  ///
+  /// - Parameter beforeWriting: called between the choice of what is written and the writing; for tests of what may happen then.
+  /// - Returns: false when it is not written.
+  func record(ticket: UInt32, beforeWriting: () -> Void = {}) -> Bool {
     recorder.withLock { _ in
       let found: (zones: [Zone], snapshot: Snapshot)? = with { state in
         guard state.failure == nil, let snapshot = state.snapshots.removeValue(forKey: ticket) else { return nil }
-        var zones = state.recorded
-        for (index, zone, resets) in snapshot.zones where state.resets[index] == resets { zones[index] = zone }
-        return (zones, snapshot)
+        var (zones, news) = (state.recorded, snapshot)
+        news.zones.removeAll { index, _, resets in
+          guard state.resets[index] == resets else { return true }
+          // A ticket that was given out later may have been recorded first, and answered: it is not undone.
+          return snapshot.order <= state.recordedOrder[index] && state.recordedResets[index] == resets
+        }
+        for (index, zone, _) in news.zones { zones[index] = zone }
+        state.recording = zones
+        return (zones, news)
       }
-      guard let found, file.record(found.zones) else { return false }
+      guard let found else { return false }
+      beforeWriting()
+      let isWritten = file.record(found.zones)
       state.withLock { state in
+        // One that failed may be on stable storage all the same, until another one is written in its place.
+        guard isWritten else { return }
+        state.recording = nil
         state.recorded = found.zones
-        for (index, _, resets) in found.snapshot.zones where state.resets[index] == resets {
-          state.recordedResets[index] = resets
+        for (index, _, resets) in found.snapshot.zones {
+          state.recordedOrder[index] = max(state.recordedOrder[index], found.snapshot.order)
+          if state.resets[index] == resets { state.recordedResets[index] = resets }
         }
       }
-      return true
+      return isWritten
     }
   }
 

@@ -33,6 +33,8 @@ public struct ZonedOptions: Equatable, Sendable {
   static let usualOpen: UInt32 = 128
   static let usualAppend: UInt64 = 4 << 20
   static let smallestZone: UInt64 = 64 << 10
+  /// What is kept of a request has so much room for its sector.
+  static let mostSectors: UInt64 = 1 << 40
 
   /// What the options come to on a disk.
   ///
@@ -43,6 +45,9 @@ public struct ZonedOptions: Equatable, Sendable {
   /// - Throws: `ZoneFailure.badOption`.
   func geometry(size: UInt64, block: Int, request: UInt64) throws(ZoneFailure) -> ZoneGeometry {
     let block = UInt64(block)
+    guard size >= 512, size / 512 <= Self.mostSectors else {
+      throw .badOption("size of the image", "use an image of 512 bytes to 512 TiB")
+    }
     let zone = zoneSize ?? Self.zoneSize(for: size, block: block)
     guard zone & (zone &- 1) == 0, zone >= max(Self.smallestZone, block), zone <= 1 << 40 else {
       throw .badOption("zone-size", "use a power of two from \(max(Self.smallestZone, block)) bytes to 1 TiB")
@@ -102,6 +107,7 @@ public enum ZoneFailure: Error, Hashable, CustomStringConvertible {
   case notOnThis(path: String, what: String)
   case readOnly(path: String)
   case cannotOpen(path: String, String)
+  case cannotMake(path: String, String)
   case notZones(path: String)
   case damaged(path: String, what: String)
   case otherImage(path: String)
@@ -115,6 +121,9 @@ public enum ZoneFailure: Error, Hashable, CustomStringConvertible {
     case .readOnly(let path): "zones of \(printable(path)) change when they are written: leave out --zoned or --read-only"
     case .cannotOpen(let path, let error):
       "the states of the zones in \(printable(path)) cannot be used: \(error); name another file with file= in --zoned"
+    case .cannotMake(let path, let error):
+      "the states of the zones cannot be made in \(printable(path)): \(error); a server in its sandbox makes no files: serve the disk "
+        + "once by a server of its own with the same --zoned, or name a file with file= that can be made"
     case .notZones(let path):
       "\(printable(path)) is there, and holds no states of zones: name another file with file= in --zoned"
     case .damaged(let path, let what):

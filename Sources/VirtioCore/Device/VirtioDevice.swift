@@ -95,9 +95,16 @@ public protocol VirtioDevice: AnyObject, Sendable {
   func replaceFailure(queue: Int, _ failure: CallSink)
   /// Puts the configuration back to its defaults. Every queue was stopped before.
   func reset()
+  /// A driver has reset the device: with `reset`, which is also called where a driver goes on by way of another server. What was asked
+  /// for before and not answered is nobody's any more. Waits for nothing.
+  func forgetDriver()
 
   /// Readable (level) while `takeEvents` would return something; an eventfd that the device owns.
   var eventDescriptor: Int32 { get }
   /// What happened since the last call.
   func takeEvents() -> [DeviceEvent]
+}
+
+extension VirtioDevice {
+  public func forgetDriver() {}
 }
