@@ -103,6 +103,7 @@ final class RunService {
     let left = served.transport.abandon()
     if let taker, !taker.hasAny, let failure = taker.failures.first { throw failure }
     guard !left.isEmpty else {
+      served.device.image.finish()
       try checks?.finish()
       return
     }

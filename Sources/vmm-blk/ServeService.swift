@@ -101,6 +101,7 @@ final class ServeService {
       return queues.isEmpty ? nil : "\(disk.place) (\(disk.device.image.path)): \(ServerEvent.list(queues))"
     }
     guard !left.isEmpty else {
+      for disk in served + leaving { disk.device.image.finish() }
       try checks?.finish()
       return
     }
@@ -237,7 +238,7 @@ final class ServeService {
     leaving.removeAll { $0 === disk }
     let parcel = Parcel(disk.device)
     // By then the handlers of this turn, which may hold it as well, are over.
-    loop.after(.zero) { ErrandQueue().dispose { _ = parcel.take() } }
+    loop.after(.zero) { ErrandQueue().dispose { parcel.take()?.image.finish() } }
   }
 
   // MARK: Words
