@@ -86,6 +86,7 @@ public struct ImageKeeper: Sendable {
     guard bytes > 0 else { return }
     let size = geometry.clusterSize
     for cluster in offset / size...(offset + bytes - 1) / size {
+      guard metadata.count < Self.mostMetadata else { throw .tooManyTables }
       guard metadata.insert(cluster).inserted else { throw .overlapsMetadata(part, offset: cluster * size) }
     }
   }
@@ -120,6 +121,9 @@ public struct ImageKeeper: Sendable {
 
   /// Blocks past the end of the file that are read when it is opened.
   private static let lastBlocks = 64
+
+  /// Clusters of metadata that are kept in mind: a sparse file may say that it has any number.
+  private static let mostMetadata = 1 << 22
 
   /// Counts in a block.
   private var perBlock: UInt64 { (geometry.clusterSize * 8) >> UInt64(refcountOrder) }

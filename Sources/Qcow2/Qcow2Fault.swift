@@ -56,6 +56,7 @@ public enum Qcow2Fault: Error, Hashable, Sendable, CustomStringConvertible {
   case externalData
   case overlapsMetadata(Part, offset: UInt64)
   case countsPastEnd
+  case tooManyTables
   case isFull
 
   public var description: String {
@@ -106,6 +107,7 @@ public enum Qcow2Fault: Error, Hashable, Sendable, CustomStringConvertible {
     case .externalData: "it has its data in another file, which is served for reading only"
     case .overlapsMetadata(let part, let offset): "its \(part.rawValue) at \(offset) is where it has another table"
     case .countsPastEnd: "it counts clusters far past the end of the file: repair it with 'qemu-img check -r leaks'"
+    case .tooManyTables: "it has more clusters of tables than can be kept in mind"
     case .isFull: "its file cannot have more clusters"
     }
   }

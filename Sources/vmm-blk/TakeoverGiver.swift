@@ -114,7 +114,8 @@ final class TakeoverGiver {
     if let kept = service.disks.first(where: \.device.image.keepsTables) {
       return refuse(
         connection,
-        "\(kept.name) is a qcow2 image that is written to, and no other process can go on with it: stop this server, then start the other")
+        "\(kept.name) is a qcow2 image that is written to, and no other process can go on with it: stop this server, then start the other"
+      )
     }
     if let current {
       let name = printable(disks[current.disk].name)

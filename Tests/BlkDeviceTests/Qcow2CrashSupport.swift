@@ -197,6 +197,13 @@ extension ImageFolder {
     return try ImageFile(options)
   }
 
+  /// Has a disk, and closes it afterwards.
+  func writing(_ words: String, _ witness: (any Qcow2Witness)? = nil, _ body: (Qcow2Disk) throws -> Void) throws {
+    let image = try openToWrite(words, witness)
+    try body(try #require(image.chain))
+    image.finish()
+  }
+
   func bytes(_ name: String) throws -> [UInt8] { Array(try Data(contentsOf: URL(fileURLWithPath: place(name)))) }
 
   /// An empty image, made here.
