@@ -44,10 +44,10 @@ SHAPES = {
         "read,metered", "write,metered", "flush,metered", "read,batch=1,metered",
     ],
     "mapped": ["read", "read,packed", "write", "read,segments=4,ring=512", "read,recorded", "write,recorded", "read,logged", "write,logged",
-               "read,metered", "write,metered"],
-    "cached,epoll": ["read", "read,segments=4,ring=512", "read,metered"],
+               "read,metered", "write,metered", "read,in-order", "write,in-order"],
+    "cached,epoll": ["read", "read,segments=4,ring=512", "read,metered", "read,in-order"],
     "sync,cached": ["read", "write", "read,segments=4,ring=512", "read,metered"],
-    "uring,epoll": ["read", "read,segments=4,ring=512", "read,logged", "read,metered"],
+    "uring,epoll": ["read", "read,segments=4,ring=512", "read,logged", "read,metered", "read,in-order"],
 }
 
 # What a request may cost more by the size of the ring and the number of regions: null engine, against which other shape.

@@ -72,6 +72,9 @@ import VirtioCore
       #expect(firstDifference(read, Array(data[bytes.start..<bytes.start + bytes.count])) == nil, sourceLocation: place)
     }
 
+    /// Has the kernel leave pages where they are once they are mapped: beside other work it takes some back whenever it likes.
+    func keepPages() { _ = unsafe mlock2(image.mapping.base, size, UInt32(MLOCK_ONFAULT)) }
+
     /// Has the kernel take pages back, and says how many of the image are still there.
     func evict() throws -> Int {
       try #require(unsafe madvise(image.mapping.base, size, 21) == 0)  // MADV_PAGEOUT
@@ -85,6 +88,7 @@ import VirtioCore
   /// What went through the ring would have to be waited for.
   @Test func whatIsThereIsCopied() throws {
     let bed = try Bed()
+    bed.keepPages()
     #expect(try !bed.windows.isData(0, 1))
     try bed.read(0..<1024, mayWait: false)
     #expect(try bed.windows.isData(0, UInt64(Self.size)))
@@ -96,6 +100,7 @@ import VirtioCore
     try #require(bed.evict() == 0)
     try bed.read(0..<1024, mayWait: true)
     #expect(try !bed.windows.isData(0, UInt64(Self.size)))
+    bed.keepPages()
     // All of it was brought in by that, so now it is copied.
     try bed.read(0..<1024, mayWait: false)
     #expect(try bed.windows.isData(0, UInt64(Self.size)))

@@ -3,6 +3,35 @@
 internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
+  /// A request was taken: those after it are answered after it.
+  @inline(__always)
+  mutating func queueInOrder(_ index: Int) {
+    order.append(index)
+    hurdles &+= 1
+  }
+
+  /// The first of the order is answered, or is not going to be.
+  @inline(__always)
+  mutating func dequeueInOrder() {
+    order.removeFirst()
+    hurdles &-= 1
+  }
+
+  /// As `complete`. Nothing more is to be done where it is the first of the order, and a plain transfer.
+  @inline(never)
+  mutating func completeInOrder<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
+    let slot = unsafe slab.slot(index)
+    guard order.first == index, unsafe account.answers.extendPlain(slot.pointee.arrival) else {
+      return complete(index, isDone: true, &medium)
+    }
+    let written = unsafe slot.pointee.written
+    unsafe slot.pointee.statusByte.unsafelyUnwrapped.storeBytes(of: BlockStatus.ok.rawValue, as: UInt8.self)
+    dequeueInOrder()
+    push(slab.takeChain(at: index), written: written)
+    slab.give(index)
+    if let next = order.first, unsafe slab.slot(next).pointee.isFinished { answerFinished() }
+  }
+
   /// As `answer`, of a request whose status is set. In order, an answer waits for those of all requests that came before.
   @inline(__always)
   mutating func answerWatched(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, written: UInt32) {
@@ -11,8 +40,14 @@ extension Lane where Ring: ~Copyable {
     unsafe slot.pointee.written = written
     guard isOrdered else { return unsafe showWatched(index, slot) }
     unsafe slot.pointee.isFinished = true
-    while let first = order?.first, unsafe slab.slot(first).pointee.isFinished {
-      order?.removeFirst()
+    answerFinished()
+  }
+
+  /// Answers what has been waiting for those before it, as far as these are answered.
+  @inline(never)
+  private mutating func answerFinished() {
+    while let first = order.first, unsafe slab.slot(first).pointee.isFinished {
+      dequeueInOrder()
       unsafe slab.slot(first).pointee.isFinished = false
       unsafe showWatched(first, slab.slot(first))
     }

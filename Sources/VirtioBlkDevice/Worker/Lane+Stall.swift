@@ -126,8 +126,8 @@ extension Lane where Ring: ~Copyable {
   mutating func handBack() {
     guard !parked.isEmpty else { return }
     parked.removeAll()
-    while let index = order?.first {
-      order?.removeFirst()
+    while let index = order.first {
+      dequeueInOrder()
       slab.takeChain(at: index).abandon()
       slab.give(index)
       // A record says by itself what is in flight.

@@ -36,13 +36,18 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// What is answered is published after so many even if more is available: a driver that watches goes on while we do.
   let publishEvery: Int
   private var coalescing: Coalescing?
-  /// Slots in the order in which their chains were taken; only with publication in order.
-  var order: OrderQueue?
+  /// Slots in the order in which their chains were taken; empty without publication in order.
+  var order: OrderQueue
   let isOrdered: Bool
   /// The driver knows (IN_ORDER).
   let isInOrder: Bool
-  /// An answer is more than a status byte and a used element: there is an order or a log to keep.
+  /// An answer is more than a status byte and a used element: the driver knows of the order, or there is a log to keep.
   let isWatched: Bool
+  /// It is nothing but these two, whatever came before.
+  let isPlain: Bool
+  /// What an answer to something done at once has to mind: requests that came before it, where there is an order, and one more
+  /// where a log is kept or the driver knows of the order. At 0 its status byte and its used element are all there is to it.
+  var hurdles: Int
   /// Where it is written down what was written to guest memory.
   var log: LaneLog?
   var error: QueueError?
@@ -96,10 +101,12 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.queue = activation.queue
     isInOrder = features.contains(.inOrder)
     let isOrdered = isInOrder || activation.publishesInOrder
-    self.order = isOrdered ? OrderQueue(capacity: slab.capacity) : nil
+    self.order = OrderQueue(capacity: isOrdered ? slab.capacity : 0)
     self.isOrdered = isOrdered
-    let isWatched = isOrdered || activation.log != nil
+    let isWatched = isInOrder || activation.log != nil
     self.isWatched = isWatched
+    isPlain = !isOrdered && !isWatched
+    hurdles = isWatched ? 1 : 0
     log = activation.log.map {
       LaneLog($0, memory: activation.memory, configuration: activation.configuration)
     }
@@ -283,7 +290,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     case .failed: return unsafe completeInPlace(chain, statusByte, written, index, isDone: false, &medium)
     case .done: break
     }
-    guard !isWatched else { return unsafe completeInPlace(chain, statusByte, written, index, isDone: true, &medium) }
+    guard hurdles == 0 else { return unsafe completeInPlace(chain, statusByte, written, index, isDone: true, &medium) }
     unsafe statusByte.storeBytes(of: BlockStatus.ok.rawValue, as: UInt8.self)
     push(chain, written: written)
     return true
@@ -296,7 +303,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int, isDone: Bool,
     _ medium: inout Medium<Engine>
   ) -> Bool {
-    if isDone, order?.isEmpty ?? true {
+    if isDone, order.isEmpty {
       unsafe answerInPlace(chain, statusByte, written, index)
       return true
     }
@@ -332,7 +339,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     let slot = unsafe slab.slot(index)
     unsafe slot.pointee.statusByte = statusByte
     unsafe slot.pointee.written = written
-    if isOrdered { order?.append(index) }
+    if isOrdered { queueInOrder(index) }
   }
 
   /// Whole blocks inside the disk; no sum or shift that could overflow comes before its check.
@@ -360,6 +367,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// The medium has done what a request asked it for.
   @inline(__always)
   mutating func complete<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
+    guard isPlain else { return completeInOrder(index, &medium) }
     let slot = unsafe slab.slot(index)
     guard unsafe account.answers.extendPlain(slot.pointee.arrival) else { return complete(index, isDone: true, &medium) }
     let written = unsafe slot.pointee.written
@@ -428,7 +436,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   mutating func answer(_ index: Int, _ status: BlockStatus, written: Int) {
     let slot = unsafe slab.slot(index)
     unsafe slot.pointee.status = status
-    guard isWatched else {
+    guard !isPlain else {
       unsafe slot.pointee.written = UInt32(truncatingIfNeeded: written)
       return unsafe show(index, slot)
     }

@@ -18,15 +18,17 @@ struct OrderQueue: ~Copyable {
 
   mutating func append(_ index: Int) {
     precondition(count < capacity, "more requests under way than slots")
-    unsafe entries[(head + count) % capacity] = UInt16(index)
-    count += 1
+    let place = head &+ count
+    // No division: there is one for each request.
+    unsafe entries[place < capacity ? place : place &- capacity] = UInt16(truncatingIfNeeded: index)
+    count &+= 1
   }
 
   var isEmpty: Bool { count == 0 }
   var first: Int? { count > 0 ? Int(unsafe entries[head]) : nil }
 
   mutating func removeFirst() {
-    head = (head + 1) % capacity
-    count -= 1
+    head = head &+ 1 == capacity ? 0 : head &+ 1
+    count &-= 1
   }
 }

@@ -8,7 +8,7 @@ enum RequestStage: UInt8 {
   case none
   /// Its data: when the medium has moved it, the request is answered.
   case transfer
-  /// The same, with answers in the order of the requests.
+  /// The same, with an answer that is more than its status byte and its used element.
   case watchedTransfer
   /// A range is being discarded.
   case discard
