@@ -72,7 +72,7 @@ import VirtioCore
           "serve", "--image", "qcow2:\(directory)/a?backing=raw:\(directory)/base", "--socket-path", directory + "/a.sock",
           "--num-queues", "2",
         ] + more
-      for (round, signal) in [SIGKILL, SIGTERM].enumerated() {
+      for (round, signal) in [SIGTERM, SIGKILL].enumerated() {
         let server = try Program(words)
         #expect(server.firstLine().hasPrefix("Serving"))
         let client = try client(directory + "/a.sock")
