@@ -56,7 +56,7 @@ import VirtioCore
 
   private static let size = 384 << 10
   /// Images in all, over all kinds.
-  private static let images = ProcessInfo.processInfo.environment["VMM_BLK_CRASH_IMAGES"].flatMap(Int.init) ?? 600
+  private static let images = ProcessInfo.processInfo.environment["VMM_BLK_CRASH_IMAGES"].flatMap(Int.init) ?? 240
 
   @Test(arguments: kinds, [false, true]) func whateverReachedTheMediumIsAnImage(kind: Kind, fails: Bool) throws {
     guard kind.qemu == nil || Host.hasQemuImg else { return }

@@ -100,7 +100,7 @@ import VirtioCore
     isExtended: Bool, hasBacking: Bool
   ) throws {
     let folder = try ImageFolder(in: Medium.memory.folder)
-    let (threads, size) = (4, 512 << 10)
+    let (threads, size) = (4, 256 << 10)
     try Data([UInt8](repeating: 250, count: size)).write(to: URL(fileURLWithPath: folder.place("base")))
     try folder.make(
       "a", size: UInt64(size), clusterBits: isExtended ? 15 : 13, isExtended: isExtended, over: hasBacking ? "base" : nil)
