@@ -96,7 +96,7 @@ extension Qcow2Disk {
             at: base, word, bitmap, old: entry.old, drops: entry.change.ownPlace == nil && entry.old.dropped != nil)
           if result == 0 { continue }
         }
-        if entry.change.ownPlace == nil { writer.keep(entry.place, for: entry.number) }
+        abandon(entry.place, of: entry.change, entry.number, writer)
       }
       return result
     }
@@ -126,11 +126,11 @@ extension Qcow2Disk {
       do throws(Qcow2Writer.Failure) { (place, isFresh) = try writer.claim(for: number) } catch { return error.result }
     }
     func failed(_ result: Int32) -> Int32 {
-      if change.ownPlace == nil { writer.keep(place, for: number) }
+      abandon(place, of: change, number, writer)
       return result
     }
     // What is past the end of the file as it was when it was opened is ours, and was a hole before.
-    let wasHole = isFresh || place >= writer.firstEnd
+    let wasHole = isFresh || change.ownPlace != nil && writer.isHole(place, for: number)
     if !wasHole || !isZero(base &+ stored.lowerBound..<base &+ stored.upperBound, orOwn: change.ownPlace != nil) {
       mustSync = true
     }
@@ -148,6 +148,11 @@ extension Qcow2Disk {
     guard result == 0 else { return failed(result) }
     pending.append(Pending(number: number, old: old, change: change, place: place))
     return 0
+  }
+
+  /// What was written is not pointed at. It must not come to light later, when it has long been written over or zeroed.
+  private func abandon(_ place: UInt64, of change: ClusterChange, _ number: UInt64, _ writer: Qcow2Writer) {
+    if change.ownPlace == nil { writer.keep(place, for: number) } else { writer.spoil(number) }
   }
 
   /// Whether the disk has nothing but zeroes there, as far as images say so.

@@ -22,6 +22,8 @@ final class Qcow2Writer: Sendable {
     /// Clusters of the file that were claimed for clusters of the disk and are not pointed at, because something failed. What may be in
     /// them was written there by the guest, so they are for nobody else.
     var halfWritten: [UInt64: UInt64] = [:]
+    /// Clusters of the disk whose place in the file may have something where the image says that nothing is.
+    var spoiled: Set<UInt64> = []
     /// Nothing is allocated any more.
     var isFinished = false
   }
@@ -166,14 +168,25 @@ final class Qcow2Writer: Sendable {
   /// - Returns: where it is, and whether nothing has ever been written there.
   func claim(for number: UInt64) throws(Failure) -> (place: UInt64, isFresh: Bool) {
     let result: Result<(place: UInt64, isFresh: Bool), Failure> = state.withLock { state in
-      if let place = state.halfWritten.removeValue(forKey: number) { return .success((place, false)) }
+      if let place = state.halfWritten.removeValue(forKey: number) {
+        state.spoiled.insert(number)
+        return .success((place, false))
+      }
       return claim(&state).map { ($0, true) }
     }
     return try result.get()
   }
 
-  /// It is not pointed at.
+  /// Something failed, and it is not pointed at.
   func keep(_ place: UInt64, for number: UInt64) { state.withLock { $0.halfWritten[number] = place } }
+
+  /// Something failed, and a place that is pointed at has more than the image says.
+  func spoil(_ number: UInt64) { state.withLock { _ = $0.spoiled.insert(number) } }
+
+  /// Whether the place of a cluster of the disk is a hole wherever the image does not say that something is.
+  func isHole(_ place: UInt64, for number: UInt64) -> Bool {
+    place >= firstEnd && state.withLock { !$0.spoiled.contains(number) }
+  }
 
   /// Says what a cluster of the disk is from now on. What it needs is stable, as far as that is necessary.
   ///
