@@ -158,16 +158,22 @@ class Server:
 
     def __init__(self, folder, path, words):
         self.socket = os.path.join(folder, "socket")
+        self.log = tempfile.TemporaryFile()
         if os.path.exists(self.socket):
             os.unlink(self.socket)
         image = f"qcow2:{path}" + ("?" + "&".join(words) if words else "")
         self.process = subprocess.Popen(
             [VMM_BLK, "serve", "--image", image, "--socket-path", self.socket], stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            stdout=subprocess.PIPE, stderr=self.log)
         line = self.process.stdout.readline().decode()
         if not line.startswith("Serving"):
             self.process.kill()
-            raise SystemExit(line + self.process.stdout.read().decode())
+            raise SystemExit(line + self.said())
+
+    def said(self):
+        self.process.wait(timeout=60)
+        self.log.seek(0)
+        return self.log.read().decode()
 
     def do(self, command):
         """A command of qemu-io."""
@@ -183,10 +189,10 @@ class Server:
 
     def end(self, how):
         self.process.send_signal(how)
-        text = self.process.stdout.read().decode()
-        status = self.process.wait(timeout=60)
-        if how == signal.SIGTERM and status != 0:
-            raise SystemExit(f"the server ended with {status}: {text}")
+        self.process.stdout.read()
+        text = self.said()
+        if how == signal.SIGTERM and self.process.returncode != 0:
+            raise SystemExit(f"the server ended with {self.process.returncode}: {text}")
 
 
 def written(folder, path, words, snapshot=None):
