@@ -1,4 +1,4 @@
-# What people and CI call. Everything that is missing on a bare Debian 12 with Swift is installed on the way.
+# The targets for users and CI. On a Debian 12 with Swift, missing packages are installed on the way.
 
 VMM_BLK := .build/release/vmm-blk
 
@@ -14,26 +14,26 @@ release:
 	@Scripts/setup.sh build
 	swift build -c release
 
-# A memory file, the device on it, a synthetic guest in another process, and a picture of their rings.
+# A memory file, a device that serves it, a synthetic guest in another process, and a drawing of their rings.
 demo: release
 	@Scripts/demo.sh
 
-# A real Linux on our socket: user-mode Linux, a kernel that is a process; in QEMU with 'make guest GUEST=qemu'.
+# A real Linux guest: user-mode Linux, a kernel that runs as a process; 'make guest GUEST=qemu' uses QEMU instead.
 GUEST := uml
 guest: release
 	@Scripts/guest/demo.sh $(GUEST)
 
-# The house's style (.swift-format), checked; 'swift format format -i -r -p Sources Tests Benchmarks Fuzz Package.swift' mends.
+# Checks the formatting (.swift-format); 'swift format format -i -r -p Sources Tests Benchmarks Fuzz Package.swift' fixes it.
 lint:
 	swift format lint -r -p --strict Sources Tests Benchmarks Fuzz Package.swift
 
-# Everything that needs no QEMU, the quickest first.
+# Everything that needs no real guest.
 test-fast:
 	@Scripts/setup.sh build test
 	swift build --build-tests
 	swift test --skip-build
 
-# Real guests, and the proofs of what a request costs.
+# Real guests, and the counts that prove what a request costs.
 test-system: release
 	@Scripts/setup.sh build guest qemu counts
 	Scripts/counts.py
@@ -41,20 +41,20 @@ test-system: release
 	Scripts/silent-medium.py
 	Scripts/guest/test.sh
 
-# A minute of attacks by machines, with the same random numbers each time; building them takes minutes, so it is by itself.
+# A minute of fuzzing with fixed random numbers; a target of its own, because building the fuzzers takes minutes.
 test-fuzz:
 	@Scripts/setup.sh build
 	Scripts/fuzz.py --minutes 1 --seed 1
 
 test: lint test-fast test-system
 
-# The figures of Docs/reliability.md for as long as you like; goes on where it stopped.
+# The figures of Docs/reliability.md, for as long as you like; resumes where it stopped.
 MINUTES := 10
 soak: release
 	@Scripts/setup.sh build guest qemu
 	Scripts/soak.py $(MINUTES)
 
-# The same for as long as you like: every parser, by libFuzzer with AddressSanitizer; goes on where it stopped.
+# Fuzzes every parser with libFuzzer and AddressSanitizer, for as long as you like; resumes where it stopped.
 fuzz:
 	@Scripts/setup.sh build
 	Scripts/fuzz.py --minutes $(MINUTES)
@@ -67,26 +67,27 @@ bench-peers: release
 	@Scripts/setup.sh build bench
 	Scripts/bench/peers.sh
 
-# What other back-ends make of the specification: Docs/conformance.md says what is in the reports.
+# Conformance reports of other back-ends: see Docs/conformance.md.
 conform-peers: release
 	@Scripts/setup.sh build bench
 	Scripts/conform-peers.sh
 
-# What the processor does while it is busy: where each path's limit is.
+# Where the CPU time of each path goes, and so what limits it.
 profile: release
 	@Scripts/setup.sh build bench
 	Scripts/bench/profile.py
 
-# The pieces of a request alone: nanoseconds, and instructions by callgrind.
+# The parts of a request in isolation: nanoseconds, and instructions by callgrind.
 micro: release
 	@Scripts/setup.sh build counts
 	Scripts/instructions.py | .build/release/ring-cost --instructions /dev/stdin
 
-# The book and the other documents as HTML that reads offline, in .docs/: every output in them is made anew first.
+# The book, the other documents and the libraries' symbols as HTML that reads offline, in .docs/. All outputs are regenerated first.
 docs: release
 	@Scripts/setup.sh docs
 	Scripts/book.py pictures
 	Scripts/book.py update
+	Scripts/symbols.py .docs/library
 	Scripts/book.py html
 
 # A Debian package and a tarball, both with the Swift runtime inside, in .package/.

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Keeps the outputs in the documents what the program really says, and makes the book of them.
+"""Keeps the outputs in the documents up to date with the program, and builds the book from them.
 
-    Scripts/book.py check [FILE.md …]    run every command again and compare; what changes from run to run is masked
-    Scripts/book.py update [FILE.md …]   run every command and write what it says into the documents
-    Scripts/book.py pictures             draw the pictures of Docs/plots that are traces
-    Scripts/book.py html [FOLDER]        make HTML that reads offline (.docs by default); needs pandoc
+    Scripts/book.py check [FILE.md …]    run every command again and compare; values that differ from run to run are masked
+    Scripts/book.py update [FILE.md …]   run every command and write its output into the documents
+    Scripts/book.py pictures             draw the traces in Docs/plots, and the picture of the engines
+    Scripts/book.py html [FOLDER]        build HTML that reads offline (in .docs by default); needs pandoc
 
-A block of output stands behind a comment that says where it comes from:
+A block of output follows a comment with the commands that produce it:
 
     <!-- run
     @recipe read-write rw
@@ -17,11 +17,11 @@ A block of output stands behind a comment that says where it comes from:
     …
     ```
 
-Each line is a command of bash. A line with @ in front is run and not shown. All blocks of a document have one scratch folder.
-`recipe NAME FILE` makes FILE.mem and FILE.img from Images/NAME.recipe, `serving FILE` waits until a server has said so there.
-'run numbers' says that numbers differ from run to run, 'run any' that only the end of each command counts.
+Each line is a bash command. A line that starts with @ is run but not shown. All blocks of a document share a scratch folder.
+`recipe NAME FILE` builds FILE.mem and FILE.img from Images/NAME.recipe; `serving FILE` waits for a server's line in FILE.
+'run numbers' means that numbers differ from run to run, 'run any' that only the exit status of each command counts.
 
-VMM_BLK names the program; without it, it is the release build.
+VMM_BLK names the program; the default is the release build.
 """
 import difflib
 import os
@@ -31,6 +31,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+
+sys.dont_write_bytecode = True
+from symbols import MODULES, STYLE
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROGRAM = os.path.abspath(os.environ.get("VMM_BLK", os.path.join(ROOT, ".build/release/vmm-blk")))
@@ -47,7 +50,7 @@ ROOT={ROOT}
 
 MASKS = [
     (re.compile(r"process \d+"), "process N"), (re.compile(r"\bseed \d+"), "seed N"),
-    # Whether two answers are told of by one call is a matter of the moment.
+    # Whether one call announces two answers depends on timing.
     (re.compile(r"│ doorbells .*"), "│ doorbells"),
     (re.compile(r"/tmp/\S+?/(?=[\w.]+)"), ""), (re.compile(r"\b\d+(\.\d+)? (ns|µs|ms|s)\b"), "T"),
 ]
@@ -152,13 +155,13 @@ def work(path, updates):
 
 # Each question, what is so when the answer is yes, and below it the next one.
 DECISION = [
-    ("Is the image an export of an NBD server?", "nbd", "a connection for each thread, if the server allows it"),
-    ("Is it a qcow2 image?", "threads, sync", "sync where all its files are in memory"),
-    ("Is it a file in memory (tmpfs, hugetlbfs)?", "mapped", "copies; plain calls (sync) where it cannot be mapped"),
+    ("Is the image an export of an NBD server?", "nbd", "one connection per thread, if the server allows it"),
+    ("Is it a qcow2 image?", "threads, sync", "sync if all its files are in memory"),
+    ("Is it a file in memory (tmpfs, hugetlbfs)?", "mapped", "copies; plain calls (sync) if it cannot be mapped"),
     ("Is it a block device in memory (zram, RAM disk)?", "sync", "system calls in the queue's own thread"),
-    ("Is io_uring forbidden, or out of memory?", "aio, sync", "libaio where it is opened directly, else plain calls; said once"),
-    ("Does it go through the page cache, and can be mapped?", "cached", "copies of what is cached, io_uring for the rest"),
-    ("Otherwise", "uring", "a medium that can wait: a turn is one system call"),
+    ("Is io_uring forbidden, or out of memory?", "aio, sync", "libaio with O_DIRECT, else plain calls; logged once"),
+    ("Is it in the page cache, and can it be mapped?", "cached", "copies of cached data, io_uring for the rest"),
+    ("Otherwise", "uring", "a medium that can block: a turn is one system call"),
 ]
 
 
@@ -206,10 +209,22 @@ timeout 20 vmm-blk trace --control {name}.ctl --seconds 0.2 --picture {plots}/tr
         shutil.rmtree(folder, ignore_errors=True)
 
 
-STYLE = """body{max-width:58rem;margin:2rem auto;padding:0 1rem;font:16px/1.5 sans-serif;color:#222}
-pre{background:#f5f6f8;padding:.7rem;overflow-x:auto;font-size:12.5px;line-height:1.3}code{font-size:.9em}
-table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:.2rem .5rem;text-align:left;vertical-align:top}
-img{max-width:100%}a{color:#06c}h1,h2,h3{line-height:1.2}nav#TOC{font-size:.9em;background:#fafafa;padding:.3rem 1rem}"""
+def neighbours(page, chapters):
+    """Where to go from a page: the contents, and from a chapter the one before and the one after it."""
+    if "/" not in page:
+        return "[Contents](index.html)\n\n"
+    at = chapters.index(page[:-5] + ".md")
+    spans = []
+    for number in (at - 1, None, at + 1):
+        if number is None:
+            spans.append('<a href="../index.html">Contents</a>')
+        elif 0 <= number < len(chapters):
+            target = chapters[number].split("/")[1][:-3]
+            label = int(target.split("-")[0])
+            spans.append(f'<a href="{target}.html">' + (f"← Chapter {label}" if number < at else f"Chapter {label} →") + "</a>")
+        else:
+            spans.append("<span></span>")
+    return '<nav class="pages">' + "".join(spans) + "</nav>\n\n"
 
 
 def html(folder):
@@ -222,21 +237,32 @@ def html(folder):
     pages = [(os.path.join(docs, name), name) for name in sorted(os.listdir(docs)) if name.endswith(".md")]
     pages += [(os.path.join(docs, "book", name), "book/" + name) for name in sorted(os.listdir(os.path.join(docs, "book")))
               if name.endswith(".md")]
+    texts = {}
     for source, name in pages:
         with open(source, encoding="utf-8") as file:
-            text = file.read()
-        text = re.sub(r"<!-- run.*?-->\n", "", text, flags=re.S)
-        title = re.search(r"^# (.*)", text, re.M).group(1)
+            texts[name] = re.sub(r"<!-- run.*?-->\n", "", file.read(), flags=re.S)
+    titles = {name.split("/")[-1]: re.search(r"^# (.*)", text, re.M).group(1) for name, text in texts.items()}
+    chapters = [name for name in sorted(texts) if re.match(r"book/\d", name)]
+    for source, name in pages:
+        text, title = texts[name], titles[name.split("/")[-1]]
+        # A page is called by its title, and not by the name of a file that is not here.
+        text = re.sub(r"\[(?:book/)?([\w-]+\.md)\]\(", lambda m: f"[{titles.get(m.group(1), m.group(1)).split(':')[0]}](", text)
         page = "index.html" if name == "book/README.md" else name[:-3] + ".html"
         if page == "index.html":
             text = re.sub(r"\]\((\d\d-[\w-]+)\.md", r"](book/\1.html", text)
             text = re.sub(r"\]\(\.\./([\w-]+)\.md", r"](\1.html", text)
+            library = [f"[{module}](library/{module}.html)" for module in MODULES
+                       if os.path.exists(os.path.join(folder, "library", module + ".html"))]
+            if library:
+                text += "\nThe public symbols of the libraries: " + ", ".join(library) + ".\n"
         else:
             text = text.replace("](README.md", "](../index.html")
             text = re.sub(r"\]\(((?:\.\./)*[\w-]+)\.md", r"](\1.html", text)
         # Sources are not part of the book.
         text = re.sub(r"\[([^]]*)\]\((?:\.\./)+(?:Sources|Tests|Scripts|Examples|Images|Benchmarks|CHANGELOG)[^)]*\)", r"\1", text)
-        back = "" if page == "index.html" else ("[Contents](../index.html)\n\n" if "/" in page else "[Contents](index.html)\n\n")
+        back = "" if page == "index.html" else neighbours(page, chapters)
+        if name in chapters:
+            text += "\n" + back
         subprocess.run(
             ["pandoc", "-f", "gfm", "-t", "html5", "-s", "--self-contained", "--metadata", f"pagetitle={title}",
              "--include-in-header", os.path.join(folder, "style.html"), "-o", os.path.join(folder, page)],

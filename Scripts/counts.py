@@ -1,9 +1,9 @@
 #!/usr/bin/python3
-"""Counts what one request costs, in numbers that no load on the machine can change, and holds them against the file.
+"""Counts what one request costs, in numbers that do not depend on the load of the machine, and compares them with the file.
 
     Scripts/counts.py            count and compare with Benchmarks/counts.tsv: nothing may grow by more than 3 %
     Scripts/counts.py --update   count and write Benchmarks/counts.tsv
-    Scripts/counts.py --all      show what did not change, too
+    Scripts/counts.py --all      show unchanged counts as well
 
 The driver makes one batch available, and the next one when all of it is used and the device's thread sleeps: so each run
 goes the same way. What is counted lies between two such moments, so that start and stop do not count. Instructions, copies,

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The main job in a few seconds, without QEMU or KVM: a device in one process, a guest in another, a plain file of memory
-# between them, and a picture of the rings.
+# The main job in a few seconds, without QEMU or KVM: a device in one process, a guest in another, a memory file between
+# them, and a drawing of the rings.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

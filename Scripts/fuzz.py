@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
-"""Attacks the parsers of vmm-blk with libFuzzer and AddressSanitizer (Fuzz/), and says what came of it.
+"""Fuzzes the parsers of vmm-blk with libFuzzer and AddressSanitizer (Fuzz/), and reports the results.
 
-    Scripts/fuzz.py --minutes 30                all targets, two at a time, for so long in all
+    Scripts/fuzz.py --minutes 30                all targets, two at a time, for this long in total
     Scripts/fuzz.py --minutes 5 session split   only these
-    Scripts/fuzz.py --merge                     what was found out goes into Fuzz/Corpus, as little of it as does
+    Scripts/fuzz.py --merge                     merge the new inputs into Fuzz/Corpus, as few as suffice
     Scripts/fuzz.py --seed 1                    with these random numbers: what make test-fuzz does
-    Scripts/fuzz.py --again FILE                runs one input, whose name begins with its target's, and tells what happens
+    Scripts/fuzz.py --again FILE                run one input, whose name begins with its target's, and show what happens
 
-What it finds, and what it finds out, is kept in .fuzz/, and the next run goes on from there. The exit status is 1 when something
-was found.
+Failures and new inputs are kept in .fuzz/, and the next run continues from there. The exit status is 1 if a failure was found.
 """
 import argparse
 import os

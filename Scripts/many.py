@@ -2,9 +2,9 @@
 """Measures what many disks in one process cost: start-up, memory, CPU time while idle, and the first read.
 
     Scripts/many.py                       1,000 disks
-    Scripts/many.py --disks 50 --check    fewer, and status 1 when an idle disk costs too much
+    Scripts/many.py --disks 50 --check    fewer, and exit with status 1 if an idle disk costs too much
     Scripts/many.py --busy                how fast one busy disk is among sleeping ones, against one alone
-    Scripts/many.py --active              what a request costs and takes when 1, 10, 100 and 1,000 disks work at once
+    Scripts/many.py --active              cost and latency of a request when 1, 10, 100 and 1,000 disks are active
 
 The disks are sparse files. Each is measured twice: alone on its socket, and with a front-end of this script's that sets up
 one queue in 64 KiB of shared memory, reads one block, and falls asleep. What a disk costs is the difference between a process
@@ -221,7 +221,7 @@ class Server:
             sys.exit(f"the server ended with status {status}\n" + self.errors.read().decode())
         left = [path for path in self.sockets if os.path.exists(path)]
         if left:
-            sys.exit(f"{len(left)} sockets were left behind, among them {left[0]}")
+            sys.exit(f"{len(left)} sockets were not removed, among them {left[0]}")
         return time.perf_counter() - began
 
 

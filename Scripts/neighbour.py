@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Measures what a guest that does its worst costs the other disk of its process.
+"""Measures how much a hostile guest costs the other disk of its process.
 
     Scripts/neighbour.py                     every attack
     Scripts/neighbour.py kicks connects      some of them
-    Scripts/neighbour.py --check             and status 1 when the neighbour keeps less than 0.9 of its fair share
+    Scripts/neighbour.py --check             and exit with status 1 if the neighbour keeps less than 0.9 of its fair share
 
-The whole server runs on processor 0, the neighbour's client ('vmm-blk bench', 4 KiB reads at depth 32) on the last one, and the
-attacker's front-end there too with the least priority. Two queues that both have work share a processor, so the neighbour's fair
-share is half of what it does alone. Each attack is measured in pairs with and without it, every other pair the other way round;
+The whole server runs on CPU 0, the neighbour's client ('vmm-blk bench', 4 KiB reads at depth 32) on the last one, and the
+attacker's front-end there as well, at the lowest priority. Two busy queues share a CPU, so the neighbour's fair share is half of
+what it does alone. Each attack is measured in pairs with and without it, every other pair the other way round;
 what is printed is the median of (rate beside the attack) / (half of the rate alone), with the quartiles. More than 1 means that
 the attacker did not even use its share.
 """
@@ -124,7 +124,7 @@ class Frontend:
 
 
 class Attacker(threading.Thread):
-    """Does one thing until it is told to stop. Whatever the server answers with, the attack goes on."""
+    """Does one thing until it has to stop. Whatever the server answers, the attack continues."""
 
     def __init__(self, name, path):
         super().__init__()

@@ -1,13 +1,13 @@
 #!/usr/bin/python3
-"""Compares two ways to serve a disk, in turns: rate and CPU time a request, as ratios within each round.
+"""Compares two ways to serve a disk, alternating between them: rate and CPU time per request, as ratios within each round.
 
     Scripts/paired.py -- '--sandbox off' '--sandbox on'
     Scripts/paired.py --image tmpfs,null --rounds 40 -- '--latencies off' '--latencies on'
     Scripts/paired.py --program old/vmm-blk --image cache -- '' ''      the second is this build
 
-Each round starts both servers anew, because two processes of the same program differ by some per cent for as long as they live: where
-their memory happens to be. It drives one and then the other with 'vmm-blk bench'; the next round does so the other way round, and every
-second one with images exchanged. Printed are medians over the rounds of second/first, with a 95 % interval of the median. CPU time is
+Each round starts both servers afresh, because two processes of the same program differ by some per cent for as long as they live,
+depending on where their memory is. It drives one and then the other with 'vmm-blk bench'; the next round reverses the order, and every
+second round swaps the images. Printed are medians over the rounds of second/first, with a 95 % interval of the median. CPU time is
 the server's, of all its threads.
 
 Images: tmpfs (a file in memory), cache (a file through the page cache), direct (a file that bypasses it), null (no medium).

@@ -4,9 +4,9 @@
     Scripts/silent-medium.py                    every engine that such an image can have
     Scripts/silent-medium.py --engine sync      one of them
 
-The medium is a file of Tests/Programs/silent-fuse.py, which answers until it is told to be silent. While a request hangs,
+The medium is a file of Tests/Programs/silent-fuse.py, which answers until it is switched to silence. While a request hangs,
 the other disk of the same `serve` connects, answers GET_FEATURES, reads and stops, several times, also after the silent disk's
-front-end went. SIGTERM then ends the process within its --drain-timeout, with status 75. The times are printed; the only limit
+front-end has disconnected. SIGTERM then ends the process within its --drain-timeout, with status 75. The times are printed; the only limit
 is the one that means "hung".
 
 A request that a FUSE server holds cannot be taken back, so whatever happens to this script, the file system's own process

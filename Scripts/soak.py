@@ -1,8 +1,8 @@
 #!/usr/bin/python3
-"""Repeats the figures of Docs/reliability.md for as long as you like, and keeps a report that the next run goes on with.
+"""Repeats the figures of Docs/reliability.md for as long as you like, and keeps a report that the next run continues.
 
     Scripts/soak.py 30                        thirty minutes of everything
-    Scripts/soak.py 5 --only kills            one exercise of it
+    Scripts/soak.py 5 --only kills            only one exercise
     Scripts/soak.py 5 --seed 7 --report FILE  the same moments again (as far as a machine repeats itself)
 
 Each exercise is made of rounds, and each round has a seed of its own, which follows from --seed and its number: a round that
@@ -443,7 +443,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("minutes", type=float, nargs="?", default=10, help="how long (default: 10)")
     parser.add_argument("--seed", type=int, help="what everything follows from; a random one, or that of the report")
-    parser.add_argument("--report", default=os.path.join(ROOT, "soak-report.json"), help="where to write, and to go on")
+    parser.add_argument("--report", default=os.path.join(ROOT, "soak-report.json"), help="where to write the report, and to resume from it")
     parser.add_argument("--only", choices=EXERCISES, action="append", help="this exercise; again for another")
     parser.add_argument("--round", type=int, help="this round of the exercise alone, again")
     words = parser.parse_args()

@@ -1,13 +1,13 @@
-/// An open load on many disks at once: 4 KiB reads that fall due at Poisson moments, on a disk picked by chance, whether or not the
-/// ones before are answered. `Scripts/many.py --active` starts it.
+/// An open load on many disks at once: 4 KiB reads that fall due at Poisson moments, on a disk picked by chance, whether or
+/// not the ones before are answered. `Scripts/many.py --active` starts it.
 ///
 ///     open-load <slots> <entries> <blocks> <rate> <seconds> <busy depth>
 ///
-/// On standard input there is a line for each disk: the numbers of two inherited descriptors, its memory and its kick. The memory is
-/// laid out as many.py says (see `LoadedDisk`), and the device has it. What is printed is one object of JSON.
+/// On standard input there is a line for each disk: the numbers of two inherited descriptors, its memory and its kick. The
+/// memory is laid out as many.py says (see `LoadedDisk`), and the device has it. What is printed is one object of JSON.
 ///
 /// Latency is counted from the moment when a request was due, not from when it was sent: a device, or a generator, that stands
-/// still for a while is not forgiven for what became due meanwhile. The generator never sleeps. It asks for a call after
+/// still for a while is not forgiven for what became due in the meantime. The generator never sleeps. It asks for a call after
 /// every answer, as a guest that sleeps does, so that the device pays for it; nobody listens to them.
 import CLinux
 import Glibc
@@ -58,7 +58,7 @@ struct Load {
     place = Array(repeating: -1, count: disks.count)
   }
 
-  /// - Parameter rate: requests a second, all disks together.
+  /// - Parameter rate: requests per second, all disks together.
   mutating func run(rate: Double, seconds: Double) -> String {
     var latencies: [UInt64] = []
     latencies.reserveCapacity(Int(rate * seconds * 1.2) + 1000)

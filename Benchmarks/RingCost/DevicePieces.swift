@@ -4,7 +4,7 @@ internal import VirtioBlkDevice
 internal import VirtioCore
 
 /// A batch of requests on a device without a medium, from the index that makes them available to the last used element. The
-/// worker never sleeps, so it is the ring, the parser and the way between two processors.
+/// worker never sleeps, so it is the ring, the parser and the way between two CPUs.
 final class RequestPiece: Piece {
   private let driver: HandDriver
   private let attended: AttendedDevice

@@ -24,11 +24,11 @@ struct RingCost {
     }
     // Read first: the script that counts runs beside nothing.
     let instructions = arguments.count == 2 ? try read(arguments[1]) : [:]
-    // Away from the first processor, where devices run and most interrupts arrive.
+    // Away from the first CPU, where devices run and most interrupts arrive.
     _ = clinux_pin_thread(Int32(clamping: sysconf(Int32(_SC_NPROCESSORS_ONLN)) - 1))
     var meter = Meter(counts: counts)
     let image = try scratchImage()
-    // All pieces in turns, so that what drifts hits all alike.
+    // All pieces alternately, so that what drifts hits all alike.
     for _ in 0..<(counts ? 1 : rounds) { try measureAll(with: &meter, image: image) }
     if !counts { print(table(meter.rows, instructions), terminator: "") }
   }

@@ -1,8 +1,10 @@
-/// A toy monitor: a disk of the library on one queue, and a "guest" of a few lines that writes a sector by hand and reads it back.
+/// A toy monitor: a disk of the library on one queue, and a "guest" of a few lines that writes a sector by hand and reads it
+/// back.
 ///
 ///     truncate -s 1M disk.img; swift run toy-monitor disk.img
 ///
-/// A real monitor has the guest's memory from KVM, and learns addresses, features and kicks from the registers that the guest writes.
+/// A real monitor has the guest's memory from KVM, and learns addresses, features and kicks from the registers that the guest
+/// writes.
 import Glibc
 import SystemPackage
 import VirtioBlkDevice
@@ -91,6 +93,6 @@ print("IN   sector 7  status \(read.status)  len \(read.written)")
 let back = text.indices.map { unsafe base.load(fromByteOffset: data + $0, as: UInt8.self) }
 print("\"\(String(decoding: back, as: UTF8.self))\"")
 
-// The queue says where it stands, so that somebody else could go on from there.
+// The queue says where it stands, so that somebody else could continue from there.
 let position = queue.stopAndWait(queue: 0)
 print("stopped at \(position.map { "\($0.available)" } ?? "an unknown place") of the available ring")

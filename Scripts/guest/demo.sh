@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Shows a real Linux using a disk of ours: boots it on `vmm-blk serve`,
-# makes a filesystem, writes, reads back, trims. Leaves nothing behind.
+# makes a file system, writes, reads back, trims. Removes everything afterwards.
 #
 #   demo.sh [uml|qemu]
 set -euo pipefail

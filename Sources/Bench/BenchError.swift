@@ -1,4 +1,4 @@
-/// Why a benchmark cannot go on: one sentence each, saying what to do.
+/// Why a benchmark cannot continue: one sentence each, saying what to do.
 public import SystemPackage
 
 public enum BenchError: Error, Sendable, CustomStringConvertible {

@@ -99,7 +99,7 @@ public enum Benchmark {
   ) throws(BenchError) {
     let target = try Target.open(options.target, workload: options.workload, options: options.targetOptions)
     let features = target.session.features
-    // Before the queues run: an idle back-end leaves its processor to the echo.
+    // Before the queues run: an idle back-end leaves its CPU to the echo.
     var ceiling: Double? = nil
     if options.ceilingSeconds > 0, !options.run.sleeps {
       ceiling = try Echo.ceiling(
@@ -152,7 +152,7 @@ public struct BenchmarkResult: Sendable {
   var targetName = ""
   /// One for each repeat.
   var measurements: [Measurement] = []
-  /// What the person should know, each once.
+  /// What the user should know, each once.
   public private(set) var warnings: [String] = []
 
   init(_ options: BenchmarkOptions) { self.options = options }

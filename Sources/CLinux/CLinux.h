@@ -1,6 +1,6 @@
-// Linux, liburing and libaio as Swift can call them. Beside a string for the commit the only C of the project: declarations come
-// from the system's headers, and what Swift cannot import (variadic functions, function-like macros) gets a static inline name
-// here.
+// Linux, liburing and libaio as Swift can call them. Beside a string for the commit the only C of the project: declarations
+// come from the system's headers, and what Swift cannot import (variadic functions, function-like macros) gets a static inline
+// name here.
 #ifndef CLINUX_H
 #define CLINUX_H
 
@@ -156,8 +156,8 @@ static const uint32_t clinux_act_kill_process = SCMP_ACT_KILL_PROCESS;
 // What a block device is asked.
 static const uint64_t clinux_block_questions[] = {BLKGETSIZE64, BLKSSZGET, BLKPBSZGET, BLKROGET, BLKDISCARD};
 static const int clinux_no_such_call = __NR_SCMP_ERROR;
-// Installs a compiled filter for the calling thread and those that it makes. No code of strangers runs in this process, so there
-// is nothing that a processor's guesses could tell it: memory stays as fast as without the filter. Returns -errno on failure.
+// Installs a compiled filter for the calling thread and those that it makes. No code of strangers runs in this process, so
+// there is nothing that a CPU's speculation could reveal: memory stays as fast as without the filter. Returns -errno on failure.
 static inline int clinux_install_filter(void *program, unsigned short instructions) {
   struct { unsigned short count; void *first; } filter = {instructions, program};
   return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, &filter) < 0 ? -errno : 0;
@@ -224,7 +224,7 @@ static inline int clinux_pin_thread(int cpu) {
   return -pthread_setaffinity_np(pthread_self(), sizeof set, &set);
 }
 
-// How many processors this process may run on; 0 where nobody knows.
+// How many CPUs this process may run on; 0 where nobody knows.
 static inline int clinux_usable_processors(void) {
   cpu_set_t set;
   CPU_ZERO(&set);
@@ -350,8 +350,8 @@ typedef struct {
 typedef long long clinux_vector __attribute__((vector_size(16), aligned(1), may_alias));
 typedef long long clinux_aligned_vector __attribute__((vector_size(16), aligned(16), may_alias));
 
-// Copies four buffers at once, a line of each in turn, and has the next four brought into the second-level cache meanwhile.
-// One copy waits for its few lines on the way from memory; four of them, and the fetching, keep all of the processor's
+// Copies four buffers at once, a line of each in turn, and has the next four brought into the second-level cache in the
+// meantime. One copy waits for its few lines on the way from memory; four of them, and the fetching, keep all of the CPU's
 // buffers for lines busy. A multiple of 64 bytes each.
 static __attribute__((noinline)) void clinux_copy_four(clinux_four to, clinux_four from, clinux_four next, size_t count) {
 #define CLINUX_COPY_LINE(which)                                                                                              \
@@ -371,7 +371,7 @@ static __attribute__((noinline)) void clinux_copy_four(clinux_four to, clinux_fo
 #undef CLINUX_COPY_LINE
 }
 
-// Copies to where nobody on this processor reads soon: past the caches, so that the old content of a line is not fetched
+// Copies to where nobody on this CPU reads soon: past the caches, so that the old content of a line is not fetched
 // only to be written over. Unlike all others these stores are not ordered with later ones before clinux_streamed.
 static __attribute__((noinline)) void clinux_copy_around_cache(void *to, const void *from, size_t count) {
 #if defined(__x86_64__)

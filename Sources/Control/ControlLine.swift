@@ -23,7 +23,7 @@ public enum ControlError: Error, Hashable, Sendable, CustomStringConvertible {
     case .descriptorsLost:
       "descriptors were lost on the way in over the control socket; raise the limit of open files (ulimit -n)"
     case .notUnderstood(let reason): "a line on the control socket is not understood: \(reason)"
-    case .closed: "the other end of the control socket has gone"
+    case .closed: "the other end of the control socket has closed the connection"
     case .socket(let reason): "the control socket failed: \(reason)"
     }
   }

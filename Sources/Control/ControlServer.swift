@@ -18,7 +18,8 @@ public final class ControlServer {
 
   /// - Parameters:
   ///   - report: called on the loop's thread.
-  ///   - take: a line that came. It is answered with `ControlConnection.answer`, now or later; before that, nothing more is read
+  ///   - take: a line that came. It is answered with `ControlConnection.answer`, now or later; before that, nothing more is
+  ///     read
   ///     from that connection.
   public init(
     on listener: Listener, in loop: EventLoop, report: @escaping (ControlEvent) -> Void,
@@ -36,7 +37,7 @@ public final class ControlServer {
     listening = try loop.add(listener.socket.rawValue) { _ in self.accept() }
   }
 
-  /// Lets nobody in any more, and lets go of those who are there.
+  /// Lets nobody in any more, and releases those who are there.
   public func close() {
     isClosed = true
     stopListening()
@@ -89,8 +90,8 @@ public enum ControlEvent: Hashable, Sendable, CustomStringConvertible {
   public var description: String {
     switch self {
     case .refused(let peer):
-      "\(peer.map { "\($0)" } ?? "somebody") was refused at the control socket: only this server's user and root are listened to"
-    case .acceptFailed(let error): "nobody can be let in at the control socket: \(error); trying again in a second"
+      "\(peer.map { "\($0)" } ?? "somebody") was refused at the control socket: only this server's user and root may connect"
+    case .acceptFailed(let error): "no connection can be accepted at the control socket: \(error); trying again in a second"
     case .connectionFailed(let peer, let error): "the control connection of \(peer) is closed: \(error)"
     }
   }

@@ -85,7 +85,7 @@ public struct CrashCheck {
     _ mode: CrashMode, _ engine: EngineKind, _ stamp: SectorStamp, _ journal: CrashJournal
   ) throws -> [SectorContent] {
     let path = try scratch()
-    // Nothing is left behind, however this ends.
+    // Nothing remains, however this ends.
     defer { unsafe unlink(path) }
     let isCached = engine == .cached || engine == .mapped || random.next() % 2 == 0
     let image = try ImageFile(ImageOptions(path: path, direct: isCached ? .off : .auto, format: .raw))

@@ -35,7 +35,7 @@ enum CrashEvent: Sendable {
   case asked(Int, GuestRequest)
   /// After the driver has seen the answer.
   case answered(Int)
-  /// The driver is about to let the device keep writes for itself: what is asked for and not answered may not be stable.
+  /// The driver is about to let the device keep writes for itself: what is requested and not answered may not be stable.
   case cacheTurnedOn
   case started(Int, MediumChange)
   case finished(Int, result: Int32)

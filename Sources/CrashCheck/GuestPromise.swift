@@ -1,6 +1,7 @@
 /// What a driver may rely on after a power failure (virtio 5.2.6.2), from its requests and their answers alone.
 
-/// For each sector the contents that it may hold: the last one that was promised to be stable, and all that were asked for later.
+/// For each sector the contents that it may hold: the last one that was promised to be stable, and all that were requested
+/// later.
 struct GuestPromise {
   private struct Version {
     var request: Int
@@ -9,11 +10,11 @@ struct GuestPromise {
   }
   private struct Asked {
     var request: GuestRequest
-    /// Of a flush: what was answered before it was asked for.
+    /// Of a flush: what was answered before it was requested.
     var covers: [Int] = []
   }
 
-  /// By sector, in the order in which they were asked for: requests that overlap are never under way together. The first one is
+  /// By sector, in the order in which they were requested: requests that overlap are never under way together. The first one is
   /// promised.
   private var versions: [[Version]]
   private var asked: [Int: Asked] = [:]
@@ -56,7 +57,7 @@ struct GuestPromise {
     if done.request.isDurable { promise(number) }
   }
 
-  /// From now on it is there, or what was asked for later.
+  /// From now on it is there, or what was requested later.
   private mutating func promise(_ number: Int) {
     // Two flushes may cover the same.
     guard let sectors = sectorsOfAnswered.removeValue(forKey: number) else { return }
@@ -71,7 +72,7 @@ struct GuestPromise {
     versions[sector].contains { $0.content == nil || $0.content == content }
   }
 
-  /// What a sector may hold, for people.
+  /// What a sector may hold, for readers.
   func describe(_ sector: Int) -> String {
     versions[sector].map { version in
       guard version.request >= 0 else { return "the zeroes of the beginning" }

@@ -16,14 +16,14 @@ public import VirtioRegisters
 ///     …
 ///     print(DriverReport.text([check.report], isWhole: false))
 public final class DriverCheck: Sendable {
-  /// For people: which device it is.
+  /// For display: which device it is.
   public let name: String
   private let findings = DriverFindings()
   private let kickLimit: Duration
   private let bus = Mutex<RegisterInterface?>(nil)
 
   /// - Parameters:
-  ///   - kickLimit: how long a kick may take that has to come. A driver that stands still that long between showing a chain and
+  ///   - kickLimit: how long a kick may take that has to come. A driver that stalls that long between showing a chain and
   ///     kicking for it is taken for one that does not kick.
   public init(name: String, kickLimit: Duration = .seconds(10)) {
     self.name = name
@@ -40,7 +40,8 @@ public final class DriverCheck: Sendable {
   /// - Parameters:
   ///   - interface: that they have.
   ///   - device: as `watch` gave it.
-  ///   - isNew: no driver has had these registers before. Of others a driver may know what it does not ask again, and its reset may
+  ///   - isNew: no driver has had these registers before. Of others a driver may know what it does not ask again, and its
+  ///     reset may
   ///     lie behind it.
   public func registers(
     _ interface: RegisterInterface, of device: any VirtioDevice, isNew: Bool = false

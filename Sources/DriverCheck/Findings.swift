@@ -34,7 +34,7 @@ public final class DriverFindings: Sendable {
     var violations: [Violation] = []
   }
 
-  /// Violations of one rule that are told in full: a driver can cause them at its pleasure.
+  /// Violations of one rule that are reported in full: a driver can cause as many as it likes.
   static let remembered = 5
 
   private let start = Clock.now
@@ -67,7 +67,7 @@ public final class DriverFindings: Sendable {
     }
   }
 
-  /// Says that a rule was looked at, and what came of it.
+  /// Says that a rule was looked at, and the outcome of it.
   /// - Returns: whether it was kept.
   @discardableResult func judge(
     _ rule: String, _ isKept: Bool, queue: Int? = nil, _ place: @autoclosure () -> String,

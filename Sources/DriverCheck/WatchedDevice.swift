@@ -65,7 +65,7 @@ final class WatchedDevice: VirtioDevice, @unchecked Sendable {
 
   /// The driver wrote a notification to a register, and waits for the answer.
   ///
-  /// Where it points may be old: a driver makes the value while it holds the queue, and writes it later, when another processor may
+  /// Where it points may be old: a driver makes the value while it holds the queue, and writes it later, when another CPU may
   /// have gone on. But it is always a place in the ring.
   func notified(_ queue: Int, _ value: UInt32) {
     guard let queueRuns = running[queue], queueRuns.features.contains(.notificationData) else { return }

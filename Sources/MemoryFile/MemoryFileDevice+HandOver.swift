@@ -7,7 +7,7 @@ internal import VirtioRegisters
 /// The end that serves and is to be replaced. Until `handOver` everything can be taken back with `resume`.
 extension MemoryFileDevice {
   /// Stops every queue and answers the mailbox no more; what the driver asked for before is answered first. The driver does not
-  /// find the device gone: role and state stay. What it rings and asks for meanwhile waits for whoever goes on.
+  /// find the device gone: role and state stay. What it rings and asks for in the meantime waits for whoever continues.
   ///
   /// - Parameter whenPaused: called once on the loop's thread when all queues have stopped and the file holds all that a
   ///   successor needs, which may be at once; never after `resume` or `close`.
@@ -27,12 +27,12 @@ extension MemoryFileDevice {
     paused?()
   }
 
-  /// Goes on serving where it stood: the takeover came to nothing. Of a device that is not being handed over nothing changes.
+  /// Continues serving where it stood: the takeover came to nothing. Of a device that is not being handed over nothing changes.
   public func resume() {
     guard phase == .pausing || phase == .paused else { return }
     whenPaused = nil
     phase = .resuming
-    // What the driver asked for is still being carried out: no queue was stopped yet.
+    // What the driver asked for is still being executed: no queue was stopped yet.
     guard whenCarriedOut == nil else {
       phase = .serving
       return
@@ -40,7 +40,7 @@ extension MemoryFileDevice {
     advance()
   }
 
-  /// Queues to be started where this device, or its successor, goes on: all that ran, also where others have failed.
+  /// Queues to be started where this device, or its successor, continues: all that ran, also where others have failed.
   var queuesToGoOn: [(queue: Int, configuration: QueueConfiguration)] {
     (stoppedForHandOver ?? []).filter { !failedQueues.contains($0.queue) }
   }
@@ -56,8 +56,8 @@ extension MemoryFileDevice {
     ownsRole = false
   }
 
-  /// The successor that may have begun is gone: goes on from what is in the file, as after its death. Of a device whose role was
-  /// not left, or that has been closed meanwhile, nothing changes.
+  /// The successor that may have begun is gone: continues from what is in the file, as after its death. Of a device whose role
+  /// was not left, or that has been closed in the meantime, nothing changes.
   public func resumeFromFile() {
     guard phase == .paused, !ownsRole else { return }
     ownsRole = true
@@ -69,9 +69,9 @@ extension MemoryFileDevice {
     lookAgain()
   }
 
-  /// Ends without leaving: the successor holds its queues and goes on at once. The device's role stays with the open file
-  /// description, of which the successor has a descriptor. Of a device that was told to close meanwhile nothing changes: its
-  /// role was left before.
+  /// Ends without leaving: the successor holds its queues and continues at once. The device's role stays with the open file
+  /// description, of which the successor has a descriptor. Of a device that was told to close in the meantime nothing changes:
+  /// its role was left before.
   public func handOver() {
     guard phase == .paused else { return }
     phase = .over
@@ -86,7 +86,8 @@ extension MemoryFileDevice {
   ///
   /// - Parameters:
   ///   - offer: the predecessor's.
-  ///   - whenPrepared: called once on the loop's thread, with the reason when it cannot take over: only `close` may follow then.
+  ///   - whenPrepared: called once on the loop's thread, with the reason when it cannot take over: only `close` may follow
+  ///     then.
   ///     Never after `close`.
   public func prepare(
     for offer: Offer, in loop: EventLoop, then whenPrepared: @escaping (MemoryFileError?) -> Void
@@ -167,7 +168,7 @@ extension MemoryFileDevice {
       notifyConfigurationChange()
     }
     owesConfigurationChange = false
-    // For queues that were ready when that was asked for, and are not now.
+    // For queues that were ready when that was requested, and are not now.
     attended.unprepare()
     lookAgain()
   }

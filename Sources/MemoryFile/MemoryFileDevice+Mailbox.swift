@@ -10,11 +10,11 @@ extension MemoryFileDevice {
   func serveMailbox() -> Bool {
     let control = file.control
     for _ in 0..<64 {
-      // What is being carried out still is answered first.
+      // What is being executed still is answered first.
       guard phase == .serving, whenCarriedOut == nil else { return true }
       let sequence = control.requestSequence.loadAcquire()
       guard sequence != answered else { return true }
-      // Each word is read once; nothing in the file is looked at again while the request is carried out.
+      // Each word is read once; nothing in the file is looked at again while the request is executed.
       let offset = control.requestOffset.loadRelaxed()
       let width = control.requestWidth.loadRelaxed()
       let isWrite = control.requestWrite.loadRelaxed()

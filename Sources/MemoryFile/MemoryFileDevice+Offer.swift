@@ -10,7 +10,7 @@ extension MemoryFileDevice {
     public var maximumQueueSize: UInt16
     /// The configuration space, byte by byte, with what the driver has changed in it.
     public var configuration: [UInt8]
-    /// Queues that run, of a device that is paused: that ran when it was asked to. They go on also where others have failed.
+    /// Queues that run, of a device that is paused: that ran when it was asked to. They continue also where others have failed.
     public var running: [Int]
   }
 

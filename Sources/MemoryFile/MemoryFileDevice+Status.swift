@@ -11,7 +11,7 @@ extension MemoryFileDevice {
       public var size: Int
       /// The device serves it.
       public var isRunning: Bool
-      /// The device met something that it could not go on after.
+      /// The device met something that it could not continue after.
       public var hasFailed: Bool
     }
 

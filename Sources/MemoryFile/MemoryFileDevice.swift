@@ -43,7 +43,7 @@ public final class MemoryFileDevice {
   var failedQueues: Set<Int> = []
   /// Queues that ran, with what they would be started with, when they were asked to stop for a successor; `nil`: they were not.
   var stoppedForHandOver: [(queue: Int, configuration: QueueConfiguration)]?
-  /// What is still to be carried out of what the driver asked for last, or of what `attach` found.
+  /// What is still to be executed of what the driver asked for last, or of what `attach` found.
   private var steps: [Step] = []
   /// Queues whose answers come before the next step, but for starts, which do not wait for each other.
   private var awaited: Set<Int> = []
@@ -56,7 +56,7 @@ public final class MemoryFileDevice {
   enum Phase {
     case new
     case serving
-    /// What is being carried out is finished, then the queues stop.
+    /// What is being executed is finished, then the queues stop.
     case pausing
     case paused
     /// Queues that were asked to stop have to answer before they are started again.
@@ -92,9 +92,10 @@ public final class MemoryFileDevice {
   /// - Parameters:
   ///   - takesOver: the file comes from the process that serves it (`MemoryFile.adopt`), and with it the device's role, which
   ///     stays that process's until `release`. Such a device begins with `hold`, not with `open`.
-  ///   - log: takes one line for people at a time, without a line feed, on the thread that runs. A driver can cause lines at its
+  ///   - log: takes one line for readers at a time, without a line feed, on the thread that runs. A driver can cause lines at
+  ///     its
   ///     pleasure: meter them.
-  ///   - notice: takes what only helps the operator of a device that goes on being served; `nil`: `log` does.
+  ///   - notice: takes what only helps the operator of a device that continues being served; `nil`: `log` does.
   public init(
     file: MemoryFile, device: any VirtioDevice, takesOver: Bool = false, log: @escaping (String) -> Void = { _ in },
     notice: ((String) -> Void)? = nil
@@ -178,12 +179,12 @@ public final class MemoryFileDevice {
   private func eventsPending() {
     let wasBusy = whenCarriedOut != nil
     handleEvents()
-    // What the driver asked for meanwhile was seen and not looked at.
+    // What the driver asked for in the meantime was seen and not looked at.
     if wasBusy, whenCarriedOut == nil { lookAgain() }
   }
 
-  /// Stops every queue and lets go of the file; the driver's requests wait for the next device. The registers' state stays in the
-  /// file, so that the next device goes on where this one stopped. A device that only holds leaves no trace.
+  /// Stops every queue and releases the file; the driver's requests wait for the next device. The registers' state stays in the
+  /// file, so that the next device continues where this one stopped. A device that only holds leaves no trace.
   ///
   /// - Parameter whenClosed: called once on the loop's thread when every queue has stopped, which may be at once.
   public func close(then whenClosed: @escaping () -> Void) {
@@ -195,7 +196,7 @@ public final class MemoryFileDevice {
 
   /// Does not wait any longer for queues to stop.
   ///
-  /// - Returns: queues that are left behind, because their medium did not answer.
+  /// - Returns: queues that are abandoned, because their medium did not answer.
   @discardableResult
   public func abandon() -> [Int] {
     guard phase != .over else { return [] }
@@ -226,7 +227,7 @@ public final class MemoryFileDevice {
     unregister()
   }
 
-  /// Goes on with what waits for queues to stop.
+  /// Continues with what waits for queues to stop.
   func advance() {
     switch phase {
     case .closing where attended.isAtRest:
@@ -314,7 +315,7 @@ public final class MemoryFileDevice {
     var isStart: Bool { if case .effect(.startQueue) = self { true } else { false } }
   }
 
-  /// Begins to do what the registers ask for; what needs the answer of a queue goes on when that comes.
+  /// Begins to do what the registers ask for; what needs the answer of a queue continues when that comes.
   func carryOut(_ effects: [RegisterEffect], then whenDone: @escaping () -> Void) {
     steps = effects.map { .effect($0) }
     whenCarriedOut = whenDone
@@ -342,7 +343,7 @@ public final class MemoryFileDevice {
     // It stands where it stood when it is started again.
     case .effect(.pauseQueue(let queue)): stop(queue)
     case .effect(.resetQueue(let queue)):
-      // Not waited for: the driver's other queues go on meanwhile, and so does its mailbox.
+      // Not waited for: the driver's other queues continue in the meantime, and so does its mailbox.
       if attended.stop(queue: queue) { resetting.insert(queue) } else { queueResetFinished(queue) }
     case .effect(.notify(let queue)): file.control.kick(queue).ring()
     case .effect(.interruptRoutesChanged): reroute()
@@ -383,7 +384,7 @@ public final class MemoryFileDevice {
         startFailures[queue] = .positionLost
         return fail(queue, .positionLost)
       }
-      // Before it runs: whoever comes after a death must not go on from here. One that is held changes nothing yet.
+      // Before it runs: whoever comes after a death must not continue from here. One that is held changes nothing yet.
       if phase != .holding { storeState() }
       position = QueuePosition(available: known, used: known)
     } else {
@@ -395,7 +396,8 @@ public final class MemoryFileDevice {
       queue: queue, memory: file.memory, features: registers.features, configuration: configuration, position: position,
       kick: .doorbell(file.control.kick(queue)), call: callSink(queue), publishesInOrder: true)
     activation.isHeld = phase == .holding
-    // A driver that finds its device again is told in `attached`; a driver's first interrupt stands for a used buffer (virtio 4.2.2.1).
+    // A driver that finds its device again is told in `attached`; a driver's first interrupt stands for a used buffer (virtio
+    // 4.2.2.1).
     activation.notifiesAtStart = false
     attended.start(activation)
   }
@@ -421,7 +423,7 @@ public final class MemoryFileDevice {
       // Nothing of this device is the driver's business yet.
       case .queueFailed(let queue, let error) where isBeforeRelease: fail(queue, error)
       case .configurationChanged where isBeforeRelease: owesConfigurationChange = true
-      // What a queue ran into before a reset that is being carried out concerns nobody any more.
+      // What a queue ran into before a reset that is being executed concerns nobody any more.
       case .queueFailed where isForgetting: break
       case .queueFailed(let queue, _) where resetting.contains(queue): break
       case .queueFailed(let queue, let error):

@@ -1,4 +1,4 @@
-/// What can be wrong with a memory file, or with the process at its other end, in words for people.
+/// What can be wrong with a memory file, or with the process at its other end, in words for readers.
 public import SystemPackage
 public import VirtioCore
 
@@ -68,7 +68,7 @@ public enum MemoryFileError: Error, Equatable, CustomStringConvertible {
       "the \(what) of the disk that is served on \(path) is \(theirs), and here it would be \(ours): give the same options"
     case .notPrepared(let path, let error): "the queues of \(path) cannot be made ready: \(error)"
     case .queueNotTakenOver(let path, let queue, let error):
-      "queue \(queue) of \(path) cannot be taken over, and the one that serves it goes on: \(error)"
+      "queue \(queue) of \(path) cannot be taken over, and the process that serves it continues: \(error)"
     }
   }
 }

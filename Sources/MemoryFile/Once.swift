@@ -1,18 +1,18 @@
-/// One pass over queues that a driver left behind: everything available is processed, then the device lets go. For golden
+/// One pass over queues that a driver abandoned: everything available is processed, then the device lets go. For golden
 /// tests, for teaching, and for authors of drivers.
 internal import Glibc
 public import SystemPackage
 public import VirtioCore
 internal import VirtioRegisters
 
-/// What came of one pass over one queue.
+/// The outcome of one pass over one queue.
 public struct OnceOutcome: Hashable, Sendable {
   public let queue: Int
   /// Chains that were available.
   public let available: Int
   /// Chains that were used.
   public let used: Int
-  /// Why the queue could not go on.
+  /// Why the queue could not continue.
   public let failure: QueueError?
 }
 
@@ -117,7 +117,7 @@ private final class OncePass {
     queues[index].failure = error
   }
 
-  /// Waits until every queue has used what was available at the beginning, or has failed. What a driver adds meanwhile is
+  /// Waits until every queue has used what was available at the beginning, or has failed. What a driver adds in the meantime is
   /// not waited for, so the wait ends. A look every tenth of a millisecond: whether the driver wants notifications is its
   /// choice, so they cannot be waited for.
   func wait(_ takeFailures: () -> Void) {
@@ -151,7 +151,7 @@ private final class OncePass {
 
 extension MemoryFileDevice {
   /// Attaches, and waits until that is done.
-  /// - Returns: what happened meanwhile.
+  /// - Returns: what happened in the meantime.
   private func attachAndWait() -> [DeviceEvent] {
     var events: [DeviceEvent] = []
     attach()
@@ -160,7 +160,7 @@ extension MemoryFileDevice {
   }
 
   /// Drains every queue, however long that takes, and detaches.
-  /// - Returns: what happened meanwhile.
+  /// - Returns: what happened in the meantime.
   private func detachAndWait() -> [DeviceEvent] {
     var events: [DeviceEvent] = []
     attended.stopAll()

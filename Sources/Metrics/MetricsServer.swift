@@ -6,8 +6,8 @@ public import SystemPackage
 internal import VirtioCore
 
 /// Answers GET with the page as it is at that moment. Anybody who can reach the address may read it: figures, and the names of
-/// disks and images. It knows as much of HTTP/1.1 as that takes: a request's head of at most 8 KiB, one request a connection, a few
-/// connections, a few seconds each, so that nothing grows with what comes in.
+/// disks and images. It knows as much of HTTP/1.1 as that takes: a request's head of at most 8 KiB, one request a connection,
+/// a few connections, a few seconds each, so that nothing grows with what comes in.
 public final class MetricsServer {
   /// Connections at one time; whoever comes then waits.
   private static let connectionLimit = 8
@@ -46,7 +46,7 @@ public final class MetricsServer {
     listening = try loop.add(socket.rawValue) { _ in self.accept() }
   }
 
-  /// Lets nobody in any more, and lets go of those who are there.
+  /// Lets nobody in any more, and releases those who are there.
   public func close() {
     isClosed = true
     stopListening()

@@ -1,4 +1,4 @@
-/// A number of bytes as people write it: `4096`, `4k`, `1M`, `1GiB`, `10GB`, `0x200`, `8s` for sectors.
+/// A number of bytes as users write it: `4096`, `4k`, `1M`, `1GiB`, `10GB`, `0x200`, `8s` for sectors.
 internal import ArgumentParser
 internal import VirtioCore
 

@@ -25,7 +25,7 @@ extension ImageOptions.Direct: ExpressibleByArgument {
   public init?(argument: String) { self.init(rawValue: ["1": "on", "0": "off"][argument] ?? argument) }
 }
 
-/// A list of processor numbers: `0,2,4-6`.
+/// A list of CPU numbers: `0,2,4-6`.
 package struct ProcessorList: ExpressibleByArgument, Equatable {
   package let processors: [Int]
 
@@ -49,32 +49,33 @@ package struct DeviceOptions: ParsableArguments {
 
   @Option(
     help: .init(
-      "The disk image, by a URI: file:PATH, qcow2:PATH, nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH. In place of "
-        + "--blk-file. What is under a qcow2 image follows it: ?backing=FORMAT:PATH, backing-folder=PATH, data-file=PATH, snapshot=NAME.",
+      "The disk image as a URI: file:PATH, qcow2:PATH, nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH; replaces "
+        + "--blk-file. Files below a qcow2 image follow it: ?backing=FORMAT:PATH, backing-folder=PATH, data-file=PATH, snapshot=NAME.",
       valueName: "uri"))
   package var image: String?
 
   @Option(
     help: .init(
-      "When the server of an image goes away, seconds that requests wait for it to come back before they fail.",
+      "How many seconds requests wait for an image's server that has gone away, before they fail.",
       valueName: "seconds"))
   package var reconnectTimeout = NBDOptions.usualReconnectTimeout
 
   @Flag(
     help: .init(
-      "The server of an image keeps what it has acknowledged, however it ends: without this, the guest's next flush fails after the "
-        + "server went away with writes that were not flushed."))
+      "The image's server never loses writes that it has acknowledged. Without this flag, the guest's next flush fails after the "
+        + "server has gone away with unflushed writes."))
   package var serverKeepsWrites = false
 
-  @Option(help: "What the image's bytes are; with auto, what looks like another format than raw is refused.")
+  @Option(help: "The image's format; auto refuses files that look like another format than raw.")
   package var format = ImageOptions.Format.auto
 
-  @Flag(help: "Let the guest read only.")
+  @Flag(help: "Allow the guest only to read.")
   package var readOnly = false
 
   @Option(
     name: [.customLong("num-queues"), .customLong("queues")],
-    help: .init("Queues to offer, 1 to 256. (default: 16 on a socket, on a file 1 or what it has room for)", valueName: "n"))
+    help: .init(
+      "Queues to offer, 1 to 256. (default: 16 on a socket; on a file 1, or as many as it has room for)", valueName: "n"))
   package var numQueues: Int?
 
   @Option(
@@ -84,74 +85,80 @@ package struct DeviceOptions: ParsableArguments {
 
   @Option(
     help: .init(
-      "The largest ring size to offer: a power of two, 4 to 32768. A request has at most this many segments less 2, and 126.",
+      "The largest ring size to offer: a power of two, 4 to 32768. A request may have 2 segments fewer than this, and at most 126.",
       valueName: "entries"))
   package var queueSizeMax = 1024
 
   @Option(
     help: .init(
-      "What the disk answers to GET_ID: up to 20 bytes. (default: the image's name and a hash of its inode and the time when it "
-        + "was made, or of its path)", valueName: "text"))
+      "The disk's answer to GET_ID: up to 20 bytes. (default: the image's name and a hash of its inode and creation time, or of its "
+        + "path)", valueName: "text"))
   package var serial: String?
 
-  @Option(help: "How requests reach the image; io_uring, libaio, mmap and psync are other names.")
+  @Option(help: "How requests reach the image; io_uring, libaio, mmap and psync are aliases.")
   package var engine = EngineKind.auto
 
   @Option(help: "Bypass the page cache.")
   package var direct = ImageOptions.Direct.auto
 
-  @Option(help: .init("Threads that serve the queues; one for each queue if not given.", valueName: "n"))
+  @Option(help: .init("Number of threads that serve the queues; by default one per queue.", valueName: "n"))
   package var threads: Int?
 
   @Option(
     name: .customLong("pin-cpus"),
-    help: .init("Pin the threads to these processors in turn, as in 0,2,4-6.", valueName: "list"))
+    help: .init("Pin the threads to these CPUs in turn, for example 0,2,4-6.", valueName: "list"))
   package var pinCPUs: ProcessorList?
 
   @Option(
     help: .init(
-      "Offer these features of virtio and no others, by their names in the specification: 'default' stands for what is offered "
-        + "if nothing is said, 'all' for whatever the disk can do. VERSION_1 is always offered.", valueName: "list"),
+      "Offer only these virtio features, by their names in the specification: 'default' stands for the default features, 'all' for "
+        + "everything that the disk supports. VERSION_1 is always offered.", valueName: "list"),
     transform: { try FeatureList($0) })
   package var features: FeatureList?
 
   @Option(
     help: .init(
       "Do not offer these features, of virtio or of the vhost-user protocol: ring_packed, event_idx, discard, "
-        + "inflight_shmfd, …; can be given again.", valueName: "list"),
+        + "inflight_shmfd, …. May be repeated.", valueName: "list"),
     transform: { try FeatureList($0) })
   package var noFeature: [FeatureList] = []
 
   @Option(
     help: .init(
-      "Fields of the configuration space that are to be other than usual, by their names in the specification, as in "
+      "Override fields of the configuration space, by their names in the specification, for example "
         + "seg_max=62,max_discard_sectors=8192.", valueName: "field=number,..."))
   package var config: ConfigurationWords?
+
+  @Option(
+    help: .init(
+      "A disk with zones that are written in sequence (virtio's ZONED): \(ZonedWords.help)",
+      valueName: "host-managed[,word=value,...]"))
+  package var zoned: ZonedWords?
 
   @OptionGroup package var tuning: DeviceTuning
 
   @Option(
     help: .init(
-      "When the image fails a request: report it to the guest, or stop the queue without an answer until 'ctl resume' or SIGUSR1 "
-        + "comes, and try again."))
+      "When the image fails a request: report it to the guest, or stop the queue without answering and retry after 'ctl resume' or "
+        + "SIGUSR1."))
   package var onError = ErrorPolicy.report
 
-  @Option(help: .init("Let requests fail on purpose: \(FaultRule.help)", valueName: "rule"))
+  @Option(help: .init("Inject faults: \(FaultRule.help)", valueName: "rule"))
   package var inject: [FaultRule] = []
 
   @Option(
     help: .init(
-      "What the disk may do in a second: \(LimitWord.allCases.map(\.rawValue).joined(separator: ", ")), each with a rate and, if it is to be other than a "
-        + "tenth of that, a burst behind a slash.", valueName: "word=rate[/burst],..."))
+      "Limits per second: \(LimitWord.allCases.map(\.rawValue).joined(separator: ", ")), each with a rate and, after a slash, an optional "
+        + "burst (default: a tenth of the rate).", valueName: "word=rate[/burst],..."))
   package var limit: LimitChange?
 
   @Option(
     help: .init(
-      "Write down what reaches the image, in a new file in the format of dm-log-writes, which 'verify-crash --log' reads.",
+      "Log everything that reaches the image to a new file, in the format of dm-log-writes, for 'verify-crash --log'.",
       valueName: "file"))
   package var record: String?
 
-  @Flag(help: "Open the image even when another program holds its lock, or has the device for itself.")
+  @Flag(help: "Open the image even if another program holds its lock, or has the device open exclusively.")
   package var noLock = false
 
   package init() {}
@@ -174,6 +181,12 @@ package struct DeviceOptions: ParsableArguments {
     if engine == .cached, direct == .on {
       throw ValidationError("--engine cached copies out of the page cache, and --direct on bypasses it: give one of them")
     }
+    if zoned != nil, readOnly {
+      throw ValidationError("--zoned is for a disk that is written, and --read-only for one that is not: give one of them")
+    }
+    if zoned != nil, onError == .stop {
+      throw ValidationError("--on-error stop is not possible with --zoned, where writes of one queue wait for those of others")
+    }
     do { try featureWords.validate() } catch { throw ValidationError("\(error)") }
   }
 }
@@ -193,7 +206,8 @@ extension DeviceOptions {
       ("--waiting", tuning.waiting != nil), ("--poll-us", tuning.pollUs != nil), ("--notify", tuning.notify != .batch),
       ("--uring", tuning.uring != nil), ("--record", record != nil), ("--on-error", onError != .report),
       ("--inject", !inject.isEmpty), ("--features", features != nil), ("--no-feature", !noFeature.isEmpty),
-      ("--no-lock", noLock), ("--limit", limit != nil), ("--config", config != nil), ("--latencies", tuning.latencies != .on),
+      ("--no-lock", noLock), ("--limit", limit != nil), ("--config", config != nil), ("--zoned", zoned != nil),
+      ("--latencies", tuning.latencies != .on),
       ("--reconnect-timeout", reconnectTimeout != NBDOptions.usualReconnectTimeout),
       ("--server-keeps-writes", serverKeepsWrites), ("--shared-workers", tuning.sharedWorkers.words != "off"),
     ]

@@ -111,8 +111,8 @@ package struct SharedWorkersChoice: ExpressibleByArgument {
 package struct DeviceTuning: ParsableArguments {
   @Option(
     help: .init(
-      "What a queue without work does: sleep, poll:US (poll for so long first), adaptive:US (as long as that pays off; "
-        + "the default, with 50) or busy.", valueName: "way"))
+      "How an idle queue waits: sleep, poll:US (poll for that long first), adaptive:US (poll for as long as that pays off; the "
+        + "default, with 50) or busy.", valueName: "way"))
   package var waiting: Waiting?
 
   @Option(help: .init("Short for --waiting poll:US.", valueName: "us"))
@@ -123,18 +123,18 @@ package struct DeviceTuning: ParsableArguments {
 
   @Option(
     help: .init(
-      "How the io_uring engine sets up its ring: words of deferred, cooperative, plain, sqpoll[=CPU], iopoll, iopoll-hybrid, "
-        + "buffers, no-file, no-ring, no-sqarray, epoll, wait=N, whole, batch=N with commas between. (default: deferred)",
+      "How the io_uring engine sets up its ring: a comma-separated list of deferred, cooperative, plain, sqpoll[=CPU], iopoll, "
+        + "iopoll-hybrid, buffers, no-file, no-ring, no-sqarray, epoll, wait=N, whole, batch=N. (default: deferred)",
       valueName: "words"))
   package var uring: UringSetup?
 
-  @Option(help: .init("Keep how long requests take, for 'ctl metrics', 'top' and --metrics.", valueName: "on|off"))
+  @Option(help: .init("Record how long requests take, for 'ctl metrics', 'top' and --metrics.", valueName: "on|off"))
   package var latencies = OnOff.on
 
   @Option(
     help: .init(
-      "Threads that the queues of many disks share where no medium can hold them up: auto (from \(SharedWorkers.usualLeastDisks) disks on, as "
-        + "many as there are processors), off, or how many.", valueName: "auto|off|n"))
+      "Threads shared by the queues of disks whose medium never blocks: auto (one per CPU, from \(SharedWorkers.usualLeastDisks) "
+        + "disks on), off, or a number.", valueName: "auto|off|n"))
   package var sharedWorkers = SharedWorkersChoice.off
 
   package init() {}

@@ -16,13 +16,13 @@ package enum ExitStatus: Int32, CaseIterable {
   /// What it says, for --help.
   private var meaning: String {
     switch self {
-    case .success: "all went well; SIGTERM and Ctrl-C end a server so"
-    case .failure: "a disk, a queue or a result is not as it should be"
-    case .driver: "a driver that is watched (--check-driver) broke a rule that it must not break"
-    case .usage: "the command line or a description cannot be meant so"
+    case .success: "success; also after SIGTERM and Ctrl-C end a server"
+    case .failure: "a disk, a queue or a result is wrong"
+    case .driver: "a watched driver (--check-driver) broke a MUST of the specification"
+    case .usage: "the command line or a description is invalid"
     case .image: "an image or a file is missing or cannot be used"
-    case .unavailable: "a server, a socket, an engine or a resource is not there"
-    case .io: "the system reports an error"
+    case .unavailable: "a server, a socket, an engine or a resource is unavailable"
+    case .io: "the system reported an error"
     case .leftBehind: "a server ended before all queues did"
     }
   }

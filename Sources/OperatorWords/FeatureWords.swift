@@ -77,7 +77,7 @@ package struct FeatureList: Equatable {
   }
 }
 
-/// Why features cannot be as the person wants them: one sentence.
+/// Why features cannot be as the user wants them: one sentence.
 package enum FeatureMistake: Error, CustomStringConvertible {
   case unknown(String, close: String?)
   case required(FeatureSet, String)
@@ -176,7 +176,10 @@ package struct FeatureWords: Equatable {
     let needed = withheld.intersection(required)
     guard needed.isEmpty else {
       throw .required(
-        needed, needed.contains(.blockReadOnly) ? "the image is only read" : "its blocks are larger than 512 bytes")
+        needed,
+        needed.contains(.blockReadOnly)
+          ? "the image is only read"
+          : needed.contains(.blockZoned) ? "the disk has zones (--zoned)" : "its blocks are larger than 512 bytes")
     }
     offered.subtract(withheld)
     options.requestedFeatures = offered.intersection(onRequest)

@@ -60,7 +60,7 @@ extension DeviceOptions {
   /// Some image is named.
   package var namesImage: Bool { blkFile != nil || image != nil }
 
-  /// As a person named it.
+  /// As the user named it.
   package var imageWords: String? { blkFile ?? image }
 
   /// - Returns: `nil` where none is named. - Throws: what is named is none.

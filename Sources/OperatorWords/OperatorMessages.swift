@@ -19,7 +19,7 @@ package enum Operator {
     case flush
     /// Nothing more is taken from the queues.
     case pause
-    /// Queues that were paused, or that stall, go on.
+    /// Queues that were paused, or that stall, continue.
     case resume
     /// Figures of every disk, or of one.
     case metrics
@@ -27,7 +27,7 @@ package enum Operator {
     case limit
     /// The disk is as large as its image is, or is made to be.
     case resize
-    /// What becomes of requests is written down for a while.
+    /// What happens to requests is written down for a while.
     case trace
     /// Which lines are logged.
     case logLevel = "log-level"
@@ -41,7 +41,8 @@ package enum Operator {
     package var disk: String?
     /// With `log-level`; `nil` asks.
     package var level: String?
-    /// With `limit`: by the words of `LimitWord`; `null` lifts one, and "none" with whatever value all, first of all. `nil` asks.
+    /// With `limit`: by the words of `LimitWord`; `null` lifts one, and "none" with whatever value all, first of all. `nil`
+    /// asks.
     package var limits: [String: Limit?]?
     /// With `resize`: bytes that the image is to have; `nil`: it has another size already.
     package var size: UInt64?
@@ -237,7 +238,7 @@ package enum Operator {
     /// Set up, and not started or not enabled.
     case stopped
     case running
-    /// It met something that it could not go on after.
+    /// It met something that it could not continue after.
     case failed
   }
 
@@ -262,7 +263,7 @@ package enum Operator {
   }
 
   package struct Limit: Codable {
-    /// Requests or bytes a second.
+    /// Requests or bytes per second.
     package var rate: UInt64
     /// What may go at once after a pause; `nil`: a tenth of that.
     package var burst: UInt64?

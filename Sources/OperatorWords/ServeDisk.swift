@@ -35,6 +35,7 @@ extension ServeDisk: DecodableWithConfiguration {
     case features
     case noFeature = "no-feature"
     case config
+    case zoned
     case noLock = "no-lock"
     case latencies
     case limit
@@ -79,6 +80,7 @@ extension ServeDisk: DecodableWithConfiguration {
     options.features = try entry.features(.features) ?? defaults.features
     options.noFeature = try entry.features(.noFeature).map { [$0] } ?? defaults.noFeature
     options.config = try entry.argument(.config, ConfigurationWords.forms) ?? defaults.config
+    options.zoned = try entry.argument(.zoned, ZonedWords.forms) ?? defaults.zoned
     options.noLock = try entry.flag(.noLock) ?? defaults.noLock
     options.limit = try entry.argument(.limit, LimitChange.forms) ?? defaults.limit
     options.reconnectTimeout = try entry.number(.reconnectTimeout) ?? defaults.reconnectTimeout
@@ -128,7 +130,7 @@ extension ServeDisk: DecodableWithConfiguration {
     }
 
     func processors(_ word: Word) throws -> ProcessorList? {
-      try argument(word, "a list of processors, as in \"0,2,4-6\"")
+      try argument(word, "a list of CPUs, as in \"0,2,4-6\"")
     }
 
     /// One rule, or an array of them.

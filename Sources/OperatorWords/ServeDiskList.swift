@@ -33,7 +33,7 @@ package struct ServeDiskList {
     }
     guard mayBeEmpty || !disks.isEmpty else { throw .noDisks(file) }
     if let double = JSONKeys.double(in: text) {
-      throw error(min(double.element, disks.count - 1), "\"\(printable(double.key))\" is said twice: say it once")
+      throw error(min(double.element, disks.count - 1), "\"\(printable(double.key))\" is given twice: give it once")
     }
     try refuseDoubles()
   }

@@ -38,7 +38,7 @@ package enum TopTable {
     from before: Operator.Metrics, to now: Operator.Metrics, seconds: Double, width: Int?, rows limit: Int?
   ) -> [String] {
     let old = Dictionary(before.disks.map { ($0.disk, $0) }, uniquingKeysWith: { first, _ in first })
-    // A disk that came meanwhile did all that it has done meanwhile.
+    // A disk that came in the meantime has done all of its work in it.
     var rows = now.disks.map { row($0, since: old[$0.disk], seconds) }
     rows.sort { ($1.rate, $0.name) < ($0.rate, $1.name) }
     var total = Row(name: "all", state: "")

@@ -1,4 +1,4 @@
-/// The few words of virtio-blk (virtio 5.2.6) that make a chain readable for people. A reader of its own: it shares nothing
+/// The few words of virtio-blk (virtio 5.2.6) that make a chain readable. A reader of its own: it shares nothing
 /// with the device, whose view of a request it is there to check.
 
 /// A chain understood as a block request.
@@ -38,7 +38,7 @@ public struct BlockWords: Equatable, Sendable {
     }
   }
 
-  /// One line: what is asked for.
+  /// One line: what is requested.
   public var summary: String {
     switch type {
     case 0, 1: "\(name)  sector \(sector), \(length) bytes"

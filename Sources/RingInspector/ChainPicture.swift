@@ -1,4 +1,4 @@
-/// One descriptor chain as a person wants to see it, read from a copy of guest memory.
+/// One descriptor chain as a user wants to see it, read from a copy of guest memory.
 internal import MemoryFile
 public import VirtioCore
 

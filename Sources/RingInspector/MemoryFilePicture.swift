@@ -1,4 +1,4 @@
-/// A whole memory file as a person wants to see it.
+/// A whole memory file as a user wants to see it.
 public import MemoryFile
 public import VirtioCore
 internal import VirtioRegisters

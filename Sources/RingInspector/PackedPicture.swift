@@ -1,4 +1,4 @@
-/// A packed ring as a person wants to see it: what both sides wish to be told, and the descriptors as they lie there.
+/// A packed ring as a user wants to see it: which notifications both sides want, and the descriptors as they lie there.
 internal import MemoryFile
 public import VirtioCore
 

@@ -1,4 +1,4 @@
-/// A queue drawn for people, in plain text of at most 80 columns.
+/// A queue drawn for readers, in plain text of at most 80 columns.
 internal import VirtioCore
 
 /// Turns a picture into lines.
@@ -41,7 +41,7 @@ public struct QueueDrawing {
     "│ \(line)\(String(repeating: " ", count: max(width - line.count, 0))) │"
   }
 
-  /// A line that is too long goes on in the next one, from a space on if it has one, and further to the right.
+  /// A line that is too long continues in the next one, from a space on if it has one, and further to the right.
   private static func fitted(_ line: String) -> [String] {
     var (lines, rest) = ([String](), line)
     let indent = String(repeating: " ", count: min(line.prefix { $0 == " " }.count + 4, width / 4))

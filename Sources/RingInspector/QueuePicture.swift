@@ -1,4 +1,4 @@
-/// One ring as a person wants to see it: indices, flags, and every chain that is on its way or just back.
+/// One ring as a user wants to see it: indices, flags, and every chain that is on its way or just back.
 public import MemoryFile
 public import VirtioCore
 

@@ -3,7 +3,7 @@ internal import MemoryFile
 internal import VirtioCore
 internal import VirtioRegisters
 
-/// Lines for people. virtio-mmio version 2 has nothing to add: everything in it is in the picture anyway.
+/// Lines for readers. virtio-mmio version 2 has nothing to add: everything in it is in the picture anyway.
 enum RegisterPicture {
   static func draw(_ snapshot: MemoryFileSnapshot) -> [String] {
     let interface = snapshot.layout.interface

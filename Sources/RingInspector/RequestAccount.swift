@@ -1,4 +1,4 @@
-/// What one pass did to each request, told from the rings alone: how they stood before, and how they stand after.
+/// What one pass did to each request, derived from the rings alone: how they stood before, and how they stand after.
 public import MemoryFile
 internal import VirtioCore
 

@@ -92,11 +92,11 @@ public final class EventLoop {
     timers.append((.now + delay, handler))
   }
 
-  /// Has something done that may take for ever, and goes on meanwhile.
+  /// Has something done that may take forever, and continues in the meantime.
   ///
   /// - Parameters:
   ///   - errand: done by the queue's helper thread.
-  ///   - handler: called with what came of it, on the loop's thread; never, if the errand never comes back.
+  ///   - handler: called with the outcome of it, on the loop's thread; never, if the errand never comes back.
   public func perform<Result: Sendable>(
     on queue: ErrandQueue, _ errand: @escaping @Sendable () -> Result, then handler: @escaping (Result) -> Void
   ) {
@@ -120,7 +120,7 @@ public final class EventLoop {
         let (found, token) = unsafe (events[index].events, events[index].data.u64)
         var interest = Interest(rawValue: found).intersection([.readable, .writable])
         if found & (EPOLLHUP.rawValue | EPOLLERR.rawValue) != 0 { interest.insert(.readable) }
-        // Removed meanwhile: the token finds nothing, even if the descriptor's number is in use again.
+        // Removed in the meantime: the token finds nothing, even if the descriptor's number is in use again.
         handlers[token]?(interest)
       }
       runTimers()

@@ -10,7 +10,7 @@ public final class Listener {
   /// `nil` for a socket that was handed in, whose file is not ours to remove.
   public let path: String?
   private let inode: (device: UInt64, number: UInt64)?
-  /// The file goes with this. It does not while another process goes on with the socket.
+  /// The file goes with this. It does not while another process continues with the socket.
   private var ownsFile = true
 
   /// Listens on a path. A socket file that nobody listens on any more is replaced; a live one is left alone.
@@ -28,7 +28,7 @@ public final class Listener {
     self.inode = nil
   }
 
-  /// Goes on with the listening socket of another process, whose file stays that one's until `ownFile`.
+  /// Continues with the listening socket of another process, whose file stays that one's until `ownFile`.
   ///
   /// - Parameter path: where it is; `nil`: its file is nobody's to remove.
   public init(takingOver socket: OwnedDescriptor, path: String?) throws(SocketError) {
@@ -40,7 +40,7 @@ public final class Listener {
     ownsFile = false
   }
 
-  /// Another process goes on with the socket: its file stays.
+  /// Another process continues with the socket: its file stays.
   public func leaveFile() { ownsFile = false }
 
   /// The process that had the socket is over with it.
@@ -48,7 +48,7 @@ public final class Listener {
 
   deinit { removeFile() }
 
-  /// Removes the file at once: for a process that ends without letting go of things.
+  /// Removes the file at once: for a process that ends without releasing things.
   public func removeFile() {
     guard ownsFile, let path, let inode, let now = Self.inode(of: path), now == inode else { return }
     _ = unsafe unlink(path)
@@ -68,7 +68,7 @@ public enum ServerSocket {
   /// One front-end is there already; when it goes, nobody else can come.
   case connected(OwnedDescriptor)
 
-  /// Removes the file of a socket that was made here, for a process that ends without letting go of it.
+  /// Removes the file of a socket that was made here, for a process that ends without releasing it.
   public func removeFile() {
     if case .listening(let listener) = self { listener.removeFile() }
   }

@@ -3,7 +3,7 @@ internal import CLinux
 internal import Glibc
 internal import SystemPackage
 
-/// What a socket's file gets, whatever the process's umask is. There is no moment at which more people may connect.
+/// What a socket's file gets, whatever the process's umask is. There is no moment at which more users may connect.
 public struct SocketAccess: Hashable, Sendable {
   /// Permission bits; whoever may write may connect. `nil`: as the umask has it.
   public var mode: UInt32?

@@ -4,7 +4,7 @@ internal import Glibc
 public import SystemPackage
 public import VirtioCore
 
-/// Why there is no socket. Each is one sentence for the person who gave the path.
+/// Why there is no socket. Each is one sentence for the user who gave the path.
 public enum SocketError: Error, Hashable, CustomStringConvertible {
   case pathEmpty
   case pathTooLong(String, limit: Int)

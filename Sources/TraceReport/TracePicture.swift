@@ -91,6 +91,8 @@ package enum TracePicture {
     var parts: [String] = []
     for time in stride(from: range.lowerBound, to: range.upperBound, by: Int(step)) {
       parts.append("<line x1=\"\(number(x(time)))\" x2=\"\(number(x(time)))\" y1=\"34\" y2=\"\(number(y))\" class=\"grid\"/>")
+      // A word at the edge would be cut.
+      guard x(time) + 56 < width else { continue }
       parts.append(text(x(time) + 2, y + 12, TraceTable.duration(time - range.lowerBound)))
     }
     return parts

@@ -61,8 +61,8 @@ package enum TraceTable {
         "\(thread.kicks.count)", "\(thread.calls.count)", "\(thread.overwritten)",
       ])
     }
-    var lines = rows.count > 1 ? aligned(rows) : ["no thread served a queue meanwhile"]
-    for number in disk.silent { lines.append("thread \(number) has not answered: it stands still in its medium") }
+    var lines = rows.count > 1 ? aligned(rows) : ["no thread served a queue during the trace"]
+    for number in disk.silent { lines.append("thread \(number) has not answered: it is stuck in its medium") }
     return lines
   }
 

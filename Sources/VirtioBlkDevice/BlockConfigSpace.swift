@@ -40,6 +40,15 @@ struct BlockConfigSpace {
       set(64, limits.erase.ranges)
       set(68, limits.erase.alignment)
     }
+    if let zones = image.zones?.geometry, features.contains(.blockZoned) {
+      set(72, UInt32(zones.zoneSectors))
+      set(76, zones.maximumOpen)
+      set(80, zones.maximumActive)
+      set(84, zones.maximumAppend)
+      set(88, zones.granularity * 512)
+      // Host-managed.
+      bytes[92] = 1
+    }
   }
 
   /// - Parameter size: bytes.

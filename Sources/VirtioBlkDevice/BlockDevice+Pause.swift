@@ -1,9 +1,9 @@
-/// A disk that stands still because its operator wants it to: to copy its image, or to mend what is wrong with it.
+/// A disk that is paused because its operator wants it to be: to copy its image, or to fix what is wrong with it.
 internal import VirtioCore
 
 extension BlockDevice {
-  /// Lets every queue take nothing more, queues that start later included. What is under way is finished, and answered; the driver
-  /// sees delay and no error. Queues can be started and stopped meanwhile.
+  /// Lets every queue take nothing more, queues that start later included. What is under way is finished, and answered; the
+  /// driver sees delay and no error. Queues can be started and stopped in the meantime.
   public func pause() {
     isPaused = true
     pauseNumber &+= 1
@@ -22,7 +22,7 @@ extension BlockDevice {
   /// device's events have been taken.
   public var isAtRest: Bool { isPaused && restlessWorkers.isEmpty }
 
-  /// Lets queues go on that were paused, or that stall because their medium failed a request: what failed is tried again.
+  /// Lets queues continue that were paused, or that stall because their medium failed a request: what failed is tried again.
   public func resume() {
     isPaused = false
     restlessWorkers = []

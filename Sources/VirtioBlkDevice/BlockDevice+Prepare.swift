@@ -8,7 +8,7 @@ extension BlockDevice {
     unpreparedWorkers = []
     let order = PrepareOrder(number: preparationNumber, memory: memory)
     for index in Set(queues.map { $0 % threadCount }).sorted() {
-      // A worker that was left behind may never answer.
+      // A worker that was abandoned may never answer.
       guard !leftQueues.contains(where: { $0 % threadCount == index }) else {
         unprepare()
         return events.post(.notPrepared(.leftBehind))

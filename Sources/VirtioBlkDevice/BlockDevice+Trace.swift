@@ -1,4 +1,4 @@
-/// A trace of what becomes of a disk's requests, started and stopped while it is served.
+/// A trace of what happens to a disk's requests, started and stopped while it is served.
 package import SystemPackage
 internal import VirtioCore
 
@@ -11,9 +11,9 @@ package final class DeviceTrace {
   package let start: TraceMoment
   /// `nil`: it runs.
   package fileprivate(set) var end: TraceMoment?
-  /// Of the threads that were there meanwhile.
+  /// Of the threads that were there in the meantime.
   fileprivate var buffers: [Int: TraceBuffer] = [:]
-  /// Threads that have not told yet that they write no more.
+  /// Threads that have not reported yet that they write no more.
   package fileprivate(set) var pending: Set<Int> = []
 
   fileprivate let budget: Int?
@@ -44,10 +44,10 @@ extension TraceMoment {
 }
 
 extension BlockDevice {
-  /// Begins to write down what becomes of requests. Whatever was traced before is let go of.
+  /// Begins to write down what happens to requests. Whatever was traced before is released.
   ///
-  /// - Parameter records: for each of the device's threads, 1 … 2^24, rounded up to a power of two, of `TraceRecord.size` bytes each; what is
-  ///   older is overwritten.
+  /// - Parameter records: for each of the device's threads, 1 … 2^24, rounded up to a power of two, of `TraceRecord.size`
+  ///   bytes each; what is older is overwritten.
   /// - Parameter budget: those that each thread writes within a tenth of a second, about; `nil`: all.
   /// - Throws: there is no memory.
   package func startTrace(records: Int, budget: Int? = nil) throws(Errno) {
@@ -72,7 +72,7 @@ extension BlockDevice {
     }
   }
 
-  /// Lets go of what was traced, and stops it if it runs.
+  /// Releases what was traced, and stops it if it runs.
   package func dropTrace() {
     stopTrace()
     trace = nil
@@ -95,7 +95,7 @@ extension BlockDevice {
     if trace?.number == number { trace?.pending.remove(worker) }
   }
 
-  /// A worker is over, whatever it was told.
+  /// A worker is over, whatever its orders were.
   func traceEnded(worker: Int) { trace?.pending.remove(worker) }
 
   func laneCount(ofPlace index: Int) -> Int { (queueCount - index + threadCount - 1) / threadCount }

@@ -10,7 +10,7 @@ public import VirtioCore
 public enum ErrorPolicy: String, CaseIterable, Sendable {
   /// It tells the driver: IOERR.
   case report
-  /// It answers nothing to that request and takes nothing more until the operator has mended what is wrong.
+  /// It answers nothing to that request and takes nothing more until the operator has fixed what is wrong.
   case stop
 }
 
@@ -42,7 +42,7 @@ public struct BlockDeviceOptions: Sendable {
   public var processors: [Int] = []
   /// What the io_uring engine does with its ring.
   public var uring = UringSetup()
-  /// By default a worker looks for work for a moment before it sleeps, for as long as that pays off: waking up costs more
+  /// By default a worker checks for work for a moment before it sleeps, for as long as that pays off: waking up costs more
   /// than most requests do. A queue without work sleeps.
   public var waiting = Waiting.adaptive(maximumMicroseconds: 50)
   public var notification = Notification.batch
@@ -61,7 +61,7 @@ public struct BlockDeviceOptions: Sendable {
   public var limits = RateLimits()
   /// What is to go wrong at the medium, for those who try out how a guest takes it. Not with the null engine, which has none.
   public var faults: [FaultRule] = []
-  /// Is told what is done at the medium.
+  /// Is notified of what is done at the medium.
   package var witness: (any MediumWitness)?
   /// A mistake that is to be found; only with the `sync` engine.
   package var plant: PlantedMistake?
@@ -78,7 +78,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   public let maximumQueueSize: UInt16
   /// Which engine serves the image, and why: one line.
   public let engineReason: String
-  /// What the person should know about that, if anything.
+  /// What the user should know about that, if anything.
   public let engineWarning: String?
   public let engine: EngineKind
   /// What a driver gets for GET_ID, of which at most 20 bytes reach it.
@@ -157,6 +157,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     let blockLimits = try options.configuration.limits(of: image, queueSize: options.maximumQueueSize)
     let choice = try EngineChoice.resolve(options.engine, options.uring, image: image)
     guard choice.kind != .null || options.faults.isEmpty else { throw .nothingToFail }
+    guard image.zones == nil || options.onError == .report else { throw .zonesCannotStall }
     do throws(Errno) {
       events = try DeviceNews()
       serial = options.serial ?? image.description.serial
@@ -178,7 +179,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     self.mapped = choice.mapped
     self.layers = EngineLayers(options)
     self.engineReason = choice.reason
-    let warnings = [choice.warning, options.faults.isEmpty ? nil : "requests to \(image.path) fail on purpose (--inject)"]
+    let warnings = [choice.warning, options.faults.isEmpty ? nil : "faults are injected into \(image.path) (--inject)"]
     self.engineWarning = warnings.contains { $0 != nil } ? warnings.compactMap(\.self).joined(separator: "; ") : nil
     features = Self.features(of: image).union(options.requestedFeatures.intersection(Self.featuresOnRequest(of: image)))
       .subtracting(options.withheldFeatures.subtracting(Self.requiredFeatures(of: image)))
@@ -188,7 +189,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
       limits: blockLimits, capacity: shared.capacity,
       medium: MediumFacts(image: image, zeroes: shared.zeroes), writeback: shared.writeback,
       stalls: options.onError == .stop ? events : nil, serial: shared.serial,
-      lifetime: image.lifetime)
+      lifetime: image.lifetime, zones: image.zones)
     counterBlocks = Mutex([:])
     places = Array(repeating: WorkerPlace(), count: threads)
   }
@@ -198,7 +199,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     for place in places { _ = place.worker?.mailbox.post { $0.stopsAll = true } }
     for index in places.indices {
       guard let worker = places[index].worker else { continue }
-      // What a worker that was left behind reads and writes stays; this is rare, and once.
+      // What a worker that was abandoned reads and writes stays; this is rare, and once.
       guard !leftQueues.contains(where: { $0 % threadCount == index }) else { continue }
       worker.run.join()
       places[index].worker = nil
@@ -206,6 +207,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     counterBlocks.withLock { blocks in
       for (index, block) in blocks where places[index].worker == nil { block.deallocate() }
     }
+    // Whoever serves it after the machine was switched off finds the zones as they are now.
+    if let zones = image.zones, leftQueues.isEmpty, image.flush() == nil { zones.close() }
   }
 
   // MARK: VirtioDevice
@@ -254,7 +257,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
       return launch(index, orders, kind: kind)
     }
     if worker.kind != kind {
-      // It ends with its last queue, and the next one is of the other kind. Only one that was left behind may never end.
+      // It ends with its last queue, and the next one is of the other kind. Only one that was abandoned may never end.
       guard !leftQueues.contains(where: { $0 % threadCount == index }) else {
         return events.post(.notStarted(queue: queue, .leftBehind))
       }
@@ -300,6 +303,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   public func replaceFailure(queue: Int, _ failure: CallSink) { order(queue) { $0.failure = failure } }
 
   public func reset() {
+    image.zones?.dropNotes()
     negotiatedFeatures = nil
     setWriteback(1)
   }
@@ -394,7 +398,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     let name = "queue \(index)"
     let end = SeatEnd()
     let order = HostOrder(configuration: configuration, plan: plan, name: name, body: body) {
-      // Lanes point into it; the device may be gone by now if this worker was left behind.
+      // Lanes point into it; the device may be gone by now if this worker was abandoned.
       withExtendedLifetime((shared, metricsArea)) {}
       end.come()
       news.workerEnded(index)
@@ -412,7 +416,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     } catch { throw .outOfThreads }
   }
 
-  /// A worker has told that it is over, so waiting for its thread is no wait.
+  /// A worker has reported its end, so joining its thread does not block.
   private func workerEnded(_ index: Int) {
     guard let worker = places[index].worker else { return }
     worker.run.join()

@@ -15,4 +15,5 @@ extension FeatureSet {
   public static let blockWriteZeroes = FeatureSet(bit: 14)
   public static let blockLifetime = FeatureSet(bit: 15)
   public static let blockSecureErase = FeatureSet(bit: 16)
+  public static let blockZoned = FeatureSet(bit: 17)
 }

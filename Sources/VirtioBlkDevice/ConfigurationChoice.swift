@@ -79,7 +79,11 @@ public struct ConfigurationChoice: Equatable, Sendable {
     limits.discard.ranges = try value(.discardRanges, usual.ranges, ranges)
     limits.discard.alignment = try blocks(.discardAlignment, UInt32(image.description.discardAlignment / 512), range)
     limits.zero.sectors = try blocks(.zeroSectors, usual.sectors, range)
-    limits.zero.ranges = try value(.zeroRanges, usual.ranges, ranges)
+    // In a zone it is a write, and a request is one write.
+    limits.zero.ranges = try value(.zeroRanges, image.zones == nil ? usual.ranges : 1, image.zones == nil ? ranges : 1...1)
+    if let append = image.zones?.geometry.maximumAppend, UInt64(append) * 512 > limits.requestBytes {
+      throw .badConfiguration(.segMax, "an append of a zoned disk is one request of \(UInt64(append) * 512) bytes: use more")
+    }
     limits.erase.sectors = try blocks(.eraseSectors, usual.sectors, range)
     limits.erase.ranges = try value(.eraseRanges, usual.ranges, ranges)
     limits.erase.alignment = try blocks(.eraseAlignment, sectors, range)

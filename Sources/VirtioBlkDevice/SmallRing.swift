@@ -15,8 +15,8 @@ enum SmallRing {
     guard size < segments + 2, !activation.features.contains(.indirectDescriptors) else { return nil }
     return """
       queue \(activation.queue) has a ring of \(size) entries and the driver uses no indirect descriptors, so a request of \
-      \(segments) segments, which the disk allows, never fits and the guest may wait for good: give the front-end a ring of \
-      \(segments + 2) entries or more, or serve the disk with --queue-size-max \(max(size, 4))
+      \(segments) segments, which the disk allows, never fits and the guest may hang: use a ring of \(segments + 2) \
+      entries or more, or serve the disk with --queue-size-max \(max(size, 4))
       """
   }
 }

@@ -50,7 +50,7 @@ extension DeviceRegisters {
     return [.resetQueue(queue)]
   }
 
-  /// The owner has carried out `resetQueue`: the queue is as after a reset of the device.
+  /// The owner has executed `resetQueue`: the queue is as after a reset of the device.
   mutating func queueResetFinished(_ queue: Int) {
     guard queues.indices.contains(queue), queues[queue].resetting else { return }
     queues[queue] = Queue(maximumSize: face.maximumQueueSize)

@@ -2,7 +2,7 @@
 /// that a driver could not do.
 internal import VirtioCore
 
-/// What came of a replay.
+/// The outcome of a replay.
 public enum RegisterRestoration: Hashable, Sendable {
   /// The registers read as the record says.
   case complete

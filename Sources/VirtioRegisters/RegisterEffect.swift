@@ -10,7 +10,7 @@ public enum RegisterEffect: Hashable, Sendable {
   case live
   /// Serve the queue. The numbers are the driver's and unchecked but for the size.
   case startQueue(Int, QueueConfiguration)
-  /// Finish what is in flight and let go of the queue's memory.
+  /// Finish what is in flight and release the queue's memory.
   case stopQueue(Int)
   /// As `stopQueue`, but the queue will be started again where it stands: the function may not access memory (PCI's bus master
   /// enable).

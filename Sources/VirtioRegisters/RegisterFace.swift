@@ -2,7 +2,7 @@
 public import VirtioCore
 
 /// The face of one device behind its registers. The numbers are fixed for the life of the model; what can change at any
-/// moment is asked for when a driver reads it.
+/// moment is requested when a driver reads it.
 public struct RegisterFace: Sendable {
   /// The virtio device ID (virtio 5): 2 for a block device, 0 for an empty slot.
   public var deviceID: UInt32

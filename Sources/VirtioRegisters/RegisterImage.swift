@@ -1,4 +1,4 @@
-/// The state of the registers as bytes: what a device leaves behind so that another process can go on where it stopped. The
+/// The state of the registers as bytes: what a device leaves behind so that another process can continue where it stopped. The
 /// offsets are part of the memory file's format (Docs/memory-file.md).
 public import VirtioCore
 

@@ -1,6 +1,6 @@
 /// Somebody who looks at what a driver does with the registers, beside the model that answers it.
 
-/// One access, after it was answered and before its effects are carried out.
+/// One access, after it was answered and before its effects are executed.
 public struct RegisterAccess: Hashable, Sendable {
   /// As `RegisterModel` counts it.
   public var offset: UInt32

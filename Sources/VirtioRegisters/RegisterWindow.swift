@@ -22,7 +22,7 @@ extension RegisterWindow {
     device.queues.indices.filter { device.queues[$0].ready }.map { ($0, device.queues[$0].configuration) }
   }
 
-  /// The device cannot go on until it is reset (virtio 2.1.2).
+  /// The device cannot continue until it is reset (virtio 2.1.2).
   /// - Returns: whether a configuration change notification is due.
   public mutating func needReset() -> Bool {
     let isNews = !device.status.contains(.needsReset)
@@ -30,7 +30,7 @@ extension RegisterWindow {
     return isNews && device.isInUse
   }
 
-  /// The owner has carried out `resetQueue`: the queue's reset and ready bits read 0 from now on.
+  /// The owner has executed `resetQueue`: the queue's reset and ready bits read 0 from now on.
   public mutating func queueResetFinished(_ queue: Int) { device.queueResetFinished(queue) }
 
   /// The device took a `configWrite`: remembered, so that a device that starts again can be given it once more.

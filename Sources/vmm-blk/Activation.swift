@@ -5,8 +5,8 @@ internal import OperatorWords
 internal import Sockets
 internal import VirtioCore
 
-/// A disk whose socket path one of them is bound to is served on that one. They stay open for as long as the process lives, so that
-/// a disk that was removed can be added again: the manager's socket is there all the time.
+/// A disk whose socket path one of them is bound to is served on that one. They stay open for as long as the process lives, so
+/// that a disk that was removed can be added again: the manager's socket is there all the time.
 enum Activation {
   /// How many sockets were passed.
   static var count: Int { ServiceEnvironment.taken.descriptors.count }
@@ -35,7 +35,7 @@ enum Activation {
     return nil
   }
 
-  /// Sockets that were passed and that no disk is served on, in words. Somebody who connects to one waits for ever.
+  /// Sockets that were passed and that no disk is served on, in words. Somebody who connects to one waits forever.
   ///
   /// - Parameter places: where disks are served.
   static func unused(besides places: [String]) -> [String] {

@@ -4,7 +4,7 @@ internal import ArgumentParser
 struct BenchCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "bench",
-    abstract: "Measure a device: rate, latency and what it costs.",
+    abstract: "Measure a device: rate, latency and cost.",
     usage: """
       vmm-blk bench --socket-path <path> [<options>]
       vmm-blk bench --memory <path> [<options>]
@@ -18,7 +18,7 @@ struct BenchCommand: ParsableCommand {
       vmm-blk bench compare a.json b.json
       vmm-blk bench --paths --blk-file disk.raw --output bench-report
 
-      Writing workloads overwrite what is on the disk.
+      Writing workloads overwrite the contents of the disk.
       """,
     subcommands: [BenchRunCommand.self, BenchCompareCommand.self],
     defaultSubcommand: BenchRunCommand.self)

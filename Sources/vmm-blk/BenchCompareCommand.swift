@@ -6,7 +6,7 @@ internal import SystemPackage
 struct BenchCompareCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "compare",
-    abstract: "Compare two saved results and say whether they differ by more than the noise.",
+    abstract: "Compare two saved results and report whether they differ by more than the noise.",
     discussion: """
       Both are JSON of 'vmm-blk bench --output-format=json --repeats 5' or of fio itself. The ratio is that of the medians; \
       the interval is where the ratio of the means lies with 95 % confidence. What changes slowly on a machine hits two \

@@ -55,21 +55,21 @@ struct WorkloadOptions: ParsableArguments {
 
   @Option(
     name: [.customLong("ramp_time"), .customLong("ramp-time")],
-    help: .init("Seconds to run before that.", valueName: "time"))
+    help: .init("Seconds to run before measuring.", valueName: "time"))
   var rampTime = FioTime(0.5)
 
-  @Option(help: .init("Use the first bytes of the disk only.", valueName: "size"))
+  @Option(help: .init("Use only this many bytes at the beginning of the disk.", valueName: "size"))
   var size: ByteCount?
 
-  @Option(help: .init("Reads among mixed requests, percent.", valueName: "percent"))
+  @Option(help: .init("Percentage of reads in mixed workloads.", valueName: "percent"))
   var rwmixread = 50
 
-  @Option(help: "Check what is read: each block carries a checksum, or all of it is compared.")
+  @Option(help: "Verify what is read, by a checksum in each block or by comparing all of it.")
   var verify: Verification?
 
   @Option(
     name: [.customLong("randseed"), .customLong("seed")],
-    help: .init("Where the random offsets and contents come from.", valueName: "number"))
+    help: .init("Seed of the random offsets and contents.", valueName: "number"))
   var seed: UInt64 = Workload().seed
 
   @Flag(name: [.customLong("time_based"), .customLong("time-based")], help: .hidden)
@@ -102,7 +102,7 @@ struct WorkloadOptions: ParsableArguments {
   }
 }
 
-/// The processors of this machine, and how the two sides share them by default.
+/// The CPUs of this machine, and how the two sides share them by default.
 enum Processors {
   static var count: Int { max(Int(sysconf(Int32(_SC_NPROCESSORS_ONLN))), 1) }
   /// The last one: the client's. `nil` on a machine with one.

@@ -32,7 +32,7 @@ struct BenchRunCommand: ParsableCommand {
   @Flag(help: "Measure the client alone, against an echo of the ring.")
   var ceiling = false
 
-  @Flag(help: "Compare all ways to serve this image, in turns, and recommend one.")
+  @Flag(help: "Compare all ways to serve this image, alternating between them, and recommend one.")
   var paths = false
 
   @OptionGroup(title: "The comparison of --paths")
@@ -41,17 +41,17 @@ struct BenchRunCommand: ParsableCommand {
   @OptionGroup(title: "Workload")
   var workload: WorkloadOptions
 
-  @Option(help: .init("Measure this often, each time on a new connection.", valueName: "n"))
+  @Option(help: .init("Repeat the measurement this often, each time on a new connection.", valueName: "n"))
   var repeats = 1
 
   @Option(
     name: [.customLong("latency_target"), .customLong("latency-target")],
-    help: .init("Find the largest depth up to --iodepth that keeps to this latency, as in 200us.", valueName: "time"))
+    help: .init("Find the largest depth up to --iodepth that meets this latency, for example 200us.", valueName: "time"))
   var latencyTarget: FioTime?
 
   @Option(
     name: [.customLong("latency_percentile"), .customLong("latency-percentile")],
-    help: .init("Requests that have to keep to it.", valueName: "percent"))
+    help: .init("The share of requests that has to meet it.", valueName: "percent"))
   var latencyPercentile = 99.0
 
   @Option(name: [.customLong("output-format"), .customLong("output_format")], help: "normal, json or json+.")
@@ -62,16 +62,16 @@ struct BenchRunCommand: ParsableCommand {
 
   @Option(
     name: .customLong("client-cpus"),
-    help: .init("Run the client on these processors; 'none' does not pin it.", valueName: "list"))
+    help: .init("Run the client on these CPUs; 'none' does not pin it.", valueName: "list"))
   var clientCPUs: ClientProcessors?
 
   @Flag(help: "A client thread for each queue instead of one for all.")
   var threadPerQueue = false
 
-  @Flag(help: "Let the client sleep on calls, where it shares its processor with the back-end.")
+  @Flag(help: "Let the client sleep until it is called, for clients that share a CPU with the back-end.")
   var clientSleeps = false
 
-  @Flag(inversion: .prefixedNo, help: "Measure what the client can do at most before each run.")
+  @Flag(inversion: .prefixedNo, help: "Measure the client's maximum before each run.")
   var ceilingCheck = true
 
   @Option(help: .init("Entries of each ring: a power of two.", valueName: "n"))
@@ -80,20 +80,20 @@ struct BenchRunCommand: ParsableCommand {
   @Option(help: .init("The format of the rings: split or packed.", valueName: "format"))
   var ring = RingFormat.split
 
-  @Option(help: .init("Pieces that guest memory is cut into: 1 to 509.", valueName: "n"))
+  @Option(help: .init("Number of regions of guest memory: 1 to 509.", valueName: "n"))
   var memoryRegions = 1
 
-  @Flag(inversion: .prefixedNo, help: "Use indirect descriptors where the device offers them.")
+  @Flag(inversion: .prefixedNo, help: "Use indirect descriptors if the device offers them.")
   var indirect = true
 
-  @Flag(inversion: .prefixedNo, help: "Use event indices where the device offers them.")
+  @Flag(inversion: .prefixedNo, help: "Use event indices if the device offers them.")
   var eventIdx = true
 
   @Flag(help: "Keep the back-end's in-flight records, as virtual machine monitors do; with --socket-path.")
   var inflight = false
 
   @Flag(
-    help: "Have the back-end log the pages that it writes to, as while a virtual machine is moved; with --socket-path.")
+    help: "Have the back-end log the pages that it writes, as during a live migration; with --socket-path.")
   var log = false
 
   @Option(help: .init("Count the CPU time of this process instead of the one on the socket.", valueName: "pid"))
@@ -181,7 +181,7 @@ struct BenchRunCommand: ParsableCommand {
     case .jsonPlus: text = result.json(plus: true)
     }
     try BenchOutput.write(text, to: output)
-    // A person who asked for a file sees the table all the same.
+    // A user who asked for a file sees the table as well.
     if output != nil, outputFormat != .normal {
       print(result.table(width: OutputWidth.characters), terminator: "")
     }
@@ -208,7 +208,7 @@ struct BenchRunCommand: ParsableCommand {
     if ceiling { return .echo }
     var device = device
     if device.pinCPUs == nil, !clientSleeps {
-      // The first processor, where the machine has another for the client.
+      // The first CPU, where the machine has another for the client.
       device.pinCPUs = Processors.backend.first.flatMap { ProcessorList(argument: "\($0)") }
     }
     return .device(try device.makeDevice(on: .vhostUser, queues: workload.jobs), name: device.imageWords ?? "")

@@ -1,4 +1,4 @@
-/// What is said and which status is given when a command ends with an error, or with what was asked for instead of it.
+/// What is said and which status is given when a command ends with an error, or with what was requested instead of it.
 internal import ArgumentParser
 internal import OperatorWords
 internal import VirtioCore
@@ -11,7 +11,7 @@ struct CommandEnd {
   var isMistake: Bool { status != 0 }
 
   /// - Parameters:
-  ///   - error: what the parser or a command threw; help that was asked for is one, too.
+  ///   - error: what the parser or a command threw; help that was requested is one, too.
   ///   - words: the arguments as the parser had them.
   ///   - isOurs: a command that ran threw it, so its sentence is one line whatever names it contains.
   init(_ error: any Error, words: [String], isOurs: Bool) {

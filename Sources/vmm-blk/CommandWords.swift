@@ -102,8 +102,8 @@ struct CommandWords {
   }
 
   private static let options = [
-    "--pin-cpus": "processor numbers as in 0,2,4-6",
-    "--client-cpus": "processor numbers as in 0,2,4-6, or none",
+    "--pin-cpus": "CPU numbers as in 0,2,4-6",
+    "--client-cpus": "CPU numbers as in 0,2,4-6, or none",
     "--depths": "numbers from 1 to 1024 as in 1,4,32",
     "--groups": "some of bare, engine, uring, waiting and notification with commas between",
     "--seconds": "a number of seconds as in 5 or 0.5",

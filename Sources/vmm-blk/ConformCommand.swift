@@ -17,35 +17,35 @@ struct ConformCommand: ParsableCommand {
       vmm-blk conform --self [<options>]
       """,
     discussion: """
-      What is on the disk is overwritten. The device is one that runs already, or one that --exec starts; in its command \
-      {socket} stands for where it has to listen and {disk} for a scratch image:
+            The contents of the disk are overwritten. The device is already running, or --exec starts it; in its command {socket} stands \
+      for the path where it has to listen and {disk} for a scratch image:
 
         vmm-blk conform --exec 'qemu-storage-daemon --blockdev file,node-name=d,filename={disk} \
       --export vhost-user-blk,id=e,node-name=d,writable=on,addr.type=unix,addr.path={socket}'
 
-      Each check is about clauses of the specification, of the vhost-user protocol, or about input that a device has to live \
-      through. It ends with: kept; broken; rejected (what no driver may send was not carried out, and the device is alive); wedged \
-      (no answer to a good request afterwards); n/a, with the reason. What fails is made once more, alone, before it counts.
+            Each check covers clauses of the specification, of the vhost-user protocol, or input that a device has to survive. The \
+      outcomes are: kept; broken; rejected (forbidden input was not executed, and the device is alive); wedged (no answer to a \
+      valid request afterwards); n/a, with the reason. A failed check is repeated once, alone, before it counts.
 
-      The status is 1 when a MUST is broken or the device is dead. --list shows all checks, --only makes some of them.
+      The status is 1 if a MUST is broken or the device is dead. --list shows all checks, --only runs some of them.
       """)
 
   @Option(help: .init("The socket of a vhost-user-blk back-end.", valueName: "path")) var socketPath: String?
-  @Option(help: .init("What starts a back-end, for the shell.", valueName: "text")) var exec: String?
+  @Option(help: .init("The shell command that starts a back-end.", valueName: "text")) var exec: String?
   @Option(help: .init("A memory file that 'vmm-blk run' serves.", valueName: "file")) var memory: String?
-  @Flag(name: .customLong("self"), help: "This program's own device, over every transport that it has.") var own = false
-  @Option(help: .init("Checks by name or clause, with commas between: blk.op.5, status, loop.", valueName: "text"))
+  @Flag(name: .customLong("self"), help: "This program's own device, over all its transports.") var own = false
+  @Option(help: .init("Checks by name or clause, separated by commas: blk.op.5, status, loop.", valueName: "text"))
   var only: String?
-  @Option(help: .init("What the random choices follow from. (default: 1)", valueName: "n")) var seed: UInt64?
-  @Option(help: .init("Seconds that an answer may take before the device counts as hanging. (default: 20)", valueName: "n"))
+  @Option(help: .init("Seed of the random choices. (default: 1)", valueName: "n")) var seed: UInt64?
+  @Option(help: .init("How many seconds an answer may take before the device counts as hanging. (default: 20)", valueName: "n"))
   var patience: Int?
-  @Option(help: .init("Milliseconds for which nothing may happen where nothing has to. (default: 25)", valueName: "n"))
+  @Option(help: .init("How many milliseconds to watch when nothing may happen. (default: 25)", valueName: "n"))
   var settle: Int?
   @Flag(help: "Show the checks and their clauses.") var list = false
-  @Flag(help: "Show every clause, also those that are kept or do not apply.") var all = false
+  @Flag(help: "Show every clause, including those that are kept or do not apply.") var all = false
   @Flag(help: "Print JSON.") var json = false
-  @Option(help: .init("Write JUnit's XML there.", valueName: "file")) var junit: String?
-  @Option(help: .init("Write a page of HTML there.", valueName: "file")) var html: String?
+  @Option(help: .init("Write a JUnit XML report to this file.", valueName: "file")) var junit: String?
+  @Option(help: .init("Write an HTML report to this file.", valueName: "file")) var html: String?
 
   private var words: [String] { only.map { $0.split(separator: ",").map(String.init) } ?? [] }
 
@@ -55,7 +55,7 @@ struct ConformCommand: ParsableCommand {
       throw ValidationError("Name one device: --socket-path, --exec, --memory or --self.")
     }
     for word in words where !Check.all.contains(where: { $0.matches(word) }) {
-      throw ValidationError("--only \(word) is no check and no clause that there is a check of; --list shows them.")
+      throw ValidationError("--only \(word) is neither a check nor a clause with a check; --list shows them.")
     }
     if let patience, !(1...3600).contains(patience) { throw ValidationError("--patience \(patience) is not from 1 to 3600.") }
     if let settle, !(1...10_000).contains(settle) { throw ValidationError("--settle \(settle) is not from 1 to 10000.") }

@@ -9,18 +9,18 @@ internal import VirtioCore
 
 struct CtlCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "ctl", abstract: "See and change what a running server does.",
+    commandName: "ctl", abstract: "Monitor and change a running server.",
     usage: CtlTarget.usage("<verb> [<disk>] [<options>]"),
     discussion: """
       The server is a 'vmm-blk serve' or 'vmm-blk run' with --control <path>. A disk is named by its socket's or memory file's \
-      path, or by the last part of it; where the server has one disk, the name can be left out. VMM_BLK_CONTROL in the \
+      path, or by its last component; if the server has only one disk, the name can be left out. VMM_BLK_CONTROL in the \
       environment stands for --control.
 
         vmm-blk ctl --control /run/disks.ctl list
         vmm-blk ctl --control /run/disks.ctl add blk-file=c.img socket-path=/run/c.sock
         vmm-blk ctl --control /run/disks.ctl pause c.sock
 
-      Docs/control.md describes the lines of JSON that are exchanged, for programs that do without this one.
+      Docs/control.md describes the JSON protocol, for programs that use the socket directly.
       """,
     subcommands: [
       CtlList.self, CtlStatus.self, CtlAdd.self, CtlRemove.self, CtlReload.self, CtlFlush.self, CtlPause.self, CtlResume.self,
@@ -37,7 +37,7 @@ struct CtlTarget: ParsableArguments {
   @Option(help: .init("The control socket of the server.", valueName: "path"))
   var control: String?
 
-  @Flag(help: "Print the server's answer as it is.")
+  @Flag(help: "Print the server's raw answer.")
   var json = false
 
   @Option(help: .init("How long to wait for the answer. (default: 60)", valueName: "seconds"))
@@ -116,7 +116,7 @@ final class CtlSession {
     do throws(ControlError) { return try line.decode(type) } catch { throw CtlFailure.control(path, error) }
   }
 
-  /// For people only.
+  /// For users only.
   func say(_ text: @autoclosure () -> String) {
     if !printsJSON { print(text()) }
   }
@@ -132,7 +132,7 @@ enum CtlFailure: Error, CustomStringConvertible, ErrorWithStatus {
   var description: String {
     switch self {
     case .silent(let path, let time): "the server at \(path) has not answered for \(time)"
-    case .control(let path, .closed): "the server at \(path) has gone, or does not listen to this user"
+    case .control(let path, .closed): "the server at \(path) has closed the connection, or this user may not connect"
     case .control(let path, let error): "the server at \(path) cannot be asked: \(error)"
     case .refused(let reason): "the server refuses: \(reason)"
     case .someRefused(let count): "\(count) \(count == 1 ? "disk" : "disks") refused"

@@ -71,7 +71,7 @@ struct CtlMetrics: CtlVerb {
   }
 }
 
-/// Answers for people.
+/// Answers for readers.
 enum CtlText {
   /// The table without spaces at the ends of its lines.
   static func trimmed(_ table: String?) -> String {

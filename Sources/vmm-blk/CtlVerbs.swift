@@ -7,16 +7,16 @@ internal import VirtioCore
 
 struct CtlAdd: CtlVerb {
   static let configuration = CommandConfiguration(
-    commandName: "add", abstract: "Serve one more disk.", usage: CtlTarget.usage("add blk-file=<path> socket-path=<path> ..."),
+    commandName: "add", abstract: "Serve another disk.", usage: CtlTarget.usage("add blk-file=<path> socket-path=<path> ..."),
     discussion: """
-      The words are those of a description file ('vmm-blk serve --help'), with the value behind an equals sign: \
-      read-only=true, engine=uring, num-queues=4. What is not said is as the server's own command line says.
+            The options are those of a description file ('vmm-blk serve --help'), with the value after an equals sign: \
+      read-only=true, engine=uring, num-queues=4. Their defaults are the options on the server's command line.
       """)
 
   @ParentCommand var ctl: CtlCommand
   @OptionGroup var target: CtlTarget
 
-  @Argument(help: .init("What the disk is.", valueName: "word=value"))
+  @Argument(help: .init("An option of the disk.", valueName: "word=value"))
   var words: [String] = []
 
   func run() throws {
@@ -58,7 +58,7 @@ struct EntryWords {
     for word in words {
       let sides = word.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false).map(String.init)
       guard sides.count == 2 else {
-        throw ValidationError("'\(printable(word))' is no word of a disk: write it as in read-only=true")
+        throw ValidationError("'\(printable(word))' is not an option of a disk: write it like read-only=true")
       }
       guard let name = ServeDisk.Word(rawValue: sides[0]) else {
         throw ValidationError("\(ServeDiskMistake.unknownWord(sides[0]))")
@@ -67,7 +67,7 @@ struct EntryWords {
       if name == .inject, case .list(let rules)? = values[name.rawValue], case .list(let more) = value {
         values[name.rawValue] = .list(rules + more)
       } else if values.updateValue(value, forKey: name.rawValue) != nil {
-        throw ValidationError("\(name.rawValue) is said twice: say it once")
+        throw ValidationError("\(name.rawValue) is given twice: give it once")
       }
     }
     for word in [ServeDisk.Word.blkFile, .socketPath]
@@ -84,7 +84,7 @@ struct EntryWords {
     case .qcow2(let location): return location.mapPaths { Takeover.absolute($0) }.text
     case .nbd(let location):
       guard !location.hasRelativePath else {
-        throw ValidationError("\(printable(text)): the server's folder is another one, so write the socket's whole path")
+        throw ValidationError("\(printable(text)): the server runs in another folder, so give the socket's absolute path")
       }
       return text
     }
@@ -102,6 +102,11 @@ struct EntryWords {
       guard let number = Int(text) else { throw ValidationError("\(word.rawValue)=\(printable(text)): use a whole number") }
       return .number(number)
     case .inject: return .list([text])
+    case .zoned:
+      let parts = text.split(separator: ",", omittingEmptySubsequences: false).map { part in
+        part.hasPrefix("file=") ? "file=" + Takeover.absolute(String(part.dropFirst(5))) : String(part)
+      }
+      return .text(parts.joined(separator: ","))
     case .format, .logicalBlockSize, .serial, .engine, .direct, .pinCPUs, .waiting, .notify, .uring, .onError, .latencies,
       .limit, .features, .noFeature, .config:
       return .text(text)
@@ -112,7 +117,7 @@ struct EntryWords {
 struct CtlRemove: CtlVerb {
   static let configuration = CommandConfiguration(
     commandName: "remove", abstract: "Drain a disk and close it.", usage: CtlTarget.usage("remove <disk>"),
-    discussion: "What is in flight is finished, the front-end is disconnected, and the socket and the image are let go of.")
+    discussion: "Requests in flight are completed, the front-end is disconnected, and the socket and the image are closed.")
 
   @ParentCommand var ctl: CtlCommand
   @OptionGroup var target: CtlTarget
@@ -132,8 +137,8 @@ struct CtlReload: CtlVerb {
   static let configuration = CommandConfiguration(
     commandName: "reload", abstract: "Read the list of disks again, as SIGHUP does.", usage: CtlTarget.usage("reload"),
     discussion: """
-      Disks that the list has and the server has not are added, those that it has no more are drained and closed, and the rest is \
-      untouched. A mistake anywhere in the list changes nothing.
+            Disks that are new in the list are added, disks that it no longer has are drained and closed, and the others are untouched. \
+      If the list has a mistake, nothing changes.
       """)
 
   @ParentCommand var ctl: CtlCommand
@@ -182,8 +187,9 @@ extension CtlDiskVerb {
 
 struct CtlFlush: CtlDiskVerb {
   static let configuration = CommandConfiguration(
-    commandName: "flush", abstract: "Make stable what was written.", usage: CtlTarget.usage("flush [<disk> | --all]"),
-    discussion: "The answer comes when the medium has it. Writes that are in flight meanwhile may be part of it or not.")
+    commandName: "flush", abstract: "Make all written data stable.", usage: CtlTarget.usage("flush [<disk> | --all]"),
+    discussion:
+      "The command returns when the medium has the data. Writes that are in flight at that time may be included or not.")
   static let verb = Operator.Verb.flush
   static let done = "flushed"
 
@@ -196,10 +202,10 @@ struct CtlFlush: CtlDiskVerb {
 
 struct CtlPause: CtlDiskVerb {
   static let configuration = CommandConfiguration(
-    commandName: "pause", abstract: "Let a disk take no more requests.", usage: CtlTarget.usage("pause [<disk> | --all]"),
+    commandName: "pause", abstract: "Stop a disk from taking requests.", usage: CtlTarget.usage("pause [<disk> | --all]"),
     discussion: """
-      The answer comes when nothing is in flight any more, and nothing will be before 'resume': the image can be copied. The guest \
-      sees delay and no error, for as long as its own patience lasts.
+            The command returns when nothing is in flight, and nothing will be until 'resume', so the image can be copied. The guest \
+      sees a delay but no error, unless its own timeouts expire.
       """)
   static let verb = Operator.Verb.pause
   static let done = "paused"
@@ -213,10 +219,10 @@ struct CtlPause: CtlDiskVerb {
 
 struct CtlResume: CtlDiskVerb {
   static let configuration = CommandConfiguration(
-    commandName: "resume", abstract: "Let a disk go on that was paused, or that stalls.",
+    commandName: "resume", abstract: "Resume a disk that was paused, or that stalls.",
     usage: CtlTarget.usage("resume [<disk> | --all]"),
     discussion: """
-      A disk stalls when its image fails a request and it is served with --on-error stop: what failed is tried again.
+            A disk that is served with --on-error stop stalls when its image fails a request; the failed requests are retried.
       """)
   static let verb = Operator.Verb.resume
   static let done = "resumed"
@@ -230,11 +236,11 @@ struct CtlResume: CtlDiskVerb {
 
 struct CtlResize: CtlVerb {
   static let configuration = CommandConfiguration(
-    commandName: "resize", abstract: "Make a disk as large as its image is now, or both as large as is said.",
+    commandName: "resize", abstract: "Adapt a disk to the size of its image, or resize both.",
     usage: CtlTarget.usage("resize <disk> [<size> [--shrink]]"),
     discussion: """
-      The driver is notified, and sees the new size: Linux does at once. Without a size, for an image that has been made longer or \
-      shorter by other means, or a block device. With one, the image file is made so long first.
+            The driver is notified of the new size; Linux adopts it at once. Without a size, the disk takes the present size of its \
+      image file or block device. With a size, the image file is resized first.
       """)
 
   @ParentCommand var ctl: CtlCommand
@@ -243,10 +249,10 @@ struct CtlResize: CtlVerb {
   @Argument(help: "The disk.")
   var disk: String
 
-  @Argument(help: "What it is to have.")
+  @Argument(help: "The new size.")
   var size: ByteCount?
 
-  @Flag(help: "Also if it becomes smaller: what lies beyond the new end is lost.")
+  @Flag(help: "Allow the disk to become smaller: everything beyond the new end is lost.")
   var shrink = false
 
   func run() throws {
@@ -261,12 +267,12 @@ struct CtlResize: CtlVerb {
 
 struct CtlLimit: CtlVerb {
   static let configuration = CommandConfiguration(
-    commandName: "limit", abstract: "Show or change what a disk may do in a second.",
+    commandName: "limit", abstract: "Show or change the limits of a disk.",
     usage: CtlTarget.usage("limit <disk> [<word=rate[/burst],...> | none]"),
     discussion: """
-      The words are \(LimitWord.allCases.map(\.rawValue).joined(separator: ", ")). A limit that is not named stays as it is; \
-      'none' instead of a rate lifts one, and alone it lifts all. Changes hold at once. The burst, what may go at once after a \
-      pause, is a tenth of the rate unless it is said.
+            The limits are \(LimitWord.allCases.map(\.rawValue).joined(separator: ", ")), each per second. A limit that is not named \
+      stays as it is; 'none' instead of a rate lifts one limit, and 'none' alone lifts all. Changes take effect at once. The \
+      burst is how much may run at once after a quiet time, by default a tenth of the rate.
 
         vmm-blk ctl limit a.sock iops=2000,write-bytes=50M/100M
         vmm-blk ctl limit a.sock iops=none
@@ -278,7 +284,7 @@ struct CtlLimit: CtlVerb {
   @Argument(help: "The disk.")
   var disk: String
 
-  @Argument(help: .init("What is to change.", valueName: "word=rate[/burst],..."))
+  @Argument(help: .init("The limits to change.", valueName: "word=rate[/burst],..."))
   var change: LimitChange?
 
   func run() throws {
@@ -293,12 +299,12 @@ struct CtlLimit: CtlVerb {
 
 struct CtlLogLevel: CtlVerb {
   static let configuration = CommandConfiguration(
-    commandName: "log-level", abstract: "Show or change which lines are logged.", usage: CtlTarget.usage("log-level [<level>]"))
+    commandName: "log-level", abstract: "Show or change the log level.", usage: CtlTarget.usage("log-level [<level>]"))
 
   @ParentCommand var ctl: CtlCommand
   @OptionGroup var target: CtlTarget
 
-  @Argument(help: "The least important lines: trace, debug, info, notice, warning, error or critical.")
+  @Argument(help: "The lowest level to log: trace, debug, info, notice, warning, error or critical.")
   var level: Logger.Level?
 
   func run() throws {
@@ -311,7 +317,7 @@ struct CtlLogLevel: CtlVerb {
 
 struct CtlDrain: CtlVerb {
   static let configuration = CommandConfiguration(
-    commandName: "drain", abstract: "Finish what is in flight and end the server, as SIGTERM does.",
+    commandName: "drain", abstract: "Complete what is in flight and end the server, as SIGTERM does.",
     usage: CtlTarget.usage("drain"))
 
   @ParentCommand var ctl: CtlCommand
@@ -320,7 +326,7 @@ struct CtlDrain: CtlVerb {
   func run() throws {
     try withServer { server in
       _ = try server.ask(Operator.Request(request: .drain))
-      server.say("the server ends")
+      server.say("the server is shutting down")
     }
   }
 }

@@ -15,11 +15,11 @@ extension DeviceOptions {
     return options
   }
 
-  /// The disk, opened, locked and ready for a transport. Errors are sentences for the person.
+  /// The disk, opened, locked and ready for a transport. Errors are sentences for the user.
   ///
   /// - Parameters:
   ///   - transport: by which it is reached.
-  ///   - queues: how many there are when the person has not said.
+  ///   - queues: how many there are if the user has not said.
   ///   - lock: of the image, from another server that is taken over from; `nil`: it is to be got.
   ///   - serial: what the driver was told there.
   ///   - offersAll: whatever the options say of features.
@@ -53,6 +53,9 @@ extension DeviceOptions {
     if case .nbd(let location) = name { imageOptions.nbd = nbdOptions(location, isConfined: isConfined) }
     if case .qcow2(let location) = name { imageOptions.qcow2 = location }
     imageOptions.lock = lock
+    imageOptions.zoned = zoned?.options
+    imageOptions.zoned?.queues = options.queueCount
+    imageOptions.zoned?.ringEntries = queueSizeMax
     let image = try Self.openPatiently(imageOptions)
     let features = offersAll ? FeatureWords(only: try FeatureList("all")) : featureWords
     try features.apply(to: &options, image, transport)
@@ -64,9 +67,9 @@ extension DeviceOptions {
     return try BlockDevice(image: image, options: options)
   }
 
-  /// A process that was killed holds its locks until the kernel has carried out what its io_uring had submitted, some
-  /// moments after it is gone. Whoever starts in its place must not be sent away, and must not begin before that: a write of the
-  /// dead process that lands after one of the new ones would bring old data back.
+  /// A process that was killed holds its locks until the kernel has executed what its io_uring had submitted, some
+  /// moments after it is gone. Whoever starts in its place must not be sent away, and must not begin before that: a write of
+  /// the dead process that lands after one of the new ones would bring old data back.
   private static func openPatiently(_ options: ImageOptions) throws -> ImageFile {
     for _ in 0..<20 {
       do { return try ImageFile(options) } catch ImageError.locked { usleep(50_000) }

@@ -33,6 +33,7 @@ extension DeviceOptions {
     case .features: features?.text ?? ""
     case .noFeature: noFeature.map(\.text).joined(separator: ",")
     case .config: config?.choice.words ?? ""
+    case .zoned: zoned?.text ?? ""
     case .noLock: "\(noLock)"
     case .latencies: tuning.latencies.rawValue
     case .limit: (limit?.limits ?? RateLimits()).words

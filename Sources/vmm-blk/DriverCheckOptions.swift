@@ -14,18 +14,18 @@ struct DriverCheckOptions: ParsableArguments {
   @Flag(
     name: .customLong("check-driver"),
     help: .init(
-      "Also watch what the driver does, and say at the end which rules of the specification it broke; the status is 3 when one of "
-        + "them was a MUST. --check-driver=FILE writes all of it there: JSON, JUnit's XML or HTML, by the end of the name, or text."
+      "Also watch the driver, and report at the end which rules of the specification it broke; the status is 3 if one of them was a "
+        + "MUST. --check-driver=FILE writes the full report, as JSON, JUnit XML or HTML according to its extension, or as text."
     ))
   var checkDriver = false
 
   /// How `--check-driver=FILE` reaches the parser, for which an option has a value or has none.
-  @Option(name: .customLong(Self.fileWord), help: .init("Where the report goes.", valueName: "file", visibility: .hidden))
+  @Option(name: .customLong(Self.fileWord), help: .init("Where to write the report.", valueName: "file", visibility: .hidden))
   var checkDriverFile: String?
 
   @Option(
     name: .customLong("check-driver-kick-limit"),
-    help: .init("Seconds that a kick may take that has to come.", valueName: "seconds", visibility: .hidden))
+    help: .init("How many seconds a required kick may take.", valueName: "seconds", visibility: .hidden))
   var checkDriverKickLimit = 10
 
   private static let fileWord = "check-driver-file"
@@ -42,7 +42,7 @@ struct DriverCheckOptions: ParsableArguments {
     }
   }
 
-  /// It was asked for.
+  /// It was requested.
   var isOn: Bool { checkDriver || checkDriverFile != nil }
 
   static let noTakeover = ValidationError(
@@ -77,7 +77,7 @@ final class DriverChecks {
 
   /// A device that is watched, for a transport.
   ///
-  /// - Parameter name: of its disk, for people.
+  /// - Parameter name: of its disk, for readers.
   func watch(_ device: BlockDevice, name: String) -> any VirtioDevice {
     let check = DriverCheck(name: printable(name), kickLimit: kickLimit)
     checks.append(check)

@@ -9,22 +9,22 @@ struct Guest: ParsableCommand {
     abstract: "Drive a disk as a guest would, without a virtual machine.",
     usage: GuestTarget.usage("<verb> [<options>]"),
     discussion: """
-      The disk is one that 'vmm-blk serve', 'vmm-blk run' or any other vhost-user-blk back-end serves. Offsets and lengths \
-      are bytes, with a suffix if you like: 4096, 4k, 1M, 2GiB, 10GB (powers of 1000), 0x200, 8s (sectors).
+            The disk is served by 'vmm-blk serve', 'vmm-blk run' or any other vhost-user-blk back-end. Offsets and lengths are in bytes, \
+      with an optional suffix: 4096, 4k, 1M, 2GiB, 10GB (powers of 1000), 0x200, 8s (sectors).
 
         vmm-blk guest info --socket-path /tmp/disk.sock
         vmm-blk guest verify --memory guest.mem --bytes 64M
       """,
     subcommands: [
       GuestInfo.self, GuestRead.self, GuestWrite.self, GuestCopyIn.self, GuestCopyOut.self, GuestFlush.self,
-      GuestDiscard.self, GuestZero.self, GuestErase.self, GuestLifetime.self,
+      GuestDiscard.self, GuestZero.self, GuestErase.self, GuestZones.self, GuestZone.self, GuestAppend.self, GuestLifetime.self,
       GuestID.self, GuestVerify.self,
     ])
 
   @OptionGroup var target: GuestTarget
 }
 
-/// The format of the rings, as a person chooses it.
+/// The format of the rings, as a user chooses it.
 enum RingChoice: String, CaseIterable, ExpressibleByArgument {
   case split
   case packed
@@ -47,39 +47,39 @@ struct GuestTarget: ParsableArguments {
 
   @Option(
     name: [.customLong("num-queues"), .customLong("queues")],
-    help: .init("Queues to use; all that the device has if not given.", valueName: "n"))
+    help: .init("Number of queues to use; all queues of the device by default.", valueName: "n"))
   var queues: Int?
 
   @Option(
     help: .init(
       """
-      Entries of each ring: a power of two, or any number for packed ones. (default: 128 or the device's largest)
+      Entries in each ring: a power of two, or any number for packed rings. (default: 128 or the device's largest)
       """, valueName: "entries"))
   var queueSize: UInt16?
 
   @Option(
     help: .init(
       """
-      Split rings, packed ones, or any: packed where the device offers them. (default: split, so that a run with a seed is the \
+            Split rings, packed rings, or any: packed if the device offers them. (default: split, so that a run with a given seed is the \
       same on every device)
       """, valueName: "format"))
   var ring: RingChoice?
 
   @Option(
     help: .init(
-      "Accept these features where they are offered, and no others but VERSION_1: names with commas between; 'default' stands for what "
-        + "is accepted if nothing is said, 'all' for whatever this driver knows, in_order, ring_reset and notification_data too.",
+      "Accept only these features, if they are offered, and VERSION_1: a comma-separated list; 'default' stands for the default "
+        + "features, 'all' for everything that this driver knows, including in_order, ring_reset and notification_data.",
       valueName: "list"),
     transform: { try FeatureList($0) })
   var features: FeatureList?
 
   @Option(
-    help: .init("Do not accept these features; can be given again.", valueName: "list"), transform: { try FeatureList($0) })
+    help: .init("Do not accept these features. May be repeated.", valueName: "list"), transform: { try FeatureList($0) })
   var noFeature: [FeatureList] = []
 
   @Option(
     name: [.customLong("iodepth"), .customLong("depth")],
-    help: .init("Requests on each queue at a time. (default: 16)", valueName: "n"))
+    help: .init("Requests in flight on each queue. (default: 16)", valueName: "n"))
   var depth: Int?
 
   func validate() throws {
@@ -105,7 +105,7 @@ extension GuestVerb {
   private static var memorySize: Int { 64 << 20 }
 
   /// vhost-user does not tell how large a ring may be: a back-end refuses what is too large for it, and smaller ones are tried
-  /// until it takes one, unless a size was asked for.
+  /// until it takes one, unless a size was requested.
   private static func connect(_ path: String, _ options: DriverOptions, _ reconnection: Reconnection?) throws -> BlockClient {
     func attempt(_ size: UInt16?) throws -> BlockClient {
       var options = options
@@ -126,7 +126,7 @@ extension GuestVerb {
   /// Brings the device up, runs `body`, and takes it down again.
   ///
   /// - Parameters:
-  ///   - reconnection: what is done when a back-end goes meanwhile.
+  ///   - reconnection: what is done when a back-end goes in the meantime.
   ///   - avoided: features not to accept.
   func withDisk(
     reconnection: Reconnection? = nil, avoiding avoided: FeatureSet = [], _ body: (BlockClient) throws -> Void

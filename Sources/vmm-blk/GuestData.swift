@@ -35,7 +35,7 @@ struct GuestWrite: GuestVerb {
   @Argument(help: "Where to begin.") var offset: ByteCount
   @Option(help: .init("The bytes as text.", valueName: "text")) var text: String?
   @Option(help: .init("The bytes in hexadecimal.", valueName: "digits")) var hex: HexBytes?
-  @Option(help: .init("One byte, as often as --length says.", valueName: "byte")) var fill: ByteCount?
+  @Option(help: .init("One byte, repeated --length times.", valueName: "byte")) var fill: ByteCount?
   @Option(help: .init("How many bytes --fill writes.", valueName: "bytes")) var length: ByteCount?
 
   func validate() throws {
@@ -91,7 +91,7 @@ struct GuestCopyIn: GuestVerb {
   @ParentCommand var guest: Guest
   @OptionGroup var target: GuestTarget
 
-  @Argument(help: "The file; its end is filled up to a whole block with zeroes.") var file: String
+  @Argument(help: "The file; it is padded with zeroes to a whole block.") var file: String
   @Option(help: .init("Where on the disk to begin.", valueName: "bytes")) var offset = ByteCount(0)
 
   func run() throws {
@@ -114,15 +114,15 @@ struct GuestCopyIn: GuestVerb {
 
 struct GuestCopyOut: GuestVerb {
   static let configuration = CommandConfiguration(
-    commandName: "copy-out", abstract: "Copy the disk, or a part of it, to a file; zeroes become holes.",
+    commandName: "copy-out", abstract: "Copy the disk or a part of it to a file; zeroes become holes.",
     usage: GuestTarget.usage("copy-out <file> [<options>]"))
 
   @ParentCommand var guest: Guest
   @OptionGroup var target: GuestTarget
 
-  @Argument(help: "The file to make.") var file: String
+  @Argument(help: "The file to create.") var file: String
   @Option(help: .init("Where on the disk to begin.", valueName: "bytes")) var offset = ByteCount(0)
-  @Option(help: .init("How many bytes; to the end of the disk if not given.", valueName: "bytes")) var length: ByteCount?
+  @Option(help: .init("How many bytes; by default up to the end of the disk.", valueName: "bytes")) var length: ByteCount?
 
   func run() throws {
     try withDisk { client in

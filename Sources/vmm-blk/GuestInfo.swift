@@ -86,6 +86,14 @@ struct DiskReport: Encodable {
     add("max_secure_erase_sectors", config.secureErase?.maximumSectors, "512-byte sectors in a segment")
     add("max_secure_erase_seg", config.secureErase?.maximumSegments, "segments in a request")
     add("secure_erase_sector_alignment", config.secureErase?.alignment, "512-byte sectors")
+    add("zoned.zone_sectors", config.zoned?.zoneSectors, "512-byte sectors in a zone")
+    add("zoned.max_open_zones", config.zoned?.maximumOpen, config.zoned?.maximumOpen == 0 ? "any number" : "zones")
+    add("zoned.max_active_zones", config.zoned?.maximumActive, config.zoned?.maximumActive == 0 ? "any number" : "zones")
+    add("zoned.max_append_sectors", config.zoned?.maximumAppend, "512-byte sectors in an append")
+    add("zoned.write_granularity", config.zoned?.granularity, "bytes")
+    add(
+      "zoned.model", config.zoned?.model,
+      config.zoned?.model == 1 ? "host-managed" : config.zoned?.model == 2 ? "host-aware" : "none")
     return fields
   }
 

@@ -5,7 +5,7 @@ internal import OperatorWords
 
 struct GuestFlush: GuestVerb {
   static let configuration = CommandConfiguration(
-    commandName: "flush", abstract: "Make everything written so far last.", usage: GuestTarget.usage("flush"))
+    commandName: "flush", abstract: "Make everything written so far durable.", usage: GuestTarget.usage("flush"))
 
   @ParentCommand var guest: Guest
   @OptionGroup var target: GuestTarget
@@ -15,7 +15,7 @@ struct GuestFlush: GuestVerb {
 
 struct GuestDiscard: GuestVerb {
   static let configuration = CommandConfiguration(
-    commandName: "discard", abstract: "Tell the disk that a range is not needed any more.",
+    commandName: "discard", abstract: "Tell the disk that a range is no longer needed.",
     usage: GuestTarget.usage("discard <offset> <length>"))
 
   @ParentCommand var guest: Guest
@@ -37,7 +37,7 @@ struct GuestZero: GuestVerb {
 
   @Argument(help: "Where to begin, a whole number of blocks.") var offset: ByteCount
   @Argument(help: "How many bytes, a whole number of blocks.") var length: ByteCount
-  @Flag(help: "Let the disk give the space back.") var unmap = false
+  @Flag(help: "Allow the disk to deallocate the range.") var unmap = false
 
   func run() throws {
     try withDisk { try $0.writeZeroes(at: offset.bytes, count: length.bytes, unmap: unmap) }
@@ -46,13 +46,13 @@ struct GuestZero: GuestVerb {
 
 struct GuestErase: GuestVerb {
   static let configuration = CommandConfiguration(
-    commandName: "erase", abstract: "Let the disk destroy what is in a range (SECURE_ERASE).",
+    commandName: "erase", abstract: "Destroy the contents of a range (SECURE_ERASE).",
     usage: GuestTarget.usage("erase <offset> <length>"))
 
   @ParentCommand var guest: Guest
   @OptionGroup var target: GuestTarget
 
-  @Argument(help: "Where to begin, a multiple of what 'guest info' shows as secure_erase_sector_alignment.")
+  @Argument(help: "Where to begin, a multiple of secure_erase_sector_alignment (see 'guest info').")
   var offset: ByteCount
   @Argument(help: "How many bytes, a multiple of the same.") var length: ByteCount
 
@@ -61,7 +61,7 @@ struct GuestErase: GuestVerb {
 
 struct GuestLifetime: GuestVerb {
   static let configuration = CommandConfiguration(
-    commandName: "lifetime", abstract: "Show how much of its life the disk's device has used.",
+    commandName: "lifetime", abstract: "Show how much of its lifetime the underlying device has used.",
     usage: GuestTarget.usage("lifetime"))
 
   @ParentCommand var guest: Guest

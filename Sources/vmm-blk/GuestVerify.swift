@@ -11,7 +11,7 @@ extension RingFormat: ExpressibleByArgument {}
 
 struct GuestVerify: GuestVerb {
   static let configuration = CommandConfiguration(
-    commandName: "verify", abstract: "Read and write at random, and check every byte. Destroys what is on the disk.",
+    commandName: "verify", abstract: "Read and write at random, and check every byte. Destroys the contents of the disk.",
     usage: GuestTarget.usage("verify [<options>]"),
     discussion: """
       Requests of all kinds that the disk offers, in any framing, on all queues; what is read is compared with what was \
@@ -24,36 +24,36 @@ struct GuestVerify: GuestVerb {
   @ParentCommand var guest: Guest
   @OptionGroup var target: GuestTarget
 
-  @Option(help: .init("What the run follows from; a random one if not given.", valueName: "n")) var seed: UInt64?
-  @Option(help: .init("Stop after so many bytes (default: 64M).", valueName: "bytes")) var bytes: ByteCount?
-  @Option(help: .init("Stop after so many seconds.", valueName: "n")) var seconds: Double?
+  @Option(help: .init("Seed of the run; random by default.", valueName: "n")) var seed: UInt64?
+  @Option(help: .init("Stop after this many bytes (default: 64M).", valueName: "bytes")) var bytes: ByteCount?
+  @Option(help: .init("Stop after this many seconds.", valueName: "n")) var seconds: Double?
   @Option(help: .init("The part of the disk to use: where it begins.", valueName: "bytes")) var offset = ByteCount(0)
   @Option(help: .init("The part of the disk to use: its size (default: up to 1G).", valueName: "bytes")) var length: ByteCount?
   @Option(help: .init("The largest request.", valueName: "bytes")) var largest = ByteCount(128 << 10)
-  @Option(help: "How requests are cut into descriptors; QEMU's own back-ends can do 'random', not 'all'.")
+  @Option(help: "How requests are split into descriptors; QEMU's own back-ends support 'random' but not 'all'.")
   var cuts = VerifyOptions.Cuts.all
-  @Flag(help: "Look for answers instead of being called.") var poll = false
+  @Flag(help: "Poll for answers instead of waiting for calls.") var poll = false
   @Flag(help: "Print JSON.") var json = false
-  @Flag(help: "Connect again when the back-end goes, and go on.") var reconnect = false
-  @Option(help: .init("How long there may be no back-end.", valueName: "seconds")) var reconnectTimeout: Double = 120
-  @Option(help: "Where rings begin again: 'used' is what QEMU says, 'available' what Cloud Hypervisor says.")
+  @Flag(help: "Reconnect when the back-end goes away, and continue.") var reconnect = false
+  @Option(help: .init("How long to wait for a back-end to return.", valueName: "seconds")) var reconnectTimeout: Double = 120
+  @Option(help: "Where rings resume after a reconnection: at 'used', like QEMU, or at 'available', like Cloud Hypervisor.")
   var base = Reconnection.Base.used
   @Flag(help: "Keep no in-flight records of the back-end.") var noInflight = false
   @Flag(help: "Use no indirect descriptors.") var noIndirect = false
   @Flag(help: "Use no event indices.") var noEventIndex = false
-  @Option(help: .init("Print a line after every so many answers.", valueName: "n")) var reportEvery: Int?
+  @Option(help: .init("Print a line after every N answers.", valueName: "n")) var reportEvery: Int?
 
-  @Option(help: .init("Print a line whenever no answer came for longer than this.", valueName: "ms"))
+  @Option(help: .init("Print a line whenever no answer has come for longer than this.", valueName: "ms"))
   var reportPauses: Double?
 
   func validate() throws {
     if let reportPauses, !(reportPauses > 0 && reportPauses < 1e7) {
-      throw ValidationError("--report-pauses \(reportPauses) is no length of time.")
+      throw ValidationError("--report-pauses \(reportPauses) is not a valid time.")
     }
     guard bytes == nil || seconds == nil else { throw ValidationError("Give --bytes or --seconds, not both.") }
-    if let seconds, !(seconds > 0 && seconds < 1e7) { throw ValidationError("--seconds \(seconds) is no length of time.") }
+    if let seconds, !(seconds > 0 && seconds < 1e7) { throw ValidationError("--seconds \(seconds) is not a valid time.") }
     guard reconnectTimeout > 0, reconnectTimeout < 1e7 else {
-      throw ValidationError("--reconnect-timeout \(reconnectTimeout) is no length of time.")
+      throw ValidationError("--reconnect-timeout \(reconnectTimeout) is not a valid time.")
     }
     if let reportEvery, reportEvery < 1 { throw ValidationError("--report-every \(reportEvery) is less than 1.") }
     guard (512...(4 << 20)).contains(largest.bytes) else {

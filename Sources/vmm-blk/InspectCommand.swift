@@ -1,4 +1,4 @@
-/// `vmm-blk inspect`: the rings of a memory file, drawn for people or told to programs. It opens the file for reading only.
+/// `vmm-blk inspect`: the rings of a memory file, drawn for readers or told to programs. It opens the file for reading only.
 internal import ArgumentParser
 internal import Foundation
 internal import MemoryFile
@@ -22,13 +22,13 @@ struct InspectCommand: ParsableCommand {
   @Argument(help: .init("The memory file.", valueName: "file"))
   var file: String
 
-  @Flag(help: "The file is guest memory without header; needs --queue.")
+  @Flag(help: "The file is plain guest memory without a header; needs --queue.")
   var raw = false
 
-  @Option(help: .init("A ring in a raw file, once for each queue.", valueName: "size=N,desc=A,avail=A,used=A"))
+  @Option(help: .init("The ring of a queue in a raw file; once per queue.", valueName: "size=N,desc=A,avail=A,used=A"))
   var queue: [QueueSpecification] = []
 
-  @Option(help: .init("What the driver is taken to have accepted, with --raw.", valueName: "bits"))
+  @Option(help: .init("The features that the driver is assumed to have accepted, with --raw.", valueName: "bits"))
   var features: ByteCount?
 
   @Option(help: .init("Guest-physical address of the first byte of a raw file.", valueName: "address"))

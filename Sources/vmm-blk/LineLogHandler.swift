@@ -45,7 +45,7 @@ enum LogLine {
     }
   }
 
-  /// For people: what they have to know is in the sentence.
+  /// For users: what they have to know is in the sentence.
   private static func text(_ level: Logger.Level, _ sentence: String) -> String {
     "\(time) \(level.rawValue) vmm-blk: \(printable(sentence))"
   }

@@ -4,10 +4,10 @@ public import Logging
 internal import Synchronization
 
 struct LogOptions: ParsableArguments {
-  @Option(help: "The least important lines to log, to standard error: trace, debug, info, notice, warning, error, critical.")
+  @Option(help: "The lowest level to log to standard error: trace, debug, info, notice, warning, error, critical.")
   var logLevel = Logger.Level.info
 
-  @Option(help: "How a line of the log looks: text, for people, or json, an object for each.")
+  @Option(help: "The format of the log: readable text, or json with one object per line.")
   var logFormat = LogFormat.text
 }
 

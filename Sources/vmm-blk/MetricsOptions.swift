@@ -11,8 +11,8 @@ extension MetricsAddress: ExpressibleByArgument {
 struct MetricsOptions: ParsableArguments {
   @Option(
     help: .init(
-      "Show figures to Prometheus at http://<address>/metrics: a port on the loopback address, an address with a port, or the path "
-        + "of a UNIX socket, with a slash in it.", valueName: "address"))
+      "Serve metrics for Prometheus at http://<address>/metrics: a port on the loopback address, an address with a port, or the path "
+        + "of a UNIX socket (with a slash in it).", valueName: "address"))
   var metrics: MetricsAddress?
 
   /// Binds the address, if there is to be one.
@@ -20,10 +20,10 @@ struct MetricsOptions: ParsableArguments {
     try metrics.map { try MetricsServer(on: $0, in: loop) { MetricsPage.page(figures.all).bytes } }
   }
 
-  /// How long the server before may take to end, and how often is looked whether it has.
+  /// How long the old server may take to end, and how often is looked whether it has.
   private static let patience = (whole: Duration.seconds(60), step: Duration.milliseconds(50))
 
-  /// The same for a process that has taken over: the address may be that of the server before, which is about to end.
+  /// The same for a process that has taken over: the address may be that of the old server, which is about to end.
   ///
   /// - Parameter keep: called once, with a server that is open, if there is to be one.
   func open(of figures: OperatorFigures, in loop: EventLoop, log: ServeLog, keep: @escaping (MetricsServer) -> Void) {

@@ -23,7 +23,7 @@ protocol OperatedService: AnyObject {
   var transport: Takeover.Transport { get }
   /// In the order in which they came.
   var disks: [any OperatedDisk] { get }
-  /// Disks that are not served any more and are still to be let go of.
+  /// Disks that are not served any more and are still to be released.
   var leavingDisks: [any OperatedDisk] { get }
   var resizing: OperatorResize { get }
   /// What the process has given up.
@@ -37,7 +37,7 @@ protocol OperatedService: AnyObject {
   ///   - entry: a request with the disk's description, in the words of `serve --disks`, under "entry".
   ///   - then: called once, with its name or why not.
   func add(_ entry: ControlLine, then: @escaping (Result<String, OperatorRefusal>) -> Void)
-  /// Drains a disk and lets go of it.
+  /// Drains a disk and releases it.
   ///
   /// - Parameter then: called once when that is done, or with what keeps it.
   func remove(_ name: String, then: @escaping (Result<Void, OperatorRefusal>) -> Void)

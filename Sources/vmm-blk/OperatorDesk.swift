@@ -90,7 +90,7 @@ final class OperatorDesk {
     case .pause: with(request, connection) { pause($0, connection) }
     case .resume:
       with(request, connection) { disk in
-        log.note("\(connection.peer) lets \(disk.name) go on")
+        log.note("\(connection.peer) resumes \(disk.name)")
         disk.device.resume()
         connection.answer(ControlLine(Operator.Answer()))
       }
@@ -224,7 +224,7 @@ final class OperatorDesk {
       connection.answer(ControlLine(Operator.Answer()))
       return
     }
-    guard disk.device.isPaused else { return refuse(connection, "somebody else has let \(disk.name) go on meanwhile") }
+    guard disk.device.isPaused else { return refuse(connection, "somebody else has resumed \(disk.name) in the meantime") }
     guard ContinuousClock.now < end else {
       return refuse(connection, "\(disk.name) takes nothing more, but what is in flight is not done after \(Self.restLimit)")
     }

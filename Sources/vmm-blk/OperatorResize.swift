@@ -62,7 +62,7 @@ final class OperatorResize {
     device.pause()
     func goOn() { if !wasPaused { device.resume() } }
     func waitForRest() {
-      guard device.isPaused else { return done(.failure(OperatorRefusal("somebody has let \(disk.name) go on meanwhile"))) }
+      guard device.isPaused else { return done(.failure(OperatorRefusal("somebody has resumed \(disk.name) in the meantime"))) }
       guard ContinuousClock.now < end else {
         goOn()
         return done(.failure(OperatorRefusal("what is in flight is not done after \(Self.restLimit), so nothing was changed")))

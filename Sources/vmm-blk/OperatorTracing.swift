@@ -7,12 +7,12 @@ internal import SystemPackage
 internal import VirtioBlkDevice
 internal import VirtioCore
 
-/// Used on the loop's thread. Nothing here waits, and whatever is asked for is bounded: the memory of all traces together, how long
-/// one runs, how long it stays, and how much of it goes with one answer.
+/// Used on the loop's thread. Nothing here waits, and whatever is requested is bounded: the memory of all traces together, how
+/// long one runs, how long it stays, and how much of it goes with one answer.
 final class OperatorTracing {
   /// Bytes of all traces of the process.
-  private static let memoryLimit = 256 << 20
-  /// Records of a thread that may be asked for.
+  static let memoryLimit = 256 << 20
+  /// Records of a thread that may be requested.
   private static let recordRange = 16...1 << 22
   private static let timeRange = 1...3_600_000
   /// Of one answer: some hundred microseconds for this thread.
@@ -25,10 +25,12 @@ final class OperatorTracing {
   private unowned let service: any OperatedService
   private let loop: EventLoop
   private let log: ServeLog
-  /// Traces that end, or are dropped, by themselves, and when: one check for each, however often they are begun. A device that is gone
-  /// may leave its name to the next one.
+  /// Traces that end, or are dropped, by themselves, and when: one check for each, however often they are begun. A device that
+  /// is gone may leave its name to the next one.
   private struct End {
     weak var device: BlockDevice?
+    /// Of the trace: one that a signal started in the meantime is another.
+    var number: UInt64
     var time: ContinuousClock.Instant
   }
   private var ends: [ObjectIdentifier: End] = [:]
@@ -89,14 +91,16 @@ final class OperatorTracing {
   /// Ends the trace after a time, or drops it if it has ended by then.
   private func end(_ device: BlockDevice, after time: Duration) {
     let name = ObjectIdentifier(device)
-    let isWatched = ends.updateValue(End(device: device, time: ContinuousClock.now + time), forKey: name) != nil
+    guard let number = device.trace?.number else { return }
+    let entry = End(device: device, number: number, time: ContinuousClock.now + time)
+    let isWatched = ends.updateValue(entry, forKey: name) != nil
     if !isWatched { watch(name) }
   }
 
   private func watch(_ name: ObjectIdentifier) {
     loop.after(Self.checkPeriod) { [weak self] in
       guard let self, let end = ends[name] else { return }
-      guard let device = end.device, let trace = device.trace else {
+      guard let device = end.device, let trace = device.trace, trace.number == end.number else {
         ends[name] = nil
         return
       }

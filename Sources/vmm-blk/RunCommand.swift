@@ -15,23 +15,23 @@ struct RunCommand: ParsableCommand {
       vmm-blk run --memory <file> --blk-file <path> --once --raw --queue <ring>
       """,
     discussion: """
-      Without --once the disk is served until SIGTERM or Ctrl-C; everything taken is finished first. A driver finds the \
-      disk's registers in the file (Docs/memory-file.md); `vmm-blk guest --memory FILE` is one.
+            Without --once the disk is served until SIGTERM or Ctrl-C; requests in flight are completed first. A driver finds the \
+      disk's registers in the file (Docs/memory-file.md); `vmm-blk guest --memory FILE` is such a driver.
 
-      With --control a running process can be replaced by a new one, of a newer version or with another engine, while the \
-      driver works: 'vmm-blk run --take-over' with the path of that control socket gets the memory file with the device's \
-      role, and the image's lock, and goes on; the process before ends with status 0. Whatever goes wrong on the way, the \
-      process before goes on.
+      With --control a running process can be replaced by a new one, of a newer version or with another engine, while the driver \
+      works. 'vmm-blk run --take-over' with the path of that control socket receives the memory file with the device's role, and \
+      the image's lock, and continues; the old process exits with status 0. If anything goes wrong on the way, the old process \
+      continues.
 
-      With --once everything that is available in the file's queues is processed, and what was done is printed. With --raw \
-      the file is guest memory and nothing else, and --queue says where the rings are, and --features what the driver accepted (VERSION_1 alone if not given).
+      With --once the available requests of all queues are processed, and the results are printed. With --raw the file is plain \
+      guest memory, --queue gives the positions of the rings, and --features what the driver accepted (by default only VERSION_1).
       """)
 
   @Option(
-    help: .init("The memory file; with --take-over it is the one that is served, and can be left out.", valueName: "file"))
+    help: .init("The memory file; can be left out with --take-over.", valueName: "file"))
   var memory: String?
 
-  @Option(help: .init("Make the memory file first, with this much guest memory.", valueName: "size"))
+  @Option(help: .init("Create the memory file first, with this much guest memory.", valueName: "size"))
   var create: ByteCount?
 
   @Option(help: .init("Guest-physical address of the first byte of memory, for --create and --raw.", valueName: "address"))
@@ -40,8 +40,7 @@ struct RunCommand: ParsableCommand {
   @Option(
     help: .init(
       """
-      With --create, the registers that a driver finds in the file: mmio, mmio-legacy, pci, pci-legacy or pci-transitional. \
-      Left out: mmio.
+            With --create, the registers in the file: mmio (the default), mmio-legacy, pci, pci-legacy or pci-transitional.
       """, valueName: "name"))
   var registers: RegisterName?
 
@@ -51,6 +50,8 @@ struct RunCommand: ParsableCommand {
 
   @OptionGroup var figures: MetricsOptions
 
+  @OptionGroup var tracing: TraceFileOptions
+
   @OptionGroup var protection: SandboxOptions
 
   @OptionGroup var driverCheck: DriverCheckOptions
@@ -59,32 +60,35 @@ struct RunCommand: ParsableCommand {
 
   @Option(
     help: .init(
-      "After a signal to end, seconds to wait for what is in flight; a second signal does not wait at all.",
+      "How many seconds to wait for requests in flight after a signal to end; a second signal ends the process at once.",
       valueName: "seconds"))
   var drainTimeout = 30
 
-  @Flag(help: "Process what is available, say what was done, and exit.")
+  @Flag(help: "Process the available requests, print the results, and exit.")
   var once = false
 
-  @Flag(help: "The file is guest memory without header; needs --once and --queue.")
+  @Flag(help: "The file is plain guest memory without a header; needs --once and --queue.")
   var raw = false
 
-  @Option(help: .init("A ring in a raw file, once for each queue.", valueName: "size=N,desc=A,avail=A,used=A"))
+  @Option(help: .init("The ring of a queue in a raw file; once per queue.", valueName: "size=N,desc=A,avail=A,used=A"))
   var queue: [QueueSpecification] = []
 
-  @Flag(help: "Print the account of --once as JSON.")
+  @Flag(help: "Print the results of --once as JSON.")
   var json = false
 
   func validate() throws {
     guard memory != nil || takeover.takeOver != nil else { throw Self.noMemory }
     guard !once || (takeover.control == nil && takeover.takeOver == nil) else {
-      throw ValidationError("one pass has nobody to hand over to: leave out --once, or --control and --take-over")
+      throw ValidationError("--once ends before anybody could take over: leave out --once, or --control and --take-over")
     }
     guard !once || figures.metrics == nil else {
-      throw ValidationError("one pass is over before anybody asks: leave out --once or --metrics")
+      throw ValidationError("--once ends before anybody could read metrics: leave out --once or --metrics")
+    }
+    guard !once || tracing.traceFile == nil else {
+      throw ValidationError("--once ends before a signal could start a trace: leave out --once or --trace-file")
     }
     guard takeover.takeOver == nil || create == nil else {
-      throw ValidationError("--take-over goes on with the memory file that is served: leave out --create")
+      throw ValidationError("--take-over continues with the memory file of the old process: leave out --create")
     }
     guard takeover.takeOver == nil || disk.record == nil else { throw TakeoverOptions.noRecord }
     guard takeover.takeOver == nil || !driverCheck.isOn else { throw DriverCheckOptions.noTakeover }
@@ -92,11 +96,11 @@ struct RunCommand: ParsableCommand {
       throw ValidationError("--drain-timeout \(drainTimeout) is not from 0 to 86400 seconds")
     }
     guard disk.onError == .report else {
-      throw ValidationError("--on-error stop needs somebody to be told of it, and is for serve only: leave it out")
+      throw ValidationError("--on-error stop is for serve only: leave it out")
     }
-    guard !json || once else { throw ValidationError("--json is for the account that --once prints: add --once") }
-    guard !raw || once else { throw ValidationError("--raw is for one pass: add --once") }
-    guard raw || queue.isEmpty else { throw ValidationError("--queue is for a file without header: add --raw") }
+    guard !json || once else { throw ValidationError("--json is for the results of --once: add --once") }
+    guard !raw || once else { throw ValidationError("--raw needs --once: add it") }
+    guard raw || queue.isEmpty else { throw ValidationError("--queue is for a file without a header: add --raw") }
     guard !raw || disk.noFeature.isEmpty else {
       throw ValidationError("with --raw, --features says what the driver accepted: leave out --no-feature")
     }
@@ -104,13 +108,13 @@ struct RunCommand: ParsableCommand {
       throw ValidationError("a raw file does not say where its rings are: add --queue size=N,desc=A,avail=A,used=A")
     }
     guard !once || create == nil else {
-      throw ValidationError("a new file has nothing to process: leave out --create or --once")
+      throw ValidationError("a new file has no requests to process: leave out --create or --once")
     }
     guard registers == nil || create != nil else {
-      throw ValidationError("the file says what registers it has: --registers is for --create")
+      throw ValidationError("an existing file already has registers: --registers is for --create")
     }
     guard memoryBase == nil || create != nil || raw else {
-      throw ValidationError("the file says where its memory is: --memory-base is for --create and --raw")
+      throw ValidationError("an existing file already has a memory base: --memory-base is for --create and --raw")
     }
     guard (memoryBase?.bytes ?? 0) % 4096 == 0 else { throw ValidationError("--memory-base is not a multiple of 4096") }
     guard (create?.bytes ?? 4096) % 4096 == 0, create?.bytes != 0 else {

@@ -92,7 +92,7 @@ struct OnceRun {
   }
 }
 
-/// What was done, for people and for programs.
+/// What was done, for readers and for programs.
 struct OnceAccount: Encodable {
   struct Request: Encodable {
     let queue: Int

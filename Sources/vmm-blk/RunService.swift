@@ -20,6 +20,8 @@ final class RunService {
   private let signals: TerminationSignals
   /// SIGHUP: the image is looked at.
   private let hangup: TerminationSignals
+  /// SIGUSR2: a trace starts or ends.
+  private let traceFile: TraceFile?
   private let log: ServeLog
   private let loop: EventLoop
   private let manager: ServiceManager
@@ -49,6 +51,7 @@ final class RunService {
     command.protection.arm()
     signals = try TerminationSignals()
     hangup = try TerminationSignals([SIGHUP])
+    traceFile = try command.tracing.open()
     loop = try EventLoop()
     checks = try command.driverCheck.begin()
     manager = ServiceManager(in: loop, log: log)
@@ -69,6 +72,8 @@ final class RunService {
     if taker == nil { page = try command.figures.server(of: figures, in: loop) }
     // The loop holds what its handlers hold, the device with its image for one, and so the socket's file does not go by itself.
     let termination = try loop.add(signals.descriptor) { _ in self.endOnSignal(served) }
+    // The loop holds it.
+    if let traceFile { _ = try TraceOnSignal(traceFile, of: self, in: loop, log: log) }
     let look = try loop.add(hangup.descriptor) { [self] _ in
       if hangup.take() != nil { resizing.look(at: disks) }
     }
@@ -109,11 +114,11 @@ final class RunService {
     }
     do { try checks?.finish() } catch { log.warn("\(error)") }
     log.warn(
-      "left behind, because the medium does not answer: \(served.memory) (\(served.device.image.path)): "
+      "abandoned, because the medium does not answer: \(served.memory) (\(served.device.image.path)): "
         + "\(ServerEvent.list(left))")
     control?.removeFile()
     People.flush()
-    // Whoever let go of the image now would wait for the same medium.
+    // Whoever released the image now would wait for the same medium.
     _exit(ExitStatus.leftBehind.rawValue)
   }
 
@@ -159,7 +164,7 @@ final class RunService {
     }
   }
 
-  /// Makes the disk ready that the process before serves, while that one goes on.
+  /// Makes the disk ready that the old process serves, while that one continues.
   private func prepare(_ taker: TakeoverTaker) throws -> Served {
     let names = try taker.greet()
     guard let name = names.first, names.count == 1 else {

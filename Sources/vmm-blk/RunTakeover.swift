@@ -40,7 +40,7 @@ struct RunDisk: OperatedDisk {
 
   func goOn(fromMemory: Bool) { fromMemory ? transport.resumeFromFile() : transport.resume() }
   func leave() { transport.leaveRole() }
-  // The role comes back when the device goes on from the file.
+  // The role comes back when the device continues from the file.
   func own() {}
   func handOver() { transport.handOver() }
 }

@@ -9,8 +9,8 @@ extension SandboxMode: ExpressibleByArgument {}
 struct SandboxOptions: ParsableArguments {
   @Option(
     help: .init(
-      "When everything is set up, give up what serving does not need: system calls, files, capabilities. With log, calls that would "
-        + "end the process are written to the kernel's log instead."))
+      "Once everything is set up, give up the system calls, files and capabilities that serving does not need. With log, forbidden "
+        + "calls only appear in the kernel's log."))
   var sandbox = SandboxMode.on
 
   /// Before the first thread.
@@ -42,7 +42,7 @@ struct SandboxOptions: ParsableArguments {
     switch report.mode {
     case .on: log.note("sandbox: \(report.words)")
     case .log: log.note("sandbox: \(report.words); what it would refuse is in the kernel's log, as audit records of type 1326")
-    case .off: log.warn("the sandbox is off: whoever takes over this process has all rights of its user")
+    case .off: log.warn("the sandbox is off: whoever gains control of this process has all rights of its user")
     }
     for sentence in report.missing { log.warn("the sandbox is without a part: \(sentence)") }
     return report
@@ -50,6 +50,6 @@ struct SandboxOptions: ParsableArguments {
 }
 
 extension SandboxReport {
-  /// The protections that hold, for people.
+  /// The protections that hold, for readers.
   var words: String { parts.isEmpty ? "nothing is given up" : parts.joined(separator: ", ") }
 }

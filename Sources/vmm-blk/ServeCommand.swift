@@ -23,36 +23,37 @@ struct ServeCommand: ParsableCommand {
       vmm-blk serve --print-capabilities
       """,
     discussion: """
-      The virtual machine's memory has to be shared (memory-backend-memfd,share=on in QEMU, memory shared=on in Cloud \
-      Hypervisor). One front-end is served at a time; when it goes, the next can come. SIGTERM and SIGINT finish what is \
-      in flight, remove the socket and end with status 0. What a medium does not answer within --drain-timeout is left \
-      behind, with a line that says what that is, and status 75; a second signal does not wait at all. (Such a process \
-      stays in the process table until the kernel gets its answer from the medium.)
+            The virtual machine's memory must be shared (memory-backend-memfd,share=on in QEMU, memory shared=on in Cloud \
+      Hypervisor). One front-end is served at a time; when it disconnects, another can connect. On SIGTERM or SIGINT the server \
+      completes what is in flight, removes the socket and exits with status 0. Requests that a medium has not answered within \
+      --drain-timeout are abandoned: a message names them, and the status is 75. A second signal ends the server at once. (After \
+      that the process remains in the process table until the kernel gets an answer from the medium.)
 
       With --control a running server can be replaced by a new one, of a newer version or with other options, while its guests \
-      run: 'vmm-blk serve --take-over' with the path of that control socket gets the listening sockets, the connections, the \
-      guests' memory, the positions of the queues and the images' locks, and goes on; the server before ends with status 0. \
-      Whatever goes wrong on the way, the server before goes on.
+      run. 'vmm-blk serve --take-over' with the path of that control socket receives the listening sockets, the connections, the \
+      guests' memory, the positions of the queues and the images' locks, and continues; the old server exits with status 0. If \
+      anything goes wrong on the way, the old server continues.
 
-      A service manager that listens for the server (LISTEN_FDS) needs no --socket-path; where one is said, or with --disks, a \
-      disk is served on the socket that was passed for its path. With NOTIFY_SOCKET and WATCHDOG_USEC the manager is told when \
-      the disks are served, and that the server still runs.
+      A service manager that opens the sockets (LISTEN_FDS) makes --socket-path unnecessary; with --socket-path or --disks, a \
+      disk is served on the socket that was passed for its path. With NOTIFY_SOCKET and WATCHDOG_USEC the server notifies the \
+      manager when the disks are served, and that it is still running.
 
-      With --disks one process serves many disks. FILE is a JSON array with an object for each, in the words of these \
-      options:
+      With --disks one process serves many disks. FILE is a JSON array with an object for each disk, whose members are named like \
+      these options:
 
         [ { "blk-file": "a.img", "socket-path": "a.sock", "num-queues": 2 },
           { "blk-file": "b.img", "socket-path": "b.sock", "read-only": true } ]
 
-      Numbers, and true or false, stand without quotes. The words are blk-file (or image) and socket-path, which every disk needs, and \
-      format, read-only, num-queues, logical-block-size, queue-size-max, serial, engine, direct, threads, pin-cpus, waiting, \
-      poll-us, notify, uring, on-error, inject (a rule or an array of them), latencies, limit, features, no-feature, no-lock, \
-      reconnect-timeout and server-keeps-writes; what an entry does not say is as the command line says. Either all disks are served or none.
+      Numbers, true and false are written without quotes. Every disk needs blk-file (or image) and socket-path. The other members \
+      are format, read-only, num-queues, logical-block-size, queue-size-max, serial, engine, direct, threads, pin-cpus, waiting, \
+      poll-us, notify, uring, on-error, inject (a rule or an array of rules), latencies, limit, features, no-feature, no-lock, \
+      reconnect-timeout and server-keeps-writes; their defaults are the options on the command line. Either all disks are served \
+      or none.
       """)
 
   @OptionGroup var disk: DeviceOptions
 
-  @Option(help: .init("Serve all the disks that this JSON file describes, each on a socket of its own.", valueName: "file"))
+  @Option(help: .init("Serve all disks that this JSON file describes, each on its own socket.", valueName: "file"))
   var disks: String?
 
   @Option(help: .init("Listen on this path.", valueName: "path"))
@@ -64,13 +65,13 @@ struct ServeCommand: ParsableCommand {
 
   @Option(
     help: .init(
-      "Permission bits of the sockets of disks, in octal: who may write may connect. (default: as the umask has it)",
+      "Permissions of the disks' sockets, in octal: whoever may write may connect. (default: according to the umask)",
       valueName: "mode"))
   var socketMode: SocketMode?
 
   @Option(
     help: .init(
-      "Group of the sockets of disks, by name or number. Its members may connect, unless --socket-mode says otherwise.",
+      "Group of the disks' sockets, by name or number. Its members may connect, unless --socket-mode forbids it.",
       valueName: "group"))
   var socketGroup: SocketGroup?
 
@@ -78,36 +79,38 @@ struct ServeCommand: ParsableCommand {
 
   @Option(
     help: .init(
-      "After a signal to end, seconds to wait for what is in flight; a medium that hangs would otherwise keep the process.",
+      "How many seconds to wait for requests in flight after a signal to end, so that a hanging medium does not keep the process.",
       valueName: "seconds"))
   var drainTimeout = 30
 
-  @Option(help: .init("Guest memory that one front-end may have mapped, for each disk.", valueName: "size"))
+  @Option(help: .init("How much guest memory one front-end may have mapped, per disk.", valueName: "size"))
   var memoryBudget = ByteCount(BackendServer.defaultMemoryBudget)
 
   @Option(
     help: .init(
-      "Where a front-end keeps no in-flight records: answer requests in the order in which they came, so that after a crash the "
-        + "ring alone says which are done.", valueName: "on|off"))
+      "If a front-end keeps no in-flight records: answer requests in order, so that after a crash the ring alone shows which ones are "
+        + "done.", valueName: "on|off"))
   var publishInOrder = OnOff.on
 
-  @Flag(help: "Print what this back-end can do, as JSON for management software, and exit.")
+  @Flag(help: "Print the capabilities of this back-end, as JSON for management software, and exit.")
   var printCapabilities = false
 
   @OptionGroup var figures: MetricsOptions
+
+  @OptionGroup var tracing: TraceFileOptions
 
   @OptionGroup var protection: SandboxOptions
 
   @Option(
     help: .init(
-      "Disks that are added while the server runs may have their images and sockets below this path, too; those beside the ones "
-        + "that are served may. Can be given more than once.", valueName: "path"))
+      "Allow disks that are added later to have their images and sockets below this path, in addition to the folders of the present "
+        + "ones. May be repeated.", valueName: "path"))
   var allowPath: [String] = []
 
   @Flag(
     name: .customLong("allow-nbd"),
     help: .init(
-      "Disks that are added while the server runs may be exports of NBD servers, although none of the first disks is one."))
+      "Allow disks that are added later to be exports of NBD servers, even if none of the first disks is one."))
   var allowNBD = false
 
   @OptionGroup var driverCheck: DriverCheckOptions
@@ -122,7 +125,7 @@ struct ServeCommand: ParsableCommand {
     guard takeover.takeOver == nil || !driverCheck.isOn else { throw DriverCheckOptions.noTakeover }
     guard memoryBudget.bytes > 0 else { throw ValidationError("--memory-budget 0 leaves no guest any memory.") }
     if let missing = allowPath.first(where: { !AllowedPlace.exists($0) }) {
-      throw ValidationError("--allow-path \(printable(missing)) is not there: make it first, or leave it out.")
+      throw ValidationError("--allow-path \(printable(missing)) does not exist: create it first, or leave it out.")
     }
     guard allowPath.isEmpty || disks != nil || takeover.control != nil else {
       throw ValidationError("--allow-path is for disks that are added later: add --control or --disks, or leave it out.")
@@ -133,7 +136,7 @@ struct ServeCommand: ParsableCommand {
     if disks != nil {
       guard !disk.namesImage, disk.serial == nil, disk.record == nil, socketPath == nil, fd == nil else {
         throw ValidationError(
-          "With --disks, the image, the serial and the socket of each disk are said in its entry, and --record is for one disk."
+          "With --disks, the image, the serial and the socket of each disk are given in its entry, and --record is for one disk."
         )
       }
       guard takeover.takeOver == nil || !disk.given.contains("--record") else { throw TakeoverOptions.noRecord }
@@ -142,13 +145,13 @@ struct ServeCommand: ParsableCommand {
     guard disk.namesImage else { throw ValidationError("No disk: name one with --blk-file or --image, or many with --disks.") }
     if takeover.takeOver != nil {
       guard fd == nil else {
-        throw ValidationError("With --take-over the socket comes from the server before: leave --fd out.")
+        throw ValidationError("With --take-over the socket comes from the old server: leave --fd out.")
       }
       guard disk.record == nil else { throw TakeoverOptions.noRecord }
       return
     }
     guard socketPath == nil || fd == nil, socketPath != nil || fd != nil || Activation.count > 0 else {
-      throw ValidationError("Say where to serve, with either --socket-path or --fd.")
+      throw ValidationError("No socket: name one with either --socket-path or --fd.")
     }
   }
 

@@ -1,4 +1,4 @@
-/// How a server comes to its disks: it opens them, or takes them over from the server before.
+/// How a server comes to its disks: it opens them, or takes them over from the old server.
 internal import OperatorWords
 internal import Sockets
 internal import SystemPackage
@@ -8,7 +8,7 @@ internal import VirtioCore
 
 extension ServeService {
   /// Queues of a disk for which nobody says how many: as many as front-ends ask for by default, which is one for each virtual
-  /// processor, because a front-end that asks for more than there are fails. A queue that nobody starts costs nothing.
+  /// CPU, because a front-end that asks for more than there are fails. A queue that nobody starts costs nothing.
   static let queues = 16
 
   /// - Parameter list: of many disks; `nil`: the command line describes the only one.
@@ -56,7 +56,7 @@ extension ServeService {
 
   // MARK: Taking over
 
-  /// Makes every disk ready that the server before serves. It has to be the same disks.
+  /// Makes every disk ready that the old server serves. It has to be the same disks.
   func prepare(_ taker: TakeoverTaker, _ list: ServeDiskList?) throws -> [ServedDisk] {
     let names = try taker.greet()
     guard let list else {
@@ -104,12 +104,12 @@ extension ServeService {
   }
 }
 
-/// An image and a socket that are open, and nobody's yet: let go of, both are closed and the socket's file is removed.
+/// An image and a socket that are open, and nobody's yet: released, both are closed and the socket's file is removed.
 struct OpenedDisk {
   let device: BlockDevice
   let listener: Listener
 
-  /// Waits for the medium. Errors are sentences for the person.
+  /// Waits for the medium. Errors are sentences for the user.
   ///
   /// - Parameter hint: what else is to be said where the system does not let this process have a file.
   ///   - nbd: what of NBD is left to a process that has its sandbox; `nil`: it has none yet.

@@ -211,7 +211,7 @@ private struct ReadList {
   /// Disks that are served, with other limits.
   let limited: [(name: String, options: DeviceOptions)]
 
-  /// Waits for media. Errors are sentences for the person.
+  /// Waits for media. Errors are sentences for the user.
   ///
   /// - Parameters:
   ///   - work: the command line's options, and what is served now.

@@ -22,10 +22,12 @@ final class ServeService {
   /// The limit of open files.
   let openFiles: Int
   private let signals: TerminationSignals
-  /// SIGUSR1: queues that stall go on.
+  /// SIGUSR1: stalled queues resume.
   private let resumption: TerminationSignals
   /// SIGHUP: the list of disks is read again, and images are looked at.
   private let hangup: TerminationSignals
+  /// SIGUSR2: a trace starts or ends.
+  private let traceFile: TraceFile?
   /// In the order in which they came.
   var served: [ServedDisk] = []
   /// Closed, closing, or never to be closed because their medium does not answer.
@@ -58,6 +60,7 @@ final class ServeService {
     signals = try TerminationSignals()
     resumption = try TerminationSignals([SIGUSR1])
     hangup = try TerminationSignals([SIGHUP])
+    traceFile = try command.tracing.open()
     log = ServeLog(command.logging)
     openFiles = ServeFileLimit.raise()
     loop = try EventLoop()
@@ -106,10 +109,10 @@ final class ServeService {
       return
     }
     do { try checks?.finish() } catch { log.warn("\(error)") }
-    log.warn("left behind, because the medium does not answer: " + left.joined(separator: "; "))
+    log.warn("abandoned, because the medium does not answer: " + left.joined(separator: "; "))
     removeFiles()
     People.flush()
-    // Whoever let go of the images now would wait for the same medium.
+    // Whoever released the images now would wait for the same medium.
     _exit(ExitStatus.leftBehind.rawValue)
   }
 
@@ -134,6 +137,8 @@ final class ServeService {
   // MARK: Signals
 
   private func attendSignals() throws(Errno) {
+    // The loop holds it.
+    if let traceFile { _ = try TraceOnSignal(traceFile, of: self, in: loop, log: log) }
     _ = try loop.add(signals.descriptor) { [self] _ in
       guard let signal = signals.take() else { return }
       guard !isEnding, postponed == nil else {
@@ -144,7 +149,7 @@ final class ServeService {
     }
     _ = try loop.add(resumption.descriptor) { [self] _ in
       guard resumption.take() != nil else { return }
-      log.note("queues that stall go on")
+      log.note("stalled queues resume")
       for disk in served { disk.device.resume() }
     }
     _ = try loop.add(hangup.descriptor) { [self] _ in
@@ -207,8 +212,8 @@ final class ServeService {
   /// Disks that are still to be closed.
   private var open = 0
 
-  /// Drains a disk, which is served no more from this moment on. Its socket's file goes at once, so that another disk can be served
-  /// there.
+  /// Drains a disk, which is served no more from this moment on. Its socket's file goes at once, so that another disk can be
+  /// served there.
   ///
   /// - Parameter then: called once when every queue has stopped, if that ever happens.
   func close(_ disk: ServedDisk, then: @escaping () -> Void) {
@@ -269,7 +274,7 @@ final class ServeService {
     guard command.socketPath != nil else { return "Serving \(image) on \(disk.place)." }
     return """
       Serving \(image) on \(disk.place); for QEMU: -object memory-backend-memfd,id=mem,size=1G,share=on \
-      -machine memory-backend=mem -m 1G -chardev socket,id=disk,path=\(disk.place) \
+      -machine memory-backend=mem -m 1G -chardev socket,id=disk,path=\(disk.place),reconnect=1 \
       -device vhost-user-blk-pci,chardev=disk\(command.disk.numQueues.map { ",num-queues=\($0)" } ?? "")
       """
   }

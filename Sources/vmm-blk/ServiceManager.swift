@@ -5,8 +5,8 @@ internal import Sockets
 internal import SystemPackage
 internal import VirtioCore
 
-/// Tells a service manager how the service does. Where there is none, every call does nothing. It never waits: what the manager's
-/// socket has no room for is said some time later.
+/// Tells a service manager how the service does. Where there is none, every call does nothing. It never waits: what the
+/// manager's socket has no room for is said some time later.
 ///
 /// Used on the loop's thread.
 final class ServiceManager {
@@ -45,7 +45,7 @@ final class ServiceManager {
     let descriptor = address == nil ? -1 : Glibc.socket(AF_UNIX, type, 0)
     socket = descriptor < 0 ? nil : OwnedDescriptor(descriptor)
     if address == nil {
-      log.warn("the service manager is told nothing: NOTIFY_SOCKET is neither a path nor the name of an abstract socket")
+      log.warn("the service manager is not notified: NOTIFY_SOCKET is neither a path nor the name of an abstract socket")
     }
   }
 
@@ -53,7 +53,7 @@ final class ServiceManager {
 
   /// All disks are served. The process that says so is the service from now on, also where it has taken over from another one.
   ///
-  /// - Parameter status: one line for people.
+  /// - Parameter status: one line for readers.
   func ready(_ status: String) {
     guard !isStopping else { return }
     say("READY=1\nMAINPID=\(getpid())", status)
@@ -96,7 +96,7 @@ final class ServiceManager {
     lastStatus = status
     // One line, whatever names are in it.
     let line = "STATUS=" + printable(status)
-    // What is only for people does not push out what the manager waits for.
+    // What is only for readers does not push out what the manager waits for.
     guard state != nil || unsent.isEmpty else { return }
     if unsent.count == Self.unsentLimit { unsent.removeFirst() }
     unsent.append(state.map { $0 + "\n" + line } ?? line)
@@ -117,7 +117,7 @@ final class ServiceManager {
         unsent = []
         guard !hasComplained else { return }
         hasComplained = true
-        log.warn("the service manager cannot be told how the service does: \(Errno(rawValue: code))")
+        log.warn("the service manager cannot be notified of the service's state: \(Errno(rawValue: code))")
       }
     }
   }

@@ -1,4 +1,4 @@
-/// The ground that every command stands on: standard descriptors, signals, arguments, and words for people.
+/// The ground that every command stands on: standard descriptors, signals, arguments, and words for readers.
 internal import CLinux
 internal import Glibc
 internal import Logging

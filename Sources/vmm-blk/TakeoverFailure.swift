@@ -16,7 +16,7 @@ enum TakeoverFailure: Error, CustomStringConvertible {
 
   var description: String {
     switch self {
-    case .silent(let path): "the server at \(printable(path)) does not answer; it goes on as before"
+    case .silent(let path): "the server at \(printable(path)) does not answer; it continues as before"
     case .refused(let path, let reason): "the server at \(printable(path)) refuses: \(printable(reason))"
     case .control(let path, let error): "the server at \(printable(path)) cannot be taken over from: \(error)"
     case .version(let path, let version):

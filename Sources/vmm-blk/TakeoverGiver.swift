@@ -18,7 +18,7 @@ protocol GivenDisk {
   ///
   /// - Parameter then: called once, with why that cannot be done; never after `goOn`.
   func pause(then: @escaping (String?) -> Void)
-  /// Goes on where it stood, also when it did not come to a standstill.
+  /// Continues where it stood, also when it did not come to a standstill.
   ///
   /// - Parameter fromMemory: the taker may have had it, and is gone.
   func goOn(fromMemory: Bool)
@@ -30,8 +30,8 @@ protocol GivenDisk {
   func handOver()
 }
 
-/// Hands over one disk after the other, to one taker at a time. Until a disk is said to be served elsewhere it can go on here, and
-/// does whenever the taker refuses, is gone or is too slow.
+/// Hands over one disk after the other, to one taker at a time. Until a disk is said to be served elsewhere it can continue
+/// here, and does whenever the taker refuses, is gone or is too slow.
 final class TakeoverGiver {
   private enum Phase {
     /// Its queues are stopping.
@@ -93,7 +93,7 @@ final class TakeoverGiver {
     case .resume:
       with(request, connection, in: .paused) { disk in
         let reason = printable(request.reason ?? "no")
-        log.warn("\(disks[disk].name) goes on here, because the server that takes over says: \(reason)")
+        log.warn("\(disks[disk].name) stays here, because the server that takes over says: \(reason)")
         resume()
         connection.answer(ControlLine(Takeover.Answer()))
       }
@@ -104,12 +104,12 @@ final class TakeoverGiver {
     guard request.version == Takeover.version else {
       return refuse(
         connection,
-        "version \(request.version.map { "\($0)" } ?? "none") of taking over is not spoken here, only \(Takeover.version)")
+        "version \(request.version.map { "\($0)" } ?? "none") of takeovers is not supported here, only \(Takeover.version)")
     }
     guard !isEnding else { return refuse(connection, Self.ending) }
     guard taker == nil else { return refuse(connection, "another process is taking over already") }
     if let paused = service.disks.first(where: \.device.isPaused) {
-      return refuse(connection, "\(paused.name) is paused: let it go on with 'vmm-blk ctl resume' first")
+      return refuse(connection, "\(paused.name) is paused: resume it with 'vmm-blk ctl resume' first")
     }
     if let kept = service.disks.first(where: \.device.image.keepsTables) {
       return refuse(
@@ -211,35 +211,35 @@ final class TakeoverGiver {
     guard let current else { return settle() }
     switch current.phase {
     case .pausing, .paused:
-      log.warn("\(disks[current.disk].name) goes on here, because the server that was taking it over is gone")
+      log.warn("\(disks[current.disk].name) stays here, because the server that was taking it over is gone")
       resume()
     case .committed: waitForMedium(current.disk)
-    // Nobody is let in meanwhile.
+    // Nobody is let in until then.
     case .abandoned: break
     }
   }
 
-  /// Nobody is there, and no disk stands still for anybody: the list was that taker's.
+  /// Nobody is there, and no disk is held for anybody: the list was that taker's.
   private func settle() {
     if !isBusy { disks = [] }
   }
 
-  /// The taker may have begun, and what it has submitted may still be carried out. What is done again here must not be overtaken by
-  /// that, and no buffer of the guest's may be given back before a read that is late has written to it.
+  /// The taker may have begun, and what it has submitted may still be executed. What is done again here must not be overtaken
+  /// by that, and no buffer of the guest's may be given back before a read that is late has written to it.
   private func waitForMedium(_ index: Int) {
     current = (index, .abandoned)
     let (image, name) = (disks[index].device.image, disks[index].name)
     loop.after(Self.notice) { [weak self] in
       guard self?.current?.phase == .abandoned else { return }
       self?.log.warn(
-        "\(name) stands still until the server that was taking it over is gone, with all that it has at the medium")
+        "\(name) is stalled until the server that was taking it over, and its requests at the medium, are gone")
     }
     loop.perform(on: errands) {
       while image.isBeingTaken { usleep(Self.look) }
     } then: { [weak self] in
       guard let self, current?.phase == .abandoned else { return }
       log.warn(
-        "\(name) goes on here, because the server that was taking it over is gone, from what is in guest memory")
+        "\(name) stays here, because the server that was taking it over is gone, from what is in guest memory")
       resume()
     }
   }
@@ -249,8 +249,8 @@ final class TakeoverGiver {
     guard attempt == self.attempt, let current, current.phase == .pausing || current.phase == .paused else { return }
     log.warn(
       current.phase == .pausing
-        ? "\(disks[current.disk].name) goes on here, because it did not come to a standstill in \(Takeover.limit)"
-        : "\(disks[current.disk].name) goes on here, because the server that was taking it over does not go on")
+        ? "\(disks[current.disk].name) stays here, because it could not be quiesced within \(Takeover.limit)"
+        : "\(disks[current.disk].name) stays here, because the server that was taking it over does not continue")
     guard let taker else { return }
     // Whatever it says from now on is about something that is over. Its end resumes the disk.
     taker.close()

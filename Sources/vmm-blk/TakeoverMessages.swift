@@ -8,7 +8,7 @@ internal import VhostUser
 enum Takeover {
   /// Of the messages, the state included. A member that changes its meaning, or one that has to be understood, makes a new one.
   static let version = 1
-  /// How long a disk may stand still for a server that takes it over, before it goes on where it was.
+  /// How long a disk may stand still for a server that takes it over, before it continues where it was.
   static let limit = Duration.seconds(10)
 
   /// How a disk reaches its guest.
@@ -22,15 +22,15 @@ enum Takeover {
     enum Verb: String, Codable {
       /// Says who asks, and which version is spoken. First of all.
       case takeOver = "take-over"
-      /// The state of a disk, which goes on.
+      /// The state of a disk, which continues.
       case describe
-      /// The state of a disk that stands still from then on.
+      /// The state of a disk that is at rest from then on.
       case pause
       /// The disk is held there: is it to begin?
       case commit
       /// It has begun.
       case served
-      /// It cannot be done: the disk goes on here.
+      /// It cannot be done: the disk continues here.
       case resume
     }
 
@@ -67,7 +67,7 @@ enum Takeover {
     var file: File?
     /// What the disk may do in a second, in the words of `--limit`; `nil`: what it likes.
     var limits: String?
-    /// When it came to a standstill, nanoseconds of CLOCK_MONOTONIC; `nil`: it goes on.
+    /// When it came to a standstill, nanoseconds of CLOCK_MONOTONIC; `nil`: it continues.
     var stillSince: UInt64?
   }
 

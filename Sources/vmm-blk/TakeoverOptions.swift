@@ -6,40 +6,40 @@ internal import Sockets
 struct TakeoverOptions: ParsableArguments {
   @Option(
     help: .init(
-      "Listen on this path for an operator: 'vmm-blk ctl', or a server that takes over. Only this user and root are listened to.",
+      "Listen on this path for 'vmm-blk ctl' and for servers that take over. Only this user and root may connect.",
       valueName: "path"))
   var control: String?
 
   @Option(
     help: .init(
-      "Take over from the running server that has this control socket: the same disks, whose guests go on.", valueName: "path"))
+      "Take over the disks of the running server that has this control socket; their guests keep running.", valueName: "path"))
   var takeOver: String?
 
-  static let noRecord = ValidationError("--record begins a new file, so it does not go with --take-over.")
+  static let noRecord = ValidationError("--record starts a new file, so it cannot be combined with --take-over.")
 
   /// Who takes over, if anybody is to be taken over from.
   func taker(on transport: Takeover.Transport, in loop: EventLoop, log: ServeLog) throws -> TakeoverTaker? {
     try takeOver.map { try TakeoverTaker($0, on: transport, wantsControl: wantsControl, in: loop, log: log) }
   }
 
-  /// The control socket is the one of the server before.
+  /// The control socket is the one of the old server.
   private var wantsControl: Bool {
     guard let control, let takeOver else { return false }
     return Takeover.absolute(control) == Takeover.absolute(takeOver)
   }
 
-  /// A control socket that is not to come from the server before.
+  /// A control socket that is not to come from the old server.
   func listen() throws -> Listener? {
     guard let control, !wantsControl else { return nil }
     return try Listener(path: control)
   }
 
-  /// The control socket of the server before, if that was wanted and has come.
+  /// The control socket of the old server, if that was wanted and has come.
   func adopt(from taker: TakeoverTaker, _ log: ServeLog) -> Listener? {
     guard let control, wantsControl else { return nil }
     do {
       guard let socket = taker.control else {
-        log.warn("the control socket \(control) stays with the server before, which still has disks")
+        log.warn("the control socket \(control) stays with the old server, which still has disks")
         return nil
       }
       let listener = try Listener(takingOver: socket, path: control)

@@ -20,7 +20,7 @@ protocol TakenDisk {
   ///
   /// - Parameter then: called once, with why it cannot be done here.
   func prepare(_ part: Takeover.Part, _ list: DescriptorList, then: @escaping (String?) -> Void)
-  /// Goes on with the state at which the other server stands still, as far as that goes before it is over with it.
+  /// Continues with the state at which the other server stopped, as far as that goes before it is over with it.
   ///
   /// - Parameter then: called once, with why that cannot be done here. After a failure only `giveBack` may follow, otherwise
   ///   `release`.
@@ -31,7 +31,8 @@ protocol TakenDisk {
   func giveBack()
 }
 
-/// Everything that is slow or can fail is done while the other server still serves; then one disk after the other changes hands.
+/// Everything that is slow or can fail is done while the other server still serves; then one disk after the other changes
+/// hands.
 final class TakeoverTaker {
   /// Makes a disk of the state that the other server describes.
   typealias Maker = (_ state: Takeover.Disk, _ list: DescriptorList, _ errands: ErrandQueue) throws -> any TakenDisk
@@ -56,7 +57,7 @@ final class TakeoverTaker {
 
   /// - Parameters:
   ///   - path: of the other server's control socket.
-  ///   - wantsControl: to go on with that socket, too.
+  ///   - wantsControl: to continue with that socket, too.
   init(
     _ path: String, on transport: Takeover.Transport, wantsControl: Bool, in loop: EventLoop, log: ServeLog
   ) throws {
@@ -181,7 +182,7 @@ final class TakeoverTaker {
         if let place = answer.control { self.control = try DescriptorList(line.descriptors).descriptor(place) }
         self.take(index + 1, then)
       } otherwise: { reason in
-        self.log.warn("\(disk.place) is served here, and the server before cannot be told: \(reason)")
+        self.log.warn("\(disk.place) is served here, but the old server cannot be notified: \(reason)")
         self.take(index + 1, then)
       }
     } otherwise: { [self] reason in
@@ -193,7 +194,7 @@ final class TakeoverTaker {
 
   private func tell(_ disk: any TakenDisk, _ since: UInt64) {
     let microseconds = (Clock.now &- since) / 1000
-    log.note("took over \(disk.place); its queues stood still for \(microseconds / 1000).\(microseconds % 1000 / 100) ms")
+    log.note("took over \(disk.place); its queues were stopped for \(microseconds / 1000).\(microseconds % 1000 / 100) ms")
   }
 
   private func giveBack(_ index: Int, _ reason: String, _ then: @escaping () -> Void) {
@@ -207,7 +208,7 @@ final class TakeoverTaker {
 
   private func failed(_ index: Int, _ reason: String) {
     failures.append(.disk(disks[index].name, reason))
-    log.warn("\(disks[index].place) stays with the server before: \(reason)")
+    log.warn("\(disks[index].place) stays with the old server: \(reason)")
   }
 
   private func ask(

@@ -14,21 +14,20 @@ struct TopCommand: ParsableCommand {
     usage: "vmm-blk top --control <path> [<options>]",
     discussion: """
       The server is a 'vmm-blk serve' or 'vmm-blk run' with --control <path>; VMM_BLK_CONTROL in the environment stands for it. \
-      The busiest disks come first; q ends it. Where standard output is no terminal, the same lines are printed one after the \
-      other.
+            The busiest disks come first; q quits. If standard output is not a terminal, the same lines are printed one after the other.
 
-      r/s and w/s are requests a second, read and write bytes a second, and 'other' everything that is neither (flushes, \
-      discards). 'flight' is how many requests are taken and not answered, p50 and p99 how long those of the last interval took, \
-      and 'err' how many were answered with an error.
+      r/s and w/s are requests per second, read and write bytes per second, and 'other' is all other requests (flushes, \
+      discards). 'flight' is the number of requests in flight, p50 and p99 are the latencies of the last interval, and 'err' is \
+      the number of requests answered with an error.
       """)
 
   @Option(help: .init("The control socket of the server.", valueName: "path"))
   var control: String?
 
-  @Option(help: .init("Between two looks.", valueName: "seconds"))
+  @Option(help: .init("The time between two updates.", valueName: "seconds"))
   var interval = 1.0
 
-  @Option(help: .init("End after so many intervals. (default: never)", valueName: "n"))
+  @Option(help: .init("Exit after this many intervals. (default: never)", valueName: "n"))
   var count: Int?
 
   func validate() throws {

@@ -1,4 +1,4 @@
-/// `vmm-blk trace`: what becomes of the requests of a running server, for a viewer and as a table.
+/// `vmm-blk trace`: what happens to the requests of a running server, for a viewer and as a table.
 internal import ArgumentParser
 internal import FoundationEssentials
 internal import Glibc
@@ -10,23 +10,23 @@ internal import VirtioCore
 
 struct TraceCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "trace", abstract: "Record where the time of requests goes on a running server.",
-    usage: "vmm-blk trace --control <path> [--disk <disk>] [--seconds <n>] [--output <file>] [--picture <file>]",
+    commandName: "trace", abstract: "Record where the requests of a running server spend their time.",
+    usage: "vmm-blk trace --control <path> [--disk <disk>] [--seconds <n>] [--output <file>] [--picture <file>] [--kernel]",
     discussion: """
       The server is a 'vmm-blk serve' or 'vmm-blk run' with --control <path>; VMM_BLK_CONTROL in the environment stands for it. \
-      For so many seconds, or until SIGINT, each of its threads records every request: when it was taken from its ring, when the \
-      medium was asked and was done, when the answer was written and shown to the driver; and when the thread polled, slept, \
-      noticed a kick and sent a call. A thread that has written 2048 records within a tenth \
-      of a second rests until the next, so that the trace costs little; --all lets it go on. The records are kept in memory of a \
-      fixed size, the latest of them; --output writes them as \
-      JSON for the viewers of Chrome (chrome://tracing) and Perfetto (ui.perfetto.dev), and --picture the first few requests as SVG.
+            Until the time is over, or until SIGINT, each of its threads records every request: when it was popped from its ring, when it \
+      was passed to the medium and completed there, and when the answer was written and published; and when the thread polled, \
+      slept, noticed a kick and sent a call. A thread that has written 2048 records within a tenth of a second rests until the \
+      next tenth, so that a trace costs little; --all records everything. Each thread keeps its latest records, in memory of a \
+      fixed size. --output writes them as JSON for the viewers of Chrome (chrome://tracing) and Perfetto (ui.perfetto.dev), and \
+      --picture draws the first few requests as SVG.
 
-      The table says how long requests waited on average for a limit, for the medium, for their turn where answers come in order, \
-      and for their batch to be published; and how much of its time each thread works, polls and sleeps.
+      The table shows how long requests waited on average for a limit, for the medium, for earlier answers (if they are \
+      published in order), and for their batch to be published; and how much of its time each thread worked, polled and slept.
 
         vmm-blk trace --control /run/disks.ctl --disk a.sock --seconds 2 --output trace.json
 
-      Docs/tracing.md says what each word means and what a trace costs.
+      Docs/tracing.md explains each column and what a trace costs. A server with --trace-file can also be traced by a signal.
       """)
 
   @Option(help: .init("The control socket of the server.", valueName: "path"))
@@ -35,10 +35,10 @@ struct TraceCommand: ParsableCommand {
   @Option(help: .init("The disk. (default: all)", valueName: "text"))
   var disk: String?
 
-  @Option(help: .init("How long.", valueName: "n"))
+  @Option(help: .init("How long to trace.", valueName: "n"))
   var seconds = 1.0
 
-  @Option(help: .init("Records kept for each thread, 64 bytes each; the oldest are overwritten.", valueName: "n"))
+  @Option(help: .init("How many records each thread keeps, of 64 bytes each; the oldest are overwritten.", valueName: "n"))
   var records = 65536
 
   @Option(help: .init("Where to write the events, as JSON.", valueName: "file"))
@@ -50,13 +50,19 @@ struct TraceCommand: ParsableCommand {
   @Option(help: .init("How many requests to draw.", valueName: "n"))
   var pictureRequests = 12
 
-  @Flag(help: "Record every request, whatever that costs. (default: up to 2048 records in each tenth of a second)")
+  @Flag(help: "Record every request, at whatever cost. (default: up to 2048 records per tenth of a second)")
   var all = false
 
   /// Records that a thread writes within a tenth of a second, for some thousandths of its time.
   private static let budget = 2048
 
-  @Flag(help: "End and drop a trace that somebody else has begun, and record nothing.")
+  @Flag(
+    help: .init(
+      "Record the kernel's own trace points of io_uring and of block devices as well, and write them into --output beside the rest. "
+        + "Needs root and tracefs."))
+  var kernel = false
+
+  @Flag(help: "End and drop a trace that somebody else has started, and record nothing.")
   var abandon = false
 
   func validate() throws {
@@ -78,12 +84,12 @@ struct TraceCommand: ParsableCommand {
       for name in names { _ = try server.ask(request(.drop, name)) }
       return
     }
-    let disks = try traced(server, names, signals)
-    if let output { try write(TraceEvents.json(disks), to: output) }
+    let (disks, inKernel) = try traced(server, names, signals)
+    if let output { try write(TraceEvents.json(disks, kernel: inKernel), to: output) }
     if let picture, let first = disks.first(where: { !$0.requests.isEmpty }) ?? disks.first {
       try write(TracePicture.svg(first, requests: pictureRequests), to: picture)
     }
-    for line in TraceTable.lines(disks) { print(printable(line)) }
+    for line in TraceTable.lines(disks) + (inKernel?.lines ?? []) { print(printable(line)) }
   }
 
   private func allDisks(_ server: CtlSession) throws -> [String] {
@@ -99,7 +105,12 @@ struct TraceCommand: ParsableCommand {
   }
 
   /// All of them at the same time. Whatever goes wrong on the way, nothing is traced any more afterwards.
-  private func traced(_ server: CtlSession, _ names: [String], _ signals: TerminationSignals) throws -> [TracedDisk] {
+  private func traced(
+    _ server: CtlSession, _ names: [String], _ signals: TerminationSignals
+  ) throws -> ([TracedDisk], KernelTrace?) {
+    // Before anything is traced: what it cannot have is said at once.
+    let process = kernel ? try server.ask(Operator.Request(request: .status), Operator.Service.self).process : 0
+    let kernelTracing = kernel ? try KernelTracing(process: process) : nil
     var begun: [String] = []
     defer { for name in begun { _ = try? server.ask(request(.drop, name)) } }
     for name in names {
@@ -111,15 +122,17 @@ struct TraceCommand: ParsableCommand {
       _ = try server.ask(start)
       begun.append(name)
     }
+    try kernelTracing?.start()
     var entry = pollfd(fd: signals.descriptor, events: Int16(POLLIN), revents: 0)
     _ = unsafe poll(&entry, 1, Int32(seconds * 1000))
     // First all are stopped, so that reading one is not part of the other.
     // A disk that is gone by now takes no other's records along.
     let ends = try attempts(names) { try server.ask(request(.stop, $0), Operator.Trace.self) }
-    return try attempts(ends) { try disk($0, server) }
+    let inKernel = try kernelTracing?.finish()
+    return (try attempts(ends) { try disk($0, server) }, inKernel)
   }
 
-  /// What comes of each; what fails is told, and fails as a whole if nothing comes of any.
+  /// The outcome of each; what fails is told, and fails as a whole if nothing comes of any.
   private func attempts<Each, Result>(_ list: [Each], _ attempt: (Each) throws -> Result) throws -> [Result] {
     var results: [Result] = []
     for (index, each) in list.enumerated() {

@@ -12,36 +12,37 @@ extension PlantedMistake: ExpressibleByArgument {}
 struct VerifyCrashCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "verify-crash",
-    abstract: "Check that a power failure loses nothing that a guest was promised to keep.",
+    abstract: "Check that no power failure loses data that the guest was promised.",
     discussion: """
-      A driver in this process makes random requests on a scratch image. Every write, flush, discard and write-zeroes that \
+            A driver in this process issues random requests on a scratch image. Every write, flush, discard and write-zeroes that \
       reaches the medium is recorded, with every request and every answer. Then the power fails at random moments of that \
-      record, and images are made of what the medium may hold: what was flushed, and any subset of the changes that were not, \
-      whole or sector by sector; all subsets of whole changes where they are few. On each of them every sector has to be what \
-      the driver may count with: the last write that was promised to be stable, or a later one.
+      record, and images are built of what the medium may hold: what was flushed, and any subset of the later changes, \
+      whole or sector by sector; all subsets of whole changes if there are few. In each of them every sector must hold what \
+      the driver may rely on: the last write that was promised to be stable, or a later one.
 
-      Promised is what was answered before a FLUSH was asked for that was answered, too; and with writeback 0, or without \
-      FLUSH, each write that was answered. The medium is believed in one thing: what was done before an fdatasync began, or \
-      was written with RWF_DSYNC, is there once that is done.
+      A write is promised if it was answered before a FLUSH was submitted that was answered as well; with writeback 0, or without \
+      FLUSH, every answered write is promised. One thing is assumed of the medium: that data written before the start of an \
+      fdatasync, or with RWF_DSYNC, is there once that call has returned.
 
-      --plant makes the device make a mistake, to see that it is found: status 1.
+      --plant adds a fault to the device, to show that it is found: status 1.
 
-      With --log the images are made of a log of writes, as `serve --record` and the kernel's dm-log-writes make one, of a disk \
-      that held --base when it began. --check is a shell command that judges each image, `$1`; status 0 is fine.
+      With --log the images are built from a log of writes, as `serve --record` and the kernel's dm-log-writes produce it, of a \
+      disk that held --base at the start. --check is a shell command that judges each image, `$1`; status 0 means that it is good.
       """)
 
-  @Option(help: .init("Images to look at, at least. (default: 10000, with --log 200)", valueName: "n")) var images: Int?
-  @Option(help: .init("What the requests and the images follow from; a random one if not given.", valueName: "n"))
+  @Option(help: .init("The least number of images to check. (default: 10000, with --log 200)", valueName: "n")) var images: Int?
+  @Option(help: .init("Seed of the random requests and images; random by default.", valueName: "n"))
   var seed: UInt64?
-  @Option(help: "How the driver asks for stable writes, more than once if you like; all ways if not given.")
+  @Option(help: "How the driver asks for stable writes. May be repeated; all ways by default.")
   var mode: [CrashMode] = []
-  @Option(help: "Which engines, more than once if you like; all that can be had if not given.")
+  @Option(help: "The engine. May be repeated; all available ones by default.")
   var engine: [EngineKind] = []
-  @Option(help: .init("Where the scratch images are made; nothing stays there.", valueName: "path")) var folder = "/var/tmp"
-  @Option(help: .init("A mistake to make: \(Self.mistakes)", valueName: "name")) var plant: PlantedMistake?
+  @Option(help: .init("Where to create the scratch images, which are removed at the end.", valueName: "path")) var folder =
+    "/var/tmp"
+  @Option(help: .init("A fault to plant: \(Self.mistakes)", valueName: "name")) var plant: PlantedMistake?
   @Option(help: .init("A log of writes in the format of dm-log-writes.", valueName: "file")) var log: String?
-  @Option(help: .init("What was on the logged disk before.", valueName: "file")) var base: String?
-  @Option(help: .init("What judges an image of a logged disk, for the shell.", valueName: "text")) var check: String?
+  @Option(help: .init("The contents of the logged disk at the start.", valueName: "file")) var base: String?
+  @Option(help: .init("The shell command that judges an image of a logged disk.", valueName: "text")) var check: String?
   @Flag(help: "Print JSON.") var json = false
 
   private static let mistakes = PlantedMistake.allCases.map { "\($0.rawValue) (\($0.summary))" }.joined(separator: ", ")

@@ -6,7 +6,7 @@ struct VmmBlk: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "vmm-blk", abstract: "A virtio block device in userspace.",
     discussion: """
-      Sizes are bytes, with a suffix if you like: 4k, 1M, 1G (powers of 1024, also as 1GiB), 10GB (powers of 1000).
+      Sizes are in bytes, with an optional suffix: 4k, 1M, 1G (powers of 1024, also written 1GiB), 10GB (powers of 1000).
 
       Exit status:
 

@@ -16,7 +16,7 @@ import VirtioCore
   }
 
   /// What lies beyond the present end of a file that was cut is an error, on every engine alike, and is not made up again: a
-  /// write there would turn what was lost into zeroes. The rest goes on, and so does all when the file has its length back.
+  /// write there would turn what was lost into zeroes. The rest continues, and so does all when the file has its length back.
   @Test(arguments: engines, Medium.allCases) func cutShort(engine: EngineKind, medium: Medium) throws {
     for direct in engine == .mapped || engine == .cached ? [ImageOptions.Direct.off] : [.auto, .off] {
       let rig = try Rig(RigOptions(engine: engine, folder: medium.folder, size: 1 << 20, direct: direct))

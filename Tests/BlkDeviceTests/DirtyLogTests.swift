@@ -145,7 +145,7 @@ private final class Bits: @unchecked Sendable {
     }
   }
 
-  /// Somebody copies the memory elsewhere meanwhile, page by page as they are marked: in the end the copy is the memory.
+  /// Somebody copies the memory elsewhere in the meantime, page by page as they are marked: in the end the copy is the memory.
   @Test(arguments: cases) func aCopyByTheLogIsWhole(test: Case) throws {
     let scratch = try Scratch()
     let bits = try Bits(bytes: 16 << 10)
@@ -178,7 +178,7 @@ private final class Bits: @unchecked Sendable {
     }
   }
 
-  /// Only what was asked for: the ring without the buffers, and pages that the log has room for.
+  /// Only what was requested: the ring without the buffers, and pages that the log has room for.
   @Test func aLogOfTheRingAloneAndAShortOne() throws {
     let scratch = try Scratch()
     let bits = try Bits(bytes: 16 << 10)
@@ -199,7 +199,7 @@ private final class Bits: @unchecked Sendable {
     #expect(short.take().allSatisfy { $0 < 8 })
   }
 
-  /// The marks of one byte are set by several at once, and taken away meanwhile: none is lost.
+  /// The marks of one byte are set by several at once, and taken away in the meantime: none is lost.
   @Test func marksAreNotLostBesideEachOther() throws {
     let bits = try Bits(bytes: 1)
     let rounds = 5000

@@ -1,4 +1,4 @@
-/// Faults on purpose: what each of them becomes for the driver, on every engine, and that nothing else is hit.
+/// Faults deliberately: what each of them becomes for the driver, on every engine, and that nothing else is hit.
 import Foundation
 import Glibc
 import GuestDriver
@@ -77,7 +77,7 @@ import VirtioCore
       options.device.faults = try test.rules.map { try #require(FaultRule($0)) }
       let rig = try Rig(options)
       try rig.expect(test.request, test.status, "\(engine)")
-      // Elsewhere all goes on.
+      // Elsewhere all continues.
       let other = BlockRequest.write(sector: 1024, pattern(512, seed: 3))
       try rig.expect(other, test.rules == ["write:eio:after=1:count=1"] ? .ioError : .ok, "\(engine)")
       guard test.status == .ok, test.request.type == .write else { continue }
@@ -142,7 +142,7 @@ import VirtioCore
     #expect(!answered.contains(stuck) && answered.count == 20)
     let (status, output) = program.end()
     #expect(status == 75, "\(output)")
-    #expect(output.contains("left behind"), "\(output)")
+    #expect(output.contains("abandoned"), "\(output)")
   }
 
   @Test(arguments: [
@@ -216,6 +216,6 @@ import VirtioCore
     #expect(try client.perform(.write(sector: 0, pattern(4096))).status == .ok)
     try client.shutDown()
     let end = program.end()
-    #expect(end.status == 0 && end.output.contains("on purpose"), "\(end.output)")
+    #expect(end.status == 0 && end.output.contains("faults are injected"), "\(end.output)")
   }
 }

@@ -97,7 +97,7 @@ import VirtioCore
     }
   }
 
-  /// The record of what is in flight belongs to the one who goes on until the release.
+  /// The record of what is in flight belongs to the one who continues until the release.
   @Test(arguments: [EngineKind.uring, .sync]) func aHeldQueueLeavesTheRecordAlone(engine: EngineKind) throws {
     let disk = try Disk(engine)
     try disk.submit(6)
@@ -118,8 +118,8 @@ import VirtioCore
     #expect(record.inFlight.isEmpty && record.used == 6)
   }
 
-  /// Who had the queue before has told the driver of all that it answered: one call more for each takeover is one too many for a
-  /// driver that asked for none.
+  /// Who had the queue before has told the driver of all that it answered: one call more for each takeover is one too many for
+  /// a driver that asked for none.
   @Test(arguments: [false, true]) func aReleaseNotifiesNobody(isInOrder: Bool) throws {
     let disk = try Disk(.sync, publishesInOrder: isInOrder)
     try disk.hand.startHeld()

@@ -57,7 +57,7 @@ import VirtioCore
     try LockTravel.run(scratch.image(), direct)
   }
 
-  /// Until the server before has let go of it, the lock is its.
+  /// Until the old server has released it, the lock is its.
   @Test func aTakeoverThatFailsLeavesTheLock() throws {
     let scratch = try Scratch()
     let path = try scratch.image()

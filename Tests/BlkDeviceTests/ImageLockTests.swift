@@ -29,7 +29,8 @@ import VirtioCore
     return try ImageFile(options)
   }
 
-  /// The one after holds marks until it knows that the one before is over with the image, or is gone with all that it had under way.
+  /// The one after holds marks until it knows that the previous one is over with the image, or is gone with all that it had
+  /// under way.
   @Test(arguments: [false, true]) func aTakerIsSeenUntilItIsGone(isReadOnly: Bool) throws {
     let first = try ImageFile(ImageOptions(path: path, isReadOnly: isReadOnly))
     #expect(!first.isBeingTaken)
@@ -51,7 +52,7 @@ import VirtioCore
     withExtendedLifetime((first, second, third)) {}
   }
 
-  /// Killed after it took over: nothing of its locks is let go of by hand, and the claim is not its own.
+  /// Killed after it took over: nothing of its locks is released by hand, and the claim is not its own.
   @Test func theRequestsOfADeadTakerKeepTheImage() throws {
     var first: ImageFile? = try ImageFile(ImageOptions(path: path))
     let mark: OwnedDescriptor
@@ -80,7 +81,7 @@ import VirtioCore
     withExtendedLifetime(mark) {}
   }
 
-  /// One server after the other lets go of its own marks, and the claim stays with the last.
+  /// One server after the other releases its own marks, and the claim stays with the last.
   @Test func theClaimIsTheLastOnes() throws {
     var server = try ImageFile(ImageOptions(path: path))
     for _ in 0..<3 {
@@ -95,7 +96,8 @@ import VirtioCore
     #expect(!isLocked())
   }
 
-  /// QEMU has a byte for each right, from 100 on, and one for each that it leaves to nobody else, from 200 on; all locks are shared.
+  /// QEMU has a byte for each right, from 100 on, and one for each that it leaves to nobody else, from 200 on; all locks are
+  /// shared.
   @Test(
     arguments: [([100], false), ([100, 201], false), ([100, 101, 103, 201, 203], true), ([101], true)] as [([off_t], Bool)])
   func aWriterThatLocksAsQEMUDoesIsSeen(bytes: [off_t], isWriter: Bool) throws {

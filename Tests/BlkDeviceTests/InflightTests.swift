@@ -1,4 +1,4 @@
-/// Queues with an in-flight record: what was interrupted is answered first, whatever happens meanwhile.
+/// Queues with an in-flight record: what was interrupted is answered first, whatever happens in the meantime.
 import CLinux
 import Glibc
 import GuestDriver
@@ -65,7 +65,7 @@ import VirtioCore
     }
   }
 
-  /// Four of six had been taken when the one before ended. They come first, in the order in which they had been taken.
+  /// Four of six had been taken when the previous one ended. They come first, in the order in which they had been taken.
   @Test(arguments: [(false, false), (true, false), (false, true)])
   func interruptedRequestsComeFirst(isInOrder: Bool, isKnown: Bool) throws {
     let script = try Script(completesLater: true, isBackwards: true)
@@ -127,7 +127,7 @@ import VirtioCore
     try waitUntil("every slot is taken") { script.held == LaneContext.slots }
     #expect(disk.hand.attended.stop(queue: 0))
     disk.device.replaceFailure(queue: 0, .none)
-    // A worker that sees completions before its orders would go on with what is new.
+    // A worker that sees completions before its orders would continue with what is new.
     let call = try OwnedDescriptor.eventCounter()
     disk.device.replaceCall(queue: 0, .eventCounter(call))
     try waitUntil("the worker has its orders") {
@@ -144,7 +144,7 @@ import VirtioCore
     #expect(disk.hand.stop() == QueuePosition(available: 1200, used: 1200))
   }
 
-  /// A chain that the guest broke meanwhile stops the queue, and is still in the record.
+  /// A chain that the guest broke in the meantime stops the queue, and is still in the record.
   @Test func brokenChainStopsTheRecovery() throws {
     let disk = try Disk()
     let heads = try disk.submitWrites(3)
@@ -251,7 +251,7 @@ import VirtioCore
     #expect(disk.hand.attended.isAtRest)
   }
 
-  /// A queue that was left behind may never end, so nothing waits for it.
+  /// A queue that was abandoned may never end, so nothing waits for it.
   @Test func nothingWaitsForAQueueThatWasLeft() throws {
     let script = try Script(completesLater: true)
     let disk = try Disk(script, queues: 2)

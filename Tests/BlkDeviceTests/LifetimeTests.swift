@@ -71,7 +71,7 @@ import Testing
     try client.shutDown()
   }
 
-  /// It is asked for each time.
+  /// It is requested each time.
   @Test func whatChangesIsSeen() throws {
     let scratch = try Scratch()
     let folder = scratch.path + "/sys"

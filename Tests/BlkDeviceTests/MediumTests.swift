@@ -20,7 +20,7 @@ import VirtioCore
     let rig = try Rig(options)
     try rig.expect(.flush, .ioError)
     for queue in [0, 1, 0] { #expect(try rig.perform(.flush, queue: queue).status == .ioError) }
-    // Everything else goes on.
+    // Everything else continues.
     try rig.expect(.write(sector: 8, pattern(4096)))
     #expect(try firstDifference(rig.expect(.read(sector: 8, bytes: 4096)).answer, pattern(4096)) == nil)
     #expect(script.records.filter { $0.kind == .flush }.count == 1, "no later flush asks the kernel, which has forgotten")

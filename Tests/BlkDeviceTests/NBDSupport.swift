@@ -14,8 +14,8 @@ extension Host {
   static let hasQemuNBD: Bool = NBDSupport.load() == nil && run("qemu-nbd", "--version") != nil
 }
 
-/// Whether somebody takes connections there: as the kernel says it, because a look by a connection could be the only one that a server
-/// takes.
+/// Whether somebody takes connections there: as the kernel says it, because a look by a connection could be the only one that
+/// a server takes.
 func isListening(_ path: String) -> Bool {
   guard let table = try? String(contentsOfFile: "/proc/net/unix", encoding: .utf8) else { return false }
   // The fourth word has the flag of a socket that accepts.
@@ -30,7 +30,7 @@ private enum LastingThread {
   /// One for all tests, which never ends.
   private static let queue: LastingQueue = LastingQueue()
 
-  /// - Parameter body: it may be let go of a moment after this has returned.
+  /// - Parameter body: it may be released a moment after this has returned.
   static func run<Value>(_ body: @escaping () throws -> Value) throws -> Value {
     nonisolated(unsafe) let body = body
     nonisolated(unsafe) var result: Result<Value, any Error>?

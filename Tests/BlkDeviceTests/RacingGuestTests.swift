@@ -1,4 +1,4 @@
-/// A guest whose other processors rewrite rings, descriptors, headers and tables while the device is at work on them, on every
+/// A guest whose other CPUs rewrite rings, descriptors, headers and tables while the device is at work on them, on every
 /// engine: its own queue may be given up, and that is all.
 import Foundation
 import Synchronization
@@ -61,7 +61,7 @@ import VirtioCore
   }
 }
 
-/// The other processor: so many writes, most of them where they hurt.
+/// The other CPU: so many writes, most of them where they hurt.
 private final class Rewriter: Sendable {
   private static let writes = 6000
   private let over = Atomic<Bool>(false)
@@ -72,7 +72,7 @@ private final class Rewriter: Sendable {
       var random = SeededRandom(seed: seed)
       for count in 0..<Self.writes {
         Self.rewrite(region, layout, &random)
-        // A device on the same processor has to come to its turn.
+        // A device on the same CPU has to come to its turn.
         if count % 32 == 0 { usleep(50) }
       }
       over.store(true, ordering: .releasing)
@@ -93,8 +93,8 @@ private final class Rewriter: Sendable {
     guard place >= 0, place + 8 <= region.size else { return }
     // What means something: small numbers, a length, a place in memory, flags.
     let number = random.next()
-    // In a packed ring flags make a descriptor available, or used, beside what they say of its buffer (virtio 2.7.1); they stand
-    // behind the id, and in a split ring and in a table before the next index.
+    // In a packed ring flags make a descriptor available, or used, beside what they say of its buffer (virtio 2.7.1); they
+    // stand behind the id, and in a split ring and in a table before the next index.
     let flags = (number % 8) | [0, 0x80, 0x8000, 0x8080][Int((number >> 8) % 4)]
     let values = [
       number % 32, number % 0x1_0000, start + number % UInt64(region.size), number,

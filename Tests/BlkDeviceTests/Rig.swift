@@ -18,6 +18,7 @@ struct RigOptions: Sendable {
   /// In place of a file.
   var nbd: NBDOptions?
   var qcow2: Qcow2Location?
+  var zoned: ZonedOptions?
   /// Takes the place of the engine.
   var script: Script?
 }
@@ -37,6 +38,7 @@ final class Rig {
       isLocked: isLocked)
     imageOptions.nbd = options.nbd
     imageOptions.qcow2 = options.qcow2
+    imageOptions.zoned = options.zoned
     let file = try ImageFile(imageOptions)
     var deviceOptions = options.device
     deviceOptions.engine = options.script == nil ? options.engine : .sync

@@ -1,4 +1,4 @@
-/// The program where something is not to be had, is taken away, or stands still: it serves, or says in a sentence why not, and
+/// The program where something is not to be had, is taken away, or stalls: it serves, or says in a sentence why not, and
 /// what it acknowledged is there.
 import CLinux
 import Foundation
@@ -83,7 +83,7 @@ import VirtioCore
     try tryToServe(scratch, asNobody(scratch, image, ["--engine", "threads"], limit: "ulimit -u \(limit)"))
   }
 
-  /// A process that stands still answers when it goes on.
+  /// A stopped process answers when it continues.
   @Test(arguments: ["sync", "uring", "aio", "threads", "mapped"]) func stoppedAndContinued(engine: String) throws {
     let scratch = try Scratch()
     let image = try scratch.image(size: 1 << 20)

@@ -147,7 +147,7 @@ import VirtioCore
         let queue = try HandQueue(other, 0, SharedMemory())
         try queue.start()
         try Self.work(queue.queue, round, engine: engine)
-        // Every other one is let go of while its queue runs.
+        // Every other one is released while its queue runs.
         if round % 2 == 0 { #expect(queue.stop() != nil) }
       }
       let before = rounds.load(ordering: .acquiring)
@@ -235,8 +235,8 @@ import VirtioCore
     #expect(queue.stop() != nil && other.stop() != nil)
   }
 
-  /// A driver whose call descriptor blocks (its front-end can see to that at any time) holds up its own queue, for as long as it
-  /// likes, and nobody else.
+  /// A driver whose call descriptor blocks (its front-end can see to that at any time) holds up its own queue, for as long as
+  /// it likes, and nobody else.
   @Test func whoStandsStillInATurnStandsAlone() throws {
     let scratch = try Scratch(in: "/dev/shm")
     let workers = SharedWorkers(count: 1, leastDisks: 1)
@@ -280,7 +280,7 @@ import VirtioCore
           for number in 0..<5 { try busy.submit(.write(sector: UInt64(number * 256), data[number])) }
           busy.queue.publish()
           var answers = 0
-          // A driver that sleeps meanwhile is none that is busy.
+          // A driver that sleeps in the meantime is none that is busy.
           let end = ContinuousClock.now + Patience.limit
           while answers < 5, ContinuousClock.now < end {
             guard let outcome = try busy.queue.reap() else { continue }

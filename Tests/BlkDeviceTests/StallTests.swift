@@ -1,5 +1,5 @@
-/// `--on-error stop`: a request that the medium failed is not answered, its queue takes nothing more, and both go on when the
-/// operator says so.
+/// `--on-error stop`: a request that the medium failed is not answered, its queue takes nothing more, and both continue when
+/// the operator says so.
 import Foundation
 import Glibc
 import GuestDriver
@@ -91,8 +91,8 @@ import VirtioCore
     #expect(statuses == [.ioError] && script.records.count == 1)
   }
 
-  /// A queue that stops while the first of several requests has failed, and what another device makes of it. Where answers come in
-  /// order, or what is in flight is written down, the driver hears of no failure.
+  /// A queue that stops while the first of several requests has failed, and what another device makes of it. Where answers
+  /// come in order, or what is in flight is written down, the driver hears of no failure.
   @Test(
     arguments: [(true, false, false), (false, true, false), (true, true, false), (true, false, true), (true, true, true)],
     [0, 1, 3])

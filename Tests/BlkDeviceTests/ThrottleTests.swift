@@ -294,7 +294,8 @@ import VirtioCore
     _ = hand.stop()
   }
 
-  /// A disk that becomes smaller meanwhile: what is beyond its end is not done when its time comes, and the file stays short.
+  /// A disk that becomes smaller in the meantime: what is beyond its end is not done when its time comes, and the file stays
+  /// short.
   @Test(arguments: WorkerTests.engines) func whatWaitsIsLookedAtAgain(engine: EngineKind) throws {
     var options = RigOptions(engine: engine)
     options.device.limits = Self.slow
@@ -349,8 +350,8 @@ import VirtioCore
     #expect(hand.stop() == QueuePosition(available: 11, used: 11))
   }
 
-  /// Two queues that always have more both get on, on one thread and on two. How evenly is for `DiskThrottleTests`, where nobody
-  /// else wants the processor.
+  /// Two queues that always have more both get on, on one thread and on two. How evenly is for `DiskThrottleTests`, where
+  /// nobody else wants the CPU.
   @Test(arguments: [1, 2]) func noQueueStarves(threads: Int) throws {
     var limits = RateLimits()
     limits.totalIOPS = RateLimit(perSecond: 2000, burst: 1)

@@ -1,4 +1,5 @@
-/// What a device records of its requests while it is told to: each of them once, in order, in a bounded buffer; and nothing after.
+/// What a device records of its requests while it is told to: each of them once, in order, in a bounded buffer; and nothing
+/// after.
 import CLinux
 import Foundation
 import GuestDriver
@@ -146,8 +147,8 @@ import VirtioCore
     #expect(buffer.bytes(from: 60, limit: 10).count == 4 * TraceRecord.size)
   }
 
-  /// A thread that has written as much as it may rests, goes the plain way meanwhile, and goes on in the next period: what is there is
-  /// whole, and every request is right.
+  /// A thread that has written as much as it may rests, goes the plain way in the meantime, and continues in the next period:
+  /// what is there is whole, and every request is right.
   @Test(arguments: [EngineKind.sync, .uring, .mapped], [false, true])
   func aBudgetIsKept(_ engine: EngineKind, metrics: Bool) throws {
     var options = RigOptions(engine: engine)

@@ -8,7 +8,7 @@ import VirtioCore
 @testable import VirtioBlkDevice
 
 @Suite struct UringRestrictionTests {
-  /// Submits one entry, and waits for what becomes of it.
+  /// Submits one entry, and waits for what happens to it.
   private static func result(
     _ ring: UnsafeMutablePointer<io_uring>, _ prepare: (UnsafeMutablePointer<io_uring_sqe>) -> Void
   ) throws -> Int32 {

@@ -1,4 +1,4 @@
-/// Queues that are started, stopped and started again while others run; order; what is left behind.
+/// Queues that are started, stopped and started again while others run; order; what is abandoned.
 import CLinux
 import Foundation
 import Synchronization
@@ -246,7 +246,7 @@ import VirtioCore
     #expect(EventCounter.drain(queue.call.rawValue) == 1)
   }
 
-  /// Counters are totals: a queue that is started anew goes on counting.
+  /// Counters are totals: a queue that is started anew continues counting.
   @Test(arguments: engines) func countersOnlyGrow(engine: EngineKind) throws {
     let scratch = try Scratch()
     let device = try Self.device(scratch, engine)

@@ -23,4 +23,11 @@ enum Fault: String, CaseIterable, Sendable {
   case discardsTooMuch, anyPayload, rangesAreNotChecked, oddLengthsOK, emptyRequestsHang, endsAreNotChecked, directionIsIgnored
   case identityHangs, oldTypesWrite, statusIsAlone, diesOfEmptyDescriptors, diesOfRingWrites
   case writesNextToRings
+  // Zones.
+  case zonesCanBeDeclined, zonedPadding, zonesHaveNoLimit, activeIsOpen, nothingIsClosed, commandsInside, appendsAnyway
+  case appendsInside, conventionalCommands, longAppends, failedZonesWork, bordersAreOpen, fullTakesMore, writesAnywhere,
+    anyGrain
+  case overfills, refusalOpens, writesOpenExplicitly, pointerStays, neverFull, readsStale, resetAllWantsZero, resetAllForgets
+  case resetAllRepairs, faultsAreIOErrors, openDoesNothing, emptyIsClosed, resetKeepsPointer, reportsFromTheFirst
+  case appendSaysNothing
 }

@@ -24,14 +24,18 @@ final class ModelDevice {
   var lives = 0
   var negotiations = 0
   var wasLive = false
+  /// Of a zoned disk.
+  var zones: ModelZones?
 
-  init(_ fault: Fault?, isReadOnly: Bool = false, hasLifetime: Bool = true) {
+  /// - Parameter withAppends: with zones that are written in sequence, and whether there are appends; `nil`: without zones.
+  init(_ fault: Fault?, isReadOnly: Bool = false, hasLifetime: Bool = true, withAppends: Bool? = nil) {
     self.fault = fault
     self.isReadOnly = isReadOnly
     self.hasLifetime = hasLifetime
     disk = [UInt8](repeating: 0, count: 256 << 10)
     other = disk
     sectors = UInt64(disk.count / 512)
+    zones = withAppends.map { ModelZones(sectors: UInt64(disk.count / 512), fault: fault, appends: $0) }
   }
 
   var offered: FeatureSet {
@@ -42,6 +46,10 @@ final class ModelDevice {
     ]
     if hasLifetime { features.insert(FeatureSet(bit: 15)) }
     if isReadOnly { features.insert(BlockFeature.readOnly) }
+    if zones != nil {
+      features.insert(BlockFeature.zoned)
+      features.subtract([BlockFeature.discard, BlockFeature.secureErase])
+    }
     switch fault {
     case .offersConfigWCEAlone: features.remove(BlockFeature.flush)
     case .offersUnknownBit: features.insert(FeatureSet(bit: 44))
@@ -72,6 +80,16 @@ final class ModelDevice {
     put(44, 2, 4)
     put(68, 2, 4)
     put(56, 1, 1)
+    if let zones {
+      put(72, ModelZones.size, 4)
+      put(76, UInt64(ModelZones.mostOpen), 4)
+      put(80, UInt64(ModelZones.mostActive), 4)
+      put(84, zones.mostAppend, 4)
+      put(88, ModelZones.grain * 512, 4)
+      put(92, 1, 1)
+      for base in [36, 60] { for field in stride(from: base, to: base + 12, by: 4) { put(field, 0, 4) } }
+      if fault == .zonedPadding { put(94, 1, 1) }
+    }
     if let firstByte { space[0] = firstByte }
     if fault == .paddingIsNotZero { space[57] = 7 }
     if fault == .configurationComesLate, !status.contains(.featuresOK) { put(48, 0, 4) }
@@ -97,13 +115,15 @@ final class ModelSubject: Subject {
   let bus = Bus.mmio
   let device: ModelDevice
 
-  init(_ fault: Fault? = nil, isReadOnly: Bool = false, hasLifetime: Bool = true) {
-    device = ModelDevice(fault, isReadOnly: isReadOnly, hasLifetime: hasLifetime)
+  init(
+    _ fault: Fault? = nil, isReadOnly: Bool = false, hasLifetime: Bool = true, withAppends: Bool? = nil
+  ) {
+    device = ModelDevice(fault, isReadOnly: isReadOnly, hasLifetime: hasLifetime, withAppends: withAppends)
     name = "model\(fault.map { " with \($0)" } ?? "")"
   }
 
   func connect(_ settings: Settings) throws -> any DriverTransport { try ModelTransport(device) }
-  var resize: ((UInt64) throws -> Void)? { { [device] in device.resize($0) } }
+  var resize: ((UInt64) throws -> Void)? { device.zones == nil ? { [device] in device.resize($0) } : nil }
 }
 
 /// A driver's way to it, and all that lives only as long as that driver.
@@ -191,6 +211,7 @@ final class ModelTransport: SteppedTransport {
     device.negotiations += 1
     if fault == .refusesSecondTime, device.negotiations > 6 { return false }
     if fault == .refusesSome, !accepted.contains(BlockFeature.multiQueue) { return false }
+    if device.zones != nil, !accepted.contains(BlockFeature.zoned), fault != .zonesCanBeDeclined { return false }
     return fault == .acceptsAnything || accepted.isSubset(of: device.offered)
   }
 

@@ -17,6 +17,7 @@ extension ModelDevice {
     var sector = Self.number(input[8..<16])
     let payload = Array(input[16...])
     if fault == .sectorsAreBlocks, type < 2 { (sector, _) = sector.multipliedReportingOverflow(by: 2) }
+    if zones != nil, let answer = performZoned(type, sector, payload, room: room) { return answer }
     let isOther = queue == 1 && fault == .queuesHaveDisks
     switch type {
     case 0:
@@ -56,6 +57,34 @@ extension ModelDevice {
     default:
       if fault == .oldTypesWrite, type == 3 || type == 5 { disk[0] &+= 1 }
       return (fault == .unknownTypesFail ? 1 : 2, [])
+    }
+  }
+
+  /// - Returns: `nil`: as on any disk.
+  private func performZoned(_ type: UInt32, _ sector: UInt64, _ payload: [UInt8], room: Int) -> (UInt8, [UInt8])? {
+    switch type {
+    case 0:
+      guard payload.isEmpty, isWhole(room), let place = range(sector, room),
+        let (status, there) = zones?.read(sector, UInt64(room / 512))
+      else { return nil }
+      guard status == 0 else { return (status, []) }
+      return (0, disk[place].prefix(Int(there) * 512) + [UInt8](repeating: 0, count: room - Int(there) * 512))
+    case 1, 15:
+      guard
+        type == 15
+          ? room >= 8 && payload.count % 512 == 0 : room == 0 && isWhole(payload.count) && range(sector, payload.count) != nil
+      else { return type == 15 ? (1, []) : nil }
+      let (status, place) = zones?.write(sector, UInt64(payload.count / 512), isAppend: type == 15) ?? (1, 0)
+      guard status == 0, let place = range(place, payload.count) else { return (status, []) }
+      disk.replaceSubrange(place, with: payload)
+      guard type == 15 else { return (0, []) }
+      let told = fault == .appendSaysNothing ? sector : UInt64(place.lowerBound / 512)
+      return (0, [UInt8](repeating: 0, count: room - 8) + (0..<8).map { UInt8(truncatingIfNeeded: told >> UInt64(8 * $0)) })
+    case 16: return zones?.report(sector, room)
+    case 18, 20, 22, 24, 26: return (zones?.command(type, sector) ?? 1, [])
+    // One range, which is a write.
+    case 13: return (1, [])
+    default: return nil
     }
   }
 

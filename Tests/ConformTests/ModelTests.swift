@@ -7,10 +7,12 @@ import VirtioCore
 
 @Suite struct ModelTests {
   /// The kinds of model.
-  enum Kind: Sendable { case plain, readOnly, noLifetime }
+  enum Kind: Sendable { case plain, readOnly, noLifetime, zoned, noAppends }
 
   private static func subject(_ kind: Kind, _ fault: Fault? = nil) -> ModelSubject {
-    ModelSubject(fault, isReadOnly: kind == .readOnly, hasLifetime: kind != .noLifetime)
+    ModelSubject(
+      fault, isReadOnly: kind == .readOnly, hasLifetime: kind != .noLifetime,
+      withAppends: kind == .zoned ? true : kind == .noAppends ? false : nil)
   }
 
   private static func findings(_ check: Check, _ kind: Kind, _ fault: Fault?) throws -> [Finding] {
@@ -22,7 +24,7 @@ import VirtioCore
     return check.formats(facts).map { runner.make(check, $0, Self.subject(kind, fault), facts) }
   }
 
-  @Test("a device without fault is found to have none", arguments: [Kind.plain, .readOnly, .noLifetime])
+  @Test("a device without fault is found to have none", arguments: [Kind.plain, .readOnly, .noLifetime, .zoned, .noAppends])
   func sound(_ kind: Kind) throws {
     for check in Check.all {
       for finding in try Self.findings(check, kind, nil) {

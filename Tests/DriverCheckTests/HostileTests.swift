@@ -1,4 +1,4 @@
-/// Drivers that write anything anywhere: what watches them goes on.
+/// Drivers that write anything anywhere: what watches them continues.
 import GuestDriver
 import Testing
 import VirtioCore

@@ -33,6 +33,13 @@ struct RingMutant: Sendable, CustomTestStringConvertible {
     }
   }
 
+  /// The same of a driver that knows zones.
+  private static func zoned(
+    _ rule: String, _ format: RingFormat, _ chain: @escaping @Sendable (RingRig) throws -> [RawDescriptor]
+  ) -> RingMutant {
+    Self.chain(rule, format, more: FeatureSet(bit: 17), less: FeatureSet(bit: 13), chain)
+  }
+
   static let all = split + packed + requests
 
   private static let split: [RingMutant] = [
@@ -217,6 +224,20 @@ struct RingMutant: Sendable, CustomTestStringConvertible {
         chain("d.blk.op.10", format) { rig in try rig.request(14, out: rig.range() + rig.range() + rig.range()) },
         chain("d.blk.op.11", format) { rig in try rig.request(13, out: rig.range() + rig.range() + rig.range()) },
         chain("d.blk.op.14", format) { rig in try rig.request(11, out: rig.range(flags: 1)) },
+        chain("d.zoned.init.2", format, more: FeatureSet(bit: 17)) { rig in try rig.request(0, into: 512) },
+        zoned("d.zoned.op.4", format) { rig in try rig.request(18, sector: 8) },
+        zoned("d.zoned.op.4", format) { rig in try rig.request(24, sector: 255) },
+        zoned("d.zoned.op.5", format) { rig in try rig.request(26, sector: 256) },
+        zoned("d.zoned.op.6", format) { rig in
+          try rig.request(15, sector: 8, out: [UInt8](repeating: 0, count: 4096), into: 8)
+        },
+        zoned("d.zoned.op.7", format) { rig in
+          try rig.request(15, sector: 256, out: [UInt8](repeating: 0, count: 512), into: 8)
+        },
+        zoned("d.zoned.op.8", format) { rig in
+          try rig.request(15, sector: 256, out: [UInt8](repeating: 0, count: 12288), into: 8)
+        },
+        chain("i.driver.type", format) { rig in try rig.request(16, into: 64) },
         chain("i.driver.header", format) { rig in [try rig.readable([0, 0, 0]), try rig.writable(1)] },
         chain("i.driver.status", format) { rig in try rig.request(4).dropLast() },
         chain("i.driver.type", format) { rig in try rig.request(99) },

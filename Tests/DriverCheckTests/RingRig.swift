@@ -9,7 +9,8 @@ import VirtioCore
 
 /// The device's side, whatever the format.
 class QueueServer {
-  /// Serves what there is, one chain after the other. - Parameter meanwhile: what the driver does while the device has one.
+  /// Serves what there is, one chain after the other. - Parameter meanwhile: what the driver does while the device has
+  /// one.
   func serve(_ meanwhile: () -> Void) {}
   /// Takes a chain, and looks for the next before it answers the first.
   func hold(_ meanwhile: () -> Void) {}
@@ -72,11 +73,12 @@ final class RingRig {
     .version1, .indirectDescriptors, FeatureSet(bit: 2), FeatureSet(bit: 9), FeatureSet(bit: 13), FeatureSet(bit: 14),
     FeatureSet(bit: 16),
   ]
-  /// 2048 sectors, seg_max 4, two segments of each kind of range.
+  /// 2048 sectors, seg_max 4, two segments of each kind of range; host-managed zones of 256 sectors, appends of 16, of 8 each.
   static let configuration: [UInt8] = {
     var bytes = [UInt8](repeating: 0, count: 96)
     bytes[1] = 8
     (bytes[12], bytes[40], bytes[52], bytes[64]) = (4, 2, 2, 2)
+    (bytes[73], bytes[84], bytes[89], bytes[92]) = (1, 16, 16, 1)
     return bytes
   }()
 

@@ -1,5 +1,5 @@
-/// Packed rings that no driver may build, beside what `BadRingTests` does to both kinds: a ring of which the device sees nothing
-/// stays silent, a broken one stops its queue, and what was right before is answered.
+/// Packed rings that no driver may build, beside what `BadRingTests` does to both kinds: a ring of which the device sees
+/// nothing stays silent, a broken one stops its queue, and what was right before is answered.
 import CLinux
 import Foundation
 import Testing
@@ -166,7 +166,8 @@ struct BadPackedRingTests {
     try bench.expectWitnessWell()
   }
 
-  /// Each descriptor is read once, so that what was checked is what is used: the data goes to one buffer or the other, or nowhere.
+  /// Each descriptor is read once, so that what was checked is what is used: the data goes to one buffer or the other, or
+  /// nowhere.
   @Test("descriptors that change after they were read", arguments: Setup.packed)
   func changingDescriptors(_ setup: Setup) throws {
     var options = BenchOptions()
@@ -186,7 +187,7 @@ struct BadPackedRingTests {
           ring.length(slot).storeRelaxed(round % 2 == 0 ? 512 : 4096)
         }
         round &+= 1
-        // The device's threads need the processors, too.
+        // The device's threads need the CPUs, too.
         if round % 16 == 0 { usleep(100) }
       }
       done.signal()

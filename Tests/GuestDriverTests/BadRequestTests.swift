@@ -1,4 +1,4 @@
-/// Requests that are wrong, and rings that are right: a status says so, the queue goes on, and nothing is done to the disk.
+/// Requests that are wrong, and rings that are right: a status says so, the queue continues, and nothing is done to the disk.
 /// The numbers are the rows of the project's bad-input list.
 import CLinux
 import Foundation
@@ -91,7 +91,7 @@ struct BadRequestTests {
         header.store((odd ? 99 as UInt32 : 1).littleEndianBytes, at: 0)
         odd.toggle()
         round &+= 1
-        // Two of these keep two processors so busy that the kernel's own threads, which end a direct write, may never run.
+        // Two of these keep two CPUs so busy that the kernel's own threads, which end a direct write, may never run.
         if round % 64 == 0 { usleep(100) }
       }
       done.signal()

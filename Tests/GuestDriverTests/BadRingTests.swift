@@ -1,4 +1,4 @@
-/// Rings that no driver may build: the queue stops and says so, the device and its other queues go on, and what was right
+/// Rings that no driver may build: the queue stops and says so, the device and its other queues continue, and what was right
 /// before the wrong chain is answered. The numbers are the rows of the project's bad-input list.
 import Testing
 import VirtioCore

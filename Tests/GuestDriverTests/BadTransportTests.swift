@@ -14,7 +14,7 @@ struct BadTransportTests {
   /// Brings the device up with the configuration of queue 0 changed, and says whether the device refused it: over vhost-user
   /// with an answer or the err descriptor, else with NEEDS_RESET.
   ///
-  /// - Parameter mayBeIgnored: the device may go on as if nothing were, so that there is nothing to wait for.
+  /// - Parameter mayBeIgnored: the device may continue as if nothing were, so that there is nothing to wait for.
   func isRefused(_ bench: Bench, mayBeIgnored: Bool = false, _ change: (inout QueueConfiguration) -> Void) throws -> Bool {
     let transport = bench.transport
     try transport.reset()
@@ -248,7 +248,7 @@ struct BadTransportTests {
       queue.publish()
       if round % 2 == 1 { usleep(500) }
       try bench.transport.reset()
-      // Whatever the device had, it has let go of it: from now on nothing changes.
+      // Whatever the device had, it has released it: from now on nothing changes.
       let lines = bench.client.session.queues.map(\.lines)
       var calls = CallLine(lines[0])
       _ = calls.take()
@@ -364,7 +364,7 @@ struct BadTransportTests {
     #expect(try bench.client.queues[0].perform(.read(sector: 0, bytes: 64 << 10)).status == .ioError)
     let left = try bench.client.queues[0].perform(.read(sector: 0, bytes: 8192))
     #expect(left.status == .ok && left.answer == Array(repeating: 0xab, count: 8192))
-    // With its length back, all goes on. A worker takes the length for known for a moment.
+    // With its length back, all continues. A worker takes the length for known for a moment.
     let length = try off_t(#require(whole))
     #expect(unsafe truncate(bench.image, length) == 0)
     usleep(5000)

@@ -69,7 +69,7 @@ struct BenchOptions: Sendable {
   var startsDriver = true
 }
 
-/// A device with two queues: the victim, to which a test does what no driver may do, and the witness, which has to go on as
+/// A device with two queues: the victim, to which a test does what no driver may do, and the witness, which has to continue as
 /// if nothing were.
 final class Bench {
   let setup: Setup
@@ -225,7 +225,7 @@ final class Bench {
     startedClient = try makeClient()
   }
 
-  /// Comes again as a new driver, whatever state the old one left behind: over vhost-user on a new connection.
+  /// Comes again as a new driver, whatever state the old one left: over vhost-user on a new connection.
   func reconnect() throws {
     startedClient = nil
     if setup.device == .vhostUser {
@@ -346,7 +346,7 @@ final class Bench {
     #expect(memory.damageOutside() == nil, sourceLocation: place)
   }
 
-  /// The victim failed, and only that: the device says so, the witness goes on, and a reset makes everything well.
+  /// The victim failed, and only that: the device says so, the witness continues, and a reset makes everything well.
   /// - Parameter used: how many elements the device has used when it fails, where that is known.
   func expectQueueFailure(usedBefore used: UInt16? = nil, _ place: SourceLocation = #_sourceLocation) throws {
     #expect(try victimFailed, "no failure was signalled", sourceLocation: place)
@@ -365,7 +365,7 @@ final class Bench {
     try expectWitnessWell(place)
   }
 
-  /// Performs on the victim and expects a status; the queue has to go on.
+  /// Performs on the victim and expects a status; the queue has to continue.
   func expect(
     _ request: BlockRequest, _ status: BlockStatusCode, framing: Framing? = nil, _ place: SourceLocation = #_sourceLocation
   ) throws {

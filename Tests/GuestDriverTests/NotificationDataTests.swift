@@ -47,7 +47,7 @@ import VirtioCore
     #expect(bench.client.session.queues.allSatisfy { $0.notify == nil })
   }
 
-  /// The barriers of a platform are asked for, and the driver's are as strong.
+  /// The barriers of a platform are requested, and the driver's are as strong.
   @Test("ORDER_PLATFORM changes nothing that a driver sees", arguments: Setup.real) func orderPlatform(_ setup: Setup) throws {
     var options = BenchOptions()
     options.features.insert(.orderPlatform)

@@ -1,4 +1,4 @@
-/// One device goes and another comes while a driver works: what the driver notices, and what becomes of a takeover that fails.
+/// One device goes and another comes while a driver works: what the driver notices, and what happens to a takeover that fails.
 import CLinux
 import Foundation
 import MemoryFile
@@ -250,7 +250,7 @@ import VirtioRegisters
     // Two requests of queue 0, and what the driver asked for.
     unsafe driver.memory.storeBytes(of: 2, toByteOffset: 2048 + 2, as: UInt16.self)
     try drive { try driver.write(0x120, width: 1, 7) }
-    // As the kernel lets go of a process that was killed, but for the role, which the first has as well.
+    // As the kernel releases a process that was killed, but for the role, which the first has as well.
     try pause(second)
     second.handOver()
     let mark = old.calls.count

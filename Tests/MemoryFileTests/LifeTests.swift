@@ -1,4 +1,4 @@
-/// Devices and drivers that come, go and die: who may be there, what is waited for, and how a successor goes on.
+/// Devices and drivers that come, go and die: who may be there, what is waited for, and how a successor continues.
 import CLinux
 import Foundation
 import MemoryFile
@@ -85,7 +85,7 @@ import VirtioRegisters
     served.stop()
     #expect(first.running.isEmpty)
     #expect(!driver.isDeviceThere)
-    // Meanwhile three requests of queue 0 are done, and it does not matter by whom.
+    // In the meantime three requests of queue 0 are done, and it does not matter by whom.
     unsafe driver.memory.storeBytes(of: 3, toByteOffset: 2048 + 2, as: UInt16.self)
     let calls = (driver.callCount(queue: 0), driver.callCount(queue: 1))
 

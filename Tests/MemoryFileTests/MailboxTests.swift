@@ -83,7 +83,7 @@ import VirtioRegisters
     #expect(try driver.read(.queueReady) == 0)
   }
 
-  /// The driver's thread waits for its answer, and the device goes on: its events are heard meanwhile.
+  /// The driver's thread waits for its answer, and the device continues: its events are heard in the meantime.
   @Test("a register write whose queue does not stop is answered when it does", arguments: [UInt32(0), 2])
   func slowStop(_ way: UInt32) throws {
     let features: FeatureSet = [.version1, .ringReset]

@@ -21,7 +21,7 @@ final class ServedFile: Sendable {
   private let done = DispatchSemaphore(value: 0)
   private let failure = Mutex<String?>(nil)
   private let stopped = Mutex(false)
-  /// Queues that the device left behind.
+  /// Queues that the device abandoned.
   let left = Mutex<[Int]>([])
 
   init(_ file: MemoryFile, _ device: any VirtioDevice, drainLimit: Duration? = nil) throws {

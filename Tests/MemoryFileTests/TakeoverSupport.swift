@@ -1,4 +1,4 @@
-/// `vmm-blk run` again and again on one memory file, and a guest that works meanwhile.
+/// `vmm-blk run` again and again on one memory file, and a guest that works in the meantime.
 import Foundation
 import GuestDriver
 import TestSupport

@@ -55,7 +55,7 @@ import VirtioRegisters
       (["--queue-size-max", "64"], "largest ring size"),
       (["--read-only"], "set of features"),
       (["--logical-block-size", "4096"], "configuration space"),
-      (["--record", "DIR/record"], "does not go with --take-over"),
+      (["--record", "DIR/record"], "cannot be combined with --take-over"),
       (["--create", "1M"], "leave out --create"),
       (["--once"], "leave out --once"),
       (["--engine", "warp"], "warp"),

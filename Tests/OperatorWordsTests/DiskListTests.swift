@@ -30,8 +30,8 @@ import VirtioBlkDevice
     arguments: [
       ("", .usage, "is not a JSON array"), ("{}", .usage, "has to be an array of objects"), ("[]", .usage, "lists no disk"),
       ("[7]", .usage, "entry 1: it has to be an object"), (#"[{}]"#, .usage, #"entry 1: "blk-file" is missing"#),
-      (#"[{"blk-file": "/a", "socket-path": "/a", "blk\u002dfile": "/b"}]"#, .usage, #""blk-file" is said twice"#),
-      (#"[{"blk-file": "/a", "socket-path": "/a", "serial": "{\"", "serial": ""}]"#, .usage, #""serial" is said twice"#),
+      (#"[{"blk-file": "/a", "socket-path": "/a", "blk\u002dfile": "/b"}]"#, .usage, #""blk-file" is given twice"#),
+      (#"[{"blk-file": "/a", "socket-path": "/a", "serial": "{\"", "serial": ""}]"#, .usage, #""serial" is given twice"#),
       (
         #"[{"blk-file": "/a", "socket-path": "/s"}, {"blk-file": "/b", "socket-path": "/s"}]"#, .usage,
         "has the socket of entry 1"

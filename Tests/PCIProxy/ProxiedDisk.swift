@@ -1,4 +1,4 @@
-/// A disk as a PCI function of QEMU's: what the registers ask for is carried out at once, one thing after the other.
+/// A disk as a PCI function of QEMU's: what the registers ask for is executed at once, one thing after the other.
 import DriverCheck
 import Glibc
 import VirtioBlkDevice
@@ -121,7 +121,7 @@ final class ProxiedDisk {
       RegisterAccess(offset: RegisterModel.offset(space, offset), width: width, isWrite: isWrite, value: value))
   }
 
-  /// The guest's memory is told anew whenever something in its map changes. Queues that run go on in the new one.
+  /// The guest's memory is told anew whenever something in its map changes. Queues that run continue in the new one.
   private func setMemory(_ message: ProxyMessage) {
     var regions: [GuestRegion] = []
     for (index, descriptor) in message.descriptors.enumerated() {

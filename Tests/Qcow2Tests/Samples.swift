@@ -5,8 +5,9 @@ import Testing
 
 @testable import Qcow2
 
-/// A small image whose every place is known: clusters of 64 KiB (or what is asked for), one L2 table, one cluster of data, a snapshot
-/// that has nothing. In clusters: 0 header, 1 refcount table, 2 refcount block, 3 L1, 4 L2, 5 data, 6 snapshot table, 7 its L1 table.
+/// A small image whose every place is known: clusters of 64 KiB (or what is requested), one L2 table, one cluster of data, a
+/// snapshot that has nothing. In clusters: 0 header, 1 refcount table, 2 refcount block, 3 L1, 4 L2, 5 data, 6 snapshot table,
+/// 7 its L1 table.
 struct Sample {
   var bytes: [UInt8]
   let cluster: Int

@@ -1,5 +1,5 @@
-/// What holds for every register face: the same driver gets the same from each, a record goes on where the registers stood, and
-/// nothing that a driver does traps.
+/// What holds for every register face: the same driver gets the same from each, a record continues where the registers stood,
+/// and nothing that a driver does traps.
 import Synchronization
 import Testing
 import VirtioCore

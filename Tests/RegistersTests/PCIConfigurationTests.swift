@@ -141,7 +141,7 @@ import VirtioRegisters
       function.put(.configuration, 4, 1, 7) == [
         .startQueue(0, .sample(0)), .startQueue(1, .sample(1)), .startQueue(2, .sample(2)), .interruptRoutesChanged,
       ])
-    // One that is reset meanwhile has nothing to go on with; the bit is not virtio's.
+    // One that is reset in the meantime has nothing to continue with; the bit is not virtio's.
     function.put(.configuration, 4, 2, 3)
     #expect(function.setCommon(0x14, 1, 0) == [.reset, .interruptRoutesChanged])
     #expect(function.put(.configuration, 4, 2, 7) == [.interruptRoutesChanged])

@@ -140,7 +140,7 @@ import VirtioRegisters
     #expect(registers.read(.queueReset) == 0)
     #expect(registers.write(.queueReset, 1) == [.resetQueue(1)])
     #expect(registers.read(.queueReset) == 1)
-    // Nothing else can happen to it meanwhile.
+    // Nothing else can happen to it in the meantime.
     #expect(registers.write(.queueReset, 1).isEmpty)
     #expect(registers.write(.queueReady, 0).isEmpty)
     #expect(registers.write(.queueNotify, 1).isEmpty)

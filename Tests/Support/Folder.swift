@@ -1,7 +1,7 @@
 /// A folder of a test's own.
 internal import Foundation
 
-/// Gone, with everything in it, when the test lets go of it. Its path is short enough for sockets.
+/// Gone, with everything in it, when the test releases it. Its path is short enough for sockets.
 public final class TemporaryDirectory: Sendable {
   public let path: String
 

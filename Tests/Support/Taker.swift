@@ -5,7 +5,7 @@ internal import Sockets
 internal import Synchronization
 internal import VirtioCore
 
-/// Says lines on a control socket, and lets go of every descriptor that comes back.
+/// Says lines on a control socket, and releases every descriptor that comes back.
 public final class Taker: Sendable {
   private let socket: Mutex<OwnedDescriptor?>
 

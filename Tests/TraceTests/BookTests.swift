@@ -13,11 +13,19 @@ import Testing
     return chapters.filter { $0.hasSuffix(".md") && $0 != "README.md" }.sorted().map { "Docs/book/" + $0 } + ["Docs/tracing.md"]
   }()
 
-  private static func python(_ arguments: [String]) throws -> (status: Int32, output: String) {
+  static let everyDocument: [String] = {
+    let docs = (try? FileManager.default.contentsOfDirectory(atPath: root.appendingPathComponent("Docs").path)) ?? []
+    return documents + ["README.md", "Docs/book/README.md"]
+      + docs.filter { $0.hasSuffix(".md") && $0 != "tracing.md" }.sorted().map { "Docs/" + $0 }
+  }()
+
+  private static func python(
+    _ arguments: [String], _ name: String = "book.py"
+  ) throws -> (status: Int32, output: String) {
     let process = Process()
     let output = Pipe()
     process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
-    let script = root.appendingPathComponent("Scripts/book.py").path
+    let script = root.appendingPathComponent("Scripts/" + name).path
     process.arguments = ["VMM_BLK=\(Program.path.path)", "python3", script] + arguments
     process.currentDirectoryURL = root
     process.standardInput = FileHandle.nullDevice
@@ -47,8 +55,43 @@ import Testing
     }
   }
 
+  /// The reference of the libraries, from symbol graphs as the toolchain writes them.
+  @Test func symbolsBecomeAReference() throws {
+    try withDirectory { directory in
+      let graph = #"""
+        {"symbols": [
+          {"kind": {"identifier": "swift.struct"}, "identifier": {"precise": "T"}, "pathComponents": ["Table"],
+           "declarationFragments": [{"spelling": "struct "}, {"spelling": "Table"}],
+           "docComment": {"lines": [{"text": "A table of `Entry`. And more."}]}},
+          {"kind": {"identifier": "swift.enum"}, "identifier": {"precise": "E"}, "pathComponents": ["Entry"],
+           "declarationFragments": [{"spelling": "enum Entry"}]},
+          {"kind": {"identifier": "swift.method"}, "identifier": {"precise": "T.f"}, "pathComponents": ["Table", "find(_:)"],
+           "declarationFragments": [{"spelling": "func find(_ key: Int)"}], "docComment": {"lines": [{"text": "Finds | it."}]}},
+          {"kind": {"identifier": "swift.func"}, "identifier": {"precise": "g"}, "pathComponents": ["free()"],
+           "declarationFragments": [{"spelling": "func free()"}]}
+        ], "relationships": [
+          {"kind": "memberOf", "source": "T.f", "target": "T"},
+          {"kind": "conformsTo", "source": "T", "target": "s:s8SendableP", "targetFallback": "Swift.Sendable"}
+        ]}
+        """#
+      for name in ["VirtioCore", "VirtioBlkDevice"] {
+        try graph.write(toFile: "\(directory)/\(name).symbols.json", atomically: true, encoding: .utf8)
+      }
+      let (status, output) = try Self.python(["--graphs", directory, "--markdown", directory + "/out"], "symbols.py")
+      #expect(status == 0, "\(output)")
+      let page = try String(contentsOfFile: directory + "/out/VirtioCore.md", encoding: .utf8)
+      for part in [
+        "| [`Table`](#table) | A table of [`Entry`](#entry). |", "<a id=\"table\"></a>", "## Table", "struct Table",
+        "Conforms to `Sendable`.", "**Methods**", "func find(_ key: Int)", "Finds | it.", "## Other declarations",
+        "func free()",
+      ] { #expect(page.contains(part), "\(part) is missing in \(page)") }
+      let missing = try Self.python(["--graphs", directory + "/nowhere", "--markdown", directory + "/out"], "symbols.py")
+      #expect(missing.status != 0 && missing.output.contains("there is no"), "\(missing.output)")
+    }
+  }
+
   /// Files that the documents point to are there.
-  @Test(arguments: documents + ["Docs/book/README.md", "Docs/control.md"])
+  @Test(arguments: everyDocument)
   func everyLinkLeadsSomewhere(_ document: String) throws {
     let file = Self.root.appendingPathComponent(document)
     let text = try String(contentsOf: file, encoding: .utf8)

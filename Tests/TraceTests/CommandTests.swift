@@ -84,7 +84,7 @@ import VirtioCore
     }
   }
 
-  /// Line by line: what a client asks for, and what comes of it, to the number of requests.
+  /// Line by line: what a client asks for, and the outcome of it, to the number of requests.
   @Test func countsAreWhatTheGuestDid() throws {
     try withDirectory { directory in
       let server = try Self.serve(directory, ["a", "b"])
@@ -126,7 +126,7 @@ import VirtioCore
     }
   }
 
-  /// What is asked for is bounded, and what is missing is said.
+  /// What is requested is bounded, and what is missing is said.
   @Test(arguments: [
     ("", "action"), (#","action":"start","records":100"#, "milliseconds"),
     (#","action":"start","milliseconds":0,"records":100"#, "milliseconds"),
@@ -155,6 +155,59 @@ import VirtioCore
       let abandoned = try Program(["trace", "--control", directory + "/control", "--abandon"]).finish()
       #expect(abandoned.status == 0, "\(abandoned.errors)")
       #expect(try Self.ask(control, #","action":"stop""#)["error"] != nil)
+      Self.end(server)
+    }
+  }
+
+  /// Signals start and end traces, each of which replaces what the file had. Two that come at once are one.
+  @Test(arguments: ["serve", "run"]) func signalsWriteOneTraceAfterTheOther(_ command: String) throws {
+    try withDirectory { directory in
+      let trace = directory + "/trace.json"
+      try Data(count: 4 << 20).write(to: URL(fileURLWithPath: directory + "/a.img"))
+      let place =
+        command == "serve" ? ["--socket-path", directory + "/a.sock"] : ["--memory", directory + "/a.mem", "--create", "8M"]
+      let server = try Program([command, "--blk-file", directory + "/a.img", "--trace-file", trace] + place)
+      try #require(server.firstLine().hasPrefix("Serving "))
+      #expect(try Data(contentsOf: URL(fileURLWithPath: trace)).isEmpty)
+      for name in ["an earlier one, which is longer than what comes now", ""] {
+        try Data(String(repeating: name, count: 4000).utf8).write(to: URL(fileURLWithPath: trace), options: [])
+        try wait(until: "a trace is in the file") {
+          kill(server.process.processIdentifier, SIGUSR2)
+          usleep(50_000)
+          let text = try Data(contentsOf: URL(fileURLWithPath: trace))
+          let events =
+            (try? JSONSerialization.jsonObject(with: text) as? [String: Any])?["traceEvents"] as? [[String: Any]] ?? []
+          return events.contains { $0["name"] as? String == "process_name" }
+        }
+      }
+      Self.end(server)
+    }
+  }
+
+  @Test func aTraceFileThatCannotBeWrittenEndsTheStart() throws {
+    try withDirectory { directory in
+      try Data(count: 4 << 20).write(to: URL(fileURLWithPath: directory + "/a.img"))
+      for words in [
+        ["serve", "--socket-path", directory + "/a.sock"], ["run", "--memory", directory + "/a.mem", "--create", "8M"],
+      ] {
+        let end = try Program(words + ["--blk-file", directory + "/a.img", "--trace-file", directory]).finish()
+        #expect(end.status != 0 && end.errors.contains("--trace-file \(directory) cannot be written"), "\(end.errors)")
+      }
+    }
+  }
+
+  /// With the kernel's trace points where they can be had, and with a sentence where they cannot.
+  @Test func theKernelsPartIsThereOrMissedInASentence() throws {
+    try withDirectory { directory in
+      let server = try Self.serve(directory, ["a"])
+      let words = ["--control", directory + "/control", "--seconds", "0.05", "--kernel", "--output", directory + "/t.json"]
+      let end = try Program(["trace"] + words).finish()
+      if end.status == 0 {
+        #expect(end.output.contains("kernel, io_uring:") && end.output.contains("kernel, block devices:"), "\(end.output)")
+        #expect(try String(contentsOfFile: directory + "/t.json", encoding: .utf8).contains("kernel: io_uring"))
+      } else {
+        #expect(end.status == 1 && end.errors.contains("--kernel "), "\(end.errors)")
+      }
       Self.end(server)
     }
   }

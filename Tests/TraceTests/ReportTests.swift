@@ -1,4 +1,4 @@
-/// What becomes of records: times, phases, JSON that is JSON, a table and a picture.
+/// What happens to records: times, phases, JSON that is JSON, a table and a picture.
 import Foundation
 import Testing
 import VirtioBlkDevice

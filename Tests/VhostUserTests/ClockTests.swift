@@ -5,7 +5,7 @@ import TestSupport
 import Testing
 
 @Suite struct ClockTests {
-  /// Where the time of day is written for people, and for collectors: when the process began.
+  /// Where the time of day is written for readers, and for collectors: when the process began.
   private static let stamps: Set<String> = [
     "vmm-blk/LineLogHandler.swift", "vmm-blk/OperatorFigures.swift", "Bench/Report/FioReport+Result.swift",
     "Bench/Paths/PathLaboratory.swift",

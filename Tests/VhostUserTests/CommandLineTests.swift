@@ -1,4 +1,4 @@
-/// The command line as people and management software type it.
+/// The command line as users and management software type it.
 import Foundation
 import TestSupport
 import Testing

@@ -128,7 +128,7 @@ import VirtioCore
     }
   }
 
-  /// The address is that of the server before until that has ended.
+  /// The address is that of the old server until that has ended.
   @Test func aServerThatTakesOverShowsThemInTheSamePlace() throws {
     try withDirectory { directory in
       let server = try Self.serve(directory)

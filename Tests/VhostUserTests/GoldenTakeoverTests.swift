@@ -1,4 +1,4 @@
-/// The state that an earlier version handed over, kept as it came over the wire: from it this version goes on.
+/// The state that an earlier version handed over, kept as it came over the wire: from it this version continues.
 import CLinux
 import Foundation
 import Glibc

@@ -53,7 +53,7 @@ extension Rig {
     #expect(rig.activations.allSatisfy { $0.inflight == nil })
   }
 
-  /// The front-end is told that there are none, and goes on without.
+  /// The front-end is told that there are none, and continues without.
   @Test(arguments: [(0, 128), (3, 128), (65535, 128), (2, 0), (2, 1025), (2, 65535)] as [(UInt16, UInt16)])
   func unreasonableWishesGetNone(queues: UInt16, size: UInt16) throws {
     var rig = Rig()

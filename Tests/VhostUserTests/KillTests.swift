@@ -64,7 +64,7 @@ struct Killing: Sendable, CustomTestStringConvertible {
   ]
 }
 
-/// Killings and crashes, one after the other: each keeps two processors busy.
+/// Killings and crashes, one after the other: each keeps two CPUs busy.
 @Suite(.serialized) struct KillTests {
   /// The moment follows from how far the guest is, not from a clock. Every third victim is killed again before it has answered
   /// anything, which is while it recovers or before.

@@ -22,7 +22,7 @@ import VirtioCore
     return address.bytes
   }
 
-  /// As a VMM does when a migration begins, and when it is over: rings go on where they were, and write to the log between.
+  /// As a VMM does when a migration begins, and when it is over: rings continue where they were, and write to the log between.
   @Test func aMigrationBeginsAndEnds() throws {
     var rig = Rig()
     rig.bringUp()

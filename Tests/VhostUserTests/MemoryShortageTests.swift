@@ -1,4 +1,4 @@
-/// A server that can get no more memory refuses what needs some, and goes on with everybody whom it serves already.
+/// A server that can get no more memory refuses what needs some, and continues with everybody whom it serves already.
 import CLinux
 import Foundation
 import Glibc
@@ -9,7 +9,7 @@ import VirtioCore
 @testable import GuestDriver
 
 @Suite struct MemoryShortageTests {
-  /// What is asked for while there is no memory.
+  /// What is requested while there is no memory.
   struct Demand: Sendable, CustomTestStringConvertible {
     let testDescription: String
     /// MiB that the process may have more than it has.

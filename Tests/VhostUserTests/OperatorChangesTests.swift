@@ -160,7 +160,7 @@ import VirtioCore
     }
   }
 
-  /// What waits for a limit goes on when that is lifted.
+  /// What waits for a limit continues when that is lifted.
   @Test func aLimitHoldsAtOnceAndIsLiftedAtOnce() throws {
     try Self.withServer { server in
       try server.whileBusy("a") { load in

@@ -91,7 +91,7 @@ final class Operated {
   }
 }
 
-/// A guest that another thread has, and its owner leaves alone meanwhile.
+/// A guest that another thread has, and its owner leaves alone in the meantime.
 private struct Lent: @unchecked Sendable {
   let guest: BlockClient
   init(_ guest: BlockClient) { self.guest = guest }
@@ -303,7 +303,7 @@ private struct Lent: @unchecked Sendable {
       let taker = try Program(["serve", "--disks", directory + "/list", "--take-over", directory + "/control"])
       let end = taker.finish()
       #expect(end.status == 69)
-      #expect(end.errors.contains("is paused: let it go on with 'vmm-blk ctl resume' first"), "\(end.errors)")
+      #expect(end.errors.contains("is paused: resume it with 'vmm-blk ctl resume' first"), "\(end.errors)")
       try server.ask("resume")
       try server.end()
     }
@@ -331,7 +331,7 @@ private struct Lent: @unchecked Sendable {
 
   // MARK: A medium that does not answer
 
-  /// Whatever is asked of a disk whose medium hangs is answered within its time, and the other disk goes on.
+  /// Whatever is asked of a disk whose medium hangs is answered within its time, and the other disk continues.
   /// A disk that is closed at once is not the last one: what is in flight on the others is finished.
   @Test func aSignalWaitsForEveryDisk() throws {
     try withDirectory { directory in

@@ -41,7 +41,7 @@ import VirtioCore
     _ = rig.takeReplies()
     rig.send(.getVringBase, Rig.state(0, 0))
     #expect(rig.takeReplies().first?.payload == VringState(index: 0, number: 0x8015_8015).bytes)
-    // It goes on there without being told, because memory does not say it.
+    // It continues there without being told, because memory does not say it.
     rig.send(.setVringKick, Rig.word(0), [eventCounter()])
     #expect(rig.activations.last?.position == QueuePosition(available: 0x8015, used: 0x8015))
   }

@@ -9,7 +9,7 @@ import VirtioCore
 @testable import VhostUser
 
 #if DEBUG
-/// Where each process is to end, and what came of it.
+/// Where each process is to end, and the outcome of it.
 final class KillPlan: Sendable {
   private struct State {
     var random: SeededRandom

@@ -164,7 +164,7 @@ import VirtioCore
     }
   }
 
-  /// Another process goes on with the disk while its driver has it.
+  /// Another process continues with the disk while its driver has it.
   @Test func aChainIsTakenOver() throws {
     try withDirectory { directory in
       let content = try images(directory)

@@ -9,7 +9,7 @@ import VirtioCore
 /// A message that breaks a rule, and what is to become of it without an acknowledgement.
 struct BadMessage: Sendable, CustomTestStringConvertible {
   enum Fate: Sendable {
-    /// Noted, and the conversation goes on.
+    /// Noted, and the conversation continues.
     case noted
     /// The front-end cannot be told and would rely on it: the end.
     case ended

@@ -17,7 +17,7 @@ import VirtioCore
     #expect(result.errors.isEmpty)
   }
 
-  /// One sentence, a status that is not 0, nothing left behind.
+  /// One sentence, a status that is not 0, nothing abandoned.
   @Test(arguments: [
     (["--blk-file", "DIR/none", "--socket-path", "DIR/s"], "there is no image"),
     (["--blk-file", "DIR/empty", "--socket-path", "DIR/s"], "empty"),
@@ -40,10 +40,10 @@ import VirtioCore
     (["--disks", "DIR/none"], "the list of disks DIR/none cannot be read"),
     (["--disks", "DIR"], "cannot be read"),
     (["--disks", "DIR/disk"], "is not a JSON array of disks"),
-    (["--disks", "DIR/disk", "--blk-file", "DIR/disk"], "said in its entry"),
-    (["--disks", "DIR/disk", "--socket-path", "DIR/s"], "said in its entry"),
-    (["--disks", "DIR/disk", "--fd", "0"], "said in its entry"),
-    (["--disks", "DIR/disk", "--serial", "1"], "said in its entry"),
+    (["--disks", "DIR/disk", "--blk-file", "DIR/disk"], "given in its entry"),
+    (["--disks", "DIR/disk", "--socket-path", "DIR/s"], "given in its entry"),
+    (["--disks", "DIR/disk", "--fd", "0"], "given in its entry"),
+    (["--disks", "DIR/disk", "--serial", "1"], "given in its entry"),
   ])
   func mistakesAreOneSentence(arguments: [String], sentence: String) throws {
     try withDirectory { directory in

@@ -107,7 +107,7 @@ extension Frontend {
       // The same choice of features every time: the device was asked once, and kept its configuration.
       #expect(device.state.withLock(\.negotiations) == 1)
       #expect(eventually { server.log.events.filter { $0 == .disconnected }.count == 20 })
-      // The test's own descriptor is left; the server let go of memory.
+      // The test's own descriptor is left; the server releases memory.
       #expect(eventually { TestMemory.openDescriptors(named: "vhost-server") <= 1 })
     }
   }
@@ -300,7 +300,7 @@ extension Frontend {
       device.state.withLock { $0.events.append(.queueFailed(queue: 0, .headOutOfRange(1))) }
       try frontend.setKick(queue: 0, eventCounter())
       #expect(device.running == [0])
-      // The queue that runs now is as good as any: it goes on over a change of memory.
+      // The queue that runs now is as good as any: it continues over a change of memory.
       try frontend.addMemory(FrontendRegion(Rig.region(1 << 32, size: 0x1000, user: 0x1000), descriptor: memory))
       #expect(device.running == [0])
       #expect(server.log.events.filter { if case .queueFailed = $0 { true } else { false } }.count == 1)

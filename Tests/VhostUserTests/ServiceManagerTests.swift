@@ -228,8 +228,8 @@ private func end(_ program: Program) {
   }
 
   @Test(arguments: [
-    ("DIR/nobody", "cannot be told how the service does"), ("DIR/disk", "cannot be told how the service does"),
-    ("@DIR/nobody", "cannot be told how the service does"), ("vsock:2:1234", "neither a path nor the name"),
+    ("DIR/nobody", "cannot be notified of the service"), ("DIR/disk", "cannot be notified of the service"),
+    ("@DIR/nobody", "cannot be notified of the service"), ("vsock:2:1234", "neither a path nor the name"),
     ("/" + String(repeating: "n", count: 108), "neither a path nor the name"), ("@", "neither a path nor the name"),
   ])
   func aManagerThatIsNotThereIsOneLine(address: String, sentence: String) throws {
@@ -246,7 +246,7 @@ private func end(_ program: Program) {
     }
   }
 
-  /// The server that goes on is the service, and the one before has nothing to say about it any more.
+  /// The server that continues is the service, and the previous one has nothing to say about it any more.
   @Test func aTakeoverChangesTheMainProcess() throws {
     try withDirectory { directory in
       let manager = try Manager(directory)

@@ -148,7 +148,7 @@ import VirtioCore
     #expect(rig.activations.last?.position == QueuePosition(available: 0xffff, used: nil))
   }
 
-  /// Whoever says where a paused ring goes on has moved its used index as well.
+  /// Whoever says where a paused ring continues has moved its used index as well.
   @Test func baseSetWhileDisabledLooksUpUsed() {
     var rig = Rig()
     rig.bringUp()
@@ -180,7 +180,7 @@ import VirtioCore
     rig.session.queueFailed(0)
     rig.send(.getStatus)
     #expect(rig.replies.last?.payload == Rig.number(0x40))
-    // Neither enabling nor other memory brings a broken ring back; the other ring goes on.
+    // Neither enabling nor other memory brings a broken ring back; the other ring continues.
     rig.send(.setVringEnable, Rig.state(0, 1))
     rig.setMemory()
     #expect(rig.takeDeeds() == ["stop 0", "stop 1", "map 1", "start 1 at 5"])
@@ -250,7 +250,7 @@ import VirtioCore
     #expect(rig.activations.last?.position == QueuePosition(available: 5, used: 5))
   }
 
-  /// A ring whose place is gone is told on its err descriptor; the other goes on.
+  /// A ring whose place is gone is told on its err descriptor; the other continues.
   @Test func ringThatLeftMemoryFails() {
     var rig = Rig()
     rig.bringUp()
@@ -349,7 +349,7 @@ import VirtioCore
     #expect(rig.replies.first?.payload.count == 12 + count)
   }
 
-  /// Row 34: what is out of range is answered with nothing, and the connection goes on.
+  /// Row 34: what is out of range is answered with nothing, and the connection continues.
   @Test(arguments: [(UInt32(1), 256), (250, 7), (0x101, 256), (0x300, 1), (0, 257), (.max, 1)])
   func readOutOfRange(offset: UInt32, count: Int) {
     var rig = Rig()

@@ -92,7 +92,7 @@ import VirtioCore
       #expect(throws: Never.self) { try Listener(path: String(long.dropLast())) }
       #expect(throws: SocketError.pathEmpty) { try Listener(path: "") }
       #expect(throws: SocketError.missing(directory + "/x")) { try UnixSocket.connect(to: directory + "/x") }
-      // Nothing is left behind.
+      // Nothing remains.
       #expect(FileManager.default.subpaths(atPath: directory) == [])
     }
   }

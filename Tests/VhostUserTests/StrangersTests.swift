@@ -1,4 +1,4 @@
-/// Strangers hold up nobody: whatever the front-end or the medium of one disk does, another disk of the same process goes on,
+/// Strangers hold up nobody: whatever the front-end or the medium of one disk does, another disk of the same process continues,
 /// and SIGTERM ends the process.
 import CLinux
 import Foundation
@@ -11,7 +11,7 @@ import VirtioCore
 @testable import VhostUser
 
 /// Everything here is about a real program with two disks. There is no measure of time: what would wait for the stranger would
-/// wait for ever.
+/// wait forever.
 @Suite(.serialized) struct StrangersTests {
   // MARK: Calls
 
@@ -184,7 +184,7 @@ import VirtioCore
   /// SIGTERM ends the process although a queue of disk A does not stop.
   private static func expectLeftBehind(_ disks: TwoDisks) throws {
     disks.terminate()
-    try disks.waitForLog("left behind, because the medium does not answer: \(disks.a)")
+    try disks.waitForLog("abandoned, because the medium does not answer: \(disks.a)")
     #expect(try disks.waitForEnd() == 75, "\(disks.log)")
   }
 
@@ -217,7 +217,7 @@ import VirtioCore
   func aMediumThatDoesNotAnswerKeepsOnlyItsOwnDisk(engine: String) throws {
     try Self.withSilentMedium(engine, drainTimeout: 1) { disks, stranger in
       try disks.expectOtherDiskIsServed()
-      // The stop is asked for and not answered.
+      // The stop is requested and not answered.
       try stranger.frontend.send(Message(.getVringBase, payload: Rig.state(0, 0)))
       try disks.expectOtherDiskIsServed()
       #expect(!stranger.isIdle)

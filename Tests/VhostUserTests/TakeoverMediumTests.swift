@@ -1,4 +1,4 @@
-/// A server that took over is gone, and the kernel still carries out what it had submitted: nobody goes on with the image before
+/// A server that took over is gone, and the kernel still executes what it had submitted: nobody continues with the image before
 /// that has ended.
 import CLinux
 import Foundation
@@ -13,8 +13,8 @@ import VirtioCore
 @testable import VhostUser
 
 extension TakeoverTests {
-  /// The lock that a taker holds through the description of its requests (Docs/takeover.md), as it is there after its process has
-  /// gone.
+  /// The lock that a taker holds through the description of its requests (Docs/takeover.md), as it is there after its process
+  /// has gone.
   private final class Mark: Sendable {
     private let descriptor: Mutex<OwnedDescriptor?>
 
@@ -33,7 +33,7 @@ extension TakeoverTests {
     func end() { descriptor.withLock { $0 = nil } }
   }
 
-  /// The taker might have begun, and is killed. The server before goes on when the last of it is gone, and not before.
+  /// The taker might have begun, and is killed. The server before continues when the last of it is gone, and not before.
   @Test(arguments: [true, false]) func whatADeadTakerHasAtTheMediumIsWaitedFor(keepsRecords: Bool) throws {
     try withDirectory { directory in
       let succession = Succession(engine: "uring", queues: 2, keepsRecords: keepsRecords)
@@ -76,12 +76,12 @@ extension TakeoverTests {
       server.process.terminate()
       let end = server.finish()
       #expect(end.status == 0, "\(end.errors)")
-      #expect(!end.errors.contains("goes on here"), "\(end.errors)")
+      #expect(!end.errors.contains("stays here"), "\(end.errors)")
       mark.end()
     }
   }
 
-  /// After a takeover the lock is that of the server before, and requests go through another description: that one keeps the image
+  /// After a takeover the lock is that of the old server, and requests go through another description: that one keeps the image
   /// as well.
   @Test(.enabled(if: SilentFile.isPossible, SilentFile.needs))
   func theImageOfAServerThatTookOverStaysLockedUntilItsRequestsHaveEnded() throws {

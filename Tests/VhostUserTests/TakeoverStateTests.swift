@@ -260,7 +260,7 @@ extension TakeoverTests {
     return (server, ours)
   }
 
-  /// The next server, once the one before has noticed that nobody else takes over any more.
+  /// The next server, once the previous one has noticed that nobody else takes over any more.
   private static func takeOver(_ words: [String], _ directory: String) throws -> Program {
     var next: Program?
     try wait(until: "another server takes over") {

@@ -1,5 +1,5 @@
-/// One server after the other on the same guest: whoever takes over, and whatever goes wrong on the way, the guest sees neither an
-/// error nor a lost connection, and every byte is right.
+/// One server after the other on the same guest: whoever takes over, and whatever goes wrong on the way, the guest sees
+/// neither an error nor a lost connection, and every byte is right.
 import CLinux
 import Foundation
 import Glibc
@@ -75,7 +75,7 @@ struct Succession: Sendable, CustomTestStringConvertible {
     (["--logical-block-size", "4096"], "configuration space"),
     (["--memory-budget", "1M"], "raise --memory-budget"),
     (["--socket-path", "DIR/elsewhere"], "not on DIR/elsewhere"),
-    (["--record", "DIR/record"], "does not go with --take-over"),
+    (["--record", "DIR/record"], "cannot be combined with --take-over"),
     (["--engine", "warp"], "warp"),
   ])
   func whatDoesNotFitIsRefused(_ options: [String], _ sentence: String) throws {
@@ -120,8 +120,8 @@ struct Succession: Sendable, CustomTestStringConvertible {
     case committed = "commit"
   }
 
-  /// The guest notices nothing, with records or in order; after `commit` the taker might have begun, and what it did is read from
-  /// guest memory.
+  /// The guest notices nothing, with records or in order; after `commit` the taker might have begun, and what it did is read
+  /// from guest memory.
   @Test(arguments: Step.allCases, [true, false]) func aTakerThatDies(at step: Step, keepsRecords: Bool) throws {
     try withDirectory { directory in
       let succession = Succession(engine: "uring", queues: 2, keepsRecords: keepsRecords)
@@ -134,7 +134,7 @@ struct Succession: Sendable, CustomTestStringConvertible {
             if next == step { break }
           }
           taker.close()
-          // The same guest goes on, and the next taker is let in.
+          // The same guest continues, and the next taker is let in.
           try wait(until: "the disk goes on") {
             guard let next = try? Taker(directory + "/control") else { return false }
             defer { next.close() }
@@ -165,7 +165,7 @@ struct Succession: Sendable, CustomTestStringConvertible {
     }
   }
 
-  /// One that gets the state and then says nothing holds the disk up for a while, and not for ever.
+  /// One that gets the state and then says nothing holds the disk up for a while, and not forever.
   @Test func aTakerThatIsSilent() throws {
     try withDirectory { directory in
       let server = try Self.serve(directory, Succession(engine: "uring"))
@@ -173,7 +173,7 @@ struct Succession: Sendable, CustomTestStringConvertible {
         let taker = try Taker(directory + "/control")
         _ = try taker.ask("take-over", disk: "")
         #expect(try taker.ask("pause", disk: directory + "/disk.sock").contains("stillSince"))
-        // Its connection is closed when the disk goes on.
+        // Its connection is closed when the disk continues.
         #expect(try taker.read() == nil)
         taker.close()
       }

@@ -244,7 +244,7 @@ import VirtioCore
     #expect(done.withLock(\.self) == Array(0..<1000))
   }
 
-  /// A descriptor is closed by the queue and not by who lets go of it.
+  /// A descriptor is closed by the queue and not by who releases it.
   @Test func lettingGoOfADescriptorWaitsForNobody() {
     let queue = ErrandQueue()
     let gate = DispatchSemaphore(value: 0)

@@ -1,4 +1,4 @@
-/// What the names of accesses become on Arm, whose processors order loads and stores much less than x86-64 does. There is no such
+/// What the names of accesses become on Arm, whose CPUs order loads and stores much less than x86-64 does. There is no such
 /// machine here; the compiler makes its code all the same, and that is looked at.
 import Foundation
 import Testing

@@ -120,7 +120,8 @@ import VirtioCore
     }
   }
 
-  /// A driver that gives slots again whose answers it has not been shown: what is written down about answers has room for a ring.
+  /// A driver that gives slots again whose answers it has not been shown: what is written down about answers has room for a
+  /// ring.
   @Test(arguments: [1, 2, 4, 8]) func slotsAreNotTakenBeforeTheirAnswersAreShown(size: Int) throws {
     func attack<Book: BufferBook & ~Copyable>(_ fixture: PackedFixture, _ queue: inout PackedRing<Book>) throws {
       let buffer = Buffer(address: fixture.buffers, length: 1, flags: PackedFixture.write)
@@ -230,7 +231,7 @@ import VirtioCore
     #expect(!start.expected.description.isEmpty)
   }
 
-  /// Any bytes in the ring: an error, or chains that can all be answered; nothing traps and nothing goes on for ever.
+  /// Any bytes in the ring: an error, or chains that can all be answered; nothing traps and nothing continues forever.
   @Test(arguments: 0..<8) func anyRingIsRefusedOrSurvived(seed: Int) throws {
     var random = SplitMix(state: UInt64(seed))
     for _ in 0..<300 {
@@ -239,7 +240,7 @@ import VirtioCore
       var queue = try ring.queue(random.next(below: 2) == 0 ? [.indirectDescriptors] : [.eventIndex])
       let held = PackedFixture.Held()
       var ids: [UInt16] = []
-      // Bounded by the test: a driver that goes on writing nonsense is served, or told that its queue is broken.
+      // Bounded by the test: a driver that continues writing nonsense is served, or told that its queue is broken.
       for _ in 0..<40 {
         for _ in 0..<(4 * size) {
           let place = ring.ring + UInt64(random.next(below: 16 * size + 8))

@@ -123,7 +123,7 @@ private struct Victim {
     try space.reserve(100)
   }
 
-  /// One front-end maps whatever the kernel gives; the rest of the process goes on.
+  /// One front-end maps whatever the kernel gives; the rest of the process continues.
   @Test func whoMapsAllThereIsLeavesRoomForTheProgram() async {
     await #expect(processExitsWith: .success) {
       let file = unsafe memfd_create("huge", UInt32(MFD_CLOEXEC))

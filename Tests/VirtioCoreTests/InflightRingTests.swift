@@ -140,7 +140,7 @@ import Testing
     #expect(throws: QueueError.inflightTooMany(3, waiting: 2)) { try bench.device() }
   }
 
-  /// A chain that the guest has broken meanwhile stays what it was: to be answered.
+  /// A chain that the guest has broken in the meantime stays what it was: to be answered.
   @Test func brokenChainStaysInFlight() throws {
     let bench = try CrashBench(CrashCase(size: 8))
     _ = try bench.device()
@@ -157,7 +157,7 @@ import Testing
     case lastOutOfRange, linkOutOfRange, loop, marks, distance
   }
 
-  /// Contents that no device writes: nothing traps, nothing goes on for ever, and what can be told is told right.
+  /// Contents that no device writes: nothing traps, nothing continues forever, and what can be told is told right.
   @Test(arguments: Damage.allCases) func damagedRecordIsSurvived(_ damage: Damage) throws {
     let bench = try CrashBench(CrashCase(size: 8, start: 20))
     _ = try bench.device()
@@ -215,7 +215,7 @@ import Testing
         while try device.retake() != nil {}
         while try device.take() != nil {}
         while device.inFlight > 0 {
-          // It goes on being changed.
+          // It continues being changed.
           let index = 16 + random.next(below: bytes.count - 16)
           bytes = bench.regionContents
           bytes[index] = UInt8(random.next(below: 256))

@@ -80,7 +80,7 @@ struct NotificationModel: Sendable, CustomTestStringConvertible {
   }
 
   enum Finding: Hashable {
-    /// Both sleep, or cannot go on, and chains are not answered or not reaped.
+    /// Both sleep, or cannot continue, and chains are not answered or not reaped.
     case lost
     /// Something was seen before what it promises.
     case stale

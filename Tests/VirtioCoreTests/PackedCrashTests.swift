@@ -1,5 +1,5 @@
-/// A packed ring with an in-flight record: what it writes down, and that whoever comes after a device that ended between any two
-/// stores answers every chain once, in the order of the driver.
+/// A packed ring with an in-flight record: what it writes down, and that whoever comes after a device that ended between any
+/// two stores answers every chain once, in the order of the driver.
 import Testing
 
 @testable import VirtioCore

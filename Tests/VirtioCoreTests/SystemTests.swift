@@ -171,7 +171,7 @@ private func eventually(_ condition: () -> Bool) -> Bool {
     let lines = pipe.lines { written($0) + dropped($0) >= 1000 }
     #expect(written(lines) + dropped(lines) == 1000)
     #expect(dropped(lines) > 0)
-    // And then it goes on.
+    // And then it continues.
     writer.write("again")
     #expect(pipe.lines { $0.contains("again") } == ["again"])
   }

@@ -91,7 +91,7 @@ struct BareContext: ~Copyable {
       return false
     }
     guard now - base.start >= duration else { return false }
-    // The thread that waits for this one costs nothing meanwhile.
+    // The thread that waits for this one costs nothing in the meantime.
     let cost = meter.sample(.end).since(base.cost)
     measured = BareResult(
       requests: done.requests - base.result.requests, seconds: Double(now - base.start) / 1e9, cpu: cost.cpu ?? 0,

@@ -195,7 +195,7 @@ struct BenchQueue<Ring: BenchRing>: ~Copyable {
   mutating func disableCalls() { ring.disableCalls() }
 
   /// Asks for a call at the next used chain.
-  /// - Returns: false when something was used meanwhile, for which none may come.
+  /// - Returns: false when something was used in the meantime, for which none may come.
   mutating func enableCalls() -> Bool { ring.enableCalls() }
 
   /// What to sleep on.

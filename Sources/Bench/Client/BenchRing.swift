@@ -42,7 +42,7 @@ protocol BenchRing: SendableMetatype {
   /// The client looks by itself.
   func disableCalls()
   /// Asks for a call at the next used chain.
-  /// - Returns: false when something was used meanwhile, for which none may come.
+  /// - Returns: false when something was used in the meantime, for which none may come.
   func enableCalls() -> Bool
 
   /// Gives back what is no guest memory.

@@ -13,7 +13,7 @@ public struct RunOptions: Sendable {
   public var processors: [Int] = []
   /// A thread for each queue instead of one for all.
   public var hasThreadPerQueue = false
-  /// Sleep on calls instead of looking all the time. Only where client and device must share processors.
+  /// Sleep on calls instead of looking all the time. Only where client and device must share CPUs.
   public var sleeps = false
   /// Requests to measure at least, even when that takes longer: of fewer there is nothing to say.
   public var leastRequests: UInt64 = 1
@@ -23,7 +23,7 @@ public struct RunOptions: Sendable {
   public init() {}
 }
 
-/// What to tell a person while it runs.
+/// What to tell the user while it runs.
 public struct RunProgress: Sendable {
   /// Seconds since the start, and in all.
   public var elapsed: Double

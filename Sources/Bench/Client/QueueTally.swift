@@ -2,7 +2,7 @@
 internal import Histogram
 
 struct QueueTally: Sendable {
-  /// The longest latency that is told apart, nanoseconds; what takes longer counts as this.
+  /// The longest latency that is distinguished, nanoseconds; longer ones count as this.
   static let longest: UInt64 = 100_000_000_000
 
   /// Latencies in nanoseconds, three significant digits; all memory is taken here.

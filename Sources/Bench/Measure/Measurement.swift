@@ -16,7 +16,7 @@ struct Measurement: Sendable {
   var verified: UInt64
   /// Requests a second, in steps of half a second.
   var samples: [Double]
-  /// What the client could do at most, requests a second.
+  /// What the client could do at most, requests per second.
   var ceiling: Double?
   /// System calls of the back-end as perf saw them, a second.
   var backendCallsPerSecond: Double?
@@ -32,7 +32,7 @@ struct Measurement: Sendable {
       tally.add(outcome.tally)
       client = client + outcome.usage
     }
-    // A thread that got no processor all the while has no times.
+    // A thread that got no CPU all the while has no times.
     let measured = outcomes.filter { $0.end > $0.start }
     let start = measured.map(\.start).min() ?? 0
     let end = measured.map(\.end).max() ?? 0
@@ -82,7 +82,7 @@ struct Measurement: Sendable {
     perRequest(backend.systemCalls) ?? backendCallsPerSecond.flatMap { iops > 0 ? $0 / iops : nil }
   }
 
-  /// The ceiling is below the result, so something else had the processor while one of them was measured.
+  /// The ceiling is below the result, so something else had the CPU while one of them was measured.
   var isDisturbed: Bool { ceiling.map { iops > $0 } ?? false }
 
   /// The client is so near to what it can do at most that it is part of what was measured.

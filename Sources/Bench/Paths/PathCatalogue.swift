@@ -81,7 +81,7 @@ struct PathCatalogue {
       row(.aio, "aio", "libaio", .aio, "Native asynchronous I/O; with direct I/O on a disk it is as deep as io_uring."),
       row(
         .sync, "sync", "pread in the queue's thread", .pread,
-        "Each request is a plain call in the queue's own thread: cheapest where the medium never waits."),
+        "Each request is a plain call in the queue's own thread: cheapest if the medium never blocks."),
       row(
         .threads, "threads", "thread pool", .pread,
         "Plain calls in a pool of threads: depth without io_uring, at the price of "
@@ -116,20 +116,20 @@ struct PathCatalogue {
         words: "deferred", uring { $0.completion = .deferred },
         needs: ring(UInt32(IORING_SETUP_SINGLE_ISSUER) | UInt32(IORING_SETUP_DEFER_TASKRUN), "DEFER_TASKRUN", "6.1")),
       row(
-        "sqpoll", "SQPOLL", "A kernel thread looks for submissions, wherever the scheduler puts it.",
+        "sqpoll", "SQPOLL", "A kernel thread polls for submissions, wherever the scheduler puts it.",
         words: "sqpoll", uring { $0.completion = .submissionThread(cpu: nil) },
         needs: ring(UInt32(IORING_SETUP_SQPOLL), "SQPOLL", "5.11")),
       row(
-        "sqpoll-cpu", "SQPOLL, own CPU", "A kernel thread looks for submissions on a processor of its own.",
+        "sqpoll-cpu", "SQPOLL, own CPU", "A kernel thread polls for submissions on its own CPU.",
         words: spareCPU.map { "sqpoll=\($0)" }, uring { $0.completion = .submissionThread(cpu: spareCPU) },
         needs: spareCPU == nil
-          ? "needs a third processor, and this machine has \(processors)"
+          ? "needs a third CPU, and this machine has \(processors)"
           : ring(UInt32(IORING_SETUP_SQPOLL), "SQPOLL", "5.11")),
       row(
-        "iopoll", "IOPOLL", "Completions are looked for in the device instead of awaiting its interrupt.",
+        "iopoll", "IOPOLL", "The device is polled for completions, instead of waiting for its interrupt.",
         words: "iopoll", uring { $0.poll = .on }, needs: polling),
       row(
-        "iopoll-hybrid", "IOPOLL, hybrid", "The same, asleep for half of the time that a request usually takes.",
+        "iopoll-hybrid", "IOPOLL, hybrid", "The same, sleeping for half of the usual time of a request.",
         words: "iopoll-hybrid", uring { $0.poll = .hybrid }, needs: polling),
       row(
         "no-file", "file not registered", "The image is looked up by its descriptor at each operation.",
@@ -153,11 +153,13 @@ struct PathCatalogue {
         "wait-8", "wait for 8", "The thread sleeps until eight operations are done, if that many are under way.",
         words: "wait=8", uring { $0.minimumWait = 8 }),
       row(
-        "batch-1", "submit each", "Each operation is handed over by itself.", words: "batch=1",
+        "batch-1", "submit each", "Each operation is submitted separately.", words: "batch=1",
         uring { $0.handover = .every(1) }),
-      row("batch-8", "submit 8", "Operations are handed over by eights.", words: "batch=8", uring { $0.handover = .every(8) }),
       row(
-        "whole", "submit whole turns", "A turn is handed over at once, where the default begins with a few on a disk.",
+        "batch-8", "submit 8", "Operations are submitted in groups of eight.", words: "batch=8",
+        uring { $0.handover = .every(8) }),
+      row(
+        "whole", "submit whole turns", "A turn is submitted as a whole; by default a disk gets a few operations first.",
         words: "whole", uring { $0.handover = .whole }),
     ]
   }
@@ -195,16 +197,16 @@ struct PathCatalogue {
         $0.uring.kicksThroughEpoll = true
         $0.waiting = .sleep
       },
-      row("poll-50", "poll 50 us", "It looks for work for 50 us before it sleeps.", "--waiting poll:50") {
+      row("poll-50", "poll 50 us", "It polls for 50 us before it sleeps.", "--waiting poll:50") {
         $0.waiting = .poll(microseconds: 50)
       },
       row(
-        "adaptive-50", "adaptive, up to 50 us", "It looks for as long as that has been paying off: the default.",
+        "adaptive-50", "adaptive, up to 50 us", "It polls for as long as that has been paying off: the default.",
         "--waiting adaptive:50"
       ) {
         $0.waiting = .adaptive(maximumMicroseconds: 50)
       },
-      row("busy", "busy", "It never sleeps: a processor for the queue.", "--waiting busy") { $0.waiting = .busy },
+      row("busy", "busy", "It never sleeps: the queue occupies a CPU.", "--waiting busy") { $0.waiting = .busy },
     ]
   }
 
@@ -252,7 +254,7 @@ struct PathCatalogue {
     image.canPoll ? nil : "the medium has no polled queues; an NVMe disk has them when its driver was loaded with poll_queues"
   }
 
-  /// A processor that neither side uses.
+  /// A CPU that neither side uses.
   private var spareCPU: Int? {
     (0..<processors).first { $0 != backendCPU && !clientCPUs.contains($0) }
   }

@@ -1,4 +1,4 @@
-/// Runs all rows in turns, so that whatever changes slowly on a machine hits all of them alike.
+/// Runs all rows alternately, so that whatever changes slowly on a machine hits all of them alike.
 internal import CLinux
 internal import FoundationEssentials
 internal import Glibc

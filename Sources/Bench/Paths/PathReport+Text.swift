@@ -1,4 +1,4 @@
-/// The laboratory's report for people and for spreadsheets.
+/// The laboratory's report for readers and for spreadsheets.
 
 extension PathReport {
   /// Tables by group, the sentences to them, and the recommendation.
@@ -16,7 +16,8 @@ extension PathReport {
       """
     if let warning = conditions.holesWarning { text += "warning: \(warning)\n" }
     if points.contains(where: \.isDisturbed) {
-      text += "disturbed: a limit is below its result, so something else ran meanwhile; measure again on a quiet machine\n"
+      text +=
+        "disturbed: a limit is below its result, so something else ran at the same time; measure again on a quiet machine\n"
     }
     for group in PathGroup.allCases {
       let rows = rows.filter { $0.group == group }

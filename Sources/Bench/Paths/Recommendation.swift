@@ -20,9 +20,9 @@ extension Recommendation {
   /// The rules:
   ///
   /// 1. Of the engines (without null), those whose rate at the main depth is within 5 % of the best, or within the spread
-  ///    of its rounds where that is larger (25 % at most); of these, the one that costs least processor time for each
+  ///    of its rounds where that is larger (25 % at most); of these, the one that costs least CPU time for each
   ///    request. A mapping is considered only for images in memory, because elsewhere a page fault stops the queue.
-  /// 2. Another way of waiting than the default is only an alternative. One that looks longer costs processor time while
+  /// 2. Another way of waiting than the default is only an alternative. One that looks longer costs CPU time while
   ///    nothing happens; it is named when it cuts the default's latency at depth 1 by a quarter or more. Sleeping at once is
   ///    named when that takes no longer than the default, within 5 %.
   /// 3. A set-up of io_uring or a way to notify that is better than the default by more than the tie is named.
@@ -73,7 +73,7 @@ extension Recommendation {
         .min { $0.latency < $1.latency }
       if let quick {
         reasons.append(
-          "add \(quick.row.flags ?? "") where latency matters more than processor time: a single request takes "
+          "add \(quick.row.flags ?? "") where latency matters more than CPU time: a single request takes "
             + "\(Format.microseconds(quick.latency)) us instead of the default's \(Format.microseconds(base))")
       } else {
         reasons.append("no way of waiting cuts the default's latency by a quarter")
@@ -81,7 +81,7 @@ extension Recommendation {
       if let sleep, Double(sleep.latency) <= Double(base) * (1 + Self.tie) {
         reasons.append(
           "\(sleep.row.flags ?? "") costs no latency here (\(Format.microseconds(sleep.latency)) us against "
-            + "\(Format.microseconds(base))) and looks for no work in vain")
+            + "\(Format.microseconds(base))) and does not poll in vain")
       }
     }
 

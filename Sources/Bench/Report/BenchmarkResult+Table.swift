@@ -1,4 +1,4 @@
-/// The result for people.
+/// The result for readers.
 internal import Histogram
 
 extension BenchmarkResult {

@@ -1,4 +1,4 @@
-/// Tables that fit a terminal: what is too wide goes on below, with the first column again.
+/// Tables that fit a terminal: what is too wide continues below, with the first column again.
 internal import CLinux
 internal import Glibc
 

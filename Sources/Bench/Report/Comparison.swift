@@ -86,7 +86,7 @@ public struct SavedResult: Sendable {
   fileprivate let groups: [(name: String, jobs: [SavedJob])]
   /// Under what it was measured; `nil` in fio's own files.
   let conditions: Conditions?
-  /// For people, behind the name.
+  /// For display, after the name.
   let label: String
 
   /// - Parameter text: JSON in fio's structure.

@@ -36,7 +36,7 @@ struct FioJob: Codable {
   var sync = FioSync()
   /// Milliseconds.
   var runtime: Int
-  /// Of the client, percent of one processor.
+  /// Of the client, percent of one CPU.
   var userCPU: Double
   var systemCPU: Double
   /// Context switches of the client.
@@ -217,7 +217,7 @@ struct FioLatency: Codable {
 
 /// What fio does not know of.
 struct BenchExtra: Codable {
-  /// Of what was measured, for people.
+  /// Of what was measured, for readers.
   var target: String
   var iops: Double
   /// Processor microseconds for each request; absent where they cannot be known.

@@ -1,4 +1,4 @@
-/// Numbers for people.
+/// Numbers for readers.
 
 enum Format {
   /// With `digits` digits behind the point.

@@ -1,4 +1,4 @@
-/// What the other side costs: processor time, context switches, system calls, wherever they can be seen.
+/// What the other side costs: CPU time, context switches, system calls, wherever they can be seen.
 internal import CLinux
 internal import Glibc
 internal import VirtioBlkDevice
@@ -29,7 +29,7 @@ protocol BackendMeter: Sendable {
   var process: Int32? { get }
   /// The samples contain what the client's own threads and the caller's cost, too.
   var includesClient: Bool { get }
-  /// Reading the switches of a thousand threads takes a tenth of a second, so the processor's clock has to be read on the
+  /// Reading the switches of a thousand threads takes a tenth of a second, so the process's clock has to be read on the
   /// side where the measured time lies.
   func sample(_ edge: SampleEdge) -> BackendSample
 }
@@ -97,7 +97,7 @@ enum ProcessFiles {
     return found
   }
 
-  /// The processors that the busiest thread of a process may run on; `nil` when the process is gone.
+  /// The CPUs that the busiest thread of a process may run on; `nil` when the process is gone.
   static func busiestThreadProcessors(of process: Int32) -> Set<Int>? {
     var busiest: (task: String, time: UInt64)? = nil
     for task in tasks(of: process) {

@@ -106,7 +106,7 @@ private struct EchoRing: @unchecked Sendable {
 }
 
 extension Echo {
-  /// What the client can do at most, requests a second.
+  /// What the client can do at most, requests per second.
   ///
   /// - Parameter cpu: where the back-end runs otherwise.
   static func ceiling(

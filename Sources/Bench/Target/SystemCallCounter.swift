@@ -24,7 +24,7 @@ final class SystemCallCounter {
       for index in words.indices { unsafe free(arguments[index]) }
       unsafe arguments.deallocate()
     }
-    // What perf has to say to people is not for this program's output.
+    // What perf prints for users is not for this program's output.
     var actions = unsafe posix_spawn_file_actions_t()
     unsafe posix_spawn_file_actions_init(&actions)
     defer { unsafe posix_spawn_file_actions_destroy(&actions) }

@@ -4,7 +4,7 @@ internal import VirtioCore
 
 /// A device and a driver session on it. It belongs to one thread.
 public final class Target {
-  /// For people and reports.
+  /// For display and reports.
   public let name: String
   public let session: DriverSession
   /// Bytes of the disk.

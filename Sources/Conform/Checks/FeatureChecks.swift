@@ -26,7 +26,9 @@ extension Check {
       ])
       for _ in 0..<12 {
         var choice = FeatureSet(rawValue: optional.rawValue & bench.random.next()).union(
-          bench.facts.offered.intersection([.version1, .accessPlatform, BlockFeature.readOnly, BlockFeature.blockSize]))
+          bench.facts.offered.intersection([
+            .version1, .accessPlatform, BlockFeature.readOnly, BlockFeature.blockSize, BlockFeature.zoned,
+          ]))
         if bench.format == .packed { choice.insert(.packedRing) } else { choice.remove(.packedRing) }
         if choice.contains(BlockFeature.configWCE) { choice.insert(BlockFeature.flush) }
         let taken = try bench.negotiate(choice)
@@ -85,7 +87,7 @@ extension Check {
     },
     Check(
       "without-version-1", "rfb.2", "A driver without VERSION_1 is either refused or served.", rings: .once,
-      needs: [.modern]
+      needs: [.modern, .notHostManaged]
     ) { bench in
       let choice = bench.choice(Plan()).intersection([BlockFeature.flush, BlockFeature.segMax, BlockFeature.readOnly])
       do {
@@ -232,14 +234,14 @@ extension Check {
       return .kept()
     },
     Check(
-      "resize", "blk.op.1 blk.op.2", "Another size shows in the capacity, and the driver is told.", rings: .once,
+      "resize", "blk.op.1 blk.op.2", "A new size shows in the capacity, and the driver is notified.", rings: .once,
       needs: [.resize, .writable]
     ) { bench in
       try bench.start(Plan(queues: 1))
       let transport = try bench.transport()
       _ = try transport.waitForConfigurationChange(milliseconds: 0)
       let old = bench.capacity * 512
-      guard let resize = bench.subject.resize else { throw Trouble.notApplicable("nobody here can change the size") }
+      guard let resize = bench.subject.resize else { throw Trouble.notApplicable("the size cannot be changed here") }
       try resize(old * 2)
       let told = try transport.waitForConfigurationChange(milliseconds: bench.patience)
       let now = BlockConfig(try transport.readConfiguration(at: 0, count: 8), offered: []).capacity
@@ -257,7 +259,7 @@ extension Check {
       let transport = try bench.transport()
       _ = try transport.readConfiguration(at: 0, count: 8)
       let before = try transport.configurationGeneration()
-      guard let resize = bench.subject.resize else { throw Trouble.notApplicable("nobody here can change the size") }
+      guard let resize = bench.subject.resize else { throw Trouble.notApplicable("the size cannot be changed here") }
       let old = bench.capacity * 512
       try resize(old * 2)
       let after = try transport.configurationGeneration()

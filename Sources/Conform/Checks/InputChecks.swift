@@ -3,7 +3,8 @@ internal import GuestDriver
 internal import VirtioCore
 
 extension Bench {
-  /// Offers a chain that is wrong, and looks whether the device is alive afterwards and nothing was written where it must not be.
+  /// Offers a chain that is wrong, and looks whether the device is alive afterwards and nothing was written where it must not
+  /// be.
   fileprivate func feed(_ chain: [RawDescriptor], after what: String) throws -> Seen {
     let memory = try memory()
     memory.poisonFreeMemory()
@@ -61,7 +62,7 @@ extension Check {
       bench.hands[0].kick()
       return try bench.verdict("a head out of range", memory)
     },
-    Check("next-out-of-range", "bad.4", "A descriptor goes on at one that the table does not have.", rings: .split) { bench in
+    Check("next-out-of-range", "bad.4", "A descriptor continues at one that the table does not have.", rings: .split) { bench in
       try bench.start()
       let memory = try bench.memory()
       let posted = try bench.make(bench.harmless)
@@ -90,7 +91,7 @@ extension Check {
         }
         bench.hands[0].offerHead(0)
       case .packed(let ring):
-        // Every slot goes on at the next one, and all are available.
+        // Every slot continues at the next one, and all are available.
         let hand = bench.hands[0]
         let start = hand.next
         for step in 1...hand.size {
@@ -194,7 +195,7 @@ extension Check {
       return try bench.feed([try bench.indirect(entries, linked: false)], after: "a loop in a table")
     },
     Check(
-      "next-beyond-the-table", "bad.4", "An entry of a table goes on behind its end.", rings: .split,
+      "next-beyond-the-table", "bad.4", "An entry of a table continues behind its end.", rings: .split,
       needs: [.offered(.indirectDescriptors)]
     ) { bench in
       try bench.start()

@@ -103,7 +103,7 @@ extension Check {
       return .kept()
     },
     Check(
-      "reset-after-failure", "reset.1", "A device that asked for a reset is well after one.", needs: []
+      "reset-after-failure", "reset.1", "A device that needed a reset works again after one.", needs: []
     ) { bench in
       try bench.start(Plan(queues: 1))
       try bench.breakRing()
@@ -198,7 +198,7 @@ extension Bench {
   /// The limit, for calls that count milliseconds.
   var patience: Int { attachedIsStepped ? 0 : Int(settings.limit / .milliseconds(1)) }
 
-  /// Does to queue 0 what no device can go on after.
+  /// Does to queue 0 what no device can continue after.
   func breakRing() throws {
     let hand = hands[0]
     switch hand.raw {

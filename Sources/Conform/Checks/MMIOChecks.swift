@@ -141,7 +141,7 @@ extension Check {
     ) { bench in
       let port = try bench.registers()
       try bench.leaveInterrupt(port)
-      guard let resize = bench.subject.resize else { throw Trouble.notApplicable("nobody here can change the size") }
+      guard let resize = bench.subject.resize else { throw Trouble.notApplicable("the size cannot be changed here") }
       let old = bench.capacity * 512
       try resize(old * 2)
       let came = try bench.eventually { try port.read(0x060, 4) == 3 }
@@ -167,7 +167,7 @@ extension Check {
     ) { bench in
       let port = try bench.registers()
       let before = try port.read(0x0fc, 4)
-      guard let resize = bench.subject.resize else { throw Trouble.notApplicable("nobody here can change the size") }
+      guard let resize = bench.subject.resize else { throw Trouble.notApplicable("the size cannot be changed here") }
       let old = bench.capacity * 512
       try resize(old * 2)
       let after = try port.read(0x0fc, 4)
@@ -292,7 +292,7 @@ extension Check {
       return .kept()
     },
     Check(
-      "odd-accesses", "bad.35", "Every register read and written with every width; the device goes on.", rings: .once,
+      "odd-accesses", "bad.35", "Every register is read and written at every width; the device continues.", rings: .once,
       needs: [.registers]
     ) { bench in
       let port = try bench.registers()

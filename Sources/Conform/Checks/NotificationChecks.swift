@@ -1,9 +1,10 @@
-/// Kicks and calls (virtio 2.3, 2.6.7, 2.6.10, 2.7.10): when they have to come, when they must not, and that nothing is stranded.
+/// Kicks and calls (virtio 2.3, 2.6.7, 2.6.10, 2.7.10): when they have to come, when they must not, and that nothing is
+/// stranded.
 internal import GuestDriver
 internal import VirtioCore
 
 extension Bench {
-  /// Makes requests one after the other without taking calls, and says how many calls came meanwhile.
+  /// Makes requests one after the other without taking calls, and says how many calls came in the meantime.
   fileprivate func calls(during count: Int) throws -> Int {
     _ = hands[0].takeCalls()
     for number in 0..<count { try good(read(UInt64(number % 8) * step)) }
@@ -216,7 +217,7 @@ extension Check {
       return .kept(try bench.kickWhenAsked(eventIndex: true))
     },
     Check(
-      "no-kick-at-all", "", split: "split.avail.1", packed: "packed.avail.1", "What comes of a request that nobody kicks for."
+      "no-kick-at-all", "", split: "split.avail.1", packed: "packed.avail.1", "The outcome of a request without a kick."
     ) { bench in
       try bench.start(Plan(queues: 1))
       var posted = try bench.make(bench.harmless)

@@ -34,7 +34,7 @@ extension Check {
     },
     Check(
       "more-than-65536", "", split: "i.split.idx.1", packed: "i.packed.wrap.1 i.packed.avail.1",
-      "More than 65536 chains through one ring: indices and wrap counters go on."
+      "More than 65536 chains through one ring: indices and wrap counters continue."
     ) { bench in
       try bench.start(Plan(queues: 1, size: 128))
       let hand = bench.hands[0]
@@ -50,7 +50,7 @@ extension Check {
       }
       posted = try bench.make(bench.harmless)
       bench.post(&posted)
-      try expect(try bench.answer(posted).isOK, "the ring does not go on after \(hand.usedCount) chains")
+      try expect(try bench.answer(posted).isOK, "the ring does not continue after \(hand.usedCount) chains")
       return .kept("\(hand.usedCount) chains")
     },
     Check(
@@ -98,7 +98,7 @@ extension Check {
       return .kept()
     },
     Check(
-      "chain-over-the-end", "packed.sg.1 i.packed.chain.2", "A list that goes on at the ring's first slot is read in order.",
+      "chain-over-the-end", "packed.sg.1 i.packed.chain.2", "A list that continues at the ring's first slot is read in order.",
       rings: .packed
     ) { bench in
       try bench.start(Plan(queues: 1, size: 7))

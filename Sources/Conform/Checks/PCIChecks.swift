@@ -221,7 +221,7 @@ extension Check {
     ) { pci, bench in
       _ = try bench.transport().readConfiguration(at: 0, count: 8)
       let before = try pci.common(0x15, 1)
-      guard let resize = bench.subject.resize else { throw Trouble.notApplicable("nobody here can change the size") }
+      guard let resize = bench.subject.resize else { throw Trouble.notApplicable("the size cannot be changed here") }
       try resize(bench.capacity * 1024)
       _ = try bench.transport().readConfiguration(at: 0, count: 8)
       let after = try pci.common(0x15, 1)
@@ -390,7 +390,7 @@ extension Check {
     },
     look("isr-of-configuration", "pci.isr.2", "A change of configuration sets bit 1 of ISR.", needs: [.pciModern, .resize]) {
       pci, bench in
-      guard let resize = bench.subject.resize else { throw Trouble.notApplicable("nobody here can change the size") }
+      guard let resize = bench.subject.resize else { throw Trouble.notApplicable("the size cannot be changed here") }
       try bench.withoutVectors(pci) {
         try resize(bench.capacity * 1024)
         var bits: UInt64 = 0
@@ -419,7 +419,7 @@ extension Check {
       "With MSI-X on, a change of configuration without a vector interrupts nobody.", needs: [.pciModern, .resize]
     ) { pci, bench in
       guard try pci.vectors() != nil else { throw Trouble.notApplicable("there is no MSI-X") }
-      guard let resize = bench.subject.resize else { throw Trouble.notApplicable("nobody here can change the size") }
+      guard let resize = bench.subject.resize else { throw Trouble.notApplicable("the size cannot be changed here") }
       try bench.start(Plan(queues: 1))
       try pci.setCommon(0x10, 2, 0xffff)
       let pending = try pci.config(0x06, 2) & 8

@@ -42,7 +42,8 @@ extension Check {
       return .kept()
     },
     Check(
-      "enabled-again", "vu.ring.12", "A ring goes on when it is enabled again, with what came meanwhile.", needs: [.vhostUser]
+      "enabled-again", "vu.ring.12", "A ring continues when it is enabled again, with the requests that came in the meantime.",
+      needs: [.vhostUser]
     ) { bench in
       try bench.start(Plan(queues: 1))
       let frontend = try bench.vhostUser().frontend
@@ -134,7 +135,9 @@ extension Check {
       }
       return .kept()
     },
-    Check("goes-on-at-the-base", "vu.ring.6", "A ring that is stopped and started at its base goes on.", needs: [.vhostUser]) {
+    Check(
+      "goes-on-at-the-base", "vu.ring.6", "A ring that is stopped and restarted at its base continues.", needs: [.vhostUser]
+    ) {
       bench in
       try bench.start(Plan(queues: 1))
       let transport = try bench.vhostUser()
@@ -148,7 +151,7 @@ extension Check {
     },
     Check(
       "any-base", "vu.ring.13", split: "i.split.idx.1 i.split.event.1",
-      "A ring begins at 65530 and goes on over the end of 16 bits.", rings: .split,
+      "A ring begins at 65530 and continues past the end of 16 bits.", rings: .split,
       needs: [.vhostUser, .offered(.eventIndex)]
     ) { bench in
       try bench.start(Plan(adding: .eventIndex, queues: 1, waits: true))
@@ -336,7 +339,8 @@ extension Check {
       return .kept()
     },
     Check(
-      "next-front-end", "vu.life.1", "When a front-end has gone, the next one is served.", rings: .once, needs: [.vhostUser]
+      "next-front-end", "vu.life.1", "When a front-end has disconnected, the next one is served.", rings: .once,
+      needs: [.vhostUser]
     ) { bench in
       for round in 0..<6 {
         try bench.start(Plan(queues: 1))
@@ -346,7 +350,7 @@ extension Check {
       return .kept()
     },
     Check(
-      "a-channel", "vu.channel.1", "A channel for the back-end is taken, and the device goes on.", rings: .once,
+      "a-channel", "vu.channel.1", "A channel for the back-end is accepted, and the device continues.", rings: .once,
       needs: [.protocolFeature(.backendRequests)]
     ) { bench in
       try bench.start(Plan(queues: 1))

@@ -60,7 +60,7 @@ extension Check {
       let link = try bench.subject.link(bench.settings)
       try link.greet()
       try link.send(.setOwner)
-      try expect(try link.isSilent(), "SET_OWNER was answered, and nobody had asked for that")
+      try expect(try link.isSilent(), "SET_OWNER was answered, although no answer was requested")
       return .kept()
     },
     Check(
@@ -206,7 +206,7 @@ extension Check {
       try expect(!wasAnswered, "GET_FEATURES of version 2 was answered as if it were version 1")
       return .kept(seen.words)
     },
-    Check("unknown-request", "vu.unknown.1", "A request that nobody knows.", rings: .once, needs: [.vhostUser]) { bench in
+    Check("unknown-request", "vu.unknown.1", "An unknown request.", rings: .once, needs: [.vhostUser]) { bench in
       try bench.abuse("request 200") { link in
         try link.greet()
         try link.send(200, [1, 2, 3, 4], flags: 9)
@@ -289,10 +289,10 @@ extension Check {
       }
     },
     Check(
-      "descriptors-nobody-wants", "bad.38", "Requests with descriptors that nobody asked for, and without such as are needed.",
+      "descriptors-nobody-wants", "bad.38", "Requests with unwanted descriptors, and without required ones.",
       rings: .once, needs: [.vhostUser]
     ) { bench in
-      try bench.abuse("descriptors that nobody wants") { link in
+      try bench.abuse("unwanted descriptors") { link in
         let extra = try OwnedDescriptor.eventCounter()
         try link.greet()
         for _ in 0..<20 { try link.send(.setOwner, [], [extra, extra, extra]) }

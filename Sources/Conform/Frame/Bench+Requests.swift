@@ -175,7 +175,7 @@ extension Bench {
         try transport.reset()
         try start()
         try good(harmless)
-        return "the device goes on after a reset"
+        return "the device continues after a reset"
       } catch is DriverError {
         // As above.
       } catch Trouble.wedged where subject.bus == .vhostUser {
@@ -189,7 +189,7 @@ extension Bench {
     } catch {
       throw Trouble.wedged("\(what): no answer to a good request afterwards, not even by a new driver (\(describe(error)))")
     }
-    return "the device goes on with a new connection"
+    return "the device continues with a new connection"
   }
 
   /// As `eventually`, for what is as good when it does not come: a part of the limit.

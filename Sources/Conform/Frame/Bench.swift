@@ -45,13 +45,13 @@ final class Bench {
     attached = nil
   }
 
-  /// Lets go of the device without a word, as a driver does that dies.
+  /// Drops the device without a word, as a driver does that dies.
   func drop() {
     hands = []
     attached = nil
   }
 
-  /// Makes the body and then lets go of the device as a driver does that dies. What the body holds on to has gone by then: a
+  /// Makes the body and then releases the device as a driver does that dies. What the body holds on to has gone by then: a
   /// back-end may serve one connection at a time, and a memory file has one driver.
   func dropAfter(_ body: () throws -> Void) rethrows {
     defer { drop() }
@@ -77,7 +77,7 @@ final class Bench {
   static let usual: FeatureSet = [
     BlockFeature.sizeMax, BlockFeature.segMax, BlockFeature.geometry, BlockFeature.readOnly, BlockFeature.blockSize,
     BlockFeature.flush, BlockFeature.topology, BlockFeature.multiQueue, BlockFeature.discard, BlockFeature.writeZeroes,
-    BlockFeature.secureErase, FeatureSet(bit: 15), .indirectDescriptors, .version1,
+    BlockFeature.secureErase, BlockFeature.zoned, FeatureSet(bit: 15), .indirectDescriptors, .version1,
   ]
 
   /// What is accepted for a plan.

@@ -6,8 +6,13 @@ internal import VirtioCore
 /// What a device or its transport has to have for a check to make sense.
 enum Need: Sendable {
   case offered(FeatureSet)
+  /// Anywhere.
   case writable
   case readOnly
+  /// Its zones are written in sequence.
+  case hostManaged
+  /// It has a use for drivers that accept whatever they like.
+  case notHostManaged
   /// VERSION_1.
   case modern
   /// The status is the device's, not the front-end's.
@@ -34,12 +39,17 @@ enum Need: Sendable {
       let missing = features.subtracting(facts.offered)
       let names = missing.bits.map { BlockFeature.name(ofBit: $0) ?? "bit \($0)" }.joined(separator: " and ")
       return unless(missing.isEmpty, "the device does not offer \(names)")
-    case .writable: return unless(!facts.isReadOnly, "the disk is read-only")
+    case .writable:
+      return facts.isHostManaged
+        ? "the disk is written in sequence: the checks of zones are about that"
+        : unless(!facts.isReadOnly, "the disk is read-only")
+    case .hostManaged: return unless(facts.isHostManaged, "the disk has no zones that are written in sequence")
+    case .notHostManaged: return unless(!facts.isHostManaged, "a host-managed disk is none for drivers without ZONED")
     case .readOnly: return unless(facts.isReadOnly, "the disk can be written: check a read-only one as well")
     case .modern: return unless(facts.isModern, "this is the legacy interface")
     case .status: return unless(facts.hasStatus, "the back-end has no STATUS: the status lives in the front-end")
     case .queues(let count): return unless(facts.queueCount >= count, "the device has \(facts.queueCount) queue")
-    case .resize: return unless(facts.canResize, "nobody here can change the size of this disk")
+    case .resize: return unless(facts.canResize, "the size of this disk cannot be changed here")
     case .vhostUser: return unless(facts.bus == .vhostUser, "only over vhost-user")
     case .protocolFeature(let features):
       let missing = features.subtracting(facts.protocolFeatures)
@@ -110,7 +120,8 @@ public struct Check: Sendable {
 extension Check {
   /// Every check there is, in the order in which they are made.
   public static let all: [Check] =
-    life + features + configuration + queueReset + framing + order + split + packed + notification + block + ranges + odd
+    life + features + configuration + queueReset + framing + order + split + packed + notification + block + ranges + zones
+    + odd
     + input
     + vhostUser + wire + mmio + pci
 }

@@ -1,4 +1,4 @@
-/// Makes the checks, one after the other, and says what came of each.
+/// Makes the checks, one after the other, and reports the outcome of each.
 internal import GuestDriver
 internal import VhostUser
 internal import VirtioCore
@@ -7,7 +7,7 @@ public struct Runner {
   public var settings: Settings
   /// Words of `--only`; empty: everything.
   public var only: [String]
-  /// Is told before each check, with how many there were and will be.
+  /// Is called before each check, with the number of checks done and to do.
   public var progress: ((_ check: String, _ done: Int, _ all: Int) -> Void)?
 
   public init(settings: Settings = Settings(), only: [String] = []) {
@@ -34,7 +34,7 @@ public struct Runner {
         report.findings.append(
           Finding(
             check: check.name, clauses: check.clauses(format), ring: "-", outcome: .notApplicable,
-            seen: "not made: the device has gone", seconds: 0))
+            seen: "not made: the device is gone", seconds: 0))
         continue
       }
       var finding = make(check, format, subject, facts)

@@ -73,6 +73,8 @@ public struct Facts: Sendable {
   public var canResize: Bool
 
   public var isReadOnly: Bool { offered.contains(BlockFeature.readOnly) }
+  /// A disk with zones that are written in sequence.
+  public var isHostManaged: Bool { offered.contains(BlockFeature.zoned) && configuration[92] == 1 }
   public var isModern: Bool { offered.contains(.version1) }
   var config: BlockConfig { BlockConfig(configuration, offered: offered) }
   /// Bytes of a logical block.

@@ -1,15 +1,16 @@
-/// What came of a check.
+/// The outcome of a check.
 
 public enum Outcome: String, CaseIterable, Sendable {
   /// The clause holds as far as the check can see.
   case kept
   /// It does not.
   case broken
-  /// What no driver may send was not executed, and the device is alive: it answered a good request afterwards, after a reset if need be.
+  /// What no driver may send was not executed, and the device is alive: it answered a good request afterwards, after a reset
+  /// if need be.
   case rejected
   /// No answer to a good request, or no device any more.
   case wedged
-  /// Not on this device, or not over this transport; the reason is told.
+  /// Not on this device, or not over this transport; with the reason.
   case notApplicable = "n/a"
 
   var isFailure: Bool { self == .broken || self == .wedged }

@@ -1,4 +1,4 @@
-/// Reports for people at a terminal: what is not as it should be, each with what was seen, and the counts.
+/// Reports for readers at a terminal: what is not as it should be, each with what was seen, and the counts.
 
 extension Report {
   private static func padded(_ text: String, _ width: Int) -> String {

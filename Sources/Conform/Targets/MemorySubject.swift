@@ -12,7 +12,7 @@ public class MemorySubject: Subject {
   private let prefersLegacy: Bool
 
   /// - Parameters:
-  ///   - name: for people; `nil`: the path and the registers.
+  ///   - name: for readers; `nil`: the path and the registers.
   ///   - prefersLegacy: of two interfaces the older one is used.
   public init(path: String, prefersLegacy: Bool = false, name: String? = nil) throws {
     self.path = path

@@ -15,22 +15,39 @@ public struct OwnSetup: Hashable, Sendable {
   public var interface: RegisterInterface?
   public var prefersLegacy = false
   public var isReadOnly = false
+  public var zones = Zones.none
+
+  /// Disks with zones that are written in sequence.
+  public enum Zones: String, Sendable {
+    case none
+    /// Every kind of zone, and every limit.
+    case zoned = "zoned"
+    case withoutAppends = "zoned without appends"
+  }
 
   /// - Parameter interface: `nil`: over vhost-user.
-  public init(_ interface: RegisterInterface?, prefersLegacy: Bool = false, isReadOnly: Bool = false) {
+  public init(
+    _ interface: RegisterInterface?, prefersLegacy: Bool = false, isReadOnly: Bool = false, zones: Zones = .none
+  ) {
     self.interface = interface
     self.prefersLegacy = prefersLegacy
     self.isReadOnly = isReadOnly
+    self.zones = zones
   }
 
-  /// All that a driver can meet: vhost-user and every register face, and one disk that can only be read.
+  /// All that a driver can meet: vhost-user and every register face, a disk that can only be read, and disks with zones.
   public static let all: [OwnSetup] =
     [OwnSetup(nil), OwnSetup(nil, isReadOnly: true)] + RegisterInterface.allCases.map { OwnSetup($0) }
     + [OwnSetup(.pciTransitional, prefersLegacy: true)]
+    + [
+      OwnSetup(nil, zones: .zoned), OwnSetup(nil, zones: .withoutAppends), OwnSetup(.mmio, zones: .zoned),
+      OwnSetup(.pci, zones: .zoned),
+    ]
 
   public var name: String {
     let face = interface.map { $0.name } ?? "vhost-user"
     return "vmm-blk, \(face)\(prefersLegacy ? " by its legacy interface" : "")\(isReadOnly ? ", read-only" : "")"
+      + (zones == .none ? "" : ", \(zones.rawValue)")
   }
 }
 
@@ -84,7 +101,16 @@ final class OwnDevice {
     options.queueCount = 2
     options.maximumQueueSize = 256
     options.serial = "conform-serial"
-    let file = try ImageFile(ImageOptions(path: image, isReadOnly: setup.isReadOnly, format: .raw))
+    var imageOptions = ImageOptions(path: image, isReadOnly: setup.isReadOnly, format: .raw)
+    if setup.zones != .none {
+      var zoned = ZonedOptions()
+      (zoned.zoneSize, zoned.zoneCapacity, zoned.conventional) = (128 << 10, 96 << 10, 16)
+      (zoned.maximumOpen, zoned.maximumActive, zoned.granularity) = (4, 6, 4096)
+      zoned.maximumAppend = setup.zones == .withoutAppends ? 0 : 32 << 10
+      (zoned.readOnlyZones, zoned.offlineZones) = ([60], [61])
+      imageOptions.zoned = zoned
+    }
+    let file = try ImageFile(imageOptions)
     options.requestedFeatures = BlockDevice.featuresOnRequest(of: file)
     if setup.interface == nil { options.requestedFeatures.remove(.notificationData) }
     let device = try BlockDevice(image: file, options: options)
@@ -138,8 +164,11 @@ public final class OwnSubject: Subject {
   public let bus: Bus
   private let device: OwnDevice
   private let inner: any Subject
+  /// Its size is what its zones are made for.
+  private let isZoned: Bool
 
   public init(_ setup: OwnSetup) throws {
+    isZoned = setup.zones != .none
     device = try OwnDevice(setup)
     name = setup.name
     inner =
@@ -152,5 +181,5 @@ public final class OwnSubject: Subject {
   public func connect(_ settings: Settings) throws -> any DriverTransport { try inner.connect(settings) }
   public func registers(of transport: any DriverTransport) -> (any RegisterPort)? { inner.registers(of: transport) }
   public func link(_ settings: Settings) throws -> Link { try inner.link(settings) }
-  public var resize: ((UInt64) throws -> Void)? { { [device] size in try device.resize(size) } }
+  public var resize: ((UInt64) throws -> Void)? { isZoned ? nil : { [device] size in try device.resize(size) } }
 }

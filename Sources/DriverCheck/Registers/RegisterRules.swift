@@ -13,7 +13,7 @@ public final class RegisterRules: RegisterWatch {
     var hasSize = false
     /// A queue was taken down, and nobody has looked whether it is.
     var owesReadBack = false
-    /// A reset was asked for, and the driver has not read that it is over.
+    /// A reset was requested, and the driver has not read that it is over.
     var isResetting = false
     var wasReset = false
     var sizeWasRead = false
@@ -39,7 +39,7 @@ public final class RegisterRules: RegisterWatch {
   private var owesStatusRead = false
   private var hasReadFeatures = false
   private var owesFeaturesRead = false
-  /// A read of the capacity goes on: whether the generation was read before it, and only configuration since.
+  /// A read of the capacity continues: whether the generation was read before it, and only configuration since.
   private var capacityRead: (hasGeneration: Bool, passes: Int)?
   private var lastWasGeneration = false
 
@@ -325,8 +325,8 @@ public final class RegisterRules: RegisterWatch {
     check("d.blk.init.4", status & 8 != 0, "configuration byte \(offset)", "writeback was read before FEATURES_OK")
   }
 
-  /// The capacity is read by halves, between two looks at the generation (virtio 2.5.1); by the legacy interface until two passes
-  /// agree.
+  /// The capacity is read by halves, between two looks at the generation (virtio 2.5.1); by the legacy interface until two
+  /// passes agree.
   private func noteCapacity(_ event: RegisterEvent) {
     if case .configurationRead(let offset, _) = event, offset < 8 {
       var read = capacityRead ?? (lastWasGeneration, 0)

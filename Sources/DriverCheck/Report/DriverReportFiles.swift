@@ -1,4 +1,4 @@
-/// Reports of drivers for people at a terminal, for machines, and for those to whom they are handed on.
+/// Reports of drivers for readers at a terminal, for machines, and for those to whom they are handed on.
 internal import Conform
 
 extension DriverReport {

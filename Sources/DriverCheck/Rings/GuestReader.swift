@@ -82,7 +82,7 @@ struct SeenChain {
   }
 
   var name: UInt16 = 0
-  /// For people: where it became available.
+  /// For display: where it became available.
   var place: String
   var readable: [Piece] = []
   var writable: [Piece] = []

@@ -4,8 +4,8 @@ internal import VirtioCore
 
 /// Shared by the thread that serves a queue and the one that passes its kicks on.
 ///
-/// A kick that does not come can only be told from one that is late by waiting, so the wait is long. Of kicks that nobody wanted a
-/// few are in order: a driver may have decided on them before.
+/// A kick that does not come can only be told from one that is late by waiting, so the wait is long. Of kicks that nobody
+/// wanted a few are in order: a driver may have decided on them before.
 final class KickAccount: Sendable {
   private struct State {
     /// The device has asked for kicks, and has not looked since.
@@ -27,7 +27,7 @@ final class KickAccount: Sendable {
   /// Nanoseconds that a kick may take.
   private let limit: UInt64
 
-  /// Kicks in a row that may come although nobody wants one: so many processors may have been about to kick.
+  /// Kicks in a row that may come although nobody wants one: so many CPUs may have been about to kick.
   static let unwantedInOrder: UInt64 = 64
 
   init(_ queue: Int, _ features: FeatureSet, _ findings: DriverFindings, limit: Duration) {

@@ -26,8 +26,8 @@ final class KickRelay: Sendable {
   private final class Shared: Sendable {
     let state = Mutex(State())
     let wake: OwnedDescriptor
-    /// Reports each kick once, so that nothing has to be read: a driver's descriptor may be one that a read would wait for, and it
-    /// may be that of two queues.
+    /// Reports each kick once, so that nothing has to be read: a driver's descriptor may be one that a read would wait for,
+    /// and it may be that of two queues.
     let set: OwnedDescriptor
 
     init() throws(Errno) {
@@ -94,7 +94,7 @@ final class KickRelay: Sendable {
     return .eventCounter(output)
   }
 
-  /// The queue is about to be stopped: no look at its ring begins any more. Kicks go on.
+  /// The queue is about to be stopped: no look at its ring begins any more. Kicks continue.
   func lookAway(_ queue: Int) {
     let look = shared.state.withLock { state in
       defer { state.lines[queue]?.look = nil }

@@ -1,4 +1,4 @@
-/// What is the same for both kinds of ring: chains in the device's hands, and what has to stay as it is meanwhile.
+/// What is the same for both kinds of ring: chains in the device's hands, and what has to stay as it is in the meantime.
 internal import VirtioCore
 
 /// What a watch of a queue is made with.
@@ -26,8 +26,8 @@ class QueueWatch: RingWatch, @unchecked Sendable {
   var reader: GuestReader
   /// By head or buffer ID.
   var chains: [UInt16: SeenChain] = [:]
-  /// Chains that were seen and that the device has not taken: never more than one, so that a driver cannot make the watch look at
-  /// more than the device does.
+  /// Chains that were seen and that the device has not taken: never more than one, so that a driver cannot make the watch look
+  /// at more than the device does.
   var ahead = 0
   /// `wish` as the device left it when it went to sleep.
   private var wishLeft: [UInt8]?

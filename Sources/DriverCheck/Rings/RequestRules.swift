@@ -2,8 +2,8 @@
 internal import Synchronization
 internal import VirtioCore
 
-/// What a driver was told that bounds its requests. The capacity is the largest that there was since the driver came: a disk that
-/// became smaller meanwhile does not make it wrong.
+/// What a driver was told that bounds its requests. The capacity is the largest that there was since the driver came: a disk
+/// that became smaller in the meantime does not make it wrong.
 final class RequestLimits: Sendable {
   private let shown: Mutex<(capacity: UInt64, configuration: [UInt8])>
   let features: FeatureSet
@@ -39,6 +39,13 @@ struct RequestRules {
     case discard = 11
     case zeroes = 13
     case erase = 14
+    case append = 15
+    case report = 16
+    case open = 18
+    case close = 20
+    case finish = 22
+    case reset = 24
+    case resetAll = 26
 
     /// The feature bit without which there is no such request; `nil`: there always is.
     var bit: Int? {
@@ -49,6 +56,7 @@ struct RequestRules {
       case .discard: 13
       case .zeroes: 14
       case .erase: 16
+      case .append, .report, .open, .close, .finish, .reset, .resetAll: 17
       }
     }
   }
@@ -93,8 +101,28 @@ struct RequestRules {
     case .discard: checkSegments(out, rule: "d.blk.op.9", limit: watch.setup.limits.number(40), isDiscard: true)
     case .zeroes: checkSegments(out, rule: "d.blk.op.11", limit: watch.setup.limits.number(52), isDiscard: false)
     case .erase: checkSegments(out, rule: "d.blk.op.10", limit: watch.setup.limits.number(64), isDiscard: false)
-    case .lifetime, nil: break
+    case .append:
+      checkZoneStart("d.zoned.op.6", sector)
+      let grain = UInt64(watch.setup.limits.number(88))
+      judge("d.zoned.op.7", grain == 0 || out % grain == 0, "\(out) bytes, and the granularity is \(grain)")
+      let most = UInt64(watch.setup.limits.number(84)) * 512
+      judge("d.zoned.op.8", out <= most, "\(out) bytes of at most \(most)")
+    case .open, .close, .finish, .reset: checkZoneStart("d.zoned.op.4", sector)
+    case .resetAll: judge("d.zoned.op.5", sector == 0, "its sector is \(sector)")
+    case .report, .lifetime, nil: break
     }
+    if isHostManaged {
+      judge("d.zoned.init.2", !features.contains(FeatureSet(bit: 13)), "DISCARD was accepted of a host-managed disk")
+    }
+  }
+
+  private var isHostManaged: Bool {
+    watch.setup.features.contains(FeatureSet(bit: 17)) && watch.setup.limits.number(92) & 0xff == 1
+  }
+
+  private func checkZoneStart(_ rule: String, _ sector: UInt64) {
+    let size = UInt64(watch.setup.limits.number(72))
+    judge(rule, size == 0 || sector % size == 0, "its sector is \(sector), and a zone has \(size)")
   }
 
   private func checkRange(_ sector: UInt64, _ bytes: UInt64) {

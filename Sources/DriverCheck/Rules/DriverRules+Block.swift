@@ -13,19 +13,19 @@ extension DriverRules {
     driver does with what it reads, and nothing of that reaches the device
     d.blk.init.4|blk|MUST NOT|5.2.5.1|writeback is read only after FEATURES_OK.|=N
     d.zoned.init.1|blk-zoned|MUST NOT|5.2.5.1|ZONED is not accepted by a driver unable to handle the HM, HA or NONE \
-    models.|-only with ZONED, which this device does not offer
-    d.zoned.init.2|blk-zoned|MUST NOT|5.2.5.1|With an HM device the driver does not take DISCARD (the text says offered, \
-    accepted is meant).|-only with ZONED, which this device does not offer
-    d.zoned.init.3|blk-zoned|MAY|5.2.5.1|With HA or NONE, ZONED and DISCARD are chosen independently.|-only with ZONED, \
-    which this device does not offer
-    d.zoned.init.4|blk-zoned|MUST NOT|5.2.5.1|A driver that sees HM and cannot handle it does not set FEATURES_OK.|-only \
-    with ZONED, which this device does not offer
-    d.zoned.init.5|blk-zoned|MUST|5.2.5.1|It sets FAILED in that case (second half of the previous sentence).|-only with \
-    ZONED, which this device does not offer
-    d.zoned.init.6|blk-zoned|MAY|5.2.5.1|A driver unaware of zones may treat HA as a plain disk.|-only with ZONED, which \
-    this device does not offer
-    d.zoned.init.7|blk-zoned|SHOULD|5.2.5.1|It then ignores the other zoned fields.|-only with ZONED, which this device \
-    does not offer
+    models.|-what a driver can handle shows only in what it does
+    d.zoned.init.2|blk-zoned|MUST NOT|5.2.5.1|With an HM device the driver does not take DISCARD (the text says \
+    offered, accepted is meant).|=Q
+    d.zoned.init.3|blk-zoned|MAY|5.2.5.1|With HA or NONE, ZONED and DISCARD are chosen independently.|-it leaves \
+    the driver free to do either
+    d.zoned.init.4|blk-zoned|MUST NOT|5.2.5.1|A driver that sees HM and cannot handle it does not set \
+    FEATURES_OK.|-what a driver can handle shows only in what it does
+    d.zoned.init.5|blk-zoned|MUST|5.2.5.1|It sets FAILED in that case (second half of the previous sentence).|-what \
+    a driver can handle shows only in what it does
+    d.zoned.init.6|blk-zoned|MAY|5.2.5.1|A driver unaware of zones may treat HA as a plain disk.|-only with a \
+    host-aware disk, which this device is not
+    d.zoned.init.7|blk-zoned|SHOULD|5.2.5.1|It then ignores the other zoned fields.|-it is about what the driver \
+    does with what it reads, and nothing of that reaches the device
     legacy.d.blk.2|legacy|MAY|5.2.5.3|A legacy driver may read or write writeback before DRIVER or DRIVER_OK.|-it leaves \
     the driver free to do either
     d.blk.op.1|blk|SHOULD|5.2.6.1|After a config-change notification capacity is re-read.|-when it would be due is not \
@@ -50,23 +50,19 @@ extension DriverRules {
     d.blk.op.16|blk|MUST NOT|5.2.6.1|After IOERR on a multi-segment discard or write-zeroes nothing is known about any \
     segment.|-it is about what the driver does with what it reads, and nothing of that reaches the device
     d.zoned.op.1|blk-zoned|MUST|5.2.6.1|Zone addresses are multiples of 512 bytes (trivially true for sector \
-    units).|-only with ZONED, which this device does not offer
-    d.zoned.op.2|blk-zoned|MUST|5.2.6.1|REPORT names any sector inside the first zone wanted.|-only with ZONED, which \
-    this device does not offer
-    d.zoned.op.3|blk-zoned|MAY|5.2.6.1|That sector need not be the zone start.|-only with ZONED, which this device does \
-    not offer
-    d.zoned.op.4|blk-zoned|MUST|5.2.6.1|OPEN, CLOSE, FINISH and RESET name the zone's first sector.|-only with ZONED, \
-    which this device does not offer
-    d.zoned.op.5|blk-zoned|MUST|5.2.6.1|RESET_ALL has sector 0.|-only with ZONED, which this device does not offer
-    d.zoned.op.6|blk-zoned|MUST|5.2.6.1|APPEND names the zone start.|-only with ZONED, which this device does not offer
-    d.zoned.op.7|blk-zoned|MUST|5.2.6.1|APPEND size is a multiple of write_granularity.|-only with ZONED, which this \
-    device does not offer
-    d.zoned.op.8|blk-zoned|MUST NOT|5.2.6.1|APPEND size stays within max_append_sectors.|-only with ZONED, which this \
-    device does not offer
-    d.zoned.op.9|blk-zoned|MAY|5.2.6.1|append_sector can be read after success.|-only with ZONED, which this device does \
-    not offer
-    d.zoned.op.10|blk-zoned|MUST|5.2.6.1|Writes to sequential zones have granule-multiple size, granule-aligned position \
-    and fit the remaining capacity (three sub-rules).|-only with ZONED, which this device does not offer
+    units).|-sectors are 512 bytes: there is no other address
+    d.zoned.op.2|blk-zoned|MUST|5.2.6.1|REPORT names any sector inside the first zone wanted.|-any sector is in a \
+    zone, and only the driver knows which it wants
+    d.zoned.op.3|blk-zoned|MAY|5.2.6.1|That sector need not be the zone start.|-it leaves the driver free to do either
+    d.zoned.op.4|blk-zoned|MUST|5.2.6.1|OPEN, CLOSE, FINISH and RESET name the zone's first sector.|=Q
+    d.zoned.op.5|blk-zoned|MUST|5.2.6.1|RESET_ALL has sector 0.|=Q
+    d.zoned.op.6|blk-zoned|MUST|5.2.6.1|APPEND names the zone start.|=Q
+    d.zoned.op.7|blk-zoned|MUST|5.2.6.1|APPEND size is a multiple of write_granularity.|=Q
+    d.zoned.op.8|blk-zoned|MUST NOT|5.2.6.1|APPEND size stays within max_append_sectors.|=Q
+    d.zoned.op.9|blk-zoned|MAY|5.2.6.1|append_sector can be read after success.|-it leaves the driver free to do either
+    d.zoned.op.10|blk-zoned|MUST|5.2.6.1|Writes to sequential zones have granule-multiple size, granule-aligned \
+    position and fit the remaining capacity (three sub-rules).|-which zones are written in sequence, and where, \
+    only the disk's own table knows: it answers such a write with ZONE_UNALIGNED_WP or ZONE_INVALID_CMD
     legacy.d.blk.3|legacy|MUST|5.2.6.3|virtio_blk_req fields are in guest-native byte order on the legacy interface \
     (shared with legacy.blk.5).|-a driver of another byte order needs a processor that has one; on this one there is one \
     order

@@ -30,7 +30,7 @@ public final class BlockClient {
     config = try BlockConfig(session.transport, offered: session.offered)
   }
 
-  /// Resets one queue and sets it up again, while the others go on (RING_RESET).
+  /// Resets one queue and sets it up again, while the others continue (RING_RESET).
   ///
   /// - Parameter size: entries of its new ring; `nil`: as many as before.
   /// - Returns: tags of requests that were in flight on it and have no answer any more.

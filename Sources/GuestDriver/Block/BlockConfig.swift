@@ -19,6 +19,7 @@ public struct BlockConfig: Hashable, Sendable {
   public var writeZeroes: Limits?
   public var writeZeroesMayUnmap: UInt8?
   public var secureErase: Limits?
+  public var zoned: Zoned?
 
   public struct Geometry: Hashable, Sendable {
     public var cylinders: UInt16
@@ -35,6 +36,21 @@ public struct BlockConfig: Hashable, Sendable {
     public var optimalIO: UInt32
   }
 
+  /// Of a disk with zones.
+  public struct Zoned: Hashable, Sendable {
+    /// 512-byte sectors.
+    public var zoneSectors: UInt32
+    /// 0: any number.
+    public var maximumOpen: UInt32
+    public var maximumActive: UInt32
+    /// 512-byte sectors; 0: no appends.
+    public var maximumAppend: UInt32
+    /// Bytes.
+    public var granularity: UInt32
+    /// 0: none, 1: host-managed, 2: host-aware.
+    public var model: UInt8
+  }
+
   /// What one DISCARD, WRITE_ZEROES or SECURE_ERASE can do.
   public struct Limits: Hashable, Sendable {
     /// 512-byte sectors of one segment.
@@ -45,11 +61,14 @@ public struct BlockConfig: Hashable, Sendable {
   }
 
   /// Bytes that are enough for every field that is there: back-ends that know of no more have no more.
-  static func bytesNeeded(_ offered: FeatureSet) -> Int { offered.contains(BlockFeature.secureErase) ? 72 : 60 }
+  static func bytesNeeded(_ offered: FeatureSet) -> Int {
+    offered.contains(BlockFeature.zoned) ? 96 : offered.contains(BlockFeature.secureErase) ? 72 : 60
+  }
   static let writebackOffset = 32
   /// Where fields begin that are narrower than 32 bits, with their bytes (virtio 5.2.4).
   private static let narrow: [Int: Int] = [
     16: 2, 18: 1, 19: 1, 24: 1, 25: 1, 26: 2, 32: 1, 33: 1, 34: 2, 56: 1, 57: 1, 58: 1, 59: 1,
+    92: 1, 93: 1, 94: 1, 95: 1,
   ]
 
   /// How wide a read at an offset is: a field, or a byte where no whole one is wanted.
@@ -58,8 +77,8 @@ public struct BlockConfig: Hashable, Sendable {
     return width <= count ? width : 1
   }
 
-  /// Reads the space in a loop until no field changed meanwhile (virtio 2.4.1); a legacy device has no word that says so, and is
-  /// read until two passes agree (virtio 2.4.4).
+  /// Reads the space in a loop until no field changed in the meantime (virtio 2.4.1); a legacy device has no word that says
+  /// so, and is read until two passes agree (virtio 2.4.4).
   init(_ transport: any DriverTransport, offered: FeatureSet) throws(DriverError) {
     var bytes: [UInt8] = []
     // A device that changes its configuration all the time cannot keep us here.
@@ -107,6 +126,11 @@ public struct BlockConfig: Hashable, Sendable {
     if offered.contains(BlockFeature.secureErase) {
       secureErase = Limits(
         maximumSectors: field(60, UInt32.self), maximumSegments: field(64, UInt32.self), alignment: field(68, UInt32.self))
+    }
+    if offered.contains(BlockFeature.zoned) {
+      zoned = Zoned(
+        zoneSectors: field(72, UInt32.self), maximumOpen: field(76, UInt32.self), maximumActive: field(80, UInt32.self),
+        maximumAppend: field(84, UInt32.self), granularity: field(88, UInt32.self), model: field(92, UInt8.self))
     }
   }
 

@@ -14,6 +14,13 @@ public struct BlockRequestType: RawRepresentable, Hashable, Sendable, CustomStri
   public static let discard = BlockRequestType(rawValue: 11)
   public static let writeZeroes = BlockRequestType(rawValue: 13)
   public static let secureErase = BlockRequestType(rawValue: 14)
+  public static let zoneAppend = BlockRequestType(rawValue: 15)
+  public static let zoneReport = BlockRequestType(rawValue: 16)
+  public static let zoneOpen = BlockRequestType(rawValue: 18)
+  public static let zoneClose = BlockRequestType(rawValue: 20)
+  public static let zoneFinish = BlockRequestType(rawValue: 22)
+  public static let zoneReset = BlockRequestType(rawValue: 24)
+  public static let zoneResetAll = BlockRequestType(rawValue: 26)
 
   public var description: String {
     switch self {
@@ -25,6 +32,13 @@ public struct BlockRequestType: RawRepresentable, Hashable, Sendable, CustomStri
     case .discard: "DISCARD"
     case .writeZeroes: "WRITE_ZEROES"
     case .secureErase: "SECURE_ERASE"
+    case .zoneAppend: "ZONE_APPEND"
+    case .zoneReport: "ZONE_REPORT"
+    case .zoneOpen: "ZONE_OPEN"
+    case .zoneClose: "ZONE_CLOSE"
+    case .zoneFinish: "ZONE_FINISH"
+    case .zoneReset: "ZONE_RESET"
+    case .zoneResetAll: "ZONE_RESET_ALL"
     default: "type \(rawValue)"
     }
   }
@@ -38,6 +52,10 @@ public struct BlockStatusCode: RawRepresentable, Hashable, Sendable, CustomStrin
   public static let ok = BlockStatusCode(rawValue: 0)
   public static let ioError = BlockStatusCode(rawValue: 1)
   public static let unsupported = BlockStatusCode(rawValue: 2)
+  public static let zoneInvalid = BlockStatusCode(rawValue: 3)
+  public static let zoneUnaligned = BlockStatusCode(rawValue: 4)
+  public static let zoneOpenResource = BlockStatusCode(rawValue: 5)
+  public static let zoneActiveResource = BlockStatusCode(rawValue: 6)
   /// No device answers with this: what the driver fills the status byte with beforehand.
   static let poison = BlockStatusCode(rawValue: 0xf1)
 
@@ -46,6 +64,10 @@ public struct BlockStatusCode: RawRepresentable, Hashable, Sendable, CustomStrin
     case .ok: "OK"
     case .ioError: "IOERR"
     case .unsupported: "UNSUPP"
+    case .zoneInvalid: "ZONE_INVALID_CMD"
+    case .zoneUnaligned: "ZONE_UNALIGNED_WP"
+    case .zoneOpenResource: "ZONE_OPEN_RESOURCE"
+    case .zoneActiveResource: "ZONE_ACTIVE_RESOURCE"
     default: "status \(rawValue)"
     }
   }
@@ -108,6 +130,20 @@ public struct BlockRequest: Hashable, Sendable {
   public static func secureErase(_ ranges: [BlockRange]) -> BlockRequest {
     BlockRequest(type: .secureErase, payload: ranges.flatMap(\.bytes))
   }
+  /// - Parameter zone: the zone's first sector. The answer is where the data went.
+  public static func append(zone: UInt64, _ bytes: [UInt8]) -> BlockRequest {
+    BlockRequest(type: .zoneAppend, sector: zone, payload: bytes, answerBytes: 8)
+  }
+  /// - Parameters:
+  ///   - sector: in the first zone that is wanted.
+  ///   - zones: how many are.
+  public static func zoneReport(from sector: UInt64, zones: Int) -> BlockRequest {
+    BlockRequest(type: .zoneReport, sector: sector, answerBytes: 64 + 64 * zones)
+  }
+  /// - Parameter sector: the zone's first; 0 for all of them.
+  public static func zone(_ type: BlockRequestType, _ sector: UInt64) -> BlockRequest {
+    BlockRequest(type: type, sector: sector)
+  }
 }
 
 extension BlockRequest: CustomStringConvertible {
@@ -140,6 +176,7 @@ public enum BlockFeature {
   public static let writeZeroes = FeatureSet(bit: 14)
   public static let lifetime = FeatureSet(bit: 15)
   public static let secureErase = FeatureSet(bit: 16)
+  public static let zoned = FeatureSet(bit: 17)
 
   private static let names: [(bit: Int, name: String)] = [
     (0, "BARRIER"), (1, "SIZE_MAX"), (2, "SEG_MAX"), (4, "GEOMETRY"), (5, "RO"), (6, "BLK_SIZE"), (7, "SCSI"), (9, "FLUSH"),
@@ -151,11 +188,11 @@ public enum BlockFeature {
   /// rings where they are offered.
   public static let understood: FeatureSet = [
     sizeMax, segMax, geometry, readOnly, blockSize, flush, topology, configWCE, multiQueue, discard, writeZeroes,
-    lifetime, secureErase,
+    lifetime, secureErase, zoned,
     .indirectDescriptors, .eventIndex, .version1,
   ]
 
-  /// What it can work with besides, where that is asked for.
+  /// What it can work with besides, where that is requested.
   public static let onRequest: FeatureSet = [.packedRing, .inOrder, .orderPlatform, .notificationData, .ringReset]
 
   /// The name of a bit as the specification spells it; `nil` for bits without one.

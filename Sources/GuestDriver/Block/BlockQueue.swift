@@ -29,7 +29,8 @@ public final class BlockQueue {
     ring = DriverQueue(setup)
   }
 
-  /// Goes on with another ring. - Returns: tags of requests that were on the old one; whether they were carried out nobody knows.
+  /// Continues with another ring. - Returns: tags of requests that were on the old one; whether they were executed nobody
+  /// knows.
   func restart(_ setup: QueueSetup) -> [UInt32] {
     let lost = requests.keys.sorted()
     for framed in requests.values { framed.release(to: memory) }

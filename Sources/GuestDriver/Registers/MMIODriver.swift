@@ -110,7 +110,7 @@ class MMIODriver: RegisterDriver {
   func disableQueue(_ queue: Int) throws(DriverError) {
     try write(MMIO.queueSelect, UInt32(queue))
     try write(MMIO.queueReady, 0)
-    // 4.2.2.2: read back, to know that the device let go of it.
+    // 4.2.2.2: read back, to know that the device has released it.
     guard try read(MMIO.queueReady) == 0 else { throw .refused("queue \(queue) does not stop") }
   }
 }

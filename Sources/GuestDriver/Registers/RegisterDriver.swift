@@ -26,9 +26,9 @@ protocol RegisterDriver: AnyObject {
   func queueCount(limit: Int) throws(DriverError) -> Int
   func maximumQueueSize(_ queue: Int) throws(DriverError) -> UInt16
   func enableQueue(_ queue: Int, _ configuration: QueueConfiguration) throws(DriverError)
-  /// Takes one queue down without the others, and waits until the device has let go of it.
+  /// Takes one queue down without the others, and waits until the device has released it.
   func disableQueue(_ queue: Int) throws(DriverError)
-  /// Takes one queue down while the others go on (RING_RESET, virtio 2.6.1), and waits until that is over.
+  /// Takes one queue down while the others continue (RING_RESET, virtio 2.6.1), and waits until that is over.
   func resetQueue(_ queue: Int) throws(DriverError)
   /// Where kicks with data go, for the mailbox: queue 0's register, and how far it is to the next one's.
   var notifyPlace: (offset: UInt32, stride: UInt32) { get }

@@ -19,7 +19,7 @@ extension DriverQueue {
 
   /// Asks for a call at the next used chain.
   ///
-  /// - Returns: false when something was used meanwhile, for which no call may come: reap instead of waiting.
+  /// - Returns: false when something was used in the meantime, for which no call may come: reap instead of waiting.
   public mutating func enableCalls() -> Bool { enableCalls(after: 0) }
 
   /// Asks for a call when `after` more chains than the next one are used; without EVENT_IDX there is only the next one.

@@ -24,7 +24,8 @@ public struct DriverQueue: ~Copyable {
   let chains: UnsafeMutablePointer<Chain>
   /// The names of chains in the order in which they were added, by their numbers modulo the ring's size.
   let sequence: UnsafeMutablePointer<UInt16>
-  /// With IN_ORDER: chains that one answer stands for and that were not reaped, and the length that it has for the last of them.
+  /// With IN_ORDER: chains that one answer stands for and that were not reaped, and the length that it has for the last of
+  /// them.
   var batchLeft = 0
   var batchLength: UInt32 = 0
   var tables: IndirectTables
@@ -209,7 +210,7 @@ public struct DriverQueue: ~Copyable {
     }
   }
 
-  /// Where the ring stands, for a device that has to go on from there. - Precondition: no device is at work on it.
+  /// Where the ring stands, for a device that has to continue from there. - Precondition: no device is at work on it.
   public var standing: QueueStanding {
     switch raw {
     case .split(let ring): QueueStanding(available: publishedIndex, used: ring.usedIndex.loadAcquire())

@@ -1,4 +1,4 @@
-/// Keeps the account of kicks and calls of one queue: what was asked for, what came, and what is owed.
+/// Keeps the account of kicks and calls of one queue: what was requested, what came, and what is owed.
 internal import VirtioCore
 
 /// The book-keeping of both kinds of notification (virtio 2.6.7, 2.6.10).
@@ -52,7 +52,7 @@ public struct NotificationLedger: Sendable {
     if kicked { kicks += 1 } else { kicksSpared += 1 }
   }
 
-  /// The last decision, for people.
+  /// The last decision, for readers.
   public var lastKick: String {
     let outcome = kicked ? "so the device was kicked" : "so the device was not kicked"
     return switch reason {
@@ -93,8 +93,8 @@ public struct NotificationLedger: Sendable {
       throw .missingCall(queue: queue, usedEvent: owedEvent, usedIndex: usedIndex)
     }
     if case .disarmed(always: true) = state {
-      // One call may tell that the line was connected, and one that the device began, since the one before it may not have come
-      // to its call; with an event index the one that is farthest off comes round after
+      // One call may tell that the line was connected, and one that the device began, since the one before it may not have
+      // come to its call; with an event index the one that is farthest off comes round after
       // 65,535 entries.
       let allowed = 2 * devices + reaped / 65_535
       if calls > allowed { throw .unwantedCalls(queue: queue, count: calls, wanted: allowed) }

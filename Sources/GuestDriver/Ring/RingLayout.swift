@@ -54,7 +54,7 @@ public struct RingLayout: Hashable, Sendable {
     return (available, used, used + (usedRingBytes(size) + alignment - 1) / alignment * alignment)
   }
 
-  /// What a transport is told.
+  /// What a transport is given.
   public var configuration: QueueConfiguration {
     QueueConfiguration(
       size: size, descriptorTable: descriptorTable, availableRing: availableRing, usedRing: usedRing)

@@ -29,7 +29,7 @@ public struct RingPosition: Hashable, Sendable, CustomStringConvertible {
   var restingMarks: UInt16 { wrap ? 0 : 0x8080 }
   static let marks: UInt16 = 0x8080
 
-  /// Whether the other side is to be told of what was done from `old` up to `new`: whether `event` is among it (virtio 2.7.7.1).
+  /// Whether the other side is to be notified of what was done from `old` up to `new`: whether `event` is among it (virtio 2.7.7.1).
   ///
   /// - Parameter event: of the other side's event suppression structure.
   static func needsEvent(_ event: RingPosition, from old: RingPosition, to new: RingPosition, size: UInt16) -> Bool {

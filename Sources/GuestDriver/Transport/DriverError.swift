@@ -1,4 +1,4 @@
-/// What can go wrong between a driver and its device, each in one sentence for people.
+/// What can go wrong between a driver and its device, each in one sentence for readers.
 public import SystemPackage
 public import VirtioCore
 

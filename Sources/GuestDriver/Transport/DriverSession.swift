@@ -40,7 +40,8 @@ public final class DriverSession {
   public var format: RingFormat { RingFormat(features) }
   /// One for each queue, after `start`.
   public private(set) var queues: [QueueSetup] = []
-  /// How large each queue may be, as the device said before it was set up: where the same register takes the size, it is told no more.
+  /// How large each queue may be, as the device said before it was set up: where the same register takes the size, it is told
+  /// no more.
   private var maximumSizes: [UInt16] = []
 
   private var status: DeviceStatus {
@@ -121,8 +122,8 @@ public final class DriverSession {
       notify: features.contains(.notificationData) ? transport.notifyRegister : nil)
   }
 
-  /// Takes one queue down and sets it up again, elsewhere in memory, while the others go on (RING_RESET, virtio 2.6.1). What is in
-  /// flight on it has no answer any more.
+  /// Takes one queue down and sets it up again, elsewhere in memory, while the others continue (RING_RESET, virtio 2.6.1).
+  /// What is in flight on it has no answer any more.
   ///
   /// - Parameter size: entries of its new ring; `nil`: as many as before.
   /// - Returns: what the queue is made of now.
@@ -151,7 +152,7 @@ public final class DriverSession {
     queues = []
   }
 
-  /// Gives back the memory of a queue that the device has let go of.
+  /// Gives back the memory of a queue that the device has released.
   private func release(_ queue: QueueSetup) throws(DriverError) {
     if let address = queue.ring.damage(in: transport.memory) {
       throw .fault(.strayWrite(address, near: "next to the ring of queue \(queue.index)"))
@@ -165,6 +166,6 @@ public final class DriverSession {
     }
   }
 
-  /// Tells the device that the driver cannot go on (virtio 3.1.1).
+  /// Tells the device that the driver cannot continue (virtio 3.1.1).
   private func giveUp() throws(DriverError) { try transport.setStatus(status.union(.failed)) }
 }

@@ -3,7 +3,7 @@ public import VirtioCore
 
 /// One device on some bus. One thread at a time calls these methods; the lines of a queue belong to the queue's thread.
 public protocol DriverTransport: AnyObject {
-  /// Of what kind it is, for people.
+  /// Of what kind it is, for readers.
   var name: String { get }
   /// The memory that the device can reach.
   var memory: DriverMemory { get }
@@ -14,7 +14,7 @@ public protocol DriverTransport: AnyObject {
   /// Bytes of the configuration space. Reads of several bytes are not one access (virtio 2.4.1).
   func readConfiguration(at offset: Int, count: Int) throws(DriverError) -> [UInt8]
   func writeConfiguration(at offset: Int, _ bytes: [UInt8]) throws(DriverError)
-  /// Differs when the configuration changed meanwhile; constant where the bus has no such counter.
+  /// Differs when the configuration changed in the meantime; constant where the bus has no such counter.
   func configurationGeneration() throws(DriverError) -> UInt32
 
   func status() throws(DriverError) -> DeviceStatus
@@ -38,17 +38,18 @@ public protocol DriverTransport: AnyObject {
   func findQueues(_ configurations: [QueueConfiguration]) throws(DriverError) -> [QueueLines]
   /// Where kicks with data go (NOTIFICATION_DATA); `nil`: the bus has no such thing.
   var notifyRegister: NotifyRegister? { get }
-  /// Takes one queue down while the others go on (RING_RESET, virtio 2.6.1). Afterwards the device touches neither its ring nor the
-  /// buffers in it.
+  /// Takes one queue down while the others continue (RING_RESET, virtio 2.6.1). Afterwards the device touches neither its ring
+  /// nor the buffers in it.
   func resetQueue(_ queue: Int) throws(DriverError)
   /// Sets a queue up again that was reset; its lines are as before.
   func enableQueue(_ queue: Int, _ configuration: QueueConfiguration) throws(DriverError)
   /// Takes the queues down. Afterwards the device touches neither rings nor buffers.
   func deleteQueues() throws(DriverError)
 
-  /// Shows an end or an error when the device has gone; `nil` where nobody would learn of it, or nothing is to be done about it.
+  /// Shows an end or an error when the device has gone; `nil` where nobody would learn of it, or nothing is to be done about
+  /// it.
   var connectionDescriptor: Int32? { get }
-  /// Waits for a device that has gone, and lets it go on where the one before it ended: same memory, rings and features.
+  /// Waits for a device that has gone, and lets it continue where the one before it ended: same memory, rings and features.
   ///
   /// - Parameter standing: where the driver sees a queue stand; asked only when no device is there.
   /// - Returns: how many devices were met on the way, the last of which is there; 0 when none had gone.

@@ -1,15 +1,15 @@
-/// A front-end whose back-end ended, in whatever way, goes on with the next one: what a VMM does with `reconnect=`.
+/// A front-end whose back-end ended, in whatever way, continues with the next one: what a VMM does with `reconnect=`.
 internal import CLinux
 internal import Glibc
 internal import VhostUser
 public import VirtioCore
 
-/// How to go on.
+/// How to continue.
 public struct Reconnection: Sendable {
   /// Where a ring is to begin again; front-ends differ.
   public enum Base: String, CaseIterable, Sendable {
     /// Behind what is used, as QEMU says it: right where a back-end publishes in order, or keeps records.
-    /// A packed ring whose back-end answered out of order can go on only with records: answers lie over descriptors.
+    /// A packed ring whose back-end answered out of order can continue only with records: answers lie over descriptors.
     case used
     /// Behind what is available, as Cloud Hypervisor says it: right only for a back-end that keeps records.
     case available
@@ -36,7 +36,7 @@ extension VhostUserTransport {
 
   public var connectionDescriptor: Int32? { reconnection == nil ? nil : frontend.descriptor }
 
-  /// Rings that are started for the first time. A back-end that goes meanwhile is one that went.
+  /// Rings that are started for the first time. A back-end that goes in the meantime is one that went.
   func startAll() throws(DriverError) {
     do {
       try keepRecords()
@@ -102,7 +102,7 @@ extension VhostUserTransport {
     try keepRecords()
     for index in queues.indices where queues[index].isRunning {
       try start(index, base: base(standing(index), reconnection.base))
-      // What was kicked meanwhile, nobody took.
+      // What was kicked in the meantime, nobody took.
       EventCounter.signal(queues[index].kick.rawValue)
     }
     if hasStatus { try Self.ask { () throws(FrontendError) in try frontend.setStatus(localStatus) } }
@@ -110,7 +110,7 @@ extension VhostUserTransport {
 
   private var format: RingFormat { RingFormat(accepted) }
 
-  /// Nobody serves the ring, so it stands still. Of a packed ring both halves are said, and of its used half there is only one.
+  /// Nobody serves the ring, so it stalls. Of a packed ring both halves are said, and of its used half there is only one.
   private func base(_ standing: QueueStanding, _ choice: Reconnection.Base) -> UInt32 {
     let available = choice == .used ? standing.used : standing.available
     return UInt32(available) | (format == .packed ? UInt32(standing.used) << 16 : 0)

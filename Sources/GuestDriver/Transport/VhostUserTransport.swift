@@ -41,7 +41,7 @@ public final class VhostUserTransport: DriverTransport {
 
   /// - Parameters:
   ///   - memory: every region of it has a file behind it.
-  ///   - reconnection: whether, and how, to go on with another back-end when this one goes.
+  ///   - reconnection: whether, and how, to continue with another back-end when this one goes.
   ///   - logsWrites: let the back-end note all pages that it writes to, as while a guest is moved.
   public convenience init(
     path: String, memory: DriverMemory, reconnection: Reconnection? = nil, logsWrites: Bool = false
@@ -225,11 +225,12 @@ public final class VhostUserTransport: DriverTransport {
     return try Self.ask { () throws(FrontendError) in try frontend.stop(queue: UInt8(clamping: index)) }
   }
 
-  /// Starts a ring again that was stopped, with the descriptors that it had. - Parameter base: what `stopQueue` returned, or another one.
+  /// Starts a ring again that was stopped, with the descriptors that it had. - Parameter base: what `stopQueue` returned, or
+  /// another one.
   public func startQueue(_ index: Int, base: UInt32) throws(DriverError) { try start(index, base: base) }
 
-  /// What a front-end does with a queue that its driver resets: the back-end knows nothing of it but that the ring stops and another
-  /// one starts.
+  /// What a front-end does with a queue that its driver resets: the back-end knows nothing of it but that the ring stops and
+  /// another one starts.
   public func resetQueue(_ index: Int) throws(DriverError) { _ = try stopQueue(index) }
 
   public func enableQueue(_ index: Int, _ configuration: QueueConfiguration) throws(DriverError) {

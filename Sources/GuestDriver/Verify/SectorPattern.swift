@@ -39,7 +39,7 @@ struct SectorPattern: Sendable {
     }
   }
 
-  /// What a sector's bytes look like, for people.
+  /// What a sector's bytes look like, for readers.
   func describe(_ bytes: ArraySlice<UInt8>) -> String {
     func word(_ offset: Int) -> UInt64 {
       bytes.dropFirst(offset).prefix(8).reversed().reduce(0) { $0 << 8 | UInt64($1) }

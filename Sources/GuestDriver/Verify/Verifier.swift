@@ -54,7 +54,7 @@ public struct Verifier {
 
   /// Runs to the end of the limit, and reads everything back that the run knows of.
   ///
-  /// - Parameter report: called about ten times a second.
+  /// - Parameter report: called about ten times per second.
   public mutating func run(report: (VerifyProgress) -> Void = { _ in }) throws(VerifyError) -> VerifyProgress {
     do throws(Failure) {
       client.session.transport.memory.poisonFreeMemory()

@@ -67,11 +67,11 @@ public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
       "the connection is closed, because the server that took the disk over is gone and neither in-flight records nor the order of "
         + "answers say what it did"
     case .stillStopping(let queues):
-      "the disk waits for its medium: \(Self.list(queues)) cannot stop before what is in flight is done, and nobody is let in"
+      "the disk waits for its medium: \(Self.list(queues)) cannot stop before what is in flight is done, and no front-end is accepted"
     case .descriptorsDoNotAnswer:
       "the connection is closed, because a descriptor that the front-end sent does not answer: its file system hangs"
     case .tooManyLeftBehind(let count):
-      "nobody is let in, because descriptors of \(count) earlier connections still do not answer"
+      "no front-end is accepted, because descriptors of \(count) earlier connections still do not answer"
     case .acceptFailed(let error): "a front-end could not be let in: \(error); trying again in a second"
     }
   }

@@ -58,7 +58,7 @@ public enum TakeoverError: Error, Hashable, Sendable, CustomStringConvertible {
     case .queue(let queue, let error): "queue \(queue) cannot go on here: \(error)"
     case .notPrepared(let error): "the queues cannot be made ready: \(error)"
     case .busy(let what): "the running server is busy: \(what); try again later"
-    case .overtaken: "the state has changed meanwhile; try again"
+    case .overtaken: "the state has changed in the meantime; try again"
     }
   }
 }

@@ -20,14 +20,14 @@ struct AioEngine: BlockEngine, ~Copyable {
   private let medium: PlainIO
   private var waiter: EpollWaiter
   private let context: io_context_t
-  /// Whether the kernel's ring has the layout that is known here; otherwise completions are asked for.
+  /// Whether the kernel's ring has the layout that is known here; otherwise completions are requested.
   private let readsRing: Bool
   /// One control block for each operation that can be under way and one for the poll, and which of the former are free.
   private let blocks: UnsafeMutablePointer<iocb>
   private let freeBlocks: UnsafeMutablePointer<UInt32>
   private var freeCount: Int
   private let pollBlock: UnsafeMutablePointer<iocb>
-  /// The kernel watches the epoll set. A poll tells once and then has to be asked for again.
+  /// The kernel watches the epoll set. A poll tells once and then has to be requested again.
   private var isPolling: Bool
   /// Started and not yet in the kernel, first in first out.
   private let queued: UnsafeMutablePointer<UnsafeMutablePointer<iocb>?>

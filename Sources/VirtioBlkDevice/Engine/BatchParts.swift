@@ -1,7 +1,7 @@
 /// Handing a long batch over in parts, so that the medium does not wait until all of it is prepared.
 
 /// When a batch that is being prepared is handed over. A disk that went idle with the completions of the last batch gets the
-/// first few operations after a microsecond or so, and each part is twice as long as the one before: the calls stay few.
+/// first few operations after a microsecond or so, and each part is twice as long as the previous one: the calls stay few.
 struct BatchParts {
   private let first: Int
   private let grows: Bool

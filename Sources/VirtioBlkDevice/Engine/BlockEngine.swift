@@ -16,8 +16,8 @@ struct IOOperation {
     case zeroRange
     /// The range holds space; what is written there stays.
     case allocate
-    /// The range's content does not matter any more: the call that block devices have for it. It may take long, and no engine of
-    /// files has it; see `CallPool`.
+    /// The range's content does not matter any more: the call that block devices have for it. It may take long, and no engine
+    /// of files has it; see `CallPool`.
     case blockDiscard
 
     /// Data moves.
@@ -83,7 +83,7 @@ protocol BlockEngine: ~Copyable {
   /// The next event, `nil` when there is none now.
   mutating func nextEvent() -> EngineEvent?
 
-  /// There is a completion that needs no sleep: the worker goes on to ask for it, instead of asking for kicks.
+  /// There is a completion that needs no sleep: the worker continues to ask for it, instead of asking for kicks.
   var hasFinished: Bool { get }
 
   /// Makes visible what has already happened, without waiting: for a worker that looks instead of sleeping.

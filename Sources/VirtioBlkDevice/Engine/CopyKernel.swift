@@ -1,11 +1,11 @@
-/// Copies as the processor likes them.
+/// Copies as the CPU likes them.
 internal import CLinux
 internal import Glibc
 internal import VirtioCore
 
 @safe
 enum CopyKernel {
-  /// Lines to fetch beforehand; then the processor has seen where a copy goes.
+  /// Lines to fetch beforehand; then the CPU has seen where a copy goes.
   private static let linesAhead: UInt32 = 4
 
   /// Has the beginning of what is to be copied brought into the cache.

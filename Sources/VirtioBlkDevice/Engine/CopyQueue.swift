@@ -2,7 +2,7 @@
 ///
 /// A copy between memories that no cache has is mostly waiting for lines. So a transfer is not made when it is started but
 /// when the worker asks for events: by then others are known. Small reads are made four at a time; of the others the first
-/// lines of the next one come from memory meanwhile.
+/// lines of the next one come from memory in the meantime.
 internal import CLinux
 internal import VirtioCore
 
@@ -13,7 +13,7 @@ struct CopyQueue: ~Copyable {
   private static let copiesAtOnce = (least: 8, most: 64)
   /// Bytes after which no further copy is begun.
   private static let bytesAtOnce: UInt64 = 4 << 20
-  /// Bytes of a read up to which it is made together with others. One that is longer keeps the processor's own prefetching
+  /// Bytes of a read up to which it is made together with others. One that is longer keeps the CPU's own prefetching
   /// busy, and only that.
   private static let sharedBytes: UInt64 = 16384
 

@@ -27,7 +27,7 @@ struct EngineChoice {
   var kind: EngineKind
   /// Why this engine: one line.
   var reason: String
-  /// Something that the person should know: what they would have got is not to be had.
+  /// Something that the user should know: the better choice is not available.
   var warning: String?
   /// What the engines copy to and from that do.
   var mapped: MappedImage?
@@ -71,12 +71,12 @@ struct EngineChoice {
         return EngineChoice(
           kind: .cached, reason: "copies of what is in the page cache, io_uring for the rest", mapped: mapped)
       }
-      return EngineChoice(kind: .uring, reason: "io_uring: the image is on a medium that can wait")
+      return EngineChoice(kind: .uring, reason: "io_uring: the image is on a medium that can block")
     } catch {
       let kind: EngineKind = image.isDirect ? .aio : .sync
       return EngineChoice(
         kind: kind,
-        reason: kind == .aio ? "libaio: io_uring is not to be had" : "plain system calls: io_uring is not to be had",
+        reason: kind == .aio ? "libaio: io_uring is not available" : "plain system calls: io_uring is not available",
         warning: "io_uring cannot be used here (\(error)), so requests go through "
           + (kind == .aio ? "libaio" : "plain system calls")
           + "; \(error.uringRemedy), or say --engine \(kind.rawValue)")
@@ -133,7 +133,7 @@ extension EngineChoice {
   /// Memory never waits, and cannot tell io_uring so: each request would go through a kernel worker thread.
   private static func inMemory(_ image: ImageFile) -> EngineChoice {
     let plain = EngineChoice(
-      kind: .sync, reason: "plain system calls in the queue's thread: the image is in memory and never waits")
+      kind: .sync, reason: "plain system calls in the queue's thread: the image is in memory and never blocks")
     // The page cache of a block device is not its memory: a mapping would be a second copy.
     guard !image.isBlockDevice else { return plain }
     do throws(Errno) {
@@ -166,6 +166,7 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
   /// - Parameter remedy: what is possible.
   case badConfiguration(ConfigurationField, String)
   case nothingToFail
+  case zonesCannotStall
   case noResources(Errno)
 
   public var description: String {
@@ -194,6 +195,8 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
     case .badProcessor(let cpu, let online): "there is no CPU \(cpu) to pin to: this machine has CPUs 0 to \(online - 1)"
     case .badConfiguration(let field, let remedy): "the configuration's \(field.rawValue) cannot be that: \(remedy)"
     case .nothingToFail: "the null engine has no medium that could fail: choose another engine, or inject nothing"
+    case .zonesCannotStall:
+      "a zoned disk cannot stop a queue when its image fails a request, because writes of other queues wait for it: leave out --on-error"
     case .noResources(let error):
       "the system refuses the device its descriptors or memory (\(error)): raise the limits ('ulimit -n', 'ulimit -v')"
     }

@@ -47,8 +47,8 @@ extension NBDEngine {
     link.isGone(now: Clock.now)
   }
 
-  /// To the library, memory that is gone is a connection that is gone, and so would each be on which it is asked for again. Such
-  /// requests fail by themselves.
+  /// To the library, memory that is gone is a connection that is gone, and so would each be on which it is requested again.
+  /// Such requests fail by themselves.
   private mutating func failWithoutMemory() {
     for tag in requests.active where unsafe requests[tag].pointee.state == .waiting && requests[tag].pointee.buffer == 0 {
       guard unsafe !requests[tag].pointee.operation.isMemoryThere() else { continue }
@@ -101,7 +101,7 @@ extension NBDEngine {
     sendAgain()
   }
 
-  /// Everything that waits is sent, in the order in which it was asked for.
+  /// Everything that waits is sent, in the order in which it was requested.
   private mutating func sendAgain() {
     if requests.active.isEmpty { link.outage = nil }
     var waiting = requests.active.filter { unsafe requests[$0].pointee.state == .waiting }

@@ -1,7 +1,7 @@
 /// The engine of exports of NBD servers: commands through libnbd, on a connection that belongs to this worker alone.
 ///
-/// The library makes no thread and never waits. Its socket is in the same epoll set as kicks and the mailbox. A connection that is lost
-/// is made again here, too; see NBDEngine+Link.
+/// The library makes no thread and never waits. Its socket is in the same epoll set as kicks and the mailbox. A connection
+/// that is lost is made again here, too; see NBDEngine+Link.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
@@ -12,7 +12,8 @@ struct NBDEngine: BlockEngine, ~Copyable {
   static let movesData = true
   static let finishesInPlace = false
   static let noticesCuts = true
-  /// Buffers for transfers in many small pieces: the library takes one piece for each command, and a copy is cheaper than commands.
+  /// Buffers for transfers in many small pieces: the library takes one piece for each command, and a copy is cheaper than
+  /// commands.
   private static let buffers = 32
   /// Pieces from this size on, bytes, are commands of their own.
   private static let largePiece = 16 << 10
@@ -29,7 +30,7 @@ struct NBDEngine: BlockEngine, ~Copyable {
   var buffers = BouncePool(limit: NBDEngine.buffers)
   var link: NBDLink
   private var sequence: UInt64 = 0
-  /// Losses that drivers of this worker know of, and those that they are about to be told of.
+  /// Losses that drivers of this worker know of, and those that they are about to be notified of.
   private var toldLosses: UInt64
   private var seenLosses: UInt64
   private var commands: UInt64 = 0
@@ -79,7 +80,7 @@ struct NBDEngine: BlockEngine, ~Copyable {
     return .pending
   }
 
-  /// Sends what was asked for under a tag, in one command or several. There is a connection.
+  /// Sends what was requested under a tag, in one command or several. There is a connection.
   mutating func send(_ tag: UInt32) {
     guard let connection = link.connection else { return }
     let request = unsafe requests[tag]
@@ -149,8 +150,8 @@ struct NBDEngine: BlockEngine, ~Copyable {
     }
   }
 
-  /// Takes a buffer for a transfer in many small pieces, and copies what is to be written. - Returns: false where commands for the
-  /// pieces are better, or all there is.
+  /// Takes a buffer for a transfer in many small pieces, and copies what is to be written. - Returns: false where commands for
+  /// the pieces are better, or all there is.
   private mutating func gather(
     _ tag: UInt32, _ request: UnsafeMutablePointer<NBDRequest>, _ operation: IOOperation
   ) -> Bool {
@@ -226,7 +227,7 @@ struct NBDEngine: BlockEngine, ~Copyable {
     let operation = unsafe request.pointee.operation
     let isLost = unsafe request.pointee.state == .lost
     if error == ENOTCONN || error == ESHUTDOWN {
-      // The first is the library's word for a lost connection, the second the server's for its end: it is asked for again.
+      // The first is the library's word for a lost connection, the second the server's for its end: it is requested again.
       unsafe request.pointee.state = .waiting
       link.isBroken = true
       return nil

@@ -23,13 +23,14 @@ struct NBDRequest {
   var place: UInt32 = 0
   /// Number of the buffer that it goes through + 1; 0: none.
   var buffer: UInt32 = 0
-  /// In the order in which they were asked for.
+  /// In the order in which they were requested.
   var sequence: UInt64 = 0
   /// Of a flush: writes that it covers.
   var covers: UInt64 = 0
 }
 
-/// By tag: what was asked for, and what the library is told to report to. The memory is only mapped: what is not used costs none.
+/// By tag: what was requested, and what the library is told to report to. The memory is only mapped: what is not used costs
+/// none.
 @safe
 struct NBDRequests: ~Copyable {
   private let area: Mapping

@@ -95,7 +95,7 @@ struct UringEngine: BlockEngine, ~Copyable {
     unsafe ring.deallocate()
   }
 
-  /// The set-up that was asked for, or the next best that this kernel has.
+  /// The set-up that was requested, or the next best that this kernel has.
   private static func makeRing(_ setup: UringSetup, completions: Int) throws(Errno) -> UnsafeMutablePointer<io_uring> {
     let ring = UnsafeMutablePointer<io_uring>.allocate(capacity: 1)
     unsafe ring.initialize(to: io_uring())

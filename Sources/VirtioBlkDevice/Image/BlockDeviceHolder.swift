@@ -1,4 +1,4 @@
-/// Who has a block device that cannot be had, for the person who has to free it.
+/// Who holds a block device that cannot be opened, for the user who has to free it.
 internal import CLinux
 internal import Glibc
 internal import VirtioCore

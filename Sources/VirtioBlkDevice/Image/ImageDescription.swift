@@ -9,7 +9,7 @@ public struct ImageDescription: Sendable, Equatable {
   public var physicalBlockSize: Int
   /// Bytes that a discard gives back as a whole; a multiple of 512.
   public var discardAlignment = 512
-  /// What a guest is told of how the medium likes to be used.
+  /// What the guest learns about the preferred use of the medium.
   var topology = BlockTopology()
   public var isReadOnly = false
   public var isBlockDevice = false

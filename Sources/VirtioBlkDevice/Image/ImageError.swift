@@ -22,6 +22,7 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
   case foreign(path: String, format: String)
   case nbd(NBDFailure)
   case qcow2(Qcow2Failure)
+  case zones(ZoneFailure)
 
   public var description: String {
     switch self {
@@ -31,7 +32,7 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
     case .notWritable(let path, let error):
       "the image \(printable(path)) cannot be opened for writing (\(error)): make it writable or serve it with --read-only"
     case .notAFile(let path): "\(printable(path)) is neither a regular file nor a block device: name a raw disk image"
-    case .notAPath(let path): "'\(printable(path))' is no path, for it has a NUL in it: name a raw disk image"
+    case .notAPath(let path): "'\(printable(path))' is not a path, for it has a NUL in it: name a raw disk image"
     case .empty(let path):
       "the image \(printable(path)) has size 0: give it one, for example with 'truncate -s 1G \(printable(path))'"
     case .badBlockSize(let size): "a logical block size of \(size) is not a power of two from 512 to 65536"
@@ -56,6 +57,7 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
         + "convert it with 'qemu-img convert -O raw', or say --format raw if it is a raw disk whose guest wrote that"
     case .nbd(let failure): "\(failure)"
     case .qcow2(let failure): "\(failure)"
+    case .zones(let failure): "\(failure)"
     }
   }
 }

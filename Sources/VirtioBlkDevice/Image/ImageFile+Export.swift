@@ -47,7 +47,7 @@ extension ImageFile {
     } catch { return Errno.socketNotConnected }
   }
 
-  /// Bytes, as a new connection is told.
+  /// Bytes, as a new connection reports.
   func measure(_ export: NBDExport) throws(ImageError) -> UInt64 {
     do throws(NBDFailure) { return try export.connect().facts.size } catch { throw .nbd(error) }
   }

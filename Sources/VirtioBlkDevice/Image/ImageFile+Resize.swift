@@ -7,8 +7,10 @@ extension ImageFile {
   /// Looks how large the medium is now. Waits for the medium, so it is for a helper thread.
   ///
   /// - Returns: bytes, in whole logical blocks.
-  /// - Throws: it cannot be told, or there is nothing left.
+  /// - Throws: it cannot be determined, or there is nothing left.
   public func measure() throws(ImageError) -> UInt64 {
+    // Its zones are made for this size.
+    guard zones == nil else { return size }
     var bytes: UInt64 = 0
     if let export {
       bytes = try measure(export)
@@ -30,7 +32,7 @@ extension ImageFile {
   ///
   /// - Parameter size: bytes; a multiple of the logical block size.
   public func setLength(_ size: UInt64) throws(ImageError) {
-    guard export == nil, chain == nil else { throw .cannotResize(path: path, .notSupported) }
+    guard export == nil, chain == nil, zones == nil else { throw .cannotResize(path: path, .notSupported) }
     guard let length = Int(exactly: size), !isBlockDevice else { throw .cannotResize(path: path, .invalidArgument) }
     while ftruncate(descriptor, length) < 0 {
       let error = Errno(rawValue: errno)

@@ -8,7 +8,7 @@ public import VirtioCore
 /// An open image. Immutable after `init`, but for its state; its descriptor is closed and its lock released with the last
 /// owner.
 public final class ImageFile: Sendable {
-  /// As a person reads it.
+  /// As a user reads it.
   public let path: String
   /// −1 of an export.
   public let descriptor: Int32
@@ -23,10 +23,12 @@ public final class ImageFile: Sendable {
   /// The open description that holds the lock, or the device: what a process that takes the image over has to be given; `nil`
   /// where there is no lock.
   public let lock: OwnedDescriptor?
-  /// The lock goes when this goes. It does not while another process goes on with it.
+  /// The lock goes when this goes. It does not while another process continues with it.
   private let ownsLock: Atomic<Bool>
   /// Where a device tells how much of its life it has used; `nil`: it does not.
   let lifetime: LifetimeFiles?
+  /// Of a disk with zones.
+  let zones: ZonedDisk?
 
   /// Opens an image. What the file is decides how: a file that looks like an image of another format is refused, direct I/O is
   /// taken where it fits, and the medium's word about it is tried.
@@ -45,6 +47,7 @@ public final class ImageFile: Sendable {
   /// Connects to its server, and waits for that.
   private init(_ options: ImageOptions, _ nbd: NBDOptions) throws(ImageError) {
     guard ImageOptions.isBlockSize(options.logicalBlockSize) else { throw .badBlockSize(options.logicalBlockSize) }
+    guard options.zoned == nil else { throw .zones(.notOnThis(path: nbd.location.text, what: "an export of a server")) }
     do throws(NBDFailure) {
       let export = try NBDExport(nbd)
       description = try Self.description(of: export, options)
@@ -56,6 +59,7 @@ public final class ImageFile: Sendable {
     owned = nil
     lock = nil
     lifetime = nil
+    zones = nil
     ownsLock = Atomic(false)
     state = ImageState(size: description.size)
   }
@@ -64,6 +68,7 @@ public final class ImageFile: Sendable {
   private init(_ options: ImageOptions, _ location: Qcow2Location) throws(ImageError) {
     let path = options.path
     guard ImageOptions.isBlockSize(options.logicalBlockSize) else { throw .badBlockSize(options.logicalBlockSize) }
+    guard options.zoned == nil else { throw .zones(.notOnThis(path: path, what: "a qcow2 image")) }
     guard options.isReadOnly || location.snapshot == nil else { throw .qcow2(.snapshotsAreOnlyRead(path: path)) }
     guard options.direct != .on else { throw .qcow2(.notDirect(path: path)) }
     guard !location.paths.contains(where: { $0.utf8.contains(0) }) else { throw .notAPath(path: path) }
@@ -98,6 +103,7 @@ public final class ImageFile: Sendable {
     lock = options.lock ?? (isLocked ? owned : nil)
     ownsLock = Atomic(options.lock == nil)
     lifetime = nil
+    zones = nil
     state = ImageState(size: description.size)
   }
 
@@ -185,6 +191,9 @@ public final class ImageFile: Sendable {
     description.serial = ImageIdentity.serial(path: path, owner.descriptor, info, isBlockDevice: isBlockDevice)
     self.path = path
     self.description = description
+    do throws(ZoneFailure) {
+      zones = try options.zoned.map { zoned throws(ZoneFailure) in try ZonedDisk(of: description, path: path, zoned) }
+    } catch { throw .zones(error) }
     state = ImageState(size: size)
     let owned = OwnedDescriptor(owner.release())
     self.owned = owned
@@ -192,12 +201,14 @@ public final class ImageFile: Sendable {
     export = nil
     chain = nil
     lock = options.lock ?? (isLocked || exclusive != nil ? owned : nil)
-    // Until the server before lets go of it, a lock that came from there is its.
+    // Until the old server releases it, a lock that came from there is its.
     ownsLock = Atomic(options.lock == nil)
     lifetime = (options.systemFolder ?? (isBlockDevice ? device.folder : nil)).flatMap(LifetimeFiles.init)
   }
 
   deinit {
+    // Before somebody else may open it. Who goes last may be a thread that may not make a file shorter.
+    chain?.writer?.finish(mayCut: false)
     // A ring that is being torn down in the kernel may hold the file for a moment longer; the locks must not wait for that.
     // Nothing is under way in it.
     if let lock, lock !== owned { ImageLock.release(descriptor) }
@@ -212,7 +223,7 @@ public final class ImageFile: Sendable {
   /// Tables of it are kept by this process and written by it: no other can go on with them.
   public var keepsTables: Bool { chain?.writer != nil }
 
-  /// Another process goes on with the lock: it does not go with this image.
+  /// Another process continues with the lock: it does not go with this image.
   public func leaveLock() { ownsLock.store(false, ordering: .relaxed) }
 
   /// The server that had the lock is over with it: from now on it goes with this image.
@@ -222,7 +233,7 @@ public final class ImageFile: Sendable {
   /// network may be slow.
   public func endTaking() { ImageLock.unmarkTaker(descriptor) }
 
-  /// A server that takes the image over from this one is there, or is gone, and the kernel has not carried out all that it had
+  /// A server that takes the image over from this one is there, or is gone, and the kernel has not executed all that it had
   /// submitted. False also where there are no locks. Locks of a file on a network may be slow.
   public var isBeingTaken: Bool { ImageLock.hasTaker(descriptor) }
 
@@ -243,7 +254,7 @@ public final class ImageFile: Sendable {
   private static func access(_ options: ImageOptions) -> Int32 { (options.isReadOnly ? O_RDONLY : O_RDWR) | O_CLOEXEC }
 
   /// A ring that is being torn down, ours of a moment ago or that of a server that was killed, has its device until the kernel
-  /// is through with it: so often it is asked for again, and so long is waited in between (microseconds), before somebody
+  /// is through with it: so often it is requested again, and so long is waited in between (microseconds), before somebody
   /// is said to have it.
   private static let attempts = 200
   private static let pause: UInt32 = 10_000

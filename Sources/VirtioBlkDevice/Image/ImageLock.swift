@@ -2,22 +2,22 @@
 internal import CLinux
 internal import Glibc
 
-/// Open-file-description locks: each belongs to an open file, is shared by all threads and processes that have it, and goes with
-/// its last reference. A request of io_uring or AIO holds one, too, so that a lock on the description through which requests go
-/// outlives a process that is killed for as long as the kernel carries out what that one had submitted.
+/// Open-file-description locks: each belongs to an open file, is shared by all threads and processes that have it, and goes
+/// with its last reference. A request of io_uring or AIO holds one, too, so that a lock on the description through which
+/// requests go outlives a process that is killed for as long as the kernel executes what that one had submitted.
 ///
-/// A server that takes over gets the description that holds the claim and uses one of its own for its requests; that one carries
-/// marks.
+/// A server that takes over gets the description that holds the claim and uses one of its own for its requests; that one
+/// carries marks.
 enum ImageLock {
   /// One writer, or any number of readers. It goes from server to server.
   private static let claim = Part(start: 0, count: .max - 1)
   /// Shared by all descriptions through which a writer's requests go: while one is there, nobody gets a claim.
   private static let writer = Part(start: .max - 1, count: 1)
-  /// Of a server that takes over, from before it may begin until it knows that the one before is over with the disk.
+  /// Of a server that takes over, from before it may begin until it knows that the previous one is over with the disk.
   private static let taker = Part(start: .max, count: 1)
 
-  /// QEMU's, one byte for each right: a shared lock here belongs to a process that may write. Ours of readers lie over it, but QEMU
-  /// begins to write only where nobody has any.
+  /// QEMU's, one byte for each right: a shared lock here belongs to a process that may write. Ours of readers lie over it, but
+  /// QEMU begins to write only where nobody has any.
   private static let foreignWriter = Part(start: 101, count: 1)
 
   /// Bytes of the file.
@@ -87,7 +87,7 @@ enum ImageLock {
     return isLocked
   }
 
-  /// The claim is another description's, and this one is for the requests of a server that takes over. Where the server before has
+  /// The claim is another description's, and this one is for the requests of a server that takes over. Where the old server has
   /// locked these parts as well, as the first version did, there are no marks.
   static func markTaker(_ descriptor: Int32, isReadOnly: Bool) {
     if !isReadOnly { _ = writer.set(F_RDLCK, descriptor) }
@@ -99,6 +99,6 @@ enum ImageLock {
   /// A server that took over may have begun, or what it had under way may not have ended.
   static func hasTaker(_ descriptor: Int32) -> Bool { taker.isHeld(against: F_WRLCK, descriptor) }
 
-  /// Lets go of everything that the description has.
+  /// Releases everything that the description has.
   static func release(_ descriptor: Int32) { _ = Part(start: 0, count: 0).set(F_UNLCK, descriptor) }
 }

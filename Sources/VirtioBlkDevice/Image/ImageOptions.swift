@@ -24,7 +24,7 @@ public struct ImageOptions: Sendable {
   public var nbd: NBDOptions?
   /// What is opened is the top of a chain of qcow2 images. Its path is `path`.
   public var qcow2: Qcow2Location?
-  /// As a person reads it. Without `pathBytes` it is what is opened; it has no NUL in it then.
+  /// As a user reads it. Without `pathBytes` it is what is opened; it has no NUL in it then.
   public var path: String
   /// The path as the system has it, with a 0 at the end, where it is not UTF-8 and `path` only resembles it.
   public var pathBytes: [CChar]?
@@ -38,6 +38,8 @@ public struct ImageOptions: Sendable {
   /// An open description of the very same file that holds the lock, or the device, already: another server's, from whom the image
   /// is taken over. `nil`: the lock is to be got.
   public var lock: OwnedDescriptor?
+  /// It is a disk with zones; `nil`: it has none.
+  public var zoned: ZonedOptions?
   /// What the system says about direct I/O, for tests of what it may say.
   var directAnswer = DirectAlignment.Answer.asked
   /// Where the device that the image is on is told of, for tests of devices that are not here; `nil`: where the system has it.

@@ -1,5 +1,5 @@
-/// An export of an NBD server, for all queues of a disk: where it is, what it was like when it was opened, connections that nobody
-/// uses just now, and what may have been lost with a server that went away.
+/// An export of an NBD server, for all queues of a disk: where it is, what it was like when it was opened, connections that
+/// nobody uses just now, and what may have been lost with a server that went away.
 internal import Glibc
 internal import Synchronization
 internal import VirtioCore
@@ -26,7 +26,8 @@ public final class NBDExport: Sendable {
   let address: NBDAddress
   /// As they were when it was opened.
   let facts: NBDFacts
-  /// Writes that the server has acknowledged and that nobody asked to be stable yet: all, and those of them that a flush has made so.
+  /// Writes that the server has acknowledged and that nobody asked to be stable yet: all, and those of them that a flush has
+  /// made so.
   private let acknowledged = Atomic<UInt64>(0)
   private let flushed = Atomic<UInt64>(0)
   /// How often unstable writes may have been lost.
@@ -49,7 +50,7 @@ public final class NBDExport: Sendable {
   /// How long a connection may take to be made.
   static let connectTimeout: UInt64 = 10_000_000_000
 
-  /// Connects. Waits for the server, but not for ever. - Throws: why that cannot be.
+  /// Connects. Waits for the server, but not forever. - Throws: why that cannot be.
   init(_ options: NBDOptions) throws(NBDFailure) {
     library = try NBDLibrary.find()
     self.options = options

@@ -7,7 +7,7 @@ public enum NBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
   case badURI(String, String)
   /// A socket's path is too long, or a host is not known.
   case noAddress(uri: String, String)
-  /// Nobody is there, or whoever is there does not go on.
+  /// Nobody is there, or whoever is there does not continue.
   case noAnswer(uri: String, String)
   /// Only who has not started to serve can look names up.
   case needsNumbers(uri: String)
@@ -21,7 +21,7 @@ public enum NBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
   public var description: String {
     switch self {
     case .noLibrary(let reason):
-      "NBD needs libnbd, which is not to be had here (\(printable(reason))): install the package libnbd0"
+      "NBD needs libnbd, which is not available here (\(printable(reason))): install the package libnbd0"
     case .badURI(let uri, let reason):
       "\(printable(uri)) is no URI of an NBD export, because \(printable(reason)): write nbd://HOST[:PORT]/EXPORT or "
         + "nbd+unix:///EXPORT?socket=PATH"

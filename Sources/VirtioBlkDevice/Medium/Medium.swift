@@ -1,13 +1,13 @@
 /// What lies between virtio and an engine: byte ranges in, one answer each out, whatever the medium needs for it.
 ///
 /// Here is all that is known of what a medium can do: alignment and copies into aligned buffers, short transfers, the end of a
-/// file, fall-backs for zeroing and discarding, calls that no engine takes, flush errors that stay.
+/// file, fallbacks for zeroing and discarding, calls that no engine takes, flush errors that stay.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
 
-/// What became of a job when it was asked for, or went on.
+/// What became of a job when it was requested, or continued.
 enum JobProgress {
   /// An event with its tag will come.
   case pending
@@ -50,7 +50,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
   /// What the backlog may still do in this turn, bytes.
   private var allowance: UInt64 = 0
 
-  private let board: CompletionBoard
+  let board: CompletionBoard
   private var pool: CallPool<PlainIO>?
   /// The mailbox rang, so that there may be something on the board.
   private var boardIsNews = false
@@ -61,6 +61,8 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
   private var length: FileLength
   /// Flushes and stable writes under way, where they have to be known.
   var syncs: OwnSyncs?
+  /// Who writes down the states of zones.
+  var recorders: CallPool<ZoneRecorder>?
 
   /// - Parameters:
   ///   - worker: the number of the worker among those of its device.
@@ -80,7 +82,10 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
     syncs = facts.syncs.map { OwnSyncs($0, worker: worker) }
   }
 
-  deinit { pool?.end() }
+  deinit {
+    pool?.end()
+    recorders?.end()
+  }
 
   // MARK: Events
 
@@ -116,7 +121,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
   @inline(never)
   private mutating func otherEvent() -> MediumEvent? {
     // With the engine everything is lost that is under way, with helpers, too.
-    if boardIsNews, pool != nil, !engine.isLost {
+    if boardIsNews, pool != nil || facts.zones != nil, !engine.isLost {
       if taken.isEmpty { board.take(into: &taken) }
       while let (tag, result) = taken.popLast() {
         if let event = event(of: tag, goOn(tag, result)) { return event }
@@ -251,7 +256,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
   /// What became of a step when it was to be started.
   enum Start {
     case outcome(IOOutcome)
-    /// It goes on when a buffer comes back.
+    /// It continues when a buffer comes back.
     case waitsForBuffer
     case failed
   }
@@ -320,12 +325,13 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
       return call(unsafe IOOperation(kind: .flush), tag)
     case .discard: return unsafe startDiscard(tag, job)
     case .zero: return unsafe startZero(tag, job)
+    case .word: return .failed
     }
   }
 
   private mutating func next(_ tag: UInt32, _ job: UnsafeMutablePointer<MediumJob>, _ result: Int32) -> Next {
     if unsafe job.pointee.stage == .whole {
-      // Only the operation was written down. It goes on from here in parts.
+      // Only the operation was written down. It continues from here in parts.
       unsafe job.pointee = MediumJob(.parts, job.pointee.operation)
       unsafe job.pointee.part = UInt32(truncatingIfNeeded: job.pointee.operation.length)
     }
@@ -336,6 +342,9 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
     case .flush: return result < 0 ? .failed : .done
     case .discard: return unsafe nextDiscard(job, result)
     case .zero: return unsafe nextZero(job, result)
+    case .word:
+      unsafe job.pointee.part = UInt32(bitPattern: result)
+      return .done
     }
   }
 
@@ -350,7 +359,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
     return .outcome(.pending)
   }
 
-  // MARK: What changes meanwhile
+  // MARK: What changes in the meantime
 
   /// Memory that transfers of a lane point into from now on.
   mutating func use(_ memory: GuestMemory, lane: Int) {

@@ -24,6 +24,8 @@ struct MediumFacts: @unchecked Sendable {
   let syncs: SyncLedger?
   /// `zeroChunk` bytes of zeroes.
   let zeroes: UnsafeMutableRawPointer
+  /// Of a disk with zones.
+  let zones: ZonedDisk?
 
   static let zeroChunk = 1 << 20
   /// Bytes of the largest transfer that is handed over at once; a larger one goes in steps of this, and other work comes
@@ -41,5 +43,6 @@ struct MediumFacts: @unchecked Sendable {
     flushFailed = image.state.flushFailed
     syncs = image.isDirect || image.isInMemory || image.description.isRemote ? nil : image.state.syncs
     unsafe self.zeroes = zeroes
+    zones = image.zones
   }
 }

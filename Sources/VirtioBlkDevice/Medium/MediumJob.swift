@@ -8,14 +8,16 @@ struct MediumJob {
   enum Stage: UInt8 {
     /// A transfer that was handed over as it is: if all of it is transferred, it is done.
     case whole
-    /// A transfer that goes on in parts.
+    /// A transfer that continues in parts.
     case parts
     case flush
     case discard
     case zero
+    /// Somebody else's word, which comes through the board.
+    case word
   }
 
-  /// What was asked for. It stays as it is; `done` says how far it has come.
+  /// What was requested. It stays as it is; `done` says how far it has come.
   var operation = unsafe IOOperation(kind: .read)
   var stage = Stage.whole
   /// How often the part at hand was tried again without progress.

@@ -6,7 +6,7 @@ struct ArrivalWord: Equatable {
   private static let kindBits: UInt64 = 4
   /// Before every request where no times are kept: with it all transfers are alike.
   static let none = ArrivalWord(raw: 1)
-  /// The same where they are to be told apart.
+  /// The same if they have to be distinguished.
   static let untimed = ArrivalWord(time: 0)
   /// No request has it.
   static let never = ArrivalWord(raw: .max)
@@ -39,6 +39,8 @@ struct ArrivalKind {
   /// One instruction each, wherever a request is taken.
   static var read: ArrivalKind { @inline(__always) get { ArrivalKind(bits: 0) } }
   static var write: ArrivalKind { @inline(__always) get { ArrivalKind(bits: 1) } }
+  /// A write that is never answered plainly.
+  static var zonedWrite: ArrivalKind { @inline(__always) get { ArrivalKind(bits: 1 | other) } }
   static var flush: ArrivalKind { @inline(__always) get { ArrivalKind(bits: 2 | other) } }
   static var discard: ArrivalKind { @inline(__always) get { ArrivalKind(bits: 3 | other) } }
   static var writeZeroes: ArrivalKind { @inline(__always) get { ArrivalKind(bits: 4 | other) } }

@@ -10,19 +10,19 @@ public enum RequestKind: Int, CaseIterable, Sendable {
 /// Figures of one disk since it was made, all queues together. They are read while queues run, word by word: each is right, and
 /// two of them may be a few requests apart.
 public struct BlockMetrics: Hashable, Sendable {
-  /// What was asked for and what became of it.
+  /// What was requested and what became of it.
   public var counters = BlockCounters()
   /// How long requests took, by kind: from the moment when one was taken from its ring to the one when its answer was shown to
   /// the driver, whatever the answer was. Empty where times are not kept.
   ///
-  /// The time is read once for each batch, so that each may be wrong by as long as a turn of the queue's thread takes, or what 32
-  /// requests take with an engine that copies itself.
+  /// The time is read once for each batch, so that each may be wrong by as long as a turn of the queue's thread takes, or what
+  /// 32 requests take with an engine that copies itself.
   public var latencies: [RequestKind: LatencyHistogram] = [:]
   /// Requests that were taken and are not answered, by queue: as many as the device has. Empty where times are not kept.
   public var depths: [Int] = []
 
   public init() {}
 
-  /// Requests that were taken and are not answered.
+  /// Requests popped and not yet answered.
   public var depth: Int { depths.reduce(0, +) }
 }

@@ -15,7 +15,7 @@ struct MetricsBlock: @unchecked Sendable {
 
   /// - Parameters:
   ///   - base: zeroed memory of `wordCount(lanes:)` words, which stays.
-  ///   - workers: of the device, which share its queues in turns.
+  ///   - workers: of the device, which share its queues alternately.
   ///   - lanes: queues that this one may have.
   fileprivate init(_ base: UnsafeMutablePointer<UInt64>, workers: Int, lanes: Int) {
     unsafe self.base = base

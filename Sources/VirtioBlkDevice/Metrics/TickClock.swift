@@ -3,7 +3,7 @@ internal import CLinux
 internal import Glibc
 internal import VirtioCore
 
-/// Counts the processor's ticks where the kernel itself takes its time from them, and nanoseconds elsewhere.
+/// Counts the CPU's ticks where the kernel itself takes its time from them, and nanoseconds elsewhere.
 struct TickClock: Sendable {
   /// How long the ticks are compared with the system's clock: once in a process, when its first disk is made.
   private static let comparison: UInt32 = 2000  // microseconds
@@ -12,7 +12,7 @@ struct TickClock: Sendable {
   /// Nanoseconds of a tick, in parts of 2^32.
   private let factor: UInt64
 
-  /// Only differences mean anything. Two processors may differ a little, so one may be negative.
+  /// Only differences mean anything. Two CPUs may differ a little, so one may be negative.
   var now: UInt64 {
     @inline(__always) get { countsTicks ? clinux_ticks() : Clock.now }
   }
@@ -32,12 +32,12 @@ struct TickClock: Sendable {
     let second = pair()
     guard second.ticks > first.ticks, second.time > first.time else { return system }
     let factor = Double(second.time &- first.time) / Double(second.ticks &- first.ticks) * 0x1p32
-    // Between 10 MHz and 100 GHz; anything else is no processor that we know.
+    // Between 10 MHz and 100 GHz; anything else is no CPU that we know.
     guard factor > 0x1p32 / 100, factor < 0x1p32 * 100 else { return system }
     return TickClock(countsTicks: true, factor: UInt64(factor))
   }()
 
-  /// The kernel has found the ticks steady and the same on all processors.
+  /// The kernel has found the ticks steady and the same on all CPUs.
   private static var isTrusted: Bool {
     let file = unsafe open("/sys/devices/system/clocksource/clocksource0/current_clocksource", O_RDONLY | O_CLOEXEC)
     guard file >= 0 else { return false }

@@ -10,7 +10,7 @@ struct NapRule {
   private static let length: UInt64 = 100_000
   /// Sleeps are short that last less on average: nanoseconds.
   private static let shortSleep: UInt64 = 40_000
-  /// Sleeps that make an average, and the most that are asked for.
+  /// Sleeps that make an average, and the most that are requested.
   private static let sleeps = (least: 32, most: 8192)
   /// Naps in a row that find one kick or none, after which it sleeps.
   private static let vainNaps = 8

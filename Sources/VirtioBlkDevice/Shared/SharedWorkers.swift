@@ -5,17 +5,17 @@ internal import Synchronization
 internal import SystemPackage
 internal import VirtioCore
 
-/// A thread for each queue is the fastest for a few disks, and the most expensive for many: each request then wakes a thread of its
-/// own. With shared workers one thread sleeps for the kicks of all, and turns whoever has something to do.
+/// A thread for each queue is the fastest for a few disks, and the most expensive for many: each request then wakes a thread
+/// of its own. With shared workers one thread sleeps for the kicks of all, and turns whoever has something to do.
 ///
 /// Only what never waits sits there: images in memory, and no medium at all. Disks whose medium can wait, whose queues are to
-/// poll, to be pinned or to have a number of threads, and those that are layered (faults on purpose, records) keep threads of their
-/// own. A worker that takes more than a quarter of a shared thread moves to one of its own for as long as that lasts.
+/// poll, to be pinned or to have a number of threads, and those that are layered (faults deliberately, records) keep threads
+/// of their own. A worker that takes more than a quarter of a shared thread moves to one of its own for as long as that lasts.
 public final class SharedWorkers: Sendable {
   /// From so many disks on they share threads, unless somebody said how many threads there are to be.
   public static let usualLeastDisks = 8
 
-  /// Threads; `nil`: one for each processor that the process may use, 8 at most.
+  /// Threads; `nil`: one for each CPU that the process may use, 8 at most.
   public let wantedCount: Int?
   /// With fewer disks each queue has a thread of its own.
   public let leastDisks: Int
@@ -33,7 +33,7 @@ public final class SharedWorkers: Sendable {
   /// No thread runs before the first queue is started that shares one.
   ///
   /// - Parameters:
-  ///   - count: threads, at least 1; `nil`: as the machine has processors.
+  ///   - count: threads, at least 1; `nil`: as the machine has CPUs.
   ///   - leastDisks: with fewer disks nothing is shared; 1: always.
   public init(count: Int? = nil, leastDisks: Int = SharedWorkers.usualLeastDisks) {
     wantedCount = count.map { max(1, $0) }

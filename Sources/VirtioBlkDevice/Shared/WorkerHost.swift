@@ -4,9 +4,9 @@ internal import Synchronization
 internal import SystemPackage
 internal import VirtioCore
 
-/// Nobody who sits here can hold up the others for long. Who takes much of the thread, turn by turn, gets a thread of its own as
-/// long as that lasts. Who stands still in a turn (in a system call, or at a page that does not come) keeps the thread, and
-/// another one goes on with the others: see `rescue`.
+/// Nobody who sits here can hold up the others for long. Who takes much of the thread, turn by turn, gets a thread of its own
+/// as long as that lasts. Who stalls in a turn (in a system call, or at a page that does not come) keeps the thread, and
+/// another one continues with the others: see `rescue`.
 @safe
 final class WorkerHost: @unchecked Sendable {
   /// Somebody at the door.
@@ -26,7 +26,8 @@ final class WorkerHost: @unchecked Sendable {
   private let door = Mutex(Door())
   private let bell: OwnedDescriptor
   private let loop: UnsafeMutablePointer<HostLoop>
-  /// Twice the number of the last turn, and 1 more while it is under way; `max` when the thread that is in it has lost the others.
+  /// Twice the number of the last turn, and 1 more while it is under way; `max` when the thread that is in it has lost the
+  /// others.
   private let turnWord = Atomic<UInt64>(0)
   private let wakeCount = Atomic<UInt64>(0)
   private let watch: HostWatch
@@ -73,7 +74,7 @@ final class WorkerHost: @unchecked Sendable {
 
   /// How many of them have a thread of their own.
   var alone: Int { aloneCount.load(ordering: .relaxed) }
-  /// How often another thread went on with the others.
+  /// How often another thread continued with the others.
   var rescues: Int { rescueCount.load(ordering: .relaxed) }
 
   /// Makes a worker here, some time soon.
@@ -212,7 +213,7 @@ final class WorkerHost: @unchecked Sendable {
   /// How often the thread woke up.
   var wakes: UInt64 { wakeCount.load(ordering: .sequentiallyConsistent) }
 
-  /// Lets another thread go on with everybody but the one whose turn does not end.
+  /// Lets another thread continue with everybody but the one whose turn does not end.
   ///
   /// - Parameter word: what `turn` was all the time.
   func rescue(from word: UInt64) {

@@ -1,4 +1,4 @@
-/// What an operator allows a disk: requests and bytes a second.
+/// What an operator allows a disk: requests and bytes per second.
 
 /// A rate, and how far ahead of it a disk may be.
 public struct RateLimit: Hashable, Sendable {
@@ -16,7 +16,8 @@ public struct RateLimit: Hashable, Sendable {
   }
 }
 
-/// The limits of one disk, for all of its queues together; `nil`: none. Where several apply to a request, it keeps to all of them.
+/// The limits of one disk, for all of its queues together; `nil`: none. Where several apply to a request, it keeps to all of
+/// them.
 ///
 /// Reads are READ requests. Writes are WRITE, DISCARD and WRITE_ZEROES requests, the last two without bytes. Everything else is
 /// never held back.

@@ -90,7 +90,7 @@ package final class TraceBuffer: @unchecked Sendable {
   }
 }
 
-/// What a worker is told about its trace.
+/// An order to a worker about its trace.
 enum TraceOrder: Sendable {
   case start(TraceBuffer)
   /// With the number that goes back.

@@ -5,7 +5,7 @@ struct Coalescing {
   private let count: Int
   private let nanoseconds: UInt64
   private var untold = 0
-  /// When the oldest answer that the driver was not told of has waited for long enough.
+  /// When the oldest answer that the driver was not notified of has waited for long enough.
   private(set) var deadline: UInt64?
 
   /// `nil` for the other ways to notify.

@@ -16,7 +16,7 @@ public struct BlockCounters: Hashable, Sendable {
   public var ioErrors: UInt64 = 0
   /// Of those, answered with UNSUPP.
   public var unsupported: UInt64 = 0
-  /// Of those with IOERR, what the medium failed, or could not be asked for any more.
+  /// Of those with IOERR, what the medium failed, or could not be requested any more.
   public var mediumFailures: UInt64 = 0
   /// Bytes asked for by reads.
   public var bytesRead: UInt64 = 0

@@ -12,7 +12,7 @@ struct Preparation: Sendable {
   var error: QueueError?
 }
 
-/// Everything that was told since it was asked for last, oldest first.
+/// Everything that was reported since the last request, oldest first.
 struct News: Sendable {
   var events: [DeviceEvent] = []
   var preparations: [Preparation] = []

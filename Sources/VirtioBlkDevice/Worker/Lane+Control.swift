@@ -23,7 +23,7 @@ extension Lane where Ring: ~Copyable {
   /// Whether all of the queue's memory is still the driver's. A queue with memory that is not stops.
   @inline(never)
   mutating func isMemoryThere() -> Bool {
-    // Counted first, so that what happens meanwhile is looked at next time.
+    // Counted first, so that what happens in the meantime is looked at next time.
     let faults = context.faults.loadAfterLoads()
     guard faults != seenFaults else { return true }
     guard !memory.hasFaulted else {
@@ -40,7 +40,7 @@ extension Lane where Ring: ~Copyable {
       return false
     }
     seenFaults = faults
-    plainFaults = log == nil && trace == nil ? faults : .max
+    plainFaults = log == nil && !looksAtOthers ? faults : .max
     return true
   }
 
@@ -59,6 +59,7 @@ extension Lane where Ring: ~Copyable {
   mutating func abandonRequests() -> Bool {
     let (before, wasTold) = (slab.inUse, state == .failed || state == .draining)
     for index in 0..<slab.begun where unsafe slab.slot(index).pointee.stage != .none {
+      if unsafe slab.slot(index).pointee.stage == .zoneWrite { abandonZoneWrite(index) }
       if Ring.isRecorded {
         slab.takeChain(at: index).abandon()
         slab.give(index)

@@ -22,7 +22,7 @@ struct LaneAccount: ~Copyable {
 }
 
 extension Lane where Ring: ~Copyable {
-  /// A request with a slot is answered, which was no plain transfer that came with the one before.
+  /// A request with a slot is answered, which was no plain transfer that came with the previous one.
   @inline(never)
   mutating func countOther(_ slot: UnsafeMutablePointer<RequestSlot>) {
     let arrival = unsafe slot.pointee.arrival

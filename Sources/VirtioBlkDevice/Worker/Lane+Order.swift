@@ -18,7 +18,7 @@ extension Lane where Ring: ~Copyable {
   }
 
   /// As `complete`. Nothing more is to be done where it is the first of the order, and a plain transfer.
-  @inline(never)
+  @inline(__always)
   mutating func completeInOrder<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     let slot = unsafe slab.slot(index)
     guard order.first == index, unsafe account.answers.extendPlain(slot.pointee.arrival) else {
@@ -29,7 +29,7 @@ extension Lane where Ring: ~Copyable {
     dequeueInOrder()
     push(slab.takeChain(at: index), written: written)
     slab.give(index)
-    if let next = order.first, unsafe slab.slot(next).pointee.isFinished { answerFinished() }
+    if finishedCount > 0 { answerFinished() }
   }
 
   /// As `answer`, of a request whose status is set. In order, an answer waits for those of all requests that came before.
@@ -40,14 +40,17 @@ extension Lane where Ring: ~Copyable {
     unsafe slot.pointee.written = written
     guard isOrdered else { return unsafe showWatched(index, slot) }
     unsafe slot.pointee.isFinished = true
+    finishedCount &+= 1
     answerFinished()
   }
 
   /// Answers what has been waiting for those before it, as far as these are answered.
   @inline(never)
   private mutating func answerFinished() {
-    while let first = order.first, unsafe slab.slot(first).pointee.isFinished {
+    while !order.isEmpty, unsafe slab.slot(order.first).pointee.isFinished {
+      let first = order.first
       dequeueInOrder()
+      finishedCount &-= 1
       unsafe slab.slot(first).pointee.isFinished = false
       unsafe showWatched(first, slab.slot(first))
     }

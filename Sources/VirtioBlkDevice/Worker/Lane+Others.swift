@@ -9,17 +9,18 @@ extension Lane where Ring: ~Copyable {
     _ type: UInt32, _ readableBytes: UInt64, _ writable: UnsafeMutablePointer<MemorySegment>, _ index: Int,
     _ medium: inout Medium<Engine>
   ) {
-    guard trace == nil else { return unsafe parseTraced(type, readableBytes, writable, index, &medium) }
+    guard !looksAtOthers else { return unsafe parseWatched(type, readableBytes, writable, index, &medium) }
     unsafe dispatch(type, readableBytes, writable, index, &medium)
   }
 
-  /// Apart, so that the other way has nothing to keep meanwhile.
+  /// Apart, so that the other way has nothing to keep in the meantime.
   @inline(never)
-  private mutating func parseTraced<Engine: BlockEngine & ~Copyable>(
+  private mutating func parseWatched<Engine: BlockEngine & ~Copyable>(
     _ type: UInt32, _ readableBytes: UInt64, _ writable: UnsafeMutablePointer<MemorySegment>, _ index: Int,
     _ medium: inout Medium<Engine>
   ) {
-    noteTaken(index)
+    if trace != nil { noteTaken(index) }
+    if context.zones != nil, unsafe dispatchZoned(type, readableBytes, writable, index, &medium) { return }
     unsafe dispatch(type, readableBytes, writable, index, &medium)
   }
 
@@ -73,7 +74,7 @@ extension Lane where Ring: ~Copyable {
   }
 
   /// Answers with bytes of ours. - Parameter room: writable bytes without the status, at least as many.
-  private mutating func answer(
+  mutating func answer(
     _ index: Int, _ segments: UnsafeMutablePointer<MemorySegment>, _ bytes: UnsafeRawBufferPointer, room: Int
   ) {
     let count = bytes.count

@@ -5,7 +5,7 @@ extension Lane where Ring: ~Copyable {
   /// The turn of a lane that does not run: one that recovers takes again what is left, as far as there are slots and it is its
   /// turn, and then runs.
   ///
-  /// Whether a request was carried out before, wholly or in part, is not known. It is carried out again before the driver's
+  /// Whether a request was executed before, wholly or in part, is not known. It is executed again before the driver's
   /// next one, so that nothing that the driver gave later is overwritten by it.
   /// - Returns: whether anything was taken.
   @inline(never)

@@ -1,5 +1,6 @@
-/// What becomes of a request that the medium failed. Its driver is told; or, for an operator who wants to mend what is wrong before
-/// that, nobody is, as with VMMs' werror=stop: the request keeps its slot, nothing more is taken, and what is under way is finished.
+/// What happens to a request that the medium failed. It is reported to its driver; or, for an operator who wants to fix what is wrong
+/// before that, nobody is, as with VMMs' werror=stop: the request keeps its slot, nothing more is taken, and what is under way
+/// is finished.
 internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
@@ -17,11 +18,12 @@ extension Lane where Ring: ~Copyable {
       let isRead = unsafe slab.slot(index).pointee.written > 1
       answer(index, .ioError, written: isRead ? Int(medium.filled(tag(index))) : 1)
     case .flush, .discard, .zero, .erase: fail(index)
+    case .zoneWrite, .zoneFlush, .zoneWait, .zoneRecord: completeZoned(index, isDone: false, &medium)
     case .none: preconditionFailure("a request was answered twice")
     }
   }
 
-  /// The medium failed a request. - Returns: false when its driver is to be told.
+  /// The medium failed a request. - Returns: false when its driver has to be notified.
   @inline(never)
   mutating func park(_ index: Int) -> Bool {
     guard let news = context.stalls else { return false }
@@ -64,7 +66,7 @@ extension Lane where Ring: ~Copyable {
     return finished
   }
 
-  /// The operator says that it may go on.
+  /// The operator says that it may continue.
   mutating func tryParked<Engine: BlockEngine & ~Copyable>(_ medium: inout Medium<Engine>) {
     guard state == .stalled else { return }
     state = stateBeforeStall
@@ -88,12 +90,13 @@ extension Lane where Ring: ~Copyable {
       // From the first range on: doing one twice changes nothing.
       unsafe slot.pointee.rangeIndex = 0
       askNextRange(index, &medium)
+    case .zoneWrite, .zoneFlush, .zoneWait, .zoneRecord: preconditionFailure("a zoned disk waits for no operator")
     case .none: preconditionFailure("a request that was answered waits for the operator")
     }
   }
 
-  /// The queue stops. Whoever starts it next takes these requests again, where that one can know of them; elsewhere they can only
-  /// be told as failed.
+  /// The queue stops. Whoever starts it next takes these requests again, where that one can know of them; elsewhere they can
+  /// only be told as failed.
   mutating func giveUpParked() {
     if state == .stalled { state = stateBeforeStall }
     let waiting = parked
@@ -101,8 +104,8 @@ extension Lane where Ring: ~Copyable {
     for index in waiting where !leaveToSuccessor(index) { fail(index) }
   }
 
-  /// Leaves a request unanswered. Where it is written down what is in flight, it stays so; where answers come in the order of the
-  /// requests, it and all that come after it are handed back in the end.
+  /// Leaves a request unanswered. Where it is written down what is in flight, it stays so; where answers come in the order of
+  /// the requests, it and all that come after it are handed back in the end.
   /// - Returns: false where neither is so.
   private mutating func leaveToSuccessor(_ index: Int) -> Bool {
     if isOrdered {
@@ -121,12 +124,13 @@ extension Lane where Ring: ~Copyable {
     return slab.inUse == parked.count + unansweredBehindOthers
   }
 
-  /// The lane is over. What was never shown as used is as if it had not been taken: in the order of the requests that is all from
-  /// the first one that failed on, also what was carried out. Doing that again changes nothing, as its driver waits for it.
+  /// The lane is over. What was never shown as used is as if it had not been taken: in the order of the requests that is all
+  /// from the first one that failed on, also what was executed. Doing that again changes nothing, as its driver waits for it.
   mutating func handBack() {
     guard !parked.isEmpty else { return }
     parked.removeAll()
-    while let index = order.first {
+    while !order.isEmpty {
+      let index = order.first
       dequeueInOrder()
       slab.takeChain(at: index).abandon()
       slab.give(index)

@@ -1,5 +1,5 @@
 /// What a lane does where its disk is limited. Each request gets its slot as always; one that may not go yet waits there before
-/// the medium is asked for it, and those of the other kind, flushes and the rest pass it.
+/// the medium is requested it, and those of the other kind, flushes and the rest pass it.
 internal import VirtioCore
 
 /// What a lane has for that.
@@ -54,8 +54,9 @@ extension Lane where Ring: ~Copyable {
   ///
   /// - Parameter throttle: `nil`: no limit. What waits is then let go with the turn that follows.
   mutating func limit(by throttle: DiskThrottle?) {
-    plainBytes = throttle == nil && trace?.isResting ?? true ? rules.plainBytes : 0
     isLimited = throttle != nil
+    looksFirst = isLimited || context.zones != nil
+    plainBytes = !looksFirst && trace?.isResting ?? true ? rules.plainBytes : 0
     if let throttle {
       throttled.throttle = throttle
       throttled.reads.open(capacity: slab.capacity)
@@ -71,6 +72,16 @@ extension Lane where Ring: ~Copyable {
   /// When the next one may go; 0: as soon as possible; `nil`: nobody waits for that. Who waits for the operator starts nothing.
   var throttledUntil: UInt64? {
     state == .stalled ? nil : throttled.due
+  }
+
+  /// Whether a transfer that has its slot may be asked for now. Otherwise it waits, or was answered.
+  @inline(never)
+  mutating func mayStart<Engine: BlockEngine & ~Copyable>(
+    _ index: Int, _ kind: ThrottledKind, bytes: UInt64, _ medium: inout Medium<Engine>
+  ) -> Bool {
+    if context.zones != nil { noteZonePosition(index) }
+    guard !isLimited || mayGo(index, kind, bytes: bytes) else { return false }
+    return context.zones == nil || mayEnterZone(index, &medium)
   }
 
   /// Whether a request that has its slot may go now. Otherwise it waits.
@@ -105,8 +116,8 @@ extension Lane where Ring: ~Copyable {
     isLimited ? throttled.next(kind, slab, now: now) : throttled.nextOnCredit(kind)?.index
   }
 
-  /// The lane is to stop: all that waits goes at once, and whoever comes next on this disk waits for it. Who stops a queue wants
-  /// every request that was taken to be answered, and cannot be told of one that was not begun.
+  /// The lane is to stop: all that waits goes at once, and whoever comes next on this disk waits for it. Who stops a queue
+  /// wants every request that was taken to be answered, and cannot be told of one that was not begun.
   mutating func startThrottledOnCredit<Engine: BlockEngine & ~Copyable>(_ medium: inout Medium<Engine>) {
     guard hasThrottled else { return }
     let now = Clock.now
@@ -132,9 +143,12 @@ extension Lane where Ring: ~Copyable {
     // What was right when it was taken may be so no more: the disk may be smaller now, or some of its memory gone.
     guard isStillRight(index, &medium) else { return refuse(index, .ioError) }
     switch unsafe slab.slot(index).pointee.stage {
-    case .transfer, .watchedTransfer: startPrepared(index, &medium)
+    case .transfer, .watchedTransfer:
+      guard context.zones == nil || mayEnterZone(index, &medium) else { return }
+      startPrepared(index, &medium)
     case .discard, .zero, .erase: askNextRange(index, &medium)
-    case .flush, .none: preconditionFailure("a request waits for a limit that does not concern it")
+    case .flush, .none, .zoneWrite, .zoneFlush, .zoneWait, .zoneRecord:
+      preconditionFailure("a request waits for a limit that does not concern it")
     }
   }
 

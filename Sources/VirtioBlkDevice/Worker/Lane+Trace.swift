@@ -15,6 +15,7 @@ extension Lane where Ring: ~Copyable {
       unsafe trace = LaneTrace(writer: buffer.writer, requests: requests, began: buffer.writer.now)
     }
     trace?.isResting = false
+    looksAtOthers = true
     looksAtAnswers = true
     // What they ask for is to be told apart.
     if meter == nil { arrival = .untimed }
@@ -23,14 +24,15 @@ extension Lane where Ring: ~Copyable {
     account.answers.stopPlain()
   }
 
-  /// What is still under way is written down as that, also what was taken before there was a trace: what hangs is looked for with one.
+  /// What is still under way is written down as that, also what was taken before there was a trace: what hangs is looked for
+  /// with one.
   mutating func stopTrace() {
     guard let trace else { return }
     for index in 0..<slab.begun where unsafe slab.slot(index).pointee.stage != .none {
       var request = unsafe trace.requests[index]
       let wasSeen = request.taken != 0
       if !wasSeen { request.taken = trace.began }
-      // Without times nobody wrote down what was asked for then.
+      // Without times nobody wrote down what was requested then.
       let kind = wasSeen || meter != nil ? nil : RequestKind.other
       trace.writer.append(record(request, index, unsafe slab.slot(index).pointee, answered: 0, kind: kind))
     }
@@ -40,7 +42,7 @@ extension Lane where Ring: ~Copyable {
   /// Nothing more is written down of what is taken from now on; what was taken before is, to its end.
   mutating func restTrace() {
     trace?.isResting = true
-    plainBytes = isLimited ? 0 : rules.plainBytes
+    plainBytes = looksFirst ? 0 : rules.plainBytes
   }
 
   /// Everything that was written down as taken is answered, and shown.
@@ -49,10 +51,11 @@ extension Lane where Ring: ~Copyable {
   /// Plain requests go the plain way again.
   mutating func leaveTrace() {
     trace = nil
+    looksAtOthers = context.zones != nil
     looksAtAnswers = meter != nil
     if meter == nil { arrival = .none }
-    plainBytes = isLimited ? 0 : rules.plainBytes
-    plainFaults = log == nil ? seenFaults : .max
+    plainBytes = looksFirst ? 0 : rules.plainBytes
+    plainFaults = log == nil && !looksAtOthers ? seenFaults : .max
     if meter == nil, !isWatched { account.answers.startPlain() }
   }
 

@@ -35,7 +35,7 @@ extension Lane where Ring: ~Copyable {
     return false
   }
 
-  /// A read or write of nothing, a large one, one of more pieces than there may be, or any of a disk that is limited or traced.
+  /// A read or write of nothing, a large one, one of more pieces than there may be, or any of a disk that is limited, traced or zoned.
   @inline(never)
   mutating func askUnusual<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     let operation = medium.prepared(tag(index))
@@ -44,7 +44,9 @@ extension Lane where Ring: ~Copyable {
     guard operation.length <= rules.requestBytes, operation.segmentCount <= rules.segments,
       operation.hasSegments(ofAtMost: rules.segmentBytes)
     else { return refuse(index, .ioError) }
-    guard !isLimited || mayGo(index, operation.kind == .write ? .write : .read, bytes: operation.length) else { return }
+    guard !looksFirst || mayStart(index, operation.kind == .write ? .write : .read, bytes: operation.length, &medium) else {
+      return
+    }
     startPrepared(index, &medium)
   }
 

@@ -1,4 +1,4 @@
-/// One queue as its worker sees it: the ring, the requests under way, and the way of a request from pop to publish.
+/// One queue as its worker sees it: the ring, the requests under way, and the path of a request from pop to publish.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
@@ -33,12 +33,14 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   var call: CallSink
   var failure: CallSink
   let counters: CounterBlock
-  /// What is answered is published after so many even if more is available: a driver that watches goes on while we do.
+  /// What is answered is published after so many even if more is available: a driver that watches continues while we do.
   let publishEvery: Int
   private var coalescing: Coalescing?
   /// Slots in the order in which their chains were taken; empty without publication in order.
   var order: OrderQueue
   let isOrdered: Bool
+  /// Answers that wait for those before them.
+  var finishedCount = 0
   /// The driver knows (IN_ORDER).
   let isInOrder: Bool
   /// An answer is more than a status byte and a used element: the driver knows of the order, or there is a log to keep.
@@ -59,16 +61,20 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// To be stopped as soon as what was interrupted has been taken again.
   var stopsAfterRecovery = false
 
-  /// Transfers of so many bytes at most are asked for at once; 0 where the disk is limited: then each is looked at first.
+  /// Transfers of so many bytes at most are requested at once; 0 where the disk is limited: then each is looked at first.
   var plainBytes: UInt64
   var isLimited = false
+  /// Each transfer is looked at before the medium is asked for it: the disk is limited, or has zones.
+  var looksFirst: Bool
+  /// The same of what is no transfer: it is traced, or has zones.
+  var looksAtOthers: Bool
   /// What waits for a limit.
   var throttled = LaneThrottle()
   /// Where it is written down how long requests took; `nil`: nowhere.
   let meter: LaneMeter?
   /// Answers are counted, or written down, one by one where they are not plain.
   var looksAtAnswers: Bool
-  /// Where what becomes of requests is written down at present; `nil`: nowhere.
+  /// Where what happens to requests is written down at present; `nil`: nowhere.
   var trace: LaneTrace?
   /// Where the number of requests under way is.
   private let depth: SharedCell<UInt64>?
@@ -78,6 +84,9 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
 
   /// Chains that were taken last and are for whoever starts the queue next.
   var handedBack: UInt16 = 0
+
+  /// Slots and heads of requests to zones whose answers the driver may not have seen yet.
+  var zoneAnswers: [(index: Int, head: UInt16)] = []
 
   /// Lost pages of the process when this queue's memory was found to be there as a whole.
   var seenFaults = UInt64.max
@@ -129,7 +138,9 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.call = activation.call
     self.failure = activation.failure
     self.rules = LaneRules(features, context.limits, regions: activation.memory.regions.count)
-    plainBytes = rules.plainBytes
+    plainBytes = context.zones == nil ? rules.plainBytes : 0
+    looksFirst = context.zones != nil
+    looksAtOthers = context.zones != nil
     account.settledPushes = self.ring.pushes
   }
 
@@ -376,14 +387,14 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     slab.give(index)
   }
 
-  /// The same for everything but a plain transfer that came with the one before.
+  /// The same for everything but a plain transfer that came with the previous one.
   @inline(never)
   mutating func complete<Engine: BlockEngine & ~Copyable>(_ index: Int, isDone: Bool, _ medium: inout Medium<Engine>) {
     guard trace == nil else { return completeTraced(index, isDone: isDone, &medium) }
     completeUnusual(index, isDone: isDone, &medium)
   }
 
-  /// Apart, so that the other way has nothing to keep meanwhile.
+  /// Apart, so that the other way has nothing to keep in the meantime.
   @inline(never)
   private mutating func completeTraced<Engine: BlockEngine & ~Copyable>(
     _ index: Int, isDone: Bool, _ medium: inout Medium<Engine>
@@ -410,6 +421,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       answer(index, .ok, written: unsafe Int(slot.pointee.written))
     case .flush: answerWithStatus(index, .ok)
     case .discard, .zero, .erase: askNextRange(index, &medium)
+    case .zoneWrite, .zoneFlush, .zoneWait, .zoneRecord: completeZoned(index, isDone: true, &medium)
     case .none: preconditionFailure("a request was answered twice")
     }
   }
@@ -461,7 +473,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   @inline(never)
   mutating func publishEarly() { publish() }
 
-  /// Shows the driver what was answered, and tells it if it wants to be told.
+  /// Publishes the answers, and notifies the driver if it wants to be notified.
   @inline(__always)
   mutating func publish() {
     // What was read out of memory that was not the driver's any more is never shown as done.
@@ -478,12 +490,13 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     let count = ring.unpublished
     let (begin, calls) = trace.map { ($0.writer.now, counters.value(.calls)) } ?? (0, 0)
     ring.publish()
+    if !zoneAnswers.isEmpty { forgetZoneAnswers() }
     logRing()
     tell(count)
     if trace != nil { notePublished(count, from: begin, calls: calls) }
   }
 
-  /// Tells the driver, if it wants to be told.
+  /// Notifies the driver, if it wants to be notified.
   ///
   /// - Parameter count: chains that were published just now.
   @inline(__always)

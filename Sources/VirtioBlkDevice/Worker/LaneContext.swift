@@ -9,11 +9,14 @@ struct LaneContext: @unchecked Sendable {
   let medium: MediumFacts
   /// The `writeback` byte of the configuration space; not 0 means writeback.
   let writeback: SharedCell<UInt32>
-  /// Where it is told that a queue stalls because its medium failed a request; `nil`: the driver is told, and the queue goes on.
+  /// Where it is told that a queue stalls because its medium failed a request; `nil`: the driver is told, and the queue
+  /// continues.
   let stalls: DeviceNews?
   /// 20 bytes, NUL padded.
   let serial: UnsafeRawPointer
   let lifetime: LifetimeFiles?
+  /// Of a zoned disk.
+  let zones: ZonedDisk?
   /// Pages of mappings of the process that turned out to be gone.
   let faults = FaultGuard.counter
 

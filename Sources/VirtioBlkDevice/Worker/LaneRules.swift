@@ -19,6 +19,8 @@ struct LaneRules {
   let hasWriteZeroes: Bool
   let hasSecureErase: Bool
   let hasLifetime: Bool
+  /// The driver knows zones.
+  let hasZones: Bool
   /// Most pieces of a transfer: what SEG_MAX allows, and what the borders of memory regions make of it.
   let segments: Int
   /// Most bytes of one of its segments.
@@ -26,7 +28,7 @@ struct LaneRules {
   /// Most bytes of a request.
   let requestBytes: UInt64
 
-  /// Most bytes of a transfer that is asked for without another look at it: no step of the medium's, and no segment, is longer.
+  /// Most bytes of a transfer that is requested without another look at it: no step of the medium's, and no segment, is longer.
   var plainBytes: UInt64 { min(MediumFacts.stepBytes, UInt64(segmentBytes)) }
 
   /// - Parameter regions: of the guest's memory.
@@ -40,6 +42,7 @@ struct LaneRules {
     hasWriteZeroes = features.contains(.blockWriteZeroes)
     hasLifetime = features.contains(.blockLifetime)
     hasSecureErase = features.contains(.blockSecureErase)
+    hasZones = features.contains(.blockZoned)
     segments = knowsSegments ? limits.pieces(regions: regions) : RequestSlab.segmentsPerSlot
     segmentBytes = knowsSize ? limits.segmentBytes : .max
     requestBytes = knowsSegments && knowsSize ? limits.requestBytes : BlockLimits.requestBytes

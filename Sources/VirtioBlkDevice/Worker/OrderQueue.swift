@@ -1,34 +1,37 @@
 /// The order in which requests were taken, for queues that publish in that order.
 
-/// First in, first out; as many entries as the lane has slots.
+/// First in, first out. Whoever uses it knows that there is something in it: each request under way is, exactly once.
 @safe
 struct OrderQueue: ~Copyable {
   private let entries: UnsafeMutablePointer<UInt16>
-  private let capacity: Int
+  /// Entries are a power of two, so that no division is needed; this is one less.
+  private let mask: Int
   private var head = 0
-  private var count = 0
+  private var tail = 0
 
+  /// - Parameter capacity: of slots; 0: nothing is ever appended.
   init(capacity: Int) {
-    self.capacity = capacity
-    unsafe entries = .allocate(capacity: capacity)
-    unsafe entries.initialize(repeating: 0, count: capacity)
+    var count = 1
+    while count < capacity { count *= 2 }
+    mask = count - 1
+    unsafe entries = .allocate(capacity: count)
+    unsafe entries.initialize(repeating: 0, count: count)
   }
 
   deinit { unsafe entries.deallocate() }
 
+  @inline(__always)
   mutating func append(_ index: Int) {
-    precondition(count < capacity, "more requests under way than slots")
-    let place = head &+ count
-    // No division: there is one for each request.
-    unsafe entries[place < capacity ? place : place &- capacity] = UInt16(truncatingIfNeeded: index)
-    count &+= 1
+    unsafe entries[tail & mask] = UInt16(truncatingIfNeeded: index)
+    tail &+= 1
   }
 
-  var isEmpty: Bool { count == 0 }
-  var first: Int? { count > 0 ? Int(unsafe entries[head]) : nil }
-
-  mutating func removeFirst() {
-    head = head &+ 1 == capacity ? 0 : head &+ 1
-    count &-= 1
+  var isEmpty: Bool { head == tail }
+  /// Where it is not empty.
+  var first: Int {
+    @inline(__always) get { Int(unsafe entries[head & mask]) }
   }
+
+  @inline(__always)
+  mutating func removeFirst() { head &+= 1 }
 }

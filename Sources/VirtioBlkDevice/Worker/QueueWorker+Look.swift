@@ -12,7 +12,7 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
   mutating func look() -> Bool {
     medium.engine.submit()
     let isEndless = window.current == .max
-    // A look that was left for a turn goes on to its end.
+    // A look that was left for a turn continues to its end.
     var end = lookEnds
     lookEnds = nil
     var round = 0
@@ -27,7 +27,7 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
         return true
       }
       round &+= 1
-      // The clock is asked for the first time when nothing came at once: that costs what a tenth of a request does.
+      // The clock is read the first time when nothing came at once: that costs what a tenth of a request does.
       if round == Self.looksWithoutClock, !isEndless, end == nil { end = Clock.now &+ window.current }
       // Messages and completions that need a system call to be seen, and the clock, are looked at once a microsecond or so: a
       // driver with one request at a time answers sooner, and would wait for the call to return.
@@ -52,7 +52,7 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
     }
   }
 
-  /// Who is held back by a limit does not look for work: more would only wait, too. One that never sleeps looks all the same.
+  /// Who is held back by a limit does not check for work: more would only wait, too. One that never sleeps looks all the same.
   mutating func mayLook() -> Bool {
     guard window.current == .max || throttledUntil == nil else { return false }
     trace?.beginsToPoll()

@@ -1,11 +1,12 @@
-/// What a worker is told: start, stop, pause, go on, limits, traces; and how its queues come and go.
+/// What a worker is told: start, stop, pause, continue, limits, traces; and how its queues come and go.
 internal import SystemPackage
 internal import VirtioCore
 
 extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
   mutating func takeOrders() {
     carryOut(configuration.mailbox.take())
-    // Without a queue there is nothing else to wait for. The engine rests meanwhile, but where others have the thread, too.
+    // Without a queue there is nothing else to wait for. The engine rests in the meantime, but where others have the thread,
+    // too.
     while isPrepared, configuration.seat == nil {
       EventWait.untilReadable(configuration.mailbox.descriptor)
       carryOut(configuration.mailbox.take())
@@ -115,7 +116,7 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
     if isPaused { unsafe lanes[index].pointee.pause() }
   }
 
-  /// Lets go of the lanes that were to be stopped and have nothing under way any more; without a lane the worker ends.
+  /// Releases the lanes that were to be stopped and have nothing under way any more; without a lane the worker ends.
   mutating func finishStops() {
     guard mayEnd || !stops.isEmpty else { return }
     for lane in stops where unsafe lanes[lane].pointee.isIdle { remove(lane) }

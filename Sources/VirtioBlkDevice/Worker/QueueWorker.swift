@@ -94,7 +94,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       counters: configuration.counters,
       wake: { EventCounter.signal(mailbox.descriptor) })
     self.configuration = configuration
-    // Beside others nobody looks for work: they want the thread meanwhile.
+    // Beside others nobody checks for work: they want the thread in the meantime.
     window = PollWindow(configuration.seat == nil ? configuration.waiting : .sleep)
     coalesces = if case .coalesce = configuration.notification { true } else { false }
     earlierSystemCalls = configuration.counters.value(.systemCalls)
@@ -252,7 +252,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     for index in 0..<lanes.capacity where lanes.contains(index) { unsafe _ = lanes[index].pointee.isMemoryThere() }
   }
 
-  /// The engine is lost: nothing that is under way will complete, and nothing can be asked for any more.
+  /// The engine is lost: nothing that is under way will complete, and nothing can be requested any more.
   ///
   /// - Returns: whether a turn has to follow, which tells of it.
   @discardableResult

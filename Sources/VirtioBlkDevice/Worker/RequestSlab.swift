@@ -18,6 +18,14 @@ enum RequestStage: UInt8 {
   case erase
   /// What was written goes to stable storage.
   case flush
+  /// Of zoned disks: data that a zone's write pointer has made room for.
+  case zoneWrite
+  /// What was written goes to stable storage, and then the zones' states.
+  case zoneFlush
+  /// Writes or a command before it in its zone.
+  case zoneWait
+  /// The zones' states go to stable storage.
+  case zoneRecord
 }
 
 /// One request under way. One that is done in place never gets here.
@@ -34,11 +42,15 @@ struct RequestSlot {
   /// The range to ask for next.
   var rangeIndex: UInt8 = 0
   var rangeCount: UInt8 = 0
+  /// Of zoned disks: the low byte of the request's type.
+  var zoneType: UInt8 = 0
   /// The used element's length, once it is known; of a transfer, if all of it is done.
   var written: UInt32 = 0
+  /// Of zoned disks: where the queue stood, then the zone that is written, or what is to be recorded.
+  var zoneWord: UInt32 = 0
   /// When it came, and of what kind it is.
   var arrival = ArrivalWord.none
-  /// Of one that waits for a limit: what it takes of those that count bytes.
+  /// Of one that waits for a limit: what it takes of those that count bytes; of a write in a zone: its sector.
   var throttledBytes: UInt64 = 0
   /// Where the status goes.
   var statusByte: UnsafeMutableRawPointer?
@@ -50,7 +62,7 @@ struct RequestSlab: ~Copyable {
   /// Pieces that one request can have: what one vectored call of the kernel takes.
   static let segmentsPerSlot = 1024
   /// Slots of the segment area are a little longer than that, so that the first pieces of neighbours do not fall into the
-  /// same lines of the processor's cache.
+  /// same lines of the CPU's cache.
   private static let segmentStride = segmentsPerSlot + 12
 
   let capacity: Int

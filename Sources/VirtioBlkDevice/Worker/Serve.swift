@@ -15,7 +15,7 @@ struct EnginePlan: Sendable {
   var layers: EngineLayers?
   /// Among the device's workers.
   var worker = 0
-  /// Says something to the person.
+  /// Tells the user something.
   var tell: @Sendable (String) -> Void = { _ in }
 
   /// What a thread with this engine does in a process that gives up rights.
@@ -109,7 +109,7 @@ private func workWatched(
 func work<Engine: BlockEngine & ~Copyable>(
   _ configuration: WorkerConfiguration, _ engine: consuming Engine, role: ThreadRole = .queue
 ) throws(Errno) {
-  // Everything that has to be asked for is there.
+  // Everything that has to be requested is there.
   role.begin()
   switch (configuration.kind.isPacked, configuration.kind.isRecorded) {
   case (false, false):

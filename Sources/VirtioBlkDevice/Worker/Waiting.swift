@@ -11,7 +11,7 @@ public enum Waiting: Hashable, Sendable {
   case busy
 }
 
-/// How often the driver is told of what was done.
+/// How often the driver is notified of completed requests.
 public enum Notification: Hashable, Sendable {
   /// After each request.
   case each

@@ -31,7 +31,7 @@ struct WorkerOrders: Sendable {
   var trace: TraceOrder?
   /// Every queue is to stop, those that start now included.
   var stopsAll = false
-  /// Queues that stall or are paused are to go on.
+  /// Queues that stall or are paused are to continue.
   var resumesAll = false
   /// Queues are to take nothing more; the number goes back when nothing is in flight.
   var pause: UInt64?

@@ -4,8 +4,8 @@ struct WorkerTrace {
   /// What its lanes are to do.
   enum Change { case rest, record }
 
-  /// Nanoseconds. In each of these so many records are written, and then none for the rest of it: recording a request costs some
-  /// tenths of a microsecond, which a thread that serves millions of them has not to spare.
+  /// Nanoseconds. In each of these so many records are written, and then none for the rest of it: recording a request costs
+  /// some tenths of a microsecond, which a thread that serves millions of them has not to spare.
   private static let period: UInt64 = 100_000_000
 
   let buffer: TraceBuffer
@@ -26,7 +26,7 @@ struct WorkerTrace {
 
   var isResting: Bool { restsSince != 0 }
 
-  /// Nanoseconds until it goes on recording; `nil`: it does.
+  /// Nanoseconds until it continues recording; `nil`: it does.
   var restLeft: Int64? {
     guard isResting else { return nil }
     let gone = buffer.writer.nanoseconds(from: periodBegan, to: buffer.writer.now)

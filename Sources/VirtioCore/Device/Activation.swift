@@ -34,11 +34,11 @@ public struct Activation: Sendable {
   public var log: QueueLog?
 
   /// Start it in full, but take nothing from the ring and publish nothing before `VirtioDevice.release`. A stop before that
-  /// answers with the position that was given, and has changed nothing for the driver or for who goes on from there.
+  /// answers with the position that was given, and has changed nothing for the driver or for who continues from there.
   public var isHeld = false
 
-  /// Is told what happens on the queue, on the thread that serves it; `nil`: nobody. All queues of a device that run at one time
-  /// have one, or none.
+  /// Is notified of what happens on the queue, on the thread that serves it; `nil`: nobody. All queues of a device that run at one
+  /// time have one, or none.
   public var watch: (any RingWatch)?
 
   /// Notify the driver once at the start where somebody may have had the ring before, and have ended between showing what it

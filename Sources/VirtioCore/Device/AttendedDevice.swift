@@ -1,8 +1,8 @@
-/// A device beside the account of its queues: what was asked for and what was answered.
+/// A device beside the account of its queues: what was requested and what was answered.
 internal import CLinux
 internal import Glibc
 
-/// For a transport: knows which queues are about to start, run or are about to stop, so that nothing is asked for twice and
+/// For a transport: knows which queues are about to start, run or are about to stop, so that nothing is requested twice and
 /// what is still to come can be waited for. Used from the transport's thread alone.
 public final class AttendedDevice {
   /// How far a queue has come.
@@ -53,7 +53,7 @@ public final class AttendedDevice {
     device.prepare(queues, memory: memory, kind: QueueKind(isPacked: isPacked, isRecorded: isRecorded))
   }
 
-  /// Lets go of what was prepared and not started. An answer that is still to come does not come any more.
+  /// Releases what was prepared and not started. An answer that is still to come does not come any more.
   public func unprepare() {
     isPreparing = false
     device.unprepare()
@@ -65,7 +65,7 @@ public final class AttendedDevice {
     for queue in states.indices where [.starting, .running].contains(states[queue]) { device.release(queue: queue) }
   }
 
-  /// Asks for a stop, unless that was asked for already.
+  /// Asks for a stop, unless that was requested already.
   ///
   /// - Returns: whether an answer will come: false when the queue does not run.
   @discardableResult
@@ -156,7 +156,7 @@ extension AttendedDevice {
     return position
   }
 
-  /// Stops every queue and waits for all of them. What happened meanwhile is for `takeEvents`.
+  /// Stops every queue and waits for all of them. What happened in the meantime is for `takeEvents`.
   public func stopAllAndWait() {
     for queue in states.indices { _ = stopAndWait(queue: queue) }
   }

@@ -22,7 +22,7 @@ public struct FeatureSet: OptionSet, Hashable, Sendable, CustomStringConvertible
   public static let notificationData = FeatureSet(bit: 38)
   public static let ringReset = FeatureSet(bit: 40)
 
-  /// Names for people, as the specification spells them, for the bits that every device shares.
+  /// Names for readers, as the specification spells them, for the bits that every device shares.
   public static let commonNames: [(bit: Int, name: String)] = [
     (24, "NOTIFY_ON_EMPTY"), (27, "ANY_LAYOUT"), (28, "RING_INDIRECT_DESC"), (29, "RING_EVENT_IDX"), (32, "VERSION_1"),
     (33, "ACCESS_PLATFORM"), (34, "RING_PACKED"), (35, "IN_ORDER"), (36, "ORDER_PLATFORM"), (37, "SR_IOV"),

@@ -75,7 +75,7 @@ public struct Negotiation: Sendable {
     return effects
   }
 
-  /// The device cannot go on until it is reset (virtio 2.1.2).
+  /// The device cannot continue until it is reset (virtio 2.1.2).
   /// - Returns: whether a configuration change notification is due: DRIVER_OK was set, and this is news.
   public mutating func needReset() -> Bool {
     let news = !status.contains(.needsReset)

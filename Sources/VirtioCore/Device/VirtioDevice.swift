@@ -4,7 +4,8 @@
 public enum DeviceEvent: Hashable, Sendable {
   /// The answer to `start`: the queue runs.
   case started(queue: Int)
-  /// The answer to `start`: the queue does not run, and this is why. A stop that was asked for meanwhile has no other answer.
+  /// The answer to `start`: the queue does not run, and this is why. A stop that was requested in the meantime has no other
+  /// answer.
   case notStarted(queue: Int, QueueError)
   /// The answer to `stop`: everything that was in flight is finished, and the queue stands here.
   case stopped(queue: Int, QueuePosition)
@@ -12,8 +13,8 @@ public enum DeviceEvent: Hashable, Sendable {
   case prepared
   /// The answer to `prepare`: this is why not, and nothing that it had made is left.
   case notPrepared(QueueError)
-  /// The queue met input it cannot go on after: it takes nothing more, but has to be stopped all the same. The transport sets DEVICE_NEEDS_RESET (virtio 2.1.2) or
-  /// signals the ring's error descriptor.
+  /// The queue met input it cannot continue after: it takes nothing more, but has to be stopped all the same. The transport
+  /// sets DEVICE_NEEDS_RESET (virtio 2.1.2) or signals the ring's error descriptor.
   case queueFailed(queue: Int, QueueError)
   /// The configuration space changed: a configuration change notification is due.
   case configurationChanged
@@ -63,20 +64,21 @@ public protocol VirtioDevice: AnyObject, Sendable {
 
   /// Makes ready what is slow about starting these queues, threads and engines, so that a later start is quick and has nothing
   /// left to fail for but the ring itself. Answered, for all of them together, with `prepared` or `notPrepared`; not asked for
-  /// again before that. What was made waits, without using a processor, for the first start or for `unprepare`. For a queue
+  /// again before that. What was made waits, without using a CPU, for the first start or for `unprepare`. For a queue
   /// that runs nothing changes.
   ///
   /// - Parameters:
   ///   - memory: what the queues will be started with.
   ///   - kind: that they will be of. Others can be started all the same, as if nothing were prepared.
   func prepare(_ queues: [Int], memory: GuestMemory, kind: QueueKind)
-  /// Lets go of what was prepared and not started, and of an answer that is still to come. There is no answer to this.
+  /// Releases what was prepared and not started, and of an answer that is still to come. There is no answer to this.
   func unprepare()
   /// Asks that a queue be started; it looks at its ring once without waiting for a kick. Answered with `started` or
   /// `notStarted`. Starting a queue that was not stopped is our own mistake.
   func start(_ activation: Activation)
   /// Lets a queue begin that was started held (`Activation.isHeld`): it looks at its ring without waiting for a kick. Nobody is
-  /// notified: who had the ring before has told the driver of all that it answered. Of a queue that is not held nothing changes.
+  /// notified: who had the ring before has told the driver of all that it answered. Of a queue that is not held nothing
+  /// changes.
   func release(queue: Int)
   /// Asks that a queue be stopped: it takes nothing more, finishes what is in flight, publishes it and notifies. Answered with
   /// `stopped`. Asked twice it is one stop; of a queue that was not started it is none, without an answer.

@@ -34,12 +34,12 @@ public final class DirtyLog: @unchecked Sendable {
   public let size: UInt64
   /// Where in its file it begins, bytes.
   public let offset: UInt64
-  /// The file, for a process that goes on with it.
+  /// The file, for a process that continues with it.
   public let descriptor: OwnedDescriptor
   private let mapping: Mapping
   private let base: UnsafeMutableRawPointer
 
-  /// The file of a front-end. Asks its file system, which may take for ever: not for a control thread.
+  /// The file of a front-end. Asks its file system, which may take forever: not for a control thread.
   ///
   /// - Parameters:
   ///   - descriptor: open for reading and writing; whoever closes it unmaps the log, too.
@@ -78,7 +78,7 @@ public final class DirtyLog: @unchecked Sendable {
   ///   - count: bytes; at most a request's.
   public func mark(_ address: UInt64, count: Int) { bits.mark(address, count: count) }
 
-  /// Where the marks are, for a queue, which counts no references on the way of a request.
+  /// Where the marks are, for a queue, which counts no references on the path of a request.
   public var bits: DirtyBits { unsafe DirtyBits(base: base, size: size) }
 }
 

@@ -55,7 +55,7 @@ final class FaultTable: @unchecked Sendable {
     unsafe self.words = words
     total = unsafe SharedCell(words + 2)
     unsafe faultTableWords = words
-    // Nothing is asked for the first time in the handler.
+    // Nothing is requested the first time in the handler.
     unsafe pageBytes = UInt64(PageSize.bytes)
     var action = sigaction()
     unsafe action.__sigaction_handler.sa_sigaction = { _, info, _ in unsafe handleBusError(info) }
@@ -110,7 +110,7 @@ nonisolated(unsafe) private var pageBytes: UInt64 = 4096
 /// Puts empty pages in the place of those that are gone, if they are ours. Any other SIGBUS ends the process as always.
 private func handleBusError(_ info: UnsafeMutablePointer<siginfo_t>?) {
   // Of what the kernel tells only a missing page is answered by another one. A signal that somebody sent has no address, and
-  // an access that is not aligned would be repeated for ever.
+  // an access that is not aligned would be repeated forever.
   let errorBefore = errno
   defer { errno = errorBefore }
   let code = unsafe info?.pointee.si_code ?? 0

@@ -241,7 +241,7 @@ public struct GuestMemoryView {
     return unsafe try translateAcross(address, length: length, first: first, into: output, capacity: capacity)
   }
 
-  /// The rare case: the range goes on in the next region.
+  /// The rare case: the range continues in the next region.
   @inline(never)
   private mutating func translateAcross(
     _ address: UInt64, length: UInt32, first: MemorySegment, into output: UnsafeMutablePointer<MemorySegment>, capacity: Int

@@ -24,7 +24,7 @@ public protocol BufferBook: ~Copyable {
   /// Where the next used descriptor goes.
   var beginUsed: PackedPosition { get }
 
-  /// A chain is about to be carried out. - Parameters:
+  /// A chain is about to be executed. - Parameters:
   ///   - place: of its first descriptor, in the ring.
   ///   - span: how many slots it covers.
   mutating func take(_ id: UInt16, at place: UnsafeMutableRawPointer, span: Int)
@@ -43,7 +43,7 @@ public protocol BufferBook: ~Copyable {
   mutating func resume()
 }
 
-/// A position in the two shapes that a record has it in: as the one that counts, and as the one before.
+/// A position in the two shapes that a record has it in: as the one that counts, and as the previous one.
 @frozen
 public struct PackedStand {
   /// The slot in bits 0 … 15, the wrap counter in bit 32.

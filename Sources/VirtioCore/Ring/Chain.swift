@@ -17,7 +17,7 @@ public struct Chain: ~Copyable {
   @inlinable @inline(__always)
   init(head: UInt16) { self.head = head }
 
-  /// Lets go of a chain whose queue is broken: nobody will be told about it any more.
+  /// Releases a chain whose queue is broken: nobody will be told about it any more.
   public consuming func abandon() { discard self }
 
   /// Ends the token where the used element is written.

@@ -1,4 +1,5 @@
-/// The book of a packed ring that outlives it: the region of a packed queue as vhost-user lays it out ("Inflight I/O tracking").
+/// The book of a packed ring that outlives it: the region of a packed queue as vhost-user lays it out ("Inflight I/O
+/// tracking").
 ///
 /// The device can end between any two stores here, by a signal, so the order of the program is the order that counts: stores
 /// with release semantics are those before which everything earlier has to be done. On x86-64 they cost no more than others.
@@ -28,7 +29,7 @@ enum PackedRecordOffset {
   static let address = 24
 }
 
-/// Copies each chain before it is carried out, because its descriptors in the ring are overwritten by used ones, and marks its
+/// Copies each chain before it is executed, because its descriptors in the ring are overwritten by used ones, and marks its
 /// entries as free after the driver can see that it was used.
 ///
 /// Answers are shown one by one. Whoever finds that the position has moved, but not the copy of it beside it, looks at the
@@ -60,7 +61,8 @@ public struct InflightBuffers: BufferBook, ~Copyable {
   /// To be taken again, the next one last.
   private var left: [PackedInflightRecovery.Chain]
 
-  /// Recovers what was left in the region. The positions come from there: what the transport was told can be wrong after a crash.
+  /// Recovers what was left in the region. The positions come from there: what the transport was told can be wrong after a
+  /// crash.
   public init(
     size: UInt16, record: InflightRecord?, available: PackedPosition, used: PackedPosition, ring: UnsafeMutableRawPointer
   ) throws(QueueError) {
@@ -162,7 +164,7 @@ public struct InflightBuffers: BufferBook, ~Copyable {
     shown = next.before
   }
 
-  /// A position and the one before, as they lie in the region.
+  /// A position and the previous one, as they lie in the region.
   static func word(_ now: PackedPosition, _ before: PackedPosition) -> UInt64 {
     PackedStand(now).now | PackedStand(before).before
   }

@@ -88,7 +88,7 @@ public final class InflightMemory: Sendable {
       descriptor: descriptor, size: size, offset: 0, queueCount: queueCount, queueSize: queueSize, isPacked: isPacked)
   }
 
-  /// The file of somebody else. Asks its file system, which may take for ever: not for a control thread.
+  /// The file of somebody else. Asks its file system, which may take forever: not for a control thread.
   ///
   /// - Parameters:
   ///   - descriptor: open for reading and writing; whoever closes it unmaps the memory, too.
@@ -161,8 +161,8 @@ public final class InflightMemory: Sendable {
     }
   }
 
-  /// Makes a queue's region new if nothing in it is in flight: whatever ring comes next begins where its driver says. The queue is
-  /// stopped.
+  /// Makes a queue's region new if nothing in it is in flight: whatever ring comes next begins where its driver says. The
+  /// queue is stopped.
   public func forgetIfOver(queue: Int) {
     guard let region = unsafe region(ofQueue: queue) else { return }
     let header = isPacked ? Self.packedHeaderBytes : Self.headerBytes

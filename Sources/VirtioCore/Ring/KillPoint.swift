@@ -4,7 +4,7 @@ internal import Glibc
 internal import Synchronization
 #endif
 
-/// The places of a split ring with an in-flight record, in the way of a request.
+/// The places of a split ring with an in-flight record, in the path of a request.
 public enum KillPoint: String, CaseIterable, Sendable {
   // A head is taken.
   case takeBegins, takeOrdered, takeMarked

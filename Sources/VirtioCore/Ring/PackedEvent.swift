@@ -34,7 +34,7 @@ struct PackedEvent {
       var event = wish.rawValue & 0x7fff
       if wish.wrap != position.wrap { event &-= size }
       return UInt16(truncatingIfNeeded: position.slot) &- event &- 1 < UInt16(truncatingIfNeeded: passed)
-    // Values that mean nothing, too: a driver that is called for nothing goes on, one that is not called may not.
+    // Values that mean nothing, too: a driver that is called for nothing continues, one that is not called may not.
     default: return true
     }
   }

@@ -11,7 +11,7 @@ struct PackedInflightRecovery {
     var last: UInt16
     var order: UInt64
     var descriptors: [PackedDescriptor]
-    /// All of its entries, as they were found: the region may be changed meanwhile.
+    /// All of its entries, as they were found: the region may be changed in the meantime.
     var entries: [UInt16]
   }
 
@@ -114,8 +114,8 @@ struct PackedInflightRecovery {
     return stands
   }
 
-  /// What is in the free list is free, whatever its mark says. The list is not longer than there are entries, and no entry comes
-  /// twice; whatever else the links say ends it.
+  /// What is in the free list is free, whatever its mark says. The list is not longer than there are entries, and no entry
+  /// comes twice; whatever else the links say ends it.
   private func clearFree() {
     var seen = [Bool](repeating: false, count: Int(capacity))
     var number = cell(PackedRecordOffset.free).loadRelaxed()

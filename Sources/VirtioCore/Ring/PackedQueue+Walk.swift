@@ -33,8 +33,8 @@ extension PackedRing where Book: ~Copyable {
     return take(id, span: span)
   }
 
-  /// Whether a chain can be in flight beside the others. A slot is free when its answer was shown, and not before: a driver that gives it
-  /// again sooner would be answered more often between two publications than is written down.
+  /// Whether a chain can be in flight beside the others. A slot is free when its answer was shown, and not before: a driver
+  /// that gives it again sooner would be answered more often between two publications than is written down.
   @inlinable @inline(__always)
   func hasRoom(_ span: UInt64, for id: UInt16) -> Bool {
     unsafe spans[Int(id)] == 0 && taken &- publishedBytes &+ span <= ringBytes
@@ -165,7 +165,7 @@ extension PackedRing where Book: ~Copyable {
   /// the flags say.
   ///
   /// - Parameters:
-  ///   - name: of the chain, for people.
+  ///   - name: of the chain, for readers.
   ///   - count: descriptors that a list can have, at least 1.
   ///   - descriptor: asked for each of them once, in order.
   @inline(never)

@@ -1,5 +1,5 @@
 /// What makes a queue unusable. A queue that throws one of these is stopped until the driver resets it; the process and the
-/// other queues go on.
+/// other queues continue.
 
 /// Why a ring was refused at start, or stopped while it ran. Numbers are the guest's, for the log.
 public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
@@ -14,7 +14,7 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
   case outOfMemory
   case outOfDescriptors
   case outOfThreads
-  /// Its run before this one was left behind and has not ended.
+  /// Its run before this one was abandoned and has not ended.
   case leftBehind
   case kickCannotBeWaitedFor
   case inflightMissing
@@ -97,13 +97,13 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
     case .headAlreadyInFlight(let head): "descriptor head \(head) was made available again before it was used"
     case .bufferAlreadyInFlight(let id): "buffer id \(id) was made available again before it was used"
     case .slotNotFree(let slot): "the chain at slot \(slot) covers slots whose chains were not used yet"
-    case .nextOutOfRange(let next): "a chain goes on at descriptor \(next), outside the table"
+    case .nextOutOfRange(let next): "a chain continues at descriptor \(next), outside the table"
     case .chainLoops(let head): "the chain at head \(head) is longer than its table: it loops"
     case .chainTooLong(let head): "the chain at head \(head) has too many descriptors"
     case .readableAfterWritable(let head): "the chain at head \(head) has a readable descriptor after a writable one"
     case .chainTooLarge(let head): "the chain at head \(head) describes more than 2^32 bytes"
     case .indirectNotNegotiated(let head): "the chain at head \(head) is indirect, which was not negotiated"
-    case .indirectWithNext(let head): "the chain at head \(head) goes on after an indirect descriptor"
+    case .indirectWithNext(let head): "the chain at head \(head) continues after an indirect descriptor"
     case .indirectInList(let head): "the chain at head \(head) has an indirect descriptor among others"
     case .nestedIndirect(let head): "the chain at head \(head) has an indirect table inside an indirect table"
     case .badIndirectLength(let head, let length):

@@ -1,7 +1,8 @@
 /// Somebody who looks at what a driver does with a ring, beside the device that serves it.
 
-/// Is told of each step of a device on one queue, on the thread that serves it. What it needs to know of the ring it reads for
-/// itself: memory that others write is looked at here, not there. It may allocate and lock; a queue without a watch has none of it.
+/// Is notified of each step of a device on one queue, on the thread that serves it. What it needs to know of the ring it reads for
+/// itself: memory that others write is looked at here, not there. It may allocate and lock; a queue without a watch has none
+/// of it.
 public protocol RingWatch: AnyObject, Sendable {
   /// The device has taken the ring up, and stands here.
   func begins(at position: QueuePosition)
@@ -85,7 +86,7 @@ public struct WatchedQueue<Base: Virtqueue & ~Copyable>: Virtqueue, ~Copyable {
   public mutating func enableKicks() -> Bool {
     let hasMore = base.enableKicks()
     watch?.sleeps(at: base.position)
-    // It asked for kicks for a moment, and one of that moment is in order; none need come, as it goes on by itself.
+    // It asked for kicks for a moment, and one of that moment is in order; none need come, as it continues by itself.
     if hasMore { watch?.looks() }
     return hasMore
   }

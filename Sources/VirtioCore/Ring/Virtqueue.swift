@@ -3,7 +3,7 @@
 /// The device's side of one queue. An initialized value is a valid queue: sizes and addresses were checked, and the ring's
 /// parts lie in memory that the value keeps mapped.
 public protocol Virtqueue: ~Copyable {
-  /// Whether it goes on where another one was interrupted.
+  /// Whether it continues where another one was interrupted.
   static var isRecorded: Bool { get }
 
   /// - Parameter record: where it is written down what is taken; of a kind of queue that is recorded.
@@ -41,11 +41,11 @@ public protocol Virtqueue: ~Copyable {
   /// - Parameter written: bytes written from the chain's first writable byte on, without a gap (virtio 2.6.8.2).
   mutating func push(_ chain: consuming Chain, written: UInt32)
 
-  /// The same for a driver that counts on the order of its chains (IN_ORDER, virtio 2.6.9, 2.7.8), in which they have to be pushed:
-  /// chains that follow each other may share one used element, which is the last one's.
+  /// The same for a driver that counts on the order of its chains (IN_ORDER, virtio 2.6.9, 2.7.8), in which they have to be
+  /// pushed: chains that follow each other may share one used element, which is the last one's.
   ///
-  /// - Parameter isWhole: all of the chain's writable bytes were written. The driver takes that to be so of every chain without an
-  ///   element of its own, so one that was not is the last of its batch.
+  /// - Parameter isWhole: all of the chain's writable bytes were written. The driver takes that to be so of every chain
+  ///   without an element of its own, so one that was not is the last of its batch.
   mutating func pushInOrder(_ chain: consuming Chain, written: UInt32, isWhole: Bool)
 
   /// Chains pushed and not yet published.
@@ -62,7 +62,7 @@ public protocol Virtqueue: ~Copyable {
 
   /// Asks the driver to kick from the next chain on.
   ///
-  /// - Returns: true when chains became available meanwhile, for which no kick may come: look again before sleeping.
+  /// - Returns: true when chains became available in the meantime, for which no kick may come: look again before sleeping.
   mutating func enableKicks() -> Bool
 
   /// Whether `pop` would find something, without asking for kicks.

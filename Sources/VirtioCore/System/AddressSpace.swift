@@ -50,7 +50,7 @@ public final class AddressSpace: Sendable {
 }
 
 private enum SystemLimits {
-  /// The smaller of what the processor can address and what the process may (RLIMIT_AS), less what is in use already and a
+  /// The smaller of what the CPU can address and what the process may (RLIMIT_AS), less what is in use already and a
   /// sixteenth, at least 256 MiB, for whatever else the program needs.
   static var bytes: UInt64 {
     var limit = addressable

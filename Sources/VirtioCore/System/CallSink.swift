@@ -45,7 +45,7 @@ public enum CallSink: Sendable {
     }
   }
 
-  /// Notifies the driver of used buffers. One who has been told already and did not look, or who is gone, is not told again.
+  /// Notifies the driver of used buffers. A driver that was notified and has not looked yet, or that is gone, is not notified again.
   ///
   /// It does not wait. The one exception is a description whose flags or contents another process changes at the very moment,
   /// so this is for threads whose standstill costs nobody else anything: a queue's own.

@@ -1,4 +1,4 @@
-/// Time for windows, deadlines and latencies, and processor time for costs, in nanoseconds.
+/// Time for windows, deadlines and latencies, and CPU time for costs, in nanoseconds.
 internal import CLinux
 internal import Glibc
 
@@ -12,7 +12,7 @@ public enum Clock {
   /// Since some moment in the past; never goes back. Read in user space where the kernel's clock source allows it.
   public static var now: UInt64 { read(CLOCK_MONOTONIC) }
 
-  /// What the calling thread has used of processors.
+  /// What the calling thread has used of CPUs.
   public static func thread() -> UInt64 { read(CLOCK_THREAD_CPUTIME_ID) }
 
   /// What all threads of this process have used, with those that ended and the kernel's I/O workers for it.

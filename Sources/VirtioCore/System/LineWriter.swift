@@ -1,4 +1,4 @@
-/// Lines for people, through a thread of their own: whoever reads them, or does not, holds nobody up.
+/// Lines for readers, through a thread of their own: whoever reads them, or does not, holds nobody up.
 internal import CLinux
 internal import Glibc
 internal import Synchronization

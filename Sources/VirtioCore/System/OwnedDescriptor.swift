@@ -1,7 +1,7 @@
 /// A file descriptor with an owner.
 internal import Glibc
 
-/// Does what may hold up whoever does it, somewhere else: letting go of what another process handed over. The last `close` of
+/// Does what may hold up whoever does it, somewhere else: releasing what another process handed over. The last `close` of
 /// a file asks its file system, and that may be one that never answers.
 public protocol Disposer: AnyObject, Sendable {
   /// Sees to it that this is done. Called from any thread; does not wait.
@@ -11,7 +11,7 @@ public protocol Disposer: AnyObject, Sendable {
 /// Closes its descriptor when the last owner lets go. Control plane only: the data path keeps the bare number.
 public final class OwnedDescriptor: Sendable {
   public let rawValue: Int32
-  /// Who closes it; `nil`: whoever lets go of it last.
+  /// Who closes it; `nil`: whoever releases it last.
   public let disposer: (any Disposer)?
 
   /// Takes ownership of an open descriptor.

@@ -1,11 +1,11 @@
-/// A thread of the operating system: named, on a processor of its own if asked, joined by its owner.
+/// A thread of the operating system: named, on a CPU of its own if asked, joined by its owner.
 internal import CLinux
 internal import Glibc
 internal import Synchronization
 public import SystemPackage
 
 /// For work that must not run on a thread of a pool, because it waits in system calls. The owner joins it, at most once; one
-/// that is never joined goes on by itself until its body returns.
+/// that is never joined continues by itself until its body returns.
 ///
 /// No signal reaches it but those of its own faults. Signals are for the thread that waits for them, and one that ends the
 /// process by default (SIGPIPE, SIGXFSZ) is the error of the system call that caused it and no more.
@@ -35,7 +35,7 @@ public final class SystemThread: @unchecked Sendable {
 
   /// - Parameters:
   ///   - name: what tools show; the first 15 bytes count.
-  ///   - cpu: run on this processor only; one that does not exist, or is not ours, leaves the thread where it may run.
+  ///   - cpu: run on this CPU only; one that does not exist, or is not ours, leaves the thread where it may run.
   ///   - stackSize: bytes, at least 64 KiB.
   /// - Throws: EAGAIN where a limit of threads or of memory is reached.
   public init(

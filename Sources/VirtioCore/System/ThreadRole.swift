@@ -11,7 +11,7 @@ public enum ThreadRole: String, CaseIterable, Sendable {
   case pool
   /// Waits for a doorbell.
   case doorbell
-  /// Writes lines for people.
+  /// Writes lines for readers.
   case lines
 
   /// Called on every thread that begins its work from now on, with what it is for.
@@ -21,6 +21,7 @@ public enum ThreadRole: String, CaseIterable, Sendable {
 
   private static let confinement = Mutex<(@Sendable (ThreadRole) -> Void)?>(nil)
 
-  /// Says that the calling thread has made what it needs, and does its work and nothing else from here on. Once for each thread.
+  /// Says that the calling thread has made what it needs, and does its work and nothing else from here on. Once for each
+  /// thread.
   public func begin() { Self.confinement.withLock { $0 }?(self) }
 }

@@ -1,4 +1,4 @@
-/// Numbers of bytes as people write and read them: the one parser and the one formatter.
+/// Numbers of bytes as users write and read them: the one parser and the one formatter.
 
 public enum ByteSize {
   /// A number of bytes.

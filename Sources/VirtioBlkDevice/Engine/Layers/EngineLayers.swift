@@ -4,9 +4,9 @@ internal import VirtioCore
 
 /// Shared by all workers of a device.
 struct EngineLayers: Sendable {
-  /// Faults on purpose.
+  /// Faults deliberately.
   var faults: FaultInjector?
-  /// Is told what is done at the medium.
+  /// Is notified of what is done at the medium.
   var witness: (any MediumWitness)?
   /// A mistake that somebody who checks devices is to find.
   var plant: PlantedMistake?

@@ -1,4 +1,4 @@
-/// An engine with something around it: faults on purpose, a record of what was done. Nothing here is on the way of a device
+/// An engine with something around it: faults deliberately, a record of what was done. Nothing here is on the way of a device
 /// that has neither.
 internal import SystemPackage
 internal import VirtioCore

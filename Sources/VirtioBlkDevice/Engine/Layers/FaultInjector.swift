@@ -13,7 +13,7 @@ struct FaultVerdict {
   var ruin: Ruin?
   /// Nanoseconds; delays add up.
   var delay: UInt64 = 0
-  /// So many results are told in random order; below 2: each by itself.
+  /// This many results are reported in random order; below 2: each by itself.
   var reorder = 0
 
   var isNothing: Bool { ruin == nil && delay == 0 && reorder < 2 }

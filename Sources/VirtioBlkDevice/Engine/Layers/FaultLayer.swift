@@ -21,7 +21,7 @@ final class FaultLayer: EngineLayer {
   private typealias Result = (tag: UInt32, result: Int32)
 
   private var sequels: [UInt32: Sequel] = [:]
-  /// Results with the time when they are told.
+  /// Results with the time when they are reported.
   private var late: [(due: UInt64, result: Result)] = []
   private var mixed: [Result] = []
   private var mixingEnds: UInt64 = 0
@@ -82,7 +82,7 @@ final class FaultLayer: EngineLayer {
     return unsafe (part, pieces)
   }
 
-  /// - Returns: false when the result is to be told at once.
+  /// - Returns: false when the result is to be reported at once.
   private func hold(_ result: Result, _ verdict: FaultVerdict) -> Bool {
     if verdict.delay > 0 {
       late.append((Clock.now &+ verdict.delay, result))

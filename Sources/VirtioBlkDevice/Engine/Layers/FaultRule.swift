@@ -1,4 +1,4 @@
-/// Faults on purpose, as a person writes them: `write:eio:rate=0.01:range=1M-2M`.
+/// Faults deliberately, as a user writes them: `write:eio:rate=0.01:range=1M-2M`.
 internal import Glibc
 internal import VirtioCore
 
@@ -23,9 +23,9 @@ public struct FaultRule: Hashable, Sendable {
     case error(Int32)
     /// Only so many bytes are transferred; `nil`: some whole sectors, at least one and less than all of several.
     case short(bytes: UInt64?)
-    /// It is done at once and told so much later: nanoseconds.
+    /// It is executed at once and reported this much later: nanoseconds.
     case delay(ClosedRange<UInt64>)
-    /// So many results are held back and told in random order; those that wait for company are told after 10 ms.
+    /// This many results are held back and reported in random order; those that wait for others are reported after 10 ms.
     case reorder(Int)
     /// It is not done, and never ends.
     case never
@@ -85,10 +85,10 @@ public struct FaultRule: Hashable, Sendable {
 
   /// The grammar, for --help.
   public static let help = """
-    WHICH:FAULT[:CONDITION...], more than once if you like. WHICH is read, write, flush, discard, zero or any. FAULT is an \
-    error (\(errors.map(\.name).joined(separator: ", ")), or errno=N), short or short=BYTES (a part is transferred), \
-    delay=TIME or delay=TIME-TIME (us, ms or s), reorder=N (N results in random order) or never (it never ends). CONDITION \
-    is rate=0.01, range=FROM-TO (bytes of the disk), count=N (at most so many), after=N (not the first ones) or seed=N. As in \
+    WHICH:FAULT[:CONDITION...]. May be repeated. WHICH is read, write, flush, discard, zero or any. FAULT is an \
+    error (\(errors.map(\.name).joined(separator: ", ")), or errno=N), short or short=BYTES (a partial transfer), \
+    delay=TIME or delay=TIME-TIME (us, ms or s), reorder=N (N results in random order) or never (it never completes). CONDITION \
+    is rate=0.01, range=FROM-TO (bytes of the disk), count=N (at most N), after=N (not the first N) or seed=N. As in \
     write:eio:rate=0.01:range=1M-2M, flush:eio:count=1, any:delay=5ms.
     """
 

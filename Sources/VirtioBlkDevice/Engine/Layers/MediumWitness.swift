@@ -1,4 +1,4 @@
-/// What really reaches a medium, told to somebody who judges it.
+/// What really reaches a medium, reported to somebody who judges it.
 
 /// Something that is done at the medium: what a power failure may leave whole, in part or not at all until it is on stable
 /// storage.
@@ -28,7 +28,7 @@ package struct MediumAction: Sendable {
   package init(_ kind: Kind) { self.kind = kind }
 }
 
-/// Is told by the workers' threads, before anybody above the engine hears of it.
+/// Is notified on the workers' threads, before anything above the engine is.
 package protocol MediumWitness: AnyObject, Sendable {
   /// - Returns: a number for `finished`.
   func started(_ action: MediumAction) -> Int

@@ -1,0 +1,500 @@
+/// The zones of a disk, for all its queues: one table under a lock, which only requests of zoned disks take.
+///
+/// Writes to a zone are in the order in which the table accepted them, whichever queue they came by. They go to the medium at
+/// once, and are answered in that order: when a write is answered, everything before it in its zone is there. So the zone is never said
+/// to be written where it is not, and what an ended process leaves unanswered is as if it had never been asked for.
+internal import Synchronization
+internal import SystemPackage
+internal import VirtioCore
+
+/// Who asks.
+struct ZoneRequest: Sendable {
+  /// How a request can be one that another process has done, and did not answer.
+  enum Origin: Sendable {
+    /// It cannot.
+    case fresh
+    /// It was in flight when that process ended.
+    case retaken
+    /// Answers are in the order of the ring, and this is where the queue stands.
+    case inOrder
+  }
+  var queue: Int
+  var head: UInt16
+  var position: UInt16
+  /// The low byte of its type.
+  var type: UInt8
+  var origin: Origin
+  /// It is written down what was done for it.
+  var isKept: Bool
+}
+
+/// Whom to tell.
+struct ZoneWaiter: Sendable {
+  var board: CompletionBoard
+  var tag: UInt32
+}
+
+enum ZoneVerdict: Equatable, Sendable {
+  /// On to the medium, at this sector; `zone`: in a zone with a write pointer.
+  case go(sector: UInt64, zone: Int?)
+  /// Another process has done it: it is to be answered.
+  case wasDone(sector: UInt64)
+  case refused(BlockStatus)
+}
+
+enum ZoneAnswer: Equatable, Sendable {
+  case status(BlockStatus)
+  /// The status will be posted to the waiter's board.
+  case later
+}
+
+/// ZONE_OPEN and the others without data.
+enum ZoneCommand: UInt8, CaseIterable, Sendable {
+  case open = 18
+  case close = 20
+  case finish = 22
+  case reset = 24
+  case resetAll = 26
+}
+
+public final class ZonedDisk: Sendable {
+  /// A write on its way.
+  private struct Flight {
+    var request: ZoneRequest
+    /// In the zone, sectors.
+    var start: UInt32
+    var end: UInt32
+    var isOver = false
+    /// One before it failed: so does it, and where it was is written by others.
+    var isDoomed = false
+    /// Of one that is over and waits for those before it.
+    var waiter: ZoneWaiter?
+  }
+
+  /// A command that waits until no write is on its way in its zone.
+  private struct Waiting {
+    var command: ZoneCommand
+    var sector: UInt64
+    var request: ZoneRequest
+    var waiter: ZoneWaiter
+  }
+
+  /// What a record is to say of some zones, if they are not reset before it is written.
+  private struct Snapshot: Sendable {
+    var zones: [(index: Int, zone: Zone, resets: UInt32)] = []
+  }
+
+  private struct State {
+    var table: ZoneTable
+    /// As the newest record has them.
+    var recorded: [Zone] = []
+    /// How often each zone was reset, and how often when it was recorded last.
+    var resets: [UInt32] = []
+    var recordedResets: [UInt32] = []
+    /// By zone, in their order.
+    var flights: [Int: [Flight]] = [:]
+    var waiting: [Waiting] = []
+    /// What an earlier process did and did not answer, by queue and head.
+    var notes: [Int: [UInt16: ZoneNote]] = [:]
+    /// Requests in order that may still be one of them.
+    var budgets: [Int: Int] = [:]
+    var snapshots: [UInt32: Snapshot] = [:]
+    var nextTicket: UInt32 = 1
+    var isLoaded = false
+    var dropsNotes = false
+    var failure: ZoneFailure?
+  }
+
+  let geometry: ZoneGeometry
+  let file: ZoneFile
+  private let boot: UInt64
+  private let failing: (readOnly: [Int], offline: [Int])
+  private let state: Mutex<State>
+  /// One record is written at a time.
+  private let recorder = Mutex<Void>(())
+  /// Entries of a ring at most.
+  private let ringEntries: Int
+
+  /// - Parameters:
+  ///   - boot: of the machine; for tests of what another boot finds.
+  init(_ file: ZoneFile, _ options: ZonedOptions, ringEntries: Int, boot: UInt64 = ZoneFile.bootNumber()) {
+    self.file = file
+    self.boot = boot
+    self.ringEntries = ringEntries
+    geometry = file.geometry
+    failing = (options.readOnlyZones, options.offlineZones)
+    state = Mutex(State(table: ZoneTable(file.geometry)))
+  }
+
+  // MARK: The state
+
+  /// The file is looked at when the first request comes: until then the zones may be another server's, which this one takes over from.
+  private func with<Result: Sendable>(_ body: (inout State) -> Result) -> Result {
+    state.withLock { state in
+      if !state.isLoaded { load(&state) }
+      return body(&state)
+    }
+  }
+
+  private func load(_ state: inout State) {
+    state.isLoaded = true
+    do throws(ZoneFailure) {
+      let found = try file.load(boot: boot)
+      state.table = ZoneTable(geometry, zones: found.zones)
+      state.recorded = found.recorded
+      state.resets = Array(repeating: 0, count: found.zones.count)
+      state.recordedResets = state.resets
+      if state.dropsNotes {
+        file.forgetAllNotes()
+      } else {
+        for (queue, notes) in found.notes.enumerated() where !notes.isEmpty {
+          state.notes[queue] = Dictionary(notes.map { ($0.head, $0) }, uniquingKeysWith: { one, _ in one })
+        }
+      }
+      for zone in failing.readOnly { state.table.fail(zone, .readOnly) }
+      for zone in failing.offline { state.table.fail(zone, .offline) }
+      keepChanged(&state)
+    } catch {
+      state.failure = error
+    }
+  }
+
+  /// Why there are no zones; `nil`: there are.
+  var failure: ZoneFailure? { with { $0.failure } }
+
+  private func keepChanged(_ state: inout State) {
+    // The table cannot be looked at while it gives out what changed.
+    var changed: [Int] = []
+    state.table.takeChanged { changed.append($0) }
+    for zone in changed { file.keep(zone, state.table.zones[zone]) }
+  }
+
+  /// A driver begins anew: what was in flight before is nobody's any more.
+  func dropNotes() {
+    state.withLock { state in
+      state.dropsNotes = true
+      for (queue, notes) in state.notes {
+        for head in notes.keys { file.forget(head: head, queue: queue) }
+      }
+      state.notes = [:]
+    }
+  }
+
+  /// Whether another process has done this and did not answer.
+  private func recall(_ request: ZoneRequest, sector: UInt64?, _ state: inout State) -> ZoneNote? {
+    guard var notes = state.notes[request.queue] else { return nil }
+    switch request.origin {
+    case .fresh: break
+    case .retaken, .inOrder:
+      if let note = notes[request.head], note.type == request.type, sector == nil || sector == note.sector,
+        request.origin == .retaken || note.position == request.position
+      {
+        notes[request.head] = nil
+        state.notes[request.queue] = notes.isEmpty ? nil : notes
+        return note
+      }
+      if request.origin == .retaken { return nil }
+      let left = (state.budgets[request.queue] ?? ringEntries) - 1
+      state.budgets[request.queue] = left
+      if left > 0 { return nil }
+    }
+    // Nobody asks for what is left.
+    for head in notes.keys { file.forget(head: head, queue: request.queue) }
+    state.notes[request.queue] = nil
+    return nil
+  }
+
+  private func keep(_ note: ZoneNote, _ request: ZoneRequest, _ state: inout State) {
+    guard request.isKept else { return }
+    // The place is this one's now.
+    state.notes[request.queue]?[request.head] = nil
+    file.keep(note, queue: request.queue)
+  }
+
+  /// The driver can see the answers.
+  func published(_ heads: [UInt16], queue: Int) {
+    for head in heads { file.forget(head: head, queue: queue) }
+  }
+
+  // MARK: Data
+
+  func read(at sector: UInt64, count: UInt64) -> ZoneTable.Readable {
+    with { state in
+      guard state.failure == nil else { return .refused(.ioError) }
+      return state.table.read(at: sector, count: count)
+    }
+  }
+
+  /// A write, or one of zeroes.
+  func write(_ request: ZoneRequest, at sector: UInt64, count: UInt64) -> ZoneVerdict {
+    begin(request, at: sector, count: count) { $0.write(at: sector, count: count) }
+  }
+
+  func append(_ request: ZoneRequest, to sector: UInt64, count: UInt64) -> ZoneVerdict {
+    begin(request, at: nil, count: count) { $0.append(to: sector, count: count) }
+  }
+
+  private func begin(
+    _ request: ZoneRequest, at sector: UInt64?, count: UInt64, _ ask: (inout ZoneTable) -> ZoneTable.Place
+  ) -> ZoneVerdict {
+    with { state in
+      guard state.failure == nil, !file.isLost else { return .refused(.ioError) }
+      if let note = recall(request, sector: sector, &state) { return .wasDone(sector: note.sector) }
+      // Where a write failed, others that came after it may still be on their way, to the same place.
+      if let sector, sector < geometry.capacity, hasDoomed(geometry.zone(of: sector), state) { return .refused(.ioError) }
+      switch ask(&state.table) {
+      case .refused(let status):
+        keepChanged(&state)
+        return .refused(status)
+      case .accepted(let sector, nil): return .go(sector: sector, zone: nil)
+      case .accepted(let sector, let zone?):
+        let start = UInt32(sector - geometry.start(of: zone))
+        if hasDoomed(zone, state) {
+          state.table.retract(zone, to: start)
+          return .refused(.ioError)
+        }
+        keepChanged(&state)
+        state.flights[zone, default: []].append(Flight(request: request, start: start, end: start + UInt32(count)))
+        return .go(sector: sector, zone: zone)
+      }
+    }
+  }
+
+  private func hasDoomed(_ zone: Int, _ state: State) -> Bool { state.flights[zone]?.contains { $0.isDoomed } ?? false }
+
+  /// A write is over at the medium.
+  ///
+  /// - Parameters:
+  ///   - sector: where it went.
+  ///   - zone: as it was accepted.
+  func finish(at sector: UInt64, zone: Int, isDone: Bool, _ waiter: ZoneWaiter?) -> ZoneAnswer {
+    with { state in
+      let start = UInt32(sector - geometry.start(of: zone))
+      guard var flights = state.flights[zone], let place = flights.firstIndex(where: { $0.start == start }) else {
+        return .status(.ioError)
+      }
+      defer {
+        state.flights[zone] = flights.isEmpty ? nil : flights
+        goOn(zone, &state)
+      }
+      if flights[place].isDoomed {
+        flights.remove(at: place)
+        return .status(.ioError)
+      }
+      guard isDone else {
+        flights.remove(at: place)
+        // What was written behind it has nothing in front of it.
+        for other in place..<flights.count { flights[other].isDoomed = true }
+        for flight in flights[place...] where flight.isOver {
+          flight.waiter?.board.post(tag: flight.waiter!.tag, result: Int32(BlockStatus.ioError.rawValue))
+        }
+        flights.removeAll { $0.isDoomed && $0.isOver }
+        state.table.retract(zone, to: start)
+        keepChanged(&state)
+        return .status(.ioError)
+      }
+      flights[place].isOver = true
+      flights[place].waiter = waiter
+      var isAnswered = false
+      while let first = flights.first, first.isOver {
+        flights.removeFirst()
+        let isLast = flights.isEmpty
+        settle(zone, first, isLast: isLast, &state)
+        if first.start == start {
+          isAnswered = true
+        } else {
+          first.waiter?.board.post(tag: first.waiter!.tag, result: 0)
+        }
+      }
+      return isAnswered ? .status(file.isLost ? .ioError : .ok) : .later
+    }
+  }
+
+  private func settle(_ zone: Int, _ flight: Flight, isLast: Bool, _ state: inout State) {
+    var note = ZoneNote(
+      kind: .prepared, head: flight.request.head, position: flight.request.position, type: flight.request.type,
+      sector: geometry.start(of: zone) + UInt64(flight.start), written: flight.end)
+    keep(note, flight.request, &state)
+    state.table.settle(zone, written: flight.end)
+    keepChanged(&state)
+    note.kind = .done
+    keep(note, flight.request, &state)
+  }
+
+  /// Carries out what has waited for the writes of a zone.
+  private func goOn(_ zone: Int, _ state: inout State) {
+    guard !state.waiting.isEmpty, state.flights[zone] == nil else { return }
+    var left: [Waiting] = []
+    for waiting in state.waiting {
+      if isBusy(waiting.command, waiting.sector, state) {
+        left.append(waiting)
+      } else {
+        let status = carryOut(waiting.command, waiting.sector, waiting.request, &state)
+        waiting.waiter.board.post(tag: waiting.waiter.tag, result: Int32(status.rawValue))
+      }
+    }
+    state.waiting = left
+  }
+
+  // MARK: Commands
+
+  func command(_ command: ZoneCommand, _ sector: UInt64, _ request: ZoneRequest, _ waiter: ZoneWaiter) -> ZoneAnswer {
+    with { state in
+      guard state.failure == nil, !file.isLost else { return .status(.ioError) }
+      if recall(request, sector: nil, &state) != nil { return .status(.ok) }
+      guard !isBusy(command, sector, state) else {
+        state.waiting.append(Waiting(command: command, sector: sector, request: request, waiter: waiter))
+        return .later
+      }
+      return .status(carryOut(command, sector, request, &state))
+    }
+  }
+
+  /// Writes are on their way which the command must not pass: their data would land where others write then.
+  private func isBusy(_ command: ZoneCommand, _ sector: UInt64, _ state: State) -> Bool {
+    switch command {
+    case .open, .close: false
+    case .finish, .reset: geometry.zone(startingAt: sector).map { state.flights[$0] != nil } ?? false
+    case .resetAll: !state.flights.isEmpty
+    }
+  }
+
+  private func carryOut(
+    _ command: ZoneCommand, _ sector: UInt64, _ request: ZoneRequest, _ state: inout State
+  ) -> BlockStatus {
+    var status = BlockStatus.ok
+    switch command {
+    case .open: status = state.table.open(sector)
+    case .close: status = state.table.close(sector)
+    case .finish: status = state.table.finish(sector)
+    case .reset:
+      status = state.table.reset(sector)
+      if status == .ok { state.resets[geometry.zone(of: sector)] &+= 1 }
+    case .resetAll:
+      state.table.resetAll()
+      for zone in state.resets.indices { state.resets[zone] &+= 1 }
+    }
+    keepChanged(&state)
+    guard status == .ok else { return status }
+    keep(
+      ZoneNote(
+        kind: .done, head: request.head, position: request.position, type: request.type, sector: min(sector, geometry.capacity),
+        written: 0), request, &state)
+    return file.isLost ? .ioError : .ok
+  }
+
+  /// ZONE_REPORT: a header and as many zones as there is room for, from the one on that the sector is in.
+  ///
+  /// - Parameter room: bytes.
+  /// - Returns: `nil`: there is no such zone, or no room for a header.
+  func report(from sector: UInt64, room: Int) -> [UInt8]? {
+    guard sector < geometry.capacity, room >= 64 else { return nil }
+    let first = geometry.zone(of: sector)
+    let count = min(geometry.count - first, (room - 64) / 64)
+    let zones = with { state in state.failure == nil ? Array(state.table.zones[first..<first + count]) : nil }
+    guard let zones else { return nil }
+    var bytes = [UInt8](repeating: 0, count: 64 + 64 * count)
+    func put(_ value: UInt64, _ offset: Int) {
+      for index in 0..<8 { bytes[offset + index] = UInt8(truncatingIfNeeded: value >> UInt64(index * 8)) }
+    }
+    put(UInt64(count), 0)
+    for (index, zone) in zones.enumerated() {
+      let (number, offset) = (first + index, 64 + 64 * index)
+      let (start, length) = (geometry.start(of: number), geometry.length(of: number))
+      put(geometry.writable(in: number), offset)
+      put(start, offset + 8)
+      // What is under way counts: the next write goes there.
+      put(zone.state == .full || geometry.isConventional(number) ? start + length : start + UInt64(zone.pointer), offset + 16)
+      bytes[offset + 24] = geometry.isConventional(number) ? 1 : 2
+      bytes[offset + 25] = zone.state.rawValue
+    }
+    return bytes
+  }
+
+  // MARK: Durability
+
+  /// What a record has to say when everything that is over now is on stable storage. - Returns: 0: nothing new.
+  func ticket() -> UInt32 {
+    with { state in
+      var snapshot = Snapshot()
+      for (index, zone) in state.table.zones.enumerated() {
+        // Two states that are kept as the same are the same.
+        guard state.recorded.count > index, zone.word != state.recorded[index].word else { continue }
+        snapshot.zones.append((index, Zone(word: zone.word, zone: index, geometry) ?? zone, state.resets[index]))
+      }
+      return add(snapshot, &state)
+    }
+  }
+
+  /// The same for zones that were reset: what others wrote is not said to be on stable storage.
+  func ticketOfResets() -> UInt32 {
+    with { state in
+      var snapshot = Snapshot()
+      for (index, zone) in state.recorded.enumerated() where state.resets[index] != state.recordedResets[index] {
+        guard zone != Zone(state: .empty), zone.state != .readOnly, zone.state != .offline else { continue }
+        snapshot.zones.append((index, Zone(state: .empty), state.resets[index]))
+      }
+      return add(snapshot, &state)
+    }
+  }
+
+  /// The same for one zone, whose writes went to stable storage one by one.
+  func ticket(zone: Int) -> UInt32 {
+    with { state in
+      guard state.recorded.indices.contains(zone) else { return 0 }
+      let word = state.table.zones[zone].word
+      guard word != state.recorded[zone].word else { return 0 }
+      return add(
+        Snapshot(zones: [(zone, Zone(word: word, zone: zone, geometry) ?? state.table.zones[zone], state.resets[zone])]), &state
+      )
+    }
+  }
+
+  private func add(_ snapshot: Snapshot, _ state: inout State) -> UInt32 {
+    guard !snapshot.zones.isEmpty else { return 0 }
+    let ticket = state.nextTicket
+    state.nextTicket = ticket == .max ? 1 : ticket + 1
+    state.snapshots[ticket] = snapshot
+    return ticket
+  }
+
+  /// Nobody waits for this record.
+  func forget(ticket: UInt32) { state.withLock { _ = $0.snapshots.removeValue(forKey: ticket) } }
+
+  /// Writes what a ticket is for. Waits for the medium, so it is for a helper thread. - Returns: false when it is not written.
+  func record(ticket: UInt32) -> Bool {
+    recorder.withLock { _ in
+      let found: (zones: [Zone], snapshot: Snapshot)? = with { state in
+        guard state.failure == nil, let snapshot = state.snapshots.removeValue(forKey: ticket) else { return nil }
+        var zones = state.recorded
+        for (index, zone, resets) in snapshot.zones where state.resets[index] == resets { zones[index] = zone }
+        return (zones, snapshot)
+      }
+      guard let found, file.record(found.zones) else { return false }
+      state.withLock { state in
+        state.recorded = found.zones
+        for (index, _, resets) in found.snapshot.zones where state.resets[index] == resets {
+          state.recordedResets[index] = resets
+        }
+      }
+      return true
+    }
+  }
+
+  /// The disk is over, nothing is in flight, and everything is on stable storage: so are its zones then.
+  func close() {
+    guard state.withLock({ $0.isLoaded && $0.failure == nil }), file.isMine else { return }
+    let ticket = ticket()
+    if ticket > 0 { _ = record(ticket: ticket) }
+  }
+
+  /// For tests and for those who look.
+  var zones: [Zone] { with { $0.table.zones } }
+}
+
+/// Records, as calls of helper threads.
+struct ZoneRecorder: MediumCalls {
+  let disk: ZonedDisk
+  /// - Parameter operation: its offset is a ticket.
+  func perform(_ operation: IOOperation) -> Int32 { disk.record(ticket: UInt32(operation.offset)) ? 0 : 1 }
+}

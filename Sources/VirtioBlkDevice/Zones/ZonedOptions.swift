@@ -1,0 +1,131 @@
+/// How a disk with zones is to be made on an image (virtio 5.2.4: host-managed).
+internal import VirtioCore
+
+public struct ZonedOptions: Equatable, Sendable {
+  /// Bytes of a zone, a power of two; `nil`: 256 MiB, and less on a small image, so that it has 16 zones.
+  public var zoneSize: UInt64?
+  /// Bytes that can be written in a zone; `nil`: all of it.
+  public var zoneCapacity: UInt64?
+  /// Zones at the beginning of the disk that can be written anywhere.
+  public var conventional = 0
+  /// Zones that may be open, and open or closed, at once; 0: any number.
+  public var maximumOpen: UInt32?
+  public var maximumActive: UInt32?
+  /// Bytes of one append; 0: there is none; `nil`: 4 MiB, or less where a request or a zone is smaller.
+  public var maximumAppend: UInt64?
+  /// Bytes that writes begin and end at multiples of; `nil`: the logical block.
+  public var granularity: UInt64?
+  /// Zones that can only be read from now on, and zones of which nothing can be done any more, as with failing media.
+  public var readOnlyZones: [Int] = []
+  public var offlineZones: [Int] = []
+  /// Where the zones' states are kept; `nil`: beside the image, with `.zones` behind its name.
+  public var file: String?
+  /// States that were kept of another file are this image's: it was copied, or moved to another file system, with them.
+  public var adopts = false
+  /// Queues whose requests can be found again after the process has ended, and entries of their rings.
+  public var queues = 16
+  public var ringEntries = 1024
+
+  public init() {}
+
+  static let usualZoneSize: UInt64 = 256 << 20
+  static let usualZones: UInt64 = 16
+  static let usualOpen: UInt32 = 128
+  static let usualAppend: UInt64 = 4 << 20
+  static let smallestZone: UInt64 = 64 << 10
+
+  /// What the options come to on a disk.
+  ///
+  /// - Parameters:
+  ///   - size: of the disk, bytes.
+  ///   - block: its logical block, bytes.
+  ///   - request: bytes that one request can have.
+  /// - Throws: `ZoneFailure.badOption`.
+  func geometry(size: UInt64, block: Int, request: UInt64) throws(ZoneFailure) -> ZoneGeometry {
+    let block = UInt64(block)
+    let zone = zoneSize ?? Self.zoneSize(for: size, block: block)
+    guard zone & (zone &- 1) == 0, zone >= max(Self.smallestZone, block), zone <= 1 << 40 else {
+      throw .badOption("zone-size", "use a power of two from \(max(Self.smallestZone, block)) bytes to 1 TiB")
+    }
+    let count = (size - 1) / zone + 1
+    guard count <= UInt64(ZoneGeometry.mostZones) else {
+      throw .badOption(
+        "zone-size", "that makes \(count) zones of the image, and \(ZoneGeometry.mostZones) is the most: use larger ones")
+    }
+    let grain = granularity ?? block
+    guard grain > 0, grain % block == 0, grain <= zone, zone % grain == 0, size % grain == 0, grain <= 1 << 20 else {
+      throw .badOption(
+        "granularity", "use a multiple of the logical block (\(block) bytes) that zones and the image are multiples of")
+    }
+    let capacity = zoneCapacity ?? zone
+    guard capacity > 0, capacity <= zone, capacity % grain == 0 else {
+      throw .badOption("zone-capacity", "use a multiple of \(grain) bytes, at most the size of a zone (\(zone) bytes)")
+    }
+    guard conventional >= 0, UInt64(conventional) < count else {
+      throw .badOption("conventional", "the image has \(count) zones: leave one at least that is written in sequence")
+    }
+    let active = maximumActive ?? 0
+    var usual = count > UInt64(Self.usualOpen) ? Self.usualOpen : 0
+    if active > 0 { usual = usual == 0 ? active : min(usual, active) }
+    let open = maximumOpen ?? usual
+    guard active == 0 || open > 0 && open <= active else {
+      throw .badOption("max-active", "open zones are active, too: use at least what max-open is, or 0 for any number")
+    }
+    let smallest = min(capacity, size - (count - 1) * zone)
+    let most = min(request, capacity) / grain * grain
+    let append = maximumAppend ?? min(Self.usualAppend / grain * grain, max(min(most, smallest), grain))
+    guard append % grain == 0, append <= most else {
+      throw .badOption("max-append", "use a multiple of \(grain) bytes, at most \(most), or 0 for no appends")
+    }
+    for zone in readOnlyZones + offlineZones where zone < 0 || zone >= Int(count) {
+      throw .badOption("read-only and offline", "the image has zones 0 to \(count - 1)")
+    }
+    return ZoneGeometry(
+      capacity: size / 512, zoneSectors: zone / 512, zoneCapacity: capacity / 512, conventional: conventional,
+      maximumOpen: open,
+      maximumActive: active, maximumAppend: UInt32(append / 512), granularity: UInt32(grain / 512))
+  }
+
+  private static func zoneSize(for size: UInt64, block: UInt64) -> UInt64 {
+    var zone = max(smallestZone, block)
+    while zone < usualZoneSize, zone * 2 * usualZones <= size { zone *= 2 }
+    // A huge image has larger zones rather than too many.
+    while (size - 1) / zone + 1 > UInt64(ZoneGeometry.mostZones) { zone *= 2 }
+    return zone
+  }
+}
+
+/// Why a disk can have no zones, or not these: one sentence each, saying what to do.
+public enum ZoneFailure: Error, Hashable, CustomStringConvertible {
+  /// - remedy: what is possible.
+  case badOption(String, String)
+  case notOnThis(path: String, what: String)
+  case readOnly(path: String)
+  case cannotOpen(path: String, String)
+  case notZones(path: String)
+  case damaged(path: String, what: String)
+  case otherImage(path: String)
+  case otherGeometry(path: String, what: String, kept: UInt64, wanted: UInt64)
+
+  public var description: String {
+    switch self {
+    case .badOption(let word, let remedy): "the zones cannot be like that (\(word)): \(remedy)"
+    case .notOnThis(let path, let what):
+      "\(printable(path)) is \(what), and zones need a raw file or a block device: leave --zoned out"
+    case .readOnly(let path): "zones of \(printable(path)) change when they are written: leave out --zoned or --read-only"
+    case .cannotOpen(let path, let error):
+      "the states of the zones in \(printable(path)) cannot be used: \(error); name another file with file= in --zoned"
+    case .notZones(let path):
+      "\(printable(path)) is there, and holds no states of zones: name another file with file= in --zoned"
+    case .damaged(let path, let what):
+      "the states of the zones in \(printable(path)) are damaged (\(what)): put a copy in its place, or remove it, and all zones are "
+        + "empty then"
+    case .otherImage(let path):
+      "\(printable(path)) holds the states of another image's zones: name the right file with file= in --zoned, or say adopt there if "
+        + "the image was copied together with it"
+    case .otherGeometry(let path, let what, let kept, let wanted):
+      "\(printable(path)) holds the states of zones with another \(what) (\(kept), and \(wanted) is wanted): say it as it was, or remove "
+        + "the file, and all zones are empty then"
+    }
+  }
+}
