@@ -72,13 +72,18 @@ public struct ImageKeeper: Sendable {
       }
       try add(.refcountBlock, place, bytes: header.clusterSize)
     }
-    for place in try header.level1(source) where place != 0 { try add(.level2, place, bytes: header.clusterSize) }
+    var tables: Set<UInt64> = []
+    for place in try header.level1(source) where place != 0 {
+      try add(.level2, place, bytes: header.clusterSize)
+      tables.insert(place)
+    }
     let (snapshots, tableBytes) = try header.snapshotTable(source)
     if tableBytes > 0 { try add(.snapshotTable, header.snapshotOffset, bytes: tableBytes) }
     for snapshot in snapshots {
       // Snapshots may share nothing with the disk but data and L2 tables.
       try add(.snapshotLevel1, snapshot.level1Offset, bytes: snapshot.level1Entries * 8)
     }
+    try addTables(of: snapshots, header, source, &tables)
     try readLastBlocks(source)
   }
 
@@ -91,16 +96,39 @@ public struct ImageKeeper: Sendable {
     }
   }
 
+  /// L2 tables that snapshots have, which they may share with the disk and with each other, also those of a machine's state past the end
+  /// of the disk.
+  ///
+  /// - Parameter tables: places of L2 tables that are known already.
+  private mutating func addTables(
+    of snapshots: [Qcow2Snapshot], _ header: Qcow2Header, _ source: some ImageSource, _ tables: inout Set<UInt64>
+  ) throws(Qcow2Fault) {
+    let entries = Qcow2Entries(header)
+    var looked: UInt64 = 0
+    for snapshot in snapshots where snapshot.level1Entries > 0 {
+      looked += snapshot.level1Entries
+      guard looked <= Self.mostEntries else { throw .tooManyTables }
+      let bytes = try source.need(.snapshotLevel1, at: snapshot.level1Offset, count: Int(snapshot.level1Entries) * 8)
+      for index in 0..<Int(snapshot.level1Entries) {
+        guard let place = try entries.level1(bytes.word64(index * 8)), tables.insert(place).inserted else { continue }
+        guard place < source.byteCount else { throw .pastEnd(.level2, offset: place) }
+        try add(.level2, place, bytes: header.clusterSize)
+      }
+    }
+  }
+
   /// Blocks in which new clusters will be counted, as far as they are there.
   private mutating func readLastBlocks(_ source: some ImageSource) throws(Qcow2Fault) {
     let last = Int(clamping: end / perBlock)
+    // What was counted ahead and given back leaves its blocks, with nothing in them: as many as the largest run has.
+    let most = Self.lastBlocks + Int(Self.ahead / (perBlock * geometry.clusterSize))
     var loaded = 0
     var index = last
     while index < blockPlaces.count {
       defer { index += 1 }
       guard blockPlaces[index] != 0 else { continue }
       loaded += 1
-      guard loaded <= Self.lastBlocks else { throw .countsPastEnd }
+      guard loaded <= most else { throw .countsPastEnd }
       var bytes: [UInt8]
       do { bytes = try source.read(at: blockPlaces[index], count: Int(geometry.clusterSize)) } catch {
         throw .cannotRead(error)
@@ -119,8 +147,14 @@ public struct ImageKeeper: Sendable {
     }
   }
 
-  /// Blocks past the end of the file that are read when it is opened.
+  /// Blocks past the end of the file that are read when it is opened, besides those of clusters that were counted ahead.
   private static let lastBlocks = 64
+
+  /// Bytes that may have been counted ahead: more than any run.
+  private static let ahead: UInt64 = 128 << 20
+
+  /// Entries of all snapshots' L1 tables that are looked at.
+  private static let mostEntries: UInt64 = 1 << 24
 
   /// Clusters of metadata that are kept in mind: a sparse file may say that it has any number.
   private static let mostMetadata = 1 << 22
@@ -171,6 +205,9 @@ public struct ImageKeeper: Sendable {
     metadata.remove(place / geometry.clusterSize)
     spoiled.append(place / geometry.clusterSize)
   }
+
+  /// A cluster that was adopted may be a table or none: saying so failed, which may have been carried out. It stays counted.
+  public mutating func leak(_ place: UInt64) { metadata.remove(place / geometry.clusterSize) }
 
   /// Counts clusters past the end, and what it takes to count them: refcount blocks, and a larger table.
   ///
@@ -339,6 +376,8 @@ public struct ImageKeeper: Sendable {
   public mutating func settle(_ dropped: [UInt64: UInt64]) -> [ImageStore] {
     var stores: [ImageStore] = []
     for (cluster, times) in dropped.sorted(by: { $0.key < $1.key }) {
+      // An entry that said that metadata is its data does not take it away.
+      guard !metadata.contains(cluster) else { continue }
       let index = Int(clamping: cluster / perBlock)
       guard let bytes = blocks[index] else { continue }
       let now = Qcow2Refcounts<MemorySource>.entry(Int(cluster % perBlock), order: refcountOrder, bytes)

@@ -55,6 +55,7 @@ public enum Qcow2Fault: Error, Hashable, Sendable, CustomStringConvertible {
   case isDirty
   case externalData
   case overlapsMetadata(Part, offset: UInt64)
+  case cannotStore(Part, Errno)
   case countsPastEnd
   case tooManyTables
   case isFull
@@ -106,7 +107,8 @@ public enum Qcow2Fault: Error, Hashable, Sendable, CustomStringConvertible {
       "its refcounts may be wrong, because a program that wrote to it was not ended properly: repair it with 'qemu-img check -r all'"
     case .externalData: "it has its data in another file, which is served for reading only"
     case .overlapsMetadata(let part, let offset): "its \(part.rawValue) at \(offset) is where it has another table"
-    case .countsPastEnd: "it counts clusters far past the end of the file: repair it with 'qemu-img check -r leaks'"
+    case .cannotStore(let part, let error): "its \(part.rawValue) cannot be written (\(error))"
+    case .countsPastEnd: "it counts clusters far past the end of the file: convert it with 'qemu-img convert -O qcow2'"
     case .tooManyTables: "it has more clusters of tables than can be kept in mind"
     case .isFull: "its file cannot have more clusters"
     }

@@ -71,6 +71,9 @@ import Testing
     if let end { file.bytes.removeLast(file.bytes.count - Int(end)) }
     let report = try file.report()
     #expect(report.isClean, "\(report.findings.prefix(3))")
+    // Blocks that have nothing stay, and who comes next goes on with them.
+    var next = try ImageKeeper(try Qcow2Header(file.source), file.source)
+    try file.apply(try next.grow(by: wanted), next)
   }
 
   @Test func whatIsNotUsedIsGivenBack() throws {
@@ -150,6 +153,20 @@ import Testing
     #expect(fault { $0.put64(99 * cluster, at: table) } == .misplaced(.refcountBlock, offset: 99 * cluster))
     #expect(fault { $0.put64(2 * cluster | 1 << 63, at: 3 * table) } == .overlapsMetadata(.level2, offset: 2 * cluster))
     #expect(fault { $0.put64(4 * cluster, at: 6 * table) } == .overlapsMetadata(.snapshotLevel1, offset: 4 * cluster))
+    #expect(fault { $0.put64(2 * cluster, at: 7 * table) } == .overlapsMetadata(.level2, offset: 2 * cluster))
+    #expect(fault { $0.put64(99 * cluster, at: 7 * table) } == .pastEnd(.level2, offset: 99 * cluster))
+  }
+
+  /// What only a snapshot has is a table, too; it may be one that the disk has.
+  @Test(arguments: [4, 5] as [UInt64]) func tablesOfSnapshotsAreKnown(number: UInt64) throws {
+    var sample = try Sample()
+    sample.bytes.put64(number * UInt64(sample.cluster), at: 7 * sample.cluster)
+    var keeper = try ImageKeeper(try Qcow2Header(sample.source), sample.source)
+    #expect(keeper.metadata.contains(number))
+    // Not counted down by an entry that says that it is data.
+    keeper.supply([UInt8](sample.bytes[2 * sample.cluster..<3 * sample.cluster]), block: 0)
+    let stores = keeper.settle([number: 1])
+    #expect(stores.isEmpty)
   }
 
   /// Counts past the end of the file belong to somebody, whoever that was.

@@ -24,6 +24,10 @@ final class Qcow2Writer: Sendable {
     var halfWritten: [UInt64: UInt64] = [:]
     /// Clusters of the disk whose place in the file may have something where the image says that nothing is.
     var spoiled: Set<UInt64> = []
+    /// Clusters of the file that were to become L2 tables, by their number, where the L1 table may or may not say so.
+    var halfTables: [Int: UInt64] = [:]
+    /// Clusters were to be counted, and that failed: refcounts and their table may have all of it, or a part.
+    var isHalfGrown = false
     /// Nothing is allocated any more.
     var isFinished = false
   }
@@ -58,7 +62,7 @@ final class Qcow2Writer: Sendable {
       let plan = state.keeper.begin()
       return carryOut(plan, state.keeper)
     }
-    guard result == 0 else { throw .cannotRead(.init(rawValue: -result)) }
+    guard result == 0 else { throw .cannotStore(.header, Errno(rawValue: -result)) }
   }
 
   // MARK: Stable storage
@@ -149,6 +153,7 @@ final class Qcow2Writer: Sendable {
       let plan: StorePlan
       do throws(Qcow2Fault) { plan = try next.grow(by: state.run) } catch { return .failure(Failure(-ENOSPC)) }
       let result = carryOut(plan, next)
+      state.isHalfGrown = result != 0
       guard result == 0 else { return .failure(Failure(result)) }
       state.keeper = next
       state.run = min(state.run * 2, max(Self.runs.most / next.geometry.clusterSize, state.run))
@@ -210,8 +215,9 @@ final class Qcow2Writer: Sendable {
   private func ensureTable(_ index: Int, _ state: inout State) -> Int32 {
     let (old, isOwn) = state.keeper.level1Entry(index)
     guard old == 0 || !isOwn else { return layer.hasTable(index) ? 0 : -EIO }
+    let half = state.halfTables[index]
     let place: UInt64
-    switch claim(&state) {
+    switch half.map(Result.success) ?? claim(&state) {
     case .failure(let failure): return failure.result
     case .success(let claimed): place = claimed
     }
@@ -219,17 +225,23 @@ final class Qcow2Writer: Sendable {
     var result: Int32 = 0
     if old != 0 {
       // A snapshot's, too. One of nothing is a hole, as what was claimed is.
-      guard let bytes = layer.tableBytes(index) else {
-        state.keeper.abandon(place)
-        return -EIO
+      result =
+        layer.tableBytes(index).map { bytes in
+          carryOut(StorePlan(groups: [[ImageStore.table(at: place, bytes)]]), state.keeper)
+        } ?? -EIO
+      guard result == 0 else {
+        if half == nil { state.keeper.abandon(place) } else { state.keeper.leak(place) }
+        return result
       }
-      result = carryOut(StorePlan(groups: [[ImageStore.table(at: place, bytes)]]), state.keeper)
     }
-    if result == 0 { result = put(entry, state.keeper) }
+    result = put(entry, state.keeper)
     guard result == 0 else {
-      state.keeper.abandon(place)
+      // A store that failed may have been carried out.
+      state.keeper.leak(place)
+      state.halfTables[index] = place
       return result
     }
+    state.halfTables[index] = nil
     state.keeper.setLevel1(index, place)
     layer.moveTable(index, to: place)
     return 0
@@ -262,8 +274,8 @@ final class Qcow2Writer: Sendable {
     state.withLock { state in
       guard !state.isFinished else { return }
       state.isFinished = true
-      guard !hasLost.load(ordering: .relaxed) else { return }
-      for place in state.halfWritten.values { state.keeper.abandon(place) }
+      guard !hasLost.load(ordering: .relaxed), !state.isHalfGrown else { return }
+      // What failed may have been stored all the same: clusters that may be pointed at stay counted.
       let (stores, length) = state.keeper.finish()
       for store in stores { guard put(store, state.keeper) == 0 else { return } }
       if mayCut, let length { calls.cut(length) }
