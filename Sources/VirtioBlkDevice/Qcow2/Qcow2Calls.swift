@@ -102,6 +102,17 @@ struct Qcow2Calls: Sendable {
     return 0
   }
 
+  /// Gives space back where the file system can; elsewhere everything stays as it is.
+  ///
+  /// - Returns: 0, or a negative errno.
+  func punch(_ offset: UInt64, _ count: UInt64) -> Int32 {
+    let result = perform(.zero(offset: offset, count: count)) {
+      let mode = Int32(FALLOC_FL_PUNCH_HOLE) | Int32(FALLOC_FL_KEEP_SIZE)
+      return fallocate(descriptor, mode, off_t(offset), off_t(count)) == 0 ? 0 : -Int(errno)
+    }
+    return result == -EOPNOTSUPP || result == -ENOSYS || result == -EINVAL ? 0 : result
+  }
+
   /// Makes the file shorter.
   func cut(_ length: UInt64) {
     _ = perform(.cut(length: length)) { ftruncate(descriptor, off_t(length)) == 0 ? 0 : -Int(errno) }

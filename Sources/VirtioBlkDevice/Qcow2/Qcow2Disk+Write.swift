@@ -11,9 +11,15 @@ extension Qcow2Disk {
   /// - Returns: as `perform`.
   func change(_ operation: IOOperation, _ writer: Qcow2Writer) -> Int32 {
     var result: Int32
+    // A read may have found it.
+    guard !layers[0].contradictsItself else {
+      writer.markCorrupt()
+      return -EIO
+    }
     switch operation.kind {
     case .write: result = write(operation, writer)
-    case .punchHole, .blockDiscard: result = zero(operation, writer, mayUnmap: true)
+    case .blockDiscard: result = zero(operation, writer, mayUnmap: true, isAdvice: true)
+    case .punchHole: result = zero(operation, writer, mayUnmap: true)
     case .zeroRange: result = zero(operation, writer, mayUnmap: false)
     // What is to be kept space for was zeroed before, and there is nothing to keep.
     case .allocate, .read, .flush: result = 0
@@ -214,7 +220,10 @@ extension Qcow2Disk {
 
   // MARK: Zeroes
 
-  private func zero(_ operation: IOOperation, _ writer: Qcow2Writer, mayUnmap: Bool) -> Int32 {
+  /// - Parameters:
+  ///   - mayUnmap: space may be given back.
+  ///   - isAdvice: what would take space or a write of zeroes is left as it is.
+  private func zero(_ operation: IOOperation, _ writer: Qcow2Writer, mayUnmap: Bool, isAdvice: Bool = false) -> Int32 {
     let layer = layers[0]
     var offset = operation.offset
     let end = operation.offset &+ operation.length
@@ -225,7 +234,8 @@ extension Qcow2Disk {
       switch piece.kind {
       case .notLoaded, .failed: result = -EIO
       case .zero: break
-      case .data(let place) where piece.isOwn: result = writer.calls.zero(place, count, mayUnmap: mayUnmap)
+      case .data(let place) where piece.isOwn:
+        result = isAdvice ? writer.calls.punch(place, count) : writer.calls.zero(place, count, mayUnmap: mayUnmap)
       case .absent, .data, .compressed:
         if piece.kind == .absent {
           let under = find(offset, limit: count, mayWait: true, from: 1).1
@@ -239,7 +249,7 @@ extension Qcow2Disk {
         count = min(count, size &- offset & (size &- 1))
         let whole = offset % unit == 0 ? count &- count % unit : 0
         count = whole > 0 ? whole : min(count, unit &- offset % unit)
-        result = zero(offset..<offset &+ count, writer)
+        result = zero(offset..<offset &+ count, writer, isAdvice: isAdvice)
       }
       guard result == 0 else { return result }
       offset &+= count
@@ -248,7 +258,7 @@ extension Qcow2Disk {
   }
 
   /// Makes bytes of one cluster zeroes that have no place of their own.
-  private func zero(_ range: Range<UInt64>, _ writer: Qcow2Writer) -> Int32 {
+  private func zero(_ range: Range<UInt64>, _ writer: Qcow2Writer, isAdvice: Bool) -> Int32 {
     let layer = layers[0]
     let (size, unit) = (layer.clusterSize, layer.geometry.subclusterSize)
     let number = range.lowerBound / size
@@ -266,7 +276,7 @@ extension Qcow2Disk {
       isSaid = true
       return writer.publish(at: base, entry, bitmap, old: old, drops: drops)
     }
-    guard result == 0, !isSaid else { return result }
+    guard result == 0, !isSaid, !isAdvice else { return result }
     // There are no words for it: zeroes are data.
     let count = range.count
     let zeroes = UnsafeMutableRawPointer.allocate(byteCount: count, alignment: 16)

@@ -9,6 +9,8 @@ struct Qcow2Engine: BlockEngine, ~Copyable {
   static let movesData = true
   /// What is read is missed, and what is written goes to clusters that the image has.
   static let noticesCuts = true
+  /// A discard is told apart from zeroes: it takes no space.
+  var takesDiscards: Bool { true }
   private static let threads = (reading: 8, writing: 16)
 
   private let disk: Qcow2Disk
