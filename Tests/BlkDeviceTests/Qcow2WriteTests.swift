@@ -273,15 +273,34 @@ import VirtioCore
     do {
       let rig = try Rig(options)
       #expect(rig.device.features.contains(BlockFeature.discard) && rig.device.features.contains(BlockFeature.writeZeroes))
+      #expect(!BlockDevice.featuresOnRequest(of: rig.device.image).contains(BlockFeature.secureErase))
       try rig.expect(.write(sector: 100, written), .ok)
       try rig.expect(.flush, .ok)
       #expect(
         try rig.perform(.read(sector: 96, bytes: 8192)).answer == [UInt8](repeating: 0, count: 2048) + written.prefix(6144))
       try rig.expect(.writeZeroes([BlockRange(sector: 104, sectors: 4)]), .ok)
       try rig.expect(.discard([BlockRange(sector: 108, sectors: 4)]), .ok)
-      #expect(try rig.perform(.read(sector: 104, bytes: 4096)).answer == [UInt8](repeating: 0, count: 4096))
+      #expect(try rig.perform(.read(sector: 104, bytes: 2048)).answer == [UInt8](repeating: 0, count: 2048))
+      // Past the end of the file, which is not as long as the disk.
+      try rig.expect(.write(sector: 16000, written), .ok)
     }
     try check(folder, "a")
-    #expect(try folder.content("a")[112 * 512] == 3)
+    let content = try folder.content("a")
+    #expect(content[112 * 512] == 3 && Array(content[16000 * 512..<16024 * 512]) == written)
+  }
+
+  /// What the image has no words for is not made to take space by a discard.
+  @Test func aDiscardTakesNoSpace() throws {
+    let folder = try ImageFolder(in: Medium.memory.folder)
+    try folder.create("0", "4M")
+    try folder.io("0", ["write -P 5 0 4M"])
+    try folder.create("1", "4M", ["-o", "compat=0.10", "-b", folder.place("0"), "-F", "qcow2"])
+    let before = try folder.bytes("1")
+    try folder.writing("DIR/1?backing-folder=DIR") { disk in
+      #expect(disk.change(.blockDiscard, at: 1000 * 512, count: 1 << 20) == 0)
+      let bytes = try disk.bytes(at: 1 << 20, count: 4096)
+      #expect(bytes == [UInt8](repeating: 5, count: 4096))
+    }
+    #expect(try folder.bytes("1") == before)
   }
 }

@@ -84,7 +84,7 @@ import VirtioCore
           content.replaceSubrange(sector * 512..<sector * 512 + 4096, with: bytes)
         }
         if signal == SIGTERM {
-          #expect(try client.queues[0].perform(.discard([BlockRange(sector: 128, sectors: 64)])).status == .ok)
+          #expect(try client.queues[0].perform(.writeZeroes([BlockRange(sector: 128, sectors: 64)])).status == .ok)
           content.replaceSubrange(128 * 512..<192 * 512, with: repeatElement(0, count: 64 * 512))
           #expect(try client.queues[0].perform(.flush).status == .ok)
           try client.shutDown()
