@@ -99,12 +99,12 @@ final class ServeService {
       throw error
     }
     if let taker, !taker.hasAny, let failure = taker.failures.first { throw failure }
-    let left = (served + leaving).compactMap { disk -> String? in
+    var left = (served + leaving).compactMap { disk -> String? in
       let queues = disk.server.abandon()
       return queues.isEmpty ? nil : "\(disk.place) (\(disk.device.image.path)): \(ServerEvent.list(queues))"
     }
+    if left.isEmpty { left = ImageEnd.unfinished((served + leaving).map(\.device.image), within: limit) }
     guard !left.isEmpty else {
-      for disk in served + leaving { disk.device.image.finish() }
       try checks?.finish()
       return
     }
