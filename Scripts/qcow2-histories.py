@@ -1,10 +1,17 @@
 #!/usr/bin/env python3
 """Random histories of qcow2 images: QEMU makes them, and QEMU and vmm-blk have to read the same and to judge the same.
 
-  Scripts/qcow2-histories.py [HISTORIES [SEED]]     (100; needs qemu-utils and a built vmm-blk, which VMM_BLK names, or the one in
-                                                     .build/release)
+  Scripts/qcow2-histories.py [--write] [HISTORIES [SEED]]     (100; needs qemu-utils and a built vmm-blk, which VMM_BLK names, or the
+                                                               one in .build/release)
 
-Each history makes a chain of one to three images with options of all kinds, writes, zeroes, discards and compresses at random, takes
+With --write, each history makes two copies of an image, mostly of an overlay, and sends the same random writes, zeroes and discards to
+both: to one by qemu-io, to the other by 'vmm-blk serve' and 'vmm-blk guest', then to each by the other program, and so on, sometimes with a
+server that is killed in between. After each turn
+- both disks have the same content, as both programs read it;
+- 'qemu-img check' and 'vmm-blk image check' find both clean, or leaks in one whose server was killed;
+- a snapshot that was taken has what it had.
+
+Without it, each history makes a chain of one to three images with options of all kinds, writes, zeroes, discards and compresses at random, takes
 snapshots, and then
 - converts the disk and its snapshots by 'qemu-img convert' and by 'vmm-blk image convert', and compares the bytes;
 - checks every image by 'qemu-img check' and by 'vmm-blk image check', and compares statuses and leaks;
@@ -14,9 +21,11 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VMM_BLK = os.environ.get("VMM_BLK", os.path.join(ROOT, ".build/release/vmm-blk"))
@@ -144,10 +153,122 @@ def one(chance, folder):
     return sum(damage(chance, folder, top, words) for _ in range(5))
 
 
+class Server:
+    """vmm-blk with a disk, until it is told to end."""
+
+    def __init__(self, folder, path, words):
+        self.socket = os.path.join(folder, "socket")
+        self.log = tempfile.TemporaryFile()
+        if os.path.exists(self.socket):
+            os.unlink(self.socket)
+        image = f"qcow2:{path}" + ("?" + "&".join(words) if words else "")
+        self.process = subprocess.Popen(
+            [VMM_BLK, "serve", "--image", image, "--socket-path", self.socket], stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=self.log)
+        line = self.process.stdout.readline().decode()
+        if not line.startswith("Serving"):
+            self.process.kill()
+            raise SystemExit(line + self.said())
+
+    def said(self):
+        self.process.wait(timeout=60)
+        self.log.seek(0)
+        return self.log.read().decode()
+
+    def do(self, command):
+        """A command of qemu-io."""
+        words = command.split()
+        place, length = words[-2:]
+        if words[0] == "discard":
+            verb = ["discard", place, length]
+        elif "-z" in words:
+            verb = ["zero", place, length] + (["--unmap"] if "-u" in words else [])
+        else:
+            verb = ["write", place, "--fill", words[words.index("-P") + 1], "--length", length]
+        must(VMM_BLK, "guest", *verb[:1], "--socket-path", self.socket, *verb[1:])
+
+    def end(self, how):
+        self.process.send_signal(how)
+        self.process.stdout.read()
+        text = self.said()
+        if how == signal.SIGTERM and self.process.returncode != 0:
+            raise SystemExit(f"the server ended with {self.process.returncode}: {text}")
+
+
+def written(folder, path, words, snapshot=None):
+    """The disk, as both programs read it."""
+    same(folder, path, words, snapshot)
+    raw = os.path.join(folder, "raw")
+    must("qemu-img", "convert", "-f", "qcow2", "-O", "raw", *(["-l", f"snapshot.name={snapshot}"] if snapshot else []), path, raw)
+    with open(raw, "rb") as file:
+        content = file.read()
+    os.unlink(raw)
+    return content
+
+
+def write(chance, folder):
+    """- Returns: servers that were killed."""
+    paths = [os.path.join(folder, name) for name in ("one", "other")]
+    words, under = [], []
+    if chance.random() < 0.6:
+        base, form = os.path.join(folder, "base"), chance.choice(["raw", "qcow2"])
+        size = chance.choice(SIZES)
+        must("qemu-img", "create", "-q", "-f", form, base, str(size))
+        io(base, history(chance, size, 65536, False), form)
+        words, under = [f"backing={form}:{base}"], ["-b", base, "-F", form]
+    size = chance.choice(SIZES)
+    more, cluster = options(chance)
+    must("qemu-img", "create", "-q", "-f", "qcow2", "-o", *more, *under, paths[0], str(size))
+    io(paths[0], history(chance, size, cluster, True))
+    then = None
+    if chance.random() < 0.4:
+        must("qemu-img", "snapshot", "-c", "then", paths[0])
+        then = written(folder, paths[0], words, "then")
+        io(paths[0], history(chance, size, cluster, False))
+    shutil.copyfile(paths[0], paths[1])
+    # Of qemu-io, whose discards keep what is less than a cluster.
+    may_leak, killed = [False, False], 0
+    for turn in range(4):
+        commands = [command for command in history(chance, size, cluster, False)[:8] if not command.startswith("discard")]
+        theirs, ours = (paths[0], paths[1]) if turn % 2 == 0 else (paths[1], paths[0])
+        discards = []
+        if chance.random() < 0.5 and size >= 2 * cluster:
+            # Whole clusters of zeroes on both sides, whatever a discard makes of them.
+            start = chance.randrange(size // cluster) * cluster
+            discards = [f"discard {start} {min(cluster, size - start)}", f"write -z {start} {min(cluster, size - start)}"]
+        io(theirs, commands + discards)
+        server = Server(folder, ours, words)
+        try:
+            for command in commands + discards:
+                server.do(command)
+        except BaseException:
+            server.process.kill()
+            raise
+        is_killed = chance.random() < 0.2
+        server.end(signal.SIGKILL if is_killed else signal.SIGTERM)
+        killed += is_killed
+        may_leak[paths.index(ours)] |= is_killed
+        if written(folder, paths[0], words) != written(folder, paths[1], words):
+            kept = os.path.join(tempfile.gettempdir(), f"qcow2-{os.getpid()}")
+            shutil.copytree(folder, kept, ignore=shutil.ignore_patterns("socket"))
+            raise SystemExit(f"turn {turn}: the two disks differ; see {kept}")
+        for path, leaks in zip(paths, may_leak):
+            check(path)
+            status = run("qemu-img", "check", "-f", "qcow2", path).returncode
+            if status != 0 and not (leaks and status == 3):
+                raise SystemExit(f"{path}: qemu-img check says {status}")
+            if then is not None and written(folder, path, words, "then") != then:
+                raise SystemExit(f"{path}: the snapshot has changed")
+    return killed
+
+
 def main():
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-    seed = int(sys.argv[2]) if len(sys.argv) > 2 else random.randrange(1 << 32)
+    arguments = [word for word in sys.argv[1:] if word != "--write"]
+    count = int(arguments[0]) if arguments else 100
+    seed = int(arguments[1]) if len(arguments) > 1 else random.randrange(1 << 32)
     print(f"seed {seed}", flush=True)
+    if "--write" in sys.argv:
+        return writes(count, seed)
     found = 0
     for number in range(count):
         with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="vmm-blk-qcow2-") as folder:
@@ -156,6 +277,18 @@ def main():
             except SystemExit as failure:
                 raise SystemExit(f"history {number} of seed {seed}: {failure}")
     print(f"{count} histories, the same content and verdict; of {count * 5} damaged images {found} were refused or found to be wrong")
+
+
+def writes(count, seed):
+    killed, begun = 0, time.monotonic()
+    for number in range(count):
+        with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="vmm-blk-qcow2-") as folder:
+            try:
+                killed += write(random.Random(seed * 1000003 + number), folder)
+            except SystemExit as failure:
+                raise SystemExit(f"history {number} of seed {seed}: {failure}")
+    print(f"{count} histories of 4 turns each, the same content in both images after each; {killed} servers were killed; "
+          f"{time.monotonic() - begun:.0f} s")
 
 
 main()

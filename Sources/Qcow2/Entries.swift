@@ -21,7 +21,7 @@ public enum Qcow2Cluster: Hashable, Sendable {
 public struct Qcow2Entries: Hashable, Sendable {
   public let geometry: Qcow2Geometry
   /// Version 2 has no cluster that is marked as zeroes.
-  let hasZeroFlag: Bool
+  public let hasZeroFlag: Bool
   /// Offsets are those of another file, where 0 is a place, too.
   let isExternal: Bool
 

@@ -50,6 +50,15 @@ public enum Qcow2Fault: Error, Hashable, Sendable, CustomStringConvertible {
   case noSnapshot(String)
   case badCompression
   case noLibrary(String, package: String)
+  // Of images that are to be written to.
+  case isCorrupt
+  case isDirty
+  case externalData
+  case overlapsMetadata(Part, offset: UInt64)
+  case cannotStore(Part, Errno)
+  case countsPastEnd
+  case tooManyTables
+  case isFull
 
   public var description: String {
     switch self {
@@ -92,6 +101,16 @@ public enum Qcow2Fault: Error, Hashable, Sendable, CustomStringConvertible {
     case .badCompression: "a compressed cluster cannot be decompressed"
     case .noLibrary(let library, let package):
       "its compressed clusters need \(library), which cannot be loaded: install \(package)"
+    case .isCorrupt:
+      "it is marked as corrupt, and nothing is written to it before it is repaired: use 'qemu-img check -r all'"
+    case .isDirty:
+      "its refcounts may be wrong, because a program that wrote to it was not ended properly: repair it with 'qemu-img check -r all'"
+    case .externalData: "it has its data in another file, which is served for reading only"
+    case .overlapsMetadata(let part, let offset): "its \(part.rawValue) at \(offset) is where it has another table"
+    case .cannotStore(let part, let error): "its \(part.rawValue) cannot be written (\(error))"
+    case .countsPastEnd: "it counts clusters far past the end of the file: convert it with 'qemu-img convert -O qcow2'"
+    case .tooManyTables: "it has more clusters of tables than can be kept in mind"
+    case .isFull: "its file cannot have more clusters"
     }
   }
 }

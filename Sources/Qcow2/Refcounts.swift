@@ -55,4 +55,19 @@ struct Qcow2Refcounts<Source: ImageSource> {
     default: return bytes.word64(index * 8)
     }
   }
+
+  /// - Parameter value: has as many bits as an entry, at most.
+  static func put(_ value: UInt64, _ index: Int, order: UInt32, _ bytes: inout [UInt8]) {
+    switch order {
+    case 0, 1, 2:
+      let bits = 1 << Int(order)
+      let place = index * bits
+      let mask = UInt8(1 << bits - 1) << UInt8(place % 8)
+      bytes[place / 8] = bytes[place / 8] & ~mask | UInt8(truncatingIfNeeded: value) << UInt8(place % 8) & mask
+    case 3: bytes[index] = UInt8(truncatingIfNeeded: value)
+    case 4: bytes.put16(UInt16(truncatingIfNeeded: value), at: index * 2)
+    case 5: bytes.put32(UInt32(truncatingIfNeeded: value), at: index * 4)
+    default: bytes.put64(value, at: index * 8)
+    }
+  }
 }

@@ -107,14 +107,16 @@ final class RunService {
     }
     let left = served.transport.abandon()
     if let taker, !taker.hasAny, let failure = taker.failures.first { throw failure }
-    guard !left.isEmpty else {
+    let unfinished =
+      left.isEmpty ? ImageEnd.unfinished([served.device.image], within: .seconds(command.drainTimeout)) : []
+    guard !left.isEmpty || !unfinished.isEmpty else {
       try checks?.finish()
       return
     }
     do { try checks?.finish() } catch { log.warn("\(error)") }
     log.warn(
       "abandoned, because the medium does not answer: \(served.memory) (\(served.device.image.path)): "
-        + "\(ServerEvent.list(left))")
+        + (left.isEmpty ? "its tables" : ServerEvent.list(left)))
     control?.removeFile()
     People.flush()
     // Whoever released the image now would wait for the same medium.

@@ -99,10 +99,11 @@ final class ServeService {
       throw error
     }
     if let taker, !taker.hasAny, let failure = taker.failures.first { throw failure }
-    let left = (served + leaving).compactMap { disk -> String? in
+    var left = (served + leaving).compactMap { disk -> String? in
       let queues = disk.server.abandon()
       return queues.isEmpty ? nil : "\(disk.place) (\(disk.device.image.path)): \(ServerEvent.list(queues))"
     }
+    if left.isEmpty { left = ImageEnd.unfinished((served + leaving).map(\.device.image), within: limit) }
     guard !left.isEmpty else {
       try checks?.finish()
       return
@@ -242,7 +243,7 @@ final class ServeService {
     leaving.removeAll { $0 === disk }
     let parcel = Parcel(disk.device)
     // By then the handlers of this turn, which may hold it as well, are over.
-    loop.after(.zero) { ErrandQueue().dispose { _ = parcel.take() } }
+    loop.after(.zero) { ErrandQueue().dispose { parcel.take()?.image.finish() } }
   }
 
   // MARK: Words

@@ -111,6 +111,12 @@ final class TakeoverGiver {
     if let paused = service.disks.first(where: \.device.isPaused) {
       return refuse(connection, "\(paused.name) is paused: resume it with 'vmm-blk ctl resume' first")
     }
+    if let kept = service.disks.first(where: \.device.image.keepsTables) {
+      return refuse(
+        connection,
+        "\(kept.name) is a qcow2 image that is written to, and no other process can go on with it: stop this server, then start the other"
+      )
+    }
     if let current {
       let name = printable(disks[current.disk].name)
       return refuse(connection, "\(name) waits for what another server has left at the medium; try again")

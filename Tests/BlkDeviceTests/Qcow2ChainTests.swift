@@ -108,7 +108,7 @@ import VirtioCore
     let folder = try chain()
     var options = ImageOptions(path: folder.place("in/top"))
     options.qcow2 = try folder.location("DIR/in/top")
-    #expect { try ImageFile(options) } throws: { "\($0)".contains("--read-only") }
+    #expect { try ImageFile(options) } throws: { "\($0)".contains("?backing=FORMAT:PATH") }
     (options.isReadOnly, options.direct) = (true, .on)
     #expect { try ImageFile(options) } throws: { "\($0)".contains("leave --direct out") }
     try folder.create("odd", "1M")

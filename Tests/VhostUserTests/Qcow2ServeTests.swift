@@ -50,6 +50,74 @@ import VirtioCore
     }
   }
 
+  private func client(_ socket: String) throws -> BlockClient {
+    let transport = try VhostUserTransport(path: socket, memory: DriverMemory(size: 8 << 20))
+    return try BlockClient(transport, options: DriverOptions(features: BlockFeature.understood, queues: 2, queueSize: 64))
+  }
+
+  private func disk(_ directory: String, _ file: String) throws -> [UInt8] {
+    let made = try Program(
+      ["image", "convert", "qcow2:\(directory)/a?backing=raw:\(directory)/base", "\(directory)/\(file)"]
+    ).finish()
+    #expect(made.status == 0, "\(made)")
+    return Array(try Data(contentsOf: URL(fileURLWithPath: "\(directory)/\(file)")))
+  }
+
+  /// Whatever was answered is there when the server is killed, flushed or not; and a server that is stopped leaves nothing behind.
+  @Test(arguments: [[], ["--engine", "sync"]]) func whatWasWrittenOutlivesTheServer(more: [String]) throws {
+    try withDirectory { directory in
+      var content = try images(directory)
+      let words =
+        [
+          "serve", "--image", "qcow2:\(directory)/a?backing=raw:\(directory)/base", "--socket-path", directory + "/a.sock",
+          "--num-queues", "2",
+        ] + more
+      for (round, signal) in [SIGTERM, SIGKILL].enumerated() {
+        let server = try Program(words)
+        #expect(server.firstLine().hasPrefix("Serving"))
+        let client = try client(directory + "/a.sock")
+        for step in 0..<24 {
+          let sector = step * 61 % 2000 + round
+          let bytes = [UInt8](repeating: UInt8(100 * round + step), count: 4096)
+          let outcome = try client.queues[step % 2].perform(.write(sector: UInt64(sector), bytes))
+          #expect(outcome.status == .ok)
+          content.replaceSubrange(sector * 512..<sector * 512 + 4096, with: bytes)
+        }
+        if signal == SIGTERM {
+          #expect(try client.queues[0].perform(.writeZeroes([BlockRange(sector: 128, sectors: 64)])).status == .ok)
+          content.replaceSubrange(128 * 512..<192 * 512, with: repeatElement(0, count: 64 * 512))
+          #expect(try client.queues[0].perform(.flush).status == .ok)
+          try client.shutDown()
+        }
+        kill(server.process.processIdentifier, signal)
+        let end = server.finish()
+        #expect(signal == SIGKILL || end.status == 0, "\(end.errors)")
+        #expect(try disk(directory, "raw\(round)") == content)
+        let check = try Program(["image", "check", directory + "/a"]).finish()
+        #expect(check.status == 0 || signal == SIGKILL && check.status == 3, "\(check)")
+      }
+    }
+  }
+
+  @Test func whatIsWrittenToIsNotTakenOver() throws {
+    try withDirectory { directory in
+      _ = try images(directory)
+      let words = [
+        "serve", "--image", "qcow2:\(directory)/a?backing=raw:\(directory)/base", "--socket-path", directory + "/a.sock",
+        "--control", directory + "/control",
+      ]
+      let first = try Program(words)
+      #expect(first.firstLine().hasPrefix("Serving"))
+      let second = try Program(words + ["--take-over", directory + "/control"]).finish()
+      #expect(second.status != 0 && second.errors.contains("no other process can go on with it"), "\(second)")
+      let client = try client(directory + "/a.sock")
+      #expect(try client.queues[0].perform(.write(sector: 0, [UInt8](repeating: 1, count: 512))).status == .ok)
+      try client.shutDown()
+      kill(first.process.processIdentifier, SIGTERM)
+      #expect(first.finish().status == 0)
+    }
+  }
+
   @Test func aDiskOfAChainIsAdded() throws {
     try withDirectory { directory in
       let content = try images(directory)

@@ -53,7 +53,7 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
         + "\(blockSize): use --logical-block-size \(alignment), or --direct off"
     case .foreign(let path, let format):
       "\(printable(path)) looks like \(format), not like a raw disk: "
-        + (format == "a qcow2 image" ? "serve it with --format qcow2 --read-only, " : "")
+        + (format == "a qcow2 image" ? "serve it with --format qcow2, " : "")
         + "convert it with 'qemu-img convert -O raw', or say --format raw if it is a raw disk whose guest wrote that"
     case .nbd(let failure): "\(failure)"
     case .qcow2(let failure): "\(failure)"

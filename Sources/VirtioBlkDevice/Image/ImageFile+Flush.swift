@@ -12,8 +12,10 @@ extension ImageFile {
   ///   more, because the kernel tells of lost data once.
   public func flush() -> Errno? {
     if let export { return flush(export) }
-    // Nothing is ever written.
-    guard chain == nil else { return nil }
+    if let chain {
+      let result = chain.writer?.flush() ?? 0
+      return result == 0 ? nil : Errno(rawValue: -result)
+    }
     return state.operatorFlush.withLock { _ in
       guard state.flushFailed.loadRelaxed() == 0 else { return Errno.ioError }
       let syncs = state.syncs

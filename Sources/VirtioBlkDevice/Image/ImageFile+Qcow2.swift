@@ -1,6 +1,7 @@
 /// An image that is a chain of qcow2 images.
 internal import CLinux
 internal import Glibc
+internal import Qcow2
 internal import SystemPackage
 internal import VirtioCore
 
@@ -18,11 +19,13 @@ extension ImageFile {
     guard unsafe fstat(descriptor, &info) == 0 else { throw .cannotOpen(path: path, Errno(rawValue: errno)) }
     var description = ImageDescription(
       size: disk.size, logicalBlockSize: blockSize, physicalBlockSize: max(blockSize, 4096))
-    description.isReadOnly = true
+    description.isReadOnly = options.isReadOnly
+    description.canDiscard = !options.isReadOnly
     description.isInMemory = disk.isInMemory
     description.topology = BlockTopology(
       logicalBlock: blockSize, physicalBlock: description.physicalBlockSize, device: nil)
-    description.discardAlignment = description.physicalBlockSize
+    // What is less than the image has words for is zeroed by writing zeroes.
+    description.discardAlignment = Int(max(UInt64(description.physicalBlockSize), disk.layers[0].geometry.subclusterSize))
     description.serial = ImageIdentity.serial(path: path, descriptor, info, isBlockDevice: false)
     return description
   }

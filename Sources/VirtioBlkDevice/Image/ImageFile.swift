@@ -64,29 +64,35 @@ public final class ImageFile: Sendable {
     state = ImageState(size: description.size)
   }
 
-  /// Opens the image and what is under it, to be read.
+  /// Opens the image, and what is under it to be read.
   private init(_ options: ImageOptions, _ location: Qcow2Location) throws(ImageError) {
     let path = options.path
     guard ImageOptions.isBlockSize(options.logicalBlockSize) else { throw .badBlockSize(options.logicalBlockSize) }
     guard options.zoned == nil else { throw .zones(.notOnThis(path: path, what: "a qcow2 image")) }
-    guard options.isReadOnly else { throw .qcow2(.notReadOnly(path: path)) }
+    guard options.isReadOnly || location.snapshot == nil else { throw .qcow2(.snapshotsAreOnlyRead(path: path)) }
     guard options.direct != .on else { throw .qcow2(.notDirect(path: path)) }
     guard !location.paths.contains(where: { $0.utf8.contains(0) }) else { throw .notAPath(path: path) }
     let owned = OwnedDescriptor(try Self.open(options).release())
     var info = stat()
     guard unsafe fstat(owned.rawValue, &info) == 0 else { throw .cannotOpen(path: path, Errno(rawValue: errno)) }
     guard info.st_mode & S_IFMT == S_IFREG || info.st_mode & S_IFMT == S_IFBLK else { throw .notAFile(path: path) }
+    guard options.isReadOnly || info.st_mode & S_IFMT == S_IFREG else { throw .qcow2(.devicesAreOnlyRead(path: path)) }
     // Only to open a FIFO without hanging.
-    _ = clinux_fcntl_int(owned.rawValue, F_SETFL, O_RDONLY)
+    _ = clinux_fcntl_int(owned.rawValue, F_SETFL, Self.access(options))
     var isLocked = false
     if let lock = options.lock {
       guard Self.isSame(lock.rawValue, info) else { throw .notTheSame(path: path) }
-      ImageLock.markTaker(owned.rawValue, isReadOnly: true)
+      ImageLock.markTaker(owned.rawValue, isReadOnly: options.isReadOnly)
     } else if options.isLocked {
-      isLocked = try ImageLock.takeUnwritten(owned.rawValue, path: path)
+      // Before a table is read: what is read stays as it is.
+      isLocked =
+        try options.isReadOnly
+        ? ImageLock.takeUnwritten(owned.rawValue, path: path)
+        : ImageLock.take(owned.rawValue, path: path, isReadOnly: false)
     }
     do throws(Qcow2Failure) {
-      let disk = try Qcow2Chain.open(location, top: owned, isLocked: options.isLocked)
+      let disk = try Qcow2Chain.open(
+        location, top: owned, isLocked: options.isLocked, isReadOnly: options.isReadOnly, witness: options.qcow2Witness)
       description = try Self.description(of: disk, options, owned.rawValue)
       chain = disk
     } catch { throw .qcow2(error) }
@@ -201,12 +207,21 @@ public final class ImageFile: Sendable {
   }
 
   deinit {
+    // Before somebody else may open it. Who goes last may be a thread that may not make a file shorter.
+    chain?.writer?.finish(mayCut: false)
     // A ring that is being torn down in the kernel may hold the file for a moment longer; the locks must not wait for that.
     // Nothing is under way in it.
     if let lock, lock !== owned { ImageLock.release(descriptor) }
     if let lock, ownsLock.load(ordering: .relaxed) { ImageLock.release(lock.rawValue) }
     lifetime?.end()
   }
+
+  /// What is left to be done when nobody writes to it any more: a qcow2 image gives back what was allocated ahead. It waits for the
+  /// medium, so it is for a helper, or for a process that is about to end; an image that goes without it does it then.
+  public func finish() { chain?.writer?.finish(mayCut: true) }
+
+  /// Tables of it are kept by this process and written by it: no other can go on with them.
+  public var keepsTables: Bool { chain?.writer != nil }
 
   /// Another process continues with the lock: it does not go with this image.
   public func leaveLock() { ownsLock.store(false, ordering: .relaxed) }

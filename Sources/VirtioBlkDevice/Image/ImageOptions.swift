@@ -44,6 +44,8 @@ public struct ImageOptions: Sendable {
   var directAnswer = DirectAlignment.Answer.asked
   /// Where the device that the image is on is told of, for tests of devices that are not here; `nil`: where the system has it.
   var systemFolder: String?
+  /// Is told what is written to a qcow2 image's file, for tests.
+  var qcow2Witness: (any Qcow2Witness)?
 
   public init(
     path: String, isReadOnly: Bool = false, direct: Direct = .auto, format: Format = .auto, logicalBlockSize: Int = 512,

@@ -4,7 +4,7 @@ internal import VirtioCore
 /// Copied into every worker; what its words point at lives as long as the device.
 @safe
 struct MediumFacts: @unchecked Sendable {
-  /// For the few calls that no engine has, and for looks at a file's length.
+  /// For the few calls that no engine has, and for looks at a file's length; −1 where the disk is no raw one.
   let descriptor: Int32
   /// Bytes when it was opened. What lies beyond the present end of a file that was cut is an error.
   let size: UInt64
@@ -33,7 +33,8 @@ struct MediumFacts: @unchecked Sendable {
   static let stepBytes: UInt64 = 4 << 20
 
   init(image: ImageFile, zeroes: UnsafeMutableRawPointer) {
-    descriptor = image.descriptor
+    // The length of a qcow2 image is none of its disk's, and no call of a disk's offsets may reach its file.
+    descriptor = image.chain == nil ? image.descriptor : -1
     size = image.size
     blockMask = UInt64(image.logicalBlockSize - 1)
     memoryMask = UInt(image.memoryAlignment - 1)

@@ -9,22 +9,36 @@ internal import VirtioCore
 struct Qcow2Chain {
   private let location: Qcow2Location
   private let isLocked: Bool
+  private let isReadOnly: Bool
+  /// Of the uppermost image, if it is written to.
+  private var keeper: ImageKeeper?
   private var layers: [Qcow2Layer] = []
   private var isInMemory = true
   /// Of every file that is open: its device and inode.
   private var seen: Set<[UInt64]> = []
 
   /// - Parameter top: the image itself, open and locked.
+  /// - Parameters:
+  ///   - isReadOnly: else the image is written to, and its file is open for that; those under it are only read.
+  ///   - witness: of what is written.
   /// - Throws: why there is no disk.
-  static func open(_ location: Qcow2Location, top: OwnedDescriptor, isLocked: Bool) throws(Qcow2Failure) -> Qcow2Disk {
-    var chain = Self(location: location, isLocked: isLocked)
+  static func open(
+    _ location: Qcow2Location, top: OwnedDescriptor, isLocked: Bool, isReadOnly: Bool = true,
+    witness: (any Qcow2Witness)? = nil
+  ) throws(Qcow2Failure) -> Qcow2Disk {
+    var chain = Self(location: location, isLocked: isLocked, isReadOnly: isReadOnly)
     try chain.add(top)
-    return Qcow2Disk(chain.layers, isInMemory: chain.isInMemory)
+    guard let keeper = chain.keeper else { return Qcow2Disk(chain.layers, isInMemory: chain.isInMemory) }
+    do throws(Qcow2Fault) {
+      let writer = try Qcow2Writer(keeper, chain.layers[0], witness: witness)
+      return Qcow2Disk(chain.layers, isInMemory: chain.isInMemory, writer: writer)
+    } catch { throw .notWritable(path: location.path, error) }
   }
 
-  private init(location: Qcow2Location, isLocked: Bool) {
+  private init(location: Qcow2Location, isLocked: Bool, isReadOnly: Bool) {
     self.location = location
     self.isLocked = isLocked
+    self.isReadOnly = isReadOnly
   }
 
   private mutating func add(_ top: OwnedDescriptor) throws(Qcow2Failure) {
@@ -43,11 +57,16 @@ struct Qcow2Chain {
       do throws(Qcow2Fault) {
         header = try Qcow2Header(source)
       } catch { throw .fault(path: path, error) }
-      let data = try dataFile(of: header, path, isTop: layers.isEmpty)
+      let isTop = layers.isEmpty
+      if isTop, !isReadOnly {
+        do throws(Qcow2Fault) { keeper = try ImageKeeper(header, source) } catch { throw .notWritable(path: path, error) }
+      }
+      let data = try dataFile(of: header, path, isTop: isTop)
       do throws(Qcow2Fault) {
         layers.append(
           try Qcow2Layer(
-            header, file, path: path, source: source, data: data, snapshot: layers.isEmpty ? location.snapshot : nil))
+            header, file, path: path, source: source, data: data, snapshot: isTop ? location.snapshot : nil,
+            keeper: isTop ? keeper : nil))
       } catch { throw .fault(path: path, error) }
 
       guard header.backingName != nil else {

@@ -1,5 +1,5 @@
 /// A disk of qcow2 images for all its queues: the chain, and reading through it. It has no state of its own but tables of images that
-/// were read, which never change.
+/// were read; those of the uppermost image change if it is written to, and then its writer alone changes them.
 internal import CLinux
 internal import Glibc
 internal import Qcow2
@@ -11,13 +11,19 @@ final class Qcow2Disk: Sendable, MediumCalls {
   let layers: [Qcow2Layer]
   /// Every file of the chain is memory, so that no call waits.
   let isInMemory: Bool
+  /// Of the uppermost image; `nil`: it is only read.
+  let writer: Qcow2Writer?
   /// The cluster that was decompressed last: who reads a compressed image reads it from the beginning to the end.
   private let decompressed = Mutex<DecompressedCluster?>(nil)
 
-  init(_ layers: [Qcow2Layer], isInMemory: Bool) {
+  init(_ layers: [Qcow2Layer], isInMemory: Bool, writer: Qcow2Writer? = nil) {
     self.layers = layers
     self.isInMemory = isInMemory
+    self.writer = writer
   }
+
+  /// Whoever lets go of it last may be a thread that may not make a file shorter.
+  deinit { writer?.finish(mayCut: false) }
 
   /// Bytes.
   var size: UInt64 { layers[0].size }
@@ -32,9 +38,12 @@ final class Qcow2Disk: Sendable, MediumCalls {
   func performAtOnce(_ operation: IOOperation, mayWait: Bool) -> Int32? {
     switch operation.kind {
     case .read: return read(operation, mayWait: mayWait)
-    // Nothing is ever written.
-    case .flush: return 0
-    case .write, .punchHole, .zeroRange, .allocate, .blockDiscard: return -EROFS
+    case .flush:
+      guard let writer else { return 0 }
+      return mayWait ? writer.flush() : nil
+    case .write, .punchHole, .zeroRange, .allocate, .blockDiscard:
+      guard let writer else { return -EROFS }
+      return mayWait ? change(operation, writer) : nil
     }
   }
 
@@ -78,9 +87,11 @@ final class Qcow2Disk: Sendable, MediumCalls {
   func piece(at offset: UInt64, limit: UInt64) -> Qcow2Piece { find(offset, limit: limit, mayWait: true).1 }
 
   /// The uppermost image that says something of a place, and what.
-  private func find(_ offset: UInt64, limit: UInt64, mayWait: Bool) -> (layer: Int, Qcow2Piece) {
+  ///
+  /// - Parameter first: images above this one are left out.
+  func find(_ offset: UInt64, limit: UInt64, mayWait: Bool, from first: Int = 0) -> (layer: Int, Qcow2Piece) {
     var limit = limit
-    for index in layers.indices {
+    for index in first..<layers.count {
       let piece = layers[index].look(at: offset, limit: limit, mayWait: mayWait)
       guard piece.kind == .absent else { return (index, piece) }
       limit = min(limit, piece.count)
@@ -119,89 +130,5 @@ final class Qcow2Disk: Sendable, MediumCalls {
     let cluster = DecompressedCluster(layer, place, bytes)
     decompressed.withLock { $0 = cluster }
     return cluster
-  }
-}
-
-/// A place in a transfer's segments that goes on as they are filled.
-@safe
-private struct SegmentCursor {
-  private var segment: UnsafeMutablePointer<MemorySegment>
-  private var left: Int
-  /// Bytes of the first segment that are full.
-  private var used = 0
-
-  init(_ segments: UnsafeMutablePointer<MemorySegment>, count: Int) {
-    unsafe segment = segments
-    left = count
-  }
-
-  /// The next piece of memory, of at most so many bytes; it counts as filled.
-  private mutating func next(_ limit: Int) -> MemorySegment? {
-    while left > 0 {
-      let current = unsafe segment.pointee
-      let room = current.count - used
-      guard room > 0 else {
-        unsafe segment += 1
-        left -= 1
-        used = 0
-        continue
-      }
-      let count = min(room, limit)
-      let piece = unsafe MemorySegment(base: current.base + used, count: count)
-      used += count
-      return piece
-    }
-    return nil
-  }
-
-  mutating func zero(_ count: Int) {
-    var rest = count
-    while rest > 0, let piece = next(rest) {
-      unsafe memset(piece.base, 0, piece.count)
-      rest -= piece.count
-    }
-  }
-
-  /// - Parameter start: in the bytes, which have as many from there on.
-  mutating func copy(_ bytes: [UInt8], from start: Int, count: Int) {
-    var done = 0
-    unsafe bytes.withUnsafeBytes { bytes in
-      while done < count, let piece = next(count - done) {
-        unsafe memcpy(piece.base, bytes.baseAddress! + start + done, piece.count)
-        done += piece.count
-      }
-    }
-  }
-
-  /// Reads from a layer's data file. Where that ended within a cluster when it was opened there are zeroes, as QEMU has it; a cluster
-  /// that is wholly behind that end is an error, and so is a file that was cut since.
-  ///
-  /// - Returns: 0, or a negative errno.
-  mutating func read(_ layer: Qcow2Layer, at place: UInt64, count: Int, flags: Int32) -> Int32 {
-    var (place, rest) = (place, count)
-    while rest > 0, var piece = next(rest) {
-      rest -= piece.count
-      while piece.count > 0 {
-        var vector = unsafe iovec(iov_base: piece.base, iov_len: piece.count)
-        let got = unsafe preadv2(layer.dataFile.rawValue, &vector, 1, off_t(place), flags)
-        if got < 0 {
-          if errno == EINTR { continue }
-          return -errno
-        }
-        guard got > 0 else {
-          // What was there when the file was opened has been cut off, or a cluster begins where nothing ever was.
-          let start = place & ~(layer.clusterSize &- 1)
-          guard place >= layer.dataEnd, start < layer.dataEnd else { return -EIO }
-          let count = min(piece.count, Int(start &+ layer.clusterSize &- place))
-          unsafe memset(piece.base, 0, count)
-          place &+= UInt64(count)
-          piece.removeFirst(count)
-          continue
-        }
-        place &+= UInt64(got)
-        piece.removeFirst(got)
-      }
-    }
-    return 0
   }
 }

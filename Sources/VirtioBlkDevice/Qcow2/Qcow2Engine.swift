@@ -1,5 +1,5 @@
 /// The engine of qcow2 images: what the page cache has is read in the queue's own thread, at once and without a copy besides; what would
-/// have to be waited for, tables and compressed clusters among it, is read by a few helpers.
+/// have to be waited for, tables and compressed clusters among it, is read by a few helpers, and so is whatever is written.
 internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
@@ -7,9 +7,11 @@ internal import VirtioCore
 @safe
 struct Qcow2Engine: BlockEngine, ~Copyable {
   static let movesData = true
-  /// The image is only read.
+  /// What is read is missed, and what is written goes to clusters that the image has.
   static let noticesCuts = true
-  private static let threadCount = 8
+  /// A discard is told apart from zeroes: it takes no space.
+  var takesDiscards: Bool { true }
+  private static let threads = (reading: 8, writing: 16)
 
   private let disk: Qcow2Disk
   /// Everything is done in place, however long that takes.
@@ -31,7 +33,9 @@ struct Qcow2Engine: BlockEngine, ~Copyable {
   mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
     calls &+= 1
     if let result = disk.performAtOnce(operation, mayWait: mayWait) { return .finished(result) }
-    if pool == nil { pool = try? CallPool(disk, board: waiter.board, threads: Self.threadCount) }
+    if pool == nil {
+      pool = try? CallPool(disk, board: waiter.board, threads: disk.writer == nil ? Self.threads.reading : Self.threads.writing)
+    }
     // Without a single thread it is done here.
     guard let pool else { return .finished(disk.perform(operation)) }
     pool.add(operation, tag: tag)

@@ -9,7 +9,10 @@ public enum Qcow2Failure: Error, Hashable, CustomStringConvertible {
   case cannotOpen(path: String, Errno)
   case notAFile(path: String)
   case locked(path: String)
-  case notReadOnly(path: String)
+  /// It can be read, perhaps, and not written to.
+  case notWritable(path: String, Qcow2Fault)
+  case snapshotsAreOnlyRead(path: String)
+  case devicesAreOnlyRead(path: String)
   case notDirect(path: String)
   case empty(path: String)
   case oddSize(path: String, size: UInt64, blockSize: Int)
@@ -38,9 +41,13 @@ public enum Qcow2Failure: Error, Hashable, CustomStringConvertible {
     case .locked(let path):
       "\(printable(path)), which belongs to a qcow2 image, is in use by a process that writes to it: stop that one, or say --no-lock if "
         + "you are sure"
-    case .notReadOnly(let path):
-      "qcow2 images are served for reading only: serve \(printable(path)) with --read-only, convert it with 'qemu-img convert -O raw', "
-        + "or serve it with qemu-nbd and name that server with nbd+unix:…"
+    case .notWritable(let path, let fault):
+      "the image \(printable(path)) cannot be served for writing: \(fault) (or serve it with --read-only)"
+    case .snapshotsAreOnlyRead(let path):
+      "a snapshot of \(printable(path)) is what the disk was, and is only read: serve it with --read-only"
+    case .devicesAreOnlyRead(let path):
+      "\(printable(path)) is a block device, and a qcow2 image on one cannot grow: serve it with --read-only, or convert it with "
+        + "'qemu-img convert -O raw'"
     case .notDirect(let path): "\(printable(path)) is a qcow2 image, which is read through the page cache: leave --direct out"
     case .empty(let path):
       "the disk in \(printable(path)) has size 0: give it one, for example with 'qemu-img resize -f qcow2 \(printable(path)) 1G'"

@@ -1,0 +1,124 @@
+/// What is done to the file of an image that is written to.
+internal import CLinux
+internal import Glibc
+internal import VirtioCore
+
+/// Something that changes a file, or makes it stable.
+enum Qcow2Call: Sendable, Equatable {
+  case store(offset: UInt64, [UInt8])
+  case zero(offset: UInt64, count: UInt64)
+  case sync
+  case cut(length: UInt64)
+}
+
+/// Who wants to know, for tests. One call at a time, in the order in which they take effect.
+protocol Qcow2Witness: AnyObject, Sendable {
+  /// - Parameter perform: does it; returns bytes, 0, or a negative errno.
+  /// - Returns: what it came to.
+  func witness(_ call: Qcow2Call, _ perform: () -> Int) -> Int
+}
+
+/// Plain system calls on one descriptor.
+struct Qcow2Calls: Sendable {
+  let descriptor: Int32
+  var witness: (any Qcow2Witness)?
+
+  /// - Returns: bytes, or a negative errno.
+  @inline(__always)
+  func write(_ vectors: UnsafePointer<iovec>, _ count: Int, at offset: UInt64) -> Int {
+    guard witness == nil else { return unsafe watched(vectors, count, at: offset) }
+    return unsafe plain(vectors, count, at: offset)
+  }
+
+  private func plain(_ vectors: UnsafePointer<iovec>, _ count: Int, at offset: UInt64) -> Int {
+    let done = unsafe pwritev(descriptor, vectors, Int32(count), off_t(offset))
+    return done < 0 ? -Int(errno) : done
+  }
+
+  @inline(never)
+  private func watched(_ vectors: UnsafePointer<iovec>, _ count: Int, at offset: UInt64) -> Int {
+    var bytes: [UInt8] = []
+    for index in 0..<count {
+      unsafe bytes += UnsafeRawBufferPointer(start: vectors[index].iov_base, count: vectors[index].iov_len)
+    }
+    return witness?.witness(.store(offset: offset, bytes)) { unsafe plain(vectors, count, at: offset) } ?? -Int(EIO)
+  }
+
+  /// Stores all of it. - Returns: 0, or a negative errno.
+  func put(_ bytes: [UInt8], at offset: UInt64) -> Int32 {
+    unsafe bytes.withUnsafeBytes { buffer in
+      var done = 0
+      while done < buffer.count {
+        var vector = unsafe iovec(
+          iov_base: UnsafeMutableRawPointer(mutating: buffer.baseAddress! + done), iov_len: buffer.count - done)
+        let count = unsafe write(&vector, 1, at: offset &+ UInt64(done))
+        if count == -Int(EINTR) { continue }
+        guard count > 0 else { return count < 0 ? Int32(count) : -EIO }
+        done += count
+      }
+      return 0
+    }
+  }
+
+  /// - Returns: 0, or a negative errno.
+  func sync() -> Int32 {
+    perform(.sync) {
+      while fdatasync(descriptor) < 0 {
+        let error = errno
+        guard error == EINTR else { return -Int(error) }
+      }
+      return 0
+    }
+  }
+
+  /// Bytes that the file has read as zeroes afterwards, by whatever the file system can do.
+  ///
+  /// - Parameter mayUnmap: their space may be given back.
+  /// - Returns: 0, or a negative errno.
+  func zero(_ offset: UInt64, _ count: UInt64, mayUnmap: Bool) -> Int32 {
+    let result = perform(.zero(offset: offset, count: count)) {
+      let keep = Int32(FALLOC_FL_KEEP_SIZE)
+      let modes =
+        mayUnmap
+        ? [Int32(FALLOC_FL_PUNCH_HOLE) | keep, Int32(FALLOC_FL_ZERO_RANGE) | keep]
+        : [Int32(FALLOC_FL_ZERO_RANGE) | keep, Int32(FALLOC_FL_PUNCH_HOLE) | keep]
+      var error = EIO
+      for mode in modes {
+        if fallocate(descriptor, mode, off_t(offset), off_t(count)) == 0 { return 0 }
+        error = errno
+        guard error == EOPNOTSUPP || error == ENOSYS || error == EINVAL else { break }
+      }
+      return -Int(error)
+    }
+    guard result == -EOPNOTSUPP || result == -ENOSYS || result == -EINVAL else { return result }
+    let zeroes = [UInt8](repeating: 0, count: Int(min(count, 1 << 20)))
+    var done: UInt64 = 0
+    while done < count {
+      let part = min(count - done, UInt64(zeroes.count))
+      let result = put(part == UInt64(zeroes.count) ? zeroes : Array(zeroes[..<Int(part)]), at: offset &+ done)
+      guard result == 0 else { return result }
+      done += part
+    }
+    return 0
+  }
+
+  /// Gives space back where the file system can; elsewhere everything stays as it is.
+  ///
+  /// - Returns: 0, or a negative errno.
+  func punch(_ offset: UInt64, _ count: UInt64) -> Int32 {
+    let result = perform(.zero(offset: offset, count: count)) {
+      let mode = Int32(FALLOC_FL_PUNCH_HOLE) | Int32(FALLOC_FL_KEEP_SIZE)
+      return fallocate(descriptor, mode, off_t(offset), off_t(count)) == 0 ? 0 : -Int(errno)
+    }
+    return result == -EOPNOTSUPP || result == -ENOSYS || result == -EINVAL ? 0 : result
+  }
+
+  /// Makes the file shorter.
+  func cut(_ length: UInt64) {
+    _ = perform(.cut(length: length)) { ftruncate(descriptor, off_t(length)) == 0 ? 0 : -Int(errno) }
+  }
+
+  private func perform(_ call: Qcow2Call, _ body: () -> Int) -> Int32 {
+    Int32(truncatingIfNeeded: witness?.witness(call, body) ?? body())
+  }
+}

@@ -1,0 +1,32 @@
+/// The end of images that a process has written to.
+internal import Glibc
+internal import Synchronization
+internal import VirtioBlkDevice
+internal import VirtioCore
+
+enum ImageEnd {
+  private final class Count: Sendable { let value = Atomic<Int>(0) }
+
+  /// Finishes images that keep tables, each on a thread of its own: a medium may never answer.
+  ///
+  /// - Parameter limit: how long to wait for all of them.
+  /// - Returns: paths of those that are not finished by then. Their threads go on, so the process has to end at once.
+  static func unfinished(_ images: [ImageFile], within limit: Duration) -> [String] {
+    let tasks = images.filter(\.keepsTables).map { (image: $0, count: Count()) }
+    for (image, count) in tasks {
+      let body: @Sendable () -> Void = {
+        image.finish()
+        // Release: what finishing did is there before it is said.
+        count.value.store(1, ordering: .releasing)
+      }
+      // Without a thread it is done here.
+      do { _ = try SystemThread(name: "image end", body) } catch { body() }
+    }
+    let end = ContinuousClock.now + limit
+    while tasks.contains(where: { $0.count.value.load(ordering: .acquiring) == 0 }), ContinuousClock.now < end { usleep(pause) }
+    return tasks.filter { $0.count.value.load(ordering: .acquiring) == 0 }.map(\.image.path)
+  }
+
+  /// Microseconds between looks.
+  private static let pause: UInt32 = 500
+}
