@@ -54,7 +54,8 @@ private final class Disk {
     (["--image", "qcow2:DIR/disk?base=a"], "'base' is not known"),
     (["--image", "qcow2:DIR/disk?snapshot"], "no word with a value"),
     (["--image", "qcow2:DIR/disk%0"], "names no path"),
-    (["--image", "qcow2:DIR/disk"], "--read-only"),
+    (["--image", "qcow2:DIR/disk?snapshot=a"], "--read-only"),
+    (["--image", "qcow2:DIR/disk"], "does not begin as a qcow2 image does"),
     (["--image", "qcow2:DIR/disk", "--read-only"], "does not begin as a qcow2 image does"),
     (["--blk-file", "DIR/disk", "--format", "qcow2", "--read-only"], "does not begin as a qcow2 image does"),
     (["--image", "qcow2:DIR/none", "--read-only"], "there is no image"),
@@ -83,7 +84,7 @@ private final class Disk {
   @Test(arguments: [
     (#"{ "socket-path": "DIR/s" }"#, #""blk-file" is missing"#),
     (#"{ "socket-path": "DIR/s", "blk-file": "DIR/disk", "image": "file:DIR/disk" }"#, "give one of them"),
-    (#"{ "socket-path": "DIR/s", "image": "qcow2:DIR/disk" }"#, "--read-only"),
+    (#"{ "socket-path": "DIR/s", "image": "qcow2:DIR/disk?snapshot=a" }"#, "--read-only"),
     (#"{ "socket-path": "DIR/s", "image": "rbd:pool/disk" }"#, "this build does not have"),
     (
       #"{ "socket-path": "DIR/s", "image": "file:DIR/disk" }, { "socket-path": "DIR/t", "blk-file": "DIR/disk" }"#,
@@ -152,7 +153,7 @@ private final class Disk {
       func ctl(_ words: String...) throws -> (status: Int32, output: String, errors: String) {
         try Program(["ctl", "--control", control] + words).finish()
       }
-      #expect(try ctl("add", "image=nbd+unix:///?socket=nbd", "socket-path=b.sock").errors.contains("whole path"))
+      #expect(try ctl("add", "image=nbd+unix:///?socket=nbd", "socket-path=b.sock").errors.contains("absolute path"))
       let added = try ctl("add", "image=\(disk.uri)", "socket-path=\(directory)/b.sock")
       #expect(isAllowed ? added.status == 0 : added.errors.contains("--allow-nbd"), "\(added)")
       let name = try ctl("add", "image=nbd://localhost/", "socket-path=\(directory)/c.sock")
