@@ -1,4 +1,5 @@
 /// The kernel's trace points, recorded for as long as a trace runs, in an instance of tracefs that nobody else uses.
+internal import CLinux
 internal import FoundationEssentials
 internal import Glibc
 internal import OperatorWords
