@@ -248,7 +248,7 @@ def measure(arguments, folder, count):
 
 
 def rate(arguments, path):
-    """Thousands of reads a second that the disk on this socket does, and microseconds of processor for each."""
+    """Thousands of reads a second that the disk on this socket does, and microseconds of CPU time for each."""
     out = subprocess.run(
         [arguments.program, "bench", "run", "--socket-path", path, "--rw=randread", "--iodepth=32", "--runtime=0.5",
          "--ramp_time=0.1", "--no-ceiling-check", "--output-format=json"],
@@ -369,7 +369,7 @@ def report(arguments, one, many):
         print(f"{what:30}{many['listening'][name] / scale:14.0f}{many['connected'][name] / scale:14.0f}")
     first = sorted(many["first read"])
     print(f"""
-from exec to the last socket   {many['start'] * 1000:.0f} ms ({many['start processor'] * 1000:.0f} ms of processor); one disk \
+from exec to the last socket   {many['start'] * 1000:.0f} ms ({many['start processor'] * 1000:.0f} ms of CPU time); one disk \
 {one['start'] * 1000:.1f} ms
 connect to first block read    median {statistics.median(first) * 1000:.2f} ms, worst {first[-1] * 1000:.2f} ms; the first of a \
 process {one['first read'][0] * 1000:.2f} ms
