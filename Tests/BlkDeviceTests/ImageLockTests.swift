@@ -113,13 +113,16 @@ import VirtioCore
       try #require(unsafe clinux_fcntl_lock(other.rawValue, clinux_ofd_setlk, &lock) == 0)
     }
     if isWriter {
-      #expect(throws: ImageError.locked(path: path)) { try ImageLock.takeUnwritten(first.rawValue, path: path) }
+      #expect(throws: ImageError.locked(path: path)) { try ImageLock.take(first.rawValue, path: path, isReadOnly: true) }
+      #expect(throws: ImageError.locked(path: path), "a raw disk, too") {
+        try ImageFile(ImageOptions(path: path, isReadOnly: true))
+      }
       ImageLock.release(other.rawValue)
       // Nothing is left of the one that was refused.
       #expect(!isLocked())
     }
-    #expect(try ImageLock.takeUnwritten(first.rawValue, path: path))
-    #expect(try ImageLock.takeUnwritten(second.rawValue, path: path), "readers are in nobody's way")
+    #expect(try ImageLock.take(first.rawValue, path: path, isReadOnly: true))
+    #expect(try ImageLock.take(second.rawValue, path: path, isReadOnly: true), "readers are in nobody's way")
     withExtendedLifetime((other, first, second)) {}
   }
 

@@ -85,10 +85,7 @@ public final class ImageFile: Sendable {
       ImageLock.markTaker(owned.rawValue, isReadOnly: options.isReadOnly)
     } else if options.isLocked {
       // Before a table is read: what is read stays as it is.
-      isLocked =
-        try options.isReadOnly
-        ? ImageLock.takeUnwritten(owned.rawValue, path: path)
-        : ImageLock.take(owned.rawValue, path: path, isReadOnly: false)
+      isLocked = try ImageLock.take(owned.rawValue, path: path, isReadOnly: options.isReadOnly)
     }
     do throws(Qcow2Failure) {
       let disk = try Qcow2Chain.open(

@@ -53,9 +53,16 @@ enum ImageLock {
     }
   }
 
-  /// Somebody else's claim is in the way, or what a writer that is gone has under way.
+  /// Somebody else's claim is in the way, or what a writer that is gone has under way, or a reader would see others write.
   static func isBusy(_ descriptor: Int32, isReadOnly: Bool) -> Bool {
     claim.isHeld(against: isReadOnly ? F_RDLCK : F_WRLCK, descriptor) || writer.isHeld(against: F_WRLCK, descriptor)
+      || isReadOnly && isWrittenToByOthers(descriptor)
+  }
+
+  /// Somebody may write who locks as QEMU does: what is read would change, and tables that are kept would not be what it wrote. Asked
+  /// after the claim was taken, so that whoever of the two comes second sees the other. A claim of ours begins at 0.
+  private static func isWrittenToByOthers(_ descriptor: Int32) -> Bool {
+    foreignWriter.holder(against: F_WRLCK, descriptor).map { $0 > claim.start } ?? false
   }
 
   /// - Returns: false where there are no locks.
@@ -68,23 +75,12 @@ enum ImageLock {
     default: return false
     }
     // Who has the claim is the only one who makes new marks, or lets a taker make them: what is free now stays free.
-    guard !writer.isHeld(against: F_WRLCK, descriptor) else {
+    guard !writer.isHeld(against: F_WRLCK, descriptor), !isReadOnly || !isWrittenToByOthers(descriptor) else {
       release(descriptor)
       throw .locked(path: path)
     }
     if !isReadOnly { _ = writer.set(F_RDLCK, descriptor) }
     return true
-  }
-
-  /// As `take`, to read an image of which parts are kept in memory: also nobody may write who locks as QEMU does.
-  static func takeUnwritten(_ descriptor: Int32, path: String) throws(ImageError) -> Bool {
-    let isLocked = try take(descriptor, path: path, isReadOnly: true)
-    // After the claim: whoever of the two comes second sees the other. A claim of ours begins at 0.
-    if let start = foreignWriter.holder(against: F_WRLCK, descriptor), start > claim.start {
-      release(descriptor)
-      throw .locked(path: path)
-    }
-    return isLocked
   }
 
   /// The claim is another description's, and this one is for the requests of a server that takes over. Where the old server has

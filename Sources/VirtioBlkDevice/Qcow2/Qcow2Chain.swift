@@ -190,7 +190,7 @@ struct Qcow2Chain {
     guard kind == S_IFREG || isGiven && kind == S_IFBLK else { throw .notAFile(path: path) }
     _ = clinux_fcntl_int(descriptor, F_SETFL, O_RDONLY)
     if isLocked {
-      do throws(ImageError) { _ = try ImageLock.takeUnwritten(descriptor, path: path) } catch {
+      do throws(ImageError) { _ = try ImageLock.take(descriptor, path: path, isReadOnly: true) } catch {
         throw .locked(path: path)
       }
     }
