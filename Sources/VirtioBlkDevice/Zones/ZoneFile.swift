@@ -10,6 +10,7 @@
 ///   speaks of (a reset is recorded before it is answered).
 internal import CLinux
 internal import Glibc
+internal import Qcow2
 internal import SystemPackage
 internal import VirtioCore
 
@@ -193,30 +194,17 @@ final class ZoneFile: @unchecked Sendable {
 
   private static func write(_ words: [UInt64], to descriptor: Int32, at offset: Int) -> Bool {
     unsafe words.map(\.littleEndian).withUnsafeBytes { bytes in
-      var done = 0
-      while done < bytes.count {
-        let count = unsafe pwrite(descriptor, bytes.baseAddress! + done, bytes.count - done, off_t(offset + done))
-        if count < 0, errno == EINTR { continue }
-        guard count > 0 else { return false }
-        done += count
-      }
-      return true
+      (try? unsafe FileDescriptor(rawValue: descriptor).writeAll(toAbsoluteOffset: Int64(offset), bytes)) != nil
     }
   }
 
   private static func read(_ count: Int, from descriptor: Int32, at offset: Int) -> [UInt64]? {
-    var words = [UInt64](repeating: 0, count: count)
-    let isRead = unsafe words.withUnsafeMutableBytes { bytes in
-      var done = 0
-      while done < bytes.count {
-        let count = unsafe pread(descriptor, bytes.baseAddress! + done, bytes.count - done, off_t(offset + done))
-        if count < 0, errno == EINTR { continue }
-        guard count > 0 else { return false }
-        done += count
-      }
-      return true
+    guard let bytes = try? FileSource(descriptor).read(at: UInt64(offset), count: count * 8), bytes.count == count * 8 else {
+      return nil
     }
-    return isRead ? words.map { UInt64(littleEndian: $0) } : nil
+    return unsafe bytes.withUnsafeBytes { bytes in
+      (0..<count).map { unsafe UInt64(littleEndian: bytes.loadUnaligned(fromByteOffset: $0 * 8, as: UInt64.self)) }
+    }
   }
 
   /// - Returns: bytes of the file.

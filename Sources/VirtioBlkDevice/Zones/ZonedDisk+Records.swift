@@ -1,0 +1,129 @@
+/// How what zones are gets to stable storage: tickets, given out in the lanes when something is over, and records, written by helper
+/// threads for them.
+internal import Synchronization
+internal import VirtioCore
+
+extension ZonedDisk {
+  /// What a record has to say when everything that is over now is on stable storage. - Returns: 0: nothing new.
+  func ticket() -> UInt32 {
+    with { state in
+      var snapshot = Snapshot()
+      for (index, zone) in state.table.zones.enumerated() {
+        // Two states that are kept as the same are the same.
+        guard state.recorded.count > index, differs(index, zone.word, state) else { continue }
+        snapshot.zones.append((index, Zone(word: zone.word, zone: index, geometry) ?? zone, state.resets[index]))
+      }
+      return add(snapshot, &state)
+    }
+  }
+
+  /// Whether a record has to be written for a zone to be as it is now: the newest one says something else, or the one that will be, or
+  /// it is from before a reset, whose own record is still to come.
+  private func differs(_ zone: Int, _ word: UInt64, _ state: State) -> Bool {
+    word != state.recorded[zone].word || state.recording.map { word != $0[zone].word } ?? false
+      || state.resets[zone] != state.recordedResets[zone] && word != Self.emptyWord
+  }
+
+  private static let emptyWord = Zone(state: .empty).word
+
+  /// The same for zones that were reset: what others wrote is not said to be on stable storage.
+  func ticketOfResets() -> UInt32 {
+    with { state in
+      var snapshot = Snapshot()
+      for (index, zone) in state.recorded.enumerated() where state.resets[index] != state.recordedResets[index] {
+        guard differs(index, Self.emptyWord, state), zone.state != .readOnly, zone.state != .offline else { continue }
+        let now = state.table.zones[index].state
+        guard now != .readOnly, now != .offline, now != .notWritePointer else { continue }
+        snapshot.zones.append((index, Zone(state: .empty), state.resets[index]))
+      }
+      return add(snapshot, isOfResets: true, &state)
+    }
+  }
+
+  /// The same for one zone, whose writes went to stable storage one by one.
+  func ticket(zone: Int) -> UInt32 {
+    with { state in
+      guard state.recorded.indices.contains(zone) else { return 0 }
+      let word = state.table.zones[zone].word
+      guard differs(zone, word, state) else { return 0 }
+      return add(
+        Snapshot(zones: [(zone, Zone(word: word, zone: zone, geometry) ?? state.table.zones[zone], state.resets[zone])]), &state
+      )
+    }
+  }
+
+  /// Whether the newest record has everything of a zone that is before a sector of it: it is on stable storage then.
+  func isRecorded(_ zone: Int, upTo sector: UInt64) -> Bool {
+    with { state in
+      guard state.failure == nil, state.recorded.indices.contains(zone) else { return false }
+      let start = sector - geometry.start(of: zone)
+      return start == 0
+        || state.recordedResets[zone] == state.resets[zone] && UInt64(state.recorded[zone].written) >= start
+    }
+  }
+
+  private func add(_ snapshot: Snapshot, isOfResets: Bool = false, _ state: inout State) -> UInt32 {
+    guard !snapshot.zones.isEmpty else { return 0 }
+    var snapshot = snapshot
+    if !isOfResets {
+      state.lastOrder += 1
+      snapshot.order = state.lastOrder
+    }
+    let ticket = state.nextTicket
+    state.nextTicket = ticket == .max ? 1 : ticket + 1
+    state.snapshots[ticket] = snapshot
+    return ticket
+  }
+
+  /// Nobody waits for this record.
+  func forget(ticket: UInt32) { state.withLock { _ = $0.snapshots.removeValue(forKey: ticket) } }
+
+  /// Writes what a ticket is for. Waits for the medium, so it is for a helper thread.
+  ///
+  /// - Parameter beforeWriting: called between the choice of what is written and the writing; for tests of what may happen then.
+  /// - Returns: false when it is not written.
+  func record(ticket: UInt32, beforeWriting: () -> Void = {}) -> Bool {
+    recorder.withLock { _ in
+      let found: (zones: [Zone], snapshot: Snapshot)? = with { state in
+        guard state.failure == nil, let snapshot = state.snapshots.removeValue(forKey: ticket) else { return nil }
+        var (zones, news) = (state.recorded, snapshot)
+        news.zones.removeAll { index, _, resets in
+          guard state.resets[index] == resets else { return true }
+          // A ticket that was given out later may have been recorded first, and answered: it is not undone.
+          return snapshot.order <= state.recordedOrder[index] && state.recordedResets[index] == resets
+        }
+        for (index, zone, _) in news.zones { zones[index] = zone }
+        state.recording = zones
+        return (zones, news)
+      }
+      guard let found else { return false }
+      beforeWriting()
+      let isWritten = file.record(found.zones)
+      state.withLock { state in
+        // One that failed may be on stable storage all the same, until another one is written in its place.
+        guard isWritten else { return }
+        state.recording = nil
+        state.recorded = found.zones
+        for (index, _, resets) in found.snapshot.zones {
+          state.recordedOrder[index] = max(state.recordedOrder[index], found.snapshot.order)
+          if state.resets[index] == resets { state.recordedResets[index] = resets }
+        }
+      }
+      return isWritten
+    }
+  }
+
+  /// The disk is over, nothing is in flight, and everything is on stable storage: so are its zones then.
+  func close() {
+    guard state.withLock({ $0.isLoaded && $0.failure == nil }), file.isMine else { return }
+    let ticket = ticket()
+    if ticket > 0 { _ = record(ticket: ticket) }
+  }
+}
+
+/// Records, as calls of helper threads.
+struct ZoneRecorder: MediumCalls {
+  let disk: ZonedDisk
+  /// - Parameter operation: its offset is a ticket.
+  func perform(_ operation: IOOperation) -> Int32 { disk.record(ticket: UInt32(operation.offset)) ? 0 : 1 }
+}
