@@ -159,12 +159,16 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
   /// - Parameter operation: a read or a write of whole blocks inside the medium, of 1 … `stepBytes` bytes.
   @inline(__always)
   mutating func transfer(_ operation: IOOperation, tag: UInt32) -> JobProgress {
-    guard !operation.isMisaligned(facts.memoryMask) else {
+    // Where nothing is moved, nothing has to be aligned.
+    guard !Engine.movesData || !operation.isMisaligned(facts.memoryMask) else {
       prepare(operation, tag: tag)
       return transferPrepared(tag)
     }
     let outcome = engine.start(operation, tag: tag)
-    if case .finished(let result) = outcome, UInt64(bitPattern: Int64(result)) == operation.length { return .done }
+    // A transfer is shorter than 2^31, so that 32 bits are all of its length, and none of a negative errno.
+    if case .finished(let result) = outcome, UInt32(bitPattern: result) == UInt32(truncatingIfNeeded: operation.length) {
+      return .done
+    }
     prepare(operation, tag: tag)
     if case .finished(let result) = outcome { return goOn(tag, result) }
     return .pending

@@ -268,7 +268,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       operation = unsafe IOOperation(
         kind: .write, length: bytes, segments: segments, segmentCount: shape.readableCount(from: segments))
       operation.skip(RequestHeader.size)
-      if isDurable {
+      // What is not kept is as stable as it gets.
+      if Engine.movesData, isDurable {
         operation.offset = header.sector &* 512
         left &-= Int(truncatingIfNeeded: bytes) &+ BlockLimits.requestCost
         unsafe keep(chain, statusByte, written, index, .write)

@@ -3,10 +3,10 @@ internal import VirtioCore
 
 /// When a write has to be on stable storage (virtio 5.2.6.2).
 enum Durability {
+  /// At the next FLUSH. The first case is told apart with one look.
+  case byFlush
   /// When it completes: nothing that could commit it later was negotiated.
   case always
-  /// At the next FLUSH.
-  case byFlush
   /// As the driver set the configuration's `writeback` byte.
   case byConfiguration
 }

@@ -37,34 +37,35 @@ struct DescriptorTable {
       unsafe table = place
       unsafe descriptor = Descriptor(readingOnce: table)
     }
-    // Bounds both loops, also for links that go round: each step takes a piece of the room.
+    // Bounds both loops, also for links that go round: each step takes a piece of the room, of which there is one at least.
     let end = unsafe segments + capacity
     var next = unsafe segments
     var bytes: UInt64 = 0
 
     while descriptor.isReadable {
-      guard unsafe next < end, let base = unsafe view.place(descriptor) else { return false }
+      guard let base = unsafe view.place(descriptor) else { return false }
       unsafe next.pointee = MemorySegment(base: base, count: Int(descriptor.length))
       bytes &+= UInt64(descriptor.length)
-      guard descriptor.hasNext, descriptor.next < entries else { return false }  // without room for a status: not plain
       unsafe next += 1
+      // Without room for a status: not plain.
+      guard descriptor.hasNext, descriptor.next < entries, unsafe next < end else { return false }
       unsafe descriptor = Descriptor(readingOnce: table + Int(descriptor.next) &* 16)
     }
     unsafe shape.writable = next
     shape.readableBytes = bytes
     while descriptor.isWritable {
-      guard unsafe next < end, let base = unsafe view.place(descriptor) else { return false }
+      guard let base = unsafe view.place(descriptor) else { return false }
       unsafe next.pointee = MemorySegment(base: base, count: Int(descriptor.length))
       bytes &+= UInt64(descriptor.length)
+      unsafe next += 1
       guard descriptor.hasNext else {
         guard bytes <= UInt64(Int32.max) else { return false }
-        unsafe shape.end = next + 1
+        unsafe shape.end = next
         shape.writableBytes = bytes &- shape.readableBytes
         shape.defect = nil
         return true
       }
-      guard descriptor.next < entries else { return false }
-      unsafe next += 1
+      guard descriptor.next < entries, unsafe next < end else { return false }
       unsafe descriptor = Descriptor(readingOnce: table + Int(descriptor.next) &* 16)
     }
     return false  // readable after writable, or an indirect descriptor after others

@@ -22,13 +22,9 @@ extension PackedRing where Book: ~Copyable {
       }
       return take(head.id, span: 16)
     }
-    // Also of slots: a list is not longer than the ring, and each step takes a piece of the room.
-    guard
-      let (id, last) = unsafe walkPlainList(
-        head, at: first, into: segments, capacity: min(capacity, Int(size)), shape: &shape)
-    else { return nil }
-    let distance = Int(bitPattern: last) &- Int(bitPattern: first) &+ 16
-    let span = UInt64(truncatingIfNeeded: distance > 0 ? distance : distance &+ Int(ringBytes))
+    guard let id = unsafe walkPlainList(head, at: first, into: segments, capacity: capacity, shape: &shape) else { return nil }
+    // Each slot became one segment. A list that goes round the ring more than once is longer than there can be room for.
+    let span = unsafe UInt64(truncatingIfNeeded: ChainShape.count(from: segments, to: shape.end)) &* 16
     guard hasRoom(span, for: id) else { return nil }
     return take(id, span: span)
   }
@@ -37,26 +33,27 @@ extension PackedRing where Book: ~Copyable {
   /// that gives it again sooner would be answered more often between two publications than is written down.
   @inlinable @inline(__always)
   func hasRoom(_ span: UInt64, for id: UInt16) -> Bool {
-    unsafe spans[Int(id)] == 0 && taken &- publishedBytes &+ span <= ringBytes
+    unsafe spans[Int(id)] == 0 && span <= room
   }
 
-  /// Follows a list of descriptors in the ring. - Returns: its buffer id, which is that of its last one, and where that is.
+  /// Follows a list of descriptors in the ring, each of which takes a piece of the room: so it ends, also where it goes round.
+  /// - Returns: its buffer id, which is that of its last one.
   @inlinable @inline(__always)
   mutating func walkPlainList(
     _ head: PackedDescriptor, at first: UnsafeMutableRawPointer, into segments: UnsafeMutablePointer<MemorySegment>,
     capacity: Int, shape: inout ChainShape
-  ) -> (id: UInt16, last: UnsafeMutableRawPointer)? {
+  ) -> UInt16? {
     var descriptor = head
     var place = unsafe first
     let end = unsafe segments + capacity
     var next = unsafe segments
     var bytes: UInt64 = 0
     while descriptor.isReadable {
-      guard unsafe next < end, let base = unsafe view.place(descriptor.address, length: descriptor.length) else { return nil }
+      guard let base = unsafe view.place(descriptor.address, length: descriptor.length) else { return nil }
       unsafe next.pointee = MemorySegment(base: base, count: Int(descriptor.length))
       bytes &+= UInt64(descriptor.length)
-      guard descriptor.hasNext else { return nil }  // without room for a status: not plain
       unsafe next += 1
+      guard descriptor.hasNext, unsafe next < end else { return nil }  // without room for a status: not plain
       unsafe place += 16
       if unsafe place == ringEnd { unsafe place = ring }
       unsafe descriptor = PackedDescriptor(readingOnce: place)
@@ -64,7 +61,7 @@ extension PackedRing where Book: ~Copyable {
     unsafe shape.writable = next
     shape.readableBytes = bytes
     while descriptor.isWritable {
-      guard unsafe next < end, let base = unsafe view.place(descriptor.address, length: descriptor.length) else { return nil }
+      guard let base = unsafe view.place(descriptor.address, length: descriptor.length) else { return nil }
       unsafe next.pointee = MemorySegment(base: base, count: Int(descriptor.length))
       bytes &+= UInt64(descriptor.length)
       unsafe next += 1
@@ -73,8 +70,9 @@ extension PackedRing where Book: ~Copyable {
         unsafe shape.end = next
         shape.writableBytes = bytes &- shape.readableBytes
         shape.defect = nil
-        return unsafe (descriptor.id, place)
+        return descriptor.id
       }
+      guard unsafe next < end else { return nil }
       unsafe place += 16
       if unsafe place == ringEnd { unsafe place = ring }
       unsafe descriptor = PackedDescriptor(readingOnce: place)
@@ -91,38 +89,43 @@ extension PackedRing where Book: ~Copyable {
       let table = unsafe view.place(head.address, length: head.length), UInt(bitPattern: table) % 8 == 0,
       Int(head.length / 16) <= capacity
     else { return false }
-    let end = unsafe table + Int(head.length)
-    var place = unsafe table
-    var next = unsafe segments
+    let end = Int(head.length)
+    // An entry is as large as a segment, so one offset goes through both.
+    let room = UnsafeMutableRawPointer(segments)
+    var offset = 0
     var bytes: UInt64 = 0
-    var descriptor = unsafe PackedDescriptor(readingOnce: place)
+    var descriptor = unsafe PackedDescriptor(readingOnce: table)
     while !descriptor.hasWrite {
       guard let base = unsafe view.place(descriptor.address, length: descriptor.length) else { return false }
-      unsafe next.pointee = MemorySegment(base: base, count: Int(descriptor.length))
+      unsafe Self.segment(room, offset).pointee = MemorySegment(base: base, count: Int(descriptor.length))
       bytes &+= UInt64(descriptor.length)
-      unsafe next += 1
-      unsafe place += 16
-      guard unsafe place != end else { return false }
-      unsafe descriptor = PackedDescriptor(readingOnce: place)
+      offset &+= 16
+      guard offset != end else { return false }
+      unsafe descriptor = PackedDescriptor(readingOnce: table + offset)
     }
-    unsafe shape.writable = next
+    unsafe shape.writable = Self.segment(room, offset)
     shape.readableBytes = bytes
     while descriptor.hasWrite {
       guard let base = unsafe view.place(descriptor.address, length: descriptor.length) else { return false }
-      unsafe next.pointee = MemorySegment(base: base, count: Int(descriptor.length))
+      unsafe Self.segment(room, offset).pointee = MemorySegment(base: base, count: Int(descriptor.length))
       bytes &+= UInt64(descriptor.length)
-      unsafe next += 1
-      unsafe place += 16
-      guard unsafe place != end else {
+      offset &+= 16
+      guard offset != end else {
         guard bytes <= UInt64(Int32.max) else { return false }
-        unsafe shape.end = next
+        unsafe shape.end = Self.segment(room, offset)
         shape.writableBytes = bytes &- shape.readableBytes
         shape.defect = nil
         return true
       }
-      unsafe descriptor = PackedDescriptor(readingOnce: place)
+      unsafe descriptor = PackedDescriptor(readingOnce: table + offset)
     }
     return false  // readable after writable
+  }
+
+  /// - Parameter offset: bytes, a multiple of a segment's.
+  @inlinable @inline(__always)
+  static func segment(_ room: UnsafeMutableRawPointer, _ offset: Int) -> UnsafeMutablePointer<MemorySegment> {
+    unsafe (room + offset).assumingMemoryBound(to: MemorySegment.self)
   }
 
   /// Takes a chain that is available and not plain, or says what is wrong with it.

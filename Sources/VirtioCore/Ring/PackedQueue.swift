@@ -39,13 +39,13 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
   /// The slot of the next used descriptor, counting those not yet published, and the flags that say that it is used.
   @usableFromInline var nextUsed: UnsafeMutableRawPointer
   @usableFromInline var usedFlags: UInt16
-  /// Bytes of the ring taken and used, ever. The distance is what is in flight.
-  @usableFromInline var taken: UInt64
+  /// Bytes of the ring that are free: no chain covers them, and no answer that is not shown yet.
+  @usableFromInline var room: UInt64
+  /// Bytes of the ring used, ever.
   @usableFromInline var used: UInt64 = 0
   /// Of the whole ring.
   @usableFromInline let ringBytes: UInt64
-  /// `used` when it was published last, which is never further behind `taken` than the ring is long; and when it was decided last
-  /// whether to notify.
+  /// `used` when it was published last, and when it was decided last whether to notify.
   @usableFromInline var publishedBytes: UInt64 = 0
   @usableFromInline var decidedBytes: UInt64 = 0
 
@@ -126,7 +126,7 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
     unsafe firstUnpublished = nextUsed
     firstFlags = usedFlags
     unsafe batchPlace = nextUsed
-    taken = UInt64(inFlight) * 16
+    room = UInt64(bytes) - UInt64(inFlight) * 16
     ringBytes = UInt64(bytes)
     self.book = book
   }
@@ -202,8 +202,8 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
   mutating func take(_ id: UInt16, span: UInt64) -> Chain {
     unsafe spans[Int(id)] = UInt32(truncatingIfNeeded: span)
     if Book.isLasting { unsafe book.take(id, at: next, span: Int(span / 16)) }
-    taken &+= span
-    var after = unsafe next + Int(span)
+    room &-= span
+    var after = unsafe next + Int(truncatingIfNeeded: span)
     if unsafe after >= ringEnd {
       unsafe after -= Int(ringBytes)
       availableFlags ^= PackedFlags.both
@@ -284,6 +284,7 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
       unsafe SharedCell<UInt16>(firstUnpublished + 14).storeRelease(firstFlags)
       unpublished = 0
     }
+    room &+= used &- publishedBytes
     publishedBytes = used
   }
 

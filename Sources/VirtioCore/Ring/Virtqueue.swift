@@ -16,7 +16,7 @@ public protocol Virtqueue: ~Copyable {
   /// device looks at the ring anyway, until `enableKicks`.
   ///
   /// - Parameters:
-  ///   - segments: room for `capacity` pieces (at most 32767); readable ones come first.
+  ///   - segments: room for `capacity` pieces (1 … 32767); readable ones come first.
   ///   - shape: what the chain comes to, if one is returned.
   /// - Returns: `nil` when nothing is available.
   /// - Throws: the ring is broken; nothing was taken.
