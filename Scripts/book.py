@@ -2,9 +2,11 @@
 """Keeps the outputs in the documents up to date with the program, and builds the book from them.
 
     Scripts/book.py check [FILE.md …]    run every command again and compare; values that differ from run to run are masked
+    Scripts/book.py links [FILE.md …]    follow every link of the documents; part of 'check' without a name
     Scripts/book.py update [FILE.md …]   run every command and write its output into the documents
     Scripts/book.py pictures             draw the traces in Docs/plots, and the picture of the engines
     Scripts/book.py html [FOLDER]        build HTML that reads offline (in .docs by default); needs pandoc
+    Scripts/book.py pages [FOLDER]       follow every link of the HTML, and see that it loads nothing; part of 'html'
 
 A block of output follows a comment with the commands that produce it:
 
@@ -31,6 +33,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import urllib.parse
+from html.parser import HTMLParser
 
 sys.dont_write_bytecode = True
 from symbols import MODULES, STYLE
@@ -120,7 +124,7 @@ def documents(names):
         return names
     book = os.path.join(ROOT, "Docs/book")
     found = [os.path.join(book, name) for name in sorted(os.listdir(book)) if name.endswith(".md")]
-    return found + [os.path.join(ROOT, "Docs/tracing.md")]
+    return found + [os.path.join(ROOT, "Docs", name) for name in ("images.md", "tracing.md", "zoned.md")]
 
 
 def work(path, updates):
@@ -151,6 +155,90 @@ def work(path, updates):
         return problems, len(BLOCK.findall(text))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def anchors(text):
+    """The anchors of a document's headings, as GitHub and pandoc make them."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+    found = set()
+    for heading in re.findall(r"^#+ (.*)", text, re.M):
+        word = re.sub(r"[^\w\- ]", "", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()).replace(" ", "-")
+        number = 1
+        while word + (f"-{number}" if number > 1 else "") in found:
+            number += 1
+        found.add(word + (f"-{number}" if number > 1 else ""))
+    return found
+
+
+def everything():
+    """All documents of the project."""
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (os.path.join(folder, name) for name in names if name.endswith(".md"))
+
+
+def links(names):
+    """- Throws: where links lead to no file, or to no heading of one."""
+    dead = []
+    for path in names or sorted(everything()):
+        with open(path, encoding="utf-8") as file:
+            text = re.sub(r"^```.*?^```$", "", file.read(), flags=re.M | re.S)
+        for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", text)):
+            if re.match(r"\w+:", target):
+                continue
+            name, _, fragment = target.partition("#")
+            found = os.path.normpath(os.path.join(os.path.dirname(path), name)) if name else path
+            if not os.path.exists(found):
+                dead.append(f"{os.path.relpath(path, ROOT)}: there is no {target}")
+            elif fragment:
+                with open(found, encoding="utf-8") as file:
+                    if fragment not in anchors(file.read()):
+                        dead.append(f"{os.path.relpath(path, ROOT)}: there is no heading for {target}")
+    if dead:
+        raise Failed("dead links:\n" + "\n".join(dead))
+
+
+class Page(HTMLParser):
+    """What a page links to, what it loads, and what can be linked to in it."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.links, self.loads, self.names = [], [], set()
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        # A style may load something, too.
+        self.loads += re.findall(r"url\(['\"]?([^)'\"]+)", "".join(re.findall(r"<style.*?</style>", text, re.S)))
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.names |= {attributes[key] for key in ("id", "name") if attributes.get(key)}
+        if tag == "a":
+            self.links += [attributes["href"]] if "href" in attributes else []
+        else:
+            self.loads += [attributes[key] for key in ("src", "href", "data", "xlink:href") if attributes.get(key)]
+
+
+def check_pages(folder):
+    """Every link of the built pages leads to a page and a place in it, and no page needs anything but itself."""
+    pages = {}
+    for place, _, names in os.walk(folder):
+        pages.update((os.path.join(place, name), Page(os.path.join(place, name))) for name in names if name.endswith(".html"))
+    wrong = []
+    for path, page in sorted(pages.items()):
+        name = os.path.relpath(path, folder)
+        wrong += [f"{name} loads {target}" for target in page.loads if not target.startswith(("data:", "#"))]
+        for target in page.links:
+            if re.match(r"(https?|mailto):", target):
+                continue
+            file, _, fragment = urllib.parse.unquote(target).partition("#")
+            found = os.path.normpath(os.path.join(os.path.dirname(path), file)) if file else path
+            if found not in pages:
+                wrong.append(f"{name}: there is no {target}")
+            elif fragment and fragment not in pages[found].names:
+                wrong.append(f"{name}: there is no place for {target}")
+    if wrong:
+        raise Failed("the pages have dead links, or load something:\n" + "\n".join(wrong))
 
 
 # Each question, what is so when the answer is yes, and below it the next one.
@@ -227,6 +315,18 @@ def neighbours(page, chapters):
     return '<nav class="pages">' + "".join(spans) + "</nav>\n\n"
 
 
+def unbroken(page):
+    """Keeps an option on one line, where a browser would break it after a hyphen; what is too long for a column may break."""
+    def code(match):
+        block, text = match.groups()
+        if block:
+            return match.group(0)
+        text = re.sub(r"(?<![\w-])--?\w[\w-]*", r'<span class="word">\g<0></span>', text)
+        return f'<code class="long">{text}</code>' if len(match.group(2)) > 24 else f"<code>{text}</code>"
+
+    return re.sub(r"(<pre[^>]*>)?<code>([^<]*)</code>", code, page)
+
+
 def html(folder):
     if not shutil.which("pandoc"):
         raise Failed("pandoc is missing: Scripts/setup.sh docs")
@@ -243,31 +343,41 @@ def html(folder):
             texts[name] = re.sub(r"<!-- run.*?-->\n", "", file.read(), flags=re.S)
     titles = {name.split("/")[-1]: re.search(r"^# (.*)", text, re.M).group(1) for name, text in texts.items()}
     chapters = [name for name in sorted(texts) if re.match(r"book/\d", name)]
+    place = {name: "index.html" if name == "book/README.md" else name[:-3] + ".html" for name in texts}
     for source, name in pages:
-        text, title = texts[name], titles[name.split("/")[-1]]
-        # A page is called by its title, and not by the name of a file that is not here.
-        text = re.sub(r"\[(?:book/)?([\w-]+\.md)\]\(", lambda m: f"[{titles.get(m.group(1), m.group(1)).split(':')[0]}](", text)
-        page = "index.html" if name == "book/README.md" else name[:-3] + ".html"
+        text, title, page = texts[name], titles[name.split("/")[-1]], place[name]
+
+        def link(match):
+            """A link between documents becomes one between pages. What is not part of the book is only named."""
+            label, target = match.groups()
+            if re.match(r"\w+:|#", target):
+                return match.group(0)
+            file, _, fragment = target.partition("#")
+            to = place.get(os.path.normpath(os.path.join(os.path.dirname(name), file)))
+            if to is None:
+                return label
+            # A page is called by its title, and not by the name of a file that is not here.
+            if re.fullmatch(r"(?:book/)?[\w-]+\.md", label):
+                label = titles[label.split("/")[-1]].split(":")[0]
+            return f"[{label}]({os.path.relpath(to, os.path.dirname(page) or '.')}" + (f"#{fragment})" if fragment else ")")
+
+        text = re.sub(r"(?<!!)\[([^]]*)\]\(([^)\s]+)\)", link, text)
         if page == "index.html":
-            text = re.sub(r"\]\((\d\d-[\w-]+)\.md", r"](book/\1.html", text)
-            text = re.sub(r"\]\(\.\./([\w-]+)\.md", r"](\1.html", text)
             library = [f"[{module}](library/{module}.html)" for module in MODULES
                        if os.path.exists(os.path.join(folder, "library", module + ".html"))]
             if library:
                 text += "\nThe public symbols of the libraries: " + ", ".join(library) + ".\n"
-        else:
-            text = text.replace("](README.md", "](../index.html")
-            text = re.sub(r"\]\(((?:\.\./)*[\w-]+)\.md", r"](\1.html", text)
-        # Sources are not part of the book.
-        text = re.sub(r"\[([^]]*)\]\((?:\.\./)+(?:Sources|Tests|Scripts|Examples|Images|Benchmarks|CHANGELOG)[^)]*\)", r"\1", text)
         back = "" if page == "index.html" else neighbours(page, chapters)
         if name in chapters:
             text += "\n" + back
-        subprocess.run(
+        made = subprocess.run(
             ["pandoc", "-f", "gfm", "-t", "html5", "-s", "--self-contained", "--metadata", f"pagetitle={title}",
-             "--include-in-header", os.path.join(folder, "style.html"), "-o", os.path.join(folder, page)],
-            input=back + text, text=True, check=True, cwd=os.path.dirname(source))
+             "--include-in-header", os.path.join(folder, "style.html")],
+            input=back + text, stdout=subprocess.PIPE, text=True, check=True, cwd=os.path.dirname(source))
+        with open(os.path.join(folder, page), "w", encoding="utf-8") as file:
+            file.write(unbroken(made.stdout))
     os.remove(os.path.join(folder, "style.html"))
+    check_pages(folder)
     print(f"{len(pages)} pages: {os.path.join(folder, 'index.html')}")
 
 
@@ -275,12 +385,18 @@ def main():
     verb, names = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
     if verb == "html":
         return html(names[0] if names else os.path.join(ROOT, ".docs"))
+    if verb == "pages":
+        return check_pages(names[0] if names else os.path.join(ROOT, ".docs"))
+    if verb == "links":
+        return links(names)
     if verb not in ("check", "update", "pictures"):
         sys.exit(__doc__)
     if not os.access(PROGRAM, os.X_OK):
         raise Failed(f"there is no {PROGRAM}: build it with 'swift build -c release', or name one in VMM_BLK")
     if verb == "pictures":
         return pictures()
+    if verb == "check" and not names:
+        links([])
     failed = blocks = 0
     for path in documents(names):
         problems, count = work(path, verb == "update")
@@ -288,7 +404,7 @@ def main():
         for problem in problems:
             print(f"{os.path.relpath(path, ROOT)} {'is changed' if verb == 'update' else 'says something else'}:\n{problem}\n")
         failed += len(problems)
-    print(f"{blocks - failed} passed, {failed} failed")
+    print(f"{blocks} blocks, {failed} changed" if verb == "update" else f"{blocks - failed} passed, {failed} failed")
     if failed and verb == "check":
         sys.exit("Scripts/book.py update writes what the program says now: read the difference before keeping it")
 

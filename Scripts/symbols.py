@@ -176,7 +176,7 @@ def write(folder, graphs, plain):
 STYLE = """body{max-width:58rem;margin:2rem auto;padding:0 1rem;font:16px/1.5 sans-serif;color:#222}
 pre{background:#f5f6f8;padding:.7rem;overflow-x:auto;font-size:12.5px;line-height:1.3}code{font-size:.9em}pre code{font-size:1em}
 table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:.2rem .5rem;text-align:left;vertical-align:top}
-td code{overflow-wrap:anywhere}img{max-width:100%}a{color:#06c}h1,h2,h3{line-height:1.2}
+.long{overflow-wrap:anywhere}.word{white-space:nowrap}pre.sourceCode{background:#f5f6f8!important}img{max-width:100%}a{color:#06c}h1,h2,h3{line-height:1.2}
 nav.pages{display:flex;justify-content:space-between;gap:1rem}"""
 
 

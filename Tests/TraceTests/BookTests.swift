@@ -10,13 +10,8 @@ import Testing
   static let documents: [String] = {
     let book = root.appendingPathComponent("Docs/book")
     let chapters = (try? FileManager.default.contentsOfDirectory(atPath: book.path)) ?? []
-    return chapters.filter { $0.hasSuffix(".md") && $0 != "README.md" }.sorted().map { "Docs/book/" + $0 } + ["Docs/tracing.md"]
-  }()
-
-  static let everyDocument: [String] = {
-    let docs = (try? FileManager.default.contentsOfDirectory(atPath: root.appendingPathComponent("Docs").path)) ?? []
-    return documents + ["README.md", "Docs/book/README.md"]
-      + docs.filter { $0.hasSuffix(".md") && $0 != "tracing.md" }.sorted().map { "Docs/" + $0 }
+    return chapters.filter { $0.hasSuffix(".md") && $0 != "README.md" }.sorted().map { "Docs/book/" + $0 }
+      + ["images", "tracing", "zoned"].map { "Docs/\($0).md" }
   }()
 
   private static func python(
@@ -90,14 +85,38 @@ import Testing
     }
   }
 
-  /// Files that the documents point to are there.
-  @Test(arguments: everyDocument)
-  func everyLinkLeadsSomewhere(_ document: String) throws {
-    let file = Self.root.appendingPathComponent(document)
-    let text = try String(contentsOf: file, encoding: .utf8)
-    for match in text.matches(of: /\]\(([^)#:\s]+)(#[^)]*)?\)/) {
-      let target = file.deletingLastPathComponent().appendingPathComponent(String(match.1)).standardizedFileURL
-      #expect(FileManager.default.fileExists(atPath: target.path), "\(document): \(match.1)")
+  /// Every link of every document leads to a file, and to a heading of it.
+  @Test func everyLinkLeadsSomewhere() throws {
+    let (status, output) = try Self.python(["links"])
+    #expect(status == 0, "\(output)")
+  }
+
+  @Test func deadLinksAreFound() throws {
+    try withDirectory { directory in
+      let path = directory + "/links.md"
+      let text = "# One `word`, and more\n\n[a](#one-word-and-more) [b](links.md#one) [c](gone.md)\n\n`[d](code.md)`\n"
+      try text.write(toFile: path, atomically: true, encoding: .utf8)
+      let (status, output) = try Self.python(["links", path])
+      #expect(status != 0, "\(output)")
+      #expect(output.contains("no heading for links.md#one") && output.contains("there is no gone.md"), "\(output)")
+      #expect(!output.contains("one-word") && !output.contains("code.md"), "\(output)")
+    }
+  }
+
+  /// Pages read offline: their links lead to each other, and they load nothing.
+  @Test func pagesThatAreNotWholeAreFound() throws {
+    try withDirectory { directory in
+      let path = directory + "/page.html"
+      try "<h1 id=\"top\">a</h1><a href=\"page.html#top\">b</a><a href=\"https://example.org\">c</a>".write(
+        toFile: path, atomically: true, encoding: .utf8)
+      #expect(try Self.python(["pages", directory]).status == 0)
+      try "<a href=\"#bottom\">b</a><a href=\"gone.html\">c</a><img src=\"https://example.org/a.png\">".write(
+        toFile: path, atomically: true, encoding: .utf8)
+      let (status, output) = try Self.python(["pages", directory])
+      #expect(status != 0, "\(output)")
+      for part in ["no place for #bottom", "there is no gone.html", "loads https://example.org/a.png"] {
+        #expect(output.contains(part), "\(output)")
+      }
     }
   }
 }
