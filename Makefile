@@ -2,7 +2,7 @@
 
 VMM_BLK := .build/release/vmm-blk
 
-.PHONY: all build release demo guest test lint test-fast test-system test-fuzz fuzz bench bench-peers conform-peers profile micro package package-test docs clean
+.PHONY: all build release program demo guest test lint test-fast test-system test-fuzz fuzz bench bench-peers conform-peers profile micro package package-test docs clean
 
 all: release
 
@@ -14,13 +14,18 @@ release:
 	@Scripts/setup.sh build
 	swift build -c release
 
+# The program alone, without the benchmarks and the tests' helpers.
+program:
+	@Scripts/setup.sh build
+	swift build -c release --product vmm-blk
+
 # A memory file, a device that serves it, a synthetic guest in another process, and a drawing of their rings.
-demo: release
+demo: program
 	@Scripts/demo.sh
 
 # A real Linux guest: user-mode Linux, a kernel that runs as a process; 'make guest GUEST=qemu' uses QEMU instead.
 GUEST := uml
-guest: release
+guest: program
 	@Scripts/guest/demo.sh $(GUEST)
 
 # Checks the formatting (.swift-format); 'swift format format -i -r -p Sources Tests Benchmarks Fuzz Package.swift' fixes it.
