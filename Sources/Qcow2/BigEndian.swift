@@ -1,14 +1,14 @@
-/// Numbers as they are in an image: the most significant byte first.
+/// Big-endian numbers, as in an image.
 
 extension [UInt8] {
-  /// - Parameter offset: four bytes are there.
+  /// - Parameter offset: of four bytes that exist.
   func word32(_ offset: Int) -> UInt32 {
     UInt32(self[offset]) << 24 | UInt32(self[offset + 1]) << 16 | UInt32(self[offset + 2]) << 8 | UInt32(self[offset + 3])
   }
 
   func word16(_ offset: Int) -> UInt16 { UInt16(self[offset]) << 8 | UInt16(self[offset + 1]) }
 
-  /// - Parameter offset: eight bytes are there.
+  /// - Parameter offset: of eight bytes that exist.
   func word64(_ offset: Int) -> UInt64 { UInt64(word32(offset)) << 32 | UInt64(word32(offset + 4)) }
 
   mutating func put16(_ value: UInt16, at offset: Int) {
@@ -28,7 +28,7 @@ extension [UInt8] {
 }
 
 extension UInt64 {
-  /// The least multiple of a power of two that is not below this; `nil` where there is none.
+  /// Rounds up to a multiple of a power of two; `nil` on overflow.
   func rounded(up unit: UInt64) -> UInt64? {
     let (sum, isTooLarge) = addingReportingOverflow(unit - 1)
     return isTooLarge ? nil : sum & ~(unit - 1)

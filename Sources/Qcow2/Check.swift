@@ -1,21 +1,20 @@
-/// Whether an image's tables fit together: every cluster that is in use is counted as often as it is used, and none is counted that
-/// is not.
+/// Checks the consistency of an image: the refcount of every cluster has to equal the number of its uses.
 
 /// What was found.
 public struct Qcow2Report: Hashable, Sendable {
   /// One line each, in qemu-img's words; the first thousand.
   public internal(set) var findings: [String] = []
-  /// Things that may cost data, now or with the next write.
+  /// Faults that may cost data, now or with the next write.
   public internal(set) var corruptions = 0
-  /// Clusters that are counted more often than they are in use: space, no harm.
+  /// Clusters with a refcount above their number of uses: wasted space, but harmless.
   public internal(set) var leaks = 0
-  /// What could not be looked at.
+  /// What could not be examined.
   public internal(set) var failures = 0
-  /// Clusters of the disk, those that have a place in the file, and those that are compressed.
+  /// Clusters of the disk; of these those that are allocated, and those that are compressed.
   public internal(set) var totalClusters: UInt64 = 0
   public internal(set) var allocatedClusters: UInt64 = 0
   public internal(set) var compressedClusters: UInt64 = 0
-  /// Bytes: where the last cluster ends that is counted.
+  /// The end of the last cluster that has a refcount, bytes.
   public internal(set) var imageEnd: UInt64 = 0
 
   private static let lines = 1000
@@ -51,9 +50,10 @@ public struct Qcow2Check<Source: ImageSource> {
   private var counts = ClusterCounts()
   /// Clusters that have one use and no other.
   private var single: [UInt64: Qcow2Fault.Part] = [:]
-  /// L2 tables that may still be walked, the larger ones counted as several: a bound of our own, whatever snapshots say.
+  /// How many L2 tables may still be walked, large ones counting as several: a bound of our own, whatever snapshots claim.
   private var patience = 1 << 22
-  /// Entries of L1 tables and of bitmaps that may still be looked at: thousands of snapshots may name the same few megabytes.
+  /// How many entries of L1 tables and bitmaps may still be examined: thousands of snapshots may refer to the same few
+  /// megabytes.
   private var budget: UInt64
   private var report = Qcow2Report()
 
@@ -63,8 +63,9 @@ public struct Qcow2Check<Source: ImageSource> {
     refcounts = try Qcow2Refcounts(source, header)
   }
 
-  /// - Parameter budget: entries of L1 tables and bitmaps that are looked at, at most; what is left out is told as a failure.
-  /// - Throws: it is no image that could be looked at.
+  /// - Parameter budget: how many entries of L1 tables and bitmaps are examined at most; anything left out is reported as a
+  ///   failure.
+  /// - Throws: it is not an image that can be examined.
   public static func run(
     _ source: Source, _ header: Qcow2Header, budget: UInt64 = 1 << 28
   ) throws(Qcow2Fault) -> Qcow2Report {
@@ -96,7 +97,7 @@ public struct Qcow2Check<Source: ImageSource> {
     walkBlocks()
   }
 
-  /// - Returns: false, and that is told, where there are more than can be looked at.
+  /// - Returns: false, after reporting it, if there are more than can be examined.
   private mutating func spend(_ entries: UInt64, on what: String) -> Bool {
     guard entries < budget else {
       report.fail("ERROR the \(what) have more entries than can be looked at")
@@ -106,11 +107,11 @@ public struct Qcow2Check<Source: ImageSource> {
     return true
   }
 
-  /// Counts the clusters of a part that the file has, whole or at its end.
+  /// Counts a use of the clusters of a part, which are in the file, the last one perhaps in part.
   private mutating func use(_ part: Qcow2Fault.Part, _ offset: UInt64, bytes: UInt64, isSingle: Bool) {
     guard bytes > 0 else { return }
     let size = header.clusterSize
-    // The end of the file has a cluster that may be cut. Whatever is told of a place, it is below 2^57 from here on.
+    // The last cluster of the file may be incomplete. Every offset is below 2^57 from here on.
     let (end, isTooLarge) = offset.addingReportingOverflow(bytes)
     guard offset < Qcow2Limits.offset, !isTooLarge, end <= source.byteCount.rounded(up: size) ?? .max else {
       return report.corrupt("ERROR \(part.rawValue) at \(offset) exceeds the end of the file")
@@ -173,7 +174,7 @@ public struct Qcow2Check<Source: ImageSource> {
         report.allocatedClusters += 1
         report.compressedClusters += 1
       }
-      // As much of it as the whole sectors that it is said to have.
+      // As many whole sectors as its entry claims.
       let start = offset & ~511
       use(.compressed, start, bytes: offset - start + UInt64(count), isSingle: false)
     case .data(let offset), .zero(let offset?), .subclusters(let offset?, _, _):
@@ -233,7 +234,7 @@ public struct Qcow2Check<Source: ImageSource> {
     var last: UInt64? = nil
     let blocks = refcounts.blocks
     for (index, block) in blocks.enumerated() {
-      // One that is there twice has been told of, and may be there a million times.
+      // A block that is listed twice has been reported, and may be listed a million times.
       guard Qcow2Refcounts<Source>.isPlace(block, header, source.byteCount), seen.insert(block).inserted else { continue }
       if let end = compare(block: index) { last = end }
     }
@@ -246,7 +247,7 @@ public struct Qcow2Check<Source: ImageSource> {
     for cluster in single.keys.sorted() where counts[cluster] > 1 {
       report.corrupt("ERROR the \(single[cluster]?.rawValue ?? "") at \(cluster * size) is in use as something else, too")
     }
-    // A count may be of a cluster that no file can have.
+    // A refcount may be for a cluster that no file can have.
     report.imageEnd =
       last.map {
         let (end, isTooLarge) = ($0 + 1).multipliedReportingOverflow(by: size)
@@ -255,7 +256,7 @@ public struct Qcow2Check<Source: ImageSource> {
     self.report = report
   }
 
-  /// - Returns: the last cluster that it counts.
+  /// - Returns: the last cluster with a refcount in it.
   private mutating func compare(block index: Int) -> UInt64? {
     guard let bytes = refcounts.block(index) else { return nil }
     var last: UInt64? = nil

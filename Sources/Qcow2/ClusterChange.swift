@@ -1,9 +1,9 @@
-/// What becomes of a cluster of the disk that cannot be written to as it is.
+/// How the mapping of a cluster changes when it cannot be written in place.
 
-/// An entry of an L2 table of the disk: what it says, and what that means.
+/// An entry of an L2 table of the disk, raw and decoded.
 public struct ClusterEntry: Hashable, Sendable {
   public var entry: UInt64
-  /// Of an extended entry; 0 of others.
+  /// The bitmap of an extended entry; 0 for others.
   public var bitmap: UInt64
   public let cluster: Qcow2Cluster
 
@@ -14,10 +14,10 @@ public struct ClusterEntry: Hashable, Sendable {
     cluster = try entries.level2(entry, bitmap: bitmap)
   }
 
-  /// Nobody else has its place: it may be written to where it is.
+  /// Its cluster is not shared: it may be written in place.
   var isOwn: Bool { entry & Qcow2Entries.compressed == 0 && entry & Qcow2Entries.copied != 0 }
 
-  /// A place in the file that it alone has.
+  /// The offset of a cluster that is not shared.
   public var ownPlace: UInt64? {
     guard isOwn else { return nil }
     switch cluster {
@@ -26,32 +26,32 @@ public struct ClusterEntry: Hashable, Sendable {
     }
   }
 
-  /// What loses a pointer when another place or none takes its place: bytes of the file.
+  /// What loses a pointer when the entry changes to another cluster or to none: bytes of the file.
   public var dropped: (place: UInt64, bytes: UInt64)? {
     switch cluster {
     case .data(let place), .zero(let place?), .subclusters(let place?, _, _): (place, 1)
     case .compressed(let place, let count):
-      // The sectors that it is said to have, as they are counted.
+      // The sectors that its entry claims, which have refcounts.
       (place & ~511, place - (place & ~511) + UInt64(count))
     case .unallocated, .zero(nil), .subclusters(nil, _, _): nil
     }
   }
 }
 
-/// How a write reaches a cluster that has no place of its own, or not for all that is written.
+/// How a write is done in a cluster that the disk does not have for itself, or not for all that is written.
 public struct ClusterChange: Hashable, Sendable {
-  /// Bytes of the cluster that are stored: those that are written, and around them what has to be there because the image cannot say of
-  /// less than this that it has it.
+  /// Bytes of the cluster that are stored: those that are written, and what has to be copied around them, because the image
+  /// has no smaller unit of allocation.
   public let stored: Range<UInt64>
-  /// Where in the file it goes; `nil`: to a cluster that is claimed for it.
+  /// The offset in the file; `nil`: a cluster has to be claimed for it.
   public let ownPlace: UInt64?
-  /// Subclusters that have data afterwards, and zeroes; of an image without them 0.
+  /// Subclusters with data afterwards, and with zeroes; 0 for an image without subclusters.
   private let data: UInt32
   private let zero: UInt32
   private let isExtended: Bool
 
   /// - Parameters:
-  ///   - asked: bytes of the cluster, at least one. Not all of them have a place of their own.
+  ///   - asked: bytes of the cluster, at least one. Not all of them can be written in place.
   public init(_ old: ClusterEntry, writing asked: Range<UInt64>, _ geometry: Qcow2Geometry) {
     isExtended = geometry.isExtended
     ownPlace = old.ownPlace
@@ -61,37 +61,37 @@ public struct ClusterChange: Hashable, Sendable {
       return
     }
     guard case .subclusters(let place, let oldData, let oldZero) = old.cluster, place == nil || old.isOwn else {
-      // Compressed, or somebody else's, too: all of it is copied.
+      // Compressed or shared: all of it is copied.
       (stored, data, zero) = (whole, .max, 0)
       return
     }
     let size = geometry.subclusterSize
     let (first, last) = (asked.lowerBound / size, (asked.upperBound - 1) / size)
     let touched = (UInt32.max >> UInt32(31 - (last - first))) << UInt32(first)
-    // What has data goes on from what it has.
+    // A cluster that has data is extended.
     let start = oldData >> UInt32(first) & 1 != 0 ? asked.lowerBound : first * size
     let end = oldData >> UInt32(last) & 1 != 0 ? asked.upperBound : (last + 1) * size
     (stored, data, zero) = (start..<end, oldData | touched, oldZero & ~touched)
   }
 
-  /// The entry that says so.
+  /// The new entry.
   public func entry(_ place: UInt64) -> (entry: UInt64, bitmap: UInt64) {
     (place | Qcow2Entries.copied, isExtended ? UInt64(zero) << 32 | UInt64(data) : 0)
   }
 }
 
 extension ClusterEntry {
-  /// It is data in a place of its own.
+  /// It is data in a cluster that is not shared.
   public var isOwnData: Bool {
     guard case .data = cluster else { return false }
     return isOwn
   }
 
-  /// The entry when bytes of it become zeroes without anything being stored for them.
+  /// The entry after bytes of the cluster became zeroes without any data being stored.
   ///
   /// - Parameters:
   ///   - asked: bytes of the cluster, at least one: whole subclusters, or all of it.
-  /// - Returns: `nil` where the image has no words for it.
+  /// - Returns: `nil` if the image cannot express that.
   public func zeroed(
     _ asked: Range<UInt64>, _ geometry: Qcow2Geometry, hasZeroFlag: Bool
   ) -> (entry: UInt64, bitmap: UInt64, drops: Bool)? {
@@ -102,7 +102,7 @@ extension ClusterEntry {
     if case .subclusters(let place, let data, let zero) = cluster, place == nil || isOwn {
       let (first, last) = (asked.lowerBound / size, asked.upperBound / size - 1)
       let touched = (UInt32.max >> UInt32(31 - (last - first))) << UInt32(first)
-      // What has data has its place; that is zeroed, and the entry says what it said.
+      // The cluster has data: that is zeroed in place, and the entry stays.
       return data & touched == 0 ? (entry, UInt64(zero | touched) << 32 | UInt64(data), false) : nil
     }
     return isWhole ? (0, UInt64(UInt32.max) << 32, dropped != nil) : nil

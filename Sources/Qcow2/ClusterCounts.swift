@@ -1,8 +1,8 @@
-/// How often each cluster of a file is in use, as a checker finds it.
+/// The number of uses of each cluster, as counted by the checker.
 
-/// Numbers by cluster, with memory for those that are used: a file may say that it has any size, and its uses may lie anywhere.
+/// Numbers by cluster, with memory only for those that are used: a file may claim any size, and uses may be anywhere in it.
 struct ClusterCounts {
-  /// Clusters that have memory together, 256 bytes: what one use can cost.
+  /// Clusters that share one piece of memory, 256 bytes: the most that one use can cost.
   static let group: UInt64 = 64
   private var groups: [UInt64: [UInt32]] = [:]
 
@@ -15,7 +15,7 @@ struct ClusterCounts {
     return UInt64(group[Int(cluster % Self.group)])
   }
 
-  /// Whether no cluster has a number that is in a group with this one.
+  /// Whether no cluster in the group of this one has a number.
   func isEmpty(around cluster: UInt64) -> Bool { groups[cluster / Self.group] == nil }
 
   /// Those that are not 0, in their order.

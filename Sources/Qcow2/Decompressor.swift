@@ -1,5 +1,5 @@
-/// zlib and zstd, the libraries of the system. They are found when an image needs them, as libnbd is: a program that serves raw
-/// disks neither needs nor loads them, and building needs no headers of theirs.
+/// The system's zlib and zstd. Like libnbd they are loaded when an image needs them: a program that serves raw disks neither
+/// needs nor loads them, and the build does not need their headers.
 internal import CLinux
 internal import Glibc
 
@@ -34,16 +34,16 @@ public final class Qcow2Decompressor: @unchecked Sendable {
     try (compression == .zlib ? loadedZlib : loadedZstd).get()
   }
 
-  /// For who is about to give up the right to load anything.
+  /// For a process that is about to give up the right to load libraries.
   public static func load() {
     for compression in Qcow2Compression.allCases { _ = try? find(compression) }
   }
 
-  /// Fills the target, whatever the source holds. Touches no more memory than these, and some of its own.
+  /// Decompresses into the target. Whatever the source holds, it only touches these two and memory of its own.
   ///
   /// - Parameters:
   ///   - target: a cluster.
-  /// - Returns: it is full.
+  /// - Returns: whether the target was filled.
   public func decompress(_ source: [UInt8], into target: UnsafeMutableRawBufferPointer) -> Bool {
     unsafe source.withUnsafeBytes { source in
       guard let from = source.baseAddress, let to = target.baseAddress else { return false }

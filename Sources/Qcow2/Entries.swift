@@ -1,28 +1,28 @@
-/// What the entries of an image's tables say.
+/// The entries of an image's tables.
 
-/// What is at a cluster of the disk. A value that was made from an entry has offsets below 2^56 on clusters' beginnings; where the
-/// file ends has to be looked at by whoever reads there.
+/// The mapping of one cluster of the disk. A value that was decoded from an entry has offsets below 2^56 that are multiples
+/// of the cluster size; whether they are within the file is for the reader to check.
 public enum Qcow2Cluster: Hashable, Sendable {
-  /// What the backing file has there, or zeroes.
+  /// The backing file's data, or zeroes if there is none.
   case unallocated
-  /// Zeroes. A place may be kept for it: `offset`, else `nil`.
+  /// Zeroes. `offset` is the cluster that is preallocated for it; `nil`: none.
   case zero(offset: UInt64?)
   case data(offset: UInt64)
   /// - Parameters:
   ///   - offset: any byte.
-  ///   - count: bytes that may belong to it, with what is after it.
+  ///   - count: an upper bound of its length, bytes; what follows it may be included.
   case compressed(offset: UInt64, count: Int)
-  /// Subclusters, the least significant bit first: those that have data, those that are zeroes, the rest is as `unallocated`.
-  /// - Parameter offset: `nil` where there is no place, and then there is no data either.
+  /// Subclusters, the least significant bit first: those with data, and those that are zeroes; the others are unallocated.
+  /// - Parameter offset: `nil` if no cluster is allocated, and then no subcluster has data either.
   case subclusters(offset: UInt64?, data: UInt32, zero: UInt32)
 }
 
-/// How an image's entries are read.
+/// How the entries of an image are decoded.
 public struct Qcow2Entries: Hashable, Sendable {
   public let geometry: Qcow2Geometry
-  /// Version 2 has no cluster that is marked as zeroes.
+  /// Version 2 has no zero clusters.
   public let hasZeroFlag: Bool
-  /// Offsets are those of another file, where 0 is a place, too.
+  /// Offsets refer to the external data file, in which 0 is a valid offset.
   let isExternal: Bool
 
   static let copied: UInt64 = 1 << 63
@@ -35,7 +35,7 @@ public struct Qcow2Entries: Hashable, Sendable {
     isExternal = header.hasDataFile
   }
 
-  /// - Returns: where the L2 table is; `nil`: there is none.
+  /// - Returns: the offset of the L2 table; `nil`: there is none.
   public func level1(_ entry: UInt64) throws(Qcow2Fault) -> UInt64? {
     guard entry & ~(Self.copied | Self.offsetMask) == 0 else { throw .reservedBits(.level1, entry: entry) }
     let offset = entry & Self.offsetMask
@@ -43,7 +43,7 @@ public struct Qcow2Entries: Hashable, Sendable {
     return offset == 0 ? nil : offset
   }
 
-  /// - Parameter bitmap: the second half of an extended entry; 0 of others.
+  /// - Parameter bitmap: the second half of an extended entry; 0 for others.
   @inline(__always)
   public func level2(_ entry: UInt64, bitmap: UInt64) throws(Qcow2Fault) -> Qcow2Cluster {
     if entry & Self.compressed != 0 { return try compressed(entry, bitmap) }

@@ -1,6 +1,6 @@
 /// What follows the header proper: a list of types, lengths and bytes.
 
-/// Where an image says that its bitmaps are.
+/// Where the bitmaps of an image are.
 public struct Qcow2Bitmaps: Hashable, Sendable {
   public var count: UInt32
   /// Bytes.
@@ -24,12 +24,12 @@ struct Qcow2Extensions {
   private var features: [(kind: UInt8, bit: UInt8, name: String)] = []
 
   /// - Parameters:
-  ///   - bytes: the image's first, as far as extensions may go.
+  ///   - bytes: the beginning of the image, as far as extensions may reach.
   ///   - offset: where they begin.
   init(_ bytes: [UInt8], from offset: Int) throws(Qcow2Fault) {
     var offset = offset
     var seen: Set<UInt32> = []
-    // Each step goes on by eight bytes at least.
+    // Each step advances by at least eight bytes.
     while offset <= bytes.count - 8 {
       let type = bytes.word32(offset)
       let length = Int(bytes.word32(offset + 4))
@@ -58,7 +58,7 @@ struct Qcow2Extensions {
     case .bitmaps:
       guard data.count == 24, data.word32(4) == 0 else { throw .badExtension(type: kind.rawValue) }
       bitmaps = Qcow2Bitmaps(count: data.word32(0), directorySize: data.word64(8), directoryOffset: data.word64(16))
-    // The header says by itself that an image is encrypted.
+    // That an image is encrypted is already in its header.
     case .encryption: break
     case .dataFile:
       guard (1...Qcow2Limits.name).contains(data.count), !data.contains(0) else { throw .badExtension(type: kind.rawValue) }
@@ -66,7 +66,7 @@ struct Qcow2Extensions {
     }
   }
 
-  /// What the image calls these bits, as far as it does.
+  /// The image's own names of these bits, as far as it has them.
   func names(ofIncompatible bits: UInt64) -> [String] {
     features.filter { $0.kind == 0 && $0.bit < 64 && bits >> UInt64($0.bit) & 1 != 0 && !$0.name.isEmpty }.map(\.name)
   }

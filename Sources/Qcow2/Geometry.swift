@@ -1,9 +1,9 @@
-/// Where a byte of the disk is looked up: clusters, tables of them, and subclusters.
+/// How a byte of the disk is looked up: clusters, their tables, and subclusters.
 
 public struct Qcow2Geometry: Hashable, Sendable {
   /// 9 … 21.
   public let clusterBits: UInt32
-  /// Entries of L2 tables are of 16 bytes, and a cluster has 32 subclusters.
+  /// Entries of L2 tables have 16 bytes, and a cluster has 32 subclusters.
   public let isExtended: Bool
 
   public init(clusterBits: UInt32, isExtended: Bool) {
@@ -16,7 +16,7 @@ public struct Qcow2Geometry: Hashable, Sendable {
   public var entryBytes: Int { isExtended ? 16 : 8 }
   /// Entries of an L2 table.
   public var level2Entries: UInt64 { clusterSize / UInt64(entryBytes) }
-  /// Bytes of the disk that an L2 table is for.
+  /// Bytes of the disk that an L2 table maps.
   public var level2Span: UInt64 { level2Entries << UInt64(clusterBits) }
   /// Bytes.
   public var subclusterSize: UInt64 { isExtended ? clusterSize / 32 : clusterSize }

@@ -1,4 +1,4 @@
-/// The header of an image: what its first cluster says, once it is known to be possible.
+/// The validated header of an image.
 internal import VirtioCore
 
 public enum Qcow2Compression: UInt8, Sendable, CaseIterable {
@@ -9,11 +9,11 @@ public enum Qcow2Compression: UInt8, Sendable, CaseIterable {
 public struct Qcow2Header: Hashable, Sendable {
   public static let magic: UInt32 = 0x5146_49fb
 
-  /// Bits that a reader has to know (v3).
+  /// Bits that a reader has to understand (v3).
   public struct Incompatible: OptionSet, Hashable, Sendable {
     public let rawValue: UInt64
     public init(rawValue: UInt64) { self.rawValue = rawValue }
-    /// Refcounts may be wrong.
+    /// Refcounts may be wrong (dirty).
     public static let dirty = Self(rawValue: 1 << 0)
     public static let corrupt = Self(rawValue: 1 << 1)
     public static let dataFile = Self(rawValue: 1 << 2)
@@ -41,7 +41,7 @@ public struct Qcow2Header: Hashable, Sendable {
   public var refcountTableClusters: UInt32
   public var snapshotCount: UInt32
   public var snapshotOffset: UInt64
-  /// As it is in the header, whatever bytes that are.
+  /// As in the header, whatever bytes they are.
   public var backingName: [UInt8]?
   public var backingFormat: String?
   public var dataFileName: [UInt8]?
@@ -86,7 +86,7 @@ public struct Qcow2Header: Hashable, Sendable {
     snapshotCount = start.word32(60)
     snapshotOffset = start.word64(64)
 
-    // The names of features may be told in an extension, so that one comes first.
+    // The feature names are in an extension, so that is read first.
     let clusterSize = geometry.clusterSize
     let backing = (offset: start.word64(8), length: start.word32(16))
     var end = min(clusterSize, length)
@@ -120,7 +120,7 @@ public struct Qcow2Header: Hashable, Sendable {
     try checkPlaces(length)
   }
 
-  /// Everything that the header points at is in the file, where a cluster begins, and in nobody else's place.
+  /// Everything that the header points at is inside the file, starts at a cluster, and overlaps nothing else.
   private func checkPlaces(_ length: UInt64) throws(Qcow2Fault) {
     guard size < 1 << 63 else { throw .diskTooLarge(size) }
     guard level1Entries <= Qcow2Limits.level1Entries else { throw .level1TooLarge(entries: level1Entries) }
@@ -137,7 +137,7 @@ public struct Qcow2Header: Hashable, Sendable {
     func add(_ part: Qcow2Fault.Part, _ offset: UInt64, bytes: UInt64) throws(Qcow2Fault) {
       guard bytes > 0 else { return }
       guard geometry.inCluster(offset) == 0 else { throw .misplaced(part, offset: offset) }
-      // A file may end within a table's last cluster, but not within the table.
+      // The file may end inside the last cluster of a table, but not inside the table.
       guard offset < Qcow2Limits.offset, bytes <= length, offset <= length - bytes else { throw .pastEnd(part, offset: offset) }
       let range = offset..<offset + bytes
       if let other = places.first(where: { $0.range.overlaps(range) }) { throw .overlap(other.part, part) }
@@ -145,7 +145,7 @@ public struct Qcow2Header: Hashable, Sendable {
     }
     try add(.level1, level1Offset, bytes: level1Entries * 8)
     try add(.refcountTable, refcountTableOffset, bytes: UInt64(refcountTableClusters) * clusterSize)
-    // Every entry has 40 bytes at least.
+    // Every entry has at least 40 bytes.
     try add(.snapshotTable, snapshotOffset, bytes: UInt64(snapshotCount) * 40)
     if let bitmaps {
       guard bitmaps.count <= Qcow2Limits.bitmaps, bitmaps.directorySize <= 64 << 20 else {

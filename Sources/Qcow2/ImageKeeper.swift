@@ -1,45 +1,47 @@
-/// Keeps the metadata of an image that is written to: which clusters are counted, where tables are, what has to be stored for a change.
+/// Keeps the metadata of an image that is written to: which clusters have a refcount, where tables are, and what has to be
+/// stored for a change.
 ///
-/// A pure value: it is told facts and answers stores, and does no I/O. Whoever cannot carry out what a mutating method answered goes on
-/// with the value from before, and the same question gets the same answer.
+/// A pure value: facts go in, stores come out, and it does no I/O. A caller that cannot carry out what a mutating method
+/// returned continues with the previous value, and the same question gets the same answer.
 ///
-/// Three rules make an image whole whenever the power goes:
-/// 1. Clusters are counted in runs, and that is stable before the first of them is used. What was counted and is not used is a leak, which
-///    costs a hole in a file.
-/// 2. A cluster is taken past the end of what the file had, never from within it. So it is a hole that nobody points at, and reads as
-///    zeroes until something is stored there.
-/// 3. No cluster is freed or moved while the image is open. What lost its last pointer is counted down when that is stable, and used again
-///    only by whoever opens the image next.
+/// Three rules keep an image consistent through a power failure at any moment:
+/// 1. Refcounts are set for runs of clusters, and are stable before the first cluster of a run is used. A cluster that has a
+///    refcount and is not used is leaked, which costs only a hole in the file.
+/// 2. New clusters are allocated beyond the end that the file had, never inside it. So a new cluster is a hole that nothing
+///    points at, and reads as zeroes until something is stored there.
+/// 3. No cluster is freed or moved while the image is open. The refcount of a cluster that lost a pointer is decremented
+///    once that is stable, and a free cluster is reused only after the image was opened again.
 public struct ImageKeeper: Sendable {
   public let geometry: Qcow2Geometry
   public let refcountOrder: UInt32
-  /// Bytes of the file when it was opened, in whole clusters. What lies below was somebody's; what lies above is ours.
+  /// The length of the file when it was opened, bytes, in whole clusters. Everything below may have had contents; everything
+  /// above is ours.
   public let firstEnd: UInt64
-  /// Clusters below are counted or in the file; above there is nothing.
+  /// Clusters below have a refcount or are in the file; above there is nothing.
   private(set) var end: UInt64
-  /// Counted, and nobody's.
+  /// Clusters that have a refcount and are free for use.
   private var free: [Range<UInt64>] = []
-  /// Counted, and not to be used: something may be in them.
+  /// Clusters that have a refcount and must not be used, because they may contain something.
   private var spoiled: [UInt64] = []
-  /// Where the refcount blocks are; as many as the table has entries. 0: there is none.
+  /// Offsets of the refcount blocks, one for each entry of the table; 0: no block.
   private var blockPlaces: [UInt64]
   private var tableOffset: UInt64
   private var tableClusters: UInt64
-  /// Those that were needed.
+  /// Refcount blocks that have been read.
   private var blocks: [Int: [UInt8]] = [:]
-  /// Entries of the L1 table as they are in the file.
+  /// Entries of the L1 table, as in the file.
   private var level1: [UInt64]
   private let level1Offset: UInt64
-  /// Clusters of metadata: nothing else is stored there, and no metadata is stored elsewhere.
+  /// Clusters of metadata: nothing else is ever stored there, and no metadata is stored elsewhere.
   public private(set) var metadata: Set<UInt64> = []
-  /// Clusters that lost pointers, and how many.
+  /// Clusters that lost pointers, and how many each.
   private var dropped: [UInt64: UInt64] = [:]
   private var incompatible: Qcow2Header.Incompatible
   private var autoclear: UInt64
   private let version: UInt32
 
-  /// - Parameter source: the image's file as it is; nothing of it changes but by what is answered here.
-  /// - Throws: the image is none that could be written to.
+  /// - Parameter source: the file of the image; it changes only by the stores that this value returns.
+  /// - Throws: why the image cannot be written to.
   public init(_ header: Qcow2Header, _ source: some ImageSource) throws(Qcow2Fault) {
     guard !header.incompatible.contains(.corrupt) else { throw .isCorrupt }
     guard !header.incompatible.contains(.dirty) else { throw .isDirty }
@@ -80,7 +82,7 @@ public struct ImageKeeper: Sendable {
     let (snapshots, tableBytes) = try header.snapshotTable(source)
     if tableBytes > 0 { try add(.snapshotTable, header.snapshotOffset, bytes: tableBytes) }
     for snapshot in snapshots {
-      // Snapshots may share nothing with the disk but data and L2 tables.
+      // Snapshots may share only data and L2 tables with the disk.
       try add(.snapshotLevel1, snapshot.level1Offset, bytes: snapshot.level1Entries * 8)
     }
     try addTables(of: snapshots, header, source, &tables)
@@ -96,10 +98,10 @@ public struct ImageKeeper: Sendable {
     }
   }
 
-  /// L2 tables that snapshots have, which they may share with the disk and with each other, also those of a machine's state past the end
-  /// of the disk.
+  /// L2 tables of snapshots, which may be shared with the disk and between snapshots, including those for a saved machine
+  /// state beyond the end of the disk.
   ///
-  /// - Parameter tables: places of L2 tables that are known already.
+  /// - Parameter tables: offsets of the L2 tables that are already known.
   private mutating func addTables(
     of snapshots: [Qcow2Snapshot], _ header: Qcow2Header, _ source: some ImageSource, _ tables: inout Set<UInt64>
   ) throws(Qcow2Fault) {
@@ -117,10 +119,10 @@ public struct ImageKeeper: Sendable {
     }
   }
 
-  /// Blocks in which new clusters will be counted, as far as they are there.
+  /// Refcount blocks for new clusters, as far as they exist.
   private mutating func readLastBlocks(_ source: some ImageSource) throws(Qcow2Fault) {
     let last = Int(clamping: end / perBlock)
-    // What was counted ahead and given back leaves its blocks, with nothing in them: as many as the largest run has.
+    // Refcounts that were set in advance and given back leave empty blocks behind: at most as many as the largest run needs.
     let most = Self.lastBlocks + Int(Self.ahead / (perBlock * geometry.clusterSize))
     var loaded = 0
     var index = last
@@ -134,7 +136,7 @@ public struct ImageKeeper: Sendable {
         throw .cannotRead(error)
       }
       bytes += [UInt8](repeating: 0, count: Int(geometry.clusterSize) - bytes.count)
-      // What is counted past the end of the file stays as it is.
+      // Refcounts beyond the end of the file are kept.
       for entry in (0..<Int(perBlock)).reversed() {
         let cluster = UInt64(index) * perBlock + UInt64(entry)
         guard cluster >= end else { break }
@@ -147,32 +149,32 @@ public struct ImageKeeper: Sendable {
     }
   }
 
-  /// Blocks past the end of the file that are read when it is opened, besides those of clusters that were counted ahead.
+  /// How many refcount blocks for clusters beyond the end of the file are read when it is opened, besides those for runs.
   private static let lastBlocks = 64
 
-  /// Bytes that may have been counted ahead: more than any run.
+  /// An upper bound for what may have a refcount in advance, bytes: more than any run.
   private static let ahead: UInt64 = 128 << 20
 
-  /// Entries of all snapshots' L1 tables that are looked at.
+  /// How many entries of the snapshots' L1 tables are examined.
   private static let mostEntries: UInt64 = 1 << 24
 
-  /// Clusters of metadata that are kept in mind: a sparse file may say that it has any number.
+  /// How many clusters of metadata are tracked: a sparse file may claim any number.
   private static let mostMetadata = 1 << 22
 
-  /// Counts in a block.
+  /// Refcounts per block.
   private var perBlock: UInt64 { (geometry.clusterSize * 8) >> UInt64(refcountOrder) }
 
   // MARK: The header
 
-  /// What has to be stored before anything else is.
+  /// What has to be stored before anything else.
   public mutating func begin() -> StorePlan {
     guard version >= 3, autoclear != 0 else { return StorePlan() }
-    // Features that a writer who does not know them has made stale, bitmaps among them.
+    // Autoclear features: a writer that does not know them makes them stale, bitmaps for instance.
     autoclear = 0
     return StorePlan(groups: [[ImageStore(.header, 88, Self.word(autoclear))]])
   }
 
-  /// The image contradicts itself: nobody writes to it before it is repaired.
+  /// The image contradicts itself: nobody may write to it before it is repaired.
   public mutating func markCorrupt() -> StorePlan {
     guard version >= 3, !incompatible.contains(.corrupt) else { return StorePlan() }
     incompatible.insert(.corrupt)
@@ -187,9 +189,9 @@ public struct ImageKeeper: Sendable {
 
   // MARK: Clusters
 
-  /// Takes a cluster that is counted, a hole of the file.
+  /// Takes a cluster that has a refcount and is a hole of the file.
   ///
-  /// - Returns: where it is, bytes; `nil`: none is left, and more are to be counted by `grow`.
+  /// - Returns: its offset, bytes; `nil`: none is left, so `grow` has to provide more.
   public mutating func claim() -> UInt64? {
     guard let first = free.first else { return nil }
     let cluster = first.lowerBound
@@ -197,28 +199,29 @@ public struct ImageKeeper: Sendable {
     return cluster * geometry.clusterSize
   }
 
-  /// Whether a cluster is counted that nobody has.
+  /// Whether there is a free cluster with a refcount.
   public var hasFree: Bool { !free.isEmpty }
 
-  /// A cluster that was claimed is nobody's, after all. Something may have been stored in it, so that it is not used again.
+  /// A claimed cluster is not used after all. It may have contents by now, so it is not claimed again.
   public mutating func abandon(_ place: UInt64) {
     metadata.remove(place / geometry.clusterSize)
     spoiled.append(place / geometry.clusterSize)
   }
 
-  /// A cluster that was adopted may be a table or none: saying so failed, which may have been carried out. It stays counted.
+  /// A cluster that was adopted may or may not be a table: the store that says so failed, and may have been executed. It
+  /// keeps its refcount.
   public mutating func leak(_ place: UInt64) { metadata.remove(place / geometry.clusterSize) }
 
-  /// Counts clusters past the end, and what it takes to count them: refcount blocks, and a larger table.
+  /// Sets refcounts for clusters beyond the end, and adds what that needs: refcount blocks, and a larger refcount table.
   ///
-  /// - Parameter wanted: clusters that there will be at least; above 0.
+  /// - Parameter wanted: how many clusters to provide at least; above 0.
   /// - Throws: `isFull`.
   public mutating func grow(by wanted: UInt64) throws(Qcow2Fault) -> StorePlan {
     let size = geometry.clusterSize
     let start = end
     var (blockCount, newTable): (UInt64, UInt64) = (0, 0)
     var last = start
-    // What is added has to be counted, too: each round adds what the one before lacked, and few are needed.
+    // What is added needs refcounts, too: each round adds what the previous one lacked, and few rounds are needed.
     while true {
       last = start + wanted + blockCount + newTable
       guard last < Qcow2Limits.offset / size / 2 else { throw .isFull }
@@ -257,7 +260,7 @@ public struct ImageKeeper: Sendable {
 
     var plan = StorePlan(length: last * size)
     if newTable > 0 {
-      // A table that nobody knows yet, and then the one word that makes it known.
+      // A table that nothing points at yet, and then the one word that points at it.
       var bytes = [UInt8](repeating: 0, count: blockPlaces.count * 8)
       for (index, place) in blockPlaces.enumerated() where place != 0 { bytes.put64(place, at: index * 8) }
       first.append(ImageStore(.refcountTable, tableOffset, bytes))
@@ -270,15 +273,16 @@ public struct ImageKeeper: Sendable {
       }
     } else {
       plan.groups = [first]
-      // A block is stable before the table has it: else what it counts would be 0 for a moment, itself first of all.
+      // A block is stable before the table points at it: otherwise its refcounts would be 0 for a moment, its own first of
+      // all.
       let entries = news.map { ImageStore(.refcountTable, tableOffset + UInt64($0) * 8, Self.word(blockPlaces[$0])) }
       if !entries.isEmpty { plan.groups.append(entries) }
     }
     return plan
   }
 
-  /// - Parameter news: blocks that are stored as a whole anyway.
-  /// - Returns: what has changed in the others.
+  /// - Parameter news: blocks that are stored completely anyway.
+  /// - Returns: the changes of the others.
   private mutating func count(_ clusters: Range<UInt64>, as value: UInt64, besides news: Set<Int> = []) -> [ImageStore] {
     var stores: [ImageStore] = []
     var cluster = clusters.lowerBound
@@ -288,7 +292,7 @@ public struct ImageKeeper: Sendable {
       let (from, to) = (Int(cluster % perBlock), Int((stop - 1) % perBlock))
       defer { cluster = stop }
       guard var bytes = blocks[index] else { continue }
-      // In its place in the dictionary it would be copied.
+      // Modified inside the dictionary it would be copied.
       blocks[index] = nil
       for entry in from...to { Qcow2Refcounts<MemorySource>.put(value, entry, order: refcountOrder, &bytes) }
       if !news.contains(index) {
@@ -302,13 +306,13 @@ public struct ImageKeeper: Sendable {
 
   // MARK: Tables
 
-  /// What the file's L1 table says.
+  /// An entry of the file's L1 table.
   public func level1Entry(_ index: Int) -> (place: UInt64, isOwn: Bool) {
     (level1[index] & Qcow2Entries.offsetMask, level1[index] & Qcow2Entries.copied != 0)
   }
 
-  /// A cluster that was claimed is to become an L2 table. What it has must be stable before what is answered is stored, unless it is a
-  /// hole. Then `setLevel1` is due, or `abandon`.
+  /// A claimed cluster becomes an L2 table. Its contents must be stable before the returned stores, unless it is a hole.
+  /// `setLevel1` or `abandon` has to follow.
   public mutating func adopt(_ place: UInt64, _ index: Int) -> ImageStore {
     metadata.insert(place / geometry.clusterSize)
     return ImageStore(.level1, level1Offset + UInt64(index) * 8, Self.word(place | Qcow2Entries.copied))
@@ -318,7 +322,7 @@ public struct ImageKeeper: Sendable {
   public mutating func setLevel1(_ index: Int, _ place: UInt64) {
     let old = level1[index] & Qcow2Entries.offsetMask
     if old != 0 {
-      // Another L1 table, a snapshot's, has it still.
+      // Another L1 table, a snapshot's, still points at it.
       metadata.remove(old / geometry.clusterSize)
       dropped[old / geometry.clusterSize, default: 0] += 1
     }
@@ -333,7 +337,7 @@ public struct ImageKeeper: Sendable {
     return ImageStore(.level2, place + UInt64(geometry.level2Index(offset) * geometry.entryBytes), bytes)
   }
 
-  /// Whether all of a store is where metadata of ours is. Asked before each is carried out.
+  /// Whether a store lies entirely in our own metadata. Checked before each store.
   public func mayStore(_ store: ImageStore) -> Bool {
     guard !store.bytes.isEmpty else { return true }
     let (end, isTooLarge) = store.offset.addingReportingOverflow(UInt64(store.bytes.count) - 1)
@@ -341,7 +345,7 @@ public struct ImageKeeper: Sendable {
     return (store.offset / geometry.clusterSize...end / geometry.clusterSize).allSatisfy(metadata.contains)
   }
 
-  // MARK: What lost its pointer
+  // MARK: Lost pointers
 
   /// A pointer at these bytes was replaced.
   public mutating func drop(_ place: UInt64, bytes: UInt64) {
@@ -352,13 +356,13 @@ public struct ImageKeeper: Sendable {
 
   public var hasDropped: Bool { !dropped.isEmpty }
 
-  /// Takes what was dropped so far. It may be settled when everything that was stored before is stable.
+  /// Takes what has been dropped so far. It may be settled once everything stored before is stable.
   public mutating func takeDropped() -> [UInt64: UInt64] {
     defer { dropped = [:] }
     return dropped
   }
 
-  /// Refcount blocks that have to be read before these can be settled: numbers and places.
+  /// Refcount blocks that have to be read before these can be settled: numbers and offsets.
   public func blocksNeeded(for dropped: [UInt64: UInt64]) -> [(index: Int, place: UInt64)] {
     Set(dropped.keys.map { Int(clamping: $0 / perBlock) }).sorted().compactMap { index in
       guard blocks[index] == nil, index < blockPlaces.count, blockPlaces[index] != 0 else { return nil }
@@ -372,11 +376,11 @@ public struct ImageKeeper: Sendable {
     blocks[index] = bytes
   }
 
-  /// Counts down. What is answered may be stored in any order, and need not be.
+  /// Decrements refcounts. The returned stores may happen in any order, or not at all.
   public mutating func settle(_ dropped: [UInt64: UInt64]) -> [ImageStore] {
     var stores: [ImageStore] = []
     for (cluster, times) in dropped.sorted(by: { $0.key < $1.key }) {
-      // An entry that said that metadata is its data does not take it away.
+      // An entry that claimed metadata as its data must not free it.
       guard !metadata.contains(cluster) else { continue }
       let index = Int(clamping: cluster / perBlock)
       guard let bytes = blocks[index] else { continue }
@@ -388,9 +392,9 @@ public struct ImageKeeper: Sendable {
 
   // MARK: The end
 
-  /// Gives back what is counted and nobody's. Nothing points there, so the order is of no importance.
+  /// Gives back free clusters that have a refcount. Nothing points at them, so the order does not matter.
   ///
-  /// - Returns: what to store, and how long the file may be cut; `nil`: it stays as long as it is.
+  /// - Returns: what to store, and to which length the file may be truncated; `nil`: its length stays.
   public mutating func finish() -> (stores: [ImageStore], length: UInt64?) {
     let unused = free + spoiled.map { $0..<$0 + 1 }
     (free, spoiled) = ([], [])

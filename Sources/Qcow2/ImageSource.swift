@@ -1,16 +1,16 @@
-/// Where an image's bytes come from. Nothing else in this module does I/O, but for `FileSource`.
+/// Where the bytes of an image come from. Nothing in this module does I/O except `FileSource`.
 internal import CLinux
 internal import Glibc
 public import SystemPackage
 
 public protocol ImageSource {
-  /// Bytes of the file.
+  /// The length of the file, bytes.
   var byteCount: UInt64 { get }
 
   /// - Parameters:
   ///   - offset: below 2^63.
   ///   - count: bytes.
-  /// - Returns: as many as the file has there, at most `count`.
+  /// - Returns: as many bytes as the file has there, at most `count`.
   func read(at offset: UInt64, count: Int) throws(Errno) -> [UInt8]
 }
 
@@ -31,7 +31,7 @@ public struct FileSource: ImageSource {
   public let descriptor: Int32
   public let byteCount: UInt64
 
-  /// - Throws: it cannot be asked how long it is.
+  /// - Throws: its length cannot be determined.
   public init(_ descriptor: Int32) throws(Errno) {
     self.descriptor = descriptor
     var info = stat()
@@ -42,7 +42,7 @@ public struct FileSource: ImageSource {
   }
 
   public func read(at offset: UInt64, count: Int) throws(Errno) -> [UInt8] {
-    // Nothing is there, and the system has no number for it.
+    // There is nothing at such an offset, and the system has no number for it.
     guard let start = off_t(exactly: offset), start <= off_t.max - off_t(count) else { return [] }
     var failure: Errno? = nil
     let bytes = unsafe [UInt8](unsafeUninitializedCapacity: count) { buffer, done in
@@ -62,7 +62,7 @@ public struct FileSource: ImageSource {
   }
 }
 
-/// Bytes that are there already.
+/// Bytes that are in memory already.
 public struct MemorySource: ImageSource {
   public var bytes: [UInt8]
   public var byteCount: UInt64 { UInt64(bytes.count) }

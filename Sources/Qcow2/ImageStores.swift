@@ -1,6 +1,6 @@
-/// What has to be stored in an image's file, and in which order.
+/// Stores to an image's file, and their order.
 
-/// Bytes of metadata at their place.
+/// Metadata at an offset.
 public struct ImageStore: Hashable, Sendable {
   public let part: Qcow2Fault.Part
   /// In the file, bytes.
@@ -13,16 +13,16 @@ public struct ImageStore: Hashable, Sendable {
     self.bytes = bytes
   }
 
-  /// All of an L2 table.
+  /// A whole L2 table.
   public static func table(at place: UInt64, _ bytes: [UInt8]) -> ImageStore { ImageStore(.level2, place, bytes) }
 }
 
-/// Stores in groups. What is in a group may reach the medium in any order, or in part; what is in the next one only when all of the one
-/// before is stable.
+/// Stores in groups. Those of one group may reach the medium in any order, or in part; the next group follows only when the
+/// previous one is stable.
 public struct StorePlan: Hashable, Sendable {
-  /// Bytes that the file has to have before the first store; `nil`: as many as it has.
+  /// The length that the file has to have before the first store, bytes; `nil`: any.
   public var length: UInt64?
-  /// After each of them everything has to be made stable.
+  /// After each group everything has to be made stable.
   public var groups: [[ImageStore]]
 
   public init(length: UInt64? = nil, groups: [[ImageStore]] = []) {
@@ -30,6 +30,6 @@ public struct StorePlan: Hashable, Sendable {
     self.groups = groups
   }
 
-  /// Nothing is to be done.
+  /// There is nothing to do.
   public var isEmpty: Bool { length == nil && groups.allSatisfy(\.isEmpty) }
 }

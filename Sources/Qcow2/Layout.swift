@@ -1,16 +1,16 @@
-/// An image as it is made: where everything is, and its bytes.
+/// The layout of a new image, and its bytes.
 
-/// An image of version 3 without any cluster of data.
+/// An image of version 3 without data clusters.
 public struct Qcow2Layout: Hashable, Sendable {
   /// Bytes of the disk.
   public var size: UInt64
   public var geometry: Qcow2Geometry
   public var backingName: [UInt8]?
-  /// As in "raw"; only with a name.
+  /// The format, such as "raw"; only together with a name.
   public var backingFormat: String?
 
   /// - Parameter size: bytes; below 2^63.
-  /// - Throws: there can be no such image.
+  /// - Throws: why there can be no such image.
   public init(
     size: UInt64, geometry: Qcow2Geometry, backingName: [UInt8]? = nil, backingFormat: String? = nil
   ) throws(Qcow2Fault) {
@@ -40,7 +40,7 @@ public struct Qcow2Layout: Hashable, Sendable {
     let cluster = geometry.clusterSize
     func clusters(_ bytes: UInt64) -> UInt64 { (bytes + cluster - 1) / cluster }
     var plan = Plan(level1: clusters(geometry.level1Entries(for: size) * 8))
-    // Counts count themselves: each round adds what the one before lacked, and few are needed.
+    // Refcount blocks need refcounts themselves: each round adds what the previous one lacked, and few rounds are needed.
     while true {
       let blocks = (plan.total * 2 + cluster - 1) / cluster
       let table = clusters(blocks * 8)
@@ -61,7 +61,7 @@ public struct Qcow2Layout: Hashable, Sendable {
     bytes.put32(geometry.clusterBits, at: 20)
     bytes.put64(size, at: 24)
     bytes.put32(UInt32(geometry.level1Entries(for: size)), at: 36)
-    // A disk without a byte has none.
+    // An empty disk has none.
     if plan.level1 > 0 { bytes.put64((1 + plan.table + plan.blocks) * geometry.clusterSize, at: 40) }
     bytes.put64(geometry.clusterSize, at: 48)
     bytes.put32(UInt32(plan.table), at: 56)
@@ -77,7 +77,7 @@ public struct Qcow2Layout: Hashable, Sendable {
       Self.pad(&bytes)
     }
     if let backingFormat, backingName != nil { add(.backingFormat, Array(backingFormat.utf8)) }
-    // In a cluster of 512 bytes there is no room for them beside a long name.
+    // A cluster of 512 bytes has no room for them beside a long name.
     if geometry.clusterBits > 10 { add(.featureNames, Self.featureNames) }
     add(.end, [])
     if let backingName {

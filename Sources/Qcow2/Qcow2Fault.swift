@@ -1,10 +1,10 @@
-/// Why an image of the format qcow2 cannot be used.
+/// Why a qcow2 image cannot be used.
 public import SystemPackage
 internal import VirtioCore
 
-/// One thing that is wrong with an image: each has a sentence without the image's name, as in "its header says …".
+/// One fault of an image: each has a sentence without the image's name, as in "its header says …".
 public enum Qcow2Fault: Error, Hashable, Sendable, CustomStringConvertible {
-  /// What lies in an image and is told by an offset in it.
+  /// Parts of an image that are located by an offset in it.
   public enum Part: String, Sendable, CaseIterable {
     case header = "header"
     case level1 = "L1 table"
@@ -50,7 +50,7 @@ public enum Qcow2Fault: Error, Hashable, Sendable, CustomStringConvertible {
   case noSnapshot(String)
   case badCompression
   case noLibrary(String, package: String)
-  // Of images that are to be written to.
+  // Only of images that are written to.
   case isCorrupt
   case isDirty
   case externalData
@@ -115,7 +115,7 @@ public enum Qcow2Fault: Error, Hashable, Sendable, CustomStringConvertible {
   }
 }
 
-/// What is refused although the format could say it: QEMU's limits, so that an image that one opens is opened by the other.
+/// What is refused although the format allows it: QEMU's limits, so that both programs open the same images.
 public enum Qcow2Limits {
   /// 32 MiB of them.
   public static let level1Entries: UInt64 = (32 << 20) / 8

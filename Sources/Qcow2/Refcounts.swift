@@ -1,14 +1,14 @@
-/// How often each cluster of the file is in use, as the image counts it.
+/// The refcounts of an image.
 
 /// Reads refcounts, a block at a time.
 struct Qcow2Refcounts<Source: ImageSource> {
   private let source: Source
   private let header: Qcow2Header
-  /// Where the blocks are; 0: there is none, and its counts are 0.
+  /// Offsets of the blocks; 0: there is no block, and its refcounts are 0.
   let blocks: [UInt64]
   private var current: (index: Int, bytes: [UInt8])?
 
-  /// - Throws: the table cannot be read. What its entries say is for who looks at `blocks`.
+  /// - Throws: the table cannot be read. Its entries are checked by the user of `blocks`.
   init(_ source: Source, _ header: Qcow2Header) throws(Qcow2Fault) {
     self.source = source
     self.header = header
@@ -17,22 +17,22 @@ struct Qcow2Refcounts<Source: ImageSource> {
     blocks = (0..<bytes.count / 8).map { bytes.word64($0 * 8) }
   }
 
-  /// Counts in a block.
+  /// Refcounts per block.
   var perBlock: UInt64 { (header.clusterSize * 8) >> UInt64(header.refcountOrder) }
 
-  /// Whether there can be a block there.
+  /// Whether a block can be at this offset.
   static func isPlace(_ offset: UInt64, _ header: Qcow2Header, _ length: UInt64) -> Bool {
     offset != 0 && header.geometry.inCluster(offset) == 0 && offset < Qcow2Limits.offset && offset < length
   }
 
-  /// - Parameter cluster: number in the file.
-  /// - Returns: 0 where there is no block, or none that can be read.
+  /// - Parameter cluster: its number in the file.
+  /// - Returns: 0 if there is no block, or none that can be read.
   mutating func count(_ cluster: UInt64) -> UInt64 {
     guard let bytes = block(Int(cluster / perBlock)) else { return 0 }
     return Self.entry(Int(cluster % perBlock), order: header.refcountOrder, bytes)
   }
 
-  /// - Returns: a block's bytes, zeroes where it cannot be read; `nil` where there is none.
+  /// - Returns: the bytes of a block, zeroes where it cannot be read; `nil` if there is none.
   mutating func block(_ index: Int) -> [UInt8]? {
     guard index < blocks.count, Self.isPlace(blocks[index], header, source.byteCount) else { return nil }
     if let current, current.index == index { return current.bytes }
@@ -42,7 +42,7 @@ struct Qcow2Refcounts<Source: ImageSource> {
     return bytes
   }
 
-  /// - Parameter order: 0 … 6: the logarithm of its bits. Below a byte the least significant bits come first.
+  /// - Parameter order: 0 … 6: the logarithm of its width in bits. Within a byte the least significant bits come first.
   static func entry(_ index: Int, order: UInt32, _ bytes: [UInt8]) -> UInt64 {
     switch order {
     case 0, 1, 2:
@@ -56,7 +56,7 @@ struct Qcow2Refcounts<Source: ImageSource> {
     }
   }
 
-  /// - Parameter value: has as many bits as an entry, at most.
+  /// - Parameter value: must fit into an entry.
   static func put(_ value: UInt64, _ index: Int, order: UInt32, _ bytes: inout [UInt8]) {
     switch order {
     case 0, 1, 2:

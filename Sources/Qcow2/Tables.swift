@@ -1,9 +1,9 @@
-/// The tables that are read when an image is opened, and those that are read when they are needed.
+/// Tables that are read when an image is opened, and tables that are read on demand.
 
 extension Qcow2Header {
-  /// The L1 table of the disk as it is now.
+  /// The L1 table of the active disk.
   ///
-  /// - Returns: where the L2 table of each entry is, 0 where there is none; as many as the disk needs.
+  /// - Returns: the offset of the L2 table for each entry, 0 if there is none; as many entries as the disk needs.
   public func level1(_ source: some ImageSource) throws(Qcow2Fault) -> [UInt64] {
     try level1(source, .level1, at: level1Offset, entries: level1Entries, size: size)
   }
@@ -34,7 +34,7 @@ extension Qcow2Header {
       guard table >= clusterSize else { throw .overlap(.header, .level2) }
       offsets.append(table)
     }
-    // A table that is there more than once would cost memory that the file does not have.
+    // A table that is listed more than once would cost memory without costing space in the file.
     let sorted = offsets.filter { $0 != 0 }.sorted()
     for (one, other) in zip(sorted, sorted.dropFirst()) where one == other { throw .sharedTable(offset: one) }
     return offsets
@@ -55,7 +55,7 @@ public struct Qcow2Snapshot: Hashable, Sendable {
   public var clock: UInt64
   /// Bytes of the machine's state beside the disk.
   public var stateSize: UInt64
-  /// Bytes; `nil`: as the disk's.
+  /// Bytes; `nil`: the same as the disk's.
   public var diskSize: UInt64?
 }
 
@@ -92,14 +92,14 @@ extension Qcow2Header {
         snapshot.level1Offset + snapshot.level1Entries * 8 <= source.byteCount
       else { throw .pastEnd(.snapshotLevel1, offset: snapshot.level1Offset) }
       snapshots.append(snapshot)
-      // Sums of small numbers: the table is below the file's end, and the file below 2^63.
+      // Sums of small numbers: the table ends before the file does, and the file is shorter than 2^63.
       offset += UInt64((40 + extra + idLength + nameLength + 7) & ~7)
       guard offset - snapshotOffset <= Qcow2Limits.snapshotTable else { throw .badSnapshot(index: index) }
     }
     return (snapshots, offset - snapshotOffset)
   }
 
-  /// - Parameter name: a snapshot's name, or else its number.
+  /// - Parameter name: the name of a snapshot, or its number.
   public func snapshot(_ name: String, _ source: some ImageSource) throws(Qcow2Fault) -> Qcow2Snapshot {
     let all = try snapshots(source)
     guard let found = all.first(where: { $0.name == name }) ?? all.first(where: { $0.id == name }) else {

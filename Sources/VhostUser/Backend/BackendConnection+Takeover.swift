@@ -1,21 +1,21 @@
-/// One connection in two processes: how it comes to a standstill in the one and goes on in the other.
+/// One connection in two processes: how it stops in one and continues in the other.
 internal import Sockets
 internal import VirtioCore
 
 extension BackendConnection {
-  /// What was stopped for a server that is to come.
+  /// What was stopped for the next server.
   struct Standstill {
     /// Rings that ran.
     var rings: Set<Int> = []
     /// They have been asked to stop.
     var hasBegun = false
-    /// Called once when nothing moves any more.
+    /// Called once when everything has stopped.
     var whenStill: (() -> Void)?
-    /// It is over before it was reached: what has stopped by then goes on.
+    /// It was cancelled before it was complete: what has stopped by then continues.
     var isCancelled = false
   }
 
-  /// Queues that are started for a connection that another server still has.
+  /// Queues that are started for a connection that still belongs to another server.
   struct Adoption {
     var rings: Set<Int>
     var waiting: Set<Int>
@@ -24,20 +24,20 @@ extension BackendConnection {
     var whenHeld: ((TakeoverError?) -> Void)?
   }
 
-  // MARK: The server before
+  // MARK: The old server
 
-  /// Comes to a standstill between two messages: reads nothing more, and stops every queue that runs.
+  /// Stops between two messages: reads nothing more, and stops every running queue.
   ///
   /// - Parameter whenStill: called when that is done; never, if the connection ends before.
   func standStill(then whenStill: @escaping () -> Void) {
     standstill = Standstill(whenStill: whenStill)
-    // Not even for its end: who goes on with it sees that as well.
+    // Not even for its end: the next server will notice that as well.
     if let registration { loop.remove(registration) }
     registration = nil
     goOn()
   }
 
-  /// As far as the message at hand lets it.
+  /// As far as the current message permits.
   func comeToStandstill() {
     guard var standing = standstill, awaited == .nothing, session.isBetweenMessages else { return }
     if !standing.hasBegun {
@@ -54,10 +54,10 @@ extension BackendConnection {
     still()
   }
 
-  /// Nobody goes on with it: what was stopped goes on here.
+  /// Nobody else continues it: what was stopped continues here.
   ///
-  /// - Parameter fromMemory: another server may have had the rings in between and is gone.
-  /// - Returns: false when what that one did cannot be told, so that nothing can go on.
+  /// - Parameter fromMemory: another server may have served the rings in between and is gone.
+  /// - Returns: false if nobody can tell what that one did, so that nothing can continue.
   @discardableResult
   func goOn(fromMemory: Bool) -> Bool {
     guard var standing = standstill, !isOver else { return true }
@@ -81,7 +81,7 @@ extension BackendConnection {
     goOn()
   }
 
-  /// Another server has it now: nothing is said or stopped any more.
+  /// Another server has it now: nothing is sent or stopped here any more.
   func letGo() {
     if let registration { loop.remove(registration) }
     registration = nil
@@ -93,7 +93,7 @@ extension BackendConnection {
     channel = nil
   }
 
-  /// What the next server needs to go on.
+  /// What the next server needs to continue.
   func state(_ list: inout DescriptorList) -> ConnectionState {
     var state = ConnectionState(
       socket: list.add(socket), unread: nil, unsent: [], channel: nil, protocolFeatures: 0, features: nil, status: 0,
@@ -104,19 +104,18 @@ extension BackendConnection {
     for message in writer.unsent {
       state.unsent.append(.init(bytes: message.bytes, descriptors: message.descriptors.map { list.add($0) }))
     }
-    // One that does not take what it was told already is told nothing more.
+    // If the front-end has not read the previous message, no other one is sent.
     if let channel, channel.writer.isIdle { state.channel = list.add(channel.socket) }
     let running = standstill?.rings ?? Set(session.rings.indices.filter { session.rings[$0].isRunning })
     session.fill(&state, &list, running: running)
     return state
   }
 
-  // MARK: The server after
+  // MARK: The new server
 
-  /// Goes on with what another server has brought to a standstill: its queues are started held, and nothing is read before
-  /// `release`.
+  /// Continues what another server has stopped: its queues are started held, and nothing is read before `release`.
   ///
-  /// - Parameter whenHeld: called with what cannot go on here; then `abandonAdoption` is all that may follow.
+  /// - Parameter whenHeld: called with what cannot continue here; in that case only `abandonAdoption` may follow.
   func adopt(
     _ session: BackendSession, _ restoration: SessionRestoration, then whenHeld: @escaping (TakeoverError?) -> Void
   ) {
@@ -174,7 +173,7 @@ extension BackendConnection {
     whenHeld(adoption.failure)
   }
 
-  /// The server before is over with it: everything begins.
+  /// The old server has released it: everything starts.
   func release() {
     guard let adoption, !isOver else { return }
     self.adoption = nil
@@ -183,7 +182,7 @@ extension BackendConnection {
     goOn()
   }
 
-  /// The server before goes on with it. Nothing was taken, and nothing is said.
+  /// The old server continues it. Nothing was popped, and nothing is sent.
   func abandonAdoption() {
     adoption = nil
     isOver = true

@@ -1,42 +1,42 @@
-/// The shell around a session: bytes from a front-end in, deeds on a device and bytes back out.
+/// The shell around a session: bytes from a front-end go in; actions on a device and bytes to the front-end come out.
 internal import CLinux
 internal import Sockets
 internal import SystemPackage
 internal import VirtioCore
 
-/// One front-end's connection, in an event loop. It never waits: while a queue stops, or a descriptor of the front-end's is
-/// looked at, nothing more is read from this front-end, and everybody else goes on.
+/// The connection of one front-end, in an event loop. It never waits: while a queue stops, or a descriptor is examined,
+/// nothing more is read from this front-end, and everybody else continues.
 final class BackendConnection {
-  /// A front-end that talks without pause leaves the loop to others after so many messages.
+  /// A front-end that sends without pause yields the loop to others after this many messages.
   private static let messagesPerTurn = 16
-  /// Descriptors that are still to be let go of, before more are taken.
+  /// Descriptors that have to be closed before more are accepted.
   private static let errandBacklog = 64
   /// How long a descriptor of the front-end's may take to answer.
   private static let errandLimit = Duration.seconds(10)
-  /// When it is said that queues have not stopped yet.
+  /// After this time a report says that queues have not stopped yet.
   private static let stopNotice = Duration.seconds(5)
-  /// How long a ring may wait for memory before that is said: front-ends that describe rings first send it right after.
+  /// How long a ring may wait for memory before that is reported: front-ends that describe rings first send it right after.
   private static let memoryNotice = Duration.seconds(2)
 
-  /// What has to come before the session goes on.
+  /// What has to happen before the session continues.
   enum Awaited: Equatable {
     case nothing
     case queue(Int)
-    /// A descriptor that is being looked at.
+    /// A descriptor is being examined.
     case errand
-    /// Descriptors that are being closed.
+    /// Descriptors are being closed.
     case backlog
   }
 
   let socket: OwnedDescriptor
-  /// What a descriptor of the front-end's may not be.
+  /// What a descriptor from the front-end must not be.
   private let otherEnd: OtherEnd
   let served: ServedDevice
   let loop: EventLoop
   private let report: (ServerEvent) -> Void
   /// Called once, when the connection is over and every queue is stopped.
   private let ended: () -> Void
-  /// Does what the front-end's descriptors can hold up.
+  /// Runs what the front-end's descriptors can block.
   let errands: ErrandQueue
   var session: BackendSession
   var reader: MessageReader
@@ -45,9 +45,9 @@ final class BackendConnection {
   var interest = EventLoop.Interest.readable
   var channel: (socket: OwnedDescriptor, writer: MessageWriter)?
   var awaited = Awaited.nothing
-  /// Another server is about to go on with this connection.
+  /// Another server is about to continue this connection.
   var standstill: Standstill?
-  /// We are about to go on with the connection of another server.
+  /// We are about to continue the connection of another server.
   var adoption: Adoption?
   private var errandStart = ContinuousClock.now
   private var isTimed = false
@@ -70,7 +70,7 @@ final class BackendConnection {
     self.reader = MessageReader(closingWith: errands)
   }
 
-  /// Begins to read. The loop keeps the connection alive until it is over.
+  /// Starts to read. The loop keeps the connection alive until it has ended.
   func open() {
     interest = .readable
     do {
@@ -82,7 +82,7 @@ final class BackendConnection {
 
   /// Asks every queue to stop. The socket is closed, and the connection is over, when they have.
   ///
-  /// - Parameter event: why, when that is worth telling.
+  /// - Parameter event: the reason, if it is worth reporting.
   func end(_ event: ServerEvent?) {
     guard !isOver else { return }
     isOver = true
@@ -101,7 +101,7 @@ final class BackendConnection {
   private func finish() {
     guard isOver, !hasEnded, served.attended.isAtRest else { return }
     hasEnded = true
-    // What it holds of the front-end's goes now, by way of the errands.
+    // What it holds of the front-end's is released now, by the helper.
     session = BackendSession(served.description)
     reader = MessageReader()
     channel = nil
@@ -136,7 +136,7 @@ final class BackendConnection {
     }
   }
 
-  /// What a queue says is for the session only while the connection lasts.
+  /// Events of queues concern the session only while the connection lasts.
   private func answer(_ queue: Int, _ tell: (inout BackendSession) -> Void) {
     guard !isOver, awaited == .queue(queue) else { return }
     awaited = .nothing
@@ -158,7 +158,7 @@ final class BackendConnection {
           session.receive(message)
           goOn()
         case .nothingYet:
-          // It would wait for the rest, from a front-end whose end cannot be seen any more.
+          // It would wait for the rest from a front-end whose end can no longer be detected.
           if reader.unread?.descriptors.contains(where: { otherEnd.isHeld(by: $0.rawValue) }) == true { end(.ownEndReceived) }
           return
         case .ended:
@@ -173,7 +173,7 @@ final class BackendConnection {
 
   private var canRead: Bool { !isOver && awaited == .nothing && standstill == nil && adoption == nil && writer.isIdle }
 
-  /// Does what can be done without waiting, sends what there is to say, and listens for what comes next.
+  /// Does what is possible without waiting, sends what is due, and registers for what comes next.
   func goOn() {
     guard !isOver else { return }
     performEffects()
@@ -195,7 +195,7 @@ final class BackendConnection {
     interest = wanted
   }
 
-  // MARK: Deeds
+  // MARK: Actions
 
   private func performEffects() {
     while !isOver, awaited == .nothing, let effect = session.nextEffect() { perform(effect) }
@@ -213,7 +213,7 @@ final class BackendConnection {
     case .map(let plan): run({ plan.carryOut() }, then: { $0.session.mapped($1) })
     case .mapLog(let plan): run({ plan.carryOut() }, then: { $0.session.logMapped($1) })
     case .createInflight(let queueCount, let queueSize, let isPacked):
-      // A file of our own, in memory: nobody can hold that up.
+      // A file of our own, in memory: nobody can block that.
       session.inflightCreated(InflightPlan.create(queueCount: queueCount, queueSize: queueSize, isPacked: isPacked))
     case .mapInflight(let plan): run({ plan.carryOut() }, then: { $0.session.inflightMapped($1) })
     case .examine(let examination):
@@ -245,8 +245,8 @@ final class BackendConnection {
     }
   }
 
-  /// No answer is asked for, so that nobody ever waits here for a front-end that waits for us. One that does not take what it
-  /// was told already is told nothing more: there is only one thing to say.
+  /// No answer is requested, so that we never wait for a front-end that waits for us. If it has not read the previous
+  /// message, no other one is sent: there is only one message of this kind.
   private func send(_ message: Message) {
     guard var channel else { return }
     do {
@@ -261,12 +261,12 @@ final class BackendConnection {
 
   // MARK: Waiting for a front-end's descriptors
 
-  /// Has something done that a descriptor of the front-end's can hold up, and goes on when it has come back.
+  /// Lets a helper do something that a descriptor of the front-end can block, and continues when it is done.
   private func run<Outcome: Sendable>(
     _ errand: @escaping @Sendable () -> Outcome, then tell: @escaping (BackendConnection, Outcome) -> Void
   ) {
     beginErrand(.errand)
-    // One that never comes back keeps nothing of the connection.
+    // A helper that never returns holds nothing of the connection.
     loop.perform(on: errands, errand) { [weak self] outcome in
       guard let self, !isOver, awaited == .errand else { return }
       awaited = .nothing
@@ -275,7 +275,7 @@ final class BackendConnection {
     }
   }
 
-  /// What was sent for nothing is let go of before more is taken.
+  /// Descriptors that were sent in vain are closed before more are accepted.
   private func waitForBacklog() {
     beginErrand(.backlog)
     loop.perform(on: errands, {}, then: { [weak self] in self?.backlogIsGone() })
@@ -293,7 +293,7 @@ final class BackendConnection {
     if !isTimed { watchErrands() }
   }
 
-  /// One timer at a time, however many errands there are.
+  /// One timer, however many helpers there are.
   private func watchErrands() {
     isTimed = true
     loop.after(Self.errandLimit - (ContinuousClock.now - errandStart)) { [weak self] in

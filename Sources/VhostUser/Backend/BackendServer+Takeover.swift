@@ -1,27 +1,27 @@
-/// One disk in two processes: what is asked of the server before, and what the server after does with it.
+/// A takeover of one disk: the old server's side and the new server's.
 public import Sockets
 internal import VirtioCore
 
 extension BackendServer {
-  /// How far a takeover has come.
+  /// The phase of a takeover.
   enum Takeover {
     case none
-    /// Coming to a standstill for another server; called with the state, or why there is none.
+    /// Stopping for another server; called with the state, or why there is none.
     case pausing((Result<(ServerState, DescriptorList), TakeoverError>) -> Void)
-    /// Nothing moves.
+    /// Everything has stopped.
     case paused
     /// Another server has the disk.
     case over
-    /// Another server has it still. `table`: memory that is mapped already; called when the queues are prepared.
+    /// Another server still has it. `table`: memory that is mapped already; called when the queues are prepared.
     case preparing(table: MemoryTable, ((TakeoverError?) -> Void)?)
 
-    /// A front-end that comes now is let in here.
+    /// A front-end that connects now is accepted here.
     var letsIn: Bool { if case .none = self { true } else { false } }
   }
 
-  // MARK: The server before
+  // MARK: The old server
 
-  /// The state as it is now. What comes later may change it, but for the device's own part.
+  /// The current state. All of it may still change except the device's own part.
   public var state: (ServerState, DescriptorList) {
     var list = DescriptorList()
     var listener: Int?
@@ -30,11 +30,11 @@ extension BackendServer {
     return (ServerState(listener: listener, device: served.state, connection: connection), list)
   }
 
-  /// Brings the disk to a standstill, so that another server can go on with it: nobody is let in, nothing is read, and every
-  /// queue stops where it is, with nothing in flight.
+  /// Stops the disk, so that another server can continue it: nobody is accepted, nothing is read, and every queue stops with
+  /// nothing in flight.
   ///
-  /// - Parameter then: called once with the state. A medium that does not answer keeps it: who waits has to have a limit, and
-  ///   then calls `goOn`.
+  /// - Parameter then: called once with the state. A medium that does not answer delays it: the caller needs a time limit,
+  ///   after which it calls `goOn`.
   public func pause(then: @escaping (Result<(ServerState, DescriptorList), TakeoverError>) -> Void) {
     guard !isClosed, case .none = takeover else { return then(.failure(.busy("the disk is about to be closed"))) }
     guard served.device.leftQueues.isEmpty else {
@@ -53,10 +53,10 @@ extension BackendServer {
     then(.success(state))
   }
 
-  /// The other server does not take the disk: everything goes on here.
+  /// The other server does not take the disk: everything continues here.
   ///
-  /// - Parameter fromMemory: it may have had it, and is gone. Queues go on from what is in guest memory then, as after a crash;
-  ///   where that does not say what is done, the connection ends.
+  /// - Parameter fromMemory: it may have served the disk, and is gone. Queues then continue from guest memory, as after a
+  ///   crash; if that does not say what was done, the connection ends.
   public func goOn(fromMemory: Bool = false) {
     switch takeover {
     case .pausing, .paused: break
@@ -70,8 +70,8 @@ extension BackendServer {
     }
   }
 
-  /// Another server has the disk. Nothing of it is touched here any more; who holds the socket and the image lets go of them
-  /// without removing or unlocking what they stand for.
+  /// Another server has the disk. Nothing of it is touched here any more; the owner of the socket and the image closes them
+  /// without removing the socket's file or unlocking the image.
   public func handOver() {
     takeover = .over
     stopListening()
@@ -82,27 +82,27 @@ extension BackendServer {
     leaveSocket()
   }
 
-  /// The other server may have begun: whatever becomes of this process, the socket's file stays.
+  /// The other server may have started: whatever happens to this process, the socket's file stays.
   public func leaveSocket() { if case .listening(let listener) = socket { listener.leaveFile() } }
 
   /// The other server is gone.
   public func ownSocket() { if case .listening(let listener) = socket { listener.ownFile() } }
 
-  /// Whatever was asked for does not come any more.
+  /// A pending callback is not called any more.
   func cancelTakeover() {
     guard case .pausing(let then) = takeover else { return }
     takeover = .none
     then(.failure(.overtaken))
   }
 
-  // MARK: The server after
+  // MARK: The new server
 
-  /// Makes ready what can be before the other server stops: the device as the driver has chosen it, and guest memory mapped.
-  /// Only for a server that was not opened.
+  /// Prepares what is possible before the old server stops: the device with the driver's choices, and mappings of guest
+  /// memory. Only for a server that was not opened.
   ///
   /// - Parameters:
-  ///   - errands: who closes the descriptors of the list.
-  ///   - then: called once, with why it cannot be done here.
+  ///   - errands: closes the descriptors of the list.
+  ///   - then: called once, with the reason if it failed.
   public func prepare(
     _ state: ServerState, _ list: DescriptorList, errands: ErrandQueue, then: @escaping (TakeoverError?) -> Void
   ) {
@@ -142,10 +142,10 @@ extension BackendServer {
     if case .notPrepared(let error) = event { then(.notPrepared(error)) } else { then(nil) }
   }
 
-  /// Goes on with the state at which the other server stands still, as far as that goes before it is over with it: every queue
-  /// that ran is started, and held.
+  /// Continues from the state at which the old server stopped, as far as possible before that one has released the disk:
+  /// every queue that ran is started, and held.
   ///
-  /// - Parameter then: called once, with why that cannot be done here. After a failure only `giveBack` may follow, otherwise
+  /// - Parameter then: called once, with the reason if it failed. After a failure only `giveBack` may follow, otherwise
   ///   `release`.
   public func adopt(
     _ state: ServerState, _ list: DescriptorList, errands: ErrandQueue, then: @escaping (TakeoverError?) -> Void
@@ -164,16 +164,16 @@ extension BackendServer {
     }
   }
 
-  /// The other server is over with the disk: its queues begin, and its front-end, or the next one, is listened to.
+  /// The old server has released the disk: the queues start, and its front-end, or the next one, is served.
   public func release() {
     takeover = .none
     ownSocket()
     if let connection { connection.release() } else { listenAgain(after: .zero) }
-    // For queues that ran when that was asked for, and do not now.
+    // For queues that ran when this was requested, and no longer do.
     served.attended.unprepare()
   }
 
-  /// The other server keeps the disk. Queues that were held are stopped; nothing was taken from them.
+  /// The old server keeps the disk. Queues that were held are stopped; nothing was popped from them.
   public func giveBack() {
     isClosed = true
     connection?.abandonAdoption()

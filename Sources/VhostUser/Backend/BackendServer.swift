@@ -3,7 +3,7 @@ public import Sockets
 public import SystemPackage
 public import VirtioCore
 
-/// Serves one device to one front-end at a time; the next one is let in when the one before is gone.
+/// Serves one device to one front-end at a time; the next one is accepted when the previous one is gone.
 public final class BackendServer {
   let socket: ServerSocket
   let served: ServedDevice
@@ -12,14 +12,14 @@ public final class BackendServer {
   var connection: BackendConnection?
   private var listening: EventLoop.Registration?
   var deviceEvents: EventLoop.Registration?
-  /// How far another server's taking over has come, or our own of another's.
+  /// The phase of a takeover, by another server or by this one.
   var takeover = Takeover.none
-  /// Called when nobody can come any more: the one front-end of a connected socket has gone.
+  /// Called when nobody can connect any more: the only front-end of a connected socket is gone.
   public var finished: (() -> Void)?
 
-  /// The guest memory that one front-end may have mapped unless something else is said, bytes: 1 TiB.
+  /// The default for the guest memory that one front-end may have mapped, bytes: 1 TiB.
   public static let defaultMemoryBudget: UInt64 = 1 << 40
-  /// Connections that may leave a helper behind which waits for a descriptor that does not answer.
+  /// How many connections may leave a helper behind that waits for a descriptor that does not answer.
   private static let leftBehindLimit = 8
 
   /// - Parameters:
@@ -40,7 +40,7 @@ public final class BackendServer {
     self.report = report
   }
 
-  /// Begins to serve; the loop keeps the server alive until `close`.
+  /// Starts to serve; the loop keeps the server alive until `close`.
   public func open() throws(Errno) {
     try attend()
     switch socket {
@@ -53,7 +53,8 @@ public final class BackendServer {
     deviceEvents = try loop.add(served.device.eventDescriptor) { _ in self.takeEvents() }
   }
 
-  /// Asks every queue to stop and lets nobody in any more. The socket's file goes with the last reference to its `Listener`.
+  /// Asks every queue to stop and accepts nobody any more. The socket's file is removed with the last reference to its
+  /// `Listener`.
   ///
   /// - Parameter whenClosed: called once on the loop's thread when every queue has stopped and the connection is closed, which
   ///   may be at once.
@@ -67,9 +68,9 @@ public final class BackendServer {
     closeIfOver()
   }
 
-  /// After `close`: does not wait any longer.
+  /// After `close`: stops waiting.
   ///
-  /// - Returns: queues that are left behind, because their medium does not answer.
+  /// - Returns: queues that are abandoned because their medium does not answer.
   public func abandon() -> [Int] {
     whenClosed = nil
     return served.attended.leaveAll()
@@ -85,7 +86,7 @@ public final class BackendServer {
 
   var isClosed = false
   private var whenClosed: (() -> Void)?
-  /// Helpers of earlier connections that have not come back.
+  /// Helpers of earlier connections that have not returned.
   private var leftBehind: [ErrandQueue] = []
   private var hasToldOfLeftBehind = false
 
@@ -94,7 +95,7 @@ public final class BackendServer {
     listening = try loop.add(listener.socket.rawValue) { _ in self.accept(listener) }
   }
 
-  /// Whoever comes while a front-end is connected waits in the socket's own queue.
+  /// Whoever connects while a front-end is connected waits in the socket's own queue.
   func stopListening() {
     if let listening { loop.remove(listening) }
     listening = nil

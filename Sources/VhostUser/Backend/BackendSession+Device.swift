@@ -2,14 +2,15 @@
 internal import VirtioCore
 
 extension BackendSession {
-  /// Bits of the device's word that are offered and none of the device's. Without a log that can be shared, nothing is logged.
+  /// Bits of the feature word that are offered by the transport and not by the device. Without a log that can be shared,
+  /// nothing is logged.
   var betweenEnds: FeatureSet {
     device.protocolFeatures.contains(.sharedLog) ? .betweenEnds : .betweenEnds.subtracting(.logAll)
   }
 
-  /// May be repeated on a live device, for a feature that is none of the device's (dirty logging); so it stops nothing, and
-  /// the device is asked only when the choice is another one than before. Configuration fields that start from the choice
-  /// would otherwise be lost on the way: a driver that chose write-through before DRIVER_OK has SET_FEATURES come after it.
+  /// May be repeated on a live device, for a feature of the transport (dirty logging); so it stops nothing, and the device
+  /// is only asked if the choice has changed. Otherwise configuration fields that depend on the choice would be lost: if a
+  /// driver chooses write-through before DRIVER_OK, SET_FEATURES comes afterwards.
   mutating func setFeatures(_ message: Message) throws(Refusal) {
     let word = FeatureSet(rawValue: try number(message))
     let chosen = word.subtracting(.betweenEnds)
@@ -34,7 +35,7 @@ extension BackendSession {
     guard let chosen = featuresAsked else { return }
     featuresAsked = nil
     guard accepted else {
-      // What follows relied on this choice.
+      // The following steps relied on this choice.
       steps = [.finish]
       exchange?.refusal = .featuresNotAccepted(chosen)
       return
@@ -50,7 +51,7 @@ extension BackendSession {
     protocolFeatures = chosen
   }
 
-  /// RESET_OWNER is deprecated; what is left of it is that no ring is served.
+  /// RESET_OWNER is deprecated; all that is left of it is that rings are stopped.
   mutating func disableRings() {
     for index in rings.indices {
       steps.append(.stop(index))
@@ -58,7 +59,8 @@ extension BackendSession {
     }
   }
 
-  /// Back to the first state, except for what belongs to the connection: ownership, memory, protocol features, descriptors.
+  /// Back to the initial state, except for what belongs to the connection: ownership, memory, protocol features,
+  /// descriptors.
   mutating func resetDevice() {
     for index in rings.indices { steps.append(.stop(index)) }
     steps.append(.resetRings)
@@ -67,7 +69,7 @@ extension BackendSession {
     status = []
   }
 
-  /// Status 0 is sent when a virtual machine is paused, too, so it stops the rings and leaves the rest to RESET_DEVICE.
+  /// Status 0 is also sent when a virtual machine is paused, so it stops the rings and leaves the rest to RESET_DEVICE.
   mutating func setStatus(_ message: Message) throws(Refusal) {
     let word = try number(message)
     status = DeviceStatus(rawValue: UInt8(truncatingIfNeeded: word))
@@ -87,7 +89,7 @@ extension BackendSession {
 // MARK: Configuration space
 
 extension BackendSession {
-  /// Front-ends ask from offset 0, and older ones from the offset of the configuration in the mmio register layout.
+  /// Front-ends read from offset 0, and older ones from the offset of the configuration in the mmio register layout.
   private static let alias: UInt32 = 0x100
 
   private func range(of asked: ConfigurationPayload) throws(Refusal) -> (offset: Int, count: Int) {
@@ -106,7 +108,7 @@ extension BackendSession {
     steps.append(.effect(.readConfiguration(offset: offset, count: count)))
   }
 
-  /// The answer to `Effect.readConfiguration`. The reply is as long as the request was, filled up with zeros.
+  /// The answer to `Effect.readConfiguration`. The reply is as long as the request, padded with zeroes.
   public mutating func configurationRead(_ bytes: [UInt8]) {
     guard var payload = configurationAsked else { return }
     configurationAsked = nil
@@ -114,8 +116,8 @@ extension BackendSession {
     steps.insert(.effect(replyEffect(payload.bytes)), at: 0)
   }
 
-  /// Flags tell a guest's write from a migration's, but front-ends number them differently: each of 0, 1 and 2 can be a
-  /// guest's write, and 1 and 2 can be a migration's.
+  /// Flags distinguish a guest's write from a migration's, but front-ends number them differently: each of 0, 1 and 2 can be
+  /// a guest's write, and 1 and 2 can be a migration's.
   mutating func setConfiguration(_ message: Message) throws(Refusal) {
     guard let asked = ConfigurationPayload(decoding: message.payload) else { throw .wrongSize(message.payload.count) }
     let (offset, count) = try range(of: asked)
@@ -154,7 +156,7 @@ extension BackendSession {
     tellConfigurationChange()
   }
 
-  /// "Suspended device state": while all rings are stopped no message may be sent, so this is asked again at each start.
+  /// "Suspended device state": no message may be sent while all rings are stopped, so this is checked again at each start.
   mutating func tellConfigurationChange() {
     guard owesConfigurationChange, hasChannel, rings.contains(where: \.isStarted) else { return }
     owesConfigurationChange = false

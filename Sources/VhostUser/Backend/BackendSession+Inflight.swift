@@ -1,16 +1,16 @@
-/// GET_INFLIGHT_FD and SET_INFLIGHT_FD: records of what is in flight, in memory that outlives this back-end.
+/// GET_INFLIGHT_FD and SET_INFLIGHT_FD: in-flight records, in memory that outlives this back-end.
 public import VirtioCore
 
 extension BackendSession {
-  /// A front-end asks for memory, keeps it, and hands it back with SET_INFLIGHT_FD: at once, and again after it had to connect
-  /// anew. Nothing is written down before that.
+  /// A front-end asks for memory, keeps it, and hands it back with SET_INFLIGHT_FD: at once, and again after it had to
+  /// reconnect. Nothing is recorded before that.
   mutating func getInflight(_ message: Message) throws(Refusal) {
     let asked = try inflightDescription(message)
     steps.append(
       .effect(.createInflight(queueCount: Int(asked.queueCount), queueSize: asked.queueSize, isPacked: isPacked)))
   }
 
-  /// The answer to `Effect.createInflight`. Where none can be made the reply says so, and the front-end goes on without.
+  /// The answer to `Effect.createInflight`. If none can be made the reply says so, and the front-end continues without.
   public mutating func inflightCreated(_ result: Result<InflightMemory, InflightError>) {
     guard let exchange else { return }
     switch result {
@@ -29,9 +29,9 @@ extension BackendSession {
     }
   }
 
-  /// Ours or another back-end's. What is in it is looked at when a queue starts.
+  /// Ours or another back-end's. Its contents are checked when a queue starts.
   mutating func setInflight(_ message: Message) throws(Refusal) {
-    // Two records of one queue would each know half.
+    // Two records of one queue would each have half of the requests.
     if let running = rings.firstIndex(where: \.isRunning) { throw .queueRuns(running) }
     let described = try inflightDescription(message)
     guard let descriptor = message.descriptors.first, message.descriptors.count == 1 else {
@@ -41,8 +41,8 @@ extension BackendSession {
     steps.append(.effect(.mapInflight(InflightPlan(description: described, descriptor: descriptor, isPacked: isPacked))))
   }
 
-  /// The answer to `Effect.mapInflight`. After a failure no record is kept: one that the front-end has given up would be the
-  /// wrong one.
+  /// The answer to `Effect.mapInflight`. After a failure no record is kept: the previous one has been abandoned by the
+  /// front-end.
   public mutating func inflightMapped(_ result: Result<InflightMemory, InflightError>) {
     switch result {
     case .success(let memory): inflight = memory
@@ -76,7 +76,8 @@ extension BackendSession {
     return records < device.memoryBudget ? device.memoryBudget - records : 0
   }
 
-  /// The record of a queue that starts. All of them have one, or none: a front-end that means to go on after a crash needs all.
+  /// The record of a queue that starts. Either all queues have one, or none: to continue after a crash a front-end needs
+  /// all.
   func inflight(for queue: Int, size: UInt16) throws(Refusal) -> InflightMemory? {
     guard let inflight else { return nil }
     guard queue < inflight.queueCount else { throw .noInflightRecord(queue: queue, count: inflight.queueCount) }
@@ -88,11 +89,11 @@ extension BackendSession {
   }
 }
 
-/// Records to be mapped. Making a plan does no I/O; `carryOut` asks a file of another process, which may take for ever.
+/// Records to be mapped. Making the plan does no I/O; `carryOut` queries a file of another process, which may block forever.
 public struct InflightPlan: Sendable {
   let description: InflightDescription
   let descriptor: OwnedDescriptor
-  /// The rings are packed ones.
+  /// The rings are packed.
   let isPacked: Bool
 
   /// New records, all empty.

@@ -1,7 +1,7 @@
-/// The log of written pages, for a front-end that moves its guest elsewhere ("Migration").
+/// The dirty log, for a front-end that migrates its guest ("Migration").
 public import VirtioCore
 
-/// A log to be. Making one does no I/O; `carryOut` maps a file of another process, which may take for ever.
+/// A log to be mapped. Making the plan does no I/O; `carryOut` maps a file of another process, which may block forever.
 public struct LogPlan: Sendable {
   let descriptor: OwnedDescriptor
   let offset: UInt64
@@ -15,7 +15,7 @@ public struct LogPlan: Sendable {
 }
 
 extension BackendSession {
-  /// What of a ring's writes is logged now.
+  /// Which writes of a ring are logged now.
   func log(of ring: Ring) -> QueueLog? {
     guard let log else { return nil }
     let usedRing = ring.address.flatMap { $0.logsUsedRing ? $0.log : nil }
@@ -23,7 +23,7 @@ extension BackendSession {
     return QueueLog(log: log, coversBuffers: logsBuffers, usedRing: usedRing)
   }
 
-  /// The log is another one from now on. Queues that write to one are stopped where they are and go on there.
+  /// The log is replaced. Queues that write to one are stopped and continue where they were.
   mutating func setLogBase(_ message: Message) throws(Refusal) {
     guard let area = SharedArea(decoding: message.payload) else { throw .wrongSize(message.payload.count) }
     guard let descriptor = message.descriptors.first, message.descriptors.count == 1 else {
@@ -33,7 +33,7 @@ extension BackendSession {
     let logged = rings.indices.filter { logsBuffers || rings[$0].address?.logsUsedRing == true }
     for index in logged { steps.append(.stop(index)) }
     steps.append(.effect(.mapLog(LogPlan(descriptor: descriptor, offset: area.offset, size: area.size))))
-    // All front-ends take the request itself for an answer: some want a payload, some read none.
+    // All front-ends accept the request itself as an answer: some want a payload, some read none.
     steps.append(.effect(replyEffect(area.bytes)))
     for index in logged { steps.append(.startIfReady(index, refuses: false)) }
   }
@@ -41,7 +41,8 @@ extension BackendSession {
   /// Enough for guest addresses of 52 bits, bytes.
   private static var logLimit: UInt64 { 1 << 37 }
 
-  /// The answer to `Effect.mapLog`. Where there is no log the message is refused, and what it stopped goes on with the old one.
+  /// The answer to `Effect.mapLog`. If there is no log the message is refused, and what it stopped continues with the old
+  /// one.
   public mutating func logMapped(_ result: Result<DirtyLog, DirtyLogError>) {
     switch result {
     case .success(let log): self.log = log
@@ -51,8 +52,8 @@ extension BackendSession {
     }
   }
 
-  /// Carries out a change after which other writes of running rings may be logged: a ring goes on where it was stopped, and
-  /// nothing that it writes from then on is missed.
+  /// Carries out a change of what is logged for running rings: a ring continues where it was stopped, and no later write of
+  /// it is missed.
   mutating func changeLogging(of indices: some Sequence<Int>) {
     guard log != nil else { return }
     for index in indices where rings[index].isRunning {

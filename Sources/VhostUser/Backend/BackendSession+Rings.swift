@@ -1,4 +1,4 @@
-/// The life of rings, and of the memory under them.
+/// The life cycle of rings, and of the memory below them.
 public import VirtioCore
 
 // MARK: Parameters
@@ -18,7 +18,7 @@ extension BackendSession {
     steps.append(.startIfReady(index, refuses: true))
   }
 
-  /// Comes again on a live ring with another flag for the dirty log; anything else about a live ring cannot change.
+  /// Is repeated on a live ring with another flag for the dirty log; nothing else about a live ring can change.
   mutating func setAddress(_ message: Message) throws(Refusal) {
     guard let address = VringAddress(decoding: message.payload) else { throw .wrongSize(message.payload.count) }
     let index = try self.index(address.index)
@@ -39,7 +39,8 @@ extension BackendSession {
     let (index, base) = try state(message)
     guard !rings[index].isRunning else { throw .queueRuns(index) }
     if isPacked {
-      // Slot and wrap counter of what is available, and above them of what is used; some say only the lower half of it.
+      // Slot and wrap counter of the available position, and above them of the used one; some front-ends send only the lower
+      // half.
       let available = UInt16(truncatingIfNeeded: base)
       let used = UInt16(truncatingIfNeeded: base >> 16)
       rings[index].position = QueuePosition(available: available, used: used == 0 ? available : used)
@@ -70,7 +71,7 @@ extension BackendSession {
 // MARK: Descriptors
 
 extension BackendSession {
-  /// Starts the ring. It begins to run when it is enabled, which may have happened or be yet to come.
+  /// Starts the ring. It runs once it is enabled, which may already have happened.
   mutating func setKick(_ message: Message) throws(Refusal) {
     let (index, descriptor) = try ringDescriptor(message)
     examine(descriptor, for: .kick) { session, examined in
@@ -85,7 +86,7 @@ extension BackendSession {
     }
   }
 
-  /// A new call descriptor is signalled once: what was completed before it came was told to nobody, or to one who is gone.
+  /// A new call descriptor is signalled once: earlier completions were announced to nobody, or to a descriptor that is gone.
   mutating func setCall(_ message: Message) throws(Refusal) {
     let (index, descriptor) = try ringDescriptor(message)
     examine(descriptor, for: .call) { session, examined in
@@ -108,7 +109,7 @@ extension BackendSession {
     if case .sink(let sink)? = examined { sink } else { .none }
   }
 
-  /// Goes on when the descriptor was found good, or at once where there is none.
+  /// Continues when the descriptor has been found suitable, or at once if there is none.
   private mutating func examine(
     _ descriptor: OwnedDescriptor?, for purpose: DescriptorPurpose,
     then goOn: @escaping @Sendable (inout BackendSession, ExaminedDescriptor?) -> Void
@@ -121,7 +122,7 @@ extension BackendSession {
   /// These are the next steps.
   private mutating func proceed(_ next: [Step]) { steps.insert(contentsOf: next, at: 0) }
 
-  /// The answer to `Effect.examine`. A descriptor that will not do is a refused message.
+  /// The answer to `Effect.examine`. An unsuitable descriptor means a refused message.
   public mutating func examined(_ result: Result<ExaminedDescriptor, Refusal>) {
     guard let goOn = whenExamined else { return }
     whenExamined = nil
@@ -166,7 +167,7 @@ extension BackendSession {
     }
   }
 
-  /// What a ring needs to run; `nil` when it is not to run now.
+  /// What a ring needs to run; `nil` if it should not run now.
   func activation(of index: Int) throws(Refusal) -> Activation? {
     let ring = rings[index]
     guard ring.isReady, let kick = ring.kick, let features, !table.entries.isEmpty else { return nil }
@@ -178,26 +179,26 @@ extension BackendSession {
       inflight: inflight, log: log(of: ring))
   }
 
-  /// Queues are packed ones.
+  /// Queues are packed.
   var isPacked: Bool { features?.contains(.packedRing) == true }
 
-  /// Where a ring begins. One of which nobody has said that is new.
+  /// The position at which a ring starts. Without one, the ring is new.
   func position(of ring: Ring) -> QueuePosition {
     guard isPacked else { return ring.position }
     guard ring.position != Ring.unsaid else { return .start(.packedRing) }
     return QueuePosition(available: ring.position.available, used: ring.position.used ?? ring.position.available)
   }
 
-  /// Rings that were stopped only for somebody else's sake go on. Their effects follow from `nextEffect`.
+  /// Restarts rings that were stopped only because of something else. Their effects follow from `nextEffect`.
   mutating func goOn(with indices: some Sequence<Int>) {
     for index in indices { steps.append(.startIfReady(index, refuses: false)) }
   }
 
-  /// Another server may have had these rings and is gone: they go on from what is in memory, as after a crash.
+  /// Another server may have served these rings and is gone: they continue from what is in memory, as after a crash.
   ///
-  /// - Returns: false when memory does not say what is done: neither records nor the order of answers do.
+  /// - Returns: false if memory does not say what was done: there are neither records nor answers in order.
   mutating func recover(_ indices: some Sequence<Int>) -> Bool {
-    // A packed ring does not say where it stands; a record does.
+    // A packed ring does not show its position; a record does.
     if isPacked { return inflight != nil }
     guard inflight != nil || device.publishesInOrder || features?.contains(.inOrder) == true else { return false }
     for index in indices {
@@ -218,8 +219,8 @@ extension BackendSession {
     couldNotStart(index, .queue(failure), refuses: startRefuses)
   }
 
-  /// The message was taken and the ring is as it says; what is refused is the start. The front-end learns it through the ring's
-  /// err descriptor, and from the acknowledgement of a message about this ring.
+  /// The message was accepted and the ring is as it says; only the start failed. The front-end learns this through the
+  /// ring's err descriptor, and from the acknowledgement of the next message about this ring.
   private mutating func couldNotStart(_ index: Int, _ refusal: Refusal, refuses: Bool) {
     steps.insert(
       contentsOf: [.effect(.signal(rings[index].failure)), .effect(.queueRefused(queue: index, refusal))], at: 0)
@@ -228,13 +229,13 @@ extension BackendSession {
 
   /// The answer to `Effect.stop`.
   ///
-  /// - Parameter position: where the device says that the queue stands; `nil` when it did not run any more.
+  /// - Parameter position: the position that the device reports; `nil` if the queue did not run any more.
   public mutating func stopped(queue index: Int, position: QueuePosition?) {
     rings[index].isRunning = false
     if let position { rings[index].position = position }
   }
 
-  /// The device gave a queue up. It has signalled the err descriptor; a front-end that asks sees it in the status.
+  /// The device gave up a queue. It has signalled the err descriptor; a front-end can also read it from the status.
   public mutating func queueFailed(_ index: Int) {
     guard rings.indices.contains(index), rings[index].isRunning else { return }
     rings[index].hasFailed = true
@@ -245,13 +246,13 @@ extension BackendSession {
 // MARK: Memory
 
 extension BackendSession {
-  /// Rings that have everything but memory. For a moment that is in order: some front-ends describe rings first.
+  /// Rings that have everything but memory. That is acceptable for a moment: some front-ends describe rings first.
   public var ringsWithoutMemory: [Int] {
     guard features != nil, table.entries.isEmpty else { return [] }
     return rings.indices.filter { rings[$0].isReady }
   }
 
-  /// The memory still has not come: somebody has to be told. Its effects follow from `nextEffect`.
+  /// The memory has still not come, which has to be reported. The effects follow from `nextEffect`.
   public mutating func memoryIsMissing() {
     for index in ringsWithoutMemory {
       steps += [.effect(.signal(rings[index].failure)), .effect(.queueRefused(queue: index, .noMemory))]
@@ -287,7 +288,7 @@ extension BackendSession {
     do { change(try MemoryPlan(removing: region, from: table)) } catch { throw .memory(error) }
   }
 
-  /// Queues that run are stopped where they are and go on there, on the new table; those that waited for memory start.
+  /// Running queues are stopped and continue where they were, with the new table; those that waited for memory start.
   private mutating func change(_ plan: MemoryPlan) {
     for index in rings.indices { steps.append(.stop(index)) }
     steps.append(.effect(.map(plan)))

@@ -1,11 +1,11 @@
-/// A session as a value that another process can go on with.
+/// A session as a value with which another process can continue.
 internal import VirtioCore
 
 extension BackendSession {
-  /// Everything about the message before is done.
+  /// The previous message has been handled completely.
   var isBetweenMessages: Bool { steps.isEmpty && exchange == nil }
 
-  /// Puts the session's part into a state. - Parameter running: rings that the next server is to serve at once.
+  /// Writes the session's part of a state. - Parameter running: rings that the next server serves at once.
   func fill(_ state: inout ConnectionState, _ list: inout DescriptorList, running: Set<Int>) {
     state.protocolFeatures = protocolFeatures.rawValue
     state.features = features?.rawValue
@@ -41,7 +41,7 @@ extension BackendSession {
   }
 }
 
-/// A session of another process that is to be gone on with: its files mapped, its descriptors looked at.
+/// A session of another process that is about to be continued: its files are mapped, its descriptors examined.
 struct SessionRestoration: Sendable {
   let state: ConnectionState
   let list: DescriptorList
@@ -49,13 +49,13 @@ struct SessionRestoration: Sendable {
   /// Memory that was mapped for an earlier state of the same connection: what has not changed stays.
   let table: MemoryTable
 
-  /// Maps the memory. Asks files of other processes, which may take for ever: not for a control thread.
+  /// Maps the memory. Queries files of other processes, which may block forever: not for a control thread.
   func mapMemory() throws(TakeoverError) -> MemoryTable {
     let regions = state.memory.map {
       MemoryRegion(
         guestAddress: GuestAddress($0.guestAddress), size: $0.size, userAddress: $0.userAddress, offset: $0.offset)
     }
-    // The table that is there already, if nothing has changed: what queues were made ready for is the very same memory.
+    // The existing table, if nothing has changed: queues were prepared for this very memory.
     var descriptors: [OwnedDescriptor] = []
     for region in state.memory { descriptors.append(try list.descriptor(region.file)) }
     let plan: MemoryPlan
@@ -70,7 +70,7 @@ struct SessionRestoration: Sendable {
     return mapped.hasSameMappings(as: table) ? table : mapped
   }
 
-  /// The whole session, with no ring running. Asks descriptors of other processes: not for a control thread.
+  /// The whole session, with no ring running. Queries descriptors of other processes: not for a control thread.
   func carryOut() throws(TakeoverError) -> BackendSession {
     guard state.rings.count == min(device.queueCount, 256) else {
       throw .notTheSame("number of queues", theirs: "\(state.rings.count)", ours: "\(device.queueCount)")
@@ -102,7 +102,7 @@ struct SessionRestoration: Sendable {
     return session
   }
 
-  /// Rings that are to be served at once.
+  /// Rings to serve at once.
   var running: [Int] { state.rings.indices.filter { state.rings[$0].runs } }
 
   private func success<Value, Failure: Error>(_ result: Result<Value, Failure>) throws(TakeoverError) -> Value {

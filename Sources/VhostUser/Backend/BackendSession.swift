@@ -1,16 +1,16 @@
 /// The back-end's half of the protocol as a value: a message in, effects out, one at a time.
 public import VirtioCore
 
-/// One connection's worth of conversation. It does no I/O and knows no device: it says what has to be done, in order, and
-/// is told how that went.
+/// The conversation on one connection. It does no I/O and knows no device: it says what has to be done, in order, and takes
+/// the outcomes.
 ///
 ///     session.receive(message)
 ///     while let effect = session.nextEffect() { … }      // do it; report the answer where the effect has one
 ///
-/// A message is dealt with completely before the next is received. Effects are pulled, not returned in a list, because what
-/// comes after a stop or a mapping depends on how it went.
+/// A message is handled completely before the next one is received. Effects are pulled, not returned in a list, because what
+/// follows a stop or a mapping depends on its outcome.
 public struct BackendSession: Sendable {
-  /// What the session has to know of its device.
+  /// What the session has to know about its device.
   public struct DeviceDescription: Hashable, Sendable {
     public var features: FeatureSet
     /// At least 1; a vhost-user queue index has 8 bits, so more than 256 cannot be used.
@@ -38,8 +38,8 @@ public struct BackendSession: Sendable {
     }
   }
 
-  /// What is still to do for the message at hand. Steps that depend on how earlier ones went look at the state when their
-  /// turn comes.
+  /// What is still to do for the current message. Steps that depend on the outcome of earlier ones look at the state when
+  /// their turn comes.
   enum Step {
     case effect(Effect)
     case stop(Int)
@@ -51,7 +51,7 @@ public struct BackendSession: Sendable {
     case finish
   }
 
-  /// The message that is being dealt with.
+  /// The current message.
   struct Exchange {
     var request: UInt32
     var wantsReply: Bool
@@ -60,29 +60,29 @@ public struct BackendSession: Sendable {
 
   let device: DeviceDescription
   public internal(set) var protocolFeatures = ProtocolFeatures()
-  /// What the front-end chose, without the bits between the two ends; `nil` before it did.
+  /// The features that the front-end chose, without the bits of the transport; `nil` before.
   public internal(set) var features: FeatureSet?
   public internal(set) var status = DeviceStatus()
   public internal(set) var table = MemoryTable()
   var rings: [Ring]
-  /// Where written pages are noted; `nil` before the front-end gave a log.
+  /// The dirty log; `nil` before the front-end sent one.
   var log: DirtyLog?
-  /// Writes to buffers are noted, too.
+  /// Writes to buffers are logged, too.
   var logsBuffers = false
-  /// Where queues write down what is in flight; `nil` until SET_INFLIGHT_FD.
+  /// The in-flight records; `nil` before SET_INFLIGHT_FD.
   public internal(set) var inflight: InflightMemory?
   var hasChannel = false
-  /// A change of configuration that was not told yet, since nothing may be said while every ring is stopped.
+  /// A configuration change that has not been sent yet, because nothing may be sent while every ring is stopped.
   var owesConfigurationChange = false
   var steps: [Step] = []
   var exchange: Exchange?
-  /// A piece of configuration that was asked for, until the device has answered.
+  /// A pending read of the configuration.
   var configurationAsked: ConfigurationPayload?
-  /// Whether the failure of the start at hand is the failure of the message at hand.
+  /// Whether a failure of the current start fails the current message.
   var startRefuses = false
-  /// What to do with the descriptor at hand when it was found good.
+  /// What to do with the current descriptor once it has been found suitable.
   var whenExamined: (@Sendable (inout BackendSession, ExaminedDescriptor) -> Void)?
-  /// Features that were offered to the device, until it has answered.
+  /// Features that the device is being asked about.
   var featuresAsked: FeatureSet?
 
   public init(_ device: DeviceDescription) {
@@ -94,7 +94,7 @@ public struct BackendSession: Sendable {
   public mutating func receive(_ message: Message) {
     precondition(steps.isEmpty, "the message before has effects that were not asked for yet")
     exchange = Exchange(request: message.request, wantsReply: message.flags.contains(.needReply), refusal: nil)
-    // Whatever a handler had changed before it found what is wrong: a refused message changes nothing.
+    // A refused message changes nothing: this undoes what the handler had changed before it found the fault.
     let before = self
     do { try handle(message) } catch {
       self = before
@@ -103,12 +103,12 @@ public struct BackendSession: Sendable {
     steps.append(.finish)
   }
 
-  /// What to do next; `nil` when the message is dealt with.
+  /// What to do next; `nil` when the message has been handled.
   public mutating func nextEffect() -> Effect? {
     while !steps.isEmpty {
       if let effect = perform(steps.removeFirst()) { return effect }
     }
-    // A message about every ring has many steps, and their room would stay with each connection.
+    // A message about every ring has many steps; their memory would stay with each connection.
     steps = []
     return nil
   }
@@ -164,17 +164,18 @@ public struct BackendSession: Sendable {
       return nil
     case .replyBase(let index):
       let position = position(of: rings[index])
-      // Of a packed ring both halves: what was used is not in memory as a number.
+      // For a packed ring both halves: the used position is not in memory.
       let base = UInt32(position.available) | (isPacked ? UInt32(position.used ?? 0) << 16 : 0)
       rings[index].stop(isPacked: isPacked)
-      // What comes next may be another ring: it begins where the front-end says, unless something was left for it.
+      // The next ring may be another one: it starts where the front-end says, unless a position was saved for it.
       if features?.contains(.ringReset) == true { inflight?.forgetIfOver(queue: index) }
-      // As other back-ends do: a stopped ring signals nobody, and a front-end sends a new call before it starts again.
+      // As in other back-ends: a stopped ring notifies nobody, and a front-end sends a new call descriptor before it starts
+      // it again.
       rings[index].call = .none
       return replyEffect(VringState(index: UInt32(index), number: base).bytes)
     case .resetRings:
       for index in rings.indices { rings[index].reset() }
-      // What comes after it are other rings, whose heads mean other requests.
+      // Whatever rings follow are others, whose heads mean other requests.
       inflight?.forget()
       return nil
     case .finish: return finish()
@@ -187,14 +188,14 @@ public struct BackendSession: Sendable {
 extension BackendSession {
   mutating func reply(_ value: UInt64) { steps.append(.effect(replyEffect(NumberPayload.encode(value)))) }
 
-  /// The reply to the message at hand.
+  /// The reply to the current message.
   func replyEffect(_ payload: [UInt8]) -> Effect {
     guard let exchange else { preconditionFailure("a reply belongs to a message") }
     return .reply(Message(replyTo: exchange.request, payload: payload))
   }
 
-  /// The last step of a message: tells how it went, to the front-end where that was asked for. Whether it was asked for
-  /// is decided now, since SET_PROTOCOL_FEATURES may have just agreed on it.
+  /// The last step of a message: reports the outcome to the front-end, if it asked for that. This is decided only now, since
+  /// SET_PROTOCOL_FEATURES may have just negotiated it.
   private mutating func finish() -> Effect? {
     guard let exchange else { return nil }
     self.exchange = nil
@@ -208,8 +209,8 @@ extension BackendSession {
       steps.append(.effect(.refused(request: exchange.request, refusal)))
       return .reply(Message(replyTo: exchange.request, payload: NumberPayload.encode(1)))
     }
-    // The front-end waits for a reply that does not come: an empty configuration, the base of a ring that does not
-    // exist and the records that cannot be had have words of their own, the rest has not.
+    // Otherwise the front-end would wait for a reply forever. An empty configuration, the base of a ring that does not
+    // exist, and records that are not available have replies of their own; other messages have not.
     switch (request, refusal) {
     case (.getConfiguration, _):
       steps.append(.effect(.refused(request: exchange.request, refusal)))

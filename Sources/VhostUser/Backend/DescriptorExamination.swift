@@ -1,19 +1,19 @@
-/// A look at a descriptor that a front-end sent: whether it is of a kind that will do for what it is meant for.
+/// Checks whether a descriptor that a front-end sent is of a kind that suits its purpose.
 internal import CLinux
 internal import Glibc
 package import Sockets
 public import VirtioCore
 
-/// What a front-end wants a descriptor to be.
+/// The purpose of a descriptor.
 public enum DescriptorPurpose: String, Hashable, Sendable {
   case kick
   case call
   case failure = "err"
-  /// The socket on which the back-end speaks unasked.
+  /// The socket for requests of the back-end.
   case channel = "back-end"
 }
 
-/// A descriptor that was found good.
+/// A descriptor that was found suitable.
 public enum ExaminedDescriptor: Sendable {
   case kick(KickSource)
   /// For `call` and `failure`.
@@ -21,15 +21,16 @@ public enum ExaminedDescriptor: Sendable {
   case channel(OwnedDescriptor)
 }
 
-/// An examination to be. Making one does no I/O; `carryOut` asks the descriptor, which may be one of a file system that never
-/// answers.
+/// A pending examination. Making one does no I/O; `carryOut` queries the descriptor, which may belong to a file system that
+/// never answers.
 public struct DescriptorExamination: Sendable {
   public let purpose: DescriptorPurpose
   let descriptor: OwnedDescriptor
 
-  /// What the descriptor is good for, or a refusal with one sentence.
+  /// The examined descriptor, or a refusal with one sentence.
   ///
-  /// - Parameter otherEnd: of the connection on which it came, which it may not be; `nil` where that was looked at before.
+  /// - Parameter otherEnd: the peer's end of the connection on which it came, which it must not be; `nil` if that was
+  ///   checked before.
   package func carryOut(onConnectionTo otherEnd: OtherEnd? = nil) -> Result<ExaminedDescriptor, Refusal> {
     do throws(Refusal) { return .success(try examine(otherEnd)) } catch { return .failure(error) }
   }

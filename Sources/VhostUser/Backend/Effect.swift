@@ -1,9 +1,9 @@
-/// What a session wants done in the world.
+/// What a session wants done.
 public import VirtioCore
 
-/// One step for the shell around a `BackendSession`. Those that say "answered" are reported back to the session before its
-/// next effect is asked for. Of these `start`, `stop`, `map`, `mapInflight`, `mapLog` and `examine` may take as long as somebody
-/// else likes: the shell asks for nothing more from this session meanwhile, and everybody else goes on.
+/// One step for the shell around a `BackendSession`. The outcomes of those that say "answered" are reported to the session
+/// before its next effect is pulled. `start`, `stop`, `map`, `mapInflight`, `mapLog` and `examine` may take arbitrarily
+/// long: in the meantime the shell pulls nothing more from this session, and all other sessions continue.
 public enum Effect: Sendable {
   /// Send this to the front-end.
   case reply(Message)
@@ -11,13 +11,13 @@ public enum Effect: Sendable {
   case negotiate(FeatureSet)
   /// Map and unmap guest memory. Answered with `mapped`.
   case map(MemoryPlan)
-  /// Map a log of written pages. Answered with `logMapped`.
+  /// Map a dirty log. Answered with `logMapped`.
   case mapLog(LogPlan)
-  /// Make memory for records of what is in flight. Answered with `inflightCreated`.
+  /// Create memory for in-flight records. Answered with `inflightCreated`.
   case createInflight(queueCount: Int, queueSize: UInt16, isPacked: Bool)
-  /// Map such memory that the front-end kept. Answered with `inflightMapped`.
+  /// Map in-flight records that the front-end kept. Answered with `inflightMapped`.
   case mapInflight(InflightPlan)
-  /// Look at a descriptor that the front-end sent. Answered with `examined`.
+  /// Examine a descriptor that the front-end sent. Answered with `examined`.
   case examine(DescriptorExamination)
   /// Start a queue. Answered with `started`.
   case start(Activation)
@@ -32,13 +32,13 @@ public enum Effect: Sendable {
   /// A driver's write, or, when `restores`, a migration putting back what is there already. Answered with
   /// `configurationWritten`.
   case writeConfiguration(offset: Int, [UInt8], restores: Bool)
-  /// Put the device back to its first state; its queues are stopped.
+  /// Reset the device to its initial state; its queues are stopped.
   case resetDevice
-  /// Keep this socket for what the back-end has to say; the one before it is over.
+  /// Use this socket for requests of the back-end from now on.
   case openChannel(OwnedDescriptor)
-  /// Say this on that socket.
+  /// Send this on that socket.
   case send(Message)
-  /// For the log: a message was refused, and the connection goes on.
+  /// For the log: a message was refused, and the connection continues.
   case refused(request: UInt32, Refusal)
   /// For the log: a queue could not be started, and its err descriptor was signalled.
   case queueRefused(queue: Int, Refusal)

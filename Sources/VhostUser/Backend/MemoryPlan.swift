@@ -4,7 +4,8 @@ internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
 
-/// A table to be. Making one does no I/O; `carryOut` maps, and asks files of another process, which may take for ever.
+/// A table to be mapped. Making the plan does no I/O; `carryOut` maps, and queries files of another process, which may block
+/// forever.
 public struct MemoryPlan: Sendable {
   struct Addition: Sendable {
     var region: MemoryRegion
@@ -15,7 +16,7 @@ public struct MemoryPlan: Sendable {
   let kept: [MemoryTable.Entry]
   let additions: [Addition]
 
-  /// SET_MEM_TABLE: everything anew.
+  /// SET_MEM_TABLE: replaces everything.
   ///
   /// - Parameters:
   ///   - descriptors: as many as regions; the caller has checked.

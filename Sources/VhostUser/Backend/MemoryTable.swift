@@ -42,30 +42,30 @@ public enum MemoryTableError: Error, Hashable, CustomStringConvertible {
   }
 }
 
-/// The table that is in force. Immutable: a change makes a new one.
+/// The current table. Immutable: a change makes a new one.
 public struct MemoryTable: Sendable {
   /// One region with its mapping.
   public struct Entry: Sendable {
     public let region: MemoryRegion
     let mapping: Mapping
-    /// Where in the mapping the region begins, bytes.
+    /// The offset of the region in the mapping, bytes.
     let offset: Int
     let file: FileIdentity
-    /// The file, for a process that goes on with it.
+    /// The file, for a process that continues with it.
     let descriptor: OwnedDescriptor
   }
 
-  /// Which file a descriptor is for: two descriptors of one memfd are the same memory.
+  /// Identifies the file of a descriptor: two descriptors of one memfd are the same memory.
   struct FileIdentity: Hashable, Sendable {
     var device: UInt64
     var inode: UInt64
   }
 
-  /// In the order in which they came.
+  /// In the order in which they were sent.
   let entries: [Entry]
   public let memory: GuestMemory
 
-  /// No memory: what there is before the first table.
+  /// No memory: before the first table.
   init() {
     self.entries = []
     do { self.memory = try GuestMemory([]) } catch { preconditionFailure("an empty memory has nothing wrong with it") }
@@ -79,13 +79,13 @@ public struct MemoryTable: Sendable {
   /// The regions, as the front-end described them.
   public var regions: [MemoryRegion] { entries.map(\.region) }
 
-  /// Nothing is mapped anew.
+  /// Nothing is mapped again.
   func hasSameMappings(as other: MemoryTable) -> Bool {
     entries.count == other.entries.count && zip(entries, other.entries).allSatisfy { $0.mapping === $1.mapping }
   }
 
-  /// Turns an address of the front-end's process into one of the guest; `nil` when no region has it. Whether all bytes that
-  /// follow are in memory as well is for the ring to check, which knows how many they are.
+  /// Translates an address of the front-end's process into a guest address; `nil` if no region contains it. Whether the
+  /// bytes that follow are in memory as well is for the ring to check, which knows their number.
   public func guestAddress(ofUser address: UInt64) -> GuestAddress? {
     for entry in entries {
       let distance = address &- entry.region.userAddress

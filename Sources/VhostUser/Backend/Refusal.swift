@@ -77,8 +77,8 @@ public enum Refusal: Error, Hashable, CustomStringConvertible {
   private static let remedy =
     "the guest's memory has to be shared: share=on for QEMU's memory backend, shared=on for Cloud Hypervisor's memory"
 
-  /// Nothing can go on when the front-end believes that this was done and cannot be told otherwise: it would share memory
-  /// that we do not have, count on records that nobody keeps, or speak a dialect that we did not agree to.
+  /// The connection cannot continue if the front-end believes that this was done and cannot be told otherwise: it would
+  /// share memory that we do not have, rely on records that nobody keeps, or speak a dialect that was not negotiated.
   var endsConnectionUnlessAcknowledged: Bool {
     switch self {
     case .wrongSize, .memory, .featuresNotOffered, .featuresNotAccepted, .protocolFeaturesNotOffered, .inflight,

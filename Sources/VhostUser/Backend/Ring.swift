@@ -7,35 +7,35 @@ struct Ring: Sendable {
   /// `nil` until SET_VRING_NUM.
   var size: UInt16?
   var address: VringAddress?
-  /// Where it begins when it starts next.
+  /// Where it continues when it is started next.
   var position = Self.unsaid
   /// `nil` while stopped.
   var kick: KickSource?
   var call = CallSink.none
   var failure = CallSink.none
   var isEnabled = false
-  /// The device has it.
+  /// The device runs it.
   var isRunning = false
-  /// The device met something that it could not go on after; only a new start helps.
+  /// The device met something after which it could not continue; only a new start helps.
   var hasFailed = false
 
   var isStarted: Bool { kick != nil }
 
-  /// Whether it should be given to the device now.
+  /// Whether the device should run it now.
   var isReady: Bool { isStarted && isEnabled && !isRunning && !hasFailed && size != nil && address != nil }
 
-  /// Stopped by the front-end: it sends another kick to start again. Where the used ring stands is read from memory then,
-  /// because the front-end may do with it what it wants meanwhile; of a packed ring that cannot be read.
+  /// Stopped by the front-end: it sends another kick to start it again. The used position is then read from memory, because
+  /// the front-end may change the ring in the meantime; in a packed ring it cannot be read.
   mutating func stop(isPacked: Bool) {
     kick = nil
     hasFailed = false
     if !isPacked { position.used = nil }
   }
 
-  /// The position before anybody has said one.
+  /// The position before one was set.
   static let unsaid = QueuePosition(available: 0, used: nil)
 
-  /// As it was when the device was new, but for the descriptors, which belong to the connection.
+  /// Back to its initial state, except for the descriptors, which belong to the connection.
   mutating func reset() {
     self = Ring(call: call, failure: failure)
   }
@@ -57,7 +57,7 @@ struct Ring: Sendable {
     return address
   }
 
-  /// Checks an address as far as it can be before the ring starts (virtio 2.7: 16, 2 and 4 bytes of alignment).
+  /// Checks an address as far as possible before the ring starts (virtio 2.7: alignment to 16, 2 and 4 bytes).
   static func check(_ address: VringAddress, in table: MemoryTable) throws(Refusal) {
     let parts: [(QueueError.RingPart, UInt64, alignment: UInt64)] = [
       (.descriptorTable, address.descriptorTable, 16), (.availableRing, address.availableRing, 2),
@@ -65,7 +65,7 @@ struct Ring: Sendable {
     ]
     for (part, user, alignment) in parts {
       guard user % alignment == 0 else { throw .misaligned(part, user) }
-      // Some front-ends describe rings before memory; then the start decides.
+      // Some front-ends describe rings before memory; then it is checked at the start.
       if !table.entries.isEmpty { _ = try translate(user, part, table) }
     }
   }

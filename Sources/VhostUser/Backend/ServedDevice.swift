@@ -1,12 +1,12 @@
-/// A device beside what has to be remembered of it from one connection to the next.
+/// A device, and what has to be remembered of it from one connection to the next.
 internal import VirtioCore
 
-/// Carries out what sessions want of a device.
+/// Executes on a device what sessions ask for.
 final class ServedDevice {
   let device: any VirtioDevice
   let attended: AttendedDevice
-  /// The choice that the device works with. It outlives a connection, so that a front-end that comes back for the same
-  /// running guest does not put the configuration back to its start: a guest that chose write-through counts on it.
+  /// The features in use. They outlive a connection, so that a front-end that reconnects for the same running guest does not
+  /// reset the configuration: a guest that chose write-through relies on it.
   private var features: FeatureSet?
 
   private let memoryBudget: UInt64
@@ -46,7 +46,7 @@ final class ServedDevice {
       || restores && device.readConfiguration(at: offset, count: bytes.count) == bytes
   }
 
-  /// What a server that goes on with the device has to know of it.
+  /// What a server that takes over the device has to know.
   var state: DeviceState {
     DeviceState(
       features: features(of: device).rawValue, queues: device.queueCount, maximumQueueSize: device.maximumQueueSize,
@@ -54,7 +54,7 @@ final class ServedDevice {
       configuration: device.readConfiguration(at: 0, count: device.configurationSize))
   }
 
-  /// Brings the device to where another server's stood: the same offer, the same choice, the same configuration.
+  /// Brings the device into the state that another server's had: the same offer, the same choice, the same configuration.
   func restore(_ state: DeviceState) throws(TakeoverError) {
     let missing = FeatureSet(rawValue: state.features).subtracting(device.features)
     guard missing.isEmpty else { throw .features(missing) }
@@ -74,7 +74,7 @@ final class ServedDevice {
       throw .notTheSame(
         "configuration space", theirs: "\(state.configuration.count) bytes long", ours: "\(ours.count) bytes long")
     }
-    // What a driver can have changed is written as it wrote it; all else has to be the same.
+    // What a driver can have changed is written as the driver wrote it; everything else has to be the same.
     for offset in ours.indices where ours[offset] != state.configuration[offset] {
       guard device.writeConfiguration(at: offset, [state.configuration[offset]]) else { throw .configuration(offset: offset) }
     }

@@ -1,20 +1,20 @@
-/// What a server has to tell its operator.
+/// What a server reports to its operator.
 public import Sockets
 public import SystemPackage
 public import VirtioCore
 
-/// One thing that happened. What a front-end or a guest can cause as often as it likes says so, and should be metered.
+/// One event. Those that a front-end or a guest can cause as often as it likes say so, and should be rate-limited.
 public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
-  /// - Parameter: who it is; `nil`: the kernel does not say.
+  /// - Parameter: who it is; `nil`: unknown to the kernel.
   case connected(PeerCredentials?)
   case disconnected
   case received(request: UInt32, size: Int, descriptors: Int)
-  /// The driver has chosen; front-ends repeat it, and the same choice is told once.
+  /// The driver has chosen; front-ends repeat this, and the same choice is reported once.
   case negotiated(FeatureSet, ProtocolFeatures)
   case queueStarted(Int)
   case queueStopped(Int)
   case connectionFailed(StreamError)
-  /// Half a message brought the front-end's own end of the connection, which would keep it open for ever.
+  /// Half a message contained the front-end's own end of the connection, which would keep it open forever.
   case ownEndReceived
   /// A message could not be refused in any other way.
   case connectionEnded(request: UInt32, Refusal)
@@ -22,13 +22,14 @@ public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
   case queueRefused(queue: Int, Refusal)
   case queueFailed(queue: Int, QueueError)
   case acceptFailed(Errno)
-  /// The connection is over, and these queues still wait for the medium; nobody is let in before they have stopped.
+  /// The connection has ended, and these queues still wait for the medium; nobody is accepted before they have stopped.
   case stillStopping([Int])
-  /// A descriptor that the front-end sent was asked and does not answer; the connection ends, and who asked stays behind.
+  /// A descriptor that the front-end sent does not answer; the connection ends, and the helper that waits for it stays
+  /// behind.
   case descriptorsDoNotAnswer
-  /// Too many connections have left somebody behind.
+  /// Too many connections have left a helper behind.
   case tooManyLeftBehind(Int)
-  /// Another server took the disk and is gone, and nothing says what it did with it.
+  /// Another server took over the disk and is gone, and nothing says what it did.
   case cannotGoOn
   /// The device has something to say.
   case deviceNotice(String)

@@ -1,15 +1,15 @@
-/// What one server hands to the next, so that a front-end and its guest go on without noticing: a value that travels as JSON.
-/// Addresses, sizes and positions are plain numbers; a descriptor is a number into the list that travels beside it. The members
-/// are described in Docs/takeover.md, and their meaning never changes within one version.
+/// What one server hands over to the next, so that a front-end and its guest do not notice: a value that travels as JSON.
+/// Addresses, sizes and positions are plain numbers; a descriptor is a number into the list that travels beside it. The
+/// members are described in Docs/takeover.md, and their meaning never changes within one version.
 public import VirtioCore
 
-/// Descriptors beside a state that names them by their place.
+/// Descriptors beside a state that refers to them by index.
 public struct DescriptorList: Sendable {
   public private(set) var descriptors: [OwnedDescriptor]
 
   public init(_ descriptors: [OwnedDescriptor] = []) { self.descriptors = descriptors }
 
-  /// - Returns: its place.
+  /// - Returns: its index.
   public mutating func add(_ descriptor: OwnedDescriptor) -> Int {
     descriptors.append(descriptor)
     return descriptors.count - 1
@@ -17,7 +17,7 @@ public struct DescriptorList: Sendable {
 
   mutating func add(_ sink: CallSink) -> Int? { sink.descriptor.map { add($0) } }
 
-  /// - Throws: there is no such place, or nothing is said where something has to be.
+  /// - Throws: there is no such index, or a required one is missing.
   public func descriptor(_ place: Int?) throws(TakeoverError) -> OwnedDescriptor {
     guard let place, descriptors.indices.contains(place) else { throw .noSuchDescriptor(place) }
     return descriptors[place]
@@ -29,7 +29,7 @@ public struct DescriptorList: Sendable {
   }
 }
 
-/// Why a state cannot be taken up: one sentence.
+/// Why a state cannot be adopted: one sentence.
 public enum TakeoverError: Error, Hashable, Sendable, CustomStringConvertible {
   case noSuchDescriptor(Int?)
   case notTheSame(String, theirs: String, ours: String)
@@ -39,9 +39,9 @@ public enum TakeoverError: Error, Hashable, Sendable, CustomStringConvertible {
   case refused(String)
   case queue(Int, QueueError)
   case notPrepared(QueueError)
-  /// The server that is asked for its state is in the middle of something that does not come to an end.
+  /// The server that is asked for its state is busy with something that does not end.
   case busy(String)
-  /// The front-end, or the server, has gone on or gone meanwhile.
+  /// The front-end or the server has moved on, or has disappeared, in the meantime.
   case overtaken
 
   public var description: String {
@@ -65,14 +65,14 @@ public enum TakeoverError: Error, Hashable, Sendable, CustomStringConvertible {
 
 /// One disk and its socket.
 public struct ServerState: Codable, Hashable, Sendable {
-  /// The listening socket, a place in the list; `nil`: there was one connection only, handed in.
+  /// The listening socket, an index; `nil`: there was only one connection, which was passed in.
   public var listener: Int?
   public var device: DeviceState
   /// `nil`: nobody is connected.
   public var connection: ConnectionState?
 }
 
-/// What a device offers, and what was chosen of it. The choice outlives a connection.
+/// What a device offers, and the driver's choice of it. The choice outlives a connection.
 public struct DeviceState: Codable, Hashable, Sendable {
   /// The feature bits on offer.
   public var features: UInt64
@@ -80,7 +80,7 @@ public struct DeviceState: Codable, Hashable, Sendable {
   public var maximumQueueSize: UInt16
   /// The choice of the last driver, feature bits; `nil`: there was none yet.
   public var negotiated: UInt64?
-  /// The configuration space, byte by byte, with what the driver has changed in it.
+  /// The bytes of the configuration space, with the driver's changes.
   public var configuration: [UInt8]
 }
 
@@ -88,11 +88,11 @@ public struct DeviceState: Codable, Hashable, Sendable {
 public struct ConnectionState: Codable, Hashable, Sendable {
   /// The connected socket.
   public var socket: Int
-  /// Bytes of a message that has not come in whole, and its descriptors.
+  /// Bytes of a message that has not been received completely, and its descriptors.
   public var unread: Unread?
-  /// Messages that the front-end has not taken yet, or not all of their bytes.
+  /// Messages that have not been sent completely.
   public var unsent: [Unsent]
-  /// The socket for what the back-end says unasked.
+  /// The socket for requests of the back-end.
   public var channel: Int?
   public var protocolFeatures: UInt64
   /// Feature bits; `nil`: SET_FEATURES has not come.
@@ -104,7 +104,7 @@ public struct ConnectionState: Codable, Hashable, Sendable {
   /// VHOST_F_LOG_ALL.
   public var logsBuffers: Bool
   public var inflight: Inflight?
-  /// The front-end has to be told yet that the configuration space changed.
+  /// The front-end has not been notified yet that the configuration space changed.
   public var owesConfigurationChange: Bool
   public var rings: [RingState]
 
@@ -124,7 +124,7 @@ public struct ConnectionState: Codable, Hashable, Sendable {
     /// Bytes.
     public var size: UInt64
     public var userAddress: UInt64
-    /// Where it begins in its file, bytes.
+    /// Its offset in its file, bytes.
     public var offset: UInt64
     public var file: Int
   }
@@ -144,16 +144,16 @@ public struct ConnectionState: Codable, Hashable, Sendable {
   }
 
   public struct RingState: Codable, Hashable, Sendable {
-    /// Entries; `nil`: not said yet.
+    /// Entries; `nil`: not set yet.
     public var size: UInt16?
     public var address: Address?
-    /// The next available entry that is looked at.
+    /// The next available entry to pop.
     public var available: UInt16
-    /// The next used entry that is published; `nil`: as the ring in memory says.
+    /// The next used entry to publish; `nil`: as the ring in memory says.
     public var used: UInt16?
     public var isStarted: Bool
     public var isEnabled: Bool
-    /// It is to be served at once.
+    /// It is served at once.
     public var runs: Bool
     public var hasFailed: Bool
     /// `nil` in a ring that is started: the driver does not kick.

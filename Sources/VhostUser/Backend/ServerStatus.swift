@@ -1,8 +1,8 @@
-/// What an operator may know of a server: who is there, and which rings run.
+/// The status of a server for its operator: who is connected, and which rings run.
 public import Sockets
 public import VirtioCore
 
-/// A front-end that is connected, as it stands now.
+/// The current state of a connected front-end.
 public struct FrontendStatus: Hashable, Sendable {
   public struct Ring: Hashable, Sendable {
     public var queue: Int
@@ -10,18 +10,18 @@ public struct FrontendStatus: Hashable, Sendable {
     public var size: Int
     /// The device serves it.
     public var isRunning: Bool
-    /// The device met something that it could not go on after.
+    /// The device met something after which it could not continue.
     public var hasFailed: Bool
   }
 
   /// `nil` where the kernel does not tell.
   public var peer: PeerCredentials?
-  /// What the driver chose; `nil` before it did.
+  /// The driver's choice; `nil` before.
   public var features: FeatureSet?
   public var protocolFeatures: ProtocolFeatures
   /// Guest memory that is mapped, bytes.
   public var memory: UInt64
-  /// Those that were given a size.
+  /// Rings that have a size.
   public var rings: [Ring]
 }
 

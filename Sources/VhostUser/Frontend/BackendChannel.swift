@@ -1,10 +1,10 @@
-/// The second socket, on which a back-end speaks unasked: the front-end's end of it.
+/// The second socket, for requests of the back-end: the front-end's end of it.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
 
-/// Receives what a back-end says on its own. Such a message is answered only where it asks for that.
+/// Receives requests of a back-end. They are answered only if they ask for that.
 public final class BackendChannel {
   private let socket: OwnedDescriptor
   private var reader = MessageReader()
@@ -15,9 +15,9 @@ public final class BackendChannel {
   /// Readable when there may be a message.
   public var descriptor: Int32 { socket.rawValue }
 
-  /// Takes the next message if it is there; never waits.
+  /// Takes the next message if there is one; never waits.
   ///
-  /// - Returns: its request code, a `BackendRequest` where it is known.
+  /// - Returns: its request code, a `BackendRequest` if it is known.
   public func next() throws(StreamError) -> UInt32? {
     guard case .message(let message) = try reader.read(socket.rawValue) else { return nil }
     if message.flags.contains(.needReply) {

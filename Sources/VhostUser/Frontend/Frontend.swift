@@ -23,13 +23,13 @@ public final class Frontend {
   public struct Offer: Hashable, Sendable {
     /// The device's feature bits, without those that are between the two ends (26 and 30).
     public var features: FeatureSet
-    /// What was agreed, not what was offered.
+    /// What was negotiated, not what was offered.
     public var protocolFeatures: ProtocolFeatures
     /// 1 where the back-end has no MQ.
     public var queueCount: Int
     /// How many memory regions it takes; 8 without CONFIGURE_MEM_SLOTS.
     public var memorySlots: Int
-    /// It notes the pages that it writes to, where it is asked to: VHOST_F_LOG_ALL is offered and LOG_SHMFD was agreed.
+    /// It can log the pages that it writes to: VHOST_F_LOG_ALL is offered and LOG_SHMFD was negotiated.
     public var keepsLog: Bool
   }
 
@@ -54,7 +54,7 @@ public final class Frontend {
     self.patience = patience
   }
 
-  /// The socket, for those who wait for its end or break the protocol on purpose.
+  /// The socket, for callers that wait for its end or break the protocol on purpose.
   public var descriptor: Int32 { socket.rawValue }
 }
 
@@ -96,7 +96,7 @@ extension Frontend {
     self.enablesRings = acknowledges
   }
 
-  /// GET_QUEUE_NUM, whether MQ was agreed or not.
+  /// GET_QUEUE_NUM, whether MQ was negotiated or not.
   public func queueCount() throws(FrontendError) -> UInt64 { try number(.getQueueCount) }
 
   /// GET_STATUS (needs STATUS).
@@ -109,7 +109,7 @@ extension Frontend {
     try tell(.setStatus, NumberPayload.encode(UInt64(status.rawValue)))
   }
 
-  /// RESET_DEVICE (needs RESET_DEVICE). Rings have to be set up anew afterwards.
+  /// RESET_DEVICE (needs RESET_DEVICE). Rings have to be set up again afterwards.
   public func resetDevice() throws(FrontendError) { try tell(.resetDevice) }
 
   /// A piece of the configuration space (needs CONFIG).
@@ -125,7 +125,7 @@ extension Frontend {
     try tell(.setConfiguration, ConfigurationPayload(offset: offset, flags: flags, contents: bytes).bytes)
   }
 
-  /// Opens the channel on which the back-end speaks unasked (needs BACKEND_REQ).
+  /// Opens the channel for requests of the back-end (needs BACKEND_REQ).
   public func openBackendChannel() throws(FrontendError) -> BackendChannel {
     let (ours, theirs) = try BackendChannel.pair()
     try tell(.setBackendRequestDescriptor, [], [theirs])
@@ -175,13 +175,13 @@ extension Frontend {
     return (payload, descriptors.first)
   }
 
-  /// Sends any message as it is and waits for nothing.
+  /// Sends any message as it is, without waiting for an answer.
   public func send(_ message: Message) throws(FrontendError) {
     writer.enqueue(message)
     do { try writer.flush(socket.rawValue) } catch { throw .stream(error) }
   }
 
-  /// Waits for the next message of the back-end, whatever it is; for those who sent one with `send`.
+  /// Waits for the next message of the back-end, whatever it is; for callers of `send`.
   public func receive(after request: FrontendRequest) throws(FrontendError) -> Message {
     try receive(until: .now + patience, request)
   }
@@ -204,7 +204,7 @@ extension Frontend {
     }
   }
 
-  /// A peer that is gone shows as a broken pipe or as an end in mid message; both mean the same to the caller.
+  /// A peer that is gone shows as a broken pipe or as an end within a message; both mean the same to the caller.
   private func connectionError(_ error: StreamError, _ request: FrontendRequest) -> FrontendError {
     switch error {
     case .cutOff, .system(.brokenPipe): .closed(during: request)

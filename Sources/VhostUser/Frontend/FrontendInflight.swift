@@ -1,7 +1,7 @@
-/// The front-end keeps the records of what is in flight, for the back-end that comes after this one.
+/// The front-end keeps the in-flight records, for the next back-end.
 public import VirtioCore
 
-/// Memory for the records of a back-end, as a front-end holds it: a file that it looks at no further.
+/// Memory for the records of a back-end, as a front-end keeps it: a file whose contents do not concern it.
 public struct FrontendInflight: Sendable {
   public var description: InflightDescription
   public var descriptor: OwnedDescriptor
@@ -13,13 +13,13 @@ public struct FrontendInflight: Sendable {
 }
 
 extension Frontend {
-  /// Asks the back-end for memory for its records (needs INFLIGHT_SHMFD). To be handed back with `setInflight` before a ring is
-  /// started, and again to every back-end that goes on with these rings.
+  /// Asks the back-end for memory for its records (needs INFLIGHT_SHMFD). It is handed back with `setInflight` before a ring
+  /// is started, and again to every back-end that continues these rings.
   ///
   /// - Parameters:
   ///   - queues: rings that will be started, from ring 0 on.
   ///   - size: entries of the largest of them.
-  /// - Returns: `nil` when the back-end has none to give.
+  /// - Returns: `nil` if the back-end has none.
   public func getInflight(queues: UInt16, size: UInt16) throws(FrontendError) -> FrontendInflight? {
     let asked = InflightDescription(queueCount: queues, queueSize: size)
     let reply = try askForDescriptor(.getInflight, asked.bytes)

@@ -1,4 +1,4 @@
-/// The front-end tells where guest memory is.
+/// The front-end describes guest memory.
 public import VirtioCore
 
 /// A region of guest memory together with the file it lies in.
@@ -16,8 +16,8 @@ public struct FrontendRegion: Sendable {
 }
 
 extension Frontend {
-  /// Where the back-end notes the pages that it writes to (needs LOG_SHMFD). It does so for rings whose address says it, and
-  /// for buffers while bit 26 is among the features.
+  /// The log for the pages that the back-end writes to (needs LOG_SHMFD). It covers rings whose address asks for it, and
+  /// buffers while bit 26 is among the features.
   public func setLog(_ area: SharedArea, _ descriptor: OwnedDescriptor) throws(FrontendError) {
     try tell(.setLogBase, area.bytes, [descriptor])
   }

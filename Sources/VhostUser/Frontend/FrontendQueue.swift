@@ -12,11 +12,11 @@ public struct FrontendQueue: Sendable {
   public var usedRing: UInt64
   /// Where writes to the used ring are logged, a guest address; `nil`: not at all.
   public var usedRingLog: UInt64?
-  /// The available index to begin with; what `stop` returned, or 0 for a fresh ring.
+  /// The available index to start with: what `stop` returned, or 0 for a new ring.
   public var base: UInt32
-  /// `nil`: the back-end has to look by itself.
+  /// `nil`: the back-end has to poll.
   public var kick: OwnedDescriptor?
-  /// `nil`: the front-end looks by itself.
+  /// `nil`: the front-end polls.
   public var call: OwnedDescriptor?
   /// `nil`: do not send SET_VRING_ERR.
   public var error: OwnedDescriptor?
@@ -54,7 +54,7 @@ extension Frontend {
   }
 
   /// Stops a ring; returns when everything in flight on it is finished and published.
-  /// - Returns: the available index at which it stands.
+  /// - Returns: its available index.
   public func stop(queue: UInt8) throws(FrontendError) -> UInt32 {
     let reply = try ask(.getVringBase, VringState(index: UInt32(queue), number: 0).bytes)
     guard let state = VringState(decoding: reply) else { preconditionFailure("the length of the reply was checked") }
@@ -71,7 +71,7 @@ extension Frontend {
 
   public func setAddress(_ address: VringAddress) throws(FrontendError) { try tell(.setVringAddress, address.bytes) }
 
-  /// Starts the ring; without a descriptor the back-end has to look by itself.
+  /// Starts the ring; without a descriptor the back-end has to poll.
   public func setKick(queue: UInt8, _ kick: OwnedDescriptor?) throws(FrontendError) {
     try set(.setVringKick, queue, kick)
   }

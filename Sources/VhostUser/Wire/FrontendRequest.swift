@@ -1,4 +1,4 @@
-/// What a front-end asks for, and what a back-end says unasked: the request codes and the rules that go with each.
+/// Requests of front-ends and of back-ends: the codes, and the rules that go with each.
 
 /// Request codes of the front-end ("Front-end message types").
 public enum FrontendRequest: UInt32, Sendable, CaseIterable {
@@ -48,15 +48,15 @@ public enum FrontendRequest: UInt32, Sendable, CaseIterable {
   case getSharedMemoryConfiguration
   case getVringBaseSkippingDrain
 
-  /// How many bytes a request's payload has. Some front-ends always send a structure of theirs that is larger than what a
-  /// request needs; what is beyond is not looked at.
+  /// The size of a request's payload. Some front-ends always send a structure that is larger than the request needs; the
+  /// rest is ignored.
   public enum PayloadRule: Hashable, Sendable {
     case atLeast(Int)
     /// A count word, padding, and regions of 32 bytes; there may be room for more of them.
     case memoryTable
     /// Twelve bytes and as many again as they say, or more.
     case configuration
-    /// Not a request that is served here.
+    /// Not a request that is supported here.
     case any
   }
 

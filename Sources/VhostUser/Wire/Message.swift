@@ -17,7 +17,7 @@ public struct MessageHeader: Hashable, Sendable {
     public static let reply = Flags(rawValue: 0x4)
     public static let needReply = Flags(rawValue: 0x8)
 
-    /// What is in the two version bits; only 1 is spoken.
+    /// The two version bits; only 1 is supported.
     public var version: UInt32 { rawValue & 0x3 }
   }
 
@@ -39,7 +39,7 @@ public struct MessageHeader: Hashable, Sendable {
   }
 }
 
-/// A whole message. It owns its descriptors: a message that nobody wanted closes them.
+/// A whole message. It owns its descriptors: they are closed with it.
 public struct Message: Sendable {
   /// How many descriptors the kernel carries in one message (SCM_MAX_FD).
   public static let maximumDescriptors = 253

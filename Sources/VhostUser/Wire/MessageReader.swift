@@ -1,9 +1,9 @@
-/// Takes messages off a stream socket, however the bytes arrive.
+/// Receives messages from a stream socket, however the bytes arrive.
 internal import CLinux
 public import SystemPackage
 internal import VirtioCore
 
-/// What ends a connection: after one of these nobody knows any more where the next message begins.
+/// Errors that end a connection: after one of these it is unknown where the next message begins.
 public enum StreamError: Error, Hashable, CustomStringConvertible {
   case wrongVersion(UInt32)
   case payloadTooLarge(request: UInt32, size: UInt32)
@@ -32,13 +32,13 @@ public enum StreamError: Error, Hashable, CustomStringConvertible {
 struct MessageReader {
   enum Progress {
     case message(Message)
-    /// A whole message is not there yet. Only for a non-blocking socket.
+    /// The message is not complete yet. Only for a non-blocking socket.
     case nothingYet
     /// The other end closed the connection between two messages.
     case ended
   }
 
-  /// Who closes the descriptors that come; `nil`: whoever lets go of them.
+  /// Closes the descriptors that are received; `nil`: their last owner does.
   private let disposer: (any Disposer)?
   private var bytes: [UInt8] = []
   private var header: MessageHeader?
@@ -46,7 +46,7 @@ struct MessageReader {
 
   init(closingWith disposer: (any Disposer)? = nil) { self.disposer = disposer }
 
-  /// One that goes on in the middle of a message.
+  /// A reader that continues in the middle of a message.
   init(bytes: [UInt8], descriptors: [OwnedDescriptor], closingWith disposer: (any Disposer)?) throws(StreamError) {
     self.disposer = disposer
     self.descriptors = descriptors
@@ -54,10 +54,10 @@ struct MessageReader {
     if bytes.count >= MessageHeader.size { try decodeHeader() }
   }
 
-  /// What came of a message that is not whole; `nil`: nothing.
+  /// What has been received of an incomplete message; `nil`: nothing.
   var unread: (bytes: [UInt8], descriptors: [OwnedDescriptor])? { bytes.isEmpty ? nil : (bytes, descriptors) }
 
-  /// Reads until a message is whole or the socket has nothing more.
+  /// Reads until a message is complete or the socket has nothing more.
   mutating func read(_ socket: Int32) throws(StreamError) -> Progress {
     while true {
       let wanted = MessageHeader.size + Int(header?.size ?? 0)
@@ -92,7 +92,7 @@ struct MessageReader {
     self.header = header
   }
 
-  /// - Returns: how many bytes came, 0 at the end, `nil` when there is nothing now.
+  /// - Returns: how many bytes were received, 0 at the end, `nil` if there is nothing now.
   private mutating func receive(_ socket: Int32, upTo count: Int) throws(StreamError) -> Int? {
     var room = [UInt8](repeating: 0, count: count)
     var numbers = [Int32](repeating: -1, count: Message.maximumDescriptors)
@@ -103,7 +103,7 @@ struct MessageReader {
       received = unsafe clinux_receive_with_fds(
         socket, &room, count, Int32(MSG_DONTWAIT), &numbers, numbers.count, &arrived, &truncated)
     } while received == -Int(EINTR)
-    // Owned before anything else is looked at, so that no way out of here leaks them.
+    // Owned before anything else is checked, so that no path out of here leaks them.
     let owned = numbers[..<arrived].map { OwnedDescriptor($0, closedBy: disposer) }
     if received == -Int(EAGAIN) { return nil }
     if received == -Int(ECONNRESET) { return 0 }

@@ -1,4 +1,4 @@
-/// Puts messages on a stream socket, and keeps what the other end does not take yet.
+/// Sends messages on a stream socket, and keeps what the other end has not accepted yet.
 internal import CLinux
 internal import SystemPackage
 internal import VirtioCore
@@ -16,12 +16,12 @@ struct MessageWriter {
 
   init() {}
 
-  /// One that goes on with what another could not send.
+  /// A writer that continues with what another could not send.
   init(unsent: [(bytes: [UInt8], descriptors: [OwnedDescriptor])]) {
     waiting = unsent.filter { !$0.bytes.isEmpty }.map { Waiting(bytes: $0.bytes, descriptors: $0.descriptors) }
   }
 
-  /// What is still to go out.
+  /// What has not been sent yet.
   var unsent: [(bytes: [UInt8], descriptors: [OwnedDescriptor])] {
     waiting.enumerated().map { index, message in
       // Descriptors went with the first byte.
@@ -29,15 +29,15 @@ struct MessageWriter {
     }
   }
 
-  /// Everything is out.
+  /// Everything has been sent.
   var isIdle: Bool { waiting.isEmpty }
 
   mutating func enqueue(_ message: Message) {
     waiting.append(Waiting(bytes: message.bytes, descriptors: message.descriptors))
   }
 
-  /// Sends what the socket takes, each message in one system call: some peers read header and payload with one plain
-  /// receive each and take a short one for a failure.
+  /// Sends what the socket accepts, each message in one system call: some peers read header and payload with one plain
+  /// receive each and treat a short one as a failure.
   mutating func flush(_ socket: Int32) throws(StreamError) {
     while let message = waiting.first {
       let rest = Array(message.bytes[sent...])

@@ -1,5 +1,5 @@
-/// The payloads of messages as values. A decoder answers nil for a payload that is too short, takes what it needs of a longer
-/// one, and checks nothing else: what a number means is the session's to judge.
+/// The payloads of messages as values. A decoder returns nil for a payload that is too short, takes what it needs of a
+/// longer one, and checks nothing else: the session judges what a number means.
 public import VirtioCore
 
 /// A payload of one 64-bit number.
@@ -129,7 +129,7 @@ public struct MemoryRegion: Hashable, Sendable {
   public var size: UInt64
   /// Where the front-end has it in its own process; ring addresses are given in this space.
   public var userAddress: UInt64
-  /// Where it begins in the file of its descriptor, bytes.
+  /// Its offset in the file of its descriptor, bytes.
   public var offset: UInt64
 
   public init(guestAddress: GuestAddress, size: UInt64, userAddress: UInt64, offset: UInt64 = 0) {
@@ -187,9 +187,9 @@ public struct InflightDescription: Hashable, Sendable {
   /// Bytes on the wire: the size of the structure in C, which other peers insist on.
   static let wireSize = 24
 
-  /// Bytes of all records; 0 in a reply: there are none to be had.
+  /// Bytes of all records; 0 in a reply: not available.
   public var byteCount: UInt64
-  /// Where they begin in the file, bytes.
+  /// Their offset in the file, bytes.
   public var offset: UInt64
   public var queueCount: UInt16
   /// Entries of the largest ring.
@@ -228,7 +228,7 @@ public struct ConfigurationPayload: Hashable, Sendable {
   static let maximumSize: UInt32 = 256
 
   public var offset: UInt32
-  /// Bytes that are meant, at most `contents.count`.
+  /// How many bytes are valid, at most `contents.count`.
   public var size: UInt32
   public var flags: UInt32
   /// What came after the header, which may be more than `size` says: one front-end always sends its whole structure.

@@ -12,14 +12,14 @@ public struct ProtocolFeatures: OptionSet, Hashable, Sendable, CustomStringConve
   public static let replyAck = ProtocolFeatures(bit: 3)
   public static let backendRequests = ProtocolFeatures(bit: 5)
   public static let configuration = ProtocolFeatures(bit: 9)
-  /// What is in flight is written down in memory that outlives the back-end.
+  /// In-flight records in memory that outlives the back-end.
   public static let inflight = ProtocolFeatures(bit: 12)
   public static let resetDevice = ProtocolFeatures(bit: 13)
   public static let memorySlots = ProtocolFeatures(bit: 15)
   public static let status = ProtocolFeatures(bit: 16)
 
-  /// What this back-end offers. A front-end may acknowledge bits that it does not implement itself, so nothing stands here
-  /// that does not work.
+  /// What this back-end offers. A front-end may acknowledge bits that it does not implement itself, so nothing is listed
+  /// here that does not work.
   public static let served: ProtocolFeatures = [
     .multiqueue, .sharedLog, .replyAck, .backendRequests, .configuration, .inflight, .resetDevice, .memorySlots, .status,
   ]

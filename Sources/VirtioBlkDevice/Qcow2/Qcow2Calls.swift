@@ -1,9 +1,9 @@
-/// What is done to the file of an image that is written to.
+/// The system calls on the file of an image that is written to.
 internal import CLinux
 internal import Glibc
 internal import VirtioCore
 
-/// Something that changes a file, or makes it stable.
+/// A call that changes a file, or makes it stable.
 enum Qcow2Call: Sendable, Equatable {
   case store(offset: UInt64, [UInt8])
   case zero(offset: UInt64, count: UInt64)
@@ -11,10 +11,10 @@ enum Qcow2Call: Sendable, Equatable {
   case cut(length: UInt64)
 }
 
-/// Who wants to know, for tests. One call at a time, in the order in which they take effect.
+/// Observes calls, for tests. One call at a time, in the order in which they take effect.
 protocol Qcow2Witness: AnyObject, Sendable {
-  /// - Parameter perform: does it; returns bytes, 0, or a negative errno.
-  /// - Returns: what it came to.
+  /// - Parameter perform: executes it; returns bytes, 0, or a negative errno.
+  /// - Returns: the result of `perform`.
   func witness(_ call: Qcow2Call, _ perform: () -> Int) -> Int
 }
 
@@ -71,9 +71,9 @@ struct Qcow2Calls: Sendable {
     }
   }
 
-  /// Bytes that the file has read as zeroes afterwards, by whatever the file system can do.
+  /// Makes bytes inside the file read as zeroes, in whichever way the file system supports.
   ///
-  /// - Parameter mayUnmap: their space may be given back.
+  /// - Parameter mayUnmap: their space may be released.
   /// - Returns: 0, or a negative errno.
   func zero(_ offset: UInt64, _ count: UInt64, mayUnmap: Bool) -> Int32 {
     let result = perform(.zero(offset: offset, count: count)) {
@@ -102,7 +102,7 @@ struct Qcow2Calls: Sendable {
     return 0
   }
 
-  /// Gives space back where the file system can; elsewhere everything stays as it is.
+  /// Releases space if the file system supports that; otherwise does nothing.
   ///
   /// - Returns: 0, or a negative errno.
   func punch(_ offset: UInt64, _ count: UInt64) -> Int32 {
@@ -113,7 +113,7 @@ struct Qcow2Calls: Sendable {
     return result == -EOPNOTSUPP || result == -ENOSYS || result == -EINVAL ? 0 : result
   }
 
-  /// Makes the file shorter.
+  /// Truncates the file.
   func cut(_ length: UInt64) {
     _ = perform(.cut(length: length)) { ftruncate(descriptor, off_t(length)) == 0 ? 0 : -Int(errno) }
   }

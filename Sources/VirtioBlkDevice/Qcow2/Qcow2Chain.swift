@@ -1,5 +1,5 @@
-/// Opens an image and what is under it. Only files are opened that a person named, or that lie below a folder that a person named;
-/// what images say of other files is compared with that.
+/// Opens an image and its backing files. It only opens files that the user named, or that are below a folder that the user
+/// named; the names in images are compared with these.
 internal import CLinux
 internal import Glibc
 internal import Qcow2
@@ -10,18 +10,18 @@ struct Qcow2Chain {
   private let location: Qcow2Location
   private let isLocked: Bool
   private let isReadOnly: Bool
-  /// Of the uppermost image, if it is written to.
+  /// The keeper of the topmost image, if it is written to.
   private var keeper: ImageKeeper?
   private var layers: [Qcow2Layer] = []
   private var isInMemory = true
-  /// Of every file that is open: its device and inode.
+  /// Device and inode of every open file.
   private var seen: Set<[UInt64]> = []
 
   /// - Parameter top: the image itself, open and locked.
   /// - Parameters:
-  ///   - isReadOnly: else the image is written to, and its file is open for that; those under it are only read.
-  ///   - witness: of what is written.
-  /// - Throws: why there is no disk.
+  ///   - isReadOnly: otherwise the image is written to, and its file is open for writing; those below it are only read.
+  ///   - witness: is informed of writes.
+  /// - Throws: why it cannot be a disk.
   static func open(
     _ location: Qcow2Location, top: OwnedDescriptor, isLocked: Bool, isReadOnly: Bool = true,
     witness: (any Qcow2Witness)? = nil
@@ -88,7 +88,7 @@ struct Qcow2Chain {
     }
   }
 
-  /// - Parameter isTop: a person named the data file of the image that is served, and of no other.
+  /// - Parameter isTop: the user can name the data file of the topmost image only.
   private mutating func dataFile(
     of header: Qcow2Header, _ path: String, isTop: Bool
   ) throws(Qcow2Failure) -> (OwnedDescriptor, FileSource)? {
@@ -113,7 +113,7 @@ struct Qcow2Chain {
 
   // MARK: Names
 
-  /// A name in an image as text that can be a path.
+  /// A name in an image, as text that can be a path.
   private static func text(_ bytes: [UInt8]?, _ path: String) throws(Qcow2Failure) -> String {
     let bytes = bytes ?? []
     guard let name = String(validating: bytes, as: UTF8.self) else {
@@ -122,20 +122,21 @@ struct Qcow2Chain {
     return name
   }
 
-  /// An image may have been made elsewhere: the file's own name is compared, and where it is is for the person to say.
+  /// The image may have been made elsewhere: only the last component of the path is compared, and the user says where the
+  /// file is.
   private static func compare(_ name: String, with given: String, _ path: String) throws(Qcow2Failure) {
     guard name.split(separator: "/").last == given.split(separator: "/").last else {
       throw .otherName(path: path, name: name, given: given)
     }
   }
 
-  /// Opens what an image names, if it lies below a folder, without following a link from there on.
+  /// Opens a file that an image names, if it is below a folder, without following symbolic links from there on.
   ///
   /// - Returns: the file, and its path.
   private mutating func openNamed(
     _ name: String, by path: String, below folder: String
   ) throws(Qcow2Failure) -> (OwnedDescriptor, String) {
-    // "nbd:…", "json:{…}" and the like are words for QEMU; a path with a colon in it has a slash before.
+    // "nbd:…", "json:{…}" and the like are for QEMU; in a path, a slash comes before any colon.
     if let colon = name.firstIndex(of: ":"), !name[..<colon].contains("/") { throw .noPath(path: path, name: name) }
     guard let root = Self.real(folder) else { throw .cannotOpen(path: folder, Errno(rawValue: errno)) }
     let base = Self.real(path).map { FilePath($0).removingLastComponent() } ?? FilePath("/")
@@ -157,7 +158,7 @@ struct Qcow2Chain {
       let error = errno
       close(descriptor)
       guard next >= 0 else {
-        // A link is ELOOP as a file, and ENOTDIR as a folder.
+        // A symbolic link is ELOOP as a file, and ENOTDIR as a folder.
         if error == ELOOP { throw .outside(path: path, name: name, folder: folder) }
         throw .cannotOpen(path: place, Errno(rawValue: error))
       }
@@ -166,7 +167,7 @@ struct Qcow2Chain {
     return (try check(descriptor, place, isGiven: false), place)
   }
 
-  /// - Returns: `nil`, with errno, where nothing is.
+  /// - Returns: `nil`, with errno, if there is none.
   private static func real(_ path: String) -> String? {
     guard let target = unsafe realpath(path, nil) else { return nil }
     defer { unsafe free(target) }
@@ -181,7 +182,7 @@ struct Qcow2Chain {
     return try check(descriptor, path, isGiven: isGiven)
   }
 
-  /// Takes a descriptor, if it is one of an image. - Parameter isGiven: it may be a block device, too.
+  /// Takes a descriptor if it can be that of an image. - Parameter isGiven: the user named it, so it may be a block device.
   private mutating func check(_ descriptor: Int32, _ path: String, isGiven: Bool) throws(Qcow2Failure) -> OwnedDescriptor {
     let owned = OwnedDescriptor(descriptor)
     var info = stat()

@@ -1,17 +1,17 @@
-/// Writing to a disk of qcow2 images: what has a place of its own is written there; what has none gets one.
+/// Writing to a disk of qcow2 images: in place where the disk has a cluster for itself, otherwise to a new cluster.
 internal import CLinux
 internal import Glibc
 internal import Qcow2
 internal import VirtioCore
 
 extension Qcow2Disk {
-  /// Clusters that get places together, and wait together.
+  /// How many clusters are allocated together, and wait together.
   private static let batch: UInt64 = 16
 
   /// - Returns: as `perform`.
   func change(_ operation: IOOperation, _ writer: Qcow2Writer) -> Int32 {
     var result: Int32
-    // A read may have found it.
+    // A read may have detected it.
     guard !layers[0].contradictsItself else {
       writer.markCorrupt()
       return -EIO
@@ -21,7 +21,7 @@ extension Qcow2Disk {
     case .blockDiscard: result = zero(operation, writer, mayUnmap: true, isAdvice: true)
     case .punchHole: result = zero(operation, writer, mayUnmap: true)
     case .zeroRange: result = zero(operation, writer, mayUnmap: false)
-    // What is to be kept space for was zeroed before, and there is nothing to keep.
+    // Preallocated zeroes were zeroed before, so there is nothing to preserve.
     case .allocate, .read, .flush: result = 0
     }
     if result < 0, layers[0].contradictsItself { writer.markCorrupt() }
@@ -53,7 +53,7 @@ extension Qcow2Disk {
       case .notLoaded, .failed: result = -EIO
       case .data(let place) where piece.isOwn: result = source.write(writer.calls, at: place, count: Int(count))
       case .absent, .zero, .data, .compressed:
-        // As far as these clusters go, whatever the rest of them is.
+        // As far as these clusters reach, whatever follows.
         let size = layers[0].clusterSize
         let end = (offset / size &+ Self.batch) &* size
         count = min(left, end &- offset)
@@ -67,7 +67,7 @@ extension Qcow2Disk {
 
   // MARK: Allocation
 
-  /// A cluster that gets a place.
+  /// A cluster that is being allocated.
   private struct Pending {
     let number: UInt64
     let old: ClusterEntry
@@ -75,9 +75,9 @@ extension Qcow2Disk {
     let place: UInt64
   }
 
-  /// Writes to clusters of which some have no place of their own.
+  /// Writes to clusters of which some cannot be written in place.
   ///
-  /// - Parameter range: of the disk, bytes, in `batch` clusters at most.
+  /// - Parameter range: of the disk, bytes, in at most `batch` clusters.
   /// - Returns: 0, or a negative errno.
   private func allocate(_ range: Range<UInt64>, _ writer: Qcow2Writer, _ source: inout SegmentCursor) -> Int32 {
     let size = layers[0].clusterSize
@@ -92,7 +92,7 @@ extension Qcow2Disk {
         result = fill(offset..<end, number, writer, &source, &pending, &mustSync)
         offset = end
       }
-      // What the guest was not told of may be there or not: what can be pointed at is.
+      // What was not acknowledged may or may not be there: whatever can be mapped is mapped.
       if result == 0, mustSync { result = writer.sync() }
       for entry in pending {
         let base = entry.number &* size
@@ -108,7 +108,8 @@ extension Qcow2Disk {
     }
   }
 
-  /// Writes to one cluster, which the caller has for itself. If it has no place for all of it, one is prepared and not pointed at yet.
+  /// Writes to one cluster, which the caller has locked. If it cannot be written in place, a new cluster is prepared, and
+  /// nothing points at it yet.
   private func fill(
     _ range: Range<UInt64>, _ number: UInt64, _ writer: Qcow2Writer, _ source: inout SegmentCursor,
     _ pending: inout [Pending], _ mustSync: inout Bool
@@ -116,7 +117,7 @@ extension Qcow2Disk {
     let layer = layers[0]
     let base = number &* layer.clusterSize
     let count = UInt64(range.count)
-    // Somebody else may have been here first.
+    // Another thread may have been here first.
     let piece = layer.look(at: range.lowerBound, limit: count, mayWait: true)
     if case .data(let place) = piece.kind, piece.isOwn, piece.count == count {
       return source.write(writer.calls, at: place, count: Int(count))
@@ -124,7 +125,7 @@ extension Qcow2Disk {
     guard let old = layer.entry(at: base) else { return -EIO }
     let asked = range.lowerBound &- base..<range.upperBound &- base
     let change = ClusterChange(old, writing: asked, layer.geometry)
-    // Past the end of the disk there is nothing to be copied.
+    // Beyond the end of the disk there is nothing to copy.
     let limit = min(layer.size &- base, layer.clusterSize)
     let stored = change.stored.lowerBound..<max(asked.upperBound, min(change.stored.upperBound, limit))
     var (place, isFresh) = (change.ownPlace ?? 0, false)
@@ -135,7 +136,7 @@ extension Qcow2Disk {
       abandon(place, of: change, number, writer)
       return result
     }
-    // What is past the end of the file as it was when it was opened is ours, and was a hole before.
+    // Beyond the end that the file had when it was opened, everything is ours, and was a hole before.
     let wasHole = isFresh || change.ownPlace != nil && writer.isHole(place, for: number)
     if !wasHole || !isZero(base &+ stored.lowerBound..<base &+ stored.upperBound, orOwn: change.ownPlace != nil) {
       mustSync = true
@@ -144,7 +145,7 @@ extension Qcow2Disk {
       let result = copy(base &+ rest.lowerBound..<base &+ rest.upperBound, to: place &+ rest.lowerBound, writer, isFresh)
       guard result == 0 else { return failed(result) }
     }
-    // Of a place that was somebody's, what is past the end of the disk must not be what was there.
+    // In a cluster that had other contents, the part beyond the end of the disk must not keep them.
     if !wasHole, stored.upperBound < change.stored.upperBound {
       let result = writer.calls.zero(
         place &+ stored.upperBound, change.stored.upperBound &- stored.upperBound, mayUnmap: true)
@@ -156,14 +157,14 @@ extension Qcow2Disk {
     return 0
   }
 
-  /// What was written is not pointed at. It must not come to light later, when it has long been written over or zeroed.
+  /// Nothing points at what was written. It must not surface later, when it has long been overwritten or zeroed.
   private func abandon(_ place: UInt64, of change: ClusterChange, _ number: UInt64, _ writer: Qcow2Writer) {
     if change.ownPlace == nil { writer.keep(place, for: number) } else { writer.spoil(number) }
   }
 
-  /// Whether the disk has nothing but zeroes there, as far as images say so.
+  /// Whether the images say that the disk has only zeroes there.
   ///
-  /// - Parameter orOwn: or data that stays where it is.
+  /// - Parameter orOwn: or data that stays in place.
   private func isZero(_ range: Range<UInt64>, orOwn: Bool) -> Bool {
     var offset = range.lowerBound
     while offset < range.upperBound {
@@ -178,9 +179,9 @@ extension Qcow2Disk {
     return true
   }
 
-  /// Copies what the disk has to where it will be.
+  /// Copies what the disk has to its new cluster.
   ///
-  /// - Parameter isFresh: that is a hole.
+  /// - Parameter isFresh: the new cluster is a hole.
   private func copy(_ range: Range<UInt64>, to place: UInt64, _ writer: Qcow2Writer, _ isFresh: Bool) -> Int32 {
     var offset = range.lowerBound
     while offset < range.upperBound {
@@ -201,7 +202,7 @@ extension Qcow2Disk {
     return 0
   }
 
-  /// What the disk has now; `nil` where it cannot be read.
+  /// What the disk has now; `nil` if it cannot be read.
   private func content(_ offset: UInt64, _ count: Int) -> [UInt8]? {
     var result: Int32 = -EIO
     let bytes = unsafe [UInt8](unsafeUninitializedCapacity: count) { buffer, filled in
@@ -221,8 +222,8 @@ extension Qcow2Disk {
   // MARK: Zeroes
 
   /// - Parameters:
-  ///   - mayUnmap: space may be given back.
-  ///   - isAdvice: what would take space or a write of zeroes is left as it is.
+  ///   - mayUnmap: space may be released.
+  ///   - isAdvice: what would need space, or zeroes to be written, is left as it is.
   private func zero(_ operation: IOOperation, _ writer: Qcow2Writer, mayUnmap: Bool, isAdvice: Bool = false) -> Int32 {
     let layer = layers[0]
     var offset = operation.offset
@@ -244,7 +245,7 @@ extension Qcow2Disk {
             continue
           }
         }
-        // To the end of a cluster, or of a part of one that the image has no smaller words for.
+        // To the end of a cluster, or of its smallest part that the image can describe.
         let (size, unit) = (layer.clusterSize, layer.geometry.subclusterSize)
         count = min(count, size &- offset & (size &- 1))
         let whole = offset % unit == 0 ? count &- count % unit : 0
@@ -257,7 +258,7 @@ extension Qcow2Disk {
     return 0
   }
 
-  /// Makes bytes of one cluster zeroes that have no place of their own.
+  /// Zeroes bytes of one cluster that cannot be zeroed in place.
   private func zero(_ range: Range<UInt64>, _ writer: Qcow2Writer, isAdvice: Bool) -> Int32 {
     let layer = layers[0]
     let (size, unit) = (layer.clusterSize, layer.geometry.subclusterSize)
@@ -266,7 +267,7 @@ extension Qcow2Disk {
     var isSaid = false
     let result = writer.withClusters(number..<number &+ 1) {
       guard let old = layer.entry(at: base) else { return -EIO }
-      // What is past the end of the disk goes along.
+      // What is beyond the end of the disk is included.
       let upper = range.upperBound == layer.size ? (range.upperBound &+ unit &- 1) & ~(unit &- 1) : range.upperBound
       let hasZeroFlag = layer.entries?.hasZeroFlag ?? false
       guard
@@ -277,7 +278,7 @@ extension Qcow2Disk {
       return writer.publish(at: base, entry, bitmap, old: old, drops: drops)
     }
     guard result == 0, !isSaid, !isAdvice else { return result }
-    // There are no words for it: zeroes are data.
+    // The image cannot express it: the zeroes are written as data.
     let count = range.count
     let zeroes = UnsafeMutableRawPointer.allocate(byteCount: count, alignment: 16)
     defer { unsafe zeroes.deallocate() }

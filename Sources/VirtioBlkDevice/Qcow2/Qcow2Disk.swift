@@ -1,5 +1,5 @@
-/// A disk of qcow2 images for all its queues: the chain, and reading through it. It has no state of its own but tables of images that
-/// were read; those of the uppermost image change if it is written to, and then its writer alone changes them.
+/// A disk of qcow2 images, shared by all its queues: the chain, and reading through it. Its only state is the tables that
+/// have been read; those of the topmost image change if it is written to, and only its writer changes them.
 internal import CLinux
 internal import Glibc
 internal import Qcow2
@@ -9,11 +9,11 @@ internal import VirtioCore
 final class Qcow2Disk: Sendable, MediumCalls {
   /// From the top down; at least one.
   let layers: [Qcow2Layer]
-  /// Every file of the chain is memory, so that no call waits.
+  /// Every file of the chain is in memory, so that no call waits.
   let isInMemory: Bool
-  /// Of the uppermost image; `nil`: it is only read.
+  /// The writer of the topmost image; `nil`: it is read-only.
   let writer: Qcow2Writer?
-  /// The cluster that was decompressed last: who reads a compressed image reads it from the beginning to the end.
+  /// The cluster that was decompressed last: compressed images are usually read sequentially.
   private let decompressed = Mutex<DecompressedCluster?>(nil)
 
   init(_ layers: [Qcow2Layer], isInMemory: Bool, writer: Qcow2Writer? = nil) {
@@ -22,7 +22,7 @@ final class Qcow2Disk: Sendable, MediumCalls {
     self.writer = writer
   }
 
-  /// Whoever lets go of it last may be a thread that may not make a file shorter.
+  /// The last reference may be released by a thread that must not truncate a file.
   deinit { writer?.finish(mayCut: false) }
 
   /// Bytes.
@@ -30,10 +30,10 @@ final class Qcow2Disk: Sendable, MediumCalls {
 
   // MARK: Operations
 
-  /// Waits for the medium where it has to.
+  /// Performs an operation, waiting for the medium if necessary.
   func perform(_ operation: IOOperation) -> Int32 { performAtOnce(operation, mayWait: true) ?? -EIO }
 
-  /// - Parameter mayWait: else only what the page cache has.
+  /// - Parameter mayWait: otherwise only what is in the page cache.
   /// - Returns: as `perform`; `nil`: it would have to wait.
   func performAtOnce(_ operation: IOOperation, mayWait: Bool) -> Int32? {
     switch operation.kind {
@@ -49,7 +49,7 @@ final class Qcow2Disk: Sendable, MediumCalls {
 
   private func read(_ operation: IOOperation, mayWait: Bool) -> Int32? {
     guard let segments = unsafe operation.segments else { return 0 }
-    // Not at all where it may wait: what is on its way to the page cache is waited for.
+    // Not if it may wait: then pages that are being read are waited for.
     let flags = mayWait ? 0 : clinux_rwf_nowait
     var target = unsafe SegmentCursor(segments, count: operation.segmentCount)
     var done: UInt64 = 0
@@ -61,7 +61,7 @@ final class Qcow2Disk: Sendable, MediumCalls {
       case .failed, .absent: return -EIO
       case .zero: target.zero(Int(piece.count))
       case .data(let place):
-        // All of it lies together, as nearly always.
+        // All of it is contiguous, as nearly always.
         if done == 0, piece.count == operation.length, operation.segmentCount > 1 {
           let vectors = unsafe UnsafeRawPointer(segments).assumingMemoryBound(to: iovec.self)
           let got = unsafe preadv2(
@@ -83,12 +83,12 @@ final class Qcow2Disk: Sendable, MediumCalls {
     return Int32(truncatingIfNeeded: done)
   }
 
-  /// What is there, whichever image says so; tables are read for it.
+  /// What the disk has at a place, from whichever image; reads tables if necessary.
   func piece(at offset: UInt64, limit: UInt64) -> Qcow2Piece { find(offset, limit: limit, mayWait: true).1 }
 
-  /// The uppermost image that says something of a place, and what.
+  /// The topmost image that has something at a place, and what.
   ///
-  /// - Parameter first: images above this one are left out.
+  /// - Parameter first: images above this one are skipped.
   func find(_ offset: UInt64, limit: UInt64, mayWait: Bool, from first: Int = 0) -> (layer: Int, Qcow2Piece) {
     var limit = limit
     for index in first..<layers.count {
@@ -113,10 +113,10 @@ final class Qcow2Disk: Sendable, MediumCalls {
     }
   }
 
-  /// - Returns: a whole cluster; `nil` when it cannot be read.
+  /// - Returns: a whole cluster; `nil` if it cannot be read.
   private func decompress(_ layer: Qcow2Layer, _ place: UInt64, _ count: Int) -> DecompressedCluster? {
     if let last = decompressed.withLock({ $0 }), last.layer == ObjectIdentifier(layer), last.place == place { return last }
-    // The last sectors may be said to be longer than the file: what is there has to suffice.
+    // The last sectors may extend beyond the end of the file: what is there has to suffice.
     guard let decompressor = layer.decompressor, let source = try? FileSource(layer.file.rawValue),
       let packed = try? source.read(at: place, count: count), !packed.isEmpty
     else { return nil }

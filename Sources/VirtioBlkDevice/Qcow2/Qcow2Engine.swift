@@ -1,5 +1,6 @@
-/// The engine of qcow2 images: what the page cache has is read in the queue's own thread, at once and without a copy besides; what would
-/// have to be waited for, tables and compressed clusters among it, is read by a few helpers, and so is whatever is written.
+/// The engine of qcow2 images: what is in the page cache is read in the queue's own thread, at once and without an extra
+/// copy. What might block (uncached data, tables, compressed clusters) is read by a few helper threads, which also do all
+/// writes.
 internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
@@ -7,21 +8,21 @@ internal import VirtioCore
 @safe
 struct Qcow2Engine: BlockEngine, ~Copyable {
   static let movesData = true
-  /// What is read is missed, and what is written goes to clusters that the image has.
+  /// A read reports a miss, and writes go to clusters of the image.
   static let noticesCuts = true
-  /// A discard is told apart from zeroes: it takes no space.
+  /// A discard is distinguished from zeroes: it must not allocate space.
   var takesDiscards: Bool { true }
   private static let threads = (reading: 8, writing: 16)
 
   private let disk: Qcow2Disk
-  /// Everything is done in place, however long that takes.
+  /// Everything is done in the queue's thread, however long that takes.
   private let mayWait: Bool
-  /// Made when it is needed first.
+  /// Made on first use.
   private var pool: CallPool<Qcow2Disk>?
   private var waiter: BoardWaiter
   private var calls: UInt64 = 0
 
-  /// - Parameter kind: `sync` does everything in place.
+  /// - Parameter kind: `sync` does everything in the queue's thread.
   init(_ disk: Qcow2Disk, _ kind: EngineKind, mailbox: Int32) throws(Errno) {
     waiter = try BoardWaiter(mailbox: mailbox)
     self.disk = disk
@@ -36,7 +37,7 @@ struct Qcow2Engine: BlockEngine, ~Copyable {
     if pool == nil {
       pool = try? CallPool(disk, board: waiter.board, threads: disk.writer == nil ? Self.threads.reading : Self.threads.writing)
     }
-    // Without a single thread it is done here.
+    // If no thread can be made it is done here.
     guard let pool else { return .finished(disk.perform(operation)) }
     pool.add(operation, tag: tag)
     return .pending

@@ -9,14 +9,14 @@ public enum Qcow2Failure: Error, Hashable, CustomStringConvertible {
   case cannotOpen(path: String, Errno)
   case notAFile(path: String)
   case locked(path: String)
-  /// It can be read, perhaps, and not written to.
+  /// It cannot be written to, though perhaps read.
   case notWritable(path: String, Qcow2Fault)
   case snapshotsAreOnlyRead(path: String)
   case devicesAreOnlyRead(path: String)
   case notDirect(path: String)
   case empty(path: String)
   case oddSize(path: String, size: UInt64, blockSize: Int)
-  /// The image names a file that nobody allowed.
+  /// The image names a file that was not allowed.
   case notAllowed(path: String, name: String)
   case otherName(path: String, name: String, given: String)
   case nothingUnder(path: String, given: String)

@@ -1,4 +1,4 @@
-/// One image of a chain: an open file, and where in it the bytes of its disk are.
+/// One image of a chain: an open file, and the mapping of its disk.
 internal import CLinux
 internal import Glibc
 internal import Qcow2
@@ -6,70 +6,72 @@ internal import Synchronization
 internal import SystemPackage
 internal import VirtioCore
 
-/// What is at a place of a disk, as far as one image says.
+/// What one image has at a place of the disk.
 struct Qcow2Piece {
   enum Kind: Equatable {
-    /// The image under this one has it.
+    /// Nothing: the image below this one decides.
     case absent
     case zero
     /// In the layer's data file.
     case data(UInt64)
     /// - Parameters:
     ///   - offset: in the layer's file, bytes.
-    ///   - count: bytes that are read for it.
+    ///   - count: bytes to read for it.
     case compressed(offset: UInt64, count: Int)
-    /// A table has to be read first, which may wait.
+    /// A table has to be read first, which may block.
     case notLoaded
     /// The image contradicts itself, or cannot be read.
     case failed
   }
 
   var kind: Kind
-  /// Data whose place nobody else has: it may be written to where it is.
+  /// Data in a cluster that is not shared: it may be written in place.
   var isOwn = false
-  /// Bytes of the disk for which that is so; at least 1.
+  /// The number of bytes of the disk for which this holds; at least 1.
   var count: UInt64
 }
 
-/// Immutable but for the tables that are read when they are needed first. Every thread may look at any time: a table that is there
-/// stays where it is, and as it is, too, where nobody writes to the image while it is open.
+/// Immutable except for the tables, which are read on first use. Any thread may look at any time: a table that has been read
+/// stays at its address, and does not change unless the image is open for writing.
 ///
-/// Of an image that is written to, entries change one at a time, and who looks sees them as they were before or after a change: a number
-/// goes up before and after each. What an entry pointed at stays where it is and as it is for as long as the image is open, so that who
-/// looked before a change may still read there.
+/// In an image that is written to, entries change one at a time, and a reader sees an entry as it was before or after a
+/// change: a sequence number is incremented before and after each change. What an entry pointed at stays unchanged for as
+/// long as the image is open, so that a reader that looked before the change may still read there.
 @safe
 final class Qcow2Layer: @unchecked Sendable {
   let path: String
   let file: OwnedDescriptor
-  /// Where data is: `file`, or the external data file.
+  /// The file that has the data: `file`, or the external data file.
   let dataFile: OwnedDescriptor
-  /// Bytes of the data file when it was opened.
+  /// The length of the data file when it was opened, bytes.
   let dataEnd: UInt64
-  /// Bytes of `file` when it was opened.
+  /// The length of `file` when it was opened, bytes.
   private let fileEnd: UInt64
   /// Bytes of the disk.
   let size: UInt64
-  /// How its tables are read; `nil`: a raw disk.
+  /// How its tables are decoded; `nil`: a raw disk.
   let entries: Qcow2Entries?
-  /// `nil` where its library is not installed: then compressed clusters cannot be read, and all others can.
+  /// `nil` if its library is not installed: then everything but compressed clusters can be read.
   let decompressor: Qcow2Decompressor?
-  /// Where the L2 tables are in the file; 0: there is none. Of an image that is written to those of when it was opened.
+  /// Offsets of the L2 tables in the file; 0: there is none. If the image is written to, those at the time when it was
+  /// opened.
   private let level1: [UInt64]
-  /// Where they are now: words that only go from 0 to a place, or from place to place. `nil`: nobody writes to the image.
+  /// Their current offsets, which never go back to 0. `nil`: the image is not written to.
   private let places: Mapping?
-  /// What is changed when an entry is: odd while that is being done.
+  /// The sequence number of entries: odd while one is being changed.
   private let changes: Mapping?
   private let changing = Mutex<Void>(())
-  /// A table of it was refused for what it says.
+  /// A table was rejected because of its contents.
   private let contradicted = Atomic<Bool>(false)
-  /// Clusters of metadata, and where the file ended, when it was opened to be written to: data is in neither.
+  /// Clusters of metadata, and the end of the file, when it was opened for writing: no data is in the former or beyond the
+  /// latter.
   private let fixed: (metadata: Set<UInt64>, end: UInt64)
-  /// Addresses of those that were read, each set once; only touched where used.
+  /// Addresses of the tables that have been read, each set once; memory is only touched where used.
   private let tables: Mapping?
-  /// Zeroes, as large as a table: it stands for every table that has nothing else, of which a sparse file may have any number.
+  /// A table of zeroes: it stands for every table that has only zeroes, of which a sparse file may have any number.
   private let blank: Mapping?
   let geometry: Qcow2Geometry
-  /// Held while a table is read, so that it is read once.
+  /// Held while a table is read, so that it is read only once.
   private let loading = Mutex<Void>(())
 
   /// A raw file or block device.
@@ -86,9 +88,9 @@ final class Qcow2Layer: @unchecked Sendable {
 
   /// - Parameters:
   ///   - data: its external data file, if it has one.
-  ///   - snapshot: of its internal ones; `nil`: the disk as it is.
-  ///   - keeper: of an image that is to be written to.
-  ///   - find: the library that decompresses. It is asked for here, because a process in its sandbox loads nothing.
+  ///   - snapshot: an internal snapshot; `nil`: the active disk.
+  ///   - keeper: of an image that is written to.
+  ///   - find: loads the library for decompression. It is called here, because a sandboxed process loads nothing.
   init(
     _ header: Qcow2Header, _ file: OwnedDescriptor, path: String, source: FileSource, data: (OwnedDescriptor, FileSource)?,
     snapshot: String?, keeper: ImageKeeper? = nil,
@@ -101,7 +103,8 @@ final class Qcow2Layer: @unchecked Sendable {
     dataEnd = data?.1.byteCount ?? fileEnd
     geometry = header.geometry
     entries = Qcow2Entries(header)
-    // Every image may have clusters that zlib compressed, and most have none: only one that says zstd needs its library to be opened.
+    // Any image may have clusters compressed with zlib, and most have none: only an image that says zstd needs its library
+    // to be opened.
     decompressor = header.compression == .zlib ? try? find(.zlib) : try find(header.compression)
     if let snapshot {
       let found = try header.snapshot(snapshot, source)
@@ -126,7 +129,7 @@ final class Qcow2Layer: @unchecked Sendable {
     for index in level1.indices where holdsMemory(index) { if let table = unsafe table(index) { unsafe table.deallocate() } }
   }
 
-  /// Tables that were read and take memory.
+  /// The number of tables that take memory.
   var heldTables: Int { level1.indices.count { holdsMemory($0) } }
 
   private func holdsMemory(_ index: Int) -> Bool {
@@ -134,20 +137,20 @@ final class Qcow2Layer: @unchecked Sendable {
     return unsafe table != blank?.base
   }
 
-  /// Bytes of a cluster.
+  /// Size of a cluster, bytes.
   var clusterSize: UInt64 { geometry.clusterSize }
 
   // MARK: Looking
 
   /// - Parameters:
   ///   - offset: of the disk, bytes.
-  ///   - limit: bytes that are asked for; at least 1.
-  ///   - mayWait: tables that are not there are read.
+  ///   - limit: how many bytes are of interest; at least 1.
+  ///   - mayWait: missing tables are read.
   func look(at offset: UInt64, limit: UInt64, mayWait: Bool) -> Qcow2Piece {
     guard let changes else { return lookOnce(at: offset, limit: limit, mayWait: mayWait) }
     let number = unsafe SharedCell<UInt64>(changes.base)
     for _ in 0..<Self.looks {
-      // Acquire: entries are looked at after the number, and once more it after them.
+      // Acquire: the number is read before the entries, and again after them.
       let before = number.loadAcquire()
       guard before & 1 == 0 else { continue }
       let piece = lookOnce(at: offset, limit: limit, mayWait: mayWait)
@@ -156,11 +159,11 @@ final class Qcow2Layer: @unchecked Sendable {
     return changing.withLock { _ in lookOnce(at: offset, limit: limit, mayWait: mayWait) }
   }
 
-  /// Times that are looked before the one who changes something is waited for.
+  /// How often to retry before waiting for the writer.
   private static let looks = 16
 
   private func lookOnce(at offset: UInt64, limit: UInt64, mayWait: Bool) -> Qcow2Piece {
-    // Past the end of an image that others are over there are zeroes.
+    // Beyond the end of an image that is shorter than the one above it there are zeroes.
     guard offset < size else { return Qcow2Piece(kind: .zero, count: limit) }
     let limit = min(limit, size &- offset)
     guard let entries else { return Qcow2Piece(kind: .data(offset), count: limit) }
@@ -171,7 +174,7 @@ final class Qcow2Layer: @unchecked Sendable {
       return Qcow2Piece(kind: mayWait ? .failed : .notLoaded, count: inTable)
     }
     var piece = unsafe unit(table, entries, offset)
-    // What follows it on the disk and in the file, too, goes along.
+    // What is contiguous on the disk and in the file is included.
     while piece.count < inTable {
       let next = unsafe unit(table, entries, offset &+ piece.count)
       switch (piece.kind, next.kind) {
@@ -185,7 +188,7 @@ final class Qcow2Layer: @unchecked Sendable {
     return piece
   }
 
-  /// What a table says of a place, as far as its cluster goes on in the same way.
+  /// What a table says about a place, and for how far into the cluster that holds.
   @inline(__always)
   private func unit(_ table: UnsafeRawPointer, _ entries: Qcow2Entries, _ offset: UInt64) -> Qcow2Piece {
     let (entry, bitmap) = unsafe words(table, offset)
@@ -205,7 +208,7 @@ final class Qcow2Layer: @unchecked Sendable {
       let first = UInt32(truncatingIfNeeded: inside / geometry.subclusterSize)
       let bit: UInt32 = 1 << first
       let alike = data & bit != 0 ? data : zero & bit != 0 ? zero : ~(data | zero)
-      // Subclusters from here on that are like the first one; beyond the last there are none.
+      // Consecutive subclusters that are like the first one.
       let run = UInt64((~(alike >> first)).trailingZeroBitCount)
       let end = (UInt64(first) &+ min(run, UInt64(32 - first))) &* geometry.subclusterSize
       let kind: Qcow2Piece.Kind = data & bit != 0 ? .data((host ?? 0) &+ inside) : zero & bit != 0 ? .zero : .absent
@@ -216,7 +219,7 @@ final class Qcow2Layer: @unchecked Sendable {
   private static let compressedBit: UInt64 = 1 << 62
   private static let ownBits: UInt64 = 1 << 63 | compressedBit
 
-  /// An entry as it is in a table.
+  /// An entry as in a table.
   @inline(__always)
   private func words(_ table: UnsafeRawPointer, _ offset: UInt64) -> (entry: UInt64, bitmap: UInt64) {
     let cell = unsafe UnsafeMutableRawPointer(mutating: table) + geometry.level2Index(offset) * geometry.entryBytes
@@ -227,30 +230,30 @@ final class Qcow2Layer: @unchecked Sendable {
 
   // MARK: Tables
 
-  /// Where an L2 table is in the file; 0: there is none.
+  /// The offset of an L2 table; 0: there is none.
   @inline(__always)
   private func place(_ index: Int) -> UInt64 {
     guard let places else { return level1[index] }
-    // Acquire: who sees the place sees the table, if it has never been in the file.
+    // Acquire: whoever sees the offset also sees a table that was never read from the file.
     return unsafe SharedCell<UInt64>(places.base + index * 8).loadAcquire()
   }
 
   private func cell(_ index: Int) -> SharedCell<UInt64>? { tables.map { unsafe SharedCell($0.base + index * 8) } }
 
-  /// Acquiring: who sees the address sees the table.
+  /// Acquire: whoever sees the address sees the table.
   @inline(__always)
   private func table(_ index: Int) -> UnsafeMutableRawPointer? {
     guard let address = cell(index)?.loadAcquire(), address != 0 else { return nil }
     return unsafe UnsafeMutableRawPointer(bitPattern: UInt(address))
   }
 
-  /// Reads a table. - Returns: `nil` when it cannot be read; the next who looks tries again.
+  /// Reads a table. - Returns: `nil` if it cannot be read; the next lookup tries again.
   private func load(_ index: Int) -> UnsafeMutableRawPointer? {
     let address: UInt = loading.withLock { _ in
       if let table = unsafe table(index) { return UInt(bitPattern: table) }
       let size = Int(geometry.clusterSize)
       guard let source = try? FileSource(file.rawValue), let bytes = try? source.read(at: place(index), count: size),
-        // Less than there was when the image was opened: it has been cut, and what was there is not zeroes.
+        // The file is shorter than when it was opened: it was truncated, and what is missing was not zeroes.
         UInt64(bytes.count) >= min(UInt64(size), fileEnd &- min(fileEnd, place(index))), isSound(bytes)
       else { return 0 }
       if let blank, isBlank(bytes, blank) {
@@ -259,10 +262,10 @@ final class Qcow2Layer: @unchecked Sendable {
         return address
       }
       let table = UnsafeMutableRawPointer.allocate(byteCount: size, alignment: 16)
-      // A table at the file's end may be cut there: what is missing is zeroes, as in a hole.
+      // A table at the end of the file may be incomplete: what is missing is zeroes, as in a hole.
       unsafe table.initializeMemory(as: UInt8.self, repeating: 0, count: size)
       unsafe bytes.withUnsafeBytes { unsafe table.copyMemory(from: $0.baseAddress!, byteCount: $0.count) }
-      // Releasing: the table's bytes are there before its address.
+      // Release: the bytes of the table are stored before its address.
       cell(index)?.storeRelease(UInt64(UInt(bitPattern: table)))
       return UInt(bitPattern: table)
     }
@@ -279,8 +282,9 @@ final class Qcow2Layer: @unchecked Sendable {
 
   // MARK: Writing
 
-  /// Of an image that is written to: no entry of a table of its file points at metadata, or past where the file ended. A write to such a
-  /// place would be one to tables of the image, or to what was allocated since. - Parameter bytes: of a table as it was read.
+  /// For an image that is written to: no entry of a table in the file may point at metadata, or beyond the end of the file.
+  /// Otherwise a write to the disk would overwrite tables, or what was allocated since. - Parameter bytes: of a table as it
+  /// was read.
   private func isSound(_ bytes: [UInt8]) -> Bool {
     guard changes != nil, let entries else { return true }
     let isSound = isSound(bytes, entries)
@@ -288,7 +292,7 @@ final class Qcow2Layer: @unchecked Sendable {
     return isSound
   }
 
-  /// The image was found to contradict itself where it is written to.
+  /// The image was found to contradict itself, and is written to.
   var contradictsItself: Bool { contradicted.load(ordering: .relaxed) }
 
   private func isSound(_ bytes: [UInt8], _ entries: Qcow2Entries) -> Bool {
@@ -314,8 +318,8 @@ final class Qcow2Layer: @unchecked Sendable {
     return word
   }
 
-  /// What the image says of a cluster. For the one who may change it.
-  /// - Returns: `nil` where a table cannot be read, or contradicts itself.
+  /// What the image says about a cluster. For the writer that may change it.
+  /// - Returns: `nil` if a table cannot be read, or contradicts itself.
   func entry(at offset: UInt64) -> ClusterEntry? {
     guard let entries else { return nil }
     let index = geometry.level1Index(offset)
@@ -328,21 +332,21 @@ final class Qcow2Layer: @unchecked Sendable {
   /// Whether an L2 table of the file could be read.
   func hasTable(_ index: Int) -> Bool { unsafe (table(index) ?? load(index)) != nil }
 
-  /// The bytes of an L2 table; `nil` where it cannot be read.
+  /// The bytes of an L2 table; `nil` if it cannot be read.
   func tableBytes(_ index: Int) -> [UInt8]? {
     guard let table = unsafe table(index) ?? load(index) else { return nil }
     return unsafe Array(UnsafeRawBufferPointer(start: table, count: Int(geometry.clusterSize)))
   }
 
-  /// An L2 table is at another place from now on, or is there for the first time and has nothing. By one thread at a time.
+  /// An L2 table has a new offset from now on, or exists for the first time, without entries. One thread at a time.
   func moveTable(_ index: Int, to place: UInt64) {
     guard let places else { return }
     if unsafe table(index) == nil, let blank { cell(index)?.storeRelease(UInt64(UInt(bitPattern: unsafe blank.base))) }
-    // Release: the table is there before its place.
+    // Release: the table is stored before its offset.
     unsafe SharedCell<UInt64>(places.base + index * 8).storeRelease(place)
   }
 
-  /// Changes an entry of a table that is there. By one thread at a time.
+  /// Changes an entry of a table that has been read. One thread at a time.
   func change(at offset: UInt64, _ entry: UInt64, _ bitmap: UInt64) {
     guard let changes, let table = unsafe ownTable(geometry.level1Index(offset)) else { return }
     let place = unsafe table + geometry.level2Index(offset) * geometry.entryBytes
@@ -350,16 +354,16 @@ final class Qcow2Layer: @unchecked Sendable {
       let number = unsafe SharedCell<UInt64>(changes.base)
       let before = number.loadRelaxed()
       number.storeRelaxed(before &+ 1)
-      // Full: the number is odd before an entry changes.
+      // Full barrier: the number is odd before an entry changes.
       fullFence()
       unsafe SharedCell<UInt64>(place).storeRelaxed(entry.bigEndian)
       if geometry.isExtended { unsafe SharedCell<UInt64>(place + 8).storeRelaxed(bitmap.bigEndian) }
-      // Release: both words are there before the number is even.
+      // Release: both words are stored before the number is even again.
       number.storeRelease(before &+ 2)
     }
   }
 
-  /// A table that can be changed: not the one that stands for all that have nothing.
+  /// A table that can be changed, in place of the shared table of zeroes.
   private func ownTable(_ index: Int) -> UnsafeMutableRawPointer? {
     guard let table = unsafe table(index) else { return nil }
     guard let blank, unsafe table == blank.base else { return unsafe table }

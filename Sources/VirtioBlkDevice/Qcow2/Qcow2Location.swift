@@ -1,16 +1,16 @@
-/// Where a qcow2 image is, and which other files may be opened for it: what a person said, never what an image says.
+/// Where a qcow2 image is, and which other files may be opened for it: what the user said, never what an image says.
 internal import VirtioCore
 
-/// What a file in a chain is. Nothing is guessed from its content.
+/// The format of a file in a chain. It is never guessed from the contents.
 public enum ImageFormat: String, CaseIterable, Sendable, Hashable {
   case raw
   case qcow2
 }
 
-/// `qcow2:PATH`, and behind a `?`, with `&` between them: `backing=FORMAT:PATH` for each image under the one before,
+/// `qcow2:PATH`, and after a `?`, separated by `&`: `backing=FORMAT:PATH` for each image below the previous one,
 /// `backing-folder=PATH`, `data-file=PATH`, `snapshot=NAME`.
 public struct Qcow2Location: Sendable, Hashable {
-  /// Images that may be under one another, the uppermost among them.
+  /// The most images in a chain, the topmost included.
   public static let depth = 64
 
   public struct Backing: Sendable, Hashable {
@@ -21,17 +21,17 @@ public struct Qcow2Location: Sendable, Hashable {
   public var path: String
   /// From the top down.
   public var backing: [Backing] = []
-  /// Where files that images name may be, besides.
+  /// Another folder below which files may be that images name.
   public var folder: String?
   public var dataFile: String?
-  /// The disk as it was then.
+  /// The disk as it was in this snapshot.
   public var snapshot: String?
 
   public init(path: String) { self.path = path }
 
   private static let scheme = "qcow2:"
 
-  /// - Parameter text: with `qcow2:` in front.
+  /// - Parameter text: starts with `qcow2:`.
   /// - Throws: `badName`.
   public init(_ text: String) throws(Qcow2Failure) {
     func wrong(_ reason: String) -> Qcow2Failure { .badName(text, reason) }
@@ -86,13 +86,13 @@ public struct Qcow2Location: Sendable, Hashable {
   /// All files that are named.
   public var paths: [String] { [path] + backing.map(\.path) + (dataFile.map { [$0] } ?? []) }
 
-  /// Files that may be open for it besides those that are named: images that images name, and their data files.
+  /// How many files may be open besides those that the user named: images that images name, and their data files.
   public var unnamedFiles: Int { folder == nil ? 0 : max(0, 2 * Self.depth - paths.count) }
 }
 
 /// `%XX` in a URI.
 enum PercentText {
-  /// - Returns: `nil` where it is no text, or has a NUL in it.
+  /// - Returns: `nil` if it is not text, or contains a NUL.
   static func decoded(_ text: Substring) -> String? {
     var bytes: [UInt8] = []
     var rest = text.utf8[...]
@@ -112,7 +112,7 @@ enum PercentText {
     return String(validating: bytes, as: UTF8.self)
   }
 
-  /// What has a meaning of its own, written otherwise.
+  /// Escapes characters that have a meaning.
   static func encoded(_ text: String) -> String {
     var result = ""
     for scalar in text.unicodeScalars {

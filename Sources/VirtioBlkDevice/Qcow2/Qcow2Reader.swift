@@ -1,15 +1,15 @@
-/// A disk of qcow2 images for a program that reads it from the beginning to the end.
+/// A disk of qcow2 images for a program that reads it sequentially.
 internal import Glibc
 public import SystemPackage
 internal import VirtioCore
 
-/// Open, and locked against writers, for as long as this lives.
+/// It stays open, and locked against writers, for as long as this object exists.
 public final class Qcow2Reader {
   private let image: ImageFile
   private let disk: Qcow2Disk
 
   /// - Parameter isLocked: hold locks on all files.
-  /// - Throws: why there is no disk, and what to do.
+  /// - Throws: why it cannot be a disk, and what to do.
   public init(_ location: Qcow2Location, isLocked: Bool = true) throws(ImageError) {
     var options = ImageOptions(path: location.path, isReadOnly: true, direct: .off, isLocked: isLocked)
     options.qcow2 = location
@@ -21,12 +21,12 @@ public final class Qcow2Reader {
   /// Bytes; a multiple of 512.
   public var size: UInt64 { disk.size }
 
-  /// Whether images say by themselves that there are zeroes.
+  /// Whether the images say that there are zeroes, without reading data.
   ///
   /// - Parameters:
   ///   - offset: bytes, before the end.
   ///   - limit: bytes, at least 1, not past the end.
-  /// - Returns: that, and for how many bytes of these it is so.
+  /// - Returns: the answer, and for how many of these bytes it holds.
   public func extent(at offset: UInt64, limit: UInt64) -> (isZero: Bool, count: UInt64) {
     let piece = disk.piece(at: offset, limit: limit)
     return (piece.kind == .zero, piece.count)
@@ -37,7 +37,7 @@ public final class Qcow2Reader {
   /// - Parameters:
   ///   - offset: bytes.
   ///   - count: bytes, 1 … 2^30, not past the end.
-  /// - Throws: EIO where an image contradicts itself or cannot be read.
+  /// - Throws: EIO if an image contradicts itself or cannot be read.
   public func read(at offset: UInt64, count: Int) throws(Errno) -> [UInt8] {
     var result: Int32 = 0
     let bytes = unsafe [UInt8](unsafeUninitializedCapacity: count) { buffer, filled in

@@ -1,9 +1,9 @@
-/// The one who writes metadata of an image, for all queues of its disk.
+/// The only writer of an image's metadata, for all queues of its disk.
 ///
-/// Everything that was answered is in the page cache: a process that is killed loses nothing that it acknowledged. So a pointer is stored
-/// when its data is written, and not later. What makes that safe when the power goes is in `ImageKeeper`, and one rule here: a pointer
-/// to what took the place of something that was not zeroes waits until its data is stable. One to a fresh cluster where there were zeroes
-/// need not wait: without its data it is a hole, which reads as what was there before.
+/// Everything that was answered is in the page cache: a process that is killed loses nothing that it acknowledged. Therefore
+/// a pointer is stored as soon as its data is written. What makes that safe in a power failure is in `ImageKeeper`, and one
+/// rule here: a pointer to a cluster that replaces something other than zeroes waits until its data is stable. A new cluster
+/// that replaces zeroes need not wait: without its data it is a hole, which reads as what was there before.
 internal import CLinux
 internal import Glibc
 internal import Qcow2
@@ -12,45 +12,46 @@ internal import SystemPackage
 internal import VirtioCore
 
 final class Qcow2Writer: Sendable {
-  /// Held by whoever changes what the image says of a cluster, from before it is looked at until it is said. Clusters share them.
+  /// Held while the mapping of a cluster is changed, from looking it up until the change is stored. Several clusters share a
+  /// lock.
   private final class Stripe: Sendable { let lock = Mutex<Void>(()) }
 
   private struct State {
     var keeper: ImageKeeper
-    /// Clusters that are counted at once, the next time.
+    /// How many clusters the next run has.
     var run: UInt64
-    /// Clusters of the file that were claimed for clusters of the disk and are not pointed at, because something failed. What may be in
-    /// them was written there by the guest, so they are for nobody else.
+    /// Clusters of the file that were claimed for clusters of the disk, and that nothing points at because something failed.
+    /// They may contain data of the guest, so they are not used for anything else.
     var halfWritten: [UInt64: UInt64] = [:]
-    /// Clusters of the disk whose place in the file may have something where the image says that nothing is.
+    /// Clusters of the disk whose cluster in the file may have contents where the image says that there are none.
     var spoiled: Set<UInt64> = []
-    /// Clusters of the file that were to become L2 tables, by their number, where the L1 table may or may not say so.
+    /// Clusters of the file that were to become L2 tables, by number; the L1 table may or may not point at them.
     var halfTables: [Int: UInt64] = [:]
-    /// Clusters were to be counted, and that failed: refcounts and their table may have all of it, or a part.
+    /// Setting refcounts failed: all or part of the change may be in the file.
     var isHalfGrown = false
-    /// Nothing is allocated any more.
+    /// No more clusters are allocated.
     var isFinished = false
   }
 
   let calls: Qcow2Calls
-  /// Bytes of the file when it was opened: what is past it is ours.
+  /// The length of the file when it was opened, bytes: everything beyond it is ours.
   let firstEnd: UInt64
   private let layer: Qcow2Layer
   private let state: Mutex<State>
   private let stripes: [Stripe]
-  /// Syncs that were asked for, and the last of them that is done.
+  /// The number of syncs requested, and the last one that is done.
   private let asked = Atomic<UInt64>(0)
   private let synced = Mutex<UInt64>(0)
-  /// A sync failed: what was lost then stays lost, and the kernel says so once.
+  /// A sync failed: what was lost then stays lost, and the kernel reports it only once.
   private let hasLost = Atomic<Bool>(false)
 
-  /// Bytes of the file that are counted at once: little first, then more, so that a small image stays small and a large one is not
-  /// waited for often.
+  /// The sizes of runs, bytes: small at first, then larger, so that a small image stays small and a large one seldom has to
+  /// wait.
   private static let runs: (first: UInt64, most: UInt64) = (1 << 20, 64 << 20)
   static let stripeCount = 64
 
-  /// Stores what has to be before anything else is, which waits for the medium.
-  /// - Throws: that cannot be done.
+  /// Stores what has to be stored before anything else; waits for the medium.
+  /// - Throws: why that failed.
   init(_ keeper: ImageKeeper, _ layer: Qcow2Layer, witness: (any Qcow2Witness)? = nil) throws(Qcow2Fault) {
     calls = Qcow2Calls(descriptor: layer.file.rawValue, witness: witness)
     self.layer = layer
@@ -67,12 +68,12 @@ final class Qcow2Writer: Sendable {
 
   // MARK: Stable storage
 
-  /// Everything that was stored before is stable when it returns. Who comes while another waits for the medium waits for the next turn,
-  /// with all others that came meanwhile.
+  /// When it returns, everything that was stored before is stable. A caller that comes while another waits for the medium
+  /// shares the next sync with all others that came in the meantime.
   ///
-  /// - Returns: 0, or −EIO, and then ever after.
+  /// - Returns: 0 or −EIO; after the first −EIO always −EIO.
   func sync() -> Int32 {
-    // Full: what was stored before is seen by whoever sees the number.
+    // Full: whoever sees the number also sees what was stored before.
     let number = asked.wrappingAdd(1, ordering: .sequentiallyConsistent).newValue
     return synced.withLock { last in
       guard !hasLost.load(ordering: .relaxed) else { return -EIO }
@@ -87,7 +88,7 @@ final class Qcow2Writer: Sendable {
     }
   }
 
-  /// A guest's flush: a sync, and what lost its last pointer before that is counted down.
+  /// A guest's flush: a sync, after which the refcounts of clusters that lost a pointer before are decremented.
   func flush() -> Int32 {
     let dropped = state.withLock { $0.keeper.takeDropped() }
     let result = sync()
@@ -95,7 +96,7 @@ final class Qcow2Writer: Sendable {
     return result
   }
 
-  /// What cannot be stored is a leak.
+  /// If that cannot be stored, the clusters are leaked.
   private func settle(_ dropped: [UInt64: UInt64], _ state: inout State) {
     for (index, place) in state.keeper.blocksNeeded(for: dropped) {
       guard let source = try? FileSource(calls.descriptor),
@@ -109,14 +110,14 @@ final class Qcow2Writer: Sendable {
   // MARK: Metadata
 
   private func put(_ store: ImageStore, _ keeper: ImageKeeper) -> Int32 {
-    // Nothing that went wrong before may make a table land on data, or data on a table.
+    // Whatever failed before, a table must never be stored over data, nor data over a table.
     guard keeper.mayStore(store) else { return -EIO }
     return calls.put(store.bytes, at: store.offset)
   }
 
   private func carryOut(_ plan: StorePlan, _ keeper: ImageKeeper) -> Int32 {
     if let length = plan.length {
-      // One byte, past everything that is in use, and the file is as long as that.
+      // One byte, beyond everything in use, extends the file.
       let result = calls.put([0], at: length - 1)
       guard result == 0 else { return result }
     }
@@ -131,7 +132,7 @@ final class Qcow2Writer: Sendable {
     return 0
   }
 
-  /// Nobody writes to the image any more before it is repaired.
+  /// Marks the image as corrupt: nobody writes to it before it is repaired.
   func markCorrupt() {
     state.withLock { state in
       guard !state.isFinished else { return }
@@ -143,9 +144,9 @@ final class Qcow2Writer: Sendable {
 
   // MARK: Clusters
 
-  /// A cluster of the file that nobody has.
+  /// Claims a free cluster of the file.
   ///
-  /// - Returns: where it is, or a negative errno.
+  /// - Returns: its offset, or a negative errno.
   private func claim(_ state: inout State) -> Result<UInt64, Failure> {
     guard !state.isFinished, !hasLost.load(ordering: .relaxed) else { return .failure(Failure(-EIO)) }
     if !state.keeper.hasFree {
@@ -167,10 +168,10 @@ final class Qcow2Writer: Sendable {
     init(_ result: Int32) { self.result = result }
   }
 
-  /// A cluster for a cluster of the disk, which the caller has for itself.
+  /// Claims a cluster of the file for a cluster of the disk that the caller has locked.
   ///
   /// - Parameter number: of the disk's cluster.
-  /// - Returns: where it is, and whether nothing has ever been written there.
+  /// - Returns: its offset, and whether nothing has ever been written to it.
   func claim(for number: UInt64) throws(Failure) -> (place: UInt64, isFresh: Bool) {
     let result: Result<(place: UInt64, isFresh: Bool), Failure> = state.withLock { state in
       if let place = state.halfWritten.removeValue(forKey: number) {
@@ -182,21 +183,21 @@ final class Qcow2Writer: Sendable {
     return try result.get()
   }
 
-  /// Something failed, and it is not pointed at.
+  /// Something failed, and nothing points at the cluster.
   func keep(_ place: UInt64, for number: UInt64) { state.withLock { $0.halfWritten[number] = place } }
 
-  /// Something failed, and a place that is pointed at has more than the image says.
+  /// Something failed, and a cluster that is in use contains more than the image says.
   func spoil(_ number: UInt64) { state.withLock { _ = $0.spoiled.insert(number) } }
 
-  /// Whether the place of a cluster of the disk is a hole wherever the image does not say that something is.
+  /// Whether the cluster in the file is a hole wherever the image says that there is nothing.
   func isHole(_ place: UInt64, for number: UInt64) -> Bool {
     place >= firstEnd && state.withLock { !$0.spoiled.contains(number) }
   }
 
-  /// Says what a cluster of the disk is from now on. What it needs is stable, as far as that is necessary.
+  /// Stores a new mapping of a cluster of the disk. What it refers to is stable already, as far as necessary.
   ///
-  /// - Parameter old: what it was; `drops`: that loses a pointer.
-  /// - Returns: 0, or a negative errno, and then nothing has changed.
+  /// - Parameter old: the mapping before; `drops`: its cluster loses a pointer.
+  /// - Returns: 0; or a negative errno, in which case nothing has changed.
   func publish(at offset: UInt64, _ entry: UInt64, _ bitmap: UInt64, old: ClusterEntry, drops: Bool) -> Int32 {
     state.withLock { state in
       guard !state.isFinished, !hasLost.load(ordering: .relaxed) else { return -EIO }
@@ -211,7 +212,7 @@ final class Qcow2Writer: Sendable {
     }
   }
 
-  /// There is an L2 table that this image's disk alone has.
+  /// Makes sure that there is an L2 table that is not shared.
   private func ensureTable(_ index: Int, _ state: inout State) -> Int32 {
     let (old, isOwn) = state.keeper.level1Entry(index)
     guard old == 0 || !isOwn else { return layer.hasTable(index) ? 0 : -EIO }
@@ -224,7 +225,7 @@ final class Qcow2Writer: Sendable {
     let entry = state.keeper.adopt(place, index)
     var result: Int32 = 0
     if old != 0 {
-      // A snapshot's, too. One of nothing is a hole, as what was claimed is.
+      // It is shared with a snapshot. A table without entries is a hole, as the claimed cluster is.
       result =
         layer.tableBytes(index).map { bytes in
           carryOut(StorePlan(groups: [[ImageStore.table(at: place, bytes)]]), state.keeper)
@@ -236,7 +237,7 @@ final class Qcow2Writer: Sendable {
     }
     result = put(entry, state.keeper)
     guard result == 0 else {
-      // A store that failed may have been carried out.
+      // A store that failed may have been executed.
       state.keeper.leak(place)
       state.halfTables[index] = place
       return result
@@ -249,11 +250,11 @@ final class Qcow2Writer: Sendable {
 
   // MARK: Clusters of the disk
 
-  /// Has clusters of the disk for itself while it does something.
+  /// Locks clusters of the disk while it does something.
   ///
-  /// - Parameter numbers: of the disk's clusters, fewer than there are stripes.
+  /// - Parameter numbers: of the clusters, fewer than there are stripes.
   func withClusters(_ numbers: Range<UInt64>, _ body: () -> Int32) -> Int32 {
-    // In the order of stripes, whoever else wants some of them.
+    // In the order of stripes, so that two callers cannot wait for each other.
     let wanted = Set(numbers.map { Int($0 % UInt64(Self.stripeCount)) }).sorted()
     return hold(wanted[...], body)
   }
@@ -265,9 +266,9 @@ final class Qcow2Writer: Sendable {
 
   // MARK: The end
 
-  /// Gives back what was counted and not used. Nothing is under way any more. Later calls do nothing.
+  /// Gives back refcounts of clusters that were not used. Nothing is in flight any more. Later calls do nothing.
   ///
-  /// - Parameter mayCut: the file may be made as short as it can be.
+  /// - Parameter mayCut: the file may be truncated to what is in use.
   func finish(mayCut: Bool) {
     guard !state.withLock({ $0.isFinished }) else { return }
     if state.withLock({ $0.keeper.hasDropped }) { _ = flush() }
@@ -275,7 +276,7 @@ final class Qcow2Writer: Sendable {
       guard !state.isFinished else { return }
       state.isFinished = true
       guard !hasLost.load(ordering: .relaxed), !state.isHalfGrown else { return }
-      // What failed may have been stored all the same: clusters that may be pointed at stay counted.
+      // A store that failed may have been executed: clusters that something may point at keep their refcounts.
       let (stores, length) = state.keeper.finish()
       for store in stores { guard put(store, state.keeper) == 0 else { return } }
       if mayCut, let length { calls.cut(length) }

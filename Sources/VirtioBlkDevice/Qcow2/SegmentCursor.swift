@@ -1,14 +1,14 @@
-/// Memory of a transfer, used from its beginning to its end.
+/// The memory of a transfer, used from the beginning to the end.
 internal import CLinux
 internal import Glibc
 internal import VirtioCore
 
-/// A place in a transfer's segments that goes on as they are filled, or stored.
+/// A position in the segments of a transfer that advances as they are filled or stored.
 @safe
 struct SegmentCursor {
   private var segment: UnsafeMutablePointer<MemorySegment>
   private var left: Int
-  /// Bytes of the first segment that are full.
+  /// Bytes of the first segment that are done.
   private var used = 0
 
   init(_ segments: UnsafeMutablePointer<MemorySegment>, count: Int) {
@@ -16,7 +16,7 @@ struct SegmentCursor {
     left = count
   }
 
-  /// The next piece of memory, of at most so many bytes; it counts as filled.
+  /// The next piece of memory, of at most this many bytes; it counts as filled.
   mutating func next(_ limit: Int) -> MemorySegment? {
     while left > 0 {
       let current = unsafe segment.pointee
@@ -43,7 +43,7 @@ struct SegmentCursor {
     }
   }
 
-  /// - Parameter start: in the bytes, which have as many from there on.
+  /// - Parameter start: the offset in `bytes`, which has enough from there on.
   mutating func copy(_ bytes: [UInt8], from start: Int, count: Int) {
     var done = 0
     unsafe bytes.withUnsafeBytes { bytes in
@@ -54,8 +54,8 @@ struct SegmentCursor {
     }
   }
 
-  /// Reads from a layer's data file. Where that ended within a cluster when it was opened there are zeroes, as QEMU has it; a cluster
-  /// that is wholly behind that end is an error, and so is a file that was cut since.
+  /// Reads from a layer's data file. If the file ended inside a cluster when it was opened, the rest of the cluster is
+  /// zeroes, as in QEMU. A cluster entirely beyond that end is an error, and so is a file that was truncated since.
   ///
   /// - Returns: 0, or a negative errno.
   mutating func read(_ layer: Qcow2Layer, at place: UInt64, count: Int, flags: Int32) -> Int32 {
@@ -70,7 +70,7 @@ struct SegmentCursor {
           return -errno
         }
         guard got > 0 else {
-          // What was there when the file was opened has been cut off, or a cluster begins where nothing ever was.
+          // What was there when the file was opened has been cut off, or a cluster starts beyond the end.
           let start = place & ~(layer.clusterSize &- 1)
           guard place >= layer.dataEnd, start < layer.dataEnd else { return -EIO }
           let count = min(piece.count, Int(start &+ layer.clusterSize &- place))
@@ -124,6 +124,6 @@ struct SegmentCursor {
     return 0
   }
 
-  /// Pieces of one call.
+  /// The most pieces of one call.
   private static let vectors = 64
 }

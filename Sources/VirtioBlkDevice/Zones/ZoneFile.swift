@@ -1,36 +1,37 @@
-/// Where the states of a disk's zones outlive the process, and the machine.
+/// The file in which the states of a disk's zones survive the process and the machine.
 ///
-/// Three things are in the file, because there are two ways in which a disk can end:
+/// The file has three parts, because a disk can end in two ways:
 ///
-/// - A process ends, by a signal too, and the page cache stays. The **live words**, one for each zone, and the **notes** of what was
-///   done and not yet shown to the driver are a mapping of the file: what was stored is there, in the order of the program.
-/// - The machine ends, and what reached stable storage is any part of that, in any order. Then the live words count for nothing: the
-///   file says of which boot of the machine they are. What counts is the newer of two **records** of all zones that is whole. A record is
-///   written after the data that it speaks of is on stable storage (FLUSH), and before data is overwritten that the record before it
-///   speaks of (a reset is recorded before it is answered).
+/// - The process ends, perhaps by a signal, and the page cache survives. The **live words**, one per zone, and the **notes**
+///   of requests that were executed but not yet published are a mapping of the file: what was stored is there, in program
+///   order.
+/// - The machine goes down, and any part of that may have reached stable storage, in any order. Then the live words are
+///   ignored (the file says which boot of the machine they belong to), and the newer intact one of two **records** of all
+///   zones counts. A record is written after the data it refers to has reached stable storage (FLUSH), and before data is
+///   overwritten that the previous record refers to (a reset is recorded before it is answered).
 internal import CLinux
 internal import Glibc
 internal import Qcow2
 internal import SystemPackage
 internal import VirtioCore
 
-/// Where things are, bytes.
+/// Offsets in the file, bytes.
 struct ZoneFileLayout: Equatable {
   static let page = 4096
   static let magic: UInt64 = 0x3153_454e_4f5a_4b4c  // "LKZONES1"
-  // The head, which is written once.
+  // The header, which is written once.
   static let capacity = 8
   static let zoneSectors = 16
   static let zoneCapacity = 24
   static let conventional = 32
   static let identity = 40
   static let headSum = 48
-  // Who has the live words now.
+  // Which boot, and which process, the live words belong to.
   static let boot = 2048
   static let session = 2056
   static let queues = 2064
   static let notesOfQueue = 2072
-  // A record: number of it, zones, sum of all, then a word for each zone.
+  // A record: its number, the number of zones, a checksum, then a word for each zone.
   static let recordHead = 32
 
   let zones: Int
@@ -46,7 +47,7 @@ struct ZoneFileLayout: Equatable {
   func note(queue: Int, _ index: Int) -> Int { firstNote + (queue * notes + index) * ZoneNote.size }
   var size: Int { firstNote + (queues * notes * ZoneNote.size + Self.page - 1) / Self.page * Self.page }
 
-  /// A torn record has another one.
+  /// A torn record fails it.
   static func sum(_ words: some Sequence<UInt64>) -> UInt64 {
     var sum: UInt64 = 0xcbf2_9ce4_8422_2325
     for word in words {
@@ -57,27 +58,27 @@ struct ZoneFileLayout: Equatable {
   }
 }
 
-/// What was done for a request that is not answered yet: whoever takes it again after this process must not do it twice.
+/// What was done for a request that has not been answered yet: a later process that resubmits it must not execute it twice.
 struct ZoneNote: Equatable, Sendable {
   static let size = 16
   enum Kind: UInt64 {
-    /// A write that is over when the zone's word says so, too.
+    /// A write, which counts as done once the zone's live word has reached it.
     case prepared = 1
     case done = 2
   }
 
   var kind: Kind
-  /// The ring's name of the request, and where the queue stood after it was taken.
+  /// The head of the request, and the position of the queue after it was popped.
   var head: UInt16
   var position: UInt16
   /// The low byte of its type.
   var type: UInt8
-  /// Where a write went, sectors from the beginning of the disk.
+  /// Where a write went, a sector of the disk.
   var sector: UInt64
-  /// The written sectors of its zone with it.
+  /// The written sectors of its zone, this write included.
   var written: UInt32
 
-  /// The second word; the first is the sector. 0 is none. The written sectors take the rest of the first.
+  /// As stored; a second word of 0 is no note. The unused high bits of both take the written sectors (`keep`).
   var words: (UInt64, UInt64) {
     (sector, kind.rawValue | UInt64(head) << 8 | UInt64(position) << 24 | UInt64(type) << 40)
   }
@@ -90,17 +91,17 @@ final class ZoneFile: @unchecked Sendable {
   private let descriptor: OwnedDescriptor
   private let mapping: Mapping
   private let layout: ZoneFileLayout
-  /// Of this process's turn with the live words; 0: they are not its.
+  /// Identifies this process's use of the live words; 0: they are not in use by it.
   private var session: UInt64 = 0
   /// The number of the newest record.
   private var recordNumber: UInt64 = 0
   private var newestRecord = 0
 
-  /// Opens the file, or makes it.
+  /// Opens the file, or creates it.
   ///
   /// - Parameters:
-  ///   - identity: of the image; what does not change while it is renamed and written to.
-  ///   - queues, notes: of the disk, and requests of one that can be under way.
+  ///   - identity: of the image; does not change when it is renamed or written to.
+  ///   - queues, notes: the disk's queues, and how many requests of each can be in flight.
   init(
     path: String, _ geometry: ZoneGeometry, identity: UInt64, adopts: Bool, queues: Int, notes: Int
   ) throws(ZoneFailure) {
@@ -115,11 +116,11 @@ final class ZoneFile: @unchecked Sendable {
     guard let descriptor = opened else { throw .cannotOpen(path: path, "it is gone again") }
     self.descriptor = descriptor
     let kept = try Self.check(descriptor.rawValue, path, geometry, layout, identity: identity, adopts: adopts)
-    // Longer only: another process may have it mapped.
+    // It is only ever extended: another process may have it mapped.
     if kept < layout.size {
       guard ftruncate(descriptor.rawValue, off_t(layout.size)) == 0 else { throw .cannotOpen(path: path, Self.lastError) }
     }
-    // What is to be stored to has to have its place on the medium.
+    // Stores to the mapping must not fail for lack of space on the medium.
     let error = fallocate(descriptor.rawValue, 0, 0, off_t(layout.size))
     guard error == 0 || errno == EOPNOTSUPP else { throw .cannotOpen(path: path, Self.lastError) }
     do throws(Errno) { mapping = try Mapping(descriptor: descriptor.rawValue, count: layout.size) } catch {
@@ -131,7 +132,7 @@ final class ZoneFile: @unchecked Sendable {
 
   private func cell(_ offset: Int) -> SharedCell<UInt64> { unsafe SharedCell(mapping.base + offset) }
 
-  /// The file was cut short while it is mapped: what is stored goes nowhere.
+  /// The file was truncated while it was mapped: stores are lost.
   var isLost: Bool { mapping.faults != 0 }
 
   // MARK: Opening
@@ -157,12 +158,13 @@ final class ZoneFile: @unchecked Sendable {
     ZoneFileLayout.sum(headWords(geometry, identity: identity))
   }
 
-  /// Under another name first, so that there is never half a file under its own.
+  /// Under another name first, so that its own name never refers to half a file.
   private static func make(
     _ path: String, _ layout: ZoneFileLayout, _ geometry: ZoneGeometry, identity: UInt64
   ) throws(ZoneFailure) {
     let draft = path + ".new"
-    // Of one who ended in between. What is made here is new: a link, or somebody else's file, is not written to.
+    // Left behind by a process that ended half-way. A new file is created, so that neither a link nor somebody else's file
+    // is written to.
     _ = unsafe unlink(draft)
     let number = unsafe clinux_open(draft, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o644)
     guard number >= 0 else { throw .cannotMake(path: path, lastError) }
@@ -227,9 +229,9 @@ final class ZoneFile: @unchecked Sendable {
     return Int(info.st_size)
   }
 
-  // MARK: What was kept
+  // MARK: What was recorded
 
-  /// Which boot of the machine this is; 0: it cannot be told. The kernel's own word, or what a test says.
+  /// Identifies this boot of the machine; 0: unknown. From the kernel, or from a test.
   static func bootNumber(_ name: String = "/proc/sys/kernel/random/boot_id") -> UInt64 {
     let descriptor = unsafe clinux_open(name, O_RDONLY | O_CLOEXEC, 0)
     guard descriptor >= 0 else { return 0 }
@@ -240,16 +242,16 @@ final class ZoneFile: @unchecked Sendable {
     return ZoneFileLayout.sum(bytes.prefix(count).map { UInt64($0) }) | 1
   }
 
-  /// Takes the live words over, from whoever had them.
+  /// Takes over the live words from the previous process.
   ///
-  /// - Returns: the zones, and by queue what was done and never shown to the driver.
+  /// - Returns: the zones, and for each queue what was executed but never published.
   /// - Throws: `ZoneFailure.damaged`.
   func load(boot: UInt64) throws(ZoneFailure) -> (zones: [Zone], recorded: [Zone], notes: [[ZoneNote]]) {
     let recorded = try newest()
     var zones: [Zone]?
     var notes = [[ZoneNote]](repeating: [], count: layout.queues)
     if boot != 0, cell(ZoneFileLayout.boot).loadRelaxed() == boot {
-      // Of this boot: whatever was stored is there.
+      // Of this boot: everything that was stored is there.
       zones = liveZones()
       if let zones, cell(ZoneFileLayout.queues).loadRelaxed() == UInt64(layout.queues),
         cell(ZoneFileLayout.notesOfQueue).loadRelaxed() == UInt64(layout.notes)
@@ -258,7 +260,7 @@ final class ZoneFile: @unchecked Sendable {
       }
     }
     let found = zones ?? recorded.map(Self.afterPowerLoss)
-    // Nobody may take them for whole while they are replaced.
+    // They must not be mistaken for intact while they are being replaced.
     if zones == nil {
       cell(ZoneFileLayout.boot).storeRelease(0)
       for (index, zone) in found.enumerated() { cell(layout.live + index * 8).storeRelease(zone.word.littleEndian) }
@@ -273,7 +275,7 @@ final class ZoneFile: @unchecked Sendable {
     return (found, recorded, notes)
   }
 
-  /// As a drive after it was without power: nothing is open.
+  /// As on a drive after a power failure: no zone is open.
   private static func afterPowerLoss(_ zone: Zone) -> Zone {
     guard zone.state.isOpen else { return zone }
     return Zone(state: zone.written > 0 ? .closed : .empty, pointer: zone.written, written: zone.written)
@@ -290,7 +292,7 @@ final class ZoneFile: @unchecked Sendable {
     return zones
   }
 
-  /// The newer of the two records that are whole.
+  /// The newer intact record.
   private func newest() throws(ZoneFailure) -> [Zone] {
     var best: [Zone]?
     for number in 0..<2 {
@@ -314,12 +316,12 @@ final class ZoneFile: @unchecked Sendable {
 
   // MARK: Live
 
-  /// Keeps what a zone is now.
+  /// Stores the state of a zone.
   func keep(_ index: Int, _ zone: Zone) { cell(layout.live + index * 8).storeRelease(zone.word.littleEndian) }
 
   private func place(_ note: ZoneNote, _ queue: Int) -> Int { layout.note(queue: queue, Int(note.head) % layout.notes) }
 
-  /// Keeps what was done for a request. Stores are in the order of the program, which is all that counts when a process ends.
+  /// Notes what was done for a request. Stores happen in program order, which is all that matters when a process ends.
   func keep(_ note: ZoneNote, queue: Int) {
     guard queue < layout.queues else { return }
     let place = place(note, queue)
@@ -329,7 +331,7 @@ final class ZoneFile: @unchecked Sendable {
     cell(place + 8).storeRelease((second | UInt64(note.written >> 16) << 48).littleEndian)
   }
 
-  /// The driver has seen the answer.
+  /// The answer has been published.
   func forget(head: UInt16, queue: Int) {
     guard queue < layout.queues else { return }
     cell(layout.note(queue: queue, Int(head) % layout.notes) + 8).storeRelease(0)
@@ -356,17 +358,18 @@ final class ZoneFile: @unchecked Sendable {
         written: UInt32(truncatingIfNeeded: first >> 40) & 0xffff | UInt32(truncatingIfNeeded: second >> 48) << 16)
       guard note.sector < geometry.capacity else { return nil }
       guard kind == .prepared else { return note }
-      // It counts when the zone has come as far: nothing else happened to the zone in between.
+      // It counts once the zone has got as far: nothing else has happened to the zone in between.
       return zones[geometry.zone(of: note.sector)].written == note.written ? note : nil
     }
   }
 
   // MARK: Records
 
-  /// Writes down all zones, on stable storage when it returns. Waits for the medium, so it is for a helper thread; one at a time.
-  /// - Returns: false when it is not so.
+  /// Records all zones; they are on stable storage when it returns. It waits for the medium, so it is for a helper thread;
+  /// one at a time.
+  /// - Returns: false when that failed.
   func record(_ zones: [Zone]) -> Bool {
-    // Another process goes on with them.
+    // Another process continues with them.
     guard session != 0, cell(ZoneFileLayout.session).loadRelaxed() == session, !isLost else { return false }
     let number = recordNumber + 1
     let place = 1 - newestRecord
@@ -381,6 +384,6 @@ final class ZoneFile: @unchecked Sendable {
     return true
   }
 
-  /// These live words are still this process's.
+  /// The live words still belong to this process.
   var isMine: Bool { session != 0 && cell(ZoneFileLayout.session).loadRelaxed() == session }
 }

@@ -1,4 +1,4 @@
-/// How a zoned disk is divided, and what may be done in its zones at once (virtio 5.2.4, `zoned`).
+/// How a zoned disk is divided, and the limits of its zones (virtio 5.2.4, `zoned`).
 
 /// Numbers in 512-byte sectors.
 struct ZoneGeometry: Sendable, Hashable {
@@ -6,19 +6,19 @@ struct ZoneGeometry: Sendable, Hashable {
   var capacity: UInt64
   /// Of every zone but the last, which may be shorter; a power of two.
   var zoneSectors: UInt64
-  /// What can be written in a zone that is written in sequence, from its beginning on.
+  /// What can be written in a sequential zone, from its beginning.
   var zoneCapacity: UInt64
-  /// Zones at the beginning that can be written anywhere.
+  /// Zones at the beginning that can be written in any order.
   var conventional: Int
   /// Zones that may be open at once, and open or closed; 0: any number.
   var maximumOpen: UInt32
   var maximumActive: UInt32
-  /// Of one append; 0: there is none.
+  /// The largest append; 0: no appends.
   var maximumAppend: UInt32
-  /// What writes in such zones begin and end at multiples of.
+  /// Writes in sequential zones begin and end at multiples of this.
   var granularity: UInt32
 
-  /// Zones of a disk. Each costs 8 bytes in a record of all of them, which is written with a flush.
+  /// The most zones that a disk can have. Each takes 8 bytes in a record, which is written with a flush.
   static let mostZones = 1 << 16
 
   var count: Int { Int((capacity + zoneSectors - 1) / zoneSectors) }
@@ -32,13 +32,13 @@ struct ZoneGeometry: Sendable, Hashable {
     isConventional(zone) ? length(of: zone) : min(zoneCapacity, length(of: zone))
   }
 
-  /// The zone that begins here.
+  /// The zone that starts at this sector.
   func zone(startingAt sector: UInt64) -> Int? {
     sector < capacity && sector % zoneSectors == 0 ? zone(of: sector) : nil
   }
 }
 
-/// The condition of a zone, as reports name it (virtio 5.2.6).
+/// The state of a zone, as in reports (virtio 5.2.6).
 enum ZoneState: UInt8, CaseIterable, Sendable {
   case notWritePointer = 0
   case empty = 1
@@ -55,14 +55,16 @@ enum ZoneState: UInt8, CaseIterable, Sendable {
 
 struct Zone: Hashable, Sendable {
   var state: ZoneState
-  /// Where the next write goes, sectors from the beginning of the zone; of a full one, where what was written in it ends.
+  /// The write pointer, sectors from the beginning of the zone; in a full zone, the end of what was written.
   var pointer: UInt32 = 0
-  /// Sectors from the beginning whose writes are over: what can be read. The rest up to the pointer is under way.
+  /// Sectors from the beginning whose writes have completed, so that they can be read. The rest up to the write pointer is
+  /// in flight.
   var written: UInt32 = 0
 }
 
 extension Zone {
-  /// As it is kept. What is under way does not count: whoever finds this later finds the zone as if it had not been asked for.
+  /// The word that is stored. Writes in flight do not count: a later process sees the zone as if they had never been
+  /// submitted.
   var word: UInt64 {
     var state = state
     if pointer != written, state == .full { state = .implicitlyOpen }
@@ -70,7 +72,7 @@ extension Zone {
     return UInt64(written) | UInt64(state.rawValue) << 32
   }
 
-  /// - Returns: `nil` when no zone of this kind can be so.
+  /// - Returns: `nil` when no zone of this kind can have this state.
   init?(word: UInt64, zone: Int, _ geometry: ZoneGeometry) {
     guard word >> 40 == 0, let state = ZoneState(rawValue: UInt8(truncatingIfNeeded: word >> 32)) else { return nil }
     let written = UInt32(truncatingIfNeeded: word)

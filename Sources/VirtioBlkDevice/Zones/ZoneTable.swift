@@ -1,27 +1,27 @@
-/// The zones of a disk as a value: a command goes in, what becomes of it comes out. Nothing in it waits, and nothing is kept by it.
+/// The zones of a disk as a value: a command goes in, its outcome comes out. It neither waits nor stores anything.
 internal import VirtioCore
 
-/// What happens to zones (virtio 5.2.6, "Zoned block devices").
+/// The state machine of the zones (virtio 5.2.6, "Zoned block devices").
 struct ZoneTable: Sendable {
   let geometry: ZoneGeometry
   private(set) var zones: [Zone]
-  /// Implicitly open zones, those that were opened first in front: the device may close them.
+  /// Implicitly open zones, oldest first: the device may close them.
   private(set) var implicit: [Int] = []
   private(set) var explicitCount = 0
   private(set) var closedCount = 0
-  /// Zones that a command changed, until somebody has taken note.
+  /// Zones that have changed since they were last taken note of.
   private(set) var changed: [Int] = []
 
-  /// What becomes of a write.
+  /// The outcome of a write.
   enum Place: Equatable, Sendable {
-    /// It goes to this sector of the disk; `zone`: in a zone with a write pointer, which has moved.
+    /// It goes to this sector of the disk; `zone`: a zone with a write pointer, which has advanced.
     case accepted(sector: UInt64, zone: Int?)
     case refused(BlockStatus)
   }
 
-  /// What becomes of a read.
+  /// The outcome of a read.
   enum Readable: Equatable, Sendable {
-    /// So many sectors are there; those after them read as zeroes.
+    /// This many sectors have been written; those behind them read as zeroes.
     case sectors(UInt64)
     case refused(BlockStatus)
   }
@@ -39,7 +39,7 @@ struct ZoneTable: Sendable {
       default: break
       }
     }
-    // What was under way when others noted it down may have been one more than there may be.
+    // The recorded states may have one active zone more than allowed, if writes were in flight when they were recorded.
     while geometry.maximumOpen > 0, openCount > Int(geometry.maximumOpen), closeOldest() {}
     changed = []
   }
@@ -61,7 +61,7 @@ struct ZoneTable: Sendable {
     let last = geometry.zone(of: sector + count - 1)
     if let status = refusalToWrite(zone) { return .refused(status) }
     guard !geometry.isConventional(zone) else {
-      // Over the border of one with a write pointer goes nothing; among the others there are no borders.
+      // No request crosses the border of a zone with a write pointer; conventional zones have no borders.
       for other in zone...last {
         guard geometry.isConventional(other) else { return .refused(.zoneInvalid) }
         if let status = refusalToWrite(other) { return .refused(status) }
@@ -102,7 +102,7 @@ struct ZoneTable: Sendable {
     }
   }
 
-  /// Moves a write pointer, and opens the zone if it is not.
+  /// Advances a write pointer, and opens the zone if necessary.
   private mutating func advance(_ zone: Int, by count: UInt64) -> Place {
     let pointer = zones[zone].pointer
     guard count <= geometry.writable(in: zone) - UInt64(pointer) else { return .refused(.zoneInvalid) }
@@ -133,19 +133,19 @@ struct ZoneTable: Sendable {
     return .sectors(min(count, end > sector ? end - sector : 0))
   }
 
-  // MARK: What became of writes
+  // MARK: Completions
 
-  /// All writes of a zone up to here are over.
+  /// All writes of a zone up to here have completed.
   mutating func settle(_ zone: Int, written: UInt32) {
     zones[zone].written = written
     note(zone)
   }
 
-  /// A write that was to begin here failed: what comes next goes there. A zone that was full by it is not, and may be one more than
-  /// there may be of active ones; then no other becomes active.
+  /// A write that began here failed: the next one goes here. If that write had filled the zone, the zone is no longer full,
+  /// and there may now be one active zone more than allowed; no other zone becomes active until that has changed.
   mutating func retract(_ zone: Int, to pointer: UInt32) {
     zones[zone].pointer = pointer
-    // No write is under way in a zone that was finished.
+    // A zone that was finished has no write in flight.
     if zones[zone].state == .full { become(pointer > 0 ? .closed : .empty, zone) }
     if pointer == 0, zones[zone].state == .implicitlyOpen || zones[zone].state == .closed { become(.empty, zone) }
     note(zone)
@@ -177,7 +177,7 @@ struct ZoneTable: Sendable {
     }
   }
 
-  /// Also of an empty or a closed zone, as drives do it: the specification's list has no such transition, and no other answer.
+  /// Also for empty and closed zones, as on drives: the specification lists neither this transition nor an error for it.
   mutating func finish(_ sector: UInt64) -> BlockStatus {
     guard let zone = sequential(sector) else { return .zoneInvalid }
     switch zones[zone].state {
@@ -197,7 +197,7 @@ struct ZoneTable: Sendable {
     return .ok
   }
 
-  /// ZONE_RESET_ALL: every zone that can be.
+  /// ZONE_RESET_ALL: every zone that can be reset.
   mutating func resetAll() {
     for zone in geometry.conventional..<max(geometry.conventional, zones.count) {
       switch zones[zone].state {
@@ -207,7 +207,7 @@ struct ZoneTable: Sendable {
     }
   }
 
-  /// A zone fails, as media do: it can only be read, or not even that. Offline is final.
+  /// A zone fails, as on failing media: it becomes read-only or offline. Offline is final.
   mutating func fail(_ zone: Int, _ state: ZoneState) {
     precondition(state == .readOnly || state == .offline, "a zone fails to be read-only or offline")
     guard zones[zone].state != .offline else { return }
@@ -227,7 +227,7 @@ struct ZoneTable: Sendable {
 
   // MARK: Resources
 
-  /// Sees to it that a zone that is empty or closed may be opened. - Returns: what is missing.
+  /// Makes room for opening a zone that is empty or closed. - Returns: the resource that is missing.
   private mutating func makeRoom(for zone: Int) -> BlockStatus? {
     if zones[zone].state != .closed, geometry.maximumActive > 0, activeCount >= Int(geometry.maximumActive) {
       return .zoneActiveResource

@@ -2,7 +2,7 @@
 internal import VirtioCore
 
 extension ZonedDisk {
-  /// - Throws: they cannot be had.
+  /// - Throws: why there are none.
   convenience init(of image: ImageDescription, path: String, _ options: ZonedOptions) throws(ZoneFailure) {
     guard !image.isReadOnly else { throw .readOnly(path: path) }
     let request = UInt64(BlockDeviceOptions.maximumSegments) * UInt64(BlockDeviceOptions.maximumSegmentSize)
@@ -16,7 +16,7 @@ extension ZonedDisk {
     self.init(file, options, ringEntries: options.ringEntries)
   }
 
-  /// What of an image's serial number does not change when it is renamed: the hash behind its name.
+  /// The part of an image's serial number that does not change when it is renamed: the hash after its name.
   private static func identity(of serial: String) -> UInt64 {
     ZoneFileLayout.sum((serial.split(separator: "-").last ?? "").utf8.map { UInt64($0) })
   }

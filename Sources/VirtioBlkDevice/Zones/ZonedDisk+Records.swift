@@ -1,15 +1,16 @@
-/// How what zones are gets to stable storage: tickets, given out in the lanes when something is over, and records, written by helper
-/// threads for them.
+/// How the state of zones gets to stable storage: tickets, issued in the lanes when something completes, and records, which helper
+/// threads write for them.
 internal import Synchronization
 internal import VirtioCore
 
 extension ZonedDisk {
-  /// What a record has to say when everything that is over now is on stable storage. - Returns: 0: nothing new.
+  /// What a record has to say once everything that has completed by now is on stable storage. - Returns: 0 if there is
+  /// nothing new.
   func ticket() -> UInt32 {
     with { state in
       var snapshot = Snapshot()
       for (index, zone) in state.table.zones.enumerated() {
-        // Two states that are kept as the same are the same.
+        // States that are stored as the same word are the same.
         guard state.recorded.count > index, differs(index, zone.word, state) else { continue }
         snapshot.zones.append((index, Zone(word: zone.word, zone: index, geometry) ?? zone, state.resets[index]))
       }
@@ -17,8 +18,8 @@ extension ZonedDisk {
     }
   }
 
-  /// Whether a record has to be written for a zone to be as it is now: the newest one says something else, or the one that will be, or
-  /// it is from before a reset, whose own record is still to come.
+  /// Whether a zone has to be recorded: the newest record, or the one being written, says something else, or it is from
+  /// before a reset that is not recorded yet.
   private func differs(_ zone: Int, _ word: UInt64, _ state: State) -> Bool {
     word != state.recorded[zone].word || state.recording.map { word != $0[zone].word } ?? false
       || state.resets[zone] != state.recordedResets[zone] && word != Self.emptyWord
@@ -26,7 +27,7 @@ extension ZonedDisk {
 
   private static let emptyWord = Zone(state: .empty).word
 
-  /// The same for zones that were reset: what others wrote is not said to be on stable storage.
+  /// The same for zones that were reset; it says nothing about other writes being on stable storage.
   func ticketOfResets() -> UInt32 {
     with { state in
       var snapshot = Snapshot()
@@ -52,7 +53,7 @@ extension ZonedDisk {
     }
   }
 
-  /// Whether the newest record has everything of a zone that is before a sector of it: it is on stable storage then.
+  /// Whether the newest record covers everything in a zone up to a sector, so that it is on stable storage.
   func isRecorded(_ zone: Int, upTo sector: UInt64) -> Bool {
     with { state in
       guard state.failure == nil, state.recorded.indices.contains(zone) else { return false }
@@ -75,13 +76,13 @@ extension ZonedDisk {
     return ticket
   }
 
-  /// Nobody waits for this record.
+  /// Nobody is waiting for this record.
   func forget(ticket: UInt32) { state.withLock { _ = $0.snapshots.removeValue(forKey: ticket) } }
 
-  /// Writes what a ticket is for. Waits for the medium, so it is for a helper thread.
+  /// Writes the record for a ticket. It waits for the medium, so it is for a helper thread.
   ///
-  /// - Parameter beforeWriting: called between the choice of what is written and the writing; for tests of what may happen then.
-  /// - Returns: false when it is not written.
+  /// - Parameter beforeWriting: called after the contents were chosen and before they are written; for tests.
+  /// - Returns: false when it could not be written.
   func record(ticket: UInt32, beforeWriting: () -> Void = {}) -> Bool {
     recorder.withLock { _ in
       let found: (zones: [Zone], snapshot: Snapshot)? = with { state in
@@ -89,7 +90,7 @@ extension ZonedDisk {
         var (zones, news) = (state.recorded, snapshot)
         news.zones.removeAll { index, _, resets in
           guard state.resets[index] == resets else { return true }
-          // A ticket that was given out later may have been recorded first, and answered: it is not undone.
+          // A ticket that was issued later may have been recorded and answered first: that is not undone.
           return snapshot.order <= state.recordedOrder[index] && state.recordedResets[index] == resets
         }
         for (index, zone, _) in news.zones { zones[index] = zone }
@@ -100,7 +101,7 @@ extension ZonedDisk {
       beforeWriting()
       let isWritten = file.record(found.zones)
       state.withLock { state in
-        // One that failed may be on stable storage all the same, until another one is written in its place.
+        // A record whose writing failed may be on stable storage nevertheless, until another one is written in its place.
         guard isWritten else { return }
         state.recording = nil
         state.recorded = found.zones
@@ -113,7 +114,7 @@ extension ZonedDisk {
     }
   }
 
-  /// The disk is over, nothing is in flight, and everything is on stable storage: so are its zones then.
+  /// At the end of a disk, when nothing is in flight and everything is on stable storage: records the zones.
   func close() {
     guard state.withLock({ $0.isLoaded && $0.failure == nil }), file.isMine else { return }
     let ticket = ticket()
@@ -121,7 +122,7 @@ extension ZonedDisk {
   }
 }
 
-/// Records, as calls of helper threads.
+/// Records, as calls for helper threads.
 struct ZoneRecorder: MediumCalls {
   let disk: ZonedDisk
   /// - Parameter operation: its offset is a ticket.

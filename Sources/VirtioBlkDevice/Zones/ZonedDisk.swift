@@ -1,21 +1,22 @@
 /// The zones of a disk, for all its queues: one table under a lock, which only requests of zoned disks take.
 ///
-/// Writes to a zone are in the order in which the table accepted them, whichever queue they came by. They go to the medium at
-/// once, and are answered in that order: when a write is answered, everything before it in its zone is there. So the zone is never said
-/// to be written where it is not, and what an ended process leaves unanswered is as if it had never been asked for.
+/// Writes to a zone are ordered by when the table accepted them, whichever queue they came from. They are submitted to the
+/// medium at once and answered in that order: when a write is answered, everything before it in its zone has been written.
+/// So a zone never claims to be written where it is not, and what a process leaves unanswered at its end counts as never
+/// submitted.
 internal import Synchronization
 internal import SystemPackage
 internal import VirtioCore
 
-/// Who asks.
+/// Who submits a request.
 struct ZoneRequest: Sendable {
-  /// How a request can be one that another process has done, and did not answer.
+  /// How a request may turn out to be one that an earlier process executed but did not answer.
   enum Origin: Sendable {
     /// It cannot.
     case fresh
     /// It was in flight when that process ended.
     case retaken
-    /// Answers are in the order of the ring, and this is where the queue stands.
+    /// Answers are published in order, and this is the position of the queue.
     case inOrder
   }
   var queue: Int
@@ -24,20 +25,20 @@ struct ZoneRequest: Sendable {
   /// The low byte of its type.
   var type: UInt8
   var origin: Origin
-  /// It is written down what was done for it.
+  /// What was done for it is noted.
   var isKept: Bool
 }
 
-/// Whom to tell.
+/// Where to report the completion.
 struct ZoneWaiter: Sendable {
   var board: CompletionBoard
   var tag: UInt32
 }
 
 enum ZoneVerdict: Equatable, Sendable {
-  /// On to the medium, at this sector; `zone`: in a zone with a write pointer.
+  /// Submit it to the medium, at this sector; `zone`: a zone with a write pointer.
   case go(sector: UInt64, zone: Int?)
-  /// Another process has done it: it is to be answered.
+  /// An earlier process executed it: only answer it.
   case wasDone(sector: UInt64)
   case refused(BlockStatus)
 }
@@ -58,20 +59,20 @@ enum ZoneCommand: UInt8, CaseIterable, Sendable {
 }
 
 public final class ZonedDisk: Sendable {
-  /// A write on its way.
+  /// A write in flight.
   struct Flight {
     var request: ZoneRequest
     /// In the zone, sectors.
     var start: UInt32
     var end: UInt32
     var isOver = false
-    /// One before it failed: so does it, and where it was is written by others.
+    /// An earlier one failed, so this one fails as well, and others may write to its place.
     var isDoomed = false
-    /// Of one that is over and waits for those before it.
+    /// The status of one that has completed and waits for earlier ones.
     var waiter: ZoneWaiter?
   }
 
-  /// A command that waits until no write is on its way in its zone.
+  /// A command that waits until no write is in flight in its zone.
   struct Waiting {
     var command: ZoneCommand
     var sector: UInt64
@@ -79,36 +80,36 @@ public final class ZonedDisk: Sendable {
     var waiter: ZoneWaiter
   }
 
-  /// What a record is to say of some zones, if they are not reset before it is written.
+  /// What a record should say about some zones, unless they are reset before it is written.
   struct Snapshot: Sendable {
     var zones: [(index: Int, zone: Zone, resets: UInt32)] = []
-    /// Later ones are higher. 0: it says no more than that zones were reset, which any other record after the reset says, too.
+    /// Later tickets have higher numbers. 0: it only says that zones were reset, as does any other record after the reset.
     var order: UInt64 = 0
   }
 
   struct State {
     var table: ZoneTable
-    /// As the newest record has them.
+    /// As in the newest record.
     var recorded: [Zone] = []
-    /// As a record has them that is being written, or failed to be: the newest one, as soon as that is whole.
+    /// As in the record that is being written, or whose writing failed: it is the newest one as soon as it is intact.
     var recording: [Zone]?
-    /// By zone, the highest order of what was recorded: tickets are not recorded in the order in which they were given out.
+    /// For each zone, the highest ticket recorded: tickets are not recorded in the order in which they were issued.
     var recordedOrder: [UInt64] = []
     var lastOrder: UInt64 = 0
-    /// How often each zone was reset, and how often when it was recorded last.
+    /// How often each zone was reset, and how often it had been when it was last recorded.
     var resets: [UInt32] = []
     var recordedResets: [UInt32] = []
-    /// By zone, in their order.
+    /// For each zone, in order.
     var flights: [Int: [Flight]] = [:]
     var waiting: [Waiting] = []
-    /// What an earlier process did and did not answer, by queue and head.
+    /// What an earlier process executed but did not answer, by queue and head.
     var notes: [Int: [UInt16: ZoneNote]] = [:]
-    /// Requests in order that may still be one of them.
+    /// How many requests of a queue with answers in order may still be one of them.
     var budgets: [Int: Int] = [:]
     var snapshots: [UInt32: Snapshot] = [:]
     var nextTicket: UInt32 = 1
     var isLoaded = false
-    /// Zones with writes that were given up while the medium may still carry them out: nothing may be put in their way.
+    /// Zones with abandoned writes that the medium may still execute: nothing else may be written there.
     var lost: Set<Int> = []
     var failure: ZoneFailure?
   }
@@ -118,16 +119,16 @@ public final class ZonedDisk: Sendable {
   private let boot: UInt64
   private let failing: (readOnly: [Int], offline: [Int])
   let state: Mutex<State>
-  /// Set by the control thread, which must not wait for the lock: whoever has it may be waiting for the medium.
+  /// Set by the control thread, which must not wait for the lock: its holder may be waiting for the medium.
   private let dropsNotes = Atomic(false)
   private let reloads = Atomic(false)
   /// One record is written at a time.
   let recorder = Mutex<Void>(())
-  /// Entries of a ring at most.
+  /// The largest ring, entries.
   private let ringEntries: Int
 
   /// - Parameters:
-  ///   - boot: of the machine; for tests of what another boot finds.
+  ///   - boot: the boot of the machine; for tests of what a later boot finds.
   init(_ file: ZoneFile, _ options: ZonedOptions, ringEntries: Int, boot: UInt64 = ZoneFile.bootNumber()) {
     self.file = file
     self.boot = boot
@@ -139,10 +140,11 @@ public final class ZonedDisk: Sendable {
 
   // MARK: The state
 
-  /// The file is looked at when the first request comes: until then the zones may be another server's, which this one takes over from.
+  /// The file is read at the first request: until then the zones may belong to another server, from which this one takes
+  /// over.
   func with<Result: Sendable>(_ body: (inout State) -> Result) -> Result {
     state.withLock { state in
-      // Relaxed: queues that begin after one of them was set have it from the order to begin.
+      // Relaxed: queues that start after one of them was set see it through the order to start.
       if reloads.load(ordering: .relaxed), reloads.exchange(false, ordering: .relaxed) { state.isLoaded = false }
       if !state.isLoaded { load(&state) }
       if dropsNotes.load(ordering: .relaxed), dropsNotes.exchange(false, ordering: .relaxed) {
@@ -165,8 +167,8 @@ public final class ZonedDisk: Sendable {
       state.recording = nil
       state.recordedOrder = Array(repeating: 0, count: found.zones.count)
       state.recordedResets = Array(repeating: 0, count: found.zones.count)
-      // A zone that has less than its record says was reset by a process that ended before it could record that: it is recorded
-      // before the reset is answered, whoever answers it.
+      // If a zone has less than its record says, it was reset by a process that ended before it could record that: it is
+      // recorded before the reset is answered, by whichever process.
       state.resets = zip(found.zones, found.recorded).map { zone, recorded in
         zone.written < recorded.written || zone.state == .empty && recorded.state != .empty ? 1 : 0
       }
@@ -185,20 +187,20 @@ public final class ZonedDisk: Sendable {
   var failure: ZoneFailure? { with { $0.failure } }
 
   private func keepChanged(_ state: inout State) {
-    // The table cannot be looked at while it gives out what changed.
+    // The table cannot be read while it hands out its changes.
     var changed: [Int] = []
     state.table.takeChanged { changed.append($0) }
     for zone in changed { file.keep(zone, state.table.zones[zone]) }
   }
 
-  /// A driver begins anew: what was in flight before is nobody's any more. Waits for nobody; the next request finds it so.
+  /// A driver starts over: what was in flight before is forgotten. Does not wait; it takes effect at the next request.
   func dropNotes() { dropsNotes.store(true, ordering: .relaxed) }
 
-  /// Another process may have had the zones in the meantime: the next request looks at the file again. No queue runs, and nothing is
-  /// in flight. Waits for nobody.
+  /// Another process may have used the zones in the meantime: the next request reads the file again. No queue runs, and
+  /// nothing is in flight. Does not wait.
   func reload() { reloads.store(true, ordering: .relaxed) }
 
-  /// Whether another process has done this and did not answer.
+  /// Whether an earlier process executed this and did not answer it.
   private func recall(_ request: ZoneRequest, sector: UInt64?, _ state: inout State) -> ZoneNote? {
     guard var notes = state.notes[request.queue] else { return nil }
     switch request.origin {
@@ -216,7 +218,7 @@ public final class ZonedDisk: Sendable {
       state.budgets[request.queue] = left
       if left > 0 { return nil }
     }
-    // Nobody asks for what is left.
+    // Nobody will resubmit what is left.
     for head in notes.keys { file.forget(head: head, queue: request.queue) }
     state.notes[request.queue] = nil
     return nil
@@ -224,12 +226,12 @@ public final class ZonedDisk: Sendable {
 
   private func keep(_ note: ZoneNote, _ request: ZoneRequest, _ state: inout State) {
     guard request.isKept else { return }
-    // The place is this one's now.
+    // The slot now belongs to this request.
     state.notes[request.queue]?[request.head] = nil
     file.keep(note, queue: request.queue)
   }
 
-  /// The driver can see the answers.
+  /// The answers have been published.
   func published(_ heads: [UInt16], queue: Int) {
     for head in heads { file.forget(head: head, queue: queue) }
   }
@@ -259,8 +261,8 @@ public final class ZonedDisk: Sendable {
     with { state in
       guard state.failure == nil, !file.isLost else { return .refused(.ioError) }
       if let note = recall(request, sector: sector, &state) { return .wasDone(sector: note.sector) }
-      // Where a write failed, others that came after it may still be on their way, to the same place. Asked first, so that what is
-      // refused changes nothing.
+      // After a failed write, later ones may still be in flight to the same place. Checked first, so that a refused request
+      // changes nothing.
       if place < geometry.capacity, hasDoomed(geometry.zone(of: place), state) { return .refused(.ioError) }
       switch ask(&state.table) {
       case .refused(let status):
@@ -280,7 +282,7 @@ public final class ZonedDisk: Sendable {
     state.lost.contains(zone) || state.flights[zone]?.contains { $0.isDoomed } ?? false
   }
 
-  /// A write is over at the medium.
+  /// The medium has completed a write.
   ///
   /// - Parameters:
   ///   - sector: where it went.
@@ -320,7 +322,7 @@ public final class ZonedDisk: Sendable {
     }
   }
 
-  /// A write failed, so do those behind it: they have nothing in front of them.
+  /// A write failed, and so do those behind it: there is a gap in front of them.
   private func fail(_ place: Int, of flights: inout [Flight], _ zone: Int, _ state: inout State) {
     let start = flights[place].start
     flights.remove(at: place)
@@ -333,19 +335,19 @@ public final class ZonedDisk: Sendable {
     keepChanged(&state)
   }
 
-  /// The medium of a queue is lost with everything that is under way there, and may still carry it out: nobody may write to those
-  /// zones, or empty them, as long as this process is there.
+  /// The medium of a queue is lost with everything in flight on it, which it may still execute: nobody may write to those
+  /// zones or reset them for as long as this process lives.
   ///
-  /// - Parameter writes: that are with the medium: where they went, and their zones.
+  /// - Parameter writes: those in flight on the medium: their sectors, and their zones.
   func abandon(queue: Int, writes: [(sector: UInt64, zone: Int)]) {
     with { state in
-      // Nobody is there to be told, and a command that was said to have failed is not carried out later.
+      // Nobody waits for it any more, and a command that was reported as failed must not be executed later.
       state.waiting.removeAll { $0.request.queue == queue }
       for (sector, zone) in writes {
         state.lost.insert(zone)
         let start = UInt32(sector - geometry.start(of: zone))
         guard var flights = state.flights[zone], let place = flights.firstIndex(where: { $0.start == start }) else { continue }
-        // One that is doomed already is behind another one that failed.
+        // One that is already bound to fail is behind another failed one.
         if flights[place].isDoomed { flights.remove(at: place) } else { fail(place, of: &flights, zone, &state) }
         state.flights[zone] = flights.isEmpty ? nil : flights
       }
@@ -361,7 +363,7 @@ public final class ZonedDisk: Sendable {
     }
   }
 
-  /// The command would empty or end a zone which lost writes may still go to.
+  /// The command would reset or finish a zone to which lost writes may still go.
   private func isLost(_ command: ZoneCommand, _ sector: UInt64, _ state: State) -> Bool {
     switch command {
     case .open, .close: false
@@ -381,7 +383,7 @@ public final class ZonedDisk: Sendable {
     keep(note, flight.request, &state)
   }
 
-  /// Carries out what has waited for the writes of a zone.
+  /// Executes what has waited for the writes of a zone.
   private func goOn(_ zone: Int, _ state: inout State) {
     guard !state.waiting.isEmpty, state.flights[zone] == nil else { return }
     var left: [Waiting] = []
@@ -411,7 +413,7 @@ public final class ZonedDisk: Sendable {
     }
   }
 
-  /// Writes are on their way which the command must not pass: their data would land where others write then.
+  /// Writes are in flight that the command must not overtake: their data would land where others write afterwards.
   private func isBusy(_ command: ZoneCommand, _ sector: UInt64, _ state: State) -> Bool {
     switch command {
     case .open, .close: false
@@ -433,7 +435,7 @@ public final class ZonedDisk: Sendable {
       if status == .ok { state.resets[geometry.zone(of: sector)] &+= 1 }
     case .resetAll:
       state.table.resetAll()
-      // Not those that are never emptied.
+      // Except zones that cannot be reset.
       for zone in state.resets.indices where state.table.zones[zone].state == .empty { state.resets[zone] &+= 1 }
     }
     keepChanged(&state)
@@ -445,7 +447,7 @@ public final class ZonedDisk: Sendable {
     return file.isLost ? .ioError : .ok
   }
 
-  /// ZONE_REPORT: a header and as many zones as there is room for, from the one on that the sector is in.
+  /// ZONE_REPORT: a header and as many zones as fit, starting with the one that contains the sector.
   ///
   /// - Parameter room: bytes.
   /// - Returns: `nil`: there is no such zone, or no room for a header.
@@ -465,7 +467,7 @@ public final class ZonedDisk: Sendable {
       let (start, length) = (geometry.start(of: number), geometry.length(of: number))
       put(geometry.writable(in: number), offset)
       put(start, offset + 8)
-      // What is under way counts: the next write goes there.
+      // Writes in flight count: the next write goes behind them.
       put(zone.state == .full || geometry.isConventional(number) ? start + length : start + UInt64(zone.pointer), offset + 16)
       bytes[offset + 24] = geometry.isConventional(number) ? 1 : 2
       bytes[offset + 25] = zone.state.rawValue
@@ -473,6 +475,6 @@ public final class ZonedDisk: Sendable {
     return bytes
   }
 
-  /// For tests and for those who look.
+  /// For tests and for status.
   var zones: [Zone] { with { $0.table.zones } }
 }

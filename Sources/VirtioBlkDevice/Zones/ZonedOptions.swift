@@ -1,28 +1,29 @@
-/// How a disk with zones is to be made on an image (virtio 5.2.4: host-managed).
+/// The options of a disk with zones on an image (virtio 5.2.4: host-managed).
 internal import VirtioCore
 
 public struct ZonedOptions: Equatable, Sendable {
-  /// Bytes of a zone, a power of two; `nil`: 256 MiB, and less on a small image, so that it has 16 zones.
+  /// Size of a zone, bytes, a power of two; `nil`: 256 MiB, or less on a small image, so that it has 16 zones.
   public var zoneSize: UInt64?
-  /// Bytes that can be written in a zone; `nil`: all of it.
+  /// Bytes of a zone that can be written; `nil`: all of them.
   public var zoneCapacity: UInt64?
-  /// Zones at the beginning of the disk that can be written anywhere.
+  /// Zones at the beginning of the disk that can be written in any order.
   public var conventional = 0
-  /// Zones that may be open, and open or closed, at once; 0: any number.
+  /// How many zones may be open, and how many open or closed, at once; 0: any number.
   public var maximumOpen: UInt32?
   public var maximumActive: UInt32?
-  /// Bytes of one append; 0: there is none; `nil`: 4 MiB, or less where a request or a zone is smaller.
+  /// The largest append, bytes; 0: no appends; `nil`: 4 MiB, or less if a request or a zone is smaller.
   public var maximumAppend: UInt64?
-  /// Bytes that writes begin and end at multiples of; `nil`: the logical block.
+  /// Writes have to begin and end at multiples of this, bytes; `nil`: the logical block.
   public var granularity: UInt64?
-  /// Zones that can only be read from now on, and zones of which nothing can be done any more, as with failing media.
+  /// Zones that are read-only or offline from now on, as on failing media.
   public var readOnlyZones: [Int] = []
   public var offlineZones: [Int] = []
-  /// Where the zones' states are kept; `nil`: beside the image, with `.zones` behind its name.
+  /// Where the zones' states are kept; `nil`: beside the image, with `.zones` appended to its name.
   public var file: String?
-  /// States that were kept of another file are this image's: it was copied, or moved to another file system, with them.
+  /// Accept states that were recorded for another file: the image was copied, or moved to another file system, together with
+  /// them.
   public var adopts = false
-  /// Queues whose requests can be found again after the process has ended, and entries of their rings.
+  /// The number of queues whose requests in flight are recorded for the next process, and the entries of their rings.
   public var queues = 16
   public var ringEntries = 1024
 
@@ -33,15 +34,15 @@ public struct ZonedOptions: Equatable, Sendable {
   static let usualOpen: UInt32 = 128
   static let usualAppend: UInt64 = 4 << 20
   static let smallestZone: UInt64 = 64 << 10
-  /// What is kept of a request has so much room for its sector.
+  /// A note of a request has 40 bits for its sector.
   static let mostSectors: UInt64 = 1 << 40
 
-  /// What the options come to on a disk.
+  /// The geometry that the options describe on a disk.
   ///
   /// - Parameters:
   ///   - size: of the disk, bytes.
   ///   - block: its logical block, bytes.
-  ///   - request: bytes that one request can have.
+  ///   - request: the largest request, bytes.
   /// - Throws: `ZoneFailure.badOption`.
   func geometry(size: UInt64, block: Int, request: UInt64) throws(ZoneFailure) -> ZoneGeometry {
     let block = UInt64(block)
