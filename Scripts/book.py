@@ -26,6 +26,7 @@ Each line is a bash command. A line that starts with @ is run but not shown. All
 VMM_BLK names the program; the default is the release build.
 """
 import difflib
+import json
 import os
 import re
 import shutil
@@ -275,8 +276,40 @@ def decision():
 """
 
 
+# The laboratory's rows, and what is shown of them.
+WAITING = [("wait-sleep", "sleep"), ("wait-poll-50", "poll:50"), ("wait-adaptive-50", "adaptive:50"), ("wait-busy", "busy")]
+MEASURED = [("kicks per request", lambda point: point["kicks"]), ("median latency, µs", lambda point: point["latency"]["50"] / 1000),
+            ("CPU time per request, µs", lambda point: point["cpu"])]
+
+
+def waiting(results):
+    """What the laboratory found about ways of waiting, one request at a time: a panel for each figure."""
+    conditions = results["conditions"]
+    points = {point["row"]: point for point in results["points"] if point["depth"] == 1}
+    parts = []
+    for panel, (title, figure) in enumerate(MEASURED):
+        x = 110 + panel * 285
+        largest = max(figure(points[row]) for row, _ in WAITING) or 1
+        parts.append(f'<text x="{x}" y="24" class="t">{title}</text>')
+        for number, (row, name) in enumerate(WAITING):
+            y, value = 38 + number * 30, figure(points[row])
+            if panel == 0:
+                parts.append(f'<text x="{x - 8}" y="{y + 15}" class="n">{name}</text>')
+            width = max(1, round(value / largest * 190))
+            parts.append(f'<rect x="{x}" y="{y}" width="{width}" height="20" class="b"/>')
+            parts.append(f'<text x="{x + width + 6}" y="{y + 15}">{value:.2f}</text>')
+    where = f'{conditions["processors"]} × {conditions["processor"]}, Linux {conditions["kernel"]}, {conditions["started"][:10]}'
+    parts.append(f'<text x="10" y="176" class="s">vmm-blk bench --paths --groups waiting, depth 1, io_uring, an image in the page cache; {where}</text>')
+    return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 960 190" font-family="sans-serif" font-size="13">
+<style>.b{{fill:#4c78a8}}.t{{font-weight:bold}}.n{{text-anchor:end}}.s{{font-size:11px;fill:#555}}</style>
+<rect width="100%" height="100%" fill="#fff"/>
+{chr(10).join(parts)}
+</svg>
+"""
+
+
 def pictures():
-    """One read, and sixteen at a time, on a device that a memory file's driver keeps busy."""
+    """One read, and sixteen at a time, on a device that a memory file's driver keeps busy; and ways of waiting."""
     folder = tempfile.mkdtemp(prefix="book-")
     try:
         os.mkdir(os.path.join(folder, ".bin"))
@@ -284,6 +317,14 @@ def pictures():
         plots = os.path.join(ROOT, "Docs/plots")
         with open(os.path.join(plots, "engines.svg"), "w", encoding="utf-8") as file:
             file.write(decision())
+        run("""
+head -c 64M /dev/urandom >lab.img
+timeout 60 vmm-blk bench --blk-file lab.img --direct off --paths --groups waiting --depths 1 --rounds 5 --slice 0.3 --output lab
+""", folder)
+        with open(os.path.join(folder, "lab/paths.json"), encoding="utf-8") as file:
+            results = json.load(file)
+        with open(os.path.join(plots, "waiting.svg"), "w", encoding="utf-8") as file:
+            file.write(waiting(results))
         for name, depth, count in [("one", 1, 1), ("many", 16, 16)]:
             run(f"""
 truncate -s 64M disk.img

@@ -1,5 +1,5 @@
 /// A device that also watches its driver: what a transport serves instead of the device itself.
-// First: of two modules that tell of epoll, the one that is loaded first is the one whose names count.
+// First: two modules declare epoll, and the names of the one that is imported first count.
 internal import CLinux
 internal import Glibc
 internal import Synchronization
@@ -7,7 +7,7 @@ internal import SystemPackage
 public import VirtioCore
 public import VirtioRegisters
 
-/// The watch over one device's driver. It holds on to what was seen, and not to the device.
+/// The watch over one device's driver. It retains what was observed, and not the device.
 ///
 ///     let check = DriverCheck(name: "disk.img")
 ///     let watched = check.watch(device)
@@ -23,26 +23,25 @@ public final class DriverCheck: Sendable {
   private let bus = Mutex<RegisterInterface?>(nil)
 
   /// - Parameters:
-  ///   - kickLimit: how long a kick may take that has to come. A driver that stalls that long between showing a chain and
+  ///   - kickLimit: how long a required kick may take. A driver that stalls for that long between making a chain available and
   ///     kicking for it is taken for one that does not kick.
   public init(name: String, kickLimit: Duration = .seconds(10)) {
     self.name = name
     self.kickLimit = kickLimit
   }
 
-  /// What a transport is given instead of the device: the same device to every driver.
+  /// What a transport gets in place of the device; to every driver it is the same device.
   public func watch(_ device: any VirtioDevice) -> any VirtioDevice {
     WatchedDevice(device, findings, kickLimit: kickLimit)
   }
 
-  /// The watch of the device's registers, where a driver reaches those. Used on the thread that owns them.
+  /// The watch of the device's registers, if a driver accesses them. Used on the thread that owns them.
   ///
   /// - Parameters:
   ///   - interface: that they have.
   ///   - device: as `watch` gave it.
-  ///   - isNew: no driver has had these registers before. Of others a driver may know what it does not ask again, and its
-  ///     reset may
-  ///     lie behind it.
+  ///   - isNew: no driver has used these registers before. Otherwise the driver may know things that it does not ask again,
+  ///     and may have reset the device already.
   public func registers(
     _ interface: RegisterInterface, of device: any VirtioDevice, isNew: Bool = false
   ) -> any RegisterWatch {
@@ -51,6 +50,6 @@ public final class DriverCheck: Sendable {
     return RegisterRules(findings, isNew: isNew) { [weak watched] queue, value in watched?.notified(queue, value) }
   }
 
-  /// What was seen so far.
+  /// What has been observed so far.
   public var report: DriverReport { DriverReport(device: name, interface: bus.withLock { $0 }, findings: findings) }
 }

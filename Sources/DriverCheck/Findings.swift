@@ -1,8 +1,8 @@
-/// What was seen of a driver, rule by rule, from whichever thread saw it.
+/// What was observed of a driver, rule by rule, from any thread.
 internal import Synchronization
 internal import VirtioCore
 
-/// One moment in which a rule was broken.
+/// One violation of a rule.
 public struct Violation: Hashable, Sendable {
   /// Since the device began, nanoseconds.
   public var nanoseconds: UInt64
@@ -10,7 +10,7 @@ public struct Violation: Hashable, Sendable {
   public var queue: Int?
   /// Where: a ring entry, a descriptor, a register.
   public var place: String
-  /// What lay there.
+  /// What was there.
   public var bytes: [UInt8]
   public var words: String
 
@@ -40,7 +40,7 @@ public final class DriverFindings: Sendable {
   private let start = Clock.now
   private let accounts = Mutex([Account](repeating: Account(), count: DriverRules.all.count))
 
-  /// Whether a legacy driver accepted ANY_LAYOUT, which its registers alone know; `nil`: nobody has seen them.
+  /// Whether a legacy driver accepted ANY_LAYOUT, which only its registers show; `nil`: they were not observed.
   private let layout = Mutex<Bool?>(nil)
 
   init() {}
@@ -67,7 +67,7 @@ public final class DriverFindings: Sendable {
     }
   }
 
-  /// Says that a rule was looked at, and the outcome of it.
+  /// Records that a rule was checked, and the outcome.
   /// - Returns: whether it was kept.
   @discardableResult func judge(
     _ rule: String, _ isKept: Bool, queue: Int? = nil, _ place: @autoclosure () -> String,

@@ -43,7 +43,7 @@ final class WatchedDevice: VirtioDevice, @unchecked Sendable {
       isFresh: started.insert(activation.queue).inserted)
     var watched = activation
     watched.watch = isPacked ? PackedWatch(setup) : SplitWatch(setup)
-    // Where no thread or descriptor is to be had, kicks go straight to the device, and nothing is known of them.
+    // If no thread or descriptor is available, kicks go straight to the device, and nothing is known about them.
     if relay == nil { relay = try? KickRelay() }
     if let relay, let kick = try? relay.add(activation.queue, activation.kick, kicks, look) { watched.kick = kick }
     running[activation.queue] = Running(limits: limits, features: features, configuration: activation.configuration)
@@ -65,8 +65,8 @@ final class WatchedDevice: VirtioDevice, @unchecked Sendable {
 
   /// The driver wrote a notification to a register, and waits for the answer.
   ///
-  /// Where it points may be old: a driver makes the value while it holds the queue, and writes it later, when another CPU may
-  /// have gone on. But it is always a place in the ring.
+  /// Its position may be old: a driver computes the value while it holds the queue, and writes it later, when another CPU
+  /// may have advanced. But it is always a position in the ring.
   func notified(_ queue: Int, _ value: UInt32) {
     guard let queueRuns = running[queue], queueRuns.features.contains(.notificationData) else { return }
     guard queueRuns.features.contains(.packedRing) else { return }
@@ -111,7 +111,7 @@ final class WatchedDevice: VirtioDevice, @unchecked Sendable {
     forget(queue)
   }
 
-  /// Who asks goes by the answer, also before it is told that something changed.
+  /// Whoever reads it relies on the answer, even before being notified of a change.
   func readConfiguration(at offset: Int, count: Int) -> [UInt8] {
     let bytes = inner.readConfiguration(at: offset, count: count)
     updateLimits()
@@ -124,7 +124,7 @@ final class WatchedDevice: VirtioDevice, @unchecked Sendable {
     inner.prepare(queues, memory: memory, kind: watched)
   }
 
-  // MARK: As it is
+  // MARK: Forwarded
 
   var deviceID: UInt32 { inner.deviceID }
   var features: FeatureSet { inner.features }

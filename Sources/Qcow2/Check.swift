@@ -100,7 +100,7 @@ public struct Qcow2Check<Source: ImageSource> {
   /// - Returns: false, after reporting it, if there are more than can be examined.
   private mutating func spend(_ entries: UInt64, on what: String) -> Bool {
     guard entries < budget else {
-      report.fail("ERROR the \(what) have more entries than can be looked at")
+      report.fail("ERROR the \(what) have more entries than are examined")
       return false
     }
     budget -= entries + 1
@@ -137,7 +137,7 @@ public struct Qcow2Check<Source: ImageSource> {
         use(.level2, level2, bytes: header.clusterSize, isSingle: false)
         if isActive { checkCopied("L2 cluster: l1_index=\(index)", level2, entry) }
         patience -= max(1, Int(header.geometry.level2Entries >> 13))
-        guard patience > 0 else { return report.fail("ERROR there are more L2 tables than can be looked at") }
+        guard patience > 0 else { return report.fail("ERROR there are more L2 tables than are examined") }
         walkLevel2(level2, isActive: isActive)
       } catch { report.corrupt("ERROR l1_index=\(index): \(error)") }
     }
@@ -202,7 +202,7 @@ public struct Qcow2Check<Source: ImageSource> {
       let offset = directory.word64(place)
       let entries = UInt64(directory.word32(place + 8))
       guard header.geometry.inCluster(offset) == 0, offset < Qcow2Limits.offset, entries <= Qcow2Limits.level1Entries else {
-        return report.corrupt("ERROR the table of a bitmap at \(offset) cannot be")
+        return report.corrupt("ERROR the table of a bitmap at \(offset) is invalid")
       }
       guard spend(entries, on: "bitmaps") else { return }
       use(.bitmaps, offset, bytes: entries * 8, isSingle: true)
@@ -219,7 +219,7 @@ public struct Qcow2Check<Source: ImageSource> {
     let blocks = refcounts.blocks
     for (index, block) in blocks.enumerated() where block != 0 {
       guard Qcow2Refcounts<Source>.isPlace(block, header, source.byteCount) else {
-        report.corrupt("ERROR refcount block \(index) at \(block) is not in the image, or not where a cluster begins")
+        report.corrupt("ERROR refcount block \(index) at \(block) is outside the image, or not at the start of a cluster")
         continue
       }
       use(.refcountBlock, block, bytes: header.clusterSize, isSingle: true)

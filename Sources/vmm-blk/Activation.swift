@@ -14,7 +14,7 @@ enum Activation {
   /// The only socket that was passed.
   ///
   /// - Returns: the socket, and where it is in words.
-  /// - Throws: `ActivationError` when it is none, or not the only one.
+  /// - Throws: `ActivationError` if there is none, or more than one.
   static func onlySocket() throws -> (ServerSocket, place: String) {
     let descriptors = ServiceEnvironment.taken.descriptors
     guard let descriptor = descriptors.first, descriptors.count == 1 else {
@@ -35,7 +35,7 @@ enum Activation {
     return nil
   }
 
-  /// Sockets that were passed and that no disk is served on, in words. Somebody who connects to one waits forever.
+  /// Sockets that were passed and on which no disk is served, in words. A front-end that connects to one waits forever.
   ///
   /// - Parameter places: where disks are served.
   static func unused(besides places: [String]) -> [String] {
@@ -53,7 +53,7 @@ enum Activation {
     return try Listener(takingOver: OwnedDescriptor(copy), path: path)
   }
 
-  /// `nil` for what is no UNIX socket, or has no path.
+  /// `nil` for what is not a UNIX socket, or has no path.
   private static func path(of descriptor: Int32) -> String? {
     guard let name = UnixSocket.ownName(of: descriptor) else { return nil }
     // Behind the family; an abstract name begins with a zero.

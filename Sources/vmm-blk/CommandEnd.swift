@@ -1,10 +1,10 @@
-/// What is said and which status is given when a command ends with an error, or with what was requested instead of it.
+/// The message and the status when a command ends with an error, or with help that was requested.
 internal import ArgumentParser
 internal import OperatorWords
 internal import VirtioCore
 
 struct CommandEnd {
-  /// Without a line's end; empty when there is nothing to say.
+  /// Without a newline; empty if there is nothing to say.
   let text: String
   let status: Int32
   /// It goes to standard error.

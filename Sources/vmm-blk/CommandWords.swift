@@ -6,7 +6,7 @@ internal import Metrics
 internal import OperatorWords
 internal import VirtioCore
 
-/// What the program takes, as the parser itself tells it.
+/// The options of the program, as reported by the parser itself.
 struct CommandWords {
   private let root: Command
 
@@ -30,7 +30,7 @@ struct CommandWords {
     var valueName: String?
   }
 
-  /// - Returns: `nil` when the parser does not tell.
+  /// - Returns: `nil` if the parser does not report them.
   init?() {
     guard let tool = try? JSONDecoder().decode(Tool.self, from: Data(VmmBlk._dumpHelp().utf8)) else { return nil }
     root = tool.command
@@ -38,7 +38,7 @@ struct CommandWords {
 
   // MARK: Unknown words
 
-  /// The sentence about the first word that nobody knows; `nil` when all are known.
+  /// The sentence about the first unknown word; `nil` if all are known.
   func mistake(in words: [String]) -> String? {
     var commands = [root]
     var index = 0
@@ -54,7 +54,7 @@ struct CommandWords {
           let close = CloseWord.find(to: name, among: names.keys.filter { $0.hasPrefix("--") } + ["--help", "--version"])
           return "Unknown option '\(printable(name))'" + (close.map { ". Did you mean '\($0)'?" } ?? "")
         }
-        // Its value is no word of ours, whatever it looks like.
+        // Its value is not an option, whatever it looks like.
         if kind == "option", !word.contains("="), index < words.count, !words[index].hasPrefix("-") { index += 1 }
       } else if let next = commands[commands.count - 1].subcommands?.first(where: { $0.commandName == word }) {
         commands.append(next)
@@ -86,15 +86,15 @@ struct CommandWords {
 
   // MARK: Wrong values
 
-  /// What is possible where the parser only says that a value is not: "The value '1x' is invalid for '--bs <size>'".
+  /// What would be valid, if the parser only says that a value is invalid: "The value '1x' is invalid for '--bs <size>'".
   ///
-  /// - Returns: `nil` when the sentence is another one, or says it already.
+  /// - Returns: `nil` if it is another sentence, or already says so.
   static func possible(after sentence: String) -> String? {
     guard sentence.hasPrefix("The value '"), sentence.hasSuffix("'"),
       let place = sentence.ranges(of: " is invalid for '").last
     else { return nil }
     let argument = sentence[place.upperBound...].dropLast()
-    // Of an option that help does not show there is the name alone.
+    // For a hidden option there is only the name.
     guard argument.hasSuffix(">") || !argument.contains(" ") else { return nil }
     let option = String(argument.prefix { $0 != " " })
     let name = argument.split(separator: "<", maxSplits: 1).last.map { String($0.dropLast()) } ?? ""

@@ -81,14 +81,14 @@ extension CtlVerb {
 
 }
 
-/// A connection to a server, for one question after the other.
+/// A connection to a server, for one request after the other.
 final class CtlSession {
   private let path: String
   private let loop: EventLoop
   private let client: ControlClient
   private let patience: Duration
   private let printsJSON: Bool
-  /// Thousands of disks have more to say than a request ever has.
+  /// Thousands of disks have longer answers than any request.
   static let maximumAnswer = 256 << 20
 
   init(_ path: String, patience: Duration, printsJSON: Bool) throws {
@@ -122,7 +122,7 @@ final class CtlSession {
   }
 }
 
-/// Why nothing came of it: one sentence.
+/// Why a request failed: one sentence.
 enum CtlFailure: Error, CustomStringConvertible, ErrorWithStatus {
   case silent(String, Duration)
   case control(String, ControlError)
@@ -149,7 +149,7 @@ enum CtlFailure: Error, CustomStringConvertible, ErrorWithStatus {
 
 /// Which disk is meant.
 struct CtlDisk: ParsableArguments {
-  @Argument(help: "The disk; can be left out where there is one.")
+  @Argument(help: "The disk; may be omitted if there is only one.")
   var disk: String?
 
   /// As the server knows it.

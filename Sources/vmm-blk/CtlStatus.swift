@@ -55,9 +55,9 @@ struct CtlStatus: CtlVerb {
 
 struct CtlMetrics: CtlVerb {
   static let configuration = CommandConfiguration(
-    commandName: "metrics", abstract: "Print the figures, as --metrics shows them to Prometheus.",
+    commandName: "metrics", abstract: "Print the metrics, in the format of --metrics.",
     usage: CtlTarget.usage("metrics [<disk>] [--json]"),
-    discussion: "With --json histograms are as fine as the server has them.")
+    discussion: "With --json, histograms have the server's full resolution.")
 
   @ParentCommand var ctl: CtlCommand
   @OptionGroup var target: CtlTarget

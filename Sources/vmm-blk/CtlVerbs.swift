@@ -154,7 +154,7 @@ struct CtlReload: CtlVerb {
   }
 }
 
-/// A verb that can be said of one disk or of all.
+/// A verb for one disk or for all.
 protocol CtlDiskVerb: CtlVerb {
   static var verb: Operator.Verb { get }
   static var done: String { get }

@@ -18,10 +18,10 @@ extension DeviceOptions {
   /// The disk, opened, locked and ready for a transport. Errors are sentences for the user.
   ///
   /// - Parameters:
-  ///   - transport: by which it is reached.
+  ///   - transport: how it is reached.
   ///   - queues: how many there are if the user has not said.
-  ///   - lock: of the image, from another server that is taken over from; `nil`: it is to be got.
-  ///   - serial: what the driver was told there.
+  ///   - lock: of the image, from the server that is taken over; `nil`: it has to be acquired.
+  ///   - serial: the serial number that the driver knows from there.
   ///   - offersAll: whatever the options say of features.
   ///   - isConfined: this process has given up what it does not need.
   func makeDevice(
@@ -47,7 +47,7 @@ extension DeviceOptions {
     options.limits = limit?.limits ?? RateLimits()
     options.configuration = config?.choice ?? ConfigurationChoice()
     tuning.apply(to: &options)
-    // Whoever asks for the engine of the page cache wants the page cache.
+    // The engine of the page cache implies the page cache.
     let direct = engine == .cached && direct == .auto ? .off : direct
     var imageOptions = imageOptions(imageFile ?? "", direct: direct)
     if case .nbd(let location) = name { imageOptions.nbd = nbdOptions(location, isConfined: isConfined) }
@@ -67,9 +67,9 @@ extension DeviceOptions {
     return try BlockDevice(image: image, options: options)
   }
 
-  /// A process that was killed holds its locks until the kernel has executed what its io_uring had submitted, some
-  /// moments after it is gone. Whoever starts in its place must not be sent away, and must not begin before that: a write of
-  /// the dead process that lands after one of the new ones would bring old data back.
+  /// A process that was killed holds its locks until the kernel has executed what its io_uring had submitted, some moments
+  /// after its end. Its successor must not be rejected, and must not begin before that: a write of the dead process that
+  /// lands after a new one would bring old data back.
   private static func openPatiently(_ options: ImageOptions) throws -> ImageFile {
     for _ in 0..<20 {
       do { return try ImageFile(options) } catch ImageError.locked { usleep(50_000) }

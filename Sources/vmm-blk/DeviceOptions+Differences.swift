@@ -1,14 +1,14 @@
-/// What makes a disk of a list that is read again another disk.
+/// What makes a disk of a reread list a different disk.
 internal import OperatorWords
 internal import VirtioBlkDevice
 
 extension DeviceOptions {
-  /// The words in which another disk on the same socket is another disk.
+  /// The options in which two disks on the same socket differ.
   func differences(from other: DeviceOptions) -> [String] {
     ServeDisk.Word.allCases.filter { value(of: $0) != other.value(of: $0) }.map(\.rawValue)
   }
 
-  /// What a word comes to, as a text that is the same for the same value.
+  /// The value of an option, as a text that is equal for equal values.
   private func value(of word: ServeDisk.Word) -> String {
     switch word {
     case .blkFile: imagePath.map { Takeover.absolute($0) } ?? ""

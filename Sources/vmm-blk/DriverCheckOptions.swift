@@ -48,7 +48,7 @@ struct DriverCheckOptions: ParsableArguments {
   static let noTakeover = ValidationError(
     "--check-driver looks at a driver from its beginning: leave it out, or --take-over")
 
-  /// - Returns: `nil` when nobody asked. - Throws: the file cannot be written.
+  /// - Returns: `nil` if it was not requested. - Throws: the file cannot be written.
   func begin() throws -> DriverChecks? {
     isOn ? try DriverChecks(file: checkDriverFile, kickLimit: .seconds(checkDriverKickLimit)) : nil
   }
@@ -57,12 +57,12 @@ struct DriverCheckOptions: ParsableArguments {
 /// The checks of all disks of a process. Used on the thread that serves.
 final class DriverChecks {
   private let path: String?
-  /// Open from the beginning: a process that has given up its rights opens nothing.
+  /// Opened at the start: a sandboxed process opens nothing.
   private let file: OwnedDescriptor?
   private let kickLimit: Duration
   private var checks: [DriverCheck] = []
 
-  /// - Parameter kickLimit: how long a kick may take that has to come.
+  /// - Parameter kickLimit: how long a required kick may take.
   init(file path: String?, kickLimit: Duration) throws {
     self.path = path
     self.kickLimit = kickLimit
@@ -87,7 +87,7 @@ final class DriverChecks {
   /// The same on a memory file, whose registers are watched as well.
   ///
   /// - Parameters:
-  ///   - isNew: the file was made just now, and no driver has had it.
+  ///   - isNew: the file was just created, and no driver has used it.
   ///   - make: makes the transport of the device that it is given.
   func watch(
     _ device: BlockDevice, isNew: Bool, make: (any VirtioDevice) throws(MemoryFileError) -> MemoryFileDevice
@@ -100,7 +100,7 @@ final class DriverChecks {
     return transport
   }
 
-  /// Says what was seen. - Throws: a MUST was broken, or the report cannot be written.
+  /// Reports what was observed. - Throws: a MUST was broken, or the report cannot be written.
   func finish() throws {
     let reports = checks.map(\.report)
     for line in DriverReport.text(reports, isWhole: false).split(separator: "\n") { People.error.write(String(line)) }
@@ -140,7 +140,7 @@ final class DriverChecks {
   }
 }
 
-/// The driver broke what it must not.
+/// The driver broke a MUST.
 struct DriverBroke: ErrorWithStatus, CustomStringConvertible {
   var rules: Int
   var status: ExitStatus { .driver }

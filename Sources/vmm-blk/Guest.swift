@@ -101,11 +101,11 @@ protocol GuestVerb: ParsableCommand {
 }
 
 extension GuestVerb {
-  /// Guest memory for a back-end that is given it: touched only where it is used.
+  /// Guest memory for a back-end: touched only where it is used.
   private static var memorySize: Int { 64 << 20 }
 
-  /// vhost-user does not tell how large a ring may be: a back-end refuses what is too large for it, and smaller ones are tried
-  /// until it takes one, unless a size was requested.
+  /// vhost-user does not say how large a ring may be: a back-end refuses one that is too large, and smaller ones are tried
+  /// until it accepts one, unless a size was requested.
   private static func connect(_ path: String, _ options: DriverOptions, _ reconnection: Reconnection?) throws -> BlockClient {
     func attempt(_ size: UInt16?) throws -> BlockClient {
       var options = options
@@ -126,7 +126,7 @@ extension GuestVerb {
   /// Brings the device up, runs `body`, and takes it down again.
   ///
   /// - Parameters:
-  ///   - reconnection: what is done when a back-end goes in the meantime.
+  ///   - reconnection: what to do if the back-end goes away in the meantime.
   ///   - avoided: features not to accept.
   func withDisk(
     reconnection: Reconnection? = nil, avoiding avoided: FeatureSet = [], _ body: (BlockClient) throws -> Void
@@ -158,7 +158,7 @@ extension GuestVerb {
     }
     client.depth = target.depth ?? parent.depth ?? client.depth
     do { try body(client) } catch {
-      // The first error is the one to tell.
+      // The first error is the one to report.
       try? client.shutDown()
       throw error
     }

@@ -43,7 +43,7 @@ struct GuestWrite: GuestVerb {
       throw ValidationError("Say what to write with one of --text, --hex and --fill.")
     }
     guard (fill == nil) == (length == nil) else { throw ValidationError("--fill and --length go together.") }
-    if let fill, fill.bytes > 255 { throw ValidationError("--fill \(fill.bytes) is no byte.") }
+    if let fill, fill.bytes > 255 { throw ValidationError("--fill \(fill.bytes) is not a byte.") }
   }
 
   func run() throws {

@@ -23,7 +23,7 @@ struct GuestInfo: GuestVerb {
   }
 }
 
-/// What `info` tells, for both kinds of readers.
+/// What `info` prints, for people and for programs.
 struct DiskReport: Encodable {
   struct Feature: Encodable {
     var bit: Int

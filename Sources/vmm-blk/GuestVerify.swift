@@ -81,7 +81,7 @@ struct GuestVerify: GuestVerb {
         let room = client.capacity - offset.bytes
         options.range = offset.bytes..<offset.bytes + min(length?.bytes ?? min(room, 1 << 30), room)
       }
-      // Said at once, so that a run that never ends can be repeated, too.
+      // Printed at once, so that a run that never ends can be repeated as well.
       if !json { print("seed \(seed)") }
       var verifier = try Verifier(client, options)
       var last = ContinuousClock.now

@@ -47,7 +47,7 @@ struct GuestZone: GuestVerb {
 
   func validate() throws {
     guard Int(zone) != nil || zone == "all" && action == .reset else {
-      throw ValidationError("'\(zone)' is no number of a zone; only 'reset' has 'all', too.")
+      throw ValidationError("'\(zone)' is not the number of a zone; 'all' is only possible with 'reset'.")
     }
   }
 
@@ -63,21 +63,21 @@ struct GuestAppend: GuestVerb {
   static let configuration = CommandConfiguration(
     commandName: "append", abstract: "Append bytes to a zone of a zoned disk, and show the sector where they went.",
     usage: GuestTarget.usage("append <zone> --text|--fill …"),
-    discussion: "The end is filled up with zeroes to what the disk writes at least. Nothing is flushed: see 'flush'.")
+    discussion: "The end is padded with zeroes to the smallest unit that the disk writes. Nothing is flushed: see 'flush'.")
 
   @ParentCommand var guest: Guest
   @OptionGroup var target: GuestTarget
 
   @Argument(help: "The zone's number, 0 for the first.") var zone: Int
   @Option(help: .init("The bytes as text.", valueName: "text")) var text: String?
-  @Option(help: .init("One byte, as often as --length says.", valueName: "byte")) var fill: ByteCount?
+  @Option(help: .init("One byte, repeated as often as --length says.", valueName: "byte")) var fill: ByteCount?
   @Option(help: .init("How many bytes --fill appends.", valueName: "bytes")) var length: ByteCount?
 
   func validate() throws {
     guard (text == nil) != (fill == nil), (fill == nil) == (length == nil) else {
       throw ValidationError("Say what to append with --text, or with --fill and --length.")
     }
-    if let fill, fill.bytes > 255 { throw ValidationError("--fill \(fill.bytes) is no byte.") }
+    if let fill, fill.bytes > 255 { throw ValidationError("--fill \(fill.bytes) is not a byte.") }
   }
 
   func run() throws {

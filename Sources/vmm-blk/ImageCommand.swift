@@ -1,4 +1,4 @@
-/// `vmm-blk image`: what an image is, whether it is whole, and new ones; in qemu-img's words where it has them.
+/// `vmm-blk image`: shows, checks and creates images; in qemu-img's words where it has them.
 internal import ArgumentParser
 internal import CLinux
 internal import FoundationEssentials
@@ -23,7 +23,7 @@ struct ImageCommand: ParsableCommand {
     subcommands: [ImageInfoCommand.self, ImageCheckCommand.self, ImageCreateCommand.self, ImageConvertCommand.self])
 }
 
-/// Why a command about an image ends.
+/// Why a command about an image fails.
 enum ImageCommandError: Error, CustomStringConvertible, ErrorWithStatus {
   case system(String, path: String, Errno)
   case unusable(path: String, Qcow2Fault)
@@ -57,7 +57,7 @@ struct OpenImage: ~Copyable {
 
   init(_ path: String) throws {
     self.path = path
-    // A FIFO is not waited for.
+    // Do not wait for the writer of a FIFO.
     let descriptor = unsafe clinux_open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0)
     guard descriptor >= 0 else { throw ImageCommandError.system("opened", path: path, Errno(rawValue: errno)) }
     var info = stat()
@@ -73,7 +73,7 @@ struct OpenImage: ~Copyable {
 
   deinit { close(source.descriptor) }
 
-  /// Bytes that it holds on its file system.
+  /// The space that it occupies on its file system, bytes.
   var actualSize: UInt64 {
     var info = stat()
     guard unsafe fstat(source.descriptor, &info) == 0 else { return 0 }

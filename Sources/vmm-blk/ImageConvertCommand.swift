@@ -21,11 +21,11 @@ struct ImageConvertCommand: ParsableCommand {
   @Argument(help: .init("The disk, as in qcow2:PATH or qcow2:PATH?backing=FORMAT:PATH.", valueName: "uri")) var source: String
   @Argument(help: .init("The raw image to make.", valueName: "path")) var target: String
   @Flag(name: [.customShort("p"), .customLong("progress")], help: "Show how far it is.") var showsProgress = false
-  @Flag(help: "Read although another program holds a lock.") var noLock = false
+  @Flag(help: "Read even if another program holds a lock.") var noLock = false
 
-  /// Bytes that are read at once.
+  /// How many bytes are read at once.
   private static let step: UInt64 = 1 << 20
-  /// Bytes that become a hole when all of them are 0.
+  /// The smallest hole: this many bytes that are all 0.
   private static let unit = 4096
 
   func run() throws {
@@ -75,7 +75,7 @@ struct ImageConvertCommand: ParsableCommand {
     guard fsync(descriptor) == 0 else { throw ImageCommandError.system("written", path: target, Errno(rawValue: errno)) }
   }
 
-  /// Writes what is not zeroes, in runs of units.
+  /// Writes everything that is not zeroes, in runs of such units.
   private func write(_ bytes: [UInt8], _ descriptor: Int32, at offset: UInt64) throws {
     func isZero(_ start: Int) -> Bool { bytes[start..<min(start + Self.unit, bytes.count)].allSatisfy { $0 == 0 } }
     var start = 0

@@ -1,4 +1,4 @@
-/// The end of images that a process has written to.
+/// Finishing images that a process has written to.
 internal import Glibc
 internal import Synchronization
 internal import VirtioBlkDevice
@@ -10,16 +10,17 @@ enum ImageEnd {
   /// Finishes images that keep tables, each on a thread of its own: a medium may never answer.
   ///
   /// - Parameter limit: how long to wait for all of them.
-  /// - Returns: paths of those that are not finished by then. Their threads go on, so the process has to end at once.
+  /// - Returns: paths of those that are not finished by then. Their threads keep running, so the process has to exit at
+  ///   once.
   static func unfinished(_ images: [ImageFile], within limit: Duration) -> [String] {
     let tasks = images.filter(\.keepsTables).map { (image: $0, count: Count()) }
     for (image, count) in tasks {
       let body: @Sendable () -> Void = {
         image.finish()
-        // Release: what finishing did is there before it is said.
+        // Release: the effects of finishing are visible before it is reported.
         count.value.store(1, ordering: .releasing)
       }
-      // Without a thread it is done here.
+      // If no thread can be made it is done here.
       do { _ = try SystemThread(name: "image end", body) } catch { body() }
     }
     let end = ContinuousClock.now + limit

@@ -1,4 +1,5 @@
-/// `vmm-blk inspect`: the rings of a memory file, drawn for readers or told to programs. It opens the file for reading only.
+/// `vmm-blk inspect`: the rings of a memory file, drawn for people or as JSON for programs. It opens the file for reading
+/// only.
 internal import ArgumentParser
 internal import Foundation
 internal import MemoryFile

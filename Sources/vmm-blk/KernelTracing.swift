@@ -1,4 +1,4 @@
-/// The kernel's trace points, recorded for as long as a trace runs, in an instance of tracefs that nobody else uses.
+/// The kernel's trace points, recorded while a trace runs, in a tracefs instance of our own.
 internal import CLinux
 internal import FoundationEssentials
 internal import Glibc
@@ -7,10 +7,10 @@ internal import SystemPackage
 internal import TraceReport
 internal import VirtioCore
 
-/// Made before the trace starts. The instance goes with it.
+/// Made before the trace starts. The tracefs instance is removed with it.
 final class KernelTracing {
   private static let roots = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"]
-  /// Of the buffers of all CPUs together.
+  /// The size of the buffers of all CPUs together, bytes.
   private static let bufferKiB = 32768
 
   private let folder: String
@@ -34,7 +34,7 @@ final class KernelTracing {
 
   private func prepare() throws(KernelTracingFailure) {
     try set("tracing_on", "0")
-    // The clock of the rest of the trace.
+    // The same clock as the rest of the trace.
     try set("trace_clock", "mono")
     let processors = max(1, Int(sysconf(Int32(_SC_NPROCESSORS_ONLN))))
     try set("buffer_size_kb", "\(max(64, Self.bufferKiB / processors))")
@@ -50,11 +50,11 @@ final class KernelTracing {
   func finish() throws(KernelTracingFailure) -> KernelTrace {
     try set("tracing_on", "0")
     threads.formUnion(Self.threads(of: process))
-    // Names of processes may be any bytes.
+    // Process names may be any bytes.
     return KernelTrace(String(decoding: try contents(of: folder + "/trace"), as: UTF8.self), threads: threads)
   }
 
-  /// A file of tracefs does not say how long it is.
+  /// A tracefs file does not report its length.
   private func contents(of path: String) throws(KernelTracingFailure) -> [UInt8] {
     var bytes: [UInt8] = []
     do {
@@ -85,7 +85,7 @@ final class KernelTracing {
   }
 }
 
-/// Why the kernel's trace points cannot be had: one sentence.
+/// Why the kernel's trace points cannot be recorded: one sentence.
 enum KernelTracingFailure: Error, CustomStringConvertible, ErrorWithStatus {
   case notMounted
   case refused(String, Errno)

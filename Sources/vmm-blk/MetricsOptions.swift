@@ -1,4 +1,4 @@
-/// Where a process that serves shows its figures.
+/// Where a serving process exports its metrics.
 public import ArgumentParser
 public import Metrics
 internal import OperatorWords
@@ -15,17 +15,17 @@ struct MetricsOptions: ParsableArguments {
         + "of a UNIX socket (with a slash in it).", valueName: "address"))
   var metrics: MetricsAddress?
 
-  /// Binds the address, if there is to be one.
+  /// Binds the address, if one was given.
   func server(of figures: OperatorFigures, in loop: EventLoop) throws -> MetricsServer? {
     try metrics.map { try MetricsServer(on: $0, in: loop) { MetricsPage.page(figures.all).bytes } }
   }
 
-  /// How long the old server may take to end, and how often is looked whether it has.
+  /// How long the old server may take to end, and how often to check whether it has.
   private static let patience = (whole: Duration.seconds(60), step: Duration.milliseconds(50))
 
-  /// The same for a process that has taken over: the address may be that of the old server, which is about to end.
+  /// The same after a takeover: the address may be that of the old server, which is about to end.
   ///
-  /// - Parameter keep: called once, with a server that is open, if there is to be one.
+  /// - Parameter keep: called once, with an open server, if an address was given.
   func open(of figures: OperatorFigures, in loop: EventLoop, log: ServeLog, keep: @escaping (MetricsServer) -> Void) {
     open(until: ContinuousClock.now + Self.patience.whole, of: figures, in: loop, log: log, keep: keep)
   }

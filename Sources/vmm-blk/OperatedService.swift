@@ -5,9 +5,9 @@ internal import Sandbox
 internal import Sockets
 internal import VirtioBlkDevice
 
-/// A disk that an operator can ask about.
+/// A disk as its operator sees it.
 protocol OperatedDisk: GivenDisk {
-  /// Who drives it at present, and how far they have come.
+  /// Its front-end or driver at present.
   var driver: Operator.Driver? { get }
   /// Somebody does.
   var isDriven: Bool { get }
@@ -23,7 +23,7 @@ protocol OperatedService: AnyObject {
   var transport: Takeover.Transport { get }
   /// In the order in which they came.
   var disks: [any OperatedDisk] { get }
-  /// Disks that are not served any more and are still to be released.
+  /// Disks that are no longer served but not yet released.
   var leavingDisks: [any OperatedDisk] { get }
   var resizing: OperatorResize { get }
   /// What the process has given up.
@@ -35,11 +35,11 @@ protocol OperatedService: AnyObject {
   ///
   /// - Parameters:
   ///   - entry: a request with the disk's description, in the words of `serve --disks`, under "entry".
-  ///   - then: called once, with its name or why not.
+  ///   - then: called once, with its name, or with the reason why it failed.
   func add(_ entry: ControlLine, then: @escaping (Result<String, OperatorRefusal>) -> Void)
   /// Drains a disk and releases it.
   ///
-  /// - Parameter then: called once when that is done, or with what keeps it.
+  /// - Parameter then: called once when that is done, or with what prevents it.
   func remove(_ name: String, then: @escaping (Result<Void, OperatorRefusal>) -> Void)
   /// Reads the list of disks again.
   ///
@@ -51,7 +51,7 @@ protocol OperatedService: AnyObject {
   func handedOver(_ name: String)
 }
 
-/// What a list that was read again has changed.
+/// What reading the list again has changed.
 struct DiskChange: CustomStringConvertible {
   /// Names of disks.
   var added: [String] = []
@@ -68,7 +68,7 @@ struct ServiceControl {
   private let server: ControlServer
   let giver: TakeoverGiver
 
-  /// Begins to listen.
+  /// Starts to listen.
   init(
     on listener: Listener, for service: any OperatedService, _ figures: OperatorFigures, in loop: EventLoop, log: ServeLog
   ) throws {

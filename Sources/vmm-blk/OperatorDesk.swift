@@ -1,4 +1,4 @@
-/// Where an operator's lines are answered.
+/// Answers an operator's requests.
 internal import Control
 internal import Glibc
 internal import Logging
@@ -16,7 +16,7 @@ final class OperatorDesk {
   private let log: ServeLog
   private let figures: OperatorFigures
   private let tracing: OperatorTracing
-  /// Flushes that the medium has not answered.
+  /// How many flushes the medium has not answered.
   private var flushes = 0
 
   init(
@@ -34,7 +34,7 @@ final class OperatorDesk {
   func take(_ line: ControlLine, from connection: ControlConnection) {
     let verb: String
     do throws(ControlError) { verb = try line.decode(AnyRequest.self).request } catch { return refuse(connection, "\(error)") }
-    // Both kinds have a word in common, and who has begun to take over means the other kind.
+    // Both kinds have a word in common, and a client that has begun a takeover means the other kind.
     if giver.isTaker(connection) || Operator.Verb(rawValue: verb) == nil && Takeover.Request.Verb(rawValue: verb) != nil {
       return giver.take(line, from: connection)
     }
@@ -122,13 +122,13 @@ final class OperatorDesk {
     let disks = service.disks
     guard let name = request.disk else {
       guard let disk = disks.first else { return refuse(connection, "no disk is served here") }
-      guard disks.count == 1 else { return refuse(connection, "\(disks.count) disks are served here: say which is meant") }
+      guard disks.count == 1 else { return refuse(connection, "\(disks.count) disks are served here: say which one") }
       return act(disk)
     }
     if let disk = disks.first(where: { $0.name == name }) { return act(disk) }
     let alike = disks.filter { Self.lastComponent($0.name) == name || $0.device.image.path == name }
     guard alike.count < 2 else {
-      return refuse(connection, "\(alike.count) disks are called \(printable(name)): say the whole path")
+      return refuse(connection, "\(alike.count) disks are called \(printable(name)): give the whole path")
     }
     guard let disk = alike.first else {
       let close = CloseWord.find(to: name, among: disks.map(\.name))
@@ -185,7 +185,7 @@ final class OperatorDesk {
       switch result {
       case .success(let done): connection.answer(ControlLine(answer(done)))
       case .failure(let reason):
-        log.warn("what \(connection.peer) asked for is not done: \(reason)")
+        log.warn("a request of \(connection.peer) was refused: \(reason)")
         connection.answer(ControlLine(Operator.Answer(error: "\(reason)")))
       }
     }
@@ -216,7 +216,7 @@ final class OperatorDesk {
     waitForRest(disk, connection, until: ContinuousClock.now + Self.restLimit)
   }
 
-  /// How long what is in flight may take before the operator is told that it takes longer.
+  /// How long requests in flight may take before the operator is told that it takes longer.
   private static let restLimit = Duration.seconds(30)
 
   private func waitForRest(_ disk: any OperatedDisk, _ connection: ControlConnection, until end: ContinuousClock.Instant) {
@@ -226,7 +226,7 @@ final class OperatorDesk {
     }
     guard disk.device.isPaused else { return refuse(connection, "somebody else has resumed \(disk.name) in the meantime") }
     guard ContinuousClock.now < end else {
-      return refuse(connection, "\(disk.name) takes nothing more, but what is in flight is not done after \(Self.restLimit)")
+      return refuse(connection, "\(disk.name) takes no more requests, but some are still in flight after \(Self.restLimit)")
     }
     loop.after(.milliseconds(5)) { [self] in waitForRest(disk, connection, until: end) }
   }

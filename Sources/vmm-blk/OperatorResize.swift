@@ -1,4 +1,4 @@
-/// Disks that become larger or smaller while they are served.
+/// Resizing disks while they are served.
 internal import Control
 internal import OperatorWords
 internal import Sockets
@@ -12,7 +12,7 @@ final class OperatorResize {
   /// Disks whose medium has not answered yet.
   private var busy: Set<String> = []
 
-  /// How long what is in flight may take before an image is made shorter.
+  /// How long requests in flight may take before an image is truncated.
   private static let restLimit = Duration.seconds(30)
 
   init(in loop: EventLoop, log: ServeLog) {
@@ -52,7 +52,7 @@ final class OperatorResize {
     shrink(disk, to: size, then: done)
   }
 
-  /// First the disk, then its image: nothing that is in flight may make the image long again.
+  /// First the disk, then its image: nothing in flight may extend the image again.
   private func shrink(
     _ disk: any OperatedDisk, to size: UInt64, then done: @escaping (Result<UInt64, OperatorRefusal>) -> Void
   ) {
@@ -71,7 +71,7 @@ final class OperatorResize {
       let before = device.image.size
       device.resize(to: size)
       onHelper(device.image, size) { result in
-        // The image is as long as it was.
+        // The image keeps its length.
         if case .failure = result { device.resize(to: before) }
         goOn()
         done(result)
@@ -80,7 +80,7 @@ final class OperatorResize {
     waitForRest()
   }
 
-  /// - Parameter size: to be made so long first.
+  /// - Parameter size: the new length of the image, which is set first.
   private func onHelper(
     _ image: ImageFile, _ size: UInt64?, then done: @escaping (Result<UInt64, OperatorRefusal>) -> Void
   ) {
@@ -94,7 +94,7 @@ final class OperatorResize {
     }
   }
 
-  /// Looks whether images have another size than they are said to have, as after SIGHUP.
+  /// Checks whether the sizes of images have changed, as after SIGHUP.
   func look(at disks: [any OperatedDisk]) {
     for disk in disks where busy.insert(disk.name).inserted {
       let (device, image) = (disk.device, disk.device.image)

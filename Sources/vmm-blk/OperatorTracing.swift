@@ -1,4 +1,4 @@
-/// Traces of disks that an operator asks for: begun, ended and handed out piece by piece.
+/// Traces of disks for an operator: started, ended, and read piece by piece.
 internal import Control
 internal import FoundationEssentials
 internal import OperatorWords
@@ -7,29 +7,29 @@ internal import SystemPackage
 internal import VirtioBlkDevice
 internal import VirtioCore
 
-/// Used on the loop's thread. Nothing here waits, and whatever is requested is bounded: the memory of all traces together, how
-/// long one runs, how long it stays, and how much of it goes with one answer.
+/// Used on the loop's thread. Nothing here waits, and everything is bounded: the memory of all traces together, how long one
+/// runs, how long it is kept, and how much of it goes into one answer.
 final class OperatorTracing {
   /// Bytes of all traces of the process.
   static let memoryLimit = 256 << 20
-  /// Records of a thread that may be requested.
+  /// How many records per thread may be requested.
   private static let recordRange = 16...1 << 22
   private static let timeRange = 1...3_600_000
-  /// Of one answer: some hundred microseconds for this thread.
+  /// Records in one answer: they take this thread some hundred microseconds.
   private static let recordsPerAnswer = 2048
-  /// How long somebody who ends a trace waits for threads that stand still.
+  /// How long the end of a trace waits for threads that do not respond.
   private static let patience = Duration.seconds(5)
-  /// How long a trace that nobody fetches stays.
+  /// How long a trace is kept that nobody fetches.
   private static let shelfLife = Duration.seconds(60)
 
   private unowned let service: any OperatedService
   private let loop: EventLoop
   private let log: ServeLog
-  /// Traces that end, or are dropped, by themselves, and when: one check for each, however often they are begun. A device that
-  /// is gone may leave its name to the next one.
+  /// When traces end or are dropped by themselves: one check for each, however often they are started. The name of a removed
+  /// device may be reused by the next one.
   private struct End {
     weak var device: BlockDevice?
-    /// Of the trace: one that a signal started in the meantime is another.
+    /// Identifies the trace: a signal may have started another one in the meantime.
     var number: UInt64
     var time: ContinuousClock.Instant
   }
@@ -83,7 +83,7 @@ final class OperatorTracing {
       return refuse(connection, "there is no memory for a trace of \(disk.name): \(error)")
     }
     log.note("\(connection.peer) traces \(disk.name)")
-    // Whoever has begun it may be gone by then.
+    // The client that started it may be gone by then.
     end(device, after: .milliseconds(time))
     connection.answer(ControlLine(Operator.Answer()))
   }
@@ -125,7 +125,7 @@ final class OperatorTracing {
 
   private static func nothing(_ disk: any OperatedDisk) -> String { "nothing of \(disk.name) was traced, or it is gone" }
 
-  /// Says what there is, when every thread has told that it writes no more.
+  /// Reports what there is once every thread has confirmed that it writes no more.
   private func answer(
     _ disk: any OperatedDisk, _ number: UInt64, _ connection: ControlConnection, until end: ContinuousClock.Instant
   ) {

@@ -1,7 +1,7 @@
-/// What one thread made, or is to release, and gives to another.
+/// Something that one thread passes to another, which owns or releases it.
 
-/// Filled once and taken once, by different threads, with something between that orders the two (a queue of errands, say). Who
-/// takes has the last reference if the other has kept none.
+/// Filled once and taken once, by different threads, with something in between that orders the two (a queue of tasks, say).
+/// The taker has the last reference if the other thread has kept none.
 final class Parcel<Content>: @unchecked Sendable {
   private var content: Content?
 

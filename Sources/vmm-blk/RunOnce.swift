@@ -23,7 +23,7 @@ struct OnceRun {
     } else {
       account.printTable()
     }
-    // What the driver broke is said first: it may be why a queue failed.
+    // The driver's violations are reported first: they may be why a queue failed.
     try checks?.finish()
     if account.problem != nil || account.queues.contains(where: { $0.failure != nil }) { throw ExitCode(1) }
   }
@@ -92,7 +92,7 @@ struct OnceRun {
   }
 }
 
-/// What was done, for readers and for programs.
+/// What was done, for people and for programs.
 struct OnceAccount: Encodable {
   struct Request: Encodable {
     let queue: Int

@@ -1,4 +1,4 @@
-/// `vmm-blk run` without `--once`: a disk on a memory file until it is not wanted any more, or served by another process.
+/// `vmm-blk run` without `--once`: a disk on a memory file until the process is asked to end, or another one takes over.
 internal import ArgumentParser
 internal import Control
 internal import Glibc
@@ -18,7 +18,7 @@ internal import VirtioRegisters
 final class RunService {
   private let command: RunCommand
   private let signals: TerminationSignals
-  /// SIGHUP: the image is looked at.
+  /// SIGHUP: the size of the image is checked.
   private let hangup: TerminationSignals
   /// SIGUSR2: a trace starts or ends.
   private let traceFile: TraceFile?
@@ -36,14 +36,14 @@ final class RunService {
   private(set) var isEnding = false
   /// As its operator sees it; `nil` before it is served, and when another process serves it.
   private var disk: RunDisk?
-  /// The disk is about to be taken over, or to stay where it is: nothing may come between.
+  /// A takeover is pending: nothing may interfere.
   private var isTaking = false
-  /// A signal to end that came then.
+  /// A signal to end that arrived in the meantime.
   private var postponed: Int32?
-  /// Watches the driver; `nil`: nobody does.
+  /// Watches the driver; `nil`: it is not watched.
   private let checks: DriverChecks?
 
-  /// Before the device makes threads, which inherit that these signals are not theirs.
+  /// Before the device makes threads, which inherit that these signals are blocked.
   init(_ command: RunCommand) throws {
     self.command = command
     log = ServeLog(command.logging)
@@ -68,11 +68,12 @@ final class RunService {
     let served = try taker.map { try prepare($0) } ?? open()
     if let warning = served.device.engineWarning { log.warn(warning) }
     let listener = try command.takeover.listen()
-    // Of one that takes over, it comes when the address is free.
+    // In a takeover it follows when the address is free.
     if taker == nil { page = try command.figures.server(of: figures, in: loop) }
-    // The loop holds what its handlers hold, the device with its image for one, and so the socket's file does not go by itself.
+    // The loop retains what its handlers retain, the device with its image for one, so the socket's file is not removed by
+    // itself.
     let termination = try loop.add(signals.descriptor) { _ in self.endOnSignal(served) }
-    // The loop holds it.
+    // The loop retains it.
     if let traceFile { _ = try TraceOnSignal(traceFile, of: self, in: loop, log: log) }
     let look = try loop.add(hangup.descriptor) { [self] _ in
       if hangup.take() != nil { resizing.look(at: disks) }
@@ -100,7 +101,7 @@ final class RunService {
       }
       try loop.run()
     } catch {
-      // Whatever was the matter, queues that run are stopped before the image is closed.
+      // Whatever failed, running queues are stopped before the image is closed.
       end(served)
       try loop.run()
       throw error
@@ -119,7 +120,7 @@ final class RunService {
         + (left.isEmpty ? "its tables" : ServerEvent.list(left)))
     control?.removeFile()
     People.flush()
-    // Whoever released the image now would wait for the same medium.
+    // Releasing the image now would wait for the same medium.
     _exit(ExitStatus.leftBehind.rawValue)
   }
 
@@ -165,7 +166,7 @@ final class RunService {
     }
   }
 
-  /// Makes the disk ready that the old process serves, while that one continues.
+  /// Prepares the disk that the old process serves, while that one continues.
   private func prepare(_ taker: TakeoverTaker) throws -> Served {
     let names = try taker.greet()
     guard let name = names.first, names.count == 1 else {
@@ -174,7 +175,7 @@ final class RunService {
     var served: Served?
     try taker.prepare(name) { [self] state, list, errands in
       let file = try RunTakenDisk.file(state, list, name: name, path: command.memory ?? name)
-      // Who says nothing about queues means as many as there are.
+      // Without the option, as many queues as there are.
       let device = try command.disk.makeDevice(
         on: .memoryFile, queues: state.file?.device.queues ?? 1, lock: try state.image.lock.map { try list.descriptor($0) },
         serial: state.image.serial)
@@ -248,7 +249,7 @@ final class RunService {
 
   private func ready(_ served: Served) { manager.ready("serving \(served.device.image.path) on \(served.memory)") }
 
-  /// At once, also into a pipe or a file: whoever started us may wait for this line.
+  /// Unbuffered, even into a pipe or a file: whoever started us may wait for this line.
   private func say(_ served: Served) {
     let (device, memory) = (served.device, served.memory)
     let queues = device.queueCount == 1 ? "1 queue" : "\(device.queueCount) queues"

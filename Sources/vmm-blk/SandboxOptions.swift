@@ -1,4 +1,4 @@
-/// How much a process that serves gives up, and what it says of it.
+/// How much a serving process gives up, and what it reports about it.
 public import ArgumentParser
 internal import Glibc
 public import Sandbox
@@ -16,10 +16,10 @@ struct SandboxOptions: ParsableArguments {
   /// Before the first thread.
   func arm() { Sandbox.arm(sandbox) }
 
-  /// For one pass over what may be hostile: the account of it is all that is said.
+  /// For one pass over data that may be hostile: nothing but its result is reported.
   ///
   /// - Parameters:
-  ///   - path: a file that is looked at once more afterwards.
+  ///   - path: a file that is read once more afterwards.
   ///   - connects: the image is on a server.
   func enterQuietly(reading path: String, connects: Bool) {
     arm()
@@ -44,7 +44,7 @@ struct SandboxOptions: ParsableArguments {
     case .log: log.note("sandbox: \(report.words); what it would refuse is in the kernel's log, as audit records of type 1326")
     case .off: log.warn("the sandbox is off: whoever gains control of this process has all rights of its user")
     }
-    for sentence in report.missing { log.warn("the sandbox is without a part: \(sentence)") }
+    for sentence in report.missing { log.warn("a part of the sandbox is missing: \(sentence)") }
     return report
   }
 }

@@ -192,6 +192,6 @@ struct SocketGroup: ExpressibleByArgument, Equatable {
 }
 
 extension ServeCommand {
-  /// Who may connect to the sockets that are made here.
+  /// Who may connect to the sockets that this process creates.
   var socketAccess: SocketAccess { SocketAccess(mode: socketMode?.bits, group: socketGroup?.number) }
 }

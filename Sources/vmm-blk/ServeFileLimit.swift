@@ -1,4 +1,4 @@
-/// Descriptors: what a server needs of them, and how many it may have.
+/// How many descriptors a server needs, and how many it may have.
 internal import CLinux
 internal import Glibc
 internal import OperatorWords
@@ -25,7 +25,7 @@ enum ServeFileLimit {
     return Int(clamping: limit.rlim_cur)
   }
 
-  /// Descriptors for all disks while nobody is connected: image, events, listening socket, and what is under an image.
+  /// Descriptors for all disks while nobody is connected: image, events, listening socket, and backing files.
   static func idleNeed(_ disks: [DeviceOptions]) -> Int {
     disks.reduce(spare) { sum, disk in sum + 2 + (disk.imageChain?.paths.count ?? 1) }
   }
@@ -47,13 +47,13 @@ enum ServeFileLimit {
   /// too many waits for a grace period of RCU: 10 to 40 ms, in the middle of somebody's attach. So this has to come before
   /// the first thread. Failing is harmless.
   ///
-  /// - Parameter any: an open descriptor; it stays as it is.
+  /// - Parameter any: an open descriptor; it is not changed.
   static func makeRoom(for disks: [DeviceOptions], limit: Int, _ any: Int32) {
     let highest = fcntl(any, F_DUPFD_CLOEXEC, CInt(clamping: min(fullNeed(disks), limit) - 1))
     if highest >= 0 { try? FileDescriptor(rawValue: highest).close() }
   }
 
-  /// - Throws: a sentence when not even the sockets can be opened. Where only not everybody can be connected at the same
+  /// - Throws: a sentence if not even the sockets can be opened. If only not all front-ends can be connected at the same
   ///   time, that is a warning.
   static func check(_ disks: [DeviceOptions], limit: Int, _ log: ServeLog) throws {
     let (idle, full) = (idleNeed(disks), fullNeed(disks))

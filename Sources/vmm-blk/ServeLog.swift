@@ -1,4 +1,4 @@
-/// What a server says to its operator, on standard error.
+/// What a server reports to its operator, on standard error.
 internal import Control
 internal import Logging
 internal import OperatorWords
@@ -6,15 +6,15 @@ internal import VhostUser
 internal import VirtioBlkDevice
 internal import VirtioCore
 
-/// The log of one server, or of one disk of many. Lines that a guest or a front-end can cause are metered, for each disk by
-/// itself.
+/// The log of one server, or of one disk of many. Lines that a guest or a front-end can cause are rate-limited, for each
+/// disk separately.
 final class ServeLog {
   /// Of the whole process's log.
   let level: LogLevel
   private let logger: Logger
   /// Which disk the lines are about; `nil`: the server, or its only disk.
   private let disk: Logger.Metadata?
-  /// One for each importance, so that a flood of small news does not keep a warning out.
+  /// One for each level, so that a flood of unimportant lines does not suppress a warning.
   private var meters: [ServerEvent.Importance: Meter] = [:]
   private var controlMeter = Meter()
 
@@ -52,7 +52,7 @@ final class ServeLog {
     each({ "engine: \($0.engineReason)" }, note)
   }
 
-  /// Anybody who can reach the control socket can cause these.
+  /// Anyone who can reach the control socket can cause these.
   func event(_ event: ControlEvent) {
     guard case .pass(let heldBack) = controlMeter.ask() else { return }
     if heldBack > 0 { logger.warning("\(heldBack) lines were left out", metadata: disk) }
@@ -69,7 +69,7 @@ final class ServeLog {
       case .warning: .warning
       }
     let text = Self.text(of: event)
-    // Who asks for everything gets everything, and what would not be written anyway uses nothing up.
+    // At the level that shows everything nothing is suppressed, and lines that would not be written anyway do not count.
     guard level >= .info else { return logger.log(level: level, "\(text)", metadata: disk) }
     guard level >= logger.logLevel else { return }
     guard case .pass(let heldBack) = meters[event.importance, default: Meter()].ask() else { return }
@@ -77,13 +77,13 @@ final class ServeLog {
     logger.log(level: level, "\(text)", metadata: disk)
   }
 
-  /// In the words of the specification, which the transport has no block device's of.
+  /// With the specification's names, which the transport does not know for block devices.
   private static func text(of event: ServerEvent) -> String {
     guard case .negotiated(let features, let agreed) = event else { return "\(event)" }
     return "\(chosen(features)); of the protocol: \(agreed.nameList.isEmpty ? "none" : agreed.nameList.joined(separator: " "))"
   }
 
-  /// What a driver has agreed on.
+  /// What was negotiated with a driver.
   static func chosen(_ features: FeatureSet) -> String {
     let names = Operator.names(of: features)
     return "the driver chose \(names.isEmpty ? "no feature" : names.joined(separator: " "))"

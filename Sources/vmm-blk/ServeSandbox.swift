@@ -1,4 +1,4 @@
-/// What a server needs when its disks are served.
+/// What a server still needs while it serves its disks.
 internal import CLinux
 internal import Glibc
 internal import Metrics
@@ -11,7 +11,7 @@ internal import VirtioBlkDevice
 internal import VirtioCore
 
 extension ServeService {
-  /// Gives up the rest. Threads that are made from now on have what is left.
+  /// Gives up the rest. Threads that are made from now on have only what is left.
   func enterSandbox() {
     // Nothing can be loaded later.
     if mayAddDisks { Qcow2Decompressor.load() }
@@ -33,11 +33,11 @@ extension ServeService {
     nbd = NBDPermission(
       any: command.allowNBD || served.contains { $0.options.imageServer != nil }, internet: plan.connects)
     if mayAddDisks {
-      // The list may be replaced by another file of its name.
+      // The list may be replaced by another file of the same name.
       folders.add(parentOf: command.disks, for: .reading)
       for disk in served {
         folders.add(image: disk.options.imagePath, isBlockDevice: disk.device.image.description.isBlockDevice)
-        // Another disk may be over the same images.
+        // Another disk may have the same images below it.
         guard let chain = disk.options.imageChain else { continue }
         for path in chain.paths { folders.add(image: path, isBlockDevice: Self.isBlockDevice(path)) }
         if let folder = chain.folder { folders.add(folder, for: .images) }
@@ -58,10 +58,10 @@ extension ServeService {
     return unsafe stat(path, &info) == 0 && info.st_mode & S_IFMT == S_IFBLK
   }
 
-  /// Disks can come while it runs: by its operator's word, or with its list.
+  /// Disks can be added while it runs: by the operator, or with the list.
   private var mayAddDisks: Bool { command.takeover.control != nil || command.disks != nil }
 
-  /// `nil` where nothing was given up.
+  /// `nil` if nothing was given up.
   var nbdPermission: NBDPermission? { sandbox.mode == .off ? nil : nbd }
 
   /// For a sentence about a disk that was refused: where images may be; `nil`: wherever the user may open them.
@@ -77,7 +77,7 @@ struct NBDPermission: Sendable {
   var any = true
   var internet = true
 
-  /// - Throws: this disk's server is none of them.
+  /// - Throws: this disk's server is not one of them.
   func check(_ options: DeviceOptions) throws(NBDRefusal) {
     guard let server = options.imageServer else { return }
     guard server.isInternet ? internet : any else { throw NBDRefusal() }
@@ -104,12 +104,13 @@ private struct Folders {
     add(FilePath(Takeover.absolute(path)).removingLastComponent().string, for: purpose)
   }
 
-  /// Images beside one that is served may be served, too. Beside a device there are devices of others.
+  /// Images in the folder of a served image may be served, too. Not so for devices: the others in the folder belong to
+  /// others.
   mutating func add(image path: String?, isBlockDevice: Bool) {
     guard let path else { return }
     guard !isBlockDevice else { return add(path, for: .images) }
     add(parentOf: path, for: .images)
-    // Where a link leads is what counts when it is opened.
+    // What counts is where a symbolic link leads when it is opened.
     if let target = AllowedPlace.target(of: path), target != path { add(parentOf: target, for: .images) }
   }
 }

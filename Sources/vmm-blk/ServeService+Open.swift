@@ -1,4 +1,4 @@
-/// How a server comes to its disks: it opens them, or takes them over from the old server.
+/// How a server gets its disks: it opens them, or takes them over from the old server.
 internal import OperatorWords
 internal import Sockets
 internal import SystemPackage
@@ -7,14 +7,14 @@ internal import VirtioBlkDevice
 internal import VirtioCore
 
 extension ServeService {
-  /// Queues of a disk for which nobody says how many: as many as front-ends ask for by default, which is one for each virtual
-  /// CPU, because a front-end that asks for more than there are fails. A queue that nobody starts costs nothing.
+  /// The default number of queues: as many as front-ends ask for by default, which is one for each virtual CPU, because a
+  /// front-end that asks for more than there are fails. A queue that is not started costs nothing.
   static let queues = 16
 
   /// - Parameter list: of many disks; `nil`: the command line describes the only one.
   func open(_ list: ServeDiskList?) throws -> [ServedDisk] {
     guard let list else { return [try openOne()] }
-    // All or none: what was opened before a disk that cannot be is closed again, and its sockets go with it.
+    // All or none: if a disk cannot be opened, those before it are closed again, and their sockets are removed.
     try ServeFileLimit.check(list.disks.map(\.options), limit: openFiles, log)
     return try list.disks.enumerated().map { index, disk in
       do { return serve(disk, try OpenedDisk(disk, access: command.socketAccess)) } catch {
@@ -39,7 +39,7 @@ extension ServeService {
     return disk(command.disk, device, socket, place, log)
   }
 
-  /// A disk that was opened, in this server; it serves nobody before its server is opened.
+  /// Adds an open disk to this server; it serves nobody before its server is opened.
   func serve(_ disk: ServeDisk, _ opened: OpenedDisk) -> ServedDisk {
     self.disk(disk.options, opened.device, .listening(opened.listener), disk.socketPath, log.about(disk.socketPath))
   }
@@ -56,7 +56,7 @@ extension ServeService {
 
   // MARK: Taking over
 
-  /// Makes every disk ready that the old server serves. It has to be the same disks.
+  /// Prepares every disk that the old server serves. They have to be the same disks.
   func prepare(_ taker: TakeoverTaker, _ list: ServeDiskList?) throws -> [ServedDisk] {
     let names = try taker.greet()
     guard let list else {
@@ -85,7 +85,8 @@ extension ServeService {
     }
   }
 
-  /// - Parameter socketPath: where its socket is, so that its file can be removed one day; `nil`: that is not ours to do.
+  /// - Parameter socketPath: the path of its socket, so that the file can be removed at the end; `nil`: that is not ours to
+  ///   do.
   private func prepare(
     _ taker: TakeoverTaker, _ name: String, _ options: DeviceOptions, place: String, socketPath: String?
   ) throws -> ServedDisk {
@@ -104,15 +105,15 @@ extension ServeService {
   }
 }
 
-/// An image and a socket that are open, and nobody's yet: released, both are closed and the socket's file is removed.
+/// An open image and an open socket without an owner yet: on release, both are closed and the socket's file is removed.
 struct OpenedDisk {
   let device: BlockDevice
   let listener: Listener
 
   /// Waits for the medium. Errors are sentences for the user.
   ///
-  /// - Parameter hint: what else is to be said where the system does not let this process have a file.
-  ///   - nbd: what of NBD is left to a process that has its sandbox; `nil`: it has none yet.
+  /// - Parameter hint: added to the message if the system denies a file to this process.
+  ///   - nbd: which NBD servers a sandboxed process may connect to; `nil`: it is not sandboxed yet.
   init(_ disk: ServeDisk, access: SocketAccess, hint: String? = nil, nbd: NBDPermission? = nil) throws {
     do {
       try nbd?.check(disk.options)
@@ -133,7 +134,7 @@ struct OpenedDisk {
   }
 }
 
-/// A file that this process may not have, perhaps because of what it has given up.
+/// A file that is denied to this process, perhaps by its sandbox.
 private struct ForbiddenError: ErrorWithStatus, CustomStringConvertible {
   let error: any Error
   let hint: String

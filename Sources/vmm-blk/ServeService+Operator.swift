@@ -1,4 +1,4 @@
-/// What a server does for its operator: disks come and go. Whatever waits for a medium is done by helpers.
+/// What a server does for its operator: it adds and removes disks. Whatever may wait for a medium is done by helpers.
 internal import Control
 internal import FoundationEssentials
 internal import OperatorWords
@@ -30,7 +30,7 @@ extension ServeService: OperatedService {
 
   func drain() { end() }
 
-  /// Another process serves a disk from now on.
+  /// A disk is served by another process from now on.
   func handedOver(_ name: String) {
     guard let disk = served.first(where: { $0.name == name }) else { return }
     forget(disk)
@@ -41,7 +41,7 @@ extension ServeService: OperatedService {
 
   // MARK: One more
 
-  /// Helpers that may wait for a medium at one time.
+  /// How many helpers may wait for media at one time.
   private static let openingLimit = 16
 
   func add(_ entry: ControlLine, then: @escaping (Result<String, OperatorRefusal>) -> Void) {
@@ -88,21 +88,21 @@ extension ServeService: OperatedService {
     opening += 1
     let attempt = Attempt(then)
     loop.after(limit) { [limit] in
-      attempt.take()?(.failure(OperatorRefusal("the medium has not answered for \(limit), so it is not waited for any more")))
+      attempt.take()?(.failure(OperatorRefusal("the medium has not answered for \(limit), so the attempt is given up")))
     }
     loop.perform(on: ErrandQueue()) { () -> Parcel<Result<Opened, OperatorRefusal>> in
       do { return Parcel(.success(try work())) } catch { return Parcel(.failure(OperatorRefusal("\(error)"))) }
     } then: { [self] result in
       opening -= 1
       guard let then = attempt.take() else {
-        // Nobody wants it any more, and closing it waits for the same medium.
+        // It is not needed any more, and closing it waits for the same medium.
         return ErrandQueue().dispose { _ = result.take() }
       }
       if let result = result.take() { then(result) }
     }
   }
 
-  /// What is called at most once.
+  /// A callback that is called at most once.
   private final class Attempt<Value> {
     private var then: ((Value) -> Void)?
     init(_ then: @escaping (Value) -> Void) { self.then = then }
@@ -112,7 +112,7 @@ extension ServeService: OperatedService {
     }
   }
 
-  /// Serves disks that are open. All or none.
+  /// Serves open disks. All or none.
   private func begin(_ opened: some Sequence<(ServeDisk, OpenedDisk)>) -> Result<[String], OperatorRefusal> {
     guard !isEnding else { return .failure(OperatorRefusal("this process is about to end")) }
     var begun: [ServedDisk] = []
@@ -143,7 +143,7 @@ extension ServeService: OperatedService {
       attempt.take()?(
         .failure(
           OperatorRefusal(
-            "\(name) is served no more, but its medium does not answer: what is in flight is not done after \(limit)")))
+            "\(name) is no longer served, but its medium does not answer: requests are still in flight after \(limit)")))
     }
     close(disk) { attempt.take()?(.success(())) }
   }
@@ -156,7 +156,8 @@ extension ServeService: OperatedService {
     }
     guard !isReloading else { return then(.failure(OperatorRefusal("the list is being read already"))) }
     guard !isEnding, control?.giver.isBusy != true else {
-      return then(.failure(OperatorRefusal("the disks are about to go: this process ends, or another one is taking over")))
+      return then(
+        .failure(OperatorRefusal("no disk can be changed any more: this process ends, or another one is taking over")))
     }
     isReloading = true
     manager.reloading()
@@ -188,7 +189,7 @@ extension ServeService: OperatedService {
       guard let disk = served.first(where: { $0.name == name }) else { continue }
       disk.options = options
       disk.device.setLimits(options.limit?.limits ?? RateLimits())
-      log.note("the limits of \(name) are \(disk.device.limits.words) now")
+      log.note("the limits of \(name) are now \(disk.device.limits.words)")
     }
     let attempt = Attempt(then)
     var waiting = list.removed.count
@@ -202,7 +203,7 @@ extension ServeService: OperatedService {
   }
 }
 
-/// A list that was read again, beside what is served, with what has come open already.
+/// A list that was read again, compared with what is served, and the disks that have been opened for it.
 private struct ReadList {
   let opened: [(ServeDisk, OpenedDisk)]
   /// Names of disks that are not listed any more.

@@ -1,4 +1,4 @@
-/// `vmm-blk serve`: the running server. Its disks come and go while it runs, and none waits for another.
+/// `vmm-blk serve`: the running server. Disks may be added and removed, and none waits for another.
 internal import Control
 internal import Glibc
 internal import Logging
@@ -17,14 +17,14 @@ final class ServeService {
   let log: ServeLog
   let loop: EventLoop
   let manager: ServiceManager
-  /// Watches the drivers; `nil`: nobody does.
+  /// Watches the drivers; `nil`: they are not watched.
   let checks: DriverChecks?
   /// The limit of open files.
   let openFiles: Int
   private let signals: TerminationSignals
   /// SIGUSR1: stalled queues resume.
   private let resumption: TerminationSignals
-  /// SIGHUP: the list of disks is read again, and images are looked at.
+  /// SIGHUP: the list of disks is read again, and the sizes of images are checked.
   private let hangup: TerminationSignals
   /// SIGUSR2: a trace starts or ends.
   private let traceFile: TraceFile?
@@ -38,21 +38,21 @@ final class ServeService {
   private var page: MetricsServer?
   /// What was given up.
   var sandbox = SandboxReport.off
-  /// Where images of disks that are added may be.
+  /// Where images of added disks may be.
   var openable: [String] = []
-  /// Servers of disks that are added.
+  /// NBD servers that added disks may use.
   var nbd = NBDPermission()
   private(set) var isEnding = false
-  /// Disks are being taken over: until each has an owner, nothing may come between.
+  /// Disks are being taken over: until each has an owner, nothing may interfere.
   private var isTaking = false
-  /// A signal to end that came then.
+  /// A signal to end that arrived in the meantime.
   private var postponed: Int32?
   /// Lists and images that are being opened, each by a helper of its own: a medium may never answer.
   var opening = 0
   /// One of them is the list of disks.
   var isReloading = false
 
-  /// Before the devices make threads, which inherit that these signals are not theirs.
+  /// Before the devices make threads, which inherit that these signals are blocked.
   init(_ command: ServeCommand) throws {
     self.command = command
     Startup.ignoreStraySignals()
@@ -74,10 +74,10 @@ final class ServeService {
     let taker = try command.takeover.taker(on: .vhostUser, in: loop, log: log)
     served = try taker.map { try prepare($0, list) } ?? open(list)
     log.noteEngines(of: served.map(\.device))
-    // The loop holds what its handlers hold, so the files do not go by themselves.
+    // The loop retains what its handlers retain, so the files are not closed by themselves.
     defer { removeFiles() }
     let listener = try command.takeover.listen()
-    // Of one that takes over, it comes when the address is free.
+    // In a takeover it follows when the address is free.
     if taker == nil { page = try command.figures.server(of: figures, in: loop) }
     try attendSignals()
     for disk in served { endWithFrontend(disk) }
@@ -93,7 +93,7 @@ final class ServeService {
       }
       try loop.run()
     } catch {
-      // Whatever was the matter, queues that run are stopped before the images are closed.
+      // Whatever failed, running queues are stopped before the images are closed.
       end()
       try loop.run()
       throw error
@@ -112,7 +112,7 @@ final class ServeService {
     log.warn("abandoned, because the medium does not answer: " + left.joined(separator: "; "))
     removeFiles()
     People.flush()
-    // Whoever released the images now would wait for the same medium.
+    // Releasing the images now would wait for the same medium.
     _exit(ExitStatus.leftBehind.rawValue)
   }
 
@@ -125,7 +125,7 @@ final class ServeService {
     page?.close()
   }
 
-  /// A disk on one connection is over when that is: nobody else can come.
+  /// A disk on a single connection ends with it: nobody else can connect.
   private func endWithFrontend(_ disk: ServedDisk) {
     guard case .connected = disk.socket else { return }
     disk.server.finished = { [self, unowned disk] in
@@ -137,7 +137,7 @@ final class ServeService {
   // MARK: Signals
 
   private func attendSignals() throws(Errno) {
-    // The loop holds it.
+    // The loop retains it.
     if let traceFile { _ = try TraceOnSignal(traceFile, of: self, in: loop, log: log) }
     _ = try loop.add(signals.descriptor) { [self] _ in
       guard let signal = signals.take() else { return }
@@ -192,39 +192,39 @@ final class ServeService {
     end()
   }
 
-  /// Asks every disk to drain; the loop stops when all have, or when the time is over.
+  /// Asks every disk to drain; the loop stops when all have, or when the time limit has passed.
   func end() {
     guard !isEnding else { return }
     isEnding = true
     manager.stopping()
     control?.giver.end()
     loop.after(limit) { [loop] in loop.stop() }
-    // One more until all are asked: a disk that is closed at once is not the last.
+    // Counts one more until all have been asked: a disk that is closed at once must not be taken for the last one.
     open += 1
     for disk in served { close(disk) {} }
     open -= 1
     if open == 0 { loop.stop() }
   }
 
-  /// How long to wait for disks that do not come to an end.
+  /// How long to wait for disks that do not drain.
   var limit: Duration { .seconds(command.drainTimeout) }
 
   /// Disks that are still to be closed.
   private var open = 0
 
-  /// Drains a disk, which is served no more from this moment on. Its socket's file goes at once, so that another disk can be
-  /// served there.
+  /// Drains a disk, which is no longer served from this moment on. Its socket's file is removed at once, so that another
+  /// disk can be served there.
   ///
   /// - Parameter then: called once when every queue has stopped, if that ever happens.
   func close(_ disk: ServedDisk, then: @escaping () -> Void) {
     served.removeAll { $0 === disk }
     leaving.append(disk)
     open += 1
-    // First: whoever is told that it is over may look for the file.
+    // First: whoever learns that it has ended may look for the file.
     disk.socket.removeFile()
     disk.server.close { [self] in
       open -= 1
-      // The process closes what it has when it ends; before that nobody waits here for an image to be closed.
+      // The kernel closes everything when the process ends; until then nobody waits here for an image to be closed.
       if !isEnding { letGo(disk) }
       then()
       if isEnding, open == 0 { loop.stop() }
@@ -232,7 +232,7 @@ final class ServeService {
     manager.note(state)
   }
 
-  /// A disk is none of ours any more: another process serves it.
+  /// Another process serves a disk: it is no longer ours.
   func forget(_ disk: ServedDisk) {
     served.removeAll { $0 === disk }
     letGo(disk)
@@ -242,13 +242,13 @@ final class ServeService {
   private func letGo(_ disk: ServedDisk) {
     leaving.removeAll { $0 === disk }
     let parcel = Parcel(disk.device)
-    // By then the handlers of this turn, which may hold it as well, are over.
+    // By then the handlers of this turn, which may retain it as well, have returned.
     loop.after(.zero) { ErrandQueue().dispose { parcel.take()?.image.finish() } }
   }
 
   // MARK: Words
 
-  /// Whoever waits until the disks are served is told that they are.
+  /// Reports that the disks are served to whoever waits for that.
   private func sayServed() {
     say(greeting)
     manager.ready(state)
@@ -279,6 +279,6 @@ final class ServeService {
       """
   }
 
-  /// At once, also into a pipe or a file: whoever started us may wait for this line.
+  /// Unbuffered, even into a pipe or a file: whoever started us may wait for this line.
   private func say(_ text: String) { People.output.write(printable(text)) }
 }

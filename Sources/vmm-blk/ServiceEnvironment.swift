@@ -1,11 +1,11 @@
-/// What a service manager says in the environment, read once and taken out of it: it is for this process and no other.
+/// What a service manager passes in the environment, read once and removed from it: it is for this process only.
 internal import Glibc
 
-/// First looked at before there are other threads, for which the environment must stay as it is.
+/// First read before there are other threads, for which the environment must not change.
 struct ServiceEnvironment {
-  /// Where to say how the service does.
+  /// Where to report the state of the service.
   let notifySocket: String?
-  /// Within which time the manager wants to hear of us again and again.
+  /// The watchdog interval of the manager.
   let watchdog: Duration?
   /// Descriptors that were passed, from 3 on.
   let descriptors: Range<Int32>

@@ -5,15 +5,15 @@ internal import Sockets
 internal import SystemPackage
 internal import VirtioCore
 
-/// Tells a service manager how the service does. Where there is none, every call does nothing. It never waits: what the
-/// manager's socket has no room for is said some time later.
+/// Reports the state of the service to a service manager. Without one, every call does nothing. It never waits: what the
+/// manager's socket has no room for is sent later.
 ///
 /// Used on the loop's thread.
 final class ServiceManager {
-  /// `nil`: nobody wants to be told.
+  /// `nil`: there is no manager.
   private let socket: OwnedDescriptor?
   private let address: NotifyAddress?
-  /// How often the manager wants to hear that the loop runs; `nil`: it does not care.
+  /// How often the manager expects to hear that the loop runs; `nil`: never.
   private let watchdog: Duration?
   private unowned let loop: EventLoop
   private let log: ServeLog
@@ -23,7 +23,7 @@ final class ServiceManager {
   private var hasComplained = false
   private var isWatched = false
   private var isStopping = false
-  /// Reloads that are under way.
+  /// Reloads in progress.
   private var reloads = 0
   private var lastStatus = ""
 
@@ -31,7 +31,7 @@ final class ServiceManager {
   private static let unsentLimit = 16
   private static let retryDelay = Duration.milliseconds(20)
 
-  /// Takes what the environment says about the manager out of it, so that no other program takes it for its own.
+  /// Removes what the environment says about the manager, so that no other program uses it.
   init(in loop: EventLoop, log: ServeLog) {
     (self.loop, self.log) = (loop, log)
     let environment = ServiceEnvironment.taken
@@ -49,9 +49,9 @@ final class ServiceManager {
     }
   }
 
-  // MARK: What there is to say
+  // MARK: What is reported
 
-  /// All disks are served. The process that says so is the service from now on, also where it has taken over from another one.
+  /// All disks are served. The process that reports this is the service from now on, also after a takeover.
   ///
   /// - Parameter status: one line for readers.
   func ready(_ status: String) {
@@ -89,14 +89,14 @@ final class ServiceManager {
     say("STOPPING=1", "finishing what is in flight")
   }
 
-  // MARK: Saying it
+  // MARK: Sending
 
   private func say(_ state: String?, _ status: String) {
     guard socket != nil else { return }
     lastStatus = status
     // One line, whatever names are in it.
     let line = "STATUS=" + printable(status)
-    // What is only for readers does not push out what the manager waits for.
+    // A status line for people must not displace what the manager waits for.
     guard state != nil || unsent.isEmpty else { return }
     if unsent.count == Self.unsentLimit { unsent.removeFirst() }
     unsent.append(state.map { $0 + "\n" + line } ?? line)
@@ -130,7 +130,7 @@ final class ServiceManager {
 
   private func keepAlive() {
     guard let watchdog else { return }
-    // Behind what was not said yet there is nothing to add: that says as well that the loop runs.
+    // Nothing needs to be added behind unsent messages: they, too, show that the loop runs.
     if unsent.isEmpty { _ = send("WATCHDOG=1") }
     loop.after(watchdog / 2) { [weak self] in self?.keepAlive() }
   }
@@ -155,7 +155,7 @@ private struct NotifyAddress {
     if isAbstract { bytes[0] = 0 }
     address.sun_family = sa_family_t(AF_UNIX)
     unsafe withUnsafeMutableBytes(of: &address.sun_path) { room in unsafe room.copyBytes(from: bytes) }
-    // An abstract name has no end but its length; a path has its zero.
+    // An abstract name ends with its length; a path ends with a zero.
     length = socklen_t(MemoryLayout<sa_family_t>.size + bytes.count + (isAbstract ? 0 : 1))
   }
 

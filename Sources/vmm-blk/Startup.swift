@@ -1,4 +1,4 @@
-/// The ground that every command stands on: standard descriptors, signals, arguments, and words for readers.
+/// What every command needs first: standard descriptors, signals, arguments, and output.
 internal import CLinux
 internal import Glibc
 internal import Logging
@@ -8,7 +8,7 @@ enum Startup {
   /// The first thing that the program does.
   static func begin() {
     openMissingDescriptors()
-    // A reader that went is an error of the write (EPIPE), and so is a limit of file sizes (EFBIG).
+    // A reader that is gone becomes an error of the write (EPIPE), and so does a limit of file sizes (EFBIG).
     for number in [SIGPIPE, SIGXFSZ] { _ = signal(number, SIG_IGN) }
     _ = atexit { People.flush() }
   }
@@ -19,12 +19,12 @@ enum Startup {
     for number in [SIGHUP, SIGUSR1, SIGUSR2] { _ = signal(number, SIG_IGN) }
   }
 
-  /// Whoever starts a program with standard input, output or error closed gives these numbers to the next files that it opens:
-  /// an image, and then the log is written into it.
+  /// If a program is started with standard input, output or error closed, the next files that it opens get these numbers: an
+  /// image, for instance, and then the log is written into it.
   private static func openMissingDescriptors() {
     for number in Int32(0)...2 where clinux_fcntl_int(number, F_GETFD, 0) < 0 && errno == EBADF {
-      // Both take the lowest free number, which is this one. Where there is no /dev/null a descriptor that can neither be read
-      // nor written does as well.
+      // Both take the lowest free number, which is this one. If there is no /dev/null, a descriptor that can be neither read
+      // nor written will do.
       if unsafe clinux_open("/dev/null", O_RDWR, 0) < 0 { _ = unsafe clinux_open("/", clinux_o_path, 0) }
     }
   }
@@ -46,7 +46,7 @@ enum Startup {
 
   // MARK: The end
 
-  /// Says what there is to say, and ends the program with the status for it.
+  /// Prints the message, and exits with the status for it.
   static func end(_ end: CommandEnd) -> Never {
     if !end.text.isEmpty {
       if end.isMistake { People.error.write(end.text) } else { print(end.text) }
@@ -55,12 +55,12 @@ enum Startup {
   }
 }
 
-/// Lines for whoever started the program or reads its log. They never hold it up.
+/// Lines for whoever started the program or reads its log. They never block it.
 enum People {
   static let output = LineWriter(descriptor: STDOUT_FILENO)
   static let error = LineWriter(descriptor: STDERR_FILENO) { LogLine.line(.warning, nil, "\($0) lines were dropped") }
 
-  /// At the end of the program: gives a reader that is slow, and not one that is gone, the time for the last lines.
+  /// At the end of the program: gives a slow reader time for the last lines, but not one that is gone.
   static func flush() {
     let limit = ContinuousClock.now + .seconds(1)
     for writer in [output, error] { writer.flush(within: limit - .now) }

@@ -1,10 +1,10 @@
-/// Why a takeover came to nothing.
+/// Why a takeover failed.
 internal import Control
 internal import OperatorWords
 internal import VhostUser
 internal import VirtioCore
 
-/// Why a server cannot be taken over from: one sentence.
+/// Why a server cannot be taken over: one sentence.
 enum TakeoverFailure: Error, CustomStringConvertible {
   case silent(String)
   case refused(String, String)

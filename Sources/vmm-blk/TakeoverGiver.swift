@@ -1,4 +1,4 @@
-/// A server that another one takes over from: what it answers on its control socket.
+/// The old server of a takeover: what it answers on its control socket.
 internal import Control
 internal import Glibc
 internal import OperatorWords
@@ -14,15 +14,15 @@ protocol GivenDisk {
   var device: BlockDevice { get }
   /// The state as it is now.
   func describe() -> (Takeover.Part, DescriptorList)
-  /// Brings it to a standstill.
+  /// Stops it.
   ///
-  /// - Parameter then: called once, with why that cannot be done; never after `goOn`.
+  /// - Parameter then: called once, with the reason if it failed; never after `goOn`.
   func pause(then: @escaping (String?) -> Void)
-  /// Continues where it stood, also when it did not come to a standstill.
+  /// Continues where it was, even if it has not stopped completely.
   ///
-  /// - Parameter fromMemory: the taker may have had it, and is gone.
+  /// - Parameter fromMemory: the taker may have served it, and is gone.
   func goOn(fromMemory: Bool)
-  /// The taker may begin: whatever becomes of this process, what tells others that the disk is served stays.
+  /// The taker may begin: whatever happens to this process, everything that tells others that the disk is served stays.
   func leave()
   /// The taker is gone.
   func own()
@@ -39,11 +39,11 @@ final class TakeoverGiver {
     case paused
     /// The taker may begin, or has begun.
     case committed
-    /// So it was, and it is gone, and what it had under way at the medium may not have ended.
+    /// That was so, and the taker is gone, but its requests at the medium may not have completed.
     case abandoned
   }
 
-  /// How often is looked whether a taker that is gone has still something under way, and when it is said that it has.
+  /// How often to check whether a taker that is gone still has requests in flight, and when to report that it has.
   private static let look: UInt32 = 5_000
   private static let notice = Duration.seconds(5)
 
@@ -52,15 +52,15 @@ final class TakeoverGiver {
   private let log: ServeLog
   private let control: Listener
   private var taker: ControlConnection?
-  /// What the taker was told that there is. None comes or goes while it is there.
+  /// The disks that the taker was told about. None is added or removed during the takeover.
   private var disks: [any OperatedDisk] = []
   private var wantsControl = false
   private var current: (disk: Int, phase: Phase)?
-  /// So that the limit of one attempt is not taken for that of the next.
+  /// Distinguishes the time limit of one attempt from that of the next.
   private var attempt = 0
   private var handedOver: Set<Int> = []
   private var isEnding = false
-  /// Asks the kernel about locks, which a medium on a network may hold up.
+  /// Asks the kernel about locks, which a medium on a network may delay.
   private let errands = ErrandQueue()
 
   init(of service: any OperatedService, control: Listener, in loop: EventLoop, log: ServeLog) {
@@ -70,11 +70,11 @@ final class TakeoverGiver {
     self.log = log
   }
 
-  /// A taker is there: the disks are not to be changed.
+  /// A taker is connected: the disks must not be changed.
   var isBusy: Bool { taker != nil || current != nil }
   func isTaker(_ connection: ControlConnection) -> Bool { connection === taker }
 
-  /// This process is about to end: no disk may begin elsewhere any more.
+  /// This process is about to end: no disk may be handed over any more.
   func end() { isEnding = true }
 
   /// A line that came over the control socket.
@@ -114,7 +114,7 @@ final class TakeoverGiver {
     if let kept = service.disks.first(where: \.device.image.keepsTables) {
       return refuse(
         connection,
-        "\(kept.name) is a qcow2 image that is written to, and no other process can go on with it: stop this server, then start the other"
+        "\(kept.name) is a qcow2 image that is written to, and no other process can take it over: stop this server, then start the other"
       )
     }
     if let current {
@@ -133,7 +133,7 @@ final class TakeoverGiver {
       ))
   }
 
-  /// - Parameter phase: that the disk has to be in; `nil`: in none, and none other either.
+  /// - Parameter phase: the phase that the disk has to be in; `nil`: no disk may be in any.
   private func with(
     _ request: Takeover.Request, _ connection: ControlConnection, in phase: Phase? = nil, _ act: (Int) -> Void
   ) {
@@ -184,7 +184,7 @@ final class TakeoverGiver {
   }
 
   private func commit(_ index: Int, _ connection: ControlConnection) {
-    // From here on the taker may serve it, so whatever becomes of this process: lock, and socket or role, stay.
+    // From here on the taker may serve it, so whatever happens to this process: lock, and socket or role, stay.
     leave(index)
     current = (index, .committed)
     connection.answer(ControlLine(Takeover.Answer()))
@@ -204,7 +204,7 @@ final class TakeoverGiver {
     service.handedOver(disks[index].name)
   }
 
-  // MARK: When it does not come to that
+  // MARK: When it fails
 
   private func takerIsGone() {
     taker = nil
@@ -214,18 +214,18 @@ final class TakeoverGiver {
       log.warn("\(disks[current.disk].name) stays here, because the server that was taking it over is gone")
       resume()
     case .committed: waitForMedium(current.disk)
-    // Nobody is let in until then.
+    // Nobody is accepted until then.
     case .abandoned: break
     }
   }
 
-  /// Nobody is there, and no disk is held for anybody: the list was that taker's.
+  /// No taker is connected, and no disk is held for one: the list belonged to that taker.
   private func settle() {
     if !isBusy { disks = [] }
   }
 
-  /// The taker may have begun, and what it has submitted may still be executed. What is done again here must not be overtaken
-  /// by that, and no buffer of the guest's may be given back before a read that is late has written to it.
+  /// The taker may have begun, and what it has submitted may still be executed. That must not overtake what is resubmitted
+  /// here, and no buffer may be given back to the guest before a late read has written to it.
   private func waitForMedium(_ index: Int) {
     current = (index, .abandoned)
     let (image, name) = (disks[index].device.image, disks[index].name)
@@ -245,14 +245,14 @@ final class TakeoverGiver {
   }
 
   private func isTooSlow(_ attempt: Int) {
-    // One that may have begun is not raced, however slow it is: only its end gives the disk back.
+    // A taker that may have begun is not raced, however slow it is: only its end gives the disk back.
     guard attempt == self.attempt, let current, current.phase == .pausing || current.phase == .paused else { return }
     log.warn(
       current.phase == .pausing
         ? "\(disks[current.disk].name) stays here, because it could not be quiesced within \(Takeover.limit)"
         : "\(disks[current.disk].name) stays here, because the server that was taking it over does not continue")
     guard let taker else { return }
-    // Whatever it says from now on is about something that is over. Its end resumes the disk.
+    // Whatever it sends from now on is out of date. Its end resumes the disk.
     taker.close()
   }
 

@@ -1,5 +1,4 @@
-/// What two servers say to each other when one takes over from the other: lines of JSON on the control socket, described in
-/// Docs/takeover.md.
+/// The messages of a takeover: lines of JSON on the control socket, described in Docs/takeover.md.
 internal import Glibc
 internal import MemoryFile
 internal import SystemPackage
@@ -8,7 +7,7 @@ internal import VhostUser
 enum Takeover {
   /// Of the messages, the state included. A member that changes its meaning, or one that has to be understood, makes a new one.
   static let version = 1
-  /// How long a disk may stand still for a server that takes it over, before it continues where it was.
+  /// How long a disk may be stopped for a server that takes it over, before it continues where it was.
   static let limit = Duration.seconds(10)
 
   /// How a disk reaches its guest.
@@ -20,17 +19,17 @@ enum Takeover {
   /// What one asks.
   struct Request: Codable {
     enum Verb: String, Codable {
-      /// Says who asks, and which version is spoken. First of all.
+      /// The first message: who asks, and which version of the protocol.
       case takeOver = "take-over"
       /// The state of a disk, which continues.
       case describe
-      /// The state of a disk that is at rest from then on.
+      /// The state of a disk that is stopped from then on.
       case pause
-      /// The disk is held there: is it to begin?
+      /// The disk is held at the taker: may it begin?
       case commit
       /// It has begun.
       case served
-      /// It cannot be done: the disk continues here.
+      /// It failed: the disk continues at the old server.
       case resume
     }
 
@@ -39,7 +38,7 @@ enum Takeover {
     var disk: String?
     /// With `resume`: why, for the log.
     var reason: String?
-    /// With `take-over`: the control socket is wanted, too.
+    /// With `take-over`: whether the control socket is wanted, too.
     var wantsControl: Bool?
   }
 
@@ -65,9 +64,9 @@ enum Takeover {
     var server: ServerState?
     /// With a memory file.
     var file: File?
-    /// What the disk may do in a second, in the words of `--limit`; `nil`: what it likes.
+    /// The limits of the disk, in the words of `--limit`; `nil`: none.
     var limits: String?
-    /// When it came to a standstill, nanoseconds of CLOCK_MONOTONIC; `nil`: it continues.
+    /// When it stopped, nanoseconds of CLOCK_MONOTONIC; `nil`: it continues.
     var stillSince: UInt64?
   }
 
@@ -97,7 +96,7 @@ enum Takeover {
     var flushFailed: Bool
   }
 
-  /// The answer to `commit`, `served` and `resume`, and to what cannot be done.
+  /// The answer to `commit`, `served` and `resume`, and to requests that fail.
   struct Answer: Codable {
     /// Why not: one sentence.
     var error: String?
@@ -124,7 +123,7 @@ extension Takeover.Disk {
     }
   }
 
-  /// `nil`: it brings none that is known here.
+  /// `nil`: it contains none that is known here.
   var part: Takeover.Part? { server.map { .server($0) } ?? file.map { .file($0) } }
 }
 

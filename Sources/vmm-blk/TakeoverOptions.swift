@@ -1,4 +1,4 @@
-/// Options and steps that every command has in common whose process can replace another one, or be replaced.
+/// Options and steps that are common to all commands whose process can replace another one, or be replaced.
 internal import ArgumentParser
 internal import Control
 internal import Sockets
@@ -17,7 +17,7 @@ struct TakeoverOptions: ParsableArguments {
 
   static let noRecord = ValidationError("--record starts a new file, so it cannot be combined with --take-over.")
 
-  /// Who takes over, if anybody is to be taken over from.
+  /// The taker, if there is a server to take over from.
   func taker(on transport: Takeover.Transport, in loop: EventLoop, log: ServeLog) throws -> TakeoverTaker? {
     try takeOver.map { try TakeoverTaker($0, on: transport, wantsControl: wantsControl, in: loop, log: log) }
   }
@@ -28,13 +28,13 @@ struct TakeoverOptions: ParsableArguments {
     return Takeover.absolute(control) == Takeover.absolute(takeOver)
   }
 
-  /// A control socket that is not to come from the old server.
+  /// A control socket that does not come from the old server.
   func listen() throws -> Listener? {
     guard let control, !wantsControl else { return nil }
     return try Listener(path: control)
   }
 
-  /// The control socket of the old server, if that was wanted and has come.
+  /// The control socket of the old server, if it was requested and received.
   func adopt(from taker: TakeoverTaker, _ log: ServeLog) -> Listener? {
     guard let control, wantsControl else { return nil }
     do {

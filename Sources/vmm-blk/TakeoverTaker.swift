@@ -1,4 +1,4 @@
-/// A server that takes over from another one: what it asks on that one's control socket.
+/// The new server of a takeover: what it asks on the old server's control socket.
 internal import Control
 internal import Glibc
 internal import OperatorWords
@@ -7,37 +7,37 @@ internal import VhostUser
 internal import VirtioBlkDevice
 internal import VirtioCore
 
-/// A disk that is to be served here: the steps that its transport takes.
+/// A disk that is about to be served here: the steps that its transport takes.
 protocol TakenDisk {
   /// As the other server calls it.
   var name: String { get }
   /// As the log calls it.
   var place: String { get }
   var device: BlockDevice { get }
-  /// Who closes the descriptors that come with its state.
+  /// Closes the descriptors that come with its state.
   var errands: ErrandQueue { get }
-  /// Makes ready what can be while the other server still serves.
+  /// Prepares what is possible while the other server still serves.
   ///
-  /// - Parameter then: called once, with why it cannot be done here.
+  /// - Parameter then: called once, with the reason if it failed.
   func prepare(_ part: Takeover.Part, _ list: DescriptorList, then: @escaping (String?) -> Void)
-  /// Continues with the state at which the other server stopped, as far as that goes before it is over with it.
+  /// Continues from the state at which the other server stopped, as far as possible before that one has released it.
   ///
-  /// - Parameter then: called once, with why that cannot be done here. After a failure only `giveBack` may follow, otherwise
+  /// - Parameter then: called once, with the reason if it failed. After a failure only `giveBack` may follow, otherwise
   ///   `release`.
   func adopt(_ part: Takeover.Part, _ list: DescriptorList, then: @escaping (String?) -> Void)
-  /// The other server is over with it: it begins here.
+  /// The other server has released it: it starts here.
   func release()
   /// The other server keeps it.
   func giveBack()
 }
 
-/// Everything that is slow or can fail is done while the other server still serves; then one disk after the other changes
-/// hands.
+/// Everything that is slow or can fail is done while the other server still serves; then the disks are handed over one after
+/// the other.
 final class TakeoverTaker {
-  /// Makes a disk of the state that the other server describes.
+  /// Makes a disk from the state that the other server describes.
   typealias Maker = (_ state: Takeover.Disk, _ list: DescriptorList, _ errands: ErrandQueue) throws -> any TakenDisk
 
-  /// Answers that do not depend on a medium.
+  /// The time limit for answers that do not depend on a medium.
   private static let patience = Duration.seconds(30)
 
   private let path: String
@@ -49,10 +49,10 @@ final class TakeoverTaker {
   private var disks: [any TakenDisk] = []
   /// Disks that are served here.
   private var taken: Set<Int> = []
-  /// The other server's control socket, where it was wanted.
+  /// The other server's control socket, if it was requested.
   private(set) var control: OwnedDescriptor?
   private var isWaiting = false
-  /// What kept a disk from changing hands.
+  /// What prevented the handover of a disk.
   private(set) var failures: [TakeoverFailure] = []
 
   /// - Parameters:
@@ -82,7 +82,7 @@ final class TakeoverTaker {
     return greeting.disks.map(\.disk)
   }
 
-  /// Makes a disk ready, one of `greet`.
+  /// Prepares a disk, one of those from `greet`.
   func prepare(_ name: String, make: Maker) throws {
     let errands = ErrandQueue()
     let line = try ask(Takeover.Request(request: .describe, disk: name), errands: errands)
@@ -134,14 +134,14 @@ final class TakeoverTaker {
     }
   }
 
-  /// The loop is stopped for this wait alone, not for those who run it afterwards.
+  /// The loop is stopped for this wait only, not for its later users.
   private func stopWaiting() { if isWaiting { loop.stop() } }
 
   // MARK: One disk after the other
 
-  /// Takes every disk that was made ready. What cannot be taken stays with the other server.
+  /// Takes every disk that was prepared. What cannot be taken stays with the other server.
   ///
-  /// - Parameter then: called once when none is left to be taken.
+  /// - Parameter then: called once when none is left to take.
   func takeAll(then: @escaping () -> Void) { take(0, then) }
 
   private func take(_ index: Int, _ then: @escaping () -> Void) {
@@ -168,7 +168,7 @@ final class TakeoverTaker {
     let disk = disks[index]
     ask(.commit, disk) { [self] _ in
       disk.device.image.ownLock()
-      // Those of the operator, where this process was told none.
+      // The operator's limits, if this process was given none.
       if disk.device.limits.isEmpty, let words = state.limits, let change = LimitChange(argument: words) {
         disk.device.setLimits(change.limits)
       }
@@ -224,7 +224,7 @@ final class TakeoverTaker {
     }
   }
 
-  /// Whether a disk is served here, one of `greet`.
+  /// Whether a disk, one of those from `greet`, is served here.
   func hasTaken(_ name: String) -> Bool { taken.contains { disks[$0].name == name } }
 
   /// Some disk is served here.

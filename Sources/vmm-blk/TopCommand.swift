@@ -44,7 +44,7 @@ struct TopCommand: ParsableCommand {
   }
 }
 
-/// Asks again and again, and shows what came between two answers.
+/// Polls the server, and shows the difference between two answers.
 private final class Top {
   private let path: String
   private let loop: EventLoop
@@ -122,7 +122,7 @@ private final class Top {
 private struct Screen {
   private let before: termios
 
-  /// `nil`: there is none, or somebody else has its keyboard.
+  /// `nil`: there is none, or another program reads its keyboard.
   init?() {
     guard isatty(STDOUT_FILENO) == 1, isatty(STDIN_FILENO) == 1 else { return nil }
     var settings = termios()
@@ -146,7 +146,7 @@ private struct Screen {
     write("\u{1b}[H" + lines.map { $0 + "\u{1b}[K" }.joined(separator: "\n") + "\u{1b}[J")
   }
 
-  /// Reads what was typed. The end of the keyboard is the end, too.
+  /// Reads what was typed. The end of the input ends the program, too.
   static func wantsToQuit() -> Bool {
     var keys = [UInt8](repeating: 0, count: 64)
     let count = unsafe read(STDIN_FILENO, &keys, keys.count)

@@ -53,7 +53,7 @@ struct TraceCommand: ParsableCommand {
   @Flag(help: "Record every request, at whatever cost. (default: up to 2048 records per tenth of a second)")
   var all = false
 
-  /// Records that a thread writes within a tenth of a second, for some thousandths of its time.
+  /// How many records a thread writes within a tenth of a second; they take a few thousandths of its time.
   private static let budget = 2048
 
   @Flag(
@@ -104,18 +104,18 @@ struct TraceCommand: ParsableCommand {
     return request
   }
 
-  /// All of them at the same time. Whatever goes wrong on the way, nothing is traced any more afterwards.
+  /// Traces all of them at the same time. Whatever fails on the way, no trace is left running.
   private func traced(
     _ server: CtlSession, _ names: [String], _ signals: TerminationSignals
   ) throws -> ([TracedDisk], KernelTrace?) {
-    // Before anything is traced: what it cannot have is said at once.
+    // Before anything is traced, so that what is missing is reported at once.
     let process = kernel ? try server.ask(Operator.Request(request: .status), Operator.Service.self).process : 0
     let kernelTracing = kernel ? try KernelTracing(process: process) : nil
     var begun: [String] = []
     defer { for name in begun { _ = try? server.ask(request(.drop, name)) } }
     for name in names {
       var start = request(.start, name)
-      // It ends by itself a little later than we ask, if we do.
+      // If we do not end it, it ends by itself a little later.
       start.milliseconds = min(Int(seconds * 1000) + 5000, 3_600_000)
       start.records = records
       start.budget = all ? nil : Self.budget
@@ -125,14 +125,14 @@ struct TraceCommand: ParsableCommand {
     try kernelTracing?.start()
     var entry = pollfd(fd: signals.descriptor, events: Int16(POLLIN), revents: 0)
     _ = unsafe poll(&entry, 1, Int32(seconds * 1000))
-    // First all are stopped, so that reading one is not part of the other.
-    // A disk that is gone by now takes no other's records along.
+    // All are stopped first, so that reading one does not appear in another. A disk that is gone by now does not spoil the
+    // others.
     let ends = try attempts(names) { try server.ask(request(.stop, $0), Operator.Trace.self) }
     let inKernel = try kernelTracing?.finish()
     return (try attempts(ends) { try disk($0, server) }, inKernel)
   }
 
-  /// The outcome of each; what fails is told, and fails as a whole if nothing comes of any.
+  /// The outcome for each disk; failures are reported, and are an error if all fail.
   private func attempts<Each, Result>(_ list: [Each], _ attempt: (Each) throws -> Result) throws -> [Result] {
     var results: [Result] = []
     for (index, each) in list.enumerated() {
@@ -144,7 +144,7 @@ struct TraceCommand: ParsableCommand {
     return results
   }
 
-  /// Fetches what was recorded of a disk.
+  /// Fetches the records of a disk.
   private func disk(_ trace: Operator.Trace, _ server: CtlSession) throws -> TracedDisk {
     guard trace.format == TraceRecord.format else { throw TraceFailure.otherFormat(trace.format) }
     var disk = TracedDisk(name: trace.disk, engine: trace.engine, start: trace.start, end: trace.end)
@@ -171,7 +171,7 @@ struct TraceCommand: ParsableCommand {
   }
 }
 
-/// Why nothing came of it: one sentence.
+/// Why there is no trace: one sentence.
 private enum TraceFailure: Error, CustomStringConvertible, ErrorWithStatus {
   case noDisk
   case otherFormat(Int)

@@ -16,9 +16,9 @@ struct TraceFileOptions: ParsableArguments {
         + "Chrome and Perfetto.", valueName: "file"))
   var traceFile: String?
 
-  /// Opens the file, if there is to be one. What it holds stays there until the first trace is written.
+  /// Opens the file, if one was given. Its contents stay until the first trace is written.
   ///
-  /// Before other threads start, which inherit that the signal is not theirs, and before the sandbox closes.
+  /// Before other threads start, which inherit that the signal is blocked, and before the sandbox closes.
   func open() throws -> TraceFile? { try traceFile.map { try TraceFile($0) } }
 }
 
@@ -31,7 +31,7 @@ struct TraceFile {
   init(_ path: String) throws {
     self.path = path
     do {
-      // Nobody may be held up by a pipe that nobody reads.
+      // A pipe that nobody reads must not block anything.
       file = try FileDescriptor.open(
         FilePath(path), .writeOnly, options: [.create, .closeOnExec, .nonBlocking], permissions: .init(rawValue: 0o644))
       _ = try file.seek(offset: 0, from: .start)
@@ -42,13 +42,13 @@ struct TraceFile {
   }
 }
 
-/// Used on the loop's thread. The text is made and written by a helper, because the file's medium may take any time.
+/// Used on the loop's thread. A helper makes and writes the text, because the file's medium may take arbitrarily long.
 final class TraceOnSignal {
   /// Of each thread, as `vmm-blk trace` asks for if nothing else is said.
   private static let records = 65536
   /// Of each thread, in a tenth of a second.
   static let budget = 2048
-  /// How long threads that stand still are waited for.
+  /// How long to wait for threads that do not respond.
   private static let patience = Duration.seconds(5)
 
   private enum State {
@@ -149,7 +149,7 @@ final class TraceOnSignal {
     }
   }
 
-  /// Of one disk, and nobody's but the helper's.
+  /// The trace of one disk, used only by the helper.
   private struct Recorded: Sendable {
     let name: String
     let engine: String

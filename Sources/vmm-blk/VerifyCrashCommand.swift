@@ -73,7 +73,7 @@ struct VerifyCrashCommand: ParsableCommand {
     if plant != nil { options.engines = [.sync] }
     options.folder = folder
     options.plant = plant
-    // Said at once, so that a run that never ends can be repeated, too.
+    // Printed at once, so that a run that never ends can be repeated as well.
     if !json { print("seed \(seed)") }
     let isShown = isatty(STDERR_FILENO) == 1
     let start = ContinuousClock.now
@@ -191,7 +191,7 @@ struct VerifyCrashCommand: ParsableCommand {
   }
 }
 
-/// There are images on which something promised is missing.
+/// There are images on which something that was promised is missing.
 struct CrashCheckFailure: Error, CustomStringConvertible {
   var violated: Int
   var images: Int

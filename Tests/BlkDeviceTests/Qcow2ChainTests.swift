@@ -30,7 +30,7 @@ import VirtioCore
       ("DIR/in/top?\(middle)", "?backing=FORMAT:PATH"),
       ("DIR/in/top?\(middle)&backing=raw:DIR/in/top", "is another file"),
       ("DIR/in/top?backing=raw:DIR/in/base", "is another file"),
-      ("DIR/in/top?\(middle)&backing=qcow2:DIR/in/base", "does not begin as a qcow2"),
+      ("DIR/in/top?\(middle)&backing=qcow2:DIR/in/base", "does not start with a qcow2"),
       ("DIR/in/top?\(middle)&backing=raw:DIR/in/base&backing=raw:DIR/in/base", "names no backing file"),
       ("DIR/in/top?\(middle)&backing=raw:DIR/none/base", "No such file"),
       ("DIR/in/top?\(middle)&backing=raw:DIR/in/base&data-file=DIR/in/base", "leave data-file out"),
@@ -54,11 +54,11 @@ import VirtioCore
     ("/etc/passwd", "raw", "is not below"), ("../out/base", "raw", "is not below"),
     ("/DIR/in/../out/base", "raw", "is not below"),
     ("link", "raw", "or only through a link"), ("linked/base", "raw", "linked/base"),
-    ("nbd:localhost:10809", "raw", "words of another program"),
-    (#"json:{"driver":"file","filename":"/etc/passwd"}"#, "raw", "words of another program"),
-    ("file:base", "raw", "words of another program"), ("base", "vmdk", "only raw and qcow2"), ("base", "", "of what format"),
+    ("nbd:localhost:10809", "raw", "not the path of a file"),
+    (#"json:{"driver":"file","filename":"/etc/passwd"}"#, "raw", "not the path of a file"),
+    ("file:base", "raw", "not the path of a file"), ("base", "vmdk", "only raw and qcow2"), ("base", "", "does not say which format"),
     ("pipe", "raw", "neither a regular file"), (".", "raw", "is not below"), ("none", "raw", "No such file"),
-    ("top", "qcow2", "is under itself"),
+    ("top", "qcow2", "is its own backing file"),
   ]) func whatAnImageNamesIsNotFollowed(name: String, format: String, sentence: String) throws {
     let folder = try chain()
     try FileManager.default.createSymbolicLink(atPath: folder.place("in/link"), withDestinationPath: folder.place("out/base"))

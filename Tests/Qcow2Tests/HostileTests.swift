@@ -50,18 +50,18 @@ import Testing
   }
 
   static let inHeader: [Fault] = [
-    Fault("empty", "does not begin") { $0 = [] },
-    Fault("three bytes", "does not begin") { $0 = Array($0.prefix(3)) },
-    Fault("another format", "does not begin") { $0[3] = 0 },
-    Fault("cut within the header of version 2", "less than its header") { $0 = Array($0.prefix(71)) },
-    Fault("cut within the header of version 3", "less than its header") { $0 = Array($0.prefix(103)) },
-    Fault("cut within a longer header", "less than its header") {
+    Fault("empty", "does not start") { $0 = [] },
+    Fault("three bytes", "does not start") { $0 = Array($0.prefix(3)) },
+    Fault("another format", "does not start") { $0[3] = 0 },
+    Fault("cut within the header of version 2", "shorter than its header") { $0 = Array($0.prefix(71)) },
+    Fault("cut within the header of version 3", "shorter than its header") { $0 = Array($0.prefix(103)) },
+    Fault("cut within a longer header", "shorter than its header") {
       $0.put32(4096, at: 100)
       $0 = Array($0.prefix(4095))
     },
-    Fault("version 0", "version 0") { $0.put32(0, at: 4) },
-    Fault("version 1", "version 1") { $0.put32(1, at: 4) },
-    Fault("version 4", "version 4") { $0.put32(4, at: 4) },
+    Fault("version 0", "version is 0") { $0.put32(0, at: 4) },
+    Fault("version 1", "version is 1") { $0.put32(1, at: 4) },
+    Fault("version 4", "version is 4") { $0.put32(4, at: 4) },
     Fault("clusters of 256 bytes", "2^8") { $0.put32(8, at: 20) },
     Fault("clusters of 4 MiB", "2^22") { $0.put32(22, at: 20) },
     Fault("clusters of 2^4294967295", "2^4294967295") { $0.put32(.max, at: 20) },
@@ -85,19 +85,19 @@ import Testing
     Fault("AES", "encrypted") { $0.put32(1, at: 32) },
     Fault("LUKS", "encrypted") { $0.put32(2, at: 32) },
     Fault("no such encryption", "encrypted") { $0.put32(77, at: 32) },
-    Fault("no such compression", "compressed in a way") {
+    Fault("no such compression", "compression type") {
       put(&$0, 0, 0)
       $0.put32(112, at: 100)
       $0[104] = 2
       $0.put64(8, at: 72)
     },
-    Fault("zstd without its bit", "contradicts itself about how") {
+    Fault("zstd without its bit", "contradicts itself about the compression type") {
       put(&$0, 0, 0)
       $0.put32(112, at: 100)
       $0[104] = 1
     },
-    Fault("the bit of compression with zlib", "contradicts itself about how") { $0.put64(8, at: 72) },
-    Fault("subclusters in clusters of 8 KiB", "16 KiB are the least", extended: true) { $0.put32(13, at: 20) },
+    Fault("the bit of compression with zlib", "contradicts itself about the compression type") { $0.put64(8, at: 72) },
+    Fault("subclusters in clusters of 8 KiB", "clusters of at least 16 KiB", extended: true) { $0.put32(13, at: 20) },
     Fault("refcounts of 128 bits", "2^7 bits") { $0.put32(7, at: 96) },
     Fault("refcounts of 2^4294967295 bits", "2^4294967295 bits") { $0.put32(.max, at: 96) },
     Fault("backing name past the cluster", "backing file") {
@@ -128,13 +128,13 @@ import Testing
     Fault("backing name with a NUL", "backing file", backing: "base") { bytes in
       bytes[Int(bytes.word64(8)) + 1] = 0
     },
-    Fault("extension past the cluster", "longer than the room") { put(&$0, 0x1234, 65536 - 111) },
-    Fault("extension of 4 GiB", "longer than the room") { put(&$0, 0x1234, .max) },
-    Fault("extension into the backing name", "longer than the room", backing: "base") { bytes in
+    Fault("extension past the cluster", "does not fit into the header") { put(&$0, 0x1234, 65536 - 111) },
+    Fault("extension of 4 GiB", "does not fit into the header") { put(&$0, 0x1234, .max) },
+    Fault("extension into the backing name", "does not fit into the header", backing: "base") { bytes in
       let name = Int(bytes.word64(8))
       bytes.put32(UInt32(name - 111), at: 108)
     },
-    Fault("backing format of 16 bytes", "not what it has to be") {
+    Fault("backing format of 16 bytes", "invalid contents") {
       put(&$0, 0xe279_2aca, 16, [UInt8](repeating: 65, count: 16))
     },
     Fault("backing format twice", "more than once") {
@@ -142,10 +142,10 @@ import Testing
       $0.put32(0xe279_2aca, at: 120)
       $0.put32(3, at: 124)
     },
-    Fault("data file without a name", "not what it has to be") { put(&$0, 0x4441_5441, 0) },
-    Fault("data file with a NUL", "not what it has to be") { put(&$0, 0x4441_5441, 4, [97, 0, 97, 97]) },
-    Fault("bitmaps of another length", "not what it has to be") { put(&$0, 0x2385_2875, 16) },
-    Fault("bitmaps with a reserved word", "not what it has to be") { put(&$0, 0x2385_2875, 24, [0, 0, 0, 1, 0, 0, 0, 1]) },
+    Fault("data file without a name", "invalid contents") { put(&$0, 0x4441_5441, 0) },
+    Fault("data file with a NUL", "invalid contents") { put(&$0, 0x4441_5441, 4, [97, 0, 97, 97]) },
+    Fault("bitmaps of another length", "invalid contents") { put(&$0, 0x2385_2875, 16) },
+    Fault("bitmaps with a reserved word", "invalid contents") { put(&$0, 0x2385_2875, 24, [0, 0, 0, 1, 0, 0, 0, 1]) },
     Fault("a directory of bitmaps past the end", "directory of bitmaps") {
       var data = [UInt8](repeating: 0, count: 24)
       data.put32(1, at: 0)
@@ -154,38 +154,38 @@ import Testing
       put(&$0, 0x2385_2875, 24, data)
       $0.put64(1, at: 88)
     },
-    Fault("a disk of 2^64 − 1 bytes", "larger than a disk can be") { $0.put64(.max, at: 24) },
-    Fault("a disk of 2^62 bytes", "larger than a disk can be") { $0.put64(1 << 62, at: 24) },
+    Fault("a disk of 2^64 − 1 bytes", "larger than the format allows") { $0.put64(.max, at: 24) },
+    Fault("a disk of 2^62 bytes", "larger than the format allows") { $0.put64(1 << 62, at: 24) },
     Fault("a disk larger than its L1 table", "needs 2") { $0.put64(1 << 30, at: 24) },
     Fault("no L1 table", "has 0 entries") { $0.put32(0, at: 36) },
     Fault("an L1 table of 2^32 − 1 entries", "4294967295 entries") { $0.put32(.max, at: 36) },
     Fault("an L1 table past the end", "L1 table at 1099511627776") { $0.put64(1 << 40, at: 40) },
     Fault("an L1 table at 2^63", "L1 table at 9223372036854775808") { $0.put64(1 << 63, at: 40) },
     Fault("an L1 table at 2^64 − 65536", "L1 table at") { $0.put64(0 &- 65536, at: 40) },
-    Fault("an L1 table across the end", "not wholly in the file") {
+    Fault("an L1 table across the end", "beyond the end of the file") {
       $0.put64(UInt64(7 * cluster), at: 40)
       $0.put32(8193, at: 36)
     },
-    Fault("an L1 table within a cluster", "not where a cluster begins") { $0.put64(UInt64(level1 + 512), at: 40) },
-    Fault("an L1 table in the header", "in the same place") { $0.put64(0, at: 40) },
-    Fault("an L1 table in the refcount table", "in the same place") { $0.put64(UInt64(table), at: 40) },
+    Fault("an L1 table within a cluster", "not the start of a cluster") { $0.put64(UInt64(level1 + 512), at: 40) },
+    Fault("an L1 table in the header", "overlap") { $0.put64(0, at: 40) },
+    Fault("an L1 table in the refcount table", "overlap") { $0.put64(UInt64(table), at: 40) },
     Fault("no refcount table", "no refcount table") { $0.put32(0, at: 56) },
-    Fault("a refcount table of 4 GiB", "8 MiB are the most") { $0.put32(65536, at: 56) },
+    Fault("a refcount table of 4 GiB", "maximum is 8 MiB") { $0.put32(65536, at: 56) },
     Fault("a refcount table past the end", "refcount table at") { $0.put64(1 << 50, at: 48) },
-    Fault("a refcount table in the header", "in the same place") { $0.put64(0, at: 48) },
-    Fault("a refcount table within a cluster", "not where a cluster begins") { $0.put64(UInt64(table + 8), at: 48) },
+    Fault("a refcount table in the header", "overlap") { $0.put64(0, at: 48) },
+    Fault("a refcount table within a cluster", "not the start of a cluster") { $0.put64(UInt64(table + 8), at: 48) },
     Fault("65537 snapshots", "65537 snapshots") { $0.put32(65537, at: 60) },
     Fault("a snapshot table past the end", "snapshot table") { $0.put64(1 << 45, at: 64) },
-    Fault("a snapshot table in the L1 table", "in the same place") { $0.put64(UInt64(level1), at: 64) },
-    Fault("a snapshot table within a cluster", "not where a cluster begins") { $0.put64(UInt64(snapshots + 16), at: 64) },
+    Fault("a snapshot table in the L1 table", "overlap") { $0.put64(UInt64(level1), at: 64) },
+    Fault("a snapshot table within a cluster", "not the start of a cluster") { $0.put64(UInt64(snapshots + 16), at: 64) },
   ]
 
   static let inTables: [Fault] = [
     Fault("L1 entry with a low bit", "bits that have to be 0") { $0[level1 + 7] |= 1 },
     Fault("L1 entry with a high bit", "bits that have to be 0") { $0[level1] |= 0x40 },
-    Fault("L2 table within a cluster", "not where a cluster begins") { $0.put64(1 << 63 | UInt64(level2 + 512), at: level1) },
-    Fault("L2 table past the end", "not wholly in the file") { $0.put64(1 << 63 | 1 << 50, at: level1) },
-    Fault("L2 table across the end", "in the file") { bytes in
+    Fault("L2 table within a cluster", "not the start of a cluster") { $0.put64(1 << 63 | UInt64(level2 + 512), at: level1) },
+    Fault("L2 table past the end", "beyond the end of the file") { $0.put64(1 << 63 | 1 << 50, at: level1) },
+    Fault("L2 table across the end", "end of the file") { bytes in
       bytes.put64(1 << 63 | UInt64(7 * cluster), at: level1)
       bytes = Array(bytes.dropLast(cluster - 8))
     },
@@ -200,7 +200,7 @@ import Testing
       $0[level2 + 7] |= 1
     },
     Fault("zero flag beside subclusters", "bits that have to be 0", extended: true) { $0[level2 + 7] |= 1 },
-    Fault("data within a cluster", "not where a cluster begins") { $0.put64(1 << 63 | UInt64(5 * cluster + 512), at: level2) },
+    Fault("data within a cluster", "not the start of a cluster") { $0.put64(1 << 63 | UInt64(5 * cluster + 512), at: level2) },
     Fault("data past the end", "exceeds the end") { $0.put64(1 << 63 | 1 << 45, at: level2) },
     Fault("data at 32 PiB", "exceeds the end") { $0.put64(1 << 63 | 1 << 55, at: level2) },
     Fault("data in the header's place as subclusters", "contradicts itself about subclusters", extended: true) {
@@ -244,7 +244,7 @@ import Testing
       bytes = Array(bytes.dropLast(cluster - 4096))
     },
     Fault("a snapshot's L1 table past the end", "L1 table of a snapshot") { $0.put64(1 << 50, at: snapshots) },
-    Fault("a snapshot's L1 table within a cluster", "not where a cluster begins") {
+    Fault("a snapshot's L1 table within a cluster", "not the start of a cluster") {
       $0.put64(UInt64(7 * cluster + 8), at: snapshots)
     },
     Fault("a snapshot's L1 table of 2^32 − 1 entries", "snapshot number 1") { $0.put32(.max, at: snapshots + 8) },

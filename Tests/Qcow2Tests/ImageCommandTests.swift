@@ -48,12 +48,12 @@ import Testing
       (["create", "DIR/new", "--size", "1M", "--cluster-size", "4M"], 64, "power of two"),
       (["create", "DIR/new", "--size", "0"], 64, "not possible"),
       (["create", "DIR/new", "--size", "0xffffffffffffffff"], 64, "not possible"),
-      (["create", "DIR/new", "--size", "1E"], 66, "larger than a disk"),
+      (["create", "DIR/new", "--size", "1E"], 66, "larger than the format allows"),
       (["create", "DIR/new", "--backing", "DIR/none", "--backing-format", "raw"], 66, "DIR/none"),
       (["create", "DIR/image", "--size", "1M"], 66, "there already"),
       (["create", "/nowhere/image", "--size", "1M"], 66, "cannot be made"),
       (["info", "DIR/none"], 66, "No such file"), (["info", "DIR"], 64, "neither a regular file"),
-      (["info", "DIR/raw"], 66, "does not begin as a qcow2 image"), (["check", "DIR/raw"], 66, "does not begin"),
+      (["info", "DIR/raw"], 66, "does not start with a qcow2 header"), (["check", "DIR/raw"], 66, "does not start"),
     ] as [([String], Int32, String)]) func mistakesAreNamed(words: [String], status: Int32, sentence: String) throws
   {
     try withDirectory { folder in

@@ -133,7 +133,7 @@ extension Check {
       bench.post(&posted)
       let hand = bench.hands[0]
       try bench.transport().reset()
-      // What is published now is for nobody.
+      // What is published now is ignored.
       posted.writable.fill(0x5a)
       let used = hand.usedMark
       if hand.room >= posted.chain.count { hand.offer(posted.chain) }
@@ -198,7 +198,7 @@ extension Bench {
   /// The limit, for calls that count milliseconds.
   var patience: Int { attachedIsStepped ? 0 : Int(settings.limit / .milliseconds(1)) }
 
-  /// Does to queue 0 what no device can continue after.
+  /// Breaks queue 0 in a way that no device can survive.
   func breakRing() throws {
     let hand = hands[0]
     switch hand.raw {
@@ -211,7 +211,7 @@ extension Bench {
     hand.kick()
   }
 
-  /// All that a ring is made of, byte by byte.
+  /// All bytes of a ring.
   func ringBytes(_ hand: Hand) -> [UInt8] {
     guard let memory = try? memory() else { return [] }
     let layout = hand.ring.layout

@@ -1,4 +1,4 @@
-/// What a device can be held to: one sentence of the specification, or one rule that follows from it.
+/// What a device can be checked against: one sentence of the specification, or one rule that follows from it.
 
 /// How binding a clause is.
 public enum Level: String, CaseIterable, Sendable {
@@ -7,12 +7,12 @@ public enum Level: String, CaseIterable, Sendable {
   case should = "SHOULD"
   case shouldNot = "SHOULD NOT"
   case may = "MAY"
-  /// It follows from the text without a word of its own.
+  /// It follows from the text without being stated.
   case implied = "IMPLIED"
-  /// No text asks for it: what a device has to live through.
+  /// No text requires it: what a device has to survive.
   case robust = "ROBUST"
 
-  /// Breaking it makes a device one that does not conform.
+  /// A device that breaks it does not conform.
   public var isBinding: Bool { self == .must || self == .mustNot }
 
   /// Which of two counts for a check of both.

@@ -1,4 +1,4 @@
-/// What peers have been attacked with, as rows of one list: each has to be lived through. The section names what it is done to.
+/// Attacks on devices, as rows of one list: a device has to survive each. The section names the target.
 
 extension ClauseTable {
   static let input = """

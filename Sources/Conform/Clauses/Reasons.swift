@@ -1,7 +1,7 @@
-/// Why no check is about a clause.
+/// Why no check covers a clause.
 
 enum Reasons {
-  /// - Precondition: no check is about the clause.
+  /// - Precondition: no check covers the clause.
   static func reason(for clause: Clause) -> String {
     if let own = own[clause.id] { return own }
     if let group = groups.first(where: { clause.id.hasPrefix($0.prefix) }) { return group.reason }

@@ -93,7 +93,7 @@ extension Bench {
     return posted.id
   }
 
-  /// Makes a request, waits, and looks at what is around it.
+  /// Makes a request, waits, and checks what is around it.
   func perform(
     _ request: BlockRequest, on queue: Int = 0, out: [Int]? = nil, into: [Int]? = nil, indirect isIndirect: Bool = false
   ) throws -> Answer {
@@ -131,7 +131,7 @@ extension Bench {
   /// Sectors in a logical block.
   var step: UInt64 { UInt64(block / 512) }
 
-  /// Bytes that nobody else writes: they depend on the seed and on where they are.
+  /// Bytes that nobody else writes: they depend on the seed and on their offset.
   func pattern(_ bytes: Int) -> [UInt8] {
     var result: [UInt8] = []
     result.reserveCapacity(bytes + 8)
@@ -146,11 +146,11 @@ extension Bench {
   /// A good request that any disk can answer.
   var harmless: BlockRequest { read(0) }
 
-  // MARK: Life after what no driver may do
+  // MARK: Surviving what no driver may do
 
-  /// Whether the device is alive, and how much had to be done for that.
+  /// Whether the device is alive, and what it took.
   ///
-  /// - Throws: `Trouble.wedged` when it is not.
+  /// - Throws: `Trouble.wedged` if it is not.
   func alive(on queue: Int? = nil, after what: String) throws -> String {
     let witness = queue ?? (hands.count > 1 ? 1 : nil)
     if let witness {
@@ -167,7 +167,7 @@ extension Bench {
           if answered, posted.status == 0 { return "queue \(witness) goes on" }
         }
       } catch is DriverError {
-        // The connection may have gone with what was done; a new one tells.
+        // The connection may have been lost by what was done; a new one will show.
       }
     }
     if let transport = try? transport() {
@@ -192,7 +192,7 @@ extension Bench {
     return "the device continues with a new connection"
   }
 
-  /// As `eventually`, for what is as good when it does not come: a part of the limit.
+  /// As `eventually`, for what need not happen: a part of the limit.
   private func quickly(_ isSo: () throws -> Bool) throws -> Bool {
     if attachedIsStepped { return try eventually(isSo) }
     let end = ContinuousClock.now + settings.limit / 10

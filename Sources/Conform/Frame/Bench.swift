@@ -5,11 +5,11 @@ internal import VirtioCore
 
 /// How a check wants the device brought up.
 struct Plan {
-  /// What is accepted besides the usual, as far as it is offered.
+  /// What is accepted in addition to the usual features, if offered.
   var adding = FeatureSet()
   var without = FeatureSet()
   var queues = 2
-  /// Entries; `nil`: 16, or what there is.
+  /// Entries; `nil`: 16, or the maximum.
   var size: UInt16?
   /// Stop before DRIVER_OK.
   var waits = false
@@ -31,11 +31,11 @@ final class Bench {
     self.facts = facts
     self.format = format
     self.settings = settings
-    // Each check has numbers of its own, whichever are made before it.
+    // Each check has random numbers of its own, whichever checks run before it.
     random = SeededRandom(seed: name.utf8.reduce(settings.seed) { $0 &* 31 &+ UInt64($1) })
   }
 
-  /// Ends what the check began; a device that does not come along is the next check's discovery.
+  /// Ends what the check began; if the device does not cooperate, the next check will find out.
   func close() {
     if let attached {
       try? attached.reset()
@@ -45,13 +45,13 @@ final class Bench {
     attached = nil
   }
 
-  /// Drops the device without a word, as a driver does that dies.
+  /// Drops the device without notice, as a driver that dies.
   func drop() {
     hands = []
     attached = nil
   }
 
-  /// Makes the body and then releases the device as a driver does that dies. What the body holds on to has gone by then: a
+  /// Runs the body and then drops the device, as a driver that dies. What the body retains has been released by then: a
   /// back-end may serve one connection at a time, and a memory file has one driver.
   func dropAfter(_ body: () throws -> Void) rethrows {
     defer { drop() }
@@ -90,7 +90,7 @@ final class Bench {
 
   /// Reset, ACKNOWLEDGE, DRIVER, features, FEATURES_OK.
   ///
-  /// - Returns: whether the device took the features, as far as it can say so.
+  /// - Returns: whether the device accepted the features, as far as it can say so.
   func negotiate(_ features: FeatureSet) throws -> Bool {
     let transport = try transport()
     try transport.reset()
@@ -165,7 +165,7 @@ final class Bench {
 
   // MARK: Waiting
 
-  /// Looks until it is so. - Returns: false when that did not come within the limit.
+  /// Polls until it is true. - Returns: false if that did not happen within the limit.
   func eventually(_ isSo: () throws -> Bool) throws -> Bool {
     if let stepped = attached as? any SteppedTransport {
       for _ in 0..<32 {
@@ -179,7 +179,7 @@ final class Bench {
     while try !isSo() {
       guard .now < end else { return false }
       looks += 1
-      // Most answers are there at once; what takes longer is not hurried by being looked at.
+      // Most answers are there at once; for others, polling faster does not help.
       usleep(looks < 50 ? 20 : looks < 200 ? 200 : 2000)
     }
     return true
@@ -188,7 +188,7 @@ final class Bench {
   var attachedIsStepped: Bool { attached is any SteppedTransport }
   func pause() { usleep(500) }
 
-  /// Waits for as long as nothing may happen.
+  /// Waits for the time in which nothing may happen.
   func settle() {
     if let stepped = attached as? any SteppedTransport {
       for _ in 0..<4 { stepped.step() }
@@ -215,7 +215,7 @@ final class Bench {
     return found
   }
 
-  /// Whether the device has said that the queue, or all of it, is broken.
+  /// Whether the device has reported that the queue, or the device, is broken.
   func hasFailed(_ queue: Int, milliseconds: Int) throws -> Bool {
     if let stepped = attached as? any SteppedTransport { for _ in 0..<4 { stepped.step() } }
     return try transport().waitForFailure(queue: queue, milliseconds: milliseconds)

@@ -1,9 +1,9 @@
-/// One check: which clauses it is about, what it needs, and what it does.
+/// One check: which clauses it covers, what it needs, and what it does.
 internal import GuestDriver
 internal import VhostUser
 internal import VirtioCore
 
-/// What a device or its transport has to have for a check to make sense.
+/// What a check needs of a device or its transport.
 enum Need: Sendable {
   case offered(FeatureSet)
   /// Anywhere.
@@ -11,14 +11,14 @@ enum Need: Sendable {
   case readOnly
   /// Its zones are written in sequence.
   case hostManaged
-  /// It has a use for drivers that accept whatever they like.
+  /// It accepts drivers that choose any features.
   case notHostManaged
   /// VERSION_1.
   case modern
-  /// The status is the device's, not the front-end's.
+  /// The status belongs to the device, not to the front-end.
   case status
   case queues(Int)
-  /// Somebody who changes the size of the disk.
+  /// A way to change the size of the disk.
   case resize
   case vhostUser
   case protocolFeature(ProtocolFeatures)
@@ -68,11 +68,11 @@ enum Need: Sendable {
 }
 
 public struct Check: Sendable {
-  /// With which kinds of ring it is made.
+  /// With which ring formats it runs.
   enum Rings: Sendable { case both, split, packed, once }
 
   public let name: String
-  /// What is done and what has to come of it.
+  /// What is done, and what has to follow.
   public let title: String
   private let common: [String]
   private let ofSplit: [String]
@@ -101,7 +101,7 @@ public struct Check: Sendable {
 
   func clauses(_ format: RingFormat) -> [String] { common + (format == .split ? ofSplit : ofPacked) }
 
-  /// The kinds of ring to make it with on a device.
+  /// The ring formats with which to run it on a device.
   func formats(_ facts: Facts) -> [RingFormat] {
     let packed = facts.offered.contains(.packedRing) && facts.isModern
     switch rings {
@@ -111,14 +111,14 @@ public struct Check: Sendable {
     }
   }
 
-  /// Whether a word of `--only` means it: its name, a clause of it, or the beginning of one.
+  /// Whether a word of `--only` selects it: its name, one of its clauses, or the beginning of one.
   public func matches(_ word: String) -> Bool {
     name == word || clauses.contains { $0 == word || $0.hasPrefix(word + ".") }
   }
 }
 
 extension Check {
-  /// Every check there is, in the order in which they are made.
+  /// All checks, in the order in which they run.
   public static let all: [Check] =
     life + features + configuration + queueReset + framing + order + split + packed + notification + block + ranges + zones
     + odd

@@ -1,4 +1,4 @@
-/// One queue in the hands of a check: chains go into the ring descriptor by descriptor, and nothing is forbidden.
+/// One queue, driven by a check: chains go into the ring descriptor by descriptor, and nothing is forbidden.
 internal import GuestDriver
 internal import MemoryFile
 internal import VirtioCore
@@ -33,14 +33,14 @@ final class Hand {
   private var order: [UInt16] = []
   private var free: [UInt16]
   private var usedSeen: UInt16 = 0
-  /// Packed: where the next chain goes, and where the next used descriptor is to be.
+  /// Packed: where the next chain goes, and where the next used descriptor is expected.
   private(set) var next = RingPosition.start
   private(set) var nextUsed = RingPosition.start
   /// Packed: the ID of the next chain.
   var nextID: UInt16 = 0
   private var unpublished: UInt16 = 0
   private var heldHead: (slot: UInt16, flags: UInt16)?
-  /// Used elements that nobody has asked for, by ID, and how many there were in all.
+  /// Used elements that have not been consumed, by ID, and how many there were in all.
   private(set) var finished: [UInt16: UsedElement] = [:]
   private(set) var usedCount = 0
   private(set) var lastUsed: UsedElement?
@@ -108,7 +108,7 @@ final class Hand {
         if place + 1 < chain.count { copy.flags.insert(.next) }
         let marks: UInt16 = next.wrap ? 0x0080 : 0x8000
         let flags = copy.flags.rawValue | marks
-        // The first head is marked last; until then it has what the lap before left there.
+        // The first head is marked last; until then it has what the previous lap left there.
         let isHeld = place == 0 && heldHead == nil
         if isHeld { heldHead = (next.slot, flags) }
         copy.flags = RawDescriptor.Flags(rawValue: isHeld ? copy.flags.rawValue | (next.wrap ? 0 : 0x8080) : flags)
@@ -126,11 +126,11 @@ final class Hand {
   func publish() {
     switch raw {
     case .split(let ring):
-      // Release: who sees the index sees entries and descriptors.
+      // Release: whoever sees the index sees entries and descriptors.
       ring.availableIndex.storeRelease(ring.availableIndex.loadRelaxed() &+ unpublished)
       unpublished = 0
     case .packed(let ring):
-      // Release: who sees the first head's marks sees all that is behind it.
+      // Release: whoever sees the marks of the first head sees everything behind it.
       if let heldHead { ring.flags(heldHead.slot).storeRelease(heldHead.flags) }
       heldHead = nil
     }
@@ -143,7 +143,7 @@ final class Hand {
     usedSeen = index
   }
 
-  /// Split: makes a head available that may be anything, without an account of it.
+  /// Split: makes any number available as a head, without tracking it.
   func offerHead(_ head: UInt16) { split.offer(head) }
 
   /// Whether the device wants to be kicked for what became available since `old`.
@@ -170,14 +170,14 @@ final class Hand {
     }
   }
 
-  /// Where the driver stands, for `wantsKick`.
+  /// The driver's position, for `wantsKick`.
   var mark: UInt16 { format == .split ? split.availableIndex.loadRelaxed() : next.word }
 
   // MARK: Back
 
-  /// Takes what the device has used since the last look.
+  /// Takes what the device has used since the last call.
   ///
-  /// - Throws: `Trouble.broken` when something came back that was never given.
+  /// - Throws: `Trouble.broken` if something was used that was never made available.
   func look() throws {
     switch raw {
     case .split(let ring):
@@ -209,7 +209,7 @@ final class Hand {
     }
   }
 
-  /// - Returns: how many places of a packed ring are behind it.
+  /// - Returns: by how many slots of a packed ring to advance.
   @discardableResult private func finish(_ element: UsedElement) throws -> UInt16 {
     guard outstanding[element.id] != nil else {
       throw Trouble.broken("queue \(index): id \(element.id) came back, which the device does not have")
@@ -235,7 +235,7 @@ final class Hand {
 
   func kick() { lines.kick() }
 
-  /// How many calls came since the last look.
+  /// How many calls arrived since the last call of this method.
   func takeCalls() -> Int {
     switch lines {
     case .eventCounters(_, let call): return Int(clamping: EventCounter.drain(call.rawValue))

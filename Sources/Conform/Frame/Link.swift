@@ -1,4 +1,4 @@
-/// A bare connection to a vhost-user back-end: messages as a check makes them, and what comes back as it is.
+/// A bare connection to a vhost-user back-end: messages as a check makes them, and replies unchanged.
 internal import Glibc
 internal import VhostUser
 internal import VirtioCore
@@ -42,7 +42,7 @@ public final class Link {
     }
   }
 
-  /// Asks, and gets what comes back first.
+  /// Sends a request, and returns the first reply.
   func ask(
     _ request: FrontendRequest, _ payload: [UInt8] = [], needsReply: Bool = false, _ descriptors: [OwnedDescriptor] = []
   ) throws -> Message {
@@ -59,7 +59,7 @@ public final class Link {
     return reply.payload.reversed().reduce(0) { $0 << 8 | UInt64($1) }
   }
 
-  /// Asks for an acknowledgement. - Returns: what it says; `nil` when the back-end ended the connection instead.
+  /// Requests an acknowledgement. - Returns: its value; `nil` if the back-end ended the connection instead.
   func acknowledged(
     _ request: FrontendRequest, _ payload: [UInt8] = [], _ descriptors: [OwnedDescriptor] = []
   ) throws -> UInt64? {
@@ -73,7 +73,7 @@ public final class Link {
     } catch is Gone { return nil }
   }
 
-  /// Whether nothing comes for as long as nothing may.
+  /// Whether nothing arrives for as long as nothing may.
   func isSilent() throws -> Bool {
     var one = pollfd(fd: frontend.descriptor, events: Int16(POLLIN), revents: 0)
     guard unsafe poll(&one, 1, Int32(clamping: Int(settings.settle / .milliseconds(1)))) > 0 else { return true }

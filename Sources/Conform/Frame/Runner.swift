@@ -1,4 +1,4 @@
-/// Makes the checks, one after the other, and reports the outcome of each.
+/// Runs the checks one after the other, and reports the outcome of each.
 internal import GuestDriver
 internal import VhostUser
 internal import VirtioCore
@@ -7,7 +7,7 @@ public struct Runner {
   public var settings: Settings
   /// Words of `--only`; empty: everything.
   public var only: [String]
-  /// Is called before each check, with the number of checks done and to do.
+  /// Called before each check, with the number of checks done and the total.
   public var progress: ((_ check: String, _ done: Int, _ all: Int) -> Void)?
 
   public init(settings: Settings = Settings(), only: [String] = []) {
@@ -20,9 +20,9 @@ public struct Runner {
     only.isEmpty ? Check.all : Check.all.filter { check in only.contains { check.matches($0) } }
   }
 
-  /// Makes every check on a device.
+  /// Runs every check on a device.
   ///
-  /// - Throws: when there is no device that a driver could come to.
+  /// - Throws: if a driver cannot reach any device.
   public func run(_ subject: any Subject) throws -> Report {
     let facts = try Self.facts(subject, settings)
     let plan = checks.flatMap { check in check.formats(facts).map { (check, $0) } }
@@ -39,7 +39,7 @@ public struct Runner {
       }
       var finding = make(check, format, subject, facts)
       if finding.outcome.isFailure {
-        // Alone, on a device that nothing was done to before, as far as there can be one.
+        // Alone, on a fresh device if possible.
         try? subject.renew()
         if (try? Self.facts(subject, settings)) == nil {
           isGone = true
@@ -108,6 +108,6 @@ public struct Runner {
     } catch { return (.broken, "\(error)") }
   }
 
-  /// What a device says of itself.
+  /// What a device says about itself.
   package func facts(_ subject: any Subject) throws -> Facts { try Self.facts(subject, settings) }
 }

@@ -1,9 +1,9 @@
-/// The device under test, as the frame needs it: something that a driver can come to again and again.
+/// The device under test, as the checks need it: a driver can attach to it again and again.
 public import GuestDriver
 public import VhostUser
 public import VirtioCore
 
-/// What lies between the driver and the device.
+/// What is between the driver and the device.
 public enum Bus: String, CaseIterable, Sendable {
   case vhostUser = "vhost-user"
   case mmio = "virtio-mmio"
@@ -21,7 +21,7 @@ public protocol RegisterPort {
   func write(_ offset: UInt32, _ width: Int, _ value: UInt64) throws
 }
 
-/// A device that works only when it is told to, on the thread of who drives it: what has not come after that never comes.
+/// A device that only works when called, on the driver's thread: what has not happened by then never will.
 public protocol SteppedTransport: DriverTransport {
   func step()
 }
@@ -31,13 +31,13 @@ public protocol Subject: AnyObject {
   /// For people.
   var name: String { get }
   var bus: Bus { get }
-  /// A new driver comes to it. The one before has gone.
+  /// A new driver attaches to it. The previous one is gone.
   func connect(_ settings: Settings) throws -> any DriverTransport
   /// The registers behind a transport that this made; `nil`: none.
   func registers(of transport: any DriverTransport) -> (any RegisterPort)?
-  /// A connection of vhost-user on which nothing was said.
+  /// A vhost-user connection on which nothing has been sent.
   func link(_ settings: Settings) throws -> Link
-  /// Starts it afresh where that can be done.
+  /// Restarts it if possible.
   func renew() throws
   /// Gives the disk another size, bytes; `nil`: nobody can.
   var resize: ((UInt64) throws -> Void)? { get }
@@ -51,16 +51,16 @@ extension Subject {
 }
 
 public struct Settings: Sendable {
-  /// How long an answer may take that has to come. No measure of speed: who takes longer hangs.
+  /// How long a required answer may take. It is no measure of speed: a device that takes longer hangs.
   public var limit: Duration = .seconds(20)
-  /// How long nothing may happen where nothing has to. A device that is slower to do the wrong thing is not found out.
+  /// For how long to check that nothing happens. A device that does the wrong thing later is not caught.
   public var settle: Duration = .milliseconds(25)
   /// Every random choice follows from it.
   public var seed: UInt64 = 1
   public init() {}
 }
 
-/// What a device says of itself before anything is negotiated.
+/// What a device says about itself before anything is negotiated.
 public struct Facts: Sendable {
   public var bus: Bus
   public var offered: FeatureSet
@@ -86,7 +86,7 @@ public struct Facts: Sendable {
     let vhostUser = transport as? VhostUserTransport
     protocolFeatures = vhostUser?.protocolFeatures ?? []
     hasStatus = vhostUser.map { $0.protocolFeatures.contains(.status) } ?? true
-    // The fields behind these 60 bytes belong to features that not every back-end knows of.
+    // The fields behind these 60 bytes belong to features that not every back-end knows.
     let late: FeatureSet = [BlockFeature.secureErase, FeatureSet(bit: 17)]
     let count = offered.isDisjoint(with: late) ? 60 : 96
     let bytes = try transport.readConfiguration(at: 0, count: count)

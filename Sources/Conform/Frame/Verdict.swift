@@ -5,8 +5,8 @@ public enum Outcome: String, CaseIterable, Sendable {
   case kept
   /// It does not.
   case broken
-  /// What no driver may send was not executed, and the device is alive: it answered a good request afterwards, after a reset
-  /// if need be.
+  /// The illegal input was not executed, and the device is alive: it answered a good request afterwards, if need be after a
+  /// reset.
   case rejected
   /// No answer to a good request, or no device any more.
   case wedged
@@ -27,7 +27,7 @@ public enum Outcome: String, CaseIterable, Sendable {
   }
 }
 
-/// What a check's body ends with when nothing is wrong.
+/// What the body of a check returns if nothing is wrong.
 struct Seen {
   var outcome: Outcome
   var words: String
@@ -36,15 +36,15 @@ struct Seen {
   static func rejected(_ words: String) -> Seen { Seen(outcome: .rejected, words: words) }
 }
 
-/// What a body ends with otherwise.
+/// What it throws otherwise.
 enum Trouble: Error {
-  /// A rule is broken, and this was seen.
+  /// A rule is broken, with what was observed.
   case broken(String)
   case wedged(String)
   case notApplicable(String)
 }
 
-/// Looks whether something is so.
+/// Checks that something holds.
 func expect(_ isSo: Bool, _ seen: @autoclosure () -> String) throws { if !isSo { throw Trouble.broken(seen()) } }
 
 /// One check on one device with one kind of ring.
@@ -62,6 +62,6 @@ public struct Finding: Sendable {
     clauses.map { ClauseTable.clause($0).level }.max { $0.weight < $1.weight } ?? .robust
   }
 
-  /// It makes the device one that does not conform: a MUST is broken, or the device is dead.
+  /// The device does not conform: a MUST is broken, or the device is dead.
   public var isFailure: Bool { outcome == .wedged || outcome == .broken && level.isBinding }
 }

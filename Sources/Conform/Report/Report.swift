@@ -7,7 +7,7 @@ public struct Report: Sendable {
   public var seed: UInt64
   public var offered: FeatureSet
   public var findings: [Finding] = []
-  /// False: the device went away on the way and did not come back.
+  /// False: the device went away during the run and did not come back.
   public var isComplete = true
 
   public init(subject: String, bus: String, seed: UInt64, offered: FeatureSet) {
@@ -17,19 +17,19 @@ public struct Report: Sendable {
     self.offered = offered
   }
 
-  /// What makes the device one that does not conform.
+  /// Why the device does not conform.
   public var failures: [Finding] { findings.filter(\.isFailure) }
 
   public func count(_ outcome: Outcome) -> Int { findings.count { $0.outcome == outcome } }
   public var conforms: Bool { failures.isEmpty && isComplete }
 }
 
-/// What became of one clause: the worst that a check of it saw, or why there is nothing.
+/// The outcome of one clause: the worst of its checks, or why there is none.
 public struct ClauseResult: Sendable {
   public var clause: Clause
   /// Of which device, where there are several.
   public var outcome: Outcome
-  /// The check that saw it; empty: none is about the clause.
+  /// The check that determined it; empty: no check covers the clause.
   public var check: String
   public var seen: String
 }

@@ -1,4 +1,4 @@
-/// Reports for machines and for those to whom they are handed on: JSON's values, JUnit's XML, one page of HTML.
+/// Reports for programs, and to pass on: JSON, JUnit's XML, one page of HTML.
 
 extension Report {
   /// What `--json` prints.
@@ -55,7 +55,7 @@ extension Report {
       })
   }
 
-  /// Text inside XML or HTML, also in an attribute; what no document can hold is left out.
+  /// Escapes text for XML or HTML, also in an attribute; characters that no document may contain are dropped.
   package static func escaped(_ text: String) -> String {
     var result = ""
     for scalar in text.unicodeScalars {
@@ -97,7 +97,7 @@ extension Report {
     return lines.joined(separator: "\n") + "\n"
   }
 
-  /// A page that needs nothing else.
+  /// A self-contained page.
   public static func html(_ reports: [Report]) -> String {
     let rows = clauses(reports).map { result in
       let kind = result.outcome == .notApplicable ? "none" : result.outcome.rawValue
@@ -120,7 +120,7 @@ extension Report {
       """)
   }
 
-  /// A page of HTML around what it is about.
+  /// A page of HTML around its contents.
   package static func page(_ title: String, _ body: String) -> String {
     """
     <!DOCTYPE html>

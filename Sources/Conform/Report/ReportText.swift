@@ -1,4 +1,4 @@
-/// Reports for readers at a terminal: what is not as it should be, each with what was seen, and the counts.
+/// Reports for the terminal: every failure with what was observed, and the counts.
 
 extension Report {
   private static func padded(_ text: String, _ width: Int) -> String {

@@ -1,4 +1,4 @@
-/// virtio-mmio (virtio 4.2): which register is touched how.
+/// virtio-mmio (virtio 4.2): how each register is accessed.
 internal import VirtioRegisters
 
 struct MMIORules: BusRules {
@@ -109,7 +109,7 @@ struct MMIORules: BusRules {
       guard let maximum = rules.queue.maximum else { return }
       rules.check("d.mmio.14", value <= maximum, place, "QueueNum is \(value), and QueueNumMax \(maximum)")
     case .interruptStatusRead(let bits):
-      // It may look again before it acknowledges.
+      // It may read again before it acknowledges.
       (statusWasRead, unacknowledged) = (true, unacknowledged | bits)
     case .interruptAcknowledge(let bits):
       rules.check("d.mmio.20", bits & ~3 == 0, place, "0x\(String(bits, radix: 16)) was acknowledged")
@@ -121,7 +121,7 @@ struct MMIORules: BusRules {
     }
   }
 
-  /// What comes after QueueReady was written 0 has to read it first.
+  /// After writing 0 to QueueReady, a driver has to read it first.
   private func checkReadBack(_ event: RegisterEvent, _ rules: RegisterRules) {
     guard rules.queue.owesReadBack else { return }
     switch event {
@@ -188,7 +188,7 @@ struct LegacyMMIORules: BusRules {
   }
 }
 
-/// Where the fields of a block device's configuration lie (virtio 5.2.4).
+/// Where the fields of a block device's configuration are (virtio 5.2.4).
 enum ConfigurationFields {
   /// Offset and bytes; those of 64 bits as two of 32.
   private static let all: [Int: Int] = [

@@ -1,4 +1,4 @@
-/// Where the structures of a virtio-pci function lie, as a driver finds them: by its capabilities (virtio 4.1.4).
+/// Where the structures of a virtio-pci function are, as a driver finds them: by its capabilities (virtio 4.1.4).
 internal import VirtioRegisters
 
 /// Read once, from the configuration space.
@@ -23,12 +23,12 @@ struct PCIFunctionMap {
   }
 
   private(set) var regions: [Region] = []
-  /// Bytes of the configuration space that belong to virtio's capabilities, but for those of the window.
+  /// Bytes of the configuration space that belong to virtio's capabilities, except those of the window.
   private(set) var capabilities: [Range<UInt32>] = []
-  /// Where the window's capability begins; `nil`: there is none.
+  /// The offset of the window's capability; `nil`: there is none.
   private(set) var window: UInt32?
   private(set) var notifyMultiplier: UInt32 = 0
-  /// Where the capability of MSI-X begins; `nil`: there is none.
+  /// The offset of the MSI-X capability; `nil`: there is none.
   private(set) var msix: UInt32?
   private(set) var vectors = 0
 
@@ -39,7 +39,7 @@ struct PCIFunctionMap {
     }
     guard registers.interface.isPCI else { return }
     var place = read(0x34, 1) & 0xfc
-    // A list of capabilities has room for no more.
+    // There is no room for more capabilities.
     for _ in 0..<48 where place >= 0x40 {
       let (kind, next) = (read(place, 1), read(place + 1, 1) & 0xfc)
       switch kind {

@@ -1,4 +1,4 @@
-/// virtio-pci (virtio 4.1): which field is touched how, directly or through the window in the configuration space.
+/// virtio-pci (virtio 4.1): how each field is accessed, directly or through the window in the configuration space.
 internal import VirtioCore
 internal import VirtioRegisters
 

@@ -1,6 +1,6 @@
-/// What an access to registers means, whatever bus they sit on.
+/// The meaning of a register access, on any bus.
 
-/// One thing that a driver does, as the rules see it.
+/// One action of a driver, as the rules see it.
 enum RegisterEvent: Hashable {
   enum AddressPart: Hashable, CaseIterable {
     case descriptors, driver, device
@@ -20,9 +20,9 @@ enum RegisterEvent: Hashable {
   case queueReadyWrite(UInt32)
   case queueResetRead(UInt32)
   case queueResetWrite(UInt32)
-  /// Legacy: where the whole ring is.
+  /// Legacy: the address of the whole ring.
   case queuePageWrite(UInt32)
-  /// - Parameter queue: as the address says it; `nil`: the value does.
+  /// - Parameter queue: from the address; `nil`: it is in the value.
   case notify(queue: UInt32?, value: UInt32, width: Int)
   case interruptStatusRead(UInt32)
   case interruptAcknowledge(UInt32)
@@ -30,6 +30,6 @@ enum RegisterEvent: Hashable {
   /// Bytes of the device's configuration space.
   case configurationRead(offset: Int, width: Int)
   case configurationWrite(offset: Int, width: Int)
-  /// Something that no common rule is about.
+  /// Something that no common rule covers.
   case other
 }

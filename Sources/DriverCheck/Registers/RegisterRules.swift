@@ -1,4 +1,4 @@
-/// The rules that hold on every bus, from what registers are told (virtio 2.1, 2.2, 2.5, 3.1).
+/// The rules that hold on every bus, from accesses to registers (virtio 2.1, 2.2, 2.5, 3.1).
 internal import Synchronization
 internal import VirtioCore
 public import VirtioRegisters
@@ -11,18 +11,18 @@ public final class RegisterRules: RegisterWatch {
     /// Since the queue was new, or was reset.
     var written: Set<RegisterEvent.AddressPart> = []
     var hasSize = false
-    /// A queue was taken down, and nobody has looked whether it is.
+    /// A queue was disabled, and the driver has not checked that it is.
     var owesReadBack = false
-    /// A reset was requested, and the driver has not read that it is over.
+    /// A reset was requested, and the driver has not read that it is complete.
     var isResetting = false
     var wasReset = false
     var sizeWasRead = false
-    /// Of its size, as the driver read it; `nil`: it did not.
+    /// The maximum size that the driver read; `nil`: it did not.
     var maximum: UInt32?
   }
 
   let findings: DriverFindings
-  /// Looks at a queue's ring when it is notified.
+  /// Checks a queue's ring when it is notified.
   let look: (_ queue: Int, _ value: UInt32) -> Void
   private let isNew: Bool
   var bus: any BusRules
@@ -39,7 +39,7 @@ public final class RegisterRules: RegisterWatch {
   private var owesStatusRead = false
   private var hasReadFeatures = false
   private var owesFeaturesRead = false
-  /// A read of the capacity continues: whether the generation was read before it, and only configuration since.
+  /// The state of a read of the capacity: whether the generation was read before it, and only configuration since.
   private var capacityRead: (hasGeneration: Bool, passes: Int)?
   private var lastWasGeneration = false
 
@@ -57,7 +57,7 @@ public final class RegisterRules: RegisterWatch {
     accepted = image.driverFeatures
     offered = registers.offered
     if status != 0, !accepted.contains(.version1) { findings.noteAnyLayout(accepted.contains(.anyLayout)) }
-    // A driver may have probed and reset the device while somebody else served it.
+    // A driver may have probed and reset the device while another process served it.
     hasReset = status != 0 || !isNew
     hasReadFeatures = status & 8 != 0
     for (index, queue) in image.queues.enumerated() where queue.ready {
@@ -117,7 +117,7 @@ public final class RegisterRules: RegisterWatch {
     case .driverFeaturesWrite(let bits): writeFeatures(bits)
     case .statusRead(let value):
       owesFeaturesRead = false
-      // The device takes FEATURES_OK back where it cannot work with the choice.
+      // The device clears FEATURES_OK if it cannot work with the choice.
       if value & 8 == 0 { status &= ~8 }
       if owesStatusRead { findings.kept("d.reset.1") }
       owesStatusRead = false
@@ -170,7 +170,7 @@ public final class RegisterRules: RegisterWatch {
   // MARK: Status
 
   private func writeStatus(_ value: UInt8) {
-    // Another reset is no way on.
+    // Another reset does not help.
     if owesStatusRead, value != 0 {
       bus.resetUnread(value, self)
       broken("d.reset.1", "the status", "0x\(String(value, radix: 16)) was written before the reset was read to be over")
@@ -178,7 +178,7 @@ public final class RegisterRules: RegisterWatch {
     }
     guard value != 0 else { return reset() }
     check("d.suspend.1", value & 16 == 0, "the status", "SUSPEND was written, and is not offered")
-    // NEEDS_RESET is the device's.
+    // NEEDS_RESET belongs to the device.
     check(
       "d.status.2", status & ~64 & ~value == 0, "the status",
       "0x\(String(value, radix: 16)) was written after 0x\(String(status, radix: 16)): bits went without a reset")
@@ -325,7 +325,7 @@ public final class RegisterRules: RegisterWatch {
     check("d.blk.init.4", status & 8 != 0, "configuration byte \(offset)", "writeback was read before FEATURES_OK")
   }
 
-  /// The capacity is read by halves, between two looks at the generation (virtio 2.5.1); by the legacy interface until two
+  /// The capacity is read in halves, between two reads of the generation (virtio 2.5.1); with the legacy interface until two
   /// passes agree.
   private func noteCapacity(_ event: RegisterEvent) {
     if case .configurationRead(let offset, _) = event, offset < 8 {
@@ -347,7 +347,7 @@ public final class RegisterRules: RegisterWatch {
   }
 }
 
-/// What is particular to a bus.
+/// What is specific to a bus.
 protocol BusRules {
   /// Judges an access by the rules of the bus.
   /// - Returns: what it means.
@@ -355,7 +355,7 @@ protocol BusRules {
   mutating func reset()
   func featuresRead(hasSelected: Bool, _ rules: RegisterRules)
   func featuresWritten(hasSelected: Bool, _ rules: RegisterRules)
-  /// The status is written before a reset was read to be over.
+  /// The status is written before the driver has read that a reset is complete.
   func resetUnread(_ value: UInt8, _ rules: RegisterRules)
   func resetQueueUnread(_ rules: RegisterRules)
   /// A queue's size or addresses are written.

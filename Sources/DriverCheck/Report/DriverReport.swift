@@ -1,19 +1,19 @@
-/// What became of each rule, for one driver.
+/// The outcome of each rule, for one driver.
 public import Conform
 internal import VirtioRegisters
 
-/// Of one device and whoever drove it.
+/// The report about the driver of one device.
 public struct DriverReport: Sendable {
   /// One rule.
   public struct Row: Sendable {
     public var clause: Clause
     public var outcome: Outcome
-    /// How often it was looked at and kept, and how often it was broken.
+    /// How often it was checked and kept, and how often it was broken.
     public var kept: UInt64
     public var broken: UInt64
-    /// The first few moments in which it was broken.
+    /// The first few violations.
     public var violations: [Violation]
-    /// Why there is no outcome; empty: there is one.
+    /// Why there is no outcome; empty if there is one.
     public var reason: String
 
     /// For people.
@@ -28,7 +28,7 @@ public struct DriverReport: Sendable {
   }
 
   public var device: String
-  /// What the driver had to do with: registers, or a front-end that has them.
+  /// What the driver accessed: registers, or a front-end that has them.
   public var bus: String
   /// One for each rule, in the order of the texts; never fewer.
   public var rows: [Row]

@@ -1,4 +1,4 @@
-/// Reports of drivers for readers at a terminal, for machines, and for those to whom they are handed on.
+/// Reports about drivers: for the terminal, for programs, and as pages to pass on.
 internal import Conform
 
 extension DriverReport {
@@ -101,7 +101,7 @@ extension DriverReport {
     return lines.joined(separator: "\n") + "\n"
   }
 
-  /// A page that needs nothing else.
+  /// A self-contained page.
   public static func html(_ reports: [DriverReport]) -> String {
     let parts = reports.map { report in
       let rows = report.rows.map { row in

@@ -1,4 +1,4 @@
-/// Looks at guest memory: each byte is read once, into a copy, and what is outside memory is not there.
+/// Reads guest memory: each byte is read once, into a copy, and what is outside of memory reads as missing.
 internal import VirtioCore
 
 struct GuestReader {
@@ -10,7 +10,7 @@ struct GuestReader {
     view = memory.view()
   }
 
-  /// - Parameter count: what the caller has a bound for.
+  /// - Parameter count: bytes; bounded by the caller.
   mutating func bytes(_ address: UInt64, _ count: Int) -> [UInt8]? {
     guard let pieces = try? view.pieces(GuestAddress(address), length: UInt32(clamping: count)) else { return nil }
     var result: [UInt8] = []
@@ -25,7 +25,7 @@ struct GuestReader {
     count == 0 || (try? view.pieces(GuestAddress(address), length: count)) != nil
   }
 
-  /// A word of a ring, which is aligned. Acquire: what the driver stored before it is read after it.
+  /// An aligned word of a ring. Acquire: what the driver stored before it is read after it.
   mutating func word(_ address: UInt64) -> UInt16? {
     guard address % 2 == 0, let piece = view.contiguous(GuestAddress(address), count: 2) else { return nil }
     guard unsafe UInt(bitPattern: piece.base) % 2 == 0 else { return nil }
@@ -40,7 +40,7 @@ extension [UInt8] {
   }
 }
 
-/// A descriptor of either format as it lay in memory.
+/// A descriptor of either format, as in memory.
 struct SeenDescriptor: Hashable {
   static let next: UInt16 = 1
   static let write: UInt16 = 2
@@ -65,7 +65,7 @@ struct SeenDescriptor: Hashable {
   func has(_ flag: UInt16) -> Bool { flags & flag != 0 }
 }
 
-/// A chain while the device has it.
+/// A chain that belongs to the device.
 struct SeenChain {
   struct Piece {
     var address: UInt64
@@ -89,9 +89,9 @@ struct SeenChain {
   var entries: [Entry] = []
   /// Of the ring.
   var slots = 0
-  /// The request's header as it was when the chain was seen first; empty: there is none.
+  /// The request's header when the chain was first seen; empty: there is none.
   var header: [UInt8] = []
-  /// The chain could not be followed to its end.
+  /// The chain could not be followed to the end.
   var isBroken = false
 
   var readableBytes: UInt64 { readable.reduce(0) { $0 + UInt64($1.length) } }

@@ -2,18 +2,18 @@
 internal import Synchronization
 internal import VirtioCore
 
-/// Shared by the thread that serves a queue and the one that passes its kicks on.
+/// Shared by the thread that serves a queue and the one that relays its kicks.
 ///
-/// A kick that does not come can only be told from one that is late by waiting, so the wait is long. Of kicks that nobody
-/// wanted a few are in order: a driver may have decided on them before.
+/// Only waiting distinguishes a missing kick from a late one, so the wait is long. A few unwanted kicks are acceptable: a
+/// driver may have decided on them before.
 final class KickAccount: Sendable {
   private struct State {
-    /// The device has asked for kicks, and has not looked since.
+    /// The device has enabled kicks, and has not checked the ring since.
     var isAsleep = false
-    /// When something lay in the ring that nobody had kicked for, nanoseconds.
+    /// When something was found in the ring without a kick, nanoseconds.
     var unkickedSince: UInt64?
     var isTold = false
-    /// The device has asked for none, and so many came since.
+    /// The device has disabled kicks, and this many came since.
     var isSuppressed = false
     var unwanted: UInt64 = 0
   }
@@ -27,7 +27,7 @@ final class KickAccount: Sendable {
   /// Nanoseconds that a kick may take.
   private let limit: UInt64
 
-  /// Kicks in a row that may come although nobody wants one: so many CPUs may have been about to kick.
+  /// How many unwanted kicks in a row are acceptable: this many CPUs may have been about to kick.
   static let unwantedInOrder: UInt64 = 64
 
   init(_ queue: Int, _ features: FeatureSet, _ findings: DriverFindings, limit: Duration) {
@@ -40,7 +40,7 @@ final class KickAccount: Sendable {
     superfluous = isPacked ? nil : hasIndex ? "d.split.availnotif.7" : "d.split.availnotif.3"
   }
 
-  // MARK: Of the device
+  // MARK: From the device
 
   func begins() { state.withLock { $0 = State() } }
 
@@ -63,7 +63,7 @@ final class KickAccount: Sendable {
     }
   }
 
-  // MARK: Of the one who passes kicks on
+  // MARK: From the relay
 
   /// - Parameter count: at least 1.
   func kicked(_ count: UInt64) {
@@ -82,12 +82,12 @@ final class KickAccount: Sendable {
     }
   }
 
-  /// A kick is to come as soon as something lies in the ring.
+  /// A kick is due as soon as something is in the ring.
   var isAwaiting: Bool { state.withLock { $0.isAsleep && !$0.isTold && missing != nil } }
 
-  /// Looks whether a kick is due.
+  /// Checks whether a kick is due.
   ///
-  /// - Parameter hasMore: whether something lies in the ring that the device has not taken.
+  /// - Parameter hasMore: whether something is in the ring that the device has not popped.
   func look(now: UInt64, hasMore: Bool) {
     state.withLock { state in
       guard state.isAsleep, !state.isTold, let missing else { return }

@@ -5,9 +5,9 @@ internal import Synchronization
 internal import SystemPackage
 internal import VirtioCore
 
-/// A thread of its own for one device, from the first queue with kicks on. The device gets every kick, one hand later.
+/// A thread for each device, started with its first queue that has kicks. The device gets every kick, a little later.
 final class KickRelay: Sendable {
-  /// One queue's way from the driver to the device.
+  /// The kicks of one queue, from the driver to the device.
   private struct Line {
     var input: OwnedDescriptor
     /// Where the driver rings a doorbell.
@@ -26,8 +26,8 @@ final class KickRelay: Sendable {
   private final class Shared: Sendable {
     let state = Mutex(State())
     let wake: OwnedDescriptor
-    /// Reports each kick once, so that nothing has to be read: a driver's descriptor may be one that a read would wait for,
-    /// and it may be that of two queues.
+    /// Edge-triggered, so that nothing has to be read: a read of the driver's descriptor might block, and two queues may
+    /// share one.
     let set: OwnedDescriptor
 
     init() throws(Errno) {
@@ -38,7 +38,7 @@ final class KickRelay: Sendable {
       try attend(wake, mark: .max)
     }
 
-    /// - Throws: there can be none, or it is nothing that can be waited for.
+    /// - Throws: there can be none, or its descriptor cannot be polled.
     func attend(_ descriptor: OwnedDescriptor, mark: UInt64) throws(Errno) {
       var event = unsafe epoll_event()
       unsafe event.events = EPOLLIN.rawValue | EPOLLET.rawValue
@@ -54,7 +54,7 @@ final class KickRelay: Sendable {
   private let shared: Shared
   private let thread: SystemThread
 
-  /// Milliseconds between two looks at who sleeps beside a ring that is not empty.
+  /// Milliseconds between two checks for a device that sleeps although its ring is not empty.
   private static let pace: Int32 = 100
 
   init() throws(Errno) {
@@ -63,16 +63,16 @@ final class KickRelay: Sendable {
     thread = try SystemThread(name: "driver check") { Self.run(shared) }
   }
 
-  /// Nobody waits for the thread: what it looks at may be memory that never comes.
+  /// Nobody waits for the thread: it may be reading memory that never arrives.
   deinit {
     shared.state.withLock { $0.isEnding = true }
     for queue in shared.state.withLock({ Array($0.lines.keys) }) { remove(queue) }
     EventCounter.signal(shared.wake.rawValue)
   }
 
-  /// Takes a queue's kicks from now on.
+  /// Relays a queue's kicks from now on.
   ///
-  /// - Returns: where the device gets them.
+  /// - Returns: the source from which the device gets them.
   func add(_ queue: Int, _ source: KickSource, _ account: KickAccount, _ look: RingLook) throws(Errno) -> KickSource {
     let output = try OwnedDescriptor.eventCounter()
     let line: Line
@@ -84,7 +84,7 @@ final class KickRelay: Sendable {
     case .none: return source
     }
     remove(queue)
-    // First the line, then its kicks: one that came before somebody knows where it goes would be lost.
+    // First the destination, then the kicks: one that came earlier would be lost.
     shared.state.withLock { $0.lines[queue] = line }
     do { try shared.attend(line.input, mark: UInt64(queue)) } catch {
       _ = shared.state.withLock { $0.lines.removeValue(forKey: queue) }
@@ -94,7 +94,7 @@ final class KickRelay: Sendable {
     return .eventCounter(output)
   }
 
-  /// The queue is about to be stopped: no look at its ring begins any more. Kicks continue.
+  /// The queue is about to be stopped: no check of its ring begins any more. Kicks continue.
   func lookAway(_ queue: Int) {
     let look = shared.state.withLock { state in
       defer { state.lines[queue]?.look = nil }
@@ -128,18 +128,18 @@ final class KickRelay: Sendable {
           line.account.isAwaiting ? line.look.map { (account: line.account, ring: $0) } : nil
         }
       }
-      // Not under the lock: guest memory may take as long as it likes, and whoever starts and stops queues waits for the lock.
+      // Not under the lock: reading guest memory may take arbitrarily long, and starts and stops of queues need the lock.
       for look in looks { look.account.look(now: Clock.now, hasMore: look.ring.hasMore()) }
     }
   }
 }
 
-/// Whether something is available behind where the device stands, seen from another thread.
+/// Whether something is available behind the device's position, seen from another thread.
 final class RingLook: Sendable {
   private let memory: GuestMemory
   private let configuration: QueueConfiguration
   private let isPacked: Bool
-  /// Where the device stood when it went to sleep.
+  /// The position of the device when it went to sleep.
   private let position = Mutex<UInt16?>(nil)
 
   init(_ memory: GuestMemory, _ configuration: QueueConfiguration, isPacked: Bool) {

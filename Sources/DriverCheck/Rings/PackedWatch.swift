@@ -1,4 +1,4 @@
-/// Looks at a packed ring (virtio 2.7) beside the device, with eyes of its own.
+/// Watches a packed ring (virtio 2.7) beside the device, with code of its own.
 internal import VirtioCore
 
 final class PackedWatch: QueueWatch, @unchecked Sendable {
@@ -6,10 +6,10 @@ final class PackedWatch: QueueWatch, @unchecked Sendable {
 
   /// Where the next chain becomes available.
   private var next = PackedPosition.start
-  /// Slots that were seen and slots that were answered since the beginning: the ring's own numbers come back with each lap.
+  /// How many slots were seen, and how many answered, since the beginning: the ring's own numbers repeat with each lap.
   private var seenSlots: UInt64 = 0
   private var usedSlots: UInt64 = 0
-  /// Slots of the ring that the device has.
+  /// Slots of the ring that belong to the device.
   private var taken: Int { Int(clamping: seenSlots &- usedSlots) }
   private var ring: UInt64 { setup.configuration.descriptorTable.rawValue }
 
@@ -20,7 +20,7 @@ final class PackedWatch: QueueWatch, @unchecked Sendable {
   }
 
   private func descriptor(_ slot: Int) -> SeenDescriptor? {
-    // The flags first: who sees a descriptor marked sees the rest of it.
+    // The flags first: whoever sees a descriptor marked sees the rest of it.
     guard let flags = reader.word(ring + 16 * UInt64(slot) + 14) else { return nil }
     guard var bytes = reader.bytes(ring + 16 * UInt64(slot), 16) else { return nil }
     (bytes[14], bytes[15]) = (UInt8(flags & 0xff), UInt8(flags >> 8))
@@ -161,8 +161,8 @@ final class PackedWatch: QueueWatch, @unchecked Sendable {
 
   // MARK: Used
 
-  /// What lies behind the next used descriptor is the driver's again, also of a chain that is not answered: the device answers in
-  /// any order.
+  /// The slots behind the next used descriptor belong to the driver again, even if they were of a chain that is not
+  /// answered: the device answers in any order.
   override func isOwned(_ entry: SeenChain.Entry) -> Bool {
     guard let ordinal = entry.ordinal else { return true }
     return ordinal >= usedSlots

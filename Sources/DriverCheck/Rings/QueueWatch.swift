@@ -1,7 +1,7 @@
-/// What is the same for both kinds of ring: chains in the device's hands, and what has to stay as it is in the meantime.
+/// What both ring formats have in common: the chains that belong to the device, and what must not change in the meantime.
 internal import VirtioCore
 
-/// What a watch of a queue is made with.
+/// What the watch of a queue is made from.
 struct WatchedSetup {
   var queue: Int
   var memory: GuestMemory
@@ -11,7 +11,7 @@ struct WatchedSetup {
   var limits: RequestLimits
   var kicks: KickAccount
   var look: RingLook
-  /// Nobody has had the queue since the driver's last reset.
+  /// Nobody has used the queue since the driver's last reset.
   var isFresh = true
 }
 
@@ -26,12 +26,12 @@ class QueueWatch: RingWatch, @unchecked Sendable {
   var reader: GuestReader
   /// By head or buffer ID.
   var chains: [UInt16: SeenChain] = [:]
-  /// Chains that were seen and that the device has not taken: never more than one, so that a driver cannot make the watch look
-  /// at more than the device does.
+  /// Chains that were seen and that the device has not popped: never more than one, so that a driver cannot make the watch
+  /// examine more than the device does.
   var ahead = 0
   /// `wish` as the device left it when it went to sleep.
   private var wishLeft: [UInt8]?
-  /// The ring made no sense any more: the device stops it, too.
+  /// The ring is broken: the device stops it, too.
   var isLost = true
 
   init(_ setup: WatchedSetup) {
@@ -44,7 +44,8 @@ class QueueWatch: RingWatch, @unchecked Sendable {
     reader = GuestReader(setup.memory)
   }
 
-  /// Entries of an indirect table that the device takes; a longer chain it refuses, and nobody has to look at more of it.
+  /// The most entries of an indirect table that the device accepts; it refuses a longer chain, so nothing more of it is
+  /// examined.
   var mostEntries: Int { max(size, 1024) }
 
   // MARK: For each kind of ring
@@ -55,7 +56,7 @@ class QueueWatch: RingWatch, @unchecked Sendable {
   /// Whether an entry's bytes are still the device's when its chain is about to be answered.
   func isOwned(_ entry: SeenChain.Entry) -> Bool { true }
   func entryChanged(_ entry: SeenChain.Entry, _ now: [UInt8]) {}
-  /// The chain's used element is written next. - Parameter chain: `nil`: it was taken before this began.
+  /// The chain's used element is written next. - Parameter chain: `nil`: it was popped before the watch began.
   func goOver(_ chain: SeenChain?) {}
   func checkUsed() {}
   func noteUsed() {}
@@ -89,7 +90,7 @@ class QueueWatch: RingWatch, @unchecked Sendable {
 
   final func took(_ name: UInt16) {
     setup.kicks.takes()
-    // It may have come between the two looks.
+    // It may have become available between the two checks.
     if !isLost, ahead == 0 { takeAvailable() }
     ahead = max(0, ahead - 1)
   }
@@ -107,7 +108,7 @@ class QueueWatch: RingWatch, @unchecked Sendable {
 
   final func sleeps(at position: QueuePosition) {
     if !isLost { wishLeft = wish }
-    // A device that has no room leaves chains where they are, and wants no kick for more of them.
+    // A device without free slots leaves chains in the ring, and wants no kick for more of them.
     setup.look.stands(at: !isLost && position.available == standing ? standing : nil)
     setup.kicks.sleeps()
   }
@@ -134,7 +135,7 @@ class QueueWatch: RingWatch, @unchecked Sendable {
   /// The first 16 readable bytes; `nil`: there are not so many.
   private func headerBytes(_ chain: SeenChain) -> [UInt8]? { readableBytes(chain, from: 0, count: 16) }
 
-  /// - Parameter count: bytes, with a bound.
+  /// - Parameter count: bytes; bounded by the caller.
   func readableBytes(_ chain: SeenChain, from offset: Int, count: Int) -> [UInt8]? {
     var result: [UInt8] = []
     var skip = offset
@@ -151,7 +152,7 @@ class QueueWatch: RingWatch, @unchecked Sendable {
     return result.count == count ? result : nil
   }
 
-  /// What is the same of every chain, when all its descriptors are known.
+  /// The checks of every chain, once all its descriptors are known.
   func finish(_ chain: inout SeenChain) {
     guard !chain.isBroken else { return }
     let (pieces, place) = (chain.readable + chain.writable, chain.place)

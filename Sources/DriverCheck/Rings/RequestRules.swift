@@ -1,9 +1,9 @@
-/// The requests of a block device (virtio 5.2.6), as they lie in a chain.
+/// The requests of a block device (virtio 5.2.6), as found in a chain.
 internal import Synchronization
 internal import VirtioCore
 
-/// What a driver was told that bounds its requests. The capacity is the largest that there was since the driver came: a disk
-/// that became smaller in the meantime does not make it wrong.
+/// What the driver was told about the limits of its requests. The capacity is the largest since the driver came: a disk that
+/// shrank in the meantime does not put the driver in the wrong.
 final class RequestLimits: Sendable {
   private let shown: Mutex<(capacity: UInt64, configuration: [UInt8])>
   let features: FeatureSet
@@ -22,7 +22,7 @@ final class RequestLimits: Sendable {
 
   /// 512-byte sectors.
   var capacity: UInt64 { shown.withLock { $0.capacity } }
-  /// Data segments of one request; `nil`: it was not said.
+  /// Data segments of one request; `nil`: not specified.
   var segments: UInt32? { features.contains(FeatureSet(bit: 2)) ? number(12) : nil }
   /// - Parameter offset: in the configuration space.
   func number(_ offset: Int) -> UInt32 { shown.withLock { $0.configuration.number(offset) } }
@@ -65,7 +65,7 @@ struct RequestRules {
   let chain: SeenChain
   private var findings: DriverFindings { watch.findings }
 
-  /// Segments of one request that are looked at.
+  /// How many segments of a request are examined.
   private static let mostSegments = 4096
 
   init(watch: QueueWatch, chain: SeenChain) {
@@ -142,7 +142,7 @@ struct RequestRules {
     let count = bytes / 16
     judge(rule, count <= UInt64(limit), "\(count) segments of at most \(limit)")
     let looked = min(Int(clamping: count), Self.mostSegments)
-    // In one pass over the chain: it may have as many pieces as there are segments.
+    // In one pass over the chain, which may have as many pieces as there are segments.
     guard let all = watch.readableBytes(chain, from: 16, count: 16 * looked) else { return }
     for index in 0..<looked {
       let segment = Array(all[16 * index..<16 * index + 16])

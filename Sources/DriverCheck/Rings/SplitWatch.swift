@@ -1,9 +1,9 @@
-/// Looks at a split ring (virtio 2.6) beside the device, with eyes of its own.
+/// Watches a split ring (virtio 2.6) beside the device, with code of its own.
 internal import VirtioCore
 
 final class SplitWatch: QueueWatch, @unchecked Sendable {
   private var seen: UInt16 = 0
-  /// The used index as the device showed it last; `nil`: it has not yet.
+  /// The used index that the device published last; `nil`: none yet.
   private var shown: UInt16?
   private var table: UInt64 { setup.configuration.descriptorTable.rawValue }
   private var available: UInt64 { setup.configuration.availableRing.rawValue }
@@ -12,7 +12,7 @@ final class SplitWatch: QueueWatch, @unchecked Sendable {
   override func begin(at position: QueuePosition) {
     seen = position.available
     shown = nil
-    // Whoever had the ring before has left its own wish there.
+    // The previous owner of the ring has left its own event index there.
     guard setup.isFresh, position == QueuePosition(), let flags = reader.word(used) else { return }
     findings.judge(
       "d.split.availnotif.1", flags == 0, queue: queue, "the used ring", "used.flags is \(flags) at the start")

@@ -1,9 +1,9 @@
-/// What a driver can be held to, and where a device sees it.
+/// The rules for drivers, and where a device can observe each.
 public import Conform
 
-/// Where a rule shows itself.
+/// Where a rule can be observed.
 public enum RuleSeam: Character, CaseIterable, Sendable {
-  /// The rings and the requests in them, whatever lies between driver and device.
+  /// The rings and the requests in them, over any transport.
   case rings = "Q"
   /// Kicks, of a queue that has any.
   case kicks = "K"
@@ -15,7 +15,7 @@ public enum RuleSeam: Character, CaseIterable, Sendable {
   case mmio = "M"
   case pci = "P"
 
-  /// What a driver's bus has to be; `nil`: anything.
+  /// The bus that a rule applies to; `nil`: any.
   var needs: String? {
     switch self {
     case .rings, .kicks: nil
@@ -32,7 +32,7 @@ public enum RuleSeam: Character, CaseIterable, Sendable {
 public struct DriverRule: Sendable {
   public enum Sight: Sendable {
     case checked(RuleSeam)
-    /// No device can see it, and this is why.
+    /// No device can observe it, for this reason.
     case unseen(String)
   }
 

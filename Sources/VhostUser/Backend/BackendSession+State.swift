@@ -79,7 +79,7 @@ struct SessionRestoration: Sendable {
     session.table = try mapMemory()
     session.protocolFeatures = ProtocolFeatures(rawValue: state.protocolFeatures)
     guard session.protocolFeatures.isSubset(of: device.protocolFeatures) else {
-      throw .invalid("protocol features that are not offered were agreed on")
+      throw .invalid("protocol features that are not offered were negotiated")
     }
     session.features = state.features.map { FeatureSet(rawValue: $0) }
     session.status = DeviceStatus(rawValue: state.status)

@@ -57,12 +57,12 @@ public enum Refusal: Error, Hashable, CustomStringConvertible {
     case .memory(let error): error.description
     case .log(let error): error.description
     case .logTooLarge(let size, let limit):
-      "a log of written pages of \(size) bytes is larger than the \(limit) that there can be"
+      "a log of written pages of \(size) bytes is larger than the maximum of \(limit)"
     case .inflight(let error): error.description
     case .inflightQueueCount(let count, let limit):
-      "in-flight records for \(count) queues were asked for, and there are 1 to \(limit)"
+      "in-flight records for \(count) queues were requested, and there can be 1 to \(limit)"
     case .inflightQueueSize(let size, let limit):
-      "in-flight records for rings of \(size) entries were asked for, and a ring has 1 to \(limit)"
+      "in-flight records for rings of \(size) entries were requested, and a ring has 1 to \(limit)"
     case .inflightOverBudget(let bytes, let budget):
       "in-flight records of \(bytes) bytes are more than is left of the \(budget) bytes that a disk may map; raise --memory-budget"
     case .noInflightRecord(let queue, let count):

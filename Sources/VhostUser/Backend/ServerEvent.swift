@@ -73,7 +73,7 @@ public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
       "the connection is closed, because a descriptor that the front-end sent does not answer: its file system hangs"
     case .tooManyLeftBehind(let count):
       "no front-end is accepted, because descriptors of \(count) earlier connections still do not answer"
-    case .acceptFailed(let error): "a front-end could not be let in: \(error); trying again in a second"
+    case .acceptFailed(let error): "a front-end could not be accepted: \(error); trying again in a second"
     }
   }
 

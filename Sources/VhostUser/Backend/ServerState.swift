@@ -50,13 +50,13 @@ public enum TakeoverError: Error, Hashable, Sendable, CustomStringConvertible {
     case .notTheSame(let what, let theirs, let ours):
       "the running server's \(what) is \(theirs), and here it would be \(ours): give the same options"
     case .configuration(let offset):
-      "the configuration space is another one than the running server's from byte \(offset) on: give the same image and options"
+      "the configuration space differs from the running server's from byte \(offset) on: give the same image and options"
     case .features(let features):
       "the running server offers features \(features), which would be missing here: give the same options, or a newer program"
-    case .invalid(let what): "the state that the running server sent cannot be: \(what)"
+    case .invalid(let what): "the state that the running server sent is invalid: \(what)"
     case .refused(let reason): reason
-    case .queue(let queue, let error): "queue \(queue) cannot go on here: \(error)"
-    case .notPrepared(let error): "the queues cannot be made ready: \(error)"
+    case .queue(let queue, let error): "queue \(queue) cannot continue here: \(error)"
+    case .notPrepared(let error): "the queues cannot be prepared: \(error)"
     case .busy(let what): "the running server is busy: \(what); try again later"
     case .overtaken: "the state has changed in the meantime; try again"
     }

@@ -16,7 +16,7 @@ public enum StreamError: Error, Hashable, CustomStringConvertible {
 
   public var description: String {
     switch self {
-    case .wrongVersion(let version): "a message of protocol version \(version) came, only version 1 is spoken"
+    case .wrongVersion(let version): "a message of protocol version \(version) was received, and only version 1 is supported"
     case .payloadTooLarge(let request, let size):
       "\(FrontendRequest.name(of: request)) announced \(size) bytes, more than any message has"
     case .tooManyDescriptors: "a message brought more than \(Message.maximumDescriptors) descriptors"

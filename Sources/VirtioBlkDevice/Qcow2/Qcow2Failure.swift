@@ -32,7 +32,7 @@ public enum Qcow2Failure: Error, Hashable, CustomStringConvertible {
   public var description: String {
     switch self {
     case .badName(let text, let reason):
-      "'\(printable(text))' names no qcow2 image: \(printable(reason)); "
+      "'\(printable(text))' does not name a qcow2 image: \(printable(reason)); "
         + "use qcow2:PATH or qcow2:PATH?backing=FORMAT:PATH, with '%', '?' and '&' in names as %25, %3f and %26"
     case .fault(let path, let fault):
       "the image \(printable(path)) cannot be served: \(fault) (see 'vmm-blk image check \(printable(path))')"
@@ -44,7 +44,7 @@ public enum Qcow2Failure: Error, Hashable, CustomStringConvertible {
     case .notWritable(let path, let fault):
       "the image \(printable(path)) cannot be served for writing: \(fault) (or serve it with --read-only)"
     case .snapshotsAreOnlyRead(let path):
-      "a snapshot of \(printable(path)) is what the disk was, and is only read: serve it with --read-only"
+      "a snapshot of \(printable(path)) cannot be written to: serve it with --read-only"
     case .devicesAreOnlyRead(let path):
       "\(printable(path)) is a block device, and a qcow2 image on one cannot grow: serve it with --read-only, or convert it with "
         + "'qemu-img convert -O raw'"
@@ -55,26 +55,27 @@ public enum Qcow2Failure: Error, Hashable, CustomStringConvertible {
       "the disk in \(printable(path)) has \(size) bytes, which is not a multiple of the logical block size \(blockSize): "
         + (size % 512 == 0 ? "use a smaller --logical-block-size" : "convert it with 'qemu-img convert'")
     case .notAllowed(let path, let name):
-      "\(printable(path)) names a backing file, '\(printable(name))', and files that images name are not opened by themselves: if you "
+      "\(printable(path)) names a backing file, '\(printable(name))', and a file is not opened merely because an image names it: if you "
         + "trust it, say which with ?backing=FORMAT:PATH, or where it may be with ?backing-folder=PATH"
     case .otherName(let path, let name, let given):
       "\(printable(path)) names '\(printable(name))', and \(printable(given)) is another file: name that one, or change the image with "
         + "'qemu-img rebase -u'"
     case .nothingUnder(let path, let given):
-      "\(printable(path)) names no backing file, and \(printable(given)) was to be one: leave it out"
+      "\(printable(path)) names no backing file, but \(printable(given)) was given as one: leave it out"
     case .noFormat(let path, let name):
-      "\(printable(path)) does not say of what format '\(printable(name))' is, and nothing is guessed: say ?backing=FORMAT:PATH"
+      "\(printable(path)) does not say which format '\(printable(name))' has, and formats are never guessed: say ?backing=FORMAT:PATH"
     case .otherFormat(let path, let name, let format):
       "\(printable(path)) says that '\(printable(name))' is of the format '\(printable(format))', and only raw and qcow2 can be under an "
         + "image here: convert it"
     case .noPath(let path, let name):
-      "\(printable(path)) names '\(printable(name))', which is no path of a file but words of another program: say ?backing=FORMAT:PATH"
+      "\(printable(path)) names '\(printable(name))', which is not the path of a file: say ?backing=FORMAT:PATH"
     case .outside(let path, let name, let folder):
       "\(printable(path)) names '\(printable(name))', which is not below \(printable(folder)), or only through a link: say "
         + "?backing=FORMAT:PATH if you trust it"
-    case .loop(let path): "\(printable(path)) is under itself: the chain of images has no end"
-    case .tooDeep(let path, let limit): "under \(printable(path)) there are more than \(limit) images: make the chain shorter"
-    case .noDataFile(let path): "\(printable(path)) has its data in itself: leave data-file out"
+    case .loop(let path):
+      "\(printable(path)) is its own backing file, directly or through others: the chain of images has no end"
+    case .tooDeep(let path, let limit): "\(printable(path)) has more than \(limit) images below it: make the chain shorter"
+    case .noDataFile(let path): "\(printable(path)) has no external data file: leave data-file out"
     case .dataNotAllowed(let path, let name):
       "\(printable(path)) has its data in another file, '\(printable(name))': if you trust it, say which with ?data-file=PATH, or where "
         + "it may be with ?backing-folder=PATH"

@@ -43,7 +43,7 @@ public struct Qcow2Location: Sendable, Hashable {
     for word in parts[1].split(separator: "&", omittingEmptySubsequences: false) {
       let sides = word.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
       guard sides.count == 2, let value = PercentText.decoded(sides[1]), !value.isEmpty else {
-        throw wrong("'\(word)' is no word with a value, as in snapshot=NAME")
+        throw wrong("'\(word)' has no value, as in snapshot=NAME")
       }
       func once(_ place: inout String?) throws(Qcow2Failure) {
         guard place == nil else { throw wrong("'\(sides[0])' is there twice") }
@@ -53,7 +53,7 @@ public struct Qcow2Location: Sendable, Hashable {
       case "backing":
         let colon = value.firstIndex(of: ":") ?? value.startIndex
         guard let format = ImageFormat(rawValue: String(value[..<colon])), value.index(after: colon) < value.endIndex else {
-          throw wrong("'backing' needs a format in front of the path, as in backing=raw:PATH or backing=qcow2:PATH")
+          throw wrong("'backing' needs a format before the path, as in backing=raw:PATH or backing=qcow2:PATH")
         }
         backing.append(Backing(format: format, path: String(value[value.index(after: colon)...])))
       case "backing-folder": try once(&folder)
