@@ -5,6 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 vmm_blk=${VMM_BLK:-$PWD/.build/release/vmm-blk}
+bytes=128M
+# A debug build is what there is first, and slow.
+[ -x "$vmm_blk" ] || { vmm_blk=$PWD/.build/debug/vmm-blk; bytes=16M; }
 folder=$(mktemp -d)
 device=
 guest=
@@ -31,8 +34,8 @@ done
 cat device.out
 
 say "2. A guest in another process brings it up, writes, flushes, reads back, and checks every byte"
-echo "$ vmm-blk guest verify --memory guest.mem --bytes 128M"
-"$vmm_blk" guest verify --memory guest.mem --bytes 128M
+echo "$ vmm-blk guest verify --memory guest.mem --bytes $bytes"
+"$vmm_blk" guest verify --memory guest.mem --bytes $bytes
 
 say "3. The rings while a small guest is at work"
 "$vmm_blk" guest verify --memory guest.mem --queues 1 --queue-size 8 --depth 2 --cuts classic --seconds 3 >guest.log 2>&1 &
