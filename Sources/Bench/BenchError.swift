@@ -31,7 +31,7 @@ public enum BenchError: Error, Sendable, CustomStringConvertible {
         + "larger --queue-size-max"
     case .readOnlyDisk(let pattern): "the disk is read-only, so --rw \(pattern.rawValue) cannot run: use read or randread"
     case .noThread(let error): "no thread could be started (\(error)): raise the limit with 'ulimit -u'"
-    case .noMemory(let bytes): "no \(bytes) bytes of memory are to be had: use a smaller --bs or --iodepth"
+    case .noMemory(let bytes): "\(bytes) bytes of memory cannot be allocated: use a smaller --bs or --iodepth"
     case .system(let what, let error): "\(what) failed: \(error)"
     case .brokenRing(let queue, let what): "the device broke queue \(queue): \(what)"
     case .requestFailed(let queue, let status, let isWrite, let sector):

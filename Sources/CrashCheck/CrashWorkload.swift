@@ -9,7 +9,7 @@ public enum CrashMode: String, CaseIterable, Sendable {
   case writeback
   /// CONFIG_WCE, and writeback is 0: each is stable when it is answered.
   case writethrough
-  /// CONFIG_WCE, and the driver changes its mind again and again, with requests under way.
+  /// CONFIG_WCE, and the driver changes its mind again and again, with requests in flight.
   case toggled
   /// Neither FLUSH nor CONFIG_WCE was accepted: each is stable when it is answered.
   case noFlush = "no-flush"
@@ -78,7 +78,7 @@ struct CrashWorkload {
     isDurable = !isOn
   }
 
-  /// - Returns: `nil` when there is no room beside what is under way.
+  /// - Returns: `nil` when there is no room beside what is in flight.
   private mutating func choose(_ number: Int) -> Submission? {
     let chance = random.next() % 100
     if chance < 9, mode != .noFlush {

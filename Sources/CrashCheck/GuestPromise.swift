@@ -14,7 +14,7 @@ struct GuestPromise {
     var covers: [Int] = []
   }
 
-  /// By sector, in the order in which they were requested: requests that overlap are never under way together. The first one is
+  /// By sector, in the order in which they were requested: requests that overlap are never in flight together. The first one is
   /// promised.
   private var versions: [[Version]]
   private var asked: [Int: Asked] = [:]

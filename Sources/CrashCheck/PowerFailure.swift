@@ -7,7 +7,7 @@ struct PowerFailure {
   private struct Change {
     var number: Int
     var start: Int
-    /// `nil` while it is under way.
+    /// `nil` while it is in flight.
     var finish: Int?
     /// Sectors from the front that it has done.
     var done = 0

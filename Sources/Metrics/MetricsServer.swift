@@ -25,7 +25,7 @@ public final class MetricsServer {
 
   /// Binds the address. Nobody is answered before `open`.
   ///
-  /// - Parameter page: made anew for each request, on the loop's thread.
+  /// - Parameter page: made again for each request, on the loop's thread.
   public init(on address: MetricsAddress, in loop: EventLoop, page: @escaping () -> [UInt8]) throws(SocketError) {
     self.loop = loop
     self.page = page

@@ -58,7 +58,7 @@ package enum TopTable {
   private static func row(_ disk: Operator.DiskMetrics, since old: Operator.DiskMetrics?, _ seconds: Double) -> Row {
     func difference(_ value: (Operator.Counters) -> UInt64) -> UInt64 {
       let (now, then) = (value(disk.counters), old.map { value($0.counters) } ?? 0)
-      // Another disk of the same name begins anew.
+      // Another disk of the same name starts over.
       return now >= then ? now - then : now
     }
     func rate(_ value: (Operator.Counters) -> UInt64) -> Double { Double(difference(value)) / max(seconds, 0.001) }

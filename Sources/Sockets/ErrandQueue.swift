@@ -20,7 +20,7 @@ public final class ErrandQueue: Disposer {
   /// Errands that are not done yet.
   public var backlog: Int { state.withLock { $0.waiting.count + ($0.isRunning ? 1 : 0) } }
 
-  /// Adds an errand. Where there is no thread to be had it waits for the next one that is added.
+  /// Adds an errand. If no thread is available it waits for the next one that is added.
   public func dispose(_ errand: @escaping @Sendable () -> Void) {
     let needsHelper = state.withLock { state in
       state.waiting.append(errand)

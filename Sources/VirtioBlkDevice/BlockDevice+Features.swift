@@ -31,7 +31,7 @@ extension BlockDevice {
   /// - RING_RESET (virtio 2.6.1) and NOTIFICATION_DATA (virtio 2.7.23) need a transport that knows of them, too.
   public static func featuresOnRequest(of image: ImageFile) -> FeatureSet {
     var features: FeatureSet = [.inOrder, .orderPlatform, .ringReset, .notificationData]
-    // What a qcow2 image writes anew leaves what was there in clusters that it shares, or that it counts down.
+    // A qcow2 image writes to new clusters and leaves the old contents in clusters that are shared or freed.
     if !image.isReadOnly, image.zones == nil, !image.keepsTables { features.insert(.blockSecureErase) }
     return features
   }

@@ -2,7 +2,7 @@
 internal import VirtioCore
 
 extension BlockDevice {
-  /// Lets every queue take nothing more, queues that start later included. What is under way is finished, and answered; the
+  /// Lets every queue take nothing more, queues that start later included. What is in flight is finished, and answered; the
   /// driver sees delay and no error. Queues can be started and stopped in the meantime.
   public func pause() {
     isPaused = true

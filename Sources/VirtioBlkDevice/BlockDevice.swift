@@ -55,7 +55,7 @@ public struct BlockDeviceOptions: Sendable {
   package var sharesAnyMedium = false
   /// Feature bits that are not offered although the device has them; not of those that are required.
   public var withheldFeatures = FeatureSet()
-  /// Whether it is kept how long requests take and how many are under way, for `BlockDevice.metrics`.
+  /// Whether to record how long requests take and how many are in flight, for `BlockDevice.metrics`.
   public var metrics = true
   /// What the disk may do in a second; `BlockDevice.setLimits` changes it.
   public var limits = RateLimits()

@@ -92,7 +92,7 @@ enum Takeover {
     var lock: Int?
     /// What a driver is told with GET_ID.
     var serial: String
-    /// A flush failed, so that none may succeed until the image is opened anew.
+    /// A flush failed, so that none may succeed until the image is opened again.
     var flushFailed: Bool
   }
 

@@ -56,7 +56,8 @@ import VirtioCore
     ("link", "raw", "or only through a link"), ("linked/base", "raw", "linked/base"),
     ("nbd:localhost:10809", "raw", "not the path of a file"),
     (#"json:{"driver":"file","filename":"/etc/passwd"}"#, "raw", "not the path of a file"),
-    ("file:base", "raw", "not the path of a file"), ("base", "vmdk", "only raw and qcow2"), ("base", "", "does not say which format"),
+    ("file:base", "raw", "not the path of a file"), ("base", "vmdk", "only raw and qcow2"),
+    ("base", "", "does not say which format"),
     ("pipe", "raw", "neither a regular file"), (".", "raw", "is not below"), ("none", "raw", "No such file"),
     ("top", "qcow2", "is its own backing file"),
   ]) func whatAnImageNamesIsNotFollowed(name: String, format: String, sentence: String) throws {

@@ -9,7 +9,7 @@ internal import VirtioCore
 
 @safe
 struct BenchQueue<Ring: BenchRing>: ~Copyable {
-  /// One request that can be under way.
+  /// One request that can be in flight.
   @safe
   private struct Slot {
     /// When it was handed over, nanoseconds.
@@ -229,7 +229,7 @@ struct BenchQueue<Ring: BenchRing>: ~Copyable {
 
   // MARK: Contents
 
-  /// Finds a block without a request under way and, for a write, makes its data.
+  /// Finds a block without a request in flight and, for a write, makes its data.
   @inline(never)
   private mutating func prepare(_ slot: Int, _ wanted: UInt64, isWrite: Bool) -> UInt64 {
     let place = unsafe slots + slot

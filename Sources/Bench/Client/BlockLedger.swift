@@ -1,4 +1,4 @@
-/// What a queue has written to each block of its area, and which blocks have a request under way: with it every read can be
+/// What a queue has written to each block of its area, and which blocks have a request in flight: with it every read can be
 /// held to the last write.
 
 @safe

@@ -6,7 +6,7 @@ enum RunPhase: UInt32 {
   /// Requests run, nothing counts yet (fio's ramp time).
   case warming
   case measuring
-  /// Nothing new is submitted; what is under way is awaited, then read back where contents are checked.
+  /// Nothing new is submitted; what is in flight is awaited, then read back where contents are checked.
   case draining
   /// Nobody waits any more.
   case abandoned

@@ -24,12 +24,12 @@ public enum Verification: String, CaseIterable, Sendable {
   case pattern
 }
 
-/// One closed loop: `depth` requests under way on each queue at all times.
+/// One closed loop: `depth` requests in flight on each queue at all times.
 public struct Workload: Sendable {
   public var pattern = AccessPattern.randread
   /// Bytes of a request, a multiple of 512.
   public var blockSize = 4096
-  /// Requests under way on each queue.
+  /// Requests in flight on each queue.
   public var depth = 1
   /// Queues.
   public var jobs = 1

@@ -150,7 +150,7 @@ struct PathCatalogue {
           "the kernel does not make a ring with NO_SQARRAY (\($0)); Linux 6.6 does"
         }),
       row(
-        "wait-8", "wait for 8", "The thread sleeps until eight operations are done, if that many are under way.",
+        "wait-8", "wait for 8", "The thread sleeps until eight operations are done, if that many are in flight.",
         words: "wait=8", uring { $0.minimumWait = 8 }),
       row(
         "batch-1", "submit each", "Each operation is submitted separately.", words: "batch=1",

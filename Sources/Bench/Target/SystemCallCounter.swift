@@ -9,7 +9,7 @@ final class SystemCallCounter {
   private let output: String
   private let start: UInt64
 
-  /// - Returns: `nil` when perf is not to be had.
+  /// - Returns: `nil` if perf is not available.
   init?(process: Int32) {
     var template = Array("/tmp/vmm-blk-perf-XXXXXX".utf8CString)
     let file = unsafe mkstemp(&template)

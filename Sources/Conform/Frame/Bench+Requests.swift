@@ -164,7 +164,7 @@ extension Bench {
             try hand.look()
             return hand.take(posted.id) != nil
           }
-          if answered, posted.status == 0 { return "queue \(witness) goes on" }
+          if answered, posted.status == 0 { return "queue \(witness) continues" }
         }
       } catch is DriverError {
         // The connection may have been lost by what was done; a new one will show.

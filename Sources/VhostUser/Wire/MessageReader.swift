@@ -27,7 +27,7 @@ public enum StreamError: Error, Hashable, CustomStringConvertible {
   }
 }
 
-/// The receiving half of a connection. It never reads past the end of the message at hand, since descriptors belong to the
+/// The receiving half of a connection. It never reads past the end of the current message, since descriptors belong to the
 /// message whose first byte they came with, and it keeps what a slow sender has sent so far.
 struct MessageReader {
   enum Progress {

@@ -22,7 +22,7 @@ struct AioEngine: BlockEngine, ~Copyable {
   private let context: io_context_t
   /// Whether the kernel's ring has the layout that is known here; otherwise completions are requested.
   private let readsRing: Bool
-  /// One control block for each operation that can be under way and one for the poll, and which of the former are free.
+  /// One control block for each operation that can be in flight and one for the poll, and which of the former are free.
   private let blocks: UnsafeMutablePointer<iocb>
   private let freeBlocks: UnsafeMutablePointer<UInt32>
   private var freeCount: Int
@@ -45,7 +45,7 @@ struct AioEngine: BlockEngine, ~Copyable {
 
   /// - Parameters:
   ///   - isSlow: the medium is not memory.
-  ///   - depth: operations that can be under way at once.
+  ///   - depth: operations that can be in flight at once.
   init(descriptor: Int32, isSlow: Bool = true, mailbox: Int32, depth: Int) throws(Errno) {
     let waiter = try EpollWaiter(mailbox: mailbox)
     var context: io_context_t? = nil
@@ -114,7 +114,7 @@ struct AioEngine: BlockEngine, ~Copyable {
       return .finished(medium.changeRange(operation))
     }
     if parts.isDue(queuedCount) { handOver() }
-    // One slot of a worker has one operation under way: there is always a block left.
+    // One slot of a worker has one operation in flight: there is always a block left.
     precondition(freeCount > 0, "more operations than the engine was made for")
     freeCount &-= 1
     let block = unsafe blocks + Int(freeBlocks[freeCount])

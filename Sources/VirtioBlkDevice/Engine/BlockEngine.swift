@@ -70,7 +70,7 @@ protocol BlockEngine: ~Copyable {
   var takesOnlyTransfers: Bool { get }
   /// It has `blockDiscard`, and that is how everything is discarded here.
   var takesDiscards: Bool { get }
-  /// The kernel takes nothing from this engine any more, and nothing that is under way will complete.
+  /// The kernel takes nothing from this engine any more, and nothing in flight will complete.
   var isLost: Bool { get }
 
   /// - Parameter operation: inside the medium; a transfer has at least one byte and at most 2^30, as many as its segments.

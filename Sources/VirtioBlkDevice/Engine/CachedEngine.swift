@@ -31,7 +31,7 @@ struct CachedEngine: BlockEngine, ~Copyable {
   /// - Parameters:
   ///   - image: with windows.
   ///   - descriptor: the image.
-  ///   - depth: operations that can be under way at once.
+  ///   - depth: operations that can be in flight at once.
   init(_ image: MappedImage, descriptor: Int32, mailbox: Int32, depth: Int, setup: UringSetup) throws(Errno) {
     guard let windows = image.windows else { throw .noMemory }
     let ring = try UringEngine(descriptor: descriptor, isSlow: false, mailbox: mailbox, depth: depth, setup: setup)
@@ -79,7 +79,7 @@ struct CachedEngine: BlockEngine, ~Copyable {
   }
 
   mutating func nextEvent() -> EngineEvent? {
-    // With the ring the copies are lost, too: all that is under way counts as failed.
+    // With the ring the copies are lost, too: everything in flight counts as failed.
     if !ring.isLost, let done = copies.nextCompletion(&image) { return done }
     if unchecked >= Self.patience.copies { noticeLostPages() }
     return ring.nextEvent()

@@ -34,7 +34,7 @@ struct CopyQueue: ~Copyable {
   /// those are known that come after them.
   private var hasReported = false
 
-  /// - Parameter depth: transfers that can be under way at once.
+  /// - Parameter depth: transfers that can be in flight at once.
   init(depth: Int) {
     var capacity = 1
     while capacity < depth { capacity *= 2 }

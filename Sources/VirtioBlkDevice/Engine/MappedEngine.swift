@@ -15,7 +15,7 @@ struct MappedEngine: BlockEngine, ~Copyable {
 
   /// - Parameters:
   ///   - descriptor: the image.
-  ///   - depth: operations that can be under way at once.
+  ///   - depth: operations that can be in flight at once.
   ///   - seat: of a worker that shares its thread.
   init(
     _ image: MappedImage, descriptor: Int32, mailbox: Int32, depth: Int, seat: WorkerSeat? = nil

@@ -33,7 +33,7 @@ extension NBDEngine {
     do throws(Errno) { try waiter.watch(socket: link.socket, link.interest, isNew: true) } catch { link.isBroken = true }
   }
 
-  /// The connection is over: everything that was under way waits for the next one.
+  /// The connection is over: everything in flight waits for the next one.
   mutating func lose() {
     guard link.isUp else { return drop() }
     let reason = link.connection?.lastWords ?? "it is closed"

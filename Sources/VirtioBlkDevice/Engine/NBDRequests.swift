@@ -1,4 +1,4 @@
-/// What an NBD engine remembers of everything that is under way.
+/// What an NBD engine remembers of everything in flight.
 internal import CLinux
 internal import SystemPackage
 internal import VirtioCore
@@ -19,7 +19,7 @@ struct NBDRequest {
 
   var operation = unsafe IOOperation(kind: .read)
   var state = State.none
-  /// Its place among those that are under way.
+  /// Its place among those in flight.
   var place: UInt32 = 0
   /// Number of the buffer that it goes through + 1; 0: none.
   var buffer: UInt32 = 0
@@ -37,7 +37,7 @@ struct NBDRequests: ~Copyable {
   private let requests: UnsafeMutablePointer<NBDRequest>
   private let jobs: UnsafeMutablePointer<clinux_nbd_job>
   private let done: UnsafeMutablePointer<clinux_nbd_done>
-  /// Tags that are under way, in no order.
+  /// Tags in flight, in no order.
   private(set) var active: [UInt32] = []
 
   /// - Parameter count: tags are below it.

@@ -22,7 +22,7 @@ final class PopulatedWindows: @unchecked Sendable {
   enum State {
     /// No hole, and in the page tables.
     case data
-    /// With holes, pages that are not in the cache, or not to be had: for system calls.
+    /// With holes, pages that are not in the cache, or unavailable: for system calls.
     case sparse
     /// The file ends before the image does.
     case cut

@@ -52,7 +52,7 @@ struct UringEngine: BlockEngine, ~Copyable {
 
   /// - Parameters:
   ///   - isSlow: the medium is not memory.
-  ///   - depth: operations that can be under way at once.
+  ///   - depth: operations that can be in flight at once.
   init(descriptor: Int32, isSlow: Bool = true, mailbox: Int32, depth: Int, setup: UringSetup) throws(Errno) {
     let throughEpoll = setup.kicksThroughEpoll || setup.poll != .off
     let counter = throughEpoll ? try OwnedDescriptor.eventCounter() : nil
@@ -274,7 +274,7 @@ struct UringEngine: BlockEngine, ~Copyable {
     systemCalls &+= 1
     prepared = 0
     parts.begin()
-    // Everything under way completes some day, so waiting for several at once ends.
+    // Everything in flight completes some day, so waiting for several at once ends.
     let count = UInt32(setup.minimumWait > 1 && underWay >= setup.minimumWait ? setup.minimumWait : 1)
     if let nanoseconds {
       var limit = __kernel_timespec(tv_sec: nanoseconds / 1_000_000_000, tv_nsec: nanoseconds % 1_000_000_000)
@@ -324,7 +324,7 @@ struct UringEngine: BlockEngine, ~Copyable {
 
   @inline(__always)
   mutating func nextEvent() -> EngineEvent? {
-    // What is under way counts as failed from then on; what the kernel still says of it is for nobody.
+    // What is in flight counts as failed from then on; what the kernel still says of it is for nobody.
     guard !isLost else { return nextWake() }
     var data: UInt64 = 0
     var result: Int32 = 0

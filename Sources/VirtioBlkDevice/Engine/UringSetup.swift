@@ -40,7 +40,7 @@ public struct UringSetup: Hashable, Sendable {
   public var registersBuffers = false
   /// The ring's own descriptor is looked up once.
   public var registersRing = true
-  /// Completions to sleep for while at least that many operations are under way; at least 1.
+  /// Completions to sleep for while at least that many operations are in flight; at least 1.
   public var minimumWait = 1
   public var handover = Handover.growing
   /// The submission ring has a second array with the order of its entries; without it they are taken as they come

@@ -207,7 +207,7 @@ public final class ImageFile: Sendable {
     // Before somebody else may open it. Who goes last may be a thread that may not make a file shorter.
     chain?.writer?.finish(mayCut: false)
     // A ring that is being torn down in the kernel may hold the file for a moment longer; the locks must not wait for that.
-    // Nothing is under way in it.
+    // Nothing is in flight in it.
     if let lock, lock !== owned { ImageLock.release(descriptor) }
     if let lock, ownsLock.load(ordering: .relaxed) { ImageLock.release(lock.rawValue) }
     lifetime?.end()
@@ -217,7 +217,7 @@ public final class ImageFile: Sendable {
   /// medium, so it is for a helper, or for a process that is about to end; an image that goes without it does it then.
   public func finish() { chain?.writer?.finish(mayCut: true) }
 
-  /// Tables of it are kept by this process and written by it: no other can go on with them.
+  /// This process caches its tables and writes them: no other can continue with them.
   public var keepsTables: Bool { chain?.writer != nil }
 
   /// Another process continues with the lock: it does not go with this image.

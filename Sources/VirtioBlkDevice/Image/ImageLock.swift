@@ -1,4 +1,4 @@
-/// Who may write to an image, and who may still have something under way in it: locks on parts of the file that no disk has.
+/// Who may write to an image, and who may still have something in flight in it: locks on parts of the file that no disk has.
 internal import CLinux
 internal import Glibc
 
@@ -53,14 +53,14 @@ enum ImageLock {
     }
   }
 
-  /// Somebody else's claim is in the way, or what a writer that is gone has under way, or a reader would see others write.
+  /// Another claim is in the way, or requests in flight of a writer that is gone, or a reader would see others write.
   static func isBusy(_ descriptor: Int32, isReadOnly: Bool) -> Bool {
     claim.isHeld(against: isReadOnly ? F_RDLCK : F_WRLCK, descriptor) || writer.isHeld(against: F_WRLCK, descriptor)
       || isReadOnly && isWrittenToByOthers(descriptor)
   }
 
-  /// Somebody may write who locks as QEMU does: what is read would change, and tables that are kept would not be what it wrote. Asked
-  /// after the claim was taken, so that whoever of the two comes second sees the other. A claim of ours begins at 0.
+  /// A program that locks as QEMU does may write: what is read would change, and cached tables would go stale. Checked after the claim
+  /// was taken, so that the later of the two sees the other. A claim of ours begins at 0.
   private static func isWrittenToByOthers(_ descriptor: Int32) -> Bool {
     foreignWriter.holder(against: F_WRLCK, descriptor).map { $0 > claim.start } ?? false
   }
@@ -92,7 +92,7 @@ enum ImageLock {
 
   static func unmarkTaker(_ descriptor: Int32) { _ = taker.set(F_UNLCK, descriptor) }
 
-  /// A server that took over may have begun, or what it had under way may not have ended.
+  /// A server that took over may have begun, or what it had in flight may not have ended.
   static func hasTaker(_ descriptor: Int32) -> Bool { taker.isHeld(against: F_WRLCK, descriptor) }
 
   /// Releases everything that the description has.

@@ -11,7 +11,7 @@ public final class ImageState: @unchecked Sendable {
   /// Bytes that the image is said to have.
   let size: SharedCell<UInt64>
 
-  /// Flushes and stable writes under way.
+  /// Flushes and stable writes in flight.
   let syncs: SyncLedger
 
   /// Held by a flush that no guest asked for.

@@ -62,7 +62,7 @@ final class NBDConnection: @unchecked Sendable {
   }
 
   deinit {
-    // Says goodbye where somebody is there; what is under way is given up.
+    // Says goodbye if the server is there; requests in flight are given up.
     if !isAbandoned, isReady { _ = unsafe library.functions.pointee.aio_disconnect(handle, 0) }
     unsafe library.functions.pointee.close(handle)
   }
@@ -165,7 +165,7 @@ final class NBDConnection: @unchecked Sendable {
     unsafe job.initialize(to: clinux_nbd_job(done: done, tag: 0, left: 1, error: 0))
     var isOver = false
     defer {
-      // A command that is under way would write to it.
+      // A command in flight would write to it.
       if isOver {
         unsafe job.deallocate()
         unsafe done.deallocate()

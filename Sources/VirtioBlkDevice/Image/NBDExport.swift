@@ -73,7 +73,7 @@ public final class NBDExport: Sendable {
   /// One that is made already.
   func take() -> NBDConnection? { state.withLock { $0.idle.popLast() } }
 
-  /// A worker is over, and its connection with nothing under way.
+  /// A worker has ended, and its connection has nothing in flight.
   func give(_ connection: NBDConnection) { state.withLock { $0.idle.append(connection) } }
 
   /// One more, and waits for that. For a helper.

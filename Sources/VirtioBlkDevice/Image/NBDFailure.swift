@@ -15,7 +15,7 @@ public enum NBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
   case empty(uri: String)
   case needsLargerBlocks(uri: String, minimum: UInt64, blockSize: Int)
   case oddSize(uri: String, size: UInt64, blockSize: Int)
-  /// After a connection was made anew it is another disk. - difference: as in "it has 5 bytes instead of 6".
+  /// After reconnecting it is another disk. - difference: as in "it has 5 bytes instead of 6".
   case changed(uri: String, difference: String)
 
   public var description: String {

@@ -25,7 +25,7 @@ final class CallPool<Calls: MediumCalls>: Sendable {
   private let available = DispatchSemaphore(value: 0)
   private let threads = Mutex<[SystemThread]>([])
 
-  /// - Throws: not a single thread is to be had. Some of them are enough.
+  /// - Throws: not a single thread could be made. Some of them are enough.
   init(_ medium: Calls, board: CompletionBoard, threads count: Int) throws(Errno) {
     self.medium = medium
     self.board = board
@@ -49,7 +49,7 @@ final class CallPool<Calls: MediumCalls>: Sendable {
     available.signal()
   }
 
-  /// Ends the threads; nothing is under way any more. The pool lives until they are gone.
+  /// Ends the threads; nothing is in flight any more. The pool lives until they are gone.
   func end() {
     let threads = threads.withLock { list in
       defer { list = [] }

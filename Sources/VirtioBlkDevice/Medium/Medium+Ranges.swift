@@ -106,7 +106,7 @@ extension Medium where Engine: ~Copyable {
     return unsafe advance(job)
   }
 
-  /// The part at hand is done.
+  /// The current part is done.
   private func advance(_ job: UnsafeMutablePointer<MediumJob>) -> Next {
     unsafe job.pointee.done &+= job.pointee.part
     unsafe job.pointee.retries = 0

@@ -33,7 +33,7 @@ extension Medium where Engine: ~Copyable {
     unsafe job.pointee.waitsForOthers = false
   }
 
-  /// What was under way is not heard of any more, an error that only it was told least of all.
+  /// What was in flight is never heard of again, least of all an error that only it reported.
   mutating func abandonSyncs() {
     guard syncs?.abandon() == true else { return }
     facts.flushFailed.storeRelaxed(1)

@@ -59,7 +59,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
   /// Guest memory by lane.
   private var memories: [GuestMemory?]
   private var length: FileLength
-  /// Flushes and stable writes under way, where they have to be known.
+  /// Flushes and stable writes in flight, where they have to be known.
   var syncs: OwnSyncs?
   /// Who writes down the states of zones.
   var recorders: CallPool<ZoneRecorder>?
@@ -120,7 +120,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
   /// What helpers finished, and what the backlog brings.
   @inline(never)
   private mutating func otherEvent() -> MediumEvent? {
-    // With the engine everything is lost that is under way, with helpers, too.
+    // With the engine everything in flight is lost, including what helpers do.
     if boardIsNews, pool != nil || facts.zones != nil, !engine.isLost {
       if taken.isEmpty { board.take(into: &taken) }
       while let (tag, result) = taken.popLast() {
@@ -388,7 +388,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
 
   var systemCalls: UInt64 { engine.systemCalls &+ length.calls }
 
-  /// The engine lost its way into the kernel. What was under way is for the lanes to answer.
+  /// The engine can no longer reach the kernel. The lanes answer what was in flight.
   mutating func abandonJobs() {
     backlog.removeAll()
     abandonSyncs()

@@ -20,9 +20,9 @@ struct MediumJob {
   /// What was requested. It stays as it is; `done` says how far it has come.
   var operation = unsafe IOOperation(kind: .read)
   var stage = Stage.whole
-  /// How often the part at hand was tried again without progress.
+  /// How often the current part was retried without progress.
   var retries: UInt8 = 0
-  /// How the range at hand is zeroed, and whether space may be given back by it.
+  /// How the current range is zeroed, and whether space may be given back by it.
   var method = ZeroMethod.punch
   /// The medium did not take the buffers as they are: what is left goes through a copy.
   var mustBounce = false
@@ -32,7 +32,7 @@ struct MediumJob {
   var buffer: Int32 = 0
   /// Bytes that are done.
   var done: UInt32 = 0
-  /// Bytes of the part that is under way.
+  /// Bytes of the part in flight.
   var part: UInt32 = 0
   /// In `SyncLedger`: its own number, then the number of the last that it waits for; 0: it is no such call.
   var sync: UInt64 = 0

@@ -3,7 +3,7 @@ internal import VirtioCore
 
 /// The kernel tells of a failed writeback once for each open file, to whichever of its callers asks first. So a call that
 /// went well says little while others are beside it: one of them may be about to bring the error. It counts when all that
-/// were under way when it ended have been heard of.
+/// were in flight when it ended have been heard of.
 ///
 /// Words that are read and written without a lock: a count of calls, and for each worker the number of its oldest call that
 /// is not heard of yet. They live as long as the image.

@@ -51,7 +51,7 @@ struct MetricsBlock: @unchecked Sendable {
     sum.storeRelaxed(sum.loadRelaxed() &+ nanoseconds &* count)
   }
 
-  /// Where the requests under way of a queue of this worker's are written down.
+  /// Where the number of requests in flight on a queue of this worker is recorded.
   func depth(ofQueue queue: Int) -> SharedCell<UInt64> { word(Self.headWords * Self.kinds + queue / workers) }
 
   /// Adds what is written down for a kind.

@@ -4,7 +4,7 @@ internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
 
-/// Each call is short, and none is under way while a worker has its turn: the thread may be another one afterwards.
+/// Each call is short, and none is in progress while a worker has its turn: the thread may be another one afterwards.
 @safe
 struct HostLoop: ~Copyable {
   private static let capacity = 256

@@ -18,7 +18,7 @@ final class HostedWorker: @unchecked Sendable {
   /// After its last turn, when nothing of it is left.
   private let ended: @Sendable () -> Void
 
-  /// - Throws: there is no memory for the requests under way.
+  /// - Throws: there is no memory for the requests in flight.
   @inline(__always)
   init<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>(
     _: Ring.Type, _ order: HostOrder, _ seat: WorkerSeat, _ engine: consuming Engine

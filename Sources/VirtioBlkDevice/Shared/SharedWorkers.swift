@@ -23,7 +23,7 @@ public final class SharedWorkers: Sendable {
   private struct State {
     var disks = 0
     var hosts: [WorkerHost] = []
-    /// Threads were not to be had: nobody asks again.
+    /// No threads were available: this is not tried again.
     var hasFailed = false
   }
 

@@ -26,7 +26,7 @@ final class WorkerHost: @unchecked Sendable {
   private let door = Mutex(Door())
   private let bell: OwnedDescriptor
   private let loop: UnsafeMutablePointer<HostLoop>
-  /// Twice the number of the last turn, and 1 more while it is under way; `max` when the thread that is in it has lost the
+  /// Twice the number of the last turn, and 1 more while it is in progress; `max` when the thread that is in it has lost the
   /// others.
   private let turnWord = Atomic<UInt64>(0)
   private let wakeCount = Atomic<UInt64>(0)
@@ -177,7 +177,7 @@ final class WorkerHost: @unchecked Sendable {
 
   // MARK: Threads of their own
 
-  /// - Returns: false when there is no thread to be had.
+  /// - Returns: false when no thread is available.
   private func giveThread(_ worker: HostedWorker) -> Bool {
     do throws(Errno) {
       _ = try SystemThread(name: worker.name) { [self] in goOnAlone(worker, true) }
@@ -208,7 +208,7 @@ final class WorkerHost: @unchecked Sendable {
 
   // MARK: Standstill
 
-  /// Changes with each turn; odd while one is under way.
+  /// Changes with each turn; odd while one is in progress.
   var turn: UInt64 { turnWord.load(ordering: .acquiring) }
   /// How often the thread woke up.
   var wakes: UInt64 { wakeCount.load(ordering: .sequentiallyConsistent) }
@@ -228,7 +228,7 @@ final class WorkerHost: @unchecked Sendable {
         run()
       }
     } catch {
-      // No thread to be had now: the watch comes again.
+      // No thread is available now: the watchdog tries again.
     }
   }
 }

@@ -95,7 +95,7 @@ public protocol VirtioDevice: AnyObject, Sendable {
   func replaceFailure(queue: Int, _ failure: CallSink)
   /// Puts the configuration back to its defaults. Every queue was stopped before.
   func reset()
-  /// A driver has reset the device: with `reset`, which is also called where a driver goes on by way of another server. What was asked
+  /// A driver has reset the device: with `reset`, which is also called where a driver continues through another server. What was asked
   /// for before and not answered is nobody's any more. Waits for nothing.
   func forgetDriver()
 

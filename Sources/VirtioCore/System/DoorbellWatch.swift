@@ -13,7 +13,7 @@ public final class DoorbellWatch: Sendable {
   /// - Parameters:
   ///   - doorbell: its memory stays mapped until `stop` has returned. The file behind it may be cut at any moment.
   ///   - name: of the thread, for tools.
-  /// - Throws: EMFILE or EAGAIN where no descriptor or no thread is to be had.
+  /// - Throws: EMFILE or EAGAIN if no descriptor or no thread is available.
   public init(_ doorbell: Doorbell, name: String = "doorbell") throws(Errno) {
     let state = State(doorbell, rung: try .eventCounter())
     self.state = state

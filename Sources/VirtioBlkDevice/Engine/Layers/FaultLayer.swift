@@ -33,7 +33,7 @@ final class FaultLayer: EngineLayer {
     self.injector = injector
   }
 
-  // Nothing is under way any more.
+  // Nothing is in flight any more.
   deinit { for tag in sequels.keys { unsafe sequels[tag]?.pieces?.deallocate() } }
 
   func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {

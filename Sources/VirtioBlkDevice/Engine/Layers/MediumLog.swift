@@ -30,9 +30,9 @@ public final class MediumLog: MediumWitness {
     var isBroken = false
     var underWay: [Int: MediumAction] = [:]
     var next = 0
-    /// What was done since the first flush began that is under way.
+    /// What was done since the first flush in flight began.
     var held: [Entry] = []
-    /// Flushes under way, oldest first, and how much of `held` each is about.
+    /// Flushes in flight, oldest first, and how much of `held` each is about.
     var flushes: [(number: Int, covers: Int)] = []
   }
 
