@@ -394,9 +394,11 @@ def html(folder):
             if re.match(r"\w+:|#", target):
                 return match.group(0)
             file, _, fragment = target.partition("#")
-            to = place.get(os.path.normpath(os.path.join(os.path.dirname(name), file)))
+            path = os.path.normpath(os.path.join(os.path.dirname(name), file))
+            to = place.get(path)
             if to is None:
-                return label
+                # Where it is in the project shows when the pointer rests on it.
+                return f'<span title="{os.path.normpath(os.path.join("Docs", path))}">{label}</span>'
             # A page is called by its title, and not by the name of a file that is not here.
             if re.fullmatch(r"(?:book/)?[\w-]+\.md", label):
                 label = titles[label.split("/")[-1]].split(":")[0]

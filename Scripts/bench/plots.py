@@ -93,7 +93,8 @@ def rate_bars(axes, subjects, rates):
     top = max([max(found) for found in rates if found], default=0) or 1
     for place, found in enumerate(rates):
         if found:
-            axes.annotate(f" {count(middle[place])}", (max(found), place), va="center", fontsize=7)
+            axes.annotate(count(middle[place]), (max(found), place), xytext=(4, 0), textcoords="offset points",
+                          va="center", fontsize=7)
     axes.set_xlim(0, top * 1.25)
     axes.set_ylim(len(subjects) - 0.4, -0.6)
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
