@@ -14,7 +14,7 @@ public enum ErrorPolicy: String, CaseIterable, Sendable {
   case stop
 }
 
-/// How a device is to be made.
+/// The options of a device.
 public struct BlockDeviceOptions: Sendable {
   /// Bytes of one segment that a driver may use (SIZE_MAX).
   public static let maximumSegmentSize: UInt32 = 4 << 20

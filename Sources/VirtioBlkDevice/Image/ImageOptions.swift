@@ -2,7 +2,7 @@
 public import VirtioCore
 
 public struct ImageOptions: Sendable {
-  /// Whether the page cache is passed by (O_DIRECT).
+  /// Whether to bypass the page cache (O_DIRECT).
   public enum Direct: String, CaseIterable, Sendable {
     /// Where the file can and the logical block size allows it.
     case auto

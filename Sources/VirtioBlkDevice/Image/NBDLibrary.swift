@@ -22,7 +22,7 @@ final class NBDLibrary: @unchecked Sendable {
   static func find() throws(NBDFailure) -> NBDLibrary { try loaded.get() }
 }
 
-/// For who is about to give up the right to load anything.
+/// For a process that is about to give up the right to load libraries.
 public enum NBDSupport {
   /// Loads the library if it is there. - Returns: why it is not; `nil` when it is.
   public static func load() -> NBDFailure? {
