@@ -43,6 +43,8 @@ from symbols import MODULES, STYLE
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROGRAM = os.path.abspath(os.environ.get("VMM_BLK", os.path.join(ROOT, ".build/release/vmm-blk")))
 BLOCK = re.compile(r"<!-- run( \w+)?\n(.*?)\n-->\n```text\n(.*?)```\n", re.S)
+# Where a link leads; a title may follow.
+TARGET = r"([^)\s]+)(?:\s+\"[^\"]*\")?"
 LIMIT = 120  # seconds that one block may take
 
 HELPERS = f"""
@@ -129,11 +131,11 @@ def documents(names):
 
 
 def work(path, updates):
-    """- Returns: what is not as it should be."""
+    """- Returns: where the program says something else, the commands that failed although they must not, and the number of blocks."""
     with open(path, encoding="utf-8") as file:
         text = file.read()
     folder = tempfile.mkdtemp(prefix="book-")
-    problems = []
+    differences, failures = [], []
     try:
         os.mkdir(os.path.join(folder, ".bin"))
         os.symlink(PROGRAM, os.path.join(folder, ".bin/vmm-blk"))
@@ -143,17 +145,21 @@ def work(path, updates):
         def replace(match):
             kind, script, before = (match.group(1) or "").strip(), match.group(2), match.group(3)
             # Where the output is not compared, at least every command has to go well.
-            after = run(script, folder, problems if kind == "any" else None)
+            failed = []
+            after = run(script, folder, failed if kind == "any" else None)
+            if failed:
+                failures.extend(failed)
+                return match.group(0)
             difference = list(difflib.unified_diff(masked(before, kind), masked(after, kind), "the document", "the program", lineterm=""))
             if difference:
-                problems.append("\n".join(difference))
+                differences.append("\n".join(difference))
             return match.group(0).replace("```text\n" + before, "```text\n" + after) if updates and difference else match.group(0)
 
         result = BLOCK.sub(replace, text)
         if updates and result != text:
             with open(path, "w", encoding="utf-8") as file:
                 file.write(result)
-        return problems, len(BLOCK.findall(text))
+        return differences, failures, len(BLOCK.findall(text))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -164,11 +170,25 @@ def anchors(text):
     found = set()
     for heading in re.findall(r"^#+ (.*)", text, re.M):
         word = re.sub(r"[^\w\- ]", "", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()).replace(" ", "-")
-        number = 1
-        while word + (f"-{number}" if number > 1 else "") in found:
+        # The second of the same name has -1 appended.
+        name, number = word, 0
+        while name in found:
             number += 1
-        found.add(word + (f"-{number}" if number > 1 else ""))
+            name = f"{word}-{number}"
+        found.add(name)
     return found
+
+
+def has_place(path, fragment):
+    """Whether a link may end with the fragment: a heading of a document, or lines of another file, as GitHub has them."""
+    if not os.path.isfile(path):
+        return False
+    with open(path, encoding="utf-8", errors="replace") as file:
+        text = file.read()
+    if path.endswith(".md"):
+        return fragment in anchors(text)
+    lines = re.fullmatch(r"L(\d+)(?:-L(\d+))?", fragment)
+    return bool(lines) and all(1 <= int(line) <= text.count("\n") + 1 for line in lines.groups() if line)
 
 
 def everything():
@@ -184,17 +204,15 @@ def links(names):
     for path in names or sorted(everything()):
         with open(path, encoding="utf-8") as file:
             text = re.sub(r"^```.*?^```$", "", file.read(), flags=re.M | re.S)
-        for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", text)):
+        for target in re.findall(r"\]\(" + TARGET + r"\)", re.sub(r"`[^`\n]*`", "", text)):
             if re.match(r"\w+:", target):
                 continue
             name, _, fragment = target.partition("#")
             found = os.path.normpath(os.path.join(os.path.dirname(path), name)) if name else path
             if not os.path.exists(found):
                 dead.append(f"{os.path.relpath(path, ROOT)}: there is no {target}")
-            elif fragment:
-                with open(found, encoding="utf-8") as file:
-                    if fragment not in anchors(file.read()):
-                        dead.append(f"{os.path.relpath(path, ROOT)}: there is no heading for {target}")
+            elif fragment and not has_place(found, fragment):
+                dead.append(f"{os.path.relpath(path, ROOT)}: there is no heading for {target}")
     if dead:
         raise Failed("dead links:\n" + "\n".join(dead))
 
@@ -220,11 +238,17 @@ class Page(HTMLParser):
             self.loads += [attributes[key] for key in ("src", "href", "data", "xlink:href") if attributes.get(key)]
 
 
-def check_pages(folder):
-    """Every link of the built pages leads to a page and a place in it, and no page needs anything but itself."""
-    pages = {}
-    for place, _, names in os.walk(folder):
-        pages.update((os.path.join(place, name), Page(os.path.join(place, name))) for name in names if name.endswith(".html"))
+def check_pages(folder, names=None):
+    """Every link of the built pages leads to a page and a place in it, and no page needs anything but itself.
+
+    - names: the pages; all in the folder if there are none.
+    """
+    if names is None:
+        names = [os.path.relpath(os.path.join(place, name), folder) for place, _, files in os.walk(folder)
+                 for name in files if name.endswith(".html")]
+    if not names:
+        raise Failed(f"there are no pages in {folder}: Scripts/book.py html {folder} builds them")
+    pages = {path: Page(path) for path in (os.path.normpath(os.path.join(folder, name)) for name in names)}
     wrong = []
     for path, page in sorted(pages.items()):
         name = os.path.relpath(path, folder)
@@ -299,13 +323,21 @@ def waiting(results):
             parts.append(f'<rect x="{x}" y="{y}" width="{width}" height="20" class="b"/>')
             parts.append(f'<text x="{x + width + 6}" y="{y + 15}">{value:.2f}</text>')
     where = f'{conditions["processors"]} × {conditions["processor"]}, Linux {conditions["kernel"]}, {conditions["started"][:10]}'
-    parts.append(f'<text x="10" y="176" class="s">vmm-blk bench --paths --groups waiting, depth 1, io_uring, an image in the page cache; {where}</text>')
+    parts.append(f'<text x="10" y="176" class="s">vmm-blk bench --paths --groups waiting, depth 1, engine {conditions["engine"]}, an image in the page cache; {where}</text>')
     return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 960 190" font-family="sans-serif" font-size="13">
 <style>.b{{fill:#4c78a8}}.t{{font-weight:bold}}.n{{text-anchor:end}}.s{{font-size:11px;fill:#555}}</style>
 <rect width="100%" height="100%" fill="#fff"/>
 {chr(10).join(parts)}
 </svg>
 """
+
+
+def run_all(script, folder):
+    """- Throws: where a command fails that is not in the background."""
+    problems = []
+    run(script, folder, problems)
+    if problems:
+        raise Failed("\n".join(problems))
 
 
 def pictures():
@@ -315,9 +347,7 @@ def pictures():
         os.mkdir(os.path.join(folder, ".bin"))
         os.symlink(PROGRAM, os.path.join(folder, ".bin/vmm-blk"))
         plots = os.path.join(ROOT, "Docs/plots")
-        with open(os.path.join(plots, "engines.svg"), "w", encoding="utf-8") as file:
-            file.write(decision())
-        run("""
+        run_all("""
 head -c 64M /dev/urandom >lab.img
 timeout 60 vmm-blk bench --blk-file lab.img --direct off --paths --groups waiting --depths 1 --rounds 5 --slice 0.3 --output lab
 """, folder)
@@ -325,8 +355,10 @@ timeout 60 vmm-blk bench --blk-file lab.img --direct off --paths --groups waitin
             results = json.load(file)
         with open(os.path.join(plots, "waiting.svg"), "w", encoding="utf-8") as file:
             file.write(waiting(results))
+        with open(os.path.join(plots, "engines.svg"), "w", encoding="utf-8") as file:
+            file.write(decision())
         for name, depth, count in [("one", 1, 1), ("many", 16, 16)]:
-            run(f"""
+            run_all(f"""
 truncate -s 64M disk.img
 @vmm-blk run --memory {name}.mem --create 64M --blk-file disk.img --engine uring --control {name}.ctl >{name}.log &
 serving {name}.log
@@ -385,6 +417,7 @@ def html(folder):
     titles = {name.split("/")[-1]: re.search(r"^# (.*)", text, re.M).group(1) for name, text in texts.items()}
     chapters = [name for name in sorted(texts) if re.match(r"book/\d", name)]
     place = {name: "index.html" if name == "book/README.md" else name[:-3] + ".html" for name in texts}
+    library = [module for module in MODULES if os.path.exists(os.path.join(folder, "library", module + ".html"))]
     for source, name in pages:
         text, title, page = texts[name], titles[name.split("/")[-1]], place[name]
 
@@ -404,12 +437,11 @@ def html(folder):
                 label = titles[label.split("/")[-1]].split(":")[0]
             return f"[{label}]({os.path.relpath(to, os.path.dirname(page) or '.')}" + (f"#{fragment})" if fragment else ")")
 
-        text = re.sub(r"(?<!!)\[([^]]*)\]\(([^)\s]+)\)", link, text)
+        text = re.sub(r"(?<!!)\[([^]]*)\]\(" + TARGET + r"\)", link, text)
         if page == "index.html":
-            library = [f"[{module}](library/{module}.html)" for module in MODULES
-                       if os.path.exists(os.path.join(folder, "library", module + ".html"))]
             if library:
-                text += "\nThe public symbols of the libraries: " + ", ".join(library) + ".\n"
+                references = ", ".join(f"[{module}](library/{module}.html)" for module in library)
+                text += f"\nThe public symbols of the libraries: {references}.\n"
         back = "" if page == "index.html" else neighbours(page, chapters)
         if name in chapters:
             text += "\n" + back
@@ -420,7 +452,8 @@ def html(folder):
         with open(os.path.join(folder, page), "w", encoding="utf-8") as file:
             file.write(unbroken(made.stdout))
     os.remove(os.path.join(folder, "style.html"))
-    check_pages(folder)
+    # Pages of an earlier build, whose documents have other names now, are not part of this one.
+    check_pages(folder, [*place.values(), *(f"library/{module}.html" for module in library)])
     print(f"{len(pages)} pages: {os.path.join(folder, 'index.html')}")
 
 
@@ -440,19 +473,25 @@ def main():
         return pictures()
     if verb == "check" and not names:
         links([])
-    failed = blocks = 0
+    changed = failed = blocks = 0
     for path in documents(names):
-        problems, count = work(path, verb == "update")
-        blocks += count
-        for problem in problems:
-            print(f"{os.path.relpath(path, ROOT)} {'is changed' if verb == 'update' else 'says something else'}:\n{problem}\n")
-        failed += len(problems)
-    print(f"{blocks} blocks, {failed} changed" if verb == "update" else f"{blocks - failed} passed, {failed} failed")
-    if failed and verb == "check":
+        differences, failures, count = work(path, verb == "update")
+        blocks, changed, failed = blocks + count, changed + len(differences), failed + len(failures)
+        for difference in differences:
+            print(f"{os.path.relpath(path, ROOT)} {'is changed' if verb == 'update' else 'says something else'}:\n{difference}\n")
+        for failure in failures:
+            print(f"{os.path.relpath(path, ROOT)}: {failure}\n")
+    failing = f", {failed} {'command' if failed == 1 else 'commands'} failed" if failed else ""
+    if verb == "update":
+        print(f"{blocks} blocks, {changed} changed{failing}")
+        return 1 if failed else 0
+    print(f"{blocks} blocks, {changed} say something else{failing}" if changed or failed else f"{blocks} passed")
+    if changed:
         sys.exit("Scripts/book.py update writes what the program says now: read the difference before keeping it")
+    return 1 if failed else 0
 
 
 try:
-    main()
+    sys.exit(main())
 except Failed as error:
     sys.exit(f"book: {error}")

@@ -15,13 +15,13 @@ import Testing
   }()
 
   private static func python(
-    _ arguments: [String], _ name: String = "book.py"
+    _ arguments: [String], _ name: String = "book.py", program: String = Program.path.path
   ) throws -> (status: Int32, output: String) {
     let process = Process()
     let output = Pipe()
     process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
     let script = root.appendingPathComponent("Scripts/" + name).path
-    process.arguments = ["VMM_BLK=\(Program.path.path)", "python3", script] + arguments
+    process.arguments = ["VMM_BLK=\(program)", "python3", script] + arguments
     process.currentDirectoryURL = root
     process.standardInput = FileHandle.nullDevice
     process.standardOutput = output
@@ -48,6 +48,27 @@ import Testing
       #expect(try Self.python(["update", path]).status == 0)
       #expect(try Self.python(["check", path]).status == 0)
     }
+  }
+
+  /// Where the output is not compared, a command that fails is no change, and stays one that fails.
+  @Test func failedCommandsAreFound() throws {
+    try withDirectory { directory in
+      let path = directory + "/fails.md"
+      let text = "<!-- run any\necho half; false\n-->\n```text\n$ echo half; true\nhalf\n```\n"
+      try text.write(toFile: path, atomically: true, encoding: .utf8)
+      for verb in ["check", "update"] {
+        let (status, output) = try Self.python([verb, path])
+        #expect(status != 0 && output.contains("'echo half; false' ended with 1") && !output.contains("1 changed"), "\(output)")
+        #expect(output.contains("1 command failed"), "\(output)")
+      }
+      #expect(try String(contentsOfFile: path, encoding: .utf8) == text)
+    }
+  }
+
+  /// No picture is drawn of a measurement that failed.
+  @Test func picturesNeedTheirMeasurements() throws {
+    let (status, output) = try Self.python(["pictures"], program: "/bin/false")
+    #expect(status != 0 && output.contains("book: 'timeout 60 vmm-blk bench"), "\(output)")
   }
 
   /// The reference of the libraries, from symbol graphs as the toolchain writes them.
@@ -94,18 +115,38 @@ import Testing
   @Test func deadLinksAreFound() throws {
     try withDirectory { directory in
       let path = directory + "/links.md"
-      let text = "# One `word`, and more\n\n[a](#one-word-and-more) [b](links.md#one) [c](gone.md)\n\n`[d](code.md)`\n"
+      try "let a = 1\nlet b = 2\n".write(toFile: directory + "/lines.swift", atomically: true, encoding: .utf8)
+      let text = """
+        # One `word`, and more
+
+        ## Again
+
+        ## Again
+
+        ## Again
+
+        [a](#one-word-and-more) [b](links.md#one) [c](gone.md) [e](titled.md "which is not there") [f](links.md "which is")
+        [g](#again) [h](#again-1) [i](#again-2) [j](#again-3)
+        [k](lines.swift#L2) [l](lines.swift#L1-L2) [m](lines.swift#L9) [n](../\(directory.split(separator: "/").last ?? "")#folder)
+
+        `[d](code.md)`
+
+        """
       try text.write(toFile: path, atomically: true, encoding: .utf8)
       let (status, output) = try Self.python(["links", path])
       #expect(status != 0, "\(output)")
-      #expect(output.contains("no heading for links.md#one") && output.contains("there is no gone.md"), "\(output)")
-      #expect(!output.contains("one-word") && !output.contains("code.md"), "\(output)")
+      let dead = output.split(separator: "\n").compactMap { $0.split(separator: " ").last.map(String.init) }.dropFirst()
+      #expect(
+        dead.map { $0.hasSuffix("#folder") ? "#folder" : $0 }
+          == ["links.md#one", "gone.md", "titled.md", "#again-3", "lines.swift#L9", "#folder"], "\(output)")
     }
   }
 
   /// Pages read offline: their links lead to each other, and they load nothing.
   @Test func pagesThatAreNotWholeAreFound() throws {
     try withDirectory { directory in
+      let empty = try Self.python(["pages", directory])
+      #expect(empty.status != 0 && empty.output.contains("there are no pages"), "\(empty.output)")
       let path = directory + "/page.html"
       try "<h1 id=\"top\">a</h1><a href=\"page.html#top\">b</a><a href=\"https://example.org\">c</a>".write(
         toFile: path, atomically: true, encoding: .utf8)
