@@ -1,4 +1,4 @@
-/// One pass over queues that a driver abandoned: everything available is processed, then the device lets go. For golden
+/// One pass over queues that a driver abandoned: everything available is processed, then the device stops. For golden
 /// tests, for teaching, and for authors of drivers.
 internal import Glibc
 public import SystemPackage

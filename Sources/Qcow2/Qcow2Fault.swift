@@ -78,11 +78,13 @@ public enum Qcow2Fault: Error, Hashable, Sendable, CustomStringConvertible {
     case .smallClustersForSubclusters(let bits):
       "it has subclusters in clusters of 2^\(bits) bytes, which need clusters of at least 16 KiB"
     case .refcountOrder(let order): "its refcounts have 2^\(order) bits, and the maximum is 64"
-    case .backingName: "the name of its backing file is outside its header, or longer than 1023 bytes"
+    case .backingName:
+      "the name of its backing file is not between its header and the end of its first cluster, is empty or has a NUL, or is longer "
+        + "than \(Qcow2Limits.name) bytes"
     case .extensionTooLong(let type): "the extension 0x\(String(type, radix: 16)) of its header does not fit into the header"
     case .extensionTwice(let type): "the extension 0x\(String(type, radix: 16)) is in its header more than once"
     case .badExtension(let type): "the extension 0x\(String(type, radix: 16)) of its header has invalid contents"
-    case .diskTooLarge(let bytes): "its disk of \(bytes) bytes is larger than the format allows"
+    case .diskTooLarge(let bytes): "its disk of \(bytes) bytes is larger than is supported with its cluster size"
     case .level1TooLarge(let entries): "its L1 table has \(entries) entries, and the maximum is \(Qcow2Limits.level1Entries)"
     case .level1TooSmall(let entries, let needed): "its L1 table has \(entries) entries, and its disk needs \(needed)"
     case .noRefcountTable: "it has no refcount table"

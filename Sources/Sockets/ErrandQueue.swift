@@ -4,8 +4,8 @@ internal import Synchronization
 internal import SystemPackage
 public import VirtioCore
 
-/// Runs errands one after the other, on a helper thread that is there only while something is to be done. One that never
-/// comes back keeps this queue's thread and what waits behind it, and nothing else.
+/// Runs tasks ("errands") one after the other, on a helper thread that exists only while there are any. One that never
+/// returns blocks this queue's thread and the tasks behind it, and nothing else.
 public final class ErrandQueue: Disposer {
   private struct State {
     var waiting: [@Sendable () -> Void] = []

@@ -172,20 +172,20 @@ final class OperatorDesk {
   // MARK: Verbs that change something
 
   /// - Parameters:
-  ///   - deed: for the log, after the operator's name.
+  ///   - action: for the log, after the operator's name.
   ///   - act: calls back once.
   private func change<Result, Answer: Encodable>(
-    _ connection: ControlConnection, by deed: String,
+    _ connection: ControlConnection, by action: String,
     _ act: (@escaping (Swift.Result<Result, OperatorRefusal>) -> Void) -> Void, answer: @escaping (Result) -> Answer
   ) {
     guard !giver.isBusy else { return refuse(connection, Self.takenOver) }
     guard !service.isEnding else { return refuse(connection, "this process is about to end") }
-    log.note("\(connection.peer) \(deed)")
+    log.note("\(connection.peer) \(action)")
     act { [log] result in
       switch result {
       case .success(let done): connection.answer(ControlLine(answer(done)))
       case .failure(let reason):
-        log.warn("a request of \(connection.peer) was refused: \(reason)")
+        log.warn("a request of \(connection.peer) failed: \(reason)")
         connection.answer(ControlLine(Operator.Answer(error: "\(reason)")))
       }
     }
@@ -224,7 +224,7 @@ final class OperatorDesk {
       connection.answer(ControlLine(Operator.Answer()))
       return
     }
-    guard disk.device.isPaused else { return refuse(connection, "somebody else has resumed \(disk.name) in the meantime") }
+    guard disk.device.isPaused else { return refuse(connection, "another client has resumed \(disk.name) in the meantime") }
     guard ContinuousClock.now < end else {
       return refuse(connection, "\(disk.name) takes no more requests, but some are still in flight after \(Self.restLimit)")
     }

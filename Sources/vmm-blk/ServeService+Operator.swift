@@ -157,7 +157,7 @@ extension ServeService: OperatedService {
     guard !isReloading else { return then(.failure(OperatorRefusal("the list is being read already"))) }
     guard !isEnding, control?.giver.isBusy != true else {
       return then(
-        .failure(OperatorRefusal("no disk can be changed any more: this process ends, or another one is taking over")))
+        .failure(OperatorRefusal("no disk can be changed now: this process is about to end, or another one is taking over")))
     }
     isReloading = true
     manager.reloading()
@@ -217,7 +217,7 @@ private struct ReadList {
   /// - Parameters:
   ///   - work: the command line's options, and what is served now.
   ///   - access: of sockets that are made.
-  ///   - hint: where a file may not be had.
+  ///   - hint: for errors, where images may be.
   ///   - nbd: servers that may be connected to.
   init(
     _ file: String, _ work: Parcel<(defaults: DeviceOptions, present: [(name: String, options: DeviceOptions)])>,

@@ -59,7 +59,7 @@ import VirtioCore
     ("file:base", "raw", "not the path of a file"), ("base", "vmdk", "only raw and qcow2"),
     ("base", "", "does not say which format"),
     ("pipe", "raw", "neither a regular file"), (".", "raw", "is not below"), ("none", "raw", "No such file"),
-    ("top", "qcow2", "is its own backing file"),
+    ("top", "qcow2", "is in the chain of images twice"),
   ]) func whatAnImageNamesIsNotFollowed(name: String, format: String, sentence: String) throws {
     let folder = try chain()
     try FileManager.default.createSymbolicLink(atPath: folder.place("in/link"), withDestinationPath: folder.place("out/base"))

@@ -154,8 +154,8 @@ import Testing
       put(&$0, 0x2385_2875, 24, data)
       $0.put64(1, at: 88)
     },
-    Fault("a disk of 2^64 − 1 bytes", "larger than the format allows") { $0.put64(.max, at: 24) },
-    Fault("a disk of 2^62 bytes", "larger than the format allows") { $0.put64(1 << 62, at: 24) },
+    Fault("a disk of 2^64 − 1 bytes", "larger than is supported") { $0.put64(.max, at: 24) },
+    Fault("a disk of 2^62 bytes", "larger than is supported") { $0.put64(1 << 62, at: 24) },
     Fault("a disk larger than its L1 table", "needs 2") { $0.put64(1 << 30, at: 24) },
     Fault("no L1 table", "has 0 entries") { $0.put32(0, at: 36) },
     Fault("an L1 table of 2^32 − 1 entries", "4294967295 entries") { $0.put32(.max, at: 36) },

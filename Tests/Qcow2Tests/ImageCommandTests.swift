@@ -48,7 +48,7 @@ import Testing
       (["create", "DIR/new", "--size", "1M", "--cluster-size", "4M"], 64, "power of two"),
       (["create", "DIR/new", "--size", "0"], 64, "not possible"),
       (["create", "DIR/new", "--size", "0xffffffffffffffff"], 64, "not possible"),
-      (["create", "DIR/new", "--size", "1E"], 66, "larger than the format allows"),
+      (["create", "DIR/new", "--size", "1E"], 66, "larger than is supported"),
       (["create", "DIR/new", "--backing", "DIR/none", "--backing-format", "raw"], 66, "DIR/none"),
       (["create", "DIR/image", "--size", "1M"], 66, "there already"),
       (["create", "/nowhere/image", "--size", "1M"], 66, "cannot be made"),

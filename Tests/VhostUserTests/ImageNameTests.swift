@@ -52,7 +52,7 @@ private final class Disk {
     (["--image", "qcow2:DIR/disk?backing=DIR/base"], "needs a format before"),
     (["--image", "qcow2:DIR/disk?snapshot=a&snapshot=b"], "there twice"),
     (["--image", "qcow2:DIR/disk?base=a"], "'base' is not known"),
-    (["--image", "qcow2:DIR/disk?snapshot"], "has no value"),
+    (["--image", "qcow2:DIR/disk?snapshot"], "'snapshot' needs a value"),
     (["--image", "qcow2:DIR/disk%0"], "names no path"),
     (["--image", "qcow2:DIR/disk?snapshot=a"], "--read-only"),
     (["--image", "qcow2:DIR/disk"], "does not start with a qcow2 header"),

@@ -9,7 +9,7 @@ enum Reasons {
   }
 
   private static let groups: [(prefix: String, reason: String)] = [
-    ("suspend.", "SUSPEND came with virtio 1.4, and no device was at hand on which a check of it could be tried out"),
+    ("suspend.", "SUSPEND came with virtio 1.4, and no device with it was available to test a check against"),
     ("pci.vndr.", "about vendor data (cfg_type 9), which no driver needs: a property of one product, to be reviewed there"),
     ("pci.shm.", "about shared memory regions, which a block device does not have (shm.1)"),
   ]
@@ -57,7 +57,7 @@ enum Reasons {
     "blk.op.9": "it leaves the device free to do either",
     "blk.op.11": "a driver cannot see whether WRITE_ZEROES ever deallocates",
     "blk.op.12": "it leaves the device free to do either",
-    "blk.op.13": "no device was at hand that changes write_zeroes_may_unmap",
+    "blk.op.13": "no device that changes write_zeroes_may_unmap was available to test a check against",
     "blk.op.14":
       "a driver cannot see when bytes are on stable storage: 'vmm-blk verify-crash' checks it for this program's engines",
     "blk.op.15":
@@ -70,14 +70,14 @@ enum Reasons {
     "rfb.8": "about add-in cards",
     "rfb.9": "about functions with an SR-IOV capability",
     "i.blk.units.2": "a driver cannot see what the limits of the storage are",
-    "i.blk.seg.1": "it promises nothing that could be looked at",
-    "zoned.init.3": "no host-aware disk was at hand on which a check could be tried out",
-    "zoned.init.5": "no drive-managed disk was at hand on which a check could be tried out",
-    "zoned.init.7": "no host-aware disk was at hand on which a check could be tried out",
+    "i.blk.seg.1": "it promises nothing that could be checked",
+    "zoned.init.3": "no host-aware disk was available to test a check against",
+    "zoned.init.5": "no drive-managed disk was available to test a check against",
+    "zoned.init.7": "no host-aware disk was available to test a check against",
     "zoned.init.14": "it leaves the device free to do either; zoned.op.13 is about those that do",
-    "zoned.op.22": "no zoned disk with SECURE_ERASE was at hand on which a check could be tried out",
+    "zoned.op.22": "no zoned disk with SECURE_ERASE was available to test a check against",
     "zoned.op.23": "the driver's duty, although it is written as the device's",
-    "zoned.op.24": "no zoned disk with SECURE_ERASE was at hand on which a check could be tried out",
+    "zoned.op.24": "no zoned disk with SECURE_ERASE was available to test a check against",
     "bad.37":
       "the file behind guest memory is the front-end's: a device in a process of its own is tried with it in our own tests",
     "bad.40": "whoever starts the device says its format: no driver sees which was meant",

@@ -22,7 +22,7 @@ public struct DriverReport: Sendable {
       case .notApplicable: reason
       case .broken:
         "\(broken) \(broken == 1 ? "time" : "times"); " + (violations.first?.description ?? "")
-      default: "looked at \(kept) \(kept == 1 ? "time" : "times")"
+      default: "checked \(kept) \(kept == 1 ? "time" : "times")"
       }
     }
   }

@@ -101,7 +101,7 @@ final class KickAccount: Sendable {
       state.isTold = true
       findings.broken(
         missing, queue: queue, "the kick",
-        "the device sleeps and has asked for kicks; for \(limit / 1_000_000_000) s something lies in the ring and no kick came")
+        "the device sleeps and has asked for kicks; a chain has been available for \(limit / 1_000_000_000) s and no kick came")
     }
   }
 }

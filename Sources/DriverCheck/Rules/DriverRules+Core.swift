@@ -7,7 +7,7 @@ extension DriverRules {
     d.status.2|core|MUST NOT|2.1.1|Status bits are only ever added; clearing needs a full reset.|=R
     d.status.3|core|MUST|2.1.1|After writing FAILED the driver resets before it tries again.|=R
     d.status.4|core|SHOULD NOT|2.1.1|With DEVICE_NEEDS_RESET set, outstanding requests are not expected to finish \
-    correctly.|-it is about what the driver expects of requests that are under way
+    correctly.|-it is about what the driver expects of requests in flight
     d.feat.1|core|MUST NOT|2.2.1|Only offered bits are accepted.|=R
     d.feat.2|core|MUST NOT|2.2.1|A bit is not accepted while its prerequisite is declined.|-no feature that this device \
     offers needs another one

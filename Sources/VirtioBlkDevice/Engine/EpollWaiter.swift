@@ -15,7 +15,7 @@ struct EpollWaiter: ~Copyable {
   /// The epoll set itself; readable while something in it is new. On a thread that turns several workers it is the thread's.
   private(set) var descriptor: Int32
   private let mailbox: Int32
-  /// Where the worker sits on such a thread; `nil`: on none.
+  /// The worker's place on such a thread; `nil`: it has a thread of its own.
   private let seat: WorkerSeat?
   private let events: UnsafeMutablePointer<epoll_event>
   private var count: Int

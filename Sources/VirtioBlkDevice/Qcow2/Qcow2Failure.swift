@@ -65,16 +65,15 @@ public enum Qcow2Failure: Error, Hashable, CustomStringConvertible {
     case .noFormat(let path, let name):
       "\(printable(path)) does not say which format '\(printable(name))' has, and formats are never guessed: say ?backing=FORMAT:PATH"
     case .otherFormat(let path, let name, let format):
-      "\(printable(path)) says that '\(printable(name))' is of the format '\(printable(format))', and only raw and qcow2 can be under an "
-        + "image here: convert it"
+      "\(printable(path)) says that '\(printable(name))' is of the format '\(printable(format))', and only raw and qcow2 images "
+        + "can be in a chain: convert it"
     case .noPath(let path, let name):
       "\(printable(path)) names '\(printable(name))', which is not the path of a file: say ?backing=FORMAT:PATH"
     case .outside(let path, let name, let folder):
       "\(printable(path)) names '\(printable(name))', which is not below \(printable(folder)), or only through a link: say "
         + "?backing=FORMAT:PATH if you trust it"
-    case .loop(let path):
-      "\(printable(path)) is its own backing file, directly or through others: the chain of images has no end"
-    case .tooDeep(let path, let limit): "\(printable(path)) has more than \(limit) images below it: make the chain shorter"
+    case .loop(let path): "\(printable(path)) is in the chain of images twice: correct the names that lead to it"
+    case .tooDeep(let path, let limit): "the chain of \(printable(path)) has more than \(limit) images: make it shorter"
     case .noDataFile(let path): "\(printable(path)) has no external data file: leave data-file out"
     case .dataNotAllowed(let path, let name):
       "\(printable(path)) has its data in another file, '\(printable(name))': if you trust it, say which with ?data-file=PATH, or where "

@@ -43,7 +43,7 @@ public struct Qcow2Location: Sendable, Hashable {
     for word in parts[1].split(separator: "&", omittingEmptySubsequences: false) {
       let sides = word.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
       guard sides.count == 2, let value = PercentText.decoded(sides[1]), !value.isEmpty else {
-        throw wrong("'\(word)' has no value, as in snapshot=NAME")
+        throw wrong("'\(sides[0])' needs a value, as in snapshot=NAME")
       }
       func once(_ place: inout String?) throws(Qcow2Failure) {
         guard place == nil else { throw wrong("'\(sides[0])' is there twice") }

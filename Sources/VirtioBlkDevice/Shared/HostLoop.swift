@@ -1,4 +1,4 @@
-/// What a shared thread has: the workers that sit on it, who has a turn next, and who waits for what.
+/// What a shared thread has: the workers that share it, who has a turn next, and who waits for what.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
@@ -31,7 +31,7 @@ struct HostLoop: ~Copyable {
   /// Who has its turn now.
   private(set) var current: HostedWorker?
 
-  /// - Parameter bell: an eventfd that says that there is somebody at the door.
+  /// - Parameter bell: an eventfd that announces arriving workers.
   init(bell: Int32) throws(Errno) {
     let set = epoll_create1(Int32(EPOLL_CLOEXEC))
     guard set >= 0 else { throw Errno(rawValue: errno) }
@@ -70,7 +70,7 @@ struct HostLoop: ~Copyable {
     wake(worker)
   }
 
-  /// Whoever has its turn now sits here no more.
+  /// The worker whose turn it is leaves this thread.
   mutating func letGo() {
     guard let worker = current else { return }
     current = nil

@@ -9,7 +9,7 @@ internal import VirtioCore
 /// another one continues with the others: see `rescue`.
 @safe
 final class WorkerHost: @unchecked Sendable {
-  /// Somebody at the door.
+  /// A worker that arrives.
   private enum Guest {
     case new(HostOrder)
     /// It was alone, and sleeps most of the time.

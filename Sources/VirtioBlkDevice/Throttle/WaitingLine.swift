@@ -52,7 +52,7 @@ struct WaitingLine: ~Copyable {
   var due: UInt64? { isEmpty ? nil : booking?.due ?? 0 }
 
   mutating func append(_ index: Int) {
-    precondition(unsafe count < slots.count, "more requests under way than slots")
+    precondition(unsafe count < slots.count, "more requests in flight than slots")
     unsafe slots[(head + count) % slots.count] = UInt16(index)
     count += 1
   }

@@ -24,7 +24,7 @@ struct News: Sendable {
   var endedWorkers: [Int] = []
 }
 
-/// A locked list and an eventfd. It cannot grow: a queue tells each thing once before it is started anew, and what can be
+/// A locked list and an eventfd. It cannot grow: a queue tells each thing once before it is started again, and what can be
 /// said more often is kept a few times and then counted.
 final class DeviceNews: Sendable {
   private static let noticeLimit = 8

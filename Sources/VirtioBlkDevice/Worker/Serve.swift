@@ -127,7 +127,7 @@ func work<Engine: BlockEngine & ~Copyable>(
   }
 }
 
-/// Not even a descriptor for epoll is to be had: every start is answered with an error.
+/// There is not even a descriptor for epoll: every start is answered with an error.
 func refuse(_ configuration: WorkerConfiguration) {
   repeat {
     EventWait.untilReadable(configuration.mailbox.descriptor)

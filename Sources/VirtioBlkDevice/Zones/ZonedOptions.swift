@@ -116,17 +116,17 @@ public enum ZoneFailure: Error, Hashable, CustomStringConvertible {
 
   public var description: String {
     switch self {
-    case .badOption(let word, let remedy): "the zones cannot be like that (\(word)): \(remedy)"
+    case .badOption(let word, let remedy): "these zones are not possible (\(word)): \(remedy)"
     case .notOnThis(let path, let what):
       "\(printable(path)) is \(what), and zones need a raw file or a block device: leave --zoned out"
     case .readOnly(let path): "zones of \(printable(path)) change when they are written: leave out --zoned or --read-only"
     case .cannotOpen(let path, let error):
       "the states of the zones in \(printable(path)) cannot be used: \(error); name another file with file= in --zoned"
     case .cannotMake(let path, let error):
-      "the states of the zones cannot be made in \(printable(path)): \(error); a server in its sandbox makes no files: serve the disk "
-        + "once by a server of its own with the same --zoned, or name a file with file= that can be made"
+      "the states of the zones cannot be made in \(printable(path)): \(error); a server in its sandbox cannot create files: serve "
+        + "the disk once by a server of its own with the same --zoned, or name a file with file= that can be made"
     case .notZones(let path):
-      "\(printable(path)) is there, and holds no states of zones: name another file with file= in --zoned"
+      "\(printable(path)) exists and is not a file with the states of zones: name another file with file= in --zoned"
     case .damaged(let path, let what):
       "the states of the zones in \(printable(path)) are damaged (\(what)): put a copy in its place, or remove it, and all zones are "
         + "empty then"
@@ -134,8 +134,8 @@ public enum ZoneFailure: Error, Hashable, CustomStringConvertible {
       "\(printable(path)) holds the states of another image's zones: name the right file with file= in --zoned, or say adopt there if "
         + "the image was copied together with it"
     case .otherGeometry(let path, let what, let kept, let wanted):
-      "\(printable(path)) holds the states of zones with another \(what) (\(kept), and \(wanted) is wanted): say it as it was, or remove "
-        + "the file, and all zones are empty then"
+      "\(printable(path)) holds the states of zones with another \(what) (\(kept), and \(wanted) is wanted): use the old value again, "
+        + "or remove the file, and all zones are empty then"
     }
   }
 }

@@ -1,4 +1,4 @@
-/// A piece of a file (or of anonymous memory) mapped into this process, unmapped when the last owner lets go.
+/// A piece of a file (or of anonymous memory) mapped into this process, unmapped when its last owner releases it.
 internal import CLinux
 internal import Glibc
 public import SystemPackage

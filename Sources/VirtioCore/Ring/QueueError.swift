@@ -66,7 +66,7 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
     case .badPackedSize(let size): "queue size \(size) is not one from 1 to 32768"
     case .badPosition(let available, let used, let size):
       "a queue of \(size) entries cannot stand at slot \(available.slot) of round \(available.wrap ? 1 : 0) and be used up to slot "
-        + "\(used.slot) of round \(used.wrap ? 1 : 0): have the front-end set the queue's base anew"
+        + "\(used.slot) of round \(used.wrap ? 1 : 0): have the front-end set the queue's base again"
     case .misaligned(let part, let address): "the \(part.rawValue) at \(address) is misaligned"
     case .unmapped(let part, let address): "the \(part.rawValue) at \(address) is not inside guest memory"
     case .otherFormat: "the queue is not of the ring format that was negotiated for the others: reset the device"

@@ -48,7 +48,7 @@ public enum CallSink: Sendable {
   /// Notifies the driver of used buffers. A driver that was notified and has not looked yet, or that is gone, is not notified again.
   ///
   /// It does not wait. The one exception is a description whose flags or contents another process changes at the very moment,
-  /// so this is for threads whose standstill costs nobody else anything: a queue's own.
+  /// so this is for threads that may block without delaying others: a queue's own.
   public func signal() {
     switch self {
     case .eventCounter(let descriptor): EventCounter.signal(descriptor.rawValue)

@@ -8,7 +8,7 @@ public protocol Disposer: AnyObject, Sendable {
   func dispose(_ errand: @escaping @Sendable () -> Void)
 }
 
-/// Closes its descriptor when the last owner lets go. Control plane only: the data path keeps the bare number.
+/// Closes its descriptor when its last owner releases it. Control plane only: the data path keeps the bare number.
 public final class OwnedDescriptor: Sendable {
   public let rawValue: Int32
   /// Who closes it; `nil`: whoever releases it last.
