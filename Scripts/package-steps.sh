@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Follows Docs/operating.md step by step, as an operator would, on a system that systemd has booted and that has never seen the package.
-# Scripts/package-test.sh runs it inside a bare Debian.
+# Follows Docs/operating.md step by step, as an operator would, on a system that systemd has booted and that has never seen the
+# package. Scripts/package-test.sh runs it inside a bare Debian.
 #
 #   package-steps.sh vmm-blk.deb
 set -euo pipefail
@@ -220,8 +220,11 @@ systemd-analyze security --no-pager --threshold=20 vmm-blk@example >/dev/null ||
 pid=$(property example MainPID)
 grep -E '^(NoNewPrivs|Seccomp|CapEff|CapBnd):' "/proc/$pid/status"
 
-step "what the journal says"
-journalctl --no-pager -q -b -o cat -u vmm-blk@example | tail -n 25
+step "what the journal says: all of it at the end, and the warnings"
+journalctl --no-pager -q -b -u vmm-blk@example | tail -n 25
+journalctl --no-pager -q -b -p warning -u vmm-blk@example | grep vmm-blk >/root/warnings || fail "the journal knows no level of its lines"
+cat /root/warnings
+! grep -q 'a front-end connected' /root/warnings || fail "the journal takes news for warnings"
 
 step "an update leaves running servers alone; the removal ends them"
 dpkg -i "$deb" >/root/dpkg 2>&1 || fail "dpkg: $(cat /root/dpkg)"

@@ -113,6 +113,7 @@ booted() { # folder, program, arguments…
 step "booting it, and following Docs/operating.md"
 inside installed apt-get install -y -qq --no-install-recommends systemd-sysv dbus libaio1 liburing2 >"$work/log" 2>&1 ||
   { cat "$work/log"; fail "what boots a system cannot be installed"; }
+umount "$work/installed/proc"
 cp Scripts/package-steps.sh Scripts/package-libvirt.sh "$work/installed/root/"
 cp "$deb" "$work/installed/root/vmm-blk.deb"
 if [ $libvirt = yes ]; then
@@ -125,7 +126,6 @@ if [ $libvirt = yes ]; then
   umount "$work/libvirt/proc"
   cp .guest/qemu/vmlinuz .guest/qemu/initramfs-fio.cpio "$work/libvirt/root/"
 fi
-umount "$work/installed/proc"
 booted installed /root/package-steps.sh /root/vmm-blk.deb
 if [ $libvirt = yes ]; then
   step "starting a domain with libvirt"
