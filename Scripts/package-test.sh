@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
-# Installs the package of .package/ into a bare Debian, unpacks the tarball in another one, and serves a guest in each. Leaves nothing
-# behind. As root, with a Debian mirror in reach.
+# Installs the package of .package/ into a bare Debian, unpacks the tarball in another one, and serves a guest in each. Then boots the
+# first one and follows Docs/operating.md there. Leaves nothing behind. As root, with a Debian mirror in reach.
+#
+#   package-test.sh [--libvirt]     also starts packaging/domain.xml there, with libvirt and an emulating QEMU
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 suite=bookworm
+libvirt=no
+[ "${1:-}" != --libvirt ] || libvirt=yes
 fail() { echo "package-test: $*" >&2; exit 1; }
 skip() { echo "package-test: skipped: $*"; exit 0; }
 
@@ -16,6 +20,8 @@ command -v debootstrap >/dev/null || skip "there is no debootstrap: install it"
 work=$(mktemp -d)
 mounted=()
 cleanup() {
+  # What a step has left in a hurry.
+  losetup -n -O NAME,BACK-FILE | while read -r device file; do [[ $file != "$work"/* ]] || losetup -d "$device"; done
   for place in "${mounted[@]}"; do umount -l "$place" 2>/dev/null || true; done
   # Nothing of the host may be below what is removed.
   if grep -q " $work" /proc/mounts; then
@@ -93,6 +99,38 @@ warnings=$(inside installed systemd-analyze verify vmm-blk@example.service vmm-b
 step "removing it"
 inside installed apt-get purge -y -qq vmm-blk >"$work/log" 2>&1 || { cat "$work/log"; fail "the package cannot be removed"; }
 [ ! -e "$work/installed/usr/bin/vmm-blk" ] || fail "the program is still there"
+
+# The operator's page, in a system that has never been told of the package.
+booted() { # folder, program, arguments…
+  local status=0
+  Scripts/package-boot.sh "$work/$1" "${@:2}" || status=$?
+  case $status in
+  0) ;;
+  4) step "skipped: that system cannot be booted here" ;;
+  *) fail "not every step went as Docs/operating.md says (status $status)" ;;
+  esac
+}
+step "booting it, and following Docs/operating.md"
+inside installed apt-get install -y -qq --no-install-recommends systemd-sysv dbus libaio1 liburing2 >"$work/log" 2>&1 ||
+  { cat "$work/log"; fail "what boots a system cannot be installed"; }
+umount "$work/installed/proc"
+cp Scripts/package-steps.sh Scripts/package-libvirt.sh "$work/installed/root/"
+cp "$deb" "$work/installed/root/vmm-blk.deb"
+if [ $libvirt = yes ]; then
+  Scripts/guest/build-image.sh qemu
+  cp -a --reflink=auto "$work/installed" "$work/libvirt"
+  mount -t proc proc "$work/libvirt/proc"
+  mounted+=("$work/libvirt/proc")
+  inside libvirt apt-get install -y -qq --no-install-recommends libvirt-daemon-system libvirt-clients qemu-system-x86 >"$work/log" 2>&1 ||
+    { cat "$work/log"; fail "libvirt cannot be installed"; }
+  umount "$work/libvirt/proc"
+  cp .guest/qemu/vmlinuz .guest/qemu/initramfs-fio.cpio "$work/libvirt/root/"
+fi
+booted installed /root/package-steps.sh /root/vmm-blk.deb
+if [ $libvirt = yes ]; then
+  step "starting a domain with libvirt"
+  booted libvirt /root/package-libvirt.sh /root/vmm-blk.deb /root/vmlinuz /root/initramfs-fio.cpio
+fi
 
 step "unpacking $(basename "$tarball")"
 zstd -dc "$tarball" | tar -xf - -C "$work/unpacked/opt"

@@ -22,7 +22,7 @@ declare -A groups=(
   [guest]="user-mode-linux busybox-static cpio fio e2fsprogs xfsprogs btrfs-progs dmsetup util-linux python3"
   [docs]="pandoc python3"
   [package]="dpkg-dev binutils python3 zstd"
-  [package-test]="debootstrap zstd systemd man-db"
+  [package-test]="debootstrap zstd systemd systemd-container man-db"
   [qemu]="qemu-system-x86 qemu-system-common"
 )
 

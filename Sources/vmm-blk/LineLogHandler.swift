@@ -39,9 +39,11 @@ enum LogLine {
   private static let chosen = Mutex(LogFormat.text)
 
   static func line(_ level: Logger.Level, _ disk: String?, _ message: String) -> String {
-    switch format {
-    case .text: text(level, (disk.map { $0 + ": " } ?? "") + message)
+    let sentence = (disk.map { $0 + ": " } ?? "") + message
+    return switch format {
+    case .text: text(level, sentence)
     case .json: json(level, disk, message)
+    case .journal: journal(level, sentence)
     }
   }
 
@@ -54,6 +56,20 @@ enum LogLine {
   private static func json(_ level: Logger.Level, _ disk: String?, _ message: String) -> String {
     let members = [("time", time), ("level", level.rawValue)] + (disk.map { [("disk", $0)] } ?? []) + [("message", message)]
     return "{" + members.map { "\(quoted($0.0)):\(quoted($0.1))" }.joined(separator: ",") + "}"
+  }
+
+  /// For systemd's journal, which knows time and program by itself, and takes the level from the front of the line (sd-daemon(3)).
+  private static func journal(_ level: Logger.Level, _ sentence: String) -> String {
+    let priority =
+      switch level {
+      case .critical: 2
+      case .error: 3
+      case .warning: 4
+      case .notice: 5
+      case .info: 6
+      case .debug, .trace: 7
+      }
+    return "<\(priority)>\(printable(sentence))"
   }
 
   private static func quoted(_ value: String) -> String {

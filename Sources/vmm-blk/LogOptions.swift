@@ -7,13 +7,14 @@ struct LogOptions: ParsableArguments {
   @Option(help: "The lowest level to log to standard error: trace, debug, info, notice, warning, error, critical.")
   var logLevel = Logger.Level.info
 
-  @Option(help: "The format of the log: readable text, or json with one object per line.")
+  @Option(help: "The format of the log: readable text, json with one object per line, or journal, with levels for systemd.")
   var logFormat = LogFormat.text
 }
 
 enum LogFormat: String, ExpressibleByArgument, CaseIterable {
   case text
   case json
+  case journal
 }
 
 /// The level of all loggers of the process, which can be changed while they are used.

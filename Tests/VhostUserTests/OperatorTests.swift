@@ -451,6 +451,22 @@ private struct Lent: @unchecked Sendable {
     }
   }
 
+  @Test func theJournalsLinesBeginWithTheirLevel() throws {
+    try withDirectory { directory in
+      let server = try Operated(directory, ["a"], ["--log-format", "journal", "--log-level", "debug"])
+      try server.guest("a").shutDown()
+      try wait(until: "the guest has gone") { (try? server.states()) == ["a": "idle"] }
+      // What is no request is a warning.
+      #expect(try Taker(directory + "/control").send("7") == nil)
+      server.server.process.terminate()
+      let lines = server.server.finish().errors.split(separator: "\n").map(String.init)
+      for line in lines { #expect(line.wholeMatch(of: /<[2-7]>[^<].*/) != nil, "\(line)") }
+      #expect(lines.contains { $0.hasPrefix("<6>") && $0.hasSuffix("a.sock: the front-end disconnected") }, "\(lines)")
+      #expect(lines.contains { $0.hasPrefix("<7>") && $0.hasSuffix("queue 0 stopped") }, "\(lines)")
+      #expect(lines.contains { $0.hasPrefix("<4>") }, "\(lines)")
+    }
+  }
+
   // MARK: For people
 
   @Test func whatPeopleSee() throws {
