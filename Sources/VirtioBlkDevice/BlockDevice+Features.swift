@@ -32,7 +32,8 @@ extension BlockDevice {
   public static func featuresOnRequest(of image: ImageFile) -> FeatureSet {
     var features: FeatureSet = [.inOrder, .orderPlatform, .ringReset, .notificationData]
     // What a qcow2 image writes anew leaves what was there in clusters that it shares, or that it counts down.
-    if !image.isReadOnly, image.zones == nil, !image.keepsTables { features.insert(.blockSecureErase) }
+    // Snapshots and clones of an image in a cluster keep it, too.
+    if !image.isReadOnly, image.zones == nil, !image.keepsTables, image.rbd == nil { features.insert(.blockSecureErase) }
     return features
   }
 

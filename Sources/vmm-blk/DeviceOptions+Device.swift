@@ -52,6 +52,7 @@ extension DeviceOptions {
     var imageOptions = imageOptions(imageFile ?? "", direct: direct)
     if case .nbd(let location) = name { imageOptions.nbd = nbdOptions(location, isConfined: isConfined) }
     if case .qcow2(let location) = name { imageOptions.qcow2 = location }
+    if case .rbd(let location) = name { imageOptions.rbd = rbdOptions(location) }
     imageOptions.lock = lock
     imageOptions.zoned = zoned?.options
     imageOptions.zoned?.queues = options.queueCount

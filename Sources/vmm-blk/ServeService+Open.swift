@@ -112,11 +112,11 @@ struct OpenedDisk {
   /// Waits for the medium. Errors are sentences for the user.
   ///
   /// - Parameter hint: what else is to be said where the system does not let this process have a file.
-  ///   - nbd: what of NBD is left to a process that has its sandbox; `nil`: it has none yet.
-  init(_ disk: ServeDisk, access: SocketAccess, hint: String? = nil, nbd: NBDPermission? = nil) throws {
+  ///   - servers: which of them are left to a process that has its sandbox; `nil`: it has none yet.
+  init(_ disk: ServeDisk, access: SocketAccess, hint: String? = nil, servers: ServerPermission? = nil) throws {
     do {
-      try nbd?.check(disk.options)
-      device = try disk.options.makeDevice(on: .vhostUser, queues: ServeService.queues, isConfined: nbd != nil)
+      try servers?.check(disk.options)
+      device = try disk.options.makeDevice(on: .vhostUser, queues: ServeService.queues, isConfined: servers != nil)
       listener = try Activation.listener(at: disk.socketPath) ?? Listener(path: disk.socketPath, access: access)
     } catch {
       guard let hint, Self.isForbidden(error) else { throw error }

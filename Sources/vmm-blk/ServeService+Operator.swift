@@ -53,8 +53,8 @@ extension ServeService: OperatedService {
     } catch { return then(.failure(OperatorRefusal("the disk cannot be served: \(error)"))) }
     let work = Parcel(disk)
     let openOne = {
-      @Sendable [access = command.socketAccess, hint = openingHint, nbd = nbdPermission] () throws -> [OpenedDisk] in
-      try work.take().map { [try OpenedDisk($0, access: access, hint: hint, nbd: nbd)] } ?? []
+      @Sendable [access = command.socketAccess, hint = openingHint, servers = serverPermission] () throws -> [OpenedDisk] in
+      try work.take().map { [try OpenedDisk($0, access: access, hint: hint, servers: servers)] } ?? []
     }
     open(openOne) { [self] result in
       switch result {
@@ -165,8 +165,9 @@ extension ServeService: OperatedService {
       then(result)
     }
     let work = Parcel((defaults: command.disk, present: served.map { (name: $0.name, options: $0.options) }))
-    let read = { @Sendable [access = command.socketAccess, hint = openingHint, nbd = nbdPermission] () throws -> ReadList in
-      try ReadList(file, work, access, hint, nbd)
+    let read = {
+      @Sendable [access = command.socketAccess, hint = openingHint, servers = serverPermission] () throws -> ReadList in
+      try ReadList(file, work, access, hint, servers)
     }
     open(read) { [self] result in
       isReloading = false
@@ -217,10 +218,10 @@ private struct ReadList {
   ///   - work: the command line's options, and what is served now.
   ///   - access: of sockets that are made.
   ///   - hint: where a file may not be had.
-  ///   - nbd: servers that may be connected to.
+  ///   - servers: those that may be connected to.
   init(
     _ file: String, _ work: Parcel<(defaults: DeviceOptions, present: [(name: String, options: DeviceOptions)])>,
-    _ access: SocketAccess, _ hint: String?, _ nbd: NBDPermission?
+    _ access: SocketAccess, _ hint: String?, _ servers: ServerPermission?
   ) throws {
     guard let (defaults, present) = work.take() else { preconditionFailure("a list is read once") }
     let list = try ServeDiskList(file: file, defaults: defaults, mayBeEmpty: true)
@@ -244,7 +245,7 @@ private struct ReadList {
               + "a new server with --take-over")
         }
       } else {
-        do { opened.append((disk, try OpenedDisk(disk, access: access, hint: hint, nbd: nbd))) } catch {
+        do { opened.append((disk, try OpenedDisk(disk, access: access, hint: hint, servers: servers))) } catch {
           throw list.error(index, "\(error)", ExitStatus(error))
         }
       }

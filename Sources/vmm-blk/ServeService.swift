@@ -41,7 +41,7 @@ final class ServeService {
   /// Where images of disks that are added may be.
   var openable: [String] = []
   /// Servers of disks that are added.
-  var nbd = NBDPermission()
+  var servers = ServerPermission()
   private(set) var isEnding = false
   /// Disks are being taken over: until each has an owner, nothing may come between.
   private var isTaking = false

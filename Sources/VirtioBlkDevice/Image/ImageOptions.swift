@@ -22,6 +22,8 @@ public struct ImageOptions: Sendable {
 
   /// What is opened instead of a file: an export of an NBD server. Paths, format, direct I/O and locks are nothing to it.
   public var nbd: NBDOptions?
+  /// The same of a Ceph cluster; its lock is one of the cluster's.
+  public var rbd: RBDOptions?
   /// What is opened is the top of a chain of qcow2 images. Its path is `path`.
   public var qcow2: Qcow2Location?
   /// As a user reads it. Without `pathBytes` it is what is opened; it has no NUL in it then.
