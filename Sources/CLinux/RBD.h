@@ -17,6 +17,13 @@ struct clinux_rbd_watcher {
   uint64_t cookie;
 };
 
+// A setting of an image, as it holds.
+struct clinux_rbd_setting {
+  char *name;
+  char *value;
+  int source; // 0: the configuration, 1: the pool, 2: the image
+};
+
 typedef void (*clinux_rbd_callback)(void *completion, void *argument);
 
 // A connection to a cluster, a pool in it, an image, a completion: each a pointer. All of these answer 0 or a negative errno unless
@@ -38,6 +45,8 @@ struct clinux_rbd {
   int (*get_id)(void *image, char *id, size_t size);
   int (*get_size)(void *image, uint64_t *size);
   int (*get_features)(void *image, uint64_t *features);
+  int (*config_image_list)(void *image, struct clinux_rbd_setting *settings, int *count);
+  void (*config_image_list_cleanup)(struct clinux_rbd_setting *settings, int count);
   int (*lock_acquire)(void *image, int mode);
   int (*lock_release)(void *image);
   int (*lock_get_owners)(void *image, int *mode, char **owners, size_t *count);
@@ -84,6 +93,8 @@ static inline const char *clinux_rbd_load(struct clinux_rbd *table) {
       "rbd_get_id",
       "rbd_get_size",
       "rbd_get_features",
+      "rbd_config_image_list",
+      "rbd_config_image_list_cleanup",
       "rbd_lock_acquire",
       "rbd_lock_release",
       "rbd_lock_get_owners",

@@ -24,9 +24,10 @@ extension DeviceOptions {
   ///   - serial: what the driver was told there.
   ///   - offersAll: whatever the options say of features.
   ///   - isConfined: this process has given up what it does not need.
+  ///   - patience: of who waits for the disk.
   func makeDevice(
     on transport: FeatureTransport, queues: Int = 1, lock: OwnedDescriptor? = nil, serial before: String? = nil,
-    offersAll: Bool = false, isConfined: Bool = false
+    offersAll: Bool = false, isConfined: Bool = false, patience: OpeningPatience = OpeningPatience()
   ) throws -> BlockDevice {
     guard let name = try imageName() else {
       throw ValidationError("there is no disk: name its image with --blk-file or --image")
@@ -54,6 +55,7 @@ extension DeviceOptions {
     if case .qcow2(let location) = name { imageOptions.qcow2 = location }
     if case .rbd(let location) = name { imageOptions.rbd = rbdOptions(location) }
     imageOptions.lock = lock
+    imageOptions.patience = patience
     imageOptions.zoned = zoned?.options
     imageOptions.zoned?.queues = options.queueCount
     imageOptions.zoned?.ringEntries = queueSizeMax

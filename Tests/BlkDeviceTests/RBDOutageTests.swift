@@ -42,6 +42,34 @@ import VirtioCore
     #expect(rig.device.counters.failures == 0)
   }
 
+  /// What is only in this process dies with it: nothing is acknowledged before the cluster has it.
+  @Test func noWriteIsAcknowledgedWithoutTheCluster() throws {
+    let cluster = try RBDCluster.victim.get()
+    var options = ImageOptions(path: "")
+    options.rbd = try cluster.options(cluster.image())
+    let hand = try HandQueue(BlockDevice(image: ImageFile(options)), 0, SharedMemory())
+    try hand.start()
+    // A cache would write through until the first of these.
+    #expect(try hand.perform(.write(sector: 0, pattern(4096))).status == .ok)
+    #expect(try hand.perform(.flush).status == .ok)
+    try cluster.send(SIGSTOP, to: "osd.0")
+    defer { try? cluster.send(SIGCONT, to: "osd.0") }
+    try hand.submit(.write(sector: 8, pattern(4096)))
+    hand.queue.publish()
+    for _ in 0..<50 {
+      usleep(2000)
+      #expect(try hand.queue.reap() == nil)
+    }
+    try cluster.send(SIGCONT, to: "osd.0")
+    var outcome: BlockOutcome?
+    try waitUntil("the write is over") {
+      outcome = try hand.queue.reap()
+      return outcome != nil
+    }
+    #expect(outcome?.status == .ok)
+    _ = hand.stop()
+  }
+
   /// A queue that is left is nobody's any more, and the rest of the process goes on without the cluster.
   @Test func aClusterThatIsGoneForGood() throws {
     let cluster = try RBDCluster()

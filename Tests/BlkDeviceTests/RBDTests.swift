@@ -1,6 +1,7 @@
 /// Disks that are images of a real Ceph cluster: everything a guest may ask, who has the image, and what others do to it.
 import Foundation
 import GuestDriver
+import Synchronization
 import SystemPackage
 import Testing
 import VirtioCore
@@ -124,6 +125,40 @@ import VirtioCore
     #expect { try ImageFile(Self.imageOptions(options)) } throws: { "\($0)".contains(sentence) }
   }
 
+  /// The image's and the pool's settings go before a client's.
+  @Test(arguments: [
+    ("rbd_cache", "true"), ("rbd_disable_zero_copy_writes", "false"), ("rbd_non_blocking_aio", "false"),
+    ("rbd_blocklist_on_break_lock", "false"),
+  ]) func settingsOfAnImageThatLoseWritesOrHang(setting: String, value: String) throws {
+    let cluster = try RBDCluster.shared.get()
+    let image = try cluster.image()
+    try cluster.rbd("config", "image", "set", "rbd/" + image, setting, value)
+    let options = try cluster.options(image)
+    #expect { try ImageFile(Self.imageOptions(options)) } throws: {
+      "\($0)".contains("'rbd config image rm rbd/\(image) \(setting)'")
+    }
+    try cluster.rbd("config", "image", "rm", "rbd/" + image, setting)
+    try Self.rig(cluster, image).expect(.write(sector: 0, pattern(512)))
+  }
+
+  /// Whoever waited has gone: what goes on without them takes nothing from anybody.
+  @Test func anOpeningThatIsGivenUpBreaksNoLock() throws {
+    let cluster = try RBDCluster.shared.get()
+    let image = try cluster.image()
+    let rig = try Self.rig(cluster, image)
+    try rig.expect(.write(sector: 0, pattern(512)))
+    let options = try cluster.options(image, breaksLock: true)
+    var handles = RBDHandles(try RBDLibrary.find())
+    defer { handles.close() }
+    try handles.connect(options)
+    try handles.open(options, isReadOnly: false)
+    #expect(throws: RBDFailure.givenUp(uri: options.location.text)) { try handles.lock(options) { false } }
+    try rig.expect(.write(sector: 0, pattern(512, seed: 2)))
+    var imageOptions = Self.imageOptions(options)
+    imageOptions.patience = OpeningPatience { true }
+    #expect(throws: ImageError.rbd(.givenUp(uri: options.location.text))) { try ImageFile(imageOptions) }
+  }
+
   /// Nobody is there, or somebody who does not speak: a sentence after a limit.
   @Test func aClusterThatIsAway() throws {
     let scratch = try Scratch()
@@ -131,6 +166,12 @@ import VirtioCore
     var options = RBDOptions(try RBDLocation("rbd:rbd/image?conf=\(scratch.path)/ceph.conf"))
     options.connectTimeout = 1
     #expect { try ImageFile(Self.imageOptions(options)) } throws: { "\($0)".contains("does not answer") }
+    // Who does not wait for that says so.
+    var imageOptions = Self.imageOptions(options)
+    imageOptions.rbd?.connectTimeout = 3600
+    imageOptions.patience = OpeningPatience()
+    imageOptions.patience.giveUp()
+    #expect(throws: ImageError.rbd(.givenUp(uri: options.location.text))) { try ImageFile(imageOptions) }
   }
 
   @Test(arguments: [EngineKind.uring, .aio, .sync, .threads, .mapped, .cached, .nbd]) func enginesOfOthersAreForOthers(
@@ -249,5 +290,30 @@ import VirtioCore
       try rig.expect(.write(sector: end, pattern(512)), .ioError)
     }
     #expect(throws: ImageError.self) { try rig.device.image.setLength(64 << 20) }
+  }
+
+  /// However many changes there are, the last one is what is told last.
+  @Test func manyResizesOneAfterTheOther() throws {
+    let cluster = try RBDCluster.shared.get()
+    let image = try cluster.image(size: "1M")
+    let rig = try Self.rig(cluster, image)
+    for size in 2...9 { try cluster.rbd("resize", "--no-progress", "rbd/" + image, "--size", "\(size)M") }
+    try waitUntil("the driver is told of the last one") {
+      _ = rig.transport.waitForConfigurationChange(milliseconds: 100)
+      return rig.device.image.size == 9 << 20
+    }
+    try rig.expect(.write(sector: (9 << 20) / 512 - 8, pattern(4096)))
+  }
+
+  /// Between the opening of an image and its first use as a disk.
+  @Test func aResizeBeforeAnybodyListens() throws {
+    let cluster = try RBDCluster.shared.get()
+    let name = try cluster.image(size: "1M")
+    let image = try RBDImage(cluster.options(name), isReadOnly: false, isLocked: true)
+    try cluster.rbd("resize", "--no-progress", "rbd/" + name, "--size", "3M")
+    let told = Atomic<UInt64>(0)
+    image.whenResized { told.store($0, ordering: .relaxed) }
+    try waitUntil("the size is told") { told.load(ordering: .relaxed) == 3 << 20 }
+    image.close()
   }
 }

@@ -76,7 +76,8 @@ public final class ImageFile: Sendable {
     guard options.zoned == nil else { throw .zones(.notOnThis(path: uri, what: "an image of a Ceph cluster")) }
     do throws(RBDFailure) {
       guard options.isReadOnly || rbd.location.snapshot == nil else { throw .snapshotsAreOnlyRead(uri: uri) }
-      let image = try RBDImage(rbd, isReadOnly: options.isReadOnly, isLocked: options.isLocked)
+      let image = try RBDImage(
+        rbd, isReadOnly: options.isReadOnly, isLocked: options.isLocked, patience: options.patience)
       description = try Self.description(of: image, options)
       self.rbd = image
     } catch { throw .rbd(error) }

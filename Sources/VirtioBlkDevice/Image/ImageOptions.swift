@@ -40,6 +40,8 @@ public struct ImageOptions: Sendable {
   /// An open description of the very same file that holds the lock, or the device, already: another server's, from whom the image
   /// is taken over. `nil`: the lock is to be got.
   public var lock: OwnedDescriptor?
+  /// Of who waits until it is open, as far as opening takes longer than a medium may: that of a Ceph cluster.
+  public var patience = OpeningPatience()
   /// It is a disk with zones; `nil`: it has none.
   public var zoned: ZonedOptions?
   /// What the system says about direct I/O, for tests of what it may say.

@@ -19,6 +19,11 @@ public enum RBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
   /// - owner: its address, as the cluster has it.
   case locked(uri: String, owner: String)
   case cannotLock(uri: String, Errno)
+  /// A setting of it has another value than is needed.
+  /// - remedy: a command.
+  case setOtherwise(uri: String, setting: String, value: String, remedy: String)
+  /// Whoever waited for it does not any more.
+  case givenUp(uri: String)
   case empty(uri: String)
   case oddSize(uri: String, size: UInt64, blockSize: Int)
   case closed(uri: String)
@@ -64,6 +69,10 @@ public enum RBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
       "\(printable(uri)) is in use by \(printable(owner)): stop that client; or say --break-lock, and the cluster takes nothing more from it"
     case .cannotLock(let uri, let error):
       "\(printable(uri)) cannot be locked (\(error)): let the user have 'profile rbd' for the cluster and the pool"
+    case .setOtherwise(let uri, let setting, let value, let remedy):
+      "\(printable(uri)) cannot be served with \(setting) = \(printable(value)), which would lose writes or let queues hang: "
+        + "say '\(printable(remedy))'"
+    case .givenUp(let uri): "\(printable(uri)) is not opened, because nobody waits for it any more"
     case .empty(let uri): "\(printable(uri)) has size 0: give it one with 'rbd resize'"
     case .oddSize(let uri, let size, let blockSize):
       "\(printable(uri)) has \(size) bytes, which is not a multiple of the logical block size \(blockSize): resize it with 'rbd resize'"

@@ -50,10 +50,8 @@ struct RBDHandles: @unchecked Sendable {
     let settings = [
       // What fails is said by this program.
       ("log_to_stderr", "false"), ("err_to_stderr", "false"), ("client_mount_timeout", "\(options.connectTimeout)"),
-      // A driver may change what is being written. The library has to write what it has a checksum of, or it never ends.
-      ("rbd_disable_zero_copy_writes", "true"),
     ]
-    for (name, value) in settings { _ = unsafe functions.rados_conf_set(cluster, name, value) }
+    for (name, value) in settings + RBDSettings.wanted { _ = unsafe functions.rados_conf_set(cluster, name, value) }
     let connected = unsafe functions.rados_connect(cluster)
     guard connected >= 0 else { throw .noConnection(uri: location.text, Errno(of: connected)) }
   }
@@ -79,13 +77,49 @@ struct RBDHandles: @unchecked Sendable {
       throw .noImage(uri: uri, name: location.name, Errno(of: opened))
     }
     unsafe self.image = image
+    // Who has the image or the pool may have said otherwise there, which goes before what a client says.
+    guard let settings else { throw .noImage(uri: uri, name: location.name, .ioError) }
+    if let other = settings.others.first {
+      throw .setOtherwise(uri: uri, setting: other.name, value: other.value, remedy: other.remedy(for: location))
+    }
   }
+
+  /// Settings of the image as they hold; `nil` where the library does not say.
+  private var settings: RBDSettings? {
+    var room = 256
+    while true {
+      let found = unsafe withUnsafeTemporaryAllocation(of: clinux_rbd_setting.self, capacity: room) {
+        list -> Result<RBDSettings, Errno> in
+        var count = Int32(room)
+        let result = unsafe functions.config_image_list(image, list.baseAddress, &count)
+        guard result >= 0 else {
+          room = max(room + 1, Int(count))
+          return .failure(Errno(of: result))
+        }
+        defer { unsafe functions.config_image_list_cleanup(list.baseAddress, count) }
+        return .success(
+          RBDSettings(
+            (0..<Int(count)).compactMap { index in
+              guard let name = unsafe list[index].name, let value = unsafe list[index].value else { return nil }
+              return unsafe RBDSettings.Setting(
+                name: String(cString: name), value: String(cString: value), source: list[index].source)
+            }))
+      }
+      switch found {
+      case .success(let settings): return settings
+      case .failure(.outOfRange) where room < Self.mostSettings: continue
+      case .failure: return nil
+      }
+    }
+  }
+
+  private static let mostSettings = 4096
 
   /// What the cluster says of the image.
   func facts(_ location: RBDLocation) throws(RBDFailure) -> RBDFacts {
     let size = size
     guard let size else { throw .noImage(uri: location.text, name: location.name, .ioError) }
-    let granularity = unsafe text(128) { unsafe functions.rados_conf_get(cluster, "rbd_discard_granularity_bytes", $0, $1) }
+    let granularity = settings?["rbd_discard_granularity_bytes"]
     let fsid = unsafe text(64) { unsafe functions.rados_cluster_fsid(cluster, $0, $1) }
     let id = unsafe text(256) { unsafe functions.get_id(image, $0, $1) }
     return RBDFacts(
@@ -125,7 +159,9 @@ struct RBDHandles: @unchecked Sendable {
   // MARK: The lock
 
   /// Has the image for itself from now on: nobody else can write to it before it is closed, or the lock is broken.
-  mutating func lock(_ options: RBDOptions) throws(RBDFailure) {
+  ///
+  /// - Parameter isWanted: asked before anything is done to others.
+  mutating func lock(_ options: RBDOptions, isWanted: () -> Bool) throws(RBDFailure) {
     let location = options.location
     let uri = location.text
     var features: UInt64 = 0
@@ -136,7 +172,8 @@ struct RBDHandles: @unchecked Sendable {
     // watch, which outlives a dead one for a while.
     let end = Clock.now &+ UInt64(options.ownerTimeout) &* 1_000_000_000
     var breaks = 0
-    while let owner = owners.first {
+    while let owner = try owners(uri).first {
+      guard isWanted() else { throw .givenUp(uri: uri) }
       // Others may be quick to have it then.
       if options.breaksLock, breaks < Self.mostClients {
         breaks += 1
@@ -144,13 +181,14 @@ struct RBDHandles: @unchecked Sendable {
         guard broken >= 0 || broken == -ENOENT else { throw .cannotLock(uri: uri, Errno(of: broken)) }
         continue
       }
-      guard watchers.contains(owner) else { break }
+      guard try watchers(uri).contains(owner) else { break }
       guard Clock.now < end else { throw .locked(uri: uri, owner: owner) }
       usleep(Self.pause)
     }
+    guard isWanted() else { throw .givenUp(uri: uri) }
     let result = unsafe functions.lock_acquire(image, Self.exclusive)
     guard result >= 0 else {
-      if result == -EROFS || result == -EBUSY, let owner = owners.first { throw .locked(uri: uri, owner: owner) }
+      if result == -EROFS || result == -EBUSY, let owner = try owners(uri).first { throw .locked(uri: uri, owner: owner) }
       throw .cannotLock(uri: uri, Errno(of: result))
     }
     isLocked = true
@@ -160,25 +198,57 @@ struct RBDHandles: @unchecked Sendable {
   private static let pause: UInt32 = 200_000
   private static let mostClients = 32
 
-  /// Addresses of clients that have the lock.
-  private var owners: [String] {
-    unsafe withUnsafeTemporaryAllocation(of: UnsafeMutablePointer<CChar>?.self, capacity: Self.mostClients) { list in
-      var (mode, count) = (Int32(0), Self.mostClients)
-      guard unsafe functions.lock_get_owners(image, &mode, list.baseAddress, &count) >= 0 else { return [] }
-      defer { unsafe functions.lock_get_owners_cleanup(list.baseAddress, count) }
-      return (0..<count).compactMap { index in unsafe list[index].map { unsafe String(cString: $0) } }
+  /// Addresses of clients that have the lock. - Throws: `cannotLock`: nobody knows, which is not the same as nobody.
+  private func owners(_ uri: String) throws(RBDFailure) -> [String] {
+    try unsafe clients(uri, of: UnsafeMutablePointer<CChar>?.self, isNobody: -ENOENT) { list, count in
+      var mode: Int32 = 0
+      return unsafe functions.lock_get_owners(image, &mode, list.baseAddress, &count)
+    } cleanUp: {
+      unsafe functions.lock_get_owners_cleanup($0.baseAddress, $1)
+    } address: {
+      unsafe $0.map { unsafe String(cString: $0) }
     }
   }
 
-  /// Addresses of clients that have the image open to write.
-  private var watchers: [String] {
-    unsafe withUnsafeTemporaryAllocation(of: clinux_rbd_watcher.self, capacity: Self.mostClients) { list in
-      var count = Self.mostClients
-      guard unsafe functions.watchers_list(image, list.baseAddress, &count) >= 0 else { return [] }
-      defer { unsafe functions.watchers_list_cleanup(list.baseAddress, count) }
-      return (0..<count).compactMap { index in unsafe list[index].address.map { unsafe String(cString: $0) } }
+  /// Addresses of clients that have the image open to write. - Throws: `cannotLock`.
+  private func watchers(_ uri: String) throws(RBDFailure) -> [String] {
+    try unsafe clients(uri, of: clinux_rbd_watcher.self) { list, count in
+      unsafe functions.watchers_list(image, list.baseAddress, &count)
+    } cleanUp: {
+      unsafe functions.watchers_list_cleanup($0.baseAddress, $1)
+    } address: {
+      unsafe $0.address.map { unsafe String(cString: $0) }
     }
   }
+
+  /// - Parameters:
+  ///   - isNobody: what the library says of an empty list; 0: nothing else than an empty list.
+  ///   - list: fills it, up to the count, which then is how many there are.
+  private func clients<Client>(
+    _ uri: String, of type: Client.Type, isNobody: Int32 = 0,
+    _ list: (UnsafeMutableBufferPointer<Client>, inout Int) -> Int32,
+    cleanUp: (UnsafeMutableBufferPointer<Client>, Int) -> Void, address: (Client) -> String?
+  ) throws(RBDFailure) -> [String] {
+    var room = Self.mostClients
+    while true {
+      var result: Int32 = 0
+      let found = unsafe withUnsafeTemporaryAllocation(of: type, capacity: room) { buffer -> [String] in
+        var count = room
+        result = unsafe list(buffer, &count)
+        guard result >= 0 else {
+          // There are more, by now.
+          room = max(room + Self.mostClients, min(count, Self.tooManyClients))
+          return []
+        }
+        defer { unsafe cleanUp(buffer, count) }
+        return (0..<min(count, buffer.count)).compactMap { unsafe address(buffer[$0]) }
+      }
+      if result >= 0 || result == isNobody { return found }
+      guard result == -ERANGE, room < Self.tooManyClients else { throw .cannotLock(uri: uri, Errno(of: result)) }
+    }
+  }
+
+  private static let tooManyClients = 1 << 16
 
   // MARK: The end
 

@@ -17,6 +17,11 @@ public struct RBDOptions: Sendable, Hashable {
   /// which is half a minute by default.
   var ownerTimeout = 35
 
+  /// Seconds, each: the library knows the first, too.
+  var connectLimit: Int { connectTimeout + 5 }
+  var lockLimit: Int { ownerTimeout + openTimeout }
+  var longestOpening: Int { connectLimit + openTimeout + lockLimit }
+
   public init(_ location: RBDLocation) { self.location = location }
 }
 
@@ -35,6 +40,10 @@ final class RBDImage: @unchecked Sendable {
     /// Engines that may request something.
     var users = 0
     var isClosed = false
+    /// A thread looks how long it is.
+    var isLooking = false
+    /// It has changed since that thread looked, or since nobody did.
+    var hasChanged = false
   }
 
   var uri: String { options.location.text }
@@ -42,9 +51,11 @@ final class RBDImage: @unchecked Sendable {
   var image: UnsafeMutableRawPointer? { unsafe handles.image }
 
   /// Waits for the cluster, but not forever. - Throws: why that cannot be.
-  init(_ options: RBDOptions, isReadOnly: Bool, isLocked: Bool) throws(RBDFailure) {
+  init(
+    _ options: RBDOptions, isReadOnly: Bool, isLocked: Bool, patience: OpeningPatience = OpeningPatience()
+  ) throws(RBDFailure) {
     self.options = options
-    let opened = try RBDOpening.open(options, isReadOnly: isReadOnly, isLocked: isLocked)
+    let opened = try RBDOpening.open(options, isReadOnly: isReadOnly, isLocked: isLocked, patience: patience)
     (handles, facts, watch) = (opened.handles, opened.facts, opened.watch)
     watch?.tell(self)
   }
@@ -58,7 +69,10 @@ final class RBDImage: @unchecked Sendable {
       handles.close()
       RBDSupport.closing.wrappingSubtract(1, ordering: .releasing)
     }
-    do throws(Errno) { _ = try SystemThread(name: "rbd close", stackSize: Self.stackSize, body) } catch { body() }
+    // Without a thread it stays open, and the process ends without the libraries' own end.
+    do throws(Errno) { _ = try SystemThread(name: "rbd close", stackSize: Self.stackSize, body) } catch {
+      RBDSupport.closing.wrappingSubtract(1, ordering: .releasing)
+    }
   }
 
   private static let stackSize = 8 << 20
@@ -90,22 +104,59 @@ final class RBDImage: @unchecked Sendable {
       guard !mayClose else { break }
       usleep(Self.pause)
     }
+    RBDSupport.closing.wrappingAdd(1, ordering: .relaxed)
     watch?.end()
     handles.close()
+    RBDSupport.closing.wrappingSubtract(1, ordering: .releasing)
   }
 
-  /// - Parameter body: is told the size in bytes when the image has changed, on a thread of its own.
-  func whenResized(_ body: @escaping @Sendable (UInt64) -> Void) { resized.withLock { $0 = body } }
+  /// - Parameter body: is told the size in bytes when the image has changed, also when it has before this; on another thread, and one
+  ///   change after the other.
+  func whenResized(_ body: @escaping @Sendable (UInt64) -> Void) {
+    resized.withLock { $0 = body }
+    look()
+  }
 
   /// Something about the image is another thing than before. On a thread of the library, which must not wait.
   func hasChanged() {
-    guard resized.withLock({ $0 != nil }), enter() else { return }
-    let body: @Sendable () -> Void = { [self] in
-      defer { leave() }
-      guard let size = handles.settledSize else { return }
-      resized.withLock(\.self)?(size)
+    state.withLock { $0.hasChanged = true }
+    look()
+  }
+
+  /// Looks how long it is if it has changed, on a thread that waits for the cluster, and of which there is one at a time: what is told
+  /// last is what was seen last.
+  private func look() {
+    guard let body = resized.withLock(\.self) else { return }
+    let isMine = state.withLock { state in
+      guard state.hasChanged, !state.isLooking, !state.isClosed else { return false }
+      state.isLooking = true
+      state.users += 1
+      return true
     }
-    do throws(Errno) { _ = try SystemThread(name: "rbd size", stackSize: Self.stackSize, body) } catch { leave() }
+    guard isMine else { return }
+    let work: @Sendable () -> Void = { [self] in
+      while mayLook() { if let size = handles.settledSize { body(size) } }
+    }
+    do throws(Errno) { _ = try SystemThread(name: "rbd size", stackSize: Self.stackSize, work) } catch {
+      // With the next change, or when somebody asks.
+      state.withLock { state in
+        state.isLooking = false
+        state.users -= 1
+      }
+    }
+  }
+
+  /// - Returns: false when nothing has changed since the last look; then nobody looks any more.
+  private func mayLook() -> Bool {
+    state.withLock { state in
+      if state.hasChanged {
+        state.hasChanged = false
+        return true
+      }
+      state.isLooking = false
+      state.users -= 1
+      return false
+    }
   }
 
   /// Bytes. Waits for the cluster.

@@ -7,9 +7,13 @@ internal import VirtioCore
 final class RBDWatch: @unchecked Sendable {
   private let handles: RBDHandles
   private var handle: UInt64 = 0
-  private let image = Mutex(Weak())
+  private let told = Mutex(Told())
 
-  private struct Weak: Sendable { weak var image: RBDImage? }
+  private struct Told: Sendable {
+    weak var image: RBDImage?
+    /// Before there was one to tell.
+    var hasChanged = false
+  }
 
   /// - Returns: `nil` where the cluster does not tell; then the size is looked at when somebody asks.
   init?(_ handles: RBDHandles) {
@@ -17,7 +21,7 @@ final class RBDWatch: @unchecked Sendable {
     let told: @convention(c) (UnsafeMutableRawPointer?) -> Void = { argument in
       guard let argument = unsafe argument else { return }
       let watch = unsafe Unmanaged<RBDWatch>.fromOpaque(argument).takeUnretainedValue()
-      watch.image.withLock(\.image)?.hasChanged()
+      watch.changed()
     }
     // Until it is ended the library has a reference, too.
     let argument = unsafe Unmanaged.passRetained(self).toOpaque()
@@ -27,8 +31,22 @@ final class RBDWatch: @unchecked Sendable {
     }
   }
 
-  /// Tells this image.
-  func tell(_ image: RBDImage) { self.image.withLock { $0.image = image } }
+  private func changed() {
+    let image = told.withLock { told in
+      told.hasChanged = told.image == nil
+      return told.image
+    }
+    image?.hasChanged()
+  }
+
+  /// Tells this image, also of what has changed before.
+  func tell(_ image: RBDImage) {
+    let hasChanged = told.withLock { told in
+      told.image = image
+      return told.hasChanged
+    }
+    if hasChanged { image.hasChanged() }
+  }
 
   /// Nothing is told any more when this has returned. Once.
   func end() {
