@@ -40,6 +40,8 @@ package enum ImageNameMistake: Error, Equatable, CustomStringConvertible {
   case qcow2(Qcow2Failure)
   case rbd(RBDFailure)
   case breaksNoLock(String)
+  /// - reason: why it takes none.
+  case takesNoLock(String, String)
   case twoFormats(String)
 
   private static let forms =
@@ -55,6 +57,8 @@ package enum ImageNameMistake: Error, Equatable, CustomStringConvertible {
     case .rbd(let failure): "\(failure)"
     case .breaksNoLock(let words):
       "--break-lock is for images of Ceph clusters, and \(printable(words)) is none: leave it out"
+    case .takesNoLock(let words, let reason):
+      "--break-lock is for disks that take the lock, and \(printable(words)) takes none, because of \(reason): leave one of them out"
     case .twoFormats(let text):
       "'\(printable(text))' says of what format the image is, and --format says it otherwise: leave --format out"
     }
@@ -127,6 +131,9 @@ extension DeviceOptions {
   package func validateImage() throws(ImageNameMistake) {
     let name = try imageName()
     guard breakLock, let name, let words = imageWords else { return }
-    guard case .rbd = name else { throw .breaksNoLock(words) }
+    guard case .rbd(let location) = name else { throw .breaksNoLock(words) }
+    if readOnly { throw .takesNoLock(words, "--read-only") }
+    if location.snapshot != nil { throw .takesNoLock(words, "its snapshot") }
+    if noLock { throw .takesNoLock(words, "--no-lock") }
   }
 }

@@ -66,6 +66,9 @@ private final class Disk {
     (["--image", "rbd:pool/disk@a?conf=DIR/none"], "--read-only"),
     (["--image", "rbd:pool/disk", "--format", "qcow2"], "leave --format out"),
     (["--image", "file:DIR/disk", "--break-lock"], "leave it out"),
+    (["--image", "rbd:pool/disk", "--break-lock", "--read-only"], "because of --read-only"),
+    (["--image", "rbd:pool/disk@a", "--break-lock"], "because of its snapshot"),
+    (["--image", "rbd:pool/disk", "--break-lock", "--no-lock"], "because of --no-lock"),
     (["--image", "file:DIR/disk", "--engine", "rbd"], "leave --engine out"),
     (["--image", "file:DIR/disk", "--allow-rbd"], "added later"),
     (["--image", "nbds://host/"], "TLS"),
@@ -95,6 +98,10 @@ private final class Disk {
     (#"{ "socket-path": "DIR/s", "image": "rbd:disk" }"#, "does not name a pool and an image"),
     (
       #"{ "socket-path": "DIR/s", "image": "file:DIR/disk" }, { "socket-path": "DIR/t", "blk-file": "DIR/disk" }"#,
+      "the image of entry 1"
+    ),
+    (
+      #"{ "socket-path": "DIR/s", "image": "rbd:a/b?id=x" }, { "socket-path": "DIR/t", "image": "rbd:a/b", "read-only": true }"#,
       "the image of entry 1"
     ),
   ]) func mistakesInALine(entries: String, sentence: String) throws {
