@@ -269,6 +269,7 @@ def check_pages(folder, names=None):
 # Each question, what is so when the answer is yes, and below it the next one.
 DECISION = [
     ("Is the image an export of an NBD server?", "nbd", "one connection per thread, if the server allows it"),
+    ("Is it an image of a Ceph cluster?", "rbd", "one handle of librbd for all threads"),
     ("Is it a qcow2 image?", "threads, sync", "sync if all its files are in memory"),
     ("Is it a file in memory (tmpfs, hugetlbfs)?", "mapped", "copies; plain calls (sync) if it cannot be mapped"),
     ("Is it a block device in memory (zram, RAM disk)?", "sync", "system calls in the queue's own thread"),

@@ -7,6 +7,7 @@
 # test     what unit tests drive and compare with: a Python driver, loop devices, strace, qemu-storage-daemon, NBD servers
 # guest    what boots and checks a real Linux guest (Scripts/guest): user-mode Linux and tools for filesystems
 # qemu     a guest in QEMU besides
+# ceph     a Ceph cluster to try images in it (Scripts/ceph.sh)
 # counts   what counts the cost of a request and of its pieces (Scripts/counts.py, Scripts/instructions.py)
 # package  what makes a Debian package and a tarball (packaging/build.sh)
 # package-test  what tries these in a bare Debian (Scripts/package-test.sh)
@@ -17,6 +18,7 @@ set -euo pipefail
 declare -A groups=(
   [build]="liburing-dev libaio-dev libseccomp-dev pkg-config"
   [test]="python3 strace util-linux mount e2fsprogs qemu-utils qemu-system-common nbdkit libnbd0"
+  [ceph]="ceph-mon ceph-osd ceph-common librbd1"
   [counts]="valgrind strace python3"
   [bench]="python3-matplotlib qemu-utils qemu-system-common fio linux-perf util-linux"
   [guest]="user-mode-linux busybox-static cpio fio e2fsprogs xfsprogs btrfs-progs dmsetup util-linux python3"

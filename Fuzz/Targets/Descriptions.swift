@@ -92,11 +92,11 @@ private func ordinary(_ word: ServeDisk.Word) -> [String] {
   case .image:
     [
       "\"file:/dev/null\"", "\"nbd://localhost:10809/a%20b\"", "\"nbd+unix:///?socket=/a.nbd\"", "\"qcow2:/a\"",
-      "\"nbds://a/\"",
+      "\"nbds://a/\"", "\"rbd:pool/image@a?conf=/a&id=b\"", "\"rbd:a/b%0/c\"",
     ]
   case .socketPath: ["\"/a.sock\"", "\"/0.sock\""]
   case .format: ["\"auto\"", "\"raw\""]
-  case .readOnly, .noLock, .serverKeepsWrites: ["true", "false", "null"]
+  case .readOnly, .noLock, .breakLock, .serverKeepsWrites: ["true", "false", "null"]
   case .numQueues, .threads: ["1", "4", "256", "257", "-1", "1e2"]
   case .logicalBlockSize: ["512", "\"4k\"", "4096", "\"8s\""]
   case .queueSizeMax: ["4", "256", "32768"]

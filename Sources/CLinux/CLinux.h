@@ -553,6 +553,7 @@ static inline int clinux_let_ring_begin(struct io_uring *ring) {
 }
 
 #include "NBD.h"
+#include "RBD.h"
 #include "Compression.h"
 
 #endif

@@ -49,8 +49,8 @@ package struct DeviceOptions: ParsableArguments {
 
   @Option(
     help: .init(
-      "The disk image as a URI: file:PATH, qcow2:PATH, nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH; replaces "
-        + "--blk-file. Files below a qcow2 image follow it: ?backing=FORMAT:PATH, backing-folder=PATH, data-file=PATH, snapshot=NAME.",
+      "The disk image as a URI: file:PATH, qcow2:PATH, nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH or "
+        + "rbd:POOL/IMAGE[@SNAPSHOT][?conf=PATH&id=NAME] of a Ceph cluster; replaces --blk-file. Files below a qcow2 image follow it: ?backing=FORMAT:PATH, backing-folder=PATH, data-file=PATH, snapshot=NAME.",
       valueName: "uri"))
   package var image: String?
 
@@ -158,6 +158,11 @@ package struct DeviceOptions: ParsableArguments {
       valueName: "file"))
   package var record: String?
 
+  @Flag(
+    help: .init(
+      "Break the lock that another client has on an image of a Ceph cluster: the cluster takes nothing more from that client."))
+  package var breakLock = false
+
   @Flag(help: "Open the image even if another program holds its lock, or has the device open exclusively.")
   package var noLock = false
 
@@ -206,7 +211,8 @@ extension DeviceOptions {
       ("--waiting", tuning.waiting != nil), ("--poll-us", tuning.pollUs != nil), ("--notify", tuning.notify != .batch),
       ("--uring", tuning.uring != nil), ("--record", record != nil), ("--on-error", onError != .report),
       ("--inject", !inject.isEmpty), ("--features", features != nil), ("--no-feature", !noFeature.isEmpty),
-      ("--no-lock", noLock), ("--limit", limit != nil), ("--config", config != nil), ("--zoned", zoned != nil),
+      ("--no-lock", noLock), ("--break-lock", breakLock), ("--limit", limit != nil), ("--config", config != nil),
+      ("--zoned", zoned != nil),
       ("--latencies", tuning.latencies != .on),
       ("--reconnect-timeout", reconnectTimeout != NBDOptions.usualReconnectTimeout),
       ("--server-keeps-writes", serverKeepsWrites), ("--shared-workers", tuning.sharedWorkers.words != "off"),

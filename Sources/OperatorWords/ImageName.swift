@@ -7,6 +7,7 @@ package enum ImageName: Equatable {
   case file(String)
   case nbd(NBDLocation)
   case qcow2(Qcow2Location)
+  case rbd(RBDLocation)
 
   package init(_ text: String) throws(ImageNameMistake) {
     guard let colon = text.firstIndex(of: ":"), colon > text.startIndex, !text[..<colon].contains("/") else {
@@ -23,7 +24,8 @@ package enum ImageName: Equatable {
       do throws(NBDFailure) { self = .nbd(try NBDLocation(text)) } catch { throw .nbd(error) }
     case "qcow2":
       do throws(Qcow2Failure) { self = .qcow2(try Qcow2Location(text)) } catch { throw .qcow2(error) }
-    case "rbd": throw .notInThisBuild(text, "images of Ceph", "map it with 'rbd map', or serve it with 'qemu-nbd'")
+    case "rbd":
+      do throws(RBDFailure) { self = .rbd(try RBDLocation(text)) } catch { throw .rbd(error) }
     default: throw .unknown(text)
     }
   }
@@ -34,22 +36,29 @@ package enum ImageNameMistake: Error, Equatable, CustomStringConvertible {
   case noScheme(String)
   case noPath(String)
   case unknown(String)
-  case notInThisBuild(String, _ what: String, _ remedy: String)
   case nbd(NBDFailure)
   case qcow2(Qcow2Failure)
+  case rbd(RBDFailure)
+  case breaksNoLock(String)
+  /// - reason: why it takes none.
+  case takesNoLock(String, String)
   case twoFormats(String)
 
-  private static let forms = "file:PATH, qcow2:PATH, nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH"
+  private static let forms =
+    "file:PATH, qcow2:PATH, nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH or rbd:POOL/IMAGE"
 
   package var description: String {
     switch self {
     case .noScheme(let text): "--image does not take '\(printable(text))': use \(Self.forms), or name a file with --blk-file"
     case .noPath(let text): "--image has no path of this machine in '\(printable(text))': use file:PATH"
     case .unknown(let text): "--image does not know '\(printable(text))': use \(Self.forms)"
-    case .notInThisBuild(let text, let what, let remedy):
-      "'\(printable(text))' is for \(what), which this build does not have: \(remedy), and name that server with nbd+unix:…"
     case .nbd(let failure): "\(failure)"
     case .qcow2(let failure): "\(failure)"
+    case .rbd(let failure): "\(failure)"
+    case .breaksNoLock(let words):
+      "--break-lock is for images of Ceph clusters, and \(printable(words)) is none: leave it out"
+    case .takesNoLock(let words, let reason):
+      "--break-lock is for disks that take the lock, and \(printable(words)) takes none, because of \(reason): leave one of them out"
     case .twoFormats(let text):
       "'\(printable(text))' says of what format the image is, and --format says it otherwise: leave --format out"
     }
@@ -70,6 +79,7 @@ extension DeviceOptions {
       if case .qcow2 = name, format == .raw { throw .twoFormats(image) }
       if case .file(let path) = name, format == .qcow2 { return .qcow2(Qcow2Location(path: path)) }
       if case .nbd = name, format == .qcow2 { throw .twoFormats(image) }
+      if case .rbd = name, format == .qcow2 { throw .twoFormats(image) }
       return name
     }
     return blkFile.map { format == .qcow2 ? .qcow2(Qcow2Location(path: $0)) : .file($0) }
@@ -96,6 +106,19 @@ extension DeviceOptions {
     return location
   }
 
+  /// The image in a cluster, if it is one.
+  package var imageInCluster: RBDLocation? {
+    guard case .rbd(let location)? = try? imageName() else { return nil }
+    return location
+  }
+
+  /// How it is to be opened there.
+  package func rbdOptions(_ location: RBDLocation) -> RBDOptions {
+    var options = RBDOptions(location)
+    options.breaksLock = breakLock
+    return options
+  }
+
   /// How the server is to be taken.
   package func nbdOptions(_ location: NBDLocation, isConfined: Bool) -> NBDOptions {
     var options = NBDOptions(location)
@@ -105,5 +128,12 @@ extension DeviceOptions {
     return options
   }
 
-  package func validateImage() throws(ImageNameMistake) { _ = try imageName() }
+  package func validateImage() throws(ImageNameMistake) {
+    let name = try imageName()
+    guard breakLock, let name, let words = imageWords else { return }
+    guard case .rbd(let location) = name else { throw .breaksNoLock(words) }
+    if readOnly { throw .takesNoLock(words, "--read-only") }
+    if location.snapshot != nil { throw .takesNoLock(words, "its snapshot") }
+    if noLock { throw .takesNoLock(words, "--no-lock") }
+  }
 }

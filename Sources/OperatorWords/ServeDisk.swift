@@ -37,6 +37,7 @@ extension ServeDisk: DecodableWithConfiguration {
     case config
     case zoned
     case noLock = "no-lock"
+    case breakLock = "break-lock"
     case latencies
     case limit
     case reconnectTimeout = "reconnect-timeout"
@@ -82,6 +83,7 @@ extension ServeDisk: DecodableWithConfiguration {
     options.config = try entry.argument(.config, ConfigurationWords.forms) ?? defaults.config
     options.zoned = try entry.argument(.zoned, ZonedWords.forms) ?? defaults.zoned
     options.noLock = try entry.flag(.noLock) ?? defaults.noLock
+    options.breakLock = try entry.flag(.breakLock) ?? defaults.breakLock
     options.limit = try entry.argument(.limit, LimitChange.forms) ?? defaults.limit
     options.reconnectTimeout = try entry.number(.reconnectTimeout) ?? defaults.reconnectTimeout
     options.serverKeepsWrites = try entry.flag(.serverKeepsWrites) ?? defaults.serverKeepsWrites

@@ -3,6 +3,7 @@ internal import CLinux
 package import FoundationEssentials
 internal import Glibc
 package import SystemPackage
+internal import VirtioBlkDevice
 internal import VirtioCore
 
 /// All disks of one server, read and checked as far as that goes without opening one.
@@ -41,17 +42,17 @@ package struct ServeDiskList {
   /// The same mistake in words for two entries, before the second one meets the lock or the socket of the first.
   private func refuseDoubles() throws(ServeDiskListError) {
     var sockets: [String: Int] = [:]
-    var images: [Inode: (number: Int, isReadOnly: Bool)] = [:]
+    var images: [Place: (number: Int, isReadOnly: Bool)] = [:]
     for (index, disk) in disks.enumerated() {
       let number = index + 1
       if let other = sockets.updateValue(number, forKey: disk.socketPath) {
         throw error(index, "it has the socket of entry \(other): give each disk one of its own")
       }
-      guard !disk.options.noLock, let path = disk.options.imageFile, let inode = Inode(path) else { continue }
-      if let other = images[inode], !(other.isReadOnly && disk.options.readOnly) {
+      guard !disk.options.noLock, let place = Place(disk.options) else { continue }
+      if let other = images[place], !(other.isReadOnly && disk.options.readOnly) {
         throw error(index, "it has the image of entry \(other.number): only disks that are all read-only can share one")
       }
-      images[inode] = (number, disk.options.readOnly)
+      images[place] = (number, disk.options.readOnly)
     }
   }
 
@@ -62,6 +63,24 @@ package struct ServeDiskList {
   ///   - status: what kind of mistake it is.
   package func error(_ index: Int, _ sentence: String, _ status: ExitStatus = .usage) -> ServeDiskListError {
     .entry(index + 1, file: file, name: disks[index].options.imageWords, sentence, status)
+  }
+
+  /// Where an image is, whatever it is called.
+  private enum Place: Hashable {
+    case file(Inode)
+    case cluster(RBDLocation)
+
+    /// - Returns: `nil` where there is none, or nobody can tell two of them apart.
+    init?(_ options: DeviceOptions) {
+      if var location = options.imageInCluster {
+        location.user = nil
+        self = .cluster(location)
+      } else if let path = options.imageFile, let inode = Inode(path) {
+        self = .file(inode)
+      } else {
+        return nil
+      }
+    }
   }
 
   private struct Inode: Hashable {

@@ -69,7 +69,7 @@ public enum Sandbox {
     var filters: [ThreadRole: CallFilter] = [:]
     for role in ThreadRole.allCases {
       filters[role] = try? CallFilter(
-        allowing: SystemCalls.of(role), refusing: SystemCalls.refused, kills: mode == .on)
+        allowing: SystemCalls.of(role), refusing: SystemCalls.refused(of: role), kills: mode == .on)
     }
     ThreadRole.whenOneBegins { [filters] role in
       // Whatever cannot be given up was said when the process did.

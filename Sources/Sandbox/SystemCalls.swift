@@ -34,6 +34,8 @@ enum SystemCalls {
     switch role {
     case .queue: every + threads + narrowing + transfers + durability + rings + notifications
     case .connectedQueue: of(.queue) + connections
+    // They read a configuration and keys, connect, and make threads.
+    case .cluster: ofProcess(internet: true)
     case .pool: every + transfers + durability
     // It may wait for many kicks at once, which it does not read.
     case .doorbell: every + waits
@@ -42,7 +44,7 @@ enum SystemCalls {
   }
 
   /// What such a thread is refused without an end to everything: the heap asks now and then how the kernel hands out memory.
-  static let refused = ["open", "openat", "openat2"]
+  static func refused(of role: ThreadRole) -> [String] { role == .cluster ? [] : ["open", "openat", "openat2"] }
 
   /// Of the thread that speaks with front-ends and operators, and of the helpers that it makes; all other threads begin with
   /// these, too.
@@ -77,7 +79,7 @@ enum SystemCalls {
   private static let threads =
     plain("sched_setaffinity") + [
       AllowedCall("clone", argument: 0, mask: UInt64(CLONE_THREAD), values: [UInt64(CLONE_THREAD)]),
-      AllowedCall("prctl", argument: 0, values: [UInt64(PR_SET_NAME), nameMemory]),
+      AllowedCall("prctl", argument: 0, values: [UInt64(PR_SET_NAME), UInt64(PR_GET_NAME), nameMemory]),
     ]
 
   /// PR_SET_VMA: the C library gives memory names when it is told to.
@@ -100,7 +102,7 @@ enum SystemCalls {
   /// What a ring can be used for is said to the ring itself, when it is made.
   private static let rings = plain(
     """
-    io_uring_enter io_uring_register io_submit io_getevents io_pgetevents io_cancel io_destroy epoll_create1 epoll_ctl epoll_wait \
+    io_uring_enter io_uring_register io_submit io_getevents io_pgetevents io_cancel io_destroy epoll_create epoll_create1 epoll_ctl epoll_wait \
     epoll_pwait epoll_pwait2 eventfd2
     """)
 

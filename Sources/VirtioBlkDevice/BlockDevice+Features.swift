@@ -31,8 +31,9 @@ extension BlockDevice {
   /// - RING_RESET (virtio 2.6.1) and NOTIFICATION_DATA (virtio 2.7.23) need a transport that knows of them, too.
   public static func featuresOnRequest(of image: ImageFile) -> FeatureSet {
     var features: FeatureSet = [.inOrder, .orderPlatform, .ringReset, .notificationData]
-    // A qcow2 image writes to new clusters and leaves the old contents in clusters that are shared or freed.
-    if !image.isReadOnly, image.zones == nil, !image.keepsTables { features.insert(.blockSecureErase) }
+    // A qcow2 image writes to new clusters and leaves the old contents in clusters that are shared or freed. Snapshots and clones of an
+    // image in a cluster keep them, too.
+    if !image.isReadOnly, image.zones == nil, !image.keepsTables, image.rbd == nil { features.insert(.blockSecureErase) }
     return features
   }
 

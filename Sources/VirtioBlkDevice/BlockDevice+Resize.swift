@@ -2,6 +2,15 @@
 internal import VirtioCore
 
 extension BlockDevice {
+  /// The image has another size than before, because somebody elsewhere resized it. - Parameter bytes: as it is now.
+  func follow(_ bytes: UInt64) {
+    let (before, size) = (image.size, bytes - bytes % UInt64(image.logicalBlockSize))
+    guard size != before else { return }
+    guard size > 0 else { return events.post(.notice("\(image.path) has no whole block any more, so the disk stays as it is")) }
+    events.post(.notice("\(image.path) has \(size) bytes now, and had \(before)"))
+    resize(to: size)
+  }
+
   /// Says from now on that the disk has so many bytes: the configuration space changes, the driver is notified, and requests beyond
   /// the end are IOERR. The image has to be as long already if the disk grows; where it becomes shorter, what is in flight may still
   /// reach beyond the end.

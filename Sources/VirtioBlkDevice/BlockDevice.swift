@@ -192,6 +192,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
       lifetime: image.lifetime, zones: image.zones)
     counterBlocks = Mutex([:])
     places = Array(repeating: WorkerPlace(), count: threads)
+    image.rbd?.whenResized { [events] in events.resized(to: $0) }
   }
 
   deinit {
@@ -321,6 +322,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     for (worker, pause) in news.rests { rests(worker, pause) }
     for (worker, number) in news.traceStops { traceStopped(worker: worker, number: number) }
     for index in news.endedWorkers { workerEnded(index) }
+    if let size = news.imageSize { follow(size) }
     return told
   }
 

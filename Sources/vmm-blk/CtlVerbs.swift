@@ -82,6 +82,7 @@ struct EntryWords {
     switch name {
     case .file(let path): return "file:" + Takeover.absolute(path)
     case .qcow2(let location): return location.mapPaths { Takeover.absolute($0) }.text
+    case .rbd(let location): return location.mapPaths { Takeover.absolute($0) }.text
     case .nbd(let location):
       guard !location.hasRelativePath else {
         throw ValidationError("\(printable(text)): the server runs in another folder, so give the socket's absolute path")
@@ -95,7 +96,7 @@ struct EntryWords {
     // The server's folder is another one.
     case .blkFile, .socketPath: return .text(Takeover.absolute(text))
     case .image: return .text(try image(text))
-    case .readOnly, .noLock, .serverKeepsWrites:
+    case .readOnly, .noLock, .breakLock, .serverKeepsWrites:
       guard let flag = Bool(text) else { throw ValidationError("\(word.rawValue)=\(printable(text)): use true or false") }
       return .flag(flag)
     case .numQueues, .queueSizeMax, .threads, .pollUs, .reconnectTimeout:

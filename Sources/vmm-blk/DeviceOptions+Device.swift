@@ -24,9 +24,10 @@ extension DeviceOptions {
   ///   - serial: the serial number that the driver knows from there.
   ///   - offersAll: whatever the options say of features.
   ///   - isConfined: this process has given up what it does not need.
+  ///   - patience: of who waits for the disk.
   func makeDevice(
     on transport: FeatureTransport, queues: Int = 1, lock: OwnedDescriptor? = nil, serial before: String? = nil,
-    offersAll: Bool = false, isConfined: Bool = false
+    offersAll: Bool = false, isConfined: Bool = false, patience: OpeningPatience = OpeningPatience()
   ) throws -> BlockDevice {
     guard let name = try imageName() else {
       throw ValidationError("there is no disk: name its image with --blk-file or --image")
@@ -52,7 +53,9 @@ extension DeviceOptions {
     var imageOptions = imageOptions(imageFile ?? "", direct: direct)
     if case .nbd(let location) = name { imageOptions.nbd = nbdOptions(location, isConfined: isConfined) }
     if case .qcow2(let location) = name { imageOptions.qcow2 = location }
+    if case .rbd(let location) = name { imageOptions.rbd = rbdOptions(location) }
     imageOptions.lock = lock
+    imageOptions.patience = patience
     imageOptions.zoned = zoned?.options
     imageOptions.zoned?.queues = options.queueCount
     imageOptions.zoned?.ringEntries = queueSizeMax

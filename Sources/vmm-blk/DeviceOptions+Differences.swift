@@ -12,7 +12,9 @@ extension DeviceOptions {
   private func value(of word: ServeDisk.Word) -> String {
     switch word {
     case .blkFile: imagePath.map { Takeover.absolute($0) } ?? ""
-    case .image: imageServer?.text ?? imageChain?.mapPaths { Takeover.absolute($0) }.text ?? ""
+    case .image:
+      imageServer?.text ?? imageChain?.mapPaths { Takeover.absolute($0) }.text
+        ?? imageInCluster?.mapPaths { Takeover.absolute($0) }.text ?? ""
     case .socketPath: ""  // what it is told by
     case .format: format.rawValue
     case .readOnly: "\(readOnly)"
@@ -35,6 +37,7 @@ extension DeviceOptions {
     case .config: config?.choice.words ?? ""
     case .zoned: zoned?.text ?? ""
     case .noLock: "\(noLock)"
+    case .breakLock: ""  // of no account once it is open
     case .latencies: tuning.latencies.rawValue
     case .limit: (limit?.limits ?? RateLimits()).words
     case .reconnectTimeout: "\(reconnectTimeout)"

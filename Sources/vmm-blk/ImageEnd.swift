@@ -7,13 +7,13 @@ internal import VirtioCore
 enum ImageEnd {
   private final class Count: Sendable { let value = Atomic<Int>(0) }
 
-  /// Finishes images that keep tables, each on a thread of its own: a medium may never answer.
+  /// Finishes images of which something is left to be done, each on a thread of its own: a medium may never answer.
   ///
   /// - Parameter limit: how long to wait for all of them.
   /// - Returns: paths of those that are not finished by then. Their threads keep running, so the process has to exit at
   ///   once.
   static func unfinished(_ images: [ImageFile], within limit: Duration) -> [String] {
-    let tasks = images.filter(\.keepsTables).map { (image: $0, count: Count()) }
+    let tasks = images.filter(\.needsFinish).map { (image: $0, count: Count()) }
     for (image, count) in tasks {
       let body: @Sendable () -> Void = {
         image.finish()

@@ -65,7 +65,11 @@ final class RunService {
 
   func run() throws {
     let taker = try command.takeover.taker(on: .memoryFile, in: loop, log: log)
-    let served = try taker.map { try prepare($0) } ?? open()
+    let served: Served
+    do { served = try taker.map { try prepare($0) } ?? open() } catch {
+      guard let signal = signals.take() else { throw error }
+      return log.note("ending on signal \(signal), before the disk was open")
+    }
     if let warning = served.device.engineWarning { log.warn(warning) }
     let listener = try command.takeover.listen()
     // In a takeover it follows when the address is free.
@@ -129,14 +133,15 @@ final class RunService {
   private func open() throws -> Served {
     let memory = try command.memoryPath()
     if let create = command.create {
-      let device = try command.disk.makeDevice(on: .memoryFile)
+      let device = try command.disk.makeDevice(on: .memoryFile, patience: signals.patience)
       let file = try MemoryFile.create(
         path: memory, memorySize: create.bytes, memoryBase: GuestAddress(command.memoryBase?.bytes ?? 0),
         maximumQueues: device.queueCount, interface: command.registers?.interface ?? .mmio)
       return try Served(device: device, transport: transport(file, device, isNew: true))
     }
     let file = try MemoryFile.open(path: memory)
-    let device = try command.disk.makeDevice(on: .memoryFile, queues: file.layout.maximumQueues)
+    let device = try command.disk.makeDevice(
+      on: .memoryFile, queues: file.layout.maximumQueues, patience: signals.patience)
     return try Served(device: device, transport: transport(file, device))
   }
 
@@ -178,7 +183,7 @@ final class RunService {
       // Without the option, as many queues as there are.
       let device = try command.disk.makeDevice(
         on: .memoryFile, queues: state.file?.device.queues ?? 1, lock: try state.image.lock.map { try list.descriptor($0) },
-        serial: state.image.serial)
+        serial: state.image.serial, patience: signals.patience)
       let transport = try transport(file, device, takesOver: true)
       served = Served(device: device, transport: transport)
       return RunTakenDisk(name: name, device: device, transport: transport, errands: errands, loop: loop)

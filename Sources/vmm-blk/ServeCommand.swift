@@ -113,6 +113,12 @@ struct ServeCommand: ParsableCommand {
       "Allow disks that are added later to be exports of NBD servers, even if none of the first disks is one."))
   var allowNBD = false
 
+  @Flag(
+    name: .customLong("allow-rbd"),
+    help: .init(
+      "Allow disks that are added later to be images of Ceph clusters, even if none of the first disks is one."))
+  var allowRBD = false
+
   @OptionGroup var driverCheck: DriverCheckOptions
 
   @OptionGroup var logging: LogOptions
@@ -132,6 +138,9 @@ struct ServeCommand: ParsableCommand {
     }
     guard !allowNBD || disks != nil || takeover.control != nil else {
       throw ValidationError("--allow-nbd is for disks that are added later: add --control or --disks, or leave it out.")
+    }
+    guard !allowRBD || disks != nil || takeover.control != nil else {
+      throw ValidationError("--allow-rbd is for disks that are added later: add --control or --disks, or leave it out.")
     }
     if disks != nil {
       guard !disk.namesImage, disk.serial == nil, disk.record == nil, socketPath == nil, fd == nil else {

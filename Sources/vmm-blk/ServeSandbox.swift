@@ -16,6 +16,7 @@ extension ServeService {
     // Nothing can be loaded later.
     if mayAddDisks { Qcow2Decompressor.load() }
     if command.allowNBD, let missing = NBDSupport.load() { log.warn("\(missing)") }
+    if command.allowRBD, let missing = RBDSupport.load() { log.warn("\(missing)") }
     sandbox = command.protection.enter(sandboxPlan, log: log)
   }
 
@@ -30,8 +31,15 @@ extension ServeService {
     case nil: break
     }
     plan.connects = served.contains { $0.options.imageServer?.isInternet == true } || command.allowNBD
-    nbd = NBDPermission(
-      any: command.allowNBD || served.contains { $0.options.imageServer != nil }, internet: plan.connects)
+    servers = ServerPermission(
+      nbd: command.allowNBD || served.contains { $0.options.imageServer != nil }, internet: plan.connects,
+      clusters: command.allowRBD || served.contains { $0.options.imageInCluster != nil })
+    if mayAddDisks, servers.clusters {
+      // Whoever opens one more reads what is needed for that, and connects.
+      plan.connects = true
+      folders.add("/etc/ceph", for: .reading)
+      for disk in served { folders.add(parentOf: disk.options.imageInCluster?.configuration, for: .reading) }
+    }
     if mayAddDisks {
       // The list may be replaced by another file of the same name.
       folders.add(parentOf: command.disks, for: .reading)
@@ -62,7 +70,7 @@ extension ServeService {
   private var mayAddDisks: Bool { command.takeover.control != nil || command.disks != nil }
 
   /// `nil` if nothing was given up.
-  var nbdPermission: NBDPermission? { sandbox.mode == .off ? nil : nbd }
+  var serverPermission: ServerPermission? { sandbox.mode == .off ? nil : servers }
 
   /// For a sentence about a disk that was refused: where images may be; `nil`: wherever the user may open them.
   var openingHint: String? {
@@ -73,20 +81,31 @@ extension ServeService {
 }
 
 /// Which servers of images may be connected to by disks that are added in a sandbox.
-struct NBDPermission: Sendable {
-  var any = true
+struct ServerPermission: Sendable {
+  var nbd = true
+  /// NBD servers at addresses of the Internet's protocols.
   var internet = true
+  var clusters = true
 
-  /// - Throws: this disk's server is not one of them.
-  func check(_ options: DeviceOptions) throws(NBDRefusal) {
-    guard let server = options.imageServer else { return }
-    guard server.isInternet ? internet : any else { throw NBDRefusal() }
+  /// - Throws: this disk's server is none of them.
+  func check(_ options: DeviceOptions) throws(ServerRefusal) {
+    if let server = options.imageServer {
+      guard server.isInternet ? internet : nbd else { throw .nbd }
+    }
+    guard clusters || options.imageInCluster == nil else { throw .cluster }
   }
 }
 
-struct NBDRefusal: Error, CustomStringConvertible {
+enum ServerRefusal: Error, CustomStringConvertible {
+  case nbd, cluster
+
   var description: String {
-    "the sandbox lets this server connect to no such NBD server, because none of its first disks has one: start it with --allow-nbd"
+    switch self {
+    case .nbd:
+      "the sandbox lets this server connect to no such NBD server, because none of its first disks has one: start it with --allow-nbd"
+    case .cluster:
+      "the sandbox lets this server connect to no Ceph cluster, because none of its first disks is in one: start it with --allow-rbd"
+    }
   }
 }
 

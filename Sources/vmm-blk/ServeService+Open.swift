@@ -17,14 +17,14 @@ extension ServeService {
     // All or none: if a disk cannot be opened, those before it are closed again, and their sockets are removed.
     try ServeFileLimit.check(list.disks.map(\.options), limit: openFiles, log)
     return try list.disks.enumerated().map { index, disk in
-      do { return serve(disk, try OpenedDisk(disk, access: command.socketAccess)) } catch {
+      do { return serve(disk, try OpenedDisk(disk, access: command.socketAccess, patience: patience)) } catch {
         throw list.error(index, "\(error)", ExitStatus(error))
       }
     }
   }
 
   private func openOne() throws -> ServedDisk {
-    let device = try command.disk.makeDevice(on: .vhostUser, queues: Self.queues)
+    let device = try command.disk.makeDevice(on: .vhostUser, queues: Self.queues, patience: patience)
     let (socket, place): (ServerSocket, String)
     if let fd = command.fd {
       (socket, place) = (try ServerSocket.adopt(fd), "descriptor \(fd)")
@@ -94,7 +94,7 @@ extension ServeService {
     try taker.prepare(name) { [self] state, list, errands in
       let device = try options.makeDevice(
         on: .vhostUser, queues: Self.queues, lock: try state.image.lock.map { try list.descriptor($0) },
-        serial: state.image.serial)
+        serial: state.image.serial, patience: patience)
       let socket = try ServeTakenDisk.socket(state, list, path: socketPath)
       let disk = disk(options, device, socket, place, command.disks == nil ? log : log.about(place))
       prepared = disk
@@ -113,11 +113,15 @@ struct OpenedDisk {
   /// Waits for the medium. Errors are sentences for the user.
   ///
   /// - Parameter hint: added to the message if the system denies a file to this process.
-  ///   - nbd: which NBD servers a sandboxed process may connect to; `nil`: it is not sandboxed yet.
-  init(_ disk: ServeDisk, access: SocketAccess, hint: String? = nil, nbd: NBDPermission? = nil) throws {
+  ///   - servers: those that a sandboxed process may connect to; `nil`: it is not sandboxed yet.
+  ///   - patience: of who waits for it.
+  init(
+    _ disk: ServeDisk, access: SocketAccess, hint: String? = nil, servers: ServerPermission? = nil, patience: OpeningPatience
+  ) throws {
     do {
-      try nbd?.check(disk.options)
-      device = try disk.options.makeDevice(on: .vhostUser, queues: ServeService.queues, isConfined: nbd != nil)
+      try servers?.check(disk.options)
+      device = try disk.options.makeDevice(
+        on: .vhostUser, queues: ServeService.queues, isConfined: servers != nil, patience: patience)
       listener = try Activation.listener(at: disk.socketPath) ?? Listener(path: disk.socketPath, access: access)
     } catch {
       guard let hint, Self.isForbidden(error) else { throw error }

@@ -53,8 +53,9 @@ extension ServeService: OperatedService {
     } catch { return then(.failure(OperatorRefusal("the disk cannot be served: \(error)"))) }
     let work = Parcel(disk)
     let openOne = {
-      @Sendable [access = command.socketAccess, hint = openingHint, nbd = nbdPermission] () throws -> [OpenedDisk] in
-      try work.take().map { [try OpenedDisk($0, access: access, hint: hint, nbd: nbd)] } ?? []
+      @Sendable [access = command.socketAccess, hint = openingHint, servers = serverPermission]
+      (patience: OpeningPatience) throws -> [OpenedDisk] in
+      try work.take().map { [try OpenedDisk($0, access: access, hint: hint, servers: servers, patience: patience)] } ?? []
     }
     open(openOne) { [self] result in
       switch result {
@@ -74,24 +75,23 @@ extension ServeService: OperatedService {
     }
   }
 
-  /// Opens disks on a helper, within the time that a medium has.
+  /// Opens disks on a helper, within the time that a medium has, or an image that has limits of its own.
   ///
   /// - Parameters:
   ///   - work: on the helper.
   ///   - then: called once, on the loop's thread.
   private func open<Opened>(
-    _ work: @escaping @Sendable () throws -> Opened, then: @escaping (Result<Opened, OperatorRefusal>) -> Void
+    _ work: @escaping @Sendable (OpeningPatience) throws -> Opened, then: @escaping (Result<Opened, OperatorRefusal>) -> Void
   ) {
     guard opening < Self.openingLimit else {
       return then(.failure(OperatorRefusal("\(opening) others wait for their media: try again when these answer")))
     }
     opening += 1
     let attempt = Attempt(then)
-    loop.after(limit) { [limit] in
-      attempt.take()?(.failure(OperatorRefusal("the medium has not answered for \(limit), so the attempt is given up")))
-    }
+    let patience = OpeningPatience()
+    giveUp(attempt, patience, after: limit)
     loop.perform(on: ErrandQueue()) { () -> Parcel<Result<Opened, OperatorRefusal>> in
-      do { return Parcel(.success(try work())) } catch { return Parcel(.failure(OperatorRefusal("\(error)"))) }
+      do { return Parcel(.success(try work(patience))) } catch { return Parcel(.failure(OperatorRefusal("\(error)"))) }
     } then: { [self] result in
       opening -= 1
       guard let then = attempt.take() else {
@@ -102,10 +102,24 @@ extension ServeService: OperatedService {
     }
   }
 
+  private func giveUp<Opened>(
+    _ attempt: Attempt<Result<Opened, OperatorRefusal>>, _ patience: OpeningPatience, after delay: Duration
+  ) {
+    loop.after(delay) { [self] in
+      guard attempt.isOpen else { return }
+      let extra = patience.extraTime
+      // It says itself what did not answer.
+      guard extra == 0 || isEnding else { return giveUp(attempt, patience, after: .nanoseconds(extra) + .seconds(1)) }
+      patience.giveUp()
+      attempt.take()?(.failure(OperatorRefusal("the medium has not answered for \(limit), so the attempt is given up")))
+    }
+  }
+
   /// A callback that is called at most once.
   private final class Attempt<Value> {
     private var then: ((Value) -> Void)?
     init(_ then: @escaping (Value) -> Void) { self.then = then }
+    var isOpen: Bool { then != nil }
     func take() -> ((Value) -> Void)? {
       defer { then = nil }
       return then
@@ -166,8 +180,10 @@ extension ServeService: OperatedService {
       then(result)
     }
     let work = Parcel((defaults: command.disk, present: served.map { (name: $0.name, options: $0.options) }))
-    let read = { @Sendable [access = command.socketAccess, hint = openingHint, nbd = nbdPermission] () throws -> ReadList in
-      try ReadList(file, work, access, hint, nbd)
+    let read = {
+      @Sendable [access = command.socketAccess, hint = openingHint, servers = serverPermission]
+      (patience: OpeningPatience) throws -> ReadList in
+      try ReadList(file, work, access, hint, servers, patience)
     }
     open(read) { [self] result in
       isReloading = false
@@ -218,10 +234,11 @@ private struct ReadList {
   ///   - work: the command line's options, and what is served now.
   ///   - access: of sockets that are made.
   ///   - hint: for errors, where images may be.
-  ///   - nbd: servers that may be connected to.
+  ///   - servers: those that may be connected to.
+  ///   - patience: of who waits for them.
   init(
     _ file: String, _ work: Parcel<(defaults: DeviceOptions, present: [(name: String, options: DeviceOptions)])>,
-    _ access: SocketAccess, _ hint: String?, _ nbd: NBDPermission?
+    _ access: SocketAccess, _ hint: String?, _ servers: ServerPermission?, _ patience: OpeningPatience
   ) throws {
     guard let (defaults, present) = work.take() else { preconditionFailure("a list is read once") }
     let list = try ServeDiskList(file: file, defaults: defaults, mayBeEmpty: true)
@@ -245,7 +262,9 @@ private struct ReadList {
               + "a new server with --take-over")
         }
       } else {
-        do { opened.append((disk, try OpenedDisk(disk, access: access, hint: hint, nbd: nbd))) } catch {
+        do {
+          opened.append((disk, try OpenedDisk(disk, access: access, hint: hint, servers: servers, patience: patience)))
+        } catch {
           throw list.error(index, "\(error)", ExitStatus(error))
         }
       }

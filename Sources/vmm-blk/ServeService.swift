@@ -28,6 +28,8 @@ final class ServeService {
   private let hangup: TerminationSignals
   /// SIGUSR2: a trace starts or ends.
   private let traceFile: TraceFile?
+  /// Of this process while it opens its first disks.
+  var patience: OpeningPatience { signals.patience }
   /// In the order in which they came.
   var served: [ServedDisk] = []
   /// Closed, closing, or never to be closed because their medium does not answer.
@@ -40,8 +42,8 @@ final class ServeService {
   var sandbox = SandboxReport.off
   /// Where images of added disks may be.
   var openable: [String] = []
-  /// NBD servers that added disks may use.
-  var nbd = NBDPermission()
+  /// Servers that added disks may use.
+  var servers = ServerPermission()
   private(set) var isEnding = false
   /// Disks are being taken over: until each has an owner, nothing may interfere.
   private var isTaking = false
@@ -72,7 +74,10 @@ final class ServeService {
     let list = try command.disks.map { try ServeDiskList(file: $0, defaults: command.disk, mayBeEmpty: isOperated) }
     ServeFileLimit.makeRoom(for: list?.disks.map(\.options) ?? [command.disk], limit: openFiles, signals.descriptor)
     let taker = try command.takeover.taker(on: .vhostUser, in: loop, log: log)
-    served = try taker.map { try prepare($0, list) } ?? open(list)
+    do { served = try taker.map { try prepare($0, list) } ?? open(list) } catch {
+      guard let signal = signals.take() else { throw error }
+      return log.note("ending on signal \(signal), before the disks were open")
+    }
     log.noteEngines(of: served.map(\.device))
     // The loop retains what its handlers retain, so the files are not closed by themselves.
     defer { removeFiles() }

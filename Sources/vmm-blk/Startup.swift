@@ -2,6 +2,7 @@
 internal import CLinux
 internal import Glibc
 internal import Logging
+internal import VirtioBlkDevice
 internal import VirtioCore
 
 enum Startup {
@@ -11,6 +12,7 @@ enum Startup {
     // A reader that is gone becomes an error of the write (EPIPE), and so does a limit of file sizes (EFBIG).
     for number in [SIGPIPE, SIGXFSZ] { _ = signal(number, SIG_IGN) }
     _ = atexit { People.flush() }
+    RBDSupport.whenLeftBehind { People.flush() }
   }
 
   /// Signals without a meaning for a server, which end a program by default: a terminal that is closed, and what supervisors of

@@ -117,6 +117,12 @@ final class TakeoverGiver {
         "\(kept.name) is a qcow2 image that is written to, and no other process can take it over: stop this server, then start the other"
       )
     }
+    if let held = service.disks.first(where: \.device.image.isHeldAtCluster) {
+      return refuse(
+        connection,
+        "\(held.name) is an image of a Ceph cluster that this server has locked, and it cannot hand the lock over: stop this server, "
+          + "then start the other")
+    }
     if let current {
       let name = printable(disks[current.disk].name)
       return refuse(connection, "\(name) waits for what another server has left at the medium; try again")

@@ -31,7 +31,7 @@ import VirtioCore
     #expect(result.table().contains("in process"))
   }
 
-  @Test(arguments: EngineKind.allCases.filter { ![.auto, .nbd].contains($0) })
+  @Test(arguments: EngineKind.allCases.filter { ![.auto, .nbd, .rbd].contains($0) })
   func enginesRun(engine: EngineKind) throws {
     let scratch = try Scratch()
     let device: BlockDevice

@@ -91,7 +91,7 @@ import VirtioCore
   static let cases: [Case] = [RingFormat.split, .packed].flatMap { ring in
     var limits = RateLimits()
     limits.readIOPS = RateLimit(perSecond: 20_000, burst: 8)
-    return EngineKind.allCases.filter { ![.auto, .null, .nbd].contains($0) }.map { Case(ring: ring, engine: $0) } + [
+    return EngineKind.allCases.filter { ![.auto, .null, .nbd, .rbd].contains($0) }.map { Case(ring: ring, engine: $0) } + [
       Case(ring: ring, engine: .uring, notification: .each, note: ", calls each"),
       Case(ring: ring, engine: .uring, notification: .coalesce(count: 8, microseconds: 200), note: ", calls coalesced"),
       Case(ring: ring, engine: .uring, limits: limits, note: ", limited reads"),

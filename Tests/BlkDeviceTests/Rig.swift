@@ -17,6 +17,7 @@ struct RigOptions: Sendable {
   var features = BlockFeature.understood
   /// In place of a file.
   var nbd: NBDOptions?
+  var rbd: RBDOptions?
   var qcow2: Qcow2Location?
   var zoned: ZonedOptions?
   /// Takes the place of the engine.
@@ -32,11 +33,14 @@ final class Rig {
 
   init(_ options: RigOptions = RigOptions(), image: String? = nil, isLocked: Bool = true) throws {
     scratch = try Scratch(in: options.folder)
-    path = try options.nbd?.location.text ?? options.qcow2?.path ?? image ?? scratch.image(size: options.size)
+    path =
+      try options.nbd?.location.text ?? options.rbd?.location.text ?? options.qcow2?.path ?? image
+      ?? scratch.image(size: options.size)
     var imageOptions = ImageOptions(
       path: path, isReadOnly: options.isReadOnly, direct: options.direct, logicalBlockSize: options.blockSize,
       isLocked: isLocked)
     imageOptions.nbd = options.nbd
+    imageOptions.rbd = options.rbd
     imageOptions.qcow2 = options.qcow2
     imageOptions.zoned = options.zoned
     let file = try ImageFile(imageOptions)

@@ -60,7 +60,17 @@ private final class Disk {
     (["--blk-file", "DIR/disk", "--format", "qcow2", "--read-only"], "does not start with a qcow2 header"),
     (["--image", "qcow2:DIR/none", "--read-only"], "there is no image"),
     (["--image", "qcow2:DIR/disk", "--read-only", "--direct", "on"], "leave --direct out"),
-    (["--image", "rbd:pool/disk"], "this build does not have"),
+    (["--image", "rbd:disk"], "does not name a pool and an image"),
+    (["--image", "rbd:pool/disk:id=admin"], "follow a '?'"),
+    (["--image", "rbd:pool/disk?id=client.a"], "without 'client.'"),
+    (["--image", "rbd:pool/disk@a?conf=DIR/none"], "--read-only"),
+    (["--image", "rbd:pool/disk", "--format", "qcow2"], "leave --format out"),
+    (["--image", "file:DIR/disk", "--break-lock"], "leave it out"),
+    (["--image", "rbd:pool/disk", "--break-lock", "--read-only"], "because of --read-only"),
+    (["--image", "rbd:pool/disk@a", "--break-lock"], "because of its snapshot"),
+    (["--image", "rbd:pool/disk", "--break-lock", "--no-lock"], "because of --no-lock"),
+    (["--image", "file:DIR/disk", "--engine", "rbd"], "leave --engine out"),
+    (["--image", "file:DIR/disk", "--allow-rbd"], "added later"),
     (["--image", "nbds://host/"], "TLS"),
     (["--image", "ftp://host/disk"], "does not know"),
     (["--image", "file:DIR/disk", "--blk-file", "DIR/disk"], "give one of them"),
@@ -85,9 +95,13 @@ private final class Disk {
     (#"{ "socket-path": "DIR/s" }"#, #""blk-file" is missing"#),
     (#"{ "socket-path": "DIR/s", "blk-file": "DIR/disk", "image": "file:DIR/disk" }"#, "give one of them"),
     (#"{ "socket-path": "DIR/s", "image": "qcow2:DIR/disk?snapshot=a" }"#, "--read-only"),
-    (#"{ "socket-path": "DIR/s", "image": "rbd:pool/disk" }"#, "this build does not have"),
+    (#"{ "socket-path": "DIR/s", "image": "rbd:disk" }"#, "does not name a pool and an image"),
     (
       #"{ "socket-path": "DIR/s", "image": "file:DIR/disk" }, { "socket-path": "DIR/t", "blk-file": "DIR/disk" }"#,
+      "the image of entry 1"
+    ),
+    (
+      #"{ "socket-path": "DIR/s", "image": "rbd:a/b?id=x" }, { "socket-path": "DIR/t", "image": "rbd:a/b", "read-only": true }"#,
       "the image of entry 1"
     ),
   ]) func mistakesInALine(entries: String, sentence: String) throws {

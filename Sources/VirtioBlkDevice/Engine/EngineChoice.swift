@@ -20,6 +20,8 @@ public enum EngineKind: String, CaseIterable, Sendable {
   case null
   /// Commands to the server of an export, by libnbd; only of such an image, and the only one of it that moves data.
   case nbd
+  /// Requests to a Ceph cluster, by librbd; only of such an image, and the only one of it that moves data.
+  case rbd
 }
 
 /// What was decided, with a sentence for the log.
@@ -35,6 +37,7 @@ struct EngineChoice {
   /// - Throws: an engine that was named cannot be had.
   static func resolve(_ wanted: EngineKind, _ setup: UringSetup, image: ImageFile) throws(EngineError) -> EngineChoice {
     if let export = image.export { return try resolve(wanted, export) }
+    if image.rbd != nil { return try resolve(ofCluster: wanted, image) }
     if image.chain != nil { return try resolve(ofChain: wanted, image) }
     // Wherever a ring may be made: one that polls gets nothing but errors from a medium without polled queues.
     if setup.poll != .off, [.uring, .cached, .auto].contains(wanted), wanted == .cached || !image.canPoll {
@@ -62,6 +65,7 @@ struct EngineChoice {
           mapped: try MappedImage(image, isCache: true))
       } catch { throw .cannotMap(path: image.path, error) }
     case .nbd: throw .noExport(path: image.path)
+    case .rbd: throw .notInCluster(path: image.path)
     case .auto: break
     }
     if image.isInMemory { return inMemory(image) }
@@ -100,7 +104,7 @@ extension EngineChoice {
     // A block device in memory may have something behind it, as zram has.
     case _ where image.chain != nil: return false
     case .mapped, .sync: return options.sharesAnyMedium || image.isInMemory && !image.isBlockDevice
-    case .auto, .uring, .cached, .aio, .threads, .nbd: return false
+    case .auto, .uring, .cached, .aio, .threads, .nbd, .rbd: return false
     }
   }
 
@@ -113,7 +117,15 @@ extension EngineChoice {
           ? "libnbd: a connection for each thread"
           : "libnbd: one connection, because the server does not say that several may write")
     case .null: EngineChoice(kind: .null, reason: "no medium: requests succeed and move no data")
-    case .uring, .cached, .aio, .sync, .threads, .mapped: throw .notForExports(wanted, uri: export.uri)
+    case .uring, .cached, .aio, .sync, .threads, .mapped, .rbd: throw .notForExports(wanted, uri: export.uri)
+    }
+  }
+
+  private static func resolve(ofCluster wanted: EngineKind, _ image: ImageFile) throws(EngineError) -> EngineChoice {
+    switch wanted {
+    case .auto, .rbd: EngineChoice(kind: .rbd, reason: "librbd: one handle for all threads")
+    case .null: EngineChoice(kind: .null, reason: "no medium: requests succeed and move no data")
+    case .uring, .cached, .aio, .sync, .threads, .mapped, .nbd: throw .notForClusters(wanted, uri: image.path)
     }
   }
 
@@ -126,7 +138,7 @@ extension EngineChoice {
         kind: .threads, reason: "qcow2: what is in the page cache in the queue's thread, the rest in a pool of threads")
     case .sync: EngineChoice(kind: .sync, reason: "qcow2: plain system calls in the queue's thread, as asked")
     case .null: EngineChoice(kind: .null, reason: "no medium: requests succeed and move no data")
-    case .uring, .cached, .aio, .mapped, .nbd: throw .notForChains(wanted, path: image.path)
+    case .uring, .cached, .aio, .mapped, .nbd, .rbd: throw .notForChains(wanted, path: image.path)
     }
   }
 
@@ -157,6 +169,8 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
   case notCached(path: String)
   case notForExports(EngineKind, uri: String)
   case noExport(path: String)
+  case notForClusters(EngineKind, uri: String)
+  case notInCluster(path: String)
   case notForChains(EngineKind, path: String)
   case oneConnection(uri: String, threads: Int)
   case badQueueCount(Int)
@@ -184,6 +198,10 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
       "\(printable(uri)) is an export of an NBD server, and the engine \(kind.rawValue) is for files: leave --engine out"
     case .notForChains(let kind, let path):
       "\(printable(path)) is a qcow2 image, and the engine \(kind.rawValue) is for raw disks: leave --engine out, or use threads or sync"
+    case .notForClusters(let kind, let uri):
+      "\(printable(uri)) is an image of a Ceph cluster, and the engine \(kind.rawValue) is for other images: leave --engine out"
+    case .notInCluster(let path):
+      "\(printable(path)) is a file or a device, and the engine rbd is for images of Ceph clusters: leave --engine out"
     case .noExport(let path):
       "\(printable(path)) is a file or a device, and the engine nbd is for exports of NBD servers: leave --engine out"
     case .oneConnection(let uri, let threads):

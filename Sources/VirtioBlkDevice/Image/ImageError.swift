@@ -21,6 +21,7 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
   /// - format: its name, as in "a qcow2 image".
   case foreign(path: String, format: String)
   case nbd(NBDFailure)
+  case rbd(RBDFailure)
   case qcow2(Qcow2Failure)
   case zones(ZoneFailure)
 
@@ -56,6 +57,7 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
         + (format == "a qcow2 image" ? "serve it with --format qcow2, " : "")
         + "convert it with 'qemu-img convert -O raw', or say --format raw if it is a raw disk whose guest wrote that"
     case .nbd(let failure): "\(failure)"
+    case .rbd(let failure): "\(failure)"
     case .qcow2(let failure): "\(failure)"
     case .zones(let failure): "\(failure)"
     }

@@ -12,6 +12,10 @@ extension ImageFile {
   ///   more, because the kernel tells of lost data once.
   public func flush() -> Errno? {
     if let export { return flush(export) }
+    if let rbd {
+      let error = rbd.flush()
+      return error == 0 ? nil : Errno(rawValue: error)
+    }
     if let chain {
       let result = chain.writer?.flush() ?? 0
       return result == 0 ? nil : Errno(rawValue: -result)

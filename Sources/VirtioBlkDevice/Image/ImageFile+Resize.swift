@@ -14,6 +14,8 @@ extension ImageFile {
     var bytes: UInt64 = 0
     if let export {
       bytes = try measure(export)
+    } else if let rbd {
+      do throws(RBDFailure) { bytes = try rbd.measure() } catch { throw .rbd(error) }
     } else if let chain {
       bytes = chain.size
     } else if isBlockDevice {
@@ -32,7 +34,7 @@ extension ImageFile {
   ///
   /// - Parameter size: bytes; a multiple of the logical block size.
   public func setLength(_ size: UInt64) throws(ImageError) {
-    guard export == nil, chain == nil, zones == nil else { throw .cannotResize(path: path, .notSupported) }
+    guard export == nil, rbd == nil, chain == nil, zones == nil else { throw .cannotResize(path: path, .notSupported) }
     guard let length = Int(exactly: size), !isBlockDevice else { throw .cannotResize(path: path, .invalidArgument) }
     while ftruncate(descriptor, length) < 0 {
       let error = Errno(rawValue: errno)

@@ -1,4 +1,4 @@
-/// The disk's medium: a raw file or a block device, opened, measured and locked; or an export of an NBD server.
+/// The disk's medium: a raw file or a block device, opened, measured and locked; or what a server or a cluster has.
 internal import CLinux
 internal import Glibc
 internal import Synchronization
@@ -15,6 +15,8 @@ public final class ImageFile: Sendable {
   private let owned: OwnedDescriptor?
   /// Where it is, if it is no file.
   let export: NBDExport?
+  /// The same, in a Ceph cluster.
+  let rbd: RBDImage?
   /// What its disk is read through, if it is no raw one.
   let chain: Qcow2Disk?
   public let description: ImageDescription
@@ -37,6 +39,8 @@ public final class ImageFile: Sendable {
   public convenience init(_ options: ImageOptions) throws(ImageError) {
     if let nbd = options.nbd {
       try self.init(options, nbd)
+    } else if let rbd = options.rbd {
+      try self.init(options, rbd)
     } else if let location = options.qcow2 ?? (options.format == .qcow2 ? Qcow2Location(path: options.path) : nil) {
       try self.init(options, location)
     } else {
@@ -54,6 +58,31 @@ public final class ImageFile: Sendable {
       self.export = export
     } catch { throw .nbd(error) }
     path = nbd.location.text
+    rbd = nil
+    chain = nil
+    descriptor = -1
+    owned = nil
+    lock = nil
+    lifetime = nil
+    zones = nil
+    ownsLock = Atomic(false)
+    state = ImageState(size: description.size)
+  }
+
+  /// Connects to its cluster, and waits for that and for the image's lock.
+  private init(_ options: ImageOptions, _ rbd: RBDOptions) throws(ImageError) {
+    let uri = rbd.location.text
+    guard ImageOptions.isBlockSize(options.logicalBlockSize) else { throw .badBlockSize(options.logicalBlockSize) }
+    guard options.zoned == nil else { throw .zones(.notOnThis(path: uri, what: "an image of a Ceph cluster")) }
+    do throws(RBDFailure) {
+      guard options.isReadOnly || rbd.location.snapshot == nil else { throw .snapshotsAreOnlyRead(uri: uri) }
+      let image = try RBDImage(
+        rbd, isReadOnly: options.isReadOnly, isLocked: options.isLocked, patience: options.patience)
+      description = try Self.description(of: image, options)
+      self.rbd = image
+    } catch { throw .rbd(error) }
+    path = uri
+    export = nil
     chain = nil
     descriptor = -1
     owned = nil
@@ -97,6 +126,7 @@ public final class ImageFile: Sendable {
     descriptor = owned.rawValue
     self.owned = owned
     export = nil
+    rbd = nil
     lock = options.lock ?? (isLocked ? owned : nil)
     ownsLock = Atomic(options.lock == nil)
     lifetime = nil
@@ -196,6 +226,7 @@ public final class ImageFile: Sendable {
     self.owned = owned
     descriptor = owned.rawValue
     export = nil
+    rbd = nil
     chain = nil
     lock = options.lock ?? (isLocked || exclusive != nil ? owned : nil)
     // Until the old server releases it, a lock that came from there is its.
@@ -213,9 +244,19 @@ public final class ImageFile: Sendable {
     lifetime?.end()
   }
 
-  /// What is left to be done when nobody writes to it any more: a qcow2 image gives back what was allocated ahead. It waits for the
-  /// medium, so it is for a helper, or for a process that is about to end; an image that goes without it does it then.
-  public func finish() { chain?.writer?.finish(mayCut: true) }
+  /// What is left to be done when nobody uses it any more: a qcow2 image gives back what was allocated ahead, and that of a cluster is
+  /// closed. It waits for the medium, so it is for a helper, or for a process that is about to end; an image that goes without it does
+  /// it then.
+  public func finish() {
+    chain?.writer?.finish(mayCut: true)
+    rbd?.close()
+  }
+
+  /// There is something left to be done then.
+  public var needsFinish: Bool { keepsTables || rbd != nil }
+
+  /// Where it is, this process alone may write to it, and nobody can be given that.
+  public var isHeldAtCluster: Bool { rbd != nil && !isReadOnly }
 
   /// This process caches its tables and writes them: no other can continue with them.
   public var keepsTables: Bool { chain?.writer != nil }

@@ -22,6 +22,8 @@ public struct ImageOptions: Sendable {
 
   /// What is opened instead of a file: an export of an NBD server. Paths, format, direct I/O and locks are nothing to it.
   public var nbd: NBDOptions?
+  /// The same of a Ceph cluster; its lock is one of the cluster's.
+  public var rbd: RBDOptions?
   /// What is opened is the top of a chain of qcow2 images. Its path is `path`.
   public var qcow2: Qcow2Location?
   /// As a user reads it. Without `pathBytes` it is what is opened; it has no NUL in it then.
@@ -38,6 +40,8 @@ public struct ImageOptions: Sendable {
   /// An open description of the very same file that holds the lock, or the device, already: another server's, from whom the image
   /// is taken over. `nil`: the lock is to be got.
   public var lock: OwnedDescriptor?
+  /// Of who waits until it is open, as far as opening takes longer than a medium may: that of a Ceph cluster.
+  public var patience = OpeningPatience()
   /// It is a disk with zones; `nil`: it has none.
   public var zoned: ZonedOptions?
   /// What the system says about direct I/O, for tests of what it may say.

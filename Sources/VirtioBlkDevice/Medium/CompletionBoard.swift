@@ -7,15 +7,16 @@ final class CompletionBoard: Sendable {
   private let results = Mutex<[(tag: UInt32, result: Int32)]>([])
   private let wake: @Sendable () -> Void
 
-  /// - Parameter wake: makes the worker look at the board; called from any thread.
+  /// - Parameter wake: makes the worker look at the board; called from any thread, with the board locked: it must not use the board.
   init(wake: @escaping @Sendable () -> Void) { self.wake = wake }
 
+  /// The board is not used any more once the worker can have taken this result: whoever took the last one may let it go, and close
+  /// what it is woken by.
   func post(tag: UInt32, result: Int32) {
-    let isFirst = results.withLock { list in
+    results.withLock { list in
       list.append((tag, result))
-      return list.count == 1
+      if list.count == 1 { wake() }
     }
-    if isFirst { wake() }
   }
 
   /// Takes all results, oldest last, so that `popLast` has the oldest first. - Parameter list: empty; its room is kept.

@@ -75,7 +75,7 @@ struct HostOrder: Sendable {
         seat, MappedEngine(mapped, descriptor: descriptor, mailbox: mailbox, depth: plan.depth, seat: seat))
     case .null: return try makeWorker(seat, NullEngine(mailbox: mailbox, seat: seat))
     case .sync: return try makeWorker(seat, SyncEngine(descriptor: descriptor, mailbox: mailbox, seat: seat))
-    case .auto, .uring, .cached, .aio, .threads, .nbd: throw .notSupported
+    case .auto, .uring, .cached, .aio, .threads, .nbd, .rbd: throw .notSupported
     }
   }
 

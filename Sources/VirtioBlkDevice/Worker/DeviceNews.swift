@@ -22,6 +22,8 @@ struct News: Sendable {
   var traceStops: [Int: UInt64] = [:]
   /// Their threads do nothing more.
   var endedWorkers: [Int] = []
+  /// Bytes that the image has now, where somebody elsewhere has resized it.
+  var imageSize: UInt64?
 }
 
 /// A locked list and an eventfd. It cannot grow: a queue tells each thing once before it is started again, and what can be
@@ -63,6 +65,12 @@ final class DeviceNews: Sendable {
   /// The last word of a worker: its thread does nothing more.
   func workerEnded(_ index: Int) {
     state.withLock { $0.news.endedWorkers.append(index) }
+    EventCounter.signal(counter.rawValue)
+  }
+
+  /// Somebody elsewhere has resized the image; the last word counts.
+  func resized(to size: UInt64) {
+    state.withLock { $0.news.imageSize = size }
     EventCounter.signal(counter.rawValue)
   }
 

@@ -61,12 +61,15 @@ func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
     case .nbd:
       guard let export = plan.image.export else { throw .noMemory }
       try work(configuration, try NBDEngine(export, plan, mailbox: mailbox), role: plan.role)
+    case .rbd:
+      guard let rbd = plan.image.rbd else { throw .noMemory }
+      try work(configuration, try RBDEngine(rbd, plan, mailbox: mailbox))
     case .sync, .auto:
       let engine = try SyncEngine(descriptor: descriptor, mailbox: mailbox)
       try work(configuration, engine)
     }
   } catch {
-    guard plan.kind != .sync, plan.kind != .null, plan.kind != .nbd else { return refuse(configuration) }
+    guard ![.sync, .null, .nbd, .rbd].contains(plan.kind) else { return refuse(configuration) }
     configuration.events.post(
       .notice(
         "the \(plan.kind.rawValue) engine cannot be made for a queue of \(plan.image.path) (\(error)), so plain system calls "

@@ -87,7 +87,8 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
     case .inflightDamaged: "the queue's in-flight record cannot be one: have the front-end make a new one"
     case .positionLost:
       "the process that served the packed queue before died, and where that stood is not in memory: its driver has to reset the device"
-    case .mediumLost: "the kernel takes no more requests for the image: start again, and look at the limits of this process"
+    case .mediumLost:
+      "the image takes no more requests from this process: look at what was said before, and at its limits, and start again"
     case .memoryLost: "the file behind the guest's memory was cut short"
     case .inflightLost: "the file of the in-flight records was cut short"
     case .logLost: "the file of the log of written pages was cut short"

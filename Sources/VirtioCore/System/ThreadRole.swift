@@ -7,6 +7,8 @@ public enum ThreadRole: String, CaseIterable, Sendable {
   case queue
   /// The same, of a disk behind a connection, which it makes again when it is lost.
   case connectedQueue
+  /// Speaks with a cluster that has images: threads of a library, which read what the cluster sends.
+  case cluster
   /// Makes a medium's calls for queues.
   case pool
   /// Waits for a doorbell.

@@ -50,6 +50,9 @@ extension EnginePlan {
     case .nbd:
       guard let export = image.export else { throw .noMemory }
       return EngineBox(try NBDEngine(export, self, mailbox: mailbox))
+    case .rbd:
+      guard let rbd = image.rbd else { throw .noMemory }
+      return EngineBox(try RBDEngine(rbd, self, mailbox: mailbox))
     case .sync, .auto: return EngineBox(try SyncEngine(descriptor: descriptor, mailbox: mailbox))
     }
   }

@@ -1,0 +1,84 @@
+/// Why an image of a Ceph cluster cannot be used: one sentence each, saying what to do.
+internal import Glibc
+public import SystemPackage
+internal import VirtioCore
+
+public enum RBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
+  /// - reason: the loader's.
+  case noLibrary(String)
+  case badName(String, String)
+  /// - path: `nil`: the usual ones.
+  case noConfiguration(path: String?, Errno)
+  case noConnection(uri: String, Errno)
+  case noPool(uri: String, pool: String, Errno)
+  case noImage(uri: String, name: String, Errno)
+  /// The cluster has not answered for so many seconds.
+  case noAnswer(uri: String, seconds: Int)
+  case snapshotsAreOnlyRead(uri: String)
+  case noExclusiveLock(uri: String, name: String)
+  /// - owner: its address, as the cluster has it.
+  case locked(uri: String, owner: String)
+  case cannotLock(uri: String, Errno)
+  /// A setting of it has another value than is needed.
+  /// - remedy: a command.
+  case setOtherwise(uri: String, setting: String, value: String, remedy: String)
+  /// Whoever waited for it does not any more.
+  case givenUp(uri: String)
+  case empty(uri: String)
+  case oddSize(uri: String, size: UInt64, blockSize: Int)
+  case closed(uri: String)
+  case noThread(Errno)
+
+  public var description: String {
+    switch self {
+    case .noLibrary(let reason):
+      "RBD needs Ceph's librbd, of release 16 or later, which is not available here (\(printable(reason))): install the package librbd1"
+    case .badName(let text, let reason):
+      "\(printable(text)) names no image of a Ceph cluster, because \(printable(reason)): write "
+        + "rbd:POOL/IMAGE[@SNAPSHOT][?conf=PATH&id=NAME]"
+    case .noConfiguration(let path?, let error):
+      "Ceph's configuration \(printable(path)) cannot be used (\(error)): name the right one with ?conf=PATH"
+    case .noConfiguration(nil, let error):
+      "Ceph's configuration cannot be used (\(error)): write /etc/ceph/ceph.conf, or name another with ?conf=PATH"
+    case .noConnection(let uri, .timedOut):
+      "the Ceph cluster of \(printable(uri)) does not answer: start its monitors, or look whether its configuration has their addresses"
+    case .noConnection(let uri, let error)
+    where [.permissionDenied, .notPermitted, .noSuchFileOrDirectory, .notSupported].contains(error):
+      "the Ceph cluster of \(printable(uri)) does not let this user in (\(error)): name another with ?id=NAME, or make its keyring "
+        + "readable for this process"
+    case .noConnection(let uri, let error): "the Ceph cluster of \(printable(uri)) cannot be connected to: \(error)"
+    case .noPool(_, let pool, .noSuchFileOrDirectory):
+      "the Ceph cluster has no pool \(printable(pool)): name another, or make it"
+    case .noPool(let uri, let pool, let error):
+      "the pool \(printable(pool)) of \(printable(uri)) cannot be used (\(error)): let the user have 'profile rbd' for it"
+    case .noImage(let uri, let name, .noSuchFileOrDirectory):
+      "there is no \(printable(uri)): make it with 'rbd create --size 1G \(printable(name))', or name another"
+    case .noImage(let uri, let name, .noFunction):
+      "\(printable(uri)) has features that this release of librbd does not know: see 'rbd info \(printable(name))'"
+    case .noImage(let uri, _, let error)
+    where [.permissionDenied, .notPermitted].contains(error):
+      "\(printable(uri)) cannot be opened (\(error)): let the user have 'profile rbd' for its pool"
+    case .noImage(let uri, _, let error): "\(printable(uri)) cannot be opened: \(error)"
+    case .noAnswer(let uri, let seconds):
+      "the Ceph cluster of \(printable(uri)) has not answered for \(seconds) s: look at 'ceph -s', and start its OSDs"
+    case .snapshotsAreOnlyRead(let uri): "\(printable(uri)) is a snapshot, which can only be read: serve it with --read-only"
+    case .noExclusiveLock(let uri, let name):
+      "\(printable(uri)) has no exclusive lock, so that two could write to it: say 'rbd feature enable \(printable(name)) "
+        + "exclusive-lock', or --no-lock if you are sure"
+    case .locked(let uri, let owner):
+      "\(printable(uri)) is in use by \(printable(owner)): stop that client; or say --break-lock, and the cluster takes nothing more from it"
+    case .cannotLock(let uri, let error):
+      "\(printable(uri)) cannot be locked (\(error)): let the user have 'profile rbd' for the cluster and the pool"
+    case .setOtherwise(let uri, let setting, let value, let remedy):
+      "\(printable(uri)) cannot be served with \(setting) = \(printable(value)), which would lose writes or let queues hang: "
+        + "say '\(printable(remedy))'"
+    case .givenUp(let uri): "\(printable(uri)) is not opened, because nobody waits for it any more"
+    case .empty(let uri): "\(printable(uri)) has size 0: give it one with 'rbd resize'"
+    case .oddSize(let uri, let size, let blockSize):
+      "\(printable(uri)) has \(size) bytes, which is not a multiple of the logical block size \(blockSize): resize it with 'rbd resize'"
+    case .closed(let uri): "\(printable(uri)) is closed"
+    case .noThread(let error):
+      "there is no thread to open an image of a Ceph cluster with (\(error)): raise the limit ('ulimit -u')"
+    }
+  }
+}

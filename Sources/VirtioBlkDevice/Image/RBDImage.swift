@@ -1,0 +1,189 @@
+/// An image of a Ceph cluster, for all queues of a disk: one handle, and what happened to it.
+internal import CLinux
+internal import Glibc
+internal import Synchronization
+internal import SystemPackage
+internal import VirtioCore
+
+/// Which image, and how it is to be had.
+public struct RBDOptions: Sendable, Hashable {
+  public var location: RBDLocation
+  /// Whoever has its lock loses it, and the cluster takes nothing more from that client.
+  public var breaksLock = false
+  /// Seconds that the cluster's monitors may take to answer, and each step after that.
+  var connectTimeout = 10
+  var openTimeout = 20
+  /// Seconds that a client that has the lock is waited for: a dead one is known for as long as the cluster waits for its watch,
+  /// which is half a minute by default.
+  var ownerTimeout = 35
+
+  /// Seconds, each: the library knows the first, too.
+  var connectLimit: Int { connectTimeout + 5 }
+  var lockLimit: Int { ownerTimeout + openTimeout }
+  var longestOpening: Int { connectLimit + openTimeout + lockLimit }
+
+  public init(_ location: RBDLocation) { self.location = location }
+}
+
+@safe
+final class RBDImage: @unchecked Sendable {
+  let options: RBDOptions
+  /// As they were when it was opened.
+  let facts: RBDFacts
+  private let handles: RBDHandles
+  private let watch: RBDWatch?
+  private let resized = Mutex<(@Sendable (UInt64) -> Void)?>(nil)
+  private let fenced = Atomic<Bool>(false)
+  private let state = Mutex(State())
+
+  private struct State {
+    /// Engines that may request something.
+    var users = 0
+    var isClosed = false
+    /// A thread looks how long it is.
+    var isLooking = false
+    /// It has changed since that thread looked, or since nobody did.
+    var hasChanged = false
+  }
+
+  var uri: String { options.location.text }
+  var functions: UnsafeMutablePointer<clinux_rbd> { unsafe handles.library.functions }
+  var image: UnsafeMutableRawPointer? { unsafe handles.image }
+
+  /// Waits for the cluster, but not forever. - Throws: why that cannot be.
+  init(
+    _ options: RBDOptions, isReadOnly: Bool, isLocked: Bool, patience: OpeningPatience = OpeningPatience()
+  ) throws(RBDFailure) {
+    self.options = options
+    let opened = try RBDOpening.open(options, isReadOnly: isReadOnly, isLocked: isLocked, patience: patience)
+    (handles, facts, watch) = (opened.handles, opened.facts, opened.watch)
+    watch?.tell(self)
+  }
+
+  deinit {
+    guard !state.withLock(\.isClosed) else { return }
+    // That may wait for the cluster, and here nobody may.
+    RBDSupport.closing.wrappingAdd(1, ordering: .relaxed)
+    let body: @Sendable () -> Void = { [handles, watch] in
+      watch?.end()
+      handles.close()
+      RBDSupport.closing.wrappingSubtract(1, ordering: .releasing)
+    }
+    // Without a thread it stays open, and the process ends without the libraries' own end.
+    do throws(Errno) { _ = try SystemThread(name: "rbd close", stackSize: Self.stackSize, body) } catch {
+      RBDSupport.closing.wrappingSubtract(1, ordering: .releasing)
+    }
+  }
+
+  private static let stackSize = 8 << 20
+  /// Microseconds between looks at whether an engine is still there.
+  private static let pause: UInt32 = 1000
+
+  // MARK: Use
+
+  /// An engine that may request something from now on. - Returns: false when it is closed.
+  func enter() -> Bool {
+    state.withLock { state in
+      guard !state.isClosed else { return false }
+      state.users += 1
+      return true
+    }
+  }
+
+  func leave() { state.withLock { $0.users -= 1 } }
+
+  /// Closes it, once, when no engine is there any more: waits for that and for the cluster.
+  func close() {
+    while true {
+      let (isClosed, mayClose) = state.withLock { state in
+        let before = state.isClosed
+        if state.users == 0 { state.isClosed = true }
+        return (before, state.isClosed)
+      }
+      guard !isClosed else { return }
+      guard !mayClose else { break }
+      usleep(Self.pause)
+    }
+    RBDSupport.closing.wrappingAdd(1, ordering: .relaxed)
+    watch?.end()
+    handles.close()
+    RBDSupport.closing.wrappingSubtract(1, ordering: .releasing)
+  }
+
+  /// - Parameter body: is told the size in bytes when the image has changed, also when it has before this; on another thread, and one
+  ///   change after the other.
+  func whenResized(_ body: @escaping @Sendable (UInt64) -> Void) {
+    resized.withLock { $0 = body }
+    look()
+  }
+
+  /// Something about the image is another thing than before. On a thread of the library, which must not wait.
+  func hasChanged() {
+    state.withLock { $0.hasChanged = true }
+    look()
+  }
+
+  /// Looks how long it is if it has changed, on a thread that waits for the cluster, and of which there is one at a time: what is told
+  /// last is what was seen last.
+  private func look() {
+    guard let body = resized.withLock(\.self) else { return }
+    let isMine = state.withLock { state in
+      guard state.hasChanged, !state.isLooking, !state.isClosed else { return false }
+      state.isLooking = true
+      state.users += 1
+      return true
+    }
+    guard isMine else { return }
+    let work: @Sendable () -> Void = { [self] in
+      while mayLook() { if let size = handles.settledSize { body(size) } }
+    }
+    do throws(Errno) { _ = try SystemThread(name: "rbd size", stackSize: Self.stackSize, work) } catch {
+      // With the next change, or when somebody asks.
+      state.withLock { state in
+        state.isLooking = false
+        state.users -= 1
+      }
+    }
+  }
+
+  /// - Returns: false when nothing has changed since the last look; then nobody looks any more.
+  private func mayLook() -> Bool {
+    state.withLock { state in
+      if state.hasChanged {
+        state.hasChanged = false
+        return true
+      }
+      state.isLooking = false
+      state.users -= 1
+      return false
+    }
+  }
+
+  /// Bytes. Waits for the cluster.
+  func measure() throws(RBDFailure) -> UInt64 {
+    guard enter() else { throw .closed(uri: uri) }
+    defer { leave() }
+    guard let size = handles.size else { throw .noImage(uri: uri, name: options.location.name, .ioError) }
+    return size
+  }
+
+  /// Makes stable what was written before. Waits for the cluster. - Returns: an errno, 0 when all went well.
+  func flush() -> Int32 {
+    guard enter() else { return EBADF }
+    defer { leave() }
+    return -min(unsafe functions.pointee.flush(image), 0)
+  }
+
+  // MARK: Fenced
+
+  /// The cluster takes nothing from this client any more.
+  var isFenced: Bool { fenced.load(ordering: .relaxed) }
+
+  /// - Returns: what to say, once for all queues.
+  func fence() -> String? {
+    guard !fenced.exchange(true, ordering: .relaxed) else { return nil }
+    return
+      "the Ceph cluster takes nothing more from this client of \(uri), because somebody has broken its lock or put it on the "
+      + "blocklist: its queues stop, and what was not answered is not done; start the server again when nobody else has the image"
+  }
+}

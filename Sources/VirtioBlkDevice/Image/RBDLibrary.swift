@@ -1,0 +1,61 @@
+/// librbd and librados, the libraries of Ceph. They are found when they are needed first: a program that serves files neither needs
+/// them nor loads the dozens of libraries that come with them.
+internal import CLinux
+internal import Glibc
+internal import Synchronization
+internal import VirtioCore
+
+@safe
+final class RBDLibrary: @unchecked Sendable {
+  /// Written once.
+  let functions: UnsafeMutablePointer<clinux_rbd>
+
+  private init(_ functions: UnsafeMutablePointer<clinux_rbd>) { unsafe self.functions = functions }
+
+  private static let loaded: Result<RBDLibrary, RBDFailure> = {
+    let functions = UnsafeMutablePointer<clinux_rbd>.allocate(capacity: 1)
+    unsafe functions.initialize(to: clinux_rbd())
+    guard let missing = unsafe clinux_rbd_load(functions) else {
+      RBDSupport.attendExit()
+      return unsafe .success(RBDLibrary(functions))
+    }
+    unsafe functions.deallocate()
+    return unsafe .failure(.noLibrary(String(cString: missing)))
+  }()
+
+  /// - Throws: `noLibrary`.
+  static func find() throws(RBDFailure) -> RBDLibrary { try loaded.get() }
+}
+
+/// What a process that may have images of Ceph clusters needs at its beginning and at its end.
+public enum RBDSupport {
+  /// Loads the libraries if they are there, for who is about to give up the right to. - Returns: why not; `nil` when they are.
+  public static func load() -> RBDFailure? {
+    do throws(RBDFailure) {
+      _ = try RBDLibrary.find()
+      return nil
+    } catch { return error }
+  }
+
+  /// Connections whose threads run, and those of them that are being closed.
+  static let open = Atomic<Int>(0)
+  static let closing = Atomic<Int>(0)
+  private static let lastWords = Mutex<@Sendable () -> Void>({})
+
+  /// - Parameter body: what is to be done when the process ends without the libraries' own end.
+  public static func whenLeftBehind(_ body: @escaping @Sendable () -> Void) { lastWords.withLock { $0 = body } }
+
+  /// Milliseconds that the end of a process waits for connections that are being closed.
+  private static let limit = 2000
+
+  /// The libraries' own ends destroy what threads of theirs still use, if there are any: then the process ends without them.
+  static func attendExit() {
+    _ = unsafe clinux_on_exit { status, _ in
+      for _ in 0..<RBDSupport.limit where RBDSupport.closing.load(ordering: .acquiring) > 0 { usleep(1000) }
+      guard RBDSupport.open.load(ordering: .acquiring) > 0 else { return }
+      RBDSupport.lastWords.withLock { $0 }()
+      fflush(nil)
+      _exit(status)
+    }
+  }
+}

@@ -1,0 +1,36 @@
+/// The board on which other threads tell a worker what is over.
+import Glibc
+import Synchronization
+import Testing
+import VirtioCore
+
+@testable import VirtioBlkDevice
+
+@Suite struct CompletionBoardTests {
+  private final class Shared: Sendable {
+    let isWaking = Atomic(false)
+    let isTaken = Atomic(false)
+    let wasLate = Atomic(false)
+  }
+
+  /// Whoever has taken the last result may let the board go, and close what it is woken by: by then nobody wakes any more.
+  @Test func whoTookAResultIsNotBeingWoken() throws {
+    let shared = Shared()
+    let board = CompletionBoard {
+      shared.isWaking.store(true, ordering: .releasing)
+      // The worker is quick, if it can be.
+      for _ in 0..<100 where !shared.isTaken.load(ordering: .acquiring) { usleep(1000) }
+      if shared.isTaken.load(ordering: .acquiring) { shared.wasLate.store(true, ordering: .relaxed) }
+    }
+    let worker = try SystemThread(name: "worker", stackSize: SystemThread.smallStack) {
+      while !shared.isWaking.load(ordering: .acquiring) { sched_yield() }
+      var list: [(tag: UInt32, result: Int32)] = []
+      board.take(into: &list)
+      shared.isTaken.store(true, ordering: .releasing)
+    }
+    board.post(tag: 1, result: 0)
+    worker.join()
+    let wasLate = shared.wasLate.load(ordering: .relaxed)
+    #expect(!wasLate)
+  }
+}

@@ -1,0 +1,98 @@
+/// A Ceph cluster for as long as tests need it: a monitor and an OSD on the loopback address.
+import CLinux
+import Foundation
+import Glibc
+import Synchronization
+import Testing
+import VirtioCore
+
+@testable import VirtioBlkDevice
+
+extension Host {
+  /// librbd is installed, and what a cluster and its clients need.
+  static let hasCeph: Bool =
+    RBDSupport.load() == nil && run("ceph-mon", "--version") != nil && run("ceph-osd", "--version") != nil
+    && run("rbd", "--version") != nil
+}
+
+final class RBDCluster: Sendable {
+  let folder: String
+  private let images = Atomic<Int>(0)
+
+  /// One for all tests that leave it as it is, and one for those that kill it.
+  static let shared = Result { try RBDCluster() }
+  static let victim = Result { try RBDCluster() }
+
+  /// Its data outlives its processes.
+  init() throws {
+    let memory = "/dev/shm"
+    // Where it costs no disk: the OSD makes everything stable.
+    let parent = unsafe access(memory, W_OK) == 0 ? memory : NSTemporaryDirectory()
+    folder = parent + "/vmm-blk-ceph-" + UUID().uuidString.prefix(8)
+    try Self.script("start", folder, "\(getpid())")
+  }
+
+  deinit { try? Self.script("remove", folder) }
+
+  private static func script(_ words: String...) throws {
+    let path = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+      .deletingLastPathComponent().appendingPathComponent("Scripts/ceph.sh").path
+    let (status, output) = try ChildProgram(["/usr/bin/env", "STORE=bluestore", path] + words).wait()
+    try #require(status == 0, "\(output)")
+  }
+
+  var configuration: String { folder + "/ceph.conf" }
+
+  /// `rbd` with these words. - Returns: what it says.
+  @discardableResult
+  func rbd(_ words: String...) throws -> String {
+    let (status, output) = try ChildProgram(["/usr/bin/env", "rbd", "-c", configuration] + words).wait()
+    try #require(status == 0, "rbd \(words): \(output)")
+    return output
+  }
+
+  @discardableResult
+  func ceph(_ words: String...) throws -> String {
+    let (status, output) = try ChildProgram(["/usr/bin/env", "ceph", "-c", configuration] + words).wait()
+    try #require(status == 0, "ceph \(words): \(output)")
+    return output
+  }
+
+  /// A new image of its own. - Returns: its name, without the pool's.
+  func image(size: String = "16M", _ more: String...) throws -> String {
+    let name = "image\(images.wrappingAdd(1, ordering: .relaxed).newValue)"
+    let (status, output) = try ChildProgram(
+      ["/usr/bin/env", "rbd", "-c", configuration, "create", "rbd/" + name, "--size", size] + more
+    ).wait()
+    try #require(status == 0, "\(output)")
+    return name
+  }
+
+  /// - Parameter ownerTimeout: seconds that another client's lock is waited for.
+  func options(_ image: String, ownerTimeout: Int = 0, breaksLock: Bool = false) throws -> RBDOptions {
+    var options = RBDOptions(try RBDLocation("rbd:rbd/\(image)?conf=\(configuration)"))
+    (options.ownerTimeout, options.breaksLock) = (ownerTimeout, breaksLock)
+    return options
+  }
+
+  private func process(_ daemon: String) throws -> pid_t {
+    let text = try String(contentsOfFile: folder + "/\(daemon).pid", encoding: .utf8)
+    return try #require(pid_t(text.trimmingCharacters(in: .whitespacesAndNewlines)))
+  }
+
+  /// - Parameter daemon: `osd.0` or `mon.a`.
+  func kill(_ daemon: String) throws {
+    let process = try process(daemon)
+    Glibc.kill(process, SIGKILL)
+    try waitUntil("\(daemon) is gone") {
+      guard let status = try? String(contentsOfFile: "/proc/\(process)/status", encoding: .utf8) else { return true }
+      // Dead, although nobody has taken notice.
+      return status.contains("State:\tZ")
+    }
+  }
+
+  func send(_ signal: Int32, to daemon: String) throws { Glibc.kill(try process(daemon), signal) }
+
+  /// Starts what was killed.
+  func resume() throws { try Self.script("resume", folder) }
+}
