@@ -54,8 +54,12 @@ cleanup() {
   [ -z "$tail" ] || kill "$tail" 2>/dev/null || true
   rm -f "$console"
   for group in "${groups[@]}"; do
-    # From within: it is empty now.
-    find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || true
+    # From within. The last of its processes may be on their way out still.
+    for _ in $(seq 100); do
+      find "$group" -depth -type d -exec rmdir {} \; 2>/dev/null || true
+      [ -d "$group" ] || break
+      sleep 0.1
+    done
   done
 }
 trap cleanup EXIT

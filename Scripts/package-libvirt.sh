@@ -61,8 +61,11 @@ virsh define --validate /root/example.xml
 virsh start example &
 start=$!
 log=/var/log/libvirt/qemu/example.log
-wait_until "QEMU finds no server" grep -qs 'Unable to connect' $log
-kill -0 $start 2>/dev/null || fail "the domain does not wait for its server"
+waits() {
+  kill -0 $start 2>/dev/null || fail "the domain does not wait for its server"
+  grep -qs 'Unable to connect' $log
+}
+wait_until "QEMU finds no server" waits
 systemctl enable --now vmm-blk@example
 wait $start || fail "the domain does not start when its server is there"
 wait_until "the guest boots" grep -aq BEAT $console

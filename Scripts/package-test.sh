@@ -124,12 +124,13 @@ if [ $libvirt = yes ]; then
   inside libvirt apt-get install -y -qq --no-install-recommends libvirt-daemon-system libvirt-clients qemu-system-x86 >"$work/log" 2>&1 ||
     { cat "$work/log"; fail "libvirt cannot be installed"; }
   umount "$work/libvirt/proc"
-  cp .guest/qemu/vmlinuz .guest/qemu/initramfs-fio.cpio "$work/libvirt/root/"
+  # Where QEMU's user can read it, too.
+  cp .guest/qemu/vmlinuz .guest/qemu/initramfs-fio.cpio "$work/libvirt/opt/"
 fi
 booted installed /root/package-steps.sh /root/vmm-blk.deb
 if [ $libvirt = yes ]; then
   step "starting a domain with libvirt"
-  booted libvirt /root/package-libvirt.sh /root/vmm-blk.deb /root/vmlinuz /root/initramfs-fio.cpio
+  booted libvirt /root/package-libvirt.sh /root/vmm-blk.deb /opt/vmlinuz /opt/initramfs-fio.cpio
 fi
 
 step "unpacking $(basename "$tarball")"
