@@ -29,6 +29,9 @@ struct MessageWriter {
     }
   }
 
+  /// Messages that are not out, or not all of their bytes.
+  var unsentCount: Int { waiting.count }
+
   /// Everything is out.
   var isIdle: Bool { waiting.isEmpty }
 
