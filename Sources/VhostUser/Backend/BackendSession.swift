@@ -175,6 +175,7 @@ public struct BackendSession: Sendable {
       if features?.contains(.ringReset) == true { inflight?.forgetIfOver(queue: index) }
       // As other back-ends do: a stopped ring signals nobody, and a front-end sends a new call before it starts again.
       rings[index].call = .none
+      forgetTranslationsOfNoRing()
       return replyEffect(VringState(index: UInt32(index), number: base).bytes)
     case .resetRings:
       for index in rings.indices { rings[index].reset() }
