@@ -2,8 +2,8 @@
 public import VirtioCore
 
 /// One step for the shell around a `BackendSession`. Those that say "answered" are reported back to the session before its
-/// next effect is asked for. Of these `start`, `stop`, `withdraw`, `map`, `mapInflight`, `mapLog` and `examine` may take as long as somebody
-/// else likes: the shell asks for nothing more from this session meanwhile, and everybody else goes on.
+/// next effect is asked for. Of these `start`, `stop`, `withdraw`, `map`, `mapInflight`, `mapLog` and `examine` may take as long as
+/// somebody else likes: the shell asks for nothing more from this session meanwhile, and everybody else goes on.
 public enum Effect: Sendable {
   /// Send this to the front-end.
   case reply(Message)
@@ -23,8 +23,8 @@ public enum Effect: Sendable {
   case start(Activation)
   /// Stop a queue and everything in flight on it. Answered with `stopped`.
   case stop(queue: Int)
-  /// Translations are in force for a queue that runs. - isAnswer: to what it missed last.
-  case translate(queue: Int, Translations, isAnswer: Bool)
+  /// Translations are in force for a queue that runs. - refused: what it asked for and is not allowed.
+  case translate(queue: Int, Translations, refused: TranslationMiss?)
   /// Take translations back from queues that run. Answered with `withdrawn` when all of them have.
   case withdraw(queues: [Int], Withdrawal)
   case replaceCall(queue: Int, CallSink)
