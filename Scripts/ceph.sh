@@ -23,7 +23,8 @@ conf=$folder/ceph.conf
 ask() { ceph -c "$conf" --connect-timeout 20 "$@" 2>>"$folder/ceph.err"; }
 
 # One that is dead and whose end nobody has taken notice of runs no more.
-lives() { grep -q '^State:.[^ZX]' "/proc/$1/status" 2>/dev/null; }
+# Also while only some of its threads are left, which still have its locks.
+lives() { grep -qs '^State:.[^ZX]' "/proc/$1/task"/*/status; }
 
 is_running() {
   local process

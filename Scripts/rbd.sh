@@ -54,7 +54,14 @@ stop() { # expected status
   [ "$status" = "$1" ] || die "the server ended with $status, not with $1"
 }
 
-kill_osd() { kill -9 "$(cat "$cluster/osd.0.pid")"; }
+# When it is gone, so are its locks: the next one wants them.
+kill_osd() {
+  local process
+  process=$(cat "$cluster/osd.0.pid")
+  kill -9 "$process"
+  timeout "$patience" bash -c "while grep -qs '^State:.[^ZX]' /proc/$process/task/*/status; do sleep 0.01; done" ||
+    die "the OSD does not end"
+}
 resume() { "$scripts/ceph.sh" resume "$cluster"; }
 step() { echo "rbd: $*, after $SECONDS s"; }
 

@@ -85,9 +85,13 @@ final class RBDCluster: Sendable {
     let process = try process(daemon)
     Glibc.kill(process, SIGKILL)
     try waitUntil("\(daemon) is gone") {
-      guard let status = try? String(contentsOfFile: "/proc/\(process)/status", encoding: .utf8) else { return true }
-      // Dead, although nobody has taken notice.
-      return status.contains("State:\tZ")
+      // Each of its threads: the last one has its locks, which the next daemon wants. Dead is also what nobody has taken notice of.
+      let threads = (try? FileManager.default.contentsOfDirectory(atPath: "/proc/\(process)/task")) ?? []
+      return threads.allSatisfy { thread in
+        let path = "/proc/\(process)/task/\(thread)/status"
+        guard let status = try? String(contentsOfFile: path, encoding: .utf8) else { return true }
+        return status.contains("State:\tZ") || status.contains("State:\tX")
+      }
     }
   }
 
