@@ -112,6 +112,11 @@ extension DeviceOptions {
     return location
   }
 
+  /// It is locked there when it is opened.
+  package var takesClusterLock: Bool {
+    imageInCluster.map { $0.snapshot == nil && !readOnly && !noLock } ?? false
+  }
+
   /// How it is to be opened there.
   package func rbdOptions(_ location: RBDLocation) -> RBDOptions {
     var options = RBDOptions(location)

@@ -83,7 +83,8 @@ extension ServeDisk: DecodableWithConfiguration {
     options.config = try entry.argument(.config, ConfigurationWords.forms) ?? defaults.config
     options.zoned = try entry.argument(.zoned, ZonedWords.forms) ?? defaults.zoned
     options.noLock = try entry.flag(.noLock) ?? defaults.noLock
-    options.breakLock = try entry.flag(.breakLock) ?? defaults.breakLock
+    // Said for all, it is for those that take a lock.
+    options.breakLock = try entry.flag(.breakLock) ?? (defaults.breakLock && options.takesClusterLock)
     options.limit = try entry.argument(.limit, LimitChange.forms) ?? defaults.limit
     options.reconnectTimeout = try entry.number(.reconnectTimeout) ?? defaults.reconnectTimeout
     options.serverKeepsWrites = try entry.flag(.serverKeepsWrites) ?? defaults.serverKeepsWrites

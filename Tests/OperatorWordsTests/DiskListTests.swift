@@ -52,6 +52,19 @@ import VirtioBlkDevice
     #expect(try Self.list("[]", mayBeEmpty: true).disks.isEmpty)
   }
 
+  /// Said for all disks of a list, it is for those that take a lock of a cluster; said of one that takes none, it is a mistake.
+  @Test func aLockIsBrokenWhereOneIsTaken() throws {
+    let entries = #"""
+      [{"image": "rbd:p/a", "socket-path": "a"}, {"image": "rbd:p/b@s", "read-only": true, "socket-path": "b"},
+       {"blk-file": "c", "socket-path": "c"}]
+      """#
+    let defaults = try DeviceOptions.parse(["--break-lock"])
+    let list = try ServeDiskList(Data(entries.utf8), file: "list", defaults: defaults, mayBeEmpty: false)
+    #expect(list.disks.map(\.options.breakLock) == [true, false, false])
+    let wrong = Data(#"[{"blk-file": "c", "break-lock": true, "socket-path": "c"}]"#.utf8)
+    #expect(throws: (any Error).self) { try ServeDiskList(wrong, file: "list", defaults: defaults, mayBeEmpty: false) }
+  }
+
   @Test func whatHasNoEndIsNoList() throws {
     #expect { try ServeDiskList(file: "/dev/zero", defaults: DeviceOptions.parse([]), mayBeEmpty: false) } throws: { error in
       "\(error)".contains("more than the 1 MiB")
