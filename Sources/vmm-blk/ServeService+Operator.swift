@@ -89,11 +89,13 @@ extension ServeService: OperatedService {
     opening += 1
     let attempt = Attempt(then)
     let patience = OpeningPatience()
+    patiences.append(patience)
     giveUp(attempt, patience, after: limit)
     loop.perform(on: ErrandQueue()) { () -> Parcel<Result<Opened, OperatorRefusal>> in
       do { return Parcel(.success(try work(patience))) } catch { return Parcel(.failure(OperatorRefusal("\(error)"))) }
     } then: { [self] result in
       opening -= 1
+      patiences.removeAll { $0 === patience }
       guard let then = attempt.take() else {
         // It is not needed any more, and closing it waits for the same medium.
         return ErrandQueue().dispose { _ = result.take() }

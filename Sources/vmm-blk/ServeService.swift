@@ -51,6 +51,8 @@ final class ServeService {
   private var postponed: Int32?
   /// Lists and images that are being opened, each by a helper of its own: a medium may never answer.
   var opening = 0
+  /// Of those who wait for them.
+  var patiences: [OpeningPatience] = []
   /// One of them is the list of disks.
   var isReloading = false
 
@@ -201,6 +203,8 @@ final class ServeService {
   func end() {
     guard !isEnding else { return }
     isEnding = true
+    // Nothing is taken from others for a disk that will not be served.
+    for patience in patiences { patience.giveUp() }
     manager.stopping()
     control?.giver.end()
     loop.after(limit) { [loop] in loop.stop() }

@@ -39,4 +39,20 @@ import Testing
     #expect(location.text == "rbd:p/i@s?conf=/here/a.conf&id=b")
     #expect(location.name == "p/i@s")
   }
+
+  /// Values of an image are as somebody wrote them; who only reads can lose no write.
+  @Test(
+    arguments: [
+      ("rbd_cache", "false", false, false), ("rbd_cache", "0", false, false), ("rbd_cache", "true", true, false),
+      ("rbd_cache", "1", true, false), ("rbd_blocklist_on_break_lock", "1", false, false),
+      ("rbd_blocklist_on_break_lock", "no", true, false), ("rbd_non_blocking_aio", "false", true, true),
+      ("rbd_non_blocking_aio", "1", false, false), ("rbd_persistent_cache_mode", "rwl", true, false),
+    ] as [(String, String, Bool, Bool)]) func whichSettingsAreRefused(
+      name: String, value: String, toWriters: Bool, toReaders: Bool
+    )
+  {
+    let settings = RBDSettings([.init(name: name, value: value, source: 2)])
+    #expect(settings.others(isReadOnly: false).isEmpty == !toWriters)
+    #expect(settings.others(isReadOnly: true).isEmpty == !toReaders)
+  }
 }

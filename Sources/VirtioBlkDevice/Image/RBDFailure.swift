@@ -67,6 +67,8 @@ public enum RBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
         + "exclusive-lock', or --no-lock if you are sure"
     case .locked(let uri, let owner):
       "\(printable(uri)) is in use by \(printable(owner)): stop that client; or say --break-lock, and the cluster takes nothing more from it"
+    case .cannotLock(let uri, .resourceBusy):
+      "\(printable(uri)) has a lock of another kind: see 'rbd lock ls', and take it away with 'rbd lock rm' if nobody uses it"
     case .cannotLock(let uri, let error):
       "\(printable(uri)) cannot be locked (\(error)): let the user have 'profile rbd' for the cluster and the pool"
     case .setOtherwise(let uri, let setting, let value, let remedy):

@@ -78,14 +78,15 @@ struct RBDHandles: @unchecked Sendable {
     }
     unsafe self.image = image
     // Who has the image or the pool may have said otherwise there, which goes before what a client says.
-    guard let settings else { throw .noImage(uri: uri, name: location.name, .ioError) }
-    if let other = settings.others.first {
+    let settings: RBDSettings
+    do throws(Errno) { settings = try self.settings() } catch { throw .noImage(uri: uri, name: location.name, error) }
+    if let other = settings.others(isReadOnly: isReadOnly || location.snapshot != nil).first {
       throw .setOtherwise(uri: uri, setting: other.name, value: other.value, remedy: other.remedy(for: location))
     }
   }
 
-  /// Settings of the image as they hold; `nil` where the library does not say.
-  private var settings: RBDSettings? {
+  /// Settings of the image as they hold. - Throws: why the library does not say.
+  private func settings() throws(Errno) -> RBDSettings {
     var room = 256
     while true {
       let found = unsafe withUnsafeTemporaryAllocation(of: clinux_rbd_setting.self, capacity: room) {
@@ -108,7 +109,7 @@ struct RBDHandles: @unchecked Sendable {
       switch found {
       case .success(let settings): return settings
       case .failure(.outOfRange) where room < Self.mostSettings: continue
-      case .failure: return nil
+      case .failure(let error): throw error
       }
     }
   }
@@ -119,7 +120,7 @@ struct RBDHandles: @unchecked Sendable {
   func facts(_ location: RBDLocation) throws(RBDFailure) -> RBDFacts {
     let size = size
     guard let size else { throw .noImage(uri: location.text, name: location.name, .ioError) }
-    let granularity = settings?["rbd_discard_granularity_bytes"]
+    let granularity = (try? settings())?["rbd_discard_granularity_bytes"]
     let fsid = unsafe text(64) { unsafe functions.rados_cluster_fsid(cluster, $0, $1) }
     let id = unsafe text(256) { unsafe functions.get_id(image, $0, $1) }
     return RBDFacts(
@@ -178,7 +179,8 @@ struct RBDHandles: @unchecked Sendable {
       if options.breaksLock, breaks < Self.mostClients {
         breaks += 1
         let broken = unsafe functions.lock_break(image, Self.exclusive, owner)
-        guard broken >= 0 || broken == -ENOENT else { throw .cannotLock(uri: uri, Errno(of: broken)) }
+        // Whoever else breaks it, too, may have been quicker.
+        guard broken >= 0 || [-ENOENT, -EBUSY, -EAGAIN].contains(broken) else { throw .cannotLock(uri: uri, Errno(of: broken)) }
         continue
       }
       guard try watchers(uri).contains(owner) else { break }

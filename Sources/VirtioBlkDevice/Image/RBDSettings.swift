@@ -24,22 +24,33 @@ struct RBDSettings: Sendable {
 
   init(_ list: [Setting]) { self.list = list }
 
-  /// What is asked for, of every connection.
+  /// What is asked for, of every connection. Readers depend on the last one alone.
   static let wanted = [
     // What is acknowledged is in the cluster: nobody else can lose it, and a server that is killed does not.
     ("rbd_cache", "false"), ("rbd_persistent_cache_mode", "disabled"),
     // A driver may change what is being written. The library has to write what it has a checksum of, or it never ends.
     ("rbd_disable_zero_copy_writes", "true"),
-    // Whoever submits is a queue's thread, which must not wait for the cluster.
-    ("rbd_non_blocking_aio", "true"),
     // Who lost the lock must not write any more.
     ("rbd_blocklist_on_break_lock", "true"),
+    // Whoever submits is a queue's thread, which must not wait for the cluster.
+    ("rbd_non_blocking_aio", "true"),
   ]
 
   subscript(name: String) -> String? { list.first { $0.name == name }?.value }
 
   /// Those that are another thing than is wanted. One that a release of the library does not know does nothing.
-  var others: [Setting] {
-    Self.wanted.compactMap { wanted in list.first { $0.name == wanted.0 && $0.value != wanted.1 } }
+  func others(isReadOnly: Bool) -> [Setting] {
+    Self.wanted.suffix(isReadOnly ? 1 : Self.wanted.count).compactMap { wanted in
+      list.first { $0.name == wanted.0 && Self.plain($0.value) != wanted.1 }
+    }
+  }
+
+  /// A value of an image or a pool is as somebody wrote it.
+  private static func plain(_ value: String) -> String {
+    switch value.lowercased() {
+    case "1", "yes", "on": "true"
+    case "0", "no", "off": "false"
+    case let word: word
+    }
   }
 }
