@@ -128,9 +128,12 @@ fi
 # A log that is left from another run would answer for this one.
 if [ "$log" = /dev/null ]; then log=$scratch/console; else log=$(absolute "$log"); fi
 : >"$log"
+# The hypervisor's own words have a file of their own: on the console they would split a line of the guest.
+words_of_host=$log.hypervisor
+: >"$words_of_host"
 
 # In the background and waited for, because bash runs no trap before a command in the foreground has ended.
-(cd "$folder" && exec setsid setpriv --pdeathsig KILL -- "${command[@]}") </dev/null >>"$log" 2>&1 &
+(cd "$folder" && exec setsid setpriv --pdeathsig KILL -- "${command[@]}") </dev/null >>"$log" 2>>"$words_of_host" &
 machine=$!
 # The guest does not outlive this script, even when that is killed.
 # shellcheck disable=SC2016  # its own parameters
@@ -155,6 +158,10 @@ wait 2>/dev/null
 explain() {
   echo "boot: the end of the guest's console:" >&2
   tail -n 60 "$log" | tr -d '\r' >&2
+  if [ -s "$words_of_host" ]; then
+    echo "boot: and what $guest said:" >&2
+    tail -n 20 "$words_of_host" >&2
+  fi
   # Last, because the last line of a log is the first one that is read.
   echo "boot: $*" >&2
 }

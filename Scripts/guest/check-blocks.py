@@ -15,7 +15,7 @@ BLOCK = 4096
 def main(image_path: str, log_path: str, minimum: int = 1) -> int:
     with open(log_path, "rb") as log:
         # A line that was cut short when the guest was stopped is no promise.
-        numbers = [int(n) for n in re.findall(rb"(?m)^ACK (\d+)\r?\n", log.read())]
+        numbers = [int(n) for n in re.findall(rb"(?m)^ACK (\d+)[\r\n]", log.read())]
     wrong = []
     with open(image_path, "rb") as image:
         for number in numbers:
@@ -25,6 +25,8 @@ def main(image_path: str, log_path: str, minimum: int = 1) -> int:
     print(f"{len(numbers)} blocks acknowledged, {len(wrong)} of them missing in the image")
     if wrong:
         print("missing:", *wrong[:20], "…" if len(wrong) > 20 else "")
+    if len(numbers) < minimum:
+        print(f"the console shows fewer than the {minimum} that were waited for")
     return 1 if wrong or len(numbers) < minimum else 0
 
 

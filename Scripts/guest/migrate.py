@@ -62,7 +62,7 @@ class Server:
 class Machine:
     """A QEMU, and its monitor."""
 
-    def __init__(self, folder, name, server, console, words, incoming=None):
+    def __init__(self, folder, name, server, console, errors, words, incoming=None):
         self.monitor_path = f"{folder}/{name}.qmp"
         memory = 512
         command = [
@@ -79,7 +79,7 @@ class Machine:
         if incoming:
             command += ["-incoming", f"unix:{incoming}"]
         self.process = subprocess.Popen(
-            command, cwd=f"{ROOT}/.guest/qemu", stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT)
+            command, cwd=f"{ROOT}/.guest/qemu", stdin=subprocess.DEVNULL, stdout=console, stderr=errors)
         self.monitor = None
 
     def connect(self):
@@ -148,9 +148,11 @@ def text(path):
 
 def run(options, machines, servers):
     console = open(options.console, "ab")
+    # On the console QEMU's own words would split a line of the guest.
+    errors = open(options.console + ".hypervisor", "ab")
     servers += [Server(options.folder, f"end{index}", options.disk, options.server_options.split()) for index in range(2)]
     words = [*options.set, f"scenarios={options.scenarios}"]
-    guest = Machine(options.folder, "0", servers[0], console, words).connect()
+    guest = Machine(options.folder, "0", servers[0], console, errors, words).connect()
     machines.append(guest)
     beats = 0
 
@@ -163,7 +165,7 @@ def run(options, machines, servers):
     for number in range(1, options.migrations + 1):
         beats = wait_until(f"the guest's disk answers after migration {number - 1}", is_alive)
         channel = f"{options.folder}/{number}.migration"
-        other = Machine(options.folder, str(number), servers[number % 2], console, words, channel).connect()
+        other = Machine(options.folder, str(number), servers[number % 2], console, errors, words, channel).connect()
         machines.append(other)
         state = move(guest, other, channel)
         print(
@@ -199,7 +201,8 @@ def main():
     try:
         run(options, machines, servers)
     except Failure as failure:
-        print("\n".join(text(options.console).splitlines()[-60:]), file=sys.stderr)
+        for path, lines in (options.console, 60), (options.console + ".hypervisor", 20):
+            print("\n".join(text(path).splitlines()[-lines:]), file=sys.stderr)
         sys.exit(f"migrate: {failure}")
     finally:
         for machine in machines:

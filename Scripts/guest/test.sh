@@ -80,7 +80,7 @@ write_zeroes_case() { # options of boot.sh
 }
 
 check_blocks() { # minimum
-  "$python" "$guest/check-blocks.py" "$work/disk" "$console" "$1" || die "the image lacks blocks that were acknowledged"
+  "$python" "$guest/check-blocks.py" "$work/disk" "$console" "$1" || die "the image does not hold what the guest says it wrote"
 }
 
 # Waits until the guest has said so many writes done.
@@ -89,7 +89,7 @@ wait_for_acks() { # number, console
 }
 
 has_acks() { # number, console
-  [ "$(grep -c '^ACK' "$2")" -lt "$1" ] || return 0
+  [ "$(acks "$2" | wc -l)" -lt "$1" ] || return 0
   check_guests "$1 writes were done"
   check_server
   return 1
@@ -115,7 +115,9 @@ has_beaten() { # number
   return 1
 }
 
-last_ack() { tr -d '\r' <"$1" | sed -n '$!s/^ACK \([0-9]*\)$/\1/p' | tail -n 1; }
+# The last line may be one that the guest is in the middle of.
+acks() { tr -d '\r' <"$1" | sed -n '$!s/^ACK \([0-9]*\)$/\1/p'; } # console
+last_ack() { acks "$1" | tail -n 1; }
 
 # shellcheck source=Scripts/guest/cases-uml.sh
 source "$guest/cases-uml.sh"
