@@ -56,6 +56,11 @@ public final class GuestMemory: @unchecked Sendable {
   let granuleShift: UInt64
   /// A power of two, at least sixteen for each region: few parts are shared, and none where regions are as regular as DIMMs.
   let granules: Int
+  /// Regions in `table`.
+  let tableCount: Int
+  /// Of a driver behind an IOMMU: what takes its addresses to this process; `nil`: they are guest addresses.
+  public let lookup: TranslationLookup?
+  private let base: GuestMemory?
 
   public init(_ regions: [GuestRegion]) throws(GuestMemoryError) {
     guard regions.count <= Self.maximumRegions else { throw .tooManyRegions(regions.count) }
@@ -74,6 +79,9 @@ public final class GuestMemory: @unchecked Sendable {
       previousLast = (region.start, last.rawValue)
     }
     self.regions = sorted
+    tableCount = sorted.count
+    lookup = nil
+    base = nil
     unsafe self.table = .allocate(capacity: sorted.count + 1)
     unsafe table.initialize(to: .init(start: 0, size: 0, host: UnsafeMutableRawPointer(table)))
     for (index, region) in sorted.enumerated() {
@@ -98,6 +106,24 @@ public final class GuestMemory: @unchecked Sendable {
       }
     }
   }
+
+  /// The same memory for one queue of a driver behind an IOMMU. Its regions stay what they are; of its addresses none is found
+  /// in the table, so that each takes the way of those that are not in memory, and is looked up there.
+  public init(_ memory: GuestMemory, translatedBy lookup: TranslationLookup) {
+    regions = memory.regions
+    tableCount = 0
+    self.lookup = lookup
+    base = memory
+    unsafe table = .allocate(capacity: 1)
+    unsafe table.initialize(to: .init(start: 0, size: 0, host: UnsafeMutableRawPointer(table)))
+    granules = 1
+    granuleShift = 0
+    unsafe likely = .allocate(capacity: 1)
+    unsafe likely.initialize(to: UnsafePointer(table))
+  }
+
+  /// The memory itself, which all queues of a driver behind an IOMMU have in common.
+  public var untranslated: GuestMemory { base ?? self }
 
   deinit {
     unsafe table.deallocate()
@@ -146,27 +172,55 @@ public struct GuestMemoryView {
   @usableFromInline let granuleMask: UInt64
   /// The region of the last hit; an empty one before the first.
   @usableFromInline var last: UnsafePointer<Entry>
+  /// The memory's; whoever keeps the memory keeps it.
+  @usableFromInline let lookup: Unmanaged<TranslationLookup>?
 
   init(_ memory: GuestMemory) {
     unsafe table = UnsafePointer(memory.table)
-    count = memory.regions.count
+    unsafe lookup = memory.lookup.map { unsafe Unmanaged.passUnretained($0) }
+    count = memory.tableCount
     unsafe likely = UnsafePointer(memory.likely)
     granuleShift = memory.granuleShift
     granuleMask = UInt64(memory.granules - 1)
     unsafe last = table
   }
 
-  /// The host address of `address` and the bytes from there to the end of its region; `nil` where no region is.
+  /// The host address of `address` and the bytes from there to the end of its region; `nil` where no region is. Behind an
+  /// IOMMU what is known of the address; what `nil` means is for `takeMiss` to say then.
   ///
   /// No sum is formed here that could overflow: an address is inside when its distance from the start is below the size.
-  mutating func find(_ address: UInt64) -> MemorySegment? {
-    if unsafe address &- last.pointee.start >= last.pointee.size, !turn(to: address) { return nil }
+  mutating func find(_ address: UInt64, for access: MemoryAccess) -> MemorySegment? {
+    if unsafe address &- last.pointee.start >= last.pointee.size, !turn(to: address) { return translated(address, access) }
     let distance = unsafe address &- last.pointee.start
     // No region is larger than its mapping, whose size is an Int.
     return unsafe MemorySegment(
       base: last.pointee.host + Int(truncatingIfNeeded: distance),
       count: Int(truncatingIfNeeded: last.pointee.size &- distance))
   }
+
+  @inline(never)
+  private func translated(_ address: UInt64, _ access: MemoryAccess) -> MemorySegment? {
+    unsafe lookup?._withUnsafeGuaranteedRef { $0.find(address, for: access) }
+  }
+
+  /// The driver is behind an IOMMU.
+  var isTranslated: Bool { unsafe lookup != nil }
+
+  /// The access that the look-up before missed, once; `nil`: nobody can make it.
+  func takeMiss() -> TranslationMiss? { unsafe lookup?._withUnsafeGuaranteedRef { $0.takeMiss() } }
+
+  /// Why a chain cannot be taken: an access that was missed, otherwise what is wrong with the ring.
+  func reason(_ error: QueueError) -> QueueError {
+    guard isTranslated else { return error }
+    guard let miss = takeMiss() else {
+      chainIsOver()
+      return error
+    }
+    return .untranslated(miss)
+  }
+
+  /// The chain at hand was looked at to its end.
+  func chainIsOver() { unsafe lookup?._withUnsafeGuaranteedRef { $0.chainIsOver() } }
 
   /// Where a descriptor's buffer is, if it is not empty, within one region, and that one is quickly found. What `nil` means
   /// is for `find` to say.
@@ -217,8 +271,10 @@ public struct GuestMemoryView {
   }
 
   /// The whole range as one piece, or `nil` when it is not mapped or not contiguous in this process.
-  public mutating func contiguous(_ address: GuestAddress, count: Int) -> MemorySegment? {
-    guard count >= 0, let piece = find(address.rawValue), piece.count >= count else { return nil }
+  ///
+  /// - Parameter access: what it is for, where permissions make a difference.
+  public mutating func contiguous(_ address: GuestAddress, count: Int, for access: MemoryAccess = .read) -> MemorySegment? {
+    guard count >= 0, let piece = find(address.rawValue, for: access), piece.count >= count else { return nil }
     return unsafe MemorySegment(base: piece.base, count: count)
   }
 
@@ -226,25 +282,29 @@ public struct GuestMemoryView {
   ///
   /// - Parameters:
   ///   - length: bytes, at least 1.
+  ///   - access: what the range is for, where permissions make a difference.
   ///   - output: room for `capacity` segments.
   /// - Returns: how many pieces were stored, at least 1.
   @inline(__always)
   mutating func translate(
-    _ address: UInt64, length: UInt32, into output: UnsafeMutablePointer<MemorySegment>, capacity: Int
+    _ address: UInt64, length: UInt32, for access: MemoryAccess, into output: UnsafeMutablePointer<MemorySegment>,
+    capacity: Int
   ) throws(TranslationError) -> Int {
     guard capacity > 0 else { throw .tooManyPieces }
-    guard let first = find(address) else { throw .unmapped }
+    guard let first = find(address, for: access) else { throw .unmapped }
     if first.count >= Int(length) {
       unsafe output.pointee = MemorySegment(base: first.base, count: Int(length))
       return 1
     }
-    return unsafe try translateAcross(address, length: length, first: first, into: output, capacity: capacity)
+    return unsafe try translateAcross(
+      address, length: length, for: access, first: first, into: output, capacity: capacity)
   }
 
   /// The rare case: the range continues in the next region.
   @inline(never)
   private mutating func translateAcross(
-    _ address: UInt64, length: UInt32, first: MemorySegment, into output: UnsafeMutablePointer<MemorySegment>, capacity: Int
+    _ address: UInt64, length: UInt32, for access: MemoryAccess, first: MemorySegment,
+    into output: UnsafeMutablePointer<MemorySegment>, capacity: Int
   ) throws(TranslationError) -> Int {
     unsafe output.pointee = first
     var stored = 1
@@ -254,7 +314,7 @@ public struct GuestMemoryView {
     while remaining > 0 {
       // A region may end exactly at 2^64; what follows it is not address 0.
       let (sum, overflow) = next.addingReportingOverflow(UInt64(piece))
-      guard !overflow, let found = find(sum) else { throw .unmapped }
+      guard !overflow, let found = find(sum, for: access) else { throw .unmapped }
       guard stored < capacity else { throw .tooManyPieces }
       next = sum
       piece = min(found.count, remaining)
@@ -268,10 +328,11 @@ public struct GuestMemoryView {
   /// The range as an array of pieces; for the control plane and tests.
   public mutating func pieces(_ address: GuestAddress, length: UInt32) throws(TranslationError) -> [MemorySegment] {
     guard length > 0 else { return [] }
-    let capacity = count + 1
+    let known = unsafe lookup?._withUnsafeGuaranteedRef { $0.translations.count } ?? count
+    let capacity = known + 1
     let room = UnsafeMutablePointer<MemorySegment>.allocate(capacity: capacity)
     defer { unsafe room.deallocate() }
-    let stored = unsafe try translate(address.rawValue, length: length, into: room, capacity: capacity)
+    let stored = unsafe try translate(address.rawValue, length: length, for: .read, into: room, capacity: capacity)
     return unsafe Array(UnsafeBufferPointer(start: room, count: stored))
   }
 }

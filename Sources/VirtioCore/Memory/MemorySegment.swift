@@ -21,3 +21,13 @@ extension MemorySegment {
     count -= bytes
   }
 }
+
+extension MemorySegment {
+  /// What comes after the last segment of a chain whose driver is behind an IOMMU, so that it can be looked up later what a
+  /// request in flight uses.
+  static var end: MemorySegment {
+    unsafe MemorySegment(base: UnsafeMutableRawPointer(bitPattern: 1).unsafelyUnwrapped, count: -1)
+  }
+  /// It is that.
+  package var isEnd: Bool { count < 0 }
+}

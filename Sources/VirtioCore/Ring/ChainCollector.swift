@@ -13,9 +13,11 @@ struct ChainCollector {
   private var sawWritable = false
   private var lastWritable: UnsafeMutableRawPointer?
   private var lastWritableIsUnmapped = false
+  /// Behind an IOMMU: the last writable address of a chain that fails, which is looked up when there is no later one.
+  private var lastWritableAddress: UInt64?
   private var defect: Chain.Defect?
 
-  /// - Parameter segments: room for `capacity` pieces.
+  /// - Parameter segments: room for `capacity` pieces, and of a driver behind an IOMMU for one more.
   init(into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int) {
     unsafe self.segments = segments
     self.capacity = capacity
@@ -32,11 +34,18 @@ struct ChainCollector {
     }
     // An empty descriptor is nothing to transfer; it stays out of the segments.
     guard length > 0 else { return }
+    // A chain that fails needs no more of the IOMMU than the place of its status.
+    if view.isTranslated, defect != nil {
+      guard isWritable else { return }
+      writableBytes &+= UInt64(length)
+      return setLast(address, length, &view)
+    }
     let pieces: Int
     do throws(TranslationError) {
       pieces = unsafe try view.translate(
-        address, length: length, into: segments + stored, capacity: capacity &- stored)
+        address, length: length, for: isWritable ? .write : .read, into: segments + stored, capacity: capacity &- stored)
     } catch {
+      if let miss = view.takeMiss() { throw .untranslated(miss) }
       pieces = 0
       if defect == nil { defect = error == .unmapped ? .unmapped : .tooManySegments }
     }
@@ -52,14 +61,31 @@ struct ChainCollector {
       unsafe lastWritable = last.base + (last.count &- 1)
       lastWritableIsUnmapped = false
     } else {
-      let end = GuestAddress(address).advanced(by: UInt64(length) - 1)
-      unsafe lastWritable = end.flatMap { unsafe view.find($0.rawValue)?.base }
-      lastWritableIsUnmapped = unsafe lastWritable == nil
+      setLast(address, length, &view)
     }
   }
 
+  /// The last writable byte is in a descriptor that is not in memory as a whole.
+  private mutating func setLast(_ address: UInt64, _ length: UInt32, _ view: inout GuestMemoryView) {
+    let end = GuestAddress(address).advanced(by: UInt64(length) - 1)
+    lastWritableAddress = view.isTranslated ? end?.rawValue : nil
+    unsafe lastWritable = view.isTranslated ? nil : end.flatMap { unsafe view.find($0.rawValue, for: .write)?.base }
+    lastWritableIsUnmapped = unsafe lastWritable == nil
+  }
+
+  /// Finds the place of the status, which a chain that fails has as well.
+  private mutating func finishTranslated(_ view: inout GuestMemoryView) throws(QueueError) {
+    if lastWritableIsUnmapped, let lastWritableAddress {
+      unsafe lastWritable = view.find(lastWritableAddress, for: .write)?.base
+      lastWritableIsUnmapped = unsafe lastWritable == nil
+      if lastWritableIsUnmapped, let miss = view.takeMiss() { throw .untranslated(miss) }
+    }
+    view.chainIsOver()
+  }
+
   /// The chain is over.
-  func finish(head: UInt16, _ shape: inout ChainShape) throws(QueueError) {
+  mutating func finish(head: UInt16, _ shape: inout ChainShape, _ view: inout GuestMemoryView) throws(QueueError) {
+    if view.isTranslated { try finishTranslated(&view) }
     guard readableBytes &+ writableBytes <= 1 << 32 else { throw .chainTooLarge(head: head) }
     guard !lastWritableIsUnmapped else { throw .statusUnmapped(head: head) }
     var (readableCount, stored) = (readableCount, stored)
@@ -77,6 +103,7 @@ struct ChainCollector {
     }
     unsafe shape.writable = segments + readableCount
     unsafe shape.end = segments + stored
+    if view.isTranslated { unsafe segments[stored] = .end }
   }
 }
 
@@ -87,7 +114,7 @@ extension GuestMemoryView {
     var words: (UInt64, UInt64) = (0, 0)
     let complete = unsafe withUnsafeMutableBytes(of: &words) { bytes in
       for offset in 0..<16 {
-        guard let byte = find(address &+ UInt64(offset)) else { return false }
+        guard let byte = find(address &+ UInt64(offset), for: .read) else { return false }
         unsafe bytes[offset] = byte.base.load(as: UInt8.self)
       }
       return true

@@ -92,7 +92,7 @@ struct DescriptorTable {
       let descriptor: Descriptor
       if let tableAddress {
         guard let copy = view.gatherDescriptor(tableAddress &+ UInt64(index) &* 16) else {
-          throw .indirectUnmapped(head: head, GuestAddress(tableAddress))
+          throw view.reason(.indirectUnmapped(head: head, GuestAddress(tableAddress)))
         }
         descriptor = Descriptor(copy.0, copy.1)
       } else {
@@ -110,8 +110,8 @@ struct DescriptorTable {
         }
         // The WRITE flag of this descriptor means nothing (virtio 2.6.5.3.2).
         guard GuestAddress(descriptor.address).advanced(by: UInt64(length) - 1) != nil,
-          let piece = view.find(descriptor.address)
-        else { throw .indirectUnmapped(head: head, GuestAddress(descriptor.address)) }
+          let piece = view.find(descriptor.address, for: .read)
+        else { throw view.reason(.indirectUnmapped(head: head, GuestAddress(descriptor.address))) }
         table = piece
         tableAddress =
           unsafe piece.count >= Int(length) && UInt(bitPattern: piece.base) % 8 == 0 ? nil : descriptor.address
@@ -129,6 +129,6 @@ struct DescriptorTable {
       guard index < tableEntries else { throw .nextOutOfRange(UInt16(descriptor.next)) }
     }
 
-    try collector.finish(head: head, &shape)
+    try collector.finish(head: head, &shape, &view)
   }
 }

@@ -192,7 +192,7 @@ extension PackedRing where Book: ~Copyable {
           descriptor.address, length: descriptor.length, isWritable: descriptor.hasWrite, head: name, &view)
         guard !descriptor.hasNext else { continue }
       }
-      try collector.finish(head: name, &shape)
+      try collector.finish(head: name, &shape, &view)
       return (descriptor.id, span)
     }
   }
@@ -207,12 +207,12 @@ extension PackedRing where Book: ~Copyable {
     guard table.advanced(by: UInt64(length) - 1) != nil else { throw .indirectUnmapped(head: name, table) }
     for index in 0..<UInt64(length / 16) {
       let address = descriptor.address &+ index &* 16
-      guard let piece = view.find(address) else { throw .indirectUnmapped(head: name, table) }
+      guard let piece = view.find(address, for: .read) else { throw view.reason(.indirectUnmapped(head: name, table)) }
       let entry: PackedDescriptor
       if piece.count >= 16, unsafe UInt(bitPattern: piece.base) % 8 == 0 {
         unsafe entry = PackedDescriptor(readingOnce: piece.base)
       } else {
-        guard let words = view.gatherDescriptor(address) else { throw .indirectUnmapped(head: name, table) }
+        guard let words = view.gatherDescriptor(address) else { throw view.reason(.indirectUnmapped(head: name, table)) }
         entry = PackedDescriptor(words.0, words.1)
       }
       try collector.add(entry.address, length: entry.length, isWritable: entry.hasWrite, head: name, &view)

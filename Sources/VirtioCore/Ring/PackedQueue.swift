@@ -76,18 +76,19 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
     guard size > 0, size <= 32768 else { throw .badPackedSize(size) }
     var view = memory.view()
     func part(
-      _ part: QueueError.RingPart, _ address: GuestAddress, alignment: UInt64, count: Int
+      _ part: QueueError.RingPart, _ address: GuestAddress, alignment: UInt64, count: Int, access: MemoryAccess
     ) throws(QueueError) -> UnsafeMutableRawPointer {
       guard address.isAligned(to: alignment) else { throw .misaligned(part: part, address) }
-      guard let piece = view.contiguous(address, count: count) else { throw .unmapped(part: part, address) }
+      guard let piece = view.contiguous(address, count: count, for: access) else { throw .unmapped(part: part, address) }
       // Guest addresses and host addresses need not be aligned alike: a region can lie anywhere in its mapping.
       guard unsafe UInt(bitPattern: piece.base) % UInt(alignment) == 0 else { throw .misaligned(part: part, address) }
       return unsafe piece.base
     }
     let bytes = 16 * Int(size)
-    let ring = unsafe try part(.descriptorRing, configuration.descriptorTable, alignment: 16, count: bytes)
-    let driver = unsafe try part(.driverEvents, configuration.availableRing, alignment: 4, count: 4)
-    let device = unsafe try part(.deviceEvents, configuration.usedRing, alignment: 4, count: 4)
+    let ring = unsafe try part(
+      .descriptorRing, configuration.descriptorTable, alignment: 16, count: bytes, access: [.read, .write])
+    let driver = unsafe try part(.driverEvents, configuration.availableRing, alignment: 4, count: 4, access: .read)
+    let device = unsafe try part(.deviceEvents, configuration.usedRing, alignment: 4, count: 4, access: .write)
     // What was used is not in memory as a number. Where nobody says it, nothing was in flight.
     var available = PackedPosition(rawValue: position.available)
     var used = PackedPosition(rawValue: position.used ?? position.available)

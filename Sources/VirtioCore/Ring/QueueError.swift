@@ -48,6 +48,8 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
   case inflightLost
   case logLost
   case mediumLost
+  /// Not the end of the queue: the chain that comes next cannot be taken before the front-end has translated this.
+  case untranslated(TranslationMiss)
 
   /// The three parts of a ring: the first three of a split one, the others of a packed one. Where a chain's head is named, it
   /// is the slot of its first descriptor in a packed ring.
@@ -89,6 +91,7 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
       "the process that served the packed queue before died, and where that stood is not in memory: its driver has to reset the device"
     case .mediumLost:
       "the image takes no more requests from this process: look at what was said before, and at its limits, and start again"
+    case .untranslated(let miss): "the address \(GuestAddress(miss.address)) has no translation yet"
     case .memoryLost: "the file behind the guest's memory was cut short"
     case .inflightLost: "the file of the in-flight records was cut short"
     case .logLost: "the file of the log of written pages was cut short"

@@ -51,10 +51,10 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
     guard size > 0, size <= 32768, size & (size - 1) == 0 else { throw .badSize(size) }
     var view = memory.view()
     func part(
-      _ part: QueueError.RingPart, _ address: GuestAddress, alignment: UInt64, count: Int
+      _ part: QueueError.RingPart, _ address: GuestAddress, alignment: UInt64, count: Int, access: MemoryAccess = .read
     ) throws(QueueError) -> UnsafeMutableRawPointer {
       guard address.isAligned(to: alignment) else { throw .misaligned(part: part, address) }
-      guard let piece = view.contiguous(address, count: count) else { throw .unmapped(part: part, address) }
+      guard let piece = view.contiguous(address, count: count, for: access) else { throw .unmapped(part: part, address) }
       // Guest addresses and host addresses need not be aligned alike: a region can lie anywhere in its mapping.
       guard unsafe UInt(bitPattern: piece.base) % UInt(alignment) == 0 else { throw .misaligned(part: part, address) }
       return unsafe piece.base
@@ -63,7 +63,8 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
     let entries = Int(size)
     let table = unsafe try part(.descriptorTable, configuration.descriptorTable, alignment: 16, count: 16 * entries)
     let available = unsafe try part(.availableRing, configuration.availableRing, alignment: 2, count: 6 + 2 * entries)
-    let used = unsafe try part(.usedRing, configuration.usedRing, alignment: 4, count: 6 + 8 * entries)
+    let used = unsafe try part(
+      .usedRing, configuration.usedRing, alignment: 4, count: 6 + 8 * entries, access: [.read, .write])
     let indices = unsafe SplitIndices(
       available: SharedCell<UInt16>(available + 2).loadAcquire(), used: SharedCell<UInt16>(used + 2).loadRelaxed())
     let heads = try Heads(size: size, record: record, position: position, indices: indices)

@@ -1,0 +1,148 @@
+/// What is known of the addresses of a driver behind an IOMMU (ACCESS_PLATFORM, virtio 6.1): where they lie in this process, and
+/// what the device may do there.
+
+/// What a translation allows, or an access needs; the values are vhost's.
+public struct MemoryAccess: OptionSet, Hashable, Sendable {
+  public var rawValue: UInt8
+  public init(rawValue: UInt8) { self.rawValue = rawValue }
+
+  /// The device reads.
+  public static let read = MemoryAccess(rawValue: 1)
+  /// The device writes.
+  public static let write = MemoryAccess(rawValue: 2)
+}
+
+/// An access for which there is no translation yet, or none that allows it.
+public struct TranslationMiss: Hashable, Sendable {
+  /// The driver's address, one that the IOMMU translates.
+  public var address: UInt64
+  public var access: MemoryAccess
+
+  public init(address: UInt64, access: MemoryAccess) {
+    self.address = address
+    self.access = access
+  }
+}
+
+/// The translations that are in force at one moment. Immutable: a change is another value, which a queue gets between two of its
+/// turns. It keeps nothing mapped: whoever has it has the guest's memory as well.
+@safe
+public final class Translations: @unchecked Sendable {
+  /// A range of the driver's addresses that lies in one piece in this process.
+  @safe
+  public struct Entry: @unchecked Sendable {
+    public var start: UInt64
+    /// Bytes; at least 1, and the range does not go past the end of the address space.
+    public var size: UInt64
+    public var host: UnsafeMutableRawPointer
+    public var access: MemoryAccess
+
+    public init(start: UInt64, size: UInt64, host: UnsafeMutableRawPointer, access: MemoryAccess) {
+      self.start = start
+      self.size = size
+      unsafe self.host = host
+      self.access = access
+    }
+
+    var hostRange: HostRange { unsafe HostRange(base: UInt(bitPattern: host), count: UInt(size)) }
+  }
+
+  /// Bytes of this process.
+  package struct HostRange {
+    package var base: UInt
+    package var count: UInt
+
+    package init(base: UInt, count: UInt) {
+      self.base = base
+      self.count = count
+    }
+
+    /// No sum is formed that could overflow.
+    package func overlaps(_ other: HostRange) -> Bool {
+      other.base &- base < count || base &- other.base < other.count
+    }
+  }
+
+  let entries: [Entry]
+  /// Which of two values is the newer one.
+  public let number: UInt64
+  /// How often something was forgotten that its front-end had not taken back. What was translated before the last time may be
+  /// in use somewhere and is not to be found here.
+  public let losses: UInt64
+
+  /// - Parameter entries: sorted by their starts, none of which overlap.
+  public init(_ entries: [Entry], number: UInt64, losses: UInt64) {
+    self.entries = entries
+    self.number = number
+    self.losses = losses
+  }
+
+  public var count: Int { entries.count }
+
+  /// Where an address is, and what may be done from there to the end of its entry; `nil` where nothing is known of it.
+  public func find(_ address: UInt64) -> (piece: MemorySegment, access: MemoryAccess)? {
+    let index = firstIndex(endingAtOrAfter: address)
+    guard index < entries.count, address >= entries[index].start else { return nil }
+    let entry = entries[index]
+    let distance = address - entry.start
+    return unsafe (
+      MemorySegment(base: entry.host + Int(distance), count: Int(clamping: entry.size - distance)), entry.access
+    )
+  }
+
+  /// Whether the access can be made.
+  public func allows(_ miss: TranslationMiss) -> Bool { find(miss.address)?.access.isSuperset(of: miss.access) ?? false }
+
+  /// The first byte of a range for which the access cannot be made; `nil`: all of it can.
+  public func firstMiss(_ address: UInt64, count: UInt64, for access: MemoryAccess) -> TranslationMiss? {
+    var (next, left) = (address, count)
+    while left > 0 {
+      guard let (piece, allowed) = find(next), allowed.isSuperset(of: access) else {
+        return TranslationMiss(address: next, access: access)
+      }
+      let step = min(left, UInt64(piece.count))
+      left -= step
+      // Past the end of the address space nothing is ever translated; the ring says so of itself.
+      let (sum, overflow) = next.addingReportingOverflow(step)
+      guard !overflow || left == 0 else { return TranslationMiss(address: next, access: access) }
+      next = sum
+    }
+    return nil
+  }
+
+  /// Where the translations of some addresses lie. - Returns: `nil` when that is more than a few ranges.
+  package func hostRanges(first: UInt64, last: UInt64, atMost limit: Int) -> [HostRange]? {
+    var ranges: [HostRange] = []
+    for entry in entries[firstIndex(endingAtOrAfter: first)...] {
+      guard entry.start <= last else { break }
+      guard ranges.count < limit else { return nil }
+      ranges.append(entry.hostRange)
+    }
+    return ranges
+  }
+
+  /// Of entries that do not overlap the one that has an address, if any does.
+  private func firstIndex(endingAtOrAfter address: UInt64) -> Int {
+    var (low, high) = (0, entries.count)
+    while low < high {
+      let middle = (low + high) / 2
+      if entries[middle].start + (entries[middle].size - 1) < address { low = middle + 1 } else { high = middle }
+    }
+    return low
+  }
+}
+
+/// Translations that a front-end takes back.
+public struct Withdrawal: Sendable {
+  /// The first and the last address.
+  public var first: UInt64
+  public var last: UInt64
+  /// What stays in force.
+  public var remaining: Translations
+
+  public init(first: UInt64, last: UInt64, remaining: Translations) {
+    self.first = first
+    self.last = last
+    self.remaining = remaining
+  }
+}
