@@ -83,7 +83,7 @@ final class WatchedDevice: VirtioDevice, @unchecked Sendable {
       case .stopped(let queue, _), .notStarted(let queue, _): forget(queue)
       case .configurationChanged:
         updateLimits()
-      case .started, .prepared, .notPrepared, .queueFailed, .notice: break
+      case .started, .prepared, .notPrepared, .queueFailed, .translationMissed, .withdrawn, .notice: break
       }
     }
     return events

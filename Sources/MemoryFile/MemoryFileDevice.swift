@@ -433,6 +433,8 @@ public final class MemoryFileDevice {
       case .configurationChanged:
         if registers.isInUse { notifyConfigurationChange() }
       case .notice(let text): notice(text)
+      // Its addresses are guest addresses.
+      case .translationMissed, .withdrawn: break
       case .prepared: prepared(nil)
       case .notPrepared(let error): prepared(.notPrepared(path: file.path, error))
       }

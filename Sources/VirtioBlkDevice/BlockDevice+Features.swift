@@ -28,9 +28,11 @@ extension BlockDevice {
   ///   platform are as good as those between CPUs; they cost a driver more and give it nothing.
   /// - SECURE_ERASE (virtio 5.2.6): the range is overwritten with zeroes, which takes as long as writing it, and promises no
   ///   more than the image's medium does.
+  /// - ACCESS_PLATFORM (virtio 6.1) is for drivers behind an IOMMU, and needs a transport with translations. Drivers take it where it
+  /// is offered, and VMMs without an IOMMU, or without vhost-user's messages for one, then have a disk that waits for ever.
   /// - RING_RESET (virtio 2.6.1) and NOTIFICATION_DATA (virtio 2.7.23) need a transport that knows of them, too.
   public static func featuresOnRequest(of image: ImageFile) -> FeatureSet {
-    var features: FeatureSet = [.inOrder, .orderPlatform, .ringReset, .notificationData]
+    var features: FeatureSet = [.accessPlatform, .inOrder, .orderPlatform, .ringReset, .notificationData]
     // A qcow2 image writes to new clusters and leaves the old contents in clusters that are shared or freed. Snapshots and clones of an
     // image in a cluster keep them, too.
     if !image.isReadOnly, image.zones == nil, !image.keepsTables, image.rbd == nil { features.insert(.blockSecureErase) }

@@ -154,7 +154,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     for cpu in options.processors {
       guard (0..<max(online, 1)).contains(cpu) else { throw .badProcessor(cpu, online: online) }
     }
-    let blockLimits = try options.configuration.limits(of: image, queueSize: options.maximumQueueSize)
+    let blockLimits = try options.configuration.limits(
+      of: image, queueSize: options.maximumQueueSize, isTranslated: options.requestedFeatures.contains(.accessPlatform))
     let choice = try EngineChoice.resolve(options.engine, options.uring, image: image)
     guard choice.kind != .null || options.faults.isEmpty else { throw .nothingToFail }
     guard image.zones == nil || options.onError == .report else { throw .zonesCannotStall }
@@ -300,6 +301,12 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     for place in places { _ = place.worker?.mailbox.post { $0.changesLimits = true } }
   }
 
+  public func translate(queue: Int, by translations: Translations, isAnswer: Bool) {
+    order(queue) { $0.add(translations, isAnswer: isAnswer) }
+  }
+
+  public func withdraw(queue: Int, _ withdrawal: Withdrawal) { order(queue) { $0.withdrawal = withdrawal } }
+
   public func replaceCall(queue: Int, _ call: CallSink) { order(queue) { $0.call = call } }
   public func replaceFailure(queue: Int, _ failure: CallSink) { order(queue) { $0.failure = failure } }
 
@@ -332,7 +339,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     // An answer to those who are there now.
     case .notStarted(_, .leftBehind), .prepared, .notPrepared, .configurationChanged, .notice: false
     case .notStarted(let queue, _), .stopped(let queue, _): leftQueues.remove(queue) != nil
-    case .started(let queue), .queueFailed(let queue, _): leftQueues.contains(queue)
+    case .started(let queue), .queueFailed(let queue, _), .translationMissed(let queue, _), .withdrawn(let queue):
+      leftQueues.contains(queue)
     }
   }
 

@@ -67,6 +67,14 @@ struct BlockLimits {
   /// Most bytes of one request of a driver that knows both limits.
   var requestBytes: UInt64 { UInt64(segments) &* UInt64(segmentBytes) }
 
+  /// Most bytes of a segment where each of its pages may be a piece of its own: all of a request's pieces fit into a slot, with two for
+  /// the header and two for the status.
+  static func translatedSegmentBytes(segments: Int) -> UInt32 {
+    // One that does not begin with a page has one page more.
+    let pages = max((RequestSlab.segmentsPerSlot - 4) / segments - 1, 1)
+    return min(UInt32(pages) * 4096, BlockDeviceOptions.maximumSegmentSize)
+  }
+
   /// Most pieces that a transfer may come to: the border of two memory regions makes two pieces of one segment.
   func pieces(regions: Int) -> Int { min(RequestSlab.segmentsPerSlot, segments + 2 * max(0, regions - 1)) }
 }

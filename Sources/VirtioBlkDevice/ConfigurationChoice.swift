@@ -43,8 +43,10 @@ public struct ConfigurationChoice: Equatable, Sendable {
 
   /// What is in the configuration space if this is chosen.
   ///
+  /// - Parameter isTranslated: an IOMMU may make a piece of each page, and a request of the largest size has to be carried out all the
+  ///   same.
   /// - Throws: `EngineError.badConfiguration`, of a value that this device cannot keep to on this image.
-  func limits(of image: ImageFile, queueSize: UInt16) throws(EngineError) -> BlockLimits {
+  func limits(of image: ImageFile, queueSize: UInt16, isTranslated: Bool) throws(EngineError) -> BlockLimits {
     let sectors = UInt32(image.logicalBlockSize / 512)
     let most = max(1, min(BlockDeviceOptions.maximumSegments, Int(queueSize) - 2))
     func value(_ field: ConfigurationField, _ usual: UInt32, _ range: ClosedRange<UInt32>) throws(EngineError) -> UInt32 {
@@ -62,13 +64,11 @@ public struct ConfigurationChoice: Equatable, Sendable {
       }
       return chosen
     }
+    let segments = Int(try value(.segMax, UInt32(most), 1...UInt32(most)))
+    let largest = isTranslated ? BlockLimits.translatedSegmentBytes(segments: segments) : BlockDeviceOptions.maximumSegmentSize
     var limits = BlockLimits(
-      blockMask: UInt64(image.logicalBlockSize - 1), isReadOnly: image.isReadOnly,
-      segments: Int(try value(.segMax, UInt32(most), 1...UInt32(most))),
-      segmentBytes: Int(
-        try value(
-          .sizeMax, BlockDeviceOptions.maximumSegmentSize,
-          UInt32(max(4096, image.logicalBlockSize))...BlockDeviceOptions.maximumSegmentSize)))
+      blockMask: UInt64(image.logicalBlockSize - 1), isReadOnly: image.isReadOnly, segments: segments,
+      segmentBytes: Int(try value(.sizeMax, largest, UInt32(max(4096, image.logicalBlockSize))...largest)))
     guard limits.segmentBytes % image.logicalBlockSize == 0 else {
       throw .badConfiguration(.sizeMax, "the logical block is \(image.logicalBlockSize) bytes: use a multiple of that")
     }

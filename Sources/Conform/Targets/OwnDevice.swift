@@ -111,7 +111,8 @@ final class OwnDevice {
       imageOptions.zoned = zoned
     }
     let file = try ImageFile(imageOptions)
-    options.requestedFeatures = BlockDevice.featuresOnRequest(of: file)
+    // Nobody here translates addresses.
+    options.requestedFeatures = BlockDevice.featuresOnRequest(of: file).subtracting(.accessPlatform)
     if setup.interface == nil { options.requestedFeatures.remove(.notificationData) }
     let device = try BlockDevice(image: file, options: options)
     let loop = try EventLoop()

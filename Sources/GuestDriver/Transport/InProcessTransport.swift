@@ -142,6 +142,8 @@ public final class InProcessTransport: DriverTransport {
       case .configurationChanged: configurationChanges += 1
       // Every start and every stop here waits for its own answer.
       case .started, .notStarted, .stopped, .prepared, .notPrepared, .notice: break
+      // A device in the same process knows the driver's addresses.
+      case .translationMissed, .withdrawn: break
       }
     }
   }

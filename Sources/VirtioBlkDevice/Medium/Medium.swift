@@ -368,7 +368,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
   /// Memory that transfers of a lane point into from now on.
   mutating func use(_ memory: GuestMemory, lane: Int) {
     memories[lane] = memory
-    engine.use(memory)
+    engine.use(memory.untranslated)
   }
 
   /// The lane has no job any more.

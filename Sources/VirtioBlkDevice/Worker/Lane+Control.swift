@@ -78,6 +78,7 @@ extension Lane where Ring: ~Copyable {
   @inline(never)
   mutating func fail(_ error: QueueError) {
     guard state != .failed, state != .draining else { return }
+    if case .untranslated(let miss) = error { return wait(for: miss) }
     state = .failed
     self.error = error
     failure.signal()

@@ -30,7 +30,9 @@ extension Lane where Ring: ~Copyable {
     // A queue that stops has no operator to wait for, but perhaps a successor.
     if state == .draining || stopsAfterRecovery { return leaveToSuccessor(index) }
     // One that is broken has to come to its end.
-    guard state == .running || state == .recovering || state == .stalled else { return false }
+    guard state == .running || state == .recovering || state == .stalled || state == .waiting else { return false }
+    // Its driver takes its memory back, and waits for no operator.
+    guard !isWithdrawing else { return false }
     if state != .stalled {
       stateBeforeStall = state
       state = .stalled
@@ -45,7 +47,7 @@ extension Lane where Ring: ~Copyable {
 
   /// The operator wants that nothing more is taken. What is under way is finished.
   mutating func pause() {
-    guard state == .running || state == .recovering else { return }
+    guard state == .running || state == .recovering || state == .waiting else { return }
     stateBeforeStall = state
     state = .stalled
   }

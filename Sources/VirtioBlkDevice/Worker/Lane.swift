@@ -14,6 +14,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     case recovering
     /// The medium failed a request, and nothing more is taken until the operator says so.
     case stalled
+    /// A translation has to come, or what is in flight to end by translations that are taken back, before more is taken.
+    case waiting
     /// The ring is broken: nothing more is taken, what is under way is finished.
     case failed
     /// Being stopped.
@@ -56,6 +58,11 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// Requests that failed while a failure stalls the queue, and what it was about before.
   var parked: [Int] = []
   var stateBeforeStall = State.running
+  /// Of a driver behind an IOMMU: what it does when it waits no more, whether translations are being taken back, and what
+  /// `Translations.losses` was when nothing was in flight that is older.
+  var stateBeforeWait = State.running
+  var isWithdrawing = false
+  var seenLosses: UInt64
   /// The last turn ended because it had done enough, not because the ring was empty.
   var hadItsTurn = false
   /// To be stopped as soon as what was interrupted has been taken again.
@@ -132,12 +139,14 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     arrival = meter.map { ArrivalWord(time: $0.clock.now) } ?? .none
     self.firstTag = LaneContext.firstTag(ofLane: lane)
     self.memory = activation.memory
+    seenLosses = activation.memory.lookup?.translations.losses ?? 0
     self.inflight = activation.inflight
     self.publishEvery = notification == .each ? 1 : 16
     self.coalescing = Coalescing(notification)
     self.call = activation.call
     self.failure = activation.failure
-    self.rules = LaneRules(features, context.limits, regions: activation.memory.regions.count)
+    let regions = activation.memory.lookup == nil ? activation.memory.regions.count : nil
+    self.rules = LaneRules(features, context.limits, regions: regions)
     plainBytes = context.zones == nil ? rules.plainBytes : 0
     looksFirst = context.zones != nil
     looksAtOthers = context.zones != nil

@@ -48,14 +48,26 @@ struct LaneLog {
     let bits = queue.log.bits
     log = queue.log
     self.bits = bits
-    ringMarks = queue.usedRing.map {
-      RingMarks(bits: bits, device: $0, descriptors: configuration.descriptorTable.rawValue)
-    }
     coversBuffers = queue.coversBuffers
     last = Piece(host: 0, size: 0, guest: 0)
-    pieces = memory.regions.map {
+    let pieces = memory.regions.map {
       unsafe Piece(
         host: UInt(bitPattern: $0.mapping.base) &+ UInt(bitPattern: $0.offset), size: UInt($0.size), guest: $0.start.rawValue)
+    }
+    self.pieces = pieces
+    // Behind an IOMMU nothing that a ring is described with is a guest address, the one for the log included.
+    var view = memory.view()
+    func guest(_ address: UInt64) -> UInt64? {
+      guard let place = view.contiguous(GuestAddress(address), count: 1, for: .write) else { return nil }
+      let host = unsafe UInt(bitPattern: place.base)
+      return pieces.first { host &- $0.host < $0.size }.map { $0.guest &+ UInt64(host &- $0.host) }
+    }
+    let isTranslated = memory.lookup != nil
+    // A split ring's table is only read, and may be allowed no more.
+    let (table, used) = (configuration.descriptorTable.rawValue, configuration.usedRing.rawValue)
+    ringMarks = queue.usedRing.map {
+      RingMarks(
+        bits: bits, device: isTranslated ? guest(used) ?? $0 : $0, descriptors: isTranslated ? guest(table) ?? table : table)
     }
   }
 

@@ -31,8 +31,8 @@ struct LaneRules {
   /// Most bytes of a transfer that is requested without another look at it: no step of the medium's, and no segment, is longer.
   var plainBytes: UInt64 { min(MediumFacts.stepBytes, UInt64(segmentBytes)) }
 
-  /// - Parameter regions: of the guest's memory.
-  init(_ features: FeatureSet, _ limits: BlockLimits, regions: Int) {
+  /// - Parameter regions: of the guest's memory; `nil`: an IOMMU makes any number of pieces of it.
+  init(_ features: FeatureSet, _ limits: BlockLimits, regions: Int?) {
     let knowsSegments = features.contains(.blockSegMax)
     let knowsSize = features.contains(.blockSizeMax)
     durability =
@@ -43,7 +43,7 @@ struct LaneRules {
     hasLifetime = features.contains(.blockLifetime)
     hasSecureErase = features.contains(.blockSecureErase)
     hasZones = features.contains(.blockZoned)
-    segments = knowsSegments ? limits.pieces(regions: regions) : RequestSlab.segmentsPerSlot
+    segments = knowsSegments && regions != nil ? limits.pieces(regions: regions ?? 0) : RequestSlab.segmentsPerSlot
     segmentBytes = knowsSize ? limits.segmentBytes : .max
     requestBytes = knowsSegments && knowsSize ? limits.requestBytes : BlockLimits.requestBytes
   }

@@ -31,6 +31,8 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
       guard let lane = lane(of: queue) else { continue }
       if let call = order.call { unsafe lanes[lane].pointee.replaceCall(call) }
       if let failure = order.failure { unsafe lanes[lane].pointee.replaceFailure(failure) }
+      if let (value, isAnswer) = order.translations { unsafe lanes[lane].pointee.translate(by: value, isAnswer: isAnswer) }
+      if let withdrawal = order.withdrawal { withdraw(lane, withdrawal) }
       if order.releases { release(lane) }
       if order.stops { stop(lane) }
     }
@@ -119,11 +121,14 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
   /// Releases the lanes that were to be stopped and have nothing under way any more; without a lane the worker ends.
   mutating func finishStops() {
     guard mayEnd || !stops.isEmpty else { return }
+    if !withdrawals.isEmpty { finishWithdrawals() }
     for lane in stops where unsafe lanes[lane].pointee.isIdle { remove(lane) }
     stops.removeAll { !lanes.contains($0) }
     guard mayEnd else { return }
     mayEnd = false
     hasEnded = lanes.isEmpty && configuration.mailbox.close()
+    // The next turn looks at them again.
+    mayEnd = !withdrawals.isEmpty
   }
 
   private mutating func remove(_ lane: Int) {
@@ -135,6 +140,7 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
     unsafe lanes[lane].pointee.showDepth()
     unsafe reportError(&lanes[lane].pointee)
     let queue = unsafe lanes[lane].pointee.queue
+    if withdrawals.contains(lane) { finishWithdrawal(lane) }
     let position = unsafe heldPositions.removeValue(forKey: lane) ?? lanes[lane].pointee.position
     medium.engine.unwatch(lane: lane)
     if case .some(.none) = kicks.removeValue(forKey: lane) { unkicked -= 1 }
@@ -148,6 +154,9 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
 
   func reportError(_ lane: inout Lane<Ring>) {
     guard let error = lane.takeError() else { return }
+    if case .untranslated(let miss) = error {
+      return configuration.events.post(.translationMissed(queue: lane.queue, miss))
+    }
     configuration.events.post(.queueFailed(queue: lane.queue, error))
   }
 }

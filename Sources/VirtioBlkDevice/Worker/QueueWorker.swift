@@ -41,6 +41,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   var lanes: LaneTable<Ring>
   /// Lanes that are being stopped.
   var stops: [Int] = []
+  /// Lanes that still use translations that were taken back; `finishStops` looks at them in each turn.
+  var withdrawals: [Int] = []
   /// A queue has stopped or was not started, so there may be none.
   var mayEnd = false
   /// Prepared, and not started yet: it does not end for want of a queue.

@@ -8,8 +8,15 @@ struct QueueOrder: Sendable {
   var start: Activation?
   var call: CallSink?
   var failure: CallSink?
+  /// Of a driver behind an IOMMU.
+  private(set) var translations: (value: Translations, isAnswer: Bool)?
+  var withdrawal: Withdrawal?
   var releases = false
   var stops = false
+
+  mutating func add(_ translations: Translations, isAnswer: Bool) {
+    self.translations = (translations, isAnswer || self.translations?.isAnswer == true)
+  }
 }
 
 /// A worker is to be ready for queues with this memory, and to wait for the first of them.

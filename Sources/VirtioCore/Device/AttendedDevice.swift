@@ -110,7 +110,7 @@ public final class AttendedDevice {
       case .started(let queue): if states[queue] == .starting { states[queue] = .running }
       case .notStarted(let queue, _), .stopped(let queue, _): states[queue] = .idle
       case .prepared, .notPrepared: isPreparing = false
-      case .queueFailed, .configurationChanged, .notice: break
+      case .queueFailed, .translationMissed, .withdrawn, .configurationChanged, .notice: break
       }
     }
     return events

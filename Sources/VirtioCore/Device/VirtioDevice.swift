@@ -16,6 +16,10 @@ public enum DeviceEvent: Hashable, Sendable {
   /// The queue met input it cannot continue after: it takes nothing more, but has to be stopped all the same. The transport
   /// sets DEVICE_NEEDS_RESET (virtio 2.1.2) or signals the ring's error descriptor.
   case queueFailed(queue: Int, QueueError)
+  /// The queue waits for a translation of this; it takes nothing more before `translate`. Of a driver behind an IOMMU.
+  case translationMissed(queue: Int, TranslationMiss)
+  /// The answer to `withdraw`: the queue uses nothing any more of what was taken back.
+  case withdrawn(queue: Int)
   /// The configuration space changed: a configuration change notification is due.
   case configurationChanged
   /// The operator should know: one sentence.
@@ -89,6 +93,14 @@ public protocol VirtioDevice: AnyObject, Sendable {
   func leave(queue: Int)
   /// Queues that were left and have not ended yet.
   var leftQueues: Set<Int> { get }
+  /// These translations are in force for a queue that was started with `GuestMemory.init(_:translatedBy:)`; one that waits for
+  /// a translation tries again. Older ones than it has change nothing. Without an answer.
+  ///
+  /// - Parameter isAnswer: what the queue missed last was requested; what is not allowed now is refused.
+  func translate(queue: Int, by translations: Translations, isAnswer: Bool)
+  /// Takes translations back from such a queue, which runs. Answered with `withdrawn` when nothing of it that was taken with them is
+  /// in flight: as with a stop, all of that is finished and published first, but for what waits for the operator, which fails.
+  func withdraw(queue: Int, _ withdrawal: Withdrawal)
   /// Notifies through another sink from now on, and once at once.
   func replaceCall(queue: Int, _ call: CallSink)
   /// Notifies failure through another sink from now on.
@@ -107,4 +119,7 @@ public protocol VirtioDevice: AnyObject, Sendable {
 
 extension VirtioDevice {
   public func forgetDriver() {}
+  /// Of a device that does not offer ACCESS_PLATFORM no queue is started with translations.
+  public func translate(queue: Int, by translations: Translations, isAnswer: Bool) {}
+  public func withdraw(queue: Int, _ withdrawal: Withdrawal) {}
 }
