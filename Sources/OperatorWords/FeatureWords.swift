@@ -111,11 +111,11 @@ package enum FeatureTransport {
     }
   }
 
-  /// What makes no sense there: a kick is an event without a value.
+  /// What makes no sense there: over a socket a kick is an event without a value, and a file of guest memory has guest addresses.
   package var impossible: FeatureSet {
     switch self {
     case .vhostUser: [.notificationData]
-    case .memoryFile: []
+    case .memoryFile: [.accessPlatform]
     }
   }
 }

@@ -19,6 +19,8 @@ extension BackendConnection {
   struct Adoption {
     var rings: Set<Int>
     var waiting: Set<Int>
+    /// Rings that cannot be started yet, as they are not translated.
+    var later: Set<Int> = []
     var failure: TakeoverError?
     /// Called once when all have answered.
     var whenHeld: ((TakeoverError?) -> Void)?
@@ -85,6 +87,7 @@ extension BackendConnection {
   func letGo() {
     if let registration { loop.remove(registration) }
     registration = nil
+    forgetChannel()
     isOver = true
     hasEnded = true
     standstill = nil
@@ -148,6 +151,11 @@ extension BackendConnection {
   }
 
   private func start(_ queue: Int) throws(TakeoverError) {
+    // Its translations may be among those that were forgotten: it starts when it has been translated again.
+    if session.isTranslated, session.untranslated(queue) != nil {
+      adoption?.later.insert(queue)
+      return
+    }
     let activation: Activation?
     do { activation = try session.activation(of: queue) } catch { throw .refused("\(error)") }
     guard var activation else { throw .invalid("queue \(queue) runs and has not all that it needs") }
@@ -177,7 +185,8 @@ extension BackendConnection {
   func release() {
     guard let adoption, !isOver else { return }
     self.adoption = nil
-    for queue in adoption.rings { served.device.release(queue: queue) }
+    for queue in adoption.rings.subtracting(adoption.later) { served.device.release(queue: queue) }
+    session.goOn(with: adoption.later.sorted())
     open()
     goOn()
   }

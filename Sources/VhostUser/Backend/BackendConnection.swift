@@ -22,6 +22,8 @@ final class BackendConnection {
   enum Awaited: Equatable {
     case nothing
     case queue(Int)
+    /// Queues that still use translations that were taken back.
+    case withdrawals(Set<Int>)
     /// A descriptor is being examined.
     case errand
     /// Descriptors are being closed.
@@ -33,7 +35,7 @@ final class BackendConnection {
   private let otherEnd: OtherEnd
   let served: ServedDevice
   let loop: EventLoop
-  private let report: (ServerEvent) -> Void
+  let report: (ServerEvent) -> Void
   /// Called once, when the connection is over and every queue is stopped.
   private let ended: () -> Void
   /// Runs what the front-end's descriptors can block.
@@ -44,6 +46,9 @@ final class BackendConnection {
   var registration: EventLoop.Registration?
   var interest = EventLoop.Interest.readable
   var channel: (socket: OwnedDescriptor, writer: MessageWriter)?
+  /// While the front-end does not take what it is told there.
+  var channelRegistration: EventLoop.Registration?
+  var hasLookedForTranslations = false
   var awaited = Awaited.nothing
   /// Another server is about to continue this connection.
   var standstill: Standstill?
@@ -89,6 +94,7 @@ final class BackendConnection {
     if let event { report(event) }
     if let registration { loop.remove(registration) }
     registration = nil
+    forgetChannel()
     served.attended.stopAll()
     finish()
     guard !hasEnded else { return }
@@ -131,6 +137,8 @@ final class BackendConnection {
       report(.queueFailed(queue: queue, error))
       session.queueFailed(queue)
     case .configurationChanged: if !isOver { session.configurationChanged() }
+    case .translationMissed(let queue, let miss): takeMiss(queue, miss)
+    case .withdrawn(let queue): takeWithdrawal(queue)
     case .notice(let text): report(.deviceNotice(text))
     case .prepared, .notPrepared: break
     }
@@ -202,7 +210,7 @@ final class BackendConnection {
     if !hasLookedForMemory, !isOver, !session.ringsWithoutMemory.isEmpty { lookForMemory() }
   }
 
-  private func perform(_ effect: Effect) {
+  func perform(_ effect: Effect) {
     let device = served.device
     switch effect {
     case .reply(let message): writer.enqueue(message)
@@ -227,6 +235,11 @@ final class BackendConnection {
       } else {
         session.stopped(queue: queue, position: nil)
       }
+    case .translate(let queue, let translations, let isAnswer):
+      device.translate(queue: queue, by: translations, isAnswer: isAnswer)
+    case .withdraw(let queues, let withdrawal):
+      awaited = .withdrawals(Set(queues))
+      for queue in queues { device.withdraw(queue: queue, withdrawal) }
     case .replaceCall(let queue, let call): device.replaceCall(queue: queue, call)
     case .replaceFailure(let queue, let failure): device.replaceFailure(queue: queue, failure)
     case .signal(let sink): errands.dispose { sink.signal() }
@@ -237,25 +250,11 @@ final class BackendConnection {
     case .resetDevice:
       served.reset()
       device.forgetDriver()
-    case .openChannel(let socket): channel = (socket, MessageWriter())
+    case .openChannel(let socket): openChannel(socket)
     case .send(let message): send(message)
     case .refused(let request, let refusal): report(.messageRefused(request: request, refusal))
     case .queueRefused(let queue, let refusal): report(.queueRefused(queue: queue, refusal))
     case .close(let request, let refusal): end(.connectionEnded(request: request, refusal))
-    }
-  }
-
-  /// No answer is requested, so that we never wait for a front-end that waits for us. If it has not read the previous
-  /// message, no other one is sent: there is only one message of this kind.
-  private func send(_ message: Message) {
-    guard var channel else { return }
-    do {
-      if !channel.writer.isIdle { try channel.writer.flush(channel.socket.rawValue) }
-      if channel.writer.isIdle { channel.writer.enqueue(message) }
-      try channel.writer.flush(channel.socket.rawValue)
-      self.channel = channel
-    } catch {
-      self.channel = nil
     }
   }
 

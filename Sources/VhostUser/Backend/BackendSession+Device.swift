@@ -145,7 +145,7 @@ extension BackendSession {
     whenExamined = { session, examined in
       guard case .channel(let socket) = examined else { return }
       session.hasChannel = true
-      session.steps.insert(.effect(.openChannel(socket)), at: 0)
+      session.steps.insert(contentsOf: ([.openChannel(socket)] + session.questionsAgain()).map { .effect($0) }, at: 0)
     }
     steps.append(.effect(.examine(DescriptorExamination(purpose: .channel, descriptor: channel))))
   }

@@ -28,7 +28,7 @@ extension BackendSession {
           == (address.descriptorTable, address.availableRing, address.usedRing)
       else { throw .queueRuns(index) }
     }
-    try Ring.check(address, in: table)
+    try Ring.check(address, in: table, isTranslated: isTranslated)
     let before = rings[index].address
     rings[index].address = address
     if before?.logsUsedRing != address.logsUsedRing || before?.log != address.log { changeLogging(of: [index]) }
@@ -156,6 +156,10 @@ extension BackendSession {
 
 extension BackendSession {
   mutating func startIfReady(_ index: Int, refuses: Bool) -> Effect? {
+    if isTranslated {
+      let (mayStart, effect) = awaitTranslation(index)
+      guard mayStart else { return effect }
+    }
     do {
       guard let activation = try activation(of: index) else { return nil }
       rings[index].isRunning = true
@@ -168,13 +172,14 @@ extension BackendSession {
   }
 
   /// What a ring needs to run; `nil` if it should not run now.
-  func activation(of index: Int) throws(Refusal) -> Activation? {
+  mutating func activation(of index: Int) throws(Refusal) -> Activation? {
     let ring = rings[index]
     guard ring.isReady, let kick = ring.kick, let features, !table.entries.isEmpty else { return nil }
-    let configuration = try ring.configuration(in: table)
+    let configuration = isTranslated ? ring.translatedConfiguration() : try ring.configuration(in: table)
+    let memory = isTranslated ? translatedMemory() : table.memory
     let inflight = try inflight(for: index, size: configuration.size)
     return Activation(
-      queue: index, memory: table.memory, features: features, configuration: configuration, position: position(of: ring),
+      queue: index, memory: memory, features: features, configuration: configuration, position: position(of: ring),
       kick: kick, call: ring.call, failure: ring.failure, publishesInOrder: inflight == nil && device.publishesInOrder,
       inflight: inflight, log: log(of: ring))
   }
@@ -202,8 +207,10 @@ extension BackendSession {
     if isPacked { return inflight != nil }
     guard inflight != nil || device.publishesInOrder || features?.contains(.inOrder) == true else { return false }
     for index in indices {
-      guard let configuration = try? rings[index].configuration(in: table),
-        let used = RingIndices(configuration, in: table.memory)?.used
+      let memory = isTranslated ? translatedMemory() : table.memory
+      let ring = rings[index]
+      guard let configuration = isTranslated ? ring.translatedConfiguration() : try? ring.configuration(in: table),
+        let used = RingIndices(configuration, in: memory)?.used
       else { return false }
       rings[index].position = QueuePosition(available: used, used: nil)
     }
@@ -221,7 +228,7 @@ extension BackendSession {
 
   /// The message was accepted and the ring is as it says; only the start failed. The front-end learns this through the
   /// ring's err descriptor, and from the acknowledgement of the next message about this ring.
-  private mutating func couldNotStart(_ index: Int, _ refusal: Refusal, refuses: Bool) {
+  mutating func couldNotStart(_ index: Int, _ refusal: Refusal, refuses: Bool) {
     steps.insert(
       contentsOf: [.effect(.signal(rings[index].failure)), .effect(.queueRefused(queue: index, refusal))], at: 0)
     if refuses, exchange?.wantsReply == true { exchange?.refusal = refusal }
@@ -232,6 +239,7 @@ extension BackendSession {
   /// - Parameter position: the position that the device reports; `nil` if the queue did not run any more.
   public mutating func stopped(queue index: Int, position: QueuePosition?) {
     rings[index].isRunning = false
+    rings[index].miss = nil
     if let position { rings[index].position = position }
   }
 
@@ -298,7 +306,9 @@ extension BackendSession {
   /// The answer to `Effect.map`. After a failure the old table stays in force.
   public mutating func mapped(_ result: Result<MemoryTable, MemoryTableError>) {
     switch result {
-    case .success(let table): self.table = table
+    case .success(let table):
+      self.table = table
+      madeTranslations = nil
     case .failure(let error): exchange?.refusal = .memory(error)
     }
   }

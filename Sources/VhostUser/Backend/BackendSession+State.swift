@@ -22,6 +22,11 @@ extension BackendSession {
         file: list.add($0.descriptor), offset: $0.offset, size: $0.size, queues: $0.queueCount, queueSize: $0.queueSize)
     }
     state.owesConfigurationChange = owesConfigurationChange
+    if isTranslated {
+      state.translations = translations.entries.map {
+        .init(first: $0.first, last: $0.last, userAddress: $0.user, permission: $0.access.rawValue)
+      }
+    }
     state.rings = rings.indices.map { ringState(rings[$0], runs: running.contains($0), &list) }
   }
 
@@ -98,6 +103,15 @@ struct SessionRestoration: Sendable {
         descriptor: try list.descriptor(records.file), isPacked: session.isPacked)
       session.inflight = try success(plan.carryOut())
     }
+    for translation in state.translations ?? [] {
+      let (userLast, overflow) = translation.userAddress.addingReportingOverflow(translation.last &- translation.first)
+      let access = MemoryAccess(rawValue: translation.permission)
+      guard translation.first <= translation.last, !overflow, !access.isEmpty, access.isSubset(of: [.read, .write]),
+        session.table.holds(userFirst: translation.userAddress, last: userLast)
+      else { throw .invalid("a translation at \(GuestAddress(translation.first))") }
+      session.translations.insert(
+        .init(first: translation.first, last: translation.last, user: translation.userAddress, access: access))
+    }
     for index in state.rings.indices { session.rings[index] = try ring(state.rings[index], session) }
     return session
   }
@@ -128,7 +142,7 @@ struct SessionRestoration: Sendable {
         availableRing: $0.availableRing, log: $0.log)
     }
     if let address = ring.address {
-      do { try Ring.check(address, in: session.table) } catch { throw .refused("\(error)") }
+      do { try Ring.check(address, in: session.table, isTranslated: session.isTranslated) } catch { throw .refused("\(error)") }
     }
     ring.position = QueuePosition(available: state.available, used: state.used)
     ring.isEnabled = state.isEnabled

@@ -65,6 +65,9 @@ public struct BackendSession: Sendable {
   public internal(set) var status = DeviceStatus()
   public internal(set) var table = MemoryTable()
   var rings: [Ring]
+  /// Of a driver behind an IOMMU: what the front-end has translated, and what was last made of that.
+  var translations = TranslationTable()
+  var madeTranslations: Translations?
   /// The dirty log; `nil` before the front-end sent one.
   var log: DirtyLog?
   /// Writes to buffers are logged, too.
@@ -150,6 +153,7 @@ public struct BackendSession: Sendable {
     case .resetDevice: resetDevice()
     case .setStatus: try setStatus(message)
     case .getStatus: reply(UInt64(status.rawValue))
+    case .iotlb: try translation(message)
     default: throw .notServed
     }
   }
@@ -177,6 +181,7 @@ public struct BackendSession: Sendable {
       for index in rings.indices { rings[index].reset() }
       // Whatever rings follow are others, whose heads mean other requests.
       inflight?.forget()
+      translations.removeAll()
       return nil
     case .finish: return finish()
     }
@@ -219,6 +224,9 @@ extension BackendSession {
       steps.append(.effect(.refused(request: exchange.request, refusal)))
       return .reply(
         Message(replyTo: exchange.request, payload: InflightDescription(queueCount: 0, queueSize: 0).bytes))
+    case (.iotlb, _):
+      steps.append(.effect(.refused(request: exchange.request, refusal)))
+      return .reply(Message(replyTo: exchange.request, payload: NumberPayload.encode(1)))
     case (.getVringBase, .noSuchQueue(let index, _)):
       steps.append(.effect(.refused(request: exchange.request, refusal)))
       return .reply(Message(replyTo: exchange.request, payload: VringState(index: index, number: 0).bytes))

@@ -2,8 +2,8 @@
 public import VirtioCore
 
 /// One step for the shell around a `BackendSession`. The outcomes of those that say "answered" are reported to the session
-/// before its next effect is pulled. `start`, `stop`, `map`, `mapInflight`, `mapLog` and `examine` may take arbitrarily
-/// long: in the meantime the shell pulls nothing more from this session, and all other sessions continue.
+/// before its next effect is pulled. `start`, `stop`, `withdraw`, `map`, `mapInflight`, `mapLog` and `examine` may take
+/// arbitrarily long: in the meantime the shell pulls nothing more from this session, and all other sessions continue.
 public enum Effect: Sendable {
   /// Send this to the front-end.
   case reply(Message)
@@ -23,6 +23,10 @@ public enum Effect: Sendable {
   case start(Activation)
   /// Stop a queue and everything in flight on it. Answered with `stopped`.
   case stop(queue: Int)
+  /// Translations are in force for a queue that runs. - isAnswer: to what it missed last.
+  case translate(queue: Int, Translations, isAnswer: Bool)
+  /// Take translations back from queues that run. Answered with `withdrawn` when all of them have.
+  case withdraw(queues: [Int], Withdrawal)
   case replaceCall(queue: Int, CallSink)
   case replaceFailure(queue: Int, CallSink)
   /// Signal once, for a queue that the device does not run.

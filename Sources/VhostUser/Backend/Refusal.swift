@@ -30,6 +30,12 @@ public enum Refusal: Error, Hashable, CustomStringConvertible {
   case noInflightRecord(queue: Int, count: Int)
   case inflightTooSmall(queue: Int, size: UInt16, limit: UInt16)
   case unusableDescriptor(DescriptorPurpose, String)
+  case badTranslation(TranslationMessage)
+  case translationNotInMemory(TranslationMessage)
+  /// A ring cannot start without it.
+  case translationRefused(TranslationMiss)
+  /// A part of a ring is translated, but not to one piece.
+  case ringScattered(QueueError.RingPart, UInt64)
   /// A ring waits for memory that does not come.
   case noMemory
 
@@ -70,6 +76,18 @@ public enum Refusal: Error, Hashable, CustomStringConvertible {
     case .inflightTooSmall(let queue, let size, let limit):
       "queue \(queue) has \(size) entries, and its in-flight record has room for \(limit)"
     case .unusableDescriptor(let purpose, let reason): "the \(purpose.rawValue) descriptor cannot be used: \(reason)"
+    case .badTranslation(let said):
+      "a translation of type \(said.type) of \(said.size) bytes at 0x\(hexadecimal(said.address)) with permission "
+        + "\(said.permission) cannot be one"
+    case .translationNotInMemory(let said):
+      "the \(said.size) bytes at user address 0x\(hexadecimal(said.userAddress)) that 0x\(hexadecimal(said.address)) is translated to "
+        + "are not all in memory; \(Self.remedy)"
+    case .translationRefused(let miss):
+      "the IOMMU does not let the device \(miss.access.contains(.write) ? "write to" : "read") the ring at "
+        + "0x\(hexadecimal(miss.address)), which is the guest's to change"
+    case .ringScattered(let part, let address):
+      "the \(part.rawValue) at 0x\(hexadecimal(address)) is not in one piece behind the IOMMU: give the guest's device smaller rings "
+        + "(queue-size=256)"
     case .noMemory: "it is set up and enabled, but the front-end has shared no memory; \(Self.remedy)"
     }
   }

@@ -18,6 +18,10 @@ struct Ring: Sendable {
   var isRunning = false
   /// The device met something after which it could not continue; only a new start helps.
   var hasFailed = false
+  /// Of a driver behind an IOMMU: the translation that it waits for, running or not, and what was answered last of that before it
+  /// started.
+  var miss: TranslationMiss?
+  var answered: TranslationMiss?
 
   var isStarted: Bool { kick != nil }
 
@@ -29,6 +33,7 @@ struct Ring: Sendable {
   mutating func stop(isPacked: Bool) {
     kick = nil
     hasFailed = false
+    (miss, answered) = (nil, nil)
     if !isPacked { position.used = nil }
   }
 
@@ -58,7 +63,9 @@ struct Ring: Sendable {
   }
 
   /// Checks an address as far as possible before the ring starts (virtio 2.7: alignment to 16, 2 and 4 bytes).
-  static func check(_ address: VringAddress, in table: MemoryTable) throws(Refusal) {
+  ///
+  /// - Parameter isTranslated: only translations say where it is.
+  static func check(_ address: VringAddress, in table: MemoryTable, isTranslated: Bool) throws(Refusal) {
     let parts: [(QueueError.RingPart, UInt64, alignment: UInt64)] = [
       (.descriptorTable, address.descriptorTable, 16), (.availableRing, address.availableRing, 2),
       (.usedRing, address.usedRing, 4),
@@ -66,7 +73,7 @@ struct Ring: Sendable {
     for (part, user, alignment) in parts {
       guard user % alignment == 0 else { throw .misaligned(part, user) }
       // Some front-ends describe rings before memory; then it is checked at the start.
-      if !table.entries.isEmpty { _ = try translate(user, part, table) }
+      if !isTranslated, !table.entries.isEmpty { _ = try translate(user, part, table) }
     }
   }
 }

@@ -30,7 +30,12 @@ final class ServedDevice {
   }
 
   /// What is offered over a socket: a kick there is an event without a value (NOTIFICATION_DATA).
-  private func features(of device: any VirtioDevice) -> FeatureSet { device.features.subtracting(.notificationData) }
+  /// What a driver behind an IOMMU needs is asked for over the back-end's own channel, and QEMU does without the device if it can
+  /// neither have that nor acknowledgements.
+  private func features(of device: any VirtioDevice) -> FeatureSet {
+    let canAsk = protocolFeatures.isSuperset(of: [.backendRequests, .replyAck])
+    return device.features.subtracting(canAsk ? .notificationData : [.notificationData, .accessPlatform])
+  }
 
   func negotiate(_ chosen: FeatureSet) -> Bool {
     if chosen == features { return true }

@@ -31,6 +31,8 @@ public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
   case tooManyLeftBehind(Int)
   /// Another server took over the disk and is gone, and nothing says what it did.
   case cannotGoOn
+  /// A queue has been waiting for a translation that was requested, and waits on.
+  case translationMissing(queue: Int, TranslationMiss)
   /// The device has something to say.
   case deviceNotice(String)
 
@@ -63,6 +65,9 @@ public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
     case .messageRefused(let request, let refusal): "\(FrontendRequest.name(of: request)) was refused: \(refusal)"
     case .queueRefused(let queue, let refusal): "queue \(queue) cannot start: \(refusal)"
     case .queueFailed(let queue, let error): "queue \(queue) is stopped: \(error)"
+    case .translationMissing(let queue, let miss):
+      "queue \(queue) waits for a translation of the address \(GuestAddress(miss.address)), which the front-end was asked for (IOTLB_MSG) "
+        + "and has not answered"
     case .deviceNotice(let text): text
     case .cannotGoOn:
       "the connection is closed, because the server that took the disk over is gone and neither in-flight records nor the order of "

@@ -106,6 +106,8 @@ public struct ConnectionState: Codable, Hashable, Sendable {
   public var inflight: Inflight?
   /// The front-end has not been notified yet that the configuration space changed.
   public var owesConfigurationChange: Bool
+  /// What the front-end has translated, of a driver behind an IOMMU; `nil` where there is none.
+  public var translations: [Translation]?
   public var rings: [RingState]
 
   public struct Unread: Codable, Hashable, Sendable {
@@ -127,6 +129,14 @@ public struct ConnectionState: Codable, Hashable, Sendable {
     /// Its offset in its file, bytes.
     public var offset: UInt64
     public var file: Int
+  }
+
+  /// As in IOTLB_MSG, but with the last address.
+  public struct Translation: Codable, Hashable, Sendable {
+    public var first: UInt64
+    public var last: UInt64
+    public var userAddress: UInt64
+    public var permission: UInt8
   }
 
   public struct Log: Codable, Hashable, Sendable {

@@ -17,15 +17,38 @@ public final class BackendChannel {
 
   /// Takes the next message if there is one; never waits.
   ///
-  /// - Returns: its request code, a `BackendRequest` if it is known.
-  public func next() throws(StreamError) -> UInt32? {
+  /// - Returns: its request code, a `BackendRequest` where it is known.
+  public func next() throws(StreamError) -> UInt32? { try receive()?.request }
+
+  /// What a back-end says.
+  public enum Said: Hashable, Sendable {
+    case configurationChanged
+    /// A translation that it misses, or an access that it was not allowed.
+    case translation(TranslationMessage)
+    /// A request code.
+    case other(UInt32)
+  }
+
+  /// As `next`, with what it says.
+  public func nextMessage() throws(StreamError) -> Said? {
+    guard let message = try receive() else { return nil }
+    switch BackendRequest(rawValue: message.request) {
+    case .configurationChanged: return .configurationChanged
+    case .translation:
+      guard let said = TranslationMessage(decoding: message.payload) else { return .other(message.request) }
+      return .translation(said)
+    case nil: return .other(message.request)
+    }
+  }
+
+  private func receive() throws(StreamError) -> Message? {
     guard case .message(let message) = try reader.read(socket.rawValue) else { return nil }
     if message.flags.contains(.needReply) {
       let known = BackendRequest(rawValue: message.request) != nil
       writer.enqueue(Message(replyTo: message.request, payload: NumberPayload.encode(known ? 0 : 1)))
       try writer.flush(socket.rawValue)
     }
-    return message.request
+    return message
   }
 
   static func pair() throws(FrontendError) -> (ours: BackendChannel, theirs: OwnedDescriptor) {

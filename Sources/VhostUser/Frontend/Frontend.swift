@@ -2,6 +2,7 @@
 internal import CLinux
 internal import Glibc
 internal import Sockets
+internal import Synchronization
 internal import SystemPackage
 public import VirtioCore
 
@@ -16,7 +17,8 @@ public import VirtioCore
 ///     … the rings are in shared memory; write 8 bytes to the kick …
 ///     let base = try frontend.stop(queue: 0)                         // answered when everything in flight is done
 ///
-/// Methods are called from one thread at a time. Descriptors that are handed in are shared, not consumed: the kernel
+/// Methods are called from one thread at a time, but for `ask` and what is made of it alone: another thread waits there for its turn.
+/// Descriptors that are handed in are shared, not consumed: the kernel
 /// duplicates them on the way.
 public final class Frontend {
   /// What a back-end has to offer.
@@ -42,6 +44,8 @@ public final class Frontend {
   private let socket: OwnedDescriptor
   private var reader = MessageReader()
   private var writer = MessageWriter()
+  /// One exchange at a time.
+  private let turn = Mutex(())
 
   public init(connectingTo path: String, patience: Duration = Patience.limit) throws(FrontendError) {
     do { self.socket = try UnixSocket.connect(to: path) } catch { throw .socket(error) }
@@ -152,6 +156,12 @@ extension Frontend {
   }
 
   private func exchange(
+    _ request: FrontendRequest, _ payload: [UInt8], _ descriptors: [OwnedDescriptor]
+  ) throws(FrontendError) -> (payload: [UInt8], descriptors: [OwnedDescriptor]) {
+    try turn.withLock { _ throws(FrontendError) in try exchangeNow(request, payload, descriptors) }
+  }
+
+  private func exchangeNow(
     _ request: FrontendRequest, _ payload: [UInt8], _ descriptors: [OwnedDescriptor]
   ) throws(FrontendError) -> (payload: [UInt8], descriptors: [OwnedDescriptor]) {
     let (message, expectation) = session.message(request, payload: payload, descriptors: descriptors)

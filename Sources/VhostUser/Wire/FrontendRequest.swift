@@ -71,6 +71,7 @@ public enum FrontendRequest: UInt32, Sendable, CaseIterable {
     case .setVringAddress: .atLeast(VringAddress.size)
     case .addMemoryRegion, .removeMemoryRegion: .atLeast(8 + MemoryRegion.size)
     case .getInflight, .setInflight: .atLeast(InflightDescription.size)
+    case .iotlb: .atLeast(TranslationMessage.leastSize)
     case .setMemoryTable: .memoryTable
     case .getConfiguration, .setConfiguration: .configuration
     default: .any
@@ -148,5 +149,7 @@ public enum FrontendRequest: UInt32, Sendable, CaseIterable {
 
 /// Request codes of the back-end, on the channel of SET_BACKEND_REQ_FD ("Back-end message types").
 public enum BackendRequest: UInt32, Sendable {
+  /// IOTLB_MSG: a translation is missed.
+  case translation = 1
   case configurationChanged = 2
 }

@@ -29,6 +29,9 @@ struct MessageWriter {
     }
   }
 
+  /// Messages that are not sent, or not all of their bytes.
+  var unsentCount: Int { waiting.count }
+
   /// Everything has been sent.
   var isIdle: Bool { waiting.isEmpty }
 

@@ -1,0 +1,187 @@
+/// Rings of a driver behind an IOMMU (ACCESS_PLATFORM): their addresses are the driver's, and the front-end says what they mean,
+/// where it is asked for that ("IOMMU support").
+public import VirtioCore
+
+extension BackendSession {
+  /// Nothing but a translation takes an address of the driver's to memory.
+  var isTranslated: Bool { features?.contains(.accessPlatform) == true }
+
+  /// All of them, with the memory that there is now.
+  mutating func currentTranslations() -> Translations {
+    if let made = madeTranslations, made.number == translations.number { return made }
+    let made = translations.translations(in: table)
+    madeTranslations = made
+    return made
+  }
+
+  /// For one queue, as each looks up by itself.
+  mutating func translatedMemory() -> GuestMemory {
+    GuestMemory(table.memory, translatedBy: TranslationLookup(currentTranslations()))
+  }
+
+  // MARK: Messages
+
+  mutating func translation(_ message: Message) throws(Refusal) {
+    guard isTranslated else { throw .notServed }
+    guard let said = TranslationMessage(decoding: message.payload) else { throw .wrongSize(message.payload.count) }
+    switch TranslationMessage.Kind(rawValue: said.type) {
+    case .update: try update(said)
+    case .invalidate: invalidate(said)
+    case .miss, .accessFailed, nil: throw .badTranslation(said)
+    }
+  }
+
+  /// Whoever waits for it goes on.
+  private mutating func update(_ said: TranslationMessage) throws(Refusal) {
+    let access = MemoryAccess(rawValue: said.permission)
+    let (last, overflow) = said.address.addingReportingOverflow(said.size &- 1)
+    let (userLast, userOverflow) = said.userAddress.addingReportingOverflow(said.size &- 1)
+    guard said.size > 0, !overflow, !userOverflow, !access.isEmpty, access.isSubset(of: [.read, .write]) else {
+      throw .badTranslation(said)
+    }
+    guard table.holds(userFirst: said.userAddress, last: userLast) else { throw .translationNotInMemory(said) }
+    let losses = translations.losses
+    translations.insert(.init(first: said.address, last: last, user: said.userAddress, access: access))
+    var starts: [Int] = []
+    for index in rings.indices {
+      // What all translations come to is looked at only where somebody waits for it.
+      if let miss = rings[index].miss, said.address <= miss.address, miss.address <= last {
+        rings[index].miss = nil
+        guard rings[index].isRunning else {
+          rings[index].answered = miss
+          starts.append(index)
+          continue
+        }
+        steps.append(.effect(.translate(queue: index, currentTranslations(), isAnswer: true)))
+      } else if rings[index].isRunning, translations.losses != losses {
+        // What some queue goes by is no more what was said last.
+        steps.append(.effect(.translate(queue: index, currentTranslations(), isAnswer: false)))
+      }
+    }
+    reply(0)
+    for index in starts { steps.append(.startIfReady(index, refuses: false)) }
+  }
+
+  /// Answered when nothing in flight uses what was taken back. Rings that are there themselves are stopped, and start again when
+  /// they have been translated anew.
+  private mutating func invalidate(_ said: TranslationMessage) {
+    // From 0, 0 bytes are all, as the sum wraps; taking back too much does no harm.
+    let (end, overflow) = said.address.addingReportingOverflow(said.size &- 1)
+    let last = overflow || said.size == 0 ? .max : end
+    translations.remove(first: said.address, last: last)
+    let running = rings.indices.filter { rings[$0].isRunning }
+    let hit = running.filter { index in
+      // No sum is formed that could overflow.
+      parts(of: rings[index]).contains {
+        $0.address <= last && (said.address <= $0.address || said.address - $0.address < $0.count)
+      }
+    }
+    let others = running.filter { !hit.contains($0) }
+    if !others.isEmpty {
+      let withdrawal = Withdrawal(first: said.address, last: last, remaining: currentTranslations())
+      steps.append(.effect(.withdraw(queues: others, withdrawal)))
+    }
+    for index in hit { steps.append(.stop(index)) }
+    reply(0)
+    for index in hit { steps.append(.startIfReady(index, refuses: false)) }
+  }
+
+  // MARK: Rings
+
+  /// What a ring consists of, and what the device does there.
+  private func parts(
+    of ring: Ring
+  ) -> [(part: QueueError.RingPart, address: UInt64, count: UInt64, access: MemoryAccess)] {
+    guard let size = ring.size.map(UInt64.init), let address = ring.address else { return [] }
+    if isPacked {
+      return [
+        (.descriptorRing, address.descriptorTable, 16 * size, [.read, .write]),
+        (.driverEvents, address.availableRing, 4, .read), (.deviceEvents, address.usedRing, 4, .write),
+      ]
+    }
+    return [
+      (.descriptorTable, address.descriptorTable, 16 * size, .read),
+      (.availableRing, address.availableRing, 6 + 2 * size, .read),
+      (.usedRing, address.usedRing, 6 + 8 * size, [.read, .write]),
+    ]
+  }
+
+  /// A part of a ring that is translated as a whole, and to more than one piece of memory.
+  private mutating func scatteredPart(_ index: Int) -> (part: QueueError.RingPart, address: UInt64)? {
+    let current = currentTranslations()
+    let found = parts(of: rings[index]).first { part in
+      UInt64(current.find(part.address)?.piece.count ?? 0) < part.count
+    }
+    return found.map { ($0.part, $0.address) }
+  }
+
+  /// What a ring still needs before it can start; `nil`: nothing.
+  mutating func untranslated(_ index: Int) -> TranslationMiss? {
+    let current = currentTranslations()
+    for part in parts(of: rings[index]) {
+      if let miss = current.firstMiss(part.address, count: part.count, for: part.access) { return miss }
+    }
+    return nil
+  }
+
+  /// A ring of a driver behind an IOMMU, if it can start now. - Returns: what is to be done first, or instead.
+  mutating func awaitTranslation(_ index: Int) -> (mayStart: Bool, effect: Effect?) {
+    guard rings[index].isReady, !table.entries.isEmpty else { return (true, nil) }
+    guard let miss = untranslated(index) else {
+      (rings[index].miss, rings[index].answered) = (nil, nil)
+      guard let part = scatteredPart(index) else { return (true, nil) }
+      couldNotStart(index, .ringScattered(part.part, part.address), refuses: false)
+      return (false, nil)
+    }
+    if rings[index].answered == miss {
+      rings[index].answered = nil
+      couldNotStart(index, .translationRefused(miss), refuses: false)
+      return (false, nil)
+    }
+    return (false, ask(index, miss))
+  }
+
+  /// Each ring asks for one thing at a time. - Returns: `nil` where it has been asked for, or nobody can be asked.
+  private mutating func ask(_ index: Int, _ miss: TranslationMiss) -> Effect? {
+    guard rings[index].miss != miss else { return nil }
+    rings[index].miss = miss
+    return hasChannel ? .send(Self.question(miss)) : nil
+  }
+
+  private static func question(_ miss: TranslationMiss) -> Message {
+    Message(request: BackendRequest.translation.rawValue, payload: TranslationMessage(miss).bytes)
+  }
+
+  /// What was asked for is not on its way any more: there is another channel, or another server.
+  func questionsAgain() -> [Effect] { rings.compactMap(\.miss).map { .send(Self.question($0)) } }
+
+  /// A queue that runs waits for a translation. Nothing of this needs an answer, and it holds up no message at hand.
+  public mutating func missed(queue index: Int, _ miss: TranslationMiss) -> [Effect] {
+    guard isTranslated, rings.indices.contains(index), rings[index].isRunning else { return [] }
+    let current = currentTranslations()
+    guard !current.allows(miss) else {
+      rings[index].miss = nil
+      return [.translate(queue: index, current, isAnswer: false)]
+    }
+    return ask(index, miss).map { [$0] } ?? []
+  }
+
+  /// The answer to `Effect.withdraw`: all of the queues have told that nothing is in use any more. What follows comes from
+  /// `nextEffect`.
+  public mutating func withdrawn() {}
+
+  /// Rings that wait for a translation, and what they wait for.
+  public var waitingForTranslation: [Int: TranslationMiss] {
+    Dictionary(uniqueKeysWithValues: rings.indices.compactMap { index in rings[index].miss.map { (index, $0) } })
+  }
+}
+
+extension Ring {
+  /// Its parts as the driver's addresses.
+  func translatedConfiguration() -> QueueConfiguration {
+    guard let size, let address else { preconditionFailure("only a ring that is ready is configured") }
+    return QueueConfiguration(
+      size: size, descriptorTable: GuestAddress(address.descriptorTable),
+      availableRing: GuestAddress(address.availableRing), usedRing: GuestAddress(address.usedRing))
+  }
+}
