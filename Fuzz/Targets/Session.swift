@@ -78,7 +78,9 @@ struct World {
   private var last: Message?
 
   init(_ shaper: inout Shaper) {
-    let features: FeatureSet = [.version1, .eventIndex, .indirectDescriptors, .packedRing, .blockFlushBit]
+    let features: FeatureSet = [
+      .version1, .eventIndex, .indirectDescriptors, .packedRing, .accessPlatform, .blockFlushBit,
+    ]
     session = BackendSession(
       .init(
         features: features, queueCount: 1 + shaper.choice(4), maximumQueueSize: 256, memoryBudget: 4 << 20,
@@ -93,6 +95,10 @@ struct World {
     case 2: session.queueFailed(shaper.choice(session.rings.count))
     case 3: session.memoryIsMissing()
     case 4: Handed.poke(&shaper)
+    case 5:
+      let miss = TranslationMiss(
+        address: odd(&shaper, userBase), access: MemoryAccess(rawValue: 1 + UInt8(truncatingIfNeeded: shaper.choice(3))))
+      for effect in session.missed(queue: shaper.choice(session.rings.count), miss) { perform(effect, &shaper) }
     default: break
     }
     goOn(&shaper)
@@ -151,6 +157,12 @@ struct World {
     case .close: isClosed = true
     case .replaceCall(let queue, _), .replaceFailure(let queue, _):
       check(running[queue] != nil, "a queue that does not run was told something")
+    case .translate(let queue, let translations, _):
+      check(running[queue] != nil, "a queue that does not run was told something")
+      check(translations.count <= TranslationTable.pieces, "translations grow without end")
+    case .withdraw(let queues, _):
+      check(queues.allSatisfy { running[$0] != nil }, "translations were taken back from a queue that does not run")
+      session.withdrawn()
     case .resetDevice: check(running.isEmpty, "a device with queues was reset")
     case .send, .refused, .queueRefused: break
     }
@@ -179,7 +191,7 @@ struct World {
     var ring = try Ring(
       activation.configuration, memory: activation.memory, features: activation.features, position: activation.position,
       record: record)
-    let segments = UnsafeMutablePointer<MemorySegment>.allocate(capacity: 64)
+    let segments = UnsafeMutablePointer<MemorySegment>.allocate(capacity: 65)
     defer { unsafe segments.deallocate() }
     var shape = unsafe ChainShape(at: segments)
     // What cannot be taken stops a queue while it runs, which is not what this is about.
@@ -213,7 +225,7 @@ private func message(_ shaper: inout Shaper) -> Message {
     .getFeatures, .setFeatures, .setMemoryTable, .setVringSize, .setVringAddress, .setVringBase, .setVringKick, .setVringCall,
     .setVringEnable, .getVringBase, .setProtocolFeatures, .addMemoryRegion, .removeMemoryRegion, .setLogBase, .getInflight,
     .setInflight, .setVringError, .getConfiguration, .setConfiguration, .setBackendRequestDescriptor, .setStatus, .getStatus,
-    .resetDevice, .resetOwner, .setOwner, .getQueueCount, .getProtocolFeatures, .getMaximumMemorySlots,
+    .resetDevice, .resetOwner, .setOwner, .getQueueCount, .getProtocolFeatures, .getMaximumMemorySlots, .iotlb, .iotlb,
   ]
   var request = shaper.pick(kinds).rawValue
   if shaper.mistake() { request = UInt32(shaper.byte()) }
@@ -223,6 +235,7 @@ private func message(_ shaper: inout Shaper) -> Message {
     var features = UInt64(1) << 32 | 1 << 30 | 1 << 29 | 1 << 28
     if shaper.choice(4) == 1 { features |= 1 << 34 }
     if shaper.choice(4) == 1 { features |= 1 << 26 }
+    if shaper.choice(4) == 1 { features |= 1 << 33 }
     if shaper.choice(4) == 1 { features &= ~(1 << 30) }
     payload = NumberPayload.encode(shaper.mistake() ? shaper.oddNumber() : features)
   case .setProtocolFeatures:
@@ -271,6 +284,16 @@ private func message(_ shaper: inout Shaper) -> Message {
         flags: shaper.mistake() ? shaper.word32() : UInt32(shaper.choice(3)), contents: shaper.bytes(upTo: 96)
       ).bytes
   case .setBackendRequestDescriptor: descriptors = [Handed.take(&shaper, 8)]
+  case .iotlb:
+    // As if nothing were translated, or nearly.
+    let place = UInt64(shaper.choice(8)) * 0x10000
+    payload =
+      TranslationMessage(
+        address: odd(&shaper, userBase + place), size: odd(&shaper, shaper.flag() ? 0x10000 : 0x1000),
+        userAddress: odd(&shaper, userBase + place),
+        permission: shaper.mistake() ? shaper.byte() : UInt8(truncatingIfNeeded: 1 + shaper.choice(3)),
+        type: shaper.mistake() ? shaper.byte() : UInt8(truncatingIfNeeded: 2 + shaper.choice(2))
+      ).bytes
   case .setStatus: payload = NumberPayload.encode(shaper.mistake() ? shaper.oddNumber() : UInt64(shaper.choice(16)))
   default: if shaper.mistake() { payload = shaper.bytes(upTo: 64) }
   }

@@ -68,7 +68,7 @@ struct GuestTarget: ParsableArguments {
   @Option(
     help: .init(
       "Accept only these features, if they are offered, and VERSION_1: a comma-separated list; 'default' stands for the default "
-        + "features, 'all' for everything that this driver knows, including in_order, ring_reset and notification_data.",
+        + "features, 'all' for everything that this driver knows, including access_platform, in_order, ring_reset and notification_data.",
       valueName: "list"),
     transform: { try FeatureList($0) })
   var features: FeatureList?
@@ -104,6 +104,13 @@ extension GuestVerb {
   /// Guest memory for a back-end: touched only where it is used.
   private static var memorySize: Int { 64 << 20 }
 
+  /// Of a driver that takes ACCESS_PLATFORM: page by page, and all of it is taken back now and then.
+  private static var translation: TranslationPolicy {
+    var policy = TranslationPolicy()
+    policy.answersBetweenInvalidations = 100
+    return policy
+  }
+
   /// vhost-user does not say how large a ring may be: a back-end refuses one that is too large, and smaller ones are tried
   /// until it accepts one, unless a size was requested.
   private static func connect(_ path: String, _ options: DriverOptions, _ reconnection: Reconnection?) throws -> BlockClient {
@@ -111,7 +118,7 @@ extension GuestVerb {
       var options = options
       options.queueSize = size
       let transport = try VhostUserTransport(
-        path: path, memory: DriverMemory(size: memorySize), reconnection: reconnection)
+        path: path, memory: DriverMemory(size: memorySize), reconnection: reconnection, translation: translation)
       return try BlockClient(transport, options: options)
     }
     let refusal: DriverError

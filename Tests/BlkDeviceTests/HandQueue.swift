@@ -63,6 +63,17 @@ final class HandQueue {
       publishesInOrder: publishesInOrder, log: log)
   }
 
+  /// The same ring and driver, with a device that continues where the one before it ended.
+  init(taking other: HandQueue, on device: BlockDevice) throws {
+    self.device = device
+    attended = AttendedDevice(device)
+    (queue, ring, kick, call, doorbell) = (other.queue, other.ring, other.kick, other.call, other.doorbell)
+    activation = other.activation
+  }
+
+  /// What the device knows of memory from the next start on.
+  func use(_ memory: GuestMemory) { activation.memory = memory }
+
   /// Written pages are noted from the next start on.
   func log(_ log: QueueLog) { activation.log = log }
 

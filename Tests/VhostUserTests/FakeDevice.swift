@@ -24,12 +24,14 @@ final class FakeDevice: VirtioDevice {
   let state = Mutex(State())
   private let eventCounter: OwnedDescriptor
 
-  init() {
+  let features: FeatureSet
+
+  init(features: FeatureSet = Rig.features) {
+    self.features = features
     do { eventCounter = try .eventCounter() } catch { preconditionFailure("\(error)") }
   }
 
   var deviceID: UInt32 { 2 }
-  var features: FeatureSet { Rig.features }
   var queueCount: Int { 4 }
   var maximumQueueSize: UInt16 { 1024 }
   var configurationSize: Int { 96 }

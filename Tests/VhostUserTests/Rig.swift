@@ -55,6 +55,13 @@ struct Rig {
   /// How far each running queue has come when it is stopped.
   var progress: UInt16 = 5
   var running: Set<Int> = []
+  /// Translations that were asked for, in order.
+  var questions: [TranslationMiss] = []
+  /// Queues do not give back what is withdrawn.
+  var holdsWithdrawals = false { didSet { isHeld = isHeld && holdsWithdrawals } }
+  private var isHeld = false
+  /// The last one.
+  var withdrawal: Withdrawal?
 
   init(
     queues: Int = 2, features: FeatureSet = Rig.features, maximumQueueSize: UInt16 = 1024, memoryBudget: UInt64 = .max,
@@ -78,7 +85,7 @@ struct Rig {
   }
 
   mutating func run() {
-    while let effect = session.nextEffect() { perform(effect) }
+    while !isHeld, let effect = session.nextEffect() { perform(effect) }
   }
 
   /// The replies since the last call.
@@ -90,6 +97,17 @@ struct Rig {
   mutating func takeDeeds() -> [String] {
     defer { deeds = [] }
     return deeds
+  }
+
+  /// Effects that come beside messages.
+  mutating func words(_ effects: [Effect]) -> [String] {
+    effects.map { effect in
+      switch effect {
+      case .translate(let queue, _, _): "translate \(queue)"
+      case .send(let message): "ask \(TranslationMessage(decoding: message.payload)?.address ?? 0)"
+      default: "\(effect)"
+      }
+    }
   }
 
   private mutating func perform(_ effect: Effect) {
@@ -121,6 +139,19 @@ struct Rig {
       #expect(running.remove(queue) != nil, "a queue that does not run was stopped")
       deeds.append("stop \(queue)")
       session.stopped(queue: queue, position: QueuePosition(available: progress, used: progress))
+    case .translate(let queue, _, let isAnswer): deeds.append("\(isAnswer ? "answer" : "translate") \(queue)")
+    case .withdraw(let queues, let withdrawal):
+      #expect(running.isSuperset(of: queues))
+      self.withdrawal = withdrawal
+      deeds.append("withdraw from " + queues.map(String.init).joined(separator: ", "))
+      isHeld = holdsWithdrawals
+      if !isHeld { session.withdrawn() }
+    case .send(let message) where message.request == BackendRequest.translation.rawValue:
+      guard let asked = TranslationMessage(decoding: message.payload), asked.type == 1 else {
+        Issue.record("a question that is none")
+        return
+      }
+      questions.append(TranslationMiss(address: asked.address, access: MemoryAccess(rawValue: asked.permission)))
     case .replaceCall(let queue, _): deeds.append("call \(queue)")
     case .replaceFailure(let queue, _): deeds.append("err \(queue)")
     case .signal(let sink):

@@ -193,7 +193,9 @@ public enum BlockFeature {
   ]
 
   /// What it can work with besides, where that is requested.
-  public static let onRequest: FeatureSet = [.packedRing, .inOrder, .orderPlatform, .notificationData, .ringReset]
+  public static let onRequest: FeatureSet = [
+    .accessPlatform, .packedRing, .inOrder, .orderPlatform, .notificationData, .ringReset,
+  ]
 
   /// The name of a bit as the specification spells it; `nil` for bits without one.
   public static func name(ofBit bit: Int) -> String? {

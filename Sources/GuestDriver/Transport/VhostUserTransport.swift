@@ -17,6 +17,9 @@ public final class VhostUserTransport: DriverTransport {
   public internal(set) var reconnections = 0
   var offer: Frontend.Offer
   private let regions: [FrontendRegion]
+  /// How the driver's addresses are translated, where it takes ACCESS_PLATFORM, and who does that.
+  private let translation: TranslationPolicy
+  private var translator: Translator?
   var channel: BackendChannel?
   /// The records of the back-end, kept for the one that comes after it.
   var inflight: FrontendInflight?
@@ -44,19 +47,23 @@ public final class VhostUserTransport: DriverTransport {
   ///   - reconnection: whether, and how, to continue with another back-end when this one goes.
   ///   - logsWrites: let the back-end note all pages that it writes to, as while a guest is moved.
   public convenience init(
-    path: String, memory: DriverMemory, reconnection: Reconnection? = nil, logsWrites: Bool = false
+    path: String, memory: DriverMemory, reconnection: Reconnection? = nil, logsWrites: Bool = false,
+    translation: TranslationPolicy = TranslationPolicy()
   ) throws(DriverError) {
     let frontend: Frontend
     do { frontend = try Frontend(connectingTo: path) } catch { throw .noDevice("\(error)") }
     var reconnection = reconnection
     reconnection?.path = path
-    try self.init(frontend, memory: memory, reconnection: reconnection, logsWrites: logsWrites)
+    try self.init(
+      frontend, memory: memory, reconnection: reconnection, logsWrites: logsWrites, translation: translation)
   }
 
   public init(
-    _ frontend: Frontend, memory: DriverMemory, reconnection: Reconnection? = nil, logsWrites: Bool = false
+    _ frontend: Frontend, memory: DriverMemory, reconnection: Reconnection? = nil, logsWrites: Bool = false,
+    translation: TranslationPolicy = TranslationPolicy()
   ) throws(DriverError) {
     self.frontend = frontend
+    self.translation = translation
     self.reconnection = reconnection
     self.memory = memory
     writtenPages = logsWrites ? try WrittenPages(of: memory) : nil
@@ -83,6 +90,8 @@ public final class VhostUserTransport: DriverTransport {
     }
     self.regions = regions
   }
+
+  deinit { translator?.stop() }
 
   /// The first messages of a connection.
   static func meet(_ frontend: Frontend) throws(DriverError) -> (Frontend.Offer, BackendChannel?) {
@@ -178,6 +187,7 @@ public final class VhostUserTransport: DriverTransport {
 
   func setMemory() throws(DriverError) {
     guard !memoryIsSet else { return }
+    let regions = sharedRegions
     try Self.ask { () throws(FrontendError) in
       if offer.protocolFeatures.contains(.memorySlots) {
         for region in regions { try frontend.addMemory(region) }
@@ -187,10 +197,42 @@ public final class VhostUserTransport: DriverTransport {
       if let writtenPages { try frontend.setLog(writtenPages.area, writtenPages.descriptor) }
     }
     memoryIsSet = true
+    try translate()
   }
+
+  /// The driver's addresses are translated.
+  private var isTranslated: Bool { accepted.contains(.accessPlatform) }
+
+  /// Guest memory as it is shared. Behind an IOMMU the guest's addresses are none that the driver uses: a back-end that takes the one
+  /// for the other fails.
+  private var sharedRegions: [FrontendRegion] {
+    guard isTranslated else { return regions }
+    return regions.map { region in
+      var moved = region
+      moved.region.guestAddress = GuestAddress(region.region.offset &+ 0x20_0000)
+      return moved
+    }
+  }
+
+  /// Whoever translated for a back-end before is over with that.
+  private func translate() throws(DriverError) {
+    translator?.stop()
+    translator = nil
+    guard isTranslated, let channel else { return }
+    let ranges = regions.map { shared in
+      Translator.Range(
+        address: shared.region.guestAddress.rawValue, size: shared.region.size, user: shared.region.userAddress)
+    }
+    translator = try Translator(frontend, channel, ranges: ranges, policy: translation)
+  }
+
+  /// Translations that a back-end was given, and how often all of them were taken back.
+  public var translationCounts: (answers: Int, invalidations: Int) { translator?.counts ?? (0, 0) }
 
   /// A ring address as the front-end knows it; one outside guest memory stays what it is, and the back-end refuses it.
   private func userAddress(_ address: GuestAddress) -> UInt64 {
+    // As it is: what the driver says is translated like everything else.
+    guard !isTranslated else { return address.rawValue }
     for region in regions.map(\.region) where address >= region.guestAddress {
       let distance = address.rawValue - region.guestAddress.rawValue
       if distance < region.size { return region.userAddress + distance }
@@ -245,6 +287,11 @@ public final class VhostUserTransport: DriverTransport {
   }
 
   public func waitForConfigurationChange(milliseconds: Int) throws(DriverError) -> Bool {
+    if let translator {
+      guard Self.isReadable(translator.changes.rawValue, milliseconds: milliseconds) else { return false }
+      EventCounter.drain(translator.changes.rawValue)
+      return true
+    }
     guard let channel, Self.isReadable(channel.descriptor, milliseconds: milliseconds) else { return false }
     do { return try channel.next() != nil } catch { throw .noDevice("the back-end's channel broke: \(error)") }
   }

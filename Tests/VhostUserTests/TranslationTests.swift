@@ -1,0 +1,377 @@
+/// ACCESS_PLATFORM as a conversation: what is asked for and when, what starts with an answer, and what is taken back.
+import Glibc
+import TestSupport
+import Testing
+import VirtioCore
+
+@testable import VhostUser
+
+@Suite struct TranslationSessionTests {
+  static let formats: [FeatureSet] = [[.version1, .accessPlatform], [.version1, .accessPlatform, .packedRing]]
+  /// Where the driver has what is at the beginning of the front-end's memory.
+  static let base: UInt64 = 0xffff_0000_0000
+  private static let ok = NumberPayload.encode(0)
+  private static let failure = NumberPayload.encode(1)
+
+  static func update(
+    _ address: UInt64, _ size: UInt64 = 4096, user: UInt64? = nil, permission: UInt8 = 3, type: UInt8 = 2
+  ) -> [UInt8] {
+    TranslationMessage(
+      address: address, size: size, userAddress: user ?? Rig.userBase &+ (address &- base), permission: permission, type: type
+    ).bytes
+  }
+
+  static func invalidate(_ address: UInt64, _ size: UInt64) -> [UInt8] {
+    TranslationMessage(address: address, size: size, type: 3).bytes
+  }
+
+  /// Everything up to rings that have all but translations.
+  private static func rig(_ features: FeatureSet, queues: Int = 1, hasChannel: Bool = true) -> Rig {
+    var rig = Rig(queues: queues, features: features)
+    rig.send(.setOwner)
+    rig.send(.setProtocolFeatures, Rig.number(ProtocolFeatures.served.rawValue))
+    if hasChannel { rig.send(.setBackendRequestDescriptor, [], [socketPair().0]) }
+    rig.send(.setFeatures, Rig.number(features.union(.protocolFeatures).rawValue))
+    rig.setMemory()
+    for queue in 0..<queues {
+      let index = UInt32(queue)
+      rig.send(.setVringSize, Rig.state(index, 128))
+      rig.send(.setVringAddress, Rig.address(index, base: base).bytes)
+      rig.send(.setVringError, Rig.word(UInt8(queue)), [eventCounter()])
+      rig.send(.setVringKick, Rig.word(UInt8(queue)), [eventCounter()])
+      rig.send(.setVringEnable, Rig.state(index, 1))
+    }
+    _ = rig.takeReplies()
+    return rig
+  }
+
+  private static func started(_ features: FeatureSet, queues: Int = 1) -> Rig {
+    var rig = rig(features, queues: queues)
+    for queue in 0..<queues { rig.send(.iotlb, update(base + UInt64(queue) * 0x1_0000, 0x1_0000)) }
+    _ = rig.takeReplies()
+    _ = rig.takeDeeds()
+    return rig
+  }
+
+  // MARK: Starting
+
+  /// A ring asks for one part after the other, each once, and starts with the last answer.
+  @Test(arguments: formats) func aRingIsTranslatedBeforeItStarts(features: FeatureSet) throws {
+    var rig = Self.rig(features)
+    let access: MemoryAccess = features.contains(.packedRing) ? [.read, .write] : .read
+    #expect(rig.questions == [TranslationMiss(address: Self.base, access: access)])
+    rig.send(.setVringEnable, Rig.state(0, 1))
+    #expect(rig.questions.count == 1)
+    for offset in [0, 0x4000, 0x8000] as [UInt64] {
+      #expect(rig.activations.isEmpty)
+      rig.send(.iotlb, Self.update(Self.base + offset))
+    }
+    #expect(rig.takeReplies().map(\.payload) == [Self.ok, Self.ok, Self.ok])
+    #expect(rig.questions.map(\.address) == [0, 0x4000, 0x8000].map { Self.base + $0 })
+    let activation = try #require(rig.activations.first)
+    #expect(activation.configuration.descriptorTable == GuestAddress(Self.base))
+    #expect(activation.memory.lookup?.translations.count == 3)
+    #expect(activation.memory.regions.count == 1)
+  }
+
+  /// The reply comes before the start: the front-end waits for it and for nothing else.
+  @Test func theAnswerIsAcknowledgedFirst() {
+    var rig = Self.rig(Self.formats[0])
+    rig.session.receive(Message(.iotlb, needReply: false, payload: Self.update(Self.base, 0x1_0000), descriptors: []))
+    guard case .reply = rig.session.nextEffect() else {
+      Issue.record("something comes before the reply")
+      return
+    }
+    rig.run()
+    #expect(rig.activations.count == 1)
+  }
+
+  /// Without a channel nobody is asked; with one, and with another one, all that is missing is asked for.
+  @Test func aChannelThatComesLaterIsAsked() {
+    var rig = Self.rig(Self.formats[0], queues: 2, hasChannel: false)
+    #expect(rig.questions.isEmpty)
+    for _ in 0..<2 {
+      rig.questions = []
+      rig.send(.setBackendRequestDescriptor, [], [socketPair().0])
+      #expect(rig.questions.map(\.address) == [Self.base, Self.base + 0x1_0000])
+    }
+  }
+
+  /// Permissions that are answered and do not suffice are no start, and are told once; better ones are.
+  @Test func aRingThatMayNotBeWrittenDoesNotStart() {
+    var rig = Self.rig(Self.formats[0])
+    rig.send(.iotlb, Self.update(Self.base, 0x1_0000, permission: 1))
+    // Its used ring has to be written.
+    #expect(rig.questions.last == TranslationMiss(address: Self.base + 0x8000, access: [.read, .write]))
+    _ = rig.takeDeeds()
+    rig.send(.iotlb, Self.update(Self.base + 0x8000, permission: 1))
+    #expect(rig.takeDeeds() == ["signal", "cannot start 0"])
+    rig.send(.iotlb, Self.update(Self.base + 0x8000, permission: 3))
+    #expect(rig.activations.isEmpty, "nothing was asked for")
+    rig.send(.setVringEnable, Rig.state(0, 1))
+    #expect(rig.activations.count == 1)
+  }
+
+  /// A ring is used in one piece, and one that is not says so.
+  @Test(arguments: formats) func aScatteredRingDoesNotStart(features: FeatureSet) {
+    var rig = Rig(queues: 1, features: features)
+    rig.send(.setProtocolFeatures, Rig.number(ProtocolFeatures.served.rawValue))
+    rig.send(.setFeatures, Rig.number(features.union(.protocolFeatures).rawValue))
+    rig.setMemory()
+    rig.send(.iotlb, Self.update(Self.base))
+    rig.send(.iotlb, Self.update(Self.base + 4096, user: Rig.userBase + 0x2_0000))
+    rig.send(.iotlb, Self.update(Self.base + 0x4000, 0xc000))
+    rig.send(.setVringSize, Rig.state(0, 512))
+    rig.send(.setVringAddress, Rig.address(0, base: Self.base).bytes)
+    rig.send(.setVringError, Rig.word(0), [eventCounter()])
+    rig.send(.setVringKick, Rig.word(0), [eventCounter()])
+    _ = rig.takeDeeds()
+    rig.send(.setVringEnable, Rig.state(0, 1))
+    #expect(rig.takeDeeds() == ["signal", "cannot start 0"])
+    // Put right, it starts.
+    rig.send(.iotlb, Self.update(Self.base + 4096))
+    rig.send(.setVringEnable, Rig.state(0, 1))
+    #expect(rig.activations.count == 1)
+  }
+
+  /// Stopped, reset or with another owner, a ring waits for nothing.
+  @Test(arguments: ["base", "reset", "status", "disable"]) func aRingThatWaitsCanBeStopped(how: String) {
+    var rig = Self.rig(Self.formats[0])
+    switch how {
+    case "base": rig.send(.getVringBase, Rig.state(0, 0))
+    case "reset": rig.send(.resetDevice)
+    case "status": rig.send(.setStatus, Rig.number(0))
+    default: rig.send(.setVringEnable, Rig.state(0, 0))
+    }
+    rig.send(.iotlb, Self.update(Self.base, 0x1_0000))
+    #expect(rig.activations.isEmpty)
+  }
+
+  // MARK: What cannot be
+
+  /// Refused, told so, and without consequences.
+  @Test(
+    arguments: [
+      ("size 0", Self.update(base, 0)), ("wraps", Self.update(.max - 100, 4096, user: Rig.userBase)),
+      ("user wraps", Self.update(base, 4096, user: .max - 100)), ("no permission", Self.update(base, permission: 0)),
+      ("unknown permission", Self.update(base, permission: 4)), ("all permissions", Self.update(base, permission: 255)),
+      ("outside", Self.update(base, user: 0x1000)), ("too long", Self.update(base, Rig.memorySize + 1, user: Rig.userBase)),
+      ("everything", Self.update(0, .max, user: Rig.userBase)), ("a miss", Self.update(base, type: 1)),
+      ("a failure", Self.update(base, type: 4)), ("no type", Self.update(base, type: 0)),
+      ("unknown type", Self.update(base, type: 77)), ("short", Array(Self.update(base).prefix(25))), ("empty", []),
+    ] as [(String, [UInt8])])
+  func whatCannotBeIsRefused(name: String, payload: [UInt8]) {
+    var rig = Self.rig(Self.formats[0])
+    let questions = rig.questions
+    rig.send(.iotlb, payload)
+    #expect(rig.takeReplies().map(\.payload) == [Self.failure])
+    #expect(rig.session.translations.entries.isEmpty && rig.activations.isEmpty && rig.questions == questions)
+    rig.send(.iotlb, Self.update(Self.base, 0x1_0000))
+    #expect(rig.takeReplies().map(\.payload) == [Self.ok] && rig.activations.count == 1)
+  }
+
+  /// A driver without ACCESS_PLATFORM has nothing that is translated.
+  @Test func withoutTheFeatureThereIsNoTranslation() {
+    var rig = Rig()
+    rig.bringUp()
+    _ = rig.takeReplies()
+    rig.send(.iotlb, Self.update(0))
+    #expect(rig.takeReplies().map(\.payload) == [Self.failure])
+    #expect(rig.activations.allSatisfy { $0.memory.lookup == nil })
+  }
+
+  /// However many there are, the table stays what it is.
+  @Test func theTableIsBounded() {
+    var table = TranslationTable()
+    for page in 0..<UInt64(TranslationTable.capacity * 3) {
+      table.insert(.init(first: page * 8192, last: page * 8192 + 4095, user: page << 20, access: .read))
+      #expect(table.entries.count <= TranslationTable.capacity)
+    }
+    #expect(table.losses == UInt64(TranslationTable.capacity * 2))
+    table.remove(first: 0, last: .max)
+    #expect(table.entries.isEmpty)
+    // Neither by holes.
+    table.insert(.init(first: 0, last: .max, user: 0, access: .read))
+    for page in 0..<UInt64(TranslationTable.capacity * 2) {
+      table.remove(first: page * 8192, last: page * 8192 + 4095)
+      #expect(table.entries.count <= TranslationTable.capacity)
+    }
+  }
+
+  /// Against a model of one entry for each of a few addresses.
+  @Test(arguments: 1...12) func theTableIsRight(seed: Int) {
+    var random = SystemRandom(seed: UInt64(seed))
+    var table = TranslationTable()
+    var model: [UInt64: (user: UInt64, access: MemoryAccess)] = [:]
+    let top = UInt64.max - 63
+    for _ in 0..<200 {
+      let low = (random.next() % 2 == 0 ? 0 : top) + random.next() % 64
+      let last = low + min(random.next() % 16, 63 - low % 64)
+      if random.next() % 3 == 0 {
+        table.remove(first: low, last: last)
+        for address in low...last { model[address] = nil }
+      } else {
+        let (user, access) = (low &+ (random.next() % 2) * 1000, MemoryAccess(rawValue: UInt8(1 + random.next() % 3)))
+        table.insert(.init(first: low, last: last, user: user, access: access))
+        for address in low...last { model[address] = (user &+ (address - low), access) }
+      }
+      let isSorted = zip(table.entries, table.entries.dropFirst()).allSatisfy { $0.last < $1.first }
+      let wrong = (Array(0..<64) + Array(top...UInt64.max)).first { address in
+        let entry = table.entries.first { $0.first <= address && address <= $0.last }
+        return entry?.user(of: address) != model[address]?.user || entry?.access != model[address]?.access
+      }
+      #expect(isSorted && wrong == nil)
+    }
+  }
+
+  /// What lies over several regions is in pieces, and what is in none is not there.
+  @Test func translationsGoOverRegions() throws {
+    var rig = Rig(features: Self.formats[0])
+    rig.send(.setFeatures, Rig.number(Self.formats[0].union(.protocolFeatures).rawValue))
+    let half = Rig.memorySize / 2
+    rig.setMemory([
+      Rig.region(0, size: half), Rig.region(1 << 32, size: half, user: Rig.userBase + half, offset: Rig.memorySize),
+    ])
+    rig.send(.iotlb, Self.update(Self.base, Rig.memorySize))
+    #expect(rig.takeReplies().map(\.payload) == [Self.ok])
+    let both = rig.session.currentTranslations()
+    #expect(both.count == 2)
+    #expect(both.firstMiss(Self.base, count: Rig.memorySize, for: .write) == nil)
+    // With the second region half of it goes.
+    rig.setMemory([Rig.region(0, size: half)])
+    let one = rig.session.currentTranslations()
+    #expect(one.firstMiss(Self.base, count: Rig.memorySize, for: .write)?.address == Self.base + half)
+  }
+
+  // MARK: Running
+
+  /// A queue that misses something is answered by what is known, or asks once.
+  @Test(arguments: formats) func aQueueIsAnsweredFromTheTable(features: FeatureSet) {
+    var rig = Self.started(features, queues: 2)
+    rig.questions = []
+    let known = TranslationMiss(address: Self.base + 0x1_0000, access: .write)
+    #expect(rig.words(rig.session.missed(queue: 0, known)) == ["translate 0"])
+    let miss = TranslationMiss(address: Self.base + 0x5_0123, access: .write)
+    #expect(rig.words(rig.session.missed(queue: 0, miss)) == ["ask \(miss.address)"])
+    #expect(rig.words(rig.session.missed(queue: 0, miss)).isEmpty)
+    #expect(rig.words(rig.session.missed(queue: 1, miss)) == ["ask \(miss.address)"])
+    rig.send(.iotlb, Self.update(Self.base + 0x6_0000))
+    #expect(rig.takeDeeds().isEmpty, "another page is no answer")
+    rig.send(.iotlb, Self.update(Self.base + 0x5_0000))
+    #expect(rig.takeDeeds() == ["answer 0", "answer 1"])
+    #expect(rig.words(rig.session.missed(queue: 7, miss)).isEmpty && rig.words(rig.session.missed(queue: -1, miss)).isEmpty)
+  }
+
+  /// A queue that has stopped waits for nothing more.
+  @Test func anAnswerAfterTheStopIsNobodys() {
+    var rig = Self.started(Self.formats[0])
+    _ = rig.session.missed(queue: 0, TranslationMiss(address: Self.base + 0x5_0000, access: .read))
+    rig.send(.getVringBase, Rig.state(0, 0))
+    _ = rig.takeDeeds()
+    rig.send(.iotlb, Self.update(Self.base + 0x5_0000))
+    #expect(rig.takeDeeds().isEmpty)
+  }
+
+  /// What others use of a translation that is replaced they hear of.
+  @Test func whatIsReplacedIsTold() {
+    var rig = Self.started(Self.formats[0], queues: 2)
+    rig.send(.iotlb, Self.update(Self.base + 0x5_0000))
+    #expect(rig.takeDeeds().isEmpty)
+    rig.send(.iotlb, Self.update(Self.base + 0x5_0000, user: Rig.userBase))
+    #expect(rig.takeDeeds() == ["translate 0", "translate 1"])
+  }
+
+  /// Queues give back what is not theirs, and the reply comes when they have.
+  @Test(arguments: formats) func whatIsTakenBackIsGivenBackFirst(features: FeatureSet) throws {
+    var rig = Self.started(features, queues: 2)
+    rig.send(.iotlb, Self.update(Self.base + 0x5_0000))
+    rig.holdsWithdrawals = true
+    _ = rig.takeReplies()
+    _ = rig.takeDeeds()
+    rig.send(.iotlb, Self.invalidate(Self.base + 0x5_0000, 4096))
+    #expect(rig.takeDeeds() == ["withdraw from 0, 1"] && rig.takeReplies().isEmpty)
+    let left = try #require(rig.withdrawal)
+    #expect(left.remaining.find(Self.base + 0x5_0000) == nil && left.remaining.find(Self.base) != nil)
+    rig.holdsWithdrawals = false
+    rig.session.withdrawn()
+    rig.run()
+    #expect(rig.takeReplies().map(\.payload) == [Self.ok])
+  }
+
+  /// A ring that is there itself stops, and starts where it was when it is translated again; the others go on.
+  @Test(
+    arguments: formats,
+    [(base, 16), (base + 0x8000, 4096), (base - 0x1000, 0x1001), (base + 0x4003, 1)] as [(UInt64, UInt64)])
+  func aRingThatIsTakenBackStartsAnew(features: FeatureSet, range: (first: UInt64, size: UInt64)) {
+    var rig = Self.started(features, queues: 2)
+    rig.questions = []
+    rig.send(.iotlb, Self.invalidate(range.first, range.size))
+    #expect(rig.takeDeeds() == ["withdraw from 1", "stop 0"])
+    #expect(rig.takeReplies().map(\.payload) == [Self.ok])
+    #expect(rig.questions.count == 1)
+    rig.send(.iotlb, Self.update(Self.base, 0x1_0000))
+    #expect(rig.takeDeeds() == ["start 0 at 5"])
+  }
+
+  /// All of them, in the two ways of saying it.
+  @Test(arguments: [(0, 0), (0, UInt64.max), (1, .max)] as [(UInt64, UInt64)]) func everythingIsTakenBack(
+    range: (first: UInt64, size: UInt64)
+  ) {
+    var rig = Self.started(Self.formats[0], queues: 2)
+    rig.send(.iotlb, Self.invalidate(range.first, range.size))
+    #expect(rig.takeDeeds() == ["stop 0", "stop 1"])
+    #expect(rig.session.translations.entries.isEmpty && rig.takeReplies().map(\.payload) == [Self.ok])
+  }
+
+  // MARK: Another server
+
+  /// What the front-end has translated goes along, and what cannot be is none.
+  @Test(arguments: formats) func theNextServerKnowsTheTranslations(features: FeatureSet) throws {
+    let rig = Self.started(features, queues: 2)
+    var list = DescriptorList()
+    var state = ConnectionState(
+      socket: 0, unread: nil, unsent: [], channel: nil, protocolFeatures: 0, features: nil, status: 0, memory: [], log: nil,
+      logsBuffers: false, inflight: nil, owesConfigurationChange: false, rings: [])
+    rig.session.fill(&state, &list, running: [0, 1])
+    func restore(_ state: ConnectionState) throws -> BackendSession {
+      try SessionRestoration(state: state, list: list, device: rig.session.device, table: MemoryTable()).carryOut()
+    }
+    var next = try restore(state)
+    #expect(next.translations.entries == rig.session.translations.entries)
+    #expect(next.untranslated(0) == nil)
+    #expect(try next.activation(of: 1)?.memory.lookup != nil)
+    // One that has forgotten them asks again.
+    state.translations = []
+    next = try restore(state)
+    next.hasChannel = true
+    #expect(next.untranslated(0) != nil)
+    next.goOn(with: [0])
+    guard case .send(let message)? = next.nextEffect() else {
+      Issue.record("nothing was asked for")
+      return
+    }
+    #expect(message.request == BackendRequest.translation.rawValue)
+    for wrong: ConnectionState.Translation in [
+      .init(first: 2, last: 1, userAddress: Rig.userBase, permission: 3),
+      .init(first: 0, last: .max, userAddress: Rig.userBase, permission: 3),
+      .init(first: 0, last: 1, userAddress: 0, permission: 3),
+      .init(first: 0, last: 1, userAddress: Rig.userBase, permission: 9),
+      .init(first: 0, last: 1, userAddress: .max, permission: 1),
+    ] {
+      state.translations = [wrong]
+      #expect(throws: TakeoverError.self) { _ = try restore(state) }
+    }
+  }
+}
+
+/// The same numbers each time.
+private struct SystemRandom {
+  private var state: UInt64
+  init(seed: UInt64) { state = seed &* 0x9e37_79b9_7f4a_7c15 | 1 }
+  mutating func next() -> UInt64 {
+    state ^= state << 13
+    state ^= state >> 7
+    state ^= state << 17
+    return state >> 8
+  }
+}
