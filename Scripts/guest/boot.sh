@@ -18,7 +18,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 cache=$(cd "$here/../.." && pwd)/.guest
 
 guest=uml sockets=() scenarios='' log=/dev/null timeout=1200 show=no shell=no fio=no words=()
-queues=1 processors=2 memory='' chardev='' device='' reboot=no
+queues=1 processors=2 memory='' chardev='' device='' reboot=no iommu=none
 
 while [ $# -gt 0 ]; do
   case $1 in
@@ -38,6 +38,7 @@ while [ $# -gt 0 ]; do
   --indirect)    device+=,indirect_desc=$2; shift 2 ;;        # qemu: on|off
   --legacy)      device+=,disable-modern=on; shift ;;         # qemu: virtio 0.9 only
   --device)      device+=,$2; shift 2 ;;                      # qemu: any other option of vhost-user-blk-pci
+  --iommu)       iommu=$2; shift 2 ;;                         # qemu: an IOMMU before the disks, with these options ("" for none)
   --reconnect)   chardev+=,reconnect=$2; shift 2 ;;           # qemu: seconds between attempts when the back-end goes
   --reboot)      reboot=yes; shift ;;                         # qemu: let the guest reboot; else it ends there
   --processors)  processors=$2; shift 2 ;;                    # qemu: a guest uses no more queues than it has of these
@@ -106,6 +107,12 @@ qemu_guest() {
     -kernel vmlinuz -initrd "$initramfs"
     -nodefaults -nic none -vga none -display none)
   [ $reboot = yes ] || command+=(-no-reboot)
+  if [ "$iommu" != none ]; then
+    # Before every device that it translates for. Interrupts it leaves alone.
+    command+=(-device "intel-iommu,intremap=off${iommu:+,$iommu}")
+    device+=,iommu_platform=on,disable-legacy=on
+    words+=(intel_iommu=on)
+  fi
   for number in "${!sockets[@]}"; do
     socket=$(absolute "${sockets[number]}")
     command+=(-chardev "socket,id=disk$number,path=$socket$chardev"
