@@ -25,7 +25,7 @@ final class Iommu {
   private var waiting: [Int: TranslationMiss] = [:]
   /// Queues that have given back what was withdrawn.
   private(set) var withdrawn: [Int] = []
-  private(set) var failures: [QueueError] = []
+  var failures: [QueueError] = []
 
   init(size: Int = 8 << 20) throws {
     memory = try SharedMemory(size: size)
@@ -83,7 +83,7 @@ final class Iommu {
       default: break
       }
     }
-    for (queue, miss) in waiting {
+    for (queue, miss) in waiting where queue == hand.activation.queue {
       guard let access = answer(miss) else { continue }
       waiting[queue] = nil
       map(miss.address, access.union(pages[miss.address / Self.page] ?? []))
@@ -127,7 +127,7 @@ final class Iommu {
 
   /// Takes back what is known of some addresses.
   func withdraw(_ hand: HandQueue, first: UInt64, last: UInt64) {
-    for page in first / Self.page...min(last, 1 << 40) / Self.page where pages[page] != nil { pages[page] = nil }
+    pages = pages.filter { $0.key < first / Self.page || $0.key > last / Self.page }
     hand.device.withdraw(
       queue: hand.activation.queue, Withdrawal(first: first, last: last, remaining: translations()))
   }

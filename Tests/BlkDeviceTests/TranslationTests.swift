@@ -79,13 +79,12 @@ import VirtioCore
         let read = try rig.iommu.perform(rig.hand, .read(sector: UInt64(round * 64), bytes: data.count))
         #expect(read.status == .ok && firstDifference(read.answer, data) == nil)
         // All that was translated is given back, with nothing in flight.
-        rig.iommu.withdraw(rig.hand, first: 4096 * 64, last: Self.everything)
+        rig.iommu.withdraw(rig.hand, first: 0, last: Self.everything)
         try rig.iommu.waitForWithdrawal(rig.hand)
         rig.iommu.mapRing(rig.hand)
       }
       #expect(rig.iommu.misses.count >= 36)
       #expect(rig.iommu.failures.isEmpty && rig.hand.stop() != nil)
-      #expect(rig.iommu.memory.driver.damageOutside() == nil)
     }
   }
 
@@ -100,7 +99,10 @@ import VirtioCore
 
   /// A request of the largest size has room for all its pieces, none of which continues another.
   @Test(arguments: formats) func theLargestRequestIsInPages(features: FeatureSet) throws {
-    let rig = try Rig(features, size: 256)
+    let rig = try Rig(features, starts: false, size: 256)
+    rig.iommu.map(0, count: 16 << 20)
+    rig.iommu.isScattered = true
+    try rig.start()
     let (count, bytes) = (126, 28672)
     #expect(rig.device.readConfiguration(at: 8, count: 8) == [0, 0x70, 0, 0, 126, 0, 0, 0])
     let data = pattern(count * bytes)
@@ -111,7 +113,6 @@ import VirtioCore
       var framing = Framing(readableCuts: [16], writableCuts: [request.answerBytes])
       let cuts = (1..<count).map { $0 * bytes }
       if isRead { framing.writableCuts = cuts + [data.count] } else { framing.readableCuts = [16] + cuts.map { 16 + $0 } }
-      rig.iommu.isScattered = true
       _ = try #require(try rig.hand.queue.submit(request, framing: framing))
       rig.hand.queue.publish()
       let outcome = try rig.iommu.outcomes(rig.hand)[0]
@@ -392,6 +393,7 @@ import VirtioCore
       return rig.iommu.failures == [.mediumLost]
     }
     _ = rig.hand.stop()
+    rig.iommu.failures = []
     // Another process, which knows of the rings alone.
     let image = try ImageFile(ImageOptions(path: rig.path, direct: .off, isLocked: false))
     var options = BlockDeviceOptions()

@@ -30,6 +30,8 @@ final class Translator: @unchecked Sendable {
     var answers = 0
     var invalidations = 0
     var failure: String?
+    /// What was allowed so far, by the first address.
+    var granted: [UInt64: UInt8] = [:]
   }
 
   private let frontend: Frontend
@@ -106,10 +108,16 @@ final class Translator: @unchecked Sendable {
     else { return }
     let distance = asked.address - range.address
     let start = distance & ~(policy.page - 1)
+    // What somebody else was allowed stays allowed.
+    let permission = state.withLock { state in
+      let allowed = state.granted[range.address + start, default: 0] | asked.permission
+      state.granted[range.address + start] = allowed
+      return allowed
+    }
     try say(
       TranslationMessage(
         address: range.address + start, size: min(policy.page, range.size - start), userAddress: range.user + start,
-        permission: asked.permission, type: TranslationMessage.Kind.update.rawValue))
+        permission: permission, type: TranslationMessage.Kind.update.rawValue))
     let isDue = state.withLock { state in
       state.answers += 1
       let between = policy.answersBetweenInvalidations

@@ -110,7 +110,7 @@ extension BackendSession {
   private mutating func scatteredPart(_ index: Int) -> (part: QueueError.RingPart, address: UInt64)? {
     let current = currentTranslations()
     let found = parts(of: rings[index]).first { part in
-      UInt64(current.find(part.address)?.piece.count ?? 0) < part.count
+      current.contiguous(part.address, count: part.count, for: part.access) == nil
     }
     return found.map { ($0.part, $0.address) }
   }

@@ -274,6 +274,9 @@ public struct GuestMemoryView {
   ///
   /// - Parameter access: what it is for, where permissions make a difference.
   public mutating func contiguous(_ address: GuestAddress, count: Int, for access: MemoryAccess = .read) -> MemorySegment? {
+    if let lookup = unsafe lookup, count >= 0 {
+      return unsafe lookup._withUnsafeGuaranteedRef { $0.contiguous(address.rawValue, count: count, for: access) }
+    }
     guard count >= 0, let piece = find(address.rawValue, for: access), piece.count >= count else { return nil }
     return unsafe MemorySegment(base: piece.base, count: count)
   }

@@ -24,6 +24,11 @@ public final class TranslationLookup: @unchecked Sendable {
     return nil
   }
 
+  /// A range in one piece; nothing of it is missed.
+  func contiguous(_ address: UInt64, count: Int, for access: MemoryAccess) -> MemorySegment? {
+    translations.contiguous(address, count: UInt64(count), for: access)
+  }
+
   /// Why the look-up before had no result: the miss, once; `nil`: it was refused.
   func takeMiss() -> TranslationMiss? {
     guard let miss else { return nil }

@@ -110,6 +110,17 @@ public final class Translations: @unchecked Sendable {
     return nil
   }
 
+  /// Where a range is, if it can be accessed as a whole and lies in one piece here, whatever entries it goes over.
+  public func contiguous(_ address: UInt64, count: UInt64, for access: MemoryAccess) -> MemorySegment? {
+    guard let first = find(address)?.piece, firstMiss(address, count: count, for: access) == nil else { return nil }
+    var done: UInt64 = 0
+    while done < count {
+      guard let piece = find(address + done)?.piece, unsafe piece.base == first.base + Int(done) else { return nil }
+      done += UInt64(piece.count)
+    }
+    return unsafe MemorySegment(base: first.base, count: Int(clamping: count))
+  }
+
   /// Where the translations of some addresses lie. - Returns: `nil` when that is more than a few ranges.
   package func hostRanges(first: UInt64, last: UInt64, atMost limit: Int) -> [HostRange]? {
     var ranges: [HostRange] = []
