@@ -272,6 +272,24 @@ import VirtioCore
     #expect(rig.takeDeeds().isEmpty)
   }
 
+  /// The next driver's addresses mean something else, and nobody said so: its firmware had the same ones.
+  @Test(arguments: formats, ["base", "features"]) func theNextDriverIsTranslatedAnew(features: FeatureSet, how: String) {
+    var rig = Self.started(features, queues: 2)
+    rig.send(.getVringBase, Rig.state(0, 0))
+    #expect(!rig.session.translations.entries.isEmpty, "another ring is started")
+    if how == "features" {
+      // A front-end that stops rings in another way says the features again before it starts them.
+      rig.send(.setStatus, Rig.number(0))
+      rig.send(.setFeatures, Rig.number(features.union(.protocolFeatures).rawValue))
+    } else {
+      rig.send(.getVringBase, Rig.state(1, 0))
+    }
+    #expect(rig.session.translations.entries.isEmpty)
+    rig.questions = []
+    rig.send(.setVringKick, Rig.word(0), [eventCounter()])
+    #expect(rig.questions.count == 1)
+  }
+
   /// What others use of a translation that is replaced they hear of.
   @Test func whatIsReplacedIsTold() {
     var rig = Self.started(Self.formats[0], queues: 2)

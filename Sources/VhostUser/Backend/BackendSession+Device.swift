@@ -23,6 +23,7 @@ extension BackendSession {
       logsBuffers.toggle()
       changeLogging(of: rings.indices)
     }
+    forgetTranslationsOfNoRing()
     for index in rings.indices {
       // Without bit 30 nobody will send SET_VRING_ENABLE.
       if !word.contains(.protocolFeatures) { steps.append(.changeRing(index) { $0.isEnabled = true }) }

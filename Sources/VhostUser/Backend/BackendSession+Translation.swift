@@ -86,6 +86,12 @@ extension BackendSession {
     for index in hit { steps.append(.startIfReady(index, refuses: false)) }
   }
 
+  /// While no ring is started a front-end does not say what is not valid any more: QEMU follows the guest's IOMMU only between start
+  /// and stop, and the next driver, such as a kernel after its firmware, has other translations.
+  mutating func forgetTranslationsOfNoRing() {
+    if !rings.contains(where: \.isStarted) { translations.removeAll() }
+  }
+
   // MARK: Rings
 
   /// What a ring consists of, and what the device does there.

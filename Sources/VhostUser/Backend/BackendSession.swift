@@ -176,6 +176,7 @@ public struct BackendSession: Sendable {
       // As in other back-ends: a stopped ring notifies nobody, and a front-end sends a new call descriptor before it starts
       // it again.
       rings[index].call = .none
+      forgetTranslationsOfNoRing()
       return replyEffect(VringState(index: UInt32(index), number: base).bytes)
     case .resetRings:
       for index in rings.indices { rings[index].reset() }
