@@ -159,7 +159,7 @@ struct World {
       check(running[queue] != nil, "a queue that does not run was told something")
     case .translate(let queue, let translations, _):
       check(running[queue] != nil, "a queue that does not run was told something")
-      check(translations.count <= TranslationTable.pieces, "translations grow without end")
+      check(translations.count <= session.translations.pieces, "translations grow without end")
     case .withdraw(let queues, _):
       check(queues.allSatisfy { running[$0] != nil }, "translations were taken back from a queue that does not run")
       session.withdrawn()

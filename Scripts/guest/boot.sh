@@ -96,7 +96,7 @@ uml_guest() {
 }
 
 qemu_guest() {
-  local number socket
+  local number socket port
   [ -n "$memory" ] || memory=512
   folder=$cache/qemu
   # The back-end maps the guest's memory, so it must be a shareable file. TCG, not
@@ -115,8 +115,14 @@ qemu_guest() {
   fi
   for number in "${!sockets[@]}"; do
     socket=$(absolute "${sockets[number]}")
+    port=''
+    if [ "$iommu" != none ]; then
+      # ATS is a capability of a PCI Express function, which one on the root bus is not.
+      command+=(-device "pcie-root-port,id=port$number,slot=$((number + 1))")
+      port=,bus=port$number
+    fi
     command+=(-chardev "socket,id=disk$number,path=$socket$chardev"
-      -device "vhost-user-blk-pci,chardev=disk$number,num-queues=$queues$device")
+      -device "vhost-user-blk-pci,chardev=disk$number,num-queues=$queues$port$device")
   done
   command+=(-append "console=ttyS0 quiet panic=-1 ${words[*]}")
   if [ "$shell" = yes ]; then command+=(-serial mon:stdio); else command+=(-serial stdio -monitor none); fi

@@ -61,6 +61,24 @@ qemu_filesystem_case() { # options of boot.sh
 case_qemu-filesystem() { qemu_filesystem_case; }
 case_qemu-packed-filesystem() { qemu_filesystem_case "${packed[@]}"; }
 
+# A driver behind an IOMMU: 33 is ACCESS_PLATFORM. Strict, the kernel takes each buffer back as soon as it has been used.
+# QEMU tells a vhost back-end of all that is taken back only with device-iotlb=on there, and ats=on at the disk, behind a root port.
+behind_iommu=(--features default,access_platform)
+qemu_iommu_case() { # expected features, options of boot.sh
+  local expect=$1
+  shift
+  empty_disk "$work/disk" 256M
+  start_server "$work/disk" "$work/socket" --num-queues 2 "${behind_iommu[@]}"
+  qemu --queues 2 --iommu device-iotlb=on --device ats=on --scenarios io --set queues=2 --set expect="$expect" "$@"
+  qemu --queues 2 --iommu device-iotlb=on --device ats=on --scenarios filesystem --set files=200 "${write_back[@]}" "$@"
+  stop_server
+  check_ext4_files
+}
+
+case_qemu-iommu() { qemu_iommu_case 28,29,32,33; }
+case_qemu-iommu-strict() { qemu_iommu_case 28,29,32,33 --set iommu.strict=1; }
+case_qemu-iommu-packed() { qemu_iommu_case 28,29,32,33,34 "${packed[@]}" --set iommu.strict=1; }
+
 qemu_reboot_case() { # options of boot.sh
   empty_disk "$work/disk" 64M
   start_server "$work/disk" "$work/socket" --num-queues 2

@@ -196,7 +196,7 @@ passed=0 failures=() case_pid=''
 trap '[ -z "$case_pid" ] || { kill "$case_pid"; wait "$case_pid"; } 2>/dev/null || true; exit 130' HUP INT TERM
 
 for name in "${names[@]}"; do
-  if [ "$SERVER" = qsd ] && [[ $beyond_qsd == *" $name "* || $name == qemu-packed* ]]; then
+  if [ "$SERVER" = qsd ] && [[ $beyond_qsd == *" $name "* || $name == qemu-packed* || $name == qemu-iommu* ]]; then
     printf '%-34s %6s    skipped, qemu-storage-daemon cannot\n' "$name" -
     continue
   fi

@@ -301,8 +301,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     for place in places { _ = place.worker?.mailbox.post { $0.changesLimits = true } }
   }
 
-  public func translate(queue: Int, by translations: Translations, isAnswer: Bool) {
-    order(queue) { $0.add(translations, isAnswer: isAnswer) }
+  public func translate(queue: Int, by translations: Translations, refused: TranslationMiss?) {
+    order(queue) { $0.add(translations, refused: refused) }
   }
 
   public func withdraw(queue: Int, _ withdrawal: Withdrawal) { order(queue) { $0.withdrawal = withdrawal } }

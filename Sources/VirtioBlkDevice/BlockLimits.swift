@@ -69,11 +69,17 @@ struct BlockLimits {
 
   /// Most bytes of a segment where each of its pages may be a piece of its own: all of a request's pieces fit into a slot, with two for
   /// the header and two for the status.
-  static func translatedSegmentBytes(segments: Int) -> UInt32 {
+  ///
+  /// - Parameter block: the logical block, bytes: a segment is a multiple of it.
+  static func translatedSegmentBytes(segments: Int, block: Int) -> UInt32 {
     // One that does not begin with a page has one page more.
     let pages = max((RequestSlab.segmentsPerSlot - 4) / segments - 1, 1)
-    return min(UInt32(pages) * 4096, BlockDeviceOptions.maximumSegmentSize)
+    let bytes = min(pages * 4096, Int(BlockDeviceOptions.maximumSegmentSize))
+    return UInt32(max(bytes - bytes % block, block))
   }
+
+  /// Most segments of a request there: each has room for a block.
+  static func translatedSegments(block: Int) -> Int { (RequestSlab.segmentsPerSlot - 4) / (max(block / 4096, 1) + 1) }
 
   /// Most pieces that a transfer may come to: the border of two memory regions makes two pieces of one segment.
   func pieces(regions: Int) -> Int { min(RequestSlab.segmentsPerSlot, segments + 2 * max(0, regions - 1)) }

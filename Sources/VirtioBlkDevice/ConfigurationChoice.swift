@@ -48,7 +48,8 @@ public struct ConfigurationChoice: Equatable, Sendable {
   /// - Throws: `EngineError.badConfiguration`, of a value that this device cannot keep to on this image.
   func limits(of image: ImageFile, queueSize: UInt16, isTranslated: Bool) throws(EngineError) -> BlockLimits {
     let sectors = UInt32(image.logicalBlockSize / 512)
-    let most = max(1, min(BlockDeviceOptions.maximumSegments, Int(queueSize) - 2))
+    var most = max(1, min(BlockDeviceOptions.maximumSegments, Int(queueSize) - 2))
+    if isTranslated { most = min(most, BlockLimits.translatedSegments(block: image.logicalBlockSize)) }
     func value(_ field: ConfigurationField, _ usual: UInt32, _ range: ClosedRange<UInt32>) throws(EngineError) -> UInt32 {
       guard let chosen = self[field] else { return usual }
       guard range.contains(chosen) else {
@@ -65,7 +66,10 @@ public struct ConfigurationChoice: Equatable, Sendable {
       return chosen
     }
     let segments = Int(try value(.segMax, UInt32(most), 1...UInt32(most)))
-    let largest = isTranslated ? BlockLimits.translatedSegmentBytes(segments: segments) : BlockDeviceOptions.maximumSegmentSize
+    let largest =
+      isTranslated
+      ? BlockLimits.translatedSegmentBytes(segments: segments, block: image.logicalBlockSize)
+      : BlockDeviceOptions.maximumSegmentSize
     var limits = BlockLimits(
       blockMask: UInt64(image.logicalBlockSize - 1), isReadOnly: image.isReadOnly, segments: segments,
       segmentBytes: Int(try value(.sizeMax, largest, UInt32(max(4096, image.logicalBlockSize))...largest)))

@@ -19,6 +19,8 @@ final class Iommu {
   var losses: UInt64 = 0
   /// Pages that continue each other are translations of their own all the same.
   var isScattered = false
+  /// An answer allows what was asked for, and takes the place of what was allowed before.
+  var isLiteral = false
   /// What was missed, in order.
   private(set) var misses: [TranslationMiss] = []
   /// Those that were not answered.
@@ -86,8 +88,9 @@ final class Iommu {
     for (queue, miss) in waiting where queue == hand.activation.queue {
       guard let access = answer(miss) else { continue }
       waiting[queue] = nil
-      map(miss.address, access.union(pages[miss.address / Self.page] ?? []))
-      hand.device.translate(queue: queue, by: translations(), isAnswer: true)
+      map(miss.address, isLiteral ? access : access.union(pages[miss.address / Self.page] ?? []))
+      let now = translations()
+      hand.device.translate(queue: queue, by: now, refused: now.allows(miss) ? nil : miss)
     }
   }
 
@@ -127,9 +130,23 @@ final class Iommu {
 
   /// Takes back what is known of some addresses.
   func withdraw(_ hand: HandQueue, first: UInt64, last: UInt64) {
+    hand.device.withdraw(queue: hand.activation.queue, withdrawal(first: first, last: last))
+  }
+
+  /// The same, and nobody is told.
+  func withdrawal(first: UInt64, last: UInt64) -> Withdrawal {
     pages = pages.filter { $0.key < first / Self.page || $0.key > last / Self.page }
-    hand.device.withdraw(
-      queue: hand.activation.queue, Withdrawal(first: first, last: last, remaining: translations()))
+    return Withdrawal(first: first, last: last, remaining: translations())
+  }
+
+  /// Waits for some turns of the queue's worker, so that what it was told before has been done.
+  func waitForTurns(_ hand: HandQueue) throws {
+    let before = hand.device.counters.turns
+    try waitUntil("the worker has had its turns") {
+      serve(hand) { _ in nil }
+      hand.device.replaceFailure(queue: hand.activation.queue, .none)
+      return hand.device.counters.turns >= before + 4
+    }
   }
 
   func waitForWithdrawal(_ hand: HandQueue) throws {

@@ -4,9 +4,9 @@ import CLinux
 import Glibc
 import GuestDriver
 import Testing
-import VirtioCore
 
 @testable import VirtioBlkDevice
+@testable import VirtioCore
 
 @Suite struct TranslationTests {
   /// Both kinds of ring.
@@ -128,7 +128,7 @@ import VirtioCore
     try rig.start()
     let outcome = try rig.iommu.perform(rig.hand, .read(sector: 0, bytes: 8192))
     #expect(outcome.status == .ok)
-    #expect(!rig.iommu.misses.isEmpty && rig.iommu.misses.allSatisfy { $0.access == .write })
+    #expect(!rig.iommu.misses.isEmpty && rig.iommu.misses.allSatisfy { $0.access.contains(.write) })
   }
 
   /// One that is answered and still not allowed fails, and what comes after it does not.
@@ -205,7 +205,7 @@ import VirtioCore
     }
     if !answersFirst { rig.device.resume() }
     rig.iommu.map(miss.address)
-    rig.device.translate(queue: 0, by: rig.iommu.translations(), isAnswer: true)
+    rig.device.translate(queue: 0, by: rig.iommu.translations(), refused: nil)
     if answersFirst { rig.device.resume() }
     #expect(try rig.iommu.outcomes(rig.hand).map(\.status) == [.ok])
   }
@@ -217,7 +217,7 @@ import VirtioCore
     let old = rig.iommu.translations()
     rig.iommu.withdraw(rig.hand, first: 0, last: Self.everything)
     try rig.iommu.waitForWithdrawal(rig.hand)
-    rig.device.translate(queue: 0, by: old, isAnswer: false)
+    rig.device.translate(queue: 0, by: old, refused: nil)
     let before = rig.iommu.misses.count
     #expect(try rig.iommu.perform(rig.hand, .write(sector: 0, pattern(4096))).status == .ok)
     #expect(rig.iommu.misses.count > before)
@@ -236,14 +236,11 @@ import VirtioCore
       return script.held == 1
     }
     // The header is read, and its page is in use all the same: nobody wrote down that it is not.
-    let data = try #require(rig.iommu.misses.first { $0.access == .write })
+    let data = try #require(rig.iommu.misses.first { $0.access.contains(.write) })
     rig.iommu.withdraw(rig.hand, first: data.address, last: data.address)
     // A queue that is still in use takes nothing more.
     try rig.submit(.read(sector: 8, bytes: 4096))
-    for _ in 0..<50 {
-      rig.iommu.serve(rig.hand) { _ in nil }
-      usleep(500)
-    }
+    try rig.iommu.waitForTurns(rig.hand)
     #expect(rig.iommu.withdrawn.isEmpty && script.held == 1)
     script.release()
     try rig.iommu.waitForWithdrawal(rig.hand)
@@ -263,17 +260,14 @@ import VirtioCore
     }
     let free: UInt64 = 15 << 20
     rig.iommu.map(free)
-    rig.device.translate(queue: 0, by: rig.iommu.translations(), isAnswer: false)
+    rig.device.translate(queue: 0, by: rig.iommu.translations(), refused: nil)
     rig.iommu.withdraw(rig.hand, first: free, last: free + 4095)
     try rig.iommu.waitForWithdrawal(rig.hand)
     #expect(script.held == 1)
     // The same, where something has been forgotten since: then nobody knows what is in use.
     rig.iommu.losses += 1
     rig.iommu.withdraw(rig.hand, first: free, last: free + 4095)
-    for _ in 0..<50 {
-      rig.iommu.serve(rig.hand) { _ in nil }
-      usleep(500)
-    }
+    try rig.iommu.waitForTurns(rig.hand)
     #expect(rig.iommu.withdrawn.count == 1)
     script.release()
     try rig.iommu.waitForWithdrawal(rig.hand)
@@ -300,7 +294,7 @@ import VirtioCore
     try rig.iommu.waitForWithdrawal(rig.hand)
     rig.iommu.mapRing(rig.hand)
     rig.iommu.map(miss.address, miss.access)
-    rig.device.translate(queue: 0, by: rig.iommu.translations(), isAnswer: true)
+    rig.device.translate(queue: 0, by: rig.iommu.translations(), refused: nil)
     #expect(try rig.iommu.outcomes(rig.hand).map(\.status) == [.ok])
   }
 
@@ -350,6 +344,222 @@ import VirtioCore
     }
     #expect(outcomes.allSatisfy { $0.status == .ok || what == "stalled" })
     #expect(rig.iommu.failures.isEmpty)
+  }
+
+  /// Both orders come to the worker at once, and what is in force is newer than what is taken back. What uses that is still waited for.
+  @Test(arguments: formats, [false, true]) func aNewerAnswerHidesNoWithdrawal(
+    features: FeatureSet, isFirst: Bool
+  ) throws {
+    let script = try Script(completesLater: true)
+    let rig = try Rig(features, script)
+    script.hold()
+    try rig.submit(.read(sector: 0, bytes: 4096))
+    try waitUntil("it is with the medium") {
+      rig.iommu.serve(rig.hand)
+      return script.held == 1
+    }
+    let data = try #require(rig.iommu.misses.first { $0.access.contains(.write) })
+    let withdrawal = rig.iommu.withdrawal(first: data.address, last: data.address)
+    let newer = rig.iommu.translations()
+    if isFirst {
+      rig.device.translate(queue: 0, by: newer, refused: nil)
+      try rig.iommu.waitForTurns(rig.hand)
+    }
+    rig.device.withdraw(queue: 0, withdrawal)
+    if !isFirst { rig.device.translate(queue: 0, by: newer, refused: nil) }
+    try rig.iommu.waitForTurns(rig.hand)
+    #expect(rig.iommu.withdrawn.isEmpty && script.held == 1)
+    script.release()
+    try rig.iommu.waitForWithdrawal(rig.hand)
+    #expect(try rig.hand.queue.reap()?.status == .ok)
+  }
+
+  /// A refusal is not lost where something newer comes before the worker has read it.
+  @Test func aRefusalStaysInItsOrder() throws {
+    var order = QueueOrder()
+    let (old, new) = (TranslationMiss(address: 1, access: .read), Translations([], number: 7, losses: 0))
+    order.add(new, refused: old)
+    order.add(new, refused: nil)
+    #expect(order.translations?.refused == old)
+  }
+
+  /// A page that is read and written, where each answer allows what was asked for and no more.
+  @Test(arguments: formats) func whoAllowsNoMoreThanAskedForIsAskedForAll(features: FeatureSet) throws {
+    let rig = try Rig(features, queues: 2)
+    rig.iommu.isLiteral = true
+    let other = try rig.another(1, features)
+    for sector in 0..<8 {
+      let request = BlockRequest.read(sector: UInt64(sector), bytes: 512)
+      // Header and status are in one page.
+      for hand in [rig.hand, other] {
+        _ = try #require(try hand.queue.submit(request, framing: .classic(request, alignment: 16)))
+        hand.queue.publish()
+        #expect(try rig.iommu.outcomes(hand)[0].status == .ok)
+      }
+    }
+  }
+
+  /// One refusal is not another's, and there are never more than two to remember.
+  @Test func refusalsAreOfWhatWasAsked() {
+    let lookup = TranslationLookup(Translations([], number: 1, losses: 0))
+    var memory = [UInt8](repeating: 0, count: 4096)
+    unsafe memory.withUnsafeMutableBytes { bytes in
+      let entry = unsafe Translations.Entry(start: 0, size: 4096, host: bytes.baseAddress!, access: .read)
+      let known = Translations([entry], number: 2, losses: 0)
+      lookup.use(known)
+      for address in 0..<UInt64(10) {
+        #expect(lookup.find(address, for: .write) == nil)
+        let asked = TranslationMiss(address: address, access: [.read, .write])
+        #expect(lookup.takeMiss() == asked)
+        // An answer to somebody else.
+        lookup.use(known, refused: TranslationMiss(address: address, access: .read))
+        #expect(lookup.find(address, for: .write) == nil)
+        #expect(lookup.takeMiss() == asked)
+        lookup.use(known, refused: asked)
+        #expect(lookup.find(address, for: .write) == nil && lookup.takeMiss() == nil)
+        #expect(lookup.find(address, for: .read) != nil)
+      }
+      // The last two are still refused, and older ones are asked for again.
+      #expect(lookup.find(8, for: .write) == nil && lookup.takeMiss() == nil)
+      #expect(lookup.find(7, for: .write) == nil && lookup.takeMiss() != nil)
+    }
+  }
+
+  /// A part of a range that is translated as one is taken back: who does not use that part gives it back at once.
+  @Test(arguments: formats) func onlyTheTakenPartIsLookedFor(features: FeatureSet) throws {
+    let script = try Script(completesLater: true)
+    let rig = try Rig(features, script, starts: false)
+    rig.iommu.map(0, count: 16 << 20)
+    try rig.start()
+    script.hold()
+    try rig.submit(.read(sector: 0, bytes: 4096))
+    try waitUntil("it is with the medium") {
+      rig.iommu.serve(rig.hand)
+      return script.held == 1
+    }
+    let free: UInt64 = 15 << 20
+    rig.iommu.withdraw(rig.hand, first: free, last: free + 4095)
+    try rig.iommu.waitForWithdrawal(rig.hand)
+    #expect(script.held == 1)
+    script.release()
+    #expect(try rig.iommu.outcomes(rig.hand).map(\.status) == [.ok])
+  }
+
+  /// The operator lets a paused queue go on while it gives back: it takes nothing before that is over.
+  @Test(arguments: formats) func aResumeEndsNoWithdrawal(features: FeatureSet) throws {
+    let script = try Script(completesLater: true)
+    let rig = try Rig(features, script)
+    script.hold()
+    try rig.submit(.read(sector: 0, bytes: 4096))
+    try waitUntil("it is with the medium") {
+      rig.iommu.serve(rig.hand)
+      return script.held == 1
+    }
+    rig.device.pause()
+    try rig.iommu.waitForTurns(rig.hand)
+    let data = try #require(rig.iommu.misses.first { $0.access.contains(.write) })
+    rig.iommu.withdraw(rig.hand, first: data.address, last: data.address)
+    try rig.iommu.waitForTurns(rig.hand)
+    rig.device.resume()
+    try rig.submit(.read(sector: 8, bytes: 4096))
+    try rig.iommu.waitForTurns(rig.hand)
+    #expect(script.held == 1 && rig.iommu.withdrawn.isEmpty)
+    script.release()
+    try rig.iommu.waitForWithdrawal(rig.hand)
+    #expect(try rig.iommu.outcomes(rig.hand, 2).map(\.status) == [.ok, .ok])
+  }
+
+  /// What goes without waiting for the limit is paid before anything more is taken.
+  @Test(arguments: formats) func aWithdrawalIsNoWayRoundALimit(features: FeatureSet) throws {
+    let script = try Script(completesLater: true)
+    let rig = try Rig(features, script) { $0.limits.readBytes = RateLimit(perSecond: 1, burst: 1) }
+    // The first one goes on the burst, the second waits.
+    try rig.submit(.read(sector: 0, bytes: 4096))
+    try rig.submit(.read(sector: 8, bytes: 4096))
+    var outcomes: [BlockOutcome] = []
+    func serve() throws {
+      rig.iommu.serve(rig.hand)
+      while let outcome = try rig.hand.queue.reap() { outcomes.append(outcome) }
+    }
+    try waitUntil("one waits for the limit") {
+      try serve()
+      return rig.device.counters.throttled >= 1
+    }
+    rig.iommu.withdraw(rig.hand, first: 0, last: Self.everything)
+    try rig.iommu.waitForWithdrawal(rig.hand)
+    rig.iommu.mapRing(rig.hand)
+    try waitUntil("both are answered") {
+      try serve()
+      return outcomes.count == 2
+    }
+    for round in 0..<3 {
+      try rig.submit(.read(sector: UInt64(16 + round), bytes: 4096))
+      try rig.iommu.waitForTurns(rig.hand)
+      rig.iommu.withdraw(rig.hand, first: 0, last: Self.everything)
+      try rig.iommu.waitForWithdrawal(rig.hand)
+      rig.device.translate(queue: 0, by: rig.iommu.translations(), refused: nil)
+      try rig.iommu.waitForTurns(rig.hand)
+      #expect(script.records.count == 2 && rig.device.counters.reads == 2)
+    }
+    // A limit that is gone owes nothing.
+    rig.device.setLimits(RateLimits())
+    rig.iommu.mapRing(rig.hand)
+    try waitUntil("all are answered") {
+      try serve()
+      return outcomes.count == 5
+    }
+    #expect(outcomes.allSatisfy { $0.status == .ok })
+  }
+
+  /// A pause begins nothing, also for a driver that takes its memory back: that waits for the operator.
+  @Test(arguments: formats) func aWithdrawalBeginsNothingInAPause(features: FeatureSet) throws {
+    let script = try Script(completesLater: true)
+    let rig = try Rig(features, script) { $0.limits.readBytes = RateLimit(perSecond: 1, burst: 1) }
+    try rig.submit(.read(sector: 0, bytes: 4096))
+    try rig.submit(.read(sector: 8, bytes: 4096))
+    var outcomes: [BlockOutcome] = []
+    func serve() throws {
+      rig.iommu.serve(rig.hand)
+      while let outcome = try rig.hand.queue.reap() { outcomes.append(outcome) }
+    }
+    try waitUntil("one waits for the limit") {
+      try serve()
+      return rig.device.counters.throttled >= 1 && outcomes.count == 1
+    }
+    rig.device.pause()
+    rig.iommu.withdraw(rig.hand, first: 0, last: Self.everything)
+    try rig.iommu.waitForTurns(rig.hand)
+    #expect(script.records.count == 1 && rig.iommu.withdrawn.isEmpty)
+    rig.device.resume()
+    try rig.iommu.waitForWithdrawal(rig.hand)
+    try waitUntil("both are answered") {
+      try serve()
+      return outcomes.count == 2
+    }
+  }
+
+  /// Segments are whole blocks, and as many as have room, whatever the block.
+  @Test(arguments: [512, 4096, 8192, 16384, 32768, 65536]) func largeBlocksHaveRoom(block: Int) throws {
+    let scratch = try Scratch()
+    let path = try scratch.image("disk", size: 4 << 20)
+    var imageOptions = ImageOptions(path: path, direct: .off, isLocked: false)
+    imageOptions.logicalBlockSize = block
+    var options = BlockDeviceOptions()
+    options.engine = .sync
+    options.requestedFeatures = .accessPlatform
+    let device = try BlockDevice(image: ImageFile(imageOptions), options: options)
+    func word(at offset: Int) -> Int {
+      device.readConfiguration(at: offset, count: 4).enumerated().reduce(0) { $0 | Int($1.element) << (8 * $1.offset) }
+    }
+    let (bytes, segments) = (word(at: 8), word(at: 12))
+    #expect(bytes >= max(block, 4096) && bytes % block == 0 && segments > 0)
+    #expect(segments * (bytes / 4096 + 1) + 4 <= RequestSlab.segmentsPerSlot)
+    var choice = ConfigurationChoice()
+    choice[.segMax] = UInt32(segments + 1)
+    options.configuration = choice
+    if segments < 126 {
+      #expect(throws: EngineError.self) { _ = try BlockDevice(image: ImageFile(imageOptions), options: options) }
+    }
   }
 
   /// A stop while something is to be given back is both.
@@ -412,7 +622,7 @@ import VirtioCore
     } else {
       let miss = rig.iommu.misses[rig.iommu.misses.count - 1]
       rig.iommu.map(miss.address, miss.access)
-      device.translate(queue: 0, by: rig.iommu.translations(), isAnswer: true)
+      device.translate(queue: 0, by: rig.iommu.translations(), refused: nil)
     }
     #expect(try rig.iommu.outcomes(next, 5).map(\.status) == [.ok, .ok, .ok, .ok, .ok])
     for number in 0..<5 {
@@ -435,7 +645,7 @@ import VirtioCore
     let read = try rig.iommu.perform(rig.hand, .read(sector: 0, bytes: 8192))
     #expect(read.status == .ok)
     #expect(rig.hand.stop() != nil)
-    let written = Set(rig.iommu.misses.filter { $0.access == .write }.map { Int($0.address / 4096) })
+    let written = Set(rig.iommu.misses.filter { $0.access.contains(.write) }.map { Int($0.address / 4096) })
     let layout = rig.hand.ring.layout
     let ring = Int((features.contains(.packedRing) ? layout.descriptorTable : layout.usedRing).rawValue / 4096)
     let marks = log.marks

@@ -139,7 +139,7 @@ struct Rig {
       #expect(running.remove(queue) != nil, "a queue that does not run was stopped")
       deeds.append("stop \(queue)")
       session.stopped(queue: queue, position: QueuePosition(available: progress, used: progress))
-    case .translate(let queue, _, let isAnswer): deeds.append("\(isAnswer ? "answer" : "translate") \(queue)")
+    case .translate(let queue, _, let refused): deeds.append("\(refused == nil ? "translate" : "refuse") \(queue)")
     case .withdraw(let queues, let withdrawal):
       #expect(running.isSuperset(of: queues))
       self.withdrawal = withdrawal

@@ -127,6 +127,89 @@ import VirtioCore
     }
   }
 
+  /// A front-end with a ring that has all but translations, and its channel.
+  private static func waiting(_ path: String) throws -> (frontend: Frontend, channel: BackendChannel) {
+    let frontend = try Frontend(connectingTo: path)
+    _ = try frontend.handshake()
+    let channel = try frontend.openBackendChannel()
+    try frontend.setFeatures([.version1, .accessPlatform])
+    let file = TestMemory.file("vhost-translated", size: Int(Rig.memorySize))
+    try frontend.setMemory([FrontendRegion(Rig.region(), descriptor: file)])
+    try frontend.start(
+      FrontendQueue(
+        index: 0, size: 64, descriptorTable: 0x1000, availableRing: 0x2000, usedRing: 0x3000, kick: eventCounter(),
+        call: eventCounter()))
+    return (frontend, channel)
+  }
+
+  /// What is asked for until it is this. - Returns: how much that was.
+  private static func read(_ channel: BackendChannel, until address: UInt64) throws -> Int {
+    var count = 0
+    var isThere = false
+    try wait(until: "\(address) is asked for") {
+      while !isThere, let said = try channel.nextMessage() {
+        guard case .translation(let asked) = said else { continue }
+        count += 1
+        isThere = asked.address == address
+      }
+      return isThere
+    }
+    return count
+  }
+
+  /// Has a ring ask for more than its channel takes. - Returns: the address that it asked for last.
+  private static func flood(_ frontend: Frontend) throws -> UInt64 {
+    var last: UInt64 = 0
+    for number in 1...3000 {
+      last = UInt64(number) << 16
+      try frontend.tell(
+        .setVringAddress,
+        VringAddress(index: 0, descriptorTable: last, usedRing: last + 0x2000, availableRing: last + 0x1000).bytes)
+    }
+    return last
+  }
+
+  /// What a front-end does not take of its channel is lost to it, but for the question that is still open.
+  @Test func aQuestionIsNotLostInAFullChannel() throws {
+    try withDirectory { directory in
+      let server = RunningServer(FakeDevice(features: Rig.features.union(.accessPlatform)), path: directory + "/disk.sock")
+      defer { server.close() }
+      let (frontend, channel) = try Self.waiting(directory + "/disk.sock")
+      let last = try Self.flood(frontend)
+      #expect(try Self.read(channel, until: last) < 3000)
+    }
+  }
+
+  /// A ring that waits to start, and has never run, is asked for by the next server as well, also over a channel that was full.
+  @Test(arguments: [false, true]) func aRingThatWaitsIsTakenOver(isFull: Bool) throws {
+    let way = Way(engine: "sync")
+    try withDirectory { directory in
+      let first = try Self.serve(directory, way)
+      let (frontend, channel) = try Self.waiting(directory + "/disk.sock")
+      var last: UInt64 = 0x1000
+      if isFull { last = try Self.flood(frontend) } else { _ = try Self.read(channel, until: last) }
+      let after = try Self.serve(directory, way, more: ["--take-over", directory + "/control"])
+      let end = first.finish()
+      #expect(end.status == 0, "\(end.errors)")
+      _ = try Self.read(channel, until: last)
+      for offset in [0, 0x1000, 0x2000] as [UInt64] {
+        // Each part after the other.
+        if offset > 0 { _ = try Self.read(channel, until: last + offset) }
+        let reply = try frontend.ask(
+          .iotlb,
+          TranslationMessage(
+            address: last + offset, size: 4096, userAddress: Rig.userBase + offset, permission: 3,
+            type: TranslationMessage.Kind.update.rawValue
+          ).bytes)
+        #expect(reply == NumberPayload.encode(0))
+      }
+      _ = try frontend.stop(queue: 0)
+      after.process.terminate()
+      let over = after.finish()
+      #expect(over.status == 0, "\(over.errors)")
+    }
+  }
+
   /// Not offered unless it is asked for, and not without what it needs.
   @Test(
     arguments: [

@@ -3,7 +3,7 @@ internal import Sockets
 internal import VirtioCore
 
 extension BackendConnection {
-  /// Messages that wait for a front-end that does not take them; a question of each queue is among them once.
+  /// Messages that wait for a front-end that does not take them.
   private static let channelBacklog = 512
   /// How long a queue may wait for a translation before that is said.
   private static let translationNotice = Duration.seconds(5)
@@ -21,12 +21,15 @@ extension BackendConnection {
   }
 
   /// No answer is asked for, so that nobody ever waits here for a front-end that waits for us. What one does not take that was told
-  /// so much already is lost to it.
+  /// so much already is lost to it, but for questions: those that are still open are asked again when it has taken the rest.
   func send(_ message: Message) {
     guard channel != nil else { return }
-    if channel!.writer.unsentCount < Self.channelBacklog { channel!.writer.enqueue(message) }
+    if channel!.writer.unsentCount < Self.channelBacklog {
+      channel!.writer.enqueue(message)
+    } else if message.request == BackendRequest.translation.rawValue {
+      hasDroppedQuestions = true
+    }
     flushChannel()
-    if message.request == BackendRequest.translation.rawValue { lookForTranslations() }
   }
 
   private func flushChannel() {
@@ -36,7 +39,16 @@ extension BackendConnection {
       guard channel!.writer.isIdle else { return try waitForChannel() }
       if let channelRegistration { loop.remove(channelRegistration) }
       channelRegistration = nil
-    } catch { forgetChannel() }
+    } catch { return forgetChannel() }
+    guard hasDroppedQuestions else { return }
+    hasDroppedQuestions = false
+    for effect in session.questionsAgain() { perform(effect) }
+  }
+
+  /// There is something to send of a channel that another server had.
+  func openChannel(_ socket: OwnedDescriptor, unsent: MessageWriter) {
+    channel = (socket, unsent)
+    flushChannel()
   }
 
   /// The rest goes when there is room for it.
@@ -52,6 +64,7 @@ extension BackendConnection {
     // A queue that is stopped for another server, or was, is not the one that missed it any more.
     guard !isOver, standstill?.hasBegun != true, adoption == nil else { return }
     for effect in session.missed(queue: queue, miss) { perform(effect) }
+    lookForTranslations()
   }
 
   func takeWithdrawal(_ queue: Int) {
@@ -61,18 +74,17 @@ extension BackendConnection {
     if queues.isEmpty { session.withdrawn() }
   }
 
-  /// Told once in the life of a connection: a front-end may never answer.
-  private func lookForTranslations() {
-    guard !hasLookedForTranslations else { return }
-    hasLookedForTranslations = true
-    let before = session.waitingForTranslation
+  /// Told once in the life of a connection: a front-end may never answer. While anybody waits, whether there is a channel to ask on or
+  /// not, it is looked again.
+  func lookForTranslations() {
+    guard !isOver, !looksForTranslations, !hasToldOfTranslations, session.waitsForTranslation else { return }
+    looksForTranslations = true
+    let last = session.lastWait
     loop.after(Self.translationNotice) { [weak self] in
       guard let self, !isOver else { return }
-      let waiting = session.waitingForTranslation.filter { before[$0.key] == $0.value }
-      guard let (queue, miss) = waiting.min(by: { $0.key < $1.key }) else {
-        hasLookedForTranslations = false
-        return
-      }
+      looksForTranslations = false
+      guard let (queue, miss) = session.waitSince(last) else { return lookForTranslations() }
+      hasToldOfTranslations = true
       report(.translationMissing(queue: queue, miss))
     }
   }

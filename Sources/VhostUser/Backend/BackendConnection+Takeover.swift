@@ -107,8 +107,15 @@ extension BackendConnection {
     for message in writer.unsent {
       state.unsent.append(.init(bytes: message.bytes, descriptors: message.descriptors.map { list.add($0) }))
     }
-    // If the front-end has not read the previous message, no other one is sent.
-    if let channel, channel.writer.isIdle { state.channel = list.add(channel.socket) }
+    // If the front-end has not read the previous message, no other one is sent, except questions, for which queues wait.
+    if let channel, channel.writer.isIdle || session.isTranslated {
+      state.channel = list.add(channel.socket)
+      if !channel.writer.isIdle {
+        state.channelUnsent = channel.writer.unsent.map {
+          .init(bytes: $0.bytes, descriptors: $0.descriptors.map { list.add($0) })
+        }
+      }
+    }
     let running = standstill?.rings ?? Set(session.rings.indices.filter { session.rings[$0].isRunning })
     session.fill(&state, &list, running: running)
     return state
@@ -147,7 +154,8 @@ extension BackendConnection {
       unsent.append((message.bytes, descriptors))
     }
     writer = MessageWriter(unsent: unsent)
-    channel = try list.optional(state.channel).map { ($0, MessageWriter()) }
+    let untold = (state.channelUnsent ?? []).map { (bytes: $0.bytes, descriptors: [OwnedDescriptor]()) }
+    channel = try list.optional(state.channel).map { ($0, MessageWriter(unsent: untold)) }
   }
 
   private func start(_ queue: Int) throws(TakeoverError) {
@@ -186,7 +194,9 @@ extension BackendConnection {
     guard let adoption, !isOver else { return }
     self.adoption = nil
     for queue in adoption.rings.subtracting(adoption.later) { served.device.release(queue: queue) }
-    session.goOn(with: adoption.later.sorted())
+    // What waited for translations asks for them again, also where it never ran.
+    session.goOn(with: session.isTranslated ? Array(session.rings.indices) : [])
+    if let (socket, writer) = channel { openChannel(socket, unsent: writer) }
     open()
     goOn()
   }

@@ -48,7 +48,11 @@ final class BackendConnection {
   var channel: (socket: OwnedDescriptor, writer: MessageWriter)?
   /// While the front-end does not take what it is told there.
   var channelRegistration: EventLoop.Registration?
-  var hasLookedForTranslations = false
+  /// Questions that did not go out, as the front-end did not take those before them.
+  var hasDroppedQuestions = false
+  /// It is looked whether translations come, and it was told that one does not.
+  var looksForTranslations = false
+  var hasToldOfTranslations = false
   var awaited = Awaited.nothing
   /// Another server is about to continue this connection.
   var standstill: Standstill?
@@ -208,6 +212,7 @@ final class BackendConnection {
   private func performEffects() {
     while !isOver, awaited == .nothing, let effect = session.nextEffect() { perform(effect) }
     if !hasLookedForMemory, !isOver, !session.ringsWithoutMemory.isEmpty { lookForMemory() }
+    lookForTranslations()
   }
 
   func perform(_ effect: Effect) {
@@ -235,8 +240,8 @@ final class BackendConnection {
       } else {
         session.stopped(queue: queue, position: nil)
       }
-    case .translate(let queue, let translations, let isAnswer):
-      device.translate(queue: queue, by: translations, isAnswer: isAnswer)
+    case .translate(let queue, let translations, let refused):
+      device.translate(queue: queue, by: translations, refused: refused)
     case .withdraw(let queues, let withdrawal):
       awaited = .withdrawals(Set(queues))
       for queue in queues { device.withdraw(queue: queue, withdrawal) }

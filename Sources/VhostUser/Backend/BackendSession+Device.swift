@@ -79,6 +79,7 @@ extension BackendSession {
       steps.append(.stop(index))
       steps.append(.changeRing(index) { [isPacked] in $0.stop(isPacked: isPacked) })
     }
+    steps.append(.forgetTranslationsOfNoRing)
   }
 
   func number(_ message: Message) throws(Refusal) -> UInt64 {

@@ -31,6 +31,7 @@ extension BackendSession {
     try Ring.check(address, in: table, isTranslated: isTranslated)
     let before = rings[index].address
     rings[index].address = address
+    if !rings[index].isRunning { rings[index].wait = nil }
     if before?.logsUsedRing != address.logsUsedRing || before?.log != address.log { changeLogging(of: [index]) }
     steps.append(.startIfReady(index, refuses: true))
   }
@@ -138,6 +139,8 @@ extension BackendSession {
     let (index, value) = try state(message)
     guard value <= 1 else { throw .badEnable(value) }
     rings[index].isEnabled = value == 1
+    // One that runs is stopped first.
+    if value == 0, !rings[index].isRunning { rings[index].wait = nil }
     steps.append(value == 1 ? .startIfReady(index, refuses: true) : .stop(index))
   }
 
@@ -239,7 +242,7 @@ extension BackendSession {
   /// - Parameter position: the position that the device reports; `nil` if the queue did not run any more.
   public mutating func stopped(queue index: Int, position: QueuePosition?) {
     rings[index].isRunning = false
-    rings[index].miss = nil
+    rings[index].wait = nil
     if let position { rings[index].position = position }
   }
 

@@ -106,9 +106,11 @@ struct SessionRestoration: Sendable {
     for translation in state.translations ?? [] {
       let (userLast, overflow) = translation.userAddress.addingReportingOverflow(translation.last &- translation.first)
       let access = MemoryAccess(rawValue: translation.permission)
-      guard translation.first <= translation.last, !overflow, !access.isEmpty, access.isSubset(of: [.read, .write]),
-        session.table.holds(userFirst: translation.userAddress, last: userLast)
-      else { throw .invalid("a translation at \(GuestAddress(translation.first))") }
+      guard translation.first <= translation.last, !overflow, !access.isEmpty, access.isSubset(of: [.read, .write]) else {
+        throw .invalid("a translation at \(GuestAddress(translation.first))")
+      }
+      // Memory may have gone since: what is needed of it is asked for again.
+      guard session.table.holds(userFirst: translation.userAddress, last: userLast) else { continue }
       session.translations.insert(
         .init(first: translation.first, last: translation.last, user: translation.userAddress, access: access))
     }

@@ -31,7 +31,7 @@ extension BackendSession {
     }
   }
 
-  /// Whoever waits for it goes on.
+  /// Whoever waits for it goes on. What is known already stays allowed, as only an invalidation takes anything back.
   private mutating func update(_ said: TranslationMessage) throws(Refusal) {
     let access = MemoryAccess(rawValue: said.permission)
     let (last, overflow) = said.address.addingReportingOverflow(said.size &- 1)
@@ -40,26 +40,42 @@ extension BackendSession {
       throw .badTranslation(said)
     }
     guard table.holds(userFirst: said.userAddress, last: userLast) else { throw .translationNotInMemory(said) }
-    let losses = translations.losses
+    let replacements = translations.replacements
     translations.insert(.init(first: said.address, last: last, user: said.userAddress, access: access))
-    var starts: [Int] = []
+    var later: [Step] = []
     for index in rings.indices {
       // What all translations come to is looked at only where somebody waits for it.
-      if let miss = rings[index].miss, said.address <= miss.address, miss.address <= last {
-        rings[index].miss = nil
-        guard rings[index].isRunning else {
-          rings[index].answered = miss
-          starts.append(index)
-          continue
-        }
-        steps.append(.effect(.translate(queue: index, currentTranslations(), isAnswer: true)))
-      } else if rings[index].isRunning, translations.losses != losses {
+      if let wait = rings[index].wait, said.address <= wait.miss.address, wait.miss.address <= last {
+        later += answer(index, wait)
+      } else if rings[index].isRunning, translations.replacements != replacements {
         // What some queue goes by is no more what was said last.
-        steps.append(.effect(.translate(queue: index, currentTranslations(), isAnswer: false)))
+        steps.append(.effect(.translate(queue: index, currentTranslations(), refused: nil)))
       }
     }
     reply(0)
-    for index in starts { steps.append(.startIfReady(index, refuses: false)) }
+    steps += later
+  }
+
+  /// Something was said about the address that a ring waits for. - Returns: what comes after the reply.
+  private mutating func answer(_ index: Int, _ wait: TranslationWait) -> [Step] {
+    let (current, isRunning) = (currentTranslations(), rings[index].isRunning)
+    if current.allows(wait.miss) {
+      rings[index].wait = nil
+      guard isRunning else { return [.startIfReady(index, refuses: false)] }
+      steps.append(.effect(.translate(queue: index, current, refused: nil)))
+      return []
+    }
+    // It may have answered another ring's question, or nobody's. After as many there is no other left whose it can be.
+    guard wait.refusals >= rings.count else {
+      rings[index].wait?.refusals += 1
+      return hasChannel ? [.effect(.send(Self.question(wait.miss)))] : []
+    }
+    rings[index].wait = nil
+    guard !isRunning else {
+      steps.append(.effect(.translate(queue: index, current, refused: wait.miss)))
+      return []
+    }
+    return [.effect(.signal(rings[index].failure)), .effect(.queueRefused(queue: index, .translationRefused(wait.miss)))]
   }
 
   /// Answered when nothing in flight uses what was taken back. Rings that are there themselves are stopped, and start again when
@@ -134,14 +150,9 @@ extension BackendSession {
   mutating func awaitTranslation(_ index: Int) -> (mayStart: Bool, effect: Effect?) {
     guard rings[index].isReady, !table.entries.isEmpty else { return (true, nil) }
     guard let miss = untranslated(index) else {
-      (rings[index].miss, rings[index].answered) = (nil, nil)
+      rings[index].wait = nil
       guard let part = scatteredPart(index) else { return (true, nil) }
       couldNotStart(index, .ringScattered(part.part, part.address), refuses: false)
-      return (false, nil)
-    }
-    if rings[index].answered == miss {
-      rings[index].answered = nil
-      couldNotStart(index, .translationRefused(miss), refuses: false)
       return (false, nil)
     }
     return (false, ask(index, miss))
@@ -149,8 +160,9 @@ extension BackendSession {
 
   /// Each ring asks for one thing at a time. - Returns: `nil` where it has been asked for, or nobody can be asked.
   private mutating func ask(_ index: Int, _ miss: TranslationMiss) -> Effect? {
-    guard rings[index].miss != miss else { return nil }
-    rings[index].miss = miss
+    guard rings[index].wait?.miss != miss else { return nil }
+    lastWait += 1
+    rings[index].wait = TranslationWait(miss: miss, number: lastWait)
     return hasChannel ? .send(Self.question(miss)) : nil
   }
 
@@ -159,15 +171,15 @@ extension BackendSession {
   }
 
   /// What was asked for is not on its way any more: there is another channel, or another server.
-  func questionsAgain() -> [Effect] { rings.compactMap(\.miss).map { .send(Self.question($0)) } }
+  func questionsAgain() -> [Effect] { rings.compactMap(\.wait).map { .send(Self.question($0.miss)) } }
 
   /// A queue that runs waits for a translation. Nothing of this needs an answer, and it holds up no message at hand.
   public mutating func missed(queue index: Int, _ miss: TranslationMiss) -> [Effect] {
     guard isTranslated, rings.indices.contains(index), rings[index].isRunning else { return [] }
     let current = currentTranslations()
     guard !current.allows(miss) else {
-      rings[index].miss = nil
-      return [.translate(queue: index, current, isAnswer: false)]
+      rings[index].wait = nil
+      return [.translate(queue: index, current, refused: nil)]
     }
     return ask(index, miss).map { [$0] } ?? []
   }
@@ -176,9 +188,17 @@ extension BackendSession {
   /// `nextEffect`.
   public mutating func withdrawn() {}
 
-  /// Rings that wait for a translation, and what they wait for.
-  public var waitingForTranslation: [Int: TranslationMiss] {
-    Dictionary(uniqueKeysWithValues: rings.indices.compactMap { index in rings[index].miss.map { (index, $0) } })
+  /// Some ring waits for a translation.
+  var waitsForTranslation: Bool { isTranslated && rings.contains { $0.wait != nil } }
+
+  /// The ring that waits for a translation for longer than the last that began to wait by then, and for which one.
+  ///
+  /// - Parameter number: `lastWait` of an earlier moment.
+  func waitSince(_ number: UInt64) -> (queue: Int, miss: TranslationMiss)? {
+    for index in rings.indices {
+      if let wait = rings[index].wait, wait.number <= number { return (index, wait.miss) }
+    }
+    return nil
   }
 }
 

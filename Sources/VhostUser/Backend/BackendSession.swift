@@ -48,6 +48,7 @@ public struct BackendSession: Sendable {
     case changeRing(Int, @Sendable (inout Ring) -> Void)
     case replyBase(Int)
     case resetRings
+    case forgetTranslationsOfNoRing
     case finish
   }
 
@@ -66,8 +67,10 @@ public struct BackendSession: Sendable {
   public internal(set) var table = MemoryTable()
   var rings: [Ring]
   /// Of a driver behind an IOMMU: what the front-end has translated, and what was last made of that.
-  var translations = TranslationTable()
+  var translations: TranslationTable
   var madeTranslations: Translations?
+  /// Of the last question.
+  var lastWait: UInt64 = 0
   /// The dirty log; `nil` before the front-end sent one.
   var log: DirtyLog?
   /// Writes to buffers are logged, too.
@@ -91,17 +94,23 @@ public struct BackendSession: Sendable {
   public init(_ device: DeviceDescription) {
     self.device = device
     self.rings = Array(repeating: Ring(), count: min(device.queueCount, 256))
+    self.translations = TranslationTable(queues: rings.count)
   }
 
   /// Takes the next message. Its effects follow from `nextEffect`.
   public mutating func receive(_ message: Message) {
     precondition(steps.isEmpty, "the message before has effects that were not asked for yet")
     exchange = Exchange(request: message.request, wantsReply: message.flags.contains(.needReply), refusal: nil)
-    // A refused message changes nothing: this undoes what the handler had changed before it found the fault.
-    let before = self
-    do { try handle(message) } catch {
-      self = before
-      exchange?.refusal = error
+    if message.request == FrontendRequest.iotlb.rawValue {
+      // It changes nothing before it knows that nothing is wrong, and comes too often for a copy of the table.
+      do { try handle(message) } catch { exchange?.refusal = error }
+    } else {
+      // A refused message changes nothing: this undoes what the handler had changed before it found the fault.
+      let before = self
+      do { try handle(message) } catch {
+        self = before
+        exchange?.refusal = error
+      }
     }
     steps.append(.finish)
   }
@@ -183,6 +192,9 @@ public struct BackendSession: Sendable {
       // Whatever rings follow are others, whose heads mean other requests.
       inflight?.forget()
       translations.removeAll()
+      return nil
+    case .forgetTranslationsOfNoRing:
+      forgetTranslationsOfNoRing()
       return nil
     case .finish: return finish()
     }

@@ -23,8 +23,8 @@ public enum Effect: Sendable {
   case start(Activation)
   /// Stop a queue and everything in flight on it. Answered with `stopped`.
   case stop(queue: Int)
-  /// Translations are in force for a queue that runs. - isAnswer: to what it missed last.
-  case translate(queue: Int, Translations, isAnswer: Bool)
+  /// Translations are in force for a queue that runs. - refused: what it asked for and is not allowed.
+  case translate(queue: Int, Translations, refused: TranslationMiss?)
   /// Take translations back from queues that run. Answered with `withdrawn` when all of them have.
   case withdraw(queues: [Int], Withdrawal)
   case replaceCall(queue: Int, CallSink)

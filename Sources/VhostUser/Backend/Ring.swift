@@ -1,6 +1,15 @@
 /// One ring as a session knows it: two independent states, and what it takes to start.
 internal import VirtioCore
 
+/// A ring's question to the front-end.
+struct TranslationWait: Sendable {
+  let miss: TranslationMiss
+  /// Each wait has another.
+  let number: UInt64
+  /// Updates of that address that did not allow what was asked for. Each may be the answer to somebody else's question.
+  var refusals = 0
+}
+
 /// "Ring states": stopped or started, enabled or disabled. A ring runs on the device while it is started, enabled, and has
 /// all that it needs.
 struct Ring: Sendable {
@@ -18,10 +27,8 @@ struct Ring: Sendable {
   var isRunning = false
   /// The device met something after which it could not continue; only a new start helps.
   var hasFailed = false
-  /// Of a driver behind an IOMMU: the translation that it waits for, running or not, and what was answered last of that before it
-  /// started.
-  var miss: TranslationMiss?
-  var answered: TranslationMiss?
+  /// Of a driver behind an IOMMU: the translation that it waits for, running or not.
+  var wait: TranslationWait?
 
   var isStarted: Bool { kick != nil }
 
@@ -33,7 +40,7 @@ struct Ring: Sendable {
   mutating func stop(isPacked: Bool) {
     kick = nil
     hasFailed = false
-    (miss, answered) = (nil, nil)
+    wait = nil
     if !isPacked { position.used = nil }
   }
 

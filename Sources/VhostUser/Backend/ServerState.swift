@@ -94,6 +94,8 @@ public struct ConnectionState: Codable, Hashable, Sendable {
   public var unsent: [Unsent]
   /// The socket for requests of the back-end.
   public var channel: Int?
+  /// Messages of it that the front-end has not taken yet, or not all of their bytes, of a driver behind an IOMMU; `nil`: none.
+  public var channelUnsent: [Unsent]?
   public var protocolFeatures: UInt64
   /// Feature bits; `nil`: SET_FEATURES has not come.
   public var features: UInt64?

@@ -5,48 +5,87 @@ internal import VirtioCore
 /// A bounded table. Translations that continue each other are one, so that a guest whose addresses are not really translated has
 /// few. When there is no room for another, some other one goes: who needs it will ask for it again.
 struct TranslationTable: Sendable {
-  struct Entry: Hashable, Sendable {
+  struct Entry: Equatable, Sendable {
     /// The first and the last address of the driver.
     var first: UInt64
     var last: UInt64
     /// Where the first one is in the front-end's process.
     var user: UInt64
     var access: MemoryAccess
+    /// When it, or the newest that it was made of, came.
+    var age: UInt64 = 0
+
+    /// The same translation, whenever it came.
+    static func == (one: Entry, other: Entry) -> Bool {
+      (one.first, one.last, one.user, one.access) == (other.first, other.last, other.user, other.access)
+    }
 
     func user(of address: UInt64) -> UInt64 { user &+ (address &- first) }
   }
 
   /// 16 MiB of pages that do not continue each other.
-  static let capacity = 4096
+  static let leastCapacity = 4096
+  /// What a queue needs at once comes to fewer: the pages of its ring and of its next request. Twice that, as what was known when it
+  /// began to ask may be the oldest, and goes once before it is asked for again.
+  static let capacityOfQueue = 2 * 1152
+
+  /// Entries at most.
+  let capacity: Int
   /// Pieces that all of them may come to, as one that goes over several memory regions is several.
-  static let pieces = 4 * capacity
+  var pieces: Int { 4 * capacity }
 
   /// Sorted; none of them overlap.
   private(set) var entries: [Entry] = []
   /// How often something that was in force was forgotten or replaced, without the front-end having taken it back.
   private(set) var losses: UInt64 = 0
+  /// How often something was replaced so, and is elsewhere now.
+  private(set) var replacements: UInt64 = 0
   /// Grows with each change.
   private(set) var number: UInt64 = 0
 
-  /// Adds a translation. What is newer counts.
+  init(capacity: Int) { self.capacity = capacity }
+  init(queues: Int) { self.init(capacity: max(Self.leastCapacity, queues * Self.capacityOfQueue)) }
+
+  /// Adds a translation. What is newer counts, but what is allowed at the same place stays allowed.
   mutating func insert(_ entry: Entry) {
+    var parts: [Entry] = []
+    var next = entry
+    for old in entries[range(first: entry.first, last: entry.last)] {
+      let (start, end) = (max(old.first, entry.first), min(old.last, entry.last))
+      guard old.user(of: start) == entry.user(of: start), !entry.access.isSuperset(of: old.access) else { continue }
+      if next.first < start { parts.append(Entry(first: next.first, last: start - 1, user: next.user, access: next.access)) }
+      parts.append(Entry(first: start, last: end, user: entry.user(of: start), access: entry.access.union(old.access)))
+      guard end < entry.last else {
+        for part in parts { place(part) }
+        return
+      }
+      next.user = entry.user(of: end + 1)
+      next.first = end + 1
+    }
+    for part in parts + [next] { place(part) }
+  }
+
+  private mutating func place(_ entry: Entry) {
     let overlapped = range(first: entry.first, last: entry.last)
     if entries[overlapped].contains(where: { old in
       let start = max(old.first, entry.first)
       return old.user(of: start) != entry.user(of: start)
     }) {
       losses += 1
+      replacements += 1
     }
     remove(first: entry.first, last: entry.last)
-    if entries.count >= Self.capacity {
-      entries.remove(at: Int(number % UInt64(entries.count)))
+    if entries.count >= capacity, let oldest = entries.indices.min(by: { entries[$0].age < entries[$1].age }) {
+      entries.remove(at: oldest)
       losses += 1
     }
     var index = firstIndex(endingAtOrAfter: entry.first)
     var entry = entry
+    entry.age = number
     if index > 0, Self.continues(entries[index - 1], entry) {
       index -= 1
-      entry = Entry(first: entries[index].first, last: entry.last, user: entries[index].user, access: entry.access)
+      entry.first = entries[index].first
+      entry.user = entries[index].user
       entries.remove(at: index)
     }
     if index < entries.count, Self.continues(entry, entries[index]) {
@@ -65,13 +104,16 @@ struct TranslationTable: Sendable {
     else { return }
     var rest: [Entry] = []
     if lowest.first < first {
-      rest.append(Entry(first: lowest.first, last: first - 1, user: lowest.user, access: lowest.access))
+      rest.append(
+        Entry(first: lowest.first, last: first - 1, user: lowest.user, access: lowest.access, age: lowest.age))
     }
     if highest.last > last {
-      rest.append(Entry(first: last + 1, last: highest.last, user: highest.user(of: last + 1), access: highest.access))
+      rest.append(
+        Entry(
+          first: last + 1, last: highest.last, user: highest.user(of: last + 1), access: highest.access, age: highest.age))
     }
     // A hole makes two of one.
-    if entries.count - overlapped.count + rest.count > Self.capacity {
+    if entries.count - overlapped.count + rest.count > capacity {
       rest.removeLast()
       losses += 1
     }
@@ -85,22 +127,23 @@ struct TranslationTable: Sendable {
 
   /// The table as the front-end's memory has it now. What is not in that is left out.
   func translations(in table: MemoryTable) -> Translations {
+    let places = UserPlaces(table)
     var found: [Translations.Entry] = []
     found.reserveCapacity(entries.count)
     for entry in entries {
-      guard found.count < Self.pieces else { break }
+      guard found.count < pieces else { break }
       var (address, user) = (entry.first, entry.user)
       while true {
         let left = entry.last - address
         // Bytes to where it goes on elsewhere, less one, as all of them can be 2^64.
         let step: UInt64
-        if let (host, size) = unsafe table.place(ofUser: user) {
+        if let (host, size) = unsafe places.place(of: user) {
           step = min(left, size - 1)
           unsafe found.append(.init(start: address, size: step + 1, host: host, access: entry.access))
         } else {
-          step = min(left, table.gap(atUser: user) - 1)
+          step = min(left, places.gap(at: user) - 1)
         }
-        guard step < left, found.count < Self.pieces else { break }
+        guard step < left, found.count < pieces else { break }
         address += step + 1
         user &+= step + 1
       }
@@ -130,30 +173,52 @@ struct TranslationTable: Sendable {
   }
 }
 
-extension MemoryTable {
-  /// Where an address of the front-end's is here, and the bytes from there to the end of its region.
-  func place(ofUser address: UInt64) -> (host: UnsafeMutableRawPointer, size: UInt64)? {
-    for entry in entries {
-      let distance = address &- entry.region.userAddress
-      guard distance < entry.region.size else { continue }
-      return unsafe (entry.mapping.base + entry.offset + Int(distance), entry.region.size - distance)
+/// Where addresses of the front-end's are here. For many look-ups at once, as the regions have to be sorted.
+struct UserPlaces {
+  /// By the first address of the front-end's; they do not overlap.
+  private let entries: [MemoryTable.Entry]
+
+  init(_ table: MemoryTable) { entries = table.entries.sorted { $0.region.userAddress < $1.region.userAddress } }
+
+  /// The first one that begins behind the address.
+  private func following(_ address: UInt64) -> Int {
+    var (low, high) = (0, entries.count)
+    while low < high {
+      let middle = (low + high) / 2
+      if entries[middle].region.userAddress <= address { low = middle + 1 } else { high = middle }
     }
-    return nil
+    return low
+  }
+
+  /// Where an address is, and the bytes from there to the end of its region.
+  func place(of address: UInt64) -> (host: UnsafeMutableRawPointer, size: UInt64)? {
+    let index = following(address)
+    guard index > 0 else { return nil }
+    let entry = entries[index - 1]
+    let distance = address - entry.region.userAddress
+    guard distance < entry.region.size else { return nil }
+    return unsafe (entry.mapping.base + entry.offset + Int(distance), entry.region.size - distance)
   }
 
   /// Bytes from an address that is in no region to the next one that is; at least 1.
-  func gap(atUser address: UInt64) -> UInt64 {
-    entries.map { $0.region.userAddress &- address }.min() ?? .max
+  func gap(at address: UInt64) -> UInt64 {
+    let index = following(address)
+    return index < entries.count ? entries[index].region.userAddress - address : .max
   }
 
-  /// Whether all of a range of the front-end's addresses is in memory. - Parameter last: the last byte.
-  func holds(userFirst first: UInt64, last: UInt64) -> Bool {
+  /// Whether all of a range is in memory. - Parameter last: the last byte.
+  func holds(first: UInt64, last: UInt64) -> Bool {
     var next = first
-    while let (_, size) = unsafe place(ofUser: next) {
+    while let (_, size) = unsafe place(of: next) {
       guard last - next >= size else { return true }
       // A region does not go past the end of the address space, and the range goes on behind it.
       next += size
     }
     return false
   }
+}
+
+extension MemoryTable {
+  /// Whether all of a range of the front-end's addresses is in memory. - Parameter last: the last byte.
+  func holds(userFirst first: UInt64, last: UInt64) -> Bool { UserPlaces(self).holds(first: first, last: last) }
 }

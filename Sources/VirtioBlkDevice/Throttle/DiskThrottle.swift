@@ -69,6 +69,9 @@ final class DiskThrottle: Sendable {
   /// There is a limit of any kind.
   var isLimited: Bool { state.withLock { $0.isLimited } }
 
+  /// When what was taken so far is paid; in the past: it is. A kind that has no limit owes nothing.
+  var ready: UInt64 { state.withLock { state in ThrottledKind.allCases.map { state.ready($0) }.max() ?? 0 } }
+
   /// Books for the first of some requests of one queue.
   ///
   /// - Parameters:

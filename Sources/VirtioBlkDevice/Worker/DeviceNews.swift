@@ -26,8 +26,8 @@ struct News: Sendable {
   var imageSize: UInt64?
 }
 
-/// A locked list and an eventfd. It cannot grow: a queue tells each thing once before it is started again, and what can be
-/// said more often is kept a few times and then counted.
+/// A locked list and an eventfd. It cannot grow: a queue tells each thing once before it is started again, or only its last one
+/// counts, and what can be said more often is kept a few times and then counted.
 final class DeviceNews: Sendable {
   private static let noticeLimit = 8
 
@@ -55,6 +55,9 @@ final class DeviceNews: Sendable {
           return
         }
         state.notices += 1
+      case .translationMissed(let queue, _):
+        // It waits for one thing at a time.
+        state.news.events.removeAll { if case .translationMissed(queue, _) = $0 { true } else { false } }
       default: break
       }
       state.news.events.append(event)

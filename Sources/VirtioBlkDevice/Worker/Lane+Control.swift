@@ -2,7 +2,8 @@
 internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
-  /// Nothing more is taken. What was interrupted before is in flight, too, and is finished.
+  /// Nothing more is taken. What was interrupted before is in flight, too, and is finished, unless that waits for a translation: then
+  /// it stays in the record, for whoever starts the queue next.
   mutating func drain() {
     if !parked.isEmpty { giveUpParked() }
     if state == .recovering { stopsAfterRecovery = true } else { state = .draining }

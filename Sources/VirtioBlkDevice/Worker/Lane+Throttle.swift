@@ -62,6 +62,8 @@ extension Lane where Ring: ~Copyable {
       throttled.reads.open(capacity: slab.capacity)
       throttled.writes.open(capacity: slab.capacity)
     }
+    // Debts are forgotten.
+    creditEnds = min(creditEnds, 1)
     throttled.reads.forgetBooking()
     throttled.writes.forgetBooking()
   }
@@ -69,9 +71,12 @@ extension Lane where Ring: ~Copyable {
   /// Somebody waits for a limit.
   var hasThrottled: Bool { !throttled.isEmpty }
 
-  /// When the next one may go; 0: as soon as possible; `nil`: nobody waits for that. Who waits for the operator starts nothing.
+  /// When the next one may go, or credit ends; 0: as soon as possible; `nil`: nobody waits for that. Who waits for the operator starts
+  /// nothing.
   var throttledUntil: UInt64? {
-    state == .stalled ? nil : throttled.due
+    guard state != .stalled else { return nil }
+    guard creditEnds > 0, !isWithdrawing else { return throttled.due }
+    return min(creditEnds, throttled.due ?? .max)
   }
 
   /// Whether a transfer that has its slot may be asked for now. Otherwise it waits, or was answered.
@@ -105,6 +110,7 @@ extension Lane where Ring: ~Copyable {
   /// Starts what has waited for long enough.
   @inline(never)
   mutating func startThrottled<Engine: BlockEngine & ~Copyable>(_ medium: inout Medium<Engine>) {
+    if creditEnds > 0 { endCredit(now: Clock.now) }
     guard state != .stalled, hasThrottled else { return }
     let now = Clock.now
     while state != .stalled, let index = nextThrottled(.read, now) { start(index, &medium) }

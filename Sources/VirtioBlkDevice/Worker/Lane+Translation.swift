@@ -10,7 +10,7 @@ extension Lane where Ring: ~Copyable {
   /// The chain that comes next was not taken. Nothing is before `translate`.
   @inline(never)
   mutating func wait(for miss: TranslationMiss) {
-    // Who stops it may be the one who would have to answer.
+    // Who stops it may be the one who would have to answer. What was interrupted, and not taken again, stays in the record.
     guard !stopsAfterRecovery else {
       state = .draining
       return
@@ -20,18 +20,31 @@ extension Lane where Ring: ~Copyable {
   }
 
   /// Translations that are in force from now on. The turn that follows tries again.
-  mutating func translate(by translations: Translations, isAnswer: Bool) {
-    memory.lookup?.use(translations, isAnswer: isAnswer)
+  mutating func translate(by translations: Translations, refused: TranslationMiss?) {
+    memory.lookup?.use(translations, refused: refused)
     if !isWithdrawing { endWait() }
   }
 
+  /// It waits, or will when the operator lets it go on.
   private mutating func beginWait() {
-    guard state == .running || state == .recovering else { return }
-    stateBeforeWait = state
-    state = .waiting
+    if state == .running || state == .recovering {
+      stateBeforeWait = state
+      state = .waiting
+    } else if state == .stalled, stateBeforeStall == .running || stateBeforeStall == .recovering {
+      stateBeforeWait = stateBeforeStall
+      stateBeforeStall = .waiting
+    }
+  }
+
+  /// What was on credit is paid.
+  mutating func endCredit(now: UInt64) {
+    guard !isWithdrawing, creditEnds <= now else { return }
+    creditEnds = 0
+    endWait()
   }
 
   private mutating func endWait() {
+    guard creditEnds == 0 else { return }
     if state == .waiting { state = stateBeforeWait }
     // It stalls, or is paused, meanwhile.
     if state == .stalled, stateBeforeStall == .waiting { stateBeforeStall = stateBeforeWait }
@@ -41,56 +54,78 @@ extension Lane where Ring: ~Copyable {
   ///
   /// - Returns: whether nothing in flight uses them; otherwise nothing is taken at all before `endWithdrawal`.
   mutating func withdraw<Engine: BlockEngine & ~Copyable>(
-    _ withdrawal: Withdrawal, _ medium: inout Medium<Engine>
+    _ withdrawal: Withdrawal, isPaused: Bool, _ medium: inout Medium<Engine>
   ) -> Bool {
     guard let lookup = memory.lookup else { return true }
-    let isUsed = slab.inUse > 0 && uses(withdrawal, lookup.translations)
-    lookup.use(withdrawal.remaining, isAnswer: false)
+    let ranges = slab.inUse > 0 ? ranges(of: withdrawal, lookup.translations) : []
+    var left = Self.segmentsLookedAt
+    let isUsed = slab.inUse > 0 && (0..<slab.begun).contains { uses($0, ranges, &left) }
+    lookup.use(withdrawal.remaining)
     if slab.inUse == 0 { seenLosses = withdrawal.remaining.losses }
     guard isUsed else { return true }
     isWithdrawing = true
     beginWait()
-    // Its driver waits for nobody else: what waits for a limit goes at once, and what waits for the operator fails.
-    startThrottledOnCredit(&medium)
-    let waiting = parked
-    parked.removeAll()
-    for index in waiting { fail(index) }
+    // Its driver waits for nobody else: what waits for a limit goes at once, and what waits for the operator fails. Only in a pause
+    // nothing is begun.
+    if !isPaused { startForWithdrawal(&medium) }
+    // In order, nothing is shown before what failed earlier.
+    let failing = parked.filter { isOrdered || uses($0, ranges, &left) }
+    parked.removeAll { failing.contains($0) }
+    for index in failing { fail(index) }
     seenLosses = withdrawal.remaining.losses
     return false
   }
 
-  /// Everything that was in flight when translations were taken back is answered.
-  var hasWithdrawn: Bool { slab.inUse == 0 || holdsOnlyBack }
+  /// What waits for a limit goes on credit, and nothing more is taken before that is paid.
+  mutating func startForWithdrawal<Engine: BlockEngine & ~Copyable>(_ medium: inout Medium<Engine>) {
+    guard isWithdrawing, hasThrottled else { return }
+    startThrottledOnCredit(&medium)
+    let end = throttled.throttle?.ready ?? 0
+    creditEnds = end > Clock.now ? end : 0
+  }
+
+  /// Everything that was in flight when translations were taken back is answered, but for what uses none of them and waits for the
+  /// operator.
+  var hasWithdrawn: Bool { slab.inUse == 0 || holdsOnlyBack || !isOrdered && slab.inUse == parked.count }
 
   mutating func endWithdrawal() {
     isWithdrawing = false
     endWait()
   }
 
-  /// Whether some request in flight may use them: the answer is also yes where that takes too long to find out.
-  private func uses(_ withdrawal: Withdrawal, _ translations: Translations) -> Bool {
-    guard withdrawal.remaining.losses == seenLosses,
-      let ranges = translations.hostRanges(
-        first: withdrawal.first, last: withdrawal.last, atMost: Self.rangesLookedAt)
-    else { return true }
+  /// What was interrupted before this run and is still to be done; `nil`: nothing.
+  var interruptedNotice: String? {
+    guard Ring.isRecorded, ring.interrupted > 0 else { return nil }
+    return "queue \(queue) stopped before all was done again that had been interrupted before (requests left: "
+      + "\(ring.interrupted)); they are still in its in-flight record, for whoever starts it next"
+  }
+
+  /// Where lies what is taken back; `nil` where that cannot be told.
+  private func ranges(of withdrawal: Withdrawal, _ translations: Translations) -> [Translations.HostRange]? {
+    // Newer ones do not say any more what was in force.
+    guard translations.number < withdrawal.remaining.number, withdrawal.remaining.losses == seenLosses else { return nil }
+    return translations.hostRanges(first: withdrawal.first, last: withdrawal.last, atMost: Self.rangesLookedAt)
+  }
+
+  /// Whether a request in flight may use some of it.
+  ///
+  /// - Parameter left: segments that are looked at before it is taken for one that does.
+  private func uses(_ index: Int, _ ranges: [Translations.HostRange]?, _ left: inout Int) -> Bool {
+    let slot = unsafe slab.slot(index)
+    guard unsafe slot.pointee.stage != .none else { return false }
+    guard let ranges else { return true }
     guard !ranges.isEmpty else { return false }
-    var left = Self.segmentsLookedAt
-    for index in 0..<slab.begun {
-      let slot = unsafe slab.slot(index)
-      guard unsafe slot.pointee.stage != .none else { continue }
-      if let status = unsafe slot.pointee.statusByte {
-        let place = Translations.HostRange(base: UInt(bitPattern: status), count: 1)
-        if ranges.contains(where: { $0.overlaps(place) }) { return true }
-      }
-      var segment = unsafe slab.segments(index)
-      while unsafe !segment.pointee.isEnd {
-        left -= 1
-        guard left > 0 else { return true }
-        let piece = unsafe Translations.HostRange(
-          base: UInt(bitPattern: segment.pointee.base), count: UInt(segment.pointee.count))
-        if ranges.contains(where: { $0.overlaps(piece) }) { return true }
-        unsafe segment += 1
-      }
+    func isTaken(_ base: UnsafeMutableRawPointer, _ count: Int) -> Bool {
+      let piece = Translations.HostRange(base: UInt(bitPattern: base), count: UInt(count))
+      return ranges.contains { $0.overlaps(piece) }
+    }
+    if let status = unsafe slot.pointee.statusByte, unsafe isTaken(status, 1) { return true }
+    var segment = unsafe slab.segments(index)
+    while unsafe !segment.pointee.isEnd {
+      left -= 1
+      guard left > 0 else { return true }
+      if unsafe isTaken(segment.pointee.base, segment.pointee.count) { return true }
+      unsafe segment += 1
     }
     return false
   }

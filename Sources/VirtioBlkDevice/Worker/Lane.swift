@@ -62,6 +62,9 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// `Translations.losses` was when nothing was in flight that is older.
   var stateBeforeWait = State.running
   var isWithdrawing = false
+  /// Requests went without waiting for a limit, as translations were taken back: nothing more is taken before this moment, when that
+  /// has been paid; 0: nothing is owed.
+  var creditEnds: UInt64 = 0
   var seenLosses: UInt64
   /// The last turn ended because it had done enough, not because the ring was empty.
   var hadItsTurn = false

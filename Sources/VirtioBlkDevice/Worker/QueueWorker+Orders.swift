@@ -31,8 +31,8 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
       guard let lane = lane(of: queue) else { continue }
       if let call = order.call { unsafe lanes[lane].pointee.replaceCall(call) }
       if let failure = order.failure { unsafe lanes[lane].pointee.replaceFailure(failure) }
-      if let (value, isAnswer) = order.translations { unsafe lanes[lane].pointee.translate(by: value, isAnswer: isAnswer) }
       if let withdrawal = order.withdrawal { withdraw(lane, withdrawal) }
+      if let (value, refused) = order.translations { unsafe lanes[lane].pointee.translate(by: value, refused: refused) }
       if order.releases { release(lane) }
       if order.stops { stop(lane) }
     }
@@ -42,7 +42,10 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
     }
     if orders.resumesAll {
       (isPaused, owesRest) = (false, nil)
-      for lane in 0..<lanes.capacity where lanes.contains(lane) { unsafe lanes[lane].pointee.tryParked(&medium) }
+      for lane in 0..<lanes.capacity where lanes.contains(lane) {
+        unsafe lanes[lane].pointee.tryParked(&medium)
+        unsafe lanes[lane].pointee.startForWithdrawal(&medium)
+      }
     }
     if orders.changesLimits { changeLimits() }
     if orders.unprepares || orders.stopsAll {
@@ -140,6 +143,7 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
     unsafe lanes[lane].pointee.showDepth()
     unsafe reportError(&lanes[lane].pointee)
     let queue = unsafe lanes[lane].pointee.queue
+    if let notice = unsafe lanes[lane].pointee.interruptedNotice { configuration.events.post(.notice(notice)) }
     if withdrawals.contains(lane) { finishWithdrawal(lane) }
     let position = unsafe heldPositions.removeValue(forKey: lane) ?? lanes[lane].pointee.position
     medium.engine.unwatch(lane: lane)

@@ -6,7 +6,7 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
   mutating func withdraw(_ lane: Int, _ withdrawal: Withdrawal) {
     // What was answered is shown before it is said that nothing is in use any more.
     unsafe lanes[lane].pointee.publish()
-    guard unsafe !lanes[lane].pointee.withdraw(withdrawal, &medium) else { return tellWithdrawn(lane) }
+    guard unsafe !lanes[lane].pointee.withdraw(withdrawal, isPaused: isPaused, &medium) else { return tellWithdrawn(lane) }
     if !withdrawals.contains(lane) { withdrawals.append(lane) }
     mayEnd = true
   }

@@ -8,14 +8,15 @@ struct QueueOrder: Sendable {
   var start: Activation?
   var call: CallSink?
   var failure: CallSink?
-  /// Of a driver behind an IOMMU.
-  private(set) var translations: (value: Translations, isAnswer: Bool)?
+  /// Of a driver behind an IOMMU. What is in force comes after what is taken back: it may be newer, and then it says nothing any more
+  /// about what is in use.
   var withdrawal: Withdrawal?
+  private(set) var translations: (value: Translations, refused: TranslationMiss?)?
   var releases = false
   var stops = false
 
-  mutating func add(_ translations: Translations, isAnswer: Bool) {
-    self.translations = (translations, isAnswer || self.translations?.isAnswer == true)
+  mutating func add(_ translations: Translations, refused: TranslationMiss?) {
+    self.translations = (translations, refused ?? self.translations?.refused)
   }
 }
 

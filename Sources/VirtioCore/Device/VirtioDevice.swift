@@ -96,8 +96,9 @@ public protocol VirtioDevice: AnyObject, Sendable {
   /// These translations are in force for a queue that was started with `GuestMemory.init(_:translatedBy:)`; one that waits for
   /// a translation tries again. Older ones than it has change nothing. Without an answer.
   ///
-  /// - Parameter isAnswer: what the queue missed last was requested; what is not allowed now is refused.
-  func translate(queue: Int, by translations: Translations, isAnswer: Bool)
+  /// - Parameter refused: an access that was asked for and is not allowed; where it is what the queue missed last, the request that
+  ///   needs it fails.
+  func translate(queue: Int, by translations: Translations, refused: TranslationMiss?)
   /// Takes translations back from such a queue, which runs. Answered with `withdrawn` when nothing of it that was taken with them is
   /// in flight: as with a stop, all of that is finished and published first, but for what waits for the operator, which fails.
   func withdraw(queue: Int, _ withdrawal: Withdrawal)
@@ -120,6 +121,6 @@ public protocol VirtioDevice: AnyObject, Sendable {
 extension VirtioDevice {
   public func forgetDriver() {}
   /// Of a device that does not offer ACCESS_PLATFORM no queue is started with translations.
-  public func translate(queue: Int, by translations: Translations, isAnswer: Bool) {}
+  public func translate(queue: Int, by translations: Translations, refused: TranslationMiss?) {}
   public func withdraw(queue: Int, _ withdrawal: Withdrawal) {}
 }

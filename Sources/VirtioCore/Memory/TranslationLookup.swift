@@ -6,22 +6,31 @@ public final class TranslationLookup: @unchecked Sendable {
   public private(set) var translations: Translations
   /// The access that was missed last.
   public private(set) var miss: TranslationMiss?
-  /// Accesses of the chain at hand for which the front-end's answer had no permission: one of its data, as the chain fails then, and
-  /// that of its status.
-  private var refusals: [TranslationMiss] = []
+  /// Accesses of the chain at hand that the front-end refused, the later one last. There is one of its data at most, as the chain
+  /// fails then and the rest of that is not looked up, and one of its status.
+  private var refusals: (TranslationMiss?, TranslationMiss?)
 
   public init(_ translations: Translations) { self.translations = translations }
 
   /// Where an address is, as far as its piece goes; `nil`: it is missed, or this access to it is refused.
   func find(_ address: UInt64, for access: MemoryAccess) -> MemorySegment? {
-    let wanted = TranslationMiss(address: address, access: access)
+    var wanted = TranslationMiss(address: address, access: access)
     if let (piece, allowed) = translations.find(address) {
       if allowed.isSuperset(of: access) { return piece }
       // A permission can be added later, so it is asked for once for each chain.
-      if refusals.contains(wanted) { return nil }
+      if isRefused(address, access) { return nil }
+      // What is allowed already is asked for as well: a front-end may answer with no more than what it was asked for.
+      wanted.access.formUnion(allowed)
     }
     miss = wanted
     return nil
+  }
+
+  private func isRefused(_ address: UInt64, _ access: MemoryAccess) -> Bool {
+    func covers(_ refusal: TranslationMiss?) -> Bool {
+      refusal.map { $0.address == address && $0.access.isSuperset(of: access) } ?? false
+    }
+    return covers(refusals.0) || covers(refusals.1)
   }
 
   /// A range in one piece; nothing of it is missed.
@@ -42,14 +51,15 @@ public final class TranslationLookup: @unchecked Sendable {
 
   /// These are in force now, unless they are older than those that are here.
   ///
-  /// - Parameter isAnswer: the front-end has answered what was missed last; what it has not allowed then is refused.
-  public func use(_ translations: Translations, isAnswer: Bool) {
+  /// - Parameter refused: an access that the front-end has been asked for and does not allow. It counts where it is what was missed
+  ///   last.
+  public func use(_ translations: Translations, refused: TranslationMiss? = nil) {
     if translations.number >= self.translations.number { self.translations = translations }
-    guard isAnswer, let awaited else { return }
-    self.awaited = nil
-    if !self.translations.allows(awaited) { refusals.append(awaited) }
+    guard let refused, refused == awaited else { return }
+    awaited = nil
+    refusals = (refusals.1, refused)
   }
 
   /// The chain at hand is taken, or the ring is broken: the next one begins anew.
-  func chainIsOver() { refusals = [] }
+  func chainIsOver() { refusals = (nil, nil) }
 }

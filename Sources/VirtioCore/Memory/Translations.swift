@@ -43,8 +43,6 @@ public final class Translations: @unchecked Sendable {
       unsafe self.host = host
       self.access = access
     }
-
-    var hostRange: HostRange { unsafe HostRange(base: UInt(bitPattern: host), count: UInt(size)) }
   }
 
   /// Bytes of this process.
@@ -121,13 +119,17 @@ public final class Translations: @unchecked Sendable {
     return unsafe MemorySegment(base: first.base, count: Int(clamping: count))
   }
 
-  /// Where the translations of some addresses lie. - Returns: `nil` when that is more than a few ranges.
+  /// Where these addresses lie. - Returns: `nil` when that is more than a few ranges.
   package func hostRanges(first: UInt64, last: UInt64, atMost limit: Int) -> [HostRange]? {
     var ranges: [HostRange] = []
     for entry in entries[firstIndex(endingAtOrAfter: first)...] {
       guard entry.start <= last else { break }
       guard ranges.count < limit else { return nil }
-      ranges.append(entry.hostRange)
+      // No more of an entry than what is asked for.
+      let start = max(entry.start, first)
+      let end = min(entry.start + (entry.size - 1), last)
+      unsafe ranges.append(
+        HostRange(base: UInt(bitPattern: entry.host) + UInt(start - entry.start), count: UInt(end - start) + 1))
     }
     return ranges
   }
