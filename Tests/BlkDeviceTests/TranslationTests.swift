@@ -527,6 +527,10 @@ import Testing
       return rig.device.counters.throttled >= 1 && outcomes.count == 1
     }
     rig.device.pause()
+    try waitUntil("nothing moves") {
+      try serve()
+      return rig.device.isAtRest
+    }
     rig.iommu.withdraw(rig.hand, first: 0, last: Self.everything)
     try rig.iommu.waitForTurns(rig.hand)
     #expect(script.records.count == 1 && rig.iommu.withdrawn.isEmpty)
