@@ -186,3 +186,25 @@ private func eventually(_ condition: () -> Bool) -> Bool {
     #expect(writer.flush(within: Patience.limit))
   }
 }
+
+@Suite(.serialized) struct ThreadRoleTests {
+  /// A closure that is kept in a lock by itself gets deeper with each look at it: a disk whose queues had been started some thousand
+  /// times ended with its stack used up.
+  @Test func theThousandthThreadBeginsLikeTheFirst() throws {
+    final class Seen: Sendable { let depths = Mutex<Set<Int>>([]) }
+    let seen = Seen()
+    let thread = try SystemThread(name: "roles") {
+      let mine = pthread_self()
+      ThreadRole.whenOneBegins { _ in
+        // Threads of other tests begin as well.
+        guard pthread_self() == mine else { return }
+        var here = 0
+        let depth = unsafe withUnsafeMutablePointer(to: &here) { Int(bitPattern: $0) }
+        seen.depths.withLock { _ = $0.insert(depth) }
+      }
+      for _ in 0..<1000 { ThreadRole.pool.begin() }
+    }
+    thread.join()
+    #expect(seen.depths.withLock { $0.count } == 1)
+  }
+}

@@ -32,7 +32,7 @@ final class RBDImage: @unchecked Sendable {
   let facts: RBDFacts
   private let handles: RBDHandles
   private let watch: RBDWatch?
-  private let resized = Mutex<(@Sendable (UInt64) -> Void)?>(nil)
+  private let resized = Mutex<Callback<UInt64>?>(nil)
   private let fenced = Atomic<Bool>(false)
   private let state = Mutex(State())
 
@@ -113,7 +113,7 @@ final class RBDImage: @unchecked Sendable {
   /// - Parameter body: is told the size in bytes when the image has changed, also when it has before this; on another thread, and one
   ///   change after the other.
   func whenResized(_ body: @escaping @Sendable (UInt64) -> Void) {
-    resized.withLock { $0 = body }
+    resized.withLock { $0 = Callback(body) }
     look()
   }
 
@@ -126,7 +126,7 @@ final class RBDImage: @unchecked Sendable {
   /// Looks how long it is if it has changed, on a thread that waits for the cluster, and of which there is one at a time: what is told
   /// last is what was seen last.
   private func look() {
-    guard let body = resized.withLock(\.self) else { return }
+    guard let told = resized.withLock(\.self) else { return }
     let isMine = state.withLock { state in
       guard state.hasChanged, !state.isLooking, !state.isClosed else { return false }
       state.isLooking = true
@@ -135,7 +135,7 @@ final class RBDImage: @unchecked Sendable {
     }
     guard isMine else { return }
     let work: @Sendable () -> Void = { [self] in
-      while mayLook() { if let size = handles.settledSize { body(size) } }
+      while mayLook() { if let size = handles.settledSize { told.call(size) } }
     }
     do throws(Errno) { _ = try SystemThread(name: "rbd size", stackSize: Self.stackSize, work) } catch {
       // With the next change, or when somebody asks.

@@ -40,10 +40,10 @@ public enum RBDSupport {
   /// Connections whose threads run, and those of them that are being closed.
   static let open = Atomic<Int>(0)
   static let closing = Atomic<Int>(0)
-  private static let lastWords = Mutex<@Sendable () -> Void>({})
+  private static let lastWords = Mutex<Callback<Void>?>(nil)
 
   /// - Parameter body: what is to be done when the process ends without the libraries' own end.
-  public static func whenLeftBehind(_ body: @escaping @Sendable () -> Void) { lastWords.withLock { $0 = body } }
+  public static func whenLeftBehind(_ body: @escaping @Sendable () -> Void) { lastWords.withLock { $0 = Callback(body) } }
 
   /// Milliseconds that the end of a process waits for connections that are being closed.
   private static let limit = 2000
@@ -53,7 +53,7 @@ public enum RBDSupport {
     _ = unsafe clinux_on_exit { status, _ in
       for _ in 0..<RBDSupport.limit where RBDSupport.closing.load(ordering: .acquiring) > 0 { usleep(1000) }
       guard RBDSupport.open.load(ordering: .acquiring) > 0 else { return }
-      RBDSupport.lastWords.withLock { $0 }()
+      RBDSupport.lastWords.withLock { $0 }?.call(())
       fflush(nil)
       _exit(status)
     }

@@ -18,12 +18,12 @@ public enum ThreadRole: String, CaseIterable, Sendable {
 
   /// Called on every thread that begins its work from now on, with what it is for.
   public static func whenOneBegins(_ confine: @escaping @Sendable (ThreadRole) -> Void) {
-    confinement.withLock { $0 = confine }
+    confinement.withLock { $0 = Callback(confine) }
   }
 
-  private static let confinement = Mutex<(@Sendable (ThreadRole) -> Void)?>(nil)
+  private static let confinement = Mutex<Callback<ThreadRole>?>(nil)
 
   /// Says that the calling thread has made what it needs, and does its work and nothing else from here on. Once for each
   /// thread.
-  public func begin() { Self.confinement.withLock { $0 }?(self) }
+  public func begin() { Self.confinement.withLock { $0 }?.call(self) }
 }
