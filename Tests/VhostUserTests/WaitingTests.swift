@@ -109,6 +109,45 @@ import VirtioCore
     }
   }
 
+  /// The last queue stops, its GET_VRING_BASE is answered, and with that everything stands still: who has the reply to send now is one
+  /// of the two.
+  @Test func aReplyThatIsDueAtTheStandstillIsSentOnce() throws {
+    final class Outcome: Sendable { let unsent = Mutex<Int?>(nil) }
+    try withDirectory { directory in
+      let device = FakeDevice()
+      device.holdStops()
+      let (pausing, begun, outcome) = (eventCounter(), eventCounter(), Outcome())
+      let server = RunningServer { loop, log in
+        let server = BackendServer(
+          device: device, on: .listening(try Listener(path: directory + "/disk.sock")), in: loop
+        ) { log.append($0) }
+        _ = try loop.add(pausing.rawValue) { _ in
+          EventCounter.drain(pausing.rawValue)
+          server.pause { result in
+            outcome.unsent.withLock { $0 = (try? result.get())?.0.connection?.unsent.count ?? -1 }
+            loop.after(.zero) { server.goOn() }
+          }
+          EventCounter.signal(begun.rawValue)
+        }
+        return [server]
+      }
+      defer { server.close() }
+      defer { device.finishStop(0) }
+      let frontend = try Frontend(connectingTo: directory + "/disk.sock")
+      try bringUp(frontend, queues: 1)
+      try frontend.send(Message(.getVringBase, payload: Rig.state(0, 0)))
+      try wait(until: "the queue is being stopped") { device.deeds.contains("stop 0") }
+      EventCounter.signal(pausing.rawValue)
+      try wait(until: "the server pauses") { EventCounter.drain(begun.rawValue) > 0 }
+      #expect(outcome.unsent.withLock(\.self) == nil, "it does not wait for the queue")
+      device.finishStop(0)
+      #expect(try frontend.receive(after: .getVringBase).request == FrontendRequest.getVringBase.rawValue)
+      try wait(until: "everything stands still") { outcome.unsent.withLock(\.self) != nil }
+      #expect(outcome.unsent.withLock(\.self) == 0, "the next server sends the reply as well")
+      #expect(try frontend.queueCount() == 4)
+    }
+  }
+
   /// What ends a server does not wait for what never comes.
   @Test func whatDoesNotStopIsLeftAndSaid() throws {
     try withDirectory { directory in

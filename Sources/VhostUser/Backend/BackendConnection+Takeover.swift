@@ -11,6 +11,8 @@ extension BackendConnection {
     var hasBegun = false
     /// Called once when everything has stopped.
     var whenStill: (() -> Void)?
+    /// Everything has stopped, and the next server may have what is to be sent.
+    var isComplete = false
     /// It was cancelled before it was complete: what has stopped by then continues.
     var isCancelled = false
   }
@@ -52,6 +54,7 @@ extension BackendConnection {
     if standing.isCancelled { return goOnAgain() }
     guard let still = standing.whenStill else { return }
     standing.whenStill = nil
+    standing.isComplete = true
     standstill = standing
     still()
   }

@@ -190,9 +190,10 @@ final class BackendConnection {
     guard !isOver else { return }
     performEffects()
     guard !isOver else { return }
-    comeToStandstill()
     do {
-      try writer.flush(socket.rawValue)
+      // What the next server was given to send is not sent here as well.
+      if standstill?.isComplete != true { try writer.flush(socket.rawValue) }
+      comeToStandstill()
       if awaited == .nothing, errands.backlog > Self.errandBacklog { waitForBacklog() }
       try listen()
     } catch {
