@@ -72,7 +72,11 @@ import VirtioCore
       client.depth = 12
       let options = VerifyOptions(seed: 5, range: 0..<4 << 20, limit: .bytes(12 << 20), largest: 64 << 10, cuts: .all)
       var verifier = try Verifier(client, options)
-      _ = try verifier.run()
+      do { _ = try verifier.run() } catch {
+        server.process.terminate()
+        Issue.record("\(error); \(transport.translationCounts); the server: \(server.finish())")
+        return
+      }
       let counts = transport.translationCounts
       #expect(counts.answers > 20 && (way.answers == 0 || counts.invalidations > 1), "\(counts)")
       try client.shutDown()

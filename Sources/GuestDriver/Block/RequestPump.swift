@@ -82,17 +82,19 @@ struct RequestPump {
         }
         queue.publish()
       }
+      var hasAnswers = false
       for (place, queue) in queues.enumerated() {
         while let outcome = try queue.reap() {
-          moved = true
+          hasAnswers = true
           guard let number = numbers[place].removeValue(forKey: outcome.tag) else {
             preconditionFailure("an answer to a request that the pump did not send")
           }
           try completed(place, number, outcome)
         }
       }
+      if hasAnswers { transport.noteAnswers() }
       let busy = queues.filter { $0.outstanding > 0 }
-      if moved {
+      if moved || hasAnswers {
         lastProgress = .now
         continue
       }

@@ -55,6 +55,9 @@ public protocol DriverTransport: AnyObject {
   /// - Returns: how many devices were met on the way, the last of which is there; 0 when none had gone.
   func recover(_ standing: (_ queue: Int) -> QueueStanding) throws(DriverError) -> Int
 
+  /// The driver has seen answers since it said so last. Whoever disturbs the device on purpose lets it finish something in between.
+  func noteAnswers()
+
   /// Waits for a configuration change notification.
   /// - Returns: whether there was one since the last time.
   func waitForConfigurationChange(milliseconds: Int) throws(DriverError) -> Bool
@@ -68,4 +71,5 @@ extension DriverTransport {
   public var notifyRegister: NotifyRegister? { nil }
   public var connectionDescriptor: Int32? { nil }
   public func recover(_ standing: (_ queue: Int) -> QueueStanding) -> Int { 0 }
+  public func noteAnswers() {}
 }

@@ -10,7 +10,8 @@ internal import VirtioCore
 public struct TranslationPolicy: Sendable {
   /// Bytes of a translation, a power of two.
   public var page: UInt64 = 4096
-  /// After so many answers everything is taken back; 0: never.
+  /// After so many answers, and when the driver has seen that something is finished, everything is taken back; 0: never. A device
+  /// that was not let finish anything would ask for ever.
   public var answersBetweenInvalidations = 0
 
   public init() {}
@@ -30,14 +31,23 @@ final class Translator: @unchecked Sendable {
     var answers = 0
     var invalidations = 0
     var failure: String?
+    /// Answers since everything was taken back, and whether the driver has seen any of the device's since then.
+    var recent = 0
+    var hasMoved = false
     /// What was allowed so far, by the first address.
     var granted: [UInt64: UInt8] = [:]
+    /// Translations that are not given, and whether they were asked for.
+    var withheld: [UInt64: Bool] = [:]
+    /// Those that are elsewhere now, by the first address.
+    var moved: [UInt64: UInt64] = [:]
   }
 
   private let frontend: Frontend
   private let ranges: [Range]
   private let policy: TranslationPolicy
   private let state = Mutex(State())
+  /// What is said is what holds at that moment.
+  private let saying = Mutex(())
   private let stopping: OwnedDescriptor
   private let ended: OwnedDescriptor
   /// Signalled for each change of configuration that the back-end told.
@@ -101,32 +111,86 @@ final class Translator: @unchecked Sendable {
     }
   }
 
-  /// What is in no range is not answered.
   private func answer(_ asked: TranslationMessage) throws {
-    guard asked.type == TranslationMessage.Kind.miss.rawValue,
-      let range = ranges.first(where: { asked.address &- $0.address < $0.size })
-    else { return }
-    let distance = asked.address - range.address
-    let start = distance & ~(policy.page - 1)
+    guard asked.type == TranslationMessage.Kind.miss.rawValue else { return }
+    try saying.withLock { _ in
+      guard let update = state.withLock({ translation(for: asked.address, permission: asked.permission, &$0) }) else { return }
+      try say(update)
+      let isDue = state.withLock { state in
+        state.answers += 1
+        state.recent += 1
+        let between = policy.answersBetweenInvalidations
+        guard between > 0, state.recent >= between, state.hasMoved else { return false }
+        (state.recent, state.hasMoved) = (0, false)
+        state.invalidations += 1
+        return true
+      }
+      if isDue { try takeBack(0, size: .max) }
+    }
+  }
+
+  /// The range that an address is in, and the beginning of its translation there.
+  private func place(of address: UInt64) -> (range: Range, start: UInt64)? {
+    guard let range = ranges.first(where: { address &- $0.address < $0.size }) else { return nil }
+    return (range, (address - range.address) & ~(policy.page - 1))
+  }
+
+  /// - Returns: `nil` for what is in no range or withheld.
+  private func translation(for address: UInt64, permission: UInt8, _ state: inout State) -> TranslationMessage? {
+    guard let (range, start) = place(of: address) else { return nil }
+    let first = range.address + start
     // What somebody else was allowed stays allowed.
-    let permission = state.withLock { state in
-      let allowed = state.granted[range.address + start, default: 0] | asked.permission
-      state.granted[range.address + start] = allowed
-      return allowed
+    let allowed = state.granted[first, default: 0] | permission
+    state.granted[first] = allowed
+    guard state.withheld[first] == nil else {
+      state.withheld[first] = true
+      return nil
     }
-    try say(
-      TranslationMessage(
-        address: range.address + start, size: min(policy.page, range.size - start), userAddress: range.user + start,
-        permission: permission, type: TranslationMessage.Kind.update.rawValue))
-    let isDue = state.withLock { state in
-      state.answers += 1
-      let between = policy.answersBetweenInvalidations
-      guard between > 0, state.answers % between == 0 else { return false }
-      state.invalidations += 1
-      return true
+    return TranslationMessage(
+      address: first, size: min(policy.page, range.size - start), userAddress: state.moved[first] ?? range.user + start,
+      permission: allowed, type: TranslationMessage.Kind.update.rawValue)
+  }
+
+  private func takeBack(_ address: UInt64, size: UInt64) throws {
+    try say(TranslationMessage(address: address, size: size, type: TranslationMessage.Kind.invalidate.rawValue))
+  }
+
+  /// The driver has seen answers of the device's.
+  func noteAnswers() { state.withLock { $0.hasMoved = true } }
+
+  // MARK: One translation
+
+  /// From now on an address is not translated, until `release`. The device may have its translation already.
+  func withhold(_ address: UInt64) {
+    guard let (range, start) = place(of: address) else { return }
+    state.withLock { $0.withheld[range.address + start] = false }
+  }
+
+  /// The device has asked for an address that is withheld.
+  func wasAsked(_ address: UInt64) -> Bool {
+    guard let (range, start) = place(of: address) else { return false }
+    return state.withLock { $0.withheld[range.address + start] == true }
+  }
+
+  /// Translates an address that was withheld.
+  func release(_ address: UInt64) throws {
+    guard let (range, start) = place(of: address) else { return }
+    try saying.withLock { _ in
+      let update = state.withLock { state in
+        state.withheld[range.address + start] = nil
+        return translation(for: address, permission: 0, &state)
+      }
+      if let update, update.permission != 0 { try say(update) }
     }
-    if isDue {
-      try say(TranslationMessage(address: 0, size: .max, type: TranslationMessage.Kind.invalidate.rawValue))
+  }
+
+  /// Takes the translation of an address back, and gives that of another one in its place from then on. Returns when the device has
+  /// acknowledged it.
+  func move(_ address: UInt64, to other: UInt64) throws {
+    guard let (range, start) = place(of: address), let (place, offset) = place(of: other) else { return }
+    try saying.withLock { _ in
+      state.withLock { $0.moved[range.address + start] = place.user + offset }
+      try takeBack(range.address + start, size: policy.page)
     }
   }
 

@@ -229,6 +229,24 @@ public final class VhostUserTransport: DriverTransport {
   /// Translations that a back-end was given, and how often all of them were taken back.
   public var translationCounts: (answers: Int, invalidations: Int) { translator?.counts ?? (0, 0) }
 
+  public func noteAnswers() { translator?.noteAnswers() }
+
+  /// The page of an address is not translated from now on; it is for addresses that the back-end does not know yet.
+  public func withholdTranslation(of address: GuestAddress) { translator?.withhold(address.rawValue) }
+
+  /// The back-end has asked for a translation that is withheld.
+  public func hasAskedForTranslation(of address: GuestAddress) -> Bool { translator?.wasAsked(address.rawValue) ?? false }
+
+  /// Translates a page that was withheld.
+  public func releaseTranslation(of address: GuestAddress) throws(DriverError) {
+    do { try translator?.release(address.rawValue) } catch { throw .refused("\(error)") }
+  }
+
+  /// Takes the translation of a page back, and puts another page in its place. Returns when the back-end has acknowledged that.
+  public func moveTranslation(of address: GuestAddress, to other: GuestAddress) throws(DriverError) {
+    do { try translator?.move(address.rawValue, to: other.rawValue) } catch { throw .refused("\(error)") }
+  }
+
   /// A ring address as the front-end knows it; one outside guest memory stays what it is, and the back-end refuses it.
   private func userAddress(_ address: GuestAddress) -> UInt64 {
     // As it is: what the driver says is translated like everything else.
