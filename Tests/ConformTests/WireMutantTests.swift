@@ -73,7 +73,7 @@ final class Meddler: Sendable {
               send(passed, back.rawValue)
             } else if message.request == FrontendRequest.getVringBase.rawValue {
               send(Message(replyTo: message.request, payload: message.payload), front.rawValue)
-            } else if message.flags.contains(.needReply) {
+            } else if message.flags.contains(.needReply) || message.request == FrontendRequest.iotlb.rawValue {
               send(Message(replyTo: message.request, payload: WireMutant.number(0)), front.rawValue)
             }
           }

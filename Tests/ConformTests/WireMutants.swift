@@ -60,7 +60,7 @@ extension WireMutant {
 }
 
 enum WireMutants {
-  static let all: [WireMutant] = messages + rings
+  static let all: [WireMutant] = messages + rings + translations
 
   private static let messages: [WireMutant] = [
     .answers("reply-header", .getFeatures) { $0.flags = MessageHeader.Flags(rawValue: 0xd) },
@@ -148,6 +148,25 @@ enum WireMutants {
         copy.payload.replaceSubrange(32..<40, with: WireMutant.number(0))
       }
       return copy
+    },
+  ]
+
+  private static let translations: [WireMutant] = [
+    // One translation is taken for all that is near.
+    .alters("untranslated-waits", .iotlb) { message, _ in
+      guard let said = TranslationMessage(decoding: message.payload), said.type == TranslationMessage.Kind.update.rawValue
+      else { return message }
+      var (wide, copy) = (said, message)
+      wide.address &= ~0xfffff
+      wide.size = 1 << 20
+      wide.userAddress -= said.address - wide.address
+      wide.permission = 3
+      copy.payload = wide.bytes
+      return copy
+    },
+    // It is said that nothing is used any more, and that is not so.
+    .alters("taken-back-is-left-alone", .iotlb) { message, _ in
+      TranslationMessage(decoding: message.payload)?.type == TranslationMessage.Kind.invalidate.rawValue ? nil : message
     },
   ]
 

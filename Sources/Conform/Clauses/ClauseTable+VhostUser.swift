@@ -46,6 +46,8 @@ extension ClauseTable {
     vu.reset.1|vhost-user|MUST|RESET_DEVICE|It stops all rings; they can be set up again.
     vu.log.1|vhost-user|MUST|SET_LOG_BASE|Every page that is written to is marked in the log.
     vu.channel.1|vhost-user|IMPLIED|SET_BACKEND_REQ_FD|A channel for the back-end is taken.
+    vu.iommu.1|vhost-user|MUST|IOMMU support|With ACCESS_PLATFORM an address that is not translated is asked for, and not touched before it is.
+    vu.iommu.2|vhost-user|MUST|IOMMU support|An invalidation is acknowledged when nothing uses the translation any more.
     vu.life.1|vhost-user|IMPLIED|Starting|When a front-end has disconnected, the next one is served.
     vu.life.2|vhost-user|ROBUST|Message|Bytes that are no message, or half a one, do no harm.
     """

@@ -123,5 +123,5 @@ extension Check {
     life + features + configuration + queueReset + framing + order + split + packed + notification + block + ranges + zones
     + odd
     + input
-    + vhostUser + wire + mmio + pci
+    + vhostUser + translation + wire + mmio + pci
 }

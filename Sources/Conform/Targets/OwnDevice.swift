@@ -111,9 +111,10 @@ final class OwnDevice {
       imageOptions.zoned = zoned
     }
     let file = try ImageFile(imageOptions)
-    // Nobody here translates addresses.
-    options.requestedFeatures = BlockDevice.featuresOnRequest(of: file).subtracting(.accessPlatform)
+    options.requestedFeatures = BlockDevice.featuresOnRequest(of: file)
     if setup.interface == nil { options.requestedFeatures.remove(.notificationData) }
+    // Nobody translates addresses of registers. And with translations segments are short: not every zone's limit fits into one.
+    if setup.interface != nil || setup.zones != .none { options.requestedFeatures.remove(.accessPlatform) }
     let device = try BlockDevice(image: file, options: options)
     let loop = try EventLoop()
     let stopping = try loop.add(stop.rawValue) { _ in loop.stop() }
