@@ -45,6 +45,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   let isInOrder: Bool
   /// An answer is more than a status byte and a used element: the driver knows of the order, or there is a log to keep.
   let isWatched: Bool
+  /// What a transfer waits for.
+  private let transferStage: RequestStage
   /// It is nothing but these two, whatever came before.
   let isPlain: Bool
   /// What an answer to something done at once has to mind: requests that came before it, where there is an order, and one more
@@ -114,6 +116,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.isOrdered = isOrdered
     let isWatched = isInOrder || activation.log != nil
     self.isWatched = isWatched
+    transferStage = isWatched ? .watchedTransfer : .transfer
     isPlain = !isOrdered && !isWatched
     hurdles = isWatched ? 1 : 0
     log = activation.log.map {
@@ -347,7 +350,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   private mutating func keep(
     _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int
   ) {
-    slab.keep(chain, at: index, isWatched ? .watchedTransfer : .transfer)
+    slab.keep(chain, at: index, transferStage)
     let slot = unsafe slab.slot(index)
     unsafe slot.pointee.statusByte = statusByte
     unsafe slot.pointee.written = written
