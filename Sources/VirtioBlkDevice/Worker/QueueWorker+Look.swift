@@ -5,6 +5,8 @@ internal import VirtioCore
 extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
   /// Looks at a ring in memory between two looks that need a system call.
   static var looksBetweenPolls: Int { 128 }
+  /// Looks that need a system call after the first yield until the next, and between later ones.
+  private static var pollsToYield: (second: Int, later: Int) { (8, 64) }
   /// The first looks at the rings, before the clock is asked when to stop.
   private static var looksWithoutClock: Int { 8 }
 
@@ -16,6 +18,7 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
     var end = lookEnds
     lookEnds = nil
     var round = 0
+    var pollsUntilYield = 1
     while true {
       for index in 0..<lanes.capacity where unsafe lanes.contains(index) && lanes[index].pointee.hasAvailable() {
         if round >= roundsBetweenPolls { noteLook() }
@@ -35,8 +38,13 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
         // It was not at once that something came: what this takes belongs to no request.
         if round == roundsBetweenPolls, isMetered, Engine.movesData { settleAll() }
         medium.engine.poll()
-        // Whoever does the work that is waited for (a kernel worker, say) may have to do it on this very CPU.
-        sched_yield()
+        // Whoever does the work that is waited for (a kernel worker, say) may have to do it on this very CPU. Not each time: what
+        // is left of a slice is forfeited with it, and a neighbour that never yields would get that.
+        pollsUntilYield &-= 1
+        if pollsUntilYield == 0 {
+          sched_yield()
+          pollsUntilYield = round == roundsBetweenPolls ? Self.pollsToYield.second : Self.pollsToYield.later
+        }
         if !isEndless {
           let now = Clock.now
           let ends = end ?? now &+ window.current

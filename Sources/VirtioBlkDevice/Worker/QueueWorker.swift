@@ -178,6 +178,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     turnsWithoutPoll &+= 1
     guard isBusy || turnsWithoutPoll >= Self.turnsBetweenPolls else { return }
     turnsWithoutPoll = 0
+    // Who has done as much as a turn may lets others of this CPU go first: the kernel would look only at its next tick.
+    if isBusy { sched_yield() }
     medium.engine.poll()
     if medium.engine.isLost { abandonAll() }
   }
