@@ -254,7 +254,7 @@ struct RBDHandles: @unchecked Sendable {
 
   // MARK: The end
 
-  /// Everything that was opened; nothing is under way. Not twice.
+  /// Everything that was opened; nothing is in flight. Not twice.
   func close() {
     if let image = unsafe image {
       if isLocked { _ = unsafe functions.lock_release(image) }

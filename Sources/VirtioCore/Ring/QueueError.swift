@@ -9,12 +9,12 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
   case badPosition(available: PackedPosition, used: PackedPosition, size: UInt16)
   case misaligned(part: RingPart, GuestAddress)
   case unmapped(part: RingPart, GuestAddress)
-  /// The device's queues are of the other ring format.
+  /// The device's other queues have the other ring format.
   case otherFormat
   case outOfMemory
   case outOfDescriptors
   case outOfThreads
-  /// Its run before this one was abandoned and has not ended.
+  /// Its previous run was abandoned and has not ended.
   case leftBehind
   case kickCannotBeWaitedFor
   case inflightMissing
