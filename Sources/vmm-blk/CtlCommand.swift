@@ -155,5 +155,12 @@ struct CtlDisk: ParsableArguments {
   /// As the server knows it.
   var name: String? { disk.map(Self.absolute) }
 
+  /// Where the disk is omitted, the only word is the argument that follows it. A disk whose name reads like one is named by its path.
+  mutating func give<Value: ExpressibleByArgument>(to next: inout Value?) {
+    guard next == nil, let disk, let value = Value(argument: disk) else { return }
+    next = value
+    self.disk = nil
+  }
+
   static func absolute(_ disk: String) -> String { disk.contains("/") ? Takeover.absolute(disk) : disk }
 }
