@@ -84,6 +84,8 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
       guard unsafe UInt(bitPattern: piece.base) % UInt(alignment) == 0 else { throw .misaligned(part: part, address) }
       return unsafe piece.base
     }
+    // One offset steps through an indirect table and through its segments.
+    precondition(MemoryLayout<MemorySegment>.stride == 16, "a segment is not as large as a descriptor")
     let bytes = 16 * Int(size)
     let ring = unsafe try part(.descriptorRing, configuration.descriptorTable, alignment: 16, count: bytes)
     let driver = unsafe try part(.driverEvents, configuration.availableRing, alignment: 4, count: 4)
