@@ -389,14 +389,23 @@ def neighbours(page, chapters):
     return '<nav class="pages">' + "".join(spans) + "</nav>\n\n"
 
 
+OPTION, KEPT = r"(?<![\w-])--?\w[\w-]*", r'<span class="word">\g<0></span>'
+
+
 def unbroken(page):
-    """Keeps an option on one line, where a browser would break it after a hyphen; what is too long for a column may break."""
+    """Keeps a word on one line, where a browser would break it after a hyphen; what is too long for a column may break. Blocks with
+    lines that make a picture or a table are marked."""
     def code(match):
         block, text = match.groups()
         if block:
-            return match.group(0)
-        text = re.sub(r"(?<![\w-])--?\w[\w-]*", r'<span class="word">\g<0></span>', text)
-        return f'<code class="long">{text}</code>' if len(match.group(2)) > 24 else f"<code>{text}</code>"
+            return match.group(0).replace("<pre", '<pre data-lines="keep"', 1) if re.search(r"[─│┐]|\+--|  \d+ ", text) else match.group(0)
+        if len(text) <= 24:
+            whole = " " not in text
+            return f'<code class="word">{text}</code>' if whole else "<code>" + re.sub(OPTION, KEPT, text) + "</code>"
+        # Between the parts of a path or of a filter it may break, and anywhere where a part is very long.
+        longest = max(map(len, re.split(r"[\s|/,]", text)))
+        text = re.sub(OPTION, KEPT, re.sub(r"(?<=[|/,])(?=\w)", "<wbr/>", text))
+        return f'<code class="long">{text}</code>' if longest > 32 else f"<code>{text}</code>"
 
     return re.sub(r"(<pre[^>]*>)?<code>([^<]*)</code>", code, page)
 
