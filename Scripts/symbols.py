@@ -163,7 +163,7 @@ def write(folder, graphs, plain):
         header = os.path.join(folder, "style.html")
         with open(header, "w", encoding="utf-8") as file:
             # Long declarations are wrapped.
-            file.write(f"<style>{STYLE}\npre{{white-space:pre-wrap}}</style>")
+            file.write(f"<style>{STYLE}\npre code.sourceCode{{white-space:pre-wrap!important}}</style>")
         subprocess.run(
             ["pandoc", "-f", "gfm", "-t", "html5", "-s", "--self-contained", "--metadata", f"pagetitle={name}",
              "--include-in-header", header, "-o", os.path.join(folder, name + ".html")],
