@@ -132,7 +132,9 @@ class Module:
         return ["", "```swift", text(symbol.get("declarationFragments")), "```", ""] + self.comment(symbol)
 
     def raw(self, symbol):
-        return [line["text"] for line in symbol.get("docComment", {}).get("lines", [])]
+        comment = symbol.get("docComment", {})
+        # What the standard library says about the requirements of its protocols says nothing about ours.
+        return [line["text"] for line in comment.get("lines", [])] if comment.get("module", self.name) in MODULES else []
 
     def comment(self, symbol):
         return [self.linked(line) for line in self.raw(symbol)]
