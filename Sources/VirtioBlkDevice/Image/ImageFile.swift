@@ -156,7 +156,7 @@ public final class ImageFile: Sendable {
     let system = isBlockDevice ? nil : MediumSystem(owner.descriptor)
     let device = SystemDevice(isBlockDevice ? info.st_rdev : info.st_dev)
 
-    // Who writes to a device has it for himself, as a file system on it would, or swap, or a RAID of which it is a part.
+    // Who writes to a device has it exclusively, as a file system on it would, or swap, or a RAID of which it is a part.
     // A description that is taken over has it already.
     let isToBeLocked = options.isLocked && options.lock == nil
     let exclusive = isBlockDevice && !options.isReadOnly && isToBeLocked ? device : nil
@@ -290,7 +290,7 @@ public final class ImageFile: Sendable {
   private static let attempts = 200
   private static let pause: UInt32 = 10_000
 
-  /// - Parameter exclusive: the device that nobody else may have for himself.
+  /// - Parameter exclusive: the device, to be opened exclusively.
   private static func open(
     _ options: ImageOptions, _ more: Int32 = 0, _ exclusive: SystemDevice? = nil
   ) throws(ImageError) -> Opened {

@@ -36,8 +36,7 @@ extension Lane where Ring: ~Copyable {
       state = .stalled
       news.post(
         .notice(
-          "queue \(queue) stalls, because its image failed a request: mend what is wrong with the image and send SIGUSR1, and the "
-            + "request is tried again"))
+          "queue \(queue) stalls, because its image failed a request: repair it, and send SIGUSR1 to retry the request"))
     }
     parked.append(index)
     return true
