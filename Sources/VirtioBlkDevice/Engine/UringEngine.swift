@@ -63,7 +63,7 @@ struct UringEngine: BlockEngine, ~Copyable {
     var result: Int32 = 0
     if setup.registersFile { result = unsafe io_uring_register_files(ring, &file, 1) }
     if result == 0, let counter { result = unsafe io_uring_register_eventfd(ring, counter.rawValue) }
-    // Whoever lets a ring begin is the one who may submit to it: this thread.
+    // Only the thread that enables a ring may submit to it: this one.
     if result == 0 { result = unsafe UringRestrictions.begin(ring) }
     guard result == 0 else {
       unsafe io_uring_queue_exit(ring)

@@ -1,7 +1,7 @@
 /// What a thread is for, and with that what it may do in a process that gives up rights.
 internal import Synchronization
 
-/// Threads whose work needs little. Whoever gives up rights of the process takes more from these than from the rest.
+/// Threads whose work needs little. The sandbox takes more rights from these than from the rest.
 public enum ThreadRole: String, CaseIterable, Sendable {
   /// Serves queues: what guests write is read here.
   case queue
