@@ -146,7 +146,8 @@ import VirtioCore
         return end.status == 0 ? end.output : end.errors
       }
       #expect(unsafe truncate(server.directory + "/a.img", 6 << 20) == 0)
-      #expect(try ctl("resize") == "the disk has 6 MiB (6291456 bytes)\n")
+      let adapted = try ctl("resize")
+      #expect(adapted == "the disk has 6 MiB (6291456 bytes)\n")
       #expect(try ctl("resize", "8M") == "the disk has 8 MiB (8388608 bytes)\n")
       #expect(try Self.length(server) == 8 * Self.mebibyte)
       #expect(try ctl("resize", "2M").contains("say so with --shrink"))
