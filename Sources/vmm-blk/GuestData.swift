@@ -33,12 +33,12 @@ struct GuestWrite: GuestVerb {
   @OptionGroup var target: GuestTarget
 
   @Argument(help: "Where to begin.") var offset: ByteCount
-  @OptionGroup var bytes: GuestBytes
+  @OptionGroup var bytes: BytesToWrite
 
   func run() throws { try withDisk { client in try write(client, bytes.source) } }
 
   /// Whole blocks go as they are; the block at either end is completed with what it holds.
-  private func write(_ client: BlockClient, _ source: GuestBytes.Source) throws {
+  private func write(_ client: BlockClient, _ source: BytesToWrite.Source) throws {
     let block = UInt64(client.config.logicalBlock)
     let (end, overflow) = offset.bytes.addingReportingOverflow(source.count)
     guard !overflow, end <= client.capacity else {

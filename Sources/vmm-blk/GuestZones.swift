@@ -69,7 +69,7 @@ struct GuestAppend: GuestVerb {
   @OptionGroup var target: GuestTarget
 
   @Argument(help: "The zone's number, 0 for the first.") var zone: Int
-  @OptionGroup var bytes: GuestBytes
+  @OptionGroup var bytes: BytesToWrite
 
   func run() throws {
     try withDisk { client in

@@ -2,7 +2,7 @@
 internal import ArgumentParser
 internal import OperatorWords
 
-struct GuestBytes: ParsableArguments {
+struct BytesToWrite: ParsableArguments {
   @Option(help: .init("The bytes as text.", valueName: "text")) var text: String?
   @Option(help: .init("The bytes in hexadecimal.", valueName: "digits")) var hex: HexBytes?
   @Option(help: .init("One byte, repeated --length times.", valueName: "byte")) var fill: ByteCount?
