@@ -155,11 +155,14 @@ struct CtlDisk: ParsableArguments {
   /// As the server knows it.
   var name: String? { disk.map(Self.absolute) }
 
-  /// Where the disk is omitted, the only word is the argument that follows it. A disk whose name reads like one is named by its path.
-  mutating func give<Value: ExpressibleByArgument>(to next: inout Value?) {
-    guard next == nil, let disk, let value = Value(argument: disk) else { return }
-    next = value
+  /// The argument after the disk. Where the disk is omitted, it is the only word; a disk whose name reads like such an argument is
+  /// named by its path.
+  ///
+  /// - Parameter given: what came after another word.
+  mutating func next<Value: ExpressibleByArgument>(_ given: Value?) -> Value? {
+    guard given == nil, let disk, let value = Value(argument: disk) else { return given }
     self.disk = nil
+    return value
   }
 
   static func absolute(_ disk: String) -> String { disk.contains("/") ? Takeover.absolute(disk) : disk }

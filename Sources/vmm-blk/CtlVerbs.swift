@@ -254,7 +254,7 @@ struct CtlResize: CtlVerb {
   @Flag(help: "Allow the disk to become smaller: everything beyond the new end is lost.")
   var shrink = false
 
-  mutating func validate() throws { which.give(to: &size) }
+  mutating func validate() throws { size = which.next(size) }
 
   func run() throws {
     try withServer { server in
@@ -286,7 +286,7 @@ struct CtlLimit: CtlVerb {
   @Argument(help: .init("The limits to change.", valueName: "word=rate[/burst],..."))
   var change: LimitChange?
 
-  mutating func validate() throws { which.give(to: &change) }
+  mutating func validate() throws { change = which.next(change) }
 
   func run() throws {
     try withServer { server in
