@@ -401,12 +401,13 @@ OPTION, KEPT = r"(?<![\w-])--?\w[\w-]*", r'<span class="word">\g<0></span>'
 
 
 def unbroken(page):
-    """Keeps a word on one line, where a browser would break it after a hyphen; what is too long for a column may break. Blocks with
-    lines that make a picture or a table are marked."""
+    """Keeps a word on one line, where a browser would break it after a hyphen; what is too long for a column may break.
+    Blocks whose lines make a picture or a table are marked."""
     def code(match):
         block, text = match.groups()
         if block:
-            return match.group(0).replace("<pre", '<pre data-lines="keep"', 1) if re.search(r"[─│┐]|\+--|  \d+ ", text) else match.group(0)
+            is_picture = re.search(r"[─│┐]|\+--|  \d+ ", text)
+            return match.group(0).replace("<pre", '<pre data-lines="keep"', 1) if is_picture else match.group(0)
         if len(text) <= 24:
             whole = " " not in text
             return f'<code class="word">{text}</code>' if whole else "<code>" + re.sub(OPTION, KEPT, text) + "</code>"
