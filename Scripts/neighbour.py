@@ -198,7 +198,7 @@ def connects(attacker):
 
 
 def broken_rings(attacker):
-    """The index jumps, the queue is given up, and the guest comes anew."""
+    """The index jumps, the queue is given up, and the guest reconnects."""
     def turn(guest):
         guest.memory[guest.AVAILABLE + 2:guest.AVAILABLE + 4] = struct.pack("<H", 0x8000)
         guest.ring()

@@ -1,7 +1,7 @@
-/// What the descriptors of a chain come to, whatever kind of ring they are from: for chains that are not as most drivers make
-/// them.
+/// What the descriptors of a chain add up to, in either ring format: the slow path, for chains that are not as most drivers
+/// make them.
 
-/// Gathers descriptors in their order, and names what is wrong with them.
+/// Collects descriptors in order, and names what is wrong with them.
 @safe
 struct ChainCollector {
   private let segments: UnsafeMutablePointer<MemorySegment>
@@ -15,7 +15,7 @@ struct ChainCollector {
   private var lastWritableIsUnmapped = false
   private var defect: Chain.Defect?
 
-  /// - Parameter segments: room for `capacity` pieces.
+  /// - Parameter segments: room for `capacity` segments.
   init(into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int) {
     unsafe self.segments = segments
     self.capacity = capacity
@@ -30,7 +30,7 @@ struct ChainCollector {
     } else if sawWritable {
       throw .readableAfterWritable(head: head)
     }
-    // An empty descriptor is nothing to transfer; it stays out of the segments.
+    // An empty descriptor transfers nothing, and becomes no segment.
     guard length > 0 else { return }
     let pieces: Int
     do throws(TranslationError) {
@@ -58,7 +58,7 @@ struct ChainCollector {
     }
   }
 
-  /// The chain is over.
+  /// The chain is complete.
   func finish(head: UInt16, _ shape: inout ChainShape) throws(QueueError) {
     guard readableBytes &+ writableBytes <= 1 << 32 else { throw .chainTooLarge(head: head) }
     guard !lastWritableIsUnmapped else { throw .statusUnmapped(head: head) }

@@ -2,7 +2,7 @@
 internal import CLinux
 internal import Synchronization
 
-/// Threads whose work needs little. Whoever gives up rights of the process takes more from these than from the rest.
+/// Threads whose work needs little. The sandbox takes more rights from these than from the rest.
 public enum ThreadRole: String, CaseIterable, Sendable {
   /// Serves queues: what guests write is read here.
   case queue
