@@ -20,10 +20,12 @@ program:
 	swift build -c release --product vmm-blk
 
 # A memory file, a device that serves it, a synthetic guest in another process, and a drawing of their rings.
-# The first thing that people try: where there is no release build yet, a debug build does, which takes less than half the time.
+# The first thing that people try: where there is no release build yet, the program alone is built, whole modules at a time and without
+# optimization, which takes a quarter of the time. It is in a folder of its own, so that no other build starts over because of it.
 demo:
 	@Scripts/setup.sh build
-	@if [ -x $(VMM_BLK) ]; then swift build -c release --product vmm-blk; else swift build --product vmm-blk; fi
+	@if [ -x $(VMM_BLK) ]; then swift build -c release --product vmm-blk; else \
+	  swift build --scratch-path .build/first -c release --product vmm-blk -Xswiftc -Onone -debug-info-format none; fi
 	@Scripts/demo.sh
 
 # A real Linux guest: user-mode Linux, a kernel that runs as a process; 'make guest GUEST=qemu' uses QEMU instead.

@@ -6,8 +6,8 @@ cd "$(dirname "$0")/.."
 
 vmm_blk=${VMM_BLK:-$PWD/.build/release/vmm-blk}
 bytes=128M
-# A debug build is what there is first, and slow.
-[ -x "$vmm_blk" ] || { vmm_blk=$PWD/.build/debug/vmm-blk; bytes=16M; }
+# What 'make demo' builds first is not optimized.
+[ -x "$vmm_blk" ] || { vmm_blk=$PWD/.build/first/release/vmm-blk; bytes=16M; }
 folder=$(mktemp -d)
 device=
 guest=

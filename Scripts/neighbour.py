@@ -198,7 +198,7 @@ def connects(attacker):
 
 
 def broken_rings(attacker):
-    """The index jumps, the queue is given up, and the guest comes anew."""
+    """The index jumps, the queue is given up, and the guest reconnects."""
     def turn(guest):
         guest.memory[guest.AVAILABLE + 2:guest.AVAILABLE + 4] = struct.pack("<H", 0x8000)
         guest.ring()
@@ -258,6 +258,21 @@ class Server:
                 sys.exit(self.errors.read().decode())
             time.sleep(0.01)
 
+    def rest(self):
+        """Waits until it does nothing any more: what an attacker that went had asked for is worked off first."""
+        hung = time.monotonic() + 120
+        before, now = -1, self.ticks()
+        while now != before:
+            if time.monotonic() > hung:
+                sys.exit("neighbour.py: the server does not come to rest")
+            time.sleep(0.1)
+            before, now = now, self.ticks()
+
+    def ticks(self):
+        """Its CPU time, in the kernel's ticks."""
+        with open(f"/proc/{self.process.pid}/stat") as file:
+            return sum(map(int, file.read().rsplit(")", 1)[1].split()[11:13]))
+
     @staticmethod
     def accepts(path):
         with socket.socket(socket.AF_UNIX) as probe:
@@ -302,6 +317,7 @@ def measure(arguments, server, name):
                 if attacker:
                     attacker.stop()
                     rounds += attacker.rounds
+                    server.rest()
         shares.append(rates["beside"] / (rates["alone"] / 2))
     return shares, rounds
 

@@ -285,7 +285,7 @@ MISTAKES = ("no-flush", "flush-too-soon", "wrong-file", "toggle-ignored", "answe
 
 
 def faults(chance, folder, seconds):
-    """A verified workload while the medium does all that can be mended."""
+    """A verified workload while the medium does all that can be repaired."""
     del seconds
     engine = chance.choice(ENGINES)
     rules = ["any:eintr:rate=0.05", "any:eagain:rate=0.005", "read:short:rate=0.2", "write:short:rate=0.2",
@@ -388,7 +388,7 @@ EXERCISES = {
     "kills-qemu": (real_guest, 300, "killed under Linux in QEMU, with fio and its verification"),
     "migrations": (migrations, 150, "moved under load between two back-ends, with fio and its verification"),
     "power-failures": (power_failures, 30, "images that a power failure could leave"),
-    "faults": (faults, 20, "faults of the medium that can be mended"),
+    "faults": (faults, 20, "faults of the medium that can be repaired"),
     "front-ends": (front_ends, 60, "front-ends that come and go"),
 }
 

@@ -132,7 +132,9 @@ class Module:
         return ["", "```swift", text(symbol.get("declarationFragments")), "```", ""] + self.comment(symbol)
 
     def raw(self, symbol):
-        return [line["text"] for line in symbol.get("docComment", {}).get("lines", [])]
+        comment = symbol.get("docComment", {})
+        # What the standard library says about the requirements of its protocols says nothing about ours.
+        return [line["text"] for line in comment.get("lines", [])] if comment.get("module", self.name) in MODULES else []
 
     def comment(self, symbol):
         return [self.linked(line) for line in self.raw(symbol)]
@@ -163,7 +165,7 @@ def write(folder, graphs, plain):
         header = os.path.join(folder, "style.html")
         with open(header, "w", encoding="utf-8") as file:
             # Long declarations are wrapped.
-            file.write(f"<style>{STYLE}\npre{{white-space:pre-wrap}}</style>")
+            file.write(f"<style>{STYLE}\npre code.sourceCode{{white-space:pre-wrap!important}}</style>")
         subprocess.run(
             ["pandoc", "-f", "gfm", "-t", "html5", "-s", "--self-contained", "--metadata", f"pagetitle={name}",
              "--include-in-header", header, "-o", os.path.join(folder, name + ".html")],
@@ -172,12 +174,22 @@ def write(folder, graphs, plain):
     return [os.path.join(folder, name + (".md" if plain else ".html")) for name in MODULES]
 
 
-# The pages of the book have the same.
-STYLE = """body{max-width:58rem;margin:2rem auto;padding:0 1rem;font:16px/1.5 sans-serif;color:#222}
-pre{background:#f5f6f8;padding:.7rem;overflow-x:auto;font-size:12.5px;line-height:1.3}code{font-size:.9em}pre code{font-size:1em}
-table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:.2rem .5rem;text-align:left;vertical-align:top}
-.long{overflow-wrap:anywhere}.word{white-space:nowrap}pre.sourceCode{background:#f5f6f8!important}img{max-width:100%}a{color:#06c}h1,h2,h3{line-height:1.2}
-nav.pages{display:flex;justify-content:space-between;gap:1rem}"""
+# The pages of the book have the same. Long lines are wrapped, but drawings are scrolled where the window is narrow.
+STYLE = """:root{color-scheme:light dark}
+html,body{background:#fdfdfd;color:#222}body{max-width:58rem;margin:2rem auto;padding:0 1rem;font:16px/1.5 sans-serif}
+pre,pre.sourceCode{background:#f5f6f8!important;padding:.7rem;overflow-x:auto!important;font-size:12px;line-height:1.3}
+code{font-size:.9em}pre code{font-size:1em}pre[data-lines] code{white-space:pre}
+table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:.2rem .4rem;text-align:left;vertical-align:top}
+.long{overflow-wrap:anywhere}.word{white-space:nowrap}img{max-width:100%}a,a:visited{color:#06c}h1,h2,h3{line-height:1.2}
+nav.pages{display:flex;justify-content:space-between;gap:1rem}
+@media screen and (prefers-color-scheme:dark){html,body{background:#15171b;color:#d5d7db}a,a:visited{color:#78b4ff}
+pre,pre.sourceCode{background:#20242a!important}td,th{border-color:#444a52}tbody{border-color:#777}
+/* Pictures have a white ground of their own. */
+img{filter:brightness(.88)}
+code span{color:#9fc3ea!important}code span.kw,code span.cf,code span.bu{color:#8ccf8c!important}
+code span.co,code span.do{color:#8fa3ad!important}code span.st,code span.ch,code span.dv,code span.fl{color:#e0b483!important}
+code span.dt,code span.at{color:#d6c27a!important}code span.op{color:#b5b9bf!important}
+code .word,code.long{color:inherit!important}}"""
 
 
 def main():

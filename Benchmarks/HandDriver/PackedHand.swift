@@ -1,4 +1,4 @@
-/// The ring of a driver that gives the same chains again and again, packed: its descriptors are written anew each time, as the
+/// The ring of a driver that gives the same chains again and again, packed: its descriptors are rewritten each time, as the
 /// device's lie over them.
 internal import VirtioCore
 

@@ -7,7 +7,7 @@ import VirtioCore
 @safe
 struct LoadedDisk {
   struct Shape {
-    /// Requests that can be under way; each takes three descriptors.
+    /// Requests that can be in flight; each takes three descriptors.
     var slots: Int
     /// Of the ring.
     var entries: Int

@@ -50,7 +50,7 @@ struct Load {
   private let busyDepth: Int
   private var random: UInt64 = 0x9e37_79b9_7f4a_7c15
 
-  /// - Parameter busyDepth: requests that the last disk has under way all the time, beside the load on the others; 0: it is one
+  /// - Parameter busyDepth: requests that the last disk has in flight all the time, beside the load on the others; 0: it is one
   ///   of them.
   init(_ disks: [LoadedDisk], busyDepth: Int) {
     self.disks = disks

@@ -117,7 +117,7 @@ final class Guest {
     if !isPacked { arena.store(available, at: Place.available + 2) }
   }
 
-  /// Places for descriptors that nobody holds. Who has lost count begins anew.
+  /// Places for descriptors that nobody holds. Who has lost count starts over.
   private var room: Int {
     let room = isPacked ? size - spans.values.reduce(0, +) : holds.count { !$0 }
     guard room == 0, isTainted else { return room }

@@ -146,7 +146,7 @@ final class GuestEngine: EngineObject {
   private let guest: Guest
   private let stage: Stage
   private let mailbox: WorkerMailbox
-  private var underWay: [(tag: UInt32, result: Int32)] = []
+  private var inFlight: [(tag: UInt32, result: Int32)] = []
   private var isSubmitted = false
   private var hasMail = true
   private var isKicked = false
@@ -199,11 +199,11 @@ final class GuestEngine: EngineObject {
       isKicked = false
       return .kick(lane: 0)
     }
-    guard isSubmitted, !isLost, !underWay.isEmpty else {
+    guard isSubmitted, !isLost, !inFlight.isEmpty else {
       isSubmitted = false
       return nil
     }
-    let done = underWay.remove(at: shaper.choice(min(underWay.count, 256)))
+    let done = inFlight.remove(at: shaper.choice(min(inFlight.count, 256)))
     return .completion(tag: done.tag, result: done.result)
   }
 
@@ -214,8 +214,8 @@ final class GuestEngine: EngineObject {
     let result = perform(operation)
     tell("\(operation.kind) of \(operation.length) at \(operation.offset), tag \(tag): \(result)")
     guard delays, shaper.flag() || isLost else { return .finished(result) }
-    check(!underWay.contains { $0.tag == tag }, "an operation was started twice")
-    underWay.append((tag, result))
+    check(!inFlight.contains { $0.tag == tag }, "an operation was started twice")
+    inFlight.append((tag, result))
     return .pending
   }
 
@@ -265,10 +265,10 @@ final class GuestEngine: EngineObject {
 
   func wait(nanoseconds: Int64?) {
     count()
-    tell("a sleep of \(nanoseconds.map { "\($0) ns" } ?? "any time"), \(underWay.count) under way")
+    tell("a sleep of \(nanoseconds.map { "\($0) ns" } ?? "any time"), \(inFlight.count) in flight")
     isSubmitted = true
     // Somebody else is waited for: completions, or a moment that comes by itself.
-    guard underWay.isEmpty || isLost, nanoseconds == nil, !hasMail, !isKicked else { return }
+    guard inFlight.isEmpty || isLost, nanoseconds == nil, !hasMail, !isKicked else { return }
     guest.reap()
     readNews()
     if !isEnding { judge() }

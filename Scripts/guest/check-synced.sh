@@ -11,7 +11,7 @@ image=$1 mark=$2
 # Status 1 says that something was put right, which after a crash is no fault.
 repaired=0
 said=$(e2fsck -fy "$image" 2>&1) || repaired=$?
-[ $repaired -le 1 ] || { echo "e2fsck cannot mend it: $said"; exit 1; }
+[ $repaired -le 1 ] || { echo "e2fsck cannot repair it: $said"; exit 1; }
 said=$(e2fsck -fn "$image" 2>&1) || { echo "e2fsck finds damage: $said"; exit 1; }
 
 last=$(dd if="$image" bs=512 skip="$mark" count=1 status=none | tr -d '\000 ')

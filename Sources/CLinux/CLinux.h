@@ -224,6 +224,24 @@ static inline int clinux_pin_thread(int cpu) {
   return -pthread_setaffinity_np(pthread_self(), sizeof set, &set);
 }
 
+// Asks that the calling thread runs for `nanoseconds` at a time where others want the same CPU; its weight and its policy stay.
+// 0, or a negative errno. Kernels before 6.12 take it and do nothing.
+static inline int clinux_ask_for_slice(uint64_t nanoseconds) {
+  // The first version of the kernel's structure, which the C library does not have.
+  struct {
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime, deadline, period;
+  } attributes;
+  if (syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0) != 0) return -errno;
+  // A policy of real time that somebody gave it has no slices.
+  if (attributes.policy != SCHED_OTHER && attributes.policy != SCHED_BATCH) return 0;
+  attributes.runtime = nanoseconds;
+  return syscall(SYS_sched_setattr, 0, &attributes, 0) == 0 ? 0 : -errno;
+}
+
 // How many CPUs this process may run on; 0 where nobody knows.
 static inline int clinux_usable_processors(void) {
   cpu_set_t set;

@@ -111,7 +111,7 @@ final class WatchedDevice: VirtioDevice, @unchecked Sendable {
     forget(queue)
   }
 
-  /// Whoever reads it relies on the answer, even before being notified of a change.
+  /// A driver that reads it relies on the answer, even before it is notified of a change.
   func readConfiguration(at offset: Int, count: Int) -> [UInt8] {
     let bytes = inner.readConfiguration(at: offset, count: count)
     updateLimits()

@@ -7,7 +7,7 @@ internal import VirtioRegisters
 /// The end that serves and is to be replaced. Until `handOver` everything can be taken back with `resume`.
 extension MemoryFileDevice {
   /// Stops every queue and answers the mailbox no more; what the driver asked for before is answered first. The driver does not
-  /// find the device gone: role and state stay. What it rings and asks for in the meantime waits for whoever continues.
+  /// find the device gone: role and state stay. What it rings and asks for in the meantime waits for the successor.
   ///
   /// - Parameter whenPaused: called once on the loop's thread when all queues have stopped and the file holds all that a
   ///   successor needs, which may be at once; never after `resume` or `close`.

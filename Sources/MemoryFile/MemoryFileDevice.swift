@@ -377,7 +377,7 @@ public final class MemoryFileDevice {
   private func stop(_ queue: Int) { if attended.stop(queue: queue) { awaited.insert(queue) } }
 
   private func start(_ queue: Int, _ configuration: QueueConfiguration) {
-    // What was used is done and what is above was not, whoever started it: entries are published in order. In a ring fresh
+    // What was used is done and what is above was not, even if it was started: entries are published in order. In a ring fresh
     // from its driver both are zero (virtio 4.2.3.2: the driver zeroes the queue's memory).
     let position: QueuePosition
     if registers.features.contains(.packedRing) {
@@ -385,7 +385,7 @@ public final class MemoryFileDevice {
         startFailures[queue] = .positionLost
         return fail(queue, .positionLost)
       }
-      // Before it runs: whoever comes after a death must not continue from here. One that is held changes nothing yet.
+      // Before it runs: after a death, a successor must not continue from here. One that is held changes nothing yet.
       if phase != .holding { storeState() }
       position = QueuePosition(available: known, used: known)
     } else {

@@ -78,6 +78,9 @@ enum SystemCalls {
   /// More threads of this process; never another process.
   private static let threads =
     plain("sched_setaffinity") + [
+      // Of the calling thread: how long it runs at a time.
+      AllowedCall("sched_getattr", argument: 0, values: [0]),
+      AllowedCall("sched_setattr", argument: 0, values: [0]),
       AllowedCall("clone", argument: 0, mask: UInt64(CLONE_THREAD), values: [UInt64(CLONE_THREAD)]),
       AllowedCall("prctl", argument: 0, values: [UInt64(PR_SET_NAME), UInt64(PR_GET_NAME), nameMemory]),
     ]

@@ -209,7 +209,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     counterBlocks.withLock { blocks in
       for (index, block) in blocks where places[index].worker == nil { block.deallocate() }
     }
-    // Whoever serves it after the machine was switched off finds the zones as they are now.
+    // A server that starts after the machine was switched off finds the zones as they are now.
     if let zones = image.zones, leftQueues.isEmpty, image.flush() == nil { zones.close() }
   }
 

@@ -1,4 +1,4 @@
-/// Fields of the configuration space (virtio 5.2.4) that whoever makes a disk can choose, by their names there.
+/// Fields of the configuration space (virtio 5.2.4) that can be chosen for a disk, by their names there.
 public enum ConfigurationField: String, CaseIterable, Sendable {
   /// Bytes of a data segment.
   case sizeMax = "size_max"

@@ -155,5 +155,15 @@ struct CtlDisk: ParsableArguments {
   /// As the server knows it.
   var name: String? { disk.map(Self.absolute) }
 
+  /// The argument after the disk. Where the disk is omitted, it is the only word; a disk whose name reads like such an argument is
+  /// named by its path.
+  ///
+  /// - Parameter given: what came after another word.
+  mutating func next<Value: ExpressibleByArgument>(_ given: Value?) -> Value? {
+    guard given == nil, let disk, let value = Value(argument: disk) else { return given }
+    self.disk = nil
+    return value
+  }
+
   static func absolute(_ disk: String) -> String { disk.contains("/") ? Takeover.absolute(disk) : disk }
 }

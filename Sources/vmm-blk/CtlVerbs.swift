@@ -238,17 +238,15 @@ struct CtlResume: CtlDiskVerb {
 struct CtlResize: CtlVerb {
   static let configuration = CommandConfiguration(
     commandName: "resize", abstract: "Adapt a disk to the size of its image, or resize both.",
-    usage: CtlTarget.usage("resize <disk> [<size> [--shrink]]"),
+    usage: CtlTarget.usage("resize [<disk>] [<size> [--shrink]]"),
     discussion: """
             The driver is notified of the new size; Linux adopts it at once. Without a size, the disk takes the present size of its \
-      image file or block device. With a size, the image file is resized first.
+      image file or block device. With a size, the image file is resized first. A single word that can be a size is one.
       """)
 
   @ParentCommand var ctl: CtlCommand
   @OptionGroup var target: CtlTarget
-
-  @Argument(help: "The disk.")
-  var disk: String
+  @OptionGroup var which: CtlDisk
 
   @Argument(help: "The new size.")
   var size: ByteCount?
@@ -256,12 +254,13 @@ struct CtlResize: CtlVerb {
   @Flag(help: "Allow the disk to become smaller: everything beyond the new end is lost.")
   var shrink = false
 
+  mutating func validate() throws { size = which.next(size) }
+
   func run() throws {
     try withServer { server in
-      let request = Operator.Request(
-        request: .resize, disk: CtlDisk.absolute(disk), size: size?.bytes, shrink: shrink ? true : nil)
+      let request = Operator.Request(request: .resize, disk: which.name, size: size?.bytes, shrink: shrink ? true : nil)
       let size = try server.ask(request, Operator.Resized.self).size
-      server.say("\(printable(disk)) has \(ByteSize.describe(size)) (\(size) bytes)")
+      server.say("\(which.disk.map { printable($0) } ?? "the disk") has \(ByteSize.describe(size)) (\(size) bytes)")
     }
   }
 }
@@ -269,7 +268,7 @@ struct CtlResize: CtlVerb {
 struct CtlLimit: CtlVerb {
   static let configuration = CommandConfiguration(
     commandName: "limit", abstract: "Show or change the limits of a disk.",
-    usage: CtlTarget.usage("limit <disk> [<word=rate[/burst],...> | none]"),
+    usage: CtlTarget.usage("limit [<disk>] [<word=rate[/burst],...> | none]"),
     discussion: """
             The limits are \(LimitWord.allCases.map(\.rawValue).joined(separator: ", ")), each per second. A limit that is not named \
       stays as it is; 'none' instead of a rate lifts one limit, and 'none' alone lifts all. Changes take effect at once. The \
@@ -282,16 +281,16 @@ struct CtlLimit: CtlVerb {
   @ParentCommand var ctl: CtlCommand
   @OptionGroup var target: CtlTarget
 
-  @Argument(help: "The disk.")
-  var disk: String
+  @OptionGroup var which: CtlDisk
 
   @Argument(help: .init("The limits to change.", valueName: "word=rate[/burst],..."))
   var change: LimitChange?
 
+  mutating func validate() throws { change = which.next(change) }
+
   func run() throws {
     try withServer { server in
-      let request = Operator.Request(
-        request: .limit, disk: CtlDisk.absolute(disk), limits: change.map { Operator.limits($0) })
+      let request = Operator.Request(request: .limit, disk: which.name, limits: change.map { Operator.limits($0) })
       let limits = try server.ask(request, Operator.Limits.self)
       server.say(limits.words)
     }

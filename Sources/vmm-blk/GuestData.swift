@@ -33,43 +33,18 @@ struct GuestWrite: GuestVerb {
   @OptionGroup var target: GuestTarget
 
   @Argument(help: "Where to begin.") var offset: ByteCount
-  @Option(help: .init("The bytes as text.", valueName: "text")) var text: String?
-  @Option(help: .init("The bytes in hexadecimal.", valueName: "digits")) var hex: HexBytes?
-  @Option(help: .init("One byte, repeated --length times.", valueName: "byte")) var fill: ByteCount?
-  @Option(help: .init("How many bytes --fill writes.", valueName: "bytes")) var length: ByteCount?
+  @OptionGroup var bytes: BytesToWrite
 
-  func validate() throws {
-    guard [text != nil, hex != nil, fill != nil].filter({ $0 }).count == 1 else {
-      throw ValidationError("Say what to write with one of --text, --hex and --fill.")
-    }
-    guard (fill == nil) == (length == nil) else { throw ValidationError("--fill and --length go together.") }
-    if let fill, fill.bytes > 255 { throw ValidationError("--fill \(fill.bytes) is not a byte.") }
-  }
-
-  func run() throws {
-    try withDisk { client in
-      if let fill, let length {
-        let byte = UInt8(fill.bytes)
-        try write(client, count: length.bytes) { _, count in Array(repeating: byte, count: count) }
-      } else {
-        let bytes = hex?.bytes ?? Array((text ?? "").utf8)
-        try write(client, count: UInt64(bytes.count)) { start, count in
-          Array(bytes[Int(start - offset.bytes)..<Int(start - offset.bytes) + count])
-        }
-      }
-    }
-  }
+  func run() throws { try withDisk { client in try write(client, bytes.source) } }
 
   /// Whole blocks go as they are; the block at either end is completed with what it holds.
-  private func write(
-    _ client: BlockClient, count: UInt64, source: (_ offset: UInt64, _ count: Int) -> [UInt8]
-  ) throws {
+  private func write(_ client: BlockClient, _ source: BytesToWrite.Source) throws {
     let block = UInt64(client.config.logicalBlock)
-    let (end, overflow) = offset.bytes.addingReportingOverflow(count)
+    let (end, overflow) = offset.bytes.addingReportingOverflow(source.count)
     guard !overflow, end <= client.capacity else {
-      throw DriverError.badRequest("\(count) bytes at \(offset.bytes) go past the disk's end at \(client.capacity)")
+      throw DriverError.badRequest("\(source.count) bytes at \(offset.bytes) go past the disk's end at \(client.capacity)")
     }
-    guard count > 0 else { return }
+    guard source.count > 0 else { return }
     let first = offset.bytes / block * block
     let last = (end + block - 1) / block * block
     let head = try client.read(at: first, count: Int(offset.bytes - first))
@@ -78,7 +53,8 @@ struct GuestWrite: GuestVerb {
       let stop = start + UInt64(count)
       let from = max(start, offset.bytes)
       let to = min(stop, end)
-      return (start == first ? head : []) + source(from, Int(to - from)) + (stop == last ? tail : [])
+      return (start == first ? head : []) + source.part(from: from - offset.bytes, count: Int(to - from))
+        + (stop == last ? tail : [])
     }
   }
 }

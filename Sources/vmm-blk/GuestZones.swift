@@ -62,40 +62,28 @@ struct GuestZone: GuestVerb {
 struct GuestAppend: GuestVerb {
   static let configuration = CommandConfiguration(
     commandName: "append", abstract: "Append bytes to a zone of a zoned disk, and show the sector where they went.",
-    usage: GuestTarget.usage("append <zone> --text|--fill …"),
+    usage: GuestTarget.usage("append <zone> --text|--hex|--fill …"),
     discussion: "The end is padded with zeroes to the smallest unit that the disk writes. Nothing is flushed: see 'flush'.")
 
   @ParentCommand var guest: Guest
   @OptionGroup var target: GuestTarget
 
   @Argument(help: "The zone's number, 0 for the first.") var zone: Int
-  @Option(help: .init("The bytes as text.", valueName: "text")) var text: String?
-  @Option(help: .init("One byte, repeated as often as --length says.", valueName: "byte")) var fill: ByteCount?
-  @Option(help: .init("How many bytes --fill appends.", valueName: "bytes")) var length: ByteCount?
-
-  func validate() throws {
-    guard (text == nil) != (fill == nil), (fill == nil) == (length == nil) else {
-      throw ValidationError("Say what to append with --text, or with --fill and --length.")
-    }
-    if let fill, fill.bytes > 255 { throw ValidationError("--fill \(fill.bytes) is not a byte.") }
-  }
+  @OptionGroup var bytes: BytesToWrite
 
   func run() throws {
     try withDisk { client in
       let zoned = try client.zoning()
       let grain = max(1, UInt64(zoned.granularity))
       let most = min(UInt64(zoned.maximumAppend) * 512, UInt64(client.chunk)) / grain * grain
-      var left = text.map { UInt64($0.utf8.count) } ?? length?.bytes ?? 0
-      let bytes = Array((text ?? "").utf8)
-      var done = 0
-      while left > 0 {
-        let count = min(left, max(most, grain))
-        var piece =
-          fill.map { [UInt8](repeating: UInt8($0.bytes), count: Int(count)) } ?? Array(bytes[done..<done + Int(count)])
+      let source = bytes.source
+      var done: UInt64 = 0
+      while done < source.count {
+        let count = min(source.count - done, max(most, grain))
+        var piece = source.part(from: done, count: Int(count))
         piece += [UInt8](repeating: 0, count: (Int(grain) - piece.count % Int(grain)) % Int(grain))
         print(try client.append(piece, toZone: zone))
-        done += Int(count)
-        left -= count
+        done += count
       }
     }
   }

@@ -254,7 +254,7 @@ final class RunService {
 
   private func ready(_ served: Served) { manager.ready("serving \(served.device.image.path) on \(served.memory)") }
 
-  /// Unbuffered, even into a pipe or a file: whoever started us may wait for this line.
+  /// Unbuffered, even into a pipe or a file: the parent process may wait for this line.
   private func say(_ served: Served) {
     let (device, memory) = (served.device, served.memory)
     let queues = device.queueCount == 1 ? "1 queue" : "\(device.queueCount) queues"

@@ -43,9 +43,9 @@ enum ServeFileLimit {
 
   /// Makes the process's table of descriptors as large as it will ever have to be, which is 8 bytes for each.
   ///
-  /// The kernel doubles the table when it is full. While other threads share it, whoever opens the descriptor that was one
-  /// too many waits for a grace period of RCU: 10 to 40 ms, in the middle of somebody's attach. So this has to come before
-  /// the first thread. Failing is harmless.
+  /// The kernel doubles the table when it is full. While other threads share it, the thread that opens one descriptor too many
+  /// waits for a grace period of RCU: 10 to 40 ms, in the middle of somebody's attach. So this has to come before the first
+  /// thread. Failing is harmless.
   ///
   /// - Parameter any: an open descriptor; it is not changed.
   static func makeRoom(for disks: [DeviceOptions], limit: Int, _ any: Int32) {

@@ -35,7 +35,7 @@ extension ServeService {
       nbd: command.allowNBD || served.contains { $0.options.imageServer != nil }, internet: plan.connects,
       clusters: command.allowRBD || served.contains { $0.options.imageInCluster != nil })
     if mayAddDisks, servers.clusters {
-      // Whoever opens one more reads what is needed for that, and connects.
+      // Opening another one reads what is needed for that, and connects.
       plan.connects = true
       folders.add("/etc/ceph", for: .reading)
       for disk in served { folders.add(parentOf: disk.options.imageInCluster?.configuration, for: .reading) }

@@ -229,7 +229,7 @@ final class ServeService {
     served.removeAll { $0 === disk }
     leaving.append(disk)
     open += 1
-    // First: whoever learns that it has ended may look for the file.
+    // First: a client that learns of its end may look for the file.
     disk.socket.removeFile()
     disk.server.close { [self] in
       open -= 1
@@ -257,7 +257,7 @@ final class ServeService {
 
   // MARK: Words
 
-  /// Reports that the disks are served to whoever waits for that.
+  /// Reports that the disks are served.
   private func sayServed() {
     say(greeting)
     manager.ready(state)
@@ -288,6 +288,6 @@ final class ServeService {
       """
   }
 
-  /// Unbuffered, even into a pipe or a file: whoever started us may wait for this line.
+  /// Unbuffered, even into a pipe or a file: the parent process may wait for this line.
   private func say(_ text: String) { People.output.write(printable(text)) }
 }

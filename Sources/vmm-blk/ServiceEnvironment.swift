@@ -19,7 +19,7 @@ struct ServiceEnvironment {
     notifySocket = Self.take("NOTIFY_SOCKET").flatMap { $0.isEmpty ? nil : $0 }
     let ourselves = getpid()
     let (interval, watched) = (Self.take("WATCHDOG_USEC"), Self.take("WATCHDOG_PID"))
-    // Without a process it is meant for whoever reads it.
+    // Without a process number it is meant for any process.
     let isWatched = watched.map { Int32($0) == ourselves } ?? true
     watchdog = interval.flatMap { Int64($0) }.flatMap { isWatched && $0 > 0 ? .microseconds($0) : nil }
     let (process, count, _) = (Self.take("LISTEN_PID"), Self.take("LISTEN_FDS"), Self.take("LISTEN_FDNAMES"))

@@ -57,7 +57,7 @@ enum Startup {
   }
 }
 
-/// Lines for whoever started the program or reads its log. They never block it.
+/// Lines for the user, or for the log. They never block the program.
 enum People {
   static let output = LineWriter(descriptor: STDOUT_FILENO)
   static let error = LineWriter(descriptor: STDERR_FILENO) { LogLine.line(.warning, nil, "\($0) lines were dropped") }

@@ -30,7 +30,7 @@ import VirtioCore
   }
 
   /// The one after holds marks until it knows that the previous one is over with the image, or is gone with all that it had
-  /// under way.
+  /// in flight.
   @Test(arguments: [false, true]) func aTakerIsSeenUntilItIsGone(isReadOnly: Bool) throws {
     let first = try ImageFile(ImageOptions(path: path, isReadOnly: isReadOnly))
     #expect(!first.isBeingTaken)

@@ -181,7 +181,7 @@ import VirtioCore
     #expect(disk.hand.stop() != nil)
   }
 
-  /// The kernel takes no more requests: what is under way is neither answered nor forgotten.
+  /// The kernel takes no more requests: what is in flight is neither answered nor forgotten.
   @Test(arguments: [(false, false), (true, false), (false, true)])
   func lostMediumLeavesRequestsInFlight(isInOrder: Bool, isKnown: Bool) throws {
     let script = try Script(completesLater: true, isBackwards: true)

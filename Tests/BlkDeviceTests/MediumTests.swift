@@ -43,7 +43,7 @@ import VirtioCore
     for (queue, request) in [other, .flush].enumerated() {
       _ = try #require(try rig.client.queues[queue].submit(request))
       rig.client.queues[queue].publish()
-      try waitUntil("it is under way") { script.records.count == queue + 1 }
+      try waitUntil("it is in flight") { script.records.count == queue + 1 }
     }
     #expect(try answers(rig, [1, 1], while: script.release) == [[.ioError], [.ioError]])
   }
@@ -136,7 +136,7 @@ import VirtioCore
     script.hold()
     queue.queue.publish()
     try queue.start()
-    try waitUntil("some are under way") { script.held >= 16 }
+    try waitUntil("some are in flight") { script.held >= 16 }
     script.release()
     var answers = 0
     try waitUntil("all are answered") {
@@ -297,7 +297,7 @@ import VirtioCore
 
   // MARK: The end of an engine
 
-  /// The kernel takes nothing any more: what is under way is answered, the queue stops, and it can be stopped.
+  /// The kernel takes nothing any more: what is in flight is answered, the queue stops, and it can be stopped.
   @Test func aLostEngineIsAnErrorWithAnEnd() throws {
     let script = try Script(completesLater: true)
     let scratch = try Scratch()
@@ -312,7 +312,7 @@ import VirtioCore
     script.hold()
     for number in 0..<3 { try queue.submit(.write(sector: UInt64(number), pattern(512))) }
     queue.queue.publish()
-    try waitUntil("all are under way") { script.held == 3 }
+    try waitUntil("all are in flight") { script.held == 3 }
     script.lose()
     var answers: [BlockStatusCode] = []
     try waitUntil("all are answered") {

@@ -111,7 +111,7 @@ import VirtioCore
     #expect(metrics.counters.refusals == UInt64(3 * times), sourceLocation: place)
     #expect(metrics.counters.failures == UInt64(4 * times), sourceLocation: place)
     #expect(metrics.counters.mediumFailures == 0, sourceLocation: place)
-    try waitUntil("nothing is under way") { device.metrics().depth == 0 }
+    try waitUntil("nothing is in flight") { device.metrics().depth == 0 }
   }
 
   /// - Parameter durable: without FLUSH and a choice, each write is stored before its answer.
@@ -179,7 +179,7 @@ import VirtioCore
     let queue = rig.client.queues[1]
     for sector: UInt64 in 0..<5 { _ = try #require(try queue.submit(.write(sector: sector, pattern(512)))) }
     queue.publish()
-    try waitUntil("five are under way") { script.held == 5 && rig.device.metrics().depths == [0, 5] }
+    try waitUntil("five are in flight") { script.held == 5 && rig.device.metrics().depths == [0, 5] }
     let start = Clock.now
     usleep(30_000)
     let held = Clock.now - start

@@ -230,7 +230,7 @@ private final class LyingServer: Sendable {
     #expect(outcome.answer == [UInt8](repeating: 0x5a, count: 4096))
     server.tell(lie)
     if lie.isInHandshake || lie.speaksStructured {
-      // It has to connect anew to notice.
+      // It has to reconnect to notice.
       server.hangUp()
     }
     let requests: [BlockRequest] = [.read(sector: 8, bytes: 8192), .write(sector: 8, pattern(4096)), .flush]

@@ -28,26 +28,7 @@ import VirtioCore
   @Test(arguments: [1, 3]) func killedUnderVerifiedLoad(queues: Int) throws {
     let server = try Self.lastingServer()
     let rig = try Self.rig(server, keepsWrites: true, queues: queues)
-    rig.client.depth = 16
-    let isOver = Atomic(false)
-    let kills = Atomic(0)
-    var options = VerifyOptions(seed: .random(in: 0 ... .max), range: 0..<8 << 20, limit: .bytes(.max), cuts: .all)
-    options.largest = 64 << 10
-    var verifier = try Verifier(rig.client, options)
-    verifier.goesOn = { kills.load(ordering: .relaxed) < 4 }
-    try withBackground {
-      defer { kills.store(4, ordering: .relaxed) }
-      for number in 1...4 where !isOver.load(ordering: .relaxed) {
-        usleep(.random(in: 10_000...60_000))
-        server.kill()
-        usleep(.random(in: 0...30_000))
-        try server.start()
-        kills.store(number, ordering: .relaxed)
-      }
-    } during: {
-      defer { isOver.store(true, ordering: .relaxed) }
-      _ = try verifier.run()
-    }
+    try rig.verifyThroughKills(4, after: 10_000...60_000, for: 0...30_000, kill: server.kill, start: server.start)
     #expect(rig.device.counters.failures == 0)
   }
 

@@ -43,7 +43,7 @@ import VirtioCore
     #expect(queue.stop() == QueuePosition(available: 30, used: 30))
   }
 
-  /// What is done in place is answered at once only while nothing before it is under way.
+  /// What is done in place is answered at once only while nothing before it is in flight.
   @Test func whatIsDoneInPlaceWaitsForWhatIsNot() throws {
     let scratch = try Scratch()
     let script = try Script(completesLater: true, transfersInPlace: true)
@@ -57,7 +57,7 @@ import VirtioCore
       var tags: [UInt32] = []
       for number in 0..<6 { tags.append(try queue.submit(number == 2 ? .flush : .read(sector: UInt64(number), bytes: 512))) }
       queue.queue.publish()
-      try waitUntil("the flush is under way, and what was before it is answered") {
+      try waitUntil("the flush is in flight, and what was before it is answered") {
         script.held == 1 && queue.usedIndex == begin &+ 2 && script.records.count == 6 * round
       }
       script.release()

@@ -19,26 +19,8 @@ import VirtioCore
   @Test(arguments: ["osd.0", "mon.a"]) func killedUnderVerifiedLoad(daemon: String) throws {
     let cluster = try RBDCluster.victim.get()
     let rig = try Self.rig(cluster, queues: 2)
-    rig.client.depth = 16
-    let isOver = Atomic(false)
-    let kills = Atomic(0)
-    var options = VerifyOptions(seed: .random(in: 0 ... .max), range: 0..<8 << 20, limit: .bytes(.max), cuts: .all)
-    options.largest = 64 << 10
-    var verifier = try Verifier(rig.client, options)
-    verifier.goesOn = { kills.load(ordering: .relaxed) < 2 }
-    try withBackground {
-      defer { kills.store(2, ordering: .relaxed) }
-      for number in 1...2 where !isOver.load(ordering: .relaxed) {
-        usleep(.random(in: 50_000...200_000))
-        try cluster.kill(daemon)
-        usleep(.random(in: 0...200_000))
-        try cluster.resume()
-        kills.store(number, ordering: .relaxed)
-      }
-    } during: {
-      defer { isOver.store(true, ordering: .relaxed) }
-      _ = try verifier.run()
-    }
+    try rig.verifyThroughKills(
+      2, after: 50_000...200_000, for: 0...200_000, kill: { try cluster.kill(daemon) }, start: { try cluster.resume() })
     #expect(rig.device.counters.failures == 0)
   }
 

@@ -39,7 +39,7 @@ final class Script: Sendable {
   let completesLater: Bool
   /// Only what is no transfer completes later.
   let transfersInPlace: Bool
-  /// What is under way completes last in, first out.
+  /// What is in flight completes last in, first out.
   let isBackwards: Bool
   /// As a ring that polls its device.
   let takesOnlyTransfers: Bool
@@ -92,7 +92,7 @@ final class Script: Sendable {
 
   fileprivate var isLost: Bool { state.withLock { $0.isLost } }
 
-  /// Operations under way in the engine.
+  /// Operations in flight in the engine.
   var held: Int { state.withLock { $0.held } }
 
   fileprivate var isHolding: Bool { state.withLock { $0.isHolding } }
@@ -123,7 +123,7 @@ struct ScriptedEngine: BlockEngine, ~Copyable {
   private let script: Script
   private let medium: PlainIO
   private var waiter: EpollWaiter
-  private var underWay: [(tag: UInt32, result: Int32)] = []
+  private var inFlight: [(tag: UInt32, result: Int32)] = []
 
   init(_ script: Script, descriptor: Int32, mailbox: Int32) throws(Errno) {
     self.script = script
@@ -140,8 +140,8 @@ struct ScriptedEngine: BlockEngine, ~Copyable {
       case .result(let result): result
       }
     guard script.completesLater, !script.transfersInPlace || !operation.kind.isTransfer else { return .finished(result) }
-    underWay.append((tag, result))
-    script.setHeld(underWay.count)
+    inFlight.append((tag, result))
+    script.setHeld(inFlight.count)
     return .pending
   }
 
@@ -163,12 +163,12 @@ struct ScriptedEngine: BlockEngine, ~Copyable {
     }
   }
 
-  private var canComplete: Bool { !underWay.isEmpty && !script.isHolding }
+  private var canComplete: Bool { !inFlight.isEmpty && !script.isHolding }
 
   mutating func nextEvent() -> EngineEvent? {
     if canComplete {
-      let done = script.isBackwards ? underWay.removeLast() : underWay.removeFirst()
-      script.setHeld(underWay.count)
+      let done = script.isBackwards ? inFlight.removeLast() : inFlight.removeFirst()
+      script.setHeld(inFlight.count)
       return .completion(tag: done.tag, result: done.result)
     }
     while let wake = waiter.nextWake() {

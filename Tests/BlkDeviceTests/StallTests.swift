@@ -104,7 +104,7 @@ import VirtioCore
     let memory = try SharedMemory()
     let requests = 6
     let record = kind.isRecorded ? try RecordFile(queues: 1, size: 64).memory : nil
-    // Completions come later: what was given after the failure is under way and is finished.
+    // Completions come later: what was given after the failure is in flight and is finished.
     let actions = Array(repeating: Script.Action.whole, count: before) + [.result(-EIO)]
     let script = try Script(actions, completesLater: true)
     var options = BlockDeviceOptions()

@@ -267,7 +267,7 @@ import VirtioCore
     }
   }
 
-  /// What waits for a limit is not under way: a disk that is paused is at rest with it, and starts none of it.
+  /// What waits for a limit is not in flight: a disk that is paused is at rest with it, and starts none of it.
   @Test(arguments: [false, true]) func aPauseLeavesWhatWaits(isInOrder: Bool) throws {
     let scratch = try Scratch()
     var options = BlockDeviceOptions()

@@ -246,7 +246,7 @@ import VirtioCore
     #expect(EventCounter.drain(queue.call.rawValue) == 1)
   }
 
-  /// Counters are totals: a queue that is started anew continues counting.
+  /// Counters are totals: a queue that is restarted continues counting.
   @Test(arguments: engines) func countersOnlyGrow(engine: EngineKind) throws {
     let scratch = try Scratch()
     let device = try Self.device(scratch, engine)

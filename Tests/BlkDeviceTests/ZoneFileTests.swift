@@ -299,7 +299,7 @@ import VirtioCore
     }
     try leave()
     do {
-      // A driver that begins anew.
+      // A driver that starts over.
       let disk = try Self.open(path)
       disk.dropNotes()
       #expect(disk.append(Self.request(3, type: 15, origin: .retaken), to: 512, count: 1) == .go(sector: 532, zone: 1))

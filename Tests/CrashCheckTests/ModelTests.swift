@@ -32,7 +32,7 @@ private func end(_ number: Int, _ result: Int32 = 512) -> CrashEvent { .finished
 
   static let cases: [Case] = [
     Case(name: "written", events: [start(0, 0, 1), end(0)], stable: [0, 0], uncertain: [0]),
-    Case(name: "under way", events: [start(0, 0, 1)], stable: [0, 0], uncertain: [0]),
+    Case(name: "in flight", events: [start(0, 0, 1)], stable: [0, 0], uncertain: [0]),
     Case(
       name: "flushed", events: [start(0, 0, 1), end(0), startFlush(1), end(1, 0)], stable: [1, 0], uncertain: []),
     Case(
@@ -44,7 +44,7 @@ private func end(_ number: Int, _ result: Int32 = 512) -> CrashEvent { .finished
       name: "the flush began before the write was done", events: [start(0, 0, 1), startFlush(1), end(0), end(1, 0)],
       stable: [0, 0], uncertain: [0]),
     Case(name: "durable", events: [start(0, 0, 1, durable: true), end(0)], stable: [1, 0], uncertain: []),
-    Case(name: "durable, under way", events: [start(0, 0, 1, durable: true)], stable: [0, 0], uncertain: [0]),
+    Case(name: "durable, in flight", events: [start(0, 0, 1, durable: true)], stable: [0, 0], uncertain: [0]),
     Case(
       name: "durable, failed", events: [start(0, 0, 1, durable: true), end(0, -5)], stable: [0, 0], uncertain: [0]),
     Case(

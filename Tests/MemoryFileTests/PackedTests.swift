@@ -45,7 +45,7 @@ import VirtioRegisters
     #expect(second.running[1]?.position == QueuePosition(available: 5, used: 5))
   }
 
-  /// A ring that its driver has set up anew is a new ring.
+  /// A ring that its driver has set up again is a new ring.
   @Test func aRingThatIsMadeReadyAgainIsNew() throws {
     let device = try device()
     device.state.withLock { $0.progress = 0x0005 }

@@ -121,7 +121,7 @@ final class ProxiedDisk {
       RegisterAccess(offset: RegisterModel.offset(space, offset), width: width, isWrite: isWrite, value: value))
   }
 
-  /// The guest's memory is told anew whenever something in its map changes. Queues that run continue in the new one.
+  /// The guest's memory is sent again whenever something in its map changes. Queues that run continue in the new one.
   private func setMemory(_ message: ProxyMessage) {
     var regions: [GuestRegion] = []
     for (index, descriptor) in message.descriptors.enumerated() {

@@ -65,7 +65,7 @@ import VirtioRegisters
     }
   }
 
-  @Test("page number 0 stops the queue once, and another one starts it anew")
+  @Test("page number 0 stops the queue once, and another one starts it again")
   func stop() {
     var registers = LegacyMMIORegisters.live(made)
     registers.write(.queueSelect, 2)

@@ -83,10 +83,13 @@ import Testing
            "declarationFragments": [{"spelling": "enum Entry"}]},
           {"kind": {"identifier": "swift.method"}, "identifier": {"precise": "T.f"}, "pathComponents": ["Table", "find(_:)"],
            "declarationFragments": [{"spelling": "func find(_ key: Int)"}], "docComment": {"lines": [{"text": "Finds | it."}]}},
+          {"kind": {"identifier": "swift.property"}, "identifier": {"precise": "T.d"}, "pathComponents": ["Table", "description"],
+           "declarationFragments": [{"spelling": "var description: String"}],
+           "docComment": {"module": "Swift", "lines": [{"text": "A textual representation of this instance."}]}},
           {"kind": {"identifier": "swift.func"}, "identifier": {"precise": "g"}, "pathComponents": ["free()"],
            "declarationFragments": [{"spelling": "func free()"}]}
         ], "relationships": [
-          {"kind": "memberOf", "source": "T.f", "target": "T"},
+          {"kind": "memberOf", "source": "T.f", "target": "T"}, {"kind": "memberOf", "source": "T.d", "target": "T"},
           {"kind": "conformsTo", "source": "T", "target": "s:s8SendableP", "targetFallback": "Swift.Sendable"}
         ]}
         """#
@@ -99,8 +102,9 @@ import Testing
       for part in [
         "| [`Table`](#table) | A table of [`Entry`](#entry). |", "<a id=\"table\"></a>", "## Table", "struct Table",
         "Conforms to `Sendable`.", "**Methods**", "func find(_ key: Int)", "Finds | it.", "## Other declarations",
-        "func free()",
+        "func free()", "var description: String",
       ] { #expect(page.contains(part), "\(part) is missing in \(page)") }
+      #expect(!page.contains("textual representation"), "the words of the standard library are not ours")
       let missing = try Self.python(["--graphs", directory + "/nowhere", "--markdown", directory + "/out"], "symbols.py")
       #expect(missing.status != 0 && missing.output.contains("there is no"), "\(missing.output)")
     }

@@ -138,6 +138,30 @@ import VirtioCore
     }
   }
 
+  /// `ctl resize 8M` named a disk "8M", although the name can be left out where there is only one.
+  @Test func theOnlyDiskNeedsNoNameToBeResizedOrLimited() throws {
+    try Self.withServer { server in
+      func ctl(_ words: String...) throws -> String {
+        let end = try Program(["ctl", "--control", server.directory + "/control"] + words).finish()
+        return end.status == 0 ? end.output : end.errors
+      }
+      #expect(unsafe truncate(server.directory + "/a.img", 6 << 20) == 0)
+      let adapted = try ctl("resize")
+      #expect(adapted == "the disk has 6 MiB (6291456 bytes)\n")
+      #expect(try ctl("resize", "8M") == "the disk has 8 MiB (8388608 bytes)\n")
+      #expect(try Self.length(server) == 8 * Self.mebibyte)
+      #expect(try ctl("resize", "2M").contains("say so with --shrink"))
+      #expect(try ctl("resize", "2M", "--shrink") == "the disk has 2 MiB (2097152 bytes)\n")
+      // With a name, as before.
+      #expect(try ctl("resize", "a.sock", "4M") == "a.sock has 4 MiB (4194304 bytes)\n")
+      #expect(try ctl("resize", "./8M").contains("there is no disk"))
+      #expect(try ctl("limit", "iops=700") == "iops=700/70\n")
+      #expect(try ctl("limit") == "iops=700/70\n")
+      #expect(try ctl("limit", "none") == "none\n")
+      #expect(try ctl("limit", "nobody").contains("there is no disk nobody here"))
+    }
+  }
+
   // MARK: Limits
 
   @Test func limitsAreChangedByTheirNames() throws {

@@ -284,7 +284,7 @@ private struct Lent: @unchecked Sendable {
       let server = try Operated(directory, ["a"], ["--inject", "write:delay=300ms"])
       try server.whileBusy("a") { load in
         try load.wait()
-        try wait(until: "something is under way") { (try? server.number("writes", "a")).map { $0 > 4 } == true }
+        try wait(until: "something is in flight") { (try? server.number("writes", "a")).map { $0 > 4 } == true }
         #expect(try server.ask("pause").isEmpty)
         let image = try Data(contentsOf: URL(fileURLWithPath: directory + "/a.img"))
         usleep(700_000)

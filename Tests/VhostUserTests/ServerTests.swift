@@ -289,7 +289,7 @@ extension Frontend {
     }
   }
 
-  /// A failure that the loop learns of only after the queue was started anew must not be held against the new run.
+  /// A failure that the loop learns of only after the queue was restarted must not be held against the new run.
   @Test func failureBelongsToTheRunInWhichItHappened() throws {
     try withDirectory { directory in
       let server = RunningServer(device, path: directory + "/disk.sock")

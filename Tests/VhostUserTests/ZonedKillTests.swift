@@ -16,7 +16,7 @@ private final class ZonedGuest {
   private var random: SeededRandom
   /// What is in each zone, by sector of the disk: the number of the request that wrote it.
   private var written: [Int: [UInt64: (number: Int, bytes: Int)]] = [:]
-  /// Requests under way in a zone; a reset is sent to a quiet one only.
+  /// Requests in flight in a zone; a reset is sent to a quiet one only.
   private var busy: [Int: Int] = [:]
   /// Zones that are written at the pointer, one request at a time, and where that is.
   private var pointers: [Int: UInt64] = [:]

@@ -73,7 +73,7 @@ import Testing
     #expect(Set(KillPoint.allCases).subtracting(places) == [.callDue, .callDone], "those are the worker's")
   }
 
-  /// Begins anew on what is there and answers all of it.
+  /// Starts over with what is there and answers all of it.
   private static func recover(_ bench: CrashBench, _ note: String) throws {
     let expected = try bench.unanswered()
     let shown = bench.ring.usedIndex

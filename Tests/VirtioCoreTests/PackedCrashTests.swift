@@ -334,7 +334,7 @@ final class PackedCrashBench: @unchecked Sendable {
     #expect(Set(KillPoint.allCases).subtracting(places) == [.callDue, .callDone], "those are the worker's")
   }
 
-  /// Begins anew on what is there and answers all of it.
+  /// Starts over with what is there and answers all of it.
   private static func recover(_ bench: PackedCrashBench, _ note: String) throws {
     let expected = try bench.unanswered()
     let device = try bench.device()

@@ -1,6 +1,6 @@
 # Writes numbered blocks and says each number as soon as the disk has
 # acknowledged it, so that the host can check that none is lost when the
-# back-end stops meanwhile. Several writers keep several requests under way.
+# back-end stops meanwhile. Several writers keep several requests in flight.
 #
 # blocks=N   of 4096 bytes, each filled with its number at its own place
 # load=yes   fio keeps the second half of the disk busy meanwhile

@@ -9,7 +9,7 @@ if ! marked; then
   # The sum is longer than its line and fills the first sector.
   printf '%-511s\n' "marked $(md5sum </tmp/pattern)" |
     dd of=$disk bs=512 oflag=direct iflag=fullblock conv=notrunc,fsync status=none
-  # A reader that is cut off: requests are under way when the machine resets.
+  # A reader that is cut off: requests are in flight when the machine resets.
   dd if=$disk of=/dev/null bs=512 iflag=direct status=none &
   touch /tmp/reboot
 else

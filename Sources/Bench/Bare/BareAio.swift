@@ -22,7 +22,7 @@ enum BareAio {
     var result = BareResult()
     for slot in 0..<depth { unsafe prepare(blocks, list, place: slot, slot: slot, &context) }
     var ready = depth
-    var underWay = 0
+    var inFlight = 0
     var isOver = false
     repeat {
       var submitted = 0
@@ -32,7 +32,7 @@ enum BareAio {
         guard rc > 0 else { throw .system("io_submit", Errno(rawValue: -rc)) }
         submitted += Int(rc)
       }
-      underWay += ready
+      inFlight += ready
       ready = 0
       result.systemCalls &+= 1
       let count = unsafe io_getevents(queue, 1, depth, events, nil)
@@ -41,13 +41,13 @@ enum BareAio {
       for index in 0..<max(Int(count), 0) {
         unsafe try BareLoop.check(Int(bitPattern: UInt(events[index].res)), context)
         result.requests &+= 1
-        underWay -= 1
+        inFlight -= 1
         guard !isOver else { continue }
         let slot = unsafe Int(bitPattern: events[index].data)
         unsafe prepare(blocks, list, place: ready, slot: slot, &context)
         ready += 1
       }
-    } while underWay > 0 || ready > 0
+    } while inFlight > 0 || ready > 0
   }
 
   @inline(__always)

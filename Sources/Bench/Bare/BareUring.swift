@@ -66,9 +66,9 @@ enum BareUring {
 
     var result = BareResult()
     for slot in 0..<context.depth { unsafe try prepare(ring, slot, setup, &context) }
-    var underWay = context.depth
+    var inFlight = context.depth
     var isOver = false
-    while underWay > 0 {
+    while inFlight > 0 {
       result.systemCalls &+= 1
       let rc = unsafe io_uring_submit_and_wait(ring, 1)
       guard rc >= 0 || rc == -EINTR else { throw .system("io_uring_enter", Errno(rawValue: -rc)) }
@@ -79,7 +79,7 @@ enum BareUring {
       while unsafe clinux_take_cqe(ring, &data, &outcome, &flags) != 0 {
         try BareLoop.check(Int(outcome), context)
         result.requests &+= 1
-        if isOver { underWay &-= 1 } else { unsafe try prepare(ring, Int(data), setup, &context) }
+        if isOver { inFlight &-= 1 } else { unsafe try prepare(ring, Int(data), setup, &context) }
       }
     }
   }

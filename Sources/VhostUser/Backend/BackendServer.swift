@@ -95,7 +95,7 @@ public final class BackendServer {
     listening = try loop.add(listener.socket.rawValue) { _ in self.accept(listener) }
   }
 
-  /// Whoever connects while a front-end is connected waits in the socket's own queue.
+  /// While a front-end is connected, others that connect wait in the socket's own queue.
   func stopListening() {
     if let listening { loop.remove(listening) }
     listening = nil

@@ -26,15 +26,49 @@ struct IOOperation {
     }
   }
 
-  var kind: Kind
-  /// A write that is on stable storage when it finishes.
-  var isDurable = false
+  /// The kind, and 0x100 where it is durable: one store, as each transfer is written down.
+  private var word: UInt16
   /// Bytes from the beginning of the medium.
-  var offset: UInt64 = 0
+  var offset: UInt64
   /// Bytes; for reads and writes the sum of the segments.
-  var length: UInt64 = 0
+  var length: UInt64
   var segments: UnsafeMutablePointer<MemorySegment>?
-  var segmentCount = 0
+  var segmentCount: Int
+
+  @inline(__always)
+  init(
+    kind: Kind, isDurable: Bool = false, offset: UInt64 = 0, length: UInt64 = 0,
+    segments: UnsafeMutablePointer<MemorySegment>? = nil, segmentCount: Int = 0
+  ) {
+    word = UInt16(kind.rawValue) | (isDurable ? Self.durable : 0)
+    self.offset = offset
+    self.length = length
+    unsafe self.segments = segments
+    self.segmentCount = segmentCount
+  }
+
+  private static var durable: UInt16 { @inline(__always) get { 0x100 } }
+
+  var kind: Kind {
+    // Only kinds are stored there.
+    @inline(__always) get { unsafe unsafeBitCast(UInt8(truncatingIfNeeded: word), to: Kind.self) }
+    @inline(__always) set { word = word & Self.durable | UInt16(newValue.rawValue) }
+  }
+  /// A write that is on stable storage when it finishes.
+  var isDurable: Bool {
+    @inline(__always) get { word & Self.durable != 0 }
+    @inline(__always) set { word = word & ~Self.durable | (newValue ? Self.durable : 0) }
+  }
+
+  /// Stores the same, number by number, as they are in registers.
+  @inline(__always)
+  func store(in place: UnsafeMutablePointer<IOOperation>) {
+    unsafe place.pointee.word = word
+    unsafe place.pointee.offset = offset
+    unsafe place.pointee.length = length
+    unsafe place.pointee.segments = segments
+    unsafe place.pointee.segmentCount = segmentCount
+  }
 }
 
 /// What became of an operation when it was started.
@@ -97,6 +131,8 @@ protocol BlockEngine: ~Copyable {
   mutating func watch(_ kick: KickSource, lane: Int) throws(Errno)
   /// Reports no more kicks for this lane. The source may be closed afterwards.
   mutating func unwatch(lane: Int)
+  /// It is lost, and what was in flight was given up: nothing of it is reported any more.
+  mutating func abandon()
 
   /// From now on the worker has a thread of its own (`true`), or one with others. Only of an engine that was made with a seat.
   /// - Throws: it cannot be, and everything stays as it is.
@@ -108,6 +144,7 @@ protocol BlockEngine: ~Copyable {
 
 extension BlockEngine where Self: ~Copyable {
   mutating func use(_ memory: GuestMemory) {}
+  mutating func abandon() {}
   mutating func move(alone: Bool) throws(Errno) {}
   var hasFinished: Bool { false }
   static var noticesCuts: Bool { false }

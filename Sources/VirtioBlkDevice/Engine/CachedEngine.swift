@@ -24,8 +24,8 @@ struct CachedEngine: BlockEngine, ~Copyable {
   private var ring: UringEngine
   /// Page faults of this thread that had to wait for the medium, as counted last, and when.
   private var seen: (faults: UInt64, time: UInt64)
-  /// Copies since then, or since the clock was asked.
-  private var unchecked = 0
+  /// Copies that had been asked for then, or when the clock was asked.
+  private var seenCopies = 0
   private var looks: UInt64 = 0
 
   /// - Parameters:
@@ -46,7 +46,6 @@ struct CachedEngine: BlockEngine, ~Copyable {
   mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
     if operation.kind == .read, !image.isCut, image.isData(operation) || comesToBeData(operation) {
       copies.add(operation, tag: tag, image)
-      unchecked &+= 1
       return .pending
     }
     return startOther(operation, tag: tag)
@@ -75,20 +74,19 @@ struct CachedEngine: BlockEngine, ~Copyable {
   }
 
   var hasFinished: Bool {
-    @inline(__always) get { !copies.isEmpty && !ring.isLost }
+    @inline(__always) get { !copies.isEmpty }
   }
 
   mutating func nextEvent() -> EngineEvent? {
-    // With the ring the copies are lost, too: everything in flight counts as failed.
-    if !ring.isLost, let done = copies.nextCompletion(&image) { return done }
-    if unchecked >= Self.patience.copies { noticeLostPages() }
+    if let done = copies.nextCompletion(&image) { return done }
+    if copies.added &- seenCopies >= Self.patience.copies { noticeLostPages() }
     return ring.nextEvent()
   }
 
   /// Between copies, once in a while: whether some of what was copied had to be waited for.
   @inline(never)
   private mutating func noticeLostPages() {
-    unchecked = 0
+    seenCopies = copies.added
     let now = Clock.now
     guard now &- seen.time > Self.patience.time else { return }
     looks &+= 1
@@ -100,10 +98,11 @@ struct CachedEngine: BlockEngine, ~Copyable {
   mutating func submit() { ring.submit() }
 
   mutating func wait(nanoseconds: Int64?) {
-    guard copies.isEmpty || ring.isLost else { return ring.submit() }
+    guard copies.isEmpty else { return ring.submit() }
     ring.wait(nanoseconds: nanoseconds)
   }
 
+  mutating func abandon() { copies.abandon() }
   mutating func poll() { ring.poll() }
   mutating func use(_ memory: GuestMemory) { ring.use(memory) }
   var takesOnlyTransfers: Bool { ring.takesOnlyTransfers }

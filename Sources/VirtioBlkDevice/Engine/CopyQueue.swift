@@ -39,6 +39,7 @@ struct CopyQueue: ~Copyable {
     var capacity = 1
     while capacity < depth { capacity *= 2 }
     unsafe transfers = .allocate(capacity: capacity)
+    unsafe transfers.initialize(repeating: Transfer(operation: IOOperation(kind: .read), tag: 0), count: capacity)
     mask = capacity - 1
   }
 
@@ -49,9 +50,17 @@ struct CopyQueue: ~Copyable {
   mutating func add(_ operation: IOOperation, tag: UInt32, _ image: borrowing MappedTransfers) {
     // The first of a batch has nobody to hide behind but the bookkeeping.
     if next == end { fetch(operation, image) }
-    unsafe (transfers + (end & mask)).initialize(to: Transfer(operation: operation, tag: tag))
+    let transfer = unsafe transfers + (end & mask)
+    unsafe operation.store(in: &transfer.pointee.operation)
+    unsafe transfer.pointee.tag = tag
     end &+= 1
   }
+
+  /// How many were added so far.
+  var added: Int { end }
+
+  /// Nothing of what was added is reported any more.
+  mutating func abandon() { (first, next, hasReported) = (end, end, false) }
 
   /// Nothing is to be copied or reported.
   var isEmpty: Bool {
@@ -61,13 +70,13 @@ struct CopyQueue: ~Copyable {
   /// The next copy that was made, or `nil` when it is time to look at everything else, and then to come back.
   @inline(__always)
   mutating func nextCompletion(_ image: inout MappedTransfers) -> EngineEvent? {
-    if first == next, first != end, !hasReported {
+    if first == next {
+      guard first != end, !hasReported else {
+        hasReported = false
+        return nil
+      }
       copySome(&image)
       hasReported = true
-    }
-    guard first != next else {
-      hasReported = false
-      return nil
     }
     let done = unsafe transfers[first & mask]
     first &+= 1

@@ -121,8 +121,8 @@ struct EpollWaiter: ~Copyable {
 
   // MARK: A connection
 
-  /// Reports from now on, as `.completions`, when this socket can be read or written, for as long as it can be: unlike everything
-  /// else here it is no edge, because whoever reads from it may stop before it is empty.
+  /// Reports from now on, as `.completions`, when this socket can be read or written, for as long as it can be: unlike
+  /// everything else here it is no edge, because its reader may stop before it is empty.
   /// - Parameter isNew: it is not watched yet; not the one that was watched before, even if it has its number.
   mutating func watch(socket: Int32, _ direction: NBDDirection, isNew: Bool) throws(Errno) {
     var event = unsafe epoll_event()
@@ -138,7 +138,7 @@ struct EpollWaiter: ~Copyable {
   /// Reports it no more. One that is closed is forgotten by itself.
   mutating func unwatch(socket: Int32) { _ = epoll_ctl(descriptor, EPOLL_CTL_DEL, socket, nil) }
 
-  /// What a socket that was just reported is ready for. An end or an error is for whoever looks next.
+  /// What a socket that was just reported is ready for. The next read or write reports an end or an error.
   var readiness: NBDDirection {
     guard next > 0 else { return [] }
     let events = unsafe self.events[next - 1].events

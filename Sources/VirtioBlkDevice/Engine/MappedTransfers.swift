@@ -112,8 +112,8 @@ struct MappedTransfers: ~Copyable {
     return result < 0 ? result : answer ?? result
   }
 
-  /// A copy to behind the end of a file that was cut, in the page where it ends, goes nowhere, and no fault says so. Whoever
-  /// asks for what was written to be made stable is told.
+  /// A copy to behind the end of a file that was cut, in the page where it ends, goes nowhere, and no fault says so. The next
+  /// flush reports it.
   private mutating func losesItsEnd() -> Bool {
     guard !length.holds(end: min(size, image.size)) else { return false }
     cut.storeRelaxed(1)

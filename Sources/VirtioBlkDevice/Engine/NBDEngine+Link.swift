@@ -17,7 +17,7 @@ extension NBDEngine {
   mutating func updateInterest() {
     guard let connection = link.connection, link.socket >= 0 else { return }
     let wanted = connection.direction
-    // At an end it waits for nothing, and whoever looks next finds that.
+    // A connection that has ended waits for nothing, and the next poll finds that.
     guard wanted != link.interest, wanted.rawValue != 0 else { return }
     link.interest = wanted
     do throws(Errno) { try waiter.watch(socket: link.socket, wanted, isNew: false) } catch { link.isBroken = true }

@@ -184,11 +184,12 @@ extension PopulatedWindows.View {
   func isData(_ offset: UInt64, _ length: UInt64) -> Bool {
     var window = (offset &+ skew) &>> PopulatedWindows.shift
     let last = (offset &+ skew &+ length &- 1) &>> PopulatedWindows.shift
-    while window <= last {
+    while true {
       let word = unsafe words[Int(truncatingIfNeeded: window)].load(ordering: .relaxed)
       guard word & PopulatedWindows.kindMask == PopulatedWindows.data else { return false }
+      // Nearly always at once.
+      if window == last { return true }
       window &+= 1
     }
-    return true
   }
 }

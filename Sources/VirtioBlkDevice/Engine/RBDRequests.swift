@@ -1,4 +1,4 @@
-/// What an RBD engine remembers of everything that is under way.
+/// What an RBD engine remembers of each request in flight.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage

@@ -33,7 +33,7 @@ struct UringEngine: BlockEngine, ~Copyable {
   private let completionCounter: OwnedDescriptor?
   private var buffers: RegisteredBuffers
   /// Operations in the kernel or on their way.
-  private var underWay: Int
+  private var inFlight: Int
   /// Prepared since the last hand-over.
   private var prepared: Int
   private var parts: BatchParts
@@ -63,7 +63,7 @@ struct UringEngine: BlockEngine, ~Copyable {
     var result: Int32 = 0
     if setup.registersFile { result = unsafe io_uring_register_files(ring, &file, 1) }
     if result == 0, let counter { result = unsafe io_uring_register_eventfd(ring, counter.rawValue) }
-    // Whoever lets a ring begin is the one who may submit to it: this thread.
+    // Only the thread that enables a ring may submit to it: this one.
     if result == 0 { result = unsafe UringRestrictions.begin(ring) }
     guard result == 0 else {
       unsafe io_uring_queue_exit(ring)
@@ -77,7 +77,7 @@ struct UringEngine: BlockEngine, ~Copyable {
     self.waiter = waiter
     completionCounter = counter
     buffers = RegisteredBuffers()
-    underWay = 0
+    inFlight = 0
     prepared = 0
     parts = BatchParts(setup.handover, isSlow: isSlow)
     watches = [:]
@@ -197,7 +197,7 @@ struct UringEngine: BlockEngine, ~Copyable {
     }
     if setup.registersFile { unsafe entry.pointee.flags |= UInt8(clinux_sqe_fixed_file) }
     unsafe io_uring_sqe_set_data64(entry, Mark.operation << 32 | UInt64(tag))
-    underWay &+= 1
+    inFlight &+= 1
     prepared &+= 1
     return .pending
   }
@@ -275,7 +275,7 @@ struct UringEngine: BlockEngine, ~Copyable {
     prepared = 0
     parts.begin()
     // Everything in flight completes some day, so waiting for several at once ends.
-    let count = UInt32(setup.minimumWait > 1 && underWay >= setup.minimumWait ? setup.minimumWait : 1)
+    let count = UInt32(setup.minimumWait > 1 && inFlight >= setup.minimumWait ? setup.minimumWait : 1)
     if let nanoseconds {
       var limit = __kernel_timespec(tv_sec: nanoseconds / 1_000_000_000, tv_nsec: nanoseconds % 1_000_000_000)
       var first: UnsafeMutablePointer<io_uring_cqe>? = nil
@@ -299,7 +299,7 @@ struct UringEngine: BlockEngine, ~Copyable {
   private mutating func waitThroughEpoll(nanoseconds: Int64?) {
     submit()
     // A ring that polls its device completes nothing unless it is asked.
-    if unsafe io_uring_cq_ready(ring) == 0, setup.poll == .off || underWay == 0 {
+    if unsafe io_uring_cq_ready(ring) == 0, setup.poll == .off || inFlight == 0 {
       systemCalls &+= 1
       waiter?.wait(nanoseconds: nanoseconds)
     }
@@ -317,7 +317,7 @@ struct UringEngine: BlockEngine, ~Copyable {
 
   /// Asks for completions that are there but not yet in the queue.
   private mutating func collect() {
-    guard unsafe (setup.poll != .off && underWay > 0) || clinux_sq_has_taskrun(ring) != 0 else { return }
+    guard unsafe (setup.poll != .off && inFlight > 0) || clinux_sq_has_taskrun(ring) != 0 else { return }
     systemCalls &+= 1
     check(unsafe io_uring_get_events(ring))
   }
@@ -331,7 +331,7 @@ struct UringEngine: BlockEngine, ~Copyable {
     var flags: UInt32 = 0
     while unsafe clinux_take_cqe(ring, &data, &result, &flags) != 0 {
       if data >> 32 == Mark.operation {
-        underWay &-= 1
+        inFlight &-= 1
         return .completion(tag: UInt32(truncatingIfNeeded: data), result: result)
       }
       if let event = otherEvent(data, flags: flags) { return event }

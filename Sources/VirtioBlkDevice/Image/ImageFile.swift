@@ -38,39 +38,57 @@ public final class ImageFile: Sendable {
   /// - Throws: why it cannot be used, and what to do.
   public convenience init(_ options: ImageOptions) throws(ImageError) {
     if let nbd = options.nbd {
-      try self.init(options, nbd)
+      self.init(try Self.connect(options, nbd))
     } else if let rbd = options.rbd {
-      try self.init(options, rbd)
+      self.init(try Self.connect(options, rbd))
     } else if let location = options.qcow2 ?? (options.format == .qcow2 ? Qcow2Location(path: options.path) : nil) {
-      try self.init(options, location)
+      self.init(try Self.open(options, location))
     } else {
-      try self.init(file: options)
+      self.init(try Self.open(file: options))
     }
   }
 
+  /// What an open image has. Most have a file; an export, or an image of a cluster, has nothing but its connection.
+  private struct Parts {
+    let path: String
+    let description: ImageDescription
+    var owned: OwnedDescriptor?
+    var export: NBDExport?
+    var rbd: RBDImage?
+    var chain: Qcow2Disk?
+    var lock: OwnedDescriptor?
+    var ownsLock = false
+    var lifetime: LifetimeFiles?
+    var zones: ZonedDisk?
+  }
+
+  private init(_ parts: Parts) {
+    path = parts.path
+    description = parts.description
+    descriptor = parts.owned?.rawValue ?? -1
+    owned = parts.owned
+    export = parts.export
+    rbd = parts.rbd
+    chain = parts.chain
+    lock = parts.lock
+    ownsLock = Atomic(parts.ownsLock)
+    lifetime = parts.lifetime
+    zones = parts.zones
+    state = ImageState(size: description.size)
+  }
+
   /// Connects to its server, and waits for that.
-  private init(_ options: ImageOptions, _ nbd: NBDOptions) throws(ImageError) {
+  private static func connect(_ options: ImageOptions, _ nbd: NBDOptions) throws(ImageError) -> Parts {
     guard ImageOptions.isBlockSize(options.logicalBlockSize) else { throw .badBlockSize(options.logicalBlockSize) }
     guard options.zoned == nil else { throw .zones(.notOnThis(path: nbd.location.text, what: "an export of a server")) }
     do throws(NBDFailure) {
       let export = try NBDExport(nbd)
-      description = try Self.description(of: export, options)
-      self.export = export
+      return Parts(path: nbd.location.text, description: try description(of: export, options), export: export)
     } catch { throw .nbd(error) }
-    path = nbd.location.text
-    rbd = nil
-    chain = nil
-    descriptor = -1
-    owned = nil
-    lock = nil
-    lifetime = nil
-    zones = nil
-    ownsLock = Atomic(false)
-    state = ImageState(size: description.size)
   }
 
   /// Connects to its cluster, and waits for that and for the image's lock.
-  private init(_ options: ImageOptions, _ rbd: RBDOptions) throws(ImageError) {
+  private static func connect(_ options: ImageOptions, _ rbd: RBDOptions) throws(ImageError) -> Parts {
     let uri = rbd.location.text
     guard ImageOptions.isBlockSize(options.logicalBlockSize) else { throw .badBlockSize(options.logicalBlockSize) }
     guard options.zoned == nil else { throw .zones(.notOnThis(path: uri, what: "an image of a Ceph cluster")) }
@@ -78,23 +96,12 @@ public final class ImageFile: Sendable {
       guard options.isReadOnly || rbd.location.snapshot == nil else { throw .snapshotsAreOnlyRead(uri: uri) }
       let image = try RBDImage(
         rbd, isReadOnly: options.isReadOnly, isLocked: options.isLocked, patience: options.patience)
-      description = try Self.description(of: image, options)
-      self.rbd = image
+      return Parts(path: uri, description: try description(of: image, options), rbd: image)
     } catch { throw .rbd(error) }
-    path = uri
-    export = nil
-    chain = nil
-    descriptor = -1
-    owned = nil
-    lock = nil
-    lifetime = nil
-    zones = nil
-    ownsLock = Atomic(false)
-    state = ImageState(size: description.size)
   }
 
   /// Opens the image, and what is under it to be read.
-  private init(_ options: ImageOptions, _ location: Qcow2Location) throws(ImageError) {
+  private static func open(_ options: ImageOptions, _ location: Qcow2Location) throws(ImageError) -> Parts {
     let path = options.path
     guard ImageOptions.isBlockSize(options.logicalBlockSize) else { throw .badBlockSize(options.logicalBlockSize) }
     guard options.zoned == nil else { throw .zones(.notOnThis(path: path, what: "a qcow2 image")) }
@@ -119,22 +126,13 @@ public final class ImageFile: Sendable {
     do throws(Qcow2Failure) {
       let disk = try Qcow2Chain.open(
         location, top: owned, isLocked: options.isLocked, isReadOnly: options.isReadOnly, witness: options.qcow2Witness)
-      description = try Self.description(of: disk, options, owned.rawValue)
-      chain = disk
+      return Parts(
+        path: path, description: try description(of: disk, options, owned.rawValue), owned: owned, chain: disk,
+        lock: options.lock ?? (isLocked ? owned : nil), ownsLock: options.lock == nil)
     } catch { throw .qcow2(error) }
-    self.path = path
-    descriptor = owned.rawValue
-    self.owned = owned
-    export = nil
-    rbd = nil
-    lock = options.lock ?? (isLocked ? owned : nil)
-    ownsLock = Atomic(options.lock == nil)
-    lifetime = nil
-    zones = nil
-    state = ImageState(size: description.size)
   }
 
-  private init(file options: ImageOptions) throws(ImageError) {
+  private static func open(file options: ImageOptions) throws(ImageError) -> Parts {
     let path = options.path
     let blockSize = options.logicalBlockSize
     guard ImageOptions.isBlockSize(blockSize) else { throw .badBlockSize(blockSize) }
@@ -158,7 +156,7 @@ public final class ImageFile: Sendable {
     let system = isBlockDevice ? nil : MediumSystem(owner.descriptor)
     let device = SystemDevice(isBlockDevice ? info.st_rdev : info.st_dev)
 
-    // Who writes to a device has it for himself, as a file system on it would, or swap, or a RAID of which it is a part.
+    // Who writes to a device has it exclusively, as a file system on it would, or swap, or a RAID of which it is a part.
     // A description that is taken over has it already.
     let isToBeLocked = options.isLocked && options.lock == nil
     let exclusive = isBlockDevice && !options.isReadOnly && isToBeLocked ? device : nil
@@ -216,22 +214,17 @@ public final class ImageFile: Sendable {
       && (system?.canPunch(owner.descriptor, size: size) ?? (device.queueNumber("discard_max_bytes") > 0))
     description.canPoll = direct != nil && device.queueNumber("io_poll") > 0
     description.serial = ImageIdentity.serial(path: path, owner.descriptor, info, isBlockDevice: isBlockDevice)
-    self.path = path
-    self.description = description
+    let zones: ZonedDisk?
     do throws(ZoneFailure) {
       zones = try options.zoned.map { zoned throws(ZoneFailure) in try ZonedDisk(of: description, path: path, zoned) }
     } catch { throw .zones(error) }
-    state = ImageState(size: size)
     let owned = OwnedDescriptor(owner.release())
-    self.owned = owned
-    descriptor = owned.rawValue
-    export = nil
-    rbd = nil
-    chain = nil
-    lock = options.lock ?? (isLocked || exclusive != nil ? owned : nil)
-    // Until the old server releases it, a lock that came from there is its.
-    ownsLock = Atomic(options.lock == nil)
-    lifetime = (options.systemFolder ?? (isBlockDevice ? device.folder : nil)).flatMap(LifetimeFiles.init)
+    return Parts(
+      path: path, description: description, owned: owned,
+      lock: options.lock ?? (isLocked || exclusive != nil ? owned : nil),
+      // Until the old server releases it, a lock that came from there is its.
+      ownsLock: options.lock == nil,
+      lifetime: (options.systemFolder ?? (isBlockDevice ? device.folder : nil)).flatMap(LifetimeFiles.init), zones: zones)
   }
 
   deinit {
@@ -297,7 +290,7 @@ public final class ImageFile: Sendable {
   private static let attempts = 200
   private static let pause: UInt32 = 10_000
 
-  /// - Parameter exclusive: the device that nobody else may have for himself.
+  /// - Parameter exclusive: the device, to be opened exclusively.
   private static func open(
     _ options: ImageOptions, _ more: Int32 = 0, _ exclusive: SystemDevice? = nil
   ) throws(ImageError) -> Opened {

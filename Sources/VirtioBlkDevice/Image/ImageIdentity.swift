@@ -3,10 +3,10 @@ internal import CLinux
 internal import Glibc
 
 enum ImageIdentity {
-  /// A serial number for whoever has not chosen one, so that the disks of a guest have different names in it
-  /// (/dev/disk/by-id), which stay what they are: the beginning of the file's name, and a hash of what does not change while
-  /// the image is renamed, written to and served again after a restart. That is a file's inode and the time when it was made;
-  /// a block device's own name (WWID, UUID, serial number); and where a system has neither, the path.
+  /// The serial number if none was chosen, so that the disks of a guest have different names in it (/dev/disk/by-id), which
+  /// stay what they are: the beginning of the file's name, and a hash of what does not change while the image is renamed,
+  /// written to and served again after a restart. That is a file's inode and the time when it was made; a block device's own
+  /// name (WWID, UUID, serial number); and where a system has neither, the path.
   ///
   /// - Returns: 1 to 20 printable ASCII characters.
   static func serial(path: String, _ descriptor: Int32, _ info: stat, isBlockDevice: Bool) -> String {

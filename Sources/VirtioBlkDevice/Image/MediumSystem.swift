@@ -65,7 +65,7 @@ struct SystemDevice: Equatable {
   /// Bytes before its first physical block; a partition has its own.
   var alignmentOffset: UInt64 { SystemText.line(folder + "/alignment_offset").flatMap(UInt64.init) ?? 0 }
 
-  /// What it is called by whoever made it: the same after a restart, and another device's is another. `nil` when it has none.
+  /// A name that is the same after a restart and differs from every other device's. `nil` when it has none.
   var lastingName: String? {
     // A partition is named by its disk and its number.
     let partition = SystemText.line(folder + "/partition")

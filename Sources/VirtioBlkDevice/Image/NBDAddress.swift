@@ -1,7 +1,7 @@
 /// Addresses of NBD servers as the system has them.
 internal import Glibc
 
-/// Looked up once, when a disk is opened: whoever connects again asks nobody, and so waits for nobody.
+/// Looked up once, when a disk is opened: a reconnection asks no name server, and so waits for none.
 @safe
 struct NBDAddress: Sendable {
   /// A `sockaddr` of its family.

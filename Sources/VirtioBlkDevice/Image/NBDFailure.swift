@@ -7,7 +7,7 @@ public enum NBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
   case badURI(String, String)
   /// A socket's path is too long, or a host is not known.
   case noAddress(uri: String, String)
-  /// Nobody is there, or whoever is there does not continue.
+  /// Nothing listens there, or the handshake does not continue.
   case noAnswer(uri: String, String)
   /// Only who has not started to serve can look names up.
   case needsNumbers(uri: String)

@@ -22,7 +22,7 @@ public enum RBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
   /// A setting of it has another value than is needed.
   /// - remedy: a command.
   case setOtherwise(uri: String, setting: String, value: String, remedy: String)
-  /// Whoever waited for it does not any more.
+  /// Its caller no longer waits for it.
   case givenUp(uri: String)
   case empty(uri: String)
   case oddSize(uri: String, size: UInt64, blockSize: Int)

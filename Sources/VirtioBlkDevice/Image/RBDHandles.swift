@@ -179,7 +179,7 @@ struct RBDHandles: @unchecked Sendable {
       if options.breaksLock, breaks < Self.mostClients {
         breaks += 1
         let broken = unsafe functions.lock_break(image, Self.exclusive, owner)
-        // Whoever else breaks it, too, may have been quicker.
+        // Another client that breaks it, too, may have been faster.
         guard broken >= 0 || [-ENOENT, -EBUSY, -EAGAIN].contains(broken) else { throw .cannotLock(uri: uri, Errno(of: broken)) }
         continue
       }
@@ -254,7 +254,7 @@ struct RBDHandles: @unchecked Sendable {
 
   // MARK: The end
 
-  /// Everything that was opened; nothing is under way. Not twice.
+  /// Closes everything that was opened; nothing is in flight. Not twice.
   func close() {
     if let image = unsafe image {
       if isLocked { _ = unsafe functions.lock_release(image) }

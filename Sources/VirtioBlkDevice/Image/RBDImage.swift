@@ -8,7 +8,7 @@ internal import VirtioCore
 /// Which image, and how it is to be had.
 public struct RBDOptions: Sendable, Hashable {
   public var location: RBDLocation
-  /// Whoever has its lock loses it, and the cluster takes nothing more from that client.
+  /// The client that has its lock loses it, and the cluster takes nothing more from that client.
   public var breaksLock = false
   /// Seconds that the cluster's monitors may take to answer, and each step after that.
   var connectTimeout = 10

@@ -1,4 +1,4 @@
-/// Opens an image of a Ceph cluster on a thread of its own: every step may wait forever, and whoever opens does not.
+/// Opens an image of a Ceph cluster on a thread of its own: every step may wait forever, and the caller does not.
 internal import Dispatch
 internal import Synchronization
 internal import SystemPackage
@@ -104,7 +104,7 @@ final class RBDOpening: Sendable {
         throw error
       }
     } catch { result = .failure(error) }
-    // Before it is said that it is over: whoever ends the process then waits for this.
+    // Before the end is reported: a process that ends then waits for this.
     RBDSupport.closing.wrappingAdd(1, ordering: .relaxed)
     let isTaken = proceed(to: .over(result))
     if case .success(let opened) = result, !isTaken { opened.watch?.end() }

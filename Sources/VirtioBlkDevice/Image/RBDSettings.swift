@@ -32,7 +32,7 @@ struct RBDSettings: Sendable {
     ("rbd_disable_zero_copy_writes", "true"),
     // Who lost the lock must not write any more.
     ("rbd_blocklist_on_break_lock", "true"),
-    // Whoever submits is a queue's thread, which must not wait for the cluster.
+    // It is a queue's thread that submits, which must not wait for the cluster.
     ("rbd_non_blocking_aio", "true"),
   ]
 

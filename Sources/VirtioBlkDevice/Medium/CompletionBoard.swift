@@ -10,8 +10,8 @@ final class CompletionBoard: Sendable {
   /// - Parameter wake: makes the worker look at the board; called from any thread, with the board locked: it must not use the board.
   init(wake: @escaping @Sendable () -> Void) { self.wake = wake }
 
-  /// The board is not used any more once the worker can have taken this result: whoever took the last one may let it go, and close
-  /// what it is woken by.
+  /// The board is not touched once the worker can have taken this result: after the last one, the worker may release it, and
+  /// close what wakes it.
   func post(tag: UInt32, result: Int32) {
     results.withLock { list in
       list.append((tag, result))

@@ -31,7 +31,7 @@ struct FileLength {
 
   /// Whether all bytes before this offset are there.
   mutating func holds(end: UInt64) -> Bool {
-    // It is no file, and whoever has it notices; it may be longer than it was when it was opened.
+    // It is no file, and its engine notices; it may be longer than it was when it was opened.
     guard descriptor >= 0 else { return true }
     let now = Clock.now
     // What is short may have grown.

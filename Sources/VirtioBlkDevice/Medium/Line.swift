@@ -4,7 +4,7 @@ struct Line<Element> {
   private var elements: [Element] = []
   private var first = 0
 
-  /// A word of its own: whoever only looks needs not go to where the elements are.
+  /// A word of its own: checking it does not touch the elements.
   private(set) var isEmpty = true
 
   mutating func append(_ element: Element) {

@@ -96,7 +96,10 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
       switch event {
       case .completion(let tag, let result):
         let job = unsafe jobs[tag]
-        if unsafe job.pointee.stage == .whole && UInt64(bitPattern: Int64(result)) == job.pointee.operation.length {
+        // A transfer is shorter than 2^31, so that 32 bits are all of its length, and none of a negative errno.
+        if unsafe job.pointee.stage == .whole
+          && UInt32(bitPattern: result) == UInt32(truncatingIfNeeded: job.pointee.operation.length)
+        {
           return .done(tag: tag)
         }
         if let event = self.event(of: tag, goOn(tag, result)) { return event }
@@ -164,8 +167,13 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
       prepare(operation, tag: tag)
       return transferPrepared(tag)
     }
+    guard Engine.finishesInPlace else {
+      prepare(operation, tag: tag)
+      guard case .finished(let result) = engine.start(operation, tag: tag) else { return .pending }
+      return goOn(tag, result)
+    }
     let outcome = engine.start(operation, tag: tag)
-    // A transfer is shorter than 2^31, so that 32 bits are all of its length, and none of a negative errno.
+    // In 32 bits, as above.
     if case .finished(let result) = outcome, UInt32(bitPattern: result) == UInt32(truncatingIfNeeded: operation.length) {
       return .done
     }
@@ -178,13 +186,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
   @inline(__always)
   func prepare(_ operation: IOOperation, tag: UInt32) {
     let job = unsafe jobs[tag]
-    // One by one, as they are in registers.
-    unsafe job.pointee.operation.kind = operation.kind
-    unsafe job.pointee.operation.isDurable = operation.isDurable
-    unsafe job.pointee.operation.offset = operation.offset
-    unsafe job.pointee.operation.length = operation.length
-    unsafe job.pointee.operation.segments = operation.segments
-    unsafe job.pointee.operation.segmentCount = operation.segmentCount
+    unsafe operation.store(in: &job.pointee.operation)
     unsafe job.pointee.stage = .whole
   }
 
@@ -392,5 +394,6 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
   mutating func abandonJobs() {
     backlog.removeAll()
     abandonSyncs()
+    engine.abandon()
   }
 }

@@ -11,7 +11,7 @@ internal import VirtioCore
 struct SyncLedger: @unchecked Sendable {
   /// Threads that one device can have.
   static let workers = 256
-  /// The place of whoever else flushes the image, one at a time.
+  /// The place of flushes that are not a worker's, one at a time.
   static let operatorPlace = workers
   private static let places = workers + 1
   static var byteCount: Int { (places + 1) * MemoryLayout<UInt64>.stride }

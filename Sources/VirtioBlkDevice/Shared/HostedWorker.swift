@@ -91,7 +91,7 @@ struct HostOrder: Sendable {
     }
   }
 
-  /// On a thread of its own after all. Where there is none, that is the answer to whoever wants to start a queue.
+  /// On a thread of its own after all. If no thread can be made, every start of a queue is answered with that.
   func runAlone() {
     do throws(Errno) {
       _ = try SystemThread(name: name) { [self] in

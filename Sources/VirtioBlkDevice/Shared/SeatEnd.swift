@@ -10,7 +10,7 @@ final class SeatEnd: Sendable {
   /// Waits for that.
   func wait() {
     semaphore.wait()
-    // For whoever asks again.
+    // For the next call.
     semaphore.signal()
   }
 }

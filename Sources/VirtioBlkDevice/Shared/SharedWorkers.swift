@@ -5,8 +5,9 @@ internal import Synchronization
 internal import SystemPackage
 internal import VirtioCore
 
-/// A thread for each queue is the fastest for a few disks, and the most expensive for many: each request then wakes a thread
-/// of its own. With shared workers one thread sleeps for the kicks of all, and turns whoever has something to do.
+/// A thread for each queue is the fastest for a few disks, and the most expensive for many: each request then wakes a thread of
+/// its own. With shared workers one thread sleeps for the kicks of all, and runs a turn for each worker that has something to
+/// do.
 ///
 /// Only what never waits sits there: images in memory, and no medium at all. Disks whose medium can wait, whose queues are to
 /// poll, to be pinned or to have a number of threads, and those that are layered (faults deliberately, records) keep threads

@@ -108,7 +108,7 @@ final class WorkerHost: @unchecked Sendable {
     while true {
       while let worker = unsafe loop.pointee.next() {
         let word = unsafe loop.pointee.turnNumber &* 2 &+ 1
-        // Release: whoever takes over sees what the loop has.
+        // Release: a thread that takes over sees what the loop has.
         turnWord.store(word, ordering: .releasing)
         let goesOn = worker.turn()
         guard turnWord.compareExchange(expected: word, desired: word &- 1, ordering: .acquiringAndReleasing).exchanged else {

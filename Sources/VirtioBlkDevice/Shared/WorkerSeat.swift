@@ -97,7 +97,7 @@ final class WorkerSeat: @unchecked Sendable {
     return unsafe state.pointee.heavyPeriods >= state.pointee.patience
   }
 
-  /// It slept alone. Whoever sleeps three quarters of the time gives the thread back.
+  /// It slept on its own thread. A worker that sleeps three quarters of the time gives the thread back.
   func slept(from start: UInt64, to now: UInt64) {
     unsafe state.pointee.counted &+= now &- start
     let passed = unsafe now &- state.pointee.periodStart
@@ -107,7 +107,7 @@ final class WorkerSeat: @unchecked Sendable {
     begin(now, round: 0)
   }
 
-  /// It comes back from a thread of its own. Whoever goes and comes waits longer each time.
+  /// It comes back from a thread of its own. A worker that moves back and forth has to be busy for longer each time.
   func comeBack() {
     unsafe state.pointee.patience = min(state.pointee.patience * 2, Self.patienceLimit)
     unsafe state.pointee.heavyPeriods = 0

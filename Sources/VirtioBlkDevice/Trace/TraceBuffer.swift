@@ -11,7 +11,7 @@ struct TracedRequest {
   var bytes: UInt64 = 0
 }
 
-/// Where records go: pointers alone, so that writing counts no references. Whoever has it holds the buffer, too.
+/// Where records go: pointers alone, so that writing counts no references. Its owner also keeps the buffer alive.
 @safe
 struct TraceWriter {
   fileprivate let records: UnsafeMutablePointer<TraceRecord>

@@ -1,11 +1,11 @@
-/// Holding calls back until there is enough to tell, or it has been waiting for long enough.
+/// Holds calls back until there are enough answers, or the oldest has waited long enough.
 internal import VirtioCore
 
 struct Coalescing {
   private let count: Int
   private let nanoseconds: UInt64
   private var untold = 0
-  /// When the oldest answer that the driver was not notified of has waited for long enough.
+  /// When the oldest answer that the driver was not notified of has waited long enough.
   private(set) var deadline: UInt64?
 
   /// `nil` for the other ways to notify.
@@ -15,7 +15,7 @@ struct Coalescing {
     nanoseconds = UInt64(max(microseconds, 0)) * 1000
   }
 
-  /// Whether it is time to notify, with so many more answers published.
+  /// Whether it is time to notify, now that so many more answers are published.
   @inline(never)
   mutating func isDue(after published: Int) -> Bool {
     untold += published

@@ -16,7 +16,7 @@ public struct BlockCounters: Hashable, Sendable {
   public var ioErrors: UInt64 = 0
   /// Of those, answered with UNSUPP.
   public var unsupported: UInt64 = 0
-  /// Of those with IOERR, what the medium failed, or could not be requested any more.
+  /// Of those with IOERR, what the medium failed, or could no longer be submitted.
   public var mediumFailures: UInt64 = 0
   /// Bytes asked for by reads.
   public var bytesRead: UInt64 = 0
@@ -37,7 +37,7 @@ public struct BlockCounters: Hashable, Sendable {
   /// Requests that went through an aligned copy.
   public var bounces: UInt64 = 0
 
-  /// Of those with IOERR, what nobody asked the medium for: malformed, outside the disk, not allowed. Read while queues run it
+  /// Of those with IOERR, what never reached the medium: malformed, outside the disk, not allowed. Read while queues run, it
   /// may be off by a few.
   public var refusals: UInt64 { ioErrors > mediumFailures ? ioErrors - mediumFailures : 0 }
 

@@ -1,4 +1,4 @@
-/// What workers have to tell the control plane, until it asks.
+/// What workers report to the control plane, kept until it asks.
 internal import Synchronization
 internal import SystemPackage
 internal import VirtioCore
@@ -18,16 +18,16 @@ struct News: Sendable {
   var preparations: [Preparation] = []
   /// Workers that are paused and have nothing in flight, with the number of the pause.
   var rests: [Int: UInt64] = [:]
-  /// Workers that write no trace any more, with the number of the trace.
+  /// Workers that have stopped recording a trace, with the number of the trace.
   var traceStops: [Int: UInt64] = [:]
-  /// Their threads do nothing more.
+  /// Workers whose threads have ended.
   var endedWorkers: [Int] = []
-  /// Bytes that the image has now, where somebody elsewhere has resized it.
+  /// The image's new size in bytes, if it was resized from outside.
   var imageSize: UInt64?
 }
 
-/// A locked list and an eventfd. It cannot grow: a queue tells each thing once before it is started again, or only its last one
-/// counts, and what can be said more often is kept a few times and then counted.
+/// A locked list and an eventfd. It cannot grow: a queue reports each event once before it is started again, or only the last one
+/// counts, and of what can be reported more often a few are kept and the rest are counted.
 final class DeviceNews: Sendable {
   private static let noticeLimit = 8
 
@@ -65,13 +65,13 @@ final class DeviceNews: Sendable {
     EventCounter.signal(counter.rawValue)
   }
 
-  /// The last word of a worker: its thread does nothing more.
+  /// A worker's last report: its thread ends.
   func workerEnded(_ index: Int) {
     state.withLock { $0.news.endedWorkers.append(index) }
     EventCounter.signal(counter.rawValue)
   }
 
-  /// Somebody elsewhere has resized the image; the last word counts.
+  /// The image was resized from outside; the last report counts.
   func resized(to size: UInt64) {
     state.withLock { $0.news.imageSize = size }
     EventCounter.signal(counter.rawValue)
@@ -83,7 +83,7 @@ final class DeviceNews: Sendable {
     EventCounter.signal(counter.rawValue)
   }
 
-  /// A worker was told to write no trace any more, and does not.
+  /// A worker that was told to stop recording a trace has stopped.
   func stoppedTrace(worker: Int, number: UInt64) {
     state.withLock { $0.news.traceStops[worker] = number }
     EventCounter.signal(counter.rawValue)
@@ -94,7 +94,7 @@ final class DeviceNews: Sendable {
     EventCounter.signal(counter.rawValue)
   }
 
-  /// An answer to `prepare` that nobody has taken yet is not wanted any more.
+  /// Drops an answer to `prepare` that was not taken and is no longer wanted.
   func dropPreparations() {
     state.withLock { state in
       state.news.events.removeAll(where: \.isPreparation)

@@ -10,7 +10,7 @@ enum EventWait {
     while unsafe poll(&entry, 1, -1) < 0 && errno == EINTR {}
   }
 
-  /// Whether a descriptor can be waited for at all: a regular file, say, is always ready and would keep a waiter busy.
+  /// Whether a descriptor can be waited for at all: a regular file, for example, is always ready and would keep a waiter busy.
   static func check(_ descriptor: Int32) throws(QueueError) {
     let set = epoll_create1(Int32(EPOLL_CLOEXEC))
     guard set >= 0 else { throw reason(Errno(rawValue: errno)) }
@@ -19,7 +19,7 @@ enum EventWait {
     guard unsafe epoll_ctl(set, EPOLL_CTL_ADD, descriptor, &event) == 0 else { throw reason(Errno(rawValue: errno)) }
   }
 
-  /// What it means for a queue that its kick cannot be waited for, with this error of the kernel's.
+  /// The error of a queue whose kick cannot be waited for, from the kernel's error.
   static func reason(_ error: Errno) -> QueueError {
     switch error {
     case .tooManyOpenFiles, .tooManyOpenFilesInSystem: .outOfDescriptors

@@ -1,15 +1,15 @@
-/// What happens to a lane from outside of its requests: its end, other sinks, memory and media that go away.
+/// What happens to a lane from outside: its end, other sinks, memory and media that go away.
 internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
-  /// Nothing more is taken. What was interrupted before is in flight, too, and is finished, unless that waits for a translation: then
-  /// it stays in the record, for whoever starts the queue next.
+  /// Nothing more is taken. What a previous run left in flight is in flight, too, and is completed, unless it waits for a translation:
+  /// then it stays in the record, for the next start of the queue.
   mutating func drain() {
     if !parked.isEmpty { giveUpParked() }
     if state == .recovering { stopsAfterRecovery = true } else { state = .draining }
   }
 
-  /// What was held may begin; the turn that follows looks at the ring.
+  /// Releases a lane that was held; the turn that follows polls the ring.
   mutating func release() {
     guard state == .held else { return }
     state = ring.interrupted > 0 ? .recovering : .running
@@ -17,14 +17,14 @@ extension Lane where Ring: ~Copyable {
 
   mutating func replaceCall(_ call: CallSink) {
     self.call = call
-    // Something may have been published while the old one was no longer listened to.
+    // Something may have been published after the old one was no longer watched.
     call.signal()
   }
 
   /// Whether all of the queue's memory is still the driver's. A queue with memory that is not stops.
   @inline(never)
   mutating func isMemoryThere() -> Bool {
-    // Counted first, so that what happens in the meantime is looked at next time.
+    // The count is read first, so that what happens in the meantime is noticed next time.
     let faults = context.faults.loadAfterLoads()
     guard faults != seenFaults else { return true }
     guard !memory.hasFaulted else {
@@ -35,7 +35,7 @@ extension Lane where Ring: ~Copyable {
       fail(.logLost)
       return false
     }
-    // What is in flight can no longer be told from what is not.
+    // It is no longer known what is in flight.
     guard inflight?.hasFaulted != true else {
       fail(.inflightLost)
       return false
@@ -45,7 +45,7 @@ extension Lane where Ring: ~Copyable {
     return true
   }
 
-  /// Whether a write may begin: its header and data are the driver's, and the file has not been cut before its end.
+  /// Whether a write may begin: its header and data are the driver's, and the file has not been truncated below its end.
   @inline(never)
   mutating func mayWrite<Engine: BlockEngine & ~Copyable>(before end: UInt64, _ medium: inout Medium<Engine>) -> Bool {
     guard isMemoryThere(), medium.holds(end: end) else { return false }
@@ -53,10 +53,10 @@ extension Lane where Ring: ~Copyable {
     return true
   }
 
-  /// The medium is lost with everything that is under way. All of it failed, unless it is written down as in flight: then it
-  /// stays so, for a device that has a medium.
+  /// The medium is lost with everything that is in flight. All of it failed, unless there is an in-flight record: then it stays
+  /// recorded, for a device that has a medium.
   ///
-  /// - Returns: whether that changed anything that a turn has to tell.
+  /// - Returns: whether there is anything for a turn to report.
   mutating func abandonRequests() -> Bool {
     let (before, wasTold) = (slab.inUse, state == .failed || state == .draining)
     abandonZoneRequests()

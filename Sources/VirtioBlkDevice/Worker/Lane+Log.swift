@@ -1,22 +1,22 @@
-/// What a lane does where somebody wants to know which pages of guest memory it writes to: marks come after the write and before
-/// the driver can see that its request was answered.
+/// What a lane does while there is a dirty log of the pages of guest memory: it marks pages after it has written to them and
+/// before the driver can see the answer.
 internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
-  /// What a transfer may have written to the driver's buffers, for the log. Its segments are in the slot as they were taken.
+  /// Logs what a transfer may have written to the driver's buffers. Its segments are in the slot as they were taken.
   @inline(never)
   mutating func logTransfer(_ index: Int) {
     logData(index, unsafe slab.slot(index).pointee.written)
   }
 
   mutating func logData(_ index: Int, _ written: UInt32) {
-    // A write fills nothing but its status byte.
+    // A write request writes nothing but its status byte.
     guard written > 1 else { return }
     unsafe log?.markRead(slab.segments(index), bytes: Int(written) - 1)
   }
 
-  /// What was written to the ring, for the log. The driver may have seen it already: whoever moves the guest reads the log
-  /// again after this queue has stopped.
+  /// Logs what was written to the ring. The driver may have seen it already: the migration reads the log again after this queue
+  /// has stopped.
   @inline(never)
   mutating func logRing() {
     guard let marks = log?.ringMarks else { return }

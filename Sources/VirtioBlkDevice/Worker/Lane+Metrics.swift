@@ -1,4 +1,4 @@
-/// How long a lane's requests took. Times are read for a batch, not for a request.
+/// How long a lane's requests took. The clock is read for a batch, not for a request.
 internal import VirtioCore
 
 /// What a lane needs for it.
@@ -7,7 +7,7 @@ struct LaneMeter {
   let clock: TickClock
 }
 
-/// What a lane has done since it was written down last.
+/// What a lane has done since it was last recorded.
 struct LaneAccount: ~Copyable {
   /// Answers to requests with a slot.
   var answers: AnswerRuns
@@ -22,11 +22,11 @@ struct LaneAccount: ~Copyable {
 }
 
 extension Lane where Ring: ~Copyable {
-  /// A request with a slot is answered, which was no plain transfer that came with the previous one.
+  /// A request with a slot is answered, other than a plain transfer that arrived with the previous one.
   @inline(never)
   mutating func countOther(_ slot: UnsafeMutablePointer<RequestSlot>) {
     let arrival = unsafe slot.pointee.arrival
-    // Each is looked at while there is a trace.
+    // Each is recorded while there is a trace.
     let isPlain = unsafe slot.pointee.stage == .transfer && arrival.isTransfer && trace == nil
     if trace != nil { unsafe noteAnswered(slot) }
     guard let meter else { return }
@@ -40,19 +40,19 @@ extension Lane where Ring: ~Copyable {
     counters.add(status == .unsupported ? .unsupported : .ioErrors)
   }
 
-  /// There are answers whose time is not written down.
+  /// There are answers whose time is not recorded yet.
   var hasUnsettled: Bool { ring.pushes != account.settledPushes }
 
-  /// Times would be wrong by too much if the clock were looked at later.
+  /// Times would be too inaccurate if the clock were read later.
   ///
   /// - Parameters:
-  ///   - answers: so many take long enough.
+  ///   - answers: this many take long enough.
   ///   - copies: of the engine. What waits for a medium is timed by the turn.
   func owesMoment(answers: UInt16, copies: Bool) -> Bool {
     ring.pushes &- account.settledPushes >= answers || !copies && (slab.inUse > 0 || !account.answers.isEmpty)
   }
 
-  /// Writes down how long it took what was answered since this was called last, and is shown to the driver now.
+  /// Records how long the requests took that were answered since the last call, and are about to be published.
   @inline(never)
   mutating func settle(now: UInt64) {
     guard let meter else { return }
@@ -64,7 +64,7 @@ extension Lane where Ring: ~Copyable {
     // Far fewer than the ring can count: a turn takes some hundreds.
     let inPlace = UInt64(pushes &- account.settledPushes &- UInt16(truncatingIfNeeded: kept))
     if inPlace > 0 {
-      // What is done in place comes and goes in one turn.
+      // What completes in place arrives and is answered in one turn.
       let time = clock.nanoseconds(from: account.began, to: now) / UInt64(max(1, account.turns))
       let writes = min(inPlace, account.takenWrites &- min(account.takenWrites, account.keptWrites))
       if inPlace > writes { block.record(RequestKind.read.rawValue, nanoseconds: time, count: inPlace &- writes) }

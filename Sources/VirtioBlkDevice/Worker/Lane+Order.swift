@@ -1,23 +1,23 @@
-/// Answers that are more than a status byte and a used element: in the order of the requests, where the driver or whoever comes after
-/// a crash counts on it, and with a log to keep.
+/// Answers that are more than a status byte and a used element: in the order of the requests, where the driver relies on it or
+/// recovery after a crash needs it, and with a dirty log.
 internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
-  /// A request was taken: those after it are answered after it.
+  /// A request was taken: later ones are answered after it.
   @inline(__always)
   mutating func queueInOrder(_ index: Int) {
     order.append(index)
     hurdles &+= 1
   }
 
-  /// The first of the order is answered, or is not going to be.
+  /// The first in the order is answered, or will not be.
   @inline(__always)
   mutating func dequeueInOrder() {
     order.removeFirst()
     hurdles &-= 1
   }
 
-  /// As `complete`. Nothing more is to be done where it is the first of the order, and a plain transfer.
+  /// As `complete`. Nothing more is to be done if it is a plain transfer, and the first in the order.
   @inline(__always)
   mutating func completeInOrder<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     let slot = unsafe slab.slot(index)
@@ -32,10 +32,11 @@ extension Lane where Ring: ~Copyable {
     if finishedCount > 0 { answerFinished() }
   }
 
-  /// As `answer`, of a request whose status is set. In order, an answer waits for those of all requests that came before.
+  /// As `answer`, of a request whose status is set. In order, an answer waits for those of all earlier requests.
   @inline(__always)
   mutating func answerWatched(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, written: UInt32) {
-    // Until now it is what a request comes to that is done as a whole. One that says 0 has written something else than that.
+    // So far the slot's `written` is the length for a request that completes. One that passes 0 wrote something other than
+    // that.
     if isInOrder { unsafe slot.pointee.isWhole = written > 0 && written == slot.pointee.written }
     unsafe slot.pointee.written = written
     guard isOrdered else { return unsafe showWatched(index, slot) }
@@ -44,7 +45,7 @@ extension Lane where Ring: ~Copyable {
     answerFinished()
   }
 
-  /// Answers what has been waiting for those before it, as far as these are answered.
+  /// Publishes answers that were waiting for earlier ones, up to the first request that is not answered.
   @inline(never)
   private mutating func answerFinished() {
     while !order.isEmpty, unsafe slab.slot(order.first).pointee.isFinished {
@@ -66,8 +67,8 @@ extension Lane where Ring: ~Copyable {
     slab.give(index)
   }
 
-  /// Answers a transfer that was done in place while no other request is under way that would have to be answered before it: it
-  /// needs no slot for that but the segments it was taken into.
+  /// Answers a transfer that completed in place while no request is in flight that has to be answered before it: all it needs
+  /// of its slot are the segments.
   @inline(__always)
   mutating func answerInPlace(
     _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int

@@ -13,7 +13,7 @@ extension Lane where Ring: ~Copyable {
     unsafe dispatch(type, readableBytes, writable, index, &medium)
   }
 
-  /// Apart, so that the other way has nothing to keep in the meantime.
+  /// A function of its own, so that the fast path has no registers to save.
   @inline(never)
   private mutating func parseWatched<Engine: BlockEngine & ~Copyable>(
     _ type: UInt32, _ readableBytes: UInt64, _ writable: UnsafeMutablePointer<MemorySegment>, _ index: Int,
@@ -45,7 +45,7 @@ extension Lane where Ring: ~Copyable {
     }
   }
 
-  /// Tells the driver that the medium failed its request.
+  /// Reports to the driver that the medium failed its request.
   @inline(never)
   mutating func fail(_ index: Int) {
     counters.add(.mediumFailures)
@@ -94,7 +94,7 @@ extension Lane where Ring: ~Copyable {
   mutating func askFlush<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     counters.add(.flushes)
     note(.flush, index)
-    // There is nothing of ours to commit on a disk that is only read.
+    // A disk that is only read has nothing to commit.
     guard !context.limits.isReadOnly else { return answerWithStatus(index, .ok) }
     flush(index, &medium)
   }
@@ -151,14 +151,14 @@ extension Lane where Ring: ~Copyable {
       guard range.sectorCount <= limits.sectors, isInside(range.sector, bytes: UInt64(range.sectorCount) &* 512)
       else { return refuse(index, .ioError) }
       if stage == .erase {
-        // Elsewhere the alignment is advice; here a part of a unit may not be erasable (virtio 5.2.6.1).
+        // For other requests the alignment is a hint; here part of a unit may not be erasable (virtio 5.2.6.1).
         let alignment = UInt64(limits.alignment)
         guard range.sector % alignment == 0, UInt64(range.sectorCount) % alignment == 0 else { return refuse(index, .ioError) }
       }
       sectors &+= UInt64(range.sectorCount)
       end = max(end, (range.sector &+ UInt64(range.sectorCount)) &* 512)
     }
-    // After header and ranges were read: what was gone then is not acted upon.
+    // After header and ranges were read: if their memory was gone, they are not acted upon.
     if Engine.noticesCuts || context.faults.loadAfterLoads() != writesAreClear {
       guard mayWrite(before: end, &medium) else { return refuse(index, .ioError) }
     }

@@ -1,9 +1,9 @@
-/// What a lane does first where one before it was interrupted: requests that were taken then, and never answered.
+/// What a lane does first if a previous run was interrupted: it executes requests that were taken then and never answered.
 internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
-  /// The turn of a lane that does not run: one that recovers takes again what is left, as far as there are slots and it is its
-  /// turn, and then runs.
+  /// The turn of a lane that is not running: one that recovers takes again what is left, until there is no slot or the turn
+  /// reaches its limit, and then runs.
   ///
   /// Whether a request was executed before, wholly or in part, is not known. It is executed again before the driver's
   /// next one, so that nothing that the driver gave later is overwritten by it.

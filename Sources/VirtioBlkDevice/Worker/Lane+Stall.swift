@@ -1,20 +1,20 @@
-/// What happens to a request that the medium failed. It is reported to its driver; or, for an operator who wants to fix what is wrong
-/// before that, nobody is, as with VMMs' werror=stop: the request keeps its slot, nothing more is taken, and what is under way
-/// is finished.
+/// What happens to a request that the medium failed. The driver gets the error; or, with `--on-error stop`, the operator can
+/// first repair what is wrong, as with a VMM's werror=stop: the request keeps its slot, nothing more is taken, and what is in
+/// flight is completed.
 internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
-  /// The medium has not done what a request asked it for.
+  /// The medium has failed an operation of a request.
   @inline(never)
   mutating func completeFailed<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
-    // A part of it may have been read.
+    // Part of it may have been read.
     if log != nil, unsafe slab.slot(index).pointee.stage == .watchedTransfer { logTransfer(index) }
     guard !park(index) else { return }
     switch unsafe slab.slot(index).pointee.stage {
     case .transfer, .watchedTransfer:
       counters.add(.mediumFailures)
       countFailure(.ioError)
-      // What was written to the medium is none of the driver's memory.
+      // A write to the medium changes nothing in the driver's memory.
       let isRead = unsafe slab.slot(index).pointee.written > 1
       answer(index, .ioError, written: isRead ? Int(medium.filled(tag(index))) : 1)
     case .flush, .discard, .zero, .erase: fail(index)
@@ -27,9 +27,9 @@ extension Lane where Ring: ~Copyable {
   @inline(never)
   mutating func park(_ index: Int) -> Bool {
     guard let news = context.stalls else { return false }
-    // A queue that stops has no operator to wait for, but perhaps a successor.
+    // A queue that stops waits for no operator, but perhaps has a successor.
     if state == .draining || stopsAfterRecovery { return leaveToSuccessor(index) }
-    // One that is broken has to come to its end.
+    // A broken one has to come to an end.
     guard state == .running || state == .recovering || state == .stalled || state == .waiting else { return false }
     // Its driver takes its memory back, and waits for no operator.
     guard !isWithdrawing else { return false }
@@ -38,27 +38,26 @@ extension Lane where Ring: ~Copyable {
       state = .stalled
       news.post(
         .notice(
-          "queue \(queue) stalls, because its image failed a request: mend what is wrong with the image and send SIGUSR1, and the "
-            + "request is tried again"))
+          "queue \(queue) stalls, because its image failed a request: repair it, and send SIGUSR1 to retry the request"))
     }
     parked.append(index)
     return true
   }
 
-  /// The operator wants that nothing more is taken. What is under way is finished.
+  /// The operator pauses the disk: nothing more is taken, and what is in flight is completed.
   mutating func pause() {
     guard state == .running || state == .recovering || state == .waiting else { return }
     stateBeforeStall = state
     state = .stalled
   }
 
-  /// It stalls, or is about to stop, and what is still here waits for somebody outside, or for a limit.
+  /// It stalls, or is about to stop, and what is left waits for the operator, or for a limit.
   var isAtRest: Bool {
     let waiting = parked.count + throttled.count
     return slab.inUse == 0 || slab.inUse == waiting + (waiting > 0 ? unansweredBehindOthers : 0)
   }
 
-  /// Answered after something that failed or waits, and so not shown yet, where answers come in order.
+  /// Answers that are not published because in the order they come after a request that failed or waits.
   private var unansweredBehindOthers: Int {
     guard isOrdered else { return 0 }
     var finished = 0
@@ -68,7 +67,7 @@ extension Lane where Ring: ~Copyable {
     return finished
   }
 
-  /// The operator says that it may continue.
+  /// The operator resumes the disk.
   mutating func tryParked<Engine: BlockEngine & ~Copyable>(_ medium: inout Medium<Engine>) {
     guard state == .stalled else { return }
     state = stateBeforeStall
@@ -89,7 +88,7 @@ extension Lane where Ring: ~Copyable {
       }
     case .flush: flush(index, &medium)
     case .discard, .zero, .erase:
-      // From the first range on: doing one twice changes nothing.
+      // From the first range on: executing one twice changes nothing.
       unsafe slot.pointee.rangeIndex = 0
       askNextRange(index, &medium)
     case .zoneWrite, .zoneFlush, .zoneWait, .zoneRecord: preconditionFailure("a zoned disk waits for no operator")
@@ -97,8 +96,8 @@ extension Lane where Ring: ~Copyable {
     }
   }
 
-  /// The queue stops. Whoever starts it next takes these requests again, where that one can know of them; elsewhere they can
-  /// only be told as failed.
+  /// The queue stops. Its next run takes these requests again, if it can learn of them; otherwise they have to be answered as
+  /// failed.
   mutating func giveUpParked() {
     if state == .stalled { state = stateBeforeStall }
     let waiting = parked
@@ -106,9 +105,9 @@ extension Lane where Ring: ~Copyable {
     for index in waiting where !leaveToSuccessor(index) { fail(index) }
   }
 
-  /// Leaves a request unanswered. Where it is written down what is in flight, it stays so; where answers come in the order of
-  /// the requests, it and all that come after it are handed back in the end.
-  /// - Returns: false where neither is so.
+  /// Leaves a request unanswered. With an in-flight record it stays recorded; where answers come in the order of the requests,
+  /// it and all later ones are handed back in the end.
+  /// - Returns: false if there is neither.
   private mutating func leaveToSuccessor(_ index: Int) -> Bool {
     if isOrdered {
       parked.append(index)
@@ -120,14 +119,15 @@ extension Lane where Ring: ~Copyable {
     return true
   }
 
-  /// What is still here failed, or was answered after something that failed: nothing more will happen to it.
+  /// What is left failed, or is answered after something that failed: nothing more will happen to it.
   var holdsOnlyBack: Bool {
     guard isOrdered, state == .draining, !parked.isEmpty else { return false }
     return slab.inUse == parked.count + unansweredBehindOthers
   }
 
-  /// The lane is over. What was never shown as used is as if it had not been taken: in the order of the requests that is all
-  /// from the first one that failed on, also what was executed. Doing that again changes nothing, as its driver waits for it.
+  /// The lane ends. What was never published as used counts as not taken: in the order of the requests that is everything from
+  /// the first failed one on, including what was executed. Executing it again changes nothing, as its driver is still waiting
+  /// for it.
   mutating func handBack() {
     guard !parked.isEmpty else { return }
     parked.removeAll()
@@ -136,7 +136,7 @@ extension Lane where Ring: ~Copyable {
       dequeueInOrder()
       slab.takeChain(at: index).abandon()
       slab.give(index)
-      // A record says by itself what is in flight.
+      // A record tells by itself what is in flight.
       if !Ring.isRecorded { handedBack &+= 1 }
     }
   }

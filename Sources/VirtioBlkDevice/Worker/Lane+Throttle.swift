@@ -1,20 +1,20 @@
-/// What a lane does where its disk is limited. Each request gets its slot as always; one that may not go yet waits there before
-/// the medium is asked for it, and those of the other kind, flushes and the rest pass it.
+/// What a lane does where its disk is limited. Each request gets its slot as always; one that exceeds a limit waits there
+/// before it is submitted, while requests of the other kind, flushes and the rest overtake it.
 internal import VirtioCore
 
-/// What a lane has for that.
+/// A lane's state for this.
 struct LaneThrottle: ~Copyable {
   /// The disk's; `nil` where it was never limited.
   var throttle: DiskThrottle?
   var reads = WaitingLine()
   var writes = WaitingLine()
-  /// Since when a request has been waiting, as far as it was not counted yet; 0: none waits.
+  /// Since when a request has been waiting, as far as that is not counted yet; 0: none waits.
   var waitsSince: UInt64 = 0
 
   var isEmpty: Bool { reads.isEmpty && writes.isEmpty }
   var count: Int { reads.count + writes.count }
 
-  /// When the next one may go; 0: as soon as possible; `nil`: nobody waits.
+  /// When the next one may go; 0: as soon as possible; `nil`: none waits.
   var due: UInt64? {
     guard let read = reads.due, let write = writes.due else { return reads.due ?? writes.due }
     return min(read, write)
@@ -50,7 +50,7 @@ struct LaneThrottle: ~Copyable {
 }
 
 extension Lane where Ring: ~Copyable {
-  /// The disk is limited from now on, in another way than before, or not any more.
+  /// The disk's limits have changed, or were removed.
   ///
   /// - Parameter throttle: `nil`: no limit. What waits is then let go with the turn that follows.
   mutating func limit(by throttle: DiskThrottle?) {
@@ -68,11 +68,11 @@ extension Lane where Ring: ~Copyable {
     throttled.writes.forgetBooking()
   }
 
-  /// Somebody waits for a limit.
+  /// Some request waits for a limit.
   var hasThrottled: Bool { !throttled.isEmpty }
 
-  /// When the next one may go, or credit ends; 0: as soon as possible; `nil`: nobody waits for that. Who waits for the operator starts
-  /// nothing.
+  /// When the next one may go, or credit ends; 0: as soon as possible; `nil`: none waits for a limit. A lane that waits for the
+  /// operator starts nothing.
   var throttledUntil: UInt64? {
     guard state != .stalled else { return nil }
     guard creditEnds > 0, !isWithdrawing else { return throttled.due }
@@ -94,13 +94,13 @@ extension Lane where Ring: ~Copyable {
   mutating func mayGo(_ index: Int, _ kind: ThrottledKind, bytes: UInt64) -> Bool {
     guard isLimited, let throttle = throttled.throttle else { return true }
     let now = Clock.now
-    // What was interrupted comes before anything else, and who stops waits for nothing but its medium.
+    // Interrupted requests come before anything else, and a lane that stops waits for nothing but its medium.
     guard state == .running else {
       throttle.charge(kind, bytes: bytes, now: now)
       return true
     }
     unsafe slab.slot(index).pointee.throttledBytes = bytes
-    // Who finds nobody waiting need not wait for anybody else either.
+    // If no other request of its kind waits, this one may go at once.
     if throttled.append(index, kind), throttled.next(kind, slab, now: now) != nil { return true }
     counters.add(.throttled)
     if throttled.waitsSince == 0 { throttled.waitsSince = now }
@@ -122,8 +122,8 @@ extension Lane where Ring: ~Copyable {
     isLimited ? throttled.next(kind, slab, now: now) : throttled.nextOnCredit(kind)?.index
   }
 
-  /// The lane is to stop: all that waits goes at once, and whoever comes next on this disk waits for it. Who stops a queue
-  /// wants every request that was taken to be answered, and cannot be told of one that was not begun.
+  /// The lane is to stop: everything that waits goes at once, and later requests of this disk pay for it. Stopping a queue
+  /// means that every request that was taken is answered: there is no way to report one that was not started.
   mutating func startThrottledOnCredit<Engine: BlockEngine & ~Copyable>(_ medium: inout Medium<Engine>) {
     guard hasThrottled else { return }
     let now = Clock.now
@@ -146,7 +146,7 @@ extension Lane where Ring: ~Copyable {
 
   private mutating func start<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     if trace != nil { noteStarted(index) }
-    // What was right when it was taken may be so no more: the disk may be smaller now, or some of its memory gone.
+    // What was valid when it was taken may no longer be: the disk may be smaller now, or some memory gone.
     guard isStillRight(index, &medium) else { return refuse(index, .ioError) }
     switch unsafe slab.slot(index).pointee.stage {
     case .transfer, .watchedTransfer:

@@ -1,13 +1,13 @@
-/// What a lane writes down for a trace. While there is one, every request takes the ways of those that are unusual, where these
-/// functions are called: nothing asks for a trace on the way of a plain transfer.
+/// What a lane records for a trace. While there is one, every request takes the slow paths, where these functions are called:
+/// the fast path of a transfer does not check for a trace.
 internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
-  /// From now on what is taken is written down.
+  /// From now on what is taken is recorded.
   ///
   /// - Parameter number: among its worker's lanes.
   mutating func startTrace(_ buffer: TraceBuffer, lane number: Int) {
-    // After a rest there are requests that were taken before it.
+    // After a pause of the recording there are requests that were taken before it.
     if trace == nil {
       let requests = unsafe buffer.writer.requests(ofLane: number)
       // What another lane left there.
@@ -24,31 +24,31 @@ extension Lane where Ring: ~Copyable {
     account.answers.stopPlain()
   }
 
-  /// What is still under way is written down as that, also what was taken before there was a trace: what hangs is looked for
-  /// with one.
+  /// What is still in flight is recorded as such, also what was taken before there was a trace: a trace is how one looks for
+  /// requests that hang.
   mutating func stopTrace() {
     guard let trace else { return }
     for index in 0..<slab.begun where unsafe slab.slot(index).pointee.stage != .none {
       var request = unsafe trace.requests[index]
       let wasSeen = request.taken != 0
       if !wasSeen { request.taken = trace.began }
-      // Without times nobody wrote down what was requested then.
+      // Without times the kind of earlier requests was not recorded.
       let kind = wasSeen || meter != nil ? nil : RequestKind.other
       trace.writer.append(record(request, index, unsafe slab.slot(index).pointee, answered: 0, kind: kind))
     }
     leaveTrace()
   }
 
-  /// Nothing more is written down of what is taken from now on; what was taken before is, to its end.
+  /// What is taken from now on is not recorded; what was taken before is, to its end.
   mutating func restTrace() {
     trace?.isResting = true
     plainBytes = looksFirst ? 0 : rules.plainBytes
   }
 
-  /// Everything that was written down as taken is answered, and shown.
+  /// Everything that was recorded as taken is answered and published.
   var hasFinishedTrace: Bool { trace?.inFlight == 0 }
 
-  /// Plain requests go the plain way again.
+  /// Plain requests take the fast path again.
   mutating func leaveTrace() {
     trace = nil
     looksAtOthers = context.zones != nil
@@ -59,7 +59,7 @@ extension Lane where Ring: ~Copyable {
     if meter == nil, !isWatched { account.answers.startPlain() }
   }
 
-  /// A request was popped and parsed, and is about to be asked of the medium, or to wait for a limit.
+  /// A request was popped and parsed, and is about to be submitted, or to wait for a limit.
   @inline(never)
   mutating func noteTaken(_ index: Int, sector: UInt64 = 0, bytes: UInt64 = 0) {
     guard let trace, !trace.isResting else { return }
@@ -67,14 +67,14 @@ extension Lane where Ring: ~Copyable {
     unsafe trace.requests[index] = TracedRequest(taken: trace.writer.now, sector: sector, bytes: bytes)
   }
 
-  /// A request has waited for a limit and does so no more.
+  /// A request no longer waits for a limit.
   @inline(never)
   func noteStarted(_ index: Int) {
     guard let trace, unsafe trace.requests[index].taken != 0 else { return }
     unsafe trace.requests[index].started = trace.writer.now
   }
 
-  /// The medium has done, or failed, what a request asked it for last.
+  /// The medium has completed or failed the last operation of a request.
   @inline(never)
   func noteCompleted(_ index: Int) {
     guard let trace, unsafe trace.requests[index].taken != 0 else { return }
@@ -95,7 +95,7 @@ extension Lane where Ring: ~Copyable {
     trace.writer.append(record(request, index, unsafe slot.pointee, answered: answered))
   }
 
-  /// - Parameter kind: `nil`: as it was written down with its arrival.
+  /// - Parameter kind: `nil`: as recorded with its arrival.
   private func record(
     _ request: TracedRequest, _ index: Int, _ slot: RequestSlot, answered: UInt64, kind: RequestKind? = nil
   ) -> TraceRecord {
@@ -106,7 +106,7 @@ extension Lane where Ring: ~Copyable {
       times: (request.taken, request.started, completed, answered))
   }
 
-  /// What was answered has been shown to the driver.
+  /// Answers have been published.
   ///
   /// - Parameters:
   ///   - count: chains.

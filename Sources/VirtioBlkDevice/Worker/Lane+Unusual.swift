@@ -1,4 +1,4 @@
-/// Requests that are not plain reads and writes in the way they are taken: malformed, large, stable, spread over many pieces.
+/// Reads and writes that are not for the fast path: malformed, large, durable, spread over many segments.
 internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
@@ -10,7 +10,7 @@ extension Lane where Ring: ~Copyable {
     fail(.noWritableByte(head: head))
   }
 
-  /// Answers a request that is malformed. - Returns: false, as its slot went with the answer.
+  /// Answers a request that is malformed. - Returns: false, as its slot was released with the answer.
   @inline(never)
   mutating func refuse(
     _ chain: consuming Chain, _ writableBytes: UInt64, _ statusByte: UnsafeMutableRawPointer, _ index: Int,
@@ -23,7 +23,7 @@ extension Lane where Ring: ~Copyable {
     return false
   }
 
-  /// A write that is answered when it is on stable storage. - Returns: false, as its slot goes with the answer.
+  /// A write that is answered when it is on stable storage. - Returns: false, as its slot is released with the answer.
   @inline(never)
   mutating func writeDurably<Engine: BlockEngine & ~Copyable>(
     _ operation: IOOperation, _ index: Int, _ medium: inout Medium<Engine>
@@ -35,7 +35,7 @@ extension Lane where Ring: ~Copyable {
     return false
   }
 
-  /// A read or write of nothing, a large one, one of more pieces than there may be, or any of a disk that is limited, traced or zoned.
+  /// An empty read or write, a large one, one with too many segments, or any of a disk that is limited, traced or zoned.
   @inline(never)
   mutating func askUnusual<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     let operation = medium.prepared(tag(index))
@@ -50,7 +50,7 @@ extension Lane where Ring: ~Copyable {
     startPrepared(index, &medium)
   }
 
-  /// Asks the medium for a transfer that was prepared.
+  /// Submits a transfer that was prepared.
   @inline(__always)
   mutating func startPrepared<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     switch medium.transferPrepared(tag(index)) {
@@ -60,7 +60,7 @@ extension Lane where Ring: ~Copyable {
     }
   }
 
-  /// A header that is spread over several pieces.
+  /// A header that is spread over several segments.
   @inline(never)
   func gatherHeader(_ segments: UnsafeMutablePointer<MemorySegment>) -> RequestHeader {
     unsafe withUnsafeTemporaryAllocation(byteCount: RequestHeader.size, alignment: 8) { copy in
@@ -69,7 +69,7 @@ extension Lane where Ring: ~Copyable {
     }
   }
 
-  /// Copies bytes out of the guest's pieces, which hold at least `skipping` and the output's size together.
+  /// Copies bytes out of the guest's segments, which hold at least `skipping` and the output's size together.
   static func gather(
     _ segments: UnsafeMutablePointer<MemorySegment>, skipping: Int, into output: UnsafeMutableRawBufferPointer
   ) {

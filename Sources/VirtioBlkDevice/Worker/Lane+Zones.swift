@@ -1,4 +1,4 @@
-/// Requests of zoned disks (virtio 5.2.6): where data may go, commands of zones, and when what they did lasts.
+/// Requests of zoned disks (virtio 5.2.6): where data may be written, zone commands, and when their effects are durable.
 internal import CLinux
 internal import Glibc
 internal import VirtioCore
@@ -29,7 +29,7 @@ extension Lane where Ring: ~Copyable {
 
   // MARK: Transfers
 
-  /// Whether a transfer that was prepared may be asked for. Otherwise it was answered.
+  /// Whether a transfer that was prepared may be submitted. Otherwise it was answered.
   @inline(never)
   mutating func mayEnterZone<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) -> Bool {
     guard let zones = context.zones else { return true }
@@ -43,7 +43,7 @@ extension Lane where Ring: ~Copyable {
       ? mayRead(index, operation, zones, &medium) : mayWrite(index, operation, zones, &medium)
   }
 
-  /// What was never written reads as zeroes, whatever the image holds there.
+  /// What was never written reads as zeroes, whatever the image contains there.
   private mutating func mayRead<Engine: BlockEngine & ~Copyable>(
     _ index: Int, _ operation: IOOperation, _ zones: ZonedDisk, _ medium: inout Medium<Engine>
   ) -> Bool {
@@ -56,7 +56,7 @@ extension Lane where Ring: ~Copyable {
       guard bytes < operation.length else { return true }
       var operation = operation
       Self.clear(&operation, after: bytes)
-      // Marked while the pieces are as they were taken.
+      // Logged while the segments are as they were taken.
       if log != nil { logTransfer(index) }
       guard bytes > 0 else {
         complete(index, isDone: true, &medium)
@@ -68,7 +68,7 @@ extension Lane where Ring: ~Copyable {
     }
   }
 
-  /// Fills the end of the pieces with zeroes, and leaves what is before it.
+  /// Fills the end of the segments with zeroes, and leaves what is before it.
   private static func clear(_ operation: inout IOOperation, after bytes: UInt64) {
     guard let segments = unsafe operation.segments else { return }
     var left = Int(bytes)
@@ -125,7 +125,7 @@ extension Lane where Ring: ~Copyable {
     note(.zonedWrite, index)
   }
 
-  /// The medium is lost: what is with it may still be carried out, and what waits for others is nobody's.
+  /// The medium is lost: what was submitted to it may still be executed, and what waits for other requests will not be.
   @inline(never)
   func abandonZoneRequests() {
     guard let zones = context.zones else { return }
@@ -285,7 +285,7 @@ extension Lane where Ring: ~Copyable {
 
   // MARK: Completions
 
-  /// Something that a request to a zone waited for is over.
+  /// Something that a request to a zone waited for has completed.
   @inline(never)
   mutating func completeZoned<Engine: BlockEngine & ~Copyable>(_ index: Int, isDone: Bool, _ medium: inout Medium<Engine>) {
     guard let zones = context.zones else { return fail(index) }
@@ -340,7 +340,7 @@ extension Lane where Ring: ~Copyable {
     guard unsafe slot.pointee.isDurable else { return answerZoned(index) }
     let (zone, sector) = unsafe (Int(slot.pointee.zoneWord), slot.pointee.throttledBytes)
     let isZeroes = unsafe slot.pointee.zoneType == UInt8(RequestType.writeZeroes.rawValue)
-    // The record speaks of all that is before it in the zone, too. Before the ticket, so that a reset in between is noticed there.
+    // The record covers everything before it in the zone, too. Before the ticket, so that a reset in between is noticed there.
     let isBehindStable = zones.isRecorded(zone, upTo: sector)
     unsafe slot.pointee.zoneWord = zones.ticket(zone: zone)
     // Data went to stable storage by itself; zeroes did not, nor did what was written before the write cache was off.
@@ -356,11 +356,11 @@ extension Lane where Ring: ~Copyable {
     guard status == .ok, let zones = context.zones else { return refuse(index, status) }
     let type = unsafe slab.slot(index).pointee.zoneType
     guard type == ZoneCommand.reset.rawValue || type == ZoneCommand.resetAll.rawValue else { return answerZoned(index) }
-    // Before anything is written where the record says that there is data.
+    // Before anything is written where the record claims data.
     record(index, zones.ticketOfResets(), &medium)
   }
 
-  /// Everything that the request asked for is done.
+  /// Everything that the request asked for is complete.
   private mutating func answerZoned(_ index: Int) {
     let slot = unsafe slab.slot(index)
     let request = zoneRequest(index)
@@ -391,13 +391,13 @@ extension Lane where Ring: ~Copyable {
 
   // MARK: Notes
 
-  /// What was answered and published is nothing for whoever comes after this process.
+  /// What was answered and published is no concern of a successor of this process.
   @inline(never)
   mutating func forgetZoneAnswers() {
     guard let zones = context.zones else { return }
     var heads: [UInt16] = []
     zoneAnswers.removeAll { answer in
-      // In order it may be waiting for those before it.
+      // In order it may be waiting for earlier answers.
       let isHere = unsafe slab.slot(answer.index).pointee.stage != .none && slab.head(at: answer.index) == answer.head
       if !isHere { heads.append(answer.head) }
       return !isHere

@@ -1,4 +1,4 @@
-/// One queue as its worker sees it: the ring, the requests under way, and the path of a request from pop to publish.
+/// One queue as its worker sees it: the ring, the requests in flight, and the path of a request from pop to publish.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
@@ -8,15 +8,15 @@ internal import VirtioCore
 struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   enum State {
     case running
-    /// Started in full for a later moment: nothing is taken before the release.
+    /// Completely set up, but nothing is taken before the release.
     case held
-    /// What was interrupted before this run is taken again; nothing else is taken before that is done.
+    /// Requests that a previous run left in flight are taken again; nothing else is taken before that is done.
     case recovering
-    /// The medium failed a request, and nothing more is taken until the operator says so.
+    /// The medium failed a request, and nothing more is taken until the operator resumes the disk.
     case stalled
     /// A translation has to come, or what is in flight to end by translations that are taken back, before more is taken.
     case waiting
-    /// The ring is broken: nothing more is taken, what is under way is finished.
+    /// The ring is broken: nothing more is taken, and what is in flight is completed.
     case failed
     /// Being stopped.
     case draining
@@ -30,32 +30,34 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   let rules: LaneRules
   let firstTag: UInt32
   let memory: GuestMemory
-  /// Where the ring writes down what is in flight.
+  /// Where the ring records what is in flight.
   let inflight: InflightMemory?
   var call: CallSink
   var failure: CallSink
   let counters: CounterBlock
-  /// What is answered is published after so many even if more is available: a driver that watches continues while we do.
+  /// Answers are published in batches of this size even if more is available, so that a driver that polls can go on meanwhile.
   let publishEvery: Int
   private var coalescing: Coalescing?
   /// Slots in the order in which their chains were taken; empty without publication in order.
   var order: OrderQueue
   let isOrdered: Bool
-  /// Answers that wait for those before them.
+  /// Answers that wait for those of earlier requests.
   var finishedCount = 0
-  /// The driver knows (IN_ORDER).
+  /// The driver knows about the order (IN_ORDER).
   let isInOrder: Bool
-  /// An answer is more than a status byte and a used element: the driver knows of the order, or there is a log to keep.
+  /// An answer is more than a status byte and a used element: the driver relies on the order, or there is a dirty log.
   let isWatched: Bool
-  /// It is nothing but these two, whatever came before.
+  /// What a transfer waits for.
+  private let transferStage: RequestStage
+  /// An answer is nothing but these two, whatever was taken before.
   let isPlain: Bool
-  /// What an answer to something done at once has to mind: requests that came before it, where there is an order, and one more
-  /// where a log is kept or the driver knows of the order. At 0 its status byte and its used element are all there is to it.
+  /// What stands in the way of answering a request at once: with an order, the requests taken before it; and one more if there
+  /// is a dirty log or the driver relies on the order. At 0 the answer is a status byte and a used element.
   var hurdles: Int
-  /// Where it is written down what was written to guest memory.
+  /// Logs what was written to guest memory.
   var log: LaneLog?
   var error: QueueError?
-  /// Requests that failed while a failure stalls the queue, and what it was about before.
+  /// Requests that failed while a failure stalls the queue, and the state before the stall.
   var parked: [Int] = []
   var stateBeforeStall = State.running
   /// Of a driver behind an IOMMU: what it does when it waits no more, whether translations are being taken back, and what
@@ -66,46 +68,46 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// has been paid; 0: nothing is owed.
   var creditEnds: UInt64 = 0
   var seenLosses: UInt64
-  /// The last turn ended because it had done enough, not because the ring was empty.
+  /// The last turn ended because it reached its limit, not because the ring was empty.
   var hadItsTurn = false
-  /// To be stopped as soon as what was interrupted has been taken again.
+  /// To be stopped as soon as the interrupted requests have been taken again.
   var stopsAfterRecovery = false
 
-  /// Transfers of so many bytes at most are requested at once; 0 where the disk is limited: then each is looked at first.
+  /// Transfers up to this size are submitted at once; 0 if the disk has limits: then each is checked first.
   var plainBytes: UInt64
   var isLimited = false
-  /// Each transfer is looked at before the medium is asked for it: the disk is limited, or has zones.
+  /// Each transfer is checked before it is submitted: the disk has limits or zones.
   var looksFirst: Bool
-  /// The same of what is no transfer: it is traced, or has zones.
+  /// The same for other requests: the disk is traced, or has zones.
   var looksAtOthers: Bool
-  /// What waits for a limit.
+  /// Requests that wait for a limit.
   var throttled = LaneThrottle()
-  /// Where it is written down how long requests took; `nil`: nowhere.
+  /// Records how long requests took; `nil`: they are not timed.
   let meter: LaneMeter?
-  /// Answers are counted, or written down, one by one where they are not plain.
+  /// Answers that are not plain are counted or recorded one by one.
   var looksAtAnswers: Bool
-  /// Where what happens to requests is written down at present; `nil`: nowhere.
+  /// The trace that is being recorded; `nil`: none.
   var trace: LaneTrace?
-  /// Where the number of requests under way is.
+  /// Shows the number of requests in flight.
   private let depth: SharedCell<UInt64>?
-  /// What is taken in this turn is said to have come at this moment.
+  /// The arrival time of everything that is taken in this turn.
   var arrival: ArrivalWord
   var account: LaneAccount
 
-  /// Chains that were taken last and are for whoever starts the queue next.
+  /// How many of the chains taken last are handed back for the queue's next start.
   var handedBack: UInt16 = 0
 
-  /// Slots and heads of requests to zones whose answers the driver may not have seen yet.
+  /// Slots and heads of requests to zones whose answers may not be published yet.
   var zoneAnswers: [(index: Int, head: UInt16)] = []
 
-  /// Lost pages of the process when this queue's memory was found to be there as a whole.
+  /// The process's count of lost pages when this queue's memory was last found to be complete.
   var seenFaults = UInt64.max
-  /// The same, and publishing needs nothing else either; `max` when each time does.
+  /// The same, if publishing needs no other check either; `max` if it always does.
   var plainFaults = UInt64.max
-  /// The same as `seenFaults`, and writes need no other look either; `max` when they need one.
+  /// The same as `seenFaults`, if writes need no other check either; `max` if they do.
   var writesAreClear = UInt64.max
 
-  /// - Parameter lane: the number of its tags' lane.
+  /// - Parameter lane: its number in tags.
   init(
     _ activation: Activation, lane: Int, slots: Int, context: LaneContext, notification: Notification,
     counters: CounterBlock, meter: LaneMeter?
@@ -124,6 +126,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     self.isOrdered = isOrdered
     let isWatched = isInOrder || activation.log != nil
     self.isWatched = isWatched
+    transferStage = isWatched ? .watchedTransfer : .transfer
     isPlain = !isOrdered && !isWatched
     hurdles = isWatched ? 1 : 0
     log = activation.log.map {
@@ -158,23 +161,23 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
 
   /// Where the ring stands, without what was handed back.
   var position: QueuePosition { ring.position(handingBack: handedBack) }
-  /// Nothing is in flight, but for what is to be handed back, and nothing is to be taken again.
+  /// Nothing is in flight except what is to be handed back, and nothing is to be taken again.
   var isIdle: Bool { state != .recovering && (slab.inUse == 0 || holdsOnlyBack) }
-  /// Shows how many requests are under way.
+  /// Shows how many requests are in flight.
   func showDepth() { depth?.storeRelaxed(UInt64(truncatingIfNeeded: slab.inUse)) }
-  /// The ring is not all there is to wait for.
+  /// A request that becomes available now can be taken.
   var canTake: Bool { state == .running && slab.inUse < slab.capacity }
 
   // MARK: Pop
 
-  /// Takes what is available, as far as there are slots and it is still this queue's turn, and starts it.
+  /// Takes what is available and starts it, until there is no slot or the turn reaches its limit.
   /// - Returns: whether anything was taken.
   @inline(never)
   mutating func refill<Engine: BlockEngine & ~Copyable>(_ medium: inout Medium<Engine>) -> Bool {
     hadItsTurn = false
     guard state == .running else { return resume(&medium) }
     guard ring.hasAvailable(), var index = slab.take() else { return false }
-    // Whether the file was cut is looked at again.
+    // Check again whether the file was truncated.
     if medium.canBeCut { writesAreClear = .max }
     var left = BlockLimits.turnBytes
     // One slot serves all requests that finish in place.
@@ -194,7 +197,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
         break
       }
       guard unsafe !parse(chain, shape, segments, index, &left, &medium) else { continue }
-      // A queue that stalls takes nothing more, also of what it was about to take.
+      // A queue that stalls takes nothing more, not even the rest of this batch.
       guard state != .stalled, let free = slab.take() else { return true }
       index = free
       unsafe segments = slab.segments(index)
@@ -216,15 +219,15 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   @inline(__always)
   mutating func hasAvailable() -> Bool { canTake ? ring.hasAvailable() : hasInterrupted }
 
-  /// Something is to be taken again, and there is room for it.
+  /// Requests are to be taken again, and there is a slot for one.
   private var hasInterrupted: Bool {
     @inline(__always) get { Ring.isRecorded && state == .recovering && slab.inUse < slab.capacity }
   }
 
   // MARK: Parse and submit
 
-  /// Reads the header and asks the medium for a read or a write. One that is done in place is answered at once and leaves no
-  /// trace in its slot.
+  /// Reads the header and submits a read or a write. One that completes in place is answered at once and leaves nothing in its
+  /// slot.
   /// - Returns: whether the slot is free again.
   @inline(__always)
   mutating func parse<Engine: BlockEngine & ~Copyable>(
@@ -241,11 +244,11 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       ? RequestHeader(copying: segments.pointee.base)
       : gatherHeader(segments)
 
-    // What is left of this function is the way of a read or a write.
+    // The rest of this function is the path of a read or a write.
     var operation: IOOperation
-    // Either all that is writable is written, or the data is not and the status byte alone does not count.
+    // Either everything writable is written, or only the status byte is, which alone does not count.
     let written: UInt32
-    // The last writable byte, wherever the driver cut (virtio 5.2.6).
+    // The last writable byte, wherever the descriptors' boundaries are (virtio 5.2.6).
     let statusByte = unsafe shape.statusByte
     switch header.type {
     case RequestType.read.rawValue:
@@ -280,7 +283,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       operation = unsafe IOOperation(
         kind: .write, length: bytes, segments: segments, segmentCount: shape.readableCount(from: segments))
       operation.skip(RequestHeader.size)
-      // What is not kept is as stable as it gets.
+      // An engine that stores nothing has nothing to make stable.
       if Engine.movesData, isDurable {
         operation.offset = header.sector &* 512
         left &-= Int(truncatingIfNeeded: bytes) &+ BlockLimits.requestCost
@@ -305,7 +308,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       if state == .stalled { left = 0 }
       return false
     }
-    // A completion is taken at the next turn at the earliest: what it needs may be written down after the start.
+    // A completion is handled in the next turn at the earliest: what it needs may be stored after the request was submitted.
     switch medium.transfer(operation, tag: firstTag | UInt32(truncatingIfNeeded: index)) {
     case .pending:
       unsafe keep(chain, statusByte, written, index, ArrivalKind(operation.kind))
@@ -320,8 +323,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     return true
   }
 
-  /// Answers a request that was over at once, but not plainly.
-  /// - Returns: whether the slot is free again; otherwise it went, or goes, with the answer.
+  /// Answers a request that completed at once, but not on the fast path.
+  /// - Returns: whether the slot is free again; otherwise it was, or will be, released with the answer.
   @inline(never)
   private mutating func completeInPlace<Engine: BlockEngine & ~Copyable>(
     _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int, isDone: Bool,
@@ -331,7 +334,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       unsafe answerInPlace(chain, statusByte, written, index)
       return true
     }
-    // What a read has written is more than its status, but for one without a medium.
+    // A read has written more than its status, except without a medium.
     let isWrite = written == 1
     if isWrite { account.keptWrites &+= 1 }
     unsafe keep(chain, statusByte, written, index, isWrite ? .write : .read)
@@ -339,9 +342,9 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     return false
   }
 
-  /// Writes down what the answer to a request needs.
+  /// Stores what the answer to a request needs.
   ///
-  /// - Parameter written: the used element's length if all of a transfer is done; of other requests all that is writable.
+  /// - Parameter written: the used element's length if a transfer completes; for other requests all that is writable.
   @inline(__always)
   mutating func keep(
     _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int, _ kind: ArrivalKind
@@ -350,7 +353,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     note(kind, index)
   }
 
-  /// Writes down when a request came, and what it asks for.
+  /// Records when a request arrived, and what it asks for.
   @inline(__always)
   mutating func note(_ kind: ArrivalKind, _ index: Int) { unsafe slab.slot(index).pointee.arrival = arrival.with(kind) }
 
@@ -359,14 +362,14 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   private mutating func keep(
     _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int
   ) {
-    slab.keep(chain, at: index, isWatched ? .watchedTransfer : .transfer)
+    slab.keep(chain, at: index, transferStage)
     let slot = unsafe slab.slot(index)
     unsafe slot.pointee.statusByte = statusByte
     unsafe slot.pointee.written = written
     if isOrdered { queueInOrder(index) }
   }
 
-  /// Whole blocks inside the disk; no sum or shift that could overflow comes before its check.
+  /// Whole blocks inside the disk; no sum or shift is computed before the check that it cannot overflow.
   @inline(__always)
   func isInside(_ sector: UInt64, bytes: UInt64) -> Bool {
     let capacity = context.capacity.loadAcquire()
@@ -388,7 +391,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
 
   // MARK: Complete
 
-  /// The medium has done what a request asked it for.
+  /// The medium has completed an operation of a request.
   @inline(__always)
   mutating func complete<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     guard isPlain else { return completeInOrder(index, &medium) }
@@ -407,7 +410,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     completeUnusual(index, isDone: isDone, &medium)
   }
 
-  /// Apart, so that the other way has nothing to keep in the meantime.
+  /// A function of its own, so that the fast path has no registers to save.
   @inline(never)
   private mutating func completeTraced<Engine: BlockEngine & ~Copyable>(
     _ index: Int, isDone: Bool, _ medium: inout Medium<Engine>
@@ -448,8 +451,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     answerWithStatus(index, status)
   }
 
-  /// Answers a request that puts nothing but its status into guest memory, which counts only where it is the first writable
-  /// byte (virtio 2.6.8.2).
+  /// Answers a request that writes nothing but its status into guest memory, which counts only if it is the first writable byte
+  /// (virtio 2.6.8.2).
   mutating func answerWithStatus(_ index: Int, _ status: BlockStatus) {
     answer(index, status, written: unsafe slab.slot(index).pointee.written == 1 ? 1 : 0)
   }
@@ -482,21 +485,21 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     if ring.unpublished >= publishEvery { publishEarly() }
   }
 
-  /// Before the turn is over.
+  /// Before the turn ends.
   @inline(never)
   mutating func publishEarly() { publish() }
 
   /// Publishes the answers, and notifies the driver if it wants to be notified.
   @inline(__always)
   mutating func publish() {
-    // What was read out of memory that was not the driver's any more is never shown as done.
+    // What was read from memory that was no longer the driver's is never published as done.
     guard context.faults.loadAfterLoads() == plainFaults else { return publishWithCare() }
     let count = ring.unpublished
     ring.publish()
     tell(count)
   }
 
-  /// Looks at memory first, and notes what was written.
+  /// Checks memory first, and logs what was written.
   @inline(never)
   private mutating func publishWithCare() {
     guard isMemoryThere() else { return }
@@ -522,7 +525,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     KillPoint.pass(.callDone)
   }
 
-  /// The last publication of a lane that is stopped: a call that is being held back is due now.
+  /// The last publication of a lane that is stopped: a call that was being held back is due now.
   mutating func publishLast() {
     coalescing = nil
     publish()

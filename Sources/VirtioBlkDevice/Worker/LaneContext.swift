@@ -9,7 +9,7 @@ struct LaneContext: @unchecked Sendable {
   let medium: MediumFacts
   /// The `writeback` byte of the configuration space; not 0 means writeback.
   let writeback: SharedCell<UInt32>
-  /// Where it is told that a queue stalls because its medium failed a request; `nil`: the driver is told, and the queue
+  /// Is told when a queue stalls because its medium failed a request; `nil`: the driver gets the error, and the queue
   /// continues.
   let stalls: DeviceNews?
   /// 20 bytes, NUL padded.
@@ -17,13 +17,13 @@ struct LaneContext: @unchecked Sendable {
   let lifetime: LifetimeFiles?
   /// Of a zoned disk.
   let zones: ZonedDisk?
-  /// Pages of mappings of the process that turned out to be gone.
+  /// Counts pages of the process's mappings that turned out to be gone.
   let faults = FaultGuard.counter
 
   // MARK: Tags
 
   private static let slotBits: UInt32 = 10
-  /// Requests that one queue can have under way; a larger ring holds the rest.
+  /// How many requests one queue can have in flight; a larger ring holds the rest.
   static let slots = 1 << Int(slotBits)
 
   /// Lane and slot in one number, the name of a request for its medium.

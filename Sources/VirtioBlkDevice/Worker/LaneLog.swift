@@ -1,8 +1,8 @@
 /// A lane's writes to guest memory, as a dirty log has them: by guest addresses.
 internal import VirtioCore
 
-/// Marks what was written after it was written and before the driver can see that: a front-end that takes a mark away and then
-/// copies the page finds everything, or another mark.
+/// Marks pages after they are written and before the driver can see that: a front-end that clears a mark and then copies the
+/// page finds everything, or another mark.
 @safe
 struct LaneLog {
   /// A region of guest memory.
@@ -12,7 +12,8 @@ struct LaneLog {
     var guest: UInt64
   }
 
-  /// What the device writes of a ring, for the time of a publication: it keeps nothing alive and counts no references.
+  /// The parts of a ring that the device writes, for the time of a publication: it keeps nothing alive and counts no
+  /// references.
   struct RingMarks {
     fileprivate let bits: DirtyBits
     /// Of the used ring, or of a packed queue's device event suppression structure, as the front-end wants it logged.
@@ -73,7 +74,7 @@ struct LaneLog {
 
   var hasFaulted: Bool { log.hasFaulted }
 
-  /// Bytes that were written into one buffer of the driver's.
+  /// Logs bytes that were written into one of the driver's buffers.
   mutating func markBuffer(_ pointer: UnsafeRawPointer, count: Int) {
     guard coversBuffers else { return }
     let address = UInt(bitPattern: pointer)
@@ -87,7 +88,7 @@ struct LaneLog {
   @inline(never)
   private func piece(of address: UInt) -> Piece? { pieces.first { address &- $0.host < $0.size } }
 
-  /// What a read may have written to, wherever it ended.
+  /// Logs what a read may have written to, wherever it ended.
   ///
   /// - Parameters:
   ///   - segments: those of its chain: a header of `RequestHeader.size` bytes in one or more, then the data.
@@ -104,7 +105,7 @@ struct LaneLog {
       let count = unsafe min(next.pointee.count, left)
       unsafe markBuffer(next.pointee.base, count: count)
       left -= count
-      // The last one has lost its status byte, and may be empty.
+      // The last one is without its status byte, and may be empty.
       unsafe next += 1
     }
   }

@@ -1,11 +1,11 @@
-/// What a driver negotiated, as its queue has to keep to it.
+/// What a driver negotiated, as far as its queue has to follow it.
 internal import VirtioCore
 
 /// When a write has to be on stable storage (virtio 5.2.6.2).
 enum Durability {
-  /// At the next FLUSH. The first case is told apart with one look.
+  /// At the next FLUSH. The first case is recognized with one comparison.
   case byFlush
-  /// When it completes: nothing that could commit it later was negotiated.
+  /// When it completes: the driver negotiated nothing that could commit it later.
   case always
   /// As the driver set the configuration's `writeback` byte.
   case byConfiguration
@@ -21,14 +21,15 @@ struct LaneRules {
   let hasLifetime: Bool
   /// The driver knows zones.
   let hasZones: Bool
-  /// Most pieces of a transfer: what SEG_MAX allows, and what the borders of memory regions make of it.
+  /// The most segments of a transfer: what SEG_MAX allows, and what splitting at the borders of memory regions makes of it.
   let segments: Int
-  /// Most bytes of one of its segments.
+  /// The most bytes of one of its segments.
   let segmentBytes: Int
-  /// Most bytes of a request.
+  /// The most bytes of a request.
   let requestBytes: UInt64
 
-  /// Most bytes of a transfer that is requested without another look at it: no step of the medium's, and no segment, is longer.
+  /// The most bytes of a transfer that is submitted without further checks: no operation of the medium, and no segment, is
+  /// longer.
   var plainBytes: UInt64 { min(MediumFacts.stepBytes, UInt64(segmentBytes)) }
 
   /// - Parameter regions: of the guest's memory; `nil`: an IOMMU makes any number of pieces of it.

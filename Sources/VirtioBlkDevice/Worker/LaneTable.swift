@@ -1,4 +1,4 @@
-/// The lanes of one worker by their numbers: fixed places, so that a tag finds its lane by an addition.
+/// The lanes of one worker by their numbers: in fixed places, so that a tag finds its lane by an addition.
 internal import VirtioCore
 
 @safe
@@ -21,7 +21,7 @@ struct LaneTable<Ring: Virtqueue & ~Copyable>: ~Copyable {
     unsafe isPresent.deallocate()
   }
 
-  /// There is no lane.
+  /// The table has no lane.
   var isEmpty: Bool { !(0..<capacity).contains { unsafe isPresent[$0] } }
 
   /// A place without a lane; `nil` when all are taken.
@@ -30,7 +30,7 @@ struct LaneTable<Ring: Virtqueue & ~Copyable>: ~Copyable {
   @inline(__always)
   func contains(_ index: Int) -> Bool { unsafe isPresent[index] }
 
-  /// A lane, which may be changed while others are looked at. - Parameter index: of a lane that is there.
+  /// A lane, which may be changed while others are read. - Parameter index: of a lane that is there.
   @inline(__always)
   subscript(index: Int) -> UnsafeMutablePointer<Lane<Ring>> { unsafe lanes + index }
 

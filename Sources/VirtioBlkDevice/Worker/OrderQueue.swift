@@ -1,6 +1,6 @@
 /// The order in which requests were taken, for queues that publish in that order.
 
-/// First in, first out. Whoever uses it knows that there is something in it: each request under way is, exactly once.
+/// First in, first out. Callers know that it is not empty: each request in flight is in it, exactly once.
 @safe
 struct OrderQueue: ~Copyable {
   private let entries: UnsafeMutablePointer<UInt16>
@@ -27,7 +27,7 @@ struct OrderQueue: ~Copyable {
   }
 
   var isEmpty: Bool { head == tail }
-  /// Where it is not empty.
+  /// The oldest one. The queue must not be empty.
   var first: Int {
     @inline(__always) get { Int(unsafe entries[head & mask]) }
   }

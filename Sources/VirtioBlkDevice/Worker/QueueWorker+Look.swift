@@ -1,21 +1,24 @@
-/// A worker looks for what comes before it sleeps: for a while, at rings, completions and the mailbox.
+/// Polling: before a worker sleeps, it polls rings, completions and the mailbox for a while.
 internal import Glibc
 internal import VirtioCore
 
 extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
-  /// Looks at a ring in memory between two looks that need a system call.
+  /// Rounds over rings in memory between two polls that need a system call.
   static var looksBetweenPolls: Int { 128 }
-  /// The first looks at the rings, before the clock is asked when to stop.
+  /// Polls that need a system call between the first yield and the second, and between later ones.
+  private static var pollsToYield: (second: Int, later: Int) { (8, 64) }
+  /// The first rounds over the rings, before the clock is read.
   private static var looksWithoutClock: Int { 8 }
 
-  /// Looks for available chains and completions for a while instead of sleeping. - Returns: whether there were any.
+  /// Polls for available chains and completions for a while instead of sleeping. - Returns: whether there were any.
   mutating func look() -> Bool {
     medium.engine.submit()
     let isEndless = window.current == .max
-    // A look that was left for a turn continues to its end.
+    // Polling that was interrupted for a turn continues to its end.
     var end = lookEnds
     lookEnds = nil
     var round = 0
+    var pollsUntilYield = 1
     while true {
       for index in 0..<lanes.capacity where unsafe lanes.contains(index) && lanes[index].pointee.hasAvailable() {
         if round >= roundsBetweenPolls { noteLook() }
@@ -27,16 +30,21 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
         return true
       }
       round &+= 1
-      // The clock is read the first time when nothing came at once: that costs what a tenth of a request does.
+      // The clock is first read when nothing came at once: reading it costs a tenth of a request.
       if round == Self.looksWithoutClock, !isEndless, end == nil { end = Clock.now &+ window.current }
-      // Messages and completions that need a system call to be seen, and the clock, are looked at once a microsecond or so: a
-      // driver with one request at a time answers sooner, and would wait for the call to return.
+      // What takes a system call (messages, some completions) and the clock are polled about once a microsecond: a driver with
+      // one request at a time responds sooner, and would wait for the call to return.
       if round % roundsBetweenPolls == 0 {
-        // It was not at once that something came: what this takes belongs to no request.
+        // Nothing came at once: the time from here on belongs to no request.
         if round == roundsBetweenPolls, isMetered, Engine.movesData { settleAll() }
         medium.engine.poll()
-        // Whoever does the work that is waited for (a kernel worker, say) may have to do it on this very CPU.
-        sched_yield()
+        // The thread that does the awaited work (a kernel worker, for example) may have to run on this very CPU. Not each time: a
+        // yield forfeits the rest of the slice, and a neighbour that never yields would get it.
+        pollsUntilYield &-= 1
+        if pollsUntilYield == 0 {
+          sched_yield()
+          pollsUntilYield = round == roundsBetweenPolls ? Self.pollsToYield.second : Self.pollsToYield.later
+        }
         if !isEndless {
           let now = Clock.now
           let ends = end ?? now &+ window.current
@@ -52,7 +60,8 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
     }
   }
 
-  /// Who is held back by a limit does not check for work: more would only wait, too. One that never sleeps looks all the same.
+  /// A worker that is held back by a limit does not poll: new requests would only wait, too. One that never sleeps polls all
+  /// the same.
   mutating func mayLook() -> Bool {
     guard window.current == .max || throttledUntil == nil else { return false }
     trace?.beginsToPoll()

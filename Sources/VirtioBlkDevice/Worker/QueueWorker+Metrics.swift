@@ -1,9 +1,9 @@
-/// When a worker looks at the clock, so that how long requests take can be written down for a batch and not for each.
+/// When a worker reads the clock, so that request times can be recorded for a batch and not for each request.
 internal import VirtioCore
 
 extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
-  /// Turns without a wait, and answers of these, between two looks at the clock: they are so short that one look for each would be
-  /// seen, as a driver on another CPU gives a request or two at a time.
+  /// Turns without a wait, and their answers, between two readings of the clock: turns are so short that reading it in each
+  /// would be measurable, as a driver on another CPU submits a request or two at a time.
   private static var turnsBetweenMoments: Int { 8 }
   private static var answersBetweenMoments: UInt16 { 32 }
 
@@ -18,11 +18,11 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
     trace?.wakes()
   }
 
-  /// Something came after the worker had looked for it for more than a moment.
+  /// Something came after the worker had polled for more than a moment.
   @inline(__always)
   mutating func noteLook() { if isMetered, Engine.movesData { noteWake() } }
 
-  /// A lane had its turn: what it answered is about to be shown.
+  /// A lane had its turn: its answers are about to be published.
   @inline(never)
   mutating func measure(_ lane: Int, hasTaken: Bool) {
     unsafe lanes[lane].pointee.showDepth()

@@ -1,12 +1,11 @@
-/// What a worker is told: start, stop, pause, continue, limits, traces; and how its queues come and go.
+/// A worker's orders: start, stop, pause, continue, limits, traces; and how its queues come and go.
 internal import SystemPackage
 internal import VirtioCore
 
 extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
   mutating func takeOrders() {
     carryOut(configuration.mailbox.take())
-    // Without a queue there is nothing else to wait for. The engine rests in the meantime, but where others have the thread,
-    // too.
+    // Without a queue there is nothing else to wait for. The engine rests in the meantime, unless others share the thread.
     while isPrepared, configuration.seat == nil {
       EventWait.untilReadable(configuration.mailbox.descriptor)
       carryOut(configuration.mailbox.take())
@@ -69,7 +68,7 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
     unsafe lanes[lane].pointee.release()
   }
 
-  /// Asked again, it is the same stop.
+  /// A repeated order is the same stop.
   mutating func stop(_ lane: Int) {
     guard !stops.contains(lane) else { return }
     unsafe lanes[lane].pointee.drain()
@@ -110,18 +109,18 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
       medium.forgetMemory(ofLane: index)
       throw EventWait.reason(error)
     }
-    // Whoever had the ring before may have ended between showing what it answered and saying so.
+    // A previous device may have died after publishing answers and before notifying.
     if !activation.isHeld, activation.notifiesAtStart, activation.inflight != nil || activation.publishesInOrder {
       activation.call.signal()
     }
-    // The turn that follows looks at the ring without waiting for a kick.
+    // The turn that follows polls the ring without waiting for a kick.
     if case .none = activation.kick { unkicked += 1 }
     kicks[index] = activation.kick
     if activation.isHeld { heldPositions[index] = activation.position }
     if isPaused { unsafe lanes[index].pointee.pause() }
   }
 
-  /// Releases the lanes that were to be stopped and have nothing under way any more; without a lane the worker ends.
+  /// Releases the lanes that are being stopped and have nothing left in flight; without a lane the worker ends.
   mutating func finishStops() {
     guard mayEnd || !stops.isEmpty else { return }
     if !withdrawals.isEmpty { finishWithdrawals() }
@@ -137,7 +136,7 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
   private mutating func remove(_ lane: Int) {
     if isMetered { settle(lane) }
     unsafe lanes[lane].pointee.publishLast()
-    // What of its trace is left: it had nothing under way.
+    // The rest of its trace: it had nothing in flight.
     unsafe lanes[lane].pointee.stopTrace()
     unsafe lanes[lane].pointee.handBack()
     unsafe lanes[lane].pointee.showDepth()
@@ -151,7 +150,7 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
     lanes.remove(lane)
     medium.forgetMemory(ofLane: lane)
     mayEnd = true
-    // Whoever hears of the stop finds what was done up to it.
+    // Before the stop is reported, so that the counters are complete then.
     configuration.counters.set(.systemCalls, earlierSystemCalls &+ medium.systemCalls)
     configuration.events.post(.stopped(queue: queue, position))
   }

@@ -1,4 +1,4 @@
-/// What a worker does beside its turn where somebody has asked for it: limits and traces.
+/// What a worker does beside its turn, on demand: limits and traces.
 internal import VirtioCore
 
 extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
@@ -22,7 +22,7 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
 
   mutating func changeLimits() {
     let isLimited = configuration.throttle.isLimited
-    // It stays so: what waits for a limit that is gone is still to be started.
+    // It stays set: what waits for a limit that was removed is still to be started.
     isThrottled = isThrottled || isLimited
     hasSideWork = isThrottled || trace != nil
     for index in 0..<lanes.capacity where lanes.contains(index) {
@@ -47,7 +47,7 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
     hasSideWork = isThrottled || trace != nil
   }
 
-  /// Lanes whose requests are not recorded at present are as without a trace.
+  /// Lanes whose requests are not being recorded are as without a trace.
   @inline(never)
   private mutating func traceTurn() {
     trace?.wakes()

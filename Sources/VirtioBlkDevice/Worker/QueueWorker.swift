@@ -1,4 +1,4 @@
-/// A worker: some queues of one device, one engine, one thread. Every turn goes the same way: pop, parse, submit, complete,
+/// A worker: some queues of one device, one engine, one thread. Every turn has the same steps: pop, parse, submit, complete,
 /// publish, call; then it sleeps in its engine.
 internal import Glibc
 internal import SystemPackage
@@ -9,7 +9,7 @@ struct WorkerConfiguration: Sendable {
   /// Among the device's workers.
   var index: Int
   var context: LaneContext
-  /// Requests that one queue can have under way.
+  /// How many requests one queue can have in flight.
   var slots: Int
   /// Lanes: as many as the worker has queues.
   var lanes: Int
@@ -19,7 +19,7 @@ struct WorkerConfiguration: Sendable {
   var notification: Notification
   var counters: CounterBlock
   var throttle: DiskThrottle
-  /// `nil`: nobody wants to know how long requests take.
+  /// `nil`: requests are not timed.
   var meter: LaneMeter?
   var mailbox: WorkerMailbox
   var events: DeviceNews
@@ -29,11 +29,11 @@ struct WorkerConfiguration: Sendable {
 
 @safe
 struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>: ~Copyable {
-  /// Looking at a queue whose driver does not kick: how long to sleep between looks.
+  /// How long to sleep between two polls of a queue whose driver does not kick.
   private static var unkickedSleep: Int64 { 100_000 }
 
-  /// Turns of a queue that never runs dry between two looks at the mailbox: a system call among thousands of requests, or of
-  /// a driver that gives one at a time, among so many.
+  /// Turns of a queue that never runs dry between two polls of the mailbox: one system call in thousands of requests, or in
+  /// this many if the driver submits one at a time.
   private static var turnsBetweenPolls: Int { 32 }
 
   let configuration: WorkerConfiguration
@@ -45,42 +45,42 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   var withdrawals: [Int] = []
   /// A queue has stopped or was not started, so there may be none.
   var mayEnd = false
-  /// Prepared, and not started yet: it does not end for want of a queue.
+  /// Prepared, and not started yet: it does not end although it has no queue.
   var isPrepared = false
-  /// Where queues were told to stand that are held: a stop before their release says no more than that.
+  /// The positions that held queues were started at: a stop before the release reports just these.
   var heldPositions: [Int: QueuePosition] = [:]
   /// Lanes without a kick source.
   var unkicked = 0
   /// What each lane's driver kicks with.
   var kicks: [Int: KickSource] = [:]
   var hasEnded = false
-  /// The operator lets its queues take nothing.
+  /// The operator has paused its queues.
   var isPaused = false
   /// The number of a pause whose operator waits for what is in flight.
   var owesRest: UInt64?
   private var turnsWithoutPoll = 0
   var window: PollWindow
-  /// When the look ends that was left for a turn in which nothing may have come; `Clock` nanoseconds.
+  /// When polling ends that was interrupted for a turn that may have found nothing; `Clock` nanoseconds.
   var lookEnds: UInt64?
   let coalesces: Bool
-  /// Rounds over all rings between two looks that need a system call.
+  /// Rounds over all rings between two polls that need a system call.
   let roundsBetweenPolls: Int
-  /// Lost pages of the whole process, when this worker looked last.
+  /// Lost pages of the whole process, when this worker last checked.
   private var seenFaults = FaultGuard.count
-  /// Some queue had its turn with more to do, or the backlog did: the mailbox is looked at before the next turn.
+  /// Some queue, or the backlog, used up its turn with more to do: the mailbox is polled before the next turn.
   private var isBusy = false
-  /// Where and with which clock it is written down how long requests take.
+  /// Records how long requests take, and has the clock for it.
   let meter: LaneMeter?
   /// Requests may have to wait for a limit, or did when there was one.
   var isThrottled: Bool
-  /// That, or a trace is to be written: one look for both.
+  /// That, or a trace is to be recorded: one test for both.
   var hasSideWork: Bool
-  /// Moments are written down, for figures or for a trace.
+  /// Times are recorded, for metrics or for a trace.
   var isMetered: Bool
   var trace: WorkerTrace?
-  /// It shares its thread usually, and has it for itself at present.
+  /// It usually shares its thread, and has one of its own at present.
   private var isAlone = false
-  /// The moment that the clock was looked at last.
+  /// When the clock was last read.
   var moment = ArrivalWord.none
   /// Writes that all lanes had taken then.
   var seenWrites: UInt64
@@ -88,7 +88,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   /// Those of the workers that had these counters before.
   let earlierSystemCalls: UInt64
 
-  /// - Throws: there is no memory for the requests under way.
+  /// - Throws: there is no memory for the slots of requests.
   init(_ configuration: WorkerConfiguration, engine: consuming Engine) throws(Errno) {
     let mailbox = configuration.mailbox
     medium = try Medium(
@@ -96,7 +96,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       counters: configuration.counters,
       wake: { EventCounter.signal(mailbox.descriptor) })
     self.configuration = configuration
-    // Beside others nobody checks for work: they want the thread in the meantime.
+    // A worker on a shared thread does not poll: others need the thread.
     window = PollWindow(configuration.seat == nil ? configuration.waiting : .sleep)
     coalesces = if case .coalesce = configuration.notification { true } else { false }
     earlierSystemCalls = configuration.counters.value(.systemCalls)
@@ -109,17 +109,17 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     roundsBetweenPolls = max(1, Self.looksBetweenPolls / max(1, configuration.lanes))
   }
 
-  /// Works until its last queue has stopped.
+  /// Runs until its last queue has stopped.
   mutating func run() {
     while !hasEnded { turn() }
     configuration.counters.set(.systemCalls, earlierSystemCalls &+ medium.systemCalls)
   }
 
-  /// One turn on a thread that has others to turn, too. It sleeps nowhere; what it would wait for is in its seat.
-  /// - Returns: false when it was the last.
+  /// One turn on a thread that it shares with other workers. It does not sleep; what it would wait for is in its seat.
+  /// - Returns: false if it was the last turn.
   mutating func step() -> Bool {
     medium.engine.poll()
-    // It slept elsewhere.
+    // The shared thread did the sleeping.
     if isMetered { noteWake() }
     if let seat = configuration.seat { unsafe seat.state.pointee.rest = 0 }
     turn()
@@ -127,7 +127,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     return !hasEnded
   }
 
-  /// Works on a thread of its own, until its last queue has stopped or it sleeps so much that it can share a thread again.
+  /// Runs on a thread of its own, until its last queue has stopped or it sleeps so much that it can share a thread again.
   /// - Returns: false when its last queue has stopped.
   mutating func runAlone(_ seat: WorkerSeat) -> Bool {
     window = PollWindow(configuration.waiting)
@@ -139,7 +139,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     return !hasEnded
   }
 
-  /// - Throws: its engine cannot, and waits where it did.
+  /// - Throws: its engine cannot, and keeps waiting as before.
   mutating func move(alone: Bool) throws(Errno) { try medium.engine.move(alone: alone) }
 
   /// A function of its own in the machine code, too, so that its cost can be counted.
@@ -156,7 +156,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     var hasMore = false
     for index in 0..<lanes.capacity where lanes.contains(index) {
       if isMetered { unsafe lanes[index].pointee.arrival = moment }
-      // Requests that are finished in place are published with the next batch or here.
+      // Requests that completed in place are published with the next batch or here.
       let hasTaken = unsafe lanes[index].pointee.refill(&medium)
       if hasTaken {
         lookEnds = nil
@@ -174,17 +174,19 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     sleep()
   }
 
-  /// On to the next turn without a sleep. A driver that always has more must not keep the worker from its mailbox.
+  /// Continues with the next turn without sleeping. A driver that always has more must not keep the worker from its mailbox.
   private mutating func goOn() {
     medium.engine.submit()
     turnsWithoutPoll &+= 1
     guard isBusy || turnsWithoutPoll >= Self.turnsBetweenPolls else { return }
     turnsWithoutPoll = 0
+    // Who has done as much as a turn may lets others of this CPU go first: the kernel would look only at its next tick.
+    if isBusy { sched_yield() }
     medium.engine.poll()
     if medium.engine.isLost { abandonAll() }
   }
 
-  /// Asks for kicks, looks once more, and sleeps in the engine: this is also where a turn's operations are handed over.
+  /// Asks for kicks, polls once more, and sleeps in the engine, which is also where a turn's operations are submitted.
   private mutating func sleep() {
     var hasMore = hasEnded
     if isMetered { settleAll() }
@@ -192,9 +194,10 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       if unsafe lanes[index].pointee.prepareToSleep() { hasMore = true }
     }
     configuration.counters.set(.systemCalls, earlierSystemCalls &+ medium.systemCalls)
-    // Handing over is where an engine may find out, or a look in vain. What is under way then would never wake anybody.
+    // Submitting, or polling in vain, is where an engine may find out that it is lost. Then nothing in flight would ever wake
+    // the worker.
     if medium.engine.isLost, abandonAll() { hasMore = true }
-    // What this turn or the last look ran into is dealt with before sleeping.
+    // What this turn or polling ran into is dealt with before sleeping.
     if configuration.context.faults.loadRelaxed() != seenFaults { hasMore = true }
     let limit = hasMore ? 0 : sleepLimit()
     if window.learns {
@@ -210,7 +213,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     if medium.engine.isLost { abandonAll() }
   }
 
-  /// How long the sleep may last, if somebody has to be served without an event.
+  /// How long the sleep may last, if something is due without an event.
   private mutating func sleepLimit() -> Int64? {
     var limit: Int64? = unkicked > 0 ? Self.unkickedSleep : nil
     if let end = medium.restEnds { limit = min(limit ?? .max, max(Int64(clamping: end) - Int64(clamping: Clock.now), 1)) }
@@ -239,7 +242,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     case .done(let tag): complete(tag)
     case .failed(let tag):
       unsafe lanes[LaneContext.lane(of: tag)].pointee.complete(LaneContext.slot(of: tag), isDone: false, &medium)
-    // The turn that follows looks at every ring.
+    // The turn that follows polls every ring.
     case .kick:
       configuration.counters.add(.kicks)
       trace?.noticesKick()
@@ -247,16 +250,16 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     }
   }
 
-  /// Somewhere in the process a mapped file was cut: queues on such memory stop.
+  /// Somewhere in the process a mapped file was truncated: queues on such memory stop.
   @inline(never)
   private mutating func checkMemory() {
     seenFaults = configuration.context.faults.loadRelaxed()
     for index in 0..<lanes.capacity where lanes.contains(index) { unsafe _ = lanes[index].pointee.isMemoryThere() }
   }
 
-  /// The engine is lost: nothing that is under way will complete, and nothing can be requested any more.
+  /// The engine is lost: nothing in flight will complete, and nothing more can be submitted.
   ///
-  /// - Returns: whether a turn has to follow, which tells of it.
+  /// - Returns: whether a turn has to follow, which reports it.
   @discardableResult
   @inline(never)
   private mutating func abandonAll() -> Bool {

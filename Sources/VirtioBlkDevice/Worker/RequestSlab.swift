@@ -1,10 +1,10 @@
-/// The requests that one queue can have under way: allocated when the queue starts, never grown.
+/// The requests that one queue can have in flight: allocated when the queue starts, never grown.
 internal import SystemPackage
 internal import VirtioCore
 
 /// What a request waits for.
 enum RequestStage: UInt8 {
-  /// There is none in the slot, or it has been answered.
+  /// The slot has no request, or one that has been answered.
   case none
   /// Its data: when the medium has moved it, the request is answered.
   case transfer
@@ -16,58 +16,58 @@ enum RequestStage: UInt8 {
   case zero
   /// A range is being overwritten.
   case erase
-  /// What was written goes to stable storage.
+  /// Written data is being committed to stable storage.
   case flush
   /// Of zoned disks: data that a zone's write pointer has made room for.
   case zoneWrite
-  /// What was written goes to stable storage, and then the zones' states.
+  /// Written data is being committed to stable storage, and then the zones' states.
   case zoneFlush
   /// Writes or a command before it in its zone.
   case zoneWait
-  /// The zones' states go to stable storage.
+  /// The zones' states are being committed to stable storage.
   case zoneRecord
 }
 
-/// One request under way. One that is done in place never gets here.
+/// One request in flight. One that completes in place never gets here.
 @safe
 struct RequestSlot {
   var stage = RequestStage.none
   var status: BlockStatus = .ok
-  /// Answered, but an earlier one is not: with publication in order it waits here.
+  /// Complete, but an earlier one is not: with publication in order its answer waits here.
   var isFinished = false
   /// All that is writable was written.
   var isWhole = false
-  /// Of ranges: what was done goes to stable storage before the answer.
+  /// Of ranges: committed to stable storage before the answer.
   var isDurable = false
-  /// The range to ask for next.
+  /// The range to submit next.
   var rangeIndex: UInt8 = 0
   var rangeCount: UInt8 = 0
   /// Of zoned disks: the low byte of the request's type.
   var zoneType: UInt8 = 0
-  /// The used element's length, once it is known; of a transfer, if all of it is done.
+  /// The used element's length, once it is known; of a transfer, if all of it completes.
   var written: UInt32 = 0
   /// Of zoned disks: where the queue stood, then the zone that is written, or what is to be recorded.
   var zoneWord: UInt32 = 0
-  /// When it came, and of what kind it is.
+  /// When it arrived, and of what kind it is.
   var arrival = ArrivalWord.none
-  /// Of one that waits for a limit: what it takes of those that count bytes; of a write in a zone: its sector.
+  /// Of one that waits for a limit: how many bytes it counts for; of a write in a zone: its sector.
   var throttledBytes: UInt64 = 0
-  /// Where the status goes.
+  /// Where the status byte goes.
   var statusByte: UnsafeMutableRawPointer?
 }
 
 /// The slots, their segments and their ranges.
 @safe
 struct RequestSlab: ~Copyable {
-  /// Pieces that one request can have: what one vectored call of the kernel takes.
+  /// Segments that one request can have: as many as one vectored system call takes.
   static let segmentsPerSlot = 1024
-  /// Slots of the segment area are a little longer than that, so that the first pieces of neighbours do not fall into the
-  /// same lines of the CPU's cache.
+  /// Slots of the segment area are a little longer than that, so that the first segments of neighbours do not compete for the
+  /// same cache lines.
   private static let segmentStride = segmentsPerSlot + 12
 
   let capacity: Int
   private let slots: UnsafeMutablePointer<RequestSlot>
-  /// The chain of each request under way, beside its slot: there is one exactly where the stage is not `none`.
+  /// The chain of each request in flight, beside its slot: there is one exactly where the stage is not `none`.
   private let chains: UnsafeMutablePointer<Chain>
   private let segmentArea: Mapping
   private let segmentBase: UnsafeMutablePointer<MemorySegment>
@@ -75,8 +75,8 @@ struct RequestSlab: ~Copyable {
   /// A stack, so that at low depth the same few slots are used and stay warm.
   private let free: UnsafeMutablePointer<UInt16>
   private var freeCount = 0
-  /// Slots from the front that were in use at some time. The others are not initialized, so that a queue that has never been
-  /// deep costs no memory for its depth.
+  /// How many slots, from the first, were ever in use. The others are not initialized, so that a queue that was never deep
+  /// costs no memory for its depth.
   private var begunCount = 0
 
   /// - Parameter capacity: 1 … 32768.
@@ -102,7 +102,7 @@ struct RequestSlab: ~Copyable {
   }
 
   var inUse: Int { begunCount &- freeCount }
-  /// Slots that were in use at some time.
+  /// How many slots were ever in use.
   var begun: Int { begunCount }
 
   @inline(__always)
@@ -146,7 +146,7 @@ struct RequestSlab: ~Copyable {
     return unsafe (chains + index).move()
   }
 
-  /// The ring's name of a request that is under way.
+  /// The ring's name of a request that is in flight.
   func head(at index: Int) -> UInt16 { unsafe chains[index].head }
 
   /// The beginning of a slot's segment area.

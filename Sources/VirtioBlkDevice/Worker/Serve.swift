@@ -9,16 +9,16 @@ struct EnginePlan: Sendable {
   var image: ImageFile
   /// Of the engines that copy.
   var mapped: MappedImage?
-  /// Operations that can be under way at once.
+  /// How many operations can be in flight at once.
   var depth: Int
-  /// What is around the engine; `nil`: nothing.
+  /// The layer around the engine; `nil`: none.
   var layers: EngineLayers?
   /// Among the device's workers.
   var worker = 0
-  /// Tells the user something.
+  /// Shows the user a message.
   var tell: @Sendable (String) -> Void = { _ in }
 
-  /// What a thread with this engine does in a process that gives up rights.
+  /// How a thread with this engine gives up rights, if the process does.
   var role: ThreadRole { kind == .nbd ? .connectedQueue : .queue }
 }
 
@@ -80,14 +80,14 @@ func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
   }
 }
 
-/// Works with an engine that is an object.
+/// Runs with an engine that is an object.
 func work(_ configuration: WorkerConfiguration, top engine: any EngineObject, role: ThreadRole = .queue) throws(Errno) {
   guard !configuration.kind.isWatched else { return try workWatched(configuration, LayeredEngine(engine), role: role) }
   try work(configuration, LayeredEngine(engine), role: role)
 }
 
-/// The same as `work` below, on queues that somebody looks at. Only with an engine that is an object: it need not be quick, and
-/// the other workers stay what they are.
+/// The same as `work` below, on queues that are watched. Only with an engine that is an object: it need not be fast, and the
+/// other workers are not affected.
 private func workWatched(
   _ configuration: WorkerConfiguration, _ engine: consuming LayeredEngine, role: ThreadRole
 ) throws(Errno) {
@@ -108,11 +108,11 @@ private func workWatched(
   }
 }
 
-/// Works with one engine on queues that all are of one kind.
+/// Serves queues of one kind with one engine.
 func work<Engine: BlockEngine & ~Copyable>(
   _ configuration: WorkerConfiguration, _ engine: consuming Engine, role: ThreadRole = .queue
 ) throws(Errno) {
-  // Everything that has to be requested is there.
+  // Everything that has to be allocated is there.
   role.begin()
   switch (configuration.kind.isPacked, configuration.kind.isRecorded) {
   case (false, false):

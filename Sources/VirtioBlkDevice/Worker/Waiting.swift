@@ -3,9 +3,9 @@
 public enum Waiting: Hashable, Sendable {
   /// Sleep at once.
   case sleep
-  /// Look for work for so long, then sleep. Microseconds.
+  /// Poll for this long, then sleep. Microseconds.
   case poll(microseconds: Int)
-  /// Look for work for as long as that has been paying off, at most for so long. Microseconds.
+  /// Poll for as long as that has been paying off, at most this long. Microseconds.
   case adaptive(maximumMicroseconds: Int)
   /// Never sleep: a CPU for the queue.
   case busy
@@ -17,7 +17,7 @@ public enum Notification: Hashable, Sendable {
   case each
   /// After each batch that a turn completes.
   case batch
-  /// After so many requests, or so long after the first of them, whichever comes first. Microseconds.
+  /// After `count` requests, or this long after the first of them, whichever comes first. Microseconds.
   case coalesce(count: Int, microseconds: Int)
 }
 
@@ -40,8 +40,8 @@ struct PollWindow {
   /// Whether the worker needs to know how long it slept.
   var learns: Bool { isAdaptive }
 
-  /// Work came `slept` nanoseconds after the worker had stopped looking for it. A look that would have found it is worth
-  /// its time: the window opens in steps. One that would have been in vain closes it.
+  /// Work came `slept` nanoseconds after the worker had stopped polling. If polling within the maximum would have found it, the
+  /// window opens by a step. Otherwise it closes by a step.
   mutating func learn(slept: UInt64) {
     guard isAdaptive else { return }
     if slept <= current { return }

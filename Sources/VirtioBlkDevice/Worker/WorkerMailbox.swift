@@ -1,4 +1,5 @@
-/// What the control plane asks of a worker: an order for each queue, where only the last word counts, so that it never grows.
+/// Orders from the control plane to a worker: one for each queue, where only the last one counts, so that the mailbox never
+/// grows.
 internal import Synchronization
 internal import SystemPackage
 internal import VirtioCore
@@ -20,9 +21,9 @@ struct QueueOrder: Sendable {
   }
 }
 
-/// A worker is to be ready for queues with this memory, and to wait for the first of them.
+/// A worker is to prepare for queues with this memory, and to wait for the first of them.
 struct PrepareOrder: Sendable {
-  /// Tells this call from those before, whose answers nobody waits for any more.
+  /// Distinguishes this call from earlier ones, whose answers are no longer awaited.
   var number: UInt64
   var memory: GuestMemory
 }
@@ -31,13 +32,13 @@ struct PrepareOrder: Sendable {
 struct WorkerOrders: Sendable {
   private(set) var queues: [Int: QueueOrder] = [:]
   var prepare: PrepareOrder?
-  /// Who waits for a first start is to wait no more. Comes after everything else.
+  /// A worker that was prepared is to stop waiting for its first queue. Comes after everything else.
   var unprepares = false
-  /// The disk's limits are others now.
+  /// The disk's limits have changed.
   var changesLimits = false
-  /// What the queues do is to be written down, or not any more.
+  /// A trace of the queues is to be recorded, or no longer.
   var trace: TraceOrder?
-  /// Every queue is to stop, those that start now included.
+  /// Every queue is to stop, including those that start now.
   var stopsAll = false
   /// Queues that stall or are paused are to continue.
   var resumesAll = false
@@ -56,7 +57,7 @@ struct WorkerOrders: Sendable {
 final class WorkerMailbox: Sendable {
   private struct State {
     var orders = WorkerOrders()
-    /// The worker looks no more: it ends.
+    /// The worker no longer reads the mailbox: it ends.
     var isClosed = false
   }
 
@@ -88,7 +89,7 @@ final class WorkerMailbox: Sendable {
     }
   }
 
-  /// The worker has no queue any more and wants to end. - Returns: false when there are orders to look at first.
+  /// The worker has no queue left and wants to end. - Returns: false when there are orders to look at first.
   func close() -> Bool {
     state.withLock { state in
       guard state.orders.queues.isEmpty, state.orders.prepare == nil else { return false }

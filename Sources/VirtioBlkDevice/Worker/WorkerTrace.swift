@@ -1,11 +1,11 @@
-/// What a worker itself does while it is traced: when it polls and when it sleeps; and how much of its time it records at all.
+/// What a worker itself does while it is traced: when it polls and when it sleeps; and for how much of the time it records.
 
 struct WorkerTrace {
   /// What its lanes are to do.
   enum Change { case rest, record }
 
-  /// Nanoseconds. In each of these so many records are written, and then none for the rest of it: recording a request costs
-  /// some tenths of a microsecond, which a thread that serves millions of them has not to spare.
+  /// Nanoseconds. In each interval of this length a fixed number of records is written, and then none for the rest of it:
+  /// recording a request costs some tenths of a microsecond, too much for a thread that serves millions of them.
   private static let period: UInt64 = 100_000_000
 
   let buffer: TraceBuffer
@@ -63,7 +63,7 @@ struct WorkerTrace {
     sleepsSince = buffer.writer.now
   }
 
-  /// It has something to do, whatever it did before.
+  /// It has something to do from now on, whatever it did before.
   mutating func wakes() {
     endPoll()
     guard sleepsSince != 0 else { return }
@@ -73,7 +73,7 @@ struct WorkerTrace {
 
   func noticesKick() { if !isResting { buffer.writer.append(TraceRecord(.kick, times: (buffer.writer.now, 0, 0, 0))) } }
 
-  /// Nothing comes after this.
+  /// This is the last event.
   mutating func end() {
     wakes()
     endRest()

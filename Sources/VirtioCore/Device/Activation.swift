@@ -41,8 +41,8 @@ public struct Activation: Sendable {
   /// time have one, or none.
   public var watch: (any RingWatch)?
 
-  /// Notify the driver once at the start where somebody may have had the ring before, and have ended between showing what it
-  /// answered and saying so. `false`: whoever starts the queue sees to that.
+  /// Notify the driver once at the start, if a previous device may have died after publishing answers and before notifying.
+  /// `false`: the caller does that.
   public var notifiesAtStart = true
 
   public init(

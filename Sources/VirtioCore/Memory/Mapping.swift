@@ -40,7 +40,7 @@ public final class Mapping: @unchecked Sendable {
       AddressSpace.shared.release(count)
       throw .noMemory
     }
-    // A guest's memory, and its disk, are nothing for whoever reads a core dump.
+    // A guest's memory, and its disk, do not belong in a core dump.
     _ = unsafe madvise(address, count, MADV_DONTDUMP)
     unsafe self.base = address
     self.count = count

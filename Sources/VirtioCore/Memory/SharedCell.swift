@@ -10,7 +10,7 @@ extension UInt16: SharedWord {}
 extension UInt32: SharedWord {}
 extension UInt64: SharedWord {}
 
-/// A view of one shared word. It owns nothing: whoever made the mapping keeps it alive for as long as the cell is used.
+/// A view of one shared word. It owns nothing: the mapping's owner keeps it alive for as long as the cell is used.
 @safe
 public struct SharedCell<Value: SharedWord>: @unchecked Sendable {
   @usableFromInline let pointer: UnsafeMutableRawPointer

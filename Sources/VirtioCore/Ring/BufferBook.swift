@@ -1,19 +1,19 @@
-/// What a packed ring writes down about the chains that it has taken: nothing, or enough for whoever comes after it.
+/// What a packed ring records about the chains that it has taken: nothing, or enough for a successor to continue.
 
-/// The record of a packed ring. The ring itself knows which buffer ids are in flight and how many slots each covers; a book
+/// The book of a packed ring. The ring itself knows which buffer ids are in flight and how many slots each covers; the book
 /// keeps what has to outlive the ring.
 ///
-/// Verbs are in the way of every request: conformers are inlined as a whole.
+/// Every request goes through these functions: conformers are inlined completely.
 public protocol BufferBook: ~Copyable {
-  /// Whether chains can be found that were taken before this ring began. A ring with such a book shows its answers one by one,
-  /// each between `willShow` and `didShow`; one without shows a batch at once.
+  /// Whether the book can hold chains that were taken before this ring started. A ring with such a book publishes its answers
+  /// one by one, each between `willShow` and `didShow`; without one it publishes a batch at once.
   static var isLasting: Bool { get }
 
   /// - Parameters:
   ///   - size: of the ring; slots are smaller.
-  ///   - record: where it is written down, for a book that lasts.
-  ///   - available: where the driver's transport says that the ring stands.
-  ///   - used: the same of what was used.
+  ///   - record: the memory that it is kept in, for a book that outlives the ring.
+  ///   - available: where the ring stands according to the transport.
+  ///   - used: the same for used descriptors.
   ///   - ring: the descriptor ring in guest memory.
   init(
     size: UInt16, record: InflightRecord?, available: PackedPosition, used: PackedPosition, ring: UnsafeMutableRawPointer
@@ -24,26 +24,27 @@ public protocol BufferBook: ~Copyable {
   /// Where the next used descriptor goes.
   var beginUsed: PackedPosition { get }
 
-  /// A chain is about to be executed. - Parameters:
+  /// A request is about to be executed. - Parameters:
   ///   - place: of its first descriptor, in the ring.
   ///   - span: how many slots it covers.
   mutating func take(_ id: UInt16, at place: UnsafeMutableRawPointer, span: Int)
-  /// Its used descriptor is going to be shown. - Parameter next: where the used descriptor after it goes.
+  /// Its used descriptor is about to be published. - Parameter next: where the used descriptor after it goes.
   mutating func willShow(_ id: UInt16, next: PackedStand)
-  /// It was: the chain is the driver's again.
+  /// It was published: the chain is the driver's again.
   mutating func didShow(_ id: UInt16, next: PackedStand)
 
-  /// Chains that were taken before this ring began and have to be taken again, before any other one.
+  /// Chains that were taken before this ring started and have to be taken again, before any other.
   var interrupted: Int { get }
   /// Buffer id and number of slots of every one of them; asked once.
   var interruptedBuffers: [(id: UInt16, span: Int)] { get }
-  /// The next one of them, in the order in which they were taken, as its descriptors were. - Returns: `nil` when there is none.
+  /// The next one of them, in the order in which they were taken, with its descriptors as they were then. - Returns: `nil` when
+  /// there is none.
   func nextInterrupted() -> InterruptedChain?
   /// It was taken again.
   mutating func resume()
 }
 
-/// A position in the two shapes that a record has it in: as the one that counts, and as the previous one.
+/// A position in the two forms in which a record has it: as the current one, and as the previous one.
 @frozen
 public struct PackedStand {
   /// The slot in bits 0 … 15, the wrap counter in bit 32.
@@ -62,7 +63,7 @@ public struct PackedStand {
   init(_ position: PackedPosition) { self.init(slot: UInt64(position.slot), wrap: position.wrap ? 1 << 32 : 0) }
 }
 
-/// A chain as it was written down when it was taken.
+/// A chain as it was recorded when it was taken.
 public struct InterruptedChain {
   public let id: UInt16
   @usableFromInline let descriptors: [PackedDescriptor]

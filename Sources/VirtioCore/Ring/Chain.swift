@@ -3,21 +3,21 @@
 /// The token for a chain in flight: made by `pop`, consumed by `push`, so that a head cannot be answered twice or forgotten.
 @frozen
 public struct Chain: ~Copyable {
-  /// Something wrong with the buffers that does not break the ring: the request fails, and can be told so.
+  /// Something wrong with the buffers that does not break the ring: the request fails, and its status can say so.
   public enum Defect: UInt8, Sendable {
-    /// Some byte of the chain is in no memory region.
+    /// Some byte of the chain is outside guest memory.
     case unmapped
-    /// The chain has more pieces than there is room for.
+    /// The chain has more segments than there is room for.
     case tooManySegments
   }
 
-  /// Its name among what was used: in a split ring the descriptor that the chain begins with, in a packed one its buffer id.
+  /// What identifies it in a used element: in a split ring the index of its first descriptor, in a packed one its buffer id.
   public let head: UInt16
 
   @inlinable @inline(__always)
   init(head: UInt16) { self.head = head }
 
-  /// Releases a chain whose queue is broken: nobody will be told about it any more.
+  /// Releases a chain whose queue is broken: it will never be answered.
   public consuming func abandon() { discard self }
 
   /// Ends the token where the used element is written.
@@ -30,10 +30,10 @@ public struct Chain: ~Copyable {
   deinit { assertionFailure("a chain was dropped without being pushed or abandoned") }
 }
 
-/// What the descriptors of a chain come to. It is plain data beside the token, so that taking a chain copies nothing.
+/// What the descriptors of a chain add up to. It is plain data beside the token, so that taking a chain copies nothing.
 ///
-/// The last byte of the last writable segment is the last writable byte of the chain, also of one with a defect: of that there
-/// is no segment but this byte.
+/// The last byte of the last writable segment is the last writable byte of the chain, even if the chain has a defect: then this
+/// byte is its only segment.
 @safe
 @frozen
 public struct ChainShape {
@@ -42,7 +42,7 @@ public struct ChainShape {
   /// Where the segments end. There is nothing to write if `writable` is here.
   public var end: UnsafeMutablePointer<MemorySegment>
   /// Bytes of all readable descriptors; with `writableBytes` at most 2^32. 0 for a chain with a defect: what cannot be read
-  /// whole is not read.
+  /// completely is not read.
   public var readableBytes: UInt64 = 0
   public var writableBytes: UInt64 = 0
   public var defect: Chain.Defect?
@@ -70,7 +70,7 @@ public struct ChainShape {
   @inlinable @inline(__always)
   public var writableCount: Int { unsafe Self.count(from: writable, to: end) }
 
-  /// The distance of pointers would be a signed division.
+  /// Subtracting the pointers would be a signed division.
   @inlinable @inline(__always)
   static func count(
     from first: UnsafeMutablePointer<MemorySegment>, to end: UnsafeMutablePointer<MemorySegment>

@@ -1,7 +1,7 @@
-/// What the descriptors of a chain come to, whatever kind of ring they are from: for chains that are not as most drivers make
-/// them.
+/// What the descriptors of a chain add up to, in either ring format: the slow path, for chains that are not as most drivers
+/// make them.
 
-/// Gathers descriptors in their order, and names what is wrong with them.
+/// Collects descriptors in order, and names what is wrong with them.
 @safe
 struct ChainCollector {
   private let segments: UnsafeMutablePointer<MemorySegment>
@@ -17,7 +17,7 @@ struct ChainCollector {
   private var lastWritableAddress: UInt64?
   private var defect: Chain.Defect?
 
-  /// - Parameter segments: room for `capacity` pieces, and of a driver behind an IOMMU for one more.
+  /// - Parameter segments: room for `capacity` segments, and of a driver behind an IOMMU for one more.
   init(into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int) {
     unsafe self.segments = segments
     self.capacity = capacity
@@ -32,7 +32,7 @@ struct ChainCollector {
     } else if sawWritable {
       throw .readableAfterWritable(head: head)
     }
-    // An empty descriptor is nothing to transfer; it stays out of the segments.
+    // An empty descriptor transfers nothing, and becomes no segment.
     guard length > 0 else { return }
     // A chain that fails needs no more of the IOMMU than the place of its status.
     if view.isTranslated, defect != nil {
@@ -83,7 +83,7 @@ struct ChainCollector {
     view.chainIsOver()
   }
 
-  /// The chain is over.
+  /// The chain is complete.
   mutating func finish(head: UInt16, _ shape: inout ChainShape, _ view: inout GuestMemoryView) throws(QueueError) {
     if view.isTranslated { try finishTranslated(&view) }
     guard readableBytes &+ writableBytes <= 1 << 32 else { throw .chainTooLarge(head: head) }

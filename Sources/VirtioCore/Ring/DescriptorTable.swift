@@ -1,10 +1,10 @@
-/// The descriptor table of a split queue (virtio 2.6.5), and the way from a head to its buffers.
+/// The descriptor table of a split queue (virtio 2.6.5), and how a head is resolved to its buffers.
 
-/// It lies in memory of the driver's, who may change it at any time: each descriptor is read once, and nothing is written.
+/// It lies in the driver's memory and may change at any time: each descriptor is read once, and nothing is written.
 @safe
 @usableFromInline
 struct DescriptorTable {
-  /// An indirect table may be longer than the queue; this is where we stop believing it (QEMU's limit, too).
+  /// An indirect table may be longer than the queue; this is the longest that is accepted, in QEMU as well.
   @usableFromInline static var maximumIndirectEntries: Int { 1024 }
 
   @usableFromInline let base: UnsafeMutableRawPointer
@@ -20,7 +20,7 @@ struct DescriptorTable {
     self.hasIndirect = hasIndirect
   }
 
-  /// Follows a chain as drivers make them. What it found is nothing unless it went well.
+  /// The fast path, for chains as drivers make them. What it found counts only if it succeeds.
   @inlinable @inline(__always)
   mutating func walkPlain(
     _ head: UInt16, into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
@@ -37,7 +37,7 @@ struct DescriptorTable {
       unsafe table = place
       unsafe descriptor = Descriptor(readingOnce: table)
     }
-    // Bounds both loops, also for links that go round: each step takes a piece of the room, of which there is one at least.
+    // Bounds both loops, even if links form a cycle: each step takes a segment, and there is room for at least one.
     let end = unsafe segments + capacity
     var next = unsafe segments
     var bytes: UInt64 = 0
@@ -47,7 +47,7 @@ struct DescriptorTable {
       unsafe next.pointee = MemorySegment(base: base, count: Int(descriptor.length))
       bytes &+= UInt64(descriptor.length)
       unsafe next += 1
-      // Without room for a status: not plain.
+      // No room for a status: not for the fast path.
       guard descriptor.hasNext, descriptor.next < entries, unsafe next < end else { return false }
       unsafe descriptor = Descriptor(readingOnce: table + Int(descriptor.next) &* 16)
     }

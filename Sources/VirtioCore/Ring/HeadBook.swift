@@ -1,24 +1,24 @@
-/// What a split ring writes down about the heads that it has taken: for itself only, or also for whoever comes after it.
+/// What a split ring records about the heads that it has taken: for itself only, or also for a successor.
 
-/// Which heads are taken and not yet shown as used. A ring asks before it takes one: a head that is made available again would
-/// be answered into the buffers of the first one.
+/// Which heads are taken and not yet published as used. The ring checks this before it takes one: if a head that is in flight
+/// is made available again, the two would share their buffers and their answer.
 ///
-/// Every verb is one or two stores, in the way of every request: conformers are inlined as a whole.
+/// Each function is one or two stores, and every request goes through them: conformers are inlined completely.
 public protocol HeadBook: ~Copyable {
-  /// Whether heads can be found that were taken before this ring began.
+  /// Whether the book can hold heads that were taken before this ring started.
   static var isLasting: Bool { get }
 
   /// - Parameters:
   ///   - size: of the ring; heads are smaller.
-  ///   - record: where it is written down, for a book that lasts.
-  ///   - position: where the driver's transport says that the ring stands.
+  ///   - record: the memory that it is kept in, for a book that outlives the ring.
+  ///   - position: where the ring stands according to the transport.
   ///   - indices: what the ring in memory says.
   init(
     size: UInt16, record: InflightRecord?, position: QueuePosition, indices: SplitIndices
   ) throws(QueueError)
 
-  /// The index of the next available entry to take. Its low 16 bits are the ring's; the others count on, so that it also says
-  /// in which order heads were taken.
+  /// The index of the next available entry to take. Its low 16 bits are the ring's; the others count wraps, so that it also
+  /// tells in which order heads were taken.
   var begin: UInt64 { get }
   /// The free-running index of the next used element.
   var beginUsed: UInt16 { get }
@@ -26,15 +26,15 @@ public protocol HeadBook: ~Copyable {
   func isTaken(_ head: UInt16) -> Bool
   /// - Parameter order: greater than that of every head taken before.
   func take(_ head: UInt16, order: UInt64)
-  /// It turned out that it cannot be taken, and nothing was done about it.
+  /// It turned out that it cannot be taken, and nothing was executed.
   func takeBack(_ head: UInt16)
 
-  /// The head's used element is in place, but not shown.
+  /// The head's used element is in place, but not published.
   func answer(_ head: UInt16)
-  /// The used index has moved: all heads answered since the last time are the driver's again.
+  /// The used index has moved: all heads answered since the previous call are the driver's again.
   func didPublish(from old: UInt16, to used: UInt16)
 
-  /// Heads that were taken before this ring began and have to be taken again, before any other one.
+  /// Heads that were taken before this ring started and have to be taken again, before any other.
   var interrupted: Int { get }
   /// The next one of them, in the order in which they were taken. - Returns: `nil` when there is none.
   var nextInterrupted: UInt16? { get }
@@ -42,7 +42,7 @@ public protocol HeadBook: ~Copyable {
   mutating func resume()
 }
 
-/// The index words of a split ring as they lay in guest memory when it began.
+/// The index words of a split ring as they were in guest memory when it started.
 public struct SplitIndices: Sendable {
   public var available: UInt16
   public var used: UInt16
@@ -53,7 +53,7 @@ public struct SplitIndices: Sendable {
   }
 }
 
-/// One queue's part of what is written down.
+/// One queue's part of the record.
 public struct InflightRecord: Sendable {
   public var memory: InflightMemory
   public var queue: Int

@@ -1,8 +1,8 @@
 /// The book of a packed ring that outlives it: the region of a packed queue as vhost-user lays it out ("Inflight I/O
 /// tracking").
 ///
-/// The device can end between any two stores here, by a signal, so the order of the program is the order that counts: stores
-/// with release semantics are those before which everything earlier has to be done. On x86-64 they cost no more than others.
+/// The device can end between any two stores here, by a signal, so the order of the program is the order that counts: a store
+/// has release semantics where everything earlier must have taken effect. On x86-64 it costs no more than others.
 
 /// A packed queue with an in-flight record.
 public typealias RecordedPackedQueue = PackedRing<InflightBuffers>
@@ -11,9 +11,9 @@ public typealias RecordedPackedQueue = PackedRing<InflightBuffers>
 enum PackedRecordOffset {
   static let version = 8
   static let entries = 10
-  /// The first free entry, and after it, in one word with it, the same as it was when nothing was half done.
+  /// The first free entry, and after it, in the same word, its value at the last moment when nothing was half done.
   static let free = 12
-  /// Slot of the next used descriptor, the same as it was, and the two wrap counters: one word of 8 bytes.
+  /// Slot of the next used descriptor, its previous value, and the two wrap counters: one word of 8 bytes.
   static let used = 16
 
   static let header = 32
@@ -32,20 +32,20 @@ enum PackedRecordOffset {
 /// Copies each chain before it is executed, because its descriptors in the ring are overwritten by used ones, and marks its
 /// entries as free after the driver can see that it was used.
 ///
-/// Answers are shown one by one. Whoever finds that the position has moved, but not the copy of it beside it, looks at the
-/// slot where it was: the answer was shown if that one is no longer available.
+/// Answers are published one by one. If a device dies after the position has moved and before the copy beside it has, its
+/// successor checks the slot where it was: the answer was published if that slot is no longer available.
 @safe
 public struct InflightBuffers: BufferBook, ~Copyable {
   @inlinable public static var isLasting: Bool { true }
 
-  /// Of this layout. 0: nobody has used the region yet.
+  /// The version of this layout. 0: the region has not been used yet.
   static var version: UInt16 { 1 }
 
   private let record: InflightRecord
   @usableFromInline let region: UnsafeMutableRawPointer
   @usableFromInline let ring: UnsafeMutableRawPointer
   @usableFromInline let ringEnd: UnsafeMutableRawPointer
-  /// Which entry follows a free one, as in the region, where others could change it.
+  /// Which entry follows a free one: a private copy of the region's links, which others could change.
   @usableFromInline let links: UnsafeMutablePointer<UInt16>
   /// The last entry of the chain that begins with one.
   @usableFromInline let lasts: UnsafeMutablePointer<UInt16>
@@ -54,7 +54,7 @@ public struct InflightBuffers: BufferBook, ~Copyable {
   private let headArea: Mapping
   @usableFromInline var free: UInt16
   @usableFromInline var order: UInt64
-  /// Where the next used descriptor goes, as the position before.
+  /// Where the next used descriptor goes, in its form as the previous position.
   @usableFromInline var shown: UInt64
   public let begin: PackedPosition
   public let beginUsed: PackedPosition
@@ -85,7 +85,7 @@ public struct InflightBuffers: BufferBook, ~Copyable {
     for (entry, next) in zip(found.free, found.free.dropFirst()) { unsafe links[Int(entry)] = next }
     free = found.free.first ?? capacity
     for chain in found.chains {
-      // When it is free, its entries follow each other as before.
+      // When it is freed, its entries follow each other as before.
       for (entry, next) in zip(chain.entries, chain.entries.dropFirst()) { unsafe links[Int(entry)] = next }
       unsafe heads[Int(chain.id)] = chain.head
       unsafe lasts[Int(chain.head)] = chain.last
@@ -114,7 +114,8 @@ public struct InflightBuffers: BufferBook, ~Copyable {
     var from = unsafe place
     for _ in 0..<span {
       let to = unsafe entry(next)
-      // What others changed since it was read for the request comes to the next device as another request of the same driver.
+      // If the descriptors have changed since they were read for the request, a successor sees another request of the same
+      // driver.
       let rest = unsafe SharedCell<UInt64>(from + 8).loadRelaxed()
       unsafe SharedCell<UInt64>(to + 24).storeRelaxed(SharedCell<UInt64>(from).loadRelaxed())
       unsafe SharedCell<UInt64>(to + 16).storeRelaxed(rest >> 32 | rest << 32)
@@ -128,7 +129,7 @@ public struct InflightBuffers: BufferBook, ~Copyable {
     unsafe SharedCell<UInt16>(first + 4).storeRelaxed(last)
     unsafe SharedCell<UInt16>(first + 6).storeRelaxed(UInt16(truncatingIfNeeded: span))
     KillPoint.pass(.takeOrdered)
-    // Release: the copy is whole. It counts for nothing as long as the entry is a free one.
+    // Release: the copy is complete. It means nothing as long as the entry is free.
     unsafe SharedCell<UInt8>(first).storeRelease(1)
     KillPoint.pass(.takeMarked)
     unsafe SharedCell<UInt32>(region + 12).storeRelease(UInt32(next) | UInt32(next) << 16)
@@ -158,7 +159,7 @@ public struct InflightBuffers: BufferBook, ~Copyable {
     KillPoint.pass(.publishFreed)
     unsafe SharedCell<UInt32>(region + 12).storeRelease(UInt32(free) | UInt32(free) << 16)
     KillPoint.pass(.publishFreed)
-    // Release: what was shown is free.
+    // Release: what was published is free.
     unsafe SharedCell<UInt64>(region + 16).storeRelease(next.now | next.before)
     KillPoint.pass(.publishOver)
     shown = next.before

@@ -1,17 +1,18 @@
 /// The book that outlives its ring: the region of a split queue as vhost-user lays it out ("Inflight I/O tracking").
 ///
-/// The device can end between any two stores here, by a signal, so the order of the program is the order that counts: stores
-/// with release semantics are those before which everything earlier has to be done. On x86-64 they cost no more than others.
+/// The device can end between any two stores here, by a signal, so the order of the program is the order that counts: a store
+/// has release semantics where everything earlier must have taken effect. On x86-64 it costs no more than others.
 
-/// Writes down each head as taken before anything is done about it, and as free after the driver can see that it was used.
+/// Records each head as taken before its request is executed, and as free after the driver can see that it was used.
 ///
-/// A batch is linked from the last answered head on, each to the one that was answered before it. Whoever finds that the used
-/// index has moved, but not the record's copy of it, frees as many heads along the links.
+/// The heads of a batch are linked, starting with the one that was answered last, each to the one answered before it. If a
+/// device dies after the used index has moved and before the record's copy of it has, its successor frees as many heads along
+/// the links.
 @safe
 public struct InflightHeads: HeadBook, ~Copyable {
   @inlinable public static var isLasting: Bool { true }
 
-  /// Of this layout. 0: nobody has used the region yet.
+  /// The version of this layout. 0: the region has not been used yet.
   static var version: UInt16 { 1 }
 
   private let record: InflightRecord
@@ -22,8 +23,8 @@ public struct InflightHeads: HeadBook, ~Copyable {
   /// To be taken again, the next one last.
   private var left: [UInt16]
 
-  /// Recovers what was left in the region. The positions come from there and from the used index: what the transport was told
-  /// can be wrong after a crash.
+  /// Recovers what was left in the region. The positions come from the region and from the used index: what the transport was
+  /// told can be wrong after a crash.
   public init(
     size: UInt16, record: InflightRecord?, position: QueuePosition, indices: SplitIndices
   ) throws(QueueError) {
@@ -38,7 +39,7 @@ public struct InflightHeads: HeadBook, ~Copyable {
     self.record = record
     unsafe self.region = region
     beginUsed = indices.used
-    // After every order that was found, and with the ring's index in its low bits.
+    // Greater than every order that was found, and with the ring's index in its low bits.
     let first = left.last.map { $0.order &+ 1 } ?? 0
     begin = first &+ UInt64(next &- UInt16(truncatingIfNeeded: first))
     self.left = left.reversed().map(\.head)
@@ -51,7 +52,7 @@ public struct InflightHeads: HeadBook, ~Copyable {
 
   @inlinable @inline(__always)
   public func isTaken(_ head: UInt16) -> Bool {
-    // Only looked at, not kept, so that a plain load does, which costs less: it may be repeated.
+    // A plain load is enough, and costs less: the value is only tested, so that it does not matter if it is loaded again.
     unsafe entry(head).load(as: UInt8.self) != 0
   }
 
@@ -61,7 +62,7 @@ public struct InflightHeads: HeadBook, ~Copyable {
     KillPoint.pass(.takeBegins)
     unsafe SharedCell<UInt64>(entry + 8).storeRelaxed(order)
     KillPoint.pass(.takeOrdered)
-    // Release: with the mark the order is there, and so are the marks of all heads that were taken before.
+    // Release: whoever sees the mark also sees the order, and the marks of all heads that were taken before.
     unsafe SharedCell<UInt8>(entry).storeRelease(1)
     KillPoint.pass(.takeMarked)
   }
@@ -74,7 +75,7 @@ public struct InflightHeads: HeadBook, ~Copyable {
     let last = unsafe SharedCell<UInt16>(region + 12)
     unsafe SharedCell<UInt16>(entry(head) + 6).storeRelaxed(last.loadRelaxed())
     KillPoint.pass(.answerLinked)
-    // Release: the link is there, and the batch before this one is over.
+    // Release: the link is stored, and the previous batch is complete.
     last.storeRelease(head)
     KillPoint.pass(.answerCounted)
   }
@@ -83,7 +84,7 @@ public struct InflightHeads: HeadBook, ~Copyable {
   public func didPublish(from old: UInt16, to used: UInt16) {
     var place = unsafe Int(SharedCell<UInt16>(region + 12).loadRelaxed()) &* 16
     var left = Int(used &- old)
-    // Eight at a time: counting would be a fifth of the work.
+    // Eight at a time: the loop counter would otherwise be a fifth of the work.
     while left >= 8 {
       place = free(free(free(free(free(free(free(free(place))))))))
       left &-= 8
@@ -92,15 +93,15 @@ public struct InflightHeads: HeadBook, ~Copyable {
       place = free(place)
       left &-= 1
     }
-    // Release: all of the batch is free.
+    // Release: the whole batch is free.
     unsafe SharedCell<UInt16>(region + 14).storeRelease(used)
     KillPoint.pass(.publishOver)
   }
 
   /// Frees one head of a batch. - Parameter place: of its entry, from the first. - Returns: the next one's.
   ///
-  /// Links can be written by others, and are followed unchecked: wherever they lead is mapped (see `InflightMemory`). So a plain
-  /// load does here, too.
+  /// Others can write to the links, which are followed unchecked: wherever they lead is mapped (see `InflightMemory`). So a
+  /// plain load is enough here, too.
   @inlinable @inline(__always)
   func free(_ place: Int) -> Int {
     let entry = unsafe region + (16 &+ place)

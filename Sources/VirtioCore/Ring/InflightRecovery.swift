@@ -1,9 +1,9 @@
-/// What was left in the in-flight record of a split queue by whoever had it before.
+/// What the previous user of a split queue left in its in-flight record.
 
-/// What is done with a region before its ring runs. It can end between any two stores and be done again.
+/// Recovers a region before its ring runs. It may be interrupted between any two stores, and run again.
 @safe
 struct InflightRecovery {
-  /// A head that was taken and not shown as used.
+  /// A head that was taken and not published as used.
   struct Head {
     var head: UInt16
     var order: UInt64
@@ -42,7 +42,7 @@ struct InflightRecovery {
     case InflightHeads.version: break
     case let other: throw .inflightVersion(other)
     }
-    // Others say how many the region has room for, or how many the ring has.
+    // Other implementations store how many the region has room for, or how many the ring has.
     let recorded = entries.loadRelaxed()
     guard recorded >= size, recorded <= capacity else { throw .inflightSize(recorded: recorded, size: size) }
     finishPublication(indices.used)
@@ -53,7 +53,7 @@ struct InflightRecovery {
     return left
   }
 
-  /// Nobody has used the region: nothing in it means anything.
+  /// The region has not been used: nothing in it means anything.
   private func begin(_ indices: SplitIndices) {
     for head in 0..<capacity {
       mark(head).storeRelease(0)
@@ -64,13 +64,13 @@ struct InflightRecovery {
     KillPoint.pass(.recoverySized)
     used.storeRelease(indices.used)
     KillPoint.pass(.recoveryCopied)
-    // Last: from now on the region means what it says.
+    // Last: from now on the region is valid.
     version.storeRelease(InflightHeads.version)
     KillPoint.pass(.recoveryBegun)
   }
 
-  /// Frees the heads of a batch that the driver was shown, if that was interrupted. The batch is not longer than the ring, and
-  /// no head comes twice; whatever else the links say ends it.
+  /// Frees the heads of a published batch, if that was interrupted. The batch ends where it would be longer than the ring or
+  /// contain a head twice, or where a link is invalid.
   private func finishPublication(_ shown: UInt16) {
     let known = used.loadRelaxed()
     guard known != shown else { return }
@@ -83,7 +83,7 @@ struct InflightRecovery {
       KillPoint.pass(.recoveryFreed)
       head = link(head).loadRelaxed()
     }
-    // Last: until then all of it is done again.
+    // Last: until then all of this is repeated.
     used.storeRelease(shown)
     KillPoint.pass(.recoveryFinished)
   }
@@ -93,7 +93,7 @@ struct InflightRecovery {
     for head in 0..<size where mark(head).loadRelaxed() != 0 {
       heads.append(Head(head: head, order: order(head).loadRelaxed()))
     }
-    // Orders that are equal are nobody's mistake but the writer's; then the heads decide, so that it always comes out alike.
+    // Equal orders are a mistake of whoever wrote the record; then the heads decide, so that the result is always the same.
     return heads.sorted { ($0.order, $0.head) < ($1.order, $1.head) }
   }
 }

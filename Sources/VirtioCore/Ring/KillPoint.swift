@@ -1,4 +1,4 @@
-/// Places between two stores that a crash can fall between, for tests that put one there. A release build has none of them.
+/// Places between two stores where tests can put a crash. A release build has none of them.
 #if DEBUG
 internal import Glibc
 internal import Synchronization
@@ -10,20 +10,20 @@ public enum KillPoint: String, CaseIterable, Sendable {
   case takeBegins, takeOrdered, takeMarked
   // Its used element is written, and it is linked into the batch.
   case answerNamed, answerWritten, answerLinked, answerCounted
-  // The batch is shown, and its heads are free.
+  // The batch is published, and its heads are free.
   case publishShown, publishFreed, publishOver
   // The driver is notified.
   case callDue, callDone
   // A region is used for the first time.
   case recoveryCleared, recoverySized, recoveryCopied, recoveryBegun
-  // A batch that had been shown is freed, and what was left is taken again.
+  // A batch that had been published is freed, and what was left is taken again.
   case recoveryFreed, recoveryFinished, recoveryResumed
 
   #if DEBUG
-  /// Called at every place that this task passes, before a crash that is due there.
+  /// Called at every place that this task reaches, before a crash that is due there.
   @TaskLocal public static var observer: (@Sendable (KillPoint) -> Void)?
 
-  /// What `VMM_BLK_KILL_AT=place:count` asks for: the process ends by SIGKILL when it passes the place so many times.
+  /// What `VMM_BLK_KILL_AT=place:count` asks for: the process ends by SIGKILL when it reaches the place for the given time.
   private static let order: (place: KillPoint, count: Int)? = {
     guard let text = unsafe getenv("VMM_BLK_KILL_AT").map({ unsafe String(cString: $0) }) else { return nil }
     let words = text.split(separator: ":")
@@ -35,7 +35,7 @@ public enum KillPoint: String, CaseIterable, Sendable {
   private static let passed = Atomic<Int>(0)
   #endif
 
-  /// The program gets here.
+  /// The program reaches this place.
   @inlinable @inline(__always)
   public static func pass(_ place: KillPoint) {
     #if DEBUG

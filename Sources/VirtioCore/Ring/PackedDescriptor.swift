@@ -45,7 +45,7 @@ struct PackedDescriptor {
   }
 }
 
-/// The AVAIL and USED bits of a descriptor's flags (virtio 2.7.1): they are compared with the wrap counter of whoever looks.
+/// The AVAIL and USED bits of a descriptor's flags (virtio 2.7.1): each side compares them with its own wrap counter.
 @usableFromInline
 enum PackedFlags {
   @inlinable static var available: UInt16 { 1 << 7 }
@@ -57,10 +57,10 @@ enum PackedFlags {
   @inlinable static var bothMarks: UInt32 { UInt32(both) << 16 }
   @inlinable static var noMark: UInt32 { 1 }
 
-  /// Of a descriptor that is available in a round with this wrap counter: AVAIL is as the counter, USED is not.
+  /// The bits of a descriptor that is available in a round with this wrap counter: AVAIL equals the counter, USED does not.
   @inlinable @inline(__always)
   static func whenAvailable(_ wrap: Bool) -> UInt16 { wrap ? available : used }
-  /// Of one that is used: both are as the counter.
+  /// The bits of one that is used: both equal the counter.
   @inlinable @inline(__always)
   static func whenUsed(_ wrap: Bool) -> UInt16 { wrap ? both : 0 }
 }

@@ -1,4 +1,4 @@
-/// The event suppression structures of a packed ring (virtio 2.7.14): when a side wants to be notified.
+/// The event suppression structures of a packed ring (virtio 2.7.14): when each side wants to be notified.
 
 /// One structure as a private copy: 16 bits of offset and wrap counter, 16 bits of flags.
 @usableFromInline
@@ -7,11 +7,11 @@ struct PackedEvent {
 
   @inlinable init(rawValue: UInt32) { self.rawValue = rawValue }
 
-  /// Of every event.
+  /// Notify of every event.
   @inlinable static var always: PackedEvent { PackedEvent(rawValue: 0) }
-  /// Of none.
+  /// Of no event.
   @inlinable static var never: PackedEvent { PackedEvent(rawValue: 1 << 16) }
-  /// Of the one that passes this slot (RING_EVENT_FLAGS_DESC); only with the event index negotiated.
+  /// When this slot is passed (RING_EVENT_FLAGS_DESC); only with the event index negotiated.
   @inlinable static func passing(_ position: PackedPosition) -> PackedEvent {
     PackedEvent(rawValue: UInt32(position.rawValue) | 2 << 16)
   }
@@ -20,21 +20,22 @@ struct PackedEvent {
   ///
   /// - Parameters:
   ///   - position: where the notifying side stands.
-  ///   - passed: slots that it has passed since it decided last, at least 1.
+  ///   - passed: slots that it has passed since the last decision, at least 1.
   ///   - size: of the ring.
   @inlinable
   func isDue(at position: PackedPosition, passed: UInt64, size: UInt16, hasEventIndex: Bool) -> Bool {
     switch rawValue >> 16 & 3 {
     case 1: return false
     case 2 where hasEventIndex:
-      // More than a round: whatever slot was meant may have been passed. One call too many is in order.
+      // More than one round: any slot may have been passed. A spurious call is allowed.
       guard passed <= UInt64(size) else { return true }
       let wish = PackedPosition(rawValue: UInt16(truncatingIfNeeded: rawValue))
-      // A slot of the round before lies so far behind the beginning of this one. Offsets outside the ring come out somewhere.
+      // A slot of the previous round lies this far before the start of this one. An offset outside the ring gives some value,
+      // which does no harm.
       var event = wish.rawValue & 0x7fff
       if wish.wrap != position.wrap { event &-= size }
       return UInt16(truncatingIfNeeded: position.slot) &- event &- 1 < UInt16(truncatingIfNeeded: passed)
-    // Values that mean nothing, too: a driver that is called for nothing continues, one that is not called may not.
+    // Undefined values, too: a driver survives a spurious call, but perhaps not a missing one.
     default: return true
     }
   }

@@ -1,9 +1,9 @@
-/// What was left in the in-flight record of a packed queue by whoever had it before.
+/// What the previous user of a packed queue left in its in-flight record.
 
-/// What is done with a region before its ring runs. It can end between any two stores and be done again.
+/// Recovers a region before its ring runs. It may be interrupted between any two stores, and run again.
 @safe
 struct PackedInflightRecovery {
-  /// A chain that was taken and not shown as used.
+  /// A chain that was taken and not published as used.
   struct Chain {
     var id: UInt16
     /// Its first and last entry.
@@ -49,14 +49,14 @@ struct PackedInflightRecovery {
   private var positions: SharedCell<UInt64> { unsafe SharedCell(region + PackedRecordOffset.used) }
   private var freeWord: SharedCell<UInt32> { unsafe SharedCell(region + PackedRecordOffset.free) }
 
-  /// - Parameter used: where a ring stands whose region nobody has used.
+  /// - Parameter used: where the ring stands if its region has not been used yet.
   func run(freshAt used: PackedPosition) throws(QueueError) -> Found {
     switch cell(PackedRecordOffset.version).loadRelaxed() {
     case 0: return begin(at: used)
     case InflightBuffers.version: break
     case let other: throw .inflightVersion(other)
     }
-    // Others say how many the region has room for, or how many the ring has.
+    // Other implementations store how many the region has room for, or how many the ring has.
     let recorded = cell(PackedRecordOffset.entries).loadRelaxed()
     guard recorded >= size, recorded <= capacity else { throw .inflightSize(recorded: recorded, size: size) }
     let position = try finishPublication()
@@ -69,7 +69,7 @@ struct PackedInflightRecovery {
     return found
   }
 
-  /// Nobody has used the region: nothing in it means anything.
+  /// The region has not been used: nothing in it means anything.
   private func begin(at used: PackedPosition) -> Found {
     for number in 0..<capacity {
       mark(number).storeRelease(0)
@@ -81,13 +81,13 @@ struct PackedInflightRecovery {
     KillPoint.pass(.recoverySized)
     positions.storeRelease(InflightBuffers.word(used, used))
     KillPoint.pass(.recoveryCopied)
-    // Last: from now on the region means what it says.
+    // Last: from now on the region is valid.
     cell(PackedRecordOffset.version).storeRelease(InflightBuffers.version)
     KillPoint.pass(.recoveryBegun)
     return Found(chains: [], used: used, free: free)
   }
 
-  /// An answer may have been shown and not been written down as that.
+  /// An answer may have been published without being recorded as such.
   /// - Returns: where the next used descriptor goes.
   private func finishPublication() throws(QueueError) -> PackedPosition {
     let word = positions.loadRelaxed()
@@ -106,7 +106,7 @@ struct PackedInflightRecovery {
         stands = now
       }
     }
-    // The free list first: as long as the positions differ, all of this is done again.
+    // The free list first: as long as the positions differ, all of this is repeated.
     freeWord.storeRelease(UInt32(free) | UInt32(free) << 16)
     KillPoint.pass(.recoveryFreed)
     positions.storeRelease(InflightBuffers.word(stands, stands))
@@ -114,8 +114,8 @@ struct PackedInflightRecovery {
     return stands
   }
 
-  /// What is in the free list is free, whatever its mark says. The list is not longer than there are entries, and no entry
-  /// comes twice; whatever else the links say ends it.
+  /// What is in the free list is free, whatever its mark says. The list ends where it would be longer than the number of
+  /// entries or contain an entry twice, or where a link is invalid.
   private func clearFree() {
     var seen = [Bool](repeating: false, count: Int(capacity))
     var number = cell(PackedRecordOffset.free).loadRelaxed()
@@ -153,7 +153,7 @@ struct PackedInflightRecovery {
       guard ids.insert(chain.id).inserted else { throw .inflightDamaged }
       chains.append(chain)
     }
-    // Orders that are equal are nobody's mistake but the writer's; then the entries decide, so that it always comes out alike.
+    // Equal orders are a mistake of whoever wrote the record; then the entries decide, so that the result is always the same.
     return chains.sorted { ($0.order, $0.head) < ($1.order, $1.head) }
   }
 
@@ -163,7 +163,7 @@ struct PackedInflightRecovery {
     return (0..<capacity).filter { isFree[Int($0)] }
   }
 
-  /// Makes a list of all free entries. Between two stores their links lead from one to another of them, as before.
+  /// Links all free entries into a list. Between any two stores, every link leads from one free entry to another, as before.
   private func link(_ free: [UInt16]) {
     for (index, number) in free.enumerated() {
       field(number, PackedRecordOffset.next).storeRelease(index + 1 < free.count ? free[index + 1] : capacity)

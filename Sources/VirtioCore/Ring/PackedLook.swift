@@ -1,8 +1,8 @@
 /// The chains of a packed ring, looked at from outside: what was available from one position on, and how much of it is used.
 
-/// A look at numbers that others write, not a ring.
+/// A snapshot of numbers that others write, not a ring.
 public struct PackedLook {
-  /// The slots in which chains began, with the wrap counters of their rounds, in order.
+  /// The slots in which chains start, with the wrap counters of their rounds, in order.
   public let heads: [PackedPosition]
   /// Their buffer ids.
   private let ids: [UInt16]
@@ -22,12 +22,12 @@ public struct PackedLook {
       let first = next
       repeat {
         guard left > 0, let flags = Self.flags(configuration, in: memory, slot: next.slot) else { break chains }
-        // Of a list the first descriptor says whether all of it is available.
+        // The first descriptor of a list says whether all of it is available.
         guard next != first || flags & PackedFlags.both == PackedFlags.whenAvailable(first.wrap) else { break chains }
         left -= 1
         next = next.advanced(by: 1, size: size)
         guard flags & 1 == 0 else { continue }
-        // That of a list is in its last descriptor (virtio 2.7.13).
+        // The buffer id of a list is in its last descriptor (virtio 2.7.13).
         let last = (next.slot + size - 1) % size
         guard let id = Self.word(configuration, in: memory, slot: last, offset: 12) else { break chains }
         ids.append(id)
@@ -40,8 +40,8 @@ public struct PackedLook {
     self.configuration = configuration
   }
 
-  /// How many of the chains are used, of a device that uses them in their order: each has its used descriptor in its own slot, or
-  /// the one in the slot of a chain before it has the id of one that comes later (IN_ORDER, virtio 2.7.8).
+  /// How many of the chains are used by a device that uses them in order: each has its used descriptor in its own slot, or an
+  /// earlier chain's slot has a used descriptor with the id of a later one (IN_ORDER, virtio 2.7.8).
   public func usedCount(in memory: GuestMemory) -> Int {
     var count = 0
     while count < heads.count {

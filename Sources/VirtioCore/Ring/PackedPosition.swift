@@ -1,4 +1,4 @@
-/// Where one side of a packed ring stands: a slot, and the wrap counter with which it goes round (virtio 2.7.1).
+/// Where one side of a packed ring stands: a slot, and the wrap counter of its round (virtio 2.7.1).
 
 /// The raw value is the one that is saved, and the one in an event suppression structure: the slot in bits 0 … 14, the wrap
 /// counter in bit 15.
@@ -12,13 +12,13 @@ public struct PackedPosition: RawRepresentable, Hashable, Sendable {
     rawValue = UInt16(truncatingIfNeeded: slot) & 0x7fff | (wrap ? 0x8000 : 0)
   }
 
-  /// Of a ring that nobody has used: both counters begin as 1.
+  /// The position in a new ring: both wrap counters start as 1.
   public static let start = PackedPosition(rawValue: 0x8000)
 
   @inlinable public var slot: Int { Int(rawValue & 0x7fff) }
   @inlinable public var wrap: Bool { rawValue & 0x8000 != 0 }
 
-  /// So many slots further on. - Parameters:
+  /// The position `span` slots further on. - Parameters:
   ///   - span: 0 … `size`.
   ///   - size: of the ring; more than `slot`.
   @inlinable public func advanced(by span: Int, size: Int) -> PackedPosition {
@@ -40,7 +40,7 @@ extension QueuePosition {
     self.init(available: available.rawValue, used: used.rawValue)
   }
 
-  /// Where a queue stands that nobody has used. - Parameter features: what was negotiated.
+  /// Where a new queue stands. - Parameter features: what was negotiated.
   public static func start(_ features: FeatureSet) -> QueuePosition {
     features.contains(.packedRing) ? QueuePosition(available: .start, used: .start) : QueuePosition()
   }

@@ -1,9 +1,9 @@
-/// Answers of a packed ring whose driver counts on their order (IN_ORDER, virtio 2.7.8).
+/// Answers of a packed ring whose driver relies on their order (IN_ORDER, virtio 2.7.8).
 
 extension PackedRing where Book: ~Copyable {
-  /// One used descriptor for a batch: it lies where that of the batch's first chain would be and has the ID of the last one. It
-  /// is written anew for each chain of the batch. A ring whose book lasts shows each answer by itself, so that whoever comes
-  /// after a crash finds each either shown or not.
+  /// One used descriptor for a batch: it lies where that of the batch's first chain would be, and has the ID of the last one.
+  /// It is rewritten for each chain of the batch. A ring whose book outlives it publishes each answer separately, so that after
+  /// a crash each is either published or not.
   @inlinable @inline(never)
   public mutating func pushInOrder(_ chain: consuming Chain, written: UInt32, isWhole: Bool) {
     guard !Book.isLasting, unpublished > 0, batchIsWhole else {

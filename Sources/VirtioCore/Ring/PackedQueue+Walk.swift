@@ -1,19 +1,19 @@
 /// The way from a packed descriptor ring to the buffers of a chain (virtio 2.7.6, 2.7.7).
 
 extension PackedRing where Book: ~Copyable {
-  /// An indirect table may be longer than the queue; this is where we stop believing it, as in a split ring.
+  /// An indirect table may be longer than the queue; this is the longest that is accepted, as in a split ring.
   @inlinable static var maximumIndirectEntries: Int { 1024 }
 
-  /// Takes a chain as drivers make them: nothing empty, nothing outside memory or across regions, room enough, an indirect
-  /// table in one piece.
+  /// The fast path, for chains as drivers make them: nothing empty, nothing outside memory or across regions, enough room, an
+  /// indirect table in one piece.
   /// - Returns: `nil` for any other, and when nothing is available or kicks are not suppressed; nothing was taken then.
   @inlinable @inline(__always)
   mutating func popPlain(
     into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
   ) -> Chain? {
     let first = unsafe next
-    // Acquire: what the driver stored before the flags (the rest of the descriptor, those behind it, buffers) is read after
-    // them. The half that they are in is read as a whole, so that flags, id and length are of one moment.
+    // Acquire: what the driver stored before the flags (the rest of the descriptor, the descriptors that follow, buffers) is
+    // read after them. Their half of the descriptor is read as a whole, so that flags, id and length belong together.
     let head = unsafe PackedDescriptor(high: SharedCell<UInt64>(first + 8).loadAcquire(), at: first)
     guard head.link & PackedFlags.bothMarks == takeMark else { return nil }
     if head.isIndirect {
@@ -23,20 +23,21 @@ extension PackedRing where Book: ~Copyable {
       return take(head.id, span: 16)
     }
     guard let id = unsafe walkPlainList(head, at: first, into: segments, capacity: capacity, shape: &shape) else { return nil }
-    // Each slot became one segment. A list that goes round the ring more than once is longer than there can be room for.
+    // Each slot became one segment. A list that wraps around the ring more than once is longer than there can be room for.
     let span = unsafe UInt64(truncatingIfNeeded: ChainShape.count(from: segments, to: shape.end)) &* 16
     guard hasRoom(span, for: id) else { return nil }
     return take(id, span: span)
   }
 
-  /// Whether a chain can be in flight beside the others. A slot is free when its answer was shown, and not before: a driver
-  /// that gives it again sooner would be answered more often between two publications than is written down.
+  /// Whether there is room for a chain beside those in flight. A slot is free once its answer is published, and not before: if
+  /// a driver reused it sooner, there could be more answers between two publications than there is room to record.
   @inlinable @inline(__always)
   func hasRoom(_ span: UInt64, for id: UInt16) -> Bool {
     unsafe spans[Int(id)] == 0 && span <= room
   }
 
-  /// Follows a list of descriptors in the ring, each of which takes a piece of the room: so it ends, also where it goes round.
+  /// Follows a list of descriptors in the ring, each of which takes a segment: so the walk ends, even where the list wraps
+  /// around.
   /// - Returns: its buffer id, which is that of its last one.
   @inlinable @inline(__always)
   mutating func walkPlainList(
@@ -80,7 +81,7 @@ extension PackedRing where Book: ~Copyable {
     return nil  // readable after writable, or an indirect descriptor after others
   }
 
-  /// Goes through an indirect table, whose entries follow each other and have no flag but WRITE (virtio 2.7.7).
+  /// Walks an indirect table, whose entries are consecutive and have no flag but WRITE (virtio 2.7.7).
   @inlinable @inline(__always)
   mutating func walkPlainTable(
     _ head: PackedDescriptor, into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
@@ -90,7 +91,7 @@ extension PackedRing where Book: ~Copyable {
       Int(head.length / 16) <= capacity
     else { return false }
     let end = Int(head.length)
-    // An entry is as large as a segment, so one offset goes through both.
+    // An entry is as large as a segment, so one offset serves both.
     let room = UnsafeMutableRawPointer(segments)
     var offset = 0
     var bytes: UInt64 = 0
@@ -128,14 +129,14 @@ extension PackedRing where Book: ~Copyable {
     unsafe (room + offset).assumingMemoryBound(to: MemorySegment.self)
   }
 
-  /// Takes a chain that is available and not plain, or says what is wrong with it.
+  /// Takes a chain that is available and not for the fast path, or says what is wrong with it.
   @usableFromInline mutating func popOther(
     into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
   ) throws(QueueError) -> Chain? {
     let first = unsafe slot(of: next)
     let (base, size) = unsafe (ring, Int(size))
     let head = unsafe PackedDescriptor(high: SharedCell<UInt64>(next + 8).loadAcquire(), at: next)
-    // Who looked before saw it available. A driver that has taken it back gets nothing of it.
+    // The caller saw it available. If the driver has taken it back since, nothing happens.
     guard head.flags & PackedFlags.both == availableFlags else { return nil }
     let (id, span) = unsafe try walk(
       UInt16(truncatingIfNeeded: first), count: size, into: segments, capacity: capacity, shape: &shape
@@ -164,8 +165,7 @@ extension PackedRing where Book: ~Copyable {
     return Chain(head: chain.id)
   }
 
-  /// Goes through any chain, and names what is wrong with it. Bounded by the length of the list that it goes through, whatever
-  /// the flags say.
+  /// Walks any chain, and names what is wrong with it. Bounded by the length of the list that it walks, whatever the flags say.
   ///
   /// - Parameters:
   ///   - name: of the chain, for readers.

@@ -2,12 +2,12 @@
 /// suppression structure for each side.
 ///
 /// The driver owns every byte here and may change any of them at any time. So each word is read once, into a local, through a
-/// `SharedCell`, and only the local is looked at.
+/// `SharedCell`, and only the local is used.
 
-/// A packed queue that writes down nothing for others.
+/// A packed queue without an in-flight record.
 public typealias PackedQueue = PackedRing<PrivateBuffers>
 
-/// A running packed queue. - Parameter Book: what it writes down about the chains that it has taken.
+/// A running packed queue. - Parameter Book: what it records about the chains that it has taken.
 @safe
 public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
   @inlinable public static var isRecorded: Bool { Book.isLasting }
@@ -24,47 +24,47 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
   @usableFromInline let driverEvents: SharedCell<UInt32>
   @usableFromInline let deviceEvents: SharedCell<UInt32>
 
-  /// For each buffer id: how much of the ring the chain in flight covers, bytes; 0: there is none. All of this type's sums are in
-  /// bytes, 16 for a slot: that is what addresses and room are counted in.
+  /// For each buffer id: how much of the ring its chain in flight covers, in bytes; 0: there is none. All sums of this type are
+  /// in bytes, 16 for a slot: the unit of addresses and of the free room.
   @usableFromInline let spans: UnsafeMutablePointer<UInt32>
-  /// Ids are the driver's to choose, so there are 65536. Mapped, not touched: only ids that are used cost memory.
+  /// The driver chooses ids freely, so there are 65536. Mapped, not touched: only ids that are used cost memory.
   private let spanArea: Mapping
 
   /// The slot that is taken next, and the flags that say that its descriptor is available.
   @usableFromInline var next: UnsafeMutableRawPointer
   @usableFromInline var availableFlags: UInt16
-  /// The same in their place in a descriptor's last word, as they have to be for the plain way; something that is never there while
-  /// the driver is asked to kick.
+  /// The same flags in their place in a descriptor's last word, as the fast path compares them; a value that never matches
+  /// while the driver is asked to kick.
   @usableFromInline var takeMark: UInt32 = PackedFlags.noMark
   /// The slot of the next used descriptor, counting those not yet published, and the flags that say that it is used.
   @usableFromInline var nextUsed: UnsafeMutableRawPointer
   @usableFromInline var usedFlags: UInt16
-  /// Bytes of the ring that are free: no chain covers them, and no answer that is not shown yet.
+  /// Bytes of the ring that are free: neither a chain nor an unpublished answer covers them.
   @usableFromInline var room: UInt64
-  /// Bytes of the ring used, ever.
+  /// Running count of used bytes of the ring.
   @usableFromInline var used: UInt64 = 0
   /// Of the whole ring.
   @usableFromInline let ringBytes: UInt64
-  /// `used` when it was published last, and when it was decided last whether to notify.
+  /// `used` at the last publication, and at the last decision whether to notify.
   @usableFromInline var publishedBytes: UInt64 = 0
   @usableFromInline var decidedBytes: UInt64 = 0
 
   public var unpublished = 0
-  /// Chains published ever, modulo 2^16.
+  /// Running count of published chains, modulo 2^16.
   @usableFromInline var publishedChains: UInt16 = 0
-  /// The first used descriptor that is not published: where it is, and the flags that will show it.
+  /// The first used descriptor that is not published: where it is, and the flags that will publish it.
   @usableFromInline var firstUnpublished: UnsafeMutableRawPointer
   @usableFromInline var firstFlags: UInt16
-  /// Answers that are not published, of a book that lasts; as many places as the ring has slots.
+  /// Answers that are not published, if the book outlives the ring; as many places as the ring has slots.
   @usableFromInline let answers: UnsafeMutablePointer<PackedAnswer>
-  /// Of a driver that counts on the order: where the used descriptor is that stands for the chains pushed last, the flags that show
+  /// For a driver that relies on the order: the used descriptor that stands for the chains pushed last, the flags that publish
   /// it, and whether another chain may join them.
   @usableFromInline var batchPlace: UnsafeMutableRawPointer
   @usableFromInline var batchFlags: UInt16 = 0
   @usableFromInline var batchIsWhole = false
 
   @usableFromInline var book: Book
-  /// `publishedBytes` when it was asked last what was written.
+  /// `publishedBytes` at the last call of `takeWritten`.
   private var notedBytes: UInt64 = 0
 
   public init(
@@ -84,16 +84,18 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
       guard unsafe UInt(bitPattern: piece.base) % UInt(alignment) == 0 else { throw .misaligned(part: part, address) }
       return unsafe piece.base
     }
+    // One offset steps through an indirect table and through its segments.
+    precondition(MemoryLayout<MemorySegment>.stride == 16, "a segment is not as large as a descriptor")
     let bytes = 16 * Int(size)
     let ring = unsafe try part(
       .descriptorRing, configuration.descriptorTable, alignment: 16, count: bytes, access: [.read, .write])
     let driver = unsafe try part(.driverEvents, configuration.availableRing, alignment: 4, count: 4, access: .read)
     let device = unsafe try part(.deviceEvents, configuration.usedRing, alignment: 4, count: 4, access: .write)
-    // What was used is not in memory as a number. Where nobody says it, nothing was in flight.
+    // Guest memory has no used index. Where the transport does not say it, nothing was in flight.
     var available = PackedPosition(rawValue: position.available)
     var used = PackedPosition(rawValue: position.used ?? position.available)
-    // Who knows only split rings (Linux's user-mode kernel) says 0 for a new ring, which is the beginning of every second round. A
-    // driver that has come that far has written AVAIL or USED into the first slot, the round before; into a new ring nobody has.
+    // A front-end that knows only split rings (user-mode Linux) says 0 for a new ring, which is also the start of every second
+    // round. A driver that has come that far wrote AVAIL or USED into the first slot a round earlier; in a new ring they are 0.
     if available.rawValue == 0, used.rawValue == 0,
       unsafe SharedCell<UInt16>(ring + 14).loadRelaxed() & PackedFlags.both == 0
     {
@@ -142,7 +144,7 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
   @inlinable var available: PackedPosition {
     unsafe PackedPosition(slot: slot(of: next), wrap: availableFlags == PackedFlags.available)
   }
-  /// Counting what is not published.
+  /// Including what is not published.
   @inlinable var answered: PackedPosition {
     unsafe PackedPosition(slot: slot(of: nextUsed), wrap: usedFlags != 0)
   }
@@ -153,7 +155,7 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
 
   public var position: QueuePosition { QueuePosition(available: available, used: published) }
 
-  /// Only who answers in the order of the requests hands chains back, and then nothing that comes after them was shown.
+  /// Only a device that answers in the order of the requests hands chains back, and then nothing after them was published.
   public func position(handingBack count: UInt16) -> QueuePosition {
     count == 0 ? position : QueuePosition(available: published, used: published)
   }
@@ -170,7 +172,8 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
   public mutating func pop(
     into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
   ) throws(QueueError) -> Chain? {
-    // Whatever is not plain begins anew, as in a split ring: no check is made on one copy and acted upon with another.
+    // A chain that is not for the fast path is read again from the start, as in a split ring: no check is made on one copy and
+    // acted upon with another.
     var plain = unsafe ChainShape(at: segments)
     if let chain = unsafe popPlain(into: segments, capacity: capacity, shape: &plain) {
       shape = plain
@@ -195,7 +198,7 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
     return unsafe try popOther(into: segments, capacity: capacity, shape: &shape)
   }
 
-  /// The chain is being taken: nothing that was read about it is read again.
+  /// Takes the chain: nothing that was read about it is read again.
   ///
   /// - Parameters:
   ///   - span: of the ring, 1 … the number of free slots, bytes.
@@ -214,7 +217,7 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
     return Chain(head: id)
   }
 
-  /// The device looks at the ring anyway.
+  /// The device polls the ring anyway.
   @inlinable
   mutating func suppressKicks() {
     takeMark = UInt32(availableFlags) << 16
@@ -225,8 +228,8 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
 
   // MARK: Giving back
 
-  /// The used descriptor is written to the next slot that is not used. Its flags are the driver's signal (virtio 2.7.2), and
-  /// those of the first descriptor of a batch, which the driver looks at first, are left for `publish`.
+  /// Writes the used descriptor to the next slot that is not used. Its flags are the driver's signal (virtio 2.7.2), and those
+  /// of the first descriptor of a batch, which the driver checks first, are left for `publish`.
   @inlinable @inline(__always)
   public mutating func push(_ chain: consuming Chain, written: UInt32) {
     let id = chain.complete()
@@ -235,7 +238,7 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
     // WRITE says that the length counts (virtio 2.7.3).
     let flags = written != 0 ? usedFlags | PackedFlags.write : usedFlags
     if Book.isLasting {
-      // Written when it is shown: until then another one may be the next that is, after a crash.
+      // Written when it is published: after a crash, another answer may be the next one to be published.
       if unpublished == 0 { unsafe noteFirst(place, flags) }
       unsafe answers[unpublished] = PackedAnswer(
         id: id, flags: flags, span: span, written: written)
@@ -244,7 +247,7 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
       unsafe SharedCell<UInt32>(place + 8).storeRelaxed(written)
       unsafe SharedCell<UInt16>(place + 12).storeRelaxed(id)
     } else {
-      // The driver goes from one used descriptor to the next and has not seen the first one.
+      // The driver reads used descriptors in order, and has not seen the first one of the batch.
       unsafe SharedCell<UInt64>(place + 8).storeRelaxed(UInt64(written) | UInt64(id) << 32 | UInt64(flags) << 48)
     }
     unpublished &+= 1
@@ -280,7 +283,7 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
     if Book.isLasting {
       publishOneByOne()
     } else {
-      // Release: data, status bytes and every other used descriptor of the batch are visible before the one that the driver
+      // Release: data, status bytes and all other used descriptors of the batch are visible before the one that the driver
       // waits for (virtio 2.7.21).
       unsafe SharedCell<UInt16>(firstUnpublished + 14).storeRelease(firstFlags)
       unpublished = 0
@@ -289,11 +292,11 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
     publishedBytes = used
   }
 
-  /// Shows every answer of a batch by itself, so that one who comes after a crash finds it either shown or not.
+  /// Publishes each answer of a batch separately, so that after a crash each is either published or not.
   @inlinable @inline(__always)
   mutating func publishOneByOne() {
     var place = unsafe firstUnpublished
-    // The wrap counter, where `PackedStand` has it.
+    // The wrap counter, in its place in `PackedStand`.
     var wrap: UInt64 = firstFlags & PackedFlags.available == 0 ? 0 : 1 << 32
     for index in 0..<unpublished {
       let answer = unsafe answers[index]
@@ -309,7 +312,7 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
       let next = unsafe PackedStand(
         slot: (UInt64(UInt(bitPattern: after)) &- UInt64(UInt(bitPattern: ring))) &>> 4, wrap: wrap)
       book.willShow(answer.id, next: next)
-      // Release: the answer is there, and the record says that it may have been shown.
+      // Release: the answer is stored, and the record says that it may have been published.
       unsafe SharedCell<UInt16>(place + 14).storeRelease(answer.flags)
       KillPoint.pass(.publishShown)
       book.didShow(answer.id, next: next)
@@ -323,16 +326,16 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
     let passed = publishedBytes &- decidedBytes
     guard passed != 0 else { return false }
     decidedBytes = publishedBytes
-    // Full: our store of the flags comes before this load of the driver's wish. The driver stores its wish and then looks at
-    // the flags; with anything weaker both could miss each other and the driver would sleep on finished work.
+    // Full: our store of the flags comes before this load of the driver's event suppression. The driver stores that and then
+    // checks the flags; with anything weaker both could miss each other's store, and the driver would sleep on finished work.
     fullFence()
-    // Offset and flags in one word, as the driver may write them one after the other.
+    // Offset and flags in one load, as the driver may write them one after the other.
     let wish = PackedEvent(rawValue: UInt32(littleEndian: driverEvents.loadRelaxed()))
     return wish.isDue(at: published, passed: passed / 16, size: size, hasEventIndex: hasEventIndex)
   }
 
-  /// Used descriptors lie anywhere between the first and the last one; what is pushed and not published is said again with the
-  /// flags that show it.
+  /// Used descriptors lie anywhere between the first and the last one; what is pushed and not published is reported again with
+  /// the flags that publish it.
   public mutating func takeWritten(_ each: (_ area: WrittenArea, _ offset: Int, _ count: Int) -> Void) {
     each(.device, 0, 4)
     let count = Int(min(used &- notedBytes, ringBytes) / 16)
@@ -350,8 +353,8 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
     takeMark = PackedFlags.noMark
     deviceEvents.storeRelaxed(
       (hasEventIndex ? PackedEvent.passing(available) : PackedEvent.always).rawValue.littleEndian)
-    // Full: the wish to be kicked is visible before the flags are looked at again. The driver makes a chain available and then
-    // looks at the wish.
+    // Full: the request for kicks is visible before the flags are checked again. The driver makes a chain available and then
+    // checks whether kicks are wanted.
     fullFence()
     return hasAvailable()
   }

@@ -1,6 +1,6 @@
-/// What a transport learns about a queue before it runs: numbers from a driver, not yet checked.
+/// What a transport learns about a queue before it runs: numbers from the driver, not yet validated.
 
-/// Size and guest addresses of one queue. Anything can be in it: only a ring's initializer decides whether it is a queue.
+/// Size and guest addresses of one queue. They can be anything: only a ring's initializer decides whether this is a queue.
 public struct QueueConfiguration: Hashable, Sendable {
   /// Entries, 1 … 32768; of a split queue a power of two.
   public var size: UInt16
@@ -38,13 +38,13 @@ public struct QueueConfiguration: Hashable, Sendable {
   }
 }
 
-/// Where a queue stands between two runs: what is handed out at stop and given back at start. Free-running indices of a split
-/// queue, raw values of `PackedPosition` of a packed one.
+/// Where a queue stands between two runs: handed out at stop, and given back at start. Free-running indices of a split queue,
+/// raw values of `PackedPosition` of a packed one.
 public struct QueuePosition: Hashable, Sendable {
   /// The free-running index of the next available entry that the device will look at (`last_avail_idx`).
   public var available: UInt16
-  /// The free-running index under which the next used entry will be published (`last_used_idx`); `nil`: take what the used
-  /// ring in guest memory says; a packed queue has no such word, and nothing is in flight then.
+  /// The free-running index under which the next used entry will be published (`last_used_idx`); `nil`: taken from the used
+  /// ring in guest memory; a packed queue has no such word, and then nothing is in flight.
   public var used: UInt16?
 
   public init(available: UInt16 = 0, used: UInt16? = 0) {

@@ -9,12 +9,12 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
   case badPosition(available: PackedPosition, used: PackedPosition, size: UInt16)
   case misaligned(part: RingPart, GuestAddress)
   case unmapped(part: RingPart, GuestAddress)
-  /// The device's queues are of the other ring format.
+  /// The device's other queues have the other ring format.
   case otherFormat
   case outOfMemory
   case outOfDescriptors
   case outOfThreads
-  /// Its run before this one was abandoned and has not ended.
+  /// Its previous run was abandoned and has not ended.
   case leftBehind
   case kickCannotBeWaitedFor
   case inflightMissing
@@ -90,7 +90,7 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
     case .positionLost:
       "the process that served the packed queue before died, and where that stood is not in memory: its driver has to reset the device"
     case .mediumLost:
-      "the image takes no more requests from this process: look at what was said before, and at its limits, and start again"
+      "the image takes no more requests from this process: see the earlier messages and its limits, and start it again"
     case .untranslated(let miss): "the address \(GuestAddress(miss.address)) has no translation yet"
     case .memoryLost: "the file behind the guest's memory was cut short"
     case .inflightLost: "the file of the in-flight records was cut short"

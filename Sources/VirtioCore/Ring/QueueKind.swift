@@ -1,13 +1,13 @@
-/// Which of the rings of this house a queue needs: what is statically typed below the place that chooses.
+/// Which of the ring types a queue needs: chosen in one place, below which everything is statically typed.
 
 /// All queues of a device that run at one time are of one kind: features are the device's, and a front-end that keeps records
 /// keeps all.
 public struct QueueKind: Hashable, Sendable {
   /// A packed ring, not a split one (VIRTIO_F_RING_PACKED).
   public var isPacked: Bool
-  /// What is in flight is written down for whoever comes after.
+  /// What is in flight is recorded for a successor.
   public var isRecorded: Bool
-  /// Somebody looks at what the driver does.
+  /// What the driver does is watched.
   public var isWatched: Bool
 
   public init(isPacked: Bool, isRecorded: Bool, isWatched: Bool = false) {

@@ -1,6 +1,6 @@
 /// The two indices of a split ring, looked at from outside.
 
-/// `avail.idx` and `used.idx` of one queue in guest memory. A look at numbers that others write, not a ring.
+/// `avail.idx` and `used.idx` of one queue in guest memory. A snapshot of numbers that others write, not a ring.
 public struct RingIndices {
   public let available: UInt16
   public let used: UInt16

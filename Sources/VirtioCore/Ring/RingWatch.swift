@@ -1,27 +1,26 @@
-/// Somebody who looks at what a driver does with a ring, beside the device that serves it.
+/// An observer of what a driver does with a ring, beside the device that serves it.
 
-/// Is notified of each step of a device on one queue, on the thread that serves it. What it needs to know of the ring it reads for
-/// itself: memory that others write is looked at here, not there. It may allocate and lock; a queue without a watch has none
-/// of it.
+/// It is notified of each step of the device on one queue, on the thread that serves the queue. What it needs to know of the
+/// ring it reads itself, separately from the device. It may allocate and lock; a queue without a watch pays nothing for it.
 public protocol RingWatch: AnyObject, Sendable {
-  /// The device has taken the ring up, and stands here.
+  /// The device has started with the ring, at this position.
   func begins(at position: QueuePosition)
   /// The device is about to look for the next chain.
   func looks()
   /// It took a chain. - Parameter name: its head, or its buffer ID.
   func took(_ name: UInt16)
-  /// It took a chain again that was taken before it began.
+  /// It took a chain again that a previous run had taken.
   func retook(_ name: UInt16)
-  /// It is about to write a chain's used element: the driver cannot have seen it.
+  /// It is about to write a chain's used element, which the driver cannot have seen yet.
   func answers(_ name: UInt16)
-  /// What it has written is about to be shown, and was.
+  /// What it has written is about to be published, and then has been.
   func willPublish()
   func didPublish()
-  /// It has asked the driver to kick for what comes behind this position.
+  /// It has asked the driver to kick for what comes after this position.
   func sleeps(at position: QueuePosition)
 }
 
-/// A ring that is watched: every verb is that of the ring inside.
+/// A ring that is watched: every operation is passed on to the ring inside.
 public struct WatchedQueue<Base: Virtqueue & ~Copyable>: Virtqueue, ~Copyable {
   public static var isRecorded: Bool { Base.isRecorded }
 
@@ -86,7 +85,7 @@ public struct WatchedQueue<Base: Virtqueue & ~Copyable>: Virtqueue, ~Copyable {
   public mutating func enableKicks() -> Bool {
     let hasMore = base.enableKicks()
     watch?.sleeps(at: base.position)
-    // It asked for kicks for a moment, and one of that moment is in order; none need come, as it continues by itself.
+    // It asked for kicks for a moment, so that a kick in that moment is allowed; none is needed, as it continues polling.
     if hasMore { watch?.looks() }
     return hasMore
   }

@@ -1,20 +1,20 @@
 /// The device's side of a split virtqueue (virtio 2.6): table, available ring, used ring.
 ///
 /// The driver owns every byte here and may change any of them at any time. So each word is read once, into a local, through a
-/// `SharedCell`, and only the local is looked at; the descriptor table is never written.
+/// `SharedCell`, and only the local is used; the descriptor table is never written.
 
-/// A split queue that writes down nothing for others.
+/// A split queue without an in-flight record.
 public typealias SplitQueue = SplitRing<PrivateHeads>
 /// A split queue with an in-flight record.
 public typealias RecordedSplitQueue = SplitRing<InflightHeads>
 
-/// A running split queue. - Parameter Heads: what it writes down about the heads that it has taken.
+/// A running split queue. - Parameter Heads: what it records about the heads that it has taken.
 @safe
 public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
   @inlinable public static var isRecorded: Bool { Heads.isLasting }
 
   public let size: UInt16
-  /// Takes a free-running index to its place.
+  /// Turns a free-running index into a slot.
   @usableFromInline let mask: Int
   private let memory: GuestMemory
   @usableFromInline let hasEventIndex: Bool
@@ -25,7 +25,7 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
 
   /// The index of the next available entry to take; the ring's index is its low 16 bits (see `HeadBook.begin`).
   @usableFromInline var order: UInt64
-  /// The driver's index as read last; entries before it may be taken without reading it again.
+  /// The driver's index when it was last read; entries before it may be taken without reading it again.
   @usableFromInline var seenAvailable: UInt16
   /// The free-running index of the next used element, counting those not yet published.
   @usableFromInline var nextUsed: UInt16
@@ -33,13 +33,13 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
   /// `publishedUsed` at the last notification decision.
   @usableFromInline var decidedUsed: UInt16
   @usableFromInline var kicksAreSuppressed: Bool
-  /// Of a driver that counts on the order: the index of the used element that stands for the chains pushed last, and whether
-  /// another one may join them.
+  /// For a driver that relies on the order: the index of the used element that stands for the chains pushed last, and whether
+  /// another chain may join them.
   @usableFromInline var batchBegin: UInt16 = 0
   @usableFromInline var batchIsWhole = false
 
   @usableFromInline var heads: Heads
-  /// The index of the first used element that was not asked for with `takeWritten`.
+  /// The index of the first used element that `takeWritten` has not reported.
   private var notedUsed: UInt16
 
   public init(
@@ -107,9 +107,9 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
   public mutating func pop(
     into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
   ) throws(QueueError) -> Chain? {
-    // Whatever is not plain begins anew: nothing that was read is handed on, so that no check is made on one copy and acted
-    // upon with another. It also leaves the plain way without anything that it would have to keep.
-    // Only the second shape is ever in memory.
+    // A chain that is not for the fast path is read again from the start: nothing that was read is passed on, so that no check
+    // is made on one copy and acted upon with another. It also means that the fast path has nothing to preserve. Only the
+    // second shape is ever stored in memory.
     var plain = unsafe ChainShape(at: segments)
     if let chain = unsafe popPlain(into: segments, capacity: capacity, shape: &plain) {
       shape = plain
@@ -121,8 +121,8 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
     return chain
   }
 
-  /// Takes a chain as drivers make them: nothing empty, nothing outside memory or across regions, room enough, an indirect
-  /// table in one piece.
+  /// The fast path, for chains as drivers make them: nothing empty, nothing outside memory or across regions, enough room, an
+  /// indirect table in one piece.
   /// - Returns: `nil` for any other, and when nothing is available; nothing was taken then.
   @inlinable @inline(__always)
   mutating func popPlain(
@@ -141,17 +141,17 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
     return Chain(head: head)
   }
 
-  /// Takes any chain, or says what is wrong with the ring. The first chain after kicks were enabled comes this way, as the
-  /// driver's index was read up to the end before.
+  /// Takes any chain, or says what is wrong with the ring. The first chain after kicks were enabled takes this path, as all
+  /// entries up to the index that was read were taken before.
   @inlinable @inline(never)
   mutating func popAny(
     into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
   ) throws(QueueError) -> Chain? {
     if nextAvailable == seenAvailable {
-      // Acquire: what the driver stored before it moved idx (ring entries, descriptors, buffers) is read after it.
+      // Acquire: what the driver stored before it moved idx (ring entries, descriptors, buffers) is read after idx.
       let index = unsafe SharedCell<UInt16>(available + 2).loadAcquire()
       guard index != seenAvailable else { return nil }
-      // Free-running: the distance is right across the wrap, and also finds an index that went back.
+      // Free-running: the distance is correct across the wrap, and also reveals an index that went back.
       guard index &- nextAvailable <= size else {
         throw .availableIndexJumped(from: nextAvailable, to: index, size: size)
       }
@@ -220,16 +220,17 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
     guard publishedUsed != decidedUsed else { return false }
     let old = decidedUsed
     decidedUsed = publishedUsed
-    // Full: our store of used.idx comes before this load of the driver's wish. The driver stores its wish and then loads
-    // used.idx; with anything weaker both could miss each other and the driver would sleep on finished work.
+    // Full: our store of used.idx comes before this load of used_event or of the flags. The driver stores these and then loads
+    // used.idx; with anything weaker both could miss each other's store, and the driver would sleep on finished work.
     fullFence()
     guard hasEventIndex else { return unsafe SharedCell<UInt16>(available).loadRelaxed() & 1 == 0 }
     let event = unsafe SharedCell<UInt16>(available + (4 &+ Int(size) &* 2)).loadRelaxed()
-    // Some index in (old, published] passed the event: right across the wrap (virtio 2.6.7).
+    // Whether an index in (old, published] passed the event; correct across the wrap (virtio 2.6.7).
     return publishedUsed &- event &- 1 < publishedUsed &- old
   }
 
-  /// Elements that are pushed and not yet published are in the ring, too, and are said again with the index that shows them.
+  /// Elements that are pushed and not yet published are in the ring, too, and are reported again with the index that publishes
+  /// them.
   public mutating func takeWritten(_ each: (_ area: WrittenArea, _ offset: Int, _ count: Int) -> Void) {
     each(.device, 0, 4)
     if hasEventIndex { each(.device, 4 + 8 * Int(size), 2) }
@@ -247,7 +248,7 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
   mutating func suppressKicks() {
     guard !kicksAreSuppressed else { return }
     kicksAreSuppressed = true
-    // With event indices a stale avail_event suppresses by itself, and the flags stay 0 (virtio 2.6.10.2).
+    // With event indices a stale avail_event suppresses kicks by itself, and the flags stay 0 (virtio 2.6.10.2).
     if !hasEventIndex { unsafe SharedCell<UInt16>(used).storeRelaxed(1) }
   }
 
@@ -259,7 +260,8 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
     } else {
       unsafe SharedCell<UInt16>(used).storeRelaxed(0)
     }
-    // Full: the wish to be kicked is visible before idx is looked at again. The driver moves idx and then looks at the wish.
+    // Full: the request for kicks is visible before idx is read again. The driver moves idx and then checks whether kicks are
+    // wanted.
     fullFence()
     return unsafe SharedCell<UInt16>(available + 2).loadRelaxed() != nextAvailable
   }

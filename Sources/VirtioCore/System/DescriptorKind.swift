@@ -10,8 +10,8 @@ public enum DescriptorKind: Hashable, Sendable, CustomStringConvertible {
   /// Anything else, in words.
   case other(String)
 
-  /// Looks at an open descriptor, without asking the file system that it may belong to: one that never answers would keep
-  /// whoever asked. Only without /proc there is no other way.
+  /// Looks at an open descriptor, without asking the file system that it may belong to: one that never answers would block the
+  /// caller. Only without /proc there is no other way.
   public init(of descriptor: Int32) {
     var type: Int32 = 0
     var size = socklen_t(MemoryLayout<Int32>.size)

@@ -1,4 +1,4 @@
-/// Lines for readers, through a thread of their own: whoever reads them, or does not, holds nobody up.
+/// Lines for readers, through a thread of their own: a reader that is slow, or gone, holds up nothing.
 internal import CLinux
 internal import Glibc
 internal import Synchronization

@@ -47,7 +47,7 @@ public final class SystemThread: @unchecked Sendable {
     unsafe pthread_attr_init(&attributes)
     defer { unsafe pthread_attr_destroy(&attributes) }
     unsafe pthread_attr_setstacksize(&attributes, max(stackSize, 64 << 10))
-    // From its first instruction on, whoever makes it: a thread of a pool has every signal open.
+    // From its first instruction on, whichever thread creates it: a thread of a pool has every signal open.
     var blocked = Self.blockedSignals()
     unsafe pthread_attr_setsigmask_np(&attributes, &blocked)
     var thread = pthread_t()

@@ -19,6 +19,7 @@ protocol EngineObject: AnyObject {
   func use(_ memory: GuestMemory)
   func watch(_ kick: KickSource, lane: Int) throws(Errno)
   func unwatch(lane: Int)
+  func abandon()
 }
 
 /// An engine itself: what the layers are around.
@@ -40,6 +41,7 @@ final class EngineBox<Engine: BlockEngine & ~Copyable>: EngineObject {
   func use(_ memory: GuestMemory) { engine.use(memory) }
   func watch(_ kick: KickSource, lane: Int) throws(Errno) { try engine.watch(kick, lane: lane) }
   func unwatch(lane: Int) { engine.unwatch(lane: lane) }
+  func abandon() { engine.abandon() }
 }
 
 /// Something around an engine: it does what it is for, and leaves the rest to what is below.
@@ -61,6 +63,7 @@ extension EngineLayer {
   func use(_ memory: GuestMemory) { base.use(memory) }
   func watch(_ kick: KickSource, lane: Int) throws(Errno) { try base.watch(kick, lane: lane) }
   func unwatch(lane: Int) { base.unwatch(lane: lane) }
+  func abandon() { base.abandon() }
 }
 
 /// What a worker has instead of its plain engine.
@@ -84,4 +87,5 @@ struct LayeredEngine: BlockEngine, ~Copyable {
   mutating func use(_ memory: GuestMemory) { top.use(memory) }
   mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) { try top.watch(kick, lane: lane) }
   mutating func unwatch(lane: Int) { top.unwatch(lane: lane) }
+  mutating func abandon() { top.abandon() }
 }

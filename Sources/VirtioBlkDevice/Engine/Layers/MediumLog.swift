@@ -28,7 +28,7 @@ public final class MediumLog: MediumWitness {
     var end = off_t(MediumLog.sector)
     var entries: UInt64 = 0
     var isBroken = false
-    var underWay: [Int: MediumAction] = [:]
+    var inFlight: [Int: MediumAction] = [:]
     var next = 0
     /// What was done since the first flush in flight began.
     var held: [Entry] = []
@@ -57,7 +57,7 @@ public final class MediumLog: MediumWitness {
     state.withLock { state in
       let number = state.next
       state.next += 1
-      state.underWay[number] = action
+      state.inFlight[number] = action
       if action.kind == .flush, !action.isElsewhere { state.flushes.append((number, state.held.count)) }
       return number
     }
@@ -65,7 +65,7 @@ public final class MediumLog: MediumWitness {
 
   package func finished(_ number: Int, result: Int32) {
     state.withLock { state in
-      guard let action = state.underWay.removeValue(forKey: number) else { return }
+      guard let action = state.inFlight.removeValue(forKey: number) else { return }
       if let place = state.flushes.firstIndex(where: { $0.number == number }) {
         finishFlush(&state, place, isDone: result >= 0)
       } else if let entry = Self.entry(action, result) {

@@ -1,4 +1,4 @@
-/// Mistakes of a device that would lose data when the power fails, made deliberately: whoever checks for them has to find each.
+/// Mistakes of a device that would lose data when the power fails, made deliberately: a check has to find each.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
