@@ -42,15 +42,17 @@ import VirtioCore
     }
   }
 
-  /// Lines "name: value" of a thread's status, for each thread by its name.
+  /// Lines "name: value" of what the kernel says of a thread, for each thread by its name.
   private static func threads(of process: Int32) throws -> [(name: String, fields: [String: String])] {
     let folder = "/proc/\(process)/task"
     return try FileManager.default.contentsOfDirectory(atPath: folder).compactMap { thread in
       guard let text = try? String(contentsOfFile: "\(folder)/\(thread)/status", encoding: .utf8) else { return nil }
+      let schedule = try? String(contentsOfFile: "\(folder)/\(thread)/sched", encoding: .utf8)
       var fields: [String: String] = [:]
-      for line in text.split(separator: "\n") {
+      for line in (text + (schedule ?? "")).split(separator: "\n") {
         guard let colon = line.firstIndex(of: ":") else { continue }
-        fields[String(line[..<colon])] = line[line.index(after: colon)...].trimmingCharacters(in: .whitespaces)
+        let name = line[..<colon].trimmingCharacters(in: .whitespaces)
+        fields[name] = line[line.index(after: colon)...].trimmingCharacters(in: .whitespaces)
       }
       return (fields["Name"] ?? "", fields)
     }
@@ -97,6 +99,29 @@ import VirtioCore
       #expect(status == 0)
       #expect(errors.contains("sandbox: "), "\(errors)")
       #expect(errors.contains("a front-end connected: process \(getpid()) of user \(geteuid())"), "\(errors)")
+    }
+  }
+
+  private static let hasSlices =
+    (try? String(contentsOfFile: "/proc/self/sched", encoding: .utf8))?.contains("se.slice") ?? false
+
+  /// A queue beside others on its CPU takes turns with them, and not for the kernel's usual milliseconds.
+  @Test(
+    .enabled(if: hasSlices, "a kernel from 6.12 on that shows a thread's slice is needed"),
+    arguments: [["--engine", "mapped"], ["--engine", "uring"], ["--shared-workers", "1"]])
+  func queuesRunForShortSlices(options: [String]) throws {
+    try withDirectory { directory in
+      try Operated.image(directory, "a")
+      let server = try Server(directory, options)
+      try #require(server.program.firstLine().hasPrefix("Serving "))
+      let client = try server.guest()
+      try Self.verify(client)
+      let threads = try Self.threads(of: server.program.process.processIdentifier)
+        .filter { $0.name.hasPrefix("queue") || $0.name.hasPrefix("shared") }
+      #expect(!threads.isEmpty)
+      for thread in threads { #expect(thread.fields["se.slice"] == "100000", "\(thread.name)") }
+      try client.shutDown()
+      #expect(server.end().status == 0)
     }
   }
 
