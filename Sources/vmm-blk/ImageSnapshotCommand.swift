@@ -1,5 +1,6 @@
 /// `vmm-blk image snapshot`: internal snapshots, as `qemu-img snapshot`.
 internal import ArgumentParser
+internal import CLinux
 internal import Glibc
 internal import OperatorWords
 internal import Qcow2
