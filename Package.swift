@@ -201,7 +201,7 @@ if Context.environment["VMM_BLK_FUZZ"] != nil {
       name: "fuzz",
       dependencies: [
         "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "Control", "Metrics", "VhostUser",
-        "MemoryFile", "RingInspector", "Bench", "CrashCheck", "OperatorWords", system,
+        "MemoryFile", "RingInspector", "Bench", "CrashCheck", "OperatorWords", "Qcow2", system,
       ],
       path: "Fuzz", exclude: ["Corpus"],
       // Not strict about memory: what is wrong with memory is what it is there to find, with a sanitizer.

@@ -17,6 +17,7 @@ let attacks: [(name: String, attack: @Sendable (inout Shaper) -> Void)] = [
   ("descriptions", attackDescriptions),
   ("operator", attackOperator),
   ("files", attackFiles),
+  ("qcow2", attackQcow2),
 ]
 
 /// The target of this process.

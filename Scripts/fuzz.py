@@ -26,7 +26,7 @@ SEED_BYTES, SEED_COUNT = 200, 500
 # With the share of the time that each has: what is large has more to try.
 TARGETS = {
     "split": 4, "packed": 4, "inflight": 2, "session": 3, "takeover": 2, "memory-file": 1, "registers": 1, "texts": 1,
-    "descriptions": 1, "operator": 1, "files": 1,
+    "descriptions": 1, "operator": 1, "files": 1, "qcow2": 3,
 }
 # Of several sanitizers the compiler takes the last one, and the package manager gives them in any order: so both in one word, while
 # the other word sees to it that libFuzzer's main is the program's.

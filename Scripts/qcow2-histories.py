@@ -1,17 +1,24 @@
 #!/usr/bin/env python3
 """Random histories of qcow2 images: QEMU makes them, and QEMU and vmm-blk have to read the same and to judge the same.
 
-  Scripts/qcow2-histories.py [--write] [HISTORIES [SEED]]     (100; needs qemu-utils and a built vmm-blk, which VMM_BLK names, or the
-                                                               one in .build/release)
+  Scripts/qcow2-histories.py [--write [--turns=N] | --tools] [HISTORIES [SEED]]
+
+There are 100 unless it is said otherwise. It needs qemu-utils and a built vmm-blk, which VMM_BLK names, or the one in .build/release.
 
 With --write, each history makes two copies of an image, mostly of an overlay, and sends the same random writes, zeroes and discards to
-both: to one by qemu-io, to the other by 'vmm-blk serve' and 'vmm-blk guest', then to each by the other program, and so on, sometimes with a
-server that is killed in between. After each turn
+both: to one by qemu-io, to the other by 'vmm-blk serve' and 'vmm-blk guest', then to each by the other program, and so on, four turns or as
+many as --turns says, sometimes with a server that is killed in between; now and then the disk grows. After each turn
 - both disks have the same content, as both programs read it;
 - 'qemu-img check' and 'vmm-blk image check' find both clean, or leaks in one whose server was killed;
 - a snapshot that was taken has what it had.
 
-Without it, each history makes a chain of one to three images with options of all kinds, writes, zeroes, discards and compresses at random, takes
+With --tools, each history makes two copies of a chain and changes both in the same ways, one by qemu-img and one by 'vmm-blk image', which
+one anew for each change: writes, snapshots created, applied and deleted, overlays committed and rebased. Now and then 'vmm-blk image' is
+killed in the middle, and the change is made again. After each change
+- both have the same disk and the same snapshots, as QEMU reads them, and every file is clean;
+- what a killed command left is clean or has leaks, and is the disk that it was or that it was to be.
+
+Without either, each history makes a chain of one to three images with options of all kinds, writes, zeroes, discards and compresses at random, takes
 snapshots, and then
 - converts the disk and its snapshots by 'qemu-img convert' and by 'vmm-blk image convert', and compares the bytes;
 - checks every image by 'qemu-img check' and by 'vmm-blk image check', and compares statuses and leaks;
@@ -29,6 +36,8 @@ import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VMM_BLK = os.environ.get("VMM_BLK", os.path.join(ROOT, ".build/release/vmm-blk"))
+# Turns of a history with --write.
+TURNS = 4
 SIZES = [1 << 20, 1000448, 4 << 20, 3 << 20, 2097152 + 512]
 
 
@@ -93,6 +102,7 @@ def check(path):
     found = [json.loads(result.stdout or b"{}").get("leaks", 0) for result in (theirs, ours)]
     if theirs.returncode != ours.returncode or found[0] != found[1]:
         raise SystemExit(f"{path}: qemu-img {theirs.returncode} {found[0]}, vmm-blk {ours.returncode} {found[1]}: {ours.stderr}")
+    return theirs.returncode
 
 
 def damage(chance, folder, path, words):
@@ -195,14 +205,25 @@ class Server:
             raise SystemExit(f"the server ended with {self.process.returncode}: {text}")
 
 
-def written(folder, path, words, snapshot=None):
-    """The disk, as both programs read it."""
-    same(folder, path, words, snapshot)
+def raw_of(path, folder, snapshot=None):
     raw = os.path.join(folder, "raw")
     must("qemu-img", "convert", "-f", "qcow2", "-O", "raw", *(["-l", f"snapshot.name={snapshot}"] if snapshot else []), path, raw)
     with open(raw, "rb") as file:
         content = file.read()
     os.unlink(raw)
+    return content
+
+
+def written(folder, path, words, snapshot=None):
+    """The disk, as both programs read it."""
+    if snapshot:
+        words = words + [f"snapshot={snapshot}"]
+    content, ours = raw_of(path, folder, snapshot), os.path.join(folder, "ours")
+    must(VMM_BLK, "image", "convert", f"qcow2:{path}" + ("?" + "&".join(words) if words else ""), ours)
+    with open(ours, "rb") as file:
+        if file.read() != content:
+            raise SystemExit(f"{path} {words}: QEMU reads another disk")
+    os.unlink(ours)
     return content
 
 
@@ -228,7 +249,7 @@ def write(chance, folder):
     shutil.copyfile(paths[0], paths[1])
     # Of qemu-io, whose discards keep what is less than a cluster.
     may_leak, killed = [False, False], 0
-    for turn in range(4):
+    for turn in range(TURNS):
         commands = [command for command in history(chance, size, cluster, False)[:8] if not command.startswith("discard")]
         theirs, ours = (paths[0], paths[1]) if turn % 2 == 0 else (paths[1], paths[0])
         discards = []
@@ -237,6 +258,11 @@ def write(chance, folder):
             start = chance.randrange(size // cluster) * cluster
             discards = [f"discard {start} {min(cluster, size - start)}", f"write -z {start} {min(cluster, size - start)}"]
         io(theirs, commands + discards)
+        if chance.random() < 0.2 and then is None and "compat=0.10" not in more[0]:
+            # Both of them, by QEMU, which reads an old snapshot of such an image in the new size, and cannot resize all of version 2.
+            size += chance.choice([512, 65536, 1 << 20, 3 << 20])
+            for path in paths:
+                must("qemu-img", "resize", "-q", "-f", "qcow2", path, str(size))
         server = Server(folder, ours, words)
         try:
             for command in commands + discards:
@@ -253,8 +279,7 @@ def write(chance, folder):
             shutil.copytree(folder, kept, ignore=shutil.ignore_patterns("socket"))
             raise SystemExit(f"turn {turn}: the two disks differ; see {kept}")
         for path, leaks in zip(paths, may_leak):
-            check(path)
-            status = run("qemu-img", "check", "-f", "qcow2", path).returncode
+            status = check(path)
             if status != 0 and not (leaks and status == 3):
                 raise SystemExit(f"{path}: qemu-img check says {status}")
             if then is not None and written(folder, path, words, "then") != then:
@@ -262,13 +287,168 @@ def write(chance, folder):
     return killed
 
 
+def clean(path, may_leak=False):
+    for program in (["qemu-img", "check", "-f", "qcow2", path], [VMM_BLK, "image", "check", path]):
+        result = run(*program)
+        if result.returncode != 0 and not (may_leak and result.returncode == 3):
+            raise SystemExit(f"{' '.join(program)}: {result.returncode}: {result.stdout.decode()}")
+
+
+class Chain:
+    """base, middle and top in a folder of their own, which name each other by relative names."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.backing = {}
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def uri(self, name):
+        """With everything under it, as its headers name it."""
+        words, at = [], name
+        while self.backing.get(at):
+            at, form = self.backing[at]
+            words.append(f"backing={form}:{self.path(at)}")
+        return f"qcow2:{self.path(name)}" + ("?" + "&".join(words) if words else "")
+
+
+def ours(chance, words, after):
+    """A command of vmm-blk's, killed first now and then. - Returns: whether it was killed."""
+    killed = False
+    if chance.random() < 0.3:
+        process = subprocess.Popen([VMM_BLK, "image", *words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=chance.random() * 0.06)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            killed = process.wait() < 0
+        if not killed:
+            return False
+        if after():
+            return True
+    must(VMM_BLK, "image", *words)
+    return killed
+
+
+def tools(chance, folder):
+    """- Returns: commands that were killed."""
+    chains = []
+    size = chance.choice(SIZES)
+    for name in ("one", "other"):
+        os.mkdir(os.path.join(folder, name))
+        chains.append(Chain(os.path.join(folder, name)))
+    first, second = chains
+    base_form = chance.choice(["raw", "qcow2"])
+    must("qemu-img", "create", "-q", "-f", base_form, first.path("base"), str(chance.choice([size, size // 1024 * 512])))
+    io(first.path("base"), [f"write -P {chance.randint(1, 255)} {start} 4096" for start in range(0, 400000, 40960)], base_form)
+    under = ("base", base_form)
+    for name in ("middle", "top"):
+        more, cluster = options(chance)
+        while "refcount_bits=1," in more[0]:
+            more, cluster = options(chance)
+        must("qemu-img", "create", "-q", "-f", "qcow2", "-o", *more, "-b", under[0], "-F", under[1], first.path(name), str(size))
+        first.backing[name] = under
+        io(first.path(name), history(chance, size, cluster, True)[:10])
+        under = (name, "qcow2")
+    for name in os.listdir(first.folder):
+        shutil.copyfile(first.path(name), second.path(name))
+    second.backing = dict(first.backing)
+    snapshots, killed, may_leak = [], 0, False
+    for _ in range(8):
+        # Which program has which copy changes with each step.
+        qemu, mine = chains if chance.random() < 0.5 else reversed(chains)
+        top = mine.path("top")
+        before = raw_of(top, folder)
+        contents = {name: raw_of(top, folder, name) for name in snapshots}
+        kind = chance.choice(["write", "create", "create", "apply", "delete", "commit", "rebase", "rebase"])
+        if kind in ("commit", "rebase") and snapshots:
+            kind = chance.choice(["write", "delete"])
+        if kind in ("apply", "delete") and not snapshots:
+            kind = "write"
+        name = chance.choice(snapshots) if snapshots else None
+
+        def same_disk():
+            clean(top, True)
+            if raw_of(top, folder) != before:
+                raise SystemExit(f"{kind} was killed, and the disk has changed")
+            return False
+
+        if kind == "write":
+            commands = history(chance, len(before), 65536, False)[:8]
+            commands = [command for command in commands if not command.startswith("discard")]
+            io(qemu.path("top"), commands)
+            io(top, commands)
+        elif kind in ("create", "apply", "delete"):
+            if kind == "create":
+                name = f"s{chance.randrange(1 << 30)}"
+            word = "-" + kind[0]
+            must("qemu-img", "snapshot", word, name, qemu.path("top"))
+            wanted = raw_of(qemu.path("top"), folder)
+
+            def whole():
+                clean(top, may_leak)
+                now = {each["name"] for each in json.loads(must(VMM_BLK, "image", "info", "--json", top)).get("snapshots", [])}
+                is_done = {"create": name in now, "delete": name not in now, "apply": raw_of(top, folder) == wanted}[kind]
+                if not is_done and raw_of(top, folder) != before:
+                    raise SystemExit(f"{kind} was killed, and the disk is neither of both")
+                return is_done and kind != "apply"
+
+            killed += ours(chance, ["snapshot", word, name, top], whole)
+            if kind == "create":
+                snapshots.append(name)
+                contents[name] = before
+            elif kind == "delete":
+                snapshots.remove(name)
+        elif kind == "commit":
+            if not mine.backing.get("top"):
+                continue
+            must("qemu-img", "commit", "-q", "-f", "qcow2", qemu.path("top"))
+            was_killed = ours(chance, ["commit", mine.uri("top")], same_disk)
+            killed, may_leak = killed + was_killed, may_leak or was_killed
+        else:
+            target = chance.choice([None, "base", "middle", "middle"])
+            form = {"base": base_form, "middle": "qcow2", None: None}[target]
+            must("qemu-img", "rebase", "-q", "-f", "qcow2", "-b", target or "", *(["-F", form] if form else []), qemu.path("top"))
+            words = ["rebase", "-b", target or "", *(["-F", form] if form else [])]
+            # What is under the new one is opened because it is in this folder.
+            uri = mine.uri("top")
+            words.append(uri + ("&" if "?" in uri else "?") + f"backing-folder={mine.folder}")
+
+            def renamed():
+                same_disk()
+                named = json.loads(must(VMM_BLK, "image", "info", "--json", top)).get("backing-filename")
+                return named == target and named != (mine.backing.get("top") or (None,))[0]
+
+            was_killed = ours(chance, words, renamed)
+            killed, may_leak = killed + was_killed, may_leak or was_killed
+            for chain in chains:
+                chain.backing["top"] = (target, form) if target else None
+        for chain in chains:
+            for image in ("top", "middle") + (("base",) if base_form == "qcow2" else ()):
+                clean(chain.path(image), may_leak)
+        disks = [raw_of(chain.path("top"), folder) for chain in chains]
+        if disks[0] != disks[1]:
+            raise SystemExit(f"{kind}: the two disks differ")
+        for each in snapshots:
+            for chain in chains:
+                if raw_of(chain.path("top"), folder, each) != contents[each]:
+                    raise SystemExit(f"{kind}: the snapshot {each} is not what it was")
+    return killed
+
+
 def main():
-    arguments = [word for word in sys.argv[1:] if word != "--write"]
+    global TURNS
+    arguments = [word for word in sys.argv[1:] if not word.startswith("--")]
+    TURNS = next((int(word[8:]) for word in sys.argv if word.startswith("--turns=")), TURNS)
     count = int(arguments[0]) if arguments else 100
     seed = int(arguments[1]) if len(arguments) > 1 else random.randrange(1 << 32)
     print(f"seed {seed}", flush=True)
     if "--write" in sys.argv:
-        return writes(count, seed)
+        return turns(count, seed, write, f"{TURNS} turns each, the same content in both images after each", "servers")
+    if "--tools" in sys.argv:
+        return turns(count, seed, tools, "8 changes each, the same disks and snapshots after each", "commands")
     found = 0
     for number in range(count):
         with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="vmm-blk-qcow2-") as folder:
@@ -279,16 +459,17 @@ def main():
     print(f"{count} histories, the same content and verdict; of {count * 5} damaged images {found} were refused or found to be wrong")
 
 
-def writes(count, seed):
+def turns(count, seed, body, words, what):
     killed, begun = 0, time.monotonic()
     for number in range(count):
         with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="vmm-blk-qcow2-") as folder:
             try:
-                killed += write(random.Random(seed * 1000003 + number), folder)
+                killed += body(random.Random(seed * 1000003 + number), folder)
             except SystemExit as failure:
                 raise SystemExit(f"history {number} of seed {seed}: {failure}")
-    print(f"{count} histories of 4 turns each, the same content in both images after each; {killed} servers were killed; "
-          f"{time.monotonic() - begun:.0f} s")
+        if (number + 1) % 50 == 0 and number + 1 < count:
+            print(f"{number + 1} so far, {killed} {what} killed, {time.monotonic() - begun:.0f} s", flush=True)
+    print(f"{count} histories of {words}; {killed} {what} were killed; {time.monotonic() - begun:.0f} s")
 
 
 main()

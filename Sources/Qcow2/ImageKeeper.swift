@@ -122,8 +122,7 @@ public struct ImageKeeper: Sendable {
   /// Refcount blocks for new clusters, as far as they exist.
   private mutating func readLastBlocks(_ source: some ImageSource) throws(Qcow2Fault) {
     let last = Int(clamping: end / perBlock)
-    // Refcounts that were set in advance and given back leave empty blocks behind: at most as many as the largest run needs.
-    let most = Self.lastBlocks + Int(Self.ahead / (perBlock * geometry.clusterSize))
+    let most = Self.mostBlocksAhead(perBlock: perBlock, geometry.clusterSize)
     var loaded = 0
     var index = last
     while index < blockPlaces.count {
@@ -147,6 +146,12 @@ public struct ImageKeeper: Sendable {
       }
       blocks[index] = bytes
     }
+  }
+
+  /// How many refcount blocks for clusters beyond the end of the file are examined. Refcounts that were set in advance and
+  /// given back leave empty blocks behind: at most as many as the largest run needs.
+  static func mostBlocksAhead(perBlock: UInt64, _ clusterSize: UInt64) -> Int {
+    lastBlocks + Int(ahead / (perBlock * clusterSize))
   }
 
   /// How many refcount blocks for clusters beyond the end of the file are read when it is opened, besides those for runs.

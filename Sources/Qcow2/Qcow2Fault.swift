@@ -59,6 +59,16 @@ public enum Qcow2Fault: Error, Hashable, Sendable, CustomStringConvertible {
   case countsPastEnd
   case tooManyTables
   case isFull
+  // Only of images that are changed as a whole.
+  case cannotExamine(String)
+  case hasErrors(Int)
+  case countTooSmall(offset: UInt64)
+  case countTooLarge(bits: Int)
+  case snapshotName(String)
+  case snapshotExists(String)
+  case snapshotsWithoutSize
+  case emptyDisk
+  case noRoomForName
 
   public var description: String {
     switch self {
@@ -114,6 +124,18 @@ public enum Qcow2Fault: Error, Hashable, Sendable, CustomStringConvertible {
     case .tooManyTables:
       "it has more clusters of metadata than this program can track: convert it with 'qemu-img convert -O qcow2'"
     case .isFull: "its file cannot have more clusters"
+    case .cannotExamine(let finding): "it cannot be examined as a whole (\(printable(finding)))"
+    case .hasErrors(let count): "it has \(count) errors: repair it with 'qemu-img check -r all'"
+    case .countTooSmall(let offset):
+      "its refcount of the cluster at \(offset) is too small: repair it with 'qemu-img check -r all'"
+    case .countTooLarge(let bits):
+      "its refcounts have \(bits) bits, which is too few for another snapshot: convert it with 'qemu-img convert -O qcow2'"
+    case .snapshotName(let name): "'\(printable(name))' cannot be the name of a snapshot: use 1 to 255 bytes"
+    case .snapshotExists(let name): "it has a snapshot '\(printable(name))' already: delete that one, or use another name"
+    case .snapshotsWithoutSize:
+      "it has snapshots that do not say how large their disk is, so it cannot be made larger: delete them, or convert it"
+    case .emptyDisk: "its disk has size 0, so there is nothing to keep"
+    case .noRoomForName: "its header has no room for that name of a backing file: use a shorter one"
     }
   }
 }

@@ -1,4 +1,4 @@
-/// `vmm-blk image`: shows, checks and creates images; in qemu-img's words where it has them.
+/// `vmm-blk image`: shows, checks, makes and changes images; in qemu-img's words where it has them.
 internal import ArgumentParser
 internal import CLinux
 internal import FoundationEssentials
@@ -6,21 +6,25 @@ internal import Glibc
 internal import OperatorWords
 internal import Qcow2
 internal import SystemPackage
+internal import VirtioBlkDevice
 internal import VirtioCore
 
 struct ImageCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "image",
-    abstract: "Look at disk images of the format qcow2, check, make and convert them.",
+    abstract: "Look at disk images of the format qcow2, check, make, convert and change them.",
     discussion: """
       vmm-blk image create overlay.qcow2 --backing golden.raw --backing-format raw
       vmm-blk image info overlay.qcow2
       vmm-blk image check overlay.qcow2
 
-      info, check and create open only files that are named here; convert opens files that an image names only as far as its URI \
-      allows.
+      info, check, create and snapshot open only files that are named here; convert, commit and rebase open files that an image names only \
+      as far as its URI allows.
       """,
-    subcommands: [ImageInfoCommand.self, ImageCheckCommand.self, ImageCreateCommand.self, ImageConvertCommand.self])
+    subcommands: [
+      ImageInfoCommand.self, ImageCheckCommand.self, ImageCreateCommand.self, ImageConvertCommand.self,
+      ImageSnapshotCommand.self, ImageCommitCommand.self, ImageRebaseCommand.self,
+    ])
 }
 
 /// Why a command about an image fails.
@@ -29,7 +33,13 @@ enum ImageCommandError: Error, CustomStringConvertible, ErrorWithStatus {
   case unusable(path: String, Qcow2Fault)
   case exists(path: String)
   case noBackingFormat
+  case tool(ImageToolFailure)
   case usage(String)
+
+  /// - Parameter text: a URI, or a path.
+  static func location(_ text: String) throws(Qcow2Failure) -> Qcow2Location {
+    text.lowercased().hasPrefix("qcow2:") ? try Qcow2Location(text) : Qcow2Location(path: text)
+  }
 
   var description: String {
     switch self {
@@ -38,13 +48,14 @@ enum ImageCommandError: Error, CustomStringConvertible, ErrorWithStatus {
     case .exists(let path): "\(printable(path)) is there already: name a new file, or remove it"
     case .noBackingFormat:
       "say what the backing file is, with --backing-format raw or qcow2: nothing is guessed from its content"
+    case .tool(let failure): "\(failure)"
     case .usage(let text): text
     }
   }
 
   var status: ExitStatus {
     switch self {
-    case .system, .unusable, .exists: .image
+    case .system, .unusable, .exists, .tool: .image
     case .noBackingFormat, .usage: .usage
     }
   }

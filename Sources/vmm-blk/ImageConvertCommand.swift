@@ -20,7 +20,8 @@ struct ImageConvertCommand: ParsableCommand {
 
   @Argument(help: .init("The disk, as in qcow2:PATH or qcow2:PATH?backing=FORMAT:PATH.", valueName: "uri")) var source: String
   @Argument(help: .init("The raw image to make.", valueName: "path")) var target: String
-  @Flag(name: [.customShort("p"), .customLong("progress")], help: "Show how far it is.") var showsProgress = false
+  @Flag(name: [.customShort("p"), .customLong("progress")], help: "Show how far it is, on a terminal.")
+  var showsProgress = false
   @Flag(help: "Read even if another program holds a lock.") var noLock = false
 
   /// How many bytes are read at once.
@@ -53,7 +54,7 @@ struct ImageConvertCommand: ParsableCommand {
       throw ImageCommandError.system("made so large", path: target, Errno(rawValue: errno))
     }
     var offset: UInt64 = 0
-    var shown = -1
+    let progress = ImageProgress(isWanted: showsProgress)
     while offset < size {
       let extent = reader.extent(at: offset, limit: size - offset)
       let count = extent.isZero ? extent.count : min(extent.count, Self.step)
@@ -65,13 +66,8 @@ struct ImageConvertCommand: ParsableCommand {
         try write(bytes, descriptor, at: offset)
       }
       offset += count
-      let percent = Int(Double(offset) / Double(size) * 100)
-      if showsProgress, percent != shown {
-        BenchOutput.note("\r\u{1b}[K(\(percent)/100%)")
-        shown = percent
-      }
+      progress.show(offset, of: size)
     }
-    if showsProgress { BenchOutput.note("\n") }
     guard fsync(descriptor) == 0 else { throw ImageCommandError.system("written", path: target, Errno(rawValue: errno)) }
   }
 

@@ -27,8 +27,10 @@ struct ImageCreateCommand: ParsableCommand {
 
   @Argument(help: .init("The image.", valueName: "path")) var path: String
   @Option(help: .init("Size of the disk. (default: that of the backing file)", valueName: "bytes")) var size: ByteCount?
-  @Option(help: .init("What lies under the image where nothing was written.", valueName: "path")) var backing: String?
-  @Option(help: "What the backing file is.") var backingFormat: BackingFormat?
+  @Option(
+    name: [.customShort("b"), .long], help: .init("What lies under the image where nothing was written.", valueName: "path"))
+  var backing: String?
+  @Option(name: [.customShort("F"), .long], help: "What the backing file is.") var backingFormat: BackingFormat?
   @Option(
     help: .init("A power of two, 512 to 2M; with subclusters 16k at least. (default: 128k, classic 64k)", valueName: "bytes"))
   var clusterSize: ByteCount?

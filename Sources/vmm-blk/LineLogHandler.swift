@@ -1,4 +1,5 @@
 /// A line of the log: when, how important, about which disk, and what.
+internal import CLinux
 internal import FoundationEssentials
 internal import Glibc
 internal import Logging

@@ -80,19 +80,25 @@ struct FileImage {
 
   /// The disk, read by nothing that was written for serving it.
   ///
-  /// - Parameter backing: what is under it.
-  func content(over backing: [UInt8]) throws -> [UInt8] {
+  /// - Parameters:
+  ///   - backing: what is under it.
+  ///   - name: of a snapshot; `nil`: the disk as it is.
+  func content(over backing: [UInt8], snapshot name: String? = nil) throws -> [UInt8] {
     let source = MemorySource(bytes)
     let header = try Qcow2Header(source)
     let (entries, geometry) = (Qcow2Entries(header), header.geometry)
     let (cluster, unit) = (Int(geometry.clusterSize), Int(geometry.subclusterSize))
-    var disk = [UInt8](repeating: 0, count: (Int(header.size) + cluster - 1) / cluster * cluster)
+    let snapshot = try name.map { try header.snapshot($0, source) }
+    let (size, level1) = (
+      Int(snapshot?.diskSize ?? header.size), try snapshot.map { try header.level1(source, of: $0) } ?? header.level1(source)
+    )
+    var disk = [UInt8](repeating: 0, count: (size + cluster - 1) / cluster * cluster)
     disk.replaceSubrange(0..<min(backing.count, disk.count), with: backing.prefix(disk.count))
     func take(_ place: UInt64, _ count: Int, _ target: Int) throws {
       let data = try source.read(at: place, count: count)
       disk.replaceSubrange(target..<target + count, with: data + [UInt8](repeating: 0, count: count - data.count))
     }
-    for (index, table) in try header.level1(source).enumerated() where table != 0 {
+    for (index, table) in level1.enumerated() where table != 0 {
       let words = try source.read(at: table, count: cluster) + [UInt8](repeating: 0, count: cluster)
       for number in 0..<Int(geometry.level2Entries) {
         let base = index * Int(geometry.level2Span) + number * cluster
@@ -124,7 +130,7 @@ struct FileImage {
         }
       }
     }
-    return Array(disk.prefix(Int(header.size)))
+    return Array(disk.prefix(size))
   }
 }
 

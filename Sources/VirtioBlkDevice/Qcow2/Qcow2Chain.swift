@@ -23,11 +23,11 @@ struct Qcow2Chain {
   ///   - witness: is informed of writes.
   /// - Throws: why it cannot be a disk.
   static func open(
-    _ location: Qcow2Location, top: OwnedDescriptor, isLocked: Bool, isReadOnly: Bool = true,
+    _ location: Qcow2Location, _ format: ImageFormat = .qcow2, top: OwnedDescriptor, isLocked: Bool, isReadOnly: Bool = true,
     witness: (any Qcow2Witness)? = nil
   ) throws(Qcow2Failure) -> Qcow2Disk {
     var chain = Self(location: location, isLocked: isLocked, isReadOnly: isReadOnly)
-    try chain.add(top)
+    try chain.add(top, format)
     guard let keeper = chain.keeper else { return Qcow2Disk(chain.layers, isInMemory: chain.isInMemory) }
     do throws(Qcow2Fault) {
       let writer = try Qcow2Writer(keeper, chain.layers[0], witness: witness)
@@ -41,8 +41,26 @@ struct Qcow2Chain {
     self.isReadOnly = isReadOnly
   }
 
-  private mutating func add(_ top: OwnedDescriptor) throws(Qcow2Failure) {
-    var (file, path, format) = (top, location.path, ImageFormat.qcow2)
+  /// Opens an image that a user named, and what is under it as far as it is below a folder, to be read.
+  static func open(_ path: String, _ format: ImageFormat, folder: String?) throws(Qcow2Failure) -> Qcow2Disk {
+    var location = Qcow2Location(path: path)
+    location.folder = folder
+    var chain = Self(location: location, isLocked: true, isReadOnly: true)
+    return try open(location, format, top: try chain.open(path, isGiven: true), isLocked: true)
+  }
+
+  /// An image without what is under it, to be read.
+  ///
+  /// - Parameter file: open, and locked.
+  static func top(_ file: OwnedDescriptor, _ header: Qcow2Header, _ path: String) throws(Qcow2Failure) -> Qcow2Layer {
+    let source = try source(file, path)
+    do throws(Qcow2Fault) {
+      return try Qcow2Layer(header, file, path: path, source: source, data: nil, snapshot: nil)
+    } catch { throw .fault(path: path, error) }
+  }
+
+  private mutating func add(_ top: OwnedDescriptor, _ first: ImageFormat) throws(Qcow2Failure) {
+    var (file, path, format) = (top, location.path, first)
     var given = location.backing[...]
     while true {
       guard layers.count < Qcow2Location.depth else { throw .tooDeep(path: location.path, limit: Qcow2Location.depth) }
@@ -124,7 +142,7 @@ struct Qcow2Chain {
 
   /// The image may have been made elsewhere: only the last component of the path is compared, and the user says where the
   /// file is.
-  private static func compare(_ name: String, with given: String, _ path: String) throws(Qcow2Failure) {
+  static func compare(_ name: String, with given: String, _ path: String) throws(Qcow2Failure) {
     guard name.split(separator: "/").last == given.split(separator: "/").last else {
       throw .otherName(path: path, name: name, given: given)
     }

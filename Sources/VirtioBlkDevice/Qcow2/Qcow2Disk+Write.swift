@@ -203,7 +203,7 @@ extension Qcow2Disk {
   }
 
   /// What the disk has now; `nil` if it cannot be read.
-  private func content(_ offset: UInt64, _ count: Int) -> [UInt8]? {
+  func content(_ offset: UInt64, _ count: Int) -> [UInt8]? {
     var result: Int32 = -EIO
     let bytes = unsafe [UInt8](unsafeUninitializedCapacity: count) { buffer, filled in
       guard let base = buffer.baseAddress else { return }
@@ -257,6 +257,12 @@ extension Qcow2Disk {
     }
     return 0
   }
+
+  /// Says that there are zeroes where the image has nothing, whatever is under it.
+  ///
+  /// - Parameter range: of the disk, bytes, in one cluster.
+  /// - Returns: 0, or a negative errno.
+  func hide(_ range: Range<UInt64>, _ writer: Qcow2Writer) -> Int32 { zero(range, writer, isAdvice: false) }
 
   /// Zeroes bytes of one cluster that cannot be zeroed in place.
   private func zero(_ range: Range<UInt64>, _ writer: Qcow2Writer, isAdvice: Bool) -> Int32 {

@@ -1,0 +1,292 @@
+/// A change of an image as a whole, while nobody else has it open: of its snapshots, of its size, or of everything in it.
+///
+/// All metadata that changes is stored beside the old, in clusters beyond the end of the file that nothing points at. Then one
+/// store into the first sector of the header makes it the image's. So at every moment the image is as it was or as it is to
+/// be, and is clean either way: there is no order of stores that could go wrong between the two. What only the old metadata
+/// used is free afterwards.
+///
+/// A value that does no I/O but reads. One change each: `store` ends it.
+public struct ImageRevision<Source: ImageSource> {
+  private let source: Source
+  private let header: Qcow2Header
+  private let entries: Qcow2Entries
+  private var book: RefcountBook<Source>
+  /// The L1 table of the disk, as entries.
+  private var active: [UInt64]
+  /// Bytes of the disk.
+  private var size: UInt64
+  private var table: SnapshotTable
+  /// The L1 table of a snapshot that is created.
+  private var fresh: [UInt64]?
+  /// What bitmaps say about the disk stays true.
+  private var keepsBitmaps = true
+  /// The number of the first cluster that is neither in the file nor has a refcount.
+  private var next: UInt64
+
+  /// - Parameter source: the file. Nothing of it may change before the revision is stored.
+  /// - Throws: why the image cannot be changed. Everything is examined first, because a count that is wrong already would lead
+  ///   to clusters that are freed while they are in use.
+  public init(_ header: Qcow2Header, _ source: Source) throws(Qcow2Fault) {
+    guard !header.incompatible.contains(.corrupt) else { throw .isCorrupt }
+    guard !header.incompatible.contains(.dirty) else { throw .isDirty }
+    guard !header.hasDataFile else { throw .externalData }
+    let report = try Qcow2Check.run(source, header)
+    guard report.failures == 0 else { throw .cannotExamine(report.findings.first ?? "") }
+    guard report.corruptions == 0 else { throw .hasErrors(report.corruptions) }
+    (self.source, self.header) = (source, header)
+    entries = Qcow2Entries(header)
+    book = try RefcountBook(source, header)
+    size = header.size
+    let bytes =
+      header.level1Entries == 0
+      ? [] : try source.need(.level1, at: header.level1Offset, count: Int(header.level1Entries) * 8)
+    active = stride(from: 0, to: bytes.count, by: 8).map { bytes.word64($0) }
+    table = try SnapshotTable(header, source)
+    guard let length = source.byteCount.rounded(up: header.clusterSize), length < Qcow2Limits.offset else {
+      throw .pastEnd(.data, offset: source.byteCount)
+    }
+    next = try book.end(from: length / header.clusterSize)
+  }
+
+  /// Bytes.
+  private var clusterSize: UInt64 { header.clusterSize }
+
+  // MARK: Changes
+
+  /// The disk as it is now becomes a snapshot.
+  ///
+  /// - Parameters:
+  ///   - name: 1 to 255 bytes, which no snapshot has.
+  ///   - date: seconds of 1970, and nanoseconds.
+  public mutating func createSnapshot(_ name: String, date: (seconds: UInt32, nanoseconds: UInt32)) throws(Qcow2Fault) {
+    guard (1...255).contains(name.utf8.count), !name.utf8.contains(0) else { throw .snapshotName(name) }
+    guard !table.entries.contains(where: { $0.snapshot.name == name }) else { throw .snapshotExists(name) }
+    guard table.entries.count < Int(Qcow2Limits.snapshots) else { throw .tooManySnapshots(Qcow2Limits.snapshots) }
+    let count = Int(header.geometry.level1Entries(for: size))
+    guard count > 0 else { throw .emptyDisk }
+    let shared = Array(active[..<count])
+    try add(1, for: shared)
+    fresh = shared
+    let snapshot = Qcow2Snapshot(
+      level1Offset: 0, level1Entries: UInt64(count), id: "\(table.nextID)", name: name, seconds: date.seconds,
+      nanoseconds: date.nanoseconds, clock: 0, stateSize: 0, diskSize: size)
+    table.entries.append(SnapshotTable.entry(snapshot))
+  }
+
+  /// - Parameter name: of a snapshot, or its number.
+  public mutating func deleteSnapshot(_ name: String) throws(Qcow2Fault) {
+    let index = try table.index(of: name)
+    let snapshot = table.entries.remove(at: index).snapshot
+    try add(-1, for: try level1(snapshot))
+    if snapshot.level1Entries > 0 { try book.add(-1, at: snapshot.level1Offset, bytes: snapshot.level1Entries * 8) }
+  }
+
+  /// The disk becomes what it was then, its size included. The snapshot stays.
+  ///
+  /// - Parameter name: of a snapshot, or its number.
+  public mutating func applySnapshot(_ name: String) throws(Qcow2Fault) {
+    let snapshot = table.entries[try table.index(of: name)].snapshot
+    let newSize = snapshot.diskSize ?? size
+    let count = header.geometry.level1Entries(for: newSize)
+    guard count <= Qcow2Limits.level1Entries else { throw .diskTooLarge(newSize) }
+    guard snapshot.level1Entries >= count else { throw .level1TooSmall(entries: snapshot.level1Entries, needed: count) }
+    let shared = Array(try level1(snapshot)[..<Int(count)])
+    // In this order no count is ever above what it will be.
+    try add(-1, for: active)
+    try add(1, for: shared)
+    active = shared + [UInt64](repeating: 0, count: max(0, active.count - shared.count))
+    size = newSize
+    keepsBitmaps = false
+  }
+
+  /// The disk has nothing of its own any more: it is what the backing file has, or zeroes.
+  public mutating func empty() throws(Qcow2Fault) {
+    try add(-1, for: active)
+    active = [UInt64](repeating: 0, count: active.count)
+    keepsBitmaps = false
+  }
+
+  /// The disk gets longer.
+  ///
+  /// - Parameter size: bytes; not less than now.
+  public mutating func grow(to size: UInt64) throws(Qcow2Fault) {
+    guard size < 1 << 63 else { throw .diskTooLarge(size) }
+    let count = header.geometry.level1Entries(for: size)
+    guard count <= Qcow2Limits.level1Entries else { throw .diskTooLarge(size) }
+    // Such a snapshot is as long as the disk.
+    guard !table.entries.contains(where: { $0.snapshot.diskSize == nil }) else { throw .snapshotsWithoutSize }
+    active += [UInt64](repeating: 0, count: max(0, Int(count) - active.count))
+    self.size = size
+    keepsBitmaps = false
+  }
+
+  private func level1(_ snapshot: Qcow2Snapshot) throws(Qcow2Fault) -> [UInt64] {
+    guard snapshot.level1Entries > 0 else { return [] }
+    let bytes = try source.need(.snapshotLevel1, at: snapshot.level1Offset, count: Int(snapshot.level1Entries) * 8)
+    return stride(from: 0, to: bytes.count, by: 8).map { bytes.word64($0) }
+  }
+
+  /// Counts everything that an L1 table leads to.
+  private mutating func add(_ change: Int64, for level1: [UInt64]) throws(Qcow2Fault) {
+    for entry in level1 {
+      guard let place = try entries.level1(entry) else { continue }
+      try book.add(change, at: place)
+      let table = try level2(place)
+      for start in stride(from: 0, to: table.count, by: header.geometry.entryBytes) {
+        guard let (target, bytes) = try Self.entry(table, start, entries)?.dropped else { continue }
+        try book.add(change, at: target, bytes: bytes)
+      }
+    }
+  }
+
+  /// A whole L2 table; what lies beyond the end of the file is zeroes.
+  private func level2(_ place: UInt64) throws(Qcow2Fault) -> [UInt8] {
+    let bytes: [UInt8]
+    do { bytes = try source.read(at: place, count: Int(clusterSize)) } catch { throw .cannotRead(error) }
+    return bytes + [UInt8](repeating: 0, count: Int(clusterSize) - bytes.count)
+  }
+
+  /// - Returns: `nil` if all of it is 0, as most are.
+  private static func entry(
+    _ table: [UInt8], _ start: Int, _ entries: Qcow2Entries
+  ) throws(Qcow2Fault) -> ClusterEntry? {
+    let bitmap = entries.geometry.isExtended ? table.word64(start + 8) : 0
+    let word = table.word64(start)
+    return word == 0 && bitmap == 0 ? nil : try ClusterEntry(word, bitmap, entries)
+  }
+
+  // MARK: Storing
+
+  /// Takes clusters that nothing is in, and counts them.
+  private mutating func allocate(_ clusters: UInt64) throws(Qcow2Fault) -> UInt64 {
+    // A refcount may be for a cluster that no file can have.
+    let limit = Qcow2Limits.offset / clusterSize / 2
+    guard next < limit, clusters < limit - next else { throw .isFull }
+    let place = next * clusterSize
+    try book.add(1, at: place, bytes: clusters * clusterSize)
+    next += clusters
+    return place
+  }
+
+  /// Bytes to whole clusters.
+  private func padded(_ bytes: [UInt8]) -> [UInt8] {
+    bytes + [UInt8](repeating: 0, count: -bytes.count & Int(clusterSize - 1))
+  }
+
+  private mutating func store(
+    _ part: Qcow2Fault.Part, _ bytes: [UInt8], _ put: (ImageStore) throws(Qcow2Fault) -> Void
+  ) throws(Qcow2Fault) -> UInt64 {
+    guard !bytes.isEmpty else { return 0 }
+    let bytes = padded(bytes)
+    let place = try allocate(UInt64(bytes.count) / clusterSize)
+    try put(ImageStore(part, place, bytes))
+    return place
+  }
+
+  /// - Parameter put: stores metadata where nothing points at it; in any order, but all of it is to be stable before what is
+  ///   returned is stored.
+  /// - Returns: the store that makes the change, within the header's first sector.
+  public mutating func store(_ put: (ImageStore) throws(Qcow2Fault) -> Void) throws(Qcow2Fault) -> ImageStore {
+    try storeTables(put)
+    func bytes(_ level1: [UInt64]) -> [UInt8] {
+      var bytes = [UInt8](repeating: 0, count: level1.count * 8)
+      for (index, entry) in level1.enumerated() { bytes.put64(entry, at: index * 8) }
+      return bytes
+    }
+    if header.level1Entries > 0 { try book.add(-1, at: header.level1Offset, bytes: header.level1Entries * 8) }
+    let level1Place = try store(.level1, bytes(active), put)
+    if let fresh, let last = table.entries.indices.last {
+      table.entries[last].bytes.put64(try store(.snapshotLevel1, bytes(fresh), put), at: 0)
+    }
+    let (_, oldBytes) = try header.snapshotTable(source)
+    if oldBytes > 0 { try book.add(-1, at: header.snapshotOffset, bytes: oldBytes) }
+    let snapshots = table.bytes
+    guard snapshots.count <= Int(Qcow2Limits.snapshotTable) else { throw .tooManySnapshots(UInt32(table.entries.count)) }
+    let snapshotPlace = try store(.snapshotTable, snapshots, put)
+    let counts = try storeCounts(put)
+
+    // From the size of the disk to the autoclear bits, which version 2 does not have.
+    let length = header.version == 2 ? 72 : 96
+    var words = try source.need(.header, at: 0, count: length)
+    words.put64(size, at: 24)
+    words.put32(UInt32(active.count), at: 36)
+    words.put64(level1Place, at: 40)
+    words.put64(counts.place, at: 48)
+    words.put32(UInt32(counts.clusters), at: 56)
+    words.put32(UInt32(table.entries.count), at: 60)
+    words.put64(snapshotPlace, at: 64)
+    // Bitmaps are the only autoclear feature that is known here.
+    if header.version >= 3 { words.put64(header.autoclear & (keepsBitmaps ? 1 : 0), at: 88) }
+    return ImageStore(.header, 24, Array(words[24...]))
+  }
+
+  /// The disk's L2 tables whose "copied" bits are to change get a new place; a snapshot that is created shares them. Other
+  /// snapshots keep the old ones, where such bits mean nothing.
+  private mutating func storeTables(_ put: (ImageStore) throws(Qcow2Fault) -> Void) throws(Qcow2Fault) {
+    for index in active.indices {
+      guard let old = try entries.level1(active[index]) else { continue }
+      var (place, bytes) = (old, try level2(old))
+      if try correct(&bytes) {
+        let users: Int64 = (fresh?.count ?? 0) > index ? 2 : 1
+        place = try allocate(1)
+        try book.add(users - 1, at: place)
+        try book.add(-users, at: old)
+        try put(.table(at: place, bytes))
+      }
+      active[index] = place | (try book.count(place / clusterSize) == 1 ? Qcow2Entries.copied : 0)
+      if index < fresh?.count ?? 0 { fresh?[index] = place }
+    }
+  }
+
+  /// Sets the "copied" bits of a table to what the refcounts say. - Returns: whether any has changed.
+  private mutating func correct(_ table: inout [UInt8]) throws(Qcow2Fault) -> Bool {
+    var isChanged = false
+    for start in stride(from: 0, to: table.count, by: header.geometry.entryBytes) {
+      guard let entry = try Self.entry(table, start, entries), entry.entry & Qcow2Entries.compressed == 0,
+        let (target, _) = entry.dropped
+      else { continue }
+      let isOwn = try book.count(target / clusterSize) == 1
+      let word = entry.entry & ~Qcow2Entries.copied | (isOwn ? Qcow2Entries.copied : 0)
+      guard word != entry.entry else { continue }
+      table.put64(word, at: start)
+      isChanged = true
+    }
+    return isChanged
+  }
+
+  /// Every refcount block that changes gets a new place, and so does their table.
+  private mutating func storeCounts(
+    _ put: (ImageStore) throws(Qcow2Fault) -> Void
+  ) throws(Qcow2Fault) -> (place: UInt64, clusters: UInt64) {
+    try book.add(-1, at: header.refcountTableOffset, bytes: UInt64(header.refcountTableClusters) * clusterSize)
+    var moved: [Int: UInt64] = [:]
+    var (place, clusters): (UInt64, UInt64) = (0, 0)
+    // What is counted may be in a block that has not changed so far: few rounds are needed.
+    while book.changed.count > moved.count {
+      for index in book.changed.sorted() where moved[index] == nil {
+        moved[index] = try allocate(1)
+        if index < book.places.count, book.places[index] != 0 { try book.add(-1, at: book.places[index]) }
+      }
+      guard book.changed.count == moved.count else { continue }
+      let needed = max(UInt64(header.refcountTableClusters), (UInt64(book.blockCount) * 8 + clusterSize - 1) / clusterSize)
+      guard needed * clusterSize <= max(Qcow2Limits.refcountTable, clusterSize) else { throw .isFull }
+      guard needed > clusters else { continue }
+      // It was too short: what was allocated for it stays a hole without a refcount.
+      if clusters > 0 { try book.add(-1, at: place, bytes: clusters * clusterSize) }
+      (place, clusters) = (try allocate(needed), needed)
+    }
+    var bytes = [UInt8](repeating: 0, count: Int(clusters * clusterSize))
+    for (index, old) in book.places.enumerated() where old != 0 { bytes.put64(old, at: index * 8) }
+    for (index, new) in moved.sorted(by: { $0.key < $1.key }) {
+      bytes.put64(new, at: index * 8)
+      try put(ImageStore(.refcountBlock, new, book.bytes(index)))
+    }
+    try put(ImageStore(.refcountTable, place, bytes))
+    return (place, clusters)
+  }
+
+  /// What is free once the change is stable: bytes of the file. To be asked before anything is punched.
+  public func freed() throws(Qcow2Fault) -> [Range<UInt64>] {
+    try book.freed().map { $0.lowerBound * clusterSize..<$0.upperBound * clusterSize }
+  }
+}

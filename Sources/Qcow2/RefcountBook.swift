@@ -1,0 +1,129 @@
+/// The refcounts of an image as they are to be.
+
+/// Refcount blocks in memory, with what has changed in them. Nothing is stored.
+struct RefcountBook<Source: ImageSource> {
+  private let source: Source
+  private let header: Qcow2Header
+  /// Offsets of the blocks in the file; 0: there is none.
+  private(set) var places: [UInt64]
+  /// Blocks that were needed.
+  private var blocks: [Int: [UInt8]] = [:]
+  /// The numbers of blocks that have changed.
+  private(set) var changed: Set<Int> = []
+
+  /// - Throws: the table cannot be read, or has an entry that can be no block.
+  init(_ source: Source, _ header: Qcow2Header) throws(Qcow2Fault) {
+    (self.source, self.header) = (source, header)
+    places = try Qcow2Refcounts(source, header).blocks
+    for place in places where place != 0 {
+      guard Qcow2Refcounts<Source>.isPlace(place, header, source.byteCount) else {
+        throw .misplaced(.refcountBlock, offset: place)
+      }
+    }
+  }
+
+  private var order: UInt32 { header.refcountOrder }
+  /// Refcounts per block.
+  var perBlock: UInt64 { (header.clusterSize * 8) >> UInt64(order) }
+  /// The largest refcount.
+  private var most: UInt64 { order == 6 ? .max : 1 << (1 << UInt64(order)) - 1 }
+
+  /// The number of blocks up to the last one that exists or has changed.
+  var blockCount: Int { max((places.lastIndex { $0 != 0 } ?? -1) + 1, (changed.max() ?? -1) + 1) }
+
+  /// - Parameter cluster: its number in the file.
+  mutating func count(_ cluster: UInt64) throws(Qcow2Fault) -> UInt64 {
+    let index = try load(cluster)
+    return Qcow2Refcounts<Source>.entry(Int(cluster % perBlock), order: order, blocks[index, default: []])
+  }
+
+  /// Adds to the refcount of every cluster that these bytes are in.
+  ///
+  /// - Parameters:
+  ///   - place: offset in the file, bytes.
+  ///   - bytes: at least 1.
+  /// - Throws: a refcount would be negative, or would not fit.
+  mutating func add(_ change: Int64, at place: UInt64, bytes: UInt64 = 1) throws(Qcow2Fault) {
+    let (end, isTooLarge) = place.addingReportingOverflow(bytes - 1)
+    guard !isTooLarge, end < Qcow2Limits.offset * 2 else { throw .pastEnd(.data, offset: place) }
+    for cluster in place / header.clusterSize...end / header.clusterSize { try add(change, to: cluster) }
+  }
+
+  private mutating func add(_ change: Int64, to cluster: UInt64) throws(Qcow2Fault) {
+    guard change != 0 else { return }
+    let old = try count(cluster)
+    let (new, isNegative) =
+      change < 0 ? old.subtractingReportingOverflow(change.magnitude) : old.addingReportingOverflow(change.magnitude)
+    guard !isNegative || change > 0 else { throw .countTooSmall(offset: cluster * header.clusterSize) }
+    guard !isNegative, new <= most else { throw .countTooLarge(bits: 1 << Int(order)) }
+    let index = Int(cluster / perBlock)
+    Qcow2Refcounts<Source>.put(new, Int(cluster % perBlock), order: order, &blocks[index, default: []])
+    changed.insert(index)
+  }
+
+  /// Sees to it that a block is in memory. - Returns: its number.
+  private mutating func load(_ cluster: UInt64) throws(Qcow2Fault) -> Int {
+    guard let index = Int(exactly: cluster / perBlock), index < Int(Qcow2Limits.refcountTable / 8) else { throw .isFull }
+    if blocks[index] == nil { blocks[index] = try old(index) }
+    return index
+  }
+
+  /// A block as it is in the file; zeroes if there is none.
+  private func old(_ index: Int) throws(Qcow2Fault) -> [UInt8] {
+    let size = Int(header.clusterSize)
+    var bytes: [UInt8] = []
+    if index < places.count, places[index] != 0 {
+      do { bytes = try source.read(at: places[index], count: size) } catch { throw .cannotRead(error) }
+    }
+    // The file may end inside a block.
+    return bytes + [UInt8](repeating: 0, count: size - bytes.count)
+  }
+
+  /// A block that has changed, as it is to be.
+  func bytes(_ index: Int) -> [UInt8] { blocks[index] ?? [] }
+
+  /// The number of the first cluster from which on none has a refcount.
+  ///
+  /// - Parameter start: a number; those below do not matter.
+  /// - Throws: there are more blocks to look at than any program counts ahead.
+  mutating func end(from start: UInt64) throws(Qcow2Fault) -> UInt64 {
+    var (end, looked) = (start, 0)
+    guard let first = Int(exactly: start / perBlock), first < places.count else { return start }
+    for index in first..<places.count where places[index] != 0 {
+      looked += 1
+      guard looked <= ImageKeeper.mostBlocksAhead(perBlock: perBlock, header.clusterSize) else { throw .countsPastEnd }
+      guard let byte = try old(index).lastIndex(where: { $0 != 0 }) else { continue }
+      // What is behind that byte is 0, as most of most blocks is.
+      for entry in (0...(UInt64(byte) * 8 + 7) >> UInt64(order)).reversed() {
+        let cluster = UInt64(index) * perBlock + entry
+        guard cluster >= end else { break }
+        guard try count(cluster) == 0 else {
+          end = cluster + 1
+          break
+        }
+      }
+    }
+    return end
+  }
+
+  /// Clusters that have a refcount in the file, and are to have none: their numbers, ascending.
+  func freed() throws(Qcow2Fault) -> [Range<UInt64>] {
+    var ranges: [Range<UInt64>] = []
+    for index in changed.sorted() {
+      let (before, after) = (try old(index), bytes(index))
+      guard before != after else { continue }
+      for entry in 0..<Int(perBlock) {
+        guard Qcow2Refcounts<Source>.entry(entry, order: order, after) == 0,
+          Qcow2Refcounts<Source>.entry(entry, order: order, before) != 0
+        else { continue }
+        let cluster = UInt64(index) * perBlock + UInt64(entry)
+        if let last = ranges.last, last.upperBound == cluster {
+          ranges[ranges.count - 1] = last.lowerBound..<cluster + 1
+        } else {
+          ranges.append(cluster..<cluster + 1)
+        }
+      }
+    }
+    return ranges
+  }
+}

@@ -1,0 +1,44 @@
+public import Qcow2
+public import SystemPackage
+internal import VirtioCore
+
+/// Why an image cannot be changed by a program that has it for itself: one sentence each.
+public enum ImageToolFailure: Error, Hashable, CustomStringConvertible {
+  case cannotOpen(path: String, Errno)
+  case notAFile(path: String)
+  case inUse(path: String)
+  /// A lock of the file system's could not be had, so nobody knows whether it is in use.
+  case noLocks(path: String)
+  case fault(path: String, Qcow2Fault)
+  case cannotStore(path: String, Errno)
+  case cannotRead(path: String, offset: UInt64)
+  /// It cannot be opened with what belongs to it.
+  case image(ImageError)
+  case noBacking(path: String)
+  case baseNotNamed(path: String, name: String)
+  case hasSnapshots(path: String)
+  case baseTooSmall(path: String, Errno)
+
+  public var description: String {
+    switch self {
+    case .cannotOpen(let path, let error): "\(printable(path)) cannot be opened for writing: \(error)"
+    case .notAFile(let path): "\(printable(path)) is not a regular file: name an image"
+    case .inUse(let path): "\(printable(path)) is in use by another program: stop that one first"
+    case .noLocks(let path):
+      "\(printable(path)) is on a file system without locks, so that nobody can tell whether it is in use: copy it to another one first"
+    case .fault(let path, let fault): "\(printable(path)) cannot be changed: \(fault)"
+    case .cannotStore(let path, let error): "\(printable(path)) cannot be written: \(error)"
+    case .cannotRead(let path, let offset):
+      "the disk in \(printable(path)) cannot be read at \(offset) (see 'vmm-blk image check \(printable(path))')"
+    case .image(let error): "\(error)"
+    case .noBacking(let path): "\(printable(path)) has no backing file, so there is nothing to write its contents to"
+    case .baseNotNamed(let path, let name):
+      "\(printable(path)) names '\(printable(name))' as its backing file, and no file is written merely because an image names it: say "
+        + "which with qcow2:\(printable(path))?backing=FORMAT:PATH"
+    case .hasSnapshots(let path):
+      "\(printable(path)) has internal snapshots, whose contents would change with the backing file: delete them first"
+    case .baseTooSmall(let path, let error):
+      "\(printable(path)) is smaller than the disk over it and cannot be made larger: \(error)"
+    }
+  }
+}

@@ -1,0 +1,93 @@
+/// What an overlay has goes into its backing file.
+internal import Glibc
+internal import Qcow2
+internal import SystemPackage
+internal import VirtioCore
+
+/// How far a tool is: bytes of the disk, of how many.
+public typealias ToolProgress = (_ done: UInt64, _ size: UInt64) -> Void
+
+/// The overlay is the same disk at every moment. Until everything is stable in the backing file, it keeps what it has, and what
+/// it has hides what is under it; only then it is emptied, at once (`ImageRevision`).
+public enum Qcow2Commit {
+  /// How much is copied at once, bytes.
+  static let step: UInt64 = 1 << 20
+
+  /// - Parameters:
+  ///   - location: of the overlay; its first backing file, which is written to, has to be named in it.
+  ///   - keepsOverlay: it is not emptied.
+  ///   - progress: is told now and then.
+  public static func run(
+    _ location: Qcow2Location, keepsOverlay: Bool, progress: ToolProgress
+  ) throws(ImageToolFailure) { try run(location, keepsOverlay: keepsOverlay, witnesses: (nil, nil), progress: progress) }
+
+  /// - Parameter witnesses: are told of every call that changes the overlay, and the backing file.
+  static func run(
+    _ location: Qcow2Location, keepsOverlay: Bool,
+    witnesses: (overlay: (any Qcow2Witness)?, base: (any Qcow2Witness)?), progress: ToolProgress
+  ) throws(ImageToolFailure) {
+    let path = location.path
+    let editor = try Qcow2Editor(path: path, witness: witnesses.overlay)
+    let header = try editor.header()
+    guard let name = header.backingText else { throw .noBacking(path: path) }
+    guard header.snapshotCount == 0 else { throw .hasSnapshots(path: path) }
+    guard !header.hasDataFile else { throw .fault(path: path, .externalData) }
+    guard let base = location.backing.first else { throw .baseNotNamed(path: path, name: name) }
+    let layer: Qcow2Layer
+    do throws(Qcow2Failure) {
+      try Qcow2Chain.compare(name, with: base.path, path)
+      layer = try Qcow2Chain.top(editor.descriptor, header, path)
+    } catch { throw .image(.qcow2(error)) }
+
+    var under: Qcow2Location? = nil
+    if base.format == .qcow2 {
+      under = Qcow2Location(path: base.path)
+      under?.backing = Array(location.backing.dropFirst())
+      under?.folder = location.folder
+      try growBase(base.path, to: layer.size, witnesses.base)
+    }
+    let target = try DiskTarget(path: base.path, under, witness: witnesses.base)
+    if target.image.size < layer.size {
+      let result = target.image.isBlockDevice ? -ENOSPC : target.extend(to: layer.size)
+      guard result == 0 else { throw .baseTooSmall(path: base.path, Errno(rawValue: -result)) }
+    }
+    try copy(layer, path, to: target, progress)
+    // Before the overlay lets go of it.
+    let flushed = target.flush()
+    guard flushed == 0 else { throw .cannotStore(path: base.path, Errno(rawValue: -flushed)) }
+    target.image.finish()
+    if !keepsOverlay { try editor.empty() }
+    // Until here nobody else may have the overlay.
+    withExtendedLifetime(editor) {}
+  }
+
+  private static func growBase(_ path: String, to size: UInt64, _ witness: (any Qcow2Witness)?) throws(ImageToolFailure) {
+    let editor = try Qcow2Editor(path: path, witness: witness)
+    if try editor.header().size < size { try editor.grow(to: size) }
+  }
+
+  private static func copy(
+    _ layer: Qcow2Layer, _ path: String, to target: DiskTarget, _ progress: ToolProgress
+  ) throws(ImageToolFailure) {
+    // The overlay alone: what it does not have is not asked for.
+    let disk = Qcow2Disk([layer], isInMemory: false)
+    var offset: UInt64 = 0
+    while offset < layer.size {
+      let piece = layer.look(at: offset, limit: layer.size - offset, mayWait: true)
+      var count = piece.count
+      var result: Int32 = 0
+      switch piece.kind {
+      case .absent: break
+      case .zero: result = target.zero(offset, count)
+      case .data, .compressed:
+        count = min(count, step)
+        guard let bytes = disk.content(offset, Int(count)) else { throw .cannotRead(path: path, offset: offset) }
+        result = target.write(bytes, at: offset)
+      case .notLoaded, .failed: throw .cannotRead(path: path, offset: offset)
+      }
+      guard result == 0 else { throw .cannotStore(path: target.image.path, Errno(rawValue: -result)) }
+      offset += count
+      progress(offset, layer.size)
+    }
+  }
+}

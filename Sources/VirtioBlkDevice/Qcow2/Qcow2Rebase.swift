@@ -1,0 +1,111 @@
+/// An overlay gets another backing file, or none, and stays the same disk.
+internal import Glibc
+internal import Qcow2
+internal import SystemPackage
+internal import VirtioCore
+
+/// Where the new backing file has other contents than the old one, the overlay gets a copy of the old ones. Once all of it is
+/// stable, the name changes, at once (`BackingChange`). So at every moment the overlay is the same disk, over the old file or over
+/// the new one.
+public enum Qcow2Rebase {
+  /// A new backing file.
+  public struct Backing: Sendable, Hashable {
+    /// As it is written into the image.
+    public var name: String
+    /// Where it is: what the name means from the image's folder.
+    public var path: String
+    public var format: ImageFormat
+
+    public init(name: String, path: String, format: ImageFormat) { (self.name, self.path, self.format) = (name, path, format) }
+  }
+
+  /// - Parameters:
+  ///   - location: of the overlay and what is under it now.
+  ///   - backing: `nil`: none.
+  ///   - progress: is told now and then.
+  public static func run(
+    _ location: Qcow2Location, to backing: Backing?, progress: ToolProgress
+  ) throws(ImageToolFailure) { try run(location, to: backing, witness: nil, progress: progress) }
+
+  /// - Parameter witness: is told of every call that changes the overlay.
+  static func run(
+    _ location: Qcow2Location, to backing: Backing?, witness: (any Qcow2Witness)?, progress: ToolProgress
+  ) throws(ImageToolFailure) {
+    let path = location.path
+    let target = try DiskTarget(path: path, location, witness: witness)
+    guard let disk = target.image.chain, let writer = disk.writer else { preconditionFailure("it was opened for writing") }
+    guard try Qcow2Editor.header(target.image.descriptor, path).snapshotCount == 0 else { throw .hasSnapshots(path: path) }
+    var new: Qcow2Disk? = nil
+    if let backing {
+      do throws(Qcow2Failure) {
+        new = try Qcow2Chain.open(backing.path, backing.format, folder: location.folder)
+      } catch { throw DiskTarget.failure(.qcow2(error), backing.path) }
+    }
+    try copy(disk, writer, path, over: new, progress)
+    let flushed = target.flush()
+    guard flushed == 0 else { throw .cannotStore(path: path, Errno(rawValue: -flushed)) }
+    target.image.finish()
+    try Qcow2Editor.rename(writer.calls, path, backing: backing?.name, format: backing?.format)
+  }
+
+  private static func copy(
+    _ disk: Qcow2Disk, _ writer: Qcow2Writer, _ path: String, over new: Qcow2Disk?, _ progress: ToolProgress
+  ) throws(ImageToolFailure) {
+    var offset: UInt64 = 0
+    while offset < disk.size {
+      let own = disk.layers[0].look(at: offset, limit: disk.size - offset, mayWait: true)
+      guard own.kind != .failed else { throw .cannotRead(path: path, offset: offset) }
+      var count = own.count
+      if own.kind == .absent {
+        let old = disk.find(offset, limit: count, mayWait: true, from: 1).1
+        let other = Self.piece(new, offset, limit: count)
+        if old.kind == .zero, other.kind == .zero {
+          // Nothing is to be read, however much it is.
+          count = min(old.count, other.count)
+        } else {
+          count = min(count, Qcow2Commit.step)
+          try compare(offset..<offset + count, disk, writer, path, new)
+        }
+      }
+      offset += count
+      progress(offset, disk.size)
+    }
+  }
+
+  /// Beyond the end of the new one, and without one, there are zeroes.
+  private static func piece(_ new: Qcow2Disk?, _ offset: UInt64, limit: UInt64) -> Qcow2Piece {
+    new?.piece(at: offset, limit: limit) ?? Qcow2Piece(kind: .zero, count: limit)
+  }
+
+  /// Copies the units of allocation that differ.
+  ///
+  /// - Parameter range: bytes that the overlay does not have.
+  private static func compare(
+    _ range: Range<UInt64>, _ disk: Qcow2Disk, _ writer: Qcow2Writer, _ path: String, _ new: Qcow2Disk?
+  ) throws(ImageToolFailure) {
+    guard let old = disk.content(range.lowerBound, range.count) else { throw .cannotRead(path: path, offset: range.lowerBound) }
+    var other = [UInt8](repeating: 0, count: old.count)
+    if let new, range.lowerBound < new.size {
+      let count = Int(min(UInt64(range.count), new.size - range.lowerBound))
+      guard let bytes = new.content(range.lowerBound, count) else {
+        throw .cannotRead(path: new.layers[0].path, offset: range.lowerBound)
+      }
+      other.replaceSubrange(..<count, with: bytes)
+    }
+    let unit = disk.layers[0].geometry.subclusterSize
+    var start = range.lowerBound
+    while start < range.upperBound {
+      let end = min(range.upperBound, (start / unit + 1) * unit)
+      let (from, to) = (Int(start - range.lowerBound), Int(end - range.lowerBound))
+      defer { start = end }
+      guard old[from..<to] != other[from..<to] else { continue }
+      let result: Int32
+      if old[from..<to].allSatisfy({ $0 == 0 }) {
+        result = disk.hide(start..<end, writer)
+      } else {
+        result = disk.put(Array(old[from..<to]), at: start)
+      }
+      guard result == 0 else { throw .cannotStore(path: path, Errno(rawValue: -result)) }
+    }
+  }
+}

@@ -1,0 +1,172 @@
+/// Images that are changed as a whole: what is stored, and what hostile ones come to.
+import Foundation
+import Testing
+
+@testable import Qcow2
+
+@Suite struct RevisionTests {
+  enum Change: String, CaseIterable, Sendable {
+    case create, delete, apply, empty, grow
+
+    func make(_ revision: inout ImageRevision<MemorySource>, _ header: Qcow2Header) throws(Qcow2Fault) {
+      switch self {
+      case .create: try revision.createSnapshot("new", date: (1, 2))
+      case .delete: try revision.deleteSnapshot("snap")
+      case .apply: try revision.applySnapshot("snap")
+      case .empty: try revision.empty()
+      case .grow: try revision.grow(to: header.size + header.geometry.level2Span)
+      }
+    }
+  }
+
+  /// - Returns: the image afterwards.
+  /// - Throws: why it is refused.
+  private func changed(_ bytes: [UInt8], _ body: (inout ImageRevision<MemorySource>) throws -> Void) throws -> [UInt8] {
+    let source = MemorySource(bytes)
+    var revision = try ImageRevision(try Qcow2Header(source), source)
+    try body(&revision)
+    var image = bytes
+    func apply(_ store: ImageStore) {
+      let end = Int(store.offset) + store.bytes.count
+      image += [UInt8](repeating: 0, count: max(0, end - image.count))
+      image.replaceSubrange(Int(store.offset)..<end, with: store.bytes)
+    }
+    var places: [Range<UInt64>] = []
+    let last = try revision.store { store throws(Qcow2Fault) in
+      let range = store.offset..<store.offset + UInt64(store.bytes.count)
+      #expect(range.lowerBound >= UInt64(bytes.count) && !places.contains { $0.overlaps(range) }, "\(store.part)")
+      places.append(range)
+      apply(store)
+    }
+    #expect(last.offset + UInt64(last.bytes.count) <= 512)
+    #expect(try report(image) == report(bytes), "what was stored is to be invisible")
+    apply(last)
+    // What is punched is used by nothing.
+    for range in try revision.freed() where range.lowerBound < UInt64(image.count) {
+      let end = min(range.upperBound, UInt64(image.count))
+      image.replaceSubrange(
+        Int(range.lowerBound)..<Int(end), with: repeatElement(0, count: Int(end - range.lowerBound)))
+    }
+    return image
+  }
+
+  private func report(_ bytes: [UInt8]) throws -> Qcow2Report {
+    try Qcow2Check.run(MemorySource(bytes), try Qcow2Header(MemorySource(bytes)))
+  }
+
+  @Test(arguments: Change.allCases, [false, true]) func aChangedImageIsClean(change: Change, isExtended: Bool) throws {
+    let sample = try Sample(extended: isExtended)
+    let header = try Qcow2Header(sample.source)
+    let image = try changed(sample.bytes) { try change.make(&$0, header) }
+    let found = try report(image)
+    #expect(found.isClean, "\(found.findings)")
+    let after = try Qcow2Header(MemorySource(image))
+    #expect(after.snapshotCount == [.create: 2, .delete: 0][change] ?? 1)
+    #expect(found.allocatedClusters == (change == .apply || change == .empty ? 0 : 1))
+    #expect(after.size == header.size + (change == .grow ? header.geometry.level2Span : 0))
+  }
+
+  /// Small clusters: refcount blocks, their table and the table of snapshots outgrow their places again and again.
+  @Test func manySnapshotsOfManyTables() throws {
+    var sample = try Sample(bits: 9, size: 16 << 10)
+    for number in 0..<60 {
+      sample.bytes = try changed(sample.bytes) { try $0.createSnapshot("number \(number)", date: (UInt32(number), 0)) }
+      let found = try report(sample.bytes)
+      try #require(found.isClean, "\(number): \(found.findings)")
+    }
+    let header = try Qcow2Header(sample.source)
+    #expect(header.snapshotCount == 61 && header.refcountTableClusters > 1 || sample.bytes.count < 512 * 64 * 256)
+    #expect(try header.snapshots(sample.source).last?.id == "61")
+    for number in (0..<60).reversed() {
+      sample.bytes = try changed(sample.bytes) { try $0.deleteSnapshot("number \(number)") }
+    }
+    #expect(try report(sample.bytes).isClean)
+  }
+
+  /// Leaks stay, and stay leaks.
+  @Test func whatIsLeakedIsNotTouched() throws {
+    var sample = try Sample()
+    sample.bytes.put16(3, at: 2 * sample.cluster + 200)
+    // Beyond the end of the file, as of a server that was killed: new clusters are taken behind it.
+    sample.bytes.put16(1, at: 2 * sample.cluster + 2 * 9)
+    let before = try report(sample.bytes)
+    #expect(before.leaks == 2)
+    let image = try changed(sample.bytes) { try $0.createSnapshot("new", date: (1, 2)) }
+    let after = try report(image)
+    #expect(after.corruptions == 0 && after.findings == before.findings, "\(after.findings)")
+  }
+
+  /// The last cluster that a refcount table of clusters of 2 MiB can be about.
+  @Test func aCountFarBeyondAnyFileLeavesNoRoom() throws {
+    var sample = try Sample(bits: 21)
+    let size = sample.cluster
+    sample.bytes += [UInt8](repeating: 0, count: size)
+    sample.bytes.put16(1, at: 2 * size + 8 * 2)
+    sample.bytes.put64(UInt64(8 * size), at: 2 * size - 8)
+    sample.bytes.put16(1, at: 9 * size - 2)
+    #expect(try report(sample.bytes).corruptions == 0)
+    #expect(throws: Qcow2Fault.isFull) { try changed(sample.bytes) { try $0.createSnapshot("new", date: (1, 2)) } }
+  }
+
+  /// What a faulty image is turned into is no worse: it is refused, or it has the fault that it had.
+  @Test(arguments: HostileTests.inHeader + HostileTests.inTables) func aFaultIsRefusedOrKept(fault: HostileTests.Fault) throws {
+    var sample = try Sample(extended: fault.isExtended, backing: fault.backing)
+    fault.edit(&sample.bytes)
+    for change in Change.allCases {
+      guard let header = try? Qcow2Header(sample.source), let before = try? report(sample.bytes),
+        let image = try? changed(sample.bytes, { try change.make(&$0, header) })
+      else { continue }
+      #expect(before.corruptions == 0 && before.failures == 0, "\(change): \(before.findings)")
+      let after = try report(image)
+      #expect(after.corruptions == 0 && after.leaks <= before.leaks, "\(change): \(after.findings)")
+    }
+    // Names: the header stays one.
+    guard let header = try? Qcow2Header(sample.source),
+      let plan = try? BackingChange(header, sample.source).plan(Array("other".utf8), format: "raw")
+    else { return }
+    var bytes = sample.bytes
+    for store in plan.groups.joined() {
+      bytes.replaceSubrange(Int(store.offset)..<Int(store.offset) + store.bytes.count, with: store.bytes)
+      _ = try Qcow2Header(MemorySource(bytes))
+    }
+    #expect(try Qcow2Header(MemorySource(bytes)).backingText == "other")
+  }
+
+  /// The names of features survive a change of the backing file where there is room.
+  @Test(arguments: [10, 12, 16], [nil, "base", String(repeating: "b", count: 300)]) func aNameIsChanged(
+    bits: UInt32, first: String?
+  ) throws {
+    let sample = try Sample(bits: bits, size: 64 << 10, backing: first)
+    for name in ["x", String(repeating: "y", count: 300), nil] as [String?] {
+      let header = try Qcow2Header(sample.source)
+      let change = try BackingChange(header, sample.source)
+      guard let plan = try? change.plan(name.map { Array($0.utf8) }, format: name == nil ? nil : "qcow2") else {
+        // Two long names in a cluster of 1 KiB.
+        #expect(bits == 10 && (name?.utf8.count ?? 0) > 100)
+        continue
+      }
+      var bytes = sample.bytes
+      for store in plan.groups.joined() {
+        bytes.replaceSubrange(Int(store.offset)..<Int(store.offset) + store.bytes.count, with: store.bytes)
+        #expect(plan.groups.allSatisfy { $0.count == 1 } && (store.offset >= 512 || store.bytes.count == 512))
+      }
+      let after = try Qcow2Header(MemorySource(bytes))
+      #expect(after.backingText == name && after.backingFormat == (name == nil ? nil : "qcow2"))
+      #expect(try report(bytes).isClean)
+      // An unknown feature is told of by the name that the image has for it.
+      bytes.put64(1 << 1 | bytes.word64(72), at: 72)
+      if bits > 10 { #expect(Data(bytes[..<sample.cluster]).range(of: Data("corrupt bit".utf8)) != nil) }
+    }
+  }
+
+  @Test func whatHasNoRoomIsRefused() throws {
+    let sample = try Sample(bits: 9, size: 16 << 10)
+    let change = try BackingChange(try Qcow2Header(sample.source), sample.source)
+    #expect(throws: Qcow2Fault.noRoomForName) {
+      try change.plan([UInt8](repeating: 97, count: 500), format: "raw")
+    }
+    for name in [[], [UInt8](repeating: 97, count: 1024), [97, 0, 97]] {
+      #expect(throws: Qcow2Fault.backingName) { try change.plan(name, format: "raw") }
+    }
+  }
+}
