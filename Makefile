@@ -79,7 +79,7 @@ bench-peers: release
 
 # Conformance reports of other back-ends: see Docs/conformance.md.
 conform-peers: release
-	@Scripts/setup.sh build bench
+	@Scripts/setup.sh build peers
 	Scripts/conform-peers.sh
 
 # Where the CPU time of each path goes, and so what limits it.

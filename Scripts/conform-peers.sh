@@ -1,29 +1,57 @@
 #!/usr/bin/env bash
-# Reports of other back-ends that can be installed, for Docs/conformance.md: text, JSON, JUnit and HTML, in conform-report/.
+# Reports of other back-ends that can be installed, for Docs/conformance.md: text, JUnit and HTML, in conform-report/.
+#
+#   conform-peers.sh [NAME…]     those that are named; all of them by default
+#
+# PATIENCE is how many seconds a missing answer takes; most of the time goes into those.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 vmm_blk=${VMM_BLK:-$PWD/.build/release/vmm-blk}
 report=${CONFORM_REPORT:-conform-report}
+wanted=("$@")
 mkdir -p "$report"
 
 # check NAME COMMAND: a back-end that does not conform is a result, not a failure of this script.
 check() {
   local name=$1 status=0
-  "$vmm_blk" conform --exec "$2" --junit "$report/$name.xml" --html "$report/$name.html" \
-    >"$report/$name.txt" 2>"$report/$name.log" || status=$?
+  if [ ${#wanted[@]} -gt 0 ] && [[ " ${wanted[*]} " != *" $name "* ]]; then return; fi
+  "$vmm_blk" conform --exec "$2" --patience "${PATIENCE:-20}" --junit "$report/$name.xml" \
+    --html "$report/$name.html" >"$report/$name.txt" 2>"$report/$name.log" || status=$?
   # 1 says that it does not conform; anything else, that it could not be checked.
   if [ "$status" -gt 1 ]; then
     echo "$name could not be checked: status $status" >&2
     exit "$status"
   fi
-  tail -n 1 "$report/$name.txt"
+  echo "$name: $(tail -n 1 "$report/$name.txt" | sed 's/.*: \([0-9]* checks\)/\1/')"
 }
 
-blockdev='--blockdev driver=file,node-name=d,filename={disk},discard=unmap'
-export='--export type=vhost-user-blk,id=e,node-name=d,num-queues=2,addr.type=unix,addr.path={socket}'
+blockdev='--blockdev driver=file,node-name=d,filename={disk}'
+export='--export type=vhost-user-blk,id=e,node-name=d,addr.type=unix,addr.path={socket}'
 qemu-storage-daemon --version | head -n 1
-check qemu-storage-daemon "exec qemu-storage-daemon $blockdev $export,writable=on"
-check qemu-storage-daemon-read-only "exec qemu-storage-daemon $blockdev,read-only=on $export"
-check qemu-storage-daemon-4k "exec qemu-storage-daemon $blockdev $export,writable=on,logical-block-size=4096"
+check qemu-storage-daemon "exec qemu-storage-daemon $blockdev,discard=unmap $export,num-queues=2,writable=on"
+check qemu-storage-daemon-one-queue "exec qemu-storage-daemon $blockdev,discard=unmap $export,num-queues=1,writable=on"
+check qemu-storage-daemon-no-discard "exec qemu-storage-daemon $blockdev $export,num-queues=2,writable=on"
+check qemu-storage-daemon-4k \
+  "exec qemu-storage-daemon $blockdev,discard=unmap $export,num-queues=2,writable=on,logical-block-size=4096"
+# Both ways to a disk that can only be read.
+check qemu-storage-daemon-read-only "exec qemu-storage-daemon $blockdev,read-only=on $export,num-queues=2"
+check qemu-storage-daemon-not-writable "exec qemu-storage-daemon $blockdev $export,num-queues=2,writable=off"
+check qemu-storage-daemon-qcow2 "qemu-img create -q -f qcow2 {disk}.qcow2 64M
+  exec qemu-storage-daemon --blockdev driver=file,node-name=f,filename={disk}.qcow2,discard=unmap \
+    --blockdev driver=qcow2,node-name=d,file=f,discard=unmap $export,num-queues=2,writable=on"
+
+# DPDK's sample, a disk in memory on DPDK's vhost library: Debian has its source. It listens in the folder that it runs in.
+sample=/usr/share/dpdk/examples/vhost_blk
+if [ -d "$sample" ] && pkg-config --exists libdpdk; then
+  build=$(mktemp -d)
+  trap 'rm -rf "$build"' EXIT
+  cp -r "$sample"/. "$build"
+  make -s -C "$build" >"$report/dpdk-build.log" 2>&1
+  pkg-config --modversion libdpdk | sed 's/^/DPDK /'
+  check dpdk-vhost-blk "cd \"\$(dirname {socket})\" && ln -sfn vhost.socket {socket} &&
+    exec $build/build/vhost-blk --no-huge -m 512 --no-pci --no-shconf --no-telemetry"
+else
+  echo "DPDK's sample is not here: Scripts/setup.sh peers installs it" >&2
+fi
 echo "reports are in $report/"

@@ -7,11 +7,13 @@
 # test     what unit tests drive and compare with: a Python driver, loop devices, strace, qemu-storage-daemon, NBD servers
 # guest    what boots and checks a real Linux guest (Scripts/guest): user-mode Linux and tools for filesystems
 # qemu     a guest in QEMU besides
+# ovmf     OVMF as a guest, and what makes a disk for it
 # ceph     a Ceph cluster to try images in it (Scripts/ceph.sh)
 # counts   what counts the cost of a request and of its pieces (Scripts/counts.py, Scripts/instructions.py)
 # package  what makes a Debian package and a tarball (packaging/build.sh)
 # package-test  what tries these in a bare Debian (Scripts/package-test.sh)
 # docs     what makes HTML of the documents (Scripts/book.py)
+# peers    other back-ends, for their conformance reports (Scripts/conform-peers.sh)
 # bench    what the benchmarks compare with and draw with (Scripts/bench)
 set -euo pipefail
 
@@ -21,11 +23,13 @@ declare -A groups=(
   [ceph]="ceph-mon ceph-osd ceph-common librbd1"
   [counts]="valgrind strace python3"
   [bench]="python3-matplotlib qemu-utils qemu-system-common fio linux-perf util-linux"
+  [peers]="qemu-utils qemu-system-common dpdk-doc libdpdk-dev gcc make pkg-config"
   [guest]="user-mode-linux busybox-static cpio fio e2fsprogs xfsprogs btrfs-progs dmsetup util-linux python3"
   [docs]="pandoc python3"
   [package]="dpkg-dev binutils python3 zstd"
   [package-test]="debootstrap zstd systemd systemd-container man-db"
   [qemu]="qemu-system-x86 qemu-system-common"
+  [ovmf]="ovmf mtools qemu-system-x86 qemu-system-common"
 )
 
 [ $# -gt 0 ] || set -- build guest

@@ -42,6 +42,52 @@ case_qemu-pci() { qemu_pci_case pci 28,29,32 "BAR 4"; }
 case_qemu-pci-legacy() { qemu_pci_case pci-legacy '28,29,!32' "BAR 0"; }
 case_qemu-pci-transitional() { qemu_pci_case pci-transitional 28,29,32 "BAR 4"; }
 
+# OVMF's driver: a FAT disk with a script for its shell, which copies a file and turns the machine off.
+firmware=/usr/share/ovmf/OVMF.fd
+ovmf_disk() {
+  [ -e "$firmware" ] && command -v mformat >/dev/null || die "install them first: Scripts/setup.sh ovmf"
+  rm -f "$work/disk" "$work/again"
+  empty_disk "$work/disk" 64M
+  random_disk "$work/file" 3000000
+  printf '%s\r\n' '@echo -on' 'fs0:' 'cp file copy' 'comp file copy' 'mkdir folder' 'cp copy folder\again' 'rm -q copy' \
+    'ls folder' 'reset -s' >"$work/startup.nsh"
+  mformat -i "$work/disk" -F -T $((64 * 2048)) -h 64 -s 32 ::
+  mcopy -i "$work/disk" "$work/file" "$work/startup.nsh" ::/
+}
+
+check_ovmf_disk() {
+  mcopy -i "$work/disk" ::/folder/again "$work/again" || die "OVMF wrote no file"
+  cmp "$work/file" "$work/again" || die "the disk holds another file than OVMF wrote"
+}
+
+case_qemu-ovmf() {
+  local face
+  for face in disable-legacy=on disable-modern=on; do
+    ovmf_disk
+    start_server "$work/disk" "$work/socket"
+    timeout "$hung" qemu-system-x86_64 -M q35,accel=tcg,memory-backend=mem -m 512 -no-reboot -bios "$firmware" \
+      -object memory-backend-memfd,id=mem,size=512M,share=on -chardev "socket,id=disk,path=$work/socket" \
+      -device "vhost-user-blk-pci,chardev=disk,$face" \
+      -nodefaults -nic none -vga none -display none -monitor none -serial stdio >>"$console" &
+    guest_pids=($!)
+    wait "${guest_pids[0]}" || die "OVMF did not turn the machine off"
+    guest_pids=()
+    stop_server
+    check_ovmf_disk
+  done
+}
+
+case_qemu-ovmf-pci() {
+  local registers
+  [ -x "$root/.build/release/pci-proxy" ] || die "build it first: swift build -c release --product pci-proxy"
+  for registers in pci-legacy pci-transitional; do
+    ovmf_disk
+    "$python" "$guest/pci.py" --timeout "$hung" --firmware "$firmware" "$root/.build/release/pci-proxy" "$registers" \
+      "$work/disk" >>"$console" 2>&1 || die "OVMF did not turn the machine off"
+    check_ovmf_disk
+  done
+}
+
 # The other format of a ring. QEMU offers it only when asked.
 packed=(--device packed=on)
 case_qemu-packed() { qemu_io_case 2 28,29,32,34 "${packed[@]}"; }

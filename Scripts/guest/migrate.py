@@ -74,7 +74,7 @@ class Machine:
             "-display", "none", "-no-reboot", "-serial", "stdio", "-qmp", f"unix:{self.monitor_path},server=on,wait=off",
             "-chardev", f"socket,id=disk0,path={server.path},reconnect=1",
             "-device", "vhost-user-blk-pci,chardev=disk0,num-queues=2,config-wce=off",
-            "-append", f"console=ttyS0 quiet panic=-1 {' '.join(words)}",
+            "-append", f"console=ttyS0 quiet panic=-1 no_timer_check {' '.join(words)}",
         ]
         if incoming:
             command += ["-incoming", f"unix:{incoming}"]

@@ -140,7 +140,7 @@ case ${1:-} in
 esac
 
 # What depends on more than us and the guest: see the case.
-named_only=$'qemu-migrated\nqemu-pci\nqemu-pci-legacy\nqemu-pci-transitional'
+named_only=$'qemu-migrated\nqemu-ovmf\nqemu-ovmf-pci\nqemu-pci\nqemu-pci-legacy\nqemu-pci-transitional'
 
 names=()
 [ $# -gt 0 ] || set -- uml qemu
@@ -189,7 +189,7 @@ reason() {
 
 # Cases that qemu-storage-daemon cannot pass: its library knows no legacy devices, the engines are ours, and so is
 # a server of many disks.
-beyond_qsd=" qemu-legacy uml-ext4-cached uml-xfs-mapped uml-btrfs-threads uml-log-writes uml-power-cut uml-many uml-taken-over uml-operated uml-resized qemu-resized qemu-taken-over qemu-killed "
+beyond_qsd=" qemu-legacy uml-ext4-cached uml-xfs-mapped uml-btrfs-threads uml-log-writes uml-power-cut uml-many uml-taken-over uml-operated uml-resized qemu-resized qemu-taken-over qemu-killed qemu-ovmf qemu-ovmf-pci "
 
 passed=0 failures=() case_pid=''
 # The case cleans up after itself, if it is told and given the time.

@@ -25,10 +25,12 @@ import VirtioCore
   }
 
   /// A write that is over.
-  static func write(_ disk: ZonedDisk, _ zone: Int, _ count: UInt64, _ request: ZoneRequest = request()) throws {
+  static func write(
+    _ disk: ZonedDisk, _ zone: Int, _ count: UInt64, _ request: ZoneRequest = request(), durable isDurable: Bool = false
+  ) throws {
     let sector = disk.geometry.start(of: zone) + UInt64(disk.zones[zone].pointer)
     #expect(disk.write(request, at: sector, count: count) == .go(sector: sector, zone: zone))
-    #expect(disk.finish(at: sector, zone: zone, isDone: true, nil) == .status(.ok))
+    #expect(disk.finish(at: sector, zone: zone, isDone: true, isDurable: isDurable, nil) == .status(.ok))
   }
 
   static func command(

@@ -92,11 +92,11 @@ import VirtioCore
     var tickets: (all: UInt32, one: UInt32) = (0, 0)
     let isRecorded = disk.record(ticket: disk.ticket()) {
       #expect(Files.command(disk, .close, 3) == .status(.ok))
-      tickets = (disk.ticket(), disk.ticket(zone: 3))
+      tickets = (disk.ticket(), disk.ticket(zone: 3).ticket)
     }
     #expect(isRecorded && tickets.all > 0 && tickets.one > 0)
     #expect(disk.record(ticket: tickets.all) && disk.record(ticket: tickets.one))
-    #expect(disk.ticket() == 0 && disk.ticket(zone: 3) == 0)
+    #expect(disk.ticket() == 0 && disk.ticket(zone: 3).ticket == 0)
   }
 
   /// A record that cannot be written is none.
@@ -109,7 +109,7 @@ import VirtioCore
     let other = try Files.open(path)
     #expect(other.zones[1].written == 10)
     #expect(!disk.record(ticket: ticket))
-    #expect(!disk.isRecorded(1, upTo: 512 + 10))
+    #expect(!disk.ticket(zone: 1).isStable)
   }
 
   /// Zones that are never emptied are not said to be: the record would be none.
@@ -133,19 +133,59 @@ import VirtioCore
     #expect(disk.zones[0] == Zone(state: .notWritePointer) && disk.zones[4] == Zone(state: .empty))
   }
 
-  /// Whether a durable write may be recorded by itself: all that is before it in its zone has to be on stable storage.
-  @Test func whatIsBeforeADurableWrite() throws {
+  /// Whether a durable write may be recorded by itself: all that its zone has by then must be on stable storage.
+  @Test func whatIsAroundADurableWrite() throws {
     let scratch = try Scratch()
     let disk = try Files.open(Self.path(scratch))
-    #expect(disk.isRecorded(1, upTo: 512))
-    try Files.write(disk, 1, 8)
-    #expect(!disk.isRecorded(1, upTo: 520))
+    func write(durable isDurable: Bool) throws { try Files.write(disk, 1, 8, durable: isDurable) }
+    #expect(disk.ticket(zone: 1).isStable)
+    try write(durable: true)
+    try write(durable: true)
+    #expect(disk.ticket(zone: 1).isStable)
+    // One that is not, behind it or before it.
+    try write(durable: false)
+    #expect(!disk.ticket(zone: 1).isStable)
+    try write(durable: true)
+    #expect(!disk.ticket(zone: 1).isStable)
     Files.flush(disk)
-    #expect(disk.isRecorded(1, upTo: 520) && !disk.isRecorded(1, upTo: 521))
+    #expect(disk.ticket(zone: 1).isStable)
+    try write(durable: true)
+    #expect(disk.ticket(zone: 1).isStable)
     #expect(Files.command(disk, .reset, 1) == .status(.ok))
-    try Files.write(disk, 1, 8)
+    try write(durable: false)
     // The record speaks of what was there before.
-    #expect(!disk.isRecorded(1, upTo: 520))
+    #expect(!disk.ticket(zone: 1).isStable)
+  }
+
+  /// A record of what a durable write found is older than what came since.
+  @Test func aRecordThatIsWrittenMeanwhile() throws {
+    let scratch = try Scratch()
+    let disk = try Files.open(Self.path(scratch))
+    try Files.write(disk, 1, 8, durable: true)
+    let first = disk.ticket(zone: 1)
+    try Files.write(disk, 1, 8)
+    #expect(first.isStable && disk.record(ticket: first.ticket))
+    #expect(!disk.ticket(zone: 1).isStable)
+    #expect(try Files.open(Self.path(scratch), boot: 2).zones[1].written == 8)
+  }
+
+  /// What an earlier process did since the last record may be in the page cache only.
+  @Test func whatAnotherProcessWroteIsNotKnownToBeStable() throws {
+    let scratch = try Scratch()
+    do {
+      let disk = try Files.open(Self.path(scratch))
+      try Files.write(disk, 1, 8)
+      Files.flush(disk)
+      try Files.write(disk, 1, 8, durable: true)
+      try Files.write(disk, 2, 8)
+      Files.flush(disk)
+      #expect(Files.command(disk, .reset, 2) == .status(.ok))
+      try Files.write(disk, 2, 4)
+      try Files.write(disk, 3, 8)
+      // It ends before the last of them are recorded.
+    }
+    let disk = try Files.open(Self.path(scratch))
+    #expect(disk.ticket(zone: 1).isStable && !disk.ticket(zone: 2).isStable && !disk.ticket(zone: 3).isStable)
   }
 
   // MARK: Other processes

@@ -200,6 +200,39 @@ import VirtioCore
     #expect(order == Array(0..<8))
   }
 
+  /// With the write cache off each write is on stable storage, and recorded, before it is answered. When the cache is turned on
+  /// again while one is in flight, the record of that one must not speak of those that came behind it and may be lost.
+  @Test(arguments: [true, false]) func theWriteCacheIsTurnedOnAgain(whileInFlight: Bool) throws {
+    let script = try Script(completesLater: true, isBackwards: true)
+    var options = Self.options()
+    options.script = script
+    let rig = try Rig(options)
+    let queue = rig.client.queues[0]
+    func cache(_ mode: UInt8) { rig.transport.writeConfiguration(at: 32, [mode]) }
+    func submit(_ sector: UInt64, held: Int) throws {
+      _ = try queue.submit(.write(sector: Self.start(1) + sector, pattern(512)))
+      queue.publish()
+      try waitUntil("\(held) are with the medium") { script.held == held }
+    }
+    cache(0)
+    script.hold()
+    try submit(0, held: 1)
+    if whileInFlight { cache(1) }
+    try submit(1, held: 2)
+    script.release()
+    var answers = 0
+    try waitUntil("both are answered") {
+      while let outcome = try queue.reap() {
+        #expect(outcome.status == .ok)
+        answers += 1
+      }
+      return answers == 2
+    }
+    #expect(script.records.filter { $0.kind == .write }.map(\.isDurable) == [true, !whileInFlight])
+    // Writes that are durable themselves need no flush in order to be recorded.
+    #expect(script.records.contains { $0.kind == .flush } == whileInFlight)
+  }
+
   /// What comes behind a write that failed has nothing in front of it, and fails, too; the zone goes on where the data ends.
   @Test func aFailureTakesWhatIsBehindItAlong() throws {
     let script = try Script([.whole, .result(-5), .whole, .whole], completesLater: true)

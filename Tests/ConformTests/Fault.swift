@@ -9,7 +9,10 @@ enum Fault: String, CaseIterable, Sendable {
   case diesWithoutVersion1, offersSRIOV, offersZoned, legacyZoned, lifetimeFails, reservedLifetime, configurationComesLate
   case wholeReadsOnly, paddingIsNotZero, secondQueueIsDead, generationRuns, resizeIsNotTold, generationStands
   case writebackWithoutFlush, writebackSticks, configurationIsWritable, diesBeyondConfiguration
-  case servesResetQueue, resetQueueKeepsPosition
+  case servesResetQueue, resetQueueKeepsPosition, offersAdminQueue, hangsWithoutAccessPlatform, hangsWithoutOrderPlatform
+  // Legacy interfaces.
+  case legacyIsRefused, legacyRingElsewhere, legacyForgetsConfiguration, noAnyLayout, offersBit30, flushOutIsUnknown
+  case diesOfOddAccesses
   // Rings.
   case headerIsOneDescriptor, diesOfLongChains, writesReadable, writesDescriptors, indirectFails, refusesIndirectWrite
   case refusesMixedChains, shortTablesOnly, lengthTooLong, lengthIsZero, wrongIDs, stopsAfterLaps, bigRingsFail, ringOfOneHangs
@@ -21,7 +24,7 @@ enum Fault: String, CaseIterable, Sendable {
   case dropsWrites, tearsWrites, sectorsAreBlocks, noStatusOnErrors, unknownTypesFail, identityWithoutPadding, flushFails
   case readOnlySaysOK, readOnlyWrites, readOnlyRangesOK, queuesHaveDisks, ignoresFlags, zeroesNothing, oneSegmentOnly
   case discardsTooMuch, anyPayload, rangesAreNotChecked, oddLengthsOK, emptyRequestsHang, endsAreNotChecked, directionIsIgnored
-  case identityHangs, oldTypesWrite, statusIsAlone, diesOfEmptyDescriptors, diesOfRingWrites
+  case sectorIsReadAgain, identityHangs, oldTypesWrite, statusIsAlone, diesOfEmptyDescriptors, diesOfRingWrites
   case writesNextToRings
   // Zones.
   case zonesCanBeDeclined, zonedPadding, zonesHaveNoLimit, activeIsOpen, nothingIsClosed, commandsInside, appendsAnyway

@@ -5,6 +5,22 @@ import VirtioCore
 
 @testable import Conform
 
+/// What a driver sees of the model's registers, which are not modelled themselves.
+enum ModelFace: Sendable, CaseIterable {
+  case modern, transitional, mmioLegacy, pciLegacy
+
+  var bus: Bus {
+    switch self {
+    case .modern: .mmio
+    case .transitional: .pciTransitional
+    case .mmioLegacy: .mmioLegacy
+    case .pciLegacy: .pciLegacy
+    }
+  }
+  /// 32 feature bits, a ring in one piece, and no FEATURES_OK.
+  var isLegacy: Bool { self == .mmioLegacy || self == .pciLegacy }
+}
+
 /// What outlives a driver.
 final class ModelDevice {
   static let block = 1024
@@ -12,8 +28,10 @@ final class ModelDevice {
   var disk: [UInt8]
   var other: [UInt8]
   let fault: Fault?
+  let face: ModelFace
   let isReadOnly: Bool
   let hasLifetime: Bool
+  let hasFlush: Bool
   var sectors: UInt64
   var generation: UInt32 = 0
   var changes = 0
@@ -22,16 +40,22 @@ final class ModelDevice {
   // What only faults need.
   var isDead = false
   var lives = 0
+  var reads = 0
   var negotiations = 0
   var wasLive = false
   /// Of a zoned disk.
   var zones: ModelZones?
 
   /// - Parameter withAppends: with zones that are written in sequence, and whether there are appends; `nil`: without zones.
-  init(_ fault: Fault?, isReadOnly: Bool = false, hasLifetime: Bool = true, withAppends: Bool? = nil) {
+  init(
+    _ fault: Fault?, _ face: ModelFace = .modern, isReadOnly: Bool = false, hasLifetime: Bool = true,
+    hasFlush: Bool = true, withAppends: Bool? = nil
+  ) {
     self.fault = fault
+    self.face = face
     self.isReadOnly = isReadOnly
     self.hasLifetime = hasLifetime
+    self.hasFlush = hasFlush
     disk = [UInt8](repeating: 0, count: 256 << 10)
     other = disk
     sectors = UInt64(disk.count / 512)
@@ -44,13 +68,18 @@ final class ModelDevice {
       BlockFeature.multiQueue, BlockFeature.discard, BlockFeature.writeZeroes, BlockFeature.secureErase, .anyLayout,
       .indirectDescriptors, .eventIndex, .version1, .packedRing, .inOrder, .orderPlatform, .ringReset, .accessPlatform,
     ]
+    if !hasFlush { features.subtract([BlockFeature.flush, BlockFeature.configWCE]) }
     if hasLifetime { features.insert(FeatureSet(bit: 15)) }
     if isReadOnly { features.insert(BlockFeature.readOnly) }
     if zones != nil {
       features.insert(BlockFeature.zoned)
       features.subtract([BlockFeature.discard, BlockFeature.secureErase])
     }
+    if face.isLegacy { features = FeatureSet(rawValue: features.rawValue & 0xffff_ffff) }
     switch fault {
+    case .noAnyLayout: features.remove(.anyLayout)
+    case .offersBit30: features.insert(FeatureSet(bit: 30))
+    case .offersAdminQueue: features.insert(FeatureSet(bit: 41))
     case .offersConfigWCEAlone: features.remove(BlockFeature.flush)
     case .offersUnknownBit: features.insert(FeatureSet(bit: 44))
     case .offersSRIOV: features.insert(.singleRootIO)
@@ -112,18 +141,33 @@ final class ModelDevice {
 /// A device with a fault, for the frame.
 final class ModelSubject: Subject {
   let name: String
-  let bus = Bus.mmio
+  var bus: Bus { device.face.bus }
   let device: ModelDevice
 
   init(
-    _ fault: Fault? = nil, isReadOnly: Bool = false, hasLifetime: Bool = true, withAppends: Bool? = nil
+    _ fault: Fault? = nil, _ face: ModelFace = .modern, isReadOnly: Bool = false, hasLifetime: Bool = true,
+    hasFlush: Bool = true, withAppends: Bool? = nil
   ) {
-    device = ModelDevice(fault, isReadOnly: isReadOnly, hasLifetime: hasLifetime, withAppends: withAppends)
+    device = ModelDevice(
+      fault, face, isReadOnly: isReadOnly, hasLifetime: hasLifetime, hasFlush: hasFlush, withAppends: withAppends)
     name = "model\(fault.map { " with \($0)" } ?? "")"
   }
 
   func connect(_ settings: Settings) throws -> any DriverTransport { try ModelTransport(device) }
   var resize: ((UInt64) throws -> Void)? { device.zones == nil ? { [device] in device.resize($0) } : nil }
+  func registers(of transport: any DriverTransport) -> (any RegisterPort)? {
+    device.fault == .diesOfOddAccesses ? BrittlePort(device: device) : nil
+  }
+
+  /// Registers without any meaning, which take no access of a width that none of them has.
+  private struct BrittlePort: RegisterPort {
+    let device: ModelDevice
+    func read(_ offset: UInt32, _ width: Int) -> UInt64 {
+      if width == 8 { device.isDead = true }
+      return 0
+    }
+    func write(_ offset: UInt32, _ width: Int, _ value: UInt64) {}
+  }
 }
 
 /// A driver's way to it, and all that lives only as long as that driver.
@@ -149,6 +193,8 @@ final class ModelTransport: SteppedTransport {
   }
 
   func deviceID() -> UInt32 { 2 }
+  var ringShape: RingShape? { device.face.isLegacy ? .legacy() : nil }
+  var hasFixedQueueSize: Bool { device.face == .pciLegacy }
 
   func readConfiguration(at offset: Int, count: Int) -> [UInt8] {
     if fault == .diesBeyondConfiguration, offset + count > 96 { device.isDead = true }
@@ -188,6 +234,7 @@ final class ModelTransport: SteppedTransport {
     }
     if status.contains(.needsReset), fault == .diesOfNeedsReset { device.isDead = true }
     if status.contains(.failed), fault == .failedIsForever { device.isDead = true }
+    if device.face.isLegacy, fault == .legacyForgetsConfiguration { device.writeback = 1 }
     var wanted = status.union(current).subtracting(.needsReset)
     if wanted.contains(.featuresOK), !current.contains(.featuresOK), !accepts() { wanted.remove(.featuresOK) }
     if wanted.contains(.featuresOK), !current.contains(.featuresOK) {
@@ -195,11 +242,15 @@ final class ModelTransport: SteppedTransport {
       device.writeback = isThrough && fault != .writebackWithoutFlush ? 0 : 1
     }
     if wanted.contains(.driverOK), !current.contains(.driverOK) {
-      if !accepts() || accepted.contains(.version1) && !wanted.contains(.featuresOK) {
+      if !accepts() || accepted.contains(.version1) && !wanted.contains(.featuresOK)
+        || device.face.isLegacy && fault == .legacyIsRefused
+      {
         wanted.remove(.driverOK)
       } else {
         device.lives += 1
         if !accepted.contains(.version1), fault == .diesWithoutVersion1 { device.isDead = true }
+        if !accepted.contains(.accessPlatform), fault == .hangsWithoutAccessPlatform { device.isDead = true }
+        if !accepted.contains(.orderPlatform), fault == .hangsWithoutOrderPlatform { device.isDead = true }
         device.wasLive = true
       }
     }

@@ -57,7 +57,9 @@ final class ModelQueue {
   private var size: UInt16 { configuration.size }
   private var table: UInt64 { configuration.descriptorTable.rawValue }
   private var driver: UInt64 { configuration.availableRing.rawValue }
-  private var deviceArea: UInt64 { configuration.usedRing.rawValue }
+  private var deviceArea: UInt64 {
+    configuration.usedRing.rawValue + (fault == .legacyRingElsewhere && transport.device.face.isLegacy ? 64 : 0)
+  }
   private var isPacked: Bool { transport.accepted.contains(.packedRing) }
   private var eventIndex: Bool { transport.accepted.contains(.eventIndex) }
 

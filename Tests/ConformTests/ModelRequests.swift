@@ -23,6 +23,9 @@ extension ModelDevice {
     case 0:
       guard payload.isEmpty || fault == .directionIsIgnored else { return (1, []) }
       guard isWhole(room) else { return (fault == .oddLengthsOK ? 0 : 1, []) }
+      reads += 1
+      // What stands in the header by then is up to the driver; here it is another block.
+      if fault == .sectorIsReadAgain, reads % 50 == 0 { sector = sectors - UInt64(room / 512) }
       guard let place = range(sector, room) else {
         return fault == .endsAreNotChecked ? (0, [UInt8](repeating: 0, count: room)) : (1, [])
       }
@@ -45,7 +48,9 @@ extension ModelDevice {
       }
       if isOther { other.replaceSubrange(place, with: bytes) } else { disk.replaceSubrange(place, with: bytes) }
       return (0, [])
-    case 4: return (fault == .flushFails ? 1 : 0, [])
+    case 4 where hasFlush: return (fault == .flushFails ? 1 : 0, [])
+    // FLUSH_OUT of old.
+    case 5 where face.isLegacy && fault != .flushOutIsUnknown && fault != .oldTypesWrite: return (0, [])
     case 8:
       let text = Array("model".utf8)
       let filler: UInt8 = fault == .identityWithoutPadding ? 0x2a : 0

@@ -5,11 +5,13 @@ struct Mutant: Sendable, CustomTestStringConvertible {
   var check: String
   var fault: Fault
   var kind: ModelTests.Kind
+  var face: ModelFace
 
-  init(_ check: String, _ fault: Fault, _ kind: ModelTests.Kind = .plain) {
+  init(_ check: String, _ fault: Fault, _ kind: ModelTests.Kind = .plain, on face: ModelFace = .modern) {
     self.check = check
     self.fault = fault
     self.kind = kind
+    self.face = face
   }
 
   var testDescription: String { "\(check): \(fault)" }
@@ -33,6 +35,8 @@ enum Mutants {
     Mutant("without-version-1", .diesWithoutVersion1), Mutant("no-virtual-functions", .offersSRIOV),
     Mutant("flush-is-offered", .offersConfigWCEAlone), Mutant("flush-with-config-wce", .offersConfigWCEAlone),
     Mutant("not-zoned", .offersZoned), Mutant("no-zones-for-legacy", .legacyZoned),
+    Mutant("access-platform-declined", .hangsWithoutAccessPlatform),
+    Mutant("order-platform-declined", .hangsWithoutOrderPlatform), Mutant("no-admin-queue", .offersAdminQueue),
     Mutant("no-lifetime-of-files", .lifetimeFails), Mutant("lifetime-values", .reservedLifetime),
     // The configuration space.
     Mutant("early-configuration", .configurationComesLate), Mutant("configuration-by-pieces", .wholeReadsOnly),
@@ -42,6 +46,12 @@ enum Mutants {
     Mutant("configuration-beyond-the-end", .diesBeyondConfiguration), Mutant("generation-stands-still", .generationRuns),
     Mutant("generation-after-resize", .generationStands),
     Mutant("reset-queue-is-dead", .servesResetQueue), Mutant("reset-queue-begins-anew", .resetQueueKeepsPosition),
+    // Legacy interfaces.
+    Mutant("legacy-recognised", .legacyIsRefused, on: .mmioLegacy),
+    Mutant("legacy-layout", .legacyRingElsewhere, on: .mmioLegacy),
+    Mutant("legacy-early-configuration", .legacyForgetsConfiguration, on: .mmioLegacy),
+    Mutant("legacy-any-layout", .noAnyLayout, on: .mmioLegacy), Mutant("legacy-bit-30", .offersBit30, on: .mmioLegacy),
+    Mutant("legacy-flush-out", .flushOutIsUnknown, on: .mmioLegacy), Mutant("odd-accesses", .diesOfOddAccesses),
     // Framing.
     Mutant("any-framing", .headerIsOneDescriptor), Mutant("longest-chain", .diesOfLongChains),
     Mutant("readable-is-not-written", .writesReadable), Mutant("descriptors-are-not-written", .writesDescriptors),
@@ -106,27 +116,11 @@ enum Mutants {
     Mutant("readable-after-writable", .staysBroken), Mutant("buffer-nowhere", .staysBroken),
     Mutant("ring-nowhere", .staysBroken),
     Mutant("ring-size", .staysBroken), Mutant("short-header", .staysBroken), Mutant("no-status", .staysBroken),
+    Mutant("changing-header", .sectorIsReadAgain),
     Mutant("buffer-in-the-ring", .diesOfRingWrites), Mutant("dies-in-flight", .diesWithDriver),
     Mutant("resets-in-flight", .servesAfterReset), Mutant("garbage-rings", .staysBroken),
   ]
 
   /// Checks that were not seen to fail, and why. It may only become shorter.
-  static let none: [String: String] = [
-    "access-platform-declined": "it says what is so: either is allowed",
-    "order-platform-declined": "it says what is so: either is allowed",
-    "changing-header": "only a race shows it, and the model has none",
-    "notification-data": "the word goes to a register by a way of its own, which nothing here stands in",
-    "legacy-layout": "a legacy device that looks elsewhere for its ring does not come up at all",
-    "legacy-recognised": "as legacy-layout",
-    "legacy-early-configuration": "needs a legacy model, which is not made yet",
-    "legacy-any-layout": "needs a legacy model, which is not made yet",
-    "legacy-bit-30": "needs a legacy model, which is not made yet",
-    "legacy-flush-out": "needs a legacy model, which is not made yet",
-    "no-admin-queue": "needs a model with registers that offers it; nothing-unknown catches the bit",
-    "odd-accesses": "needs a device that dies of an access, which none here does",
-    "window-nowhere": "needs a device that dies of an access, which none here does",
-    "notify-geometry": "our own function offers NOTIFICATION_DATA, so it does not apply; the one with data is shown",
-    "unmapped-is-silent": "needs a function that interrupts without a vector",
-    "unmapped-configuration-is-silent": "needs a function that interrupts without a vector",
-  ]
+  static let none: [String: String] = [:]
 }

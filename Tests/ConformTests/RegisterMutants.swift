@@ -6,8 +6,13 @@ import VirtioRegisters
 
 @testable import Conform
 
-/// A register that reads otherwise than it is, or takes no writes.
+/// A register that reads otherwise than it is, or takes no writes, or a device that an access ends.
 struct RegisterMutant: Sendable, CustomTestStringConvertible {
+  enum Access: Sendable {
+    case read
+    case write(UInt64)
+  }
+
   var check: String
   var interface: RegisterInterface
   var prefersLegacy = false
@@ -15,20 +20,36 @@ struct RegisterMutant: Sendable, CustomTestStringConvertible {
   var read: @Sendable (_ offset: UInt32, _ width: Int, _ found: UInt64) -> UInt64 = { $2 }
   /// Whether a write arrives.
   var takes: @Sendable (_ offset: UInt32, _ value: UInt64) -> Bool = { _, _ in true }
+  /// Whether the device does not survive an access.
+  var isDeadly: @Sendable (_ offset: UInt32, _ width: Int, _ access: Access) -> Bool = { _, _, _ in false }
+  /// What the device does not offer.
+  var hides = FeatureSet()
+  /// Whether the device does not survive a kick with data.
+  var diesOfData = false
 
-  var testDescription: String { "\(check), \(interface.name)" }
+  var testDescription: String { "\(check), \(interface.name)\(prefersLegacy ? " by its legacy interface" : "")" }
 
-  static func reads(_ check: String, _ interface: RegisterInterface, _ place: UInt32, as value: UInt64) -> RegisterMutant {
-    RegisterMutant(check: check, interface: interface, read: { offset, _, found in offset == place ? value : found })
+  static func reads(
+    _ check: String, _ interface: RegisterInterface, _ place: UInt32, as value: UInt64, prefersLegacy: Bool = false
+  ) -> RegisterMutant {
+    RegisterMutant(
+      check: check, interface: interface, prefersLegacy: prefersLegacy,
+      read: { offset, _, found in offset == place ? value : found })
   }
 }
 
 /// The window.
 struct LyingPort: RegisterPort {
   let port: any RegisterPort
-  let mutant: RegisterMutant
-  func read(_ offset: UInt32, _ width: Int) throws -> UInt64 { mutant.read(offset, width, try port.read(offset, width)) }
+  let transport: LyingTransport
+  var mutant: RegisterMutant { transport.mutant }
+
+  func read(_ offset: UInt32, _ width: Int) throws -> UInt64 {
+    if mutant.isDeadly(offset, width, .read) { transport.isDead = true }
+    return mutant.read(offset, width, try port.read(offset, width))
+  }
   func write(_ offset: UInt32, _ width: Int, _ value: UInt64) throws {
+    if mutant.isDeadly(offset, width, .write(value)) { transport.isDead = true }
     if mutant.takes(offset, value) { try port.write(offset, width, value) }
   }
 }
@@ -38,15 +59,21 @@ final class LyingSubject: Subject {
   var bus: Bus { inner.bus }
   private let inner: OwnSubject
   private let mutant: RegisterMutant
+  private var isDead = false
 
   init(_ mutant: RegisterMutant) throws {
     self.mutant = mutant
     inner = try OwnSubject(OwnSetup(mutant.interface, prefersLegacy: mutant.prefersLegacy))
   }
 
-  func connect(_ settings: Settings) throws -> any DriverTransport { try inner.connect(settings) }
+  func connect(_ settings: Settings) throws -> any DriverTransport {
+    guard !isDead else { throw DriverError.noDevice("it is dead") }
+    let inner = try inner.connect(settings)
+    return try LyingTransport(#require(inner as? MemoryFileTransport), mutant) { [weak self] in self?.isDead = true }
+  }
   func registers(of transport: any DriverTransport) -> (any RegisterPort)? {
-    inner.registers(of: transport).map { LyingPort(port: $0, mutant: mutant) }
+    guard let lying = transport as? LyingTransport, let port = inner.registers(of: lying.inner) else { return nil }
+    return LyingPort(port: port, transport: lying)
   }
   var resize: ((UInt64) throws -> Void)? { inner.resize }
 }
@@ -56,7 +83,56 @@ enum RegisterMutants {
   private static let common: UInt32 = 5 << 28
   private static let legacy: UInt32 = 1 << 28
 
-  static let all: [RegisterMutant] = mmio + pci
+  static let all: [RegisterMutant] =
+    mmio + pci(.pci) + pci(.pciTransitional) + [.reads("modern-identity", .pci, 8, as: 0)]
+    + legacyFunction(.pciLegacy) + legacyFunction(.pciTransitional) + legacyFunction(.pciTransitional, prefersLegacy: true)
+    + RegisterInterface.allCases.map { oddAccess($0) } + [oddAccess(.pciTransitional, prefersLegacy: true)]
+
+  /// One that no access of eight bytes may meet: no register is that wide.
+  private static func oddAccess(_ interface: RegisterInterface, prefersLegacy: Bool = false) -> RegisterMutant {
+    RegisterMutant(
+      check: "odd-accesses", interface: interface, prefersLegacy: prefersLegacy, isDeadly: { _, width, _ in width == 8 })
+  }
+
+  /// What a legacy driver looks at.
+  private static func legacyFunction(_ interface: RegisterInterface, prefersLegacy: Bool = false) -> [RegisterMutant] {
+    func reads(_ check: String, _ place: UInt32, as value: UInt64) -> RegisterMutant {
+      .reads(check, interface, place, as: value, prefersLegacy: prefersLegacy)
+    }
+    return [
+      reads("transitional-identity", 8, as: 1), reads("legacy-bar", 0x10, as: 4),
+      reads("legacy-configuration", legacy + 20, as: 1),
+    ] + (prefersLegacy || interface == .pciLegacy ? anyFunction(interface, prefersLegacy: prefersLegacy) : [])
+  }
+
+  /// What every driver looks at.
+  private static func anyFunction(_ interface: RegisterInterface, prefersLegacy: Bool = false) -> [RegisterMutant] {
+    [
+      .reads("vendor", interface, 0, as: 0x1af5, prefersLegacy: prefersLegacy),
+      RegisterMutant(
+        check: "vector-count", interface: interface, prefersLegacy: prefersLegacy,
+        // The table's size, wherever its capability is: its ID is what the list says first.
+        read: { offset, width, found in width == 2 && offset >= 0x40 && offset < 0x100 && found & 0x7fff < 16 ? 0 : found }),
+    ]
+  }
+
+  /// Interrupt Status is set for something that has no vector.
+  private static func interrupts(_ check: String, _ interface: RegisterInterface, field: UInt32) -> RegisterMutant {
+    // One thread reads and writes registers.
+    final class Looks: @unchecked Sendable { var count: Int? }
+    let looks = Looks()
+    return RegisterMutant(
+      check: check, interface: interface,
+      read: { offset, _, found in
+        guard offset == 6, let count = looks.count else { return found }
+        looks.count = count + 1
+        return count == 0 ? found & ~8 : found | 8
+      },
+      takes: { offset, value in
+        if offset == common + field, value == 0xffff { looks.count = 0 }
+        return true
+      })
+  }
 
   private static let mmio: [RegisterMutant] = [
     .reads("magic", .mmio, 0, as: 0x7472_6977), .reads("legacy-magic", .mmioLegacy, 4, as: 2),
@@ -69,52 +145,63 @@ enum RegisterMutants {
     .reads("queue-reset-finishes", .mmio, 0x044, as: 1), .reads("feature-words", .mmio, 0x010, as: 5),
     .reads("no-such-queue-register", .mmio, 0x034, as: 8), .reads("no-shared-memory", .mmio, 0x0b0, as: 0),
     .reads("configuration-bytes", .mmio, 0x103, as: 0x55),
+    RegisterMutant(check: "notification-data", interface: .mmio, diesOfData: true),
     RegisterMutant(check: "reset-by-status", interface: .mmio, takes: { offset, _ in offset != 0x070 }),
   ]
 
-  private static let pci: [RegisterMutant] = [
-    .reads("vendor", .pci, 0, as: 0x1af5), .reads("modern-identity", .pci, 8, as: 0),
-    .reads("transitional-identity", .pciTransitional, 8, as: 1), .reads("legacy-bar", .pciTransitional, 0x10, as: 4),
-    .reads("legacy-configuration", .pciTransitional, legacy + 20, as: 1),
-    // Without a list of capabilities none of them is there.
-    .reads("common-structure", .pci, 6, as: 0), .reads("notify-structure", .pci, 6, as: 0),
-    .reads("isr-structure", .pci, 6, as: 0), .reads("device-structure", .pci, 6, as: 0),
-    .reads("window-structure", .pci, 6, as: 0),
-    RegisterMutant(
-      check: "capability-lengths", interface: .pci,
-      read: { offset, width, found in width == 1 && offset % 4 == 2 && (0x40..<0x100).contains(offset) ? 8 : found }),
-    capability("no-shared-regions", of: 4, at: 3, as: 8),
-    capability("notify-geometry-with-data", of: 2, at: 16, as: 6),
-    .reads("feature-words-of-pci", .pci, common + 4, as: 3), .reads("driver-features", .pci, common + 0x0c, as: 3),
-    .reads("pci-generation", .pci, common + 0x15, as: 3), .reads("pci-reset", .pci, common + 0x1c, as: 1),
-    .reads("pci-queue-reset", .pci, common + 0x1c, as: 1), .reads("pci-no-such-queue", .pci, common + 0x18, as: 8),
-    .reads("pci-queue-size", .pci, common + 0x18, as: 24), .reads("halves-of-64-bits", .pci, common + 0x20, as: 24),
-    RegisterMutant(
-      check: "window-reads", interface: .pci, read: { offset, _, found in offset == common + 0x12 ? found + 1 : found }),
-    .reads("window-writes", .pci, common + 0x14, as: 0),
-    RegisterMutant(
-      check: "vector-count", interface: .pci,
-      // The table's size, wherever its capability is: its ID is what the list says first.
-      read: { offset, width, found in width == 2 && offset >= 0x40 && offset < 0x100 && found & 0x7fff < 16 ? 0 : found }),
-    .reads("vectors-read-back", .pci, common + 0x1a, as: 0), .reads("no-such-vector", .pci, common + 0x10, as: 2),
-    RegisterMutant(
-      check: "isr-of-queues", interface: .pci, read: { offset, _, found in offset == common + 0x1000 ? 0 : found }),
-    RegisterMutant(
-      check: "isr-of-configuration", interface: .pci, read: { offset, _, found in offset == common + 0x1000 ? 0 : found }),
-    RegisterMutant(
-      check: "kick-by-register", interface: .pci, takes: { offset, _ in offset < common + 0x4000 || offset >= common + 0x5000 }),
-  ]
+  private static func pci(_ interface: RegisterInterface) -> [RegisterMutant] {
+    anyFunction(interface) + [
+      // Without a list of capabilities none of them is there.
+      .reads("common-structure", interface, 6, as: 0), .reads("notify-structure", interface, 6, as: 0),
+      .reads("isr-structure", interface, 6, as: 0), .reads("device-structure", interface, 6, as: 0),
+      .reads("window-structure", interface, 6, as: 0),
+      RegisterMutant(
+        check: "capability-lengths", interface: interface,
+        read: { offset, width, found in width == 1 && offset % 4 == 2 && (0x40..<0x100).contains(offset) ? 8 : found }),
+      capability(interface, "no-shared-regions", of: 4, at: 3, as: 8),
+      capability(interface, "notify-geometry-with-data", of: 2, at: 16, as: 6),
+      .reads("feature-words-of-pci", interface, common + 4, as: 3), .reads("driver-features", interface, common + 0x0c, as: 3),
+      .reads("pci-generation", interface, common + 0x15, as: 3), .reads("pci-reset", interface, common + 0x1c, as: 1),
+      .reads("pci-queue-reset", interface, common + 0x1c, as: 1), .reads("pci-no-such-queue", interface, common + 0x18, as: 8),
+      .reads("pci-queue-size", interface, common + 0x18, as: 24), .reads("halves-of-64-bits", interface, common + 0x20, as: 24),
+      RegisterMutant(
+        check: "window-reads", interface: interface, read: { offset, _, found in offset == common + 0x12 ? found + 1 : found }),
+      .reads("window-writes", interface, common + 0x14, as: 0),
+      .reads("vectors-read-back", interface, common + 0x1a, as: 0), .reads("no-such-vector", interface, common + 0x10, as: 2),
+      RegisterMutant(
+        check: "isr-of-queues", interface: interface, read: { offset, _, found in offset == common + 0x1000 ? 0 : found }),
+      RegisterMutant(
+        check: "isr-of-configuration", interface: interface, read: { offset, _, found in offset == common + 0x1000 ? 0 : found }
+      ),
+      capability(interface, "notify-geometry", of: 2, at: 16, as: 6, hides: .notificationData),
+      RegisterMutant(check: "notification-data", interface: interface, diesOfData: true),
+      interrupts("unmapped-is-silent", interface, field: 0x1a),
+      interrupts("unmapped-configuration-is-silent", interface, field: 0x10),
+      // There is no such BAR.
+      RegisterMutant(
+        check: "window-nowhere", interface: interface,
+        isDeadly: { offset, width, access in
+          if case .write(7) = access { width == 1 && (0x40..<0x100).contains(offset) } else { false }
+        }),
+      RegisterMutant(
+        check: "kick-by-register", interface: interface,
+        takes: { offset, _ in offset < common + 0x4000 || offset >= common + 0x5000 }),
+    ]
+  }
 
   /// A field of the first virtio capability of a type, which our own function has in the order of the types.
-  private static func capability(_ check: String, of type: UInt32, at field: UInt32, as value: UInt64) -> RegisterMutant {
+  private static func capability(
+    _ interface: RegisterInterface, _ check: String, of type: UInt32, at field: UInt32, as value: UInt64,
+    hides: FeatureSet = []
+  ) -> RegisterMutant {
     // Where it is, is asked of the function itself.
     let seen = CapabilityPlace(type: type)
     return RegisterMutant(
-      check: check, interface: .pci,
+      check: check, interface: interface,
       read: { offset, _, found in
         seen.note(offset, found)
         return offset == seen.place.map { $0 + field } ? value : found
-      })
+      }, hides: hides)
   }
 }
 

@@ -215,6 +215,31 @@ import VirtioCore
     }
   }
 
+  /// A server in its sandbox opens the states of a disk's zones, and cannot make any.
+  @Test func addedDisksHaveTheStatesOfTheirZones() throws {
+    try withDirectory { directory in
+      let zones = "host-managed,zone-size=256K"
+      let server = try Operated(directory, ["b"])
+      guard (try server.ask("status")["sandbox"] as? [String])?.contains("files") == true else { return }
+      try Operated.image(directory, "a")
+      let entry = #","entry":\#(Operated.entry(directory, "a", #","zoned":"\#(zones)""#))"#
+      let refused = try #require(try server.ask("add", entry)["error"] as? String)
+      #expect(refused.contains("a.img.zones") && refused.contains("in its sandbox cannot create files"), "\(refused)")
+      #expect(!FileManager.default.fileExists(atPath: directory + "/a.img.zones"))
+      // As the sentence says.
+      let other = try Server(directory, ["--zoned", zones])
+      try #require(other.program.firstLine().hasPrefix("Serving "))
+      #expect(other.end().status == 0)
+      #expect(try server.ask("add", entry)["error"] == nil)
+      let client = try server.guest("a")
+      #expect(try client.zones().count == 16)
+      let outcome = try client.queues[0].perform(.append(zone: 512, [UInt8](repeating: 7, count: 512)))
+      #expect(outcome.status == .ok && BlockClient.appendedSector(outcome) == 512)
+      try client.shutDown()
+      try server.end()
+    }
+  }
+
   // MARK: Sockets
 
   /// Whatever the umask is, and without a moment in which it is more.

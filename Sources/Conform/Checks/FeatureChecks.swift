@@ -6,6 +6,12 @@ extension Check {
   /// What a block device can honour: its own bits, those of transports and rings, and what a legacy one had.
   private static let known = FeatureSet(rawValue: 0x0003_fef7 | 1 << 24 | 1 << 27 | 3 << 28 | 0x0bdf << 32)
 
+  /// A device may refuse such a choice. If it accepts it, it serves the driver.
+  private static func declined(_ feature: FeatureSet, _ bench: Bench) throws -> Seen {
+    guard try bench.negotiate(bench.choice(Plan(without: feature))) else { return .kept("refused") }
+    return .kept("accepted; \(try bench.alive(after: "a driver without \(bench.names(feature))"))")
+  }
+
   static let features: [Check] = [
     Check("dependencies-are-offered", "feat.1", "No feature is offered whose condition is not.", rings: .once) { bench in
       let offered = bench.facts.offered
@@ -112,11 +118,11 @@ extension Check {
     Check(
       "access-platform-declined", "rfb.4", "What comes of declining ACCESS_PLATFORM.", rings: .once,
       needs: [.offered(.accessPlatform)]
-    ) { bench in .kept(try bench.negotiate(bench.choice(Plan(without: .accessPlatform))) ? "accepted" : "refused") },
+    ) { bench in try declined(.accessPlatform, bench) },
     Check(
       "order-platform-declined", "rfb.6 rfb.7", "What comes of declining ORDER_PLATFORM.", rings: .once,
       needs: [.offered(.orderPlatform)]
-    ) { bench in .kept(try bench.negotiate(bench.choice(Plan(without: .orderPlatform))) ? "accepted" : "refused") },
+    ) { bench in try declined(.orderPlatform, bench) },
     Check("flush-is-offered", "blk.init.1", "FLUSH is offered.", rings: .once) { bench in
       try expect(bench.facts.offered.contains(BlockFeature.flush), "FLUSH is not offered")
       return .kept()

@@ -103,7 +103,7 @@ extension Lane where Ring: ~Copyable {
       unsafe slot.pointee.zoneWord = UInt32(zones.geometry.zone(of: sector))
       // What went to stable storage then is not known.
       unsafe slot.pointee.isDurable = slot.pointee.isDurable || isDurable
-      endZoneWrite(index, .ok, wasDone: true, &medium)
+      endZoneWrite(index, .ok, &medium)
       return false
     case .go(_, nil): return true
     case .go(let sector, let zone?):
@@ -223,7 +223,7 @@ extension Lane where Ring: ~Copyable {
     case .wasDone(let sector):
       unsafe slot.pointee.throttledBytes = sector
       unsafe slot.pointee.zoneWord = UInt32(zones.geometry.zone(of: sector))
-      endZoneWrite(index, .ok, wasDone: true, &medium)
+      endZoneWrite(index, .ok, &medium)
     case .go(_, nil):
       unsafe slot.pointee.stage = .zero
       unsafe slot.pointee.rangeIndex = 0
@@ -293,7 +293,9 @@ extension Lane where Ring: ~Copyable {
     switch unsafe slot.pointee.stage {
     case .zoneWrite:
       let (sector, zone) = unsafe (slot.pointee.throttledBytes, Int(slot.pointee.zoneWord))
-      switch zones.finish(at: sector, zone: zone, isDone: isDone, medium.waiter(tag(index))) {
+      // Zeroes do not go to stable storage by themselves.
+      let isDurable = unsafe slot.pointee.isDurable && slot.pointee.zoneType != UInt8(RequestType.writeZeroes.rawValue)
+      switch zones.finish(at: sector, zone: zone, isDone: isDone, isDurable: isDurable, medium.waiter(tag(index))) {
       case .status(let status): endZoneWrite(index, status, &medium)
       case .later:
         medium.expectWord(tag(index))
@@ -331,22 +333,15 @@ extension Lane where Ring: ~Copyable {
     }
   }
 
-  /// - Parameter wasDone: by another process; whether that reached stable storage is not known.
   private mutating func endZoneWrite<Engine: BlockEngine & ~Copyable>(
-    _ index: Int, _ status: BlockStatus, wasDone: Bool = false, _ medium: inout Medium<Engine>
+    _ index: Int, _ status: BlockStatus, _ medium: inout Medium<Engine>
   ) {
     guard status == .ok, let zones = context.zones else { return fail(index) }
     let slot = unsafe slab.slot(index)
     guard unsafe slot.pointee.isDurable else { return answerZoned(index) }
-    let (zone, sector) = unsafe (Int(slot.pointee.zoneWord), slot.pointee.throttledBytes)
-    let isZeroes = unsafe slot.pointee.zoneType == UInt8(RequestType.writeZeroes.rawValue)
-    // The record covers everything before it in the zone, too. Before the ticket, so that a reset in between is noticed there.
-    let isBehindStable = zones.isRecorded(zone, upTo: sector)
-    unsafe slot.pointee.zoneWord = zones.ticket(zone: zone)
-    // Data went to stable storage by itself; zeroes did not, nor did what was written before the write cache was off.
-    guard isZeroes || wasDone || !isBehindStable else {
-      return record(index, unsafe slot.pointee.zoneWord, &medium)
-    }
+    let (ticket, isStable) = unsafe zones.ticket(zone: Int(slot.pointee.zoneWord))
+    guard !isStable else { return record(index, ticket, &medium) }
+    unsafe slot.pointee.zoneWord = ticket
     flushZoned(index, &medium)
   }
 

@@ -41,25 +41,17 @@ extension ZonedDisk {
     }
   }
 
-  /// The same for one zone, whose writes went to stable storage one by one.
-  func ticket(zone: Int) -> UInt32 {
+  /// The same for one zone. The record speaks of all that the zone has: of writes from before the write cache was turned off, of
+  /// those that came behind a durable one since it was turned on again, and of zeroes. - Returns: also whether all of it is on
+  /// stable storage by now; if not, a flush comes first.
+  func ticket(zone: Int) -> (ticket: UInt32, isStable: Bool) {
     with { state in
-      guard state.recorded.indices.contains(zone) else { return 0 }
-      let word = state.table.zones[zone].word
-      guard differs(zone, word, state) else { return 0 }
-      return add(
-        Snapshot(zones: [(zone, Zone(word: word, zone: zone, geometry) ?? state.table.zones[zone], state.resets[zone])]), &state
-      )
-    }
-  }
-
-  /// Whether the newest record covers everything in a zone up to a sector, so that it is on stable storage.
-  func isRecorded(_ zone: Int, upTo sector: UInt64) -> Bool {
-    with { state in
-      guard state.failure == nil, state.recorded.indices.contains(zone) else { return false }
-      let start = sector - geometry.start(of: zone)
-      return start == 0
-        || state.recordedResets[zone] == state.resets[zone] && UInt64(state.recorded[zone].written) >= start
+      guard state.recorded.indices.contains(zone) else { return (0, false) }
+      let now = state.table.zones[zone]
+      let isStable = state.stable[zone] >= now.written
+      guard differs(zone, now.word, state) else { return (0, isStable) }
+      let snapshot = Snapshot(zones: [(zone, Zone(word: now.word, zone: zone, geometry) ?? now, state.resets[zone])])
+      return (add(snapshot, &state), isStable)
     }
   }
 
@@ -105,9 +97,11 @@ extension ZonedDisk {
         guard isWritten else { return }
         state.recording = nil
         state.recorded = found.zones
-        for (index, _, resets) in found.snapshot.zones {
+        for (index, zone, resets) in found.snapshot.zones {
           state.recordedOrder[index] = max(state.recordedOrder[index], found.snapshot.order)
-          if state.resets[index] == resets { state.recordedResets[index] = resets }
+          guard state.resets[index] == resets else { continue }
+          state.recordedResets[index] = resets
+          state.stable[index] = max(state.stable[index], zone.written)
         }
       }
       return isWritten

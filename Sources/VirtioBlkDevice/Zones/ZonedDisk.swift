@@ -66,6 +66,8 @@ public final class ZonedDisk: Sendable {
     var start: UInt32
     var end: UInt32
     var isOver = false
+    /// The medium says that its data is on stable storage.
+    var isDurable = false
     /// An earlier one failed, so this one fails as well, and others may write to its place.
     var isDoomed = false
     /// The status of one that has completed and waits for earlier ones.
@@ -93,6 +95,8 @@ public final class ZonedDisk: Sendable {
     var recorded: [Zone] = []
     /// As in the record that is being written, or whose writing failed: it is the newest one as soon as it is intact.
     var recording: [Zone]?
+    /// For each zone, how many sectors from its beginning are known to be on stable storage.
+    var stable: [UInt32] = []
     /// For each zone, the highest ticket recorded: tickets are not recorded in the order in which they were issued.
     var recordedOrder: [UInt64] = []
     var lastOrder: UInt64 = 0
@@ -112,6 +116,12 @@ public final class ZonedDisk: Sendable {
     /// Zones with abandoned writes that the medium may still execute: nothing else may be written there.
     var lost: Set<Int> = []
     var failure: ZoneFailure?
+
+    /// A zone was reset: nothing of it is on stable storage any more, and no record of it counts.
+    mutating func forget(_ zone: Int) {
+      resets[zone] &+= 1
+      stable[zone] = 0
+    }
   }
 
   let geometry: ZoneGeometry
@@ -172,6 +182,8 @@ public final class ZonedDisk: Sendable {
       state.resets = zip(found.zones, found.recorded).map { zone, recorded in
         zone.written < recorded.written || zone.state == .empty && recorded.state != .empty ? 1 : 0
       }
+      // What a zone without such a reset has beyond its record may be in the page cache only.
+      state.stable = zip(found.recorded, state.resets).map { recorded, resets in resets == 0 ? recorded.written : 0 }
       for (queue, notes) in found.notes.enumerated() where !notes.isEmpty {
         state.notes[queue] = Dictionary(notes.map { ($0.head, $0) }, uniquingKeysWith: { one, _ in one })
       }
@@ -287,7 +299,8 @@ public final class ZonedDisk: Sendable {
   /// - Parameters:
   ///   - sector: where it went.
   ///   - zone: as it was accepted.
-  func finish(at sector: UInt64, zone: Int, isDone: Bool, _ waiter: ZoneWaiter?) -> ZoneAnswer {
+  ///   - isDurable: its data is on stable storage.
+  func finish(at sector: UInt64, zone: Int, isDone: Bool, isDurable: Bool = false, _ waiter: ZoneWaiter?) -> ZoneAnswer {
     with { state in
       let start = UInt32(sector - geometry.start(of: zone))
       guard var flights = state.flights[zone], let place = flights.firstIndex(where: { $0.start == start }) else {
@@ -306,6 +319,7 @@ public final class ZonedDisk: Sendable {
         return .status(.ioError)
       }
       flights[place].isOver = true
+      flights[place].isDurable = isDurable
       flights[place].waiter = waiter
       var isAnswered = false
       while let first = flights.first, first.isOver {
@@ -378,6 +392,7 @@ public final class ZonedDisk: Sendable {
       sector: geometry.start(of: zone) + UInt64(flight.start), written: flight.end)
     keep(note, flight.request, &state)
     state.table.settle(zone, written: flight.end)
+    if flight.isDurable, state.stable[zone] == flight.start { state.stable[zone] = flight.end }
     keepChanged(&state)
     note.kind = .done
     keep(note, flight.request, &state)
@@ -432,11 +447,11 @@ public final class ZonedDisk: Sendable {
     case .finish: status = state.table.finish(sector)
     case .reset:
       status = state.table.reset(sector)
-      if status == .ok { state.resets[geometry.zone(of: sector)] &+= 1 }
+      if status == .ok { state.forget(geometry.zone(of: sector)) }
     case .resetAll:
       state.table.resetAll()
       // Except zones that cannot be reset.
-      for zone in state.resets.indices where state.table.zones[zone].state == .empty { state.resets[zone] &+= 1 }
+      for zone in state.resets.indices where state.table.zones[zone].state == .empty { state.forget(zone) }
     }
     keepChanged(&state)
     guard status == .ok else { return status }
