@@ -9,13 +9,14 @@ cd "$(dirname "$0")/.."
 
 vmm_blk=${VMM_BLK:-$PWD/.build/release/vmm-blk}
 report=${CONFORM_REPORT:-conform-report}
-wanted=("$@")
+wanted=("$@") checked=0
 mkdir -p "$report"
 
 # check NAME COMMAND: a back-end that does not conform is a result, not a failure of this script.
 check() {
   local name=$1 status=0
   if [ ${#wanted[@]} -gt 0 ] && [[ " ${wanted[*]} " != *" $name "* ]]; then return; fi
+  checked=$((checked + 1))
   "$vmm_blk" conform --exec "$2" --patience "${PATIENCE:-20}" --junit "$report/$name.xml" \
     --html "$report/$name.html" >"$report/$name.txt" 2>"$report/$name.log" || status=$?
   # 1 says that it does not conform; anything else, that it could not be checked.
@@ -43,7 +44,9 @@ check qemu-storage-daemon-qcow2 "qemu-img create -q -f qcow2 {disk}.qcow2 64M
 
 # DPDK's sample, a disk in memory on DPDK's vhost library: Debian has its source. It listens in the folder that it runs in.
 sample=/usr/share/dpdk/examples/vhost_blk
-if [ -d "$sample" ] && pkg-config --exists libdpdk; then
+if [ ${#wanted[@]} -gt 0 ] && [[ " ${wanted[*]} " != *" dpdk-vhost-blk "* ]]; then
+  :
+elif [ -d "$sample" ] && pkg-config --exists libdpdk; then
   build=$(mktemp -d)
   trap 'rm -rf "$build"' EXIT
   cp -r "$sample"/. "$build"
@@ -53,5 +56,9 @@ if [ -d "$sample" ] && pkg-config --exists libdpdk; then
     exec $build/build/vhost-blk --no-huge -m 512 --no-pci --no-shconf --no-telemetry"
 else
   echo "DPDK's sample is not here: Scripts/setup.sh peers installs it" >&2
+fi
+if [ $checked -eq 0 ]; then
+  echo "conform-peers.sh: there is no back-end ${wanted[*]}" >&2
+  exit 2
 fi
 echo "reports are in $report/"

@@ -72,6 +72,24 @@ import VirtioCore
       #expect(firstDifference(read, Array(data[bytes.start..<bytes.start + bytes.count])) == nil, sourceLocation: place)
     }
 
+    /// Begins to read the first blocks, and gives them up.
+    /// - Returns: what is still to come of them.
+    func giveUp(_ count: Int) -> (hasFinished: Bool, events: Int) {
+      for number in 0..<count {
+        unsafe (segments + number).initialize(to: MemorySegment(base: buffer + number * block, count: block))
+        _ = unsafe engine.start(
+          IOOperation(
+            kind: .read, offset: UInt64(number * block), length: UInt64(block), segments: segments + number, segmentCount: 1),
+          tag: UInt32(number))
+      }
+      // Some are made, and one of them is reported.
+      _ = engine.nextEvent()
+      engine.abandon()
+      var events = 0
+      while engine.nextEvent() != nil { events += 1 }
+      return (engine.hasFinished, events)
+    }
+
     /// Has the kernel leave pages where they are once they are mapped: beside other work it takes some back whenever it likes.
     func keepPages() { _ = unsafe mlock2(image.mapping.base, size, UInt32(MLOCK_ONFAULT)) }
 
@@ -93,6 +111,16 @@ import VirtioCore
     try bed.read(0..<1024, mayWait: false)
     #expect(try bed.windows.isData(0, UInt64(Self.size)))
     for start in stride(from: 0, to: 1024, by: 64) { try bed.read(start..<start + 64, mayWait: false) }
+  }
+
+  /// Whoever was answered because the ring was lost is not answered again.
+  @Test(arguments: [1, 2, 64]) func whatWasGivenUpIsNotReported(count: Int) throws {
+    let bed = try Bed()
+    bed.keepPages()
+    try bed.read(0..<1024, mayWait: false)
+    let left = bed.giveUp(count)
+    #expect(!left.hasFinished && left.events == 0, "\(left)")
+    try bed.read(0..<64, mayWait: false)
   }
 
   @Test func whatIsNotThereComesThroughTheRing() throws {

@@ -185,7 +185,8 @@ import VirtioCore
       // It ends before the last of them are recorded.
     }
     let disk = try Files.open(Self.path(scratch))
-    #expect(disk.ticket(zone: 1).isStable && !disk.ticket(zone: 2).isStable && !disk.ticket(zone: 3).isStable)
+    // Zone 1 is as its record says, and might all the same have been reset and written again.
+    for zone in 1...3 { #expect(!disk.ticket(zone: zone).isStable, "zone \(zone)") }
   }
 
   // MARK: Other processes

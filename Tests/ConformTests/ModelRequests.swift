@@ -50,7 +50,7 @@ extension ModelDevice {
       return (0, [])
     case 4 where hasFlush: return (fault == .flushFails ? 1 : 0, [])
     // FLUSH_OUT of old.
-    case 5 where face.isLegacy && fault != .flushOutIsUnknown && fault != .oldTypesWrite: return (0, [])
+    case 5 where face.isLegacy && hasFlush && fault != .flushOutIsUnknown && fault != .oldTypesWrite: return (0, [])
     case 8:
       let text = Array("model".utf8)
       let filler: UInt8 = fault == .identityWithoutPadding ? 0x2a : 0

@@ -38,7 +38,7 @@ struct CachedEngine: BlockEngine, ~Copyable {
     self.windows = windows
     self.ring = ring
     self.image = MappedTransfers(image, descriptor: descriptor)
-    copies = CopyQueue(depth: depth)
+    copies = try CopyQueue(depth: depth)
     seen = (clinux_thread_major_faults(), Clock.now)
   }
 

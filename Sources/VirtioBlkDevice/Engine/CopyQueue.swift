@@ -4,6 +4,7 @@
 /// when the worker asks for events: by then others are known. Small reads are made four at a time; of the others the first
 /// lines of the next one come from memory in the meantime.
 internal import CLinux
+internal import SystemPackage
 internal import VirtioCore
 
 @safe
@@ -17,7 +18,7 @@ struct CopyQueue: ~Copyable {
   /// busy, and only that.
   private static let sharedBytes: UInt64 = 16384
 
-  /// A transfer that was started, and what became of it.
+  /// A transfer that was started, and what became of it. All zeroes are one, too.
   private struct Transfer {
     var operation: IOOperation
     var tag: UInt32
@@ -26,6 +27,8 @@ struct CopyQueue: ~Copyable {
 
   /// A ring of transfers: from `first` on they are made and not yet reported, from `next` on not even made.
   private let transfers: UnsafeMutablePointer<Transfer>
+  /// Only mapped: what is not used costs no memory.
+  private let area: Mapping
   private let mask: Int
   private var first = 0
   private var next = 0
@@ -35,15 +38,13 @@ struct CopyQueue: ~Copyable {
   private var hasReported = false
 
   /// - Parameter depth: transfers that can be in flight at once.
-  init(depth: Int) {
+  init(depth: Int) throws(Errno) {
     var capacity = 1
     while capacity < depth { capacity *= 2 }
-    unsafe transfers = .allocate(capacity: capacity)
-    unsafe transfers.initialize(repeating: Transfer(operation: IOOperation(kind: .read), tag: 0), count: capacity)
+    area = try Mapping(anonymous: capacity * MemoryLayout<Transfer>.stride)
+    unsafe transfers = area.base.bindMemory(to: Transfer.self, capacity: capacity)
     mask = capacity - 1
   }
-
-  deinit { unsafe transfers.deallocate() }
 
   /// A copy to be made; there is room for it. - Parameter image: where it is made.
   @inline(__always)

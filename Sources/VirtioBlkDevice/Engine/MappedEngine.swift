@@ -22,7 +22,7 @@ struct MappedEngine: BlockEngine, ~Copyable {
   ) throws(Errno) {
     waiter = try EpollWaiter(mailbox: mailbox, seat: seat)
     self.image = MappedTransfers(image, descriptor: descriptor)
-    copies = CopyQueue(depth: depth)
+    copies = try CopyQueue(depth: depth)
   }
 
   @inline(__always)

@@ -2,11 +2,22 @@
 internal import Glibc
 internal import VirtioCore
 
+/// Whether it is time to yield, asked after each poll that needs a system call: at the first, eight later, then after each 64.
+struct YieldPace {
+  private var left = 1
+  private var next = 8
+
+  mutating func isDue() -> Bool {
+    left &-= 1
+    guard left == 0 else { return false }
+    (left, next) = (next, 64)
+    return true
+  }
+}
+
 extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
   /// Rounds over rings in memory between two polls that need a system call.
   static var looksBetweenPolls: Int { 128 }
-  /// Polls that need a system call between the first yield and the second, and between later ones.
-  private static var pollsToYield: (second: Int, later: Int) { (8, 64) }
   /// The first rounds over the rings, before the clock is read.
   private static var looksWithoutClock: Int { 8 }
 
@@ -16,9 +27,9 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
     let isEndless = window.current == .max
     // Polling that was interrupted for a turn continues to its end.
     var end = lookEnds
+    if end == nil { yields = YieldPace() }
     lookEnds = nil
     var round = 0
-    var pollsUntilYield = 1
     while true {
       for index in 0..<lanes.capacity where unsafe lanes.contains(index) && lanes[index].pointee.hasAvailable() {
         if round >= roundsBetweenPolls { noteLook() }
@@ -40,11 +51,9 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
         medium.engine.poll()
         // The thread that does the awaited work (a kernel worker, for example) may have to run on this very CPU. Not each time: a
         // yield forfeits the rest of the slice, and a neighbour that never yields would get it.
-        pollsUntilYield &-= 1
-        if pollsUntilYield == 0 {
-          sched_yield()
-          pollsUntilYield = round == roundsBetweenPolls ? Self.pollsToYield.second : Self.pollsToYield.later
-        }
+        if yields.isDue() { sched_yield() }
+        // Nothing comes from a lost engine; the sleep that follows tells the queues.
+        if medium.engine.isLost { return false }
         if !isEndless {
           let now = Clock.now
           let ends = end ?? now &+ window.current
@@ -53,7 +62,7 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
         }
         if coalesces || unkicked > 0 || hasEnded || medium.restEnds != nil || hasSideWork && isDue {
           noteLook()
-          lookEnds = end
+          lookEnds = end ?? .max
           return true
         }
       }

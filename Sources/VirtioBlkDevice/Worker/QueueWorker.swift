@@ -62,6 +62,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   var window: PollWindow
   /// When polling ends that was interrupted for a turn that may have found nothing; `Clock` nanoseconds.
   var lookEnds: UInt64?
+  /// When the polling that goes on yields.
+  var yields = YieldPace()
   let coalesces: Bool
   /// Rounds over all rings between two polls that need a system call.
   let roundsBetweenPolls: Int
@@ -181,7 +183,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     guard isBusy || turnsWithoutPoll >= Self.turnsBetweenPolls else { return }
     turnsWithoutPoll = 0
     // Who has done as much as a turn may lets others of this CPU go first: the kernel would look only at its next tick.
-    if isBusy { sched_yield() }
+    // On a thread with other workers these are next in any case.
+    if isBusy, configuration.seat == nil || isAlone { sched_yield() }
     medium.engine.poll()
     if medium.engine.isLost { abandonAll() }
   }

@@ -182,8 +182,9 @@ public final class ZonedDisk: Sendable {
       state.resets = zip(found.zones, found.recorded).map { zone, recorded in
         zone.written < recorded.written || zone.state == .empty && recorded.state != .empty ? 1 : 0
       }
-      // What a zone without such a reset has beyond its record may be in the page cache only.
-      state.stable = zip(found.recorded, state.resets).map { recorded, resets in resets == 0 ? recorded.written : 0 }
+      // What another process wrote may be in the page cache only, and a zone as long as its record may have been reset and written
+      // again: the first flush tells.
+      state.stable = Array(repeating: 0, count: found.zones.count)
       for (queue, notes) in found.notes.enumerated() where !notes.isEmpty {
         state.notes[queue] = Dictionary(notes.map { ($0.head, $0) }, uniquingKeysWith: { one, _ in one })
       }
