@@ -20,9 +20,11 @@ struct MappedEngine: BlockEngine, ~Copyable {
   init(
     _ image: MappedImage, descriptor: Int32, mailbox: Int32, depth: Int, seat: WorkerSeat? = nil
   ) throws(Errno) {
-    waiter = try EpollWaiter(mailbox: mailbox, seat: seat)
+    let copies = try CopyQueue(depth: depth)
+    let waiter = try EpollWaiter(mailbox: mailbox, seat: seat)
+    self.copies = copies
+    self.waiter = waiter
     self.image = MappedTransfers(image, descriptor: descriptor)
-    copies = try CopyQueue(depth: depth)
   }
 
   @inline(__always)
