@@ -79,7 +79,7 @@ extension BackendSession {
   }
 
   /// Answered when nothing in flight uses what was taken back. Rings that are there themselves are stopped, and start again when
-  /// they have been translated anew.
+  /// they have been translated again.
   private mutating func invalidate(_ said: TranslationMessage) {
     // From 0, 0 bytes are all, as the sum wraps; taking back too much does no harm.
     let (end, overflow) = said.address.addingReportingOverflow(said.size &- 1)

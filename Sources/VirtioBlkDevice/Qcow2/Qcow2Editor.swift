@@ -143,7 +143,7 @@ public final class Qcow2Editor {
     }
     try Self.check(calls.put(last.bytes, at: last.offset), path)
     try Self.check(calls.sync(), path)
-    // Their space goes back; if it does not, whoever uses the clusters next has them.
+    // Their space goes back; if it does not, the next use of the clusters has them.
     for range in freed { _ = calls.punch(range.lowerBound, UInt64(range.count)) }
   }
 }

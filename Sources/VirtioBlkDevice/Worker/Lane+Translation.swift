@@ -97,7 +97,7 @@ extension Lane where Ring: ~Copyable {
   var interruptedNotice: String? {
     guard Ring.isRecorded, ring.interrupted > 0 else { return nil }
     return "queue \(queue) stopped before all was done again that had been interrupted before (requests left: "
-      + "\(ring.interrupted)); they are still in its in-flight record, for whoever starts it next"
+      + "\(ring.interrupted)); they are still in its in-flight record, for the next one that starts it"
   }
 
   /// Where lies what is taken back; `nil` where that cannot be told.

@@ -172,7 +172,7 @@ public struct GuestMemoryView {
   @usableFromInline let granuleMask: UInt64
   /// The region of the last hit; an empty one before the first.
   @usableFromInline var last: UnsafePointer<Entry>
-  /// The memory's; whoever keeps the memory keeps it.
+  /// It belongs to the memory, and lives as long.
   @usableFromInline let lookup: Unmanaged<TranslationLookup>?
 
   init(_ memory: GuestMemory) {

@@ -1,7 +1,7 @@
 /// One queue's way through the translations of an IOMMU: what it looks up, what it misses, and what it was refused.
 
 /// Made with a queue's memory, and used by the thread that serves the queue alone. It never waits: an access for which there is no
-/// translation is written down, and whoever looks after the queue has it requested.
+/// translation is written down, and the lane has it requested.
 public final class TranslationLookup: @unchecked Sendable {
   public private(set) var translations: Translations
   /// The access that was missed last.
@@ -60,6 +60,6 @@ public final class TranslationLookup: @unchecked Sendable {
     refusals = (refusals.1, refused)
   }
 
-  /// The chain at hand is taken, or the ring is broken: the next one begins anew.
+  /// The chain at hand is taken, or the ring is broken: the next one begins from nothing.
   func chainIsOver() { refusals = (nil, nil) }
 }

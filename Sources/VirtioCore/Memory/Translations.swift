@@ -25,7 +25,7 @@ public struct TranslationMiss: Hashable, Sendable {
 }
 
 /// The translations that are in force at one moment. Immutable: a change is another value, which a queue gets between two of its
-/// turns. It keeps nothing mapped: whoever has it has the guest's memory as well.
+/// turns. It keeps nothing mapped: its owner has the guest's memory as well.
 @safe
 public final class Translations: @unchecked Sendable {
   /// A range of the driver's addresses that lies in one piece in this process.
