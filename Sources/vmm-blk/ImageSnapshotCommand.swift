@@ -21,12 +21,14 @@ struct ImageSnapshotCommand: ParsableCommand {
       """)
 
   @Flag(name: [.customShort("l"), .customLong("list")], help: "List them. (default)") var lists = false
-  @Option(name: [.customShort("c"), .customLong("create")], help: .init("Create one of the disk as it is.", valueName: "name"))
+  @Option(
+    name: [.customShort("c"), .customLong("create")], help: .init("Create one of the disk as it is.", valueName: "snapshot"))
   var created: String?
   @Option(
-    name: [.customShort("a"), .customLong("apply")], help: .init("Make the disk what it was then.", valueName: "name"))
+    name: [.customShort("a"), .customLong("apply")], help: .init("Make the disk what it was then.", valueName: "snapshot"))
   var applied: String?
-  @Option(name: [.customShort("d"), .customLong("delete")], help: .init("Delete one, by name or number.", valueName: "name"))
+  @Option(
+    name: [.customShort("d"), .customLong("delete")], help: .init("Delete one, by name or number.", valueName: "snapshot"))
   var deleted: String?
   @Argument(help: .init("The image.", valueName: "path")) var path: String
 

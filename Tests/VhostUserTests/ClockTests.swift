@@ -8,7 +8,7 @@ import Testing
   /// Where the time of day is written for readers, and for collectors: when the process began.
   private static let stamps: Set<String> = [
     "vmm-blk/LineLogHandler.swift", "vmm-blk/OperatorFigures.swift", "Bench/Report/FioReport+Result.swift",
-    "Bench/Paths/PathLaboratory.swift",
+    "Bench/Paths/PathLaboratory.swift", "vmm-blk/ImageSnapshotCommand.swift",
     // A list of the names of system calls.
     "Sandbox/SystemCalls.swift",
   ]

@@ -89,9 +89,9 @@ import Testing
     func collect(_ command: [String: Any], _ path: [String]) {
       for argument in command["arguments"] as? [[String: Any]] ?? [] {
         let value = argument["valueName"] as? String ?? ""
-        guard argument["kind"] as? String == "option", !["path", "file", "text"].contains(value) else { continue }
+        guard argument["kind"] as? String == "option", !["path", "file", "text", "snapshot"].contains(value) else { continue }
         let names = argument["names"] as? [[String: String]] ?? []
-        guard let name = names.first?["name"] else { continue }
+        guard let name = (names.first { $0["kind"] == "long" } ?? names.first)?["name"] else { continue }
         options["--" + name] = path
       }
       for child in command["subcommands"] as? [[String: Any]] ?? [] {

@@ -47,8 +47,11 @@ import VirtioCore
         BlockFeature.segMax, BlockFeature.geometry,
       ]),
     Case(words: ["--features", "default,in_order,ring_reset"], with: [.inOrder, .ringReset]),
-    Case(words: ["--features", "all"], with: [.inOrder, .ringReset, .orderPlatform, BlockFeature.secureErase]),
-    Case(words: ["--features", "all", "--no-feature", "in_order,secure_erase"], with: [.ringReset, .orderPlatform]),
+    Case(
+      words: ["--features", "all"], with: [.inOrder, .ringReset, .orderPlatform, .accessPlatform, BlockFeature.secureErase]),
+    Case(
+      words: ["--features", "all", "--no-feature", "in_order,secure_erase"],
+      with: [.ringReset, .orderPlatform, .accessPlatform]),
   ]
 
   @Test("what is offered", arguments: cases) func offer(_ one: Case) throws {
