@@ -84,18 +84,28 @@ final class RBDCluster: Sendable {
   func kill(_ daemon: String) throws {
     let process = try process(daemon)
     Glibc.kill(process, SIGKILL)
-    try waitUntil("\(daemon) is gone") {
-      // Each of its threads: the last one has its locks, which the next daemon wants. Dead is also what nobody has taken notice of.
-      let threads = (try? FileManager.default.contentsOfDirectory(atPath: "/proc/\(process)/task")) ?? []
-      return threads.allSatisfy { thread in
-        let path = "/proc/\(process)/task/\(thread)/status"
-        guard let status = try? String(contentsOfFile: path, encoding: .utf8) else { return true }
-        return status.contains("State:\tZ") || status.contains("State:\tX")
-      }
-    }
+    // The last thread has its locks, which the next daemon wants. Dead is also what nobody has taken notice of.
+    try waitUntil("\(daemon) is gone") { Self.threads(of: process, areAllIn: "ZX") }
   }
 
-  func send(_ signal: Int32, to daemon: String) throws { Glibc.kill(try process(daemon), signal) }
+  /// It stands still, each of its threads: one that was running goes on for a while after the signal.
+  func stop(_ daemon: String) throws {
+    let process = try process(daemon)
+    Glibc.kill(process, SIGSTOP)
+    try waitUntil("\(daemon) stands still") { Self.threads(of: process, areAllIn: "T") }
+  }
+
+  func goOn(_ daemon: String) throws { Glibc.kill(try process(daemon), SIGCONT) }
+
+  /// - Parameter states: letters of the kernel's.
+  private static func threads(of process: pid_t, areAllIn states: String) -> Bool {
+    let threads = (try? FileManager.default.contentsOfDirectory(atPath: "/proc/\(process)/task")) ?? []
+    return threads.allSatisfy { thread in
+      let path = "/proc/\(process)/task/\(thread)/status"
+      guard let status = try? String(contentsOfFile: path, encoding: .utf8) else { return true }
+      return states.contains { status.contains("State:\t\($0)") }
+    }
+  }
 
   /// Starts what was killed.
   func resume() throws { try Self.script("resume", folder) }

@@ -34,15 +34,15 @@ import VirtioCore
     // A cache would write through until the first of these.
     #expect(try hand.perform(.write(sector: 0, pattern(4096))).status == .ok)
     #expect(try hand.perform(.flush).status == .ok)
-    try cluster.send(SIGSTOP, to: "osd.0")
-    defer { try? cluster.send(SIGCONT, to: "osd.0") }
+    try cluster.stop("osd.0")
+    defer { try? cluster.goOn("osd.0") }
     try hand.submit(.write(sector: 8, pattern(4096)))
     hand.queue.publish()
     for _ in 0..<50 {
       usleep(2000)
       #expect(try hand.queue.reap() == nil)
     }
-    try cluster.send(SIGCONT, to: "osd.0")
+    try cluster.goOn("osd.0")
     var outcome: BlockOutcome?
     try waitUntil("the write is over") {
       outcome = try hand.queue.reap()
