@@ -67,6 +67,8 @@ public enum Qcow2Fault: Error, Hashable, Sendable, CustomStringConvertible {
   case snapshotName(String)
   case snapshotExists(String)
   case snapshotsWithoutSize
+  case backingIsLonger(UInt64)
+  case contentsPastEnd
   case emptyDisk
   case noRoomForName
 
@@ -134,6 +136,10 @@ public enum Qcow2Fault: Error, Hashable, Sendable, CustomStringConvertible {
     case .snapshotExists(let name): "it has a snapshot '\(printable(name))' already: delete that one, or use another name"
     case .snapshotsWithoutSize:
       "it has snapshots that do not say how large their disk is, so it cannot be made larger: delete them, or convert it"
+    case .backingIsLonger(let bytes):
+      "its disk would grow over the contents of its backing file, which has \(bytes) bytes: make it larger first with 'qemu-img resize'"
+    case .contentsPastEnd:
+      "it has clusters beyond the end of its disk, whose contents would appear if it grew: convert it with 'qemu-img convert -O qcow2'"
     case .emptyDisk: "its disk has size 0, so there is nothing to keep"
     case .noRoomForName: "its header has no room for that name of a backing file: use a shorter one"
     }

@@ -14,7 +14,7 @@ import Testing
       case .delete: try revision.deleteSnapshot("snap")
       case .apply: try revision.applySnapshot("snap")
       case .empty: try revision.empty()
-      case .grow: try revision.grow(to: header.size + header.geometry.level2Span)
+      case .grow: try revision.grow(to: header.size + header.geometry.level2Span, over: 0)
       }
     }
   }
