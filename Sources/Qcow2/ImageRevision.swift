@@ -41,7 +41,7 @@ public struct ImageRevision<Source: ImageSource> {
       header.level1Entries == 0
       ? [] : try source.need(.level1, at: header.level1Offset, count: Int(header.level1Entries) * 8)
     active = stride(from: 0, to: bytes.count, by: 8).map { bytes.word64($0) }
-    table = try SnapshotTable(header, source)
+    table = try header.snapshotTable(source)
     guard let length = source.byteCount.rounded(up: header.clusterSize), length < Qcow2Limits.offset else {
       throw .pastEnd(.data, offset: source.byteCount)
     }
@@ -60,7 +60,7 @@ public struct ImageRevision<Source: ImageSource> {
   ///   - date: seconds of 1970, and nanoseconds.
   public mutating func createSnapshot(_ name: String, date: (seconds: UInt32, nanoseconds: UInt32)) throws(Qcow2Fault) {
     guard (1...255).contains(name.utf8.count), !name.utf8.contains(0) else { throw .snapshotName(name) }
-    guard !table.entries.contains(where: { $0.snapshot.name == name }) else { throw .snapshotExists(name) }
+    guard !table.entries.contains(where: { $0.snapshot.isCalled(name) }) else { throw .snapshotExists(name) }
     guard table.entries.count < Int(Qcow2Limits.snapshots) else { throw .tooManySnapshots(Qcow2Limits.snapshots) }
     let count = Int(header.geometry.level1Entries(for: size))
     guard count > 0 else { throw .emptyDisk }
@@ -87,6 +87,7 @@ public struct ImageRevision<Source: ImageSource> {
   public mutating func applySnapshot(_ name: String) throws(Qcow2Fault) {
     let snapshot = table.entries[try table.index(of: name)].snapshot
     let newSize = snapshot.diskSize ?? size
+    guard newSize == size || !hasSnapshotsWithoutSize else { throw .snapshotsWithoutSize }
     let count = header.geometry.level1Entries(for: newSize)
     guard count <= Qcow2Limits.level1Entries else { throw .diskTooLarge(newSize) }
     guard snapshot.level1Entries >= count else { throw .level1TooSmall(entries: snapshot.level1Entries, needed: count) }
@@ -98,6 +99,9 @@ public struct ImageRevision<Source: ImageSource> {
     size = newSize
     keepsBitmaps = false
   }
+
+  /// Such a snapshot is as long as the disk.
+  private var hasSnapshotsWithoutSize: Bool { table.entries.contains { $0.snapshot.diskSize == nil } }
 
   /// The disk has nothing of its own any more: it is what the backing file has, or zeroes.
   public mutating func empty() throws(Qcow2Fault) {
@@ -118,8 +122,7 @@ public struct ImageRevision<Source: ImageSource> {
     guard size < 1 << 63 else { throw .diskTooLarge(size) }
     let count = header.geometry.level1Entries(for: size)
     guard count <= Qcow2Limits.level1Entries else { throw .diskTooLarge(size) }
-    // Such a snapshot is as long as the disk.
-    guard !table.entries.contains(where: { $0.snapshot.diskSize == nil }) else { throw .snapshotsWithoutSize }
+    guard !hasSnapshotsWithoutSize else { throw .snapshotsWithoutSize }
     active += [UInt64](repeating: 0, count: max(0, Int(count) - active.count))
     self.size = size
     keepsBitmaps = false
@@ -238,8 +241,7 @@ public struct ImageRevision<Source: ImageSource> {
     if let fresh, let last = table.entries.indices.last {
       table.entries[last].bytes.put64(try store(.snapshotLevel1, bytes(fresh), put), at: 0)
     }
-    let (_, oldBytes) = try header.snapshotTable(source)
-    if oldBytes > 0 { try book.add(-1, at: header.snapshotOffset, bytes: oldBytes) }
+    if table.storedBytes > 0 { try book.add(-1, at: header.snapshotOffset, bytes: table.storedBytes) }
     let snapshots = table.bytes
     guard snapshots.count <= Int(Qcow2Limits.snapshotTable) else { throw .tooManySnapshots(UInt32(table.entries.count)) }
     let snapshotPlace = try store(.snapshotTable, snapshots, put)
