@@ -152,7 +152,7 @@ private func attackRevision(_ shaper: inout Shaper, _ header: Qcow2Header, _ byt
     case 1: try revision.deleteSnapshot(shaper.pick(["own", "shared"]))
     case 2: try revision.applySnapshot(shaper.pick(["own", "shared"]))
     case 3: try revision.empty()
-    default: try revision.grow(to: header.size + (shaper.flag() ? header.geometry.level2Span : 512))
+    default: try revision.grow(to: header.size + (shaper.flag() ? header.geometry.level2Span : 512), over: 0)
     }
     last = try revision.store { store throws(Qcow2Fault) in
       check(store.offset >= bytes.count, "\(store.part.rawValue) is stored over what is in use")

@@ -1,3 +1,5 @@
+internal import SystemPackage
+
 /// Another name of the backing file in an image's header, or none.
 ///
 /// A header with its extensions may be longer than a sector, and a sector is what reaches the medium as a whole. So first
@@ -16,11 +18,19 @@ public struct BackingChange {
   public init(_ header: Qcow2Header, _ source: some ImageSource) throws(Qcow2Fault) {
     guard !header.incompatible.contains(.corrupt) else { throw .isCorrupt }
     guard !header.incompatible.contains(.dirty) else { throw .isDirty }
+    guard !header.hasDataFile else { throw .externalData }
     self.header = header
     let size = Int(header.clusterSize)
     let start: [UInt8]
     do { start = try source.read(at: 0, count: size) } catch { throw .cannotRead(error) }
-    bytes = start + [UInt8](repeating: 0, count: size - start.count)
+    // The header is checked in the bytes that it is taken from: the file may have changed since.
+    guard try Qcow2Header(FirstCluster(bytes: start, byteCount: source.byteCount)) == header else {
+      throw .cannotExamine("its header changes while it is read")
+    }
+    var bytes = start + [UInt8](repeating: 0, count: size - start.count)
+    // Bitmaps are the only autoclear feature that is known here; who writes clears the others.
+    if header.version >= 3 { bytes.put64(header.autoclear & 1, at: 88) }
+    self.bytes = bytes
     let end = header.backingName == nil ? size : Int(bytes.word64(8))
     var offset = Int(header.headerLength)
     // As the header was read, so this does not go past the end.
@@ -33,6 +43,17 @@ public struct BackingChange {
       default: kept += bytes[offset..<next]
       }
       offset = next
+    }
+  }
+
+  /// The beginning of a file, of which nothing else is read.
+  private struct FirstCluster: ImageSource {
+    let bytes: [UInt8]
+    let byteCount: UInt64
+
+    func read(at offset: UInt64, count: Int) throws(Errno) -> [UInt8] {
+      let start = min(Int(clamping: offset), bytes.count)
+      return Array(bytes[start..<min(bytes.count, start + count)])
     }
   }
 

@@ -85,9 +85,9 @@ public struct Qcow2Check<Source: ImageSource> {
     use(.refcountTable, header.refcountTableOffset, bytes: UInt64(header.refcountTableClusters) * size, isSingle: true)
     walk(.level1, at: header.level1Offset, entries: header.level1Entries, isActive: true)
     do throws(Qcow2Fault) {
-      let (snapshots, bytes) = try header.snapshotTable(source)
-      if bytes > 0 { use(.snapshotTable, header.snapshotOffset, bytes: bytes, isSingle: true) }
-      for snapshot in snapshots {
+      let table = try header.snapshotTable(source)
+      use(.snapshotTable, header.snapshotOffset, bytes: table.storedBytes, isSingle: true)
+      for snapshot in table.entries.map(\.snapshot) {
         guard spend(snapshot.level1Entries, on: "L1 tables of snapshots") else { break }
         use(.snapshotLevel1, snapshot.level1Offset, bytes: snapshot.level1Entries * 8, isSingle: false)
         walk(.snapshotLevel1, at: snapshot.level1Offset, entries: snapshot.level1Entries, isActive: false)

@@ -79,8 +79,9 @@ public struct ImageKeeper: Sendable {
       try add(.level2, place, bytes: header.clusterSize)
       tables.insert(place)
     }
-    let (snapshots, tableBytes) = try header.snapshotTable(source)
-    if tableBytes > 0 { try add(.snapshotTable, header.snapshotOffset, bytes: tableBytes) }
+    let listed = try header.snapshotTable(source)
+    let snapshots = listed.entries.map(\.snapshot)
+    try add(.snapshotTable, header.snapshotOffset, bytes: listed.storedBytes)
     for snapshot in snapshots {
       // Snapshots may share only data and L2 tables with the disk.
       try add(.snapshotLevel1, snapshot.level1Offset, bytes: snapshot.level1Entries * 8)

@@ -41,7 +41,7 @@ public struct ImageRevision<Source: ImageSource> {
       header.level1Entries == 0
       ? [] : try source.need(.level1, at: header.level1Offset, count: Int(header.level1Entries) * 8)
     active = stride(from: 0, to: bytes.count, by: 8).map { bytes.word64($0) }
-    table = try SnapshotTable(header, source)
+    table = try header.snapshotTable(source)
     guard let length = source.byteCount.rounded(up: header.clusterSize), length < Qcow2Limits.offset else {
       throw .pastEnd(.data, offset: source.byteCount)
     }
@@ -60,7 +60,7 @@ public struct ImageRevision<Source: ImageSource> {
   ///   - date: seconds of 1970, and nanoseconds.
   public mutating func createSnapshot(_ name: String, date: (seconds: UInt32, nanoseconds: UInt32)) throws(Qcow2Fault) {
     guard (1...255).contains(name.utf8.count), !name.utf8.contains(0) else { throw .snapshotName(name) }
-    guard !table.entries.contains(where: { $0.snapshot.name == name }) else { throw .snapshotExists(name) }
+    guard !table.entries.contains(where: { $0.snapshot.isCalled(name) }) else { throw .snapshotExists(name) }
     guard table.entries.count < Int(Qcow2Limits.snapshots) else { throw .tooManySnapshots(Qcow2Limits.snapshots) }
     let count = Int(header.geometry.level1Entries(for: size))
     guard count > 0 else { throw .emptyDisk }
@@ -87,6 +87,7 @@ public struct ImageRevision<Source: ImageSource> {
   public mutating func applySnapshot(_ name: String) throws(Qcow2Fault) {
     let snapshot = table.entries[try table.index(of: name)].snapshot
     let newSize = snapshot.diskSize ?? size
+    guard newSize == size || !hasSnapshotsWithoutSize else { throw .snapshotsWithoutSize }
     let count = header.geometry.level1Entries(for: newSize)
     guard count <= Qcow2Limits.level1Entries else { throw .diskTooLarge(newSize) }
     guard snapshot.level1Entries >= count else { throw .level1TooSmall(entries: snapshot.level1Entries, needed: count) }
@@ -99,6 +100,9 @@ public struct ImageRevision<Source: ImageSource> {
     keepsBitmaps = false
   }
 
+  /// Such a snapshot is as long as the disk.
+  private var hasSnapshotsWithoutSize: Bool { table.entries.contains { $0.snapshot.diskSize == nil } }
+
   /// The disk has nothing of its own any more: it is what the backing file has, or zeroes.
   public mutating func empty() throws(Qcow2Fault) {
     try add(-1, for: active)
@@ -106,18 +110,57 @@ public struct ImageRevision<Source: ImageSource> {
     keepsBitmaps = false
   }
 
-  /// The disk gets longer.
+  /// The disk gets longer, by zeroes. What has been hidden by its end would appear there, so there has to be nothing.
   ///
-  /// - Parameter size: bytes; not less than now.
-  public mutating func grow(to size: UInt64) throws(Qcow2Fault) {
+  /// - Parameters:
+  ///   - size: bytes; not less than now.
+  ///   - backing: of the disk in the backing file, bytes; 0 if there is none.
+  /// - Throws: `backingIsLonger`, `contentsPastEnd`, and others.
+  public mutating func grow(to size: UInt64, over backing: UInt64) throws(Qcow2Fault) {
+    guard backing <= self.size else { throw .backingIsLonger(backing) }
+    try needNothingPastEnd()
     guard size < 1 << 63 else { throw .diskTooLarge(size) }
     let count = header.geometry.level1Entries(for: size)
     guard count <= Qcow2Limits.level1Entries else { throw .diskTooLarge(size) }
-    // Such a snapshot is as long as the disk.
-    guard !table.entries.contains(where: { $0.snapshot.diskSize == nil }) else { throw .snapshotsWithoutSize }
+    guard !hasSnapshotsWithoutSize else { throw .snapshotsWithoutSize }
     active += [UInt64](repeating: 0, count: max(0, Int(count) - active.count))
     self.size = size
     keepsBitmaps = false
+  }
+
+  /// - Throws: `contentsPastEnd`: a cluster beyond the end of the disk is in use, or the rest of the last one has data.
+  private func needNothingPastEnd() throws(Qcow2Fault) {
+    let span = header.geometry.level2Span
+    for index in active.indices.dropFirst(Int(size / span)) {
+      guard let place = try entries.level1(active[index]) else { continue }
+      let table = try level2(place)
+      var base = UInt64(index) * span
+      for start in stride(from: 0, to: table.count, by: header.geometry.entryBytes) {
+        defer { base += clusterSize }
+        guard base + clusterSize > size, let entry = try Self.entry(table, start, entries) else { continue }
+        guard try isZero(entry, from: size - min(base, size)) else { throw .contentsPastEnd }
+      }
+    }
+  }
+
+  /// - Parameter inside: where in the cluster what matters begins, bytes; 0 is beyond the disk, where no data is expected.
+  private func isZero(_ entry: ClusterEntry, from inside: UInt64) throws(Qcow2Fault) -> Bool {
+    let (place, data): (UInt64, UInt32)
+    switch entry.cluster {
+    case .unallocated, .zero, .subclusters(nil, _, _): return true
+    case .compressed: return false
+    case .data(let offset): (place, data) = (offset, .max)
+    case .subclusters(let offset?, let bits, _): (place, data) = (offset, bits)
+    }
+    guard data != 0 else { return true }
+    guard inside > 0 else { return false }
+    let bytes = try level2(place)
+    // For a cluster without subclusters, any 32 parts of it.
+    let part = Int(clusterSize) / 32
+    return (0..<32).allSatisfy { index in
+      data >> UInt32(index) & 1 == 0
+        || bytes[(index * part)..<(index + 1) * part].dropFirst(max(0, Int(inside) - index * part)).allSatisfy { $0 == 0 }
+    }
   }
 
   private func level1(_ snapshot: Qcow2Snapshot) throws(Qcow2Fault) -> [UInt64] {
@@ -139,7 +182,7 @@ public struct ImageRevision<Source: ImageSource> {
     }
   }
 
-  /// A whole L2 table; what lies beyond the end of the file is zeroes.
+  /// A whole L2 table, or another cluster; what lies beyond the end of the file is zeroes.
   private func level2(_ place: UInt64) throws(Qcow2Fault) -> [UInt8] {
     let bytes: [UInt8]
     do { bytes = try source.read(at: place, count: Int(clusterSize)) } catch { throw .cannotRead(error) }
@@ -198,8 +241,7 @@ public struct ImageRevision<Source: ImageSource> {
     if let fresh, let last = table.entries.indices.last {
       table.entries[last].bytes.put64(try store(.snapshotLevel1, bytes(fresh), put), at: 0)
     }
-    let (_, oldBytes) = try header.snapshotTable(source)
-    if oldBytes > 0 { try book.add(-1, at: header.snapshotOffset, bytes: oldBytes) }
+    if table.storedBytes > 0 { try book.add(-1, at: header.snapshotOffset, bytes: table.storedBytes) }
     let snapshots = table.bytes
     guard snapshots.count <= Int(Qcow2Limits.snapshotTable) else { throw .tooManySnapshots(UInt32(table.entries.count)) }
     let snapshotPlace = try store(.snapshotTable, snapshots, put)

@@ -48,6 +48,7 @@ public enum Qcow2Fault: Error, Hashable, Sendable, CustomStringConvertible {
   case badSubclusters(entry: UInt64)
   case badSnapshot(index: Int)
   case noSnapshot(String)
+  case ambiguousSnapshot(String)
   case badCompression
   case noLibrary(String, package: String)
   // Only of images that are written to.
@@ -67,6 +68,8 @@ public enum Qcow2Fault: Error, Hashable, Sendable, CustomStringConvertible {
   case snapshotName(String)
   case snapshotExists(String)
   case snapshotsWithoutSize
+  case backingIsLonger(UInt64)
+  case contentsPastEnd
   case emptyDisk
   case noRoomForName
 
@@ -110,6 +113,8 @@ public enum Qcow2Fault: Error, Hashable, Sendable, CustomStringConvertible {
       "the entry 0x\(String(entry, radix: 16)) of its L2 table contradicts itself about subclusters"
     case .badSnapshot(let index): "the description of its snapshot number \(index + 1) is truncated or invalid"
     case .noSnapshot(let name): "it has no snapshot '\(printable(name))'"
+    case .ambiguousSnapshot(let name):
+      "more than one of its snapshots has '\(printable(name))' as its name or number: use the other of the two"
     case .badCompression: "a compressed cluster cannot be decompressed"
     case .noLibrary(let library, let package):
       "its compressed clusters need \(library), which cannot be loaded: install \(package)"
@@ -133,7 +138,11 @@ public enum Qcow2Fault: Error, Hashable, Sendable, CustomStringConvertible {
     case .snapshotName(let name): "'\(printable(name))' cannot be the name of a snapshot: use 1 to 255 bytes"
     case .snapshotExists(let name): "it has a snapshot '\(printable(name))' already: delete that one, or use another name"
     case .snapshotsWithoutSize:
-      "it has snapshots that do not say how large their disk is, so it cannot be made larger: delete them, or convert it"
+      "it has snapshots that do not say how large their disk is, so the size of its disk cannot change: delete them, or convert it"
+    case .backingIsLonger(let bytes):
+      "its disk would grow over the contents of its backing file, which has \(bytes) bytes: make it larger first with 'qemu-img resize'"
+    case .contentsPastEnd:
+      "it has clusters beyond the end of its disk, whose contents would appear if it grew: convert it with 'qemu-img convert -O qcow2'"
     case .emptyDisk: "its disk has size 0, so there is nothing to keep"
     case .noRoomForName: "its header has no room for that name of a backing file: use a shorter one"
     }

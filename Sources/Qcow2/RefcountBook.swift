@@ -4,6 +4,9 @@
 struct RefcountBook<Source: ImageSource> {
   private let source: Source
   private let header: Qcow2Header
+  /// Bytes of blocks in memory. Clusters may lie so far apart in a sparse file that each needs a block of its own.
+  private let mostMemory: Int
+  static var mostMemory: Int { 256 << 20 }
   /// Offsets of the blocks in the file; 0: there is none.
   private(set) var places: [UInt64]
   /// Blocks that were needed.
@@ -12,8 +15,8 @@ struct RefcountBook<Source: ImageSource> {
   private(set) var changed: Set<Int> = []
 
   /// - Throws: the table cannot be read, or has an entry that can be no block.
-  init(_ source: Source, _ header: Qcow2Header) throws(Qcow2Fault) {
-    (self.source, self.header) = (source, header)
+  init(_ source: Source, _ header: Qcow2Header, mostMemory: Int = Self.mostMemory) throws(Qcow2Fault) {
+    (self.source, self.header, self.mostMemory) = (source, header, mostMemory)
     places = try Qcow2Refcounts(source, header).blocks
     for place in places where place != 0 {
       guard Qcow2Refcounts<Source>.isPlace(place, header, source.byteCount) else {
@@ -64,7 +67,10 @@ struct RefcountBook<Source: ImageSource> {
   /// Sees to it that a block is in memory. - Returns: its number.
   private mutating func load(_ cluster: UInt64) throws(Qcow2Fault) -> Int {
     guard let index = Int(exactly: cluster / perBlock), index < Int(Qcow2Limits.refcountTable / 8) else { throw .isFull }
-    if blocks[index] == nil { blocks[index] = try old(index) }
+    if blocks[index] == nil {
+      guard blocks.count < mostMemory / Int(header.clusterSize) else { throw .tooManyTables }
+      blocks[index] = try old(index)
+    }
     return index
   }
 

@@ -9,36 +9,19 @@ struct SnapshotTable {
 
   var entries: [Entry] = []
 
-  /// - Throws: a description is invalid.
-  init(_ header: Qcow2Header, _ source: some ImageSource) throws(Qcow2Fault) {
-    let (snapshots, byteCount) = try header.snapshotTable(source)
-    let table = byteCount == 0 ? [] : try Self.read(source, at: header.snapshotOffset, count: Int(byteCount))
-    var start = 0
-    for snapshot in snapshots {
-      let count = 40 + Int(table.word32(start + 36)) + Int(table.word16(start + 12)) + Int(table.word16(start + 14))
-      let end = start + (count + 7) & ~7
-      entries.append(Entry(snapshot: snapshot, bytes: Array(table[start..<end])))
-      start = end
-    }
-  }
-
-  /// The padding of the last entry may lie beyond the end of the file.
-  private static func read(_ source: some ImageSource, at offset: UInt64, count: Int) throws(Qcow2Fault) -> [UInt8] {
-    let bytes: [UInt8]
-    do { bytes = try source.read(at: offset, count: count) } catch { throw .cannotRead(error) }
-    guard bytes.count > count - 8 else { throw .pastEnd(.snapshotTable, offset: offset) }
-    return bytes + [UInt8](repeating: 0, count: count - bytes.count)
-  }
+  /// How many bytes the table has in the file.
+  var storedBytes: UInt64 = 0
 
   var bytes: [UInt8] { entries.flatMap(\.bytes) }
 
-  /// By name or number, as `Qcow2Header.snapshot`.
+  /// By name or number, byte by byte. Programs differ in which of the two goes before, so there has to be only one.
   func index(of name: String) throws(Qcow2Fault) -> Int {
-    guard
-      let index = entries.firstIndex(where: { $0.snapshot.name == name })
-        ?? entries.firstIndex(where: { $0.snapshot.id == name })
-    else { throw .noSnapshot(name) }
-    return index
+    let found = entries.indices.filter {
+      entries[$0].snapshot.isCalled(name) || entries[$0].snapshot.id.utf8.elementsEqual(name.utf8)
+    }
+    guard let first = found.first else { throw .noSnapshot(name) }
+    guard found.count == 1 else { throw .ambiguousSnapshot(name) }
+    return first
   }
 
   /// The number that the next snapshot gets: above all others, as QEMU counts.
@@ -64,4 +47,9 @@ struct SnapshotTable {
     bytes += [UInt8](repeating: 0, count: -bytes.count & 7)
     return Entry(snapshot: snapshot, bytes: bytes)
   }
+}
+
+extension Qcow2Snapshot {
+  /// Bytes are compared: two names may be the same text and not the same name.
+  func isCalled(_ other: String) -> Bool { name.utf8.elementsEqual(other.utf8) }
 }

@@ -62,12 +62,12 @@ public struct Qcow2Snapshot: Hashable, Sendable {
 extension Qcow2Header {
   /// All snapshots, oldest first. A table of `snapshotCount` entries of different lengths.
   public func snapshots(_ source: some ImageSource) throws(Qcow2Fault) -> [Qcow2Snapshot] {
-    try snapshotTable(source).snapshots
+    try snapshotTable(source).entries.map(\.snapshot)
   }
 
-  /// - Returns: the snapshots, and the table's bytes.
-  func snapshotTable(_ source: some ImageSource) throws(Qcow2Fault) -> (snapshots: [Qcow2Snapshot], byteCount: UInt64) {
-    var snapshots: [Qcow2Snapshot] = []
+  /// - Returns: the snapshots, each with its bytes, and how many bytes the table has.
+  func snapshotTable(_ source: some ImageSource) throws(Qcow2Fault) -> SnapshotTable {
+    var table = SnapshotTable()
     var offset = snapshotOffset
     for index in 0..<Int(snapshotCount) {
       let fixed = try source.need(.snapshotTable, at: offset, count: 40)
@@ -91,20 +91,21 @@ extension Qcow2Header {
       guard snapshot.level1Offset < Qcow2Limits.offset,
         snapshot.level1Offset + snapshot.level1Entries * 8 <= source.byteCount
       else { throw .pastEnd(.snapshotLevel1, offset: snapshot.level1Offset) }
-      snapshots.append(snapshot)
+      // The padding of the last entry may lie beyond the end of the file.
+      let bytes = fixed + rest
+      table.entries.append(
+        SnapshotTable.Entry(snapshot: snapshot, bytes: bytes + [UInt8](repeating: 0, count: -bytes.count & 7)))
       // Sums of small numbers: the table ends before the file does, and the file is shorter than 2^63.
       offset += UInt64((40 + extra + idLength + nameLength + 7) & ~7)
       guard offset - snapshotOffset <= Qcow2Limits.snapshotTable else { throw .badSnapshot(index: index) }
     }
-    return (snapshots, offset - snapshotOffset)
+    table.storedBytes = offset - snapshotOffset
+    return table
   }
 
   /// - Parameter name: the name of a snapshot, or its number.
   public func snapshot(_ name: String, _ source: some ImageSource) throws(Qcow2Fault) -> Qcow2Snapshot {
-    let all = try snapshots(source)
-    guard let found = all.first(where: { $0.name == name }) ?? all.first(where: { $0.id == name }) else {
-      throw .noSnapshot(name)
-    }
-    return found
+    let table = try snapshotTable(source)
+    return table.entries[try table.index(of: name)].snapshot
   }
 }

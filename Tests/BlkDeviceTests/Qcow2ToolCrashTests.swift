@@ -102,7 +102,7 @@ import VirtioCore
       case .delete: try editor.deleteSnapshot("first")
       case .apply: try editor.applySnapshot("first")
       case .empty: try editor.empty()
-      case .grow: try editor.grow(to: UInt64(Self.size) * 40)
+      case .grow: try editor.grow(to: UInt64(Self.size) * 40, over: 0)
       }
     }
     let (old, new) = (try State(before), try State(FileImage(bytes: try folder.bytes("a"))))

@@ -1,5 +1,6 @@
 /// Images that are changed as a whole: what is stored, and what hostile ones come to.
 import Foundation
+import SystemPackage
 import Testing
 
 @testable import Qcow2
@@ -14,7 +15,7 @@ import Testing
       case .delete: try revision.deleteSnapshot("snap")
       case .apply: try revision.applySnapshot("snap")
       case .empty: try revision.empty()
-      case .grow: try revision.grow(to: header.size + header.geometry.level2Span)
+      case .grow: try revision.grow(to: header.size + header.geometry.level2Span, over: 0)
       }
     }
   }
@@ -168,5 +169,107 @@ import Testing
     for name in [[], [UInt8](repeating: 97, count: 1024), [97, 0, 97]] {
       #expect(throws: Qcow2Fault.backingName) { try change.plan(name, format: "raw") }
     }
+  }
+
+  /// A file that changes while it is read: another content after so many reads.
+  private final class Turning: ImageSource {
+    let first: [UInt8]
+    let then: [UInt8]
+    var left: Int
+    var byteCount: UInt64 { UInt64(first.count) }
+
+    init(_ first: [UInt8], _ then: [UInt8], after reads: Int) { (self.first, self.then, left) = (first, then, reads) }
+
+    func read(at offset: UInt64, count: Int) throws(Errno) -> [UInt8] {
+      left -= 1
+      return try MemorySource(left < 0 ? then : first).read(at: offset, count: count)
+    }
+  }
+
+  enum Turn: String, CaseIterable, Sendable {
+    case longName, longExtra, farBacking, longExtension
+
+    func edit(_ sample: inout Sample) {
+      let table = 6 * sample.cluster
+      switch self {
+      case .longName: sample.bytes.put16(.max, at: table + 14)
+      case .longExtra: sample.bytes.put32(.max, at: table + 36)
+      case .farBacking: sample.bytes.put64(.max, at: 8)
+      case .longExtension: sample.bytes.put32(0x7fff_fff0, at: 108)
+      }
+    }
+  }
+
+  @Test(arguments: Turn.allCases, [9, 16]) func aFileThatChangesWhileItIsReadIsNoTrap(turn: Turn, bits: UInt32) throws {
+    let sample = try Sample(bits: bits, size: 16 << 10, backing: "base")
+    let header = try Qcow2Header(sample.source)
+    var other = sample
+    turn.edit(&other)
+    // The table is at the end of the file, so that what is too long ends there.
+    for reads in 0..<40 {
+      let source = Turning(sample.bytes, other.bytes, after: reads)
+      if var revision = try? ImageRevision(header, source), (try? revision.deleteSnapshot("snap")) != nil {
+        _ = try? revision.store { _ in }
+      }
+      let again = Turning(sample.bytes, other.bytes, after: reads)
+      if let change = try? BackingChange(header, again) { _ = try? change.plan(Array("other".utf8), format: "raw") }
+    }
+  }
+
+  /// Clusters that lie far apart may each need a block in memory.
+  @Test func theMemoryForRefcountsIsBounded() throws {
+    let sample = try Sample(bits: 9, size: 16 << 10)
+    let header = try Qcow2Header(sample.source)
+    var book = try RefcountBook(sample.source, header, mostMemory: 2 * 512)
+    try book.add(1, at: 0)
+    try book.add(1, at: 256 * 512)
+    #expect(throws: Qcow2Fault.tooManyTables) { try book.add(1, at: 512 * 512) }
+    #expect(throws: Qcow2Fault.tooManyTables) { try book.count(512) }
+    try book.add(1, at: 256 * 512)
+  }
+
+  /// A snapshot that does not say how large its disk is has that of the disk, which therefore cannot change.
+  @Test func aSnapshotWithoutSizeKeepsTheSizeOfTheDisk() throws {
+    var sample = try Sample()
+    let table = 6 * sample.cluster
+    // The second entry: no more than the fixed part.
+    let second = table + 64
+    sample.bytes.put32(2, at: 60)
+    sample.bytes.put16(1, at: second + 12)
+    sample.bytes.put16(3, at: second + 14)
+    sample.bytes.replaceSubrange(second + 40..<second + 44, with: Array("2old".utf8))
+    #expect(try report(sample.bytes).isClean)
+    _ = try changed(sample.bytes) { try $0.applySnapshot("snap") }
+    sample.bytes.put64(512 << 10, at: table + 48)
+    #expect(throws: Qcow2Fault.snapshotsWithoutSize) { try changed(sample.bytes) { try $0.applySnapshot("snap") } }
+  }
+
+  /// One name for two snapshots: programs differ in which of them it means.
+  @Test func aNameThatMeansTwoSnapshotsIsRefused() throws {
+    var bytes = try changed(try Sample().bytes) { try $0.createSnapshot("1", date: (1, 2)) }
+    for body in [
+      { try $0.deleteSnapshot("1") }, { try $0.applySnapshot("1") },
+    ] as [(inout ImageRevision<MemorySource>) throws -> Void] {
+      #expect(throws: Qcow2Fault.ambiguousSnapshot("1")) { try changed(bytes, body) }
+    }
+    let header = try Qcow2Header(MemorySource(bytes))
+    #expect(throws: Qcow2Fault.ambiguousSnapshot("1")) { try header.snapshot("1", MemorySource(bytes)) }
+    #expect(try header.snapshot("2", MemorySource(bytes)).name == "1" && header.snapshot("snap", MemorySource(bytes)).id == "1")
+    // The same text in other bytes is another name.
+    bytes = try changed(bytes) { try $0.createSnapshot("\u{e9}", date: (1, 2)) }
+    bytes = try changed(bytes) { try $0.createSnapshot("e\u{301}", date: (1, 2)) }
+    bytes = try changed(bytes) { try $0.deleteSnapshot("e\u{301}") }
+    let names = try Qcow2Header(MemorySource(bytes)).snapshots(MemorySource(bytes)).map { Array($0.name.utf8) }
+    #expect(names == ["snap", "1", "\u{e9}"].map { Array($0.utf8) })
+  }
+
+  @Test(arguments: [9, 16]) func onlyWhatIsKnownStaysTrue(bits: UInt32) throws {
+    var sample = try Sample(bits: bits, size: 16 << 10, backing: "base")
+    sample.bytes.put64(1 << 63 | 3, at: 88)
+    let plan = try BackingChange(try Qcow2Header(sample.source), sample.source).plan(nil, format: nil)
+    for store in plan.groups.joined() where store.offset == 0 { #expect(store.bytes.word64(88) == 1) }
+    sample.bytes.put64(sample.bytes.word64(72) | 4, at: 72)
+    let header = try Qcow2Header(sample.source)
+    #expect(throws: Qcow2Fault.externalData) { try BackingChange(header, sample.source) }
   }
 }

@@ -18,6 +18,7 @@ struct DiskTarget {
     options.qcow2 = location
     options.qcow2Witness = witness
     do throws(ImageError) { image = try ImageFile(options) } catch { throw Self.failure(error, path) }
+    guard image.lock != nil else { throw .noLocks(path: path) }
     calls = Qcow2Calls(descriptor: image.descriptor, witness: witness)
   }
 

@@ -16,6 +16,10 @@ public enum ImageToolFailure: Error, Hashable, CustomStringConvertible {
   case image(ImageError)
   case noBacking(path: String)
   case baseNotNamed(path: String, name: String)
+  /// The base is of another format than the overlay says.
+  case otherFormat(path: String, format: String, given: String)
+  /// A snapshot or a data file was named.
+  case onlyTheDisk(path: String)
   case hasSnapshots(path: String)
   case baseTooSmall(path: String, Errno)
 
@@ -35,6 +39,11 @@ public enum ImageToolFailure: Error, Hashable, CustomStringConvertible {
     case .baseNotNamed(let path, let name):
       "\(printable(path)) names '\(printable(name))' as its backing file, and no file is written merely because an image names it: say "
         + "which with qcow2:\(printable(path))?backing=FORMAT:PATH"
+    case .otherFormat(let path, let format, let given):
+      "\(printable(path)) says that its backing file is of the format '\(printable(format))', and it was named as \(given): correct that, or "
+        + "the image with 'vmm-blk image rebase -u'"
+    case .onlyTheDisk(let path):
+      "the disk in \(printable(path)) is committed, and no snapshot or data file of it: leave 'snapshot' and 'data-file' out"
     case .hasSnapshots(let path):
       "\(printable(path)) has internal snapshots, whose contents would change with the backing file: delete them first"
     case .baseTooSmall(let path, let error):

@@ -32,7 +32,16 @@ public enum Qcow2Commit {
     guard let name = header.backingText else { throw .noBacking(path: path) }
     guard header.snapshotCount == 0 else { throw .hasSnapshots(path: path) }
     guard !header.hasDataFile else { throw .fault(path: path, .externalData) }
+    guard location.snapshot == nil, location.dataFile == nil else { throw .onlyTheDisk(path: path) }
     guard let base = location.backing.first else { throw .baseNotNamed(path: path, name: name) }
+    if let format = header.backingFormat, ImageFormat(rawValue: format) != nil, format != base.format.rawValue {
+      throw .otherFormat(path: path, format: format, given: base.format.rawValue)
+    }
+    if base.format == .raw, let more = location.backing.dropFirst().first {
+      throw .image(.qcow2(.nothingUnder(path: base.path, given: more.path)))
+    }
+    // Before anything of it gets into the base.
+    try editor.examine()
     let layer: Qcow2Layer
     do throws(Qcow2Failure) {
       try Qcow2Chain.compare(name, with: base.path, path)
@@ -44,7 +53,7 @@ public enum Qcow2Commit {
       under = Qcow2Location(path: base.path)
       under?.backing = Array(location.backing.dropFirst())
       under?.folder = location.folder
-      try growBase(base.path, to: layer.size, witnesses.base)
+      if let under { try prepare(under, for: layer.size, witnesses.base) }
     }
     let target = try DiskTarget(path: base.path, under, witness: witnesses.base)
     if target.image.size < layer.size {
@@ -61,9 +70,21 @@ public enum Qcow2Commit {
     withExtendedLifetime(editor) {}
   }
 
-  private static func growBase(_ path: String, to size: UInt64, _ witness: (any Qcow2Witness)?) throws(ImageToolFailure) {
-    let editor = try Qcow2Editor(path: path, witness: witness)
-    if try editor.header().size < size { try editor.grow(to: size) }
+  /// A base that is a qcow2 image is examined, and gets longer if it is too short.
+  private static func prepare(
+    _ base: Qcow2Location, for size: UInt64, _ witness: (any Qcow2Witness)?
+  ) throws(ImageToolFailure) {
+    let editor = try Qcow2Editor(path: base.path, witness: witness)
+    try editor.examine()
+    if try editor.header().size < size {
+      let chain: Qcow2Disk
+      do throws(Qcow2Failure) {
+        chain = try Qcow2Chain.open(base, top: editor.descriptor, isLocked: true)
+      } catch { throw DiskTarget.failure(.qcow2(error), base.path) }
+      // What is under the next one ends where that does.
+      try editor.grow(to: size, over: chain.layers.dropFirst().first?.size ?? 0)
+    }
+    withExtendedLifetime(editor) {}
   }
 
   private static func copy(

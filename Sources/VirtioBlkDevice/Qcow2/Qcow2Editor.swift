@@ -80,9 +80,19 @@ public final class Qcow2Editor {
     try change { revision throws(Qcow2Fault) in try revision.empty() }
   }
 
-  /// - Parameter size: bytes.
-  func grow(to size: UInt64) throws(ImageToolFailure) {
-    try change { revision throws(Qcow2Fault) in try revision.grow(to: size) }
+  /// - Parameters:
+  ///   - size: bytes.
+  ///   - backing: of the disk under it, bytes; 0 if there is none.
+  func grow(to size: UInt64, over backing: UInt64) throws(ImageToolFailure) {
+    try change { revision throws(Qcow2Fault) in try revision.grow(to: size, over: backing) }
+  }
+
+  /// Looks at all of it, as every change does first: it is marked neither as corrupt nor as dirty, and has no errors.
+  func examine() throws(ImageToolFailure) {
+    do throws(Qcow2Fault) {
+      let source = try Self.source(file.rawValue)
+      _ = try ImageRevision(try Qcow2Header(source), source)
+    } catch { throw .fault(path: path, error) }
   }
 
   /// Another name of the backing file in the header; nothing else changes, so the disk does if that file has other contents.

@@ -32,20 +32,37 @@ public enum Qcow2Rebase {
     _ location: Qcow2Location, to backing: Backing?, witness: (any Qcow2Witness)?, progress: ToolProgress
   ) throws(ImageToolFailure) {
     let path = location.path
+    let new = try examine(location, backing)
     let target = try DiskTarget(path: path, location, witness: witness)
     guard let disk = target.image.chain, let writer = disk.writer else { preconditionFailure("it was opened for writing") }
+    // Once more, because nobody had it for a moment.
     guard try Qcow2Editor.header(target.image.descriptor, path).snapshotCount == 0 else { throw .hasSnapshots(path: path) }
+    try copy(disk, writer, path, over: new, progress)
+    let flushed = target.flush()
+    guard flushed == 0 else { throw .cannotStore(path: path, Errno(rawValue: -flushed)) }
+    target.image.finish()
+    try Qcow2Editor.rename(writer.calls, path, backing: backing?.name, format: backing?.format)
+    // It has the descriptor, and the lock.
+    withExtendedLifetime(target) {}
+  }
+
+  /// Everything that can be refused is refused while nothing has been written: who opens an image for writing invalidates its
+  /// bitmaps.
+  ///
+  /// - Returns: the disk in the new backing file.
+  private static func examine(_ location: Qcow2Location, _ backing: Backing?) throws(ImageToolFailure) -> Qcow2Disk? {
+    let editor = try Qcow2Editor(path: location.path)
+    guard try editor.header().snapshotCount == 0 else { throw .hasSnapshots(path: location.path) }
+    try editor.examine()
     var new: Qcow2Disk? = nil
     if let backing {
       do throws(Qcow2Failure) {
         new = try Qcow2Chain.open(backing.path, backing.format, folder: location.folder)
       } catch { throw DiskTarget.failure(.qcow2(error), backing.path) }
     }
-    try copy(disk, writer, path, over: new, progress)
-    let flushed = target.flush()
-    guard flushed == 0 else { throw .cannotStore(path: path, Errno(rawValue: -flushed)) }
-    target.image.finish()
-    try Qcow2Editor.rename(writer.calls, path, backing: backing?.name, format: backing?.format)
+    // A chain that has the overlay in it is refused, because it is locked.
+    withExtendedLifetime(editor) {}
+    return new
   }
 
   private static func copy(
@@ -77,7 +94,7 @@ public enum Qcow2Rebase {
     new?.piece(at: offset, limit: limit) ?? Qcow2Piece(kind: .zero, count: limit)
   }
 
-  /// Copies the units of allocation that differ.
+  /// Copies the units of allocation that differ, neighbours at once: a write to what was not there before waits for the medium.
   ///
   /// - Parameter range: bytes that the overlay does not have.
   private static func compare(
@@ -92,20 +109,35 @@ public enum Qcow2Rebase {
       }
       other.replaceSubrange(..<count, with: bytes)
     }
-    let unit = disk.layers[0].geometry.subclusterSize
+    let (cluster, unit) = (disk.layers[0].clusterSize, disk.layers[0].geometry.subclusterSize)
+    func inside(_ part: Range<UInt64>) -> Range<Int> {
+      Int(part.lowerBound - range.lowerBound)..<Int(part.upperBound - range.lowerBound)
+    }
+    func difference(_ part: Range<UInt64>) -> Difference {
+      let part = inside(part)
+      guard old[part] != other[part] else { return .none }
+      return old[part].allSatisfy { $0 == 0 } ? .zero : .data
+    }
+    func unitEnd(_ start: UInt64) -> UInt64 { min(range.upperBound, (start / unit + 1) * unit) }
     var start = range.lowerBound
     while start < range.upperBound {
-      let end = min(range.upperBound, (start / unit + 1) * unit)
-      let (from, to) = (Int(start - range.lowerBound), Int(end - range.lowerBound))
-      defer { start = end }
-      guard old[from..<to] != other[from..<to] else { continue }
+      var end = unitEnd(start)
+      let kind = difference(start..<end)
+      // Zeroes are hidden in one cluster at a time.
+      while end < range.upperBound, kind != .zero || end % cluster != 0, difference(end..<unitEnd(end)) == kind {
+        end = unitEnd(end)
+      }
       let result: Int32
-      if old[from..<to].allSatisfy({ $0 == 0 }) {
-        result = disk.hide(start..<end, writer)
-      } else {
-        result = disk.put(Array(old[from..<to]), at: start)
+      switch kind {
+      case .none: result = 0
+      case .zero: result = disk.hide(start..<end, writer)
+      case .data: result = disk.put(Array(old[inside(start..<end)]), at: start)
       }
       guard result == 0 else { throw .cannotStore(path: path, Errno(rawValue: -result)) }
+      start = end
     }
   }
+
+  /// What the overlay needs so that it stays the same disk.
+  private enum Difference { case none, zero, data }
 }
