@@ -200,14 +200,16 @@ final class TakeoverGiver {
     disks[index].handOver()
     handedOver.insert(index)
     current = nil
-    log.note("\(disks[index].name) is served by \(connection.peer) from now on")
+    // An answer to somebody who is gone ends the connection, and with it the list.
+    let name = disks[index].name
+    log.note("\(name) is served by \(connection.peer) from now on")
     if wantsControl, handedOver.count == disks.count {
       control.leaveFile()
       connection.answer(ControlLine(Takeover.Answer(control: 0), descriptors: [control.socket]))
     } else {
       connection.answer(ControlLine(Takeover.Answer()))
     }
-    service.handedOver(disks[index].name)
+    service.handedOver(name)
   }
 
   // MARK: When it fails

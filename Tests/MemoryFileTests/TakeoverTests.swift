@@ -115,6 +115,20 @@ import VirtioRegisters
     rig.terminate(server)
   }
 
+  @Test("a taker that is gone before it hears that everything is its own leaves a process that ends as it should")
+  func aTakerThatDoesNotHear() throws {
+    let server = try rig.serve(engine: "sync")
+    let taker = try Taker(rig.control)
+    for step in Step.allCases { #expect(!(try taker.ask(step.rawValue, disk: rig.memory)).contains("error")) }
+    // While it stands still, so that it finds the word and the end at once.
+    kill(server.process.processIdentifier, SIGSTOP)
+    try taker.say(#"{"request":"served","version":1,"disk":"\#(rig.memory)"}"#)
+    taker.close()
+    kill(server.process.processIdentifier, SIGCONT)
+    let end = server.finish()
+    #expect(end.status == 0, "\(end.errors)")
+  }
+
   @Test("a taker that gives back lets the guest go on, again and again")
   func aTakerThatRefuses() throws {
     let server = try rig.serve(engine: "mapped")

@@ -22,10 +22,13 @@ public final class Taker: Sendable {
   }
 
   /// - Returns: the answer; `nil` when the connection ended.
-  public func send(_ line: String) throws -> String? {
+  public func send(_ line: String) throws -> String? { try say(line) ? read() : nil }
+
+  /// - Returns: whether somebody can still hear it.
+  @discardableResult
+  public func say(_ line: String) throws -> Bool {
     let bytes = Array((line + "\n").utf8)
-    guard unsafe clinux_send_with_fds(try number, bytes, bytes.count, nil, 0) == bytes.count else { return nil }
-    return try read()
+    return unsafe clinux_send_with_fds(try number, bytes, bytes.count, nil, 0) == bytes.count
   }
 
   /// What is said next; `nil` when the connection ended.

@@ -218,6 +218,26 @@ struct Succession: Sendable, CustomTestStringConvertible {
     }
   }
 
+  /// A taker that is gone before it hears that a disk is its own costs the other disks nothing.
+  @Test func aTakerThatDoesNotHear() throws {
+    try withDirectory { directory in
+      let server = try Operated(directory, ["a", "b"])
+      let taker = try Taker(directory + "/control")
+      for step in Step.allCases {
+        #expect(try taker.ask(step.rawValue, disk: server.socket("a")).contains("error") == false)
+      }
+      // While the server stands still, so that it finds the word and the end at once.
+      kill(server.server.process.processIdentifier, SIGSTOP)
+      try taker.say(#"{"request":"served","version":1,"disk":"\#(server.socket("a"))"}"#)
+      taker.close()
+      kill(server.server.process.processIdentifier, SIGCONT)
+      let client = try server.guest("b")
+      #expect(try client.perform(.read(sector: 0, bytes: 512)).status == .ok)
+      try client.shutDown()
+      try server.end()
+    }
+  }
+
   /// Somebody else than the server's own user and root is not listened to.
   @Test(.enabled(if: geteuid() == 0)) func strangersAreRefused() throws {
     try withDirectory { directory in
