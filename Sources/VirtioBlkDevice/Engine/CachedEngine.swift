@@ -34,10 +34,9 @@ struct CachedEngine: BlockEngine, ~Copyable {
   ///   - depth: operations that can be in flight at once.
   init(_ image: MappedImage, descriptor: Int32, mailbox: Int32, depth: Int, setup: UringSetup) throws(Errno) {
     guard let windows = image.windows else { throw .noMemory }
-    let copies = try CopyQueue(depth: depth)
     let ring = try UringEngine(descriptor: descriptor, isSlow: false, mailbox: mailbox, depth: depth, setup: setup)
     self.windows = windows
-    self.copies = copies
+    copies = CopyQueue(depth: depth)
     self.ring = ring
     self.image = MappedTransfers(image, descriptor: descriptor)
     seen = (clinux_thread_major_faults(), Clock.now)

@@ -4,7 +4,6 @@
 /// when the worker asks for events: by then others are known. Small reads are made four at a time; of the others the first
 /// lines of the next one come from memory in the meantime.
 internal import CLinux
-internal import SystemPackage
 internal import VirtioCore
 
 @safe
@@ -18,7 +17,7 @@ struct CopyQueue: ~Copyable {
   /// busy, and only that.
   private static let sharedBytes: UInt64 = 16384
 
-  /// A transfer that was started, and what became of it. All zeroes are one, too.
+  /// A transfer that was started, and what became of it.
   private struct Transfer {
     var operation: IOOperation
     var tag: UInt32
@@ -26,9 +25,10 @@ struct CopyQueue: ~Copyable {
   }
 
   /// A ring of transfers: from `first` on they are made and not yet reported, from `next` on not even made.
+  ///
+  /// Only what was used is initialized, so that a queue costs no memory for its depth; in the heap, where the few that most queues
+  /// use share a page with others.
   private let transfers: UnsafeMutablePointer<Transfer>
-  /// Only mapped: what is not used costs no memory.
-  private let area: Mapping
   private let mask: Int
   private var first = 0
   private var next = 0
@@ -38,22 +38,21 @@ struct CopyQueue: ~Copyable {
   private var hasReported = false
 
   /// - Parameter depth: transfers that can be in flight at once.
-  init(depth: Int) throws(Errno) {
+  init(depth: Int) {
     var capacity = 1
     while capacity < depth { capacity *= 2 }
-    area = try Mapping(anonymous: capacity * MemoryLayout<Transfer>.stride)
-    unsafe transfers = area.base.bindMemory(to: Transfer.self, capacity: capacity)
+    unsafe transfers = .allocate(capacity: capacity)
     mask = capacity - 1
   }
+
+  deinit { unsafe transfers.deallocate() }
 
   /// A copy to be made; there is room for it. - Parameter image: where it is made.
   @inline(__always)
   mutating func add(_ operation: IOOperation, tag: UInt32, _ image: borrowing MappedTransfers) {
     // The first of a batch has nobody to hide behind but the bookkeeping.
     if next == end { fetch(operation, image) }
-    let transfer = unsafe transfers + (end & mask)
-    unsafe operation.store(in: &transfer.pointee.operation)
-    unsafe transfer.pointee.tag = tag
+    unsafe (transfers + (end & mask)).initialize(to: Transfer(operation: operation, tag: tag))
     end &+= 1
   }
 

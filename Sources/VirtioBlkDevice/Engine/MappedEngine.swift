@@ -20,9 +20,8 @@ struct MappedEngine: BlockEngine, ~Copyable {
   init(
     _ image: MappedImage, descriptor: Int32, mailbox: Int32, depth: Int, seat: WorkerSeat? = nil
   ) throws(Errno) {
-    let copies = try CopyQueue(depth: depth)
     let waiter = try EpollWaiter(mailbox: mailbox, seat: seat)
-    self.copies = copies
+    copies = CopyQueue(depth: depth)
     self.waiter = waiter
     self.image = MappedTransfers(image, descriptor: descriptor)
   }
