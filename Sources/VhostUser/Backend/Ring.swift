@@ -27,8 +27,13 @@ struct Ring: Sendable {
   var isRunning = false
   /// The device met something after which it could not continue; only a new start helps.
   var hasFailed = false
+  /// At most one: most rings never have any, and a process has many rings.
+  private var waits: [TranslationWait] = []
   /// Of a driver behind an IOMMU: the translation that it waits for, running or not.
-  var wait: TranslationWait?
+  var wait: TranslationWait? {
+    get { waits.first }
+    set { waits = newValue.map { [$0] } ?? [] }
+  }
 
   var isStarted: Bool { kick != nil }
 

@@ -36,7 +36,7 @@ struct CachedEngine: BlockEngine, ~Copyable {
     guard let windows = image.windows else { throw .noMemory }
     let ring = try UringEngine(descriptor: descriptor, isSlow: false, mailbox: mailbox, depth: depth, setup: setup)
     self.windows = windows
-    copies = CopyQueue(depth: depth)
+    copies = CopyQueue()
     self.ring = ring
     self.image = MappedTransfers(image, descriptor: descriptor)
     seen = (clinux_thread_major_faults(), Clock.now)

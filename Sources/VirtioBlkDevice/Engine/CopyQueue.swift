@@ -17,6 +17,9 @@ struct CopyQueue: ~Copyable {
   /// busy, and only that.
   private static let sharedBytes: UInt64 = 16384
 
+  /// Transfers that there is room for at first: most queues never have more in flight, and a queue costs what it uses.
+  private static let leastRoom = 16
+
   /// A transfer that was started, and what became of it.
   private struct Transfer {
     var operation: IOOperation
@@ -25,11 +28,8 @@ struct CopyQueue: ~Copyable {
   }
 
   /// A ring of transfers: from `first` on they are made and not yet reported, from `next` on not even made.
-  ///
-  /// Only what was used is initialized, so that a queue costs no memory for its depth; in the heap, where the few that most queues
-  /// use share a page with others.
-  private let transfers: UnsafeMutablePointer<Transfer>
-  private let mask: Int
+  private var transfers: UnsafeMutablePointer<Transfer>
+  private var mask = leastRoom - 1
   private var first = 0
   private var next = 0
   private var end = 0
@@ -37,23 +37,29 @@ struct CopyQueue: ~Copyable {
   /// those are known that come after them.
   private var hasReported = false
 
-  /// - Parameter depth: transfers that can be in flight at once.
-  init(depth: Int) {
-    var capacity = 1
-    while capacity < depth { capacity *= 2 }
-    unsafe transfers = .allocate(capacity: capacity)
-    mask = capacity - 1
-  }
+  init() { unsafe transfers = .allocate(capacity: Self.leastRoom) }
 
   deinit { unsafe transfers.deallocate() }
 
-  /// A copy to be made; there is room for it. - Parameter image: where it is made.
+  /// A copy to be made. - Parameter image: where it is made.
   @inline(__always)
   mutating func add(_ operation: IOOperation, tag: UInt32, _ image: borrowing MappedTransfers) {
+    if end &- first > mask { makeRoom() }
     // The first of a batch has nobody to hide behind but the bookkeeping.
     if next == end { fetch(operation, image) }
     unsafe (transfers + (end & mask)).initialize(to: Transfer(operation: operation, tag: tag))
     end &+= 1
+  }
+
+  /// Doubles the ring, a few times in the life of a queue.
+  @inline(never)
+  private mutating func makeRoom() {
+    let room = 2 * (mask + 1)
+    let larger = UnsafeMutablePointer<Transfer>.allocate(capacity: room)
+    for index in first..<end { unsafe (larger + (index & (room - 1))).initialize(to: transfers[index & mask]) }
+    unsafe transfers.deallocate()
+    unsafe transfers = larger
+    mask = room - 1
   }
 
   /// How many were added so far.

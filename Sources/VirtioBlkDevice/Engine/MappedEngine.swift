@@ -21,7 +21,7 @@ struct MappedEngine: BlockEngine, ~Copyable {
     _ image: MappedImage, descriptor: Int32, mailbox: Int32, depth: Int, seat: WorkerSeat? = nil
   ) throws(Errno) {
     let waiter = try EpollWaiter(mailbox: mailbox, seat: seat)
-    copies = CopyQueue(depth: depth)
+    copies = CopyQueue()
     self.waiter = waiter
     self.image = MappedTransfers(image, descriptor: descriptor)
   }

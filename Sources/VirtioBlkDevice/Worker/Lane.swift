@@ -108,6 +108,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   var writesAreClear = UInt64.max
 
   /// - Parameter lane: its number in tags.
+  // In the frame of the one place that makes lanes: with one of its own each thread's stack would touch another page.
+  @inline(__always)
   init(
     _ activation: Activation, lane: Int, slots: Int, context: LaneContext, notification: Notification,
     counters: CounterBlock, meter: LaneMeter?
