@@ -100,10 +100,23 @@ public final class EventLoop {
   public func perform<Result: Sendable>(
     on queue: ErrandQueue, _ errand: @escaping @Sendable () -> Result, then handler: @escaping (Result) -> Void
   ) {
+    queue.run(returning(errand, handler))
+  }
+
+  /// Calls back when all that the queue has to do now is done, disposals included.
+  public func whenDone(_ queue: ErrandQueue, _ handler: @escaping () -> Void) {
+    let last = returning({}, handler)
+    queue.run { queue.dispose(last) }
+  }
+
+  /// What does the errand and has the handler called afterwards.
+  private func returning<Result: Sendable>(
+    _ errand: @escaping @Sendable () -> Result, _ handler: @escaping (Result) -> Void
+  ) -> @Sendable () -> Void {
     nextToken += 1
     let (number, returns, result) = (nextToken, returns, Answer<Result>())
     awaited[number] = { if let result = result.take() { handler(result) } }
-    queue.dispose {
+    return {
       result.put(errand())
       returns.add(number)
     }

@@ -98,7 +98,7 @@ extension ServeService: OperatedService {
       patiences.removeAll { $0 === patience }
       guard let then = attempt.take() else {
         // It is not needed any more, and closing it waits for the same medium.
-        return ErrandQueue().dispose { _ = result.take() }
+        return ErrandQueue().run { _ = result.take() }
       }
       if let result = result.take() { then(result) }
     }

@@ -252,7 +252,7 @@ final class ServeService {
     leaving.removeAll { $0 === disk }
     let parcel = Parcel(disk.device)
     // By then the handlers of this turn, which may retain it as well, have returned.
-    loop.after(.zero) { ErrandQueue().dispose { parcel.take()?.image.finish() } }
+    loop.after(.zero) { ErrandQueue().run { parcel.take()?.image.finish() } }
   }
 
   // MARK: Words

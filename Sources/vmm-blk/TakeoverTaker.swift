@@ -178,7 +178,7 @@ final class TakeoverTaker {
       if let since = state.stillSince { tell(disk, since) }
       ask(.served, disk) { line throws in
         let answer = try line.decode(Takeover.Answer.self)
-        disk.errands.dispose { [image = disk.device.image] in image.endTaking() }
+        disk.errands.run { [image = disk.device.image] in image.endTaking() }
         if let place = answer.control { self.control = try DescriptorList(line.descriptors).descriptor(place) }
         self.take(index + 1, then)
       } otherwise: { reason in

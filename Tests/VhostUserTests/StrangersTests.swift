@@ -40,6 +40,26 @@ import VirtioCore
     try expectNobodyIsKept(by: counter, whileItRuns)
   }
 
+  /// A queue's thread lets go of the call that is replaced and has it closed; whoever does that has the rights of that thread, and
+  /// what other descriptors are looked at by must not be the same.
+  @Test func callsThatAreReplacedWhileTheRingRunsEndNothing() throws {
+    try withDirectory { directory in
+      let disks = try TwoDisks(directory, a: ["blk-file": TwoDisks.image(directory, size: 1 << 20), "engine": "sync"])
+      let stranger = try HandDisk(disks.a)
+      let calls = (0..<4).map { _ in OwnedDescriptor(eventfd(0, Int32(EFD_CLOEXEC))) }
+      for number in 0..<5000 {
+        try stranger.frontend.send(
+          Message(
+            number % 3 == 0 ? .setVringError : .setVringCall, needReply: false, payload: Rig.word(0),
+            descriptors: [calls[number % 4]]))
+      }
+      #expect(try stranger.read(sector: 0) == [UInt8](repeating: 0, count: 512))
+      try disks.expectOtherDiskIsServed()
+      disks.terminate()
+      #expect(try disks.waitForEnd() == 0, "\(disks.log)")
+    }
+  }
+
   private func expectNobodyIsKept(by call: OwnedDescriptor, _ whileItRuns: Bool) throws {
     /// Whoever wrote to it would wait, or be told that nobody reads.
     func isDead() -> Bool {

@@ -276,7 +276,7 @@ import VirtioCore
     let queue = ErrandQueue()
     let done = Mutex<[Int]>([])
     for round in 0..<50 {
-      for number in 0..<20 { queue.dispose { done.withLock { $0.append(round * 20 + number) } } }
+      for number in 0..<20 { queue.run { done.withLock { $0.append(round * 20 + number) } } }
       if round % 10 == 0 { #expect(eventually { queue.backlog == 0 }) }
     }
     #expect(eventually { queue.backlog == 0 })

@@ -248,7 +248,7 @@ final class BackendConnection {
       for queue in queues { device.withdraw(queue: queue, withdrawal) }
     case .replaceCall(let queue, let call): device.replaceCall(queue: queue, call)
     case .replaceFailure(let queue, let failure): device.replaceFailure(queue: queue, failure)
-    case .signal(let sink): errands.dispose { sink.signal() }
+    case .signal(let sink): errands.run { sink.signal() }
     case .readConfiguration(let offset, let count):
       session.configurationRead(device.readConfiguration(at: offset, count: count))
     case .writeConfiguration(let offset, let bytes, let restores):
@@ -283,7 +283,7 @@ final class BackendConnection {
   /// Descriptors that were sent in vain are closed before more are accepted.
   private func waitForBacklog() {
     beginErrand(.backlog)
-    loop.perform(on: errands, {}, then: { [weak self] in self?.backlogIsGone() })
+    loop.whenDone(errands) { [weak self] in self?.backlogIsGone() }
   }
 
   private func backlogIsGone() {
