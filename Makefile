@@ -1,6 +1,8 @@
 # The targets for users and CI. On a Debian 12 with Swift, missing packages are installed on the way.
 
 VMM_BLK := .build/release/vmm-blk
+# What --version says of the build: the commit, with a + where the tree differs from it.
+export VMM_BLK_COMMIT := $(shell git describe --always --abbrev=12 --dirty=+ --exclude='*' 2>/dev/null)
 
 .PHONY: all build release program demo guest test lint test-fast test-system test-fuzz fuzz bench bench-peers conform-peers profile micro package package-test docs clean
 

@@ -14,9 +14,10 @@ let strict: [SwiftSetting] = [
 let system = Target.Dependency.product(name: "SystemPackage", package: "swift-system")
 let logging = Target.Dependency.product(name: "Logging", package: "swift-log")
 
-/// The commit that is built, for --version. Without git, and in a tree that is no clone, there is none.
-let commit = Context.gitInformation.map { String($0.currentCommit.prefix(12)) + ($0.hasUncommittedChanges ? "+" : "") }
-let commitDefine: [CSetting] = commit.map { [.define("VMM_BLK_COMMIT", to: "\"\($0)\"")] } ?? []
+/// The commit that is built, for --version; the Makefile says which, and where nobody does there is none. The package manager knows
+/// it, too, but keeps what it read here until this file changes, across commits and clones.
+let commit = Context.environment["VMM_BLK_COMMIT"] ?? ""
+let commitDefine: [CSetting] = commit.isEmpty ? [] : [.define("VMM_BLK_COMMIT", to: "\"\(commit)\"")]
 
 let package = Package(
   name: "vmm-blk",
@@ -57,7 +58,7 @@ let package = Package(
     .target(
       name: "Bench",
       dependencies: [
-        "CLinux", "VirtioCore", "VirtioBlkDevice", "VhostUser", "MemoryFile", "GuestDriver", system,
+        "CLinux", "CVersion", "VirtioCore", "VirtioBlkDevice", "VhostUser", "MemoryFile", "GuestDriver", system,
         .product(name: "Histogram", package: "hdrhistogram-swift"),
         .product(name: "TextTable", package: "TextTable"),
       ],

@@ -12,7 +12,8 @@ date=$(date -u +%Y-%m-%d)
 if commit=$(git rev-parse --short=12 HEAD 2>/dev/null); then
   # Two builds of one commit are the same to the byte as far as the compiler lets them.
   SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
-  export SOURCE_DATE_EPOCH
+  VMM_BLK_COMMIT=$(git describe --always --abbrev=12 --dirty=+ --exclude='*')
+  export SOURCE_DATE_EPOCH VMM_BLK_COMMIT
   date=$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y-%m-%d)
   # Only the commit with the release's tag is the release.
   [ "$(git describe --tags --exact-match 2>/dev/null || true)" = "v$version" ] ||
@@ -24,6 +25,7 @@ architecture=$(dpkg --print-architecture)
 swift build -c release --product vmm-blk --static-swift-stdlib --scratch-path "$build" \
   -Xlinker -rpath -Xlinker '$ORIGIN/../lib/vmm-blk'
 program=$build/release/vmm-blk
+"$program" --version | grep -qF "${VMM_BLK_COMMIT-}" || { echo "package: the program says another commit than $VMM_BLK_COMMIT" >&2; exit 1; }
 
 rm -rf "$out"
 tree=$out/tree

@@ -1,5 +1,6 @@
 /// Under what a result was measured: what has to be the same, or is the question, when two results are compared.
 internal import CLinux
+internal import CVersion
 internal import Glibc
 public import VirtioBlkDevice
 
@@ -21,7 +22,7 @@ public struct Conditions: Codable, Sendable, Equatable {
   public var kernel: String
   public var processor: String
   public var processors: Int
-  /// Of the sources that this program was built from, where it still lies beside them.
+  /// Of the sources that this program was built from, where the build knew of one.
   public var commit: String?
   /// Of the machine before the first measurement, a minute's mean.
   public var load: String
@@ -32,7 +33,8 @@ public struct Conditions: Codable, Sendable, Equatable {
     processor = model?.split(separator: ":").last.map { String($0.drop { $0 == " " }) } ?? "unknown"
     processors = max(Int(sysconf(Int32(_SC_NPROCESSORS_ONLN))), 1)
     kernel = ProcessFiles.text("/proc/sys/kernel/osrelease").map(Self.firstLine) ?? "unknown"
-    commit = Self.commitOfProgram()
+    let commit = unsafe String(cString: cversion_commit())
+    self.commit = commit.isEmpty ? nil : commit
     load = ProcessFiles.text("/proc/loadavg")?.split(separator: " ").first.map(String.init) ?? "unknown"
   }
 
@@ -92,21 +94,6 @@ public struct Conditions: Codable, Sendable, Equatable {
 
   private static func firstLine(_ text: String) -> String {
     text.split(separator: "\n", omittingEmptySubsequences: false).first.map(String.init) ?? ""
-  }
-
-  /// Twelve digits of HEAD in the repository whose `.build` this program lies in.
-  private static func commitOfProgram() -> String? {
-    guard let program = unsafe realpath("/proc/self/exe", nil) else { return nil }
-    defer { unsafe free(program) }
-    let parts = unsafe String(cString: program).split(separator: "/")
-    guard let build = parts.lastIndex(of: ".build") else { return nil }
-    let git = "/" + parts[..<build].joined(separator: "/") + "/.git"
-    guard let head = ProcessFiles.text(git + "/HEAD").map(firstLine) else { return nil }
-    guard head.hasPrefix("ref: ") else { return String(head.prefix(12)) }
-    let name = head.dropFirst(5)
-    if let hash = ProcessFiles.text(git + "/" + name).map(firstLine) { return String(hash.prefix(12)) }
-    let packed = ProcessFiles.text(git + "/packed-refs")?.split(separator: "\n").first { $0.hasSuffix(" " + name) }
-    return packed.map { String($0.prefix(12)) }
   }
 }
 
