@@ -59,8 +59,6 @@ struct BlockLimits {
   static let ranges = 32
   /// Most bytes of one request of a driver that knows no SIZE_MAX or no SEG_MAX.
   static let requestBytes: UInt64 = 1 << 30
-  /// Bytes of data that a queue takes in one turn; then it is another's.
-  static let turnBytes = 4 << 20
   /// What a request counts as in a turn besides its data, bytes.
   static let requestCost = 4096
 

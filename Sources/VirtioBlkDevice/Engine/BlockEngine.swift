@@ -100,6 +100,10 @@ protocol BlockEngine: ~Copyable {
   static var copies: Bool { get }
   /// A write past the end of a file that was cut fails by itself.
   static var noticesCuts: Bool { get }
+  /// Bytes of the largest transfer that it is given at once; at least `MediumFacts.leastStepBytes`. Where transfers take the CPU time
+  /// of the worker's own thread it is a matter of fairness: between two steps others have their turn, and the CPU is offered to
+  /// other threads.
+  static var stepBytes: UInt64 { get }
   /// Flushes and everything about ranges have to be done elsewhere (a ring that polls its device takes nothing but transfers).
   var takesOnlyTransfers: Bool { get }
   /// It has `blockDiscard`, and that is how everything is discarded here.
@@ -150,6 +154,7 @@ extension BlockEngine where Self: ~Copyable {
   static var noticesCuts: Bool { false }
   static var finishesInPlace: Bool { true }
   static var copies: Bool { false }
+  static var stepBytes: UInt64 { MediumFacts.stepBytes }
   var takesOnlyTransfers: Bool { false }
   var takesDiscards: Bool { false }
   var isLost: Bool { false }

@@ -13,6 +13,7 @@ struct CachedEngine: BlockEngine, ~Copyable {
   static let movesData = true
   static let finishesInPlace = false
   static let copies = true
+  static let stepBytes = MediumFacts.leastStepBytes
   /// How long pages that went may go unnoticed, and each may stop the queue once: nanoseconds, and copies until the clock is
   /// asked.
   private static let patience = (time: UInt64(1_000_000), copies: 16)

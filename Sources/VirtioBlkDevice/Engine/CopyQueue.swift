@@ -12,7 +12,7 @@ struct CopyQueue: ~Copyable {
   /// these bounds. The driver refills the ring while the other half is copied.
   private static let copiesAtOnce = (least: 8, most: 64)
   /// Bytes after which no further copy is begun.
-  private static let bytesAtOnce: UInt64 = 4 << 20
+  private static let bytesAtOnce = MediumFacts.leastStepBytes
   /// Bytes of a read up to which it is made together with others. One that is longer keeps the CPU's own prefetching
   /// busy, and only that.
   private static let sharedBytes: UInt64 = 16384

@@ -8,6 +8,7 @@ struct MappedEngine: BlockEngine, ~Copyable {
   static let finishesInPlace = false
   static let copies = true
   static let noticesCuts = true
+  static let stepBytes = MediumFacts.leastStepBytes
 
   private var image: MappedTransfers
   private var copies: CopyQueue

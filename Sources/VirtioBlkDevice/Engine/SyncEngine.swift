@@ -4,6 +4,7 @@ internal import VirtioCore
 
 struct SyncEngine: BlockEngine, ~Copyable {
   static let movesData = true
+  static let stepBytes = MediumFacts.leastStepBytes
 
   private let medium: PlainIO
   private var waiter: EpollWaiter

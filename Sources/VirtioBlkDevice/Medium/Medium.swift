@@ -28,7 +28,9 @@ enum MediumEvent {
 /// belongs to the image.
 @safe
 struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
-  static var stepBytes: UInt64 { MediumFacts.stepBytes }
+  static var stepBytes: UInt64 { Engine.stepBytes }
+  /// Bytes of data that a queue takes in one turn; then it is another's.
+  static var turnBytes: Int { Int(stepBytes) }
   /// Bytes that are discarded or zeroed at once without being written.
   static var rangeStepBytes: UInt64 { 64 << 20 }
   /// Attempts without progress.

@@ -28,9 +28,11 @@ struct MediumFacts: @unchecked Sendable {
   let zones: ZonedDisk?
 
   static let zeroChunk = 1 << 20
-  /// Bytes of the largest transfer that is handed over at once; a larger one goes in steps of this, and other work comes
-  /// between them.
+  /// Bytes of the largest transfer that is handed over at once, unless the engine takes less; a larger one goes in steps of this,
+  /// and other work comes between them.
   static let stepBytes: UInt64 = 4 << 20
+  /// The same of the engines that take least.
+  static let leastStepBytes: UInt64 = 1 << 20
 
   init(image: ImageFile, zeroes: UnsafeMutableRawPointer) {
     // The length of a qcow2 image is none of its disk's, and no call of a disk's offsets may reach its file.

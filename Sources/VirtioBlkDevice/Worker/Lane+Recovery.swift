@@ -12,7 +12,7 @@ extension Lane where Ring: ~Copyable {
   mutating func resume<Engine: BlockEngine & ~Copyable>(_ medium: inout Medium<Engine>) -> Bool {
     guard Ring.isRecorded, state == .recovering else { return false }
     if medium.canBeCut { writesAreClear = .max }
-    var left = BlockLimits.turnBytes
+    var left = Medium<Engine>.turnBytes
     while left > 0, state == .recovering, ring.interrupted > 0 {
       // Completions bring the next turn.
       guard let index = slab.take() else { return true }

@@ -181,7 +181,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     guard ring.hasAvailable(), var index = slab.take() else { return false }
     // Check again whether the file was truncated.
     if medium.canBeCut { writesAreClear = .max }
-    var left = BlockLimits.turnBytes
+    var left = Medium<Engine>.turnBytes
     // One slot serves all requests that finish in place.
     var segments = unsafe slab.segments(index)
     var shape = unsafe ChainShape(at: segments)

@@ -30,7 +30,7 @@ struct LaneRules {
 
   /// The most bytes of a transfer that is submitted without further checks: no operation of the medium, and no segment, is
   /// longer.
-  var plainBytes: UInt64 { min(MediumFacts.stepBytes, UInt64(segmentBytes)) }
+  var plainBytes: UInt64 { min(MediumFacts.leastStepBytes, UInt64(segmentBytes)) }
 
   /// - Parameter regions: of the guest's memory; `nil`: an IOMMU makes any number of pieces of it.
   init(_ features: FeatureSet, _ limits: BlockLimits, regions: Int?) {
