@@ -25,10 +25,12 @@ let package = Package(
     .executable(name: "vmm-blk", targets: ["vmm-blk"]),
     .library(name: "VirtioCore", targets: ["VirtioCore"]),
     .library(name: "VirtioBlkDevice", targets: ["VirtioBlkDevice"]),
+    .library(name: "VirtioBlkMetrics", targets: ["VirtioBlkMetrics"]),
   ],
   dependencies: [
     .package(url: "https://github.com/apple/swift-argument-parser", .upToNextMinor(from: "1.8.2")),
     .package(url: "https://github.com/apple/swift-log", .upToNextMinor(from: "1.16.2")),
+    .package(url: "https://github.com/apple/swift-metrics", .upToNextMinor(from: "2.13.0")),
     .package(url: "https://github.com/apple/swift-system", .upToNextMinor(from: "1.8.1")),
     .package(url: "https://github.com/HdrHistogram/hdrhistogram-swift", .upToNextMinor(from: "0.2.0")),
     .package(url: "https://github.com/ordo-one/TextTable", .upToNextMinor(from: "0.0.2")),
@@ -40,11 +42,14 @@ let package = Package(
     .target(name: "VirtioCore", dependencies: ["CLinux", system], swiftSettings: strict),
     .target(name: "Qcow2", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
     .target(name: "VirtioBlkDevice", dependencies: ["CLinux", "VirtioCore", "Qcow2", system], swiftSettings: strict),
+    .target(
+      name: "VirtioBlkMetrics",
+      dependencies: ["VirtioBlkDevice", .product(name: "CoreMetrics", package: "swift-metrics")], swiftSettings: strict),
     .target(name: "VirtioRegisters", dependencies: ["VirtioCore"], swiftSettings: strict),
     .target(name: "Sockets", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
     .target(name: "Sandbox", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
     .target(name: "Control", dependencies: ["CLinux", "VirtioCore", "Sockets", system], swiftSettings: strict),
-    .target(name: "Metrics", dependencies: ["CLinux", "VirtioCore", "Sockets", system], swiftSettings: strict),
+    .target(name: "MetricsExport", dependencies: ["CLinux", "VirtioCore", "Sockets", system], swiftSettings: strict),
     .target(name: "VhostUser", dependencies: ["CLinux", "VirtioCore", "Sockets", system], swiftSettings: strict),
     .target(
       name: "MemoryFile", dependencies: ["CLinux", "VirtioCore", "VirtioRegisters", "Sockets", system],
@@ -69,7 +74,7 @@ let package = Package(
     .target(
       name: "OperatorWords",
       dependencies: [
-        "CLinux", "VirtioCore", "VirtioBlkDevice", "Metrics", "VhostUser", "GuestDriver", system,
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "MetricsExport", "VhostUser", "GuestDriver", system,
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: strict),
@@ -87,7 +92,8 @@ let package = Package(
     .executableTarget(
       name: "vmm-blk",
       dependencies: [
-        "CLinux", "CVersion", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "Sandbox", "Control", "Metrics",
+        "CLinux", "CVersion", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "Sandbox", "Control",
+        "MetricsExport",
         "VhostUser", "MemoryFile", "RingInspector", "GuestDriver", "Bench", "CrashCheck", "Conform", "DriverCheck",
         "OperatorWords", "TraceReport", "Qcow2", system, logging,
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
@@ -139,7 +145,7 @@ let package = Package(
     .testTarget(
       name: "OperatorWordsTests",
       dependencies: [
-        "VirtioBlkDevice", "Metrics", "OperatorWords",
+        "VirtioBlkDevice", "MetricsExport", "OperatorWords",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: strict),
@@ -153,7 +159,12 @@ let package = Package(
       name: "ControlTests", dependencies: ["CLinux", "VirtioCore", "Sockets", "Control", "TestSupport", system],
       swiftSettings: strict),
     .testTarget(
-      name: "MetricsTests", dependencies: ["CLinux", "VirtioCore", "Sockets", "Metrics", system], swiftSettings: strict),
+      name: "MetricsTests",
+      dependencies: [
+        "CLinux", "VirtioCore", "Sockets", "MetricsExport", "VirtioBlkDevice", "VirtioBlkMetrics", system,
+        .product(name: "MetricsTestKit", package: "swift-metrics"),
+      ],
+      swiftSettings: strict),
     .testTarget(
       name: "VhostUserTests",
       dependencies: ["CLinux", "VirtioCore", "Sockets", "VhostUser", "GuestDriver", "TestSupport", system],
@@ -201,7 +212,7 @@ if Context.environment["VMM_BLK_FUZZ"] != nil {
     .executableTarget(
       name: "fuzz",
       dependencies: [
-        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "Control", "Metrics", "VhostUser",
+        "CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "Sockets", "Control", "MetricsExport", "VhostUser",
         "MemoryFile", "RingInspector", "Bench", "CrashCheck", "OperatorWords", "Qcow2", system,
       ],
       path: "Fuzz", exclude: ["Corpus"],

@@ -19,10 +19,11 @@ import sys
 import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-MODULES = ["VirtioCore", "VirtioBlkDevice"]
+MODULES = ["VirtioCore", "VirtioBlkDevice", "VirtioBlkMetrics"]
 PURPOSE = {
     "VirtioCore": "Memory shared with a peer, rings over it, and the life cycle of a virtio device.",
     "VirtioBlkDevice": "The block device: options, images, engines, limits, metrics.",
+    "VirtioBlkMetrics": "A device's figures through the API of swift-metrics.",
 }
 TYPES = ["swift.protocol", "swift.class", "swift.struct", "swift.enum", "swift.typealias"]
 # Members of a type, in the order in which they are shown.

@@ -3,7 +3,7 @@ internal import FoundationEssentials
 internal import VirtioCore
 
 @testable internal import Control
-@testable internal import Metrics
+@testable internal import MetricsExport
 @testable internal import OperatorWords
 @testable internal import VirtioBlkDevice
 

@@ -4,7 +4,7 @@ internal import Glibc
 internal import VirtioCore
 
 @testable internal import Control
-@testable internal import Metrics
+@testable internal import MetricsExport
 @testable internal import VirtioBlkDevice
 
 func attackTexts(_ shaper: inout Shaper) {

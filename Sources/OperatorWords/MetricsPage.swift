@@ -1,5 +1,5 @@
 /// The figures of a process as a page for collectors. Docs/control.md lists the families.
-package import Metrics
+package import MetricsExport
 internal import VirtioBlkDevice
 
 package enum MetricsPage {

@@ -64,15 +64,8 @@ package enum TopTable {
     func rate(_ value: (Operator.Counters) -> UInt64) -> Double { Double(difference(value)) / max(seconds, 0.001) }
     var latencies = LatencyHistogram()
     for (kind, histogram) in disk.latencies {
-      let then = Dictionary(
-        (old?.latencies[kind]?.buckets ?? []).compactMap { $0.count == 3 ? ($0[0], $0[2]) : nil },
-        uniquingKeysWith: { first, _ in first })
-      let new = histogram.buckets.compactMap { bucket -> [UInt64]? in
-        guard bucket.count == 3 else { return nil }
-        let count = bucket[2] &- (then[bucket[0]] ?? 0)
-        return bucket[2] > (then[bucket[0]] ?? 0) ? [bucket[0], bucket[1], count] : nil
-      }
-      latencies.add(Operator.Histogram(sum: 0, buckets: new).histogram)
+      let all = histogram.histogram
+      latencies.add(old?.latencies[kind].map { all.since($0.histogram) } ?? all)
     }
     return Row(
       name: disk.disk, state: disk.state.rawValue, reads: rate(\.reads), writes: rate(\.writes),

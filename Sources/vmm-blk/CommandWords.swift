@@ -2,7 +2,7 @@
 /// else that may be wrong, and a word that is wrong says what is possible instead.
 internal import ArgumentParser
 internal import FoundationEssentials
-internal import Metrics
+internal import MetricsExport
 internal import OperatorWords
 internal import VirtioCore
 

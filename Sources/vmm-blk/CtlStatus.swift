@@ -1,7 +1,7 @@
 /// The verbs of `vmm-blk ctl` that show something.
 internal import ArgumentParser
 internal import Bench
-internal import Metrics
+internal import MetricsExport
 internal import OperatorWords
 internal import TextTable
 internal import VirtioCore

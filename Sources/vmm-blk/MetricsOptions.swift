@@ -1,6 +1,6 @@
 /// Where a serving process exports its metrics.
 public import ArgumentParser
-public import Metrics
+public import MetricsExport
 internal import OperatorWords
 internal import Sockets
 

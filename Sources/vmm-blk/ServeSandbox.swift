@@ -1,7 +1,7 @@
 /// What a server still needs while it serves its disks.
 internal import CLinux
 internal import Glibc
-internal import Metrics
+internal import MetricsExport
 internal import OperatorWords
 internal import Qcow2
 internal import Sandbox

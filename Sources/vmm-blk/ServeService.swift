@@ -2,7 +2,7 @@
 internal import Control
 internal import Glibc
 internal import Logging
-internal import Metrics
+internal import MetricsExport
 internal import OperatorWords
 internal import Sandbox
 internal import Sockets

@@ -7,7 +7,7 @@ import SystemPackage
 import Testing
 import VirtioCore
 
-@testable import Metrics
+@testable import MetricsExport
 
 @Suite struct ExpositionTests {
   private static func text(_ page: Exposition) -> String { String(decoding: page.bytes, as: UTF8.self) }

@@ -1,5 +1,5 @@
 /// Figures that another process says it has, as lines and as a page: whoever answers on a control socket may say anything.
-import Metrics
+import MetricsExport
 import Testing
 
 @testable import OperatorWords

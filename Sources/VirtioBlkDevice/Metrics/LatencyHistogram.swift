@@ -73,6 +73,18 @@ public struct LatencyHistogram: Hashable, Sendable {
     sum &+= other.sum
   }
 
+  /// What was added since an earlier state of the same histogram; all of it, where the other is no earlier state.
+  public func since(_ earlier: LatencyHistogram) -> LatencyHistogram {
+    var result = self
+    for place in earlier.counts.indices where earlier.counts[place] > 0 {
+      let own = earlier.first + place - first
+      guard counts.indices.contains(own), counts[own] >= earlier.counts[place] else { return self }
+      result.counts[own] -= earlier.counts[place]
+    }
+    result.sum &-= earlier.sum
+    return result
+  }
+
   mutating func add(sum: UInt64) { self.sum &+= sum }
 
   mutating func add(bucket: Int, _ count: UInt64) {
