@@ -76,6 +76,9 @@ class Module:
             with open(path, encoding="utf-8") as file:
                 graph = json.load(file)
             for symbol in graph["symbols"]:
+                # The compiler gives one to every enum with raw values.
+                if symbol["pathComponents"][-1] == "init(rawValue:)" and not symbol.get("location"):
+                    continue
                 self.symbols.setdefault(symbol["identifier"]["precise"], symbol)
             for relation in graph["relationships"]:
                 if relation["kind"] in ("memberOf", "requirementOf"):
@@ -84,6 +87,10 @@ class Module:
                     self.conforms.setdefault(relation["source"], []).append(relation["targetFallback"].split(".")[-1])
                 elif relation["kind"] == "conformsTo" and relation["target"] in self.symbols:
                     self.conforms.setdefault(relation["source"], []).append(self.symbols[relation["target"]]["pathComponents"][-1])
+
+    def uncommented(self):
+        """Public declarations that a reader finds nothing about."""
+        return sorted(".".join(symbol["pathComponents"]) for symbol in self.symbols.values() if not self.raw(symbol))
 
     def markdown(self):
         types = [s for s in self.symbols.values() if s["kind"]["identifier"] in TYPES[:4]]
@@ -155,7 +162,10 @@ class Module:
 def write(folder, graphs, plain):
     os.makedirs(folder, exist_ok=True)
     for name in MODULES:
-        page = Module(name, graphs).markdown()
+        module = Module(name, graphs)
+        page = module.markdown()
+        if uncommented := module.uncommented():
+            print(f"{name}: no comment for {len(uncommented)} of {len(module.symbols)}: {', '.join(uncommented)}", file=sys.stderr)
         if plain:
             with open(os.path.join(folder, name + ".md"), "w", encoding="utf-8") as file:
                 file.write(page)

@@ -11,6 +11,7 @@ public final class AttendedDevice {
     case idle
     /// Asked to start.
     case starting
+    /// It was started and serves requests.
     case running
     /// Asked to stop.
     case stopping
@@ -18,6 +19,7 @@ public final class AttendedDevice {
     case left
   }
 
+  /// The device; queues are started and stopped through the methods here alone.
   public let device: any VirtioDevice
   private var states: [QueueState]
   /// Events that came while an answer was waited for.
@@ -31,6 +33,7 @@ public final class AttendedDevice {
     states = Array(repeating: .idle, count: device.queueCount)
   }
 
+  /// How far a queue has come. - Parameter queue: 0 … queueCount − 1.
   public func state(of queue: Int) -> QueueState { states[queue] }
 
   /// Queues whose answer is still to come, or that run.

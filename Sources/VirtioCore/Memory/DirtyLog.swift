@@ -7,11 +7,16 @@ public import SystemPackage
 
 /// Why a file is no log.
 public enum DirtyLogError: Error, Hashable, Sendable, CustomStringConvertible {
+  /// It has no bytes.
   case empty
+  /// It would end behind the largest offset that a file can have; bytes.
   case rangeOverflows(offset: UInt64, size: UInt64)
+  /// The file ends before the log does; bytes.
   case fileTooSmall(fileSize: Int64, needed: UInt64)
+  /// The system refused the mapping.
   case notMappable(Errno)
 
+  /// One sentence for a person: what happened, and with what.
   public var description: String {
     switch self {
     case .empty: "the log of written pages has no bytes"
@@ -107,12 +112,14 @@ public struct DirtyBits {
 
 /// What of a queue's writes is logged, and where.
 public struct QueueLog: Sendable {
+  /// The log, which all queues of a device share.
   public var log: DirtyLog
   /// Data and status bytes, by their guest addresses (VHOST_F_LOG_ALL).
   public var coversBuffers: Bool
   /// Where writes to the used ring are logged, a guest address, which a front-end may give as it likes; `nil`: not at all.
   public var usedRing: UInt64?
 
+  /// The parameters are the properties of the same names.
   public init(log: DirtyLog, coversBuffers: Bool, usedRing: UInt64?) {
     self.log = log
     self.coversBuffers = coversBuffers

@@ -7,6 +7,7 @@ public import SystemPackage
 /// running queues keep what they use until they are stopped.
 @safe
 public final class Mapping: @unchecked Sendable {
+  /// Where it begins in this process. Valid for as long as the mapping exists.
   public let base: UnsafeMutableRawPointer
   /// Bytes mapped.
   public let count: Int

@@ -50,6 +50,7 @@ public struct InflightHeads: HeadBook, ~Copyable {
   @inlinable @inline(__always)
   func entry(_ head: UInt16) -> UnsafeMutableRawPointer { unsafe region + (16 &+ Int(head) &* 16) }
 
+  /// Whether the record marks the head as in flight. - Parameter head: smaller than the ring's size.
   @inlinable @inline(__always)
   public func isTaken(_ head: UInt16) -> Bool {
     // A plain load is enough, and costs less: the value is only tested, so that it does not matter if it is loaded again.

@@ -10,6 +10,7 @@ public struct QueueKind: Hashable, Sendable {
   /// What the driver does is watched.
   public var isWatched: Bool
 
+  /// The parameters are the properties of the same names.
   public init(isPacked: Bool, isRecorded: Bool, isWatched: Bool = false) {
     self.isPacked = isPacked
     self.isRecorded = isRecorded
