@@ -11,7 +11,9 @@ public struct ImageDescription: Sendable, Equatable {
   public var discardAlignment = 512
   /// What the guest learns about the preferred use of the medium.
   var topology = BlockTopology()
+  /// The guest may only read.
   public var isReadOnly = false
+  /// It is a block device of this machine, not a file.
   public var isBlockDevice = false
   /// It is an export of a server, reached through a connection.
   public var isRemote = false

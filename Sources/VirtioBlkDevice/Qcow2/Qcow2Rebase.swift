@@ -14,8 +14,10 @@ public enum Qcow2Rebase {
     public var name: String
     /// Where it is: what the name means from the image's folder.
     public var path: String
+    /// What it is; written into the image as well.
     public var format: ImageFormat
 
+    /// The parameters are the properties of the same names.
     public init(name: String, path: String, format: ImageFormat) { (self.name, self.path, self.format) = (name, path, format) }
   }
 
