@@ -165,7 +165,8 @@ def write(folder, graphs, plain):
         module = Module(name, graphs)
         page = module.markdown()
         if uncommented := module.uncommented():
-            print(f"{name}: no comment for {len(uncommented)} of {len(module.symbols)}: {', '.join(uncommented)}", file=sys.stderr)
+            some = ", ".join(uncommented[:10]) + (", …" if len(uncommented) > 10 else "")
+            print(f"{name}: {len(uncommented)} of {len(module.symbols)} symbols have no comment: {some}", file=sys.stderr)
         if plain:
             with open(os.path.join(folder, name + ".md"), "w", encoding="utf-8") as file:
                 file.write(page)

@@ -213,7 +213,7 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
     case .cannotMap(let path, let error):
       "the image \(path) cannot be mapped (\(error)): use --engine auto, or raise the limit of address space ('ulimit -v')"
     case .notCached(let path):
-      "the image \(path) is opened past the page cache, and the cached engine copies out of it: say --direct off, or --engine auto"
+      "the image \(path) bypasses the page cache, and the cached engine copies out of it: say --direct off, or --engine auto"
     case .notForExports(let kind, let uri):
       "\(printable(uri)) is an export of an NBD server, and the engine \(kind.rawValue) is for files: leave --engine out"
     case .notForChains(let kind, let path):

@@ -19,7 +19,7 @@ public struct ImageDescription: Sendable, Equatable {
   public var isRemote = false
   /// Queues of the disk may be served by several workers at once.
   public var takesSeveralWorkers = true
-  /// Requests pass the page cache by.
+  /// Requests bypass the page cache.
   public var isDirect = false
   /// What a buffer's address must be a multiple of, bytes; 1 where anything goes.
   public var memoryAlignment = 1

@@ -47,7 +47,7 @@ public final class DirtyLog: @unchecked Sendable {
   /// The file of a front-end. Asks its file system, which may take forever: not for a control thread.
   ///
   /// - Parameters:
-  ///   - descriptor: open for reading and writing; whoever closes it unmaps the log, too.
+  ///   - descriptor: open for reading and writing; to close it is to unmap the log, too.
   ///   - offset: where the log begins, bytes.
   ///   - size: its length, bytes.
   public init(descriptor: OwnedDescriptor, offset: UInt64, size: UInt64) throws(DirtyLogError) {
@@ -87,7 +87,7 @@ public final class DirtyLog: @unchecked Sendable {
   public var bits: DirtyBits { unsafe DirtyBits(base: base, size: size) }
 }
 
-/// The bits of a log. Whoever has them keeps the log as well.
+/// The bits of a log. They keep the log mapped.
 @safe
 public struct DirtyBits {
   fileprivate let base: UnsafeMutableRawPointer

@@ -13,7 +13,7 @@ public final class Mapping: @unchecked Sendable {
   public let count: Int
   /// Where faults are counted; `nil` for memory of this process's own, which cannot be cut.
   private let entry: Int?
-  /// Who unmaps it; `nil`: whoever releases it last.
+  /// Who unmaps it; `nil`: the thread that releases it last.
   private let disposer: (any Disposer)?
 
   /// Maps `count` bytes of `descriptor` from `offset` on, shared and writable. The descriptor can be closed afterwards.

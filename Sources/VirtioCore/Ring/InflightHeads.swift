@@ -63,7 +63,7 @@ public struct InflightHeads: HeadBook, ~Copyable {
     KillPoint.pass(.takeBegins)
     unsafe SharedCell<UInt64>(entry + 8).storeRelaxed(order)
     KillPoint.pass(.takeOrdered)
-    // Release: whoever sees the mark also sees the order, and the marks of all heads that were taken before.
+    // Release: a reader of the mark also sees the order, and the marks of all heads that were taken before.
     unsafe SharedCell<UInt8>(entry).storeRelease(1)
     KillPoint.pass(.takeMarked)
   }
