@@ -144,12 +144,13 @@ class Module:
         return [line["text"] for line in comment.get("lines", [])] if comment.get("module", self.name) in MODULES else []
 
     def comment(self, symbol):
-        return [self.linked(line) for line in self.raw(symbol)]
+        # A parameter, or what is returned, may stand behind a sentence.
+        return [re.sub(r"(?<=[.;:]) - (?=(?:Parameters?|Returns|Throws)\b)", "\n\n- ", self.linked(line)) for line in self.raw(symbol)]
 
     def summary(self, symbol):
         """The first sentence, on one line."""
-        first = " ".join(" ".join(self.raw(symbol)).split("- Parameter")[0].split())
-        sentence = re.match(r"(.*?[.:])(\s|$)", first)
+        first = " ".join(" ".join(self.raw(symbol)).split(" - ")[0].split())
+        sentence = re.match(r"(.*?\.)(\s|$)", first)
         return self.linked((sentence.group(1) if sentence else first).replace("|", "\\|"))
 
     def linked(self, line):

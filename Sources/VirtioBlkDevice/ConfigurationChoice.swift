@@ -30,7 +30,7 @@ public enum ConfigurationField: String, CaseIterable, Sendable {
   case eraseAlignment = "secure_erase_sector_alignment"
 }
 
-/// What was chosen of them. What is not follows from the image and from what this device can do.
+/// What was chosen of the configuration space for a disk. What is not follows from the image and from what this device can do.
 public struct ConfigurationChoice: Equatable, Sendable {
   private var values: [ConfigurationField: UInt32] = [:]
 

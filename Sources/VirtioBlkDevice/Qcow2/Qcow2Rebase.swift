@@ -4,6 +4,8 @@ internal import Qcow2
 internal import SystemPackage
 internal import VirtioCore
 
+/// Gives an overlay another backing file, or none.
+///
 /// Where the new backing file has other contents than the old one, the overlay gets a copy of the old ones. Once all of it is
 /// stable, the name changes, at once (`BackingChange`). So at every moment the overlay is the same disk, over the old file or over
 /// the new one.

@@ -2,6 +2,8 @@
 internal import CLinux
 internal import Glibc
 
+/// A device, and an account of its queues.
+///
 /// For a transport: knows which queues are about to start, run or are about to stop, so that nothing is requested twice and
 /// what is still to come can be waited for. Used from the transport's thread alone.
 public final class AttendedDevice {

@@ -29,6 +29,8 @@ public enum DirtyLogError: Error, Hashable, Sendable, CustomStringConvertible {
   }
 }
 
+/// The pages that a device has written to, one bit for each.
+///
 /// Bit `page % 8` of byte `page / 8` says that the guest's page `page` was written to. What lies behind its end is not logged.
 @safe
 public final class DirtyLog: @unchecked Sendable {

@@ -25,7 +25,7 @@ public protocol HeadBook: ~Copyable {
 
   /// Whether the head was taken and is not yet the driver's again. - Parameter head: smaller than the ring's size.
   func isTaken(_ head: UInt16) -> Bool
-  /// - Parameter order: greater than that of every head taken before.
+  /// Marks a head as taken. - Parameter order: greater than that of every head taken before.
   func take(_ head: UInt16, order: UInt64)
   /// It turned out that it cannot be taken, and nothing was executed.
   func takeBack(_ head: UInt16)

@@ -3,6 +3,8 @@
 /// The device can end between any two stores here, by a signal, so the order of the program is the order that counts: a store
 /// has release semantics where everything earlier must have taken effect. On x86-64 it costs no more than others.
 
+/// The book of a split ring that outlives it.
+///
 /// Records each head as taken before its request is executed, and as free after the driver can see that it was used.
 ///
 /// The heads of a batch are linked, starting with the one that was answered last, each to the one answered before it. If a

@@ -41,6 +41,8 @@ public enum InflightError: Error, Hashable, Sendable, CustomStringConvertible {
   }
 }
 
+/// The in-flight records of a device's queues.
+///
 /// Regions, one for each queue, one after the other, in vhost-user's layout ("Inflight I/O tracking"), which other back-ends
 /// use, too. It outlives the device: a front-end keeps the descriptor and hands it to the next one.
 ///

@@ -1,5 +1,7 @@
 /// Where one side of a packed ring stands: a slot, and the wrap counter of its round (virtio 2.7.1).
 
+/// Where one side of a packed ring stands: a slot, and the wrap counter of its round.
+///
 /// The raw value is the one that is saved, and the one in an event suppression structure: the slot in bits 0 … 14, the wrap
 /// counter in bit 15.
 public struct PackedPosition: RawRepresentable, Hashable, Sendable {

@@ -1,5 +1,7 @@
 /// An observer of what a driver does with a ring, beside the device that serves it.
 
+/// An observer of what a driver does with a ring.
+///
 /// It is notified of each step of the device on one queue, on the thread that serves the queue. What it needs to know of the
 /// ring it reads itself, separately from the device. It may allocate and lock; a queue without a watch pays nothing for it.
 public protocol RingWatch: AnyObject, Sendable {

@@ -1,5 +1,7 @@
 /// How often something may be said that a guest or a front-end can cause as often as it likes.
 
+/// How often something may be said that a guest can cause as often as it likes.
+///
 /// Lets a burst through and then one thing every so often, counting what it held back. A value without a clock: the caller
 /// passes the time.
 public struct Meter: Sendable {
