@@ -12,7 +12,7 @@ public enum ConfigurationField: String, CaseIterable, Sendable {
   case minimumIO = "min_io_size"
   /// Logical blocks: what it likes best; 0: it does not say.
   case optimalIO = "opt_io_size"
-  /// 512-byte sectors of a range, ranges of a request, and 512-byte sectors that ranges should begin and end at multiples of.
+  /// 512-byte sectors of a range of DISCARD.
   case discardSectors = "max_discard_sectors"
   /// Ranges of a DISCARD request.
   case discardRanges = "max_discard_seg"
