@@ -22,7 +22,7 @@ class File:
     def __init__(self, path, patience=120.0):
         self.patience = patience
         deadline = time.monotonic() + patience
-        while True:  # whoever makes the file writes the magic number last
+        while True:  # the maker of the file writes the magic number last
             try:
                 fd = os.open(path, os.O_RDWR)
                 header = os.pread(fd, 0x54, 0)

@@ -166,7 +166,7 @@ class Server:
         return int(fields[11]) + int(fields[12])
 
     def processor(self):
-        """Processor time of all threads, those that ended, too: seconds."""
+        """CPU time of all threads, those that ended, too: seconds."""
         return time.clock_gettime(~self.process.pid << 3 | 2)  # as clock_getcpuclockid(3) has it
 
     def switches(self):

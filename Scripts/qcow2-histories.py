@@ -13,7 +13,7 @@ many as --turns says, sometimes with a server that is killed in between; now and
 - a snapshot that was taken has what it had.
 
 With --tools, each history makes two copies of a chain and changes both in the same ways, one by qemu-img and one by 'vmm-blk image', which
-one anew for each change: writes, snapshots created, applied and deleted, overlays committed and rebased. Now and then 'vmm-blk image' is
+a new one each time: writes, snapshots created, applied and deleted, overlays committed and rebased. Now and then 'vmm-blk image' is
 killed in the middle, and the change is made again. After each change
 - both have the same disk and the same snapshots, as QEMU reads them, and every file is clean;
 - what a killed command left is clean or has leaks, and is the disk that it was or that it was to be.

@@ -77,6 +77,9 @@ class Module:
             with open(path, encoding="utf-8") as file:
                 graph = json.load(file)
             for symbol in graph["symbols"]:
+                # The compiler gives one to every enum with raw values.
+                if symbol["pathComponents"][-1] == "init(rawValue:)" and not symbol.get("location"):
+                    continue
                 self.symbols.setdefault(symbol["identifier"]["precise"], symbol)
             for relation in graph["relationships"]:
                 if relation["kind"] in ("memberOf", "requirementOf"):
@@ -85,6 +88,10 @@ class Module:
                     self.conforms.setdefault(relation["source"], []).append(relation["targetFallback"].split(".")[-1])
                 elif relation["kind"] == "conformsTo" and relation["target"] in self.symbols:
                     self.conforms.setdefault(relation["source"], []).append(self.symbols[relation["target"]]["pathComponents"][-1])
+
+    def uncommented(self):
+        """Public declarations that a reader finds nothing about."""
+        return sorted(".".join(symbol["pathComponents"]) for symbol in self.symbols.values() if not self.raw(symbol))
 
     def markdown(self):
         types = [s for s in self.symbols.values() if s["kind"]["identifier"] in TYPES[:4]]
@@ -138,12 +145,13 @@ class Module:
         return [line["text"] for line in comment.get("lines", [])] if comment.get("module", self.name) in MODULES else []
 
     def comment(self, symbol):
-        return [self.linked(line) for line in self.raw(symbol)]
+        # A parameter, or what is returned, may stand behind a sentence.
+        return [re.sub(r"(?<=[.;:]) - (?=(?:Parameters?|Returns|Throws)\b)", "\n\n- ", self.linked(line)) for line in self.raw(symbol)]
 
     def summary(self, symbol):
         """The first sentence, on one line."""
-        first = " ".join(" ".join(self.raw(symbol)).split("- Parameter")[0].split())
-        sentence = re.match(r"(.*?[.:])(\s|$)", first)
+        first = " ".join(" ".join(self.raw(symbol)).split(" - ")[0].split())
+        sentence = re.match(r"(.*?\.)(\s|$)", first)
         return self.linked((sentence.group(1) if sentence else first).replace("|", "\\|"))
 
     def linked(self, line):
@@ -156,7 +164,11 @@ class Module:
 def write(folder, graphs, plain):
     os.makedirs(folder, exist_ok=True)
     for name in MODULES:
-        page = Module(name, graphs).markdown()
+        module = Module(name, graphs)
+        page = module.markdown()
+        if uncommented := module.uncommented():
+            some = ", ".join(uncommented[:10]) + (", …" if len(uncommented) > 10 else "")
+            print(f"{name}: {len(uncommented)} of {len(module.symbols)} symbols have no comment: {some}", file=sys.stderr)
         if plain:
             with open(os.path.join(folder, name + ".md"), "w", encoding="utf-8") as file:
                 file.write(page)

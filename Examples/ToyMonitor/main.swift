@@ -15,7 +15,17 @@ let (table, available, used): (Int, Int, Int) = (0x0, 0x100, 0x200)
 let (header, data, status): (Int, Int, Int) = (0x1000, 0x2000, 0x3000)
 let ringSize: UInt16 = 8
 
-guard CommandLine.arguments.count == 2 else { fatalError("say which image: toy-monitor disk.img") }
+/// Says why it ends. (A Swift error that nobody catches is a crash, with a stack trace.)
+func fail(_ why: String) -> Never {
+  _ = try? FileDescriptor.standardError.writeAll("toy-monitor: \(why)\n".utf8)
+  exit(1)
+}
+
+func openImage(_ path: String) -> ImageFile {
+  do { return try ImageFile(ImageOptions(path: path)) } catch { fail("\(error)") }
+}
+
+guard CommandLine.arguments.count == 2 else { fail("say which image: toy-monitor disk.img") }
 
 // The machine: 64 KiB of memory from guest-physical address 0 on, which monitor and device both see.
 let mapping = try Mapping(anonymous: 1 << 16)
@@ -28,7 +38,7 @@ let base = unsafe mapping.base
 // The disk. No thread runs before a queue is started.
 var options = BlockDeviceOptions()
 options.engine = .sync
-let device = try BlockDevice(image: ImageFile(ImageOptions(path: CommandLine.arguments[1])), options: options)
+let device = try BlockDevice(image: openImage(CommandLine.arguments[1]), options: options)
 let features: FeatureSet = [.version1, .blockFlush]
 device.negotiated(features)
 print("a disk of \(device.image.size / 512) sectors, served by \(device.engineReason)")

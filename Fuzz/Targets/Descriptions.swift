@@ -187,7 +187,7 @@ private func attackOptionWords(_ shaper: inout Shaper) {
       ConfigurationWords(argument: fields.defaultValueDescription) == fields,
       "\(text) are other fields when they are typed back")
   default:
-    // Whoever mistypes a word is told another that there is.
+    // A mistyped word is answered with one that exists.
     let known = ServeDisk.Word.allCases.map(\.rawValue)
     guard let close = CloseWord.find(to: text, among: known) else { return }
     check(known.contains(close), "\(close) is no word")

@@ -1,4 +1,4 @@
-/// Lines between an operator and a server: what is asked, and what is answered, whoever it is that answers.
+/// Lines between an operator and a server: what is asked, and what is answered, from any program.
 internal import FoundationEssentials
 internal import VirtioCore
 

@@ -33,7 +33,7 @@ func attackRegisters(_ shaper: inout Shaper) {
     case 0: follow(registers.read(offset: offset(&shaper, interface), width: width(&shaper)).effects, &registers, &served)
     case 1: bringUp(&registers, &shaper, &served)
     case 2:
-      // Whoever starts again from the record of a driver's doings is where it was.
+      // A device that is restored from the record of a driver's accesses is where it was.
       let image = registers.image
       checkCopies(image, interface, queues: queues)
       let (restored, effects, restoration) = RegisterModel.restore(image, interface, face: face)

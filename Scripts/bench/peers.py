@@ -124,7 +124,7 @@ def fio(image, job, options):
         ["taskset", "-c", str(options.backend_cpu), "fio", "--name=j", f"--filename={image['path']}", "--ioengine=io_uring",
          f"--direct={int(image['direct'])}", f"--rw={rw}", f"--bs={block}", f"--iodepth={depth}", "--time_based",
          f"--runtime={int(options.runtime * 1000)}ms", f"--ramp_time={int(options.ramp * 1000)}ms", f"--size={image['size']}", "--thread",
-         # By default fio throws the file out of the page cache first, for itself and for whoever comes after it.
+         # By default fio throws the file out of the page cache first, for itself and for the next run.
          "--allow_file_create=0", "--invalidate=0", "--output-format=json"],
         capture_output=True, text=True, check=False)
     if done.returncode:

@@ -195,7 +195,7 @@ def curves(report):
 
 
 def bars(report, groups, nulls=False):
-    """Processor time for each request, and beside it the rate."""
+    """CPU time for each request, and beside it the rate."""
     depth = report["mainDepth"]
     rows = [(row, point) for row in report["rows"] if row["group"] in groups and is_null(row["id"]) == nulls
             for point in report["points"] if point["row"] == row["id"] and point["depth"] == depth]

@@ -212,7 +212,7 @@ case_qemu-migrated() {
   [ "$SERVER" = vmm-blk ] || die "the back-ends that this case starts are ours"
   empty_disk "$work/disk" 192M
   : >"$console"
-  # A process of its own, so that whoever ends this script ends it, too.
+  # A process of its own, so that it ends together with this script.
   "$python" "$guest/migrate.py" --folder "$work" --disk "$work/disk" --console "$console" --migrations "$migrations" \
     --set beats=$((6 * migrations)) --server-options "--num-queues 2 $VMM_BLK_OPTIONS" >&2 &
   guest_pids+=($!)

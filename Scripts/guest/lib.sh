@@ -2,7 +2,7 @@
 # What demo.sh and test.sh share: a working directory, disk images, the server
 # under test and guests on it. Sourced, under `set -euo pipefail`.
 
-# Whoever calls may have closed it.
+# The caller may have closed it.
 exec </dev/null
 
 guest=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -59,7 +59,7 @@ leave_work() {
   rm -rf "$work"
 }
 
-# Where each thread of the server and of the guests is, for whoever asks why nothing went on.
+# Where each thread of the server and of the guests is, for those who ask why nothing went on.
 show_threads() {
   local pid task
   for pid in $server_pid "${guest_pids[@]}"; do

@@ -95,7 +95,7 @@ has_acks() { # number, console
   return 1
 }
 
-# Whoever waits for a word of a guest that is gone waits for good.
+# A wait for a word of a guest that is gone would never end.
 check_guests() { # what is waited for
   local pid
   for pid in "${guest_pids[@]}"; do
@@ -220,7 +220,7 @@ for name in "${names[@]}"; do
   fi
 done
 
-# Once more at the end: whoever keeps only the last lines of a long run must find out why.
+# Once more at the end: the last lines of a long run alone must say why.
 for name in "${failures[@]}"; do
   printf '%s: %s\n' "$name" "$(reason "$logs/$name.log")"
   grep -a '^thread ' "$logs/$name.log" | head -n 12 || true

@@ -5,7 +5,7 @@ internal import VirtioCore
 
 /// Listens for operators, in an event loop. Only the user that the process acts for, and root, are listened to.
 public final class ControlServer {
-  /// Connections at one time; whoever comes then waits.
+  /// Connections at one time; further ones wait.
   private static let connectionLimit = 16
 
   public let listener: Listener
@@ -100,7 +100,7 @@ public enum ControlEvent: Hashable, Sendable, CustomStringConvertible {
 /// One operator's connection.
 public final class ControlConnection {
   public let peer: PeerCredentials
-  /// Called once when the connection is over, for whoever holds something for it.
+  /// Called once when the connection is over, for those that keep something for it.
   public var whenEnded: (() -> Void)?
   private let socket: OwnedDescriptor
   private let loop: EventLoop

@@ -15,7 +15,7 @@ struct ControlReader {
 
   /// Bytes of the longest line that is read.
   var maximumSize = ControlLine.maximumSize
-  /// Who closes the descriptors that come from now on; `nil`: whoever releases them.
+  /// Who closes the descriptors that come from now on; `nil`: they are closed where they are released.
   var disposer: (any Disposer)?
   private var bytes: [UInt8] = []
   /// In the order in which they came; each line takes the first of them.

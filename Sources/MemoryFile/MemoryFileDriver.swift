@@ -71,7 +71,7 @@ public final class MemoryFileDriver: Sendable {
     control.requestWrite.storeRelaxed(isWrite ? 1 : 0)
     control.requestValue.storeRelaxed(value)
     let sequence = control.requestSequence.loadRelaxed() &+ 1
-    // Release: whoever sees the new number sees the words above.
+    // Release: a device that sees the new number sees the words above.
     control.requestSequence.storeRelease(sequence)
     _ = unsafe clinux_futex_wake(control.requestSequence.address, Int32.max)
     try awaitResponse(to: sequence, deadline)

@@ -1,4 +1,4 @@
-/// The page of figures over HTTP, for whoever collects them.
+/// The page of figures over HTTP, for collectors.
 internal import CLinux
 internal import Glibc
 public import Sockets
@@ -9,7 +9,7 @@ internal import VirtioCore
 /// disks and images. It knows as much of HTTP/1.1 as that takes: a request's head of at most 8 KiB, one request a connection,
 /// a few connections, a few seconds each, so that nothing grows with what comes in.
 public final class MetricsServer {
-  /// Connections at one time; whoever comes then waits.
+  /// Connections at one time; further ones wait.
   private static let connectionLimit = 8
   /// For a connection, from its first byte to its last.
   private static let patience = Duration.seconds(10)

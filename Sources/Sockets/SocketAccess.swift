@@ -5,7 +5,7 @@ internal import SystemPackage
 
 /// What a socket's file gets, whatever the process's umask is. There is no moment at which more users may connect.
 public struct SocketAccess: Hashable, Sendable {
-  /// Permission bits; whoever may write may connect. `nil`: as the umask has it.
+  /// Permission bits; who may write may connect. `nil`: as the umask has it.
   public var mode: UInt32?
   /// `nil`: the process's.
   public var group: UInt32?

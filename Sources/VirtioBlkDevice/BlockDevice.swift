@@ -35,6 +35,7 @@ public struct BlockDeviceOptions: Sendable {
   public var configuration = ConfigurationChoice()
   /// At most 20 bytes reach the driver; `nil`: the image's own, `ImageDescription.serial`.
   public var serial: String?
+  /// What moves the bytes; `auto`: what suits the image.
   public var engine = EngineKind.auto
   /// Threads that the queues are shared out to; `nil`: one for each queue.
   public var threads: Int?
@@ -45,7 +46,9 @@ public struct BlockDeviceOptions: Sendable {
   /// By default a worker checks for work for a moment before it sleeps, for as long as that pays off: waking up costs more
   /// than most requests do. A queue without work sleeps.
   public var waiting = Waiting.adaptive(maximumMicroseconds: 50)
+  /// How often the driver is notified.
   public var notification = Notification.batch
+  /// What a queue does when the medium fails a request.
   public var onError = ErrorPolicy.report
   /// Of `BlockDevice.featuresOnRequest(of:)`: what is offered, too.
   public var requestedFeatures = FeatureSet()
@@ -66,12 +69,14 @@ public struct BlockDeviceOptions: Sendable {
   /// A mistake that is to be found; only with the `sync` engine.
   package var plant: PlantedMistake?
 
+  /// The defaults: one queue, the engine that suits the image, and no limits.
   public init() {}
 }
 
 /// A disk. Its methods are called from one thread, and none of them waits; only the last release waits for queues that were
 /// neither stopped nor left.
 public final class BlockDevice: VirtioDevice, @unchecked Sendable {
+  /// What is served.
   public let image: ImageFile
   public let features: FeatureSet
   public let queueCount: Int
@@ -80,6 +85,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   public let engineReason: String
   /// What the user should know about that, if anything.
   public let engineWarning: String?
+  /// The engine that was chosen; never `auto`.
   public let engine: EngineKind
   /// What a driver gets for GET_ID, of which at most 20 bytes reach it.
   public let serial: String

@@ -12,25 +12,36 @@ public enum ConfigurationField: String, CaseIterable, Sendable {
   case minimumIO = "min_io_size"
   /// Logical blocks: what it likes best; 0: it does not say.
   case optimalIO = "opt_io_size"
-  /// 512-byte sectors of a range, ranges of a request, and 512-byte sectors that ranges should begin and end at multiples of.
+  /// 512-byte sectors of a range of DISCARD.
   case discardSectors = "max_discard_sectors"
+  /// Ranges of a DISCARD request.
   case discardRanges = "max_discard_seg"
+  /// 512-byte sectors that ranges of DISCARD should begin and end at multiples of.
   case discardAlignment = "discard_sector_alignment"
+  /// 512-byte sectors of a range of WRITE_ZEROES.
   case zeroSectors = "max_write_zeroes_sectors"
+  /// Ranges of a WRITE_ZEROES request.
   case zeroRanges = "max_write_zeroes_seg"
+  /// 512-byte sectors of a range of SECURE_ERASE.
   case eraseSectors = "max_secure_erase_sectors"
+  /// Ranges of a SECURE_ERASE request.
   case eraseRanges = "max_secure_erase_seg"
+  /// 512-byte sectors that ranges of SECURE_ERASE should begin and end at multiples of.
   case eraseAlignment = "secure_erase_sector_alignment"
 }
 
-/// What was chosen of them. What is not follows from the image and from what this device can do.
+/// What was chosen of the configuration space for a disk. What is not follows from the image and from what this device can do.
 public struct ConfigurationChoice: Equatable, Sendable {
   private var values: [ConfigurationField: UInt32] = [:]
 
+  /// Nothing is chosen.
   public init() {}
 
+  /// Nothing was chosen.
   public var isEmpty: Bool { values.isEmpty }
 
+  /// What was chosen for a field, in the unit of the field; `nil`: nothing. Whether a device can have it is checked when one
+  /// is made.
   public subscript(_ field: ConfigurationField) -> UInt32? {
     get { values[field] }
     set { values[field] = newValue }

@@ -1,6 +1,6 @@
 /// virtio-mmio version 2 (virtio 4.2.2) as a value: a register access goes in, a number or a list of effects comes out.
 
-/// The register window of one device. It performs nothing itself: whoever owns it executes the effects, in order, before
+/// The register window of one device. It performs nothing itself: its owner executes the effects, in order, before
 /// it answers the driver's write, so that a value read back afterwards (QueueReady, Status) tells that the work is done.
 public struct MMIORegisters: RegisterWindow {
   /// The offsets that have a register (virtio 4.2.2, table 4.1).

@@ -1,7 +1,7 @@
 /// virtio-pci (virtio 4.1) as a value: an access goes in, a number and a list of effects come out.
 internal import VirtioCore
 
-/// One PCI function: configuration space, BARs, MSI-X. Interrupts are sent by whoever owns it, along `route(of:)`; what is
+/// One PCI function: configuration space, BARs, MSI-X. Interrupts are sent by its owner, along `route(of:)`; what is
 /// pending (ISR, and what is held back while its vector is masked) is the owner's as well, because queues set it at any moment.
 ///
 ///     var function = PCIRegisters(face: face, interface: .pci)

@@ -1,4 +1,4 @@
-/// What register accesses ask of whoever owns the registers, the same on every bus.
+/// What register accesses ask of the owner of the registers, the same on every bus.
 public import VirtioCore
 
 /// One thing to carry out. The owner does so in order, and before it answers the driver's access, so that a value read back
@@ -61,7 +61,7 @@ public enum InterruptRoute: Hashable, Sendable {
   /// Nowhere: messages are on, and the source has no vector (virtio 4.1.5.3.1).
   case none
 
-  /// Whoever waits for the source is to be woken now.
+  /// The driver, if it waits for the source, is to be woken now.
   public var isDelivered: Bool {
     switch self {
     case .line, .message: true

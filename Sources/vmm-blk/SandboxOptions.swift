@@ -42,7 +42,7 @@ struct SandboxOptions: ParsableArguments {
     switch report.mode {
     case .on: log.note("sandbox: \(report.words)")
     case .log: log.note("sandbox: \(report.words); what it would refuse is in the kernel's log, as audit records of type 1326")
-    case .off: log.warn("the sandbox is off: whoever gains control of this process has all rights of its user")
+    case .off: log.warn("the sandbox is off: an attacker who gains control of this process has all rights of its user")
     }
     for sentence in report.missing { log.warn("a part of the sandbox is missing: \(sentence)") }
     return report

@@ -65,7 +65,7 @@ struct ServeCommand: ParsableCommand {
 
   @Option(
     help: .init(
-      "Permissions of the disks' sockets, in octal: whoever may write may connect. (default: according to the umask)",
+      "Permissions of the disks' sockets, in octal: who may write may connect. (default: according to the umask)",
       valueName: "mode"))
   var socketMode: SocketMode?
 

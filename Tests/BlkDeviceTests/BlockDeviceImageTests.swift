@@ -113,7 +113,7 @@ import VirtioCore
     let data = pattern(1 << 20)
     try rig.expect(.write(sector: 2048, data))
     #expect(try firstDifference(rig.expect(.read(sector: 2048, bytes: data.count)).answer, data) == nil)
-    // Buffers of any alignment, also past the page cache.
+    // Buffers of any alignment, also where the page cache is bypassed.
     let odd = BlockRequest.write(sector: 8192, pattern(8192, seed: 4))
     try rig.expect(odd, framing: .classic(odd, alignment: 1))
     #expect(try firstDifference(rig.expect(.read(sector: 8192, bytes: 8192)).answer, pattern(8192, seed: 4)) == nil)

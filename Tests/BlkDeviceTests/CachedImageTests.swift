@@ -113,7 +113,7 @@ import VirtioCore
     for start in stride(from: 0, to: 1024, by: 64) { try bed.read(start..<start + 64, mayWait: false) }
   }
 
-  /// Whoever was answered because the ring was lost is not answered again.
+  /// A request that was answered because the ring was lost is not answered again.
   @Test(arguments: [1, 2, 64]) func whatWasGivenUpIsNotReported(count: Int) throws {
     let bed = try Bed()
     bed.keepPages()

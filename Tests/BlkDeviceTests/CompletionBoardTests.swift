@@ -13,7 +13,7 @@ import VirtioCore
     let wasLate = Atomic(false)
   }
 
-  /// Whoever has taken the last result may let the board go, and close what it is woken by: by then nobody wakes any more.
+  /// The taker of the last result may let the board go, and close what it is woken by: by then nobody wakes any more.
   @Test func whoTookAResultIsNotBeingWoken() throws {
     let shared = Shared()
     let board = CompletionBoard {

@@ -43,7 +43,7 @@ import VirtioBlkDevice
         _ = try ImageFile(ImageOptions(path: path, isReadOnly: isReadOnly))
       }
     }
-    // Whoever knows better says so, and the bytes are the disk's.
+    // A user who knows better says so, and the bytes are the disk's.
     let image = try ImageFile(ImageOptions(path: path, format: .raw))
     #expect(image.size == 1 << 20)
   }

@@ -58,7 +58,7 @@ final class ZramDevice {
   }
 
   deinit {
-    // Whoever had it may have it for a moment longer.
+    // The one before may have it for a moment longer.
     for _ in 0..<1000 {
       if (try? "1".write(toFile: "/sys/block/zram\(number)/reset", atomically: false, encoding: .utf8)) != nil,
         (try? number.write(toFile: "/sys/class/zram-control/hot_remove", atomically: false, encoding: .utf8)) != nil

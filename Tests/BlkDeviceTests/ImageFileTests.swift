@@ -51,7 +51,7 @@ import VirtioCore
 
   // MARK: Locks that travel
 
-  /// A lock is its open description's: whoever was given that keeps everybody else away, through any number of hands.
+  /// A lock is its open description's: a process that was given that keeps everybody else away, through any number of hands.
   @Test(arguments: ImageOptions.Direct.allCases) func aLockTravels(direct: ImageOptions.Direct) throws {
     let scratch = try Scratch()
     try LockTravel.run(scratch.image(), direct)

@@ -68,7 +68,7 @@ import VirtioCore
     #expect(!isLocked() && !isLocked(isReadOnly: true))
   }
 
-  /// Whoever read from an image is in nobody's way once it is gone.
+  /// A reader of an image is in nobody's way once it is gone.
   @Test func aDeadReaderKeepsNothing() throws {
     var first: ImageFile? = try ImageFile(ImageOptions(path: path, isReadOnly: true))
     let number = unsafe clinux_open(path, O_RDONLY | O_CLOEXEC, 0)

@@ -273,7 +273,7 @@ import VirtioCore
   }
 }
 
-/// A record that is written and read through its file, as whoever keeps it can: what is checked is the layout of vhost-user.
+/// A record that is written and read through its file, as a front-end can: what is checked is the layout of vhost-user.
 struct RecordFile {
   let memory: InflightMemory
   private let size: UInt16

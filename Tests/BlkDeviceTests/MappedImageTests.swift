@@ -130,7 +130,7 @@ import VirtioCore
     #expect(windows.isData(UInt64(2 * Self.window), 1))
   }
 
-  /// Whoever is looking while another one punches must not keep what it saw.
+  /// A look during which another thread punches must not keep what it saw.
   @Test func whatIsForgottenMeanwhileStaysForgotten() async throws {
     let scratch = try Scratch(in: Self.folder)
     let path = try scratch.image(size: Self.size)

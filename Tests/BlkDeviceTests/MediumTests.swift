@@ -385,7 +385,7 @@ import VirtioCore
     LostCase(.sync, isDirect: true, alignment: 1), LostCase(.uring, isDirect: true, alignment: 1),
   ]
 
-  /// The ring is there, the data is not: whoever copies reads zeroes, and must not say that they were the guest's.
+  /// The ring is there, the data is not: a copy reads zeroes, and must not say that they were the guest's.
   @Test(arguments: lostCases) func aWriteOfAPageThatIsGoneIsNeverOK(_ test: LostCase) async {
     // In a process of its own, as lost pages are counted by the process.
     await #expect(processExitsWith: .success) { [test] in

@@ -101,7 +101,7 @@ final class NBDServer {
   }
 
   func start() throws {
-    // Whoever was killed leaves it.
+    // A server that was killed leaves it.
     _ = unsafe unlink(socket)
     let words = words.map {
       $0.replacingOccurrences(of: "SOCKET", with: socket).replacingOccurrences(of: "DIR", with: scratch.path)

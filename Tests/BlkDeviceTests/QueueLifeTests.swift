@@ -192,7 +192,7 @@ import VirtioCore
     }
   }
 
-  /// What the workers have to tell is bounded, whoever does not listen.
+  /// What the workers have to tell is bounded, even if nobody listens.
   @Test func newsThatNobodyTakesDoesNotPileUp() throws {
     let news = try DeviceNews()
     for number in 0..<1000 {

@@ -141,7 +141,7 @@ import VirtioCore
     try Self.rig(cluster, image).expect(.write(sector: 0, pattern(512)))
   }
 
-  /// Whoever waited has gone: what goes on without them takes nothing from anybody.
+  /// The waiter has gone: what goes on without it takes nothing from anybody.
   @Test func anOpeningThatIsGivenUpBreaksNoLock() throws {
     let cluster = try RBDCluster.shared.get()
     let image = try cluster.image()

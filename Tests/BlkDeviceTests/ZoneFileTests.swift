@@ -220,7 +220,7 @@ import VirtioCore
     #expect(failure { try Self.open(scratch.path + "/none/zones") } != nil)
   }
 
-  /// Whoever has lost the zones to another process writes no records over its.
+  /// A process that has lost the zones to another one writes no records over its.
   @Test func onlyOneProcessHasThem() throws {
     let scratch = try Scratch()
     let path = scratch.path + "/zones"

@@ -191,7 +191,7 @@ import VirtioCore
 
   // MARK: Other processes
 
-  /// A process ends after a reset was done, and before it was recorded: whoever answers it records it first.
+  /// A process ends after a reset was done, and before it was recorded: the process that answers it records it first.
   @Test func aResetThatIsAnsweredByAnotherProcessIsRecorded() throws {
     let scratch = try Scratch()
     let path = Self.path(scratch)

@@ -45,7 +45,7 @@ enum Mutants {
     Mutant("writeback-toggles", .writebackSticks), Mutant("configuration-is-read-only", .configurationIsWritable),
     Mutant("configuration-beyond-the-end", .diesBeyondConfiguration), Mutant("generation-stands-still", .generationRuns),
     Mutant("generation-after-resize", .generationStands),
-    Mutant("reset-queue-is-dead", .servesResetQueue), Mutant("reset-queue-begins-anew", .resetQueueKeepsPosition),
+    Mutant("reset-queue-is-dead", .servesResetQueue), Mutant("reset-queue-starts-over", .resetQueueKeepsPosition),
     // Legacy interfaces.
     Mutant("legacy-recognised", .legacyIsRefused, on: .mmioLegacy),
     Mutant("legacy-layout", .legacyRingElsewhere, on: .mmioLegacy),

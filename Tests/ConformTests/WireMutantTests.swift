@@ -30,7 +30,7 @@ final class Meddler: Sendable {
         guard let other = try? UnixSocket.connect(to: backend) else { break }
         Self.pass(front, other, mutant, &memory, stop.rawValue)
       }
-      // Whoever waits to be let in learns that nobody is there any more.
+      // A front-end that waits to be let in learns that nobody is there any more.
       shutdown(listener.rawValue, Int32(SHUT_RDWR))
       ended.signal()
     }

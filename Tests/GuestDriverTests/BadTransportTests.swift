@@ -341,7 +341,7 @@ struct BadTransportTests {
   @Test("40: an image whose guest writes a qcow2 header stays raw", arguments: Setup.real)
   func qcowHeader(_ setup: Setup) throws {
     var options = BenchOptions()
-    // Whoever said nothing would find the disk refused afterwards, and never served as what it looks like.
+    // Without a word the disk would be refused afterwards, and never served as what it looks like.
     options.format = .raw
     let bench = try Bench(setup, options)
     // Magic, version 3, a backing file name at 0x200 of 11 bytes, 64 KiB clusters, 1 GiB.

@@ -163,7 +163,7 @@ struct PackedDriverQueueTests {
     }
   }
 
-  @Test("a descriptor that the device goes over and has changed is seen, whoever's it is", arguments: [0, 1] as [UInt32])
+  @Test("a descriptor that the device goes over and has changed is seen on either side", arguments: [0, 1] as [UInt32])
   func modified(_ first: UInt32) throws {
     let found = try fault {
       var descriptor = $0.packed.descriptor(1)

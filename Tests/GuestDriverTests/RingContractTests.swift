@@ -1,5 +1,5 @@
 /// The driver's half of a ring and the device's, which share no code, on the same memory: every chain arrives as it was given
-/// and in order, every answer comes back to whom it belongs, and whoever sleeps is woken.
+/// and in order, every answer comes back to whom it belongs, and a side that sleeps is woken.
 import Testing
 import VirtioCore
 

@@ -1,4 +1,4 @@
-/// The ground that the program stands on, whoever starts it and with whatever: missing descriptors, signals, a log that nobody
+/// The ground that the program stands on, however it is started: missing descriptors, signals, a log that nobody
 /// reads, no /proc, limits of file sizes, names that say something to a terminal.
 import CLinux
 import Foundation

@@ -178,7 +178,7 @@ import VirtioRegisters
     try driver.write(.queueSelect, 1)
     try driver.write(.queueReset, 1)
     guard !isHandedOver else {
-      // Whoever comes after it finds a queue that is not ready.
+      // The next device finds a queue that is not ready.
       device.finishStop(1)
       device.state.withLock { $0.isHoldingStops = false }
       served.stop()

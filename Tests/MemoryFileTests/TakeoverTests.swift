@@ -1,4 +1,4 @@
-/// One `vmm-blk run` after the other on the same memory file: whoever takes over, and whatever goes wrong on the way, the guest
+/// One `vmm-blk run` after the other on the same memory file: whatever goes wrong on the way, the guest
 /// works at each step and every byte is right.
 import Foundation
 import Glibc
@@ -47,7 +47,7 @@ import VirtioRegisters
   // MARK: what goes wrong
 
   @Test(
-    "whoever comes with something that does not fit is sent away, and the guest goes on",
+    "a taker with something that does not fit is sent away, and the guest goes on",
     arguments: [
       (["--blk-file", "DIR/other.img"], "is another file than the image that the running server has open"),
       (["--memory", "DIR/other.mem"], "is not the one at DIR/other.mem"),

@@ -1,4 +1,4 @@
-/// Figures that another process says it has, as lines and as a page: whoever answers on a control socket may say anything.
+/// Figures that another process says it has, as lines and as a page: what answers on a control socket may say anything.
 import MetricsExport
 import Testing
 

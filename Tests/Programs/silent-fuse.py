@@ -87,7 +87,7 @@ class File:
         if operation in (FORGET, BATCH_FORGET):
             return
         error, reply = self.answer(operation, node, message[40:])
-        # Whoever asked may have gone.
+        # The one that asked may have gone.
         with contextlib.suppress(OSError):
             os.write(self.device, struct.pack("<IiQ", 16 + len(reply), -error, unique) + reply)
 

@@ -169,7 +169,7 @@ import Testing
     #expect(stores.isEmpty)
   }
 
-  /// Counts past the end of the file belong to somebody, whoever that was.
+  /// Counts past the end of the file belong to somebody.
   @Test func countsPastTheEndStay() throws {
     var sample = try Sample()
     sample.bytes.put16(1, at: 2 * sample.cluster + 12 * 2)

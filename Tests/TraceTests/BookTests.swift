@@ -82,7 +82,9 @@ import Testing
           {"kind": {"identifier": "swift.enum"}, "identifier": {"precise": "E"}, "pathComponents": ["Entry"],
            "declarationFragments": [{"spelling": "enum Entry"}]},
           {"kind": {"identifier": "swift.method"}, "identifier": {"precise": "T.f"}, "pathComponents": ["Table", "find(_:)"],
-           "declarationFragments": [{"spelling": "func find(_ key: Int)"}], "docComment": {"lines": [{"text": "Finds | it."}]}},
+           "declarationFragments": [{"spelling": "func find(_ key: Int)"}], "docComment": {"lines": [{"text": "Finds | it. - Returns: its place."}]}},
+          {"kind": {"identifier": "swift.init"}, "identifier": {"precise": "E.i"}, "pathComponents": ["Entry", "init(rawValue:)"],
+           "declarationFragments": [{"spelling": "init?(rawValue: Int)"}]},
           {"kind": {"identifier": "swift.property"}, "identifier": {"precise": "T.d"}, "pathComponents": ["Table", "description"],
            "declarationFragments": [{"spelling": "var description: String"}],
            "docComment": {"module": "Swift", "lines": [{"text": "A textual representation of this instance."}]}},
@@ -90,6 +92,7 @@ import Testing
            "declarationFragments": [{"spelling": "func free()"}]}
         ], "relationships": [
           {"kind": "memberOf", "source": "T.f", "target": "T"}, {"kind": "memberOf", "source": "T.d", "target": "T"},
+          {"kind": "memberOf", "source": "E.i", "target": "E"},
           {"kind": "conformsTo", "source": "T", "target": "s:s8SendableP", "targetFallback": "Swift.Sendable"}
         ]}
         """#
@@ -101,10 +104,12 @@ import Testing
       let page = try String(contentsOfFile: directory + "/out/VirtioCore.md", encoding: .utf8)
       for part in [
         "| [`Table`](#table) | A table of [`Entry`](#entry). |", "<a id=\"table\"></a>", "## Table", "struct Table",
-        "Conforms to `Sendable`.", "**Methods**", "func find(_ key: Int)", "Finds | it.", "## Other declarations",
-        "func free()", "var description: String",
+        "Conforms to `Sendable`.", "**Methods**", "func find(_ key: Int)", "Finds | it.\n\n- Returns: its place.",
+        "## Other declarations", "func free()", "var description: String",
       ] { #expect(page.contains(part), "\(part) is missing in \(page)") }
       #expect(!page.contains("textual representation"), "the words of the standard library are not ours")
+      #expect(!page.contains("rawValue"), "the compiler's initializers say nothing")
+      #expect(output.contains("VirtioCore: 3 of 5 symbols have no comment: Entry, Table.description, free()"), "\(output)")
       let missing = try Self.python(["--graphs", directory + "/nowhere", "--markdown", directory + "/out"], "symbols.py")
       #expect(missing.status != 0 && missing.output.contains("there is no"), "\(missing.output)")
     }

@@ -86,7 +86,7 @@ final class MortalServer: Sendable {
       if let process = state.process { Glibc.kill(process, SIGKILL) }
     }
     hasEnded.wait()
-    // For whoever asks again.
+    // For the next one that asks.
     hasEnded.signal()
     return state.withLock { $0.mishaps }
   }

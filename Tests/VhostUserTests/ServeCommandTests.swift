@@ -107,7 +107,7 @@ import VirtioCore
       for _ in 0..<2 { #expect(try Frontend(connectingTo: path).handshake().queueCount == 16) }
       kill(program.process.processIdentifier, SIGTERM)
       #expect(program.finish().status == 0)
-      // The file belongs to whoever made it.
+      // The file belongs to its maker.
       #expect(FileManager.default.fileExists(atPath: path))
     }
   }

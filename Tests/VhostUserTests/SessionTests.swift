@@ -148,7 +148,7 @@ import VirtioCore
     #expect(rig.activations.last?.position == QueuePosition(available: 0xffff, used: nil))
   }
 
-  /// Whoever says where a paused ring continues has moved its used index as well.
+  /// A front-end that says where a paused ring continues has moved its used index as well.
   @Test func baseSetWhileDisabledLooksUpUsed() {
     var rig = Rig()
     rig.bringUp()

@@ -83,7 +83,7 @@ func pipeEnds() throws -> (reading: OwnedDescriptor, writing: OwnedDescriptor) {
 
 /// A file of Tests/Programs/silent-fuse.py.
 ///
-/// Whoever has it open and closes it while `flush` is held waits until `end`; so does any program that is started in the
+/// A process that has it open and closes it while `flush` is held waits until `end`; so does any program that is started in the
 /// meantime, which is why files are opened in processes of their own (exit tests) and closed after `end`.
 final class SilentFile {
   let path: String

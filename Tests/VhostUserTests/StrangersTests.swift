@@ -61,7 +61,7 @@ import VirtioCore
   }
 
   private func expectNobodyIsKept(by call: OwnedDescriptor, _ whileItRuns: Bool) throws {
-    /// Whoever wrote to it would wait, or be told that nobody reads.
+    /// A write to it would wait, or fail because nobody reads.
     func isDead() -> Bool {
       var entry = pollfd(fd: call.rawValue, events: Int16(POLLOUT), revents: 0)
       _ = unsafe poll(&entry, 1, 0)

@@ -53,7 +53,7 @@ extension TakeoverTests {
         try wait(until: "the disk waits for its medium") {
           (try? greeting())?.contains("waits for what another server has left at the medium") == true
         }
-        // And so it stays, whoever comes and goes.
+        // And so it stays, through every takeover.
         for _ in 0..<20 { #expect(try greeting().contains("waits for what another server has left at the medium")) }
         mark.end()
         try wait(until: "the disk goes on") { (try? greeting())?.contains("\"disks\"") == true }

@@ -14,7 +14,7 @@ import VirtioCore
 extension TakeoverTests {
   // MARK: sockets that were handed in
 
-  /// Front-ends come and go at the socket of whoever started the first server; its file is none of the servers'.
+  /// Front-ends come and go at the socket of the process that started the first server; its file is none of the servers'.
   @Test func aServerOnAListeningDescriptorIsTakenOver() throws {
     try withDirectory { directory in
       let succession = Succession(engine: "sync", other: "uring")
@@ -41,7 +41,7 @@ extension TakeoverTests {
     }
   }
 
-  /// The one front-end of a connected socket notices nothing, and when it goes, whoever has it ends.
+  /// The one front-end of a connected socket notices nothing, and when it goes, the server that has it ends.
   @Test func aServerOnAConnectedDescriptorIsTakenOver() throws {
     try withDirectory { directory in
       let words = Self.words(directory, Succession(engine: "sync"), engine: "sync")
@@ -143,7 +143,7 @@ extension TakeoverTests {
     }
   }
 
-  /// A front-end that does not take its replies gets all of them, in order and with their descriptors, from whoever has them.
+  /// A front-end that does not take its replies gets all of them, in order and with their descriptors, from its server.
   @Test func repliesThatCannotBeSentAreSentByTheNext() throws {
     try withDirectory { directory in
       // The smallest buffer that the kernel allows.

@@ -1,4 +1,4 @@
-/// One server after the other on the same guest: whoever takes over, and whatever goes wrong on the way, the guest sees
+/// One server after the other on the same guest: whatever goes wrong on the way, the guest sees
 /// neither an error nor a lost connection, and every byte is right.
 import CLinux
 import Foundation
@@ -65,7 +65,7 @@ struct Succession: Sendable, CustomTestStringConvertible {
 
   // MARK: what goes wrong
 
-  /// Whoever comes with something that does not fit is sent away before anything was stopped.
+  /// A taker with something that does not fit is sent away before anything was stopped.
   @Test(arguments: [
     (["--blk-file", "DIR/other"], "is another file than the image that the running server has open"),
     (["--num-queues", "2"], "number of queues"),
@@ -309,7 +309,7 @@ struct Succession: Sendable, CustomTestStringConvertible {
     }
   }
 
-  /// The image stays locked, whoever has it.
+  /// The image stays locked, in either server.
   @Test func theLockStays() throws {
     try withDirectory { directory in
       var server = try Self.serve(directory, Succession(engine: "sync"))

@@ -1,4 +1,4 @@
-/// A device that ends between any two stores: whoever comes after it answers every head once, in the order of the driver.
+/// A device that ends between any two stores: its successor answers every head once, in the order of the driver.
 import Testing
 
 @testable import VirtioCore

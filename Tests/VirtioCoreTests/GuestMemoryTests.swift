@@ -53,7 +53,7 @@ import VirtioCore
   }
 
   /// Regions of very different sizes at any distance, as firmware, RAM and shared windows are: small ones hide beside large
-  /// ones, and whoever looks for one after the other must find each.
+  /// ones, and a search for one after the other must find each.
   @Test(arguments: 0..<20) func findsWhatALinearSearchFinds(seed: UInt64) throws {
     var random = SeededRandom(seed: seed)
     let mapping = try Mapping(anonymous: 1 << 16)

@@ -24,7 +24,7 @@ import Testing
     #expect(bench.header == Header(version: 1, entries: 4, last: 2, used: 1))
   }
 
-  /// Whoever takes over from us, or we from them, may record how many entries the ring has instead of the region.
+  /// Another back-end that takes over from us, or we from it, may record how many entries the ring has instead of the region.
   @Test func recordOfALargerRegionIsTaken() throws {
     let bench = try CrashBench(CrashCase(size: 4))
     let record = try InflightMemory.create(queueCount: 1, queueSize: 256)

@@ -1,4 +1,4 @@
-/// A packed ring with an in-flight record: what it writes down, and that whoever comes after a device that ended between any
+/// A packed ring with an in-flight record: what it writes down, and that the successor of a device that ended between any
 /// two stores answers every chain once, in the order of the driver.
 import Testing
 

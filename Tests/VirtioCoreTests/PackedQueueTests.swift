@@ -58,7 +58,7 @@ import VirtioCore
     #expect(try ring.reap()?.id == 1)
   }
 
-  /// With IN_ORDER one descriptor stands for those before it, and whoever looks from outside counts them all.
+  /// With IN_ORDER one descriptor stands for those before it, and an observer from outside counts them all.
   @Test func countsBatchesFromOutside() throws {
     let ring = try PackedFixture(size: 8)
     var queue = try ring.queue([.inOrder])

@@ -92,7 +92,7 @@ private func eventually(_ condition: () -> Bool) -> Bool {
     watch.stop()
   }
 
-  /// Whoever sleeps on a page of the file cannot be woken through the page that took its place.
+  /// A sleeper on a page of the file cannot be woken through the page that took its place.
   @Test func aWatchEndsAlthoughThePageOfItsDoorbellIsGone() throws {
     for touches in [false, true] {
       let bell = try Bell()

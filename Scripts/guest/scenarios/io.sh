@@ -1,6 +1,6 @@
 # Every processor writes its own part of the disk at the same time, so that
 # every queue is used, in requests from one sector to more than one request can
-# hold; then all is read back past the page cache.
+# hold; then all is read back with the page cache bypassed.
 #
 # queues=N        how many queues the driver should have found
 # expect=28,!29   feature bits that should be on or (!) off

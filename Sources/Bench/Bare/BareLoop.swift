@@ -22,7 +22,7 @@ struct BareResult: Sendable {
   var requests: UInt64 = 0
   /// Seconds.
   var seconds = 0.0
-  /// Processor time with the kernel's I/O workers for it, nanoseconds.
+  /// CPU time with the kernel's I/O workers for it, nanoseconds.
   var cpu: UInt64 = 0
   var systemCalls: UInt64 = 0
   var switches: UInt64 = 0

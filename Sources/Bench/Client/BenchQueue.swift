@@ -45,7 +45,7 @@ struct BenchQueue<Ring: BenchRing>: ~Copyable {
   /// Whether what is recorded counts.
   private(set) var isRecording = false
   private(set) var tally = QueueTally()
-  /// Requests answered since the queue was made, for whoever watches.
+  /// Requests answered since the queue was made, for a progress display.
   private let progress: SharedCell<UInt64>
   private var answered: UInt64 = 0
   /// The count of calls in a memory file when it was looked at last.

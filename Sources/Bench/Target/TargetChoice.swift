@@ -33,7 +33,7 @@ public struct TargetOptions: Sendable {
   public var keepsRecords = false
   /// Let the back-end note all pages that it writes to, as while a guest is moved; for a socket.
   public var logsWrites = false
-  /// The process to watch; `nil`: whoever listens on the socket or holds the file.
+  /// The process to watch; `nil`: the one that listens on the socket or has the file open.
   public var backendProcess: Int32?
 
   public init() {}

@@ -160,7 +160,7 @@ extension Check {
     },
     Check(
       "length-before-index", "", split: "split.used.1", packed: "i.packed.used.4",
-      "Whoever sees that a chain is used sees its length and data."
+      "A driver that sees that a chain is used sees its length and data."
     ) { bench in
       try bench.start(Plan(queues: 1))
       let hand = bench.hands[0]
@@ -252,7 +252,7 @@ extension Check {
       return .kept()
     },
     Check(
-      "reset-queue-begins-anew", "vqreset.3 vqreset.4",
+      "reset-queue-starts-over", "vqreset.3 vqreset.4",
       "After its reset a queue begins at its beginning, with another size and place.",
       needs: [.offered(.ringReset), .modern, .registers]
     ) { bench in

@@ -32,7 +32,7 @@ extension Check {
       guard frontend.enablesRings else { throw Trouble.notApplicable("rings need not be enabled here") }
       try bench.good(bench.harmless)
       try frontend.setEnabled(queue: 0, false)
-      // Whoever looks once more may do so before the message is through.
+      // A second look may come before the message is through.
       _ = try frontend.features()
       bench.settle()
       var posted = try bench.make(bench.harmless)

@@ -80,7 +80,7 @@ enum Reasons {
     "zoned.op.24": "no zoned disk with SECURE_ERASE was available to test a check against",
     "bad.37":
       "the file behind guest memory is the front-end's: a device in a process of its own is tried with it in our own tests",
-    "bad.40": "whoever starts the device says its format: no driver sees which was meant",
+    "bad.40": "the format is said where the device is started: no driver sees which was meant",
     "bad.41": "a driver cannot make a medium fail: '--inject' does",
   ]
 

@@ -126,11 +126,11 @@ final class Hand {
   func publish() {
     switch raw {
     case .split(let ring):
-      // Release: whoever sees the index sees entries and descriptors.
+      // Release: a device that sees the index sees entries and descriptors.
       ring.availableIndex.storeRelease(ring.availableIndex.loadRelaxed() &+ unpublished)
       unpublished = 0
     case .packed(let ring):
-      // Release: whoever sees the marks of the first head sees everything behind it.
+      // Release: a device that sees the marks of the first head sees everything behind it.
       if let heldHead { ring.flags(heldHead.slot).storeRelease(heldHead.flags) }
       heldHead = nil
     }

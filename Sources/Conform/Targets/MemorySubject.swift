@@ -4,7 +4,7 @@ internal import MemoryFile
 internal import VirtioCore
 internal import VirtioRegisters
 
-/// Whoever serves a memory file.
+/// The process that serves a memory file.
 public class MemorySubject: Subject {
   public let name: String
   public let bus: Bus

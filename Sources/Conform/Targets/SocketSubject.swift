@@ -4,7 +4,7 @@ public import GuestDriver
 internal import VhostUser
 internal import VirtioCore
 
-/// Whoever serves a socket.
+/// The process that serves a socket.
 public class SocketSubject: Subject {
   public let name: String
   public let bus = Bus.vhostUser
@@ -85,7 +85,7 @@ public final class ExecSubject: SocketSubject {
     var actions = unsafe posix_spawn_file_actions_t()
     unsafe posix_spawn_file_actions_init(&actions)
     defer { unsafe posix_spawn_file_actions_destroy(&actions) }
-    // What it says is for whoever looks at it by hand; the report has standard output for itself.
+    // What it says is for people; the report has standard output for itself.
     unsafe posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0)
     let arguments = ["/bin/sh", "-c", command]
     var words = unsafe arguments.map { word -> UnsafeMutablePointer<CChar>? in unsafe strdup(word) } + [nil]

@@ -20,7 +20,7 @@ final class PackedWatch: QueueWatch, @unchecked Sendable {
   }
 
   private func descriptor(_ slot: Int) -> SeenDescriptor? {
-    // The flags first: whoever sees a descriptor marked sees the rest of it.
+    // The flags first: where a descriptor is marked, the rest of it is there.
     guard let flags = reader.word(ring + 16 * UInt64(slot) + 14) else { return nil }
     guard var bytes = reader.bytes(ring + 16 * UInt64(slot), 16) else { return nil }
     (bytes[14], bytes[15]) = (UInt8(flags & 0xff), UInt8(flags >> 8))

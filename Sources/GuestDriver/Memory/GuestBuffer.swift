@@ -3,7 +3,7 @@ internal import Glibc
 internal import Synchronization
 public import VirtioCore
 
-/// Bytes of guest memory that lie in one region. A handle: copies mean the same bytes, and whoever allocated it gives it
+/// Bytes of guest memory that lie in one region. A handle: copies mean the same bytes, and its allocator gives it
 /// back with `DriverMemory.release`.
 @safe
 public struct GuestBuffer: @unchecked Sendable {

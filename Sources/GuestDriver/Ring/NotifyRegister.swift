@@ -30,8 +30,8 @@ public final class NotifyRegister: Sendable {
   }
 
   /// The queue's index in the low half of the word, and in the other one where the next chain begins: of a packed ring the slot and
-  /// in the top bit the wrap counter, of a split one the whole of `avail.idx`. A device that does not answer is found out by
-  /// whoever waits for its chains.
+  /// in the top bit the wrap counter, of a split one the whole of `avail.idx`. That a device does not answer is noticed
+  /// where its chains are waited for.
   public func write(queue: Int, next: UInt16) {
     let word = UInt64(UInt16(truncatingIfNeeded: queue)) | UInt64(next) << 16
     let place = offset + UInt32(UInt16(truncatingIfNeeded: queue)) * stride

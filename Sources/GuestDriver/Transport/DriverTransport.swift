@@ -55,7 +55,7 @@ public protocol DriverTransport: AnyObject {
   /// - Returns: how many devices were met on the way, the last of which is there; 0 when none had gone.
   func recover(_ standing: (_ queue: Int) -> QueueStanding) throws(DriverError) -> Int
 
-  /// The driver has seen answers since it said so last. Whoever disturbs the device on purpose lets it finish something in between.
+  /// The driver has seen answers since it said so last. What disturbs the device on purpose lets it finish something first.
   func noteAnswers()
 
   /// Waits for a configuration change notification.

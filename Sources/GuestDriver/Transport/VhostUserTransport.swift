@@ -214,7 +214,7 @@ public final class VhostUserTransport: DriverTransport {
     }
   }
 
-  /// Whoever translated for a back-end before is over with that.
+  /// Translation for the back-end before it has ended.
   private func translate() throws(DriverError) {
     translator?.stop()
     translator = nil

@@ -31,7 +31,7 @@ extension BackendSession {
     }
   }
 
-  /// Whoever waits for it goes on. What is known already stays allowed, as only an invalidation takes anything back.
+  /// The queues that wait for it go on. What is known already stays allowed, as only an invalidation takes anything back.
   private mutating func update(_ said: TranslationMessage) throws(Refusal) {
     let access = MemoryAccess(rawValue: said.permission)
     let (last, overflow) = said.address.addingReportingOverflow(said.size &- 1)

@@ -54,7 +54,7 @@ struct CachedEngine: BlockEngine, ~Copyable {
 
   @inline(never)
   private mutating func startOther(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
-    // Whoever looks again before it is done may find what it had: a hole that is touched in the page cache reads as zeroes, too.
+    // A look before it is done may find what was there: a hole that is touched in the page cache reads as zeroes, too.
     image.forgetHoles(of: operation)
     return ring.start(operation, tag: tag)
   }

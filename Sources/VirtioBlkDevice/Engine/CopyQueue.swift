@@ -103,7 +103,7 @@ struct CopyQueue: ~Copyable {
       unsafe bytes &+= transfer.pointee.operation.length
       unsafe transfer.pointee.result = image.perform(transfer.pointee.operation)
     }
-    // Whoever sees one of them reported sees its bytes.
+    // Where one of them is reported, its bytes are visible.
     clinux_streamed()
   }
 

@@ -6,9 +6,11 @@ internal import VirtioCore
 public enum EngineKind: String, CaseIterable, Sendable {
   /// By what the image is.
   case auto
+  /// io_uring.
   case uring
   /// Copies of what is in the page cache, io_uring for the rest.
   case cached
+  /// libaio, which is asynchronous only for images that bypass the page cache.
   case aio
   /// Plain system calls in the queue's own thread.
   case sync
@@ -163,26 +165,44 @@ extension EngineChoice {
 
 /// Why an engine that was named cannot be used.
 public enum EngineError: Error, Hashable, CustomStringConvertible {
+  /// The system refuses io_uring, or what was asked of it.
   case uringUnavailable(Errno)
+  /// IOPOLL was asked for, and the device under the image has no polled queues.
   case cannotPoll(path: String)
+  /// The image cannot be mapped.
   case cannotMap(path: String, Errno)
+  /// The cached engine was named, and the image bypasses the page cache.
   case notCached(path: String)
+  /// The image is an export of an NBD server, and the engine is one for files.
   case notForExports(EngineKind, uri: String)
+  /// The engine is the one for exports of NBD servers, and the image is none.
   case noExport(path: String)
+  /// The image is one of a Ceph cluster, and the engine is for others.
   case notForClusters(EngineKind, uri: String)
+  /// The engine is the one for images of Ceph clusters, and the image is none.
   case notInCluster(path: String)
+  /// The image is a qcow2 one, and the engine is for raw disks.
   case notForChains(EngineKind, path: String)
+  /// The NBD server takes one connection that writes, and several threads were asked for.
   case oneConnection(uri: String, threads: Int)
+  /// Not 1 … 256 queues.
   case badQueueCount(Int)
+  /// The largest ring is to have a size that is no power of two from 4 to 32768.
   case badQueueSize(Int)
+  /// Fewer than one thread, or more than there are queues.
   case badThreadCount(Int)
+  /// A thread is to be pinned to a CPU that this machine does not have.
   case badProcessor(Int, online: Int)
   /// - Parameter remedy: what is possible.
   case badConfiguration(ConfigurationField, String)
+  /// Faults are to be injected, and the null engine has no medium.
   case nothingToFail
+  /// A zoned disk cannot stop its queues when the medium fails a request.
   case zonesCannotStall
+  /// The system refuses descriptors or memory.
   case noResources(Errno)
 
+  /// One sentence for a person: what happened, with what, and what to do.
   public var description: String {
     switch self {
     case .uringUnavailable(let error):
@@ -193,7 +213,7 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
     case .cannotMap(let path, let error):
       "the image \(path) cannot be mapped (\(error)): use --engine auto, or raise the limit of address space ('ulimit -v')"
     case .notCached(let path):
-      "the image \(path) is opened past the page cache, and the cached engine copies out of it: say --direct off, or --engine auto"
+      "the image \(path) bypasses the page cache, and the cached engine copies out of it: say --direct off, or --engine auto"
     case .notForExports(let kind, let uri):
       "\(printable(uri)) is an export of an NBD server, and the engine \(kind.rawValue) is for files: leave --engine out"
     case .notForChains(let kind, let path):

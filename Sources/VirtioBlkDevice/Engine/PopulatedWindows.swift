@@ -10,7 +10,7 @@ internal import Synchronization
 internal import SystemPackage
 internal import VirtioCore
 
-/// Shared by all queues of a device. Of two that look at a window at once both are right; whoever punches a hole says so
+/// Shared by all queues of a device. Of two that look at a window at once both are right; the one that punches a hole says so
 /// afterwards, and then what others found before does not count.
 @safe
 final class PopulatedWindows: @unchecked Sendable {
@@ -141,7 +141,7 @@ final class PopulatedWindows: @unchecked Sendable {
     }
   }
 
-  /// Pages went that nobody can name: nothing is known any more. Whoever is just finding something out may keep that.
+  /// Pages went that nobody can name: nothing is known any more. A look that is still going on may keep what it finds.
   func forgetAll() { _ = unsafe madvise(table.base, table.count, MADV_DONTNEED) }
 
   /// The file is shorter than the image.

@@ -16,7 +16,9 @@ public struct UringSetup: Hashable, Sendable {
 
   /// Whether completions are looked for in the device instead of waiting for its interrupt (IOPOLL).
   public enum Poll: String, Hashable, Sendable, CaseIterable {
+    /// The device interrupts.
     case off
+    /// The device is asked again and again while a completion is waited for.
     case on
     /// Sleep for half of the expected time first (Linux 6.13).
     case hybrid
@@ -32,7 +34,9 @@ public struct UringSetup: Hashable, Sendable {
     case every(Int)
   }
 
+  /// Who runs the completion side of an operation.
   public var completion = Completion.deferred
+  /// How the kernel learns that the device is done.
   public var poll = Poll.off
   /// The image is file 0 of the ring's own table.
   public var registersFile = true
@@ -42,6 +46,7 @@ public struct UringSetup: Hashable, Sendable {
   public var registersRing = true
   /// Completions to sleep for while at least that many operations are in flight; at least 1.
   public var minimumWait = 1
+  /// How many operations are collected before the kernel gets them.
   public var handover = Handover.growing
   /// The submission ring has a second array with the order of its entries; without it they are taken as they come
   /// (NO_SQARRAY, Linux 6.6).
@@ -49,5 +54,6 @@ public struct UringSetup: Hashable, Sendable {
   /// Kicks come through an epoll set and completions through an eventfd, as in an event loop, instead of through the ring.
   public var kicksThroughEpoll = false
 
+  /// The defaults: what is best where the kernel has it.
   public init() {}
 }

@@ -11,13 +11,15 @@ public struct ImageDescription: Sendable, Equatable {
   public var discardAlignment = 512
   /// What the guest learns about the preferred use of the medium.
   var topology = BlockTopology()
+  /// The guest may only read.
   public var isReadOnly = false
+  /// It is a block device of this machine, not a file.
   public var isBlockDevice = false
   /// It is an export of a server, reached through a connection.
   public var isRemote = false
   /// Queues of the disk may be served by several workers at once.
   public var takesSeveralWorkers = true
-  /// Requests pass the page cache by.
+  /// Requests bypass the page cache.
   public var isDirect = false
   /// What a buffer's address must be a multiple of, bytes; 1 where anything goes.
   public var memoryAlignment = 1

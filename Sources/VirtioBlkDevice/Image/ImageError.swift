@@ -3,28 +3,44 @@ internal import VirtioCore
 
 /// Why an image cannot be used: one sentence each, saying what to do.
 public enum ImageError: Error, Hashable, CustomStringConvertible {
+  /// It does not exist, or the system refuses it.
   case cannotOpen(path: String, Errno)
+  /// It can be read but not written, and read-only was not asked for.
   case notWritable(path: String, Errno)
+  /// It is neither a regular file nor a block device.
   case notAFile(path: String)
+  /// The name has a NUL in it.
   case notAPath(path: String)
+  /// It has no bytes.
   case empty(path: String)
+  /// The logical block size, bytes, is no power of two from 512 to 65536.
   case badBlockSize(Int)
+  /// Its size is no multiple of the logical block size; bytes.
   case oddSize(path: String, size: UInt64, blockSize: Int)
+  /// Another process writes to it.
   case locked(path: String)
   /// The one that is taken over is another file.
   case notTheSame(path: String)
   /// - holder: who has the device, as in "it is mounted on /mnt".
   case held(path: String, holder: String)
+  /// It cannot be made longer or shorter.
   case cannotResize(path: String, Errno)
+  /// Its file system cannot bypass the page cache (O_DIRECT), which was asked for.
   case noDirect(path: String)
+  /// Bypassing the page cache needs requests in multiples of more than a logical block; bytes.
   case directNeedsLargerBlocks(path: String, alignment: Int, blockSize: Int)
   /// - format: its name, as in "a qcow2 image".
   case foreign(path: String, format: String)
+  /// Of an export of an NBD server.
   case nbd(NBDFailure)
+  /// Of an image of a Ceph cluster.
   case rbd(RBDFailure)
+  /// Of a qcow2 image.
   case qcow2(Qcow2Failure)
+  /// Of the zones that it is to have.
   case zones(ZoneFailure)
 
+  /// One sentence for a person: what happened, with what, and what to do.
   public var description: String {
     switch self {
     case .cannotOpen(let path, .noSuchFileOrDirectory):

@@ -19,6 +19,7 @@ public final class ImageFile: Sendable {
   let rbd: RBDImage?
   /// What its disk is read through, if it is no raw one.
   let chain: Qcow2Disk?
+  /// What it is and can do, as it was when it was opened; the size now is `size`.
   public let description: ImageDescription
   /// What happened to it since it was opened.
   public let state: ImageState
@@ -362,15 +363,25 @@ public final class ImageFile: Sendable {
 extension ImageFile {
   /// Bytes, as they are now: a disk can be resized.
   public var size: UInt64 { state.size.loadRelaxed() }
+  /// Bytes that requests are multiples of: a power of two, 512 to 65536.
   public var logicalBlockSize: Int { description.logicalBlockSize }
+  /// Bytes that the medium likes to write at once.
   public var physicalBlockSize: Int { description.physicalBlockSize }
+  /// The guest may only read.
   public var isReadOnly: Bool { description.isReadOnly }
+  /// It is a block device of this machine, not a file.
   public var isBlockDevice: Bool { description.isBlockDevice }
+  /// Requests bypass the page cache.
   public var isDirect: Bool { description.isDirect }
+  /// What a buffer's address must be a multiple of, bytes; 1 where anything goes.
   public var memoryAlignment: Int { description.memoryAlignment }
+  /// The medium is memory, so that a call never waits.
   public var isInMemory: Bool { description.isInMemory }
+  /// It is served through a page cache that is the truth: nobody changes the file behind it.
   public var isCached: Bool { description.isCached }
+  /// Space can be given back.
   public var canDiscard: Bool { description.canDiscard }
+  /// The device under it has queues that are polled.
   public var canPoll: Bool { description.canPoll }
   var fillsHolesWhenTouched: Bool { description.fillsHolesWhenTouched }
 }

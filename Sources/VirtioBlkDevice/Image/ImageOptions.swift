@@ -1,12 +1,15 @@
 /// How an image is to be opened.
 public import VirtioCore
 
+/// Which image, and how it is opened.
 public struct ImageOptions: Sendable {
   /// Whether to bypass the page cache (O_DIRECT).
   public enum Direct: String, CaseIterable, Sendable {
     /// Where the file can and the logical block size allows it.
     case auto
+    /// Always; an image that cannot is refused.
     case on
+    /// Never: through the page cache.
     case off
   }
 
@@ -30,8 +33,11 @@ public struct ImageOptions: Sendable {
   public var path: String
   /// The path as the system has it, with a 0 at the end, where it is not UTF-8 and `path` only resembles it.
   public var pathBytes: [CChar]?
+  /// The guest may only read, and the file is opened for reading only.
   public var isReadOnly: Bool
+  /// Whether to bypass the page cache.
   public var direct: Direct
+  /// What the bytes of the file are.
   public var format: Format
   /// Bytes: a power of two from 512 to 65536. The image's size must be a multiple of it, and so must every request be.
   public var logicalBlockSize: Int
@@ -51,6 +57,7 @@ public struct ImageOptions: Sendable {
   /// Is told what is written to a qcow2 image's file, for tests.
   var qcow2Witness: (any Qcow2Witness)?
 
+  /// The parameters are the properties of the same names.
   public init(
     path: String, isReadOnly: Bool = false, direct: Direct = .auto, format: Format = .auto, logicalBlockSize: Int = 512,
     isLocked: Bool = true

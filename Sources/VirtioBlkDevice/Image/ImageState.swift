@@ -2,6 +2,8 @@
 internal import Synchronization
 public import VirtioCore
 
+/// What happened to an image since it was opened.
+///
 /// Shared by all workers of a disk: words that are read and written without a lock. Freed with the image.
 @safe
 public final class ImageState: @unchecked Sendable {

@@ -9,6 +9,7 @@ public struct NBDOptions: Sendable, Hashable {
   /// Seconds that requests wait for the server to come back before they fail.
   public static let usualReconnectTimeout = 30
 
+  /// The server and the export.
   public var location: NBDLocation
   /// Seconds: 0 … 86400.
   public var reconnectTimeout = usualReconnectTimeout
@@ -17,9 +18,11 @@ public struct NBDOptions: Sendable, Hashable {
   /// This process cannot look up names any more.
   public var isConfined = false
 
+  /// With the usual time to wait for a server that went away.
   public init(_ location: NBDLocation) { self.location = location }
 }
 
+/// An export that was opened. All queues of its disk share it.
 public final class NBDExport: Sendable {
   let library: NBDLibrary
   let options: NBDOptions

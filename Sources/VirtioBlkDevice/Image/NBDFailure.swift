@@ -1,9 +1,11 @@
 /// Why an export of a network block device cannot be used: one sentence each, saying what to do.
 internal import VirtioCore
 
+/// Why an export cannot be used.
 public enum NBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
   /// - reason: the loader's.
   case noLibrary(String)
+  /// The text, and why it is no URI of an export.
   case badURI(String, String)
   /// A socket's path is too long, or a host is not known.
   case noAddress(uri: String, String)
@@ -11,13 +13,18 @@ public enum NBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
   case noAnswer(uri: String, String)
   /// Only who has not started to serve can look names up.
   case needsNumbers(uri: String)
+  /// The server does not let it be written, and read-only was not asked for.
   case isReadOnly(uri: String)
+  /// It has no bytes.
   case empty(uri: String)
+  /// The server takes requests only in multiples of more than a logical block; bytes.
   case needsLargerBlocks(uri: String, minimum: UInt64, blockSize: Int)
+  /// Its size is no multiple of the logical block size; bytes.
   case oddSize(uri: String, size: UInt64, blockSize: Int)
   /// After reconnecting it is another disk. - difference: as in "it has 5 bytes instead of 6".
   case changed(uri: String, difference: String)
 
+  /// One sentence for a person: what happened, with what, and what to do.
   public var description: String {
     switch self {
     case .noLibrary(let reason):

@@ -22,6 +22,8 @@ final class NBDLibrary: @unchecked Sendable {
   static func find() throws(NBDFailure) -> NBDLibrary { try loaded.get() }
 }
 
+/// Loads libnbd ahead of time.
+///
 /// For a process that is about to give up the right to load libraries.
 public enum NBDSupport {
   /// Loads the library if it is there. - Returns: why it is not; `nil` when it is.

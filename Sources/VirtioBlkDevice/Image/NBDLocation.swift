@@ -2,18 +2,22 @@
 
 /// `nbd://HOST[:PORT]/EXPORT` or `nbd+unix:///EXPORT?socket=PATH`.
 public struct NBDLocation: Sendable, Hashable {
+  /// Where a server listens.
   public enum Place: Sendable, Hashable {
     /// A UNIX socket. The path is as the system has it.
     case unix(path: String)
+    /// TCP: a name or an address in numbers, and a port.
     case internet(host: String, port: UInt16)
   }
 
+  /// Where the server listens.
   public let place: Place
   /// Empty: the server's default export.
   public let export: String
   /// The URI as it was given.
   public let text: String
 
+  /// It is reached over TCP.
   public var isInternet: Bool { if case .internet = place { true } else { false } }
   /// Its socket's path depends on where the program was started.
   public var hasRelativePath: Bool { if case .unix(let path) = place { !path.hasPrefix("/") } else { false } }

@@ -2,6 +2,8 @@
 internal import Synchronization
 internal import VirtioCore
 
+/// How long somebody waits for an image that is being opened.
+///
 /// Shared by who waits and by who opens, on any threads.
 public final class OpeningPatience: Sendable {
   private let isEnded = Atomic<Bool>(false)

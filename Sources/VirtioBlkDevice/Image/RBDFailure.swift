@@ -3,32 +3,45 @@ internal import Glibc
 public import SystemPackage
 internal import VirtioCore
 
+/// Why an image of a Ceph cluster cannot be used: one sentence each, saying what to do.
 public enum RBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
   /// - reason: the loader's.
   case noLibrary(String)
+  /// The text, and why it names no image.
   case badName(String, String)
   /// - path: `nil`: the usual ones.
   case noConfiguration(path: String?, Errno)
+  /// The cluster does not answer, or does not let the user in.
   case noConnection(uri: String, Errno)
+  /// There is no such pool, or the user may not use it.
   case noPool(uri: String, pool: String, Errno)
+  /// There is no such image, or it cannot be opened.
   case noImage(uri: String, name: String, Errno)
   /// The cluster has not answered for so many seconds.
   case noAnswer(uri: String, seconds: Int)
+  /// It is a snapshot, and read-only was not asked for.
   case snapshotsAreOnlyRead(uri: String)
+  /// The image lacks the feature exclusive-lock, so that two clients could write to it.
   case noExclusiveLock(uri: String, name: String)
   /// - owner: its address, as the cluster has it.
   case locked(uri: String, owner: String)
+  /// The lock cannot be had.
   case cannotLock(uri: String, Errno)
   /// A setting of it has another value than is needed.
   /// - remedy: a command.
   case setOtherwise(uri: String, setting: String, value: String, remedy: String)
   /// Its caller no longer waits for it.
   case givenUp(uri: String)
+  /// It has no bytes.
   case empty(uri: String)
+  /// Its size is no multiple of the logical block size; bytes.
   case oddSize(uri: String, size: UInt64, blockSize: Int)
+  /// It was closed while something was still asked of it.
   case closed(uri: String)
+  /// The system starts no thread to open it with.
   case noThread(Errno)
 
+  /// One sentence for a person: what happened, with what, and what to do.
   public var description: String {
     switch self {
     case .noLibrary(let reason):

@@ -7,6 +7,7 @@ internal import VirtioCore
 
 /// Which image, and how it is to be had.
 public struct RBDOptions: Sendable, Hashable {
+  /// The image, and how its cluster is found.
   public var location: RBDLocation
   /// The client that has its lock loses it, and the cluster takes nothing more from that client.
   public var breaksLock = false
@@ -22,6 +23,7 @@ public struct RBDOptions: Sendable, Hashable {
   var lockLimit: Int { ownerTimeout + openTimeout }
   var longestOpening: Int { connectLimit + openTimeout + lockLimit }
 
+  /// With the usual times to wait, and without breaking a lock.
   public init(_ location: RBDLocation) { self.location = location }
 }
 

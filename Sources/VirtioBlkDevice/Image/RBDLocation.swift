@@ -3,12 +3,15 @@
 /// `rbd:POOL/IMAGE` or `rbd:POOL/NAMESPACE/IMAGE`, both with `@SNAPSHOT` behind if it is one, and behind a `?`, with `&` between
 /// them: `conf=PATH`, the cluster's configuration, and `id=NAME`, the user. Without them they are what Ceph's own tools take.
 public struct RBDLocation: Sendable, Hashable {
+  /// The name of the pool.
   public var pool: String
   /// Empty: the pool's own.
   public var namespace = ""
+  /// The name of the image.
   public var image: String
   /// The image as it was then.
   public var snapshot: String?
+  /// The path of the cluster's configuration; `nil`: what Ceph's own tools take.
   public var configuration: String?
   /// Without `client.` in front.
   public var user: String?

@@ -2,7 +2,16 @@
 
 /// What a request asks for, as its times are kept. `ArrivalKind` has the same numbers.
 public enum RequestKind: Int, CaseIterable, Sendable {
-  case read, write, flush, discard, writeZeroes
+  /// IN.
+  case read
+  /// OUT.
+  case write
+  /// FLUSH.
+  case flush
+  /// DISCARD.
+  case discard
+  /// WRITE_ZEROES.
+  case writeZeroes
   /// GET_ID, types that no device knows, and requests without a whole header.
   case other
 }
@@ -21,6 +30,7 @@ public struct BlockMetrics: Hashable, Sendable {
   /// Requests that were taken and are not answered, by queue: as many as the device has. Empty where times are not kept.
   public var depths: [Int] = []
 
+  /// Nothing was done yet.
   public init() {}
 
   /// Requests popped and not yet answered.

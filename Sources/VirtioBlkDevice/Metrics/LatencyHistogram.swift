@@ -10,6 +10,7 @@ public struct LatencyHistogram: Hashable, Sendable {
   public struct Bucket: Hashable, Sendable {
     /// Nanoseconds.
     public var range: Range<UInt64>
+    /// Requests that took that long.
     public var count: UInt64
 
     /// What a request of this bucket took, nanoseconds: the middle of the range.

@@ -4,25 +4,36 @@ internal import VirtioCore
 
 /// Why an image cannot be changed by a program that has it for itself: one sentence each.
 public enum ImageToolFailure: Error, Hashable, CustomStringConvertible {
+  /// The system refuses it for writing.
   case cannotOpen(path: String, Errno)
+  /// It is not a regular file.
   case notAFile(path: String)
+  /// Another program has its lock.
   case inUse(path: String)
   /// A lock of the file system's could not be had, so nobody knows whether it is in use.
   case noLocks(path: String)
+  /// The image is damaged, or of a kind that is not changed.
   case fault(path: String, Qcow2Fault)
+  /// A write to it, or its flush, failed.
   case cannotStore(path: String, Errno)
+  /// Its disk cannot be read there, bytes from the beginning of the disk.
   case cannotRead(path: String, offset: UInt64)
   /// It cannot be opened with what belongs to it.
   case image(ImageError)
+  /// A commit of an image without a backing file.
   case noBacking(path: String)
+  /// The file that is committed to was named by the image alone, not by the user.
   case baseNotNamed(path: String, name: String)
   /// The base is of another format than the overlay says.
   case otherFormat(path: String, format: String, given: String)
   /// A snapshot or a data file was named.
   case onlyTheDisk(path: String)
+  /// It has internal snapshots, whose contents would change.
   case hasSnapshots(path: String)
+  /// It is smaller than the disk over it, and cannot be made larger.
   case baseTooSmall(path: String, Errno)
 
+  /// One sentence for a person: what happened, with what, and what to do.
   public var description: String {
     switch self {
     case .cannotOpen(let path, let error): "\(printable(path)) cannot be opened for writing: \(error)"

@@ -7,6 +7,8 @@ internal import VirtioCore
 /// How far a tool is: bytes of the disk, of how many.
 public typealias ToolProgress = (_ done: UInt64, _ size: UInt64) -> Void
 
+/// Writes what an overlay has into its backing file.
+///
 /// The overlay is the same disk at every moment. Until everything is stable in the backing file, it keeps what it has, and what
 /// it has hides what is under it; only then it is emptied, at once (`ImageRevision`).
 public enum Qcow2Commit {

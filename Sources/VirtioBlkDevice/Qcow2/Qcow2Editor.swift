@@ -9,6 +9,7 @@ internal import VirtioCore
 ///
 /// Every change is there as a whole or not at all, whatever ends the program or the machine: see `ImageRevision`.
 public final class Qcow2Editor {
+  /// Of the image, as it was given.
   public let path: String
   private let file: OwnedDescriptor
   private let calls: Qcow2Calls

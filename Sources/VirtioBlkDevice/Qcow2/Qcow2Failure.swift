@@ -4,31 +4,52 @@ internal import VirtioCore
 
 /// Why a qcow2 image, or a file under it, cannot be served: one sentence each.
 public enum Qcow2Failure: Error, Hashable, CustomStringConvertible {
+  /// The text, and why it names no qcow2 image.
   case badName(String, _ reason: String)
+  /// The image is damaged, or of a kind that is not served.
   case fault(path: String, Qcow2Fault)
+  /// A file of the chain cannot be opened.
   case cannotOpen(path: String, Errno)
+  /// A file of the chain is neither a regular file nor a block device.
   case notAFile(path: String)
+  /// Another process writes to a file of the chain.
   case locked(path: String)
   /// It cannot be written to, though perhaps read.
   case notWritable(path: String, Qcow2Fault)
+  /// A snapshot was named, and read-only was not asked for.
   case snapshotsAreOnlyRead(path: String)
+  /// The image is on a block device, where it cannot grow, and read-only was not asked for.
   case devicesAreOnlyRead(path: String)
+  /// O_DIRECT was asked for; qcow2 images go through the page cache.
   case notDirect(path: String)
+  /// Its disk has no bytes.
   case empty(path: String)
+  /// The disk's size is no multiple of the logical block size; bytes.
   case oddSize(path: String, size: UInt64, blockSize: Int)
   /// The image names a file that was not allowed.
   case notAllowed(path: String, name: String)
+  /// The image names another backing file than the user.
   case otherName(path: String, name: String, given: String)
+  /// The user names a backing file, and the image has none.
   case nothingUnder(path: String, given: String)
+  /// Neither the image nor the user says which format the backing file has.
   case noFormat(path: String, name: String)
+  /// The image says that its backing file is neither raw nor qcow2.
   case otherFormat(path: String, name: String, format: String)
+  /// What the image names is not the path of a file.
   case noPath(path: String, name: String)
+  /// What the image names is not below the folder that the user allowed, or only through a link.
   case outside(path: String, name: String, folder: String)
+  /// The file is in the chain twice.
   case loop(path: String)
+  /// The chain has more images than `Qcow2Location.depth`.
   case tooDeep(path: String, limit: Int)
+  /// The user names an external data file, and the image has none.
   case noDataFile(path: String)
+  /// The image names an external data file, and the user did not allow it.
   case dataNotAllowed(path: String, name: String)
 
+  /// One sentence for a person: what happened, with what, and what to do.
   public var description: String {
     switch self {
     case .badName(let text, let reason):

@@ -234,13 +234,13 @@ final class Qcow2Layer: @unchecked Sendable {
   @inline(__always)
   private func place(_ index: Int) -> UInt64 {
     guard let places else { return level1[index] }
-    // Acquire: whoever sees the offset also sees a table that was never read from the file.
+    // Acquire: a reader of the offset also sees a table that was never read from the file.
     return unsafe SharedCell<UInt64>(places.base + index * 8).loadAcquire()
   }
 
   private func cell(_ index: Int) -> SharedCell<UInt64>? { tables.map { unsafe SharedCell($0.base + index * 8) } }
 
-  /// Acquire: whoever sees the address sees the table.
+  /// Acquire: a reader of the address sees the table.
   @inline(__always)
   private func table(_ index: Int) -> UnsafeMutableRawPointer? {
     guard let address = cell(index)?.loadAcquire(), address != 0 else { return nil }

@@ -3,7 +3,9 @@ internal import VirtioCore
 
 /// The format of a file in a chain. It is never guessed from the contents.
 public enum ImageFormat: String, CaseIterable, Sendable, Hashable {
+  /// The disk's bytes, as they are.
   case raw
+  /// A qcow2 image, of version 2 or 3.
   case qcow2
 }
 
@@ -13,20 +15,26 @@ public struct Qcow2Location: Sendable, Hashable {
   /// The most images in a chain, the topmost included.
   public static let depth = 64
 
+  /// An image below another one.
   public struct Backing: Sendable, Hashable {
+    /// What it is, as the user says.
     public var format: ImageFormat
+    /// Where it is.
     public var path: String
   }
 
+  /// The topmost image.
   public var path: String
   /// From the top down.
   public var backing: [Backing] = []
   /// Another folder below which files may be that images name.
   public var folder: String?
+  /// The file with the topmost image's data, if that is in another one.
   public var dataFile: String?
   /// The disk as it was in this snapshot.
   public var snapshot: String?
 
+  /// An image without anything under it. - Parameter path: of the image, literally.
   public init(path: String) { self.path = path }
 
   private static let scheme = "qcow2:"

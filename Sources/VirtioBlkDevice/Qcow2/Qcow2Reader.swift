@@ -3,6 +3,8 @@ internal import Glibc
 public import SystemPackage
 internal import VirtioCore
 
+/// A disk of qcow2 images, to be read from its beginning to its end.
+///
 /// It stays open, and locked against writers, for as long as this object exists.
 public final class Qcow2Reader {
   private let image: ImageFile

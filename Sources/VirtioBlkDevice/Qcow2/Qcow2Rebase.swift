@@ -4,6 +4,8 @@ internal import Qcow2
 internal import SystemPackage
 internal import VirtioCore
 
+/// Gives an overlay another backing file, or none.
+///
 /// Where the new backing file has other contents than the old one, the overlay gets a copy of the old ones. Once all of it is
 /// stable, the name changes, at once (`BackingChange`). So at every moment the overlay is the same disk, over the old file or over
 /// the new one.
@@ -14,8 +16,10 @@ public enum Qcow2Rebase {
     public var name: String
     /// Where it is: what the name means from the image's folder.
     public var path: String
+    /// What it is; written into the image as well.
     public var format: ImageFormat
 
+    /// The parameters are the properties of the same names.
     public init(name: String, path: String, format: ImageFormat) { (self.name, self.path, self.format) = (name, path, format) }
   }
 

@@ -73,7 +73,7 @@ final class Qcow2Writer: Sendable {
   ///
   /// - Returns: 0 or −EIO; after the first −EIO always −EIO.
   func sync() -> Int32 {
-    // Full: whoever sees the number also sees what was stored before.
+    // Full: a reader of the number also sees what was stored before.
     let number = asked.wrappingAdd(1, ordering: .sequentiallyConsistent).newValue
     return synced.withLock { last in
       guard !hasLost.load(ordering: .relaxed) else { return -EIO }

@@ -5,6 +5,8 @@ internal import Synchronization
 internal import SystemPackage
 internal import VirtioCore
 
+/// Threads that the queues of many disks share.
+///
 /// A thread for each queue is the fastest for a few disks, and the most expensive for many: each request then wakes a thread of
 /// its own. With shared workers one thread sleeps for the kicks of all, and runs a turn for each worker that has something to
 /// do.

@@ -22,15 +22,20 @@ public struct RateLimit: Hashable, Sendable {
 /// Reads are READ requests. Writes are WRITE, DISCARD and WRITE_ZEROES requests, the last two without bytes. Everything else is
 /// never held back.
 public struct RateLimits: Hashable, Sendable {
+  /// Reads a second.
   public var readIOPS: RateLimit?
+  /// Writes a second.
   public var writeIOPS: RateLimit?
   /// Reads and writes together.
   public var totalIOPS: RateLimit?
+  /// Bytes of reads a second.
   public var readBytes: RateLimit?
+  /// Bytes of writes a second.
   public var writeBytes: RateLimit?
   /// Reads and writes together.
   public var totalBytes: RateLimit?
 
+  /// Without limits.
   public init() {}
 
   /// Nothing is limited.

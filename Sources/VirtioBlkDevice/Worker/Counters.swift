@@ -3,10 +3,15 @@ internal import VirtioCore
 
 /// Totals since the device was made.
 public struct BlockCounters: Hashable, Sendable {
+  /// IN requests that were taken, whatever became of them.
   public var reads: UInt64 = 0
+  /// OUT requests.
   public var writes: UInt64 = 0
+  /// FLUSH requests.
   public var flushes: UInt64 = 0
+  /// DISCARD requests.
   public var discards: UInt64 = 0
+  /// WRITE_ZEROES requests.
   public var writeZeroes: UInt64 = 0
   /// GET_ID and everything that was refused for its type.
   public var others: UInt64 = 0
@@ -41,6 +46,7 @@ public struct BlockCounters: Hashable, Sendable {
   /// may be off by a few.
   public var refusals: UInt64 { ioErrors > mediumFailures ? ioErrors - mediumFailures : 0 }
 
+  /// All requests that were taken.
   public var requests: UInt64 { reads &+ writes &+ flushes &+ discards &+ writeZeroes &+ others }
 }
 

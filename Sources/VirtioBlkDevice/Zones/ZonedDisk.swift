@@ -58,6 +58,7 @@ enum ZoneCommand: UInt8, CaseIterable, Sendable {
   case resetAll = 26
 }
 
+/// The zones of one disk. Its image keeps it, and all queues ask it.
 public final class ZonedDisk: Sendable {
   /// A write in flight.
   struct Flight {

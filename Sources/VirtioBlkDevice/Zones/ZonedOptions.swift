@@ -1,6 +1,7 @@
 /// The options of a disk with zones on an image (virtio 5.2.4: host-managed).
 internal import VirtioCore
 
+/// Which zones a disk is to have, and where their states are kept.
 public struct ZonedOptions: Equatable, Sendable {
   /// Size of a zone, bytes, a power of two; `nil`: 256 MiB, or less on a small image, so that it has 16 zones.
   public var zoneSize: UInt64?
@@ -10,6 +11,7 @@ public struct ZonedOptions: Equatable, Sendable {
   public var conventional = 0
   /// How many zones may be open, and how many open or closed, at once; 0: any number.
   public var maximumOpen: UInt32?
+  /// How many zones may be open or closed at once; 0: any number; `nil`: any number.
   public var maximumActive: UInt32?
   /// The largest append, bytes; 0: no appends; `nil`: 4 MiB, or less if a request or a zone is smaller.
   public var maximumAppend: UInt64?
@@ -17,6 +19,7 @@ public struct ZonedOptions: Equatable, Sendable {
   public var granularity: UInt64?
   /// Zones that are read-only or offline from now on, as on failing media.
   public var readOnlyZones: [Int] = []
+  /// Zones that can be neither read nor written from now on.
   public var offlineZones: [Int] = []
   /// Where the zones' states are kept; `nil`: beside the image, with `.zones` appended to its name.
   public var file: String?
@@ -25,8 +28,10 @@ public struct ZonedOptions: Equatable, Sendable {
   public var adopts = false
   /// The number of queues whose requests in flight are recorded for the next process, and the entries of their rings.
   public var queues = 16
+  /// Entries of the largest ring, 4 … 32768.
   public var ringEntries = 1024
 
+  /// The usual zones, as the properties say.
   public init() {}
 
   static let usualZoneSize: UInt64 = 256 << 20
@@ -105,15 +110,24 @@ public struct ZonedOptions: Equatable, Sendable {
 public enum ZoneFailure: Error, Hashable, CustomStringConvertible {
   /// - remedy: what is possible.
   case badOption(String, String)
+  /// The image is neither a raw file nor a block device. - what: it is, as in "a qcow2 image".
   case notOnThis(path: String, what: String)
+  /// The disk is read-only, and zones change when they are written.
   case readOnly(path: String)
+  /// The file with the states cannot be used, and why.
   case cannotOpen(path: String, String)
+  /// The file with the states does not exist and cannot be made, and why.
   case cannotMake(path: String, String)
+  /// The file exists and is not one with states of zones.
   case notZones(path: String)
+  /// The file with the states contradicts itself.
   case damaged(path: String, what: String)
+  /// The file has the states of another image.
   case otherImage(path: String)
+  /// The file has the states of other zones. - what: differs, as in "zone size in sectors".
   case otherGeometry(path: String, what: String, kept: UInt64, wanted: UInt64)
 
+  /// One sentence for a person: what happened, with what, and what to do.
   public var description: String {
     switch self {
     case .badOption(let word, let remedy): "these zones are not possible (\(word)): \(remedy)"

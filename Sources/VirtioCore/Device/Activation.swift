@@ -14,12 +14,17 @@ public enum KickSource: Sendable {
 public struct Activation: Sendable {
   /// 0 … queueCount − 1.
   public var queue: Int
+  /// What the guest's addresses are resolved in. It stays mapped for as long as the queue runs.
   public var memory: GuestMemory
   /// What was negotiated.
   public var features: FeatureSet
+  /// Size and addresses of the ring, as the transport has them. They are checked when the queue is started.
   public var configuration: QueueConfiguration
+  /// Where the queue begins: 0 for a new one, or what an earlier run handed out at its stop.
   public var position: QueuePosition
+  /// How the driver says that there are new requests.
   public var kick: KickSource
+  /// How the driver learns that requests were answered.
   public var call: CallSink
   /// Signalled once when the queue breaks (vhost-user's err descriptor).
   public var failure: CallSink
@@ -45,6 +50,7 @@ public struct Activation: Sendable {
   /// `false`: the caller does that.
   public var notifiesAtStart = true
 
+  /// The parameters are the properties of the same names; what has no parameter keeps its default.
   public init(
     queue: Int, memory: GuestMemory, features: FeatureSet, configuration: QueueConfiguration,
     position: QueuePosition = QueuePosition(), kick: KickSource, call: CallSink, failure: CallSink = .none,

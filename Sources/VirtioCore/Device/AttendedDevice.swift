@@ -2,6 +2,8 @@
 internal import CLinux
 internal import Glibc
 
+/// A device, and an account of its queues.
+///
 /// For a transport: knows which queues are about to start, run or are about to stop, so that nothing is requested twice and
 /// what is still to come can be waited for. Used from the transport's thread alone.
 public final class AttendedDevice {
@@ -11,6 +13,7 @@ public final class AttendedDevice {
     case idle
     /// Asked to start.
     case starting
+    /// It was started and serves requests.
     case running
     /// Asked to stop.
     case stopping
@@ -18,6 +21,7 @@ public final class AttendedDevice {
     case left
   }
 
+  /// The device; queues are started and stopped through the methods here alone.
   public let device: any VirtioDevice
   private var states: [QueueState]
   /// Events that came while an answer was waited for.
@@ -31,6 +35,7 @@ public final class AttendedDevice {
     states = Array(repeating: .idle, count: device.queueCount)
   }
 
+  /// How far a queue has come. - Parameter queue: 0 … queueCount − 1.
   public func state(of queue: Int) -> QueueState { states[queue] }
 
   /// Queues whose answer is still to come, or that run.

@@ -2,7 +2,9 @@
 
 /// 64 feature bits. Device types add their own names in extensions; the names here belong to every device.
 public struct FeatureSet: OptionSet, Hashable, Sendable, CustomStringConvertible {
+  /// Bit n is feature bit n.
   public var rawValue: UInt64
+  /// Any combination is a set, bits without a name as well.
   @inlinable public init(rawValue: UInt64) { self.rawValue = rawValue }
   /// The set with just this bit. - Parameter bit: 0 … 63.
   @inlinable public init(bit: Int) { self.rawValue = 1 << UInt64(bit) }
@@ -11,15 +13,25 @@ public struct FeatureSet: OptionSet, Hashable, Sendable, CustomStringConvertible
   public static let notifyOnEmpty = FeatureSet(bit: 24)
   /// Legacy: any framing; implied by `version1`.
   public static let anyLayout = FeatureSet(bit: 27)
+  /// RING_INDIRECT_DESC: a descriptor may name a table of descriptors (virtio 2.6.5.3, 2.7.7).
   public static let indirectDescriptors = FeatureSet(bit: 28)
+  /// RING_EVENT_IDX: both sides say by index when they want to be notified (virtio 2.6.7, 2.6.10).
   public static let eventIndex = FeatureSet(bit: 29)
+  /// VERSION_1: the device is driven as virtio 1.0 and later have it, not as a legacy one.
   public static let version1 = FeatureSet(bit: 32)
+  /// ACCESS_PLATFORM: addresses are those of the platform, for example of an IOMMU.
   public static let accessPlatform = FeatureSet(bit: 33)
+  /// RING_PACKED: queues have the packed format (virtio 2.7).
   public static let packedRing = FeatureSet(bit: 34)
+  /// IN_ORDER: buffers are used in the order in which they were made available.
   public static let inOrder = FeatureSet(bit: 35)
+  /// ORDER_PLATFORM: memory is ordered by the platform's rules for devices.
   public static let orderPlatform = FeatureSet(bit: 36)
+  /// SR_IOV: the device has virtual functions.
   public static let singleRootIO = FeatureSet(bit: 37)
+  /// NOTIFICATION_DATA: a kick says how far the ring is filled.
   public static let notificationData = FeatureSet(bit: 38)
+  /// RING_RESET: one queue can be reset by itself.
   public static let ringReset = FeatureSet(bit: 40)
 
   /// Names for readers, as the specification spells them, for the bits that every device shares.
@@ -32,5 +44,6 @@ public struct FeatureSet: OptionSet, Hashable, Sendable, CustomStringConvertible
   /// The bits that are set, lowest first.
   public var bits: [Int] { (0..<64).filter { rawValue >> UInt64($0) & 1 == 1 } }
 
+  /// The bits in hexadecimal, with 0x in front.
   public var description: String { "0x" + String(rawValue, radix: 16) }
 }

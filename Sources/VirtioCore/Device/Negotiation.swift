@@ -13,11 +13,14 @@ public struct Negotiation: Sendable {
     case live
   }
 
+  /// What the device offers.
   public let offered: FeatureSet
   /// Bits that the driver wrote, offered or not.
   public private(set) var accepted = FeatureSet()
+  /// The status byte, as the driver reads it.
   public private(set) var status = DeviceStatus()
 
+  /// A device after its reset. - Parameter offered: its feature bits.
   public init(offered: FeatureSet) { self.offered = offered }
 
   /// DRIVER_OK is set and nothing is wrong: buffers may be consumed (virtio 2.1.2).

@@ -7,11 +7,16 @@ public import SystemPackage
 
 /// Why a file is no log.
 public enum DirtyLogError: Error, Hashable, Sendable, CustomStringConvertible {
+  /// It has no bytes.
   case empty
+  /// It would end behind the largest offset that a file can have; bytes.
   case rangeOverflows(offset: UInt64, size: UInt64)
+  /// The file ends before the log does; bytes.
   case fileTooSmall(fileSize: Int64, needed: UInt64)
+  /// The system refused the mapping.
   case notMappable(Errno)
 
+  /// One sentence for a person: what happened, and with what.
   public var description: String {
     switch self {
     case .empty: "the log of written pages has no bytes"
@@ -24,6 +29,8 @@ public enum DirtyLogError: Error, Hashable, Sendable, CustomStringConvertible {
   }
 }
 
+/// The pages that a device has written to, one bit for each.
+///
 /// Bit `page % 8` of byte `page / 8` says that the guest's page `page` was written to. What lies behind its end is not logged.
 @safe
 public final class DirtyLog: @unchecked Sendable {
@@ -42,7 +49,7 @@ public final class DirtyLog: @unchecked Sendable {
   /// The file of a front-end. Asks its file system, which may take forever: not for a control thread.
   ///
   /// - Parameters:
-  ///   - descriptor: open for reading and writing; whoever closes it unmaps the log, too.
+  ///   - descriptor: open for reading and writing; to close it is to unmap the log, too.
   ///   - offset: where the log begins, bytes.
   ///   - size: its length, bytes.
   public init(descriptor: OwnedDescriptor, offset: UInt64, size: UInt64) throws(DirtyLogError) {
@@ -82,7 +89,7 @@ public final class DirtyLog: @unchecked Sendable {
   public var bits: DirtyBits { unsafe DirtyBits(base: base, size: size) }
 }
 
-/// The bits of a log. Whoever has them keeps the log as well.
+/// The bits of a log. They keep the log mapped.
 @safe
 public struct DirtyBits {
   fileprivate let base: UnsafeMutableRawPointer
@@ -107,12 +114,14 @@ public struct DirtyBits {
 
 /// What of a queue's writes is logged, and where.
 public struct QueueLog: Sendable {
+  /// The log, which all queues of a device share.
   public var log: DirtyLog
   /// Data and status bytes, by their guest addresses (VHOST_F_LOG_ALL).
   public var coversBuffers: Bool
   /// Where writes to the used ring are logged, a guest address, which a front-end may give as it likes; `nil`: not at all.
   public var usedRing: UInt64?
 
+  /// The parameters are the properties of the same names.
   public init(log: DirtyLog, coversBuffers: Bool, usedRing: UInt64?) {
     self.log = log
     self.coversBuffers = coversBuffers

@@ -6,7 +6,7 @@ internal import Synchronization
 
 /// All shared mappings of the process, where a signal handler can find them: fixed memory, no lock and no allocation in the
 /// handler. A page that is gone is replaced by an empty one of this process's own, so that whatever touched it comes to its
-/// end; whoever uses the mapping sees that the count moved, and must not trust it any more.
+/// end; users of the mapping see that the count moved, and must not trust it any more.
 ///
 /// After the first few faults of a mapping more and more of what lies around is replaced with the page, because each piece
 /// uses up one of the mappings that a process can have.
@@ -14,7 +14,7 @@ public enum FaultGuard {
   /// Faults in all mappings since the process began. One look at it tells that nothing happened.
   public static var count: UInt64 { FaultTable.shared.total.loadRelaxed() }
 
-  /// Where they are counted, for as long as the process lives. Whoever copies out of memory that can be cut compares
+  /// Where they are counted, for as long as the process lives. Code that copies out of memory that can be cut compares
   /// `loadAfterLoads` with what it was before: the same, and what was copied was there.
   public static var counter: SharedCell<UInt64> { FaultTable.shared.total }
 
@@ -147,7 +147,7 @@ private func replace(_ address: UInt64) -> Bool {
 private func replace(_ address: UInt64, from start: UInt64, count: UInt64, faults: UInt64, total: UInt64) -> Bool {
   let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
   let page = unsafe pageBytes
-  // Faults of one mapping that cost a piece of one page each, and those of all mappings after which whoever loses another
+  // Faults of one mapping that cost a piece of one page each, and those of all mappings after which the one that loses another
   // page loses its whole mapping.
   let (faultsOfOnePage, faultsOfPieces): (UInt64, UInt64) = (8, 1024)
   // Mappings begin and end with a page, whatever their file's size is.

@@ -2,9 +2,12 @@
 
 /// A guest-physical address. Arithmetic on it is checked: what leaves 64 bits is `nil`, not a wrap.
 public struct GuestAddress: RawRepresentable, Hashable, Comparable, Sendable, CustomStringConvertible {
+  /// Bytes from guest-physical address 0.
   public var rawValue: UInt64
 
+  /// Any 64-bit value is an address; whether memory is there is for `GuestMemory` to say.
   @inlinable public init(rawValue: UInt64) { self.rawValue = rawValue }
+  /// The same, without a label.
   @inlinable public init(_ rawValue: UInt64) { self.rawValue = rawValue }
 
   /// The address `bytes` further on, or `nil` past the end of the 64-bit space.
@@ -13,9 +16,12 @@ public struct GuestAddress: RawRepresentable, Hashable, Comparable, Sendable, Cu
     return overflow ? nil : GuestAddress(sum)
   }
 
+  /// Whether it is a multiple of `alignment`, which must not be 0.
   @inlinable public func isAligned(to alignment: UInt64) -> Bool { rawValue % alignment == 0 }
 
+  /// By value, without a sign.
   @inlinable public static func < (left: GuestAddress, right: GuestAddress) -> Bool { left.rawValue < right.rawValue }
 
+  /// In hexadecimal, with 0x in front.
   public var description: String { "0x" + String(rawValue, radix: 16) }
 }

@@ -3,12 +3,18 @@
 
 /// Why a list of regions is not a memory.
 public enum GuestMemoryError: Error, Equatable, CustomStringConvertible {
+  /// More than `GuestMemory.maximumRegions`.
   case tooManyRegions(Int)
+  /// The region at this address has no bytes.
   case emptyRegion(GuestAddress)
+  /// It would end behind the last 64-bit address; its start, and its size in bytes.
   case regionLeavesAddressSpace(GuestAddress, size: UInt64)
+  /// It is not within its mapping; its start, and its size in bytes.
   case regionLeavesMapping(GuestAddress, size: UInt64)
+  /// Two regions share addresses; their starts, the lower one first.
   case overlap(GuestAddress, GuestAddress)
 
+  /// One sentence for a person: what happened, and with what.
   public var description: String {
     switch self {
     case .tooManyRegions(let count): "\(count) memory regions are more than the \(GuestMemory.maximumRegions) supported"
@@ -24,13 +30,16 @@ public enum GuestMemoryError: Error, Equatable, CustomStringConvertible {
 
 /// One region: a guest-physical range and where it lies in this process.
 public struct GuestRegion: Sendable {
+  /// The guest's address of its first byte.
   public let start: GuestAddress
   /// Bytes; at least 1.
   public let size: UInt64
+  /// What it is a part of. The region keeps it mapped.
   public let mapping: Mapping
   /// Where in the mapping the region begins, bytes.
   public let offset: Int
 
+  /// Nothing is checked here; `GuestMemory.init` does that.
   public init(start: GuestAddress, size: UInt64, mapping: Mapping, offset: Int = 0) {
     self.start = start
     self.size = size
@@ -62,6 +71,8 @@ public final class GuestMemory: @unchecked Sendable {
   public let lookup: TranslationLookup?
   private let base: GuestMemory?
 
+  /// - Parameter regions: in any order; none may be empty, and no two may overlap.
+  /// - Throws: `GuestMemoryError` for the first region that does not fit.
   public init(_ regions: [GuestRegion]) throws(GuestMemoryError) {
     guard regions.count <= Self.maximumRegions else { throw .tooManyRegions(regions.count) }
     let sorted = regions.sorted { $0.start < $1.start }

@@ -7,12 +7,13 @@ public import SystemPackage
 /// running queues keep what they use until they are stopped.
 @safe
 public final class Mapping: @unchecked Sendable {
+  /// Where it begins in this process. Valid for as long as the mapping exists.
   public let base: UnsafeMutableRawPointer
   /// Bytes mapped.
   public let count: Int
   /// Where faults are counted; `nil` for memory of this process's own, which cannot be cut.
   private let entry: Int?
-  /// Who unmaps it; `nil`: whoever releases it last.
+  /// Who unmaps it; `nil`: the thread that releases it last.
   private let disposer: (any Disposer)?
 
   /// Maps `count` bytes of `descriptor` from `offset` on, shared and writable. The descriptor can be closed afterwards.

@@ -5,9 +5,14 @@
 @safe
 @frozen
 public struct MemorySegment: @unchecked Sendable {
+  /// The first byte.
   public var base: UnsafeMutableRawPointer
+  /// Bytes.
   public var count: Int
 
+  /// - Parameters:
+  ///     - base: the first byte, mapped for as long as the segment is used.
+  ///     - count: bytes.
   @inlinable public init(base: UnsafeMutableRawPointer, count: Int) {
     unsafe self.base = base
     self.count = count

@@ -3,6 +3,7 @@
 /// Made with a queue's memory, and used by the thread that serves the queue alone. It never waits: an access for which there is no
 /// translation is written down, and the lane has it requested.
 public final class TranslationLookup: @unchecked Sendable {
+  /// What is known of the driver's addresses.
   public private(set) var translations: Translations
   /// The access that was missed last.
   public private(set) var miss: TranslationMiss?
@@ -10,6 +11,7 @@ public final class TranslationLookup: @unchecked Sendable {
   /// fails then and the rest of that is not looked up, and one of its status.
   private var refusals: (TranslationMiss?, TranslationMiss?)
 
+  /// - Parameter translations: what is known of the driver's addresses at first.
   public init(_ translations: Translations) { self.translations = translations }
 
   /// Where an address is, as far as its piece goes; `nil`: it is missed, or this access to it is refused.

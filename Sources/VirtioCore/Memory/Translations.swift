@@ -3,7 +3,9 @@
 
 /// What a translation allows, or an access needs; the values are vhost's.
 public struct MemoryAccess: OptionSet, Hashable, Sendable {
+  /// Bit 0: read, bit 1: write.
   public var rawValue: UInt8
+  /// Bits without a name are kept.
   public init(rawValue: UInt8) { self.rawValue = rawValue }
 
   /// The device reads.
@@ -16,8 +18,10 @@ public struct MemoryAccess: OptionSet, Hashable, Sendable {
 public struct TranslationMiss: Hashable, Sendable {
   /// The driver's address, one that the IOMMU translates.
   public var address: UInt64
+  /// What was to be done there.
   public var access: MemoryAccess
 
+  /// The parameters are the properties of the same names.
   public init(address: UInt64, access: MemoryAccess) {
     self.address = address
     self.access = access
@@ -31,12 +35,16 @@ public final class Translations: @unchecked Sendable {
   /// A range of the driver's addresses that lies in one piece in this process.
   @safe
   public struct Entry: @unchecked Sendable {
+    /// The driver's address of its first byte.
     public var start: UInt64
     /// Bytes; at least 1, and the range does not go past the end of the address space.
     public var size: UInt64
+    /// Where that byte is in this process.
     public var host: UnsafeMutableRawPointer
+    /// What the device may do there.
     public var access: MemoryAccess
 
+    /// The parameters are the properties of the same names.
     public init(start: UInt64, size: UInt64, host: UnsafeMutableRawPointer, access: MemoryAccess) {
       self.start = start
       self.size = size
@@ -75,6 +83,7 @@ public final class Translations: @unchecked Sendable {
     self.losses = losses
   }
 
+  /// How many ranges are known.
   public var count: Int { entries.count }
 
   /// Where an address is, and what may be done from there to the end of its entry; `nil` where nothing is known of it.
@@ -149,10 +158,12 @@ public final class Translations: @unchecked Sendable {
 public struct Withdrawal: Sendable {
   /// The first and the last address.
   public var first: UInt64
+  /// Inclusive, so that the end of the address space can be named.
   public var last: UInt64
   /// What stays in force.
   public var remaining: Translations
 
+  /// The parameters are the properties of the same names.
   public init(first: UInt64, last: UInt64, remaining: Translations) {
     self.first = first
     self.last = last

@@ -65,6 +65,7 @@ public struct PackedStand {
 
 /// A chain as it was recorded when it was taken.
 public struct InterruptedChain {
+  /// Its buffer ID, with which it is to be answered.
   public let id: UInt16
   @usableFromInline let descriptors: [PackedDescriptor]
 

@@ -44,7 +44,9 @@ public struct ChainShape {
   /// Bytes of all readable descriptors; with `writableBytes` at most 2^32. 0 for a chain with a defect: what cannot be read
   /// completely is not read.
   public var readableBytes: UInt64 = 0
+  /// Bytes of all writable descriptors, the status byte included.
   public var writableBytes: UInt64 = 0
+  /// Why the request can only be refused; `nil`: nothing is wrong with its buffers.
   public var defect: Chain.Defect?
 
   /// An empty chain. - Parameter segments: where a chain's segments will be.

@@ -23,8 +23,9 @@ public protocol HeadBook: ~Copyable {
   /// The free-running index of the next used element.
   var beginUsed: UInt16 { get }
 
+  /// Whether the head was taken and is not yet the driver's again. - Parameter head: smaller than the ring's size.
   func isTaken(_ head: UInt16) -> Bool
-  /// - Parameter order: greater than that of every head taken before.
+  /// Marks a head as taken. - Parameter order: greater than that of every head taken before.
   func take(_ head: UInt16, order: UInt64)
   /// It turned out that it cannot be taken, and nothing was executed.
   func takeBack(_ head: UInt16)
@@ -44,9 +45,12 @@ public protocol HeadBook: ~Copyable {
 
 /// The index words of a split ring as they were in guest memory when it started.
 public struct SplitIndices: Sendable {
+  /// `avail.idx`: free-running, modulo 2^16.
   public var available: UInt16
+  /// `used.idx`: free-running, modulo 2^16.
   public var used: UInt16
 
+  /// The parameters are the properties of the same names.
   public init(available: UInt16, used: UInt16) {
     self.available = available
     self.used = used
@@ -55,9 +59,12 @@ public struct SplitIndices: Sendable {
 
 /// One queue's part of the record.
 public struct InflightRecord: Sendable {
+  /// The records of all queues.
   public var memory: InflightMemory
+  /// Which of them: 0 … queueCount − 1.
   public var queue: Int
 
+  /// The parameters are the properties.
   public init(_ memory: InflightMemory, queue: Int) {
     self.memory = memory
     self.queue = queue
@@ -86,6 +93,7 @@ public struct PrivateHeads: HeadBook, ~Copyable {
 
   deinit { unsafe marks.deallocate() }
 
+  /// Whether the head was taken and is not yet the driver's again. - Parameter head: smaller than the ring's size.
   @inlinable @inline(__always) public func isTaken(_ head: UInt16) -> Bool { unsafe marks[Int(head)] }
   @inlinable @inline(__always) public func take(_ head: UInt16, order: UInt64) { unsafe marks[Int(head)] = true }
   @inlinable @inline(__always) public func takeBack(_ head: UInt16) { unsafe marks[Int(head)] = false }

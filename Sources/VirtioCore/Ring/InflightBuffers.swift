@@ -29,6 +29,8 @@ enum PackedRecordOffset {
   static let address = 24
 }
 
+/// The book of a packed ring that outlives it.
+///
 /// Copies each chain before it is executed, because its descriptors in the ring are overwritten by used ones, and marks its
 /// entries as free after the driver can see that it was used.
 ///

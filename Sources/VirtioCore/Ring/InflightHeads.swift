@@ -3,6 +3,8 @@
 /// The device can end between any two stores here, by a signal, so the order of the program is the order that counts: a store
 /// has release semantics where everything earlier must have taken effect. On x86-64 it costs no more than others.
 
+/// The book of a split ring that outlives it.
+///
 /// Records each head as taken before its request is executed, and as free after the driver can see that it was used.
 ///
 /// The heads of a batch are linked, starting with the one that was answered last, each to the one answered before it. If a
@@ -50,6 +52,7 @@ public struct InflightHeads: HeadBook, ~Copyable {
   @inlinable @inline(__always)
   func entry(_ head: UInt16) -> UnsafeMutableRawPointer { unsafe region + (16 &+ Int(head) &* 16) }
 
+  /// Whether the record marks the head as in flight. - Parameter head: smaller than the ring's size.
   @inlinable @inline(__always)
   public func isTaken(_ head: UInt16) -> Bool {
     // A plain load is enough, and costs less: the value is only tested, so that it does not matter if it is loaded again.
@@ -62,7 +65,7 @@ public struct InflightHeads: HeadBook, ~Copyable {
     KillPoint.pass(.takeBegins)
     unsafe SharedCell<UInt64>(entry + 8).storeRelaxed(order)
     KillPoint.pass(.takeOrdered)
-    // Release: whoever sees the mark also sees the order, and the marks of all heads that were taken before.
+    // Release: a reader of the mark also sees the order, and the marks of all heads that were taken before.
     unsafe SharedCell<UInt8>(entry).storeRelease(1)
     KillPoint.pass(.takeMarked)
   }

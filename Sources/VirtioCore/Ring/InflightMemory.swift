@@ -6,16 +6,24 @@ public import SystemPackage
 
 /// Why a file cannot hold in-flight records.
 public enum InflightError: Error, Hashable, Sendable, CustomStringConvertible {
+  /// Not 1 … 256 queues.
   case badQueueCount(Int)
+  /// Not 1 … 32768 entries.
   case badQueueSize(UInt16)
+  /// The records do not begin at a page of the file; bytes.
   case misalignedOffset(UInt64, page: UInt64)
   /// The file is smaller than the regions of all queues.
   case tooSmall(size: UInt64, needed: UInt64)
+  /// They would end behind the largest offset that a file can have; bytes.
   case rangeOverflows(offset: UInt64, size: UInt64)
+  /// The file ends before the records do; bytes.
   case fileTooSmall(fileSize: Int64, needed: UInt64)
+  /// The system gave no memory for new records.
   case notMade(Errno)
+  /// The system refused the mapping.
   case notMappable(Errno)
 
+  /// One sentence for a person: what happened, and with what.
   public var description: String {
     switch self {
     case .badQueueCount(let count): "in-flight records of \(count) queues were asked for; there can be 1 to 256"
@@ -33,6 +41,8 @@ public enum InflightError: Error, Hashable, Sendable, CustomStringConvertible {
   }
 }
 
+/// The in-flight records of a device's queues.
+///
 /// Regions, one for each queue, one after the other, in vhost-user's layout ("Inflight I/O tracking"), which other back-ends
 /// use, too. It outlives the device: a front-end keeps the descriptor and hands it to the next one.
 ///
@@ -55,6 +65,7 @@ public final class InflightMemory: Sendable {
   public let size: UInt64
   /// Where in the file the regions begin, bytes.
   public let offset: UInt64
+  /// Queues that have a region: 1 … 256.
   public let queueCount: Int
   /// The largest ring whose heads a region has room for.
   public let queueSize: UInt16

@@ -93,7 +93,7 @@ struct InflightRecovery {
     for head in 0..<size where mark(head).loadRelaxed() != 0 {
       heads.append(Head(head: head, order: order(head).loadRelaxed()))
     }
-    // Equal orders are a mistake of whoever wrote the record; then the heads decide, so that the result is always the same.
+    // Equal orders are a mistake of who wrote the record; then the heads decide, so that the result is always the same.
     return heads.sorted { ($0.order, $0.head) < ($1.order, $1.head) }
   }
 }

@@ -6,18 +6,55 @@ internal import Synchronization
 
 /// The places of a split ring with an in-flight record, in the path of a request.
 public enum KillPoint: String, CaseIterable, Sendable {
-  // A head is taken.
-  case takeBegins, takeOrdered, takeMarked
-  // Its used element is written, and it is linked into the batch.
-  case answerNamed, answerWritten, answerLinked, answerCounted
-  // The batch is published, and its heads are free.
-  case publishShown, publishFreed, publishOver
+  // A chain is taken.
+  /// Nothing is recorded of it yet.
+  case takeBegins
+  /// Its place in the order is recorded, and of a packed ring its descriptors.
+  case takeOrdered
+  /// It is marked as in flight.
+  case takeMarked
+
+  // It is answered.
+  /// The used element has the chain's name: its head, or its buffer ID.
+  case answerNamed
+  /// The used element has its length. A packed ring writes that before the name.
+  case answerWritten
+  /// It is linked to what was answered before it; of a packed ring to the free entries.
+  case answerLinked
+  /// The record knows it as the last one that was answered.
+  case answerCounted
+
+  // Answers are published, and what they name is free again.
+  /// The driver can see them: the used index, or a descriptor's flags, are stored.
+  case publishShown
+  /// One head, or one chain's entries, are free in the record.
+  case publishFreed
+  /// The record knows that the batch is published.
+  case publishOver
+
   // The driver is notified.
-  case callDue, callDone
+  /// It wants to be, and is not yet.
+  case callDue
+  /// It was.
+  case callDone
+
   // A region is used for the first time.
-  case recoveryCleared, recoverySized, recoveryCopied, recoveryBegun
-  // A batch that had been published is freed, and what was left is taken again.
-  case recoveryFreed, recoveryFinished, recoveryResumed
+  /// One of its entries is cleared.
+  case recoveryCleared
+  /// It has its size.
+  case recoverySized
+  /// It has the positions of the ring.
+  case recoveryCopied
+  /// It has its version, and is valid from now on.
+  case recoveryBegun
+
+  // A region is used again.
+  /// What had been published, or cannot be in flight, is free.
+  case recoveryFreed
+  /// The record agrees with the ring.
+  case recoveryFinished
+  /// One chain that was in flight is taken again.
+  case recoveryResumed
 
   #if DEBUG
   /// Called at every place that this task reaches, before a crash that is due there.

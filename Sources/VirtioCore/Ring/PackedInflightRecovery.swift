@@ -153,7 +153,7 @@ struct PackedInflightRecovery {
       guard ids.insert(chain.id).inserted else { throw .inflightDamaged }
       chains.append(chain)
     }
-    // Equal orders are a mistake of whoever wrote the record; then the entries decide, so that the result is always the same.
+    // Equal orders are a mistake of who wrote the record; then the entries decide, so that the result is always the same.
     return chains.sorted { ($0.order, $0.head) < ($1.order, $1.head) }
   }
 

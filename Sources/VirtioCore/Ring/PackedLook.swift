@@ -1,5 +1,7 @@
 /// The chains of a packed ring, looked at from outside: what was available from one position on, and how much of it is used.
 
+/// The chains of a packed ring, looked at from outside.
+///
 /// A snapshot of numbers that others write, not a ring.
 public struct PackedLook {
   /// The slots in which chains start, with the wrap counters of their rounds, in order.

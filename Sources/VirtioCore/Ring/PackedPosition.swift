@@ -1,10 +1,14 @@
 /// Where one side of a packed ring stands: a slot, and the wrap counter of its round (virtio 2.7.1).
 
+/// Where one side of a packed ring stands: a slot, and the wrap counter of its round.
+///
 /// The raw value is the one that is saved, and the one in an event suppression structure: the slot in bits 0 … 14, the wrap
 /// counter in bit 15.
 public struct PackedPosition: RawRepresentable, Hashable, Sendable {
+  /// Bits 0 … 14: the slot; bit 15: the wrap counter.
   public var rawValue: UInt16
 
+  /// Whether the slot is one of a ring is for the ring to check.
   @inlinable public init(rawValue: UInt16) { self.rawValue = rawValue }
 
   /// - Parameter slot: 0 … 32767.
@@ -15,7 +19,9 @@ public struct PackedPosition: RawRepresentable, Hashable, Sendable {
   /// The position in a new ring: both wrap counters start as 1.
   public static let start = PackedPosition(rawValue: 0x8000)
 
+  /// 0 … 32767.
   @inlinable public var slot: Int { Int(rawValue & 0x7fff) }
+  /// The wrap counter: `true` in the first round of a new ring, then the other one, and so on.
   @inlinable public var wrap: Bool { rawValue & 0x8000 != 0 }
 
   /// The position `span` slots further on. - Parameters:

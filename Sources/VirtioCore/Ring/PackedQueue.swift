@@ -12,6 +12,7 @@ public typealias PackedQueue = PackedRing<PrivateBuffers>
 public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
   @inlinable public static var isRecorded: Bool { Book.isLasting }
 
+  /// Descriptors of the ring: 1 … 32768.
   public let size: UInt16
   private let memory: GuestMemory
   @usableFromInline let hasEventIndex: Bool

@@ -11,6 +11,7 @@ public struct QueueConfiguration: Hashable, Sendable {
   /// Used ring; of a packed queue the device event suppression structure (Device Area).
   public var usedRing: GuestAddress
 
+  /// Nothing is checked here: the ring does that when it is made.
   public init(size: UInt16, descriptorTable: GuestAddress, availableRing: GuestAddress, usedRing: GuestAddress) {
     self.size = size
     self.descriptorTable = descriptorTable
@@ -47,6 +48,7 @@ public struct QueuePosition: Hashable, Sendable {
   /// ring in guest memory; a packed queue has no such word, and then nothing is in flight.
   public var used: UInt16?
 
+  /// The parameters are the properties of the same names; without any, the beginning of a new split queue.
   public init(available: UInt16 = 0, used: UInt16? = 0) {
     self.available = available
     self.used = used

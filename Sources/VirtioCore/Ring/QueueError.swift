@@ -4,49 +4,84 @@
 /// Why a ring was refused at start, or stopped while it ran. Numbers are the guest's, for the log.
 public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
   // At start.
+  /// A split ring's size is no power of two from 1 to 32768 (virtio 2.6).
   case badSize(UInt16)
+  /// A packed ring's size is not 1 … 32768 (virtio 2.7).
   case badPackedSize(UInt16)
+  /// A packed ring of this size cannot stand there.
   case badPosition(available: PackedPosition, used: PackedPosition, size: UInt16)
+  /// A part of the ring is not aligned as it has to be (virtio 2.6, 2.7).
   case misaligned(part: RingPart, GuestAddress)
+  /// A part of the ring is not inside guest memory, or not in one piece.
   case unmapped(part: RingPart, GuestAddress)
   /// The device's other queues have the other ring format.
   case otherFormat
+  /// There is no memory for the slots of its requests.
   case outOfMemory
+  /// The process may open no more files.
   case outOfDescriptors
+  /// The system starts no more threads.
   case outOfThreads
   /// Its previous run was abandoned and has not ended.
   case leftBehind
+  /// Its kick descriptor is of a kind that nobody can wait for.
   case kickCannotBeWaitedFor
+  /// The in-flight records have no region for it.
   case inflightMissing
+  /// Its in-flight record has this version, and not 1.
   case inflightVersion(UInt16)
+  /// Its in-flight record is that of a ring with another number of entries.
   case inflightSize(recorded: UInt16, size: UInt16)
+  /// Its in-flight record has more requests than the driver waits for.
   case inflightTooMany(Int, waiting: UInt16)
+  /// Its in-flight record is that of the other ring format.
   case inflightFormat
+  /// Its in-flight record contradicts itself.
   case inflightDamaged
   /// A packed ring whose device died without a record.
   case positionLost
   // While running.
+  /// `avail.idx` moved by more than the ring has entries.
   case availableIndexJumped(from: UInt16, to: UInt16, size: UInt16)
+  /// An available entry names a descriptor outside the table.
   case headOutOfRange(UInt16)
+  /// A head was made available again before it was used.
   case headAlreadyInFlight(UInt16)
+  /// A buffer ID of a packed ring was made available again before it was used.
   case bufferAlreadyInFlight(UInt16)
+  /// A chain of a packed ring covers slots of chains that were not used yet.
   case slotNotFree(UInt16)
+  /// A descriptor's `next` is outside the table.
   case nextOutOfRange(UInt16)
+  /// A chain is longer than its table, so that it loops.
   case chainLoops(head: UInt16)
-  case chainTooLong(head: UInt16)
+  /// A readable descriptor comes after a writable one (virtio 2.6.4.2, 2.7.17).
   case readableAfterWritable(head: UInt16)
+  /// A chain describes more than 2^32 bytes (virtio 2.6.5.2).
   case chainTooLarge(head: UInt16)
+  /// A descriptor is indirect without RING_INDIRECT_DESC.
   case indirectNotNegotiated(head: UInt16)
+  /// An indirect descriptor of a split ring has a next one.
   case indirectWithNext(head: UInt16)
+  /// An indirect descriptor of a packed ring stands among others.
   case indirectInList(head: UInt16)
+  /// An indirect table has an indirect descriptor.
   case nestedIndirect(head: UInt16)
+  /// An indirect table's length, bytes, is no multiple of 16 in range.
   case badIndirectLength(head: UInt16, UInt32)
+  /// An indirect table is not inside guest memory.
   case indirectUnmapped(head: UInt16, GuestAddress)
+  /// A chain has no byte for the status, so that it cannot be answered.
   case noWritableByte(head: UInt16)
+  /// The byte for the status is outside guest memory.
   case statusUnmapped(head: UInt16)
+  /// The file behind the guest's memory was cut short.
   case memoryLost
+  /// The file of the in-flight records was cut short.
   case inflightLost
+  /// The file of the log of written pages was cut short.
   case logLost
+  /// The image takes no more requests from this process.
   case mediumLost
   /// Not the end of the queue: the chain that comes next cannot be taken before the front-end has translated this.
   case untranslated(TranslationMiss)
@@ -54,14 +89,21 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
   /// The three parts of a ring: the first three of a split one, the others of a packed one. Where a chain's head is named, it
   /// is the slot of its first descriptor in a packed ring.
   public enum RingPart: String, Hashable, Sendable {
+    /// Of a split ring (virtio 2.6.5).
     case descriptorTable = "descriptor table"
+    /// Of a split ring (virtio 2.6.6).
     case availableRing = "available ring"
+    /// Of a split ring (virtio 2.6.8).
     case usedRing = "used ring"
+    /// Of a packed ring (virtio 2.7.13).
     case descriptorRing = "descriptor ring"
+    /// Of a packed ring (virtio 2.7.14).
     case driverEvents = "driver event suppression structure"
+    /// Of a packed ring (virtio 2.7.14).
     case deviceEvents = "device event suppression structure"
   }
 
+  /// One sentence for a person: what happened, and with what.
   public var description: String {
     switch self {
     case .badSize(let size): "queue size \(size) is not a power of two from 1 to 32768"
@@ -103,7 +145,6 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
     case .slotNotFree(let slot): "the chain at slot \(slot) covers slots whose chains were not used yet"
     case .nextOutOfRange(let next): "a chain continues at descriptor \(next), outside the table"
     case .chainLoops(let head): "the chain at head \(head) is longer than its table: it loops"
-    case .chainTooLong(let head): "the chain at head \(head) has too many descriptors"
     case .readableAfterWritable(let head): "the chain at head \(head) has a readable descriptor after a writable one"
     case .chainTooLarge(let head): "the chain at head \(head) describes more than 2^32 bytes"
     case .indirectNotNegotiated(let head): "the chain at head \(head) is indirect, which was not negotiated"

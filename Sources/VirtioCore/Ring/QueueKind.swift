@@ -1,5 +1,7 @@
 /// Which of the ring types a queue needs: chosen in one place, below which everything is statically typed.
 
+/// Which of the ring types a queue needs.
+///
 /// All queues of a device that run at one time are of one kind: features are the device's, and a front-end that keeps records
 /// keeps all.
 public struct QueueKind: Hashable, Sendable {
@@ -10,6 +12,7 @@ public struct QueueKind: Hashable, Sendable {
   /// What the driver does is watched.
   public var isWatched: Bool
 
+  /// The parameters are the properties of the same names.
   public init(isPacked: Bool, isRecorded: Bool, isWatched: Bool = false) {
     self.isPacked = isPacked
     self.isRecorded = isRecorded

@@ -2,7 +2,9 @@
 
 /// `avail.idx` and `used.idx` of one queue in guest memory. A snapshot of numbers that others write, not a ring.
 public struct RingIndices {
+  /// `avail.idx`: how many chains the driver has made available, modulo 2^16.
   public let available: UInt16
+  /// `used.idx`: how many the device has published as used, modulo 2^16.
   public let used: UInt16
 
   /// - Returns: `nil` where an index is misaligned or outside guest memory, so that the queue cannot be one.
@@ -15,7 +17,7 @@ public struct RingIndices {
     self.used = used
   }
 
-  /// Both rings begin with flags and an index of 16 bits each (virtio 2.7.6, 2.7.8).
+  /// Both rings begin with flags and an index of 16 bits each (virtio 2.6.6, 2.6.8).
   private static func index(of ring: GuestAddress, in memory: GuestMemory) -> UInt16? {
     var view = memory.view()
     guard let at = ring.advanced(by: 2), at.isAligned(to: 2) else { return nil }

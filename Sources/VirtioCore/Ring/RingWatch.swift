@@ -1,5 +1,7 @@
 /// An observer of what a driver does with a ring, beside the device that serves it.
 
+/// An observer of what a driver does with a ring.
+///
 /// It is notified of each step of the device on one queue, on the thread that serves the queue. What it needs to know of the
 /// ring it reads itself, separately from the device. It may allocate and lock; a queue without a watch pays nothing for it.
 public protocol RingWatch: AnyObject, Sendable {
@@ -15,6 +17,7 @@ public protocol RingWatch: AnyObject, Sendable {
   func answers(_ name: UInt16)
   /// What it has written is about to be published, and then has been.
   func willPublish()
+  /// The answers since the last time are the driver's now.
   func didPublish()
   /// It has asked the driver to kick for what comes after this position.
   func sleeps(at position: QueuePosition)
@@ -98,5 +101,6 @@ public struct WatchedQueue<Base: Virtqueue & ~Copyable>: Virtqueue, ~Copyable {
 
   public var position: QueuePosition { base.position }
   public func position(handingBack count: UInt16) -> QueuePosition { base.position(handingBack: count) }
+  /// That of the ring that is watched.
   public var size: UInt16 { base.size }
 }

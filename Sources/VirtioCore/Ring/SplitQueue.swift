@@ -13,6 +13,7 @@ public typealias RecordedSplitQueue = SplitRing<InflightHeads>
 public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
   @inlinable public static var isRecorded: Bool { Heads.isLasting }
 
+  /// Descriptors of the ring: a power of two, 1 … 32768.
   public let size: UInt16
   /// Turns a free-running index into a slot.
   @usableFromInline let mask: Int

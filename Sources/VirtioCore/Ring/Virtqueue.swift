@@ -78,6 +78,7 @@ public protocol Virtqueue: ~Copyable {
   /// The same, as if the last `count` chains had not been taken; for a device that answers in the order of the requests and has
   /// published no answer to these.
   func position(handingBack count: UInt16) -> QueuePosition
+  /// Descriptors of the ring.
   var size: UInt16 { get }
 
   /// Reports each step to a watch from now on. A ring that cannot be watched ignores it.

@@ -12,6 +12,7 @@ public final class AddressSpace: Sendable {
 
   /// What may be reserved at once.
   public let bytes: UInt64
+  /// Mappings that there may be at once.
   public let mappings: Int
   private let used = Mutex((bytes: UInt64(0), mappings: 0))
 

@@ -12,6 +12,7 @@ public enum CallSink: Sendable {
   case none
   /// A pipe, through an open file description of our own that does not block.
   case pipe(OwnedDescriptor)
+  /// A connected socket: sent to without blocking, and without SIGPIPE.
   case socket(OwnedDescriptor)
   /// Something whose flags belong to others and say that a write may block: looked at before each.
   case looked(OwnedDescriptor)
@@ -79,9 +80,12 @@ public enum CallSink: Sendable {
 
 /// Why a descriptor cannot be notified through: one sentence.
 public enum CallSinkError: Error, Hashable, Sendable, CustomStringConvertible {
+  /// It is neither an eventfd, nor a pipe, nor a connected socket.
   case wrongKind(DescriptorKind)
+  /// It is one of them, but open for reading only.
   case notWritable(DescriptorKind)
 
+  /// One sentence for a person: what happened, with what, and what to do.
   public var description: String {
     switch self {
     case .wrongKind(let kind): "notifications cannot go to \(kind): an eventfd, a pipe or a connected socket is needed"

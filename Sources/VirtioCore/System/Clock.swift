@@ -2,6 +2,7 @@
 internal import CLinux
 internal import Glibc
 
+/// The clocks that this program reads. All times are nanoseconds.
 public enum Clock {
   private static func read(_ clock: clockid_t) -> UInt64 {
     var time = timespec()

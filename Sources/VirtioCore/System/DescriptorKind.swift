@@ -2,10 +2,13 @@
 internal import CLinux
 internal import Glibc
 
+/// The kinds that notifications can go through, and the rest.
 public enum DescriptorKind: Hashable, Sendable, CustomStringConvertible {
+  /// An eventfd.
   case eventCounter
   /// Either end of a pipe, named or not.
   case pipe
+  /// A socket of any family.
   case socket
   /// Anything else, in words.
   case other(String)
@@ -54,6 +57,7 @@ public enum DescriptorKind: Hashable, Sendable, CustomStringConvertible {
     return target.isEmpty ? nil : String(decoding: target.map { UInt8(bitPattern: $0) }, as: UTF8.self)
   }
 
+  /// In words, as in "an eventfd".
   public var description: String {
     switch self {
     case .eventCounter: "an eventfd"

@@ -4,8 +4,10 @@ internal import CLinux
 
 /// One shared word. Ringing never blocks; waiting is done with the kernel's futex calls or by looking.
 public struct Doorbell: Sendable {
+  /// The word: how often it was rung, modulo 2^32.
   public let counter: SharedCell<UInt32>
 
+  /// - Parameter counter: a word that stays mapped for as long as the doorbell is used.
   public init(_ counter: SharedCell<UInt32>) { self.counter = counter }
 
   /// Adds one and wakes everybody who waits on the word.

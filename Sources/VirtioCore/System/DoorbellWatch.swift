@@ -5,6 +5,8 @@ internal import Glibc
 internal import Synchronization
 public import SystemPackage
 
+/// Turns a doorbell into a file descriptor, for those who wait for descriptors.
+///
 /// Lives until `stop`, which waits for its thread: the doorbell's memory may go afterwards, and not before.
 public final class DoorbellWatch: Sendable {
   private let state: State

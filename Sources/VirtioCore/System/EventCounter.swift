@@ -1,4 +1,4 @@
-/// Linux's eventfd: a counter in the kernel that wakes whoever waits for it.
+/// Linux's eventfd: a counter in the kernel that wakes its waiters.
 internal import CLinux
 internal import Glibc
 public import SystemPackage

@@ -1,5 +1,7 @@
 /// How often something may be said that a guest or a front-end can cause as often as it likes.
 
+/// How often something may be said that a guest can cause as often as it likes.
+///
 /// Lets a burst through and then one thing every so often, counting what it held back. A value without a clock: the caller
 /// passes the time.
 public struct Meter: Sendable {
@@ -7,6 +9,7 @@ public struct Meter: Sendable {
   public enum Verdict: Hashable, Sendable {
     /// Say it. - heldBack: how many before it were not said; 0 when none.
     case pass(heldBack: Int)
+    /// Do not say it: there were too many of late.
     case hold
   }
 

@@ -10,8 +10,9 @@ public protocol Disposer: AnyObject, Sendable {
 
 /// Closes its descriptor when its last owner releases it. Control plane only: the data path keeps the bare number.
 public final class OwnedDescriptor: Sendable {
+  /// The descriptor's number. It is closed when this object is released.
   public let rawValue: Int32
-  /// Who closes it; `nil`: whoever releases it last.
+  /// Who closes it; `nil`: the thread that releases it last.
   public let disposer: (any Disposer)?
 
   /// Takes ownership of an open descriptor.

@@ -1,6 +1,7 @@
 /// The size of a page of memory, which is not the same everywhere: 4096 on x86-64, up to 65536 on Arm.
 internal import Glibc
 
+/// Of this machine.
 public enum PageSize {
   /// Bytes, a power of two; asked once.
   public static let bytes: Int = {

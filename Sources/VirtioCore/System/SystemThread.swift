@@ -4,6 +4,8 @@ internal import Glibc
 internal import Synchronization
 public import SystemPackage
 
+/// A thread of the operating system.
+///
 /// For work that must not run on a thread of a pool, because it waits in system calls. The owner joins it, at most once; one
 /// that is never joined continues by itself until its body returns.
 ///

@@ -2,6 +2,8 @@
 internal import CLinux
 internal import Synchronization
 
+/// What a thread is for.
+///
 /// Threads whose work needs little. The sandbox takes more rights from these than from the rest.
 public enum ThreadRole: String, CaseIterable, Sendable {
   /// Serves queues: what guests write is read here.

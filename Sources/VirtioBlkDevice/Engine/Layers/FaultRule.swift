@@ -8,16 +8,21 @@ internal import VirtioCore
 public struct FaultRule: Hashable, Sendable {
   /// Operations as the medium has them: one request may be several, and one that is tried again is a new one.
   public enum Target: String, CaseIterable, Sendable {
+    /// Reads.
     case read
+    /// Writes of data.
     case write
+    /// What makes writes stable.
     case flush
     /// Holes are punched: DISCARD, and WRITE_ZEROES that may give space back.
     case discard
     /// WRITE_ZEROES that keeps its space.
     case zero
+    /// All of these.
     case any
   }
 
+  /// What becomes of an operation that is hit.
   public enum Effect: Hashable, Sendable {
     /// Nothing is done, and the result is this errno (positive).
     case error(Int32)
@@ -31,7 +36,9 @@ public struct FaultRule: Hashable, Sendable {
     case never
   }
 
+  /// Which operations are hit.
   public var target: Target
+  /// What becomes of them.
   public var effect: Effect
   /// The part of the operations that are hit: 0 … 1.
   public var rate = 1.0
@@ -44,6 +51,7 @@ public struct FaultRule: Hashable, Sendable {
   /// What chance follows from.
   public var seed: UInt64 = 1
 
+  /// A rule that hits each of these operations; the other properties restrict it.
   public init(_ target: Target, _ effect: Effect) {
     self.target = target
     self.effect = effect

@@ -5,6 +5,8 @@ internal import Synchronization
 public import SystemPackage
 internal import VirtioCore
 
+/// A log of what reached a medium, in the format of the kernel's dm-log-writes.
+///
 /// Entries come in the order in which they were done. What was done before a flush began stands before it, and what was done
 /// since stands behind it: so everything before a flush is stable behind it, and so is an entry that is marked FUA.
 public final class MediumLog: MediumWitness {
