@@ -23,7 +23,6 @@ import VirtioCore
       memory = try DriverMemory(anonymous: [(GuestAddress(0), 8 << 20)])
       transport = try InProcessTransport(device: device, memory: memory)
       client = try BlockClient(transport)
-      client.patience = .seconds(1)
     }
   }
 
@@ -35,6 +34,7 @@ import VirtioCore
     let descriptor = try #require(victim.memory.regions.first?.descriptor)
     try #require(ftruncate(descriptor.rawValue, 0) == 0)
     // The request may be answered, refused or never come back; the queue must be seen to be stopped.
+    victim.client.patience = .seconds(1)
     _ = try? victim.client.write([UInt8](repeating: 2, count: 4096), at: 4096)
     // Driver and device share one mapping here, so the driver may have run into the hole first and, reading zeroes, not kicked:
     // any wake-up does.
