@@ -158,6 +158,7 @@ final class ProxiedDisk {
       case .configWrite(let offset, let bytes):
         if device.writeConfiguration(at: offset, bytes) { registers.configurationWritten(at: offset, bytes) }
       case .interruptRoutesChanged: bell.ring()
+      case .configurationChanged: notifyConfigurationChange()
       case .reset:
         attended.stopAllAndWait()
         device.reset()

@@ -9,6 +9,8 @@ public struct DeviceStatus: OptionSet, Hashable, Sendable {
   public static let driver = DeviceStatus(rawValue: 2)
   public static let driverOK = DeviceStatus(rawValue: 4)
   public static let featuresOK = DeviceStatus(rawValue: 8)
+  /// The device is suspended, and DRIVER_OK is clear meanwhile (virtio 3.4, since 1.4).
+  public static let suspend = DeviceStatus(rawValue: 16)
   /// Set by the device alone.
   public static let needsReset = DeviceStatus(rawValue: 64)
   public static let failed = DeviceStatus(rawValue: 128)

@@ -21,6 +21,7 @@ public struct FeatureSet: OptionSet, Hashable, Sendable, CustomStringConvertible
   public static let singleRootIO = FeatureSet(bit: 37)
   public static let notificationData = FeatureSet(bit: 38)
   public static let ringReset = FeatureSet(bit: 40)
+  public static let suspend = FeatureSet(bit: 43)
 
   /// Names for readers, as the specification spells them, for the bits that every device shares.
   public static let commonNames: [(bit: Int, name: String)] = [
