@@ -123,7 +123,8 @@ let package = Package(
       path: "Benchmarks/RingCost", swiftSettings: strict),
     // The device end of QEMU's proxy for PCI functions: a program for Scripts/guest, not for users.
     .executableTarget(
-      name: "pci-proxy", dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "DriverCheck"],
+      name: "pci-proxy",
+      dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "VirtioRegisters", "DriverCheck", "OperatorWords"],
       path: "Tests/PCIProxy", swiftSettings: strict),
     .testTarget(
       name: "VirtioCoreTests", dependencies: ["CLinux", "VirtioCore", "GuestDriver", system], swiftSettings: strict),

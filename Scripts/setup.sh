@@ -7,6 +7,7 @@
 # test     what unit tests drive and compare with: a Python driver, loop devices, strace, qemu-storage-daemon, NBD servers
 # guest    what boots and checks a real Linux guest (Scripts/guest): user-mode Linux and tools for filesystems
 # qemu     a guest in QEMU besides
+# zoned    a guest that knows disks with zones, besides those two
 # ovmf     OVMF as a guest, and what makes a disk for it
 # ceph     a Ceph cluster to try images in it (Scripts/ceph.sh)
 # counts   what counts the cost of a request and of its pieces (Scripts/counts.py, Scripts/instructions.py)
@@ -28,7 +29,8 @@ declare -A groups=(
   [docs]="pandoc python3"
   [package]="dpkg-dev binutils python3 zstd"
   [package-test]="debootstrap zstd systemd systemd-container man-db"
-  [qemu]="qemu-system-x86 qemu-system-common"
+  [qemu]="qemu-system-x86 qemu-system-common gcc libc6-dev"
+  [zoned]="xz-utils btrfs-progs util-linux"
   [ovmf]="ovmf mtools qemu-system-x86 qemu-system-common"
 )
 

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Builds what guests boot, in .guest/ at the top of the repository:
 #
-#   build-image.sh [uml] [qemu]         (both when none is named)
+#   build-image.sh [uml] [qemu] [zoned]         (uml and qemu when none is named)
 #
 #   GUEST/initramfs.cpio      busybox, modules, tools for filesystems, and our scenarios
 #   GUEST/initramfs-fio.cpio  the same and fio, whose many libraries take longer to load
 #   qemu/vmlinuz              Debian's cloud kernel, downloaded but not installed
+#   zoned/vmlinuz             Debian's kernel 6.12, which knows disks with zones; downloaded but not installed
 #
 # User-mode Linux is a program that is installed, with its modules.
 # Does nothing when what these are made from has not changed.
@@ -21,7 +22,8 @@ for kind in "$@"; do
   case $kind in
   uml) "$root/Scripts/setup.sh" guest ;;
   qemu) "$root/Scripts/setup.sh" guest qemu ;;
-  *) echo "build-image: a guest is uml or qemu, not '$kind'" >&2; exit 2 ;;
+  zoned) "$root/Scripts/setup.sh" guest qemu zoned ;;
+  *) echo "build-image: a guest is uml, qemu or zoned, not '$kind'" >&2; exit 2 ;;
   esac
 done
 mkdir -p "$cache"
@@ -37,6 +39,8 @@ rm -rf "$cache"/fetch.* "$cache"/tree.*
 modules_uml="drivers/block/virtio_blk drivers/md/dm-mod drivers/md/dm-log-writes"
 modules_qemu="drivers/virtio/virtio_ring drivers/virtio/virtio drivers/virtio/virtio_pci_legacy_dev
   drivers/virtio/virtio_pci_modern_dev drivers/virtio/virtio_pci drivers/block/virtio_blk"
+modules_zoned="crypto/crc32c_generic lib/libcrc32c crypto/xor lib/raid6/raid6_pq fs/btrfs/btrfs fs/zonefs/zonefs
+  drivers/block/virtio_blk"
 
 fetch_uml() {
   local tree
@@ -54,42 +58,45 @@ uml_tree() {
   [ ! -d "$tree" ] || echo "$tree"
 }
 
-fetch_qemu() {
-  local scratch package release
-  [ ! -e "$cache/qemu/vmlinuz" ] || return 0
+# Downloads the kernel that a meta package names, and the modules of a kind of guest.
+fetch_kernel() { # guest, meta package
+  local kind=$1 meta=$2 modules=modules_$1 scratch package release module
+  [ ! -e "$cache/$kind/vmlinuz" ] || return 0
   scratch=$(mktemp -d "$cache/fetch.XXXXXX")
 
   # The meta package names the current kernel. Without package lists it is unknown.
-  package=$(find_kernel_package)
+  package=$(find_kernel_package "$meta")
   if [ -z "$package" ]; then
     apt-get update -qq
-    package=$(find_kernel_package)
+    package=$(find_kernel_package "$meta")
   fi
-  [ -n "$package" ] || { echo "build-image: apt knows no linux-image-cloud-amd64" >&2; exit 1; }
+  [ -n "$package" ] || { echo "build-image: apt knows no $meta" >&2; exit 1; }
 
   echo "build-image: downloading $package"
   # Lists that are older than the mirror name packages that are gone.
   (cd "$scratch" && apt-get download -qq "$package" 2>/dev/null) || {
     apt-get update -qq
-    package=$(find_kernel_package)
+    package=$(find_kernel_package "$meta")
     (cd "$scratch" && apt-get download -qq "$package")
   }
   dpkg -x "$scratch"/*.deb "$scratch/x"
   release=$(ls "$scratch/x/lib/modules")
 
-  rm -rf "$cache/qemu/modules"
-  mkdir -p "$cache/qemu/modules"
-  for module in $modules_qemu; do
-    cp "$scratch/x/lib/modules/$release/kernel/$module.ko" "$cache/qemu/modules/"
+  rm -rf "$cache/$kind/modules"
+  mkdir -p "$cache/$kind/modules"
+  for module in ${!modules}; do
+    module=$scratch/x/lib/modules/$release/kernel/$module.ko
+    # Newer kernels have them compressed.
+    [ ! -e "$module.xz" ] || xz -d "$module.xz"
+    cp "$module" "$cache/$kind/modules/"
   done
   # The kernel last: it stands for a complete download.
-  mv "$scratch/x/boot/vmlinuz-$release" "$cache/qemu/vmlinuz"
+  mv "$scratch/x/boot/vmlinuz-$release" "$cache/$kind/vmlinuz"
   rm -rf "$scratch"
 }
 
-find_kernel_package() {
-  apt-cache depends linux-image-cloud-amd64 2>/dev/null |
-    sed -n 's/^ *Depends: \(linux-image-[0-9].*-cloud-amd64\)$/\1/p' | head -n 1
+find_kernel_package() { # meta package
+  apt-cache depends "$1" 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9].*-amd64\)$/\1/p' | head -n 1
 }
 
 # --- programs
@@ -103,7 +110,8 @@ program() {
 base_programs() { # guest
   for name in mke2fs e2fsck resize2fs dd fallocate split; do program "$name"; done
   # An emulated processor takes too long to unpack what it does not use.
-  [ "$1" = qemu ] || for name in mkfs.xfs xfs_repair mkfs.btrfs btrfs dmsetup; do program "$name"; done
+  [ "$1" != uml ] || for name in mkfs.xfs xfs_repair mkfs.btrfs btrfs dmsetup; do program "$name"; done
+  [ "$1" != zoned ] || for name in blkzone mkfs.btrfs btrfs truncate; do program "$name"; done
 }
 
 # The program files and the libraries they are linked with.
@@ -116,9 +124,9 @@ with_libraries() {
 }
 
 inputs() { # guest
-  find "$here/init" "$here/scenarios" "$here/build-image.sh" -type f
+  find "$here/init" "$here/scenarios" "$here/build-image.sh" "$here/queue-reset.c" -type f
   find "$cache/$1" -name '*.ko'
-  [ "$1" = qemu ] || program linux.uml
+  [ "$1" != uml ] || program linux.uml
   program busybox
   # shellcheck disable=SC2046  # one word per program
   with_libraries $(base_programs "$1") "$(program fio)"
@@ -159,6 +167,9 @@ build_initramfs() { # guest
   cp -r "$here/scenarios" "$tree/base/guest/"
   install -m 755 "$here/init" "$tree/base/init"
 
+  # A driver of its own, without libraries.
+  [ "$1" != qemu ] || gcc -static -O2 -Wall -o "$tree/base/usr/bin/queue-reset" "$here/queue-reset.c"
+
   copy_programs "$tree/fio" "$(program fio)"
 
   # Not compressed: an emulated processor takes longer to unpack than to read.
@@ -171,7 +182,10 @@ build_initramfs() { # guest
 
 for kind in "$@"; do
   mkdir -p "$cache/$kind"
-  if [ "$kind" = qemu ]; then fetch_qemu; fi
+  case $kind in
+  qemu) fetch_kernel qemu linux-image-cloud-amd64 ;;
+  zoned) fetch_kernel zoned linux-image-6.12-amd64 ;;
+  esac
   if [ "$kind" = uml ] && [ "$(cat "$cache/uml/release" 2>/dev/null)" != "$(uml_tree)" ]; then
     fetch_uml
     uml_tree >"$cache/uml/release"

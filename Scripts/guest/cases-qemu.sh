@@ -2,6 +2,9 @@
 # Debian's kernel in QEMU: what needs more than one queue, PCI, the features that QEMU can take away, or a front-end that
 # connects again. QEMU emulates the processor. Sourced by test.sh, in the order in which the cases run.
 
+# What serves our PCI function.
+proxy=${PCI_PROXY:-$root/.build/release/pci-proxy}
+
 qemu() { in_guest --guest qemu --socket "$work/socket" "$@"; }
 
 # Without the field that lets the driver choose the cache, a device with flush
@@ -29,18 +32,40 @@ case_qemu-ring-of-1024() { qemu_io_case 2 28,29,32 --queue-size 1024; }
 
 # Our PCI function instead of QEMU's: its accesses come through x-pci-proxy-dev, which delivers no interrupts here, so the
 # kernel looks for them at every tick. SeaBIOS looks at the disk first.
-qemu_pci_case() { # registers, expected features, where the accesses go
+qemu_pci_case() { # registers, expected features, where the accesses go, scenario, queues
   [ "$SERVER" = vmm-blk ] || die "only vmm-blk has a PCI function"
-  [ -x "$root/.build/release/pci-proxy" ] || die "build it first: swift build -c release --product pci-proxy"
+  [ -x "$proxy" ] || die "build it first: swift build -c release --product pci-proxy"
   empty_disk "$work/disk" 64M
-  "$python" "$guest/pci.py" --timeout "$hung" "$root/.build/release/pci-proxy" "$1" "$work/disk" \
-    scenarios=io queues=1 expect="$2" >"$console" 2>&1 || die "the guest was not content"
+  "$python" "$guest/pci.py" --timeout "$hung" --queues "${5:-1}" "$proxy" "$1" "$work/disk" \
+    scenarios="${4:-io}" queues=1 expect="$2" iomem=relaxed >"$console" 2>&1 || die "the guest was not content"
   grep -q "^accesses: .*$3 [1-9]" "$console" || die "the guest did not use $3"
 }
 
 case_qemu-pci() { qemu_pci_case pci 28,29,32 "BAR 4"; }
 case_qemu-pci-legacy() { qemu_pci_case pci-legacy '28,29,!32' "BAR 0"; }
+case_qemu-pci-queue-reset() {
+  qemu_pci_case pci 40 "BAR 4" queue-reset 4
+  [[ "$(told 24)" == "resets of one of 4 queues" ]] || die "the guest reset no queues"
+}
 case_qemu-pci-transitional() { qemu_pci_case pci-transitional 28,29,32 "BAR 4"; }
+
+# A disk with zones under a kernel that knows them. QEMU 7.2's own vhost-user-blk does not pass the feature on, our PCI function
+# needs nobody who does. The second guest meets another process, which has the zones from their file.
+zoned_guest() { # scenario, words of the kernel's command line
+  "$python" "$guest/pci.py" --timeout "$hung" --kernel "$root/.guest/zoned" --initramfs initramfs-fio.cpio --memory 768 \
+    --zoned host-managed,zone-size=8M,zone-capacity=6M,conventional=4,max-open=10,max-active=12 \
+    "$proxy" pci "$work/disk" scenarios="$1" "${@:2}" >"$console.$1" 2>&1 || die "the guest was not content"
+  cat "$console.$1" >>"$console"
+}
+
+case_zoned-linux() {
+  [ "$SERVER" = vmm-blk ] || die "only vmm-blk has a PCI function"
+  [ -x "$proxy" ] || die "build it first: swift build -c release --product pci-proxy"
+  empty_disk "$work/disk" 512M
+  zoned_guest zoned zones=64 zone=8 capacity=6 conventional=4 open=10 active=12
+  [ "$(told used)" -ge 1 ] || die "btrfs has left no zones that are written"
+  zoned_guest zoned-again report="$(told zones)"
+}
 
 # OVMF's driver: a FAT disk with a script for its shell, which copies a file and turns the machine off.
 firmware=/usr/share/ovmf/OVMF.fd
@@ -79,10 +104,10 @@ case_qemu-ovmf() {
 
 case_qemu-ovmf-pci() {
   local registers
-  [ -x "$root/.build/release/pci-proxy" ] || die "build it first: swift build -c release --product pci-proxy"
+  [ -x "$proxy" ] || die "build it first: swift build -c release --product pci-proxy"
   for registers in pci-legacy pci-transitional; do
     ovmf_disk
-    "$python" "$guest/pci.py" --timeout "$hung" --firmware "$firmware" "$root/.build/release/pci-proxy" "$registers" \
+    "$python" "$guest/pci.py" --timeout "$hung" --firmware "$firmware" "$proxy" "$registers" \
       "$work/disk" >>"$console" 2>&1 || die "OVMF did not turn the machine off"
     check_ovmf_disk
   done
@@ -91,6 +116,7 @@ case_qemu-ovmf-pci() {
 # The other format of a ring. QEMU offers it only when asked.
 packed=(--device packed=on)
 case_qemu-packed() { qemu_io_case 2 28,29,32,34 "${packed[@]}"; }
+case_qemu-packed-ring-of-1024() { qemu_io_case 2 28,29,32,34 "${packed[@]}" --queue-size 1024; }
 case_qemu-packed-queues-4() { qemu_io_case 4 28,29,32,34 "${packed[@]}" --processors 4; }
 case_qemu-packed-no-event-idx() { qemu_io_case 2 28,!29,32,34 "${packed[@]}" --event-idx off; }
 case_qemu-packed-no-indirect() { qemu_io_case 2 !28,29,32,34 "${packed[@]}" --indirect off; }
@@ -136,11 +162,12 @@ qemu_reboot_case() { # options of boot.sh
 case_qemu-reboot() { qemu_reboot_case; }
 case_qemu-packed-reboot() { qemu_reboot_case "${packed[@]}"; }
 
-case_qemu-sigterm() {
+qemu_sigterm_case() { # options of boot.sh
   empty_disk "$work/disk" 64M
   start_server "$work/disk" "$work/socket" --num-queues 2
   # More blocks than time for them: the guest never comes to an end.
-  guest_on "$console" --guest qemu --socket "$work/socket" --queues 2 --scenarios numbered "${write_back[@]}" --set blocks=8000
+  guest_on "$console" --guest qemu --socket "$work/socket" --queues 2 --scenarios numbered "${write_back[@]}" --set blocks=8000 \
+    "$@"
   wait_for_acks 100
   stop_server
   [ "$SERVER" = qsd ] || [ ! -e "$work/socket" ] || die "the server left its socket behind"
@@ -149,6 +176,9 @@ case_qemu-sigterm() {
   cut_guests
   check_blocks 100
 }
+
+case_qemu-sigterm() { qemu_sigterm_case; }
+case_qemu-packed-sigterm() { qemu_sigterm_case "${packed[@]}"; }
 
 qemu_restart_case() { # options of boot.sh
   local acks
@@ -207,19 +237,22 @@ case_qemu-packed-taken-over() { taken_over_case 2 --guest qemu --queues 2 "${wri
 
 # Moved while it writes: what the back-end puts into its memory meanwhile has to be copied, too. MIGRATIONS says how often.
 # To be named: QEMU 7.2's emulated processors lose a store of theirs in a migration now and then, also without any back-end.
-case_qemu-migrated() {
+qemu_migrated_case() { # options of vhost-user-blk-pci
   local migrations=${MIGRATIONS:-2}
   [ "$SERVER" = vmm-blk ] || die "the back-ends that this case starts are ours"
   empty_disk "$work/disk" 192M
   : >"$console"
   # A process of its own, so that it ends together with this script.
   "$python" "$guest/migrate.py" --folder "$work" --disk "$work/disk" --console "$console" --migrations "$migrations" \
-    --set beats=$((6 * migrations)) --server-options "--num-queues 2 $VMM_BLK_OPTIONS" >&2 &
+    --set beats=$((6 * migrations)) --device "$1" --server-options "--num-queues 2 $VMM_BLK_OPTIONS" >&2 &
   guest_pids+=($!)
   wait $! || die "the guest did not survive its migrations"
   guest_pids=()
   check_ext4_files
 }
+
+case_qemu-migrated() { qemu_migrated_case ''; }
+case_qemu-packed-migrated() { qemu_migrated_case packed=on; }
 
 # Several of the server's threads wait for the disk.
 is_at_disk() { [ "$(cat "/proc/$server_pid/task/"*/stat 2>/dev/null | sed 's/.*) //' | grep -c '^D')" -ge 2 ]; }

@@ -62,7 +62,7 @@ class Server:
 class Machine:
     """A QEMU, and its monitor."""
 
-    def __init__(self, folder, name, server, console, errors, words, incoming=None):
+    def __init__(self, folder, name, server, console, errors, words, device="", incoming=None):
         self.monitor_path = f"{folder}/{name}.qmp"
         memory = 512
         command = [
@@ -73,7 +73,7 @@ class Machine:
             "-kernel", "vmlinuz", "-initrd", "initramfs-fio.cpio", "-nodefaults", "-nic", "none", "-vga", "none",
             "-display", "none", "-no-reboot", "-serial", "stdio", "-qmp", f"unix:{self.monitor_path},server=on,wait=off",
             "-chardev", f"socket,id=disk0,path={server.path},reconnect=1",
-            "-device", "vhost-user-blk-pci,chardev=disk0,num-queues=2,config-wce=off",
+            "-device", "vhost-user-blk-pci,chardev=disk0,num-queues=2,config-wce=off" + (device and f",{device}"),
             "-append", f"console=ttyS0 quiet panic=-1 no_timer_check {' '.join(words)}",
         ]
         if incoming:
@@ -152,7 +152,7 @@ def run(options, machines, servers):
     errors = open(options.console + ".hypervisor", "ab")
     servers += [Server(options.folder, f"end{index}", options.disk, options.server_options.split()) for index in range(2)]
     words = [*options.set, f"scenarios={options.scenarios}"]
-    guest = Machine(options.folder, "0", servers[0], console, errors, words).connect()
+    guest = Machine(options.folder, "0", servers[0], console, errors, words, options.device).connect()
     machines.append(guest)
     beats = 0
 
@@ -165,7 +165,7 @@ def run(options, machines, servers):
     for number in range(1, options.migrations + 1):
         beats = wait_until(f"the guest's disk answers after migration {number - 1}", is_alive)
         channel = f"{options.folder}/{number}.migration"
-        other = Machine(options.folder, str(number), servers[number % 2], console, errors, words, channel).connect()
+        other = Machine(options.folder, str(number), servers[number % 2], console, errors, words, options.device, channel).connect()
         machines.append(other)
         state = move(guest, other, channel)
         print(
@@ -193,6 +193,7 @@ def main():
     parser.add_argument("--migrations", type=int, default=10)
     parser.add_argument("--scenarios", default="killed")
     parser.add_argument("--set", action="append", default=[], help="name=value, a parameter of the scenarios")
+    parser.add_argument("--device", default="", help="more options of vhost-user-blk-pci")
     parser.add_argument("--server-options", default="--num-queues 2", help="more options of both servers")
     options = parser.parse_args()
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Lets Debian's kernel find our PCI functions among QEMU's own, and use the disk behind one of them.
 
-    pci.py [--kvm] [--kernel FOLDER] PROXY pci|pci-legacy|pci-transitional IMAGE [WORD…]
+    pci.py [--kvm] [--kernel FOLDER] [--zoned WORDS] PROXY pci|pci-legacy|pci-transitional IMAGE [WORD…]
     pci.py --firmware FILE PROXY pci-legacy|pci-transitional IMAGE
 
 QEMU's x-pci-proxy-dev forwards what a guest does with a function to PROXY (the program pci-proxy), which has our register
@@ -18,8 +18,11 @@ import argparse, os, pathlib, socket, subprocess, sys
 parser = argparse.ArgumentParser()
 parser.add_argument("--kvm", action="store_true")
 parser.add_argument("--kernel", default=pathlib.Path(__file__).resolve().parents[2] / ".guest/qemu", type=pathlib.Path)
+parser.add_argument("--initramfs", default="initramfs.cpio")
+parser.add_argument("--zoned")
 parser.add_argument("--firmware")
 parser.add_argument("--queues", default=1, type=int)
+parser.add_argument("--memory", default=512, type=int)
 parser.add_argument("--timeout", default=600, type=int)
 parser.add_argument("proxy")
 parser.add_argument("registers")
@@ -29,7 +32,8 @@ arguments = parser.parse_args()
 
 ours, theirs = socket.socketpair()
 proxy = subprocess.Popen(
-    [arguments.proxy, str(ours.fileno()), arguments.registers, arguments.image, str(arguments.queues)],
+    [arguments.proxy, str(ours.fileno()), arguments.registers, arguments.image, str(arguments.queues)]
+    + ([arguments.zoned] if arguments.zoned else []),
     pass_fds=[ours.fileno()])
 ours.close()
 # The line is looked at by the periodic timer, so without KVM there must be one, and nothing that replaces it.
@@ -38,10 +42,10 @@ kernel = ["console=ttyS0", "panic=-1", "pci=nomsi"] + polling + arguments.words
 accelerator = "kvm" if arguments.kvm else "tcg"
 start = (
     ["-bios", arguments.firmware] if arguments.firmware else
-    ["-kernel", arguments.kernel / "vmlinuz", "-initrd", arguments.kernel / "initramfs.cpio", "-append", " ".join(kernel)])
+    ["-kernel", arguments.kernel / "vmlinuz", "-initrd", arguments.kernel / arguments.initramfs, "-append", " ".join(kernel)])
 machine = subprocess.Popen(
-    ["qemu-system-x86_64", "-M", f"pc,accel={accelerator}", "-cpu", "max", "-m", "512", "-no-reboot",
-     "-object", "memory-backend-memfd,id=mem,size=512M,share=on", "-machine", "memory-backend=mem",
+    ["qemu-system-x86_64", "-M", f"pc,accel={accelerator}", "-cpu", "max", "-m", str(arguments.memory), "-no-reboot",
+     "-object", f"memory-backend-memfd,id=mem,size={arguments.memory}M,share=on", "-machine", "memory-backend=mem",
      "-nodefaults", "-nic", "none", "-vga", "none", "-display", "none", "-monitor", "none", "-serial", "stdio",
      "-device", f"x-pci-proxy-dev,id=disk,fd={theirs.fileno()}"] + start,
     pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)

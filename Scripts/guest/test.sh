@@ -3,7 +3,7 @@
 # checks what guest and host see.
 #
 #   test.sh            all cases, but for those that need to be named
-#   test.sh uml        those of one kind of guest: uml or qemu
+#   test.sh uml        those of one kind of guest: uml, qemu or zoned
 #   test.sh CASE…      some of them
 #   test.sh --list     their names
 #
@@ -140,13 +140,13 @@ case ${1:-} in
 esac
 
 # What depends on more than us and the guest: see the case.
-named_only=$'qemu-migrated\nqemu-ovmf\nqemu-ovmf-pci\nqemu-pci\nqemu-pci-legacy\nqemu-pci-transitional'
+named_only=$'qemu-migrated\nqemu-packed-migrated\nqemu-ovmf\nqemu-ovmf-pci\nqemu-pci\nqemu-pci-legacy\nqemu-pci-queue-reset\nqemu-pci-transitional'
 
 names=()
 [ $# -gt 0 ] || set -- uml qemu
 for name in "$@"; do
   case $name in
-  uml | qemu) mapfile -t -O ${#names[@]} names < <(grep "^$name-" <<<"$all" | grep -vxF -- "$named_only") ;;
+  uml | qemu | zoned) mapfile -t -O ${#names[@]} names < <(grep "^$name-" <<<"$all" | grep -vxF -- "$named_only") ;;
   *)
     grep -qx -- "$name" <<<"$all" || die "no case '$name'; --list shows them"
     names+=("$name")
@@ -189,7 +189,7 @@ reason() {
 
 # Cases that qemu-storage-daemon cannot pass: its library knows no legacy devices, the engines are ours, and so is
 # a server of many disks.
-beyond_qsd=" qemu-legacy uml-ext4-cached uml-xfs-mapped uml-btrfs-threads uml-log-writes uml-power-cut uml-many uml-taken-over uml-operated uml-resized qemu-resized qemu-taken-over qemu-killed qemu-ovmf qemu-ovmf-pci "
+beyond_qsd=" qemu-legacy uml-split uml-split-ext4 zoned-linux uml-ext4-cached uml-xfs-mapped uml-btrfs-threads uml-log-writes uml-power-cut uml-many uml-taken-over uml-operated uml-resized qemu-resized qemu-taken-over qemu-killed qemu-ovmf qemu-ovmf-pci "
 
 passed=0 failures=() case_pid=''
 # The case cleans up after itself, if it is told and given the time.

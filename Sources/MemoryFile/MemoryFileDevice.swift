@@ -284,7 +284,7 @@ public final class MemoryFileDevice {
     if registers.isInUse {
       for (queue, _) in registers.readyQueues { callSink(queue).signal() }
     }
-    if registers.status.contains(.needsReset) { notifyConfigurationChange() }
+    if registers.status.contains(.needsReset), !registers.status.contains(.suspend) { notifyConfigurationChange() }
   }
 
   /// Says that another device is here now.
@@ -347,6 +347,7 @@ public final class MemoryFileDevice {
       if attended.stop(queue: queue) { resetting.insert(queue) } else { queueResetFinished(queue) }
     case .effect(.notify(let queue)): file.control.kick(queue).ring()
     case .effect(.interruptRoutesChanged): reroute()
+    case .effect(.configurationChanged): notifyConfigurationChange()
     case .effect(.acknowledgeInterrupt(let bits)): file.control.interruptStatus.subtract(bits)
     case .effect(.configWrite(let offset, let bytes)):
       if device.writeConfiguration(at: offset, bytes) { registers.configurationWritten(at: offset, bytes) }
@@ -431,7 +432,7 @@ public final class MemoryFileDevice {
         fail(queue, error)
         storeState()
       case .configurationChanged:
-        if registers.isInUse { notifyConfigurationChange() }
+        if registers.configurationChanged() { notifyConfigurationChange() }
       case .notice(let text): notice(text)
       // Its addresses are guest addresses.
       case .translationMissed, .withdrawn: break

@@ -111,10 +111,10 @@ package enum FeatureTransport {
     }
   }
 
-  /// What makes no sense there: over a socket a kick is an event without a value, and a file of guest memory has guest addresses.
+  /// What makes no sense there: over a socket a kick is an event without a value and the front-end has the status, and a file of guest memory has guest addresses.
   package var impossible: FeatureSet {
     switch self {
-    case .vhostUser: [.notificationData]
+    case .vhostUser: [.notificationData, .suspend]
     case .memoryFile: [.accessPlatform]
     }
   }

@@ -68,7 +68,7 @@ public struct MemoryFilePicture: Sendable {
   public static func statusNames(_ status: DeviceStatus) -> String {
     let names: [(DeviceStatus, String)] = [
       (.acknowledge, "ACKNOWLEDGE"), (.driver, "DRIVER"), (.featuresOK, "FEATURES_OK"), (.driverOK, "DRIVER_OK"),
-      (.needsReset, "DEVICE_NEEDS_RESET"), (.failed, "FAILED"),
+      (.suspend, "SUSPEND"), (.needsReset, "DEVICE_NEEDS_RESET"), (.failed, "FAILED"),
     ]
     let set = names.filter { status.contains($0.0) }.map(\.1)
     return set.isEmpty ? "0 (reset)" : set.joined(separator: " ")

@@ -32,7 +32,7 @@ extension BlockDevice {
   /// is offered, and VMMs without an IOMMU, or without vhost-user's messages for one, then have a disk that waits for ever.
   /// - RING_RESET (virtio 2.6.1) and NOTIFICATION_DATA (virtio 2.7.23) need a transport that knows of them, too.
   public static func featuresOnRequest(of image: ImageFile) -> FeatureSet {
-    var features: FeatureSet = [.accessPlatform, .inOrder, .orderPlatform, .ringReset, .notificationData]
+    var features: FeatureSet = [.accessPlatform, .inOrder, .orderPlatform, .ringReset, .notificationData, .suspend]
     // A qcow2 image writes to new clusters and leaves the old contents in clusters that are shared or freed. Snapshots and clones of an
     // image in a cluster keep them, too.
     if !image.isReadOnly, image.zones == nil, !image.keepsTables, image.rbd == nil { features.insert(.blockSecureErase) }

@@ -36,7 +36,7 @@ extension DeviceRegisters {
   mutating func setQueueReady(_ ready: Bool) -> [Effect] {
     guard let queue = selectedQueue, !queues[queue].resetting, queues[queue].ready != ready else { return [] }
     queues[queue].ready = ready
-    guard isInUse else { return [] }
+    guard isInUse || suspension != nil else { return [] }
     if ready { return isLive ? [.startQueue(queue, queues[queue].configuration)] : [] }
     return [.stopQueue(queue)]
   }

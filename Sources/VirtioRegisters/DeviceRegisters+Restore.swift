@@ -49,7 +49,7 @@ extension DeviceRegisters {
     } else {
       acceptLegacy(Self.word(0, of: image.driverFeatures))
     }
-    let early = image.status.subtracting([.driverOK, .needsReset])
+    let early = image.status.subtracting([.driverOK, .needsReset, .suspend])
     if !early.isEmpty { effects += writeStatus(UInt32(early.rawValue), isLegacy: isLegacy) }
     for run in image.configurationWrites.runs { effects.append(.configWrite(offset: run.offset, bytes: run.bytes)) }
     configurationWrites = image.configurationWrites
@@ -72,9 +72,16 @@ extension DeviceRegisters {
     var restoration = Restoration.complete
     if canServe(image, isLegacy: isLegacy) {
       if isEarly, status.contains(.needsReset) { servesEarly = true } else if isEarly { effects += serveEarly() }
-      if image.status.contains(.driverOK) { effects += writeStatus(UInt32(image.status.rawValue), isLegacy: isLegacy) }
+      if image.status.contains(.driverOK) {
+        effects += writeStatus(UInt32(image.status.rawValue), isLegacy: isLegacy)
+      } else if image.status.contains(.suspend) {
+        effects += replaySuspension()
+      }
     }
-    let isWhere = isEarly == servesEarly && (status.contains(.driverOK) || !image.status.contains(.driverOK))
+    let isSuspended = image.status.contains(.suspend) && !image.status.contains(.driverOK)
+    let isWhere =
+      isEarly == servesEarly && (status.contains(.driverOK) || !image.status.contains(.driverOK))
+      && isSuspended == status.contains(.suspend)
     if !isWhere || !canServe(image, isLegacy: isLegacy) {
       _ = negotiation.needReset()
       effects.removeAll { if case .startQueue = $0 { true } else { false } }
@@ -84,6 +91,18 @@ extension DeviceRegisters {
     driverFeaturesSelect = image.driverFeaturesSelect
     queueSelect = image.queueSelect
     return (effects, restoration)
+  }
+
+  /// Nothing starts before the driver resumes the device. What changed while nobody served it is not known, so the driver is told then
+  /// that something may have.
+  private mutating func replaySuspension() -> [Effect] {
+    var effects = writeStatus(UInt32(status.union(.driverOK).rawValue))
+    _ = writeStatus(UInt32(status.union(.suspend).rawValue))
+    effects.removeAll { if case .startQueue = $0 { true } else { false } }
+    guard status.contains(.suspend) else { return [] }
+    suspension = Suspension(face, configurationWrites)
+    suspension?.owesConfigurationChange = true
+    return effects
   }
 
   typealias Restoration = RegisterRestoration

@@ -44,6 +44,8 @@ public struct DeviceRegisters: Sendable {
   var servesEarly = false
   /// The device may access memory. Only PCI can say no.
   var isMaster: Bool
+  /// Of a suspended device.
+  var suspension: Suspension?
 
   init(face: RegisterFace, interface: RegisterInterface) {
     self.face = face
@@ -145,12 +147,14 @@ public struct DeviceRegisters: Sendable {
         guard !servesEarly else { continue }
         effects.append(.live)
         effects += startReadyQueues()
+      case .suspended: effects += suspend()
+      case .resumed: effects += resume()
       }
     }
     return effects
   }
 
-  private func startReadyQueues() -> [Effect] {
+  func startReadyQueues() -> [Effect] {
     guard isLive else { return [] }
     return queues.indices.filter { queues[$0].ready && !queues[$0].resetting }
       .map { .startQueue($0, queues[$0].configuration) }

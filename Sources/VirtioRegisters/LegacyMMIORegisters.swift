@@ -41,7 +41,7 @@ public struct LegacyMMIORegisters: RegisterWindow {
     if offset >= MMIORegisters.configurationOffset {
       guard AccessBytes.widths.contains(width) else { return 0 }
       let place = Int(offset - MMIORegisters.configurationOffset)
-      return AccessBytes.number(device.face.readConfiguration(place, width).prefix(width))
+      return AccessBytes.number(device.readConfiguration(place, width).prefix(width))
     }
     guard width == 4, let register = Register(rawValue: offset) else { return 0 }
     return UInt64(read(register))
@@ -69,7 +69,7 @@ public struct LegacyMMIORegisters: RegisterWindow {
     if offset >= MMIORegisters.configurationOffset {
       guard AccessBytes.widths.contains(width) else { return [] }
       let bytes = AccessBytes.bytes(value, width: width)
-      return [.configWrite(offset: Int(offset - MMIORegisters.configurationOffset), bytes: bytes)]
+      return device.writeConfiguration(Int(offset - MMIORegisters.configurationOffset), bytes)
     }
     guard width == 4, let register = Register(rawValue: offset) else { return [] }
     return write(register, UInt32(truncatingIfNeeded: value))

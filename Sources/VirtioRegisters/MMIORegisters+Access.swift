@@ -8,7 +8,7 @@ extension MMIORegisters {
   public func read(offset: UInt32, width: Int) -> UInt64 {
     if offset >= Self.configurationOffset {
       guard AccessBytes.widths.contains(width) else { return 0 }
-      return AccessBytes.number(device.face.readConfiguration(Int(offset - Self.configurationOffset), width).prefix(width))
+      return AccessBytes.number(device.readConfiguration(Int(offset - Self.configurationOffset), width).prefix(width))
     }
     guard width == 4, let register = Register(rawValue: offset) else { return 0 }
     return UInt64(read(register))
@@ -28,7 +28,7 @@ extension MMIORegisters {
     case .status: UInt32(status.rawValue)
     // A region that does not exist has length and base all ones (virtio 4.2.2).
     case .sharedMemoryLengthLow, .sharedMemoryLengthHigh, .sharedMemoryBaseLow, .sharedMemoryBaseHigh: 0xffff_ffff
-    case .configurationGeneration: device.face.configurationGeneration()
+    case .configurationGeneration: device.configurationGeneration
     case .deviceFeaturesSelect, .driverFeatures, .driverFeaturesSelect, .queueSelect, .queueSize, .queueNotify,
       .interruptAcknowledge, .queueDescriptorLow, .queueDescriptorHigh, .queueDriverLow, .queueDriverHigh,
       .queueDeviceLow, .queueDeviceHigh, .sharedMemorySelect:
@@ -42,7 +42,7 @@ extension MMIORegisters {
     if offset >= Self.configurationOffset {
       guard AccessBytes.widths.contains(width) else { return [] }
       let bytes = AccessBytes.bytes(value, width: width)
-      return [.configWrite(offset: Int(offset - Self.configurationOffset), bytes: bytes)]
+      return device.writeConfiguration(Int(offset - Self.configurationOffset), bytes)
     }
     guard width == 4, let register = Register(rawValue: offset) else { return [] }
     return write(register, UInt32(truncatingIfNeeded: value))

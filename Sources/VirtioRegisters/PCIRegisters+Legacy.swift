@@ -26,7 +26,7 @@ extension PCIRegisters {
   mutating func readLegacy(_ offset: UInt32, _ width: Int) -> (value: UInt64, effects: [Effect]) {
     guard offset < legacyConfiguration else {
       let place = Int(offset - legacyConfiguration)
-      return (AccessBytes.number(device.face.readConfiguration(place, width).prefix(width)), [])
+      return (AccessBytes.number(device.readConfiguration(place, width).prefix(width)), [])
     }
     let value: UInt64
     switch (offset, width) {
@@ -48,7 +48,7 @@ extension PCIRegisters {
   mutating func writeLegacy(_ offset: UInt32, _ width: Int, _ value: UInt64) -> [Effect] {
     guard offset < legacyConfiguration else {
       let place = Int(offset - legacyConfiguration)
-      return [.configWrite(offset: place, bytes: AccessBytes.bytes(value, width: width))]
+      return device.writeConfiguration(place, AccessBytes.bytes(value, width: width))
     }
     let low = UInt32(truncatingIfNeeded: value)
     let half = UInt16(truncatingIfNeeded: value)

@@ -51,7 +51,7 @@ extension PCIRegisters {
       if (place..<place + width).contains(Common.generation) { moveGeneration() }
       return (AccessBytes.number(common.dropFirst(place).prefix(width)), [])
     case .isr: return readISR()
-    case .device(let place): return (AccessBytes.number(device.face.readConfiguration(place, width).prefix(width)), [])
+    case .device(let place): return (AccessBytes.number(device.readConfiguration(place, width).prefix(width)), [])
     case .notify, .hole: return (0, [])
     }
   }
@@ -63,7 +63,7 @@ extension PCIRegisters {
   }
 
   private mutating func moveGeneration() {
-    let now = device.face.configurationGeneration()
+    let now = device.configurationGeneration
     if now != generationSeen { generation &+= 1 }
     generationSeen = now
   }
@@ -103,7 +103,7 @@ extension PCIRegisters {
   mutating func writeVirtio(_ offset: UInt32, _ width: Int, _ value: UInt64) -> [Effect] {
     switch region(offset) {
     case .common(let place): return writeCommon(place, width, value)
-    case .device(let place): return [.configWrite(offset: place, bytes: AccessBytes.bytes(value, width: width))]
+    case .device(let place): return device.writeConfiguration(place, AccessBytes.bytes(value, width: width))
     case .notify(let place):
       // The address says which queue it is (virtio 4.1.4.4), whatever the data.
       guard place % Int(PCILayout.notifyMultiplier) == 0, width == 2 || width == 4 else { return [] }

@@ -13,7 +13,7 @@ public enum RegisterEffect: Hashable, Sendable {
   /// Finish what is in flight and release the queue's memory.
   case stopQueue(Int)
   /// As `stopQueue`, but the queue will be started again where it stands: the function may not access memory (PCI's bus master
-  /// enable).
+  /// enable), or the driver suspends the device.
   case pauseQueue(Int)
   /// As `stopQueue`; then call `queueResetFinished` (virtio 2.6.1).
   case resetQueue(Int)
@@ -23,6 +23,8 @@ public enum RegisterEffect: Hashable, Sendable {
   case acknowledgeInterrupt(UInt32)
   /// The driver writes to the device's configuration space.
   case configWrite(offset: Int, bytes: [UInt8])
+  /// Notify the driver of a configuration change that it was not told of while the device was suspended.
+  case configurationChanged
   /// Where notifications go to may have changed: ask `route(of:)` again, and send what was held back and need not be any more.
   case interruptRoutesChanged
   /// Stop every queue, forget the driver and clear the pending interrupts.

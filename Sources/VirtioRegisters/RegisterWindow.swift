@@ -30,6 +30,12 @@ extension RegisterWindow {
     return isNews && device.isInUse
   }
 
+  /// The device's configuration space has changed.
+  ///
+  /// - Returns: whether to notify the driver: it drives the device, and has not suspended it. Later, `RegisterEffect.configurationChanged`
+  ///   says so.
+  public mutating func configurationChanged() -> Bool { device.configurationChanged() }
+
   /// The owner has executed `resetQueue`: the queue's reset and ready bits read 0 from now on.
   public mutating func queueResetFinished(_ queue: Int) { device.queueResetFinished(queue) }
 

@@ -9,7 +9,8 @@ enum Fault: String, CaseIterable, Sendable {
   case diesWithoutVersion1, offersSRIOV, offersZoned, legacyZoned, lifetimeFails, reservedLifetime, configurationComesLate
   case wholeReadsOnly, paddingIsNotZero, secondQueueIsDead, generationRuns, resizeIsNotTold, generationStands
   case writebackWithoutFlush, writebackSticks, configurationIsWritable, diesBeyondConfiguration
-  case servesResetQueue, resetQueueKeepsPosition, offersAdminQueue, hangsWithoutAccessPlatform, hangsWithoutOrderPlatform
+  case suspendsEarly, neverResumes, servesSuspended, writesSuspended
+  case servesResetQueue, resetQueueKeepsPosition, offersAdminQueue, lostWithoutAccessPlatform, lostWithoutOrderPlatform
   // Legacy interfaces.
   case legacyIsRefused, legacyRingElsewhere, legacyForgetsConfiguration, noAnyLayout, offersBit30, flushOutIsUnknown
   case diesOfOddAccesses

@@ -21,6 +21,9 @@ enum ModelFace: Sendable, CaseIterable {
   var isLegacy: Bool { self == .mmioLegacy || self == .pciLegacy }
 }
 
+/// How a device may answer a driver that declined ACCESS_PLATFORM or ORDER_PLATFORM.
+enum Insistence: CaseIterable, Sendable { case refusesFeatures, refusesDriverOK, needsReset, saysNothing, failsRequests }
+
 /// What outlives a driver.
 final class ModelDevice {
   static let block = 1024
@@ -43,6 +46,10 @@ final class ModelDevice {
   var reads = 0
   var negotiations = 0
   var wasLive = false
+  /// What a driver before has declined.
+  var wasDeclined = FeatureSet()
+  /// A feature without which it does not work for a driver, and what becomes of that: a device has this right (virtio 6.2).
+  var insistence: (on: FeatureSet, by: Insistence)?
   /// Of a zoned disk.
   var zones: ModelZones?
 
@@ -67,6 +74,7 @@ final class ModelDevice {
       BlockFeature.sizeMax, BlockFeature.segMax, BlockFeature.blockSize, BlockFeature.flush, BlockFeature.configWCE,
       BlockFeature.multiQueue, BlockFeature.discard, BlockFeature.writeZeroes, BlockFeature.secureErase, .anyLayout,
       .indirectDescriptors, .eventIndex, .version1, .packedRing, .inOrder, .orderPlatform, .ringReset, .accessPlatform,
+      .suspend,
     ]
     if !hasFlush { features.subtract([BlockFeature.flush, BlockFeature.configWCE]) }
     if hasLifetime { features.insert(FeatureSet(bit: 15)) }
@@ -183,6 +191,8 @@ final class ModelTransport: SteppedTransport {
   private var leftOver: [ModelQueue] = []
   private var seenChanges: Int
   private var isFailed = false
+  /// What a suspended device shows of its configuration.
+  private var still: (space: [UInt8], generation: UInt32)?
 
   init(_ device: ModelDevice) throws {
     memory = try DriverMemory(anonymous: [(GuestAddress(0), 1 << 20), (GuestAddress(1 << 30), 256 << 10)])
@@ -198,7 +208,7 @@ final class ModelTransport: SteppedTransport {
 
   func readConfiguration(at offset: Int, count: Int) -> [UInt8] {
     if fault == .diesBeyondConfiguration, offset + count > 96 { device.isDead = true }
-    let space = device.configuration(current)
+    let space = still?.space ?? device.configuration(current)
     if fault == .wholeReadsOnly, count == 1 { return [0] }
     return (offset..<offset + count).map { $0 < space.count ? space[$0] : 0 }
   }
@@ -206,12 +216,13 @@ final class ModelTransport: SteppedTransport {
   func writeConfiguration(at offset: Int, _ bytes: [UInt8]) {
     if fault == .configurationIsWritable, offset == 0 { device.firstByte = bytes[0] }
     guard offset == 32, let mode = bytes.first, fault != .writebackSticks else { return }
+    guard still == nil || fault == .writesSuspended else { return }
     device.writeback = mode
   }
 
   func configurationGeneration() -> UInt32 {
     if fault == .generationRuns { device.generation += 1 }
-    return device.generation
+    return still?.generation ?? device.generation
   }
 
   func status() -> DeviceStatus {
@@ -227,6 +238,7 @@ final class ModelTransport: SteppedTransport {
       queues = []
       accepted = []
       isFailed = false
+      still = nil
       current = fault == .statusSurvivesReset ? .acknowledge : []
       device.writeback = 1
       device.wasLive = false
@@ -235,7 +247,8 @@ final class ModelTransport: SteppedTransport {
     if status.contains(.needsReset), fault == .diesOfNeedsReset { device.isDead = true }
     if status.contains(.failed), fault == .failedIsForever { device.isDead = true }
     if device.face.isLegacy, fault == .legacyForgetsConfiguration { device.writeback = 1 }
-    var wanted = status.union(current).subtracting(.needsReset)
+    guard !suspends(status) else { return }
+    var wanted = status.union(current).subtracting([.needsReset, .suspend])
     if wanted.contains(.featuresOK), !current.contains(.featuresOK), !accepts() { wanted.remove(.featuresOK) }
     if wanted.contains(.featuresOK), !current.contains(.featuresOK) {
       let isThrough = accepted.contains(BlockFeature.configWCE) && !accepted.contains(BlockFeature.flush)
@@ -243,14 +256,20 @@ final class ModelTransport: SteppedTransport {
     }
     if wanted.contains(.driverOK), !current.contains(.driverOK) {
       if !accepts() || accepted.contains(.version1) && !wanted.contains(.featuresOK)
-        || device.face.isLegacy && fault == .legacyIsRefused
+        || device.face.isLegacy && fault == .legacyIsRefused || isDeclined(.refusesDriverOK)
       {
         wanted.remove(.driverOK)
       } else {
         device.lives += 1
         if !accepted.contains(.version1), fault == .diesWithoutVersion1 { device.isDead = true }
-        if !accepted.contains(.accessPlatform), fault == .hangsWithoutAccessPlatform { device.isDead = true }
-        if !accepted.contains(.orderPlatform), fault == .hangsWithoutOrderPlatform { device.isDead = true }
+        let platform: [(FeatureSet, Fault)] = [
+          (.accessPlatform, .lostWithoutAccessPlatform), (.orderPlatform, .lostWithoutOrderPlatform),
+        ]
+        for (feature, lost) in platform {
+          if !accepted.contains(feature) { device.wasDeclined.formUnion(feature) }
+          if accepted.contains(feature), device.wasDeclined.contains(feature), fault == lost { device.isDead = true }
+        }
+        if isDeclined(.needsReset) { fail() }
         device.wasLive = true
       }
     }
@@ -258,8 +277,31 @@ final class ModelTransport: SteppedTransport {
     if isLive { for queue in queues { queue.isKicked = true } }
   }
 
+  /// SUSPEND and back. - Returns: that this was what the write is about.
+  private func suspends(_ status: DeviceStatus) -> Bool {
+    if still != nil {
+      if status.contains(.driverOK), fault != .neverResumes {
+        still = nil
+        current = current.subtracting(.suspend).union(.driverOK)
+        for queue in queues { queue.isKicked = true }
+      }
+      return true
+    }
+    guard status.contains(.suspend), accepted.contains(.suspend), isLive || fault == .suspendsEarly else { return false }
+    still = (device.configuration(current), device.generation)
+    current = current.subtracting(.driverOK).union(.suspend)
+    return true
+  }
+
+  /// Whether this driver declined what the device insists on, and gets this for it.
+  func isDeclined(_ answer: Insistence) -> Bool {
+    guard let (feature, by) = device.insistence else { return false }
+    return by == answer && !accepted.contains(feature)
+  }
+
   private func accepts() -> Bool {
     device.negotiations += 1
+    if isDeclined(.refusesFeatures) { return false }
     if fault == .refusesSecondTime, device.negotiations > 6 { return false }
     if fault == .refusesSome, !accepted.contains(BlockFeature.multiQueue) { return false }
     if device.zones != nil, !accepted.contains(BlockFeature.zoned), fault != .zonesCanBeDeclined { return false }
@@ -295,6 +337,7 @@ final class ModelTransport: SteppedTransport {
 
   func deleteQueues() { queues = [] }
   func waitForConfigurationChange(milliseconds: Int) -> Bool {
+    guard still == nil else { return false }
     defer { seenChanges = device.changes }
     return seenChanges != device.changes
   }
@@ -317,10 +360,10 @@ final class ModelTransport: SteppedTransport {
       if kicks >= 40, fault == .diesOfManyKicks { device.isDead = true }
       guard !queue.isReset, !device.isDead else { continue }
       if fault == .callsBeforeDriverOK, queue.isKicked, !isLive { EventCounter.signal(queue.call.rawValue) }
-      guard isLive || fault == .servesBeforeDriverOK else { continue }
+      guard isLive || fault == .servesBeforeDriverOK || fault == .servesSuspended && still != nil else { continue }
       if fault == .diesAfterSomeLives, device.lives > 3 { continue }
       if fault == .secondQueueIsDead, queue.index == 1 { continue }
-      if fault == .servesNothing { continue }
+      if fault == .servesNothing || isDeclined(.saysNothing) { continue }
       queue.finishLate()
       if queue.isKicked { queue.work() }
     }

@@ -329,7 +329,8 @@ final class ModelQueue {
     if fault == .statusIsAlone, writable.last?.length != 1 { throw Broken() }
     if fault == .identityHangs, input[0] == 8, room != 21 { device.isDead = true }
     if fault == .emptyRequestsHang, input[0] < 2, input.count == 16, room == 1 { device.isDead = true }
-    let (status, answer) = device.perform(input, room: room - 1, queue: index)
+    let (status, answer) =
+      transport.isDeclined(.failsRequests) ? (1, []) : device.perform(input, room: room - 1, queue: index)
     store(answer, at: 0, writable)
     if status != 0, fault == .noStatusOnErrors { return 0 }
     store([status], at: room - 1, writable)

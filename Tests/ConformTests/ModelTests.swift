@@ -43,6 +43,20 @@ import VirtioCore
     #expect(findings.contains { $0.outcome.isFailure }, "\(findings.map { "\($0.ring): \($0.outcome) \($0.seen)" })")
   }
 
+  @Test(
+    "a device that does not work without a platform feature uses a right",
+    arguments: [("access-platform-declined", FeatureSet.accessPlatform), ("order-platform-declined", .orderPlatform)],
+    Insistence.allCases)
+  func insists(_ case: (check: String, feature: FeatureSet), _ answer: Insistence) throws {
+    let check = try #require(Check.all.first { $0.name == `case`.check })
+    let subject = Self.subject(.plain, .modern)
+    subject.device.insistence = (`case`.feature, answer)
+    let runner = Runner()
+    let finding = runner.make(check, .split, subject, try runner.facts(subject))
+    #expect(finding.outcome == .kept, "\(finding.outcome): \(finding.seen)")
+    #expect(!finding.seen.contains(": served"), "\(finding.seen)")
+  }
+
   @Test("every check catches a fault, or says why there is none for it")
   func everyCheck() {
     let caught = Set(Mutants.caught.map(\.check) + RegisterMutants.all.map(\.check) + WireMutants.all.map(\.check))

@@ -35,8 +35,8 @@ enum Mutants {
     Mutant("without-version-1", .diesWithoutVersion1), Mutant("no-virtual-functions", .offersSRIOV),
     Mutant("flush-is-offered", .offersConfigWCEAlone), Mutant("flush-with-config-wce", .offersConfigWCEAlone),
     Mutant("not-zoned", .offersZoned), Mutant("no-zones-for-legacy", .legacyZoned),
-    Mutant("access-platform-declined", .hangsWithoutAccessPlatform),
-    Mutant("order-platform-declined", .hangsWithoutOrderPlatform), Mutant("no-admin-queue", .offersAdminQueue),
+    Mutant("access-platform-declined", .lostWithoutAccessPlatform),
+    Mutant("order-platform-declined", .lostWithoutOrderPlatform), Mutant("no-admin-queue", .offersAdminQueue),
     Mutant("no-lifetime-of-files", .lifetimeFails), Mutant("lifetime-values", .reservedLifetime),
     // The configuration space.
     Mutant("early-configuration", .configurationComesLate), Mutant("configuration-by-pieces", .wholeReadsOnly),
@@ -46,6 +46,10 @@ enum Mutants {
     Mutant("configuration-beyond-the-end", .diesBeyondConfiguration), Mutant("generation-stands-still", .generationRuns),
     Mutant("generation-after-resize", .generationStands),
     Mutant("reset-queue-is-dead", .servesResetQueue), Mutant("reset-queue-starts-over", .resetQueueKeepsPosition),
+    // Suspension.
+    Mutant("suspended-early", .suspendsEarly), Mutant("suspend-and-resume", .neverResumes),
+    Mutant("suspended-is-silent", .servesSuspended), Mutant("suspension-drains", .servesSuspended),
+    Mutant("suspended-writeback", .writesSuspended), Mutant("suspended-resize", .resizeIsNotTold),
     // Legacy interfaces.
     Mutant("legacy-recognised", .legacyIsRefused, on: .mmioLegacy),
     Mutant("legacy-layout", .legacyRingElsewhere, on: .mmioLegacy),

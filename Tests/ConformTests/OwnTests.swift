@@ -1,4 +1,5 @@
 /// Our own device, over everything that it can be reached by: no MUST is broken, and it lives through what no driver may send.
+import GuestDriver
 import Testing
 import VirtioRegisters
 
@@ -16,6 +17,24 @@ import VirtioRegisters
       Issue.record(
         "\(finding.check), \(finding.ring), \(finding.clauses.joined(separator: " ")): \(finding.outcome) \(finding.seen)")
     }
+  }
+
+  /// Linux's structure of a sector and a status is padded to 16 bytes. The sector was once put right before the status, and btrfs
+  /// lost what it had appended.
+  @Test(
+    "an append says its sector at the front of what can be written, where Linux looks for it",
+    arguments: [OwnSetup(nil, zones: .zoned), OwnSetup(.pci, zones: .zoned)])
+  func paddedAppend(_ setup: OwnSetup) throws {
+    let subject = try OwnSubject(setup)
+    let bench = Bench(subject, try Runner().facts(subject), .split, Settings(), name: "append")
+    try bench.start(Plan(queues: 1))
+    // The first zone behind the conventional ones.
+    var request = BlockRequest.append(zone: 4096, [UInt8](repeating: 7, count: 4096))
+    request.answerBytes = 15
+    let answer = try bench.perform(request)
+    #expect(answer.status == 0, "\(answer.words)")
+    #expect(answer.data == [0, 16, 0, 0, 0, 0, 0, 0] + [UInt8](repeating: Posted.poison, count: 7))
+    bench.close()
   }
 
   /// The device on a memory file once notified every driver when its queues started.

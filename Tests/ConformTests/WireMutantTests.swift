@@ -96,18 +96,32 @@ final class Meddler: Sendable {
   @Test("a back-end that breaks the protocol is found out", arguments: WireMutants.all.map(\.check))
   func found(_ name: String) throws {
     let mutant = try #require(WireMutants.all.first { $0.check == name })
-    let check = try #require(Check.all.first { $0.name == name })
-    let folder = try TemporaryDirectory()
-    let own = try OwnDevice(OwnSetup(nil))
-    let facts = try Runner().facts(SocketSubject(path: own.path))
     var settings = Settings()
     settings.limit = .milliseconds(400)
     settings.settle = .milliseconds(60)
-    let meddler = try Meddler(folder: folder.path, backend: own.path, mutant)
-    let subject = SocketSubject(path: meddler.path)
-    let findings = check.formats(facts).map { Runner(settings: settings).make(check, $0, subject, facts) }
+    let findings = try Self.findings(mutant, settings)
     #expect(
       findings.contains { $0.outcome == .broken || $0.outcome == .wedged }, "\(findings.map { "\($0.outcome): \($0.seen)" })")
-    withExtendedLifetime((meddler, own)) {}
+  }
+
+  /// If whoever sits in between broke something, every mutant would count as found.
+  @Test("without a fault the same check passes through the same hands", arguments: WireMutants.all.map(\.check))
+  func passes(_ name: String) throws {
+    let findings = try Self.findings(WireMutant(check: name), Settings())
+    #expect(
+      findings.allSatisfy { $0.outcome == .kept || $0.outcome == .rejected },
+      "\(findings.map { "\($0.outcome): \($0.seen)" })")
+    #expect(!findings.isEmpty)
+  }
+
+  private static func findings(_ mutant: WireMutant, _ settings: Settings) throws -> [Finding] {
+    let check = try #require(Check.all.first { $0.name == mutant.check })
+    let folder = try TemporaryDirectory()
+    let own = try OwnDevice(OwnSetup(nil))
+    let facts = try Runner().facts(SocketSubject(path: own.path))
+    let meddler = try Meddler(folder: folder.path, backend: own.path, mutant)
+    let subject = SocketSubject(path: meddler.path)
+    defer { withExtendedLifetime((meddler, own)) {} }
+    return check.formats(facts).map { Runner(settings: settings).make(check, $0, subject, facts) }
   }
 }

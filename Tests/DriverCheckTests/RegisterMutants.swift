@@ -106,6 +106,29 @@ struct RegisterMutant: Sendable, CustomTestStringConvertible {
       ])
     },
     both("d.suspend.1") { $0.drive(instead: [.notify: { $0.setStatus(31) }]) },
+    suspends("d.suspend.1") {
+      $0.drive(instead: [.driverOK: { rig in for value in [27, 31] as [UInt64] { rig.setStatus(value) } }])
+    },
+    suspends("d.suspend.2") { rig in
+      rig.drive()
+      for value in [31, 15] as [UInt64] { rig.setStatus(value) }
+    },
+    suspends("d.suspend.4") { rig in
+      rig.drive()
+      rig.suspend()
+      rig.notify(0)
+    },
+    suspends("d.suspend.5") { rig in
+      rig.drive()
+      rig.suspend()
+      rig.write(rig.configuration(32), 1, 0)
+    },
+    suspends("d.suspend.6") { rig in
+      rig.drive()
+      rig.suspend()
+      rig.setStatus(15)
+      rig.notify(0)
+    },
     both("d.blk.init.4") {
       $0.drive(instead: [
         .readFeatures: { rig in
@@ -117,6 +140,10 @@ struct RegisterMutant: Sendable, CustomTestStringConvertible {
     declines("d.blk.op.3", FeatureSet(bit: 5)), declines("d.rfb.1", .version1), declines("d.rfb.3", .accessPlatform),
     declines("d.rfb.6", .packedRing), declines("d.rfb.7", .orderPlatform),
   ].flatMap(\.self)
+
+  private static func suspends(_ rule: String, _ drive: @escaping @Sendable (RegisterRig) -> Void) -> [RegisterMutant] {
+    both(rule, offered: RegisterRig.features.union(.suspend), drive)
+  }
 
   private static func declines(_ rule: String, _ feature: FeatureSet) -> [RegisterMutant] {
     both(rule) { $0.drive(instead: [.writeFeatures: { $0.writeFeatures($0.offered.subtracting(feature)) }]) }
@@ -284,6 +311,23 @@ extension RegisterRig {
     let rig = RegisterRig(interface, isNew: false)
     rig.drive(without: [.probe, .reset, .readReset])
     #expect(rig.broken.isEmpty, "\(rig.broken)")
+  }
+
+  @Test("a driver that suspends the device and resumes it", arguments: [RegisterInterface.mmio, .pci])
+  func suspension(_ interface: RegisterInterface) {
+    let rig = RegisterRig(interface, offered: RegisterRig.features.union(.suspend))
+    rig.drive()
+    for _ in 0..<3 {
+      rig.suspend()
+      rig.setStatus(15)
+      rig.status()
+      rig.notify(0)
+    }
+    // Of a suspended device a reset is as good as of any.
+    rig.suspend()
+    rig.drive(without: [.probe])
+    #expect(rig.broken.isEmpty, "\(rig.broken)")
+    #expect(rig.findings.account("d.suspend.2").kept == 3 && rig.findings.account("d.suspend.6").kept == 5)
   }
 
   @Test("events are read twice before they are acknowledged, and one after the other")

@@ -125,6 +125,12 @@ final class RegisterRig {
     }
   }
 
+  /// SUSPEND, until it is so.
+  func suspend() {
+    setStatus(31)
+    status()
+  }
+
   func status() {
     switch interface {
     case .mmio, .mmioLegacy: read(0x070, 4)

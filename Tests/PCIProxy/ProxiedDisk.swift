@@ -22,11 +22,16 @@ final class ProxiedDisk {
   /// QEMU's, once it has told them: asserts the line, and says that the guest's interrupt controller asks again.
   private(set) var line: (assert: OwnedDescriptor, again: OwnedDescriptor)?
 
-  init(image path: String, _ interface: RegisterInterface, queues: Int) throws {
+  init(image path: String, _ interface: RegisterInterface, queues: Int, zoned: ZonedOptions?) throws {
     var options = BlockDeviceOptions()
     options.queueCount = queues
+    var imageOptions = ImageOptions(path: path)
+    imageOptions.zoned = zoned
+    imageOptions.zoned?.queues = queues
+    let image = try ImageFile(imageOptions)
+    options.requestedFeatures = .ringReset
     check = DriverCheck(name: "the function")
-    device = check.watch(try BlockDevice(image: ImageFile(ImageOptions(path: path)), options: options))
+    device = check.watch(try BlockDevice(image: image, options: options))
     watch = check.registers(interface, of: device, isNew: true)
     attended = AttendedDevice(device)
     words = try Mapping(anonymous: 4096)
@@ -153,6 +158,7 @@ final class ProxiedDisk {
       case .configWrite(let offset, let bytes):
         if device.writeConfiguration(at: offset, bytes) { registers.configurationWritten(at: offset, bytes) }
       case .interruptRoutesChanged: bell.ring()
+      case .configurationChanged: notifyConfigurationChange()
       case .reset:
         attended.stopAllAndWait()
         device.reset()

@@ -1,19 +1,26 @@
-/// pci-proxy FD INTERFACE IMAGE QUEUES: the device end of QEMU's `x-pci-proxy-dev`, so that kernels and firmware find our
-/// PCI function among QEMU's own. Scripts/guest/pci.py starts both.
+/// pci-proxy FD INTERFACE IMAGE QUEUES [ZONED]: the device end of QEMU's `x-pci-proxy-dev`, so that kernels and firmware find
+/// our PCI function among QEMU's own. ZONED are the words of `vmm-blk serve --zoned`. Scripts/guest/pci.py starts both.
 import Glibc
+import OperatorWords
 import VirtioCore
 import VirtioRegisters
 
 let words = CommandLine.arguments
 guard
-  words.count == 5, let number = Int32(words[1]), let interface = RegisterInterface(name: words[2]), interface.isPCI,
+  (5...6).contains(words.count), let number = Int32(words[1]), let interface = RegisterInterface(name: words[2]),
+  interface.isPCI,
   let queues = Int(words[4]), (1...64).contains(queues)
 else {
-  print("usage: pci-proxy FD pci|pci-legacy|pci-transitional IMAGE QUEUES")
+  print("usage: pci-proxy FD pci|pci-legacy|pci-transitional IMAGE QUEUES [ZONED]")
+  exit(2)
+}
+let zoned = words.count == 6 ? ZonedWords(argument: words[5]) : nil
+if words.count == 6, zoned == nil {
+  print("pci-proxy: '\(words[5])' describes no zones; expected \(ZonedWords.forms)")
   exit(2)
 }
 let link = ProxyLink(socket: OwnedDescriptor(number))
-let disk = try ProxiedDisk(image: words[3], interface, queues: queues)
+let disk = try ProxiedDisk(image: words[3], interface, queues: queues, zoned: zoned?.options)
 serving: while true {
   var entries = [link.socket.rawValue, disk.rung.rung.rawValue, disk.eventDescriptor, disk.line?.again.rawValue ?? -1]
     .map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }

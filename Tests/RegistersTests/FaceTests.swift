@@ -265,7 +265,7 @@ private struct LegacyPCIStepper: Stepper {
             #expect(offset >= 0 && (1...8).contains(bytes.count))
             model.configurationWritten(at: offset, bytes)
           case .acknowledgeInterrupt(let bits): #expect(bits > 0 && bits & ~3 == 0)
-          case .featuresFixed, .live, .interruptRoutesChanged, .reset: break
+          case .featuresFixed, .live, .interruptRoutesChanged, .configurationChanged, .reset: break
           }
         }
         for source in [InterruptSource.configuration, .queue(0), .queue(-1), .queue(Int.max)] { _ = model.route(of: source) }

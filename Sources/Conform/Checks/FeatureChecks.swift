@@ -6,10 +6,31 @@ extension Check {
   /// What a block device can honour: its own bits, those of transports and rings, and what a legacy one had.
   private static let known = FeatureSet(rawValue: 0x0003_fef7 | 1 << 24 | 1 << 27 | 3 << 28 | 0x0bdf << 32)
 
-  /// A device may refuse such a choice. If it accepts it, it serves the driver.
+  /// A device may refuse such a choice, and may accept it and not work (virtio 6.2). It has to be there for the next driver.
   private static func declined(_ feature: FeatureSet, _ bench: Bench) throws -> Seen {
-    guard try bench.negotiate(bench.choice(Plan(without: feature))) else { return .kept("refused") }
-    return .kept("accepted; \(try bench.alive(after: "a driver without \(bench.names(feature))"))")
+    let name = bench.names(feature)
+    let seen = try Self.service(of: bench.choice(Plan(without: feature)), bench)
+    bench.drop()
+    if feature == .accessPlatform { try bench.needTranslation() }
+    try bench.start(Plan(adding: feature, queues: 1))
+    try bench.good(bench.harmless)
+    return .kept("without \(name): \(seen); the next driver accepts it and is served")
+  }
+
+  /// What a driver gets that accepted some features: service, or no more than a refusal.
+  private static func service(of features: FeatureSet, _ bench: Bench) throws -> String {
+    do {
+      guard try bench.negotiate(features) else { return "refused" }
+      try bench.makeQueues(1)
+      try bench.transport().setStatus(bench.status.union(.driverOK))
+      guard try bench.transport().status().contains(.driverOK) else { return "refused at DRIVER_OK" }
+      let answer = try bench.perform(bench.harmless)
+      return answer.isOK ? "served" : "requests are answered with \(answer.words)"
+    } catch Trouble.wedged(let words) {
+      return "does not work (\(words))"
+    } catch let error as DriverError {
+      return "does not work (\(error))"
+    }
   }
 
   static let features: [Check] = [
@@ -116,11 +137,13 @@ extension Check {
       return .kept()
     },
     Check(
-      "access-platform-declined", "rfb.4", "What comes of declining ACCESS_PLATFORM.", rings: .once,
+      "access-platform-declined", "rfb.4",
+      "A driver that declines ACCESS_PLATFORM may get no service; the next one, which accepts it, does.", rings: .once,
       needs: [.offered(.accessPlatform)]
     ) { bench in try declined(.accessPlatform, bench) },
     Check(
-      "order-platform-declined", "rfb.6 rfb.7", "What comes of declining ORDER_PLATFORM.", rings: .once,
+      "order-platform-declined", "rfb.6 rfb.7",
+      "A driver that declines ORDER_PLATFORM may get no service; the next one, which accepts it, does.", rings: .once,
       needs: [.offered(.orderPlatform)]
     ) { bench in try declined(.orderPlatform, bench) },
     Check("flush-is-offered", "blk.init.1", "FLUSH is offered.", rings: .once) { bench in
@@ -327,5 +350,5 @@ extension Check {
 
 extension Bench {
   /// The writeback field, out of the whole.
-  fileprivate func cacheMode() throws -> UInt8 { try transport().readConfiguration(at: 0, count: 60)[32] }
+  func cacheMode() throws -> UInt8 { try transport().readConfiguration(at: 0, count: 60)[32] }
 }

@@ -71,10 +71,16 @@ extension Bench {
   /// The transport of a driver whose addresses are translated.
   fileprivate func translated() throws -> VhostUserTransport {
     guard let transport = try transport() as? VhostUserTransport else { throw Trouble.notApplicable("only over vhost-user") }
+    try needTranslation()
+    return transport
+  }
+
+  /// A driver behind an IOMMU needs somebody who translates. Behind registers that is none of the driver's business.
+  func needTranslation() throws {
+    guard let transport = try transport() as? VhostUserTransport else { return }
     guard transport.protocolFeatures.contains(.backendRequests) else {
       throw Trouble.notApplicable("without BACKEND_REQ a back-end can ask for no translation")
     }
-    return transport
   }
 
   /// Pages of their own for a block.

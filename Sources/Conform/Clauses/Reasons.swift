@@ -9,7 +9,6 @@ enum Reasons {
   }
 
   private static let groups: [(prefix: String, reason: String)] = [
-    ("suspend.", "SUSPEND came with virtio 1.4, and no device with it was available to test a check against"),
     ("pci.vndr.", "about vendor data (cfg_type 9), which no driver needs: a property of one product, to be reviewed there"),
     ("pci.shm.", "about shared memory regions, which a block device does not have (shm.1)"),
   ]
@@ -66,7 +65,7 @@ enum Reasons {
       "a driver cannot see when bytes are on stable storage: 'vmm-blk verify-crash' checks it for this program's engines",
     "blk.op.17": "it leaves the device free to do either",
     "blk.op.18": "about storage that has such metrics, which a driver cannot know",
-    "rfb.3": "about a platform that translates the device's accesses, which a driver of ours does not have",
+    "rfb.3": "whether a platform translates or limits the device's accesses is known to those who build it, not to a driver",
     "rfb.8": "about add-in cards",
     "rfb.9": "about functions with an SR-IOV capability",
     "i.blk.units.2": "a driver cannot see what the limits of the storage are",

@@ -120,7 +120,8 @@ public struct Check: Sendable {
 extension Check {
   /// All checks, in the order in which they run.
   public static let all: [Check] =
-    life + features + configuration + queueReset + framing + order + split + packed + notification + block + ranges + zones
+    life + features + configuration + queueReset + suspension + framing + order + split + packed + notification + block + ranges
+    + zones
     + odd
     + input
     + vhostUser + translation + wire + mmio + pci

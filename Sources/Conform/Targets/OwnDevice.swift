@@ -112,7 +112,7 @@ final class OwnDevice {
     }
     let file = try ImageFile(imageOptions)
     options.requestedFeatures = BlockDevice.featuresOnRequest(of: file)
-    if setup.interface == nil { options.requestedFeatures.remove(.notificationData) }
+    if setup.interface == nil { options.requestedFeatures.subtract([.notificationData, .suspend]) }
     // Nobody translates addresses of registers. And with translations segments are short: not every zone's limit fits into one.
     if setup.interface != nil || setup.zones != .none { options.requestedFeatures.remove(.accessPlatform) }
     let device = try BlockDevice(image: file, options: options)

@@ -42,6 +42,10 @@ public final class RegisterRules: RegisterWatch {
   /// The state of a read of the capacity: whether the generation was read before it, and only configuration since.
   private var capacityRead: (hasGeneration: Bool, passes: Int)?
   private var lastWasGeneration = false
+  private var suspension = Suspension.none
+
+  /// How far the driver is with suspending the device (virtio 3.4), as far as it has looked.
+  private enum Suspension { case none, requested, suspended, resuming }
 
   /// - Parameter isNew: no driver has had these registers before.
   init(_ findings: DriverFindings, isNew: Bool, look: @escaping (_ queue: Int, _ value: UInt32) -> Void) {
@@ -121,6 +125,7 @@ public final class RegisterRules: RegisterWatch {
       if value & 8 == 0 { status &= ~8 }
       if owesStatusRead { findings.kept("d.reset.1") }
       owesStatusRead = false
+      noteSuspension(value)
     case .statusWrite(let value): writeStatus(value)
     case .queueSelect(let value): selected = value
     case .queueSizeRead: queue.sizeWasRead = true
@@ -146,13 +151,15 @@ public final class RegisterRules: RegisterWatch {
       check("legacy.d.vq.1", queue.sizeWasRead, "queue \(selected)", "it was set up, and its size was not read")
     case .notify(let index, let value, _):
       if !isLegacy {
-        check("d.init.7", status & 4 != 0, "the notification", "a kick came before DRIVER_OK")
+        check("d.init.7", status & 4 != 0 || suspension != .none, "the notification", "a kick came before DRIVER_OK")
       }
+      checkSuspension("the notification", "d.suspend.4", "a kick came")
       look(Int(index ?? value & 0xffff), value)
     case .configurationRead(let offset, let width): readConfiguration(offset, width)
     case .configurationWrite(let offset, _):
       guard !isLegacy else { return }
       check("d.init.3", status & 8 != 0, "configuration byte \(offset)", "it was written before FEATURES_OK")
+      checkSuspension("configuration byte \(offset)", "d.suspend.5", "it was written")
     case .interruptStatusRead, .interruptAcknowledge, .generationRead, .other: break
     }
   }
@@ -177,7 +184,7 @@ public final class RegisterRules: RegisterWatch {
       owesStatusRead = false
     }
     guard value != 0 else { return reset() }
-    check("d.suspend.1", value & 16 == 0, "the status", "SUSPEND was written, and is not offered")
+    guard !writeSuspension(value) else { return }
     // NEEDS_RESET belongs to the device.
     check(
       "d.status.2", status & ~64 & ~value == 0, "the status",
@@ -192,10 +199,46 @@ public final class RegisterRules: RegisterWatch {
     status |= value
   }
 
+  /// SUSPEND is written, or a suspended device is resumed. - Returns: that this was all about the write.
+  private func writeSuspension(_ value: UInt8) -> Bool {
+    let hasFeature = accepted.contains(.suspend) && status & 8 != 0
+    switch suspension {
+    case .none, .resuming:
+      check(
+        "d.suspend.1", value & 16 == 0 || hasFeature && status & 4 != 0, "the status",
+        hasFeature ? "SUSPEND was written before DRIVER_OK" : "SUSPEND was written, and was not accepted")
+      guard value & 16 != 0, hasFeature, status & 4 != 0 else { return false }
+      (suspension, status) = (.requested, status & ~4)
+    case .requested, .suspended:
+      guard value & 4 != 0 else { return false }
+      check(
+        "d.suspend.2", suspension == .suspended, "the status",
+        "the device was resumed, and the status was not read to be suspended before")
+      (suspension, status) = (.resuming, status | 4)
+    }
+    return true
+  }
+
+  private func noteSuspension(_ value: UInt8) {
+    switch suspension {
+    case .requested where value & 0x14 == 0x10: suspension = .suspended
+    case .resuming where value & 0x14 == 4: suspension = .none
+    default: break
+    }
+  }
+
+  private func checkSuspension(_ place: String, _ rule: String, _ words: String) {
+    guard accepted.contains(.suspend), status & 8 != 0 else { return }
+    let isSuspended = suspension == .requested || suspension == .suspended
+    check(rule, !isSuspended, place, "\(words) after SUSPEND was written")
+    check("d.suspend.6", suspension != .resuming, place, "\(words) before the status was read to be that of a resumed device")
+  }
+
   private func reset() {
     (status, accepted, queues, selected) = (0, [], [:], 0)
     (deviceSelect, driverSelect) = (nil, nil)
     (hasReset, owesStatusRead, hasReadFeatures, owesFeaturesRead) = (true, true, false, false)
+    suspension = .none
     bus.reset()
   }
 

@@ -47,16 +47,12 @@ extension DriverRules {
     d.cleanup.2|core|MUST|3.3.1|A queue is made non-live (device reset) before exposed buffers are taken back.|-when a \
     driver gives memory to other uses cannot be seen; that entries stay as they are is checked as d.cleanup.1
     d.suspend.1|core|SHOULD NOT|3.4.1|SUSPEND is not written before DRIVER_OK or without the feature.|=R
-    d.suspend.2|core|MUST|3.4.1|The driver polls until SUSPEND reads 1 and DRIVER_OK reads 0.|-only with SUSPEND, which \
-    this device does not offer
-    d.suspend.3|core|MUST NOT|3.4.1|After writing SUSPEND no buffers are published.|-only with SUSPEND, which this device \
-    does not offer
-    d.suspend.4|core|MUST NOT|3.4.1|After writing SUSPEND no kicks are sent.|-only with SUSPEND, which this device does \
-    not offer
-    d.suspend.5|core|MUST NOT|3.4.1|After writing SUSPEND no config field other than status is written.|-only with \
-    SUSPEND, which this device does not offer
-    d.suspend.6|core|MUST|3.4.1|On resume the driver waits for SUSPEND 0 and DRIVER_OK 1 before normal use.|-only with \
-    SUSPEND, which this device does not offer
+    d.suspend.2|core|MUST|3.4.1|The driver polls until SUSPEND reads 1 and DRIVER_OK reads 0.|=N
+    d.suspend.3|core|MUST NOT|3.4.1|After writing SUSPEND no buffers are published.|-a suspended device does not look at \
+    its rings, and cannot tell later when something was published
+    d.suspend.4|core|MUST NOT|3.4.1|After writing SUSPEND no kicks are sent.|=N
+    d.suspend.5|core|MUST NOT|3.4.1|After writing SUSPEND no config field other than status is written.|=N
+    d.suspend.6|core|MUST|3.4.1|On resume the driver waits for SUSPEND 0 and DRIVER_OK 1 before normal use.|=N
     d.rfb.1|core|MUST|6.1|VERSION_1 is accepted when offered.|=N
     d.rfb.2|core|MAY|6.1|Without that offer the driver may refuse.|-it leaves the driver free to do either
     d.rfb.3|core|SHOULD|6.1|ACCESS_PLATFORM is accepted when offered.|=N

@@ -29,7 +29,8 @@ public final class InProcessTransport: DriverTransport {
     self.device = device
     attended = AttendedDevice(device)
     self.memory = memory
-    negotiation = Negotiation(offered: device.features)
+    // Between the two there are no registers to suspend the device by.
+    negotiation = Negotiation(offered: device.features.subtracting(.suspend))
     deviceMemory = try GuestMemory(
       memory.regions.map {
         GuestRegion(start: $0.start, size: UInt64($0.size), mapping: $0.mapping, offset: $0.offset)
@@ -66,6 +67,7 @@ public final class InProcessTransport: DriverTransport {
       case .live:
         isLive = true
         for index in queues.indices { try start(index) }
+      case .suspended, .resumed: break
       }
     }
   }

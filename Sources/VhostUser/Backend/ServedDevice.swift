@@ -34,7 +34,8 @@ final class ServedDevice {
   /// neither have that nor acknowledgements.
   private func features(of device: any VirtioDevice) -> FeatureSet {
     let canAsk = protocolFeatures.isSuperset(of: [.backendRequests, .replyAck])
-    return device.features.subtracting(canAsk ? .notificationData : [.notificationData, .accessPlatform])
+    return device.features.subtracting(
+      canAsk ? [.notificationData, .suspend] : [.notificationData, .suspend, .accessPlatform])
   }
 
   func negotiate(_ chosen: FeatureSet) -> Bool {

@@ -363,15 +363,16 @@ extension Lane where Ring: ~Copyable {
     guard unsafe slot.pointee.zoneType == UInt8(ZoneRequestType.append) else { return answerWithStatus(index, .ok) }
     let written = unsafe Int(slot.pointee.written)
     putSector(index, unsafe slot.pointee.throttledBytes)
-    answer(index, .ok, written: written == 9 ? 9 : 0)
+    answer(index, .ok, written: written == 9 ? 9 : 8)
   }
 
-  /// The last eight writable bytes before the status say where an append went.
+  /// The first eight writable bytes say where an append went. The specification has the status right behind them; Linux leaves room
+  /// for 16 bytes, because its structure of nine is padded, and looks for the sector at the front and for the status at the end.
   private mutating func putSector(_ index: Int, _ sector: UInt64) {
     let slot = unsafe slab.slot(index)
     let segments = unsafe slab.segments(index)
     var piece = unsafe Int(slot.pointee.rangeIndex) | Int(slot.pointee.rangeCount) << 8
-    var skip = unsafe Int(slot.pointee.written) - 9
+    var skip = 0
     for byte in 0..<8 {
       while unsafe skip >= segments[piece].count {
         unsafe skip -= segments[piece].count

@@ -15,6 +15,8 @@ public struct DeviceStatus: OptionSet, Hashable, Sendable {
   public static let driverOK = DeviceStatus(rawValue: 4)
   /// FEATURES_OK: features are negotiated. The device leaves it unset where it refuses them.
   public static let featuresOK = DeviceStatus(rawValue: 8)
+  /// The device is suspended, and DRIVER_OK is clear meanwhile (virtio 3.4, since 1.4).
+  public static let suspend = DeviceStatus(rawValue: 16)
   /// Set by the device alone.
   public static let needsReset = DeviceStatus(rawValue: 64)
   /// FAILED: the driver has given up on the device.

@@ -11,6 +11,10 @@ public struct Negotiation: Sendable {
     case featuresFixed(FeatureSet)
     /// Queues may be served from now on.
     case live
+    /// Queues rest until the driver resumes the device (SUSPEND, virtio 3.4).
+    case suspended
+    /// Queues continue where they stood.
+    case resumed
   }
 
   /// What the device offers.
@@ -52,9 +56,25 @@ public struct Negotiation: Sendable {
       return [.reset]
     }
     var effects: [Effect] = []
+    let written = DeviceStatus(rawValue: value)
     // DEVICE_NEEDS_RESET is the device's own: a driver can neither set nor clear it. The other bits only ever grow
     // (virtio 2.1.1: the driver must not clear a bit); a write that would clear some keeps them.
-    var wanted = DeviceStatus(rawValue: value).subtracting(.needsReset).union(status)
+    var wanted = written.subtracting([.needsReset, .suspend]).union(status)
+    if status.contains(.suspend) {
+      // DRIVER_OK resumes the device, whatever else is written with it.
+      if wanted.contains(.driverOK) {
+        wanted.remove(.suspend)
+        effects.append(.resumed)
+      }
+      status = wanted
+      return effects
+    }
+    // Before DRIVER_OK, or from a driver that did not accept it, SUSPEND has no effect (virtio 3.4.2).
+    if written.contains(.suspend), isLive, status.contains(.featuresOK), accepted.contains(.suspend) {
+      wanted.remove(.driverOK)
+      status = wanted.union(.suspend)
+      return [.suspended]
+    }
     if wanted.contains(.featuresOK), !status.contains(.featuresOK) {
       if !strayBits, accepted.isSubset(of: offered), deviceAccepts(accepted) {
         effects.append(.featuresFixed(accepted))

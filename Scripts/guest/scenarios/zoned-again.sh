@@ -1,0 +1,15 @@
+# What the scenario `zoned` left, in another guest on another process: the zones are as they were, and so are the files on btrfs.
+#
+# report=SUM      what the guest before said of its zones
+
+found=$(blkzone report $disk | md5sum | cut -d ' ' -f 1)
+[ "$found" = "$report" ] || {
+  blkzone report $disk
+  fail "the zones are not as they were"
+}
+mount -t btrfs $disk /mnt
+(cd /mnt && md5sum -c -s manifest) || fail "files differ from those that were written"
+head -c 3m /dev/urandom >/mnt/more
+sync
+umount /mnt
+check_filesystem btrfs $disk

@@ -1,0 +1,163 @@
+/// A driver that suspends the device and resumes it (virtio 3.4, since 1.4).
+internal import GuestDriver
+internal import VirtioCore
+
+extension Check {
+  static let suspension: [Check] = [
+    Check(
+      "suspended-early", "suspend.1", "SUSPEND before DRIVER_OK has no effect.", rings: .once,
+      needs: [.offered(.suspend), .modern, .registers]
+    ) { bench in
+      try bench.start(Plan(adding: .suspend, queues: 1, waits: true))
+      let transport = try bench.transport()
+      try transport.setStatus(bench.status.union(.suspend))
+      let status = try transport.status()
+      try expect(!status.contains(.suspend), "the status is \(status.rawValue) after SUSPEND was written before DRIVER_OK")
+      try bench.go()
+      try bench.good(bench.harmless)
+      return .kept()
+    },
+    Check(
+      "suspend-and-resume", "suspend.8 suspend.9", "The device becomes suspended, and continues when it is resumed.",
+      needs: [.offered(.suspend), .modern, .registers]
+    ) { bench in
+      try bench.start(Plan(adding: .suspend))
+      for round in 0..<4 {
+        for queue in bench.hands.indices {
+          for number in 0..<5 { try bench.good(bench.read(UInt64(number) * bench.step), on: queue) }
+        }
+        try bench.suspend()
+        // Nothing follows from asking again.
+        if round % 2 == 1 { try bench.transport().setStatus(bench.status.union(.suspend)) }
+        try bench.resume()
+      }
+      for queue in bench.hands.indices { try bench.good(bench.harmless, on: queue) }
+      // A reset is the other way out.
+      try bench.suspend()
+      try bench.start(Plan(queues: 1))
+      try bench.good(bench.harmless)
+      return .kept()
+    },
+    Check(
+      "suspended-is-silent", "suspend.3 suspend.4", "A suspended device leaves the rings alone and notifies nobody.",
+      needs: [.offered(.suspend), .modern, .registers]
+    ) { bench in
+      try bench.start(Plan(adding: .suspend))
+      for hand in bench.hands {
+        try bench.good(bench.harmless, on: hand.index)
+        try bench.suspend()
+        _ = hand.takeCalls()
+        var posted = try bench.make(bench.harmless)
+        bench.post(&posted, on: hand.index)
+        bench.settle()
+        try hand.look()
+        try expect(posted.status == Posted.poison, "a request was executed on queue \(hand.index) of a suspended device")
+        try expect(hand.finished[posted.id] == nil, "a request was used on queue \(hand.index) of a suspended device")
+        try expect(hand.takeCalls() == 0, "a suspended device called for queue \(hand.index)")
+        try bench.resume()
+        hand.kick()
+        try expect(try bench.answer(posted, on: hand.index).isOK, "the request failed after the device was resumed")
+      }
+      return .kept()
+    },
+    Check(
+      "suspension-drains", "suspend.10 suspend.11 suspend.12",
+      "When the device says that it is suspended, all that it began is used, and the driver has been called for it.",
+      needs: [.offered(.suspend), .modern, .registers]
+    ) { bench in
+      try bench.start(Plan(adding: .suspend, queues: 1, size: 64))
+      let hand = bench.hands[0]
+      for round in 0..<8 {
+        _ = hand.takeCalls()
+        var batch: [Posted] = []
+        for number in 0..<6 {
+          var posted = try bench.make(bench.read(UInt64(number) * bench.step))
+          posted.id = hand.offer(posted.chain, isHeld: true)
+          batch.append(posted)
+        }
+        hand.publish()
+        hand.kick()
+        try bench.suspend()
+        try hand.look()
+        let used = hand.finished.count
+        try expect(used == 0 || hand.takeCalls() > 0, "round \(round): \(used) requests were used, and no call came for them")
+        bench.settle()
+        try hand.look()
+        try expect(hand.finished.count == used, "round \(round): a request was used after the device was suspended")
+        for posted in batch where hand.finished[posted.id] == nil {
+          try expect(posted.status == Posted.poison, "round \(round): a request was executed, and is not used")
+        }
+        try bench.resume()
+        hand.kick()
+        for posted in batch { try expect(try bench.answer(posted).isOK, "a request failed after the device was resumed") }
+      }
+      return .kept()
+    },
+    Check(
+      "suspended-writeback", "suspend.2", "Writes to the configuration of a suspended device have no effect.", rings: .once,
+      needs: [.offered(.suspend), .offered(BlockFeature.configWCE), .modern, .registers, .writable]
+    ) { bench in
+      try bench.start(Plan(adding: [BlockFeature.configWCE, .suspend], queues: 1))
+      let before = try bench.cacheMode()
+      try bench.suspend()
+      try bench.transport().writeConfiguration(at: 32, [before == 0 ? 1 : 0])
+      try bench.resume()
+      let after = try bench.cacheMode()
+      try expect(after == before, "writeback went from \(before) to \(after) by a write while the device was suspended")
+      return .kept()
+    },
+    Check(
+      "suspended-resize", "suspend.5 suspend.6 suspend.7",
+      "What changes while the device is suspended shows, and is told, when it is resumed.", rings: .once,
+      needs: [.offered(.suspend), .resize, .modern, .registers, .writable]
+    ) { bench in
+      guard let resize = bench.subject.resize else { throw Trouble.notApplicable("the size cannot be changed here") }
+      try bench.start(Plan(adding: .suspend, queues: 1))
+      let transport = try bench.transport()
+      _ = try transport.waitForConfigurationChange(milliseconds: 0)
+      try bench.suspend()
+      let before = try transport.readConfiguration(at: 0, count: 60)
+      let old = bench.capacity * 512
+      try resize(old * 2)
+      bench.settle()
+      let during = try transport.readConfiguration(at: 0, count: 60)
+      let early = try transport.waitForConfigurationChange(milliseconds: 0)
+      try bench.resume()
+      let told = try transport.waitForConfigurationChange(milliseconds: bench.patience)
+      let now = BlockConfig(try transport.readConfiguration(at: 0, count: 8), offered: []).capacity
+      try resize(old)
+      try expect(during == before, "the configuration changed while the device was suspended")
+      try expect(!early, "a configuration change notification came while the device was suspended")
+      try expect(told, "no configuration change notification came when the device was resumed")
+      try expect(now == bench.capacity * 2, "the capacity is \(now) after the disk became \(bench.capacity * 2) sectors")
+      return .kept()
+    },
+  ]
+}
+
+extension Bench {
+  /// Requests suspension, and waits for it.
+  func suspend() throws {
+    let transport = try transport()
+    try transport.setStatus(status.union([.driverOK, .suspend]))
+    var now = DeviceStatus()
+    let came = try eventually {
+      now = try transport.status()
+      return now.contains(.suspend) && !now.contains(.driverOK) || now.contains(.needsReset)
+    }
+    guard !now.contains(.needsReset) else { throw Trouble.notApplicable("the device answers SUSPEND with DEVICE_NEEDS_RESET") }
+    try expect(came, "the status is still \(now.rawValue) after SUSPEND was written")
+  }
+
+  /// DRIVER_OK again.
+  func resume() throws {
+    let transport = try transport()
+    try transport.setStatus(status.union(.driverOK))
+    var now = DeviceStatus()
+    let came = try eventually {
+      now = try transport.status()
+      return !now.contains(.suspend) && now.contains(.driverOK)
+    }
+    try expect(came, "the status is still \(now.rawValue) after the device was resumed")
+  }
+}

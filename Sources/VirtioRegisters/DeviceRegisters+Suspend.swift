@@ -1,0 +1,59 @@
+/// SUSPEND (virtio 3.4, since 1.4): the driver lets the device rest, and finds everything as it left it.
+internal import VirtioCore
+
+/// What a driver sees of the configuration space while its device is suspended, when no field may change (virtio 3.4.2).
+struct Suspension: Sendable {
+  private let configuration: [UInt8]
+  let generation: UInt32
+  /// Something changed, and the driver is told when it resumes the device.
+  var owesConfigurationChange = false
+
+  /// - Parameter writes: of the driver, where the device has not been given them yet.
+  init(_ face: RegisterFace, _ writes: ConfigurationWrites = ConfigurationWrites()) {
+    // First: what changes between the two is told when the device is resumed.
+    generation = face.configurationGeneration()
+    var bytes = face.readConfiguration(0, ConfigurationWrites.capacity)
+    for index in bytes.indices where writes.written[index] { bytes[index] = writes.bytes[index] }
+    configuration = bytes
+  }
+
+  func read(_ offset: Int, _ count: Int) -> [UInt8] {
+    (0..<count).map { offset < configuration.count - $0 ? configuration[offset + $0] : 0 }
+  }
+}
+
+extension DeviceRegisters {
+  /// Every queue rests when the driver's write is answered. One that is being reset does, too: its reset waits for what is in flight.
+  mutating func suspend() -> [Effect] {
+    suspension = Suspension(face)
+    return queues.indices.filter { queues[$0].ready }.map { .pauseQueue($0) }
+  }
+
+  mutating func resume() -> [Effect] {
+    let owes = suspension?.owesConfigurationChange ?? false
+    suspension = nil
+    return startReadyQueues() + (owes || status.contains(.needsReset) ? [.configurationChanged] : [])
+  }
+
+  /// The device's configuration space has changed.
+  ///
+  /// - Returns: whether to notify the driver now.
+  mutating func configurationChanged() -> Bool {
+    suspension?.owesConfigurationChange = true
+    return isInUse
+  }
+
+  // MARK: The configuration space
+
+  /// - Parameter offset: not negative.
+  func readConfiguration(_ offset: Int, _ count: Int) -> [UInt8] {
+    suspension?.read(offset, count) ?? face.readConfiguration(offset, count)
+  }
+
+  var configurationGeneration: UInt32 { suspension?.generation ?? face.configurationGeneration() }
+
+  /// Writes have no effect while the device is suspended.
+  func writeConfiguration(_ offset: Int, _ bytes: [UInt8]) -> [Effect] {
+    suspension == nil ? [.configWrite(offset: offset, bytes: bytes)] : []
+  }
+}

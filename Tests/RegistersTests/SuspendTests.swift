@@ -1,0 +1,129 @@
+/// SUSPEND (virtio 3.4): queues rest where they stand, nothing changes meanwhile, and what was missed is told afterwards.
+import Synchronization
+import Testing
+import VirtioCore
+import VirtioRegisters
+
+@Suite struct SuspendTests {
+  let made = Made()
+  private static let features = Made.features.union(.suspend)
+
+  /// A driver with two of three queues, past DRIVER_OK.
+  private func live(_ accepted: FeatureSet = [.version1, .suspend]) -> MMIORegisters {
+    var registers = made.registers(features: Self.features)
+    registers.negotiate(accepted)
+    registers.setUp(queue: 0)
+    registers.setUp(queue: 2)
+    registers.write(.status, 15)
+    return registers
+  }
+
+  @Test("suspend.8, suspend.9: queues rest, and continue where they stood")
+  func thereAndBack() {
+    var registers = live()
+    for _ in 0..<3 {
+      #expect(registers.write(.status, 31) == [.pauseQueue(0), .pauseQueue(2)])
+      #expect(registers.read(.status) == 27)
+      #expect(!registers.isLive && !registers.isInUse)
+      #expect(registers.write(.status, 27).isEmpty, "it is suspended already")
+      #expect(registers.write(.queueNotify, 0).isEmpty)
+      #expect(registers.write(.status, 15) == [.startQueue(0, .sample(0)), .startQueue(2, .sample(2))])
+      #expect(registers.read(.status) == 15)
+    }
+    #expect(registers.write(.status, 31).count == 2)
+    #expect(registers.write(.status, 31).count == 2, "DRIVER_OK resumes it, whatever is written with it")
+  }
+
+  @Test("suspend.1: without the feature or before DRIVER_OK nothing happens")
+  func early() {
+    var registers = live([.version1])
+    #expect(registers.write(.status, 31).isEmpty)
+    #expect(registers.read(.status) == 15)
+    registers.negotiate([.version1, .suspend])
+    #expect(registers.write(.status, 27).isEmpty)
+    #expect(registers.read(.status) == 11)
+    #expect(registers.write(.status, 31) == [.live], "the bit counts for nothing")
+    #expect(registers.read(.status) == 15)
+  }
+
+  @Test("suspend.2, suspend.5 to suspend.7: the configuration stands still, and changes are told when the device is resumed")
+  func configuration() {
+    var registers = live()
+    registers.write(.status, 31)
+    made.generation.withLock { $0 = 8 }
+    #expect(registers.read(.configurationGeneration) == 7)
+    #expect(registers.read(offset: 0x100, width: 4) == 0x1312_1110)
+    #expect(registers.read(offset: 0x100 + 254, width: 8) == 0)
+    #expect(registers.write(offset: 0x104, width: 1, value: 5).isEmpty)
+    let early = registers.configurationChanged()
+    #expect(!early)
+    #expect(registers.write(.status, 15).last == .configurationChanged)
+    #expect(registers.read(.configurationGeneration) == 8)
+    let late = registers.configurationChanged()
+    #expect(late, "a driver that is there is told at once")
+    registers.write(.status, 31)
+    #expect(registers.write(.status, 15).last == .startQueue(2, .sample(2)), "nothing is told twice")
+  }
+
+  @Test("a device that came to need a reset says so when it is resumed, and starts nothing")
+  func needsReset() {
+    var registers = live()
+    registers.write(.status, 31)
+    let isTold = registers.needReset()
+    #expect(!isTold)
+    #expect(registers.read(.status) == 0x40 | 27)
+    #expect(registers.write(.status, 15) == [.configurationChanged])
+    #expect(registers.write(.status, 31).isEmpty, "it is not suspended in need of a reset")
+  }
+
+  @Test("queues of a suspended device are taken down and reset as others are")
+  func queues() {
+    var registers = live([.version1, .suspend, .ringReset])
+    registers.write(.status, 31)
+    registers.write(.queueSelect, 0)
+    #expect(registers.write(.queueReady, 0) == [.stopQueue(0)])
+    registers.write(.queueSelect, 2)
+    #expect(registers.write(.queueReset, 1) == [.resetQueue(2)])
+    registers.queueResetFinished(2)
+    #expect(registers.setUp(queue: 1).isEmpty)
+    #expect(registers.write(.status, 15) == [.startQueue(1, .sample(1))])
+  }
+
+  @Test("a reset ends it")
+  func reset() {
+    var registers = live()
+    registers.write(.status, 31)
+    made.generation.withLock { $0 = 9 }
+    #expect(registers.write(.status, 0) == [.reset])
+    #expect(registers.read(.configurationGeneration) == 9)
+  }
+
+  @Test("another process finds the device suspended, starts nothing, and tells the driver to look again")
+  func restored() {
+    var registers = live()
+    registers.write(.status, 31)
+    let (again, effects, restoration) = MMIORegisters.restore(registers.image, face: made.face(features: Self.features))
+    var restored = again
+    #expect(restoration == .complete)
+    #expect(restored.read(.status) == 27)
+    #expect(restored.image == registers.image)
+    #expect(!effects.contains { if case .startQueue = $0 { true } else { false } })
+    #expect(
+      restored.write(.status, 15) == [.startQueue(0, .sample(0)), .startQueue(2, .sample(2)), .configurationChanged])
+    // A device that does not know the feature cannot continue.
+    let (other, _, refused) = MMIORegisters.restore(registers.image, face: made.face())
+    #expect(refused == .refused && other.status.contains(.needsReset))
+  }
+
+  @Test("a record that says both, or what no driver can have done, is no way around the rules")
+  func forged() {
+    var image = live().image
+    image.status = DeviceStatus(rawValue: 31)
+    #expect(MMIORegisters.restore(image, face: made.face(features: Self.features)).registers.status.rawValue == 15)
+    image.status = DeviceStatus(rawValue: 16)
+    #expect(MMIORegisters.restore(image, face: made.face(features: Self.features)).restoration == .refused)
+    image = live([.version1]).image
+    image.status = DeviceStatus(rawValue: 27)
+    #expect(MMIORegisters.restore(image, face: made.face(features: Self.features)).restoration == .refused)
+  }
+}
