@@ -326,10 +326,12 @@ def waiting(results):
             parts.append(f'<rect x="{x}" y="{y}" width="{width}" height="20" class="b"/>')
             parts.append(f'<text x="{x + width + 6}" y="{y + 15}">{value:.2f}</text>')
     where = f'{conditions["processors"]} × {conditions["processor"]}, Linux {conditions["kernel"]}, {conditions["started"][:10]}'
-    parts.append(f'<text x="10" y="176" class="s">vmm-blk bench --paths --groups waiting, depth 1, engine {conditions["engine"]}, an image in the page cache; {where}</text>')
-    return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 960 190" font-family="sans-serif" font-size="13">
+    spread = max(points[row]["spread"] or 0 for row, _ in WAITING)
+    parts.append(f'<text x="10" y="176" class="s">vmm-blk bench --paths --groups waiting, depth 1, engine {conditions["engine"]}, an image in the page cache; medians of {conditions["rounds"]} rounds, which differ by up to {spread:.0%}; {where}</text>')
+    return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 -30 960 220" font-family="sans-serif" font-size="13">
 <style>.b{{fill:#4c78a8}}.t{{font-weight:bold}}.n{{text-anchor:end}}.s{{font-size:11px;fill:#555}}</style>
-<rect width="100%" height="100%" fill="#fff"/>
+<rect y="-30" width="100%" height="100%" fill="#fff"/>
+<text x="10" y="-8" font-size="15" class="t">What ways of waiting cost, one request at a time</text>
 {chr(10).join(parts)}
 </svg>
 """

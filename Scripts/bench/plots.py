@@ -132,7 +132,7 @@ def peers(report, image, nulls=False):
     jobs = [job for job in report["jobs"] if any(r["job"] == job and r["subject"] in dict(subjects) for r in found)]
     if not subjects or not jobs:
         return None
-    words = [report["method"], f"Linux {report['kernel']}"]
+    words = [report["method"].rstrip("."), f"Linux {report['kernel']}"]
     words += [f"{report['processors']} × {report['processor']}" if report.get("processor") else "", report.get("started", ""),
               f"commit {report['commit']}" if report.get("commit") else ""]
     title = f"Requests a second: {'null devices, which move no data' if nulls else image['title']}"
@@ -154,6 +154,12 @@ def laboratory_conditions(report):
 def engines(report, nulls=False):
     return [row for row in report["rows"] if row["group"] == "engine" and not row.get("impossible")
             and is_null(row["id"]) == nulls]
+
+
+def named(report):
+    """The image's name for a title; that of a temporary file says nothing."""
+    name = os.path.basename(report["conditions"]["image"])
+    return "" if name.startswith("vmm-blk-bench-") else f": {name}"
 
 
 def curves(report):
@@ -189,7 +195,7 @@ def curves(report):
         axes.set_title(f"{name} of latency", fontsize=9, loc="left")
     tail.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.tight_layout()
-    head(figure, f"Latency against rate: {os.path.basename(report['conditions']['image'])}",
+    head(figure, "Latency against rate" + named(report),
          laboratory_conditions(report) + ". Right and down is better; numbers are depths, dots are rounds.")
     return figure
 
@@ -216,7 +222,7 @@ def bars(report, groups, nulls=False):
     cost.set_xlabel("processor microseconds for each request")
     rate.set_xlabel("requests a second; red: limit")
     figure.tight_layout()
-    head(figure, f"What a request costs at depth {depth}: {os.path.basename(report['conditions']['image'])}",
+    head(figure, f"What a request costs at depth {depth}" + named(report),
          laboratory_conditions(report) + ". Bars are medians, whiskers all rounds.")
     return figure
 

@@ -183,8 +183,8 @@ package struct DeviceOptions: ParsableArguments {
     if tuning.uring != nil, ![.auto, .uring, .cached].contains(engine) {
       throw ValidationError("--uring is for io_uring: leave it out, or leave out --engine \(engine.rawValue)")
     }
-    if engine == .cached, direct == .on {
-      throw ValidationError("--engine cached copies out of the page cache, and --direct on bypasses it: give one of them")
+    if direct == .on, let reason = Self.withoutDirect[engine] {
+      throw ValidationError("--engine \(engine.rawValue) \(reason), and --direct on bypasses the page cache: give one of them")
     }
     if zoned != nil, readOnly {
       throw ValidationError("--zoned is for a disk that is written, and --read-only for one that is not: give one of them")
@@ -199,6 +199,12 @@ package struct DeviceOptions: ParsableArguments {
 extension DeviceOptions {
   /// Bytes.
   package var logicalBlockSize: Int { Int(clamping: blockSize.bytes) }
+
+  /// What engines do for which there is no way around the page cache.
+  private static let withoutDirect: [EngineKind: String] = [
+    .cached: "copies out of the page cache", .mapped: "copies between the guest and the page cache",
+    .null: "reads and writes nothing",
+  ]
 
   package var featureWords: FeatureWords { FeatureWords(only: features, without: noFeature) }
 

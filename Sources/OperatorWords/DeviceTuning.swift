@@ -1,6 +1,7 @@
 /// The options by which those who measure choose how a device works: what `bench --paths` recommends can be typed here.
 public import ArgumentParser
 public import VirtioBlkDevice
+internal import VirtioCore
 
 extension Waiting: ExpressibleByArgument {
   /// `sleep`, `poll:50`, `adaptive:50` (microseconds) or `busy`.
@@ -52,12 +53,22 @@ extension Notification: ExpressibleByArgument {
 }
 
 extension UringSetup: ExpressibleByArgument {
-  /// Words with commas between them; each changes one thing of the default.
   public init?(argument: String) {
+    guard let setup = try? UringSetup(words: argument) else { return nil }
+    self = setup
+  }
+
+  /// Words with commas between them; each changes one thing of the default.
+  package init(words: String) throws(UringMistake) {
     self.init()
-    for word in argument.split(separator: ",", omittingEmptySubsequences: false) {
+    var given: [String: Substring] = [:]
+    for word in words.split(separator: ",", omittingEmptySubsequences: false) {
       let parts = word.split(separator: "=", maxSplits: 1)
       let number = parts.count == 2 ? Int(parts[1]) : nil
+      let name = parts.first.map(String.init) ?? ""
+      if let other = given.updateValue(word, forKey: Self.subjects[name] ?? name) {
+        throw .contradiction("\(other)", "\(word)")
+      }
       switch (parts.first, number) {
       case ("deferred", nil): completion = .deferred
       case ("cooperative", nil): completion = .cooperative
@@ -73,12 +84,33 @@ extension UringSetup: ExpressibleByArgument {
       case ("no-sqarray", nil): usesIndexArray = false
       case ("whole", nil): handover = .whole
       case ("batch", let count?) where (1...256).contains(count): handover = .every(count)
-      default: return nil
+      default: throw .unknown
       }
     }
   }
 
+  /// What those words are about of which each replaces the others.
+  private static let subjects = [
+    "deferred": "completion", "cooperative": "completion", "plain": "completion", "sqpoll": "completion", "iopoll": "poll",
+    "iopoll-hybrid": "poll", "whole": "handover", "batch": "handover",
+  ]
+
   public var defaultValueDescription: String { "deferred" }
+}
+
+/// Why words describe no set-up of a ring.
+package enum UringMistake: Error, Equatable, CustomStringConvertible {
+  case unknown
+  /// Two words of which only one can hold.
+  case contradiction(String, String)
+
+  package var description: String {
+    switch self {
+    case .unknown: "use words as in deferred,batch=8; --help lists them"
+    case .contradiction(let one, let other) where one == other: "use '\(printable(one))' once"
+    case .contradiction(let one, let other): "use '\(printable(one))' or '\(printable(other))', of which only one can hold"
+    }
+  }
 }
 
 /// Which threads the queues of many disks share: `auto`, `off`, or how many. Every disk that is described together has the same.
@@ -125,7 +157,7 @@ package struct DeviceTuning: ParsableArguments {
     help: .init(
       "How the io_uring engine sets up its ring: a comma-separated list of deferred, cooperative, plain, sqpoll[=CPU], iopoll, "
         + "iopoll-hybrid, buffers, no-file, no-ring, no-sqarray, epoll, wait=N, whole, batch=N. (default: deferred)",
-      valueName: "words"))
+      valueName: "words"), transform: { try UringSetup(words: $0) })
   package var uring: UringSetup?
 
   @Option(help: .init("Record how long requests take, for 'ctl metrics', 'top' and --metrics.", valueName: "on|off"))

@@ -42,14 +42,28 @@ extension ServeDisk: DecodableWithConfiguration {
     case limit
     case reconnectTimeout = "reconnect-timeout"
     case serverKeepsWrites = "server-keeps-writes"
+
+    /// Other names, as the command line has them.
+    private static let otherNames = ["queues": Word.numQueues]
+
+    /// The word by any of its names; `nil` if there is none.
+    package init?(name: String) {
+      guard let word = Word(rawValue: name) ?? Self.otherNames[name] else { return nil }
+      self = word
+    }
+
+    /// All names that it goes by.
+    fileprivate var names: [String] { [rawValue] + Self.otherNames.filter { $0.value == self }.map(\.key) }
   }
 
   /// - Parameter defaults: the command line's own options, which hold where the entry says nothing.
   /// - Throws: `ServeDiskMistake`, or what the options' own validation says.
   package init(from decoder: any Decoder, configuration defaults: DeviceOptions) throws {
     guard let values = try? decoder.container(keyedBy: WordKey.self) else { throw ServeDiskMistake.notAnObject }
-    for key in values.allKeys where Word(rawValue: key.stringValue) == nil {
-      throw ServeDiskMistake.unknownWord(key.stringValue)
+    var given: [Word: String] = [:]
+    for key in values.allKeys.map(\.stringValue).sorted() {
+      guard let word = Word(name: key) else { throw ServeDiskMistake.unknownWord(key) }
+      if let other = given.updateValue(key, forKey: word) { throw ServeDiskMistake.twoNames(other, key) }
     }
     let entry = Entry(values: values)
     let (blkFile, image) = (try entry.text(.blkFile), try entry.text(.image))
@@ -74,8 +88,7 @@ extension ServeDisk: DecodableWithConfiguration {
     if waiting != nil || pollUs != nil { (options.tuning.waiting, options.tuning.pollUs) = (waiting, pollUs) }
     options.tuning.notify =
       try entry.argument(.notify, "batch, each or coalesce:COUNT:US") ?? defaults.tuning.notify
-    options.tuning.uring =
-      try entry.argument(.uring, "words of 'serve --uring' with commas between") ?? defaults.tuning.uring
+    options.tuning.uring = try entry.uring(.uring) ?? defaults.tuning.uring
     options.onError = try entry.choice(.onError) ?? defaults.onError
     options.inject = try entry.rules(.inject) ?? defaults.inject
     options.features = try entry.features(.features) ?? defaults.features
@@ -120,7 +133,7 @@ extension ServeDisk: DecodableWithConfiguration {
 
     /// A number of bytes, or a string as the command line has it.
     func size(_ word: Word) throws -> ByteCount? {
-      if let bytes = try? values.decodeIfPresent(UInt64.self, forKey: WordKey(word)) { return ByteCount(bytes) }
+      if let bytes = try? values.decodeIfPresent(UInt64.self, forKey: key(word)) { return ByteCount(bytes) }
       return try argument(word, ByteSize.forms)
     }
 
@@ -141,11 +154,11 @@ extension ServeDisk: DecodableWithConfiguration {
       let mistake = ServeDiskMistake.wrongValue(
         word, expected: "a rule as in \"write:eio:rate=0.01\" ('vmm-blk serve --help' says how), or an array of rules")
       let texts: [String]
-      if let one = try? values.decodeIfPresent(String.self, forKey: WordKey(word)) {
+      if let one = try? values.decodeIfPresent(String.self, forKey: key(word)) {
         texts = [one]
       } else {
         do {
-          guard let many = try values.decodeIfPresent([String].self, forKey: WordKey(word)) else { return nil }
+          guard let many = try values.decodeIfPresent([String].self, forKey: key(word)) else { return nil }
           texts = many
         } catch { throw mistake }
       }
@@ -153,6 +166,11 @@ extension ServeDisk: DecodableWithConfiguration {
         guard let rule = FaultRule($0) else { throw mistake }
         return rule
       }
+    }
+
+    func uring(_ word: Word) throws -> UringSetup? {
+      guard let text = try text(word) else { return nil }
+      do throws(UringMistake) { return try UringSetup(words: text) } catch { throw ServeDiskMistake.wrongUring(error) }
     }
 
     func features(_ word: Word) throws -> FeatureList? {
@@ -167,8 +185,13 @@ extension ServeDisk: DecodableWithConfiguration {
       return value
     }
 
+    /// By the name that is there.
+    private func key(_ word: Word) -> WordKey {
+      word.names.compactMap(WordKey.init(stringValue:)).first { values.contains($0) } ?? WordKey(word)
+    }
+
     private func value<Value: Decodable>(_ word: Word, _ expected: String) throws -> Value? {
-      do { return try values.decodeIfPresent(Value.self, forKey: WordKey(word)) } catch {
+      do { return try values.decodeIfPresent(Value.self, forKey: key(word)) } catch {
         throw ServeDiskMistake.wrongValue(word, expected: expected)
       }
     }
@@ -181,8 +204,11 @@ package enum ServeDiskMistake: Error, CustomStringConvertible {
   case unknownWord(String)
   case missing(ServeDisk.Word)
   case twoImages
+  /// Two names of one word.
+  case twoNames(String, String)
   case wrongValue(ServeDisk.Word, expected: String)
   case wrongFeature(ServeDisk.Word, FeatureMistake)
+  case wrongUring(UringMistake)
 
   package var description: String {
     switch self {
@@ -193,8 +219,11 @@ package enum ServeDiskMistake: Error, CustomStringConvertible {
           ?? ": use " + ServeDisk.Word.allCases.map { "\"\($0.rawValue)\"" }.joined(separator: ", "))
     case .missing(.blkFile): "\"blk-file\" is missing: every disk needs one, or an \"image\""
     case .twoImages: "\"blk-file\" and \"image\" both name the image: give one of them"
+    case .twoNames(let one, let other): "\"\(one)\" and \"\(other)\" are two names of one word: give one of them"
     case .missing(let word): "\"\(word.rawValue)\" is missing: every disk needs one"
     case .wrongFeature(let word, let mistake): "\"\(word.rawValue)\": \(mistake)"
+    case .wrongUring(.unknown): "\"uring\" has to be words of 'serve --uring' with commas between"
+    case .wrongUring(let mistake): "\"uring\": \(mistake)"
     case .wrongValue(let word, let expected): "\"\(word.rawValue)\" has to be \(expected)"
     }
   }

@@ -21,7 +21,7 @@ struct BenchCompareCommand: ParsableCommand {
 
   func run() throws {
     let comparison = try Comparison(Self.load(first), Self.load(second))
-    print(comparison.table(width: OutputWidth.characters), terminator: "")
+    print(OutputWidth.folded(comparison.table(width: OutputWidth.characters)), terminator: "")
   }
 
   private static func load(_ path: String) throws -> SavedResult {

@@ -72,7 +72,7 @@ extension BenchRunCommand {
     let report = try PathLaboratory.run(options) { done, total, what in meter.note("\(done) of \(total): \(what)") }
     meter.clear()
     if outputFormat == .normal {
-      print(report.table(width: OutputWidth.characters), terminator: "")
+      print(OutputWidth.folded(report.table(width: OutputWidth.characters)), terminator: "")
     } else {
       print(report.json(), terminator: "")
     }

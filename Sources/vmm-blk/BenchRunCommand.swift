@@ -176,14 +176,14 @@ struct BenchRunCommand: ParsableCommand {
     meter.clear()
     let text: String
     switch outputFormat {
-    case .normal: text = result.table(width: output == nil ? OutputWidth.characters : nil)
+    case .normal: text = output == nil ? OutputWidth.folded(result.table(width: OutputWidth.characters)) : result.table()
     case .json: text = result.json(plus: false)
     case .jsonPlus: text = result.json(plus: true)
     }
     try BenchOutput.write(text, to: output)
     // A user who asked for a file sees the table as well.
     if output != nil, outputFormat != .normal {
-      print(result.table(width: OutputWidth.characters), terminator: "")
+      print(OutputWidth.folded(result.table(width: OutputWidth.characters)), terminator: "")
     }
     for warning in result.warnings { BenchOutput.complain("warning: \(warning)") }
   }

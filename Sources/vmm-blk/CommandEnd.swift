@@ -31,7 +31,8 @@ struct CommandEnd {
     let message = VmmBlk.message(for: error)
     var rest = whole.hasPrefix("Error: " + message) ? String(whole.dropFirst(7 + message.count)) : ""
     var sentence = message
-    if let mistake = CommandWords()?.mistake(in: words) {
+    let described = CommandWords()
+    if let mistake = described?.mistake(in: words) ?? described?.double(in: words) {
       sentence = mistake
       // Help for another option is none.
       rest = rest.ranges(of: "\nUsage:").first.map { String(rest[$0.lowerBound...]) } ?? rest

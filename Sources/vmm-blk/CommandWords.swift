@@ -27,7 +27,7 @@ struct CommandWords {
     }
     var kind: String
     var names: [Name]?
-    var valueName: String?
+    var isRepeating: Bool?
   }
 
   /// - Returns: `nil` if the parser does not report them.
@@ -49,13 +49,13 @@ struct CommandWords {
       let names = names(commands)
       if word.hasPrefix("-"), word.count > 1 {
         let name = String(word.prefix { $0 != "=" })
-        guard let kind = names[name] else {
+        guard let option = names[name] else {
           if VmmBlk.isOwn(word) { continue }
           let close = CloseWord.find(to: name, among: names.keys.filter { $0.hasPrefix("--") } + ["--help", "--version"])
           return "Unknown option '\(printable(name))'" + (close.map { ". Did you mean '\($0)'?" } ?? "")
         }
         // Its value is not an option, whatever it looks like.
-        if kind == "option", !word.contains("="), index < words.count, !words[index].hasPrefix("-") { index += 1 }
+        if option.kind == "option", !word.contains("="), index < words.count, !words[index].hasPrefix("-") { index += 1 }
       } else if let next = commands[commands.count - 1].subcommands?.first(where: { $0.commandName == word }) {
         commands.append(next)
       } else if let choices = commands[commands.count - 1].subcommands, commands[commands.count - 1].defaultSubcommand == nil {
@@ -67,15 +67,64 @@ struct CommandWords {
     return nil
   }
 
+  // MARK: Words that stand twice
+
+  /// The sentence about the first option that has one value and is given two, by whatever names; `nil` if there is none. The
+  /// parser takes the last one and says nothing.
+  ///
+  /// - Parameter words: those that the parser has taken.
+  func double(in words: [String]) -> String? {
+    var commands = [root]
+    var given: [String: String] = [:]
+    var index = 0
+    while index < words.count, words[index] != "--" {
+      let word = words[index]
+      index += 1
+      guard word.hasPrefix("-") else {
+        if let next = commands[commands.count - 1].subcommands?.first(where: { $0.commandName == word }) {
+          commands.append(next)
+        }
+        continue
+      }
+      let name = String(word.prefix { $0 != "=" })
+      guard let option = names(commands)[name], option.kind == "option" else { continue }
+      if !word.contains("="), index < words.count { index += 1 }
+      guard option.isRepeating != true else { continue }
+      guard let other = given.updateValue(name, forKey: option.names?.first?.word ?? name) else { continue }
+      return other == name
+        ? "\(name) is given twice: give it once" : "\(other) and \(name) are two names of one option: give one of them"
+    }
+    return nil
+  }
+
+  /// The names of options that have several, with the first of each.
+  static let otherNames = [
+    "--queues": "--num-queues", "--readwrite": "--rw", "--blocksize": "--bs", "--depth": "--iodepth", "--seed": "--randseed",
+    "--ramp-time": "--ramp_time", "--latency-target": "--latency_target", "--latency-percentile": "--latency_percentile",
+    "--output_format": "--output-format", "-b": "--backing", "-F": "--backing-format", "-c": "--create", "-a": "--apply",
+    "-d": "--delete",
+  ]
+
+  /// Some option may be there twice: worth a closer look, for which the parser describes all options.
+  static func mayHaveDouble(_ words: [String]) -> Bool {
+    var names: Set<String> = []
+    return words.contains { word in
+      let name = String(word.prefix { $0 != "=" })
+      return name.hasPrefix("-") && !names.insert(otherNames[name] ?? name).inserted
+    }
+  }
+
+  // MARK: The parser's description
+
   /// All options that may stand where these commands are, and of what kind each is.
-  private func names(_ commands: [Command]) -> [String: String] {
+  private func names(_ commands: [Command]) -> [String: Argument] {
     var all = commands
     if let last = commands.last, let name = last.defaultSubcommand {
       all += (last.subcommands ?? []).filter { $0.commandName == name }
     }
-    var names: [String: String] = [:]
+    var names: [String: Argument] = [:]
     for argument in all.flatMap({ $0.arguments ?? [] }) {
-      for name in argument.names ?? [] { names[name.word] = argument.kind }
+      for name in argument.names ?? [] { names[name.word] = argument }
     }
     return names
   }

@@ -57,7 +57,9 @@ extension CtlTarget {
   static func path(_ given: String?) throws -> String {
     if let given { return given }
     if let text = unsafe getenv("VMM_BLK_CONTROL") {
-      let path = unsafe String(cString: text)
+      guard let path = unsafe String(validatingCString: text) else {
+        throw ValidationError("VMM_BLK_CONTROL is not UTF-8: use another path for the control socket, or a link to it")
+      }
       if !path.isEmpty { return path }
     }
     throw ValidationError("no server: name its control socket with --control, or in VMM_BLK_CONTROL")

@@ -82,12 +82,11 @@ enum CtlText {
 
   static func service(_ service: Operator.Service) -> String {
     let count = service.disks.count
-    return """
+    let head = """
       \(printable(service.program)), process \(service.process), on \(service.transport), up \(time(service.uptime)), \
       log level \(printable(service.logLevel)), \(service.sandbox.map { $0.isEmpty ? "sandbox off, " : "in a sandbox, " } ?? "")\(count) \(count == 1 ? "disk" : "disks")
-
-      \(CtlList.table(service.disks))
       """
+    return OutputWidth.folded(head) + "\n\n" + CtlList.table(service.disks)
   }
 
   /// - Parameter seconds: since something.
@@ -149,16 +148,7 @@ enum CtlText {
   /// The value behind its name, in lines that fit the terminal.
   private static func wrapped(_ name: String, _ value: String) -> String {
     let indent = 12
-    let room = max((OutputWidth.characters ?? 100) - indent, 20)
-    var lines = [""]
-    for word in value.split(separator: " ") {
-      let last = lines[lines.count - 1]
-      if !last.isEmpty, last.count + word.count + 1 > room {
-        lines.append(String(word))
-      } else {
-        lines[lines.count - 1] = last.isEmpty ? String(word) : last + " " + word
-      }
-    }
+    let lines = OutputWidth.words(value, width: max((OutputWidth.characters ?? 100) - indent, 20))
     let head = name + String(repeating: " ", count: max(indent - name.count, 1))
     return head + lines.joined(separator: "\n" + String(repeating: " ", count: indent))
   }

@@ -60,7 +60,7 @@ struct EntryWords {
       guard sides.count == 2 else {
         throw ValidationError("'\(printable(word))' is not an option of a disk: write it like read-only=true")
       }
-      guard let name = ServeDisk.Word(rawValue: sides[0]) else {
+      guard let name = ServeDisk.Word(name: sides[0]) else {
         throw ValidationError("\(ServeDiskMistake.unknownWord(sides[0]))")
       }
       let value = try Self.value(name, sides[1])
@@ -268,7 +268,9 @@ struct CtlResize: CtlVerb {
 struct CtlLimit: CtlVerb {
   static let configuration = CommandConfiguration(
     commandName: "limit", abstract: "Show or change the limits of a disk.",
-    usage: CtlTarget.usage("limit [<disk>] [<word=rate[/burst],...> | none]"),
+    usage: [
+      "limit [<disk>]", "limit [<disk>] <word=rate[/burst],...>", "limit [<disk>] none",
+    ].map(CtlTarget.usage).joined(separator: "\n"),
     discussion: """
             The limits are \(LimitWord.allCases.map(\.rawValue).joined(separator: ", ")), each per second. A limit that is not named \
       stays as it is; 'none' instead of a rate lifts one limit, and 'none' alone lifts all. Changes take effect at once. The \

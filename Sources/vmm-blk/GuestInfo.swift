@@ -1,5 +1,6 @@
 /// `vmm-blk guest info`: what a disk offers and how it is set up.
 internal import ArgumentParser
+internal import Bench
 internal import Foundation
 internal import GuestDriver
 internal import TextTable
@@ -115,10 +116,14 @@ struct DiskReport: Encodable {
     let fieldTable = TextTable<Field> { field in
       [Column("field" <- field.name), Column("value" <- field.value, align: .right), Column("unit" <- field.unit)]
     }
-    let sizes = queues.map(String.init).joined(separator: ", ")
-    return """
+    // A size that all have is said once.
+    let sizes = Set(queues).count == 1 ? "\(queues[0])" : queues.map(String.init).joined(separator: ", ")
+    let head = """
       A disk of \(ByteSize.describe(capacityBytes)) (\(capacityBytes) bytes)\(readOnly ? ", read-only," : "") over \(transport), \
       \(queues.count) queue\(queues.count == 1 ? "" : "s") of \(sizes) entries, \(ring) ring\(queues.count == 1 ? "" : "s").
+      """
+    return """
+      \(OutputWidth.folded(head))
 
       \(Self.trimmed(featureTable.string(for: features, style: Style.simple)))
 

@@ -98,7 +98,20 @@ struct GuestVerify: GuestVerb {
       defer { progress.finish() }
       let report = try verifier.run { now in progress.show(now.bytes + now.bytesReadBack, ", \(now.requestCount) requests") }
       progress.finish()
+      guard report.bytesRead + report.bytesWritten + report.bytesReadBack > 0 else {
+        if json { print(try Summary(seed, report, client).json) }
+        throw NothingVerified(seconds: report.elapsed / .seconds(1))
+      }
       print(json ? try Summary(seed, report, client).json : Summary(seed, report, client).text)
+    }
+  }
+
+  /// A run that was over before anything could be wrong.
+  private struct NothingVerified: ErrorWithStatus, CustomStringConvertible {
+    let seconds: Double
+    var status: ExitStatus { .failure }
+    var description: String {
+      "nothing was verified, because no byte was read or written in \((seconds * 10).rounded() / 10) s: give it more with --seconds or --bytes"
     }
   }
 

@@ -17,6 +17,10 @@ struct ImageCreateCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "create",
     abstract: "Make a qcow2 image: an empty disk, or an overlay over another image.",
+    usage: """
+      vmm-blk image create <path> --size <bytes> [<options>]
+      vmm-blk image create <path> -b <path> -F raw|qcow2 [<options>]
+      """,
     discussion: """
       The file must not be there. Without --extended-l2 off the image has clusters of 128 KiB with 32 subclusters of 4 KiB, so that a first \
       write of 4 KiB allocates 4 KiB and not a whole cluster; QEMU knows them since 5.2. '--extended-l2 off' makes the classic image, with \

@@ -8,6 +8,10 @@ struct ImageRebaseCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "rebase",
     abstract: "Give an overlay another backing file, or none.",
+    usage: """
+      vmm-blk image rebase <uri> -b <path> -F raw|qcow2 [<options>]
+      vmm-blk image rebase <uri> -b '' [<options>]
+      """,
     discussion: """
       vmm-blk image rebase -b golden-2.raw -F raw 'qcow2:overlay.qcow2?backing=raw:golden.raw'
       vmm-blk image rebase -b '' 'qcow2:overlay.qcow2?backing=raw:golden.raw'

@@ -11,6 +11,10 @@ struct ImageSnapshotCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "snapshot",
     abstract: "List the internal snapshots of a qcow2 image, create, apply or delete them.",
+    usage: """
+      vmm-blk image snapshot [--list] <path>
+      vmm-blk image snapshot --create|--apply|--delete <snapshot> <path>
+      """,
     discussion: """
       vmm-blk image snapshot -c before-the-upgrade disk.qcow2
       vmm-blk image snapshot -a before-the-upgrade disk.qcow2

@@ -66,7 +66,7 @@ final class RunService {
   func run() throws {
     let taker = try command.takeover.taker(on: .memoryFile, in: loop, log: log)
     let served: Served
-    do { served = try taker.map { try prepare($0) } ?? open() } catch {
+    do { served = try StartupWatch.attend(signals) { try taker.map { try prepare($0) } ?? open() } } catch {
       guard let signal = signals.take() else { throw error }
       return log.note("ending on signal \(signal), before the disk was open")
     }

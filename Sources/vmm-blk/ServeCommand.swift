@@ -159,7 +159,10 @@ struct ServeCommand: ParsableCommand {
       guard disk.record == nil else { throw TakeoverOptions.noRecord }
       return
     }
-    guard socketPath == nil || fd == nil, socketPath != nil || fd != nil || Activation.count > 0 else {
+    guard socketPath == nil || fd == nil else {
+      throw ValidationError("--socket-path and --fd both name the socket: give one of them.")
+    }
+    guard socketPath != nil || fd != nil || Activation.count > 0 else {
       throw ValidationError("No socket: name one with either --socket-path or --fd.")
     }
   }

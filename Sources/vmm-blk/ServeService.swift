@@ -73,10 +73,14 @@ final class ServeService {
   }
 
   func run() throws {
-    let list = try command.disks.map { try ServeDiskList(file: $0, defaults: command.disk, mayBeEmpty: isOperated) }
+    let list = try StartupWatch.attend(signals) {
+      try command.disks.map { try ServeDiskList(file: $0, defaults: command.disk, mayBeEmpty: isOperated) }
+    }
     ServeFileLimit.makeRoom(for: list?.disks.map(\.options) ?? [command.disk], limit: openFiles, signals.descriptor)
     let taker = try command.takeover.taker(on: .vhostUser, in: loop, log: log)
-    do { served = try taker.map { try prepare($0, list) } ?? open(list) } catch {
+    do {
+      served = try StartupWatch.attend(signals) { try taker.map { try prepare($0, list) } ?? open(list) }
+    } catch {
       guard let signal = signals.take() else { throw error }
       return log.note("ending on signal \(signal), before the disks were open")
     }

@@ -13,6 +13,10 @@ struct VerifyCrashCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "verify-crash",
     abstract: "Check that no power failure loses data that the guest was promised.",
+    usage: """
+      vmm-blk verify-crash [<options>]
+      vmm-blk verify-crash --log <file> --base <file> --check <text> [<options>]
+      """,
     discussion: """
             A driver in this process issues random requests on a scratch image. Every write, flush, discard and write-zeroes that \
       reaches the medium is recorded, with every request and every answer. Then the power fails at random moments of that \

@@ -24,7 +24,18 @@ struct VmmBlk: ParsableCommand {
     let words = Invocation.words(program: program, Startup.arguments)
     var command: any ParsableCommand
     do { command = try parseAsRoot(words) } catch { Startup.end(CommandEnd(error, words: words, isOurs: false)) }
+    do { try check(words) } catch { Startup.end(CommandEnd(error, words: words, isOurs: true)) }
     do { try command.run() } catch { Startup.end(CommandEnd(error, words: words, isOurs: true)) }
+  }
+
+  /// What the parser takes and should not.
+  private static func check(_ words: [String]) throws {
+    if words.contains("--print-capabilities") { return }
+    if let mistake = PathArgument.mistake(in: Startup.words) { throw ValidationError(mistake) }
+    if words.first == "help", let mistake = CommandWords()?.mistake(in: Array(words.dropFirst())) {
+      throw ValidationError(mistake)
+    }
+    if CommandWords.mayHaveDouble(words), let mistake = CommandWords()?.double(in: words) { throw ValidationError(mistake) }
   }
 
   func run() throws {

@@ -48,6 +48,24 @@ import VirtioBlkDevice
     #expect(image.size == 1 << 20)
   }
 
+  /// As qemu-img makes them, of any number of bytes: not a word of making them longer, which is for raw disks.
+  @Test(arguments: samples) func anotherFormatOfAnyLengthIsCalledWhatItIs(sample: Sample) throws {
+    let scratch = try Scratch()
+    let path = try Self.image(sample, scratch)
+    let file = try #require(FileHandle(forUpdatingAtPath: path))
+    let end = try file.seekToEnd()
+    // What says so at the end stays there.
+    try file.seek(toOffset: end - 512)
+    let tail = try file.readToEnd() ?? Data()
+    try file.seek(toOffset: end - 512 + 16)
+    try file.write(contentsOf: tail)
+    try file.close()
+    #expect(throws: ImageError.foreign(path: path, format: sample.format)) { _ = try ImageFile(ImageOptions(path: path)) }
+    #expect(throws: ImageError.oddSize(path: path, size: end + 16, blockSize: 512)) {
+      _ = try ImageFile(ImageOptions(path: path, format: .raw))
+    }
+  }
+
   @Test func aRawDiskIsNone() throws {
     let scratch = try Scratch()
     for (offset, text) in [(1, "QFI\u{fb}"), (512, "conectix"), (0, "QF"), (0x41, "\u{7f}"), (510, "U\u{aa}")] {

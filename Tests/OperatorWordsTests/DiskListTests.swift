@@ -31,6 +31,12 @@ import VirtioBlkDevice
       ("", .usage, "is not a JSON array"), ("{}", .usage, "has to be an array of objects"), ("[]", .usage, "lists no disk"),
       ("[7]", .usage, "entry 1: it has to be an object"), (#"[{}]"#, .usage, #"entry 1: "blk-file" is missing"#),
       (#"[{"blk-file": "/a", "socket-path": "/a", "blk\u002dfile": "/b"}]"#, .usage, #""blk-file" is given twice"#),
+      (
+        #"[{"blk-file": "/a", "socket-path": "/a", "num-queues": 2, "queues": 3}]"#, .usage,
+        #""num-queues" and "queues" are two"#
+      ),
+      (#"[{"blk-file": "/a", "socket-path": "/a", "que": 3}]"#, .usage, #"there is no "que""#),
+      (#"[{"blk-file": "/a", "socket-path": "/a", "uring": "deferred,plain"}]"#, .usage, "'deferred' or 'plain'"),
       (#"[{"blk-file": "/a", "socket-path": "/a", "serial": "{\"", "serial": ""}]"#, .usage, #""serial" is given twice"#),
       (
         #"[{"blk-file": "/a", "socket-path": "/s"}, {"blk-file": "/b", "socket-path": "/s"}]"#, .usage,

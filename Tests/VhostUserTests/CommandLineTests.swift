@@ -123,6 +123,9 @@ import Testing
       (["serve", "--blk-file", "DIR/disk", "--socket-path", "DIR/s", "--logical-block-size", "1000"], 64, "power of two"),
       (["serve", "--blk-file", "DIR/q", "--socket-path", "DIR/s"], 66, "a qcow2 image"),
       (["serve", "--blk-file", "DIR/q", "--socket-path", "/nowhere/s", "--format", "raw"], 69, "does not exist"),
+      (["serve", "--blk-file", "DIR/odd", "--socket-path", "DIR/s"], 66, "a qcow2 image"),
+      (["bench", "--blk-file", "DIR/odd"], 66, "a qcow2 image"),
+      (["serve", "--blk-file", "DIR/odd", "--socket-path", "DIR/s", "--format", "raw"], 66, "196624 bytes"),
       (["serve", "--disks", "DIR/list"], 66, "entry 1 (/nowhere/i): there is no image"),
       (["run", "--memory", "/nowhere/m", "--blk-file", "DIR/disk"], 66, "/nowhere/m"),
       (["inspect", "/nowhere/m"], 66, "/nowhere/m"),
@@ -132,24 +135,56 @@ import Testing
     try withDirectory { directory in
       try Data(count: 1 << 20).write(to: URL(fileURLWithPath: directory + "/disk"))
       try (Data([0x51, 0x46, 0x49, 0xfb]) + Data(count: 4092)).write(to: URL(fileURLWithPath: directory + "/q"))
+      try (Data([0x51, 0x46, 0x49, 0xfb]) + Data(count: 196_620)).write(to: URL(fileURLWithPath: directory + "/odd"))
       try Data(#"[{"blk-file": "/nowhere/i", "socket-path": "\#(directory)/s"}]"#.utf8)
         .write(to: URL(fileURLWithPath: directory + "/list"))
       try Self.check(words.map { $0.replacingOccurrences(of: "DIR", with: directory) }, status, sentence, #_sourceLocation)
     }
   }
 
+  private static let disk = ["serve", "--blk-file", "/nowhere/i", "--socket-path", "s"]
+
+  @Test(
+    arguments: [
+      (disk + ["--engine", "aio", "--uring", "plain"], "--uring is for io_uring"),
+      (disk + ["--engine", "cached", "--direct", "on"], "--engine cached copies out of the page cache, and --direct on"),
+      (
+        disk + ["--engine", "mmap", "--direct", "on"],
+        "--engine mapped copies between the guest and the page cache, and --direct on"
+      ),
+      (disk + ["--direct", "1", "--engine", "null"], "--engine null reads and writes nothing, and --direct on"),
+      (disk + ["--uring", "deferred,plain"], "use 'deferred' or 'plain', of which only one can hold"),
+      (disk + ["--uring", "sqpoll=1,cooperative"], "use 'sqpoll=1' or 'cooperative'"),
+      (disk + ["--uring", "iopoll,no-file,iopoll-hybrid"], "use 'iopoll' or 'iopoll-hybrid'"),
+      (disk + ["--uring", "batch=4,whole"], "use 'batch=4' or 'whole'"),
+      (disk + ["--uring", "wait=4,wait=4"], "use 'wait=4' once"),
+      (disk + ["--poll-us", "5", "--waiting", "busy"], "--poll-us and --waiting say the same"),
+      (disk + ["--fd", "3"], "--socket-path and --fd both name the socket"),
+      (disk + ["--num-queues", "2", "--queues", "3"], "--num-queues and --queues are two names of one option"),
+      (disk + ["--blk-file", "/nowhere/j"], "--blk-file is given twice"),
+      (["--blk-file=/nowhere/i", "--socket-path=s", "--blk-file=/nowhere/j"], "--blk-file is given twice"),
+      (disk + ["--image", "file:/nowhere/j"], "--blk-file and --image both name the image"),
+      (["guest", "--socket-path", "/nowhere/s", "info", "--socket-path", "/nowhere/t"], "--socket-path is given twice"),
+      (["ctl", "--control", "/nowhere/s", "list", "--control", "/nowhere/t"], "--control is given twice"),
+      (["serve", "--disks", "/nowhere/l", "--socket-path", "s"], "With --disks"),
+      (["guest", "info", "--socket-path", "/nowhere/s", "--memory", "/nowhere/m"], ""),
+      (["bench", "--socket-path", "/nowhere/s", "--engine", "aio"], "--engine is for a device in this process"),
+      (["bench", "--memory", "/nowhere/m", "--num-queues", "2"], "--num-queues is for a device in this process"),
+      (["bench", "--socket-path", "/nowhere/s", "--ceiling"], "name one thing to measure"),
+    ])
+  func optionsThatExcludeEachOtherAreRefused(words: [String], sentence: String) throws {
+    try Self.check(words, 64, sentence, #_sourceLocation)
+  }
+
+  /// What may be repeated is.
   @Test(arguments: [
-    ["serve", "--blk-file", "/nowhere/i", "--socket-path", "s", "--engine", "aio", "--uring", "plain"],
-    ["serve", "--blk-file", "/nowhere/i", "--socket-path", "s", "--engine", "cached", "--direct", "on"],
-    ["serve", "--blk-file", "/nowhere/i", "--socket-path", "s", "--poll-us", "5", "--waiting", "busy"],
-    ["serve", "--blk-file", "/nowhere/i", "--socket-path", "s", "--fd", "3"],
-    ["serve", "--disks", "/nowhere/l", "--socket-path", "s"],
-    ["guest", "info", "--socket-path", "/nowhere/s", "--memory", "/nowhere/m"],
-    ["bench", "--socket-path", "/nowhere/s", "--engine", "aio"],
-    ["bench", "--memory", "/nowhere/m", "--num-queues", "2"],
-    ["bench", "--socket-path", "/nowhere/s", "--ceiling"],
+    ["--no-feature", "discard", "--no-feature", "event_idx"],
+    ["--inject", "read:eio:count=1", "--inject", "write:eio:count=1"],
+    ["--read-only", "--read-only"], ["--uring", "sqpoll=0,iopoll,buffers,no-file,wait=2,batch=4"],
   ])
-  func optionsThatExcludeEachOtherAreRefused(words: [String]) throws { try Self.check(words, 64, "", #_sourceLocation) }
+  func optionsThatMayBeRepeatedAre(words: [String]) throws {
+    try Self.check(Self.disk + words, 66, "there is no image", #_sourceLocation)
+  }
 
   /// The image is looked for, so everything before it was understood.
   @Test(arguments: [
@@ -176,23 +211,115 @@ import Testing
     }
   }
 
+  /// No command takes another name than was typed: neither a file of the repaired name is opened, nor is one made.
+  @Test(arguments: [
+    #"serve --image "file:$f" --socket-path "$d/s""#, #"serve --blk-file "$d/disk" --socket-path "$f""#,
+    #"serve --disks "$f""#, #"serve --blk-file "$d/disk" --socket-path "$d/s" --control "$f""#,
+    #"--socket-path="$f" --blk-file="$d/disk""#, #"run --memory "$f" --create 16M --blk-file "$d/disk""#,
+    #"image info "$f""#, #"image check "$f""#, #"image create "$f" --size 1M"#, #"image convert "file:$d/disk" "$f""#,
+    #"inspect "$f""#, #"guest --socket-path "$f" info"#, #"ctl --control "$f" list"#,
+    #"ctl --control "$d/c" add "blk-file=$f""#,
+  ])
+  func aNameThatIsNotUTF8IsNoOther(command: String) throws {
+    try withDirectory { directory in
+      // What a name that was repaired would name is there.
+      for name in ["disk", "\u{fffd}"] { try Data(count: 1 << 20).write(to: URL(fileURLWithPath: directory + "/" + name)) }
+      let script = "d=$1; f=\"$d/$(printf '\\377')\"; exec \"$0\" \(command)"
+      let shell = try Program(["-c", script, Program.path.path, directory], program: URL(fileURLWithPath: "/bin/sh"))
+      let result = shell.finish()
+      #expect(result.status == 64, "\(result)")
+      let sentence = result.errors.split(separator: "\n").first ?? ""
+      #expect(sentence.hasPrefix("Error: '") && sentence.contains(#"/\xff' is not UTF-8"#), "\(result.errors)")
+      #expect(try FileManager.default.contentsOfDirectory(atPath: directory).sorted() == ["disk", "\u{fffd}"])
+    }
+  }
+
+  @Test func theControlSocketOfTheEnvironmentIsUTF8() throws {
+    let script = #"VMM_BLK_CONTROL=$(printf '/nowhere/\377') exec "$0" ctl list"#
+    let result = try Program(["-c", script, Program.path.path], program: URL(fileURLWithPath: "/bin/sh")).finish()
+    #expect(result.status == 64 && result.errors.contains("VMM_BLK_CONTROL is not UTF-8"), "\(result)")
+  }
+
+  @Test(arguments: [
+    (["help", "serv"], "There is no 'serv' in 'vmm-blk'. Did you mean 'serve'?"),
+    (["help", "ctl", "ad"], "There is no 'ad' in 'vmm-blk ctl'. Did you mean 'add'?"),
+  ])
+  func helpForWhatIsNotThereIsAMistake(words: [String], sentence: String) throws {
+    try Self.check(words, 64, sentence, #_sourceLocation)
+  }
+
+  @Test(arguments: [["help"], ["help", "serve"], ["help", "ctl", "add"], ["help", "--help"]])
+  func helpIsGiven(words: [String]) throws {
+    let program = try Program(words)
+    #expect(String(decoding: program.everything(), as: UTF8.self).contains("USAGE: vmm-blk"))
+    #expect(program.finish().status == 0)
+  }
+
   @Test(arguments: [
     (["serve"], "vmm-blk serve --blk-file <path> --socket-path <path>"), (["run"], "--memory <file> --blk-file <path>"),
     (["inspect"], "<file>"), (["guest"], "--memory <file> <verb>"),
     (["guest", "read"], "--socket-path <path> read <offset>"), (["guest", "write"], "write <offset>"),
     (["guest", "copy-in"], "copy-in <file>"), (["guest", "copy-out"], "copy-out <file>"), (["guest", "zero"], "zero <offset>"),
-    (["bench"], "--blk-file <path>"),
+    (["bench"], "--blk-file <path>"), (["image", "create"], "<path> --size <bytes>"),
+    (["image", "create"], "<path> -b <path> -F raw|qcow2"), (["image", "rebase"], "<uri> -b <path> -F raw|qcow2"),
+    (["image", "snapshot"], "--create|--apply|--delete <snapshot> <path>"),
+    (["verify-crash"], "--log <file> --base <file> --check <text>"), (["trace"], "trace --control <path> ["),
+    (["ctl", "limit"], "limit [<disk>] <word=rate[/burst],...>"),
   ])
   func usageSaysWhatIsRequired(words: [String], usage: String) throws {
     let help = String(decoding: try Program(words + ["--help"]).everything(), as: UTF8.self)
     #expect(help.contains("USAGE: vmm-blk") && help.contains(usage), "\(help)")
-    for line in help.split(separator: "\n") where line.count > 80 {
-      Issue.record("'\(line)' is wider than a terminal of 80 columns")
+  }
+
+  @Test func everyHelpFitsATerminal() throws {
+    for words in try Self.commands() {
+      let help = String(decoding: try Program(words + ["--help"]).everything(), as: UTF8.self)
+      #expect(help.contains("USAGE: vmm-blk"), "\(words)")
+      for line in help.split(separator: "\n") where line.count > 80 {
+        Issue.record("\(words): '\(line)' is wider than a terminal of 80 columns")
+      }
     }
   }
 
+  /// Both names of every option that has two.
+  @Test func twoNamesOfOneOptionAreRefused() throws {
+    var pairs = 0
+    for (words, arguments) in try Self.options() {
+      for argument in arguments where argument["kind"] as? String == "option" && argument["isRepeating"] as? Bool != true {
+        let names = (argument["names"] as? [[String: String]] ?? []).map { name in
+          (name["kind"] == "long" ? "--" : "-") + (name["name"] ?? "")
+        }
+        for other in names.dropFirst() {
+          let result = try Program(words + [names[0], "1", other, "2"]).finish()
+          #expect(
+            result.status == 64 && result.errors.contains("two names of one option"), "\(words) \(names): \(result.errors)")
+          pairs += 1
+        }
+      }
+    }
+    #expect(pairs > 10)
+  }
+
+  /// Every command, with its options as the parser describes them.
+  private static func options() throws -> [([String], [[String: Any]])] {
+    let dump = try JSONSerialization.jsonObject(with: try Program(["--experimental-dump-help"]).everything()) as? [String: Any]
+    var all: [([String], [[String: Any]])] = []
+    func collect(_ command: [String: Any], _ path: [String]) {
+      all.append((path, command["arguments"] as? [[String: Any]] ?? []))
+      for child in command["subcommands"] as? [[String: Any]] ?? [] {
+        guard let name = child["commandName"] as? String, name != "help" else { continue }
+        collect(child, path + [name])
+      }
+    }
+    collect(try #require(dump?["command"] as? [String: Any]), [])
+    try #require(all.count > 30)
+    return all
+  }
+
+  private static func commands() throws -> [[String]] { try options().map(\.0) }
+
   @Test func everyStatusIsDocumented() throws {
     let help = String(decoding: try Program(["--help"]).everything(), as: UTF8.self)
-    for status in [0, 1, 64, 66, 69, 74, 75] { #expect(help.contains("\(status)  "), "\(status)") }
+    for status in [0, 1, 3, 64, 66, 69, 74, 75] { #expect(help.contains("\(status)  "), "\(status)") }
   }
 }

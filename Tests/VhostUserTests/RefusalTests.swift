@@ -330,6 +330,29 @@ struct BadMessage: Sendable, CustomTestStringConvertible {
     #expect(rig.session.ringsWithoutMemory.isEmpty)
   }
 
+  /// The err descriptor says it, if it is known by then; the refusal says it in any case.
+  @Test(arguments: [false, true]) func ringsThatLieInNoMemoryAreSaidToDoSo(isAcknowledged: Bool) {
+    var rig = Rig()
+    rig.send(.setFeatures, Rig.number(Rig.features.union(.protocolFeatures).rawValue))
+    if isAcknowledged { rig.send(.setProtocolFeatures, Rig.number(ProtocolFeatures.replyAck.rawValue)) }
+    rig.setMemory()
+    let error = eventCounter()
+    rig.send(.setVringSize, Rig.state(0, 128))
+    rig.send(.setVringError, Rig.word(0), [error])
+    rig.send(.setVringAddress, Rig.address(0).bytes)
+    #expect(EventCounter.drain(error.rawValue) == 0)
+    _ = rig.takeDeeds()
+    let elsewhere = Rig.address(0, base: 0x7777_0000_0000).bytes
+    let flags: MessageHeader.Flags = isAcknowledged ? [.version1, .needReply] : .version1
+    rig.send(Message(request: FrontendRequest.setVringAddress.rawValue, flags: flags, payload: elsewhere))
+    #expect(rig.takeDeeds() == ["signal", "refused \(FrontendRequest.setVringAddress.rawValue)"])
+    #expect(EventCounter.drain(error.rawValue) == 1)
+    // That of another ring is not known, and nobody else's is signalled.
+    rig.send(.setVringAddress, Rig.address(1, base: 0x7777_0000_0000).bytes)
+    #expect(rig.takeDeeds() == ["refused \(FrontendRequest.setVringAddress.rawValue)"])
+    #expect(EventCounter.drain(error.rawValue) == 0)
+  }
+
   @Test func featuresThatTheDeviceCannotWorkWith() {
     var rig = Rig()
     rig.acceptsFeatures = false

@@ -128,4 +128,23 @@ import VirtioCore
       #expect(program.finish().status == 0)
     }
   }
+
+  /// A FIFO without a writer never opens.
+  @Test(arguments: [SIGTERM, SIGINT]) func aStartThatHangsEndsOnASignal(signal: Int32) throws {
+    try withDirectory { directory in
+      let list = directory + "/list"
+      try #require(unsafe mkfifo(list, 0o600) == 0)
+      let server = try Program(["serve", "--disks", list])
+      let status = "/proc/\(server.process.processIdentifier)/status"
+      try wait(until: "the server has set up its signals") {
+        let line = try String(contentsOfFile: status, encoding: .utf8).split(separator: "\n").first { $0.hasPrefix("SigBlk:") }
+        let blocked = line.flatMap { UInt64($0.dropFirst("SigBlk:\t".count), radix: 16) } ?? 0
+        return blocked & 1 << UInt64(signal - 1) != 0
+      }
+      kill(server.process.processIdentifier, signal)
+      let result = server.finish()
+      #expect(result.status == 0 && server.process.terminationReason == .exit, "\(result)")
+      #expect(result.errors.contains("before the disks were open"), "\(result.errors)")
+    }
+  }
 }

@@ -13,6 +13,34 @@ public enum OutputWidth {
     // Below that no table says anything.
     return max(Int(size.ws_col), 40)
   }
+
+  /// The text with its lines that are wider than the terminal in several, of whole words, the later ones indented.
+  public static func folded(_ text: String) -> String { folded(text, width: characters) }
+
+  /// - Parameter width: characters in a line; `nil`: the text stays as it is.
+  static func folded(_ text: String, width: Int?) -> String {
+    guard let width else { return text }
+    return text.split(separator: "\n", omittingEmptySubsequences: false).map { line in
+      guard line.count > width else { return String(line) }
+      let indent = String(line.prefix { $0 == " " })
+      let lines = words(String(line.dropFirst(indent.count)), width: max(width - indent.count - 2, 20))
+      return indent + lines.joined(separator: "\n" + indent + "  ")
+    }.joined(separator: "\n")
+  }
+
+  /// Lines of whole words; a word that is wider stays whole.
+  public static func words(_ text: String, width: Int) -> [String] {
+    var lines = [""]
+    for word in text.split(separator: " ") {
+      let last = lines[lines.count - 1]
+      if !last.isEmpty, last.count + word.count + 1 > width {
+        lines.append(String(word))
+      } else {
+        lines[lines.count - 1] = last.isEmpty ? String(word) : last + " " + word
+      }
+    }
+    return lines
+  }
 }
 
 /// One column: a title over values, one for each row.

@@ -110,6 +110,7 @@ public struct BackendSession: Sendable {
       do { try handle(message) } catch {
         self = before
         exchange?.refusal = error
+        announce(error, to: message)
       }
     }
     steps.append(.finish)

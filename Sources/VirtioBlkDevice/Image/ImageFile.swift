@@ -148,6 +148,8 @@ public final class ImageFile: Sendable {
     if options.format == .auto, let format = ForeignFormat.of(owner.descriptor, size: size) {
       throw .foreign(path: path, format: format)
     }
+    // Only now: an image of another format may have any length, and must not be made longer.
+    guard size % UInt64(blockSize) == 0 else { throw .oddSize(path: path, size: size, blockSize: blockSize) }
     if let lock = options.lock {
       guard Self.isSame(lock.rawValue, info) else { throw .notTheSame(path: path) }
     } else if options.isLocked, ImageLock.isBusy(owner.descriptor, isReadOnly: options.isReadOnly) {
@@ -325,7 +327,7 @@ public final class ImageFile: Sendable {
     return unsafe bytes.withUnsafeBufferPointer { unsafe clinux_open($0.baseAddress!, flags, 0) }
   }
 
-  /// Bytes: what can be a disk's size.
+  /// Bytes, not 0; a raw disk's are whole blocks.
   private static func size(
     _ descriptor: Int32, _ info: stat, _ options: ImageOptions, isBlockDevice: Bool
   ) throws(ImageError) -> UInt64 {
@@ -339,8 +341,6 @@ public final class ImageFile: Sendable {
       }
     }
     guard size > 0 else { throw .empty(path: path) }
-    let blockSize = options.logicalBlockSize
-    guard size % UInt64(blockSize) == 0 else { throw .oddSize(path: path, size: size, blockSize: blockSize) }
     return size
   }
 
