@@ -256,3 +256,52 @@ case_qemu-packed-migrated() { qemu_migrated_case packed=on; }
 
 # Several of the server's threads wait for the disk.
 is_at_disk() { [ "$(cat "/proc/$server_pid/task/"*/stat 2>/dev/null | sed 's/.*) //' | grep -c '^D')" -ge 2 ]; }
+
+# The whole system is on an image of a Ceph cluster, and so survives the machine that serves it: the server is killed, and another
+# process goes on from the records that QEMU keeps. It breaks the lock of the dead one, which the cluster then refuses for good;
+# the last one breaks nothing, and waits until the cluster has noticed by itself. KILLS says how often.
+case_qemu-rbd() {
+  local kills=${KILLS:-3} count beats=0 need options=() cluster image
+  [ "$SERVER" = vmm-blk ] || die "the back-ends that this case starts are ours"
+  for need in ceph-mon ceph-osd ceph rbd; do
+    command -v "$need" >/dev/null || { skip "$need is not installed (Scripts/setup.sh ceph)"; return 0; }
+  done
+  # Its OSD makes everything stable: where it costs no disk. It goes with this process.
+  cluster=$(mktemp -d "$([ -w /dev/shm ] && echo /dev/shm || echo "$work")/guest-cluster.XXXXXX")
+  STORE=bluestore "$root/Scripts/ceph.sh" start "$cluster" $BASHPID
+  image="rbd:rbd/root?conf=$cluster/ceph.conf"
+  make_system "$work/system" 400M
+  rbd -c "$cluster/ceph.conf" import --no-progress "$work/system" rbd/root
+  rm "$work/system"
+  start_server "$image" "$work/socket" --num-queues 2
+  guest_on "$console" --guest qemu --socket "$work/socket" --queues 2 --reconnect 1 --fio --set system=disk --scenarios root-killed \
+    "${write_back[@]}" --set beats=$((10 * kills))
+  for count in $(seq "$kills"); do
+    wait_until "the guest's disk answers after kill $((count - 1))" has_beaten $((beats + 2))
+    beats=$(beats)
+    kill_server
+    [ "$count" = "$kills" ] && options=() || options=(--break-lock)
+    start_server "$image" "$work/socket" --num-queues 2 "${options[@]}"
+  done
+  echo "killed $kills times" >&2
+  wait_guests
+  stop_server
+  count=$(ceph -c "$cluster/ceph.conf" osd blocklist ls 2>/dev/null | grep -c ':.*/' || true)
+  [ "$count" -ge $((kills - 1)) ] || die "the cluster has $count of $((kills - 1)) dead servers on its blocklist"
+  rbd -c "$cluster/ceph.conf" export --no-progress rbd/root "$work/disk"
+  "$root/Scripts/ceph.sh" remove "$cluster"
+  e2fsck -fn "$work/disk" || die "the host's e2fsck finds the image damaged"
+  mkdir "$work/files"
+  debugfs -R "rdump /work $work/files" "$work/disk" 2>"$work/debugfs"
+  (cd "$work/files/work" && md5sum -c --quiet manifest) || die "the image holds other files than the guest wrote"
+}
+
+# What guests boot from memory, as a file system of its own.
+make_system() { # file, size
+  mkdir "$work/tree"
+  # Two archives, one behind the other: the second begins where the first has been read to.
+  (cd "$work/tree" && cpio -idu --quiet && cpio -idu --quiet) <"$root/.guest/qemu/initramfs-fio.cpio"
+  empty_disk "$1" "$2"
+  mkfs.ext4 -q -F -d "$work/tree" "$1"
+  rm -rf "$work/tree"
+}

@@ -98,8 +98,10 @@ start_server() { # image, socket, options…
   shift 2
   case $SERVER in
   vmm-blk)
+    local named=--blk-file
+    [[ $image != rbd:* ]] || named=--image
     # shellcheck disable=SC2086  # the variable holds words
-    launch "$work/server-output" "$socket" "$VMM_BLK" serve --blk-file "$image" --socket-path "$socket" "$@" $VMM_BLK_OPTIONS
+    launch "$work/server-output" "$socket" "$VMM_BLK" serve "$named" "$image" --socket-path "$socket" "$@" $VMM_BLK_OPTIONS
     ;;
   qsd)
     local queues=1 writable=on block=512
