@@ -96,7 +96,7 @@ import Testing
           {"kind": "conformsTo", "source": "T", "target": "s:s8SendableP", "targetFallback": "Swift.Sendable"}
         ]}
         """#
-      for name in ["VirtioCore", "VirtioBlkDevice"] {
+      for name in ["VirtioCore", "VirtioBlkDevice", "VirtioBlkMetrics"] {
         try graph.write(toFile: "\(directory)/\(name).symbols.json", atomically: true, encoding: .utf8)
       }
       let (status, output) = try Self.python(["--graphs", directory, "--markdown", directory + "/out"], "symbols.py")
