@@ -56,6 +56,13 @@ import VirtioBlkDevice
     }
   }
 
+  @Test func aListIsUTF8() throws {
+    let text = Data(#"[{"socket-path": "/s", "blk-file": "/"#.utf8) + Data([0xff]) + Data(#""}]"#.utf8)
+    #expect { try ServeDiskList(text, file: "list", defaults: DeviceOptions.parse([]), mayBeEmpty: false) } throws: { error in
+      "\(error)".contains("it is not UTF-8")
+    }
+  }
+
   @Test func aServerThatTakesDisksLaterMayBeginWithNone() throws {
     #expect(try Self.list("[]", mayBeEmpty: true).disks.isEmpty)
   }
