@@ -25,6 +25,8 @@ package struct ServeDiskList {
   ///   - file: for sentences.
   package init(_ text: Data, file: String, defaults: DeviceOptions, mayBeEmpty: Bool) throws(ServeDiskListError) {
     self.file = file
+    // The decoder would say of the value that it is no string.
+    guard String(validating: text, as: UTF8.self) != nil else { throw .notJSON(file, "it is not UTF-8") }
     do {
       disks = try JSONDecoder().decode(Entries.self, from: text, configuration: defaults).disks
     } catch let error as EntryError {

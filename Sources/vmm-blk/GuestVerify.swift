@@ -111,7 +111,8 @@ struct GuestVerify: GuestVerb {
     let seconds: Double
     var status: ExitStatus { .failure }
     var description: String {
-      "nothing was verified, because no byte was read or written in \((seconds * 10).rounded() / 10) s: give it more with --seconds or --bytes"
+      "nothing was verified, because no byte was read or written in \((seconds * 10).rounded() / 10) s: "
+        + "give it more with --seconds or --bytes"
     }
   }
 

@@ -4,8 +4,8 @@ internal import VirtioCore
 enum PathArgument {
   private static let option = "--blk-file"
 
-  /// The sentence about the first argument that is not UTF-8 and that no bytes are kept of; `nil` if there is none. Repaired, it
-  /// would name another file, which must neither be read nor made.
+  /// The sentence about the first argument that is not UTF-8 and that no bytes are kept of; `nil` if there is none. Repaired,
+  /// it would name another file, which must neither be read nor made.
   ///
   /// - Parameter words: all arguments as they came, the program's name first.
   static func mistake(in words: [[UInt8]]) -> String? {
@@ -13,7 +13,8 @@ enum PathArgument {
       if words[index - 1] == Array(option.utf8) || word.starts(with: Array((option + "=").utf8)) { continue }
       let text = word.map { $0 < 0x80 ? String(UnicodeScalar($0)) : "\\x" + String($0, radix: 16) }.joined()
       return
-        "'\(printable(text))' is not UTF-8, and such a name can be used only behind \(option): rename the file, or use a link to it"
+        "'\(printable(text))' is not UTF-8, and such a name can be used only behind \(option): "
+        + "rename the file, or use a link to it"
     }
     return nil
   }

@@ -4,14 +4,14 @@ internal import OperatorWords
 internal import Sockets
 internal import VirtioCore
 
-/// Signals wait in a descriptor that the loop reads, and there is no loop yet: a list without a writer, or an image whose medium
-/// does not answer, would hold the process against everything but SIGKILL. So a thread waits for them meanwhile.
+/// Signals wait in a descriptor that the loop reads, and there is no loop yet: a list without a writer, or an image whose
+/// medium does not answer, would hold the process against everything but SIGKILL. So a thread waits for them meanwhile.
 enum StartupWatch {
   /// Milliseconds that the start has to come to its end by itself, which removes the files of sockets.
   private static let patience: Int32 = 2000
 
-  /// Runs the body, which opens files. If a signal comes and the body does not return soon, the process ends, as a process does that
-  /// is killed: the kernel releases the images, and the next server replaces the sockets' files.
+  /// Runs the body, which opens files. If a signal comes and the body does not return soon, the process ends, as a process does
+  /// that is killed: the kernel releases the images, and the next server replaces the sockets' files.
   ///
   /// - Parameter signals: blocked in all threads. A signal stays for whoever reads them after the body.
   /// - Throws: what the body throws.

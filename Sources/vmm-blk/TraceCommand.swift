@@ -11,7 +11,7 @@ internal import VirtioCore
 struct TraceCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "trace", abstract: "Record where the requests of a running server spend their time.",
-    usage: "vmm-blk trace --control <path> [--output <file>] [--picture <file>] [<options>]",
+    usage: "vmm-blk trace --control <path> [--output <file>] [<options>]",
     discussion: """
       The server is a 'vmm-blk serve' or 'vmm-blk run' with --control <path>; VMM_BLK_CONTROL in the environment stands for it. \
             Until the time is over, or until SIGINT, each of its threads records every request: when it was popped from its ring, when it \

@@ -15,7 +15,7 @@ struct VerifyCrashCommand: ParsableCommand {
     abstract: "Check that no power failure loses data that the guest was promised.",
     usage: """
       vmm-blk verify-crash [<options>]
-      vmm-blk verify-crash --log <file> --base <file> --check <text> [<options>]
+      vmm-blk verify-crash --log <file> --base <file> --check <text>
       """,
     discussion: """
             A driver in this process issues random requests on a scratch image. Every write, flush, discard and write-zeroes that \

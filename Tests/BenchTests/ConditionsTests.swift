@@ -47,6 +47,19 @@ import VirtioBlkDevice
     #expect(text.split(separator: "\n").filter { $0.hasPrefix("first row") }.count > (width < 132 ? 1 : 0))
   }
 
+  /// Conditions and explanations are folded between words; a table, which fits, stays as it is.
+  @Test(arguments: [40, 80]) func longLinesAreFolded(width: Int) {
+    let long = "  " + (1...40).map { "word\($0)" }.joined(separator: " ")
+    let table = ColumnTable.text(columns(14), width: width)
+    let text = OutputWidth.folded(long + "\n\n" + table, width: width)
+    #expect(text.split(separator: "\n").allSatisfy { $0.count <= width })
+    #expect(text.hasSuffix("\n\n" + table))
+    let words = text.dropLast(table.count).split { $0 == " " || $0 == "\n" }
+    #expect(words.map(String.init) == (1...40).map { "word\($0)" })
+    #expect(text.split(separator: "\n").dropFirst().first?.hasPrefix("    word") == true)
+    #expect(OutputWidth.folded(long, width: nil) == long)
+  }
+
   @Test func withoutATerminalATableIsWhole() {
     let lines = ColumnTable.text(columns(14), width: nil).split(separator: "\n")
     #expect(lines.count == 4)

@@ -16,7 +16,7 @@ import VirtioBlkDevice
       #"""
       [{"blk-file": "/a", "socket-path": "/a.sock", "read-only": true, "num-queues": 4, "logical-block-size": "4k",
         "engine": "io_uring", "pin-cpus": "0-2", "poll-us": 50, "inject": ["write:eio:rate=0.01"], "limit": "iops=5"},
-       {"blk-file": "/b", "socket-path": "/b.sock", "waiting": "busy", "format": null}]
+       {"blk-file": "/b", "socket-path": "/b.sock", "waiting": "busy", "format": null, "queues": 3}]
       """#)
     #expect(list.disks.map(\.socketPath) == ["/a.sock", "/b.sock"])
     let (first, second) = (list.disks[0].options, list.disks[1].options)
@@ -24,6 +24,8 @@ import VirtioBlkDevice
     #expect((first.engine, first.pinCPUs?.processors, first.tuning.pollUs) == (.uring, [0, 1, 2], 50))
     #expect(first.inject.count == 1 && first.limit?.limits.words == "iops=5/1")
     #expect((second.blkFile, second.readOnly, second.tuning.waiting, second.format) == ("/b", false, .busy, .auto))
+    // By its other name.
+    #expect(second.numQueues == 3)
   }
 
   @Test(
@@ -51,6 +53,13 @@ import VirtioBlkDevice
   func aMistakeIsOneSentence(text: String, status: OperatorWords.ExitStatus, sentence: String) {
     #expect { try Self.list(text) } throws: { error in
       OperatorWords.ExitStatus(error) == status && "\(error)".contains(sentence) && !"\(error)".contains("\n")
+    }
+  }
+
+  @Test func aListIsUTF8() throws {
+    let text = Data(#"[{"socket-path": "/s", "blk-file": "/"#.utf8) + Data([0xff]) + Data(#""}]"#.utf8)
+    #expect { try ServeDiskList(text, file: "list", defaults: DeviceOptions.parse([]), mayBeEmpty: false) } throws: { error in
+      "\(error)".contains("it is not UTF-8")
     }
   }
 

@@ -24,7 +24,7 @@ import VirtioCore
     (["--blk-file", "DIR/odd", "--socket-path", "DIR/s"], "multiple"),
     (["--blk-file", "DIR/disk"], "--socket-path or --fd"),
     (["--socket-path", "DIR/s"], "--blk-file"),
-    (["--blk-file", "DIR/disk", "--socket-path", "DIR/s", "--fd", "0"], "either --socket-path or --fd"),
+    (["--blk-file", "DIR/disk", "--socket-path", "DIR/s", "--fd", "0"], "both name the socket"),
     (["--blk-file", "DIR/disk", "--fd", "0"], "is not an open stream socket"),
     (["--blk-file", "DIR/disk", "--fd", "77"], "is not an open stream socket"),
     (["--blk-file", "DIR/disk", "--socket-path", "DIR/none/s"], "does not exist"),
@@ -126,6 +126,25 @@ import VirtioCore
         #expect(try frontend.handshake().queueCount == 16)
       }
       #expect(program.finish().status == 0)
+    }
+  }
+
+  /// Success is for bytes that were looked at.
+  @Test func aVerificationOfNothingIsAFailure() throws {
+    try withDirectory { directory in
+      try Data(count: 1 << 20).write(to: URL(fileURLWithPath: directory + "/disk"))
+      let server = try Program(["serve", "--blk-file", directory + "/disk", "--socket-path", directory + "/s"])
+      #expect(server.firstLine().hasPrefix("Serving"))
+      func verify(_ words: String...) throws -> (status: Int32, output: String, errors: String) {
+        try Program(["guest", "--socket-path", directory + "/s", "verify"] + words).finish()
+      }
+      let nothing = try verify("--seconds", "0.000000001")
+      #expect(nothing.status == 1 && nothing.errors.contains("nothing was verified"), "\(nothing)")
+      #expect(!nothing.output.contains("every byte is right"), "\(nothing)")
+      let something = try verify("--bytes", "64k")
+      #expect(something.status == 0 && something.output.contains("every byte is right"), "\(something)")
+      kill(server.process.processIdentifier, SIGTERM)
+      #expect(server.finish().status == 0)
     }
   }
 

@@ -36,8 +36,8 @@ extension BackendSession {
     steps.append(.startIfReady(index, refuses: true))
   }
 
-  /// A ring that lies in no memory never runs, whatever the front-end makes of the refusal: its err descriptor says so, too, if it is
-  /// known by then.
+  /// A ring that lies in no memory never runs, whatever the front-end makes of the refusal: its err descriptor says so, too, if
+  /// it is known by then.
   mutating func announce(_ refusal: Refusal, to message: Message) {
     guard case .notInMemory = refusal, message.request == FrontendRequest.setVringAddress.rawValue,
       let address = VringAddress(decoding: message.payload), let index = try? index(address.index)
