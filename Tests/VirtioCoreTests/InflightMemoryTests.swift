@@ -19,7 +19,9 @@ import Testing
 
   @Test func newFileIsZeroedSealedAndClosedOnExec() throws {
     let memory = try InflightMemory.create(queueCount: 3, queueSize: 128)
-    #expect(memory.size == 3 * 2112 && memory.offset == 0 && memory.queueCount == 3 && memory.queueSize == 128)
+    #expect(
+      memory.size == 3 * 2112 + InflightMemory.keepingBytes && memory.offset == 0 && memory.queueCount == 3
+        && memory.queueSize == 128)
     let file = memory.descriptor.rawValue
     var information = stat()
     try #require(unsafe fstat(file, &information) == 0)
@@ -48,6 +50,34 @@ import Testing
     var seen: UInt16 = 0
     try #require(unsafe pread(file.rawValue, &seen, 2, off_t(offset) + 2112) == 2)
     #expect(seen == 0x1234)
+  }
+
+  /// What a driver wrote is behind the regions, where no other back-end looks.
+  @Test(arguments: [false, true]) func whatADriverWroteIsKept(isPacked: Bool) throws {
+    let memory = try InflightMemory.create(queueCount: 3, queueSize: 4, isPacked: isPacked)
+    #expect(memory.keptConfiguration == nil)
+    memory.keep(KeptConfiguration(offset: 32, value: 0))
+    let place = off_t(memory.size - InflightMemory.keepingBytes)
+    var before = [UInt8](repeating: 1, count: Int(place))
+    try #require(unsafe pread(memory.descriptor.rawValue, &before, before.count, 0) == before.count)
+    #expect(before.allSatisfy { $0 == 0 })
+    func other(_ size: UInt64) throws -> InflightMemory {
+      try InflightMemory(
+        descriptor: OwnedDescriptor(dup(memory.descriptor.rawValue)), size: size, offset: 0, queueCount: 3, queueSize: 4,
+        isPacked: isPacked)
+    }
+    let next = try other(memory.size)
+    #expect(next.keptConfiguration == KeptConfiguration(offset: 32, value: 0))
+    next.keep(KeptConfiguration(offset: 255, value: 255))
+    #expect(memory.keptConfiguration == KeptConfiguration(offset: 255, value: 255))
+    // A front-end that knows of no room there, or a file that has none.
+    #expect(try other(memory.size - InflightMemory.keepingBytes).keptConfiguration == nil)
+    let small = try InflightMemory(
+      descriptor: file(bytes: 3 * 128), size: 1 << 20, offset: 0, queueCount: 3, queueSize: 4)
+    small.keep(KeptConfiguration(offset: 32, value: 0))
+    #expect(small.keptConfiguration == nil && !small.hasFaulted)
+    next.forget()
+    #expect(memory.keptConfiguration == nil)
   }
 
   @Test func queuesBeyondTheLastHaveNoRegion() throws {

@@ -132,11 +132,25 @@ extension BackendSession {
         .writeConfiguration(offset: offset, Array(asked.contents[..<count]), restores: asked.flags != 0)))
   }
 
-  /// The answer to `Effect.writeConfiguration`.
+  /// The answer to `Effect.writeConfiguration`, of a message or of a configuration that is restored.
   public mutating func configurationWritten(_ written: Bool) {
     guard let asked = configurationAsked else { return }
     configurationAsked = nil
-    if !written { exchange?.refusal = .configurationNotWritable(offset: asked.offset, size: asked.size) }
+    guard written else {
+      exchange?.refusal = .configurationNotWritable(offset: asked.offset, size: asked.size)
+      return
+    }
+    noteConfiguration(asked)
+  }
+
+  /// For a server that comes after a crash: front-ends do not repeat what a driver wrote.
+  private mutating func noteConfiguration(_ asked: ConfigurationPayload) {
+    guard let place = device.writableByte, let (first, count) = try? range(of: asked),
+      (first..<first + count).contains(Int(place))
+    else { return }
+    writtenConfiguration = KeptConfiguration(offset: place, value: asked.contents[Int(place) - first])
+    configurationToRestore = nil
+    inflight?.keep(writtenConfiguration)
   }
 
   mutating func setChannel(_ message: Message) throws(Refusal) {

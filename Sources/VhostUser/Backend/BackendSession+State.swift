@@ -102,6 +102,7 @@ struct SessionRestoration: Sendable {
           byteCount: records.size, offset: records.offset, queueCount: UInt16(records.queues), queueSize: records.queueSize),
         descriptor: try list.descriptor(records.file), isPacked: session.isPacked)
       session.inflight = try success(plan.carryOut())
+      session.writtenConfiguration = session.inflight?.keptConfiguration
     }
     for translation in state.translations ?? [] {
       let (userLast, overflow) = translation.userAddress.addingReportingOverflow(translation.last &- translation.first)

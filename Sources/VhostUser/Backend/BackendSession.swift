@@ -24,12 +24,15 @@ public struct BackendSession: Sendable {
 
     /// What is offered of the protocol itself.
     public var protocolFeatures: ProtocolFeatures
+    /// Where in the configuration space the byte is that a driver may write (`VirtioDevice.writableByte`).
+    public var writableByte: UInt8?
 
     public init(
       features: FeatureSet, queueCount: Int, maximumQueueSize: UInt16, memoryBudget: UInt64 = .max,
-      publishesInOrder: Bool = false, protocolFeatures: ProtocolFeatures = .served
+      publishesInOrder: Bool = false, protocolFeatures: ProtocolFeatures = .served, writableByte: UInt8? = nil
     ) {
       self.protocolFeatures = protocolFeatures
+      self.writableByte = writableByte
       self.features = features
       self.queueCount = queueCount
       self.maximumQueueSize = maximumQueueSize
@@ -77,6 +80,10 @@ public struct BackendSession: Sendable {
   var logsBuffers = false
   /// The in-flight records; `nil` before SET_INFLIGHT_FD.
   public internal(set) var inflight: InflightMemory?
+  /// What this front-end's driver wrote to the configuration space.
+  var writtenConfiguration: KeptConfiguration?
+  /// What it had written when another server served it: to be written before a ring runs.
+  var configurationToRestore: KeptConfiguration?
   var hasChannel = false
   /// A configuration change that has not been sent yet, because nothing may be sent while every ring is stopped.
   var owesConfigurationChange = false
@@ -191,6 +198,7 @@ public struct BackendSession: Sendable {
       for index in rings.indices { rings[index].reset() }
       // Whatever rings follow are others, whose heads mean other requests.
       inflight?.forget()
+      (writtenConfiguration, configurationToRestore) = (nil, nil)
       translations.removeAll()
       return nil
     case .forgetTranslationsOfNoRing:

@@ -26,7 +26,8 @@ final class ServedDevice {
   var description: BackendSession.DeviceDescription {
     .init(
       features: features(of: device), queueCount: device.queueCount, maximumQueueSize: device.maximumQueueSize,
-      memoryBudget: memoryBudget, publishesInOrder: publishesInOrder, protocolFeatures: protocolFeatures)
+      memoryBudget: memoryBudget, publishesInOrder: publishesInOrder, protocolFeatures: protocolFeatures,
+      writableByte: device.writableByte)
   }
 
   /// What is offered over a socket: a kick there is an event without a value (NOTIFICATION_DATA).

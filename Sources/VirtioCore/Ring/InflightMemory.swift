@@ -51,7 +51,7 @@ public final class InflightMemory: Sendable {
 
   /// The file, to be handed to the front-end that keeps it.
   public let descriptor: OwnedDescriptor
-  /// Size of all regions, in bytes, or what came with the file, which may be more.
+  /// Size of all regions and of what is kept behind them, in bytes, or what came with the file.
   public let size: UInt64
   /// Where in the file the regions begin, bytes.
   public let offset: UInt64
@@ -61,6 +61,12 @@ public final class InflightMemory: Sendable {
   /// The regions are laid out for packed rings.
   public let isPacked: Bool
   private let mapping: Mapping
+  /// The word behind the regions (see `KeptConfiguration`); `nil` where there is no room for it.
+  var kept: SharedCell<UInt64>? {
+    guard hasRoomBehind else { return nil }
+    return unsafe SharedCell(mapping.base + queueCount * Self.regionBytes(queueSize: queueSize, isPacked: isPacked))
+  }
+  private let hasRoomBehind: Bool
 
   /// More is mapped than is used, so that the entry of any head that a link names lies in the mapping, and links can be
   /// followed unchecked. Access past the end of the file is a fault, as in a file that was truncated, and stops the queue.
@@ -75,7 +81,7 @@ public final class InflightMemory: Sendable {
   public static func create(
     queueCount: Int, queueSize: UInt16, isPacked: Bool = false
   ) throws(InflightError) -> InflightMemory {
-    let size = try bytes(queueCount: queueCount, queueSize: queueSize, isPacked: isPacked)
+    let size = try bytes(queueCount: queueCount, queueSize: queueSize, isPacked: isPacked) + keepingBytes
     let number = unsafe memfd_create("vmm-blk-inflight", UInt32(MFD_CLOEXEC) | UInt32(MFD_ALLOW_SEALING))
     guard number >= 0 else { throw .notMade(Errno(rawValue: errno)) }
     let descriptor = OwnedDescriptor(number)
@@ -112,6 +118,8 @@ public final class InflightMemory: Sendable {
     guard UInt64(max(information.st_size, 0)) >= offset + needed else {
       throw .fileTooSmall(fileSize: Int64(information.st_size), needed: offset + needed)
     }
+    let whole = needed + Self.keepingBytes
+    hasRoomBehind = size >= whole && UInt64(max(information.st_size, 0)) >= offset + whole
     // On hugetlbfs a page is the file's block size.
     let page = UInt64(max(PageSize.bytes, Int(information.st_blksize).nonzeroBitCount == 1 ? Int(information.st_blksize) : 0))
     let ordinary = UInt64(PageSize.bytes)
@@ -153,8 +161,9 @@ public final class InflightMemory: Sendable {
   /// Some page of it is gone: another process truncated the file. What is written here is lost then.
   public var hasFaulted: Bool { mapping.faults > 0 }
 
-  /// Clears all regions: they describe rings that no longer exist. No queue may be using them.
+  /// Clears all regions, and what is kept: they describe rings and a driver that no longer exist. No queue may be using them.
   public func forget() {
+    keep(nil)
     for queue in 0..<queueCount {
       guard let region = unsafe region(ofQueue: queue) else { continue }
       unsafe SharedCell<UInt16>(region + 8).storeRelease(0)
