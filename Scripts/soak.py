@@ -199,7 +199,7 @@ def kills(chance, folder, seconds, keeps_records):
             time.sleep(chance.random() * 0.003)
             server.kill()
             counts["kills"] += 1
-            while 3 * counts["kills in recovery"] < counts["kills"]:
+            while 3 * counts["kills in recovery"] < counts["kills"] and time.monotonic() < limit:
                 # Its successor, at any of the first places, or also at one of many.
                 counts["kills in recovery"] += dies_recovering(server, guest, 1 + chance.randrange(chance.choice([2, 8, 40])))
                 counts["kills"] += 1
@@ -216,6 +216,8 @@ def kills(chance, folder, seconds, keeps_records):
                 server.start()
         guest.finish()
         counts["requests answered"] += guest.answered
+        if counts["kills"] > 2 and not counts["kills in recovery"]:
+            raise Failure(f"none of {counts['kills']} kills was in a recovery")
         status = server.stop()
         if status != 0:
             raise Failure(f"the last server ended with status {status}")

@@ -3,7 +3,7 @@
 /// The book of a packed ring. The ring itself knows which buffer ids are in flight and how many slots each covers; the book
 /// keeps what has to outlive the ring.
 ///
-/// Every request goes through these functions: conformers are inlined, but for a `take` that is long.
+/// Every request goes through these functions: conformers are inlined, but for a `take` or a `publish` that is long.
 public protocol BufferBook: ~Copyable {
   /// Whether the book can hold chains that were taken before this ring started. A ring with such a book lets
   /// the book publish its answers; without one it publishes a batch at once.
