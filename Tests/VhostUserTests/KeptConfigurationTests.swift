@@ -97,6 +97,104 @@ import VirtioCore
     #expect(!next.deeds.contains(Self.restoring))
   }
 
+  /// Records are forgotten where a file may block, and what is to come waits for that.
+  @Test func recordsAreForgottenByAnEffect() throws {
+    var rig = Rig(features: Rig.features.union(.ringReset))
+    rig.setRecords(try Self.records(&rig))
+    rig.bringUp(features: Rig.features.union(.ringReset))
+    rig.send(.getVringBase, Rig.state(1, 0))
+    #expect(rig.forgotten == [1])
+    #expect(rig.takeReplies().last?.request == FrontendRequest.getVringBase.rawValue)
+    rig.send(.resetDevice)
+    #expect(rig.forgotten == [1, nil])
+  }
+
+  /// The device has another byte than the driver wrote, since another choice of features followed.
+  @Test(arguments: [false, true]) func anotherChoiceCounts(hasRecordsLater: Bool) throws {
+    var rig = Self.rig()
+    let records = try Self.records(&rig)
+    if !hasRecordsLater { rig.setRecords(records) }
+    rig.send(.setFeatures, Rig.number(Rig.features.rawValue))
+    Self.write(&rig, 0)
+    rig.written[32] = 1
+    rig.send(.setFeatures, Rig.number(Rig.features.subtracting(.eventIndex).rawValue))
+    if hasRecordsLater { rig.setRecords(records) }
+    #expect(rig.session.inflight?.keptConfiguration == KeptConfiguration(offset: 32, value: 1))
+  }
+
+  /// The driver before has chosen other features: what it wrote is not this one's.
+  @Test func whatWasToBeRestoredEndsWithItsChoice() throws {
+    var rig = Self.rig()
+    let records = try Self.records(&rig)
+    rig.setRecords(records)
+    Self.write(&rig, 0)
+    var next = Self.rig()
+    next.setRecords(records)
+    next.replacesChoice = true
+    next.written[32] = 1
+    next.bringUp()
+    #expect(!next.deeds.contains(Self.restoring))
+    #expect(next.session.inflight?.keptConfiguration == KeptConfiguration(offset: 32, value: 1))
+  }
+
+  /// A server that lives on has it from the connection before; a front-end asks for new records.
+  @Test(arguments: [false, true]) func whatTheDeviceHasIsInNewRecords(hasRecordsFirst: Bool) throws {
+    var rig = Self.rig()
+    rig.written[32] = 0
+    let records = try Self.records(&rig)
+    if hasRecordsFirst { rig.setRecords(records) }
+    rig.send(.setFeatures, Rig.number(Rig.features.rawValue))
+    if !hasRecordsFirst { rig.setRecords(records) }
+    #expect(rig.session.inflight?.keptConfiguration == KeptConfiguration(offset: 32, value: 0))
+  }
+
+  /// A device that cannot have it back does not claim to.
+  @Test func aRefusedRestorationIsDropped() throws {
+    var rig = Self.rig()
+    let records = try Self.records(&rig)
+    rig.setRecords(records)
+    Self.write(&rig, 0)
+    var next = Self.rig()
+    next.writable = false
+    next.setRecords(records)
+    next.bringUp()
+    #expect(next.deeds.filter { $0 == Self.restoring }.count == 1)
+    #expect(next.activations.count == 2)
+    #expect(next.session.writtenConfiguration == nil && next.session.inflight?.keptConfiguration == nil)
+  }
+
+  /// Taken over before a ring ran, or after.
+  @Test(arguments: [false, true]) func itGoesAlongInATakeover(isRestored: Bool) throws {
+    var rig = Self.rig()
+    let records = try Self.records(&rig)
+    rig.setRecords(records)
+    Self.write(&rig, 0)
+    var second = Self.rig()
+    second.setRecords(records)
+    second.send(.setFeatures, Rig.number(Rig.features.rawValue))
+    if isRestored {
+      second.bringUp()
+      // As if by a version that keeps nothing.
+      second.session.inflight?.keep(nil)
+    }
+    var list = DescriptorList()
+    var state = ConnectionState(
+      socket: 0, unread: nil, unsent: [], channel: nil, protocolFeatures: 0, features: nil, status: 0, memory: [], log: nil,
+      logsBuffers: false, inflight: nil, owesConfigurationChange: false, rings: [])
+    second.session.fill(&state, &list, running: [])
+    var third = Self.rig()
+    third.written = second.written
+    third.session = try SessionRestoration(
+      state: state, list: list, device: third.session.device, table: MemoryTable()
+    ).carryOut()
+    third.session.keepConfiguration()
+    third.run()
+    if !isRestored { third.bringUp() }
+    #expect(third.deeds.contains(Self.restoring) == !isRestored)
+    #expect(third.written[32] == 0)
+    #expect(third.session.inflight?.keptConfiguration == KeptConfiguration(offset: 32, value: 0))
+  }
+
   /// With real processes, the first of which is killed.
   @Test func theCacheStaysOff() throws {
     try withDirectory { directory in

@@ -162,6 +162,25 @@ import Testing
     #expect(counter.count.load(ordering: .relaxed) == 2, "the descriptor and the mapping")
   }
 
+  /// A control thread reads and writes what is kept: never on a file system that may be another process.
+  @Test func nothingIsKeptInAFileThatIsNotInMemory() throws {
+    var name = Array("/var/tmp/vmm-blk-inflight-XXXXXX".utf8CString)
+    let number = unsafe mkstemp(&name)
+    try #require(number >= 0)
+    let file = OwnedDescriptor(number)
+    try #require(unsafe unlink(name) == 0 && ftruncate(number, off_t(2 * PageSize.bytes)) == 0)
+    let word = UInt64(0x766d_6d62_6c6b) << 16 | 32 << 8
+    try #require(unsafe withUnsafeBytes(of: word) { unsafe pwrite(number, $0.baseAddress, 8, 2112) } == 8)
+    let memory = try InflightMemory(descriptor: file, size: 4096, offset: 0, queueCount: 1, queueSize: 128)
+    guard !memory.isInMemory else { return }
+    #expect(memory.keptConfiguration == nil)
+    memory.keep(KeptConfiguration(offset: 32, value: 1))
+    var seen: UInt64 = 0
+    try #require(unsafe pread(number, &seen, 8, 2112) == 8)
+    #expect(seen == word)
+    #expect(try InflightMemory.create(queueCount: 1, queueSize: 128).isInMemory)
+  }
+
   private func file(bytes: Int) throws -> OwnedDescriptor {
     let number = unsafe memfd_create("inflight-test", UInt32(MFD_CLOEXEC))
     try #require(number >= 0)

@@ -51,6 +51,9 @@ extension BackendSession {
         memory.keep(writtenConfiguration)
       } else if let kept = memory.keptConfiguration, kept.offset == device.writableByte {
         configurationToRestore = kept
+      } else {
+        // Of a driver that wrote before there were records, or over another connection.
+        steps.insert(.keepConfiguration, at: 0)
       }
     case .failure(let error):
       inflight = nil

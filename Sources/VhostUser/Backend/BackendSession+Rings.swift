@@ -166,7 +166,7 @@ extension BackendSession {
     do {
       guard let activation = try activation(of: index) else { return nil }
       if let kept = configurationToRestore {
-        (writtenConfiguration, configurationToRestore) = (kept, nil)
+        (configurationInRestoration, configurationToRestore) = (kept, nil)
         steps.insert(.startIfReady(index, refuses: refuses), at: 0)
         return .writeConfiguration(offset: Int(kept.offset), [kept.value], restores: true)
       }

@@ -38,6 +38,9 @@ final class ServedDevice {
     return device.features.subtracting(canAsk ? .notificationData : [.notificationData, .accessPlatform])
   }
 
+  /// A driver before this one, perhaps over another connection, chose otherwise.
+  func replacesChoice(_ chosen: FeatureSet) -> Bool { features.map { $0 != chosen } ?? false }
+
   func negotiate(_ chosen: FeatureSet) -> Bool {
     if chosen == features { return true }
     guard device.accepts(chosen) else { return false }

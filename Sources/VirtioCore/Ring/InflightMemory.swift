@@ -67,6 +67,9 @@ public final class InflightMemory: Sendable {
     return unsafe SharedCell(mapping.base + queueCount * Self.regionBytes(queueSize: queueSize, isPacked: isPacked))
   }
   private let hasRoomBehind: Bool
+  /// The file is in memory, as one of `create`: whoever touches its pages waits for nobody. Other file systems may be
+  /// served by a process that never answers; then only helpers and workers touch them.
+  public let isInMemory: Bool
 
   /// More is mapped than is used, so that the entry of any head that a link names lies in the mapping, and links can be
   /// followed unchecked. Access past the end of the file is a fault, as in a file that was truncated, and stops the queue.
@@ -119,7 +122,9 @@ public final class InflightMemory: Sendable {
       throw .fileTooSmall(fileSize: Int64(information.st_size), needed: offset + needed)
     }
     let whole = needed + Self.keepingBytes
-    hasRoomBehind = size >= whole && UInt64(max(information.st_size, 0)) >= offset + whole
+    isInMemory = Self.isInMemory(descriptor)
+    // What is kept is read and written by a control thread.
+    hasRoomBehind = isInMemory && size >= whole && UInt64(max(information.st_size, 0)) >= offset + whole
     // On hugetlbfs a page is the file's block size.
     let page = UInt64(max(PageSize.bytes, Int(information.st_blksize).nonzeroBitCount == 1 ? Int(information.st_blksize) : 0))
     let ordinary = UInt64(PageSize.bytes)
@@ -133,6 +138,13 @@ public final class InflightMemory: Sendable {
     self.queueCount = queueCount
     self.queueSize = queueSize
     self.isPacked = isPacked
+  }
+
+  private static func isInMemory(_ descriptor: OwnedDescriptor) -> Bool {
+    var system = statfs()
+    guard unsafe fstatfs(descriptor.rawValue, &system) == 0 else { return false }
+    // tmpfs, which is also that of memfd_create, and hugetlbfs.
+    return [0x0102_1994, 0x9584_58f6].contains(UInt32(truncatingIfNeeded: system.f_type))
   }
 
   private static func map(
@@ -162,12 +174,18 @@ public final class InflightMemory: Sendable {
   public var hasFaulted: Bool { mapping.faults > 0 }
 
   /// Clears all regions, and what is kept: they describe rings and a driver that no longer exist. No queue may be using them.
+  /// Like `forgetIfOver`, not for a control thread unless `isInMemory`.
   public func forget() {
     keep(nil)
     for queue in 0..<queueCount {
       guard let region = unsafe region(ofQueue: queue) else { continue }
       unsafe SharedCell<UInt16>(region + 8).storeRelease(0)
     }
+  }
+
+  /// `forgetIfOver`, or `forget` where no queue is named.
+  public func forget(queue: Int?) {
+    if let queue { forgetIfOver(queue: queue) } else { forget() }
   }
 
   /// Clears a queue's region if nothing in it is in flight: the next ring starts where its driver says. The queue is stopped.

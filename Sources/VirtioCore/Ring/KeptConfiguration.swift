@@ -23,13 +23,14 @@ extension InflightMemory {
   /// "vmmblk", in the bits above offset and value.
   private static let mark: UInt64 = 0x766d_6d62_6c6b
 
-  /// What was kept; `nil` when nothing was, and in memory of other back-ends.
+  /// What was kept; `nil` when nothing was, and in memory of other back-ends or on a
+  /// file system that may not answer.
   public var keptConfiguration: KeptConfiguration? {
     guard let word = kept?.loadRelaxed(), word >> 16 == Self.mark else { return nil }
     return KeptConfiguration(offset: UInt8(truncatingIfNeeded: word >> 8), value: UInt8(truncatingIfNeeded: word))
   }
 
-  /// Keeps this; in memory of other back-ends there may be no room, and nothing happens. `nil`: a driver that begins.
+  /// Keeps this; where there is no room for it, nothing happens. `nil`: a driver that begins.
   public func keep(_ configuration: KeptConfiguration?) {
     kept?.storeRelease(configuration.map { Self.mark << 16 | UInt64($0.offset) << 8 | UInt64($0.value) } ?? 0)
   }
