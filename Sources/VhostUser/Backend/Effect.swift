@@ -3,7 +3,8 @@ public import VirtioCore
 
 /// One step for the shell around a `BackendSession`. The outcomes of those that say "answered" are reported to the session
 /// before its next effect is pulled. `start`, `stop`, `withdraw`, `map`, `mapInflight`, `forgetInflight`, `mapLog` and
-/// `examine` may take arbitrarily long: in the meantime the shell pulls nothing more from this session, and all other sessions continue.
+/// `examine` may take arbitrarily long: in the meantime the shell pulls nothing more from this session, and all other
+/// sessions continue.
 public enum Effect: Sendable {
   /// Send this to the front-end.
   case reply(Message)
