@@ -60,10 +60,12 @@ test-fuzz:
 
 test: lint test-fast test-system
 
-# The figures of Docs/reliability.md, for as long as you like; resumes where it stopped.
+# The figures of Docs/reliability.md, for as long as you like; resumes where it stopped. The debug build is the one that can be told
+# where to die.
 MINUTES := 10
 soak: release
 	@Scripts/setup.sh build guest qemu
+	swift build --product vmm-blk
 	Scripts/soak.py $(MINUTES)
 
 # Fuzzes every parser with libFuzzer and AddressSanitizer, for as long as you like; resumes where it stopped.

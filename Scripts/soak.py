@@ -5,6 +5,9 @@
     Scripts/soak.py 5 --only kills            only one exercise
     Scripts/soak.py 5 --seed 7 --report FILE  the same moments again (as far as a machine repeats itself)
 
+A third of the kills strikes a server that is just recovering from the one before. These servers are a test build, which can be
+told at which place between two stores to end; VMM_BLK_TEST names another than the debug build of this folder.
+
 Each exercise is made of rounds, and each round has a seed of its own, which follows from --seed and its number: a round that
 failed can be run again alone with --only EXERCISE --round N. The report is JSON: seed, commit, date, and for each exercise
 its rounds, its counts and what went wrong. Status 1: something did.
@@ -30,6 +33,7 @@ from many import Frontend  # noqa: E402
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROGRAM = os.environ.get("VMM_BLK", os.path.join(ROOT, ".build/release/vmm-blk"))
+TEST_PROGRAM = os.environ.get("VMM_BLK_TEST", os.path.join(ROOT, ".build/debug/vmm-blk"))
 HUNG = 300  # seconds after which what has to come counts as hung
 IMAGE_LOCKED = 66  # the status of a server whose image the kernel still holds for the one before it
 
@@ -42,18 +46,23 @@ class Server:
     """One `vmm-blk serve` on a socket, and after each kill the next."""
 
     def __init__(self, folder, options):
-        self.command = [PROGRAM, "serve", "--blk-file", f"{folder}/disk", "--socket-path", f"{folder}/socket", *options]
+        self.options = ["serve", "--blk-file", f"{folder}/disk", "--socket-path", f"{folder}/socket", *options]
         self.log = open(f"{folder}/log", "ab")
         self.process = None
 
-    def start(self):
-        """Returns when it listens."""
+    def start(self, ends_at=None):
+        """Returns when it listens. With a place to end at it is a test build, which ends there by SIGKILL, or has ended already."""
+        program, environment = PROGRAM, None
+        if ends_at:
+            program, environment = TEST_PROGRAM, dict(os.environ, VMM_BLK_KILL_AT=ends_at)
         limit = time.monotonic() + HUNG
         while time.monotonic() < limit:
-            self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=self.log)
+            self.process = subprocess.Popen([program, *self.options], stdout=subprocess.PIPE, stderr=self.log, env=environment)
             if self.process.stdout.readline():
                 return
             status = self.process.wait()
+            if ends_at and status == -signal.SIGKILL:
+                return  # a guest that waits can be faster than its first word
             if status != IMAGE_LOCKED:
                 raise Failure(f"a server ended with status {status} instead of listening")
         raise Failure("the image stays locked")
@@ -66,6 +75,23 @@ class Server:
         self.process.kill()
         self.process.wait()
         self.process.stdout.close()
+
+    def ends(self, seconds):
+        """Whether it ends by itself before so many seconds are over, as it was told to."""
+        try:
+            status = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        self.process.stdout.close()
+        if status != -signal.SIGKILL:
+            raise Failure(f"a server that was to end by SIGKILL ended with status {status}")
+        return True
+
+    def state(self):
+        """For a report: whether it lives, and its last words."""
+        with open(self.log.name, encoding="utf-8", errors="replace") as log:
+            words = " / ".join(log.read().splitlines()[-4:])
+        return f"the server's status: {self.process.poll()}; its last words: {words}"
 
     def stop(self):
         """As an operator would; or at once, after a failure."""
@@ -136,12 +162,25 @@ def guest_options(chance):
     return options + [word for word in ("--no-indirect", "--no-event-index", "--poll") if chance.random() < 0.4]
 
 
+def dies_recovering(server, guest, place):
+    """Starts a server that is to end in its recovery. - Returns: whether it did; it may have had less to recover."""
+    server.start(ends_at=f"recovery:{place}")
+    before, limit = guest.answered, time.monotonic() + HUNG
+    while not server.ends(0.005):
+        if guest.answered > before + 100 or guest.is_over:
+            server.kill()
+            return False
+        if time.monotonic() > limit:
+            raise Failure(f"a server that was to end at the {place}th place of its recovery neither ended nor served")
+    return True
+
+
 def kills(chance, folder, seconds, keeps_records):
-    """One guest, and as many kills as the time allows; a third of them again before anything was answered."""
+    """One guest, and as many kills as the time allows; a third of them strikes in the recovery from the one before."""
     engine = chance.choice(["uring", *ENGINES])
     options = guest_options(chance)
     if keeps_records:
-        options += ["--base", chance.choice(["used", "available"])]
+        options += ["--base", chance.choice(["used", "available"]), "--ring", chance.choice(["split", "split", "packed"])]
     else:
         options += ["--no-inflight"]
     os.truncate(os.open(f"{folder}/disk", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC), 32 << 20)
@@ -160,9 +199,15 @@ def kills(chance, folder, seconds, keeps_records):
             time.sleep(chance.random() * 0.003)
             server.kill()
             counts["kills"] += 1
+            while 3 * counts["kills in recovery"] < counts["kills"] and time.monotonic() < limit:
+                # Its successor, at any of the first places, or also at one of many.
+                counts["kills in recovery"] += dies_recovering(server, guest, 1 + chance.randrange(chance.choice([2, 8, 40])))
+                counts["kills"] += 1
+                if guest.is_over:
+                    break
             server.start()
-            while chance.random() < 1 / 3:
-                # Its successor, somewhere between its first word and its first answer.
+            if chance.random() < 1 / 8:
+                # Somewhere between its first word and its first answer.
                 before = guest.answered
                 time.sleep(chance.random() * chance.choice([0.002, 0.006, 0.02]))
                 server.kill()
@@ -171,11 +216,13 @@ def kills(chance, folder, seconds, keeps_records):
                 server.start()
         guest.finish()
         counts["requests answered"] += guest.answered
+        if counts["kills"] > 2 and not counts["kills in recovery"]:
+            raise Failure(f"none of {counts['kills']} kills was in a recovery")
         status = server.stop()
         if status != 0:
             raise Failure(f"the last server ended with status {status}")
     except Failure as failure:
-        raise Failure(f"engine {engine}, {' '.join(options)}: {failure}") from None
+        raise Failure(f"engine {engine}, {' '.join(options)}: {failure}; {server.state()}") from None
     finally:
         if guest is not None and guest.process.poll() is None:
             guest.process.kill()
@@ -450,6 +497,8 @@ def main():
     if not os.access(PROGRAM, os.X_OK):
         sys.exit(f"there is no program {PROGRAM}: make release, or name another in VMM_BLK")
     names = words.only or list(EXERCISES)
+    if not os.access(TEST_PROGRAM, os.X_OK) and {"kills", "kills-in-order"} & set(names):
+        sys.exit(f"there is no test build {TEST_PROGRAM}: swift build --product vmm-blk, or name another in VMM_BLK_TEST")
     if words.round is not None and len(names) != 1:
         sys.exit("--round needs one --only")
     report = load(words.report, words.seed)

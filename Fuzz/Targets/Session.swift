@@ -141,6 +141,7 @@ struct World {
       check((1...session.rings.count).contains(queues), "records for \(queues) queues were asked for")
       session.inflightCreated(InflightPlan.create(queueCount: queues, queueSize: size, isPacked: isPacked))
     case .mapInflight(let plan): session.inflightMapped(plan.carryOut())
+    case .forgetInflight(let memory, let queue): memory.forget(queue: queue)
     case .examine(let examination): session.examined(examination.carryOut())
     case .start(let activation): start(activation)
     case .stop(let queue):

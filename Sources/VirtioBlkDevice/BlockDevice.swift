@@ -244,6 +244,10 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
 
   public func readConfiguration(at offset: Int, count: Int) -> [UInt8] { configuration.read(at: offset, count: count) }
 
+  public var writableByte: UInt8? {
+    features.contains(.blockConfigWCE) ? UInt8(BlockConfigSpace.writebackOffset) : nil
+  }
+
   public func writeConfiguration(at offset: Int, _ bytes: [UInt8]) -> Bool {
     guard features.contains(.blockConfigWCE),
       let value = configuration.writeback(writing: bytes, at: offset)

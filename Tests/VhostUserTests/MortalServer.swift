@@ -17,6 +17,9 @@ final class MortalServer: Sendable {
     var mishaps: [String] = []
   }
 
+  /// The status of a process that finds the one before it still in the kernel, with its lock on the image.
+  private static let imageIsLocked: Int32 = 66
+
   let socket: String
   private let arguments: [String]
   private let log: String
@@ -25,7 +28,8 @@ final class MortalServer: Sendable {
 
   /// - Parameters:
   ///   - options: of `vmm-blk serve`.
-  ///   - environment: what the next process is given besides, as `NAME=value`, by how many there were before it.
+  ///   - environment: what the next process is given besides, as `NAME=value`, by how many there were before it. One that finds
+  ///     its image locked by the one before it does not count.
   init(
     _ directory: String, options: [String], environment: @escaping @Sendable (_ incarnation: Int) -> [String] = { _ in [] }
   ) {
@@ -42,14 +46,15 @@ final class MortalServer: Sendable {
     let output = unsafe open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0o600)
     defer { close(output) }
     var number = 0
+    var words = environment(number)
     while true {
       let child: Child
       do {
         // It does not outlive a test run that is killed.
-        let words = ["setpriv", "--pdeathsig", "KILL", "--", "env"] + environment(number) + arguments
+        let command = ["setpriv", "--pdeathsig", "KILL", "--", "env"] + words + arguments
         let started = try state.withLock { state throws -> Child? in
           guard !state.isOver else { return nil }
-          let child = try Child(words, standard: [0, output, output])
+          let child = try Child(command, standard: [0, output, output])
           state.process = child.identifier
           return child
         }
@@ -64,12 +69,13 @@ final class MortalServer: Sendable {
       while unsafe waitid(P_PID, id_t(child.identifier), &information, WEXITED | WNOWAIT) < 0 && errno == EINTR {}
       state.withLock { $0.process = nil }
       let code = child.wait()
-      number += 1
       state.withLock { state in
         state.deaths += 1
-        // 66: the one before it is still in the kernel, with its lock on the image.
-        if code != 128 + SIGKILL, code != 66, !state.isOver { state.mishaps.append("it ended with \(code)") }
+        if code != 128 + SIGKILL, code != Self.imageIsLocked, !state.isOver { state.mishaps.append("it ended with \(code)") }
       }
+      guard code != Self.imageIsLocked else { continue }
+      number += 1
+      words = environment(number)
     }
   }
 

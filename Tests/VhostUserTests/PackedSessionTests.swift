@@ -84,7 +84,7 @@ import VirtioCore
     rig.send(.getInflight, InflightDescription(queueCount: 2, queueSize: 128).bytes)
     let reply = try #require(rig.takeReplies().first)
     let description = try #require(InflightDescription(decoding: reply.payload))
-    #expect(description.byteCount == 2 * (32 * 128 + 64))
+    #expect(description.byteCount == 2 * (32 * 128 + 64) + 64)
     let file = try #require(reply.descriptors.first)
     rig.setRecords((description, file))
     Self.bringUp(&rig)

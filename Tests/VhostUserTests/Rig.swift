@@ -60,6 +60,12 @@ struct Rig {
   /// Queues do not give back what is withdrawn.
   var holdsWithdrawals = false { didSet { isHeld = isHeld && holdsWithdrawals } }
   private var isHeld = false
+  /// Records that were forgotten, of a queue or of all.
+  var forgotten: [Int?] = []
+  /// What was written to the configuration space.
+  var written: [Int: UInt8] = [:]
+  /// The device had another choice of features before.
+  var replacesChoice = false
   /// The last one.
   var withdrawal: Withdrawal?
 
@@ -115,7 +121,7 @@ struct Rig {
     case .reply(let message): replies.append(message)
     case .negotiate(let features):
       deeds.append("negotiate \(features)")
-      session.negotiated(accepted: acceptsFeatures)
+      session.negotiated(accepted: acceptsFeatures, replaces: replacesChoice)
     case .map(let plan):
       let result = plan.carryOut()
       if case .success(let table) = result { deeds.append("map \(table.regions.count)") }
@@ -128,6 +134,9 @@ struct Rig {
       deeds.append("records for \(queueCount) of \(queueSize)")
       session.inflightCreated(InflightPlan.create(queueCount: queueCount, queueSize: queueSize, isPacked: isPacked))
     case .mapInflight(let plan): session.inflightMapped(plan.carryOut())
+    case .forgetInflight(let memory, let queue):
+      forgotten.append(queue)
+      memory.forget(queue: queue)
     case .examine(let examination): session.examined(examination.carryOut())
     case .start(let activation):
       #expect(running.insert(activation.queue).inserted, "a queue that runs was started")
@@ -160,9 +169,10 @@ struct Rig {
       sink.signal()
     case .readConfiguration(let offset, let count):
       // Sixty bytes that tell their own offset.
-      session.configurationRead((offset..<offset + count).map { $0 < 60 ? UInt8($0) : 0 })
+      session.configurationRead((offset..<offset + count).map { written[$0] ?? ($0 < 60 ? UInt8($0) : 0) })
     case .writeConfiguration(let offset, let bytes, let restores):
       deeds.append("write \(bytes.count) at \(offset)" + (restores ? " restoring" : ""))
+      if writable { for (place, byte) in bytes.enumerated() { written[offset + place] = byte } }
       session.configurationWritten(writable)
     case .resetDevice: deeds.append("reset")
     case .openChannel: deeds.append("channel")
@@ -209,11 +219,11 @@ extension Rig {
   }
 
   /// Everything up to running queues, with acknowledgements where `acks`.
-  mutating func bringUp(queues: Int = 2, acks: Bool = false) {
+  mutating func bringUp(queues: Int = 2, features: FeatureSet = Rig.features, acks: Bool = false) {
     send(.setOwner)
     send(.getFeatures)
     send(.setProtocolFeatures, Rig.number(ProtocolFeatures.served.rawValue))
-    send(.setFeatures, Rig.number(Rig.features.union(.protocolFeatures).rawValue), needReply: acks)
+    send(.setFeatures, Rig.number(features.union(.protocolFeatures).rawValue), needReply: acks)
     setMemory(needReply: acks)
     for queue in 0..<queues {
       let index = UInt32(queue)

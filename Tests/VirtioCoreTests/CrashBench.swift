@@ -60,7 +60,7 @@ final class CrashBench: @unchecked Sendable {
     ring = try RingFixture(size: form.size)
     record = try InflightMemory.create(queueCount: 2, queueSize: UInt16(form.size))
     unsafe region = try #require(record.region(ofQueue: 1))
-    regionBytes = Int(record.size) / 2
+    regionBytes = Int(try InflightMemory.bytes(queueCount: 1, queueSize: UInt16(form.size)))
     reaped = form.start
     free = (0..<UInt16(form.size)).map { $0 }
     random = SplitMix(state: form.seed)

@@ -74,7 +74,7 @@ import Testing
   }
 
   /// Starts over with what is there and answers all of it.
-  private static func recover(_ bench: CrashBench, _ note: String) throws {
+  static func recover(_ bench: CrashBench, _ note: String) throws {
     let expected = try bench.unanswered()
     let shown = bench.ring.usedIndex
     let device = try bench.device()

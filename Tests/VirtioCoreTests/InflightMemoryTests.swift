@@ -19,7 +19,9 @@ import Testing
 
   @Test func newFileIsZeroedSealedAndClosedOnExec() throws {
     let memory = try InflightMemory.create(queueCount: 3, queueSize: 128)
-    #expect(memory.size == 3 * 2112 && memory.offset == 0 && memory.queueCount == 3 && memory.queueSize == 128)
+    #expect(
+      memory.size == 3 * 2112 + InflightMemory.keepingBytes && memory.offset == 0 && memory.queueCount == 3
+        && memory.queueSize == 128)
     let file = memory.descriptor.rawValue
     var information = stat()
     try #require(unsafe fstat(file, &information) == 0)
@@ -48,6 +50,34 @@ import Testing
     var seen: UInt16 = 0
     try #require(unsafe pread(file.rawValue, &seen, 2, off_t(offset) + 2112) == 2)
     #expect(seen == 0x1234)
+  }
+
+  /// What a driver wrote is behind the regions, where no other back-end looks.
+  @Test(arguments: [false, true]) func whatADriverWroteIsKept(isPacked: Bool) throws {
+    let memory = try InflightMemory.create(queueCount: 3, queueSize: 4, isPacked: isPacked)
+    #expect(memory.keptConfiguration == nil)
+    memory.keep(KeptConfiguration(offset: 32, value: 0))
+    let place = off_t(memory.size - InflightMemory.keepingBytes)
+    var before = [UInt8](repeating: 1, count: Int(place))
+    try #require(unsafe pread(memory.descriptor.rawValue, &before, before.count, 0) == before.count)
+    #expect(before.allSatisfy { $0 == 0 })
+    func other(_ size: UInt64) throws -> InflightMemory {
+      try InflightMemory(
+        descriptor: OwnedDescriptor(dup(memory.descriptor.rawValue)), size: size, offset: 0, queueCount: 3, queueSize: 4,
+        isPacked: isPacked)
+    }
+    let next = try other(memory.size)
+    #expect(next.keptConfiguration == KeptConfiguration(offset: 32, value: 0))
+    next.keep(KeptConfiguration(offset: 255, value: 255))
+    #expect(memory.keptConfiguration == KeptConfiguration(offset: 255, value: 255))
+    // A front-end that knows of no room there, or a file that has none.
+    #expect(try other(memory.size - InflightMemory.keepingBytes).keptConfiguration == nil)
+    let small = try InflightMemory(
+      descriptor: file(bytes: 3 * 128), size: 1 << 20, offset: 0, queueCount: 3, queueSize: 4)
+    small.keep(KeptConfiguration(offset: 32, value: 0))
+    #expect(small.keptConfiguration == nil && !small.hasFaulted)
+    next.forget()
+    #expect(memory.keptConfiguration == nil)
   }
 
   @Test func queuesBeyondTheLastHaveNoRegion() throws {
@@ -130,6 +160,25 @@ import Testing
       #expect(memory.queueCount == 1 && counter.count.load(ordering: .relaxed) == 0)
     }
     #expect(counter.count.load(ordering: .relaxed) == 2, "the descriptor and the mapping")
+  }
+
+  /// A control thread reads and writes what is kept: never on a file system that may be another process.
+  @Test func nothingIsKeptInAFileThatIsNotInMemory() throws {
+    var name = Array("/var/tmp/vmm-blk-inflight-XXXXXX".utf8CString)
+    let number = unsafe mkstemp(&name)
+    try #require(number >= 0)
+    let file = OwnedDescriptor(number)
+    try #require(unsafe unlink(name) == 0 && ftruncate(number, off_t(2 * PageSize.bytes)) == 0)
+    let word = UInt64(0x766d_6d62_6c6b) << 16 | 32 << 8
+    try #require(unsafe withUnsafeBytes(of: word) { unsafe pwrite(number, $0.baseAddress, 8, 2112) } == 8)
+    let memory = try InflightMemory(descriptor: file, size: 4096, offset: 0, queueCount: 1, queueSize: 128)
+    guard !memory.isInMemory else { return }
+    #expect(memory.keptConfiguration == nil)
+    memory.keep(KeptConfiguration(offset: 32, value: 1))
+    var seen: UInt64 = 0
+    try #require(unsafe pread(number, &seen, 8, 2112) == 8)
+    #expect(seen == word)
+    #expect(try InflightMemory.create(queueCount: 1, queueSize: 128).isInMemory)
   }
 
   private func file(bytes: Int) throws -> OwnedDescriptor {

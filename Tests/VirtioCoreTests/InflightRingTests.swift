@@ -171,6 +171,7 @@ import Testing
     }
     bench.header.last = 4
     bench.header.used = 18
+    bench.ring.store(UInt32(4), at: bench.ring.used + 4 + 8 * 3)
     var expected: [UInt16] = [0, 1, 2, 3]
     switch damage {
     case .lastOutOfRange:

@@ -46,7 +46,7 @@ final class PackedCrashBench: @unchecked Sendable {
     ring = try PackedFixture(size: form.size, at: (form.slot, form.wrap))
     record = try InflightMemory.create(queueCount: 2, queueSize: UInt16(form.size), isPacked: true)
     unsafe region = try #require(record.region(ofQueue: 1))
-    regionBytes = Int(record.size) / 2
+    regionBytes = Int(try InflightMemory.bytes(queueCount: 1, queueSize: UInt16(form.size), isPacked: true))
     random = SplitMix(state: form.seed)
   }
 
@@ -335,7 +335,7 @@ final class PackedCrashBench: @unchecked Sendable {
   }
 
   /// Starts over with what is there and answers all of it.
-  private static func recover(_ bench: PackedCrashBench, _ note: String) throws {
+  static func recover(_ bench: PackedCrashBench, _ note: String) throws {
     let expected = try bench.unanswered()
     let device = try bench.device()
     let interrupted = device.interrupted
@@ -348,11 +348,17 @@ final class PackedCrashBench: @unchecked Sendable {
     while !device.taken.isEmpty {
       for _ in 0..<3 { device.answer(device.taken.count - 1) }
       device.publish()
+      // A driver looks at any time, and must not see more than that.
+      try #require(try bench.unanswered() == expected.filter(device.taken.contains), "\(note)")
     }
     try #require(try bench.unanswered().isEmpty, "\(note)")
     try #require(device.position.available == device.position.used, "\(note)")
     let region = bench.regionContents
     try #require((0..<bench.form.size).allSatisfy { region[32 + 32 * $0] == 0 }, "\(note): nothing is in flight any more")
+    // It stands where the driver does.
+    try bench.reap()
+    bench.makeAvailable(1)
+    try #require(try device.take() == bench.outstanding.first, "\(note)")
   }
 }
 #endif

@@ -197,6 +197,7 @@ extension BackendConnection {
     guard let adoption, !isOver else { return }
     self.adoption = nil
     for queue in adoption.rings.subtracting(adoption.later) { served.device.release(queue: queue) }
+    session.keepConfiguration()
     // What waited for translations asks for them again, also where it never ran.
     session.goOn(with: session.isTranslated ? Array(session.rings.indices) : [])
     if let (socket, writer) = channel { openChannel(socket, unsent: writer) }

@@ -221,8 +221,9 @@ final class BackendConnection {
     switch effect {
     case .reply(let message): writer.enqueue(message)
     case .negotiate(let features):
+      let replaces = served.replacesChoice(features)
       let isAccepted = served.negotiate(features)
-      session.negotiated(accepted: isAccepted)
+      session.negotiated(accepted: isAccepted, replaces: replaces)
       if isAccepted { report(.negotiated(features, session.protocolFeatures)) }
     case .map(let plan): run({ plan.carryOut() }, then: { $0.session.mapped($1) })
     case .mapLog(let plan): run({ plan.carryOut() }, then: { $0.session.logMapped($1) })
@@ -230,6 +231,12 @@ final class BackendConnection {
       // A file of our own, in memory: nobody can block that.
       session.inflightCreated(InflightPlan.create(queueCount: queueCount, queueSize: queueSize, isPacked: isPacked))
     case .mapInflight(let plan): run({ plan.carryOut() }, then: { $0.session.inflightMapped($1) })
+    case .forgetInflight(let memory, let queue):
+      if memory.isInMemory {
+        memory.forget(queue: queue)
+      } else {
+        run({ memory.forget(queue: queue) }, then: { _, _ in })
+      }
     case .examine(let examination):
       run({ [otherEnd] in examination.carryOut(onConnectionTo: otherEnd) }, then: { $0.session.examined($1) })
     case .start(let activation):

@@ -32,7 +32,9 @@ extension BackendSession {
   }
 
   /// The answer to `Effect.negotiate`.
-  public mutating func negotiated(accepted: Bool) {
+  ///
+  /// - Parameter replaces: the device had another choice before, perhaps of another connection.
+  public mutating func negotiated(accepted: Bool, replaces: Bool = false) {
     guard let chosen = featuresAsked else { return }
     featuresAsked = nil
     guard accepted else {
@@ -41,7 +43,11 @@ extension BackendSession {
       exchange?.refusal = .featuresNotAccepted(chosen)
       return
     }
+    let isAnother = replaces || features != nil
     features = chosen
+    // What the byte is that a driver may write follows from the choice; what was to be restored belonged to the one before.
+    if isAnother { configurationToRestore = nil }
+    steps.insert(.keepConfiguration, at: 0)
   }
 
   mutating func setProtocolFeatures(_ message: Message) throws(Refusal) {
@@ -112,6 +118,10 @@ extension BackendSession {
 
   /// The answer to `Effect.readConfiguration`. The reply is as long as the request, padded with zeroes.
   public mutating func configurationRead(_ bytes: [UInt8]) {
+    if let place = keptByteAsked {
+      keptByteAsked = nil
+      return keep(bytes.first.map { KeptConfiguration(offset: place, value: $0) })
+    }
     guard var payload = configurationAsked else { return }
     configurationAsked = nil
     for index in payload.contents.indices { payload.contents[index] = index < bytes.count ? bytes[index] : 0 }
@@ -132,11 +142,46 @@ extension BackendSession {
         .writeConfiguration(offset: offset, Array(asked.contents[..<count]), restores: asked.flags != 0)))
   }
 
-  /// The answer to `Effect.writeConfiguration`.
+  /// The answer to `Effect.writeConfiguration`, of a message or of a configuration that is restored.
   public mutating func configurationWritten(_ written: Bool) {
+    if let restored = configurationInRestoration {
+      configurationInRestoration = nil
+      return keep(written ? restored : nil)
+    }
     guard let asked = configurationAsked else { return }
     configurationAsked = nil
-    if !written { exchange?.refusal = .configurationNotWritable(offset: asked.offset, size: asked.size) }
+    guard written else {
+      exchange?.refusal = .configurationNotWritable(offset: asked.offset, size: asked.size)
+      return
+    }
+    noteConfiguration(asked)
+  }
+
+  /// For a server that comes after a crash: front-ends do not repeat what a driver wrote.
+  private mutating func noteConfiguration(_ asked: ConfigurationPayload) {
+    guard let place = device.writableByte, let (first, count) = try? range(of: asked),
+      (first..<first + count).contains(Int(place))
+    else { return }
+    configurationToRestore = nil
+    keep(KeptConfiguration(offset: place, value: asked.contents[Int(place) - first]))
+  }
+
+  private mutating func keep(_ configuration: KeptConfiguration?) {
+    writtenConfiguration = configuration
+    inflight?.keep(configuration)
+  }
+
+  /// After a takeover: the server before may have kept nothing. Its effects follow from `nextEffect`.
+  mutating func keepConfiguration() { steps.append(.keepConfiguration) }
+
+  /// What the device has is right, however it came about, unless something is still to be restored. It means nothing before a
+  /// driver has chosen its features.
+  mutating func askForKeptByte() -> Effect? {
+    guard inflight != nil || writtenConfiguration != nil, configurationToRestore == nil, features != nil,
+      let place = device.writableByte
+    else { return nil }
+    keptByteAsked = place
+    return .readConfiguration(offset: Int(place), count: 1)
   }
 
   mutating func setChannel(_ message: Message) throws(Refusal) {

@@ -45,7 +45,16 @@ extension BackendSession {
   /// front-end.
   public mutating func inflightMapped(_ result: Result<InflightMemory, InflightError>) {
     switch result {
-    case .success(let memory): inflight = memory
+    case .success(let memory):
+      inflight = memory
+      if writtenConfiguration != nil {
+        memory.keep(writtenConfiguration)
+      } else if let kept = memory.keptConfiguration, kept.offset == device.writableByte {
+        configurationToRestore = kept
+      } else {
+        // Of a driver that wrote before there were records, or over another connection.
+        steps.insert(.keepConfiguration, at: 0)
+      }
     case .failure(let error):
       inflight = nil
       exchange?.refusal = .inflight(error)

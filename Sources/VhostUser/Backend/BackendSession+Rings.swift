@@ -175,6 +175,11 @@ extension BackendSession {
     }
     do {
       guard let activation = try activation(of: index) else { return nil }
+      if let kept = configurationToRestore {
+        (configurationInRestoration, configurationToRestore) = (kept, nil)
+        steps.insert(.startIfReady(index, refuses: refuses), at: 0)
+        return .writeConfiguration(offset: Int(kept.offset), [kept.value], restores: true)
+      }
       rings[index].isRunning = true
       startRefuses = refuses
       return .start(activation)

@@ -22,6 +22,7 @@ extension BackendSession {
         file: list.add($0.descriptor), offset: $0.offset, size: $0.size, queues: $0.queueCount, queueSize: $0.queueSize)
     }
     state.owesConfigurationChange = owesConfigurationChange
+    state.configurationToRestore = configurationToRestore.map { .init(offset: $0.offset, value: $0.value) }
     if isTranslated {
       state.translations = translations.entries.map {
         .init(first: $0.first, last: $0.last, userAddress: $0.user, permission: $0.access.rawValue)
@@ -103,6 +104,9 @@ struct SessionRestoration: Sendable {
         descriptor: try list.descriptor(records.file), isPacked: session.isPacked)
       session.inflight = try success(plan.carryOut())
     }
+    // The device has everything else.
+    session.configurationToRestore = state.configurationToRestore.map { .init(offset: $0.offset, value: $0.value) }
+    if session.configurationToRestore?.offset != device.writableByte { session.configurationToRestore = nil }
     for translation in state.translations ?? [] {
       let (userLast, overflow) = translation.userAddress.addingReportingOverflow(translation.last &- translation.first)
       let access = MemoryAccess(rawValue: translation.permission)

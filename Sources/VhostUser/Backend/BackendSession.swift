@@ -24,12 +24,15 @@ public struct BackendSession: Sendable {
 
     /// What is offered of the protocol itself.
     public var protocolFeatures: ProtocolFeatures
+    /// Where in the configuration space the byte is that a driver may write (`VirtioDevice.writableByte`).
+    public var writableByte: UInt8?
 
     public init(
       features: FeatureSet, queueCount: Int, maximumQueueSize: UInt16, memoryBudget: UInt64 = .max,
-      publishesInOrder: Bool = false, protocolFeatures: ProtocolFeatures = .served
+      publishesInOrder: Bool = false, protocolFeatures: ProtocolFeatures = .served, writableByte: UInt8? = nil
     ) {
       self.protocolFeatures = protocolFeatures
+      self.writableByte = writableByte
       self.features = features
       self.queueCount = queueCount
       self.maximumQueueSize = maximumQueueSize
@@ -49,6 +52,8 @@ public struct BackendSession: Sendable {
     case replyBase(Int)
     case resetRings
     case forgetTranslationsOfNoRing
+    /// Keep the byte that a driver may write as the device has it now.
+    case keepConfiguration
     case finish
   }
 
@@ -77,6 +82,14 @@ public struct BackendSession: Sendable {
   var logsBuffers = false
   /// The in-flight records; `nil` before SET_INFLIGHT_FD.
   public internal(set) var inflight: InflightMemory?
+  /// What this front-end's driver wrote to the configuration space, and the device has.
+  var writtenConfiguration: KeptConfiguration?
+  /// What it had written when another server served it: to be written before a ring runs.
+  var configurationToRestore: KeptConfiguration?
+  /// The device is being asked to write this.
+  var configurationInRestoration: KeptConfiguration?
+  /// The device is being asked for the byte that is to be kept, at this offset.
+  var keptByteAsked: UInt8?
   var hasChannel = false
   /// A configuration change that has not been sent yet, because nothing may be sent while every ring is stopped.
   var owesConfigurationChange = false
@@ -181,22 +194,25 @@ public struct BackendSession: Sendable {
       // For a packed ring both halves: the used position is not in memory.
       let base = UInt32(position.available) | (isPacked ? UInt32(position.used ?? 0) << 16 : 0)
       rings[index].stop(isPacked: isPacked)
-      // The next ring may be another one: it starts where the front-end says, unless a position was saved for it.
-      if features?.contains(.ringReset) == true { inflight?.forgetIfOver(queue: index) }
       // As in other back-ends: a stopped ring notifies nobody, and a front-end sends a new call descriptor before it starts
       // it again.
       rings[index].call = .none
       forgetTranslationsOfNoRing()
-      return replyEffect(VringState(index: UInt32(index), number: base).bytes)
+      let reply = replyEffect(VringState(index: UInt32(index), number: base).bytes)
+      // The next ring may be another one: it starts where the front-end says, unless a position was saved for it.
+      guard features?.contains(.ringReset) == true, let inflight else { return reply }
+      steps.insert(.effect(reply), at: 0)
+      return .forgetInflight(inflight, queue: index)
     case .resetRings:
       for index in rings.indices { rings[index].reset() }
-      // Whatever rings follow are others, whose heads mean other requests.
-      inflight?.forget()
+      (writtenConfiguration, configurationToRestore) = (nil, nil)
       translations.removeAll()
-      return nil
+      // Whatever rings follow are others, whose heads mean other requests.
+      return inflight.map { .forgetInflight($0, queue: nil) }
     case .forgetTranslationsOfNoRing:
       forgetTranslationsOfNoRing()
       return nil
+    case .keepConfiguration: return askForKeptByte()
     case .finish: return finish()
     }
   }

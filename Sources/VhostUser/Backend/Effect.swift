@@ -2,8 +2,9 @@
 public import VirtioCore
 
 /// One step for the shell around a `BackendSession`. The outcomes of those that say "answered" are reported to the session
-/// before its next effect is pulled. `start`, `stop`, `withdraw`, `map`, `mapInflight`, `mapLog` and `examine` may take
-/// arbitrarily long: in the meantime the shell pulls nothing more from this session, and all other sessions continue.
+/// before its next effect is pulled. `start`, `stop`, `withdraw`, `map`, `mapInflight`, `forgetInflight`, `mapLog` and
+/// `examine` may take arbitrarily long: in the meantime the shell pulls nothing more from this session, and all other
+/// sessions continue.
 public enum Effect: Sendable {
   /// Send this to the front-end.
   case reply(Message)
@@ -17,6 +18,8 @@ public enum Effect: Sendable {
   case createInflight(queueCount: Int, queueSize: UInt16, isPacked: Bool)
   /// Map in-flight records that the front-end kept. Answered with `inflightMapped`.
   case mapInflight(InflightPlan)
+  /// Clear the records: of all queues, or of one if nothing in them is in flight. Nobody uses them.
+  case forgetInflight(InflightMemory, queue: Int?)
   /// Examine a descriptor that the front-end sent. Answered with `examined`.
   case examine(DescriptorExamination)
   /// Start a queue. Answered with `started`.

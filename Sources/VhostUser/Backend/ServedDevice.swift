@@ -26,7 +26,8 @@ final class ServedDevice {
   var description: BackendSession.DeviceDescription {
     .init(
       features: features(of: device), queueCount: device.queueCount, maximumQueueSize: device.maximumQueueSize,
-      memoryBudget: memoryBudget, publishesInOrder: publishesInOrder, protocolFeatures: protocolFeatures)
+      memoryBudget: memoryBudget, publishesInOrder: publishesInOrder, protocolFeatures: protocolFeatures,
+      writableByte: device.writableByte)
   }
 
   /// What is offered over a socket: a kick there is an event without a value (NOTIFICATION_DATA).
@@ -37,6 +38,9 @@ final class ServedDevice {
     return device.features.subtracting(
       canAsk ? [.notificationData, .suspend] : [.notificationData, .suspend, .accessPlatform])
   }
+
+  /// A driver before this one, perhaps over another connection, chose otherwise.
+  func replacesChoice(_ chosen: FeatureSet) -> Bool { features.map { $0 != chosen } ?? false }
 
   func negotiate(_ chosen: FeatureSet) -> Bool {
     if chosen == features { return true }

@@ -108,9 +108,18 @@ public struct ConnectionState: Codable, Hashable, Sendable {
   public var inflight: Inflight?
   /// The front-end has not been notified yet that the configuration space changed.
   public var owesConfigurationChange: Bool
+  /// What a driver wrote to the configuration space when a server before both served it, to be written before a ring
+  /// starts; `nil`: nothing.
+  public var configurationToRestore: ConfigurationByte?
   /// What the front-end has translated, of a driver behind an IOMMU; `nil` where there is none.
   public var translations: [Translation]?
   public var rings: [RingState]
+
+  public struct ConfigurationByte: Codable, Hashable, Sendable {
+    /// In the configuration space, bytes.
+    public var offset: UInt8
+    public var value: UInt8
+  }
 
   public struct Unread: Codable, Hashable, Sendable {
     public var bytes: [UInt8]

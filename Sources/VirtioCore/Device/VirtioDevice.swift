@@ -62,6 +62,8 @@ public protocol VirtioDevice: AnyObject, Sendable {
 
   /// Bytes of the configuration space, zero where it has none. Any offset, any count.
   func readConfiguration(at offset: Int, count: Int) -> [UInt8]
+  /// Where in the configuration space the byte is that a driver may write; `nil` when there is none.
+  var writableByte: UInt8? { get }
   /// A write of the driver.
   /// - Returns: false when nothing was written because the bytes are not, or not all, the driver's to write.
   func writeConfiguration(at offset: Int, _ bytes: [UInt8]) -> Bool
@@ -119,6 +121,7 @@ public protocol VirtioDevice: AnyObject, Sendable {
 }
 
 extension VirtioDevice {
+  public var writableByte: UInt8? { nil }
   public func forgetDriver() {}
   /// Of a device that does not offer ACCESS_PLATFORM no queue is started with translations.
   public func translate(queue: Int, by translations: Translations, refused: TranslationMiss?) {}

@@ -3,10 +3,10 @@
 /// The book of a packed ring. The ring itself knows which buffer ids are in flight and how many slots each covers; the book
 /// keeps what has to outlive the ring.
 ///
-/// Every request goes through these functions: conformers are inlined completely.
+/// Every request goes through these functions: conformers are inlined, but for a `take` or a `publish` that is long.
 public protocol BufferBook: ~Copyable {
-  /// Whether the book can hold chains that were taken before this ring started. A ring with such a book publishes its answers
-  /// one by one, each between `willShow` and `didShow`; without one it publishes a batch at once.
+  /// Whether the book can hold chains that were taken before this ring started. A ring with such a book lets
+  /// the book publish its answers; without one it publishes a batch at once.
   static var isLasting: Bool { get }
 
   /// - Parameters:
@@ -28,10 +28,13 @@ public protocol BufferBook: ~Copyable {
   ///   - place: of its first descriptor, in the ring.
   ///   - span: how many slots it covers.
   mutating func take(_ id: UInt16, at place: UnsafeMutableRawPointer, span: Int)
-  /// Its used descriptor is about to be published. - Parameter next: where the used descriptor after it goes.
-  mutating func willShow(_ id: UInt16, next: PackedStand)
-  /// It was published: the chain is the driver's again.
-  mutating func didShow(_ id: UInt16, next: PackedStand)
+  /// Publishes each answer of a batch separately, so that after a crash each is either published or not.
+  ///
+  /// - Parameters:
+  ///   - answers: at least one.
+  ///   - first: where the first used descriptor goes, and the wrap counter there.
+  mutating func publish(
+    _ answers: UnsafeMutablePointer<PackedAnswer>, count: Int, at first: UnsafeMutableRawPointer, wrap: Bool)
 
   /// Chains that were taken before this ring started and have to be taken again, before any other.
   var interrupted: Int { get }
@@ -45,22 +48,30 @@ public protocol BufferBook: ~Copyable {
 }
 
 /// A position in the two forms in which a record has it: as the current one, and as the previous one.
-@frozen
-public struct PackedStand {
-  /// The slot in bits 0 … 15, the wrap counter in bit 32.
-  @usableFromInline let now: UInt64
-  /// The slot in bits 16 … 31, the wrap counter in bit 40.
-  @usableFromInline let before: UInt64
+struct PackedStand {
+  var slot: UInt64
+  /// The wrap counter, in bit 32, and in bit 40.
+  private var wrap: UInt64
+  private var wrapBefore: UInt64
 
   /// - Parameter wrap: the wrap counter, in bit 32.
-  @inlinable @inline(__always)
   init(slot: UInt64, wrap: UInt64) {
-    now = slot | wrap
-    before = slot &<< 16 | wrap &<< 8
+    self.slot = slot
+    self.wrap = wrap
+    wrapBefore = wrap &<< 8
   }
 
-  @inlinable
   init(_ position: PackedPosition) { self.init(slot: UInt64(position.slot), wrap: position.wrap ? 1 << 32 : 0) }
+
+  /// The slot in bits 0 … 15, the wrap counter in bit 32.
+  var now: UInt64 { slot | wrap }
+  /// The slot in bits 16 … 31, the wrap counter in bit 40.
+  var before: UInt64 { slot &<< 16 | wrapBefore }
+
+  mutating func toggleWrap() {
+    wrap ^= 1 << 32
+    wrapBefore ^= 1 << 40
+  }
 }
 
 /// A chain as it was recorded when it was taken.
@@ -91,8 +102,9 @@ public struct PrivateBuffers: BufferBook, ~Copyable {
   }
 
   @inlinable @inline(__always) public func take(_ id: UInt16, at place: UnsafeMutableRawPointer, span: Int) {}
-  @inlinable @inline(__always) public func willShow(_ id: UInt16, next: PackedStand) {}
-  @inlinable @inline(__always) public func didShow(_ id: UInt16, next: PackedStand) {}
+  @inlinable @inline(__always) public func publish(
+    _ answers: UnsafeMutablePointer<PackedAnswer>, count: Int, at first: UnsafeMutableRawPointer, wrap: Bool
+  ) {}
 
   @inlinable public var interrupted: Int { 0 }
   @inlinable public var interruptedBuffers: [(id: UInt16, span: Int)] { [] }

@@ -3,7 +3,7 @@
 /// Which heads are taken and not yet published as used. The ring checks this before it takes one: if a head that is in flight
 /// is made available again, the two would share their buffers and their answer.
 ///
-/// Each function is one or two stores, and every request goes through them: conformers are inlined completely.
+/// Each function is one or two stores, and every request goes through them: conformers are inlined, but for `takeBack`.
 public protocol HeadBook: ~Copyable {
   /// Whether the book can hold heads that were taken before this ring started.
   static var isLasting: Bool { get }
@@ -49,11 +49,14 @@ public struct SplitIndices: Sendable {
   public var available: UInt16
   /// `used.idx`: free-running, modulo 2^16.
   public var used: UInt16
+  /// The head that the newest used element names; `nil` where one element may stand for many.
+  public var newest: UInt32?
 
   /// The parameters are the properties of the same names.
-  public init(available: UInt16, used: UInt16) {
+  public init(available: UInt16, used: UInt16, newest: UInt32? = nil) {
     self.available = available
     self.used = used
+    self.newest = newest
   }
 }
 
@@ -96,7 +99,8 @@ public struct PrivateHeads: HeadBook, ~Copyable {
   /// Whether the head was taken and is not yet the driver's again. - Parameter head: smaller than the ring's size.
   @inlinable @inline(__always) public func isTaken(_ head: UInt16) -> Bool { unsafe marks[Int(head)] }
   @inlinable @inline(__always) public func take(_ head: UInt16, order: UInt64) { unsafe marks[Int(head)] = true }
-  @inlinable @inline(__always) public func takeBack(_ head: UInt16) { unsafe marks[Int(head)] = false }
+  /// Rare, and not inlined: the fast path would otherwise keep the mark's address for it on the stack.
+  @inline(never) public func takeBack(_ head: UInt16) { unsafe marks[Int(head)] = false }
   @inlinable @inline(__always) public func answer(_ head: UInt16) { unsafe marks[Int(head)] = false }
   @inlinable @inline(__always) public func didPublish(from old: UInt16, to used: UInt16) {}
 

@@ -35,7 +35,8 @@ enum PackedRecordOffset {
 /// entries as free after the driver can see that it was used.
 ///
 /// Answers are published one by one. If a device dies after the position has moved and before the copy beside it has, its
-/// successor checks the slot where it was: the answer was published if that slot is no longer available.
+/// successor checks the slot where it was: the answer was published if that slot is no longer available. In a batch the copy moves with
+/// the next answer's position.
 @safe
 public struct InflightBuffers: BufferBook, ~Copyable {
   @inlinable public static var isLasting: Bool { true }
@@ -108,28 +109,21 @@ public struct InflightBuffers: BufferBook, ~Copyable {
   func entry(_ number: UInt16) -> UnsafeMutableRawPointer { unsafe region + (32 &+ Int(number) &* 32) }
 
   /// Free entries are never fewer than free slots of the ring, which has room for the chain.
-  @inlinable @inline(__always)
+  ///
+  /// Not inlined: a call costs less than the registers that this would take from the fast path.
+  @inline(never)
   public mutating func take(_ id: UInt16, at place: UnsafeMutableRawPointer, span: Int) {
     KillPoint.pass(.takeBegins)
     let head = free
     var (next, last) = (head, head)
-    var from = unsafe place
-    for _ in 0..<span {
-      let to = unsafe entry(next)
-      // If the descriptors have changed since they were read for the request, a successor sees another request of the same
-      // driver.
-      let rest = unsafe SharedCell<UInt64>(from + 8).loadRelaxed()
-      unsafe SharedCell<UInt64>(to + 24).storeRelaxed(SharedCell<UInt64>(from).loadRelaxed())
-      unsafe SharedCell<UInt64>(to + 16).storeRelaxed(rest >> 32 | rest << 32)
-      last = next
-      next = unsafe links[Int(next)]
-      unsafe from += 16
-      if unsafe from == ringEnd { unsafe from = ring }
-    }
+    let stop = unsafe place + 16 &* span
+    // Bytes of the chain that lie at the beginning of the ring.
+    let rest = unsafe stop - ringEnd
+    unsafe copy(from: place, upTo: rest > 0 ? ringEnd : stop, &next, &last)
+    if rest > 0 { unsafe copy(from: ring, upTo: ring + rest, &next, &last) }
     let first = unsafe entry(head)
     unsafe SharedCell<UInt64>(first + 8).storeRelaxed(order)
-    unsafe SharedCell<UInt16>(first + 4).storeRelaxed(last)
-    unsafe SharedCell<UInt16>(first + 6).storeRelaxed(UInt16(truncatingIfNeeded: span))
+    unsafe SharedCell<UInt32>(first + 4).storeRelaxed(UInt32(last) | UInt32(truncatingIfNeeded: span) << 16)
     KillPoint.pass(.takeOrdered)
     // Release: the copy is complete. It means nothing as long as the entry is free.
     unsafe SharedCell<UInt8>(first).storeRelease(1)
@@ -141,30 +135,73 @@ public struct InflightBuffers: BufferBook, ~Copyable {
     order &+= 1
   }
 
-  @inlinable @inline(__always)
-  public mutating func willShow(_ id: UInt16, next: PackedStand) {
-    let head = unsafe heads[Int(id)]
-    let last = unsafe lasts[Int(head)]
-    unsafe links[Int(last)] = free
-    unsafe SharedCell<UInt16>(entry(last) + 2).storeRelease(free)
-    KillPoint.pass(.answerLinked)
-    unsafe SharedCell<UInt16>(region + 12).storeRelease(head)
-    KillPoint.pass(.answerLinked)
-    free = head
-    unsafe SharedCell<UInt64>(region + 16).storeRelease(next.now | shown)
-    KillPoint.pass(.answerCounted)
+  /// Copies descriptors of the ring, each as a whole: its length and its flags change places on the way.
+  ///
+  /// If they have changed since they were read for the request, a successor sees another request of the same driver. So it does
+  /// not matter either how often they are loaded.
+  @inline(__always)
+  private func copy(
+    from begin: UnsafeMutableRawPointer, upTo end: UnsafeMutableRawPointer, _ next: inout UInt16, _ last: inout UInt16
+  ) {
+    var from = unsafe begin
+    while unsafe from < end {
+      let words = unsafe from.load(as: SIMD4<UInt32>.self)
+      unsafe (entry(next) + 16).storeBytes(of: SIMD4(words[3], words[2], words[0], words[1]), as: SIMD4<UInt32>.self)
+      last = next
+      next = unsafe links[Int(next)]
+      unsafe from += 16
+    }
   }
 
-  @inlinable @inline(__always)
-  public mutating func didShow(_ id: UInt16, next: PackedStand) {
-    unsafe SharedCell<UInt8>(entry(free)).storeRelease(0)
-    KillPoint.pass(.publishFreed)
-    unsafe SharedCell<UInt32>(region + 12).storeRelease(UInt32(free) | UInt32(free) << 16)
-    KillPoint.pass(.publishFreed)
-    // Release: what was published is free.
-    unsafe SharedCell<UInt64>(region + 16).storeRelease(next.now | next.before)
+  /// Not inlined, for the same reason as `take`.
+  @inline(never)
+  public mutating func publish(
+    _ answers: UnsafeMutablePointer<PackedAnswer>, count: Int, at first: UnsafeMutableRawPointer, wrap: Bool
+  ) {
+    let (region, ring, ringEnd) = unsafe (region, ring, ringEnd)
+    let positions = unsafe SharedCell<UInt64>(region + 16)
+    var stand = PackedStand(slot: 0, wrap: wrap ? 1 << 32 : 0)
+    var (free, shown) = (free, shown)
+    var place = unsafe first
+    for index in 0..<count {
+      let answer = unsafe answers[index]
+      unsafe SharedCell<UInt32>(place + 8).storeRelaxed(answer.written)
+      KillPoint.pass(.answerWritten)
+      unsafe SharedCell<UInt16>(place + 12).storeRelaxed(answer.id)
+      KillPoint.pass(.answerNamed)
+      var after = unsafe place + Int(answer.span)
+      if unsafe after >= ringEnd {
+        unsafe after -= ringEnd - ring
+        stand.toggleWrap()
+      }
+      stand.slot = unsafe UInt64(UInt(bitPattern: after - ring)) &>> 4
+      let head = unsafe heads[Int(answer.id)]
+      let last = unsafe lasts[Int(head)]
+      unsafe links[Int(last)] = free
+      unsafe SharedCell<UInt16>(entry(last) + 2).storeRelease(free)
+      KillPoint.pass(.answerLinked)
+      // The answer before this one is settled by this one's positions, so the list of free entries follows them. Those of the first
+      // answer can look like a settled round of the ring, so for them the list is first.
+      if index == 0 { unsafe SharedCell<UInt16>(region + 12).storeRelease(head) }
+      KillPoint.pass(.answerLinked)
+      positions.storeRelease(stand.now | shown)
+      KillPoint.pass(.answerCounted)
+      if index > 0 { unsafe SharedCell<UInt16>(region + 12).storeRelease(head) }
+      KillPoint.pass(.answerCounted)
+      // Release: the answer is stored, and the record says that it may have been published.
+      unsafe SharedCell<UInt16>(place + 14).storeRelease(answer.flags)
+      KillPoint.pass(.publishShown)
+      // Release: what was published is free.
+      unsafe SharedCell<UInt8>(entry(head)).storeRelease(0)
+      KillPoint.pass(.publishFreed)
+      unsafe SharedCell<UInt16>(region + 14).storeRelease(head)
+      KillPoint.pass(.publishFreed)
+      (free, shown) = (head, stand.before)
+      unsafe place = after
+    }
+    positions.storeRelease(stand.now | shown)
     KillPoint.pass(.publishOver)
-    shown = next.before
+    (self.free, self.shown) = (free, shown)
   }
 
   /// A position and the previous one, as they lie in the region.

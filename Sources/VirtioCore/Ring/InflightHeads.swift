@@ -70,7 +70,8 @@ public struct InflightHeads: HeadBook, ~Copyable {
     KillPoint.pass(.takeMarked)
   }
 
-  @inlinable @inline(__always)
+  /// Rare, and not inlined: the fast path would otherwise keep the entry's address for it on the stack.
+  @inline(never)
   public func takeBack(_ head: UInt16) { unsafe SharedCell<UInt8>(entry(head)).storeRelease(0) }
 
   @inlinable @inline(__always)

@@ -61,7 +61,7 @@ public final class InflightMemory: Sendable {
 
   /// The file, to be handed to the front-end that keeps it.
   public let descriptor: OwnedDescriptor
-  /// Size of all regions, in bytes, or what came with the file, which may be more.
+  /// Size of all regions and of what is kept behind them, in bytes, or what came with the file.
   public let size: UInt64
   /// Where in the file the regions begin, bytes.
   public let offset: UInt64
@@ -72,6 +72,15 @@ public final class InflightMemory: Sendable {
   /// The regions are laid out for packed rings.
   public let isPacked: Bool
   private let mapping: Mapping
+  /// The word behind the regions (see `KeptConfiguration`); `nil` where there is no room for it.
+  var kept: SharedCell<UInt64>? {
+    guard hasRoomBehind else { return nil }
+    return unsafe SharedCell(mapping.base + queueCount * Self.regionBytes(queueSize: queueSize, isPacked: isPacked))
+  }
+  private let hasRoomBehind: Bool
+  /// The file is in memory, as one of `create`: whoever touches its pages waits for nobody. Other file systems may be
+  /// served by a process that never answers; then only helpers and workers touch them.
+  public let isInMemory: Bool
 
   /// More is mapped than is used, so that the entry of any head that a link names lies in the mapping, and links can be
   /// followed unchecked. Access past the end of the file is a fault, as in a file that was truncated, and stops the queue.
@@ -86,7 +95,7 @@ public final class InflightMemory: Sendable {
   public static func create(
     queueCount: Int, queueSize: UInt16, isPacked: Bool = false
   ) throws(InflightError) -> InflightMemory {
-    let size = try bytes(queueCount: queueCount, queueSize: queueSize, isPacked: isPacked)
+    let size = try bytes(queueCount: queueCount, queueSize: queueSize, isPacked: isPacked) + keepingBytes
     let number = unsafe memfd_create("vmm-blk-inflight", UInt32(MFD_CLOEXEC) | UInt32(MFD_ALLOW_SEALING))
     guard number >= 0 else { throw .notMade(Errno(rawValue: errno)) }
     let descriptor = OwnedDescriptor(number)
@@ -123,6 +132,10 @@ public final class InflightMemory: Sendable {
     guard UInt64(max(information.st_size, 0)) >= offset + needed else {
       throw .fileTooSmall(fileSize: Int64(information.st_size), needed: offset + needed)
     }
+    let whole = needed + Self.keepingBytes
+    isInMemory = Self.isInMemory(descriptor)
+    // What is kept is read and written by a control thread.
+    hasRoomBehind = isInMemory && size >= whole && UInt64(max(information.st_size, 0)) >= offset + whole
     // On hugetlbfs a page is the file's block size.
     let page = UInt64(max(PageSize.bytes, Int(information.st_blksize).nonzeroBitCount == 1 ? Int(information.st_blksize) : 0))
     let ordinary = UInt64(PageSize.bytes)
@@ -136,6 +149,13 @@ public final class InflightMemory: Sendable {
     self.queueCount = queueCount
     self.queueSize = queueSize
     self.isPacked = isPacked
+  }
+
+  private static func isInMemory(_ descriptor: OwnedDescriptor) -> Bool {
+    var system = statfs()
+    guard unsafe fstatfs(descriptor.rawValue, &system) == 0 else { return false }
+    // tmpfs, which is also that of memfd_create, and hugetlbfs.
+    return [0x0102_1994, 0x9584_58f6].contains(UInt32(truncatingIfNeeded: system.f_type))
   }
 
   private static func map(
@@ -164,12 +184,19 @@ public final class InflightMemory: Sendable {
   /// Some page of it is gone: another process truncated the file. What is written here is lost then.
   public var hasFaulted: Bool { mapping.faults > 0 }
 
-  /// Clears all regions: they describe rings that no longer exist. No queue may be using them.
+  /// Clears all regions, and what is kept: they describe rings and a driver that no longer exist. No queue may be using them.
+  /// Like `forgetIfOver`, not for a control thread unless `isInMemory`.
   public func forget() {
+    keep(nil)
     for queue in 0..<queueCount {
       guard let region = unsafe region(ofQueue: queue) else { continue }
       unsafe SharedCell<UInt16>(region + 8).storeRelease(0)
     }
+  }
+
+  /// `forgetIfOver`, or `forget` where no queue is named.
+  public func forget(queue: Int?) {
+    if let queue { forgetIfOver(queue: queue) } else { forget() }
   }
 
   /// Clears a queue's region if nothing in it is in flight: the next ring starts where its driver says. The queue is stopped.

@@ -45,7 +45,7 @@ struct InflightRecovery {
     // Other implementations store how many the region has room for, or how many the ring has.
     let recorded = entries.loadRelaxed()
     guard recorded >= size, recorded <= capacity else { throw .inflightSize(recorded: recorded, size: size) }
-    finishPublication(indices.used)
+    finishPublication(indices)
     let left = collect()
     // Each of them was made available, and is not used yet.
     let waiting = indices.available &- indices.used
@@ -71,12 +71,16 @@ struct InflightRecovery {
 
   /// Frees the heads of a published batch, if that was interrupted. The batch ends where it would be longer than the ring or
   /// contain a head twice, or where a link is invalid.
-  private func finishPublication(_ shown: UInt16) {
-    let known = used.loadRelaxed()
+  ///
+  /// Its last head is the one that the newest used element names. Otherwise there was no batch: others begin with an index of 0 for a ring
+  /// that was used before, and have not answered anything yet.
+  private func finishPublication(_ indices: SplitIndices) {
+    let (known, shown) = (used.loadRelaxed(), indices.used)
     guard known != shown else { return }
     var seen = [Bool](repeating: false, count: Int(size))
     var head = last.loadRelaxed()
-    for _ in 0..<min(shown &- known, size) {
+    let isBatch = indices.newest.map { $0 == UInt32(head) } ?? true
+    for _ in 0..<(isBatch ? min(shown &- known, size) : 0) {
       guard head < size, !seen[Int(head)] else { break }
       seen[Int(head)] = true
       mark(head).storeRelease(0)

@@ -61,14 +61,19 @@ public enum KillPoint: String, CaseIterable, Sendable {
   @TaskLocal public static var observer: (@Sendable (KillPoint) -> Void)?
 
   /// What `VMM_BLK_KILL_AT=place:count` asks for: the process ends by SIGKILL when it reaches the place for the given time.
-  private static let order: (place: KillPoint, count: Int)? = {
+  /// `recovery` stands for every place that it reaches before it takes anything new or has notified of anything.
+  private static let order: (place: KillPoint?, count: Int)? = {
     guard let text = unsafe getenv("VMM_BLK_KILL_AT").map({ unsafe String(cString: $0) }) else { return nil }
     let words = text.split(separator: ":")
-    guard words.count == 2, let place = KillPoint(rawValue: String(words[0])), let count = Int(words[1]), count > 0 else {
-      fatalError("VMM_BLK_KILL_AT is '\(text)', which is no place and count: \(allCases.map(\.rawValue))")
-    }
+    guard words.count == 2, let count = Int(words[1]), count > 0 else { refuse(text) }
+    if words[0] == "recovery" { return (nil, count) }
+    guard let place = KillPoint(rawValue: String(words[0])) else { refuse(text) }
     return (place, count)
   }()
+
+  private static func refuse(_ text: String) -> Never {
+    fatalError("VMM_BLK_KILL_AT is '\(text)', which is no place and count: \(allCases.map(\.rawValue)), or recovery")
+  }
   private static let passed = Atomic<Int>(0)
   #endif
 
@@ -81,9 +86,18 @@ public enum KillPoint: String, CaseIterable, Sendable {
   }
 
   #if DEBUG
+  /// Something new was taken, or the driver was notified.
+  private static let hasRecovered = Atomic<Bool>(false)
+
   @usableFromInline func arrive() {
     Self.observer?(self)
-    guard let order = Self.order, order.place == self else { return }
+    guard let order = Self.order else { return }
+    if let place = order.place {
+      guard place == self else { return }
+    } else {
+      if self == .takeBegins || self == .callDone { Self.hasRecovered.store(true, ordering: .relaxed) }
+      guard !Self.hasRecovered.load(ordering: .relaxed) else { return }
+    }
     if Self.passed.wrappingAdd(1, ordering: .relaxed).newValue == order.count { raise(SIGKILL) }
   }
   #endif

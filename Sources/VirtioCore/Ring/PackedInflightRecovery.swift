@@ -46,6 +46,7 @@ struct PackedInflightRecovery {
   private func cell(_ offset: Int) -> SharedCell<UInt16> { unsafe SharedCell(region + offset) }
   private func mark(_ number: UInt16) -> SharedCell<UInt8> { unsafe SharedCell(entry(number)) }
   private func field(_ number: UInt16, _ offset: Int) -> SharedCell<UInt16> { unsafe SharedCell(entry(number) + offset) }
+  private func flags(_ slot: Int) -> SharedCell<UInt16> { unsafe SharedCell(ring + (slot * 16 + 14)) }
   private var positions: SharedCell<UInt64> { unsafe SharedCell(region + PackedRecordOffset.used) }
   private var freeWord: SharedCell<UInt32> { unsafe SharedCell(region + PackedRecordOffset.free) }
 
@@ -65,6 +66,7 @@ struct PackedInflightRecovery {
     let found = Found(chains: chains, used: position, free: entriesOutside(chains))
     let slots = found.slots
     guard slots <= Int(size) else { throw .inflightTooMany(slots, waiting: size) }
+    hideAnswers(from: position, slots)
     link(found.free)
     return found
   }
@@ -100,18 +102,39 @@ struct PackedInflightRecovery {
     var free = cell(PackedRecordOffset.free + 2).loadRelaxed()
     var stands = before
     if now != before {
-      let flags = unsafe SharedCell<UInt16>(ring + (before.slot * 16 + 14)).loadAcquire()
-      if flags & PackedFlags.both != PackedFlags.whenAvailable(before.wrap) {
-        free = cell(PackedRecordOffset.free).loadRelaxed()
-        stands = now
-      }
+      let current = cell(PackedRecordOffset.free).loadRelaxed()
+      // Others store slot and wrap counter of the previous position one after the other, when the free lists agree again.
+      let isSettled = now.slot == before.slot && free == current
+      let wasShown = isSettled || flags(before.slot).loadAcquire() & PackedFlags.both != PackedFlags.whenAvailable(before.wrap)
+      if wasShown { (free, stands) = (current, now) }
     }
-    // The free list first: as long as the positions differ, all of this is repeated.
-    freeWord.storeRelease(UInt32(free) | UInt32(free) << 16)
-    KillPoint.pass(.recoveryFreed)
-    positions.storeRelease(InflightBuffers.word(stands, stands))
+    let list = UInt32(free) | UInt32(free) << 16
+    // Whatever is stored first, the rest follows from it in the same way if this is interrupted.
+    if stands == before {
+      positions.storeRelease(InflightBuffers.word(stands, stands))
+      KillPoint.pass(.recoveryFreed)
+      freeWord.storeRelease(list)
+    } else {
+      freeWord.storeRelease(list)
+      KillPoint.pass(.recoveryFreed)
+      positions.storeRelease(InflightBuffers.word(stands, stands))
+    }
     KillPoint.pass(.recoveryFinished)
     return stands
+  }
+
+  /// Others write the answers of a batch before the one that shows it. After a crash in between these look used, and the driver would
+  /// take them for answers once it is past the first. Their slots belong to chains that were taken, whose descriptors are recorded.
+  private func hideAnswers(from position: PackedPosition, _ slots: Int) {
+    var position = position
+    for _ in 0..<slots {
+      let flags = flags(position.slot)
+      if flags.loadRelaxed() & PackedFlags.both == PackedFlags.whenUsed(position.wrap) {
+        flags.storeRelease(PackedFlags.whenAvailable(position.wrap))
+        KillPoint.pass(.recoveryFreed)
+      }
+      position = position.advanced(by: 1, size: Int(size))
+    }
   }
 
   /// What is in the free list is free, whatever its mark says. The list ends where it would be longer than the number of

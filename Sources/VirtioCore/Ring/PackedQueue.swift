@@ -282,44 +282,16 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
     guard unpublished != 0 else { return }
     publishedChains &+= UInt16(truncatingIfNeeded: unpublished)
     if Book.isLasting {
-      publishOneByOne()
+      unsafe book.publish(
+        answers, count: unpublished, at: firstUnpublished, wrap: firstFlags & PackedFlags.available != 0)
     } else {
       // Release: data, status bytes and all other used descriptors of the batch are visible before the one that the driver
       // waits for (virtio 2.7.21).
       unsafe SharedCell<UInt16>(firstUnpublished + 14).storeRelease(firstFlags)
-      unpublished = 0
-    }
-    room &+= used &- publishedBytes
-    publishedBytes = used
-  }
-
-  /// Publishes each answer of a batch separately, so that after a crash each is either published or not.
-  @inlinable @inline(__always)
-  mutating func publishOneByOne() {
-    var place = unsafe firstUnpublished
-    // The wrap counter, in its place in `PackedStand`.
-    var wrap: UInt64 = firstFlags & PackedFlags.available == 0 ? 0 : 1 << 32
-    for index in 0..<unpublished {
-      let answer = unsafe answers[index]
-      unsafe SharedCell<UInt32>(place + 8).storeRelaxed(answer.written)
-      KillPoint.pass(.answerWritten)
-      unsafe SharedCell<UInt16>(place + 12).storeRelaxed(answer.id)
-      KillPoint.pass(.answerNamed)
-      var after = unsafe place + Int(answer.span)
-      if unsafe after >= ringEnd {
-        unsafe after -= Int(ringBytes)
-        wrap ^= 1 << 32
-      }
-      let next = unsafe PackedStand(
-        slot: (UInt64(UInt(bitPattern: after)) &- UInt64(UInt(bitPattern: ring))) &>> 4, wrap: wrap)
-      book.willShow(answer.id, next: next)
-      // Release: the answer is stored, and the record says that it may have been published.
-      unsafe SharedCell<UInt16>(place + 14).storeRelease(answer.flags)
-      KillPoint.pass(.publishShown)
-      book.didShow(answer.id, next: next)
-      unsafe place = after
     }
     unpublished = 0
+    room &+= used &- publishedBytes
+    publishedBytes = used
   }
 
   @inlinable @inline(__always)
@@ -362,8 +334,7 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
 }
 
 /// An answer between `push` and `publish`.
-@usableFromInline
-struct PackedAnswer {
+public struct PackedAnswer {
   @usableFromInline var id: UInt16 = 0
   @usableFromInline var flags: UInt16 = 0
   /// Bytes of the ring.

@@ -66,8 +66,12 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
     let available = unsafe try part(.availableRing, configuration.availableRing, alignment: 2, count: 6 + 2 * entries)
     let used = unsafe try part(
       .usedRing, configuration.usedRing, alignment: 4, count: 6 + 8 * entries, access: [.read, .write])
-    let indices = unsafe SplitIndices(
+    var indices = unsafe SplitIndices(
       available: SharedCell<UInt16>(available + 2).loadAcquire(), used: SharedCell<UInt16>(used + 2).loadRelaxed())
+    if !features.contains(.inOrder) {
+      let newest = Int(indices.used &- 1) & (entries - 1)
+      indices.newest = unsafe SharedCell<UInt32>(used + (4 + newest * 8)).loadRelaxed()
+    }
     let heads = try Heads(size: size, record: record, position: position, indices: indices)
     unsafe self.table = DescriptorTable(
       table, size: size, view: view, hasIndirect: features.contains(.indirectDescriptors))
