@@ -70,7 +70,10 @@ fetch_kernel() { # guest, meta package
     apt-get update -qq
     package=$(find_kernel_package "$meta")
   fi
-  [ -n "$package" ] || { echo "build-image: apt knows no $meta" >&2; exit 1; }
+  [ -n "$package" ] || {
+    echo "build-image: apt knows no $meta: Debian 12 has it in bookworm or bookworm-security; add that to its sources" >&2
+    exit 1
+  }
 
   echo "build-image: downloading $package"
   # Lists that are older than the mirror name packages that are gone.
@@ -96,7 +99,8 @@ fetch_kernel() { # guest, meta package
 }
 
 find_kernel_package() { # meta package
-  apt-cache depends "$1" 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9].*-amd64\)$/\1/p' | head -n 1
+  # apt-cache fails when it knows no such package, and nothing is the answer then.
+  { apt-cache depends "$1" 2>/dev/null || true; } | sed -n 's/^ *Depends: \(linux-image-[0-9].*-amd64\)$/\1/p' | head -n 1
 }
 
 # --- programs
