@@ -7,7 +7,8 @@ internal import VirtioRegisters
 /// The end that serves and is to be replaced. Until `handOver` everything can be taken back with `resume`.
 extension MemoryFileDevice {
   /// Stops every queue and answers the mailbox no more; what the driver asked for before is answered first. The driver does not
-  /// find the device gone: role and state stay. What it rings and asks for in the meantime waits for the successor.
+  /// find the device gone: role and state stay. What it rings and asks for in the meantime waits for the successor. A
+  /// device that its driver has suspended (`isSuspended`) can be paused, but no successor can hold it.
   ///
   /// - Parameter whenPaused: called once on the loop's thread when all queues have stopped and the file holds all that a
   ///   successor needs, which may be at once; never after `resume` or `close`.
@@ -127,7 +128,7 @@ extension MemoryFileDevice {
     let (restored, effects, restoration) = restoreRegisters()
     registers = restored
     guard restoration == .complete else {
-      holdFailure = .driverNotTakenOver(path: file.path)
+      holdFailure = restoration == .suspended ? .suspended(path: file.path) : .driverNotTakenOver(path: file.path)
       return advance()
     }
     var steps = effects
@@ -161,7 +162,10 @@ extension MemoryFileDevice {
     ownsRole = true
     file.control.deviceProcess.storeRelaxed(UInt32(getpid()))
     announce()
-    for queue in attended.busyQueues { device.release(queue: queue) }
+    for queue in attended.busyQueues {
+      device.release(queue: queue)
+      callHeldBack(queue)
+    }
     // A queue that broke while it was held, and what nobody was told.
     if case .queueNotTakenOver(_, let queue, let error) = holdFailure { fail(queue, error) }
     if owesConfigurationChange || registers.status.contains(.needsReset), registers.isInUse {

@@ -37,17 +37,21 @@ extension MemoryFileDevice {
   }
 
   /// Looks where notifications go now. A queue's thread signals once through its new sink, so that nothing is lost between the
-  /// two: one notification too many is allowed, one too few is not.
+  /// two: one notification too many is allowed, one too few is not. Of a queue that rests what was held back stays so until it
+  /// runs again, because a suspended device notifies nobody (virtio 3.4.2), and neither does one that may not access memory.
   func reroute() {
     for queue in 0..<device.queueCount {
       let source = InterruptSource.queue(queue)
       let route = registers.route(of: source)
       guard let before = routes[source], !route.isLike(before) else { continue }
       let sink = callSink(queue)
-      file.control.silent(source).heldBack.storeRelease(0)
+      let held = file.control.silent(source).heldBack
       switch attended.state(of: queue) {
-      case .running, .starting: device.replaceCall(queue: queue, sink)
-      default: break
+      case .running, .starting:
+        held.storeRelease(0)
+        device.replaceCall(queue: queue, sink)
+      default:
+        if case .lineDisabled = before { held.formUnion(file.control.interruptStatus.loadAcquire() & 1) }
       }
     }
     let before = routes[.configuration] ?? .line
@@ -63,15 +67,30 @@ extension MemoryFileDevice {
     case .line, .message, .none: isPending = false
     }
     held.storeRelease(0)
-    if isPending, route.isDelivered { file.control.configuration.ring() }
+    guard isPending, route.isDelivered else { return }
+    if isSuspended {
+      // The driver is told when it resumes the device.
+      _ = registers.configurationChanged()
+    } else {
+      file.control.configuration.ring()
+    }
+  }
+
+  /// A queue that has begun to run again sends what was held back, if it may be sent now.
+  func callHeldBack(_ queue: Int) {
+    let source = InterruptSource.queue(queue)
+    let held = file.control.silent(source).heldBack
+    guard held.loadAcquire() & 1 != 0, registers.route(of: source).isDelivered else { return }
+    held.storeRelease(0)
+    callSink(queue).signal()
   }
 
   /// A reset clears what is pending.
-  func forgetHeldBack() {
-    for source in [.configuration] + (0..<device.queueCount).map({ InterruptSource.queue($0) }) {
+  func forgetHeldBack(_ sources: [InterruptSource]) {
+    for source in sources {
       file.control.silent(source).heldBack.storeRelease(0)
+      routes[source] = nil
     }
-    routes = [:]
   }
 }
 

@@ -26,6 +26,9 @@ extension MemoryFileDevice {
   /// A driver has said that it drives the device.
   public var isDriven: Bool { registers.status.contains(.driver) }
 
+  /// The driver has suspended it (SUSPEND, virtio 3.4), or is about to: queues may still be coming to rest.
+  public var isSuspended: Bool { registers.status.contains(.suspend) }
+
   /// `nil`: nobody drives the device.
   public var driver: DriverStatus? {
     guard isDriven else { return nil }

@@ -276,15 +276,18 @@ public final class MemoryFileDevice {
   }
 
   private func attached(_ restoration: RegisterRestoration) {
-    if restoration == .refused {
-      log("the driver on \(file.path) had agreed on what this disk cannot do: it has to reset the device")
+    switch restoration {
+    case .complete: break
+    case .suspended:
+      log("the driver on \(file.path) had suspended the device, which did not outlast its process: it has to reset the device")
+    case .refused: log("the driver on \(file.path) had agreed on what this disk cannot do: it has to reset the device")
     }
     announce()
     // Our predecessor may have died between publishing and notifying, and in need of a reset nobody was told.
     if registers.isInUse {
       for (queue, _) in registers.readyQueues { callSink(queue).signal() }
     }
-    if registers.status.contains(.needsReset), !registers.status.contains(.suspend) { notifyConfigurationChange() }
+    if registers.status.contains(.needsReset) { notifyConfigurationChange() }
   }
 
   /// Says that another device is here now.
@@ -356,23 +359,29 @@ public final class MemoryFileDevice {
       resetting = []
       awaited = Set(attended.busyQueues)
       steps.insert(.forgetDriver, at: 0)
-    case .forgetQueue(let queue): standing.forget(queue)
+    case .forgetQueue(let queue): forget(queue)
     case .forgetDriver:
       device.reset()
       device.forgetDriver()
       (startFailures, failedQueues) = ([:], [])
       standing = PackedStanding()
       file.control.interruptStatus.storeRelease(0)
-      forgetHeldBack()
+      forgetHeldBack([.configuration] + (0..<device.queueCount).map { .queue($0) })
     }
   }
 
   private func queueResetFinished(_ queue: Int) {
     resetting.remove(queue)
     registers.queueResetFinished(queue)
-    standing.forget(queue)
+    forget(queue)
     failedQueues.remove(queue)
     storeState()
+  }
+
+  /// Its next ring is a new one.
+  private func forget(_ queue: Int) {
+    standing.forget(queue)
+    forgetHeldBack([.queue(queue)])
   }
 
   private func stop(_ queue: Int) { if attended.stop(queue: queue) { awaited.insert(queue) } }
@@ -402,6 +411,8 @@ public final class MemoryFileDevice {
     // 4.2.2.1).
     activation.notifiesAtStart = false
     attended.start(activation)
+    // One that is held notifies nobody yet.
+    if phase != .holding { callHeldBack(queue) }
   }
 
   // MARK: Events

@@ -26,6 +26,8 @@ public enum MemoryFileError: Error, Equatable, CustomStringConvertible {
   case notTheSame(path: String)
   /// The disk that would take over cannot do what the driver agreed on with the one that serves.
   case driverNotTakenOver(path: String)
+  /// The driver has let the device rest, and that cannot be handed over.
+  case suspended(path: String)
   /// The disk that would take over is another one than the driver knows.
   case otherDisk(path: String, what: String, theirs: String, ours: String)
   /// Threads or engines of the disk that would take over cannot be had.
@@ -64,6 +66,8 @@ public enum MemoryFileError: Error, Equatable, CustomStringConvertible {
       "the memory file that is handed over is not the one at \(path): name the file that the running process serves"
     case .driverNotTakenOver(let path):
       "this disk cannot do what the driver on \(path) agreed on with the one that serves it: use its options and its image"
+    case .suspended(let path):
+      "the driver on \(path) has suspended the device: take it over when it has resumed it"
     case .otherDisk(let path, let what, let theirs, let ours):
       "the \(what) of the disk that is served on \(path) is \(theirs), and here it would be \(ours): give the same options"
     case .notPrepared(let path, let error): "the queues of \(path) cannot be made ready: \(error)"

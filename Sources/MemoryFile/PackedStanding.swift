@@ -17,7 +17,7 @@ struct PackedStanding {
 
   /// As another device left it.
   init(_ image: RegisterImage) {
-    guard !image.status.isDisjoint(with: [.driverOK, .suspend]), image.driverFeatures.contains(.packedRing) else { return }
+    guard image.status.contains(.driverOK), image.driverFeatures.contains(.packedRing) else { return }
     for (index, queue) in image.queues.enumerated() where queue.ready {
       places[index] = queue.position.map { .known($0) } ?? .unknown
     }

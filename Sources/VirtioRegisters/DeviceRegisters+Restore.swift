@@ -6,6 +6,9 @@ internal import VirtioCore
 public enum RegisterRestoration: Hashable, Sendable {
   /// The registers read as the record says.
   case complete
+  /// The driver had suspended the device, and what rests in a process ends with it: DEVICE_NEEDS_RESET is set, and the driver
+  /// has to be told.
+  case suspended
   /// This device cannot do what the driver had agreed on with its predecessor: DEVICE_NEEDS_RESET is set, and the driver
   /// has to be told.
   case refused
@@ -37,6 +40,10 @@ extension DeviceRegisters {
   mutating func replay(
     _ image: RegisterImage, legacyPageSize: UInt32? = nil
   ) -> (effects: [Effect], restoration: RegisterRestoration) {
+    let wasSuspended = image.status.contains(.suspend)
+    var image = image
+    // In use, so that the driver is told; in need of a reset, so that what it was about to write changes nothing.
+    if wasSuspended { image.status = image.status.subtracting(.suspend).union([.driverOK, .needsReset]) }
     var effects: [Effect] = []
     // Only a legacy driver is served without FEATURES_OK.
     let isLegacy = interface.hasLegacy && !image.status.contains(.featuresOK)
@@ -49,7 +56,7 @@ extension DeviceRegisters {
     } else {
       acceptLegacy(Self.word(0, of: image.driverFeatures))
     }
-    let early = image.status.subtracting([.driverOK, .needsReset, .suspend])
+    let early = image.status.subtracting([.driverOK, .needsReset])
     if !early.isEmpty { effects += writeStatus(UInt32(early.rawValue), isLegacy: isLegacy) }
     for run in image.configurationWrites.runs { effects.append(.configWrite(offset: run.offset, bytes: run.bytes)) }
     configurationWrites = image.configurationWrites
@@ -69,19 +76,12 @@ extension DeviceRegisters {
     }
     // Before DRIVER_OK, so that a device in need of a reset starts nothing.
     if image.status.contains(.needsReset) { _ = negotiation.needReset() }
-    var restoration = Restoration.complete
+    var restoration: Restoration = wasSuspended ? .suspended : .complete
     if canServe(image, isLegacy: isLegacy) {
       if isEarly, status.contains(.needsReset) { servesEarly = true } else if isEarly { effects += serveEarly() }
-      if image.status.contains(.driverOK) {
-        effects += writeStatus(UInt32(image.status.rawValue), isLegacy: isLegacy)
-      } else if image.status.contains(.suspend) {
-        effects += replaySuspension()
-      }
+      if image.status.contains(.driverOK) { effects += writeStatus(UInt32(image.status.rawValue), isLegacy: isLegacy) }
     }
-    let isSuspended = image.status.contains(.suspend) && !image.status.contains(.driverOK)
-    let isWhere =
-      isEarly == servesEarly && (status.contains(.driverOK) || !image.status.contains(.driverOK))
-      && isSuspended == status.contains(.suspend)
+    let isWhere = isEarly == servesEarly && (status.contains(.driverOK) || !image.status.contains(.driverOK))
     if !isWhere || !canServe(image, isLegacy: isLegacy) {
       _ = negotiation.needReset()
       effects.removeAll { if case .startQueue = $0 { true } else { false } }
@@ -91,18 +91,6 @@ extension DeviceRegisters {
     driverFeaturesSelect = image.driverFeaturesSelect
     queueSelect = image.queueSelect
     return (effects, restoration)
-  }
-
-  /// Nothing starts before the driver resumes the device. What changed while nobody served it is not known, so the driver is told then
-  /// that something may have.
-  private mutating func replaySuspension() -> [Effect] {
-    var effects = writeStatus(UInt32(status.union(.driverOK).rawValue))
-    _ = writeStatus(UInt32(status.union(.suspend).rawValue))
-    effects.removeAll { if case .startQueue = $0 { true } else { false } }
-    guard status.contains(.suspend) else { return [] }
-    suspension = Suspension(face, configurationWrites)
-    suspension?.owesConfigurationChange = true
-    return effects
   }
 
   typealias Restoration = RegisterRestoration

@@ -8,13 +8,10 @@ struct Suspension: Sendable {
   /// Something changed, and the driver is told when it resumes the device.
   var owesConfigurationChange = false
 
-  /// - Parameter writes: of the driver, where the device has not been given them yet.
-  init(_ face: RegisterFace, _ writes: ConfigurationWrites = ConfigurationWrites()) {
+  init(_ face: RegisterFace) {
     // First: what changes between the two is told when the device is resumed.
     generation = face.configurationGeneration()
-    var bytes = face.readConfiguration(0, ConfigurationWrites.capacity)
-    for index in bytes.indices where writes.written[index] { bytes[index] = writes.bytes[index] }
-    configuration = bytes
+    configuration = face.readConfiguration(0, ConfigurationWrites.capacity)
   }
 
   func read(_ offset: Int, _ count: Int) -> [UInt8] {

@@ -35,6 +35,7 @@ struct RunDisk: OperatedDisk {
     guard transport.isServing else {
       return then("the running server is busy: queues are stopping, or have to begin again; try again later")
     }
+    guard !transport.isSuspended else { return then("\(MemoryFileError.suspended(path: name))") }
     transport.pauseForHandOver { then(nil) }
   }
 

@@ -330,6 +330,34 @@ extension RegisterRig {
     #expect(rig.findings.account("d.suspend.2").kept == 3 && rig.findings.account("d.suspend.6").kept == 5)
   }
 
+  @Test("SUSPEND is no bit that has to stay", arguments: [RegisterInterface.mmio, .pci])
+  func suspendGoes(_ interface: RegisterInterface) {
+    // Not accepted: written once, and wrong once.
+    let other = RegisterRig(interface)
+    other.drive()
+    for value in [31, 15] as [UInt64] { other.setStatus(value) }
+    #expect(other.findings.account("d.suspend.1").broken == 1)
+    #expect(other.broken.count == 1, "\(other.broken)")
+    // Asked for twice.
+    let rig = RegisterRig(interface, offered: RegisterRig.features.union(.suspend))
+    rig.drive()
+    rig.suspend()
+    for value in [27, 15, 15] as [UInt64] { rig.setStatus(value) }
+    #expect(rig.broken.isEmpty, "\(rig.broken)")
+    // Looked at from here on.
+    rig.status()
+    rig.suspend()
+    rig.beginAgain()
+    rig.setStatus(15)
+    rig.status()
+    rig.notify(0)
+    #expect(rig.broken.isEmpty, "\(rig.broken)")
+    rig.suspend()
+    rig.beginAgain()
+    rig.notify(0)
+    #expect(rig.findings.account("d.suspend.4").broken == 1)
+  }
+
   @Test("events are read twice before they are acknowledged, and one after the other")
   func events() {
     let rig = RegisterRig(.mmio)

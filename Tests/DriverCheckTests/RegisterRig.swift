@@ -131,6 +131,9 @@ final class RegisterRig {
     status()
   }
 
+  /// Another watch's beginning, at registers as they are.
+  func beginAgain() { rules.begins(with: registers) }
+
   func status() {
     switch interface {
     case .mmio, .mmioLegacy: read(0x070, 4)

@@ -17,9 +17,9 @@ final class TakeoverRig: Sendable {
   }
 
   /// The first of all.
-  func serve(engine: String, queues: Int = 2, registers: String = "mmio") throws -> Program {
+  func serve(engine: String, queues: Int = 2, registers: String = "mmio", _ more: [String] = []) throws -> Program {
     let words = ["--memory", memory, "--create", "16M", "--num-queues", "\(queues)", "--registers", registers]
-    let first = try Program(["run", "--blk-file", disk, "--engine", engine, "--control", control] + words)
+    let first = try Program(["run", "--blk-file", disk, "--engine", engine, "--control", control] + words + more)
     try #require(first.firstLine().hasPrefix("Serving "), "\(first.finish().errors)")
     return first
   }

@@ -76,6 +76,27 @@ import VirtioRegisters
     rig.terminate(server)
   }
 
+  @Test("a suspended device is taken over when its driver has resumed it, and not before")
+  func suspended() throws {
+    let features = ["--features", "default,suspend"]
+    let server = try rig.serve(engine: "sync", features)
+    let driver = try MemoryFileDriver.open(path: rig.memory)
+    try driver.bringUp(features: [.version1, .suspend], queues: 2)
+    try driver.write(.status, 31)
+    #expect(try driver.read(.status) == 27)
+    let end = try rig.taker(engine: "sync", features).finish()
+    #expect(end.status != 0 && end.output.isEmpty)
+    #expect(end.errors.contains("has suspended the device: take it over when it has resumed it"), "\(end.errors)")
+    #expect(try driver.read(.status) == 27)
+    try driver.write(.status, 15)
+    #expect(try driver.read(.status) == 15)
+    let next = try rig.taker(engine: "sync", features)
+    try #require(next.firstLine().hasPrefix("Serving "), "\(next.finish().errors)")
+    #expect(server.finish().status == 0)
+    #expect(try driver.read(.status) == 15)
+    rig.terminate(next)
+  }
+
   @Test("a process that serves sockets does not take over a memory file")
   func otherTransport() throws {
     let server = try rig.serve(engine: "sync")

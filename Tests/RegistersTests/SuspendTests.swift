@@ -98,32 +98,37 @@ import VirtioRegisters
     #expect(registers.read(.configurationGeneration) == 9)
   }
 
-  @Test("another process finds the device suspended, starts nothing, and tells the driver to look again")
-  func restored() {
+  @Test(
+    "another process finds a suspended device in need of a reset, and what the driver was about to write changes nothing",
+    arguments: [false, true])
+  func restored(_ hasFailed: Bool) {
     var registers = live()
     registers.write(.status, 31)
-    let (again, effects, restoration) = MMIORegisters.restore(registers.image, face: made.face(features: Self.features))
-    var restored = again
-    #expect(restoration == .complete)
-    #expect(restored.read(.status) == 27)
-    #expect(restored.image == registers.image)
-    #expect(!effects.contains { if case .startQueue = $0 { true } else { false } })
-    #expect(
-      restored.write(.status, 15) == [.startQueue(0, .sample(0)), .startQueue(2, .sample(2)), .configurationChanged])
-    // A device that does not know the feature cannot continue.
+    if hasFailed { _ = registers.needReset() }
+    let (again, effects, _) = MMIORegisters.restore(registers.image, face: made.face(features: Self.features))
+    #expect(again.read(.status) == 0x40 | 15)
+    #expect(effects == [.featuresFixed([.version1, .suspend]), .live])
+    for status in [31, 27, 15] as [UInt32] {
+      var restored = again
+      #expect(restored.write(.status, status).isEmpty)
+      #expect(restored.read(.status) == 0x40 | 15)
+      #expect(restored.write(.queueNotify, 0).isEmpty)
+      #expect(restored.write(.status, 0) == [.reset])
+    }
+    // For a device that does not know the feature it is the same.
     let (other, _, refused) = MMIORegisters.restore(registers.image, face: made.face())
     #expect(refused == .refused && other.status.contains(.needsReset))
   }
 
-  @Test("a record that says both, or what no driver can have done, is no way around the rules")
-  func forged() {
-    var image = live().image
-    image.status = DeviceStatus(rawValue: 31)
-    #expect(MMIORegisters.restore(image, face: made.face(features: Self.features)).registers.status.rawValue == 15)
-    image.status = DeviceStatus(rawValue: 16)
-    #expect(MMIORegisters.restore(image, face: made.face(features: Self.features)).restoration == .refused)
-    image = live([.version1]).image
-    image.status = DeviceStatus(rawValue: 27)
-    #expect(MMIORegisters.restore(image, face: made.face(features: Self.features)).restoration == .refused)
+  @Test("a record that says both, or what no driver can have done, is no way around the rules", arguments: [31, 27, 16, 20])
+  func forged(_ status: UInt8) {
+    for features in [[.version1, .suspend], [.version1]] as [FeatureSet] {
+      var image = live(features).image
+      image.status = DeviceStatus(rawValue: status)
+      let (restored, effects, restoration) = MMIORegisters.restore(image, face: made.face(features: Self.features))
+      #expect(restoration != .complete)
+      #expect(restored.status.contains(.needsReset) && !restored.status.contains(.suspend))
+      #expect(!effects.contains { if case .startQueue = $0 { true } else { false } })
+    }
   }
 }

@@ -57,7 +57,8 @@ public final class RegisterRules: RegisterWatch {
 
   public func begins(with registers: RegisterModel) {
     let image = registers.image
-    status = image.status.rawValue
+    suspension = image.status.contains(.suspend) ? .suspended : .none
+    status = image.status.subtracting(.suspend).rawValue
     accepted = image.driverFeatures
     offered = registers.offered
     if status != 0, !accepted.contains(.version1) { findings.noteAnyLayout(accepted.contains(.anyLayout)) }
@@ -191,12 +192,13 @@ public final class RegisterRules: RegisterWatch {
       "0x\(String(value, radix: 16)) was written after 0x\(String(status, radix: 16)): bits went without a reset")
     if isLegacy {
       check("legacy.d.init.1", value & 8 == 0, "the status", "FEATURES_OK was written by the legacy interface")
-      status |= value
+      status |= value & ~16
       return
     }
     checkOrder(value)
     if value & ~status & 8 != 0 { chooses() }
-    status |= value
+    // SUSPEND goes without a reset: `suspension` says where the driver is with it.
+    status |= value & ~16
   }
 
   /// SUSPEND is written, or a suspended device is resumed. - Returns: that this was all about the write.
