@@ -84,7 +84,8 @@ import VirtioRegisters
     let calls = [0, 1].map { driver.callCount(queue: $0) }
     device.holdStops()
     let access = SideThread { try driver.write(.status, 31) }
-    try wait(until: "queues are stopping") { device.calls.contains(.stop(1)) }
+    // One after the other: the second is not asked before the first has answered.
+    try wait(until: "a queue is stopping") { device.calls.contains(.stop(0)) }
     served.stop()
     #expect(served.left.withLock { $0 } == [0, 1])
     try expectNeedsReset(driver, path, accepted, calls: calls, pending: access)
