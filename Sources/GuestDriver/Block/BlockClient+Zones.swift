@@ -128,10 +128,10 @@ extension BlockClient {
     Self.appendedSector(try ask(.append(zone: try zoneStart(zone), bytes)))
   }
 
-  /// Where an append says that it went.
+  /// Where an append says that it went: in the first eight bytes of its answer, however many it has room for.
   public static func appendedSector(_ outcome: BlockOutcome) -> UInt64 {
     var sector: UInt64 = 0
-    for byte in outcome.answer.suffix(8).reversed() { sector = sector << 8 | UInt64(byte) }
+    for byte in outcome.answer.prefix(8).reversed() { sector = sector << 8 | UInt64(byte) }
     return sector
   }
 
