@@ -25,8 +25,8 @@ final class TakeoverRig: Sendable {
   }
 
   func taker(engine: String, _ more: [String] = []) throws -> Program {
-    try Program(
-      ["run", "--take-over", control, "--control", control, "--blk-file", disk, "--engine", engine] + more)
+    let words = ["run", "--take-over", control, "--control", control, "--blk-file", disk, "--engine", engine]
+    return try Program(Program.words(words, overriddenBy: more))
   }
 
   /// Replaces one by the next.

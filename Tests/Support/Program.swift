@@ -13,6 +13,18 @@ public final class Program: Sendable {
     URL(fileURLWithPath: CommandLine.arguments[0]).deletingLastPathComponent().appendingPathComponent("vmm-blk")
   }
 
+  /// A command line whose options give way to those that are more important: no option may be given twice.
+  ///
+  /// - Parameter words: a verb, and options with a value each.
+  public static func words(_ words: [String], overriddenBy more: [String]) -> [String] {
+    var left: [String] = []
+    var rest = words[...]
+    while let word = rest.popFirst() {
+      if word.hasPrefix("--"), more.contains(word) { _ = rest.popFirst() } else { left.append(word) }
+    }
+    return left + more
+  }
+
   /// - Parameters:
   ///   - limit: what to say to the shell's `ulimit` before it starts; `nil` starts without a shell.
   ///   - program: another path of it, or another program.

@@ -50,6 +50,9 @@ final class KillPlan: Sendable {
     }
   }
 
+  /// A driver that keeps pace is hardly ever notified.
+  private var isRare: Bool { place == .callDue || place == .callDone }
+
   private var enough: Int { isOnce ? 1 : Self.wanted }
   var hits: Int { state.withLock { $0.hits } }
   var isOver: Bool { state.withLock { $0.hits >= enough || $0.processes > Self.most } }
@@ -68,7 +71,7 @@ final class KillPlan: Sendable {
         return ["VMM_BLK_KILL_AT=\(precursor.rawValue):\(5 + state.random.next() % 40)"]
       }
       state.isAimed = true
-      let count = precursor != nil || isOnce ? 1 + state.random.next() % 2 : 1 + state.random.next() % 40
+      let count = precursor != nil || isOnce || isRare ? 1 + state.random.next() % 2 : 1 + state.random.next() % 40
       return ["VMM_BLK_KILL_AT=\(place.rawValue):\(count)"]
     }
   }

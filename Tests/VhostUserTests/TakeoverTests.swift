@@ -343,7 +343,9 @@ struct Succession: Sendable, CustomTestStringConvertible {
 
   static func start(
     _ directory: String, _ succession: Succession, engine: String, more: [String]
-  ) throws -> Program { try Program(words(directory, succession, engine: engine) + more) }
+  ) throws -> Program {
+    try Program(Program.words(words(directory, succession, engine: engine), overriddenBy: more))
+  }
 
   static func serve(_ directory: String, _ succession: Succession) throws -> Program {
     try Data(count: 8 << 20).write(to: URL(fileURLWithPath: directory + "/disk"))
