@@ -11,7 +11,14 @@ public final class Taker: Sendable {
 
   public init(_ path: String) throws { socket = Mutex(try UnixSocket.connect(to: path)) }
 
-  public func close() { socket.withLock { $0 = nil } }
+  /// Ends the connection as seen from the other side, too: a process that another test is about to start has the descriptor for a
+  /// moment, and its end would come only then.
+  public func close() {
+    socket.withLock { socket in
+      if let socket { shutdown(socket.rawValue, Int32(SHUT_RDWR)) }
+      socket = nil
+    }
+  }
 
   /// - Throws: `WaitedInVain` also when the connection ended instead.
   public func ask(_ verb: String, disk: String) throws -> String {
