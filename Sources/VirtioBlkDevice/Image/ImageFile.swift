@@ -108,7 +108,11 @@ public final class ImageFile: Sendable {
     guard options.isReadOnly || location.snapshot == nil else { throw .qcow2(.snapshotsAreOnlyRead(path: path)) }
     guard options.direct != .on else { throw .qcow2(.notDirect(path: path)) }
     guard !location.paths.contains(where: { $0.utf8.contains(0) }) else { throw .notAPath(path: path) }
-    let owned = OwnedDescriptor(try Self.open(options).release())
+    let owned: OwnedDescriptor
+    do throws(ImageError) { owned = OwnedDescriptor(try Self.open(options).release()) } catch {
+      if case .cannotOpen(_, .noSuchFileOrDirectory) = error { throw .qcow2(.noImage(path: path)) }
+      throw error
+    }
     var info = stat()
     guard unsafe fstat(owned.rawValue, &info) == 0 else { throw .cannotOpen(path: path, Errno(rawValue: errno)) }
     guard info.st_mode & S_IFMT == S_IFREG || info.st_mode & S_IFMT == S_IFBLK else { throw .notAFile(path: path) }
@@ -147,6 +151,8 @@ public final class ImageFile: Sendable {
     if options.format == .auto, let format = ForeignFormat.of(owner.descriptor, size: size) {
       throw .foreign(path: path, format: format)
     }
+    // After that: an image of another format is not to be made longer.
+    guard size % UInt64(blockSize) == 0 else { throw .oddSize(path: path, size: size, blockSize: blockSize) }
     if let lock = options.lock {
       guard Self.isSame(lock.rawValue, info) else { throw .notTheSame(path: path) }
     } else if options.isLocked, ImageLock.isBusy(owner.descriptor, isReadOnly: options.isReadOnly) {
@@ -338,8 +344,6 @@ public final class ImageFile: Sendable {
       }
     }
     guard size > 0 else { throw .empty(path: path) }
-    let blockSize = options.logicalBlockSize
-    guard size % UInt64(blockSize) == 0 else { throw .oddSize(path: path, size: size, blockSize: blockSize) }
     return size
   }
 
