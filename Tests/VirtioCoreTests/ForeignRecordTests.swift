@@ -28,16 +28,24 @@ import Testing
   }
 
   /// They keep no index before their first answer, and a ring that was stopped or migrated does not begin at 0.
-  @Test(arguments: [ForeignSplit.Habit.batches, .oneByOne])
-  func weContinueTheirRingThatDidNotBeginAtZero(_ habit: ForeignSplit.Habit) throws {
-    let bench = try CrashBench(CrashCase(size: 8, start: 3, steps: 6, seed: 25))
-    for index in 0..<UInt64(3) { bench.ring.store(UInt32(5), at: bench.ring.used + 4 + 8 * index) }
-    var moments: [CrashBench.Moment] = []
-    let first = try ForeignSplit(bench, habit) { moments.append(bench.moment(.publishOver)) }
-    try Self.live(first, bench, steps: 6, batch: 3, seed: 25)
-    for (number, moment) in moments.enumerated() {
-      bench.restore(moment)
-      try CrashTests.recover(bench, "after their store \(number)")
+  @Test(arguments: [ForeignSplit.Habit.batches, .oneByOne], [0, 1, 5] as [UInt32])
+  func weContinueTheirRingThatDidNotBeginAtZero(_ habit: ForeignSplit.Habit, named: UInt32) throws {
+    for (size, start) in [(8, 3), (8, 1), (2, 1), (1, 1), (4, 7)] as [(Int, UInt16)] {
+      for seed: UInt64 in 0..<50 {
+        let bench = try CrashBench(CrashCase(size: size, start: start, steps: 6, seed: seed))
+        // What the ring's life before has left.
+        for index in 0..<UInt64(size) {
+          bench.ring.store(named, at: bench.ring.used + 4 + 8 * index)
+          bench.ring.store(UInt16(named), at: bench.ring.available + 4 + 2 * index)
+        }
+        var moments: [CrashBench.Moment] = []
+        let first = try ForeignSplit(bench, habit) { moments.append(bench.moment(.publishOver)) }
+        try Self.live(first, bench, steps: 6, batch: 3, seed: seed)
+        for (number, moment) in moments.enumerated() {
+          bench.restore(moment)
+          try CrashTests.recover(bench, "\(size) entries from \(start), seed \(seed), after their store \(number)")
+        }
+      }
     }
   }
 

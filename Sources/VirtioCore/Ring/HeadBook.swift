@@ -46,13 +46,24 @@ public protocol HeadBook: ~Copyable {
 public struct SplitIndices: Sendable {
   public var available: UInt16
   public var used: UInt16
-  /// The head that the newest used element names; `nil` where one element may stand for many.
-  public var newest: UInt32?
+  /// What both rings name, slot by slot; `nil` where one used element may stand for many, and for a book that does not last.
+  public var names: Names?
 
-  public init(available: UInt16, used: UInt16, newest: UInt32? = nil) {
+  /// As many of each as the ring has entries. Guests write them.
+  public struct Names: Sendable {
+    public var available: [UInt16]
+    public var used: [UInt32]
+
+    public init(available: [UInt16], used: [UInt32]) {
+      self.available = available
+      self.used = used
+    }
+  }
+
+  public init(available: UInt16, used: UInt16, names: Names? = nil) {
     self.available = available
     self.used = used
-    self.newest = newest
+    self.names = names
   }
 }
 

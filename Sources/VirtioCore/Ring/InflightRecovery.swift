@@ -69,28 +69,77 @@ struct InflightRecovery {
     KillPoint.pass(.recoveryBegun)
   }
 
-  /// Frees the heads of a published batch, if that was interrupted. The batch ends where it would be longer than the ring or
-  /// contain a head twice, or where a link is invalid.
-  ///
-  /// Its last head is the one that the newest used element names. Otherwise there was no batch: others begin with an index of 0 for a ring
-  /// that was used before, and have not answered anything yet.
+  /// Frees the heads of a published batch, if that was interrupted.
   private func finishPublication(_ indices: SplitIndices) {
-    let (known, shown) = (used.loadRelaxed(), indices.used)
-    guard known != shown else { return }
-    var seen = [Bool](repeating: false, count: Int(size))
-    var head = last.loadRelaxed()
-    let isBatch = indices.newest.map { $0 == UInt32(head) } ?? true
-    for _ in 0..<(isBatch ? min(shown &- known, size) : 0) {
-      guard head < size, !seen[Int(head)] else { break }
-      seen[Int(head)] = true
+    guard used.loadRelaxed() != indices.used else { return }
+    for head in batch(indices) {
       mark(head).storeRelease(0)
       KillPoint.pass(.recoveryFreed)
-      head = link(head).loadRelaxed()
     }
     // Last: until then all of this is repeated.
-    used.storeRelease(shown)
+    used.storeRelease(indices.used)
     KillPoint.pass(.recoveryFinished)
   }
+
+  /// Heads of the batch that was published last and may not be free yet, the last one first. Nothing is stored before it is known.
+  ///
+  /// Others begin with an index of 0 for a ring that was used before, so that 0 says nothing of how long their first batch is, nor
+  /// that there was one. Then both rings tell: as far as the driver has not made others available in their place, the available
+  /// ring names what was taken in the order in which it was taken, from where this back-end began.
+  private func batch(_ indices: SplitIndices) -> [UInt16] {
+    let known = used.loadRelaxed()
+    let linked = linkedHeads(indices, limit: min(indices.used &- known, size))
+    guard known == 0, let names = indices.names else { return linked }
+    let marked = (0..<size).filter { mark($0).loadRelaxed() != 0 }
+    for count in stride(from: linked.count, through: 0, by: -1) {
+      let batch = linked.prefix(count)
+      let left = marked.filter { !batch.contains($0) }
+      guard areDistinct(left, indices, names) else { continue }
+      let taken = (left + batch).map { Head(head: $0, order: order($0).loadRelaxed()) }.sorted { $0.order < $1.order }
+      if began(with: taken, at: indices.used &- UInt16(count), indices.available, names) { return Array(batch) }
+    }
+    return linked
+  }
+
+  /// What was answered last, by the links from head to head. They end where there would be more than the ring has or one twice, where
+  /// one is invalid, and where the used ring names another.
+  private func linkedHeads(_ indices: SplitIndices, limit: UInt16) -> [UInt16] {
+    var seen = [Bool](repeating: false, count: Int(size))
+    var heads: [UInt16] = []
+    var head = last.loadRelaxed()
+    for count in 0..<limit {
+      guard head < size, !seen[Int(head)] else { break }
+      if let names = indices.names, names.used[slot(indices.used &- 1 &- count)] != UInt32(head) { break }
+      seen[Int(head)] = true
+      heads.append(head)
+      head = link(head).loadRelaxed()
+    }
+    return heads
+  }
+
+  /// Whether the available ring names these from an index on, where the driver has not written anew.
+  private func began(
+    with taken: [Head], at begin: UInt16, _ available: UInt16, _ names: SplitIndices.Names
+  ) -> Bool {
+    taken.indices.allSatisfy { number in
+      let index = begin &+ UInt16(number)
+      let isOverwritten = available &- index > size
+      return isOverwritten || names.available[slot(index)] == taken[number].head
+    }
+  }
+
+  /// Whether these and those that were not taken yet are each there once.
+  private func areDistinct(_ left: [UInt16], _ indices: SplitIndices, _ names: SplitIndices.Names) -> Bool {
+    let waiting = Int(indices.available &- indices.used)
+    guard left.count <= waiting, waiting <= Int(size) else { return false }
+    var seen = Set(left)
+    return (left.count..<waiting).allSatisfy {
+      seen.insert(names.available[slot(indices.used &+ UInt16($0))]).inserted
+    }
+  }
+
+  /// Of an index, in either ring.
+  private func slot(_ index: UInt16) -> Int { Int(index & (size - 1)) }
 
   private func collect() -> [Head] {
     var heads: [Head] = []

@@ -67,9 +67,10 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
       .usedRing, configuration.usedRing, alignment: 4, count: 6 + 8 * entries, access: [.read, .write])
     var indices = unsafe SplitIndices(
       available: SharedCell<UInt16>(available + 2).loadAcquire(), used: SharedCell<UInt16>(used + 2).loadRelaxed())
-    if !features.contains(.inOrder) {
-      let newest = Int(indices.used &- 1) & (entries - 1)
-      indices.newest = unsafe SharedCell<UInt32>(used + (4 + newest * 8)).loadRelaxed()
+    if Heads.isLasting, !features.contains(.inOrder) {
+      indices.names = SplitIndices.Names(
+        available: (0..<entries).map { unsafe SharedCell<UInt16>(available + (4 + $0 * 2)).loadRelaxed() },
+        used: (0..<entries).map { unsafe SharedCell<UInt32>(used + (4 + $0 * 8)).loadRelaxed() })
     }
     let heads = try Heads(size: size, record: record, position: position, indices: indices)
     unsafe self.table = DescriptorTable(
