@@ -44,7 +44,6 @@ struct TransportTests {
     var verifier = try Verifier(bench.client, VerifyOptions(seed: 6, limit: .bytes(512 << 10), largest: 16 << 10))
     let report = try verifier.run()
     #expect(report.bytes >= 512 << 10)
-    if variant.waiting == .calls { #expect(report.calls > 0) }
     try bench.client.shutDown()
   }
 
