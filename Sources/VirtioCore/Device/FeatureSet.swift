@@ -33,6 +33,7 @@ public struct FeatureSet: OptionSet, Hashable, Sendable, CustomStringConvertible
   public static let notificationData = FeatureSet(bit: 38)
   /// RING_RESET: one queue can be reset by itself.
   public static let ringReset = FeatureSet(bit: 40)
+  /// SUSPEND: the driver can have the whole device rest, and resume it (virtio 1.4, 2.1 and 3.4).
   public static let suspend = FeatureSet(bit: 43)
 
   /// Names for readers, as the specification spells them, for the bits that every device shares.

@@ -5,8 +5,10 @@
 public struct KeptConfiguration: Hashable, Sendable {
   /// In the configuration space, bytes.
   public var offset: UInt8
+  /// What the driver wrote there.
   public var value: UInt8
 
+  /// The parameters are the properties of the same names.
   public init(offset: UInt8, value: UInt8) {
     self.offset = offset
     self.value = value
