@@ -59,16 +59,25 @@ leave_work() {
   rm -rf "$work"
 }
 
-# Where each thread of the server and of the guests is, for those who ask why nothing went on.
+# Where each thread of the server and of the guests is, for those who ask why nothing went on. User-mode Linux is
+# several processes: what its kernel waits for is seen there.
 show_threads() {
-  local pid task
-  for pid in $server_pid "${guest_pids[@]}"; do
+  local pid task pids=()
+  for pid in $server_pid "${guest_pids[@]}"; do mapfile -t -O ${#pids[@]} pids < <(family "$pid"); done
+  for pid in "${pids[@]}"; do
     for task in /proc/"$pid"/task/*; do
       [ -r "$task/comm" ] || continue
       printf 'thread %s %s: %s, %s, call %s\n' "${task##*/}" "$(cat "$task/comm")" "$(sed -n 's/^State:[[:space:]]*//p' "$task/status")" \
-        "$(cat "$task/wchan" 2>/dev/null)" "$(cut -d ' ' -f 1 "$task/syscall" 2>/dev/null)"
+        "$(cat "$task/wchan" 2>/dev/null)" "$(cut -d ' ' -f 1-3 "$task/syscall" 2>/dev/null)"
     done
   done >&2
+}
+
+# A process and all that it started.
+family() { # pid
+  local child
+  echo "$1"
+  for child in $(cat /proc/"$1"/task/*/children 2>/dev/null); do family "$child"; done
 }
 
 # Whether a process has ended within some seconds.
@@ -101,7 +110,8 @@ start_server() { # image, socket, options…
     local named=--blk-file
     [[ $image != rbd:* ]] || named=--image
     # shellcheck disable=SC2086  # the variable holds words
-    launch "$work/server-output" "$socket" "$VMM_BLK" serve "$named" "$image" --socket-path "$socket" "$@" $VMM_BLK_OPTIONS
+    launch "$work/server-output" "$socket" "$VMM_BLK" serve "$named" "$image" --socket-path "$socket" \
+      --log-level debug "$@" $VMM_BLK_OPTIONS
     ;;
   qsd)
     local queues=1 writable=on block=512

@@ -229,7 +229,7 @@ done
 # Once more at the end: the last lines of a long run alone must say why.
 for name in "${failures[@]}"; do
   printf '%s: %s\n' "$name" "$(reason "$logs/$name.log")"
-  grep -a '^thread ' "$logs/$name.log" | head -n 12 || true
+  grep -a '^thread ' "$logs/$name.log" | head -n 30 || true
   grep -av '^thread ' "$logs/$name.log" | tail -n 8 | cut -c 1-200
 done
 echo "$passed passed, ${#failures[@]} failed${failures[*]:+: ${failures[*]}}"
