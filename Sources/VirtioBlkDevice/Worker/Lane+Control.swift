@@ -45,6 +45,28 @@ extension Lane where Ring: ~Copyable {
     return true
   }
 
+  /// Checks memory first, and logs what was written.
+  @inline(never)
+  mutating func publishWithCare() {
+    guard isMemoryThere() else { return }
+    let count = ring.unpublished
+    let (begin, calls) = trace.map { ($0.writer.now, counters.value(.calls)) } ?? (0, 0)
+    ring.publish()
+    if !zoneAnswers.isEmpty { forgetZoneAnswers() }
+    logRing()
+    tell(count)
+    if trace != nil { notePublished(count, from: begin, calls: calls) }
+  }
+
+  /// The last publication of a lane that is stopped: a call that was being held back is due now.
+  mutating func publishLast() {
+    coalescing = nil
+    publish()
+  }
+
+  /// When a call that is being held back is due; `Clock` nanoseconds.
+  var callDeadline: UInt64? { coalescing?.deadline }
+
   /// Whether a write may begin: its header and data are the driver's, and the file has not been truncated below its end.
   @inline(never)
   mutating func mayWrite<Engine: BlockEngine & ~Copyable>(before end: UInt64, _ medium: inout Medium<Engine>) -> Bool {

@@ -131,9 +131,7 @@ extension Lane where Ring: ~Copyable {
   mutating func handBack() {
     guard !parked.isEmpty else { return }
     parked.removeAll()
-    while !order.isEmpty {
-      let index = order.first
-      dequeueInOrder()
+    for index in 0..<slab.begun where unsafe slab.slot(index).pointee.stage != .none {
       slab.takeChain(at: index).abandon()
       slab.give(index)
       // A record tells by itself what is in flight.

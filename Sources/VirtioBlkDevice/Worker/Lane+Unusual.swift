@@ -1,4 +1,5 @@
-/// Reads and writes that are not for the fast path: malformed, large, durable, spread over many segments.
+/// Requests that are not for the fast path: reads and writes that are malformed, large, durable or spread over many segments, and
+/// the completion of whatever is no plain transfer.
 internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
@@ -57,6 +58,38 @@ extension Lane where Ring: ~Copyable {
     case .pending: break
     case .done: complete(index, isDone: true, &medium)
     case .failed: complete(index, isDone: false, &medium)
+    }
+  }
+
+  /// A function of its own, so that the fast path has no registers to save.
+  @inline(never)
+  mutating func completeTraced<Engine: BlockEngine & ~Copyable>(
+    _ index: Int, isDone: Bool, _ medium: inout Medium<Engine>
+  ) {
+    noteCompleted(index)
+    completeUnusual(index, isDone: isDone, &medium)
+  }
+
+  @inline(__always)
+  mutating func completeUnusual<Engine: BlockEngine & ~Copyable>(
+    _ index: Int, isDone: Bool, _ medium: inout Medium<Engine>
+  ) {
+    guard isDone else { return completeFailed(index, &medium) }
+    let slot = unsafe slab.slot(index)
+    switch unsafe slot.pointee.stage {
+    case .transfer, .watchedTransfer:
+      if log != nil {
+        logTransfer(index)
+        if !isOrdered {
+          unsafe slot.pointee.status = .ok
+          return unsafe showWatched(index, slot)
+        }
+      }
+      answer(index, .ok, written: unsafe Int(slot.pointee.written))
+    case .flush: answerWithStatus(index, .ok)
+    case .discard, .zero, .erase: askNextRange(index, &medium)
+    case .zoneWrite, .zoneFlush, .zoneWait, .zoneRecord: completeZoned(index, isDone: true, &medium)
+    case .none: preconditionFailure("a request was answered twice")
     }
   }
 

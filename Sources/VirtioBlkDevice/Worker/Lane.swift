@@ -37,23 +37,18 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   let counters: CounterBlock
   /// Answers are published in batches of this size even if more is available, so that a driver that polls can go on meanwhile.
   let publishEvery: Int
-  private var coalescing: Coalescing?
-  /// Slots in the order in which their chains were taken; empty without publication in order.
-  var order: OrderQueue
+  var coalescing: Coalescing?
+  /// Which answer is due next; of no use without publication in order.
+  var order: AnswerOrder
   let isOrdered: Bool
-  /// Answers that wait for those of earlier requests.
-  var finishedCount = 0
   /// The driver knows about the order (IN_ORDER).
   let isInOrder: Bool
   /// An answer is more than a status byte and a used element: the driver relies on the order, or there is a dirty log.
   let isWatched: Bool
   /// What a transfer waits for.
-  private let transferStage: RequestStage
+  let transferStage: RequestStage
   /// An answer is nothing but these two, whatever was taken before.
   let isPlain: Bool
-  /// What stands in the way of answering a request at once: with an order, the requests taken before it; and one more if there
-  /// is a dirty log or the driver relies on the order. At 0 the answer is a status byte and a used element.
-  var hurdles: Int
   /// Logs what was written to guest memory.
   var log: LaneLog?
   var error: QueueError?
@@ -89,7 +84,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// The trace that is being recorded; `nil`: none.
   var trace: LaneTrace?
   /// Shows the number of requests in flight.
-  private let depth: SharedCell<UInt64>?
+  let depth: SharedCell<UInt64>?
   /// The arrival time of everything that is taken in this turn.
   var arrival: ArrivalWord
   var account: LaneAccount
@@ -106,60 +101,6 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   var plainFaults = UInt64.max
   /// The same as `seenFaults`, if writes need no other check either; `max` if they do.
   var writesAreClear = UInt64.max
-
-  /// - Parameter lane: its number in tags.
-  // In the frame of the one place that makes lanes: with one of its own each thread's stack would touch another page.
-  @inline(__always)
-  init(
-    _ activation: Activation, lane: Int, slots: Int, context: LaneContext, notification: Notification,
-    counters: CounterBlock, meter: LaneMeter?
-  ) throws(QueueError) {
-    let features = activation.features
-    var ring = try Ring(
-      activation.configuration, memory: activation.memory, features: features, position: activation.position,
-      record: activation.inflight.map { InflightRecord($0, queue: activation.queue) })
-    if let watch = activation.watch { ring.attach(watch) }
-    let slab: RequestSlab
-    do throws(Errno) { slab = try RequestSlab(capacity: min(slots, Int(ring.size))) } catch { throw .outOfMemory }
-    self.queue = activation.queue
-    isInOrder = features.contains(.inOrder)
-    let isOrdered = isInOrder || activation.publishesInOrder
-    self.order = OrderQueue(capacity: isOrdered ? slab.capacity : 0)
-    self.isOrdered = isOrdered
-    let isWatched = isInOrder || activation.log != nil
-    self.isWatched = isWatched
-    transferStage = isWatched ? .watchedTransfer : .transfer
-    isPlain = !isOrdered && !isWatched
-    hurdles = isWatched ? 1 : 0
-    log = activation.log.map {
-      LaneLog($0, memory: activation.memory, configuration: activation.configuration)
-    }
-    state = activation.isHeld ? .held : ring.interrupted > 0 ? .recovering : .running
-    self.ring = ring
-    self.slab = slab
-    self.context = context
-    self.counters = counters
-    self.meter = meter
-    looksAtAnswers = meter != nil
-    depth = meter?.block.depth(ofQueue: activation.queue)
-    let isCounted = meter != nil || isWatched
-    account = LaneAccount(answers: AnswerRuns(plain: isCounted ? .never : ArrivalWord.none.with(.read)))
-    arrival = meter.map { ArrivalWord(time: $0.clock.now) } ?? .none
-    self.firstTag = LaneContext.firstTag(ofLane: lane)
-    self.memory = activation.memory
-    seenLosses = activation.memory.lookup?.translations.losses ?? 0
-    self.inflight = activation.inflight
-    self.publishEvery = notification == .each ? 1 : 16
-    self.coalescing = Coalescing(notification)
-    self.call = activation.call
-    self.failure = activation.failure
-    let regions = activation.memory.lookup == nil ? activation.memory.regions.count : nil
-    self.rules = LaneRules(features, context.limits, regions: regions)
-    plainBytes = context.zones == nil ? rules.plainBytes : 0
-    looksFirst = context.zones != nil
-    looksAtOthers = context.zones != nil
-    account.settledPushes = self.ring.pushes
-  }
 
   /// Where the ring stands, without what was handed back.
   var position: QueuePosition { ring.position(handingBack: handedBack) }
@@ -319,7 +260,9 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     case .failed: return unsafe completeInPlace(chain, statusByte, written, index, isDone: false, &medium)
     case .done: break
     }
-    guard hurdles == 0 else { return unsafe completeInPlace(chain, statusByte, written, index, isDone: true, &medium) }
+    guard isPlain || order.isClear else {
+      return unsafe completeInPlace(chain, statusByte, written, index, isDone: true, &medium)
+    }
     unsafe statusByte.storeBytes(of: BlockStatus.ok.rawValue, as: UInt8.self)
     push(chain, written: written)
     return true
@@ -368,7 +311,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     let slot = unsafe slab.slot(index)
     unsafe slot.pointee.statusByte = statusByte
     unsafe slot.pointee.written = written
-    if isOrdered { queueInOrder(index) }
+    if isOrdered { unsafe slot.pointee.number = order.takeNumber() }
   }
 
   /// Whole blocks inside the disk; no sum or shift is computed before the check that it cannot overflow.
@@ -412,74 +355,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     completeUnusual(index, isDone: isDone, &medium)
   }
 
-  /// A function of its own, so that the fast path has no registers to save.
-  @inline(never)
-  private mutating func completeTraced<Engine: BlockEngine & ~Copyable>(
-    _ index: Int, isDone: Bool, _ medium: inout Medium<Engine>
-  ) {
-    noteCompleted(index)
-    completeUnusual(index, isDone: isDone, &medium)
-  }
-
-  @inline(__always)
-  private mutating func completeUnusual<Engine: BlockEngine & ~Copyable>(
-    _ index: Int, isDone: Bool, _ medium: inout Medium<Engine>
-  ) {
-    guard isDone else { return completeFailed(index, &medium) }
-    let slot = unsafe slab.slot(index)
-    switch unsafe slot.pointee.stage {
-    case .transfer, .watchedTransfer:
-      if log != nil {
-        logTransfer(index)
-        if !isOrdered {
-          unsafe slot.pointee.status = .ok
-          return unsafe showWatched(index, slot)
-        }
-      }
-      answer(index, .ok, written: unsafe Int(slot.pointee.written))
-    case .flush: answerWithStatus(index, .ok)
-    case .discard, .zero, .erase: askNextRange(index, &medium)
-    case .zoneWrite, .zoneFlush, .zoneWait, .zoneRecord: completeZoned(index, isDone: true, &medium)
-    case .none: preconditionFailure("a request was answered twice")
-    }
-  }
-
   // MARK: Publish
-
-  /// Answers a request that failed.
-  @inline(never)
-  mutating func refuse(_ index: Int, _ status: BlockStatus) {
-    countFailure(status)
-    answerWithStatus(index, status)
-  }
-
-  /// Answers a request that writes nothing but its status into guest memory, which counts only if it is the first writable byte
-  /// (virtio 2.6.8.2).
-  mutating func answerWithStatus(_ index: Int, _ status: BlockStatus) {
-    answer(index, status, written: unsafe slab.slot(index).pointee.written == 1 ? 1 : 0)
-  }
-
-  /// Answers a request that has a slot: its status byte, its used element, its slot.
-  ///
-  /// - Parameter written: bytes written into guest memory from the first writable byte on, without a gap.
-  @inline(never)
-  mutating func answer(_ index: Int, _ status: BlockStatus, written: Int) {
-    let slot = unsafe slab.slot(index)
-    unsafe slot.pointee.status = status
-    guard !isPlain else {
-      unsafe slot.pointee.written = UInt32(truncatingIfNeeded: written)
-      return unsafe show(index, slot)
-    }
-    unsafe answerWatched(index, slot, written: UInt32(truncatingIfNeeded: written))
-  }
-
-  @inline(__always)
-  private mutating func show(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) {
-    if looksAtAnswers { unsafe countOther(slot) }
-    unsafe slot.pointee.statusByte.unsafelyUnwrapped.storeBytes(of: slot.pointee.status.rawValue, as: UInt8.self)
-    push(slab.takeChain(at: index), written: unsafe slot.pointee.written)
-    slab.give(index)
-  }
 
   @inline(__always)
   mutating func push(_ chain: consuming Chain, written: UInt32) {
@@ -501,24 +377,11 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     tell(count)
   }
 
-  /// Checks memory first, and logs what was written.
-  @inline(never)
-  private mutating func publishWithCare() {
-    guard isMemoryThere() else { return }
-    let count = ring.unpublished
-    let (begin, calls) = trace.map { ($0.writer.now, counters.value(.calls)) } ?? (0, 0)
-    ring.publish()
-    if !zoneAnswers.isEmpty { forgetZoneAnswers() }
-    logRing()
-    tell(count)
-    if trace != nil { notePublished(count, from: begin, calls: calls) }
-  }
-
   /// Notifies the driver, if it wants to be notified.
   ///
   /// - Parameter count: chains that were published just now.
   @inline(__always)
-  private mutating func tell(_ count: Int) {
+  mutating func tell(_ count: Int) {
     if coalescing != nil, !coalescing!.isDue(after: count) { return }
     guard ring.needsCall() else { return }
     counters.add(.calls)
@@ -526,13 +389,4 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     call.signal()
     KillPoint.pass(.callDone)
   }
-
-  /// The last publication of a lane that is stopped: a call that was being held back is due now.
-  mutating func publishLast() {
-    coalescing = nil
-    publish()
-  }
-
-  /// When a call that is being held back is due; `Clock` nanoseconds.
-  var callDeadline: UInt64? { coalescing?.deadline }
 }

@@ -48,6 +48,8 @@ struct RequestSlot {
   var written: UInt32 = 0
   /// Of zoned disks: where the queue stood, then the zone that is written, or what is to be recorded.
   var zoneWord: UInt32 = 0
+  /// With publication in order: its place in `AnswerOrder`.
+  var number: UInt32 = 0
   /// When it arrived, and of what kind it is.
   var arrival = ArrivalWord.none
   /// Of one that waits for a limit: how many bytes it counts for; of a write in a zone: its sector.

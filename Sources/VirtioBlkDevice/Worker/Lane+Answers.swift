@@ -1,35 +1,58 @@
-/// Answers that are more than a status byte and a used element: in the order of the requests, where the driver relies on it or
-/// recovery after a crash needs it, and with a dirty log.
+/// Answers off the fast path: with another status than OK, in the order of the requests, where the driver relies on it or recovery
+/// after a crash needs it, and with a dirty log.
 internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
-  /// A request was taken: later ones are answered after it.
-  @inline(__always)
-  mutating func queueInOrder(_ index: Int) {
-    order.append(index)
-    hurdles &+= 1
+  /// Answers a request that failed.
+  @inline(never)
+  mutating func refuse(_ index: Int, _ status: BlockStatus) {
+    countFailure(status)
+    answerWithStatus(index, status)
   }
 
-  /// The first in the order is answered, or will not be.
-  @inline(__always)
-  mutating func dequeueInOrder() {
-    order.removeFirst()
-    hurdles &-= 1
+  /// Answers a request that writes nothing but its status into guest memory, which counts only if it is the first writable byte
+  /// (virtio 2.6.8.2).
+  mutating func answerWithStatus(_ index: Int, _ status: BlockStatus) {
+    answer(index, status, written: unsafe slab.slot(index).pointee.written == 1 ? 1 : 0)
   }
 
-  /// As `complete`. Nothing more is to be done if it is a plain transfer, and the first in the order.
+  /// Answers a request that has a slot: its status byte, its used element, its slot.
+  ///
+  /// - Parameter written: bytes written into guest memory from the first writable byte on, without a gap.
+  @inline(never)
+  mutating func answer(_ index: Int, _ status: BlockStatus, written: Int) {
+    let slot = unsafe slab.slot(index)
+    unsafe slot.pointee.status = status
+    guard !isPlain else {
+      unsafe slot.pointee.written = UInt32(truncatingIfNeeded: written)
+      return unsafe show(index, slot)
+    }
+    unsafe answerWatched(index, slot, written: UInt32(truncatingIfNeeded: written))
+  }
+
+  @inline(__always)
+  mutating func show(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>) {
+    if looksAtAnswers { unsafe countOther(slot) }
+    unsafe slot.pointee.statusByte.unsafelyUnwrapped.storeBytes(of: slot.pointee.status.rawValue, as: UInt8.self)
+    push(slab.takeChain(at: index), written: unsafe slot.pointee.written)
+    slab.give(index)
+  }
+
+  // MARK: In the order of the requests, and with a dirty log
+
+  /// As `complete`. Nothing more is to be done if it is a plain transfer, and its answer is due.
   @inline(__always)
   mutating func completeInOrder<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     let slot = unsafe slab.slot(index)
-    guard order.first == index, unsafe account.answers.extendPlain(slot.pointee.arrival) else {
+    guard unsafe order.isDue(slot.pointee.number), unsafe account.answers.extendPlain(slot.pointee.arrival) else {
       return complete(index, isDone: true, &medium)
     }
     let written = unsafe slot.pointee.written
     unsafe slot.pointee.statusByte.unsafelyUnwrapped.storeBytes(of: BlockStatus.ok.rawValue, as: UInt8.self)
-    dequeueInOrder()
+    order.advance()
     push(slab.takeChain(at: index), written: written)
     slab.give(index)
-    if finishedCount > 0 { answerFinished() }
+    if order.waitingCount > 0 { answerDue() }
   }
 
   /// As `answer`, of a request whose status is set. In order, an answer waits for those of all earlier requests.
@@ -41,19 +64,16 @@ extension Lane where Ring: ~Copyable {
     unsafe slot.pointee.written = written
     guard isOrdered else { return unsafe showWatched(index, slot) }
     unsafe slot.pointee.isFinished = true
-    finishedCount &+= 1
-    answerFinished()
+    order.wait(index, unsafe slot.pointee.number)
+    answerDue()
   }
 
   /// Publishes answers that were waiting for earlier ones, up to the first request that is not answered.
   @inline(never)
-  private mutating func answerFinished() {
-    while !order.isEmpty, unsafe slab.slot(order.first).pointee.isFinished {
-      let first = order.first
-      dequeueInOrder()
-      finishedCount &-= 1
-      unsafe slab.slot(first).pointee.isFinished = false
-      unsafe showWatched(first, slab.slot(first))
+  private mutating func answerDue() {
+    while let index = order.takeDue() {
+      unsafe slab.slot(index).pointee.isFinished = false
+      unsafe showWatched(index, slab.slot(index))
     }
   }
 
