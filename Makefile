@@ -53,12 +53,12 @@ test-system: release
 	Scripts/silent-medium.py
 	Scripts/guest/test.sh
 
-# A minute of fuzzing with fixed random numbers; a target of its own, because building the fuzzers takes minutes.
+# A minute of fuzzing with fixed random numbers, after some minutes of building the fuzzers.
 test-fuzz:
 	@Scripts/setup.sh build
 	Scripts/fuzz.py --minutes 1 --seed 1
 
-test: lint test-fast test-system
+test: lint test-fast test-system test-fuzz
 
 # The figures of Docs/reliability.md, for as long as you like; resumes where it stopped. The debug build is the one that can be told
 # where to die.
