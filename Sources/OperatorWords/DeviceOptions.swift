@@ -221,7 +221,7 @@ extension DeviceOptions {
       ("--zoned", zoned != nil),
       ("--latencies", tuning.latencies != .on),
       ("--reconnect-timeout", reconnectTimeout != NBDOptions.usualReconnectTimeout),
-      ("--server-keeps-writes", serverKeepsWrites), ("--shared-workers", tuning.sharedWorkers.words != "off"),
+      ("--server-keeps-writes", serverKeepsWrites), ("--shared-workers", tuning.sharedWorkers.words != "auto"),
     ]
     return given.filter(\.1).map(\.0)
   }

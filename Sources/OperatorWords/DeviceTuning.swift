@@ -167,7 +167,7 @@ package struct DeviceTuning: ParsableArguments {
     help: .init(
       "Threads shared by the queues of disks whose medium never blocks: auto (one per CPU, from \(SharedWorkers.usualLeastDisks) "
         + "disks on), off, or a number.", valueName: "auto|off|n"))
-  package var sharedWorkers = SharedWorkersChoice.off
+  package var sharedWorkers = SharedWorkersChoice.auto
 
   package init() {}
 
