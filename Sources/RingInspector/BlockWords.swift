@@ -34,6 +34,10 @@ public struct BlockWords: Equatable, Sendable {
     case 0: "OK"
     case 1: "IOERR"
     case 2: "UNSUPP"
+    case 3: "ZONE_INVALID_CMD"
+    case 4: "ZONE_UNALIGNED_WP"
+    case 5: "ZONE_OPEN_RESOURCE"
+    case 6: "ZONE_ACTIVE_RESOURCE"
     default: "0x" + String(value, radix: 16)
     }
   }

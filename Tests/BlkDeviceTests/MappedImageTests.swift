@@ -250,4 +250,14 @@ import VirtioCore
     try rig.expect(.write(sector: UInt64(size) / 512 - 8, pattern(4096)))
     #expect(try rig.expect(.read(sector: UInt64(size) / 512 - 8, bytes: 4096)).answer == pattern(4096))
   }
+
+  /// One thread fills one of a processor's caches, whatever all of them are together.
+  @Test(
+    arguments: [
+      ("32768K\n", 32 << 20), ("1M", 1 << 20), ("2G\n", 2 << 30), ("", nil), ("\n", nil), ("K", nil), ("32768", nil),
+      ("0K", nil), ("-1K", nil), ("99999999999999999999K", nil), ("18014398509481985K", nil),
+    ] as [(String, UInt64?)]) func theKernelsWordForTheSizeOfACache(text: String, size: UInt64?)
+  {
+    #expect(CopyKernel.cacheSize(of: text) == size)
+  }
 }

@@ -170,4 +170,12 @@ private struct Guest {
     let picture = try guest.picture(FeatureSet(rawValue: generator.next()))
     for line in QueueDrawing.draw(picture) { #expect(line.count <= 80) }
   }
+
+  @Test("a status byte has the specification's name") func statusNames() {
+    let names = (0...7 as ClosedRange<UInt8>).map(BlockWords.status)
+    #expect(
+      names == [
+        "OK", "IOERR", "UNSUPP", "ZONE_INVALID_CMD", "ZONE_UNALIGNED_WP", "ZONE_OPEN_RESOURCE", "ZONE_ACTIVE_RESOURCE", "0x7",
+      ])
+  }
 }

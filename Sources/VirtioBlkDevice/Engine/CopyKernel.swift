@@ -50,9 +50,23 @@ enum CopyKernel {
   /// of its lines need not be fetched. For the same reason large pieces always do.
   static func streamedFrom(imageSize: UInt64) -> Int { imageSize > cacheSize ? 1024 : largePiece }
 
-  /// Bytes of the last level's cache; asked once.
+  /// Bytes of the last level's cache; asked once. Where a processor has several of these the C library adds them up, and a thread
+  /// fills one: the kernel's number is that.
   private static let cacheSize: UInt64 = {
+    let text = SystemText.contents("/sys/devices/system/cpu/cpu0/cache/index3/size", most: 64)
+    if let size = text.flatMap(cacheSize(of:)) { return size }
     let size = sysconf(Int32(_SC_LEVEL3_CACHE_SIZE))
     return size > 0 ? UInt64(size) : 32 << 20
   }()
+
+  /// - Parameter text: the kernel's words for the size of a cache, such as `32768K`.
+  /// - Returns: bytes; `nil` if these are other words.
+  static func cacheSize(of text: String) -> UInt64? {
+    let units: [Character: UInt64] = ["K": 1 << 10, "M": 1 << 20, "G": 1 << 30]
+    guard let word = text.split(separator: "\n").first, let unit = word.last.flatMap({ units[$0] }),
+      let count = UInt64(word.dropLast())
+    else { return nil }
+    let (size, overflow) = count.multipliedReportingOverflow(by: unit)
+    return overflow || size == 0 ? nil : size
+  }
 }

@@ -16,10 +16,9 @@ struct MappedEngine: BlockEngine, ~Copyable {
 
   /// - Parameters:
   ///   - descriptor: the image.
-  ///   - depth: operations that can be in flight at once.
   ///   - seat: of a worker that shares its thread.
   init(
-    _ image: MappedImage, descriptor: Int32, mailbox: Int32, depth: Int, seat: WorkerSeat? = nil
+    _ image: MappedImage, descriptor: Int32, mailbox: Int32, seat: WorkerSeat? = nil
   ) throws(Errno) {
     let waiter = try EpollWaiter(mailbox: mailbox, seat: seat)
     copies = CopyQueue()

@@ -15,6 +15,8 @@ final class MappedImage: @unchecked Sendable {
   /// Not 0: the file was cut, or the memory under it ran out, or it has grown beyond the mapping. From then on every operation is a
   /// system call, which can say so.
   let cut: SharedCell<UInt32>
+  /// From so many bytes on a copy into it goes around the caches.
+  let streamedFrom: Int
 
   private let word: UnsafeMutablePointer<UInt32>
 
@@ -30,6 +32,7 @@ final class MappedImage: @unchecked Sendable {
     self.isCache = isCache
     self.image = image
     self.mapping = mapping
+    streamedFrom = CopyKernel.streamedFrom(imageSize: image.size)
     unsafe word = .allocate(capacity: 1)
     unsafe word.initialize(to: 0)
     cut = unsafe SharedCell(word)

@@ -31,7 +31,7 @@ struct MappedTransfers: ~Copyable {
     size = UInt64(image.mapping.count)
     medium = PlainIO(descriptor: descriptor)
     length = FileLength(descriptor: descriptor, full: size)
-    streamedFrom = CopyKernel.streamedFrom(imageSize: size)
+    streamedFrom = image.streamedFrom
   }
 
   /// Whether all that a transfer touches is known to be data.

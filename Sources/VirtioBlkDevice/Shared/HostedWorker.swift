@@ -72,7 +72,7 @@ struct HostOrder: Sendable {
     case .mapped:
       guard let mapped = plan.mapped else { throw .noMemory }
       return try makeWorker(
-        seat, MappedEngine(mapped, descriptor: descriptor, mailbox: mailbox, depth: plan.depth, seat: seat))
+        seat, MappedEngine(mapped, descriptor: descriptor, mailbox: mailbox, seat: seat))
     case .null: return try makeWorker(seat, NullEngine(mailbox: mailbox, seat: seat))
     case .sync: return try makeWorker(seat, SyncEngine(descriptor: descriptor, mailbox: mailbox, seat: seat))
     case .auto, .uring, .cached, .aio, .threads, .nbd, .rbd: throw .notSupported

@@ -49,7 +49,7 @@ func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
       try work(configuration, engine)
     case .mapped:
       guard let mapped = plan.mapped else { throw .noMemory }
-      let engine = try MappedEngine(mapped, descriptor: descriptor, mailbox: mailbox, depth: plan.depth)
+      let engine = try MappedEngine(mapped, descriptor: descriptor, mailbox: mailbox)
       try work(configuration, engine)
     case .cached:
       guard let mapped = plan.mapped else { throw .noMemory }

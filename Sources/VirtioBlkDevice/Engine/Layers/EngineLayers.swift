@@ -42,7 +42,7 @@ extension EnginePlan {
     case .threads: return EngineBox(try ThreadPoolEngine(descriptor: descriptor, mailbox: mailbox))
     case .mapped:
       guard let mapped else { throw .noMemory }
-      return EngineBox(try MappedEngine(mapped, descriptor: descriptor, mailbox: mailbox, depth: depth))
+      return EngineBox(try MappedEngine(mapped, descriptor: descriptor, mailbox: mailbox))
     case .cached:
       guard let mapped else { throw .noMemory }
       return EngineBox(try CachedEngine(mapped, descriptor: descriptor, mailbox: mailbox, depth: depth, setup: setup))
