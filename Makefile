@@ -49,14 +49,14 @@ test-fast:
 test-system: release
 	@Scripts/setup.sh build guest qemu counts
 	Scripts/counts.py
-	Scripts/many.py --disks 100 --seconds 2 --check
+	Scripts/many.py --disks 100 --seconds 2 --check --option=--shared-workers=off
 	Scripts/silent-medium.py
 	Scripts/guest/test.sh
 
 # A minute of fuzzing with fixed random numbers, after some minutes of building the fuzzers.
 test-fuzz:
 	@Scripts/setup.sh build
-	Scripts/fuzz.py --minutes 1 --seed 1
+	Scripts/fuzz.py --seed 1
 
 test: lint test-fast test-system test-fuzz
 

@@ -4,7 +4,7 @@
     Scripts/fuzz.py --minutes 30                all targets, two at a time, for this long in total
     Scripts/fuzz.py --minutes 5 session split   only these
     Scripts/fuzz.py --merge                     merge the new inputs into Fuzz/Corpus, as few as suffice
-    Scripts/fuzz.py --seed 1                    with these random numbers: what make test-fuzz does
+    Scripts/fuzz.py --seed 1                    a minute's work that is the same each time: what make test-fuzz does
     Scripts/fuzz.py --again FILE                run one input, whose name begins with its target's, and show what happens
 
 Failures and new inputs are kept in .fuzz/, and the next run continues from there. The exit status is 1 if a failure was found.
@@ -28,6 +28,8 @@ TARGETS = {
     "split": 4, "packed": 4, "inflight": 2, "session": 3, "takeover": 2, "memory-file": 1, "registers": 1, "texts": 1,
     "descriptions": 1, "operator": 1, "files": 1, "qcow2": 3,
 }
+# With fixed random numbers, how many inputs a target tries for each of its shares: then two runs try the same, whatever the machine.
+RUNS, SLOW_RUNS, SLOW = 8000, 800, {"qcow2"}
 # Of several sanitizers the compiler takes the last one, and the package manager gives them in any order: so both in one word, while
 # the other word sees to it that libFuzzer's main is the program's.
 BUILD = [
@@ -76,12 +78,17 @@ class Run:
     def __init__(self, target, seconds, seed):
         self.target = target
         self.findings = os.path.join(WORK, "findings", target + "-")
-        corpus = os.path.join(WORK, "corpus", target)
+        corpus = os.path.join(WORK, "seeded" if seed else "corpus", target)
+        limit = f"-max_total_time={max(1, round(seconds))}"
+        if seed:
+            # What earlier runs have found would change what this one tries.
+            shutil.rmtree(corpus, ignore_errors=True)
+            limit = f"-runs={(SLOW_RUNS if target in SLOW else RUNS) * TARGETS[target]}"
         os.makedirs(corpus, exist_ok=True)
         os.makedirs(os.path.dirname(self.findings), exist_ok=True)
         self.log = os.path.join(WORK, target + ".log")
         words = [
-            PROGRAM, f"-max_total_time={max(1, round(seconds))}", f"-seed={seed}", "-max_len=600", "-len_control=20", "-timeout=300",
+            PROGRAM, limit, f"-seed={seed}", "-max_len=600", "-len_control=20", "-timeout=300",
             "-rss_limit_mb=4096", "-print_final_stats=1",
             # To prefer inputs that reach what is rare costs as much as some targets do, and nobody else writes into the corpus.
             "-entropic=0", "-reload=0", "-artifact_prefix=" + self.findings, corpus,
@@ -164,7 +171,7 @@ def main():
     parser.add_argument("targets", nargs="*", help="of " + ", ".join(TARGETS))
     parser.add_argument("--minutes", type=float, default=10, help="in all (default: 10)")
     parser.add_argument("--jobs", type=int, default=2, help="targets at once (default: 2)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random numbers; 0: another one each time (default)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random numbers, for a fixed number of inputs instead of a time; 0: another one each time (default)")
     parser.add_argument("--merge", action="store_true")
     parser.add_argument("--again", metavar="FILE")
     parser.add_argument("--no-build", action="store_true", help="use what is built")

@@ -101,7 +101,9 @@ package struct DeviceOptions: ParsableArguments {
   @Option(help: "Bypass the page cache.")
   package var direct = ImageOptions.Direct.auto
 
-  @Option(help: .init("Number of threads that serve the queues; by default one per queue.", valueName: "n"))
+  @Option(
+    help: .init(
+      "Number of threads that serve the queues; by default one per queue, or shared (--shared-workers).", valueName: "n"))
   package var threads: Int?
 
   @Option(

@@ -166,7 +166,7 @@ package struct DeviceTuning: ParsableArguments {
   @Option(
     help: .init(
       "Threads shared by the queues of disks whose medium never blocks: auto (one per CPU, from \(SharedWorkers.usualLeastDisks) "
-        + "disks on), off, or a number.", valueName: "auto|off|n"))
+        + "such disks on), off, or a number.", valueName: "auto|off|n"))
   package var sharedWorkers = SharedWorkersChoice.auto
 
   package init() {}
@@ -185,5 +185,7 @@ package struct DeviceTuning: ParsableArguments {
     options.metrics = latencies == .on
     if let uring { options.uring = uring }
     options.shared = sharedWorkers.workers
+    // Who says how long to poll wants it to poll.
+    if case .adaptive? = waiting { options.shared = nil }
   }
 }

@@ -74,6 +74,10 @@ extension ServeService {
       throw TakeoverFailure.otherDisks(
         "The running server serves a disk on \(printable(missing)), which \(list.file) does not list.")
     }
+    // The workers of the first begin before the last disk is made.
+    let shared = list.disks.first?.options.tuning.sharedWorkers.workers
+    shared?.expect(list.disks.count)
+    defer { shared?.expect(0) }
     return try list.disks.enumerated().map { index, disk in
       guard names.contains(wanted[index]) else {
         throw list.error(index, "the running server does not serve it: list the disks that are served, and no others")

@@ -6,6 +6,43 @@ import VirtioCore
 @testable import VirtioBlkDevice
 
 @Suite struct OrderTests {
+  /// Requests are completed in any order, also where their numbers begin again: each answer comes once, and when it is due.
+  @Test(arguments: [1, 2, 7, 128, 32768], [0, .max - 20, 1 << 31 - 20] as [UInt32])
+  func answersAreDueInTheOrderOfTheNumbers(capacity: Int, first: UInt32) {
+    var generator = SeededRandom(seed: UInt64(capacity) ^ UInt64(first))
+    for isWatched in [false, true] {
+      var order = AnswerOrder(capacity: capacity, isWatched: isWatched, first: first)
+      var free = Array(0..<capacity)
+      var pending: [(slot: Int, number: UInt32)] = []
+      var taken: [Int] = []
+      var answered: [Int] = []
+      for _ in 0..<2000 {
+        #expect(order.isEmpty == (taken.count == answered.count))
+        #expect(order.isClear == (order.isEmpty && !isWatched))
+        if !free.isEmpty, pending.isEmpty || generator.next() % 2 == 0 {
+          let slot = free.remove(at: Int(generator.next() % UInt64(free.count)))
+          pending.append((slot, order.takeNumber()))
+          taken.append(slot)
+        } else {
+          let (slot, number) = pending.remove(at: Int(generator.next() % UInt64(min(pending.count, 40))))
+          if order.isDue(number), order.waitingCount == 0, generator.next() % 2 == 0 {
+            order.advance()
+            answered.append(slot)
+            free.append(slot)
+          } else {
+            order.wait(slot, number)
+          }
+          while let due = order.takeDue() {
+            answered.append(due)
+            free.append(due)
+          }
+        }
+      }
+      #expect(answered.elementsEqual(taken.prefix(answered.count)))
+      #expect(order.waitingCount + pending.count == taken.count - answered.count)
+    }
+  }
+
   /// Answers come backwards and are published in the order of the requests.
   @Test(arguments: [false, true]) func publishesInOrder(isInOrder: Bool) throws {
     let scratch = try Scratch()

@@ -10,7 +10,7 @@ import VirtioCore
 
 @Suite struct SharedWorkersTests {
   private static func device(
-    _ scratch: Scratch, _ workers: SharedWorkers, engine: EngineKind = .mapped,
+    _ scratch: Scratch, _ workers: SharedWorkers, engine: EngineKind = .mapped, isZoned: Bool = false,
     _ change: (inout BlockDeviceOptions) -> Void = { _ in }
   ) throws -> BlockDevice {
     var options = BlockDeviceOptions()
@@ -19,8 +19,13 @@ import VirtioCore
     options.sharesAnyMedium = true
     options.queueCount = 2
     change(&options)
-    let path = try scratch.image(UUID().uuidString, size: 1 << 20)
-    return try BlockDevice(image: ImageFile(ImageOptions(path: path, direct: .off)), options: options)
+    var image = ImageOptions(path: try scratch.image(UUID().uuidString, size: 1 << 20), direct: .off)
+    if isZoned {
+      var zones = ZonedOptions()
+      zones.zoneSize = 256 << 10
+      image.zoned = zones
+    }
+    return try BlockDevice(image: ImageFile(image), options: options)
   }
 
   /// Writes and reads back; `null` keeps nothing.
@@ -92,12 +97,12 @@ import VirtioCore
   /// Threads of their own for those that want something of their threads, or whose medium may wait.
   @Test(arguments: [
     ("threads", true), ("pinned", true), ("polls", true), ("busy", true), ("faults", true), ("on a disk", true),
-    ("alone", true),
+    ("alone", true), ("zoned", true),
     ("shares", false),
   ]) func whoNeedsThreadsOfTheirOwn(what: String, isAlone: Bool) throws {
     let scratch = try Scratch(in: what == "on a disk" ? nil : "/dev/shm")
     let workers = SharedWorkers(count: 1, leastDisks: what == "alone" ? 2 : 1)
-    let device = try Self.device(scratch, workers) { options in
+    let device = try Self.device(scratch, workers, isZoned: what == "zoned") { options in
       options.sharesAnyMedium = false
       switch what {
       case "threads": options.threads = 1
@@ -110,9 +115,27 @@ import VirtioCore
     }
     let queue = try HandQueue(device, 0, SharedMemory())
     try queue.start()
-    try Self.work(queue.queue, 1)
+    // A zone is written from its start.
+    if what == "zoned" { #expect(try queue.queue.perform(.flush).status == .ok) } else { try Self.work(queue.queue, 1) }
     #expect(workers.hasBegun != isAlone)
     #expect(queue.stop() != nil)
+  }
+
+  /// Without a word about it, the eighth disk that can share makes them share, or the word that there will be eight.
+  @Test(arguments: [(disks: 7, expected: 0, shares: false), (8, 0, true), (1, 8, true), (1, 7, false)])
+  func fromEightDisksOnTheyShare(disks: Int, expected: Int, shares: Bool) throws {
+    let scratch = try Scratch(in: "/dev/shm")
+    let workers = SharedWorkers()
+    workers.expect(expected)
+    let devices = try (0..<disks).map { _ in try Self.device(scratch, workers) }
+    // It counts as no disk of theirs.
+    let other = try Self.device(scratch, workers) { $0.threads = 1 }
+    let queue = try HandQueue(devices[0], 0, SharedMemory())
+    try queue.start()
+    try Self.work(queue.queue, 1)
+    #expect(workers.hasBegun == shares)
+    #expect(queue.stop() != nil)
+    withExtendedLifetime((devices, other)) {}
   }
 
   /// One disk's queue comes and goes, and another disk does, where it left off; the third never notices.

@@ -95,7 +95,9 @@ extension EngineChoice {
   /// wants anything of the thread.
   func canShare(_ image: ImageFile, _ options: BlockDeviceOptions) -> Bool {
     guard options.threads == nil, options.processors.isEmpty, options.faults.isEmpty, options.witness == nil,
-      options.plant == nil
+      options.plant == nil,
+      // Zones' states, and how worn a device is, are read from files anywhere.
+      image.zones == nil, image.lifetime == nil
     else { return false }
     switch options.waiting {
     case .sleep, .adaptive: break

@@ -15,7 +15,8 @@ internal import VirtioCore
 /// poll, to be pinned or to have a number of threads, and those that are layered (faults deliberately, records) keep threads
 /// of their own. A worker that takes more than a quarter of a shared thread moves to one of its own for as long as that lasts.
 public final class SharedWorkers: Sendable {
-  /// From so many disks on they share threads, unless somebody said how many threads there are to be.
+  /// From so many disks on that can share threads they do, unless somebody said how many threads there are to be. Counted when a
+  /// queue starts.
   public static let usualLeastDisks = 8
 
   /// Threads; `nil`: one for each CPU that the process may use, 8 at most.
@@ -25,6 +26,8 @@ public final class SharedWorkers: Sendable {
 
   private struct State {
     var disks = 0
+    /// Disks that are about to be there.
+    var expected = 0
     var hosts: [WorkerHost] = []
     /// No threads were available: this is not tried again.
     var hasFailed = false
@@ -53,6 +56,9 @@ public final class SharedWorkers: Sendable {
   func add() { state.withLock { $0.disks += 1 } }
   func remove() { state.withLock { $0.disks -= 1 } }
 
+  /// So many disks are about to be there, of which the first start before the last is made. - Parameter disks: 0 when they are.
+  package func expect(_ disks: Int) { state.withLock { $0.expected = disks } }
+
   /// There are threads.
   package var hasBegun: Bool { state.withLock { !$0.hosts.isEmpty } }
   /// Workers that have a thread of their own for now, or for good.
@@ -64,7 +70,7 @@ public final class SharedWorkers: Sendable {
   /// - Returns: false when it is to have a thread of its own.
   func take(_ order: HostOrder) -> Bool {
     let host = state.withLock { state -> WorkerHost? in
-      guard state.disks >= leastDisks, !state.hasFailed else { return nil }
+      guard max(state.disks, state.expected) >= leastDisks, !state.hasFailed else { return nil }
       if state.hosts.isEmpty { begin(&state) }
       return state.hosts.min { $0.load < $1.load }
     }

@@ -169,8 +169,11 @@ final class WorkerHost: @unchecked Sendable {
         unsafe loop.pointee.sit(worker)
       } catch {
         unsafe loop.pointee.giveNumber(number)
-        // The thread that it came from has just ended, so that there is room for one.
-        while !giveThread(worker) { usleep(1000) }
+        // The thread that it came from ends, so that there will be room for one: the others have their turns meanwhile.
+        if !giveThread(worker) {
+          usleep(1000)
+          ring(.back(worker))
+        }
       }
     }
   }

@@ -8,9 +8,9 @@ struct AnswerOrder: ~Copyable {
   private let waiting: UnsafeMutablePointer<UInt16>
   /// Places are a power of two, so that no division is needed; this is one less.
   private let mask: UInt32
-  private var nextNumber: UInt32 = 0
+  private var nextNumber: UInt32
   /// The number of the oldest request without an answer.
-  private var due: UInt32 = 0
+  private var due: UInt32
   /// What `nextNumber` is when a request that completes in place can be answered there: `due`; half of all numbers away from
   /// it, and so never, on lanes whose answers are more than that.
   private var clear: UInt32
@@ -19,8 +19,11 @@ struct AnswerOrder: ~Copyable {
   /// - Parameters:
   ///   - capacity: of slots; 0: no request ever gets a number.
   ///   - isWatched: no answer is plain.
-  init(capacity: Int, isWatched: Bool) {
-    clear = isWatched ? 1 << 31 : 0
+  ///   - first: the first request's number.
+  init(capacity: Int, isWatched: Bool, first: UInt32 = 0) {
+    nextNumber = first
+    due = first
+    clear = isWatched ? first &+ 1 << 31 : first
     var count = 1
     while count < capacity { count *= 2 }
     mask = UInt32(count - 1)
