@@ -90,6 +90,7 @@ public final class MemoryFileDevice {
   /// Takes the file for this device.
   ///
   /// - Parameters:
+  ///   - withheld: what the registers could offer by themselves and are not to (`RegisterFace.withheld`).
   ///   - takesOver: the file comes from the process that serves it (`MemoryFile.adopt`), and with it the device's role, which
   ///     stays that process's until `release`. Such a device begins with `hold`, not with `open`.
   ///   - log: takes one line for readers at a time, without a line feed, on the thread that runs. A driver can cause lines at
@@ -97,8 +98,8 @@ public final class MemoryFileDevice {
   ///     pleasure: meter them.
   ///   - notice: takes what only helps the operator of a device that continues being served; `nil`: `log` does.
   public init(
-    file: MemoryFile, device: any VirtioDevice, takesOver: Bool = false, log: @escaping (String) -> Void = { _ in },
-    notice: ((String) -> Void)? = nil
+    file: MemoryFile, device: any VirtioDevice, withholding withheld: FeatureSet = [], takesOver: Bool = false,
+    log: @escaping (String) -> Void = { _ in }, notice: ((String) -> Void)? = nil
   ) throws(MemoryFileError) {
     guard device.queueCount <= file.layout.maximumQueues else {
       throw .tooManyQueues(path: file.path, device: device.queueCount, file: file.layout.maximumQueues)
@@ -114,9 +115,11 @@ public final class MemoryFileDevice {
     self.log = log
     self.notice = notice ?? log
     let control = file.control
-    face = RegisterFace(
+    var face = RegisterFace(
       device, interruptStatus: { control.interruptStatus.loadAcquire() },
       isHeldBack: { control.silent($0).heldBack.loadAcquire() & 1 != 0 })
+    face.withheld = withheld
+    self.face = face
     registers = RegisterModel(file.layout.interface, face: face)
   }
 

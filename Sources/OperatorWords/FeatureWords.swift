@@ -111,6 +111,14 @@ package enum FeatureTransport {
     }
   }
 
+  /// What is not the disk's to offer, but its registers': those of virtio-pci.
+  package var ofRegisters: FeatureSet {
+    switch self {
+    case .vhostUser: []
+    case .memoryFile: .notificationConfigurationData
+    }
+  }
+
   /// What makes no sense there: over a socket a kick is an event without a value and the front-end has the status, and a file of guest memory has guest addresses.
   package var impossible: FeatureSet {
     switch self {
@@ -136,6 +144,13 @@ package struct FeatureWords: Equatable {
 
   /// For those who compare.
   package var text: String { ([only?.text ?? ""] + without.map(\.text)).joined(separator: " ") }
+
+  /// What the registers of a memory file are not to offer, although they could.
+  package var withheldFromRegisters: FeatureSet {
+    let own = FeatureTransport.memoryFile.ofRegisters
+    if let only, !only.hasDefaults, !only.hasAll { return own.subtracting(only.features.subtracting(withheld)) }
+    return own.intersection(withheld)
+  }
 
   private var withheld: FeatureSet { without.reduce(into: FeatureSet()) { $0.formUnion($1.features) } }
 
@@ -167,7 +182,7 @@ package struct FeatureWords: Equatable {
     let defaults = standard.union(transport.defaults)
     var offered = defaults
     if let only {
-      let missing = only.features.subtracting(possible)
+      let missing = only.features.subtracting(possible).subtracting(transport.ofRegisters)
       guard missing.isEmpty else { throw .impossible(missing, "\(image.path) and the way to it cannot do that") }
       offered = only.features.union(required)
       if only.hasDefaults { offered.formUnion(defaults) }

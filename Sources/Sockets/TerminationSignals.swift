@@ -5,7 +5,7 @@ public import SystemPackage
 internal import VirtioCore
 
 /// Owns a signalfd. Made before any other thread, so that every thread inherits that the signals are blocked.
-public final class TerminationSignals {
+public final class TerminationSignals: Sendable {
   private let owned: OwnedDescriptor
 
   /// - Parameter signals: those to wait for; `nil`: SIGTERM and SIGINT.

@@ -26,7 +26,6 @@ public struct DeviceRegisters: Sendable {
   /// VIRTIO_MSI_NO_VECTOR (virtio 4.1.5.1.2).
   static let noVector: UInt16 = 0xffff
   /// PCI: the driver notifies with `queue_notif_config_data`.
-  static let notifyConfigurationData = FeatureSet(bit: 39)
   /// Pending interrupt bits, the same in InterruptStatus and ISR: a buffer was used; the configuration changed.
   static let interruptBits: UInt32 = 3
 
@@ -53,7 +52,8 @@ public struct DeviceRegisters: Sendable {
     // NOTIF_CONFIG_DATA is only for PCI; a device with the legacy interface offers ANY_LAYOUT (virtio 6.3), which is true of
     // every device here.
     var own = FeatureSet()
-    if interface.isPCI, interface.hasModern { own.insert(Self.notifyConfigurationData) }
+    if interface.isPCI, interface.hasModern { own.insert(.notificationConfigurationData) }
+    own.subtract(face.withheld)
     if interface.hasLegacy { own.insert(.anyLayout) }
     self.own = own
     var offered = face.features.subtracting(Self.untransportable)
@@ -67,7 +67,7 @@ public struct DeviceRegisters: Sendable {
   /// function does not have, NOTIFY_ON_EMPTY and UNUSED belong to legacy devices (virtio 6.3) and are not kept; the others
   /// are `own` where they are offered.
   private static let untransportable: FeatureSet = [
-    .singleRootIO, notifyConfigurationData, FeatureSet(bit: 41), .notifyOnEmpty, .anyLayout, FeatureSet(bit: 30),
+    .singleRootIO, .notificationConfigurationData, FeatureSet(bit: 41), .notifyOnEmpty, .anyLayout, FeatureSet(bit: 30),
   ]
   /// The bits that the legacy interface has words for (virtio 4.1.4.8).
   static let legacyWord = FeatureSet(rawValue: 0xffff_ffff)

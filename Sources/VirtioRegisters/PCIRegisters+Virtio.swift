@@ -94,7 +94,7 @@ extension PCIRegisters {
     set(Common.queueDriver, queue.configuration.availableRing.rawValue, 8)
     set(Common.queueDevice, queue.configuration.usedRing.rawValue, 8)
     // The field is there with NOTIF_CONFIG_DATA only (virtio 4.1.4.3).
-    let hasData = device.negotiation.accepted.contains(DeviceRegisters.notifyConfigurationData)
+    let hasData = device.negotiation.accepted.contains(.notificationConfigurationData)
     set(Common.queueNotifyData, hasData ? index : 0, 2)
     set(Common.queueReset, queue.resetting ? 1 : 0, 2)
     return bytes

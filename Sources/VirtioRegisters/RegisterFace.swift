@@ -10,6 +10,9 @@ public struct RegisterFace: Sendable {
   public var vendorID: UInt32
   /// What the device offers.
   public var features: FeatureSet
+  /// What the registers could offer by themselves and do not: NOTIF_CONFIG_DATA. ANY_LAYOUT has to be offered to legacy drivers
+  /// (virtio 6.3).
+  public var withheld = FeatureSet()
   public var queueCount: Int
   /// A power of two, 1 … 32768; the same for each queue.
   public var maximumQueueSize: UInt16

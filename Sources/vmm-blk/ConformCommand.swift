@@ -54,6 +54,7 @@ struct ConformCommand: ParsableCommand {
     guard list || devices == 1 else {
       throw ValidationError("Name one device: --socket-path, --exec, --memory or --self.")
     }
+    if only != nil, words.isEmpty { throw ValidationError("--only names no check and no clause; --list shows them.") }
     for word in words where !Check.all.contains(where: { $0.matches(word) }) {
       throw ValidationError("--only \(word) is neither a check nor a clause with a check; --list shows them.")
     }
@@ -68,27 +69,39 @@ struct ConformCommand: ParsableCommand {
     if let settle { settings.settle = .milliseconds(settle) }
     var runner = Runner(settings: settings, only: words)
     if list {
-      for check in runner.checks { print("\(check.name)\n    \(check.clauses.joined(separator: " "))\n    \(check.title)") }
+      if json {
+        try show(runner.checks.map { ListedCheck(check: $0.name, clauses: $0.clauses, title: $0.title) })
+      } else {
+        for check in runner.checks { print("\(check.name)\n    \(check.clauses.joined(separator: " "))\n    \(check.title)") }
+      }
       return
     }
+    let (junitFile, htmlFile) = (try junit.map { try ReportFile($0) }, try html.map { try ReportFile($0) })
+    try ConformWatch.begin()
     let isShown = isatty(STDERR_FILENO) == 1
     if isShown {
       runner.progress = { check, done, all in BenchOutput.note("\r\u{1b}[K\(done) of \(all): \(check)") }
     }
     let reports = try makeReports(runner, settings)
     if isShown { BenchOutput.note("\r\u{1b}[K") }
-    if let junit { try Report.junit(reports).write(toFile: junit, atomically: true, encoding: .utf8) }
-    if let html { try Report.html(reports).write(toFile: html, atomically: true, encoding: .utf8) }
-    if json {
-      let encoder = JSONEncoder()
-      encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
-      print(String(decoding: try encoder.encode(Report.document(reports)), as: UTF8.self))
-    } else {
-      print(Report.text(reports, isWhole: all))
-    }
+    if json { try show(Report.document(reports)) } else { print(Report.text(reports, isWhole: all)) }
+    try junitFile?.write(Report.junit(reports))
+    try htmlFile?.write(Report.html(reports))
     guard reports.allSatisfy(\.conforms) else {
       throw DoesNotConform(failures: reports.reduce(0) { $0 + $1.failures.count })
     }
+  }
+
+  private struct ListedCheck: Encodable {
+    var check: String
+    var clauses: [String]
+    var title: String
+  }
+
+  private func show(_ document: some Encodable) throws {
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+    print(String(decoding: try encoder.encode(document), as: UTF8.self))
   }
 
   private func makeReports(_ runner: Runner, _ settings: Settings) throws -> [Report] {
@@ -97,6 +110,10 @@ struct ConformCommand: ParsableCommand {
     if let exec { return [try runner.run(ExecSubject(command: exec, settings: settings))] }
     return [try runner.run(SocketSubject(path: socketPath ?? ""))]
   }
+}
+
+extension ExecSubject.StartFailed: ErrorWithStatus {
+  var status: ExitStatus { .unavailable }
 }
 
 /// The device breaks a MUST, or died.

@@ -1,12 +1,9 @@
 /// `--check-driver`: a device that also watches its driver, and the report at the end.
 internal import ArgumentParser
-internal import CLinux
 internal import DriverCheck
 internal import Foundation
-internal import Glibc
 internal import MemoryFile
 internal import OperatorWords
-internal import SystemPackage
 internal import VirtioBlkDevice
 internal import VirtioCore
 
@@ -32,7 +29,8 @@ struct DriverCheckOptions: ParsableArguments {
 
   static func words(_ words: [String]) -> [String] {
     let prefix = "--check-driver="
-    return words.map { $0.hasPrefix(prefix) ? "--\(fileWord)=" + $0.dropFirst(prefix.count) : $0 }
+    // Two words: the parser knows no empty value behind an equals sign, and would say so of an option that nobody wrote.
+    return words.flatMap { $0.hasPrefix(prefix) ? ["--\(fileWord)", String($0.dropFirst(prefix.count))] : [$0] }
   }
 
   func validate() throws {
@@ -56,23 +54,14 @@ struct DriverCheckOptions: ParsableArguments {
 
 /// The checks of all disks of a process. Used on the thread that serves.
 final class DriverChecks {
-  private let path: String?
-  /// Opened at the start: a sandboxed process opens nothing.
-  private let file: OwnedDescriptor?
+  private let file: ReportFile?
   private let kickLimit: Duration
   private var checks: [DriverCheck] = []
 
   /// - Parameter kickLimit: how long a required kick may take.
   init(file path: String?, kickLimit: Duration) throws {
-    self.path = path
     self.kickLimit = kickLimit
-    guard let path else {
-      file = nil
-      return
-    }
-    let number = unsafe clinux_open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o644)
-    guard number >= 0 else { throw NotWritable(path: path, error: Errno(rawValue: errno)) }
-    file = OwnedDescriptor(number)
+    file = try path.map { try ReportFile($0) }
   }
 
   /// A device that is watched, for a transport.
@@ -104,7 +93,7 @@ final class DriverChecks {
   func finish() throws {
     let reports = checks.map(\.report)
     for line in DriverReport.text(reports, isWhole: false).split(separator: "\n") { People.error.write(String(line)) }
-    if let path, let file { try write(Self.contents(reports, path), to: file, path) }
+    if let file { try file.write(Self.contents(reports, file.path)) }
     let count = reports.reduce(0) { $0 + $1.failures.count }
     guard count == 0 else { throw DriverBroke(rules: count) }
   }
@@ -119,24 +108,6 @@ final class DriverChecks {
     case "html", "htm": return DriverReport.html(reports)
     default: return DriverReport.text(reports, isWhole: true) + "\n"
     }
-  }
-
-  private func write(_ text: String, to file: OwnedDescriptor, _ path: String) throws {
-    var rest = Array(text.utf8)[...]
-    while !rest.isEmpty {
-      let count = unsafe rest.withUnsafeBytes { unsafe Glibc.write(file.rawValue, $0.baseAddress, $0.count) }
-      if count < 0, errno == EINTR { continue }
-      guard count > 0 else { throw NotWritable(path: path, error: Errno(rawValue: errno)) }
-      rest = rest.dropFirst(count)
-    }
-  }
-
-  /// Where the report was to go.
-  struct NotWritable: ErrorWithStatus, CustomStringConvertible {
-    var path: String
-    var error: Errno
-    var status: ExitStatus { .io }
-    var description: String { "the driver's report cannot be written to \(printable(path)): \(error)" }
   }
 }
 

@@ -36,7 +36,9 @@ struct OnceRun {
     let device = try command.disk.makeDevice(on: .memoryFile, queues: file.layout.maximumQueues)
     var problem: String? = nil
     func make(_ device: any VirtioDevice) throws(MemoryFileError) -> MemoryFileDevice {
-      try MemoryFileDevice(file: file, device: device, log: { problem = $0 }, notice: { _ in })
+      try MemoryFileDevice(
+        file: file, device: device, withholding: command.disk.featureWords.withheldFromRegisters, log: { problem = $0 },
+        notice: { _ in })
     }
     let transport = try checks?.watch(device, isNew: false, make: make) ?? make(device)
     command.protection.enterQuietly(reading: path, connects: command.disk.imageServer?.isInternet == true)

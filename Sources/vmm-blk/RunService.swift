@@ -164,7 +164,9 @@ final class RunService {
   private func bare(
     _ file: MemoryFile, _ device: any VirtioDevice, takesOver: Bool
   ) throws(MemoryFileError) -> MemoryFileDevice {
-    try MemoryFileDevice(file: file, device: device, takesOver: takesOver) { [self] line in
+    try MemoryFileDevice(
+      file: file, device: device, withholding: command.disk.featureWords.withheldFromRegisters, takesOver: takesOver
+    ) { [self] line in
       guard case .pass(let heldBack) = meter.ask() else { return }
       if heldBack > 0 { log.warn("\(heldBack) lines were left out") }
       log.warn(line)

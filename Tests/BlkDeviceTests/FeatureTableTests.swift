@@ -23,13 +23,14 @@ import VirtioCore
     (0..<64).compactMap { bit in BlockFeature.name(ofBit: bit).map { (bare($0[...]), bit) } },
     uniquingKeysWith: { one, _ in one })
 
-  private static func rows() throws -> [Row] {
+  /// - Parameter head: how the table begins.
+  private static func rows(_ head: String) throws -> [Row] {
     let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
       .deletingLastPathComponent()
     let text = try String(contentsOf: root.appendingPathComponent("Docs/features.md"), encoding: .utf8)
     let lines = text.split(separator: "\n", omittingEmptySubsequences: false)
-    let head = try #require(lines.firstIndex { $0.hasPrefix("| feature | offered |") })
-    return try lines[(head + 2)...].prefix { $0.hasPrefix("|") }.map { line in
+    let start = try #require(lines.firstIndex { $0.hasPrefix(head) })
+    return try lines[(start + 2)...].prefix { $0.hasPrefix("|") }.map { line in
       let cells = line.split(separator: "|", omittingEmptySubsequences: false).dropFirst().map {
         $0.trimmingCharacters(in: .whitespaces)
       }
@@ -39,7 +40,7 @@ import VirtioCore
         let bit = try #require(bits[bare(name)], "\(name) is no feature")
         features.insert(FeatureSet(bit: bit))
       }
-      return Row(features: features, offered: cells[1], remarks: cells[2])
+      return Row(features: features, offered: cells[1], remarks: cells.count > 3 ? cells[2] : "")
     }
   }
 
@@ -62,7 +63,7 @@ import VirtioCore
     let lifetime = FeatureSet.blockLifetime
 
     var seen = FeatureSet()
-    for row in try Self.rows() {
+    for row in try Self.rows("| feature | offered |") {
       let names = row.features.bits.compactMap { BlockFeature.name(ofBit: $0) }.joined(separator: " ")
       #expect(seen.isDisjoint(with: row.features), "\(names) is there twice")
       seen.formUnion(row.features)
@@ -72,6 +73,8 @@ import VirtioCore
         case "for read-only disks":
           row.features.isDisjoint(with: usual) && row.features.isSubset(of: BlockDevice.features(of: readOnly))
         case "if the image supports it": usual.contains(row.features) == plain.canDiscard
+        case let words where words.hasPrefix("on a memory file with virtio-pci registers"):
+          row.features == .notificationConfigurationData
         case let words where words.hasPrefix("on request") || words.hasPrefix("on a memory file"):
           row.features.isDisjoint(with: usual) && row.features.isSubset(of: onRequest)
         case let words where words.hasPrefix("for block devices"): row.features == lifetime
@@ -84,7 +87,17 @@ import VirtioCore
       #expect(cannotBeLeftOut == !row.features.isDisjoint(with: required), "whether \(names) can be left out")
     }
     let offered = images.map { BlockDevice.features(of: $0) }.reduce(onRequest.union(lifetime)) { $0.union($1) }
+      .union(.notificationConfigurationData)
     let missing = offered.subtracting(seen).bits.compactMap { BlockFeature.name(ofBit: $0) }
     #expect(missing.isEmpty, "the table lacks \(missing.joined(separator: " "))")
+  }
+
+  @Test("every feature that has a name is in one of the tables: offered, or not and why") func nothingIsLeftOut() throws {
+    let offered = try Self.rows("| feature | offered |").reduce(FeatureSet()) { $0.union($1.features) }
+    let refused = try Self.rows("| feature | reason |")
+    #expect(refused.allSatisfy { $0.offered.count > 10 }, "each has a reason")
+    let all = refused.reduce(offered) { $0.union($1.features) }
+    let missing = Self.bits.values.filter { !all.contains(FeatureSet(bit: $0)) }.compactMap { BlockFeature.name(ofBit: $0) }
+    #expect(missing.isEmpty, "nothing is said about \(missing.sorted().joined(separator: " "))")
   }
 }

@@ -10,6 +10,7 @@ enum Fault: String, CaseIterable, Sendable {
   case wholeReadsOnly, paddingIsNotZero, secondQueueIsDead, generationRuns, resizeIsNotTold, generationStands
   case writebackWithoutFlush, writebackSticks, configurationIsWritable, diesBeyondConfiguration
   case suspendsEarly, neverResumes, servesSuspended, writesSuspended
+  case suspendsInFlight, suspendsHalfway, usesSuspended, drainsOneQueue, drainsUncalled, drainsCalledOnce, callsSuspended
   case servesResetQueue, resetQueueKeepsPosition, offersAdminQueue, lostWithoutAccessPlatform, lostWithoutOrderPlatform
   // Legacy interfaces.
   case legacyIsRefused, legacyRingElsewhere, legacyForgetsConfiguration, noAnyLayout, offersBit30, flushOutIsUnknown
@@ -27,6 +28,8 @@ enum Fault: String, CaseIterable, Sendable {
   case discardsTooMuch, anyPayload, rangesAreNotChecked, oddLengthsOK, emptyRequestsHang, endsAreNotChecked, directionIsIgnored
   case sectorIsReadAgain, identityHangs, oldTypesWrite, statusIsAlone, diesOfEmptyDescriptors, diesOfRingWrites
   case writesNextToRings
+  // What is rare.
+  case diesOfReservedStatus, diesOfSharedRings, diesOfOddTables, diesOfMarksInside, diesOfSameID, flushWrites
   // Zones.
   case zonesCanBeDeclined, zonedPadding, zonesHaveNoLimit, activeIsOpen, nothingIsClosed, commandsInside, appendsAnyway
   case appendsInside, conventionalCommands, longAppends, failedZonesWork, bordersAreOpen, fullTakesMore, writesAnywhere,

@@ -245,6 +245,7 @@ final class ModelTransport: SteppedTransport {
       return
     }
     if status.contains(.needsReset), fault == .diesOfNeedsReset { device.isDead = true }
+    if status.rawValue & 0x20 != 0, fault == .diesOfReservedStatus { device.isDead = true }
     if status.contains(.failed), fault == .failedIsForever { device.isDead = true }
     if device.face.isLegacy, fault == .legacyForgetsConfiguration { device.writeback = 1 }
     guard !suspends(status) else { return }
@@ -288,6 +289,7 @@ final class ModelTransport: SteppedTransport {
       return true
     }
     guard status.contains(.suspend), accepted.contains(.suspend), isLive || fault == .suspendsEarly else { return false }
+    if isLive { for queue in queues { queue.drain() } }
     still = (device.configuration(current), device.generation)
     current = current.subtracting(.driverOK).union(.suspend)
     return true
@@ -360,6 +362,7 @@ final class ModelTransport: SteppedTransport {
       if kicks >= 40, fault == .diesOfManyKicks { device.isDead = true }
       guard !queue.isReset, !device.isDead else { continue }
       if fault == .callsBeforeDriverOK, queue.isKicked, !isLive { EventCounter.signal(queue.call.rawValue) }
+      if still != nil, fault == .usesSuspended || fault == .callsSuspended { queue.finishLate() }
       guard isLive || fault == .servesBeforeDriverOK || fault == .servesSuspended && still != nil else { continue }
       if fault == .diesAfterSomeLives, device.lives > 3 { continue }
       if fault == .secondQueueIsDead, queue.index == 1 { continue }

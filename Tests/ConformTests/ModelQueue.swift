@@ -26,6 +26,8 @@ final class ModelQueue {
   let call: OwnedDescriptor
   var isKicked = false
   var isReset = false
+  /// The device is about to say that it is suspended.
+  var isDraining = false
   private var configuration: QueueConfiguration
   // Split: free-running indices. Packed: slot and wrap counter.
   private var next: UInt16 = 0
@@ -33,7 +35,7 @@ final class ModelQueue {
   private var nextWrap = true
   private var usedWrap = true
   private var count = 0
-  private var late: [() -> Void] = []
+  var late: [() -> Void] = []
   private var touched: [UInt64] = []
 
   init(_ index: Int, _ configuration: QueueConfiguration, _ transport: ModelTransport) throws {
@@ -53,7 +55,7 @@ final class ModelQueue {
   }
 
   private var memory: DriverMemory { transport.memory }
-  private var fault: Fault? { transport.fault }
+  var fault: Fault? { transport.fault }
   private var size: UInt16 { configuration.size }
   private var table: UInt64 { configuration.descriptorTable.rawValue }
   private var driver: UInt64 { configuration.availableRing.rawValue }
@@ -85,6 +87,9 @@ final class ModelQueue {
   func work() {
     isKicked = false
     guard isSound else { return transport.fail() }
+    if fault == .diesOfSharedRings, transport.queues.contains(where: { $0.index != index && $0.table == table }) {
+      transport.device.isDead = true
+    }
     if fault == .bigRingsFail, size > 60 { return }
     if fault == .ringOfOneHangs, size == 1 { return }
     if fault == .stopsAfterLaps, count > 2500 { return }
@@ -111,8 +116,8 @@ final class ModelQueue {
     guard end &- next <= size else { throw Broken() }
     var finished: [(UInt16, UInt32)] = []
     var heads: Set<UInt16> = []
-    defer { if !finished.isEmpty { publish(finished, old) } }
-    while next != end {
+    defer { if !finished.isEmpty { publishAll(&finished, old) } }
+    while next != end, takes(after: finished.count) {
       let head = word(driver + 4 + 2 * UInt64(next & (size - 1)))
       guard head < size, heads.insert(head).inserted else { throw Broken() }
       let chain = try walk(head)
@@ -127,7 +132,13 @@ final class ModelQueue {
     }
   }
 
-  private func publish(_ finished: [(UInt16, UInt32)], _ old: UInt16) {
+  private func publishAll(_ finished: inout [(UInt16, UInt32)], _ old: UInt16) {
+    if leavesInFlight { return late.append { [unowned self, finished] in publish(finished, used) } }
+    if callsOnce { publish([finished.removeFirst()], old) }
+    if !finished.isEmpty { publish(finished, used, mayCall: !callsOnce) }
+  }
+
+  private func publish(_ finished: [(UInt16, UInt32)], _ old: UInt16, mayCall: Bool = true) {
     for (head, length) in finished {
       let place = deviceArea + 4 + 8 * UInt64(used & (size - 1))
       memory.store(UInt32(fault == .wrongIDs ? (head + 1) & (size - 1) : head), at: GuestAddress(place))
@@ -151,7 +162,7 @@ final class ModelQueue {
     case .callsAlways: wants = true
     default: break
     }
-    if wants { EventCounter.signal(call.rawValue) }
+    if wants, mayCall { tell() }
   }
 
   private func walk(_ head: UInt16) throws -> Chain {
@@ -197,6 +208,7 @@ final class ModelQueue {
     if fault == .refusesIndirectWrite, reference.flags & 2 != 0 { throw Broken() }
     if fault == .refusesMixedChains, chain.hadDirect { throw Broken() }
     if fault == .shortTablesOnly, reference.length > 16 * 16 { throw Broken() }
+    if fault == .diesOfOddTables, reference.address % 16 != 0 { transport.device.isDead = true }
     chain.usedIndirect = true
     let entries = reference.length / 16
     var entry: UInt32 = 0
@@ -246,9 +258,11 @@ final class ModelQueue {
 
   private func workPacked(_ old: (UInt16, Bool)) throws {
     var finished: [(Chain, UInt32)] = []
-    defer { if !finished.isEmpty { publishPacked(finished, old) } }
-    while isAvailable() {
+    var ids: Set<UInt16> = []
+    defer { if !finished.isEmpty { publishAllPacked(&finished, old) } }
+    while isAvailable(), takes(after: finished.count) {
       let chain = try walkPacked()
+      if fault == .diesOfSameID, !ids.insert(chain.id).inserted { transport.device.isDead = true }
       let length = try execute(chain)
       count += 1
       finished.append((chain, length))
@@ -268,6 +282,8 @@ final class ModelQueue {
       guard chain.slots < size else { throw Broken() }
       let raw = try descriptor(table + 16 * UInt64(slot))
       chain.id = raw.next
+      let marks: UInt16 = wrap ? 0x0080 : 0x8000
+      if fault == .diesOfMarksInside, raw.flags & 0x8080 != marks { transport.device.isDead = true }
       chain.slots += 1
       if raw.flags & 4 != 0 {
         guard raw.flags & 1 == 0, chain.slots == 1 else { throw Broken() }
@@ -287,7 +303,13 @@ final class ModelQueue {
     return chain
   }
 
-  private func publishPacked(_ finished: [(Chain, UInt32)], _ old: (UInt16, Bool)) {
+  private func publishAllPacked(_ finished: inout [(Chain, UInt32)], _ old: (UInt16, Bool)) {
+    if leavesInFlight { return late.append { [unowned self, finished] in publishPacked(finished, (used, usedWrap)) } }
+    if callsOnce { publishPacked([finished.removeFirst()], old) }
+    if !finished.isEmpty { publishPacked(finished, (used, usedWrap), mayCall: !callsOnce) }
+  }
+
+  private func publishPacked(_ finished: [(Chain, UInt32)], _ old: (UInt16, Bool), mayCall: Bool = true) {
     var passed: Set<UInt16> = []
     for (chain, length) in finished {
       let place = table + 16 * UInt64(used)
@@ -313,7 +335,7 @@ final class ModelQueue {
     var wants = flags == 0 || flags == 2 && eventIndex && passed.contains(word(driver))
     if fault == .neverCalls { wants = false }
     if fault == .callsAlways { wants = true }
-    if wants { EventCounter.signal(call.rawValue) }
+    if wants, mayCall { tell() }
   }
 
   // MARK: Requests
@@ -333,7 +355,11 @@ final class ModelQueue {
       transport.isDeclined(.failsRequests) ? (1, []) : device.perform(input, room: room - 1, queue: index)
     store(answer, at: 0, writable)
     if status != 0, fault == .noStatusOnErrors { return 0 }
-    store([status], at: room - 1, writable)
+    if isDraining, fault == .suspendsHalfway {
+      late.append { [unowned self] in store([status], at: room - 1, writable) }
+    } else {
+      store([status], at: room - 1, writable)
+    }
     if fault == .writesReadable, let first = chain.pieces.first { memory.store([0x99], at: GuestAddress(first.address)) }
     if fault == .writesNextToRings { memory.store([0x99], at: GuestAddress(table &- 1)) }
     if fault == .lengthTooLong { return UInt32(room) + 1 }

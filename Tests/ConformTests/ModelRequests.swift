@@ -48,6 +48,9 @@ extension ModelDevice {
       }
       if isOther { other.replaceSubrange(place, with: bytes) } else { disk.replaceSubrange(place, with: bytes) }
       return (0, [])
+    case 4 where hasFlush && fault == .flushWrites && payload.count >= 512:
+      disk.replaceSubrange(0..<payload.count, with: payload)
+      return (0, [])
     case 4 where hasFlush: return (fault == .flushFails ? 1 : 0, [])
     // FLUSH_OUT of old.
     case 5 where face.isLegacy && hasFlush && fault != .flushOutIsUnknown && fault != .oldTypesWrite: return (0, [])

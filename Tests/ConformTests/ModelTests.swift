@@ -43,6 +43,39 @@ import VirtioCore
     #expect(findings.contains { $0.outcome.isFailure }, "\(findings.map { "\($0.ring): \($0.outcome) \($0.seen)" })")
   }
 
+  /// A report that names the clause that is broken, and no other, is what its reader needs.
+  @Test(
+    "a fault of suspension is found by the check of its clause, with both kinds of ring, and by no other that is about the drain",
+    arguments: [
+      (Fault.suspendsInFlight, "suspend.11"), (.suspendsHalfway, "suspend.11"), (.usesSuspended, "suspend.11"),
+      (.drainsOneQueue, "suspend.11"), (.drainsUncalled, "suspend.12"), (.drainsCalledOnce, "suspend.12"),
+      (.callsSuspended, "suspend.12"),
+    ])
+  func suspension(_ fault: Fault, _ clause: String) throws {
+    for check in Check.all where !Set(check.clauses).isDisjoint(with: ["suspend.11", "suspend.12"]) {
+      let findings = try Self.findings(check, .plain, .modern, fault)
+      #expect(findings.map(\.ring) == ["split", "packed"])
+      for finding in findings {
+        #expect(
+          finding.outcome == (check.clauses.contains(clause) ? .broken : .kept),
+          "\(check.name), \(finding.ring): \(finding.outcome) \(finding.seen)")
+      }
+    }
+  }
+
+  /// If nothing is ever in flight when it is suspended, nothing can be learnt.
+  @Test("the model has something in flight when it is suspended") func drains() throws {
+    for (name, words) in [
+      ("suspension-drains", "48 of 96 requests were used before the device was suspended"),
+      ("suspension-calls", "requests were used and called for"),
+    ] {
+      let check = try #require(Check.all.first { $0.name == name })
+      for finding in try Self.findings(check, .plain, .modern, nil) {
+        #expect(finding.seen.contains(words) && !finding.seen.hasPrefix("0 "), "\(finding.ring): \(finding.seen)")
+      }
+    }
+  }
+
   @Test(
     "a device that does not work without a platform feature uses a right",
     arguments: [("access-platform-declined", FeatureSet.accessPlatform), ("order-platform-declined", .orderPlatform)],
@@ -55,6 +88,23 @@ import VirtioCore
     let finding = runner.make(check, .split, subject, try runner.facts(subject))
     #expect(finding.outcome == .kept, "\(finding.outcome): \(finding.seen)")
     #expect(!finding.seen.contains(": served"), "\(finding.seen)")
+  }
+
+  /// With a fault until it is started again.
+  private final class UnsteadySubject: Subject {
+    let name = "unsteady"
+    let bus = Bus.mmio
+    private var device = ModelDevice(.dropsWrites)
+    func connect(_ settings: Settings) throws -> any DriverTransport { try ModelTransport(device) }
+    func renew() { device = ModelDevice(nil) }
+  }
+
+  @Test("what fails once, and not alone, does not count, and is said") func unsteady() throws {
+    let report = try Runner(only: ["read-and-write"]).run(UnsteadySubject())
+    #expect(report.conforms && report.findings.map(\.outcome) == [.kept, .kept])
+    #expect(report.findings.map(\.failedBefore) == [true, false])
+    #expect(report.findings[0].seen.hasPrefix("broken at first: "), "\(report.findings[0].seen)")
+    #expect(report.summary.hasSuffix("no MUST is broken; 1 failed at first, and not when made alone"), "\(report.summary)")
   }
 
   @Test("every check catches a fault, or says why there is none for it")

@@ -49,6 +49,10 @@ enum Mutants {
     // Suspension.
     Mutant("suspended-early", .suspendsEarly), Mutant("suspend-and-resume", .neverResumes),
     Mutant("suspended-is-silent", .servesSuspended), Mutant("suspension-drains", .servesSuspended),
+    Mutant("suspension-drains", .suspendsInFlight), Mutant("suspension-drains", .suspendsHalfway),
+    Mutant("suspension-drains", .usesSuspended), Mutant("suspension-drains", .drainsOneQueue),
+    Mutant("suspension-calls", .drainsUncalled), Mutant("suspension-calls", .drainsCalledOnce),
+    Mutant("suspension-calls", .callsSuspended),
     Mutant("suspended-writeback", .writesSuspended), Mutant("suspended-resize", .resizeIsNotTold),
     // Legacy interfaces.
     Mutant("legacy-recognised", .legacyIsRefused, on: .mmioLegacy),
@@ -123,6 +127,12 @@ enum Mutants {
     Mutant("changing-header", .sectorIsReadAgain),
     Mutant("buffer-in-the-ring", .diesOfRingWrites), Mutant("dies-in-flight", .diesWithDriver),
     Mutant("resets-in-flight", .servesAfterReset), Mutant("garbage-rings", .staysBroken),
+    // What is rare.
+    Mutant("odd-status-steps", .statusSurvivesReset), Mutant("odd-status-steps", .diesOfReservedStatus),
+    Mutant("reset-queue-in-flight", .servesResetQueue), Mutant("rings-share-a-place", .diesOfSharedRings),
+    Mutant("table-anywhere", .diesOfOddTables), Mutant("marks-inside-a-list", .diesOfMarksInside),
+    Mutant("same-id-twice", .diesOfSameID), Mutant("overlapping-segments", .oneSegmentOnly),
+    Mutant("flush-with-data", .flushWrites),
   ]
 
   /// Checks that were not seen to fail, and why. It may only become shorter.

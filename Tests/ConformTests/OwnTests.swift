@@ -1,4 +1,5 @@
 /// Our own device, over everything that it can be reached by: no MUST is broken, and it lives through what no driver may send.
+import Foundation
 import GuestDriver
 import Testing
 import VirtioRegisters
@@ -17,6 +18,15 @@ import VirtioRegisters
       Issue.record(
         "\(finding.check), \(finding.ring), \(finding.clauses.joined(separator: " ")): \(finding.outcome) \(finding.seen)")
     }
+  }
+
+  /// The states of zones once stayed in /tmp, four folders of them for each run of `conform --self`.
+  @Test("a device leaves no file behind", arguments: OwnSetup.all) func tidy(_ setup: OwnSetup) throws {
+    var device: OwnDevice? = try OwnDevice(setup)
+    let folder = URL(fileURLWithPath: try #require(device).path).deletingLastPathComponent().path
+    #expect(FileManager.default.fileExists(atPath: folder))
+    device = nil
+    #expect(!FileManager.default.fileExists(atPath: folder))
   }
 
   /// Linux's structure of a sector and a status is padded to 16 bytes. The sector was once put right before the status, and btrfs

@@ -1,4 +1,5 @@
 /// The tables: every clause is accounted for, and nothing in them is stale.
+import Foundation
 import Testing
 
 @testable import Conform
@@ -23,5 +24,18 @@ import Testing
       #expect(!check.clauses.isEmpty, "\(check.name) is about nothing")
       for id in check.clauses { #expect(ClauseTable.byID[id] != nil, "\(check.name) is about \(id), which is no clause") }
     }
+  }
+
+  @Test("the counts in Docs/conformance.md are those of the tables") func documented() throws {
+    let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+      .deletingLastPathComponent()
+    let text = try String(contentsOf: root.appendingPathComponent("Docs/conformance.md"), encoding: .utf8)
+      .split(whereSeparator: \.isWhitespace).joined(separator: " ")
+    let covered = Set(Check.all.flatMap(\.clauses)).count
+    for words in [
+      "\(Check.all.count) checks cover \(covered) of the \(ClauseTable.all.count) clauses",
+      "All \(Check.all.count) checks were seen to fail", "(\(Mutants.caught.count) pairs of check and fault)",
+      "in registers behind a layer that lies (\(RegisterMutants.all.count))", "(\(WireMutants.all.count)).",
+    ] { #expect(text.contains(words), "it does not say: \(words)") }
   }
 }

@@ -111,4 +111,10 @@ import VirtioCore
     ]).finish()
     #expect(said.status == 74 && said.errors.contains("/nowhere/report.json"), "\(said.errors)")
   }
+
+  @Test("a report without a name is refused in words that its user knows") func unnamed() throws {
+    let said = try Program(["serve", "--socket-path", directory.file("sock"), "--blk-file", disk, "--check-driver="]).finish()
+    #expect(said.status == 64 && said.errors.contains("--check-driver= needs the name of a file"), "\(said.errors)")
+    #expect(!said.errors.contains("--check-driver-file"), "\(said.errors)")
+  }
 }

@@ -25,6 +25,21 @@ import VirtioRegisters
     }
   }
 
+  @Test("a function's own feature can be withheld, and is not taken then") func withheld() {
+    for (features, taken) in [(FeatureSet(), true), (.notificationConfigurationData, false)] {
+      var face = made.face()
+      face.withheld = features
+      var function = PCIRegisters(face: face, interface: .pci)
+      function.enable()
+      function.setCommon(0x00, 4, 1)
+      #expect(function.common(0x04, 4) == (taken ? 0x1c1 : 0x141))
+      function.setCommon(0x08, 4, 1)
+      function.setCommon(0x0c, 4, 0x81)
+      function.setCommon(0x14, 1, 11)
+      #expect(function.common(0x14, 1) == (taken ? 11 : 3))
+    }
+  }
+
   @Test("pci.common.4: driver_feature reads back, for the words that there are")
   func driverFeatures() {
     var function = enabled()

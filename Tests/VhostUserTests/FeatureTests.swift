@@ -164,6 +164,28 @@ import VirtioCore
     }
   }
 
+  /// It is no feature of the disk but of virtio-pci's registers, and was once offered whatever the options said.
+  @Test(
+    "what the registers of a memory file offer by themselves can be left out as well",
+    arguments: [
+      ([], true), (["--features", "all"], true), (["--features", "default,notif_config_data"], true),
+      (["--features", "flush,notif_config_data"], true), (["--no-feature", "notif_config_data"], false),
+      (["--features", "all", "--no-feature", "notif_config_data,flush"], false), (["--features", "flush"], false),
+    ])
+  func ofRegisters(_ words: [String], _ isOffered: Bool) throws {
+    try withDirectory { directory in
+      let (image, memory) = (directory + "/disk", directory + "/guest.mem")
+      try Data(count: 1 << 20).write(to: URL(fileURLWithPath: image))
+      let device = try Program(
+        ["run", "--memory", memory, "--create", "8M", "--registers", "pci", "--blk-file", image, "--sandbox", "off"] + words)
+      try #require(device.firstLine().contains("Serving"))
+      let info = try Program(["guest", "--memory", memory, "info"]).finish()
+      #expect(info.status == 0 && info.output.contains("NOTIF_CONFIG_DATA") == isOffered, "\(info.output)\(info.errors)")
+      device.process.terminate()
+      #expect(device.finish().status == 0)
+    }
+  }
+
   @Test("guest info says what both sides made of it, and a driver can leave out as well") func guestInfo() throws {
     try withDirectory { directory in
       let server = try Self.serve(directory, ["--features", "default,in_order"])

@@ -5,7 +5,7 @@ internal import VirtioCore
 extension Bench {
   /// Offers a chain that is wrong, and looks whether the device is alive afterwards and nothing was written where it must not
   /// be.
-  fileprivate func feed(_ chain: [RawDescriptor], after what: String) throws -> Seen {
+  func feed(_ chain: [RawDescriptor], after what: String) throws -> Seen {
     let memory = try memory()
     memory.poisonFreeMemory()
     let hand = hands[0]
@@ -14,7 +14,8 @@ extension Bench {
     return try verdict(what, memory)
   }
 
-  fileprivate func verdict(_ what: String, _ memory: DriverMemory) throws -> Seen {
+  /// The same for what has been put into the first ring already.
+  func verdict(_ what: String, _ memory: DriverMemory) throws -> Seen {
     let hand = hands[0]
     settle()
     let failed = (try? hasFailed(0, milliseconds: 0)) ?? true
@@ -28,7 +29,6 @@ extension Bench {
   }
 
   fileprivate var nowhere: UInt64 { 1 << 40 }
-
 }
 
 extension Check {

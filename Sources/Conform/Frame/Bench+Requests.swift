@@ -38,8 +38,9 @@ extension Bench {
   /// Puts a request into memory and cuts it.
   ///
   /// - Parameters:
-  ///   - out: lengths of the readable descriptors; `nil`: the header, then the data.
+  ///   - out: lengths of the readable descriptors; `nil`: the header, then the data in segments that the device allows.
   ///   - into: lengths of the writable ones; `nil`: the data, then the status.
+  /// - Throws: `Trouble.notApplicable` if the device allows no request of this size (`size_max`, `seg_max`).
   func make(_ request: BlockRequest, out: [Int]? = nil, into: [Int]? = nil) throws -> Posted {
     let memory = try memory()
     let bytes = request.header + request.payload
@@ -47,11 +48,27 @@ extension Bench {
     readable.store(bytes)
     let writable = try memory.allocate(request.answerBytes + 1, alignment: 16)
     writable.fill(Posted.poison)
-    let outCuts = out ?? [16, request.payload.count].filter { $0 > 0 }
-    let inCuts = into ?? [request.answerBytes, 1].filter { $0 > 0 }
+    let outCuts = try out ?? [16] + segments(request.payload.count)
+    let inCuts = try into ?? segments(request.answerBytes) + [1]
     return Posted(
       request: request, readable: readable, writable: writable,
       chain: Self.cut(readable, outCuts, []) + Self.cut(writable, inCuts, .write))
+  }
+
+  /// The lengths of data segments as a driver makes them that keeps to the limits (virtio 5.2.6.1).
+  private func segments(_ bytes: Int) throws -> [Int] {
+    // There are back-ends that offer SIZE_MAX and leave the field 0.
+    let longest = facts.config.sizeMax.map { $0 < 512 ? Int.max : Int($0) } ?? Int.max
+    let lengths = stride(from: 0, to: bytes, by: longest).map { min(longest, bytes - $0) }
+    if let most = facts.config.segMax, most > 0, lengths.count > most {
+      throw Trouble.notApplicable("\(bytes) bytes are more than a request can have: seg_max is \(most), size_max \(longest)")
+    }
+    // The rings of most checks have sixteen entries, and several requests have to fit.
+    guard lengths.count <= 4 else {
+      throw Trouble.notApplicable(
+        "\(bytes) bytes in segments of \(longest) are more than the rings of these checks have room for")
+    }
+    return lengths
   }
 
   private static func cut(_ buffer: GuestBuffer, _ lengths: [Int], _ flags: RawDescriptor.Flags) -> [RawDescriptor] {
@@ -63,17 +80,20 @@ extension Bench {
   }
 
   /// An indirect table of a chain, and the descriptor that refers to it.
-  func indirect(_ chain: [RawDescriptor], linked: Bool = true) throws -> RawDescriptor {
-    let table = try memory().allocate(16 * max(1, chain.count), alignment: 16)
+  ///
+  /// - Parameter shift: how many bytes behind a multiple of 16 the table begins.
+  func indirect(_ chain: [RawDescriptor], linked: Bool = true, shift: Int = 0) throws -> RawDescriptor {
+    let table = try memory().allocate(16 * max(1, chain.count) + shift, alignment: 16)
     for (place, descriptor) in chain.enumerated() {
       var copy = descriptor
       if linked, format == .split, place + 1 < chain.count {
         copy.flags.insert(.next)
         copy.next = UInt16(place + 1)
       }
-      table.store(bytes(of: copy), at: 16 * place)
+      table.store(bytes(of: copy), at: 16 * place + shift)
     }
-    return RawDescriptor(address: table.address.rawValue, length: UInt32(16 * chain.count), flags: .indirect)
+    return RawDescriptor(
+      address: table.address.rawValue + UInt64(shift), length: UInt32(16 * chain.count), flags: .indirect)
   }
 
   /// The 16 bytes of a descriptor as the ring's format has them.

@@ -123,7 +123,10 @@ final class Bench {
     if !plan.waits { try go() }
   }
 
-  func makeQueues(_ count: Int, size: UInt16? = nil) throws {
+  /// - Parameter place: what the device is told of the place of a queue.
+  func makeQueues(
+    _ count: Int, size: UInt16? = nil, place: (RingMemory) -> QueueConfiguration = { $0.layout.configuration }
+  ) throws {
     let transport = try transport()
     var rings: [RingMemory] = []
     for queue in 0..<count {
@@ -135,7 +138,7 @@ final class Bench {
       let shape = format == .packed ? .separate : transport.ringShape ?? .separate
       rings.append(try RingMemory(size: entries, format: format, shape: shape, in: transport.memory))
     }
-    let lines = try transport.findQueues(rings.map(\.layout.configuration))
+    let lines = try transport.findQueues(rings.map(place))
     hands = zip(rings, lines).enumerated().map { index, parts in
       Hand(
         index: index, ring: parts.0, lines: parts.1, memory: transport.memory, inOrder: features.contains(.inOrder))

@@ -123,6 +123,6 @@ extension Check {
     life + features + configuration + queueReset + suspension + framing + order + split + packed + notification + block + ranges
     + zones
     + odd
-    + input
+    + input + rare
     + vhostUser + translation + wire + mmio + pci
 }

@@ -39,6 +39,7 @@ public struct Runner {
       }
       var finding = make(check, format, subject, facts)
       if finding.outcome.isFailure {
+        let first = finding
         // Alone, on a fresh device if possible.
         try? subject.renew()
         if (try? Self.facts(subject, settings)) == nil {
@@ -46,7 +47,10 @@ public struct Runner {
         } else {
           let again = make(check, format, subject, facts)
           finding = again
-          if !again.outcome.isFailure { finding.seen = "not so when it was made alone: \(again.seen)" }
+          if !again.outcome.isFailure {
+            finding.failedBefore = true
+            finding.seen = "\(first.outcome.rawValue) at first: \(first.seen); not so when it was made alone: \(again.seen)"
+          }
           try? subject.renew()
           isGone = (try? Self.facts(subject, settings)) == nil
         }

@@ -56,6 +56,8 @@ public struct Finding: Sendable {
   public var outcome: Outcome
   public var seen: String
   public var seconds: Double
+  /// It failed, and did not when it was made again, alone: the device does this sometimes, or something before had an effect.
+  public var failedBefore = false
 
   /// The strictest level among its clauses.
   public var level: Level {

@@ -20,6 +20,7 @@ extension Report {
       var outcome: String
       var seen: String
       var seconds: Double
+      var failedBefore: Bool
     }
 
     struct Row: Encodable, Sendable {
@@ -45,7 +46,8 @@ extension Report {
           checks: report.findings.map { finding in
             Document.Entry(
               check: finding.check, ring: finding.ring, clauses: finding.clauses, level: finding.level.rawValue,
-              outcome: finding.outcome.rawValue, seen: finding.seen, seconds: finding.seconds)
+              outcome: finding.outcome.rawValue, seen: finding.seen, seconds: finding.seconds,
+              failedBefore: finding.failedBefore)
           })
       },
       clauses: clauses(reports).map { result in

@@ -72,6 +72,8 @@ final class OwnDevice {
     folder = try ScratchFolder()
     let image = try folder.image("disk", bytes: Self.diskBytes)
     path = folder.file("device")
+    // The states of zones are kept beside the image.
+    if setup.zones != .none { _ = folder.file("disk.zones") }
     stop = try OwnedDescriptor.eventCounter()
     resizing = try OwnedDescriptor.eventCounter()
     let isUp = try OwnedDescriptor.eventCounter()

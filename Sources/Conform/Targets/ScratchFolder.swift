@@ -17,16 +17,19 @@ final class ScratchFolder {
       throw Failed(description: "no temporary folder could be made in /tmp")
     }
     path = unsafe String(cString: start)
+    Leftovers.keep(folder: path)
   }
 
   deinit {
     for name in names { unsafe unlink(path + "/" + name) }
     unsafe rmdir(path)
+    Leftovers.forget(folder: path, files: names.map { path + "/" + $0 })
   }
 
   /// A path in it; what is there in the end is removed.
   func file(_ name: String) -> String {
     names.append(name)
+    Leftovers.keep(file: path + "/" + name)
     return path + "/" + name
   }
 

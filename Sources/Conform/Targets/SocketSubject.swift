@@ -68,6 +68,7 @@ public final class ExecSubject: SocketSubject {
     guard process > 0 else { return }
     // The shell and all that it started: they are a group of their own.
     kill(-process, SIGKILL)
+    Leftovers.forget(group: process)
     var status: Int32 = 0
     while unsafe waitpid(process, &status, 0) < 0 && errno == EINTR {}
     process = 0
@@ -80,8 +81,12 @@ public final class ExecSubject: SocketSubject {
     var attributes = posix_spawnattr_t()
     unsafe posix_spawnattr_init(&attributes)
     defer { unsafe posix_spawnattr_destroy(&attributes) }
-    unsafe posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETPGROUP))
+    // It is not to inherit which signals are blocked here.
+    unsafe posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK))
     unsafe posix_spawnattr_setpgroup(&attributes, 0)
+    var signals = sigset_t()
+    unsafe sigemptyset(&signals)
+    unsafe posix_spawnattr_setsigmask(&attributes, &signals)
     var actions = unsafe posix_spawn_file_actions_t()
     unsafe posix_spawn_file_actions_init(&actions)
     defer { unsafe posix_spawn_file_actions_destroy(&actions) }
@@ -94,11 +99,13 @@ public final class ExecSubject: SocketSubject {
     let result = unsafe posix_spawn(&child, "/bin/sh", &actions, &attributes, &words, Glibc.environ)
     guard result == 0 else { throw StartFailed(description: "the shell could not be started: error \(result)") }
     process = child
+    Leftovers.keep(group: child)
     let end = ContinuousClock.now + limit
     while unsafe access(path, F_OK) != 0 {
-      var status: Int32 = 0
-      if unsafe waitpid(process, &status, WNOHANG) == process {
-        process = 0
+      // Not yet waited for: what the shell started may live on, and is found by the shell's number.
+      var state = unsafe siginfo_t()
+      if unsafe waitid(P_PID, id_t(process), &state, WEXITED | WNOHANG | WNOWAIT) == 0, unsafe state.si_signo != 0 {
+        self.end()
         throw StartFailed(description: "the back-end ended before it listened on \(path); was {socket} in its command?")
       }
       guard .now < end else {

@@ -31,6 +31,8 @@ public struct FeatureSet: OptionSet, Hashable, Sendable, CustomStringConvertible
   public static let singleRootIO = FeatureSet(bit: 37)
   /// NOTIFICATION_DATA: a kick says how far the ring is filled.
   public static let notificationData = FeatureSet(bit: 38)
+  /// NOTIF_CONFIG_DATA: over PCI, a kick carries what the device has put into the queue's registers.
+  public static let notificationConfigurationData = FeatureSet(bit: 39)
   /// RING_RESET: one queue can be reset by itself.
   public static let ringReset = FeatureSet(bit: 40)
   /// SUSPEND: the driver can have the whole device rest, and resume it (virtio 1.4, 2.1 and 3.4).

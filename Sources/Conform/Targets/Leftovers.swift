@@ -1,0 +1,47 @@
+/// What a run has on the system while it lasts: back-ends that it started, and scratch files.
+internal import Glibc
+internal import Synchronization
+
+/// Owners end and remove what is theirs. A process that a signal ends has no time for its owners, and a back-end in a process
+/// group of its own does not get the terminal's signal: then everything goes at once.
+public enum Leftovers {
+  private struct State {
+    var groups: Set<pid_t> = []
+    var files: Set<String> = []
+    var folders: Set<String> = []
+    var isOver = false
+  }
+  private static let state = Mutex(State())
+
+  /// Kills the back-ends and removes the files. What is started from now on is killed at once.
+  ///
+  /// For a process that ends right after this: owners that are still at work find nothing.
+  public static func end() {
+    state.withLock { state in
+      state.isOver = true
+      for group in state.groups { kill(-group, SIGKILL) }
+      for file in state.files { unsafe unlink(file) }
+      for folder in state.folders { unsafe rmdir(folder) }
+    }
+  }
+
+  /// A process that leads a group of its own.
+  static func keep(group: pid_t) {
+    state.withLock { state in
+      state.groups.insert(group)
+      if state.isOver { kill(-group, SIGKILL) }
+    }
+  }
+
+  /// It has been killed, and not yet waited for: its number belongs to nobody else.
+  static func forget(group: pid_t) { _ = state.withLock { $0.groups.remove(group) } }
+
+  static func keep(folder: String) { _ = state.withLock { $0.folders.insert(folder) } }
+  static func keep(file: String) { _ = state.withLock { $0.files.insert(file) } }
+  static func forget(folder: String, files: [String]) {
+    state.withLock { state in
+      state.folders.remove(folder)
+      state.files.subtract(files)
+    }
+  }
+}

@@ -1,0 +1,30 @@
+/// A signal that ends `conform` in the middle of a run.
+internal import Conform
+internal import Glibc
+internal import Sockets
+internal import VirtioCore
+
+enum ConformWatch {
+  /// From now on a signal ends the back-end that was started as well, and removes the scratch files, before it ends the process
+  /// as it would have.
+  ///
+  /// Called before there is any other thread.
+  static func begin() throws {
+    let signals = try TerminationSignals([SIGTERM, SIGINT, SIGHUP])
+    _ = try SystemThread(name: "signals") {
+      var one = pollfd(fd: signals.descriptor, events: Int16(POLLIN), revents: 0)
+      var number: Int32?
+      repeat {
+        _ = unsafe poll(&one, 1, -1)
+        number = signals.take()
+      } while number == nil
+      guard let number else { return }
+      Leftovers.end()
+      var set = sigset_t()
+      unsafe sigemptyset(&set)
+      unsafe sigaddset(&set, number)
+      unsafe pthread_sigmask(SIG_UNBLOCK, &set, nil)
+      raise(number)
+    }
+  }
+}

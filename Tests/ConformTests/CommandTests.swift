@@ -1,0 +1,97 @@
+/// `vmm-blk conform` as a person, or their CI, uses it.
+import Foundation
+import TestSupport
+import Testing
+
+@Suite struct CommandTests {
+  let directory: TemporaryDirectory
+
+  init() throws { directory = try TemporaryDirectory() }
+
+  @Test(
+    "a signal in the middle of a run ends the back-end that was started, and removes its files", arguments: [SIGTERM])
+  func interrupted(_ signal: Int32) throws {
+    let note = directory.file("note")
+    // It accepts and never answers, so that the run is still under way.
+    let backend = """
+      import os, socket, sys
+      listening = socket.socket(socket.AF_UNIX)
+      listening.bind(sys.argv[1])
+      listening.listen(8)
+      open(sys.argv[2] + ".new", "w").write(f"{os.getpid()} {sys.argv[1]}")
+      os.rename(sys.argv[2] + ".new", sys.argv[2])
+      kept = []
+      while True: kept.append(listening.accept()[0])
+      """
+    let script = directory.file("backend.py")
+    try backend.write(toFile: script, atomically: true, encoding: .utf8)
+    let program = try Program([
+      "conform", "--patience", "3600", "--exec", "python3 '\(script)' {socket} '\(note)' & wait",
+    ])
+    try wait(until: "the back-end listens") { FileManager.default.fileExists(atPath: note) }
+    let words = try String(contentsOfFile: note, encoding: .utf8).split(separator: " ")
+    let backendProcess = try #require(Int32(words[0]))
+    kill(program.process.processIdentifier, signal)
+    #expect(program.finish().status == signal)
+    #expect(program.process.terminationReason == .uncaughtSignal)
+    try wait(until: "the back-end has ended") { kill(backendProcess, 0) != 0 }
+    let folder = URL(fileURLWithPath: String(words[1])).deletingLastPathComponent().path
+    #expect(!FileManager.default.fileExists(atPath: folder))
+  }
+
+  @Test("a report that cannot be written is said before anything is checked", arguments: ["--junit", "--html"])
+  func unwritable(_ option: String) throws {
+    // Nobody serves the socket: that would be said otherwise.
+    let said = try Program(["conform", "--socket-path", directory.file("none"), option, "/nowhere/report"]).finish()
+    #expect(said.status == 74, "\(said.errors)")
+    #expect(said.errors == "Error: the report cannot be written to /nowhere/report: No such file or directory\n")
+  }
+
+  /// It was once replaced by a file: `/dev/stdout`, or `/dev/full`, was none any more.
+  @Test("a report that goes to what is no file leaves it what it is") func link() throws {
+    let (link, target) = (directory.file("link"), directory.file("target"))
+    try FileManager.default.createSymbolicLink(atPath: link, withDestinationPath: target)
+    let said = try Program(["conform", "--self", "--only", "status-after-reset", "--html", link]).finish()
+    #expect(said.status == 0, "\(said.errors)")
+    #expect(try FileManager.default.destinationOfSymbolicLink(atPath: link) == target)
+    #expect(try String(contentsOfFile: target, encoding: .utf8).contains("status.1"))
+    let full = directory.file("full")
+    try FileManager.default.createSymbolicLink(atPath: full, withDestinationPath: "/dev/full")
+    let lost = try Program(["conform", "--self", "--only", "status-after-reset", "--junit", full]).finish()
+    #expect(lost.status == 74 && lost.output.contains("no MUST is broken"), "\(lost.errors)")
+  }
+
+  @Test("the checks are listed as JSON if that is asked for, all or some") func list() throws {
+    let said = try Program(["conform", "--list", "--json", "--only", "suspend.12,blk.op.5"]).finish()
+    let listed = try #require(JSONSerialization.jsonObject(with: Data(said.output.utf8)) as? [[String: Any]])
+    #expect(listed.contains { $0["check"] as? String == "suspension-calls" })
+    #expect(listed.allSatisfy { ($0["clauses"] as? [String])?.contains { ["suspend.12", "blk.op.5"].contains($0) } == true })
+  }
+
+  @Test("a selection that is empty is not everything", arguments: ["", ","])
+  func emptySelection(_ words: String) throws {
+    let said = try Program(["conform", "--list", "--only", words]).finish()
+    #expect(said.status == 64 && said.errors.contains("--only names no check"), "\(said.output.prefix(100)) \(said.errors)")
+  }
+
+  @Test("a back-end that ends before it listens, and one that never listens, are unavailable")
+  func noBackEnd() throws {
+    for (command, words) in [
+      ("exit 3", "ended before it listened"), ("exec sleep 100", "did not listen"),
+      ("sleep 100 & exit 0", "ended before it listened"),
+    ] {
+      let said = try Program(["conform", "--patience", "1", "--exec", command]).finish()
+      #expect(said.status == 69 && said.errors.contains(words), "\(said.errors)")
+    }
+  }
+
+  /// It made requests that no driver of that device may make, and said that the device broke IN_ORDER.
+  @Test("a device that allows small requests only is not accused of refusing large ones") func smallLimits() throws {
+    let serve =
+      "exec '\(Program.path.path)' serve --socket-path {socket} --blk-file {disk} --features default,in_order,secure_erase "
+      + "--config seg_max=2,size_max=4096,max_discard_sectors=64,max_write_zeroes_sectors=64,max_discard_seg=1"
+    let said = try Program(["conform", "--exec", serve, "--only", "i.blk,blk.op,rfb.5,split,packed", "--all"]).finish()
+    #expect(said.status == 0 && !said.output.contains(" broken "), "\(said.output)\(said.errors.suffix(500))")
+    #expect(said.output.contains("bytes are more than a request can have: seg_max is 2, size_max 4096"), "\(said.output)")
+  }
+}

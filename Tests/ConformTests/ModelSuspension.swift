@@ -1,0 +1,42 @@
+/// How the model's queues come to rest when their device is suspended (virtio 3.4), rightly or with a fault.
+import VirtioCore
+
+extension ModelQueue {
+  /// Finishes what it has begun, three requests here, and begins nothing else.
+  func drain() {
+    isKicked = EventCounter.drain(kick.rawValue) > 0 || isKicked
+    guard isKicked, !isReset, !transport.device.isDead else { return }
+    if fault == .usesSuspended {
+      late.append { [unowned self] in work() }
+      return
+    }
+    isDraining = true
+    work()
+    isDraining = false
+    // It has not looked at all that is there.
+    isKicked = true
+  }
+
+  /// Whether to take one more request.
+  func takes(after finished: Int) -> Bool { !isDraining || finished < 3 }
+
+  /// A drain that ends too early: what was begun is published when the device is resumed.
+  var leavesInFlight: Bool {
+    switch fault {
+    case .suspendsInFlight, .suspendsHalfway: isDraining
+    case .drainsOneQueue: isDraining && index > 0
+    default: false
+    }
+  }
+
+  /// Calls for the first of several requests only.
+  var callsOnce: Bool { isDraining && fault == .drainsCalledOnce }
+
+  func tell() {
+    switch fault {
+    case .drainsUncalled where isDraining: return
+    case .callsSuspended where isDraining: late.append { [unowned self] in EventCounter.signal(call.rawValue) }
+    default: EventCounter.signal(call.rawValue)
+    }
+  }
+}
