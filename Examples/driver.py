@@ -85,13 +85,14 @@ class File:
 
 
 class Queue:
-    """Queue 0 of 16 entries at the beginning of guest memory; chain n uses descriptors 3n … 3n + 2."""
+    """Queue 0 of 128 entries at the beginning of guest memory; chain n uses descriptors 3n … 3n + 2."""
 
-    SIZE, CHAINS, LENGTH = 16, 4, 4096
+    # A request of this disk may have 126 segments and two descriptors besides: smaller rings cannot take the largest ones.
+    SIZE, CHAINS, LENGTH = 128, 4, 4096
 
     def __init__(self, file):
         self.file = file
-        self.table, self.avail, self.used, self.buffers = 0, 0x400, 0x800, 0x1000
+        self.table, self.avail, self.used, self.buffers = 0, 0x800, 0xA00, 0x1000
         file.map[file.memory:file.memory + self.buffers] = bytes(self.buffers)  # a driver zeroes its rings
         self.kick = file.word(file.control + file.doorbells)
         self.call = file.word(file.control + file.doorbells + 64)

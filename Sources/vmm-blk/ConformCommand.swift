@@ -17,13 +17,13 @@ struct ConformCommand: ParsableCommand {
       vmm-blk conform --self [<options>]
       """,
     discussion: """
-            The contents of the disk are overwritten. The device is already running, or --exec starts it; in its command {socket} stands \
+      The contents of the disk are overwritten. The device is already running, or --exec starts it; in its command {socket} stands \
       for the path where it has to listen and {disk} for a scratch image:
 
         vmm-blk conform --exec 'qemu-storage-daemon --blockdev file,node-name=d,filename={disk} \
       --export vhost-user-blk,id=e,node-name=d,writable=on,addr.type=unix,addr.path={socket}'
 
-            Each check covers clauses of the specification, of the vhost-user protocol, or input that a device has to survive. The \
+      Each check covers clauses of the specification, of the vhost-user protocol, or input that a device has to survive. The \
       outcomes are: kept; broken; rejected (forbidden input was not executed, and the device is alive); wedged (no answer to a \
       valid request afterwards); n/a, with the reason. A failed check is repeated once, alone, before it counts.
 

@@ -9,7 +9,7 @@ struct CtlAdd: CtlVerb {
   static let configuration = CommandConfiguration(
     commandName: "add", abstract: "Serve another disk.", usage: CtlTarget.usage("add blk-file=<path> socket-path=<path> ..."),
     discussion: """
-            The options are those of a description file ('vmm-blk serve --help'), with the value after an equals sign: \
+      The options are those of a description file ('vmm-blk serve --help'), with the value after an equals sign: \
       read-only=true, engine=uring, num-queues=4. Their defaults are the options on the server's command line.
       """)
 
@@ -138,7 +138,7 @@ struct CtlReload: CtlVerb {
   static let configuration = CommandConfiguration(
     commandName: "reload", abstract: "Read the list of disks again, as SIGHUP does.", usage: CtlTarget.usage("reload"),
     discussion: """
-            Disks that are new in the list are added, disks that it no longer has are drained and closed, and the others are untouched. \
+      Disks that are new in the list are added, disks that it no longer has are drained and closed, and the others are untouched. \
       If the list has a mistake, nothing changes.
       """)
 
@@ -205,7 +205,7 @@ struct CtlPause: CtlDiskVerb {
   static let configuration = CommandConfiguration(
     commandName: "pause", abstract: "Stop a disk from taking requests.", usage: CtlTarget.usage("pause [<disk> | --all]"),
     discussion: """
-            The command returns when nothing is in flight, and nothing will be until 'resume', so the image can be copied. The guest \
+      The command returns when nothing is in flight, and nothing will be until 'resume', so the image can be copied. The guest \
       sees a delay but no error, unless its own timeouts expire.
       """)
   static let verb = Operator.Verb.pause
@@ -223,7 +223,7 @@ struct CtlResume: CtlDiskVerb {
     commandName: "resume", abstract: "Resume a disk that was paused, or that stalls.",
     usage: CtlTarget.usage("resume [<disk> | --all]"),
     discussion: """
-            A disk that is served with --on-error stop stalls when its image fails a request; the failed requests are retried.
+      A disk that is served with --on-error stop stalls when its image fails a request; the failed requests are retried.
       """)
   static let verb = Operator.Verb.resume
   static let done = "resumed"
@@ -240,7 +240,7 @@ struct CtlResize: CtlVerb {
     commandName: "resize", abstract: "Adapt a disk to the size of its image, or resize both.",
     usage: CtlTarget.usage("resize [<disk>] [<size> [--shrink]]"),
     discussion: """
-            The driver is notified of the new size; Linux adopts it at once. Without a size, the disk takes the present size of its \
+      The driver is notified of the new size; Linux adopts it at once. Without a size, the disk takes the present size of its \
       image file or block device. With a size, the image file is resized first. A single word that can be a size is one.
       """)
 
@@ -272,7 +272,7 @@ struct CtlLimit: CtlVerb {
       "limit [<disk>]", "limit [<disk>] <word=rate[/burst],...>", "limit [<disk>] none",
     ].map(CtlTarget.usage).joined(separator: "\n"),
     discussion: """
-            The limits are \(LimitWord.allCases.map(\.rawValue).joined(separator: ", ")), each per second. A limit that is not named \
+      The limits are \(LimitWord.allCases.map(\.rawValue).joined(separator: ", ")), each per second. A limit that is not named \
       stays as it is; 'none' instead of a rate lifts one limit, and 'none' alone lifts all. Changes take effect at once. The \
       burst is how much may run at once after a quiet time, by default a tenth of the rate.
 

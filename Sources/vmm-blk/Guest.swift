@@ -9,7 +9,7 @@ struct Guest: ParsableCommand {
     abstract: "Drive a disk as a guest would, without a virtual machine.",
     usage: GuestTarget.usage("<verb> [<options>]"),
     discussion: """
-            The disk is served by 'vmm-blk serve', 'vmm-blk run' or any other vhost-user-blk back-end. Offsets and lengths are in bytes, \
+      The disk is served by 'vmm-blk serve', 'vmm-blk run' or any other vhost-user-blk back-end. Offsets and lengths are in bytes, \
       with an optional suffix: 4096, 4k, 1M, 2GiB, 10GB (powers of 1000), 0x200, 8s (sectors).
 
         vmm-blk guest info --socket-path /tmp/disk.sock
@@ -60,7 +60,7 @@ struct GuestTarget: ParsableArguments {
   @Option(
     help: .init(
       """
-            Split rings, packed rings, or any: packed if the device offers them. (default: split, so that a run with a given seed is the \
+      Split rings, packed rings, or any: packed if the device offers them. (default: split, so that a run with a given seed is the \
       same on every device)
       """, valueName: "format"))
   var ring: RingChoice?

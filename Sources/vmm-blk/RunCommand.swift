@@ -15,7 +15,7 @@ struct RunCommand: ParsableCommand {
       vmm-blk run --memory <file> --blk-file <path> --once --raw --queue <ring>
       """,
     discussion: """
-            Without --once the disk is served until SIGTERM or Ctrl-C; requests in flight are completed first. A driver finds the \
+      Without --once the disk is served until SIGTERM or Ctrl-C; requests in flight are completed first. A driver finds the \
       disk's registers in the file (Docs/memory-file.md); `vmm-blk guest --memory FILE` is such a driver.
 
       With --control a running process can be replaced by a new one, of a newer version or with another engine, while the driver \
@@ -40,7 +40,7 @@ struct RunCommand: ParsableCommand {
   @Option(
     help: .init(
       """
-            With --create, the registers in the file: mmio (the default), mmio-legacy, pci, pci-legacy or pci-transitional.
+      With --create, the registers in the file: mmio (the default), mmio-legacy, pci, pci-legacy or pci-transitional.
       """, valueName: "name"))
   var registers: RegisterName?
 

@@ -23,7 +23,7 @@ struct ServeCommand: ParsableCommand {
       vmm-blk serve --print-capabilities
       """,
     discussion: """
-            The virtual machine's memory must be shared (memory-backend-memfd,share=on in QEMU, memory shared=on in Cloud \
+      The virtual machine's memory must be shared (memory-backend-memfd,share=on in QEMU, memory shared=on in Cloud \
       Hypervisor). One front-end is served at a time; when it disconnects, another can connect. On SIGTERM or SIGINT the server \
       completes what is in flight, removes the socket and exits with status 0. Requests that a medium has not answered within \
       --drain-timeout are abandoned: a message names them, and the status is 75. A second signal ends the server at once. (After \

@@ -14,7 +14,7 @@ struct TopCommand: ParsableCommand {
     usage: "vmm-blk top --control <path> [<options>]",
     discussion: """
       The server is a 'vmm-blk serve' or 'vmm-blk run' with --control <path>; VMM_BLK_CONTROL in the environment stands for it. \
-            The busiest disks come first; q quits. If standard output is not a terminal, the same lines are printed one after the other.
+      The busiest disks come first; q quits. If standard output is not a terminal, the same lines are printed one after the other.
 
       r/s and w/s are requests per second, read and write bytes per second, and 'other' is all other requests (flushes, \
       discards). 'flight' is the number of requests in flight, p50 and p99 are the latencies of the last interval, and 'err' is \

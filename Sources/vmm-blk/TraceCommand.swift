@@ -14,7 +14,7 @@ struct TraceCommand: ParsableCommand {
     usage: "vmm-blk trace --control <path> [--output <file>] [<options>]",
     discussion: """
       The server is a 'vmm-blk serve' or 'vmm-blk run' with --control <path>; VMM_BLK_CONTROL in the environment stands for it. \
-            Until the time is over, or until SIGINT, each of its threads records every request: when it was popped from its ring, when it \
+      Until the time is over, or until SIGINT, each of its threads records every request: when it was popped from its ring, when it \
       was passed to the medium and completed there, and when the answer was written and published; and when the thread polled, \
       slept, noticed a kick and sent a call. A thread that has written 2048 records within a tenth of a second rests until the \
       next tenth, so that a trace costs little; --all records everything. Each thread keeps its latest records, in memory of a \

@@ -18,7 +18,7 @@ struct VerifyCrashCommand: ParsableCommand {
       vmm-blk verify-crash --log <file> --base <file> --check <text>
       """,
     discussion: """
-            A driver in this process issues random requests on a scratch image. Every write, flush, discard and write-zeroes that \
+      A driver in this process issues random requests on a scratch image. Every write, flush, discard and write-zeroes that \
       reaches the medium is recorded, with every request and every answer. Then the power fails at random moments of that \
       record, and images are built of what the medium may hold: what was flushed, and any subset of the later changes, \
       whole or sector by sector; all subsets of whole changes if there are few. In each of them every sector must hold what \

@@ -47,7 +47,7 @@ extension Program {
     #expect(said.contains("verified: 256 blocks"))
     let drawing = try run(program, ["inspect", memory])
     #expect(drawing.contains("process \(device.process.processIdentifier)"))
-    #expect(drawing.contains("queue 0 ── 16 entries ── ready"))
+    #expect(drawing.contains("queue 0 ── 128 entries ── ready"))
     #expect(drawing.contains("DRIVER_OK"))
     let (status, reason, text) = device.end(SIGTERM)
     #expect(status == 0 && reason == .exit, "\(text)")

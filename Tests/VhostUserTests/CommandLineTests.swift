@@ -278,6 +278,11 @@ import Testing
       for line in help.split(separator: "\n") where line.count > 80 {
         Issue.record("\(words): '\(line)' is wider than a terminal of 80 columns")
       }
+      // An indentation that the source has, and the text is not to have.
+      for line in help.split(separator: "\n")
+      where line.hasPrefix("      ") && line.dropFirst(6).first?.isUppercase == true || line.contains(/[.,:;] {2,}\S/) {
+        Issue.record("\(words): '\(line)' begins or goes on with spaces")
+      }
     }
   }
 
