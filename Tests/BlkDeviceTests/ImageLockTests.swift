@@ -143,4 +143,17 @@ import VirtioCore
     #expect(unsafe clinux_fcntl_lock(other.rawValue, clinux_ofd_setlk, &lock) != 0)
     withExtendedLifetime(image) {}
   }
+
+  /// Who is in the way is told by number and name.
+  @Test(arguments: [false, true]) func theHolderIsNamed(isReadOnly: Bool) throws {
+    let scratch = try Scratch()
+    let path = try scratch.image(size: 1 << 20)
+    #expect(LockHolder.words(path) == "")
+    let image = try ImageFile(ImageOptions(path: path, isReadOnly: isReadOnly))
+    let name = try String(contentsOfFile: "/proc/self/comm", encoding: .utf8).split(separator: "\n")[0]
+    let words = " (process \(getpid()), \(name))"
+    #expect(LockHolder.words(path) == words)
+    #expect { try ImageFile(ImageOptions(path: path)) } throws: { "\($0)".contains("that writes to it\(words): stop") }
+    withExtendedLifetime(image) {}
+  }
 }

@@ -109,7 +109,11 @@ public final class ImageFile: Sendable {
     guard options.isReadOnly || location.snapshot == nil else { throw .qcow2(.snapshotsAreOnlyRead(path: path)) }
     guard options.direct != .on else { throw .qcow2(.notDirect(path: path)) }
     guard !location.paths.contains(where: { $0.utf8.contains(0) }) else { throw .notAPath(path: path) }
-    let owned = OwnedDescriptor(try Self.open(options).release())
+    let owned: OwnedDescriptor
+    do throws(ImageError) { owned = OwnedDescriptor(try Self.open(options).release()) } catch {
+      if case .cannotOpen(_, .noSuchFileOrDirectory) = error { throw .qcow2(.noImage(path: path)) }
+      throw error
+    }
     var info = stat()
     guard unsafe fstat(owned.rawValue, &info) == 0 else { throw .cannotOpen(path: path, Errno(rawValue: errno)) }
     guard info.st_mode & S_IFMT == S_IFREG || info.st_mode & S_IFMT == S_IFBLK else { throw .notAFile(path: path) }
