@@ -94,6 +94,8 @@ enum Takeover {
     var serial: String
     /// A flush failed, so that none may succeed until the image is opened again.
     var flushFailed: Bool
+    /// Of an export: its server went away, may have lost writes, and not all queues have been told with a flush. `nil`: no.
+    var mayHaveLost: Bool?
   }
 
   /// The answer to `commit`, `served` and `resume`, and to requests that fail.

@@ -94,6 +94,13 @@ final class TakeoverTaker {
       let (theirs, ours) = ("\(state.image.size) bytes long", "\(disk.device.image.size) bytes long")
       throw TakeoverFailure.disk(name, "\(TakeoverError.notTheSame("image", theirs: theirs, ours: ours))")
     }
+    // A file is compared with what its lock is on.
+    let (theirs, ours) = (Self.remoteImage(state.image.path), Self.remoteImage(disk.device.image.path))
+    guard theirs == ours else {
+      let error = TakeoverError.notTheSame(
+        "image", theirs: printable(theirs ?? state.image.path), ours: printable(ours ?? disk.device.image.path))
+      throw TakeoverFailure.disk(name, "\(error)")
+    }
     var answer: String??
     disk.prepare(part, list) { [self] reason in
       answer = .some(reason)
@@ -137,6 +144,15 @@ final class TakeoverTaker {
   /// The loop is stopped for this wait only, not for its later users.
   private func stopWaiting() { if isWaiting { loop.stop() } }
 
+  /// What names an image on a server, however it is connected to; `nil`: it is a file.
+  private static func remoteImage(_ path: String) -> String? {
+    switch try? ImageName(path) {
+    case .nbd(let location)?: location.identity
+    case .rbd(let location)?: "rbd:" + location.name
+    default: nil
+    }
+  }
+
   // MARK: One disk after the other
 
   /// Takes every disk that was prepared. What cannot be taken stays with the other server.
@@ -172,6 +188,7 @@ final class TakeoverTaker {
       if disk.device.limits.isEmpty, let words = state.limits, let change = LimitChange(argument: words) {
         disk.device.setLimits(change.limits)
       }
+      disk.device.image.continueExport(mayHaveLost: state.image.mayHaveLost == true)
       if state.image.flushFailed { disk.device.image.state.flushFailed.storeRelaxed(1) }
       disk.release()
       taken.insert(index)

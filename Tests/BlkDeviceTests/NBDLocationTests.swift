@@ -31,17 +31,49 @@ import Testing
   }
 
   @Test(arguments: [
-    ("nbd", "scheme"), ("http://host/", "'http'"), ("nbds://host/", "TLS"), ("nbds+unix:///?socket=s", "TLS"),
+    ("nbd", "scheme"), ("http://host/", "'http'"), ("nbds://host/", "'tls-certificates=FOLDER'"),
+    ("nbds+unix:///?socket=s", "'tls-certificates=FOLDER'"),
+    ("nbds://host/?tls-certificates=a&tls-psk-file=b", "one of"), ("nbds://host/?tls-psk-file=b", "whose key"),
+    ("nbds://me@host/?tls-psk-file=b&tls-username=you", "user is there twice"),
+    ("nbds://me@host/?tls-certificates=a", "'tls-username' is not for"),
+    ("nbds://host/?tls-certificates=a&tls-verify-peer=no", "true or false"),
+    ("nbds://me@host/?tls-psk-file=b&tls-hostname=h", "'tls-hostname' is not for"),
+    ("nbds+unix:///?socket=s&tls-certificates=a", "'tls-hostname=NAME'"),
+    ("nbds://host/?tls-certificates=", "no value"), ("nbds://@host/?tls-psk-file=a", "the user has no value"),
+    ("nbd://host/?tls-certificates=a", "for nbds"),
     ("nbd:host", "'//'"),
     ("nbd:///x", "no host"), ("nbd://host:0/", "'0'"), ("nbd://host:65536/", "'65536'"), ("nbd://host:p/", "'p'"),
     ("nbd://[::1/", "'"), ("nbd://[::1]x/", "only a port"), ("nbd://me@host/", "user"), ("nbd://host/?socket=s", "nbd+unix"),
     ("nbd://host/%zz", "name"), ("nbd://host/%0", "name"), ("nbd://host/%00", "name"), ("nbd://host/%ff", "name"),
     ("nbd://host/" + String(repeating: "x", count: 4097), "4096"), ("nbd://host/#x", "%23"),
-    ("nbd+unix:///disk", "no '?socket=PATH'"), ("nbd+unix:///?socket=", "no '?socket=PATH'"),
+    ("nbd+unix:///disk", "no '?socket=PATH'"), ("nbd+unix:///?socket=", "'socket' has no value"),
     ("nbd+unix://host/?socket=s", "no host"), ("nbd+unix:///?socket=a&socket=b", "once"), ("nbd+unix:///?tls=x", "'tls'"),
   ]) func whatIsNone(uri: String, sentence: String) throws {
     #expect { try NBDLocation(uri) } throws: { error in "\(error)".contains(sentence) && "\(error)".contains("write nbd://") }
   }
+
+  @Test(arguments: [
+    ("nbds://host/a?tls-certificates=/pki", "/pki", nil as String?),
+    ("nbds://host/a?tls-certificates=%2fpki&tls-hostname=other&tls-verify-peer=true", "/pki", "other"),
+    ("nbds+unix:///a?socket=/s&tls-certificates=/pki&tls-verify-peer=false", "/pki", nil),
+  ]) func certificates(uri: String, folder: String, verified: String?) throws {
+    let credentials = try #require(try NBDLocation(uri).security).credentials
+    let verifies = !uri.contains("tls-verify-peer=false")
+    #expect(credentials == .certificates(folder: folder, verified: verified, verifiesPeer: verifies))
+  }
+
+  @Test(arguments: ["nbds://alice@host/?tls-psk-file=keys", "nbds://host/?tls-username=alice&tls-psk-file=keys"])
+  func keys(uri: String) throws {
+    let location = try NBDLocation(uri)
+    #expect(location.security?.credentials == .key(file: "keys", user: "alice"))
+    #expect(location.hasRelativePath)
+  }
+
+  /// The disk is the same one when TLS is turned on: its serial number is made of this.
+  @Test(arguments: [
+    ("nbds://alice@host:5/a?tls-psk-file=k", "nbd://host:5/a"), ("nbds://host?tls-certificates=k", "nbd://host"),
+    ("nbds+unix:///a?tls-psk-file=k&socket=s&tls-username=b", "nbd+unix:///a?socket=s"), ("nbd://host/a", "nbd://host/a"),
+  ]) func whatNamesTheDisk(uri: String, identity: String) throws { #expect(try NBDLocation(uri).identity == identity) }
 
   /// A path that no socket can have is told before anybody is asked.
   @Test func aPathThatIsTooLong() throws {

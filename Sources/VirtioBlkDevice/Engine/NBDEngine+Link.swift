@@ -79,18 +79,33 @@ extension NBDEngine {
     if link.phase == .connecting { return drop() }
     do throws(NBDFailure) {
       let connection = try NBDConnection(export.library, export.options.location)
-      guard connection.begin(export.address) else { return link.rests(now: now) }
+      guard connection.begin(export.address) else {
+        say(connection.failure)
+        return link.rests(now: now)
+      }
       link.connection = connection
       link.connects(now: now)
       watchSocket()
       goOnConnecting()
-    } catch { link.rests(now: now) }
+    } catch {
+      say(error)
+      link.rests(now: now)
+    }
+  }
+
+  /// Somebody has to do something about it, and so has to know: once.
+  private mutating func say(_ failure: NBDFailure) {
+    if failure.isOfTrust, link.saysDifference() { tell("\(failure)") }
   }
 
   /// A connection is being made, and has come a step further.
   mutating func goOnConnecting() {
     guard let connection = link.connection else { return }
-    guard !connection.isDead, !link.isBroken else { return drop() }
+    guard !connection.isDead, !link.isBroken else {
+      // What the library said last is about the call that has just failed.
+      if connection.isDead { say(connection.failure) }
+      return drop()
+    }
     guard connection.isReady else { return updateInterest() }
     if let difference = connection.facts.difference(from: export.facts, size: state.size.loadRelaxed()) {
       if link.saysDifference() { tell("\(NBDFailure.changed(uri: export.uri, difference: difference))") }

@@ -31,9 +31,14 @@ extension ImageFile {
     description.discardAlignment = description.physicalBlockSize
     description.takesSeveralWorkers = facts.canMultiConn
     let name = export.options.location.export.split(separator: "/").last ?? "nbd"
-    description.serial = ImageIdentity.serial(name: name, identity: uri)
+    description.serial = ImageIdentity.serial(name: name, identity: export.options.location.identity)
     return description
   }
+
+  /// Another process served it before, and what that one wrote may not be stable. Before the first request.
+  ///
+  /// - Parameter mayHaveLost: its server went away, and that process has not told all queues yet.
+  public func continueExport(mayHaveLost: Bool) { export?.inherit(mayHaveLost: mayHaveLost) }
 
   /// On a connection of its own, which covers the others only where the server says so.
   func flush(_ export: NBDExport) -> Errno? {
@@ -51,4 +56,9 @@ extension ImageFile {
   func measure(_ export: NBDExport) throws(ImageError) -> UInt64 {
     do throws(NBDFailure) { return try export.connect().facts.size } catch { throw .nbd(error) }
   }
+}
+
+extension BlockDevice {
+  /// The server of its image went away and may have lost writes, and not all queues have been told with a flush.
+  public var owesWordOfLoss: Bool { image.export?.owesWord(workers: threadCount) ?? false }
 }

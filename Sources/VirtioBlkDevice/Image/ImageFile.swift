@@ -258,6 +258,9 @@ public final class ImageFile: Sendable {
   /// Where it is, this process alone may write to it, and nobody can be given that.
   public var isHeldAtCluster: Bool { rbd != nil && !isReadOnly }
 
+  /// What is written to it on a connection is, as far as anybody knows, on that connection alone.
+  public var isForOneConnection: Bool { export.map { !isReadOnly && !$0.facts.canMultiConn } ?? false }
+
   /// This process caches its tables and writes them: no other can continue with them.
   public var keepsTables: Bool { chain?.writer != nil }
 

@@ -66,7 +66,11 @@ public final class NBDExport: Sendable {
         facts = connection.facts
         state.withLock { $0.idle.append(connection) }
         return
-      } catch { failure = error }
+      } catch {
+        failure = error
+        // It would be the same at its other addresses, if not without a word.
+        if error.isOfTrust { break }
+      }
     }
     throw failure
   }
@@ -112,6 +116,22 @@ public final class NBDExport: Sendable {
   /// What a worker's drivers know of.
   func toldLosses(worker: Int) -> UInt64 { state.withLock { $0.toldLosses[worker] ?? 0 } }
   func tell(_ losses: UInt64, worker: Int) { state.withLock { $0.toldLosses[worker] = losses } }
+
+  // MARK: From process to process
+
+  /// Some worker's drivers have not been told of a loss. - Parameter workers: how many there are.
+  func owesWord(workers: Int) -> Bool {
+    let count = lossCount
+    return state.withLock { state in (0..<workers).contains { state.toldLosses[$0, default: 0] != count } }
+  }
+
+  /// Another process served it before, and what that one wrote may not be stable. Before the first request.
+  ///
+  /// - Parameter mayHaveLost: that process owed its drivers word of a loss.
+  func inherit(mayHaveLost: Bool) {
+    noteWrite()
+    if mayHaveLost { losses.wrappingAdd(1, ordering: .releasing) }
+  }
 
   // MARK: News
 

@@ -11,6 +11,18 @@ public enum NBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
   case noAddress(uri: String, String)
   /// Nothing listens there, or the handshake does not continue.
   case noAnswer(uri: String, String)
+  /// The library has been built without TLS.
+  case noTLS(uri: String)
+  /// The library verifies only the address that it connects to.
+  case cannotVerifyNames(uri: String, name: String)
+  /// A certificate or a file with keys cannot be read.
+  case noCredentials(uri: String, path: String, String)
+  /// The server takes nobody without TLS.
+  case needsTLS(uri: String)
+  case serverHasNoTLS(uri: String, String)
+  /// One of the two does not believe the other.
+  case notTrusted(uri: String, NBDSecurity, String)
+  case noExport(uri: String, name: String)
   /// Only who has not started to serve can look names up.
   case needsNumbers(uri: String)
   /// The server does not let it be written, and read-only was not asked for.
@@ -31,11 +43,32 @@ public enum NBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
       "NBD needs libnbd, which is not available here (\(printable(reason))): install the package libnbd0"
     case .badURI(let uri, let reason):
       "\(printable(uri)) is no URI of an NBD export, because \(printable(reason)): write nbd://HOST[:PORT]/EXPORT or "
-        + "nbd+unix:///EXPORT?socket=PATH"
-    case .noAddress(let uri, let reason): "\(printable(uri)) leads nowhere: \(printable(reason))"
+        + "nbd+unix:///EXPORT?socket=PATH, and nbds for TLS"
+    case .noAddress(let uri, let reason): "\(printable(uri)) leads nowhere: \(printable(reason)); correct it"
     case .noAnswer(let uri, let reason):
       "the NBD server of \(printable(uri)) does not answer (\(printable(reason))): start it, or look whether it has this export and "
         + "takes one more connection"
+    case .noExport(let uri, let name):
+      "the server of \(printable(uri)) has no export named '\(printable(name))': name another ('nbdinfo --list' shows them), or let it "
+        + "serve this one"
+    case .noTLS(let uri): "\(printable(uri)) needs TLS, and libnbd was built without it here: install one that has it"
+    case .cannotVerifyNames(let uri, let name):
+      "libnbd before 1.22 checks the certificate of the server of \(printable(uri)) only against the address that it connects to, "
+        + "not against '\(printable(name))': write that address in numbers, which then have to be in the certificate, or install a newer libnbd"
+    case .noCredentials(let uri, let path, let reason):
+      "\(printable(uri)) needs \(printable(path)), which cannot be read (\(printable(reason))): put it there, or let this user read it"
+    case .needsTLS(let uri): "the server of \(printable(uri)) takes nobody without TLS: write nbds instead of nbd"
+    case .serverHasNoTLS(let uri, let reason):
+      "the server of \(printable(uri)) has no TLS (\(printable(reason))): give it certificates or keys, or write nbd instead of nbds"
+    case .notTrusted(let uri, let security, let reason):
+      switch security.credentials {
+      case .certificates(let folder, _, _):
+        "TLS with the server of \(printable(uri)) fails (\(printable(reason))): look whether its certificate is valid now, for this "
+          + "name, and signed by \(printable(folder))/ca-cert.pem, and whether it wants a certificate of the client"
+      case .key(let file, let user):
+        "TLS with the server of \(printable(uri)) fails (\(printable(reason))): look whether it has the key of "
+          + "'\(printable(user))' that is in \(printable(file))"
+      }
     case .needsNumbers(let uri):
       "\(printable(uri)) names its host, and a server that has its sandbox cannot look names up: give the host's address in numbers"
     case .isReadOnly(let uri): "the server lets \(printable(uri)) be read only: serve it with --read-only"
@@ -51,6 +84,27 @@ public enum NBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
         + "server, or let the server round its size"
     case .changed(let uri, let difference):
       "\(printable(uri)) is another disk than before: \(printable(difference)); it is not used until it is as it was"
+    }
+  }
+}
+
+extension NBDFailure {
+  /// A connection was not made. - Parameter reason: in the library's words.
+  static func notConnected(_ location: NBDLocation, _ reason: String) -> NBDFailure {
+    let (uri, words) = (location.text, reason.lowercased())
+    if words.contains("no export named") { return .noExport(uri: uri, name: location.export) }
+    guard let security = location.security else {
+      return words.contains("tls") ? .needsTLS(uri: uri) : .noAnswer(uri: uri, reason)
+    }
+    if words.contains("gnutls") || words.contains("psk") { return .notTrusted(uri: uri, security, reason) }
+    return words.contains("tls") ? .serverHasNoTLS(uri: uri, reason) : .noAnswer(uri: uri, reason)
+  }
+
+  /// It will not be another one by waiting: somebody has to know.
+  var isOfTrust: Bool {
+    switch self {
+    case .noCredentials, .needsTLS, .serverHasNoTLS, .notTrusted: true
+    default: false
     }
   }
 }
