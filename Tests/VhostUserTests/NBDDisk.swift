@@ -1,4 +1,5 @@
 /// An export of a real NBD server, which its disk survives.
+import CLinux
 import Foundation
 import Glibc
 import TestSupport
