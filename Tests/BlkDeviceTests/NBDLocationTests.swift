@@ -91,4 +91,34 @@ import Testing
     let name = try NBDLocation("nbd://localhost/")
     #expect(throws: NBDFailure.needsNumbers(uri: name.text)) { try NBDAddress.all(of: name, isConfined: true) }
   }
+
+  /// What the library says of a connection that was not made, in its own words; names of files and exports are none of them.
+  @Test(arguments: [
+    (
+      "nbd://h/gnutls_x", "nbd_aio_connect_tcp: handshake: server has no export named 'gnutls_x': No such file",
+      "no export named"
+    ),
+    ("nbd://h//tls", "nbd_aio_connect_tcp: handshake: server has no export named '/tls': No such file", "no export named"),
+    ("nbd://h/", "nbd_aio_connect_tcp: handshake: server requires TLS encryption first: Not supported", "write nbds"),
+    ("nbd+unix:///?socket=/tls/a", "nbd_aio_connect: connect: /tls/a: Connection refused", "does not answer"),
+    (
+      "nbd+unix:///?socket=/a%20server%20requires%20TLS/a",
+      "nbd_aio_connect: connect: /a server requires TLS/a: Connection refused", "does not answer"
+    ),
+    (
+      "nbds://h/?tls-certificates=/p/a%20gnutls_%20b",
+      "nbd_aio_connect_tcp: connect: /p/a gnutls_ b/ca-cert.pem: Connection refused", "does not answer"
+    ),
+    ("nbds://h/?tls-certificates=/gnutls_", "nbd_aio_connect_tcp: gnutls_handshake: Error (1/2)", "its certificate is valid"),
+    (
+      "nbds://a@h/?tls-psk-file=/p/psk", "nbd_aio_connect_tcp: /p/psk: username a was not found in PSK file: Invalid argument",
+      "has the key of"
+    ),
+    (
+      "nbds://h/?tls-certificates=/p",
+      "nbd_aio_connect_tcp: handshake: server refused TLS, but handle TLS setting is 'require' (2): No", "has no TLS"
+    ),
+  ]) func whyThereIsNoConnection(uri: String, reason: String, sentence: String) throws {
+    #expect("\(NBDFailure.notConnected(try NBDLocation(uri), reason))".contains(sentence))
+  }
 }

@@ -45,6 +45,8 @@ final class NBDConnection: @unchecked Sendable {
   let library: NBDLibrary
   let handle: OpaquePointer
   private let location: NBDLocation
+  /// Of what whom it trusts was to be read from.
+  private var trace: NBDSecurity.Trace?
   private var uri: String { location.text }
 
   /// - Throws: there is no memory, or what TLS needs.
@@ -67,7 +69,7 @@ final class NBDConnection: @unchecked Sendable {
   private func protect(_ security: NBDSecurity) throws(NBDFailure) {
     let functions = unsafe library.functions.pointee
     guard unsafe functions.supports_tls(handle) > 0 else { throw .noTLS(uri: uri) }
-    try security.check(uri: uri)
+    trace = try security.check(uri: uri)
     var isSet = unsafe functions.set_tls(handle, Int32(clinux_nbd_tls_required)) == 0
     switch security.credentials {
     case .certificates(let folder, _, let verifiesPeer):
@@ -81,6 +83,12 @@ final class NBDConnection: @unchecked Sendable {
       unsafe isSet = isSet && functions.set_tls_username(handle, user) == 0
     }
     guard isSet else { throw .noAnswer(uri: uri, reason) }
+  }
+
+  /// When it is ready, before anything is requested. - Throws: nobody knows whom the library has trusted.
+  func checkCredentials() throws(NBDFailure) {
+    guard let security = location.security, try security.check(uri: uri) != trace else { return }
+    throw .credentialsChanged(uri: uri, path: security.path)
   }
 
   /// What the server's certificate has to be for; `nil`: nobody looks.
@@ -213,6 +221,7 @@ final class NBDConnection: @unchecked Sendable {
       guard case .noAnswer(_, let reason) = error else { throw error }
       throw .notConnected(location, reason)
     }
+    try checkCredentials()
   }
 
   /// Makes stable what all connections have written. - Parameter end: `Clock` nanoseconds.

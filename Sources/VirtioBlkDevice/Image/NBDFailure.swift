@@ -1,4 +1,5 @@
 /// Why an export of a network block device cannot be used: one sentence each, saying what to do.
+public import SystemPackage
 internal import VirtioCore
 
 /// Why an export cannot be used.
@@ -15,8 +16,10 @@ public enum NBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
   case noTLS(uri: String)
   /// The library verifies only the address that it connects to.
   case cannotVerifyNames(uri: String, name: String)
-  /// A certificate or a file with keys cannot be read.
-  case noCredentials(uri: String, path: String, String)
+  /// A certificate or a file with keys cannot be read, or is no regular file.
+  case noCredentials(uri: String, path: String, Errno)
+  /// Certificates or keys were changed while a connection was made.
+  case credentialsChanged(uri: String, path: String)
   /// The server takes nobody without TLS.
   case needsTLS(uri: String)
   case serverHasNoTLS(uri: String, String)
@@ -55,8 +58,12 @@ public enum NBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
     case .cannotVerifyNames(let uri, let name):
       "libnbd before 1.22 checks the certificate of the server of \(printable(uri)) only against the address that it connects to, "
         + "not against '\(printable(name))': write that address in numbers, which then have to be in the certificate, or install a newer libnbd"
-    case .noCredentials(let uri, let path, let reason):
-      "\(printable(uri)) needs \(printable(path)), which cannot be read (\(printable(reason))): put it there, or let this user read it"
+    case .noCredentials(let uri, let path, .invalidArgument):
+      "\(printable(uri)) needs \(printable(path)), which is no regular file: put one there"
+    case .noCredentials(let uri, let path, let error):
+      "\(printable(uri)) needs \(printable(path)), which cannot be read (\(error)): put it there, or let this user read it"
+    case .credentialsChanged(let uri, let path):
+      "\(printable(path)) was changed while a connection to \(printable(uri)) was made with it, which is not used: try again"
     case .needsTLS(let uri): "the server of \(printable(uri)) takes nobody without TLS: write nbds instead of nbd"
     case .serverHasNoTLS(let uri, let reason):
       "the server of \(printable(uri)) has no TLS (\(printable(reason))): give it certificates or keys, or write nbd instead of nbds"
@@ -91,13 +98,26 @@ public enum NBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
 extension NBDFailure {
   /// A connection was not made. - Parameter reason: in the library's words.
   static func notConnected(_ location: NBDLocation, _ reason: String) -> NBDFailure {
-    let (uri, words) = (location.text, reason.lowercased())
-    if words.contains("no export named") { return .noExport(uri: uri, name: location.export) }
+    let (uri, words) = (location.text, withoutNames(reason, location))
+    func says(_ phrases: String...) -> Bool { phrases.contains { words.contains($0) } }
+    if says("handshake: server has no export named") { return .noExport(uri: uri, name: location.export) }
     guard let security = location.security else {
-      return words.contains("tls") ? .needsTLS(uri: uri) : .noAnswer(uri: uri, reason)
+      return says("handshake: server requires TLS encryption first") ? .needsTLS(uri: uri) : .noAnswer(uri: uri, reason)
     }
-    if words.contains("gnutls") || words.contains("psk") { return .notTrusted(uri: uri, security, reason) }
-    return words.contains("tls") ? .serverHasNoTLS(uri: uri, reason) : .noAnswer(uri: uri, reason)
+    if says("but handle TLS setting is 'require'") { return .serverHasNoTLS(uri: uri, reason) }
+    return says(" gnutls_", "was not found in PSK file") ? .notTrusted(uri: uri, security, reason) : .noAnswer(uri: uri, reason)
+  }
+
+  /// The library's own words: whatever somebody has named a file is none of them.
+  private static func withoutNames(_ reason: String, _ location: NBDLocation) -> String {
+    var names = location.security?.places ?? []
+    if case .unix(let path) = location.place { names.append(path) }
+    var words = reason
+    // Long ones first, as the folder's is in those of its files.
+    for name in names.sorted(by: { $0.utf8.count > $1.utf8.count }) where name.contains("/") {
+      words = words.split(separator: name, omittingEmptySubsequences: false).joined(separator: "/")
+    }
+    return words.split(separator: " ").map { $0.contains("/") ? "/" : $0 }.joined(separator: " ")
   }
 
   /// It will not be another one by waiting: somebody has to know.

@@ -1,5 +1,7 @@
 /// How a connection to an NBD server is protected (TLS): whom it trusts, and who it is itself.
+internal import CLinux
 internal import Glibc
+internal import SystemPackage
 
 public struct NBDSecurity: Sendable, Hashable {
   enum Credentials: Sendable, Hashable {
@@ -35,6 +37,12 @@ public struct NBDSecurity: Sendable, Hashable {
     }
   }
 
+  /// What has to be readable if it is there.
+  private var otherFiles: [String] {
+    guard case .certificates = credentials else { return [] }
+    return places.filter { $0 != path && $0 != neededFile }
+  }
+
   init(_ words: [NBDLocation.Word: String], isUnix: Bool, _ wrong: (String) -> NBDFailure) throws(NBDFailure) {
     func refuse(_ others: [NBDLocation.Word], with word: NBDLocation.Word) throws(NBDFailure) {
       for other in others where words[other] != nil { throw wrong("'\(other.rawValue)' is not for '\(word.rawValue)'") }
@@ -60,10 +68,54 @@ public struct NBDSecurity: Sendable, Hashable {
     }
   }
 
+  /// Tells whether a file is the same, unchanged and in the same place: whatever is done to it, or to its folder, changes a time.
+  struct Trace: Equatable {
+    private var numbers: [UInt64] = []
+
+    fileprivate mutating func add(_ info: stat) {
+      numbers += [
+        UInt64(info.st_dev), UInt64(info.st_ino), UInt64(bitPattern: Int64(info.st_ctim.tv_sec)),
+        UInt64(bitPattern: Int64(info.st_ctim.tv_nsec)),
+      ]
+    }
+  }
+
+  /// The library reads these files somewhat later, so who compares two answers knows what it found.
+  ///
+  /// - Returns: of what it needs.
   /// - Throws: what it needs cannot be read.
-  func check(uri: String) throws(NBDFailure) {
-    let file = neededFile
-    guard unsafe access(file, R_OK) != 0 else { return }
-    throw .noCredentials(uri: uri, path: file, unsafe String(cString: strerror(errno)))
+  func check(uri: String) throws(NBDFailure) -> Trace {
+    var trace = Trace()
+    if case .certificates(let folder, _, _) = credentials {
+      var info = stat()
+      guard unsafe stat(folder, &info) == 0 else {
+        throw .noCredentials(uri: uri, path: folder, Errno(rawValue: errno))
+      }
+      trace.add(info)
+    }
+    do throws(Errno) {
+      guard let info = try Self.look(neededFile) else { throw .noSuchFileOrDirectory }
+      trace.add(info)
+    } catch { throw .noCredentials(uri: uri, path: neededFile, error) }
+    for file in otherFiles {
+      do throws(Errno) { _ = try Self.look(file) } catch { throw .noCredentials(uri: uri, path: file, error) }
+    }
+    return trace
+  }
+
+  /// Opens it, as only that tells what a sandbox forbids, and never waits for a pipe. - Returns: `nil` if it is not there.
+  private static func look(_ file: String) throws(Errno) -> stat? {
+    let descriptor = unsafe clinux_open(file, O_RDONLY | O_NONBLOCK | O_CLOEXEC, 0)
+    guard descriptor >= 0 else {
+      guard errno == ENOENT else { throw Errno(rawValue: errno) }
+      return nil
+    }
+    defer { close(descriptor) }
+    var info = stat()
+    guard unsafe fstat(descriptor, &info) == 0 else { throw Errno(rawValue: errno) }
+    guard info.st_mode & S_IFMT == S_IFREG else {
+      throw info.st_mode & S_IFMT == S_IFDIR ? .isDirectory : .invalidArgument
+    }
+    return info
   }
 }
