@@ -175,7 +175,7 @@ final class TakeoverGiver {
       image: Takeover.Image(
         path: image.path, size: image.size, lock: image.lock.map { list.add($0) }, serial: disks[index].device.serial,
         flushFailed: image.state.flushFailed.loadRelaxed() != 0,
-        mayHaveLost: disks[index].device.owesWordOfLoss ? true : nil),
+        isStable: disks[index].device.isExportStable ? true : nil, owing: disks[index].device.owesWordOfLoss),
       part: part, limits: disks[index].device.limits.isEmpty ? nil : disks[index].device.limits.words, stillSince: stillSince)
     return ControlLine(description, descriptors: list.descriptors)
   }
@@ -278,6 +278,7 @@ final class TakeoverGiver {
     if isBegun {
       own(current.disk)
       disks[current.disk].device.servedElsewhere()
+      disks[current.disk].device.image.resumeExport()
     }
     disks[current.disk].goOn(fromMemory: isBegun)
     settle()

@@ -94,8 +94,11 @@ enum Takeover {
     var serial: String
     /// A flush failed, so that none may succeed until the image is opened again.
     var flushFailed: Bool
-    /// Of an export: its server went away, may have lost writes, and not all queues have been told with a flush. `nil`: no.
-    var mayHaveLost: Bool?
+    /// Of an export: all that was written is stable. `nil`: it may not be.
+    var isStable: Bool?
+    /// Of an export whose server went away and may have lost writes: for each thread of queues, whether it has to tell them with a
+    /// flush that fails. `nil`: none has.
+    var owing: [Bool]?
   }
 
   /// The answer to `commit`, `served` and `resume`, and to requests that fail.

@@ -101,6 +101,7 @@ final class TakeoverTaker {
         "image", theirs: printable(theirs ?? state.image.path), ours: printable(ours ?? disk.device.image.path))
       throw TakeoverFailure.disk(name, "\(error)")
     }
+    disk.device.image.inheritExport()
     var answer: String??
     disk.prepare(part, list) { [self] reason in
       answer = .some(reason)
@@ -188,7 +189,7 @@ final class TakeoverTaker {
       if disk.device.limits.isEmpty, let words = state.limits, let change = LimitChange(argument: words) {
         disk.device.setLimits(change.limits)
       }
-      disk.device.image.continueExport(mayHaveLost: state.image.mayHaveLost == true)
+      disk.device.continueExport(isStable: state.image.isStable == true, owing: state.image.owing)
       if state.image.flushFailed { disk.device.image.state.flushFailed.storeRelaxed(1) }
       disk.release()
       taken.insert(index)

@@ -116,7 +116,7 @@ extension Host {
 
   enum Fault: String, CaseIterable, Sendable, CustomTestStringConvertible {
     case serverWithoutTLS, clientWithoutTLS, foreignAuthority, expired, forAnotherHost, noCertificateOfClient
-    case otherKey, unknownUser, noAuthority, noKeys
+    case otherKey, unknownUser, noAuthority, noKeys, authorityIsAPipe, keyIsAFolder
     var testDescription: String { rawValue }
 
     var sentence: String {
@@ -128,6 +128,8 @@ extension Host {
       case .otherKey, .unknownUser: "has the key of"
       case .noAuthority: "ca-cert.pem, which cannot be read"
       case .noKeys: "keys.psk, which cannot be read"
+      case .authorityIsAPipe: "ca-cert.pem, which is no regular file"
+      case .keyIsAFolder: "client-key.pem, which cannot be read"
       }
     }
   }
@@ -154,6 +156,14 @@ extension Host {
     case .unknownUser: server.security = "tls-psk-file=\(folder)/keys.psk&tls-username=carol"
     case .noAuthority: try FileManager.default.removeItem(atPath: folder + "/pki/client/ca-cert.pem")
     case .noKeys: server.security = "tls-psk-file=\(folder)/none/keys.psk&tls-username=alice"
+    case .authorityIsAPipe:
+      let path = folder + "/pki/client/ca-cert.pem"
+      try FileManager.default.removeItem(atPath: path)
+      try #require(unsafe mkfifo(path, 0o600) == 0)
+    case .keyIsAFolder:
+      let path = folder + "/pki/client/client-key.pem"
+      try FileManager.default.removeItem(atPath: path)
+      try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: false)
     }
     if fault == .serverWithoutTLS { server.words.insert("--tls=off", at: 2) }
     try server.start()
@@ -164,13 +174,48 @@ extension Host {
     }
   }
 
+  enum Meddling: String, CaseIterable, Sendable { case nothing, gone, movedAndBack, folderMovedAndBack }
+
+  /// What the library reads after it was looked at, and before the connection is there, it may not have found.
+  @Test(arguments: Meddling.allCases) func credentialsThatChangeMeanwhile(meddling: Meddling) throws {
+    let server = try Self.server(.certificates)
+    try server.start()
+    let location = try server.location
+    let address = try #require(try NBDAddress.all(of: location, isConfined: false).first)
+    let connection = try NBDConnection(try NBDLibrary.find(), location)
+    let folder = server.scratch.path + "/pki/client"
+    let file = folder + "/ca-cert.pem"
+    func move(_ one: String, _ other: String) throws { try FileManager.default.moveItem(atPath: one, toPath: other) }
+    switch meddling {
+    case .nothing: break
+    case .gone: try move(file, folder + ".pem")
+    case .movedAndBack:
+      try move(file, folder + ".pem")
+      try move(folder + ".pem", file)
+    case .folderMovedAndBack:
+      try move(folder, folder + ".old")
+      try move(folder + ".old", folder)
+    }
+    var failure: NBDFailure?
+    do throws(NBDFailure) { try connection.connect(address, until: Clock.now &+ NBDExport.connectTimeout) } catch {
+      failure = error
+    }
+    switch meddling {
+    case .nothing: #expect(failure == nil)
+    case .gone: #expect(failure != nil)
+    case .movedAndBack, .folderMovedAndBack:
+      #expect(failure == .credentialsChanged(uri: location.text, path: folder))
+    }
+  }
+
   /// Who takes the server's place while it is away gets nothing; the user is told once, and requests go on when it is back.
   @Test(arguments: [false, true]) func anImpostorGetsNothing(isTrustGone: Bool) throws {
     let server = try Self.server(.certificates)
     try server.start()
-    let rig = try Self.rig(server, timeout: 1)
+    let rig = try Self.rig(server, timeout: 1, queues: 2)
     try rig.expect(.write(sector: 0, pattern(4096)))
     try rig.expect(.flush)
+    #expect(try rig.perform(.read(sector: 0, bytes: 4096), queue: 1).status == .ok)
     server.kill()
     let (words, folder) = (server.words, server.scratch.path)
     let (kept, taken) = (folder + "/pki/client/ca-cert.pem", folder + "/ca-cert.pem")
@@ -182,7 +227,10 @@ extension Host {
       server.words = words.map { $0 == "DIR/pki/server" ? other : $0 }
     }
     try server.start()
-    try rig.expect(.read(sector: 0, bytes: 4096), .ioError)
+    for queue in 0..<2 { #expect(try rig.perform(.read(sector: 0, bytes: 4096), queue: queue).status == .ioError) }
+    let said = rig.device.takeEvents().compactMap { if case .notice(let text) = $0 { text } else { nil } }
+    let sentence = isTrustGone ? "which cannot be read" : "look whether its certificate"
+    #expect(said.count { $0.contains(sentence) } == 1, "\(said)")
     if isTrustGone { try FileManager.default.moveItem(atPath: taken, toPath: kept) }
     server.kill()
     server.words = words

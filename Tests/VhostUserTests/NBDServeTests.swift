@@ -99,6 +99,29 @@ import VirtioCore
     }
   }
 
+  /// What the sandbox keeps from a server is told as that.
+  @Test(.enabled(if: Certificates.canBeMade, "gnutls-bin is not installed"), arguments: [NBDDisk.Way.certificates, .keys])
+  func aDiskThatIsForbidden(way: NBDDisk.Way) throws {
+    try withDirectory { directory in
+      let disk = try NBDDisk(directory, way)
+      try withDirectory { other in
+        try Data(count: 1 << 20).write(to: URL(fileURLWithPath: other + "/disk"))
+        let server = try Program([
+          "serve", "--blk-file", other + "/disk", "--socket-path", other + "/a.sock", "--control", other + "/control",
+          "--allow-nbd",
+        ])
+        try #require(server.firstLine().hasPrefix("Serving "))
+        if try Self.ctl(other, "status").output.contains("files") {
+          let added = try Self.ctl(other, "add", "image=\(disk.uri)", "socket-path=\(other)/b.sock")
+          #expect(added.status != 0)
+          #expect(added.errors.contains("cannot be read") && added.errors.contains("--allow-path"), "\(added)")
+        }
+        server.process.terminate()
+        #expect(server.finish().status == 0)
+      }
+    }
+  }
+
   // MARK: From process to process
 
   @Test(arguments: NBDDisk.Way.possible) func oneAfterTheOther(way: NBDDisk.Way) throws {
@@ -177,10 +200,45 @@ import VirtioCore
       #expect(before.finish().status == 0)
       if !isLostBefore { try loseServer() }
       #expect(try queue.perform(.flush).status == .ioError)
+      // Who was told is not told again by the next server, nor by the one after that.
+      var last = after
+      for _ in 0..<2 {
+        let next = try Program(Self.words(directory, disk.uri) + ["--take-over", directory + "/control"])
+        try #require(next.firstLine().hasPrefix("Serving "))
+        #expect(last.finish().status == 0)
+        last = next
+        #expect(try queue.perform(.flush).status == .ok)
+      }
+      // What was stable before a takeover is not lost with the server after it.
+      try loseServer()
       #expect(try queue.perform(.flush).status == .ok)
       try client.shutDown()
-      after.process.terminate()
-      #expect(after.finish().status == 0)
+      last.process.terminate()
+      #expect(last.finish().status == 0)
+    }
+  }
+
+  /// The server goes on without knowing what one that took over, and was gone without a word, has acknowledged.
+  @Test func aDeadTakerMayHaveWritten() throws {
+    try withDirectory { directory in
+      let disk = try NBDDisk(directory)
+      let server = try Self.serve(directory, disk)
+      let transport = try VhostUserTransport(path: directory + "/disk.sock", memory: DriverMemory(size: 8 << 20))
+      let client = try BlockClient(transport, options: DriverOptions(features: BlockFeature.understood, queueSize: 64))
+      let queue = client.queues[0]
+      for isCommitted in [false, true] {
+        #expect(try queue.perform(.flush).status == .ok)
+        let taker = try Taker(directory + "/control")
+        for verb in ["take-over", "describe", "pause"] + (isCommitted ? ["commit"] : []) {
+          #expect(try !taker.ask(verb, disk: directory + "/disk.sock").contains("\"error\""))
+        }
+        taker.close()
+        #expect(try queue.perform(.flush).status == (isCommitted ? .ioError : .ok))
+      }
+      #expect(try queue.perform(.flush).status == .ok)
+      try client.shutDown()
+      server.process.terminate()
+      #expect(server.finish().status == 0)
     }
   }
 }

@@ -93,9 +93,9 @@ extension NBDEngine {
     }
   }
 
-  /// Somebody has to do something about it, and so has to know: once.
-  private mutating func say(_ failure: NBDFailure) {
-    if failure.isOfTrust, link.saysDifference() { tell("\(failure)") }
+  /// Somebody has to do something about it, and so has to know: once for all workers.
+  private func say(_ failure: NBDFailure) {
+    if failure.isOfTrust, export.isNews(.trust) { tell("\(failure)") }
   }
 
   /// A connection is being made, and has come a step further.
@@ -107,8 +107,12 @@ extension NBDEngine {
       return drop()
     }
     guard connection.isReady else { return updateInterest() }
+    do throws(NBDFailure) { try connection.checkCredentials() } catch {
+      say(error)
+      return drop()
+    }
     if let difference = connection.facts.difference(from: export.facts, size: state.size.loadRelaxed()) {
-      if link.saysDifference() { tell("\(NBDFailure.changed(uri: export.uri, difference: difference))") }
+      if export.isNews(.difference) { tell("\(NBDFailure.changed(uri: export.uri, difference: difference))") }
       return drop()
     }
     link.isThere(now: Clock.now)

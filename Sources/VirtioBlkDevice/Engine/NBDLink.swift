@@ -28,8 +28,6 @@ struct NBDLink {
   private var upSince: UInt64 = 0
   private var attemptEnds: UInt64
   private var pause: UInt64 = 0
-  /// Once for each time that the server goes away.
-  private var hasSaidDifference = false
 
   /// The first and the longest pause between two attempts, nanoseconds.
   private static let shortestPause: UInt64 = 10_000_000
@@ -70,19 +68,12 @@ struct NBDLink {
     upSince = now
     hasGivenUp = false
     isBroken = false
-    hasSaidDifference = false
   }
 
   /// A connection that was there is gone.
   mutating func isGone(now: UInt64) {
     if now &- upSince >= Self.lasting { (pause, outage) = (0, nil) }
     rests(now: now)
-  }
-
-  /// The server has another disk than before. - Returns: whether that is news.
-  mutating func saysDifference() -> Bool {
-    defer { hasSaidDifference = true }
-    return !hasSaidDifference
   }
 
   /// No connection now; another attempt follows after a pause that grows.

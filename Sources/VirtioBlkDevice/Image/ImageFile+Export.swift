@@ -35,10 +35,13 @@ extension ImageFile {
     return description
   }
 
-  /// Another process served it before, and what that one wrote may not be stable. Before the first request.
-  ///
-  /// - Parameter mayHaveLost: its server went away, and that process has not told all queues yet.
-  public func continueExport(mayHaveLost: Bool) { export?.inherit(mayHaveLost: mayHaveLost) }
+  /// Of an export that another process still serves, which is about to be continued here: what that one wrote may not be stable.
+  /// Before a queue is prepared.
+  public func inheritExport() { export?.inheritWrites() }
+
+  /// Of an export: another process may have served it since the queues were stopped, and is gone. What it acknowledged may be
+  /// lost, so the next FLUSH of each queue fails. Before a queue is started again.
+  public func resumeExport() { export?.resume() }
 
   /// On a connection of its own, which covers the others only where the server says so.
   func flush(_ export: NBDExport) -> Errno? {
@@ -59,6 +62,18 @@ extension ImageFile {
 }
 
 extension BlockDevice {
-  /// The server of its image went away and may have lost writes, and not all queues have been told with a flush.
-  public var owesWordOfLoss: Bool { image.export?.owesWord(workers: threadCount) ?? false }
+  /// Of each thread of queues, whether it has to tell them that the export's server may have lost writes; `nil`: none has.
+  public var owesWordOfLoss: [Bool]? { image.export?.owing(workers: threadCount) }
+
+  /// All that was written to its export is stable; `false` also where it is none.
+  public var isExportStable: Bool { image.export?.isStable ?? false }
+
+  /// After `inheritExport`: the process that served it has stopped. Before a queue is started.
+  ///
+  /// - Parameters:
+  ///   - isStable: its `isExportStable`.
+  ///   - owing: its `owesWordOfLoss`.
+  public func continueExport(isStable: Bool, owing: [Bool]?) {
+    image.export?.inherit(isStable: isStable, owing: owing, workers: threadCount)
+  }
 }

@@ -94,7 +94,7 @@ public struct NBDSecurity: Sendable, Hashable {
       trace.add(info)
     }
     do throws(Errno) {
-      guard let info = try Self.look(neededFile) else { throw .noSuchFileOrDirectory }
+      guard let info = try Self.look(neededFile) else { throw Errno.noSuchFileOrDirectory }
       trace.add(info)
     } catch { throw .noCredentials(uri: uri, path: neededFile, error) }
     for file in otherFiles {
@@ -114,7 +114,7 @@ public struct NBDSecurity: Sendable, Hashable {
     var info = stat()
     guard unsafe fstat(descriptor, &info) == 0 else { throw Errno(rawValue: errno) }
     guard info.st_mode & S_IFMT == S_IFREG else {
-      throw info.st_mode & S_IFMT == S_IFDIR ? .isDirectory : .invalidArgument
+      throw info.st_mode & S_IFMT == S_IFDIR ? Errno.isDirectory : Errno.invalidArgument
     }
     return info
   }
