@@ -169,7 +169,6 @@ extension Host {
     try server.start()
     #expect { try Self.opened(server) } throws: { error in
       let words = "\(error)"
-      print("\(fault): \(words)")
       return words.contains(fault.sentence) && !words.contains("\n")
     }
   }
@@ -234,6 +233,25 @@ extension Host {
     if isTrustGone { try FileManager.default.moveItem(atPath: taken, toPath: kept) }
     server.kill()
     server.words = words
+    try server.start()
+    try waitUntil("it is served again") { try rig.perform(.read(sector: 0, bytes: 4096)).status == .ok }
+    let outcome = try rig.expect(.read(sector: 0, bytes: 4096))
+    #expect(firstDifference(outcome.answer, pattern(4096)) == nil)
+  }
+
+  /// The library waits for who has begun a handshake and falls silent, for 40 seconds; neither the queue nor its end does.
+  @Test func whoFallsSilentHoldsNobodyUp() throws {
+    let server = try Self.server(.certificates)
+    try server.start()
+    let rig = try Self.rig(server, timeout: 0)
+    try rig.expect(.write(sector: 0, pattern(4096)))
+    server.kill()
+    let silent = try SilentNBDServer(port: #require(server.port))
+    try waitUntil("an answer comes while a handshake is waited for") {
+      guard let handshake = silent.waiting.first else { return false }
+      return try rig.perform(.read(sector: 0, bytes: 4096)).status == .ioError && silent.waiting.contains(handshake)
+    }
+    silent.end()
     try server.start()
     try waitUntil("it is served again") { try rig.perform(.read(sector: 0, bytes: 4096)).status == .ok }
     let outcome = try rig.expect(.read(sector: 0, bytes: 4096))

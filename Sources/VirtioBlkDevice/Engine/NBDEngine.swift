@@ -52,6 +52,7 @@ struct NBDEngine: BlockEngine, ~Copyable {
   }
 
   deinit {
+    link.attempt?.abandon()
     _ = export.comesBack(worker: worker, isOver: true)
     if link.isUp, requests.active.isEmpty, let connection = link.connection { export.give(connection) }
   }
@@ -220,7 +221,7 @@ struct NBDEngine: BlockEngine, ~Copyable {
 
   /// The socket is ready for something.
   private mutating func attend() {
-    guard let connection = link.connection else { return }
+    guard let connection = link.connection else { return takeAttempt() }
     let ready = waiter.readiness
     connection.attend(ready)
     guard link.isUp else { return goOnConnecting() }

@@ -13,8 +13,10 @@ struct NBDLink {
   /// Nanoseconds that requests wait for a server that went away.
   let limit: UInt64
   var connection: NBDConnection?
+  /// Makes one, over TLS.
+  var attempt: NBDAttempt?
   private(set) var phase = Phase.down
-  /// Its socket, as it is watched; −1: none is.
+  /// Its socket, or what signals the end of the attempt, as it is watched; −1: nothing is.
   var socket: Int32 = -1
   /// What that is watched for.
   var interest: NBDDirection = []

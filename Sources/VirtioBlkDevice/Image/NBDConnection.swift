@@ -1,6 +1,7 @@
 /// One connection to an NBD server, as libnbd has it.
 internal import CLinux
 internal import Glibc
+internal import SystemPackage
 internal import VirtioCore
 
 /// What a server says of an export when a connection is made.
@@ -39,7 +40,8 @@ struct NBDFacts: Sendable, Equatable {
   }
 }
 
-/// Used by one thread at a time. It makes no thread, and apart from `connect` and `flush` nothing here waits.
+/// Used by one thread at a time. It makes no thread, and apart from `connect` and `flush` nothing here waits: but over TLS the
+/// library itself waits in the handshake, so that such a connection is made by an `NBDAttempt`.
 @safe
 final class NBDConnection: @unchecked Sendable {
   let library: NBDLibrary
@@ -86,7 +88,7 @@ final class NBDConnection: @unchecked Sendable {
   }
 
   /// When it is ready, before anything is requested. - Throws: nobody knows whom the library has trusted.
-  func checkCredentials() throws(NBDFailure) {
+  private func checkCredentials() throws(NBDFailure) {
     guard let security = location.security, try security.check(uri: uri) != trace else { return }
     throw .credentialsChanged(uri: uri, path: security.path)
   }
@@ -213,10 +215,31 @@ final class NBDConnection: @unchecked Sendable {
 
   // MARK: With waiting
 
-  /// Connects, and waits for that. - Parameter end: `Clock` nanoseconds.
-  func connect(_ address: NBDAddress, until end: UInt64) throws(NBDFailure) {
+  /// Makes one, and waits for that, but not for longer. - Parameter end: `Clock` nanoseconds.
+  static func make(
+    _ library: NBDLibrary, _ location: NBDLocation, _ address: NBDAddress, until end: UInt64
+  ) throws(NBDFailure) -> NBDConnection {
+    guard location.security != nil else {
+      let connection = try NBDConnection(library, location)
+      try connection.connect(address, until: end)
+      return connection
+    }
+    let attempt: NBDAttempt
+    do throws(Errno) { attempt = try NBDAttempt(library, location, address) } catch {
+      throw .noAnswer(uri: location.text, "\(error)")
+    }
+    return try attempt.wait(until: end, uri: location.text)
+  }
+
+  /// Connects, and waits for that. Over TLS it may last longer.
+  ///
+  /// - Parameters:
+  ///   - end: `Clock` nanoseconds.
+  ///   - began: is told the socket before anybody is waited for.
+  func connect(_ address: NBDAddress, until end: UInt64, _ began: (Int32) -> Void = { _ in }) throws(NBDFailure) {
     _ = try Self.hostToVerify(library, location)
     guard begin(address) else { throw .notConnected(location, reason) }
+    began(descriptor)
     do throws(NBDFailure) { try drive(until: end) { isReady } } catch {
       guard case .noAnswer(_, let reason) = error else { throw error }
       throw .notConnected(location, reason)
@@ -250,11 +273,14 @@ final class NBDConnection: @unchecked Sendable {
     return unsafe job.pointee.error
   }
 
+  /// Why there is no answer in time.
+  static let lateness = "it takes too long"
+
   private func drive(until end: UInt64, _ isOver: () -> Bool) throws(NBDFailure) {
     while !isOver() {
       guard !isDead else { throw .noAnswer(uri: uri, reason) }
       let now = Clock.now
-      guard now < end else { throw .noAnswer(uri: uri, "it takes too long") }
+      guard now < end else { throw .noAnswer(uri: uri, Self.lateness) }
       let wanted = direction
       var entry = pollfd(
         fd: descriptor, events: Int16((wanted.contains(.read) ? POLLIN : 0) | (wanted.contains(.write) ? POLLOUT : 0)),

@@ -48,6 +48,8 @@ public final class NBDExport: Sendable {
     var away: Set<Int> = []
     var awaySince: UInt64 = 0
     var hasGivenUp = false
+    /// The last one of each worker, over TLS.
+    var attempts: [Int: NBDAttempt] = [:]
     /// What was said of this outage.
     var said: Set<Hindrance> = []
   }
@@ -67,8 +69,8 @@ public final class NBDExport: Sendable {
     var failure = NBDFailure.noAddress(uri: options.location.text, "it has no address")
     for address in try NBDAddress.all(of: options.location, isConfined: options.isConfined) {
       do throws(NBDFailure) {
-        let connection = try NBDConnection(library, options.location)
-        try connection.connect(address, until: Clock.now &+ Self.connectTimeout)
+        let end = Clock.now &+ Self.connectTimeout
+        let connection = try NBDConnection.make(library, options.location, address, until: end)
         self.address = address
         facts = connection.facts
         state.withLock { $0.idle.append(connection) }
@@ -92,9 +94,20 @@ public final class NBDExport: Sendable {
 
   /// One more, and waits for that. For a helper.
   func connect() throws(NBDFailure) -> NBDConnection {
-    let connection = try NBDConnection(library, options.location)
-    try connection.connect(address, until: Clock.now &+ Self.connectTimeout)
-    return connection
+    try NBDConnection.make(library, options.location, address, until: Clock.now &+ Self.connectTimeout)
+  }
+
+  /// Begins to make one over TLS for a worker.
+  ///
+  /// - Returns: `nil` where it cannot be, or where the worker's last one, which nobody waits for any more, has not ended: so there
+  ///   is never more than one for each, whatever they hang in.
+  func attempt(worker: Int) -> NBDAttempt? {
+    state.withLock { state in
+      if let last = state.attempts[worker], !last.hasEnded { return nil }
+      let attempt = try? NBDAttempt(library, options.location, address)
+      state.attempts[worker] = attempt
+      return attempt
+    }
   }
 
   // MARK: What is not stable
