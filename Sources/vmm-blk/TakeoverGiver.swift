@@ -170,10 +170,11 @@ final class TakeoverGiver {
 
   private func describe(_ index: Int, stillSince: UInt64?) -> ControlLine {
     let image = disks[index].device.image
+    let name = image.isOnServer ? Takeover.remoteImage(image.path) ?? image.path : image.path
     var (part, list) = disks[index].describe()
     let description = Takeover.Disk(
       image: Takeover.Image(
-        path: image.path, size: image.size, lock: image.lock.map { list.add($0) }, serial: disks[index].device.serial,
+        path: name, size: image.size, lock: image.lock.map { list.add($0) }, serial: disks[index].device.serial,
         flushFailed: image.state.flushFailed.loadRelaxed() != 0,
         isStable: disks[index].device.isExportStable ? true : nil, owing: disks[index].device.owesWordOfLoss),
       part: part, limits: disks[index].device.limits.isEmpty ? nil : disks[index].device.limits.words, stillSince: stillSince)

@@ -95,13 +95,15 @@ final class TakeoverTaker {
       throw TakeoverFailure.disk(name, "\(TakeoverError.notTheSame("image", theirs: theirs, ours: ours))")
     }
     // A file is compared with what its lock is on.
-    let (theirs, ours) = (Self.remoteImage(state.image.path), Self.remoteImage(disk.device.image.path))
+    let image = disk.device.image
+    let theirs = state.image.lock == nil ? Takeover.remoteImage(state.image.path) : nil
+    let ours = image.isOnServer ? Takeover.remoteImage(image.path) : nil
     guard theirs == ours else {
       let error = TakeoverError.notTheSame(
-        "image", theirs: printable(theirs ?? state.image.path), ours: printable(ours ?? disk.device.image.path))
+        "image", theirs: printable(theirs ?? state.image.path), ours: printable(ours ?? image.path))
       throw TakeoverFailure.disk(name, "\(error)")
     }
-    disk.device.image.inheritExport()
+    image.inheritExport()
     var answer: String??
     disk.prepare(part, list) { [self] reason in
       answer = .some(reason)
@@ -144,15 +146,6 @@ final class TakeoverTaker {
 
   /// The loop is stopped for this wait only, not for its later users.
   private func stopWaiting() { if isWaiting { loop.stop() } }
-
-  /// What names an image on a server, however it is connected to; `nil`: it is a file.
-  private static func remoteImage(_ path: String) -> String? {
-    switch try? ImageName(path) {
-    case .nbd(let location)?: location.identity
-    case .rbd(let location)?: "rbd:" + location.name
-    default: nil
-    }
-  }
 
   // MARK: One disk after the other
 

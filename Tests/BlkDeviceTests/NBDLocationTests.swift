@@ -75,6 +75,17 @@ import Testing
     ("nbds+unix:///a?tls-psk-file=k&socket=s&tls-username=b", "nbd+unix:///a?socket=s"), ("nbd://host/a", "nbd://host/a"),
   ]) func whatNamesTheDisk(uri: String, identity: String) throws { #expect(try NBDLocation(uri).identity == identity) }
 
+  /// Two processes that compare these find out whether they have the same export, wherever each of them was started.
+  @Test(arguments: [
+    ("nbds://alice@host/a%62?tls-psk-file=k", "nbd://host:10809/ab"), ("nbd://[::1]:5", "nbd://[::1]:5/"),
+    ("nbd+unix:///a%3f?socket=s%23t", "nbd+unix:///a%3f?socket=/here/s%23t"),
+    ("nbds+unix:///?tls-psk-file=k&socket=/s&tls-username=b", "nbd+unix:///?socket=/s"),
+  ]) func whatNamesTheExportForAll(uri: String, name: String) throws {
+    func absolute(_ path: String) -> String { path.hasPrefix("/") ? path : "/here/" + path }
+    #expect(try NBDLocation(uri).common(absolute) == name)
+    #expect(try NBDLocation(name).common(absolute) == name)
+  }
+
   /// A path that no socket can have is told before anybody is asked.
   @Test func aPathThatIsTooLong() throws {
     let path = "/" + String(repeating: "s", count: 108)

@@ -180,6 +180,32 @@ import VirtioCore
     }
   }
 
+  /// In another folder, a relative path leads to another server, whose export may look the same.
+  @Test func aRelativePathMeansASocket() throws {
+    try withDirectory { directory in
+      let disk = try NBDDisk(directory)
+      func start(in folder: String, _ uri: String, _ more: [String]) throws -> Program {
+        let words = ["-c", "cd \"$0\" && exec \"$@\"", folder, Program.path.path] + Self.words(directory, uri) + more
+        return try Program(words, program: URL(fileURLWithPath: "/bin/sh"))
+      }
+      let relative = "nbd+unix:///?socket=nbd"
+      let server = try start(in: directory, relative, ["--socket-path", directory + "/disk.sock"])
+      try #require(server.firstLine().hasPrefix("Serving "))
+      let taking = ["--take-over", directory + "/control"]
+      let after = try withDirectory { folder in
+        let other = try NBDDisk(folder)
+        let refused = try start(in: folder, relative, taking).finish()
+        #expect(refused.status != 0 && refused.errors.contains("\(other.directory)/nbd"), "\(refused.errors)")
+        let after = try start(in: folder, disk.uri, taking)
+        try #require(after.firstLine().hasPrefix("Serving "))
+        return after
+      }
+      #expect(server.finish().status == 0)
+      after.process.terminate()
+      #expect(after.finish().status == 0)
+    }
+  }
+
   /// A server that went away may have lost what was not flushed, whoever wrote it, and whoever saw that.
   @Test(arguments: [true, false]) func whatTheNextFlushSays(isLostBefore: Bool) throws {
     try withDirectory { directory in

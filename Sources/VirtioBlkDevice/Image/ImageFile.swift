@@ -261,6 +261,9 @@ public final class ImageFile: Sendable {
   /// What is written to it on a connection is, as far as anybody knows, on that connection alone.
   public var isForOneConnection: Bool { export.map { !isReadOnly && !$0.facts.canMultiConn } ?? false }
 
+  /// It has no file or device on this machine: it is an export of a server, or an image of a cluster.
+  public var isOnServer: Bool { export != nil || rbd != nil }
+
   /// This process caches its tables and writes them: no other can continue with them.
   public var keepsTables: Bool { chain?.writer != nil }
 

@@ -38,6 +38,19 @@ public struct NBDLocation: Sendable, Hashable {
     return "\(scheme)://\(host)\(parts[0][slash...])" + (words.isEmpty ? "" : "?" + words.joined(separator: "&"))
   }
 
+  /// A URI of the export that every process understands in the same way, and that is the same however it is connected to: with the
+  /// port and the socket's whole path, and without TLS.
+  ///
+  /// - Parameter absolute: makes a path one that does not depend on where the program was started.
+  public func common(_ absolute: (String) -> String) -> String {
+    func encoded(_ text: String) -> String { PercentText.encoded(text).replacing("#", with: "%23") }
+    switch place {
+    case .unix(let path): return "nbd+unix:///\(encoded(export))?socket=\(encoded(absolute(path)))"
+    case .internet(let host, let port):
+      return "nbd://\(host.contains(":") ? "[\(host)]" : encoded(host)):\(port)/\(encoded(export))"
+    }
+  }
+
   /// The port of NBD.
   static let usualPort: UInt16 = 10809
   /// Bytes of an export's name (NBD protocol, "string").
