@@ -130,7 +130,8 @@ let package = Package(
       name: "VirtioCoreTests", dependencies: ["CLinux", "VirtioCore", "GuestDriver", system], swiftSettings: strict),
     .testTarget(
       name: "BlkDeviceTests",
-      dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "Qcow2", "GuestDriver", system], swiftSettings: strict),
+      dependencies: ["CLinux", "VirtioCore", "VirtioBlkDevice", "Qcow2", "GuestDriver", "TestSupport", system],
+      swiftSettings: strict),
     .testTarget(
       name: "Qcow2Tests", dependencies: ["CLinux", "VirtioCore", "Qcow2", "TestSupport", system], swiftSettings: strict),
     .testTarget(name: "RegistersTests", dependencies: ["VirtioCore", "VirtioRegisters"], swiftSettings: strict),

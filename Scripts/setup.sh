@@ -5,6 +5,7 @@
 #
 # build    what the Swift package links against
 # test     what unit tests drive and compare with: a Python driver, loop devices, strace, qemu-storage-daemon, NBD servers
+#          and certificates for them
 # guest    what boots and checks a real Linux guest (Scripts/guest): user-mode Linux and tools for filesystems
 # qemu     a guest in QEMU besides
 # zoned    a guest that knows disks with zones, besides those two
@@ -20,7 +21,7 @@ set -euo pipefail
 
 declare -A groups=(
   [build]="liburing-dev libaio-dev libseccomp-dev pkg-config"
-  [test]="python3 strace util-linux mount e2fsprogs qemu-utils qemu-system-common nbdkit libnbd0"
+  [test]="python3 strace util-linux mount e2fsprogs qemu-utils qemu-system-common nbdkit libnbd0 gnutls-bin"
   [ceph]="ceph-mon ceph-osd ceph-common librbd1"
   [counts]="valgrind strace python3"
   [bench]="python3-matplotlib qemu-utils qemu-system-common fio linux-perf util-linux"

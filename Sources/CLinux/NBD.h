@@ -25,7 +25,14 @@ struct clinux_nbd {
   int (*get_errno)(void);
   int (*set_export_name)(struct nbd_handle *, const char *);
   int (*set_full_info)(struct nbd_handle *, bool);
+  int (*supports_tls)(struct nbd_handle *);
+  int (*set_tls)(struct nbd_handle *, int);
+  int (*set_tls_certificates)(struct nbd_handle *, const char *);
+  int (*set_tls_psk_file)(struct nbd_handle *, const char *);
+  int (*set_tls_username)(struct nbd_handle *, const char *);
+  int (*set_tls_verify_peer)(struct nbd_handle *, bool);
   int (*aio_connect)(struct nbd_handle *, const struct sockaddr *, socklen_t);
+  int (*aio_connect_tcp)(struct nbd_handle *, const char *, const char *);
   int (*aio_disconnect)(struct nbd_handle *, uint32_t);
   int (*aio_get_fd)(struct nbd_handle *);
   unsigned (*aio_get_direction)(struct nbd_handle *);
@@ -47,7 +54,12 @@ struct clinux_nbd {
   int64_t (*aio_flush)(struct nbd_handle *, clinux_nbd_completion, uint32_t);
   int64_t (*aio_trim)(struct nbd_handle *, uint64_t, uint64_t, clinux_nbd_completion, uint32_t);
   int64_t (*aio_zero)(struct nbd_handle *, uint64_t, uint64_t, clinux_nbd_completion, uint32_t);
+  // From release 1.22 on; NULL before.
+  int (*set_tls_hostname)(struct nbd_handle *, const char *);
 };
+
+// LIBNBD_TLS_REQUIRE
+enum { clinux_nbd_tls_required = 2 };
 
 // Fills the table. Answers NULL, or what is missing: a sentence of the loader's, or a function's name. It is never unloaded.
 static inline const char *clinux_nbd_load(struct clinux_nbd *table) {
@@ -58,18 +70,20 @@ static inline const char *clinux_nbd_load(struct clinux_nbd *table) {
   }
   static const char *const names[] = {
       "nbd_create",          "nbd_close",           "nbd_get_error",        "nbd_get_errno",        "nbd_set_export_name",
-      "nbd_set_full_info",   "nbd_aio_connect",     "nbd_aio_disconnect",   "nbd_aio_get_fd",       "nbd_aio_get_direction",
+      "nbd_set_full_info",   "nbd_supports_tls",    "nbd_set_tls",          "nbd_set_tls_certificates",
+      "nbd_set_tls_psk_file", "nbd_set_tls_username", "nbd_set_tls_verify_peer",
+      "nbd_aio_connect",     "nbd_aio_connect_tcp", "nbd_aio_disconnect",   "nbd_aio_get_fd",       "nbd_aio_get_direction",
       "nbd_aio_notify_read", "nbd_aio_notify_write", "nbd_aio_is_ready",    "nbd_aio_is_dead",      "nbd_aio_is_closed",
       "nbd_get_size",        "nbd_get_block_size",  "nbd_is_read_only",     "nbd_can_flush",        "nbd_can_fua",
       "nbd_can_trim",        "nbd_can_zero",        "nbd_can_multi_conn",   "nbd_aio_pread",        "nbd_aio_pwrite",
-      "nbd_aio_flush",       "nbd_aio_trim",        "nbd_aio_zero",
+      "nbd_aio_flush",       "nbd_aio_trim",        "nbd_aio_zero",        "nbd_set_tls_hostname",
   };
   enum { count = sizeof(names) / sizeof(names[0]) };
   _Static_assert(sizeof(struct clinux_nbd) == count * sizeof(void *), "each function has a name");
   void **places = (void **)table;
   for (size_t index = 0; index < count; index++) {
     places[index] = dlsym(library, names[index]);
-    if (!places[index]) return names[index];
+    if (!places[index] && index != count - 1) return names[index];
   }
   return NULL;
 }

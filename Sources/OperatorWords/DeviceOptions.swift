@@ -49,8 +49,8 @@ package struct DeviceOptions: ParsableArguments {
 
   @Option(
     help: .init(
-      "The disk image as a URI: file:PATH, qcow2:PATH, nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH or "
-        + "rbd:POOL/IMAGE[@SNAPSHOT][?conf=PATH&id=NAME] of a Ceph cluster; replaces --blk-file. Files below a qcow2 image follow it: ?backing=FORMAT:PATH, backing-folder=PATH, data-file=PATH, snapshot=NAME.",
+      "The disk image as a URI: file:PATH, qcow2:PATH, nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH (nbds for "
+        + "TLS) or rbd:POOL/IMAGE[@SNAPSHOT][?conf=PATH&id=NAME] of a Ceph cluster; replaces --blk-file. Files below a qcow2 image follow it: ?backing=FORMAT:PATH, backing-folder=PATH, data-file=PATH, snapshot=NAME.",
       valueName: "uri"))
   package var image: String?
 

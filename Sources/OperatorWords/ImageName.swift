@@ -45,7 +45,8 @@ package enum ImageNameMistake: Error, Equatable, CustomStringConvertible {
   case twoFormats(String)
 
   private static let forms =
-    "file:PATH, qcow2:PATH, nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH or rbd:POOL/IMAGE"
+    "file:PATH, qcow2:PATH, nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH (nbds for TLS) or "
+    + "rbd:POOL/IMAGE"
 
   package var description: String {
     switch self {
@@ -105,6 +106,9 @@ extension DeviceOptions {
     guard case .nbd(let location)? = try? imageName() else { return nil }
     return location
   }
+
+  /// Files and folders that connections to the image's server are made with.
+  package var credentials: [String] { imageServer?.security?.places ?? [] }
 
   /// The image in a cluster, if it is one.
   package var imageInCluster: RBDLocation? {

@@ -34,6 +34,7 @@ enum SystemCalls {
     switch role {
     case .queue: every + threads + narrowing + transfers + durability + rings + notifications
     case .connectedQueue: of(.queue) + connections
+    case .securedQueue: of(.connectedQueue) + reading
     // They read a configuration and keys, connect, and make threads.
     case .cluster: ofProcess(internet: true)
     case .pool: every + transfers + durability
@@ -44,7 +45,13 @@ enum SystemCalls {
   }
 
   /// What such a thread is refused without an end to everything: the heap asks now and then how the kernel hands out memory.
-  static func refused(of role: ThreadRole) -> [String] { role == .cluster ? [] : ["open", "openat", "openat2"] }
+  static func refused(of role: ThreadRole) -> [String] {
+    switch role {
+    case .cluster: []
+    case .securedQueue: ["open", "openat2"]
+    default: ["open", "openat", "openat2"]
+    }
+  }
 
   /// Of the thread that speaks with front-ends and operators, and of the helpers that it makes; all other threads begin with
   /// these, too.
@@ -120,6 +127,13 @@ enum SystemCalls {
     plain("connect shutdown getsockopt setsockopt recvfrom recvmsg") + [
       AllowedCall("socket", argument: 0, values: [AF_UNIX, AF_INET, AF_INET6].map { UInt64($0) })
     ]
+
+  /// Of files in places that the process may read: nothing is made, changed or cut.
+  private static let reading = [
+    AllowedCall(
+      "openat", argument: 2, mask: UInt64(O_ACCMODE | O_CREAT | O_TRUNC | O_APPEND),
+      values: [UInt64(O_RDONLY)])
+  ]
 
   private static let files =
     plain(

@@ -85,7 +85,7 @@ struct EntryWords {
     case .rbd(let location): return location.mapPaths { Takeover.absolute($0) }.text
     case .nbd(let location):
       guard !location.hasRelativePath else {
-        throw ValidationError("\(printable(text)): the server runs in another folder, so give the socket's absolute path")
+        throw ValidationError("\(printable(text)): the server runs in another folder, so give absolute paths")
       }
       return text
     }

@@ -41,7 +41,8 @@ struct OnceRun {
         notice: { _ in })
     }
     let transport = try checks?.watch(device, isNew: false, make: make) ?? make(device)
-    command.protection.enterQuietly(reading: path, connects: command.disk.imageServer?.isInternet == true)
+    command.protection.enterQuietly(
+      reading: [path] + command.disk.credentials, connects: command.disk.imageServer?.isInternet == true)
     let outcomes = transport.runOnce()
     let after = try MemoryFileSnapshot(path: path)
     let status = after.registers.status
@@ -87,7 +88,8 @@ struct OnceRun {
     }
     let mapping = try Mapping(descriptor: owner.rawValue, count: count)
     let memory = try GuestMemory([GuestRegion(start: base, size: copies.size, mapping: mapping)])
-    command.protection.enterQuietly(reading: path, connects: command.disk.imageServer?.isInternet == true)
+    command.protection.enterQuietly(
+      reading: [path] + command.disk.credentials, connects: command.disk.imageServer?.isInternet == true)
     let watched = checks?.watch(device, name: device.image.path) ?? device
     let outcomes = try MemoryFileDevice.runOnce(watched, memory: memory, features: features, queues: queues)
     return OnceAccount(before, outcomes, memory: copies, problem: nil)

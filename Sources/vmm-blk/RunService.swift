@@ -226,6 +226,7 @@ final class RunService {
     plan.places = sockets.compactMap { $0 }.map { path in
       AllowedPlace(FilePath(Takeover.absolute(path)).removingLastComponent().string, for: .sockets)
     }
+    plan.places += command.disk.credentials.map { AllowedPlace(Takeover.absolute($0), for: .reading) }
     sandbox = command.protection.enter(plan, log: log)
   }
 

@@ -19,15 +19,13 @@ struct SandboxOptions: ParsableArguments {
   /// For one pass over data that may be hostile: nothing but its result is reported.
   ///
   /// - Parameters:
-  ///   - path: a file that is read once more afterwards.
+  ///   - paths: files and folders that are read afterwards.
   ///   - connects: the image is on a server.
-  func enterQuietly(reading path: String, connects: Bool) {
+  func enterQuietly(reading paths: [String], connects: Bool) {
     arm()
     var plan = SandboxPlan(sandbox)
     plan.connects = connects
-    plan.places = [
-      AllowedPlace("/proc", for: .reading), AllowedPlace("/sys", for: .reading), AllowedPlace(path, for: .reading),
-    ]
+    plan.places = (["/proc", "/sys"] + paths).map { AllowedPlace($0, for: .reading) }
     _ = Sandbox.enter(plan)
   }
 

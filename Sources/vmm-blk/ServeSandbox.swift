@@ -34,6 +34,8 @@ extension ServeService {
     servers = ServerPermission(
       nbd: command.allowNBD || served.contains { $0.options.imageServer != nil }, internet: plan.connects,
       clusters: command.allowRBD || served.contains { $0.options.imageInCluster != nil })
+    // They are read each time that a connection is made.
+    for disk in served { for path in disk.options.credentials { folders.add(path, for: .reading) } }
     if mayAddDisks, servers.clusters {
       // Opening another one reads what is needed for that, and connects.
       plan.connects = true

@@ -136,6 +136,7 @@ struct OpenedDisk {
   private static func isForbidden(_ error: any Error) -> Bool {
     switch error {
     case ImageError.cannotOpen(_, let code), ImageError.notWritable(_, let code): code == .permissionDenied
+    case ImageError.nbd(.noCredentials(_, _, let code)): code == .permissionDenied
     case SocketError.notWritable: true
     default: false
     }

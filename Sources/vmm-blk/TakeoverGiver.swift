@@ -123,6 +123,12 @@ final class TakeoverGiver {
         "\(held.name) is an image of a Ceph cluster that this server has locked, and it cannot hand the lock over: stop this server, "
           + "then start the other")
     }
+    if let own = service.disks.first(where: \.device.image.isForOneConnection) {
+      return refuse(
+        connection,
+        "\(own.name) is an export whose server does not say that connections see each other's writes (CAN_MULTI_CONN), so that no "
+          + "other process can continue with it: stop this server, then start the other")
+    }
     if let current {
       let name = printable(disks[current.disk].name)
       return refuse(connection, "\(name) waits for what another server has left at the medium; try again")
@@ -164,11 +170,13 @@ final class TakeoverGiver {
 
   private func describe(_ index: Int, stillSince: UInt64?) -> ControlLine {
     let image = disks[index].device.image
+    let name = image.isOnServer ? Takeover.remoteImage(image.path) ?? image.path : image.path
     var (part, list) = disks[index].describe()
     let description = Takeover.Disk(
       image: Takeover.Image(
-        path: image.path, size: image.size, lock: image.lock.map { list.add($0) }, serial: disks[index].device.serial,
-        flushFailed: image.state.flushFailed.loadRelaxed() != 0),
+        path: name, size: image.size, lock: image.lock.map { list.add($0) }, serial: disks[index].device.serial,
+        flushFailed: image.state.flushFailed.loadRelaxed() != 0,
+        isStable: disks[index].device.isExportStable ? true : nil, owing: disks[index].device.owesWordOfLoss),
       part: part, limits: disks[index].device.limits.isEmpty ? nil : disks[index].device.limits.words, stillSince: stillSince)
     return ControlLine(description, descriptors: list.descriptors)
   }
@@ -271,6 +279,7 @@ final class TakeoverGiver {
     if isBegun {
       own(current.disk)
       disks[current.disk].device.servedElsewhere()
+      disks[current.disk].device.image.resumeExport()
     }
     disks[current.disk].goOn(fromMemory: isBegun)
     settle()

@@ -1,8 +1,10 @@
 /// The messages of a takeover: lines of JSON on the control socket, described in Docs/takeover.md.
 internal import Glibc
 internal import MemoryFile
+internal import OperatorWords
 internal import SystemPackage
 internal import VhostUser
+internal import VirtioBlkDevice
 
 enum Takeover {
   /// Of the messages, the state included. A member that changes its meaning, or one that has to be understood, makes a new one.
@@ -85,6 +87,7 @@ enum Takeover {
 
   /// An image, as far as it is more than its path.
   struct Image: Codable {
+    /// Of an image on a server, what names it for both processes.
     var path: String
     /// Bytes.
     var size: UInt64
@@ -94,6 +97,11 @@ enum Takeover {
     var serial: String
     /// A flush failed, so that none may succeed until the image is opened again.
     var flushFailed: Bool
+    /// Of an export: all that was written is stable. `nil`: it may not be.
+    var isStable: Bool?
+    /// Of an export whose server went away and may have lost writes: for each thread of queues, whether it has to tell them with a
+    /// flush that fails. `nil`: none has.
+    var owing: [Bool]?
   }
 
   /// The answer to `commit`, `served` and `resume`, and to requests that fail.
@@ -109,6 +117,15 @@ enum Takeover {
     let path = FilePath(path)
     guard path.isRelative, let folder = workingFolder else { return path.lexicallyNormalized().string }
     return FilePath(folder).appending(path.components).lexicallyNormalized().string
+  }
+
+  /// What names an image on a server for both processes, however each of them connects to it; `nil`: it is no such image.
+  static func remoteImage(_ path: String) -> String? {
+    switch try? ImageName(path) {
+    case .nbd(let location)?: location.common { absolute($0) }
+    case .rbd(let location)?: "rbd:" + location.name
+    default: nil
+    }
   }
 }
 

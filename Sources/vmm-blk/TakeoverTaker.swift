@@ -94,6 +94,16 @@ final class TakeoverTaker {
       let (theirs, ours) = ("\(state.image.size) bytes long", "\(disk.device.image.size) bytes long")
       throw TakeoverFailure.disk(name, "\(TakeoverError.notTheSame("image", theirs: theirs, ours: ours))")
     }
+    // A file is compared with what its lock is on.
+    let image = disk.device.image
+    let theirs = state.image.lock == nil ? Takeover.remoteImage(state.image.path) : nil
+    let ours = image.isOnServer ? Takeover.remoteImage(image.path) : nil
+    guard theirs == ours else {
+      let error = TakeoverError.notTheSame(
+        "image", theirs: printable(theirs ?? state.image.path), ours: printable(ours ?? image.path))
+      throw TakeoverFailure.disk(name, "\(error)")
+    }
+    image.inheritExport()
     var answer: String??
     disk.prepare(part, list) { [self] reason in
       answer = .some(reason)
@@ -172,6 +182,7 @@ final class TakeoverTaker {
       if disk.device.limits.isEmpty, let words = state.limits, let change = LimitChange(argument: words) {
         disk.device.setLimits(change.limits)
       }
+      disk.device.continueExport(isStable: state.image.isStable == true, owing: state.image.owing)
       if state.image.flushFailed { disk.device.image.state.flushFailed.storeRelaxed(1) }
       disk.release()
       taken.insert(index)

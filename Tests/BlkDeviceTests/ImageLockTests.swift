@@ -143,4 +143,23 @@ import VirtioCore
     #expect(unsafe clinux_fcntl_lock(other.rawValue, clinux_ofd_setlk, &lock) != 0)
     withExtendedLifetime(image) {}
   }
+
+  /// Who is in the way is told by number and name, and what it does only as far as its lock says that.
+  @Test(arguments: [false, true]) func theHolderIsNamed(isReadOnly: Bool) throws {
+    let scratch = try Scratch()
+    let path = try scratch.image(size: 1 << 20)
+    #expect(LockHolder.words(path) == " that writes to it")
+    // What has nothing to do with the lock.
+    let number = unsafe clinux_open(path, O_RDWR | O_CLOEXEC, 0)
+    try #require(number >= 0)
+    let other = OwnedDescriptor(number)
+    try #require(flock(number, LOCK_EX) == 0)
+    #expect(LockHolder.words(path) == " that writes to it")
+    let image = try ImageFile(ImageOptions(path: path, isReadOnly: isReadOnly))
+    let name = try String(contentsOfFile: "/proc/self/comm", encoding: .utf8).split(separator: "\n")[0]
+    let words = " that \(isReadOnly ? "has it open" : "writes to it") (process \(getpid()), \(name))"
+    #expect(LockHolder.words(path) == words)
+    #expect { try ImageFile(ImageOptions(path: path)) } throws: { "\($0)".contains("by another process\(words): stop") }
+    withExtendedLifetime((image, other)) {}
+  }
 }

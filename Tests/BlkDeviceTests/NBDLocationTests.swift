@@ -31,16 +31,59 @@ import Testing
   }
 
   @Test(arguments: [
-    ("nbd", "scheme"), ("http://host/", "'http'"), ("nbds://host/", "TLS"), ("nbds+unix:///?socket=s", "TLS"),
+    ("nbd", "scheme"), ("http://host/", "'http'"), ("nbds://host/", "'tls-certificates=FOLDER'"),
+    ("nbds+unix:///?socket=s", "'tls-certificates=FOLDER'"),
+    ("nbds://host/?tls-certificates=a&tls-psk-file=b", "one of"), ("nbds://host/?tls-psk-file=b", "whose key"),
+    ("nbds://me@host/?tls-psk-file=b&tls-username=you", "user is there twice"),
+    ("nbds://me@host/?tls-certificates=a", "'tls-username' is not for"),
+    ("nbds://host/?tls-certificates=a&tls-verify-peer=no", "true or false"),
+    ("nbds://me@host/?tls-psk-file=b&tls-hostname=h", "'tls-hostname' is not for"),
+    ("nbds+unix:///?socket=s&tls-certificates=a", "'tls-hostname=NAME'"),
+    ("nbds://host/?tls-certificates=", "no value"), ("nbds://@host/?tls-psk-file=a", "the user has no value"),
+    ("nbd://host/?tls-certificates=a", "for nbds"),
     ("nbd:host", "'//'"),
     ("nbd:///x", "no host"), ("nbd://host:0/", "'0'"), ("nbd://host:65536/", "'65536'"), ("nbd://host:p/", "'p'"),
     ("nbd://[::1/", "'"), ("nbd://[::1]x/", "only a port"), ("nbd://me@host/", "user"), ("nbd://host/?socket=s", "nbd+unix"),
     ("nbd://host/%zz", "name"), ("nbd://host/%0", "name"), ("nbd://host/%00", "name"), ("nbd://host/%ff", "name"),
     ("nbd://host/" + String(repeating: "x", count: 4097), "4096"), ("nbd://host/#x", "%23"),
-    ("nbd+unix:///disk", "no '?socket=PATH'"), ("nbd+unix:///?socket=", "no '?socket=PATH'"),
+    ("nbd+unix:///disk", "no '?socket=PATH'"), ("nbd+unix:///?socket=", "'socket' has no value"),
     ("nbd+unix://host/?socket=s", "no host"), ("nbd+unix:///?socket=a&socket=b", "once"), ("nbd+unix:///?tls=x", "'tls'"),
   ]) func whatIsNone(uri: String, sentence: String) throws {
     #expect { try NBDLocation(uri) } throws: { error in "\(error)".contains(sentence) && "\(error)".contains("write nbd://") }
+  }
+
+  @Test(arguments: [
+    ("nbds://host/a?tls-certificates=/pki", "/pki", nil as String?),
+    ("nbds://host/a?tls-certificates=%2fpki&tls-hostname=other&tls-verify-peer=true", "/pki", "other"),
+    ("nbds+unix:///a?socket=/s&tls-certificates=/pki&tls-verify-peer=false", "/pki", nil),
+  ]) func certificates(uri: String, folder: String, verified: String?) throws {
+    let credentials = try #require(try NBDLocation(uri).security).credentials
+    let verifies = !uri.contains("tls-verify-peer=false")
+    #expect(credentials == .certificates(folder: folder, verified: verified, verifiesPeer: verifies))
+  }
+
+  @Test(arguments: ["nbds://alice@host/?tls-psk-file=keys", "nbds://host/?tls-username=alice&tls-psk-file=keys"])
+  func keys(uri: String) throws {
+    let location = try NBDLocation(uri)
+    #expect(location.security?.credentials == .key(file: "keys", user: "alice"))
+    #expect(location.hasRelativePath)
+  }
+
+  /// The disk is the same one when TLS is turned on: its serial number is made of this.
+  @Test(arguments: [
+    ("nbds://alice@host:5/a?tls-psk-file=k", "nbd://host:5/a"), ("nbds://host?tls-certificates=k", "nbd://host"),
+    ("nbds+unix:///a?tls-psk-file=k&socket=s&tls-username=b", "nbd+unix:///a?socket=s"), ("nbd://host/a", "nbd://host/a"),
+  ]) func whatNamesTheDisk(uri: String, identity: String) throws { #expect(try NBDLocation(uri).identity == identity) }
+
+  /// Two processes that compare these find out whether they have the same export, wherever each of them was started.
+  @Test(arguments: [
+    ("nbds://alice@host/a%62?tls-psk-file=k", "nbd://host:10809/ab"), ("nbd://[::1]:5", "nbd://[::1]:5/"),
+    ("nbd+unix:///a%3f?socket=s%23t", "nbd+unix:///a%3f?socket=/here/s%23t"),
+    ("nbds+unix:///?tls-psk-file=k&socket=/s&tls-username=b", "nbd+unix:///?socket=/s"),
+  ]) func whatNamesTheExportForAll(uri: String, name: String) throws {
+    func absolute(_ path: String) -> String { path.hasPrefix("/") ? path : "/here/" + path }
+    #expect(try NBDLocation(uri).common(absolute) == name)
+    #expect(try NBDLocation(name).common(absolute) == name)
   }
 
   /// A path that no socket can have is told before anybody is asked.
@@ -58,5 +101,35 @@ import Testing
     #expect(try NBDAddress.all(of: NBDLocation("nbd://[::1]/"), isConfined: true).count == 1)
     let name = try NBDLocation("nbd://localhost/")
     #expect(throws: NBDFailure.needsNumbers(uri: name.text)) { try NBDAddress.all(of: name, isConfined: true) }
+  }
+
+  /// What the library says of a connection that was not made, in its own words; names of files and exports are none of them.
+  @Test(arguments: [
+    (
+      "nbd://h/gnutls_x", "nbd_aio_connect_tcp: handshake: server has no export named 'gnutls_x': No such file",
+      "no export named"
+    ),
+    ("nbd://h//tls", "nbd_aio_connect_tcp: handshake: server has no export named '/tls': No such file", "no export named"),
+    ("nbd://h/", "nbd_aio_connect_tcp: handshake: server requires TLS encryption first: Not supported", "write nbds"),
+    ("nbd+unix:///?socket=/tls/a", "nbd_aio_connect: connect: /tls/a: Connection refused", "does not answer"),
+    (
+      "nbd+unix:///?socket=/a%20server%20requires%20TLS/a",
+      "nbd_aio_connect: connect: /a server requires TLS/a: Connection refused", "does not answer"
+    ),
+    (
+      "nbds://h/?tls-certificates=/p/a%20gnutls_%20b",
+      "nbd_aio_connect_tcp: connect: /p/a gnutls_ b/ca-cert.pem: Connection refused", "does not answer"
+    ),
+    ("nbds://h/?tls-certificates=/gnutls_", "nbd_aio_connect_tcp: gnutls_handshake: Error (1/2)", "its certificate is valid"),
+    (
+      "nbds://a@h/?tls-psk-file=/p/psk", "nbd_aio_connect_tcp: /p/psk: username a was not found in PSK file: Invalid argument",
+      "has the key of"
+    ),
+    (
+      "nbds://h/?tls-certificates=/p",
+      "nbd_aio_connect_tcp: handshake: server refused TLS, but handle TLS setting is 'require' (2): No", "has no TLS"
+    ),
+  ]) func whyThereIsNoConnection(uri: String, reason: String, sentence: String) throws {
+    #expect("\(NBDFailure.notConnected(try NBDLocation(uri), reason))".contains(sentence))
   }
 }

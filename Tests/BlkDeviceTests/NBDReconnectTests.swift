@@ -140,6 +140,57 @@ import VirtioCore
     }
   }
 
+  // MARK: What another process wrote
+
+  /// A server that is lost before the process before has said what is stable is lost with what that one wrote.
+  @Test(arguments: [true, false]) func aLossDuringATakeover(isStable: Bool) throws {
+    let server = try Self.lastingServer()
+    let rig = try Self.rig(server)
+    rig.device.image.inheritExport()
+    func loseServer() throws {
+      server.kill()
+      try server.start()
+      try rig.expect(.read(sector: 0, bytes: 512))
+    }
+    if !isStable { try loseServer() }
+    rig.device.continueExport(isStable: isStable, owing: nil)
+    if isStable { try loseServer() }
+    try rig.expect(.flush, isStable ? .ok : .ioError)
+    try rig.expect(.flush)
+  }
+
+  /// Who was told of a loss is not told again by the next process, and who requested nothing need not be told.
+  @Test func whoHasToBeTold() throws {
+    let server = try Self.lastingServer()
+    let rig = try Self.rig(server, queues: 3)
+    try rig.expect(.write(sector: 0, pattern(4096)))
+    _ = try rig.perform(.read(sector: 0, bytes: 512), queue: 1)
+    #expect(rig.device.owesWordOfLoss == nil && !rig.device.isExportStable)
+    server.kill()
+    try server.start()
+    for queue in 0..<2 { _ = try rig.perform(.read(sector: 0, bytes: 512), queue: queue) }
+    #expect(rig.device.owesWordOfLoss == [true, true, true], "nobody has been told")
+    try rig.expect(.flush, .ioError)
+    #expect(rig.device.owesWordOfLoss == [false, true, false])
+    #expect(try rig.perform(.flush, queue: 1).status == .ioError)
+    #expect(rig.device.owesWordOfLoss == nil)
+    try rig.expect(.flush)
+    #expect(rig.device.isExportStable)
+  }
+
+  @Test(arguments: [([false, true], [false, true]), ([true], [true, true]), (nil, [false, false])] as [([Bool]?, [Bool])])
+  func whatTheProcessBeforeOwed(owing: [Bool]?, fails: [Bool]) throws {
+    let server = try Self.lastingServer()
+    let rig = try Self.rig(server, queues: 2)
+    rig.device.image.inheritExport()
+    rig.device.continueExport(isStable: true, owing: owing)
+    #expect(rig.device.owesWordOfLoss == (owing == nil ? nil : fails), "and the process after it would owe the same")
+    for queue in 0..<2 {
+      #expect(try rig.perform(.flush, queue: queue).status == (fails[queue] ? .ioError : .ok), "queue \(queue)")
+      #expect(try rig.perform(.flush, queue: queue).status == .ok, "queue \(queue)")
+    }
+  }
+
   // MARK: What comes back
 
   /// After the limit requests fail, and the disk lives on.

@@ -25,6 +25,37 @@ func isListening(_ path: String) -> Bool {
   }
 }
 
+/// The same of a port on the loopback address.
+func isListening(port: UInt16) -> Bool {
+  guard let table = try? String(contentsOfFile: "/proc/net/tcp", encoding: .utf8) else { return false }
+  // The second word is the own address, the fourth the state: 0A listens.
+  return table.split(separator: "\n").contains { line in
+    let words = line.split(separator: " ")
+    return words.count > 3 && words[3] == "0A" && words[1].hasSuffix(":" + String(Int(port), radix: 16, uppercase: true).padded)
+  }
+}
+
+extension String {
+  fileprivate var padded: String { String(repeating: "0", count: max(0, 4 - count)) + self }
+}
+
+/// One that nobody listens on now.
+func freePort() throws -> UInt16 {
+  let descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+  defer { close(descriptor) }
+  var address = sockaddr_in()
+  address.sin_family = sa_family_t(AF_INET)
+  address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
+  var length = socklen_t(MemoryLayout<sockaddr_in>.size)
+  let result = unsafe withUnsafeMutablePointer(to: &address) { pointer in
+    unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+      unsafe bind(descriptor, $0, length) == 0 && getsockname(descriptor, $0, &length) == 0
+    }
+  }
+  try #require(result)
+  return UInt16(bigEndian: address.sin_port)
+}
+
 /// nbdkit ends with the thread that started it, so that one has to last.
 private enum LastingThread {
   /// One for all tests, which never ends.
@@ -69,7 +100,11 @@ private enum LastingThread {
 final class NBDServer {
   let scratch: Scratch
   let socket: String
-  /// What the server is told; `SOCKET` stands for its socket, `DIR` for a folder of its own.
+  /// Instead of the socket.
+  var port: UInt16?
+  /// What its URIs have behind them; with TLS.
+  var security: String?
+  /// What the server is told; `SOCKET` stands for its socket, `PORT` for its port, `DIR` for a folder of its own.
   var words: [String]
   private var child: ChildProgram?
 
@@ -79,6 +114,13 @@ final class NBDServer {
     socket = scratch.path + "/nbd"
     self.words = ["nbdkit", "--foreground", "--unix", "SOCKET"] + words
     if starts { try start() }
+  }
+
+  /// Another program, or one with a port: nothing is started yet.
+  init(program words: [String], port: UInt16? = nil) throws {
+    scratch = try Scratch()
+    socket = scratch.path + "/nbd"
+    (self.words, self.port) = (words, port)
   }
 
   /// qemu-nbd on a raw file.
@@ -91,7 +133,12 @@ final class NBDServer {
   }
 
   var location: NBDLocation {
-    get throws { try NBDLocation("nbd+unix:///?socket=\(socket)") }
+    get throws {
+      let words = (security.map { [$0] } ?? []) + (port == nil ? ["socket=\(socket)"] : [])
+      let scheme = (security == nil ? "nbd" : "nbds") + (port == nil ? "+unix" : "")
+      let query = words.isEmpty ? "" : "?" + words.joined(separator: "&")
+      return try NBDLocation("\(scheme)://\(port.map { "127.0.0.1:\($0)" } ?? "")/\(query)")
+    }
   }
 
   func options(timeout: Int = NBDOptions.usualReconnectTimeout, keepsWrites: Bool = false) throws -> NBDOptions {
@@ -105,10 +152,11 @@ final class NBDServer {
     _ = unsafe unlink(socket)
     let words = words.map {
       $0.replacingOccurrences(of: "SOCKET", with: socket).replacingOccurrences(of: "DIR", with: scratch.path)
+        .replacingOccurrences(of: "PORT", with: "\(port ?? 0)")
     }
     let child = try LastingThread.run { try ChildProgram(["/usr/bin/env"] + words) }
     self.child = child
-    try waitUntil("the server listens: \(child.output)") { isListening(socket) }
+    try waitUntil("the server listens: \(child.output)") { port.map { isListening(port: $0) } ?? isListening(socket) }
   }
 
   func send(_ signal: Int32) { child?.send(signal) }

@@ -71,11 +71,26 @@ import VirtioCore
   }
 
   /// The C library asks for files of the kernel's by itself, and goes without.
-  @Test(arguments: ThreadRole.allCases.filter { $0 != .cluster }) func aThreadThatOpensNothingIsRefused(role: ThreadRole) throws
-  {
+  @Test(arguments: ThreadRole.allCases.filter { ![.cluster, .securedQueue].contains($0) })
+  func aThreadThatOpensNothingIsRefused(role: ThreadRole) throws {
     for deed in ["read:/proc/sys/vm/overcommit_memory", "read:/etc/passwd", "write:/dev/null"] {
       let outcome = try Self.probe(.on, role.rawValue, deed)
       #expect(outcome.signal == nil && outcome.status == 1 && outcome.error == EACCES, "\(deed): \(outcome)")
+    }
+  }
+
+  /// It reads what the process may read, and changes nothing.
+  @Test func aThreadThatReadsCertificatesOnlyReads() throws {
+    guard try Self.has("system calls") else { return }
+    try withDirectory { directory in
+      let file = directory + "/ca-cert.pem"
+      try Data("certificate".utf8).write(to: URL(fileURLWithPath: file))
+      let role = ThreadRole.securedQueue.rawValue
+      #expect(try Self.probe(.on, role, "read:\(file)", place: directory).status == 0)
+      #expect(try Self.probe(.on, role, "write:\(file)", place: directory).signal == SIGSYS)
+      guard try Self.has("files") else { return }
+      let outcome = try Self.probe(.on, role, "read:/etc/passwd", place: directory)
+      #expect(outcome.status == 1 && outcome.error == EACCES, "\(outcome)")
     }
   }
 

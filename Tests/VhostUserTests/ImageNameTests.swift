@@ -7,41 +7,6 @@ import VirtioCore
 
 @testable import VhostUser
 
-private let hasNBDKit = FileManager.default.isExecutableFile(atPath: "/usr/bin/nbdkit")
-
-/// nbdkit on a file, which survives it.
-private final class Disk {
-  let directory: String
-  private var server: Program?
-  var uri: String { "nbd+unix:///?socket=\(directory)/nbd" }
-
-  init(_ directory: String) throws {
-    self.directory = directory
-    try Data(count: 8 << 20).write(to: URL(fileURLWithPath: directory + "/image"))
-    try start()
-  }
-
-  func start() throws {
-    try? FileManager.default.removeItem(atPath: directory + "/nbd")
-    server = try Program(
-      ["--foreground", "--unix", directory + "/nbd", "file", directory + "/image"],
-      program: URL(fileURLWithPath: "/usr/bin/nbdkit"))
-    try wait(until: "nbdkit listens") {
-      let table = try String(contentsOfFile: "/proc/net/unix", encoding: .utf8)
-      // The flag of a socket that accepts.
-      return table.split(separator: "\n").contains { $0.contains(" 00010000 ") && $0.hasSuffix(" \(directory)/nbd") }
-    }
-  }
-
-  func kill() {
-    guard let server else { return }
-    Glibc.kill(server.process.processIdentifier, SIGKILL)
-    server.process.waitUntilExit()
-  }
-
-  deinit { kill() }
-}
-
 @Suite(.serialized) struct ImageNameTests {
   @Test(arguments: [
     (["--image", "disk.img"], "does not take"),
@@ -58,7 +23,7 @@ private final class Disk {
     (["--image", "qcow2:DIR/disk"], "does not start with a qcow2 header"),
     (["--image", "qcow2:DIR/disk", "--read-only"], "does not start with a qcow2 header"),
     (["--blk-file", "DIR/disk", "--format", "qcow2", "--read-only"], "does not start with a qcow2 header"),
-    (["--image", "qcow2:DIR/none", "--read-only"], "there is no image"),
+    (["--image", "qcow2:DIR/none", "--read-only"], "'vmm-blk image create --size 1G"),
     (["--image", "qcow2:DIR/disk", "--read-only", "--direct", "on"], "leave --direct out"),
     (["--image", "rbd:disk"], "does not name a pool and an image"),
     (["--image", "rbd:pool/disk:id=admin"], "follow a '?'"),
@@ -71,7 +36,7 @@ private final class Disk {
     (["--image", "rbd:pool/disk", "--break-lock", "--no-lock"], "because of --no-lock"),
     (["--image", "file:DIR/disk", "--engine", "rbd"], "leave --engine out"),
     (["--image", "file:DIR/disk", "--allow-rbd"], "added later"),
-    (["--image", "nbds://host/"], "TLS"),
+    (["--image", "nbds://host/"], "tls-certificates=FOLDER"),
     (["--image", "ftp://host/disk"], "does not know"),
     (["--image", "file:DIR/disk", "--blk-file", "DIR/disk"], "give one of them"),
     (["--image", "file:DIR/none"], "there is no image"),
@@ -125,10 +90,10 @@ private final class Disk {
   }
 
   /// Everything that a connection needs to be made again is left to a process in its sandbox.
-  @Test(.enabled(if: hasNBDKit, "nbdkit is not installed"), arguments: [[], ["--inject", "read:delay=1ms"]])
+  @Test(.enabled(if: NBDDisk.canBeServed, "nbdkit is not installed"), arguments: [[], ["--inject", "read:delay=1ms"]])
   func aServerInItsSandboxConnectsAgain(more: [String]) throws {
     try withDirectory { directory in
-      let disk = try Disk(directory)
+      let disk = try NBDDisk(directory)
       let server = try Program(
         ["serve", "--image", disk.uri, "--socket-path", directory + "/a.sock", "--reconnect-timeout", "600"] + more)
       #expect(server.firstLine().hasPrefix("Serving \(disk.uri) on "))
@@ -154,10 +119,10 @@ private final class Disk {
   }
 
   /// A server of files alone has no NBD in its sandbox; one that was told to has.
-  @Test(.enabled(if: hasNBDKit, "nbdkit is not installed"), arguments: [false, true])
+  @Test(.enabled(if: NBDDisk.canBeServed, "nbdkit is not installed"), arguments: [false, true])
   func aDiskThatIsAdded(isAllowed: Bool) throws {
     try withDirectory { directory in
-      let disk = try Disk(directory)
+      let disk = try NBDDisk(directory)
       try Data(count: 1 << 20).write(to: URL(fileURLWithPath: directory + "/disk"))
       let control = directory + "/control"
       let server = try Program(
@@ -167,7 +132,7 @@ private final class Disk {
       func ctl(_ words: String...) throws -> (status: Int32, output: String, errors: String) {
         try Program(["ctl", "--control", control] + words).finish()
       }
-      #expect(try ctl("add", "image=nbd+unix:///?socket=nbd", "socket-path=b.sock").errors.contains("absolute path"))
+      #expect(try ctl("add", "image=nbd+unix:///?socket=nbd", "socket-path=b.sock").errors.contains("absolute paths"))
       let added = try ctl("add", "image=\(disk.uri)", "socket-path=\(directory)/b.sock")
       #expect(isAllowed ? added.status == 0 : added.errors.contains("--allow-nbd"), "\(added)")
       let name = try ctl("add", "image=nbd://localhost/", "socket-path=\(directory)/c.sock")

@@ -67,6 +67,8 @@ extension NBDEngine {
     if link.socket >= 0 { waiter.unwatch(socket: link.socket) }
     link.socket = -1
     link.interest = []
+    link.attempt?.abandon()
+    link.attempt = nil
     // With the last reference it is closed, and the library touches no buffer any more.
     link.connection = nil
   }
@@ -77,23 +79,62 @@ extension NBDEngine {
     if link.hasWaited(now: now) { giveUp() }
     guard link.isOver(now: now) else { return }
     if link.phase == .connecting { return drop() }
+    guard export.options.location.security == nil else { return beginAttempt(now: now) }
     do throws(NBDFailure) {
       let connection = try NBDConnection(export.library, export.options.location)
-      guard connection.begin(export.address) else { return link.rests(now: now) }
+      guard connection.begin(export.address) else {
+        say(connection.failure)
+        return link.rests(now: now)
+      }
       link.connection = connection
       link.connects(now: now)
       watchSocket()
       goOnConnecting()
-    } catch { link.rests(now: now) }
+    } catch {
+      say(error)
+      link.rests(now: now)
+    }
+  }
+
+  /// Over TLS this thread, which serves queues, would have to wait.
+  private mutating func beginAttempt(now: UInt64) {
+    guard let attempt = export.attempt(worker: worker) else { return link.rests(now: now) }
+    (link.attempt, link.socket, link.interest) = (attempt, attempt.signal.rawValue, .read)
+    link.connects(now: now)
+    do throws(Errno) { try waiter.watch(socket: link.socket, .read, isNew: true) } catch { link.isBroken = true }
+  }
+
+  /// An attempt is over, or perhaps not.
+  mutating func takeAttempt() {
+    guard let result = link.attempt?.take() else { return }
+    close()
+    switch result {
+    case .success(let connection):
+      link.connection = connection
+      watchSocket()
+      goOnConnecting()
+    case .failure(let failure):
+      say(failure)
+      link.rests(now: Clock.now)
+    }
+  }
+
+  /// Somebody has to do something about it, and so has to know: once for all workers.
+  private func say(_ failure: NBDFailure) {
+    if failure.isOfTrust, export.isNews(.trust) { tell("\(failure)") }
   }
 
   /// A connection is being made, and has come a step further.
   mutating func goOnConnecting() {
     guard let connection = link.connection else { return }
-    guard !connection.isDead, !link.isBroken else { return drop() }
+    guard !connection.isDead, !link.isBroken else {
+      // What the library said last on this thread is about the call that has just failed.
+      if connection.isDead, export.options.location.security == nil { say(connection.failure) }
+      return drop()
+    }
     guard connection.isReady else { return updateInterest() }
     if let difference = connection.facts.difference(from: export.facts, size: state.size.loadRelaxed()) {
-      if link.saysDifference() { tell("\(NBDFailure.changed(uri: export.uri, difference: difference))") }
+      if export.isNews(.difference) { tell("\(NBDFailure.changed(uri: export.uri, difference: difference))") }
       return drop()
     }
     link.isThere(now: Clock.now)

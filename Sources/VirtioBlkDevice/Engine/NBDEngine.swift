@@ -33,6 +33,7 @@ struct NBDEngine: BlockEngine, ~Copyable {
   /// Losses that drivers of this worker know of, and those that they are about to be notified of.
   private var toldLosses: UInt64
   private var seenLosses: UInt64
+  private var isUsed = false
   private var commands: UInt64 = 0
 
   init(_ export: NBDExport, _ plan: EnginePlan, mailbox: Int32) throws(Errno) {
@@ -51,6 +52,7 @@ struct NBDEngine: BlockEngine, ~Copyable {
   }
 
   deinit {
+    link.attempt?.abandon()
     _ = export.comesBack(worker: worker, isOver: true)
     if link.isUp, requests.active.isEmpty, let connection = link.connection { export.give(connection) }
   }
@@ -61,14 +63,20 @@ struct NBDEngine: BlockEngine, ~Copyable {
 
   mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
     guard !link.hasGivenUp else { return .finished(-EIO) }
+    if !isUsed {
+      isUsed = true
+      export.noteUse(worker: worker)
+    }
     let facts = export.facts
     switch operation.kind {
     case .read, .write: break
     case .flush:
       // Without a word for it there is nothing to ask for; but what is lost is lost.
-      guard facts.canFlush || export.lossCount != toldLosses else {
-        export.noteFlush(export.written)
-        return .finished(0)
+      if !facts.canFlush {
+        guard owesWord(export.lossCount) else {
+          export.noteFlush(export.written)
+          return .finished(0)
+        }
       }
     case .blockDiscard: guard facts.canTrim else { return .finished(-EOPNOTSUPP) }
     case .punchHole, .zeroRange: guard facts.canZero else { return .finished(-EOPNOTSUPP) }
@@ -106,9 +114,16 @@ struct NBDEngine: BlockEngine, ~Copyable {
     requests.endSending(tag)
   }
 
+  /// The drivers do not know of all these losses. What they know may have come from another process meanwhile.
+  private mutating func owesWord(_ losses: UInt64) -> Bool {
+    guard losses != toldLosses else { return false }
+    toldLosses = export.toldLosses(worker: worker)
+    return losses != toldLosses
+  }
+
   private mutating func flush(_ tag: UInt32, _ request: UnsafeMutablePointer<NBDRequest>, _ connection: NBDConnection) {
     let losses = export.lossCount
-    guard losses == toldLosses else {
+    guard !owesWord(losses) else {
       // Every flush fails up to the moment when the first of them is answered.
       seenLosses = losses
       unsafe request.pointee.state = .lost
@@ -206,7 +221,7 @@ struct NBDEngine: BlockEngine, ~Copyable {
 
   /// The socket is ready for something.
   private mutating func attend() {
-    guard let connection = link.connection else { return }
+    guard let connection = link.connection else { return takeAttempt() }
     let ready = waiter.readiness
     connection.attend(ready)
     guard link.isUp else { return goOnConnecting() }

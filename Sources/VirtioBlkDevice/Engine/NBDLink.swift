@@ -13,8 +13,10 @@ struct NBDLink {
   /// Nanoseconds that requests wait for a server that went away.
   let limit: UInt64
   var connection: NBDConnection?
+  /// Makes one, over TLS.
+  var attempt: NBDAttempt?
   private(set) var phase = Phase.down
-  /// Its socket, as it is watched; −1: none is.
+  /// Its socket, or what signals the end of the attempt, as it is watched; −1: nothing is.
   var socket: Int32 = -1
   /// What that is watched for.
   var interest: NBDDirection = []
@@ -28,8 +30,6 @@ struct NBDLink {
   private var upSince: UInt64 = 0
   private var attemptEnds: UInt64
   private var pause: UInt64 = 0
-  /// Once for each time that the server goes away.
-  private var hasSaidDifference = false
 
   /// The first and the longest pause between two attempts, nanoseconds.
   private static let shortestPause: UInt64 = 10_000_000
@@ -70,19 +70,12 @@ struct NBDLink {
     upSince = now
     hasGivenUp = false
     isBroken = false
-    hasSaidDifference = false
   }
 
   /// A connection that was there is gone.
   mutating func isGone(now: UInt64) {
     if now &- upSince >= Self.lasting { (pause, outage) = (0, nil) }
     rests(now: now)
-  }
-
-  /// The server has another disk than before. - Returns: whether that is news.
-  mutating func saysDifference() -> Bool {
-    defer { hasSaidDifference = true }
-    return !hasSaidDifference
   }
 
   /// No connection now; another attempt follows after a pause that grows.

@@ -31,9 +31,17 @@ extension ImageFile {
     description.discardAlignment = description.physicalBlockSize
     description.takesSeveralWorkers = facts.canMultiConn
     let name = export.options.location.export.split(separator: "/").last ?? "nbd"
-    description.serial = ImageIdentity.serial(name: name, identity: uri)
+    description.serial = ImageIdentity.serial(name: name, identity: export.options.location.identity)
     return description
   }
+
+  /// Of an export that another process still serves, which is about to be continued here: what that one wrote may not be stable.
+  /// Before a queue is prepared.
+  public func inheritExport() { export?.inheritWrites() }
+
+  /// Of an export: another process may have served it since the queues were stopped, and is gone. What it acknowledged may be
+  /// lost, so the next FLUSH of each queue fails. Before a queue is started again.
+  public func resumeExport() { export?.resume() }
 
   /// On a connection of its own, which covers the others only where the server says so.
   func flush(_ export: NBDExport) -> Errno? {
@@ -50,5 +58,22 @@ extension ImageFile {
   /// Bytes, as a new connection reports.
   func measure(_ export: NBDExport) throws(ImageError) -> UInt64 {
     do throws(NBDFailure) { return try export.connect().facts.size } catch { throw .nbd(error) }
+  }
+}
+
+extension BlockDevice {
+  /// Of each thread of queues, whether it has to tell them that the export's server may have lost writes; `nil`: none has.
+  public var owesWordOfLoss: [Bool]? { image.export?.owing(workers: threadCount) }
+
+  /// All that was written to its export is stable; `false` also where it is none.
+  public var isExportStable: Bool { image.export?.isStable ?? false }
+
+  /// After `inheritExport`: the process that served it has stopped. Before a queue is started.
+  ///
+  /// - Parameters:
+  ///   - isStable: its `isExportStable`.
+  ///   - owing: its `owesWordOfLoss`.
+  public func continueExport(isStable: Bool, owing: [Bool]?) {
+    image.export?.inherit(isStable: isStable, owing: owing, workers: threadCount)
   }
 }

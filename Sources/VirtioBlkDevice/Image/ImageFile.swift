@@ -109,7 +109,11 @@ public final class ImageFile: Sendable {
     guard options.isReadOnly || location.snapshot == nil else { throw .qcow2(.snapshotsAreOnlyRead(path: path)) }
     guard options.direct != .on else { throw .qcow2(.notDirect(path: path)) }
     guard !location.paths.contains(where: { $0.utf8.contains(0) }) else { throw .notAPath(path: path) }
-    let owned = OwnedDescriptor(try Self.open(options).release())
+    let owned: OwnedDescriptor
+    do throws(ImageError) { owned = OwnedDescriptor(try Self.open(options).release()) } catch {
+      if case .cannotOpen(_, .noSuchFileOrDirectory) = error { throw .qcow2(.noImage(path: path)) }
+      throw error
+    }
     var info = stat()
     guard unsafe fstat(owned.rawValue, &info) == 0 else { throw .cannotOpen(path: path, Errno(rawValue: errno)) }
     guard info.st_mode & S_IFMT == S_IFREG || info.st_mode & S_IFMT == S_IFBLK else { throw .notAFile(path: path) }
@@ -253,6 +257,12 @@ public final class ImageFile: Sendable {
 
   /// Where it is, this process alone may write to it, and nobody can be given that.
   public var isHeldAtCluster: Bool { rbd != nil && !isReadOnly }
+
+  /// What is written to it on a connection is, as far as anybody knows, on that connection alone.
+  public var isForOneConnection: Bool { export.map { !isReadOnly && !$0.facts.canMultiConn } ?? false }
+
+  /// It has no file or device on this machine: it is an export of a server, or an image of a cluster.
+  public var isOnServer: Bool { export != nil || rbd != nil }
 
   /// This process caches its tables and writes them: no other can continue with them.
   public var keepsTables: Bool { chain?.writer != nil }

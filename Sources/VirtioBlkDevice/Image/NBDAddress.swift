@@ -18,6 +18,12 @@ struct NBDAddress: Sendable {
     }
   }
 
+  /// It is an address in numbers, as certificates have them.
+  static func isNumber(_ host: String) -> Bool {
+    var address = in6_addr()
+    return unsafe inet_pton(AF_INET, host, &address) == 1 || inet_pton(AF_INET6, host, &address) == 1
+  }
+
   private static func unix(_ path: String, _ uri: String) throws(NBDFailure) -> NBDAddress {
     var address = sockaddr_un()
     address.sun_family = sa_family_t(AF_UNIX)

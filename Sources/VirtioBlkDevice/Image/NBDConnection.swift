@@ -1,6 +1,7 @@
 /// One connection to an NBD server, as libnbd has it.
 internal import CLinux
 internal import Glibc
+internal import SystemPackage
 internal import VirtioCore
 
 /// What a server says of an export when a connection is made.
@@ -39,17 +40,21 @@ struct NBDFacts: Sendable, Equatable {
   }
 }
 
-/// Used by one thread at a time. It makes no thread, and apart from `connect` and `flush` nothing here waits.
+/// Used by one thread at a time. It makes no thread, and apart from `connect` and `flush` nothing here waits: but over TLS the
+/// library itself waits in the handshake, so that such a connection is made by an `NBDAttempt`.
 @safe
 final class NBDConnection: @unchecked Sendable {
   let library: NBDLibrary
   let handle: OpaquePointer
-  private let uri: String
+  private let location: NBDLocation
+  /// Of what whom it trusts was to be read from.
+  private var trace: NBDSecurity.Trace?
+  private var uri: String { location.text }
 
-  /// - Throws: there is no memory.
+  /// - Throws: there is no memory, or what TLS needs.
   init(_ library: NBDLibrary, _ location: NBDLocation) throws(NBDFailure) {
     self.library = library
-    uri = location.text
+    self.location = location
     guard let handle = unsafe library.functions.pointee.create() else {
       throw .noAnswer(uri: location.text, Self.reason(library))
     }
@@ -59,6 +64,56 @@ final class NBDConnection: @unchecked Sendable {
     guard unsafe library.functions.pointee.set_export_name(handle, location.export) == 0 else {
       throw .noAnswer(uri: location.text, Self.reason(library))
     }
+    if let security = location.security { try protect(security) }
+  }
+
+  /// From now on it is TLS or nothing.
+  private func protect(_ security: NBDSecurity) throws(NBDFailure) {
+    let functions = unsafe library.functions.pointee
+    guard unsafe functions.supports_tls(handle) > 0 else { throw .noTLS(uri: uri) }
+    trace = try security.check(uri: uri)
+    var isSet = unsafe functions.set_tls(handle, Int32(clinux_nbd_tls_required)) == 0
+    switch security.credentials {
+    case .certificates(let folder, _, let verifiesPeer):
+      unsafe isSet = isSet && functions.set_tls_certificates(handle, folder) == 0
+      unsafe isSet = isSet && functions.set_tls_verify_peer(handle, verifiesPeer) == 0
+      if let name = verifiedName, let setName = unsafe functions.set_tls_hostname {
+        unsafe isSet = isSet && setName(handle, name) == 0
+      }
+    case .key(let file, let user):
+      unsafe isSet = isSet && functions.set_tls_psk_file(handle, file) == 0
+      unsafe isSet = isSet && functions.set_tls_username(handle, user) == 0
+    }
+    guard isSet else { throw .noAnswer(uri: uri, reason) }
+  }
+
+  /// When it is ready, before anything is requested. - Throws: nobody knows whom the library has trusted.
+  private func checkCredentials() throws(NBDFailure) {
+    guard let security = location.security, try security.check(uri: uri) != trace else { return }
+    throw .credentialsChanged(uri: uri, path: security.path)
+  }
+
+  /// What the server's certificate has to be for; `nil`: nobody looks.
+  private var verifiedName: String? {
+    guard case .certificates(_, let name, true)? = location.security?.credentials else { return nil }
+    if let name { return name }
+    guard case .internet(let host, _) = location.place else { return nil }
+    return host
+  }
+
+  /// The library verifies a certificate only if it was told a name, and before 1.22 it takes none but that which it connects to.
+  ///
+  /// - Returns: what to let it connect to; `nil`: it knows the name, or need not.
+  /// - Throws: looking up a name is what the library would do to verify it, and it would keep everybody waiting.
+  static func hostToVerify(_ library: NBDLibrary, _ location: NBDLocation) throws(NBDFailure) -> String? {
+    guard case .certificates(_, let name, true)? = location.security?.credentials else { return nil }
+    guard unsafe library.functions.pointee.set_tls_hostname == nil else { return nil }
+    guard case .internet(let host, _) = location.place, name == nil || name == host, NBDAddress.isNumber(host) else {
+      if let name { throw .cannotVerifyNames(uri: location.text, name: name) }
+      guard case .internet(let host, _) = location.place else { return nil }
+      throw .cannotVerifyNames(uri: location.text, name: host)
+    }
+    return host
   }
 
   deinit {
@@ -73,6 +128,9 @@ final class NBDConnection: @unchecked Sendable {
 
   /// Why the last call on this thread failed, in the library's words.
   var reason: String { Self.reason(library) }
+
+  /// Why it was not made. At once after the call that found that it is dead.
+  var failure: NBDFailure { .notConnected(location, reason) }
 
   /// Why it is over, as far as it says.
   var lastWords: String { isDead ? "the connection is closed" : "it is about to end" }
@@ -94,13 +152,21 @@ final class NBDConnection: @unchecked Sendable {
 
   /// Begins to connect. - Returns: false when that failed at once.
   func begin(_ address: NBDAddress) -> Bool {
-    let result = unsafe address.bytes.withUnsafeBytes { bytes in
-      unsafe library.functions.pointee.aio_connect(
-        handle, bytes.baseAddress!.assumingMemoryBound(to: sockaddr.self), socklen_t(bytes.count))
-    }
-    guard result == 0 else { return false }
+    guard start(address) else { return false }
     if address.isInternet { watchPeer() }
     return true
+  }
+
+  private func start(_ address: NBDAddress) -> Bool {
+    do throws(NBDFailure) {
+      if let host = try Self.hostToVerify(library, location), case .internet(_, let port) = location.place {
+        return unsafe library.functions.pointee.aio_connect_tcp(handle, host, "\(port)") == 0
+      }
+    } catch { return false }
+    return unsafe address.bytes.withUnsafeBytes { bytes in
+      unsafe library.functions.pointee.aio_connect(
+        handle, bytes.baseAddress!.assumingMemoryBound(to: sockaddr.self), socklen_t(bytes.count)) == 0
+    }
   }
 
   /// A machine that is gone says nothing: without this nobody would ever know.
@@ -149,10 +215,36 @@ final class NBDConnection: @unchecked Sendable {
 
   // MARK: With waiting
 
-  /// Connects, and waits for that. - Parameter end: `Clock` nanoseconds.
-  func connect(_ address: NBDAddress, until end: UInt64) throws(NBDFailure) {
-    guard begin(address) else { throw .noAnswer(uri: uri, reason) }
-    try drive(until: end) { isReady }
+  /// Makes one, and waits for that, but not for longer. - Parameter end: `Clock` nanoseconds.
+  static func make(
+    _ library: NBDLibrary, _ location: NBDLocation, _ address: NBDAddress, until end: UInt64
+  ) throws(NBDFailure) -> NBDConnection {
+    guard location.security != nil else {
+      let connection = try NBDConnection(library, location)
+      try connection.connect(address, until: end)
+      return connection
+    }
+    let attempt: NBDAttempt
+    do throws(Errno) { attempt = try NBDAttempt(library, location, address) } catch {
+      throw .noAnswer(uri: location.text, "\(error)")
+    }
+    return try attempt.wait(until: end, uri: location.text)
+  }
+
+  /// Connects, and waits for that. Over TLS it may last longer.
+  ///
+  /// - Parameters:
+  ///   - end: `Clock` nanoseconds.
+  ///   - began: is told the socket before anybody is waited for.
+  func connect(_ address: NBDAddress, until end: UInt64, _ began: (Int32) -> Void = { _ in }) throws(NBDFailure) {
+    _ = try Self.hostToVerify(library, location)
+    guard begin(address) else { throw .notConnected(location, reason) }
+    began(descriptor)
+    do throws(NBDFailure) { try drive(until: end) { isReady } } catch {
+      guard case .noAnswer(_, let reason) = error else { throw error }
+      throw .notConnected(location, reason)
+    }
+    try checkCredentials()
   }
 
   /// Makes stable what all connections have written. - Parameter end: `Clock` nanoseconds.
@@ -181,11 +273,14 @@ final class NBDConnection: @unchecked Sendable {
     return unsafe job.pointee.error
   }
 
+  /// Why there is no answer in time.
+  static let lateness = "it takes too long"
+
   private func drive(until end: UInt64, _ isOver: () -> Bool) throws(NBDFailure) {
     while !isOver() {
       guard !isDead else { throw .noAnswer(uri: uri, reason) }
       let now = Clock.now
-      guard now < end else { throw .noAnswer(uri: uri, "it takes too long") }
+      guard now < end else { throw .noAnswer(uri: uri, Self.lateness) }
       let wanted = direction
       var entry = pollfd(
         fd: descriptor, events: Int16((wanted.contains(.read) ? POLLIN : 0) | (wanted.contains(.write) ? POLLOUT : 0)),

@@ -42,11 +42,20 @@ public final class NBDExport: Sendable {
     var idle: [NBDConnection] = []
     /// Losses that each worker has told its drivers of.
     var toldLosses: [Int: UInt64] = [:]
+    /// Workers that have been requested something, here or before a takeover, since when they may owe word of a loss.
+    var used: Set<Int> = []
     /// Workers without a connection that had one.
     var away: Set<Int> = []
     var awaySince: UInt64 = 0
     var hasGivenUp = false
+    /// The last one of each worker, over TLS.
+    var attempts: [Int: NBDAttempt] = [:]
+    /// What was said of this outage.
+    var said: Set<Hindrance> = []
   }
+
+  /// Why a server that is there is not used.
+  enum Hindrance { case trust, difference }
 
   var uri: String { options.location.text }
 
@@ -60,13 +69,17 @@ public final class NBDExport: Sendable {
     var failure = NBDFailure.noAddress(uri: options.location.text, "it has no address")
     for address in try NBDAddress.all(of: options.location, isConfined: options.isConfined) {
       do throws(NBDFailure) {
-        let connection = try NBDConnection(library, options.location)
-        try connection.connect(address, until: Clock.now &+ Self.connectTimeout)
+        let end = Clock.now &+ Self.connectTimeout
+        let connection = try NBDConnection.make(library, options.location, address, until: end)
         self.address = address
         facts = connection.facts
         state.withLock { $0.idle.append(connection) }
         return
-      } catch { failure = error }
+      } catch {
+        failure = error
+        // It would be the same at its other addresses, if not without a word.
+        if error.isOfTrust { break }
+      }
     }
     throw failure
   }
@@ -81,9 +94,20 @@ public final class NBDExport: Sendable {
 
   /// One more, and waits for that. For a helper.
   func connect() throws(NBDFailure) -> NBDConnection {
-    let connection = try NBDConnection(library, options.location)
-    try connection.connect(address, until: Clock.now &+ Self.connectTimeout)
-    return connection
+    try NBDConnection.make(library, options.location, address, until: Clock.now &+ Self.connectTimeout)
+  }
+
+  /// Begins to make one over TLS for a worker.
+  ///
+  /// - Returns: `nil` where it cannot be, or where the worker's last one, which nobody waits for any more, has not ended: so there
+  ///   is never more than one for each, whatever they hang in.
+  func attempt(worker: Int) -> NBDAttempt? {
+    state.withLock { state in
+      if let last = state.attempts[worker], !last.hasEnded { return nil }
+      let attempt = try? NBDAttempt(library, options.location, address)
+      state.attempts[worker] = attempt
+      return attempt
+    }
   }
 
   // MARK: What is not stable
@@ -113,6 +137,54 @@ public final class NBDExport: Sendable {
   func toldLosses(worker: Int) -> UInt64 { state.withLock { $0.toldLosses[worker] ?? 0 } }
   func tell(_ losses: UInt64, worker: Int) { state.withLock { $0.toldLosses[worker] = losses } }
 
+  // MARK: From process to process
+
+  /// A worker's first request.
+  func noteUse(worker: Int) { state.withLock { _ = $0.used.insert(worker) } }
+
+  /// All that was acknowledged is stable.
+  var isStable: Bool { flushed.load(ordering: .relaxed) >= written }
+
+  /// Of each worker, whether its drivers have to be told of a loss; `nil`: no driver has. Drivers that have requested nothing need not
+  /// be, once another one has been told.
+  func owing(workers: Int) -> [Bool]? {
+    let count = lossCount
+    guard count > 0 else { return nil }
+    let owing = state.withLock { state in
+      let isUnheard = !state.toldLosses.values.contains(count)
+      return (0..<workers).map { isUnheard || state.used.contains($0) && state.toldLosses[$0, default: 0] != count }
+    }
+    return owing.contains(true) ? owing : nil
+  }
+
+  /// Another process still serves it, and what that one writes may not be stable. Before a worker runs: from then on a loss counts,
+  /// whichever of the two processes notices it.
+  func inheritWrites() { noteWrite() }
+
+  /// That process has stopped, and here nothing has been requested yet.
+  ///
+  /// - Parameters:
+  ///   - isStable: all that it wrote was stable then.
+  ///   - owing: what `owing` was there; it is everybody's if the number of workers is another one here.
+  func inherit(isStable: Bool, owing: [Bool]?, workers: Int) {
+    if isStable { noteFlush(written) }
+    guard let owing else { return }
+    let isFirst = losses.wrappingAdd(1, ordering: .releasing).oldValue == 0
+    // One that was noticed here has been told to nobody.
+    guard isFirst, owing.count == workers else { return }
+    state.withLock { state in
+      for (worker, owes) in owing.enumerated() {
+        if owes { state.used.insert(worker) } else { state.toldLosses[worker] = 1 }
+      }
+    }
+  }
+
+  /// Another process may have served it meanwhile, and is gone without a word.
+  func resume() {
+    noteWrite()
+    if !options.keepsWrites { losses.wrappingAdd(1, ordering: .releasing) }
+  }
+
   // MARK: News
 
   /// A worker's connection is gone. - Returns: what to say, once for all workers.
@@ -120,10 +192,13 @@ public final class NBDExport: Sendable {
     state.withLock { state in
       noteLoss(&state)
       guard state.away.insert(worker).inserted, state.away.count == 1 else { return nil }
-      (state.awaySince, state.hasGivenUp) = (Clock.now, false)
+      (state.awaySince, state.hasGivenUp, state.said) = (Clock.now, false, [])
       return "the NBD server of \(uri) is gone (\(reason)): requests wait for it for \(options.reconnectTimeout) s"
     }
   }
+
+  /// - Returns: whether it has not been said yet, by any worker, since the server went away.
+  func isNews(_ hindrance: Hindrance) -> Bool { state.withLock { $0.said.insert(hindrance).inserted } }
 
   /// A worker waits no more.
   func isGivenUp() -> String? {

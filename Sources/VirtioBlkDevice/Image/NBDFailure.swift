@@ -1,4 +1,5 @@
 /// Why an export of a network block device cannot be used: one sentence each, saying what to do.
+public import SystemPackage
 internal import VirtioCore
 
 /// Why an export cannot be used.
@@ -11,6 +12,20 @@ public enum NBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
   case noAddress(uri: String, String)
   /// Nothing listens there, or the handshake does not continue.
   case noAnswer(uri: String, String)
+  /// The library has been built without TLS.
+  case noTLS(uri: String)
+  /// The library verifies only the address that it connects to.
+  case cannotVerifyNames(uri: String, name: String)
+  /// A certificate or a file with keys cannot be read, or is no regular file.
+  case noCredentials(uri: String, path: String, Errno)
+  /// Certificates or keys were changed while a connection was made.
+  case credentialsChanged(uri: String, path: String)
+  /// The server takes nobody without TLS.
+  case needsTLS(uri: String)
+  case serverHasNoTLS(uri: String, String)
+  /// One of the two does not believe the other.
+  case notTrusted(uri: String, NBDSecurity, String)
+  case noExport(uri: String, name: String)
   /// Only who has not started to serve can look names up.
   case needsNumbers(uri: String)
   /// The server does not let it be written, and read-only was not asked for.
@@ -31,11 +46,36 @@ public enum NBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
       "NBD needs libnbd, which is not available here (\(printable(reason))): install the package libnbd0"
     case .badURI(let uri, let reason):
       "\(printable(uri)) is no URI of an NBD export, because \(printable(reason)): write nbd://HOST[:PORT]/EXPORT or "
-        + "nbd+unix:///EXPORT?socket=PATH"
-    case .noAddress(let uri, let reason): "\(printable(uri)) leads nowhere: \(printable(reason))"
+        + "nbd+unix:///EXPORT?socket=PATH, and nbds for TLS"
+    case .noAddress(let uri, let reason): "\(printable(uri)) leads nowhere: \(printable(reason)); correct it"
     case .noAnswer(let uri, let reason):
       "the NBD server of \(printable(uri)) does not answer (\(printable(reason))): start it, or look whether it has this export and "
         + "takes one more connection"
+    case .noExport(let uri, let name):
+      "the server of \(printable(uri)) has no export named '\(printable(name))': name another ('nbdinfo --list' shows them), or let it "
+        + "serve this one"
+    case .noTLS(let uri): "\(printable(uri)) needs TLS, and libnbd was built without it here: install one that has it"
+    case .cannotVerifyNames(let uri, let name):
+      "libnbd before 1.22 checks the certificate of the server of \(printable(uri)) only against the address that it connects to, "
+        + "not against '\(printable(name))': write that address in numbers, which then have to be in the certificate, or install a newer libnbd"
+    case .noCredentials(let uri, let path, .invalidArgument):
+      "\(printable(uri)) needs \(printable(path)), which is no regular file: put one there"
+    case .noCredentials(let uri, let path, let error):
+      "\(printable(uri)) needs \(printable(path)), which cannot be read (\(error)): put it there, or let this user read it"
+    case .credentialsChanged(let uri, let path):
+      "\(printable(path)) was changed while a connection to \(printable(uri)) was made with it, which is not used: try again"
+    case .needsTLS(let uri): "the server of \(printable(uri)) takes nobody without TLS: write nbds instead of nbd"
+    case .serverHasNoTLS(let uri, let reason):
+      "the server of \(printable(uri)) has no TLS (\(printable(reason))): give it certificates or keys, or write nbd instead of nbds"
+    case .notTrusted(let uri, let security, let reason):
+      switch security.credentials {
+      case .certificates(let folder, _, _):
+        "TLS with the server of \(printable(uri)) fails (\(printable(reason))): look whether its certificate is valid now, for this "
+          + "name, and signed by \(printable(folder))/ca-cert.pem, and whether it wants a certificate of the client"
+      case .key(let file, let user):
+        "TLS with the server of \(printable(uri)) fails (\(printable(reason))): look whether it has the key of "
+          + "'\(printable(user))' that is in \(printable(file))"
+      }
     case .needsNumbers(let uri):
       "\(printable(uri)) names its host, and a server that has its sandbox cannot look names up: give the host's address in numbers"
     case .isReadOnly(let uri): "the server lets \(printable(uri)) be read only: serve it with --read-only"
@@ -51,6 +91,40 @@ public enum NBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
         + "server, or let the server round its size"
     case .changed(let uri, let difference):
       "\(printable(uri)) is another disk than before: \(printable(difference)); it is not used until it is as it was"
+    }
+  }
+}
+
+extension NBDFailure {
+  /// A connection was not made. - Parameter reason: in the library's words.
+  static func notConnected(_ location: NBDLocation, _ reason: String) -> NBDFailure {
+    let (uri, words) = (location.text, withoutNames(reason, location))
+    func says(_ phrases: String...) -> Bool { phrases.contains { words.contains($0) } }
+    if says("handshake: server has no export named") { return .noExport(uri: uri, name: location.export) }
+    guard let security = location.security else {
+      return says("handshake: server requires TLS encryption first") ? .needsTLS(uri: uri) : .noAnswer(uri: uri, reason)
+    }
+    if says("but handle TLS setting is 'require'") { return .serverHasNoTLS(uri: uri, reason) }
+    return says(" gnutls_", "was not found in PSK file") ? .notTrusted(uri: uri, security, reason) : .noAnswer(uri: uri, reason)
+  }
+
+  /// The library's own words: whatever somebody has named a file is none of them.
+  private static func withoutNames(_ reason: String, _ location: NBDLocation) -> String {
+    var names = location.security?.places ?? []
+    if case .unix(let path) = location.place { names.append(path) }
+    var words = reason
+    // Long ones first, as the folder's is in those of its files.
+    for name in names.sorted(by: { $0.utf8.count > $1.utf8.count }) where name.contains("/") {
+      words = words.split(separator: name, omittingEmptySubsequences: false).joined(separator: "/")
+    }
+    return words.split(separator: " ").map { $0.contains("/") ? "/" : $0 }.joined(separator: " ")
+  }
+
+  /// It will not be another one by waiting: somebody has to know.
+  var isOfTrust: Bool {
+    switch self {
+    case .noCredentials, .needsTLS, .serverHasNoTLS, .notTrusted: true
+    default: false
     }
   }
 }

@@ -1,6 +1,6 @@
 /// Where an export of a network block device (NBD) is: the URIs of the NBD project, as qemu-nbd, nbdkit and libnbd have them.
 
-/// `nbd://HOST[:PORT]/EXPORT` or `nbd+unix:///EXPORT?socket=PATH`.
+/// `nbd://HOST[:PORT]/EXPORT` or `nbd+unix:///EXPORT?socket=PATH`; with `nbds` instead of `nbd`, over TLS.
 public struct NBDLocation: Sendable, Hashable {
   /// Where a server listens.
   public enum Place: Sendable, Hashable {
@@ -14,13 +14,42 @@ public struct NBDLocation: Sendable, Hashable {
   public let place: Place
   /// Empty: the server's default export.
   public let export: String
+  /// `nil`: what is said can be read on the way.
+  public let security: NBDSecurity?
   /// The URI as it was given.
   public let text: String
 
   /// It is reached over TCP.
   public var isInternet: Bool { if case .internet = place { true } else { false } }
-  /// Its socket's path depends on where the program was started.
-  public var hasRelativePath: Bool { if case .unix(let path) = place { !path.hasPrefix("/") } else { false } }
+  /// A path in it depends on where the program was started.
+  public var hasRelativePath: Bool {
+    if case .unix(let path) = place, !path.hasPrefix("/") { return true }
+    return security.map { !$0.path.hasPrefix("/") } ?? false
+  }
+
+  /// What names the disk, however it is connected to: without what only TLS is about.
+  public var identity: String {
+    guard security != nil, let colon = text.firstIndex(of: ":") else { return text }
+    let scheme = text[..<colon].lowercased() == "nbds" ? "nbd" : "nbd+unix"
+    let parts = text[colon...].split(separator: "?", maxSplits: 1, omittingEmptySubsequences: false)
+    let slash = parts[0].dropFirst(3).firstIndex(of: "/") ?? parts[0].endIndex
+    let host = parts[0].dropFirst(3)[..<slash].split(separator: "@").last ?? ""
+    let words = parts.count == 2 ? parts[1].split(separator: "&").filter { !$0.hasPrefix("tls-") } : []
+    return "\(scheme)://\(host)\(parts[0][slash...])" + (words.isEmpty ? "" : "?" + words.joined(separator: "&"))
+  }
+
+  /// A URI of the export that every process understands in the same way, and that is the same however it is connected to: with the
+  /// port and the socket's whole path, and without TLS.
+  ///
+  /// - Parameter absolute: makes a path one that does not depend on where the program was started.
+  public func common(_ absolute: (String) -> String) -> String {
+    func encoded(_ text: String) -> String { PercentText.encoded(text).replacing("#", with: "%23") }
+    switch place {
+    case .unix(let path): return "nbd+unix:///\(encoded(export))?socket=\(encoded(absolute(path)))"
+    case .internet(let host, let port):
+      return "nbd://\(host.contains(":") ? "[\(host)]" : encoded(host)):\(port)/\(encoded(export))"
+    }
+  }
 
   /// The port of NBD.
   static let usualPort: UInt16 = 10809
@@ -33,51 +62,76 @@ public struct NBDLocation: Sendable, Hashable {
     guard let colon = text.firstIndex(of: ":") else { throw wrong("it has no scheme") }
     let scheme = text[..<colon].lowercased()
     var rest = text[text.index(after: colon)...]
-    guard scheme == "nbd" || scheme == "nbd+unix" else {
-      if scheme == "nbds" || scheme == "nbds+unix" {
-        throw wrong(
-          "TLS is not in this build, so use nbd:// or nbd+unix:// through a tunnel, or a local nbdkit or qemu-nbd that has it")
-      }
-      throw wrong("its scheme is '\(scheme)'")
-    }
+    guard ["nbd", "nbd+unix", "nbds", "nbds+unix"].contains(scheme) else { throw wrong("its scheme is '\(scheme)'") }
+    let (isUnix, isSecure) = (scheme.hasSuffix("+unix"), scheme.hasPrefix("nbds"))
     guard rest.hasPrefix("//") else { throw wrong("'//' has to follow '\(scheme):'") }
     rest = rest.dropFirst(2)
     guard !rest.contains("#") else { throw wrong("'#' has to be written as %23") }
     let parts = rest.split(separator: "?", maxSplits: 1, omittingEmptySubsequences: false)
-    let query = parts.count == 2 ? parts[1] : ""
+    var words = try Self.words(parts.count == 2 ? parts[1] : "", wrong)
     let slash = parts[0].firstIndex(of: "/") ?? parts[0].endIndex
-    let authority = parts[0][..<slash]
+    var authority = parts[0][..<slash]
+    if isSecure, let at = authority.lastIndex(of: "@") {
+      let user = try Self.value(authority[..<at], of: "the user", wrong)
+      guard words.updateValue(user, forKey: .user) == nil else { throw wrong("the user is there twice") }
+      authority = authority[authority.index(after: at)...]
+    }
     guard let export = Self.decoded(parts[0][slash...].dropFirst()), export.utf8.count <= Self.longestName else {
       throw wrong("the export's name is no text of at most \(Self.longestName) bytes")
     }
-    let socket = try Self.socket(query, wrong)
-    if scheme == "nbd+unix" {
-      guard authority.isEmpty else { throw wrong("between '//' and the next '/' there is no host with nbd+unix") }
-      guard let socket, !socket.isEmpty else { throw wrong("it has no '?socket=PATH'") }
+    let socket = words.removeValue(forKey: .socket)
+    if isUnix {
+      guard authority.isEmpty else { throw wrong("between '//' and the next '/' there is no host with \(scheme)") }
+      guard let socket else { throw wrong("it has no '?socket=PATH'") }
       place = .unix(path: socket)
     } else {
-      guard socket == nil else { throw wrong("'socket' is for nbd+unix") }
+      guard socket == nil else { throw wrong("'socket' is for nbd+unix and nbds+unix") }
       place = try Self.internet(authority, wrong)
+    }
+    if isSecure {
+      security = try NBDSecurity(words, isUnix: isUnix, wrong)
+    } else {
+      if let word = words.keys.first { throw wrong("'\(word.rawValue)' is for nbds and nbds+unix") }
+      security = nil
     }
     self.export = export
     self.text = text
   }
 
-  private static func socket(_ query: Substring, _ wrong: (String) -> NBDFailure) throws(NBDFailure) -> String? {
-    var socket: String?
-    for word in query.split(separator: "&") {
-      let sides = word.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
-      guard sides[0] == "socket" else { throw wrong("it has '\(sides[0])' behind the '?', where only 'socket' is known") }
-      guard sides.count == 2, socket == nil, let path = decoded(sides[1]) else {
-        throw wrong("'socket' has to be there once, with a path")
+  /// What can follow the `?`, in the words of the library.
+  enum Word: String {
+    case socket
+    case certificates = "tls-certificates"
+    case keyFile = "tls-psk-file"
+    case user = "tls-username"
+    case hostName = "tls-hostname"
+    case verifiesPeer = "tls-verify-peer"
+  }
+
+  private static func words(
+    _ query: Substring, _ wrong: (String) -> NBDFailure
+  ) throws(NBDFailure) -> [Word: String] {
+    var words: [Word: String] = [:]
+    for part in query.split(separator: "&") {
+      let sides = part.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
+      guard let word = Word(rawValue: String(sides[0])) else {
+        throw wrong("it has '\(sides[0])' behind the '?', where only 'socket' and, with nbds, the tls-… words are known")
       }
-      socket = path
+      let text = try value(sides.count == 2 ? sides[1] : "", of: "'\(word.rawValue)'", wrong)
+      guard words.updateValue(text, forKey: word) == nil else { throw wrong("'\(word.rawValue)' has to be there once") }
     }
-    return socket
+    return words
+  }
+
+  private static func value(
+    _ text: Substring, of what: String, _ wrong: (String) -> NBDFailure
+  ) throws(NBDFailure) -> String {
+    guard let value = decoded(text), !value.isEmpty else { throw wrong("\(what) has no value") }
+    return value
   }
 
   private static func internet(_ authority: Substring, _ wrong: (String) -> NBDFailure) throws(NBDFailure) -> Place {
-    guard !authority.contains("@") else { throw wrong("a user is of no use without TLS") }
+    guard !authority.contains("@") else { throw wrong("a user is for nbds") }
     var host = authority
     var port: Substring?
     if authority.hasPrefix("["), let end = authority.firstIndex(of: "]") {

@@ -61,9 +61,11 @@ public enum RBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
         + "readable for this process"
     case .noConnection(let uri, let error): "the Ceph cluster of \(printable(uri)) cannot be connected to: \(error)"
     case .noPool(_, let pool, .noSuchFileOrDirectory):
-      "the Ceph cluster has no pool \(printable(pool)): name another, or make it"
+      "the Ceph cluster has no pool \(printable(pool)): name another, or make it with 'ceph osd pool create \(printable(pool))'"
     case .noPool(let uri, let pool, let error):
       "the pool \(printable(pool)) of \(printable(uri)) cannot be used (\(error)): let the user have 'profile rbd' for it"
+    case .noImage(let uri, let name, .noSuchFileOrDirectory) where name.contains("@"):
+      "there is no \(printable(uri)): 'rbd snap ls \(printable(String(name.prefix { $0 != "@" })))' shows the image's snapshots"
     case .noImage(let uri, let name, .noSuchFileOrDirectory):
       "there is no \(printable(uri)): make it with 'rbd create --size 1G \(printable(name))', or name another"
     case .noImage(let uri, let name, .noFunction):

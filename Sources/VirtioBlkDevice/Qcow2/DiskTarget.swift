@@ -25,6 +25,7 @@ struct DiskTarget {
   static func failure(_ error: ImageError, _ path: String) -> ImageToolFailure {
     switch error {
     case .locked(let path), .qcow2(.locked(let path)): .inUse(path: path)
+    case .qcow2(.noImage(let path)): .cannotOpen(path: path, .noSuchFileOrDirectory)
     case .notWritable(let path, let error), .cannotOpen(let path, let error): .cannotOpen(path: path, error)
     case .qcow2(.notWritable(let path, let fault)): .fault(path: path, fault)
     case .qcow2(.fault(path, let fault)): .fault(path: path, fault)

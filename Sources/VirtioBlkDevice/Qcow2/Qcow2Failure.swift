@@ -12,6 +12,8 @@ public enum Qcow2Failure: Error, Hashable, CustomStringConvertible {
   case cannotOpen(path: String, Errno)
   /// A file of the chain is neither a regular file nor a block device.
   case notAFile(path: String)
+  /// No file of the chain has this name.
+  case noImage(path: String)
   /// Another process writes to a file of the chain.
   case locked(path: String)
   /// It cannot be written to, though perhaps read.
@@ -58,10 +60,12 @@ public enum Qcow2Failure: Error, Hashable, CustomStringConvertible {
     case .fault(let path, let fault):
       "the image \(printable(path)) cannot be served: \(fault) (see 'vmm-blk image check \(printable(path))')"
     case .cannotOpen(let path, let error): "\(printable(path)), which belongs to a qcow2 image, cannot be opened: \(error)"
+    case .noImage(let path):
+      "there is no image \(printable(path)): make one with 'vmm-blk image create --size 1G \(printable(path))' or name another"
     case .notAFile(let path): "\(printable(path)) is neither a regular file nor a block device: name an image"
     case .locked(let path):
-      "\(printable(path)), which belongs to a qcow2 image, is in use by a process that writes to it: stop that one, or say --no-lock if "
-        + "you are sure"
+      "\(printable(path)), which belongs to a qcow2 image, is in use by a process\(LockHolder.words(path)): stop that "
+        + "one, or say --no-lock if you are sure"
     case .notWritable(let path, let fault):
       "the image \(printable(path)) cannot be served for writing: \(fault) (or serve it with --read-only)"
     case .snapshotsAreOnlyRead(let path):

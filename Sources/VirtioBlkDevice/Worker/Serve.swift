@@ -19,7 +19,10 @@ struct EnginePlan: Sendable {
   var tell: @Sendable (String) -> Void = { _ in }
 
   /// How a thread with this engine gives up rights, if the process does.
-  var role: ThreadRole { kind == .nbd ? .connectedQueue : .queue }
+  var role: ThreadRole {
+    guard kind == .nbd else { return .queue }
+    return image.export?.options.location.security == nil ? .connectedQueue : .securedQueue
+  }
 }
 
 /// The body of a worker thread. An engine that cannot be made here (out of locked memory, say) is replaced by the plain one.

@@ -10,6 +10,8 @@ public enum ThreadRole: String, CaseIterable, Sendable {
   case queue
   /// The same, of a disk behind a connection, which it makes again when it is lost.
   case connectedQueue
+  /// The same, over TLS, for which it reads keys and certificates each time.
+  case securedQueue
   /// Speaks with a cluster that has images: threads of a library, which read what the cluster sends.
   case cluster
   /// Makes a medium's calls for queues.
@@ -36,7 +38,7 @@ public enum ThreadRole: String, CaseIterable, Sendable {
   /// thread.
   public func begin() {
     // Without it, it is served as any other thread.
-    if self == .queue || self == .connectedQueue { _ = clinux_ask_for_slice(Self.slice) }
+    if [.queue, .connectedQueue, .securedQueue].contains(self) { _ = clinux_ask_for_slice(Self.slice) }
     Self.confinement.withLock { $0 }?.call(self)
   }
 }
