@@ -106,6 +106,11 @@ private func ordinary(_ word: ServeDisk.Word) -> [String] {
   case .pinCPUs: ["\"0\"", "\"0-3,7\"", "\"0-1023\""]
   case .waiting: ["\"sleep\"", "\"poll:50\"", "\"adaptive:50\"", "\"busy\""]
   case .pollUs: ["0", "50"]
+  case .zoned:
+    [
+      "\"host-managed\"", "\"host-managed,zone-size=1M,conventional=2,max-open=14\"", "\"host-managed,zone-size=3k\"",
+      "\"host-managed,file=/a.zones,adopt,offline=3,offline=4\"", "\"host-aware\"",
+    ]
   case .reconnectTimeout: ["0", "30", "86400", "86401"]
   case .notify: ["\"batch\"", "\"each\"", "\"coalesce:4:100\""]
   case .uring: ["\"plain\"", "\"sqpoll=1,wait=4\"", "\"no-file,no-ring,epoll\""]

@@ -40,7 +40,7 @@ final class Stage {
     context = unsafe LaneContext(
       limits: BlockLimits(blockMask: UInt64(blockSize - 1), isReadOnly: isReadOnly, segments: 126, segmentBytes: 4 << 20),
       capacity: shared.capacity, medium: MediumFacts(image: image, zeroes: shared.zeroes), writeback: shared.writeback,
-      stalls: stalls ? stallingNews : nil, serial: shared.serial, lifetime: image.lifetime)
+      stalls: stalls ? stallingNews : nil, serial: shared.serial, lifetime: image.lifetime, zones: nil)
   }
 
   nonisolated(unsafe) static let all = [
@@ -187,6 +187,7 @@ final class GuestEngine: EngineObject {
   func use(_ memory: GuestMemory) {}
   func watch(_ kick: KickSource, lane: Int) throws(Errno) {}
   func unwatch(lane: Int) {}
+  func abandon() { inFlight = [] }
   func submit() { isSubmitted = true }
   func poll() { isSubmitted = true }
 

@@ -115,7 +115,7 @@ private func follow(_ effects: [RegisterEffect], _ registers: inout RegisterMode
     case .reset: served = []
     case .configWrite(let offset, let bytes): registers.configurationWritten(at: offset, bytes)
     case .notify(let queue): check(served.contains(queue), "a queue was notified that is not served")
-    case .featuresFixed, .live, .acknowledgeInterrupt, .interruptRoutesChanged: break
+    case .featuresFixed, .live, .acknowledgeInterrupt, .configurationChanged, .interruptRoutesChanged: break
     }
   }
 }

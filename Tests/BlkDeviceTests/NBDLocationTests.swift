@@ -45,6 +45,7 @@ import Testing
     ("nbd:///x", "no host"), ("nbd://host:0/", "'0'"), ("nbd://host:65536/", "'65536'"), ("nbd://host:p/", "'p'"),
     ("nbd://[::1/", "'"), ("nbd://[::1]x/", "only a port"), ("nbd://me@host/", "user"), ("nbd://host/?socket=s", "nbd+unix"),
     ("nbd://host/%zz", "name"), ("nbd://host/%0", "name"), ("nbd://host/%00", "name"), ("nbd://host/%ff", "name"),
+    ("nbd://host/a\u{0}b", "name"), ("nbd+unix:///?socket=/a\u{0}b", "'socket' has no value"),
     ("nbd://host/" + String(repeating: "x", count: 4097), "4096"), ("nbd://host/#x", "%23"),
     ("nbd+unix:///disk", "no '?socket=PATH'"), ("nbd+unix:///?socket=", "'socket' has no value"),
     ("nbd+unix://host/?socket=s", "no host"), ("nbd+unix:///?socket=a&socket=b", "once"), ("nbd+unix:///?tls=x", "'tls'"),
@@ -73,6 +74,7 @@ import Testing
   @Test(arguments: [
     ("nbds://alice@host:5/a?tls-psk-file=k", "nbd://host:5/a"), ("nbds://host?tls-certificates=k", "nbd://host"),
     ("nbds+unix:///a?tls-psk-file=k&socket=s&tls-username=b", "nbd+unix:///a?socket=s"), ("nbd://host/a", "nbd://host/a"),
+    ("nbds+unix://alice@/a?socket=s&tls-psk-file=k", "nbd+unix:///a?socket=s"),
   ]) func whatNamesTheDisk(uri: String, identity: String) throws { #expect(try NBDLocation(uri).identity == identity) }
 
   /// Two processes that compare these find out whether they have the same export, wherever each of them was started.

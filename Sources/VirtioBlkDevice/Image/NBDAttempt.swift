@@ -25,11 +25,14 @@ final class NBDAttempt: Sendable {
 
   /// Begins it. It ends after `NBDExport.connectTimeout`, or when the library notices that.
   ///
+  /// - Parameter role: what its thread may do; `nil`: as much as the one that makes it, which has a role already.
   /// - Throws: there can be no thread, or no descriptor.
-  init(_ library: NBDLibrary, _ location: NBDLocation, _ address: NBDAddress) throws(Errno) {
+  init(_ library: NBDLibrary, _ location: NBDLocation, _ address: NBDAddress, role: ThreadRole?) throws(Errno) {
     signal = try .eventCounter()
-    // It has the rights of the thread that makes it.
-    _ = try SystemThread(name: "nbd connect", stackSize: Self.stackSize) { [self] in run(library, location, address) }
+    _ = try SystemThread(name: "nbd connect", stackSize: Self.stackSize) { [self] in
+      role?.begin()
+      run(library, location, address)
+    }
   }
 
   /// Its thread is at its end, whoever waited for it.
@@ -68,6 +71,8 @@ final class NBDAttempt: Sendable {
   }
 
   private func run(_ library: NBDLibrary, _ location: NBDLocation, _ address: NBDAddress) {
+    NBDSupport.attempts.wrappingAdd(1, ordering: .acquiringAndReleasing)
+    defer { NBDSupport.attempts.wrappingSubtract(1, ordering: .acquiringAndReleasing) }
     let result: Result<NBDConnection, NBDFailure>
     do throws(NBDFailure) {
       let connection = try NBDConnection(library, location)
@@ -79,10 +84,14 @@ final class NBDAttempt: Sendable {
     EventCounter.signal(signal.rawValue)
   }
 
-  /// A copy, because the library closes its own when it likes, and the number may be another file's then.
+  /// A copy, because the library closes its own when it likes, and the number may be another file's then. Without one nobody could
+  /// end the attempt, so it ends here.
   private func began(_ socket: Int32) {
     let number = clinux_fcntl_int(socket, F_DUPFD_CLOEXEC, 0)
-    guard number >= 0 else { return }
+    guard number >= 0 else {
+      shutdown(socket, Int32(SHUT_RDWR))
+      return
+    }
     let copy = OwnedDescriptor(number)
     let isWanted = stage.withLock { stage in
       guard case .running = stage else { return false }

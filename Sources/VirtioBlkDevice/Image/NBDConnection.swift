@@ -225,7 +225,7 @@ final class NBDConnection: @unchecked Sendable {
       return connection
     }
     let attempt: NBDAttempt
-    do throws(Errno) { attempt = try NBDAttempt(library, location, address) } catch {
+    do throws(Errno) { attempt = try NBDAttempt(library, location, address, role: .securedQueue) } catch {
       throw .noAnswer(uri: location.text, "\(error)")
     }
     return try attempt.wait(until: end, uri: location.text)

@@ -104,7 +104,7 @@ public final class NBDExport: Sendable {
   func attempt(worker: Int) -> NBDAttempt? {
     state.withLock { state in
       if let last = state.attempts[worker], !last.hasEnded { return nil }
-      let attempt = try? NBDAttempt(library, options.location, address)
+      let attempt = try? NBDAttempt(library, options.location, address, role: nil)
       state.attempts[worker] = attempt
       return attempt
     }

@@ -33,7 +33,7 @@ public struct NBDLocation: Sendable, Hashable {
     let scheme = text[..<colon].lowercased() == "nbds" ? "nbd" : "nbd+unix"
     let parts = text[colon...].split(separator: "?", maxSplits: 1, omittingEmptySubsequences: false)
     let slash = parts[0].dropFirst(3).firstIndex(of: "/") ?? parts[0].endIndex
-    let host = parts[0].dropFirst(3)[..<slash].split(separator: "@").last ?? ""
+    let host = parts[0].dropFirst(3)[..<slash].split(separator: "@", omittingEmptySubsequences: false).last ?? ""
     let words = parts.count == 2 ? parts[1].split(separator: "&").filter { !$0.hasPrefix("tls-") } : []
     return "\(scheme)://\(host)\(parts[0][slash...])" + (words.isEmpty ? "" : "?" + words.joined(separator: "&"))
   }
@@ -154,6 +154,7 @@ public struct NBDLocation: Sendable, Hashable {
     var bytes: [UInt8] = []
     var rest = text.utf8[...]
     while let byte = rest.popFirst() {
+      guard byte != 0 else { return nil }
       guard byte == UInt8(ascii: "%") else {
         bytes.append(byte)
         continue

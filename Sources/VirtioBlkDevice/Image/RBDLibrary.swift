@@ -52,10 +52,14 @@ public enum RBDSupport {
   static func attendExit() {
     _ = unsafe clinux_on_exit { status, _ in
       for _ in 0..<RBDSupport.limit where RBDSupport.closing.load(ordering: .acquiring) > 0 { usleep(1000) }
-      guard RBDSupport.open.load(ordering: .acquiring) > 0 else { return }
-      RBDSupport.lastWords.withLock { $0 }?.call(())
-      fflush(nil)
-      _exit(status)
+      if RBDSupport.open.load(ordering: .acquiring) > 0 { RBDSupport.leave(status) }
     }
+  }
+
+  /// The process ends without the libraries' own end.
+  static func leave(_ status: Int32) -> Never {
+    lastWords.withLock { $0 }?.call(())
+    fflush(nil)
+    _exit(status)
   }
 }

@@ -10,7 +10,7 @@ public enum ThreadRole: String, CaseIterable, Sendable {
   case queue
   /// The same, of a disk behind a connection, which it makes again when it is lost.
   case connectedQueue
-  /// The same, over TLS, for which it reads keys and certificates each time.
+  /// The same, over TLS, for which it reads keys and certificates each time; and what makes such a connection for others.
   case securedQueue
   /// Speaks with a cluster that has images: threads of a library, which read what the cluster sends.
   case cluster
