@@ -25,7 +25,6 @@ public struct DeviceRegisters: Sendable {
   static let defaultAlignment: UInt32 = 4096
   /// VIRTIO_MSI_NO_VECTOR (virtio 4.1.5.1.2).
   static let noVector: UInt16 = 0xffff
-  /// PCI: the driver notifies with `queue_notif_config_data`.
   /// Pending interrupt bits, the same in InterruptStatus and ISR: a buffer was used; the configuration changed.
   static let interruptBits: UInt32 = 3
 

@@ -10,7 +10,8 @@ enum ConformWatch {
   ///
   /// Called before there is any other thread.
   static func begin() throws {
-    let signals = try TerminationSignals([SIGTERM, SIGINT, SIGHUP])
+    // One that is ignored, as SIGINT is of a shell's background job, would be queued all the same where it is blocked.
+    let signals = try TerminationSignals([SIGTERM, SIGINT].filter { !isIgnored($0) })
     _ = try SystemThread(name: "signals") {
       var one = pollfd(fd: signals.descriptor, events: Int16(POLLIN), revents: 0)
       var number: Int32?
@@ -25,6 +26,13 @@ enum ConformWatch {
       unsafe sigaddset(&set, number)
       unsafe pthread_sigmask(SIG_UNBLOCK, &set, nil)
       raise(number)
+      _exit(128 + number)
     }
+  }
+
+  private static func isIgnored(_ number: Int32) -> Bool {
+    var action = sigaction()
+    guard unsafe sigaction(number, nil, &action) == 0 else { return false }
+    return unsafe unsafeBitCast(action.__sigaction_handler.sa_handler, to: Int.self) == unsafeBitCast(SIG_IGN, to: Int.self)
   }
 }

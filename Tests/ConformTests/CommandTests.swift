@@ -9,7 +9,7 @@ import Testing
   init() throws { directory = try TemporaryDirectory() }
 
   @Test(
-    "a signal in the middle of a run ends the back-end that was started, and removes its files", arguments: [SIGTERM])
+    "a signal in the middle of a run ends the back-end that was started, and removes its files", arguments: [SIGTERM, SIGINT])
   func interrupted(_ signal: Int32) throws {
     let note = directory.file("note")
     // It accepts and never answers, so that the run is still under way.
@@ -61,6 +61,21 @@ import Testing
     #expect(lost.status == 74 && lost.output.contains("no MUST is broken"), "\(lost.errors)")
   }
 
+  @Test("a run without a report leaves the last one, and waits for no reader of a pipe") func keptReport() throws {
+    let last = directory.file("last.xml")
+    try "the last one".write(toFile: last, atomically: true, encoding: .utf8)
+    let said = try Program(["conform", "--socket-path", directory.file("nobody"), "--junit", last]).finish()
+    #expect(said.status == 69, "\(said.errors)")
+    #expect(try String(contentsOfFile: last, encoding: .utf8) == "the last one")
+    let pipe = directory.file("pipe")
+    #expect(mkfifo(pipe, 0o600) == 0)
+    let unread = try Program(["conform", "--self", "--only", "status-after-reset", "--html", pipe]).finish()
+    #expect(unread.status == 74 && unread.output.isEmpty, "\(unread.output)\(unread.errors)")
+    let good = try Program(["conform", "--self", "--only", "status-after-reset", "--junit", last]).finish()
+    #expect(good.status == 0)
+    #expect(try !String(contentsOfFile: last, encoding: .utf8).contains("the last one"))
+  }
+
   @Test("the checks are listed as JSON if that is asked for, all or some") func list() throws {
     let said = try Program(["conform", "--list", "--json", "--only", "suspend.12,blk.op.5"]).finish()
     let listed = try #require(JSONSerialization.jsonObject(with: Data(said.output.utf8)) as? [[String: Any]])
@@ -93,5 +108,13 @@ import Testing
     let said = try Program(["conform", "--exec", serve, "--only", "i.blk,blk.op,rfb.5,split,packed", "--all"]).finish()
     #expect(said.status == 0 && !said.output.contains(" broken "), "\(said.output)\(said.errors.suffix(500))")
     #expect(said.output.contains("bytes are more than a request can have: seg_max is 2, size_max 4096"), "\(said.output)")
+  }
+
+  /// Requests that are cut into more pieces found no room in rings that were made for few, and the tool ended on its own mistake.
+  @Test("a device whose limits make chains long is checked to the end") func longChains() throws {
+    let serve =
+      "exec '\(Program.path.path)' serve --socket-path {socket} --blk-file {disk} --logical-block-size 4k --config size_max=8k"
+    let said = try Program(["conform", "--exec", serve, "--only", "vu,bad,blk.op", "--all"]).finish()
+    #expect(said.status == 0 && said.output.contains("no MUST is broken"), "\(said.output)\(said.errors.suffix(500))")
   }
 }

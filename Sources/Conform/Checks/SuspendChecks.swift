@@ -82,6 +82,7 @@ extension Check {
         }
         try bench.resumeWith(given)
       }
+      guard drained > 0 else { throw Trouble.notApplicable("nothing was used before the device was suspended") }
       return .kept("\(drained) of \(8 * 6 * bench.hands.count) requests were used before the device was suspended")
     },
     Check(
@@ -108,6 +109,7 @@ extension Check {
           try bench.resumeWith(given)
         }
       }
+      guard called > 0 else { throw Trouble.notApplicable("nothing was used before the device was suspended") }
       return .kept("\(called) times requests were used and called for before the device was suspended")
     },
     Check(

@@ -58,7 +58,7 @@ extension Bench {
   /// The lengths of data segments as a driver makes them that keeps to the limits (virtio 5.2.6.1).
   private func segments(_ bytes: Int) throws -> [Int] {
     // There are back-ends that offer SIZE_MAX and leave the field 0.
-    let longest = facts.config.sizeMax.map { $0 < 512 ? Int.max : Int($0) } ?? Int.max
+    let longest = facts.config.sizeMax.map { $0 < 512 ? Int.max : Int($0) / 512 * 512 } ?? Int.max
     let lengths = stride(from: 0, to: bytes, by: longest).map { min(longest, bytes - $0) }
     if let most = facts.config.segMax, most > 0, lengths.count > most {
       throw Trouble.notApplicable("\(bytes) bytes are more than a request can have: seg_max is \(most), size_max \(longest)")
@@ -108,6 +108,10 @@ extension Bench {
 
   /// Makes a request available and kicks.
   @discardableResult func post(_ posted: inout Posted, on queue: Int = 0, kicks: Bool = true) -> UInt16 {
+    guard hands[queue].room >= posted.chain.count else {
+      hands[queue].isOverfull = true
+      return posted.id
+    }
     posted.id = hands[queue].offer(posted.chain)
     if kicks { hands[queue].kick() }
     return posted.id

@@ -67,6 +67,9 @@ final class Hand {
     return ring
   }
 
+  /// A chain found no room and was left out, because the device's limits make chains long.
+  var isOverfull = false
+
   /// Descriptors that a chain can still have.
   var room: Int {
     format == .split ? free.count : Int(size) - outstanding.values.reduce(0) { $0 + $1.count }
@@ -179,6 +182,9 @@ final class Hand {
   ///
   /// - Throws: `Trouble.broken` if something was used that was never made available.
   func look() throws {
+    guard !isOverfull else {
+      throw Trouble.notApplicable("with the device's limits the requests of this check have no room in its rings")
+    }
     switch raw {
     case .split(let ring):
       let end = ring.usedIndex.loadAcquire()

@@ -46,8 +46,9 @@ public struct Runner {
           isGone = true
         } else {
           let again = make(check, format, subject, facts)
-          finding = again
-          if !again.outcome.isFailure {
+          // One that could not be made says nothing against the first.
+          if again.outcome != .notApplicable { finding = again }
+          if again.outcome == .kept || again.outcome == .rejected {
             finding.failedBefore = true
             finding.seen = "\(first.outcome.rawValue) at first: \(first.seen); not so when it was made alone: \(again.seen)"
           }

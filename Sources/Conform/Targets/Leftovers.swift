@@ -25,11 +25,15 @@ public enum Leftovers {
     }
   }
 
-  /// A process that leads a group of its own.
-  static func keep(group: pid_t) {
+  /// Starts a process that leads a group of its own, so that no signal comes between its start and this knowledge.
+  ///
+  /// - Parameter start: returns its number; `nil` if there is none.
+  static func keep(_ start: () -> pid_t?) -> pid_t? {
     state.withLock { state in
+      guard let group = start() else { return nil }
       state.groups.insert(group)
       if state.isOver { kill(-group, SIGKILL) }
+      return group
     }
   }
 

@@ -95,11 +95,14 @@ public final class ExecSubject: SocketSubject {
     let arguments = ["/bin/sh", "-c", command]
     var words = unsafe arguments.map { word -> UnsafeMutablePointer<CChar>? in unsafe strdup(word) } + [nil]
     defer { for index in arguments.indices { unsafe free(words[index]) } }
-    var child: pid_t = 0
-    let result = unsafe posix_spawn(&child, "/bin/sh", &actions, &attributes, &words, Glibc.environ)
-    guard result == 0 else { throw StartFailed(description: "the shell could not be started: error \(result)") }
+    var result: Int32 = 0
+    let child = Leftovers.keep {
+      var child: pid_t = 0
+      result = unsafe posix_spawn(&child, "/bin/sh", &actions, &attributes, &words, Glibc.environ)
+      return result == 0 ? child : nil
+    }
+    guard let child else { throw StartFailed(description: "the shell could not be started: error \(result)") }
     process = child
-    Leftovers.keep(group: child)
     let end = ContinuousClock.now + limit
     while unsafe access(path, F_OK) != 0 {
       // Not yet waited for: what the shell started may live on, and is found by the shell's number.

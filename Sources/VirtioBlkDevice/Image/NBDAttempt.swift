@@ -29,9 +29,16 @@ final class NBDAttempt: Sendable {
   /// - Throws: there can be no thread, or no descriptor.
   init(_ library: NBDLibrary, _ location: NBDLocation, _ address: NBDAddress, role: ThreadRole?) throws(Errno) {
     signal = try .eventCounter()
-    _ = try SystemThread(name: "nbd connect", stackSize: Self.stackSize) { [self] in
-      role?.begin()
-      run(library, location, address)
+    NBDSupport.attempts.wrappingAdd(1, ordering: .acquiringAndReleasing)
+    do throws(Errno) {
+      _ = try SystemThread(name: "nbd connect", stackSize: Self.stackSize) { [self] in
+        role?.begin()
+        run(library, location, address)
+        NBDSupport.attempts.wrappingSubtract(1, ordering: .acquiringAndReleasing)
+      }
+    } catch {
+      NBDSupport.attempts.wrappingSubtract(1, ordering: .acquiringAndReleasing)
+      throw error
     }
   }
 
@@ -57,7 +64,7 @@ final class NBDAttempt: Sendable {
   }
 
   /// - Parameter end: `Clock` nanoseconds.
-  func wait(until end: UInt64, uri: String) throws(NBDFailure) -> NBDConnection {
+  func result(before end: UInt64, uri: String) throws(NBDFailure) -> NBDConnection {
     while true {
       if let result = take() { return try result.get() }
       let now = Clock.now
@@ -71,8 +78,6 @@ final class NBDAttempt: Sendable {
   }
 
   private func run(_ library: NBDLibrary, _ location: NBDLocation, _ address: NBDAddress) {
-    NBDSupport.attempts.wrappingAdd(1, ordering: .acquiringAndReleasing)
-    defer { NBDSupport.attempts.wrappingSubtract(1, ordering: .acquiringAndReleasing) }
     let result: Result<NBDConnection, NBDFailure>
     do throws(NBDFailure) {
       let connection = try NBDConnection(library, location)

@@ -228,7 +228,7 @@ final class NBDConnection: @unchecked Sendable {
     do throws(Errno) { attempt = try NBDAttempt(library, location, address, role: .securedQueue) } catch {
       throw .noAnswer(uri: location.text, "\(error)")
     }
-    return try attempt.wait(until: end, uri: location.text)
+    return try attempt.result(before: end, uri: location.text)
   }
 
   /// Connects, and waits for that. Over TLS it may last longer.
