@@ -68,7 +68,7 @@ import Testing
     #expect(said.status == 69, "\(said.errors)")
     #expect(try String(contentsOfFile: last, encoding: .utf8) == "the last one")
     let pipe = directory.file("pipe")
-    #expect(mkfifo(pipe, 0o600) == 0)
+    #expect(unsafe mkfifo(pipe, 0o600) == 0)
     let unread = try Program(["conform", "--self", "--only", "status-after-reset", "--html", pipe]).finish()
     #expect(unread.status == 74 && unread.output.isEmpty, "\(unread.output)\(unread.errors)")
     let good = try Program(["conform", "--self", "--only", "status-after-reset", "--junit", last]).finish()

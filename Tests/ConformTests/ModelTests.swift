@@ -56,8 +56,9 @@ import VirtioCore
       let findings = try Self.findings(check, .plain, .modern, fault)
       #expect(findings.map(\.ring) == ["split", "packed"])
       for finding in findings {
+        // Of a device that uses nothing before it is suspended there are no calls to look at.
         #expect(
-          finding.outcome == (check.clauses.contains(clause) ? .broken : .kept),
+          check.clauses.contains(clause) ? finding.outcome == .broken : !finding.outcome.isFailure,
           "\(check.name), \(finding.ring): \(finding.outcome) \(finding.seen)")
       }
     }
