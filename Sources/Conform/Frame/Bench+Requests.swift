@@ -108,10 +108,6 @@ extension Bench {
 
   /// Makes a request available and kicks.
   @discardableResult func post(_ posted: inout Posted, on queue: Int = 0, kicks: Bool = true) -> UInt16 {
-    guard hands[queue].room >= posted.chain.count else {
-      hands[queue].isOverfull = true
-      return posted.id
-    }
     posted.id = hands[queue].offer(posted.chain)
     if kicks { hands[queue].kick() }
     return posted.id

@@ -22,7 +22,12 @@ final class Bench {
   let format: RingFormat
   let settings: Settings
   var random: SeededRandom
-  private(set) var hands: [Hand] = []
+  private(set) var hands: [Hand] = [] {
+    didSet { if oldValue.contains(where: \.isOverfull) { wasOverfull = true } }
+  }
+  private var wasOverfull = false
+  /// A request found no room, so that nothing can be said about what came of the others.
+  var isOverfull: Bool { wasOverfull || hands.contains(where: \.isOverfull) }
   private(set) var features = FeatureSet()
   private var attached: (any DriverTransport)?
 

@@ -68,7 +68,7 @@ final class Hand {
   }
 
   /// A chain found no room and was left out, because the device's limits make chains long.
-  var isOverfull = false
+  private(set) var isOverfull = false
 
   /// Descriptors that a chain can still have.
   var room: Int {
@@ -83,9 +83,13 @@ final class Hand {
   ///   - id: packed: the buffer ID.
   ///   - isHeld: it becomes available with the next `publish`.
   @discardableResult func offer(_ chain: [RawDescriptor], id: UInt16? = nil, isHeld: Bool = false) -> UInt16 {
+    // A list that is longer than a packed ring, or has another's ID, is one that somebody wants to see refused.
+    guard chain.count <= room || format == .packed && (id != nil || chain.count > Int(size)) else {
+      isOverfull = true
+      return .max
+    }
     switch raw {
     case .split(let ring):
-      precondition(chain.count <= free.count, "the ring has no room for the chain")
       let slots = (0..<chain.count).map { _ in free.removeLast() }
       for (place, slot) in slots.enumerated() {
         var copy = chain[place]
@@ -182,9 +186,7 @@ final class Hand {
   ///
   /// - Throws: `Trouble.broken` if something was used that was never made available.
   func look() throws {
-    guard !isOverfull else {
-      throw Trouble.notApplicable("with the device's limits the requests of this check have no room in its rings")
-    }
+    guard !isOverfull else { throw Trouble.noRoom }
     switch raw {
     case .split(let ring):
       let end = ring.usedIndex.loadAcquire()

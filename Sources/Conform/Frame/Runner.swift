@@ -87,6 +87,7 @@ public struct Runner {
     let begin = ContinuousClock.now
     let bench = Bench(subject, facts, format, settings, name: check.name)
     (finding.outcome, finding.seen) = Self.judge { try check.body(bench) }
+    if bench.isOverfull { (finding.outcome, finding.seen) = Self.judge { throw Trouble.noRoom } }
     bench.close()
     finding.seconds = (ContinuousClock.now - begin) / .seconds(1)
     return finding

@@ -42,6 +42,8 @@ enum Trouble: Error {
   case broken(String)
   case wedged(String)
   case notApplicable(String)
+
+  static let noRoom = Trouble.notApplicable("with the device's limits the requests of this check have no room in its rings")
 }
 
 /// Checks that something holds.
