@@ -108,11 +108,14 @@ def paths(report):
         "measured in the same round, allow together. A limit below its result is called disturbed: something else ran.</p>",
         f"<h2>Recommended here</h2><p><code>{html.escape(advice['flags'])}</code></p><ul>"
         + "".join(f"<li>{html.escape(reason)}</li>" for reason in advice["reasons"]) + "</ul>",
-        "<h2>Latency against rate</h2>", svg(plots.curves(report)),
-        f"<h2>What a request costs, depth {depth}</h2>", svg(plots.bars(report, ("bare", "engine"))),
+        # Without engines these would be empty axes.
+        *(["<h2>Latency against rate</h2>", svg(plots.curves(report)),
+           f"<h2>What a request costs, depth {depth}</h2>", svg(plots.bars(report, ("bare", "engine")))]
+          if any(plots.engines(report)) else []),
         f"<p>Apart, because it moves no data: the null engine takes {count(null['iops'])} requests a second at depth {depth}"
         f"{', ' + format(null['cpu'], '.3g') + ' µs each' if null.get('cpu') else ''}.</p>" if null else "",
-        f"<h2>Distribution of latency, depth {depth}</h2>", svg(plots.distribution(report)),
+        *([f"<h2>Distribution of latency, depth {depth}</h2>", svg(plots.distribution(report))]
+          if any(plots.engines(report)) else []),
     ]
     for group in GROUPS:
         parts.append(table(report, group))
