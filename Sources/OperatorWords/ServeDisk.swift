@@ -126,6 +126,7 @@ extension ServeDisk: DecodableWithConfiguration {
       let text: String? = try value(word, "a string")
       // A path ends there for the system, and would be another one than it says.
       if text?.utf8.contains(0) == true { throw ServeDiskMistake.wrongValue(word, expected: "a string without a NUL in it") }
+      if text == "", word != .serial { throw ServeDiskMistake.wrongValue(word, expected: "a string that is not empty") }
       return text
     }
     func number(_ word: Word) throws -> Int? { try value(word, "a whole number") }

@@ -67,15 +67,19 @@ struct CommandWords {
     return nil
   }
 
-  // MARK: Words that stand twice
+  // MARK: Words that the parser takes and should not
 
-  /// The sentence about the first option that has one value and is given two, by whatever names; `nil` if there is none. The
-  /// parser takes the last one and says nothing.
-  ///
+  /// One word, or an option with the word that is its value.
+  private struct Given {
+    /// The option's name as it was written, and what it is; `nil` for a word that belongs to none.
+    var option: (name: String, argument: Argument)?
+    var value: String
+  }
+
   /// - Parameter words: those that the parser has taken.
-  func double(in words: [String]) -> String? {
+  private func given(in words: [String]) -> [Given] {
     var commands = [root]
-    var given: [String: String] = [:]
+    var given: [Given] = []
     var index = 0
     while index < words.count, words[index] != "--" {
       let word = words[index]
@@ -83,19 +87,50 @@ struct CommandWords {
       guard word.hasPrefix("-") else {
         if let next = commands[commands.count - 1].subcommands?.first(where: { $0.commandName == word }) {
           commands.append(next)
+        } else {
+          given.append(Given(value: word))
         }
         continue
       }
       let name = String(word.prefix { $0 != "=" })
       guard let option = names(commands)[name], option.kind == "option" else { continue }
-      if !word.contains("="), index < words.count { index += 1 }
-      guard option.isRepeating != true else { continue }
-      guard let other = given.updateValue(name, forKey: option.names?.first?.word ?? name) else { continue }
+      if word.contains("=") {
+        given.append(Given(option: (name, option), value: String(word.dropFirst(name.count + 1))))
+      } else if index < words.count {
+        given.append(Given(option: (name, option), value: words[index]))
+        index += 1
+      }
+    }
+    return given
+  }
+
+  /// The sentence about the first option that has one value and is given two, by whatever names; `nil` if there is none. The
+  /// parser takes the last one and says nothing.
+  func double(in words: [String]) -> String? {
+    var first: [String: String] = [:]
+    for case (let name, let option)? in given(in: words).map(\.option) where option.isRepeating != true {
+      guard let other = first.updateValue(name, forKey: option.names?.first?.word ?? name) else { continue }
       return other == name
         ? "\(name) is given twice: give it once" : "\(other) and \(name) are two names of one option: give one of them"
     }
     return nil
   }
+
+  /// The sentence about the first word that is empty, as a script's variable is that was never set; `nil` if there is none.
+  /// Taken at its word, it is the name of a file that is not there.
+  func empty(in words: [String]) -> String? {
+    for given in given(in: words) where given.value.isEmpty {
+      guard let (name, _) = given.option else { return "an argument is empty: give it a value, or leave it out" }
+      if !Self.mayBeEmpty.contains(name) { return "\(name) is empty: give it a value, or leave it out" }
+    }
+    return nil
+  }
+
+  /// Options whose empty value says something: no serial number, no backing file.
+  private static let mayBeEmpty: Set = ["--serial", "-b", "--backing"]
+
+  /// Some word may be empty: worth a closer look, for which the parser describes all options.
+  static func mayHaveEmpty(_ words: [String]) -> Bool { words.contains("") }
 
   /// The names of options that have several, with the first of each.
   static let otherNames = [

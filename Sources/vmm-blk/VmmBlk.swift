@@ -36,6 +36,7 @@ struct VmmBlk: ParsableCommand {
       throw ValidationError(mistake)
     }
     if CommandWords.mayHaveDouble(words), let mistake = CommandWords()?.double(in: words) { throw ValidationError(mistake) }
+    if CommandWords.mayHaveEmpty(words), let mistake = CommandWords()?.empty(in: words) { throw ValidationError(mistake) }
   }
 
   func run() throws {

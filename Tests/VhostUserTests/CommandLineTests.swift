@@ -176,6 +176,27 @@ import Testing
     try Self.check(words, 64, sentence, #_sourceLocation)
   }
 
+  /// A variable of a script that was never set names no file, whatever it was to name.
+  @Test(arguments: [
+    (["serve", "--blk-file", "", "--socket-path", "s"], "--blk-file is empty"),
+    (disk + ["--control", ""], "--control is empty"),
+    (["--blk-file", "/nowhere/i", "--socket-path", ""], "--socket-path is empty"),
+    (["serve", "--disks", ""], "--disks is empty"), (["run", "--memory", "", "--blk-file", "/nowhere/i"], "--memory is empty"),
+    (["guest", "--socket-path", "", "info"], "--socket-path is empty"),
+    (["ctl", "--control", "", "list"], "--control is empty"),
+    (["bench", "--blk-file", ""], "--blk-file is empty"), (["conform", "--exec", ""], "--exec is empty"),
+    (["image", "info", ""], "an argument is empty"), (["inspect", ""], "an argument is empty"),
+    (["image", "create", "--size", "1M", ""], "an argument is empty"),
+  ])
+  func whatIsEmptyNamesNothing(words: [String], sentence: String) throws {
+    try Self.check(words, 64, sentence, #_sourceLocation)
+  }
+
+  /// A disk without a serial number is one.
+  @Test func aSerialMayBeEmpty() throws {
+    try Self.check(Self.disk + ["--serial", ""], 66, "there is no image", #_sourceLocation)
+  }
+
   /// What may be repeated is.
   @Test(arguments: [
     ["--no-feature", "discard", "--no-feature", "event_idx"],
