@@ -110,6 +110,14 @@ import Testing
     #expect(said.output.contains("bytes are more than a request can have: seg_max is 2, size_max 4096"), "\(said.output)")
   }
 
+  /// The answer to a chain as long as the ring was taken for the next request's, which has the same head where there is one queue.
+  @Test("a device with one queue is not accused of no status after the longest chain") func oneQueue() throws {
+    let serve = "exec '\(Program.path.path)' serve --socket-path {socket} --blk-file {disk} --num-queues 1"
+    let said = try Program(["conform", "--exec", serve, "--only", "split.frame,packed.sg", "--all"]).finish()
+    #expect(said.status == 0 && !said.output.contains(" broken "), "\(said.output)\(said.errors.suffix(500))")
+    #expect(said.output.contains("served: status 0 [longest-chain]"), "\(said.output)")
+  }
+
   /// Requests that are cut into more pieces found no room in rings that were made for few, and the tool ended on its own mistake.
   @Test("a device whose limits make chains long is checked to the end") func longChains() throws {
     let serve =

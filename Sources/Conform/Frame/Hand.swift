@@ -100,6 +100,8 @@ final class Hand {
         ring.setDescriptor(slot, copy)
       }
       outstanding[slots[0]] = slots
+      // What an earlier chain of this ID came back with is no answer to this one.
+      finished[slots[0]] = nil
       order.append(slots[0])
       let index = ring.availableIndex.loadRelaxed()
       ring.availableEntry(index &+ unpublished).storeRelaxed(slots[0])
@@ -123,6 +125,7 @@ final class Hand {
         next = next.advanced(by: 1, size: size)
       }
       outstanding[name] = (0..<UInt16(chain.count)).map { $0 }
+      finished[name] = nil
       order.append(name)
       if !isHeld { publish() }
       return name
