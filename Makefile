@@ -77,9 +77,10 @@ bench: release
 	@Scripts/setup.sh build bench
 	Scripts/bench/bench.sh
 
+# IMAGES names kinds of images, raw files if none: make bench-peers IMAGES=qcow2,nbd,rbd
 bench-peers: release
-	@Scripts/setup.sh build bench
-	Scripts/bench/peers.sh
+	@Scripts/setup.sh build bench $(if $(findstring rbd,$(IMAGES)),ceph)
+	Scripts/bench/peers.sh $(if $(IMAGES),--images $(IMAGES))
 
 # Conformance reports of other back-ends: see Docs/conformance.md.
 conform-peers: release

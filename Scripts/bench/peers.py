@@ -1,6 +1,9 @@
 #!/usr/bin/python3
 """Measures vmm-blk against what else one can install, in one interleaved run.
 
+    peers.py                             raw files
+    peers.py --images qcow2,nbd,rbd      images of these kinds (images.py says which there are)
+
 Every back-end serves the same image on a vhost-user socket, pinned to one processor, and is driven by the same client,
 `vmm-blk bench`, pinned to another. fio goes to the image directly. Each round measures all subjects one after the other,
 beginning with another one each time; figures are medians of the rounds and ratios are formed within a round.
@@ -19,76 +22,9 @@ import sys
 import tempfile
 import time
 
-JOBS = [
-    ("randread 4k QD1", "randread", "4k", 1), ("randread 4k QD32", "randread", "4k", 32),
-    ("randread 4k QD128", "randread", "4k", 128), ("randwrite 4k QD1", "randwrite", "4k", 1),
-    ("randwrite 4k QD32", "randwrite", "4k", 32), ("randwrite 4k QD128", "randwrite", "4k", 128),
-    ("read 128k QD32", "read", "128k", 32), ("write 128k QD32", "write", "128k", 32),
-]
-
-
-class Subject:
-    """A back-end, or fio."""
-
-    def __init__(self, ident, title, family, command=None, images=None, jobs=None):
-        self.id, self.title, self.family = ident, title, family
-        # Called with the image and the socket; None: fio.
-        self.command = command
-        self.images = images
-        self.jobs = jobs
-
-    def serves(self, image, job):
-        return (self.images is None or image["id"] in self.images) and (self.jobs is None or job[0] in self.jobs)
-
-
-def ours(vmm_blk, *flags):
-    def command(image, socket):
-        return [vmm_blk, "serve", "--socket-path", socket, "--blk-file", image["path"], "--no-lock",
-                "--direct", "on" if image["direct"] else "off", *flags]
-    return command
-
-
-def qemu(aio=None, iothread=False, null=False):
-    def command(image, socket):
-        if null:
-            node = f"driver=null-co,node-name=disk,size={image['size']},read-zeroes={'off' if null == 'silent' else 'on'}"
-        else:
-            node = (f"driver=file,node-name=disk,filename={image['path']},locking=off,aio={aio},"
-                    f"cache.direct={'on' if image['direct'] else 'off'}")
-        export = f"type=vhost-user-blk,id=export,node-name=disk,addr.type=unix,addr.path={socket},writable=on"
-        words = ["qemu-storage-daemon", "--blockdev", node]
-        if iothread:
-            words += ["--object", "iothread,id=io"]
-            export += ",iothread=io"
-        return words + ["--export", export]
-    return command
-
-
-def subjects(vmm_blk):
-    everything = [
-        Subject("vmm-auto", "vmm-blk", "ours", ours(vmm_blk)),
-        Subject("vmm-sleep", "vmm-blk --waiting sleep", "ours", ours(vmm_blk, "--waiting", "sleep")),
-        Subject("vmm-busy", "vmm-blk --waiting busy", "ours", ours(vmm_blk, "--waiting", "busy"), images=("tmpfs",),
-                jobs=("randread 4k QD1", "randwrite 4k QD1")),
-        Subject("vmm-uring", "vmm-blk --engine uring", "ours", ours(vmm_blk, "--engine", "uring"),
-                images=("tmpfs", "ext4-cache")),  # elsewhere that is the default
-        Subject("vmm-mapped", "vmm-blk --engine mapped", "ours", ours(vmm_blk, "--engine", "mapped"), images=("ext4-cache",)),
-        Subject("vmm-sync", "vmm-blk --engine sync", "ours", ours(vmm_blk, "--engine", "sync"), images=("tmpfs",)),
-        Subject("vmm-null", "vmm-blk --engine null", "null", ours(vmm_blk, "--engine", "null"), images=("tmpfs",)),
-    ]
-    for aio in ("io_uring", "native", "threads"):
-        images = ("tmpfs", "ext4-direct") if aio == "native" else None  # native needs direct I/O
-        for iothread in (False, True):
-            everything.append(Subject(
-                f"qemu-{aio}{'-iothread' if iothread else ''}", f"QEMU {aio}{', iothread' if iothread else ''}", "qemu",
-                qemu(aio, iothread), images=images))
-    everything += [
-        Subject("qemu-null", "QEMU null-co", "qemu-null", qemu(null=True), images=("tmpfs",)),
-        Subject("qemu-null-silent", "QEMU null-co, no zeroing", "qemu-null", qemu(null="silent"), images=("tmpfs",)),
-        Subject("fio", "fio io_uring, no virtio", "fio"),
-    ]
-    return everything
-
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import images  # noqa: E402
+from images import JOBS  # noqa: E402
 
 @contextlib.contextmanager
 def served(words, socket, cpu):
@@ -117,16 +53,27 @@ def served(words, socket, cpu):
             os.unlink(socket)
 
 
-def fio(image, job, options):
+def peak(process):
+    """The most memory that a process had so far, MiB; its own, without what it shares with files."""
+    with open(f"/proc/{process.pid}/status", encoding="ascii") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    return int(fields["RssAnon"].split()[0]) / 1024
+
+
+def seconds(image, options):
+    """Before a measurement, and of it."""
+    return image.times or (options.ramp, options.runtime)
+
+
+def fio(subject, image, job, options):
     """fio itself on the image."""
     _, rw, block, depth = job
+    ramp, runtime = seconds(image, options)
     done = subprocess.run(
-        ["taskset", "-c", str(options.backend_cpu), "fio", "--name=j", f"--filename={image['path']}", "--ioengine=io_uring",
-         f"--direct={int(image['direct'])}", f"--rw={rw}", f"--bs={block}", f"--iodepth={depth}", "--time_based",
-         f"--runtime={int(options.runtime * 1000)}ms", f"--ramp_time={int(options.ramp * 1000)}ms", f"--size={image['size']}", "--thread",
-         # By default fio throws the file out of the page cache first, for itself and for the next run.
-         "--allow_file_create=0", "--invalidate=0", "--output-format=json"],
-        capture_output=True, text=True, check=False)
+        ["taskset", "-c", str(options.backend_cpu), "fio", "--name=j", *subject.fio(job), f"--rw={rw}", f"--bs={block}",
+         f"--iodepth={depth}", "--time_based", f"--runtime={int(runtime * 1000)}ms", f"--ramp_time={int(ramp * 1000)}ms", "--thread",
+         "--output-format=json"],
+        capture_output=True, text=True, check=False, env={**os.environ, **subject.environment})
     if done.returncode:
         raise RuntimeError(done.stderr.strip() or done.stdout.strip())
     found = json.loads(done.stdout[done.stdout.index("{"):])["jobs"][0]
@@ -139,86 +86,53 @@ def fio(image, job, options):
 def bench(subject, image, job, options, directory):
     """One measurement of one back-end."""
     _, rw, block, depth = job
+    ramp, runtime = seconds(image, options)
     socket = os.path.join(directory, "s")
-    with served(subject.command(image, socket), socket, options.backend_cpu):
+    with served(subject.command(socket), socket, options.backend_cpu) as process:
         done = subprocess.run(
             [options.vmm_blk, "bench", "--socket-path", socket, f"--rw={rw}", f"--bs={block}", f"--iodepth={depth}",
-             f"--runtime={options.runtime}", f"--ramp_time={options.ramp}", "--client-cpus", str(options.client_cpu),
+             f"--runtime={runtime}", f"--ramp_time={ramp}", "--client-cpus", str(options.client_cpu),
              "--no-ceiling-check", "--output-format=json"],
             capture_output=True, text=True, check=False, timeout=120)
+        memory = peak(process)
     if done.returncode:
         raise RuntimeError(done.stderr.strip())
     found = json.loads(done.stdout)["jobs"][0]["vmm-blk"]
     return {"iops": found["iops"], "cpu": found.get("backend_cpu_us_per_io"), "p50": found["latency_ns"]["50"] / 1000,
-            "p99": found["latency_ns"]["99"] / 1000}
+            "p99": found["latency_ns"]["99"] / 1000, "memory": memory}
 
 
-def make_images(options, directory):
-    """The same amount of written data in memory and on the disk."""
-    size = options.size << 20
-    images = []
-    places = [("tmpfs", "a file on tmpfs, direct I/O", options.memory_directory, True),
-              ("ext4-direct", "a file on the disk, direct I/O", options.disk_directory, True),
-              ("ext4-cache", "a file on the disk, page cache", options.disk_directory, False)]
-    made = {}
-    for ident, title, place, direct in places:
-        if options.images and ident not in options.images:
-            continue
-        if place not in made:
-            descriptor, path = tempfile.mkstemp(prefix="vmm-blk-bench-", suffix=".img", dir=place)
-            made[place] = path
-            directory.callback(os.unlink, path)
-            with os.fdopen(descriptor, "wb") as file:
-                block = os.urandom(1 << 20)
-                for _ in range(options.size):
-                    file.write(block)
-                file.flush()
-                os.fsync(file.fileno())
-        images.append({"id": ident, "title": title, "path": made[place], "direct": direct, "size": size})
-    return images
+def ratios(results, image):
+    """Of each pair of the image, by the other's best; each within a round."""
+    def of(subject, job, key):
+        return {r["round"]: r[key] for r in results
+                if (r["subject"], r["image"], r["job"]) == (subject, image.id, job) and r.get(key)}
 
-
-def settle(image):
-    """Brings the image into the state that every subject of a step should find: on the disk, and in the cache if that is
-    what is measured (direct writes throw it out of there)."""
-    with open(image["path"], "rb", buffering=0) as file:
-        os.fsync(file.fileno())
-        while not image["direct"] and file.read(1 << 20):
-            pass
-
-
-def ratios(results, everything, images):
-    """Ours against the best of the others, each ratio within a round."""
-    def rates(subject, image, job):
-        return {r["round"]: r["iops"] for r in results if (r["subject"], r["image"], r["job"]) == (subject, image, job)}
-
-    def best(family, image, job):
-        candidates = [(statistics.median(found.values()), s.id) for s in everything if s.family == family
-                      if (found := rates(s.id, image, job))]
+    def best(name, job):
+        candidates = [(statistics.median(found.values()), s.id) for s in image.subjects if name in (s.family, s.id)
+                      if (found := of(s.id, job, "iops"))]
         return max(candidates)[1] if candidates else None
 
-    pairs = [("vmm-blk / best of QEMU", "vmm-auto", "qemu"), ("vmm-blk / fio io_uring", "vmm-auto", "fio"),
-             ("vmm-blk --waiting sleep / best of QEMU", "vmm-sleep", "qemu"),
-             ("vmm-blk --engine sync / best of QEMU", "vmm-sync", "qemu"),
-             ("vmm-blk --engine sync / fio io_uring", "vmm-sync", "fio"),
-             ("vmm-blk --engine null / best null-co", "vmm-null", "qemu-null")]
     found = []
-    for image in images:
-        for job in JOBS:
-            for title, mine, family in pairs:
-                other = best(family, image["id"], job[0])
-                a = rates(mine, image["id"], job[0])
-                b = rates(other, image["id"], job[0]) if other else {}
-                each = [a[r] / b[r] for r in a if r in b and b[r] > 0]
+    for job, *_ in image.jobs:
+        for title, mine, name in image.pairs:
+            other = best(name, job)
+            if other is None:
+                continue
+            row = {"image": image.id, "job": job, "title": title, "against": other}
+            for key, words in (("iops", ("ratio", "low", "high")), ("cpu", ("cpuRatio", "cpuLow", "cpuHigh"))):
+                a, b = of(mine, job, key), of(other, job, key)
+                each = [a[r] / b[r] for r in a if r in b]
                 if each:
-                    found.append({"image": image["id"], "job": job[0], "title": title, "against": other,
-                                  "ratio": statistics.median(each), "low": min(each), "high": max(each)})
+                    row |= dict(zip(words, (statistics.median(each), min(each), max(each))))
+            if "ratio" in row:
+                found.append(row)
     return found
 
 
-def command_words(subject, images):
+def command_words(subject):
     """How a back-end is started: its engine, set-up and way of waiting are among the words."""
-    return " ".join(subject.command(images[0], "SOCKET")) if subject.command and images else None
+    return " ".join(subject.command("SOCKET")) if subject.command else None
 
 
 def processor():
@@ -236,28 +150,61 @@ def commit():
 def show(report):
     """The same for a terminal."""
     for image in report["images"]:
-        jobs = [j[0] for j in JOBS if any(r["image"] == image["id"] and r["job"] == j[0] for r in report["results"])]
+        jobs = [job for job in report["jobs"]
+                if any(r["image"] == image["id"] and r["job"] == job for r in report["results"])]
         print(f"\n{image['title']}: thousand IOPS (CPU us per I/O), medians")
         print(f"{'':40}" + "".join(f"{job:>20}" for job in jobs))
-        for subject in report["subjects"]:
-            cells = []
+        for subject in image["subjects"]:
+            cells, memory = [], []
             for job in jobs:
                 found = [r for r in report["results"]
                          if (r["subject"], r["image"], r["job"]) == (subject["id"], image["id"], job)]
                 if not found:
                     cells.append("")
                     continue
+                memory += [r["memory"] for r in found if r.get("memory") is not None]
                 costs = [r["cpu"] for r in found if r.get("cpu") is not None]
                 cost = f" ({statistics.median(costs):.2f})" if costs else ""
                 cells.append(f"{statistics.median(r['iops'] for r in found) / 1000:.1f}{cost}")
             if any(cells):
-                print(f"{subject['title']:40}" + "".join(f"{cell:>20}" for cell in cells))
+                print(f"{subject['title']:40}" + "".join(f"{cell:>20}" for cell in cells)
+                      + (f"   {max(memory):.0f} MiB" if memory else ""))
         for title in dict.fromkeys(r["title"] for r in report["ratios"] if r["image"] == image["id"]):
             by_job = {r["job"]: r for r in report["ratios"] if r["image"] == image["id"] and r["title"] == title}
-            print(f"{title:40}" + "".join(
-                f"{by_job[job]['ratio']:>19.2f}x" if job in by_job else f"{'':>20}" for job in jobs))
+            for key, words in (("ratio", title), ("cpuRatio", "  CPU time")):
+                print(f"{words:40}" + "".join(
+                    f"{by_job[job][key]:>19.2f}x" if key in by_job.get(job, {}) else f"{'':>20}" for job in jobs))
     for missing in report["missing"]:
         print(f"not measured: {missing}")
+
+
+def measure(image, options, directory, results):
+    """All rounds of all jobs on an image.
+
+    Returns: a sentence for each subject that could not be measured.
+    """
+    steps = [(job, round_) for job in image.jobs for round_ in range(options.rounds)]
+    broken = {}
+    for number, (job, round_) in enumerate(steps):
+        turn = image.turn(job)
+        image.settle()
+        shift = round_ * (len(turn) // max(options.rounds, 1) + 1) % max(len(turn), 1)
+        for subject in turn[shift:] + turn[:shift]:
+            if subject.id in broken:
+                continue
+            if sys.stderr.isatty():
+                print(f"\r\x1b[K{image.id}, {number + 1} of {len(steps)}: {job[0]}, {subject.title}",
+                      end="", file=sys.stderr, flush=True)
+            try:
+                image.fresh()
+                found = fio(subject, image, job, options) if subject.fio else bench(subject, image, job, options, directory)
+            except (RuntimeError, subprocess.TimeoutExpired) as error:
+                broken[subject.id] = f"{subject.title} on {image.title} ({job[0]}): {error}"
+                continue
+            results.append({"subject": subject.id, "image": image.id, "job": job[0], "round": round_, **found})
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr)
+    return list(broken.values())
 
 
 def main():
@@ -268,7 +215,8 @@ def main():
     parser.add_argument("--runtime", type=float, default=0.3, help="seconds of each measurement")
     parser.add_argument("--ramp", type=float, default=0.2, help="seconds before it")
     parser.add_argument("--size", type=int, default=512, help="MiB of each image")
-    parser.add_argument("--images", nargs="*", choices=["tmpfs", "ext4-direct", "ext4-cache"])
+    parser.add_argument("--images", nargs="*", default=["raw"], metavar="WORD[,WORD…]",
+                        help=f"kinds ({', '.join(images.KINDS)}) or single images ({', '.join(images.NAMES)}); raw by default")
     parser.add_argument("--subjects", nargs="*", help="ids, as in vmm-auto qemu-io_uring fio")
     parser.add_argument("--jobs", nargs="*", help="names, as in 'randread 4k QD32'")
     parser.add_argument("--memory-directory", default="/dev/shm")
@@ -276,51 +224,37 @@ def main():
     parser.add_argument("--backend-cpu", type=int, default=0)
     parser.add_argument("--client-cpu", type=int, default=(os.cpu_count() or 1) - 1)
     options = parser.parse_args()
-    everything = [s for s in subjects(options.vmm_blk) if not options.subjects or s.id in options.subjects]
+    options.images = [word for words in options.images for word in words.split(",") if word]
+    for word in options.images:
+        if word not in images.KINDS and word not in images.NAMES:
+            parser.error(f"there is no image {word!r}: use {', '.join([*images.KINDS, *images.NAMES])}")
+
     missing = []
-    for family, program in (("qemu", "qemu-storage-daemon"), ("qemu-null", "qemu-storage-daemon"), ("fio", "fio")):
-        if shutil.which(program) is None and any(s.family == family for s in everything):
-            missing.append(f"{program} is not installed: run 'Scripts/setup.sh bench'")
-            everything = [s for s in everything if s.family != family]
-    jobs = [job for job in JOBS if not options.jobs or job[0] in options.jobs]
-
-    with contextlib.ExitStack() as stack:
-        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="vmm-blk-peers-"))
-        images = make_images(options, stack)
-        steps = [(image, job, round_) for image in images for job in jobs for round_ in range(options.rounds)]
-        results, broken = [], {}
-        load = f"{os.getloadavg()[0]:.2f}"
-        started = time.strftime("%Y-%m-%d %H:%M:%S %z")
-        for number, (image, job, round_) in enumerate(steps):
-            turn = [s for s in everything if s.serves(image, job)]
-            settle(image)
-            shift = round_ * (len(turn) // max(options.rounds, 1) + 1) % max(len(turn), 1)
-            for subject in turn[shift:] + turn[:shift]:
-                key = (subject.id, image["id"])
-                if key in broken:
-                    continue
-                if sys.stderr.isatty():
-                    print(f"\r\x1b[K{number + 1} of {len(steps)}: {image['id']}, {job[0]}, {subject.title}",
-                          end="", file=sys.stderr, flush=True)
-                try:
-                    found = (fio(image, job, options) if subject.command is None
-                             else bench(subject, image, job, options, directory))
-                except (RuntimeError, subprocess.TimeoutExpired) as error:
-                    broken[key] = f"{subject.title} on {image['title']} ({job[0]}): {error}"
-                    continue
-                results.append({"subject": subject.id, "image": image["id"], "job": job[0], "round": round_, **found})
-        if sys.stderr.isatty():
-            print("\r\x1b[K", end="", file=sys.stderr)
-
+    programs = {"qemu": "qemu-storage-daemon", "qemu-null": "qemu-storage-daemon", "fio": "fio"}
+    absent = {family for family, program in programs.items() if shutil.which(program) is None}
+    for program in sorted({programs[family] for family in absent}):
+        missing.append(f"{program} is not installed: run 'Scripts/setup.sh bench'")
     report = {
-        "subjects": [{"id": s.id, "title": s.title, "command": command_words(s, images)} for s in everything],
-        "images": [{key: image[key] for key in ("id", "title", "path", "direct", "size")} for image in images],
-        "jobs": [job[0] for job in jobs], "results": results, "ratios": ratios(results, everything, images),
-        "missing": missing + list(broken.values()), "kernel": platform.release(), "started": started, "load": load,
+        "images": [], "jobs": [], "results": [], "ratios": [], "kernel": platform.release(),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"), "load": f"{os.getloadavg()[0]:.2f}",
         "processor": processor(), "processors": os.cpu_count(), "commit": commit(),
         "method": f"Medians of {options.rounds} interleaved rounds of {options.runtime} s; back-ends and fio on processor "
                   f"{options.backend_cpu}, the client on {options.client_cpu}; {options.size} MiB images.",
     }
+    with contextlib.closing(images.make(options, missing)) as made, \
+            tempfile.TemporaryDirectory(prefix="vmm-blk-peers-") as directory:
+        for image in made:
+            image.subjects = [s for s in image.subjects if s.family not in absent
+                              and (not options.subjects or s.id in options.subjects)]
+            image.jobs = [job for job in image.jobs if not options.jobs or job[0] in options.jobs]
+            missing += measure(image, options, directory, report["results"])
+            report["images"].append({
+                "id": image.id, "title": image.title, "path": image.path, "size": image.size,
+                "seconds": dict(zip(("before", "measured"), seconds(image, options))),
+                "subjects": [{"id": s.id, "title": s.title, "command": command_words(s)} for s in image.subjects]})
+            report["ratios"] += ratios(report["results"], image)
+    report["jobs"] = [job[0] for job in JOBS if any(r["job"] == job[0] for r in report["results"])]
+    report["missing"] = missing
     pathlib.Path(options.output).mkdir(parents=True, exist_ok=True)
     (pathlib.Path(options.output) / "peers.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     show(report)

@@ -127,7 +127,7 @@ def panels(title, conditions, subjects, jobs, rates):
 def peers(report, image, nulls=False):
     """Requests a second of everybody on one image; with `nulls` of those that move no data."""
     found = [r for r in report["results"] if r["image"] == image["id"]]
-    subjects = [(s["id"], s["title"]) for s in report["subjects"]
+    subjects = [(s["id"], s["title"]) for s in image.get("subjects", report.get("subjects", []))
                 if is_null(s["id"]) == nulls and any(r["subject"] == s["id"] for r in found)]
     jobs = [job for job in report["jobs"] if any(r["job"] == job and r["subject"] in dict(subjects) for r in found)]
     if not subjects or not jobs:
@@ -264,7 +264,7 @@ def main():
     for path in sys.argv[2:]:
         with open(path, encoding="utf-8") as file:
             report = json.load(file)
-        if "subjects" in report:
+        if "ratios" in report:
             for image in report["images"]:
                 name = image["id"].replace("ext4-", "disk-")
                 save(peers(report, image), folder, f"peers-{name}")

@@ -133,7 +133,7 @@ def peers(report):
     for image in report["images"]:
         jobs = [job for job in report["jobs"] if any(r["image"] == image["id"] and r["job"] == job for r in report["results"])]
         parts.append(f"<h2>{html.escape(image['title'])}</h2>")
-        shown = [s for s in report["subjects"]
+        shown = [s for s in image.get("subjects", report.get("subjects", []))
                  if any(r["image"] == image["id"] and r["subject"] == s["id"] for r in report["results"])]
         rows = []
         for subject in shown:
@@ -158,6 +158,10 @@ def peers(report):
                 f"<td>{byjob[job]['ratio']:.2f} <small>({byjob[job]['low']:.2f} to {byjob[job]['high']:.2f})</small></td>"
                 if job in byjob else "<td></td>" for job in jobs)
             lines.append(f"<tr><th scope=row>{html.escape(title)}</th>{cells}</tr>")
+            if any("cpuRatio" in row for row in byjob.values()):
+                cells = "".join(
+                    f"<td>{byjob[job]['cpuRatio']:.2f}</td>" if "cpuRatio" in byjob.get(job, {}) else "<td></td>" for job in jobs)
+                lines.append(f"<tr><th scope=row><small>… CPU time for each request</small></th>{cells}</tr>")
         parts.append(f"<table>{head}{''.join(lines)}</table>")
     for missing in report.get("missing", []):
         parts.append(f"<p>not measured: {html.escape(missing)}</p>")
@@ -227,7 +231,7 @@ def main():
     for path in sys.argv[2:]:
         with open(path, encoding="utf-8") as file:
             report = json.load(file)
-        if "subjects" in report:
+        if "ratios" in report:
             parts.append(peers(report))
         elif "rows" in report:
             parts.append(paths(report))
