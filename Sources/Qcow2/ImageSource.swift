@@ -42,23 +42,30 @@ public struct FileSource: ImageSource {
   }
 
   public func read(at offset: UInt64, count: Int) throws(Errno) -> [UInt8] {
-    // There is nothing at such an offset, and the system has no number for it.
-    guard let start = off_t(exactly: offset), start <= off_t.max - off_t(count) else { return [] }
     var failure: Errno? = nil
     let bytes = unsafe [UInt8](unsafeUninitializedCapacity: count) { buffer, done in
-      while done < count {
-        let got = unsafe pread(descriptor, buffer.baseAddress! + done, count - done, start + off_t(done))
-        if got == 0 { break }
-        if got < 0 {
-          if errno == EINTR { continue }
-          failure = Errno(rawValue: errno)
-          break
-        }
-        done += got
-      }
+      let raw = UnsafeMutableRawBufferPointer(buffer)
+      do throws(Errno) { done = try unsafe read(at: offset, into: raw) } catch { failure = error }
     }
     if let failure { throw failure }
     return bytes
+  }
+
+  /// - Returns: how many bytes were read; fewer than there is room for at the end of the file.
+  public func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(Errno) -> Int {
+    // There is nothing at such an offset, and the system has no number for it.
+    guard let start = off_t(exactly: offset), start <= off_t.max - off_t(buffer.count) else { return 0 }
+    var done = 0
+    while done < buffer.count {
+      let got = unsafe pread(descriptor, buffer.baseAddress! + done, buffer.count - done, start + off_t(done))
+      if got == 0 { break }
+      if got < 0 {
+        if errno == EINTR { continue }
+        throw Errno(rawValue: errno)
+      }
+      done += got
+    }
+    return done
   }
 }
 

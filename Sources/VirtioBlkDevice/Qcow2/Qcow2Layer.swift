@@ -63,9 +63,9 @@ final class Qcow2Layer: @unchecked Sendable {
   private let changing = Mutex<Void>(())
   /// A table was rejected because of its contents.
   private let contradicted = Atomic<Bool>(false)
-  /// Clusters of metadata, and the end of the file, when it was opened for writing: no data is in the former or beyond the
-  /// latter.
-  private let fixed: (metadata: Set<UInt64>, end: UInt64)
+  /// Clusters of metadata in ascending order, and the end of the file, when it was opened for writing: no data is in the
+  /// former or beyond the latter.
+  private let fixed: (metadata: [UInt64], end: UInt64)
   /// Addresses of the tables that have been read, each set once; memory is only touched where used.
   private let tables: Mapping?
   /// A table of zeroes: it stands for every table that has only zeroes, of which a sparse file may have any number.
@@ -120,7 +120,7 @@ final class Qcow2Layer: @unchecked Sendable {
       places = level1.isEmpty || keeper == nil ? nil : try Mapping(anonymous: level1.count * 8)
       changes = keeper == nil ? nil : try Mapping(anonymous: 8)
     } catch { throw .cannotRead(error) }
-    fixed = (keeper?.metadata ?? [], keeper?.firstEnd ?? 0)
+    fixed = (keeper?.metadata.sorted() ?? [], keeper?.firstEnd ?? 0)
     guard let places else { return }
     for (index, place) in level1.enumerated() { unsafe SharedCell<UInt64>(places.base + index * 8).storeRelaxed(place) }
   }
@@ -252,42 +252,40 @@ final class Qcow2Layer: @unchecked Sendable {
     let address: UInt = loading.withLock { _ in
       if let table = unsafe table(index) { return UInt(bitPattern: table) }
       let size = Int(geometry.clusterSize)
-      guard let source = try? FileSource(file.rawValue), let bytes = try? source.read(at: place(index), count: size),
+      let table = UnsafeMutableRawBufferPointer.allocate(byteCount: size, alignment: 16)
+      guard let source = try? FileSource(file.rawValue), let count = try? unsafe source.read(at: place(index), into: table),
         // The file is shorter than when it was opened: it was truncated, and what is missing was not zeroes.
-        UInt64(bytes.count) >= min(UInt64(size), fileEnd &- min(fileEnd, place(index))), isSound(bytes)
-      else { return 0 }
-      if let blank, isBlank(bytes, blank) {
+        UInt64(count) >= min(UInt64(size), fileEnd &- min(fileEnd, place(index))),
+        unsafe isSound(UnsafeRawBufferPointer(rebasing: table[..<count]))
+      else {
+        unsafe table.deallocate()
+        return 0
+      }
+      if let blank, unsafe memcmp(table.baseAddress!, blank.base, count) == 0 {
+        unsafe table.deallocate()
         let address = UInt(bitPattern: unsafe blank.base)
         cell(index)?.storeRelease(UInt64(address))
         return address
       }
-      let table = UnsafeMutableRawPointer.allocate(byteCount: size, alignment: 16)
       // A table at the end of the file may be incomplete: what is missing is zeroes, as in a hole.
-      unsafe table.initializeMemory(as: UInt8.self, repeating: 0, count: size)
-      unsafe bytes.withUnsafeBytes { unsafe table.copyMemory(from: $0.baseAddress!, byteCount: $0.count) }
+      unsafe table[count...].initializeMemory(as: UInt8.self, repeating: 0)
       // Release: the bytes of the table are stored before its address.
-      cell(index)?.storeRelease(UInt64(UInt(bitPattern: table)))
-      return UInt(bitPattern: table)
+      let address = UInt(bitPattern: table.baseAddress)
+      cell(index)?.storeRelease(UInt64(address))
+      return address
     }
     return unsafe UnsafeMutableRawPointer(bitPattern: address)
-  }
-
-  /// - Parameter blank: as many zeroes, or more.
-  private func isBlank(_ bytes: [UInt8], _ blank: Mapping) -> Bool {
-    unsafe bytes.withUnsafeBytes { bytes in
-      guard let start = bytes.baseAddress else { return true }
-      return unsafe memcmp(start, blank.base, bytes.count) == 0
-    }
   }
 
   // MARK: Writing
 
   /// For an image that is written to: no entry of a table in the file may point at metadata, or beyond the end of the file.
-  /// Otherwise a write to the disk would overwrite tables, or what was allocated since. - Parameter bytes: of a table as it
-  /// was read.
-  private func isSound(_ bytes: [UInt8]) -> Bool {
+  /// Otherwise a write to the disk would overwrite tables, or what was allocated since.
+  ///
+  /// - Parameter table: as it was read; the end may be missing.
+  private func isSound(_ table: UnsafeRawBufferPointer) -> Bool {
     guard changes != nil, let entries else { return true }
-    let isSound = isSound(bytes, entries)
+    let isSound = unsafe isSound(table, entries)
     if !isSound { contradicted.store(true, ordering: .relaxed) }
     return isSound
   }
@@ -295,27 +293,37 @@ final class Qcow2Layer: @unchecked Sendable {
   /// The image was found to contradict itself, and is written to.
   var contradictsItself: Bool { contradicted.load(ordering: .relaxed) }
 
-  private func isSound(_ bytes: [UInt8], _ entries: Qcow2Entries) -> Bool {
+  private func isSound(_ table: UnsafeRawBufferPointer, _ entries: Qcow2Entries) -> Bool {
     let size = geometry.entryBytes
-    var start = 0
-    while start + size <= bytes.count {
-      defer { start += size }
-      let (entry, bitmap) = (Self.word(bytes, start), size == 16 ? Self.word(bytes, start + 8) : 0)
+    // Neighbours usually lie together: a place is looked up only where it leaves the last one's gap between metadata.
+    var gap: Range<UInt64> = 0..<0
+    for start in stride(from: 0, through: table.count - size, by: size) {
+      let entry = unsafe UInt64(bigEndian: table.load(fromByteOffset: start, as: UInt64.self))
+      let bitmap = unsafe size == 16 ? UInt64(bigEndian: table.load(fromByteOffset: start + 8, as: UInt64.self)) : 0
       if entry == 0, bitmap == 0 { continue }
       guard let cluster = try? entries.level2(entry, bitmap: bitmap) else { return false }
       switch cluster {
       case .unallocated, .zero(nil), .compressed, .subclusters(nil, _, _): continue
       case .data(let place), .zero(let place?), .subclusters(let place?, _, _):
-        guard place < fixed.end, !fixed.metadata.contains(place >> UInt64(geometry.clusterBits)) else { return false }
+        let number = place >> UInt64(geometry.clusterBits)
+        if !gap.contains(number) { gap = gapInMetadata(around: number) }
+        guard place < fixed.end, gap.contains(number) else { return false }
       }
     }
     return true
   }
 
-  private static func word(_ bytes: [UInt8], _ start: Int) -> UInt64 {
-    var word: UInt64 = 0
-    for index in start..<start + 8 { word = word << 8 | UInt64(bytes[index]) }
-    return word
+  /// The clusters around one of which none has metadata; none at all if it has.
+  private func gapInMetadata(around number: UInt64) -> Range<UInt64> {
+    // The first cluster of metadata that is not before it.
+    var places = 0..<fixed.metadata.count
+    while !places.isEmpty {
+      let middle = places.lowerBound + places.count / 2
+      places = fixed.metadata[middle] < number ? middle + 1..<places.upperBound : places.lowerBound..<middle
+    }
+    let next = places.lowerBound
+    let end = next < fixed.metadata.count ? fixed.metadata[next] : .max
+    return end == number ? number..<number : (next > 0 ? fixed.metadata[next - 1] + 1 : 0)..<end
   }
 
   /// What the image says about a cluster. For the writer that may change it.
