@@ -22,7 +22,7 @@ public struct ImageStore: Hashable, Sendable {
 public struct StorePlan: Hashable, Sendable {
   /// The length that the file has to have before the first store, bytes; `nil`: any.
   public var length: UInt64?
-  /// After each group everything has to be made stable.
+  /// What a group stores has to be stable before the next group.
   public var groups: [[ImageStore]]
 
   public init(length: UInt64? = nil, groups: [[ImageStore]] = []) {

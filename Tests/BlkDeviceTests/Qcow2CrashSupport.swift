@@ -42,6 +42,10 @@ final class Qcow2Log: Qcow2Witness {
   }
 }
 
+extension Qcow2Call {
+  var isStable: Bool { if case .stable = self { true } else { false } }
+}
+
 /// The bytes of a file as calls change them.
 struct FileImage {
   static let sector = 512
@@ -51,6 +55,7 @@ struct FileImage {
   mutating func apply(_ call: Qcow2Call, takes: () -> Bool = { true }) {
     switch call {
     case .sync: break
+    case .stable(let offset, let data): apply(.store(offset: offset, data))
     case .cut(let length): if takes() { bytes.removeLast(max(0, bytes.count - Int(length))) }
     case .zero(let offset, let count):
       // Past the end of the file there is nothing to be zeroed.

@@ -215,6 +215,35 @@ import VirtioCore
     #expect(try disk.bytes(at: 0, count: 4096) == [UInt8](repeating: 1, count: 4096))
   }
 
+  /// The kernel says it once here, too: metadata that may not be there ends all writing.
+  @Test func aPartThatCannotBeMadeStableStaysSo() throws {
+    let folder = try ImageFolder(in: Medium.memory.folder)
+    try folder.create("a", "64M")
+    let log = Qcow2Log()
+    let image = try folder.openToWrite("DIR/a", log)
+    let disk = try #require(image.chain)
+    #expect(disk.change(.write, at: 0, count: 4096, value: 1) == 0)
+    log.fail { _, call in call.isStable ? EIO : 0 }
+    let results = (1..<64).map { disk.change(.write, at: $0 << 20, count: 1 << 20, value: 1) }
+    let first = try #require(results.firstIndex { $0 != 0 })
+    #expect(results[first...].allSatisfy { $0 == -EIO }, "\(results)")
+    log.fail { _, _ in 0 }
+    #expect(disk.change(.flush, at: 0, count: 0) == -EIO)
+    #expect(image.flush() != nil)
+    #expect(try disk.bytes(at: 0, count: 4096) == [UInt8](repeating: 1, count: 4096))
+  }
+
+  /// A guest's data that is in the page cache is not waited for where only metadata has to be stable.
+  @Test func aNewRunWaitsForItsRefcountsOnly() throws {
+    let folder = try ImageFolder(in: Medium.memory.folder)
+    try folder.create("a", "256M")
+    let log = Qcow2Log()
+    try folder.writing("DIR/a", log) { disk in
+      for number in 0..<64 { #expect(disk.change(.write, at: number << 20, count: 1 << 20, value: 1) == 0) }
+      #expect(!log.calls.contains(.sync) && log.calls.contains { $0.isStable })
+    }
+  }
+
   /// A medium that is full, and has room again.
   @Test func afterAFullMediumItGoesOn() throws {
     let folder = try ImageFolder(in: Medium.memory.folder)

@@ -7,6 +7,8 @@ internal import VirtioCore
 enum Qcow2Call: Sendable, Equatable {
   case store(offset: UInt64, [UInt8])
   case zero(offset: UInt64, count: UInt64)
+  /// What was stored there is stable, whatever else is not.
+  case stable(offset: UInt64, [UInt8])
   case sync
   case cut(length: UInt64)
 }
@@ -60,15 +62,43 @@ struct Qcow2Calls: Sendable {
     }
   }
 
-  /// - Returns: 0, or a negative errno.
-  func sync() -> Int32 {
-    perform(.sync) {
-      while fdatasync(descriptor) < 0 {
-        let error = errno
-        guard error == EINTR else { return -Int(error) }
+  /// Makes what was stored before stable, and nothing else: other data that is in the page cache may be much, and none of
+  /// it is waited for.
+  ///
+  /// - Parameter bytes: those that were stored; they are stored again, because that is how one waits for a part of a file.
+  /// - Returns: 0, or a negative errno, after which it is unknown what is stable.
+  func makeStable(_ bytes: [UInt8], at offset: UInt64) -> Int32 {
+    perform(.stable(offset: offset, bytes)) {
+      var done = 0
+      while done < bytes.count {
+        let count = unsafe bytes.withUnsafeBytes { buffer in
+          var vector = unsafe iovec(
+            iov_base: UnsafeMutableRawPointer(mutating: buffer.baseAddress! + done), iov_len: buffer.count - done)
+          return unsafe pwritev2(descriptor, &vector, 1, off_t(offset) + off_t(done), clinux_rwf_dsync)
+        }
+        if count > 0 {
+          done += count
+          continue
+        }
+        let error = count < 0 ? errno : EIO
+        if error == EINTR { continue }
+        // Then everything has to be waited for.
+        guard error == EOPNOTSUPP || error == ENOSYS || error == EINVAL else { return -Int(error) }
+        return Int(plainSync())
       }
       return 0
     }
+  }
+
+  /// - Returns: 0, or a negative errno.
+  func sync() -> Int32 { perform(.sync) { Int(plainSync()) } }
+
+  private func plainSync() -> Int32 {
+    while fdatasync(descriptor) < 0 {
+      let error = errno
+      guard error == EINTR else { return -error }
+    }
+    return 0
   }
 
   /// Makes bytes inside the file read as zeroes, in whichever way the file system supports.

@@ -42,7 +42,7 @@ final class Qcow2Writer: Sendable {
   /// The number of syncs requested, and the last one that is done.
   private let asked = Atomic<UInt64>(0)
   private let synced = Mutex<UInt64>(0)
-  /// A sync failed: what was lost then stays lost, and the kernel reports it only once.
+  /// A sync failed, of everything or of a part: what was lost then stays lost, and the kernel reports it only once.
   private let hasLost = Atomic<Bool>(false)
 
   /// The sizes of runs, bytes: small at first, then larger, so that a small image stays small and a large one seldom has to
@@ -115,21 +115,31 @@ final class Qcow2Writer: Sendable {
     return calls.put(store.bytes, at: store.offset)
   }
 
+  /// Each group is stable before the next one is stored. The guest's data, of which there may be much in the page cache, is
+  /// not waited for.
   private func carryOut(_ plan: StorePlan, _ keeper: ImageKeeper) -> Int32 {
     if let length = plan.length {
       // One byte, beyond everything in use, extends the file.
       let result = calls.put([0], at: length - 1)
       guard result == 0 else { return result }
+      guard makeStable([0], at: length - 1) else { return -EIO }
     }
-    for group in plan.groups where !group.isEmpty {
+    for group in plan.groups {
       for store in group {
         let result = put(store, keeper)
         guard result == 0 else { return result }
       }
-      let result = sync()
-      guard result == 0 else { return result }
+      for store in group { guard makeStable(store.bytes, at: store.offset) else { return -EIO } }
     }
     return 0
+  }
+
+  /// - Returns: whether it is; if not, nothing is any more.
+  private func makeStable(_ bytes: [UInt8], at offset: UInt64) -> Bool {
+    guard !hasLost.load(ordering: .relaxed) else { return false }
+    guard calls.makeStable(bytes, at: offset) != 0 else { return true }
+    hasLost.store(true, ordering: .relaxed)
+    return false
   }
 
   /// Marks the image as corrupt: nobody writes to it before it is repaired.
