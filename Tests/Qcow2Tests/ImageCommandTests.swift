@@ -51,7 +51,7 @@ import Testing
       (["create", "DIR/new", "--size", "1E"], 66, "larger than is supported"),
       (["create", "DIR/new", "--backing", "DIR/none", "--backing-format", "raw"], 66, "DIR/none"),
       (["create", "DIR/image", "--size", "1M"], 66, "there already"),
-      (["create", "/nowhere/image", "--size", "1M"], 66, "cannot be made"),
+      (["create", "/nowhere/image", "--size", "1M"], 66, "cannot be created"),
       (["info", "DIR/none"], 66, "No such file"), (["info", "DIR"], 64, "neither a regular file"),
       (["info", "DIR/raw"], 66, "does not start with a qcow2 header"), (["check", "DIR/raw"], 66, "does not start"),
     ] as [([String], Int32, String)]) func mistakesAreNamed(words: [String], status: Int32, sentence: String) throws

@@ -390,7 +390,7 @@ private struct Lent: @unchecked Sendable {
 
   @Test(arguments: [
     ("{}", "\"request\" is missing"),
-    (#"{"request":7}"#, "\"request\" has a value that cannot be"),
+    (#"{"request":7}"#, "\"request\" has an invalid value"),
     (#"{"request":"lst"}"#, "did you mean \"list\"?"),
     (#"{"request":"fly"}"#, "use one of list, status"),
     (#"{"request":"commit"}"#, "first"),

@@ -318,7 +318,7 @@ public final class ImageFile: Sendable {
       case .resourceBusy where exclusive != nil:
         let holder = exclusive.flatMap(BlockDeviceHolder.describe)
         guard holder == nil, attempt < attempts else {
-          throw .held(path: path, holder: holder ?? "another program has it for itself")
+          throw .held(path: path, holder: holder ?? "another program has it open exclusively")
         }
         attempt += 1
         usleep(pause)

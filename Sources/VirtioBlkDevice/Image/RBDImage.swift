@@ -185,7 +185,7 @@ final class RBDImage: @unchecked Sendable {
   func fence() -> String? {
     guard !fenced.exchange(true, ordering: .relaxed) else { return nil }
     return
-      "the Ceph cluster takes nothing more from this client of \(uri), because somebody has broken its lock or put it on the "
-      + "blocklist: its queues stop, and what was not answered is not done; start the server again when nobody else has the image"
+      "the Ceph cluster has fenced this client of \(uri), because its lock was broken or it was put on the "
+      + "blocklist: its queues stop, and requests that were not answered are not executed; start the server again when nobody else has the image"
   }
 }
