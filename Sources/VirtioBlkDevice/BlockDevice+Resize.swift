@@ -11,9 +11,9 @@ extension BlockDevice {
     resize(to: size)
   }
 
-  /// Says from now on that the disk has so many bytes: the configuration space changes, the driver is notified, and requests beyond
-  /// the end are IOERR. The image has to be as long already if the disk grows; where it becomes shorter, what is in flight may still
-  /// reach beyond the end.
+  /// Changes the size of the disk: the configuration space changes, the driver is notified, and requests beyond the end get
+  /// IOERR. If the disk grows, the image must have the new length already; if it shrinks, requests in flight may still reach
+  /// beyond the new end.
   ///
   /// - Parameter size: bytes; a multiple of the logical block size, not 0.
   public func resize(to size: UInt64) {

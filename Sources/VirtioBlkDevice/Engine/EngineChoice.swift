@@ -4,7 +4,7 @@ internal import VirtioCore
 
 /// The engines, by the names that the command line has for them.
 public enum EngineKind: String, CaseIterable, Sendable {
-  /// By what the image is.
+  /// The best engine for the image.
   case auto
   /// io_uring.
   case uring

@@ -23,7 +23,7 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
   case notTheSame(path: String)
   /// - holder: who has the device, as in "it is mounted on /mnt".
   case held(path: String, holder: String)
-  /// It cannot be made longer or shorter.
+  /// It cannot be resized.
   case cannotResize(path: String, Errno)
   /// Its file system cannot bypass the page cache (O_DIRECT), which was asked for.
   case noDirect(path: String)

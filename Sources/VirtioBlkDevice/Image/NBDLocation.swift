@@ -14,7 +14,7 @@ public struct NBDLocation: Sendable, Hashable {
   public let place: Place
   /// Empty: the server's default export.
   public let export: String
-  /// `nil`: what is said can be read on the way.
+  /// `nil`: the connection is not encrypted.
   public let security: NBDSecurity?
   /// The URI as it was given.
   public let text: String
