@@ -394,7 +394,7 @@ private struct Lent: @unchecked Sendable {
     (#"{"request":"lst"}"#, "did you mean \"list\"?"),
     (#"{"request":"fly"}"#, "use one of list, status"),
     (#"{"request":"commit"}"#, "first"),
-    (#"{"request":"status","disk":7}"#, "\"disk\" has a value"),
+    (#"{"request":"status","disk":7}"#, "\"disk\" has an invalid value"),
     (#"{"request":"status","disk":"x\u001b[2J"}"#, "there is no disk"),
     (#"{"request":"flush"}"#, "2 disks are served here"),
     (#"{"request":"remove"}"#, "2 disks are served here"),
