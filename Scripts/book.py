@@ -7,6 +7,7 @@
     Scripts/book.py pictures             draw the traces in Docs/plots, and the picture of the engines
     Scripts/book.py html [FOLDER]        build HTML that reads offline (in .docs by default); needs pandoc
     Scripts/book.py pages [FOLDER]       follow every link of the HTML, and see that it loads nothing; part of 'html'
+    Scripts/book.py package FOLDER       lay out the documents for a package, in which every link leads to what it ships
 
 A block of output follows a comment with the commands that produce it:
 
@@ -478,6 +479,39 @@ def html(folder):
     print(f"{len(pages)} pages: {os.path.join(folder, 'index.html')}")
 
 
+# Where a package has what is elsewhere in the project. The documents and their pictures keep their places.
+PACKAGED = {"CHANGELOG.md": "changelog.gz", "LICENSE": "copyright", "Examples/driver.py": "examples/driver.py",
+            "packaging/domain.xml": "examples/domain.xml", "packaging/example.json": "examples/example.json"}
+
+
+def package(folder):
+    """Copies the documents. Links to what a package has elsewhere lead there; what it does not have (sources) is only named."""
+    pages = ["README.md"] + [os.path.relpath(os.path.join(place, name), ROOT)
+                             for place, _, names in os.walk(os.path.join(ROOT, "Docs")) for name in names]
+    for page in pages:
+        source, copy = os.path.join(ROOT, page), os.path.join(folder, page)
+        os.makedirs(os.path.dirname(copy), exist_ok=True)
+        if not page.endswith(".md"):
+            shutil.copyfile(source, copy)
+            continue
+
+        def link(match):
+            label, target = match.groups()
+            if re.match(r"\w+:|#", target):
+                return match.group(0)
+            file, _, fragment = target.partition("#")
+            path = os.path.normpath(os.path.join(os.path.dirname(page), file))
+            if path in pages:
+                return match.group(0)
+            to = PACKAGED.get(path)
+            return f"[{label}]({os.path.relpath(to, os.path.dirname(page) or '.')})" if to else label
+
+        with open(source, encoding="utf-8") as file:
+            text = file.read()
+        with open(copy, "w", encoding="utf-8") as file:
+            file.write(re.sub(r"(?<!!)\[([^]]*)\]\(" + TARGET + r"\)", link, text))
+
+
 def main():
     verb, names = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
     if verb == "html":
@@ -486,6 +520,8 @@ def main():
         return check_pages(names[0] if names else os.path.join(ROOT, ".docs"))
     if verb == "links":
         return links(names)
+    if verb == "package" and names:
+        return package(names[0])
     if verb not in ("check", "update", "pictures"):
         sys.exit(__doc__)
     if not os.access(PROGRAM, os.X_OK):

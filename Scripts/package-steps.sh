@@ -158,7 +158,7 @@ systemctl start vmm-blk@example
 
 step "options in a drop-in: metrics"
 mkdir -p /etc/systemd/system/vmm-blk@example.service.d
-sed -n '/^    \[Service\]/,/^$/s/^    //p' /usr/share/doc/vmm-blk/operating.md >/etc/systemd/system/vmm-blk@example.service.d/override.conf
+sed -n '/^    \[Service\]/,/^$/s/^    //p' /usr/share/doc/vmm-blk/Docs/operating.md >/etc/systemd/system/vmm-blk@example.service.d/override.conf
 cat /etc/systemd/system/vmm-blk@example.service.d/override.conf
 systemctl daemon-reload
 systemctl restart vmm-blk@example

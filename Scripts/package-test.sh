@@ -96,6 +96,15 @@ inside installed bash -n /usr/share/bash-completion/completions/vmm-blk
 warnings=$(inside installed systemd-analyze verify vmm-blk@example.service vmm-blk@example.socket 2>&1) || fail "$warnings"
 [ -z "$warnings" ] || fail "the units are not as they should be: $warnings"
 
+step "links of the documents"
+links() { # folder of the documents
+  local pages
+  mapfile -t pages < <(find "$1" -name '*.md')
+  [ ${#pages[@]} -gt 0 ] || fail "there are no documents in $1"
+  Scripts/book.py links "${pages[@]}" || fail "a reader of the documents in $1 would not find what they link to"
+}
+links "$work/installed/usr/share/doc/vmm-blk"
+
 step "removing it"
 inside installed apt-get purge -y -qq vmm-blk >"$work/log" 2>&1 || { cat "$work/log"; fail "the package cannot be removed"; }
 [ ! -e "$work/installed/usr/bin/vmm-blk" ] || fail "the program is still there"
@@ -137,6 +146,7 @@ step "unpacking $(basename "$tarball")"
 zstd -dc "$tarball" | tar -xf - -C "$work/unpacked/opt"
 program=$(cd "$work/unpacked" && ls -d opt/*/bin/vmm-blk)
 inside unpacked "/$program" --version
+links "$work/unpacked/$(dirname "$program")/../doc"
 serve unpacked "/$program"
 
 step "all of it is as it should be"

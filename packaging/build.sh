@@ -3,6 +3,7 @@
 # system has the libraries that it needs besides in its packages, the tarball brings them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+umask 022
 
 out=.package
 build=.build-package
@@ -62,7 +63,8 @@ for checkout in "$build"/checkouts/*; do
     put 644 "$file" "$share/doc/vmm-blk/licenses/$(basename "$checkout")-$(basename "${file%.*}" | tr '[:upper:]' '[:lower:]').txt"
   done
 done
-for page in README.md Docs/*.md; do put 644 "$page" "$share/doc/vmm-blk/$(basename "$page")"; done
+put 755 Examples/driver.py $share/doc/vmm-blk/examples/driver.py
+Scripts/book.py package "$tree/$share/doc/vmm-blk"
 gzip -9nc CHANGELOG.md >"$tree/$share/doc/vmm-blk/changelog.gz"
 install -d -m 755 "$tree/etc/vmm-blk"
 

@@ -76,7 +76,7 @@ public struct ControlLine: Sendable {
     case DecodingError.keyNotFound(let key, _): "\"\(printable(key.stringValue))\" is missing"
     case DecodingError.typeMismatch(_, let context), DecodingError.valueNotFound(_, let context),
       DecodingError.dataCorrupted(let context):
-      context.codingPath.last.map { "\"\(printable($0.stringValue))\" has a value that cannot be" }
+      context.codingPath.last.map { "\"\(printable($0.stringValue))\" has an invalid value" }
         ?? "it has to be a JSON object, with numbers that are whole and in range"
     default: "it has to be a JSON object"
     }

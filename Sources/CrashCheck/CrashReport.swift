@@ -80,7 +80,7 @@ public enum CrashCheckError: Error, CustomStringConvertible {
       "no image can be made in \(path): \(reason); name a folder with room for one with --folder"
     case .badLog(let path, let reason): "\(path) cannot be used: \(reason)"
     case .noEngine: "none of the engines can be used here: name another one with --engine"
-    case .plantNeedsSync: "mistakes are planted around plain system calls: leave out --engine, or say --engine sync"
+    case .plantNeedsSync: "faults are planted around plain system calls: leave out --engine, or use --engine sync"
     case .incompleteRecord(let sector, let recorded, let found, let seed):
       "the record of run \(seed) is not complete: sector \(sector) holds \(found), and the record says \(recorded)"
     }

@@ -282,8 +282,8 @@ public final class MemoryFileDevice {
     switch restoration {
     case .complete: break
     case .suspended:
-      log("the driver on \(file.path) had suspended the device, which did not outlast its process: it has to reset the device")
-    case .refused: log("the driver on \(file.path) had agreed on what this disk cannot do: it has to reset the device")
+      log("the driver on \(file.path) had suspended the device in an earlier process, so it has to reset the device")
+    case .refused: log("the driver on \(file.path) had negotiated what this disk does not offer: it has to reset the device")
     }
     announce()
     // Our predecessor may have died between publishing and notifying, and in need of a reset nobody was told.

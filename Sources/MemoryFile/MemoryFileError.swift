@@ -45,7 +45,7 @@ public enum MemoryFileError: Error, Equatable, CustomStringConvertible {
       "the system refuses to \(action) the memory file \(path) (\(errno)): check path, permissions and free space"
     case .exists(let path): "the file \(path) exists already: leave out --create to use it, or remove it first"
     case .badSize(let path, let size):
-      "a memory file \(path) with \(size) bytes of guest memory cannot be made: ask for a multiple of 4096 bytes"
+      "a memory file \(path) with \(size) bytes of guest memory cannot be created: ask for a multiple of 4096 bytes"
     case .notAMemoryFile(let path, let reason):
       "\(path) cannot be used as a memory file (\(reason)): make one with 'vmm-blk run --memory FILE --create 64M'"
     case .unsupportedVersion(let path, let version):
@@ -59,18 +59,18 @@ public enum MemoryFileError: Error, Equatable, CustomStringConvertible {
       "no device serves the memory file \(path): start one with 'vmm-blk run --memory \(path) --blk-file IMAGE'"
     case .noAnswer(let path, let process, let milliseconds):
       "the device (process \(process)) on the memory file \(path) has not answered for \(milliseconds) ms: "
-        + "see whether it hangs"
+        + "check whether it hangs"
     case .accessRefused(let path, let offset, let width):
       "the device on \(path) refused an access of \(width) bytes to register 0x\(String(offset, radix: 16))"
     case .notTheSame(let path):
       "the memory file that is handed over is not the one at \(path): name the file that the running process serves"
     case .driverNotTakenOver(let path):
-      "this disk cannot do what the driver on \(path) agreed on with the one that serves it: use its options and its image"
+      "this disk does not offer what the driver on \(path) has negotiated: use the options and the image of the running process"
     case .suspended(let path):
-      "the driver on \(path) has suspended the device: take it over when it has resumed it"
+      "the driver on \(path) has suspended the device: take it over after the driver has resumed it"
     case .otherDisk(let path, let what, let theirs, let ours):
       "the \(what) of the disk that is served on \(path) is \(theirs), and here it would be \(ours): give the same options"
-    case .notPrepared(let path, let error): "the queues of \(path) cannot be made ready: \(error)"
+    case .notPrepared(let path, let error): "the queues of \(path) cannot be prepared: \(error)"
     case .queueNotTakenOver(let path, let queue, let error):
       "queue \(queue) of \(path) cannot be taken over, and the process that serves it continues: \(error)"
     }

@@ -95,7 +95,7 @@ public struct MemoryFileLayout: Hashable, Sendable {
     self.interface = interface
     fileSize = header.load(at: 0x10, as: UInt64.self)
     guard fileSize <= actualSize, fileSize <= UInt64(Int64.max) / 2 else {
-      throw broken("its header speaks of \(fileSize) bytes and the file has \(actualSize)")
+      throw broken("its header states \(fileSize) bytes, but the file has \(actualSize)")
     }
     controlOffset = header.load(at: 0x18, as: UInt64.self)
     controlSize = header.load(at: 0x20, as: UInt64.self)

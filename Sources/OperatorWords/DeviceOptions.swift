@@ -49,20 +49,22 @@ package struct DeviceOptions: ParsableArguments {
 
   @Option(
     help: .init(
-      "The disk image as a URI: file:PATH, qcow2:PATH, nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH (nbds for "
-        + "TLS) or rbd:POOL/IMAGE[@SNAPSHOT][?conf=PATH&id=NAME] of a Ceph cluster; replaces --blk-file. Files below a qcow2 image follow it: ?backing=FORMAT:PATH, backing-folder=PATH, data-file=PATH, snapshot=NAME.",
+      "The disk image as a URI: file:PATH, qcow2:PATH, nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH or "
+        + "rbd:POOL/IMAGE[@SNAPSHOT][?conf=PATH&id=NAME] of a Ceph cluster; replaces --blk-file. The other files of a qcow2 image "
+        + "follow it: ?backing=FORMAT:PATH, backing-folder=PATH, data-file=PATH, snapshot=NAME. NBD over TLS is nbds:// or "
+        + "nbds+unix://, with ?tls-certificates=FOLDER or ?tls-psk-file=FILE and tls-username=USER.",
       valueName: "uri"))
   package var image: String?
 
   @Option(
     help: .init(
-      "How many seconds requests wait for an image's server that has gone away, before they fail.",
+      "How many seconds requests wait for an NBD server that has gone away, before they fail.",
       valueName: "seconds"))
   package var reconnectTimeout = NBDOptions.usualReconnectTimeout
 
   @Flag(
     help: .init(
-      "The image's server never loses writes that it has acknowledged. Without this flag, the guest's next flush fails after the "
+      "The NBD server never loses writes that it has acknowledged. Without this flag, the guest's next flush fails after the "
         + "server has gone away with unflushed writes."))
   package var serverKeepsWrites = false
 
@@ -133,7 +135,7 @@ package struct DeviceOptions: ParsableArguments {
 
   @Option(
     help: .init(
-      "A disk with zones that are written in sequence (virtio's ZONED): \(ZonedWords.help)",
+      "Serve a zoned disk, whose zones are written sequentially (virtio's ZONED): \(ZonedWords.help)",
       valueName: "host-managed[,word=value,...]"))
   package var zoned: ZonedWords?
 
@@ -162,7 +164,7 @@ package struct DeviceOptions: ParsableArguments {
 
   @Flag(
     help: .init(
-      "Break the lock that another client has on an image of a Ceph cluster: the cluster takes nothing more from that client."))
+      "Break another client's lock on an image of a Ceph cluster; the cluster then rejects all requests of that client."))
   package var breakLock = false
 
   @Flag(help: "Open the image even if another program holds its lock, or has the device open exclusively.")
@@ -189,7 +191,7 @@ package struct DeviceOptions: ParsableArguments {
       throw ValidationError("--engine \(engine.rawValue) \(reason), and --direct on bypasses the page cache: give one of them")
     }
     if zoned != nil, readOnly {
-      throw ValidationError("--zoned is for a disk that is written, and --read-only for one that is not: give one of them")
+      throw ValidationError("--zoned needs a disk that can be written: give either --zoned or --read-only")
     }
     if zoned != nil, onError == .stop {
       throw ValidationError("--on-error stop is not possible with --zoned, where writes of one queue wait for those of others")

@@ -108,7 +108,7 @@ package enum UringMistake: Error, Equatable, CustomStringConvertible {
     switch self {
     case .unknown: "use words as in deferred,batch=8; --help lists them"
     case .contradiction(let one, let other) where one == other: "use '\(printable(one))' once"
-    case .contradiction(let one, let other): "use '\(printable(one))' or '\(printable(other))', of which only one can hold"
+    case .contradiction(let one, let other): "use '\(printable(one))' or '\(printable(other))', which exclude each other"
     }
   }
 }

@@ -92,7 +92,7 @@ package enum FeatureMistake: Error, CustomStringConvertible {
       "\(Operator.names(of: features).joined(separator: " ")) cannot be switched off: \(reason)"
     case .impossible(let features, let reason):
       "\(Operator.names(of: features).joined(separator: " ")) cannot be offered: \(reason)"
-    case .notFromList(let word): "'\(word)' is for --features: name what is to be switched off"
+    case .notFromList(let word): "'\(word)' is for --features: name the features to switch off"
     }
   }
 }
@@ -160,7 +160,7 @@ package struct FeatureWords: Equatable {
       if list.hasAll { throw .notFromList("all") }
     }
     guard !withheld.contains(.version1) else {
-      throw .required(.version1, "there is no disk of another version here, and drivers without it can drive this one, too")
+      throw .required(.version1, "it is always offered, and drivers that do not accept it are served as well")
     }
   }
 
@@ -183,7 +183,7 @@ package struct FeatureWords: Equatable {
     var offered = defaults
     if let only {
       let missing = only.features.subtracting(possible).subtracting(transport.ofRegisters)
-      guard missing.isEmpty else { throw .impossible(missing, "\(image.path) and the way to it cannot do that") }
+      guard missing.isEmpty else { throw .impossible(missing, "\(image.path) or the transport does not support that") }
       offered = only.features.union(required)
       if only.hasDefaults { offered.formUnion(defaults) }
       if only.hasAll { offered.formUnion(possible) }
@@ -193,7 +193,7 @@ package struct FeatureWords: Equatable {
       throw .required(
         needed,
         needed.contains(.blockReadOnly)
-          ? "the image is only read"
+          ? "the image is read-only"
           : needed.contains(.blockZoned) ? "the disk has zones (--zoned)" : "its blocks are larger than 512 bytes")
     }
     offered.subtract(withheld)

@@ -45,23 +45,23 @@ package enum ImageNameMistake: Error, Equatable, CustomStringConvertible {
   case twoFormats(String)
 
   private static let forms =
-    "file:PATH, qcow2:PATH, nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH (nbds for TLS) or "
+    "file:PATH, qcow2:PATH, nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH (with TLS nbds:// and nbds+unix://) or "
     + "rbd:POOL/IMAGE"
 
   package var description: String {
     switch self {
     case .noScheme(let text): "--image does not take '\(printable(text))': use \(Self.forms), or name a file with --blk-file"
-    case .noPath(let text): "--image has no path of this machine in '\(printable(text))': use file:PATH"
+    case .noPath(let text): "--image '\(printable(text))' names no path on this machine: use file:PATH"
     case .unknown(let text): "--image does not know '\(printable(text))': use \(Self.forms)"
     case .nbd(let failure): "\(failure)"
     case .qcow2(let failure): "\(failure)"
     case .rbd(let failure): "\(failure)"
     case .breaksNoLock(let words):
-      "--break-lock is for images of Ceph clusters, and \(printable(words)) is none: leave it out"
+      "--break-lock is for images of Ceph clusters, and \(printable(words)) is not one: leave it out"
     case .takesNoLock(let words, let reason):
       "--break-lock is for disks that take the lock, and \(printable(words)) takes none, because of \(reason): leave one of them out"
     case .twoFormats(let text):
-      "'\(printable(text))' says of what format the image is, and --format says it otherwise: leave --format out"
+      "'\(printable(text))' states the format of the image, and --format contradicts it: leave --format out"
     }
   }
 }

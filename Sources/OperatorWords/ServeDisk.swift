@@ -153,7 +153,7 @@ extension ServeDisk: DecodableWithConfiguration {
     /// One rule, or an array of them.
     func rules(_ word: Word) throws -> [FaultRule]? {
       let mistake = ServeDiskMistake.wrongValue(
-        word, expected: "a rule as in \"write:eio:rate=0.01\" ('vmm-blk serve --help' says how), or an array of rules")
+        word, expected: "a rule as in \"write:eio:rate=0.01\" ('vmm-blk serve --help' describes them), or an array of rules")
       let texts: [String]
       if let one = try? values.decodeIfPresent(String.self, forKey: key(word)) {
         texts = [one]
@@ -220,10 +220,10 @@ package enum ServeDiskMistake: Error, CustomStringConvertible {
           ?? ": use " + ServeDisk.Word.allCases.map { "\"\($0.rawValue)\"" }.joined(separator: ", "))
     case .missing(.blkFile): "\"blk-file\" is missing: every disk needs one, or an \"image\""
     case .twoImages: "\"blk-file\" and \"image\" both name the image: give one of them"
-    case .twoNames(let one, let other): "\"\(one)\" and \"\(other)\" are two names of one word: give one of them"
+    case .twoNames(let one, let other): "\"\(one)\" and \"\(other)\" are two names of one member: give one of them"
     case .missing(let word): "\"\(word.rawValue)\" is missing: every disk needs one"
     case .wrongFeature(let word, let mistake): "\"\(word.rawValue)\": \(mistake)"
-    case .wrongUring(.unknown): "\"uring\" has to be words of 'serve --uring' with commas between"
+    case .wrongUring(.unknown): "\"uring\" has to be words of 'serve --uring' separated by commas"
     case .wrongUring(let mistake): "\"uring\": \(mistake)"
     case .wrongValue(let word, let expected): "\"\(word.rawValue)\" has to be \(expected)"
     }

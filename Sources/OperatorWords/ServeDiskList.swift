@@ -156,7 +156,7 @@ package enum ServeDiskListError: Error, CustomStringConvertible {
   package var description: String {
     switch self {
     case .cannotRead(let file, .fileTooLarge):
-      "\(printable(file)) is no list of disks: it has more than the 1 MiB that is enough for thousands of them"
+      "\(printable(file)) is not a list of disks: it is larger than 1 MiB, which is enough for thousands of disks"
     case .cannotRead(let file, let error): "the list of disks \(printable(file)) cannot be read: \(error)"
     case .notJSON(let file, let reason): "\(printable(file)) is not a JSON array of disks: \(printable(reason))"
     case .noDisks(let file):

@@ -9,13 +9,14 @@ package struct ZonedWords: ExpressibleByArgument, Equatable {
   package let text: String
 
   package static let help =
-    "host-managed, and with commas between zone-size, zone-capacity, max-append and granularity (bytes), conventional (zones at the "
-    + "beginning), max-open and max-active (zones, 0: any number), read-only and offline (a zone's number; can be given again), file "
-    + "(where the zones' states are kept) and adopt (the file came with a copy of the image)."
+    "host-managed, optionally followed by zone-size, zone-capacity, max-append and granularity (in bytes), conventional (number of "
+    + "zones at the beginning), max-open and max-active (number of zones; 0: any), read-only and offline (a zone's number; may be "
+    + "repeated), file (where the zones' states are stored) and adopt (accept the states of the image that this one is a copy of), "
+    + "separated by commas."
 
   package static let forms =
     "host-managed with zone-size=, zone-capacity=, conventional=, max-open=, max-active=, max-append=, granularity=, read-only=, "
-    + "offline=, file= or adopt behind it, as in host-managed,zone-size=64M"
+    + "offline=, file= or adopt after it, as in host-managed,zone-size=64M"
 
   package init?(argument: String) {
     text = argument

@@ -98,7 +98,7 @@ public enum Sandbox {
         report.fileAccess = try FileAccess.version()
       } catch {
         report.missing.append(
-          "files: the kernel has no Landlock for this process (\(error)), so only its user's rights say what it may open")
+          "files: the kernel has no Landlock for this process (\(error)), so it may open whatever its user may open")
       }
       report.dropsCapabilities = giveUpCapabilities(but: plan.opensForOthers ? Capability.opening : 0)
       if !report.dropsCapabilities { report.missing.append("capabilities: the kernel does not let this process give them up") }

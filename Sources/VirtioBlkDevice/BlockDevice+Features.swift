@@ -2,7 +2,7 @@
 public import VirtioCore
 
 extension BlockDevice {
-  /// What a disk on this image offers unless something else is said. What the image can do is offered, no more (virtio 2.2.2).
+  /// What a disk on this image offers by default: what the image supports, and no more (virtio 2.2.2).
   public static func features(of image: ImageFile) -> FeatureSet {
     var features: FeatureSet = [
       .blockSizeMax, .blockSegMax, .blockGeometry, .blockSize, .blockFlush, .blockTopology, .blockConfigWCE,
@@ -20,17 +20,17 @@ extension BlockDevice {
     return features
   }
 
-  /// What a disk on this image can offer besides, and offers only where that is requested
-  /// (`BlockDeviceOptions.requestedFeatures`).
+  /// What a disk on this image can offer in addition, and offers only on request (`BlockDeviceOptions.requestedFeatures`).
   ///
-  /// - IN_ORDER (virtio 6.1): a driver that takes it has a slow request hold up all that come after it.
-  /// - ORDER_PLATFORM (virtio 6.1): the rings' fences order memory for every CPU of the machine, so that the barriers of a
-  ///   platform are as good as those between CPUs; they cost a driver more and give it nothing.
+  /// - IN_ORDER (virtio 6.1): with a driver that accepts it, a slow request delays the answers to all later ones.
+  /// - ORDER_PLATFORM (virtio 6.1): the rings' fences order memory for every CPU of the machine, so that a platform's barriers
+  ///   are as good as those between CPUs; they cost a driver more and gain nothing.
   /// - SECURE_ERASE (virtio 5.2.6): the range is overwritten with zeroes, which takes as long as writing it, and promises no
   ///   more than the image's medium does.
-  /// - ACCESS_PLATFORM (virtio 6.1) is for drivers behind an IOMMU, and needs a transport with translations. Drivers take it where it
-  /// is offered, and VMMs without an IOMMU, or without vhost-user's messages for one, then have a disk that waits for ever.
-  /// - RING_RESET (virtio 2.6.1) and NOTIFICATION_DATA (virtio 2.7.23) need a transport that knows of them, too.
+  /// - ACCESS_PLATFORM (virtio 6.1) is for drivers behind an IOMMU, and needs a transport with translations. Drivers accept it
+  ///   wherever it is offered; in a VMM without an IOMMU, or without vhost-user's messages for one, the disk would then wait
+  ///   forever.
+  /// - RING_RESET (virtio 2.6.1) and NOTIFICATION_DATA (virtio 2.7.23) need a transport that supports them.
   public static func featuresOnRequest(of image: ImageFile) -> FeatureSet {
     var features: FeatureSet = [.accessPlatform, .inOrder, .orderPlatform, .ringReset, .notificationData, .suspend]
     // A qcow2 image writes to new clusters and leaves the old contents in clusters that are shared or freed. Snapshots and clones of an
@@ -39,8 +39,8 @@ extension BlockDevice {
     return features
   }
 
-  /// What cannot be left out: a driver has to know that it may only read, and how large the blocks are that it has to keep to
-  /// (virtio 5.2.5), and that zones are written in sequence; and there is no other device here than one of version 1.
+  /// What cannot be left out: a driver has to know that the disk is read-only, how large the blocks are that it has to respect
+  /// (virtio 5.2.5), and that zones are written sequentially; and the device is always one of version 1.
   public static func requiredFeatures(of image: ImageFile) -> FeatureSet {
     var features: FeatureSet = [.version1]
     if image.isReadOnly { features.insert(.blockReadOnly) }
@@ -49,8 +49,8 @@ extension BlockDevice {
     return features
   }
 
-  /// Nothing in the offer needs anything else in it (virtio 2.2.2), but that packed rings are none of a legacy device's
-  /// (virtio 6.1), and that a host-managed disk is none for a driver without ZONED (virtio 5.2.5.2).
+  /// No offered feature depends on another one (virtio 2.2.2), except that a legacy device has no packed rings (virtio 6.1),
+  /// and that a driver without ZONED cannot use a host-managed disk (virtio 5.2.5.2).
   public func accepts(_ features: FeatureSet) -> Bool {
     features.isSubset(of: self.features) && (image.zones == nil || features.contains(.blockZoned))
       && (features.contains(.version1) || !features.contains(.packedRing))

@@ -2,8 +2,8 @@
 internal import VirtioCore
 
 extension BlockDevice {
-  /// Lets every queue take nothing more, queues that start later included. What is in flight is finished, and answered; the
-  /// driver sees delay and no error. Queues can be started and stopped in the meantime.
+  /// Stops all queues from popping requests, those that start later included. Requests in flight are completed and answered;
+  /// the driver sees a delay but no error. Queues can be started and stopped in the meantime.
   public func pause() {
     isPaused = true
     pauseNumber &+= 1
@@ -22,7 +22,7 @@ extension BlockDevice {
   /// device's events have been taken.
   public var isAtRest: Bool { isPaused && restlessWorkers.isEmpty }
 
-  /// Lets queues continue that were paused, or that stall because their medium failed a request: what failed is tried again.
+  /// Resumes queues that were paused, or that stall because their medium failed a request: failed requests are retried.
   public func resume() {
     isPaused = false
     restlessWorkers = []

@@ -6,14 +6,14 @@ extension BlockDevice {
   func follow(_ bytes: UInt64) {
     let (before, size) = (image.size, bytes - bytes % UInt64(image.logicalBlockSize))
     guard size != before else { return }
-    guard size > 0 else { return events.post(.notice("\(image.path) has no whole block any more, so the disk stays as it is")) }
+    guard size > 0 else { return events.post(.notice("\(image.path) no longer has a whole block, so the disk keeps its size")) }
     events.post(.notice("\(image.path) has \(size) bytes now, and had \(before)"))
     resize(to: size)
   }
 
-  /// Says from now on that the disk has so many bytes: the configuration space changes, the driver is notified, and requests beyond
-  /// the end are IOERR. The image has to be as long already if the disk grows; where it becomes shorter, what is in flight may still
-  /// reach beyond the end.
+  /// Changes the size of the disk: the configuration space changes, the driver is notified, and requests beyond the end get
+  /// IOERR. If the disk grows, the image must have the new length already; if it shrinks, requests in flight may still reach
+  /// beyond the new end.
   ///
   /// - Parameter size: bytes; a multiple of the logical block size, not 0.
   public func resize(to size: UInt64) {
@@ -24,7 +24,7 @@ extension BlockDevice {
       mapped.cut.storeRelaxed(1)
       events.post(
         .notice(
-          "the disk is larger than what of \(image.path) is mapped, so every request is a system call from now on; a server that takes "
+          "the disk is larger than the mapping of \(image.path), so every request is a system call from now on; a server that takes "
             + "over (--take-over) maps all of it"))
     }
     configuration.resize(to: size)

@@ -6,11 +6,11 @@ internal import Synchronization
 internal import SystemPackage
 public import VirtioCore
 
-/// What a queue does when its medium fails a request, after all that can be tried was tried.
+/// What a queue does when its medium fails a request, after all retries and fallbacks.
 public enum ErrorPolicy: String, CaseIterable, Sendable {
-  /// It tells the driver: IOERR.
+  /// It answers the request with IOERR.
   case report
-  /// It answers nothing to that request and takes nothing more until the operator has fixed what is wrong.
+  /// It does not answer the request, and pops no more until the operator has repaired the medium.
   case stop
 }
 
@@ -26,33 +26,33 @@ public struct BlockDeviceOptions: Sendable {
 
   /// 1 … 256.
   public var queueCount = 1
-  /// A power of two, 4 … 32768: the largest ring on offer where a transport has such an offer. A ring of 4 has room for the
-  /// three descriptors of the smallest request; each ring has to be as large as the driver's largest request without
-  /// indirect descriptors.
+  /// A power of two, 4 … 32768: the largest ring size that is offered, where the transport has such an offer. A ring of 4 has
+  /// room for the three descriptors of the smallest request; each ring has to be as large as the driver's largest request
+  /// without indirect descriptors.
   public var maximumQueueSize: UInt16 = 1024
-  /// Fields of the configuration space that are to be other than usual. Data segments of one request (SEG_MAX) are usually what
-  /// fits the largest ring without indirect descriptors, `maximumSegments` at most.
+  /// Fields of the configuration space that differ from their defaults. By default a request has as many data segments
+  /// (SEG_MAX) as fit the largest ring without indirect descriptors, at most `maximumSegments`.
   public var configuration = ConfigurationChoice()
   /// At most 20 bytes reach the driver; `nil`: the image's own, `ImageDescription.serial`.
   public var serial: String?
-  /// What moves the bytes; `auto`: what suits the image.
+  /// What moves the bytes; `auto`: the best engine for the image.
   public var engine = EngineKind.auto
-  /// Threads that the queues are shared out to; `nil`: one for each queue.
+  /// The number of threads among which the queues are divided; `nil`: one for each queue.
   public var threads: Int?
-  /// The first thread runs on the first of these CPUs, and so on, round and round; empty: not pinned.
+  /// CPUs that the threads are pinned to in turn; empty: not pinned.
   public var processors: [Int] = []
-  /// What the io_uring engine does with its ring.
+  /// How the io_uring engine sets up its ring.
   public var uring = UringSetup()
-  /// By default a worker checks for work for a moment before it sleeps, for as long as that pays off: waking up costs more
-  /// than most requests do. A queue without work sleeps.
+  /// How an idle worker waits. By default it polls for a moment before it sleeps, for as long as that pays off: waking up costs
+  /// more than most requests do. A queue without requests sleeps.
   public var waiting = Waiting.adaptive(maximumMicroseconds: 50)
   /// How often the driver is notified.
   public var notification = Notification.batch
   /// What a queue does when the medium fails a request.
   public var onError = ErrorPolicy.report
-  /// Of `BlockDevice.featuresOnRequest(of:)`: what is offered, too.
+  /// Features of `BlockDevice.featuresOnRequest(of:)` to offer in addition.
   public var requestedFeatures = FeatureSet()
-  /// Threads that it may share with other disks; `nil`: each has its own.
+  /// Threads that it may share with other disks; `nil`: threads of its own.
   public var shared: SharedWorkers?
   /// It shares them whatever its medium is, for tests.
   package var sharesAnyMedium = false
@@ -60,9 +60,9 @@ public struct BlockDeviceOptions: Sendable {
   public var withheldFeatures = FeatureSet()
   /// Whether to record how long requests take and how many are in flight, for `BlockDevice.metrics`.
   public var metrics = true
-  /// What the disk may do in a second; `BlockDevice.setLimits` changes it.
+  /// The disk's limits per second; `BlockDevice.setLimits` changes them.
   public var limits = RateLimits()
-  /// What is to go wrong at the medium, for those who try out how a guest takes it. Not with the null engine, which has none.
+  /// Faults to inject at the medium, to test how a guest handles them. Not with the null engine, which has no medium.
   public var faults: [FaultRule] = []
   /// Is notified of what is done at the medium.
   package var witness: (any MediumWitness)?
@@ -76,18 +76,18 @@ public struct BlockDeviceOptions: Sendable {
 /// A disk. Its methods are called from one thread, and none of them waits; only the last release waits for queues that were
 /// neither stopped nor left.
 public final class BlockDevice: VirtioDevice, @unchecked Sendable {
-  /// What is served.
+  /// The image that is served.
   public let image: ImageFile
   public let features: FeatureSet
   public let queueCount: Int
   public let maximumQueueSize: UInt16
   /// Which engine serves the image, and why: one line.
   public let engineReason: String
-  /// What the user should know about that, if anything.
+  /// What the user should know about that choice, if anything.
   public let engineWarning: String?
   /// The engine that was chosen; never `auto`.
   public let engine: EngineKind
-  /// What a driver gets for GET_ID, of which at most 20 bytes reach it.
+  /// The answer to GET_ID, of which at most 20 bytes reach the driver.
   public let serial: String
   public internal(set) var configurationGeneration: UInt32 = 0
 
@@ -108,7 +108,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   public private(set) var limits: RateLimits
   /// One for each thread that there can be.
   var places: [WorkerPlace]
-  /// Queues that nobody waits for any more and whose workers still run.
+  /// Queues that were abandoned and whose workers still run.
   public private(set) var leftQueues: Set<Int> = []
 
   /// Where a worker runs, or can run. It ends by itself when its last queue has stopped; then the next one can come.
@@ -292,7 +292,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     if places[queue % threadCount].worker != nil { leftQueues.insert(queue) }
   }
 
-  /// The operator wants that no queue takes anything.
+  /// The operator has paused the disk: no queue pops anything.
   public internal(set) var isPaused = false
   /// Workers that have not said that nothing is in flight since it was paused.
   var restlessWorkers: Set<Int> = []
@@ -302,8 +302,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   package internal(set) var trace: DeviceTrace?
   var traceNumber: UInt64 = 0
 
-  /// What the disk may do in a second from now on, whatever it was before: at once, and also for what waits already. Debts are
-  /// forgotten, and nothing is saved up.
+  /// Replaces the disk's limits per second: at once, and also for requests that already wait. Debts are cancelled, and saved
+  /// tokens are dropped.
   public func setLimits(_ limits: RateLimits) {
     self.limits = limits
     throttle.set(limits, now: Clock.now)
@@ -327,8 +327,8 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
 
   public func forgetDriver() { image.zones?.dropNotes() }
 
-  /// Another process may have served the image since the queues were stopped, and is gone. To be called before a queue is started
-  /// again; waits for nothing.
+  /// Another process may have served the image since the queues were stopped, and is gone. To be called before a queue is
+  /// started again; does not wait.
   public func servedElsewhere() { image.zones?.reload() }
 
   public var eventDescriptor: Int32 { events.descriptor }
@@ -361,7 +361,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     return total
   }
 
-  /// What all workers have done so far, and how long it took. From any thread, at any time, without holding anybody up.
+  /// The counters and latencies of all workers so far. May be called from any thread at any time, and blocks nobody.
   public func metrics() -> BlockMetrics {
     var metrics = BlockMetrics()
     metrics.counters = counters

@@ -20,14 +20,14 @@ extension FeatureSet {
   public static let blockConfigWCE = FeatureSet(bit: 11)
   /// MQ: there are `num_queues` queues.
   public static let blockMultiQueue = FeatureSet(bit: 12)
-  /// DISCARD: ranges can be given back.
+  /// DISCARD: ranges can be discarded.
   public static let blockDiscard = FeatureSet(bit: 13)
   /// WRITE_ZEROES: ranges can be filled with zeroes without sending them.
   public static let blockWriteZeroes = FeatureSet(bit: 14)
-  /// LIFETIME: the medium's wear can be asked for.
+  /// LIFETIME: the medium's wear can be queried.
   public static let blockLifetime = FeatureSet(bit: 15)
   /// SECURE_ERASE: ranges can be erased so that nothing is left of them.
   public static let blockSecureErase = FeatureSet(bit: 16)
-  /// ZONED: the disk has zones, or tells that it has none.
+  /// ZONED: the disk has zones, or states that it has none.
   public static let blockZoned = FeatureSet(bit: 17)
 }

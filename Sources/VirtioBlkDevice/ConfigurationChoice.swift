@@ -8,15 +8,15 @@ public enum ConfigurationField: String, CaseIterable, Sendable {
   case physicalBlockExponent = "physical_block_exp"
   /// Logical blocks before the first one that begins a physical one.
   case alignmentOffset = "alignment_offset"
-  /// Logical blocks: what the medium likes to get at least.
+  /// The smallest efficient transfer, logical blocks.
   case minimumIO = "min_io_size"
-  /// Logical blocks: what it likes best; 0: it does not say.
+  /// The best transfer size, logical blocks; 0: unknown.
   case optimalIO = "opt_io_size"
   /// 512-byte sectors of a range of DISCARD.
   case discardSectors = "max_discard_sectors"
   /// Ranges of a DISCARD request.
   case discardRanges = "max_discard_seg"
-  /// 512-byte sectors that ranges of DISCARD should begin and end at multiples of.
+  /// The alignment of ranges of DISCARD, 512-byte sectors; advisory.
   case discardAlignment = "discard_sector_alignment"
   /// 512-byte sectors of a range of WRITE_ZEROES.
   case zeroSectors = "max_write_zeroes_sectors"
@@ -26,11 +26,12 @@ public enum ConfigurationField: String, CaseIterable, Sendable {
   case eraseSectors = "max_secure_erase_sectors"
   /// Ranges of a SECURE_ERASE request.
   case eraseRanges = "max_secure_erase_seg"
-  /// 512-byte sectors that ranges of SECURE_ERASE should begin and end at multiples of.
+  /// The alignment of ranges of SECURE_ERASE, 512-byte sectors; enforced.
   case eraseAlignment = "secure_erase_sector_alignment"
 }
 
-/// What was chosen of the configuration space for a disk. What is not follows from the image and from what this device can do.
+/// Fields of the configuration space that were chosen for a disk. The others follow from the image and from what this device
+/// supports.
 public struct ConfigurationChoice: Equatable, Sendable {
   private var values: [ConfigurationField: UInt32] = [:]
 
@@ -47,7 +48,7 @@ public struct ConfigurationChoice: Equatable, Sendable {
     set { values[field] = newValue }
   }
 
-  /// In the specification's words with commas between them: `seg_max=62,max_discard_seg=1`.
+  /// In the specification's words, separated by commas: `seg_max=62,max_discard_seg=1`.
   public var words: String {
     ConfigurationField.allCases.compactMap { field in self[field].map { "\(field.rawValue)=\($0)" } }.joined(separator: ",")
   }

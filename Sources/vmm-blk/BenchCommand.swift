@@ -13,10 +13,10 @@ struct BenchCommand: ParsableCommand {
       vmm-blk bench compare <first> <second>
       """,
     discussion: """
-      vmm-blk bench --socket-path /tmp/disk.sock --rw=randread --bs=4k --iodepth=32
-      vmm-blk bench --blk-file disk.raw --engine uring --output-format=json --output a.json
-      vmm-blk bench compare a.json b.json
-      vmm-blk bench --paths --blk-file disk.raw --output bench-report
+        vmm-blk bench --socket-path /tmp/disk.sock --rw=randread --bs=4k --iodepth=32
+        vmm-blk bench --blk-file disk.raw --output-format=json --output a.json
+        vmm-blk bench compare a.json b.json
+        vmm-blk bench --paths --blk-file disk.raw --output bench-report
 
       Writing workloads overwrite the contents of the disk.
       """,

@@ -9,14 +9,14 @@ struct BenchCompareCommand: ParsableCommand {
     abstract: "Compare two saved results and report whether they differ by more than the noise.",
     discussion: """
       Both are JSON of 'vmm-blk bench --output-format=json --repeats 5' or of fio itself. The ratio is that of the medians; \
-      the interval is where the ratio of the means lies with 95 % confidence. What changes slowly on a machine hits two \
-      files differently: measure both in turns when it matters, as 'vmm-blk bench --paths' does.
+      the interval contains the ratio of the means with 95 % confidence. Slow changes of a machine affect the two files \
+      differently: if that matters, alternate the measurements, as 'vmm-blk bench --paths' does.
       """)
 
-  @Argument(help: "The result to compare with.")
+  @Argument(help: "The baseline.")
   var first: String
 
-  @Argument(help: "The result that is compared.")
+  @Argument(help: "The result to compare.")
   var second: String
 
   func run() throws {

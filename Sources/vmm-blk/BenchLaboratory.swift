@@ -78,7 +78,7 @@ extension BenchRunCommand {
     }
     guard let output else { return }
     guard unsafe mkdir(output, 0o755) == 0 || errno == EEXIST else {
-      throw ValidationError("\(output) cannot be made: \(Errno(rawValue: errno))")
+      throw ValidationError("\(output) cannot be created: \(Errno(rawValue: errno))")
     }
     try BenchOutput.write(report.json(), to: output + "/paths.json")
     try BenchOutput.write(report.csv(), to: output + "/paths.csv")

@@ -9,7 +9,7 @@ internal import VirtioBlkDevice
 
 struct BenchRunCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "run", abstract: "Measure one workload (what 'bench' does by itself).",
+    commandName: "run", abstract: "Measure one workload.",
     usage: """
       vmm-blk bench --socket-path <path> [<options>]
       vmm-blk bench --memory <path> [<options>]

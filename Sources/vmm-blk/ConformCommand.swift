@@ -39,7 +39,7 @@ struct ConformCommand: ParsableCommand {
   @Option(help: .init("Seed of the random choices. (default: 1)", valueName: "n")) var seed: UInt64?
   @Option(help: .init("How many seconds an answer may take before the device counts as hanging. (default: 20)", valueName: "n"))
   var patience: Int?
-  @Option(help: .init("How many milliseconds to watch when nothing may happen. (default: 25)", valueName: "n"))
+  @Option(help: .init("How many milliseconds to watch when nothing must happen. (default: 25)", valueName: "n"))
   var settle: Int?
   @Flag(help: "Show the checks and their clauses.") var list = false
   @Flag(help: "Show every clause, including those that are kept or do not apply.") var all = false

@@ -17,7 +17,7 @@ struct CtlCommand: ParsableCommand {
       environment stands for --control.
 
         vmm-blk ctl --control /run/disks.ctl list
-        vmm-blk ctl --control /run/disks.ctl add blk-file=c.img socket-path=/run/c.sock
+        vmm-blk ctl --control /run/disks.ctl add blk-file=c.img socket-path=c.sock
         vmm-blk ctl --control /run/disks.ctl pause c.sock
 
       Docs/control.md describes the JSON protocol, for programs that use the socket directly.

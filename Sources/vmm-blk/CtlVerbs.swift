@@ -203,7 +203,7 @@ struct CtlFlush: CtlDiskVerb {
 
 struct CtlPause: CtlDiskVerb {
   static let configuration = CommandConfiguration(
-    commandName: "pause", abstract: "Stop a disk from taking requests.", usage: CtlTarget.usage("pause [<disk> | --all]"),
+    commandName: "pause", abstract: "Pause a disk; its requests wait.", usage: CtlTarget.usage("pause [<disk> | --all]"),
     discussion: """
       The command returns when nothing is in flight, and nothing will be until 'resume', so the image can be copied. The guest \
       sees a delay but no error, unless its own timeouts expire.
@@ -220,7 +220,7 @@ struct CtlPause: CtlDiskVerb {
 
 struct CtlResume: CtlDiskVerb {
   static let configuration = CommandConfiguration(
-    commandName: "resume", abstract: "Resume a disk that was paused, or that stalls.",
+    commandName: "resume", abstract: "Resume a disk that was paused or has stalled.",
     usage: CtlTarget.usage("resume [<disk> | --all]"),
     discussion: """
       A disk that is served with --on-error stop stalls when its image fails a request; the failed requests are retried.

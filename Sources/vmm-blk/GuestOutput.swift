@@ -104,7 +104,7 @@ struct LocalFile {
     do {
       descriptor = try FileDescriptor.open(
         FilePath(path), .writeOnly, options: [.create, .truncate], permissions: [.ownerReadWrite, .groupRead, .otherRead])
-    } catch { throw DriverError.badRequest("the file \(path) cannot be made: \(error)") }
+    } catch { throw DriverError.badRequest("the file \(path) cannot be created: \(error)") }
     var info = stat()
     hasHoles = unsafe fstat(descriptor.rawValue, &info) == 0 && info.st_mode & S_IFMT == S_IFREG
   }
@@ -116,7 +116,7 @@ struct LocalFile {
         let end = try descriptor.seek(offset: 0, from: .end)
         try descriptor.seek(offset: 0, from: .start)
         return UInt64(end)
-      } catch { throw DriverError.badRequest("the size of \(path) cannot be told (\(error)): name a file or a block device") }
+      } catch { throw DriverError.badRequest("the size of \(path) is unknown (\(error)): name a file or a block device") }
     }
   }
 

@@ -75,7 +75,7 @@ struct GuestLifetime: GuestVerb {
   private static func text(_ values: [UInt16]) -> String {
     let reserve = ["not told", "less than 80 % of the reserve blocks used", "80 % used", "90 % used"]
     func cells(_ value: UInt16) -> String {
-      value == 0 ? "not told" : value <= 10 ? "up to \(value * 10) % used" : "more used than it was made for"
+      value == 0 ? "not told" : value <= 10 ? "up to \(value * 10) % used" : "beyond its estimated lifetime"
     }
     return """
       reserve blocks: \(Int(values[0]) < reserve.count ? reserve[Int(values[0])] : "reserved value \(values[0])")

@@ -17,8 +17,8 @@ struct GuestVerify: GuestVerb {
       Requests of all kinds that the disk offers, in any framing, on all queues; what is read is compared with what was \
       written, and at the end everything is read once more. The same --seed makes the same requests.
 
-      With --reconnect the back-end may end in any way, be killed, and be started again: the guest connects again, with the same \
-      memory, rings and in-flight records, and goes on. A request that is answered twice, or never, is a failure.
+      With --reconnect the back-end may exit, be killed and be started again: the guest reconnects, with the same memory, \
+      rings and in-flight records, and continues. A request that is answered twice, or never, is a failure.
       """)
 
   @ParentCommand var guest: Guest

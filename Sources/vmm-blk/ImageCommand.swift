@@ -12,11 +12,11 @@ internal import VirtioCore
 struct ImageCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "image",
-    abstract: "Look at disk images of the format qcow2, check, make, convert and change them.",
+    abstract: "Show, check, create, convert and change qcow2 images.",
     discussion: """
-      vmm-blk image create overlay.qcow2 --backing golden.raw --backing-format raw
-      vmm-blk image info overlay.qcow2
-      vmm-blk image check overlay.qcow2
+        vmm-blk image create overlay.qcow2 --backing golden.raw --backing-format raw
+        vmm-blk image info overlay.qcow2
+        vmm-blk image check overlay.qcow2
 
       info, check, create and snapshot open only files that are named here; convert, commit and rebase open files that an image names only \
       as far as its URI allows.
@@ -45,9 +45,9 @@ enum ImageCommandError: Error, CustomStringConvertible, ErrorWithStatus {
     switch self {
     case .system(let what, let path, let error): "\(printable(path)) cannot be \(what): \(error)"
     case .unusable(let path, let fault): "\(printable(path)) cannot be used: \(fault)"
-    case .exists(let path): "\(printable(path)) is there already: name a new file, or remove it"
+    case .exists(let path): "\(printable(path)) exists already: name a new file, or remove it"
     case .noBackingFormat:
-      "say what the backing file is, with --backing-format raw or qcow2: nothing is guessed from its content"
+      "give the format of the backing file, with --backing-format raw or qcow2: it is never guessed from the contents"
     case .tool(let failure): "\(failure)"
     case .usage(let text): text
     }
@@ -101,11 +101,10 @@ struct OpenImage: ~Copyable {
 struct ImageCheckCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "check",
-    abstract: "Check that the tables of a qcow2 image fit together.",
+    abstract: "Check the consistency of a qcow2 image.",
     discussion: """
-      Nothing is written. The status is 0 when all is well, 2 when there are errors, 3 when there are only leaked clusters, which cost \
-      space and no data, and 1 when something could not be looked at; as qemu-img has it. 'qemu-img check -r leaks' gives leaked clusters \
-      back.
+      Nothing is written. As with qemu-img, the status is 0 without errors, 2 with errors, 3 if there are only leaked clusters, which \
+      waste space but harm no data, and 1 if something could not be examined. 'qemu-img check -r leaks' frees leaked clusters.
       """)
 
   @Argument(help: .init("The image.", valueName: "path")) var path: String

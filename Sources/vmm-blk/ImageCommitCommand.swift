@@ -6,19 +6,19 @@ internal import VirtioBlkDevice
 struct ImageCommitCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "commit",
-    abstract: "Write what an overlay has into its backing file, and empty the overlay.",
+    abstract: "Write the contents of an overlay into its backing file, and empty the overlay.",
     discussion: """
-      vmm-blk image commit 'qcow2:overlay.qcow2?backing=raw:golden.raw'
+        vmm-blk image commit 'qcow2:overlay.qcow2?backing=raw:golden.raw'
 
-      The backing file is written to, so it has to be named; files under it are opened only as far as the URI says. Nobody may have either \
-      file open, and a backing file that is smaller than the overlay becomes as large. A command that is ended leaves the overlay the disk \
-      that it was: it is emptied once everything is stable in the backing file. Other overlays over the same backing file are not usable \
-      afterwards.
+      The backing file is written to, so it has to be named; images below it are opened only as far as the URI allows. \
+      Nobody may have either file open. A backing file that is smaller than the overlay grows to its size. If the command is \
+      interrupted, the contents of the overlay's disk are unchanged: the overlay is emptied only when everything is stable \
+      in the backing file. Other overlays over the same backing file are unusable afterwards.
       """)
 
   @Argument(help: .init("The overlay, as in qcow2:PATH?backing=FORMAT:PATH.", valueName: "uri")) var image: String
   @Flag(name: [.customShort("d"), .customLong("keep")], help: "Do not empty the overlay.") var keeps = false
-  @Flag(name: [.customShort("p"), .customLong("progress")], help: "Show how far it is, on a terminal.") var showsProgress =
+  @Flag(name: [.customShort("p"), .customLong("progress")], help: "Show the progress, on a terminal.") var showsProgress =
     false
 
   func run() throws {

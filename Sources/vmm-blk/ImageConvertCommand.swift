@@ -10,17 +10,17 @@ internal import VirtioCore
 struct ImageConvertCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "convert",
-    abstract: "Make a raw image of a disk that is a qcow2 image, or a chain of them.",
+    abstract: "Convert a qcow2 image, or a chain of them, to a raw image.",
     discussion: """
-      vmm-blk image convert 'qcow2:top.qcow2?backing=raw:golden.raw' disk.raw
+        vmm-blk image convert 'qcow2:top.qcow2?backing=raw:golden.raw' disk.raw
 
-      The source is written as for --image: files that images name are opened only as far as it says so. The raw file must not be there; \
-      zeroes are holes in it.
+      The source is written as for --image: files that images name are opened only as far as the URI allows. The raw file \
+      must not exist; zeroes become holes.
       """)
 
   @Argument(help: .init("The disk, as in qcow2:PATH or qcow2:PATH?backing=FORMAT:PATH.", valueName: "uri")) var source: String
-  @Argument(help: .init("The raw image to make.", valueName: "path")) var target: String
-  @Flag(name: [.customShort("p"), .customLong("progress")], help: "Show how far it is, on a terminal.")
+  @Argument(help: .init("The raw image to create.", valueName: "path")) var target: String
+  @Flag(name: [.customShort("p"), .customLong("progress")], help: "Show the progress, on a terminal.")
   var showsProgress = false
   @Flag(help: "Read even if another program holds a lock.") var noLock = false
 
@@ -37,7 +37,7 @@ struct ImageConvertCommand: ParsableCommand {
     guard descriptor >= 0 else {
       let error = Errno(rawValue: errno)
       if error == .fileExists { throw ImageCommandError.exists(path: target) }
-      throw ImageCommandError.system("made", path: target, error)
+      throw ImageCommandError.system("created", path: target, error)
     }
     defer { close(descriptor) }
     do {

@@ -16,39 +16,41 @@ enum BackingFormat: String, ExpressibleByArgument, CaseIterable {
 struct ImageCreateCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "create",
-    abstract: "Make a qcow2 image: an empty disk, or an overlay over another image.",
+    abstract: "Create a qcow2 image: an empty disk, or an overlay over another image.",
     usage: """
       vmm-blk image create <path> --size <bytes> [<options>]
       vmm-blk image create <path> -b <path> -F raw|qcow2 [<options>]
       """,
     discussion: """
-      The file must not be there. Without --extended-l2 off the image has clusters of 128 KiB with 32 subclusters of 4 KiB, so that a first \
-      write of 4 KiB allocates 4 KiB and not a whole cluster; QEMU knows them since 5.2. '--extended-l2 off' makes the classic image, with \
-      clusters of 64 KiB.
+      The file must not exist. The image has clusters of 128 KiB with 32 subclusters of 4 KiB, so that a first write of 4 \
+      KiB allocates 4 KiB and not a whole cluster; QEMU reads such images from version 5.2 on. With '--extended-l2 off' it \
+      is a classic image, with clusters of 64 KiB.
 
-      The backing file's name is written as it is given; one that is relative is meant from the folder of the image.
+      The name of the backing file is recorded as it is given; if it is relative, it is relative to the folder of the image.
       """)
 
   @Argument(help: .init("The image.", valueName: "path")) var path: String
   @Option(help: .init("Size of the disk. (default: that of the backing file)", valueName: "bytes")) var size: ByteCount?
   @Option(
-    name: [.customShort("b"), .long], help: .init("What lies under the image where nothing was written.", valueName: "path"))
+    name: [.customShort("b"), .long],
+    help: .init("The backing file: the disk's contents where nothing was written.", valueName: "path"))
   var backing: String?
-  @Option(name: [.customShort("F"), .long], help: "What the backing file is.") var backingFormat: BackingFormat?
+  @Option(name: [.customShort("F"), .long], help: "The format of the backing file.") var backingFormat: BackingFormat?
   @Option(
-    help: .init("A power of two, 512 to 2M; with subclusters 16k at least. (default: 128k, classic 64k)", valueName: "bytes"))
+    help: .init(
+      "A power of two, 512 to 2M; at least 16k with subclusters. (default: 128k, without subclusters 64k)", valueName: "bytes"))
   var clusterSize: ByteCount?
-  @Option(name: .customLong("extended-l2"), help: "Subclusters.") var extended = OnOff.on
+  @Option(name: .customLong("extended-l2"), help: "Whether clusters have subclusters.") var extended = OnOff.on
 
   func validate() throws {
-    guard size != nil || backing != nil else { throw ValidationError("Say how large the disk is, with --size.") }
+    guard size != nil || backing != nil else { throw ValidationError("Give the size of the disk, with --size.") }
     guard backing != nil || backingFormat == nil else { throw ValidationError("--backing-format is for --backing: give both.") }
     if let clusterSize {
       let least: UInt64 = extended == .on ? 16 << 10 : 512
       guard clusterSize.bytes >= least, clusterSize.bytes <= 2 << 20, clusterSize.bytes & (clusterSize.bytes - 1) == 0 else {
         throw ValidationError(
           "--cluster-size \(clusterSize.bytes) is not a power of two from \(least) to 2097152"
-            + (extended == .on && clusterSize.bytes < least ? ": give it more, or say --extended-l2 off." : "."))
+            + (extended == .on && clusterSize.bytes < least ? ": use more, or --extended-l2 off." : "."))
       }
     }
     if backing != nil, backingFormat == nil { throw ImageCommandError.noBackingFormat }
@@ -90,7 +92,7 @@ struct ImageCreateCommand: ParsableCommand {
     guard descriptor >= 0 else {
       let error = Errno(rawValue: errno)
       if error == .fileExists { throw ImageCommandError.exists(path: path) }
-      throw ImageCommandError.system("made", path: path, error)
+      throw ImageCommandError.system("created", path: path, error)
     }
     defer { close(descriptor) }
     do throws(Errno) {

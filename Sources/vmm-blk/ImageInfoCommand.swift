@@ -7,10 +7,10 @@ internal import VirtioCore
 struct ImageInfoCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "info",
-    abstract: "Tell what a qcow2 image is: its disk, its clusters, its backing file, its snapshots.",
+    abstract: "Show a qcow2 image: its size, clusters, backing file and snapshots.",
     discussion: """
-      The backing file and the data file are told as the image names them; they are not opened. So an image from elsewhere can be looked at \
-      before it is served.
+      The names of the backing file and of the data file are shown as the image has them; these files are not opened. So an \
+      image from elsewhere can be examined before it is served.
       """)
 
   @Argument(help: .init("The image.", valueName: "path")) var path: String
@@ -129,7 +129,7 @@ struct ImageInfoCommand: ParsableCommand {
         lines.append("Snapshot list:")
         lines += snapshots.map {
           "    \(printable($0.id)) \(printable($0.name)): a disk of \(ByteSize.describe($0.diskSize)), "
-            + "a machine's state of \(ByteSize.describe($0.stateSize))"
+            + "a VM state of \(ByteSize.describe($0.stateSize))"
         }
       }
       lines += [

@@ -13,13 +13,14 @@ struct ImageRebaseCommand: ParsableCommand {
       vmm-blk image rebase <uri> -b '' [<options>]
       """,
     discussion: """
-      vmm-blk image rebase -b golden-2.raw -F raw 'qcow2:overlay.qcow2?backing=raw:golden.raw'
-      vmm-blk image rebase -b '' 'qcow2:overlay.qcow2?backing=raw:golden.raw'
+        vmm-blk image rebase -b new.raw -F raw 'qcow2:top.qcow2?backing=raw:old.raw'
+        vmm-blk image rebase -b '' 'qcow2:top.qcow2?backing=raw:old.raw'
 
-      The disk stays what it is: where the new backing file has other contents than the old one, the overlay gets a copy of the old ones; \
-      with -b '' of all of them. Then the name is changed. With -u only the name is changed, for a backing file that was moved or renamed. \
-      The name is written as it is given; one that is relative is meant from the folder of the image. Nobody may have the image open. What \
-      is under the new backing file is opened only if it is below the backing-folder of the URI.
+      The contents of the disk stay the same: where the new backing file differs from the old one, the old contents are \
+      copied into the overlay; with -b '' all of them are. Then the name is changed. With -u only the name is changed, for a \
+      backing file that was moved or renamed. The name is recorded as it is given; if it is relative, it is relative to the \
+      folder of the image. Nobody may have the image open. Images below the new backing file are opened only if they are in \
+      the URI's backing-folder.
       """)
 
   @Argument(help: .init("The overlay, as in qcow2:PATH?backing=FORMAT:PATH; with -u a path.", valueName: "uri")) var image:
@@ -27,10 +28,10 @@ struct ImageRebaseCommand: ParsableCommand {
   @Option(
     name: [.customShort("b"), .customLong("backing")], help: .init("The new backing file; '' for none.", valueName: "path"))
   var backing: String
-  @Option(name: [.customShort("F"), .customLong("backing-format")], help: "What the new backing file is.")
+  @Option(name: [.customShort("F"), .customLong("backing-format")], help: "The format of the new backing file.")
   var backingFormat: BackingFormat?
   @Flag(name: [.customShort("u"), .customLong("unsafe")], help: "Change the name only.") var isUnsafe = false
-  @Flag(name: [.customShort("p"), .customLong("progress")], help: "Show how far it is, on a terminal.") var showsProgress =
+  @Flag(name: [.customShort("p"), .customLong("progress")], help: "Show the progress, on a terminal.") var showsProgress =
     false
 
   func validate() throws {

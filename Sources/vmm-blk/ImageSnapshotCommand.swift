@@ -16,23 +16,25 @@ struct ImageSnapshotCommand: ParsableCommand {
       vmm-blk image snapshot --create|--apply|--delete <snapshot> <path>
       """,
     discussion: """
-      vmm-blk image snapshot -c before-the-upgrade disk.qcow2
-      vmm-blk image snapshot -a before-the-upgrade disk.qcow2
+        vmm-blk image snapshot -c before-the-upgrade disk.qcow2
+        vmm-blk image snapshot -a before-the-upgrade disk.qcow2
 
-      Nobody may have the image open, except for -l. Each change is there as a whole or not at all, whatever ends the command. To apply a \
-      snapshot discards what the disk has now; the snapshot stays. A snapshot can be served with '--read-only' and \
-      'qcow2:PATH?snapshot=NAME'.
+      Nobody may have the image open, except for -l. Each change is made completely or not at all, whenever the command \
+      ends. Applying a snapshot discards the present contents of the disk; the snapshot stays. A snapshot can be served with \
+      '--read-only' and 'qcow2:PATH?snapshot=NAME'.
       """)
 
-  @Flag(name: [.customShort("l"), .customLong("list")], help: "List them. (default)") var lists = false
+  @Flag(name: [.customShort("l"), .customLong("list")], help: "List the snapshots. (default)") var lists = false
   @Option(
-    name: [.customShort("c"), .customLong("create")], help: .init("Create one of the disk as it is.", valueName: "snapshot"))
+    name: [.customShort("c"), .customLong("create")],
+    help: .init("Create a snapshot of the disk as it is now.", valueName: "snapshot"))
   var created: String?
   @Option(
-    name: [.customShort("a"), .customLong("apply")], help: .init("Make the disk what it was then.", valueName: "snapshot"))
+    name: [.customShort("a"), .customLong("apply")], help: .init("Revert the disk to a snapshot.", valueName: "snapshot"))
   var applied: String?
   @Option(
-    name: [.customShort("d"), .customLong("delete")], help: .init("Delete one, by name or number.", valueName: "snapshot"))
+    name: [.customShort("d"), .customLong("delete")],
+    help: .init("Delete a snapshot, by name or number.", valueName: "snapshot"))
   var deleted: String?
   @Argument(help: .init("The image.", valueName: "path")) var path: String
 

@@ -15,9 +15,9 @@ struct InspectCommand: ParsableCommand {
       vmm-blk inspect --raw --queue <ring> [<options>] <file>
       """,
     discussion: """
-      For each queue: sizes, addresses, indices, flags, the chains that are on their way and the last ones that came \
-      back, and what is wrong with a broken one. With --raw the file is guest memory and nothing else, and --queue says \
-      where the rings are.
+      For each queue: sizes, addresses, indices, flags, the chains that are available or in flight, the last ones that were \
+      used, and what is wrong with a broken one. With --raw the file is plain guest memory, and --queue gives the positions \
+      of the rings.
       """)
 
   @Argument(help: .init("The memory file.", valueName: "file"))

@@ -122,7 +122,7 @@ final class OperatorDesk {
     let disks = service.disks
     guard let name = request.disk else {
       guard let disk = disks.first else { return refuse(connection, "no disk is served here") }
-      guard disks.count == 1 else { return refuse(connection, "\(disks.count) disks are served here: say which one") }
+      guard disks.count == 1 else { return refuse(connection, "\(disks.count) disks are served here: name one of them") }
       return act(disk)
     }
     if let disk = disks.first(where: { $0.name == name }) { return act(disk) }

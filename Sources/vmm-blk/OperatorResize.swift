@@ -47,7 +47,8 @@ final class OperatorResize {
     guard request.shrink == true else {
       return done(
         .failure(
-          OperatorRefusal("\(name) has \(image.size) bytes, and what lies beyond \(size) would be lost: say so with --shrink")))
+          OperatorRefusal(
+            "\(name) has \(image.size) bytes, and what lies beyond \(size) would be lost: confirm that with --shrink")))
     }
     shrink(disk, to: size, then: done)
   }

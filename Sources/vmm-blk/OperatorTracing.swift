@@ -123,7 +123,7 @@ final class OperatorTracing {
     answer(disk, trace.number, connection, until: ContinuousClock.now + Self.patience)
   }
 
-  private static func nothing(_ disk: any OperatedDisk) -> String { "nothing of \(disk.name) was traced, or it is gone" }
+  private static func nothing(_ disk: any OperatedDisk) -> String { "there is no trace of \(disk.name), or not any more" }
 
   /// Reports what there is once every thread has confirmed that it writes no more.
   private func answer(

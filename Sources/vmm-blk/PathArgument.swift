@@ -13,7 +13,7 @@ enum PathArgument {
       if words[index - 1] == Array(option.utf8) || word.starts(with: Array((option + "=").utf8)) { continue }
       let text = word.map { $0 < 0x80 ? String(UnicodeScalar($0)) : "\\x" + String($0, radix: 16) }.joined()
       return
-        "'\(printable(text))' is not UTF-8, and such a name can be used only behind \(option): "
+        "'\(printable(text))' is not UTF-8, and such a name can be used only after \(option): "
         + "rename the file, or use a link to it"
     }
     return nil

@@ -19,7 +19,7 @@ struct RunCommand: ParsableCommand {
       disk's registers in the file (Docs/memory-file.md); `vmm-blk guest --memory FILE` is such a driver.
 
       With --control a running process can be replaced by a new one, of a newer version or with another engine, while the driver \
-      works. 'vmm-blk run --take-over' with the path of that control socket receives the memory file with the device's role, and \
+      runs. 'vmm-blk run --take-over' with the path of that control socket receives the memory file with the device's role, and \
       the image's lock, and continues; the old process exits with status 0. If anything goes wrong on the way, the old process \
       continues.
 

@@ -65,7 +65,7 @@ struct OnceRun {
     if let given = command.disk.features {
       features = given.isNumber ? given.features : given.features.union(.version1)
       guard !given.hasDefaults, !given.hasAll else {
-        throw ValidationError("--features with --raw is what the driver accepted: name it")
+        throw ValidationError("with --raw, --features is what the driver accepted: leave out 'default' and 'all'")
       }
     }
     guard device.accepts(features) else {

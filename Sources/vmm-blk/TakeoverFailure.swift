@@ -20,7 +20,7 @@ enum TakeoverFailure: Error, CustomStringConvertible {
     case .refused(let path, let reason): "the server at \(printable(path)) refuses: \(printable(reason))"
     case .control(let path, let error): "the server at \(printable(path)) cannot be taken over from: \(error)"
     case .version(let path, let version):
-      "the server at \(printable(path)) speaks version \(version) of taking over, and this program \(Takeover.version)"
+      "the server at \(printable(path)) speaks version \(version) of the takeover protocol, and this program version \(Takeover.version)"
     case .transport(let path, let transport):
       "the server at \(printable(path)) " + Self.serves(transport)
     case .disk(let disk, let reason): "\(printable(disk)) cannot be taken over: \(printable(reason))"

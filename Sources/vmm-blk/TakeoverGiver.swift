@@ -104,7 +104,8 @@ final class TakeoverGiver {
     guard request.version == Takeover.version else {
       return refuse(
         connection,
-        "version \(request.version.map { "\($0)" } ?? "none") of takeovers is not supported here, only \(Takeover.version)")
+        "version \(request.version.map { "\($0)" } ?? "none") of the takeover protocol is not supported here, only \(Takeover.version)"
+      )
     }
     guard !isEnding else { return refuse(connection, Self.ending) }
     guard taker == nil else { return refuse(connection, "another process is taking over already") }
@@ -131,7 +132,7 @@ final class TakeoverGiver {
     }
     if let current {
       let name = printable(disks[current.disk].name)
-      return refuse(connection, "\(name) waits for what another server has left at the medium; try again")
+      return refuse(connection, "\(name) waits for requests that another server has left at the medium; try again")
     }
     taker = connection
     (disks, handedOver) = (service.disks, [])
@@ -255,7 +256,7 @@ final class TakeoverGiver {
     } then: { [weak self] in
       guard let self, current?.phase == .abandoned else { return }
       log.warn(
-        "\(name) stays here, because the server that was taking it over is gone, from what is in guest memory")
+        "\(name) stays here, and continues from guest memory, because the server that was taking it over is gone")
       resume()
     }
   }

@@ -16,7 +16,7 @@ struct TraceCommand: ParsableCommand {
       The server is a 'vmm-blk serve' or 'vmm-blk run' with --control <path>; VMM_BLK_CONTROL in the environment stands for it. \
       Until the time is over, or until SIGINT, each of its threads records every request: when it was popped from its ring, when it \
       was passed to the medium and completed there, and when the answer was written and published; and when the thread polled, \
-      slept, noticed a kick and sent a call. A thread that has written 2048 records within a tenth of a second rests until the \
+      slept, noticed a kick and sent a call. A thread that has written 2048 records within a tenth of a second records nothing until the \
       next tenth, so that a trace costs little; --all records everything. Each thread keeps its latest records, in memory of a \
       fixed size. --output writes them as JSON for the viewers of Chrome (chrome://tracing) and Perfetto (ui.perfetto.dev), and \
       --picture draws the first few requests as SVG.
@@ -24,7 +24,7 @@ struct TraceCommand: ParsableCommand {
       The table shows how long requests waited on average for a limit, for the medium, for earlier answers (if they are \
       published in order), and for their batch to be published; and how much of its time each thread worked, polled and slept.
 
-        vmm-blk trace --control /run/disks.ctl --disk a.sock --seconds 2 --output trace.json
+        vmm-blk trace --control /run/disks.ctl --disk a.sock --output trace.json
 
       Docs/tracing.md explains each column and what a trace costs. A server with --trace-file can also be traced by a signal.
       """)
@@ -50,7 +50,7 @@ struct TraceCommand: ParsableCommand {
   @Option(help: .init("How many requests to draw.", valueName: "n"))
   var pictureRequests = 12
 
-  @Flag(help: "Record every request, at whatever cost. (default: up to 2048 records per tenth of a second)")
+  @Flag(help: "Record every request, whatever it costs. (default: up to 2048 records per tenth of a second)")
   var all = false
 
   /// How many records a thread writes within a tenth of a second; they take a few thousandths of its time.
@@ -183,7 +183,7 @@ private enum TraceFailure: Error, CustomStringConvertible, ErrorWithStatus {
     case .noDisk: "the server has no disk to trace"
     case .otherFormat(let format):
       "the server writes traces in format \(format), and this program reads \(TraceRecord.format): use the server's own version"
-    case .notUnderstood(let disk): "the server's answer about the trace of \(printable(disk)) makes no sense"
+    case .notUnderstood(let disk): "the server's answer about the trace of \(printable(disk)) is invalid"
     case .notWritten(let path, let why): "\(printable(path)) cannot be written: \(why)"
     }
   }

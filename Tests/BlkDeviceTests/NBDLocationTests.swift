@@ -33,8 +33,8 @@ import Testing
   @Test(arguments: [
     ("nbd", "scheme"), ("http://host/", "'http'"), ("nbds://host/", "'tls-certificates=FOLDER'"),
     ("nbds+unix:///?socket=s", "'tls-certificates=FOLDER'"),
-    ("nbds://host/?tls-certificates=a&tls-psk-file=b", "one of"), ("nbds://host/?tls-psk-file=b", "whose key"),
-    ("nbds://me@host/?tls-psk-file=b&tls-username=you", "user is there twice"),
+    ("nbds://host/?tls-certificates=a&tls-psk-file=b", "one of"), ("nbds://host/?tls-psk-file=b", "which user's key"),
+    ("nbds://me@host/?tls-psk-file=b&tls-username=you", "user is given twice"),
     ("nbds://me@host/?tls-certificates=a", "'tls-username' is not for"),
     ("nbds://host/?tls-certificates=a&tls-verify-peer=no", "true or false"),
     ("nbds://me@host/?tls-psk-file=b&tls-hostname=h", "'tls-hostname' is not for"),

@@ -123,12 +123,12 @@ extension Host {
       switch self {
       case .serverWithoutTLS: "has no TLS"
       case .clientWithoutTLS: "write nbds"
-      case .foreignAuthority, .expired, .forAnotherHost: "look whether its certificate is valid now"
-      case .noCertificateOfClient: "wants a certificate of the client"
+      case .foreignAuthority, .expired, .forAnotherHost: "check that its certificate is valid now"
+      case .noCertificateOfClient: "requires a client certificate"
       case .otherKey, .unknownUser: "has the key of"
       case .noAuthority: "ca-cert.pem, which cannot be read"
       case .noKeys: "keys.psk, which cannot be read"
-      case .authorityIsAPipe: "ca-cert.pem, which is no regular file"
+      case .authorityIsAPipe: "ca-cert.pem, which is not a regular file"
       case .keyIsAFolder: "client-key.pem, which cannot be read"
       }
     }
@@ -228,7 +228,7 @@ extension Host {
     try server.start()
     for queue in 0..<2 { #expect(try rig.perform(.read(sector: 0, bytes: 4096), queue: queue).status == .ioError) }
     let said = rig.device.takeEvents().compactMap { if case .notice(let text) = $0 { text } else { nil } }
-    let sentence = isTrustGone ? "which cannot be read" : "look whether its certificate"
+    let sentence = isTrustGone ? "which cannot be read" : "check that its certificate"
     #expect(said.count { $0.contains(sentence) } == 1, "\(said)")
     if isTrustGone { try FileManager.default.moveItem(atPath: taken, toPath: kept) }
     server.kill()

@@ -27,8 +27,8 @@ import Testing
     ("rbd:pool//image", "the namespace has no name"),
     ("rbd:pool/image@", "the snapshot has no name"), ("rbd:pool/a%2fb", "the image has no name"),
     ("rbd:pool/image%00", "the image has no name"), ("rbd:pool/image:id=a", "follow a '?'"),
-    ("rbd:pool/image?id", "no word with a value"), ("rbd:pool/image?id=", "no word with a value"),
-    ("rbd:pool/image?id=a&id=b", "there twice"), ("rbd:pool/image?conf=a&conf=b", "there twice"),
+    ("rbd:pool/image?id", "needs a value"), ("rbd:pool/image?id=", "needs a value"),
+    ("rbd:pool/image?id=a&id=b", "given twice"), ("rbd:pool/image?conf=a&conf=b", "given twice"),
     ("rbd:pool/image?id=client.a", "without 'client.'"), ("rbd:pool/image?user=a", "'user' is not known"),
   ]) func whatIsNoName(text: String, sentence: String) {
     #expect { try RBDLocation(text) } throws: { "\($0)".contains(sentence) && "\($0)".contains("write rbd:POOL/IMAGE") }

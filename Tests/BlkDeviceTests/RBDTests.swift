@@ -262,7 +262,7 @@ import VirtioCore
       _ = hand.stop()
     }
     let words = events.compactMap { if case .notice(let text) = $0 { text } else { nil } }
-    #expect(words.count { $0.contains("takes nothing more from this client") } == 1, "\(words)")
+    #expect(words.count { $0.contains("has fenced this client") } == 1, "\(words)")
     #expect(try firstDifference(next.expect(.read(sector: 0, bytes: 4096)).answer, pattern(4096, seed: 2)) == nil)
     // There is no way back for that client.
     #expect(throws: QueueError.mediumLost) { try first.start() }

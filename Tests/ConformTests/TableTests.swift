@@ -35,7 +35,7 @@ import Testing
     for words in [
       "\(Check.all.count) checks cover \(covered) of the \(ClauseTable.all.count) clauses",
       "All \(Check.all.count) checks were seen to fail", "(\(Mutants.caught.count) pairs of check and fault)",
-      "in registers behind a layer that lies (\(RegisterMutants.all.count))", "(\(WireMutants.all.count)).",
+      "in registers behind a layer that falsifies them (\(RegisterMutants.all.count))", "(\(WireMutants.all.count)).",
     ] { #expect(text.contains(words), "it does not say: \(words)") }
   }
 }

@@ -162,7 +162,7 @@ struct CommandTests {
       (["zero", "100", "512"], "multiples"),
       (["discard", "0", "1"], "multiples"), (["--queues", "3", "id"], "has 2 queues"),
       (["--queue-size", "3", "id"], "power of two"),
-      (["copy-in", "/nowhere/file"], "cannot be opened"), (["copy-out", "/nowhere/file"], "cannot be made"),
+      (["copy-in", "/nowhere/file"], "cannot be opened"), (["copy-out", "/nowhere/file"], "cannot be created"),
       (["verify", "--offset", "8M"], "past the disk's end"), (["verify", "--bytes", "1M", "--seconds", "1"], "not both"),
       (["--memory", "x", "id"], "not both"), (["read", "1x"], "1x"),
     ] as [([String], String)])

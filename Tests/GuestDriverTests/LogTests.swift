@@ -146,7 +146,7 @@ struct LogTests {
       .init("SET_FEATURES was refused: features 0x2000000 were not offered") {
         try $0.tell(.setFeatures, (1 << 25 as UInt64).littleEndianBytes)
       },
-      .init("SET_CONFIG was refused: the 4 bytes at offset 0 of the configuration space are not the driver's to write") {
+      .init("SET_CONFIG was refused: the 4 bytes at offset 0 of the configuration space cannot be written by a driver") {
         try $0.setConfiguration(at: 0, [1, 2, 3, 4])
       },
     ]

@@ -182,7 +182,8 @@ extension Program {
   @Test(
     "--once says why nothing was processed",
     arguments: [
-      ("before-driver-ok", [], "has not set DRIVER_OK"), ("two-queues", ["--num-queues", "1"], "what this disk cannot do"),
+      ("before-driver-ok", [], "has not set DRIVER_OK"),
+      ("two-queues", ["--num-queues", "1"], "what this disk does not offer"),
     ])
   func onceNothing(_ name: String, _ options: [String], _ words: String) throws {
     let (memory, disk) = try Images.copy(name, to: directory)

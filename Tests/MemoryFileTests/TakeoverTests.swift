@@ -49,7 +49,7 @@ import VirtioRegisters
   @Test(
     "a taker with something that does not fit is sent away, and the guest goes on",
     arguments: [
-      (["--blk-file", "DIR/other.img"], "is another file than the image that the running server has open"),
+      (["--blk-file", "DIR/other.img"], "is not the image that the running server has open"),
       (["--memory", "DIR/other.mem"], "is not the one at DIR/other.mem"),
       (["--num-queues", "1"], "number of queues"),
       (["--queue-size-max", "64"], "largest ring size"),
@@ -86,7 +86,7 @@ import VirtioRegisters
     #expect(try driver.read(.status) == 27)
     let end = try rig.taker(engine: "sync", features).finish()
     #expect(end.status != 0 && end.output.isEmpty)
-    #expect(end.errors.contains("has suspended the device: take it over when it has resumed it"), "\(end.errors)")
+    #expect(end.errors.contains("has suspended the device: take it over after the driver has resumed it"), "\(end.errors)")
     #expect(try driver.read(.status) == 27)
     try driver.write(.status, 15)
     #expect(try driver.read(.status) == 15)

@@ -82,7 +82,7 @@ import VirtioBlkDevice
 
   @Test func whatHasNoEndIsNoList() throws {
     #expect { try ServeDiskList(file: "/dev/zero", defaults: DeviceOptions.parse([]), mayBeEmpty: false) } throws: { error in
-      "\(error)".contains("more than the 1 MiB")
+      "\(error)".contains("larger than 1 MiB")
     }
   }
 

@@ -121,6 +121,24 @@ import Testing
     #expect(status == 0, "\(output)")
   }
 
+  /// The documents of a package link only to what the package has: sources are named, examples are where they are installed.
+  @Test func packagedDocumentsLinkOnlyToWhatIsShipped() throws {
+    try withDirectory { directory in
+      let (status, output) = try Self.python(["package", directory])
+      #expect(status == 0, "\(output)")
+      let pages = try FileManager.default.subpathsOfDirectory(atPath: directory).filter { $0.hasSuffix(".md") }
+      #expect(pages.contains("README.md") && pages.contains("Docs/book/01-one-read.md"), "\(pages)")
+      let shipped = ["changelog.gz", "copyright", "examples/driver.py", "examples/domain.xml", "examples/example.json"]
+      try FileManager.default.createDirectory(atPath: directory + "/examples", withIntermediateDirectories: true)
+      for name in shipped { try "".write(toFile: "\(directory)/\(name)", atomically: true, encoding: .utf8) }
+      let whole = try Self.python(["links"] + pages.map { "\(directory)/\($0)" })
+      #expect(whole.status == 0, "\(whole.output)")
+      try FileManager.default.removeItem(atPath: directory + "/examples/domain.xml")
+      let missing = try Self.python(["links", directory + "/Docs/operating.md"])
+      #expect(missing.status != 0 && missing.output.contains("there is no ../examples/domain.xml"), "\(missing.output)")
+    }
+  }
+
   @Test func deadLinksAreFound() throws {
     try withDirectory { directory in
       let path = directory + "/links.md"

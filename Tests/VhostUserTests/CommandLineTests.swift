@@ -153,7 +153,7 @@ import Testing
         "--engine mapped copies between the guest and the page cache, and --direct on"
       ),
       (disk + ["--direct", "1", "--engine", "null"], "--engine null reads and writes nothing, and --direct on"),
-      (disk + ["--uring", "deferred,plain"], "use 'deferred' or 'plain', of which only one can hold"),
+      (disk + ["--uring", "deferred,plain"], "use 'deferred' or 'plain', which exclude each other"),
       (disk + ["--uring", "sqpoll=1,cooperative"], "use 'sqpoll=1' or 'cooperative'"),
       (disk + ["--uring", "iopoll,no-file,iopoll-hybrid"], "use 'iopoll' or 'iopoll-hybrid'"),
       (disk + ["--uring", "batch=4,whole"], "use 'batch=4' or 'whole'"),

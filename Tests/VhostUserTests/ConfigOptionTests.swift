@@ -39,7 +39,7 @@ import Testing
   }
 
   static let mistakes: [(words: String, sentence: String)] = [
-    ("seg_max=0", "the configuration's seg_max cannot be that: use 1 to 126"),
+    ("seg_max=0", "the configuration's seg_max is invalid: use 1 to 126"),
     ("seg_max", "use fields of size_max, seg_max"), ("segmax=5", "use fields of size_max, seg_max"),
     ("seg_max=5,seg_max=6", "each once"), ("seg_max=5,", "each once"), ("opt_io_size=4G", "as in seg_max=62,size_max=64k"),
     ("max_discard_sectors=3G", "use 1 to 2097152"),

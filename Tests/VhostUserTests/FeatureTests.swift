@@ -120,7 +120,7 @@ import VirtioCore
     (["--no-feature", "default"], "'default' is for --features"),
     (["--features", "zoned"], "ZONED cannot be offered"),
     (["--features", "default,notification_data"], "NOTIFICATION_DATA cannot be offered"),
-    (["--read-only", "--no-feature", "ro"], "RO cannot be switched off: the image is only read"),
+    (["--read-only", "--no-feature", "ro"], "RO cannot be switched off: the image is read-only"),
     (["--logical-block-size", "4096", "--no-feature", "blk_size"], "its blocks are larger than 512 bytes"),
   ]
 

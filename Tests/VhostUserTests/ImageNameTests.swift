@@ -10,12 +10,12 @@ import VirtioCore
 @Suite(.serialized) struct ImageNameTests {
   @Test(arguments: [
     (["--image", "disk.img"], "does not take"),
-    (["--image", "file:"], "has no path"),
+    (["--image", "file:"], "names no path"),
     (["--image", "qcow2:"], "names no path"),
     (["--image", "qcow2:DIR/disk", "--format", "raw"], "leave --format out"),
     (["--image", "nbd://host/", "--format", "qcow2"], "leave --format out"),
     (["--image", "qcow2:DIR/disk?backing=DIR/base"], "needs a format before"),
-    (["--image", "qcow2:DIR/disk?snapshot=a&snapshot=b"], "there twice"),
+    (["--image", "qcow2:DIR/disk?snapshot=a&snapshot=b"], "given twice"),
     (["--image", "qcow2:DIR/disk?base=a"], "'base' is not known"),
     (["--image", "qcow2:DIR/disk?snapshot"], "'snapshot' needs a value"),
     (["--image", "qcow2:DIR/disk%0"], "names no path"),

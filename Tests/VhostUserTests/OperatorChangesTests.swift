@@ -64,7 +64,7 @@ import VirtioCore
       #expect(try Self.write(client, at: 8 * Self.mebibyte - 4096, 0x33) == .ok)
       #expect(try Self.length(server) == 8 * Self.mebibyte)
       let refused = try server.ask("resize", #","disk":"a.sock","size":\#(2 << 20)"#)
-      #expect((refused["error"] as? String)?.contains("say so with --shrink") == true)
+      #expect((refused["error"] as? String)?.contains("confirm that with --shrink") == true)
       #expect(
         try server.ask("resize", #","disk":"a.sock","shrink":true,"size":\#(2 << 20)"#)["size"] as? UInt64 == 2 * Self.mebibyte)
       #expect(try Self.length(server) == 2 * Self.mebibyte)
@@ -128,7 +128,7 @@ import VirtioCore
   @Test(arguments: [
     (#","size":0"#, "no whole number of blocks"), (#","size":1000"#, "no whole number of blocks"),
     (#","size":18446744073709551104"#, "no whole number of blocks"), (#","size":-512"#, "numbers that are whole and in range"),
-    (#","size":"1G""#, "has a value that cannot be"), (#","size":512"#, "--shrink"),
+    (#","size":"1G""#, "has an invalid value"), (#","size":512"#, "--shrink"),
   ])
   func sizesThatCannotBe(_ members: String, _ sentence: String) throws {
     try Self.withServer { server in
@@ -150,7 +150,7 @@ import VirtioCore
       #expect(adapted == "the disk has 6 MiB (6291456 bytes)\n")
       #expect(try ctl("resize", "8M") == "the disk has 8 MiB (8388608 bytes)\n")
       #expect(try Self.length(server) == 8 * Self.mebibyte)
-      #expect(try ctl("resize", "2M").contains("say so with --shrink"))
+      #expect(try ctl("resize", "2M").contains("confirm that with --shrink"))
       #expect(try ctl("resize", "2M", "--shrink") == "the disk has 2 MiB (2097152 bytes)\n")
       // With a name, as before.
       #expect(try ctl("resize", "a.sock", "4M") == "a.sock has 4 MiB (4194304 bytes)\n")

@@ -390,11 +390,11 @@ private struct Lent: @unchecked Sendable {
 
   @Test(arguments: [
     ("{}", "\"request\" is missing"),
-    (#"{"request":7}"#, "\"request\" has a value that cannot be"),
+    (#"{"request":7}"#, "\"request\" has an invalid value"),
     (#"{"request":"lst"}"#, "did you mean \"list\"?"),
     (#"{"request":"fly"}"#, "use one of list, status"),
     (#"{"request":"commit"}"#, "first"),
-    (#"{"request":"status","disk":7}"#, "\"disk\" has a value"),
+    (#"{"request":"status","disk":7}"#, "\"disk\" has an invalid value"),
     (#"{"request":"status","disk":"x\u001b[2J"}"#, "there is no disk"),
     (#"{"request":"flush"}"#, "2 disks are served here"),
     (#"{"request":"remove"}"#, "2 disks are served here"),

@@ -51,10 +51,10 @@ extension TakeoverTests {
           return try next.ask("take-over", disk: "")
         }
         try wait(until: "the disk waits for its medium") {
-          (try? greeting())?.contains("waits for what another server has left at the medium") == true
+          (try? greeting())?.contains("waits for requests that another server has left at the medium") == true
         }
         // And so it stays, through every takeover.
-        for _ in 0..<20 { #expect(try greeting().contains("waits for what another server has left at the medium")) }
+        for _ in 0..<20 { #expect(try greeting().contains("waits for requests that another server has left at the medium")) }
         mark.end()
         try wait(until: "the disk goes on") { (try? greeting())?.contains("\"disks\"") == true }
       }

@@ -67,7 +67,7 @@ struct Succession: Sendable, CustomTestStringConvertible {
 
   /// A taker with something that does not fit is sent away before anything was stopped.
   @Test(arguments: [
-    (["--blk-file", "DIR/other"], "is another file than the image that the running server has open"),
+    (["--blk-file", "DIR/other"], "is not the image that the running server has open"),
     (["--num-queues", "2"], "number of queues"),
     (["--queue-size-max", "64"], "largest ring size"),
     (["--read-only"], "features"),
@@ -190,7 +190,7 @@ struct Succession: Sendable, CustomTestStringConvertible {
       _ = try Self.underLoad(directory, Succession(engine: "sync")) {
         let taker = try Taker(directory + "/control")
         for (line, sentence) in [
-          (#"{"request":"take-over","version":99}"#, "version 99 of taking over is not spoken here"),
+          (#"{"request":"take-over","version":99}"#, "version 99 of the takeover protocol is not supported here"),
           (#"{"request":"take-over"}"#, "version none"),
           (#"{"request":"pause","disk":"x"}"#, "say \\\"take-over\\\" and a version first"),
           (#"{"request":"frobnicate"}"#, "\"request\\\""),

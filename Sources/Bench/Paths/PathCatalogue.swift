@@ -247,7 +247,7 @@ struct PathCatalogue {
   }
 
   private var cached: String? {
-    image.isDirect ? "this is for images in the page cache, and this one is opened past it: say --direct off" : nil
+    image.isDirect ? "this is for images in the page cache, and this one bypasses it: use --direct off" : nil
   }
 
   private var polling: String? {

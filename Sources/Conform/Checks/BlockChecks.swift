@@ -100,7 +100,7 @@ extension Check {
       let text = first.prefix { $0 != 0 }
       try expect(text.allSatisfy { (0x20...0x7e).contains($0) }, "the identity is no ASCII: \(first)")
       let rest = first.dropFirst(text.count)
-      try expect(rest.allSatisfy { $0 == 0 }, "behind the identity are no NULs: \(first)")
+      try expect(rest.allSatisfy { $0 == 0 }, "the identity is not padded with NULs: \(first)")
       return .kept(String(decoding: text, as: UTF8.self))
     },
     Check("flush", "bad.30", "FLUSH is answered, whatever its sector says, also with nothing to flush.") { bench in
@@ -248,7 +248,7 @@ extension Check {
       return .kept(now[hole].allSatisfy { $0 == 0 } ? "reads as zero afterwards" : "")
     },
     Check(
-      "range-payload", "bad.27", "Segments that are no whole ones, none, or too many are not OK.",
+      "range-payload", "bad.27", "No segment, a part of one, or too many are not OK.",
       needs: [.offered(BlockFeature.writeZeroes), .writable]
     ) { bench in
       try bench.start(Plan(queues: 1))
@@ -272,7 +272,7 @@ extension Check {
       return .rejected("IOERR or UNSUPP each time")
     },
     Check(
-      "range-ends", "bad.29", "Ranges that are too long, end behind the disk or behind 2^64 are IOERR.",
+      "range-ends", "bad.29", "Ranges that are too long, or end beyond the disk or beyond 2^64, are IOERR.",
       needs: [.offered(BlockFeature.writeZeroes), .writable]
     ) { bench in
       try bench.start(Plan(queues: 1))
@@ -293,7 +293,7 @@ extension Check {
   ]
 
   static let odd: [Check] = [
-    Check("odd-lengths", "bad.20", "IN and OUT of no whole sectors are not OK, and write nothing.", needs: [.modern]) { bench in
+    Check("odd-lengths", "bad.20", "IN and OUT of partial sectors are not OK, and write nothing.", needs: [.modern]) { bench in
       try bench.start(Plan(queues: 1))
       for length in [1, 511, 513, bench.block + 1] {
         let answer = try bench.perform(.read(sector: 0, bytes: length))
@@ -308,14 +308,14 @@ extension Check {
       try expect(try bench.good(bench.read(0, blocks: 2)).data == before, "an OUT that failed has written")
       return .rejected("IOERR or UNSUPP each time")
     },
-    Check("nothing-to-read", "bad.22", "IN and OUT without data end, one way or the other.") { bench in
+    Check("nothing-to-read", "bad.22", "IN and OUT without data are answered, one way or the other.") { bench in
       try bench.start(Plan(queues: 1))
       let read = try bench.perform(.read(sector: 0, bytes: 0))
       let write = try bench.perform(.write(sector: 0, []))
       try expect(read.status <= 2 && write.status <= 2, "IN: \(read.words), OUT: \(write.words)")
       return .rejected("IN: \(read.words), OUT: \(write.words)")
     },
-    Check("beyond-the-end", "bad.21", "Requests that end behind the disk, or behind 2^64, are IOERR and transfer nothing.") {
+    Check("beyond-the-end", "bad.21", "Requests that end beyond the disk, or beyond 2^64, are IOERR and transfer nothing.") {
       bench in
       try bench.start(Plan(queues: 1))
       let places = [bench.capacity, bench.capacity + 1 << 40, .max, .max / 512, 1 << 55, bench.capacity - bench.step]

@@ -168,7 +168,7 @@ extension Check {
       try expect(!bench.facts.offered.contains(FeatureSet(bit: 17)), "ZONED is offered")
       return .kept()
     },
-    Check("no-lifetime-of-files", "blk.op.19", "LIFETIME is offered only with metrics that can be had.", rings: .once) {
+    Check("no-lifetime-of-files", "blk.op.19", "LIFETIME is offered only with metrics that can be read.", rings: .once) {
       bench in
       guard bench.facts.offered.contains(FeatureSet(bit: 15)) else { return .kept("not offered") }
       try bench.start(Plan(queues: 1))
@@ -227,7 +227,7 @@ extension Check {
       // Big-endian, the last block would be far away.
       try bench.good(bench.read(bench.capacity - bench.step))
       let beyond = try bench.perform(bench.read(bench.capacity))
-      try expect(beyond.status == 1, "the sector behind the last was answered with \(beyond.words)")
+      try expect(beyond.status == 1, "the sector after the last was answered with \(beyond.words)")
       return .kept("\(bench.capacity) sectors")
     },
     Check(
@@ -282,7 +282,7 @@ extension Check {
       return .kept()
     },
     Check(
-      "generation-after-resize", "i.cfg.gen.1", split: "", "The generation is another one after a change.", rings: .once,
+      "generation-after-resize", "i.cfg.gen.1", split: "", "The generation differs after a change.", rings: .once,
       needs: [.resize, .registers, .modern]
     ) { bench in
       let transport = try bench.transport()
@@ -339,11 +339,11 @@ extension Check {
       return .rejected("nothing changed")
     },
     Check(
-      "configuration-beyond-the-end", "bad.34", "Reads behind the end give nothing, and break nothing.", rings: .once
+      "configuration-beyond-the-end", "bad.34", "Reads beyond the end give nothing, and break nothing.", rings: .once
     ) { bench in
       try bench.start(Plan(queues: 1))
       do { _ = try bench.transport().readConfiguration(at: 250, count: 6) } catch DriverError.refused {}
-      return .rejected(try bench.alive(on: 0, after: "a read behind the configuration space"))
+      return .rejected(try bench.alive(on: 0, after: "a read beyond the configuration space"))
     },
   ]
 }

@@ -5,7 +5,8 @@ internal import VirtioCore
 extension Check {
   static let framing: [Check] = [
     Check(
-      "any-framing", "split.frame.1 i.blk.req.1", "However a request is cut, it is the same request.", needs: [.modern]
+      "any-framing", "split.frame.1 i.blk.req.1", "However a request is split into buffers, it is the same request.",
+      needs: [.modern]
     ) { bench in
       try bench.start(Plan(queues: 1, size: 64))
       let bytes = bench.block
@@ -214,7 +215,7 @@ extension Check {
       return .kept()
     },
     Check(
-      "across-regions", "bad.13", "A buffer over the border of two regions of memory is one buffer.", needs: [.vhostUser]
+      "across-regions", "bad.13", "A buffer across the border of two memory regions is one buffer.", needs: [.vhostUser]
     ) { bench in
       try bench.start(Plan(queues: 1))
       let memory = try bench.memory()

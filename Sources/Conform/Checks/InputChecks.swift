@@ -126,13 +126,13 @@ extension Check {
       bench.hands[0].kick()
       return try bench.verdict("one head as often as there are entries", memory)
     },
-    Check("empty-descriptor", "bad.8", "Descriptors of no bytes in the midst of a chain.") { bench in
+    Check("empty-descriptor", "bad.8", "Empty descriptors within a chain.") { bench in
       try bench.start()
       var posted = try bench.make(bench.harmless)
       posted.chain.insert(RawDescriptor(address: posted.chain[0].address, length: 0), at: 1)
       return try bench.feed(posted.chain, after: "a descriptor of no bytes")
     },
-    Check("only-empty-descriptors", "bad.8", "A chain of nothing but descriptors of no bytes.") { bench in
+    Check("only-empty-descriptors", "bad.8", "A chain of empty descriptors only.") { bench in
       try bench.start()
       let empty = RawDescriptor(address: try bench.make(.flush).chain[0].address, length: 0)
       return try bench.feed(
@@ -146,7 +146,8 @@ extension Check {
         [posted.chain[0], huge, huge, posted.chain[posted.chain.count - 1]], after: "a chain of more than 2^32 bytes")
     },
     Check(
-      "table-length", "bad.10", split: "i.split.indirect.2", "Tables of no bytes, of no whole entries, and of too many.",
+      "table-length", "bad.10", split: "i.split.indirect.2",
+      "Tables that are empty, have a partial entry, or have too many entries.",
       needs: [.offered(.indirectDescriptors)]
     ) { bench in
       var words: [String] = []
@@ -195,16 +196,16 @@ extension Check {
       return try bench.feed([try bench.indirect(entries, linked: false)], after: "a loop in a table")
     },
     Check(
-      "next-beyond-the-table", "bad.4", "An entry of a table continues behind its end.", rings: .split,
+      "next-beyond-the-table", "bad.4", "An entry of a table continues beyond its end.", rings: .split,
       needs: [.offered(.indirectDescriptors)]
     ) { bench in
       try bench.start()
       var entries = try bench.make(bench.harmless).chain
       entries[0].flags = .next
       entries[0].next = 200
-      return try bench.feed([try bench.indirect(entries, linked: false)], after: "next behind the end of a table")
+      return try bench.feed([try bench.indirect(entries, linked: false)], after: "next beyond the end of a table")
     },
-    Check("readable-after-writable", "bad.12", "A readable descriptor behind a writable one.") { bench in
+    Check("readable-after-writable", "bad.12", "A readable descriptor after a writable one.") { bench in
       try bench.start()
       let posted = try bench.make(bench.read(0))
       return try bench.feed(
@@ -212,7 +213,7 @@ extension Check {
           var copy = piece
           if place == 2 { copy.flags.remove(.write) }
           return copy
-        }, after: "a readable descriptor behind a writable one")
+        }, after: "a readable descriptor after a writable one")
     },
     Check("buffer-nowhere", "bad.13", "Buffers outside memory, over its end, and over the end of 64 bits.") { bench in
       var words: [String] = []
@@ -261,7 +262,7 @@ extension Check {
       }
       return .rejected(words.joined(separator: "; "))
     },
-    Check("ring-size", "bad.15", "Ring sizes that are none: 0, no power of two, too large.", needs: [.modern]) { bench in
+    Check("ring-size", "bad.15", "Invalid ring sizes: 0, no power of two, too large.", needs: [.modern]) { bench in
       var words: [String] = []
       for size: UInt16 in bench.format == .split ? [0, 3, 65535] : [0, 65535] {
         var refused = false
@@ -347,7 +348,7 @@ extension Check {
       }
       return .rejected(words.joined(separator: "; "))
     },
-    Check("dies-in-flight", "bad.36", "A driver that goes without a word, with requests in flight; the next one is served.") {
+    Check("dies-in-flight", "bad.36", "A driver that disappears with requests in flight; the next one is served.") {
       bench in
       for _ in 0..<5 {
         try bench.start()

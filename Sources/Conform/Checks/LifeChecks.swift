@@ -78,7 +78,7 @@ extension Check {
       return .kept()
     },
     Check(
-      "needs-reset", "status.4", "A ring that cannot be gone on with makes the device ask for a reset.", needs: [.status]
+      "needs-reset", "status.4", "A ring that cannot be continued makes the device ask for a reset.", needs: [.status]
     ) { bench in
       try bench.start(Plan(queues: 1))
       try bench.breakRing()
@@ -111,7 +111,7 @@ extension Check {
       return .kept(try bench.alive(after: "a broken ring"))
     },
     Check(
-      "silence-after-reset", "reset.2", split: "", packed: "", "After a reset nothing is called, also for what was in flight."
+      "silence-after-reset", "reset.2", split: "", packed: "", "After a reset no call comes, not even for what was in flight."
     ) { bench in
       try bench.start(Plan(queues: 1))
       for number in 0..<4 {
@@ -183,7 +183,7 @@ extension Check {
       return .kept(try bench.alive(on: 0, after: "DEVICE_NEEDS_RESET written by the driver"))
     },
     Check(
-      "failed-status", "i.status.persist.1", "A driver that gives up with FAILED can come again after a reset.", rings: .once
+      "failed-status", "i.status.persist.1", "A driver that gives up with FAILED can try again after a reset.", rings: .once
     ) { bench in
       try bench.start(Plan(queues: 1))
       try bench.transport().setStatus(bench.status.union([.driverOK, .failed]))

@@ -91,7 +91,7 @@ extension Check {
       return .kept()
     },
     Check(
-      "event-in-a-batch", "split.usednotif.5", "The call comes as well for an element in the midst of a batch.", rings: .split,
+      "event-in-a-batch", "split.usednotif.5", "The call comes as well for an element in the middle of a batch.", rings: .split,
       needs: [.offered(.eventIndex)]
     ) { bench in
       try bench.start(Plan(adding: .eventIndex, queues: 1, size: 64))
@@ -204,7 +204,7 @@ extension Check {
   static let notification: [Check] = [
     Check(
       "kicks-only-when-asked", "", split: "split.availnotif.2 split.availnotif.6", packed: "packed.availnotif.1",
-      "A driver that kicks only when the device asks for it strands nothing."
+      "A driver that kicks only when the device asks for it loses no request."
     ) { bench in
       try bench.start(Plan(queues: 1))
       return .kept(try bench.kickWhenAsked(eventIndex: false))
@@ -229,7 +229,7 @@ extension Check {
       return .kept(early ? "it was found without a kick" : "it waited for a kick")
     },
     Check(
-      "kicks-for-nothing", "split.availnotif.5 bad.33", "Kicks that bring nothing are harmless."
+      "kicks-for-nothing", "split.availnotif.5 bad.33", "Kicks without a new request are harmless."
     ) { bench in
       try bench.start()
       for hand in bench.hands { for _ in 0..<50 { hand.kick() } }

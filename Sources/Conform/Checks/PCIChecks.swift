@@ -324,7 +324,7 @@ extension Check {
       try expect(status == 1, "1 was written to device_status through the window, and it is \(status)")
       return ""
     },
-    look("window-nowhere", "bad.35", "A window with a BAR that is none, an offset behind its end, a length that is none.") {
+    look("window-nowhere", "bad.35", "A window with an invalid BAR, an offset beyond its end, an invalid length.") {
       pci, bench in
       let window = try pci.structure(5, "PCI configuration access")
       for (bar, offset, length) in [(7, 0, 4), (4, 0xffff_fffc, 4), (4, 0, 3), (4, 0, 0xffff_ffff), (5, 0, 4)]

@@ -101,7 +101,7 @@ extension Check {
         bench.drop()
         try bench.start()
         let posted = try bench.make(bench.read(0))
-        let what = "a table \(shift) bytes behind a multiple of 16"
+        let what = "a table \(shift) bytes after a multiple of 16"
         let seen = try bench.feed([try bench.indirect(posted.chain, shift: shift)], after: what).words
         try expect(posted.status != 0 || posted.data == expected, "\(what): other data were read")
         words.append("\(shift): \(seen)")

@@ -241,7 +241,7 @@ extension Check {
       return .kept()
     },
     Check(
-      "inflight-region", "vu.inflight.2", "Rings run with the region for what is in flight.",
+      "inflight-region", "vu.inflight.2", "Rings run with an in-flight region.",
       needs: [.protocolFeature(.inflight)]
     ) { bench in
       try bench.start(Plan(queues: 1, waits: true))
@@ -253,7 +253,7 @@ extension Check {
       return .kept()
     },
     Check(
-      "inflight-garbage", "vu.inflight.3 bad.39", "A region for what is in flight that is full of garbage, or too small.",
+      "inflight-garbage", "vu.inflight.3 bad.39", "An in-flight region that is full of garbage, or too small.",
       needs: [.protocolFeature(.inflight)]
     ) { bench in
       var words: [String] = []
@@ -350,7 +350,7 @@ extension Check {
       return .kept()
     },
     Check(
-      "a-channel", "vu.channel.1", "A channel for the back-end is accepted, and the device continues.", rings: .once,
+      "a-channel", "vu.channel.1", "A back-end channel is accepted, and the device continues.", rings: .once,
       needs: [.protocolFeature(.backendRequests)]
     ) { bench in
       try bench.start(Plan(queues: 1))

@@ -155,10 +155,10 @@ extension Check {
       let (zone, grain) = (try bench.sequential(), try bench.grain())
       let step = UInt64(grain / 512)
       let data = bench.pattern(grain)
-      try bench.expect(bench.write(zone + step, data), [4], "OUT behind the pointer of an empty zone")
+      try bench.expect(bench.write(zone + step, data), [4], "OUT beyond the pointer of an empty zone")
       try bench.good(bench.write(zone, data))
       try bench.expect(bench.write(zone, data), [4], "OUT before the pointer")
-      try bench.expect(bench.write(zone + 2 * step, data), [4], "OUT behind the pointer")
+      try bench.expect(bench.write(zone + 2 * step, data), [4], "OUT beyond the pointer")
       if grain > bench.block {
         try bench.expect(bench.write(zone + step, bench.pattern(grain - bench.block)), [4], "OUT of a part of a granule")
       }
@@ -173,7 +173,7 @@ extension Check {
     ) { bench in
       try bench.startEmpty()
       let (zone, size, grain) = (try bench.sequential(), try bench.zoneSize(), try bench.grain())
-      guard zone + size < bench.capacity else { throw Trouble.notApplicable("there is no zone behind it") }
+      guard zone + size < bench.capacity else { throw Trouble.notApplicable("there is no zone after it") }
       let step = UInt64(grain / 512)
       try bench.expect(.read(sector: zone + size - step, bytes: 2 * grain), [3], "IN")
       try bench.expect(bench.write(zone + size - step, bench.pattern(2 * grain)), [3], "OUT")
@@ -275,7 +275,7 @@ extension Check {
     },
     Check(
       "unwritten-is-not-stale", "zoned.op.20 zoned.op.21",
-      "What is behind the write pointer is a fill pattern or an error, never what was there once.", needs: [.hostManaged]
+      "What is beyond the write pointer is a fill pattern or an error, never old data.", needs: [.hostManaged]
     ) { bench in
       try bench.startEmpty()
       let (zone, grain) = (try bench.sequential(), try bench.grain())

@@ -59,7 +59,7 @@ public enum Refusal: Error, Hashable, CustomStringConvertible {
     case .configurationOutOfRange(let offset, let size):
       "\(size) bytes at offset \(offset) are outside the configuration space"
     case .configurationNotWritable(let offset, let size):
-      "the \(size) bytes at offset \(offset) of the configuration space are not the driver's to write"
+      "the \(size) bytes at offset \(offset) of the configuration space cannot be written by a driver"
     case .memory(let error): error.description
     case .log(let error): error.description
     case .logTooLarge(let size, let limit):
@@ -84,9 +84,9 @@ public enum Refusal: Error, Hashable, CustomStringConvertible {
         + "are not all in memory; \(Self.remedy)"
     case .translationRefused(let miss):
       "the IOMMU does not let the device \(miss.access.contains(.write) ? "write to" : "read") the ring at "
-        + "0x\(hexadecimal(miss.address)), which is the guest's to change"
+        + "0x\(hexadecimal(miss.address)), which only the guest can change"
     case .ringScattered(let part, let address):
-      "the \(part.rawValue) at 0x\(hexadecimal(address)) is not in one piece behind the IOMMU: give the guest's device smaller rings "
+      "the \(part.rawValue) at 0x\(hexadecimal(address)) is not contiguous behind the IOMMU: give the guest's device smaller rings "
         + "(queue-size=256)"
     case .noMemory: "it is set up and enabled, but the front-end has shared no memory; \(Self.remedy)"
     }

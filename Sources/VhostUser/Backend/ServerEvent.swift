@@ -66,12 +66,12 @@ public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
     case .queueRefused(let queue, let refusal): "queue \(queue) cannot start: \(refusal)"
     case .queueFailed(let queue, let error): "queue \(queue) is stopped: \(error)"
     case .translationMissing(let queue, let miss):
-      "queue \(queue) waits for a translation of the address \(GuestAddress(miss.address)), which the front-end was asked for (IOTLB_MSG) "
+      "queue \(queue) waits for a translation of the address \(GuestAddress(miss.address)): the front-end was asked for it (IOTLB_MSG) "
         + "and has not answered"
     case .deviceNotice(let text): text
     case .cannotGoOn:
       "the connection is closed, because the server that took the disk over is gone and neither in-flight records nor the order of "
-        + "answers say what it did"
+        + "answers show what it did"
     case .stillStopping(let queues):
       "the disk waits for its medium: \(Self.list(queues)) cannot stop before what is in flight is done, and no front-end is accepted"
     case .descriptorsDoNotAnswer:

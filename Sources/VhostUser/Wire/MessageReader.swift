@@ -20,7 +20,7 @@ public enum StreamError: Error, Hashable, CustomStringConvertible {
     case .payloadTooLarge(let request, let size):
       "\(FrontendRequest.name(of: request)) announced \(size) bytes, more than any message has"
     case .tooManyDescriptors: "a message brought more than \(Message.maximumDescriptors) descriptors"
-    case .descriptorsLost: "descriptors were lost on the way in; raise the limit of open files (ulimit -n)"
+    case .descriptorsLost: "descriptors were lost in transit; raise the limit of open files (ulimit -n)"
     case .cutOff: "the connection ended in the middle of a message"
     case .system(let error): "the socket failed: \(error)"
     }

@@ -4,7 +4,7 @@ internal import VirtioCore
 
 /// The engines, by the names that the command line has for them.
 public enum EngineKind: String, CaseIterable, Sendable {
-  /// By what the image is.
+  /// The best engine for the image.
   case auto
   /// io_uring.
   case uring
@@ -85,7 +85,7 @@ struct EngineChoice {
         reason: kind == .aio ? "libaio: io_uring is not available" : "plain system calls: io_uring is not available",
         warning: "io_uring cannot be used here (\(error)), so requests go through "
           + (kind == .aio ? "libaio" : "plain system calls")
-          + "; \(error.uringRemedy), or say --engine \(kind.rawValue)")
+          + "; \(error.uringRemedy), or use --engine \(kind.rawValue)")
     }
   }
 }
@@ -159,7 +159,7 @@ extension EngineChoice {
       var choice = plain
       choice.warning =
         "the image cannot be mapped (\(error)), so requests go through plain system calls, which are slower: "
-        + "raise the limit of address space ('ulimit -v'), on hugetlbfs the number of pages (vm.nr_hugepages), or say --engine sync"
+        + "raise the limit of address space ('ulimit -v'), on hugetlbfs the number of pages (vm.nr_hugepages), or use --engine sync"
       return choice
     }
   }
@@ -215,7 +215,7 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
     case .cannotMap(let path, let error):
       "the image \(path) cannot be mapped (\(error)): use --engine auto, or raise the limit of address space ('ulimit -v')"
     case .notCached(let path):
-      "the image \(path) bypasses the page cache, and the cached engine copies out of it: say --direct off, or --engine auto"
+      "the image \(path) bypasses the page cache, and the cached engine copies out of it: use --direct off, or --engine auto"
     case .notForExports(let kind, let uri):
       "\(printable(uri)) is an export of an NBD server, and the engine \(kind.rawValue) is for files: leave --engine out"
     case .notForChains(let kind, let path):
@@ -227,13 +227,13 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
     case .noExport(let path):
       "\(printable(path)) is a file or a device, and the engine nbd is for exports of NBD servers: leave --engine out"
     case .oneConnection(let uri, let threads):
-      "the server of \(printable(uri)) does not say that several connections may write, so \(threads) threads are not possible: leave "
+      "the server of \(printable(uri)) does not announce that several connections may write, so \(threads) threads are not possible: leave "
         + "--threads out, or start the server so that it takes several connections (qemu-nbd --shared)"
     case .badQueueCount(let count): "\(count) queues are not possible: use 1 to 256"
     case .badQueueSize(let size): "a queue size of \(size) is not a power of two from 4 to 32768"
     case .badThreadCount(let count): "\(count) threads are not possible: use 1 up to the number of queues"
     case .badProcessor(let cpu, let online): "there is no CPU \(cpu) to pin to: this machine has CPUs 0 to \(online - 1)"
-    case .badConfiguration(let field, let remedy): "the configuration's \(field.rawValue) cannot be that: \(remedy)"
+    case .badConfiguration(let field, let remedy): "the configuration's \(field.rawValue) is invalid: \(remedy)"
     case .nothingToFail: "the null engine has no medium that could fail: choose another engine, or inject nothing"
     case .zonesCannotStall:
       "a zoned disk cannot stop a queue when its image fails a request, because writes of other queues wait for it: leave out --on-error"

@@ -14,11 +14,11 @@ public struct UringSetup: Hashable, Sendable {
     case submissionThread(cpu: Int?)
   }
 
-  /// Whether completions are looked for in the device instead of waiting for its interrupt (IOPOLL).
+  /// Whether the device is polled for completions instead of waiting for its interrupt (IOPOLL).
   public enum Poll: String, Hashable, Sendable, CaseIterable {
     /// The device interrupts.
     case off
-    /// The device is asked again and again while a completion is waited for.
+    /// The device is polled while a completion is awaited.
     case on
     /// Sleep for half of the expected time first (Linux 6.13).
     case hybrid
@@ -44,7 +44,7 @@ public struct UringSetup: Hashable, Sendable {
   public var registersBuffers = false
   /// The ring's own descriptor is looked up once.
   public var registersRing = true
-  /// Completions to sleep for while at least that many operations are in flight; at least 1.
+  /// How many completions to wait for at once, while at least that many operations are in flight; at least 1.
   public var minimumWait = 1
   /// How many operations are collected before the kernel gets them.
   public var handover = Handover.growing
@@ -54,6 +54,6 @@ public struct UringSetup: Hashable, Sendable {
   /// Kicks come through an epoll set and completions through an eventfd, as in an event loop, instead of through the ring.
   public var kicksThroughEpoll = false
 
-  /// The defaults: what is best where the kernel has it.
+  /// The defaults: the best choices where the kernel supports them.
   public init() {}
 }

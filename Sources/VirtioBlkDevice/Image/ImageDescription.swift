@@ -5,9 +5,9 @@ public struct ImageDescription: Sendable, Equatable {
   public var size: UInt64
   /// Bytes: what a guest's requests are multiples of. A power of two, 512 to 65536.
   public var logicalBlockSize: Int
-  /// Bytes that the medium likes to write at once; a power of two, at least the logical block size.
+  /// Bytes that the medium writes efficiently at once; a power of two, at least the logical block size.
   public var physicalBlockSize: Int
-  /// Bytes that a discard gives back as a whole; a multiple of 512.
+  /// The medium's discard granularity, bytes; a multiple of 512.
   public var discardAlignment = 512
   /// What the guest learns about the preferred use of the medium.
   var topology = BlockTopology()
@@ -29,13 +29,13 @@ public struct ImageDescription: Sendable, Equatable {
   public var isInMemory = false
   /// It is a file of pages (tmpfs, ramfs), where a hole that is touched through a mapping, even to read it, is one no more.
   public var fillsHolesWhenTouched = false
-  /// It is opened through the page cache, on a file system whose page cache is the truth: nobody changes the file behind it.
+  /// It is opened through the page cache, on a file system whose page cache is authoritative: no other machine changes the
+  /// file.
   public var isCached = false
   /// A hole can be punched, so that discard gives space back.
   public var canDiscard = false
   /// The device under it has queues that are polled instead of interrupting.
   public var canPoll = false
-  /// What a guest reads with GET_ID when nobody chose otherwise: 1 to 20 printable ASCII characters; another image's is
-  /// another.
+  /// The default answer to GET_ID: 1 to 20 printable ASCII characters, different for each image.
   public var serial = ""
 }

@@ -23,7 +23,7 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
   case notTheSame(path: String)
   /// - holder: who has the device, as in "it is mounted on /mnt".
   case held(path: String, holder: String)
-  /// It cannot be made longer or shorter.
+  /// It cannot be resized.
   case cannotResize(path: String, Errno)
   /// Its file system cannot bypass the page cache (O_DIRECT), which was asked for.
   case noDirect(path: String)
@@ -49,7 +49,7 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
     case .notWritable(let path, let error):
       "the image \(printable(path)) cannot be opened for writing (\(error)): make it writable or serve it with --read-only"
     case .notAFile(let path): "\(printable(path)) is neither a regular file nor a block device: name a raw disk image"
-    case .notAPath(let path): "'\(printable(path))' is not a path, for it has a NUL in it: name a raw disk image"
+    case .notAPath(let path): "'\(printable(path))' is not a path, because it contains a NUL: name a raw disk image"
     case .empty(let path):
       "the image \(printable(path)) has size 0: give it one, for example with 'truncate -s 1G \(printable(path))'"
     case .badBlockSize(let size): "a logical block size of \(size) is not a power of two from 512 to 65536"
@@ -57,13 +57,13 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
       "the image \(printable(path)) has \(size) bytes, which is not a multiple of the logical block size \(blockSize): extend it "
         + "with 'truncate -s %\(blockSize) \(printable(path))'"
     case .locked(let path):
-      "the image \(printable(path)) is in use by another process\(LockHolder.words(path)): stop that one, or say "
+      "the image \(printable(path)) is in use by another process\(LockHolder.words(path)): stop that one, or use "
         + "--no-lock if you are sure"
     case .notTheSame(let path):
-      "\(printable(path)) is another file than the image that the running server has open: name that one"
+      "\(printable(path)) is not the image that the running server has open: name that one"
     case .held(let path, let holder):
-      "the device \(printable(path)) is in use: \(holder); free it, serve it with --read-only, or say --no-lock if you are sure"
-    case .cannotResize(let path, let error): "the image \(printable(path)) cannot be made longer or shorter: \(error)"
+      "the device \(printable(path)) is in use: \(holder); free it, serve it with --read-only, or use --no-lock if you are sure"
+    case .cannotResize(let path, let error): "the image \(printable(path)) cannot be resized: \(error)"
     case .noDirect(let path): "the file system of \(printable(path)) cannot do direct I/O: use --direct off"
     case .directNeedsLargerBlocks(let path, let alignment, let blockSize):
       "direct I/O on \(printable(path)) needs requests in multiples of \(alignment) bytes, but the logical block size is "
@@ -71,7 +71,7 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
     case .foreign(let path, let format):
       "\(printable(path)) looks like \(format), not like a raw disk: "
         + (format == "a qcow2 image" ? "serve it with --format qcow2, " : "")
-        + "convert it with 'qemu-img convert -O raw', or say --format raw if it is a raw disk whose guest wrote that"
+        + "convert it with 'qemu-img convert -O raw', or use --format raw if it is a raw disk whose guest wrote that"
     case .nbd(let failure): "\(failure)"
     case .rbd(let failure): "\(failure)"
     case .qcow2(let failure): "\(failure)"

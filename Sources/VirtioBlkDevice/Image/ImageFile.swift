@@ -33,8 +33,8 @@ public final class ImageFile: Sendable {
   /// Of a disk with zones.
   let zones: ZonedDisk?
 
-  /// Opens an image. What the file is decides how: a file that looks like an image of another format is refused, direct I/O is
-  /// taken where it fits, and the medium's word about it is tried.
+  /// Opens an image. The file decides how: one that looks like an image of another format is refused, and direct I/O is used
+  /// where the file supports it, which is tried rather than believed.
   ///
   /// - Throws: why it cannot be used, and what to do.
   public convenience init(_ options: ImageOptions) throws(ImageError) {
@@ -244,21 +244,21 @@ public final class ImageFile: Sendable {
     lifetime?.end()
   }
 
-  /// What is left to be done when nobody uses it any more: a qcow2 image gives back what was allocated ahead, and that of a cluster is
-  /// closed. It waits for the medium, so it is for a helper, or for a process that is about to end; an image that goes without it does
-  /// it then.
+  /// Finishes an image that is no longer used: a qcow2 image releases what was allocated ahead, and an image of a cluster is
+  /// closed. It waits for the medium, so it is for a helper, or for a process that is about to end; without this call the last
+  /// release of the image does it.
   public func finish() {
     chain?.writer?.finish(mayCut: true)
     rbd?.close()
   }
 
-  /// There is something left to be done then.
+  /// `finish` has something to do.
   public var needsFinish: Bool { keepsTables || rbd != nil }
 
-  /// Where it is, this process alone may write to it, and nobody can be given that.
+  /// Only this process may write to the image at its cluster, and that right cannot be handed over.
   public var isHeldAtCluster: Bool { rbd != nil && !isReadOnly }
 
-  /// What is written to it on a connection is, as far as anybody knows, on that connection alone.
+  /// What is written to it on one connection may not be visible on others.
   public var isForOneConnection: Bool { export.map { !isReadOnly && !$0.facts.canMultiConn } ?? false }
 
   /// It has no file or device on this machine: it is an export of a server, or an image of a cluster.
@@ -267,18 +267,18 @@ public final class ImageFile: Sendable {
   /// This process caches its tables and writes them: no other can continue with them.
   public var keepsTables: Bool { chain?.writer != nil }
 
-  /// Another process continues with the lock: it does not go with this image.
+  /// Another process continues with the lock: it is not released with this image.
   public func leaveLock() { ownsLock.store(false, ordering: .relaxed) }
 
-  /// The server that had the lock is over with it: from now on it goes with this image.
+  /// The server that had the lock no longer needs it: from now on it is released with this image.
   public func ownLock() { ownsLock.store(true, ordering: .relaxed) }
 
   /// The server that had the image knows that it is served here. Until then `isBeingTaken` is true for it. Locks of a file on a
   /// network may be slow.
   public func endTaking() { ImageLock.unmarkTaker(descriptor) }
 
-  /// A server that takes the image over from this one is there, or is gone, and the kernel has not executed all that it had
-  /// submitted. False also where there are no locks. Locks of a file on a network may be slow.
+  /// A server that takes the image over from this one is running, or is gone and the kernel has not executed yet all that it
+  /// had submitted. False also where there are no locks. Locks of a file on a network may be slow.
   public var isBeingTaken: Bool { ImageLock.hasTaker(descriptor) }
 
   // MARK: Opening
@@ -318,7 +318,7 @@ public final class ImageFile: Sendable {
       case .resourceBusy where exclusive != nil:
         let holder = exclusive.flatMap(BlockDeviceHolder.describe)
         guard holder == nil, attempt < attempts else {
-          throw .held(path: path, holder: holder ?? "another program has it for itself")
+          throw .held(path: path, holder: holder ?? "another program has it open exclusively")
         }
         attempt += 1
         usleep(pause)
@@ -387,7 +387,7 @@ extension ImageFile {
   public var memoryAlignment: Int { description.memoryAlignment }
   /// The medium is memory, so that a call never waits.
   public var isInMemory: Bool { description.isInMemory }
-  /// It is served through a page cache that is the truth: nobody changes the file behind it.
+  /// It is served through a page cache that is authoritative: no other machine changes the file.
   public var isCached: Bool { description.isCached }
   /// Space can be given back.
   public var canDiscard: Bool { description.canDiscard }

@@ -27,7 +27,7 @@ struct NBDFacts: Sendable, Equatable {
   func difference(from before: NBDFacts, size wanted: UInt64) -> String? {
     if size != wanted { return "it has \(size) bytes instead of \(wanted)" }
     if minimumBlock > before.minimumBlock || largestTransfer < before.largestTransfer {
-      return "it takes other sizes of requests"
+      return "its request sizes differ"
     }
     let flags: [(String, Bool, Bool)] = [
       ("be written", !isReadOnly, !before.isReadOnly), ("be flushed", canFlush, before.canFlush),
@@ -35,7 +35,7 @@ struct NBDFacts: Sendable, Equatable {
       ("zero", canZero, before.canZero),
       ("have several connections", canMultiConn, before.canMultiConn),
     ]
-    for (word, now, then) in flags where now != then { return now ? "it can \(word) now" : "it cannot \(word) any more" }
+    for (word, now, then) in flags where now != then { return now ? "it can \(word) now" : "it can no longer \(word)" }
     return nil
   }
 }

@@ -4,7 +4,7 @@ internal import Glibc
 internal import Synchronization
 internal import VirtioCore
 
-/// How a disk takes a server that goes away.
+/// The server of an export, and what happens if it goes away.
 public struct NBDOptions: Sendable, Hashable {
   /// Seconds that requests wait for the server to come back before they fail.
   public static let usualReconnectTimeout = 30
@@ -13,12 +13,12 @@ public struct NBDOptions: Sendable, Hashable {
   public var location: NBDLocation
   /// Seconds: 0 … 86400.
   public var reconnectTimeout = usualReconnectTimeout
-  /// What the server has acknowledged it has after it went away and came back, too: no flush fails because of that.
+  /// The server keeps all writes that it has acknowledged even if it goes away and comes back: no flush fails because of that.
   public var keepsWrites = false
   /// This process cannot look up names any more.
   public var isConfined = false
 
-  /// With the usual time to wait for a server that went away.
+  /// With the default time limit for a server that went away.
   public init(_ location: NBDLocation) { self.location = location }
 }
 

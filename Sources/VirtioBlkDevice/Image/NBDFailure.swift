@@ -45,52 +45,52 @@ public enum NBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
     case .noLibrary(let reason):
       "NBD needs libnbd, which is not available here (\(printable(reason))): install the package libnbd0"
     case .badURI(let uri, let reason):
-      "\(printable(uri)) is no URI of an NBD export, because \(printable(reason)): write nbd://HOST[:PORT]/EXPORT or "
-        + "nbd+unix:///EXPORT?socket=PATH, and nbds for TLS"
-    case .noAddress(let uri, let reason): "\(printable(uri)) leads nowhere: \(printable(reason)); correct it"
+      "\(printable(uri)) is not the URI of an NBD export, because \(printable(reason)): write nbd://HOST[:PORT]/EXPORT or "
+        + "nbd+unix:///EXPORT?socket=PATH, with nbds for TLS"
+    case .noAddress(let uri, let reason): "\(printable(uri)) cannot be reached: \(printable(reason)); correct it"
     case .noAnswer(let uri, let reason):
-      "the NBD server of \(printable(uri)) does not answer (\(printable(reason))): start it, or look whether it has this export and "
-        + "takes one more connection"
+      "the NBD server of \(printable(uri)) does not answer (\(printable(reason))): start it, or check that it has this export and "
+        + "accepts another connection"
     case .noExport(let uri, let name):
       "the server of \(printable(uri)) has no export named '\(printable(name))': name another ('nbdinfo --list' shows them), or let it "
         + "serve this one"
     case .noTLS(let uri): "\(printable(uri)) needs TLS, and libnbd was built without it here: install one that has it"
     case .cannotVerifyNames(let uri, let name):
       "libnbd before 1.22 checks the certificate of the server of \(printable(uri)) only against the address that it connects to, "
-        + "not against '\(printable(name))': write that address in numbers, which then have to be in the certificate, or install a newer libnbd"
+        + "not against '\(printable(name))': give that address in numbers, which the certificate has to contain, or install a newer libnbd"
     case .noCredentials(let uri, let path, .invalidArgument):
-      "\(printable(uri)) needs \(printable(path)), which is no regular file: put one there"
+      "\(printable(uri)) needs \(printable(path)), which is not a regular file: put one there"
     case .noCredentials(let uri, let path, let error):
       "\(printable(uri)) needs \(printable(path)), which cannot be read (\(error)): put it there, or let this user read it"
     case .credentialsChanged(let uri, let path):
-      "\(printable(path)) was changed while a connection to \(printable(uri)) was made with it, which is not used: try again"
-    case .needsTLS(let uri): "the server of \(printable(uri)) takes nobody without TLS: write nbds instead of nbd"
+      "\(printable(path)) changed while a connection to \(printable(uri)) was being made, so that one is not used: try again"
+    case .needsTLS(let uri): "the server of \(printable(uri)) accepts no connection without TLS: write nbds instead of nbd"
     case .serverHasNoTLS(let uri, let reason):
       "the server of \(printable(uri)) has no TLS (\(printable(reason))): give it certificates or keys, or write nbd instead of nbds"
     case .notTrusted(let uri, let security, let reason):
       switch security.credentials {
       case .certificates(let folder, _, _):
-        "TLS with the server of \(printable(uri)) fails (\(printable(reason))): look whether its certificate is valid now, for this "
-          + "name, and signed by \(printable(folder))/ca-cert.pem, and whether it wants a certificate of the client"
+        "TLS with the server of \(printable(uri)) fails (\(printable(reason))): check that its certificate is valid now, for this "
+          + "name, and signed by \(printable(folder))/ca-cert.pem, and whether it requires a client certificate"
       case .key(let file, let user):
-        "TLS with the server of \(printable(uri)) fails (\(printable(reason))): look whether it has the key of "
+        "TLS with the server of \(printable(uri)) fails (\(printable(reason))): check that it has the key of "
           + "'\(printable(user))' that is in \(printable(file))"
       }
     case .needsNumbers(let uri):
-      "\(printable(uri)) names its host, and a server that has its sandbox cannot look names up: give the host's address in numbers"
-    case .isReadOnly(let uri): "the server lets \(printable(uri)) be read only: serve it with --read-only"
+      "\(printable(uri)) names its host, and a server in its sandbox cannot look up names: give the host's address in numbers"
+    case .isReadOnly(let uri): "the server exports \(printable(uri)) read-only: serve it with --read-only"
     case .empty(let uri): "\(printable(uri)) has size 0: give it one at its server"
     case .needsLargerBlocks(let uri, let minimum, let blockSize):
       minimum <= 65536 && minimum & (minimum &- 1) == 0
         ? "the server of \(printable(uri)) takes requests in multiples of \(minimum) bytes, but the logical block size is "
           + "\(blockSize): use --logical-block-size \(minimum)"
-        : "the server of \(printable(uri)) takes requests in multiples of \(minimum) bytes, which no disk here has as its block: "
-          + "let the server take smaller ones"
+        : "the server of \(printable(uri)) takes requests in multiples of \(minimum) bytes, which is larger than any block of a disk here: "
+          + "let the server accept smaller ones"
     case .oddSize(let uri, let size, let blockSize):
       "\(printable(uri)) has \(size) bytes, which is not a multiple of the logical block size \(blockSize): make it longer at its "
         + "server, or let the server round its size"
     case .changed(let uri, let difference):
-      "\(printable(uri)) is another disk than before: \(printable(difference)); it is not used until it is as it was"
+      "\(printable(uri)) is not the disk that it was: \(printable(difference)); it is not used until it is the same again"
     }
   }
 }

@@ -14,7 +14,7 @@ public struct NBDLocation: Sendable, Hashable {
   public let place: Place
   /// Empty: the server's default export.
   public let export: String
-  /// `nil`: what is said can be read on the way.
+  /// `nil`: the connection is not encrypted.
   public let security: NBDSecurity?
   /// The URI as it was given.
   public let text: String
@@ -73,7 +73,7 @@ public struct NBDLocation: Sendable, Hashable {
     var authority = parts[0][..<slash]
     if isSecure, let at = authority.lastIndex(of: "@") {
       let user = try Self.value(authority[..<at], of: "the user", wrong)
-      guard words.updateValue(user, forKey: .user) == nil else { throw wrong("the user is there twice") }
+      guard words.updateValue(user, forKey: .user) == nil else { throw wrong("the user is given twice") }
       authority = authority[authority.index(after: at)...]
     }
     guard let export = Self.decoded(parts[0][slash...].dropFirst()), export.utf8.count <= Self.longestName else {
@@ -115,10 +115,10 @@ public struct NBDLocation: Sendable, Hashable {
     for part in query.split(separator: "&") {
       let sides = part.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
       guard let word = Word(rawValue: String(sides[0])) else {
-        throw wrong("it has '\(sides[0])' behind the '?', where only 'socket' and, with nbds, the tls-… words are known")
+        throw wrong("it has '\(sides[0])' after the '?', where only 'socket' and, with nbds, the tls-… words are known")
       }
       let text = try value(sides.count == 2 ? sides[1] : "", of: "'\(word.rawValue)'", wrong)
-      guard words.updateValue(text, forKey: word) == nil else { throw wrong("'\(word.rawValue)' has to be there once") }
+      guard words.updateValue(text, forKey: word) == nil else { throw wrong("'\(word.rawValue)' has to be given once") }
     }
     return words
   }
@@ -137,7 +137,7 @@ public struct NBDLocation: Sendable, Hashable {
     if authority.hasPrefix("["), let end = authority.firstIndex(of: "]") {
       host = authority[authority.index(after: authority.startIndex)..<end]
       let behind = authority[authority.index(after: end)...]
-      guard behind.isEmpty || behind.hasPrefix(":") else { throw wrong("behind ']' only a port can follow") }
+      guard behind.isEmpty || behind.hasPrefix(":") else { throw wrong("after ']' only a port can follow") }
       port = behind.isEmpty ? nil : behind.dropFirst()
     } else if let colon = authority.firstIndex(of: ":") {
       host = authority[..<colon]

@@ -51,7 +51,7 @@ public struct NBDSecurity: Sendable, Hashable {
     case (let folder?, nil):
       try refuse([.user], with: .certificates)
       let verifies = words[.verifiesPeer] ?? "true"
-      guard let verifiesPeer = Bool(verifies) else { throw wrong("'tls-verify-peer' is true or false") }
+      guard let verifiesPeer = Bool(verifies) else { throw wrong("'tls-verify-peer' has to be true or false") }
       guard !isUnix || !verifiesPeer || words[.hostName] != nil else {
         throw wrong(
           "a socket has no name that the server's certificate could be for, so 'tls-hostname=NAME' or 'tls-verify-peer=false' is needed"
@@ -61,7 +61,7 @@ public struct NBDSecurity: Sendable, Hashable {
     case (nil, let file?):
       try refuse([.hostName, .verifiesPeer], with: .keyFile)
       guard let user = words[.user] else {
-        throw wrong("it does not say whose key of the file it is, with 'tls-username=USER'")
+        throw wrong("it does not say which user's key to use, with 'tls-username=USER'")
       }
       credentials = .key(file: file, user: user)
     default: throw wrong("with TLS one of 'tls-certificates=FOLDER' and 'tls-psk-file=FILE' is needed")

@@ -54,38 +54,38 @@ public enum RBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
     case .noConfiguration(nil, let error):
       "Ceph's configuration cannot be used (\(error)): write /etc/ceph/ceph.conf, or name another with ?conf=PATH"
     case .noConnection(let uri, .timedOut):
-      "the Ceph cluster of \(printable(uri)) does not answer: start its monitors, or look whether its configuration has their addresses"
+      "the Ceph cluster of \(printable(uri)) does not answer: start its monitors, or check that its configuration has their addresses"
     case .noConnection(let uri, let error)
     where [.permissionDenied, .notPermitted, .noSuchFileOrDirectory, .notSupported].contains(error):
-      "the Ceph cluster of \(printable(uri)) does not let this user in (\(error)): name another with ?id=NAME, or make its keyring "
+      "the Ceph cluster of \(printable(uri)) denies this user access (\(error)): name another with ?id=NAME, or make its keyring "
         + "readable for this process"
     case .noConnection(let uri, let error): "the Ceph cluster of \(printable(uri)) cannot be connected to: \(error)"
     case .noPool(_, let pool, .noSuchFileOrDirectory):
-      "the Ceph cluster has no pool \(printable(pool)): name another, or make it with 'ceph osd pool create \(printable(pool))'"
+      "the Ceph cluster has no pool \(printable(pool)): name another, or create it with 'ceph osd pool create \(printable(pool))'"
     case .noPool(let uri, let pool, let error):
-      "the pool \(printable(pool)) of \(printable(uri)) cannot be used (\(error)): let the user have 'profile rbd' for it"
+      "the pool \(printable(pool)) of \(printable(uri)) cannot be used (\(error)): give the user 'profile rbd' for it"
     case .noImage(let uri, let name, .noSuchFileOrDirectory) where name.contains("@"):
       "there is no \(printable(uri)): 'rbd snap ls \(printable(String(name.prefix { $0 != "@" })))' shows the image's snapshots"
     case .noImage(let uri, let name, .noSuchFileOrDirectory):
-      "there is no \(printable(uri)): make it with 'rbd create --size 1G \(printable(name))', or name another"
+      "there is no \(printable(uri)): create it with 'rbd create --size 1G \(printable(name))', or name another"
     case .noImage(let uri, let name, .noFunction):
       "\(printable(uri)) has features that this release of librbd does not know: see 'rbd info \(printable(name))'"
     case .noImage(let uri, _, let error)
     where [.permissionDenied, .notPermitted].contains(error):
-      "\(printable(uri)) cannot be opened (\(error)): let the user have 'profile rbd' for its pool"
+      "\(printable(uri)) cannot be opened (\(error)): give the user 'profile rbd' for its pool"
     case .noImage(let uri, _, let error): "\(printable(uri)) cannot be opened: \(error)"
     case .noAnswer(let uri, let seconds):
       "the Ceph cluster of \(printable(uri)) has not answered for \(seconds) s: look at 'ceph -s', and start its OSDs"
     case .snapshotsAreOnlyRead(let uri): "\(printable(uri)) is a snapshot, which can only be read: serve it with --read-only"
     case .noExclusiveLock(let uri, let name):
-      "\(printable(uri)) has no exclusive lock, so that two could write to it: say 'rbd feature enable \(printable(name)) "
+      "\(printable(uri)) has no exclusive lock, so that two clients could write to it: run 'rbd feature enable \(printable(name)) "
         + "exclusive-lock', or --no-lock if you are sure"
     case .locked(let uri, let owner):
-      "\(printable(uri)) is in use by \(printable(owner)): stop that client; or say --break-lock, and the cluster takes nothing more from it"
+      "\(printable(uri)) is in use by \(printable(owner)): stop that client, or use --break-lock, and the cluster rejects all its requests"
     case .cannotLock(let uri, .resourceBusy):
-      "\(printable(uri)) has a lock of another kind: see 'rbd lock ls', and take it away with 'rbd lock rm' if nobody uses it"
+      "\(printable(uri)) has a lock of another kind: see 'rbd lock ls', and remove it with 'rbd lock rm' if nobody uses it"
     case .cannotLock(let uri, let error):
-      "\(printable(uri)) cannot be locked (\(error)): let the user have 'profile rbd' for the cluster and the pool"
+      "\(printable(uri)) cannot be locked (\(error)): give the user 'profile rbd' for the cluster and the pool"
     case .setOtherwise(let uri, let setting, let value, let remedy):
       "\(printable(uri)) cannot be served with \(setting) = \(printable(value)), which would lose writes or let queues hang: "
         + "say '\(printable(remedy))'"
@@ -95,7 +95,7 @@ public enum RBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
       "\(printable(uri)) has \(size) bytes, which is not a multiple of the logical block size \(blockSize): resize it with 'rbd resize'"
     case .closed(let uri): "\(printable(uri)) is closed"
     case .noThread(let error):
-      "there is no thread to open an image of a Ceph cluster with (\(error)): raise the limit ('ulimit -u')"
+      "no thread can be created to open an image of a Ceph cluster (\(error)): raise the limit ('ulimit -u')"
     }
   }
 }

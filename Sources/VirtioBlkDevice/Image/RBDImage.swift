@@ -5,11 +5,11 @@ internal import Synchronization
 internal import SystemPackage
 internal import VirtioCore
 
-/// Which image, and how it is to be had.
+/// Which image, and how it is opened.
 public struct RBDOptions: Sendable, Hashable {
   /// The image, and how its cluster is found.
   public var location: RBDLocation
-  /// The client that has its lock loses it, and the cluster takes nothing more from that client.
+  /// Break another client's lock; the cluster then rejects all requests of that client.
   public var breaksLock = false
   /// Seconds that the cluster's monitors may take to answer, and each step after that.
   var connectTimeout = 10
@@ -23,7 +23,7 @@ public struct RBDOptions: Sendable, Hashable {
   var lockLimit: Int { ownerTimeout + openTimeout }
   var longestOpening: Int { connectLimit + openTimeout + lockLimit }
 
-  /// With the usual times to wait, and without breaking a lock.
+  /// With the default time limits, and without breaking a lock.
   public init(_ location: RBDLocation) { self.location = location }
 }
 
@@ -185,7 +185,7 @@ final class RBDImage: @unchecked Sendable {
   func fence() -> String? {
     guard !fenced.exchange(true, ordering: .relaxed) else { return nil }
     return
-      "the Ceph cluster takes nothing more from this client of \(uri), because somebody has broken its lock or put it on the "
-      + "blocklist: its queues stop, and what was not answered is not done; start the server again when nobody else has the image"
+      "the Ceph cluster has fenced this client of \(uri), because its lock was broken or it was put on the "
+      + "blocklist: its queues stop, and requests that were not answered are not executed; start the server again when nobody else has the image"
   }
 }

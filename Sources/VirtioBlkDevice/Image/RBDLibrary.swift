@@ -29,7 +29,8 @@ final class RBDLibrary: @unchecked Sendable {
 
 /// What a process that may have images of Ceph clusters needs at its beginning and at its end.
 public enum RBDSupport {
-  /// Loads the libraries if they are there, for who is about to give up the right to. - Returns: why not; `nil` when they are.
+  /// Loads the libraries if they are installed, for a process that is about to give up the right to load any. - Returns: why
+  /// not; `nil` when they are.
   public static func load() -> RBDFailure? {
     do throws(RBDFailure) {
       _ = try RBDLibrary.find()

@@ -40,14 +40,14 @@ public struct RBDLocation: Sendable, Hashable {
     for word in parts[1].split(separator: "&", omittingEmptySubsequences: false) {
       let sides = word.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
       guard sides.count == 2, let value = PercentText.decoded(sides[1]), !value.isEmpty else {
-        throw wrong("'\(word)' is no word with a value, as in id=NAME")
+        throw wrong("'\(word)' needs a value, as in id=NAME")
       }
       switch sides[0] {
       case "conf" where configuration == nil: configuration = value
       case "id" where user == nil:
         guard !value.hasPrefix("client.") else { throw wrong("'id' has to be without 'client.'") }
         user = value
-      case "conf", "id": throw wrong("'\(sides[0])' is there twice")
+      case "conf", "id": throw wrong("'\(sides[0])' is given twice")
       default: throw wrong("'\(sides[0])' is not known: use conf or id")
       }
     }

@@ -16,18 +16,18 @@ public enum RequestKind: Int, CaseIterable, Sendable {
   case other
 }
 
-/// Figures of one disk since it was made, all queues together. They are read while queues run, word by word: each is right, and
+/// Figures of one disk since it was made, all queues together. They are read while queues run, word by word: each is exact, and
 /// two of them may be a few requests apart.
 public struct BlockMetrics: Hashable, Sendable {
   /// What was requested and what became of it.
   public var counters = BlockCounters()
-  /// How long requests took, by kind: from the moment when one was taken from its ring to the one when its answer was shown to
-  /// the driver, whatever the answer was. Empty where times are not kept.
+  /// How long requests took, by kind: from popping one to publishing its answer, whatever the answer was. Empty if times are
+  /// not recorded.
   ///
   /// The time is read once for each batch, so that each may be wrong by as long as a turn of the queue's thread takes, or what
   /// 32 requests take with an engine that copies itself.
   public var latencies: [RequestKind: LatencyHistogram] = [:]
-  /// Requests that were taken and are not answered, by queue: as many as the device has. Empty where times are not kept.
+  /// Requests that were popped and are not answered, one number for each queue. Empty if times are not recorded.
   public var depths: [Int] = []
 
   /// Nothing was done yet.

@@ -41,7 +41,7 @@ public enum ImageToolFailure: Error, Hashable, CustomStringConvertible {
     case .inUse(let path):
       "\(printable(path)) is in use by another program\(LockHolder.words(path, unknown: "")): stop that one first"
     case .noLocks(let path):
-      "\(printable(path)) is on a file system without locks, so that nobody can tell whether it is in use: copy it to another one first"
+      "\(printable(path)) is on a file system without locks, so that nothing shows whether it is in use: copy it to another one first"
     case .fault(let path, let fault): "\(printable(path)) cannot be changed: \(fault)"
     case .cannotStore(let path, let error): "\(printable(path)) cannot be written: \(error)"
     case .cannotRead(let path, let offset):
@@ -49,8 +49,8 @@ public enum ImageToolFailure: Error, Hashable, CustomStringConvertible {
     case .image(let error): "\(error)"
     case .noBacking(let path): "\(printable(path)) has no backing file, so there is nothing to write its contents to"
     case .baseNotNamed(let path, let name):
-      "\(printable(path)) names '\(printable(name))' as its backing file, and no file is written merely because an image names it: say "
-        + "which with qcow2:\(printable(path))?backing=FORMAT:PATH"
+      "\(printable(path)) names '\(printable(name))' as its backing file, and no file is written merely because an image names it: give its "
+        + "name with qcow2:\(printable(path))?backing=FORMAT:PATH"
     case .otherFormat(let path, let format, let given):
       "\(printable(path)) says that its backing file is of the format '\(printable(format))', and it was named as \(given): correct that, or "
         + "the image with 'vmm-blk image rebase -u'"

@@ -65,7 +65,7 @@ public enum Qcow2Failure: Error, Hashable, CustomStringConvertible {
     case .notAFile(let path): "\(printable(path)) is neither a regular file nor a block device: name an image"
     case .locked(let path):
       "\(printable(path)), which belongs to a qcow2 image, is in use by a process\(LockHolder.words(path)): stop that "
-        + "one, or say --no-lock if you are sure"
+        + "one, or use --no-lock if you are sure"
     case .notWritable(let path, let fault):
       "the image \(printable(path)) cannot be served for writing: \(fault) (or serve it with --read-only)"
     case .snapshotsAreOnlyRead(let path):
@@ -81,28 +81,28 @@ public enum Qcow2Failure: Error, Hashable, CustomStringConvertible {
         + (size % 512 == 0 ? "use a smaller --logical-block-size" : "convert it with 'qemu-img convert'")
     case .notAllowed(let path, let name):
       "\(printable(path)) names a backing file, '\(printable(name))', and a file is not opened merely because an image names it: if you "
-        + "trust it, say which with ?backing=FORMAT:PATH, or where it may be with ?backing-folder=PATH"
+        + "trust it, name it with ?backing=FORMAT:PATH, or its folder with ?backing-folder=PATH"
     case .otherName(let path, let name, let given):
       "\(printable(path)) names '\(printable(name))', and \(printable(given)) is another file: name that one, or change the image with "
         + "'qemu-img rebase -u'"
     case .nothingUnder(let path, let given):
       "\(printable(path)) names no backing file, but \(printable(given)) was given as one: leave it out"
     case .noFormat(let path, let name):
-      "\(printable(path)) does not say which format '\(printable(name))' has, and formats are never guessed: say ?backing=FORMAT:PATH"
+      "\(printable(path)) does not say which format '\(printable(name))' has, and formats are never guessed: use ?backing=FORMAT:PATH"
     case .otherFormat(let path, let name, let format):
       "\(printable(path)) says that '\(printable(name))' is of the format '\(printable(format))', and only raw and qcow2 images "
         + "can be in a chain: convert it"
     case .noPath(let path, let name):
-      "\(printable(path)) names '\(printable(name))', which is not the path of a file: say ?backing=FORMAT:PATH"
+      "\(printable(path)) names '\(printable(name))', which is not the path of a file: use ?backing=FORMAT:PATH"
     case .outside(let path, let name, let folder):
-      "\(printable(path)) names '\(printable(name))', which is not below \(printable(folder)), or only through a link: say "
+      "\(printable(path)) names '\(printable(name))', which is not below \(printable(folder)), or only through a link: use "
         + "?backing=FORMAT:PATH if you trust it"
     case .loop(let path): "\(printable(path)) is in the chain of images twice: correct the names that lead to it"
     case .tooDeep(let path, let limit): "the chain of \(printable(path)) has more than \(limit) images: make it shorter"
     case .noDataFile(let path): "\(printable(path)) has no external data file: leave data-file out"
     case .dataNotAllowed(let path, let name):
-      "\(printable(path)) has its data in another file, '\(printable(name))': if you trust it, say which with ?data-file=PATH, or where "
-        + "it may be with ?backing-folder=PATH"
+      "\(printable(path)) has its data in another file, '\(printable(name))': if you trust it, name it with ?data-file=PATH, or its folder "
+        + "with ?backing-folder=PATH"
     }
   }
 }

@@ -54,7 +54,7 @@ public struct Qcow2Location: Sendable, Hashable {
         throw wrong("'\(sides[0])' needs a value, as in snapshot=NAME")
       }
       func once(_ place: inout String?) throws(Qcow2Failure) {
-        guard place == nil else { throw wrong("'\(sides[0])' is there twice") }
+        guard place == nil else { throw wrong("'\(sides[0])' is given twice") }
         place = value
       }
       switch sides[0] {

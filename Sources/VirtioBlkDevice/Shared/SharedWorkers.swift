@@ -15,8 +15,7 @@ internal import VirtioCore
 /// poll, to be pinned or to have a number of threads, and those that are layered (faults deliberately, records) keep threads
 /// of their own. A worker that takes more than a quarter of a shared thread moves to one of its own for as long as that lasts.
 public final class SharedWorkers: Sendable {
-  /// From so many disks on that can share threads they do, unless somebody said how many threads there are to be. Counted when a
-  /// queue starts.
+  /// The number of disks from which on they share threads by default, counted when a queue starts.
   public static let usualLeastDisks = 8
 
   /// Threads; `nil`: one for each CPU that the process may use, 8 at most.

@@ -4,7 +4,7 @@
 public struct RateLimit: Hashable, Sendable {
   /// Requests, or bytes, a second: 1 … 10^15.
   public let perSecond: UInt64
-  /// What may go at once after a pause, in the same unit; at least 1.
+  /// What may be done at once after an idle period, in the same unit; at least 1.
   public let burst: UInt64
 
   /// - Parameters:

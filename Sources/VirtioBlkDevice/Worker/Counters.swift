@@ -3,7 +3,7 @@ internal import VirtioCore
 
 /// Totals since the device was made.
 public struct BlockCounters: Hashable, Sendable {
-  /// IN requests that were taken, whatever became of them.
+  /// IN requests that were popped, whatever became of them.
   public var reads: UInt64 = 0
   /// OUT requests.
   public var writes: UInt64 = 0
@@ -23,9 +23,9 @@ public struct BlockCounters: Hashable, Sendable {
   public var unsupported: UInt64 = 0
   /// Of those with IOERR, what the medium failed, or could no longer be submitted.
   public var mediumFailures: UInt64 = 0
-  /// Bytes asked for by reads.
+  /// Bytes requested by reads.
   public var bytesRead: UInt64 = 0
-  /// Bytes given by writes.
+  /// Bytes supplied by writes.
   public var bytesWritten: UInt64 = 0
   /// Reads and writes that had to wait for a limit.
   public var throttled: UInt64 = 0
@@ -46,7 +46,7 @@ public struct BlockCounters: Hashable, Sendable {
   /// may be off by a few.
   public var refusals: UInt64 { ioErrors > mediumFailures ? ioErrors - mediumFailures : 0 }
 
-  /// All requests that were taken.
+  /// All requests that were popped.
   public var requests: UInt64 { reads &+ writes &+ flushes &+ discards &+ writeZeroes &+ others }
 }
 

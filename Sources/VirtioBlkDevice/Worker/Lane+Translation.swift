@@ -96,8 +96,8 @@ extension Lane where Ring: ~Copyable {
   /// What was interrupted before this run and is still to be done; `nil`: nothing.
   var interruptedNotice: String? {
     guard Ring.isRecorded, ring.interrupted > 0 else { return nil }
-    return "queue \(queue) stopped before all was done again that had been interrupted before (requests left: "
-      + "\(ring.interrupted)); they are still in its in-flight record, for the next one that starts it"
+    return "queue \(queue) stopped before all requests that an earlier server had begun were executed again (left: "
+      + "\(ring.interrupted)); the rest stays in its in-flight record, for the next server"
   }
 
   /// Where lies what is taken back; `nil` where that cannot be told.

@@ -61,7 +61,8 @@ public struct ZonedOptions: Equatable, Sendable {
     let count = (size - 1) / zone + 1
     guard count <= UInt64(ZoneGeometry.mostZones) else {
       throw .badOption(
-        "zone-size", "that makes \(count) zones of the image, and \(ZoneGeometry.mostZones) is the most: use larger ones")
+        "zone-size", "that divides the image into \(count) zones, and \(ZoneGeometry.mostZones) is the maximum: use larger ones"
+      )
     }
     let grain = granularity ?? block
     guard grain > 0, grain % block == 0, grain <= zone, zone % grain == 0, size % grain == 0, grain <= 1 << 20 else {
@@ -73,7 +74,7 @@ public struct ZonedOptions: Equatable, Sendable {
       throw .badOption("zone-capacity", "use a multiple of \(grain) bytes, at most the size of a zone (\(zone) bytes)")
     }
     guard conventional >= 0, UInt64(conventional) < count else {
-      throw .badOption("conventional", "the image has \(count) zones: leave one at least that is written in sequence")
+      throw .badOption("conventional", "the image has \(count) zones: leave at least one that is written sequentially")
     }
     let active = maximumActive ?? 0
     var usual = count > UInt64(Self.usualOpen) ? Self.usualOpen : 0
@@ -133,19 +134,19 @@ public enum ZoneFailure: Error, Hashable, CustomStringConvertible {
     case .badOption(let word, let remedy): "these zones are not possible (\(word)): \(remedy)"
     case .notOnThis(let path, let what):
       "\(printable(path)) is \(what), and zones need a raw file or a block device: leave --zoned out"
-    case .readOnly(let path): "zones of \(printable(path)) change when they are written: leave out --zoned or --read-only"
+    case .readOnly(let path): "zones of \(printable(path)) change when they are written to: leave out --zoned or --read-only"
     case .cannotOpen(let path, let error):
       "the states of the zones in \(printable(path)) cannot be used: \(error); name another file with file= in --zoned"
     case .cannotMake(let path, let error):
-      "the states of the zones cannot be made in \(printable(path)): \(error); a server in its sandbox cannot create files: serve "
-        + "the disk once by a server of its own with the same --zoned, or name a file with file= that can be made"
+      "the states of the zones cannot be stored in \(printable(path)): \(error); a server in its sandbox cannot create files: serve "
+        + "the disk once with a server of its own and the same --zoned, or name a file with file= that can be created"
     case .notZones(let path):
       "\(printable(path)) exists and is not a file with the states of zones: name another file with file= in --zoned"
     case .damaged(let path, let what):
       "the states of the zones in \(printable(path)) are damaged (\(what)): put a copy in its place, or remove it, and all zones are "
         + "empty then"
     case .otherImage(let path):
-      "\(printable(path)) holds the states of another image's zones: name the right file with file= in --zoned, or say adopt there if "
+      "\(printable(path)) holds the states of another image's zones: name the right file with file= in --zoned, or add adopt there if "
         + "the image was copied together with it"
     case .otherGeometry(let path, let what, let kept, let wanted):
       "\(printable(path)) holds the states of zones with another \(what) (\(kept), and \(wanted) is wanted): use the old value again, "

@@ -109,7 +109,7 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
     case .badSize(let size): "queue size \(size) is not a power of two from 1 to 32768"
     case .badPackedSize(let size): "queue size \(size) is not one from 1 to 32768"
     case .badPosition(let available, let used, let size):
-      "a queue of \(size) entries cannot stand at slot \(available.slot) of round \(available.wrap ? 1 : 0) and be used up to slot "
+      "a queue of \(size) entries cannot be at slot \(available.slot) of round \(available.wrap ? 1 : 0) and be used up to slot "
         + "\(used.slot) of round \(used.wrap ? 1 : 0): have the front-end set the queue's base again"
     case .misaligned(let part, let address): "the \(part.rawValue) at \(address) is misaligned"
     case .unmapped(let part, let address): "the \(part.rawValue) at \(address) is not inside guest memory"
@@ -117,7 +117,7 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
     case .outOfMemory: "there is no memory for the queue's requests"
     case .outOfDescriptors: "this process has no file descriptor left for the queue; raise the limit of open files (ulimit -n)"
     case .outOfThreads: "there is no thread for the queue; raise the limits of processes and of memory (ulimit -u, ulimit -v)"
-    case .leftBehind: "the queue still waits for its medium from the time before"
+    case .leftBehind: "the queue still waits for its medium from before it was stopped"
     case .kickCannotBeWaitedFor: "the queue's kick descriptor is of a kind that cannot be waited for"
     case .inflightMissing: "the in-flight records have no region for the queue"
     case .inflightVersion(let version):
@@ -128,15 +128,15 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
       "the queue's in-flight record has \(count) requests that were not answered, and the driver waits for \(waiting)"
     case .inflightFormat:
       "the queue's in-flight record is one of the other ring format: have the front-end make a new one"
-    case .inflightDamaged: "the queue's in-flight record cannot be one: have the front-end make a new one"
+    case .inflightDamaged: "the queue's in-flight record is invalid: have the front-end make a new one"
     case .positionLost:
-      "the process that served the packed queue before died, and where that stood is not in memory: its driver has to reset the device"
+      "the previous process that served the packed queue died, and its position is not in memory: the driver has to reset the device"
     case .mediumLost:
       "the image takes no more requests from this process: see the earlier messages and its limits, and start it again"
     case .untranslated(let miss): "the address \(GuestAddress(miss.address)) has no translation yet"
-    case .memoryLost: "the file behind the guest's memory was cut short"
-    case .inflightLost: "the file of the in-flight records was cut short"
-    case .logLost: "the file of the log of written pages was cut short"
+    case .memoryLost: "the file behind the guest's memory was truncated"
+    case .inflightLost: "the file of the in-flight records was truncated"
+    case .logLost: "the file of the log of written pages was truncated"
     case .availableIndexJumped(let from, let to, let size):
       "the available index went from \(from) to \(to), more than the \(size) entries of the queue"
     case .headOutOfRange(let head): "descriptor head \(head) is outside the table"

@@ -4,8 +4,8 @@ internal import Glibc
 internal import Synchronization
 public import SystemPackage
 
-/// A budget of bytes and of mappings. A front-end asks for mappings as large and as many as it likes; what is left over has
-/// to do for threads, for the heap and for everybody else, because memory that the program itself cannot get ends it.
+/// A budget of bytes and of mappings. A front-end asks for mappings as large and as many as it likes; enough has to be left for
+/// threads, for the heap and for other front-ends, because a program that gets no memory crashes.
 public final class AddressSpace: Sendable {
   /// That of this process, with limits taken from the system when it is first used.
   public static let shared = AddressSpace(bytes: SystemLimits.bytes, mappings: SystemLimits.mappings)

@@ -4,7 +4,7 @@ internal import Glibc
 
 /// Where a used buffer notification goes to, or the news that a queue broke.
 public enum CallSink: Sendable {
-  /// An eventfd that does not block. The way of every front-end that is in a hurry: one system call.
+  /// An eventfd that does not block: the fastest way, one system call.
   case eventCounter(OwnedDescriptor)
   /// A counter in shared memory, and the InterruptStatus word (virtio 4.2.2) whose bit 0 is set first.
   case doorbell(Doorbell, interruptStatus: SharedCell<UInt32>)

@@ -32,7 +32,7 @@ public struct FaultRule: Hashable, Sendable {
     case delay(ClosedRange<UInt64>)
     /// This many results are held back and reported in random order; those that wait for others are reported after 10 ms.
     case reorder(Int)
-    /// It is not done, and never ends.
+    /// It is not executed, and never completes.
     case never
   }
 
@@ -44,11 +44,11 @@ public struct FaultRule: Hashable, Sendable {
   public var rate = 1.0
   /// Bytes of the disk; only what touches them is hit, which no flush does. `nil`: all.
   public var range: Range<UInt64>?
-  /// At most so many are hit; `nil`: no limit.
+  /// How many are hit at most; `nil`: no limit.
   public var count: Int?
-  /// So many that would be hit are spared first.
+  /// How many that would be hit are spared first.
   public var spared = 0
-  /// What chance follows from.
+  /// The seed of the random numbers.
   public var seed: UInt64 = 1
 
   /// A rule that hits each of these operations; the other properties restrict it.
