@@ -160,7 +160,10 @@ watch_owner() {
 case $verb in
   start)
     start || { remove; exit 1; }
-    [ -z "${3:-}" ] || (trap '' HUP; watch_owner "$3") </dev/null >/dev/null 2>&1 &
+    # Not behind `||`: that would leave a shell that keeps the output open.
+    if [ -n "${3:-}" ]; then
+      (trap '' HUP; watch_owner "$3") </dev/null >/dev/null 2>&1 &
+    fi
     ;;
   stop) stop ;;
   resume) resume; until_it_answers ;;

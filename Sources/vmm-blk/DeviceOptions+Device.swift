@@ -24,10 +24,11 @@ extension DeviceOptions {
   ///   - serial: the serial number that the driver knows from there.
   ///   - offersAll: whatever the options say of features.
   ///   - isConfined: this process has given up what it does not need.
+  ///   - place: where it is served, for messages to those who want its image, too; `nil`: it is the only disk.
   ///   - patience: of who waits for the disk.
   func makeDevice(
     on transport: FeatureTransport, queues: Int = 1, lock: OwnedDescriptor? = nil, serial before: String? = nil,
-    offersAll: Bool = false, isConfined: Bool = false, patience: OpeningPatience = OpeningPatience()
+    offersAll: Bool = false, isConfined: Bool = false, place: String? = nil, patience: OpeningPatience = OpeningPatience()
   ) throws -> BlockDevice {
     guard let name = try imageName() else {
       throw ValidationError("there is no disk: name its image with --blk-file or --image")
@@ -55,6 +56,7 @@ extension DeviceOptions {
     if case .qcow2(let location) = name { imageOptions.qcow2 = location }
     if case .rbd(let location) = name { imageOptions.rbd = rbdOptions(location) }
     imageOptions.lock = lock
+    imageOptions.user = place
     imageOptions.patience = patience
     imageOptions.zoned = zoned?.options
     imageOptions.zoned?.queues = options.queueCount

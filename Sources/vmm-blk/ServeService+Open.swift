@@ -24,7 +24,8 @@ extension ServeService {
   }
 
   private func openOne() throws -> ServedDisk {
-    let device = try command.disk.makeDevice(on: .vhostUser, queues: Self.queues, patience: patience)
+    let device = try command.disk.makeDevice(
+      on: .vhostUser, queues: Self.queues, place: command.socketPath, patience: patience)
     let (socket, place): (ServerSocket, String)
     if let fd = command.fd {
       (socket, place) = (try ServerSocket.adopt(fd), "descriptor \(fd)")
@@ -98,7 +99,7 @@ extension ServeService {
     try taker.prepare(name) { [self] state, list, errands in
       let device = try options.makeDevice(
         on: .vhostUser, queues: Self.queues, lock: try state.image.lock.map { try list.descriptor($0) },
-        serial: state.image.serial, patience: patience)
+        serial: state.image.serial, place: place, patience: patience)
       let socket = try ServeTakenDisk.socket(state, list, path: socketPath)
       let disk = disk(options, device, socket, place, command.disks == nil ? log : log.about(place))
       prepared = disk
@@ -125,7 +126,7 @@ struct OpenedDisk {
     do {
       try servers?.check(disk.options)
       device = try disk.options.makeDevice(
-        on: .vhostUser, queues: ServeService.queues, isConfined: servers != nil, patience: patience)
+        on: .vhostUser, queues: ServeService.queues, isConfined: servers != nil, place: disk.socketPath, patience: patience)
       listener = try Activation.listener(at: disk.socketPath) ?? Listener(path: disk.socketPath, access: access)
     } catch {
       guard let hint, Self.isForbidden(error) else { throw error }

@@ -112,23 +112,10 @@ final class TakeoverGiver {
     if let paused = service.disks.first(where: \.device.isPaused) {
       return refuse(connection, "\(paused.name) is paused: resume it with 'vmm-blk ctl resume' first")
     }
-    if let kept = service.disks.first(where: \.device.image.keepsTables) {
-      return refuse(
-        connection,
-        "\(kept.name) is a qcow2 image that is written to, and no other process can take it over: stop this server, then start the other"
-      )
-    }
-    if let held = service.disks.first(where: \.device.image.isHeldAtCluster) {
-      return refuse(
-        connection,
-        "\(held.name) is an image of a Ceph cluster that this server has locked, and it cannot hand the lock over: stop this server, "
-          + "then start the other")
-    }
-    if let own = service.disks.first(where: \.device.image.isForOneConnection) {
-      return refuse(
-        connection,
-        "\(own.name) is an export whose server does not say that connections see each other's writes (CAN_MULTI_CONN), so that no "
-          + "other process can continue with it: stop this server, then start the other")
+    for disk in service.disks {
+      if let reason = Takeover.obstacle(disk.device.image) {
+        return refuse(connection, "\(disk.name) cannot be handed over, because \(reason)")
+      }
     }
     if let current {
       let name = printable(disks[current.disk].name)
@@ -177,7 +164,8 @@ final class TakeoverGiver {
       image: Takeover.Image(
         path: name, size: image.size, lock: image.lock.map { list.add($0) }, serial: disks[index].device.serial,
         flushFailed: image.state.flushFailed.loadRelaxed() != 0,
-        isStable: disks[index].device.isExportStable ? true : nil, owing: disks[index].device.owesWordOfLoss),
+        isStable: disks[index].device.isExportStable ? true : nil, owing: disks[index].device.owesWordOfLoss,
+        identity: image.identityInCluster),
       part: part, limits: disks[index].device.limits.isEmpty ? nil : disks[index].device.limits.words, stillSince: stillSince)
     return ControlLine(description, descriptors: list.descriptors)
   }

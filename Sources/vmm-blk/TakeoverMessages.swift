@@ -102,6 +102,8 @@ enum Takeover {
     /// Of an export whose server went away and may have lost writes: for each thread of queues, whether it has to tell them with a
     /// flush that fails. `nil`: none has.
     var owing: [Bool]?
+    /// Of an image of a Ceph cluster: what tells it from those of all clusters. `nil`: only its name is known.
+    var identity: String?
   }
 
   /// The answer to `commit`, `served` and `resume`, and to requests that fail.
@@ -110,22 +112,6 @@ enum Takeover {
     var error: String?
     /// The listening control socket, a place among the descriptors.
     var control: Int?
-  }
-
-  /// A path that means the same to both processes.
-  static func absolute(_ path: String) -> String {
-    let path = FilePath(path)
-    guard path.isRelative, let folder = workingFolder else { return path.lexicallyNormalized().string }
-    return FilePath(folder).appending(path.components).lexicallyNormalized().string
-  }
-
-  /// What names an image on a server for both processes, however each of them connects to it; `nil`: it is no such image.
-  static func remoteImage(_ path: String) -> String? {
-    switch try? ImageName(path) {
-    case .nbd(let location)?: location.common { absolute($0) }
-    case .rbd(let location)?: "rbd:" + location.name
-    default: nil
-    }
   }
 }
 
@@ -142,12 +128,4 @@ extension Takeover.Disk {
 
   /// `nil`: it contains none that is known here.
   var part: Takeover.Part? { server.map { .server($0) } ?? file.map { .file($0) } }
-}
-
-extension Takeover {
-  private static var workingFolder: String? {
-    guard let path = unsafe getcwd(nil, 0) else { return nil }
-    defer { unsafe free(path) }
-    return unsafe String(cString: path)
-  }
 }

@@ -90,19 +90,9 @@ final class TakeoverTaker {
     guard let part = state.part else { throw TakeoverFailure.disk(name, Self.noPart) }
     let list = DescriptorList(line.descriptors)
     let disk = try make(state, list, errands)
-    guard disk.device.image.size == state.image.size else {
-      let (theirs, ours) = ("\(state.image.size) bytes long", "\(disk.device.image.size) bytes long")
-      throw TakeoverFailure.disk(name, "\(TakeoverError.notTheSame("image", theirs: theirs, ours: ours))")
-    }
-    // A file is compared with what its lock is on.
     let image = disk.device.image
-    let theirs = state.image.lock == nil ? Takeover.remoteImage(state.image.path) : nil
-    let ours = image.isOnServer ? Takeover.remoteImage(image.path) : nil
-    guard theirs == ours else {
-      let error = TakeoverError.notTheSame(
-        "image", theirs: printable(theirs ?? state.image.path), ours: printable(ours ?? image.path))
-      throw TakeoverFailure.disk(name, "\(error)")
-    }
+    if let difference = Takeover.difference(state.image, image) { throw TakeoverFailure.disk(name, "\(difference)") }
+    if let reason = Takeover.obstacle(image) { throw TakeoverFailure.disk(name, reason) }
     image.inheritExport()
     var answer: String??
     disk.prepare(part, list) { [self] reason in

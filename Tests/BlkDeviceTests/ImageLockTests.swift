@@ -145,21 +145,67 @@ import VirtioCore
   }
 
   /// Who is in the way is told by number and name, and what it does only as far as its lock says that.
-  @Test(arguments: [false, true]) func theHolderIsNamed(isReadOnly: Bool) throws {
-    let scratch = try Scratch()
-    let path = try scratch.image(size: 1 << 20)
-    #expect(LockHolder.words(path) == " that writes to it")
+  @Test(.enabled(if: Host.hasPython, "python3 is not there; 'Scripts/setup.sh counts' installs it"), arguments: [false, true])
+  func theHolderIsNamed(isReadOnly: Bool) throws {
+    let nobody = "another process that writes to it: stop that one"
+    #expect(LockHolder.words(path, stranger: "another process") == nobody)
     // What has nothing to do with the lock.
     let number = unsafe clinux_open(path, O_RDWR | O_CLOEXEC, 0)
     try #require(number >= 0)
-    let other = OwnedDescriptor(number)
+    let file = OwnedDescriptor(number)
     try #require(flock(number, LOCK_EX) == 0)
-    #expect(LockHolder.words(path) == " that writes to it")
-    let image = try ImageFile(ImageOptions(path: path, isReadOnly: isReadOnly))
-    let name = try String(contentsOfFile: "/proc/self/comm", encoding: .utf8).split(separator: "\n")[0]
-    let words = " that \(isReadOnly ? "has it open" : "writes to it") (process \(getpid()), \(name))"
-    #expect(LockHolder.words(path) == words)
-    #expect { try ImageFile(ImageOptions(path: path)) } throws: { "\($0)".contains("by another process\(words): stop") }
-    withExtendedLifetime((image, other)) {}
+    #expect(LockHolder.words(path, stranger: "another process") == nobody)
+    // F_OFD_SETLK on all of it.
+    let script = """
+      import fcntl, struct, sys, time
+      file = open(sys.argv[1], "r+b")
+      kind = fcntl.F_RDLCK if sys.argv[2] == "true" else fcntl.F_WRLCK
+      fcntl.fcntl(file, 37, struct.pack("hhqqi4x", kind, 0, 0, 0, 0))
+      print("locked", flush=True)
+      time.sleep(3600)
+      """
+    let other = try ChildProgram(["/usr/bin/env", "python3", "-c", script, path, "\(isReadOnly)"])
+    defer { _ = other.end(SIGKILL) }
+    try waitUntil("it has the lock: \(other.output)") { other.output.contains("locked") }
+    let error = try #require(throws: ImageError.self) { try ImageFile(ImageOptions(path: path)) }
+    let deed = isReadOnly ? "has it open" : "writes to it"
+    #expect("\(error)".contains("is in use by another process that \(deed) (process "))
+    #expect("\(error)".contains(", python3): stop that one, or say --no-lock"), "\(error)")
+    withExtendedLifetime(file) {}
+  }
+
+  /// Two disks of one server that want one image: the one that has it is named, and no process is to be stopped.
+  @Test(arguments: [false, true], ["/run/first.sock", nil] as [String?]) func aDiskOfThisProcessIsNamed(
+    isReadOnly: Bool, user: String?
+  ) throws {
+    var options = ImageOptions(path: path, isReadOnly: isReadOnly)
+    options.user = user
+    var image: ImageFile? = try ImageFile(options)
+    let who = user.map { "another disk of this process (\($0))" } ?? "this process itself"
+    let deed = isReadOnly ? "has it open" : "writes to it"
+    #expect { try ImageFile(ImageOptions(path: path)) } throws: {
+      "\($0)".contains("is in use by \(who), which \(deed): give each disk an image of its own, or say --no-lock")
+    }
+    #expect(image != nil)
+    image = nil
+    #expect(LockHolder.words(path, stranger: "a process").hasPrefix("a process that"), "nobody has it any more")
+  }
+
+  /// A golden image that one disk reads and another one is to write to.
+  @Test func aFileUnderADiskOfThisProcessIsNamed() throws {
+    let base = try scratch.image("base", size: 1 << 20)
+    let top = scratch.path + "/top.qcow2"
+    let made = try ChildProgram([
+      ChildProgram.vmmBlk, "image", "create", top, "--backing", base, "--backing-format", "raw",
+    ]).wait()
+    try #require(made.status == 0, "\(made.output)")
+    var options = ImageOptions(path: top)
+    options.qcow2 = try Qcow2Location("qcow2:\(top)?backing=raw:\(base)")
+    options.user = "top.sock"
+    let image = try ImageFile(options)
+    #expect { try ImageFile(ImageOptions(path: base)) } throws: {
+      "\($0)".contains("another disk of this process (top.sock), which has it open")
+    }
+    withExtendedLifetime(image) {}
   }
 }

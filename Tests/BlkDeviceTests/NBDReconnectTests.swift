@@ -115,12 +115,8 @@ import VirtioCore
     let rig = try Self.rig(server, keepsWrites: loss == .serverKeeps)
     if loss != .nothingWritten { try rig.expect(.write(sector: 0, pattern(4096))) }
     if loss == .flushed { try rig.expect(.flush) }
-    server.kill()
-    try server.start()
-    // The connection is noticed to be gone when it is used, at the latest.
-    try rig.expect(.read(sector: 0, bytes: 512))
-    try rig.expect(.flush, loss.fails ? .ioError : .ok)
-    try rig.expect(.flush)
+    try rig.lose(server)
+    try rig.expectFlush(fails: loss.fails)
     try rig.expect(.write(sector: 8, pattern(4096)))
     try rig.expect(.flush)
   }
@@ -131,13 +127,8 @@ import VirtioCore
     let rig = try Self.rig(server, queues: 2)
     try rig.expect(.write(sector: 0, pattern(4096)))
     _ = try rig.perform(.read(sector: 0, bytes: 512), queue: 1)
-    server.kill()
-    try server.start()
-    for queue in 0..<2 { _ = try rig.perform(.read(sector: 0, bytes: 512), queue: queue) }
-    for queue in [1, 0] {
-      #expect(try rig.perform(.flush, queue: queue).status == .ioError, "queue \(queue)")
-      #expect(try rig.perform(.flush, queue: queue).status == .ok, "queue \(queue)")
-    }
+    try rig.lose(server, queues: 2)
+    for queue in [1, 0] { try rig.expectFlush(fails: true, queue: queue) }
   }
 
   // MARK: What another process wrote
@@ -147,16 +138,10 @@ import VirtioCore
     let server = try Self.lastingServer()
     let rig = try Self.rig(server)
     rig.device.image.inheritExport()
-    func loseServer() throws {
-      server.kill()
-      try server.start()
-      try rig.expect(.read(sector: 0, bytes: 512))
-    }
-    if !isStable { try loseServer() }
+    if !isStable { try rig.lose(server) }
     rig.device.continueExport(isStable: isStable, owing: nil)
-    if isStable { try loseServer() }
-    try rig.expect(.flush, isStable ? .ok : .ioError)
-    try rig.expect(.flush)
+    if isStable { try rig.lose(server) }
+    try rig.expectFlush(fails: !isStable)
   }
 
   /// Who was told of a loss is not told again by the next process, and who requested nothing need not be told.
@@ -166,9 +151,7 @@ import VirtioCore
     try rig.expect(.write(sector: 0, pattern(4096)))
     _ = try rig.perform(.read(sector: 0, bytes: 512), queue: 1)
     #expect(rig.device.owesWordOfLoss == nil && !rig.device.isExportStable)
-    server.kill()
-    try server.start()
-    for queue in 0..<2 { _ = try rig.perform(.read(sector: 0, bytes: 512), queue: queue) }
+    try rig.lose(server, queues: 2)
     #expect(rig.device.owesWordOfLoss == [true, true, true], "nobody has been told")
     try rig.expect(.flush, .ioError)
     #expect(rig.device.owesWordOfLoss == [false, true, false])
@@ -185,10 +168,7 @@ import VirtioCore
     rig.device.image.inheritExport()
     rig.device.continueExport(isStable: true, owing: owing)
     #expect(rig.device.owesWordOfLoss == (owing == nil ? nil : fails), "and the process after it would owe the same")
-    for queue in 0..<2 {
-      #expect(try rig.perform(.flush, queue: queue).status == (fails[queue] ? .ioError : .ok), "queue \(queue)")
-      #expect(try rig.perform(.flush, queue: queue).status == .ok, "queue \(queue)")
-    }
+    for queue in 0..<2 { try rig.expectFlush(fails: fails[queue], queue: queue) }
   }
 
   // MARK: What comes back
@@ -228,9 +208,7 @@ import VirtioCore
     server.kill()
     server.words = lasting
     try server.start()
-    try waitUntil("it is served again") { try rig.perform(.read(sector: 0, bytes: 4096)).status == .ok }
-    let outcome = try rig.expect(.read(sector: 0, bytes: 4096))
-    #expect(firstDifference(outcome.answer, pattern(4096)) == nil)
+    try rig.expectServedAgain()
   }
 
   /// A queue that is stopped while its server is away stops when what it waits for has failed.

@@ -2,7 +2,9 @@
 import CLinux
 import Foundation
 import Glibc
+import GuestDriver
 import Synchronization
+import TestSupport
 import Testing
 import VirtioCore
 
@@ -12,48 +14,6 @@ extension Host {
   /// libnbd and nbdkit are installed.
   static let hasNBD: Bool = NBDSupport.load() == nil && run("nbdkit", "--version") != nil
   static let hasQemuNBD: Bool = NBDSupport.load() == nil && run("qemu-nbd", "--version") != nil
-}
-
-/// Whether somebody takes connections there: as the kernel says it, because a look by a connection could be the only one that
-/// a server takes.
-func isListening(_ path: String) -> Bool {
-  guard let table = try? String(contentsOfFile: "/proc/net/unix", encoding: .utf8) else { return false }
-  // The fourth word has the flag of a socket that accepts.
-  return table.split(separator: "\n").contains { line in
-    let words = line.split(separator: " ")
-    return words.count == 8 && words[3] == "00010000" && words[7] == path
-  }
-}
-
-/// The same of a port on the loopback address.
-func isListening(port: UInt16) -> Bool {
-  guard let table = try? String(contentsOfFile: "/proc/net/tcp", encoding: .utf8) else { return false }
-  // The second word is the own address, the fourth the state: 0A listens.
-  return table.split(separator: "\n").contains { line in
-    let words = line.split(separator: " ")
-    return words.count > 3 && words[3] == "0A" && words[1].hasSuffix(":" + String(Int(port), radix: 16, uppercase: true).padded)
-  }
-}
-
-extension String {
-  fileprivate var padded: String { String(repeating: "0", count: max(0, 4 - count)) + self }
-}
-
-/// One that nobody listens on now.
-func freePort() throws -> UInt16 {
-  let descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
-  defer { close(descriptor) }
-  var address = sockaddr_in()
-  address.sin_family = sa_family_t(AF_INET)
-  address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
-  var length = socklen_t(MemoryLayout<sockaddr_in>.size)
-  let result = unsafe withUnsafeMutablePointer(to: &address) { pointer in
-    unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-      unsafe bind(descriptor, $0, length) == 0 && getsockname(descriptor, $0, &length) == 0
-    }
-  }
-  try #require(result)
-  return UInt16(bigEndian: address.sin_port)
 }
 
 /// nbdkit ends with the thread that started it, so that one has to last.
@@ -167,4 +127,27 @@ final class NBDServer {
   }
 
   deinit { kill() }
+}
+
+extension Rig {
+  /// Its server is killed and started again, and its first queues notice that: a connection is known to be gone when it is used, at
+  /// the latest.
+  func lose(_ server: NBDServer, queues: Int = 1) throws {
+    server.kill()
+    try server.start()
+    for queue in 0..<queues { #expect(try perform(.read(sector: 0, bytes: 512), queue: queue).status == .ok) }
+  }
+
+  /// The next FLUSH of a queue says whether something may be lost; the one after it is about something else.
+  func expectFlush(fails: Bool, queue: Int = 0, _ place: SourceLocation = #_sourceLocation) throws {
+    #expect(try perform(.flush, queue: queue).status == (fails ? .ioError : .ok), "queue \(queue)", sourceLocation: place)
+    #expect(try perform(.flush, queue: queue).status == .ok, "queue \(queue)", sourceLocation: place)
+  }
+
+  /// The right server is back, and has what was written to the first 4 KiB, `pattern(4096)`.
+  func expectServedAgain(_ place: SourceLocation = #_sourceLocation) throws {
+    try waitUntil("it is served again") { try perform(.read(sector: 0, bytes: 4096)).status == .ok }
+    let outcome = try expect(.read(sector: 0, bytes: 4096), .ok, "", place)
+    #expect(firstDifference(outcome.answer, pattern(4096)) == nil, sourceLocation: place)
+  }
 }

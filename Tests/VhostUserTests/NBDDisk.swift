@@ -18,16 +18,17 @@ final class NBDDisk {
 
   let directory: String
   private let way: Way
-  private let filters: [String]
+  /// Words for nbdkit in front of its plugin, from the next start on.
+  var filters: [String]
   private let port: UInt16
   private var server: Program?
 
   /// - Parameters:
   ///   - directory: where image, socket, certificates and keys are.
-  ///   - filters: words for nbdkit in front of its plugin.
+  ///   - filters: as they are at first.
   init(_ directory: String, _ way: Way = .socket, filters: [String] = []) throws {
     (self.directory, self.way, self.filters) = (directory, way, filters)
-    port = way == .socket ? 0 : try Self.freePort()
+    port = way == .socket ? 0 : try freePort()
     try Data(count: 8 << 20).write(to: URL(fileURLWithPath: directory + "/image"))
     switch way {
     case .socket, .port: break
@@ -63,36 +64,7 @@ final class NBDDisk {
       ["--foreground"] + words + filters.filter { $0.hasPrefix("--") } + ["file", directory + "/image"]
         + filters.filter { !$0.hasPrefix("--") },
       program: URL(fileURLWithPath: "/usr/bin/nbdkit"))
-    try wait(until: "nbdkit listens") { try way == .socket ? isListeningOnSocket() : isListeningOnPort() }
-  }
-
-  private func isListeningOnSocket() throws -> Bool {
-    let table = try String(contentsOfFile: "/proc/net/unix", encoding: .utf8)
-    // The flag of a socket that accepts.
-    return table.split(separator: "\n").contains { $0.contains(" 00010000 ") && $0.hasSuffix(" \(directory)/nbd") }
-  }
-
-  private func isListeningOnPort() throws -> Bool {
-    let digits = String(Int(port), radix: 16, uppercase: true)
-    let address = "0100007F:" + String(repeating: "0", count: 4 - digits.count) + digits
-    // The state of one that accepts.
-    return try String(contentsOfFile: "/proc/net/tcp", encoding: .utf8).contains(" \(address) 00000000:0000 0A ")
-  }
-
-  private static func freePort() throws -> UInt16 {
-    let descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
-    defer { close(descriptor) }
-    var address = sockaddr_in()
-    address.sin_family = sa_family_t(AF_INET)
-    address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
-    var length = socklen_t(MemoryLayout<sockaddr_in>.size)
-    let isBound = unsafe withUnsafeMutablePointer(to: &address) { pointer in
-      unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-        unsafe bind(descriptor, $0, length) == 0 && getsockname(descriptor, $0, &length) == 0
-      }
-    }
-    try #require(isBound)
-    return UInt16(bigEndian: address.sin_port)
+    try wait(until: "nbdkit listens") { way == .socket ? isListening(directory + "/nbd") : isListening(port: port) }
   }
 
   func kill() {

@@ -67,18 +67,31 @@ import VirtioCore
     }
   }
 
+  /// A server in its sandbox that has no disk of this kind, but may get some.
+  ///
+  /// - Parameter act: is given its folder, with the socket `a.sock` of its only disk.
+  private static func withServerOfAFile(_ more: [String], _ act: (String) throws -> Void) throws {
+    try withDirectory { directory in
+      try Data(count: 1 << 20).write(to: URL(fileURLWithPath: directory + "/disk"))
+      let server = try Program(
+        [
+          "serve", "--blk-file", directory + "/disk", "--socket-path", directory + "/a.sock", "--control",
+          directory + "/control", "--allow-nbd",
+        ] + more)
+      try #require(server.firstLine().hasPrefix("Serving "))
+      try act(directory)
+      server.process.terminate()
+      let end = server.finish()
+      #expect(end.status == 0, "\(end.errors)")
+    }
+  }
+
   /// A disk with TLS is added to a server in its sandbox that had none: what it reads has to be allowed.
   @Test(.enabled(if: Certificates.canBeMade, "gnutls-bin is not installed"), arguments: [NBDDisk.Way.certificates, .keys])
   func aDiskThatIsAdded(way: NBDDisk.Way) throws {
     try withDirectory { directory in
       let disk = try NBDDisk(directory, way)
-      try withDirectory { other in
-        try Data(count: 1 << 20).write(to: URL(fileURLWithPath: other + "/disk"))
-        let server = try Program([
-          "serve", "--blk-file", other + "/disk", "--socket-path", other + "/a.sock", "--control", other + "/control",
-          "--allow-nbd", "--allow-path", directory,
-        ])
-        try #require(server.firstLine().hasPrefix("Serving "))
+      try Self.withServerOfAFile(["--allow-path", directory]) { other in
         let added = try Self.ctl(other, "add", "image=\(disk.uri)", "socket-path=\(other)/b.sock")
         #expect(added.status == 0, "\(added)")
         let transport = try VhostUserTransport(path: other + "/b.sock", memory: DriverMemory(size: 8 << 20))
@@ -92,9 +105,6 @@ import VirtioCore
         try client.shutDown()
         #expect(try Self.ctl(other, "flush", "b.sock").status == 0)
         #expect(try Self.ctl(other, "remove", "b.sock").status == 0)
-        server.process.terminate()
-        let end = server.finish()
-        #expect(end.status == 0, "\(end.errors)")
       }
     }
   }
@@ -104,21 +114,46 @@ import VirtioCore
   func aDiskThatIsForbidden(way: NBDDisk.Way) throws {
     try withDirectory { directory in
       let disk = try NBDDisk(directory, way)
-      try withDirectory { other in
-        try Data(count: 1 << 20).write(to: URL(fileURLWithPath: other + "/disk"))
-        let server = try Program([
-          "serve", "--blk-file", other + "/disk", "--socket-path", other + "/a.sock", "--control", other + "/control",
-          "--allow-nbd",
-        ])
-        try #require(server.firstLine().hasPrefix("Serving "))
-        if try Self.ctl(other, "status").output.contains("files") {
-          let added = try Self.ctl(other, "add", "image=\(disk.uri)", "socket-path=\(other)/b.sock")
-          #expect(added.status != 0)
-          #expect(added.errors.contains("cannot be read") && added.errors.contains("--allow-path"), "\(added)")
-        }
-        server.process.terminate()
-        #expect(server.finish().status == 0)
+      try Self.withServerOfAFile([]) { other in
+        guard try Self.ctl(other, "status").output.contains("files") else { return }
+        let added = try Self.ctl(other, "add", "image=\(disk.uri)", "socket-path=\(other)/b.sock")
+        #expect(added.status != 0)
+        #expect(added.errors.contains("cannot be read") && added.errors.contains("--allow-path"), "\(added)")
       }
+    }
+  }
+
+  /// The library hangs in reading whom to trust, and nothing can end that: a second request of the operator is refused at once, and
+  /// no other thread is left behind.
+  @Test(.enabled(if: Certificates.canBeMade && SilentFile.isPossible, SilentFile.needs)) func certificatesThatHang() throws {
+    try withDirectory { directory in
+      let disk = try NBDDisk(directory, .certificates)
+      let place = directory + "/pki/client/ca-cert.pem"
+      let trusted = try Data(contentsOf: URL(fileURLWithPath: place))
+      let silent = try SilentFile(size: trusted.count)
+      let file = try FileHandle(forWritingTo: URL(fileURLWithPath: silent.path))
+      try file.write(contentsOf: trusted)
+      try file.close()
+      try FileManager.default.removeItem(atPath: place)
+      try FileManager.default.createSymbolicLink(atPath: place, withDestinationPath: silent.path)
+      // Who has no capabilities has no way to that file.
+      let server = try Self.serve(directory, disk, more: ["--sandbox", "off"])
+      #expect(try Self.ctl(directory, "flush", "disk.sock").status == 0)
+      try silent.hold("read")
+      for _ in 0..<2 { #expect(try Self.ctl(directory, "flush", "disk.sock").status != 0) }
+      let tasks = "/proc/\(server.process.processIdentifier)/task"
+      let hanging = try FileManager.default.contentsOfDirectory(atPath: tasks).filter { thread in
+        (try? String(contentsOfFile: "\(tasks)/\(thread)/comm", encoding: .utf8))?.hasPrefix("nbd connect") == true
+      }
+      #expect(hanging.count == 1, "\(hanging)")
+      #expect(try Self.ctl(directory, "resize", "disk.sock").errors.contains("given up before hang"))
+      silent.end()
+      try FileManager.default.removeItem(atPath: place)
+      try trusted.write(to: URL(fileURLWithPath: place))
+      try wait(until: "it is flushed again") { try Self.ctl(directory, "flush", "disk.sock").status == 0 }
+      server.process.terminate()
+      let end = server.finish()
+      #expect(end.status == 0, "\(end.errors)")
     }
   }
 
@@ -177,6 +212,30 @@ import VirtioCore
       server.process.terminate()
       let end = server.finish()
       #expect(end.status == 0 && !end.errors.contains("stays here"), "\(end.errors)")
+    }
+  }
+
+  /// The server is another one than when the running server connected to it, and that one has not looked again.
+  @Test func anExportThatTakesOneConnectionByNow() throws {
+    try withDirectory { directory in
+      let disk = try NBDDisk(directory)
+      let server = try Self.serve(directory, disk)
+      let usual = disk.filters
+      disk.kill()
+      disk.filters = ["--filter=multi-conn", "multi-conn-mode=disable"]
+      try disk.start()
+      let end = try Program(Self.words(directory, disk.uri) + ["--take-over", directory + "/control"]).finish()
+      #expect(end.status != 0 && end.output.isEmpty)
+      #expect(end.errors.contains("CAN_MULTI_CONN"), "\(end.errors)")
+      disk.kill()
+      disk.filters = usual
+      try disk.start()
+      let transport = try VhostUserTransport(path: directory + "/disk.sock", memory: DriverMemory(size: 8 << 20))
+      let client = try BlockClient(transport, options: DriverOptions(features: BlockFeature.understood, queueSize: 64))
+      #expect(try client.queues[0].perform(.read(sector: 0, bytes: 512)).status == .ok, "it stayed there")
+      try client.shutDown()
+      server.process.terminate()
+      #expect(server.finish().status == 0)
     }
   }
 

@@ -57,8 +57,8 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
       "the image \(printable(path)) has \(size) bytes, which is not a multiple of the logical block size \(blockSize): extend it "
         + "with 'truncate -s %\(blockSize) \(printable(path))'"
     case .locked(let path):
-      "the image \(printable(path)) is in use by another process\(LockHolder.words(path)): stop that one, or use "
-        + "--no-lock if you are sure"
+      "the image \(printable(path)) is in use by \(LockHolder.words(path, stranger: "another process")), or use --no-lock if you are "
+        + "sure"
     case .notTheSame(let path):
       "\(printable(path)) is not the image that the running server has open: name that one"
     case .held(let path, let holder):

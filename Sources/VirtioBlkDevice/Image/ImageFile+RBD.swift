@@ -4,6 +4,12 @@ internal import SystemPackage
 internal import VirtioCore
 
 extension ImageFile {
+  /// What tells an image of a Ceph cluster from those of all clusters: the cluster's identifier, the pool, and the image's; `nil`:
+  /// it is in none, or the cluster does not say. Another image of the same name has another one.
+  public var identityInCluster: String? {
+    rbd.flatMap { $0.facts.identity.hasPrefix(" ") ? nil : $0.facts.identity }
+  }
+
   /// What a disk on an image is. - Throws: why it can be none.
   static func description(of rbd: RBDImage, _ options: ImageOptions) throws(RBDFailure) -> ImageDescription {
     let (facts, uri, blockSize) = (rbd.facts, rbd.uri, options.logicalBlockSize)

@@ -47,6 +47,7 @@ public final class ImageFile: Sendable {
     } else {
       self.init(try Self.open(file: options))
     }
+    OwnImages.add(self, user: options.user)
   }
 
   /// What an open image has. Most have a file; an export, or an image of a cluster, has nothing but its connection.
@@ -235,6 +236,7 @@ public final class ImageFile: Sendable {
   }
 
   deinit {
+    OwnImages.remove(self)
     // Before somebody else may open it. Who goes last may be a thread that may not make a file shorter.
     chain?.writer?.finish(mayCut: false)
     // A ring that is being torn down in the kernel may hold the file for a moment longer; the locks must not wait for that.

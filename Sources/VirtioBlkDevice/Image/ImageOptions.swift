@@ -46,6 +46,8 @@ public struct ImageOptions: Sendable {
   /// An open description of the very same file that holds the lock, or the device, already: another server's, from whom the image
   /// is taken over. `nil`: the lock is to be got.
   public var lock: OwnedDescriptor?
+  /// What the operator calls the disk, for messages to those who want its image, too; `nil`: nobody has said.
+  public var user: String?
   /// Of who waits until it is open, as far as opening takes longer than a medium may: that of a Ceph cluster.
   public var patience = OpeningPatience()
   /// It is a disk with zones; `nil`: it has none.

@@ -1,17 +1,28 @@
-/// Which process has an image's lock: the kernel does not say it with the refusal, as such a lock is an open file's.
+/// Who has an image's lock: the kernel does not say it with the refusal, as such a lock is an open file's.
 internal import CLinux
 internal import Glibc
 internal import VirtioCore
 
 enum LockHolder {
-  /// As in " that writes to it (process 123, qemu-nbd)". For a message, because every descriptor of every process is looked at.
+  /// Who is in the way and what to do about it, as in "another process that writes to it (process 123, qemu-nbd): stop that one".
+  /// For a message, because every descriptor of every process is looked at.
   ///
-  /// - Parameter unknown: where nobody can tell: another user's process, another machine's, or one that has gone meanwhile.
-  static func words(_ path: String, unknown: String = " that writes to it") -> String {
-    guard let holder = find(path) else { return unknown }
-    // Who shares its locks may write, too, but need not.
-    return " that \(holder.isExclusive ? "writes to it" : "has it open") (process \(holder.process)\(holder.name))"
+  /// - Parameters:
+  ///   - stranger: what to call one that is not this process.
+  ///   - unknown: what it does where nobody can tell who it is: another user's process, another machine's, or one that has gone.
+  static func words(_ path: String, stranger: String, unknown: String = " that writes to it") -> String {
+    var file = stat()
+    guard unsafe stat(path, &file) == 0 else { return "\(stranger)\(unknown): stop that one" }
+    if let user = OwnImages.user(of: file) {
+      let who = user.name.map { "another disk of this process (\(printable($0)))" } ?? "this process itself"
+      return "\(who), which \(deed(isWriter: user.isWriter)): give each disk an image of its own"
+    }
+    guard let holder = find(file) else { return "\(stranger)\(unknown): stop that one" }
+    return "\(stranger) that \(deed(isWriter: holder.isExclusive)) (process \(holder.process)\(holder.name)): stop that one"
   }
+
+  /// Who shares its locks may write, too, but need not.
+  private static func deed(isWriter: Bool) -> String { isWriter ? "writes to it" : "has it open" }
 
   private struct Holder {
     var process: String
@@ -20,13 +31,11 @@ enum LockHolder {
   }
 
   /// Who has it for itself, before those who share it.
-  private static func find(_ path: String) -> Holder? {
-    var info = stat()
-    guard unsafe stat(path, &info) == 0 else { return nil }
-    let device = UInt64(info.st_dev)
+  private static func find(_ file: stat) -> Holder? {
+    let device = UInt64(file.st_dev)
     // As the kernel splits and writes it (fs/locks.c).
     let (major, minor) = (device >> 8 & 0xfff | device >> 32 & ~0xfff, device & 0xff | device >> 12 & ~0xff)
-    let mark = " \(digits(major)):\(digits(minor)):\(info.st_ino) "
+    let mark = " \(digits(major)):\(digits(minor)):\(file.st_ino) "
     var sharer: Holder?
     for process in SystemText.names(in: "/proc") where UInt32(process) != nil {
       let folder = "/proc/\(process)/fdinfo"

@@ -1,5 +1,5 @@
-/// Makes a connection over TLS on a thread of its own. Once the handshake of TLS has begun, the library waits for the other end, for
-/// up to 40 seconds (libnbd 1.14), and what it believes is read from files, which may hang as well.
+/// One attempt to make a connection over TLS, for a thread that serves nobody. Once the handshake of TLS has begun, the library waits
+/// for the other end, for up to 40 seconds (libnbd 1.14), and what it believes is read from files, which may hang as well.
 internal import CLinux
 internal import Glibc
 internal import Synchronization
@@ -17,32 +17,37 @@ final class NBDAttempt: Sendable {
 
   /// Readable when it is over.
   let signal: OwnedDescriptor
+  private let library: NBDLibrary
+  private let location: NBDLocation
+  private let address: NBDAddress
   private let stage = Mutex(Stage.running(nil))
   private let isOver = Atomic(false)
 
+  static let threadName = "nbd connect"
   /// The library's own, which reads certificates.
-  private static let stackSize = 1 << 20
+  static let stackSize = 1 << 20
 
-  /// Begins it. It ends after `NBDExport.connectTimeout`, or when the library notices that.
-  ///
-  /// - Parameter role: what its thread may do; `nil`: as much as the one that makes it, which has a role already.
-  /// - Throws: there can be no thread, or no descriptor.
-  init(_ library: NBDLibrary, _ location: NBDLocation, _ address: NBDAddress, role: ThreadRole?) throws(Errno) {
+  /// It has to be run, once. - Throws: there is no descriptor.
+  init(_ library: NBDLibrary, _ location: NBDLocation, _ address: NBDAddress) throws(Errno) {
+    (self.library, self.location, self.address) = (library, location, address)
     signal = try .eventCounter()
     NBDSupport.attempts.wrappingAdd(1, ordering: .acquiringAndReleasing)
+  }
+
+  /// Runs it on a thread of its own. - Throws: there can be no thread.
+  func begin(role: ThreadRole) throws(Errno) {
     do throws(Errno) {
-      _ = try SystemThread(name: "nbd connect", stackSize: Self.stackSize) { [self] in
-        role?.begin()
-        run(library, location, address)
-        NBDSupport.attempts.wrappingSubtract(1, ordering: .acquiringAndReleasing)
+      _ = try SystemThread(name: Self.threadName, stackSize: Self.stackSize) { [self] in
+        role.begin()
+        run()
       }
     } catch {
-      NBDSupport.attempts.wrappingSubtract(1, ordering: .acquiringAndReleasing)
+      finish(nil)
       throw error
     }
   }
 
-  /// Its thread is at its end, whoever waited for it.
+  /// It hangs in nothing any more, whoever waited for it.
   var hasEnded: Bool { isOver.load(ordering: .acquiring) }
 
   /// - Returns: what came of it, once; `nil`: it is not over.
@@ -77,17 +82,25 @@ final class NBDAttempt: Sendable {
     }
   }
 
-  private func run(_ library: NBDLibrary, _ location: NBDLocation, _ address: NBDAddress) {
-    let result: Result<NBDConnection, NBDFailure>
+  /// Ends after `NBDExport.connectTimeout`, or when the library notices that.
+  func run() {
+    guard isWanted else { return finish(nil) }
     do throws(NBDFailure) {
       let connection = try NBDConnection(library, location)
       try connection.connect(address, until: Clock.now &+ NBDExport.connectTimeout) { [self] in began($0) }
-      result = .success(connection)
-    } catch { result = .failure(error) }
-    stage.withLock { stage in if case .running = stage { stage = .over(result) } }
+      finish(.success(connection))
+    } catch { finish(.failure(error)) }
+  }
+
+  /// - Parameter result: `nil`: nothing was tried.
+  private func finish(_ result: Result<NBDConnection, NBDFailure>?) {
+    if let result { stage.withLock { stage in if case .running = stage { stage = .over(result) } } }
     isOver.store(true, ordering: .releasing)
     EventCounter.signal(signal.rawValue)
+    NBDSupport.attempts.wrappingSubtract(1, ordering: .acquiringAndReleasing)
   }
+
+  private var isWanted: Bool { stage.withLock { stage in if case .running = stage { true } else { false } } }
 
   /// A copy, because the library closes its own when it likes, and the number may be another file's then. Without one nobody could
   /// end the attempt, so it ends here.

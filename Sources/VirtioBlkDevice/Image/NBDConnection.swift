@@ -215,20 +215,24 @@ final class NBDConnection: @unchecked Sendable {
 
   // MARK: With waiting
 
-  /// Makes one, and waits for that, but not for longer. - Parameter end: `Clock` nanoseconds.
+  /// Makes one, and waits for that, but not for longer.
+  ///
+  /// - Parameters:
+  ///   - end: `Clock` nanoseconds.
+  ///   - limit: of attempts over TLS that were made for the same purpose.
   static func make(
-    _ library: NBDLibrary, _ location: NBDLocation, _ address: NBDAddress, until end: UInt64
+    _ library: NBDLibrary, _ location: NBDLocation, _ address: NBDAddress, until end: UInt64, limit: NBDAttemptLimit
   ) throws(NBDFailure) -> NBDConnection {
     guard location.security != nil else {
       let connection = try NBDConnection(library, location)
       try connection.connect(address, until: end)
       return connection
     }
-    let attempt: NBDAttempt
-    do throws(Errno) { attempt = try NBDAttempt(library, location, address, role: .securedQueue) } catch {
-      throw .noAnswer(uri: location.text, "\(error)")
+    return try limit.connection(uri: location.text, until: end) { () throws(Errno) in
+      let attempt = try NBDAttempt(library, location, address)
+      try attempt.begin(role: .securedQueue)
+      return attempt
     }
-    return try attempt.result(before: end, uri: location.text)
   }
 
   /// Connects, and waits for that. Over TLS it may last longer.

@@ -2,6 +2,7 @@
 /// nobody uses just now, and what may have been lost with a server that went away.
 internal import Glibc
 internal import Synchronization
+internal import SystemPackage
 internal import VirtioCore
 
 /// The server of an export, and what happens if it goes away.
@@ -36,6 +37,8 @@ public final class NBDExport: Sendable {
   /// How often unstable writes may have been lost.
   private let losses = Atomic<UInt64>(0)
   private let state = Mutex(State())
+  /// Of helpers, which flush the disk or ask for its size: one that hangs is enough.
+  private let helpers = NBDAttemptLimit(1)
 
   private struct State {
     /// Made, and nobody's.
@@ -50,6 +53,8 @@ public final class NBDExport: Sendable {
     var hasGivenUp = false
     /// The last one of each worker, over TLS.
     var attempts: [Int: NBDAttempt] = [:]
+    /// What makes them.
+    var connectors: [Int: NBDConnector] = [:]
     /// What was said of this outage.
     var said: Set<Hindrance> = []
   }
@@ -70,7 +75,7 @@ public final class NBDExport: Sendable {
     for address in try NBDAddress.all(of: options.location, isConfined: options.isConfined) {
       do throws(NBDFailure) {
         let end = Clock.now &+ Self.connectTimeout
-        let connection = try NBDConnection.make(library, options.location, address, until: end)
+        let connection = try NBDConnection.make(library, options.location, address, until: end, limit: .openings)
         self.address = address
         facts = connection.facts
         state.withLock { $0.idle.append(connection) }
@@ -94,7 +99,8 @@ public final class NBDExport: Sendable {
 
   /// One more, and waits for that. For a helper.
   func connect() throws(NBDFailure) -> NBDConnection {
-    try NBDConnection.make(library, options.location, address, until: Clock.now &+ Self.connectTimeout)
+    try NBDConnection.make(
+      library, options.location, address, until: Clock.now &+ Self.connectTimeout, limit: helpers)
   }
 
   /// Begins to make one over TLS for a worker.
@@ -104,9 +110,14 @@ public final class NBDExport: Sendable {
   func attempt(worker: Int) -> NBDAttempt? {
     state.withLock { state in
       if let last = state.attempts[worker], !last.hasEnded { return nil }
-      let attempt = try? NBDAttempt(library, options.location, address, role: nil)
-      state.attempts[worker] = attempt
-      return attempt
+      do throws(Errno) {
+        let connector = if let last = state.connectors[worker] { last } else { try NBDConnector() }
+        state.connectors[worker] = connector
+        let attempt = try NBDAttempt(library, options.location, address)
+        connector.begin(attempt)
+        state.attempts[worker] = attempt
+        return attempt
+      } catch { return nil }
     }
   }
 

@@ -18,6 +18,8 @@ public enum NBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
   case cannotVerifyNames(uri: String, name: String)
   /// A certificate or a file with keys cannot be read, or is no regular file.
   case noCredentials(uri: String, path: String, Errno)
+  /// Attempts over TLS that nobody waits for any more have not ended, so many that there is to be no other one.
+  case othersHang(uri: String, count: Int)
   /// Certificates or keys were changed while a connection was made.
   case credentialsChanged(uri: String, path: String)
   /// The server takes nobody without TLS.
@@ -62,6 +64,9 @@ public enum NBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
       "\(printable(uri)) needs \(printable(path)), which is not a regular file: put one there"
     case .noCredentials(let uri, let path, let error):
       "\(printable(uri)) needs \(printable(path)), which cannot be read (\(error)): put it there, or let this user read it"
+    case .othersHang(let uri, let count):
+      "\(printable(uri)) is not connected to while \(count == 1 ? "one" : "\(count)") of the connections over TLS that were given up "
+        + "before hang: look whether the file system of their certificates or keys answers, and try again"
     case .credentialsChanged(let uri, let path):
       "\(printable(path)) changed while a connection to \(printable(uri)) was being made, so that one is not used: try again"
     case .needsTLS(let uri): "the server of \(printable(uri)) accepts no connection without TLS: write nbds instead of nbd"

@@ -39,7 +39,7 @@ public enum ImageToolFailure: Error, Hashable, CustomStringConvertible {
     case .cannotOpen(let path, let error): "\(printable(path)) cannot be opened for writing: \(error)"
     case .notAFile(let path): "\(printable(path)) is not a regular file: name an image"
     case .inUse(let path):
-      "\(printable(path)) is in use by another program\(LockHolder.words(path, unknown: "")): stop that one first"
+      "\(printable(path)) is in use by \(LockHolder.words(path, stranger: "another program", unknown: "")) first"
     case .noLocks(let path):
       "\(printable(path)) is on a file system without locks, so that nothing shows whether it is in use: copy it to another one first"
     case .fault(let path, let fault): "\(printable(path)) cannot be changed: \(fault)"

@@ -64,8 +64,8 @@ public enum Qcow2Failure: Error, Hashable, CustomStringConvertible {
       "there is no image \(printable(path)): make one with 'vmm-blk image create --size 1G \(printable(path))' or name another"
     case .notAFile(let path): "\(printable(path)) is neither a regular file nor a block device: name an image"
     case .locked(let path):
-      "\(printable(path)), which belongs to a qcow2 image, is in use by a process\(LockHolder.words(path)): stop that "
-        + "one, or use --no-lock if you are sure"
+      "\(printable(path)), which belongs to a qcow2 image, is in use by \(LockHolder.words(path, stranger: "a process")), or use "
+        + "--no-lock if you are sure"
     case .notWritable(let path, let fault):
       "the image \(printable(path)) cannot be served for writing: \(fault) (or serve it with --read-only)"
     case .snapshotsAreOnlyRead(let path):
