@@ -170,7 +170,7 @@ import VirtioCore
     let error = try #require(throws: ImageError.self) { try ImageFile(ImageOptions(path: path)) }
     let deed = isReadOnly ? "has it open" : "writes to it"
     #expect("\(error)".contains("is in use by another process that \(deed) (process "))
-    #expect("\(error)".contains(", python3): stop that one, or say --no-lock"), "\(error)")
+    #expect("\(error)".contains(", python3): stop that one, or use --no-lock"), "\(error)")
     withExtendedLifetime(file) {}
   }
 
@@ -184,7 +184,7 @@ import VirtioCore
     let who = user.map { "another disk of this process (\($0))" } ?? "this process itself"
     let deed = isReadOnly ? "has it open" : "writes to it"
     #expect { try ImageFile(ImageOptions(path: path)) } throws: {
-      "\($0)".contains("is in use by \(who), which \(deed): give each disk an image of its own, or say --no-lock")
+      "\($0)".contains("is in use by \(who), which \(deed): give each disk an image of its own, or use --no-lock")
     }
     #expect(image != nil)
     image = nil
