@@ -132,8 +132,8 @@ import VirtioCore
     (#","action":"start","milliseconds":0,"records":100"#, "milliseconds"),
     (#","action":"start","milliseconds":10"#, "records"),
     (#","action":"start","milliseconds":10,"records":99999999"#, "records"),
-    (#","action":"start","milliseconds":10,"records":4194304"#, "together"), (#","action":"read","thread":0"#, "nothing"),
-    (#","action":"stop""#, "nothing"), (#","action":"begin""#, "action"),
+    (#","action":"start","milliseconds":10,"records":4194304"#, "together"), (#","action":"read","thread":0"#, "no trace of"),
+    (#","action":"stop""#, "no trace of"), (#","action":"begin""#, "action"),
   ]) func whatMakesNoSenseIsRefused(_ words: String, _ reason: String) throws {
     try withDirectory { directory in
       let server = try Self.serve(directory, ["a"])

@@ -12,6 +12,8 @@ struct Qcow2Chain {
   private let isReadOnly: Bool
   /// The keeper of the topmost image, if it is written to.
   private var keeper: ImageKeeper?
+  /// The topmost image has internal snapshots, if it is written to.
+  private var hasSnapshots = false
   private var layers: [Qcow2Layer] = []
   private var isInMemory = true
   /// Device and inode of every open file.
@@ -31,7 +33,8 @@ struct Qcow2Chain {
     guard let keeper = chain.keeper else { return Qcow2Disk(chain.layers, isInMemory: chain.isInMemory) }
     do throws(Qcow2Fault) {
       let writer = try Qcow2Writer(keeper, chain.layers[0], witness: witness)
-      return Qcow2Disk(chain.layers, isInMemory: chain.isInMemory, writer: writer)
+      return Qcow2Disk(
+        chain.layers, isInMemory: chain.isInMemory, writer: writer, hasSnapshots: chain.hasSnapshots)
     } catch { throw .notWritable(path: location.path, error) }
   }
 
@@ -78,6 +81,7 @@ struct Qcow2Chain {
       let isTop = layers.isEmpty
       if isTop, !isReadOnly {
         do throws(Qcow2Fault) { keeper = try ImageKeeper(header, source) } catch { throw .notWritable(path: path, error) }
+        hasSnapshots = header.snapshotCount > 0
       }
       let data = try dataFile(of: header, path, isTop: isTop)
       do throws(Qcow2Fault) {

@@ -13,10 +13,13 @@ final class Qcow2Disk: Sendable, MediumCalls {
   let isInMemory: Bool
   /// The writer of the topmost image; `nil`: it is read-only.
   let writer: Qcow2Writer?
+  /// Clusters may be shared, with backing files or snapshots: a write that copies one waits for the medium.
+  private let sharesClusters: Bool
   /// The cluster that was decompressed last: compressed images are usually read sequentially.
   private let decompressed = Mutex<DecompressedCluster?>(nil)
 
-  init(_ layers: [Qcow2Layer], isInMemory: Bool, writer: Qcow2Writer? = nil) {
+  init(_ layers: [Qcow2Layer], isInMemory: Bool, writer: Qcow2Writer? = nil, hasSnapshots: Bool = false) {
+    sharesClusters = layers.count > 1 || hasSnapshots
     self.layers = layers
     self.isInMemory = isInMemory
     self.writer = writer
@@ -29,6 +32,14 @@ final class Qcow2Disk: Sendable, MediumCalls {
   var size: UInt64 { layers[0].size }
 
   // MARK: Operations
+
+  /// Whether an operation usually stores into the page cache and waits for nothing.
+  func onlyStores(_ operation: IOOperation) -> Bool {
+    switch operation.kind {
+    case .read, .flush: false
+    case .write, .punchHole, .zeroRange, .allocate, .blockDiscard: !sharesClusters && !operation.isDurable
+    }
+  }
 
   /// Performs an operation, waiting for the medium if necessary.
   func perform(_ operation: IOOperation) -> Int32 { performAtOnce(operation, mayWait: true) ?? -EIO }

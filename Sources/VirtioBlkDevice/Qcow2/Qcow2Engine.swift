@@ -12,13 +12,16 @@ struct Qcow2Engine: BlockEngine, ~Copyable {
   static let noticesCuts = true
   /// A discard is distinguished from zeroes: it must not allocate space.
   var takesDiscards: Bool { true }
-  private static let threads = (reading: 8, writing: 16)
+  /// What waits for the medium gains from each thread; a sync is shared by all that wait for one. What only stores into the
+  /// page cache does not: a file system lets one writer at a time into a file, and the others would get in each other's way.
+  private static let threads = (reading: 8, waiting: 16, storing: 2)
 
   private let disk: Qcow2Disk
   /// Everything is done in the queue's thread, however long that takes.
   private let mayWait: Bool
-  /// Made on first use.
+  /// Each made on first use.
   private var pool: CallPool<Qcow2Disk>?
+  private var storing: CallPool<Qcow2Disk>?
   private var waiter: BoardWaiter
   private var calls: UInt64 = 0
 
@@ -29,18 +32,31 @@ struct Qcow2Engine: BlockEngine, ~Copyable {
     mayWait = kind == .sync || disk.isInMemory
   }
 
-  deinit { pool?.end() }
+  deinit {
+    pool?.end()
+    storing?.end()
+  }
 
   mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
     calls &+= 1
     if let result = disk.performAtOnce(operation, mayWait: mayWait) { return .finished(result) }
-    if pool == nil {
-      pool = try? CallPool(disk, board: waiter.board, threads: disk.writer == nil ? Self.threads.reading : Self.threads.writing)
-    }
+    let pool = disk.onlyStores(operation) ? storingPool() : waitingPool()
     // If no thread can be made it is done here.
     guard let pool else { return .finished(disk.perform(operation)) }
     pool.add(operation, tag: tag)
     return .pending
+  }
+
+  private mutating func waitingPool() -> CallPool<Qcow2Disk>? {
+    if pool == nil {
+      pool = try? CallPool(disk, board: waiter.board, threads: disk.writer == nil ? Self.threads.reading : Self.threads.waiting)
+    }
+    return pool
+  }
+
+  private mutating func storingPool() -> CallPool<Qcow2Disk>? {
+    if storing == nil { storing = try? CallPool(disk, board: waiter.board, threads: Self.threads.storing) }
+    return storing
   }
 
   mutating func submit() {}
@@ -49,5 +65,5 @@ struct Qcow2Engine: BlockEngine, ~Copyable {
   mutating func nextEvent() -> EngineEvent? { waiter.nextEvent() }
   mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) { try waiter.watch(kick, lane: lane) }
   mutating func unwatch(lane: Int) { waiter.unwatch(lane: lane) }
-  var systemCalls: UInt64 { calls &+ (pool?.calls ?? 0) &+ waiter.systemCalls }
+  var systemCalls: UInt64 { calls &+ (pool?.calls ?? 0) &+ (storing?.calls ?? 0) &+ waiter.systemCalls }
 }
