@@ -198,7 +198,7 @@ def measure(image, options, directory, results):
             try:
                 image.fresh()
                 found = fio(subject, image, job, options) if subject.fio else bench(subject, image, job, options, directory)
-            except (RuntimeError, subprocess.TimeoutExpired) as error:
+            except (RuntimeError, subprocess.TimeoutExpired, images.Missing) as error:
                 broken[subject.id] = f"{subject.title} on {image.title} ({job[0]}): {error}"
                 continue
             results.append({"subject": subject.id, "image": image.id, "job": job[0], "round": round_, **found})

@@ -74,6 +74,8 @@ struct CommandWords {
     /// The option's name as it was written, and what it is; `nil` for a word that belongs to none.
     var option: (name: String, argument: Argument)?
     var value: String
+    /// The option is written as `--name=VALUE`. Without a value the parser takes the next word for it.
+    var isJoined = false
   }
 
   /// - Parameter words: those that the parser has taken.
@@ -81,9 +83,10 @@ struct CommandWords {
     var commands = [root]
     var given: [Given] = []
     var index = 0
-    while index < words.count, words[index] != "--" {
+    while index < words.count {
       let word = words[index]
       index += 1
+      guard word != "--" else { return given + words[index...].map { Given(value: $0) } }
       guard word.hasPrefix("-") else {
         if let next = commands[commands.count - 1].subcommands?.first(where: { $0.commandName == word }) {
           commands.append(next)
@@ -95,7 +98,7 @@ struct CommandWords {
       let name = String(word.prefix { $0 != "=" })
       guard let option = names(commands)[name], option.kind == "option" else { continue }
       if word.contains("=") {
-        given.append(Given(option: (name, option), value: String(word.dropFirst(name.count + 1))))
+        given.append(Given(option: (name, option), value: String(word.dropFirst(name.count + 1)), isJoined: true))
       } else if index < words.count {
         given.append(Given(option: (name, option), value: words[index]))
         index += 1
@@ -117,20 +120,21 @@ struct CommandWords {
   }
 
   /// The sentence about the first word that is empty, as a script's variable is that was never set; `nil` if there is none.
-  /// Taken at its word, it is the name of a file that is not there.
+  /// Taken at its word, it is the name of a file that is not there. Some say something: no serial number, no backing file.
   func empty(in words: [String]) -> String? {
     for given in given(in: words) where given.value.isEmpty {
       guard let (name, _) = given.option else { return "an argument is empty: give it a value, or leave it out" }
-      if !Self.mayBeEmpty.contains(name) { return "\(name) is empty: give it a value, or leave it out" }
+      let mayBeEmpty = name == "--serial" || ["-b", "--backing"].contains(name) && words.starts(with: ["image", "rebase"])
+      if !mayBeEmpty { return "\(name) is empty: give it a value, or leave it out" }
+      if given.isJoined { return "\(name)= has no value: write \(name) ''" }
     }
     return nil
   }
 
-  /// Options whose empty value says something: no serial number, no backing file.
-  private static let mayBeEmpty: Set = ["--serial", "-b", "--backing"]
-
   /// Some word may be empty: worth a closer look, for which the parser describes all options.
-  static func mayHaveEmpty(_ words: [String]) -> Bool { words.contains("") }
+  static func mayHaveEmpty(_ words: [String]) -> Bool {
+    words.contains { $0.isEmpty || $0.hasPrefix("-") && $0.hasSuffix("=") }
+  }
 
   /// The names of options that have several, with the first of each.
   static let otherNames = [

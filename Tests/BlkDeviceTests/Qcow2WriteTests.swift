@@ -233,6 +233,71 @@ import VirtioCore
     #expect(try disk.bytes(at: 0, count: 4096) == [UInt8](repeating: 1, count: 4096))
   }
 
+  /// The kernel reports an error of any page to whoever asks first: a flush beside a part that fails would be told nothing.
+  @Test func aPartAndEverythingAreNotMadeStableAtOnce() throws {
+    final class Overlap: Qcow2Witness {
+      let running = Mutex<(syncs: Int, parts: Int, overlaps: Int)>((0, 0, 0))
+
+      func witness(_ call: Qcow2Call, _ perform: () -> Int) -> Int {
+        let (syncs, parts) = (call == .sync ? 1 : 0, call.isStable ? 1 : 0)
+        running.withLock {
+          $0.syncs += syncs
+          $0.parts += parts
+          if syncs + parts > 0, $0.syncs > 0, $0.parts > 0 { $0.overlaps += 1 }
+        }
+        defer {
+          running.withLock {
+            $0.syncs -= syncs
+            $0.parts -= parts
+          }
+        }
+        // The longer it takes the likelier is the other one to come.
+        if syncs + parts > 0 { usleep(500) }
+        return perform()
+      }
+    }
+    let folder = try ImageFolder(in: Medium.memory.folder)
+    try folder.create("a", "1G")
+    let witness = Overlap()
+    try folder.writing("DIR/a", witness) { disk in
+      DispatchQueue.concurrentPerform(iterations: 2) { side in
+        for number in 0..<200 {
+          let result =
+            side == 0
+            ? disk.change(.flush, at: 0, count: 0) : disk.change(.write, at: number << 20, count: 1 << 20, value: 1)
+          #expect(result == 0)
+        }
+      }
+    }
+    #expect(witness.running.withLock { $0.overlaps } == 0)
+  }
+
+  /// Writes that wait for the medium have threads that share its syncs; those that only store have few.
+  @Test func onlyWritesThatWaitForNothingAreSaidToStore() throws {
+    let folder = try ImageFolder(in: Medium.memory.folder)
+    try folder.create("a", "4M", ["-o", "cluster_size=128k,extended_l2=on"])
+    func stores(_ disk: Qcow2Disk, _ offset: UInt64, isDurable: Bool = false) -> Bool {
+      var operation = unsafe IOOperation(kind: .write)
+      (operation.offset, operation.length, operation.isDurable) = (offset, 4096, isDurable)
+      return disk.onlyStores(operation)
+    }
+    try folder.writing("DIR/a") { disk in
+      #expect(stores(disk, 0) && !stores(disk, 0, isDurable: true))
+      #expect(disk.change(.write, at: 0, count: 4096, value: 1) == 0)
+      #expect(stores(disk, 0) && stores(disk, 4096))
+    }
+    // Opened again, what the cluster has beside its data is not known to be a hole.
+    try folder.writing("DIR/a") { disk in
+      // Its table is not read yet.
+      #expect(!stores(disk, 0))
+      let bytes = try disk.bytes(at: 0, count: 4096)
+      #expect(bytes == [UInt8](repeating: 1, count: 4096))
+      #expect(stores(disk, 0) && !stores(disk, 4096) && stores(disk, 1 << 20))
+    }
+    try folder.overlay("b", over: "a", "qcow2")
+    try folder.writing("DIR/b?backing=qcow2:DIR/a") { disk in #expect(!stores(disk, 0)) }
+  }
+
   /// A guest's data that is in the page cache is not waited for where only metadata has to be stable.
   @Test func aNewRunWaitsForItsRefcountsOnly() throws {
     let folder = try ImageFolder(in: Medium.memory.folder)

@@ -186,7 +186,11 @@ import Testing
     (["ctl", "--control", "", "list"], "--control is empty"),
     (["bench", "--blk-file", ""], "--blk-file is empty"), (["conform", "--exec", ""], "--exec is empty"),
     (["image", "info", ""], "an argument is empty"), (["inspect", ""], "an argument is empty"),
-    (["image", "create", "--size", "1M", ""], "an argument is empty"),
+    (["image", "create", "--size", "1M", ""], "an argument is empty"), (["image", "info", "--", ""], "an argument is empty"),
+    // With nothing behind the equals sign the parser takes the next word.
+    (["serve", "--blk-file=", "/nowhere/i", "--socket-path", "s"], "--blk-file is empty"),
+    (disk + ["--serial=", "x"], "--serial= has no value"),
+    (["image", "create", "-b", "", "-F", "raw", "--size", "1G", "/nowhere/i"], "-b is empty"),
   ])
   func whatIsEmptyNamesNothing(words: [String], sentence: String) throws {
     try Self.check(words, 64, sentence, #_sourceLocation)

@@ -33,11 +33,13 @@ final class Qcow2Disk: Sendable, MediumCalls {
 
   // MARK: Operations
 
-  /// Whether an operation usually stores into the page cache and waits for nothing.
+  /// Whether an operation stores into the page cache and waits for nothing, as far as its first cluster says at once.
   func onlyStores(_ operation: IOOperation) -> Bool {
-    switch operation.kind {
+    guard let writer, !sharesClusters, !operation.isDurable else { return false }
+    return switch operation.kind {
     case .read, .flush: false
-    case .write, .punchHole, .zeroRange, .allocate, .blockDiscard: !sharesClusters && !operation.isDurable
+    case .write, .punchHole, .zeroRange, .allocate, .blockDiscard:
+      layers[0].isWrittenAtOnce(at: operation.offset, firstEnd: writer.firstEnd)
     }
   }
 

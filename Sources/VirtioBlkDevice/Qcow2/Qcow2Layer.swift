@@ -337,6 +337,26 @@ final class Qcow2Layer: @unchecked Sendable {
     return try? ClusterEntry(entry, bitmap, entries)
   }
 
+  /// Whether a write there neither reads a table nor waits until data is stable. A hint: the entry may change meanwhile.
+  ///
+  /// - Parameter firstEnd: of the file when it was opened, bytes: clusters beyond it are holes where nothing was written.
+  func isWrittenAtOnce(at offset: UInt64, firstEnd: UInt64) -> Bool {
+    guard let entries else { return false }
+    let index = geometry.level1Index(offset)
+    guard place(index) != 0 else { return true }
+    guard let table = unsafe table(index) else { return false }
+    let (entry, bitmap) = unsafe words(table, offset)
+    guard let cluster = try? entries.level2(entry, bitmap: bitmap) else { return false }
+    switch cluster {
+    case .unallocated, .zero(nil), .subclusters(nil, _, _): return true
+    case .data: return entry & Self.ownBits == Self.ownBits & ~Self.compressedBit
+    case .zero(let place?): return place >= firstEnd
+    case .subclusters(let place?, let data, _):
+      return place >= firstEnd || data >> UInt32(geometry.inCluster(offset) / geometry.subclusterSize) & 1 != 0
+    case .compressed: return false
+    }
+  }
+
   /// Whether an L2 table of the file could be read.
   func hasTable(_ index: Int) -> Bool { unsafe (table(index) ?? load(index)) != nil }
 

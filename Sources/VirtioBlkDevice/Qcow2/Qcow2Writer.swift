@@ -129,17 +129,29 @@ final class Qcow2Writer: Sendable {
         let result = put(store, keeper)
         guard result == 0 else { return result }
       }
-      for store in group { guard makeStable(store.bytes, at: store.offset) else { return -EIO } }
+      if group.count > Self.fewStores {
+        let result = sync()
+        guard result == 0 else { return result }
+      } else {
+        for store in group { guard makeStable(store.bytes, at: store.offset) else { return -EIO } }
+      }
     }
     return 0
   }
 
+  /// How many stores are made stable one by one, each at the cost of a flush of the device.
+  private static let fewStores = 4
+
+  /// As `sync`, one at a time: the kernel reports an error of any page to whoever asks first, and only once.
+  ///
   /// - Returns: whether it is; if not, nothing is any more.
   private func makeStable(_ bytes: [UInt8], at offset: UInt64) -> Bool {
-    guard !hasLost.load(ordering: .relaxed) else { return false }
-    guard calls.makeStable(bytes, at: offset) != 0 else { return true }
-    hasLost.store(true, ordering: .relaxed)
-    return false
+    synced.withLock { _ in
+      guard !hasLost.load(ordering: .relaxed) else { return false }
+      guard calls.makeStable(bytes, at: offset) != 0 else { return true }
+      hasLost.store(true, ordering: .relaxed)
+      return false
+    }
   }
 
   /// Marks the image as corrupt: nobody writes to it before it is repaired.
