@@ -120,7 +120,7 @@ struct CommandWords {
   }
 
   /// The sentence about the first word that is empty, as a script's variable is that was never set; `nil` if there is none.
-  /// Taken at its word, it is the name of a file that is not there. Some say something: no serial number, no backing file.
+  /// Taken at its word, it is the name of a file that is not there. For two options it has a meaning: no serial number, no backing file.
   func empty(in words: [String]) -> String? {
     for given in given(in: words) where given.value.isEmpty {
       guard let (name, _) = given.option else { return "an argument is empty: give it a value, or leave it out" }

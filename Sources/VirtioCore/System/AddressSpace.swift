@@ -10,7 +10,7 @@ public final class AddressSpace: Sendable {
   /// That of this process, with limits taken from the system when it is first used.
   public static let shared = AddressSpace(bytes: SystemLimits.bytes, mappings: SystemLimits.mappings)
 
-  /// What may be reserved at once.
+  /// Bytes that may be reserved at once.
   public let bytes: UInt64
   /// Mappings that there may be at once.
   public let mappings: Int
@@ -26,7 +26,7 @@ public final class AddressSpace: Sendable {
 
   /// Takes room for one mapping out of the budget, to be given back with `release`.
   ///
-  /// - Throws: ENOMEM when there is not so much left.
+  /// - Throws: ENOMEM if less than that is left.
   public func reserve(_ count: Int) throws(Errno) {
     let isThere = used.withLock { used in
       let wanted = UInt64(max(count, 0))
@@ -70,7 +70,7 @@ private enum SystemLimits {
     return 1 << UInt64(64 - address.leadingZeroBitCount)
   }
 
-  /// Bytes that are mapped now; 0 where nobody says.
+  /// Bytes that are mapped now; 0 if the system does not tell.
   private static var inUse: UInt64 {
     guard let words = firstWords(of: "/proc/self/statm"), let pages = UInt64(words) else { return 0 }
     return pages &* UInt64(PageSize.bytes)
@@ -83,7 +83,7 @@ private enum SystemLimits {
     return min(max(most - most / 8, 0), FaultTable.room)
   }
 
-  /// What a small file of the kernel's begins with, up to the first white space.
+  /// The first word of a small file of the kernel.
   private static func firstWords(of path: String) -> String? {
     let descriptor = unsafe clinux_open(path, O_RDONLY | O_CLOEXEC, 0)
     guard descriptor >= 0 else { return nil }

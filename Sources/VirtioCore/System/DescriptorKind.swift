@@ -1,4 +1,4 @@
-/// What a descriptor is that another process handed over.
+/// The kind of a descriptor that another process handed over.
 internal import CLinux
 internal import Glibc
 

@@ -28,7 +28,7 @@ public final class DoorbellWatch: Sendable {
   /// harmless, lost ones are not.
   public var rung: OwnedDescriptor { state.rung }
 
-  /// Ends the thread and waits for it, however often it is called.
+  /// Ends the thread and waits for it. Further calls do nothing.
   public func stop() {
     state.end()
     thread.join()

@@ -56,7 +56,7 @@ public final class LineWriter: Sendable {
     guard isFirst else { return }
     // A thread for as long as there is something to write, so that a program with nothing to say has none.
     do { _ = try SystemThread(name: "lines") { self.run() } } catch {
-      // Without one what can be written at once is; the rest stays for the next line.
+      // Without a thread, as much is written as fits without waiting; the rest stays until the next line.
       writeWithoutWaiting()
     }
   }

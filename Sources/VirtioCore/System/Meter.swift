@@ -9,7 +9,7 @@ public struct Meter: Sendable {
   public enum Verdict: Hashable, Sendable {
     /// Say it. - heldBack: how many before it were not said; 0 when none.
     case pass(heldBack: Int)
-    /// Do not say it: there were too many of late.
+    /// Do not say it: there have been too many lately.
     case hold
   }
 

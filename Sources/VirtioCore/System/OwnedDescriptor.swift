@@ -4,7 +4,7 @@ internal import Glibc
 /// Does elsewhere what may block: releasing what another process handed over. The last `close` of a file asks its file system,
 /// and that may be one that never answers.
 public protocol Disposer: AnyObject, Sendable {
-  /// Sees to it that this is done. Called from any thread; does not wait.
+  /// Closes it eventually. Called from any thread; does not wait.
   func dispose(_ errand: @escaping @Sendable () -> Void)
 }
 

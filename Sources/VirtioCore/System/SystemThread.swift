@@ -90,7 +90,7 @@ public final class SystemThread: @unchecked Sendable {
     return name
   }
 
-  /// All but faults, and but what profilers send.
+  /// All signals except those of faults and of profilers.
   private static func blockedSignals() -> sigset_t {
     var blocked = sigset_t()
     unsafe sigfillset(&blocked)

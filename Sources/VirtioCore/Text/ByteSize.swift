@@ -5,7 +5,7 @@ public enum ByteSize {
   ///
   /// `4096`, `0x1000`, `4k`, `1M`, `2G`, `1T`: powers of 1024, in large or small letters, also as `4KiB`, `1MiB`. With a `B`
   /// and no `i` they are powers of 1000, as on the label of a disk: `10GB`. `8s` is eight sectors of 512 bytes, `512b`
-  /// and `512B` are bytes. A decimal fraction is fine as long as whole bytes come of it: `2.5 MiB`.
+  /// and `512B` are bytes. A decimal fraction is accepted if the result is a whole number of bytes: `2.5 MiB`.
   ///
   /// - Returns: `nil` for anything else, and for what is more than 2⁶⁴ − 1.
   public static func parse(_ text: String) -> UInt64? {
@@ -35,7 +35,7 @@ public enum ByteSize {
     return remainder == 0 && !overflow ? bytes : nil
   }
 
-  /// What `parse` takes, for the sentence about what it does not take.
+  /// The forms that `parse` accepts, for messages about what it rejects.
   public static let forms = "a number of bytes as in 4096, 0x1000, 4k, 1M, 1GiB, 10GB or 8s (sectors)"
 
   private static func product(_ number: UInt64, _ unit: UInt64) -> UInt64? {
@@ -60,7 +60,7 @@ public enum ByteSize {
     return (0...power).reduce(1) { unit, _ in unit * base }
   }
 
-  /// The number in the largest binary unit of which it has one at least, with one digit behind the point unless it is a whole
+  /// The number in the largest binary unit of which it has one at least, with one digit after the decimal point unless it is a whole
   /// number of them: `512 bytes`, `2.5 MiB`, `1 GiB`.
   public static func describe(_ bytes: UInt64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"]

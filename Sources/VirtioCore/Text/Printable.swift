@@ -1,4 +1,4 @@
-/// Words of others on a terminal and in a log.
+/// Text of untrusted origin on a terminal and in a log.
 
 /// The text with everything escaped that a terminal or a log would take for more than letters: control characters, what breaks
 /// a line, and what turns the direction of writing around. A file may have any name, and nobody who reads its name is to be
