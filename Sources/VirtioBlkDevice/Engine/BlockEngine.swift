@@ -111,6 +111,10 @@ protocol BlockEngine: ~Copyable {
   /// The kernel takes nothing from this engine any more, and nothing in flight will complete.
   var isLost: Bool { get }
 
+  /// Something is in flight that other threads of this machine work on: kernel workers, a library's. They may have to run on the
+  /// worker's CPU.
+  var awaitsThreads: Bool { get }
+
   /// - Parameter operation: inside the medium; a transfer has at least one byte and at most 2^30, as many as its segments.
   mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome
   /// Hands over what was started, without waiting.
@@ -158,4 +162,5 @@ extension BlockEngine where Self: ~Copyable {
   var takesOnlyTransfers: Bool { false }
   var takesDiscards: Bool { false }
   var isLost: Bool { false }
+  var awaitsThreads: Bool { false }
 }

@@ -108,6 +108,7 @@ struct CachedEngine: BlockEngine, ~Copyable {
   mutating func use(_ memory: GuestMemory) { ring.use(memory) }
   var takesOnlyTransfers: Bool { ring.takesOnlyTransfers }
   var isLost: Bool { ring.isLost }
+  var awaitsThreads: Bool { ring.awaitsThreads }
   mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) { try ring.watch(kick, lane: lane) }
   mutating func unwatch(lane: Int) { ring.unwatch(lane: lane) }
   var systemCalls: UInt64 { ring.systemCalls &+ image.calls &+ looks }

@@ -54,6 +54,7 @@ struct RBDEngine: BlockEngine, ~Copyable {
   var takesDiscards: Bool { true }
   /// With the last answer: until then the library may write to a driver's memory.
   var isLost: Bool { isFenced && pending == 0 }
+  var awaitsThreads: Bool { pending > 0 }
 
   // MARK: Asking
 

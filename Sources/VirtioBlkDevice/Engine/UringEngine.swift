@@ -32,6 +32,8 @@ struct UringEngine: BlockEngine, ~Copyable {
   private var waiter: EpollWaiter?
   private let completionCounter: OwnedDescriptor?
   private var buffers: RegisteredBuffers
+  /// Kernel workers do what cannot be done at once, with CPU time; a device does not.
+  private let hasWorkers: Bool
   /// Operations in the kernel or on their way.
   private var inFlight: Int
   /// Prepared since the last hand-over.
@@ -77,6 +79,7 @@ struct UringEngine: BlockEngine, ~Copyable {
     self.waiter = waiter
     completionCounter = counter
     buffers = RegisteredBuffers()
+    hasWorkers = !isSlow
     inFlight = 0
     prepared = 0
     parts = BatchParts(setup.handover, isSlow: isSlow)
@@ -236,6 +239,8 @@ struct UringEngine: BlockEngine, ~Copyable {
 
   /// A ring that polls its device takes nothing else.
   var takesOnlyTransfers: Bool { setup.poll != .off }
+
+  var awaitsThreads: Bool { hasWorkers && inFlight > 0 }
 
   mutating func submit() {
     parts.begin()

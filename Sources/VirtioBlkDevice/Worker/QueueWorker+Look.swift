@@ -49,9 +49,9 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
         // Nothing came at once: the time from here on belongs to no request.
         if round == roundsBetweenPolls, isMetered, Engine.movesData { settleAll() }
         medium.engine.poll()
-        // The thread that does the awaited work (a kernel worker, for example) may have to run on this very CPU. Not each time: a
-        // yield forfeits the rest of the slice, and a neighbour that never yields would get it.
-        if yields.isDue() { sched_yield() }
+        // The threads that do the awaited work may have to run on this very CPU. While none is known of, not each time: a yield
+        // forfeits the rest of the slice, and a neighbour that never yields would get it.
+        if medium.engine.awaitsThreads || yields.isDue() { sched_yield() }
         // Nothing comes from a lost engine; the sleep that follows tells the queues.
         if medium.engine.isLost { return false }
         if !isEndless {

@@ -9,6 +9,7 @@ protocol EngineObject: AnyObject {
   var takesOnlyTransfers: Bool { get }
   var takesDiscards: Bool { get }
   var isLost: Bool { get }
+  var awaitsThreads: Bool { get }
   var hasFinished: Bool { get }
   var systemCalls: UInt64 { get }
   func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome
@@ -31,6 +32,7 @@ final class EngineBox<Engine: BlockEngine & ~Copyable>: EngineObject {
   var takesOnlyTransfers: Bool { engine.takesOnlyTransfers }
   var takesDiscards: Bool { engine.takesDiscards }
   var isLost: Bool { engine.isLost }
+  var awaitsThreads: Bool { engine.awaitsThreads }
   var hasFinished: Bool { engine.hasFinished }
   var systemCalls: UInt64 { engine.systemCalls }
   func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome { engine.start(operation, tag: tag) }
@@ -53,6 +55,7 @@ extension EngineLayer {
   var takesOnlyTransfers: Bool { base.takesOnlyTransfers }
   var takesDiscards: Bool { base.takesDiscards }
   var isLost: Bool { base.isLost }
+  var awaitsThreads: Bool { base.awaitsThreads }
   var hasFinished: Bool { base.hasFinished }
   var systemCalls: UInt64 { base.systemCalls }
   func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome { base.start(operation, tag: tag) }
@@ -77,6 +80,7 @@ struct LayeredEngine: BlockEngine, ~Copyable {
   var takesOnlyTransfers: Bool { top.takesOnlyTransfers }
   var takesDiscards: Bool { top.takesDiscards }
   var isLost: Bool { top.isLost }
+  var awaitsThreads: Bool { top.awaitsThreads }
   var hasFinished: Bool { top.hasFinished }
   var systemCalls: UInt64 { top.systemCalls }
   mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome { top.start(operation, tag: tag) }
