@@ -90,6 +90,23 @@ import VirtioCore
       return (engine.hasFinished, events)
     }
 
+    /// Writes the first block. - Returns: whether threads were awaited before, meanwhile and afterwards.
+    func write() throws -> [Bool] {
+      var answers = [engine.awaitsThreads]
+      unsafe segments.initialize(to: MemorySegment(base: buffer, count: block))
+      _ = unsafe engine.start(
+        IOOperation(kind: .write, length: UInt64(block), segments: segments, segmentCount: 1), tag: 0)
+      answers.append(engine.awaitsThreads)
+      while true {
+        engine.wait(nanoseconds: nil)
+        while let event = engine.nextEvent() {
+          guard case .completion(_, let result) = event else { continue }
+          #expect(result == Int32(block))
+          return answers + [engine.awaitsThreads]
+        }
+      }
+    }
+
     /// Has the kernel leave pages where they are once they are mapped: beside other work it takes some back whenever it likes.
     func keepPages() { _ = unsafe mlock2(image.mapping.base, size, UInt32(MLOCK_ONFAULT)) }
 
@@ -153,6 +170,18 @@ import VirtioCore
     try bed.read(0..<1024, mayWait: false)
     try #require(unsafe truncate(bed.file.path, off_t(Self.size / 2)) == 0)
     try bed.read(0..<512, mayWait: true)
+  }
+
+  /// Kernel workers write to the page cache, and may have to run on the CPU of a queue that polls. A device needs none.
+  @Test func writesAwaitThreads() throws {
+    let bed = try Bed()
+    #expect(try bed.write() == [false, true, false])
+    let mailbox = try OwnedDescriptor.eventCounter()
+    var ring = try UringEngine(
+      descriptor: bed.file.descriptor, isSlow: true, mailbox: mailbox.rawValue, depth: 1, setup: UringSetup())
+    _ = unsafe ring.start(IOOperation(kind: .flush), tag: 0)
+    let isAwaiting = ring.awaitsThreads
+    #expect(!isAwaiting)
   }
 
   @Test func whatPunchesIsForgotten() throws {
