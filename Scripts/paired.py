@@ -25,6 +25,9 @@ import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SIZE = 256 << 20
+# The page cache keeps what is written at once in large pieces, and ext4 looks at all buffers of a piece at each write into it: up to 512 of
+# them, which takes several times as long as the write and differs from file to file. So an image in it is filled page by page.
+PAGE = 4096
 HUNG = 120
 
 
@@ -80,8 +83,11 @@ def round_of(number, folder, paths, own, more, rw, args):
     servers = []
     try:
         images = paths if number // 2 % 2 else paths[::-1]
-        for name, program, options, path in zip("ab", (args.program or own, own), args.options, images):
+        pairs = list(zip("ab", (args.program or own, own), args.options, images))
+        # Where a server's memory lies depends on what was started before it.
+        for name, program, options, path in pairs if number // 4 % 2 else pairs[::-1]:
             servers.append(Server(program, folder, name, path, more + options.split()))
+        servers.sort(key=lambda server: server.socket)
         result = [None, None]
         for index in (0, 1) if number % 2 else (1, 0):
             result[index] = measure(own, servers[index], rw, args)
@@ -97,6 +103,16 @@ def interval(values):
     n = len(values)
     low, high = max(0, int(n / 2 - 0.98 * n ** 0.5)), min(n - 1, int(n / 2 + 0.98 * n ** 0.5))
     return statistics.median(values), values[low], values[high]
+
+
+def fill(path, bytes):
+    """Random bytes, by writes of this size all over the file."""
+    count = SIZE // bytes
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    # An odd factor: each once, and no two neighbours in succession.
+    for number in range(count):
+        os.pwrite(file, os.urandom(bytes), number * 40503 % count * bytes)
+    os.close(file)
 
 
 def main():
@@ -119,9 +135,7 @@ def main():
             more = {"null": ["--engine", "null"], "cache": ["--direct", "off"], "direct": ["--direct", "on"]}.get(image, [])
             paths = [os.path.join(folder, name + ".img") for name in "ab"]
             for path in paths:
-                with open(path, "wb") as file:
-                    for _ in range(SIZE >> 20):
-                        file.write(os.urandom(1 << 20))
+                fill(path, PAGE if image == "cache" else 1 << 20)
             for rw in kinds:
                 rates, costs = [], []
                 for number in range(args.rounds):
