@@ -9,7 +9,7 @@ public enum BenchError: Error, Sendable, CustomStringConvertible {
   case noThread(Errno)
   case noMemory(bytes: Int)
   case system(String, Errno)
-  /// The device answered what it was not asked.
+  /// The device broke the rules of the ring.
   case brokenRing(queue: Int, String)
   case requestFailed(queue: Int, status: UInt8, isWrite: Bool, sector: UInt64)
   case wrongData(Mismatch)
