@@ -126,7 +126,7 @@ extension Check {
           let slots = Int(base & 0x7fff) + (base & 0x8000 == 0 ? Int(hand.size) : 0)
           taken = slots / 3
         }
-        try expect(answered == taken, "round \(round): \(taken) chains were taken, \(answered) given back")
+        try expect(answered == taken, "round \(round): \(taken) chains were taken, \(answered) returned")
         for posted in all { posted.writable.fill(0x44) }
         bench.settle()
         try expect(
