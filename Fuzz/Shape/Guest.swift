@@ -380,7 +380,7 @@ final class Guest {
   }
 
   private func take(_ id: UInt16, _ length: UInt32) {
-    guard let entry = outstanding[id], entry.count > 0 else { fail("head \(id) was answered, which nobody gave") }
+    guard let entry = outstanding[id], entry.count > 0 else { fail("head \(id) was answered, but not outstanding") }
     check(UInt64(length) <= entry.writable, "\(length) bytes were written for head \(id), which has room for \(entry.writable)")
     outstanding[id]?.count -= 1
     for place in chains.removeValue(forKey: id) ?? [] { holds[place] = false }
@@ -405,7 +405,7 @@ final class Guest {
       let flags = arena.load(place + 14, as: UInt16.self)
       guard flags & 0x8080 == (usedSlot.wrap ? 0x8080 : 0), !spans.isEmpty else { return }
       let id = arena.load(place + 12, as: UInt16.self)
-      guard let span = spans[id] else { fail("buffer \(id) was answered, which nobody gave") }
+      guard let span = spans[id] else { fail("buffer \(id) was answered, but not outstanding") }
       take(id, arena.load(place + 8, as: UInt32.self))
       spans[id] = nil
       usedSlot = usedSlot.advanced(by: span, size: size)

@@ -43,7 +43,7 @@ public enum BenchError: Error, Sendable, CustomStringConvertible {
     case .cannotSleep:
       "one thread cannot sleep on several queues of a memory file: use --thread-per-queue, or let the client poll"
     case .target(let what): what
-    case .report(let path, let what): "\(path) is no report of this program: \(what)"
+    case .report(let path, let what): "\(path) is not a report of this program: \(what)"
     case .unavailable(let what): what
     }
   }

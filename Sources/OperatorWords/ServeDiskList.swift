@@ -48,7 +48,7 @@ package struct ServeDiskList {
     for (index, disk) in disks.enumerated() {
       let number = index + 1
       if let other = sockets.updateValue(number, forKey: disk.socketPath) {
-        throw error(index, "it has the socket of entry \(other): give each disk one of its own")
+        throw error(index, "it has the socket of entry \(other): give each disk its own socket")
       }
       guard !disk.options.noLock, let place = Place(disk.options) else { continue }
       if let other = images[place], !(other.isReadOnly && disk.options.readOnly) {

@@ -13,7 +13,7 @@ struct SandboxOptions: ParsableArguments {
         + "calls only appear in the kernel's log."))
   var sandbox = SandboxMode.on
 
-  /// Call it before the first thread is made.
+  /// Call it before the first thread is created.
   func arm() { Sandbox.arm(sandbox) }
 
   /// Enters the sandbox without a report, for one pass over data that may be hostile.

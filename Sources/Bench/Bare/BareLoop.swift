@@ -37,7 +37,7 @@ struct BareContext: ~Copyable {
   let blockSize: Int
   let depth: Int
   let isWrite: Bool
-  /// `depth` buffers of `blockSize` bytes, one after the other, each on a page of its own.
+  /// `depth` buffers of `blockSize` bytes, one after the other, each on its own page.
   let buffers: UnsafeMutableRawPointer
   /// Bytes from one buffer to the next.
   let stride: Int
@@ -108,7 +108,7 @@ struct BareContext: ~Copyable {
 }
 
 enum BareLoop {
-  /// Runs a loop on a thread of its own.
+  /// Runs a loop on its own thread.
   ///
   /// - Parameters:
   ///   - cpu: where the back-end would run.

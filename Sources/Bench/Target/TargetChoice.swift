@@ -67,7 +67,7 @@ extension Target {
           throw DriverError.refused("\(error)")
         }
         return try wrap(transport, name, workload, options, OwnProcessMeter(device: device))
-      case .echo: preconditionFailure("an echo is no disk")
+      case .echo: preconditionFailure("an echo is not a disk")
       }
     } catch {
       if case .badRequest(let what) = error { throw .target(what) }

@@ -62,7 +62,7 @@ extension Check {
     },
     Check(
       "suspension-drains", "suspend.10 suspend.11",
-      "When the device says that it is suspended, all that it began is used, and it begins nothing more.",
+      "When the device says that it is suspended, everything that it began is used, and it begins nothing more.",
       needs: [.offered(.suspend), .modern, .registers]
     ) { bench in
       try bench.start(Plan(adding: .suspend, size: 64))
@@ -87,7 +87,7 @@ extension Check {
     },
     Check(
       "suspension-calls", "suspend.12",
-      "When the device says that it is suspended, the driver has been called for all that is used.",
+      "When the device says that it is suspended, the driver has been called for everything that is used.",
       needs: [.offered(.suspend), .modern, .registers]
     ) { bench in
       var called = 0

@@ -64,7 +64,7 @@ extension Check {
       return .kept()
     },
     Check(
-      "own-reply-alone", "vu.ack.3", "A request with a reply of its own gets no acknowledgement besides.", rings: .once,
+      "own-reply-alone", "vu.ack.3", "A request with its own reply gets no additional acknowledgement.", rings: .once,
       needs: [.protocolFeature(.replyAck)]
     ) { bench in
       let link = try bench.subject.link(bench.settings)

@@ -1,4 +1,4 @@
-/// Requests: made of bytes, cut into descriptors, answered.
+/// Requests: assembled from bytes, split into descriptors, answered.
 internal import GuestDriver
 internal import VirtioCore
 
@@ -151,7 +151,7 @@ extension Bench {
   /// Sectors in a logical block.
   var step: UInt64 { UInt64(block / 512) }
 
-  /// Bytes that nobody else writes: they depend on the seed and on their offset.
+  /// Random bytes from the seed. Each 8 of them have a bit set.
   func pattern(_ bytes: Int) -> [UInt8] {
     var result: [UInt8] = []
     result.reserveCapacity(bytes + 8)
@@ -159,7 +159,7 @@ extension Bench {
     return Array(result.prefix(bytes))
   }
 
-  /// Blocks from `block` of the disk's scratch area on.
+  /// A read of whole blocks from a sector on.
   func read(_ sector: UInt64, blocks: Int = 1) -> BlockRequest { .read(sector: sector, bytes: blocks * block) }
   func write(_ sector: UInt64, _ bytes: [UInt8]) -> BlockRequest { .write(sector: sector, bytes) }
 

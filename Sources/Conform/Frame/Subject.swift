@@ -33,7 +33,7 @@ public protocol Subject: AnyObject {
   var bus: Bus { get }
   /// Attaches a new driver. The previous one is gone.
   func connect(_ settings: Settings) throws -> any DriverTransport
-  /// The registers behind a transport that this made; `nil`: none.
+  /// The registers behind a transport from `connect`; `nil` if it has none.
   func registers(of transport: any DriverTransport) -> (any RegisterPort)?
   /// A vhost-user connection on which nothing has been sent.
   func link(_ settings: Settings) throws -> Link

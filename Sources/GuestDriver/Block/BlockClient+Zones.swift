@@ -77,7 +77,7 @@ extension BlockClient {
   public func zoneCount() throws(DriverError) -> Int {
     let size = UInt64(try zoning().zoneSectors)
     guard config.capacity > 0, let count = Int(exactly: (config.capacity - 1) / size + 1), count <= Self.mostZones else {
-      throw .badRequest("\(config.capacity) sectors in zones of \(size) are no zones, or too many: the device is wrong")
+      throw .badRequest("\(config.capacity) sectors in zones of \(size) are not a valid number of zones: the device is wrong")
     }
     return count
   }
