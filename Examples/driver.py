@@ -41,10 +41,10 @@ class File:
             sys.exit(f"{path} has registers of kind {registers}, this driver knows virtio-mmio version 2 (0)")
         if version != 1:
             sys.exit(f"{path} has version {version}, this driver knows 1")
-        try:  # one driver at a time: byte 1 is ours for as long as the descriptor lives
+        try:  # one driver at a time: byte 1 stays locked as long as the descriptor is open
             fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 1, 1, 0))
         except OSError:
-            sys.exit(f"another driver has {path}")
+            sys.exit(f"another driver uses {path}")
         self.map = mmap.mmap(fd, size)
 
     def word(self, offset, kind=ctypes.c_uint32):
@@ -61,7 +61,7 @@ class File:
     def access(self, offset, width, write, value):
         """One register access through the mailbox."""
         request, response = self.word(self.control + 0x40), self.word(self.control + 0x80)
-        self.await_response(response, request.value)  # a request before us still belongs to the device
+        self.await_response(response, request.value)  # the device may still have an earlier request
         struct.pack_into("<IIIQ", self.map, self.control + 0x44, offset, width, write, value)
         self.ring(request)
         self.await_response(response, request.value)
@@ -74,7 +74,7 @@ class File:
         deadline = time.monotonic() + self.patience
         while (seen := response.value) != sequence:
             if time.monotonic() > deadline:
-                sys.exit("no device answers: is 'vmm-blk run' there?")
+                sys.exit("no device answers: is 'vmm-blk run' running?")
             self.wait(response, seen, 0.05)
 
     def read(self, offset, width=4):
@@ -87,7 +87,7 @@ class File:
 class Queue:
     """Queue 0 of 128 entries at the beginning of guest memory; chain n uses descriptors 3n … 3n + 2."""
 
-    # A request of this disk may have 126 segments and two descriptors besides: smaller rings cannot take the largest ones.
+    # A request of this disk may have 126 segments and two descriptors besides: smaller rings have no room for the largest ones.
     SIZE, CHAINS, LENGTH = 128, 4, 4096
 
     def __init__(self, file):
@@ -169,7 +169,7 @@ def bring_up(file):
         file.write(0x20, wanted >> 32 * half & 0xFFFFFFFF)
     file.write(0x70, 11)  # FEATURES_OK
     if not file.read(0x70) & 8:
-        sys.exit("the device does not work with VERSION_1")
+        sys.exit("the device refused VERSION_1")
     queue = Queue(file)
     file.write(0x30, 0)  # QueueSel
     file.write(0x38, queue.SIZE)

@@ -1,10 +1,10 @@
-/// The entry that libFuzzer calls, and the list of what can be attacked: one program for all targets, so that it is linked once.
+/// The entry point that libFuzzer calls, and the list of targets: one program has them all, so that it is linked once.
 internal import Glibc
 
-/// What one run of a target tries. Whatever is wrong ends the process (`fail`), as the sanitizer does.
+/// One run of a target. Whatever is wrong ends the process (`fail`), as a sanitizer does.
 typealias Attack = (inout Shaper) -> Void
 
-/// By the names that Scripts/fuzz.py and FUZZ_TARGET know.
+/// The targets, by their names in Scripts/fuzz.py and FUZZ_TARGET.
 let attacks: [(name: String, attack: @Sendable (inout Shaper) -> Void)] = [
   ("split", attackSplitRing),
   ("packed", attackPackedRing),
@@ -22,7 +22,7 @@ let attacks: [(name: String, attack: @Sendable (inout Shaper) -> Void)] = [
 
 /// The target of this process.
 nonisolated(unsafe) private let chosen: Attack = {
-  // Where its own output is a finding's.
+  // Without backtraces, whose output would mix with that of a finding.
   setenv("SWIFT_BACKTRACE", "enable=no", 0)
   let name = unsafe getenv("FUZZ_TARGET").map { unsafe String(cString: $0) } ?? ""
   guard let found = attacks.first(where: { $0.name == name }) else {
@@ -39,17 +39,17 @@ public func fuzzOneInput(_ data: UnsafePointer<UInt8>?, _ size: Int) -> CInt {
   return 0
 }
 
-/// A promise does not hold: a finding.
+/// Ends the process with a finding: a promise does not hold.
 func fail(_ sentence: String) -> Never {
   fatalError(sentence)
 }
 
-/// FUZZ_TELL is set: what happens is written out, to understand a finding.
+/// FUZZ_TELL is set: print what happens, to understand a finding.
 private let tells = getenv("FUZZ_TELL") != nil
 
 func tell(_ sentence: @autoclosure () -> String) {
   guard tells else { return }
-  // Not kept back: the next thing may be the end.
+  // Not buffered: the next step may end the process.
   let line = Array((sentence() + "\n").utf8)
   _ = write(STDERR_FILENO, line, line.count)
 }

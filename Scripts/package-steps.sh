@@ -60,7 +60,7 @@ begun() {
 guest_ends() { # how often its server came back
   wait "$guest_pid" || fail "the guest has seen something wrong"
   grep -v answered "$guest"
-  grep -q "went and came back $1 times" "$guest" || fail "the guest's server did not come back $1 times"
+  grep -q "went away and came back $1 times" "$guest" || fail "the guest's server did not come back $1 times"
 }
 
 step "the package is installed"

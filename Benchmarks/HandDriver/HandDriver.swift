@@ -1,5 +1,5 @@
-/// A driver whose ring is laid out once: the same chains are made available again and again, so that all that happens between
-/// two batches is one index and, if the device wants it, one kick.
+/// A driver whose ring is laid out once: the same chains are made available again and again, so that between two batches there
+/// is only one index and, if the device wants it, one kick.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
@@ -10,7 +10,7 @@ public struct HandDriver {
   private static let available: UInt64 = 0x8_0000
   private static let used: UInt64 = 0xA_0000
   private static let indirect: UInt64 = 0x10_0000
-  /// Where the data begins, and what each further region has of it.
+  /// Where the data begins, and how much of it each further region has.
   private static let data: UInt64 = 0x20_0000
   private static let share: UInt64 = 0x90_0000
 
@@ -22,10 +22,10 @@ public struct HandDriver {
   private let availableFlags: SharedCell<UInt16>
   private let usedIndex: SharedCell<UInt16>
   private let usedFlags: SharedCell<UInt16>
-  /// The used index from which on a call is wanted, and the available index from which on a kick is (virtio 2.6.7, 2.6.10).
+  /// The used index from which a call is wanted, and the available index from which a kick is (virtio 2.6.7, 2.6.10).
   private let usedEvent: SharedCell<UInt16>
   private let availableEvent: SharedCell<UInt16>
-  /// `nil`: the ring is a split one.
+  /// `nil` for a split ring.
   private let packed: PackedHand?
   public private(set) var kicks = 0
 
@@ -79,7 +79,7 @@ public struct HandDriver {
       log: scenario.isLogged ? log() : nil)
   }
 
-  /// Of all that the device writes.
+  /// The log of everything that the device writes.
   private func log() throws -> QueueLog {
     let size = UInt64(mapping.count) / DirtyLog.pageSize / 8 + 1
     let file = OwnedDescriptor(unsafe memfd_create("log", UInt32(MFD_CLOEXEC)))
@@ -90,7 +90,7 @@ public struct HandDriver {
 
   // MARK: A batch
 
-  /// Makes one batch available, with the driver's wish about calls, and no more.
+  /// Makes one batch available, and sets whether the driver wants calls, but does not kick.
   public func makeAvailable() {
     if let packed { return packed.makeAvailable() }
     let old = availableIndex.loadRelaxed()
@@ -102,14 +102,14 @@ public struct HandDriver {
     availableIndex.storeRelease(old &+ UInt16(scenario.batch))
   }
 
-  /// Everything that was made available is used.
+  /// Whether everything that was made available is used.
   @inline(__always)
   public var isAnswered: Bool {
     packed?.isAnswered ?? (usedIndex.loadAcquire() == availableIndex.loadRelaxed())
   }
 
   /// Makes one batch available, kicks if the device asked for it, and waits until all of it is used.
-  /// - Returns: false when it is not within ten seconds.
+  /// - Returns: false if that takes more than ten seconds.
   public mutating func runBatch() -> Bool {
     makeAvailable()
     fullFence()
@@ -143,7 +143,7 @@ public struct HandDriver {
     unsafe mapping.base.storeBytes(of: value, toByteOffset: Int(address), as: Value.self)
   }
 
-  /// Where the piece of a request is; with several regions each piece, or each request, is in another one than the last.
+  /// Where a piece of a request is. With several regions, each piece, or each request, is in another one than the last.
   private func place(_ slot: Int, piece: Int, offset: UInt64) -> UInt64 {
     let parts = max(1, scenario.regions - 1)
     let number = scenario.isTogether ? slot : slot * scenario.descriptors + piece
@@ -160,7 +160,7 @@ public struct HandDriver {
     if scenario.isIndirect {
       describeInRing(slot, Self.table + UInt64(slot * 16), chain, UInt32(count * 16), flags: 4, next: 0)
     }
-    // Links count from the beginning of the table that they are in.
+    // Links are relative to the table that they are in.
     let first = scenario.isIndirect ? 0 : slot * count
     for piece in 0..<count {
       let isLast = piece == count - 1
@@ -193,7 +193,7 @@ public struct HandDriver {
     }
   }
 
-  /// - Parameter index: among the descriptors of one batch.
+  /// - Parameter index: the index among the descriptors of one batch.
   private func describeInRing(
     _ index: Int, _ place: UInt64, _ address: UInt64, _ length: UInt32, flags: UInt16, next: UInt16
   ) {
@@ -203,7 +203,7 @@ public struct HandDriver {
 
   private func describe(_ place: UInt64, _ address: UInt64, _ length: UInt32, flags: UInt16, next: UInt16) {
     store(address, place)
-    // An entry of a packed ring's table follows the one before it, and its id means nothing.
+    // In the table of a packed ring, entries are consecutive, and their ids mean nothing.
     store(
       scenario.isPacked
         ? UInt64(length) | UInt64(flags & 2) << 48 : UInt64(length) | UInt64(flags) << 32 | UInt64(next) << 48, place + 8)

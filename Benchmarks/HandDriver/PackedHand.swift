@@ -1,11 +1,11 @@
-/// The ring of a driver that gives the same chains again and again, packed: its descriptors are rewritten each time, as the
-/// device's lie over them.
+/// The packed ring of a driver that makes the same chains available again and again. Its descriptors are rewritten each time,
+/// because the device has overwritten them.
 internal import VirtioCore
 
-/// Only used by the driver's thread. It allocates nothing after it was made.
+/// Only used by the driver's thread. It allocates nothing after its creation.
 @safe
 final class PackedHand {
-  /// The two halves of a descriptor, without id and the flags of the round.
+  /// The two halves of a descriptor, without the flags that depend on the round.
   private struct Template {
     var address: UInt64
     var rest: UInt64
@@ -14,7 +14,7 @@ final class PackedHand {
   private let base: UnsafeMutableRawPointer
   private let size: Int
   private let batch: Int
-  /// Slots of one chain.
+  /// The slots that one chain takes.
   private let span: Int
   private let hasEventIndex: Bool
   private let asksForCalls: Bool
@@ -38,7 +38,7 @@ final class PackedHand {
     templates = Array(repeating: Template(address: 0, rest: 0), count: scenario.batch * scenario.tableEntries)
   }
 
-  /// - Parameter index: of the descriptor among those of one batch.
+  /// - Parameter index: the index of the descriptor among those of one batch.
   func describe(_ index: Int, _ address: UInt64, _ length: UInt32, flags: UInt16) {
     templates[index] = Template(
       address: address, rest: UInt64(length) | UInt64(index / span) << 32 | UInt64(flags) << 48)
@@ -46,7 +46,7 @@ final class PackedHand {
 
   private func place(_ position: PackedPosition) -> UnsafeMutableRawPointer { unsafe base + 16 * position.slot }
 
-  /// Makes one batch available: the flags of its first descriptor come last.
+  /// Makes one batch available: the flags of its first descriptor are written last.
   func makeAvailable() {
     first = next
     let wish: UInt32 = hasEventIndex ? UInt32(first.rawValue) | 2 << 16 : 0
@@ -64,7 +64,7 @@ final class PackedHand {
     next = position
   }
 
-  /// Every chain of the batch is used. The first of those that are published together is shown last.
+  /// Whether every chain of the batch is used. Of chains that are published together, the first becomes visible last.
   var isAnswered: Bool {
     var position = first
     for _ in 0..<batch {
@@ -75,7 +75,7 @@ final class PackedHand {
     return true
   }
 
-  /// Whether the device wants to be told of the batch (virtio 2.7.14).
+  /// Whether the device wants a kick for the batch (virtio 2.7.14).
   var isKickWanted: Bool {
     let wish = deviceEvents.loadRelaxed()
     switch wish >> 16 & 3 {

@@ -1,8 +1,8 @@
 internal import VirtioBlkDevice
-/// What is measured: one kind of request on one kind of ring under one kind of driver, in words that a script can write.
+/// What is measured: one kind of request on one kind of ring with one kind of driver, as text that a script can write.
 public import VirtioCore
 
-/// A kind, and what differs from the ordinary, with commas between: `read,segments=4,indirect`, `flush,batch=1,asks`.
+/// A kind, and what differs from the defaults, separated by commas: `read,segments=4,indirect`, `flush,batch=1,asks`.
 public struct Scenario: Sendable {
   public enum Kind: String, Sendable {
     case read, write, flush, discard
@@ -12,7 +12,7 @@ public struct Scenario: Sendable {
     case outside
     /// A type that no device knows.
     case unknown
-    /// No request at all, only the answer's byte: for a ring without a device.
+    /// Not a request, only a byte for the answer: for a ring without a device.
     case single
   }
 
@@ -20,7 +20,7 @@ public struct Scenario: Sendable {
   public let kind: Kind
   /// Data descriptors of one request.
   public private(set) var segments = 1
-  /// Bytes of each of them.
+  /// The bytes of each data descriptor.
   public private(set) var bytes = 4096
   public private(set) var isIndirect = false
   public private(set) var ringSize = 256
@@ -32,18 +32,18 @@ public struct Scenario: Sendable {
   /// The pieces of a request lie in one region, the next request's in another.
   public private(set) var isTogether = false
   public private(set) var hasEventIndex = true
-  /// The driver asks to be called from the next used element on, as one that sleeps does; otherwise it polls.
+  /// The driver asks for a call at the next used element, like one that sleeps; otherwise it polls.
   public private(set) var asksForCalls = false
   public private(set) var publishesInOrder = false
-  /// The ring is a packed one.
+  /// The ring is packed.
   public private(set) var isPacked = false
-  /// What is in flight is written down.
+  /// The device keeps an in-flight record.
   public private(set) var isRecorded = false
-  /// The pages that the device writes to are written down.
+  /// The device logs the pages to which it writes.
   public private(set) var isLogged = false
-  /// The device is to call after each request.
+  /// The device calls after each request.
   public private(set) var callsForEach = false
-  /// The device keeps how long requests take.
+  /// The device records how long requests take.
   public private(set) var isMetered = false
 
   /// `nil`: not a scenario.
@@ -91,7 +91,7 @@ public struct Scenario: Sendable {
     }
   }
 
-  /// Of which so many are in the ring's own table.
+  /// How many of them are in the ring's own table.
   public var tableEntries: Int { isIndirect ? 1 : descriptors }
 
   public var features: FeatureSet {

@@ -3,21 +3,21 @@ import CLinux
 import Glibc
 import VirtioCore
 
-/// Its memory: descriptors, rings, a line with header and status for each slot, and 4 KiB of data for each.
+/// Its memory: descriptors, rings, a cache line with header and status for each slot, and 4 KiB of data for each.
 @safe
 struct LoadedDisk {
   struct Shape {
-    /// Requests that can be in flight; each takes three descriptors.
+    /// How many requests can be in flight; each takes three descriptors.
     var slots: Int
-    /// Of the ring.
+    /// The entries of the ring.
     var entries: Int
-    /// Blocks of 4 KiB that the disk has.
+    /// The size of the disk in blocks of 4 KiB.
     var blocks: UInt64
 
     var bytes: Int { Place.data + slots * 4096 }
   }
 
-  /// As in many.py.
+  /// The same places as in many.py.
   private enum Place {
     static let available = 0x4000
     static let used = 0x5000
@@ -29,9 +29,9 @@ struct LoadedDisk {
   private let kick: Int32
   private let shape: Shape
   private var free: [UInt16]
-  /// When what is in each slot was due.
+  /// When the request in each slot was due.
   private var due: [UInt64]
-  /// What was due when all slots were taken.
+  /// Requests that were due when all slots were in use.
   private var delayed: [(due: UInt64, block: UInt64)] = []
   private var availableIndex: UInt16 = 0
   private var publishedIndex: UInt16 = 0
@@ -39,7 +39,7 @@ struct LoadedDisk {
   private(set) var kicks = 0
   private(set) var failures = 0
 
-  /// Lays out the chains. - Returns: `nil` where the memory cannot be mapped.
+  /// Lays out the chains. - Returns: `nil` if the memory cannot be mapped.
   init?(memory: Int32, kick: Int32, _ shape: Shape) {
     let address = unsafe mmap(nil, shape.bytes, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0)
     guard let base = unsafe address, unsafe base != MAP_FAILED else { return nil }
@@ -70,7 +70,7 @@ struct LoadedDisk {
   // Acquire: elements and statuses are read after the index that shows them (virtio 2.6.14).
   var hasAnswers: Bool { cell(Place.used + 2).loadAcquire() != usedIndex }
 
-  /// Asks for a block, now or as soon as there is a slot. - Parameter isLast: it is shown to the device at once.
+  /// Requests a block, now or as soon as a slot is free. - Parameter isLast: publish it at once.
   mutating func ask(due moment: UInt64, block: UInt64, isLast: Bool) {
     guard let slot = free.popLast() else { return delayed.append((moment, block)) }
     due[Int(slot)] = moment
@@ -90,14 +90,14 @@ struct LoadedDisk {
     publish()
   }
 
-  /// Shows what was asked, and kicks if the device wants it.
+  /// Publishes the new requests, and kicks if the device wants it.
   mutating func publish() {
     guard availableIndex != publishedIndex else { return }
     let old = publishedIndex
     publishedIndex = availableIndex
     // Release: chains and entries before the index that shows them (virtio 2.6.13.3.1).
     cell(Place.available + 2).storeRelease(availableIndex)
-    // The index before the look at whether the device sleeps (virtio 2.6.13.4.1).
+    // The index is written before the check whether the device sleeps (virtio 2.6.13.4.1).
     fullFence()
     let event = cell(Place.used + 4 + shape.entries * 8).loadRelaxed()
     guard availableIndex &- event &- 1 < availableIndex &- old else { return }

@@ -1,14 +1,14 @@
-/// An open load on many disks at once: 4 KiB reads that fall due at Poisson moments, on a disk picked by chance, whether or
-/// not the ones before are answered. `Scripts/many.py --active` starts it.
+/// An open load on many disks at once: 4 KiB reads that fall due at Poisson moments, each on a random disk, whether or not
+/// earlier ones are answered. `Scripts/many.py --active` starts it.
 ///
 ///     open-load <slots> <entries> <blocks> <rate> <seconds> <busy depth>
 ///
-/// On standard input there is a line for each disk: the numbers of two inherited descriptors, its memory and its kick. The
-/// memory is laid out as many.py says (see `LoadedDisk`), and the device has it. What is printed is one object of JSON.
+/// Standard input has a line for each disk: the numbers of two inherited descriptors, its memory and its kick. The memory is
+/// laid out as in many.py (see `LoadedDisk`), and the device has it already. The output is one JSON object.
 ///
-/// Latency is counted from the moment when a request was due, not from when it was sent: a device, or a generator, that stands
-/// still for a while is not forgiven for what became due in the meantime. The generator never sleeps. It asks for a call after
-/// every answer, as a guest that sleeps does, so that the device pays for it; nobody listens to them.
+/// Latency is counted from the moment when a request was due, not from when it was sent: a device, or a generator, that stalls
+/// for a while also pays for the requests that became due in the meantime. The generator never sleeps. It asks for a call after
+/// every answer, like a guest that sleeps, so that the device pays for it; nobody listens to the calls.
 import CLinux
 import Glibc
 import VirtioCore
@@ -23,7 +23,7 @@ struct OpenLoad {
     while let line = readLine() {
       let words = line.split(separator: " ").compactMap { Int32($0) }
       guard words.count == 2, let disk = LoadedDisk(memory: words[0], kick: words[1], shape) else {
-        end("open-load: '\(line)' names no memory and kick of a disk")
+        end("open-load: '\(line)' does not name the memory and the kick of a disk")
       }
       disks.append(disk)
     }
@@ -38,19 +38,19 @@ struct OpenLoad {
   }
 }
 
-/// The disks, and when what is due.
+/// The disks, and the times at which requests are due.
 struct Load {
-  /// After the last request is due, how long answers may take: nanoseconds.
+  /// How long answers may take after the last request is due, in nanoseconds.
   private static let patience: UInt64 = 20_000_000_000
 
   private var disks: [LoadedDisk]
-  /// Those with something outstanding, and where each of them is in that list; −1: it is not.
+  /// The disks with outstanding requests, and the position of each disk in that list, or −1.
   private var active: [Int] = []
   private var place: [Int]
   private let busyDepth: Int
   private var random: UInt64 = 0x9e37_79b9_7f4a_7c15
 
-  /// - Parameter busyDepth: requests that the last disk has in flight all the time, beside the load on the others; 0: it is one
+  /// - Parameter busyDepth: how many requests the last disk always has in flight, beside the load on the others; 0: it is one
   ///   of them.
   init(_ disks: [LoadedDisk], busyDepth: Int) {
     self.disks = disks
@@ -132,13 +132,13 @@ struct Load {
       """
   }
 
-  /// Nanoseconds to the next request: exponential, so that the moments are Poisson's.
+  /// Nanoseconds to the next request: exponentially distributed, as in a Poisson process.
   private mutating func gap(_ rate: Double) -> UInt64 {
     let share = (Double(next() >> 11) + 1) / Double(UInt64(1) << 53)
     return UInt64(-log(share) / rate * 1e9)
   }
 
-  /// xorshift64*: cheap, and good enough to pick a disk by.
+  /// xorshift64*: cheap, and good enough to pick a disk.
   private mutating func next() -> UInt64 {
     random ^= random &>> 12
     random ^= random &<< 25

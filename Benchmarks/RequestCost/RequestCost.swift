@@ -1,15 +1,15 @@
-/// Requests through a device of this process, for counting what one of them costs: instructions under callgrind, allocations,
+/// Requests through a device in this process, to count what one of them costs: instructions under callgrind, allocations,
 /// system calls, kicks and calls. It measures no time.
 ///
 ///     request-cost <engine>[,cached|,epoll] <image> <scenario>...
 ///
-/// `cached` uses the page cache, where io_uring finishes everything while it is handed over. `epoll` does so, too, and sleeps
-/// in epoll: valgrind cannot let other threads run while one sleeps in a ring.
+/// `cached` uses the page cache, where io_uring finishes everything during the submission. `epoll` does so, too, and sleeps in
+/// epoll: valgrind cannot let other threads run while one sleeps in a ring.
 ///
-/// The image has to hold 1 MiB; the null engine only opens it. Each scenario (see `Scenario`) has a device and a thread of its
-/// own, and a line of counters, from the moment when the thread sleeps after a first batch to the moment when it sleeps after
-/// the last one. At both callgrind can end a part of its report (`--dump-after=*endOfPart*`), and strace shows a `getppid`.
-/// Between them the driver's side allocates nothing and copies nothing, so that such calls can be told to be the device's.
+/// The image has to hold 1 MiB; the null engine only opens it. Each scenario (see `Scenario`) has its own device and thread,
+/// and a line of counters, from the moment when the thread sleeps after the first batch to the moment when it sleeps after the
+/// last one. At both moments callgrind can end a part of its report (`--dump-after=*endOfPart*`), and strace shows a `getppid`.
+/// In between, the driver's side allocates nothing and copies nothing, so all such calls are the device's.
 import CLinux
 import Glibc
 import HandDriver
@@ -25,14 +25,14 @@ struct RequestCost {
     guard let engine = arguments.first, let kind = EngineKind(rawValue: String(engine.prefix { $0 != "," })),
       let path = arguments.dropFirst().first, !scenarios.isEmpty
     else { end("usage: request-cost <engine>[,cached|,epoll] <image> <scenario>...") }
-    for (text, scenario) in scenarios where scenario == nil { end("request-cost: '\(text)' is no scenario") }
+    for (text, scenario) in scenarios where scenario == nil { end("request-cost: '\(text)' is not a scenario") }
 
     let image = try ImageFile(
       ImageOptions(path: path, direct: engine.contains(",") ? .off : .auto, isLocked: false))
     for case (_, let scenario?) in scenarios {
       var options = BlockDeviceOptions()
       options.engine = kind
-      // Looking for work costs instructions that belong to no request.
+      // Polling for work costs instructions that belong to no request.
       options.waiting = .sleep
       options.notification = scenario.callsForEach ? .each : .batch
       options.metrics = scenario.isMetered
@@ -54,7 +54,7 @@ struct RequestCost {
       }
       watch.wait()
     }
-    // The first batch has the costs of everything that is done once.
+    // The first batch includes the costs of everything that is done once.
     runBatches(1)
     endOfPart()
     let before = (kicks: driver.kicks, counters: device.counters)
@@ -71,7 +71,7 @@ struct RequestCost {
         + "kicks-seen=\(difference(\.kicks)) calls=\(difference(\.calls))")
   }
 
-  /// A place in the program that a profiler can be told of, with a system call that nothing else here makes, for a tracer.
+  /// A function that a profiler can refer to, with a system call that nothing else here makes, for a tracer.
   @inline(never)
   static func endOfPart() { _ = getppid() }
 

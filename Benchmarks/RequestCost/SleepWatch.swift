@@ -1,4 +1,4 @@
-/// Whether the device's thread is asleep, so that the next batch always finds it in the same state and counts come out equal.
+/// Waits until the device's thread is asleep, so that each batch finds it in the same state and counts are equal.
 import CLinux
 import Glibc
 import SystemPackage
@@ -16,7 +16,7 @@ final class SleepWatch {
   private let call: FileDescriptor
   private var text = [UInt8](repeating: 0, count: 512)
 
-  /// - Parameter name: the thread's; `nil` when there is no such thread.
+  /// - Parameter name: the name of the thread. The result is `nil` if there is no such thread.
   init?(thread name: String) {
     var text = [UInt8](repeating: 0, count: 64)
     guard let tasks = unsafe opendir("/proc/self/task") else { return nil }
@@ -45,9 +45,9 @@ final class SleepWatch {
     try? call.close()
   }
 
-  /// Waits until the thread sleeps in epoll or in its ring with nothing left to do on the way there.
+  /// Waits until the thread really sleeps in epoll or in its ring, and is not just about to.
   func wait() {
-    // The state says that it sleeps, the call says where. A thread that a tracer stopped at the call has another state.
+    // The state tells whether it sleeps, the call tells where. A thread that a tracer stopped at the call has another state.
     while !(isSleeping && sleeps.contains(currentCall) && isSleeping) { usleep(20) }
   }
 
@@ -58,7 +58,7 @@ final class SleepWatch {
     return place >= 0 && text[place + 2] == UInt8(ascii: "S")
   }
 
-  /// The system call that it is in; -1 if it is in none.
+  /// The current system call, or -1.
   private var currentCall: Int {
     let count = Self.read(call, into: &text)
     var number = 0
@@ -70,7 +70,7 @@ final class SleepWatch {
     return place > 0 ? number : -1
   }
 
-  /// - Returns: how many bytes are the file's; behind them there is room for two more.
+  /// - Returns: how many bytes the file has; after them there is room for two more.
   private static func read(_ file: FileDescriptor, into text: inout [UInt8]) -> Int {
     unsafe max(0, text.withUnsafeMutableBytes { unsafe pread(file.rawValue, $0.baseAddress, $0.count - 2, 0) })
   }

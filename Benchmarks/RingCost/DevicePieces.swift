@@ -1,17 +1,17 @@
-/// What only a whole device can show: requests parsed and answered by a worker, and its configuration space.
+/// What only a whole device has: requests that a worker parses and answers, and its configuration space.
 internal import HandDriver
 internal import VirtioBlkDevice
 internal import VirtioCore
 
 /// A batch of requests on a device without a medium, from the index that makes them available to the last used element. The
-/// worker never sleeps, so it is the ring, the parser and the way between two CPUs.
+/// worker never sleeps, so this measures the ring, the parser and the way between two CPUs.
 final class RequestPiece: Piece {
   private let driver: HandDriver
   private let attended: AttendedDevice
 
   /// - Parameter text: a scenario.
   init(_ text: String, image: ImageFile) throws {
-    guard let scenario = Scenario(text) else { preconditionFailure("'\(text)' is no scenario") }
+    guard let scenario = Scenario(text) else { preconditionFailure("'\(text)' is not a scenario") }
     driver = try HandDriver(scenario)
     var options = BlockDeviceOptions()
     options.engine = .null
@@ -35,7 +35,7 @@ final class RequestPiece: Piece {
   }
 }
 
-/// The configuration space, read whole.
+/// A read of the whole configuration space.
 struct ConfigurationPiece: Piece {
   let operations = 64
   private let device: BlockDevice

@@ -1,9 +1,9 @@
-/// A piece of the device that is measured alone, and how.
+/// A piece of the device that is measured alone, and the measurement.
 internal import CLinux
 internal import Glibc
 internal import Histogram
 
-/// Something that is done a number of times in one go, with what has to be done before kept out of the measurement.
+/// Something that is done several times in one run, after a preparation that is not measured.
 protocol Piece: ~Copyable {
   /// How many operations one `run` does.
   var operations: Int { get }
@@ -14,30 +14,30 @@ protocol Piece: ~Copyable {
 /// One line of the table.
 struct Row {
   let name: String
-  /// Picoseconds for each operation, one value for each run.
+  /// Picoseconds for each operation, with one value for each run.
   var times = Histogram<UInt64>(lowestDiscernibleValue: 1, highestTrackableValue: 1_000_000_000_000)
 }
 
-/// The only place where a piece runs: a function of its own in the machine code, so that callgrind counts in here and nowhere
-/// else (`--toggle-collect=*measured*`).
+/// The only place where a piece runs: a separate function in the machine code, so that callgrind counts only here
+/// (`--toggle-collect=*measured*`).
 @inline(never)
 private func measured<P: Piece & ~Copyable>(_ piece: inout P) { piece.run() }
 
-/// A place in the program that callgrind can be told of (`--dump-after=*pieceIsOver*`).
+/// A function that callgrind can refer to (`--dump-after=*pieceIsOver*`).
 @inline(never)
 private func pieceIsOver() { fflush(nil) }
 
 /// Runs pieces for their time, or a fixed number of times for callgrind.
 struct Meter {
-  /// Runs of each piece under callgrind, after one that is not counted.
+  /// How many runs of each piece callgrind counts, after one that is not counted.
   static let countedRuns = 4
-  /// What a piece gets of each round.
+  /// The time for a piece in each round.
   private static let nanosecondsForEach: UInt64 = 10_000_000
 
   let counts: Bool
-  /// In the order in which they were measured first. A piece that is measured again adds to its row.
+  /// The rows in the order of the first measurement. A piece that is measured again adds to its row.
   private(set) var rows: [Row] = []
-  /// What reading the clock twice takes, nanoseconds.
+  /// How long it takes to read the clock twice, in nanoseconds.
   private var overhead: UInt64 = 0
 
   init(counts: Bool) {
@@ -73,7 +73,7 @@ struct Meter {
         measured(&piece)
         let elapsed = Self.now - start
         run += 1
-        // The first runs touch memory for the first time.
+        // The first runs are slow because they touch memory for the first time.
         guard run > 100 else { continue }
         rows[place].times.record((elapsed > overhead ? elapsed - overhead : 0) * 1000 / UInt64(piece.operations))
       }

@@ -1,8 +1,8 @@
-/// The pieces of a request alone: what taking and giving back a chain costs by its shape, a lookup in guest memory, a decision
-/// to call, a read of the configuration.
+/// The cost of the pieces of a request alone: taking and returning chains of several shapes, a lookup in guest memory, a
+/// decision to call, a read of the configuration.
 ///
-///     ring-cost [--instructions FILE]     nanoseconds for each; FILE has a name and a number a line for another column
-///     ring-cost --count                   for callgrind: every piece a fixed number of times (Scripts/instructions.py)
+///     ring-cost [--instructions FILE] nanoseconds for each; FILE has a name and a number per line, for another column
+///     ring-cost --count for callgrind: runs every piece a fixed number of times (Scripts/instructions.py)
 internal import CLinux
 internal import Glibc
 internal import Histogram
@@ -22,13 +22,13 @@ struct RingCost {
       _ = try? FileDescriptor.standardError.writeAll("usage: ring-cost [--count | --instructions FILE]\n".utf8)
       exit(2)
     }
-    // Read first: the script that counts runs beside nothing.
+    // Read first: the file may be a pipe from the script that counts, which must not run during the measurement.
     let instructions = arguments.count == 2 ? try read(arguments[1]) : [:]
     // Away from the first CPU, where devices run and most interrupts arrive.
     _ = clinux_pin_thread(Int32(clamping: sysconf(Int32(_SC_NPROCESSORS_ONLN)) - 1))
     var meter = Meter(counts: counts)
     let image = try scratchImage()
-    // All pieces alternately, so that what drifts hits all alike.
+    // All pieces in turn, so that drift affects all of them alike.
     for _ in 0..<(counts ? 1 : rounds) { try measureAll(with: &meter, image: image) }
     if !counts { print(table(meter.rows, instructions), terminator: "") }
   }
@@ -64,7 +64,7 @@ struct RingCost {
       try meter.measure(name + ": none", LookupPiece(regions: regions, .nowhere))
     }
     try meter.measure("configuration space, read whole", ConfigurationPiece(image: image))
-    // A request is the business of another thread, which no count here would see; Benchmarks/counts.tsv has its instructions.
+    // Another thread handles a request, and no count here would include it; Benchmarks/counts.tsv has its instructions.
     if !meter.counts, sysconf(Int32(_SC_NPROCESSORS_ONLN)) > 1 {
       for words in ["read", "read,indirect", "read,segments=4,ring=512", "write", "flush", "get-id", "unknown"] {
         try meter.measure("request: \(words), batch of 64", RequestPiece(words, image: image))
@@ -90,7 +90,7 @@ struct RingCost {
     return text.hasSuffix("\n") ? text : text + "\n"
   }
 
-  /// A name and a number a line, with a tab between.
+  /// Reads lines of a name, a tab and a number.
   static func read(_ path: String) throws -> [String: String] {
     let file = try FileDescriptor.open(FilePath(path), .readOnly)
     defer { try? file.close() }
@@ -110,7 +110,7 @@ struct RingCost {
     return values
   }
 
-  /// An image that nobody reads, gone with the process.
+  /// An image that nobody reads; it disappears with the process.
   static func scratchImage() throws -> ImageFile {
     let descriptor = unsafe memfd_create("ring-cost", UInt32(MFD_CLOEXEC))
     guard descriptor >= 0, ftruncate(descriptor, 1 << 20) == 0 else { throw Errno(rawValue: errno) }

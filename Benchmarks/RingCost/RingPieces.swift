@@ -1,8 +1,8 @@
-/// The ring alone: chains taken and given back, with a driver whose part is outside of the measurement.
+/// The ring alone: taking and returning chains, with a driver whose part is not measured.
 internal import HandDriver
 internal import VirtioCore
 
-/// Takes every chain of a batch, gives each back, and publishes.
+/// Takes every chain of a batch, returns each, and publishes.
 @safe
 struct RingPiece<Ring: Virtqueue & ~Copyable>: Piece, ~Copyable {
   private let driver: HandDriver
@@ -13,9 +13,9 @@ struct RingPiece<Ring: Virtqueue & ~Copyable>: Piece, ~Copyable {
   private let decides: Bool
   private var calls = 0
 
-  /// - Parameter text: a scenario; nothing looks into its requests.
+  /// - Parameter text: a scenario; the contents of its requests are not read.
   init(_ text: String, decides: Bool = false) throws {
-    guard let scenario = Scenario(text) else { preconditionFailure("'\(text)' is no scenario") }
+    guard let scenario = Scenario(text) else { preconditionFailure("'\(text)' is not a scenario") }
     let driver = try HandDriver(scenario)
     let record =
       Ring.isRecorded
@@ -52,7 +52,7 @@ struct RingPiece<Ring: Virtqueue & ~Copyable>: Piece, ~Copyable {
 
 /// Looks up guest addresses.
 struct LookupPiece: Piece {
-  /// Which region an address is in, next to the one before it.
+  /// Which region an address is in, compared with the previous one.
   enum Place {
     case sameRegion
     case otherRegion
@@ -73,7 +73,7 @@ struct LookupPiece: Piece {
       (0..<regions).map { GuestRegion(start: GuestAddress(UInt64($0) * 2 * size), size: size, mapping: mapping) })
     view = memory.view()
     for number in 0..<operations {
-      // Neighbours in time are far from each other, and every region has its turn.
+      // Consecutive addresses are far apart, and every region has its turn.
       let region = UInt64(place == .sameRegion ? regions / 2 : number * 37 % regions) * 2 * size
       addresses.append(GuestAddress(region + (place == .nowhere ? size : 0) + UInt64(number * 64)))
     }

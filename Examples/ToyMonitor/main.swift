@@ -10,12 +10,12 @@ import SystemPackage
 import VirtioBlkDevice
 import VirtioCore
 
-/// Where things lie in guest memory. A ring of 8: descriptors, available ring, used ring; then a request.
+/// The layout of guest memory. A ring of 8: descriptors, available ring, used ring; then a request.
 let (table, available, used): (Int, Int, Int) = (0x0, 0x100, 0x200)
 let (header, data, status): (Int, Int, Int) = (0x1000, 0x2000, 0x3000)
 let ringSize: UInt16 = 8
 
-/// Says why it ends. (A Swift error that nobody catches is a crash, with a stack trace.)
+/// Prints why, and exits. (A Swift error that nobody catches is a crash, with a stack trace.)
 func fail(_ why: String) -> Never {
   _ = try? FileDescriptor.standardError.writeAll("toy-monitor: \(why)\n".utf8)
   exit(1)
@@ -25,9 +25,9 @@ func openImage(_ path: String) -> ImageFile {
   do { return try ImageFile(ImageOptions(path: path)) } catch { fail("\(error)") }
 }
 
-guard CommandLine.arguments.count == 2 else { fail("say which image: toy-monitor disk.img") }
+guard CommandLine.arguments.count == 2 else { fail("usage: toy-monitor disk.img") }
 
-// The machine: 64 KiB of memory from guest-physical address 0 on, which monitor and device both see.
+// The machine: 64 KiB of memory from guest-physical address 0, which monitor and device share.
 let mapping = try Mapping(anonymous: 1 << 16)
 let memory = try GuestMemory([GuestRegion(start: GuestAddress(0), size: 1 << 16, mapping: mapping)])
 let base = unsafe mapping.base
@@ -43,7 +43,7 @@ let features: FeatureSet = [.version1, .blockFlush]
 device.negotiated(features)
 print("a disk of \(device.image.size / 512) sectors, served by \(device.engineReason)")
 
-// One queue, as the driver set it up: `Activation` is everything that it needs to run.
+// One queue, as the driver set it up: `Activation` has everything that it needs to run.
 let (kick, call) = (try OwnedDescriptor.eventCounter(), try OwnedDescriptor.eventCounter())
 let queue = AttendedDevice(device)
 try queue.startAndWait(
@@ -56,12 +56,12 @@ try queue.startAndWait(
 
 /// The driver: three descriptors, one entry of the available ring, a kick; then it waits for the used element.
 @MainActor struct Driver {
-  /// What was made available so far.
+  /// The next value of the available index.
   private var index: UInt16 = 0
   private let availableIndex = unsafe SharedCell<UInt16>(base + available + 2)
   private let usedIndex = unsafe SharedCell<UInt16>(base + used + 2)
 
-  /// - Returns: the status byte, and the length that the used element says.
+  /// - Returns: the status byte, and the length in the used element.
   mutating func request(type: UInt32, sector: UInt64, deviceWrites: Bool) -> (status: UInt8, written: UInt32) {
     word(header, type)
     word(header + 4, UInt32(0))
@@ -72,10 +72,10 @@ try queue.startAndWait(
     describe(2, status, 1, flags: 2, next: 0)  // WRITE
     word(available + 4 + Int(index % ringSize) * 2, UInt16(0))
     index &+= 1
-    // Release: who sees the index sees everything above.
+    // Release: a device that sees the index sees everything above.
     availableIndex.storeRelease(index)
     EventCounter.signal(kick.rawValue)
-    // Acquire: with the index, the element and the data are there. A driver with something else to do would wait for the call.
+    // Acquire: with the index, the element and the data are there. A driver with other work would wait for the call.
     while usedIndex.loadAcquire() != index { sched_yield() }
     EventCounter.drain(call.rawValue)
     let element = used + 4 + Int((index &- 1) % ringSize) * 8
@@ -103,6 +103,6 @@ print("IN   sector 7  status \(read.status)  len \(read.written)")
 let back = text.indices.map { unsafe base.load(fromByteOffset: data + $0, as: UInt8.self) }
 print("\"\(String(decoding: back, as: UTF8.self))\"")
 
-// The queue says where it stands, so that somebody else could continue from there.
+// The queue reports its position, from which another device could continue.
 let position = queue.stopAndWait(queue: 0)
 print("stopped at \(position.map { "\($0.available)" } ?? "an unknown place") of the available ring")

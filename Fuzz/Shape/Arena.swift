@@ -1,21 +1,21 @@
-/// Guest memory with fences: what lies between and around the regions is poisoned, so that a single byte too far is a finding.
+/// Guest memory with fences: the space between and around the regions is poisoned, so that a single byte too far is a finding.
 internal import Glibc
 internal import VirtioCore
 
 @_silgen_name("__asan_poison_memory_region") private func poison(_ base: UnsafeRawPointer, _ count: Int)
 @_silgen_name("__asan_unpoison_memory_region") private func unpoison(_ base: UnsafeRawPointer, _ count: Int)
 
-/// Some regions of guest memory. Made once for each layout, and emptied before each run.
+/// Some regions of guest memory. Created once for each layout, and cleared before each run.
 @safe
 final class Arena {
-  /// A region: where the guest has it, and its bytes.
+  /// A region: its guest address, and its size in bytes.
   struct Part {
     var start: UInt64
     var count: Int
   }
 
-  /// Two that follow each other for the guest and not here, one far away whose size is no whole page, and one that ends with the
-  /// address space.
+  /// Two that are adjacent for the guest but not here, one far away whose size is not a multiple of the page size, and one that
+  /// ends at the end of the address space.
   nonisolated(unsafe) static let several = Arena([
     Part(start: 0, count: 0x10000), Part(start: 0x10000, count: 0x8000), Part(start: 0x4000_0000, count: 0x7ff8),
     Part(start: 0 &- 0x4000, count: 0x4000),
@@ -51,7 +51,7 @@ final class Arena {
     for (part, offset) in parts { unsafe _ = memset(mapping.base + offset, 0, part.count) }
   }
 
-  /// Where some bytes of the guest's are; `nil` where there are none, or not in one piece.
+  /// Where some bytes of the guest are; `nil` if there is no such memory, or not in one piece.
   func place(_ address: UInt64, _ count: Int) -> UnsafeMutableRawPointer? {
     for (part, offset) in parts {
       let distance = address &- part.start
@@ -62,7 +62,7 @@ final class Arena {
     return nil
   }
 
-  /// Writes a number where there is memory.
+  /// Writes a number, if there is memory at the address.
   func store<Word: FixedWidthInteger>(_ word: Word, at address: UInt64) {
     guard let place = unsafe place(address, Word.bitWidth / 8) else { return }
     unsafe place.storeBytes(of: word, as: Word.self)

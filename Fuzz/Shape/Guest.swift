@@ -1,13 +1,13 @@
-/// A driver that is good unless its input says otherwise: it lays out requests, makes them available, and holds the device to what
-/// it answers.
+/// A driver that is correct unless its input says otherwise: it lays out requests, makes them available, and checks the
+/// device's answers.
 internal import Glibc
 internal import VirtioBlkDevice
 internal import VirtioCore
 
-/// One queue's driver. What it did wrong decides what it may still expect.
+/// The driver of one queue. Its own mistakes decide what it may still expect.
 @safe
 final class Guest {
-  /// Where everything is; the ring's parts can be put elsewhere by mistake.
+  /// Where everything is, unless the ring's parts are misplaced by mistake.
   private enum Place {
     static let ring: UInt64 = 0
     static let available: UInt64 = 0x1000
@@ -29,13 +29,13 @@ final class Guest {
   let size: Int
   let features: FeatureSet
   var configuration: QueueConfiguration
-  /// The guest changed what is the device's, or what it had given away: nothing of what the ring says can be held against anybody.
+  /// The guest changed memory that belongs to the device, so the ring's contents prove nothing.
   private(set) var isTainted = false
   /// The device may give the queue up.
   private(set) var isBroken = false
-  /// Times that each head or buffer id was given, less those that it came back; and what may be written for it.
+  /// How often each head or buffer id was made available, minus how often it was used; and how much may be written for it.
   private var outstanding: [UInt16: (count: Int, writable: UInt64)] = [:]
-  /// The flags of the chain at hand say something else about who may write than was meant.
+  /// The flags of the current chain differ from what was meant about who may write.
   private var isVague = false
   private(set) var given = 0
   private(set) var answered = 0
@@ -43,16 +43,16 @@ final class Guest {
 
   private var available: UInt16
   private var seenUsed: UInt16
-  /// Descriptors of a split ring that a chain has, and which chain has which, by its head.
+  /// Which descriptors of a split ring are in a chain, and each chain's descriptors, by its head.
   private var holds: [Bool]
   private var chains: [UInt16: [Int]] = [:]
   private var requests = 0
-  // Of a packed ring.
+  // For a packed ring.
   private var nextSlot: PackedPosition
   private var usedSlot: PackedPosition
   private var spans: [UInt16: Int] = [:]
 
-  /// - Parameter sectors: of the disk.
+  /// - Parameter sectors: the size of the disk.
   init(_ shaper: inout Shaper, isPacked: Bool, features: FeatureSet, sectors: UInt64) {
     arena = shaper.choice(4) == 1 ? .single : .several
     arena.clear()
@@ -79,7 +79,7 @@ final class Guest {
     isPacked ? QueuePosition(available: nextSlot, used: nextSlot) : QueuePosition(available: available, used: available)
   }
 
-  /// Ring parts where they cannot be, or can be although nobody puts them there.
+  /// Puts ring parts at addresses that are impossible, or possible but unusual.
   private func misplace(_ shaper: inout Shaper) {
     (isTainted, isBroken) = (true, true)
     if shaper.flag() { configuration.size = UInt16(truncatingIfNeeded: shaper.oddNumber()) }
@@ -93,7 +93,7 @@ final class Guest {
 
   // MARK: Requests
 
-  /// Some requests, made available at once. - Returns: whether there were any.
+  /// Makes some requests available at once.
   func submit(_ shaper: inout Shaper) {
     for _ in 0...shaper.choice(6) {
       guard room > 0 else { break }
@@ -110,14 +110,14 @@ final class Guest {
     if shaper.choice(3) == 1 { askForCalls(&shaper) }
   }
 
-  /// A read of one block that nothing is wrong with.
+  /// A correct read of one block.
   func submitPlain() {
     var nothing = unsafe Shaper(UnsafePointer(bitPattern: 8)!, 0)
     put(pieces(&nothing), &nothing)
     if !isPacked { arena.store(available, at: Place.available + 2) }
   }
 
-  /// Places for descriptors that nobody holds. Who has lost count starts over.
+  /// How many descriptors are free. A guest that has lost count starts over.
   private var room: Int {
     let room = isPacked ? size - spans.values.reduce(0, +) : holds.count { !$0 }
     guard room == 0, isTainted else { return room }
@@ -126,7 +126,7 @@ final class Guest {
     return size
   }
 
-  /// Descriptors for a chain; `nil`: there are not so many.
+  /// Descriptors for a chain; `nil` if there are not enough.
   private func freePlaces(_ count: Int) -> [Int]? {
     let places = Array(holds.indices.lazy.filter { !self.holds[$0] }.prefix(count))
     guard places.count == count else { return nil }
@@ -134,7 +134,7 @@ final class Guest {
     return places
   }
 
-  /// Where it stands, for the sentence about what is wrong.
+  /// The state, for the message about what is wrong.
   var summary: String {
     let open = outstanding.filter { $0.value.count > 0 }
     return "\(given) given, \(answered) answered, open \(open), ring of \(size), "
@@ -144,7 +144,7 @@ final class Guest {
       + ", features \(features), tainted \(isTainted), broken \(isBroken)"
   }
 
-  /// What was given is another device's, and whatever comes back for it.
+  /// The available chains belong to another device, and so do their answers.
   func forget() {
     (isTainted, isBroken) = (true, true)
     outstanding = [:]
@@ -191,7 +191,7 @@ final class Guest {
       let place = data(&shaper, UInt32(ranges) * 16, isWritable: false)
       for index in 0..<UInt64(ranges) {
         let range = place.address &+ index * 16
-        // Where the ring is, the guest itself would have broken it.
+        // In the ring, the guest itself would break it.
         guard range >= Place.data, range <= 0 &- 16 else { break }
         arena.store(slips(&shaper) ? shaper.oddNumber() : UInt64(shaper.byte()) % max(sectors, 1), at: range)
         arena.store(slips(&shaper) ? UInt32(truncatingIfNeeded: shaper.oddNumber()) : 8, at: range &+ 8)
@@ -201,7 +201,7 @@ final class Guest {
     default:
       if slips(&shaper) { list.append(data(&shaper, UInt32(shaper.byte()), isWritable: shaper.flag())) }
     }
-    // A status byte of its own, or the last byte of the data.
+    // A separate status byte, or the last byte of the data.
     if !slips(&shaper) {
       list.append(Piece(address: status, length: slips(&shaper) ? UInt32(shaper.byte()) : 1, isWritable: true))
     }
@@ -216,13 +216,13 @@ final class Guest {
     var length = length
     if slips(&shaper) { address = shaper.oddNumber() }
     if slips(&shaper) { length = UInt32(truncatingIfNeeded: shaper.oddNumber()) }
-    // Who has the device read into the ring cannot hold anything against it.
-    // The ring is also where one goes on that passes the end of the address space.
+    // A guest that lets the device read into the ring cannot blame it. A buffer that passes the end of the address space
+    // continues in the ring, too.
     if address < Place.data || length > 0 && address &+ UInt64(length &- 1) < address { isTainted = true }
     return Piece(address: address, length: length, isWritable: isWritable)
   }
 
-  /// A buffer in one piece, or in several: drivers may cut as they like (virtio 2.6.4).
+  /// A buffer in one piece, or in several: drivers may split it as they like (virtio 2.6.4).
   private func cut(_ piece: Piece, _ shaper: inout Shaper) -> [Piece] {
     guard shaper.choice(8) == 1, piece.length > 1 else { return [piece] }
     let first = 1 + UInt32(shaper.byte()) % (piece.length - 1)
@@ -244,7 +244,7 @@ final class Guest {
       ? putPacked(list, writable, isIndirect: isIndirect, &shaper) : putSplit(list, writable, isIndirect: isIndirect, &shaper)
   }
 
-  /// For who looks at a finding.
+  /// For people who investigate a finding.
   private func tellChain(_ head: UInt16, _ list: [Piece], isIndirect: Bool) {
     tell(
       "head \(head)\(isIndirect ? " in a table" : ""): "
@@ -337,7 +337,7 @@ final class Guest {
       descriptor(place, piece, index == 0 ? arena.load(place + 14, as: UInt16.self) : flags, id, isSplit: false)
       position = position.advanced(by: 1, size: size)
     }
-    // The first one's flags make the chain available.
+    // The flags of the first descriptor make the chain available.
     arena.store(first.flags, at: first.place + 14)
     nextSlot = position
     spans[id] = pieces.count
@@ -354,7 +354,7 @@ final class Guest {
     }
   }
 
-  /// Another processor of the guest's writes into memory that the device is at work on.
+  /// As another CPU of the guest: writes into memory that the device is using.
   func rewrite(_ shaper: inout Shaper) {
     (isTainted, isBroken) = (true, true)
     for _ in 0...shaper.choice(4) {
@@ -373,14 +373,14 @@ final class Guest {
 
   // MARK: Answers
 
-  /// Takes what the device has used, and holds it to its promises.
+  /// Takes what the device has used, and checks it.
   func reap() {
     guard !isTainted else { return }
     isPacked ? reapPacked() : reapSplit()
   }
 
   private func take(_ id: UInt16, _ length: UInt32) {
-    guard let entry = outstanding[id], entry.count > 0 else { fail("head \(id) was answered, which nobody gave") }
+    guard let entry = outstanding[id], entry.count > 0 else { fail("head \(id) was answered, but not outstanding") }
     check(UInt64(length) <= entry.writable, "\(length) bytes were written for head \(id), which has room for \(entry.writable)")
     outstanding[id]?.count -= 1
     for place in chains.removeValue(forKey: id) ?? [] { holds[place] = false }
@@ -405,7 +405,7 @@ final class Guest {
       let flags = arena.load(place + 14, as: UInt16.self)
       guard flags & 0x8080 == (usedSlot.wrap ? 0x8080 : 0), !spans.isEmpty else { return }
       let id = arena.load(place + 12, as: UInt16.self)
-      guard let span = spans[id] else { fail("buffer \(id) was answered, which nobody gave") }
+      guard let span = spans[id] else { fail("buffer \(id) was answered, but not outstanding") }
       take(id, arena.load(place + 8, as: UInt32.self))
       spans[id] = nil
       usedSlot = usedSlot.advanced(by: span, size: size)

@@ -1,4 +1,4 @@
-/// A qcow2 image that is good where the input says nothing, and has mistakes where it says something.
+/// A qcow2 image that is correct unless the input asks for mistakes.
 internal import Glibc
 
 @testable internal import Qcow2
@@ -9,7 +9,7 @@ struct Qcow2Sample {
   let geometry: Qcow2Geometry
   private var size: Int { Int(geometry.clusterSize) }
 
-  // Numbers of clusters.
+  // Cluster numbers.
   private let counts: Int
   private let level1: Int
   private let first: Int
@@ -24,7 +24,7 @@ struct Qcow2Sample {
   private var snapshotData: Int { first + 9 }
   private static let more = 10
 
-  /// - Parameter backing: the name of a raw file under it; `nil`: there is none.
+  /// - Parameter backing: the name of a raw file that it can have as its backing file.
   init(_ shaper: inout Shaper, backing: String) {
     let isExtended = shaper.choice(4) == 1
     let bits = UInt32(isExtended ? shaper.pick([14, 15]) : shaper.pick([12, 9, 10, 16]))
@@ -48,7 +48,7 @@ struct Qcow2Sample {
     for _ in 0..<shaper.choice(7) { damage(&shaper) }
   }
 
-  // MARK: What is good
+  // MARK: The correct image
 
   private mutating func count(_ cluster: Int, _ value: UInt16) { bytes.put16(value, at: counts * size + cluster * 2) }
 
@@ -68,7 +68,7 @@ struct Qcow2Sample {
     entry(level2, 0, place(data), 0x0000_0000_0000_ffff)
     if geometry.isExtended { entry(level2, 1, 0, 0xffff_ffff_0000_0000) } else { entry(level2, 1, 1) }
     entry(level2, 3, place(preallocated) | (geometry.isExtended ? 0 : 1), 0xffff_ffff_0000_0000)
-    // As many sectors as one cluster has, without the one that it begins in.
+    // As many sectors as a cluster has, not counting the one in which it begins.
     let sectors = max(UInt64(size) / 512, 1) - 1
     let shift = UInt64(62 - (geometry.clusterBits - 8))
     entry(level2, 4, Qcow2Entries.compressed | sectors << shift | place(packed))
@@ -96,7 +96,7 @@ struct Qcow2Sample {
     bytes.replaceSubrange(start + 56..<start + 57 + name.utf8.count, with: Array("1".utf8) + Array(name.utf8))
   }
 
-  /// Fixed codes: the byte 0x55, then 258 bytes that repeat it, time after time, for longer than any cluster of a sample.
+  /// Fixed codes: the byte 0x55, then 258 bytes that repeat it, again and again, for longer than any cluster of a sample.
   private static let stream: [UInt8] = {
     var (bytes, word, bits): ([UInt8], UInt64, UInt64) = ([], 0, 0)
     func put(_ value: UInt64, _ count: UInt64) {
@@ -130,7 +130,7 @@ struct Qcow2Sample {
     entry(level2, 3, place(preallocated))
   }
 
-  /// Its compressed cluster is none, then.
+  /// Its compressed cluster is invalid then.
   private mutating func turnIntoZstd() {
     guard bytes.word64(8) == 0 else { return }
     for index in 104..<min(1024, size) { bytes[index] = 0 }
@@ -139,9 +139,9 @@ struct Qcow2Sample {
     bytes.put64(bytes.word64(72) | 8, at: 72)
   }
 
-  // MARK: What is not
+  // MARK: Damage
 
-  /// Words of four and of eight bytes in the header.
+  /// Fields of four and of eight bytes in the header.
   private static let words: [(offset: Int, isLong: Bool)] = [
     (24, true), (36, false), (40, true), (48, true), (56, false), (60, false), (64, true), (72, true), (80, true), (88, true),
     (96, false), (100, false), (8, true), (16, false), (20, false), (32, false), (4, false), (104, false), (108, false),
@@ -169,7 +169,7 @@ struct Qcow2Sample {
     case 6:
       let start = packed * size
       for _ in 0..<shaper.choice(8) { put(start + Int(shaper.word16()) % 600, shaper.byte()) }
-      // A frame of zstd, as far as it goes.
+      // The beginning of a zstd frame, perhaps.
       if shaper.flag() { for (index, byte) in shaper.bytes(upTo: 80).enumerated() { put(start + index, byte) } }
     default:
       switch shaper.choice(4) {
@@ -181,7 +181,7 @@ struct Qcow2Sample {
     }
   }
 
-  /// An entry of a table, nearly.
+  /// A table entry, or nearly one.
   private func word(_ shaper: inout Shaper) -> UInt64 {
     let flags = shaper.pick([0, Qcow2Entries.copied, Qcow2Entries.compressed, 1, Qcow2Entries.copied | 1, 3 << 62, 1 << 61])
     switch shaper.choice(4) {

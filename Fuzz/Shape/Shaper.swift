@@ -1,20 +1,20 @@
-/// Input from the fuzzer's bytes: each byte is an answer to a question, and what is asked next depends on the answers before.
+/// Input from the fuzzer's bytes: each byte answers a question, and the next question depends on the earlier answers.
 
-/// Reads choices from a string of bytes. Zero, and the end of the bytes, are the ordinary answer to every question, so an input is
-/// good where it says nothing, and each mistake in it is a choice.
+/// Reads choices from a string of bytes. Zero, and the end of the bytes, are the ordinary answer to every question, so an empty
+/// input has no mistakes, and each mistake is a choice.
 @safe
 struct Shaper {
   private let base: UnsafePointer<UInt8>
   private let count: Int
   private var index = 0
 
-  /// - Parameter base: `count` bytes that stay for as long as this is used.
+  /// - Parameter base: `count` bytes that remain valid while this is used.
   init(_ base: UnsafePointer<UInt8>, _ count: Int) {
     unsafe self.base = base
     self.count = count
   }
 
-  /// Nothing is left to read: from now on every answer is the ordinary one.
+  /// Nothing is left to read: from here on, every answer is the ordinary one.
   var isOver: Bool { index >= count }
 
   mutating func byte() -> UInt8 {
@@ -32,12 +32,12 @@ struct Shaper {
 
   mutating func pick<Value>(_ values: [Value]) -> Value { values[choice(values.count)] }
 
-  /// One in about sixteen inputs, and never by default.
+  /// True for one byte value in 16, and never by default.
   mutating func mistake() -> Bool { byte() >= 0xf0 }
 
   mutating func flag() -> Bool { byte() & 1 == 1 }
 
-  /// A number that programs have trouble with.
+  /// A number that is likely to cause trouble.
   mutating func oddNumber() -> UInt64 {
     switch choice(8) {
     case 0: UInt64(byte())
@@ -51,13 +51,13 @@ struct Shaper {
     }
   }
 
-  /// Up to `limit` bytes, how many of them being the first answer. - Parameter limit: 0 … 65535.
+  /// Up to `limit` bytes; the first answer is how many. - Parameter limit: 0 … 65535.
   mutating func bytes(upTo limit: Int) -> [UInt8] {
     let wanted = min(limit, Int(limit > 255 ? word16() : UInt16(byte())))
     return (0..<wanted).map { _ in byte() }
   }
 
-  /// What is left, up to `limit` bytes.
+  /// The remaining bytes, up to `limit`.
   mutating func rest(upTo limit: Int = .max) -> [UInt8] {
     var bytes: [UInt8] = []
     while !isOver, bytes.count < limit { bytes.append(byte()) }

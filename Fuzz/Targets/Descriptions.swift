@@ -1,4 +1,4 @@
-/// What an operator writes for a process that begins: lists of disks, and the words of options.
+/// What an operator writes to start a process: lists of disks, and the values of options.
 internal import FoundationEssentials
 internal import VirtioCore
 
@@ -23,27 +23,27 @@ private func attackList(_ shaper: inout Shaper) {
   do {
     list = try ServeDiskList(Data(text), file: "list", defaults: Ordinary.options, mayBeEmpty: mayBeEmpty)
   } catch {
-    check(!"\(error)".isEmpty && !"\(error)".utf8.contains(0), "a list is refused in words that cannot be shown")
+    check(!"\(error)".isEmpty && !"\(error)".utf8.contains(0), "a list is refused with a message that cannot be shown")
     return
   }
-  check(mayBeEmpty || !list.disks.isEmpty, "a list of nothing was taken")
-  check(JSONKeys.double(in: Data(text)) == nil, "a list was taken that says a thing twice")
+  check(mayBeEmpty || !list.disks.isEmpty, "an empty list was accepted")
+  check(JSONKeys.double(in: Data(text)) == nil, "a list with a duplicate key was accepted")
   check(Set(list.disks.map(\.socketPath)).count == list.disks.count, "two disks have one socket")
   for disk in list.disks {
     let options = disk.options
     guard let path = options.blkFile else { fail("a disk has no image") }
     check(!path.utf8.contains(0) && !disk.socketPath.utf8.contains(0), "a path ends before its end")
     check((options.serial ?? "").utf8.count <= BlockDeviceOptions.serialSize, "a serial is too long")
-    check(options.tuning.waiting == nil || options.tuning.pollUs == nil, "two ways to wait were taken")
+    check(options.tuning.waiting == nil || options.tuning.pollUs == nil, "two ways to wait were accepted")
   }
 }
 
-/// What the command line says that says nothing. To parse it is most of a run.
+/// The options of an empty command line. Parsing it would take most of a run.
 private enum Ordinary {
   static let options = make { try DeviceOptions.parse([]) }
 }
 
-/// An array of objects, or nearly.
+/// An array of objects, or nearly one.
 private func list(_ shaper: inout Shaper) -> [UInt8] {
   var bytes = Array("[".utf8)
   for number in 0..<shaper.pick([1, 2, 0, 3]) {
@@ -79,13 +79,13 @@ private func entry(_ shaper: inout Shaper, _ number: Int) -> [UInt8] {
   return Array((text + "}").utf8)
 }
 
-/// Another spelling of the same key, or nearly the key.
+/// Another spelling of the same key, or a similar key.
 private func spelled(_ word: String, _ shaper: inout Shaper) -> String {
   guard shaper.flag() else { return String(word.dropLast(shaper.choice(4))) }
   return word.replacing("-", with: "\\u002d")
 }
 
-/// Values in JSON that a word may have.
+/// Values in JSON that a key may have.
 private func ordinary(_ word: ServeDisk.Word) -> [String] {
   switch word {
   case .blkFile: ["\"/dev/null\"", "\"/dev/../dev/null\"", "\"/a\""]
@@ -134,7 +134,7 @@ private func value(_ shaper: inout Shaper) -> [UInt8] {
 
 // MARK: Words
 
-/// Limits that are understood are typed back, and a disk that has them lets requests go in the end.
+/// Accepted limits can be printed and parsed again, and a disk that has them lets some requests pass.
 private func attackLimits(_ shaper: inout Shaper) {
   let text = words(
     &shaper,
@@ -145,8 +145,8 @@ private func attackLimits(_ shaper: inout Shaper) {
   tell(text)
   guard let change = LimitChange(argument: text) else { return }
   let limits = change.limits
-  guard let again = LimitChange(argument: limits.words) else { fail("\(limits.words) cannot be typed back") }
-  check(again.limits == limits, "\(limits.words) is something else when it is typed back")
+  guard let again = LimitChange(argument: limits.words) else { fail("\(limits.words) cannot be parsed again") }
+  check(again.limits == limits, "\(limits.words) is different when it is parsed again")
   let throttle = DiskThrottle(limits, now: shaper.oddNumber())
   var now: UInt64 = 0
   for _ in 0..<shaper.choice(8) {
@@ -172,17 +172,18 @@ private func attackOptionWords(_ shaper: inout Shaper) {
   switch kind {
   case 0:
     guard let waiting = Waiting(argument: text) else { return }
-    check(Waiting(argument: waiting.defaultValueDescription) == waiting, "\(text) is another way to wait when it is typed back")
+    check(
+      Waiting(argument: waiting.defaultValueDescription) == waiting, "\(text) is another way to wait when it is parsed again")
   case 1:
     guard let when = Notification(argument: text) else { return }
-    check(Notification(argument: when.defaultValueDescription) == when, "\(text) is another moment when it is typed back")
+    check(Notification(argument: when.defaultValueDescription) == when, "\(text) is another moment when it is parsed again")
   case 2: _ = UringSetup(argument: text)
   case 3:
     guard let list = ProcessorList(argument: text) else { return }
-    check(list.processors.allSatisfy { (0..<1024).contains($0) }, "a processor that cannot be")
+    check(list.processors.allSatisfy { (0..<1024).contains($0) }, "an impossible CPU number")
   case 4:
     guard let list = try? FeatureList(text) else { return }
-    check((try? FeatureList(list.text)) == list, "\(text) are other features when they are typed back")
+    check((try? FeatureList(list.text)) == list, "\(text) are other features when they are parsed again")
     let words = FeatureWords(only: list, without: [list])
     if (try? words.validate()) != nil { _ = words.protocolFeatures }
   case 5: _ = SharedWorkersChoice(argument: text)
@@ -190,16 +191,16 @@ private func attackOptionWords(_ shaper: inout Shaper) {
     guard let fields = ConfigurationWords(argument: text) else { return }
     check(
       ConfigurationWords(argument: fields.defaultValueDescription) == fields,
-      "\(text) are other fields when they are typed back")
+      "\(text) are other fields when they are parsed again")
   default:
-    // A mistyped word is answered with one that exists.
+    // The suggestion for a mistyped word exists.
     let known = ServeDisk.Word.allCases.map(\.rawValue)
     guard let close = CloseWord.find(to: text, among: known) else { return }
-    check(known.contains(close), "\(close) is no word")
+    check(known.contains(close), "\(close) is not a known word")
   }
 }
 
-/// Words that mean something, with anything between and in them.
+/// Meaningful words, with arbitrary bytes between them.
 func words(_ shaper: inout Shaper, _ words: [String]) -> String {
   var bytes: [UInt8] = []
   var pieces = 0

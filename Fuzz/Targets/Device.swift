@@ -1,5 +1,5 @@
-/// A queue of a disk, from the ring to the engine and back, on the fuzzer's own thread: the worker is the real one, and what it
-/// sleeps in is the guest.
+/// A queue of a disk, from the ring to the engine and back, on the fuzzer's own thread: the worker is the real one, and while
+/// it sleeps, the guest runs.
 internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
@@ -9,7 +9,7 @@ internal import VirtioCore
 func attackSplitRing(_ shaper: inout Shaper) { attackDevice(&shaper, isPacked: false, isRecorded: shaper.choice(8) == 1) }
 func attackPackedRing(_ shaper: inout Shaper) { attackDevice(&shaper, isPacked: true, isRecorded: shaper.choice(8) == 1) }
 
-/// What a queue needs besides its guest, made once.
+/// What a queue needs besides its guest, created once.
 @safe
 final class Stage {
   let image: ImageFile
@@ -21,7 +21,7 @@ final class Stage {
   let sectors: UInt64
   nonisolated(unsafe) static var news: DeviceNews = make { () throws(Errno) in try DeviceNews() }
 
-  /// - Parameter stalls: what the medium fails is for the operator, not for the driver.
+  /// - Parameter stalls: failures of the medium are reported to the operator, not to the driver.
   private init(isReadOnly: Bool, blockSize: Int, direct: ImageOptions.Direct, stalls: Bool) {
     let bytes: Int64 = 1 << 20
     var name = Array("/tmp/vmm-blk-fuzz-XXXXXX".utf8CString)
@@ -35,7 +35,7 @@ final class Stage {
       shared = try SharedBlock(serial: "fuzz", capacity: UInt64(bytes) / 512)
       metrics = try MetricsArea(queueCount: 1, workers: 1)
       stallingNews = try DeviceNews()
-    } catch { fail("a disk cannot be made: \(error)") }
+    } catch { fail("a disk cannot be created: \(error)") }
     sectors = UInt64(bytes) / 512
     context = unsafe LaneContext(
       limits: BlockLimits(blockMask: UInt64(blockSize - 1), isReadOnly: isReadOnly, segments: 126, segmentBytes: 4 << 20),
@@ -51,7 +51,7 @@ final class Stage {
     Stage(isReadOnly: false, blockSize: 512, direct: .off, stalls: true),
   ]
 
-  /// As it was in the beginning.
+  /// Back to the initial state.
   func reset() {
     image.state.flushFailed.storeRelaxed(0)
     shared.writeback.storeRelaxed(1)
@@ -60,12 +60,12 @@ final class Stage {
   }
 }
 
-/// What cannot fail here but for want of resources.
+/// Runs code that can fail only for lack of resources.
 func make<Value>(_ body: () throws -> Value) -> Value {
   do { return try body() } catch { fail("the fuzzer has no resources: \(error)") }
 }
 
-/// Records of what is in flight, one for each format.
+/// In-flight records, one for each ring format.
 enum Records {
   static let split = make { () throws(InflightError) in
     try InflightMemory.create(queueCount: 1, queueSize: 256)
@@ -89,7 +89,7 @@ func attackDevice(
   if shaper.choice(4) == 1 { stage.shared.writeback.storeRelaxed(0) }
   let guest = Guest(&shaper, isPacked: isPacked, features: features, sectors: stage.sectors)
   let records = isPacked ? Records.packed : Records.split
-  // Of a ring that nobody had before.
+  // As for a ring that no device had before.
   if isRecorded { records.forget() }
   prepare(&shaper, guest)
   let mailbox = make { () throws(Errno) in try WorkerMailbox() }
@@ -110,15 +110,15 @@ func attackDevice(
     "\(activation.configuration) at \(activation.position), \(configuration.kind), slots \(configuration.slots), \(configuration.notification), in order \(activation.publishesInOrder)"
   )
   _ = mailbox.post { $0.add(0) { $0.start = activation } }
-  do throws(Errno) { try work(configuration, top: engine) } catch { fail("a worker cannot be made: \(error)") }
+  do throws(Errno) { try work(configuration, top: engine) } catch { fail("a worker cannot be created: \(error)") }
   shaper = engine.shaper
   guest.reap()
   engine.readNews()
-  check(engine.hasStopped || engine.wasRefused, "the queue did not say that it has stopped")
+  check(engine.hasStopped || engine.wasRefused, "the queue did not report that it has stopped")
   check(!engine.wasRefused || guest.isBroken, "a good queue was refused")
 }
 
-/// A doorbell that nobody listens to.
+/// Doorbells to which nobody listens.
 enum Bell {
   nonisolated(unsafe) private static let words: UnsafeMutableRawPointer = {
     let words = UnsafeMutableRawPointer.allocate(byteCount: 64, alignment: 64)
@@ -132,9 +132,9 @@ enum Bell {
 /// The medium and the guest in one: whenever the worker sleeps, it is the guest's turn.
 @safe
 final class GuestEngine: EngineObject {
-  /// More than any input asks for: a loop that does not end is a finding.
+  /// More steps than any input asks for: an endless loop is a finding.
   private static let patience = 200_000
-  /// What is read, and where everything goes that is written: no run depends on the one before.
+  /// The source of all reads and the target of all writes: no run depends on the previous one.
   nonisolated(unsafe) private static let content = {
     let content = UnsafeMutableRawPointer.allocate(byteCount: 1 << 20, alignment: 4096)
     memset(content, 0x5a, 1 << 20)
@@ -155,7 +155,7 @@ final class GuestEngine: EngineObject {
   private var isEnding = false
   private var isPaused = false
   private var isAskedLast = false
-  /// Requests may stay without an answer.
+  /// Requests may remain unanswered.
   private var isExcused: Bool
   private var hasFailed = false
   private(set) var hasStopped = false
@@ -220,10 +220,10 @@ final class GuestEngine: EngineObject {
     return .pending
   }
 
-  /// A loop ends.
+  /// Counts a step, to find endless loops.
   private func count() {
     turns += 1
-    check(turns < Self.patience, "the worker does not come to an end")
+    check(turns < Self.patience, "the worker does not finish")
   }
 
   private func perform(_ operation: IOOperation) -> Int32 {
@@ -232,7 +232,8 @@ final class GuestEngine: EngineObject {
     check(
       operation.offset <= bytes && operation.length <= bytes - operation.offset,
       "\(operation.kind) of \(operation.length) bytes at \(operation.offset) is outside of the disk")
-    check(operation.kind == .read || operation.kind == .flush || !stage.image.isReadOnly, "\(operation.kind) on a disk to read")
+    check(
+      operation.kind == .read || operation.kind == .flush || !stage.image.isReadOnly, "\(operation.kind) on a read-only disk")
     var wanted = Int(operation.length)
     if errs {
       switch shaper.choice(16) {
@@ -252,7 +253,7 @@ final class GuestEngine: EngineObject {
     for index in 0..<operation.segmentCount where left > 0 {
       let segment = unsafe segments[index]
       let part = min(segment.count, left)
-      // Through the sanitizer's own: each byte is looked at.
+      // With the sanitizer's own function, which checks each byte.
       if operation.kind == .read {
         unsafe memcpy(segment.base, Self.content + place, part)
       } else {
@@ -268,7 +269,7 @@ final class GuestEngine: EngineObject {
     count()
     tell("a sleep of \(nanoseconds.map { "\($0) ns" } ?? "any time"), \(inFlight.count) in flight")
     isSubmitted = true
-    // Somebody else is waited for: completions, or a moment that comes by itself.
+    // The worker waits for completions, or for a time-out, and not for the guest.
     guard inFlight.isEmpty || isLost, nanoseconds == nil, !hasMail, !isKicked else { return }
     guest.reap()
     readNews()
@@ -327,7 +328,7 @@ final class GuestEngine: EngineObject {
 
   private func post(_ change: (inout WorkerOrders) -> Void) { if mailbox.post(change) { hasMail = true } }
 
-  /// Once more something good, which has to be answered, and then the end.
+  /// Submits one more correct request, which has to be answered, and then stops the queue.
   private func end() {
     if isPaused { resume() }
     if !isAskedLast {

@@ -1,4 +1,4 @@
-/// Files that somebody else may have made: logs of writes, results of measurements, images of other formats.
+/// Files of unknown origin: logs of writes, results of measurements, images of other formats.
 internal import CLinux
 internal import FoundationEssentials
 internal import Glibc
@@ -80,10 +80,10 @@ private func attackResults(_ shaper: inout Shaper) {
   guard let first = try? SavedResult(result(&shaper), name: "first") else { return }
   guard let second = shaper.flag() ? first : try? SavedResult(result(&shaper), name: "second") else { return }
   guard let comparison = try? Comparison(first, second) else { return }
-  check(!comparison.table(width: shaper.flag() ? shaper.choice(200) : nil).isEmpty, "a comparison without words")
+  check(!comparison.table(width: shaper.flag() ? shaper.choice(200) : nil).isEmpty, "a comparison is empty")
 }
 
-/// Jobs in fio's structure, nearly.
+/// Jobs in fio's format, or nearly.
 private func result(_ shaper: inout Shaper) -> String {
   func number(_ shaper: inout Shaper) -> String {
     shaper.mistake()
@@ -123,7 +123,7 @@ private func attackHead(_ shaper: inout Shaper) {
   if place >= 0 {
     for (index, byte) in sign.enumerated() where place + index < bytes.count { bytes[place + index] = byte }
   }
-  // What a kernel can say of a file or a device.
+  // A size that the kernel can report for a file or a device.
   let size = shaper.mistake() ? min(shaper.oddNumber(), UInt64(Int64.max)) : UInt64(bytes.count)
   Scrap.fill(bytes)
   let format = ForeignFormat.of(Scrap.descriptor.rawValue, size: size)

@@ -1,4 +1,4 @@
-/// Records of what is in flight that anybody may have written, over a ring that anybody may have left.
+/// In-flight records of unknown origin, for a ring that an unknown device left.
 internal import Glibc
 internal import VirtioBlkDevice
 
@@ -7,7 +7,7 @@ internal import VirtioBlkDevice
 func attackInflight(_ shaper: inout Shaper) {
   let isPacked = shaper.flag()
   attackDevice(&shaper, isPacked: isPacked, isRecorded: true) { shaper, guest in
-    // Chains that the one before may have taken.
+    // Chains that the previous device may have taken.
     guest.submit(&shaper)
     guest.forget()
     let records = isPacked ? Records.packed : Records.split
@@ -25,7 +25,7 @@ func attackInflight(_ shaper: inout Shaper) {
     }
     for offset in [12, 14] { word(offset, UInt16(shaper.choice(size))) }
     if isPacked {
-      // Where it stands, and where it stood.
+      // The current position, and the previous one.
       for offset in [16, 18] { word(offset, UInt16(shaper.choice(2))) }
       word(20, shaper.flag() ? 0x0101 : 0x0100)
     }

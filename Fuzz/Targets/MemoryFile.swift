@@ -1,5 +1,5 @@
-/// A memory file that anybody may have written: its header, its control block, what a device that starts reads of it, and the
-/// picture of it for people and for programs.
+/// A memory file of unknown origin: its header, its control block, what a starting device reads from it, and the picture of it
+/// for people and for programs.
 internal import CLinux
 internal import FoundationEssentials
 internal import Glibc
@@ -15,15 +15,17 @@ func attackMemoryFile(_ shaper: inout Shaper) {
   file.fill(&shaper)
   lookAt(file, &shaper)
   check(Descriptors.open == before.0, "descriptors of a memory file were left open")
-  check(AddressSpace.shared.reserved == before.1, "mappings of a memory file were left")
+  check(AddressSpace.shared.reserved == before.1, "mappings of a memory file were leaked")
 }
 
 private func lookAt(_ file: MemoryFileBytes, _ shaper: inout Shaper) {
   if shaper.flag(), let adopted = try? MemoryFile.adopt(file.descriptor, path: file.path) {
-    // A device that starts: what it reads once, it can write down again.
+    // As a starting device: the state that it reads can be stored again.
     let image = adopted.control.loadState()
     adopted.control.storeState(image)
-    check(adopted.control.loadState().encoded(queueCount: 1) == image.encoded(queueCount: 1), "the state changes on its way")
+    check(
+      adopted.control.loadState().encoded(queueCount: 1) == image.encoded(queueCount: 1),
+      "the state changes when it is stored and loaded")
     adopted.control.kick(adopted.layout.maximumQueues - 1).counter.storeRelaxed(1)
   }
   guard let snapshot = try? MemoryFileSnapshot(path: file.path) else { return }
@@ -62,7 +64,7 @@ final class MemoryFileBytes {
     unsafe base.storeBytes(of: word, toByteOffset: place, as: Word.self)
   }
 
-  /// A good header, registers of a driver that is at work, rings with a few requests, and what is wrong with them.
+  /// A correct header, registers of a running driver, rings with a few requests, and mistakes in them.
   func fill(_ shaper: inout Shaper) {
     unsafe memset(base, 0, size)
     guard let layout = MemoryFileLayout(memorySize: 0x8000, maximumQueues: queues) else { fail("no layout") }

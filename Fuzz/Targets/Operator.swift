@@ -1,4 +1,4 @@
-/// Lines between an operator and a server: what is asked, and what is answered, from any program.
+/// Lines between an operator and a server: requests and answers, from any program.
 internal import FoundationEssentials
 internal import VirtioCore
 
@@ -15,7 +15,7 @@ func attackOperator(_ shaper: inout Shaper) {
   }
 }
 
-/// A body as a line that came, with a few bytes that did not come so.
+/// A body as a received line, with a few bytes changed.
 private func line(_ body: some Encodable, _ shaper: inout Shaper) -> ControlLine {
   var text = ControlLine(body).text
   for _ in 0..<shaper.choice(3) where shaper.mistake() && !text.isEmpty {
@@ -56,20 +56,22 @@ private func attackRequest(_ shaper: inout Shaper) {
   }
   if !limits.isEmpty { request.limits = limits }
   guard let taken = try? line(request, &shaper).decode(Operator.Request.self) else { return }
-  guard let again = try? ControlLine(taken).decode(Operator.Request.self) else { fail("a request cannot be passed on") }
-  check(again.request == taken.request && again.disk == taken.disk && again.size == taken.size, "a request changes on its way")
+  guard let again = try? ControlLine(taken).decode(Operator.Request.self) else { fail("a request cannot be forwarded") }
+  check(
+    again.request == taken.request && again.disk == taken.disk && again.size == taken.size,
+    "a request changes when it is forwarded")
   guard let wanted = taken.limits, let change = try? Operator.change(wanted) else { return }
   var result = RateLimits()
   change.apply(to: &result)
-  check(LimitChange(argument: result.words)?.limits == result, "\(result.words) cannot be typed back")
-  // As an operator's program says what it was told to.
-  guard let same = try? Operator.change(Operator.limits(change)) else { fail("limits cannot be said again") }
-  check(same == change, "limits are others when they are said again")
+  check(LimitChange(argument: result.words)?.limits == result, "\(result.words) cannot be parsed again")
+  // As an operator's program sends its argument.
+  guard let same = try? Operator.change(Operator.limits(change)) else { fail("limits cannot be sent again") }
+  check(same == change, "limits are different when they are sent again")
 }
 
 // MARK: Answers
 
-/// What `top` and `metrics` make of figures that another process says it has.
+/// What `top` and `metrics` make of the metrics that another process reports.
 private func attackFigures(_ shaper: inout Shaper) {
   guard let before = try? line(figures(&shaper), &shaper).decode(Operator.Metrics.self),
     let now = shaper.choice(4) == 1 ? before : try? line(figures(&shaper), &shaper).decode(Operator.Metrics.self)
@@ -81,9 +83,9 @@ private func attackFigures(_ shaper: inout Shaper) {
   check(lines.count <= now.disks.count + 4, "\(now.disks.count) disks have \(lines.count) lines")
   for line in lines {
     check(width.map { line.count <= $0 } ?? true, "a line is longer than its terminal")
-    check(!line.utf8.contains { $0 < 0x20 }, "a line has a character that a terminal obeys")
+    check(!line.utf8.contains { $0 < 0x20 }, "a line has a control character")
   }
-  check(!MetricsPage.page(now).bytes.isEmpty, "a page of figures is empty")
+  check(!MetricsPage.page(now).bytes.isEmpty, "a page of metrics is empty")
 }
 
 private func figures(_ shaper: inout Shaper) -> Operator.Metrics {
@@ -127,7 +129,7 @@ private func attackAnswers(_ shaper: inout Shaper) {
   switch shaper.choice(3) {
   case 0:
     guard let taken = try? line(Operator.Limits(limits: limits), &shaper).decode(Operator.Limits.self) else { return }
-    check(LimitChange(argument: taken.words) != nil, "\(taken.words) cannot be typed")
+    check(LimitChange(argument: taken.words) != nil, "\(taken.words) cannot be parsed")
   case 1:
     let disk = Operator.Summary(disk: name(&shaper), image: name(&shaper), size: number(&shaper), state: .driven)
     _ = try? line(Operator.Disks(disks: [disk]), &shaper).decode(Operator.Disks.self)

@@ -1,4 +1,4 @@
-/// Images of the format qcow2 that somebody else may have made: told of, checked, read, written to, and changed as a whole.
+/// Images of the format qcow2 of unknown origin: described, checked, read, written to, and changed as a whole.
 internal import CLinux
 internal import Glibc
 
@@ -12,10 +12,10 @@ func attackQcow2(_ shaper: inout Shaper) {
   let before = (Descriptors.open, AddressSpace.shared.reserved)
   attackImage(&shaper)
   check(Descriptors.open == before.0, "descriptors of an image were left open")
-  check(AddressSpace.shared.reserved == before.1, "mappings of an image were left")
+  check(AddressSpace.shared.reserved == before.1, "mappings of an image were leaked")
 }
 
-/// Two files in memory for all runs: the image, and a raw one under it.
+/// Two files in memory for all runs: the image, and its raw backing file.
 private enum Medium {
   static let image = OwnedDescriptor(unsafe memfd_create("image", UInt32(MFD_CLOEXEC)))
   static let backing = {
@@ -24,7 +24,7 @@ private enum Medium {
     guard pwrite(file.rawValue, bytes, bytes.count, 0) == bytes.count else { fail("a file in memory cannot be written") }
     return file
   }()
-  /// As an image names it.
+  /// The name by which an image refers to it.
   static let name = "\(backing.rawValue)"
   static let place = "/proc/self/fd/\(name)"
 
@@ -41,11 +41,11 @@ private enum Medium {
     return bytes
   }
 
-  /// What is longer is not looked at as a whole: a file that a header says to be long is sparse.
+  /// Longer files are not read as a whole: a file that is long because of its header is sparse.
   static let most: UInt64 = 16 << 20
 }
 
-/// How much of an image is checked.
+/// The limit of work for a check.
 private let budget: UInt64 = 1 << 16
 
 private func report(_ bytes: [UInt8]) -> Qcow2Report? {
@@ -59,7 +59,7 @@ private func attackImage(_ shaper: inout Shaper) {
   let source = MemorySource(sample.bytes)
   let header: Qcow2Header
   do throws(Qcow2Fault) { header = try Qcow2Header(source) } catch {
-    check(!"\(error)".isEmpty, "a fault without a sentence")
+    check(!"\(error)".isEmpty, "a fault without a message")
     return
   }
   let found = report(sample.bytes)
@@ -90,13 +90,13 @@ private func attackDisk(_ shaper: inout Shaper, _ header: Qcow2Header, _ before:
   }
   guard let source = try? FileSource(Medium.image.rawValue), source.byteCount <= Medium.most else { return }
   guard let before, before.corruptions == 0, before.failures == 0 else { return }
-  guard let after = report(Medium.bytes) else { fail("an image is none any more") }
-  check(after.corruptions == 0, "an image that was good is not: \(after.findings.first ?? "")")
+  guard let after = report(Medium.bytes) else { fail("an image is no longer an image") }
+  check(after.corruptions == 0, "a good image was damaged: \(after.findings.first ?? "")")
 }
 
 private func step(_ shaper: inout Shaper, _ disk: Qcow2Disk, isReadOnly: Bool) {
   let unit = disk.layers[0].geometry.clusterSize
-  // The samples' clusters, what is between them, and the end.
+  // The clusters of the samples, the borders between them, and the end.
   var offset = UInt64(shaper.choice(8)) * unit + shaper.pick([0, 512, unit / 2, unit - 512])
   if shaper.choice(4) == 1 { offset = disk.size - min(disk.size, UInt64(shaper.byte()) * 512) }
   if shaper.choice(8) == 1 { offset = disk.layers[0].geometry.level2Span }
@@ -107,15 +107,15 @@ private func step(_ shaper: inout Shaper, _ disk: Qcow2Disk, isReadOnly: Bool) {
   let kind: IOOperation.Kind = isReadOnly ? .read : shaper.pick([.read, .write, .punchHole, .zeroRange, .blockDiscard, .flush])
   let result = perform(kind, disk, at: offset, &bytes)
   tell("\(kind) of \(count) at \(offset): \(result)")
-  check(result <= Int32(count), "more was done than was asked for")
+  check(result <= Int32(count), "more was done than requested")
   guard kind == .read || result == Int32(count) || kind != .write && result == 0 else { return }
   var again = [UInt8](repeating: 0x5a, count: Int(count))
   let reread = perform(.read, disk, at: offset, &again)
   switch kind {
-  case .read: check(reread == result && (result < Int32(count) || bytes == again), "two reads are not the same")
-  case .write: check(reread == Int32(count) && again == bytes, "what was written is not read")
+  case .read: check(reread == result && (result < Int32(count) || bytes == again), "two reads differ")
+  case .write: check(reread == Int32(count) && again == bytes, "a read does not return what was written")
   case .punchHole, .zeroRange:
-    check(reread < 0 || again.allSatisfy { $0 == 0 }, "what was zeroed is not zero")
+    check(reread < 0 || again.allSatisfy { $0 == 0 }, "zeroed bytes are not zero")
   case .blockDiscard, .flush, .allocate: break
   }
 }
@@ -123,7 +123,7 @@ private func step(_ shaper: inout Shaper, _ disk: Qcow2Disk, isReadOnly: Bool) {
 private func perform(_ kind: IOOperation.Kind, _ disk: Qcow2Disk, at offset: UInt64, _ bytes: inout [UInt8]) -> Int32 {
   let count = bytes.count
   return unsafe bytes.withUnsafeMutableBytes { buffer in
-    // In two pieces, so that a cluster is in both.
+    // In two pieces, so that a cluster may be in both.
     let half = count / 2
     var segments = [
       unsafe MemorySegment(base: buffer.baseAddress!, count: half),
@@ -155,7 +155,7 @@ private func attackRevision(_ shaper: inout Shaper, _ header: Qcow2Header, _ byt
     default: try revision.grow(to: header.size + (shaper.flag() ? header.geometry.level2Span : 512), over: 0)
     }
     last = try revision.store { store throws(Qcow2Fault) in
-      check(store.offset >= bytes.count, "\(store.part.rawValue) is stored over what is in use")
+      check(store.offset >= bytes.count, "\(store.part.rawValue) overwrites something that is in use")
       guard store.offset + UInt64(store.bytes.count) <= Medium.most else { throw .isFull }
       apply(store, &image)
     }
@@ -166,12 +166,12 @@ private func attackRevision(_ shaper: inout Shaper, _ header: Qcow2Header, _ byt
     tell("\(error)")
     return
   }
-  check(last.offset + UInt64(last.bytes.count) <= 512, "a header is not stored at once")
-  check(report(image)?.corruptions == 0, "an image is not good before its header is stored")
+  check(last.offset + UInt64(last.bytes.count) <= 512, "a header is not stored in one write")
+  check(report(image)?.corruptions == 0, "an image is corrupt before its header is stored")
   apply(last, &image)
-  guard let after = report(image) else { fail("an image is none any more") }
-  check(after.corruptions == 0, "an image that was changed is not good: \(after.findings.first ?? "")")
-  check(after.leaks <= before?.leaks ?? 0, "an image that was changed has new leaks: \(after.findings.first ?? "")")
+  guard let after = report(image) else { fail("an image is no longer an image") }
+  check(after.corruptions == 0, "a changed image is corrupt: \(after.findings.first ?? "")")
+  check(after.leaks <= before?.leaks ?? 0, "a changed image has new leaks: \(after.findings.first ?? "")")
 }
 
 private func apply(_ store: ImageStore, _ image: inout [UInt8]) {
@@ -188,12 +188,12 @@ private func attackName(_ shaper: inout Shaper, _ header: Qcow2Header, _ bytes: 
     let plan = try BackingChange(header, MemorySource(bytes)).plan(name, format: format)
     for store in plan.groups.joined() {
       apply(store, &image)
-      check((try? Qcow2Header(MemorySource(image))) != nil, "a header is none on the way to another name")
+      check((try? Qcow2Header(MemorySource(image))) != nil, "the header is invalid during the change of the name")
     }
   } catch {
     tell("\(error)")
     return
   }
   let after = try? Qcow2Header(MemorySource(image))
-  check(after?.backingName == name && after?.backingFormat == format, "the name is not what it was to be")
+  check(after?.backingName == name && after?.backingFormat == format, "the name is not as requested")
 }

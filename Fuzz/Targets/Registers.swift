@@ -1,9 +1,9 @@
-/// Register models under a driver that reads and writes anything anywhere, and records of them that anybody may have written.
+/// Register models under a driver that reads and writes anything anywhere, and stored register states of unknown origin.
 internal import VirtioCore
 
 @testable internal import VirtioRegisters
 
-/// Every register face: accesses of any kind, and now and then the device starts again from its record, forged or not.
+/// Every register interface: accesses of any kind; sometimes the device restarts from its stored state, forged or not.
 func attackRegisters(_ shaper: inout Shaper) {
   let interface = RegisterInterface.allCases[shaper.choice(RegisterInterface.allCases.count)]
   let queues = 1 + shaper.choice(8)
@@ -33,17 +33,17 @@ func attackRegisters(_ shaper: inout Shaper) {
     case 0: follow(registers.read(offset: offset(&shaper, interface), width: width(&shaper)).effects, &registers, &served)
     case 1: bringUp(&registers, &shaper, &served)
     case 2:
-      // A device that is restored from the record of a driver's accesses is where it was.
+      // A device that is restored from its stored state is where it was.
       let image = registers.image
       checkCopies(image, interface, queues: queues)
       let (restored, effects, restoration) = RegisterModel.restore(image, interface, face: face)
       if restoration == .complete {
-        // A device that starts again has a new configuration, as far as its driver can tell.
+        // A restarted device has a new configuration, as far as its driver can tell.
         var expected = image
         if let generation = restored.image.pci?.generation { expected.pci?.generation = generation }
         check(
           restored.image == expected,
-          "\(interface.name) registers are not where their record says: \(restored.image) instead of \(image)")
+          "\(interface.name) registers differ from their stored state: \(restored.image) instead of \(image)")
         served = []
         registers = restored
         follow(effects, &registers, &served)
@@ -59,20 +59,21 @@ func attackRegisters(_ shaper: inout Shaper) {
       }
       follow(effects, &registers, &served)
     }
-    check(!registers.isLive || registers.features.isSubset(of: features), "a driver has what was not offered")
+    check(!registers.isLive || registers.features.isSubset(of: features), "a driver has features that were not offered")
   }
 }
 
-/// A record survives its way through bytes.
+/// A state survives encoding and decoding.
 private func checkCopies(_ image: RegisterImage, _ interface: RegisterInterface, queues: Int) {
   let bytes = image.encoded(queueCount: queues, interface: interface)
-  check(bytes.count == RegisterImage.size(queueCount: queues, interface: interface), "a record has another size than was said")
+  check(bytes.count == RegisterImage.size(queueCount: queues, interface: interface), "a stored state has the wrong size")
   let copy = RegisterImage(decoding: bytes, queueCount: queues, interface: interface)
-  check(copy.encoded(queueCount: queues, interface: interface) == bytes, "a record changes on its way")
+  check(
+    copy.encoded(queueCount: queues, interface: interface) == bytes, "a stored state changes when it is decoded and encoded")
 }
 
 private func offset(_ shaper: inout Shaper, _ interface: RegisterInterface) -> UInt32 {
-  // The configuration space, or a place in a BAR.
+  // An offset in the configuration space, or in a BAR.
   if interface.isPCI, !shaper.mistake() {
     return UInt32(shaper.choice(7)) << 28 | UInt32(shaper.choice(3)) << 12 | UInt32(shaper.byte())
   }
@@ -87,7 +88,7 @@ private func width(_ shaper: inout Shaper) -> Int {
   shaper.mistake() ? Int(truncatingIfNeeded: shaper.oddNumber()) : shaper.pick([4, 1, 2, 8])
 }
 
-/// As a driver begins, up to a point.
+/// The start of a driver, up to a random point.
 private func bringUp(_ registers: inout RegisterModel, _ shaper: inout Shaper, _ served: inout Set<Int>) {
   let writes: [(MMIORegisters.Register, UInt32)] = [
     (.status, 0), (.status, 1), (.status, 3), (.driverFeaturesSelect, 0), (.driverFeatures, 1 << 28 | 1 << 29),
@@ -100,7 +101,7 @@ private func bringUp(_ registers: inout RegisterModel, _ shaper: inout Shaper, _
   }
 }
 
-/// What the owner of registers does, as far as it can be checked: no queue is started twice, none is stopped that does not run.
+/// What the owner of the registers does, as far as it can be checked: a queue is not started twice, and a notified queue runs.
 private func follow(_ effects: [RegisterEffect], _ registers: inout RegisterModel, _ served: inout Set<Int>) {
   for effect in effects {
     switch effect {

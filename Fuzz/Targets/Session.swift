@@ -1,5 +1,5 @@
-/// A vhost-user front-end that says anything, with descriptors of every kind: the protocol, the mapping of what it hands over, and
-/// the start of the rings that it describes.
+/// A vhost-user front-end that sends anything, with descriptors of every kind: the protocol, the mapping of the memory that it
+/// hands over, and the start of the rings that it describes.
 internal import CLinux
 internal import Glibc
 
@@ -19,10 +19,10 @@ func attackSession(_ shaper: inout Shaper) {
     world.checkAlive(&shaper)
   }
   check(Descriptors.open == before.0, "descriptors that a front-end sent were left open")
-  check(AddressSpace.shared.reserved == before.1, "mappings of a front-end's were left")
+  check(AddressSpace.shared.reserved == before.1, "mappings of a front-end were leaked")
 }
 
-/// Descriptors that a front-end may hand over, as numbers that stay open here.
+/// Descriptors that a front-end may hand over, which stay open here.
 enum Handed {
   nonisolated(unsafe) private(set) static var numbers: [Int32] = []
   /// The largest memory file, as the front-end sees it.
@@ -51,7 +51,7 @@ enum Handed {
     unsafe numbers = list
   }
 
-  /// One that the session owns. - Parameter kind: the number of the ordinary one.
+  /// A duplicate for the session to own. - Parameter kind: the index of the ordinary descriptor.
   static func take(_ shaper: inout Shaper, _ kind: Int) -> OwnedDescriptor {
     let number = unsafe shaper.mistake() ? numbers[shaper.choice(numbers.count)] : numbers[kind]
     return OwnedDescriptor(clinux_fcntl_int(number, F_DUPFD_CLOEXEC, 0))
@@ -67,14 +67,14 @@ enum Handed {
   }
 }
 
-/// What is around a session: its device, whose queues run as far as a ring can be looked at, and what the front-end was told.
+/// The environment of a session: its device, whose queues run without a disk, and the replies to the front-end.
 struct World {
   private(set) var session: BackendSession
   private(set) var isClosed = false
   private var running: [Int: QueuePosition] = [:]
   private var channel: OwnedDescriptor?
   private var replies = 0
-  /// The last thing that was said.
+  /// The last reply.
   private var last: Message?
 
   init(_ shaper: inout Shaper) {
@@ -109,18 +109,18 @@ struct World {
     check(replies <= 1, "one message was answered \(replies) times")
   }
 
-  /// It still answers what is good.
+  /// Checks that it still answers a correct message.
   mutating func checkAlive(_ shaper: inout Shaper) {
     guard !isClosed else { return }
     say(Message(.getFeatures), &shaper)
-    check(isClosed || last?.payload.count == 8, "the features are not told any more")
+    check(isClosed || last?.payload.count == 8, "the features are no longer reported")
   }
 
   private mutating func goOn(_ shaper: inout Shaper) {
     var steps = 0
     while !isClosed, let effect = session.nextEffect() {
       steps += 1
-      check(steps < 10_000, "a message does not come to an end")
+      check(steps < 10_000, "a message is never finished")
       perform(effect, &shaper)
     }
   }
@@ -157,22 +157,22 @@ struct World {
     case .openChannel(let socket): channel = socket
     case .close: isClosed = true
     case .replaceCall(let queue, _), .replaceFailure(let queue, _):
-      check(running[queue] != nil, "a queue that does not run was told something")
+      check(running[queue] != nil, "a queue that does not run received an update")
     case .translate(let queue, let translations, _):
-      check(running[queue] != nil, "a queue that does not run was told something")
-      check(translations.count <= session.translations.pieces, "translations grow without end")
+      check(running[queue] != nil, "a queue that does not run received an update")
+      check(translations.count <= session.translations.pieces, "translations grow without a limit")
     case .withdraw(let queues, _):
-      check(queues.allSatisfy { running[$0] != nil }, "translations were taken back from a queue that does not run")
+      check(queues.allSatisfy { running[$0] != nil }, "translations were withdrawn from a queue that does not run")
       session.withdrawn()
     case .resetDevice: check(running.isEmpty, "a device with queues was reset")
     case .send, .refused, .queueRefused: break
     }
   }
 
-  /// As far as a queue goes without a disk: its ring is made, and what is available is taken.
+  /// A queue without a disk: its ring is created, and the available chains are taken and returned.
   private mutating func start(_ activation: Activation) {
     check(running[activation.queue] == nil, "a queue was started that runs")
-    check(!activation.isHeld, "a front-end's queue is held")
+    check(!activation.isHeld, "the queue of a front-end is held")
     do throws(QueueError) {
       let record = activation.inflight.map { InflightRecord($0, queue: activation.queue) }
       running[activation.queue] =
@@ -195,7 +195,7 @@ struct World {
     let segments = UnsafeMutablePointer<MemorySegment>.allocate(capacity: 65)
     defer { unsafe segments.deallocate() }
     var shape = unsafe ChainShape(at: segments)
-    // What cannot be taken stops a queue while it runs, which is not what this is about.
+    // A chain that cannot be taken stops a running queue, which is not tested here.
     do throws(QueueError) {
       while ring.interrupted > 0, let chain = unsafe try ring.retake(into: segments, capacity: 64, shape: &shape) {
         ring.push(chain, written: 0)
@@ -216,7 +216,7 @@ extension FeatureSet {
   fileprivate static let blockFlushBit = FeatureSet(bit: 9)
 }
 
-// MARK: What a front-end says
+// MARK: Messages of a front-end
 
 /// A message as front-ends send it, or nearly.
 private func message(_ shaper: inout Shaper) -> Message {
@@ -286,7 +286,7 @@ private func message(_ shaper: inout Shaper) -> Message {
       ).bytes
   case .setBackendRequestDescriptor: descriptors = [Handed.take(&shaper, 8)]
   case .iotlb:
-    // As if nothing were translated, or nearly.
+    // Identity translations, or nearly.
     let place = UInt64(shaper.choice(8)) * 0x10000
     payload =
       TranslationMessage(

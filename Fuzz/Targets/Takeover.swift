@@ -1,4 +1,4 @@
-/// The state that another server says it has, with descriptors beside it: decoded, checked, and gone on with.
+/// The state that another server sends, with descriptors: decoded, checked, and continued.
 internal import Glibc
 
 @testable internal import Control
@@ -10,7 +10,7 @@ func attackTakeover(_ shaper: inout Shaper) {
   let before = (Descriptors.open, AddressSpace.shared.reserved)
   attackState(&shaper)
   check(Descriptors.open == before.0, "descriptors of another server were left open")
-  check(AddressSpace.shared.reserved == before.1, "mappings of another server's were left")
+  check(AddressSpace.shared.reserved == before.1, "mappings of another server were leaked")
 }
 
 private func attackState(_ shaper: inout Shaper) {
@@ -32,7 +32,7 @@ private func attackState(_ shaper: inout Shaper) {
     memoryBudget: 4 << 20)
   let restoration = SessionRestoration(state: connection, list: list, device: device, table: MemoryTable())
   guard let session = try? restoration.carryOut() else { return }
-  // What was taken up can be handed on, and is the same then.
+  // A session that was taken over can be handed over again, and is unchanged.
   var (again, places) = (connection, DescriptorList())
   session.fill(&again, &places, running: Set(restoration.running))
   check(again.memory.count == connection.memory.count, "the memory is not what was taken over")

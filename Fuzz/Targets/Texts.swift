@@ -1,4 +1,4 @@
-/// What people and programs write: numbers of bytes, fault rules, addresses, lines of a control socket.
+/// What people and programs write: sizes, fault rules, addresses, lines of a control socket.
 internal import CLinux
 internal import Glibc
 internal import VirtioCore
@@ -22,11 +22,11 @@ func attackTexts(_ shaper: inout Shaper) {
   }
 }
 
-/// What is typed back is the same number.
+/// A size that is printed and parsed again is the same number.
 private func attackSize(_ text: String) {
   guard let bytes = ByteSize.parse(text) else { return }
   check(ByteSize.parse(ByteSize.typed(bytes)) == bytes, "\(bytes) is typed as \(ByteSize.typed(bytes))")
-  check(!ByteSize.describe(bytes).isEmpty, "a number without words")
+  check(!ByteSize.describe(bytes).isEmpty, "a size without a description")
 }
 
 private struct Body: Codable, Equatable {
@@ -36,7 +36,7 @@ private struct Body: Codable, Equatable {
   var list: [Int]?
 }
 
-/// A JSON object, nearly.
+/// A JSON object, or nearly one.
 private func json(_ shaper: inout Shaper) -> [UInt8] {
   let words = [
     "{\"request\":\"list\"", ",\"disk\":\"/a\"", ",\"number\":1", ",\"list\":[1,2]", ",\"descriptors\":1", "}", "[", "]", "{",
@@ -57,10 +57,10 @@ private func attackLine(_ shaper: inout Shaper) {
   _ = try? ControlLine.descriptorCount(in: line.text)
   guard let body = try? line.decode(Body.self) else { return }
   guard let again = try? ControlLine(body).decode(Body.self) else { fail("a line that was written cannot be read") }
-  check(again == body, "a line changes on its way")
+  check(again == body, "a line changes when it is encoded and decoded")
 }
 
-/// A stream of lines with descriptors, in pieces. No descriptor is left over.
+/// A stream of lines with descriptors, in pieces. No descriptor is leaked.
 private func attackReader(_ shaper: inout Shaper) {
   let before = Descriptors.open
   do {
@@ -80,7 +80,7 @@ private func attackReader(_ shaper: inout Shaper) {
       while true {
         guard let progress = try? reader.read(ours.rawValue) else { break reading }
         guard case .line(let line) = progress else { break }
-        check(line.descriptors.count <= count + 16, "a line has more descriptors than came")
+        check(line.descriptors.count <= count + 16, "a line has more descriptors than were sent")
       }
     }
   }

@@ -9,7 +9,7 @@ public enum BenchError: Error, Sendable, CustomStringConvertible {
   case noThread(Errno)
   case noMemory(bytes: Int)
   case system(String, Errno)
-  /// The device answered what it was not asked.
+  /// The device broke the rules of the ring.
   case brokenRing(queue: Int, String)
   case requestFailed(queue: Int, status: UInt8, isWrite: Bool, sector: UInt64)
   case wrongData(Mismatch)
@@ -43,7 +43,7 @@ public enum BenchError: Error, Sendable, CustomStringConvertible {
     case .cannotSleep:
       "one thread cannot sleep on several queues of a memory file: use --thread-per-queue, or let the client poll"
     case .target(let what): what
-    case .report(let path, let what): "\(path) is no report of this program: \(what)"
+    case .report(let path, let what): "\(path) is not a report of this program: \(what)"
     case .unavailable(let what): what
     }
   }

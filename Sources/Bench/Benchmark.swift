@@ -1,4 +1,4 @@
-/// A benchmark from the first connection to the last figure: the one entry for the command line.
+/// A benchmark from the first connection to the result: the one entry point for the command line.
 internal import GuestDriver
 internal import Histogram
 internal import VirtioCore
@@ -10,15 +10,15 @@ public struct BenchmarkOptions: Sendable {
   public var workload = Workload()
   public var run = RunOptions()
   public var repeats = 1
-  /// Seconds to measure the client's own ceiling before each run; 0: not at all.
+  /// Seconds to measure the client's own ceiling before each run; 0 to skip it.
   public var ceilingSeconds = 0.3
-  /// The CPU that the echo uses, where the back-end runs otherwise.
+  /// The CPU for the echo: where the back-end would run.
   public var backendProcessor: Int?
   /// Count the back-end's system calls with perf, which slows them down.
   public var countsSystemCalls = false
-  /// Look for the largest depth, up to the workload's, that keeps to this.
+  /// Look for the largest depth, up to the workload's, that meets this target.
   public var latencyTarget: LatencyTarget?
-  /// Goes with the result.
+  /// Recorded with the result.
   public var conditions: Conditions?
 
   public init(target: TargetChoice) { self.target = target }
@@ -27,7 +27,7 @@ public struct BenchmarkOptions: Sendable {
 /// A bound on latency (fio's `latency_target`).
 public struct LatencyTarget: Sendable {
   public var nanoseconds: UInt64
-  /// Of the requests that have to keep to it, percent.
+  /// The share of requests that have to meet it, in percent.
   public var percentile: Double
 
   public init(nanoseconds: UInt64, percentile: Double) {
@@ -61,7 +61,7 @@ public enum Benchmark {
     var best = try run(1)
     guard best.latency <= target.nanoseconds else {
       throw .unavailable(
-        "at depth 1 already the latency is \(Format.microseconds(best.latency)) us at percentile "
+        "already at depth 1, the latency is \(Format.microseconds(best.latency)) us at percentile "
           + "\(Format.significantTail(target.percentile)), above the target of \(Format.microseconds(target.nanoseconds)) us")
     }
     var (good, bad) = (1, options.workload.depth + 1)
@@ -110,7 +110,7 @@ public enum Benchmark {
     result.targetName = target.name
     if target.meter.process == nil, !target.meter.includesClient {
       result.warn(
-        "the back-end's process is unknown, so what it costs and where it runs cannot be seen: name it with --backend-pid")
+        "the back-end's process is unknown, so its cost and its CPUs are unknown: name it with --backend-pid")
     }
     let counter = options.countsSystemCalls ? target.meter.process.flatMap { SystemCallCounter(process: $0) } : nil
     if options.countsSystemCalls, counter == nil, target.meter.process != nil {
@@ -122,7 +122,7 @@ public enum Benchmark {
     ) { progress(number, $0) }
     if let counter { measurement.backendCallsPerSecond = counter.stop() }
     measurement.ceiling = ceiling
-    // As long as the queues' threads are there.
+    // While the queues' threads still exist.
     if let process = target.meter.process, let cpus = ProcessFiles.busiestThreadProcessors(of: process) {
       let ours = Set(options.run.processors)
       if !cpus.isDisjoint(with: ours) {
@@ -146,7 +146,7 @@ public enum Benchmark {
   }
 }
 
-/// What came out.
+/// The result of a benchmark.
 public struct BenchmarkResult: Sendable {
   let options: BenchmarkOptions
   var targetName = ""

@@ -1,4 +1,4 @@
-/// Runs a synthetic guest on a device in this process, and judges every image that a power failure could have left.
+/// Runs a synthetic guest on a device in this process, and checks images that a power failure could have left.
 internal import Foundation
 internal import Glibc
 internal import GuestDriver
@@ -6,18 +6,18 @@ public import VirtioBlkDevice
 internal import VirtioCore
 
 public struct CrashCheckOptions: Sendable {
-  /// What everything follows from but the order in which threads and the medium come to their work.
+  /// Determines everything except the order in which threads run and the medium completes.
   public var seed: UInt64
-  /// Images to look at, at least.
+  /// The least number of images to check.
   public var images: Int
   public var modes = CrashMode.allCases
-  /// Those that cannot be had here are left out.
+  /// Engines that are not available here are left out.
   public var engines: [EngineKind] = [.uring, .aio, .sync, .threads, .cached, .mapped]
   /// Where the scratch images are made.
   public var folder = "/var/tmp"
-  /// A mistake that the device is to make.
+  /// A fault to plant in the device.
   public var plant: PlantedMistake?
-  /// One violation is enough.
+  /// End at the first violation.
   public var endsAtFirst = false
 
   public init(seed: UInt64, images: Int) {
@@ -27,7 +27,7 @@ public struct CrashCheckOptions: Sendable {
 }
 
 public struct CrashCheck {
-  /// Of a scratch disk, sectors: small, so that much is written again.
+  /// The size of a scratch disk in sectors: small, so that much is overwritten.
   private static let sectors = 512
   private static let requests = 240
   private static let queues = 2
@@ -37,7 +37,7 @@ public struct CrashCheck {
   private let options: CrashCheckOptions
   private var random: SeededRandom
 
-  /// - Throws: options that do not fit each other.
+  /// - Throws: the options contradict each other.
   public init(_ options: CrashCheckOptions) throws(CrashCheckError) {
     self.options = options
     random = SeededRandom(seed: options.seed)
@@ -85,13 +85,14 @@ public struct CrashCheck {
     _ mode: CrashMode, _ engine: EngineKind, _ stamp: SectorStamp, _ journal: CrashJournal
   ) throws -> [SectorContent] {
     let path = try scratch()
-    // Nothing remains, however this ends.
+    // No file remains, however this ends.
     defer { unsafe unlink(path) }
     let isCached = engine == .cached || engine == .mapped || random.next() % 2 == 0
     let image = try ImageFile(ImageOptions(path: path, direct: isCached ? .off : .auto, format: .raw))
     var device = BlockDeviceOptions()
     device.queueCount = Self.queues
-    // Every second run has all queues in one thread. What is planted is done late, and must not meet another thread's writes.
+    // Half of the runs have all queues on one thread. A planted fault acts late, and must not race with another thread's
+    // writes.
     device.threads = random.next() % 2 == 0 || options.plant != nil ? 1 : Self.queues
     device.engine = engine
     device.waiting = .sleep
@@ -125,7 +126,7 @@ public struct CrashCheck {
     return path
   }
 
-  /// Not through the image's own descriptor, which may be particular about buffers.
+  /// Not through the image's own descriptor, which may require aligned buffers.
   private func read(_ path: String) throws -> [UInt8] {
     try Array(Data(contentsOf: URL(fileURLWithPath: path)))
   }

@@ -1,9 +1,9 @@
-/// Lets the power fail at many moments of a run, and looks at what could be left.
+/// Lets the power fail at many moments of a run, and checks what could be left.
 internal import GuestDriver
 internal import VirtioBlkDevice
 
 struct CrashChecker {
-  /// Images of one moment; where all that are possible with whole changes are no more, all of them.
+  /// Images per moment; all that are possible with whole changes, if there are no more than this.
   static let imagesPerPoint = 16
 
   let mode: CrashMode
@@ -22,7 +22,7 @@ struct CrashChecker {
     random = SeededRandom(seed: seed ^ 0xc2a5)
   }
 
-  /// - Parameter points: moments, at most.
+  /// - Parameter points: the largest number of moments.
   /// - Returns: what the medium holds when the power stays on.
   mutating func check(_ events: [CrashEvent], points: Int) -> [SectorContent] {
     var promise = GuestPromise(sectors: sectors)
@@ -43,7 +43,7 @@ struct CrashChecker {
   private mutating func fail(after event: Int, _ promise: GuestPromise, _ medium: PowerFailure) {
     figures.points += 1
     let (uncertain, changes) = medium.uncertain
-    // Nothing of what is uncertain is there: here all sectors are looked at, in the other images those that differ.
+    // The image without any uncertain change: all of its sectors are checked, and in the other images those that differ.
     look(at: medium.stable, 0..<sectors, event, promise)
     guard changes > 0 else {
       figures.exhaustivePoints += 1
@@ -59,7 +59,7 @@ struct CrashChecker {
       var choices = SeededRandom(seed: random.next())
       medium.apply(to: &image, using: &random) { place in
         if isExhaustive, number < subsets { return number >> place & 1 == 1 ? .whole : .none }
-        // All of it, then any.
+        // First all changes, then random ones.
         if number == 1 { return .whole }
         return [.none, .whole, .some][Int(choices.next() % 3)]
       }

@@ -1,9 +1,9 @@
-/// All that happened in one run, in one order: what the driver asked for and was answered, and what was begun and done at the
-/// medium.
+/// Everything that happened in one run, in one order: the driver's requests and their answers, and what was started and
+/// finished at the medium.
 internal import Synchronization
 internal import VirtioBlkDevice
 
-/// Something that the driver asks for.
+/// A request of the driver.
 struct GuestRequest: Sendable {
   enum Kind: Sendable {
     case write
@@ -13,11 +13,11 @@ struct GuestRequest: Sendable {
   }
   var kind: Kind
   var sectors: Range<Int>
-  /// It is stable when it is answered: nothing but a flush could make it so, and there is none.
+  /// It must be stable when it is answered, because the driver will not flush it.
   var isDurable: Bool
 }
 
-/// Something that is done at the medium.
+/// An action at the medium.
 struct MediumChange: Sendable {
   enum Kind: Sendable {
     case contents
@@ -35,14 +35,14 @@ enum CrashEvent: Sendable {
   case asked(Int, GuestRequest)
   /// After the driver has seen the answer.
   case answered(Int)
-  /// The driver is about to let the device keep writes for itself: what is requested and not answered may not be stable.
+  /// The driver is about to turn on the write cache: requests that are not yet answered may not be stable.
   case cacheTurnedOn
   case started(Int, MediumChange)
   case finished(Int, result: Int32)
 }
 
-/// Written by the driver's thread and the workers', each on its own side of a request: so what is in it before another event
-/// did happen before it.
+/// Written by the driver's thread and by the workers, each on its own side of a request, so an event that precedes another did
+/// happen before it.
 final class CrashJournal: MediumWitness {
   private struct State {
     var events: [CrashEvent] = []
@@ -67,7 +67,7 @@ final class CrashJournal: MediumWitness {
     case .zero: change.contents = Array(repeating: .zeroes, count: count)
     case .forget: change.contents = Array(repeating: .foreign, count: count)
     case .allocate: break
-    // What is flushed elsewhere does nothing here.
+    // A flush of something else has no effect on this medium.
     case .flush: if !action.isElsewhere { change.kind = .flush }
     }
     return state.withLock { state in

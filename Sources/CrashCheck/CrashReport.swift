@@ -1,13 +1,13 @@
 /// What a check of durability found.
 public import VirtioBlkDevice
 
-/// A sector of an image that a driver could not have counted with.
+/// A sector of an image that breaks a promise to the driver.
 public struct CrashViolation: Hashable, Sendable, CustomStringConvertible {
   public var mode: CrashMode
   public var engine: EngineKind
-  /// Of the run in which it was found.
+  /// The seed of the run in which it was found.
   public var seed: UInt64
-  /// How many events were over when the power failed.
+  /// The number of events before the power failed.
   public var event: Int
   public var sector: Int
   public var promised: String
@@ -15,18 +15,18 @@ public struct CrashViolation: Hashable, Sendable, CustomStringConvertible {
 
   public var description: String {
     "\(mode.rawValue), engine \(engine.rawValue), run \(seed), power failed after event \(event): sector \(sector) holds "
-      + "\(found); promised was \(promised)"
+      + "\(found); promised: \(promised)"
   }
 }
 
-/// Figures of the runs with one mode and one engine, or of all.
+/// The counts of the runs with one mode and one engine, or of all runs.
 public struct CrashFigures: Hashable, Sendable {
   public var runs = 0
   public var requests = 0
   public var flushes = 0
   /// Moments at which the power failed.
   public var points = 0
-  /// Those at which all images that are possible with whole changes were looked at.
+  /// Those at which all images that are possible with whole changes were checked.
   public var exhaustivePoints = 0
   public var images = 0
   public var violatedImages = 0
@@ -65,19 +65,19 @@ public struct CrashReport: Sendable {
   }
 }
 
-/// Why a check could not be made.
+/// Why a check could not be run.
 public enum CrashCheckError: Error, CustomStringConvertible {
   case noScratch(path: String, reason: String)
   case noEngine
   case badLog(path: String, String)
   case plantNeedsSync
-  /// The file is not what the record of it says: its sector, and what each of them has.
+  /// The file does not match its record: the sector, and what each of them holds.
   case incompleteRecord(sector: Int, recorded: String, found: String, seed: UInt64)
 
   public var description: String {
     switch self {
     case .noScratch(let path, let reason):
-      "no image can be made in \(path): \(reason); name a folder with room for one with --folder"
+      "no image can be created in \(path): \(reason); name a folder with room for one with --folder"
     case .badLog(let path, let reason): "\(path) cannot be used: \(reason)"
     case .noEngine: "none of the engines can be used here: name another one with --engine"
     case .plantNeedsSync: "faults are planted around plain system calls: leave out --engine, or use --engine sync"

@@ -1,5 +1,5 @@
-/// The driver of a run: random requests on all queues, each written down before the device can see it, and its answer after it
-/// was seen.
+/// The driver of a run: random requests on all queues, each recorded before the device can see it, and its answer after the
+/// driver has seen it.
 internal import GuestDriver
 internal import VirtioCore
 
@@ -9,12 +9,12 @@ public enum CrashMode: String, CaseIterable, Sendable {
   case writeback
   /// CONFIG_WCE, and writeback is 0: each is stable when it is answered.
   case writethrough
-  /// CONFIG_WCE, and the driver changes its mind again and again, with requests in flight.
+  /// CONFIG_WCE, and the driver switches writeback again and again, with requests in flight.
   case toggled
   /// Neither FLUSH nor CONFIG_WCE was accepted: each is stable when it is answered.
   case noFlush = "no-flush"
 
-  /// What a driver accepts.
+  /// The features that the driver accepts.
   var features: FeatureSet {
     switch self {
     case .writeback, .writethrough, .toggled: BlockFeature.understood
@@ -38,7 +38,7 @@ struct CrashWorkload {
   private var inFlight: [Int: Range<Int>] = [:]
 
   /// - Parameters:
-  ///   - sectors: of the disk.
+  ///   - sectors: the size of the disk.
   ///   - requests: how many to make.
   init(
     _ client: BlockClient, _ journal: CrashJournal, _ stamp: SectorStamp, mode: CrashMode, sectors: Int, requests: Int
@@ -78,7 +78,7 @@ struct CrashWorkload {
     isDurable = !isOn
   }
 
-  /// - Returns: `nil` when there is no room beside what is in flight.
+  /// - Returns: `nil` if no range was found that overlaps none in flight.
   private mutating func choose(_ number: Int) -> Submission? {
     let chance = random.next() % 100
     if chance < 9, mode != .noFlush {

@@ -10,7 +10,7 @@ struct GuestPromise {
   }
   private struct Asked {
     var request: GuestRequest
-    /// Of a flush: what was answered before it was requested.
+    /// For a flush: the requests that were answered before it was submitted.
     var covers: [Int] = []
   }
 
@@ -22,7 +22,7 @@ struct GuestPromise {
   private var answered: [Int] = []
   private var sectorsOfAnswered: [Int: Range<Int>] = [:]
 
-  /// - Parameter sectors: all zeroes, and stable.
+  /// - Parameter sectors: their number; all are zeroes, and stable.
   init(sectors: Int) { versions = Array(repeating: [Version(request: -1, content: .zeroes)], count: sectors) }
 
   mutating func take(_ event: CrashEvent) {
@@ -57,9 +57,9 @@ struct GuestPromise {
     if done.request.isDurable { promise(number) }
   }
 
-  /// From now on it is there, or what was requested later.
+  /// From now on, its sectors hold what it wrote, or what was requested later.
   private mutating func promise(_ number: Int) {
-    // Two flushes may cover the same.
+    // Two flushes may cover the same request.
     guard let sectors = sectorsOfAnswered.removeValue(forKey: number) else { return }
     answered.removeAll { $0 == number }
     for sector in sectors {
@@ -72,10 +72,10 @@ struct GuestPromise {
     versions[sector].contains { $0.content == nil || $0.content == content }
   }
 
-  /// What a sector may hold, for readers.
+  /// What a sector may hold, in words.
   func describe(_ sector: Int) -> String {
     versions[sector].map { version in
-      guard version.request >= 0 else { return "the zeroes of the beginning" }
+      guard version.request >= 0 else { return "the initial zeroes" }
       guard let content = version.content else { return "anything, after the discard of request \(version.request)" }
       return content == .zeroes ? "the zeroes of request \(version.request)" : content.description
     }.joined(separator: ", or ")

@@ -5,9 +5,9 @@ internal import GuestDriver
 public struct LogCheckOptions: Sendable {
   /// In the format of dm-log-writes.
   public var log: String
-  /// What was on the disk when the log began; the disk has its size.
+  /// The contents of the disk when the log began; the disk has the size of this file.
   public var base: String
-  /// For the shell; `$1` is the image, which it may change. Status 0: all is well.
+  /// A shell command; `$1` is the image, which it may change. Status 0 means that the image is good.
   public var command: String
   public var images = 200
   public var seed: UInt64
@@ -22,14 +22,14 @@ public struct LogCheckOptions: Sendable {
   }
 }
 
-/// What became of it.
+/// The result of a check.
 public struct LogCheckReport: Sendable {
   public var entries = 0
   public var flushes = 0
   /// Moments at which the power failed.
   public var points = 0
   public var images = 0
-  /// What the program said of images that are wrong: the first few.
+  /// What the program printed about the first few bad images.
   public var violations: [String] = []
   public var violatedImages = 0
 }
@@ -42,12 +42,12 @@ public struct LogCheck {
   private let log: WriteLog
   private var random: SeededRandom
 
-  /// - Throws: a log that is none, or not of this disk.
+  /// - Throws: the log is invalid, or not of this disk.
   public init(_ options: LogCheckOptions) throws {
     self.options = options
     random = SeededRandom(seed: options.seed)
     guard let size = try? FileManager.default.attributesOfItem(atPath: options.base)[.size] as? UInt64 else {
-      throw CrashCheckError.badLog(path: options.base, "what was on the disk before cannot be read")
+      throw CrashCheckError.badLog(path: options.base, "the contents of the disk before the log cannot be read")
     }
     log = try WriteLog(path: options.log, size: size)
   }
@@ -56,7 +56,7 @@ public struct LogCheck {
   public mutating func run(progress: (LogCheckReport) -> Void = { _ in }) throws -> LogCheckReport {
     let folder = options.folder + "/vmm-blk-log-" + UUID().uuidString
     do { try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: false) } catch {
-      throw CrashCheckError.noScratch(path: options.folder, reason: "a folder cannot be made there")
+      throw CrashCheckError.noScratch(path: options.folder, reason: "a folder cannot be created there")
     }
     defer { try? FileManager.default.removeItem(atPath: folder) }
     let (stable, image) = (folder + "/stable", folder + "/image")
@@ -66,7 +66,7 @@ public struct LogCheck {
     report.flushes = log.entries.count(where: \.isFlush)
     let count = max(1, options.images / Self.imagesPerPoint)
     var moments = (0..<count).map { _ in Int(random.next() % UInt64(log.entries.count + 1)) }
-    // The last moment of all is one of them.
+    // The end of the log is always one of them.
     moments[0] = log.entries.count
     var done = 0
     for moment in moments.sorted() {
@@ -137,7 +137,7 @@ public struct LogCheck {
     guard status == 0 else { throw CrashCheckError.noScratch(path: path, reason: output) }
   }
 
-  /// - Returns: what the program said, where it was not content.
+  /// - Returns: what the program printed, if it rejected the image.
   private func judge(_ image: String) throws -> String? {
     let (status, output) = try Self.run("/bin/sh", ["-c", options.command, "check", image])
     return status == 0 ? nil : "status \(status): " + output.suffix(400).replacing("\n", with: " ")

@@ -1,15 +1,15 @@
-/// What a medium may hold after a power failure, from what was begun and done there.
+/// What a medium may hold after a power failure, from what was started and finished there.
 ///
-/// A medium promises this and no more: what was done before a flush began is stable when that flush is done, and a durable write
-/// is stable when it is done. Everything else that was begun may be there, in any subset of its sectors: the medium has a cache,
-/// and empties it when and in which order it likes. A sector is there as a whole or not at all.
+/// A medium promises this and no more: what finished before a flush started is stable when that flush has finished, and a
+/// durable write is stable when it has finished. Of everything else that was started, any subset of sectors may be there: the
+/// medium has a cache, and writes it back whenever and in whatever order it likes. A sector is there as a whole or not at all.
 struct PowerFailure {
   private struct Change {
     var number: Int
     var start: Int
     /// `nil` while it is in flight.
     var finish: Int?
-    /// Sectors from the front that it has done.
+    /// Sectors that it has completed, from its start.
     var done = 0
     var isDurable: Bool
     var firstSector: Int
@@ -61,14 +61,14 @@ struct PowerFailure {
     changes[place].finish = time
     let change = changes[place]
     let isRange = result == 0
-    // A transfer that fell short has done its first sectors; of one that failed nobody knows.
+    // A short transfer has written its first sectors; what a failed one has written is unknown.
     let done = isRange ? change.contents.count : max(0, min(Int(result) / SectorContent.bytes, change.contents.count))
     changes[place].done = done
     for index in 0..<done { current[change.firstSector + index] = change.contents[index] }
     if change.isDurable { settle { $0.number == change.number } }
   }
 
-  /// Makes stable what is done of some changes.
+  /// Makes stable what some changes have completed.
   private mutating func settle(_ isMeant: (Change) -> Bool) {
     for place in changes.indices where isMeant(changes[place]) {
       let change = changes[place]
@@ -76,7 +76,7 @@ struct PowerFailure {
         stable[change.firstSector + index] = change.contents[index]
         close(place, index)
       }
-      // What was done before it began is under it, and will never be seen again.
+      // What finished before it started is overwritten, and will never be seen again.
       for other in changes.indices where changes[other].finish ?? .max < change.start {
         let first = changes[other].firstSector
         let shared = (change.firstSector..<change.firstSector + change.done)
@@ -95,7 +95,7 @@ struct PowerFailure {
 
   // MARK: Images
 
-  /// Sectors that are not certain, and how many changes are about them.
+  /// The sectors that are not certain, and how many changes concern them.
   var uncertain: (sectors: [Int], changes: Int) {
     var sectors: Set<Int> = []
     for change in changes {

@@ -8,7 +8,7 @@ struct SectorContent: Hashable, Sendable {
   private init(number: UInt32) { self.number = number }
 
   static let zeroes = SectorContent(number: 0)
-  /// Nothing that was written by this run, or what belongs somewhere else.
+  /// Something that this run did not write, or that belongs somewhere else.
   static let foreign = SectorContent(number: 1)
   /// What request number `write` put there.
   static func written(_ write: UInt32) -> SectorContent { SectorContent(number: write + 2) }
@@ -22,7 +22,7 @@ struct SectorContent: Hashable, Sendable {
   }
 }
 
-/// Makes the content of sectors, and tells it again.
+/// Makes the contents of sectors, and identifies them.
 struct SectorStamp: Sendable {
   let seed: UInt64
   private static let words = SectorContent.bytes / 8
@@ -48,7 +48,7 @@ struct SectorStamp: Sendable {
     case 0: UInt64(sector).littleEndian
     case 1: UInt64(write).littleEndian
     case 2: seed.littleEndian
-    // Different in every word, so that a sector that is torn or shifted is none.
+    // Different in every word, so that a torn or shifted sector is detected.
     default: ((seed ^ UInt64(sector) << 32 ^ UInt64(write)) &* 0x9e37_79b9_7f4a_7c15 &+ UInt64(word)).littleEndian
     }
   }

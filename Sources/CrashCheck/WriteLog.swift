@@ -2,7 +2,7 @@
 internal import Foundation
 
 struct WriteLog {
-  /// One thing that was done, in the order of the log.
+  /// One action, in the order of the log.
   struct Entry {
     /// Bytes of the disk.
     var offset: UInt64
@@ -46,7 +46,7 @@ struct WriteLog {
         throw .badLog(path: path, "entry \(number) is not there, or goes past the end of the disk")
       }
       let isDiscard = words[2] & 4 != 0
-      // A flush of the kernel's may carry data that is done behind it.
+      // A flush from the kernel may carry data, which is written after the flush.
       if words[2] & 1 != 0 {
         entries.append(Entry(offset: 0, length: 0, isFlush: true, isStable: false, isDiscard: false, data: 0))
       }

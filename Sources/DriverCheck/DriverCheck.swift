@@ -1,5 +1,5 @@
 /// A device that also watches its driver: what a transport serves instead of the device itself.
-// First: two modules declare epoll, and the names of the one that is imported first count.
+// First, because two modules declare epoll, and the declarations that are imported first win.
 internal import CLinux
 internal import Glibc
 internal import Synchronization
@@ -24,13 +24,13 @@ public final class DriverCheck: Sendable {
 
   /// - Parameters:
   ///   - kickLimit: how long a required kick may take. A driver that stalls for that long between making a chain available and
-  ///     kicking for it is taken for one that does not kick.
+  ///     kicking for it is reported as one that does not kick.
   public init(name: String, kickLimit: Duration = .seconds(10)) {
     self.name = name
     self.kickLimit = kickLimit
   }
 
-  /// What a transport gets in place of the device; to every driver it is the same device.
+  /// The device to give to a transport in place of the original. A driver sees no difference.
   public func watch(_ device: any VirtioDevice) -> any VirtioDevice {
     WatchedDevice(device, findings, kickLimit: kickLimit)
   }
@@ -38,10 +38,10 @@ public final class DriverCheck: Sendable {
   /// The watch of the device's registers, if a driver accesses them. Used on the thread that owns them.
   ///
   /// - Parameters:
-  ///   - interface: that they have.
-  ///   - device: as `watch` gave it.
-  ///   - isNew: no driver has used these registers before. Otherwise the driver may know things that it does not ask again,
-  ///     and may have reset the device already.
+  ///   - interface: the interface that the registers have.
+  ///   - device: the result of `watch`.
+  ///   - isNew: no driver has used these registers before. Otherwise the driver may rely on what it has read earlier, and may
+  ///     have reset the device already.
   public func registers(
     _ interface: RegisterInterface, of device: any VirtioDevice, isNew: Bool = false
   ) -> any RegisterWatch {

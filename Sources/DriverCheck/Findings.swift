@@ -48,7 +48,7 @@ public final class DriverFindings: Sendable {
   var anyLayout: Bool? { layout.withLock { $0 } }
   func noteAnyLayout(_ isAccepted: Bool) { layout.withLock { $0 = isAccepted } }
 
-  /// - Precondition: there is such a rule; the rules and their checks are both ours.
+  /// - Precondition: the rule exists: the rules and their checks are both in this library.
   private static func place(_ rule: String) -> Int {
     guard let place = DriverRules.places[rule] else { preconditionFailure("no rule has the id \(rule)") }
     return place

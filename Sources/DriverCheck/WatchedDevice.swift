@@ -1,4 +1,4 @@
-/// A device whose queues are watched. Everything else it leaves to the device inside.
+/// A device whose queues are watched. Everything else is forwarded to the device inside.
 internal import Synchronization
 internal import SystemPackage
 internal import VirtioCore

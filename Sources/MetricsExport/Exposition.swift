@@ -1,6 +1,6 @@
-/// Figures as Prometheus and OpenMetrics collectors read them: the text exposition format, version 0.0.4.
+/// Metrics as Prometheus and OpenMetrics collectors read them: the text exposition format, version 0.0.4.
 
-/// One page of figures. Families come in the order in which they are begun, and all samples of one stand together.
+/// One page of metrics. Families come in the order in which they are begun, and all samples of one stand together.
 public struct Exposition: Sendable {
   public enum Kind: String, Sendable {
     /// Only grows while the process lives.
@@ -17,7 +17,7 @@ public struct Exposition: Sendable {
 
   public init() {}
 
-  /// What the page is, for its reader.
+  /// The content type of the page.
   public static let contentType = "text/plain; version=0.0.4; charset=utf-8"
 
   /// Begins a family: its samples follow.
@@ -39,9 +39,9 @@ public struct Exposition: Sendable {
   /// A histogram of the family that was begun last.
   ///
   /// - Parameters:
-  ///   - buckets: how many were at most so large, in ascending order of the bound; all of them, whatever their size, are added.
-  ///   - sum: of everything that was counted.
-  ///   - count: how many there were.
+  ///   - buckets: how many values were at most `bound`, in ascending order of the bound; the bucket without a bound is added.
+  ///   - sum: the sum of all values.
+  ///   - count: the number of values.
   public mutating func histogram(_ labels: Labels, buckets: [(bound: Double, count: UInt64)], sum: Double, count: UInt64) {
     for bucket in buckets { line("_bucket", labels + [("le", Self.text(bucket.bound))], "\(bucket.count)") }
     line("_bucket", labels + [("le", "+Inf")], "\(count)")
@@ -62,8 +62,8 @@ public struct Exposition: Sendable {
     return "\(value)"
   }
 
-  /// A backslash, a line's end and, in a label, a quotation mark have an escape of their own; other control characters have none
-  /// and are left out.
+  /// Escapes a backslash, a newline and, in a label, a quotation mark. Other control characters have no escape and are left
+  /// out.
   private static func escaped(_ text: String, quotes: Bool) -> String {
     var escaped = ""
     for scalar in text.unicodeScalars {

@@ -1,4 +1,4 @@
-/// Where figures can be fetched.
+/// Where metrics can be fetched.
 internal import VirtioCore
 
 /// A UNIX socket, or an address and a port of this machine.
@@ -34,7 +34,7 @@ public enum MetricsAddress: Hashable, Sendable, CustomStringConvertible {
     self = .internet(host: String(host), port: port)
   }
 
-  /// What can be typed, for a sentence.
+  /// The accepted forms, for messages.
   public static let forms =
     "a port, as in 9100, an address with a port, as in 127.0.0.1:9100 or [::1]:9100, or a path with a slash"
 

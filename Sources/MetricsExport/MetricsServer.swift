@@ -1,21 +1,21 @@
-/// The page of figures over HTTP, for collectors.
+/// Serves the page of metrics over HTTP, for collectors.
 internal import CLinux
 internal import Glibc
 public import Sockets
 public import SystemPackage
 internal import VirtioCore
 
-/// Answers GET with the page as it is at that moment. Anybody who can reach the address may read it: figures, and the names of
-/// disks and images. It knows as much of HTTP/1.1 as that takes: a request's head of at most 8 KiB, one request a connection,
-/// a few connections, a few seconds each, so that nothing grows with what comes in.
+/// Answers GET with the page as it is at that moment. Anybody who can reach the address may read it: metrics, and the names of
+/// disks and images. It implements as much of HTTP/1.1 as that takes: a request's head of at most 8 KiB, one request a
+/// connection, a few connections, a few seconds each, so that nothing grows with what clients send.
 public final class MetricsServer {
   /// Connections at one time; further ones wait.
   private static let connectionLimit = 8
-  /// For a connection, from its first byte to its last.
+  /// The time limit of a connection, from its first byte to its last.
   private static let patience = Duration.seconds(10)
 
   private let socket: OwnedDescriptor
-  /// Removes the file of a UNIX socket with this.
+  /// Owns the file of a UNIX socket; `nil` for a TCP port.
   private let listener: Listener?
   private let loop: EventLoop
   private let page: () -> [UInt8]
@@ -23,7 +23,7 @@ public final class MetricsServer {
   private var connections: [ObjectIdentifier: MetricsConnection] = [:]
   private var isClosed = false
 
-  /// Binds the address. Nobody is answered before `open`.
+  /// Binds the address. No request is answered before `open`.
   ///
   /// - Parameter page: made again for each request, on the loop's thread.
   public init(on address: MetricsAddress, in loop: EventLoop, page: @escaping () -> [UInt8]) throws(SocketError) {
@@ -46,7 +46,7 @@ public final class MetricsServer {
     listening = try loop.add(socket.rawValue) { _ in self.accept() }
   }
 
-  /// Lets nobody in any more, and releases those who are there.
+  /// Accepts no more connections, and closes those that are open.
   public func close() {
     isClosed = true
     stopListening()
@@ -71,7 +71,7 @@ public final class MetricsServer {
       loop.after(Self.patience) { [weak connection] in connection?.close() }
       if connections.count >= Self.connectionLimit { stopListening() }
     } catch {
-      // Out of descriptors: the caller stays in the queue, and asking again at once would find the same.
+      // Out of descriptors: the client stays in the backlog, and another attempt at once would fail the same way.
       stopListening()
       loop.after(.seconds(1)) { [weak self] in try? self?.open() }
     }

@@ -12,6 +12,6 @@ package struct ByteCount: ExpressibleByArgument, Hashable {
     self.bytes = bytes
   }
 
-  /// As it would be typed; ArgumentParser shows defaults so.
+  /// As a user would type it, which is how ArgumentParser shows defaults.
   package var defaultValueDescription: String { ByteSize.typed(bytes) }
 }

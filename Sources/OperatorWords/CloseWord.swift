@@ -1,6 +1,6 @@
-/// What somebody meant who wrote a word that nobody knows.
+/// Finds the known word that an unknown one was probably meant to be.
 package enum CloseWord {
-  /// The word that was probably meant: one that begins so, or one that differs in few letters.
+  /// The word that was probably meant: one that begins with it, or one that differs in few letters.
   package static func find(to word: String, among words: [String]) -> String? {
     let words = words.sorted()
     if word.count > 4, let longer = words.first(where: { $0.hasPrefix(word) }) { return longer }
@@ -9,7 +9,7 @@ package enum CloseWord {
     return near.word
   }
 
-  /// Letters to insert, to leave out, to change, or neighbours to swap, until the one is the other.
+  /// The edit distance: how many letters to insert, delete or change, or neighbours to swap, to turn one into the other.
   private static func distance(_ one: [Character], _ other: [Character]) -> Int {
     // Nobody means a word that is many times as long.
     guard one.count <= 64 else { return .max }

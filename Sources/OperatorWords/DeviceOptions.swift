@@ -204,7 +204,7 @@ extension DeviceOptions {
   /// Bytes.
   package var logicalBlockSize: Int { Int(clamping: blockSize.bytes) }
 
-  /// What engines do for which there is no way around the page cache.
+  /// What the engines do that cannot bypass the page cache.
   private static let withoutDirect: [EngineKind: String] = [
     .cached: "copies out of the page cache", .mapped: "copies between the guest and the page cache",
     .null: "reads and writes nothing",
@@ -212,7 +212,7 @@ extension DeviceOptions {
 
   package var featureWords: FeatureWords { FeatureWords(only: features, without: noFeature) }
 
-  /// The options of a device that were given, as far as they can be told from what holds without.
+  /// The device options that were given, as far as they differ from their defaults.
   package var given: [String] {
     let given: [(String, Bool)] = [
       ("--read-only", readOnly), ("--format", format != .auto), ("--num-queues", numQueues != nil),

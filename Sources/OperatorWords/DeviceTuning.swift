@@ -1,4 +1,4 @@
-/// The options by which those who measure choose how a device works: what `bench --paths` recommends can be typed here.
+/// The options that tune how a device works. What `bench --paths` recommends is given with them.
 public import ArgumentParser
 public import VirtioBlkDevice
 internal import VirtioCore
@@ -58,7 +58,7 @@ extension UringSetup: ExpressibleByArgument {
     self = setup
   }
 
-  /// Words with commas between them; each changes one thing of the default.
+  /// Comma-separated words, each of which changes one default.
   package init(words: String) throws(UringMistake) {
     self.init()
     var given: [String: Substring] = [:]
@@ -89,7 +89,7 @@ extension UringSetup: ExpressibleByArgument {
     }
   }
 
-  /// What those words are about of which each replaces the others.
+  /// The subjects of words that exclude each other.
   private static let subjects = [
     "deferred": "completion", "cooperative": "completion", "plain": "completion", "sqpoll": "completion", "iopoll": "poll",
     "iopoll-hybrid": "poll", "whole": "handover", "batch": "handover",
@@ -98,7 +98,7 @@ extension UringSetup: ExpressibleByArgument {
   public var defaultValueDescription: String { "deferred" }
 }
 
-/// Why words describe no set-up of a ring.
+/// Why words do not describe the setup of a ring.
 package enum UringMistake: Error, Equatable, CustomStringConvertible {
   case unknown
   /// Two words of which only one can hold.
@@ -113,7 +113,8 @@ package enum UringMistake: Error, Equatable, CustomStringConvertible {
   }
 }
 
-/// Which threads the queues of many disks share: `auto`, `off`, or how many. Every disk that is described together has the same.
+/// Which threads the queues of many disks share: `auto`, `off`, or how many. Disks that are described together have the same
+/// choice.
 package struct SharedWorkersChoice: ExpressibleByArgument {
   package let workers: SharedWorkers?
   package let words: String
@@ -185,7 +186,7 @@ package struct DeviceTuning: ParsableArguments {
     options.metrics = latencies == .on
     if let uring { options.uring = uring }
     options.shared = sharedWorkers.workers
-    // Who says how long to poll wants it to poll.
+    // A user who says how long to poll wants the device to poll.
     if case .adaptive? = waiting { options.shared = nil }
   }
 }

@@ -1,11 +1,11 @@
-/// One exit status for each kind of mistake, as sysexits.h numbers them.
+/// One exit status for each kind of failure, numbered as in sysexits.h where that has one.
 internal import SystemPackage
 
 package enum ExitStatus: Int32, CaseIterable {
   case success = 0
-  /// What was looked for is not as it should be.
+  /// A disk, a queue or a result is wrong.
   case failure = 1
-  /// Somebody else's part of the bargain.
+  /// The driver's fault, not the device's.
   case driver = 3
   case usage = 64
   case image = 66
@@ -13,7 +13,7 @@ package enum ExitStatus: Int32, CaseIterable {
   case io = 74
   case leftBehind = 75
 
-  /// What it says, for --help.
+  /// Its meaning, for --help.
   private var meaning: String {
     switch self {
     case .success: "success; also after SIGTERM and Ctrl-C end a server"
@@ -27,13 +27,13 @@ package enum ExitStatus: Int32, CaseIterable {
     }
   }
 
-  /// A table, a line for each.
+  /// A table with a line for each status.
   package static let help = allCases.map { status in
     let number = "\(status.rawValue)"
     return String(repeating: " ", count: 6 - number.count) + number + "  " + status.meaning
   }.joined(separator: "\n")
 
-  /// - Parameter error: what a command ended with; not one that asks for help or has a status of its own.
+  /// - Parameter error: what a command ended with; not one that asks for help or that carries an exit code.
   package init(_ error: any Error) {
     switch error {
     case let error as any ErrorWithStatus: self = error.status
@@ -43,7 +43,7 @@ package enum ExitStatus: Int32, CaseIterable {
   }
 }
 
-/// An error that knows of what kind it is.
+/// An error that knows its exit status.
 package protocol ErrorWithStatus: Error {
   var status: ExitStatus { get }
 }

@@ -1,19 +1,19 @@
-/// Features by their names: what a disk is to offer, and what not.
+/// Features by their names: which a disk offers, and which it does not.
 internal import GuestDriver
 package import VhostUser
 package import VirtioBlkDevice
 package import VirtioCore
 
-/// Names of features with commas between them, as the specification has them: `ring_packed,event_idx,discard`. Capitals, dashes for
-/// underscores and the prefixes `VIRTIO_F_`, `VIRTIO_BLK_F_` and `RING_` make no difference.
+/// Comma-separated names of features, as in the specification: `ring_packed,event_idx,discard`. Capitals, dashes instead of
+/// underscores, and the prefixes `VIRTIO_F_`, `VIRTIO_BLK_F_` and `RING_` make no difference.
 package struct FeatureList: Equatable {
-  /// Of the device.
+  /// Features of the device.
   package private(set) var features = FeatureSet()
-  /// Of the protocol between a front-end and this back-end.
+  /// Features of the protocol between a front-end and this back-end.
   package private(set) var protocolFeatures = ProtocolFeatures()
-  /// What is offered when nothing is said.
+  /// The list includes what is offered by default.
   package private(set) var hasDefaults = false
-  /// What can be offered at all.
+  /// The list includes everything that can be offered.
   package private(set) var hasAll = false
   /// The bits were given as a number.
   package private(set) var isNumber = false
@@ -52,7 +52,7 @@ package struct FeatureList: Equatable {
     for prefix in ["virtio_blk_f_", "virtio_f_", "vhost_user_protocol_f_"] where word.hasPrefix(prefix) {
       word = String(word.dropFirst(prefix.count))
     }
-    // Two features of virtio 1.0 and the packed ring have it in their names, and are called without it as often.
+    // Two features of virtio 1.0 and the packed ring have `ring_` in their names, and are as often named without it.
     if let bit = deviceBits["ring_" + word] { word = deviceNames[bit] ?? word }
     return word
   }
@@ -62,7 +62,7 @@ package struct FeatureList: Equatable {
     uniquingKeysWith: { one, _ in one })
   private static let deviceBits = Dictionary(
     deviceNames.map { ($0.value, $0.key) }, uniquingKeysWith: { one, _ in one })
-  /// Those that a back-end can do without. `mq` is the device's feature, and says all that there is to say.
+  /// The protocol features that a back-end can do without. `mq` names the device's feature, which also decides the protocol's.
   private static let protocolBits: [String: Int] = Dictionary(
     ProtocolFeatures.names.filter { ProtocolFeatures.served.contains(ProtocolFeatures(bit: $0.bit)) }
       .map { ($0.name.lowercased(), $0.bit) }.filter { deviceBits[$0.0] == nil }, uniquingKeysWith: { one, _ in one })
@@ -97,13 +97,13 @@ package enum FeatureMistake: Error, CustomStringConvertible {
   }
 }
 
-/// By what a disk is reached, as far as features depend on it.
+/// How a disk is reached, as far as its features depend on it.
 package enum FeatureTransport {
   case vhostUser
   case memoryFile
 
-  /// What is offered there although a disk offers it only on request. Over a socket, a reset of one queue and what a notification
-  /// says are matters of the front-end, and QEMU passes on the one bit without carrying it out.
+  /// Features that are offered by default on this transport, although a disk offers them only on request. Over a socket, queue
+  /// reset and notification data are up to the front-end, and QEMU passes on the bit of queue reset without implementing it.
   package var defaults: FeatureSet {
     switch self {
     case .vhostUser: []
@@ -111,7 +111,7 @@ package enum FeatureTransport {
     }
   }
 
-  /// What is not the disk's to offer, but its registers': those of virtio-pci.
+  /// Features that the registers offer, not the disk: those of virtio-pci.
   package var ofRegisters: FeatureSet {
     switch self {
     case .vhostUser: []
@@ -119,7 +119,8 @@ package enum FeatureTransport {
     }
   }
 
-  /// What makes no sense there: over a socket a kick is an event without a value and the front-end has the status, and a file of guest memory has guest addresses.
+  /// Features that make no sense on this transport: over a socket, a kick is an event without a value, and the front-end keeps
+  /// the status; in a file of guest memory, all addresses are guest-physical.
   package var impossible: FeatureSet {
     switch self {
     case .vhostUser: [.notificationData, .suspend]
@@ -130,9 +131,9 @@ package enum FeatureTransport {
 
 /// What the command line and an entry of a list say about features.
 package struct FeatureWords: Equatable {
-  /// What is to be offered; `nil`: what is offered by default.
+  /// The features to offer; `nil` for the default ones.
   package var only: FeatureList?
-  /// What is not.
+  /// The features not to offer.
   package var without: [FeatureList] = []
 
   package init(only: FeatureList? = nil, without: [FeatureList] = []) {
@@ -142,7 +143,7 @@ package struct FeatureWords: Equatable {
 
   package var isEmpty: Bool { only == nil && without.isEmpty }
 
-  /// For those who compare.
+  /// A text that is equal for equal words.
   package var text: String { ([only?.text ?? ""] + without.map(\.text)).joined(separator: " ") }
 
   /// What the registers of a memory file are not to offer, although they could.
@@ -164,14 +165,14 @@ package struct FeatureWords: Equatable {
     }
   }
 
-  /// Of the protocol. What is not said is offered.
+  /// The protocol features to offer: all but those that are switched off.
   package var protocolFeatures: ProtocolFeatures {
     var offered = ProtocolFeatures.served
     for list in without { offered.subtract(list.protocolFeatures) }
     return offered
   }
 
-  /// What a disk on this image is to offer beside the defaults, and what it is not to offer.
+  /// Sets which features a disk on this image offers beyond the defaults, and which it withholds.
   package func apply(
     to options: inout BlockDeviceOptions, _ image: ImageFile, _ transport: FeatureTransport
   ) throws(FeatureMistake) {

@@ -1,4 +1,4 @@
-/// What `--image` takes: where an image is, by a URI.
+/// The value of `--image`: a URI that says where an image is.
 package import VirtioBlkDevice
 internal import VirtioCore
 
@@ -16,7 +16,7 @@ package enum ImageName: Equatable {
     let rest = text[text.index(after: colon)...]
     switch text[..<colon].lowercased() {
     case "file":
-      // file:///PATH is file:/PATH; no other host has files here.
+      // file:///PATH is file:/PATH; files on other hosts are not supported.
       let path = rest.hasPrefix("///") ? rest.dropFirst(2) : rest
       guard !path.isEmpty, !path.hasPrefix("//") else { throw .noPath(text) }
       self = .file(String(path))
@@ -31,7 +31,7 @@ package enum ImageName: Equatable {
   }
 }
 
-/// Why a URI names no image: one sentence each.
+/// Why a URI does not name an image: one sentence each.
 package enum ImageNameMistake: Error, Equatable, CustomStringConvertible {
   case noScheme(String)
   case noPath(String)
@@ -73,7 +73,7 @@ extension DeviceOptions {
   /// As the user named it.
   package var imageWords: String? { blkFile ?? image }
 
-  /// - Returns: `nil` where none is named. - Throws: what is named is none.
+  /// - Returns: `nil` if none is named. - Throws: why the name is invalid.
   package func imageName() throws(ImageNameMistake) -> ImageName? {
     if let image {
       let name = try ImageName(image)
@@ -107,7 +107,7 @@ extension DeviceOptions {
     return location
   }
 
-  /// Files and folders that connections to the image's server are made with.
+  /// Files and folders with the credentials for connections to the image's server.
   package var credentials: [String] { imageServer?.security?.places ?? [] }
 
   /// The image in a cluster, if it is one.
@@ -116,19 +116,19 @@ extension DeviceOptions {
     return location
   }
 
-  /// It is locked there when it is opened.
+  /// The image is locked in its cluster when it is opened.
   package var takesClusterLock: Bool {
     imageInCluster.map { $0.snapshot == nil && !readOnly && !noLock } ?? false
   }
 
-  /// How it is to be opened there.
+  /// How the image is to be opened in its cluster.
   package func rbdOptions(_ location: RBDLocation) -> RBDOptions {
     var options = RBDOptions(location)
     options.breaksLock = breakLock
     return options
   }
 
-  /// How the server is to be taken.
+  /// How to use the image's server.
   package func nbdOptions(_ location: NBDLocation, isConfined: Bool) -> NBDOptions {
     var options = NBDOptions(location)
     options.reconnectTimeout = reconnectTimeout

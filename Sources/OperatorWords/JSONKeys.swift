@@ -1,8 +1,8 @@
-/// Keys that stand twice in an object of a JSON text: a decoder takes one of the values, and says nothing.
+/// Finds keys that occur twice in an object of a JSON text: a decoder silently takes one of the values.
 package import FoundationEssentials
 
 package enum JSONKeys {
-  /// - Parameter text: JSON that a decoder has taken.
+  /// - Parameter text: JSON that a decoder has accepted.
   /// - Returns: the first key that its object has already, and which element of the outermost array that object is in (0 for the
   ///   first); `nil` when there is none.
   package static func double(in text: Data) -> (element: Int, key: String)? {

@@ -1,4 +1,4 @@
-/// What a disk may do in a second, in words: `iops=2000,write-bytes=50M/100M`.
+/// The limits of a disk per second, in words: `iops=2000,write-bytes=50M/100M`.
 internal import ArgumentParser
 package import VirtioBlkDevice
 internal import VirtioCore
@@ -24,10 +24,10 @@ package enum LimitWord: String, CaseIterable {
   }
 }
 
-/// Changes of limits: words with commas between them, each with a rate and, if it is to be another than a tenth of that, a burst behind
-/// a slash. `none` instead of a rate lifts a limit, and alone it lifts all.
+/// Changes of limits: comma-separated words, each with a rate and optionally, after a slash, a burst (by default a tenth of the
+/// rate). `none` instead of a rate lifts a limit, and alone it lifts all.
 package struct LimitChange: ExpressibleByArgument, Equatable {
-  /// In the order in which they are said.
+  /// In the order in which they were given.
   package private(set) var changes: [(word: LimitWord, limit: RateLimit?)] = []
   package private(set) var liftsAll = false
 
@@ -64,7 +64,7 @@ package struct LimitChange: ExpressibleByArgument, Equatable {
     for change in changes { limits[keyPath: change.word.field] = change.limit }
   }
 
-  /// What the words come to where nothing was limited.
+  /// The resulting limits if nothing was limited before.
   package var limits: RateLimits {
     var limits = RateLimits()
     apply(to: &limits)

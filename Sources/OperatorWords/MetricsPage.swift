@@ -1,9 +1,10 @@
-/// The figures of a process as a page for collectors. Docs/control.md lists the families.
+/// The metrics of a process as a page for collectors. Docs/control.md lists the families.
 package import MetricsExport
 internal import VirtioBlkDevice
 
 package enum MetricsPage {
-  /// What a histogram is cut to, nanoseconds: collectors keep a series for each bound. From 1 µs to 10 s.
+  /// The bounds of exported histograms, in nanoseconds, from 1 µs to 10 s. They are few, because collectors keep a series for
+  /// each bound.
   private static let bounds: [UInt64] = [
     1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000,
     20_000_000, 50_000_000, 100_000_000, 200_000_000, 500_000_000, 1_000_000_000, 2_000_000_000, 5_000_000_000, 10_000_000_000,

@@ -1,4 +1,4 @@
-/// A word of an option.
+/// The value of an option that is on or off.
 internal import ArgumentParser
 
 package enum OnOff: String, ExpressibleByArgument, CaseIterable {

@@ -1,8 +1,8 @@
-/// Figures in an operator's lines.
+/// Metrics in the messages of the control socket.
 package import VirtioBlkDevice
 
 extension Operator {
-  /// Since the disk was opened.
+  /// Counts since the disk was opened.
   package struct Counters: Codable {
     package var reads: UInt64
     package var writes: UInt64
@@ -23,7 +23,7 @@ extension Operator {
     package var bounces: UInt64
     /// Requests that had to wait for a limit.
     package var throttled: UInt64
-    /// In which queues had one that did, all queues together.
+    /// Nanoseconds during which a queue had such a request, summed over all queues.
     package var throttledNanoseconds: UInt64
 
     package init(
@@ -70,11 +70,11 @@ extension Operator {
     package var startTime: UInt64
     /// CPU time, nanoseconds.
     package var cpuTime: UInt64
-    /// Memory that is there, bytes.
+    /// Resident memory, in bytes.
     package var residentMemory: UInt64
     package var openFiles: UInt64
     package var threads: UInt64
-    /// What the process has given up. A server of an earlier version does not say.
+    /// What the process has given up; `nil` from a server of an earlier version.
     package var sandbox: [String]?
 
     package init(
@@ -103,7 +103,7 @@ extension Operator {
     package var features: [String]
     package var chosen: [String]
     package var counters: Counters
-    /// Requests that are taken and not answered, by queue, without those at the end that have none.
+    /// Requests in flight, by queue. The last queues are left out if they have none.
     package var depths: [Int]
     /// By kind of request.
     package var latencies: [String: Histogram]
@@ -128,9 +128,10 @@ extension Operator {
 
   /// How many requests took how long.
   package struct Histogram: Codable {
-    /// Nanoseconds, of all.
+    /// The time of all requests together, in nanoseconds.
     package var sum: UInt64
-    /// Three numbers each: from so many nanoseconds on, below so many, and how many requests.
+    /// Three numbers each: the lower bound (inclusive) and the upper bound (exclusive) in nanoseconds, and the number of
+    /// requests.
     package var buckets: [[UInt64]]
 
     package init(sum: UInt64, buckets: [[UInt64]]) {
@@ -158,7 +159,7 @@ extension Operator.Histogram {
       sum: histogram.sum, buckets: histogram.buckets.map { [$0.range.lowerBound, $0.range.upperBound, $0.count] })
   }
 
-  /// As the device has it. What came over a socket and is no histogram is an empty one.
+  /// As the device has it. Invalid buckets, which may have come over a socket, are left out.
   package var histogram: LatencyHistogram {
     var histogram = LatencyHistogram()
     for bucket in buckets where bucket.count == 3 && bucket[0] < bucket[1] {

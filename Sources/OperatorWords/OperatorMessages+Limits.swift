@@ -1,9 +1,9 @@
-/// Limits in an operator's lines.
+/// Limits in the messages of the control socket.
 package import VirtioBlkDevice
 internal import VirtioCore
 
 extension Operator {
-  /// What lifts all limits.
+  /// The name that lifts all limits.
   private static let noLimits = "none"
 
   package static func limits(_ change: LimitChange) -> [String: Limit?] {
@@ -23,7 +23,7 @@ extension Operator {
     return words
   }
 
-  /// - Throws: a word that is none, or a rate that is no rate.
+  /// - Throws: the word is unknown, or a rate or burst is 0.
   package static func change(_ limits: [String: Limit?]) throws(OperatorRefusal) -> LimitChange {
     var changes: [(word: LimitWord, limit: RateLimit?)] = []
     for (name, limit) in limits where name != noLimits {
@@ -44,7 +44,7 @@ extension Operator {
 }
 
 extension Operator.Limits {
-  /// As they can be typed.
+  /// As a user can type them.
   package var words: String {
     var limits = RateLimits()
     if let change = try? Operator.change(self.limits.mapValues { Optional($0) }) { change.apply(to: &limits) }

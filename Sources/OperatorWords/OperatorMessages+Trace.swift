@@ -1,16 +1,16 @@
-/// What is said about traces.
+/// Traces in the messages of the control socket.
 package import VirtioBlkDevice
 
 extension Operator {
-  /// What is asked of a trace.
+  /// What to do with a trace.
   package enum TraceAction: String, Codable, CaseIterable {
-    /// Begin, in place of what was traced before.
+    /// Start it, in place of the previous one.
     case start
-    /// End it, and say what there is.
+    /// End it, and report what was recorded.
     case stop
-    /// Some records of one thread.
+    /// Read some records of one thread.
     case read
-    /// Nobody wants it any more.
+    /// Discard it.
     case drop
   }
 
@@ -19,12 +19,12 @@ extension Operator {
     package var disk: String
     package var image: String
     package var engine: String
-    /// `TraceRecord.format` of who wrote it.
+    /// The writer's `TraceRecord.format`.
     package var format: Int
     package var start: TraceMoment
     package var end: TraceMoment
     package var threads: [TraceThread]
-    /// Threads that have not answered, so that what they wrote cannot be read.
+    /// Threads that have not responded, so that their records cannot be read.
     package var silent: [Int]
 
     package init(
@@ -45,7 +45,7 @@ extension Operator {
   package struct TraceThread: Codable {
     package var thread: Int
     package var records: Int
-    /// Those that were before them and are gone.
+    /// Earlier records that were overwritten.
     package var overwritten: UInt64
 
     package init(thread: Int, records: Int, overwritten: UInt64) {

@@ -5,56 +5,56 @@ package import VirtioCore
 
 package enum Operator {
   package enum Verb: String, Codable, CaseIterable {
-    /// The disks.
+    /// Lists the disks.
     case list
-    /// The process, or everything about one disk.
+    /// Shows the process, or everything about one disk.
     case status
-    /// One more disk.
+    /// Adds a disk.
     case add
-    /// One less: it is drained and closed.
+    /// Drains a disk and closes it.
     case remove
-    /// The list of disks is read again.
+    /// Reads the list of disks again.
     case reload
-    /// What was written and is not stable yet is made so.
+    /// Makes all written data stable.
     case flush
-    /// Nothing more is taken from the queues.
+    /// Stops taking requests from the queues.
     case pause
-    /// Queues that were paused, or that stall, continue.
+    /// Resumes queues that were paused, or that have stalled.
     case resume
-    /// Figures of every disk, or of one.
+    /// Shows the metrics of every disk, or of one.
     case metrics
-    /// What the disk may do in a second.
+    /// Shows or changes the limits of a disk.
     case limit
-    /// The disk is as large as its image is, or is made to be.
+    /// Adapts a disk to the size of its image, or resizes both.
     case resize
-    /// What happens to requests is written down for a while.
+    /// Records what happens to requests for a while.
     case trace
-    /// Which lines are logged.
+    /// Shows or changes the log level.
     case logLevel = "log-level"
-    /// Everything is drained, and the process ends.
+    /// Drains everything and ends the process.
     case drain
   }
 
   package struct Request: Codable {
     package var request: Verb
-    /// Which disk; may be left out where there is one.
+    /// Which disk; may be left out if there is only one.
     package var disk: String?
-    /// With `log-level`; `nil` asks.
+    /// With `log-level`: the new level; `nil` only asks for it.
     package var level: String?
-    /// With `limit`: by the words of `LimitWord`; `null` lifts one, and "none" with whatever value all, first of all. `nil`
-    /// asks.
+    /// With `limit`: the new limits, by the words of `LimitWord`; `null` lifts one. "none", with any value, first lifts all.
+    /// `nil` only asks for them.
     package var limits: [String: Limit?]?
-    /// With `resize`: bytes that the image is to have; `nil`: it has another size already.
+    /// With `resize`: the new size of the image, in bytes; `nil` if the image was resized already.
     package var size: UInt64?
-    /// With `resize`: what lies beyond may be lost.
+    /// With `resize`: the data beyond the new end may be lost.
     package var shrink: Bool?
     /// With `trace`.
     package var action: TraceAction?
-    /// With `trace` and `start`: when it ends at the latest, milliseconds.
+    /// With `trace` and `start`: after how many milliseconds it ends at the latest.
     package var milliseconds: Int?
-    /// With `trace` and `start`: how many are kept for each thread.
+    /// With `trace` and `start`: how many records each thread keeps.
     package var records: Int?
-    /// With `trace` and `start`: how many each thread writes within a tenth of a second; `nil`: all.
+    /// With `trace` and `start`: how many records each thread writes within a tenth of a second; `nil` for all.
     package var budget: Int?
     /// With `trace` and `read`: which thread, and from which record on, 0 for the oldest.
     package var thread: Int?
@@ -73,12 +73,12 @@ package enum Operator {
     }
   }
 
-  /// With `add`: beside the verb, what the disk is.
+  /// With `add`: the member that describes the disk.
   package enum EntryKey: String, CodingKey { case entry }
 
-  /// The answer where there is nothing else to say, and to what cannot be done.
+  /// The answer to a request without a result, and to one that fails.
   package struct Answer: Codable {
-    /// Why not: one sentence.
+    /// Why it failed: one sentence; `nil` if it did not.
     package var error: String?
 
     package init(error: String? = nil) { self.error = error }
@@ -97,10 +97,10 @@ package enum Operator {
     package var process: Int32
     /// One of `Takeover.Transport`.
     package var transport: String
-    /// Since the process began to serve, seconds.
+    /// Seconds since the process began to serve.
     package var uptime: UInt64
     package var logLevel: String
-    /// What the process has given up; empty: nothing. A server of an earlier version does not say.
+    /// What the process has given up, empty if nothing; `nil` from a server of an earlier version.
     package var sandbox: [String]?
     package var disks: [Summary]
 
@@ -119,7 +119,7 @@ package enum Operator {
   }
 
   package struct Summary: Codable {
-    /// Where it is served: the absolute path of its socket or memory file, or words.
+    /// Where it is served: the absolute path of its socket or memory file, or words such as "descriptor 5".
     package var disk: String
     package var image: String
     /// Bytes.
@@ -135,7 +135,7 @@ package enum Operator {
   }
 
   package enum State: String, Codable, CaseIterable {
-    /// Nobody drives it.
+    /// No front-end or driver uses it.
     case idle
     case driven
     case paused
@@ -194,12 +194,12 @@ package enum Operator {
     }
   }
 
-  /// Who drives a disk.
+  /// The front-end or driver of a disk.
   package struct Driver: Codable {
-    /// The front-end's, as far as the kernel knows them.
+    /// The front-end's process and user, if the kernel reports them.
     package var process: Int32?
     package var user: UInt32?
-    /// Names of the features that the driver has chosen; `nil`: it has not yet.
+    /// Names of the features that the driver has chosen; `nil` if it has not chosen yet.
     package var features: [String]?
     /// Names of the features of the protocol between the two ends.
     package var protocolFeatures: [String]?
@@ -238,7 +238,7 @@ package enum Operator {
     /// Set up, and not started or not enabled.
     case stopped
     case running
-    /// It met something that it could not continue after.
+    /// It stopped at an error from which it could not continue.
     case failed
   }
 
@@ -265,7 +265,7 @@ package enum Operator {
   package struct Limit: Codable {
     /// Requests or bytes per second.
     package var rate: UInt64
-    /// What may go at once after a pause; `nil`: a tenth of that.
+    /// How much may run at once after a quiet time; `nil` for a tenth of the rate.
     package var burst: UInt64?
 
     package init(rate: UInt64, burst: UInt64? = nil) {
@@ -274,7 +274,7 @@ package enum Operator {
     }
   }
 
-  /// The answer to `limit`: what holds from now on.
+  /// The answer to `limit`: the limits in force.
   package struct Limits: Codable {
     package var limits: [String: Limit]
 
@@ -298,7 +298,7 @@ package enum Operator {
 }
 
 extension Operator {
-  /// Lowest bit first.
+  /// The names of features, lowest bit first.
   package static func names(of features: FeatureSet) -> [String] {
     features.bits.map { BlockFeature.name(ofBit: $0) ?? "bit \($0)" }
   }

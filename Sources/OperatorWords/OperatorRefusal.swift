@@ -1,4 +1,4 @@
-/// Why something is not done: one sentence.
+/// Why a request is refused: one sentence.
 package struct OperatorRefusal: Error, CustomStringConvertible {
   package let description: String
   package init(_ sentence: String) { description = sentence }

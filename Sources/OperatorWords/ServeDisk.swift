@@ -56,7 +56,7 @@ extension ServeDisk: DecodableWithConfiguration {
     fileprivate var names: [String] { [rawValue] + Self.otherNames.filter { $0.value == self }.map(\.key) }
   }
 
-  /// - Parameter defaults: the command line's own options, which hold where the entry says nothing.
+  /// - Parameter defaults: the command line's own options, which apply to what the entry does not set.
   /// - Throws: `ServeDiskMistake`, or what the options' own validation says.
   package init(from decoder: any Decoder, configuration defaults: DeviceOptions) throws {
     guard let values = try? decoder.container(keyedBy: WordKey.self) else { throw ServeDiskMistake.notAnObject }
@@ -84,7 +84,7 @@ extension ServeDisk: DecodableWithConfiguration {
     options.pinCPUs = try entry.processors(.pinCPUs) ?? defaults.pinCPUs
     let waiting: Waiting? = try entry.argument(.waiting, "sleep, poll:US, adaptive:US or busy")
     let pollUs = try entry.number(.pollUs)
-    // Two ways to say the same: the entry's, whichever it is, goes before the command line's; both are a mistake there, too.
+    // Two ways to say the same: either one in the entry overrides the command line's; giving both is a mistake here, too.
     if waiting != nil || pollUs != nil { (options.tuning.waiting, options.tuning.pollUs) = (waiting, pollUs) }
     options.tuning.notify =
       try entry.argument(.notify, "batch, each or coalesce:COUNT:US") ?? defaults.tuning.notify
@@ -96,7 +96,7 @@ extension ServeDisk: DecodableWithConfiguration {
     options.config = try entry.argument(.config, ConfigurationWords.forms) ?? defaults.config
     options.zoned = try entry.argument(.zoned, ZonedWords.forms) ?? defaults.zoned
     options.noLock = try entry.flag(.noLock) ?? defaults.noLock
-    // Said for all, it is for those that take a lock.
+    // On the command line, it applies to the disks that take a lock.
     options.breakLock = try entry.flag(.breakLock) ?? (defaults.breakLock && options.takesClusterLock)
     options.limit = try entry.argument(.limit, LimitChange.forms) ?? defaults.limit
     options.reconnectTimeout = try entry.number(.reconnectTimeout) ?? defaults.reconnectTimeout
@@ -117,14 +117,14 @@ extension ServeDisk: DecodableWithConfiguration {
     init?(intValue: Int) { nil }
   }
 
-  /// Each kind of value with the sentence for when it is another. A word that is not there and one that is `null` are the
+  /// Decodes each kind of value, with the message for a value of another kind. A missing word and one that is `null` are the
   /// same.
   private struct Entry {
     let values: KeyedDecodingContainer<WordKey>
 
     func text(_ word: Word) throws -> String? {
       let text: String? = try value(word, "a string")
-      // A path ends there for the system, and would be another one than it says.
+      // For the kernel a path ends at the NUL, so it would be another path than the text says.
       if text?.utf8.contains(0) == true { throw ServeDiskMistake.wrongValue(word, expected: "a string without a NUL in it") }
       if text == "", word != .serial { throw ServeDiskMistake.wrongValue(word, expected: "a string that is not empty") }
       return text
@@ -179,14 +179,14 @@ extension ServeDisk: DecodableWithConfiguration {
       do { return try FeatureList(text) } catch { throw ServeDiskMistake.wrongFeature(word, error) }
     }
 
-    /// A string in the form that the command line has for it.
+    /// A string in the form that the command line accepts.
     func argument<Value: ExpressibleByArgument>(_ word: Word, _ expected: String) throws -> Value? {
       guard let text = try text(word) else { return nil }
       guard let value = Value(argument: text) else { throw ServeDiskMistake.wrongValue(word, expected: expected) }
       return value
     }
 
-    /// By the name that is there.
+    /// The key with the name that is present.
     private func key(_ word: Word) -> WordKey {
       word.names.compactMap(WordKey.init(stringValue:)).first { values.contains($0) } ?? WordKey(word)
     }

@@ -6,14 +6,14 @@ package import SystemPackage
 internal import VirtioBlkDevice
 internal import VirtioCore
 
-/// All disks of one server, read and checked as far as that goes without opening one.
+/// All disks of one server, read, and checked as far as possible without opening one.
 package struct ServeDiskList {
   package let file: String
   package let disks: [ServeDisk]
 
   /// - Parameters:
-  ///   - defaults: holds for every disk that says nothing else.
-  ///   - mayBeEmpty: disks can come later.
+  ///   - defaults: the options of a disk that sets no others.
+  ///   - mayBeEmpty: disks can be added later.
   package init(file: String, defaults: DeviceOptions, mayBeEmpty: Bool) throws(ServeDiskListError) {
     let text: Data
     do { text = try Self.read(file) } catch { throw .cannotRead(file, error) }
@@ -21,11 +21,11 @@ package struct ServeDiskList {
   }
 
   /// - Parameters:
-  ///   - text: what the file has.
-  ///   - file: for sentences.
+  ///   - text: the file's contents.
+  ///   - file: its path, for messages.
   package init(_ text: Data, file: String, defaults: DeviceOptions, mayBeEmpty: Bool) throws(ServeDiskListError) {
     self.file = file
-    // The decoder would say of the value that it is no string.
+    // The decoder would only say that a value is not a string.
     guard String(validating: text, as: UTF8.self) != nil else { throw .notJSON(file, "it is not UTF-8") }
     do {
       disks = try JSONDecoder().decode(Entries.self, from: text, configuration: defaults).disks
@@ -41,14 +41,14 @@ package struct ServeDiskList {
     try refuseDoubles()
   }
 
-  /// The same mistake in words for two entries, before the second one meets the lock or the socket of the first.
+  /// Refuses two entries with the same socket or image, before the second one fails at the socket or the lock of the first.
   private func refuseDoubles() throws(ServeDiskListError) {
     var sockets: [String: Int] = [:]
     var images: [Place: (number: Int, isReadOnly: Bool)] = [:]
     for (index, disk) in disks.enumerated() {
       let number = index + 1
       if let other = sockets.updateValue(number, forKey: disk.socketPath) {
-        throw error(index, "it has the socket of entry \(other): give each disk one of its own")
+        throw error(index, "it has the socket of entry \(other): give each disk its own socket")
       }
       guard !disk.options.noLock, let place = Place(disk.options) else { continue }
       if let other = images[place], !(other.isReadOnly && disk.options.readOnly) {
@@ -67,12 +67,12 @@ package struct ServeDiskList {
     .entry(index + 1, file: file, name: disks[index].options.imageWords, sentence, status)
   }
 
-  /// Where an image is, whatever it is called.
+  /// Identifies an image, whatever it is called.
   private enum Place: Hashable {
     case file(Inode)
     case cluster(RBDLocation)
 
-    /// - Returns: `nil` where there is none, or nobody can tell two of them apart.
+    /// - Returns: `nil` if there is none, or if it cannot be told from others.
     init?(_ options: DeviceOptions) {
       if var location = options.imageInCluster {
         location.user = nil
@@ -97,7 +97,7 @@ package struct ServeDiskList {
     }
   }
 
-  /// What a list may have, bytes: thousands of disks. Some files have no end.
+  /// The largest list, in bytes: enough for thousands of disks. Some files have no end.
   private static let largest = 1 << 20
 
   private static func read(_ file: String) throws(Errno) -> Data {
@@ -126,7 +126,7 @@ package struct ServeDiskList {
   }
 }
 
-/// The array, entry by entry, so that a mistake knows its number.
+/// The array, decoded entry by entry, so that a mistake knows the number of its entry.
 private struct Entries: DecodableWithConfiguration {
   var disks: [ServeDisk] = []
 

@@ -1,4 +1,4 @@
-/// What happened between two looks, as lines.
+/// What happened between two samples, as lines.
 internal import VirtioBlkDevice
 internal import VirtioCore
 
@@ -31,19 +31,19 @@ package enum TopTable {
   }
 
   /// - Parameters:
-  ///   - seconds: between the two.
+  ///   - seconds: the time between the two samples.
   ///   - width: of the terminal; `nil`: no limit.
   ///   - rows: lines that there is room for; `nil`: no limit.
   package static func lines(
     from before: Operator.Metrics, to now: Operator.Metrics, seconds: Double, width: Int?, rows limit: Int?
   ) -> [String] {
     let old = Dictionary(before.disks.map { ($0.disk, $0) }, uniquingKeysWith: { first, _ in first })
-    // A disk that came in the meantime has done all of its work in it.
+    // A disk that was added in between has done all of its work since.
     var rows = now.disks.map { row($0, since: old[$0.disk], seconds) }
     rows.sort { ($1.rate, $0.name) < ($0.rate, $1.name) }
     var total = Row(name: "all", state: "")
     for row in rows { total.add(row) }
-    // Title, head, the sum, and what is left out.
+    // The title, the header, the total, and the line about disks that are left out.
     let room = limit.map { max($0 - 4, 1) } ?? rows.count
     let left = rows.count - room
     let longest = rows.map(\.name.count).max() ?? 0
@@ -74,7 +74,7 @@ package enum TopTable {
       errors: difference(\.failures))
   }
 
-  // MARK: Words
+  // MARK: Text
 
   private static func title(_ before: Operator.ProcessMetrics, _ now: Operator.Metrics, _ seconds: Double) -> String {
     let process = now.process
@@ -85,7 +85,7 @@ package enum TopTable {
       + "files \(process.openFiles)"
   }
 
-  /// Of all columns but the name, which has the rest of the line.
+  /// The widths of all columns but the name, which has the rest of the line.
   private static let widths = [6, 5, 5, 5, 5, 5, 6, 5, 5, 4]
   private static let numbersWidth = widths.reduce(0) { $0 + $1 + 1 }
 
@@ -102,7 +102,7 @@ package enum TopTable {
       ], name)
   }
 
-  /// The first two on the left, numbers on the right.
+  /// The first two columns are aligned to the left, numbers to the right.
   private static func columns(_ texts: [String], _ name: Int) -> String {
     zip(texts, [name] + widths).enumerated().map { index, column in
       let (text, width) = column
@@ -111,7 +111,7 @@ package enum TopTable {
     }.joined(separator: " ")
   }
 
-  /// Its end says more than its beginning.
+  /// Keeps the end of the name, which says more than its beginning.
   private static func shortened(_ name: String, _ width: Int) -> String {
     name.count <= width ? name : "…" + name.suffix(width - 1)
   }
@@ -137,7 +137,7 @@ package enum TopTable {
     return unit > 0 && tenths < 100 ? "\(tenths / 10).\(tenths % 10)\(units[unit])" : "\(Int(value.rounded()))\(units[unit])"
   }
 
-  /// - Parameter nanoseconds: `nil`: nothing took any time.
+  /// - Parameter nanoseconds: `nil` if there was no request.
   private static func time(_ nanoseconds: UInt64?) -> String {
     guard let nanoseconds else { return "-" }
     var (value, unit) = (Double(nanoseconds) / 1000, 0)

@@ -1,5 +1,5 @@
-/// The few words of virtio-blk (virtio 5.2.6) that make a chain readable. A reader of its own: it shares nothing
-/// with the device, whose view of a request it is there to check.
+/// The few parts of virtio-blk (virtio 5.2.6) that make a chain readable. It shares no code with the device, whose view of a
+/// request it is there to check.
 
 /// A chain understood as a block request.
 public struct BlockWords: Equatable, Sendable {
@@ -25,7 +25,7 @@ public struct BlockWords: Equatable, Sendable {
     20: "ZONE_CLOSE", 22: "ZONE_FINISH", 24: "ZONE_RESET", 26: "ZONE_RESET_ALL",
   ]
 
-  /// Status bytes above this mean nothing (virtio 5.2.6).
+  /// Status bytes above this have no meaning (virtio 5.2.6).
   static let highestStatus: UInt8 = 6
 
   /// The name of a status byte.

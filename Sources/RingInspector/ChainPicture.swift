@@ -31,7 +31,7 @@ public struct DescriptorPicture: Equatable, Sendable {
 public struct ChainPicture: Equatable, Sendable {
   public let head: UInt16
   public let descriptors: [DescriptorPicture]
-  /// What an indirect descriptor at the end leads to, in chain order.
+  /// The descriptors of the indirect table that the last descriptor refers to, in chain order.
   public let indirect: [DescriptorPicture]
   /// Entries of the indirect table, whether in the chain or not.
   public let indirectEntries: Int
@@ -39,10 +39,10 @@ public struct ChainPicture: Equatable, Sendable {
   public let problems: [String]
   /// The first 16 readable bytes, fewer if there are not that many: a request's header.
   public let header: [UInt8]
-  /// Sums, bytes.
+  /// The total length of the buffers of each kind, in bytes.
   public let readableBytes: UInt64
   public let writableBytes: UInt64
-  /// The last writable byte: where a device answers.
+  /// The last writable byte: where a device puts the status.
   public let lastWritable: (address: GuestAddress, value: UInt8)?
 
   /// The buffers in order: direct ones, then those of the indirect table.
@@ -117,7 +117,7 @@ public struct ChainPicture: Equatable, Sendable {
       && left.lastWritable?.value == right.lastWritable?.value
   }
 
-  /// Following one table.
+  /// The walk through one table.
   private struct Walk {
     let head: UInt16
     var chain: [DescriptorPicture] = []

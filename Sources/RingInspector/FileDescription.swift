@@ -78,7 +78,7 @@ public struct FileDescription: Encodable, Sendable {
   }
 
   var path: String?
-  /// The name of the register face.
+  /// The name of the register interface.
   var registers: String?
   var function: Function?
   var header: Header?

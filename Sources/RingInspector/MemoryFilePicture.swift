@@ -24,7 +24,7 @@ public struct MemoryFilePicture: Sendable {
     }
   }
 
-  /// The picture as lines of at most 80 columns, but for the path.
+  /// The picture as lines of at most 80 columns, except for the path.
   public func draw() -> [String] {
     let layout = snapshot.layout
     let registers = snapshot.registers
@@ -41,7 +41,7 @@ public struct MemoryFilePicture: Sendable {
     lines += RegisterPicture.draw(snapshot)
     lines += [
       "  device      \(device)\(snapshot.deviceEpoch > 1 ? ", number \(snapshot.deviceEpoch) on this file" : "")",
-      "  driver      \(snapshot.isDriverThere ? "there" : "none")"
+      "  driver      \(snapshot.isDriverThere ? "connected" : "none")"
         + (snapshot.isRequestPending ? ", a register access waits for its answer" : ""),
       "  status      \(Self.statusNames(registers.status))",
       "  interrupts  \(interrupts.isEmpty ? "none pending" : interrupts.joined(separator: ", "))",
@@ -64,7 +64,7 @@ public struct MemoryFilePicture: Sendable {
     return features.bits.map { names[$0] ?? "bit \($0)" }
   }
 
-  /// Names of the status bits (virtio 2.1), or how it is when none is set.
+  /// Names of the status bits (virtio 2.1); `0 (reset)` when none is set.
   public static func statusNames(_ status: DeviceStatus) -> String {
     let names: [(DeviceStatus, String)] = [
       (.acknowledge, "ACKNOWLEDGE"), (.driver, "DRIVER"), (.featuresOK, "FEATURES_OK"), (.driverOK, "DRIVER_OK"),

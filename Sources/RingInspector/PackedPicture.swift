@@ -1,9 +1,9 @@
-/// A packed ring as a user wants to see it: which notifications both sides want, and the descriptors as they lie there.
+/// A packed ring as a user wants to see it: which notifications both sides want, and the descriptors as they are in memory.
 internal import MemoryFile
 public import VirtioCore
 
-/// A copy of a packed ring at one moment. Whose a descriptor is depends on the round, which only the two sides know, so that both
-/// bits of each are shown.
+/// A copy of a packed ring at one moment. Who owns a descriptor depends on the wrap counters, which only the two sides know, so
+/// AVAIL and USED are shown for each.
 public struct PackedPicture: Equatable, Sendable {
   public struct Slot: Equatable, Sendable {
     public let number: Int
@@ -39,14 +39,14 @@ public struct PackedPicture: Equatable, Sendable {
     }.filter { $0.flags != 0 || $0.address.rawValue != 0 || $0.length != 0 }
   }
 
-  /// What a side wishes, in words (virtio 2.7.14).
+  /// Which notifications a side wants, in words (virtio 2.7.14).
   static func words(_ wish: UInt32) -> String {
     let position = PackedPosition(rawValue: UInt16(truncatingIfNeeded: wish))
     return switch wish >> 16 & 3 {
     case 0: "every time"
     case 1: "never"
     case 2: "when slot \(position.slot) of round \(position.wrap ? 1 : 0) is passed"
-    default: "3, which means nothing"
+    default: "flags 3, a reserved value"
     }
   }
 }

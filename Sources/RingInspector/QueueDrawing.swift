@@ -1,4 +1,4 @@
-/// A queue drawn for readers, in plain text of at most 80 columns.
+/// A queue drawn for people, in plain text of at most 80 columns.
 internal import VirtioCore
 
 /// Turns a picture into lines.
@@ -7,20 +7,20 @@ public struct QueueDrawing {
   private static let width = 76
   /// Used chains drawn; older ones are counted.
   private static let usedLimit = 4
-  /// Chains on their way drawn; further ones are counted.
+  /// Pending chains drawn; further ones are counted.
   private static let pendingLimit = 16
   /// Descriptors drawn of one table of a chain.
   private static let descriptorLimit = 12
   /// Slots drawn of a packed ring.
   private static let packedLimit = 32
-  /// Sentences about the queue as a whole.
+  /// Problems of the queue as a whole that are shown.
   private static let problemLimit = 8
 
   private var lines: [String] = []
 
   /// - Parameters:
-  ///   - isServed: a device is at work on the queue, so that a chain on its way may be in flight.
-  ///   - doorbells: how often the two have been rung, where there are any.
+  ///   - isServed: a device serves the queue, so a pending chain may be in flight.
+  ///   - doorbells: how often the two have been rung, if there are any.
   public static func draw(
     _ picture: QueuePicture, isServed: Bool = false, doorbells: (kicks: UInt32, calls: UInt32)? = nil
   ) -> [String] {
@@ -41,7 +41,7 @@ public struct QueueDrawing {
     "│ \(line)\(String(repeating: " ", count: max(width - line.count, 0))) │"
   }
 
-  /// A line that is too long continues in the next one, from a space on if it has one, and further to the right.
+  /// Breaks a line that is too long, at a space if it has one, and indents the rest.
   private static func fitted(_ line: String) -> [String] {
     var (lines, rest) = ([String](), line)
     let indent = String(repeating: " ", count: min(line.prefix { $0 == " " }.count + 4, width / 4))
@@ -85,7 +85,7 @@ public struct QueueDrawing {
     if let doorbells { add("doorbells  kicked \(doorbells.kicks)   called \(doorbells.calls)") }
   }
 
-  /// The slots that were written; the first of them.
+  /// Draws the first of the slots that were written.
   private mutating func draw(_ packed: PackedPicture) {
     add("packed     calls wanted \(PackedPicture.words(packed.driverWish))")
     add("           kicks wanted \(PackedPicture.words(packed.deviceWish))")
@@ -112,7 +112,7 @@ public struct QueueDrawing {
         add(title + "   (its descriptors are in use again)")
         continue
       }
-      // A driver does with used buffers what it likes: without a status in its place this is no request any more.
+      // A driver may reuse used buffers for anything: without a valid status, this is no longer the request.
       let status = chain.lastWritable?.value
       let isAnswered = status.map { $0 <= BlockWords.highestStatus } ?? false
       let words = isAnswered ? BlockWords(chain) : nil

@@ -1,17 +1,18 @@
-/// One ring as a user wants to see it: indices, flags, and every chain that is on its way or just back.
+/// One ring as a user wants to see it: indices, flags, and every chain that is pending or was used last.
 public import MemoryFile
 public import VirtioCore
 
-/// A queue at one moment, read from copies. Whatever is in memory, this is made: what is wrong is said in `problems`.
+/// A queue at one moment, read from copies. It can be made from any contents of memory: what is wrong is reported in
+/// `problems`.
 public struct QueuePicture: Sendable {
   /// An element of the used ring.
   public struct Used: Equatable, Sendable {
     /// Its free-running index.
     public let position: UInt16
     public let id: UInt32
-    /// With IN_ORDER, of a chain that shares the element of a later one: all that could be written to it.
+    /// With IN_ORDER, for a chain that shares the element of a later one: all of its writable bytes.
     public let length: UInt32
-    /// The chain as its descriptors stand now; `nil` when the id is no head, or the head has been made available again.
+    /// The chain as its descriptors stand now; `nil` when the id is not a head, or the head has been made available again.
     public let chain: ChainPicture?
   }
 
@@ -28,9 +29,9 @@ public struct QueuePicture: Sendable {
   public let features: FeatureSet
   /// `nil` when the ring cannot be read, or is a packed one.
   public let rings: Rings?
-  /// Of a packed ring, which has no more to it than this: neither `rings` nor chains.
+  /// The picture of a packed ring, which has neither `rings` nor chains.
   public let packed: PackedPicture?
-  /// Chains on their way by the indices; `pending` has fewer when they are too many to draw.
+  /// The number of pending chains according to the indices; `pending` has fewer if there are too many to draw.
   public let pendingCount: Int
   /// Oldest first.
   public let pending: [Pending]
@@ -43,18 +44,18 @@ public struct QueuePicture: Sendable {
   public struct Rings: Equatable, Sendable {
     public let availableFlags: UInt16
     public let availableIndex: UInt16
-    /// Means something with EVENT_IDX only.
+    /// Meaningful only with EVENT_IDX.
     public let usedEvent: UInt16
     public let usedFlags: UInt16
     public let usedIndex: UInt16
-    /// Means something with EVENT_IDX only.
+    /// Meaningful only with EVENT_IDX.
     public let availableEvent: UInt16
   }
 
-  /// Descriptors pictured of chains on their way, and as many of used ones.
+  /// The limit of descriptors shown for pending chains, and for used ones.
   static let descriptorLimit = 100_000
 
-  /// Whether something is wrong with the queue or with a chain that is on its way.
+  /// Whether something is wrong with the queue or with a pending chain.
   public var isBroken: Bool { !problems.isEmpty || pending.contains { !$0.chain.problems.isEmpty } }
 
   public init(
@@ -99,7 +100,7 @@ public struct QueuePicture: Sendable {
       usedIndex: usedRing[...].word(at: 2), availableEvent: usedRing[...].word(at: 4 + 8 * size))
     self.rings = rings
     let mask = UInt16(size - 1)
-    // A hostile ring can make each of its chains as long as the table; what is pictured is bounded as a whole.
+    // A hostile ring can make each of its chains as long as the table, so the total is bounded.
     var budget = Self.descriptorLimit
     func chain(_ head: UInt16) -> ChainPicture {
       let chain = ChainPicture(head: head, table: table, memory: memory, features: features)
@@ -133,8 +134,8 @@ public struct QueuePicture: Sendable {
     }
     self.pending = pending
     var recycled = Set(pending.map(\.chain.head))
-    // Newest first: an older element with the same id speaks of a chain that is gone. A low index that has wrapped looks
-    // like one that has not, so that fewer elements may be shown than the ring holds.
+    // Newest first: an older element with the same id refers to a chain that is gone. A low index that has wrapped looks like
+    // one that has not, so that fewer elements may be shown than the ring holds.
     budget = Self.descriptorLimit
     let shown = min(max(Int(rings.usedIndex), usedSince.map { Int(rings.usedIndex &- $0) } ?? 0), size)
     let batches =
@@ -142,7 +143,7 @@ public struct QueuePicture: Sendable {
     var used: [Used] = []
     for back in 0..<shown where budget > 0 {
       let position = rings.usedIndex &- 1 &- UInt16(back)
-      // What belongs to no batch that is still there means nothing.
+      // An element that belongs to no remaining batch has no meaning.
       guard !features.contains(.inOrder) || batches[position] != nil else { continue }
       let (id, length) = batches[position] ?? element(position)
       if id >= UInt32(size) { problems.append("used element \(position) names descriptor \(id), outside the table") }
@@ -156,11 +157,11 @@ public struct QueuePicture: Sendable {
     self.problems = problems
   }
 
-  /// `length` is `nil` of a chain that has no element of its own.
+  /// `length` is `nil` for a chain without its own element.
   private typealias Element = (id: UInt32, length: UInt32?)
 
-  /// What used elements mean where one can stand for several chains and names the last of them (IN_ORDER, virtio 2.6.9): chains are
-  /// used in the order of the available ring, whose entries of that age are still there.
+  /// Resolves used elements when one can stand for several chains and names the last of them (IN_ORDER, virtio 2.6.9): chains
+  /// are used in the order of the available ring, whose entries of that age still exist.
   private static func batches(
     _ count: Int, rings: Rings, head: (UInt16) -> UInt16, element: (UInt16) -> Element
   ) -> [UInt16: Element] {
@@ -171,7 +172,7 @@ public struct QueuePicture: Sendable {
     var place = 0
     while place < count {
       let (id, length) = element(first &+ UInt16(place))
-      // One from the middle of a batch whose beginning is gone says nothing.
+      // An element from the middle of a batch whose beginning is gone cannot be resolved.
       guard let last = places[id], last >= place else {
         place += 1
         continue
@@ -182,8 +183,8 @@ public struct QueuePicture: Sendable {
     return elements
   }
 
-  /// The positions in the available ring whose chains are not used yet, oldest first. A device that uses in order leaves
-  /// the newest ones; with one that does not, what the used ring names is taken away from what the available ring names.
+  /// The positions in the available ring whose chains are not used yet, oldest first. If the device uses chains in order, these
+  /// are the newest ones; otherwise the heads in the used ring are removed from those in the available ring.
   private static func outstanding(
     count: Int, size: Int, rings: Rings, head: (UInt16) -> UInt16, element: (UInt16) -> Element
   ) -> [UInt16] {

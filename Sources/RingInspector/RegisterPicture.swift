@@ -1,9 +1,9 @@
-/// What the registers of a memory file hold beside status, features and queues, face by face.
+/// What the registers of a memory file hold besides status, features and queues, for each register interface.
 internal import MemoryFile
 internal import VirtioCore
 internal import VirtioRegisters
 
-/// Lines for readers. virtio-mmio version 2 has nothing to add: everything in it is in the picture anyway.
+/// Lines for people. virtio-mmio version 2 has nothing to add: everything in it is in the picture anyway.
 enum RegisterPicture {
   static func draw(_ snapshot: MemoryFileSnapshot) -> [String] {
     let interface = snapshot.layout.interface
@@ -42,7 +42,7 @@ enum RegisterPicture {
     var lines = ["    command   \(set.isEmpty ? "nothing enabled" : set.joined(separator: ", "))"]
     for (index, what) in [(0, "legacy block"), (1, "MSI-X"), (4, "virtio structures")] {
       let low = word(0x10 + index * 4)
-      // All zero: the function does not have it, or nobody has placed it.
+      // Zero: the function does not have this BAR, or nobody has assigned it an address.
       guard low != 0 else { continue }
       let isWide = low & 7 == 4
       let address = UInt64(low & (low & 1 != 0 ? ~3 : ~15)) | (isWide ? UInt64(word(0x14 + index * 4)) << 32 : 0)

@@ -1,4 +1,4 @@
-/// What one pass did to each request, derived from the rings alone: how they stood before, and how they stand after.
+/// What one pass did to each request, derived from the rings alone, as they were before and after it.
 public import MemoryFile
 internal import VirtioCore
 
@@ -18,7 +18,7 @@ public struct RequestAccount: Equatable, Sendable {
 
   /// - Parameters:
   ///   - before: taken before the pass.
-  ///   - memory: as it is after the pass.
+  ///   - memory: its contents after the pass.
   public static func accounts(of before: QueuePicture, after memory: GuestBytes) -> [RequestAccount] {
     let firstNew = before.rings?.usedIndex ?? 0
     let after = QueuePicture(

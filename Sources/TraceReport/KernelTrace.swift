@@ -13,17 +13,17 @@ package struct KernelRequest: Hashable, Sendable {
   /// The thread that submitted it; of a block device its number, as "254,0".
   package var place: String
   package var begin: UInt64
-  /// A worker of the kernel took it over, because it could have blocked the thread.
+  /// When a kernel worker took it over, because it could have blocked the thread; `nil` if none did.
   package var handedOver: UInt64?
   /// `nil`: it was not complete when the trace ended.
   package var end: UInt64?
 }
 
-/// The events of an instance of tracefs, as text. It is read as a stranger's: what makes no sense is left out.
+/// The events of an instance of tracefs, as text. The text is not trusted: what makes no sense is skipped.
 package struct KernelTrace: Sendable {
   /// In the order in which they began.
   package private(set) var requests: [KernelRequest] = []
-  /// Events that were overwritten in the kernel's buffer, or that no request here belongs to.
+  /// Events that were overwritten in the kernel's buffer.
   package private(set) var lost = 0
 
   /// The trace points that are read.
@@ -75,7 +75,7 @@ package struct KernelTrace: Sendable {
     }
   }
 
-  /// Of the header's line "# entries-in-buffer/entries-written: 22/30   #P:2" what is not there any more.
+  /// The number of overwritten entries, from the header's line "# entries-in-buffer/entries-written: 22/30 #P:2".
   private static func entries(_ line: Substring) -> Int? {
     guard let colon = line.firstRange(of: "entries-written:") else { return nil }
     let numbers = line[colon.upperBound...].split(separator: " ").first?.split(separator: "/").compactMap { Int($0) } ?? []
@@ -142,7 +142,7 @@ package struct KernelTrace: Sendable {
 }
 
 extension KernelTrace {
-  /// Operations that wait for kicks and orders, which takes as long as it takes.
+  /// Operations that wait for kicks and commands, so that their duration means nothing.
   private static let waits: Set<String> = ["FUTEX_WAIT", "FUTEX_WAITV", "POLL_ADD", "POLL_REMOVE", "TIMEOUT", "ASYNC_CANCEL"]
 
   /// A line for each layer that had requests, and one for what is missing.

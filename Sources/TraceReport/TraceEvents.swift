@@ -1,14 +1,14 @@
 /// A trace as the viewers of Chrome and Perfetto read it: "Trace Event Format", an object with an array of events.
 
-/// Each disk is a process of the picture and each of its threads a row; requests lie above their queue as spans that may
-/// overlap, with what they waited for inside. Times are microseconds of CLOCK_MONOTONIC, which is also what `perf record -k
+/// Each disk is a process of the picture, and each of its threads a row. Requests are drawn above it as spans that may overlap,
+/// and contain what they waited for. Times are microseconds of CLOCK_MONOTONIC, which is also what `perf record -k
 /// CLOCK_MONOTONIC` says.
 package enum TraceEvents {
   /// All of it as one text. - Parameter kernel: what the kernel recorded in the meantime, as two more processes of the picture.
   package static func json(_ disks: [TracedDisk], kernel: KernelTrace? = nil) -> String {
     var text = ""
     var writer = Writer { text += $0 }
-    // A text takes whatever comes.
+    // Appending to a string never fails.
     try? writer.add(disks, kernel)
     return text
   }
@@ -43,7 +43,7 @@ package enum TraceEvents {
 
     /// - Parameters:
     ///   - process: its number in the picture, from 1 on.
-    ///   - isNamed: false where a part of the same disk was added before.
+    ///   - isNamed: false if a part of the same disk was added before.
     package mutating func add(_ disk: TracedDisk, process: Int, isNamed: Bool = true) throws {
       if isNamed { try append(TraceEvents.name("process_name", "\(disk.name) (\(disk.engine))", process, nil)) }
       for thread in disk.threads {
@@ -117,7 +117,7 @@ package enum TraceEvents {
 
     let name = "\(request.kind)"
     try begin(name, request.taken, #","args":{\#(arguments)}"#)
-    // One in flight has no end.
+    // A request in flight has no end.
     guard request.answered != nil else { return }
     for phase in request.phases where !phase.range.isEmpty {
       try begin(phase.name.rawValue, phase.range.lowerBound)
@@ -135,13 +135,13 @@ package enum TraceEvents {
     return #"{"ph":"M","name":"\#(what)","pid":\#(process)\#(place),"args":{"name":"\#(escaped(text))"}}"#
   }
 
-  /// Microseconds with the nanoseconds behind the point, exactly.
+  /// Microseconds, with the exact nanoseconds after the decimal point.
   private static func stamp(_ nanoseconds: UInt64) -> String {
     let rest = String(nanoseconds % 1000)
     return "\(nanoseconds / 1000).\(String(repeating: "0", count: 3 - rest.count))\(rest)"
   }
 
-  /// As JSON has it in a string.
+  /// Escapes a text for a JSON string.
   private static func escaped(_ text: String) -> String {
     text.unicodeScalars.reduce(into: "") { output, scalar in
       switch scalar {
@@ -162,9 +162,9 @@ package struct RequestPhase: Hashable, Sendable {
     case limit
     /// The medium, with everything below it: the kernel's queues, the disk.
     case medium
-    /// The answers to requests before it, where these come in order.
+    /// The answers to requests before it, if these are published in order.
     case order
-    /// That its batch is shown to the driver.
+    /// The publication of its batch to the driver.
     case publish
   }
 
@@ -173,10 +173,10 @@ package struct RequestPhase: Hashable, Sendable {
 }
 
 extension TracedRequest {
-  /// When it was shown to the driver, or else answered; of one in flight when it was taken. Never before that.
+  /// When it was published to the driver, or else answered; for a request in flight, when it was popped. Never before that.
   package var end: UInt64 { phases.last?.range.upperBound ?? taken }
 
-  /// In the order of time, without a gap; of one in flight none.
+  /// In order of time, without gaps; empty for a request in flight.
   package var phases: [RequestPhase] {
     guard let answered else { return [] }
     let begin = min(max(started, taken), max(completed, taken))

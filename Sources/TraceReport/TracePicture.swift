@@ -5,10 +5,10 @@ package enum TracePicture {
   private static let width = 960.0
   private static let margin = 110.0
   private static let rowHeight = 18.0
-  /// Requests that can lie above each other; more of them are left out, which the picture says.
+  /// How many overlapping requests can be drawn; more of them are left out, which the picture says.
   private static let rowLimit = 40
 
-  /// SVG of the time that holds so many requests of the disk's first thread that had any.
+  /// An SVG of the time span with that many requests of the disk's first thread that had any.
   ///
   /// - Parameters:
   ///   - count: requests, the first that were taken.
@@ -91,7 +91,7 @@ package enum TracePicture {
     var parts: [String] = []
     for time in stride(from: range.lowerBound, to: range.upperBound, by: Int(step)) {
       parts.append("<line x1=\"\(number(x(time)))\" x2=\"\(number(x(time)))\" y1=\"34\" y2=\"\(number(y))\" class=\"grid\"/>")
-      // A word at the edge would be cut.
+      // A label at the edge would be cut off.
       guard x(time) + 56 < width else { continue }
       parts.append(text(x(time) + 2, y + 12, TraceTable.duration(time - range.lowerBound)))
     }

@@ -46,7 +46,7 @@ package enum TraceTable {
     ]
     for thread in disk.threads {
       let rests = thread.spans.reduce(UInt64(0)) { $1.kind == .rest ? $0 + $1.range.clamped(to: thread.range).length : $0 }
-      // Shares are those of the time that was recorded.
+      // Shares are of the recorded time.
       let whole = max(1, thread.range.length - min(rests, thread.range.length))
       func sum(_ isOne: (TracedSpan) -> Bool) -> UInt64 {
         min(whole, thread.spans.reduce(0) { isOne($1) ? $0 + $1.range.clamped(to: thread.range).length : $0 })
@@ -62,7 +62,7 @@ package enum TraceTable {
       ])
     }
     var lines = rows.count > 1 ? aligned(rows) : ["no thread served a queue during the trace"]
-    for number in disk.silent { lines.append("thread \(number) has not answered: it is stuck in its medium") }
+    for number in disk.silent { lines.append("thread \(number) has not responded: its medium does not answer") }
     return lines
   }
 
@@ -81,7 +81,7 @@ package enum TraceTable {
     return "\(nanoseconds) ns"
   }
 
-  /// The first column to the left, the others to the right.
+  /// The first column is aligned to the left, the others to the right.
   private static func aligned(_ rows: [[String]]) -> [String] {
     let widths = rows[0].indices.map { column in rows.map { $0[column].count }.max() ?? 0 }
     return rows.map { row in

@@ -1,26 +1,26 @@
-/// What a trace of one disk came to, in the order of time and with the times of this machine's clock.
+/// The trace of one disk, decoded: in order of time, and with the times of this machine's clock.
 package import VirtioBlkDevice
 
 /// One request, from its ring back to it. Nanoseconds of CLOCK_MONOTONIC.
 package struct TracedRequest: Hashable, Sendable {
   package var kind: RequestKind
   package var queue: Int
-  /// The chain's name in the ring.
+  /// The head, which identifies the chain in the ring.
   package var head: UInt16
   package var sector: UInt64
   package var bytes: UInt64
   package var status: UInt8
   /// Popped and parsed.
   package var taken: UInt64
-  /// The medium was asked: at once, or after a limit allowed it.
+  /// Submitted to the medium: at once, or when a limit allowed it.
   package var started: UInt64
-  /// The medium was done with it.
+  /// Completed by the medium.
   package var completed: UInt64
   /// Its used element was written; `nil`: it was in flight when the trace ended.
   package var answered: UInt64?
-  /// It was shown to the driver; `nil`: not within the trace.
+  /// Published to the driver; `nil` if not within the trace.
   package var published: UInt64?
-  /// When the driver was sent a call for it and those with it; `nil`: none was wanted.
+  /// When the driver was sent a call for its batch; `nil` if none was wanted.
   package var called: UInt64?
 }
 
@@ -33,14 +33,14 @@ package struct TracedSpan: Hashable, Sendable {
   }
   package var kind: Kind
   package var range: Range<UInt64>
-  /// Requests that were taken and not answered when it began.
+  /// Requests in flight when it began.
   package var inFlight: Int
 }
 
 /// What one thread of a disk did.
 package struct TracedThread: Sendable {
   package var number: Int
-  /// Records that came before these and are gone.
+  /// Earlier records that were overwritten.
   package var overwritten: UInt64
   package var requests: [TracedRequest] = []
   package var spans: [TracedSpan] = []
@@ -48,9 +48,9 @@ package struct TracedThread: Sendable {
   package var kicks: [UInt64] = []
   /// Moments at which it was sent calls, and for which queue.
   package var calls: [(queue: Int, time: UInt64)] = []
-  /// Moments at which something was shown to the driver, for which queue, and how many chains.
+  /// Moments at which chains were published to the driver, for which queue, and how many.
   package var publications: [(queue: Int, time: UInt64, count: Int)] = []
-  /// From the first record that is there to the end of the trace.
+  /// From the first record that was kept to the end of the trace.
   package var range: Range<UInt64>
 }
 
@@ -58,7 +58,7 @@ package struct TracedDisk: Sendable {
   package var name: String
   package var engine: String
   package var threads: [TracedThread] = []
-  /// Threads that did not answer, whose part is not here.
+  /// Threads that did not respond, whose records are missing.
   package var silent: [Int] = []
   private let start: TraceMoment
   private let end: TraceMoment
@@ -80,7 +80,7 @@ package struct TracedDisk: Sendable {
     let first = overwritten == 0 ? range.lowerBound : records.first.map { time(earliest($0)) } ?? range.lowerBound
     var thread = TracedThread(
       number: number, overwritten: overwritten, range: first..<max(first, range.upperBound))
-    // Of each queue: answered, and not shown yet.
+    // For each queue: requests that are answered and not yet published.
     var waiting: [Int: [Int]] = [:]
     for record in records {
       switch record.kind {
@@ -117,7 +117,7 @@ package struct TracedDisk: Sendable {
       completed: time(record.completed), answered: record.answered == 0 ? nil : time(record.answered))
   }
 
-  /// What was in flight at the beginning of each span: those taken before it less those answered before it.
+  /// Counts what was in flight at the beginning of each span: requests popped before it less those answered before it.
   private func countInFlight(_ thread: inout TracedThread) {
     let taken = thread.requests.map(\.taken).sorted()
     let answered = thread.requests.compactMap(\.answered).sorted()
@@ -130,7 +130,8 @@ package struct TracedDisk: Sendable {
     }
   }
 
-  /// Both clocks are known at both ends, and neither changes its pace in between. A thread may write for a moment after the end.
+  /// Converts ticks to nanoseconds. Both clocks are known at both ends, and neither changes its rate in between. A thread may
+  /// write for a moment after the end.
   private func time(_ ticks: UInt64) -> UInt64 {
     guard end.ticks > start.ticks, end.time > start.time else { return start.time }
     let pace = Double(end.time - start.time) / Double(end.ticks - start.ticks)
@@ -144,7 +145,7 @@ package struct TracedDisk: Sendable {
 }
 
 extension Range<UInt64> {
-  /// How long a span of time is, nanoseconds.
+  /// The length of a span of time, in nanoseconds.
   var length: UInt64 { upperBound - lowerBound }
 }
 

@@ -1,15 +1,16 @@
-/// The figures of a disk for programs that have the device inside and collect with swift-metrics: counters, gauges and latencies reach
-/// whatever such a program bootstrapped (StatsD, OpenTelemetry, Prometheus …), under the names that `vmm-blk serve --metrics` uses.
+/// The metrics of a disk for programs that embed the device and use swift-metrics: counters, gauges and latencies reach
+/// whatever such a program bootstrapped (StatsD, OpenTelemetry, Prometheus …), under the names that `vmm-blk serve --metrics`
+/// uses.
 public import CoreMetrics
 public import VirtioBlkDevice
 
-/// Tells a metrics system what a disk did since the last report. One reporter for each disk; reporting costs the disk's queues
-/// nothing, as it only reads what they have counted anyway.
+/// Reports to a metrics system what a disk did since the last report. One reporter for each disk; reporting costs the disk's
+/// queues nothing, as it only reads what they have counted anyway.
 ///
 ///     var reporter = MetricsReporter(disk: "vda")
 ///     while running { reporter.report(device.metrics()); sleep(10) }
 public struct MetricsReporter {
-  /// What is told of the latencies of each kind of request, of those that were answered since the last report.
+  /// The quantiles that are reported for each kind of request, of the latencies since the last report.
   public static let quantiles = [0.5, 0.9, 0.99, 0.999]
 
   private struct Total {
@@ -30,7 +31,7 @@ public struct MetricsReporter {
   private var last = BlockMetrics()
 
   /// - Parameters:
-  ///   - disk: the value of each figure's dimension `disk`.
+  ///   - disk: the value of each metric's dimension `disk`.
   ///   - factory: who collects; by default the one that the program bootstrapped.
   public init(disk: String, factory: any MetricsFactory = MetricsSystem.factory) {
     (self.factory, self.disk) = (factory, disk)
@@ -66,9 +67,10 @@ public struct MetricsReporter {
     inFlight = Meter(label: "vmm_blk_in_flight", dimensions: [("disk", disk)], factory: factory)
   }
 
-  /// Tells what happened since the last report, or since the device was made; of latencies, the quantiles of those requests.
+  /// Reports what happened since the last report, or since the device was made; for latencies, the quantiles of those requests.
   ///
-  /// - Parameter metrics: of one device each time. Figures that became smaller, because the device is another one, count from 0.
+  /// - Parameter metrics: those of one device each time. Counters that became smaller, because the device is another one, count
+  ///   from 0.
   public mutating func report(_ metrics: BlockMetrics) {
     for total in totals { total.counter.increment(by: Int64(clamping: grown(total.value, metrics))) }
     for part in seconds { part.counter.increment(by: Double(grown(part.nanoseconds, metrics)) / 1e9) }
@@ -86,7 +88,7 @@ public struct MetricsReporter {
     return now >= before ? now - before : now
   }
 
-  /// Made when a kind of request first comes: most disks never see some.
+  /// Created when a kind of request first occurs, because most disks never see some kinds.
   private mutating func meters(_ kind: RequestKind) -> [Meter] {
     if let made = latencies[kind] { return made }
     let made = Self.quantiles.map { part in

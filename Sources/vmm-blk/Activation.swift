@@ -5,15 +5,15 @@ internal import OperatorWords
 internal import Sockets
 internal import VirtioCore
 
-/// A disk whose socket path one of them is bound to is served on that one. They stay open for as long as the process lives, so
-/// that a disk that was removed can be added again: the manager's socket is there all the time.
+/// A disk is served on the passed socket that is bound to its path. The sockets stay open as long as the process runs, so that
+/// a disk that was removed can be added again: the manager keeps the socket.
 enum Activation {
   /// How many sockets were passed.
   static var count: Int { ServiceEnvironment.taken.descriptors.count }
 
   /// The only socket that was passed.
   ///
-  /// - Returns: the socket, and where it is in words.
+  /// - Returns: the socket, and its path or descriptor number for messages.
   /// - Throws: `ActivationError` if there is none, or more than one.
   static func onlySocket() throws -> (ServerSocket, place: String) {
     let descriptors = ServiceEnvironment.taken.descriptors
@@ -35,7 +35,7 @@ enum Activation {
     return nil
   }
 
-  /// Sockets that were passed and on which no disk is served, in words. A front-end that connects to one waits forever.
+  /// The names of passed sockets on which no disk is served. A front-end that connects to one waits forever.
   ///
   /// - Parameter places: where disks are served.
   static func unused(besides places: [String]) -> [String] {
@@ -46,17 +46,17 @@ enum Activation {
     }
   }
 
-  /// A descriptor of its own for the same socket, whose file is the manager's.
+  /// A listener on a duplicate of the descriptor. The socket's file belongs to the service manager.
   private static func listener(_ descriptor: Int32, _ path: String?) throws -> Listener {
     let copy = clinux_fcntl_int(descriptor, F_DUPFD_CLOEXEC, 0)
     guard copy >= 0 else { throw ActivationError.notListening(descriptor) }
     return try Listener(takingOver: OwnedDescriptor(copy), path: path)
   }
 
-  /// `nil` for what is not a UNIX socket, or has no path.
+  /// `nil` if the descriptor is not a UNIX socket, or the socket has no path.
   private static func path(of descriptor: Int32) -> String? {
     guard let name = UnixSocket.ownName(of: descriptor) else { return nil }
-    // Behind the family; an abstract name begins with a zero.
+    // The path follows the address family; an abstract name begins with a zero byte.
     let path = name.dropFirst(MemoryLayout<sa_family_t>.size).prefix { $0 != 0 }
     return path.isEmpty ? nil : String(decoding: path, as: UTF8.self)
   }

@@ -1,4 +1,4 @@
-/// `vmm-blk bench`: how fast a device is, on any transport, in fio's words.
+/// `vmm-blk bench`: measures a device on any transport, with fio's names for options and results.
 internal import ArgumentParser
 
 struct BenchCommand: ParsableCommand {

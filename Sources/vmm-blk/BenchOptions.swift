@@ -33,7 +33,7 @@ struct FioTime: ExpressibleByArgument, Equatable {
   var defaultValueDescription: String { "\(seconds)" }
 }
 
-/// What to ask of the disk.
+/// The workload to run on the disk.
 struct WorkloadOptions: ParsableArguments {
   @Option(
     name: [.customLong("rw"), .customLong("readwrite")],
@@ -102,11 +102,11 @@ struct WorkloadOptions: ParsableArguments {
   }
 }
 
-/// The CPUs of this machine, and how the two sides share them by default.
+/// The CPUs of this machine, and how client and back-end share them by default.
 enum Processors {
   static var count: Int { max(Int(sysconf(Int32(_SC_NPROCESSORS_ONLN))), 1) }
-  /// The last one: the client's. `nil` on a machine with one.
+  /// The last CPU, for the client; empty on a machine with one CPU.
   static var client: [Int] { count > 1 ? [count - 1] : [] }
-  /// The first one: the back-end's.
+  /// The first CPU, for the back-end; empty on a machine with one CPU.
   static var backend: [Int] { count > 1 ? [0] : [] }
 }

@@ -23,11 +23,11 @@ enum BenchOutput {
 
   static func complain(_ text: String) { note("vmm-blk bench: \(text)\n") }
 
-  /// On standard error, as it is.
+  /// Writes to standard error, without a prefix.
   static func note(_ text: String) { _ = try? FileDescriptor.standardError.writeAll(text.utf8) }
 }
 
-/// One line that is written over, on a terminal only.
+/// A progress line that is redrawn in place, on a terminal only.
 struct BenchProgress {
   private let isShown = isatty(2) == 1
   private let repeats: Int

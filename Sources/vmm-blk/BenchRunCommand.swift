@@ -188,7 +188,7 @@ struct BenchRunCommand: ParsableCommand {
     for warning in result.warnings { BenchOutput.complain("warning: \(warning)") }
   }
 
-  /// What goes with the result; a back-end behind a socket keeps its options to itself.
+  /// The conditions to record with the result. The options of a back-end behind a socket are unknown.
   private func conditions(of target: TargetChoice) -> Conditions {
     var conditions = Conditions()
     switch target {

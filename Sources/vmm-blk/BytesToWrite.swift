@@ -1,4 +1,4 @@
-/// Bytes on the command line of a guest's verb: as text, in hexadecimal, or one byte many times.
+/// Bytes on the command line of a guest's verb: as text, in hexadecimal, or one byte repeated.
 internal import ArgumentParser
 internal import OperatorWords
 
@@ -16,7 +16,7 @@ struct BytesToWrite: ParsableArguments {
     if let fill, fill.bytes > 255 { throw ValidationError("--fill \(fill.bytes) is not a byte.") }
   }
 
-  /// The bytes, which are made when they are needed: `--length` may be far more than fits into memory.
+  /// The bytes, generated as they are needed: `--length` may exceed memory.
   var source: Source {
     if let fill, let length { return Source(count: length.bytes, byte: UInt8(truncatingIfNeeded: fill.bytes)) }
     return Source(hex?.bytes ?? Array((text ?? "").utf8))

@@ -7,13 +7,13 @@ struct CommandEnd {
   /// Without a newline; empty if there is nothing to say.
   let text: String
   let status: Int32
-  /// It goes to standard error.
+  /// The text goes to standard error.
   var isMistake: Bool { status != 0 }
 
   /// - Parameters:
-  ///   - error: what the parser or a command threw; help that was requested is one, too.
-  ///   - words: the arguments as the parser had them.
-  ///   - isOurs: a command that ran threw it, so its sentence is one line whatever names it contains.
+  ///   - error: what the parser or a command threw; requested help arrives as an error, too.
+  ///   - words: the arguments as the parser saw them.
+  ///   - isOurs: a command that ran threw it, so its sentence is printed as one line, whatever names it contains.
   init(_ error: any Error, words: [String], isOurs: Bool) {
     let code = VmmBlk.exitCode(for: error)
     let whole = VmmBlk.fullMessage(for: error)
@@ -34,12 +34,12 @@ struct CommandEnd {
     let described = CommandWords()
     if let mistake = described?.mistake(in: words) ?? described?.double(in: words) {
       sentence = mistake
-      // Help for another option is none.
+      // The parser's help may be about another option.
       rest = rest.ranges(of: "\nUsage:").first.map { String(rest[$0.lowerBound...]) } ?? rest
     }
     if sentence == message {
       if let possible = CommandWords.possible(after: message) { sentence += ": " + possible }
-      // The parser repeats words as they are.
+      // The parser repeats words without escaping them.
       for word in words where printable(word) != word { sentence = sentence.replacing(word, with: printable(word)) }
     }
     text = "Error: " + sentence + rest

@@ -1,5 +1,5 @@
-/// The words of a command line, looked at once more after they were not understood: what is unknown comes before everything
-/// else that may be wrong, and a word that is wrong says what is possible instead.
+/// A second look at a command line that the parser rejected: an unknown word is reported before any other mistake, and a
+/// message about a wrong value lists the valid ones.
 internal import ArgumentParser
 internal import FoundationEssentials
 internal import MetricsExport
@@ -54,7 +54,7 @@ struct CommandWords {
           let close = CloseWord.find(to: name, among: names.keys.filter { $0.hasPrefix("--") } + ["--help", "--version"])
           return "Unknown option '\(printable(name))'" + (close.map { ". Did you mean '\($0)'?" } ?? "")
         }
-        // Its value is not an option, whatever it looks like.
+        // Skip its value, whatever it looks like.
         if option.kind == "option", !word.contains("="), index < words.count, !words[index].hasPrefix("-") { index += 1 }
       } else if let next = commands[commands.count - 1].subcommands?.first(where: { $0.commandName == word }) {
         commands.append(next)
@@ -67,18 +67,18 @@ struct CommandWords {
     return nil
   }
 
-  // MARK: Words that the parser takes and should not
+  // MARK: Words that the parser accepts and should not
 
-  /// One word, or an option with the word that is its value.
+  /// One word, or an option with its value.
   private struct Given {
-    /// The option's name as it was written, and what it is; `nil` for a word that belongs to none.
+    /// The option's name as written, and its description; `nil` for a word that belongs to no option.
     var option: (name: String, argument: Argument)?
     var value: String
-    /// The option is written as `--name=VALUE`. Without a value the parser takes the next word for it.
+    /// The option is written as `--name=VALUE`. Without a value, the parser takes the next word as the value.
     var isJoined = false
   }
 
-  /// - Parameter words: those that the parser has taken.
+  /// - Parameter words: a command line that the parser has accepted.
   private func given(in words: [String]) -> [Given] {
     var commands = [root]
     var given: [Given] = []
@@ -107,8 +107,8 @@ struct CommandWords {
     return given
   }
 
-  /// The sentence about the first option that has one value and is given two, by whatever names; `nil` if there is none. The
-  /// parser takes the last one and says nothing.
+  /// The sentence about the first option that takes one value and was given two, under any of its names; `nil` if there is
+  /// none. The parser silently uses the last one.
   func double(in words: [String]) -> String? {
     var first: [String: String] = [:]
     for case (let name, let option)? in given(in: words).map(\.option) where option.isRepeating != true {
@@ -119,8 +119,8 @@ struct CommandWords {
     return nil
   }
 
-  /// The sentence about the first word that is empty, as a script's variable is that was never set; `nil` if there is none.
-  /// Taken at its word, it is the name of a file that is not there. For two options it has a meaning: no serial number, no backing file.
+  /// The sentence about the first empty word, such as an unset variable of a script; `nil` if there is none. Otherwise it would
+  /// be taken for the name of a file that does not exist. Two options may be empty: no serial number, no backing file.
   func empty(in words: [String]) -> String? {
     for given in given(in: words) where given.value.isEmpty {
       guard let (name, _) = given.option else { return "an argument is empty: give it a value, or leave it out" }
@@ -131,12 +131,12 @@ struct CommandWords {
     return nil
   }
 
-  /// Some word may be empty: worth a closer look, for which the parser describes all options.
+  /// Some word may be empty: worth a closer look, for which the parser has to describe all options.
   static func mayHaveEmpty(_ words: [String]) -> Bool {
     words.contains { $0.isEmpty || $0.hasPrefix("-") && $0.hasSuffix("=") }
   }
 
-  /// The names of options that have several, with the first of each.
+  /// Alternative names of options, with the first name of each.
   static let otherNames = [
     "--queues": "--num-queues", "--readwrite": "--rw", "--blocksize": "--bs", "--depth": "--iodepth", "--seed": "--randseed",
     "--ramp-time": "--ramp_time", "--latency-target": "--latency_target", "--latency-percentile": "--latency_percentile",
@@ -144,7 +144,7 @@ struct CommandWords {
     "-d": "--delete",
   ]
 
-  /// Some option may be there twice: worth a closer look, for which the parser describes all options.
+  /// Some option may be given twice: worth a closer look, for which the parser has to describe all options.
   static func mayHaveDouble(_ words: [String]) -> Bool {
     var names: Set<String> = []
     return words.contains { word in
@@ -155,7 +155,7 @@ struct CommandWords {
 
   // MARK: The parser's description
 
-  /// All options that may stand where these commands are, and of what kind each is.
+  /// All options that these commands accept, by name.
   private func names(_ commands: [Command]) -> [String: Argument] {
     var all = commands
     if let last = commands.last, let name = last.defaultSubcommand {
@@ -176,7 +176,7 @@ struct CommandWords {
 
   /// What would be valid, if the parser only says that a value is invalid: "The value '1x' is invalid for '--bs <size>'".
   ///
-  /// - Returns: `nil` if it is another sentence, or already says so.
+  /// - Returns: `nil` for any other sentence, or one that already says what is valid.
   static func possible(after sentence: String) -> String? {
     guard sentence.hasPrefix("The value '"), sentence.hasSuffix("'"),
       let place = sentence.ranges(of: " is invalid for '").last

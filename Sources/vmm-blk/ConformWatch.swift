@@ -1,16 +1,16 @@
-/// A signal that ends `conform` in the middle of a run.
+/// Cleanup when a signal ends `conform` in the middle of a run.
 internal import Conform
 internal import Glibc
 internal import Sockets
 internal import VirtioCore
 
 enum ConformWatch {
-  /// From now on a signal ends the back-end that was started as well, and removes the scratch files, before it ends the process
-  /// as it would have.
+  /// From now on, a signal first ends the back-end that was started and removes the scratch files, and then ends the process as
+  /// usual.
   ///
-  /// Called before there is any other thread.
+  /// Call it before any other thread exists.
   static func begin() throws {
-    // One that is ignored, as SIGINT is of a shell's background job, would be queued all the same where it is blocked.
+    // An ignored signal, such as SIGINT in a shell's background job, would still be queued while it is blocked.
     let signals = try TerminationSignals([SIGTERM, SIGINT].filter { !isIgnored($0) })
     _ = try SystemThread(name: "signals") {
       var one = pollfd(fd: signals.descriptor, events: Int16(POLLIN), revents: 0)

@@ -30,7 +30,7 @@ struct CtlCommand: ParsableCommand {
   @OptionGroup var target: CtlTarget
 }
 
-/// Which server, and how to show what it answers. Given before or behind the verb.
+/// Which server, and how to show its answers. Given before or after the verb.
 struct CtlTarget: ParsableArguments {
   static func usage(_ verb: String) -> String { "vmm-blk ctl --control <path> " + verb }
 
@@ -51,9 +51,9 @@ struct CtlTarget: ParsableArguments {
 }
 
 extension CtlTarget {
-  /// Where the server is.
+  /// The path of the server's control socket.
   ///
-  /// - Parameter given: on the command line.
+  /// - Parameter given: the path on the command line.
   static func path(_ given: String?) throws -> String {
     if let given { return given }
     if let text = unsafe getenv("VMM_BLK_CONTROL") {
@@ -66,7 +66,7 @@ extension CtlTarget {
   }
 }
 
-/// Something to ask.
+/// A verb of `vmm-blk ctl`.
 protocol CtlVerb: ParsableCommand {
   var ctl: CtlCommand { get }
   var target: CtlTarget { get }
@@ -75,7 +75,7 @@ protocol CtlVerb: ParsableCommand {
 extension CtlVerb {
   var printsJSON: Bool { target.json || ctl.target.json }
 
-  /// Asks once and waits for the answer.
+  /// Connects to the server and runs `body`.
   func withServer(_ body: (CtlSession) throws -> Void) throws {
     let path = try CtlTarget.path(target.control ?? ctl.target.control)
     try body(try CtlSession(path, patience: .seconds(target.timeout ?? ctl.target.timeout ?? 60), printsJSON: printsJSON))
@@ -83,14 +83,14 @@ extension CtlVerb {
 
 }
 
-/// A connection to a server, for one request after the other.
+/// A connection to a server, for one request at a time.
 final class CtlSession {
   private let path: String
   private let loop: EventLoop
   private let client: ControlClient
   private let patience: Duration
   private let printsJSON: Bool
-  /// Thousands of disks have longer answers than any request.
+  /// Answers about thousands of disks are longer than any request.
   static let maximumAnswer = 256 << 20
 
   init(_ path: String, patience: Duration, printsJSON: Bool) throws {
@@ -118,7 +118,7 @@ final class CtlSession {
     do throws(ControlError) { return try line.decode(type) } catch { throw CtlFailure.control(path, error) }
   }
 
-  /// For users only.
+  /// Prints a line for people; nothing with `--json`.
   func say(_ text: @autoclosure () -> String) {
     if !printsJSON { print(text()) }
   }
@@ -149,7 +149,7 @@ enum CtlFailure: Error, CustomStringConvertible, ErrorWithStatus {
   }
 }
 
-/// Which disk is meant.
+/// The disk that a verb applies to.
 struct CtlDisk: ParsableArguments {
   @Argument(help: "The disk; may be omitted if there is only one.")
   var disk: String?
@@ -160,7 +160,7 @@ struct CtlDisk: ParsableArguments {
   /// The argument after the disk. Where the disk is omitted, it is the only word; a disk whose name reads like such an argument is
   /// named by its path.
   ///
-  /// - Parameter given: what came after another word.
+  /// - Parameter given: the value, if it came after another word.
   mutating func next<Value: ExpressibleByArgument>(_ given: Value?) -> Value? {
     guard given == nil, let disk, let value = Value(argument: disk) else { return given }
     self.disk = nil

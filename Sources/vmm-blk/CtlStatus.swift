@@ -71,7 +71,7 @@ struct CtlMetrics: CtlVerb {
   }
 }
 
-/// Answers for readers.
+/// Answers as text for people.
 enum CtlText {
   /// The table without spaces at the ends of its lines.
   static func trimmed(_ table: String?) -> String {
@@ -89,7 +89,7 @@ enum CtlText {
     return OutputWidth.folded(head) + "\n\n" + CtlList.table(service.disks)
   }
 
-  /// - Parameter seconds: since something.
+  /// - Parameter seconds: a duration.
   static func time(_ seconds: UInt64) -> String {
     let (days, hours, minutes) = (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60)
     if days > 0 { return "\(days) d \(hours) h" }
@@ -142,10 +142,10 @@ enum CtlText {
     var parts: [String] = []
     if let process = driver.process { parts.append("process \(process)" + (driver.user.map { " of user \($0)" } ?? "")) }
     if let memory = driver.memory { parts.append("\(ByteSize.describe(memory)) of guest memory") }
-    return parts.isEmpty ? "there" : parts.joined(separator: ", ")
+    return parts.isEmpty ? "connected" : parts.joined(separator: ", ")
   }
 
-  /// The value behind its name, in lines that fit the terminal.
+  /// The name and its value, in lines that fit the terminal.
   private static func wrapped(_ name: String, _ value: String) -> String {
     let indent = 12
     let lines = OutputWidth.words(value, width: max((OutputWidth.characters ?? 100) - indent, 20))

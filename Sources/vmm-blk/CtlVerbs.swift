@@ -93,7 +93,7 @@ struct EntryWords {
 
   private static func value(_ word: ServeDisk.Word, _ text: String) throws -> Value {
     switch word {
-    // The server's folder is another one.
+    // The server runs in another folder.
     case .blkFile, .socketPath: return .text(Takeover.absolute(text))
     case .image: return .text(try image(text))
     case .readOnly, .noLock, .breakLock, .serverKeepsWrites:

@@ -1,4 +1,4 @@
-/// The one place that makes the disk that a command line or a list describes.
+/// Makes the disk that a command line or a list describes. Nothing else does.
 internal import ArgumentParser
 internal import Glibc
 internal import OperatorWords
@@ -19,13 +19,13 @@ extension DeviceOptions {
   ///
   /// - Parameters:
   ///   - transport: how it is reached.
-  ///   - queues: how many there are if the user has not said.
-  ///   - lock: of the image, from the server that is taken over; `nil`: it has to be acquired.
-  ///   - serial: the serial number that the driver knows from there.
-  ///   - offersAll: whatever the options say of features.
-  ///   - isConfined: this process has given up what it does not need.
-  ///   - place: where it is served, for messages to those who want its image, too; `nil`: it is the only disk.
-  ///   - patience: of who waits for the disk.
+  ///   - queues: the number of queues if the user gave none.
+  ///   - lock: the image's lock, from the server that is taken over; `nil` to acquire it.
+  ///   - serial: the serial number that the driver knows from that server.
+  ///   - offersAll: offer all features, whatever the options say.
+  ///   - isConfined: this process is in its sandbox already.
+  ///   - place: where it is served, for messages about other disks that want the same image; `nil` if it is the only disk.
+  ///   - patience: how long the caller waits for the disk.
   func makeDevice(
     on transport: FeatureTransport, queues: Int = 1, lock: OwnedDescriptor? = nil, serial before: String? = nil,
     offersAll: Bool = false, isConfined: Bool = false, place: String? = nil, patience: OpeningPatience = OpeningPatience()
@@ -49,7 +49,7 @@ extension DeviceOptions {
     options.limits = limit?.limits ?? RateLimits()
     options.configuration = config?.choice ?? ConfigurationChoice()
     tuning.apply(to: &options)
-    // The engine of the page cache implies the page cache.
+    // The cached engine implies the page cache.
     let direct = engine == .cached && direct == .auto ? .off : direct
     var imageOptions = imageOptions(imageFile ?? "", direct: direct)
     if case .nbd(let location) = name { imageOptions.nbd = nbdOptions(location, isConfined: isConfined) }
@@ -72,9 +72,9 @@ extension DeviceOptions {
     return try BlockDevice(image: image, options: options)
   }
 
-  /// A process that was killed holds its locks until the kernel has executed what its io_uring had submitted, some moments
-  /// after its end. Its successor must not be rejected, and must not begin before that: a write of the dead process that
-  /// lands after a new one would bring old data back.
+  /// A killed process holds its locks until the kernel has completed what its io_uring submitted, shortly after its end. Its
+  /// successor must not be rejected for that, and must not start earlier: a late write of the dead process would bring old data
+  /// back.
   private static func openPatiently(_ options: ImageOptions) throws -> ImageFile {
     for _ in 0..<20 {
       do { return try ImageFile(options) } catch ImageError.locked { usleep(50_000) }

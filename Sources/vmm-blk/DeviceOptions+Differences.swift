@@ -1,4 +1,4 @@
-/// What makes a disk of a reread list a different disk.
+/// Which options make a disk in a reread list a different disk.
 internal import OperatorWords
 internal import VirtioBlkDevice
 
@@ -15,7 +15,7 @@ extension DeviceOptions {
     case .image:
       imageServer?.text ?? imageChain?.mapPaths { Takeover.absolute($0) }.text
         ?? imageInCluster?.mapPaths { Takeover.absolute($0) }.text ?? ""
-    case .socketPath: ""  // what it is told by
+    case .socketPath: ""  // identifies the disk
     case .format: format.rawValue
     case .readOnly: "\(readOnly)"
     case .numQueues: "\(numQueues ?? ServeService.queues)"
@@ -37,7 +37,7 @@ extension DeviceOptions {
     case .config: config?.choice.words ?? ""
     case .zoned: zoned?.text ?? ""
     case .noLock: "\(noLock)"
-    case .breakLock: ""  // of no account once it is open
+    case .breakLock: ""  // irrelevant once the image is open
     case .latencies: tuning.latencies.rawValue
     case .limit: (limit?.limits ?? RateLimits()).words
     case .reconnectTimeout: "\(reconnectTimeout)"

@@ -16,7 +16,7 @@ struct DriverCheckOptions: ParsableArguments {
     ))
   var checkDriver = false
 
-  /// How `--check-driver=FILE` reaches the parser, for which an option has a value or has none.
+  /// How `--check-driver=FILE` reaches the parser, for which an option either takes a value or does not.
   @Option(name: .customLong(Self.fileWord), help: .init("Where to write the report.", valueName: "file", visibility: .hidden))
   var checkDriverFile: String?
 
@@ -29,7 +29,7 @@ struct DriverCheckOptions: ParsableArguments {
 
   static func words(_ words: [String]) -> [String] {
     let prefix = "--check-driver="
-    // Two words: the parser knows no empty value behind an equals sign, and would say so of an option that nobody wrote.
+    // Two words, because the parser rejects an empty value after an equals sign, and would name an option that nobody wrote.
     return words.flatMap { $0.hasPrefix(prefix) ? ["--\(fileWord)", String($0.dropFirst(prefix.count))] : [$0] }
   }
 
@@ -44,7 +44,7 @@ struct DriverCheckOptions: ParsableArguments {
   var isOn: Bool { checkDriver || checkDriverFile != nil }
 
   static let noTakeover = ValidationError(
-    "--check-driver looks at a driver from its beginning: leave it out, or --take-over")
+    "--check-driver has to watch a driver from its start: leave out --check-driver or --take-over")
 
   /// - Returns: `nil` if it was not requested. - Throws: the file cannot be written.
   func begin() throws -> DriverChecks? {
@@ -64,9 +64,9 @@ final class DriverChecks {
     file = try path.map { try ReportFile($0) }
   }
 
-  /// A device that is watched, for a transport.
+  /// Wraps a device so that its driver is watched.
   ///
-  /// - Parameter name: of its disk, for readers.
+  /// - Parameter name: the disk's name in the report.
   func watch(_ device: BlockDevice, name: String) -> any VirtioDevice {
     let check = DriverCheck(name: printable(name), kickLimit: kickLimit)
     checks.append(check)

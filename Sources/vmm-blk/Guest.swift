@@ -32,7 +32,7 @@ enum RingChoice: String, CaseIterable, ExpressibleByArgument {
   case any
 }
 
-/// Which disk, and how to drive it. Given before or behind the verb.
+/// Which disk, and how to drive it. Given before or after the verb.
 struct GuestTarget: ParsableArguments {
   /// The usage lines of a verb on a disk.
   static func usage(_ verb: String) -> String {
@@ -101,10 +101,10 @@ protocol GuestVerb: ParsableCommand {
 }
 
 extension GuestVerb {
-  /// Guest memory for a back-end: touched only where it is used.
+  /// Bytes of guest memory for a back-end. Pages that are not used are never touched.
   private static var memorySize: Int { 64 << 20 }
 
-  /// Of a driver that takes ACCESS_PLATFORM: page by page, and all of it is taken back now and then.
+  /// For a driver that accepts ACCESS_PLATFORM: translations of single pages, all of which are invalidated now and then.
   private static var translation: TranslationPolicy {
     var policy = TranslationPolicy()
     policy.answersBetweenInvalidations = 100

@@ -37,7 +37,7 @@ struct GuestWrite: GuestVerb {
 
   func run() throws { try withDisk { client in try write(client, bytes.source) } }
 
-  /// Whole blocks go as they are; the block at either end is completed with what it holds.
+  /// Writes whole blocks; a partial block at either end is completed with its present contents.
   private func write(_ client: BlockClient, _ source: BytesToWrite.Source) throws {
     let block = UInt64(client.config.logicalBlock)
     let (end, overflow) = offset.bytes.addingReportingOverflow(source.count)
@@ -120,7 +120,7 @@ struct GuestCopyOut: GuestVerb {
   }
 }
 
-/// Bytes as hexadecimal digits, with spaces or colons between them if you like.
+/// Bytes as hexadecimal digits, optionally separated by spaces or colons.
 struct HexBytes: ExpressibleByArgument {
   let bytes: [UInt8]
 

@@ -116,7 +116,7 @@ struct DiskReport: Encodable {
     let fieldTable = TextTable<Field> { field in
       [Column("field" <- field.name), Column("value" <- field.value, align: .right), Column("unit" <- field.unit)]
     }
-    // A size that all have is said once.
+    // A size that all queues share is shown once.
     let sizes = Set(queues).count == 1 ? "\(queues[0])" : queues.map(String.init).joined(separator: ", ")
     let head = """
       A disk of \(ByteSize.describe(capacityBytes)) (\(capacityBytes) bytes)\(readOnly ? ", read-only," : "") over \(transport), \

@@ -5,7 +5,7 @@ internal import GuestDriver
 internal import SystemPackage
 internal import VirtioCore
 
-/// The classic picture: offset, sixteen bytes, what is printable of them. Lines that repeat are shown as one `*`.
+/// The classic layout: offset, sixteen bytes, their printable characters. Repeated lines are shown as one `*`.
 struct Hexdump {
   private var pending: [UInt8] = []
   private var next: UInt64 = 0
@@ -52,7 +52,7 @@ struct Hexdump {
   }
 }
 
-/// One line on the terminal that is written over; nothing where standard error is no terminal.
+/// A progress line that is redrawn in place; nothing is shown if standard error is not a terminal.
 struct ProgressLine {
   private let verb: String
   private let total: UInt64?
@@ -75,7 +75,7 @@ struct ProgressLine {
     Self.write("\r\u{1b}[K" + text)
   }
 
-  /// Takes the line away.
+  /// Erases the line.
   mutating func finish() {
     if lastShown != nil { Self.write("\r\u{1b}[K") }
     lastShown = nil
@@ -84,11 +84,11 @@ struct ProgressLine {
   private static func write(_ text: String) { _ = try? FileDescriptor.standardError.writeAll(text.utf8) }
 }
 
-/// A file on this side of a copy.
+/// The local file of a copy.
 struct LocalFile {
   private let path: String
   private let descriptor: FileDescriptor
-  /// It is a regular file, in which what is not written is a hole.
+  /// It is a regular file, in which unwritten ranges are holes.
   private let hasHoles: Bool
 
   init(readingFrom path: String) throws {
@@ -109,7 +109,7 @@ struct LocalFile {
     hasHoles = unsafe fstat(descriptor.rawValue, &info) == 0 && info.st_mode & S_IFMT == S_IFREG
   }
 
-  /// Bytes. What has no size, like a pipe, cannot be copied.
+  /// The size in bytes. A file without a size, such as a pipe, cannot be copied.
   var size: UInt64 {
     get throws {
       do {
@@ -135,12 +135,12 @@ struct LocalFile {
     } catch { throw .badRequest("the file \(path) cannot be read: \(error)") }
   }
 
-  /// Bytes of a block that is left out when nothing but zeroes is in it.
+  /// Bytes of a block that becomes a hole if it contains only zeroes.
   private static let block: UInt64 = 4096
 
   /// The next bytes. In a regular file whole blocks of zeroes stay holes.
   ///
-  /// - Parameter offset: where they belong in the file; that of the end of what was written before.
+  /// - Parameter offset: where they belong in the file: the end of what was written before.
   func write(_ bytes: ArraySlice<UInt8>, at offset: UInt64) throws(DriverError) {
     do {
       guard hasHoles else {
@@ -149,7 +149,7 @@ struct LocalFile {
       }
       var (place, rest) = (offset, bytes)
       while !rest.isEmpty {
-        // Up to the next block's start, and from there on as many as are of one kind.
+        // Up to the start of the next block, then as many blocks as are all zeroes or all data.
         var part = rest.prefix(Int(Self.block - place % Self.block))
         let isZero = part.allSatisfy { $0 == 0 }
         while part.endIndex < rest.endIndex {
@@ -164,7 +164,7 @@ struct LocalFile {
     } catch { throw .badRequest("the file \(path) cannot be written: \(error)") }
   }
 
-  /// After the last bytes: a hole at the end belongs to the file, too.
+  /// Sets the file's size after the last bytes, because the file may end in a hole.
   ///
   /// - Parameter size: bytes that were written, zeroes included.
   func finish(size: UInt64) throws(DriverError) {

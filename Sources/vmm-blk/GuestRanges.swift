@@ -71,11 +71,11 @@ struct GuestLifetime: GuestVerb {
     try withDisk { print(Self.text(try $0.lifetime())) }
   }
 
-  /// - Parameter values: the three of the answer.
+  /// - Parameter values: the three values of the answer.
   private static func text(_ values: [UInt16]) -> String {
-    let reserve = ["not told", "less than 80 % of the reserve blocks used", "80 % used", "90 % used"]
+    let reserve = ["not reported", "less than 80 % of the reserve blocks used", "80 % used", "90 % used"]
     func cells(_ value: UInt16) -> String {
-      value == 0 ? "not told" : value <= 10 ? "up to \(value * 10) % used" : "beyond its estimated lifetime"
+      value == 0 ? "not reported" : value <= 10 ? "up to \(value * 10) % used" : "beyond its estimated lifetime"
     }
     return """
       reserve blocks: \(Int(values[0]) < reserve.count ? reserve[Int(values[0])] : "reserved value \(values[0])")

@@ -81,7 +81,7 @@ struct GuestVerify: GuestVerb {
         let room = client.capacity - offset.bytes
         options.range = offset.bytes..<offset.bytes + min(length?.bytes ?? min(room, 1 << 30), room)
       }
-      // Printed at once, so that a run that never ends can be repeated as well.
+      // Printed at once, so that even a run that hangs can be repeated.
       if !json { print("seed \(seed)") }
       var verifier = try Verifier(client, options)
       var last = ContinuousClock.now
@@ -106,7 +106,7 @@ struct GuestVerify: GuestVerb {
     }
   }
 
-  /// A run that was over before anything could be wrong.
+  /// A run that ended before anything was verified.
   private struct NothingVerified: ErrorWithStatus, CustomStringConvertible {
     let seconds: Double
     var status: ExitStatus { .failure }
@@ -153,7 +153,7 @@ struct GuestVerify: GuestVerb {
 
     var text: String {
       let kinds = requests.sorted { $0.value > $1.value }.map { "\($0.value) \($0.key)" }.joined(separator: ", ")
-      let again = reconnections.map { "; the back-end went and came back \($0) times" } ?? ""
+      let again = reconnections.map { "; the back-end went away and came back \($0) times" } ?? ""
       let tenths = (seconds * 10).rounded() / 10
       return """
         verified: \(ByteSize.describe(bytesWritten)) written, \(ByteSize.describe(bytesRead)) read, \

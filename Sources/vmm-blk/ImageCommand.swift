@@ -1,4 +1,4 @@
-/// `vmm-blk image`: shows, checks, makes and changes images; in qemu-img's words where it has them.
+/// `vmm-blk image`: shows, checks, creates and changes images, with qemu-img's words where it has them.
 internal import ArgumentParser
 internal import CLinux
 internal import FoundationEssentials
@@ -61,7 +61,7 @@ enum ImageCommandError: Error, CustomStringConvertible, ErrorWithStatus {
   }
 }
 
-/// A file that is open to be read while a command runs.
+/// An image file, open for reading while a command runs.
 struct OpenImage: ~Copyable {
   let path: String
   let source: FileSource

@@ -1,4 +1,4 @@
-/// `vmm-blk image commit`: what an overlay has goes into its backing file.
+/// `vmm-blk image commit`: writes an overlay's contents into its backing file.
 internal import ArgumentParser
 internal import OperatorWords
 internal import VirtioBlkDevice

@@ -1,4 +1,4 @@
-/// `vmm-blk image convert`: a raw disk out of a chain of qcow2 images.
+/// `vmm-blk image convert`: converts a chain of qcow2 images to a raw disk.
 internal import ArgumentParser
 internal import CLinux
 internal import Glibc
@@ -26,7 +26,7 @@ struct ImageConvertCommand: ParsableCommand {
 
   /// How many bytes are read at once.
   private static let step: UInt64 = 1 << 20
-  /// The smallest hole: this many bytes that are all 0.
+  /// The size of the smallest hole, in bytes.
   private static let unit = 4096
 
   func run() throws {
@@ -51,7 +51,7 @@ struct ImageConvertCommand: ParsableCommand {
   private func copy(_ reader: Qcow2Reader, to descriptor: Int32) throws {
     let size = reader.size
     guard let length = off_t(exactly: size), ftruncate(descriptor, length) == 0 else {
-      throw ImageCommandError.system("made so large", path: target, Errno(rawValue: errno))
+      throw ImageCommandError.system("resized", path: target, Errno(rawValue: errno))
     }
     var offset: UInt64 = 0
     let progress = ImageProgress(isWanted: showsProgress)
@@ -71,7 +71,7 @@ struct ImageConvertCommand: ParsableCommand {
     guard fsync(descriptor) == 0 else { throw ImageCommandError.system("written", path: target, Errno(rawValue: errno)) }
   }
 
-  /// Writes everything that is not zeroes, in runs of such units.
+  /// Writes the units that are not all zeroes, adjacent ones together.
   private func write(_ bytes: [UInt8], _ descriptor: Int32, at offset: UInt64) throws {
     func isZero(_ start: Int) -> Bool { bytes[start..<min(start + Self.unit, bytes.count)].allSatisfy { $0 == 0 } }
     var start = 0

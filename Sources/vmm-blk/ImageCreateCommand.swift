@@ -70,12 +70,12 @@ struct ImageCreateCommand: ParsableCommand {
     } catch { throw ImageCommandError.unusable(path: path, error) }
     try Self.write(layout, path)
     print(
-      "Made \(printable(path)): a disk of \(ByteSize.describe(size)), clusters of \(ByteSize.describe(bytes))"
+      "Created \(printable(path)): a disk of \(ByteSize.describe(size)), clusters of \(ByteSize.describe(bytes))"
         + (extended == .on ? " with subclusters of \(ByteSize.describe(geometry.subclusterSize))" : "")
         + (backing.map { ", over \(printable($0))" } ?? "") + ".")
   }
 
-  /// Of the disk in the backing file, bytes.
+  /// The size of the disk in the backing file, in bytes.
   private func backingSize() throws -> UInt64 {
     guard let backing else { return 0 }
     let place = FilePath(backing).isAbsolute ? backing : FilePath(path).removingLastComponent().appending(backing).string
@@ -86,7 +86,7 @@ struct ImageCreateCommand: ParsableCommand {
     }
   }
 
-  /// All of it, on stable storage, or nothing.
+  /// Writes the whole image to stable storage, or leaves no file behind.
   private static func write(_ layout: Qcow2Layout, _ path: String) throws {
     let descriptor = unsafe clinux_open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o644)
     guard descriptor >= 0 else {

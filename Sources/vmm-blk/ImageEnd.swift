@@ -7,7 +7,7 @@ internal import VirtioCore
 enum ImageEnd {
   private final class Count: Sendable { let value = Atomic<Int>(0) }
 
-  /// Finishes images of which something is left to be done, each on a thread of its own: a medium may never answer.
+  /// Finishes the images that need it, each on its own thread, because a medium may never answer.
   ///
   /// - Parameter limit: how long to wait for all of them.
   /// - Returns: paths of those that are not finished by then. Their threads keep running, so the process has to exit at
@@ -20,7 +20,7 @@ enum ImageEnd {
         // Release: the effects of finishing are visible before it is reported.
         count.value.store(1, ordering: .releasing)
       }
-      // If no thread can be made it is done here.
+      // Without a thread, the image is finished here.
       do { _ = try SystemThread(name: "image end", body) } catch { body() }
     }
     let end = ContinuousClock.now + limit
@@ -28,6 +28,6 @@ enum ImageEnd {
     return tasks.filter { $0.count.value.load(ordering: .acquiring) == 0 }.map(\.image.path)
   }
 
-  /// Microseconds between looks.
+  /// Microseconds between checks.
   private static let pause: UInt32 = 500
 }

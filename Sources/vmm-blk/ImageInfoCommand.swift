@@ -27,7 +27,7 @@ struct ImageInfoCommand: ParsableCommand {
     print(json ? try JSONText.of(info) : info.text)
   }
 
-  /// As qemu-img tells it.
+  /// The fields that qemu-img shows.
   private struct Info: Encodable {
     enum CodingKeys: String, CodingKey {
       case filename, format, snapshots

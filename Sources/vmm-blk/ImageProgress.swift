@@ -1,7 +1,7 @@
-/// How far a command about an image is, as qemu-img shows it.
+/// The progress of a command on an image, as qemu-img shows it.
 internal import Glibc
 
-/// A percentage on standard error, in place; nothing if that is no terminal.
+/// A percentage on standard error, redrawn in place; nothing is shown if that is not a terminal.
 final class ImageProgress {
   private let isShown: Bool
   private var shown = -1

@@ -1,4 +1,4 @@
-/// `vmm-blk image rebase`: an overlay gets another backing file.
+/// `vmm-blk image rebase`: gives an overlay another backing file.
 internal import ArgumentParser
 internal import OperatorWords
 internal import SystemPackage

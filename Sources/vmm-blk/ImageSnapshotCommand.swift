@@ -80,14 +80,14 @@ struct ImageSnapshotCommand: ParsableCommand {
     for row in rows {
       let cells = zip(row, widths).enumerated().map { column, cell in
         let fill = String(repeating: " ", count: cell.1 - cell.0.count)
-        // Sizes and times to the right, as qemu-img has them.
+        // Sizes and times are right-aligned, as in qemu-img.
         return column < 2 ? cell.0 + fill : fill + cell.0
       }
       print(cells.joined(separator: "  "))
     }
   }
 
-  /// In the local time.
+  /// In local time.
   private static func date(_ seconds: UInt32) -> String {
     var time = time_t(seconds)
     var parts = unsafe tm()
@@ -98,7 +98,7 @@ struct ImageSnapshotCommand: ParsableCommand {
     return "\(year + 1900)-\(two(month + 1))-\(two(day)) \(two(hour)):\(two(minute)):\(two(second))"
   }
 
-  /// Hours, minutes, seconds and milliseconds that the machine had run.
+  /// The time that the virtual machine had run: hours, minutes, seconds and milliseconds.
   private static func clock(_ nanoseconds: UInt64) -> String {
     func digits(_ number: UInt64, _ count: Int) -> String {
       String(repeating: "0", count: max(0, count - "\(number)".count)) + "\(number)"

@@ -69,6 +69,6 @@ struct InspectCommand: ParsableCommand {
     Swift.print(String(decoding: try encoder.encode(description), as: UTF8.self))
   }
 
-  /// A file may have any name.
+  /// The name of a file in these lines may contain any characters.
   private func print(_ lines: [String]) { for line in lines { Swift.print(printable(line)) } }
 }

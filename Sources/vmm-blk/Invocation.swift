@@ -1,20 +1,19 @@
-/// How the program was called, before anything of it is looked at.
+/// The program's arguments, rewritten before they are parsed.
 internal import ArgumentParser
 
 enum Invocation {
   /// The name by which management software knows a back-end of this kind.
   private static let backendName = "vhost-user-blk"
 
-  /// The arguments as `VmmBlk` takes them.
+  /// The arguments as `VmmBlk` expects them.
   ///
-  /// Management software calls a vhost-user back-end without a word for what it is to do ("Backend program conventions" of the
-  /// specification): `PROGRAM --socket-path=… --blk-file=…`. So `serve` is meant where the first word is one of its options,
-  /// and where the program has the name of a back-end. With --print-capabilities all other options are ignored,
-  /// those that nobody knows included.
+  /// Management software calls a vhost-user back-end without a subcommand ("Backend program conventions" of the specification):
+  /// `PROGRAM --socket-path=… --blk-file=…`. So `serve` is implied if the first word is one of its options, or if the program
+  /// is called by the name of a back-end. With --print-capabilities all other options are ignored, even unknown ones.
   ///
   /// - Parameters:
-  ///   - program: the name or path that it was called by.
-  ///   - arguments: those behind it.
+  ///   - program: the name or path by which it was called.
+  ///   - arguments: the arguments after that.
   static func words(program: String, _ arguments: [String]) -> [String] {
     let arguments = DriverCheckOptions.words(arguments)
     let name = program.split(separator: "/").last ?? ""

@@ -1,4 +1,4 @@
-/// The kernel's trace points, recorded while a trace runs, in a tracefs instance of our own.
+/// The kernel's trace points, recorded while a trace runs, in a separate tracefs instance.
 internal import CLinux
 internal import FoundationEssentials
 internal import Glibc
@@ -7,16 +7,16 @@ internal import SystemPackage
 internal import TraceReport
 internal import VirtioCore
 
-/// Made before the trace starts. The tracefs instance is removed with it.
+/// Created before the trace starts. Releasing this object removes the tracefs instance.
 final class KernelTracing {
   private static let roots = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"]
-  /// The size of the buffers of all CPUs together, bytes.
+  /// The size of the buffers of all CPUs together, in KiB.
   private static let bufferKiB = 32768
 
   private let folder: String
   private let process: Int32
   private var threads: Set<Int>
-  /// The instance is ours.
+  /// This object created the instance.
   private var isMade = false
 
   /// - Parameter process: the server.
@@ -98,7 +98,7 @@ enum KernelTracingFailure: Error, CustomStringConvertible, ErrorWithStatus {
       "--kernel needs tracefs, which is not mounted at /sys/kernel/tracing: 'mount -t tracefs tracefs /sys/kernel/tracing', or leave "
         + "out --kernel"
     case .refused(let path, let error):
-      "--kernel cannot use the kernel's trace points: \(path): \(error). They are for root: run this as root, or leave out --kernel"
+      "--kernel cannot use the kernel's trace points: \(path): \(error). They need root: run as root, or leave out --kernel"
     case .noEvent(let name): "--kernel needs the trace point \(name), which this kernel does not have: leave out --kernel"
     case .unreadable(let path, let error): "the kernel's trace in \(path) cannot be read: \(error)"
     }

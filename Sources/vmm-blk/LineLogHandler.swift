@@ -1,4 +1,4 @@
-/// A line of the log: when, how important, about which disk, and what.
+/// A line of the log: time, level, disk and message.
 internal import CLinux
 internal import FoundationEssentials
 internal import Glibc
@@ -28,10 +28,10 @@ struct LineLogHandler: LogHandler {
 }
 
 enum LogLine {
-  /// What a line is about, where there are many.
+  /// The metadata key of the disk that a line is about, in a process with many.
   static let diskKey = "disk"
 
-  /// Of every line of the process's log.
+  /// The format of every line of the process's log.
   static var format: LogFormat {
     get { chosen.withLock { $0 } }
     set { chosen.withLock { $0 = newValue } }
@@ -48,7 +48,7 @@ enum LogLine {
     }
   }
 
-  /// For users: what they have to know is in the sentence.
+  /// For people: the sentence says what they need to know.
   private static func text(_ level: Logger.Level, _ sentence: String) -> String {
     "\(time) \(level.rawValue) vmm-blk: \(printable(sentence))"
   }
@@ -59,7 +59,7 @@ enum LogLine {
     return "{" + members.map { "\(quoted($0.0)):\(quoted($0.1))" }.joined(separator: ",") + "}"
   }
 
-  /// For systemd's journal, which knows time and program by itself, and takes the level from the front of the line (sd-daemon(3)).
+  /// For systemd's journal, which adds time and program itself, and takes the level from the line's prefix (sd-daemon(3)).
   private static func journal(_ level: Logger.Level, _ sentence: String) -> String {
     let priority =
       switch level {
@@ -81,7 +81,7 @@ enum LogLine {
     }
   }
 
-  /// Local, with its distance from UTC.
+  /// The local time, with its offset from UTC.
   private static var time: String {
     var now = Glibc.time(nil)
     var parts = unsafe tm()

@@ -1,4 +1,4 @@
-/// Options and the level of the log of every command that serves.
+/// The log options and the log level of every command that serves disks.
 public import ArgumentParser
 public import Logging
 internal import Synchronization

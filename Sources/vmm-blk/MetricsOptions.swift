@@ -23,7 +23,7 @@ struct MetricsOptions: ParsableArguments {
   /// How long the old server may take to end, and how often to check whether it has.
   private static let patience = (whole: Duration.seconds(60), step: Duration.milliseconds(50))
 
-  /// The same after a takeover: the address may be that of the old server, which is about to end.
+  /// Opens the server after a takeover, when the address may still belong to the old server, which is about to end.
   ///
   /// - Parameter keep: called once, with an open server, if an address was given.
   func open(of figures: OperatorFigures, in loop: EventLoop, log: ServeLog, keep: @escaping (MetricsServer) -> Void) {
@@ -40,6 +40,6 @@ struct MetricsOptions: ParsableArguments {
       keep(server)
     } catch SocketError.inUse where ContinuousClock.now < end {
       loop.after(Self.patience.step) { open(until: end, of: figures, in: loop, log: log, keep: keep) }
-    } catch { log.warn("the figures are not shown: \(error)") }
+    } catch { log.warn("the metrics are not served: \(error)") }
   }
 }

@@ -9,19 +9,19 @@ internal import VirtioBlkDevice
 protocol OperatedDisk: GivenDisk {
   /// Its front-end or driver at present.
   var driver: Operator.Driver? { get }
-  /// Somebody does.
+  /// A front-end or driver is using the disk.
   var isDriven: Bool { get }
 }
 
 extension OperatedDisk {
-  /// Of one that is not being closed.
+  /// The state of a disk that is not being closed.
   var state: Operator.State { device.isPaused ? .paused : isDriven ? .driven : .idle }
 }
 
 /// What an operator can ask for. Everything happens on the loop's thread, and nothing waits.
 protocol OperatedService: AnyObject {
   var transport: Takeover.Transport { get }
-  /// In the order in which they came.
+  /// In the order in which they were added.
   var disks: [any OperatedDisk] { get }
   /// Disks that are no longer served but not yet released.
   var leavingDisks: [any OperatedDisk] { get }
@@ -47,7 +47,7 @@ protocol OperatedService: AnyObject {
   func reload(then: @escaping (Result<DiskChange, OperatorRefusal>) -> Void)
   /// Drains everything and ends.
   func drain()
-  /// Another process serves a disk from now on. When it was the last one, this process ends.
+  /// Another process serves a disk from now on. If that was the last disk, this process ends.
   func handedOver(_ name: String)
 }
 
@@ -63,7 +63,7 @@ struct DiskChange: CustomStringConvertible {
   }
 }
 
-/// What a running process has for its operators.
+/// The control socket of a running process, and what answers on it.
 struct ServiceControl {
   private let server: ControlServer
   let giver: TakeoverGiver

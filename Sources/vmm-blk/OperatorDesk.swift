@@ -8,7 +8,8 @@ internal import Sockets
 internal import VirtioBlkDevice
 internal import VirtioCore
 
-/// Takes one line at a time from each connection, and answers each once. Whatever waits for a medium is done by a helper.
+/// Takes one line at a time from each connection, and answers each line once. Whatever waits for a medium runs on a helper
+/// thread.
 final class OperatorDesk {
   private let service: any OperatedService
   private let giver: TakeoverGiver
@@ -16,7 +17,7 @@ final class OperatorDesk {
   private let log: ServeLog
   private let figures: OperatorFigures
   private let tracing: OperatorTracing
-  /// How many flushes the medium has not answered.
+  /// The number of flushes that media have not answered yet.
   private var flushes = 0
 
   init(
@@ -34,7 +35,7 @@ final class OperatorDesk {
   func take(_ line: ControlLine, from connection: ControlConnection) {
     let verb: String
     do throws(ControlError) { verb = try line.decode(AnyRequest.self).request } catch { return refuse(connection, "\(error)") }
-    // Both kinds have a word in common, and a client that has begun a takeover means the other kind.
+    // Operators and takeovers share a verb. From a client that has begun a takeover, it belongs to the takeover.
     if giver.isTaker(connection) || Operator.Verb(rawValue: verb) == nil && Takeover.Request.Verb(rawValue: verb) != nil {
       return giver.take(line, from: connection)
     }
@@ -140,7 +141,7 @@ final class OperatorDesk {
 
   private static func lastComponent(_ path: String) -> String { path.split(separator: "/").last.map { String($0) } ?? path }
 
-  // MARK: Verbs that ask
+  // MARK: Verbs that only read
 
   private var summaries: [Operator.Summary] {
     service.disks.map { summary($0, $0.state) } + service.leavingDisks.map { summary($0, .draining) }
@@ -191,7 +192,7 @@ final class OperatorDesk {
     }
   }
 
-  /// Each takes a thread for as long as its medium does not answer.
+  /// Each flush occupies a thread until its medium answers.
   private static let flushLimit = 16
 
   private func flush(_ disk: any OperatedDisk, _ connection: ControlConnection) {
@@ -216,7 +217,7 @@ final class OperatorDesk {
     waitForRest(disk, connection, until: ContinuousClock.now + Self.restLimit)
   }
 
-  /// How long requests in flight may take before the operator is told that it takes longer.
+  /// How long to wait for requests in flight before the operator is told that they are not done.
   private static let restLimit = Duration.seconds(30)
 
   private func waitForRest(_ disk: any OperatedDisk, _ connection: ControlConnection, until end: ContinuousClock.Instant) {

@@ -1,4 +1,4 @@
-/// The figures of a running process, as its operator gets them.
+/// The metrics of a running process, as its operator gets them.
 internal import CLinux
 internal import FoundationEssentials
 internal import Glibc
@@ -7,7 +7,7 @@ internal import Sandbox
 internal import VirtioBlkDevice
 internal import VirtioCore
 
-/// Looked up whenever somebody asks, by whichever way; on the loop's thread, without holding up any disk.
+/// Collected on request, for the metrics page or the control socket, on the loop's thread, and without delaying any disk.
 final class OperatorFigures {
   private unowned let service: any OperatedService
   private let start = Clock.now
@@ -19,7 +19,7 @@ final class OperatorFigures {
   /// Seconds since the process began to serve.
   var uptime: UInt64 { (Clock.now &- start) / 1_000_000_000 }
 
-  /// Of every disk.
+  /// The metrics of every disk.
   var all: Operator.Metrics {
     of(service.disks.map { ($0, $0.state) } + service.leavingDisks.map { ($0, .draining) })
   }
@@ -47,7 +47,7 @@ extension Operator.DiskMetrics {
 }
 
 extension Operator.ProcessMetrics {
-  /// Of this process.
+  /// The metrics of this process.
   ///
   /// - Parameters:
   ///   - start: when it began to serve, seconds since 1970.
@@ -55,7 +55,7 @@ extension Operator.ProcessMetrics {
   static func own(since start: UInt64, sandbox: [String]) -> Self {
     var time = timespec()
     unsafe clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time)
-    // Resident pages are the second number of it, threads the twentieth of the other after the name.
+    // Resident pages are the second number in statm; the number of threads is field 20 in stat, counting the pid and the name.
     let pages = text(of: "/proc/self/statm").split(separator: " ").dropFirst().first.flatMap { UInt64($0) } ?? 0
     let fields = text(of: "/proc/self/stat").split(separator: ")").last?.split(separator: " ") ?? []
     let files = (try? FileManager.default.contentsOfDirectory(atPath: "/proc/self/fd").count) ?? 0
@@ -63,7 +63,7 @@ extension Operator.ProcessMetrics {
       program: Version.text, startTime: start,
       cpuTime: UInt64(clamping: time.tv_sec) &* 1_000_000_000 &+ UInt64(clamping: time.tv_nsec),
       residentMemory: pages &* UInt64(clamping: sysconf(Int32(_SC_PAGESIZE))),
-      // Reading the list takes one.
+      // Reading the list itself opens one.
       openFiles: UInt64(clamping: max(files - 1, 0)), threads: fields.count > 17 ? UInt64(fields[17]) ?? 0 : 0,
       sandbox: sandbox)
   }

@@ -5,7 +5,7 @@ internal import Sockets
 internal import VirtioBlkDevice
 internal import VirtioCore
 
-/// Used on the loop's thread; what waits for a medium is done by helpers.
+/// Used on the loop's thread; what waits for a medium runs on helper threads.
 final class OperatorResize {
   private let loop: EventLoop
   private let log: ServeLog
@@ -41,7 +41,8 @@ final class OperatorResize {
     }
     guard !image.isReadOnly else { return done(.failure(OperatorRefusal("\(image.path) is open for reading only"))) }
     guard size > 0, size % UInt64(image.logicalBlockSize) == 0, Int64(exactly: size) != nil else {
-      return done(.failure(OperatorRefusal("\(size) bytes are no whole number of blocks of \(image.logicalBlockSize) bytes")))
+      return done(
+        .failure(OperatorRefusal("\(size) bytes are not a whole number of blocks of \(image.logicalBlockSize) bytes")))
     }
     guard size < image.size else { return onHelper(image, size, then: done) }
     guard request.shrink == true else {
@@ -53,7 +54,7 @@ final class OperatorResize {
     shrink(disk, to: size, then: done)
   }
 
-  /// First the disk, then its image: nothing in flight may extend the image again.
+  /// Shrinks the disk first, then its image, so that nothing in flight can extend the image again.
   private func shrink(
     _ disk: any OperatedDisk, to size: UInt64, then done: @escaping (Result<UInt64, OperatorRefusal>) -> Void
   ) {
@@ -66,7 +67,7 @@ final class OperatorResize {
       guard device.isPaused else { return done(.failure(OperatorRefusal("somebody has resumed \(disk.name) in the meantime"))) }
       guard ContinuousClock.now < end else {
         goOn()
-        return done(.failure(OperatorRefusal("what is in flight is not done after \(Self.restLimit), so nothing was changed")))
+        return done(.failure(OperatorRefusal("requests are still in flight after \(Self.restLimit), so nothing was changed")))
       }
       guard device.isAtRest else { return loop.after(.milliseconds(5)) { waitForRest() } }
       let before = device.image.size

@@ -15,18 +15,18 @@ final class OperatorTracing {
   /// How many records per thread may be requested.
   private static let recordRange = 16...1 << 22
   private static let timeRange = 1...3_600_000
-  /// Records in one answer: they take this thread some hundred microseconds.
+  /// Records in one answer: they take this thread a few hundred microseconds.
   private static let recordsPerAnswer = 2048
   /// How long the end of a trace waits for threads that do not respond.
   private static let patience = Duration.seconds(5)
-  /// How long a trace is kept that nobody fetches.
+  /// How long a trace is kept if nobody fetches it.
   private static let shelfLife = Duration.seconds(60)
 
   private unowned let service: any OperatedService
   private let loop: EventLoop
   private let log: ServeLog
-  /// When traces end or are dropped by themselves: one check for each, however often they are started. The name of a removed
-  /// device may be reused by the next one.
+  /// When traces end, or are dropped, without a request: one timer for each device, however often traces are started. The
+  /// identifier of a removed device may be reused by the next one.
   private struct End {
     weak var device: BlockDevice?
     /// Identifies the trace: a signal may have started another one in the meantime.
@@ -76,7 +76,7 @@ final class OperatorTracing {
     guard others + device.memoryOfTrace(records: records) <= Self.memoryLimit else {
       return refuse(
         connection,
-        "traces may have \(ByteSize.describe(UInt64(Self.memoryLimit))) together, and this one would need more: ask for less than "
+        "traces may use \(ByteSize.describe(UInt64(Self.memoryLimit))) together, and this one would need more: ask for fewer than "
           + "\(records) records a thread, or for one disk")
     }
     do throws(Errno) { try device.startTrace(records: records, budget: request.budget) } catch {

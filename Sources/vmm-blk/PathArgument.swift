@@ -1,11 +1,11 @@
-/// Paths as the system has them: bytes that need not be UTF-8.
+/// Paths as the kernel has them: bytes that need not be UTF-8.
 internal import VirtioCore
 
 enum PathArgument {
   private static let option = "--blk-file"
 
-  /// The sentence about the first argument that is not UTF-8 and that no bytes are kept of; `nil` if there is none. Repaired,
-  /// it would name another file, which must neither be read nor made.
+  /// The sentence about the first argument that is not UTF-8 and whose bytes are not kept; `nil` if there is none. Repaired, it
+  /// would name another file, which must be neither read nor created.
   ///
   /// - Parameter words: all arguments as they came, the program's name first.
   static func mistake(in words: [[UInt8]]) -> String? {
@@ -19,16 +19,16 @@ enum PathArgument {
     return nil
   }
 
-  /// The bytes behind an option of the command line, for `ImageOptions.pathBytes`.
+  /// The bytes of an option's value on the command line, for `ImageOptions.pathBytes`.
   ///
-  /// The parser has strings, in which what is not UTF-8 was repaired and names another file. The argument that such a
-  /// string came from is found by the option before it.
+  /// The parser has strings in which invalid UTF-8 was repaired, so they name another file. The original argument is found by
+  /// the option before it.
   ///
   /// - Parameters:
   ///   - option: as in "--blk-file".
   ///   - text: the option's value as the parser has it.
   ///   - words: all arguments as they came.
-  /// - Returns: the path with a 0 at its end; `nil` where the text says it all.
+  /// - Returns: the path with a 0 at its end; `nil` if the text is exact.
   static func bytes(of option: String, _ text: String, in words: [[UInt8]]) -> [CChar]? {
     guard text.unicodeScalars.contains("\u{fffd}") else { return nil }
     let (bare, joined) = (Array(option.utf8), Array((option + "=").utf8))

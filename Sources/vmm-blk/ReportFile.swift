@@ -1,28 +1,28 @@
-/// A file that gets a report at the end of a run.
+/// A file that receives a report at the end of a run.
 internal import CLinux
 internal import Glibc
 internal import OperatorWords
 internal import SystemPackage
 internal import VirtioCore
 
-/// Opened at the start: a mistake is said before the run and not after it, and a process that is sandboxed meanwhile opens nothing.
-/// Made empty when there is a report to write: a run without one leaves the last. Whatever the name stands for (a device, a link, a
-/// pipe) is written to, and stays what it is.
+/// Opened at the start, so that a mistake is reported before the run, and because a process in its sandbox cannot open it. It
+/// is truncated only when there is a report to write, so a run without one keeps the previous report. A device, a link or a
+/// pipe is written to and stays what it is.
 final class ReportFile {
   let path: String
   private let file: OwnedDescriptor
-  /// It is a file of its own, which a report fills from its beginning.
+  /// It is a regular file and not standard output, so a report replaces its contents.
   private let isPlain: Bool
 
   init(_ path: String) throws {
     self.path = path
-    // A pipe that nobody reads is a mistake, and nothing to wait for.
+    // A pipe without a reader is a mistake, so do not wait for one.
     var number = unsafe clinux_open(path, O_WRONLY | O_CREAT | O_NONBLOCK | O_CLOEXEC, 0o644)
     guard number >= 0 else { throw NotWritable(path: path, error: Errno(rawValue: errno)) }
     _ = clinux_fcntl_int(number, F_SETFL, 0)
     let isOutput = Self.isOutput(number)
     if isOutput {
-      // Opened anew it would be written from its beginning, over what is there.
+      // A second open file description would write from the beginning, over what is already there.
       close(number)
       number = clinux_fcntl_int(STDOUT_FILENO, F_DUPFD_CLOEXEC, 0)
       guard number >= 0 else { throw NotWritable(path: path, error: Errno(rawValue: errno)) }
@@ -41,7 +41,7 @@ final class ReportFile {
     return one.st_dev == other.st_dev && one.st_ino == other.st_ino
   }
 
-  /// Once.
+  /// Call it once.
   func write(_ text: String) throws {
     if isPlain, ftruncate(file.rawValue, 0) != 0 { throw NotWritable(path: path, error: Errno(rawValue: errno)) }
     var rest = Array(text.utf8)[...]

@@ -1,4 +1,4 @@
-/// `vmm-blk run`: the disk on a memory file, for as long as it is wanted or for one pass.
+/// `vmm-blk run`: serves a disk on a memory file, until it is ended or for one pass.
 internal import ArgumentParser
 internal import OperatorWords
 internal import VirtioBlkDevice
@@ -130,7 +130,7 @@ struct RunCommand: ParsableCommand {
     }
   }
 
-  /// The memory file, where it does not come from a process before.
+  /// The memory file, unless it comes from the process that is taken over.
   func memoryPath() throws -> String {
     guard let memory else { throw Self.noMemory }
     return memory

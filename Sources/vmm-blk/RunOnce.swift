@@ -1,4 +1,4 @@
-/// `vmm-blk run --once`: one pass, and its account as a table or as JSON.
+/// `vmm-blk run --once`: one pass, reported as a table or as JSON.
 internal import ArgumentParser
 internal import CLinux
 internal import Foundation
@@ -47,7 +47,7 @@ struct OnceRun {
     let after = try MemoryFileSnapshot(path: path)
     let status = after.registers.status
     if outcomes.contains(where: { $0.failure != nil }) {
-      problem = nil  // each queue says for itself
+      problem = nil  // each queue reports its own
     } else if problem == nil, !status.contains(.driverOK) {
       problem = "the driver has not set DRIVER_OK, so nothing may be processed"
     } else if problem == nil, status.contains(.needsReset) {
@@ -125,7 +125,7 @@ struct OnceAccount: Encodable {
 
   /// - Parameters:
   ///   - before: pictures taken before the pass.
-  ///   - memory: as it is after it.
+  ///   - memory: its contents after the pass.
   init(_ before: [QueuePicture], _ outcomes: [OnceOutcome], memory: GuestBytes, problem: String?) {
     self.problem = problem
     queues = outcomes.map {

@@ -34,7 +34,7 @@ final class RunService {
   /// What was given up.
   private(set) var sandbox = SandboxReport.off
   private(set) var isEnding = false
-  /// As its operator sees it; `nil` before it is served, and when another process serves it.
+  /// The disk as its operator sees it; `nil` before it is served, and when another process serves it.
   private var disk: RunDisk?
   /// A takeover is pending: nothing may interfere.
   private var isTaking = false
@@ -43,7 +43,7 @@ final class RunService {
   /// Watches the driver; `nil`: it is not watched.
   private let checks: DriverChecks?
 
-  /// Before the device makes threads, which inherit that these signals are blocked.
+  /// Call it before the device makes threads, which inherit the mask of blocked signals.
   init(_ command: RunCommand) throws {
     self.command = command
     log = ServeLog(command.logging)
@@ -72,10 +72,10 @@ final class RunService {
     }
     if let warning = served.device.engineWarning { log.warn(warning) }
     let listener = try command.takeover.listen()
-    // In a takeover it follows when the address is free.
+    // In a takeover, it is opened when the address is free.
     if taker == nil { page = try command.figures.server(of: figures, in: loop) }
-    // The loop retains what its handlers retain, the device with its image for one, so the socket's file is not removed by
-    // itself.
+    // The loop retains what its handlers retain, including the device with its image, so the socket's file has to be removed
+    // explicitly.
     let termination = try loop.add(signals.descriptor) { _ in self.endOnSignal(served) }
     // The loop retains it.
     if let traceFile { _ = try TraceOnSignal(traceFile, of: self, in: loop, log: log) }
@@ -213,7 +213,7 @@ final class RunService {
     }
   }
 
-  /// Nothing is opened later.
+  /// Nothing is opened after this.
   private func enterSandbox() {
     var plan = SandboxPlan(command.protection.sandbox)
     var sockets = [command.takeover.control]
@@ -253,7 +253,7 @@ final class RunService {
     transport.close { [loop] in loop.stop() }
   }
 
-  // MARK: Words
+  // MARK: Messages
 
   private func ready(_ served: Served) { manager.ready("serving \(served.device.image.path) on \(served.memory)") }
 
@@ -276,7 +276,7 @@ extension RunService: OperatedService {
   var leavingDisks: [any OperatedDisk] { [] }
 
   private static let isOne = OperatorRefusal(
-    "a memory file is one disk, which goes with its process: end it with 'drain', and start another 'vmm-blk run' for another disk"
+    "a memory file is one disk, which ends with its process: end it with 'drain', and start another 'vmm-blk run' for another disk"
   )
 
   func add(_ entry: ControlLine, then: @escaping (Result<String, OperatorRefusal>) -> Void) { then(.failure(Self.isOne)) }

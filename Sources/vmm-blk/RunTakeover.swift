@@ -78,7 +78,7 @@ struct RunTakenDisk: TakenDisk {
 extension RunTakenDisk {
   /// The memory file of a running server.
   ///
-  /// - Parameter path: where it has to be.
+  /// - Parameter path: where the file has to be.
   static func file(_ state: Takeover.Disk, _ list: DescriptorList, name: String, path: String) throws -> MemoryFile {
     guard let file = state.file else { throw TakeoverFailure.disk(name, noFile) }
     return try MemoryFile.adopt(try list.descriptor(file.file), path: path)

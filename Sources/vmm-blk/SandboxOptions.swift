@@ -13,10 +13,10 @@ struct SandboxOptions: ParsableArguments {
         + "calls only appear in the kernel's log."))
   var sandbox = SandboxMode.on
 
-  /// Before the first thread.
+  /// Call it before the first thread is created.
   func arm() { Sandbox.arm(sandbox) }
 
-  /// For one pass over data that may be hostile: nothing but its result is reported.
+  /// Enters the sandbox without a report, for one pass over data that may be hostile.
   ///
   /// - Parameters:
   ///   - paths: files and folders that are read afterwards.
@@ -29,10 +29,10 @@ struct SandboxOptions: ParsableArguments {
     _ = Sandbox.enter(plan)
   }
 
-  /// - Parameter plan: what is needed beside what every process that serves needs.
+  /// - Parameter plan: what this process needs in addition to what every serving process needs.
   func enter(_ plan: SandboxPlan, log: ServeLog) -> SandboxReport {
     var plan = plan
-    // The log's local time, which is in a file.
+    // Read the time zone now: the log needs it, and it is in a file.
     tzset()
     // What the kernel says about this process, about clocks and about devices.
     plan.places += ["/proc", "/sys"].map { AllowedPlace($0, for: .reading) }
@@ -48,6 +48,6 @@ struct SandboxOptions: ParsableArguments {
 }
 
 extension SandboxReport {
-  /// The protections that hold, for readers.
+  /// The protections in force, for messages.
   var words: String { parts.isEmpty ? "nothing is given up" : parts.joined(separator: ", ") }
 }

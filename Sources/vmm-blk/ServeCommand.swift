@@ -46,9 +46,9 @@ struct ServeCommand: ParsableCommand {
 
       Numbers, true and false are written without quotes. Every disk needs blk-file (or image) and socket-path. The other members \
       are format, read-only, num-queues, logical-block-size, queue-size-max, serial, engine, direct, threads, pin-cpus, waiting, \
-      poll-us, notify, uring, on-error, inject (a rule or an array of rules), latencies, limit, features, no-feature, no-lock, \
-      reconnect-timeout and server-keeps-writes; their defaults are the options on the command line. Either all disks are served \
-      or none.
+      poll-us, notify, uring, on-error, inject (a rule or an array of rules), latencies, limit, features, no-feature, config, \
+      zoned, no-lock, break-lock, reconnect-timeout and server-keeps-writes; their defaults are the options on the command line. \
+      Either all disks are served or none.
       """)
 
   @OptionGroup var disk: DeviceOptions
@@ -181,7 +181,7 @@ struct ServeCommand: ParsableCommand {
     """
 }
 
-/// Permission bits as chmod takes them in octal.
+/// Permission bits in octal, as for chmod.
 struct SocketMode: ExpressibleByArgument, Equatable {
   let bits: UInt32
 
@@ -193,7 +193,7 @@ struct SocketMode: ExpressibleByArgument, Equatable {
   }
 }
 
-/// A group that this system has.
+/// A group that exists on this system.
 struct SocketGroup: ExpressibleByArgument, Equatable {
   let number: UInt32
 

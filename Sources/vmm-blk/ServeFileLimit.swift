@@ -7,13 +7,13 @@ internal import VirtioBlkDevice
 
 /// The limit of open files (RLIMIT_NOFILE).
 enum ServeFileLimit {
-  /// For the program itself and for what a front-end hands over while it connects: as many descriptors as a message can
-  /// bring, and those of the standard streams, the loop and the libraries.
+  /// For the program itself and for what a front-end hands over while it connects: as many descriptors as a message can carry,
+  /// and those of the standard streams, the loop and the libraries.
   private static let spare = 64
 
-  /// Raises the soft limit to the hard one, as a process may that waits with epoll and never with `select`.
+  /// Raises the soft limit to the hard one, which is safe because this process waits with epoll and never with `select`.
   ///
-  /// - Returns: the limit that holds now.
+  /// - Returns: the limit in force afterwards.
   static func raise() -> Int {
     var limit = rlimit()
     let resource = __rlimit_resource_t(UInt32(RLIMIT_NOFILE.rawValue))
@@ -31,8 +31,8 @@ enum ServeFileLimit {
   }
 
   /// With a front-end on every disk and every queue running: a connection for each disk, its memory's file, records and a log;
-  /// kick, call and error for each queue; mailbox, waiting and completions for each thread; and as many files as images may name, which
-  /// nobody knows before they are open.
+  /// kick, call and error for each queue; mailbox, waiting and completions for each thread; and an allowance for files that
+  /// images may name, which are unknown until the images are open.
   static func fullNeed(_ disks: [DeviceOptions]) -> Int {
     disks.reduce(idleNeed(disks)) { sum, disk in
       let queues = min(max(disk.numQueues ?? ServeService.queues, 1), 256)
@@ -44,8 +44,8 @@ enum ServeFileLimit {
   /// Makes the process's table of descriptors as large as it will ever have to be, which is 8 bytes for each.
   ///
   /// The kernel doubles the table when it is full. While other threads share it, the thread that opens one descriptor too many
-  /// waits for a grace period of RCU: 10 to 40 ms, in the middle of somebody's attach. So this has to come before the first
-  /// thread. Failing is harmless.
+  /// waits for a grace period of RCU: 10 to 40 ms, while some front-end attaches. So this has to be called before the first
+  /// thread is made. Failing is harmless.
   ///
   /// - Parameter any: an open descriptor; it is not changed.
   static func makeRoom(for disks: [DeviceOptions], limit: Int, _ any: Int32) {
@@ -53,8 +53,8 @@ enum ServeFileLimit {
     if highest >= 0 { try? FileDescriptor(rawValue: highest).close() }
   }
 
-  /// - Throws: a sentence if not even the sockets can be opened. If only not all front-ends can be connected at the same
-  ///   time, that is a warning.
+  /// - Throws: a sentence if not even the sockets can be opened. If the limit is only too low for all front-ends at once, that
+  ///   is a warning.
   static func check(_ disks: [DeviceOptions], limit: Int, _ log: ServeLog) throws {
     let (idle, full) = (idleNeed(disks), fullNeed(disks))
     guard limit >= idle else { throw ServeFileLimitError(limit: limit, disks: disks.count, idle: idle, full: full) }

@@ -9,7 +9,7 @@ internal import VirtioCore
 /// The log of one server, or of one disk of many. Lines that a guest or a front-end can cause are rate-limited, for each
 /// disk separately.
 final class ServeLog {
-  /// Of the whole process's log.
+  /// The level of the whole process's log.
   let level: LogLevel
   private let logger: Logger
   /// Which disk the lines are about; `nil`: the server, or its only disk.
@@ -32,10 +32,10 @@ final class ServeLog {
     self.disk = [LogLine.diskKey: "\(disk)"]
   }
 
-  /// The same log for what happens to one disk of many.
+  /// The same log for the events of one disk of many.
   func about(_ disk: String) -> ServeLog { ServeLog(self, disk: disk) }
 
-  /// A line of our own.
+  /// Logs a line that is not rate-limited.
   func note(_ text: String) { logger.info("\(text)", metadata: disk) }
   func warn(_ text: String) { logger.warning("\(text)", metadata: disk) }
 
@@ -59,7 +59,7 @@ final class ServeLog {
     logger.warning("\(event)", metadata: disk)
   }
 
-  /// Every one of these can be caused from the other side of the socket, as often as that side likes.
+  /// A front-end can cause each of these as often as it likes.
   func event(_ event: ServerEvent) {
     let level: Logger.Level =
       switch event.importance {

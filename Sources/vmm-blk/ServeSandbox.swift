@@ -1,4 +1,4 @@
-/// What a server still needs while it serves its disks.
+/// The sandbox of a server: what it still needs while it serves its disks.
 internal import CLinux
 internal import Glibc
 internal import MetricsExport
@@ -11,9 +11,9 @@ internal import VirtioBlkDevice
 internal import VirtioCore
 
 extension ServeService {
-  /// Gives up the rest. Threads that are made from now on have only what is left.
+  /// Enters the sandbox. Threads that are made from now on inherit it.
   func enterSandbox() {
-    // Nothing can be loaded later.
+    // No library can be loaded later.
     if mayAddDisks { Qcow2Decompressor.load() }
     if command.allowNBD, let missing = NBDSupport.load() { log.warn("\(missing)") }
     if command.allowRBD, let missing = RBDSupport.load() { log.warn("\(missing)") }
@@ -34,10 +34,10 @@ extension ServeService {
     servers = ServerPermission(
       nbd: command.allowNBD || served.contains { $0.options.imageServer != nil }, internet: plan.connects,
       clusters: command.allowRBD || served.contains { $0.options.imageInCluster != nil })
-    // They are read each time that a connection is made.
+    // Credentials are read each time a connection is made.
     for disk in served { for path in disk.options.credentials { folders.add(path, for: .reading) } }
     if mayAddDisks, servers.clusters {
-      // Opening another one reads what is needed for that, and connects.
+      // Opening another RBD image reads the cluster's configuration, and connects.
       plan.connects = true
       folders.add("/etc/ceph", for: .reading)
       for disk in served { folders.add(parentOf: disk.options.imageInCluster?.configuration, for: .reading) }
@@ -68,13 +68,13 @@ extension ServeService {
     return unsafe stat(path, &info) == 0 && info.st_mode & S_IFMT == S_IFBLK
   }
 
-  /// Disks can be added while it runs: by the operator, or with the list.
+  /// Disks can be added while the server runs: by the operator, or with the list.
   private var mayAddDisks: Bool { command.takeover.control != nil || command.disks != nil }
 
   /// `nil` if nothing was given up.
   var serverPermission: ServerPermission? { sandbox.mode == .off ? nil : servers }
 
-  /// For a sentence about a disk that was refused: where images may be; `nil`: wherever the user may open them.
+  /// For the message about a refused disk: where images may be; `nil` if the sandbox does not restrict that.
   var openingHint: String? {
     guard sandbox.fileAccess != nil else { return nil }
     let places = openable.isEmpty ? "nothing" : "what is below " + openable.map(printable).joined(separator: ", ")
@@ -82,14 +82,14 @@ extension ServeService {
   }
 }
 
-/// Which servers of images may be connected to by disks that are added in a sandbox.
+/// Which image servers a disk may connect to that is added in the sandbox.
 struct ServerPermission: Sendable {
   var nbd = true
-  /// NBD servers at addresses of the Internet's protocols.
+  /// NBD servers over TCP.
   var internet = true
   var clusters = true
 
-  /// - Throws: this disk's server is none of them.
+  /// - Throws: this disk's server is not one of them.
   func check(_ options: DeviceOptions) throws(ServerRefusal) {
     if let server = options.imageServer {
       guard server.isInternet ? internet : nbd else { throw .nbd }
@@ -125,13 +125,13 @@ private struct Folders {
     add(FilePath(Takeover.absolute(path)).removingLastComponent().string, for: purpose)
   }
 
-  /// Images in the folder of a served image may be served, too. Not so for devices: the others in the folder belong to
-  /// others.
+  /// Other images in the folder of a served image may be served, too. That does not apply to block devices, whose folder holds
+  /// everybody's devices.
   mutating func add(image path: String?, isBlockDevice: Bool) {
     guard let path else { return }
     guard !isBlockDevice else { return add(path, for: .images) }
     add(parentOf: path, for: .images)
-    // What counts is where a symbolic link leads when it is opened.
+    // What counts is the target of a symbolic link at the time it is opened.
     if let target = AllowedPlace.target(of: path), target != path { add(parentOf: target, for: .images) }
   }
 }

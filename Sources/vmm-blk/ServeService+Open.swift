@@ -57,7 +57,7 @@ extension ServeService {
 
   // MARK: Taking over
 
-  /// Prepares every disk that the old server serves. They have to be the same disks.
+  /// Prepares every disk that the old server serves. The list has to name the same disks.
   func prepare(_ taker: TakeoverTaker, _ list: ServeDiskList?) throws -> [ServedDisk] {
     let names = try taker.greet()
     guard let list else {
@@ -75,7 +75,7 @@ extension ServeService {
       throw TakeoverFailure.otherDisks(
         "The running server serves a disk on \(printable(missing)), which \(list.file) does not list.")
     }
-    // The workers of the first begin before the last disk is made.
+    // The workers of the first disk start before the last disk is made.
     let shared = list.disks.first?.options.tuning.sharedWorkers.workers
     shared?.expect(list.disks.count)
     defer { shared?.expect(0) }
@@ -90,8 +90,8 @@ extension ServeService {
     }
   }
 
-  /// - Parameter socketPath: the path of its socket, so that the file can be removed at the end; `nil`: that is not ours to
-  ///   do.
+  /// - Parameter socketPath: the path of its socket, so that the file can be removed at the end; `nil` if this process must not
+  ///   remove it.
   private func prepare(
     _ taker: TakeoverTaker, _ name: String, _ options: DeviceOptions, place: String, socketPath: String?
   ) throws -> ServedDisk {
@@ -119,7 +119,7 @@ struct OpenedDisk {
   ///
   /// - Parameter hint: added to the message if the system denies a file to this process.
   ///   - servers: those that a sandboxed process may connect to; `nil`: it is not sandboxed yet.
-  ///   - patience: of who waits for it.
+  ///   - patience: how long the caller waits for the disk.
   init(
     _ disk: ServeDisk, access: SocketAccess, hint: String? = nil, servers: ServerPermission? = nil, patience: OpeningPatience
   ) throws {

@@ -1,4 +1,4 @@
-/// What a server does for its operator: it adds and removes disks. Whatever may wait for a medium is done by helpers.
+/// What a server does for its operator: it adds and removes disks. Whatever may wait for a medium runs on helper threads.
 internal import Control
 internal import FoundationEssentials
 internal import OperatorWords
@@ -39,9 +39,9 @@ extension ServeService: OperatedService {
     loop.stop()
   }
 
-  // MARK: One more
+  // MARK: Adding a disk
 
-  /// How many helpers may wait for media at one time.
+  /// How many helper threads may wait for media at the same time.
   private static let openingLimit = 16
 
   func add(_ entry: ControlLine, then: @escaping (Result<String, OperatorRefusal>) -> Void) {
@@ -75,10 +75,10 @@ extension ServeService: OperatedService {
     }
   }
 
-  /// Opens disks on a helper, within the time that a medium has, or an image that has limits of its own.
+  /// Opens disks on a helper thread, within the time allowed to a medium, or to an image with limits of its own.
   ///
   /// - Parameters:
-  ///   - work: on the helper.
+  ///   - work: runs on the helper thread.
   ///   - then: called once, on the loop's thread.
   private func open<Opened>(
     _ work: @escaping @Sendable (OpeningPatience) throws -> Opened, then: @escaping (Result<Opened, OperatorRefusal>) -> Void
@@ -97,7 +97,7 @@ extension ServeService: OperatedService {
       opening -= 1
       patiences.removeAll { $0 === patience }
       guard let then = attempt.take() else {
-        // It is not needed any more, and closing it waits for the same medium.
+        // The result is no longer needed, and closing it waits for the same medium.
         return ErrandQueue().run { _ = result.take() }
       }
       if let result = result.take() { then(result) }
@@ -110,7 +110,7 @@ extension ServeService: OperatedService {
     loop.after(delay) { [self] in
       guard attempt.isOpen else { return }
       let extra = patience.extraTime
-      // It says itself what did not answer.
+      // The attempt itself reports what did not answer.
       guard extra == 0 || isEnding else { return giveUp(attempt, patience, after: .nanoseconds(extra) + .seconds(1)) }
       patience.giveUp()
       attempt.take()?(.failure(OperatorRefusal("the medium has not answered for \(limit), so the attempt is given up")))
@@ -128,7 +128,7 @@ extension ServeService: OperatedService {
     }
   }
 
-  /// Serves open disks. All or none.
+  /// Serves open disks, all of them or none.
   private func begin(_ opened: some Sequence<(ServeDisk, OpenedDisk)>) -> Result<[String], OperatorRefusal> {
     guard !isEnding else { return .failure(OperatorRefusal("this process is about to end")) }
     var begun: [ServedDisk] = []
@@ -148,7 +148,7 @@ extension ServeService: OperatedService {
     return .success(begun.map(\.name))
   }
 
-  // MARK: One less
+  // MARK: Removing a disk
 
   func remove(_ name: String, then: @escaping (Result<Void, OperatorRefusal>) -> Void) {
     guard let disk = served.first(where: { $0.name == name }) else {
@@ -227,17 +227,17 @@ private struct ReadList {
   /// Names of disks that are not listed any more.
   let removed: [String]
   let untouched: Int
-  /// Disks that are served, with other limits.
+  /// Served disks whose limits have changed.
   let limited: [(name: String, options: DeviceOptions)]
 
   /// Waits for media. Errors are sentences for the user.
   ///
   /// - Parameters:
   ///   - work: the command line's options, and what is served now.
-  ///   - access: of sockets that are made.
+  ///   - access: the permissions of new sockets.
   ///   - hint: for errors, where images may be.
-  ///   - servers: those that may be connected to.
-  ///   - patience: of who waits for them.
+  ///   - servers: the image servers that may be connected to.
+  ///   - patience: how long the caller waits for the disks.
   init(
     _ file: String, _ work: Parcel<(defaults: DeviceOptions, present: [(name: String, options: DeviceOptions)])>,
     _ access: SocketAccess, _ hint: String?, _ servers: ServerPermission?, _ patience: OpeningPatience

@@ -28,11 +28,11 @@ final class ServeService {
   private let hangup: TerminationSignals
   /// SIGUSR2: a trace starts or ends.
   private let traceFile: TraceFile?
-  /// Of this process while it opens its first disks.
+  /// The patience of this process while it opens its first disks.
   var patience: OpeningPatience { signals.patience }
-  /// In the order in which they came.
+  /// In the order in which they were added.
   var served: [ServedDisk] = []
-  /// Closed, closing, or never to be closed because their medium does not answer.
+  /// Disks that are being closed, or never will be because their medium does not answer.
   private(set) var leaving: [ServedDisk] = []
   private(set) var control: ServiceControl?
   private(set) lazy var figures = OperatorFigures(of: self)
@@ -49,14 +49,14 @@ final class ServeService {
   private var isTaking = false
   /// A signal to end that arrived in the meantime.
   private var postponed: Int32?
-  /// Lists and images that are being opened, each by a helper of its own: a medium may never answer.
+  /// The number of lists and images that are being opened, each on its own helper thread, because a medium may never answer.
   var opening = 0
-  /// Of those who wait for them.
+  /// The patience of those who wait for them.
   var patiences: [OpeningPatience] = []
   /// One of them is the list of disks.
   var isReloading = false
 
-  /// Before the devices make threads, which inherit that these signals are blocked.
+  /// Call it before the devices make threads, which inherit the mask of blocked signals.
   init(_ command: ServeCommand) throws {
     self.command = command
     Startup.ignoreStraySignals()
@@ -85,10 +85,10 @@ final class ServeService {
       return log.note("ending on signal \(signal), before the disks were open")
     }
     log.noteEngines(of: served.map(\.device))
-    // The loop retains what its handlers retain, so the files are not closed by themselves.
+    // The loop retains what its handlers retain, so the files have to be removed explicitly.
     defer { removeFiles() }
     let listener = try command.takeover.listen()
-    // In a takeover it follows when the address is free.
+    // In a takeover, it is opened when the address is free.
     if taker == nil { page = try command.figures.server(of: figures, in: loop) }
     try attendSignals()
     for disk in served { endWithFrontend(disk) }
@@ -127,7 +127,7 @@ final class ServeService {
     _exit(ExitStatus.leftBehind.rawValue)
   }
 
-  /// Somebody can add disks later.
+  /// An operator can add disks later.
   private var isOperated: Bool { command.takeover.control != nil }
 
   private func removeFiles() {
@@ -207,12 +207,12 @@ final class ServeService {
   func end() {
     guard !isEnding else { return }
     isEnding = true
-    // Nothing is taken from others for a disk that will not be served.
+    // Nothing is taken from other processes for a disk that will not be served.
     for patience in patiences { patience.giveUp() }
     manager.stopping()
     control?.giver.end()
     loop.after(limit) { [loop] in loop.stop() }
-    // Counts one more until all have been asked: a disk that is closed at once must not be taken for the last one.
+    // Count one more until all have been asked, so that a disk that closes at once is not mistaken for the last one.
     open += 1
     for disk in served { close(disk) {} }
     open -= 1
@@ -233,11 +233,11 @@ final class ServeService {
     served.removeAll { $0 === disk }
     leaving.append(disk)
     open += 1
-    // First: a client that learns of its end may look for the file.
+    // First, because a client that learns of the disk's end may look for the file.
     disk.socket.removeFile()
     disk.server.close { [self] in
       open -= 1
-      // The kernel closes everything when the process ends; until then nobody waits here for an image to be closed.
+      // The kernel closes everything when the process ends, so at the end nothing waits for an image to be closed.
       if !isEnding { letGo(disk) }
       then()
       if isEnding, open == 0 { loop.stop() }
@@ -245,7 +245,7 @@ final class ServeService {
     manager.note(state)
   }
 
-  /// Another process serves a disk: it is no longer ours.
+  /// Forgets a disk that another process serves from now on.
   func forget(_ disk: ServedDisk) {
     served.removeAll { $0 === disk }
     letGo(disk)
@@ -255,11 +255,11 @@ final class ServeService {
   private func letGo(_ disk: ServedDisk) {
     leaving.removeAll { $0 === disk }
     let parcel = Parcel(disk.device)
-    // By then the handlers of this turn, which may retain it as well, have returned.
+    // After this turn of the loop, its handlers, which may retain the device as well, have returned.
     loop.after(.zero) { ErrandQueue().run { parcel.take()?.image.finish() } }
   }
 
-  // MARK: Words
+  // MARK: Messages
 
   /// Reports that the disks are served.
   private func sayServed() {
@@ -267,7 +267,8 @@ final class ServeService {
     manager.ready(state)
     let unused = Activation.unused(besides: served.map(\.place))
     guard command.takeover.takeOver == nil, !unused.isEmpty else { return }
-    log.warn("sockets that were passed and that no disk is served on: " + unused.map(printable).joined(separator: ", "))
+    log.warn(
+      "no disk is served on these sockets, which were passed in LISTEN_FDS: " + unused.map(printable).joined(separator: ", "))
   }
 
   /// One line for a service manager.
@@ -276,7 +277,7 @@ final class ServeService {
     return "serving \(disk.device.image.path) on \(disk.place)"
   }
 
-  /// One line that says where the disks are and, for one, how a virtual machine gets at it.
+  /// One line that says where the disks are served and, for a single disk, how a virtual machine attaches it.
   private var greeting: String {
     if let file = command.disks {
       let (disks, them) = served.count == 1 ? ("1 disk", "it") : ("\(served.count) disks", "them")

@@ -47,7 +47,7 @@ struct ServeTakenDisk: TakenDisk {
 extension ServeTakenDisk {
   /// The socket of a running server.
   ///
-  /// - Parameter path: where it is, so that its file can be removed one day; `nil`: that is not ours to do.
+  /// - Parameter path: its path, so that the file can be removed at the end; `nil` if this process must not remove it.
   static func socket(_ state: Takeover.Disk, _ list: DescriptorList, path: String?) throws -> ServerSocket {
     guard let server = state.server else { throw TakeoverError.overtaken }
     if let listener = server.listener {

@@ -5,13 +5,13 @@ internal import VhostUser
 internal import VirtioBlkDevice
 internal import VirtioCore
 
-/// From the moment when its image is open and its socket is there.
+/// Exists once its image is open and its socket is bound.
 final class ServedDisk {
-  /// What it was made of, with the limits of the list that was read last.
+  /// The options that it was made from, with the limits of the list that was read last.
   var options: DeviceOptions
   let device: BlockDevice
   let socket: ServerSocket
-  /// Where it is served, in words.
+  /// Where it is served, for messages.
   let place: String
   let server: BackendServer
 
@@ -23,7 +23,7 @@ final class ServedDisk {
     self.server = server
   }
 
-  /// The place as every process calls it: an absolute path.
+  /// The place by which every process knows it: an absolute path, if it is a path.
   var name: String {
     if case .listening(let listener) = socket, listener.path != nil { Takeover.absolute(place) } else { place }
   }

@@ -1,7 +1,7 @@
 /// What a service manager passes in the environment, read once and removed from it: it is for this process only.
 internal import Glibc
 
-/// First read before there are other threads, for which the environment must not change.
+/// First read before other threads exist, because the environment must not change under them.
 struct ServiceEnvironment {
   /// Where to report the state of the service.
   let notifySocket: String?
@@ -23,7 +23,7 @@ struct ServiceEnvironment {
     let isWatched = watched.map { Int32($0) == ourselves } ?? true
     watchdog = interval.flatMap { Int64($0) }.flatMap { isWatched && $0 > 0 ? .microseconds($0) : nil }
     let (process, count, _) = (Self.take("LISTEN_PID"), Self.take("LISTEN_FDS"), Self.take("LISTEN_FDNAMES"))
-    // A process in between, a shell for one, may have left them for a process that they are not meant for.
+    // An intermediate process, such as a shell, may pass on variables that are not meant for this process.
     let passed = process.flatMap { Int32($0) } == ourselves ? count.flatMap { Int32($0) } ?? 0 : 0
     descriptors = 3..<3 + min(max(passed, 0), Self.descriptorLimit)
   }

@@ -17,7 +17,7 @@ final class ServiceManager {
   private let watchdog: Duration?
   private unowned let loop: EventLoop
   private let log: ServeLog
-  /// In the order in which they are to be said.
+  /// Messages that are still to be sent, in order.
   private var unsent: [String] = []
   private var isRetrying = false
   private var hasComplained = false
@@ -53,7 +53,7 @@ final class ServiceManager {
 
   /// All disks are served. The process that reports this is the service from now on, also after a takeover.
   ///
-  /// - Parameter status: one line for readers.
+  /// - Parameter status: one line for people.
   func ready(_ status: String) {
     guard !isStopping else { return }
     say("READY=1\nMAINPID=\(getpid())", status)
@@ -72,7 +72,7 @@ final class ServiceManager {
   func reloading() {
     reloads += 1
     guard !isStopping else { return }
-    // The manager tells by the time whether it is this reload that READY=1 ends.
+    // By the time, the manager knows whether READY=1 ends this reload.
     say("RELOADING=1\nMONOTONIC_USEC=\(Self.monotonicMicroseconds)", "reading the list of disks again")
   }
 
@@ -82,7 +82,7 @@ final class ServiceManager {
     say("READY=1", status)
   }
 
-  /// Nobody new is served.
+  /// The service is ending, and accepts no new clients.
   func stopping() {
     guard !isStopping else { return }
     isStopping = true
@@ -122,7 +122,7 @@ final class ServiceManager {
     }
   }
 
-  /// - Returns: 0 or an error's number.
+  /// - Returns: 0, or the value of errno.
   private func send(_ message: String) -> Int32 {
     guard let socket, let address else { return 0 }
     return address.send(message, on: socket.rawValue)
@@ -130,7 +130,7 @@ final class ServiceManager {
 
   private func keepAlive() {
     guard let watchdog else { return }
-    // Nothing needs to be added behind unsent messages: they, too, show that the loop runs.
+    // While messages are unsent, no keep-alive is needed: they show, too, that the loop runs.
     if unsent.isEmpty { _ = send("WATCHDOG=1") }
     loop.after(watchdog / 2) { [weak self] in self?.keepAlive() }
   }
@@ -159,7 +159,7 @@ private struct NotifyAddress {
     length = socklen_t(MemoryLayout<sa_family_t>.size + bytes.count + (isAbstract ? 0 : 1))
   }
 
-  /// - Returns: 0 or an error's number.
+  /// - Returns: 0, or the value of errno.
   func send(_ message: String, on socket: Int32) -> Int32 {
     let bytes = Array(message.utf8)
     let flags = Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL)

@@ -9,14 +9,15 @@ enum Startup {
   /// The first thing that the program does.
   static func begin() {
     openMissingDescriptors()
-    // A reader that is gone becomes an error of the write (EPIPE), and so does a limit of file sizes (EFBIG).
+    // A write to a reader that is gone, or beyond the limit of file sizes, fails with EPIPE or EFBIG instead of ending the
+    // process.
     for number in [SIGPIPE, SIGXFSZ] { _ = signal(number, SIG_IGN) }
     _ = atexit { People.flush() }
     RBDSupport.whenLeftBehind { People.flush() }
   }
 
-  /// Signals without a meaning for a server, which end a program by default: a terminal that is closed, and what supervisors of
-  /// other programs send. Only for commands that serve; others end with their terminal.
+  /// Ignores signals that mean nothing to a server but end a program by default: from a closed terminal, or from supervisors
+  /// that send them to other programs. Only for commands that serve; others end with their terminal.
   static func ignoreStraySignals() {
     for number in [SIGHUP, SIGUSR1, SIGUSR2] { _ = signal(number, SIG_IGN) }
   }
@@ -33,8 +34,8 @@ enum Startup {
 
   // MARK: Arguments
 
-  /// The bytes of every argument, the program's name first, as the C start-up got them: the language's own list comes from
-  /// /proc, and is empty where that is not mounted.
+  /// The bytes of every argument, the program's name first, as the C start-up got them: Swift's own list comes from /proc, and
+  /// is empty where that is not mounted.
   static let words: [[UInt8]] = {
     var words: [[UInt8]] = []
     while let word = unsafe clinux_argument(Int32(words.count)) {
@@ -57,12 +58,12 @@ enum Startup {
   }
 }
 
-/// Lines for the user, or for the log. They never block the program.
+/// Lines for the user, or for the log. Writing them never blocks the program.
 enum People {
   static let output = LineWriter(descriptor: STDOUT_FILENO)
   static let error = LineWriter(descriptor: STDERR_FILENO) { LogLine.line(.warning, nil, "\($0) lines were dropped") }
 
-  /// At the end of the program: gives a slow reader time for the last lines, but not one that is gone.
+  /// At the end of the program: gives a slow reader time for the last lines, but does not wait for one that is gone.
   static func flush() {
     let limit = ContinuousClock.now + .seconds(1)
     for writer in [output, error] { writer.flush(within: limit - .now) }

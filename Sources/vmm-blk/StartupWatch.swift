@@ -1,23 +1,23 @@
-/// A signal to end, while the main thread opens files that may never answer.
+/// Handles a signal to end while the main thread opens files that may never answer.
 internal import Glibc
 internal import OperatorWords
 internal import Sockets
 internal import VirtioCore
 
 /// Signals wait in a descriptor that the loop reads, and there is no loop yet: a list without a writer, or an image whose
-/// medium does not answer, would hold the process against everything but SIGKILL. So a thread waits for them meanwhile.
+/// medium does not answer, would leave the process open to nothing but SIGKILL. So a thread waits for signals meanwhile.
 enum StartupWatch {
-  /// Milliseconds that the start has to come to its end by itself, which removes the files of sockets.
+  /// Milliseconds that the start has to return by itself, which removes the sockets' files.
   private static let patience: Int32 = 2000
 
-  /// Runs the body, which opens files. If a signal comes and the body does not return soon, the process ends, as a process does
-  /// that is killed: the kernel releases the images, and the next server replaces the sockets' files.
+  /// Runs the body, which opens files. If a signal comes and the body does not return soon, the process exits as if it were
+  /// killed: the kernel releases the images, and the next server replaces the sockets' files.
   ///
-  /// - Parameter signals: blocked in all threads. A signal stays for whoever reads them after the body.
+  /// - Parameter signals: blocked in all threads. A signal stays pending for the code that reads them after the body.
   /// - Throws: what the body throws.
   static func attend<Result>(_ signals: TerminationSignals, during body: () throws -> Result) throws -> Result {
     let signal = signals.descriptor
-    // Without a descriptor or a thread to spare there is no watch, and what follows fails with a sentence of its own.
+    // Without a spare descriptor or thread there is no watch, and what follows fails with its own message.
     guard let over = try? OwnedDescriptor.eventCounter() else { return try body() }
     let watch = try? SystemThread(name: "start-up") {
       guard wait([signal, over.rawValue], -1) == signal, wait([over.rawValue], patience) == nil else { return }

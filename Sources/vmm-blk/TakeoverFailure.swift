@@ -18,7 +18,7 @@ enum TakeoverFailure: Error, CustomStringConvertible {
     switch self {
     case .silent(let path): "the server at \(printable(path)) does not answer; it continues as before"
     case .refused(let path, let reason): "the server at \(printable(path)) refuses: \(printable(reason))"
-    case .control(let path, let error): "the server at \(printable(path)) cannot be taken over from: \(error)"
+    case .control(let path, let error): "taking over from the server at \(printable(path)) failed: \(error)"
     case .version(let path, let version):
       "the server at \(printable(path)) speaks version \(version) of the takeover protocol, and this program version \(Takeover.version)"
     case .transport(let path, let transport):

@@ -22,16 +22,17 @@ protocol GivenDisk {
   ///
   /// - Parameter fromMemory: the taker may have served it, and is gone.
   func goOn(fromMemory: Bool)
-  /// The taker may begin: whatever happens to this process, everything that tells others that the disk is served stays.
+  /// The taker may begin: whatever happens to this process, everything that shows others that the disk is served stays in
+  /// place.
   func leave()
-  /// The taker is gone.
+  /// Takes back what `leave` left, because the taker is gone.
   func own()
-  /// The taker has begun.
+  /// Lets go of the disk, because the taker has begun.
   func handOver()
 }
 
-/// Hands over one disk after the other, to one taker at a time. Until a disk is said to be served elsewhere it can continue
-/// here, and does whenever the taker refuses, is gone or is too slow.
+/// Hands over one disk after the other, to one taker at a time. Until the taker reports that it serves a disk, the disk can
+/// continue here, and does so if the taker refuses, is gone or is too slow.
 final class TakeoverGiver {
   private enum Phase {
     /// Its queues are stopping.
@@ -39,7 +40,7 @@ final class TakeoverGiver {
     case paused
     /// The taker may begin, or has begun.
     case committed
-    /// That was so, and the taker is gone, but its requests at the medium may not have completed.
+    /// The taker went away after the commit, and its requests at the medium may not have completed.
     case abandoned
   }
 
@@ -82,7 +83,7 @@ final class TakeoverGiver {
     let request: Takeover.Request
     do throws(ControlError) { request = try line.decode(Takeover.Request.self) } catch { return refuse(connection, "\(error)") }
     guard request.request == .takeOver || connection === taker else {
-      return refuse(connection, "say \"take-over\" and a version first")
+      return refuse(connection, "send \"take-over\" with a version first")
     }
     switch request.request {
     case .takeOver: begin(request, connection)
@@ -197,7 +198,7 @@ final class TakeoverGiver {
     disks[index].handOver()
     handedOver.insert(index)
     current = nil
-    // An answer to somebody who is gone ends the connection, and with it the list.
+    // An answer to a taker that is gone ends the connection, and that clears the list.
     let name = disks[index].name
     log.note("\(name) is served by \(connection.peer) from now on")
     if wantsControl, handedOver.count == disks.count {
@@ -224,7 +225,7 @@ final class TakeoverGiver {
     }
   }
 
-  /// No taker is connected, and no disk is held for one: the list belonged to that taker.
+  /// Clears the list, which belonged to the taker, once none is connected and no disk is held for one.
   private func settle() {
     if !isBusy { disks = [] }
   }
@@ -250,7 +251,7 @@ final class TakeoverGiver {
   }
 
   private func isTooSlow(_ attempt: Int) {
-    // A taker that may have begun is not raced, however slow it is: only its end gives the disk back.
+    // Do not race a taker that may have begun, however slow it is: only its end gives the disk back.
     guard attempt == self.attempt, let current, current.phase == .pausing || current.phase == .paused else { return }
     log.warn(
       current.phase == .pausing

@@ -1,4 +1,4 @@
-/// Which image is continued by another process: whether it can be, and whether both processes mean the same one.
+/// Whether another process can continue with an image, and whether both processes mean the same one.
 internal import Glibc
 internal import OperatorWords
 internal import SystemPackage
@@ -7,8 +7,8 @@ internal import VirtioBlkDevice
 internal import VirtioCore
 
 extension Takeover {
-  /// Why no other process can continue with an image; `nil`: one can. Both processes ask, each of what it has opened: the export of a
-  /// server may be another thing on a new connection.
+  /// Why no other process can continue with an image; `nil`: one can. Both processes check what they have opened, because the
+  /// export of a server may differ on a new connection.
   static func obstacle(_ image: ImageFile) -> String? {
     let remedy = "stop the running server, then start the other one"
     if image.keepsTables { return "it is a qcow2 image that is written to, and no other process can take it over: \(remedy)" }
@@ -22,7 +22,7 @@ extension Takeover {
     return nil
   }
 
-  /// The running server's image is another one. - Parameter theirs: as it describes it.
+  /// How the running server's image differs from ours; `nil` if it does not. - Parameter theirs: as that server describes it.
   static func difference(_ theirs: Image, _ image: ImageFile) -> TakeoverError? {
     guard image.size == theirs.size else {
       return .notTheSame("image", theirs: "\(theirs.size) bytes long", ours: "\(image.size) bytes long")
@@ -34,7 +34,7 @@ extension Takeover {
     guard before == now else {
       return .notTheSame("image", theirs: printable(before ?? theirs.path), ours: printable(now ?? image.path))
     }
-    // Names are one cluster's, and may have been given to another image since.
+    // A name is unique only within its cluster, and may have been given to another image since.
     guard let identity = theirs.identity, let ours = image.identityInCluster, identity != ours else { return nil }
     return .notTheSame("image", theirs: inCluster(theirs.path, identity), ours: inCluster(now ?? image.path, ours))
   }
@@ -51,7 +51,7 @@ extension Takeover {
     return FilePath(folder).appending(path.components).lexicallyNormalized().string
   }
 
-  /// What names an image on a server for both processes, however each of them connects to it; `nil`: it is no such image.
+  /// The name of an image on a server, the same for both processes however each of them connects; `nil` for other images.
   static func remoteImage(_ path: String) -> String? {
     switch try? ImageName(path) {
     case .nbd(let location)?: location.common { absolute($0) }

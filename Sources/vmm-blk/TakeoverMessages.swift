@@ -7,7 +7,8 @@ internal import VhostUser
 internal import VirtioBlkDevice
 
 enum Takeover {
-  /// Of the messages, the state included. A member that changes its meaning, or one that has to be understood, makes a new one.
+  /// The version of the messages, including the state. It changes when a member changes its meaning, or a new member has to be
+  /// understood.
   static let version = 1
   /// How long a disk may be stopped for a server that takes it over, before it continues where it was.
   static let limit = Duration.seconds(10)
@@ -18,18 +19,18 @@ enum Takeover {
     case memoryFile = "memory-file"
   }
 
-  /// What one asks.
+  /// A request of the new server.
   struct Request: Codable {
     enum Verb: String, Codable {
       /// The first message: who asks, and which version of the protocol.
       case takeOver = "take-over"
-      /// The state of a disk, which continues.
+      /// Asks for the state of a disk, which keeps running.
       case describe
-      /// The state of a disk that is stopped from then on.
+      /// Stops a disk, and asks for its state.
       case pause
       /// The disk is held at the taker: may it begin?
       case commit
-      /// It has begun.
+      /// The taker has begun.
       case served
       /// It failed: the disk continues at the old server.
       case resume
@@ -53,7 +54,7 @@ enum Takeover {
     var disks: [Name]
 
     struct Name: Codable {
-      /// Where it is served: the absolute path of its socket or memory file, or words.
+      /// Where it is served: the absolute path of its socket or memory file, or words such as "descriptor 5".
       var disk: String
       var image: String
     }
@@ -68,13 +69,13 @@ enum Takeover {
     var file: File?
     /// The limits of the disk, in the words of `--limit`; `nil`: none.
     var limits: String?
-    /// When it stopped, nanoseconds of CLOCK_MONOTONIC; `nil`: it continues.
+    /// When it stopped, nanoseconds of CLOCK_MONOTONIC; `nil` if it is running.
     var stillSince: UInt64?
   }
 
   /// A memory file. What its driver has set up is in it.
   struct File: Codable {
-    /// Its open description, which holds the device's role: a place among the descriptors.
+    /// Its open file description, which holds the device's role: an index into the descriptors.
     var file: Int
     var device: MemoryFileDevice.Offer
   }
@@ -85,24 +86,24 @@ enum Takeover {
     case file(File)
   }
 
-  /// An image, as far as it is more than its path.
+  /// An image: its path, and what the path does not say.
   struct Image: Codable {
-    /// Of an image on a server, what names it for both processes.
+    /// The path; for an image on a server, the name that both processes have for it.
     var path: String
     /// Bytes.
     var size: UInt64
-    /// The open description that holds the lock, a place among the descriptors; `nil`: there is none.
+    /// The open file description that holds the lock, an index into the descriptors; `nil` if there is none.
     var lock: Int?
     /// What a driver is told with GET_ID.
     var serial: String
     /// A flush failed, so that none may succeed until the image is opened again.
     var flushFailed: Bool
-    /// Of an export: all that was written is stable. `nil`: it may not be.
+    /// For an export: everything written is stable; `nil` if it may not be.
     var isStable: Bool?
-    /// Of an export whose server went away and may have lost writes: for each thread of queues, whether it has to tell them with a
-    /// flush that fails. `nil`: none has.
+    /// For an export whose server went away and may have lost writes: for each thread of queues, whether it still has to report
+    /// that with a flush that fails; `nil` if none has.
     var owing: [Bool]?
-    /// Of an image of a Ceph cluster: what tells it from those of all clusters. `nil`: only its name is known.
+    /// For an image in a Ceph cluster: what identifies it among the images of all clusters; `nil` if only its name is known.
     var identity: String?
   }
 
@@ -110,7 +111,7 @@ enum Takeover {
   struct Answer: Codable {
     /// Why not: one sentence.
     var error: String?
-    /// The listening control socket, a place among the descriptors.
+    /// The listening control socket, an index into the descriptors.
     var control: Int?
   }
 }
@@ -126,6 +127,6 @@ extension Takeover.Disk {
     }
   }
 
-  /// `nil`: it contains none that is known here.
+  /// `nil` if it contains no part that this program knows.
   var part: Takeover.Part? { server.map { .server($0) } ?? file.map { .file($0) } }
 }

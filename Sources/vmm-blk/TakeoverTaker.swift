@@ -9,9 +9,9 @@ internal import VirtioCore
 
 /// A disk that is about to be served here: the steps that its transport takes.
 protocol TakenDisk {
-  /// As the other server calls it.
+  /// Its name at the other server.
   var name: String { get }
-  /// As the log calls it.
+  /// Its name in the log.
   var place: String { get }
   var device: BlockDevice { get }
   /// Closes the descriptors that come with its state.

@@ -4,7 +4,7 @@ internal import Sockets
 internal import VirtioBlkDevice
 
 extension TerminationSignals {
-  /// Until one of the signals has come; its handler then ends the process.
+  /// Lasts until one of the signals arrives, whose handler then ends the process.
   var patience: OpeningPatience {
     OpeningPatience { [descriptor = self.descriptor] in
       var entry = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)

@@ -1,4 +1,4 @@
-/// `vmm-blk top`: what the disks of a running server do, live.
+/// `vmm-blk top`: shows the activity of a running server's disks, live.
 internal import ArgumentParser
 internal import Bench
 internal import CLinux
@@ -111,7 +111,7 @@ private final class Top {
       left = left.map { $0 - 1 }
       if left == 0 { return loop.stop() }
     } else if screen != nil {
-      Screen.draw(["\(printable(metrics.process.program)): the first figures come after \(interval)"])
+      Screen.draw(["\(printable(metrics.process.program)): the first values appear after \(interval)"])
     }
     last = (metrics, now)
     loop.after(interval) { [self] in ask() }
@@ -128,10 +128,10 @@ private struct Screen {
     var settings = termios()
     guard unsafe tcgetattr(STDIN_FILENO, &settings) == 0 else { return nil }
     before = settings
-    // Keys come one by one and are not shown; signals by key stay.
+    // Keys are read one at a time and not echoed; Ctrl-C still sends a signal.
     settings.c_lflag &= ~tcflag_t(ICANON | ECHO)
     guard unsafe tcsetattr(STDIN_FILENO, TCSANOW, &settings) == 0 else { return nil }
-    // Another screen, without a cursor.
+    // Switch to the alternate screen, and hide the cursor.
     Self.write("\u{1b}[?1049h\u{1b}[?25l")
   }
 
@@ -141,7 +141,7 @@ private struct Screen {
     _ = unsafe tcsetattr(STDIN_FILENO, TCSANOW, &settings)
   }
 
-  /// From the upper left corner on; what was there before is gone.
+  /// Draws from the upper left corner on, replacing what was there.
   static func draw(_ lines: [String]) {
     write("\u{1b}[H" + lines.map { $0 + "\u{1b}[K" }.joined(separator: "\n") + "\u{1b}[J")
   }

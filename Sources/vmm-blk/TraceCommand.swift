@@ -125,7 +125,7 @@ struct TraceCommand: ParsableCommand {
     try kernelTracing?.start()
     var entry = pollfd(fd: signals.descriptor, events: Int16(POLLIN), revents: 0)
     _ = unsafe poll(&entry, 1, Int32(seconds * 1000))
-    // All are stopped first, so that reading one does not appear in another. A disk that is gone by now does not spoil the
+    // All are stopped first, so that reading one does not appear in another. A disk that is gone by now does not affect the
     // others.
     let ends = try attempts(names) { try server.ask(request(.stop, $0), Operator.Trace.self) }
     let inKernel = try kernelTracing?.finish()

@@ -18,7 +18,7 @@ struct TraceFileOptions: ParsableArguments {
 
   /// Opens the file, if one was given. Its contents stay until the first trace is written.
   ///
-  /// Before other threads start, which inherit that the signal is blocked, and before the sandbox closes.
+  /// Call it before other threads start, which inherit the blocked signal, and before the sandbox is entered.
   func open() throws -> TraceFile? { try traceFile.map { try TraceFile($0) } }
 }
 
@@ -42,11 +42,11 @@ struct TraceFile {
   }
 }
 
-/// Used on the loop's thread. A helper makes and writes the text, because the file's medium may take arbitrarily long.
+/// Used on the loop's thread. A helper thread formats and writes the text, because the file's medium may take arbitrarily long.
 final class TraceOnSignal {
-  /// Of each thread, as `vmm-blk trace` asks for if nothing else is said.
+  /// Records that each thread keeps, the default of `vmm-blk trace`.
   private static let records = 65536
-  /// Of each thread, in a tenth of a second.
+  /// Records that each thread writes within a tenth of a second.
   static let budget = 2048
   /// How long to wait for threads that do not respond.
   private static let patience = Duration.seconds(5)
@@ -97,7 +97,7 @@ final class TraceOnSignal {
       guard others + disk.device.memoryOfTrace(records: Self.records) <= OperatorTracing.memoryLimit else {
         let limit = ByteSize.describe(UInt64(OperatorTracing.memoryLimit))
         log.warn(
-          "\(disk.name) is left out of the trace: traces may have \(limit) together; 'vmm-blk trace --records' takes less")
+          "\(disk.name) is left out of the trace: traces may use \(limit) together; take fewer with 'vmm-blk trace --records'")
         continue
       }
       do throws(Errno) { try disk.device.startTrace(records: Self.records, budget: Self.budget) } catch {
@@ -119,7 +119,7 @@ final class TraceOnSignal {
     collect(begun, until: ContinuousClock.now + Self.patience)
   }
 
-  /// When every thread has said that it writes no more, what they wrote goes to the helper.
+  /// Passes the records to the helper thread once every thread has confirmed that it writes no more.
   private func collect(_ begun: [Begun], until end: ContinuousClock.Instant) {
     let traces = begun.compactMap { each -> (name: String, device: BlockDevice, trace: DeviceTrace)? in
       guard let device = each.device, let trace = device.trace, trace.number == each.number else { return nil }
@@ -149,7 +149,7 @@ final class TraceOnSignal {
     }
   }
 
-  /// The trace of one disk, used only by the helper.
+  /// The trace of one disk, used only by the helper thread.
   private struct Recorded: Sendable {
     let name: String
     let engine: String
@@ -157,7 +157,7 @@ final class TraceOnSignal {
     let end: TraceMoment
     let threads: [(number: Int, buffer: TraceBuffer)]
 
-    /// What one thread did, apart from the others: so only one is in memory at a time.
+    /// What one thread did, so that the records of only one thread are decoded at a time.
     func disk(_ thread: (number: Int, buffer: TraceBuffer)) -> TracedDisk {
       var disk = TracedDisk(name: name, engine: engine, start: start, end: end)
       let bytes = thread.buffer.bytes(from: 0, limit: thread.buffer.count)

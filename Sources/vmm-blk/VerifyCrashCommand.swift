@@ -77,7 +77,7 @@ struct VerifyCrashCommand: ParsableCommand {
     if plant != nil { options.engines = [.sync] }
     options.folder = folder
     options.plant = plant
-    // Printed at once, so that a run that never ends can be repeated as well.
+    // Printed at once, so that even a run that hangs can be repeated.
     if !json { print("seed \(seed)") }
     let isShown = isatty(STDERR_FILENO) == 1
     let start = ContinuousClock.now
@@ -117,7 +117,7 @@ struct VerifyCrashCommand: ParsableCommand {
     }
   }
 
-  // MARK: Words
+  // MARK: Results
 
   private static func text(_ report: CrashReport, _ seconds: Double) -> String {
     let titles = ["mode", "engine", "runs", "requests", "flushes", "failures", "images", "violated"]
@@ -195,7 +195,7 @@ struct VerifyCrashCommand: ParsableCommand {
   }
 }
 
-/// There are images on which something that was promised is missing.
+/// Some images lack data that was promised to be stable.
 struct CrashCheckFailure: Error, CustomStringConvertible {
   var violated: Int
   var images: Int

@@ -5,7 +5,7 @@ enum Version {
   /// The program and its version, as other processes are told.
   static let text = "vmm-blk 0.9.0"
 
-  /// With the commit that it was built from, where the build knew of one.
+  /// With the commit that it was built from, if the build knew it.
   static var full: String {
     let commit = unsafe String(cString: cversion_commit())
     return commit.isEmpty ? text : "\(text) (\(commit))"

@@ -28,7 +28,7 @@ struct VmmBlk: ParsableCommand {
     do { try command.run() } catch { Startup.end(CommandEnd(error, words: words, isOurs: true)) }
   }
 
-  /// What the parser takes and should not.
+  /// Rejects what the parser accepts but should not.
   private static func check(_ words: [String]) throws {
     if words.contains("--print-capabilities") { return }
     if let mistake = PathArgument.mistake(in: Startup.words) { throw ValidationError(mistake) }

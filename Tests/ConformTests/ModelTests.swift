@@ -105,7 +105,7 @@ import VirtioCore
     #expect(report.conforms && report.findings.map(\.outcome) == [.kept, .kept])
     #expect(report.findings.map(\.failedBefore) == [true, false])
     #expect(report.findings[0].seen.hasPrefix("broken at first: "), "\(report.findings[0].seen)")
-    #expect(report.summary.hasSuffix("no MUST is broken; 1 failed at first, and not when made alone"), "\(report.summary)")
+    #expect(report.summary.hasSuffix("no MUST is broken; 1 failed at first, and not when run alone"), "\(report.summary)")
   }
 
   @Test("every check catches a fault, or says why there is none for it")

@@ -126,8 +126,9 @@ import VirtioCore
   }
 
   @Test(arguments: [
-    (#","size":0"#, "no whole number of blocks"), (#","size":1000"#, "no whole number of blocks"),
-    (#","size":18446744073709551104"#, "no whole number of blocks"), (#","size":-512"#, "numbers that are whole and in range"),
+    (#","size":0"#, "not a whole number of blocks"), (#","size":1000"#, "not a whole number of blocks"),
+    (#","size":18446744073709551104"#, "not a whole number of blocks"),
+    (#","size":-512"#, "numbers that are whole and in range"),
     (#","size":"1G""#, "has an invalid value"), (#","size":512"#, "--shrink"),
   ])
   func sizesThatCannotBe(_ members: String, _ sentence: String) throws {

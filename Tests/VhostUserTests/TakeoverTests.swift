@@ -192,7 +192,7 @@ struct Succession: Sendable, CustomTestStringConvertible {
         for (line, sentence) in [
           (#"{"request":"take-over","version":99}"#, "version 99 of the takeover protocol is not supported here"),
           (#"{"request":"take-over"}"#, "version none"),
-          (#"{"request":"pause","disk":"x"}"#, "say \\\"take-over\\\" and a version first"),
+          (#"{"request":"pause","disk":"x"}"#, "send \\\"take-over\\\" with a version first"),
           (#"{"request":"frobnicate"}"#, "\"request\\\""),
           ("{}", "is missing"),
           ("[]", "not understood"),

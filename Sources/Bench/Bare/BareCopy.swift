@@ -1,5 +1,6 @@
-/// Copies between buffers and a mapping of the image, as the mapped engine makes them: in page tables beforehand, small reads
-/// four at a time, otherwise the next one on its way while this one is copied, and into the image around the caches.
+/// Copies between buffers and a mapping of the image, as the mapped engine makes them: with page tables filled beforehand,
+/// small reads four at a time, otherwise with the next one prefetched while this one is copied, and with non-temporal stores
+/// into the image.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
@@ -11,7 +12,7 @@ enum BareCopy {
     do { mapping = try Mapping(descriptor: context.descriptor, count: Int(clamping: size), readOnly: isReadOnly) } catch {
       throw .system("mapping the image", error)
     }
-    // A hole would be filled by that.
+    // Not with holes, which populating the mapping would fill.
     var info = stat()
     if unsafe fstat(context.descriptor, &info) == 0, UInt64(max(info.st_blocks, 0)) &* 512 >= size {
       _ = unsafe madvise(mapping.base, mapping.count, clinux_madv_populate_read)

@@ -22,7 +22,7 @@ struct BareResult: Sendable {
   var requests: UInt64 = 0
   /// Seconds.
   var seconds = 0.0
-  /// CPU time with the kernel's I/O workers for it, nanoseconds.
+  /// CPU time in nanoseconds, including the kernel's I/O workers.
   var cpu: UInt64 = 0
   var systemCalls: UInt64 = 0
   var switches: UInt64 = 0
@@ -30,14 +30,14 @@ struct BareResult: Sendable {
   var iops: Double { seconds > 0 ? Double(requests) / seconds : 0 }
 }
 
-/// What every loop works with: buffers as guest memory has them, offsets as the client makes them, and the time.
+/// What every loop works with: buffers like those in guest memory, offsets like the client's, and the time.
 @safe
 struct BareContext: ~Copyable {
   let descriptor: Int32
   let blockSize: Int
   let depth: Int
   let isWrite: Bool
-  /// `depth` buffers of `blockSize` bytes, one after the other, each on a page of its own.
+  /// `depth` buffers of `blockSize` bytes, one after the other, each on its own page.
   let buffers: UnsafeMutableRawPointer
   /// Bytes from one buffer to the next.
   let stride: Int
@@ -45,22 +45,22 @@ struct BareContext: ~Copyable {
   private let total: Int
   private let warmEnd: UInt64
   private let duration: UInt64
-  /// What had been done when the warm-up ended; `nil` before.
+  /// The state when the warm-up ended; `nil` before.
   private var base: (result: BareResult, start: UInt64, cost: BackendSample)?
   /// What was done between the warm-up and the end.
   private(set) var measured = BareResult()
   private let meter = OwnProcessMeter(device: nil)
 
   /// - Parameters:
-  ///   - ramp: seconds from now on that do not count.
-  ///   - seconds: seconds after them that do.
+  ///   - ramp: seconds of warm-up from now on, which do not count.
+  ///   - seconds: seconds to measure after that.
   init(_ image: ImageFile, _ workload: Workload, ramp: Double, seconds: Double) throws(BenchError) {
     let place = try workload.range(of: 0, capacity: image.size)
     let stride = (workload.blockSize + 4095) / 4096 * 4096
     let total = stride * workload.depth
     let memory = unsafe mmap(nil, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0)
     guard let memory = unsafe memory, unsafe memory != MAP_FAILED else { throw .noMemory(bytes: total) }
-    // Zeroes would be written faster than what guests write: 43 GB/s against 26 on one machine.
+    // Zeroes would be written faster than real data: 43 GB/s against 26 on one machine.
     if !workload.pattern.reads {
       for word in 0..<(total / 8) {
         unsafe memory.storeBytes(of: (UInt64(word) &+ 1) &* 0x9e37_79b9_7f4a_7c15, toByteOffset: word &* 8, as: UInt64.self)
@@ -82,7 +82,7 @@ struct BareContext: ~Copyable {
 
   /// Looks at the clock, between batches.
   ///
-  /// - Parameter done: since the loop began.
+  /// - Parameter done: the totals since the loop began.
   /// - Returns: whether to stop.
   mutating func isOver(_ done: BareResult) -> Bool {
     let now = Clock.now
@@ -108,11 +108,11 @@ struct BareContext: ~Copyable {
 }
 
 enum BareLoop {
-  /// Runs a loop on a thread of its own.
+  /// Runs a loop on its own thread.
   ///
   /// - Parameters:
-  ///   - cpu: where the back-end runs otherwise.
-  ///   - ramp: seconds before what is measured.
+  ///   - cpu: where the back-end would run.
+  ///   - ramp: seconds of warm-up before the measurement.
   static func measure(
     _ kind: BareKind, image: ImageFile, workload: Workload, cpu: Int?, ramp: Double, seconds: Double
   ) throws(BenchError) -> BareResult {
@@ -147,7 +147,7 @@ enum BareLoop {
     }
   }
 
-  /// - Parameter result: of a call, negative for an error.
+  /// - Parameter result: what a call returned, negative for an error.
   static func check(_ result: Int, _ context: borrowing BareContext) throws(BenchError) {
     guard result == context.blockSize else {
       throw .system(

@@ -1,5 +1,5 @@
-/// A driver's queue that was laid out once: each slot keeps its descriptors, header, status and data for good, and a request is
-/// a sector and a step of the ring. This is what makes the client cheaper than any device.
+/// A driver's queue that is laid out once: each slot keeps its descriptors, header, status and data, and a request is only a
+/// sector and a step of the ring. This is what makes the client cheaper than any device.
 internal import CLinux
 internal import Glibc
 internal import GuestDriver
@@ -12,21 +12,21 @@ struct BenchQueue<Ring: BenchRing>: ~Copyable {
   /// One request that can be in flight.
   @safe
   private struct Slot {
-    /// When it was handed over, nanoseconds.
+    /// When it was submitted, nanoseconds.
     var start: UInt64 = 0
-    /// 16 bytes of request header (virtio 5.2.6), and the status in the byte behind it: one cache line.
+    /// 16 bytes of request header (virtio 5.2.6), and the status in the byte after it: one cache line.
     var header: UnsafeMutableRawPointer
     var data: UnsafeMutableRawPointer
-    /// The 16 bytes of the descriptor of the data, whose flags say the direction.
+    /// The 16 bytes of the data's descriptor, whose flags set the direction.
     var dataDescriptor: UnsafeMutableRawPointer
     var isWrite = false
     var isOutstanding = false
     var block: UInt64 = 0
-    /// Which write of the block it is, or should be found; 0 where that is not known.
+    /// Which write of the block it is, or is expected; 0 if unknown.
     var generation: UInt32 = 0
   }
 
-  /// The status that no device gives.
+  /// A status that no device returns.
   private static var poison: UInt8 { 0xee }
 
   let index: Int
@@ -42,19 +42,19 @@ struct BenchQueue<Ring: BenchRing>: ~Copyable {
   private var readBack: UInt64?
 
   private(set) var outstanding = 0
-  /// Whether what is recorded counts.
+  /// Whether results are being recorded.
   private(set) var isRecording = false
   private(set) var tally = QueueTally()
   /// Requests answered since the queue was made, for a progress display.
   private let progress: SharedCell<UInt64>
   private var answered: UInt64 = 0
-  /// The count of calls in a memory file when it was looked at last.
+  /// The count of calls in a memory file when it was last read.
   private(set) var seenCalls: UInt32 = 0
 
   /// Lays the ring out.
   ///
   /// - Parameters:
-  ///   - progress: a word that this queue alone writes.
+  ///   - progress: a word that only this queue writes.
   init(
     _ setup: QueueSetup, features: FeatureSet, workload: Workload, capacity: UInt64, progress: SharedCell<UInt64>
   ) throws(BenchError) {
@@ -111,7 +111,7 @@ struct BenchQueue<Ring: BenchRing>: ~Copyable {
     publish()
   }
 
-  /// Takes what is done and, unless the queue is draining, asks for as much again.
+  /// Takes what is done and, unless the queue is draining, submits as many requests again.
   ///
   /// - Returns: how many requests were answered.
   @inline(__always)
@@ -172,7 +172,7 @@ struct BenchQueue<Ring: BenchRing>: ~Copyable {
     outstanding &+= 1
   }
 
-  /// Makes a slot read that wrote before, or the other way round.
+  /// Turns a writing slot into a reading one, or the other way round.
   private mutating func turnAround(_ slot: Int, isWrite: Bool) {
     let place = unsafe slots + slot
     unsafe place.pointee.isWrite = isWrite
@@ -191,7 +191,7 @@ struct BenchQueue<Ring: BenchRing>: ~Copyable {
 
   // MARK: Calls
 
-  /// The client looks by itself.
+  /// The client polls.
   mutating func disableCalls() { ring.disableCalls() }
 
   /// Asks for a call at the next used chain.
@@ -201,7 +201,7 @@ struct BenchQueue<Ring: BenchRing>: ~Copyable {
   /// What to sleep on.
   var callLine: QueueLines { lines }
 
-  /// Takes the calls that came, and counts them.
+  /// Takes and counts the calls that have arrived.
   mutating func takeCalls() {
     let calls: UInt64
     switch lines {
@@ -215,7 +215,7 @@ struct BenchQueue<Ring: BenchRing>: ~Copyable {
     if isRecording { tally.calls &+= calls }
   }
 
-  /// Starts counting from nothing.
+  /// Starts counting from zero.
   mutating func startRecording() {
     takeCalls()
     tally = QueueTally()
@@ -234,7 +234,7 @@ struct BenchQueue<Ring: BenchRing>: ~Copyable {
   private mutating func prepare(_ slot: Int, _ wanted: UInt64, isWrite: Bool) -> UInt64 {
     let place = unsafe slots + slot
     var block = wanted
-    // The area has more blocks than there are slots, so that a free one is found.
+    // The area has more blocks than there are slots, so a free one is always found.
     while checker?.take(block) == false { block = source.nextBlock() }
     let generation = unsafe checker?.begin(block, isWrite: isWrite, data: place.pointee.data)
     unsafe place.pointee.generation = generation ?? 0
@@ -256,7 +256,7 @@ struct BenchQueue<Ring: BenchRing>: ~Copyable {
     readBack = checker == nil ? nil : 0
   }
 
-  /// A turn of reading back.
+  /// One turn of reading back.
   /// - Returns: false when everything was read.
   mutating func turnReadingBack() throws(BenchError) -> Bool {
     _ = try turn(refills: false)

@@ -1,15 +1,15 @@
-/// What a block holds when contents are checked: its place, its generation, a checksum, and bytes that follow from them.
+/// The contents of a block when contents are checked: its place, its generation, a checksum, and bytes derived from them.
 
 /// Data that is not what was written.
 public struct Mismatch: Hashable, Sendable, CustomStringConvertible {
   public enum Kind: Hashable, Sendable {
-    /// Nothing that was written with a check.
+    /// The block was not written with --verify.
     case unknown
     /// Another block's data.
     case misplaced(from: UInt64)
     /// An older or never written state of this block.
     case stale(found: UInt32, wanted: UInt32)
-    /// The checksum is wrong, or a byte is; the offset is that of the first wrong 8 bytes where it is known.
+    /// The checksum or a byte is wrong; the offset is that of the first 8 bytes that are wrong, if known.
     case damaged(at: Int?)
   }
 
@@ -26,14 +26,14 @@ public struct Mismatch: Hashable, Sendable, CustomStringConvertible {
     case .stale(let found, let wanted):
       "the block at offset \(offset) holds write number \(found) to it, not number \(wanted): a write was lost"
     case .damaged(let at?): "the block at offset \(offset) is damaged from its byte \(at) on"
-    case .damaged(nil): "the block at offset \(offset) is damaged: its checksum does not fit"
+    case .damaged(nil): "the block at offset \(offset) is damaged: its checksum is wrong"
     }
   }
 }
 
 /// Makes and checks contents of blocks.
 struct BlockContent {
-  /// Bytes in front: magic, offset, generation and checksum, seed.
+  /// The size of the header in bytes: magic, offset, generation and checksum, seed.
   static let headerSize = 32
   private static let magic: UInt64 = 0x766d_6d62_6c6b_6264
 
@@ -58,7 +58,7 @@ struct BlockContent {
     unsafe data.storeBytes(of: seed.littleEndian, toByteOffset: 24, as: UInt64.self)
   }
 
-  /// - Parameter wanted: the generation, 0 where it is not known.
+  /// - Parameter wanted: the expected generation, 0 if unknown.
   @inline(never)
   func check(_ data: UnsafeMutableRawPointer, count: Int, offset: UInt64, wanted: UInt32) -> Mismatch? {
     func word(_ place: Int) -> UInt64 { unsafe UInt64(littleEndian: data.load(fromByteOffset: place, as: UInt64.self)) }

@@ -1,5 +1,5 @@
-/// What a queue has written to each block of its area, and which blocks have a request in flight: with it every read can be
-/// held to the last write.
+/// What a queue has written to each block of its area, and which blocks have a request in flight: with it, every read can be
+/// checked against the last write.
 
 @safe
 struct BlockLedger: ~Copyable {
@@ -23,7 +23,7 @@ struct BlockLedger: ~Copyable {
     return unsafe entries + Int(block - area.first)
   }
 
-  /// How many writes of the block were begun; 0: none in this run.
+  /// How many writes of the block have started; 0 if none in this run.
   func generation(_ block: UInt64) -> UInt32 { unsafe entry(block).pointee & ~Self.busy }
 
   /// Takes the block for one request. - Returns: false when another has it.

@@ -1,21 +1,21 @@
-/// Runs a workload on a target: starts the threads, leads them through the phases, and adds up what they saw.
+/// Runs a workload on a target: starts the threads, takes them through the phases, and adds up their results.
 internal import CLinux
 internal import Glibc
 internal import GuestDriver
 internal import VirtioCore
 
-/// How a run is to go.
+/// The options of a run.
 public struct RunOptions: Sendable {
-  /// Seconds that are measured, and before them seconds that are not.
+  /// Seconds that are measured, and seconds of warm-up before them.
   public var runtime = 5.0
   public var rampTime = 0.5
-  /// The client's first thread runs on the first of these CPUs, and so on, round and round; empty: not pinned.
+  /// The client's threads are pinned to these CPUs in turn; not pinned if empty.
   public var processors: [Int] = []
   /// A thread for each queue instead of one for all.
   public var hasThreadPerQueue = false
-  /// Sleep on calls instead of looking all the time. Only where client and device must share CPUs.
+  /// Sleep until called instead of polling. Only for a client and a device that share CPUs.
   public var sleeps = false
-  /// Requests to measure at least, even when that takes longer: of fewer there is nothing to say.
+  /// The least number of requests to measure, even if that takes longer: fewer would say nothing.
   public var leastRequests: UInt64 = 1
   /// Seconds that answers may take.
   public var patience = 10
@@ -25,7 +25,7 @@ public struct RunOptions: Sendable {
 
 /// What to tell the user while it runs.
 public struct RunProgress: Sendable {
-  /// Seconds since the start, and in all.
+  /// Seconds since the start, and in total.
   public var elapsed: Double
   public var total: Double
   /// Requests a second since the last time.
@@ -33,12 +33,12 @@ public struct RunProgress: Sendable {
 }
 
 enum Client {
-  /// How often progress is looked at, seconds: fio's bandwidth samples, too.
+  /// Seconds between two looks at the progress, which are fio's bandwidth samples, too.
   private static var interval: Double { 0.5 }
 
   /// - Parameters:
   ///   - setups: the queues of a live device.
-  ///   - meter: of the back-end.
+  ///   - meter: measures the back-end.
   static func run(
     _ setups: [QueueSetup], features: FeatureSet, capacity: UInt64, workload: Workload, options: RunOptions,
     meter: any BackendMeter, progress: (RunProgress) -> Void = { _ in }
@@ -106,7 +106,7 @@ enum Client {
       samples: watch.samples)
   }
 
-  /// Deals the queues out to threads.
+  /// Distributes the queues among threads.
   private static func arrange<Ring: BenchRing>(
     _ setups: [QueueSetup], features: FeatureSet, capacity: UInt64, workload: Workload, options: RunOptions,
     _ progress: ProgressWords
@@ -137,7 +137,7 @@ enum Client {
     }
   }
 
-  /// Sleeps through the phases and looks at the progress.
+  /// Sleeps through the phases and follows the progress.
   private struct Watch {
     let control: RunControl
     let progress: ProgressWords
@@ -162,7 +162,7 @@ enum Client {
       last = (Clock.now, answeredBefore)
     }
 
-    /// - Parameter seconds: without any answer.
+    /// - Parameter seconds: how long to wait without any answer.
     func sleep(untilAnswered count: UInt64, atMost seconds: Int) {
       var seen = progress.total
       var since = Clock.now
@@ -194,7 +194,7 @@ enum Client {
   }
 }
 
-/// A word for each queue, on cache lines of their own.
+/// A word for each queue, each on its own cache lines.
 @safe
 final class ProgressWords: @unchecked Sendable {
   private let base: UnsafeMutableRawPointer

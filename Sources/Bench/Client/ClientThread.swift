@@ -1,4 +1,5 @@
-/// One thread of the client and the queues it drives: turns until it is told to drain, never asleep unless it was asked to be.
+/// One thread of the client and the queues it drives: it takes turns until it is told to drain, and never sleeps unless it was
+/// asked to.
 internal import CLinux
 internal import Glibc
 internal import GuestDriver
@@ -12,7 +13,7 @@ struct ThreadOutcome: Sendable {
   /// When it began and stopped to count, nanoseconds of the clock.
   var start: UInt64 = 0
   var end: UInt64 = 0
-  /// Of this thread between the two.
+  /// The cost of this thread between the two.
   var usage = ThreadUsage()
   var error: BenchError?
 }
@@ -21,13 +22,13 @@ struct ThreadOutcome: Sendable {
 struct ThreadUsage: Sendable {
   /// Nanoseconds.
   var cpu: UInt64 = 0
-  /// Of those, as the kernel tells user and system apart; microsecond steps.
+  /// The shares of user and system, as the kernel counts them, in steps of a microsecond.
   var user: UInt64 = 0
   var system: UInt64 = 0
   /// Context switches of both kinds.
   var switches: UInt64 = 0
 
-  /// Of the calling thread.
+  /// The usage of the calling thread.
   static func now() -> ThreadUsage {
     var usage = ThreadUsage(cpu: Clock.thread())
     unsafe clinux_usage(0, &usage.user, &usage.system, &usage.switches)
@@ -47,7 +48,7 @@ struct ThreadUsage: Sendable {
   }
 }
 
-/// Queues in memory of their own, because an array cannot hold what cannot be copied.
+/// Queues in separate memory, because an array cannot hold noncopyable values.
 @safe
 final class QueueBlock<Ring: BenchRing>: @unchecked Sendable {
   private let base: UnsafeMutablePointer<BenchQueue<Ring>>
@@ -154,7 +155,7 @@ final class ClientThread: Sendable {
     if isIdle {
       switch unsafe queues[0].callLine {
       case .eventCounters:
-        // At most a handful of queues: a list on the stack's own terms, once for each sleep.
+        // A handful of queues at most: a temporary list, once for each sleep.
         unsafe withUnsafeTemporaryAllocation(of: pollfd.self, capacity: count) { polls in
           for index in 0..<count {
             guard case .eventCounters(_, let call) = unsafe queues[index].callLine else { continue }
@@ -174,7 +175,7 @@ final class ClientThread: Sendable {
 }
 
 extension SystemThread {
-  /// A thread of a benchmark, with the stack that reports and histograms want.
+  /// A thread of a benchmark, with a stack large enough for reports and histograms.
   convenience init(benchmark name: String, cpu: Int?, _ body: @escaping @Sendable () -> Void) throws(BenchError) {
     do { try self.init(name: name, cpu: cpu, stackSize: 1 << 20, body) } catch { throw .noThread(error) }
   }

@@ -1,4 +1,4 @@
-/// Gives writes their data and holds reads to it.
+/// Generates the data of writes, and checks reads against it.
 
 struct ContentChecker: ~Copyable {
   private let content: BlockContent
@@ -20,11 +20,11 @@ struct ContentChecker: ~Copyable {
 
   func take(_ block: UInt64) -> Bool { ledger.take(block) }
 
-  /// - Parameter data: of the request; written here.
-  /// - Returns: which write of the block it is or should be found.
+  /// - Parameter data: the request's data, which is written here.
+  /// - Returns: which write of the block it is, or is expected.
   func begin(_ block: UInt64, isWrite: Bool, data: UnsafeMutableRawPointer) -> UInt32 {
     guard isWrite else {
-      // What a device that moves nothing would leave behind must not look right.
+      // What a device that transfers nothing would leave behind must not look right.
       unsafe data.storeBytes(of: 0, as: UInt64.self)
       return ledger.generation(block)
     }
@@ -45,7 +45,7 @@ struct ContentChecker: ~Copyable {
     return true
   }
 
-  /// The first block at or behind `from` (counted in the area) that was written, and where to look for the next.
+  /// The first written block at or after `from` (counted from the area's start), and where to look for the next.
   func nextWritten(from: UInt64) -> (block: UInt64, next: UInt64)? {
     var place = from
     while place < ledger.area.count {

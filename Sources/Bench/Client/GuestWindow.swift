@@ -1,4 +1,4 @@
-/// Guest memory as the client needs it: addresses of this process once, at set-up.
+/// Guest memory as the client needs it: translated to addresses of this process once, during setup.
 internal import GuestDriver
 internal import VirtioCore
 
@@ -14,7 +14,7 @@ struct GuestWindow {
     let host: UnsafeMutableRawPointer
   }
 
-  /// Where bytes that lie in one region are in this process.
+  /// The address in this process of bytes within one region.
   func host(_ address: GuestAddress, count: Int) throws(BenchError) -> UnsafeMutableRawPointer {
     for region in memory.regions where address >= region.start {
       let distance = address.rawValue - region.start.rawValue

@@ -1,10 +1,11 @@
-/// Where the next request goes and in which direction: a few instructions, so that the client is not what is measured.
+/// Where the next request goes and in which direction: a few instructions only, because the client is not what is to be
+/// measured.
 
 /// Numbers from a seed, good enough to spread requests (Vigna's xorshift64*).
 struct FastRandom {
   private var state: UInt64
 
-  /// - Parameter seed: anything; 0 is replaced, because the generator would stay there.
+  /// - Parameter seed: anything; 0 is replaced, because the generator would be stuck there.
   init(seed: UInt64) { state = seed == 0 ? 0x9e37_79b9_7f4a_7c15 : seed }
 
   @inline(__always) mutating func next() -> UInt64 {

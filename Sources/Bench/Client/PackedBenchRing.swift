@@ -1,4 +1,4 @@
-/// A packed ring for chains that were written once: a request copies its descriptors, one or three, into the next places.
+/// A packed ring for chains that were written once: a request copies its one or three descriptors into the next slots.
 internal import GuestDriver
 internal import VirtioCore
 
@@ -44,7 +44,7 @@ struct PackedBenchRing: BenchRing {
   private var heldFlags: UInt16 = 0
   /// Descriptors offered since the last `publish`.
   private var offered: UInt16 = 0
-  /// How many `take` may still give.
+  /// How many chains `take` may still return.
   private var left = 0
 
   init(_ setup: QueueSetup, isIndirect: Bool, memory: GuestWindow) throws(BenchError) {
@@ -62,7 +62,7 @@ struct PackedBenchRing: BenchRing {
 
   func lay(_ slot: Int, _ places: SlotPlaces, isWrite: Bool) -> UnsafeMutableRawPointer {
     let chain = unsafe places.control.host + SlotPlaces.descriptorOffset
-    // The entries of a table say nothing but WRITE; those that go into the ring get the rest there.
+    // Entries of a table have no flag but WRITE; those copied into the ring get the other flags there.
     unsafe Self.store(at: chain, address: places.control.address, rest: 16)
     unsafe Self.store(
       at: chain + 16, address: places.data.address, rest: UInt64(places.bytes) | (isWrite ? 0 : Self.writeMark))
@@ -109,14 +109,14 @@ struct PackedBenchRing: BenchRing {
     let count = offered
     offered = 0
     published = available
-    // The flags before the look at whether the device sleeps (virtio 2.7.21.3.1).
+    // The flags before the check whether the device sleeps (virtio 2.7.21.3.1).
     fullFence()
-    // Acquire: the position is read after the flags that say that it counts.
+    // Acquire: the position is read after the flags that make it valid.
     switch unsafe SharedCell<UInt16>(deviceEvent + 2).loadAcquire() {
     case 1: return false
     case 2 where hasEventIndex:
       let event = unsafe SharedCell<UInt16>(deviceEvent).loadRelaxed()
-      // As places in the present lap; one of the lap before is negative.
+      // As slots of the present lap; one of the previous lap is negative.
       let sameLap = event >> 15 == published.word >> 15
       let wanted = sameLap ? event & 0x7fff : (event & 0x7fff) &- UInt16(truncatingIfNeeded: size)
       return UInt16(truncatingIfNeeded: published.slot) &- wanted &- 1 < count
@@ -152,12 +152,12 @@ struct PackedBenchRing: BenchRing {
   func enableCalls() -> Bool {
     if hasEventIndex {
       unsafe SharedCell<UInt16>(driverEvent).storeRelaxed(reaped.word)
-      // Release: the position before the flags that make it count.
+      // Release: the position before the flags that make it valid.
       unsafe SharedCell<UInt16>(driverEvent + 2).storeRelease(2)
     } else {
       unsafe SharedCell<UInt16>(driverEvent + 2).storeRelaxed(0)
     }
-    // The wish before the look at what is used already (virtio 2.7.22).
+    // Enabling calls before the check for what is used already (virtio 2.7.22).
     fullFence()
     return !hasUsed
   }

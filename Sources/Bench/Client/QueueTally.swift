@@ -5,7 +5,7 @@ struct QueueTally: Sendable {
   /// The longest latency that is distinguished, nanoseconds; longer ones count as this.
   static let longest: UInt64 = 100_000_000_000
 
-  /// Latencies in nanoseconds, three significant digits; all memory is taken here.
+  /// Latencies in nanoseconds, three significant digits; all memory is allocated here.
   var reads = Histogram<UInt64>(lowestDiscernibleValue: 1, highestTrackableValue: longest)
   var writes = Histogram<UInt64>(lowestDiscernibleValue: 1, highestTrackableValue: longest)
   var kicks: UInt64 = 0

@@ -1,14 +1,14 @@
-/// What the main thread tells the client's threads, and they it: one word each, looked at between turns.
+/// What the main thread and the client's threads tell each other: one word each, read between turns.
 internal import Synchronization
 
-/// How far a run is.
+/// The phase of a run.
 enum RunPhase: UInt32 {
   /// Requests run, nothing counts yet (fio's ramp time).
   case warming
   case measuring
-  /// Nothing new is submitted; what is in flight is awaited, then read back where contents are checked.
+  /// Nothing new is submitted; requests in flight complete, and then contents are read back if they are checked.
   case draining
-  /// Nobody waits any more.
+  /// Nothing is waited for any more.
   case abandoned
 }
 

@@ -20,7 +20,7 @@ struct SplitBenchRing: BenchRing {
   private var availableIndex: UInt16 = 0
   private var publishedIndex: UInt16 = 0
   private var reapedIndex: UInt16 = 0
-  /// Where `take` ends.
+  /// The used index up to which `take` may go.
   private var seenUsed: UInt16 = 0
 
   init(_ setup: QueueSetup, isIndirect: Bool, memory: GuestWindow) throws(BenchError) {
@@ -66,7 +66,7 @@ struct SplitBenchRing: BenchRing {
     publishedIndex = availableIndex
     // Release: headers, descriptors and entries before the index that shows them (virtio 2.6.13.3.1).
     unsafe SharedCell<UInt16>(available + 2).storeRelease(availableIndex)
-    // The index before the look at whether the device sleeps (virtio 2.6.13.4.1).
+    // The index before the check whether the device sleeps (virtio 2.6.13.4.1).
     fullFence()
     guard hasEventIndex else { return unsafe SharedCell<UInt16>(used).loadRelaxed() & 1 == 0 }
     let event = unsafe SharedCell<UInt16>(used + (4 &+ Int(size) &* 8)).loadRelaxed()
@@ -114,7 +114,7 @@ struct SplitBenchRing: BenchRing {
     } else {
       unsafe SharedCell<UInt16>(available).storeRelaxed(0)
     }
-    // The wish before the look at what is used already (virtio 2.6.14).
+    // Enabling calls before the check for what is used already (virtio 2.6.14).
     fullFence()
     return unsafe SharedCell<UInt16>(used + 2).loadAcquire() == reapedIndex
   }

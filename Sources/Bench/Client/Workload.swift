@@ -1,4 +1,4 @@
-/// What a run asks of a disk, in the words of fio.
+/// The workload of a run, with fio's names.
 
 /// The order and direction of the requests (fio's `rw`).
 public enum AccessPattern: String, CaseIterable, Sendable, Codable {
@@ -20,7 +20,7 @@ public enum AccessPattern: String, CaseIterable, Sendable, Codable {
 public enum Verification: String, CaseIterable, Sendable {
   /// Each block carries its place and a checksum of itself.
   case crc32c
-  /// Each byte of a block follows from its place, its generation and the seed.
+  /// Each byte of a block is derived from its place, its generation and the seed.
   case pattern
 }
 
@@ -58,11 +58,11 @@ public struct DiskArea: Hashable, Sendable {
 }
 
 extension Workload {
-  /// Which blocks queue `job` works on, and where in them it begins.
+  /// The blocks that queue `job` uses, and where in them it begins.
   ///
-  /// Random requests go anywhere. Sequential ones begin at evenly spaced places, so that queues do not run over what another
-  /// has just brought into the page cache. Where contents are checked each queue has blocks of its own, because two queues
-  /// that write one block cannot both be right.
+  /// Random requests go anywhere. Sequential ones begin at evenly spaced places, so that a queue does not follow another
+  /// through what that one has just brought into the page cache. If contents are checked, each queue has its own blocks,
+  /// because two queues that write the same block cannot both be right.
   ///
   /// - Parameter capacity: bytes of the disk.
   func range(of job: Int, capacity: UInt64) throws(BenchError) -> (range: DiskArea, start: UInt64) {

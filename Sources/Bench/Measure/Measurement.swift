@@ -14,11 +14,11 @@ struct Measurement: Sendable {
   var kicks: UInt64
   var calls: UInt64
   var verified: UInt64
-  /// Requests a second, in steps of half a second.
+  /// Requests per second, one value for each half second.
   var samples: [Double]
   /// What the client could do at most, requests per second.
   var ceiling: Double?
-  /// System calls of the back-end as perf saw them, a second.
+  /// System calls of the back-end per second, as perf counted them.
   var backendCallsPerSecond: Double?
 
   init(
@@ -32,7 +32,7 @@ struct Measurement: Sendable {
       tally.add(outcome.tally)
       client = client + outcome.usage
     }
-    // A thread that got no CPU all the while has no times.
+    // A thread that never ran has no times.
     let measured = outcomes.filter { $0.end > $0.start }
     let start = measured.map(\.start).min() ?? 0
     let end = measured.map(\.end).max() ?? 0
@@ -67,17 +67,17 @@ struct Measurement: Sendable {
     return all
   }
 
-  /// A cost for each request; `nil` where it is not known.
+  /// A cost per request; `nil` if unknown.
   func perRequest(_ total: UInt64?) -> Double? {
     guard let total, requests > 0 else { return nil }
     return Double(total) / Double(requests)
   }
 
-  /// Processor microseconds for each request.
+  /// CPU time per request, in microseconds.
   var backendMicroseconds: Double? { perRequest(backend.cpu).map { $0 / 1000 } }
   var clientMicroseconds: Double { (perRequest(client.cpu) ?? 0) / 1000 }
 
-  /// System calls of the back-end for each request.
+  /// System calls of the back-end per request.
   var systemCallsPerRequest: Double? {
     perRequest(backend.systemCalls) ?? backendCallsPerSecond.flatMap { iops > 0 ? $0 / iops : nil }
   }
@@ -85,6 +85,6 @@ struct Measurement: Sendable {
   /// The ceiling is below the result, so something else had the CPU while one of them was measured.
   var isDisturbed: Bool { ceiling.map { iops > $0 } ?? false }
 
-  /// The client is so near to what it can do at most that it is part of what was measured.
+  /// The client is so close to its ceiling that it limits the result.
   var isNearCeiling: Bool { ceiling.map { iops > 0.8 * $0 } ?? false }
 }

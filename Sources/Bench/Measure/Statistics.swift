@@ -3,7 +3,7 @@
 internal import Glibc
 
 enum Statistics {
-  /// 0 of nothing.
+  /// 0 if there are no values.
   static func median(_ values: [Double]) -> Double {
     let sorted = values.sorted()
     guard !sorted.isEmpty else { return 0 }
@@ -15,7 +15,7 @@ enum Statistics {
     values.isEmpty ? 0 : values.reduce(0, +) / Double(values.count)
   }
 
-  /// Of a sample; 0 for fewer than two values.
+  /// The standard deviation of a sample; 0 for fewer than two values.
   static func deviation(_ values: [Double]) -> Double {
     guard values.count > 1 else { return 0 }
     let mean = mean(values)

@@ -1,4 +1,4 @@
-/// All rows, for one image on one machine.
+/// All rows of the laboratory, for one image on one machine.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
@@ -9,7 +9,7 @@ struct PathCatalogue {
   /// Where the back-end runs, and where the client does.
   let backendCPU: Int?
   let clientCPUs: [Int]
-  /// Processors of this machine.
+  /// The number of CPUs of this machine.
   let processors: Int
   /// Bytes of guest memory that registered buffers would pin.
   let guestMemory: Int
@@ -33,7 +33,7 @@ struct PathCatalogue {
       }, .init())
   }
 
-  /// The engine that `auto` takes for this image, and its bare loop.
+  /// The engine that `auto` chooses for this image, and its bare loop.
   var automatic: (engine: EngineKind, limit: BareKind) {
     if image.isInMemory { return image.isBlockDevice ? (.sync, .pread) : (.mapped, .copy) }
     if image.isCached, BareUring.probe(flags: 0) == nil { return (.cached, .copy) }

@@ -1,4 +1,4 @@
-/// Runs all rows alternately, so that whatever changes slowly on a machine hits all of them alike.
+/// Runs all rows alternately, so that slow changes of the machine affect all of them alike.
 internal import CLinux
 internal import FoundationEssentials
 internal import Glibc
@@ -11,13 +11,13 @@ public struct PathOptions: Sendable {
   public var image: ImageFile
   /// `pattern`, `blockSize`, `size` and `seed` are used.
   public var workload = Workload()
-  /// For engines and bare loops, whose rows become curves.
+  /// The depths of engines and bare loops, whose rows become curves.
   public var depths = [1, 2, 4, 8, 16, 32, 64, 128, 256]
-  /// For the other rows.
+  /// The depths of the other rows.
   public var pointDepths = [1, 32]
   public var mainDepth = 32
   public var rounds = 3
-  /// Seconds of one measurement, and before it.
+  /// Seconds of one measurement, and of the warm-up before it.
   public var slice = 0.3
   public var ramp = 0.1
   public var backendCPU: Int?
@@ -29,7 +29,7 @@ public struct PathOptions: Sendable {
 }
 
 public enum PathLaboratory {
-  /// How far it is: measurements done and in all, and what is measured now.
+  /// The progress: measurements done and in total, and what is being measured.
   public typealias Progress = (_ done: Int, _ total: Int, _ what: String) -> Void
 
   public static func run(_ options: PathOptions, progress: Progress = { _, _, _ in }) throws(BenchError) -> PathReport {
@@ -160,7 +160,7 @@ public enum PathLaboratory {
       samples: samples,
       recommendation: Recommendation(
         rows: descriptions, points: points, mainDepth: options.mainDepth,
-        // The mapping of a block device in memory is a second copy of what is used of it.
+        // Mapping a block device in memory makes a second copy of what is used of it.
         inMemory: options.image.isInMemory && !options.image.isBlockDevice, rounds: options.rounds),
       mainDepth: options.mainDepth)
   }

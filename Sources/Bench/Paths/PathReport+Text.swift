@@ -1,7 +1,7 @@
-/// The laboratory's report for readers and for spreadsheets.
+/// The laboratory's report for people and for spreadsheets.
 
 extension PathReport {
-  /// Tables by group, the sentences to them, and the recommendation.
+  /// Tables by group, what each row is, and the recommendation.
   ///
   /// - Parameter width: characters in a line of the tables; `nil`: no limit.
   public func table(width: Int? = nil) -> String {

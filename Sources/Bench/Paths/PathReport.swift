@@ -1,4 +1,4 @@
-/// What the laboratory found, as it goes to files.
+/// The laboratory's results, as they are saved to files.
 
 /// One measurement.
 struct PathSample: Codable, Sendable {
@@ -6,11 +6,11 @@ struct PathSample: Codable, Sendable {
   var depth: Int
   var round: Int
   var iops: Double
-  /// Nanoseconds by percentile: `50`, `99`, `99.9`, …; absent for bare loops, which do not look at each request.
+  /// Nanoseconds by percentile: `50`, `99`, `99.9`, …; absent for bare loops, which do not time each request.
   var latency: [String: UInt64]?
-  /// Processor microseconds of the back-end for each request.
+  /// CPU time of the back-end per request, in microseconds.
   var cpu: Double?
-  /// Of the back-end for each request.
+  /// System calls and the other counts are those of the back-end, per request.
   var systemCalls: Double?
   var switches: Double?
   var kicks: Double?
@@ -22,7 +22,7 @@ struct PathPoint: Codable, Sendable {
   var row: String
   var depth: Int
   var iops: Double
-  /// Largest less smallest, as a share of the median; `nil` after one round, which tells nothing about it.
+  /// The largest minus the smallest, as a share of the median; `nil` after one round, which says nothing about it.
   var spread: Double?
   var latency: [String: UInt64]?
   var cpu: Double?
@@ -35,8 +35,8 @@ struct PathPoint: Codable, Sendable {
   /// The rate as a share of that, the median of the rounds.
   var ofLimit: Double?
 
-  /// The limit is below the result by more than null's own wake-ups explain: something else ran while one of them was
-  /// measured.
+  /// The limit is below the result by more than the wake-ups of the null engine explain, so something else ran while one of
+  /// them was measured.
   var isDisturbed: Bool { ofLimit.map { $0 > 1.1 } ?? false }
 }
 
@@ -51,7 +51,7 @@ struct PathDescription: Codable, Sendable {
   var impossible: String?
 }
 
-/// What was measured on what.
+/// What was measured, and under which conditions.
 struct PathConditions: Codable, Sendable {
   var processor: String
   var processors: Int
@@ -67,16 +67,16 @@ struct PathConditions: Codable, Sendable {
   /// Seconds that each measurement took.
   var slice: Double
   var started: String
-  /// What the rows use that do not ask about it: the engine that is chosen for the image, the defaults of its ring, and how
-  /// it waits.
+  /// What rows use for options that they do not vary: the engine that is chosen for the image, the defaults of its ring, and
+  /// how it waits.
   var engine: String
   var setup: String
   var waiting: String
-  /// Bytes of the image that hold nothing.
+  /// Bytes of the image that are holes.
   var holes: UInt64?
-  /// Of the sources that this program was built from.
+  /// The commit that this program was built from.
   var commit: String?
-  /// What may have disturbed it: the load of the machine before the first measurement.
+  /// The load of the machine before the first measurement, which may have disturbed it.
   var load: String
 }
 
@@ -104,8 +104,8 @@ public struct PathReport: Codable, Sendable {
 
 extension PathPoint {
   /// - Parameters:
-  ///   - samples: of one row at one depth, a round each; at least one.
-  ///   - limits: by round, where they are known.
+  ///   - samples: those of one row at one depth, one for each round; at least one.
+  ///   - limits: by round, if they are known.
   init(_ samples: [PathSample], limits: [Int: Double]) {
     let rates = samples.map(\.iops)
     let median = Statistics.median(rates)

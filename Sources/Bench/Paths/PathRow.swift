@@ -1,7 +1,7 @@
-/// One row of the laboratory: a way to serve requests, in words and as options of a device.
+/// One row of the laboratory: one way to serve requests, described in words and as options of a device.
 internal import VirtioBlkDevice
 
-/// What kinds of rows there are; each is a question that somebody who sets up a disk has.
+/// The kinds of rows; each answers a question about setting up a disk.
 public enum PathGroup: String, CaseIterable, Sendable, Codable {
   /// The limit: the calls alone.
   case bare
@@ -29,7 +29,7 @@ struct PathRow: Sendable {
     case impossible(String)
   }
 
-  /// What the driver's side does, where that belongs to the question.
+  /// What the driver's side does, if that is part of the question.
   struct DriverManners: Sendable {
     var sleeps = false
     var usesEventIndex = true
@@ -40,11 +40,11 @@ struct PathRow: Sendable {
   var group: PathGroup
   /// In tables: a few words.
   var title: String
-  /// What it is, for somebody who sees it for the first time.
+  /// What it is, for a reader who sees it for the first time.
   var sentence: String
   /// What selects it on the command line of `serve` and `run`; `nil`: only a program can.
   var flags: String?
-  /// The bare loop of the same calls; `nil` where there is none.
+  /// The bare loop of the same calls; `nil` if there is none.
   var limit: BareKind?
   var subject: Subject
 }

@@ -1,32 +1,32 @@
-/// Which set-up to choose on this machine for this image, by rules and not by taste.
+/// Which options to choose on this machine for this image, by fixed rules.
 
 /// What the report ends with.
 struct Recommendation: Codable, Sendable {
-  /// Of `serve` and `run`.
+  /// Options of `serve` and `run`.
   var flags: String
   /// Why: a sentence for each choice.
   var reasons: [String]
 }
 
 extension Recommendation {
-  /// Rates within this share of each other are the same: rounds differ by as much.
+  /// Rates within this share of each other count as equal: rounds differ by as much.
   static let tie = 0.05
   /// Rounds that differ by more than this share say little; the report says so.
   static let noise = 0.25
 
-  /// The way of waiting that is used when nothing is said: what others are held against.
+  /// The default way of waiting, which the others are compared with.
   static let usualWaiting = "wait-adaptive-50"
 
   /// The rules:
   ///
-  /// 1. Of the engines (without null), those whose rate at the main depth is within 5 % of the best, or within the spread
-  ///    of its rounds where that is larger (25 % at most); of these, the one that costs least CPU time for each
-  ///    request. A mapping is considered only for images in memory, because elsewhere a page fault stops the queue.
-  /// 2. Another way of waiting than the default is only an alternative. One that looks longer costs CPU time while
-  ///    nothing happens; it is named when it cuts the default's latency at depth 1 by a quarter or more. Sleeping at once is
-  ///    named when that takes no longer than the default, within 5 %.
-  /// 3. A set-up of io_uring or a way to notify that is better than the default by more than the tie is named.
-  /// 4. One round tells nothing about noise, so nothing is recommended.
+  /// 1. Of the engines (without null), those whose rate at the main depth is within 5 % of the best, or within the spread of
+  ///    its rounds if that is larger (25 % at most); of these, the one that costs least CPU time for each request. A mapping is
+  ///    considered only for images in memory, because elsewhere a page fault stops the queue.
+  /// 2. Another way of waiting than the default is only an alternative. One that polls longer costs CPU time while nothing
+  ///    happens; it is mentioned if it cuts the default's latency at depth 1 by a quarter or more. Sleeping at once is
+  ///    mentioned if it takes no longer than the default, within 5 %.
+  /// 3. A setup of io_uring or a way to notify that beats the default by more than a tie is mentioned.
+  /// 4. One round says nothing about noise, so nothing is recommended.
   init(rows: [PathDescription], points: [PathPoint], mainDepth: Int, inMemory: Bool, rounds: Int) {
     func point(_ row: PathDescription, _ depth: Int) -> PathPoint? {
       points.first { $0.row == row.id && $0.depth == depth }
@@ -65,7 +65,7 @@ extension Recommendation {
     }
 
     if let usual = rows.first(where: { $0.id == Self.usualWaiting }), let base = point(usual, 1)?.latency?["50"] {
-      // Rows with an engine of their own answer another question.
+      // Rows with a different engine answer another question.
       let others = rows.filter { $0.group == .waiting && ![usual.id, "wait-ring", "wait-epoll"].contains($0.id) }
         .compactMap { row in point(row, 1)?.latency?["50"].map { (row: row, latency: $0) } }
       let sleep = others.first { $0.row.id == "wait-sleep" }

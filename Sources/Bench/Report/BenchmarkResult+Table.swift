@@ -1,8 +1,8 @@
-/// The result for readers.
+/// The result as text for people.
 internal import Histogram
 
 extension BenchmarkResult {
-  /// A table with a row for each repeat and direction, and what is to be known below it.
+  /// A table with a row for each repeat and direction, and notes below it.
   ///
   /// - Parameter width: characters in a line; `nil`: no limit.
   public func table(width: Int? = nil) -> String {

@@ -2,19 +2,19 @@
 internal import CLinux
 internal import Glibc
 
-/// How wide the terminal is that standard output is; where it is none, there is no limit.
+/// The width of the terminal on standard output; without a terminal there is no limit.
 public enum OutputWidth {
-  /// Characters in a line; `nil`: as many as one likes.
+  /// Characters in a line; `nil`: no limit.
   public static var characters: Int? {
     var size = winsize()
     guard isatty(STDOUT_FILENO) == 1, unsafe ioctl(STDOUT_FILENO, UInt(TIOCGWINSZ), &size) == 0, size.ws_col > 0 else {
       return nil
     }
-    // Below that no table says anything.
+    // No table is readable below that.
     return max(Int(size.ws_col), 40)
   }
 
-  /// The text with its lines that are wider than the terminal in several, of whole words, the later ones indented.
+  /// The text, with lines that are wider than the terminal broken at words and indented.
   public static func folded(_ text: String) -> String { folded(text, width: characters) }
 
   /// - Parameter width: characters in a line; `nil`: the text stays as it is.
@@ -63,7 +63,7 @@ enum ColumnTable {
   private static let gap = 2
 
   /// - Parameters:
-  ///   - columns: with as many values each; the first names the rows, and columns without any value are left out.
+  ///   - columns: with equally many values each; the first names the rows, and columns without any value are left out.
   ///   - width: characters in a line; `nil`: no limit. A single column that is wider stays whole.
   static func text(_ columns: [TableColumn], width: Int?) -> String {
     guard let names = columns.first else { return "" }

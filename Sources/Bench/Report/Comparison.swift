@@ -6,7 +6,7 @@ internal import VirtioCore
 struct Samples: Sendable {
   var values: [Double]
 
-  /// Of the logarithms, because figures are compared by ratios.
+  /// Their logarithms, because figures are compared by ratios.
   fileprivate var logarithms: [Double] { values.map { Double.naturalLogarithm($0) } }
 }
 
@@ -32,7 +32,7 @@ public enum Verdict: String, Sendable, Codable {
 
 /// The ratio of the second to the first.
 struct Ratio: Sendable {
-  /// Of the medians.
+  /// The ratio of the medians.
   var value: Double
   /// Where the ratio of the means lies with 95 % confidence (Welch's interval on the logarithms); `nil` with fewer than
   /// three repeats on a side.
@@ -78,13 +78,13 @@ struct Ratio: Sendable {
   }
 }
 
-/// One file that was saved, this program's or fio's own.
+/// One saved file, from this program or from fio.
 public struct SavedResult: Sendable {
   /// For people.
   public let name: String
   /// Repeats, by what was run.
   fileprivate let groups: [(name: String, jobs: [SavedJob])]
-  /// Under what it was measured; `nil` in fio's own files.
+  /// The conditions of the measurement; `nil` in fio's own files.
   let conditions: Conditions?
   /// For display, after the name.
   let label: String
@@ -154,7 +154,7 @@ private struct SavedJob: Decodable, Sendable {
     return ([options["rw"] ?? jobname, block].compactMap { $0 } + counts).joined(separator: " ")
   }
 
-  /// What fio says of how it went to what.
+  /// What fio records about engine, cache and file.
   var label: String {
     let options = options ?? [:]
     let direct = options["direct"].map { $0 == "1" ? "direct" : "page cache" }
@@ -181,7 +181,7 @@ public struct Comparison: Sendable {
   }
 
   let lines: [Line]
-  /// Names and labels of both, and in what they differ.
+  /// The names and labels of both, and how they differ.
   private let head: String
 
   /// - Throws: the files have no run in common.

@@ -1,14 +1,14 @@
-/// Under what a result was measured: what has to be the same, or is the question, when two results are compared.
+/// The conditions of a measurement: what has to be equal, or is the question, when two results are compared.
 internal import CLinux
 internal import CVersion
 internal import Glibc
 public import VirtioBlkDevice
 
-/// As it goes to files with every result. What is not known is `nil`: a back-end behind a socket keeps its options to itself.
+/// Saved with every result. What is unknown is `nil`: a back-end behind a socket does not report its options.
 public struct Conditions: Codable, Sendable, Equatable {
   /// The engine that was used, never `auto`.
   public var engine: String?
-  /// Words of `--uring`; `nil` where the engine has no ring.
+  /// The words of `--uring`; `nil` if the engine has no ring.
   public var setup: String?
   /// The word of `--waiting`.
   public var waiting: String?
@@ -22,12 +22,12 @@ public struct Conditions: Codable, Sendable, Equatable {
   public var kernel: String
   public var processor: String
   public var processors: Int
-  /// Of the sources that this program was built from, where the build knew of one.
+  /// The commit that this program was built from, if the build knew it.
   public var commit: String?
-  /// Of the machine before the first measurement, a minute's mean.
+  /// The load of the machine before the first measurement, averaged over a minute.
   public var load: String
 
-  /// What is known of this machine and this program, and nothing of a disk.
+  /// The conditions of this machine and this program, without those of a disk.
   public init() {
     let model = ProcessFiles.text("/proc/cpuinfo")?.split(separator: "\n").first { $0.hasPrefix("model name") }
     processor = model?.split(separator: ":").last.map { String($0.drop { $0 == " " }) } ?? "unknown"
@@ -38,7 +38,7 @@ public struct Conditions: Codable, Sendable, Equatable {
     load = ProcessFiles.text("/proc/loadavg")?.split(separator: " ").first.map(String.init) ?? "unknown"
   }
 
-  /// Of a device in this process.
+  /// The conditions of a device in this process.
   public init(_ device: BlockDevice, setup: UringSetup, waiting: Waiting) {
     self.init()
     engine = device.engine.rawValue
@@ -54,7 +54,7 @@ public struct Conditions: Codable, Sendable, Equatable {
     holes = image.isBlockDevice ? nil : Self.holes(of: image.path)
   }
 
-  /// In one line: what tells two results apart first.
+  /// One line with what distinguishes two results best.
   public var label: String {
     let words: [String?] = [
       engine, setup.flatMap { $0 == UringSetup().words ? nil : $0 }, direct.map { $0 ? "direct" : "page cache" }, waiting,
@@ -64,7 +64,7 @@ public struct Conditions: Codable, Sendable, Equatable {
     return words.compactMap { $0 }.joined(separator: ", ")
   }
 
-  /// In what two results differ, beyond the figures: "engine: uring, aio".
+  /// How the conditions of two results differ: "engine: uring / aio".
   static func differences(_ first: Conditions, _ second: Conditions) -> [String] {
     func said(_ value: String?) -> String { value ?? "-" }
     let pairs: [(String, String, String)] = [
@@ -77,7 +77,7 @@ public struct Conditions: Codable, Sendable, Equatable {
     return pairs.filter { $0.1 != $0.2 }.map { "\($0.0): \($0.1) / \($0.2)" }
   }
 
-  /// What to tell who reads from an image with holes; `nil` when there is nothing to tell.
+  /// The warning for reads from an image with holes; `nil` if there is none.
   var holesWarning: String? {
     guard let holes, let imageSize, holes > 0 else { return nil }
     let share = Double(holes) / Double(max(imageSize, 1)) * 100

@@ -19,13 +19,13 @@ extension BenchmarkResult {
   static func encode(_ value: some Encodable) -> String {
     let encoder = JSONEncoder()
     encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
-    // Numbers that are not finite do not come out of counts and times.
+    // Counts and times never give numbers that are not finite.
     encoder.nonConformingFloatEncodingStrategy = .convertToString(positiveInfinity: "inf", negativeInfinity: "-inf", nan: "nan")
     guard let data = try? encoder.encode(value) else { preconditionFailure("plain values always encode") }
     return String(decoding: data, as: UTF8.self) + "\n"
   }
 
-  /// In fio's words, values as text.
+  /// The options by fio's names, with values as text.
   var jobOptions: [String: String] {
     let workload = options.workload
     var words = [
@@ -57,7 +57,7 @@ extension FioJob {
     switches = measurement.client.switches
     let levels = [1, 2, 4, 8, 16, 32]
     depthLevel = Self.depths(levels, workload.depth)
-    // Requests go out as they come back: the size of a batch is not the client's choice.
+    // Requests are submitted as answers come back: the client does not choose the size of a batch.
     depthSubmit = Self.depths([0, 4, 8, 16, 32], nil)
     depthComplete = Self.depths([0, 4, 8, 16, 32], nil)
     let buckets = LatencyBuckets(latencies)
@@ -145,15 +145,15 @@ struct Percentile {
   static let forPeople: [Percentile] = [50, 90, 99, 99.9, 100].map(Percentile.init)
 }
 
-/// fio's three lists of which share of requests took no longer than what.
+/// fio's three lists of the share of requests in each range of latency.
 struct LatencyBuckets {
   private static let steps: [UInt64] = [2, 4, 10, 20, 50, 100, 250, 500, 750, 1000]
   private(set) var nanoseconds: [String: Double] = [:]
   private(set) var microseconds: [String: Double] = [:]
   private(set) var milliseconds: [String: Double] = [:]
 
-  /// Each recorded value belongs to the first list entry above it, and to that one alone: asking the histogram for counts of
-  /// ranges would count a value twice whose bin lies across a limit.
+  /// Each recorded value belongs to the first list entry above it, and only to that one. Asking the histogram for counts of
+  /// ranges would count a value twice if its bin crosses a limit.
   init(_ latencies: Histogram<UInt64>) {
     let limits =
       Self.steps + Self.steps.map { $0 * 1000 } + Self.steps.map { $0 * 1_000_000 } + [2_000_000_000, UInt64.max]

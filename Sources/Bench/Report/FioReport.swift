@@ -1,5 +1,5 @@
-/// A result in the structure of fio 3's JSON, so that whatever reads fio reads this; what fio has no field for is in the
-/// object `vmm-blk` of each job.
+/// A result in the structure of fio 3's JSON, so that tools that read fio's output can read this; what fio has no field for is
+/// in the object `vmm-blk` of each job.
 internal import FoundationEssentials
 internal import Histogram
 
@@ -36,7 +36,7 @@ struct FioJob: Codable {
   var sync = FioSync()
   /// Milliseconds.
   var runtime: Int
-  /// Of the client, percent of one CPU.
+  /// CPU time of the client, in percent of one CPU.
   var userCPU: Double
   var systemCPU: Double
   /// Context switches of the client.
@@ -82,7 +82,7 @@ struct FioJob: Codable {
 struct FioDirection: Codable {
   var bytes: UInt64 = 0
   var kibibytes: UInt64 = 0
-  /// A second.
+  /// Per second.
   var bandwidthBytes: UInt64 = 0
   var bandwidthKibibytes: UInt64 = 0
   var iops = 0.0
@@ -93,7 +93,7 @@ struct FioDirection: Codable {
   var dropped = 0
   /// From the decision to issue a request to its submission; a ring in memory has no such time.
   var submission = FioLatency()
-  /// From submission to completion, and the same again as the whole.
+  /// From submission to completion, and the same again as the total latency.
   var completion = FioLatency()
   var latency = FioLatency()
   var bandwidth = FioSamples()
@@ -167,7 +167,7 @@ struct FioDirection: Codable {
   }
 }
 
-/// A few numbers that were taken in the course of a run.
+/// Summary of a few samples taken during a run.
 struct FioSamples {
   var minimum = 0.0
   var maximum = 0.0
@@ -215,15 +215,15 @@ struct FioLatency: Codable {
   }
 }
 
-/// What fio does not know of.
+/// Results that fio has no field for.
 struct BenchExtra: Codable {
-  /// Of what was measured, for readers.
+  /// The name of what was measured, for people.
   var target: String
   var iops: Double
-  /// Processor microseconds for each request; absent where they cannot be known.
+  /// CPU time per request, in microseconds; absent if unknown.
   var backendMicroseconds: Double?
   var clientMicroseconds: Double
-  /// Context switches and system calls of the back-end for each request.
+  /// Context switches and system calls of the back-end per request.
   var backendSwitches: Double?
   var systemCalls: Double?
   var kicks: Double

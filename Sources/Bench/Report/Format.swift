@@ -1,7 +1,7 @@
-/// Numbers for readers.
+/// Numbers as text for people.
 
 enum Format {
-  /// With `digits` digits behind the point.
+  /// With `digits` digits after the decimal point.
   static func fixed(_ value: Double, _ digits: Int) -> String {
     guard value.isFinite else { return "-" }
     var scale = 1.0

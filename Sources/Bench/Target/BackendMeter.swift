@@ -1,12 +1,12 @@
-/// What the other side costs: CPU time, context switches, system calls, wherever they can be seen.
+/// What the back-end costs: CPU time, context switches and system calls, as far as they can be measured.
 internal import CLinux
 internal import Glibc
 internal import VirtioBlkDevice
 internal import VirtioCore
 
-/// Totals at one moment; what cannot be known is `nil`.
+/// Totals at one moment; what is unknown is `nil`.
 struct BackendSample: Sendable {
-  /// Nanoseconds, with the kernel's I/O workers for the process.
+  /// Nanoseconds, including the kernel's I/O workers for the process.
   var cpu: UInt64?
   /// Context switches.
   var switches: UInt64?
@@ -16,7 +16,7 @@ struct BackendSample: Sendable {
   func since(_ before: BackendSample) -> BackendSample {
     func difference(_ path: KeyPath<BackendSample, UInt64?>) -> UInt64? {
       guard let now = self[keyPath: path], let then = before[keyPath: path] else { return nil }
-      // Threads that ended take their numbers with them.
+      // The counts of threads that ended are gone.
       return now >= then ? now - then : 0
     }
     return BackendSample(
@@ -25,9 +25,9 @@ struct BackendSample: Sendable {
 }
 
 protocol BackendMeter: Sendable {
-  /// The process that is measured, where it is another.
+  /// The process that is measured, if it is another one.
   var process: Int32? { get }
-  /// The samples contain what the client's own threads and the caller's cost, too.
+  /// The samples include the cost of the client's threads and the caller's.
   var includesClient: Bool { get }
   /// Reading the switches of a thousand threads takes a tenth of a second, so the process's clock has to be read on the
   /// side where the measured time lies.
@@ -69,7 +69,7 @@ struct OwnProcessMeter: BackendMeter {
 
 /// What /proc says of a process.
 enum ProcessFiles {
-  /// Context switches of all threads that are there now.
+  /// Context switches of all threads that exist now.
   static func switches(of process: Int32) -> UInt64? {
     let tasks = tasks(of: process)
     guard !tasks.isEmpty else { return nil }

@@ -1,11 +1,11 @@
-/// The ceiling: a thread that answers every request with OK and does nothing else. It is written apart from any device here,
-/// so that what it shows is what the client can do.
+/// The ceiling: a thread that answers every request with OK and does nothing else. It shares no code with any device here, so
+/// that it shows only what the client can do.
 internal import GuestDriver
 internal import Synchronization
 internal import SystemPackage
 internal import VirtioCore
 
-/// Rings in memory of this process, without any bus.
+/// Rings in memory of this process, without any transport.
 final class Echo {
   let setups: [QueueSetup]
   private let memory: DriverMemory
@@ -17,8 +17,8 @@ final class Echo {
   /// Starts at once.
   ///
   /// - Parameters:
-  ///   - features: what the driver uses.
-  ///   - cpu: to run on.
+  ///   - features: those that the driver uses.
+  ///   - cpu: where to run.
   init(_ workload: Workload, ringSize: Int?, features: FeatureSet, cpu: Int?) throws(BenchError) {
     let memory = try Target.memory(workload, ringSize: ringSize, regions: 1)
     let needed = features.contains(.indirectDescriptors) ? workload.depth : 3 * workload.depth
@@ -55,7 +55,7 @@ final class Echo {
   }
 }
 
-/// The device's end of one ring, in as few steps as there can be. The driver is our own and trusted.
+/// The device's end of one ring, in as few steps as possible. The driver is ours and trusted.
 @safe
 private struct EchoRing: @unchecked Sendable {
   private let guest: UnsafeMutableRawPointer
@@ -72,7 +72,7 @@ private struct EchoRing: @unchecked Sendable {
     unsafe available = try window.host(layout.availableRing, count: RingLayout.availableRingBytes(layout.size))
     unsafe used = try window.host(layout.usedRing, count: RingLayout.usedRingBytes(layout.size))
     size = layout.size
-    // No kicks: with event indices a stale one says so.
+    // No kicks are wanted; with event indices, a stale index already says so.
     if !hasEventIndex { unsafe SharedCell<UInt16>(used).storeRelaxed(1) }
   }
 
@@ -95,7 +95,7 @@ private struct EchoRing: @unchecked Sendable {
     unsafe SharedCell<UInt16>(used + 2).storeRelease(seen)
   }
 
-  /// Of three: header, data, status.
+  /// The last of three descriptors: header, data, status.
   @inline(__always)
   private func lastDescriptor(of head: UInt16) -> UnsafeMutableRawPointer {
     let first = unsafe table + 16 &* Int(head)
@@ -106,9 +106,9 @@ private struct EchoRing: @unchecked Sendable {
 }
 
 extension Echo {
-  /// What the client can do at most, requests per second.
+  /// The most that the client can do, in requests per second.
   ///
-  /// - Parameter cpu: where the back-end runs otherwise.
+  /// - Parameter cpu: where the back-end would run.
   static func ceiling(
     _ workload: Workload, ringSize: Int?, features: FeatureSet, options: RunOptions, cpu: Int?, seconds: Double
   ) throws(BenchError) -> Double {
@@ -128,7 +128,7 @@ extension Echo {
     var options = options
     options.rampTime = ramp
     options.runtime = seconds
-    // The echo calls nobody.
+    // The echo never calls.
     options.sleeps = false
     let echo = try Echo(workload, ringSize: ringSize, features: features, cpu: cpu)
     defer { echo.stop() }

@@ -1,4 +1,4 @@
-/// Counts the system calls of another process with perf, where it is there and allowed.
+/// Counts the system calls of another process with perf, if it is installed and allowed.
 internal import CLinux
 internal import Glibc
 internal import VirtioCore
@@ -24,7 +24,7 @@ final class SystemCallCounter {
       for index in words.indices { unsafe free(arguments[index]) }
       unsafe arguments.deallocate()
     }
-    // What perf prints for users is not for this program's output.
+    // Keep perf's own messages out of this program's output.
     var actions = unsafe posix_spawn_file_actions_t()
     unsafe posix_spawn_file_actions_init(&actions)
     defer { unsafe posix_spawn_file_actions_destroy(&actions) }
@@ -39,7 +39,7 @@ final class SystemCallCounter {
   }
 
   /// Ends the counting.
-  /// - Returns: system calls a second; `nil` when perf was not allowed to count.
+  /// - Returns: system calls per second; `nil` if perf was not allowed to count.
   func stop() -> Double? {
     kill(perf, SIGINT)
     var status: Int32 = 0

@@ -1,4 +1,4 @@
-/// A disk to measure, brought up to where its queues can be set up, and the way to what it costs.
+/// A disk to measure, initialized up to the setup of its queues, and the meter of its cost.
 public import GuestDriver
 internal import VirtioCore
 
@@ -18,7 +18,7 @@ public final class Target {
   ///
   /// - Parameters:
   ///   - jobs: queues to use.
-  ///   - ringSize: entries; `nil`: as many as the depth needs, at least 128 where the device has that many.
+  ///   - ringSize: entries; `nil`: as many as the depth needs, at least 128 if the device has that many.
   init(
     _ transport: any DriverTransport, name: String, workload: Workload, ringSize: Int?, ring: RingFormat = .split,
     avoiding features: FeatureSet, meter: any BackendMeter
@@ -42,7 +42,7 @@ public final class Target {
       let bytes = try transport.readConfiguration(at: 0, count: 60)
       let config = BlockConfig(bytes, offered: session.offered)
       let (capacity, overflow) = config.capacity.multipliedReportingOverflow(by: 512)
-      guard !overflow else { throw .badRequest("the disk says that it has \(config.capacity) sectors, which cannot be") }
+      guard !overflow else { throw .badRequest("the disk reports \(config.capacity) sectors, which is impossible") }
       self.capacity = capacity
       logicalBlock = config.logicalBlock
       available = session.offered.contains(BlockFeature.multiQueue) ? Int(config.queues ?? 1) : 1
@@ -53,7 +53,7 @@ public final class Target {
     guard !workload.pattern.writes || !isReadOnly else { throw .readOnlyDisk(workload.pattern) }
   }
 
-  /// Queues of the device.
+  /// The number of queues of the device.
   private let available: Int
 
   /// Sets the queues up; the device serves them from now on.
@@ -76,10 +76,10 @@ public final class Target {
   static func memorySize(_ workload: Workload, ringSize: Int?, regions: Int) -> Int {
     let ring = max(ringSize ?? 0, powerOfTwo(atLeast: 3 * workload.depth), 128)
     let rings = 26 * ring + (3 << 12) + 8192
-    // Aligned to pages and with guards around: two pages more for each slot.
+    // Page-aligned with guards around: two more pages for each slot.
     let slots = workload.depth * (workload.blockSize + 8192 + 128)
     let bytes = workload.jobs * (rings + slots) + (1 << 20)
-    // A region must hold the largest piece, and what falls to it when pieces go round.
+    // A region must hold the largest piece, and its share when pieces are distributed in turn.
     let largest = max(rings, workload.blockSize + 8192, 128 * workload.depth + 4096)
     return ((bytes + regions - 1) / regions + 2 * largest + 4095) / 4096 * 4096
   }

@@ -1,4 +1,4 @@
-/// The ways to a disk.
+/// The ways to reach a disk.
 internal import CLinux
 public import GuestDriver
 internal import MemoryFile
@@ -14,7 +14,7 @@ public enum TargetChoice: Sendable {
   case memoryFile(path: String)
   /// A device in this process.
   case device(BlockDevice, name: String)
-  /// Nothing but the client itself and an echo.
+  /// Only the client itself, against an echo.
   case echo
 }
 
@@ -24,14 +24,14 @@ public struct TargetOptions: Sendable {
   public var ringSize: Int?
   /// Pieces that guest memory is cut into, 1 … 509; a memory file has its own.
   public var memoryRegions = 1
-  /// Do without these, although the device offers them.
+  /// Use these features if the device offers them.
   public var usesIndirect = true
   public var usesEventIndex = true
-  /// The format of the rings; a device that has no packed ones cannot be measured with them.
+  /// The format of the rings; a device without packed rings cannot be measured with them.
   public var ring = RingFormat.split
   /// Keep the back-end's in-flight records for it, as virtual machine monitors do; for a socket.
   public var keepsRecords = false
-  /// Let the back-end note all pages that it writes to, as while a guest is moved; for a socket.
+  /// Let the back-end log all pages that it writes to, as during a live migration; for a socket.
   public var logsWrites = false
   /// The process to watch; `nil`: the one that listens on the socket or has the file open.
   public var backendProcess: Int32?
@@ -47,7 +47,7 @@ public struct TargetOptions: Sendable {
 }
 
 extension Target {
-  /// Connects and negotiates. - Precondition: not `.echo`, which is no disk.
+  /// Connects and negotiates. - Precondition: not `.echo`, which is not a disk.
   static func open(_ choice: TargetChoice, workload: Workload, options: TargetOptions) throws(BenchError) -> Target {
     do throws(DriverError) {
       switch choice {
@@ -67,7 +67,7 @@ extension Target {
           throw DriverError.refused("\(error)")
         }
         return try wrap(transport, name, workload, options, OwnProcessMeter(device: device))
-      case .echo: preconditionFailure("an echo is no disk")
+      case .echo: preconditionFailure("an echo is not a disk")
       }
     } catch {
       if case .badRequest(let what) = error { throw .target(what) }

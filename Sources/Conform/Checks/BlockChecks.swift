@@ -98,14 +98,14 @@ extension Check {
       let second = try bench.perform(.identify, into: [7, 13, 1])
       try expect(second.data == first, "the identity is \(second.data) in pieces and \(first) in one")
       let text = first.prefix { $0 != 0 }
-      try expect(text.allSatisfy { (0x20...0x7e).contains($0) }, "the identity is no ASCII: \(first)")
+      try expect(text.allSatisfy { (0x20...0x7e).contains($0) }, "the identity is not ASCII: \(first)")
       let rest = first.dropFirst(text.count)
       try expect(rest.allSatisfy { $0 == 0 }, "the identity is not padded with NULs: \(first)")
       return .kept(String(decoding: text, as: UTF8.self))
     },
     Check("flush", "bad.30", "FLUSH is answered, whatever its sector says, also with nothing to flush.") { bench in
       try bench.start(Plan(queues: 1))
-      // Nobody owes an OK to a driver that was not offered FLUSH.
+      // No device owes an OK to a driver that was not offered FLUSH.
       let isOffered = bench.facts.offered.contains(BlockFeature.flush)
       for _ in 0..<2 {
         let plain = try bench.perform(.flush)
@@ -299,13 +299,13 @@ extension Check {
         let answer = try bench.perform(.read(sector: 0, bytes: length))
         try expect(answer.status == 1 || answer.status == 2, "IN of \(length) bytes was answered with \(answer.words)")
       }
-      guard !bench.facts.isReadOnly else { return .rejected("IN alone") }
+      guard !bench.facts.isReadOnly else { return .rejected("IN only") }
       let before = try bench.good(bench.read(0, blocks: 2)).data
       for length in [1, 513] {
         let answer = try bench.perform(.write(sector: 0, bench.pattern(length)))
         try expect(answer.status == 1 || answer.status == 2, "OUT of \(length) bytes was answered with \(answer.words)")
       }
-      try expect(try bench.good(bench.read(0, blocks: 2)).data == before, "an OUT that failed has written")
+      try expect(try bench.good(bench.read(0, blocks: 2)).data == before, "an OUT that failed wrote data")
       return .rejected("IOERR or UNSUPP each time")
     },
     Check("nothing-to-read", "bad.22", "IN and OUT without data are answered, one way or the other.") { bench in
@@ -341,7 +341,7 @@ extension Check {
       let outcome = try bench.outcome(of: out)
       let life = try bench.alive(after: "OUT with writable data")
       try bench.start()
-      try expect(try bench.good(bench.read(0)).data == before, "OUT with writable data has written")
+      try expect(try bench.good(bench.read(0)).data == before, "OUT with writable data wrote data")
       var into = try bench.make(BlockRequest(type: .read, sector: 0, payload: bench.pattern(bench.block)))
       bench.post(&into)
       let second = try bench.outcome(of: into)
@@ -393,7 +393,7 @@ extension Bench {
     var looks = 0
     while true {
       looks += 1
-      do { try hand.look() } catch { return "a strange answer" }
+      do { try hand.look() } catch { return "an invalid answer" }
       if hand.take(posted.id) != nil { break }
       failed = (try? hasFailed(queue, milliseconds: 0)) ?? true
       if failed || attachedIsStepped && looks > 3 || .now >= end { return failed ? "the queue stopped" : "no answer" }

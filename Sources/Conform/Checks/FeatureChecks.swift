@@ -3,10 +3,10 @@ internal import GuestDriver
 internal import VirtioCore
 
 extension Check {
-  /// What a block device can honour: its own bits, those of transports and rings, and what a legacy one had.
+  /// The features that a block device can have: its own bits, those of transports and rings, and those of legacy devices.
   private static let known = FeatureSet(rawValue: 0x0003_fef7 | 1 << 24 | 1 << 27 | 3 << 28 | 0x0bdf << 32)
 
-  /// A device may refuse such a choice, and may accept it and not work (virtio 6.2). It has to be there for the next driver.
+  /// A device may refuse such a choice, or accept it and not work (virtio 6.2). But it has to serve the next driver.
   private static func declined(_ feature: FeatureSet, _ bench: Bench) throws -> Seen {
     let name = bench.names(feature)
     let seen = try Self.service(of: bench.choice(Plan(without: feature)), bench)
@@ -17,7 +17,7 @@ extension Check {
     return .kept("without \(name): \(seen); the next driver accepts it and is served")
   }
 
-  /// What a driver gets that accepted some features: service, or no more than a refusal.
+  /// What a driver gets that accepted some features: service, or a refusal.
   private static func service(of features: FeatureSet, _ bench: Bench) throws -> String {
     do {
       guard try bench.negotiate(features) else { return "refused" }
@@ -67,7 +67,7 @@ extension Check {
       "unoffered-is-refused", "feat.3", "A feature that was not offered keeps FEATURES_OK from staying set.", rings: .once,
       needs: [.modern, .status]
     ) { bench in
-      // Also of a kind that a driver knows well.
+      // Including bits that a driver knows well.
       for bit in [61, 3, 16, 33] where !bench.facts.offered.contains(FeatureSet(bit: bit)) {
         let taken = try bench.negotiate(bench.choice(Plan()).union(FeatureSet(bit: bit)))
         try expect(!taken, "FEATURES_OK stayed set with bit \(bit), which was not offered")
@@ -206,9 +206,9 @@ extension Check {
       }
       try bench.start(Plan(queues: 1))
       var late = try transport.readConfiguration(at: 0, count: 60)
-      // The cache mode is what follows from the negotiation.
+      // The cache mode depends on the negotiation.
       (early[32], late[32]) = (0, 0)
-      try expect(early == late, "a field is another one after DRIVER_OK: \(early) and \(late)")
+      try expect(early == late, "a field differs after DRIVER_OK: \(early) and \(late)")
       return .kept()
     },
     Check(
@@ -218,13 +218,13 @@ extension Check {
     ) { bench in
       let transport = try bench.transport()
       let whole = try transport.readConfiguration(at: 0, count: 60)
-      // Over vhost-user it is the front-end that cuts what a driver reads out of the whole; vu.config.1 has the messages.
+      // Over vhost-user, the front-end cuts what a driver reads out of the whole; vu.config.1 covers the messages.
       for place in stride(from: 0, to: bench.subject.bus == .vhostUser ? 0 : 60, by: 3) {
         let byte = try transport.readConfiguration(at: place, count: 1)
         try expect(byte == [whole[place]], "byte \(place) is \(whole[place]), and \(byte) when it is read alone")
       }
       try bench.start(Plan(queues: 1))
-      // Big-endian, the last block would be far away.
+      // If the field were big-endian, the last block would be elsewhere.
       try bench.good(bench.read(bench.capacity - bench.step))
       let beyond = try bench.perform(bench.read(bench.capacity))
       try expect(beyond.status == 1, "the sector after the last was answered with \(beyond.words)")
@@ -258,7 +258,7 @@ extension Check {
       for _ in 0..<16 {
         _ = try transport.readConfiguration(at: 0, count: 8)
         let now = try transport.configurationGeneration()
-        try expect(now == first, "the generation went from \(first) to \(now), and nothing had changed")
+        try expect(now == first, "the generation went from \(first) to \(now) although nothing had changed")
       }
       return .kept()
     },
@@ -333,7 +333,7 @@ extension Check {
         try bench.start(Plan(queues: 1))
         let now = try bench.transport().readConfiguration(at: 0, count: 32)
         try expect(
-          now == Array(bench.facts.configuration.prefix(32)), "the driver changed byte \(place), which is not its to change")
+          now == Array(bench.facts.configuration.prefix(32)), "the driver could change byte \(place), which is read-only")
         try bench.good(bench.harmless)
       }
       return .rejected("nothing changed")
@@ -349,6 +349,6 @@ extension Check {
 }
 
 extension Bench {
-  /// The writeback field, out of the whole.
+  /// The writeback field, from a read of the whole configuration.
   func cacheMode() throws -> UInt8 { try transport().readConfiguration(at: 0, count: 60)[32] }
 }

@@ -1,4 +1,4 @@
-/// How requests may be cut into descriptors (virtio 2.6.4, 2.6.5.3, 2.7.6, 2.7.7), and what is written where.
+/// How requests may be split into descriptors (virtio 2.6.4, 2.6.5.3, 2.7.6, 2.7.7), and what is written where.
 internal import GuestDriver
 internal import VirtioCore
 
@@ -104,7 +104,7 @@ extension Check {
       let expected = try bench.good(bench.read(0)).data
       var posted = try bench.make(bench.read(0), out: [8, 8], into: [bench.block / 2, bench.block / 2, 1])
       if bench.format == .split {
-        // The links alone say the order: entries 0, 3, 1, 4, 2.
+        // Only the links define the order: entries 0, 3, 1, 4, 2.
         let places = [0, 3, 1, 4, 2]
         var table = posted.chain
         for (number, place) in places.enumerated() {
@@ -117,7 +117,7 @@ extension Check {
         }
         posted.chain = [try bench.indirect(table, linked: false)]
       } else {
-        // IDs and all flags but WRITE mean nothing there.
+        // IDs and all flags but WRITE have no meaning there.
         var table = posted.chain
         for place in table.indices {
           table[place].next = 0xbeef &+ UInt16(place)
@@ -180,7 +180,7 @@ extension Check {
     ) { bench in
       try bench.start(Plan(queues: 1))
       for request in [bench.read(0), bench.read(0, blocks: 3), .identify, .flush, bench.read(bench.capacity)] {
-        // Twice over other bytes: what is the same in both was written.
+        // Twice over different bytes: what is equal in both was written.
         var seen: [[UInt8]] = []
         var length = 0
         for filler: UInt8 in [0x11, 0xee] {
@@ -224,9 +224,9 @@ extension Check {
       var posted = try bench.make(bench.read(0))
       posted.chain[1].address = border.rawValue
       bench.post(&posted)
-      let used = try bench.awaitUsed(posted.id, "a read over the border of two regions")
+      let used = try bench.awaitUsed(posted.id, "a read across the border of two regions")
       try expect(posted.status == 0, "the answer was status \(posted.status), used length \(used.length)")
-      try expect(memory.bytes(at: border, count: bench.block) == expected, "other data came than into one region")
+      try expect(memory.bytes(at: border, count: bench.block) == expected, "the data differs from a read into one region")
       return .kept()
     },
   ]

@@ -1,10 +1,10 @@
-/// Rings and chains that no driver may make. Nothing says what a device does with them, but that it lives.
+/// Rings and chains that no driver may make. The specification does not say what a device does with them, but it has to
+/// survive.
 internal import GuestDriver
 internal import VirtioCore
 
 extension Bench {
-  /// Offers a chain that is wrong, and looks whether the device is alive afterwards and nothing was written where it must not
-  /// be.
+  /// Offers an invalid chain, and checks that the device is alive afterwards and wrote nothing where it must not.
   func feed(_ chain: [RawDescriptor], after what: String) throws -> Seen {
     let memory = try memory()
     memory.poisonFreeMemory()
@@ -14,14 +14,16 @@ extension Bench {
     return try verdict(what, memory)
   }
 
-  /// The same for what has been put into the first ring already.
+  /// The same for a chain that is in the first ring already.
   func verdict(_ what: String, _ memory: DriverMemory) throws -> Seen {
     let hand = hands[0]
     settle()
     let failed = (try? hasFailed(0, milliseconds: 0)) ?? true
-    if let place = memory.damageOutside() { throw Trouble.broken("\(what): the device wrote to \(place), which was nobody's") }
+    if let place = memory.damageOutside() {
+      throw Trouble.broken("\(what): the device wrote to \(place), which was not allocated")
+    }
     let usedBefore = hand.usedCount
-    // A strange answer to a strange chain is none of a driver's worries.
+    // An invalid answer to an invalid chain does not matter.
     try? hand.look()
     let answered = hand.usedCount - usedBefore
     let life = try alive(after: what)
@@ -247,7 +249,9 @@ extension Check {
               usedRing: GuestAddress(addresses[2]))
             do {
               try transport.reset()
-              guard try bench.negotiate(bench.features) else { throw Trouble.broken("the device refuses what it took before") }
+              guard try bench.negotiate(bench.features) else {
+                throw Trouble.broken("the device refuses what it accepted before")
+              }
               _ = try transport.findQueues([wrong])
               try transport.setStatus(bench.status.union(.driverOK))
               bench.settle()
@@ -272,7 +276,9 @@ extension Check {
           let transport = try bench.transport()
           do {
             try transport.reset()
-            guard try bench.negotiate(bench.features) else { throw Trouble.broken("the device refuses what it took before") }
+            guard try bench.negotiate(bench.features) else {
+              throw Trouble.broken("the device refuses what it accepted before")
+            }
             _ = try transport.findQueues([
               QueueConfiguration(
                 size: size, descriptorTable: layout.descriptorTable, availableRing: layout.availableRing,
@@ -319,7 +325,7 @@ extension Check {
       for round in 0..<200 {
         var posted = try bench.make(bench.read(0))
         bench.post(&posted)
-        // From an IN of the first block to one far behind the end, and back.
+        // From an IN of the first block to one far beyond the end, and back.
         for flip in 0..<20 { posted.readable.store(bench.littleEndian(flip % 2 == 0 ? UInt64.max >> 9 : 0), at: 8) }
         posted.readable.store(bench.littleEndian(UInt64(0)), at: 8)
         let answer = try bench.answer(posted)

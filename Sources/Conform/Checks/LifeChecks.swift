@@ -68,7 +68,7 @@ extension Check {
       try bench.start(Plan(queues: 1, waits: true))
       _ = bench.hands[0].takeCalls()
       var posted = try bench.make(bench.harmless)
-      // A call at set-up is a habit of back-ends; one for a request is not.
+      // Back-ends may call during setup, but not for a request.
       bench.settle()
       _ = bench.hands[0].takeCalls()
       bench.post(&posted)
@@ -195,16 +195,16 @@ extension Check {
 }
 
 extension Bench {
-  /// The limit, for calls that count milliseconds.
+  /// The time limit, for methods that take milliseconds.
   var patience: Int { attachedIsStepped ? 0 : Int(settings.limit / .milliseconds(1)) }
 
-  /// Breaks queue 0 in a way that no device can survive.
+  /// Breaks queue 0 in a way that no device can continue from.
   func breakRing() throws {
     let hand = hands[0]
     switch hand.raw {
     case .split(let ring): ring.availableIndex.storeRelease(ring.availableIndex.loadRelaxed() &+ hand.size &+ 100)
     case .packed:
-      // A table that refers to a table; where there are none, a buffer that is nowhere.
+      // A table that refers to a table; without indirect tables, a buffer outside memory.
       let inner = try indirect([RawDescriptor(address: 1 << 45, length: 16)])
       hand.offer([try indirect([inner])])
     }

@@ -46,7 +46,7 @@ extension Check {
       let offsets = RingLayout.legacyOffsets(layout.size, alignment: 4096)
       try expect(
         layout.usedRing.rawValue - layout.descriptorTable.rawValue == UInt64(offsets.used),
-        "the driver did not lay it out so: a mistake of ours")
+        "the driver did not lay the ring out like this: a mistake of this program")
       for number in 0..<20 { try bench.good(bench.read(UInt64(number) * bench.step)) }
       return .kept("\(layout.size) entries")
     },
@@ -303,7 +303,7 @@ extension Check {
       for offset in stride(from: UInt32(0), to: 0x140, by: 1) {
         for width in [1, 2, 4, 8] {
           _ = try? port.read(offset, width)
-          // What is written is 0 or what is there: it is no attack on the driver itself.
+          // Only some registers are written: this is not an attack on the driver itself.
           if isPCI ? offset >= 0x100 : offset != 0x070 && offset < 0x100 {
             try? port.write(offset, width, 0xffff_ffff_ffff_ffff)
           }

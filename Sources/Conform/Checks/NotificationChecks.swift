@@ -1,10 +1,10 @@
-/// Kicks and calls (virtio 2.3, 2.6.7, 2.6.10, 2.7.10): when they have to come, when they must not, and that nothing is
-/// stranded.
+/// Kicks and calls (virtio 2.3, 2.6.7, 2.6.10, 2.7.10): when they have to come, when they must not, and that no request gets
+/// stuck.
 internal import GuestDriver
 internal import VirtioCore
 
 extension Bench {
-  /// Makes requests one after the other without taking calls, and says how many calls came in the meantime.
+  /// Makes requests one after the other without taking calls, and returns how many calls came in the meantime.
   fileprivate func calls(during count: Int) throws -> Int {
     _ = hands[0].takeCalls()
     for number in 0..<count { try good(read(UInt64(number % 8) * step)) }
@@ -256,7 +256,7 @@ extension Check {
           if hand.finished[posted.id] != nil { isDone = true }
           return isDone
         }
-        try expect(came, "round \(round): the request is used, and no call said so")
+        try expect(came, "round \(round): the request is used, and no call came")
         _ = hand.take(posted.id)
       }
       return .kept()
@@ -282,7 +282,7 @@ extension Bench {
     for round in 0..<rounds {
       let old = hand.mark
       let id = hand.offer(chain)
-      // The kick is decided on after the index is out (virtio 2.6.13.4.1).
+      // The kick is decided on after the index is published (virtio 2.6.13.4.1).
       fullFence()
       if hand.wantsKick(from: old, eventIndex: eventIndex) {
         hand.kick()

@@ -118,7 +118,7 @@ extension Check {
       try bench.start(Plan(queues: 1, size: 8))
       let hand = bench.hands[0]
       let ring = hand.packed
-      // In the first lap AVAIL is 1 and USED 0; all other marks say that it is not the device's.
+      // In the first lap AVAIL is 1 and USED is 0; all other marks mean that the device does not own the descriptor.
       for marks: UInt16 in [0x0000, 0x8080, 0x8000] {
         let posted = try bench.make(bench.harmless)
         for (place, descriptor) in posted.chain.enumerated() {
@@ -133,7 +133,7 @@ extension Check {
         )
       }
       for _ in 0..<6 { try bench.good(bench.harmless) }
-      // And what the laps before left is nobody's.
+      // Nor is what earlier laps left the device's.
       let used = hand.usedCount
       hand.kick()
       bench.settle()
@@ -168,7 +168,7 @@ extension Check {
       for round in 0..<200 {
         var posted = try bench.make(bench.read(0))
         if bench.format == .split {
-          // What was there before, so that a late length shows.
+          // A known value, so that a late length shows.
           hand.split.usedLength(hand.split.usedIndex.loadRelaxed()).storeRelaxed(0xdead)
         }
         bench.post(&posted)
@@ -189,7 +189,7 @@ extension Check {
       for round in 0..<10 {
         var batch: [Posted] = []
         for number in 0..<8 {
-          // Quick ones behind slow ones.
+          // Fast ones after slow ones.
           let request = number % 2 == 0 ? bench.read(UInt64(round) * bench.step, blocks: 16) : BlockRequest.identify
           var posted = try bench.make(request)
           posted.id = hand.offer(posted.chain, isHeld: true)
@@ -227,7 +227,7 @@ extension Check {
       }
       for word: UInt16 in [0, 1, 0x7fff, 0xffff] {
         var posted = try bench.make(bench.harmless)
-        // A device that is still looking at the ring would find the request without any kick.
+        // A device that is still polling the ring would find the request without any kick.
         bench.settle()
         bench.post(&posted, kicks: false)
         register.write(queue: 0, next: word)

@@ -1,8 +1,8 @@
-/// virtio-pci (virtio 4.1): what a kernel's PCI core and its virtio driver look at.
+/// virtio-pci (virtio 4.1): what a kernel's PCI core and its virtio driver use.
 internal import GuestDriver
 internal import VirtioCore
 
-/// A function by its spaces: 0 is its configuration space, 1 + n is BAR n, in the words of a memory file's mailbox.
+/// A function by its spaces: 0 is its configuration space, 1 + n is BAR n, as in a memory file's mailbox.
 struct PCIWindow {
   let port: any RegisterPort
 
@@ -12,7 +12,7 @@ struct PCIWindow {
   struct Capability: Sendable {
     var at: UInt32
     var id: UInt8
-    /// Of virtio's own: cfg_type.
+    /// The cfg_type of a virtio capability.
     var type: UInt8
     var length: UInt8
     var bar: UInt8
@@ -20,7 +20,7 @@ struct PCIWindow {
     var size: UInt32
   }
 
-  /// All of them, in the order of the list.
+  /// All capabilities, in the order of the list.
   func capabilities() throws -> [Capability] {
     var found: [Capability] = []
     guard try config(0x06, 2) & 0x10 != 0 else { return [] }
@@ -65,7 +65,7 @@ struct PCIWindow {
 
   func selectQueue(_ queue: Int) throws { try setCommon(0x16, 2, UInt64(queue)) }
 
-  /// MSI-X: the capability's place, and how many vectors there are.
+  /// The offset of the MSI-X capability, and the number of vectors; `nil` if there is none.
   func vectors() throws -> (at: UInt32, count: Int)? {
     guard let found = try capabilities().first(where: { $0.id == 0x11 }) else { return nil }
     return (found.at, Int(try config(found.at + 2, 2) & 0x7ff) + 1)
@@ -77,7 +77,7 @@ extension Bench {
 }
 
 extension Check {
-  /// What is looked at without bringing the device up: a field and what it has to be.
+  /// A check of fields that does not bring the device up first.
   private static func look(
     _ name: String, _ clauses: String, _ title: String, needs: [Need] = [.pciModern],
     _ body: @escaping @Sendable (PCIWindow, Bench) throws -> String
@@ -118,7 +118,7 @@ extension Check {
       needs: [.pciLegacy]
     ) { pci, bench in
       let kind = try pci.config(0x10, 4)
-      try expect(kind & 1 == 1, "BAR 0 reads 0x\(String(kind, radix: 16)), which is no I/O")
+      try expect(kind & 1 == 1, "BAR 0 reads 0x\(String(kind, radix: 16)), which is not I/O")
       let features = try pci.port.read(pci.bar(0, 0), 4)
       try expect(
         features & (1 << 9) != 0 || !bench.facts.offered.contains(BlockFeature.flush),

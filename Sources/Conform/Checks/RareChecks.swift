@@ -1,4 +1,4 @@
-/// What drivers seldom do and devices seldom see: legal oddities, and mistakes that take two to make.
+/// What drivers seldom do and devices seldom see: legal oddities, and combinations of mistakes.
 internal import GuestDriver
 internal import VirtioCore
 
@@ -73,7 +73,7 @@ extension Check {
         var one: QueueConfiguration?
         let posted = try bench.make(bench.harmless)
         try transport.reset()
-        guard try bench.negotiate(bench.features) else { throw Trouble.broken("the device refuses what it took before") }
+        guard try bench.negotiate(bench.features) else { throw Trouble.broken("the device refuses what it accepted before") }
         do {
           try bench.makeQueues(2) { ring in
             let first = one ?? ring.layout.configuration
@@ -103,7 +103,7 @@ extension Check {
         let posted = try bench.make(bench.read(0))
         let what = "a table \(shift) bytes after a multiple of 16"
         let seen = try bench.feed([try bench.indirect(posted.chain, shift: shift)], after: what).words
-        try expect(posted.status != 0 || posted.data == expected, "\(what): other data were read")
+        try expect(posted.status != 0 || posted.data == expected, "\(what): different data was read")
         words.append("\(shift): \(seen)")
       }
       return .rejected(words.joined(separator: "; "))

@@ -27,12 +27,12 @@ extension Check {
           for number in 0..<5 { try bench.good(bench.read(UInt64(number) * bench.step), on: queue) }
         }
         try bench.suspend()
-        // Nothing follows from asking again.
+        // Asking again has no effect.
         if round % 2 == 1 { try bench.transport().setStatus(bench.status.union(.suspend)) }
         try bench.resume()
       }
       for queue in bench.hands.indices { try bench.good(bench.harmless, on: queue) }
-      // A reset is the other way out.
+      // A reset ends the suspension, too.
       try bench.suspend()
       try bench.start(Plan(queues: 1))
       try bench.good(bench.harmless)
@@ -62,7 +62,7 @@ extension Check {
     },
     Check(
       "suspension-drains", "suspend.10 suspend.11",
-      "When the device says that it is suspended, all that it began is used, and it begins nothing more.",
+      "When the device says that it is suspended, everything that it began is used, and it begins nothing more.",
       needs: [.offered(.suspend), .modern, .registers]
     ) { bench in
       try bench.start(Plan(adding: .suspend, size: 64))
@@ -87,7 +87,7 @@ extension Check {
     },
     Check(
       "suspension-calls", "suspend.12",
-      "When the device says that it is suspended, the driver has been called for all that is used.",
+      "When the device says that it is suspended, the driver has been called for everything that is used.",
       needs: [.offered(.suspend), .modern, .registers]
     ) { bench in
       var called = 0
@@ -155,7 +155,7 @@ extension Check {
 }
 
 extension Hand {
-  /// The flags by which a driver names the place at which it wants a call; a split ring has the place only.
+  /// The flags with which a driver requests a call at one position; a split ring has only the position.
   fileprivate var eventFlags: UInt16 { format == .split ? 0 : EventSuppression.descriptor }
 
   /// Tells the device when to call.
@@ -175,8 +175,8 @@ extension Hand {
 }
 
 extension Bench {
-  /// Gives each queue six reads of a block and suspends the device at once: it has begun none of them, some,
-  /// or all. What was used by then has been taken, and calls have not.
+  /// Submits six reads of a block to each queue and suspends the device at once: it may have begun none of them, some, or all.
+  /// Afterwards, used chains have been taken, and calls have not.
   fileprivate func suspendWithRequests() throws -> [[Posted]] {
     var given: [[Posted]] = []
     for hand in hands {
@@ -196,14 +196,14 @@ extension Bench {
     return given
   }
 
-  /// Neither data nor status of a request that is not used have been written.
+  /// Checks that neither data nor status of an unused request have been written.
   fileprivate func expectUntouched(_ posted: Posted, _ time: String) throws {
     try expect(
       posted.status == Posted.poison && posted.data.allSatisfy { $0 == Posted.poison },
       "\(time): a request was executed at least in part, and was not used before the device was suspended")
   }
 
-  /// Resumes the device, which answers what it was given.
+  /// Resumes the device, which has to answer the rest.
   fileprivate func resumeWith(_ given: [[Posted]]) throws {
     try resume()
     for (hand, batch) in zip(hands, given) {
@@ -227,7 +227,7 @@ extension Bench {
     try expect(came, "the status is still \(now.rawValue) after SUSPEND was written")
   }
 
-  /// DRIVER_OK again.
+  /// Resumes the device by writing DRIVER_OK, and waits for it.
   func resume() throws {
     let transport = try transport()
     try transport.setStatus(status.union(.driverOK))

@@ -1,4 +1,4 @@
-/// A device behind an IOMMU over vhost-user: what the front-end has not translated, or has taken back, is left alone.
+/// A device behind an IOMMU over vhost-user: it leaves alone what the front-end has not translated, or has invalidated.
 internal import GuestDriver
 internal import VhostUser
 internal import VirtioCore
@@ -21,7 +21,7 @@ extension Check {
         bench.post(&posted)
         try expect(
           try bench.eventually { transport.hasAskedForTranslation(of: page.address) },
-          "the request needs a translation, and the back-end asks for none")
+          "the request needs a translation, and the back-end requests none")
         bench.settle()
         try expect(
           posted.status == Posted.poison && page.bytes.allSatisfy { $0 == 0x44 },
@@ -46,7 +46,7 @@ extension Check {
         posted.chain[1].address = page.address.rawValue
         try transport.moveTranslation(of: page.address, to: page.address)
         bench.post(&posted)
-        // Of every other round the request may be in flight.
+        // In every other round, the request may be in flight.
         if round % 2 == 0 { _ = try bench.answer(posted) }
         try transport.moveTranslation(of: page.address, to: other.address)
         page.fill(0x44)
@@ -75,7 +75,7 @@ extension Bench {
     return transport
   }
 
-  /// A driver behind an IOMMU needs somebody who translates. Behind registers that is none of the driver's business.
+  /// A driver behind an IOMMU needs a translator. With registers, that does not concern the driver.
   func needTranslation() throws {
     guard let transport = try transport() as? VhostUserTransport else { return }
     guard transport.protocolFeatures.contains(.backendRequests) else {
@@ -83,7 +83,7 @@ extension Bench {
     }
   }
 
-  /// Pages of their own for a block.
+  /// Separate pages for a block.
   fileprivate func page() throws -> GuestBuffer {
     try memory().allocate((block + 4095) / 4096 * 4096, alignment: 4096)
   }

@@ -32,7 +32,7 @@ extension Check {
       guard frontend.enablesRings else { throw Trouble.notApplicable("rings need not be enabled here") }
       try bench.good(bench.harmless)
       try frontend.setEnabled(queue: 0, false)
-      // A second look may come before the message is through.
+      // A reply shows that the message before it was processed.
       _ = try frontend.features()
       bench.settle()
       var posted = try bench.make(bench.harmless)
@@ -91,7 +91,7 @@ extension Check {
         bench.post(&posted)
         all.append(posted)
       }
-      // What the back-end has not seen yet it need not have taken.
+      // The back-end need not have popped what it has not seen yet.
       for posted in all { _ = try bench.awaitUsed(posted.id) }
       for posted in all { try expect(posted.status == 0, "a request is not finished") }
       let base = try transport.stopQueue(0)
@@ -126,7 +126,7 @@ extension Check {
           let slots = Int(base & 0x7fff) + (base & 0x8000 == 0 ? Int(hand.size) : 0)
           taken = slots / 3
         }
-        try expect(answered == taken, "round \(round): \(taken) chains were taken, \(answered) given back")
+        try expect(answered == taken, "round \(round): \(taken) chains were taken, \(answered) returned")
         for posted in all { posted.writable.fill(0x44) }
         bench.settle()
         try expect(
@@ -314,7 +314,7 @@ extension Check {
       let log = try DriverMemory(anonymous: [(GuestAddress(0), Int(size))])
       guard let descriptor = log.regions[0].descriptor else { throw Trouble.notApplicable("no memory to give") }
       do { try frontend.setLog(SharedArea(size: size, offset: 0), descriptor) } catch FrontendError.unexpectedReply {
-        // The text does not say what is in that reply, and back-ends do not agree.
+        // The specification does not say what is in that reply, and back-ends differ.
       }
       try frontend.setFeatures(bench.features.union(.logAll))
       try bench.go()

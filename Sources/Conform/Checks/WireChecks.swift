@@ -1,11 +1,11 @@
-/// Messages of vhost-user by themselves: their headers, their acknowledgements, and such as nobody should send.
+/// Single messages of vhost-user: their headers, their acknowledgements, and invalid ones.
 internal import Glibc
 internal import GuestDriver
 internal import VhostUser
 internal import VirtioCore
 
 extension Bench {
-  /// Whether a next front-end is served.
+  /// Checks that the next front-end is served.
   fileprivate func aliveOnTheWire(_ what: String) throws -> String {
     do {
       try start(Plan(queues: 1))
@@ -14,7 +14,7 @@ extension Bench {
     return "the next front-end is served"
   }
 
-  /// Makes the body with a connection that ends before it is looked whether the device lives.
+  /// Runs the body with a connection, which is closed before the check whether the device is alive.
   fileprivate func abuse(_ what: String, _ body: (Link) throws -> String) throws -> Seen {
     var words = ""
     do {
@@ -64,7 +64,7 @@ extension Check {
       return .kept()
     },
     Check(
-      "own-reply-alone", "vu.ack.3", "A request with a reply of its own gets no acknowledgement besides.", rings: .once,
+      "own-reply-alone", "vu.ack.3", "A request with its own reply gets no additional acknowledgement.", rings: .once,
       needs: [.protocolFeature(.replyAck)]
     ) { bench in
       let link = try bench.subject.link(bench.settings)
@@ -95,11 +95,14 @@ extension Check {
     ) { bench in
       let link = try bench.subject.link(bench.settings)
       let (features, offered) = try link.greet()
-      guard features >> 30 & 1 == 1 else { throw Trouble.broken("bit 30 is not offered, and nothing of a disk is without it") }
+      guard features >> 30 & 1 == 1 else {
+        throw Trouble.broken("bit 30 is not offered, and without it a disk has no configuration")
+      }
       for _ in 0..<3 {
-        try expect(try link.number(.getFeatures) == features, "GET_FEATURES has another answer the second time")
+        try expect(try link.number(.getFeatures) == features, "GET_FEATURES has a different answer the second time")
         try expect(
-          try link.number(.getProtocolFeatures) == offered.rawValue, "GET_PROTOCOL_FEATURES has another answer the second time")
+          try link.number(.getProtocolFeatures) == offered.rawValue,
+          "GET_PROTOCOL_FEATURES has a different answer the second time")
       }
       return .kept(offered.nameList.joined(separator: " "))
     },
@@ -141,7 +144,7 @@ extension Check {
           "\(size) bytes at \(offset): the reply has another offset or size")
         try expect(
           Array(reply.payload.dropFirst(12)) == Array(bench.facts.configuration[offset..<offset + size]),
-          "\(size) bytes at \(offset) are others than those of the whole space")
+          "\(size) bytes at \(offset) differ from those of the whole space")
       }
       return .kept()
     },

@@ -1,4 +1,4 @@
-/// Disks with zones that are written in sequence (virtio 5.2.6, since 1.3).
+/// Disks with zones that require sequential writes (virtio 5.2.6, since 1.3).
 internal import GuestDriver
 internal import VirtioCore
 
@@ -9,7 +9,7 @@ extension Check {
       needs: [.hostManaged]
     ) { bench in
       let wanted = bench.choice(Plan(without: BlockFeature.zoned))
-      try expect(try !bench.negotiate(wanted), "the features \(bench.names(wanted)) were taken")
+      try expect(try !bench.negotiate(wanted), "the features \(bench.names(wanted)) were accepted")
       return .kept()
     },
     Check(
@@ -270,7 +270,7 @@ extension Check {
       let all = try zones.prefix(most + 1).map { try bench.zone($0).state }
       try expect(
         all.count { $0 == .implicitlyOpen || $0 == .explicitlyOpen } <= most, "more zones are open than there may be: \(all)")
-      if answer.isOK { try expect(all.contains(.closed), "a zone more is open, and none is closed: \(all)") }
+      if answer.isOK { try expect(all.contains(.closed), "one more zone is open, and none is closed: \(all)") }
       return .kept(answer.isOK ? "it closes one" : "it closes none")
     },
     Check(
@@ -289,7 +289,7 @@ extension Check {
         let part = answer.data.suffix(grain)
         let end = Int(sector - zone) * 512 + count
         try expect(Array(part) != Array(old[end - grain..<end]), "old data is read")
-        try expect(part.allSatisfy { $0 == part.first }, "what is read is no pattern")
+        try expect(part.allSatisfy { $0 == part.first }, "what is read is not a fill pattern")
       }
       return .kept()
     },
@@ -332,7 +332,7 @@ extension Check {
         }
         if zone.state == .offline { try bench.expect(bench.read(zone.start), [3], "IN of an offline zone") }
         try bench.good(.zone(.zoneResetAll, 0))
-        try expect(try bench.zone(zone.start).state == zone.state, "a zone that was \(name) is that no more")
+        try expect(try bench.zone(zone.start).state == zone.state, "a zone that was \(name) is no longer that")
       }
       return .kept()
     },
@@ -373,7 +373,7 @@ extension Check {
 }
 
 extension Check {
-  /// Where an append says that it went.
+  /// The sector that an append reports.
   fileprivate static func sector(_ bytes: [UInt8]) -> UInt64 {
     var sector: UInt64 = 0
     for byte in bytes.prefix(8).reversed() { sector = sector << 8 | UInt64(byte) }
@@ -402,7 +402,7 @@ extension Bench {
   fileprivate func zoneSize() throws -> UInt64 { UInt64(try zoned().zoneSectors) }
   /// Bytes.
   fileprivate func grain() throws -> Int { max(block, Int(try zoned().granularity)) }
-  /// Bytes that one request writes here at most.
+  /// The most bytes that one request writes here.
   fileprivate var largestWrite: Int {
     let grain = (try? grain()) ?? block
     return max(grain, min(64 << 10, Int(facts.config.sizeMax ?? 65536)) / grain * grain)
@@ -413,33 +413,33 @@ extension Bench {
     while UInt64(zones.count) * (try zoneSize()) < capacity, zones.count < 1 << 16 {
       let answer = try good(.zoneReport(from: UInt64(zones.count) * (try zoneSize()), zones: 64))
       let some = try ReportedZone.list(answer.data)
-      guard !some.isEmpty else { throw Trouble.broken("ZONE_REPORT gives no zone from \(zones.count) on") }
+      guard !some.isEmpty else { throw Trouble.broken("ZONE_REPORT returns no zone from \(zones.count) on") }
       zones += some
     }
     return zones
   }
 
-  /// Of the zone that starts at a sector.
+  /// The report of the zone that starts at a sector.
   fileprivate func zone(_ sector: UInt64) throws -> ReportedZone {
     guard let zone = try ReportedZone.list(try good(.zoneReport(from: sector, zones: 1)).data).first else {
-      throw Trouble.broken("ZONE_REPORT with room for a zone gives none")
+      throw Trouble.broken("ZONE_REPORT with room for a zone returns none")
     }
     return zone
   }
 
-  /// Up, with every zone empty that can be.
+  /// Brings the device up, with every zone empty that can be emptied.
   fileprivate func startEmpty() throws {
     try start(Plan(queues: 1))
     try good(.zone(.zoneResetAll, 0))
   }
 
-  /// First sectors of zones that are written in sequence and are empty.
+  /// The first sectors of empty zones that require sequential writes.
   fileprivate func sequentialZones() throws -> [UInt64] {
     try allZones().filter { $0.type == 2 && $0.state == .empty }.map(\.start)
   }
 
   fileprivate func sequential() throws -> UInt64 {
-    guard let zone = try sequentialZones().first else { throw Trouble.notApplicable("no zone is written in sequence") }
+    guard let zone = try sequentialZones().first else { throw Trouble.notApplicable("no zone requires sequential writes") }
     return zone
   }
 

@@ -15,7 +15,7 @@ public enum Level: String, CaseIterable, Sendable {
   /// A device that breaks it does not conform.
   public var isBinding: Bool { self == .must || self == .mustNot }
 
-  /// Which of two counts for a check of both.
+  /// Which level counts for a check that covers both.
   var weight: Int {
     switch self {
     case .must, .mustNot: 4
@@ -33,7 +33,7 @@ public struct Clause: Hashable, Sendable {
   /// What it is about: `core`, `split`, `packed`, `mmio`, `pci`, `legacy`, `blk`, `blk-zoned`, `vhost-user` or `input`.
   public var area: String
   public var level: Level
-  /// Of the virtio specification, or of the document that `area` names.
+  /// The section of the virtio specification, or of the document that `area` names.
   public var section: String
   public var words: String
 
@@ -46,13 +46,13 @@ public struct Clause: Hashable, Sendable {
   }
 }
 
-/// All clauses, in the order of the texts.
+/// All clauses, in the order of the specification.
 public enum ClauseTable {
   public static let all: [Clause] = [core, registers, block, vhostUser, input].flatMap(parse)
 
   static let byID: [String: Clause] = Dictionary(uniqueKeysWithValues: all.map { ($0.id, $0) })
 
-  /// - Precondition: there is such a clause; the tables and the checks are both ours.
+  /// - Precondition: the clause exists: the tables and the checks are both in this library.
   static func clause(_ id: String) -> Clause {
     guard let clause = byID[id] else { preconditionFailure("no clause has the id \(id)") }
     return clause

@@ -8,7 +8,7 @@ extension ClauseTable {
     blk.init.4|blk|MUST|5.2.5.2|The padding fields unused0 and unused1 are zero.
     zoned.init.1|blk-zoned|SHOULD NOT|5.2.5.2|A device that is not zoned leaves ZONED (bit 17) unoffered.
     zoned.init.2|blk-zoned|MUST NOT|5.2.5.2|A legacy device never offers ZONED.
-    zoned.init.3|blk-zoned|SHOULD|5.2.5.2|If ZONED is declined, a host-aware or NONE-model device carries on with all \
+    zoned.init.3|blk-zoned|SHOULD|5.2.5.2|If ZONED is declined, a host-aware or NONE-model device continues with all \
     zoned config fields zeroed.
     zoned.init.4|blk-zoned|MUST|5.2.5.2|If ZONED is declined, a host-managed device refuses FEATURES_OK.
     zoned.init.5|blk-zoned|MUST|5.2.5.2|With ZONED negotiated, model is NONE (0) for drive-managed or non-zoned operation.

@@ -1,4 +1,4 @@
-/// Requests: made of bytes, cut into descriptors, answered.
+/// Requests: assembled from bytes, split into descriptors, answered.
 internal import GuestDriver
 internal import VirtioCore
 
@@ -35,7 +35,7 @@ struct Answer {
 }
 
 extension Bench {
-  /// Puts a request into memory and cuts it.
+  /// Puts a request into memory and splits it into descriptors.
   ///
   /// - Parameters:
   ///   - out: lengths of the readable descriptors; `nil`: the header, then the data in segments that the device allows.
@@ -55,9 +55,9 @@ extension Bench {
       chain: Self.cut(readable, outCuts, []) + Self.cut(writable, inCuts, .write))
   }
 
-  /// The lengths of data segments as a driver makes them that keeps to the limits (virtio 5.2.6.1).
+  /// The lengths of data segments of a driver that keeps to the limits (virtio 5.2.6.1).
   private func segments(_ bytes: Int) throws -> [Int] {
-    // There are back-ends that offer SIZE_MAX and leave the field 0.
+    // Some back-ends offer SIZE_MAX and leave the field 0.
     let longest = facts.config.sizeMax.map { $0 < 512 ? Int.max : Int($0) / 512 * 512 } ?? Int.max
     let lengths = stride(from: 0, to: bytes, by: longest).map { min(longest, bytes - $0) }
     if let most = facts.config.segMax, most > 0, lengths.count > most {
@@ -81,7 +81,7 @@ extension Bench {
 
   /// An indirect table of a chain, and the descriptor that refers to it.
   ///
-  /// - Parameter shift: how many bytes behind a multiple of 16 the table begins.
+  /// - Parameter shift: how many bytes after a multiple of 16 the table begins.
   func indirect(_ chain: [RawDescriptor], linked: Bool = true, shift: Int = 0) throws -> RawDescriptor {
     let table = try memory().allocate(16 * max(1, chain.count) + shift, alignment: 16)
     for (place, descriptor) in chain.enumerated() {
@@ -113,7 +113,7 @@ extension Bench {
     return posted.id
   }
 
-  /// Makes a request, waits, and checks what is around it.
+  /// Makes a request, waits, and checks the memory around it.
   func perform(
     _ request: BlockRequest, on queue: Int = 0, out: [Int]? = nil, into: [Int]? = nil, indirect isIndirect: Bool = false
   ) throws -> Answer {
@@ -151,7 +151,7 @@ extension Bench {
   /// Sectors in a logical block.
   var step: UInt64 { UInt64(block / 512) }
 
-  /// Bytes that nobody else writes: they depend on the seed and on their offset.
+  /// Random bytes from the seed. Each 8 of them have a bit set.
   func pattern(_ bytes: Int) -> [UInt8] {
     var result: [UInt8] = []
     result.reserveCapacity(bytes + 8)
@@ -159,7 +159,7 @@ extension Bench {
     return Array(result.prefix(bytes))
   }
 
-  /// Blocks from `block` of the disk's scratch area on.
+  /// A read of whole blocks from a sector on.
   func read(_ sector: UInt64, blocks: Int = 1) -> BlockRequest { .read(sector: sector, bytes: blocks * block) }
   func write(_ sector: UInt64, _ bytes: [UInt8]) -> BlockRequest { .write(sector: sector, bytes) }
 
@@ -212,7 +212,7 @@ extension Bench {
     return "the device continues with a new connection"
   }
 
-  /// As `eventually`, for what need not happen: a part of the limit.
+  /// Like `eventually` with a fraction of the time limit, for what need not happen.
   private func quickly(_ isSo: () throws -> Bool) throws -> Bool {
     if attachedIsStepped { return try eventually(isSo) }
     let end = ContinuousClock.now + settings.limit / 10

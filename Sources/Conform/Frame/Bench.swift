@@ -26,7 +26,7 @@ final class Bench {
     didSet { if oldValue.contains(where: \.isOverfull) { wasOverfull = true } }
   }
   private var wasOverfull = false
-  /// A request found no room, so that nothing can be said about what came of the others.
+  /// A request found no room, so the results of the others mean nothing.
   var isOverfull: Bool { wasOverfull || hands.contains(where: \.isOverfull) }
   private(set) var features = FeatureSet()
   private var attached: (any DriverTransport)?
@@ -36,7 +36,7 @@ final class Bench {
     self.facts = facts
     self.format = format
     self.settings = settings
-    // Each check has random numbers of its own, whichever checks run before it.
+    // Each check has its own random numbers, whichever checks run before it.
     random = SeededRandom(seed: name.utf8.reduce(settings.seed) { $0 &* 31 &+ UInt64($1) })
   }
 
@@ -50,13 +50,13 @@ final class Bench {
     attached = nil
   }
 
-  /// Drops the device without notice, as a driver that dies.
+  /// Drops the device without notice, like a driver that dies.
   func drop() {
     hands = []
     attached = nil
   }
 
-  /// Runs the body and then drops the device, as a driver that dies. What the body retains has been released by then: a
+  /// Runs the body and then drops the device, like a driver that dies. What the body retains has been released by then: a
   /// back-end may serve one connection at a time, and a memory file has one driver.
   func dropAfter(_ body: () throws -> Void) rethrows {
     defer { drop() }
@@ -85,7 +85,7 @@ final class Bench {
     BlockFeature.secureErase, BlockFeature.zoned, FeatureSet(bit: 15), .indirectDescriptors, .version1,
   ]
 
-  /// What is accepted for a plan.
+  /// The features to accept for a plan.
   func choice(_ plan: Plan) -> FeatureSet {
     var wanted = Self.usual.union(plan.adding)
     if format == .packed { wanted.insert(.packedRing) }
@@ -95,7 +95,7 @@ final class Bench {
 
   /// Reset, ACKNOWLEDGE, DRIVER, features, FEATURES_OK.
   ///
-  /// - Returns: whether the device accepted the features, as far as it can say so.
+  /// - Returns: whether the device accepted the features, as far as it can report that.
   func negotiate(_ features: FeatureSet) throws -> Bool {
     let transport = try transport()
     try transport.reset()
@@ -128,7 +128,7 @@ final class Bench {
     if !plan.waits { try go() }
   }
 
-  /// - Parameter place: what the device is told of the place of a queue.
+  /// - Parameter place: the addresses that the device is given for a queue.
   func makeQueues(
     _ count: Int, size: UInt16? = nil, place: (RingMemory) -> QueueConfiguration = { $0.layout.configuration }
   ) throws {
@@ -160,7 +160,7 @@ final class Bench {
 
   var status: DeviceStatus { features.contains(.version1) ? [.acknowledge, .driver, .featuresOK] : [.acknowledge, .driver] }
 
-  /// DRIVER_OK.
+  /// Sets DRIVER_OK.
   func go() throws {
     let transport = try transport()
     try transport.setStatus(status.union(.driverOK))
@@ -205,7 +205,7 @@ final class Bench {
     usleep(UInt32(clamping: Int(settings.settle / .microseconds(1))))
   }
 
-  /// Waits until the queue has given back a chain.
+  /// Waits until the queue has returned a chain.
   func awaitUsed(_ id: UInt16, on queue: Int = 0, _ what: @autoclosure () -> String = "a request") throws -> UsedElement {
     let hand = hands[queue]
     var found: UsedElement?

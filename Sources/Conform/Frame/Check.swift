@@ -9,7 +9,7 @@ enum Need: Sendable {
   /// Anywhere.
   case writable
   case readOnly
-  /// Its zones are written in sequence.
+  /// Its zones require sequential writes.
   case hostManaged
   /// It accepts drivers that choose any features.
   case notHostManaged
@@ -31,7 +31,7 @@ enum Need: Sendable {
   case pciModern
   case pciLegacy
 
-  /// Why it is not there; `nil`: it is.
+  /// Why the need is not met; `nil` if it is.
   func missing(in facts: Facts) -> String? {
     func unless(_ has: Bool, _ reason: String) -> String? { has ? nil : reason }
     switch self {
@@ -41,13 +41,13 @@ enum Need: Sendable {
       return unless(missing.isEmpty, "the device does not offer \(names)")
     case .writable:
       return facts.isHostManaged
-        ? "the disk is written in sequence: the checks of zones are about that"
+        ? "the disk requires sequential writes: the checks of zones cover that"
         : unless(!facts.isReadOnly, "the disk is read-only")
-    case .hostManaged: return unless(facts.isHostManaged, "the disk has no zones that are written in sequence")
-    case .notHostManaged: return unless(!facts.isHostManaged, "a host-managed disk is none for drivers without ZONED")
+    case .hostManaged: return unless(facts.isHostManaged, "the disk has no zones that require sequential writes")
+    case .notHostManaged: return unless(!facts.isHostManaged, "a host-managed disk refuses drivers without ZONED")
     case .readOnly: return unless(facts.isReadOnly, "the disk can be written: check a read-only one as well")
     case .modern: return unless(facts.isModern, "this is the legacy interface")
-    case .status: return unless(facts.hasStatus, "the back-end has no STATUS: the status lives in the front-end")
+    case .status: return unless(facts.hasStatus, "the back-end has no STATUS: the front-end keeps the status")
     case .queues(let count): return unless(facts.queueCount >= count, "the device has \(facts.queueCount) queue")
     case .resize: return unless(facts.canResize, "the size of this disk cannot be changed here")
     case .vhostUser: return unless(facts.bus == .vhostUser, "only over vhost-user")
@@ -96,7 +96,7 @@ public struct Check: Sendable {
     self.body = body
   }
 
-  /// Of both kinds of ring.
+  /// The clauses for both ring formats.
   public var clauses: [String] { common + ofSplit + ofPacked }
 
   func clauses(_ format: RingFormat) -> [String] { common + (format == .split ? ofSplit : ofPacked) }

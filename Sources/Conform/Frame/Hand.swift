@@ -83,7 +83,7 @@ final class Hand {
   ///   - id: packed: the buffer ID.
   ///   - isHeld: it becomes available with the next `publish`.
   @discardableResult func offer(_ chain: [RawDescriptor], id: UInt16? = nil, isHeld: Bool = false) -> UInt16 {
-    // A list that is longer than a packed ring, or has another's ID, is one that somebody wants to see refused.
+    // A list that is longer than a packed ring, or has the ID of another, is meant to be refused.
     guard chain.count <= room || format == .packed && (id != nil || chain.count > Int(size)) else {
       isOverfull = true
       return .max
@@ -100,7 +100,7 @@ final class Hand {
         ring.setDescriptor(slot, copy)
       }
       outstanding[slots[0]] = slots
-      // What an earlier chain of this ID came back with is no answer to this one.
+      // The answer to an earlier chain with this ID is not the answer to this one.
       finished[slots[0]] = nil
       order.append(slots[0])
       let index = ring.availableIndex.loadRelaxed()
@@ -140,7 +140,7 @@ final class Hand {
       ring.availableIndex.storeRelease(ring.availableIndex.loadRelaxed() &+ unpublished)
       unpublished = 0
     case .packed(let ring):
-      // Release: a device that sees the marks of the first head sees everything behind it.
+      // Release: a device that sees the marks of the first head sees everything after it.
       if let heldHead { ring.flags(heldHead.slot).storeRelease(heldHead.flags) }
       heldHead = nil
     }

@@ -36,7 +36,7 @@ public final class Link {
       switch error {
       case .timedOut: throw Trouble.wedged("no answer within \(settings.limit / .seconds(1)) s")
       case .stream(.system): throw Gone()
-      case .stream(let error): throw Trouble.broken("what came is no message: \(error)")
+      case .stream(let error): throw Trouble.broken("what arrived is not a message: \(error)")
       default: throw Gone()
       }
     }
@@ -89,7 +89,7 @@ public final class Link {
     } catch is Gone { return false }
   }
 
-  /// The first messages of every front-end. - Returns: features and protocol features as they are offered.
+  /// The first messages of every front-end. - Returns: the offered features and protocol features.
   @discardableResult func greet(
     _ wanted: ProtocolFeatures = .served
   ) throws -> (features: UInt64, protocolFeatures: ProtocolFeatures) {

@@ -15,7 +15,7 @@ public struct Runner {
     self.only = only
   }
 
-  /// What `--only` leaves.
+  /// The checks that `--only` selects.
   public var checks: [Check] {
     only.isEmpty ? Check.all : Check.all.filter { check in only.contains { check.matches($0) } }
   }
@@ -34,7 +34,7 @@ public struct Runner {
         report.findings.append(
           Finding(
             check: check.name, clauses: check.clauses(format), ring: "-", outcome: .notApplicable,
-            seen: "not made: the device is gone", seconds: 0))
+            seen: "not run: the device is gone", seconds: 0))
         continue
       }
       var finding = make(check, format, subject, facts)
@@ -46,11 +46,11 @@ public struct Runner {
           isGone = true
         } else {
           let again = make(check, format, subject, facts)
-          // One that could not be made says nothing against the first.
+          // If it could not be run, the first result stands.
           if again.outcome != .notApplicable { finding = again }
           if again.outcome == .kept || again.outcome == .rejected {
             finding.failedBefore = true
-            finding.seen = "\(first.outcome.rawValue) at first: \(first.seen); not so when it was made alone: \(again.seen)"
+            finding.seen = "\(first.outcome.rawValue) at first: \(first.seen); not when it was run alone: \(again.seen)"
           }
           try? subject.renew()
           isGone = (try? Self.facts(subject, settings)) == nil
@@ -108,7 +108,7 @@ public struct Runner {
     } catch let error as DriverError {
       switch error {
       case .noDevice, .timeout: return (.wedged, "\(error)")
-      case .memoryFull, .system, .badRegion, .badRequest: return (.notApplicable, "could not be made here: \(error)")
+      case .memoryFull, .system, .badRegion, .badRequest: return (.notApplicable, "could not be run here: \(error)")
       default: return (.broken, "\(error)")
       }
     } catch { return (.broken, "\(error)") }

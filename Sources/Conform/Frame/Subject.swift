@@ -15,7 +15,7 @@ public enum Bus: String, CaseIterable, Sendable {
   var isPCI: Bool { self == .pci || self == .pciLegacy || self == .pciTransitional }
 }
 
-/// Registers by offset, in the words of a memory file's mailbox.
+/// Registers by offset, as in a memory file's mailbox.
 public protocol RegisterPort {
   func read(_ offset: UInt32, _ width: Int) throws -> UInt64
   func write(_ offset: UInt32, _ width: Int, _ value: UInt64) throws
@@ -31,15 +31,15 @@ public protocol Subject: AnyObject {
   /// For people.
   var name: String { get }
   var bus: Bus { get }
-  /// A new driver attaches to it. The previous one is gone.
+  /// Attaches a new driver. The previous one is gone.
   func connect(_ settings: Settings) throws -> any DriverTransport
-  /// The registers behind a transport that this made; `nil`: none.
+  /// The registers behind a transport from `connect`; `nil` if it has none.
   func registers(of transport: any DriverTransport) -> (any RegisterPort)?
   /// A vhost-user connection on which nothing has been sent.
   func link(_ settings: Settings) throws -> Link
   /// Restarts it if possible.
   func renew() throws
-  /// Gives the disk another size, bytes; `nil`: nobody can.
+  /// Changes the size of the disk, in bytes; `nil` if that is not possible.
   var resize: ((UInt64) throws -> Void)? { get }
 }
 
@@ -51,16 +51,16 @@ extension Subject {
 }
 
 public struct Settings: Sendable {
-  /// How long a required answer may take. It is no measure of speed: a device that takes longer hangs.
+  /// How long a required answer may take. It does not measure speed: a device that takes longer counts as hanging.
   public var limit: Duration = .seconds(20)
   /// For how long to check that nothing happens. A device that does the wrong thing later is not caught.
   public var settle: Duration = .milliseconds(25)
-  /// Every random choice follows from it.
+  /// The seed of every random choice.
   public var seed: UInt64 = 1
   public init() {}
 }
 
-/// What a device says about itself before anything is negotiated.
+/// What a device reports about itself before anything is negotiated.
 public struct Facts: Sendable {
   public var bus: Bus
   public var offered: FeatureSet
@@ -73,7 +73,7 @@ public struct Facts: Sendable {
   public var canResize: Bool
 
   public var isReadOnly: Bool { offered.contains(BlockFeature.readOnly) }
-  /// A disk with zones that are written in sequence.
+  /// A disk with zones that require sequential writes.
   public var isHostManaged: Bool { offered.contains(BlockFeature.zoned) && configuration[92] == 1 }
   public var isModern: Bool { offered.contains(.version1) }
   var config: BlockConfig { BlockConfig(configuration, offered: offered) }
@@ -86,7 +86,7 @@ public struct Facts: Sendable {
     let vhostUser = transport as? VhostUserTransport
     protocolFeatures = vhostUser?.protocolFeatures ?? []
     hasStatus = vhostUser.map { $0.protocolFeatures.contains(.status) } ?? true
-    // The fields behind these 60 bytes belong to features that not every back-end knows.
+    // The fields after these 60 bytes belong to features that not every back-end knows.
     let late: FeatureSet = [BlockFeature.secureErase, FeatureSet(bit: 17)]
     let count = offered.isDisjoint(with: late) ? 60 : 96
     let bytes = try transport.readConfiguration(at: 0, count: count)

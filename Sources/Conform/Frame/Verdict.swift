@@ -5,7 +5,7 @@ public enum Outcome: String, CaseIterable, Sendable {
   case kept
   /// It does not.
   case broken
-  /// The illegal input was not executed, and the device is alive: it answered a good request afterwards, if need be after a
+  /// The illegal input was not executed, and the device is alive: it answered a good request afterwards, if necessary after a
   /// reset.
   case rejected
   /// No answer to a good request, or no device any more.
@@ -15,7 +15,7 @@ public enum Outcome: String, CaseIterable, Sendable {
 
   var isFailure: Bool { self == .broken || self == .wedged }
 
-  /// Which of several counts for a clause: the worst, and any result before none.
+  /// Which of several outcomes counts for a clause: the worst, and any rather than none.
   var weight: Int {
     switch self {
     case .wedged: 4
@@ -43,7 +43,7 @@ enum Trouble: Error {
   case wedged(String)
   case notApplicable(String)
 
-  static let noRoom = Trouble.notApplicable("with the device's limits the requests of this check have no room in its rings")
+  static let noRoom = Trouble.notApplicable("with the device's limits, the requests of this check do not fit into its rings")
 }
 
 /// Checks that something holds.
@@ -53,12 +53,12 @@ func expect(_ isSo: Bool, _ seen: @autoclosure () -> String) throws { if !isSo {
 public struct Finding: Sendable {
   public var check: String
   public var clauses: [String]
-  /// `split`, `packed`, or `-` where rings play no part.
+  /// `split`, `packed`, or `-` if rings do not matter.
   public var ring: String
   public var outcome: Outcome
   public var seen: String
   public var seconds: Double
-  /// It failed, and did not when it was made again, alone: the device does this sometimes, or something before had an effect.
+  /// It failed, but not when it was repeated alone: the device does this sometimes, or something before had an effect.
   public var failedBefore = false
 
   /// The strictest level among its clauses.

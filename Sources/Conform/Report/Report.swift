@@ -1,4 +1,4 @@
-/// All that was found out about one device.
+/// Everything that was found out about one device.
 public import VirtioCore
 
 public struct Report: Sendable {
@@ -27,7 +27,7 @@ public struct Report: Sendable {
 /// The outcome of one clause: the worst of its checks, or why there is none.
 public struct ClauseResult: Sendable {
   public var clause: Clause
-  /// Of which device, where there are several.
+  /// The worst one, if several devices were checked.
   public var outcome: Outcome
   /// The check that determined it; empty: no check covers the clause.
   public var check: String
@@ -35,7 +35,7 @@ public struct ClauseResult: Sendable {
 }
 
 extension Report {
-  /// One for each clause, in the order of the texts; never fewer.
+  /// One for each clause, in the order of the specification; never fewer.
   public static func clauses(_ reports: [Report]) -> [ClauseResult] {
     var found: [String: [(Report, Finding)]] = [:]
     for report in reports {

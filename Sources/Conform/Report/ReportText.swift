@@ -35,7 +35,7 @@ extension Report {
     let musts = failures.count
     let verdict = musts == 0 ? "no MUST is broken" : "\(musts) \(musts == 1 ? "failure" : "failures")"
     let unsteady = findings.count(where: \.failedBefore)
-    let again = unsteady == 0 ? "" : "; \(unsteady) failed at first, and not when made alone"
+    let again = unsteady == 0 ? "" : "; \(unsteady) failed at first, and not when run alone"
     return
       "\(subject): \(findings.count) checks, \(parts.joined(separator: ", ")); \(verdict)\(again)\(isComplete ? "" : "; the device went away")"
   }

@@ -1,9 +1,9 @@
-/// What a run has on the system while it lasts: back-ends that it started, and scratch files.
+/// What a run leaves on the system while it lasts: back-ends that it started, and scratch files.
 internal import Glibc
 internal import Synchronization
 
-/// Owners end and remove what is theirs. A process that a signal ends has no time for its owners, and a back-end in a process
-/// group of its own does not get the terminal's signal: then everything goes at once.
+/// Owners end and remove what is theirs. A process that a signal ends does not run its owners' cleanup, and a back-end in its
+/// own process group does not get the terminal's signal, so everything is removed at once.
 public enum Leftovers {
   private struct State {
     var groups: Set<pid_t> = []
@@ -15,7 +15,7 @@ public enum Leftovers {
 
   /// Kills the back-ends and removes the files. What is started from now on is killed at once.
   ///
-  /// For a process that ends right after this: owners that are still at work find nothing.
+  /// Only for a process that ends right afterwards: owners that are still working find nothing.
   public static func end() {
     state.withLock { state in
       state.isOver = true
@@ -25,7 +25,7 @@ public enum Leftovers {
     }
   }
 
-  /// Starts a process that leads a group of its own, so that no signal comes between its start and this knowledge.
+  /// Starts a process that leads its own group, and records it before a signal can be handled.
   ///
   /// - Parameter start: returns its number; `nil` if there is none.
   static func keep(_ start: () -> pid_t?) -> pid_t? {
@@ -37,7 +37,7 @@ public enum Leftovers {
     }
   }
 
-  /// It has been killed, and not yet waited for: its number belongs to nobody else.
+  /// Call it when the process has been killed and not yet waited for, so that its number has not been reused.
   static func forget(group: pid_t) { _ = state.withLock { $0.groups.remove(group) } }
 
   static func keep(folder: String) { _ = state.withLock { $0.folders.insert(folder) } }

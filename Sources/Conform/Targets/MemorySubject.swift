@@ -12,8 +12,8 @@ public class MemorySubject: Subject {
   private let prefersLegacy: Bool
 
   /// - Parameters:
-  ///   - name: for readers; `nil`: the path and the registers.
-  ///   - prefersLegacy: of two interfaces the older one is used.
+  ///   - name: for people; `nil`: the path and the registers.
+  ///   - prefersLegacy: use the older one of two interfaces.
   public init(path: String, prefersLegacy: Bool = false, name: String? = nil) throws {
     self.path = path
     self.prefersLegacy = prefersLegacy

@@ -10,14 +10,14 @@ internal import VirtioBlkDevice
 internal import VirtioCore
 public import VirtioRegisters
 
-/// Which of ours.
+/// Which device of this program to check.
 public struct OwnSetup: Hashable, Sendable {
   public var interface: RegisterInterface?
   public var prefersLegacy = false
   public var isReadOnly = false
   public var zones = Zones.none
 
-  /// Disks with zones that are written in sequence.
+  /// Disks with zones that require sequential writes.
   public enum Zones: String, Sendable {
     case none
     /// Every kind of zone, and every limit.
@@ -35,7 +35,7 @@ public struct OwnSetup: Hashable, Sendable {
     self.zones = zones
   }
 
-  /// All that a driver can meet: vhost-user and every register face, a disk that can only be read, and disks with zones.
+  /// Everything that a driver can meet: vhost-user and every register interface, a read-only disk, and disks with zones.
   public static let all: [OwnSetup] =
     [OwnSetup(nil), OwnSetup(nil, isReadOnly: true)] + RegisterInterface.allCases.map { OwnSetup($0) }
     + [OwnSetup(.pciTransitional, prefersLegacy: true)]
@@ -115,7 +115,8 @@ final class OwnDevice {
     let file = try ImageFile(imageOptions)
     options.requestedFeatures = BlockDevice.featuresOnRequest(of: file)
     if setup.interface == nil { options.requestedFeatures.subtract([.notificationData, .suspend]) }
-    // Nobody translates addresses of registers. And with translations segments are short: not every zone's limit fits into one.
+    // Behind registers nobody translates addresses. And with translation, segments are short, so not every zone limit fits into
+    // one.
     if setup.interface != nil || setup.zones != .none { options.requestedFeatures.remove(.accessPlatform) }
     let device = try BlockDevice(image: file, options: options)
     let loop = try EventLoop()
@@ -150,25 +151,25 @@ final class OwnDevice {
     }
   }
 
-  /// Gives the disk another size and waits until it has it.
+  /// Changes the size of the disk, and waits until it is done.
   func resize(_ size: UInt64) throws {
     shared.wish.withLock { $0 = (size, false) }
     EventCounter.signal(resizing.rawValue)
     let end = ContinuousClock.now + Patience.limit
     while !(shared.wish.withLock { $0?.isDone ?? false }) {
-      guard .now < end else { throw Failed(description: "the disk did not take its new size") }
+      guard .now < end else { throw Failed(description: "the disk did not adopt its new size") }
       usleep(200)
     }
   }
 }
 
-/// One of ours, on a memory file or on a socket.
+/// This program's own device, on a memory file or on a socket.
 public final class OwnSubject: Subject {
   public let name: String
   public let bus: Bus
   private let device: OwnDevice
   private let inner: any Subject
-  /// Its size is what its zones are made for.
+  /// A zoned disk's size cannot be changed.
   private let isZoned: Bool
 
   public init(_ setup: OwnSetup) throws {

@@ -1,4 +1,4 @@
-/// A folder for a socket and an image, gone with its last owner.
+/// A folder for a socket and an image, removed with its last owner.
 internal import Glibc
 
 final class ScratchFolder {
@@ -14,7 +14,7 @@ final class ScratchFolder {
     defer { unsafe place.deallocate() }
     _ = unsafe place.initialize(from: template)
     guard let start = place.baseAddress, unsafe mkdtemp(start) != nil else {
-      throw Failed(description: "no temporary folder could be made in /tmp")
+      throw Failed(description: "no temporary folder could be created in /tmp")
     }
     path = unsafe String(cString: start)
     Leftovers.keep(folder: path)
@@ -26,7 +26,7 @@ final class ScratchFolder {
     Leftovers.forget(folder: path, files: names.map { path + "/" + $0 })
   }
 
-  /// A path in it; what is there in the end is removed.
+  /// A path in the folder; a file there is removed at the end.
   func file(_ name: String) -> String {
     names.append(name)
     Leftovers.keep(file: path + "/" + name)
@@ -37,7 +37,7 @@ final class ScratchFolder {
   func image(_ name: String, bytes: UInt64) throws -> String {
     let path = file(name)
     let descriptor = unsafe creat(path, 0o600)
-    guard descriptor >= 0 else { throw Failed(description: "no scratch image could be made: \(path)") }
+    guard descriptor >= 0 else { throw Failed(description: "no scratch image could be created: \(path)") }
     defer { close(descriptor) }
     guard ftruncate(descriptor, off_t(bytes)) == 0 else { throw Failed(description: "a scratch image has no room: \(path)") }
     return path

@@ -66,7 +66,7 @@ public final class ExecSubject: SocketSubject {
 
   private func end() {
     guard process > 0 else { return }
-    // The shell and all that it started: they are a group of their own.
+    // The shell and everything that it started, which is one process group.
     kill(-process, SIGKILL)
     Leftovers.forget(group: process)
     var status: Int32 = 0
@@ -81,7 +81,7 @@ public final class ExecSubject: SocketSubject {
     var attributes = posix_spawnattr_t()
     unsafe posix_spawnattr_init(&attributes)
     defer { unsafe posix_spawnattr_destroy(&attributes) }
-    // It is not to inherit which signals are blocked here.
+    // It must not inherit the mask of blocked signals.
     unsafe posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK))
     unsafe posix_spawnattr_setpgroup(&attributes, 0)
     var signals = sigset_t()
@@ -90,7 +90,7 @@ public final class ExecSubject: SocketSubject {
     var actions = unsafe posix_spawn_file_actions_t()
     unsafe posix_spawn_file_actions_init(&actions)
     defer { unsafe posix_spawn_file_actions_destroy(&actions) }
-    // What it says is for people; the report has standard output for itself.
+    // Its output must not mix with the report on standard output.
     unsafe posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0)
     let arguments = ["/bin/sh", "-c", command]
     var words = unsafe arguments.map { word -> UnsafeMutablePointer<CChar>? in unsafe strdup(word) } + [nil]
@@ -105,7 +105,7 @@ public final class ExecSubject: SocketSubject {
     process = child
     let end = ContinuousClock.now + limit
     while unsafe access(path, F_OK) != 0 {
-      // Not yet waited for: what the shell started may live on, and is found by the shell's number.
+      // Not reaped yet: what the shell started may live on, and is found by the shell's number.
       var state = unsafe siginfo_t()
       if unsafe waitid(P_PID, id_t(process), &state, WEXITED | WNOHANG | WNOWAIT) == 0, unsafe state.si_signo != 0 {
         self.end()
@@ -116,7 +116,7 @@ public final class ExecSubject: SocketSubject {
       }
       usleep(2000)
     }
-    // Bound is not yet listening.
+    // A bound socket may not listen yet.
     while .now < end {
       if (try? Frontend(connectingTo: path)) != nil { break }
       usleep(2000)

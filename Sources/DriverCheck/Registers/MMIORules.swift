@@ -16,7 +16,7 @@ struct MMIORules: BusRules {
     .sharedMemorySelect, .sharedMemoryLengthLow, .sharedMemoryLengthHigh, .sharedMemoryBaseLow, .sharedMemoryBaseHigh,
   ]
 
-  /// Registers that a new driver has to read first, in this order; empty: it did.
+  /// Registers that a new driver still has to read first, in this order.
   private var first: [Register]
   private var statusWasRead = false
   private var unacknowledged: UInt32 = 0
@@ -68,7 +68,7 @@ struct MMIORules: BusRules {
     let offset = Int(access.offset - MMIORegisters.configurationOffset)
     rules.check(
       "d.mmio.5", ConfigurationFields.fits(offset, access.width), place,
-      "\(access.width) bytes at configuration byte \(offset) are no field")
+      "\(access.width) bytes at configuration byte \(offset) are not a field")
     return [
       access.isWrite
         ? .configurationWrite(offset: offset, width: access.width) : .configurationRead(offset: offset, width: access.width)
@@ -109,26 +109,26 @@ struct MMIORules: BusRules {
       guard let maximum = rules.queue.maximum else { return }
       rules.check("d.mmio.14", value <= maximum, place, "QueueNum is \(value), and QueueNumMax \(maximum)")
     case .interruptStatusRead(let bits):
-      // It may read again before it acknowledges.
+      // The driver may read again before it acknowledges.
       (statusWasRead, unacknowledged) = (true, unacknowledged | bits)
     case .interruptAcknowledge(let bits):
       rules.check("d.mmio.20", bits & ~3 == 0, place, "0x\(String(bits, radix: 16)) was acknowledged")
       rules.check("d.mmio.intr.1", statusWasRead, place, "events were acknowledged, and InterruptStatus was not read")
-      // One event after the other is in order.
+      // It may acknowledge one event at a time.
       let rest = unacknowledged & ~bits
       (statusWasRead, unacknowledged) = (statusWasRead && rest != 0, rest)
     default: break
     }
   }
 
-  /// After writing 0 to QueueReady, a driver has to read it first.
+  /// After writing 0 to QueueReady, a driver has to read it back before anything else.
   private func checkReadBack(_ event: RegisterEvent, _ rules: RegisterRules) {
     guard rules.queue.owesReadBack else { return }
     switch event {
     case .queueReadyRead: rules.findings.kept("d.mmio.17")
     case .queueSizeWrite, .queueAddressWrite, .queueReadyWrite, .queueSelect, .statusWrite:
       rules.queue.owesReadBack = false
-      rules.broken("d.mmio.17", "queue \(rules.selected)", "QueueReady was written 0 and not read back")
+      rules.broken("d.mmio.17", "queue \(rules.selected)", "0 was written to QueueReady and not read back")
     default: break
     }
   }
@@ -144,7 +144,7 @@ struct MMIORules: BusRules {
   }
 
   func resetQueueUnread(_ rules: RegisterRules) {
-    rules.broken("d.mmio.21", "queue \(rules.selected)", "it was set up again before QueueReset was read to be 0")
+    rules.broken("d.mmio.21", "queue \(rules.selected)", "it was set up again before QueueReset was read as 0")
   }
 
   func queueWritten(_ what: String, _ rules: RegisterRules) {
@@ -153,7 +153,7 @@ struct MMIORules: BusRules {
   }
 }
 
-/// virtio-mmio version 1 (virtio 4.2.4): the rules of the legacy interface are the common ones.
+/// virtio-mmio version 1 (virtio 4.2.4): only the common rules of the legacy interface apply.
 struct LegacyMMIORules: BusRules {
   private var featureWord: UInt32 = 0
 
@@ -175,7 +175,7 @@ struct LegacyMMIORules: BusRules {
     case (.guestFeaturesSelect, true):
       featureWord = value
       return [.other]
-    // There are no other words; a driver of both versions writes 0 to the next one.
+    // There is no other feature word; a driver for both versions writes 0 to the next one.
     case (.guestFeatures, true): return featureWord == 0 ? [.driverFeaturesWrite(value)] : [.other]
     case (.queueSelect, true): return [.queueSelect(value)]
     case (.queueSizeMaximum, false): return [.queueSizeRead(value)]
@@ -190,13 +190,13 @@ struct LegacyMMIORules: BusRules {
 
 /// Where the fields of a block device's configuration are (virtio 5.2.4).
 enum ConfigurationFields {
-  /// Offset and bytes; those of 64 bits as two of 32.
+  /// The width in bytes of the field at each offset; a field of 64 bits counts as two of 32.
   private static let all: [Int: Int] = [
     0: 4, 4: 4, 8: 4, 12: 4, 16: 2, 18: 1, 19: 1, 20: 4, 24: 1, 25: 1, 26: 2, 28: 4, 32: 1, 33: 1, 34: 2, 36: 4, 40: 4, 44: 4,
     48: 4, 52: 4, 56: 1, 57: 1, 58: 1, 59: 1, 60: 4, 64: 4, 68: 4, 72: 4, 76: 4, 80: 4, 84: 4, 88: 4, 92: 1, 93: 1, 94: 1,
     95: 1,
   ]
 
-  /// Whether an access is one of a whole field in its own width.
+  /// Whether an access is to one whole field, with its width.
   static func fits(_ offset: Int, _ width: Int) -> Bool { all[offset] == width || all[offset] == nil && offset >= 96 }
 }

@@ -39,7 +39,7 @@ struct PCIFunctionMap {
     }
     guard registers.interface.isPCI else { return }
     var place = read(0x34, 1) & 0xfc
-    // There is no room for more capabilities.
+    // The configuration space has no room for more capabilities.
     for _ in 0..<48 where place >= 0x40 {
       let (kind, next) = (read(place, 1), read(place + 1, 1) & 0xfc)
       switch kind {

@@ -53,7 +53,7 @@ struct PCIRules: BusRules {
     case .device:
       rules.check(
         "d.pci.layout.1", ConfigurationFields.fits(place, access.width), "configuration byte \(place)",
-        "\(access.width) bytes there are no field")
+        "\(access.width) bytes there are not a field")
       return [
         access.isWrite
           ? .configurationWrite(offset: place, width: access.width) : .configurationRead(offset: place, width: access.width)
@@ -73,7 +73,7 @@ struct PCIRules: BusRules {
     let value = UInt32(truncatingIfNeeded: access.value)
     guard
       rules.check(
-        "d.pci.layout.1", Self.fields[place] == access.width, name, "\(access.width) bytes there are no field")
+        "d.pci.layout.1", Self.fields[place] == access.width, name, "\(access.width) bytes there are not a field")
     else { return [] }
     guard access.isWrite else { return [readEvent(place, value, rules)] }
     guard rules.check("d.pci.common.1", !Self.readOnly.contains(place), name, "it can only be read, and was written") else {
@@ -121,7 +121,7 @@ struct PCIRules: BusRules {
       checkSize(value, rules)
       return .queueSizeWrite(value)
     case 0x1c:
-      rules.check("d.pci.common.6", value != 0, "queue \(rules.selected)", "queue_enable was written 0")
+      rules.check("d.pci.common.6", value != 0, "queue \(rules.selected)", "0 was written to queue_enable")
       return value == 0 ? .other : .queueReadyWrite(value)
     case 0x20, 0x24: return .queueAddressWrite(.descriptors)
     case 0x28, 0x2c: return .queueAddressWrite(.driver)
@@ -134,9 +134,9 @@ struct PCIRules: BusRules {
   private func checkSize(_ value: UInt32, _ rules: RegisterRules) {
     let name = "queue \(rules.selected)"
     if rules.accepted.contains(.packedRing) {
-      rules.check("d.pci.common.2", value != 0, name, "queue_size was written 0")
+      rules.check("d.pci.common.2", value != 0, name, "0 was written to queue_size")
     } else {
-      rules.check("d.pci.common.3", value != 0 && value & (value - 1) == 0, name, "queue_size was written \(value)")
+      rules.check("d.pci.common.3", value != 0 && value & (value - 1) == 0, name, "\(value) was written to queue_size")
     }
   }
 
@@ -146,7 +146,7 @@ struct PCIRules: BusRules {
     let name = source.map { "the vector of queue \($0)" } ?? "the configuration's vector"
     rules.check(
       "d.pci.msix.4", value == Self.noVector || value < UInt32(map.vectors), name,
-      "vector \(value) was asked for, of \(map.vectors)")
+      "vector \(value) was requested, and there are \(map.vectors)")
     if value != Self.noVector, source == nil || rules.hasSelected { unread.insert(source) }
   }
 
@@ -222,11 +222,11 @@ struct PCIRules: BusRules {
     let (bar, offset, length) = (Int(window.bar), window.offset, window.length)
     let name = "the window: BAR \(bar), offset 0x\(String(offset, radix: 16)), length \(length)"
     let isAligned = [1, 2, 4].contains(length) && offset % length == 0
-    rules.check("d.pci.cfgacc.1", isAligned, name, "the offset is no multiple of the length, or that is not 1, 2 or 4")
+    rules.check("d.pci.cfgacc.1", isAligned, name, "the offset is not a multiple of the length, or the length is not 1, 2 or 4")
     rules.check("d.pci.cfgacc.2", isAligned, name, "the access is not aligned")
     guard isAligned else { return [] }
     let isInside = map.region(bar, offset, Int(length)) != nil
-    guard rules.check("d.pci.cfgacc.3", isInside, name, "it is in no structure of the device") else { return [] }
+    guard rules.check("d.pci.cfgacc.3", isInside, name, "it is outside the device's structures") else { return [] }
     var inner = access
     inner.width = Int(length)
     inner.value = access.value & (1 << (8 * UInt64(length)) - 1)
@@ -263,11 +263,11 @@ struct PCIRules: BusRules {
 
   func resetUnread(_ value: UInt8, _ rules: RegisterRules) {
     guard !rules.isLegacy else { return }
-    rules.broken("d.pci.common.5", "the status", "the driver went on before it had read that the reset is over")
+    rules.broken("d.pci.common.5", "the status", "the driver continued before it had read that the reset was complete")
   }
 
   func resetQueueUnread(_ rules: RegisterRules) {
-    rules.broken("d.pci.common.7", "queue \(rules.selected)", "it was set up again before queue_reset was read to be 0")
+    rules.broken("d.pci.common.7", "queue \(rules.selected)", "it was set up again before queue_reset was read as 0")
   }
 
   func queueWritten(_ what: String, _ rules: RegisterRules) {

@@ -8,10 +8,10 @@ public final class RegisterRules: RegisterWatch {
   /// One queue as the driver has described it.
   struct Queue {
     var isReady = false
-    /// Since the queue was new, or was reset.
+    /// The addresses written since the queue was new, or was reset.
     var written: Set<RegisterEvent.AddressPart> = []
     var hasSize = false
-    /// A queue was disabled, and the driver has not checked that it is.
+    /// The queue was disabled, and the driver has not read that back.
     var owesReadBack = false
     /// A reset was requested, and the driver has not read that it is complete.
     var isResetting = false
@@ -44,10 +44,10 @@ public final class RegisterRules: RegisterWatch {
   private var lastWasGeneration = false
   private var suspension = Suspension.none
 
-  /// How far the driver is with suspending the device (virtio 3.4), as far as it has looked.
+  /// How far the driver has got with suspending the device (virtio 3.4), according to what it has read.
   private enum Suspension { case none, requested, suspended, resuming }
 
-  /// - Parameter isNew: no driver has had these registers before.
+  /// - Parameter isNew: no driver has used these registers before.
   init(_ findings: DriverFindings, isNew: Bool, look: @escaping (_ queue: Int, _ value: UInt32) -> Void) {
     self.findings = findings
     self.isNew = isNew
@@ -170,7 +170,7 @@ public final class RegisterRules: RegisterWatch {
     case .statusWrite(let value):
       check("d.status.3", value == 0, "the status", "0x\(String(value, radix: 16)) was written after FAILED, without a reset")
     case .queueSizeWrite, .queueAddressWrite, .queueReadyWrite, .queuePageWrite, .driverFeaturesWrite, .notify:
-      broken("d.init.6", "the registers", "the driver went on after FAILED: \(event)")
+      broken("d.init.6", "the registers", "the driver continued after FAILED: \(event)")
     default: findings.kept("d.init.6")
     }
   }
@@ -181,7 +181,7 @@ public final class RegisterRules: RegisterWatch {
     // Another reset does not help.
     if owesStatusRead, value != 0 {
       bus.resetUnread(value, self)
-      broken("d.reset.1", "the status", "0x\(String(value, radix: 16)) was written before the reset was read to be over")
+      broken("d.reset.1", "the status", "0x\(String(value, radix: 16)) was written before the reset was read as complete")
       owesStatusRead = false
     }
     guard value != 0 else { return reset() }
@@ -189,7 +189,7 @@ public final class RegisterRules: RegisterWatch {
     // NEEDS_RESET belongs to the device.
     check(
       "d.status.2", status & ~64 & ~value == 0, "the status",
-      "0x\(String(value, radix: 16)) was written after 0x\(String(status, radix: 16)): bits went without a reset")
+      "0x\(String(value, radix: 16)) was written after 0x\(String(status, radix: 16)): bits were cleared without a reset")
     if isLegacy {
       check("legacy.d.init.1", value & 8 == 0, "the status", "FEATURES_OK was written by the legacy interface")
       status |= value & ~16
@@ -197,11 +197,11 @@ public final class RegisterRules: RegisterWatch {
     }
     checkOrder(value)
     if value & ~status & 8 != 0 { chooses() }
-    // SUSPEND goes without a reset: `suspension` says where the driver is with it.
+    // SUSPEND is cleared without a reset: `suspension` keeps track of it.
     status |= value & ~16
   }
 
-  /// SUSPEND is written, or a suspended device is resumed. - Returns: that this was all about the write.
+  /// SUSPEND is written, or a suspended device is resumed. - Returns: whether the write was only about that.
   private func writeSuspension(_ value: UInt8) -> Bool {
     let hasFeature = accepted.contains(.suspend) && status & 8 != 0
     switch suspension {
@@ -215,7 +215,7 @@ public final class RegisterRules: RegisterWatch {
       guard value & 4 != 0 else { return false }
       check(
         "d.suspend.2", suspension == .suspended, "the status",
-        "the device was resumed, and the status was not read to be suspended before")
+        "the device was resumed before the status was read as suspended")
       (suspension, status) = (.resuming, status | 4)
     }
     return true
@@ -233,7 +233,7 @@ public final class RegisterRules: RegisterWatch {
     guard accepted.contains(.suspend), status & 8 != 0 else { return }
     let isSuspended = suspension == .requested || suspension == .suspended
     check(rule, !isSuspended, place, "\(words) after SUSPEND was written")
-    check("d.suspend.6", suspension != .resuming, place, "\(words) before the status was read to be that of a resumed device")
+    check("d.suspend.6", suspension != .resuming, place, "\(words) before the status was read as resumed")
   }
 
   private func reset() {
@@ -275,7 +275,7 @@ public final class RegisterRules: RegisterWatch {
     }
     // There are no more words; a driver writes 0 there.
     guard select < 2 else {
-      check("d.feat.1", bits == 0, "the driver's features", "bits of word \(select) were accepted, which is not offered")
+      check("d.feat.1", bits == 0, "the driver's features", "bits of word \(select) were accepted, and none of them is offered")
       return
     }
     let shift = UInt64(select) * 32
@@ -283,12 +283,12 @@ public final class RegisterRules: RegisterWatch {
     let stray = word.subtracting(offered)
     check("d.feat.1", stray.isEmpty, "the driver's features", "\(stray) was accepted and is not offered")
     let foreign = word.subtracting(Self.known)
-    check("d.feat.7", foreign.isEmpty, "the driver's features", "\(foreign) was accepted, which means nothing here")
+    check("d.feat.7", foreign.isEmpty, "the driver's features", "\(foreign) was accepted, which has no meaning here")
     accepted = FeatureSet(rawValue: accepted.rawValue & ~(0xffff_ffff << shift)).union(word)
     if isLegacy { choosesLegacy() }
   }
 
-  /// Every bit that a specification up to 1.4 gives a meaning for a block device.
+  /// Every bit that a specification up to 1.4 defines for a block device.
   private static let known: FeatureSet = {
     let bits = [0, 1, 2, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17] + [24, 27, 28, 29] + Array(32...41) + [43]
     return FeatureSet(bits.map { FeatureSet(bit: $0) })
@@ -328,7 +328,7 @@ public final class RegisterRules: RegisterWatch {
   private func checkResetRead() {
     guard queue.isResetting else { return }
     queue.isResetting = false
-    broken("d.vqreset.1", "queue \(selected)", "it was written to before its reset was read to be over")
+    broken("d.vqreset.1", "queue \(selected)", "it was written to before its reset was read as complete")
     bus.resetQueueUnread(self)
   }
 
@@ -346,7 +346,7 @@ public final class RegisterRules: RegisterWatch {
     if queue.wasReset {
       check(
         "d.vqreset.3", isWhole && queue.hasSize, "queue \(selected)",
-        "it was enabled again after its reset, and not all of it was written")
+        "it was enabled again after its reset before all of it was written")
     }
     queue.isReady = true
   }
@@ -383,7 +383,7 @@ public final class RegisterRules: RegisterWatch {
     if case .configurationRead = event { return }
     capacityRead = nil
     if isLegacy {
-      check("legacy.d.cfg.1", read.passes > 1, "the capacity", "it was read once")
+      check("legacy.d.cfg.1", read.passes > 1, "the capacity", "it was read only once")
     } else {
       check(
         "d.cfg.2", read.hasGeneration && event == .generationRead, "the capacity",
@@ -392,7 +392,7 @@ public final class RegisterRules: RegisterWatch {
   }
 }
 
-/// What is specific to a bus.
+/// The rules of one kind of bus.
 protocol BusRules {
   /// Judges an access by the rules of the bus.
   /// - Returns: what it means.

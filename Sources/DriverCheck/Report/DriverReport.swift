@@ -28,9 +28,9 @@ public struct DriverReport: Sendable {
   }
 
   public var device: String
-  /// What the driver accessed: registers, or a front-end that has them.
+  /// What the driver accessed: an interface of registers, or a vhost-user front-end, which has them.
   public var bus: String
-  /// One for each rule, in the order of the texts; never fewer.
+  /// One for each rule, in the order of the specification; never fewer.
   public var rows: [Row]
 
   init(device: String, interface: RegisterInterface?, findings: DriverFindings) {
@@ -54,7 +54,7 @@ public struct DriverReport: Sendable {
     }
   }
 
-  /// Rules that a driver must not break, and did.
+  /// Broken rules that are binding: a MUST or a MUST NOT.
   public var failures: [Row] { rows.filter { $0.outcome == .broken && $0.clause.level.isBinding } }
   public var broken: [Row] { rows.filter { $0.outcome == .broken } }
 

@@ -28,7 +28,7 @@ extension DriverReport {
     return lines.joined(separator: "\n")
   }
 
-  /// What JSON says.
+  /// The JSON document.
   public struct Document: Encodable, Sendable {
     public struct Device: Encodable, Sendable {
       var device: String

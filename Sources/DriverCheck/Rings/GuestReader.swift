@@ -1,4 +1,4 @@
-/// Reads guest memory: each byte is read once, into a copy, and what is outside of memory reads as missing.
+/// Reads guest memory: each byte is read once, into a copy, and what is outside of memory reads as `nil`.
 internal import VirtioCore
 
 struct GuestReader {
@@ -49,7 +49,7 @@ struct SeenDescriptor: Hashable {
   var address: UInt64
   var length: UInt32
   var flags: UInt16
-  /// Of a packed ring the buffer ID.
+  /// The next descriptor; in a packed ring, the buffer ID.
   var link: UInt16
   var bytes: [UInt8]
 
@@ -87,7 +87,7 @@ struct SeenChain {
   var readable: [Piece] = []
   var writable: [Piece] = []
   var entries: [Entry] = []
-  /// Of the ring.
+  /// Slots of the ring that it takes.
   var slots = 0
   /// The request's header when the chain was first seen; empty: there is none.
   var header: [UInt8] = []

@@ -46,7 +46,7 @@ final class KickAccount: Sendable {
 
   func wakes() { state.withLock { ($0.isAsleep, $0.unkickedSince) = (false, nil) } }
 
-  /// From the first chain on it wants no kick.
+  /// From the first chain on, the device wants no kick.
   func takes() {
     state.withLock { state in
       guard !state.isSuppressed else { return }
@@ -78,7 +78,7 @@ final class KickAccount: Sendable {
       state.unwanted &+= count
       guard before <= Self.unwantedInOrder, state.unwanted > Self.unwantedInOrder else { return }
       findings.broken(
-        superfluous, queue: queue, "the kick", "\(state.unwanted) kicks came in a row while the device had asked for none")
+        superfluous, queue: queue, "the kick", "\(state.unwanted) kicks came in a row while the device wanted none")
     }
   }
 

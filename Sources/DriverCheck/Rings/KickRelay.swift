@@ -38,7 +38,7 @@ final class KickRelay: Sendable {
       try attend(wake, mark: .max)
     }
 
-    /// - Throws: there can be none, or its descriptor cannot be polled.
+    /// - Throws: the descriptor cannot be polled.
     func attend(_ descriptor: OwnedDescriptor, mark: UInt64) throws(Errno) {
       var event = unsafe epoll_event()
       unsafe event.events = EPOLLIN.rawValue | EPOLLET.rawValue
@@ -94,7 +94,7 @@ final class KickRelay: Sendable {
     return .eventCounter(output)
   }
 
-  /// The queue is about to be stopped: no check of its ring begins any more. Kicks continue.
+  /// The queue is about to be stopped: no further check of its ring begins. Kicks continue.
   func lookAway(_ queue: Int) {
     let look = shared.state.withLock { state in
       defer { state.lines[queue]?.look = nil }
@@ -134,7 +134,7 @@ final class KickRelay: Sendable {
   }
 }
 
-/// Whether something is available behind the device's position, seen from another thread.
+/// Whether something is available beyond the device's position, as seen from another thread.
 final class RingLook: Sendable {
   private let memory: GuestMemory
   private let configuration: QueueConfiguration

@@ -1,4 +1,4 @@
-/// Watches a packed ring (virtio 2.7) beside the device, with code of its own.
+/// Watches a packed ring (virtio 2.7) alongside the device, sharing no code with it.
 internal import VirtioCore
 
 final class PackedWatch: QueueWatch, @unchecked Sendable {
@@ -20,7 +20,7 @@ final class PackedWatch: QueueWatch, @unchecked Sendable {
   }
 
   private func descriptor(_ slot: Int) -> SeenDescriptor? {
-    // The flags first: where a descriptor is marked, the rest of it is there.
+    // The flags first: if they mark the descriptor as available, the rest of it is valid.
     guard let flags = reader.word(ring + 16 * UInt64(slot) + 14) else { return nil }
     guard var bytes = reader.bytes(ring + 16 * UInt64(slot), 16) else { return nil }
     (bytes[14], bytes[15]) = (UInt8(flags & 0xff), UInt8(flags >> 8))
@@ -55,7 +55,7 @@ final class PackedWatch: QueueWatch, @unchecked Sendable {
       guard
         findings.judge(
           "d.packed.sg.2", chain.slots < size, queue: queue, chain.place, bytes: head.bytes,
-          "the list goes round the whole ring of \(size)")
+          "the list is longer than the whole ring of \(size)")
       else { return false }
       guard
         findings.judge(
@@ -98,7 +98,7 @@ final class PackedWatch: QueueWatch, @unchecked Sendable {
     let rule = chain.entries.contains { $0.ordinal == nil } ? "d.packed.indirect.3" : "d.packed.sg.1"
     findings.judge(
       rule, data <= Int(most) + 2, queue: queue, chain.place,
-      "the list has \(data) elements: seg_max is \(most), and a header and a status come with them")
+      "the list has \(data) elements: seg_max is \(most), to which a header and a status are added")
   }
 
   private func add(_ descriptor: SeenDescriptor, _ place: String, _ chain: inout SeenChain) {
@@ -120,7 +120,7 @@ final class PackedWatch: QueueWatch, @unchecked Sendable {
     guard count <= mostEntries else {
       findings.broken(
         "d.packed.indirect.3", queue: queue, place, bytes: descriptor.bytes,
-        "the table has \(count) entries, more than the \(mostEntries) that the device takes")
+        "the table has \(count) entries, more than the \(mostEntries) that the device accepts")
       chain.isBroken = true
       return
     }
@@ -148,7 +148,7 @@ final class PackedWatch: QueueWatch, @unchecked Sendable {
     }
     findings.judge(
       "d.packed.sg.3", chain.writable.isEmpty, queue: queue, place, bytes: descriptor.bytes,
-      "an element to be read comes after one to be written")
+      "a readable element comes after a writable one")
     chain.readable.append(piece)
   }
 
@@ -161,8 +161,8 @@ final class PackedWatch: QueueWatch, @unchecked Sendable {
 
   // MARK: Used
 
-  /// The slots behind the next used descriptor belong to the driver again, even if they were of a chain that is not
-  /// answered: the device answers in any order.
+  /// Slots that used descriptors have passed belong to the driver again, even those of a chain that is not answered yet: the
+  /// device answers in any order.
   override func isOwned(_ entry: SeenChain.Entry) -> Bool {
     guard let ordinal = entry.ordinal else { return true }
     return ordinal >= usedSlots

@@ -62,7 +62,7 @@ class QueueWatch: RingWatch, @unchecked Sendable {
   func noteUsed() {}
   /// Where the device says when it wants to be kicked, as bytes; `nil`: it cannot be read.
   var wish: [UInt8]? { nil }
-  /// Up to where everything that became available was seen.
+  /// The position up to which everything that became available was seen.
   var standing: UInt16 { 0 }
 
   // MARK: RingWatch
@@ -81,7 +81,7 @@ class QueueWatch: RingWatch, @unchecked Sendable {
     guard !isLost else { return }
     if let left = wishLeft, let now = wish {
       findings.judge(
-        "i.driver.used", now == left, queue: queue, "the device's wish to be kicked", bytes: now,
+        "i.driver.used", now == left, queue: queue, "the device's kick suppression", bytes: now,
         "the device had written \(hexadecimal(left))")
     }
     wishLeft = nil
@@ -159,7 +159,7 @@ class QueueWatch: RingWatch, @unchecked Sendable {
     let stray = pieces.first { !reader.contains($0.address, $0.length) }
     findings.judge(
       "d.rfb.5", stray == nil, queue: queue, place,
-      "no memory is at \(stray.map { GuestAddress($0.address).description } ?? "") with \(stray?.length ?? 0) bytes")
+      "\(stray?.length ?? 0) bytes at \(stray.map { GuestAddress($0.address).description } ?? "") are not in guest memory")
     guard stray == nil else { return }
     chain.header = headerBytes(chain) ?? []
     RequestRules(watch: self, chain: chain).check()

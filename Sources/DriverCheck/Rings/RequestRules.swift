@@ -2,8 +2,8 @@
 internal import Synchronization
 internal import VirtioCore
 
-/// What the driver was told about the limits of its requests. The capacity is the largest since the driver came: a disk that
-/// shrank in the meantime does not put the driver in the wrong.
+/// What the driver was told about the limits of its requests. The capacity is the largest since the driver attached, so that a
+/// disk that shrinks does not make the driver's requests wrong.
 final class RequestLimits: Sendable {
   private let shown: Mutex<(capacity: UInt64, configuration: [UInt8])>
   let features: FeatureSet
@@ -28,7 +28,7 @@ final class RequestLimits: Sendable {
   func number(_ offset: Int) -> UInt32 { shown.withLock { $0.configuration.number(offset) } }
 }
 
-/// One look at one request.
+/// The checks of one request.
 struct RequestRules {
   private enum Kind: UInt32 {
     case read = 0
@@ -112,7 +112,7 @@ struct RequestRules {
     case .report, .lifetime, nil: break
     }
     if isHostManaged {
-      judge("d.zoned.init.2", !features.contains(FeatureSet(bit: 13)), "DISCARD was accepted of a host-managed disk")
+      judge("d.zoned.init.2", !features.contains(FeatureSet(bit: 13)), "DISCARD was accepted from a host-managed disk")
     }
   }
 
@@ -122,7 +122,7 @@ struct RequestRules {
 
   private func checkZoneStart(_ rule: String, _ sector: UInt64) {
     let size = UInt64(watch.setup.limits.number(72))
-    judge(rule, size == 0 || sector % size == 0, "its sector is \(sector), and a zone has \(size)")
+    judge(rule, size == 0 || sector % size == 0, "its sector is \(sector), and zones have \(size) sectors")
   }
 
   private func checkRange(_ sector: UInt64, _ bytes: UInt64) {
@@ -154,7 +154,7 @@ struct RequestRules {
     }
   }
 
-  /// Without ANY_LAYOUT a legacy driver's header and status are descriptors of their own (virtio 5.2.6.4).
+  /// Without ANY_LAYOUT a legacy driver's header and status are separate descriptors (virtio 5.2.6.4).
   private func checkLegacyLayout() {
     guard !watch.setup.features.contains(.version1), findings.anyLayout == false else { return }
     judge(

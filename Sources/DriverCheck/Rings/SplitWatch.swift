@@ -1,4 +1,4 @@
-/// Watches a split ring (virtio 2.6) beside the device, with code of its own.
+/// Watches a split ring (virtio 2.6) alongside the device, sharing no code with it.
 internal import VirtioCore
 
 final class SplitWatch: QueueWatch, @unchecked Sendable {
@@ -12,7 +12,7 @@ final class SplitWatch: QueueWatch, @unchecked Sendable {
   override func begin(at position: QueuePosition) {
     seen = position.available
     shown = nil
-    // The previous owner of the ring has left its own event index there.
+    // A previous owner of the ring may have left its own values there.
     guard setup.isFresh, position == QueuePosition(), let flags = reader.word(used) else { return }
     findings.judge(
       "d.split.availnotif.1", flags == 0, queue: queue, "the used ring", "used.flags is \(flags) at the start")
@@ -137,7 +137,7 @@ final class SplitWatch: QueueWatch, @unchecked Sendable {
       guard visited.count < mostEntries else {
         findings.broken(
           "d.split.indirect.3", queue: queue, chain.place, bytes: descriptor.bytes,
-          "the chain goes through more than the \(mostEntries) table entries that the device takes")
+          "the chain goes through more than the \(mostEntries) table entries that the device accepts")
         chain.isBroken = true
         return
       }
@@ -190,7 +190,7 @@ final class SplitWatch: QueueWatch, @unchecked Sendable {
     }
     findings.judge(
       "d.split.frame.1", chain.writable.isEmpty, queue: queue, place, bytes: descriptor.bytes,
-      "a descriptor to be read comes after one to be written")
+      "a readable descriptor comes after a writable one")
     chain.readable.append(piece)
   }
 

@@ -6,9 +6,9 @@ public struct ReportedZone: Hashable, Sendable {
   /// 512-byte sectors.
   public var capacity: UInt64
   public var start: UInt64
-  /// Where the next write goes; nothing is said by it of zones that have no such place.
+  /// Where the next write goes; meaningless for zones without a write pointer.
   public var pointer: UInt64
-  /// 1: conventional, 2: written in sequence, 3: written in sequence by preference.
+  /// 1: conventional, 2: sequential write required, 3: sequential write preferred.
   public var type: UInt8
   public var state: State
 
@@ -45,7 +45,7 @@ public struct ReportedZone: Hashable, Sendable {
 
   /// The zones of a report's answer.
   ///
-  /// - Throws: what they are not.
+  /// - Throws: `requestFailed` if the answer is not a valid report.
   public static func list(_ answer: [UInt8]) throws(DriverError) -> [ReportedZone] {
     func word(_ offset: Int) -> UInt64 {
       var word: UInt64 = 0
@@ -53,7 +53,7 @@ public struct ReportedZone: Hashable, Sendable {
       return word
     }
     guard answer.count >= 64, let count = Int(exactly: word(0)), count <= (answer.count - 64) / 64 else {
-      throw .requestFailed("ZONE_REPORT: the answer counts more zones than it has")
+      throw .requestFailed("ZONE_REPORT: the answer counts more zones than it contains")
     }
     return (0..<count).map { number in
       let place = 64 + 64 * number
@@ -65,7 +65,7 @@ public struct ReportedZone: Hashable, Sendable {
 }
 
 extension BlockClient {
-  /// The zones of the disk; of one that has them.
+  /// The zone limits of the disk. - Throws: `badRequest` if it has no zones.
   public func zoning() throws(DriverError) -> BlockConfig.Zoned {
     guard session.features.contains(BlockFeature.zoned), let zoned = config.zoned, zoned.model != 0, zoned.zoneSectors > 0
     else {
@@ -77,12 +77,12 @@ extension BlockClient {
   public func zoneCount() throws(DriverError) -> Int {
     let size = UInt64(try zoning().zoneSectors)
     guard config.capacity > 0, let count = Int(exactly: (config.capacity - 1) / size + 1), count <= Self.mostZones else {
-      throw .badRequest("\(config.capacity) sectors in zones of \(size) are no zones, or too many: the device cannot be right")
+      throw .badRequest("\(config.capacity) sectors in zones of \(size) are not a valid number of zones: the device is wrong")
     }
     return count
   }
 
-  /// What is asked about one after the other.
+  /// The most zones that are enumerated.
   private static var mostZones: Int { 1 << 24 }
 
   /// The first sector of a zone.
@@ -91,14 +91,14 @@ extension BlockClient {
     return UInt64(zone) * UInt64(try zoning().zoneSectors)
   }
 
-  /// What the device says of its zones, a part at a time.
+  /// The device's report of all its zones, fetched in parts.
   public func zones() throws(DriverError) -> [ReportedZone] {
     let count = try zoneCount()
     var zones: [ReportedZone] = []
     while zones.count < count {
       let some = try ReportedZone.list(
         try ask(.zoneReport(from: try zoneStart(zones.count), zones: min(256, count - zones.count))).answer)
-      guard !some.isEmpty else { throw .requestFailed("ZONE_REPORT gives no zone from \(zones.count) on") }
+      guard !some.isEmpty else { throw .requestFailed("ZONE_REPORT returns no zone from \(zones.count) on") }
       zones += some
     }
     return zones
@@ -107,7 +107,7 @@ extension BlockClient {
   /// One zone.
   public func zone(_ zone: Int) throws(DriverError) -> ReportedZone {
     guard let found = try ReportedZone.list(try ask(.zoneReport(from: try zoneStart(zone), zones: 1)).answer).first else {
-      throw .requestFailed("ZONE_REPORT gives nothing of zone \(zone)")
+      throw .requestFailed("ZONE_REPORT returns nothing about zone \(zone)")
     }
     return found
   }
@@ -128,7 +128,7 @@ extension BlockClient {
     Self.appendedSector(try ask(.append(zone: try zoneStart(zone), bytes)))
   }
 
-  /// Where an append says that it went: in the first eight bytes of its answer, however many it has room for.
+  /// The sector that an append reports: the first eight bytes of its answer, however long that is.
   public static func appendedSector(_ outcome: BlockOutcome) -> UInt64 {
     var sector: UInt64 = 0
     for byte in outcome.answer.prefix(8).reversed() { sector = sector << 8 | UInt64(byte) }

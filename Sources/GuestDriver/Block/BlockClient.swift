@@ -1,16 +1,16 @@
-/// A block device as a program wants it: bytes at offsets, over all the queues there are.
+/// A block device as a program wants it: bytes at offsets, over all of its queues.
 internal import VirtioCore
 
 /// A live block device. It belongs to one thread.
 public final class BlockClient {
   public let session: DriverSession
-  /// As it was at the last look; see `reloadConfiguration`.
+  /// As it was when last read; see `reloadConfiguration`.
   public private(set) var config: BlockConfig
   public let queues: [BlockQueue]
-  /// Requests on each queue at a time.
+  /// Requests in flight on each queue.
   public var depth = 16
   public var waiting = Waiting.calls
-  /// How long nothing may come back.
+  /// How long to wait without any answer.
   public var patience = Patience.limit
 
   /// Brings the device up.
@@ -33,13 +33,13 @@ public final class BlockClient {
   /// Resets one queue and sets it up again, while the others continue (RING_RESET).
   ///
   /// - Parameter size: entries of its new ring; `nil`: as many as before.
-  /// - Returns: tags of requests that were in flight on it and have no answer any more.
+  /// - Returns: tags of requests that were in flight on it and will not be answered.
   @discardableResult
   public func resetQueue(_ index: Int, size: UInt16? = nil) throws(DriverError) -> [UInt32] {
     queues[index].restart(try session.resetQueue(index, size: size))
   }
 
-  /// Resets the device and gives the memory back.
+  /// Resets the device and frees the memory.
   public func shutDown() throws(DriverError) { try session.shutDown() }
 
   /// Bytes of the disk.
@@ -49,14 +49,14 @@ public final class BlockClient {
   }
   public var isReadOnly: Bool { session.offered.contains(BlockFeature.readOnly) }
 
-  /// Bytes that one request carries at most.
+  /// The most bytes that one request carries.
   public var chunk: Int {
     var bytes = 256 * 1024
     if let limit = config.sizeMax, limit >= 512 { bytes = min(bytes, Int(limit)) }
     return max(bytes / config.logicalBlock, 1) * config.logicalBlock
   }
 
-  /// Runs requests with the client's depth, and makes an error of every status but OK.
+  /// Runs requests with the client's depth, and throws an error for every status but OK.
   public func run(
     next: (_ queue: Int, _ number: Int) throws(DriverError) -> Submission?,
     completed: (_ queue: Int, _ number: Int, BlockOutcome) throws(DriverError) -> Void = { _, _, _ in }
@@ -94,10 +94,10 @@ public final class BlockClient {
 
   // MARK: data
 
-  /// Reads, and gives the bytes out in order, a chunk at a time.
+  /// Reads, and passes the bytes on in order, a chunk at a time.
   ///
   /// - Parameters:
-  ///   - offset, count: bytes; any, whole blocks are read around them.
+  ///   - offset, count: any bytes; the whole blocks around them are read.
   public func read(
     at offset: UInt64, count: UInt64, _ body: (_ offset: UInt64, ArraySlice<UInt8>) throws(DriverError) -> Void
   ) throws(DriverError) {
@@ -108,7 +108,7 @@ public final class BlockClient {
     let end = (offset + count + block - 1) / block * block
     let step = UInt64(chunk)
     let chunks = Int((end - first + step - 1) / step)
-    // Answers come in any order and are given out in order, so what waits for an earlier one is bounded by the window.
+    // Answers come in any order and are passed on in order, so the window bounds what waits for an earlier one.
     var finished: [Int: [UInt8]] = [:]
     var given = 0
     let window = depth * queues.count
@@ -159,7 +159,7 @@ public final class BlockClient {
     }
   }
 
-  /// Everything that was answered before is on stable storage afterwards (virtio 5.2.6.2).
+  /// Puts everything that was answered before on stable storage (virtio 5.2.6.2).
   public func flush() throws(DriverError) {
     try require(BlockFeature.flush, "FLUSH; its writes are stable when they are answered")
     try one(.flush)
@@ -170,7 +170,7 @@ public final class BlockClient {
     Array(try one(.identify).answer.prefix { $0 != 0 })
   }
 
-  /// How much of its life the disk's device has used: `pre_eol_info`, `device_lifetime_est_typ_a` and `_b`.
+  /// How much of its lifetime the underlying device has used: `pre_eol_info`, `device_lifetime_est_typ_a` and `_b`.
   public func lifetime() throws(DriverError) -> [UInt16] {
     try require(BlockFeature.lifetime, "GET_LIFETIME")
     let bytes = try one(.lifetime).answer
@@ -179,14 +179,14 @@ public final class BlockClient {
 
   // MARK: ranges
 
-  /// Tells the device that the content is not needed any more. - Parameters: bytes, whole blocks.
+  /// Tells the device that the contents are no longer needed. - Parameters: bytes, whole blocks.
   public func discard(at offset: UInt64, count: UInt64) throws(DriverError) {
     try require(BlockFeature.discard, "DISCARD")
     try sendRanges(at: offset, count: count, limit: config.discard?.maximumSectors) { .discard([$0]) }
   }
 
   /// Makes the range read as zeroes. - Parameters: bytes, whole blocks.
-  /// - Parameter unmap: whether the device may give the space back.
+  /// - Parameter unmap: whether the device may deallocate the space.
   public func writeZeroes(at offset: UInt64, count: UInt64, unmap: Bool = false) throws(DriverError) {
     try require(BlockFeature.writeZeroes, "WRITE_ZEROES")
     try sendRanges(at: offset, count: count, limit: config.writeZeroes?.maximumSectors) { range in
@@ -194,7 +194,7 @@ public final class BlockClient {
     }
   }
 
-  /// Lets the device destroy what is in the range. - Parameters: bytes, multiples of `secure_erase_sector_alignment`.
+  /// Makes the device destroy the contents of the range. - Parameters: bytes, multiples of `secure_erase_sector_alignment`.
   public func secureErase(at offset: UInt64, count: UInt64) throws(DriverError) {
     try require(BlockFeature.secureErase, "SECURE_ERASE")
     let unit = UInt64(config.secureErase?.alignment ?? 1) * 512

@@ -36,7 +36,7 @@ public struct BlockConfig: Hashable, Sendable {
     public var optimalIO: UInt32
   }
 
-  /// Of a disk with zones.
+  /// The limits of a disk with zones.
   public struct Zoned: Hashable, Sendable {
     /// 512-byte sectors.
     public var zoneSectors: UInt32
@@ -60,28 +60,28 @@ public struct BlockConfig: Hashable, Sendable {
     public var alignment: UInt32?
   }
 
-  /// Bytes that are enough for every field that is there: back-ends that know of no more have no more.
+  /// The number of bytes that covers every field that is offered: back-ends that know fewer fields have a shorter space.
   static func bytesNeeded(_ offered: FeatureSet) -> Int {
     offered.contains(BlockFeature.zoned) ? 96 : offered.contains(BlockFeature.secureErase) ? 72 : 60
   }
   static let writebackOffset = 32
-  /// Where fields begin that are narrower than 32 bits, with their bytes (virtio 5.2.4).
+  /// The offsets of fields narrower than 32 bits, with their widths in bytes (virtio 5.2.4).
   private static let narrow: [Int: Int] = [
     16: 2, 18: 1, 19: 1, 24: 1, 25: 1, 26: 2, 32: 1, 33: 1, 34: 2, 56: 1, 57: 1, 58: 1, 59: 1,
     92: 1, 93: 1, 94: 1, 95: 1,
   ]
 
-  /// How wide a read at an offset is: a field, or a byte where no whole one is wanted.
+  /// The width of a read at an offset: that of the field, or one byte if no whole field is wanted.
   static func width(at offset: Int, atMost count: Int) -> Int {
     let width = narrow[offset] ?? (offset % 4 == 0 ? 4 : 1)
     return width <= count ? width : 1
   }
 
-  /// Reads the space in a loop until no field changed in the meantime (virtio 2.4.1); a legacy device has no word that says
-  /// so, and is read until two passes agree (virtio 2.4.4).
+  /// Reads the space in a loop until no field changed in the meantime (virtio 2.4.1); a legacy device has no generation
+  /// counter, and is read until two passes agree (virtio 2.4.4).
   init(_ transport: any DriverTransport, offered: FeatureSet) throws(DriverError) {
     var bytes: [UInt8] = []
-    // A device that changes its configuration all the time cannot keep us here.
+    // Bounded, in case a device changes its configuration all the time.
     for _ in 0..<16 {
       let before = try transport.configurationGeneration()
       bytes = try transport.readConfiguration(at: 0, count: Self.bytesNeeded(offered))
@@ -94,7 +94,7 @@ public struct BlockConfig: Hashable, Sendable {
     self.init(bytes, offered: offered)
   }
 
-  /// - Parameter bytes: what is missing at the end is taken as zero.
+  /// - Parameter bytes: missing bytes at the end are taken as zero.
   public init(_ bytes: [UInt8], offered: FeatureSet) {
     func field<Value: FixedWidthInteger>(_ offset: Int, _ type: Value.Type) -> Value {
       (0..<Value.bitWidth / 8).reversed().reduce(0) { value, index in

@@ -56,7 +56,7 @@ public struct BlockStatusCode: RawRepresentable, Hashable, Sendable, CustomStrin
   public static let zoneUnaligned = BlockStatusCode(rawValue: 4)
   public static let zoneOpenResource = BlockStatusCode(rawValue: 5)
   public static let zoneActiveResource = BlockStatusCode(rawValue: 6)
-  /// No device answers with this: what the driver fills the status byte with beforehand.
+  /// No device answers with this: the driver stores it in the status byte beforehand.
   static let poison = BlockStatusCode(rawValue: 0xf1)
 
   public var description: String {
@@ -90,14 +90,14 @@ public struct BlockRange: Hashable, Sendable {
   public var bytes: [UInt8] { sector.littleEndianBytes + sectors.littleEndianBytes + flags.littleEndianBytes }
 }
 
-/// One request, as bytes in both directions. Anything can be said with it, also nonsense.
+/// One request, as bytes in both directions. It can express anything, even nonsense.
 public struct BlockRequest: Hashable, Sendable {
   public var type: BlockRequestType
   /// The second word of the header.
   public var reserved: UInt32 = 0
   /// 512-byte units.
   public var sector: UInt64
-  /// Readable bytes behind the header.
+  /// Readable bytes after the header.
   public var payload: [UInt8]
   /// Writable bytes before the status.
   public var answerBytes: Int
@@ -109,7 +109,7 @@ public struct BlockRequest: Hashable, Sendable {
     self.answerBytes = answerBytes
   }
 
-  /// The 16 bytes in front.
+  /// The 16 bytes of the header.
   public var header: [UInt8] { type.rawValue.littleEndianBytes + reserved.littleEndianBytes + sector.littleEndianBytes }
 
   public static func read(sector: UInt64, bytes: Int) -> BlockRequest {
@@ -135,8 +135,8 @@ public struct BlockRequest: Hashable, Sendable {
     BlockRequest(type: .zoneAppend, sector: zone, payload: bytes, answerBytes: 8)
   }
   /// - Parameters:
-  ///   - sector: in the first zone that is wanted.
-  ///   - zones: how many are.
+  ///   - sector: any sector of the first zone to report.
+  ///   - zones: how many zones to report.
   public static func zoneReport(from sector: UInt64, zones: Int) -> BlockRequest {
     BlockRequest(type: .zoneReport, sector: sector, answerBytes: 64 + 64 * zones)
   }
@@ -184,15 +184,15 @@ public enum BlockFeature {
     (16, "SECURE_ERASE"), (17, "ZONED"),
   ]
 
-  /// What this driver can work with over a split ring: the set to accept. With RING_PACKED added to it the driver takes packed
-  /// rings where they are offered.
+  /// What this driver can work with over a split ring: the set to accept. With RING_PACKED added, the driver accepts packed
+  /// rings if they are offered.
   public static let understood: FeatureSet = [
     sizeMax, segMax, geometry, readOnly, blockSize, flush, topology, configWCE, multiQueue, discard, writeZeroes,
     lifetime, secureErase, zoned,
     .indirectDescriptors, .eventIndex, .version1,
   ]
 
-  /// What it can work with besides, where that is requested.
+  /// Further features that it can work with, on request.
   public static let onRequest: FeatureSet = [
     .accessPlatform, .packedRing, .inOrder, .orderPlatform, .notificationData, .ringReset,
   ]

@@ -1,5 +1,5 @@
-/// Block requests over one queue, any framing, each answer checked. It allocates as it goes: the way to be thorough, not the
-/// way to be fast (that is `PreparedQueue`).
+/// Block requests over one queue, any framing, each answer checked. It allocates as it goes: it is made to be thorough, not
+/// fast (that is `PreparedQueue`).
 public import VirtioCore
 
 /// How a request ended.
@@ -7,11 +7,11 @@ public struct BlockOutcome: Sendable {
   public let tag: UInt32
   public let request: BlockRequest
   public let status: BlockStatusCode
-  /// Bytes that the device says it wrote.
+  /// The number of bytes that the device reports as written.
   public let length: UInt32
   /// The writable bytes before the status, as they are now.
   public let answer: [UInt8]
-  /// A byte that `length` counts and nobody wrote.
+  /// A byte that `length` counts but the device did not write.
   public let unwrittenByte: Int?
 }
 
@@ -29,8 +29,7 @@ public final class BlockQueue {
     ring = DriverQueue(setup)
   }
 
-  /// Continues with another ring. - Returns: tags of requests that were on the old one; whether they were executed nobody
-  /// knows.
+  /// Continues with another ring. - Returns: tags of requests that were on the old one; whether they were executed is unknown.
   func restart(_ setup: QueueSetup) -> [UInt32] {
     let lost = requests.keys.sorted()
     for framed in requests.values { framed.release(to: memory) }
@@ -45,8 +44,8 @@ public final class BlockQueue {
   /// Puts a request into the ring; the device sees it after `publish`.
   ///
   /// - Parameters:
-  ///   - framing: `nil`: classic, or merged where the ring is too small for that.
-  ///   - placement: `nil`: an indirect table where there is a free one, as Linux does.
+  ///   - framing: `nil`: classic, or merged if the ring is too small for that.
+  ///   - placement: `nil`: an indirect table if one is free, as in Linux.
   /// - Returns: a tag that comes back with the outcome; `nil` when the ring is full.
   public func submit(
     _ request: BlockRequest, framing: Framing? = nil, placement: ChainPlacement? = nil

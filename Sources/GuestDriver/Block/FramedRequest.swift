@@ -1,5 +1,5 @@
-/// A block request laid out in guest memory, each piece in a buffer of its own with guards around it, and the checks of what
-/// came back.
+/// A block request laid out in guest memory, each piece in a separate buffer with guards around it, and the checks of its
+/// answer.
 internal import Glibc
 internal import VirtioCore
 
@@ -56,7 +56,7 @@ struct FramedRequest {
     return bytes
   }
 
-  /// Everything that a device may not do to the buffers of a request.
+  /// Checks for everything that a device must not do to the buffers of a request.
   ///
   /// - Parameter length: from the used element.
   func check(queue: Int, head: UInt16, length: UInt32, in memory: DriverMemory) throws(DriverFault) {
@@ -79,8 +79,8 @@ struct FramedRequest {
     if status == .poison { throw .noStatus(queue: queue, head: head) }
   }
 
-  /// The first of `length` bytes of the answer that certainly was not written: a whole run of eight still holds the poison.
-  /// The specification wants every byte that is counted written (virtio 2.6.8.2).
+  /// The first of `length` bytes of the answer that was certainly not written: a whole run of eight still holds the poison.
+  /// Every byte that is counted must have been written (virtio 2.6.8.2).
   func unwrittenByte(within length: UInt32) -> Int? {
     var offset = 0
     for buffer in writable {

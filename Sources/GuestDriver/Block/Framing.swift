@@ -2,7 +2,7 @@
 
 /// Where to cut the readable bytes (header, then payload) and the writable bytes (answer, then status).
 public struct Framing: Hashable, Sendable {
-  /// Offsets, ascending, each greater than 0 and less than the bytes there are; others are ignored.
+  /// Ascending offsets, each greater than 0 and less than the number of bytes; others are ignored.
   public var readableCuts: [Int]
   public var writableCuts: [Int]
   /// How the guest addresses of the pieces are aligned, bytes, a power of two.
@@ -14,12 +14,12 @@ public struct Framing: Hashable, Sendable {
     self.alignment = alignment
   }
 
-  /// Header, data and status in descriptors of their own: what legacy devices insist on, and Linux does.
+  /// Header, data and status in separate descriptors, as legacy devices require and Linux does.
   public static func classic(_ request: BlockRequest, alignment: Int = 512) -> Framing {
     Framing(readableCuts: [16], writableCuts: [request.answerBytes], alignment: alignment)
   }
 
-  /// Everything in as few descriptors as can be: header with payload, answer with status.
+  /// Everything in as few descriptors as possible: header with payload, answer with status.
   public static let merged = Framing(readableCuts: [], writableCuts: [])
 
   /// The header byte by byte, classic otherwise.
@@ -35,7 +35,7 @@ public struct Framing: Hashable, Sendable {
       writableCuts: step(request.answerBytes) + [request.answerBytes])
   }
 
-  /// Anything, up to `limit` descriptors where that is at least 3.
+  /// A random framing, of up to `limit` descriptors if that is at least 3.
   static func random(_ request: BlockRequest, limit: Int, using random: inout SeededRandom) -> Framing {
     let limit = max(limit, 3)
     switch random.next() % 8 {

@@ -5,7 +5,7 @@ internal import VirtioCore
 /// One queue of a block device with a fixed number of request slots. A noncopyable value: it belongs to one thread.
 @safe
 public struct PreparedQueue: ~Copyable {
-  /// The ring, for waiting and for its account of notifications.
+  /// The ring, for waiting and for its counts of notifications.
   public var ring: DriverQueue
   /// Slots, and how many of them are not in use.
   public let depth: Int
@@ -35,7 +35,7 @@ public struct PreparedQueue: ~Copyable {
   private static let statusOffset = 16
 
   /// - Parameters:
-  ///   - depth: requests at a time, at least 1; more than the ring holds are never in flight.
+  ///   - depth: requests in flight, at least 1; never more than the ring holds.
   ///   - bytes: data of each request, a multiple of 512.
   public init(_ setup: QueueSetup, depth: Int, bytes: Int) throws(DriverError) {
     precondition(depth > 0 && bytes > 0 && bytes % 512 == 0)
@@ -77,7 +77,7 @@ public struct PreparedQueue: ~Copyable {
     unsafe pieces.deallocate()
   }
 
-  /// The data of a slot: what a write sends and a read brings.
+  /// The data of a slot: what a write sends and a read returns.
   public func data(of slot: Int) -> GuestBuffer {
     precondition(slot >= 0 && slot < depth)
     return unsafe slots[slot].data
@@ -89,7 +89,7 @@ public struct PreparedQueue: ~Copyable {
   /// Puts a read or a write of `bytes` bytes into the ring; the device sees it after `publish`.
   ///
   /// - Parameter sector: 512-byte units.
-  /// - Returns: false when no slot, or no room in the ring, is free.
+  /// - Returns: false when no slot is free, or the ring has no room.
   public mutating func submit(isRead: Bool, sector: UInt64) -> Bool {
     guard free > 0 else { return false }
     let index = unsafe Int(freeSlots[free - 1])

@@ -21,19 +21,19 @@ public struct Submission: Sendable {
 public enum Waiting: Hashable, Sendable {
   /// It asks to be called, and sleeps.
   case calls
-  /// It asks not to be called, and looks.
+  /// It asks not to be called, and polls.
   case polling
 }
 
 /// The loop over all queues of a client. Requests are numbered from 0 in the order in which they were submitted.
 struct RequestPump {
   let queues: [BlockQueue]
-  /// Brings a device back that has gone, where it can.
+  /// Reconnects to a device that has gone, if it can.
   let transport: any DriverTransport
-  /// Requests on each queue at a time.
+  /// Requests in flight on each queue.
   var depth: Int
   var waiting = Waiting.calls
-  /// How long nothing at all may come back.
+  /// How long to wait without any answer.
   var patience = Patience.limit
 
   private var numbers: [[UInt32: Int]]
@@ -50,7 +50,7 @@ struct RequestPump {
     numbers = queues.map { _ in [:] }
   }
 
-  /// Runs until `next` has nothing to give and everything is answered.
+  /// Runs until `next` returns nothing and everything is answered.
   ///
   /// - Parameters:
   ///   - next: the next request for a queue, by the number it will have; `nil`: none now. It is asked again after an answer.
@@ -113,13 +113,13 @@ struct RequestPump {
     }
   }
 
-  /// `nil` when ring or memory have no room for it now.
+  /// `nil` when the ring or the memory has no room for it now.
   private func submit(_ submission: Submission, to queue: BlockQueue) throws(DriverError) -> UInt32? {
     do {
       if let tag = try queue.submit(submission.request, framing: submission.framing, placement: submission.placement) {
         return tag
       }
-      // No table free, or one too small: the chain can still go into the ring's own.
+      // No table is free, or it is too small: the chain can still go into the ring's own table.
       guard submission.placement != .direct else { return nil }
       return try queue.submit(submission.request, framing: submission.framing, placement: .direct)
     } catch .memoryFull where queues.contains(where: { $0.outstanding > 0 }) {
@@ -132,7 +132,7 @@ struct RequestPump {
       "\(submission.request) does not fit into the \(queue.ring.size) descriptors of queue \(queue.index)")
   }
 
-  /// A device that says that it is broken is not waited for.
+  /// Stops waiting for a device that reports that it is broken.
   private mutating func lookForFailure(of busy: [BlockQueue], idle: Duration) throws(DriverError) {
     guard idle >= nextLook else {
       if idle < Self.lookInterval { nextLook = Self.lookInterval }

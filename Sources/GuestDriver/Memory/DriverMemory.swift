@@ -1,4 +1,4 @@
-/// Guest memory as the driver sees it: regions at guest addresses of its own choice, which it fills, hands out and watches.
+/// Guest memory as the driver sees it: regions at guest addresses of its choice, which it fills, allocates and watches.
 internal import CLinux
 internal import Glibc
 internal import Synchronization
@@ -7,11 +7,11 @@ public import VirtioCore
 
 /// The whole of a guest's memory. It owns the mappings; buffers and rings are handed out by `allocate`.
 ///
-/// Addresses given to it are the driver's own, so a wrong one is a mistake of ours and a precondition. All methods can be
-/// called from any thread; the bytes themselves are shared with the device and nobody guards them.
+/// Addresses passed to it come from the driver, so a wrong one is our mistake and fails a precondition. All methods can be
+/// called from any thread; the bytes themselves are shared with the device, without any synchronization.
 @safe
 public final class DriverMemory: Sendable {
-  /// One region: a guest-physical range, its place in this process, and the file behind it where it has one.
+  /// One region: a guest-physical range, its place in this process, and the file behind it, if any.
   public struct Region: Sendable {
     public let start: GuestAddress
     /// Bytes, at least 1.
@@ -110,7 +110,7 @@ public final class DriverMemory: Sendable {
     return regions[low - 1]
   }
 
-  /// Whether all bytes of the range are memory, in however many regions.
+  /// Whether all bytes of the range are memory, possibly in several regions.
   public func contains(_ address: GuestAddress, count: Int) -> Bool {
     var next = address
     var remaining = count
@@ -125,7 +125,7 @@ public final class DriverMemory: Sendable {
     return true
   }
 
-  /// The bytes of a range, which may go over adjacent regions.
+  /// The bytes of a range, which may span adjacent regions.
   public func bytes(at address: GuestAddress, count: Int) -> [UInt8] {
     var result: [UInt8] = []
     result.reserveCapacity(count)
@@ -133,7 +133,7 @@ public final class DriverMemory: Sendable {
     return result
   }
 
-  /// Stores bytes, over adjacent regions where needed.
+  /// Stores bytes, across adjacent regions if needed.
   public func store(_ bytes: [UInt8], at address: GuestAddress) {
     var done = 0
     unsafe forEachPiece(address, bytes.count) { piece in

@@ -1,5 +1,5 @@
-/// Which bytes of guest memory are in use: first fit from a list of free ranges, and each time from another region, so that
-/// buffers lie in all of them.
+/// Which bytes of guest memory are in use: first fit from a list of free ranges, each time from another region, so that all
+/// regions get buffers.
 
 struct GuestAllocator {
   /// Free ranges of each region, offsets in the region, sorted, never adjacent.
@@ -44,7 +44,7 @@ struct GuestAllocator {
     return true
   }
 
-  /// Gives a range back, with its guards.
+  /// Frees a range, with its guards.
   mutating func give(region: Int, _ range: Range<Int>) {
     var low = 0
     var high = free[region].count

@@ -1,10 +1,10 @@
-/// A piece of guest memory in the driver's hands, with a guard zone on either side.
+/// A piece of guest memory that the driver has allocated, with a guard zone on either side.
 internal import Glibc
 internal import Synchronization
 public import VirtioCore
 
-/// Bytes of guest memory that lie in one region. A handle: copies mean the same bytes, and its allocator gives it
-/// back with `DriverMemory.release`.
+/// Bytes of guest memory that lie in one region. A handle: copies refer to the same bytes, and its owner frees it with
+/// `DriverMemory.release`.
 @safe
 public struct GuestBuffer: @unchecked Sendable {
   public let address: GuestAddress
@@ -45,7 +45,7 @@ extension DriverMemory {
   /// Bytes of guard on either side of a buffer.
   public static let guardBytes = 32
 
-  /// Takes a buffer out of the free memory, poisons it and its guards.
+  /// Allocates a buffer, and poisons it and its guards.
   ///
   /// - Parameters:
   ///   - count: bytes, at least 1.
@@ -67,9 +67,9 @@ extension DriverMemory {
     return buffer
   }
 
-  /// Keeps a range for placements by hand: nothing is allocated there from now on, and nobody watches it.
+  /// Reserves a range for manual use: nothing is allocated there from now on, and it is not watched.
   ///
-  /// - Precondition: all of it is free memory. It may go over adjacent regions.
+  /// - Precondition: all of it is free memory. It may span adjacent regions.
   public func reserve(_ address: GuestAddress, count: Int) {
     var next = address.rawValue
     var remaining = count
@@ -84,7 +84,7 @@ extension DriverMemory {
     precondition(remaining == 0, "the range is not memory")
   }
 
-  /// Gives a buffer back, and poisons what was in it.
+  /// Frees a buffer, and poisons its contents.
   public func release(_ buffer: GuestBuffer) {
     Poison.fill(memoryOf: buffer, from: -buffer.guardBytes, count: buffer.count + 2 * buffer.guardBytes)
     let start = Int(buffer.address.rawValue - regions[buffer.region].start.rawValue)
@@ -93,13 +93,13 @@ extension DriverMemory {
     }
   }
 
-  /// The first byte around the buffer that somebody wrote to; `nil` when both guards are whole.
+  /// The first byte around the buffer that somebody wrote to; `nil` when both guards are intact.
   public func damage(around buffer: GuestBuffer) -> GuestAddress? {
     Poison.damage(memoryOf: buffer, from: -buffer.guardBytes, count: buffer.guardBytes)
       ?? Poison.damage(memoryOf: buffer, from: buffer.count, count: buffer.guardBytes)
   }
 
-  /// Poisons everything that is not allocated, so that `damageOutside` can tell. It touches all the memory.
+  /// Poisons everything that is not allocated, so that `damageOutside` can detect writes. It touches all the memory.
   public func poisonFreeMemory() {
     unsafe forEachFreeRange { address, host, count in unsafe Poison.fill(host, address: address, count: count) }
   }
@@ -123,11 +123,11 @@ extension DriverMemory {
   }
 }
 
-/// What memory holds that nobody may write to: bytes that depend on their address, so that neither a constant nor a copy of
-/// other memory looks like it.
+/// The contents of memory that must not be written: bytes that depend on their address, so that neither a constant nor a copy
+/// of other memory looks like them.
 enum Poison {
   private static let period = 4096
-  /// Two periods, so that any range of up to one period lies in it whole.
+  /// Two periods, so that it contains any range of up to one period.
   private static let pattern: [UInt8] = {
     var random = SeededRandom(seed: 0x706f_6973_6f6e)
     let page = (0..<period).map { _ in UInt8(truncatingIfNeeded: random.next()) }

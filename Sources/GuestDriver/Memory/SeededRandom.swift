@@ -1,4 +1,4 @@
-/// Random numbers that a seed brings back: the seed of a failed run is all that is needed to see it again.
+/// Random numbers from a seed: the seed of a failed run is all that is needed to repeat it.
 
 /// Steele, Lea and Flood's SplitMix64.
 public struct SeededRandom: RandomNumberGenerator, Sendable {

@@ -110,7 +110,7 @@ class MMIODriver: RegisterDriver {
   func disableQueue(_ queue: Int) throws(DriverError) {
     try write(MMIO.queueSelect, UInt32(queue))
     try write(MMIO.queueReady, 0)
-    // 4.2.2.2: read back, to know that the device has released it.
+    // 4.2.2.2: read back, to make sure that the device has released it.
     guard try read(MMIO.queueReady) == 0 else { throw .refused("queue \(queue) does not stop") }
   }
 }
@@ -127,7 +127,7 @@ final class LegacyMMIODriver: MMIODriver {
   /// There is no such counter.
   override func configurationGeneration() throws(DriverError) -> UInt32 { 0 }
 
-  /// Every bring-up begins with a reset, which takes the page size with it.
+  /// Every initialization begins with a reset, which clears the page size.
   override func setStatus(_ status: UInt8) throws(DriverError) {
     try super.setStatus(status)
     if status == 0 { try write(MMIO.guestPageSize, UInt32(Self.pageSize)) }

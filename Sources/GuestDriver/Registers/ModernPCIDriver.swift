@@ -14,7 +14,7 @@ final class ModernPCIDriver: RegisterDriver {
     common = try function.structure(1, "common configuration", length: 0x38)
     let notify = try function.structure(2, "notification structure", length: 2)
     let multiplier = UInt32(try function.read(.configuration, notify.capability + 16, 4))
-    // A queue's `queue_notify_off` is its number here; a device that has it otherwise is kicked through doorbells.
+    // A queue's `queue_notify_off` is its number here; a device with other offsets is kicked through doorbells.
     notifyPlace = (RegisterModel.offset(.bar(Int(notify.bar)), notify.offset), multiplier)
     _ = try function.structure(3, "ISR", length: 1)
     device = try function.structure(4, "device configuration", length: 8)
@@ -28,7 +28,7 @@ final class ModernPCIDriver: RegisterDriver {
     try function.write(.bar(Int(common.bar)), common.offset + offset, width, value)
   }
 
-  /// A transitional function says it in the subsystem (virtio 4.1.2.3).
+  /// A transitional function has it in the subsystem ID (virtio 4.1.2.3).
   func deviceID() throws(DriverError) -> UInt32 {
     if function.deviceID >= 0x1040 { return UInt32(function.deviceID) - 0x1040 }
     return UInt32(try function.read(.configuration, 0x2e, 2))
@@ -97,7 +97,7 @@ final class ModernPCIDriver: RegisterDriver {
     guard try read(0x1c, 2) == 1 else { throw .refused("queue \(queue) was not taken") }
   }
 
-  /// Only `queue_reset` takes one queue down (virtio 4.1.4.3.2): without it the device goes as a whole.
+  /// Only `queue_reset` takes one queue down (virtio 4.1.4.3.2): without it, the device has to be reset as a whole.
   func disableQueue(_ queue: Int) throws(DriverError) {
     try write(0x16, 2, UInt64(queue))
     guard try read(0x1c, 2) != 0 else { return }
@@ -187,7 +187,7 @@ final class LegacyPCIDriver: RegisterDriver {
     guard try read(0x08, 4) == page else { throw .refused("queue \(queue) was not taken") }
   }
 
-  /// Its words have 16 bits: no data goes with a kick.
+  /// The register has 16 bits, so a kick carries no data.
   let notifyPlace: (offset: UInt32, stride: UInt32) = (RegisterModel.offset(.bar(0), 0x10), 0)
 
   func resetQueue(_ queue: Int) throws(DriverError) { throw .badRequest("a legacy device has no RING_RESET") }

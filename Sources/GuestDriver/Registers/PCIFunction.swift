@@ -2,8 +2,8 @@
 internal import VirtioCore
 internal import VirtioRegisters
 
-/// One function behind a mailbox. BARs are reached by their numbers; addresses are given all the same, because a function
-/// that is enabled has some.
+/// One function behind a mailbox. BARs are accessed by their numbers; they are given addresses all the same, because an enabled
+/// function has some.
 final class PCIFunction {
   /// A virtio structure (virtio 4.1.4).
   struct Structure {
@@ -15,11 +15,11 @@ final class PCIFunction {
   }
 
   private let access: RegisterAccess
-  /// Vectors of MSI-X; 0: there is none, or it is not on.
+  /// The number of MSI-X vectors; 0 if there is no MSI-X, or it is not enabled.
   private(set) var vectors = 0
   private var msix: UInt32 = 0
   private(set) var deviceID: UInt16 = 0
-  /// The first of each type that the driver knows, as virtio 4.1.4.1 wants it.
+  /// The first of each type that the driver knows, as virtio 4.1.4.1 requires.
   private(set) var structures: [UInt8: Structure] = [:]
 
   init(_ access: RegisterAccess) { self.access = access }
@@ -49,7 +49,7 @@ final class PCIFunction {
     try write(.configuration, 0x04, 2, 7)
     guard try config(0x06, 2) & 0x10 != 0 else { return }
     var at = UInt32(try config(0x34, 1)) & ~3
-    // A list that loops ends all the same.
+    // Bounded, in case the list loops.
     for _ in 0..<48 where at >= 0x40 {
       switch try config(at, 1) {
       case 0x09: try take(at)
@@ -90,7 +90,7 @@ final class PCIFunction {
       bar: UInt8(bar), offset: UInt32(try config(at + 8, 4)), length: UInt32(try config(at + 12, 4)), capability: at)
   }
 
-  /// Gives every vector a message of its own, unmasks it, and turns messages on.
+  /// Gives every vector its own message, unmasks it, and enables MSI-X.
   private func openVectors(_ at: UInt32) throws(DriverError) {
     let count = Int(try config(at + 2, 2) & 0x7ff) + 1
     let table = try config(at + 4, 4)
@@ -106,14 +106,14 @@ final class PCIFunction {
     (msix, vectors) = (at, count)
   }
 
-  /// Falls back to the line.
+  /// Falls back to INTx.
   func closeVectors() throws(DriverError) {
     guard vectors > 0 else { return }
     try write(.configuration, msix + 2, 2, 0)
     vectors = 0
   }
 
-  /// The structure of a type, or the sentence that it is missing.
+  /// The structure of a type. - Throws: `refused` if it is missing.
   func structure(_ type: UInt8, _ what: String, length: UInt32) throws(DriverError) -> Structure {
     guard let found = structures[type], found.length >= length else {
       throw .refused("the PCI function has no \(what) of \(length) bytes")

@@ -1,16 +1,16 @@
-/// What a driver does with a device's registers, whichever face they have.
+/// What a driver does with a device's registers, over any interface.
 internal import Glibc
 internal import MemoryFile
 internal import VirtioCore
 internal import VirtioRegisters
 
-/// One face's way to do what every driver needs. The verbs are those of Linux's `virtio_config_ops`.
+/// What every driver needs, done over one register interface. The verbs are those of Linux's `virtio_config_ops`.
 protocol RegisterDriver: AnyObject {
   /// For people.
   var name: String { get }
-  /// Rings are one region in the legacy layout; `nil`: as the driver likes.
+  /// Legacy interfaces need each ring in one region of the legacy layout; `nil`: the driver chooses.
   var ringShape: RingShape? { get }
-  /// The device alone says how many entries a ring has.
+  /// The device alone decides how many entries a ring has.
   var hasFixedQueueSize: Bool { get }
 
   func deviceID() throws(DriverError) -> UInt32
@@ -22,17 +22,17 @@ protocol RegisterDriver: AnyObject {
   func setStatus(_ status: UInt8) throws(DriverError)
   func offeredFeatures() throws(DriverError) -> FeatureSet
   func acceptFeatures(_ features: FeatureSet) throws(DriverError)
-  /// - Parameter limit: that there can be no more than.
+  /// - Parameter limit: the most queues there can be.
   func queueCount(limit: Int) throws(DriverError) -> Int
   func maximumQueueSize(_ queue: Int) throws(DriverError) -> UInt16
   func enableQueue(_ queue: Int, _ configuration: QueueConfiguration) throws(DriverError)
   /// Takes one queue down without the others, and waits until the device has released it.
   func disableQueue(_ queue: Int) throws(DriverError)
-  /// Takes one queue down while the others continue (RING_RESET, virtio 2.6.1), and waits until that is over.
+  /// Takes one queue down while the others continue (RING_RESET, virtio 2.6.1), and waits until the reset is complete.
   func resetQueue(_ queue: Int) throws(DriverError)
-  /// Where kicks with data go, for the mailbox: queue 0's register, and how far it is to the next one's.
+  /// Where kicks with data go, for the mailbox: queue 0's register, and the distance to the next queue's.
   var notifyPlace: (offset: UInt32, stride: UInt32) { get }
-  /// Before the first queue is set up: interrupts.
+  /// Sets up interrupts, before the first queue is set up.
   func prepareQueues() throws(DriverError)
 }
 
@@ -41,7 +41,7 @@ extension RegisterDriver {
   var hasFixedQueueSize: Bool { false }
   func prepareQueues() throws(DriverError) {}
 
-  /// Waits until a register that says so reads 0.
+  /// Waits until the register that reports the reset reads 0.
   func awaitReset(of queue: Int, _ register: () throws(DriverError) -> UInt64) throws(DriverError) {
     // 2.6.1.1.2: it is not over before the register reads 0.
     let end = ContinuousClock.now + Patience.limit
@@ -54,7 +54,7 @@ extension RegisterDriver {
   }
 }
 
-/// The mailbox, with its errors as the driver's.
+/// The mailbox, with its errors translated to the driver's.
 struct RegisterAccess {
   let file: MemoryFileDriver
   let turn: RegisterTurn
@@ -83,7 +83,7 @@ struct RegisterAccess {
 extension RegisterAccess {
   /// Finds out what the file's registers are, and makes them ready for use.
   ///
-  /// - Parameter prefersLegacy: of two interfaces the older one.
+  /// - Parameter prefersLegacy: use the older one of two interfaces.
   func probe(prefersLegacy: Bool) throws(DriverError) -> any RegisterDriver {
     let interface = file.file.layout.interface
     switch interface {
@@ -92,7 +92,7 @@ extension RegisterAccess {
       let (magic, version) = (try read(0x000, 4), try read(0x004, 4))
       guard magic == 0x7472_6976, version == (interface == .mmio ? 2 : 1) else {
         throw .refused(
-          "the memory file's registers are no virtio-mmio version \(interface == .mmio ? 2 : 1): "
+          "the memory file's registers are not virtio-mmio version \(interface == .mmio ? 2 : 1): "
             + "magic 0x\(String(magic, radix: 16)), version \(version)")
       }
       return interface == .mmio ? MMIODriver(self) : LegacyMMIODriver(self)

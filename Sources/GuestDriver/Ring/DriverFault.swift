@@ -1,7 +1,7 @@
-/// What a device did that no device may do, as the driver saw it.
+/// What a device did that no device may do, as seen by the driver.
 public import VirtioCore
 
-/// A broken promise of the device, with the numbers that show it and the rule (virtio 1.1 sections).
+/// A rule that the device broke, with the numbers that show it (sections are those of virtio 1.1).
 public enum DriverFault: Error, Hashable, Sendable, CustomStringConvertible {
   /// `used.idx` moved by more than what is outstanding, or backwards (2.6.8).
   case usedIndexJumped(queue: Int, from: UInt16, to: UInt16, outstanding: Int)
@@ -22,17 +22,17 @@ public enum DriverFault: Error, Hashable, Sendable, CustomStringConvertible {
   case badUsedFlags(queue: Int, UInt16, eventIndex: Bool)
   /// The device wrote into the driver's event suppression structure (2.7.14).
   case driverEventModified(queue: Int, wrote: EventSuppression, found: EventSuppression)
-  /// The device's event suppression structure is none (2.7.14): unknown flags, an entry without EVENT_IDX, or one outside the
-  /// ring.
+  /// The device's event suppression structure is invalid (2.7.14): unknown flags, an entry without EVENT_IDX, or one outside
+  /// the ring.
   case badDeviceEvent(queue: Int, EventSuppression, eventIndex: Bool)
-  /// Buffers were used while the driver waited to be called for them, and no call came (2.6.7.2). The indices are free-running; those of a packed ring
-  /// count descriptors.
+  /// Buffers were used while the driver waited for a call for them, and no call came (2.6.7.2). The indices are free-running;
+  /// those of a packed ring count descriptors.
   case missingCall(queue: Int, usedEvent: UInt16, usedIndex: UInt16)
   /// More calls than the device can have had reasons for (2.6.7.2).
   case unwantedCalls(queue: Int, count: Int, wanted: Int)
   /// Nothing comes back.
   case noAnswer(queue: Int, outstanding: Int, milliseconds: Int, lastKick: String)
-  /// Memory that belongs to nobody, or lies next to a buffer, was written to.
+  /// Memory that is not allocated, or lies next to a buffer, was written to.
   case strayWrite(GuestAddress, near: String)
   /// A buffer that the device may only read was written to (2.6.5.1).
   case readableBufferModified(queue: Int, head: UInt16, offset: Int)
@@ -48,7 +48,7 @@ public enum DriverFault: Error, Hashable, Sendable, CustomStringConvertible {
     case .usedIDNotOutstanding(let queue, let id, let slot):
       "queue \(queue): used element \(slot) names chain \(id), which the device does not hold"
     case .batchTooLong(let queue, let id, let count, let moved):
-      "queue \(queue): a used element names chain \(id), which is the \(count). of those in flight, while used.idx moved by \(moved)"
+      "queue \(queue): a used element names chain \(id), which is number \(count) of those in flight, while used.idx moved by \(moved)"
     case .badDescriptorMarks(let queue, let slot, let flags, let wrap):
       "queue \(queue): the flags of descriptor \(slot) became 0x\(String(flags, radix: 16)), which is neither available nor used "
         + "while the wrap counter is \(wrap ? 1 : 0)"

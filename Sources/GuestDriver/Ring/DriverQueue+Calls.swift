@@ -2,13 +2,13 @@
 internal import VirtioCore
 
 extension DriverQueue {
-  /// How long a call that is due may be on its way before it counts as missing.
+  /// How late a call that is due may be before it counts as missing.
   public var callPatience: Duration {
     get { notifications.patience }
     set { notifications.patience = newValue }
   }
 
-  /// Asks for no calls: the driver is going to look by itself (virtio 2.6.7.1, 2.7.7).
+  /// Asks for no calls: the driver is going to poll (virtio 2.6.7.1, 2.7.7).
   public mutating func disableCalls() {
     switch raw {
     case .split(let ring): requestNoCalls(ring)
@@ -24,25 +24,25 @@ extension DriverQueue {
 
   /// Asks for a call when `after` more chains than the next one are used; without EVENT_IDX there is only the next one.
   ///
-  /// - Parameter after: chains; in a packed ring descriptors, which is the same where every chain is one.
+  /// - Parameter after: chains; in a packed ring descriptors, which is the same if every chain has one.
   public mutating func enableCalls(after: UInt16) -> Bool {
     switch raw {
     case .split(let ring): requestCall(after: after, ring)
     case .packed(let ring): requestCall(after: after, ring)
     }
-    // The wish before the look at what is used already (2.6.14, 2.7.22).
+    // Enabling calls before the check for what is used already (2.6.14, 2.7.22).
     fullFence()
     guard !hasUsed else { return false }
     notifications.arm(at: reapedCount &+ (setup.eventIndex ? after : 0), usedIndex: reapedCount)
     return true
   }
 
-  /// The device had gone and is back (see `DriverTransport.recover`).
+  /// The device went away and is back (see `DriverTransport.recover`).
   ///
-  /// - Parameter devices: how many were met on the way.
+  /// - Parameter devices: how many devices were met in the meantime.
   public mutating func deviceReturned(_ devices: Int) { notifications.deviceReturned(devices) }
 
-  /// Counts the calls that came, and checks that one came if the driver waits for it and it is due.
+  /// Counts the calls that have arrived, and checks that one has if the driver waits for it and it is due.
   public mutating func noteCalls() throws(DriverFault) {
     try notifications.noteCalls(queue: setup.index, usedIndex: usedCount)
   }

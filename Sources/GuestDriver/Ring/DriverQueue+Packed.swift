@@ -1,10 +1,10 @@
-/// What is particular to a packed ring (virtio 2.7). Descriptors are used up in ring order; the device answers in any order,
-/// into the same ring, over descriptors that it has done with.
+/// What is specific to a packed ring (virtio 2.7). Descriptors are consumed in ring order; the device answers in any order,
+/// into the same ring, over descriptors that it has finished with.
 internal import VirtioCore
 
 extension DriverQueue {
-  /// Writes a chain's descriptors from the next available position on. The device comes to the first chain of a batch before it
-  /// comes to any other, so that one's head alone is held back until `show`.
+  /// Writes a chain's descriptors from the next available position on. The device reaches the first chain of a batch before any
+  /// other, so only that one's head is held back until `show`.
   ///
   /// - Returns: the buffer's ID.
   mutating func place(_ pieces: Span<ChainPiece>, direct: Int, _ table: ChainPiece?, in ring: RawPackedRing) -> UInt16 {
@@ -20,7 +20,7 @@ extension DriverQueue {
       if !isLast { flags.insert(.next) }
       if place == direct { flags.insert(.indirect) }
       if piece.deviceWrites { flags.insert(.write) }
-      // The ID counts in the last descriptor alone (virtio 2.7.13): a device that takes another one's is found out.
+      // The ID is valid only in the last descriptor (virtio 2.7.13): a device that takes it from another one is caught.
       var descriptor = RawDescriptor(
         address: piece.address.rawValue, length: piece.length, flags: flags, next: isLast ? id : ~id)
       unsafe shadow[Int(position.slot)] = descriptor
@@ -41,7 +41,7 @@ extension DriverQueue {
     publishedIndex = availableIndex
     // Release: the other descriptors of the batch, tables and buffers before the flags that show them (2.7.21.1.1).
     ring.flags(old.slot).storeRelease(unsafe shadow[Int(old.slot)].flags.rawValue)
-    // The flags before the look at whether the device sleeps (2.7.21.3.1).
+    // The flags before the check whether the device sleeps (2.7.21.3.1).
     fullFence()
     let event = ring.deviceEvent
     let wanted =
@@ -49,7 +49,7 @@ extension DriverQueue {
       case EventSuppression.disable: false
       case EventSuppression.descriptor where setup.eventIndex:
         RingPosition.needsEvent(RingPosition(word: event.position), from: old, to: new, size: size)
-      // Anything else is enabled, or a fault that the next answer brings to light.
+      // Anything else means enabled, or is a fault that the next answer reveals.
       default: true
       }
     notifications.kickDecision(.packed(event, old: old, new: new), kicked: wanted)
@@ -58,7 +58,7 @@ extension DriverQueue {
 
   mutating func reap(from ring: RawPackedRing) throws(DriverFault) -> UsedChain? {
     let position = RingPosition(word: reapedIndex)
-    // Nothing is written for those that one answer stands for: all their descriptors are as they were.
+    // Nothing is written for the other chains of a batch: all their descriptors are unchanged.
     if batchLeft > 0 {
       let (id, length) = nextOfBatch()
       return try take(id, length, at: position, isShown: false, in: ring)
@@ -67,7 +67,7 @@ extension DriverQueue {
     let flags = ring.flags(position.slot).loadAcquire()
     let marks = flags & RingPosition.marks
     guard marks == position.usedMarks else {
-      // Whatever of its chains the device answers next, this descriptor is one that it holds.
+      // Whichever chain the device answers next, this descriptor is one that it holds.
       guard inDevice == 0 || marks == position.availableMarks else {
         throw .badDescriptorMarks(queue: setup.index, slot: position.slot, flags: flags, wrap: position.wrap)
       }
@@ -104,8 +104,8 @@ extension DriverQueue {
     return take(id, chain, length: length)
   }
 
-  /// The device writes one descriptor for a chain and goes over as many as the chain had. Those in between hold what the driver
-  /// put there, of whichever chain: no other used descriptor can have been there before.
+  /// The device writes one descriptor for a chain and skips as many as the chain had. The skipped ones still hold what the
+  /// driver wrote for some chain, because no other used descriptor can have been there before.
   private func checkSkipped(
     from position: RingPosition, count: UInt16, isShown: Bool, in ring: RawPackedRing
   ) throws(DriverFault) {
@@ -128,7 +128,7 @@ extension DriverQueue {
     }
   }
 
-  /// How many descriptors the device went over with what it has answered and nobody reaped.
+  /// How many descriptors the answers cover that were not reaped yet.
   func usedSpan(in ring: RawPackedRing) -> UInt16 {
     var position = RingPosition(word: reapedIndex)
     var span: UInt16 = 0
@@ -174,7 +174,7 @@ extension DriverQueue {
     driverEvent.position = RingPosition(word: reapedIndex).advanced(by: min(after, size - 1), size: size).word
     driverEvent.flags = EventSuppression.descriptor
     ring.driverEventPosition.storeRelaxed(driverEvent.position)
-    // Release: the position before the flags that make it count.
+    // Release: the position before the flags that make it valid.
     ring.driverEventFlags.storeRelease(driverEvent.flags)
   }
 }

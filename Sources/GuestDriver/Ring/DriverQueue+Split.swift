@@ -1,4 +1,4 @@
-/// What is particular to a split ring (virtio 2.6).
+/// What is specific to a split ring (virtio 2.6).
 internal import VirtioCore
 
 extension DriverQueue {
@@ -33,7 +33,7 @@ extension DriverQueue {
     publishedIndex = availableIndex
     // Release: descriptors, tables, buffers and ring entries before the index that shows them (2.6.13.3.1).
     ring.availableIndex.storeRelease(availableIndex)
-    // The index before the look at whether the device sleeps (2.6.13.4.1).
+    // The index before the check whether the device sleeps (2.6.13.4.1).
     fullFence()
     if setup.eventIndex {
       let event = ring.availableEvent.loadRelaxed()
@@ -121,7 +121,7 @@ extension DriverQueue {
 
   func requestNoCalls(_ ring: RawRing) {
     if setup.eventIndex {
-      // An index that is as far ahead as can be: 65,535 entries.
+      // An index that is as far ahead as possible: 65,535 entries.
       ring.usedEvent.storeRelaxed(reapedIndex &- 1)
     } else {
       ring.availableFlags.storeRelaxed(1)

@@ -1,9 +1,9 @@
-/// The driver's side of a ring, split or packed. What the device can write to it reads once and believes nothing of; what it
-/// needs to know it keeps in private memory. Nothing here allocates after `init`.
+/// The driver's side of a ring, split or packed. It reads what the device can write only once, and trusts none of it; its own
+/// state is in private memory. Nothing here allocates after `init`.
 internal import Glibc
 internal import VirtioCore
 
-/// A ring with its bookkeeping: the same verbs for either kind. A noncopyable value: it belongs to one thread.
+/// A ring with its bookkeeping, with the same operations for either format. A noncopyable value: it belongs to one thread.
 @safe
 public struct DriverQueue: ~Copyable {
   public let setup: QueueSetup
@@ -19,10 +19,10 @@ public struct DriverQueue: ~Copyable {
     case packed(RawPackedRing)
   }
 
-  // Private memory: what is known of each descriptor, and of each chain by its name.
+  // Private memory: what is known about each descriptor, and about each chain by its head or ID.
   let shadow: UnsafeMutablePointer<RawDescriptor>
   let chains: UnsafeMutablePointer<Chain>
-  /// The names of chains in the order in which they were added, by their numbers modulo the ring's size.
+  /// The heads or IDs of chains in the order in which they were added, by their numbers modulo the ring's size.
   let sequence: UnsafeMutablePointer<UInt16>
   /// With IN_ORDER: chains that one answer stands for and that were not reaped, and the length that it has for the last of
   /// them.
@@ -35,7 +35,7 @@ public struct DriverQueue: ~Copyable {
   // Three indices. Split: free-running. Packed: positions, as words (`RingPosition`).
   /// Where the next chain becomes available.
   var availableIndex: UInt16
-  /// Up to where the device was shown what is available.
+  /// Up to where chains were published to the device.
   var publishedIndex: UInt16
   /// The used index up to which everything was reaped.
   public internal(set) var reapedIndex: UInt16
@@ -54,7 +54,7 @@ public struct DriverQueue: ~Copyable {
     var table: UInt16 = 0
     var tableEntries: UInt16 = 0
     var token: UInt32 = 0
-    /// Packed: the next free ID, where this is one.
+    /// Packed: the next free ID, if this one is free.
     var nextFree: UInt16 = 0
     var writable: UInt64 = 0
     /// How many were added before it.
@@ -123,7 +123,7 @@ public struct DriverQueue: ~Copyable {
   /// Puts a chain into the ring. The device sees it after `publish`.
   ///
   /// - Parameters:
-  ///   - pieces: at least one; what is readable first, unless a device's refusal is to be seen.
+  ///   - pieces: at least one, readable ones first, except in tests of a device's refusal.
   ///   - placement: indirect needs a free table with room for the pieces.
   ///   - token: comes back with the chain.
   /// - Returns: the head, or the ID; `nil` when there are not enough free descriptors or tables.
@@ -178,7 +178,7 @@ public struct DriverQueue: ~Copyable {
     return wanted
   }
 
-  /// Tells the device, and where the bus has words for it, up to where there is something.
+  /// Notifies the device, and if the transport can express it, tells it up to where chains are available.
   private func kick() {
     guard let notify = setup.notify else { return setup.lines.kick() }
     notify.write(queue: setup.index, next: publishedIndex)
@@ -186,7 +186,7 @@ public struct DriverQueue: ~Copyable {
 
   // MARK: used
 
-  /// Whether something was used that was not reaped yet.
+  /// Whether there are used chains that were not reaped yet.
   public var hasUsed: Bool {
     switch raw {
     case .split(let ring): ring.usedIndex.loadAcquire() != reapedIndex
@@ -194,7 +194,7 @@ public struct DriverQueue: ~Copyable {
     }
   }
 
-  /// Takes the next used chain and checks everything about it that a ring can know.
+  /// Takes the next used chain, and checks everything about it that the ring shows.
   public mutating func reap() throws(DriverFault) -> UsedChain? {
     switch raw {
     case .split(let ring): try reap(from: ring)
@@ -210,7 +210,7 @@ public struct DriverQueue: ~Copyable {
     }
   }
 
-  /// Where the ring stands, for a device that has to continue from there. - Precondition: no device is at work on it.
+  /// Where the ring stands, for a device that has to continue from there. - Precondition: no device is using it.
   public var standing: QueueStanding {
     switch raw {
     case .split(let ring): QueueStanding(available: publishedIndex, used: ring.usedIndex.loadAcquire())
@@ -221,7 +221,7 @@ public struct DriverQueue: ~Copyable {
     }
   }
 
-  /// The account of a chain that came back, its checks done.
+  /// Accounts for a chain that came back and was checked.
   mutating func take(_ head: UInt16, _ chain: Chain, length: UInt32) -> UsedChain {
     unsafe chains[Int(head)].isOutstanding = false
     outstanding -= 1
@@ -235,9 +235,9 @@ public struct DriverQueue: ~Copyable {
 /// The two halves of a ring's state, as the driver knows them. Split: `avail.idx` and `used.idx`. Packed: the words of
 /// `RingPosition`.
 public struct QueueStanding: Hashable, Sendable {
-  /// Behind everything that was published.
+  /// After everything that was published.
   public var available: UInt16
-  /// Behind everything that was used.
+  /// After everything that was used.
   public var used: UInt16
 
   public init(available: UInt16, used: UInt16) {
@@ -245,7 +245,7 @@ public struct QueueStanding: Hashable, Sendable {
     self.used = used
   }
 
-  /// A ring that nothing was done with yet.
+  /// The state of a ring that was not used yet.
   public static func start(_ format: RingFormat) -> QueueStanding {
     let start = format == .split ? 0 : RingPosition.start.word
     return QueueStanding(available: start, used: start)

@@ -1,7 +1,7 @@
-/// The indirect tables of one queue: memory that is taken once, and what was written to it.
+/// The indirect tables of one queue: memory that is allocated once, and what was written to it.
 internal import VirtioCore
 
-/// A plain value around memory that a `DriverQueue` owns and gives back with `deallocate`.
+/// A plain value around memory that a `DriverQueue` owns and frees with `deallocate`.
 @safe
 struct IndirectTables {
   /// Tables that no chain refers to.
@@ -34,12 +34,12 @@ struct IndirectTables {
     unsafe shadow.deallocate()
   }
 
-  /// Whether one is free that has room for so many pieces.
+  /// Whether a table is free that has room for that many pieces.
   func hasRoom(for pieces: Int) -> Bool { free > 0 && pieces <= entries }
 
   /// Takes a table and fills it with the pieces from `first` on. - Precondition: `hasRoom`.
   ///
-  /// - Parameter writable: the bytes that the device may write are added to it.
+  /// - Parameter writable: increased by the number of bytes that the device may write.
   mutating func take(
     _ pieces: Span<ChainPiece>, from first: Int, writable: inout UInt64
   ) -> (table: UInt16, address: GuestAddress) {
@@ -50,7 +50,7 @@ struct IndirectTables {
     for entry in 0..<pieces.count - first {
       let piece = pieces[first + entry]
       if piece.deviceWrites { writable += UInt64(piece.length) }
-      // Those of a packed ring come one after the other, and nothing but WRITE may be said of them (virtio 2.7.19).
+      // Those of a packed ring follow one another, and only WRITE may be set in them (virtio 2.7.19).
       let hasNext = format == .split && entry < pieces.count - first - 1
       var descriptor = RawDescriptor(
         address: piece.address.rawValue, length: piece.length, next: hasNext ? UInt16(entry + 1) : 0)
@@ -62,7 +62,7 @@ struct IndirectTables {
     return (table, buffer.address)
   }
 
-  /// Whether the device left a chain's table alone.
+  /// Checks that the device did not change a chain's table.
   func check(_ chain: DriverQueue.Chain, head: UInt16, queue: Int) throws(DriverFault) {
     guard chain.tableEntries > 0 else { return }
     let buffer = unsafe buffers[Int(chain.table)]

@@ -1,9 +1,9 @@
-/// Keeps the account of kicks and calls of one queue: what was requested, what came, and what is owed.
+/// Keeps account of kicks and calls of one queue: what was requested, what arrived, and what is owed.
 internal import VirtioCore
 
-/// The book-keeping of both kinds of notification (virtio 2.6.7, 2.6.10).
+/// The bookkeeping of both kinds of notification (virtio 2.6.7, 2.6.10).
 public struct NotificationLedger: Sendable {
-  /// What a decision to kick or not was made of.
+  /// What a decision to kick or not was based on.
   enum KickReason: Sendable {
     case none
     case flags(UInt16)
@@ -11,10 +11,10 @@ public struct NotificationLedger: Sendable {
     case packed(EventSuppression, old: RingPosition, new: RingPosition)
   }
 
-  /// Times that the device was kicked, and times that it had said not to.
+  /// How often the device was kicked, and how often a kick was suppressed.
   public private(set) var kicks = 0
   public private(set) var kicksSpared = 0
-  /// Calls that came.
+  /// Calls that arrived.
   public private(set) var calls = 0
   /// Chains reaped.
   public private(set) var reaped = 0
@@ -24,7 +24,7 @@ public struct NotificationLedger: Sendable {
   private var kicked = false
   private var state = State.open
   private var wasArmed = false
-  /// Since when a call is owed: the driver had asked for it, and found by itself what it was for.
+  /// Since when a call is owed: the driver had asked for it, and has seen the used entry without it.
   private var owedSince: ContinuousClock.Instant? = nil
   private var owedEvent: UInt16 = 0
   /// Devices that the lines were connected to, one after the other.
@@ -39,7 +39,7 @@ public struct NotificationLedger: Sendable {
     case disarmed(always: Bool)
   }
 
-  /// How long a call may be on its way. A device that forgot it never sends it.
+  /// How late a call may be. A device that forgot it never sends it.
   var patience = Patience.limit
 
   init(_ lines: QueueLines) { call = CallLine(lines) }
@@ -52,7 +52,7 @@ public struct NotificationLedger: Sendable {
     if kicked { kicks += 1 } else { kicksSpared += 1 }
   }
 
-  /// The last decision, for readers.
+  /// The last decision, for messages.
   public var lastKick: String {
     let outcome = kicked ? "so the device was kicked" : "so the device was not kicked"
     return switch reason {
@@ -72,7 +72,7 @@ public struct NotificationLedger: Sendable {
 
   /// - Parameter index: the used entry that the driver wants to be called for.
   mutating func arm(at index: UInt16, usedIndex: UInt16) {
-    // A wish that came true unseen is settled first, or the call for it would never be missed.
+    // An earlier request that was fulfilled unnoticed is settled first, or a missing call for it would go unnoticed.
     if case .armed = state { settle(usedIndex: usedIndex) }
     state = .armed(index)
     wasArmed = true
@@ -86,22 +86,21 @@ public struct NotificationLedger: Sendable {
     }
   }
 
-  /// Takes the calls that came, and says what is wrong with their number.
+  /// Takes the calls that have arrived, and checks their number.
   mutating func noteCalls(queue: Int, usedIndex: UInt16) throws(DriverFault) {
     settle(usedIndex: usedIndex)
     if let since = owedSince, .now - since > patience {
       throw .missingCall(queue: queue, usedEvent: owedEvent, usedIndex: usedIndex)
     }
     if case .disarmed(always: true) = state {
-      // One call may tell that the line was connected, and one that the device began, since the one before it may not have
-      // come to its call; with an event index the one that is farthest off comes round after
-      // 65,535 entries.
+      // One call may come when the line is connected, and one when the device begins, since its predecessor may not have made
+      // its call; with an event index, the farthest one is reached after 65,535 entries.
       let allowed = 2 * devices + reaped / 65_535
       if calls > allowed { throw .unwantedCalls(queue: queue, count: calls, wanted: allowed) }
     }
   }
 
-  /// So many devices more were at the other end of the lines, one after the other.
+  /// Counts further devices that were at the other end of the lines, one after the other.
   mutating func deviceReturned(_ count: Int) { devices += count }
 
   private mutating func settle(usedIndex: UInt16) {

@@ -1,8 +1,8 @@
-/// Kicks that say where the next chain will be (NOTIFICATION_DATA, virtio 2.7.23, 4.2.3.3).
+/// Kicks that tell where the next chain will be (NOTIFICATION_DATA, virtio 2.7.23, 4.2.3.3).
 internal import MemoryFile
 internal import Synchronization
 
-/// Register accesses come one after the other, and queues may have threads of their own.
+/// Serializes register accesses, because queues may have their own threads.
 final class RegisterTurn: Sendable {
   private let turn = Mutex(())
 
@@ -21,7 +21,7 @@ public final class NotifyRegister: Sendable {
 
   /// - Parameters:
   ///   - offset: of queue 0's register for the mailbox.
-  ///   - stride: from one queue's to the next one's; 0 where all have the same.
+  ///   - stride: from one queue's to the next one's; 0 if all have the same.
   init(_ file: MemoryFileDriver, _ turn: RegisterTurn, offset: UInt32, stride: UInt32) {
     self.file = file
     self.turn = turn
@@ -29,9 +29,9 @@ public final class NotifyRegister: Sendable {
     self.stride = stride
   }
 
-  /// The queue's index in the low half of the word, and in the other one where the next chain begins: of a packed ring the slot and
-  /// in the top bit the wrap counter, of a split one the whole of `avail.idx`. That a device does not answer is noticed
-  /// where its chains are waited for.
+  /// Writes the queue's index in the low half of the word, and in the high half where the next chain begins: for a packed ring
+  /// the slot, with the wrap counter in the top bit; for a split ring the whole of `avail.idx`. A device that does not answer
+  /// is noticed where its chains are waited for.
   public func write(queue: Int, next: UInt16) {
     let word = UInt64(UInt16(truncatingIfNeeded: queue)) | UInt64(next) << 16
     let place = offset + UInt32(UInt16(truncatingIfNeeded: queue)) * stride

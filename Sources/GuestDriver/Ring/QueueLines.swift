@@ -1,10 +1,10 @@
-/// The two wires between a driver's queue and its device: kicks out, calls in.
+/// The two lines between a driver's queue and its device: kicks out, calls in.
 internal import CLinux
 internal import Glibc
 public import MemoryFile
 public import VirtioCore
 
-/// What the wires of a queue are made of.
+/// What the lines of a queue are made of.
 public enum QueueLines: Sendable {
   case eventCounters(kick: OwnedDescriptor, call: OwnedDescriptor)
   /// Counters in a memory file.
@@ -19,10 +19,10 @@ public enum QueueLines: Sendable {
   }
 }
 
-/// Brings the device's calls, each of them counted.
+/// Receives the device's calls, and counts each of them.
 struct CallLine: Sendable {
   private let lines: QueueLines
-  /// The count in memory when it was looked at last.
+  /// The count in memory when it was last read.
   private var seen: UInt32 = 0
 
   init(_ lines: QueueLines) {
@@ -30,14 +30,14 @@ struct CallLine: Sendable {
     if case .memoryFile(let file, let queue) = lines { seen = file.callCount(queue: queue) }
   }
 
-  /// How many calls came since the last look.
+  /// How many calls arrived since the last time.
   mutating func take() -> Int {
     switch lines {
     case .eventCounters(_, let call): return Int(clamping: EventCounter.drain(call.rawValue))
     case .memoryFile(let file, let queue):
       let now = file.callCount(queue: queue)
       defer { seen = now }
-      // Acknowledged before the ring is looked at: a later call sets the bit again (virtio 4.2.3.4).
+      // Acknowledged before the ring is checked: a later call sets the bit again (virtio 4.2.3.4).
       if now != seen { file.acknowledgeInterrupt(1) }
       return Int(now &- seen)
     }
@@ -54,10 +54,10 @@ struct CallLine: Sendable {
     }
   }
 
-  /// Waits for any of several lines. Counters in memory have no common wait here, so with those it looks at the first for a
-  /// millisecond.
+  /// Waits for any of several lines. Counters in memory cannot be waited for together here, so with those it waits for the
+  /// first one, for a millisecond.
   ///
-  /// - Parameter other: a descriptor whose end or error ends the wait, too.
+  /// - Parameter other: a descriptor whose hang-up or error ends the wait, too.
   static func waitForAny(_ lines: [CallLine], or other: Int32? = nil, milliseconds: Int) {
     var descriptors: [pollfd] = []
     for line in lines {

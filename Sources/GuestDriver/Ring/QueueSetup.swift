@@ -1,18 +1,18 @@
 /// What a driver's queue is made of: a ring in memory, two lines, and room for indirect tables.
 public import VirtioCore
 
-/// The parts of one queue. Copies mean the same parts.
+/// The parts of one queue. Copies refer to the same parts.
 public struct QueueSetup: Sendable {
   public let index: Int
   public let ring: RingMemory
   public let lines: QueueLines
   public let memory: DriverMemory
-  /// Kicks go there with data (NOTIFICATION_DATA); `nil`: over the line.
+  /// Where kicks with data go (NOTIFICATION_DATA); `nil`: kicks go over the line.
   public let notify: NotifyRegister?
   public let eventIndex: Bool
   /// The device uses chains in the order in which they became available (IN_ORDER).
   public let inOrder: Bool
-  /// None where INDIRECT_DESC is not negotiated.
+  /// Empty if INDIRECT_DESC is not negotiated.
   public let indirectTables: [GuestBuffer]
   /// Descriptors in each.
   public let indirectEntries: Int

@@ -1,11 +1,11 @@
-/// One descriptor, as a private copy and as it stands in memory.
+/// One descriptor, as a private copy and as it is in memory.
 
-/// A descriptor of either kind of ring (virtio 2.6.5, 2.7.13). Both say the same in 16 bytes, in another order.
+/// A descriptor of either kind of ring (virtio 2.6.5, 2.7.13). Both have the same fields in 16 bytes, in a different order.
 public struct RawDescriptor: Hashable, Sendable {
   public var address: UInt64
   public var length: UInt32
   public var flags: Flags
-  /// Split: the descriptor that follows, where the flags say that one does. Packed: the buffer's ID.
+  /// Split: the next descriptor, if the flags say that there is one. Packed: the buffer's ID.
   public var next: UInt16
 
   public struct Flags: OptionSet, Hashable, Sendable {
@@ -15,7 +15,7 @@ public struct RawDescriptor: Hashable, Sendable {
     /// The device writes; without it, the device reads.
     public static let write = Flags(rawValue: 2)
     public static let indirect = Flags(rawValue: 4)
-    /// Of packed rings alone: what these two say depends on the lap (virtio 2.7.1).
+    /// For packed rings only: the meaning of these two depends on the lap (virtio 2.7.1).
     public static let available = Flags(rawValue: 0x0080)
     public static let used = Flags(rawValue: 0x8000)
   }

@@ -1,5 +1,5 @@
-/// Every field of a packed ring at its place, and no rules: what a driver's ring is built on, and what a test uses to build
-/// the rings that no driver would.
+/// Every field of a packed ring in its place, without any rules: a driver's ring is built on it, and tests use it to build
+/// rings that no driver would.
 public import VirtioCore
 
 /// A packed ring in memory, field by field (virtio 2.7). It borrows the memory: keep that alive.
@@ -40,22 +40,22 @@ public struct RawPackedRing: @unchecked Sendable {
     unsafe descriptor.store(at: place(slot), .packed)
   }
 
-  // One field at a time, for those that race with a device.
+  // One field at a time, for tests that race with a device.
   public func address(_ slot: UInt16) -> SharedCell<UInt64> { unsafe SharedCell(place(slot)) }
   public func length(_ slot: UInt16) -> SharedCell<UInt32> { unsafe SharedCell(place(slot) + 8) }
-  /// The word that says whose a descriptor is.
+  /// The word that says who owns a descriptor.
   @inline(__always) public func flags(_ slot: UInt16) -> SharedCell<UInt16> { unsafe SharedCell(place(slot) + 14) }
 
   // MARK: event suppression
 
-  /// The driver's wish to be called.
+  /// When the driver wants to be called.
   public var driverEventPosition: SharedCell<UInt16> { unsafe SharedCell(driver) }
   public var driverEventFlags: SharedCell<UInt16> { unsafe SharedCell(driver + 2) }
-  /// The device's wish to be kicked.
+  /// When the device wants to be kicked.
   public var deviceEventPosition: SharedCell<UInt16> { unsafe SharedCell(device) }
   public var deviceEventFlags: SharedCell<UInt16> { unsafe SharedCell(device + 2) }
 
-  /// Acquire: the position is read after the flags that say that it counts.
+  /// Acquire: the position is read after the flags that make it valid.
   public var deviceEvent: EventSuppression {
     let flags = deviceEventFlags.loadAcquire()
     return EventSuppression(position: deviceEventPosition.loadRelaxed(), flags: flags)
@@ -66,9 +66,9 @@ public struct RawPackedRing: @unchecked Sendable {
     return EventSuppression(position: driverEventPosition.loadRelaxed(), flags: flags)
   }
 
-  // MARK: by hand
+  // MARK: unchecked
 
-  /// Makes a chain available from `start` on without looking whether it may be: all but the first one's marks, then those.
+  /// Makes a chain available from `start` on without checking whether that is allowed: the first descriptor's marks come last.
   ///
   /// - Parameter chain: taken as it is, with the marks of an available descriptor added.
   /// - Returns: where the next chain would begin.

@@ -1,5 +1,5 @@
-/// Every field of a split ring at its place, and no rules: what a driver's ring is built on, and what a test uses to build
-/// the rings that no driver would.
+/// Every field of a split ring in its place, without any rules: a driver's ring is built on it, and tests use it to build rings
+/// that no driver would.
 public import VirtioCore
 
 /// A ring in memory, field by field. It borrows the memory: keep that alive.
@@ -61,9 +61,9 @@ public struct RawRing: @unchecked Sendable {
   /// The available index at which the device wants to be kicked, with EVENT_IDX (virtio 2.6.10).
   public var availableEvent: SharedCell<UInt16> { unsafe SharedCell(used + 4 + 8 * Int(layout.size)) }
 
-  // MARK: by hand
+  // MARK: unchecked
 
-  /// Makes a head available without looking whether it may be: writes the next entry, moves the index.
+  /// Makes heads available without checking whether that is allowed: writes the next entries, then moves the index.
   public func offer(_ heads: UInt16...) {
     var index = availableIndex.loadRelaxed()
     for head in heads {

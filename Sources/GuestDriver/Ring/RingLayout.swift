@@ -1,4 +1,4 @@
-/// Where the three parts of a ring lie in guest memory (virtio 2.6, 2.7, and 2.6.2 for the legacy layout).
+/// Where the three parts of a ring are in guest memory (virtio 2.6, 2.7, and 2.6.2 for the legacy layout).
 public import VirtioCore
 
 /// The two formats of a virtqueue.
@@ -42,7 +42,7 @@ public struct RingLayout: Hashable, Sendable {
   /// Bytes of either event suppression structure of a packed ring.
   public static let eventBytes = 4
 
-  /// Whether a ring of this kind can have so many entries.
+  /// Whether a ring of this format can have that many entries.
   public static func allows(_ size: UInt16, _ format: RingFormat) -> Bool {
     (1...32768).contains(size) && (format == .packed || size & (size - 1) == 0)
   }
@@ -54,7 +54,7 @@ public struct RingLayout: Hashable, Sendable {
     return (available, used, used + (usedRingBytes(size) + alignment - 1) / alignment * alignment)
   }
 
-  /// What a transport is given.
+  /// The configuration for a transport.
   public var configuration: QueueConfiguration {
     QueueConfiguration(
       size: size, descriptorTable: descriptorTable, availableRing: availableRing, usedRing: usedRing)
@@ -82,7 +82,7 @@ public struct RingMemory: Sendable {
     switch (format, shape) {
     case (.packed, .legacy): preconditionFailure("there is no legacy layout of a packed ring")
     case (.packed, .separate):
-      // With no more alignment than virtio 2.7.10.1 wants.
+      // With no more alignment than virtio 2.7.10.1 requires.
       let ring = try memory.allocate(RingLayout.descriptorTableBytes(size), alignment: 16)
       let driver = try memory.allocate(RingLayout.eventBytes, alignment: 4)
       let device = try memory.allocate(RingLayout.eventBytes, alignment: 4)

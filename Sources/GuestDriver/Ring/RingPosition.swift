@@ -1,6 +1,6 @@
 /// A place in a packed ring: which descriptor, and in which of two laps (virtio 2.7.1).
 
-/// Half of a packed ring's state. It goes over buses and into event suppression structures as one word.
+/// Half of a packed ring's state. Transports and event suppression structures hold it as one word.
 public struct RingPosition: Hashable, Sendable, CustomStringConvertible {
   /// Bits 0–14: the descriptor; bit 15: the wrap counter.
   public let word: UInt16
@@ -29,11 +29,12 @@ public struct RingPosition: Hashable, Sendable, CustomStringConvertible {
   var restingMarks: UInt16 { wrap ? 0 : 0x8080 }
   static let marks: UInt16 = 0x8080
 
-  /// Whether the other side is to be notified of what was done from `old` up to `new`: whether `event` is among it (virtio 2.7.7.1).
+  /// Whether the other side is to be notified of what was done from `old` up to `new`: whether that includes `event` (virtio
+  /// 2.7.7.1).
   ///
   /// - Parameter event: of the other side's event suppression structure.
   static func needsEvent(_ event: RingPosition, from old: RingPosition, to new: RingPosition, size: UInt16) -> Bool {
-    // All three as places in the lap of `new`; those of the lap before are negative, and the distances right modulo 2^16.
+    // All three as slots in the lap of `new`; those of the previous lap are negative, and the distances are right modulo 2^16.
     let wanted = event.wrap == new.wrap ? event.slot : event.slot &- size
     let first = old.wrap == new.wrap ? old.slot : old.slot &- size
     return new.slot &- wanted &- 1 < new.slot &- first
@@ -42,7 +43,7 @@ public struct RingPosition: Hashable, Sendable, CustomStringConvertible {
   public var description: String { "\(slot) (wrap counter \(wrap ? 1 : 0))" }
 }
 
-/// An event suppression structure as it stands in memory (virtio 2.7.14).
+/// An event suppression structure as it is in memory (virtio 2.7.14).
 public struct EventSuppression: Hashable, Sendable, CustomStringConvertible {
   /// Where an event is wanted; a `RingPosition`.
   public var position: UInt16
@@ -58,7 +59,7 @@ public struct EventSuppression: Hashable, Sendable, CustomStringConvertible {
     self.flags = flags
   }
 
-  /// Whether it says something that a ring of `size` entries can be told.
+  /// Whether it is valid for a ring of `size` entries.
   func isLegal(size: UInt16, eventIndex: Bool) -> Bool {
     switch flags {
     case Self.enable, Self.disable: true

@@ -1,4 +1,4 @@
-/// What can go wrong between a driver and its device, each in one sentence for readers.
+/// What can go wrong between a driver and its device, each in one sentence for people.
 public import SystemPackage
 public import VirtioCore
 
@@ -23,18 +23,18 @@ public enum DriverError: Error, Sendable, CustomStringConvertible {
   // Afterwards.
   /// The device broke a rule.
   case fault(DriverFault)
-  /// The device says that the queue, or all of it, is broken.
+  /// The device reports that the queue, or the whole device, is broken.
   case queueFailed(Int)
   /// A request was answered with an error.
   case requestFailed(String)
-  /// What was asked of the driver makes no sense on this device.
+  /// The driver was asked for something that makes no sense on this device.
   case badRequest(String)
 
   public var description: String {
     switch self {
     case .system(let what, let errno): "\(what) failed: \(errno)"
     case .badRegion(let start, let size):
-      "\(size) bytes of guest memory at \(start) are no region: give whole, non-overlapping pages below 2^64"
+      "\(size) bytes of guest memory at \(start) are not a valid region: give whole, non-overlapping pages below 2^64"
     case .memoryFull(let wanted):
       "guest memory is too small: no \(wanted) bytes are free in one piece; use fewer or smaller requests"
     case .noDevice(let what), .refused(let what), .timeout(let what), .requestFailed(let what), .badRequest(let what): what
@@ -45,7 +45,7 @@ public enum DriverError: Error, Sendable, CustomStringConvertible {
       "queue \(queue) cannot have \(size) entries: give \(format == .split ? "a power of two" : "a number") up to \(maximum)"
     case .tooManyQueues(let wanted, let available): "the device has \(available) queues, not \(wanted): ask for fewer"
     case .queueFailed(let queue):
-      "the device has stopped queue \(queue) until it is reset: what serves it says why in its log"
+      "the device has stopped queue \(queue) until it is reset: see the log of its server for the reason"
     case .fault(let fault): "the device broke a rule: \(fault)"
     }
   }

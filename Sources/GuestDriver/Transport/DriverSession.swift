@@ -1,15 +1,15 @@
-/// Bringing a device up, and down again, in the order of virtio 3.1.1.
+/// Brings a device up, and down again, in the order of virtio 3.1.1.
 public import VirtioCore
 
-/// How a driver wants to work.
+/// The choices of a driver.
 public struct DriverOptions: Sendable {
-  /// The features to accept, as far as they are offered. With RING_PACKED among them the rings are packed where they can be.
+  /// The features to accept, as far as they are offered. With RING_PACKED among them, the rings are packed if possible.
   public var features: FeatureSet
-  /// Give up where they cannot.
+  /// Fail if they cannot be packed.
   public var needsPacked = false
-  /// How many queues; `nil`: all that there are.
+  /// How many queues; `nil`: all of them.
   public var queues: Int?
-  /// Entries of each ring; `nil`: 128 or what the device can do, whichever is less.
+  /// Entries of each ring; `nil`: 128 or the device's maximum, whichever is less.
   public var queueSize: UInt16?
   public var shape: RingShape
   /// Indirect tables of each queue, and the descriptors in each.
@@ -40,8 +40,8 @@ public final class DriverSession {
   public var format: RingFormat { RingFormat(features) }
   /// One for each queue, after `start`.
   public private(set) var queues: [QueueSetup] = []
-  /// How large each queue may be, as the device said before it was set up: where the same register takes the size, it is told
-  /// no more.
+  /// How large each queue may be, as the device reported before it was set up: if the same register takes the size, the maximum
+  /// cannot be read afterwards.
   private var maximumSizes: [UInt16] = []
 
   private var status: DeviceStatus {
@@ -50,9 +50,9 @@ public final class DriverSession {
 
   /// Steps 1 to 6: reset, ACKNOWLEDGE, DRIVER, features, FEATURES_OK.
   ///
-  /// Where VERSION_1 is not negotiated the device is driven as a legacy one, which knows no FEATURES_OK (virtio 3.1.2).
+  /// If VERSION_1 is not negotiated, the device is driven as a legacy one, which has no FEATURES_OK (virtio 3.1.2).
   ///
-  /// - Parameter deviceID: of the kind that the caller can drive.
+  /// - Parameter deviceID: the virtio ID of the devices that the caller can drive.
   public init(_ transport: any DriverTransport, deviceID: UInt32, options: DriverOptions) throws(DriverError) {
     self.transport = transport
     self.options = options
@@ -86,7 +86,7 @@ public final class DriverSession {
 
   /// Steps 7 and 8: the queues, DRIVER_OK.
   ///
-  /// - Parameter available: how many queues the device's configuration speaks of, where it does.
+  /// - Parameter available: the number of queues in the device's configuration, if it has that field.
   public func start(available: Int? = nil) throws(DriverError) {
     let all = try transport.queueCount()
     let count = min(all, available ?? all)
@@ -112,7 +112,7 @@ public final class DriverSession {
     let lines = try transport.findQueues(rings.map(\.layout.configuration))
     for (index, (ring, lines)) in zip(rings, lines).enumerated() { queues.append(try setUp(index, ring, lines)) }
     try transport.setStatus(status.union(.driverOK))
-    guard try transport.status().contains(.driverOK) else { throw .refused("the device did not take DRIVER_OK") }
+    guard try transport.status().contains(.driverOK) else { throw .refused("the device did not accept DRIVER_OK") }
   }
 
   private func setUp(_ index: Int, _ ring: RingMemory, _ lines: QueueLines) throws(DriverError) -> QueueSetup {
@@ -123,10 +123,10 @@ public final class DriverSession {
   }
 
   /// Takes one queue down and sets it up again, elsewhere in memory, while the others continue (RING_RESET, virtio 2.6.1).
-  /// What is in flight on it has no answer any more.
+  /// What is in flight on it will not be answered.
   ///
   /// - Parameter size: entries of its new ring; `nil`: as many as before.
-  /// - Returns: what the queue is made of now.
+  /// - Returns: the new parts of the queue.
   public func resetQueue(_ index: Int, size: UInt16? = nil) throws(DriverError) -> QueueSetup {
     guard features.contains(.ringReset) else { throw .badRequest("the device does not offer RING_RESET") }
     let old = queues[index]
@@ -136,7 +136,7 @@ public final class DriverSession {
       throw .badQueueSize(queue: index, size, maximum: maximum, format)
     }
     try transport.resetQueue(index)
-    // Before the old one is given back, so that it lies elsewhere.
+    // Before the old one is freed, so that it lies elsewhere.
     let ring = try RingMemory(size: size, format: format, shape: .separate, in: transport.memory)
     try release(old)
     queues[index] = try setUp(index, ring, old.lines)
@@ -144,7 +144,7 @@ public final class DriverSession {
     return queues[index]
   }
 
-  /// Resets the device, takes the queues down and gives their memory back, unless something wrote next to it.
+  /// Resets the device, takes the queues down and frees their memory, unless something wrote next to it.
   public func shutDown() throws(DriverError) {
     try transport.reset()
     try transport.deleteQueues()
@@ -152,7 +152,7 @@ public final class DriverSession {
     queues = []
   }
 
-  /// Gives back the memory of a queue that the device has released.
+  /// Frees the memory of a queue that the device has released.
   private func release(_ queue: QueueSetup) throws(DriverError) {
     if let address = queue.ring.damage(in: transport.memory) {
       throw .fault(.strayWrite(address, near: "next to the ring of queue \(queue.index)"))

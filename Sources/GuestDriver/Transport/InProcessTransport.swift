@@ -1,10 +1,10 @@
-/// A bus without a bus: drives any device of this process directly, with event counters for lines. What a register model
-/// does for a real driver is done here with the same `Negotiation`.
+/// No transport at all: drives any device of this process directly, with event counters for lines. What a register model does
+/// for a real driver is done here with the same `Negotiation`.
 internal import CLinux
 internal import Glibc
 public import VirtioCore
 
-/// The shortest way from a driver to a device, and the one for tests.
+/// The shortest path from a driver to a device, and the one for tests.
 public final class InProcessTransport: DriverTransport {
   public let name = "in process"
   public let memory: DriverMemory
@@ -29,7 +29,7 @@ public final class InProcessTransport: DriverTransport {
     self.device = device
     attended = AttendedDevice(device)
     self.memory = memory
-    // Between the two there are no registers to suspend the device by.
+    // There are no registers in between with which to suspend the device.
     negotiation = Negotiation(offered: device.features.subtracting(.suspend))
     deviceMemory = try GuestMemory(
       memory.regions.map {
@@ -111,7 +111,7 @@ public final class InProcessTransport: DriverTransport {
       try attended.startAndWait(activation)
       queues[index].isRunning = true
     } catch {
-      // As over a real bus: a ring that is none makes the device ask for a reset; the driver sees it in the status.
+      // As over a real transport, an invalid ring makes the device ask for a reset, which the driver sees in the status.
       needReset()
       EventCounter.signal(queue.failure.rawValue)
     }
@@ -129,7 +129,7 @@ public final class InProcessTransport: DriverTransport {
     queues = []
   }
 
-  /// Stops one queue and tells where it stands; `nil` when it was not running.
+  /// Stops one queue, and returns where it stands; `nil` if it was not running.
   public func stopQueue(_ index: Int) -> QueuePosition? {
     queues[index].isRunning = false
     return attended.stopAndWait(queue: index)

@@ -3,7 +3,7 @@ public import MemoryFile
 public import VirtioCore
 internal import VirtioRegisters
 
-/// A driver of whatever registers the file has.
+/// A driver for whichever register interface the file has.
 public final class MemoryFileTransport: DriverTransport {
   public var name: String { file.file.layout.interface == .mmio ? "memory file" : "memory file, \(registers.name)" }
   public let memory: DriverMemory
@@ -15,9 +15,9 @@ public final class MemoryFileTransport: DriverTransport {
   private var configured = 0
   private var configurationSeen: UInt32
 
-  /// Opens the file, waits for the device, and looks whether it is one.
+  /// Opens the file, waits for the device, and checks whether it is one.
   ///
-  /// - Parameter prefersLegacy: of a device with two interfaces the older one is used.
+  /// - Parameter prefersLegacy: use the older interface of a device that has two.
   public convenience init(
     path: String, milliseconds: Int = 5000, prefersLegacy: Bool = false
   ) throws(DriverError) {
@@ -46,7 +46,7 @@ public final class MemoryFileTransport: DriverTransport {
 
   public func deviceID() throws(DriverError) -> UInt32 { try registers.deviceID() }
 
-  /// Field by field, each in its own width (virtio 4.1.3.1, 4.2.2.2).
+  /// Field by field, each with its own width (virtio 4.1.3.1, 4.2.2.2).
   public func readConfiguration(at offset: Int, count: Int) throws(DriverError) -> [UInt8] {
     var bytes: [UInt8] = []
     while bytes.count < count {

@@ -1,4 +1,4 @@
-/// A front-end whose back-end ended, in whatever way, continues with the next one: what a VMM does with `reconnect=`.
+/// A front-end whose back-end has ended, however that happened, continues with the next one, as a VMM does with `reconnect=`.
 internal import CLinux
 internal import Glibc
 internal import VhostUser
@@ -6,21 +6,21 @@ public import VirtioCore
 
 /// How to continue.
 public struct Reconnection: Sendable {
-  /// Where a ring is to begin again; front-ends differ.
+  /// Where a ring resumes; front-ends differ.
   public enum Base: String, CaseIterable, Sendable {
-    /// Behind what is used, as QEMU says it: right where a back-end publishes in order, or keeps records.
-    /// A packed ring whose back-end answered out of order can continue only with records: answers lie over descriptors.
+    /// After what is used, like QEMU: right if the back-end publishes in order, or keeps records. A packed ring whose back-end
+    /// answered out of order can continue only with records: answers lie over descriptors.
     case used
-    /// Behind what is available, as Cloud Hypervisor says it: right only for a back-end that keeps records.
+    /// After what is available, like Cloud Hypervisor: right only for a back-end that keeps records.
     case available
   }
 
   /// The socket of the next back-end; set by `VhostUserTransport.init(path:)`.
   public internal(set) var path = ""
-  /// How long there may be nobody.
+  /// How long to wait for the next back-end.
   public var limit: Duration
   public var base: Base
-  /// Whether to keep the back-end's records of what is in flight, where it offers that.
+  /// Whether to keep the back-end's in-flight records, if it offers that.
   public var keepsRecords: Bool
 
   public init(limit: Duration = Patience.limit, base: Base = .used, keepsRecords: Bool = true) {
@@ -31,12 +31,12 @@ public struct Reconnection: Sendable {
 }
 
 extension VhostUserTransport {
-  /// Between two attempts to connect, microseconds.
+  /// The time between two attempts to connect, in microseconds.
   private static let pause: UInt32 = 2000
 
   public var connectionDescriptor: Int32? { reconnection == nil ? nil : frontend.descriptor }
 
-  /// Rings that are started for the first time. A back-end that goes in the meantime is one that went.
+  /// Starts the rings for the first time. A back-end that goes away in the meantime counts as one that went away.
   func startAll() throws(DriverError) {
     do {
       try keepRecords()
@@ -48,7 +48,7 @@ extension VhostUserTransport {
     }
   }
 
-  /// Before rings are started: asks for memory for records, once, as VMMs do, and hands it over.
+  /// Call it before rings are started: requests memory for in-flight records, once, as VMMs do, and hands it over.
   private func keepRecords() throws(DriverError) {
     guard let reconnection, reconnection.keepsRecords, offer.protocolFeatures.contains(.inflight) else { return }
     let size = queues.map(\.configuration.size).max() ?? 0
@@ -75,7 +75,7 @@ extension VhostUserTransport {
       default: throw failure
       }
       guard .now < end else {
-        throw .noDevice("the back-end went and did not come back within \(reconnection.limit): \(failure)")
+        throw .noDevice("the back-end went away and did not come back within \(reconnection.limit): \(failure)")
       }
       usleep(Self.pause)
     }
@@ -102,7 +102,7 @@ extension VhostUserTransport {
     try keepRecords()
     for index in queues.indices where queues[index].isRunning {
       try start(index, base: base(standing(index), reconnection.base))
-      // What was kicked in the meantime, nobody took.
+      // Kicks in the meantime were lost.
       EventCounter.signal(queues[index].kick.rawValue)
     }
     if hasStatus { try Self.ask { () throws(FrontendError) in try frontend.setStatus(localStatus) } }
@@ -110,7 +110,8 @@ extension VhostUserTransport {
 
   private var format: RingFormat { RingFormat(accepted) }
 
-  /// Nobody serves the ring, so it stalls. Of a packed ring both halves are said, and of its used half there is only one.
+  /// Where a ring resumes that nobody serves at present. For a packed ring both halves are given, and its used half has only
+  /// one value.
   private func base(_ standing: QueueStanding, _ choice: Reconnection.Base) -> UInt32 {
     let available = choice == .used ? standing.used : standing.available
     return UInt32(available) | (format == .packed ? UInt32(standing.used) << 16 : 0)

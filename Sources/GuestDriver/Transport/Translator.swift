@@ -1,4 +1,5 @@
-/// The IOMMU of a driver over vhost-user, as its front-end plays it: answers what a back-end asks for, and takes back what it likes.
+/// The IOMMU of a driver over vhost-user, as its front-end plays it: it answers a back-end's requests, and invalidates
+/// translations at will.
 internal import CLinux
 internal import Glibc
 internal import Synchronization
@@ -10,17 +11,17 @@ internal import VirtioCore
 public struct TranslationPolicy: Sendable {
   /// Bytes of a translation, a power of two.
   public var page: UInt64 = 4096
-  /// After so many answers, and when the driver has seen that something is finished, everything is taken back; 0: never. A device
-  /// that was not let finish anything would ask for ever.
+  /// After this many answers, and once the driver has seen that something has completed, all translations are invalidated; 0:
+  /// never. A device that never completes anything would ask forever.
   public var answersBetweenInvalidations = 0
 
   public init() {}
 }
 
-/// A thread beside the driver's. It reads the back-end's channel, and shares the front-end with the driver: while that waits for an
-/// answer of the back-end's, nobody answers the back-end, as in a VMM.
+/// A thread alongside the driver's. It reads the back-end's channel, and shares the front-end with the driver: while the driver
+/// waits for an answer from the back-end, nobody answers the back-end, as in a VMM.
 final class Translator: @unchecked Sendable {
-  /// A range of the driver's addresses, and where the front-end says that it is.
+  /// A range of the driver's addresses, and its user address at the front-end.
   struct Range: Sendable {
     var address: UInt64
     var size: UInt64
@@ -31,14 +32,14 @@ final class Translator: @unchecked Sendable {
     var answers = 0
     var invalidations = 0
     var failure: String?
-    /// Answers since everything was taken back, and whether the driver has seen any of the device's since then.
+    /// Answers since everything was invalidated, and whether the driver has seen any of the device's answers since then.
     var recent = 0
     var hasMoved = false
-    /// What was allowed so far, by the first address.
+    /// The permissions granted so far, by the first address.
     var granted: [UInt64: UInt8] = [:]
-    /// Translations that are not given, and whether they were asked for.
+    /// Translations that are withheld, and whether they were requested.
     var withheld: [UInt64: Bool] = [:]
-    /// Those that are elsewhere now, by the first address.
+    /// Translations that were moved, by the first address.
     var moved: [UInt64: UInt64] = [:]
   }
 
@@ -46,14 +47,14 @@ final class Translator: @unchecked Sendable {
   private let ranges: [Range]
   private let policy: TranslationPolicy
   private let state = Mutex(State())
-  /// What is said is what holds at that moment.
+  /// Held while a message is made and sent, so that it is still true when it is sent.
   private let saying = Mutex(())
   private let stopping: OwnedDescriptor
   private let ended: OwnedDescriptor
-  /// Signalled for each change of configuration that the back-end told.
+  /// Signalled for each change of configuration that the back-end reported.
   let changes: OwnedDescriptor
 
-  /// - Parameter channel: read by this alone from now on.
+  /// - Parameter channel: from now on only this object reads it.
   init(_ frontend: Frontend, _ channel: BackendChannel, ranges: [Range], policy: TranslationPolicy) throws(DriverError) {
     self.ranges = ranges
     self.policy = policy
@@ -69,10 +70,10 @@ final class Translator: @unchecked Sendable {
     } catch { throw .system("the IOMMU's thread", error) }
   }
 
-  /// Answers so far, and how often everything was taken back.
+  /// Answers so far, and how often everything was invalidated.
   var counts: (answers: Int, invalidations: Int) { state.withLock { ($0.answers, $0.invalidations) } }
 
-  /// Why it does not answer any more; `nil`: it does, or the connection is over.
+  /// Why it no longer answers; `nil` if it does, or the connection is over.
   var failure: String? { state.withLock(\.failure) }
 
   /// Ends the thread, which may be waiting for the back-end.
@@ -91,7 +92,7 @@ final class Translator: @unchecked Sendable {
     } catch { state.withLock { $0.failure = "\(error)" } }
   }
 
-  /// - Returns: false when it is to end.
+  /// - Returns: false when the thread is to end.
   private func wait(for channel: BackendChannel) -> Bool {
     var entries = [channel.descriptor, stopping.rawValue].map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
     while true {
@@ -135,11 +136,11 @@ final class Translator: @unchecked Sendable {
     return (range, (address - range.address) & ~(policy.page - 1))
   }
 
-  /// - Returns: `nil` for what is in no range or withheld.
+  /// - Returns: `nil` for an address that is in no range, or withheld.
   private func translation(for address: UInt64, permission: UInt8, _ state: inout State) -> TranslationMessage? {
     guard let (range, start) = place(of: address) else { return nil }
     let first = range.address + start
-    // What somebody else was allowed stays allowed.
+    // Permissions that were granted before stay granted.
     let allowed = state.granted[first, default: 0] | permission
     state.granted[first] = allowed
     guard state.withheld[first] == nil else {
@@ -155,7 +156,7 @@ final class Translator: @unchecked Sendable {
     try say(TranslationMessage(address: address, size: size, type: TranslationMessage.Kind.invalidate.rawValue))
   }
 
-  /// The driver has seen answers of the device's.
+  /// The driver has seen answers from the device.
   func noteAnswers() { state.withLock { $0.hasMoved = true } }
 
   // MARK: One translation
@@ -184,8 +185,8 @@ final class Translator: @unchecked Sendable {
     }
   }
 
-  /// Takes the translation of an address back, and gives that of another one in its place from then on. Returns when the device has
-  /// acknowledged it.
+  /// Invalidates the translation of an address, and gives that of another one in its place from then on. Returns when the
+  /// device has acknowledged it.
   func move(_ address: UInt64, to other: UInt64) throws {
     guard let (range, start) = place(of: address), let (place, offset) = place(of: other) else { return }
     try saying.withLock { _ in

@@ -5,25 +5,25 @@ internal import SystemPackage
 public import VhostUser
 public import VirtioCore
 
-/// The front-end of any vhost-user back-end. The status lives here where the back-end does not negotiate STATUS.
+/// The front-end of any vhost-user back-end. The status is kept here if the back-end does not negotiate STATUS.
 public final class VhostUserTransport: DriverTransport {
   public let name = "vhost-user"
   public let memory: DriverMemory
-  /// The connection there is now; another one after each `recover`.
+  /// The present connection; a new one after each `recover`.
   public internal(set) var frontend: Frontend
-  /// What is done when the back-end goes; `nil`: nothing.
+  /// What to do when the back-end goes away; `nil`: nothing.
   public let reconnection: Reconnection?
-  /// How often the back-end went and came back.
+  /// How often the back-end went away and came back.
   public internal(set) var reconnections = 0
   var offer: Frontend.Offer
   private let regions: [FrontendRegion]
-  /// How the driver's addresses are translated, where it takes ACCESS_PLATFORM, and who does that.
+  /// How the driver's addresses are translated if it accepts ACCESS_PLATFORM, and what does that.
   private let translation: TranslationPolicy
   private var translator: Translator?
   var channel: BackendChannel?
-  /// The records of the back-end, kept for the one that comes after it.
+  /// The in-flight records of the back-end, kept for its successor.
   var inflight: FrontendInflight?
-  /// Where the back-end notes the pages that it writes to; `nil`: it does not.
+  /// Where the back-end logs the pages that it writes to; `nil` if it does not.
   let writtenPages: WrittenPages?
   var localStatus = DeviceStatus()
   var accepted = FeatureSet()
@@ -45,7 +45,7 @@ public final class VhostUserTransport: DriverTransport {
   /// - Parameters:
   ///   - memory: every region of it has a file behind it.
   ///   - reconnection: whether, and how, to continue with another back-end when this one goes.
-  ///   - logsWrites: let the back-end note all pages that it writes to, as while a guest is moved.
+  ///   - logsWrites: have the back-end log all pages that it writes to, as during a live migration.
   public convenience init(
     path: String, memory: DriverMemory, reconnection: Reconnection? = nil, logsWrites: Bool = false,
     translation: TranslationPolicy = TranslationPolicy()
@@ -71,7 +71,7 @@ public final class VhostUserTransport: DriverTransport {
     guard !logsWrites || offer.keepsLog else {
       throw .refused("the back-end offers no log of the pages that it writes to (LOG_SHMFD and VHOST_F_LOG_ALL)")
     }
-    // User addresses that are neither guest addresses nor any that this process has: a back-end that mixes them up fails.
+    // User addresses that are neither guest addresses nor any that this process has: a back-end that confuses them fails.
     var userAddress: UInt64 = 0x4000_0000_0000
     var regions: [FrontendRegion] = []
     for region in memory.regions {
@@ -86,7 +86,7 @@ public final class VhostUserTransport: DriverTransport {
       userAddress += UInt64(region.size) + 0x10_0000
     }
     guard regions.count <= offer.memorySlots else {
-      throw .refused("the back-end takes \(offer.memorySlots) memory regions, not \(regions.count)")
+      throw .refused("the back-end accepts \(offer.memorySlots) memory regions, not \(regions.count)")
     }
     self.regions = regions
   }
@@ -113,7 +113,7 @@ public final class VhostUserTransport: DriverTransport {
     }
   }
 
-  /// vhost-user knows only of the device that somebody serves on the socket; a driver of block devices asks for one.
+  /// vhost-user does not tell which device is served on the socket; a driver of block devices assumes one.
   public func deviceID() -> UInt32 { 2 }
 
   public func readConfiguration(at offset: Int, count: Int) throws(DriverError) -> [UInt8] {
@@ -146,7 +146,7 @@ public final class VhostUserTransport: DriverTransport {
 
   public func reset() throws(DriverError) {
     try stopQueues()
-    // What comes after it are other rings.
+    // After a reset, the rings are different ones.
     inflight = nil
     localStatus = []
     try Self.ask { () throws(FrontendError) in
@@ -169,7 +169,7 @@ public final class VhostUserTransport: DriverTransport {
   }
 
   public func queueCount() -> Int { offer.queueCount }
-  /// vhost-user does not tell; a back-end refuses what is too large for it.
+  /// vhost-user does not report it; a back-end refuses a ring that is too large.
   public func maximumQueueSize(_ queue: Int) -> UInt16 { queue < offer.queueCount ? 32768 : 0 }
 
   public func findQueues(_ configurations: [QueueConfiguration]) throws(DriverError) -> [QueueLines] {
@@ -203,8 +203,8 @@ public final class VhostUserTransport: DriverTransport {
   /// The driver's addresses are translated.
   private var isTranslated: Bool { accepted.contains(.accessPlatform) }
 
-  /// Guest memory as it is shared. Behind an IOMMU the guest's addresses are none that the driver uses: a back-end that takes the one
-  /// for the other fails.
+  /// Guest memory as it is shared. Behind an IOMMU, the guest-physical addresses differ from those that the driver uses, so a
+  /// back-end that confuses them fails.
   private var sharedRegions: [FrontendRegion] {
     guard isTranslated else { return regions }
     return regions.map { region in
@@ -214,7 +214,7 @@ public final class VhostUserTransport: DriverTransport {
     }
   }
 
-  /// Translation for the back-end before it has ended.
+  /// The previous back-end's translation has ended.
   private func translate() throws(DriverError) {
     translator?.stop()
     translator = nil
@@ -226,7 +226,7 @@ public final class VhostUserTransport: DriverTransport {
     translator = try Translator(frontend, channel, ranges: ranges, policy: translation)
   }
 
-  /// Translations that a back-end was given, and how often all of them were taken back.
+  /// The number of translations given to the back-end, and how often all of them were invalidated.
   public var translationCounts: (answers: Int, invalidations: Int) { translator?.counts ?? (0, 0) }
 
   public func noteAnswers() { translator?.noteAnswers() }
@@ -242,14 +242,15 @@ public final class VhostUserTransport: DriverTransport {
     do { try translator?.release(address.rawValue) } catch { throw .refused("\(error)") }
   }
 
-  /// Takes the translation of a page back, and puts another page in its place. Returns when the back-end has acknowledged that.
+  /// Invalidates the translation of a page, and puts another page in its place. Returns when the back-end has acknowledged
+  /// that.
   public func moveTranslation(of address: GuestAddress, to other: GuestAddress) throws(DriverError) {
     do { try translator?.move(address.rawValue, to: other.rawValue) } catch { throw .refused("\(error)") }
   }
 
-  /// A ring address as the front-end knows it; one outside guest memory stays what it is, and the back-end refuses it.
+  /// A ring address as the front-end knows it; one outside guest memory is passed on unchanged, and the back-end refuses it.
   private func userAddress(_ address: GuestAddress) -> UInt64 {
-    // As it is: what the driver says is translated like everything else.
+    // Unchanged, because the driver's addresses are translated by the IOMMU.
     guard !isTranslated else { return address.rawValue }
     for region in regions.map(\.region) where address >= region.guestAddress {
       let distance = address.rawValue - region.guestAddress.rawValue
@@ -258,7 +259,7 @@ public final class VhostUserTransport: DriverTransport {
     return address.rawValue
   }
 
-  /// - Parameter base: where to begin, in the words of SET_VRING_BASE.
+  /// - Parameter base: where to begin, as in SET_VRING_BASE.
   func start(_ index: Int, base: UInt32) throws(DriverError) {
     let queue = queues[index]
     let configuration = queue.configuration
@@ -278,7 +279,7 @@ public final class VhostUserTransport: DriverTransport {
     for index in queues.indices where queues[index].isRunning { _ = try stopQueue(index) }
   }
 
-  /// GET_VRING_BASE: returns when everything in flight on the ring is finished.
+  /// GET_VRING_BASE: returns when everything in flight on the ring has completed.
   /// - Returns: where it stands: the available index, or both halves of a packed ring's state.
   public func stopQueue(_ index: Int) throws(DriverError) -> UInt32 {
     queues[index].isRunning = false
@@ -289,8 +290,8 @@ public final class VhostUserTransport: DriverTransport {
   /// another one.
   public func startQueue(_ index: Int, base: UInt32) throws(DriverError) { try start(index, base: base) }
 
-  /// What a front-end does with a queue that its driver resets: the back-end knows nothing of it but that the ring stops and
-  /// another one starts.
+  /// What a front-end does with a queue that its driver resets: the back-end sees only that the ring stops and another one
+  /// starts.
   public func resetQueue(_ index: Int) throws(DriverError) { _ = try stopQueue(index) }
 
   public func enableQueue(_ index: Int, _ configuration: QueueConfiguration) throws(DriverError) {

@@ -1,11 +1,11 @@
-/// The driver's side of the log of written pages: what a VMM makes when it begins to move its guest.
+/// The driver's side of the log of written pages, which a VMM creates when a live migration begins.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
 internal import VhostUser
 internal import VirtioCore
 
-/// Memory for a log that covers a guest's memory, one bit for each page. It is handed over and never looked at.
+/// Memory for a log that covers a guest's memory, one bit for each page. It is handed over and never read.
 struct WrittenPages {
   let descriptor: OwnedDescriptor
   let area: SharedArea

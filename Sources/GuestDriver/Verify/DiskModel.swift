@@ -4,7 +4,7 @@ internal import Glibc
 /// Where the disk and the model differ.
 public struct Mismatch: Hashable, Sendable, CustomStringConvertible {
   public let sector: UInt64
-  /// The first byte that differs, where both sides are known byte for byte.
+  /// The first byte that differs, if both sides are known byte for byte.
   public let difference: Difference?
   /// What each of the two contents is.
   public let expected: String
@@ -27,12 +27,12 @@ public struct Mismatch: Hashable, Sendable, CustomStringConvertible {
   }
 }
 
-/// The model of a range of sectors. Overlapping requests are not in flight together (the verifier sees to that), so at any
-/// moment a sector's content is known, or it is known that it is not.
+/// The model of a range of sectors. Overlapping requests are never in flight together (the verifier makes sure of that), so at
+/// any moment a sector's content is either known, or known to be unspecified.
 struct DiskModel {
   /// What a sector holds.
   enum Content: Hashable {
-    /// It was never written; the first read tells.
+    /// It was never written; the first read will show its content.
     case unknown
     case learned(UInt64)
     case zeroes
@@ -54,7 +54,7 @@ struct DiskModel {
     words = Array(repeating: 0, count: sectors.count)
   }
 
-  /// Numbers of writes that fit.
+  /// How many write numbers fit.
   static let maximumWrites = Int(UInt32.max - firstWrite)
 
   subscript(sector: UInt64) -> Content {

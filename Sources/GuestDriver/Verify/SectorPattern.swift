@@ -1,5 +1,5 @@
-/// What the verifier writes: sectors that tell which sector they are and which write they come from, so that a wrong one can
-/// say what it is.
+/// What the verifier writes: sectors that identify themselves and the write that they come from, so that a message can say what
+/// a wrong one is.
 internal import Glibc
 
 struct SectorPattern: Sendable {
@@ -39,7 +39,7 @@ struct SectorPattern: Sendable {
     }
   }
 
-  /// What a sector's bytes look like, for readers.
+  /// What a sector's bytes look like, in words.
   func describe(_ bytes: ArraySlice<UInt8>) -> String {
     func word(_ offset: Int) -> UInt64 {
       bytes.dropFirst(offset).prefix(8).reversed().reduce(0) { $0 << 8 | UInt64($1) }

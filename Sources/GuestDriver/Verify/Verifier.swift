@@ -1,5 +1,5 @@
-/// Proves a disk by using it: random requests of all kinds on all queues, each answer compared with a model of what the disk
-/// must hold, and at the end all of it once more.
+/// Verifies a disk by using it: random requests of all kinds on all queues, with each answer compared with a model of what the
+/// disk must hold, and everything once more at the end.
 internal import VirtioCore
 
 /// One run.
@@ -17,7 +17,7 @@ public struct Verifier {
   private var lastEnd: UInt64
   /// Called at each answer with how many there were, those of the last pass included.
   public var whenAnswered: ((Int) -> Void)?
-  /// Ends the work when it says no, before the limit does.
+  /// Ends the run when it returns false, before the limit does.
   public var goesOn: (() -> Bool)?
 
   /// - Throws: when the options do not fit the disk.
@@ -27,7 +27,7 @@ public struct Verifier {
     guard !range.isEmpty, range.upperBound <= client.capacity, range.lowerBound % block == 0, range.upperBound % block == 0
     else {
       throw .badOptions(
-        "the range \(range.lowerBound)…\(range.upperBound) is no part of a disk of \(client.capacity) bytes in whole blocks of \(block)"
+        "the range \(range.lowerBound)…\(range.upperBound) is not part of a disk of \(client.capacity) bytes in whole blocks of \(block)"
       )
     }
     self.client = client
@@ -52,7 +52,7 @@ public struct Verifier {
     self.kinds = kinds
   }
 
-  /// Runs to the end of the limit, and reads everything back that the run knows of.
+  /// Runs until the limit, and then reads everything back that the run knows.
   ///
   /// - Parameter report: called about ten times per second.
   public mutating func run(report: (VerifyProgress) -> Void = { _ in }) throws(VerifyError) -> VerifyProgress {
@@ -78,7 +78,7 @@ public struct Verifier {
     case verify(VerifyError)
   }
 
-  /// What stopped the pump, since that knows of driver errors only.
+  /// What stopped the pump, which can only throw driver errors.
   private var verifyError: VerifyError? = nil
 
   private mutating func work(_ report: (VerifyProgress) -> Void) throws(Failure) {
@@ -166,7 +166,7 @@ public struct Verifier {
       progress.requests[.flush, default: 0] += 1
       return framed(.flush)
     }
-    // A free place is found soon on all but the smallest disks; where there is none, an answer has to come first.
+    // A free range is found soon on all but the smallest disks; if there is none, an answer has to come first.
     for _ in 0..<16 {
       let sectors = chooseSectors(for: kind)
       let writes = kind != .read
@@ -215,7 +215,7 @@ public struct Verifier {
     }
   }
 
-  /// The range as one segment or, where the device takes more, sometimes as several.
+  /// The range as one segment or, if the device accepts more, sometimes as several.
   private mutating func split(_ sectors: Range<UInt64>, limit: UInt32?, flags: UInt32) -> [BlockRange] {
     let unit = block / 512
     let most = min(UInt64(limit ?? 1), UInt64(sectors.count) / unit, 8)

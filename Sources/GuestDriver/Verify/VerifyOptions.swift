@@ -1,8 +1,8 @@
-/// What the verifier is told, what it tells, and why it stops.
+/// The verifier's options, its progress, and why it stops.
 
 /// What to do to the disk.
 public struct VerifyOptions: Sendable {
-  /// The whole run follows from it.
+  /// Determines the whole run.
   public var seed: UInt64
   /// The part of the disk, bytes, whole blocks; `nil`: all, up to 1 GiB from its start.
   public var range: Range<UInt64>?
@@ -13,7 +13,7 @@ public struct VerifyOptions: Sendable {
   public var weights: Weights
   public var cuts: Cuts
 
-  /// How requests are cut into descriptors. Devices have to take them all.
+  /// How requests are cut into descriptors. Devices have to accept all of these.
   public enum Cuts: String, CaseIterable, Sendable {
     /// Header, data and status in a descriptor each, as Linux does.
     case classic
@@ -52,7 +52,7 @@ public struct VerifyOptions: Sendable {
   }
 }
 
-/// How far a run is, or how far it went.
+/// The progress of a run, or its result.
 public struct VerifyProgress: Sendable {
   public var elapsed = Duration.zero
   public var requests: [BlockRequestType: Int] = [:]
@@ -69,7 +69,7 @@ public struct VerifyProgress: Sendable {
   public var requestCount: Int { requests.values.reduce(0, +) }
 }
 
-/// Why the disk is not proved.
+/// Why the verification failed.
 public enum VerifyError: Error, Sendable, CustomStringConvertible {
   case driver(DriverError, seed: UInt64)
   case failed(request: String, queue: Int, status: BlockStatusCode, seed: UInt64)
