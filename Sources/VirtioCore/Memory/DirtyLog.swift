@@ -19,12 +19,12 @@ public enum DirtyLogError: Error, Hashable, Sendable, CustomStringConvertible {
   /// One sentence for a person: what happened, and with what.
   public var description: String {
     switch self {
-    case .empty: "the log of written pages has no bytes"
+    case .empty: "the dirty log has no bytes"
     case .rangeOverflows(let offset, let size):
-      "the log of written pages with \(size) bytes at byte \(offset) of its file goes past the end of what a file can have"
+      "the dirty log of \(size) bytes at byte \(offset) of its file ends beyond the largest offset that a file can have"
     case .fileTooSmall(let fileSize, let needed):
-      "the file of the log of written pages has \(fileSize) bytes, and the log ends at byte \(needed)"
-    case .notMappable(let error): "the log of written pages cannot be mapped: \(error)"
+      "the file of the dirty log has \(fileSize) bytes, and the log ends at byte \(needed)"
+    case .notMappable(let error): "the dirty log cannot be mapped: \(error)"
     }
   }
 }
