@@ -8,8 +8,8 @@ internal import Synchronization
 /// the handler. A page that is gone is replaced by an empty private one, so that the access that touched it completes; users of
 /// the mapping see that the count has changed, and must no longer trust its contents.
 ///
-/// After the first few faults of a mapping, more and more of the pages around the missing one are replaced with it, because
-/// each piece uses up one of the mappings that a process can have.
+/// After the first few faults of a mapping, more and more of the pages around the missing one are replaced together with it,
+/// because each replaced piece uses up one of the mappings that a process can have.
 public enum FaultGuard {
   /// Faults in all mappings since the process began. One load tells whether anything happened.
   public static var count: UInt64 { FaultTable.shared.total.loadRelaxed() }
