@@ -1,6 +1,6 @@
-// Linux, liburing and libaio as Swift can call them. Beside a string for the commit the only C of the project: declarations
-// come from the system's headers, and what Swift cannot import (variadic functions, function-like macros) gets a static inline
-// name here.
+// Linux, liburing and libaio for Swift. Apart from a string for the commit this is the only C of the project: declarations come
+// from the system's headers, and everything that Swift cannot import (variadic functions, function-like macros) gets a static
+// inline function here.
 #ifndef CLINUX_H
 #define CLINUX_H
 
@@ -8,9 +8,9 @@
 #define _GNU_SOURCE 1
 #endif
 
-// Two headers define a type in another way when _GNU_SOURCE is set. Swift's own Glibc module has them without it, and when
-// both modules are made by one compiler process, which is what happens in a fresh build, two definitions are an error. So
-// these two are read as that module reads them, before anything else includes them.
+// Two headers define a type differently if _GNU_SOURCE is set. Swift's own Glibc module includes them without it, and if one
+// compiler process builds both modules, as in a fresh build, two different definitions are an error. So these two are included
+// here in the same way as in that module, before anything else includes them.
 #include <features.h>
 #pragma push_macro("__USE_XOPEN")
 #undef __USE_XOPEN
@@ -61,8 +61,8 @@
 #include <time.h>
 #include <unistd.h>
 
-// A counter of the processor, in ticks of its own: a few instructions without any order, which is all that a time that is read
-// with every batch needs. 0 where there is none.
+// The CPU's time stamp counter, in its own ticks: a few instructions without any ordering, cheap enough to be read with every
+// batch. 0 if there is none.
 static inline uint64_t clinux_ticks(void) {
 #if defined(__x86_64__)
   return __builtin_ia32_rdtsc();
@@ -80,8 +80,8 @@ typedef uint64_t __attribute__((aligned(1), may_alias)) clinux_unaligned64;
 static inline uint64_t clinux_load_once(const void *pointer) { return *(const volatile clinux_unaligned64 *)pointer; }
 
 
-// The arguments of the program, which glibc hands to every constructor: Swift reads them from /proc, which need not be there.
-// The constructor is part of whatever module uses this.
+// The arguments of the program, which glibc passes to every constructor: Swift reads them from /proc, which may not be mounted.
+// The constructor is compiled into each module that uses this.
 static inline char **clinux_arguments(char **arguments) {
   static char **saved;
   if (arguments) saved = arguments;
@@ -91,7 +91,7 @@ __attribute__((constructor, used)) static void clinux_save_arguments(int count, 
   (void)count;
   clinux_arguments(arguments);
 }
-// The argument with this number, or NULL after the last.
+// The argument with this number, or NULL after the last one.
 static inline const char *clinux_argument(int number) {
   (void)&clinux_save_arguments;
   char **arguments = clinux_arguments(NULL);
@@ -126,8 +126,8 @@ static inline int clinux_futex_wake(uint32_t *word, int count) {
   return rc < 0 ? -errno : (int)rc;
 }
 
-// Waits for two words at once (Linux 5.16): one that is shared between processes and one that only this process knows.
-// Returns when either was woken, with -EAGAIN when either is not what was expected, or with another -errno.
+// Waits for two words at once (Linux 5.16): one that is shared between processes and one that is private to this process.
+// Returns when either was woken, with -EAGAIN if either does not have the expected value, or with another -errno.
 static inline int clinux_futex_wait_either(uint32_t *shared, uint32_t expected, uint32_t *own, uint32_t expected_own) {
   struct { uint64_t value, address; uint32_t flags, reserved; } words[2] = {
       {expected, (uint64_t)(uintptr_t)shared, 2 /* FUTEX_32 */, 0},
@@ -141,8 +141,8 @@ static inline int clinux_futex_wake_own(uint32_t *word, int count) {
   return rc < 0 ? -errno : (int)rc;
 }
 
-// Filters of system calls: libseccomp's comparisons are initializers of C, its actions macros.
-// A call is allowed where an argument, cut to the mask, has the value. Returns -errno on failure.
+// Filters of system calls: libseccomp's comparisons are C initializers, and its actions are macros. A call is allowed if an
+// argument, masked, has the value. Returns -errno on failure.
 static inline int clinux_allow_if(scmp_filter_ctx filter, int call, unsigned argument, uint64_t mask, uint64_t value) {
   struct scmp_arg_cmp condition = {argument, SCMP_CMP_MASKED_EQ, mask, value};
   return seccomp_rule_add_array(filter, SCMP_ACT_ALLOW, call, 1, &condition);
@@ -153,27 +153,28 @@ static inline int clinux_answer_with(scmp_filter_ctx filter, int call, int code)
 static const uint32_t clinux_act_allow = SCMP_ACT_ALLOW;
 static const uint32_t clinux_act_log = SCMP_ACT_LOG;
 static const uint32_t clinux_act_kill_process = SCMP_ACT_KILL_PROCESS;
-// What a block device is asked.
+// The ioctls for block devices.
 static const uint64_t clinux_block_questions[] = {BLKGETSIZE64, BLKSSZGET, BLKPBSZGET, BLKROGET, BLKDISCARD};
 static const int clinux_no_such_call = __NR_SCMP_ERROR;
-// Installs a compiled filter for the calling thread and those that it makes. No code of strangers runs in this process, so
-// there is nothing that a CPU's speculation could reveal: memory stays as fast as without the filter. Returns -errno on failure.
+// Installs a compiled filter for the calling thread and the threads that it creates. This process runs no untrusted code, so
+// the mitigation of speculative store bypass is not needed: with SPEC_ALLOW, memory stays as fast as without the filter.
+// Returns -errno on failure.
 static inline int clinux_install_filter(void *program, unsigned short instructions) {
   struct { unsigned short count; void *first; } filter = {instructions, program};
   return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, &filter) < 0 ? -errno : 0;
 }
 
-// Any system call, for tests of what is forbidden.
+// Any system call, for tests of forbidden calls.
 static inline long clinux_probe_call(long call, long first, long second, long third) {
   return syscall(call, first, second, third, 0, 0, 0);
 }
 
-// Landlock (Linux 5.13); the numbers of rights that are newer than the headers are in FileRights.swift.
+// Landlock (Linux 5.13); rights that are newer than the headers have their numbers in FileRights.swift.
 static inline int clinux_landlock_version(void) {
   long rc = syscall(SYS_landlock_create_ruleset, NULL, 0, 1 /* LANDLOCK_CREATE_RULESET_VERSION */);
   return rc < 0 ? -errno : (int)rc;
 }
-// As many bytes of the three words as the kernel's version knows.
+// `size`: as many bytes of the three words as the kernel's version knows.
 static inline int clinux_landlock_ruleset(uint64_t files, uint64_t ports, uint64_t scopes, size_t size) {
   uint64_t words[3] = {files, ports, scopes};
   long rc = syscall(SYS_landlock_create_ruleset, words, size, 0);
@@ -187,7 +188,7 @@ static inline int clinux_landlock_restrict(int ruleset) {
   return syscall(SYS_landlock_restrict_self, ruleset, 0) < 0 ? -errno : 0;
 }
 
-// The calling thread's capabilities: all sets become what is kept of the permitted ones. Returns -errno on failure.
+// Reduces the calling thread's permitted and effective capabilities to the kept ones. Returns -errno on failure.
 static inline int clinux_keep_capabilities(uint64_t kept) {
   struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
   struct __user_cap_data_struct sets[2];
@@ -199,23 +200,24 @@ static inline int clinux_keep_capabilities(uint64_t kept) {
   }
   return syscall(SYS_capset, &header, sets) < 0 ? -errno : 0;
 }
-// What the calling thread may do now, a bit for each.
+// The calling thread's effective capabilities, one bit for each.
 static inline uint64_t clinux_capabilities(void) {
   struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
   struct __user_cap_data_struct sets[2];
   if (syscall(SYS_capget, &header, sets) < 0) return 0;
   return (uint64_t)sets[1].effective << 32 | sets[0].effective;
 }
-// Even a program that is started could not get it. Negative after the last that the kernel knows.
+// Drops a capability from the bounding set, so that even a program that is started cannot get it. Negative beyond the last one
+// that the kernel knows.
 static inline int clinux_drop_bound(int capability) { return prctl(PR_CAPBSET_DROP, capability, 0, 0, 0); }
-// A right not to be limited, before it is given up: no limit.
+// Removes the limit of locked memory, before the capability to exceed it is given up.
 static inline int clinux_lift_lock_limit(void) {
   struct rlimit none = {RLIM_INFINITY, RLIM_INFINITY};
   return setrlimit(RLIMIT_MEMLOCK, &none);
 }
 static inline int clinux_no_new_privileges(void) { return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); }
 
-// Debian 12's glibc declares these; Swift's overlay does not carry them all with one signature.
+// Debian 12's glibc declares these; Swift's overlay does not have all of them with the same signature.
 static inline int clinux_pin_thread(int cpu) {
   cpu_set_t set;
   CPU_ZERO(&set);
@@ -224,10 +226,10 @@ static inline int clinux_pin_thread(int cpu) {
   return -pthread_setaffinity_np(pthread_self(), sizeof set, &set);
 }
 
-// Asks that the calling thread runs for `nanoseconds` at a time where others want the same CPU; its weight and its policy stay.
-// 0, or a negative errno. Kernels before 6.12 take it and do nothing.
+// Sets the scheduler slice of the calling thread to `nanoseconds`, for when other threads want the same CPU; its weight and its
+// policy stay. Returns 0 or a negative errno. Kernels before 6.12 accept it and do nothing.
 static inline int clinux_ask_for_slice(uint64_t nanoseconds) {
-  // The first version of the kernel's structure, which the C library does not have.
+  // The first version of the kernel's struct sched_attr, which the C library does not declare.
   struct {
     uint32_t size, policy;
     uint64_t flags;
@@ -236,21 +238,21 @@ static inline int clinux_ask_for_slice(uint64_t nanoseconds) {
     uint64_t runtime, deadline, period;
   } attributes;
   if (syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0) != 0) return -errno;
-  // A policy of real time that somebody gave it has no slices.
+  // A real-time policy has no slices.
   if (attributes.policy != SCHED_OTHER && attributes.policy != SCHED_BATCH) return 0;
   attributes.runtime = nanoseconds;
   return syscall(SYS_sched_setattr, 0, &attributes, 0) == 0 ? 0 : -errno;
 }
 
-// How many CPUs this process may run on; 0 where nobody knows.
+// How many CPUs this process may run on; 0 if that is unknown.
 static inline int clinux_usable_processors(void) {
   cpu_set_t set;
   CPU_ZERO(&set);
   return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 0;
 }
 
-// The enumeration of getrusage differs between what Swift's overlay and _GNU_SOURCE see, hence the bare call. Of the calling
-// thread, or of the whole process: nanoseconds, and context switches of both kinds.
+// The enumeration of getrusage differs between Swift's overlay and _GNU_SOURCE, so the system call is used directly. For the
+// calling thread, or for the whole process: CPU time in nanoseconds, and context switches of both kinds.
 static inline void clinux_usage(int whole_process, uint64_t *user, uint64_t *system, uint64_t *switches) {
   struct rusage usage;
   memset(&usage, 0, sizeof usage);
@@ -260,7 +262,7 @@ static inline void clinux_usage(int whole_process, uint64_t *user, uint64_t *sys
   *switches = (uint64_t)usage.ru_nvcsw + (uint64_t)usage.ru_nivcsw;
 }
 
-// Page faults of the calling thread that had to wait for a medium.
+// Major page faults of the calling thread: those that had to wait for a medium.
 static inline uint64_t clinux_thread_major_faults(void) {
   struct rusage usage;
   memset(&usage, 0, sizeof usage);
@@ -268,7 +270,7 @@ static inline uint64_t clinux_thread_major_faults(void) {
   return (uint64_t)usage.ru_majflt;
 }
 
-// The process at the other end of a connected Unix socket; 0 when the kernel does not say.
+// The process at the other end of a connected UNIX socket; 0 if the kernel does not tell.
 static inline int clinux_peer_process(int socket) {
   struct ucred peer;
   socklen_t size = sizeof peer;
@@ -281,8 +283,8 @@ static inline int clinux_accept(int listener) {
   return rc < 0 ? -errno : rc;
 }
 
-// CMSG_* are function-like macros. Sends `count` descriptors with the bytes and never waits, whatever the flags of the socket
-// say, which may be others' to set; returns bytes sent or -errno.
+// CMSG_* are function-like macros. Sends `count` descriptors with the bytes and never blocks, whatever the flags of the socket
+// are, which other processes may set. Returns bytes sent or -errno.
 static inline ssize_t clinux_send_with_fds(int socket, const void *bytes, size_t length, const int *fds, size_t count) {
   if (count > 64) return -EINVAL;
   struct iovec part = {(void *)bytes, length};
@@ -304,8 +306,8 @@ static inline ssize_t clinux_send_with_fds(int socket, const void *bytes, size_t
   return rc < 0 ? -errno : rc;
 }
 
-// Receives up to `length` bytes and up to `capacity` descriptors (close-on-exec); *count says how many came. Descriptors
-// beyond the capacity are closed and *truncated is set. Returns bytes received, 0 at the end, or -errno.
+// Receives up to `length` bytes and up to `capacity` descriptors (close-on-exec), and stores their number in *count.
+// Descriptors beyond the capacity are closed and *truncated is set. Returns bytes received, 0 at the end, or -errno.
 static inline ssize_t clinux_receive_with_fds(int socket, void *bytes, size_t length, int flags, int *fds, size_t capacity,
                                               size_t *count, int *truncated) {
   struct iovec part = {bytes, length};
@@ -333,7 +335,8 @@ static inline ssize_t clinux_receive_with_fds(int socket, void *bytes, size_t le
   return rc;
 }
 
-// O_DIRECT alignment as statx tells it (Linux 6.1). 1: told (0 in both: no direct I/O here), 0: this file system does not say.
+// The alignment for O_DIRECT according to statx (Linux 6.1). Returns 1 if it is known (0 in both: no direct I/O here), 0 if
+// this file system does not tell.
 static inline int clinux_direct_io_alignment(int fd, uint32_t *memory, uint32_t *offset) {
   struct statx answer;
   memset(&answer, 0, sizeof answer);
@@ -344,7 +347,7 @@ static inline int clinux_direct_io_alignment(int fd, uint32_t *memory, uint32_t 
   return 1;
 }
 
-// When a file was made, nanoseconds since 1970; 0 where the file system does not keep that.
+// When a file was created, nanoseconds since 1970; 0 if the file system does not store that.
 static inline uint64_t clinux_birth_time(int fd) {
   struct statx answer;
   memset(&answer, 0, sizeof answer);
@@ -355,12 +358,12 @@ static inline uint64_t clinux_birth_time(int fd) {
 // Linux 5.14.
 static const int clinux_madv_populate_read = MADV_POPULATE_READ;
 
-// The first lines of a buffer on their way to the cache while something else is done.
+// Prefetches the first cache lines of a buffer.
 static inline void clinux_prefetch(const void *place, unsigned int lines) {
   for (unsigned int line = 0; line < lines; line++) __builtin_prefetch((const char *)place + 64 * line, 0, 3);
 }
 
-// One place in each of four buffers.
+// Pointers into four buffers.
 typedef struct {
   void *first, *second, *third, *fourth;
 } clinux_four;
@@ -368,9 +371,9 @@ typedef struct {
 typedef long long clinux_vector __attribute__((vector_size(16), aligned(1), may_alias));
 typedef long long clinux_aligned_vector __attribute__((vector_size(16), aligned(16), may_alias));
 
-// Copies four buffers at once, a line of each in turn, and has the next four brought into the second-level cache in the
-// meantime. One copy waits for its few lines on the way from memory; four of them, and the fetching, keep all of the CPU's
-// buffers for lines busy. A multiple of 64 bytes each.
+// Copies four buffers at once, a cache line of each in turn, and prefetches the next four into the second-level cache in the
+// meantime. A single copy waits for its few outstanding cache lines; four of them, and the prefetches, keep all of the CPU's
+// line fill buffers busy. The size of each is a multiple of 64 bytes.
 static __attribute__((noinline)) void clinux_copy_four(clinux_four to, clinux_four from, clinux_four next, size_t count) {
 #define CLINUX_COPY_LINE(which)                                                                                              \
   do {                                                                                                                       \
@@ -389,8 +392,8 @@ static __attribute__((noinline)) void clinux_copy_four(clinux_four to, clinux_fo
 #undef CLINUX_COPY_LINE
 }
 
-// Copies to where nobody on this CPU reads soon: past the caches, so that the old content of a line is not fetched
-// only to be written over. Unlike all others these stores are not ordered with later ones before clinux_streamed.
+// Copies with non-temporal stores, for a target that this CPU does not read soon: the old contents of a cache line are not
+// fetched only to be overwritten. Unlike other stores, these are not ordered with later ones before clinux_streamed.
 static __attribute__((noinline)) void clinux_copy_around_cache(void *to, const void *from, size_t count) {
 #if defined(__x86_64__)
   char *target = (char *)to;
@@ -425,7 +428,7 @@ static inline void clinux_streamed(void) {
 // si_addr is a macro.
 static inline void *clinux_fault_address(const siginfo_t *info) { return info ? info->si_addr : NULL; }
 
-// Why there was a SIGBUS: the values of an enumeration that Swift's own Glibc module may have taken already.
+// Codes of SIGBUS: the values of an enumeration that Swift's own Glibc module may have claimed already.
 static const int clinux_bus_adrerr = BUS_ADRERR;
 static const int clinux_bus_objerr = BUS_OBJERR;
 static const int clinux_bus_mceerr_ar = BUS_MCEERR_AR;
@@ -440,25 +443,25 @@ static const int clinux_ofd_getlk = F_OFD_GETLK;
 static const int clinux_rwf_dsync = RWF_DSYNC;
 static const int clinux_rwf_nowait = RWF_NOWAIT;
 
-// Takes back what was prepared and not handed over.
+// Discards entries that were prepared and not submitted.
 static inline void clinux_forget_prepared(struct io_uring *ring) {
   ring->sq.sqe_tail = ring->sq.sqe_head = __atomic_load_n(ring->sq.khead, __ATOMIC_ACQUIRE);
   __atomic_store_n(ring->sq.ktail, ring->sq.sqe_tail, __ATOMIC_RELEASE);
 }
 
-// io_uring operations younger than liburing 2.3, by number (Linux 6.7).
+// io_uring operations that are newer than liburing 2.3, by number (Linux 6.7).
 static const int clinux_op_futex_wait = 51;
 static inline void clinux_prep_futex_wait(struct io_uring_sqe *sqe, const uint32_t *word, uint32_t expected) {
   io_uring_prep_rw(clinux_op_futex_wait, sqe, 2 /* FUTEX2_SIZE_U32 */, word, 0, expected);
   sqe->addr3 = 0xffffffffu;
 }
 
-// Unions without a name are not imported.
+// Anonymous unions are not imported.
 static inline void clinux_sqe_set_rw_flags(struct io_uring_sqe *sqe, int flags) { sqe->rw_flags = flags; }
 
 static const unsigned clinux_setup_hybrid_iopoll = 1u << 17; // Linux 6.13
 
-// The ring's flag word: the submission thread sleeps; completions wait to be run.
+// The ring's flag word: whether the submission thread sleeps, and whether task work or overflowed completions are pending.
 static inline int clinux_sq_needs_wakeup(const struct io_uring *ring) {
   return (*(volatile unsigned *)ring->sq.kflags & IORING_SQ_NEED_WAKEUP) != 0;
 }
@@ -466,7 +469,7 @@ static inline int clinux_sq_has_taskrun(const struct io_uring *ring) {
   return (*(volatile unsigned *)ring->sq.kflags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0;
 }
 
-// Takes one completion off the ring, as values: 1 when there was one. io_uring_for_each_cqe is a macro.
+// Takes one completion off the ring, as values. Returns 1 if there was one. io_uring_for_each_cqe is a macro.
 static inline int clinux_take_cqe(struct io_uring *ring, uint64_t *data, int32_t *result, uint32_t *flags) {
   unsigned head = *ring->cq.khead;
   if (head == io_uring_smp_load_acquire(ring->cq.ktail)) return 0;
@@ -478,7 +481,7 @@ static inline int clinux_take_cqe(struct io_uring *ring, uint64_t *data, int32_t
   return 1;
 }
 
-// libaio's struct iocb has unions without a name, too.
+// libaio's struct iocb has anonymous unions, too.
 static inline void clinux_aio_prepare(struct iocb *cb, int opcode, int fd, const void *buffer, size_t count, int64_t offset,
                                       int rw_flags, uint64_t data) {
   memset(cb, 0, sizeof *cb);
@@ -491,14 +494,14 @@ static inline void clinux_aio_prepare(struct iocb *cb, int opcode, int fd, const
   cb->u.c.offset = offset;
 }
 
-// Completes once, as soon as the descriptor can be read.
+// Prepares a poll that completes once, as soon as the descriptor is readable.
 static inline void clinux_aio_prepare_poll(struct iocb *cb, int fd, uint64_t data) {
   io_prep_poll(cb, fd, POLLIN);
   cb->data = (void *)(uintptr_t)data;
 }
 
-// What the kernel maps at a context's address: the ring in which it puts completions. Taking them from there costs no system
-// call. libaio does the same in io_getevents, but has no header for it.
+// The completion ring that the kernel maps at a context's address. Taking completions from there costs no system call. libaio
+// does the same in io_getevents, but does not declare the structure.
 struct clinux_aio_ring {
   uint32_t id, size, head, tail, magic, compatible, incompatible, header_length;
   struct io_event events[];
@@ -514,23 +517,23 @@ static inline int clinux_aio_has_event(io_context_t context) {
   return ring->head != __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE);
 }
 
-// Takes one completion off the ring, as values: 1 when there was one. One thread alone may take.
+// Takes one completion off the ring, as values. Returns 1 if there was one. Only one thread may take completions.
 static inline int clinux_aio_take(io_context_t context, uint64_t *data, struct iocb **block, int64_t *result) {
   struct clinux_aio_ring *ring = (struct clinux_aio_ring *)context;
   uint32_t head = ring->head;
-  // Pairs with the kernel's barrier between an event and the index that shows it.
+  // Pairs with the kernel's barrier between storing an event and the index that publishes it.
   if (head == __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE)) return 0;
   const struct io_event *event = &ring->events[head];
   *data = (uint64_t)(uintptr_t)event->data;
   *block = event->obj;
   *result = (int64_t)event->res;
-  // The place is the kernel's again only after it was read.
+  // Release: the kernel may reuse the place only after it was read.
   __atomic_store_n(&ring->head, head + 1 == ring->size ? 0 : head + 1, __ATOMIC_RELEASE);
   return 1;
 }
 
-// Makes a ring without an array of indices: entries are taken in their order (NO_SQARRAY, Linux 6.6). liburing before 2.5 fills
-// the array while it makes a ring, so the two steps are taken here. Returns -errno on failure.
+// Creates a ring without an index array: entries are taken in order (NO_SQARRAY, Linux 6.6). liburing before 2.5 fills the
+// array when it creates a ring, so its two steps are done here. Returns -errno on failure.
 static const unsigned clinux_setup_no_sqarray = 1u << 16;
 static inline int clinux_make_ring_without_array(unsigned entries, struct io_uring *ring, struct io_uring_params *params) {
   int fd = (int)syscall(SYS_io_uring_setup, entries, params);
@@ -544,7 +547,8 @@ static inline int clinux_make_ring_without_array(unsigned entries, struct io_uri
   return 0;
 }
 
-// What a ring that has not begun may be used for: operations without flags but that of registered files, and registrations.
+// Restricts a ring that is not enabled yet to these operations, with no flags except that of registered files, and to these
+// registrations.
 static inline int clinux_restrict_ring(
     struct io_uring *ring, const uint8_t *operations, unsigned operation_count, const uint8_t *registrations,
     unsigned registration_count) {
@@ -561,7 +565,7 @@ static inline int clinux_restrict_ring(
   }
   rules[count].opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED;
   rules[count++].sqe_flags = IOSQE_FIXED_FILE;
-  // The library of Debian 12 declares this and the next call, and has neither.
+  // Debian 12's liburing declares this call and the next one, but implements neither.
   long rc = syscall(SYS_io_uring_register, ring->ring_fd, IORING_REGISTER_RESTRICTIONS, rules, count);
   return rc < 0 ? -errno : 0;
 }

@@ -1,5 +1,5 @@
-// zlib and zstd, found at run time: the little of their interfaces that is called here, as their own headers have it, so that neither
-// building nor running without them needs them.
+// zlib and zstd, loaded at run time: the parts of their interfaces that are used here, declared as in their own headers, so
+// that the program can be built, and run without compressed images, without them.
 #ifndef CLINUX_COMPRESSION_H
 #define CLINUX_COMPRESSION_H
 
@@ -51,7 +51,7 @@ struct clinux_zstd {
   unsigned (*isError)(size_t);
 };
 
-// Answers 0 when every function is there. A library is never unloaded.
+// Returns 0 if every function is there. A library is never unloaded.
 static inline int clinux_load(const char *name, const char *const *names, void **places, size_t count) {
   void *library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
   if (!library) return -1;
@@ -73,7 +73,7 @@ static inline int clinux_zstd_load(struct clinux_zstd *table) {
   return clinux_load("libzstd.so.1", names, (void **)table, 5);
 }
 
-// A raw deflate stream, until the target is full. Answers 1 when it is.
+// Decompresses a raw deflate stream until the target is full. Returns 1 if it is.
 static inline int clinux_inflate(
     const struct clinux_zlib *zlib, const void *source, size_t count, void *target, size_t room) {
   struct clinux_zlib_stream stream = {0};
@@ -81,20 +81,20 @@ static inline int clinux_inflate(
   stream.avail_in = (unsigned)count;
   stream.next_out = (uint8_t *)target;
   stream.avail_out = (unsigned)room;
-  // 15: as large a window as there is. The version is compared by its first character.
+  // 15: the largest window. Only the first character of the version is compared.
   if (zlib->inflateInit2_(&stream, -15, "1", (int)sizeof stream) != 0) return 0;
-  // 4 is Z_FINISH; 1 is Z_STREAM_END, −5 Z_BUF_ERROR: what follows a cluster in its last sector is another one's.
+  // 4 is Z_FINISH, 1 is Z_STREAM_END, −5 is Z_BUF_ERROR: bytes after the cluster in its last sector belong to another one.
   int result = zlib->inflate(&stream, 4);
   zlib->inflateEnd(&stream);
   return (result == 1 || result == -5) && stream.avail_out == 0;
 }
 
-// A frame of zstd, until the target is full. Answers 1 when it is.
+// Decompresses a zstd frame until the target is full. Returns 1 if it is.
 static inline int clinux_unzstd(
     const struct clinux_zstd *zstd, const void *source, size_t count, void *target, size_t room) {
   void *context = zstd->create();
   if (!context) return 0;
-  // 100 is ZSTD_d_windowLogMax: a cluster has 2^21 bytes at most, so no frame needs the memory of a larger window.
+  // 100 is ZSTD_d_windowLogMax: a cluster has at most 2^21 bytes, so no frame needs the memory of a larger window.
   zstd->set(context, 100, 22);
   struct clinux_zstd_in in = {source, count, 0};
   struct clinux_zstd_out out = {target, room, 0};

@@ -1,5 +1,5 @@
-// libnbd, found at run time: the little of its interface that is called here, as the library's own header has it, so that neither
-// building nor running without it needs the library.
+// libnbd, loaded at run time: the parts of its interface that are used here, declared as in its own header, so that the program
+// can be built, and run without NBD images, without the library.
 #ifndef CLINUX_NBD_H
 #define CLINUX_NBD_H
 
@@ -54,14 +54,15 @@ struct clinux_nbd {
   int64_t (*aio_flush)(struct nbd_handle *, clinux_nbd_completion, uint32_t);
   int64_t (*aio_trim)(struct nbd_handle *, uint64_t, uint64_t, clinux_nbd_completion, uint32_t);
   int64_t (*aio_zero)(struct nbd_handle *, uint64_t, uint64_t, clinux_nbd_completion, uint32_t);
-  // From release 1.22 on; NULL before.
+  // Since libnbd 1.22; NULL before.
   int (*set_tls_hostname)(struct nbd_handle *, const char *);
 };
 
 // LIBNBD_TLS_REQUIRE
 enum { clinux_nbd_tls_required = 2 };
 
-// Fills the table. Answers NULL, or what is missing: a sentence of the loader's, or a function's name. It is never unloaded.
+// Fills the table. Returns NULL, or what is missing: a message of the loader, or a function's name. The library is never
+// unloaded.
 static inline const char *clinux_nbd_load(struct clinux_nbd *table) {
   void *library = dlopen("libnbd.so.0", RTLD_NOW | RTLD_LOCAL);
   if (!library) {
@@ -88,7 +89,7 @@ static inline const char *clinux_nbd_load(struct clinux_nbd *table) {
   return NULL;
 }
 
-// Tags whose commands are all over, oldest first: a ring with room for every tag. One thread's, like everything here.
+// Tags whose commands are all complete, oldest first: a ring with room for every tag. Used by one thread, like everything here.
 struct clinux_nbd_done {
   uint32_t *tags;
   uint32_t room;
@@ -109,22 +110,22 @@ static inline uint32_t clinux_nbd_pop(struct clinux_nbd_done *done) {
   return tag;
 }
 
-// What was asked of a server under one tag, in one command or several.
+// A request to a server under one tag, made of one or more commands.
 struct clinux_nbd_job {
   struct clinux_nbd_done *done;
   uint32_t tag;
-  // Commands that are not over.
+  // Commands that are not complete.
   uint32_t left;
   // The first error of any, an errno; 0: none.
   int32_t error;
 };
 
-// Called by the library, on the thread that drives the connection, when a command is over.
+// Called by the library, on the thread that drives the connection, when a command is complete.
 static inline int clinux_nbd_completed(void *data, int *error) {
   struct clinux_nbd_job *job = (struct clinux_nbd_job *)data;
   if (*error && !job->error) job->error = *error;
   if (--job->left == 0) clinux_nbd_push(job->done, job->tag);
-  return 1; // the library forgets the command
+  return 1; // the library retires the command
 }
 
 static inline clinux_nbd_completion clinux_nbd_to(struct clinux_nbd_job *job) {

@@ -1,5 +1,5 @@
-// librados and librbd, Ceph's libraries, found at run time: the little of their interfaces that is called here, as the libraries'
-// own headers have it, so that neither building nor running without them needs them.
+// librados and librbd, Ceph's libraries, loaded at run time: the parts of their interfaces that are used here, declared as in
+// their own headers, so that the program can be built, and run without RBD images, without them.
 #ifndef CLINUX_RBD_H
 #define CLINUX_RBD_H
 
@@ -10,14 +10,14 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
-// A client of an image, as the cluster knows it.
+// A client that has an image open, according to the cluster.
 struct clinux_rbd_watcher {
   char *address;
   int64_t id;
   uint64_t cookie;
 };
 
-// A setting of an image, as it holds.
+// A setting of an image, with its effective value.
 struct clinux_rbd_setting {
   char *name;
   char *value;
@@ -26,8 +26,8 @@ struct clinux_rbd_setting {
 
 typedef void (*clinux_rbd_callback)(void *completion, void *argument);
 
-// A connection to a cluster, a pool in it, an image, a completion: each a pointer. All of these answer 0 or a negative errno unless
-// they say otherwise.
+// Connections to a cluster, pools, images and completions are pointers. All functions return 0 or a negative errno unless
+// stated otherwise.
 struct clinux_rbd {
   int (*rados_create)(void **cluster, const char *id);
   int (*rados_conf_read_file)(void *cluster, const char *path);
@@ -68,9 +68,10 @@ struct clinux_rbd {
   int (*aio_write_zeroes)(void *image, uint64_t offset, size_t length, void *completion, int zero_flags, int flags);
 };
 
-// Fills the table. Answers NULL, or what is missing: a sentence of the loader's, or a function's name. It is never unloaded.
+// Fills the table. Returns NULL, or what is missing: a message of the loader, or a function's name. The library is never
+// unloaded.
 static inline const char *clinux_rbd_load(struct clinux_rbd *table) {
-  // It brings librados with it, and what is asked of it is looked for in there, too.
+  // It depends on librados, so dlsym finds the functions of both.
   void *library = dlopen("librbd.so.1", RTLD_NOW | RTLD_LOCAL);
   if (!library) {
     const char *reason = dlerror();
@@ -125,7 +126,7 @@ static inline const char *clinux_rbd_load(struct clinux_rbd *table) {
   return NULL;
 }
 
-// At the end of the process, before the libraries' own ends: they were loaded before this is called.
+// Registers a function that runs at exit before the libraries' own exit handlers, because they were loaded before this call.
 static inline int clinux_on_exit(void (*body)(int status, void *argument)) { return on_exit(body, NULL); }
 
 #endif

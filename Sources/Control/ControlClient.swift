@@ -1,8 +1,8 @@
-/// The end of a control socket that asks.
+/// The client's end of a control socket.
 public import Sockets
 public import VirtioCore
 
-/// One connection to a server, in an event loop. One question at a time.
+/// One connection to a server, in an event loop, with one request at a time.
 public final class ControlClient {
   private let socket: OwnedDescriptor
   private let loop: EventLoop
@@ -11,18 +11,19 @@ public final class ControlClient {
   private var registration: EventLoop.Registration?
   private var interest = EventLoop.Interest.readable
   private var whenAnswered: ((Result<ControlLine, ControlError>) -> Void)?
-  /// Called once when the server goes while nothing is asked.
+  /// Called once if the server closes the connection while no request is pending.
   public var whenEnded: (() -> Void)?
 
-  /// Who closes the descriptors that come from now on: they may be those of strangers, whose last `close` never comes back.
+  /// Closes the descriptors that are received from now on: they may belong to other processes, and their last `close` may never
+  /// return.
   public var disposer: (any Disposer)? {
     get { reader.disposer }
     set { reader.disposer = newValue }
   }
 
   /// - Parameters:
-  ///   - path: of the server's control socket.
-  ///   - maximumAnswer: bytes of the longest answer that is read.
+  ///   - path: the server's control socket.
+  ///   - maximumAnswer: the longest answer that is accepted, bytes.
   public init(
     path: String, in loop: EventLoop, maximumAnswer: Int = ControlLine.maximumSize
   ) throws(SocketError) {
@@ -34,9 +35,9 @@ public final class ControlClient {
     }
   }
 
-  /// Asks, and calls back once with the answer, or why there is none.
+  /// Sends a request, and calls `answered` once with the answer, or with the reason why there is none.
   public func ask(_ line: ControlLine, then answered: @escaping (Result<ControlLine, ControlError>) -> Void) {
-    precondition(whenAnswered == nil, "one question at a time")
+    precondition(whenAnswered == nil, "a control client sends one request at a time")
     guard registration != nil else { return answered(.failure(.closed)) }
     whenAnswered = answered
     writer.enqueue(line)
@@ -46,7 +47,7 @@ public final class ControlClient {
     } catch { end(error) }
   }
 
-  /// Ends the connection; what was asked is not answered any more.
+  /// Closes the connection; a pending request gets no answer.
   public func close() {
     whenAnswered = nil
     whenEnded = nil
@@ -69,7 +70,7 @@ public final class ControlClient {
       while registration != nil {
         switch try reader.read(socket.rawValue) {
         case .line(let line):
-          guard let answered = whenAnswered else { throw ControlError.notUnderstood("nothing was asked") }
+          guard let answered = whenAnswered else { throw ControlError.notUnderstood("there was no request") }
           whenAnswered = nil
           answered(.success(line))
         case .nothingYet: return try listen()

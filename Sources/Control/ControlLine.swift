@@ -1,14 +1,14 @@
-/// What goes over a control socket: lines of JSON, some of them with descriptors.
+/// The messages of a control socket: lines of JSON, some of them with descriptors.
 internal import FoundationEssentials
 public import VirtioCore
 
-/// Why a conversation over a control socket came to nothing: one sentence.
+/// Why an exchange over a control socket failed. Each description is one sentence.
 public enum ControlError: Error, Hashable, Sendable, CustomStringConvertible {
   case lineTooLong(limit: Int)
   case tooManyDescriptors(limit: Int)
-  /// A line said that it brings more descriptors than came.
+  /// A line announced more descriptors than were received.
   case descriptorsMissing(said: Int, came: Int)
-  /// The kernel dropped some on their way in, for want of room in this process's table.
+  /// The kernel dropped descriptors, because this process's descriptor table is full.
   case descriptorsLost
   case notUnderstood(String)
   case closed
@@ -17,11 +17,11 @@ public enum ControlError: Error, Hashable, Sendable, CustomStringConvertible {
   public var description: String {
     switch self {
     case .lineTooLong(let limit): "a line on the control socket is longer than \(limit) bytes"
-    case .tooManyDescriptors(let limit): "more than \(limit) descriptors came over the control socket at once"
+    case .tooManyDescriptors(let limit): "more than \(limit) descriptors were received over the control socket at once"
     case .descriptorsMissing(let said, let came):
       "a line on the control socket says that it brings \(said) descriptors, and \(came) came"
     case .descriptorsLost:
-      "descriptors were lost on the way in over the control socket; raise the limit of open files (ulimit -n)"
+      "descriptors were lost in transit over the control socket; raise the limit of open files (ulimit -n)"
     case .notUnderstood(let reason): "a line on the control socket is not understood: \(reason)"
     case .closed: "the other end of the control socket has closed the connection"
     case .socket(let reason): "the control socket failed: \(reason)"
@@ -29,9 +29,9 @@ public enum ControlError: Error, Hashable, Sendable, CustomStringConvertible {
   }
 }
 
-/// One line: a JSON object, and what descriptors it brings, which the object counts under "descriptors".
+/// One line: a JSON object and its descriptors, whose number is the object's member "descriptors".
 public struct ControlLine: Sendable {
-  /// Bytes of the longest line that is read.
+  /// Bytes of the longest line that is accepted.
   public static let maximumSize = 1 << 20
   /// The most descriptors that wait for the end of their line.
   public static let maximumDescriptors = 2048
@@ -49,7 +49,7 @@ public struct ControlLine: Sendable {
   ///   - body: a value that is encoded as a JSON object and has no member "descriptors".
   ///   - descriptors: at most `maximumDescriptors`.
   public init(_ body: some Encodable, descriptors: [OwnedDescriptor] = []) {
-    precondition(descriptors.count <= Self.maximumDescriptors, "a line brings more descriptors than a line can")
+    precondition(descriptors.count <= Self.maximumDescriptors, "a control line has too many descriptors")
     let encoder = JSONEncoder()
     encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
     do {
@@ -62,7 +62,7 @@ public struct ControlLine: Sendable {
     do { return try JSONDecoder().decode(type, from: Data(text)) } catch { throw .notUnderstood(Self.reason(error)) }
   }
 
-  /// How many descriptors a line says that it brings.
+  /// The number of descriptors that a line announces.
   static func descriptorCount(in text: [UInt8]) throws(ControlError) -> Int {
     do {
       let count = try JSONDecoder().decode(Count.self, from: Data(text)).descriptors ?? 0

@@ -1,11 +1,11 @@
-/// The end of a control socket that answers.
+/// The server's end of a control socket.
 public import Sockets
 public import SystemPackage
 internal import VirtioCore
 
-/// Listens for operators, in an event loop. Only the user that the process acts for, and root, are listened to.
+/// Listens for operators, in an event loop. Only the process's own user and root may connect.
 public final class ControlServer {
-  /// Connections at one time; further ones wait.
+  /// The most connections at one time; further ones wait.
   private static let connectionLimit = 16
 
   public let listener: Listener
@@ -18,9 +18,8 @@ public final class ControlServer {
 
   /// - Parameters:
   ///   - report: called on the loop's thread.
-  ///   - take: a line that came. It is answered with `ControlConnection.answer`, now or later; before that, nothing more is
-  ///     read
-  ///     from that connection.
+  ///   - take: called with each line that is received. It is answered with `ControlConnection.answer`, now or later; before
+  ///     that, nothing more is read from that connection.
   public init(
     on listener: Listener, in loop: EventLoop, report: @escaping (ControlEvent) -> Void,
     take: @escaping (ControlLine, ControlConnection) -> Void
@@ -31,13 +30,13 @@ public final class ControlServer {
     self.take = take
   }
 
-  /// Begins to listen; the loop keeps the server alive until `close`.
+  /// Starts listening; the loop keeps the server alive until `close`.
   public func open() throws(Errno) {
     guard listening == nil, !isClosed else { return }
     listening = try loop.add(listener.socket.rawValue) { _ in self.accept() }
   }
 
-  /// Lets nobody in any more, and releases those who are there.
+  /// Accepts no more connections, and closes the existing ones.
   public func close() {
     isClosed = true
     stopListening()
@@ -62,7 +61,7 @@ public final class ControlServer {
       try connection.open()
       if connections.count >= Self.connectionLimit { stopListening() }
     } catch {
-      // Out of descriptors: the caller stays in the queue, and asking again at once would find the same.
+      // Out of descriptors: the client stays in the socket's queue, and trying again at once would fail again.
       report(.acceptFailed(error))
       stopListening()
       loop.after(.seconds(1)) { [weak self] in self?.listenAgain() }
@@ -80,9 +79,9 @@ public final class ControlServer {
   }
 }
 
-/// What happens at a control socket.
+/// An event of a control socket.
 public enum ControlEvent: Hashable, Sendable, CustomStringConvertible {
-  /// Somebody else than our own user or root, who is not listened to.
+  /// A client of another user, who may not connect.
   case refused(PeerCredentials?)
   case acceptFailed(Errno)
   case connectionFailed(PeerCredentials, ControlError)
@@ -90,7 +89,7 @@ public enum ControlEvent: Hashable, Sendable, CustomStringConvertible {
   public var description: String {
     switch self {
     case .refused(let peer):
-      "\(peer.map { "\($0)" } ?? "somebody") was refused at the control socket: only this server's user and root may connect"
+      "\(peer.map { "\($0)" } ?? "a client") was refused at the control socket: only this server's user and root may connect"
     case .acceptFailed(let error): "no connection can be accepted at the control socket: \(error); trying again in a second"
     case .connectionFailed(let peer, let error): "the control connection of \(peer) is closed: \(error)"
     }
@@ -100,7 +99,7 @@ public enum ControlEvent: Hashable, Sendable, CustomStringConvertible {
 /// One operator's connection.
 public final class ControlConnection {
   public let peer: PeerCredentials
-  /// Called once when the connection is over, for those that keep something for it.
+  /// Called once when the connection is closed, for owners of state that belongs to it.
   public var whenEnded: (() -> Void)?
   private let socket: OwnedDescriptor
   private let loop: EventLoop
@@ -110,7 +109,7 @@ public final class ControlConnection {
   private var writer = ControlWriter()
   private var registration: EventLoop.Registration?
   private var interest = EventLoop.Interest.readable
-  /// A line was read and not answered yet.
+  /// A line was read and has not been answered yet.
   private var owesAnswer = false
   private var isOver = false
 
@@ -127,9 +126,9 @@ public final class ControlConnection {
 
   func open() throws(Errno) { registration = try loop.add(socket.rawValue) { [weak self] in self?.ready($0) } }
 
-  /// Says what there is to say to the line that was taken last.
+  /// Answers the line that was taken last.
   ///
-  /// - Returns: false when nobody is there any more to hear it. True is no proof that it is read.
+  /// - Returns: false if the connection is closed. True does not prove that the answer is read.
   @discardableResult
   public func answer(_ line: ControlLine) -> Bool {
     guard !isOver else { return false }
@@ -145,7 +144,7 @@ public final class ControlConnection {
     return true
   }
 
-  /// Ends the connection.
+  /// Closes the connection.
   public func close() { close(nil) }
 
   private func close(_ error: ControlError?) {

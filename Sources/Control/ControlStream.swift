@@ -1,4 +1,4 @@
-/// Lines on a stream socket, however the bytes arrive and however few of them the other end takes.
+/// Lines on a stream socket, in whatever pieces the bytes are received and sent.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
@@ -13,17 +13,17 @@ struct ControlReader {
     case ended
   }
 
-  /// Bytes of the longest line that is read.
+  /// Bytes of the longest line that is accepted.
   var maximumSize = ControlLine.maximumSize
-  /// Who closes the descriptors that come from now on; `nil`: they are closed where they are released.
+  /// Closes the descriptors that are received from now on; `nil`: their last owner does.
   var disposer: (any Disposer)?
   private var bytes: [UInt8] = []
-  /// In the order in which they came; each line takes the first of them.
+  /// In the order in which they were received; each line takes the first of them.
   private var descriptors: [OwnedDescriptor] = []
-  /// Bytes that have been looked through for the end of a line.
+  /// Bytes that have been searched for the end of a line.
   private var searched = 0
 
-  /// Reads until a line is whole or the socket has nothing more.
+  /// Reads until a line is complete or the socket has nothing more.
   mutating func read(_ socket: Int32) throws(ControlError) -> Progress {
     while true {
       if let end = bytes[searched...].firstIndex(of: UInt8(ascii: "\n")) { return .line(try takeLine(end)) }
@@ -43,14 +43,15 @@ struct ControlReader {
     let text = Array(bytes[..<end])
     bytes.removeSubrange(...end)
     searched = 0
-    // The kernel hands over the descriptors of a piece with its first byte, so all of a line's are here when its end is.
+    // The kernel delivers the descriptors of a piece with its first byte, so all of a line's descriptors are here when its end
+    // is.
     let count = try ControlLine.descriptorCount(in: text)
     guard count <= descriptors.count else { throw .descriptorsMissing(said: count, came: descriptors.count) }
     defer { descriptors.removeFirst(count) }
     return ControlLine(text: text, descriptors: Array(descriptors.prefix(count)))
   }
 
-  /// - Returns: how many bytes came, 0 at the end, `nil` when there is nothing now.
+  /// - Returns: how many bytes were received, 0 at the end, `nil` if there is nothing now.
   private mutating func receive(_ socket: Int32) throws(ControlError) -> Int? {
     let size = 1 << 16
     var room = [UInt8](repeating: 0, count: size)
@@ -62,7 +63,7 @@ struct ControlReader {
       received = unsafe clinux_receive_with_fds(
         socket, &room, size, Int32(MSG_DONTWAIT), &numbers, numbers.count, &arrived, &truncated)
     } while received == -Int(EINTR)
-    // Owned before anything else is looked at, so that no way out of here leaks them.
+    // Owned before anything else is checked, so that no path leaks them.
     descriptors += numbers[..<arrived].map { OwnedDescriptor($0, closedBy: disposer) }
     if received == -Int(EAGAIN) { return nil }
     if received == -Int(ECONNRESET) { return 0 }
@@ -78,7 +79,7 @@ struct ControlReader {
 
 /// The sending half.
 struct ControlWriter {
-  /// How many descriptors go with one piece of a line.
+  /// How many descriptors are sent with one piece of a line.
   private static let descriptorsPerPiece = 64
 
   private struct Piece {
@@ -88,13 +89,13 @@ struct ControlWriter {
 
   private var waiting: [Piece] = []
 
-  /// Everything is out.
+  /// Everything has been sent.
   var isIdle: Bool { waiting.isEmpty }
 
   mutating func enqueue(_ line: ControlLine) {
     var bytes = (line.text + [UInt8(ascii: "\n")])[...]
     var descriptors = line.descriptors[...]
-    // The text says how many there are, so it has a byte for each piece.
+    // The text contains the number of descriptors, so it is long enough to give each piece a byte.
     while descriptors.count > Self.descriptorsPerPiece {
       waiting.append(Piece(bytes: bytes.prefix(1), descriptors: descriptors.prefix(Self.descriptorsPerPiece)))
       bytes = bytes.dropFirst(1)
@@ -103,7 +104,7 @@ struct ControlWriter {
     waiting.append(Piece(bytes: bytes, descriptors: descriptors))
   }
 
-  /// Sends what the socket takes.
+  /// Sends as much as the socket accepts.
   mutating func flush(_ socket: Int32) throws(ControlError) {
     while let piece = waiting.first {
       let (bytes, numbers) = (Array(piece.bytes), piece.descriptors.map(\.rawValue))
@@ -116,7 +117,7 @@ struct ControlWriter {
         waiting.removeFirst()
         continue
       }
-      // They went with the first byte, and once.
+      // Descriptors are sent once, with the first byte.
       waiting[0] = Piece(bytes: piece.bytes.dropFirst(sent), descriptors: [])
     }
   }

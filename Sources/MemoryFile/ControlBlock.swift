@@ -1,18 +1,18 @@
-/// The control block as named words: the only place that turns its offsets into memory.
+/// The control block as named words: the only place that turns its offsets into addresses.
 internal import Glibc
 internal import VirtioCore
 internal import VirtioRegisters
 
-/// A view of the words that both sides share. It keeps the mapping; every access is to one word at a time.
+/// A view of the words that both sides share. It keeps the file mapped; every access is to a single word.
 @safe
 struct ControlBlock: Sendable {
-  /// What a device says of itself at `deviceState`.
+  /// Values of `deviceState`.
   enum DeviceState {
     static let absent: UInt32 = 0
     static let serving: UInt32 = 1
   }
 
-  /// What is said at `responseStatus`.
+  /// Values of `responseStatus`.
   enum ResponseStatus {
     static let done: UInt32 = 0
     static let refused: UInt32 = 1
@@ -23,7 +23,7 @@ struct ControlBlock: Sendable {
   private let maximumQueues: Int
   private let interface: RegisterInterface
 
-  /// - Parameter mapping: the whole file, checked to hold what the layout says.
+  /// - Parameter mapping: the whole file, checked to be as large as the layout says.
   init(mapping: Mapping, layout: MemoryFileLayout) {
     self.mapping = mapping
     offset = Int(layout.controlOffset)
@@ -48,7 +48,7 @@ struct ControlBlock: Sendable {
   var interruptStatus: SharedCell<UInt32> { word(ControlOffset.interruptStatus) }
   var configuration: Doorbell { Doorbell(word(ControlOffset.configurationDoorbell)) }
 
-  /// - Parameter queue: 0 … maximumQueues − 1; anything else is our own mistake.
+  /// - Parameter queue: 0 … maximumQueues − 1; anything else is a programming error.
   func kick(_ queue: Int) -> Doorbell {
     precondition((0..<maximumQueues).contains(queue))
     return Doorbell(word(ControlOffset.doorbells + queue * ControlOffset.doorbellStride))
@@ -59,7 +59,7 @@ struct ControlBlock: Sendable {
     return Doorbell(word(ControlOffset.doorbells + queue * ControlOffset.doorbellStride + ControlOffset.callDoorbell))
   }
 
-  /// Where a source's notifications go while they are not to wake anybody: bit 0 of `heldBack` says that there was one.
+  /// Where a source's notifications go while they must not wake the driver: bit 0 of `heldBack` says that there was one.
   func silent(_ source: InterruptSource) -> (heldBack: SharedCell<UInt32>, doorbell: Doorbell, status: SharedCell<UInt32>) {
     let at: Int
     switch source {
@@ -74,7 +74,7 @@ struct ControlBlock: Sendable {
     )
   }
 
-  /// The registers' state that counts.
+  /// The state of the registers, from the active copy.
   func loadState() -> RegisterImage {
     let copy = Int(word(ControlOffset.activeState).loadAcquire() & 1)
     let start = offset + ControlOffset.state(copy, maximumQueues: maximumQueues, interface)
@@ -83,8 +83,8 @@ struct ControlBlock: Sendable {
     return RegisterImage(decoding: bytes, queueCount: maximumQueues, interface: interface)
   }
 
-  /// Puts a new state in the place of the old one. Of the two copies the one that does not count is written, and only then
-  /// is the word switched: a device that dies at any moment leaves one whole state.
+  /// Replaces the state of the registers. The inactive one of the two copies is written, and only then is the word switched: a
+  /// device that dies at any moment leaves a complete state.
   func storeState(_ image: RegisterImage) {
     let active = word(ControlOffset.activeState)
     let copy = Int(active.loadRelaxed() & 1) ^ 1

@@ -1,11 +1,11 @@
-/// Guest memory read as copies, for those who look and never touch: nothing is mapped, so nothing can change under a reader
-/// or fault when the file shrinks.
+/// Copies of guest memory, for tools that only read: nothing is mapped, so nothing can change under a reader or fault if the
+/// file is truncated.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
 public import VirtioCore
 
-/// A range of an open file that is guest memory.
+/// Guest memory as a range of an open file.
 public struct GuestBytes: Sendable {
   private let descriptor: OwnedDescriptor
   /// Where guest memory begins in the file, bytes.
@@ -23,7 +23,7 @@ public struct GuestBytes: Sendable {
     self.size = size
   }
 
-  /// A file that is guest memory as a whole.
+  /// Opens a file that consists of guest memory only.
   ///
   /// - Parameter base: the guest-physical address of its first byte.
   public init(rawFile path: String, base: GuestAddress) throws(MemoryFileError) {
@@ -43,11 +43,11 @@ public struct GuestBytes: Sendable {
     return distance < size && count <= size - distance
   }
 
-  /// A copy of `count` bytes, or `nil` when they are not all there.
+  /// A copy of `count` bytes, or `nil` if they are not all there.
   ///
-  /// - Parameter count: at most 16 MiB; a picture needs no more at a time.
+  /// - Parameter count: at most 16 MiB; a drawing needs no more at a time.
   public func bytes(at address: GuestAddress, count: Int) -> [UInt8]? {
-    // No bytes are anywhere, also where no position in a file could be.
+    // An empty range is valid at any address, even at one that no file position can represent.
     guard count != 0 else { return [] }
     guard count > 0, count <= 16 << 20, contains(address, count: UInt64(count)) else { return nil }
     var copy = [UInt8](repeating: 0, count: count)

@@ -1,12 +1,12 @@
-/// A memory file, made or opened, checked and mapped: what both ends of it have in common.
+/// A memory file, created or opened, checked and mapped: the part that both ends have in common.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
 public import VirtioCore
 public import VirtioRegisters
 
-/// A file with a header, a control block and a guest's memory, mapped as a whole. Guest memory and control block can change
-/// under our hands at any moment; the header was copied and checked once and is not looked at again.
+/// A file with a header, a control block and a guest's memory, mapped as a whole. Guest memory and control block can change at
+/// any moment; the header was copied and checked once and is not read again.
 public final class MemoryFile: Sendable {
   public let path: String
   public let layout: MemoryFileLayout
@@ -14,17 +14,17 @@ public final class MemoryFile: Sendable {
   public let memory: GuestMemory
   let mapping: Mapping
   let control: ControlBlock
-  /// Its open file description holds who has the file: a process that is given the descriptor has the same roles.
+  /// Its open file description holds the locks of the roles: a process that is given the descriptor has the same roles.
   public let descriptor: OwnedDescriptor
 
-  /// Makes a new file and opens it. Its space is reserved, so that a full file system says so here and not in the middle of
-  /// a request.
+  /// Creates a new file and opens it. Its space is reserved, so that a full file system is noticed here and not in the middle
+  /// of a request.
   ///
   /// - Parameters:
   ///   - memorySize: bytes of guest memory, a multiple of 4096.
   ///   - memoryBase: guest-physical address of its first byte, a multiple of 4096.
   ///   - maximumQueues: 1 … 1024.
-  ///   - interface: the registers that the mailbox is to reach.
+  ///   - interface: the registers that the mailbox accesses.
   public static func create(
     path: String, memorySize: UInt64, memoryBase: GuestAddress = GuestAddress(0), maximumQueues: Int,
     interface: RegisterInterface = .mmio
@@ -41,7 +41,7 @@ public final class MemoryFile: Sendable {
     let descriptor = OwnedDescriptor(number)
     do {
       try reserve(descriptor, layout.fileSize, path: path)
-      // The magic number comes last, so that nobody takes a half-made file for a whole one.
+      // The magic number is written last, so that an incomplete file is never taken for a complete one.
       try write(layout.encoded(magic: 0), to: descriptor, path: path)
       try write(layout.encoded(magic: MemoryFileLayout.magic), to: descriptor, path: path)
       return try MemoryFile(path: path, layout: layout, descriptor: descriptor)
@@ -51,7 +51,7 @@ public final class MemoryFile: Sendable {
     }
   }
 
-  /// Opens a file that was made before, by anybody.
+  /// Opens an existing file, whoever has created it.
   public static func open(path: String) throws(MemoryFileError) -> MemoryFile {
     let number = unsafe clinux_open(path, O_RDWR | O_CLOEXEC, 0)
     guard number >= 0 else { throw .system(path: path, action: "open", Errno(rawValue: errno)) }
@@ -64,7 +64,7 @@ public final class MemoryFile: Sendable {
   ///
   /// - Parameters:
   ///   - descriptor: that process's, open for reading and writing.
-  ///   - path: where the file is; another file there is refused.
+  ///   - path: the path of the file; if another file is there, it is refused.
   public static func adopt(_ descriptor: OwnedDescriptor, path: String) throws(MemoryFileError) -> MemoryFile {
     var (given, named) = (stat(), stat())
     guard unsafe fstat(descriptor.rawValue, &given) == 0, unsafe stat(path, &named) == 0 else {
@@ -109,7 +109,7 @@ public final class MemoryFile: Sendable {
     guard ftruncate(descriptor.rawValue, off_t(size)) == 0 else {
       throw .system(path: path, action: "size", Errno(rawValue: errno))
     }
-    // A file system that cannot reserve is no worse than one that was not asked.
+    // If the file system cannot reserve space, the file is used without a reservation.
     if fallocate(descriptor.rawValue, 0, 0, off_t(size)) != 0, errno != EOPNOTSUPP {
       throw .system(path: path, action: "reserve the space of", Errno(rawValue: errno))
     }
@@ -121,15 +121,15 @@ public final class MemoryFile: Sendable {
   }
 }
 
-/// Who has the file: open-file-description locks on its first two bytes. The kernel drops them with the process, however it
-/// ends, so a lock is a better sign of life than any number in the file.
+/// The roles of device and driver: open-file-description locks on the file's first two bytes. The kernel drops them with the
+/// process, however it ends, so a lock is a better sign of life than any number in the file.
 extension MemoryFile {
   enum Side: off_t {
     case device = 0
     case driver = 1
   }
 
-  /// - Returns: false when somebody else is that side already.
+  /// - Returns: false if another process has that role already.
   func take(_ side: Side) -> Bool {
     var lock = Self.lock(side, type: Int16(F_WRLCK))
     return unsafe clinux_fcntl_lock(descriptor.rawValue, clinux_ofd_setlk, &lock) == 0
@@ -140,7 +140,7 @@ extension MemoryFile {
     _ = unsafe clinux_fcntl_lock(descriptor.rawValue, clinux_ofd_setlk, &lock)
   }
 
-  /// Whether somebody else is that side.
+  /// Whether another process has that role.
   func isTaken(_ side: Side) -> Bool { Self.isTaken(side, descriptor) }
 
   static func isTaken(_ side: Side, _ descriptor: OwnedDescriptor) -> Bool {

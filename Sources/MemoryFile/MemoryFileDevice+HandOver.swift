@@ -1,17 +1,17 @@
-/// One device goes and another comes, and the driver notices nothing but a pause: both ends of a takeover.
+/// Both ends of a takeover: one device is replaced by another, and the driver notices only a pause.
 internal import Glibc
 public import Sockets
 internal import VirtioCore
 internal import VirtioRegisters
 
-/// The end that serves and is to be replaced. Until `handOver` everything can be taken back with `resume`.
+/// The device that serves and is to be replaced. Until `handOver` everything can be undone with `resume`.
 extension MemoryFileDevice {
-  /// Stops every queue and answers the mailbox no more; what the driver asked for before is answered first. The driver does not
-  /// find the device gone: role and state stay. What it rings and asks for in the meantime waits for the successor. A
-  /// device that its driver has suspended (`isSuspended`) can be paused, but no successor can hold it.
+  /// Stops every queue, answers the driver's current request, and then no more of the mailbox. To the driver the device is
+  /// still there: role and state stay. Its kicks and requests in the meantime wait for the successor. A device that its driver
+  /// has suspended (`isSuspended`) can be paused, but no successor can hold it.
   ///
-  /// - Parameter whenPaused: called once on the loop's thread when all queues have stopped and the file holds all that a
-  ///   successor needs, which may be at once; never after `resume` or `close`.
+  /// - Parameter whenPaused: called once on the loop's thread when all queues have stopped and the file contains all that a
+  ///   successor needs, which may be immediately; never after `resume` or `close`.
   public func pauseForHandOver(then whenPaused: @escaping () -> Void) {
     precondition(phase == .serving, "only a device that serves can be handed over")
     phase = .pausing
@@ -28,12 +28,12 @@ extension MemoryFileDevice {
     paused?()
   }
 
-  /// Continues serving where it stood: the takeover came to nothing. Of a device that is not being handed over nothing changes.
+  /// Continues serving after a takeover that was cancelled. Has no effect on a device that is not being handed over.
   public func resume() {
     guard phase == .pausing || phase == .paused else { return }
     whenPaused = nil
     phase = .resuming
-    // What the driver asked for is still being executed: no queue was stopped yet.
+    // The driver's last request is still being executed: no queue was stopped yet.
     guard whenCarriedOut == nil else {
       phase = .serving
       return
@@ -41,7 +41,7 @@ extension MemoryFileDevice {
     advance()
   }
 
-  /// Queues to be started where this device, or its successor, continues: all that ran, also where others have failed.
+  /// Queues to start when this device, or its successor, continues: all that ran, even if others have failed.
   var queuesToGoOn: [(queue: Int, configuration: QueueConfiguration)] {
     (stoppedForHandOver ?? []).filter { !failedQueues.contains($0.queue) }
   }
@@ -51,14 +51,14 @@ extension MemoryFileDevice {
     carryOut(queuesToGoOn.map { .startQueue($0.queue, $0.configuration) }) { self.lookAgain() }
   }
 
-  /// The successor may begin: whatever becomes of this process, the device's role on the file stays.
+  /// The successor may begin: from now on the device's role on the file outlives this process.
   public func leaveRole() {
     precondition(phase == .paused, "a device is paused before it is handed over")
     ownsRole = false
   }
 
-  /// The successor that may have begun is gone: continues from what is in the file, as after its death. Of a device whose role
-  /// was not left, or that has been closed in the meantime, nothing changes.
+  /// The successor that may have begun is gone: continues from the state in the file, as after a crash. Has no effect if
+  /// `leaveRole` was not called, or if the device has been closed in the meantime.
   public func resumeFromFile() {
     guard phase == .paused, !ownsRole else { return }
     ownsRole = true
@@ -70,9 +70,9 @@ extension MemoryFileDevice {
     lookAgain()
   }
 
-  /// Ends without leaving: the successor holds its queues and continues at once. The device's role stays with the open file
-  /// description, of which the successor has a descriptor. Of a device that was told to close in the meantime nothing changes:
-  /// its role was left before.
+  /// Ends without giving up the role: the successor holds its queues and continues at once. The role stays with the open file
+  /// description, of which the successor has a descriptor. Has no effect on a device that was closed in the meantime: it has
+  /// given up its role before.
   public func handOver() {
     guard phase == .paused else { return }
     phase = .over
@@ -81,15 +81,15 @@ extension MemoryFileDevice {
   }
 }
 
-/// The end that takes over: nothing that the driver can see happens before `release`.
+/// The device that takes over: nothing that the driver can see happens before `release`.
 extension MemoryFileDevice {
-  /// Does what is slow while the predecessor still serves: threads and engines of the queues that its driver has made ready.
+  /// Does the slow part while the predecessor still serves: starts threads and engines for the queues that its driver has made
+  /// ready.
   ///
   /// - Parameters:
-  ///   - offer: the predecessor's.
-  ///   - whenPrepared: called once on the loop's thread, with the reason when it cannot take over: only `close` may follow
-  ///     then.
-  ///     Never after `close`.
+  ///   - offer: the predecessor's offer.
+  ///   - whenPrepared: called once on the loop's thread, with the reason if it cannot take over, after which only `close` may
+  ///     follow. Never called after `close`.
   public func prepare(
     for offer: Offer, in loop: EventLoop, then whenPrepared: @escaping (MemoryFileError?) -> Void
   ) throws(MemoryFileError) {
@@ -110,13 +110,13 @@ extension MemoryFileDevice {
     prepared?(error)
   }
 
-  /// Does what can fail still: takes the registers' state as its own and starts the queues, held. Its predecessor has paused
-  /// before.
+  /// Does everything that can still fail: adopts the state of the registers and starts the queues, held. The predecessor must
+  /// have paused before.
   ///
   /// - Parameters:
   ///   - running: queues that run although the device needs a reset, because another one has failed.
-  ///   - whenHeld: called once on the loop's thread, with the reason when it cannot take over: this device is over then,
-  ///     and has changed nothing. Never after `close`.
+  ///   - whenHeld: called once on the loop's thread, with the reason if it cannot take over: this device has then ended, and
+  ///     has changed nothing. Never called after `close`.
   public func hold(
     in loop: EventLoop, running: [Int] = [], then whenHeld: @escaping (MemoryFileError?) -> Void
   ) throws(MemoryFileError) {
@@ -136,7 +136,7 @@ extension MemoryFileDevice {
       steps += registers.readyQueues.filter { running.contains($0.queue) }.map { .startQueue($0.queue, $0.configuration) }
     }
     carryOut(steps) {
-      // Otherwise the queues that did start are stopped first, see `advance`.
+      // After a failure the queues that did start are stopped first, see `advance`.
       guard self.holdFailure == nil else { return }
       self.phase = .held
       let held = self.whenHeld
@@ -155,7 +155,7 @@ extension MemoryFileDevice {
     failed?(reason)
   }
 
-  /// The predecessor is over with the file: from now on this device serves.
+  /// The predecessor has released the file: from now on this device serves.
   public func release() {
     precondition(phase == .held, "a device is held before it is released")
     phase = .serving
@@ -166,13 +166,13 @@ extension MemoryFileDevice {
       device.release(queue: queue)
       callHeldBack(queue)
     }
-    // A queue that broke while it was held, and what nobody was told.
+    // Reports a queue that broke while it was held, and changes that the driver was not notified of.
     if case .queueNotTakenOver(_, let queue, let error) = holdFailure { fail(queue, error) }
     if owesConfigurationChange || registers.status.contains(.needsReset), registers.isInUse {
       notifyConfigurationChange()
     }
     owesConfigurationChange = false
-    // For queues that were ready when that was requested, and are not now.
+    // For queues that were prepared because they were ready then, and no longer are.
     attended.unprepare()
     lookAgain()
   }

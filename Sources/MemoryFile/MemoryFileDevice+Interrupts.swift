@@ -1,12 +1,12 @@
-/// Which doorbell a notification rings, as the registers say it.
+/// Routes notifications to doorbells according to the registers.
 internal import VirtioCore
 internal import VirtioRegisters
 
-/// A doorbell is rung where the interrupt would be delivered: the line is asserted, or a message sent. A notification whose
-/// vector is masked is held back and rung later. Queues signal from threads of their own, so each is given the sink that does
-/// the right thing, and another one when the route changes.
+/// A doorbell is rung if the interrupt would be delivered: the line is asserted, or a message is sent. A notification whose
+/// vector is masked is held back and rung later. Queues signal from their own threads, so each is given the right sink, and
+/// another one when the route changes.
 extension MemoryFileDevice {
-  /// As the queue's notifications go at this moment.
+  /// The sink for the present route of the queue's notifications.
   func callSink(_ queue: Int) -> CallSink {
     let source = InterruptSource.queue(queue)
     let control = file.control
@@ -16,14 +16,14 @@ extension MemoryFileDevice {
     return switch route {
     case .line: .doorbell(control.call(queue), interruptStatus: control.interruptStatus)
     case .lineDisabled: .doorbell(silent.doorbell, interruptStatus: control.interruptStatus)
-    // ISR is not used for queues then (virtio 4.1.4.5).
+    // With messages, ISR is not used for queues (virtio 4.1.4.5).
     case .message: .doorbell(control.call(queue), interruptStatus: silent.status)
     case .masked: .doorbell(silent.doorbell, interruptStatus: silent.heldBack)
     case .none: .none
     }
   }
 
-  /// Bit 1 is set however messages are sent (virtio 4.1.4.5.1).
+  /// Bit 1 of ISR is set in any case, even if a message is sent (virtio 4.1.4.5.1).
   func notifyConfigurationChange() {
     let control = file.control
     control.interruptStatus.formUnion(MMIORegisters.configurationInterrupt)
@@ -36,9 +36,9 @@ extension MemoryFileDevice {
     }
   }
 
-  /// Looks where notifications go now. A queue's thread signals once through its new sink, so that nothing is lost between the
-  /// two: one notification too many is allowed, one too few is not. Of a queue that rests what was held back stays so until it
-  /// runs again, because a suspended device notifies nobody (virtio 3.4.2), and neither does one that may not access memory.
+  /// Applies changed routes. A queue's thread signals once through its new sink, so that nothing is lost between the two: one
+  /// notification too many is allowed, one too few is not. Notifications of a stopped queue stay held back until it runs again,
+  /// because a suspended device sends none (virtio 3.4.2), and neither does one that may not access memory.
   func reroute() {
     for queue in 0..<device.queueCount {
       let source = InterruptSource.queue(queue)
@@ -69,14 +69,14 @@ extension MemoryFileDevice {
     held.storeRelease(0)
     guard isPending, route.isDelivered else { return }
     if isSuspended {
-      // The driver is told when it resumes the device.
+      // The driver is notified when it resumes the device.
       _ = registers.configurationChanged()
     } else {
       file.control.configuration.ring()
     }
   }
 
-  /// A queue that has begun to run again sends what was held back, if it may be sent now.
+  /// Sends the notification that was held back for a queue that runs again, if it may be sent now.
   func callHeldBack(_ queue: Int) {
     let source = InterruptSource.queue(queue)
     let held = file.control.silent(source).heldBack
@@ -85,7 +85,7 @@ extension MemoryFileDevice {
     callSink(queue).signal()
   }
 
-  /// A reset clears what is pending.
+  /// A reset clears pending notifications.
   func forgetHeldBack(_ sources: [InterruptSource]) {
     for source in sources {
       file.control.silent(source).heldBack.storeRelease(0)
@@ -95,7 +95,7 @@ extension MemoryFileDevice {
 }
 
 extension InterruptRoute {
-  /// Needs the same sink: what a message says makes no difference here.
+  /// Whether both need the same sink, which does not depend on the message.
   fileprivate func isLike(_ other: InterruptRoute) -> Bool {
     switch (self, other) {
     case (.line, .line), (.lineDisabled, .lineDisabled), (.message, .message), (.masked, .masked), (.none, .none): true

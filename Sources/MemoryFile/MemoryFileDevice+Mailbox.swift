@@ -1,20 +1,20 @@
-/// The driver's register accesses, one after the other.
+/// The mailbox: the driver's register accesses, one after the other.
 internal import CLinux
 internal import VirtioCore
 internal import VirtioRegisters
 
 extension MemoryFileDevice {
-  /// Answers what is asked, one thing after the other. A driver can ask without pause, so the loop ends by itself and the
-  /// poll looks at the rest.
-  /// - Returns: false when there may be more.
+  /// Answers the driver's requests. A driver can send them without pause, so the loop is bounded, and the event loop comes back
+  /// for the rest.
+  /// - Returns: false if there may be more.
   func serveMailbox() -> Bool {
     let control = file.control
     for _ in 0..<64 {
-      // What is being executed still is answered first.
+      // A request that is still being executed is answered first.
       guard phase == .serving, whenCarriedOut == nil else { return true }
       let sequence = control.requestSequence.loadAcquire()
       guard sequence != answered else { return true }
-      // Each word is read once; nothing in the file is looked at again while the request is executed.
+      // Each word is read once; the request in the file is not read again while it is executed.
       let offset = control.requestOffset.loadRelaxed()
       let width = control.requestWidth.loadRelaxed()
       let isWrite = control.requestWrite.loadRelaxed()
@@ -25,7 +25,7 @@ extension MemoryFileDevice {
         let effects = registers.write(offset: offset, width: Int(width), value: value)
         registerWatch?.accessed(RegisterAccess(offset: offset, width: Int(width), isWrite: true, value: value))
         carryOut(effects) {
-          // Before the answer: what the driver believes done, a successor must find.
+          // Before the answer: a successor must find everything that the driver takes for done.
           self.storeState()
           self.answer(sequence, 0, ControlBlock.ResponseStatus.done)
         }

@@ -1,9 +1,9 @@
-/// What an operator may know of a memory file's driver.
+/// The status of a memory file's driver, for the operator.
 public import VirtioCore
 internal import VirtioRegisters
 
 extension MemoryFileDevice {
-  /// A driver that has said that it drives the device (DRIVER, virtio 2.1), as it stands now.
+  /// The present state of a driver that has set DRIVER (virtio 2.1).
   public struct DriverStatus: Hashable, Sendable {
     public struct Ring: Hashable, Sendable {
       public var queue: Int
@@ -11,25 +11,25 @@ extension MemoryFileDevice {
       public var size: Int
       /// The device serves it.
       public var isRunning: Bool
-      /// The device met something that it could not continue after.
+      /// The queue broke while the device served it.
       public var hasFailed: Bool
     }
 
-    /// What it has chosen so far.
+    /// The features that it has chosen so far.
     public var features: FeatureSet
     /// Guest memory, bytes.
     public var memory: UInt64
-    /// Those that it has made ready.
+    /// The rings that it has made ready.
     public var rings: [Ring]
   }
 
-  /// A driver has said that it drives the device.
+  /// A driver uses the device: it has set DRIVER.
   public var isDriven: Bool { registers.status.contains(.driver) }
 
-  /// The driver has suspended it (SUSPEND, virtio 3.4), or is about to: queues may still be coming to rest.
+  /// The driver has suspended the device (SUSPEND, virtio 3.4); queues may still be stopping.
   public var isSuspended: Bool { registers.status.contains(.suspend) }
 
-  /// `nil`: nobody drives the device.
+  /// `nil`: no driver uses the device.
   public var driver: DriverStatus? {
     guard isDriven else { return nil }
     let rings = registers.readyQueues.map { queue, configuration in

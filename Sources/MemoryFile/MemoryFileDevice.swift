@@ -6,74 +6,74 @@ internal import SystemPackage
 public import VirtioCore
 public import VirtioRegisters
 
-/// One device on one file. Everything here happens on the thread that runs the loop, which is the device's transport thread;
-/// queues are the device's own business.
+/// One device on one file. Everything here runs on the thread of the event loop, which is the device's transport thread; queues
+/// run on the device's own threads.
 ///
 ///     let file = try MemoryFile.create(path: "guest.mem", memorySize: 64 << 20, maximumQueues: 4)
 ///     let transport = try MemoryFileDevice(file: file, device: device, log: { print($0) })
 ///     try transport.open(in: loop)
 ///     try loop.run()                                      // until a handler calls transport.close { loop.stop() }
 ///
-/// Nothing here waits for a queue: a register write that starts or stops some is answered when their answers are there.
+/// Nothing here blocks on a queue: a register write that starts or stops queues is answered when they have answered.
 ///
-/// A file whose driver was live is taken up where it stands: every ready queue starts with its available index at
-/// `used.idx`, which works because queues publish in order.
+/// If the file has a live driver, the device continues where the previous one stopped: every ready queue starts with its
+/// available index at `used.idx`, which works because queues publish in order.
 public final class MemoryFileDevice {
   public let file: MemoryFile
   let device: any VirtioDevice
   let attended: AttendedDevice
   let log: (String) -> Void
   private let notice: (String) -> Void
-  /// Called on the loop's thread when a driver is ready (DRIVER_OK), with what it has agreed on. A driver can cause this at its
-  /// pleasure.
+  /// Called on the loop's thread when a driver is ready (DRIVER_OK), with the negotiated features. A driver can cause this as
+  /// often as it likes.
   public var whenLive: ((FeatureSet) -> Void)?
-  /// Is told of each access of a driver, on the loop's thread; `nil`: nobody.
+  /// Is told of each access of a driver, on the loop's thread; `nil`: nobody is.
   public var registerWatch: (any RegisterWatch)?
   let face: RegisterFace
   var registers: RegisterModel
-  /// Where the notifications of queues and of the configuration went when that was looked at last.
+  /// The routes of notifications that were applied last.
   var routes: [InterruptSource: InterruptRoute] = [:]
   /// Queues that could not be started since `attach`, or since the driver's last reset.
   var startFailures: [Int: QueueError] = [:]
-  /// Where packed queues stand that the driver has set up before: known of those that were stopped in order.
+  /// The positions of packed queues that were set up before; known for those that were stopped cleanly.
   var standing = PackedStanding()
-  /// Queues that the driver resets while it drives the others. It looks at QueueReset until that is over.
+  /// Queues that the driver resets while it uses the others. It polls QueueReset until that is done.
   private var resetting: Set<Int> = []
-  /// Queues that take nothing any more until the driver's next reset.
+  /// Queues that broke, and pop nothing more until the driver's next reset.
   var failedQueues: Set<Int> = []
-  /// Queues that ran, with what they would be started with, when they were asked to stop for a successor; `nil`: they were not.
+  /// Queues that ran when they were asked to stop for a successor, with their configurations; `nil`: they were not asked.
   var stoppedForHandOver: [(queue: Int, configuration: QueueConfiguration)]?
-  /// What is still to be executed of what the driver asked for last, or of what `attach` found.
+  /// The remaining steps of the driver's last request, or of `attach`.
   private var steps: [Step] = []
-  /// Queues whose answers come before the next step, but for starts, which do not wait for each other.
+  /// Queues whose answers are awaited before the next step, except before a start: starts do not wait for each other.
   private var awaited: Set<Int> = []
-  /// What is to be done when no step is left.
+  /// Called when no step is left.
   var whenCarriedOut: (() -> Void)?
-  /// The number of the last request answered; our own copy, because the word in the file is anybody's.
+  /// The number of the last request answered; a private copy, because the driver can write to the word in the file.
   var answered: UInt32 = 0
 
-  /// How far this device has come with its file.
+  /// The life cycle of this device on its file.
   enum Phase {
     case new
     case serving
-    /// What is being executed is finished, then the queues stop.
+    /// The current request is finished, then the queues stop.
     case pausing
     case paused
     /// Queues that were asked to stop have to answer before they are started again.
     case resuming
-    /// What is slow is being done, or has been.
+    /// The slow part of starting queues is being done, or has been.
     case preparing
     case holding
     case held
     case closing
-    /// It has nothing to do with the file any more.
+    /// It no longer uses the file.
     case over
   }
 
   var phase = Phase.new
-  /// The device's role on the file goes with this device.
+  /// This device has the device's role on the file, and gives it up when it ends.
   var ownsRole: Bool
-  /// In which it serves, from the beginning to `over`.
+  /// The loop in which it serves, from the beginning until `over`.
   private var loop: EventLoop?
   private var watch: DoorbellWatch?
   private var mailbox: EventLoop.Registration?
@@ -82,21 +82,20 @@ public final class MemoryFileDevice {
   var whenPaused: (() -> Void)?
   var whenPrepared: ((MemoryFileError?) -> Void)?
   var whenHeld: ((MemoryFileError?) -> Void)?
-  /// Why a takeover cannot be.
+  /// Why a takeover failed.
   var holdFailure: MemoryFileError?
-  /// The device's configuration changed before the driver could be told.
+  /// The device's configuration changed before the driver could be notified.
   var owesConfigurationChange = false
 
-  /// Takes the file for this device.
+  /// Takes the device's role on the file.
   ///
   /// - Parameters:
-  ///   - withheld: what the registers could offer by themselves and are not to (`RegisterFace.withheld`).
+  ///   - withheld: features of the registers that are not to be offered (`RegisterFace.withheld`).
   ///   - takesOver: the file comes from the process that serves it (`MemoryFile.adopt`), and with it the device's role, which
-  ///     stays that process's until `release`. Such a device begins with `hold`, not with `open`.
-  ///   - log: takes one line for readers at a time, without a line feed, on the thread that runs. A driver can cause lines at
-  ///     its
-  ///     pleasure: meter them.
-  ///   - notice: takes what only helps the operator of a device that continues being served; `nil`: `log` does.
+  ///     that process keeps until `release`. Such a device begins with `hold`, not with `open`.
+  ///   - log: called with one line at a time, without a line feed, on the loop's thread. A driver can cause lines as often as
+  ///     it likes: limit their rate.
+  ///   - notice: called with messages that help the operator while the device continues to serve; `nil`: they go to `log`.
   public init(
     file: MemoryFile, device: any VirtioDevice, withholding withheld: FeatureSet = [], takesOver: Bool = false,
     log: @escaping (String) -> Void = { _ in }, notice: ((String) -> Void)? = nil
@@ -104,7 +103,7 @@ public final class MemoryFileDevice {
     guard device.queueCount <= file.layout.maximumQueues else {
       throw .tooManyQueues(path: file.path, device: device.queueCount, file: file.layout.maximumQueues)
     }
-    // For the description that has the role already this changes nothing.
+    // This also succeeds if the open file description has the role already.
     guard file.take(.device) else {
       throw .deviceAlreadyThere(path: file.path, process: file.control.deviceProcess.loadRelaxed())
     }
@@ -125,7 +124,7 @@ public final class MemoryFileDevice {
 
   deinit { giveUpRole() }
 
-  /// It answers its driver, and nobody is about to take over.
+  /// It answers its driver, and no takeover is in progress.
   public var isServing: Bool { phase == .serving }
 
   private func giveUpRole() {
@@ -134,7 +133,7 @@ public final class MemoryFileDevice {
     file.release(.device)
   }
 
-  /// Begins to serve; the loop keeps the device alive until it is closed.
+  /// Starts serving; the loop keeps the device alive until it is closed.
   public func open(in loop: EventLoop) throws(MemoryFileError) {
     precondition(phase == .new && ownsRole, "a device is opened once, and one that takes over is held first")
     try register(in: loop)
@@ -142,7 +141,7 @@ public final class MemoryFileDevice {
     attach()
   }
 
-  /// Waits for the mailbox and for the device's events from now on, or for neither.
+  /// Registers the mailbox and the device's events with the loop; if one fails, neither is registered.
   func register(in loop: EventLoop) throws(MemoryFileError) {
     self.loop = loop
     do {
@@ -170,7 +169,7 @@ public final class MemoryFileDevice {
     loop = nil
   }
 
-  /// Looks at the mailbox once more, whatever was seen of it.
+  /// Has the mailbox checked once more.
   func lookAgain() { if let watch { EventCounter.signal(watch.rung.rawValue) } }
 
   private func mailboxRang() {
@@ -182,14 +181,14 @@ public final class MemoryFileDevice {
   private func eventsPending() {
     let wasBusy = whenCarriedOut != nil
     handleEvents()
-    // What the driver asked for in the meantime was seen and not looked at.
+    // A request that came in the meantime was signalled, but not handled.
     if wasBusy, whenCarriedOut == nil { lookAgain() }
   }
 
-  /// Stops every queue and releases the file; the driver's requests wait for the next device. The registers' state stays in the
-  /// file, so that the next device continues where this one stopped. A device that only holds leaves no trace.
+  /// Stops every queue and releases the file; the driver's requests wait for the next device. The state of the registers stays
+  /// in the file, so that the next device continues where this one stopped. A device that only held its queues changes nothing.
   ///
-  /// - Parameter whenClosed: called once on the loop's thread when every queue has stopped, which may be at once.
+  /// - Parameter whenClosed: called once on the loop's thread when every queue has stopped, which may be immediately.
   public func close(then whenClosed: @escaping () -> Void) {
     guard phase != .over else { return whenClosed() }
     beginToClose()
@@ -197,7 +196,7 @@ public final class MemoryFileDevice {
     advance()
   }
 
-  /// Does not wait any longer for queues to stop.
+  /// Stops waiting for queues to stop.
   ///
   /// - Returns: queues that are abandoned, because their medium did not answer.
   @discardableResult
@@ -207,7 +206,7 @@ public final class MemoryFileDevice {
     whenClosed = nil
     let left = attended.leaveAll()
     end()
-    // Who was left may still write to the guest's memory: the role goes with this object, not earlier.
+    // Abandoned queues may still write to the guest's memory: the role is given up with this object, not earlier.
     if left.isEmpty { giveUpRole() }
     return left
   }
@@ -230,7 +229,7 @@ public final class MemoryFileDevice {
     unregister()
   }
 
-  /// Continues with what waits for queues to stop.
+  /// Continues whatever waits for queues to stop.
   func advance() {
     switch phase {
     case .closing where attended.isAtRest:
@@ -253,7 +252,7 @@ public final class MemoryFileDevice {
 
   // MARK: Beginning and end
 
-  /// Brings registers and device to where the file says a driver is, and says that we are here when that is so.
+  /// Restores registers and device from the file, and announces the device when that is done.
   func attach() {
     (startFailures, failedQueues) = ([:], [])
     let (restored, effects, restoration) = restoreRegisters()
@@ -264,14 +263,14 @@ public final class MemoryFileDevice {
     carryOut(effects) { self.attached(restoration) }
   }
 
-  /// What the file says of registers and queues.
+  /// The registers and queues according to the file.
   func restoreRegisters() -> (registers: RegisterModel, effects: [RegisterEffect], restoration: RegisterRestoration) {
     let image = file.control.loadState()
     standing = PackedStanding(image)
     return RegisterModel.restore(image, file.layout.interface, face: face)
   }
 
-  /// Writes down what the driver has told the registers, and where its queues stand.
+  /// Stores the state of the registers and the positions of the queues in the file.
   func storeState() {
     var image = registers.image
     for index in image.queues.indices { image.queues[index].position = standing.position(of: index) }
@@ -286,14 +285,14 @@ public final class MemoryFileDevice {
     case .refused: log("the driver on \(file.path) had negotiated what this disk does not offer: it has to reset the device")
     }
     announce()
-    // Our predecessor may have died between publishing and notifying, and in need of a reset nobody was told.
+    // The predecessor may have died between publishing and notifying, or before it could notify of a needed reset.
     if registers.isInUse {
       for (queue, _) in registers.readyQueues { callSink(queue).signal() }
     }
     if registers.status.contains(.needsReset) { notifyConfigurationChange() }
   }
 
-  /// Says that another device is here now.
+  /// Announces in the file that a new device is there.
   func announce() {
     let control = file.control
     storeState()
@@ -301,7 +300,7 @@ public final class MemoryFileDevice {
     Doorbell(control.deviceEpoch).ring()
   }
 
-  /// Says that nobody is here. What the driver has set up stays in the file.
+  /// Marks in the file that no device is there. The driver's settings stay in the file.
   func detach() {
     handleEvents()
     storeState()
@@ -321,7 +320,7 @@ public final class MemoryFileDevice {
     var isStart: Bool { if case .effect(.startQueue) = self { true } else { false } }
   }
 
-  /// Begins to do what the registers ask for; what needs the answer of a queue continues when that comes.
+  /// Begins to execute effects of the registers; a step that needs the answer of a queue continues when that comes.
   func carryOut(_ effects: [RegisterEffect], then whenDone: @escaping () -> Void) {
     steps = effects.map { .effect($0) }
     whenCarriedOut = whenDone
@@ -346,10 +345,10 @@ public final class MemoryFileDevice {
     case .effect(.stopQueue(let queue)):
       stop(queue)
       steps.insert(.forgetQueue(queue), at: 0)
-    // It stands where it stood when it is started again.
+    // It keeps its position for the next start.
     case .effect(.pauseQueue(let queue)): stop(queue)
     case .effect(.resetQueue(let queue)):
-      // Not waited for: the driver's other queues continue in the meantime, and so does its mailbox.
+      // Not awaited: the driver's other queues, and the mailbox, continue in the meantime.
       if attended.stop(queue: queue) { resetting.insert(queue) } else { queueResetFinished(queue) }
     case .effect(.notify(let queue)): file.control.kick(queue).ring()
     case .effect(.interruptRoutesChanged): reroute()
@@ -390,15 +389,16 @@ public final class MemoryFileDevice {
   private func stop(_ queue: Int) { if attended.stop(queue: queue) { awaited.insert(queue) } }
 
   private func start(_ queue: Int, _ configuration: QueueConfiguration) {
-    // What was used is done and what is above was not, even if it was started: entries are published in order. In a ring fresh
-    // from its driver both are zero (virtio 4.2.3.2: the driver zeroes the queue's memory).
+    // Entries are published in order, so everything below used.idx is done and everything above is not, even if it was begun.
+    // In a new ring both are zero (virtio 4.2.3.2: the driver zeroes the queue's memory).
     let position: QueuePosition
     if registers.features.contains(.packedRing) {
       guard let known = standing.start(queue) else {
         startFailures[queue] = .positionLost
         return fail(queue, .positionLost)
       }
-      // Before it runs: after a death, a successor must not continue from here. One that is held changes nothing yet.
+      // Stored before it runs: after a crash, a successor must not continue from this position. A held queue changes nothing
+      // yet.
       if phase != .holding { storeState() }
       position = QueuePosition(available: known, used: known)
     } else {
@@ -410,17 +410,17 @@ public final class MemoryFileDevice {
       queue: queue, memory: file.memory, features: registers.features, configuration: configuration, position: position,
       kick: .doorbell(file.control.kick(queue)), call: callSink(queue), publishesInOrder: true)
     activation.isHeld = phase == .holding
-    // A driver that finds its device again is told in `attached`; a driver's first interrupt stands for a used buffer (virtio
-    // 4.2.2.1).
+    // After a restart of the device the driver is notified in `attached`; otherwise its first interrupt must mean a used buffer
+    // (virtio 4.2.2.1).
     activation.notifiesAtStart = false
     attended.start(activation)
-    // One that is held notifies nobody yet.
+    // A held queue sends no notifications yet.
     if phase != .holding { callHeldBack(queue) }
   }
 
   // MARK: Events
 
-  /// - Returns: what happened.
+  /// - Returns: the events that were handled.
   @discardableResult
   func handleEvents() -> [DeviceEvent] {
     let events = attended.takeEvents()
@@ -436,10 +436,10 @@ public final class MemoryFileDevice {
         awaited.remove(queue)
         startFailures[queue] = error
         fail(queue, error)
-      // Nothing of this device is the driver's business yet.
+      // The driver must not see anything of this device yet.
       case .queueFailed(let queue, let error) where isBeforeRelease: fail(queue, error)
       case .configurationChanged where isBeforeRelease: owesConfigurationChange = true
-      // What a queue ran into before a reset that is being executed concerns nobody any more.
+      // A failure before the reset that is being executed no longer matters.
       case .queueFailed where isForgetting: break
       case .queueFailed(let queue, _) where resetting.contains(queue): break
       case .queueFailed(let queue, let error):

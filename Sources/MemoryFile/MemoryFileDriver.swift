@@ -4,8 +4,8 @@ internal import Glibc
 internal import SystemPackage
 public import VirtioCore
 
-/// What a driver does with a memory file. Not thread-safe but for `kick`, `waitForCall` and the memory: one thread at a time
-/// may access registers.
+/// A driver on a memory file. Except for `kick`, `waitForCall` and the memory it is not thread-safe: one thread at a time may
+/// access registers.
 ///
 ///     let driver = try MemoryFileDriver.open(path: "guest.mem")      // waits for file and device, 5 s by default
 ///     guard try driver.read(0x000) == 0x74726976 else { … }          // MagicValue
@@ -17,20 +17,20 @@ public import VirtioCore
 ///     driver.acknowledgeInterrupt(1)
 public final class MemoryFileDriver: Sendable {
   public let file: MemoryFile
-  /// How long a register access waits for a device to come, milliseconds. One that is there has `Patience.limit`.
+  /// How long a register access waits for a device to appear, milliseconds. A device that is there may take `Patience.limit`.
   public let timeout: Int
 
   /// Opens a file and becomes its driver.
   ///
   /// - Parameters:
-  ///   - timeout: milliseconds, for the file to be there and whole, and at each register access for the device.
+  ///   - timeout: milliseconds to wait for the complete file, and at each register access for the device.
   public static func open(path: String, timeout: Int = 5000) throws(MemoryFileError) -> MemoryFileDriver {
     let deadline = Deadline(milliseconds: timeout)
     while true {
       do {
         return try MemoryFileDriver(MemoryFile.open(path: path), timeout: timeout)
       } catch {
-        // The device may be making the file at this moment.
+        // The device may be creating the file at this moment.
         guard error.mayPass, !deadline.isOver else { throw error }
         usleep(2000)
       }
@@ -44,7 +44,7 @@ public final class MemoryFileDriver: Sendable {
     self.timeout = timeout
   }
 
-  /// Milliseconds that a device that is there may take for an answer: a register write can wait for a whole ring to drain.
+  /// Milliseconds that a device may take for an answer: a register write can wait for a whole ring to drain.
   private static let patience = Int(Patience.limit / .milliseconds(1))
 
   deinit { file.release(.driver) }
@@ -56,7 +56,7 @@ public final class MemoryFileDriver: Sendable {
     try access(offset, width: width, value: 0, isWrite: false)
   }
 
-  /// Writes a register; what it asks for is done when this returns.
+  /// Writes a register; its effects are complete when this returns.
   public func write(_ offset: UInt32, width: Int = 4, _ value: UInt64) throws(MemoryFileError) {
     _ = try access(offset, width: width, value: value, isWrite: true)
   }
@@ -64,7 +64,7 @@ public final class MemoryFileDriver: Sendable {
   private func access(_ offset: UInt32, width: Int, value: UInt64, isWrite: Bool) throws(MemoryFileError) -> UInt64 {
     let control = file.control
     let deadline = Deadline(milliseconds: timeout)
-    // A request that was given up, here or by a driver before us, still belongs to the device.
+    // A request that timed out, here or in an earlier driver, still belongs to the device.
     try awaitResponse(to: control.requestSequence.loadAcquire(), deadline)
     control.requestOffset.storeRelaxed(offset)
     control.requestWidth.storeRelaxed(UInt32(truncatingIfNeeded: width))
@@ -81,7 +81,7 @@ public final class MemoryFileDriver: Sendable {
     return control.responseValue.loadRelaxed()
   }
 
-  /// Sleeps in slices, because a device that dies wakes nobody.
+  /// Sleeps in slices, because a device that dies does not wake its driver.
   private func awaitResponse(to sequence: UInt32, _ deadline: Deadline) throws(MemoryFileError) {
     let response = file.control.responseSequence
     let patience = Deadline(milliseconds: Self.patience)
@@ -103,7 +103,7 @@ public final class MemoryFileDriver: Sendable {
   public var isDeviceThere: Bool { file.isTaken(.device) }
   /// The process of the device that took the file last; 0 before the first.
   public var deviceProcess: UInt32 { file.control.deviceProcess.loadRelaxed() }
-  /// Differs whenever a device has started on the file since it was read last.
+  /// Changes whenever a device starts on the file.
   public var deviceEpoch: UInt32 { file.control.deviceEpoch.loadAcquire() }
 
   // MARK: Notifications
@@ -111,8 +111,8 @@ public final class MemoryFileDriver: Sendable {
   /// Available buffer notification, without a register access.
   public func kick(queue: Int) { file.control.kick(queue).ring() }
 
-  /// Counts the used buffer notifications of a queue. Read it before looking at the used ring, and wait for it to change
-  /// after nothing was found there.
+  /// The number of used buffer notifications of a queue. Read it before looking at the used ring, and wait for it to change if
+  /// nothing was found there.
   public func callCount(queue: Int) -> UInt32 { file.control.call(queue).counter.loadAcquire() }
 
   /// Waits until the queue's count is no longer `seen` or the time is over.
@@ -122,7 +122,7 @@ public final class MemoryFileDriver: Sendable {
     Self.wait(file.control.call(queue), whileEquals: seen, milliseconds: milliseconds)
   }
 
-  /// Counts the configuration change notifications.
+  /// The number of configuration change notifications.
   public var configurationCount: UInt32 { file.control.configuration.counter.loadAcquire() }
 
   /// As `waitForCall`, for configuration changes.
@@ -156,7 +156,7 @@ public final class MemoryFileDriver: Sendable {
 }
 
 extension MemoryFileError {
-  /// What can be otherwise in a moment while somebody is making the file.
+  /// Whether the error can be temporary, because the file is being created.
   fileprivate var mayPass: Bool {
     switch self {
     case .system(_, "open", .noSuchFileOrDirectory), .notAMemoryFile: true
@@ -165,7 +165,7 @@ extension MemoryFileError {
   }
 }
 
-/// A point in time to give up at.
+/// A point in time at which to give up.
 struct Deadline {
   private let end: ContinuousClock.Instant
 
@@ -180,6 +180,6 @@ struct Deadline {
     return min(seconds, 86400) * 1_000_000_000 + attoseconds / 1_000_000_000
   }
 
-  /// What to sleep before looking whether the other side still lives.
+  /// How long to sleep before checking whether the other side is still alive.
   var slice: Int64 { min(nanosecondsLeft, 20_000_000) }
 }

@@ -1,18 +1,18 @@
-/// What can be wrong with a memory file, or with the process at its other end, in words for readers.
+/// Errors of a memory file, or of the process at its other end.
 public import SystemPackage
 public import VirtioCore
 
-/// Why a memory file cannot be used. Every description is one sentence with what to do about it.
+/// Why a memory file cannot be used. Every description is one sentence that says what to do.
 public enum MemoryFileError: Error, Equatable, CustomStringConvertible {
   /// The system refused: `action` on the file.
   case system(path: String, action: String, Errno)
   /// `--create` on a file that is there already.
   case exists(path: String)
   case badSize(path: String, size: UInt64)
-  /// The header is not one that can be worked with; `reason` is half a sentence.
+  /// The header is invalid; `reason` is a clause for the message.
   case notAMemoryFile(path: String, reason: String)
   case unsupportedVersion(path: String, UInt32)
-  /// Another device serves the file; 0 when its process is not known.
+  /// Another device serves the file; 0 if its process is not known.
   case deviceAlreadyThere(path: String, process: UInt32)
   case driverAlreadyThere(path: String)
   case tooManyQueues(path: String, device: Int, file: Int)
@@ -20,17 +20,17 @@ public enum MemoryFileError: Error, Equatable, CustomStringConvertible {
   case noDevice(path: String)
   /// A device has the file but has not answered in time.
   case noAnswer(path: String, process: UInt32, milliseconds: Int)
-  /// The device did not understand a register access: our own mistake or somebody else's writing.
+  /// The device refused a register access as malformed: a programming error, or another process wrote to the mailbox.
   case accessRefused(path: String, offset: UInt32, width: Int)
   /// The file that a process hands over is not the one at this path.
   case notTheSame(path: String)
-  /// The disk that would take over cannot do what the driver agreed on with the one that serves.
+  /// The disk that would take over does not support what the driver has negotiated with the present one.
   case driverNotTakenOver(path: String)
-  /// The driver has let the device rest, and that cannot be handed over.
+  /// The driver has suspended the device, and a suspended device cannot be handed over.
   case suspended(path: String)
-  /// The disk that would take over is another one than the driver knows.
+  /// The disk that would take over differs from the one that the driver knows.
   case otherDisk(path: String, what: String, theirs: String, ours: String)
-  /// Threads or engines of the disk that would take over cannot be had.
+  /// Threads or engines of the disk that would take over cannot be started.
   case notPrepared(path: String, QueueError)
   /// A queue of the disk that would take over does not start.
   case queueNotTakenOver(path: String, queue: Int, QueueError)

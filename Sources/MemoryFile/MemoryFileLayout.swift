@@ -1,8 +1,8 @@
-/// Where everything lies in a memory file (Docs/memory-file.md): the header as a value, checked when it comes from a file.
+/// The layout of a memory file (Docs/memory-file.md): the header as a value, validated when it is read from a file.
 public import VirtioCore
 public import VirtioRegisters
 
-/// The numbers of one file's header, known to fit each other and the file.
+/// The header of one file, validated: its numbers are consistent with each other and with the file.
 public struct MemoryFileLayout: Hashable, Sendable {
   /// "VIRTIOMF" as a little-endian number.
   public static let magic: UInt64 = 0x464d_4f49_5452_4956
@@ -10,7 +10,7 @@ public struct MemoryFileLayout: Hashable, Sendable {
   public static let pageSize = 4096
   /// The most queues a file can have room for.
   public static let maximumQueueLimit = 1024
-  /// Bytes of the header that mean something; the rest of its page is zero.
+  /// Bytes of the header that are used; the rest of its page is zero.
   static let headerSize = 0x54
 
   /// Queues that the file has room for, 1 … 1024.
@@ -30,7 +30,8 @@ public struct MemoryFileLayout: Hashable, Sendable {
   public let interface: RegisterInterface
 
   /// The layout of a new file.
-  /// - Returns: `nil` when the sizes make no file: memory empty, not whole pages, or too large.
+  /// - Returns: `nil` if the sizes are invalid: memory that is empty, too large or not a whole number of pages, or a bad number
+  ///   of queues.
   public init?(
     memorySize: UInt64, memoryBase: GuestAddress = GuestAddress(0), maximumQueues: Int, interface: RegisterInterface = .mmio
   ) {
@@ -49,7 +50,7 @@ public struct MemoryFileLayout: Hashable, Sendable {
     fileSize = memoryOffset + memorySize
   }
 
-  /// The header's bytes, with the magic number or without it: it is written last when a file is made.
+  /// The header's bytes, with the magic number or without it: it is written last when a file is created.
   func encoded(magic: UInt64) -> [UInt8] {
     var bytes = [UInt8](repeating: 0, count: Self.headerSize)
     bytes.store(magic, at: 0x00)
@@ -69,11 +70,11 @@ public struct MemoryFileLayout: Hashable, Sendable {
     return bytes
   }
 
-  /// Reads a header that anybody may have written.
+  /// Decodes and validates an untrusted header.
   ///
   /// - Parameters:
   ///   - header: a private copy of the file's beginning.
-  ///   - actualSize: bytes that the file has.
+  ///   - actualSize: the real size of the file, bytes.
   public init(decoding header: [UInt8], actualSize: UInt64, path: String) throws(MemoryFileError) {
     func broken(_ reason: String) -> MemoryFileError { .notAMemoryFile(path: path, reason: reason) }
     guard header.count >= Self.headerSize else { throw broken("it is shorter than a header") }
@@ -143,7 +144,7 @@ enum ControlOffset {
   static let responseValue = 0x088
   static let interruptStatus = 0x0c0
   static let configurationDoorbell = 0x100
-  /// Beside a call doorbell, in its line: what is held back, and words that nobody waits on.
+  /// Beside a call doorbell, in its cache line: the held-back flag, and words that nobody waits on.
   static let heldBack = 4
   static let silentDoorbell = 8
   static let silentStatus = 12
@@ -169,7 +170,7 @@ extension [UInt8] {
     for index in 0..<Word.bitWidth / 8 { self[offset + index] = UInt8(truncatingIfNeeded: word >> Word(index * 8)) }
   }
 
-  /// The caller has checked that the word is inside.
+  /// The word at an offset, little-endian. The caller has checked that it is within the array.
   func load<Word: FixedWidthInteger>(at offset: Int, as: Word.Type) -> Word {
     self[offset..<offset + Word.bitWidth / 8].reversed().reduce(0) { $0 << 8 | Word(truncatingIfNeeded: $1) }
   }

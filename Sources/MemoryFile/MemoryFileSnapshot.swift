@@ -1,12 +1,12 @@
-/// What a memory file says at one moment, without becoming a side of it.
+/// A snapshot of a memory file, taken without becoming its device or its driver.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
 public import VirtioRegisters
 
-/// A copy of the control block's words, and a way to copy guest memory. Taken while others write, so its numbers need not
-/// fit each other.
+/// A copy of the control block's words, and access to copies of guest memory. Device and driver may write while it is taken, so
+/// its numbers need not be consistent.
 public struct MemoryFileSnapshot: Sendable {
   public let path: String
   public let layout: MemoryFileLayout
@@ -15,7 +15,7 @@ public struct MemoryFileSnapshot: Sendable {
   public let isDeviceThere: Bool
   /// A process holds the driver's lock.
   public let isDriverThere: Bool
-  /// 0 when no device has ever served the file.
+  /// 0 if no device has ever served the file.
   public let deviceProcess: UInt32
   public let deviceEpoch: UInt32
   /// A register access waits for its answer.
@@ -23,10 +23,10 @@ public struct MemoryFileSnapshot: Sendable {
   public let interruptStatus: UInt32
   public let configurationCount: UInt32
   public let registers: RegisterImage
-  /// Kicks and calls of each queue there is room for.
+  /// Kicks and calls of each queue that the file has room for.
   public let doorbells: [(kicks: UInt32, calls: UInt32)]
 
-  /// Opens a file for reading only and copies what there is to see.
+  /// Opens a file for reading only and copies the control block.
   public init(path: String) throws(MemoryFileError) {
     let number = unsafe clinux_open(path, O_RDONLY | O_CLOEXEC, 0)
     guard number >= 0 else { throw .system(path: path, action: "open", Errno(rawValue: errno)) }

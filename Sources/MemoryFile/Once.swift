@@ -1,5 +1,5 @@
-/// One pass over queues that a driver abandoned: everything available is processed, then the device stops. For golden
-/// tests, for teaching, and for authors of drivers.
+/// One pass over queues without a running driver: everything available is processed, then the device stops. For golden tests,
+/// for teaching, and for authors of drivers.
 internal import Glibc
 public import SystemPackage
 public import VirtioCore
@@ -17,8 +17,8 @@ public struct OnceOutcome: Hashable, Sendable {
 }
 
 extension MemoryFileDevice {
-  /// Processes what is available in every ready queue of the file's recorded registers, and leaves. Without DRIVER_OK
-  /// nothing is processed (virtio 2.1.2).
+  /// Processes everything available in the queues that are ready according to the registers in the file, and ends. Without
+  /// DRIVER_OK nothing is processed (virtio 2.1.2).
   ///
   /// - Returns: one outcome for each ready queue.
   public func runOnce() -> [OnceOutcome] {
@@ -38,10 +38,10 @@ extension MemoryFileDevice {
     return pass.outcomes()
   }
 
-  /// One pass over queues in a memory that has no registers: the caller says where they are.
+  /// One pass over queues in a memory without registers: the caller gives their configurations.
   ///
   /// - Parameters:
-  ///   - features: what the driver is taken to have accepted; part of what the device offers.
+  ///   - features: the features that the driver is assumed to have accepted; a subset of those that the device offers.
   ///   - queues: their numbers and configurations; numbers below the device's queue count, each once.
   public static func runOnce(
     _ device: any VirtioDevice, memory: GuestMemory, features: FeatureSet,
@@ -69,9 +69,9 @@ extension MemoryFileDevice {
   }
 }
 
-/// Where every queue stood before, and how far it has come.
+/// The state of every queue before the pass, and its progress.
 private final class OncePass {
-  /// How a ring was found.
+  /// The state of a ring before the pass.
   private enum Before {
     case split(RingIndices)
     case packed(PackedLook)
@@ -95,7 +95,7 @@ private final class OncePass {
   private var queues: [Queue]
   private let memory: GuestMemory
 
-  /// - Parameter position: where a packed queue stands; `nil`: it will not be started.
+  /// - Parameter position: the position of a packed queue; `nil`: it will not be started.
   init(
     _ queues: [(queue: Int, configuration: QueueConfiguration)], in memory: GuestMemory, features: FeatureSet,
     position: (Int) -> PackedPosition?
@@ -117,9 +117,9 @@ private final class OncePass {
     queues[index].failure = error
   }
 
-  /// Waits until every queue has used what was available at the beginning, or has failed. What a driver adds in the meantime is
-  /// not waited for, so the wait ends. A look every tenth of a millisecond: whether the driver wants notifications is its
-  /// choice, so they cannot be waited for.
+  /// Waits until every queue has used all chains that were available at the beginning, or has failed. Chains that a driver adds
+  /// in the meantime are not awaited, so the wait ends. It polls ten times per millisecond: the driver may have suppressed
+  /// notifications, so they cannot be waited for.
   func wait(_ takeFailures: () -> Void) {
     while true {
       takeFailures()
@@ -151,7 +151,7 @@ private final class OncePass {
 
 extension MemoryFileDevice {
   /// Attaches, and waits until that is done.
-  /// - Returns: what happened in the meantime.
+  /// - Returns: the events in the meantime.
   private func attachAndWait() -> [DeviceEvent] {
     var events: [DeviceEvent] = []
     attach()
@@ -160,7 +160,7 @@ extension MemoryFileDevice {
   }
 
   /// Drains every queue, however long that takes, and detaches.
-  /// - Returns: what happened in the meantime.
+  /// - Returns: the events in the meantime.
   private func detachAndWait() -> [DeviceEvent] {
     var events: [DeviceEvent] = []
     attended.stopAll()

@@ -1,11 +1,12 @@
-/// Where the packed queues of a memory file stand. Of a split queue `used.idx` says it; of a packed one only its device knows.
+/// The positions of the packed queues of a memory file. The position of a split queue is in `used.idx`; that of a packed one
+/// only its device knows.
 internal import VirtioCore
 internal import VirtioRegisters
 
-/// One device's account. A queue that is not in it begins a new ring, as its driver set it up.
+/// The positions that one device knows. A queue without an entry begins a new ring, as its driver has set it up.
 struct PackedStanding {
   private enum Place: Equatable {
-    /// It was stopped in order, with nothing in flight.
+    /// It was stopped cleanly, with nothing in flight.
     case known(PackedPosition)
     /// It runs, or ran when its device died.
     case unknown
@@ -15,7 +16,7 @@ struct PackedStanding {
 
   init() {}
 
-  /// As another device left it.
+  /// The positions that another device left in the file.
   init(_ image: RegisterImage) {
     guard image.status.contains(.driverOK), image.driverFeatures.contains(.packedRing) else { return }
     for (index, queue) in image.queues.enumerated() where queue.ready {
@@ -23,7 +24,7 @@ struct PackedStanding {
     }
   }
 
-  /// A queue is being started. - Returns: where; `nil` where nobody knows that.
+  /// A queue is being started. - Returns: its position; `nil` if that is unknown.
   mutating func start(_ queue: Int) -> PackedPosition? {
     switch places[queue] {
     case nil:
@@ -36,7 +37,7 @@ struct PackedStanding {
     }
   }
 
-  /// A queue has stopped; of one that is not packed nothing changes.
+  /// A queue has stopped. Has no effect for a split queue.
   mutating func stopped(_ queue: Int, _ position: QueuePosition) {
     guard places[queue] == .unknown, position.used == position.available else { return }
     places[queue] = .known(PackedPosition(rawValue: position.available))

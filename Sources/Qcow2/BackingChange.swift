@@ -1,17 +1,17 @@
 internal import SystemPackage
 
-/// Another name of the backing file in an image's header, or none.
+/// A change of the backing file's name in an image's header, or its removal.
 ///
-/// A header with its extensions may be longer than a sector, and a sector is what reaches the medium as a whole. So first
-/// everything that matters is brought into the first sector: what only explains features goes, and comes back in the end. Then
-/// the new name is stored where nothing points at it, and one store into the first sector makes it the image's.
+/// A header with its extensions may be longer than a sector, and only a sector is written atomically. So first everything
+/// essential is moved into the first sector: the table of feature names is dropped, and comes back at the end. Then the new
+/// name is stored where nothing points at it, and one store into the first sector puts it into force.
 public struct BackingChange {
   private static let sector = 512
   private let header: Qcow2Header
   private let bytes: [UInt8]
-  /// Extensions that stay, as they are.
+  /// Extensions that are kept unchanged.
   private var kept: [UInt8] = []
-  /// That with the names of features.
+  /// The extension with the names of features.
   private var features: [UInt8] = []
 
   /// - Parameter source: the file.
@@ -23,17 +23,17 @@ public struct BackingChange {
     let size = Int(header.clusterSize)
     let start: [UInt8]
     do { start = try source.read(at: 0, count: size) } catch { throw .cannotRead(error) }
-    // The header is checked in the bytes that it is taken from: the file may have changed since.
+    // The header is decoded again from the bytes that are used: the file may have changed since.
     guard try Qcow2Header(FirstCluster(bytes: start, byteCount: source.byteCount)) == header else {
       throw .cannotExamine("its header changes while it is read")
     }
     var bytes = start + [UInt8](repeating: 0, count: size - start.count)
-    // Bitmaps are the only autoclear feature that is known here; who writes clears the others.
+    // Bitmaps are the only autoclear feature that is known here; a writer clears the others.
     if header.version >= 3 { bytes.put64(header.autoclear & 1, at: 88) }
     self.bytes = bytes
     let end = header.backingName == nil ? size : Int(bytes.word64(8))
     var offset = Int(header.headerLength)
-    // As the header was read, so this does not go past the end.
+    // The header was decoded from these bytes, so this does not go past the end.
     while offset <= end - 8, bytes.word32(offset) != 0 {
       let next = offset + (8 + Int(bytes.word32(offset + 4)) + 7) & ~7
       guard next <= size else { throw .noRoomForName }
@@ -46,7 +46,7 @@ public struct BackingChange {
     }
   }
 
-  /// The beginning of a file, of which nothing else is read.
+  /// The beginning of a file; nothing else of it is read.
   private struct FirstCluster: ImageSource {
     let bytes: [UInt8]
     let byteCount: UInt64
@@ -70,7 +70,7 @@ public struct BackingChange {
     let long = extensions(name == nil ? nil : format, with: features)
     let length = Int(header.headerLength)
     if size == Self.sector {
-      // All of it is one sector.
+      // The whole cluster is one sector.
       var sector = [UInt8](repeating: 0, count: size)
       let extensions = length + long.count + (name?.count ?? 0) <= size ? long : short
       let place = length + extensions.count
@@ -81,7 +81,7 @@ public struct BackingChange {
       point(&sector, name, at: place)
       return StorePlan(groups: [[ImageStore(.header, 0, sector)]])
     }
-    // What points at the old name, without what only explains.
+    // First the header with the old name, without the feature names.
     let old = header.backingName.map { ($0, Int(bytes.word64(8))) }
     let before = extensions(header.backingFormat, with: [])
     guard length + max(before.count, short.count) <= min(Self.sector, old?.1 ?? Self.sector) else { throw .noRoomForName }
@@ -95,7 +95,7 @@ public struct BackingChange {
     return StorePlan(groups: groups + complete(long, name, at: place))
   }
 
-  /// A list of extensions with its end.
+  /// The list of extensions, with its end marker.
   private func extensions(_ format: String?, with more: [UInt8]) -> [UInt8] {
     var result: [UInt8] = []
     if let format {
@@ -108,13 +108,14 @@ public struct BackingChange {
     return result + kept + more + [UInt8](repeating: 0, count: 8)
   }
 
-  /// - Parameter place: of the name.
+  /// - Parameter place: where the name is.
   private func point(_ sector: inout [UInt8], _ name: [UInt8]?, at place: Int) {
     sector.put64(name == nil ? 0 : UInt64(place), at: 8)
     sector.put32(UInt32(name?.count ?? 0), at: 16)
   }
 
-  /// The first sector with as much of these extensions as is in it. What was behind them stays: the old name may be there.
+  /// The first sector, with the part of these extensions that fits into it. The bytes after them stay: the old name may be
+  /// there.
   private func first(_ extensions: [UInt8], _ name: [UInt8]?, at place: Int) -> ImageStore {
     var sector = Array(bytes[..<Self.sector])
     let length = Int(header.headerLength)
@@ -124,8 +125,8 @@ public struct BackingChange {
     return ImageStore(.header, 0, sector)
   }
 
-  /// Stores that bring back the names of features: what is beyond the first sector, where nothing is read by then, and then the
-  /// sector. None if there is no room before the name.
+  /// Stores that bring back the names of features: first the part beyond the first sector, which no reader looks at by then,
+  /// and then the sector. None if there is no room before the name.
   private func complete(_ extensions: [UInt8], _ name: [UInt8]?, at place: Int) -> [[ImageStore]] {
     let length = Int(header.headerLength)
     guard !features.isEmpty, length + extensions.count <= (name == nil ? bytes.count : place) else { return [] }
@@ -134,14 +135,15 @@ public struct BackingChange {
     return rest.isEmpty ? [last] : [[ImageStore(.header, UInt64(Self.sector), rest)], last]
   }
 
-  /// A place for a name beyond the first sector and, if possible, behind the longest extensions, and not over the old name.
+  /// A place for a name beyond the first sector and, if possible, after the longest extensions, that does not overlap the old
+  /// name.
   private func room(for count: Int, behind end: Int, beside old: Range<Int>?) throws(Qcow2Fault) -> Int {
     func rounded(_ place: Int) -> Int { (place + 7) & ~7 }
     let starts = [end, old?.upperBound ?? 0, Self.sector].map { rounded(max($0, Self.sector)) }
     for place in [max(starts[0], starts[1])] + starts where place + count <= bytes.count {
       guard let old, old.overlaps(place..<place + count) else { return place }
     }
-    // Between the first and the last of these, before the old name.
+    // None of these places has room.
     throw .noRoomForName
   }
 }

@@ -1,4 +1,4 @@
-/// Big-endian numbers, as in an image.
+/// The big-endian numbers of an image.
 
 extension [UInt8] {
   /// - Parameter offset: of four bytes that exist.

@@ -1,6 +1,6 @@
 /// Checks the consistency of an image: the refcount of every cluster has to equal the number of its uses.
 
-/// What was found.
+/// The result of a check.
 public struct Qcow2Report: Hashable, Sendable {
   /// One line each, in qemu-img's words; the first thousand.
   public internal(set) var findings: [String] = []
@@ -8,9 +8,9 @@ public struct Qcow2Report: Hashable, Sendable {
   public internal(set) var corruptions = 0
   /// Clusters with a refcount above their number of uses: wasted space, but harmless.
   public internal(set) var leaks = 0
-  /// What could not be examined.
+  /// Parts that could not be examined.
   public internal(set) var failures = 0
-  /// Clusters of the disk; of these those that are allocated, and those that are compressed.
+  /// Clusters of the disk; of these, those that are allocated, and those that are compressed.
   public internal(set) var totalClusters: UInt64 = 0
   public internal(set) var allocatedClusters: UInt64 = 0
   public internal(set) var compressedClusters: UInt64 = 0
@@ -48,9 +48,9 @@ public struct Qcow2Check<Source: ImageSource> {
   private let entries: Qcow2Entries
   private var refcounts: Qcow2Refcounts<Source>
   private var counts = ClusterCounts()
-  /// Clusters that have one use and no other.
+  /// Clusters that must have exactly one use.
   private var single: [UInt64: Qcow2Fault.Part] = [:]
-  /// How many L2 tables may still be walked, large ones counting as several: a bound of our own, whatever snapshots claim.
+  /// How many L2 tables may still be walked, large ones counting as several: our own bound, whatever snapshots claim.
   private var patience = 1 << 22
   /// How many entries of L1 tables and bitmaps may still be examined: thousands of snapshots may refer to the same few
   /// megabytes.
@@ -107,7 +107,7 @@ public struct Qcow2Check<Source: ImageSource> {
     return true
   }
 
-  /// Counts a use of the clusters of a part, which are in the file, the last one perhaps in part.
+  /// Counts a use of the clusters of a part. They have to be in the file; the last one may be incomplete.
   private mutating func use(_ part: Qcow2Fault.Part, _ offset: UInt64, bytes: UInt64, isSingle: Bool) {
     guard bytes > 0 else { return }
     let size = header.clusterSize
@@ -154,7 +154,7 @@ public struct Qcow2Check<Source: ImageSource> {
     for start in stride(from: 0, to: size, by: bytes) {
       let entry = table.word64(start)
       let bitmap = bytes == 16 ? table.word64(start + 8) : 0
-      // Most entries of most tables.
+      // True of most entries of most tables.
       if entry == 0, bitmap == 0 { continue }
       do throws(Qcow2Fault) {
         let cluster = try entries.level2(entry, bitmap: bitmap)
@@ -260,7 +260,7 @@ public struct Qcow2Check<Source: ImageSource> {
   private mutating func compare(block index: Int) -> UInt64? {
     guard let bytes = refcounts.block(index) else { return nil }
     var last: UInt64? = nil
-    // Most of most blocks: eight bytes of zeroes, for clusters that are of one group.
+    // True of most blocks: eight bytes of zeroes, for clusters of one group.
     let perWord = ClusterCounts.group >> UInt64(header.refcountOrder)
     var cluster = UInt64(index) * refcounts.perBlock
     for start in stride(from: 0, to: bytes.count, by: 8) {

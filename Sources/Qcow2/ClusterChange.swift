@@ -7,7 +7,7 @@ public struct ClusterEntry: Hashable, Sendable {
   public var bitmap: UInt64
   public let cluster: Qcow2Cluster
 
-  /// - Throws: it contradicts itself.
+  /// - Throws: the entry contradicts itself.
   public init(_ entry: UInt64, _ bitmap: UInt64, _ entries: Qcow2Entries) throws(Qcow2Fault) {
     self.entry = entry
     self.bitmap = bitmap
@@ -26,7 +26,7 @@ public struct ClusterEntry: Hashable, Sendable {
     }
   }
 
-  /// What loses a pointer when the entry changes to another cluster or to none: bytes of the file.
+  /// The bytes of the file that lose a pointer when the entry changes to another cluster or to none.
   public var dropped: (place: UInt64, bytes: UInt64)? {
     switch cluster {
     case .data(let place), .zero(let place?), .subclusters(let place?, _, _): (place, 1)
@@ -38,10 +38,10 @@ public struct ClusterEntry: Hashable, Sendable {
   }
 }
 
-/// How a write is done in a cluster that the disk does not have for itself, or not for all that is written.
+/// How a write is done if the disk has no unshared cluster for it, or not for all bytes that are written.
 public struct ClusterChange: Hashable, Sendable {
-  /// Bytes of the cluster that are stored: those that are written, and what has to be copied around them, because the image
-  /// has no smaller unit of allocation.
+  /// Bytes of the cluster that are stored: those that are written, and those around them that have to be copied, because the
+  /// image has no smaller unit of allocation.
   public let stored: Range<UInt64>
   /// The offset in the file; `nil`: a cluster has to be claimed for it.
   public let ownPlace: UInt64?
@@ -68,7 +68,7 @@ public struct ClusterChange: Hashable, Sendable {
     let size = geometry.subclusterSize
     let (first, last) = (asked.lowerBound / size, (asked.upperBound - 1) / size)
     let touched = (UInt32.max >> UInt32(31 - (last - first))) << UInt32(first)
-    // A cluster that has data is extended.
+    // Partly written subclusters are filled up, except those that have data already.
     let start = oldData >> UInt32(first) & 1 != 0 ? asked.lowerBound : first * size
     let end = oldData >> UInt32(last) & 1 != 0 ? asked.upperBound : (last + 1) * size
     (stored, data, zero) = (start..<end, oldData | touched, oldZero & ~touched)
@@ -81,7 +81,7 @@ public struct ClusterChange: Hashable, Sendable {
 }
 
 extension ClusterEntry {
-  /// It is data in a cluster that is not shared.
+  /// Whether it is data in a cluster that is not shared.
   public var isOwnData: Bool {
     guard case .data = cluster else { return false }
     return isOwn
@@ -102,7 +102,7 @@ extension ClusterEntry {
     if case .subclusters(let place, let data, let zero) = cluster, place == nil || isOwn {
       let (first, last) = (asked.lowerBound / size, asked.upperBound / size - 1)
       let touched = (UInt32.max >> UInt32(31 - (last - first))) << UInt32(first)
-      // The cluster has data: that is zeroed in place, and the entry stays.
+      // Subclusters with data are zeroed in place, and their bits stay.
       return data & touched == 0 ? (entry, UInt64(zero | touched) << 32 | UInt64(data), false) : nil
     }
     return isWhole ? (0, UInt64(UInt32.max) << 32, dropped != nil) : nil

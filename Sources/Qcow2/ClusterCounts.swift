@@ -2,7 +2,7 @@
 
 /// Numbers by cluster, with memory only for those that are used: a file may claim any size, and uses may be anywhere in it.
 struct ClusterCounts {
-  /// Clusters that share one piece of memory, 256 bytes: the most that one use can cost.
+  /// Clusters that share one array of 256 bytes: the most memory that one use can cost.
   static let group: UInt64 = 64
   private var groups: [UInt64: [UInt32]] = [:]
 
@@ -18,7 +18,7 @@ struct ClusterCounts {
   /// Whether no cluster in the group of this one has a number.
   func isEmpty(around cluster: UInt64) -> Bool { groups[cluster / Self.group] == nil }
 
-  /// Those that are not 0, in their order.
+  /// Visits the numbers that are not 0, in the order of the clusters.
   func visit(_ body: (_ cluster: UInt64, _ count: UInt64) -> Void) {
     for key in groups.keys.sorted() {
       guard let group = groups[key] else { continue }

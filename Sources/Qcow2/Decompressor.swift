@@ -1,11 +1,11 @@
-/// The system's zlib and zstd. Like libnbd they are loaded when an image needs them: a program that serves raw disks neither
-/// needs nor loads them, and the build does not need their headers.
+/// The system's zlib and zstd. Like libnbd, they are loaded when an image needs them: a program that serves raw disks does not
+/// load them, and the build does not need their headers.
 internal import CLinux
 internal import Glibc
 
 @safe
 public final class Qcow2Decompressor: @unchecked Sendable {
-  /// Written once.
+  /// The functions of the library; written once.
   private let zlib: UnsafeMutablePointer<clinux_zlib>?
   private let zstd: UnsafeMutablePointer<clinux_zstd>?
 
@@ -34,12 +34,12 @@ public final class Qcow2Decompressor: @unchecked Sendable {
     try (compression == .zlib ? loadedZlib : loadedZstd).get()
   }
 
-  /// For a process that is about to give up the right to load libraries.
+  /// Loads both, for a process that is about to give up the right to load libraries.
   public static func load() {
     for compression in Qcow2Compression.allCases { _ = try? find(compression) }
   }
 
-  /// Decompresses into the target. Whatever the source holds, it only touches these two and memory of its own.
+  /// Decompresses into the target. Whatever the source contains, only these two and the library's own memory are accessed.
   ///
   /// - Parameters:
   ///   - target: a cluster.

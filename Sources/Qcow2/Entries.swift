@@ -10,14 +10,14 @@ public enum Qcow2Cluster: Hashable, Sendable {
   case data(offset: UInt64)
   /// - Parameters:
   ///   - offset: any byte.
-  ///   - count: an upper bound of its length, bytes; what follows it may be included.
+  ///   - count: an upper bound of its length, bytes; bytes after it may be included.
   case compressed(offset: UInt64, count: Int)
   /// Subclusters, the least significant bit first: those with data, and those that are zeroes; the others are unallocated.
   /// - Parameter offset: `nil` if no cluster is allocated, and then no subcluster has data either.
   case subclusters(offset: UInt64?, data: UInt32, zero: UInt32)
 }
 
-/// How the entries of an image are decoded.
+/// Decodes the entries of an image.
 public struct Qcow2Entries: Hashable, Sendable {
   public let geometry: Qcow2Geometry
   /// Version 2 has no zero clusters.

@@ -1,4 +1,4 @@
-/// What follows the header proper: a list of types, lengths and bytes.
+/// The header extensions: a list of types, lengths and bytes.
 
 /// Where the bitmaps of an image are.
 public struct Qcow2Bitmaps: Hashable, Sendable {
@@ -58,7 +58,7 @@ struct Qcow2Extensions {
     case .bitmaps:
       guard data.count == 24, data.word32(4) == 0 else { throw .badExtension(type: kind.rawValue) }
       bitmaps = Qcow2Bitmaps(count: data.word32(0), directorySize: data.word64(8), directoryOffset: data.word64(16))
-    // That an image is encrypted is already in its header.
+    // The header itself already says that an image is encrypted.
     case .encryption: break
     case .dataFile:
       guard (1...Qcow2Limits.name).contains(data.count), !data.contains(0) else { throw .badExtension(type: kind.rawValue) }

@@ -1,4 +1,4 @@
-/// How a byte of the disk is looked up: clusters, their tables, and subclusters.
+/// The geometry of an image: the sizes of clusters, tables and subclusters, with which a byte of the disk is looked up.
 
 public struct Qcow2Geometry: Hashable, Sendable {
   /// 9 … 21.

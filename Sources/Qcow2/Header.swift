@@ -41,7 +41,7 @@ public struct Qcow2Header: Hashable, Sendable {
   public var refcountTableClusters: UInt32
   public var snapshotCount: UInt32
   public var snapshotOffset: UInt64
-  /// As in the header, whatever bytes they are.
+  /// The bytes in the header, which may be any.
   public var backingName: [UInt8]?
   public var backingFormat: String?
   public var dataFileName: [UInt8]?
@@ -51,11 +51,11 @@ public struct Qcow2Header: Hashable, Sendable {
   public var hasDataFile: Bool { incompatible.contains(.dataFile) }
   /// The data file is a raw disk.
   public var isDataFileRaw: Bool { hasDataFile && autoclear & 2 != 0 }
-  /// For people.
+  /// The name as text, for display.
   public var backingText: String? { backingName.map { String(decoding: $0, as: UTF8.self) } }
   public var dataFileText: String? { dataFileName.map { String(decoding: $0, as: UTF8.self) } }
 
-  /// Reads and checks it. Nothing that it points at is read.
+  /// Reads and validates a header. Nothing that it points at is read.
   public init(_ source: some ImageSource) throws(Qcow2Fault) {
     let length = source.byteCount
     let start: [UInt8]
@@ -86,7 +86,7 @@ public struct Qcow2Header: Hashable, Sendable {
     snapshotCount = start.word32(60)
     snapshotOffset = start.word64(64)
 
-    // The feature names are in an extension, so that is read first.
+    // The feature names are in an extension, so extensions are read first.
     let clusterSize = geometry.clusterSize
     let backing = (offset: start.word64(8), length: start.word32(16))
     var end = min(clusterSize, length)

@@ -1,8 +1,8 @@
 /// Keeps the metadata of an image that is written to: which clusters have a refcount, where tables are, and what has to be
 /// stored for a change.
 ///
-/// A pure value: facts go in, stores come out, and it does no I/O. A caller that cannot carry out what a mutating method
-/// returned continues with the previous value, and the same question gets the same answer.
+/// A pure value: facts go in, stores come out, and it does no I/O. A caller that cannot execute the stores that a mutating
+/// method returned continues with the previous value, which then returns the same again.
 ///
 /// Three rules keep an image consistent through a power failure at any moment:
 /// 1. Refcounts are set for runs of clusters, and are stable before the first cluster of a run is used. A cluster that has a
@@ -14,14 +14,14 @@
 public struct ImageKeeper: Sendable {
   public let geometry: Qcow2Geometry
   public let refcountOrder: UInt32
-  /// The length of the file when it was opened, bytes, in whole clusters. Everything below may have had contents; everything
-  /// above is ours.
+  /// The length of the file when it was opened, bytes, in whole clusters. Everything below may have contents; everything above
+  /// was allocated since.
   public let firstEnd: UInt64
-  /// Clusters below have a refcount or are in the file; above there is nothing.
+  /// The first cluster beyond the file and beyond all refcounts.
   private(set) var end: UInt64
   /// Clusters that have a refcount and are free for use.
   private var free: [Range<UInt64>] = []
-  /// Clusters that have a refcount and must not be used, because they may contain something.
+  /// Clusters that have a refcount and must not be used, because they may have contents.
   private var spoiled: [UInt64] = []
   /// Offsets of the refcount blocks, one for each entry of the table; 0: no block.
   private var blockPlaces: [UInt64]
@@ -34,7 +34,7 @@ public struct ImageKeeper: Sendable {
   private let level1Offset: UInt64
   /// Clusters of metadata: nothing else is ever stored there, and no metadata is stored elsewhere.
   public private(set) var metadata: Set<UInt64> = []
-  /// Clusters that lost pointers, and how many each.
+  /// Clusters that lost pointers, each with the number of pointers.
   private var dropped: [UInt64: UInt64] = [:]
   private var incompatible: Qcow2Header.Incompatible
   private var autoclear: UInt64
@@ -120,7 +120,7 @@ public struct ImageKeeper: Sendable {
     }
   }
 
-  /// Refcount blocks for new clusters, as far as they exist.
+  /// Reads the refcount blocks for new clusters, as far as they exist.
   private mutating func readLastBlocks(_ source: some ImageSource) throws(Qcow2Fault) {
     let last = Int(clamping: end / perBlock)
     let most = Self.mostBlocksAhead(perBlock: perBlock, geometry.clusterSize)
@@ -150,7 +150,7 @@ public struct ImageKeeper: Sendable {
   }
 
   /// How many refcount blocks for clusters beyond the end of the file are examined. Refcounts that were set in advance and
-  /// given back leave empty blocks behind: at most as many as the largest run needs.
+  /// cleared again leave empty blocks behind: at most as many as the largest run needs.
   static func mostBlocksAhead(perBlock: UInt64, _ clusterSize: UInt64) -> Int {
     lastBlocks + Int(ahead / (perBlock * clusterSize))
   }
@@ -172,15 +172,15 @@ public struct ImageKeeper: Sendable {
 
   // MARK: The header
 
-  /// What has to be stored before anything else.
+  /// The stores that come before all others.
   public mutating func begin() -> StorePlan {
     guard version >= 3, autoclear != 0 else { return StorePlan() }
-    // Autoclear features: a writer that does not know them makes them stale, bitmaps for instance.
+    // Autoclear features become stale if a writer does not maintain them: bitmaps, for instance.
     autoclear = 0
     return StorePlan(groups: [[ImageStore(.header, 88, Self.word(autoclear))]])
   }
 
-  /// The image contradicts itself: nobody may write to it before it is repaired.
+  /// Marks the image as inconsistent: no program may write to it before it is repaired.
   public mutating func markCorrupt() -> StorePlan {
     guard version >= 3, !incompatible.contains(.corrupt) else { return StorePlan() }
     incompatible.insert(.corrupt)
@@ -195,7 +195,7 @@ public struct ImageKeeper: Sendable {
 
   // MARK: Clusters
 
-  /// Takes a cluster that has a refcount and is a hole of the file.
+  /// Takes a cluster that has a refcount and is a hole in the file.
   ///
   /// - Returns: its offset, bytes; `nil`: none is left, so `grow` has to provide more.
   public mutating func claim() -> UInt64? {
@@ -208,26 +208,26 @@ public struct ImageKeeper: Sendable {
   /// Whether there is a free cluster with a refcount.
   public var hasFree: Bool { !free.isEmpty }
 
-  /// A claimed cluster is not used after all. It may have contents by now, so it is not claimed again.
+  /// Gives up a claimed cluster. It may have contents by now, so it is not claimed again.
   public mutating func abandon(_ place: UInt64) {
     metadata.remove(place / geometry.clusterSize)
     spoiled.append(place / geometry.clusterSize)
   }
 
-  /// A cluster that was adopted may or may not be a table: the store that says so failed, and may have been executed. It
-  /// keeps its refcount.
+  /// Leaks a cluster that was adopted and may or may not be a table, because the store that points at it failed, but may have
+  /// been executed. It keeps its refcount.
   public mutating func leak(_ place: UInt64) { metadata.remove(place / geometry.clusterSize) }
 
-  /// Sets refcounts for clusters beyond the end, and adds what that needs: refcount blocks, and a larger refcount table.
+  /// Sets refcounts for clusters beyond the end, and adds the refcount blocks and the larger refcount table that this needs.
   ///
-  /// - Parameter wanted: how many clusters to provide at least; above 0.
+  /// - Parameter wanted: the least number of clusters to provide; above 0.
   /// - Throws: `isFull`.
   public mutating func grow(by wanted: UInt64) throws(Qcow2Fault) -> StorePlan {
     let size = geometry.clusterSize
     let start = end
     var (blockCount, newTable): (UInt64, UInt64) = (0, 0)
     var last = start
-    // What is added needs refcounts, too: each round adds what the previous one lacked, and few rounds are needed.
+    // The new blocks and tables need refcounts, too: each round adds what the previous one lacked, and few rounds are needed.
     while true {
       last = start + wanted + blockCount + newTable
       guard last < Qcow2Limits.offset / size / 2 else { throw .isFull }
@@ -266,7 +266,7 @@ public struct ImageKeeper: Sendable {
 
     var plan = StorePlan(length: last * size)
     if newTable > 0 {
-      // A table that nothing points at yet, and then the one word that points at it.
+      // First a table that nothing points at yet, then the words that point at it.
       var bytes = [UInt8](repeating: 0, count: blockPlaces.count * 8)
       for (index, place) in blockPlaces.enumerated() where place != 0 { bytes.put64(place, at: index * 8) }
       first.append(ImageStore(.refcountTable, tableOffset, bytes))
@@ -279,16 +279,16 @@ public struct ImageKeeper: Sendable {
       }
     } else {
       plan.groups = [first]
-      // A block is stable before the table points at it: otherwise its refcounts would be 0 for a moment, its own first of
-      // all.
+      // A block must be stable before the table points at it: otherwise its refcounts, its own among them, would be 0 for a
+      // moment.
       let entries = news.map { ImageStore(.refcountTable, tableOffset + UInt64($0) * 8, Self.word(blockPlaces[$0])) }
       if !entries.isEmpty { plan.groups.append(entries) }
     }
     return plan
   }
 
-  /// - Parameter news: blocks that are stored completely anyway.
-  /// - Returns: the changes of the others.
+  /// Sets the refcounts of clusters. - Parameter news: blocks that are stored as a whole anyway.
+  /// - Returns: stores for the other blocks.
   private mutating func count(_ clusters: Range<UInt64>, as value: UInt64, besides news: Set<Int> = []) -> [ImageStore] {
     var stores: [ImageStore] = []
     var cluster = clusters.lowerBound
@@ -298,7 +298,7 @@ public struct ImageKeeper: Sendable {
       let (from, to) = (Int(cluster % perBlock), Int((stop - 1) % perBlock))
       defer { cluster = stop }
       guard var bytes = blocks[index] else { continue }
-      // Modified inside the dictionary it would be copied.
+      // Taken out of the dictionary, because it would be copied if it were modified there.
       blocks[index] = nil
       for entry in from...to { Qcow2Refcounts<MemorySource>.put(value, entry, order: refcountOrder, &bytes) }
       if !news.contains(index) {
@@ -324,18 +324,18 @@ public struct ImageKeeper: Sendable {
     return ImageStore(.level1, level1Offset + UInt64(index) * 8, Self.word(place | Qcow2Entries.copied))
   }
 
-  /// The L1 table's entry was stored.
+  /// The entry of the L1 table was stored.
   public mutating func setLevel1(_ index: Int, _ place: UInt64) {
     let old = level1[index] & Qcow2Entries.offsetMask
     if old != 0 {
-      // Another L1 table, a snapshot's, still points at it.
+      // The L1 table of a snapshot still points at it.
       metadata.remove(old / geometry.clusterSize)
       dropped[old / geometry.clusterSize, default: 0] += 1
     }
     level1[index] = place | Qcow2Entries.copied
   }
 
-  /// An entry of an L2 table.
+  /// The store of an entry of an L2 table; `nil` if the disk has no unshared table for it.
   public func entryStore(_ offset: UInt64, _ entry: UInt64, _ bitmap: UInt64) -> ImageStore? {
     let (place, isOwn) = level1Entry(geometry.level1Index(offset))
     guard place != 0, isOwn else { return nil }
@@ -343,7 +343,7 @@ public struct ImageKeeper: Sendable {
     return ImageStore(.level2, place + UInt64(geometry.level2Index(offset) * geometry.entryBytes), bytes)
   }
 
-  /// Whether a store lies entirely in our own metadata. Checked before each store.
+  /// Whether a store lies entirely in known metadata. Checked before each store.
   public func mayStore(_ store: ImageStore) -> Bool {
     guard !store.bytes.isEmpty else { return true }
     let (end, isTooLarge) = store.offset.addingReportingOverflow(UInt64(store.bytes.count) - 1)
@@ -362,7 +362,7 @@ public struct ImageKeeper: Sendable {
 
   public var hasDropped: Bool { !dropped.isEmpty }
 
-  /// Takes what has been dropped so far. It may be settled once everything stored before is stable.
+  /// Takes the dropped pointers so far. They may be settled once everything stored before is stable.
   public mutating func takeDropped() -> [UInt64: UInt64] {
     defer { dropped = [:] }
     return dropped
@@ -376,17 +376,17 @@ public struct ImageKeeper: Sendable {
     }
   }
 
-  /// - Parameter bytes: a cluster.
+  /// Provides a refcount block that was read. - Parameter bytes: a whole cluster.
   public mutating func supply(_ bytes: [UInt8], block index: Int) {
     guard blocks[index] == nil, bytes.count == Int(geometry.clusterSize) else { return }
     blocks[index] = bytes
   }
 
-  /// Decrements refcounts. The returned stores may happen in any order, or not at all.
+  /// Decrements refcounts. The returned stores may be executed in any order, or not at all.
   public mutating func settle(_ dropped: [UInt64: UInt64]) -> [ImageStore] {
     var stores: [ImageStore] = []
     for (cluster, times) in dropped.sorted(by: { $0.key < $1.key }) {
-      // An entry that claimed metadata as its data must not free it.
+      // A corrupt entry that pointed at metadata must not free it.
       guard !metadata.contains(cluster) else { continue }
       let index = Int(clamping: cluster / perBlock)
       guard let bytes = blocks[index] else { continue }
@@ -398,9 +398,9 @@ public struct ImageKeeper: Sendable {
 
   // MARK: The end
 
-  /// Gives back free clusters that have a refcount. Nothing points at them, so the order does not matter.
+  /// Releases free clusters that have a refcount. Nothing points at them, so the order does not matter.
   ///
-  /// - Returns: what to store, and to which length the file may be truncated; `nil`: its length stays.
+  /// - Returns: the stores, and the length to which the file may be truncated; `nil`: its length stays.
   public mutating func finish() -> (stores: [ImageStore], length: UInt64?) {
     let unused = free + spoiled.map { $0..<$0 + 1 }
     (free, spoiled) = ([], [])

@@ -1,11 +1,11 @@
-/// A change of an image as a whole, while nobody else has it open: of its snapshots, of its size, or of everything in it.
+/// A change of a whole image while no other program has it open: of its snapshots, its size, or all of its contents.
 ///
-/// All metadata that changes is stored beside the old, in clusters beyond the end of the file that nothing points at. Then one
-/// store into the first sector of the header makes it the image's. So at every moment the image is as it was or as it is to
-/// be, and is clean either way: there is no order of stores that could go wrong between the two. What only the old metadata
-/// used is free afterwards.
+/// All metadata that changes is stored beside the old metadata, in clusters beyond the end of the file that nothing points at.
+/// Then one store into the first sector of the header puts it into force. So at every moment the image is in its old or in its
+/// new state, and clean in both: no failure in between can damage it. Clusters that only the old metadata used are free
+/// afterwards.
 ///
-/// A value that does no I/O but reads. One change each: `store` ends it.
+/// A value that does no I/O except reads. It is used for one change, and `store` ends it.
 public struct ImageRevision<Source: ImageSource> {
   private let source: Source
   private let header: Qcow2Header
@@ -16,16 +16,16 @@ public struct ImageRevision<Source: ImageSource> {
   /// Bytes of the disk.
   private var size: UInt64
   private var table: SnapshotTable
-  /// The L1 table of a snapshot that is created.
+  /// The L1 table of the snapshot that is being created.
   private var fresh: [UInt64]?
-  /// What bitmaps say about the disk stays true.
+  /// Bitmaps remain valid.
   private var keepsBitmaps = true
   /// The number of the first cluster that is neither in the file nor has a refcount.
   private var next: UInt64
 
   /// - Parameter source: the file. Nothing of it may change before the revision is stored.
-  /// - Throws: why the image cannot be changed. Everything is examined first, because a count that is wrong already would lead
-  ///   to clusters that are freed while they are in use.
+  /// - Throws: why the image cannot be changed. Everything is checked first, because a refcount that is already wrong would
+  ///   lead to clusters that are freed while they are in use.
   public init(_ header: Qcow2Header, _ source: Source) throws(Qcow2Fault) {
     guard !header.incompatible.contains(.corrupt) else { throw .isCorrupt }
     guard !header.incompatible.contains(.dirty) else { throw .isDirty }
@@ -53,11 +53,11 @@ public struct ImageRevision<Source: ImageSource> {
 
   // MARK: Changes
 
-  /// The disk as it is now becomes a snapshot.
+  /// Makes a snapshot of the present disk.
   ///
   /// - Parameters:
-  ///   - name: 1 to 255 bytes, which no snapshot has.
-  ///   - date: seconds of 1970, and nanoseconds.
+  ///   - name: 1 to 255 bytes; no other snapshot may have it.
+  ///   - date: seconds since 1970, and nanoseconds.
   public mutating func createSnapshot(_ name: String, date: (seconds: UInt32, nanoseconds: UInt32)) throws(Qcow2Fault) {
     guard (1...255).contains(name.utf8.count), !name.utf8.contains(0) else { throw .snapshotName(name) }
     guard !table.entries.contains(where: { $0.snapshot.isCalled(name) }) else { throw .snapshotExists(name) }
@@ -73,7 +73,7 @@ public struct ImageRevision<Source: ImageSource> {
     table.entries.append(SnapshotTable.entry(snapshot))
   }
 
-  /// - Parameter name: of a snapshot, or its number.
+  /// Deletes a snapshot. - Parameter name: its name or number.
   public mutating func deleteSnapshot(_ name: String) throws(Qcow2Fault) {
     let index = try table.index(of: name)
     let snapshot = table.entries.remove(at: index).snapshot
@@ -81,9 +81,9 @@ public struct ImageRevision<Source: ImageSource> {
     if snapshot.level1Entries > 0 { try book.add(-1, at: snapshot.level1Offset, bytes: snapshot.level1Entries * 8) }
   }
 
-  /// The disk becomes what it was then, its size included. The snapshot stays.
+  /// Reverts the disk to a snapshot, including its size. The snapshot stays.
   ///
-  /// - Parameter name: of a snapshot, or its number.
+  /// - Parameter name: its name or number.
   public mutating func applySnapshot(_ name: String) throws(Qcow2Fault) {
     let snapshot = table.entries[try table.index(of: name)].snapshot
     let newSize = snapshot.diskSize ?? size
@@ -92,7 +92,7 @@ public struct ImageRevision<Source: ImageSource> {
     guard count <= Qcow2Limits.level1Entries else { throw .diskTooLarge(newSize) }
     guard snapshot.level1Entries >= count else { throw .level1TooSmall(entries: snapshot.level1Entries, needed: count) }
     let shared = Array(try level1(snapshot)[..<Int(count)])
-    // In this order no count is ever above what it will be.
+    // In this order no refcount is ever above its final value.
     try add(-1, for: active)
     try add(1, for: shared)
     active = shared + [UInt64](repeating: 0, count: max(0, active.count - shared.count))
@@ -100,21 +100,21 @@ public struct ImageRevision<Source: ImageSource> {
     keepsBitmaps = false
   }
 
-  /// Such a snapshot is as long as the disk.
+  /// A snapshot without a size is as long as the disk, so the disk's size cannot change.
   private var hasSnapshotsWithoutSize: Bool { table.entries.contains { $0.snapshot.diskSize == nil } }
 
-  /// The disk has nothing of its own any more: it is what the backing file has, or zeroes.
+  /// Drops all contents of the disk: it then reads as its backing file, or as zeroes.
   public mutating func empty() throws(Qcow2Fault) {
     try add(-1, for: active)
     active = [UInt64](repeating: 0, count: active.count)
     keepsBitmaps = false
   }
 
-  /// The disk gets longer, by zeroes. What has been hidden by its end would appear there, so there has to be nothing.
+  /// Makes the disk longer, by zeroes. Contents beyond its present end would appear there, so there must be none.
   ///
   /// - Parameters:
   ///   - size: bytes; not less than now.
-  ///   - backing: of the disk in the backing file, bytes; 0 if there is none.
+  ///   - backing: the size of the backing file's disk, bytes; 0 if there is none.
   /// - Throws: `backingIsLonger`, `contentsPastEnd`, and others.
   public mutating func grow(to size: UInt64, over backing: UInt64) throws(Qcow2Fault) {
     guard backing <= self.size else { throw .backingIsLonger(backing) }
@@ -143,7 +143,8 @@ public struct ImageRevision<Source: ImageSource> {
     }
   }
 
-  /// - Parameter inside: where in the cluster what matters begins, bytes; 0 is beyond the disk, where no data is expected.
+  /// - Parameter inside: from where on the cluster has to be zero, bytes; 0: the cluster lies beyond the disk, and must have no
+  ///   data at all.
   private func isZero(_ entry: ClusterEntry, from inside: UInt64) throws(Qcow2Fault) -> Bool {
     let (place, data): (UInt64, UInt32)
     switch entry.cluster {
@@ -155,7 +156,7 @@ public struct ImageRevision<Source: ImageSource> {
     guard data != 0 else { return true }
     guard inside > 0 else { return false }
     let bytes = try level2(place)
-    // For a cluster without subclusters, any 32 parts of it.
+    // A cluster without subclusters is treated as 32 equal parts.
     let part = Int(clusterSize) / 32
     return (0..<32).allSatisfy { index in
       data >> UInt32(index) & 1 == 0
@@ -169,7 +170,7 @@ public struct ImageRevision<Source: ImageSource> {
     return stride(from: 0, to: bytes.count, by: 8).map { bytes.word64($0) }
   }
 
-  /// Counts everything that an L1 table leads to.
+  /// Changes the refcounts of everything that an L1 table leads to.
   private mutating func add(_ change: Int64, for level1: [UInt64]) throws(Qcow2Fault) {
     for entry in level1 {
       guard let place = try entries.level1(entry) else { continue }
@@ -182,7 +183,7 @@ public struct ImageRevision<Source: ImageSource> {
     }
   }
 
-  /// A whole L2 table, or another cluster; what lies beyond the end of the file is zeroes.
+  /// A whole L2 table, or another cluster; bytes beyond the end of the file are zeroes.
   private func level2(_ place: UInt64) throws(Qcow2Fault) -> [UInt8] {
     let bytes: [UInt8]
     do { bytes = try source.read(at: place, count: Int(clusterSize)) } catch { throw .cannotRead(error) }
@@ -200,7 +201,7 @@ public struct ImageRevision<Source: ImageSource> {
 
   // MARK: Storing
 
-  /// Takes clusters that nothing is in, and counts them.
+  /// Takes unused clusters, and sets their refcounts.
   private mutating func allocate(_ clusters: UInt64) throws(Qcow2Fault) -> UInt64 {
     // A refcount may be for a cluster that no file can have.
     let limit = Qcow2Limits.offset / clusterSize / 2
@@ -211,7 +212,7 @@ public struct ImageRevision<Source: ImageSource> {
     return place
   }
 
-  /// Bytes to whole clusters.
+  /// The bytes, padded to whole clusters.
   private func padded(_ bytes: [UInt8]) -> [UInt8] {
     bytes + [UInt8](repeating: 0, count: -bytes.count & Int(clusterSize - 1))
   }
@@ -226,9 +227,9 @@ public struct ImageRevision<Source: ImageSource> {
     return place
   }
 
-  /// - Parameter put: stores metadata where nothing points at it; in any order, but all of it is to be stable before what is
-  ///   returned is stored.
-  /// - Returns: the store that makes the change, within the header's first sector.
+  /// - Parameter put: stores metadata where nothing points at it; in any order, but all of it must be stable before the
+  ///   returned store.
+  /// - Returns: the store that puts the change into force, within the header's first sector.
   public mutating func store(_ put: (ImageStore) throws(Qcow2Fault) -> Void) throws(Qcow2Fault) -> ImageStore {
     try storeTables(put)
     func bytes(_ level1: [UInt64]) -> [UInt8] {
@@ -262,8 +263,8 @@ public struct ImageRevision<Source: ImageSource> {
     return ImageStore(.header, 24, Array(words[24...]))
   }
 
-  /// The disk's L2 tables whose "copied" bits are to change get a new place; a snapshot that is created shares them. Other
-  /// snapshots keep the old ones, where such bits mean nothing.
+  /// L2 tables of the disk whose "copied" bits have to change get a new place; the snapshot that is being created shares them.
+  /// Other snapshots keep the old tables, in which these bits have no meaning.
   private mutating func storeTables(_ put: (ImageStore) throws(Qcow2Fault) -> Void) throws(Qcow2Fault) {
     for index in active.indices {
       guard let old = try entries.level1(active[index]) else { continue }
@@ -280,7 +281,7 @@ public struct ImageRevision<Source: ImageSource> {
     }
   }
 
-  /// Sets the "copied" bits of a table to what the refcounts say. - Returns: whether any has changed.
+  /// Sets the "copied" bits of a table according to the refcounts. - Returns: whether any has changed.
   private mutating func correct(_ table: inout [UInt8]) throws(Qcow2Fault) -> Bool {
     var isChanged = false
     for start in stride(from: 0, to: table.count, by: header.geometry.entryBytes) {
@@ -303,7 +304,7 @@ public struct ImageRevision<Source: ImageSource> {
     try book.add(-1, at: header.refcountTableOffset, bytes: UInt64(header.refcountTableClusters) * clusterSize)
     var moved: [Int: UInt64] = [:]
     var (place, clusters): (UInt64, UInt64) = (0, 0)
-    // What is counted may be in a block that has not changed so far: few rounds are needed.
+    // New clusters may be counted in blocks that have not changed so far; few rounds are needed.
     while book.changed.count > moved.count {
       for index in book.changed.sorted() where moved[index] == nil {
         moved[index] = try allocate(1)
@@ -313,7 +314,7 @@ public struct ImageRevision<Source: ImageSource> {
       let needed = max(UInt64(header.refcountTableClusters), (UInt64(book.blockCount) * 8 + clusterSize - 1) / clusterSize)
       guard needed * clusterSize <= max(Qcow2Limits.refcountTable, clusterSize) else { throw .isFull }
       guard needed > clusters else { continue }
-      // It was too short: what was allocated for it stays a hole without a refcount.
+      // The table was too short: the clusters that were allocated for it remain a hole without a refcount.
       if clusters > 0 { try book.add(-1, at: place, bytes: clusters * clusterSize) }
       (place, clusters) = (try allocate(needed), needed)
     }
@@ -327,7 +328,7 @@ public struct ImageRevision<Source: ImageSource> {
     return (place, clusters)
   }
 
-  /// What is free once the change is stable: bytes of the file. To be asked before anything is punched.
+  /// The bytes of the file that are free once the change is stable. Must be called before any hole is punched.
   public func freed() throws(Qcow2Fault) -> [Range<UInt64>] {
     try book.freed().map { $0.lowerBound * clusterSize..<$0.upperBound * clusterSize }
   }

@@ -1,4 +1,4 @@
-/// Where the bytes of an image come from. Nothing in this module does I/O except `FileSource`.
+/// The sources of an image's bytes. Nothing in this module does I/O except `FileSource`.
 internal import CLinux
 internal import Glibc
 public import SystemPackage
@@ -10,12 +10,12 @@ public protocol ImageSource {
   /// - Parameters:
   ///   - offset: below 2^63.
   ///   - count: bytes.
-  /// - Returns: as many bytes as the file has there, at most `count`.
+  /// - Returns: the bytes that the file has there, at most `count`.
   func read(at offset: UInt64, count: Int) throws(Errno) -> [UInt8]
 }
 
 extension ImageSource {
-  /// All of it, or an error.
+  /// Reads exactly `count` bytes.
   /// - Throws: `cannotRead`, or `pastEnd` with the part.
   func need(_ part: Qcow2Fault.Part, at offset: UInt64, count: Int) throws(Qcow2Fault) -> [UInt8] {
     let bytes: [UInt8]
@@ -27,7 +27,7 @@ extension ImageSource {
 
 /// An open file.
 public struct FileSource: ImageSource {
-  /// Not owned.
+  /// Not owned: the caller keeps it open.
   public let descriptor: Int32
   public let byteCount: UInt64
 
@@ -53,7 +53,7 @@ public struct FileSource: ImageSource {
 
   /// - Returns: how many bytes were read; fewer than there is room for at the end of the file.
   public func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(Errno) -> Int {
-    // There is nothing at such an offset, and the system has no number for it.
+    // No file has anything at an offset that does not fit into off_t.
     guard let start = off_t(exactly: offset), start <= off_t.max - off_t(buffer.count) else { return 0 }
     var done = 0
     while done < buffer.count {

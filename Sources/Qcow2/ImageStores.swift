@@ -1,9 +1,9 @@
 /// Stores to an image's file, and their order.
 
-/// Metadata at an offset.
+/// A store of metadata at an offset.
 public struct ImageStore: Hashable, Sendable {
   public let part: Qcow2Fault.Part
-  /// In the file, bytes.
+  /// Its offset in the file, bytes.
   public let offset: UInt64
   public let bytes: [UInt8]
 
@@ -22,7 +22,7 @@ public struct ImageStore: Hashable, Sendable {
 public struct StorePlan: Hashable, Sendable {
   /// The length that the file has to have before the first store, bytes; `nil`: any.
   public var length: UInt64?
-  /// What a group stores has to be stable before the next group.
+  /// The stores of a group have to be stable before the next group.
   public var groups: [[ImageStore]]
 
   public init(length: UInt64? = nil, groups: [[ImageStore]] = []) {

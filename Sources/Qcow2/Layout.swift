@@ -10,7 +10,7 @@ public struct Qcow2Layout: Hashable, Sendable {
   public var backingFormat: String?
 
   /// - Parameter size: bytes; below 2^63.
-  /// - Throws: why there can be no such image.
+  /// - Throws: why such an image is impossible.
   public init(
     size: UInt64, geometry: Qcow2Geometry, backingName: [UInt8]? = nil, backingFormat: String? = nil
   ) throws(Qcow2Fault) {
@@ -61,7 +61,7 @@ public struct Qcow2Layout: Hashable, Sendable {
     bytes.put32(geometry.clusterBits, at: 20)
     bytes.put64(size, at: 24)
     bytes.put32(UInt32(geometry.level1Entries(for: size)), at: 36)
-    // An empty disk has none.
+    // An empty disk has no L1 table.
     if plan.level1 > 0 { bytes.put64((1 + plan.table + plan.blocks) * geometry.clusterSize, at: 40) }
     bytes.put64(geometry.clusterSize, at: 48)
     bytes.put32(UInt32(plan.table), at: 56)
@@ -88,7 +88,7 @@ public struct Qcow2Layout: Hashable, Sendable {
     return bytes
   }
 
-  /// What programs that do not know a feature say about it.
+  /// The names of features, for programs that do not know a feature and have to report it.
   private static let featureNames: [UInt8] = {
     let names: [(kind: UInt8, bit: UInt8, name: String)] = [
       (0, 0, "dirty bit"), (0, 1, "corrupt bit"), (0, 2, "external data file"), (0, 3, "compression type"),
@@ -100,7 +100,7 @@ public struct Qcow2Layout: Hashable, Sendable {
   /// Bytes of the file.
   public var fileSize: UInt64 { plan.total * geometry.clusterSize }
 
-  /// What is in the file; the rest is zeroes.
+  /// The contents of the file; the rest is zeroes.
   public var pieces: [(offset: UInt64, bytes: [UInt8])] {
     let (plan, cluster) = (plan, geometry.clusterSize)
     var table = [UInt8](repeating: 0, count: Int(plan.blocks) * 8)

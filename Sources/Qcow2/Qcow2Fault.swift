@@ -2,7 +2,7 @@
 public import SystemPackage
 internal import VirtioCore
 
-/// One fault of an image: each has a sentence without the image's name, as in "its header says …".
+/// One fault of an image. Each description is a sentence without the image's name, as in "its header says …".
 public enum Qcow2Fault: Error, Hashable, Sendable, CustomStringConvertible {
   /// Parts of an image that are located by an offset in it.
   public enum Part: String, Sendable, CaseIterable {
@@ -51,7 +51,7 @@ public enum Qcow2Fault: Error, Hashable, Sendable, CustomStringConvertible {
   case ambiguousSnapshot(String)
   case badCompression
   case noLibrary(String, package: String)
-  // Only of images that are written to.
+  // Only for images that are written to.
   case isCorrupt
   case isDirty
   case externalData
@@ -60,7 +60,7 @@ public enum Qcow2Fault: Error, Hashable, Sendable, CustomStringConvertible {
   case countsPastEnd
   case tooManyTables
   case isFull
-  // Only of images that are changed as a whole.
+  // Only for images that are changed as a whole.
   case cannotExamine(String)
   case hasErrors(Int)
   case countTooSmall(offset: UInt64)
@@ -149,14 +149,14 @@ public enum Qcow2Fault: Error, Hashable, Sendable, CustomStringConvertible {
   }
 }
 
-/// What is refused although the format allows it: QEMU's limits, so that both programs open the same images.
+/// Limits that the format does not have: those of QEMU, so that both programs open the same images.
 public enum Qcow2Limits {
-  /// 32 MiB of them.
+  /// Entries of an L1 table: 32 MiB.
   public static let level1Entries: UInt64 = (32 << 20) / 8
   /// Bytes.
   public static let refcountTable: UInt64 = 8 << 20
   public static let snapshots: UInt32 = 65536
-  /// Bytes of a description.
+  /// Bytes of extra data in a snapshot's entry.
   public static let snapshotExtra = 1024
   /// Bytes.
   public static let snapshotTable: UInt64 = 64 << 20

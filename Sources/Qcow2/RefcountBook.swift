@@ -1,20 +1,20 @@
-/// The refcounts of an image as they are to be.
+/// The new refcounts of an image that is being changed.
 
-/// Refcount blocks in memory, with what has changed in them. Nothing is stored.
+/// Refcount blocks in memory, with their changes. Nothing is stored.
 struct RefcountBook<Source: ImageSource> {
   private let source: Source
   private let header: Qcow2Header
-  /// Bytes of blocks in memory. Clusters may lie so far apart in a sparse file that each needs a block of its own.
+  /// The most bytes of blocks in memory. In a sparse file, clusters may lie so far apart that each needs its own block.
   private let mostMemory: Int
   static var mostMemory: Int { 256 << 20 }
   /// Offsets of the blocks in the file; 0: there is none.
   private(set) var places: [UInt64]
-  /// Blocks that were needed.
+  /// Blocks that have been read.
   private var blocks: [Int: [UInt8]] = [:]
   /// The numbers of blocks that have changed.
   private(set) var changed: Set<Int> = []
 
-  /// - Throws: the table cannot be read, or has an entry that can be no block.
+  /// - Throws: the table cannot be read, or has an invalid entry.
   init(_ source: Source, _ header: Qcow2Header, mostMemory: Int = Self.mostMemory) throws(Qcow2Fault) {
     (self.source, self.header, self.mostMemory) = (source, header, mostMemory)
     places = try Qcow2Refcounts(source, header).blocks
@@ -64,7 +64,7 @@ struct RefcountBook<Source: ImageSource> {
     changed.insert(index)
   }
 
-  /// Sees to it that a block is in memory. - Returns: its number.
+  /// Reads the block of a cluster if it is not in memory yet. - Returns: its number.
   private mutating func load(_ cluster: UInt64) throws(Qcow2Fault) -> Int {
     guard let index = Int(exactly: cluster / perBlock), index < Int(Qcow2Limits.refcountTable / 8) else { throw .isFull }
     if blocks[index] == nil {
@@ -85,13 +85,13 @@ struct RefcountBook<Source: ImageSource> {
     return bytes + [UInt8](repeating: 0, count: size - bytes.count)
   }
 
-  /// A block that has changed, as it is to be.
+  /// The new contents of a block that has changed.
   func bytes(_ index: Int) -> [UInt8] { blocks[index] ?? [] }
 
-  /// The number of the first cluster from which on none has a refcount.
+  /// The first cluster number from which on no cluster has a refcount.
   ///
-  /// - Parameter start: a number; those below do not matter.
-  /// - Throws: there are more blocks to look at than any program counts ahead.
+  /// - Parameter start: clusters below this number are ignored.
+  /// - Throws: there are more blocks beyond it than any program allocates in advance.
   mutating func end(from start: UInt64) throws(Qcow2Fault) -> UInt64 {
     var (end, looked) = (start, 0)
     guard let first = Int(exactly: start / perBlock), first < places.count else { return start }
@@ -99,7 +99,7 @@ struct RefcountBook<Source: ImageSource> {
       looked += 1
       guard looked <= ImageKeeper.mostBlocksAhead(perBlock: perBlock, header.clusterSize) else { throw .countsPastEnd }
       guard let byte = try old(index).lastIndex(where: { $0 != 0 }) else { continue }
-      // What is behind that byte is 0, as most of most blocks is.
+      // Everything after that byte is 0, as is most of most blocks.
       for entry in (0...(UInt64(byte) * 8 + 7) >> UInt64(order)).reversed() {
         let cluster = UInt64(index) * perBlock + entry
         guard cluster >= end else { break }
@@ -112,7 +112,7 @@ struct RefcountBook<Source: ImageSource> {
     return end
   }
 
-  /// Clusters that have a refcount in the file, and are to have none: their numbers, ascending.
+  /// Clusters that have a refcount in the file and will have none: their numbers, ascending.
   func freed() throws(Qcow2Fault) -> [Range<UInt64>] {
     var ranges: [Range<UInt64>] = []
     for index in changed.sorted() {

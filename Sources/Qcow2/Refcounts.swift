@@ -32,7 +32,7 @@ struct Qcow2Refcounts<Source: ImageSource> {
     return Self.entry(Int(cluster % perBlock), order: header.refcountOrder, bytes)
   }
 
-  /// - Returns: the bytes of a block, zeroes where it cannot be read; `nil` if there is none.
+  /// - Returns: the bytes of a block, zeroes if it cannot be read; `nil` if there is none.
   mutating func block(_ index: Int) -> [UInt8]? {
     guard index < blocks.count, Self.isPlace(blocks[index], header, source.byteCount) else { return nil }
     if let current, current.index == index { return current.bytes }

@@ -1,9 +1,9 @@
-/// The table of an image's snapshots as bytes, for a change that keeps what it does not know.
+/// The snapshot table of an image as bytes, for a change that keeps unknown parts of it.
 
 struct SnapshotTable {
   struct Entry {
     var snapshot: Qcow2Snapshot
-    /// As in the table, with what others have added to it, padded.
+    /// The bytes in the table, including those that other programs have added, padded.
     var bytes: [UInt8]
   }
 
@@ -14,7 +14,8 @@ struct SnapshotTable {
 
   var bytes: [UInt8] { entries.flatMap(\.bytes) }
 
-  /// By name or number, byte by byte. Programs differ in which of the two goes before, so there has to be only one.
+  /// Finds a snapshot by name or number, compared byte by byte. Programs differ in which of the two has precedence, so there
+  /// must be only one match.
   func index(of name: String) throws(Qcow2Fault) -> Int {
     let found = entries.indices.filter {
       entries[$0].snapshot.isCalled(name) || entries[$0].snapshot.id.utf8.elementsEqual(name.utf8)
@@ -24,11 +25,10 @@ struct SnapshotTable {
     return first
   }
 
-  /// The number that the next snapshot gets: above all others, as QEMU counts.
+  /// The number that the next snapshot gets: higher than all others, as in QEMU.
   var nextID: UInt64 { (entries.compactMap { UInt64($0.snapshot.id) }.max() ?? 0) &+ 1 }
 
-  /// An entry with the 24 bytes that version 3 knows beyond the fixed ones: sizes of machine state and disk, and no count of
-  /// instructions.
+  /// An entry with the 24 bytes of extra data of version 3: sizes of machine state and disk, and no instruction count.
   static func entry(_ snapshot: Qcow2Snapshot) -> Entry {
     let (id, name) = (Array(snapshot.id.utf8), Array(snapshot.name.utf8))
     var bytes = [UInt8](repeating: 0, count: 64)
@@ -50,6 +50,6 @@ struct SnapshotTable {
 }
 
 extension Qcow2Snapshot {
-  /// Bytes are compared: two names may be the same text and not the same name.
+  /// Compared as bytes: equivalent Unicode strings can be different names.
   func isCalled(_ other: String) -> Bool { name.utf8.elementsEqual(other.utf8) }
 }

@@ -47,20 +47,20 @@ public struct Qcow2Snapshot: Hashable, Sendable {
   public var level1Entries: UInt64
   public var id: String
   public var name: String
-  /// Seconds of 1970, and nanoseconds.
+  /// Seconds since 1970, and nanoseconds.
   public var date: (seconds: UInt32, nanoseconds: UInt32) { (seconds, nanoseconds) }
   var seconds: UInt32
   var nanoseconds: UInt32
-  /// Nanoseconds that the machine had run.
+  /// How long the machine had been running, nanoseconds.
   public var clock: UInt64
   /// Bytes of the machine's state beside the disk.
   public var stateSize: UInt64
-  /// Bytes; `nil`: the same as the disk's.
+  /// Bytes of its disk; `nil`: the same as the active disk.
   public var diskSize: UInt64?
 }
 
 extension Qcow2Header {
-  /// All snapshots, oldest first. A table of `snapshotCount` entries of different lengths.
+  /// All snapshots, oldest first, from a table of `snapshotCount` entries of different lengths.
   public func snapshots(_ source: some ImageSource) throws(Qcow2Fault) -> [Qcow2Snapshot] {
     try snapshotTable(source).entries.map(\.snapshot)
   }
@@ -95,7 +95,7 @@ extension Qcow2Header {
       let bytes = fixed + rest
       table.entries.append(
         SnapshotTable.Entry(snapshot: snapshot, bytes: bytes + [UInt8](repeating: 0, count: -bytes.count & 7)))
-      // Sums of small numbers: the table ends before the file does, and the file is shorter than 2^63.
+      // This cannot overflow: the table ends before the file does, and the file is shorter than 2^63.
       offset += UInt64((40 + extra + idLength + nameLength + 7) & ~7)
       guard offset - snapshotOffset <= Qcow2Limits.snapshotTable else { throw .badSnapshot(index: index) }
     }

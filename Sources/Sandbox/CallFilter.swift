@@ -1,24 +1,25 @@
-/// A filter of system calls (seccomp): compiled once, installed by every thread that it is for.
+/// A filter of system calls (seccomp): compiled once, and installed by each thread that it is for.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
 
 struct CallFilter: Sendable {
-  /// Instructions of the kernel's machine for filters, 8 bytes each.
+  /// BPF instructions, 8 bytes each.
   private let program: [UInt64]
 
   /// - Parameters:
-  ///   - calls: what is allowed.
-  ///   - refused: fails with EACCES. The C library looks into files of the kernel's now and then, and does without.
-  ///   - kills: anything else ends the process; otherwise it is done, and the kernel's log says so.
-  /// - Throws: what the library says, ENOMEM for one.
+  ///   - calls: the allowed calls.
+  ///   - refused: calls that fail with EACCES. The C library now and then reads files of the kernel, and copes without them.
+  ///   - kills: any other call ends the process; if false, it is executed and logged by the kernel.
+  /// - Throws: an error of the library, such as ENOMEM.
   init(allowing calls: [AllowedCall], refusing refused: [String] = [], kills: Bool) throws(Errno) {
     guard let filter = unsafe seccomp_init(kills ? clinux_act_kill_process : clinux_act_log) else { throw .noMemory }
     defer { unsafe seccomp_release(filter) }
     func check(_ result: Int32) throws(Errno) { if result < 0 { throw Errno(rawValue: -result) } }
-    // A tree instead of a list: the last call is not dearer than the first.
+    // A binary tree instead of a list, so that all calls cost about the same.
     try check(unsafe seccomp_attr_set(filter, SCMP_FLTATR_CTL_OPTIMIZE, 2))
-    // Flags of a call in memory cannot be looked at. The C library then takes the one whose flags can.
+    // The flags of clone3 are in memory, where a filter cannot see them. With ENOSYS the C library falls back to clone, whose
+    // flags it can check.
     let newer = unsafe seccomp_syscall_resolve_name("clone3")
     if newer != clinux_no_such_call { try check(unsafe clinux_answer_with(filter, newer, ENOSYS)) }
     for name in refused where kills {
@@ -27,7 +28,7 @@ struct CallFilter: Sendable {
     }
     for call in calls {
       let number = unsafe seccomp_syscall_resolve_name(call.name)
-      // A library that is older than the call: it stays forbidden.
+      // If the library is older than the call, the call stays forbidden.
       guard number != clinux_no_such_call else { continue }
       guard let condition = call.condition else {
         try check(unsafe seccomp_rule_add_array(filter, clinux_act_allow, number, 0, nil))
@@ -40,7 +41,7 @@ struct CallFilter: Sendable {
     program = unsafe try Self.compiled(filter)
   }
 
-  /// The library writes to a descriptor and nowhere else.
+  /// The compiled filter, by way of a memfd: the library can only write it to a descriptor.
   private static func compiled(_ filter: UnsafeMutableRawPointer) throws(Errno) -> [UInt64] {
     let file = unsafe memfd_create("filter", UInt32(MFD_CLOEXEC))
     guard file >= 0 else { throw Errno(rawValue: errno) }
@@ -53,9 +54,9 @@ struct CallFilter: Sendable {
     return program
   }
 
-  /// For the calling thread, and for all that it makes from now on. It cannot be taken away again.
+  /// Installs the filter for the calling thread, and for all threads that it creates from now on. It cannot be removed.
   ///
-  /// - Throws: EINVAL or ENOSYS where the kernel has no filters, EACCES where new privileges are not given up.
+  /// - Throws: EINVAL or ENOSYS if the kernel has no filters, EACCES if new privileges were not given up.
   func install() throws(Errno) {
     var program = program
     let result = unsafe program.withUnsafeMutableBytes { bytes in

@@ -1,16 +1,16 @@
-/// Which files a process may open from now on (Landlock, Linux 5.13). What is open stays open.
+/// Restricts which files a process may open from now on (Landlock, Linux 5.13). Open files stay open.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
 
-/// A file, or a folder with everything below it, and what it is for.
+/// A file, or a folder with everything below it, and its purpose.
 public struct AllowedPlace: Hashable, Sendable {
   public enum Purpose: Hashable, Sendable {
-    /// Reads files and lists folders.
+    /// Files are read and folders are listed.
     case reading
-    /// Disk images: read, written, made smaller, and asked for what block devices are asked.
+    /// Disk images: they are read, written and truncated, and block devices get ioctls.
     case images
-    /// Sockets are made there, and their files are removed.
+    /// Sockets are created there, and their files are removed.
     case sockets
   }
 
@@ -22,10 +22,10 @@ public struct AllowedPlace: Hashable, Sendable {
     self.purpose = purpose
   }
 
-  /// Something is there.
+  /// Whether anything is at this path.
   public static func exists(_ path: String) -> Bool { unsafe access(path, F_OK) == 0 }
 
-  /// Where a path leads when all links are followed; `nil`: nowhere.
+  /// The target of a path when all links are followed; `nil`: there is none.
   public static func target(of path: String) -> String? {
     guard let target = unsafe realpath(path, nil) else { return nil }
     defer { unsafe free(target) }
@@ -45,7 +45,7 @@ private struct FileRights: OptionSet {
   static let truncate = FileRights(rawValue: 1 << 14)
   static let deviceControl = FileRights(rawValue: 1 << 15)
 
-  /// All that a version knows: a process that handles a right has it nowhere but where a rule gives it.
+  /// All rights that a version knows. A process that handles a right has it only where a rule grants it.
   static func all(version: Int) -> FileRights {
     let count =
       switch version {
@@ -57,7 +57,7 @@ private struct FileRights: OptionSet {
     return FileRights(rawValue: (1 << count) - 1)
   }
 
-  /// Those that a file has; the rest is about folders.
+  /// The rights that apply to files; the others are for folders.
   static let ofFiles: FileRights = [FileRights(rawValue: 1), .writeFile, .readFile, .truncate, .deviceControl]
 }
 
@@ -72,24 +72,24 @@ extension AllowedPlace {
 }
 
 enum FileAccess {
-  /// What the running kernel knows of it, from 1 on; the error says why nothing.
+  /// The Landlock version of the running kernel, from 1 on. - Throws: why there is none.
   static func version() throws(Errno) -> Int {
     let version = clinux_landlock_version()
     guard version > 0 else { throw version == 0 ? .noFunction : Errno(rawValue: -version) }
     return Int(version)
   }
 
-  /// Restricts the calling thread, and all that it makes from now on, to these places. Connections by TCP are neither made nor
-  /// taken on new ports (version 4), and signals reach nobody else (version 6). It cannot be taken away again.
+  /// Restricts the calling thread, and all threads that it creates from now on, to these places. TCP connections are neither
+  /// made nor accepted on new ports (version 4), and signals cannot reach other processes (version 6). This cannot be undone.
   ///
   /// - Parameters:
-  ///   - places: that are not there are left out.
-  ///   - listens: new ports may be listened on.
-  ///   - connects: connections may be made.
+  ///   - places: the allowed places; those that do not exist are left out.
+  ///   - listens: TCP ports may be bound.
+  ///   - connects: TCP connections may be made.
   static func restrict(to places: [AllowedPlace], listens: Bool, connects: Bool) throws(Errno) {
     let version = try version()
     let handled = FileRights.all(version: version)
-    // Binding and connecting by TCP; sending signals.
+    // Rights for TCP bind and connect, and the scope of signals.
     let words: (ports: UInt64, scopes: UInt64) = (
       version >= 4 ? (listens ? 0 : 1) | (connects ? 0 : 2) : 0, version >= 6 ? 2 : 0
     )

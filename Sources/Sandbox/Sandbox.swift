@@ -1,45 +1,47 @@
-/// A process that serves disks gives up what it does not need for that.
+/// The sandbox: a process that serves disks gives up all rights that it does not need.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
 
-/// How much is given up.
+/// How strict the sandbox is.
 public enum SandboxMode: String, CaseIterable, Sendable {
   case on
-  /// System calls that would end the process are done, and are in the kernel's log; files and capabilities stay as they are.
+  /// System calls that would end the process are executed and logged by the kernel; access to files and capabilities are not
+  /// restricted.
   case log
   case off
 }
 
-/// What a process still needs when everything is set up.
+/// The rights that a process still needs when everything is set up.
 public struct SandboxPlan: Sendable {
   public var mode: SandboxMode
-  /// Files that may be opened, and folders with what is below them.
+  /// Files that may be opened, and folders with everything below them.
   public var places: [AllowedPlace] = []
-  /// Figures are shown at an address of the Internet's protocols.
+  /// Metrics are served on a TCP port.
   public var usesInternet = false
-  /// Images are on servers that are connected to by the Internet's protocols.
+  /// Images are on servers that are reached over TCP.
   public var connects = false
-  /// Disks come and go, and their images and sockets belong to others: what the process has of the right to pass over owners and
-  /// modes of files, and to give sockets to groups, stays with the thread that opens them, within `places`.
+  /// Disks are added and removed, and their images and sockets may belong to other users: the thread that opens them keeps the
+  /// capabilities to override owners and modes of files and to change groups of sockets, if the process has them, within
+  /// `places`.
   public var opensForOthers = false
 
   public init(_ mode: SandboxMode) { self.mode = mode }
 }
 
-/// What was given up, and what could not be.
+/// The protections that are in force, and those that are missing.
 public struct SandboxReport: Sendable {
   public let mode: SandboxMode
   /// System calls are filtered.
   public fileprivate(set) var filtersCalls = false
-  /// Version of Landlock; `nil`: whatever the process's user may open can be opened.
+  /// Version of Landlock; `nil`: all files that the process's user may open can be opened.
   public fileprivate(set) var fileAccess: Int?
   /// Capabilities are given up.
   public fileprivate(set) var dropsCapabilities = false
-  /// No program that is started could get more rights.
+  /// A program that is started could not gain rights.
   public fileprivate(set) var hasNoNewPrivileges = false
-  /// A sentence for each protection that the kernel does not have, or does not give.
+  /// A sentence for each protection that the kernel does not have or does not grant.
   public fileprivate(set) var missing: [String] = []
 
   /// Nothing is given up.
@@ -47,7 +49,7 @@ public struct SandboxReport: Sendable {
 
   fileprivate init(mode: SandboxMode) { self.mode = mode }
 
-  /// The protections that hold, in words.
+  /// The protections in force, in words.
   public var parts: [String] {
     guard mode != .off else { return [] }
     var parts: [String] = []
@@ -60,34 +62,35 @@ public struct SandboxReport: Sendable {
 }
 
 public enum Sandbox {
-  /// Threads that begin their work from now on give up what their kind does not need. Before the first of them.
+  /// Makes threads that begin their work from now on give up the rights that their role does not need. Must be called before
+  /// the first of them.
   ///
-  /// - Parameter mode: that `enter` will be called with.
+  /// - Parameter mode: the mode that `enter` will be called with.
   public static func arm(_ mode: SandboxMode) {
     guard mode != .off else { return }
-    // Now: a thread that needs one may be made by one that can compile nothing any more.
+    // Compiled now: later, the thread that creates another one may no longer be allowed to compile a filter.
     var filters: [ThreadRole: CallFilter] = [:]
     for role in ThreadRole.allCases {
       filters[role] = try? CallFilter(
         allowing: SystemCalls.of(role), refusing: SystemCalls.refused(of: role), kills: mode == .on)
     }
     ThreadRole.whenOneBegins { [filters] role in
-      // Whatever cannot be given up was said when the process did.
+      // A protection that is missing was already reported by `enter`.
       guard clinux_no_new_privileges() == 0 else { return }
       if mode == .on { _ = clinux_keep_capabilities(0) }
       try? filters[role]?.install()
     }
   }
 
-  /// Gives up what the calling thread, and all that it makes from now on, does not need. Threads that are there already have what
-  /// they have.
+  /// Gives up the rights that the calling thread, and all threads that it creates from now on, do not need. Threads that exist
+  /// already keep their rights.
   ///
-  /// - Returns: what holds now. What the kernel does not have costs nothing but that.
+  /// - Returns: the protections that are in force now. If the kernel lacks one, the others still apply.
   public static func enter(_ plan: SandboxPlan) -> SandboxReport {
     var report = SandboxReport(mode: plan.mode)
     guard plan.mode != .off else { return report }
     guard clinux_no_new_privileges() == 0 else {
-      report.missing.append("the kernel does not let a process give up new privileges, and without that nothing else")
+      report.missing.append("the kernel does not let this process give up new privileges, which everything else needs")
       return report
     }
     report.hasNoNewPrivileges = true
@@ -98,7 +101,7 @@ public enum Sandbox {
         report.fileAccess = try FileAccess.version()
       } catch {
         report.missing.append(
-          "files: the kernel has no Landlock for this process (\(error)), so it may open whatever its user may open")
+          "files: the kernel has no Landlock for this process (\(error)), so it may open all files that its user may open")
       }
       report.dropsCapabilities = giveUpCapabilities(but: plan.opensForOthers ? Capability.opening : 0)
       if !report.dropsCapabilities { report.missing.append("capabilities: the kernel does not let this process give them up") }
@@ -113,9 +116,10 @@ public enum Sandbox {
     return report
   }
 
-  /// What a limit did not hold for stays without it: guest memory that the kernel pins.
+  /// Drops capabilities. A process with CAP_IPC_LOCK first lifts its limit of locked memory, because the kernel pins guest
+  /// memory.
   ///
-  /// - Returns: whether nothing but what is kept is left.
+  /// - Returns: whether only the kept capabilities are left.
   private static func giveUpCapabilities(but kept: UInt64) -> Bool {
     if clinux_capabilities() & Capability.lockMemory != 0 {
       _ = clinux_lift_lock_limit()

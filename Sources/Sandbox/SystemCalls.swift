@@ -1,16 +1,16 @@
-/// Which system calls a process that serves disks needs, by kind of thread.
+/// The system calls that a process that serves disks needs, by role of thread.
 internal import CLinux
 internal import Glibc
 internal import VirtioCore
 
-/// One call, allowed always or for some values of one argument.
+/// One call, allowed always or only for some values of one argument.
 struct AllowedCall: Hashable, Sendable {
-  /// As the kernel names it.
+  /// The kernel's name of the call.
   let name: String
   /// `nil`: whatever its arguments are.
   let condition: Condition?
 
-  /// One of the values, after the argument was cut to the mask.
+  /// The argument, masked, must be one of the values.
   struct Condition: Hashable, Sendable {
     /// 0 for the first.
     let argument: UInt32
@@ -26,25 +26,25 @@ struct AllowedCall: Hashable, Sendable {
   }
 }
 
-/// The lists. What is in none of them ends the process: no program is started, no process is made, no memory becomes code, and
-/// nothing is asked of the kernel that serving disks does not need.
+/// The lists of calls. A call that is in none of them ends the process: so no program is started, no process is created, no
+/// memory becomes executable, and the kernel gets no call that serving disks does not need.
 enum SystemCalls {
-  /// Of a thread of this kind, from the moment when it has made what it needs.
+  /// The calls of a thread of this role, once it has set up what it needs.
   static func of(_ role: ThreadRole) -> [AllowedCall] {
     switch role {
     case .queue: every + threads + narrowing + transfers + durability + rings + notifications
     case .connectedQueue: of(.queue) + connections
     case .securedQueue: of(.connectedQueue) + reading
-    // They read a configuration and keys, connect, and make threads.
+    // Its threads read a configuration and keys, connect, and create threads.
     case .cluster: ofProcess(internet: true)
     case .pool: every + transfers + durability
-    // It may wait for many kicks at once, which it does not read.
+    // It may wait for many kicks at once, and does not read them.
     case .doorbell: every + waits
     case .lines: every
     }
   }
 
-  /// What such a thread is refused without an end to everything: the heap asks now and then how the kernel hands out memory.
+  /// Calls of such a thread that fail without ending the process: the heap now and then opens files of the kernel about memory.
   static func refused(of role: ThreadRole) -> [String] {
     switch role {
     case .cluster: []
@@ -53,10 +53,10 @@ enum SystemCalls {
     }
   }
 
-  /// Of the thread that speaks with front-ends and operators, and of the helpers that it makes; all other threads begin with
-  /// these, too.
+  /// The calls of the thread that talks to front-ends and operators, and of the helper threads that it creates; all other
+  /// threads begin with these, too.
   ///
-  /// - Parameter internet: figures are shown, or images are, at an address of the Internet's protocols.
+  /// - Parameter internet: metrics are served, or images are reached, over TCP.
   static func ofProcess(internet: Bool) -> [AllowedCall] {
     every + threads + narrowing + transfers + durability + rings + notifications + files + sockets(internet: internet)
       + identity
@@ -66,7 +66,7 @@ enum SystemCalls {
 
   private static func plain(_ names: String) -> [AllowedCall] { names.split(separator: " ").map { AllowedCall(String($0)) } }
 
-  /// The heap, locks, clocks, faults, the end, and what a descriptor that is there is for.
+  /// For the heap, locks, clocks, faults, exiting, and the use of open descriptors.
   private static let every =
     plain(
       """
@@ -75,30 +75,30 @@ enum SystemCalls {
       getrandom exit exit_group getrusage sched_getaffinity read write readv writev poll ppoll close fcntl set_robust_list \
       rseq membarrier
       """) + [
-      // Its own threads, as one that aborts does.
+      // To its own threads, as in an abort.
       AllowedCall("tgkill", argument: 0, values: [UInt64(getpid())]),
-      // Memory is never code: what a fault of ours lets somebody write cannot be run.
+      // Memory is never executable: code that a bug lets an attacker write cannot run.
       AllowedCall("mmap", argument: 2, mask: UInt64(PROT_EXEC), values: [0]),
       AllowedCall("mprotect", argument: 2, mask: UInt64(PROT_EXEC), values: [0]),
     ]
 
-  /// More threads of this process; never another process.
+  /// To create threads of this process, but never a process.
   private static let threads =
     plain("sched_setaffinity") + [
-      // Of the calling thread: how long it runs at a time.
+      // For the scheduler slice of the calling thread.
       AllowedCall("sched_getattr", argument: 0, values: [0]),
       AllowedCall("sched_setattr", argument: 0, values: [0]),
       AllowedCall("clone", argument: 0, mask: UInt64(CLONE_THREAD), values: [UInt64(CLONE_THREAD)]),
       AllowedCall("prctl", argument: 0, values: [UInt64(PR_SET_NAME), UInt64(PR_GET_NAME), nameMemory]),
     ]
 
-  /// PR_SET_VMA: the C library gives memory names when it is told to.
+  /// PR_SET_VMA: the C library names its memory if it is configured to.
   private static let nameMemory: UInt64 = 0x5356_4d41
 
   private static let transfers = plain(
     "pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek fstat newfstatat statx faccessat faccessat2 access")
 
-  /// What makes an image stable, smaller or larger.
+  /// To flush an image, and to change its size.
   private static let durability =
     plain("fsync fdatasync sync_file_range msync fallocate fadvise64") + [
       AllowedCall("ioctl", argument: 1, values: blockQuestions)
@@ -109,26 +109,26 @@ enum SystemCalls {
     return [list.0, list.1, list.2, list.3, list.4]
   }()
 
-  /// What a ring can be used for is said to the ring itself, when it is made.
+  /// For io_uring, aio and epoll. The operations that a ring allows are restricted when it is created.
   private static let rings = plain(
     """
     io_uring_enter io_uring_register io_submit io_getevents io_pgetevents io_cancel io_destroy epoll_create epoll_create1 epoll_ctl epoll_wait \
     epoll_pwait epoll_pwait2 eventfd2
     """)
 
-  /// For descriptors in a set that is there.
+  /// To wait for the descriptors of an existing epoll set.
   private static let waits = plain("epoll_wait epoll_pwait")
 
-  /// To a driver that is told through a socket.
+  /// To notify a driver through a socket.
   private static let notifications = plain("sendto sendmsg")
 
-  /// To the server of an image, when the connection before is lost. What the process may not have, its threads have not, either.
+  /// To reconnect to the server of an image. A thread cannot have calls that its process does not have.
   private static let connections =
     plain("connect shutdown getsockopt setsockopt recvfrom recvmsg") + [
       AllowedCall("socket", argument: 0, values: [AF_UNIX, AF_INET, AF_INET6].map { UInt64($0) })
     ]
 
-  /// Of files in places that the process may read: nothing is made, changed or cut.
+  /// To read files where the process may read: nothing is created, changed or truncated.
   private static let reading = [
     AllowedCall(
       "openat", argument: 2, mask: UInt64(O_ACCMODE | O_CREAT | O_TRUNC | O_APPEND),
@@ -152,7 +152,7 @@ enum SystemCalls {
     ) + [AllowedCall("socket", argument: 0, values: families.map { UInt64($0) })]
   }
 
-  /// Who makes a thread that needs less lets it give up the rest.
+  /// To give up further rights, for threads that create others with fewer rights.
   private static let narrowing =
     plain("seccomp capget capset") + [
       AllowedCall("prctl", argument: 0, values: [UInt64(PR_SET_NO_NEW_PRIVS), UInt64(PR_CAPBSET_DROP)])

@@ -1,15 +1,15 @@
-/// System calls that another process can hold up, on a thread that nobody waits for.
+/// Runs system calls that another process can block, on a thread that nothing waits for.
 internal import CLinux
 internal import Synchronization
 internal import SystemPackage
 public import VirtioCore
 
-/// Runs tasks ("errands") one after the other, on a helper thread that exists only while there are any. One that never
-/// returns blocks this queue's thread and the tasks behind it, and nothing else.
+/// Runs tasks ("errands") one after the other, on a helper thread that exists only while there are any. An errand that never
+/// returns blocks this queue's thread and the errands behind it, and nothing else.
 ///
-/// What is only to be closed or unmapped has a helper of its own: a queue's thread may be the one that lets go of it and starts
-/// the helper, which then has the rights of that thread. They suffice for closing; an errand behind it that asks for more would end
-/// the process.
+/// Closing and unmapping has its own helper thread: a thread that serves a queue may be the one that releases something and
+/// starts the helper, which then inherits its few rights. They are enough for closing; another errand that needs more rights
+/// would end the process.
 public final class ErrandQueue: Disposer {
   private let errands = ErrandHelper(name: "errands")
   private let disposals = ErrandHelper(name: "disposals")
@@ -19,18 +19,18 @@ public final class ErrandQueue: Disposer {
   /// Errands that are not done yet, disposals included.
   public var backlog: Int { errands.backlog + disposals.backlog }
 
-  /// Adds an errand. Not from a thread that has fewer rights than the errand needs.
+  /// Adds an errand. Must not be called from a thread that has fewer rights than the errand needs.
   public func run(_ errand: @escaping @Sendable () -> Void) { errands.add(errand) }
 
-  /// Adds what closes or unmaps something, and does no more.
+  /// Adds an errand that only closes or unmaps something.
   public func dispose(_ errand: @escaping @Sendable () -> Void) { disposals.add(errand) }
 }
 
-/// The thread of one kind of errands, and what it has to do.
+/// The helper thread for one kind of errands, and its queue.
 private final class ErrandHelper: Sendable {
   private struct State {
     var waiting: [@Sendable () -> Void] = []
-    /// A helper is there and will look again before it goes.
+    /// The helper thread exists, and looks at `waiting` again before it ends.
     var isRunning = false
   }
 
@@ -41,7 +41,7 @@ private final class ErrandHelper: Sendable {
 
   var backlog: Int { state.withLock { $0.waiting.count + ($0.isRunning ? 1 : 0) } }
 
-  /// If no thread is available the errand waits for the next one that is added.
+  /// If no thread can be started, the errand waits until the next one is added.
   func add(_ errand: @escaping @Sendable () -> Void) {
     let needsHelper = state.withLock { state in
       state.waiting.append(errand)

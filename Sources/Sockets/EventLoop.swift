@@ -1,14 +1,14 @@
-/// One thread that waits for many descriptors: sockets, events of devices, signals.
+/// An event loop: one thread that waits for many descriptors (sockets, events of devices, signals).
 internal import CLinux
 internal import Glibc
 internal import Synchronization
 public import SystemPackage
 internal import VirtioCore
 
-/// An epoll loop. Everything about it happens on the thread that runs it, handlers included, so a handler must not block on
-/// anything that only another handler can bring about.
+/// An epoll loop. Everything, including handlers, runs on the thread that runs the loop, so a handler must not wait for
+/// anything that only another handler can do.
 public final class EventLoop {
-  /// What to wait for. The end and the failure of a descriptor count as readable: reading tells which.
+  /// The events to wait for. The end and the failure of a descriptor count as readable: reading tells which it is.
   public struct Interest: OptionSet, Hashable, Sendable {
     public let rawValue: UInt32
     public init(rawValue: UInt32) { self.rawValue = rawValue }
@@ -29,10 +29,10 @@ public final class EventLoop {
   private var timers: [(due: ContinuousClock.Instant, handler: () -> Void)] = []
   private var nextToken: UInt64 = 0
   private let returns: Returns
-  /// What to do when an errand has come back, by its number.
+  /// What to do when an errand is done, by its number.
   private var awaited: [UInt64: () -> Void] = [:]
 
-  /// Errands that came back and were not looked at yet.
+  /// Errands that are done and have not been handled yet.
   private final class Returns: Sendable {
     private let done = Mutex<[UInt64]>([])
     let counter: OwnedDescriptor
@@ -64,8 +64,8 @@ public final class EventLoop {
     }
   }
 
-  /// Waits for a descriptor from now on, level-triggered. The descriptor stays the caller's and has to be removed before it
-  /// is closed.
+  /// Waits for a descriptor from now on, level-triggered. The caller keeps the descriptor, and has to remove it before it is
+  /// closed.
   public func add(
     _ descriptor: Int32, _ interest: Interest = .readable, _ handler: @escaping Handler
   ) throws(Errno) -> Registration {
@@ -76,40 +76,40 @@ public final class EventLoop {
     return registration
   }
 
-  /// Waits for something else. An empty interest waits for the end of the descriptor alone.
+  /// Waits for other events. An empty interest waits only for the end of the descriptor.
   public func change(_ registration: Registration, _ interest: Interest) throws(Errno) {
     try control(EPOLL_CTL_MOD, registration, interest)
   }
 
-  /// Its handler is not called any more, not even for what was found in the same turn.
+  /// Its handler is not called any more, not even for events that were found in the same turn.
   public func remove(_ registration: Registration) {
     guard handlers.removeValue(forKey: registration.token) != nil else { return }
     try? control(EPOLL_CTL_DEL, registration, [])
   }
 
-  /// Calls back once, when the time is over.
+  /// Calls the handler once, after the delay.
   public func after(_ delay: Duration, _ handler: @escaping () -> Void) {
     timers.append((.now + delay, handler))
   }
 
-  /// Has something done that may take forever, and continues in the meantime.
+  /// Runs an errand that may never return, and continues in the meantime.
   ///
   /// - Parameters:
-  ///   - errand: done by the queue's helper thread.
-  ///   - handler: called with the outcome of it, on the loop's thread; never, if the errand never comes back.
+  ///   - errand: runs on the queue's helper thread.
+  ///   - handler: called with its result, on the loop's thread; never, if the errand never returns.
   public func perform<Result: Sendable>(
     on queue: ErrandQueue, _ errand: @escaping @Sendable () -> Result, then handler: @escaping (Result) -> Void
   ) {
     queue.run(returning(errand, handler))
   }
 
-  /// Calls back when all that the queue has to do now is done, disposals included.
+  /// Calls the handler when all present errands of the queue are done, disposals included.
   public func whenDone(_ queue: ErrandQueue, _ handler: @escaping () -> Void) {
     let last = returning({}, handler)
     queue.run { queue.dispose(last) }
   }
 
-  /// What does the errand and has the handler called afterwards.
+  /// A closure that runs the errand and has the handler called afterwards.
   private func returning<Result: Sendable>(
     _ errand: @escaping @Sendable () -> Result, _ handler: @escaping (Result) -> Void
   ) -> @Sendable () -> Void {
@@ -122,7 +122,7 @@ public final class EventLoop {
     }
   }
 
-  /// Runs handlers until `stop`; one that came before makes it return at once. May be called again.
+  /// Runs handlers until `stop`; an earlier `stop` makes it return immediately. May be called again.
   public func run() throws(Errno) {
     defer { isStopping = false }
     var events = unsafe [epoll_event](repeating: epoll_event(), count: 64)
@@ -133,7 +133,7 @@ public final class EventLoop {
         let (found, token) = unsafe (events[index].events, events[index].data.u64)
         var interest = Interest(rawValue: found).intersection([.readable, .writable])
         if found & (EPOLLHUP.rawValue | EPOLLERR.rawValue) != 0 { interest.insert(.readable) }
-        // Removed in the meantime: the token finds nothing, even if the descriptor's number is in use again.
+        // If it was removed in the meantime, the token finds nothing, even if the descriptor's number is in use again.
         handlers[token]?(interest)
       }
       runTimers()
@@ -150,7 +150,7 @@ public final class EventLoop {
     }
   }
 
-  /// Milliseconds until the next timer, rounded up; −1 when there is none.
+  /// Milliseconds until the next timer, rounded up; −1 if there is none.
   private func timeout() -> Int32 {
     guard let due = timers.map(\.due).min() else { return -1 }
     return Int32(clamping: max(0, Int((due - .now) / .milliseconds(1)) + 1))
@@ -165,7 +165,7 @@ public final class EventLoop {
   }
 }
 
-/// What an errand brought back.
+/// The result of an errand.
 private final class Answer<Result: Sendable>: Sendable {
   private let result = Mutex<Result?>(nil)
   func put(_ value: Result) { result.withLock { $0 = value } }

@@ -9,7 +9,7 @@ public enum InternetSocket {
   ///
   /// - Parameters:
   ///   - host: a numeric address, of either family.
-  ///   - port: 0: any that is free.
+  ///   - port: the TCP port; 0: any free one.
   public static func listen(host: String, port: UInt16) throws(SocketError) -> OwnedDescriptor {
     let name = host.contains(":") ? "[\(host)]:\(port)" : "\(host):\(port)"
     var hints = unsafe addrinfo()
@@ -24,7 +24,7 @@ public enum InternetSocket {
     let number = unsafe socket(address.pointee.ai_family, kind, 0)
     guard number >= 0 else { throw .system(name, Errno(rawValue: errno)) }
     let socket = OwnedDescriptor(number)
-    // A server that starts again at once finds connections of the one before that are about to end.
+    // Otherwise connections of a previous server in TIME_WAIT would prevent a quick restart.
     var yes: Int32 = 1
     _ = unsafe setsockopt(number, SOL_SOCKET, SO_REUSEADDR, &yes, socklen_t(MemoryLayout<Int32>.size))
     guard unsafe bind(number, address.pointee.ai_addr, address.pointee.ai_addrlen) == 0 else {
@@ -41,7 +41,7 @@ public enum InternetSocket {
     return unsafe withUnsafeMutablePointer(to: &address) { pointer -> UInt16? in
       let result = unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { unsafe getsockname(socket, $0, &length) }
       guard result == 0 else { return nil }
-      // The port stands in the same place of both families' addresses.
+      // The port is at the same offset in the addresses of both families.
       return unsafe pointer.withMemoryRebound(to: sockaddr_in.self, capacity: 1) {
         unsafe UInt16(bigEndian: $0.pointee.sin_port)
       }

@@ -1,19 +1,19 @@
-/// The other end of a connection, as far as it can be told when somebody hands it to us.
+/// The other end of a connection, to be recognized if a peer sends its descriptor.
 internal import CLinux
 internal import Glibc
 internal import VirtioCore
 
-/// What is known of the other end of one of our connections.
+/// The identity of the other end of one of our connections.
 ///
-/// Held by us, that end would keep the connection open after its owner has gone, since the kernel reports the end of a stream
-/// only when the last descriptor of the other side is closed.
+/// If we held a descriptor of that end, the connection would stay open after its owner is gone, because the kernel reports the
+/// end of a stream only when the last descriptor of the other side is closed.
 package struct OtherEnd: Sendable {
   /// The address of our end; `nil` for a pair without a name.
   private let ownName: [UInt8]?
-  /// The number of the other end in the kernel's file system of sockets; `nil` when the kernel did not tell.
+  /// The inode number of the other end in the kernel's socket file system; `nil` if the kernel did not tell.
   private let inode: UInt64?
 
-  /// Asks once. Nothing here can be held up by anybody: the kernel answers from its own tables.
+  /// Asks the kernel once. This cannot block: the kernel answers from its own tables.
   ///
   /// - Parameter socket: our end.
   package init(of socket: Int32) {
@@ -21,32 +21,32 @@ package struct OtherEnd: Sendable {
     inode = PeerInode.ask(socket)
   }
 
-  /// Whether this descriptor is the other end. Only sockets are looked at, so no file system is asked anything.
+  /// Whether this descriptor is the other end. Only sockets are examined, so no file system is asked.
   ///
-  /// It is told by its number, and where the kernel told none, by where it leads: to a listening socket of this process, or to
-  /// that of this very connection. Then an end of a pair without a name cannot be told.
+  /// It is recognized by its inode number or, if the kernel did not tell that, by its peer: a listening socket of this process,
+  /// or our end of this connection. In the latter way an end of an unnamed pair cannot be recognized.
   package func isHeld(by descriptor: Int32) -> Bool {
     var domain: Int32 = 0
     var length = socklen_t(MemoryLayout<Int32>.size)
-    // Fails at once for what is no socket.
+    // Fails immediately for anything that is not a socket.
     guard unsafe getsockopt(descriptor, SOL_SOCKET, SO_DOMAIN, &domain, &length) == 0, domain == AF_UNIX else { return false }
     var information = stat()
     if let inode, unsafe fstat(descriptor, &information) == 0, UInt64(information.st_ino) == inode { return true }
     guard let target = UnixSocket.peerName(of: descriptor) else { return false }
     if target == ownName { return true }
-    // The peer of one who has connected is who called `listen`.
+    // The peer credentials of a connecting socket are those of the process that called `listen`.
     return PeerCredentials(of: descriptor)?.process == getpid()
   }
 }
 
-/// The kernel's word about the peer of a socket (sock_diag(7), UNIX_DIAG_PEER).
+/// Asks the kernel for the peer of a socket (sock_diag(7), UNIX_DIAG_PEER).
 enum PeerInode {
   private struct Question {
     var header = nlmsghdr()
     var body = unix_diag_req()
   }
 
-  /// - Returns: `nil` where the kernel has no unix_diag, does not let this process ask, or has the socket in another network
+  /// - Returns: `nil` if the kernel has no unix_diag, does not let this process ask, or has the socket in another network
   ///   namespace.
   static func ask(_ socket: Int32) -> UInt64? {
     var information = stat()
@@ -72,7 +72,7 @@ enum PeerInode {
     return count > 0 ? peer(in: Array(answer.prefix(count))) : nil
   }
 
-  /// - Parameter answer: one message of the kernel's: a header, a `unix_diag_msg`, and attributes.
+  /// - Parameter answer: one message of the kernel: a header, a `unix_diag_msg`, and attributes.
   static func peer(in answer: [UInt8]) -> UInt64? {
     func word<Word: FixedWidthInteger & BitwiseCopyable>(_ offset: Int, as: Word.Type) -> Word {
       unsafe answer.withUnsafeBytes { unsafe $0.loadUnaligned(fromByteOffset: offset, as: Word.self) }

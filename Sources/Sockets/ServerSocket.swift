@@ -1,19 +1,18 @@
-/// Where front-ends come from: a path that we listen on, or a descriptor that somebody else opened.
+/// Where front-ends connect: a path that this process listens on, or a descriptor that was passed in.
 internal import CLinux
 internal import Glibc
 public import VirtioCore
 
-/// A listening socket. One that was made here removes its file when it is closed, unless somebody else has put another file
-/// in its place.
+/// A listening socket. If it was created here, its file is removed when it is closed, unless another file has taken its place.
 public final class Listener {
   package let socket: OwnedDescriptor
-  /// `nil` for a socket that was handed in, whose file is not ours to remove.
+  /// `nil` for a socket that was passed in, whose file is not removed here.
   public let path: String?
   private let inode: (device: UInt64, number: UInt64)?
-  /// The file goes with this. It does not while another process continues with the socket.
+  /// Remove the file when this is released; not while another process continues with the socket.
   private var ownsFile = true
 
-  /// Listens on a path. A socket file that nobody listens on any more is replaced; a live one is left alone.
+  /// Listens on a path. A stale socket file, on which no process listens, is replaced; a live one is left alone.
   ///
   /// - Parameter access: who may connect.
   public init(path: String, access: SocketAccess = SocketAccess()) throws(SocketError) {
@@ -28,9 +27,9 @@ public final class Listener {
     self.inode = nil
   }
 
-  /// Continues with the listening socket of another process, whose file stays that one's until `ownFile`.
+  /// Continues with the listening socket of another process, which owns its file until `ownFile`.
   ///
-  /// - Parameter path: where it is; `nil`: its file is nobody's to remove.
+  /// - Parameter path: its path; `nil`: its file is never removed.
   public init(takingOver socket: OwnedDescriptor, path: String?) throws(SocketError) {
     guard UnixSocket.isListening(socket.rawValue) == true else { throw .notASocketDescriptor(socket.rawValue) }
     UnixSocket.adopt(socket.rawValue)
@@ -43,12 +42,12 @@ public final class Listener {
   /// Another process continues with the socket: its file stays.
   public func leaveFile() { ownsFile = false }
 
-  /// The process that had the socket is over with it.
+  /// The process that had the socket has given it up: this one removes the file when it closes.
   public func ownFile() { ownsFile = true }
 
   deinit { removeFile() }
 
-  /// Removes the file at once: for a process that ends without releasing things.
+  /// Removes the file immediately, for a process that ends without releasing its objects.
   public func removeFile() {
     guard ownsFile, let path, let inode, let now = Self.inode(of: path), now == inode else { return }
     _ = unsafe unlink(path)
@@ -61,14 +60,14 @@ public final class Listener {
   }
 }
 
-/// What a server serves.
+/// The socket of a server.
 public enum ServerSocket {
   /// Front-ends come and go.
   case listening(Listener)
-  /// One front-end is there already; when it goes, nobody else can come.
+  /// One front-end is connected already; after it no other can connect.
   case connected(OwnedDescriptor)
 
-  /// Removes the file of a socket that was made here, for a process that ends without releasing it.
+  /// Removes the file of a socket that was created here, for a process that ends without releasing it.
   public func removeFile() {
     if case .listening(let listener) = self { listener.removeFile() }
   }

@@ -1,10 +1,10 @@
-/// Signals, SIGTERM and SIGINT if nobody says otherwise, as something to wait for, instead of something that interrupts.
+/// Signals, by default SIGTERM and SIGINT, as events to wait for instead of interruptions.
 internal import CLinux
 internal import Glibc
 public import SystemPackage
 internal import VirtioCore
 
-/// Owns a signalfd. Made before any other thread, so that every thread inherits that the signals are blocked.
+/// Owns a signalfd. Must be created before any other thread, so that every thread inherits the blocked signals.
 public final class TerminationSignals: Sendable {
   private let owned: OwnedDescriptor
 
@@ -20,10 +20,10 @@ public final class TerminationSignals: Sendable {
     self.owned = OwnedDescriptor(descriptor)
   }
 
-  /// Readable when one of the signals came.
+  /// Readable when one of the signals has arrived.
   public var descriptor: Int32 { owned.rawValue }
 
-  /// The number of a signal that came; `nil` when none is left.
+  /// Takes the number of a signal that has arrived; `nil` if none is left.
   public func take() -> Int32? {
     var information = signalfd_siginfo()
     let size = MemoryLayout<signalfd_siginfo>.size

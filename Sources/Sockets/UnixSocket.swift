@@ -1,10 +1,10 @@
-/// AF_UNIX stream sockets by path: listening, connecting, and the sentences for when that fails.
+/// AF_UNIX stream sockets by path: listening, connecting, and their errors.
 internal import CLinux
 internal import Glibc
 public import SystemPackage
 public import VirtioCore
 
-/// Why there is no socket. Each is one sentence for the user who gave the path.
+/// Why a socket cannot be used. Each description is one sentence for the user who gave the path.
 public enum SocketError: Error, Hashable, CustomStringConvertible {
   case pathEmpty
   case pathTooLong(String, limit: Int)
@@ -22,7 +22,7 @@ public enum SocketError: Error, Hashable, CustomStringConvertible {
     switch self {
     case .pathEmpty: "the socket path is empty; give the path of a socket"
     case .pathTooLong(let path, let limit):
-      "the socket path '\(path)' is \(path.utf8.count) bytes long, and the kernel takes \(limit); choose a shorter one"
+      "the socket path '\(path)' is \(path.utf8.count) bytes long, and the kernel allows \(limit); choose a shorter one"
     case .inUse(let path): "another server is listening on '\(path)'; stop it or choose another path"
     case .notASocket(let path): "'\(path)' exists and is not a socket; remove it or choose another path"
     case .missingDirectory(let path): "the directory of '\(path)' does not exist; create it or choose another path"
@@ -38,7 +38,7 @@ public enum SocketError: Error, Hashable, CustomStringConvertible {
   }
 }
 
-/// Sockets of the file system.
+/// Sockets in the file system.
 public enum UnixSocket {
   /// The longest path, bytes: `sun_path` less its closing zero.
   public static let maximumPathLength = 107
@@ -57,7 +57,7 @@ public enum UnixSocket {
     return socket
   }
 
-  /// Binds a fresh socket to the path and listens. A socket file that nobody listens on any more is replaced.
+  /// Binds a new socket to the path and listens. A stale socket file, on which no process listens, is replaced.
   package static func listen(at path: String, access: SocketAccess = SocketAccess()) throws(SocketError) -> OwnedDescriptor {
     var address = try self.address(path)
     let socket = try make(path)
@@ -77,8 +77,8 @@ public enum UnixSocket {
     return socket
   }
 
-  /// Takes the next connection.
-  /// - Returns: a non-blocking socket, closed on exec; `nil` when nobody is waiting or who was waiting is gone.
+  /// Accepts the next connection.
+  /// - Returns: a non-blocking socket, closed on exec; `nil` if none is waiting, or if the peer is gone already.
   package static func accept(_ listener: Int32) throws(Errno) -> OwnedDescriptor? {
     while true {
       let result = clinux_accept(listener)
@@ -91,7 +91,7 @@ public enum UnixSocket {
     }
   }
 
-  /// Whether a descriptor that was handed to us listens (true) or is a connection (false); `nil` for anything else.
+  /// Whether a descriptor that was passed in listens (true) or is a connection (false); `nil` for anything else.
   static func isListening(_ descriptor: Int32) -> Bool? {
     func option(_ name: Int32) -> Int32? {
       var value: Int32 = 0
@@ -102,10 +102,10 @@ public enum UnixSocket {
     return option(SO_ACCEPTCONN) == 1
   }
 
-  /// Whether a descriptor that was handed to us is a UNIX stream socket that listens.
+  /// Whether a descriptor that was passed in is a UNIX stream socket that listens.
   package static func isListener(_ descriptor: Int32) -> Bool { isListening(descriptor) == true }
 
-  /// The address that a UNIX socket is bound to, in bytes; `nil` when it has none.
+  /// The address that a UNIX socket is bound to, in bytes; `nil` if it has none.
   package static func ownName(of socket: Int32) -> [UInt8]? { unsafe name(getsockname, socket) }
   /// The address of a UNIX socket's peer.
   package static func peerName(of socket: Int32) -> [UInt8]? { unsafe name(getpeername, socket) }
@@ -122,7 +122,7 @@ public enum UnixSocket {
     return unsafe withUnsafeBytes(of: &address) { bytes in unsafe Array(bytes.prefix(Int(length))) }
   }
 
-  /// Makes a descriptor that came from somewhere else non-blocking and closed on exec.
+  /// Makes a descriptor from another process non-blocking and closed on exec.
   static func adopt(_ descriptor: Int32) {
     let flags = fcntl(descriptor, F_GETFL)
     _ = clinux_fcntl_int(descriptor, F_SETFL, flags | O_NONBLOCK)
@@ -138,7 +138,7 @@ public enum UnixSocket {
       _ = try connect(to: path)
       nobodyListens = false
     } catch {
-      // Any other failure (a full queue of callers, no permission) leaves somebody there.
+      // Any other failure (a full backlog, no permission) means that a process listens.
       nobodyListens = error == .refused(path) || error == .missing(path)
     }
     guard nobodyListens else { throw .inUse(path) }
@@ -172,7 +172,7 @@ public enum UnixSocket {
     return address
   }
 
-  /// `bind` or `connect`, which take the address under its general name.
+  /// Calls `bind` or `connect`, which take the address as a general `sockaddr`.
   private static func call(
     _ function: (Int32, UnsafePointer<sockaddr>?, socklen_t) -> Int32, _ socket: OwnedDescriptor,
     _ address: inout sockaddr_un

@@ -1,7 +1,7 @@
-/// What a driver has written to the configuration space since the last reset.
+/// The driver's writes to the configuration space since the last reset.
 
-/// The bytes of the first 256 that a driver wrote and the device took. Enough to bring a device that starts again to where
-/// the driver believes it to be (a block device's `writeback`, virtio 5.2.5.2), without knowing what the bytes mean.
+/// Those of the first 256 bytes that a driver wrote and the device accepted. Enough to restore, in a device that restarts, the
+/// state that the driver relies on (a block device's `writeback`, virtio 5.2.5.2), without knowing what the bytes mean.
 public struct ConfigurationWrites: Hashable, Sendable {
   /// Bytes of the configuration space that are remembered.
   public static let capacity = 256
@@ -17,7 +17,7 @@ public struct ConfigurationWrites: Hashable, Sendable {
     }
   }
 
-  /// Each stretch of bytes written without a gap.
+  /// Each range of bytes written without a gap.
   public var runs: [(offset: Int, bytes: [UInt8])] {
     var runs: [(offset: Int, bytes: [UInt8])] = []
     for index in written.indices where written[index] {

@@ -2,16 +2,16 @@
 internal import VirtioCore
 
 extension DeviceRegisters {
-  /// The index behind the selector, `nil` when there is no such queue.
+  /// The index of the selected queue, `nil` if there is no such queue.
   var selectedQueue: Int? { queueSelect < UInt32(queues.count) ? Int(queueSelect) : nil }
 
-  /// The queue whose parameters may be changed now: selected, not ready, not being reset.
+  /// The selected queue, if its parameters may be changed now: it is not ready and not being reset.
   private var changeableQueue: Int? {
     guard let queue = selectedQueue, !queues[queue].ready, !queues[queue].resetting else { return nil }
     return queue
   }
 
-  /// The largest ring of the selected queue, 0 when there is none.
+  /// The largest ring size of the selected queue, 0 if there is none.
   var maximumSize: UInt32 { selectedQueue == nil ? 0 : UInt32(face.maximumQueueSize) }
 
   mutating func setQueueSize(_ value: UInt32) {
@@ -21,7 +21,7 @@ extension DeviceRegisters {
     queues[queue].configuration.size = UInt16(value)
   }
 
-  /// Each half of an address can be written alone, in any order (virtio 4.1.3.2).
+  /// Each half of an address can be written separately, in any order (virtio 4.1.3.2).
   mutating func setAddress(
     _ part: WritableKeyPath<QueueConfiguration, GuestAddress>, low: UInt32? = nil, high: UInt32? = nil
   ) {
@@ -50,13 +50,13 @@ extension DeviceRegisters {
     return [.resetQueue(queue)]
   }
 
-  /// The owner has executed `resetQueue`: the queue is as after a reset of the device.
+  /// The owner has executed `resetQueue`: the queue is in the same state as after a reset of the device.
   mutating func queueResetFinished(_ queue: Int) {
     guard queues.indices.contains(queue), queues[queue].resetting else { return }
     queues[queue] = Queue(maximumSize: face.maximumQueueSize)
   }
 
-  /// - Parameter value: the queue's index, or with NOTIFICATION_DATA has it in its low 16 bits (virtio 4.2.3.3).
+  /// - Parameter value: the queue's index; with NOTIFICATION_DATA in its low 16 bits (virtio 4.2.3.3).
   mutating func notify(_ value: UInt32, isLegacy: Bool = false) -> [Effect] {
     let index = features.contains(.notificationData) ? value & 0xffff : value
     guard index < UInt32(queues.count), queues[Int(index)].ready, !queues[Int(index)].resetting else { return [] }
@@ -68,21 +68,21 @@ extension DeviceRegisters {
 
   // MARK: Legacy
 
-  /// QueueAlign (virtio 4.2.4). - Parameter value: bytes, a power of two; anything else is not taken.
+  /// QueueAlign (virtio 4.2.4). - Parameter value: bytes, a power of two; anything else is ignored.
   mutating func setAlignment(_ value: UInt32) {
     guard let queue = changeableQueue, value > 0, value & (value - 1) == 0 else { return }
     queues[queue].alignment = value
   }
 
-  /// Where the selected queue's one region begins, in pages; 0 when it has none.
+  /// Where the region of the selected queue begins, in pages; 0 if it has none.
   ///
-  /// - Parameter pageSize: bytes, a power of two, or 0 when it is not known.
+  /// - Parameter pageSize: bytes, a power of two, or 0 if it is not known.
   func pageNumber(pageSize: UInt32) -> UInt32 {
     guard pageSize > 0, let queue = selectedQueue, queues[queue].ready else { return 0 }
     return UInt32(truncatingIfNeeded: queues[queue].configuration.descriptorTable.rawValue / UInt64(pageSize))
   }
 
-  /// The legacy way to set a queue up and to take it down (virtio 4.1.5.1.3.1, 4.2.4): the page of its one region, or 0.
+  /// The legacy way to set up a queue and to take it down (virtio 4.1.5.1.3.1, 4.2.4): the page number of its region, or 0.
   mutating func setPageNumber(_ number: UInt32, pageSize: UInt32) -> [Effect] {
     guard let queue = selectedQueue, !queues[queue].resetting else { return [] }
     guard number != 0 else {
@@ -92,7 +92,7 @@ extension DeviceRegisters {
         size: queues[queue].configuration.size, descriptorTable: zero, availableRing: zero, usedRing: zero)
       return effects
     }
-    // 32 bits of page number times 32 bits of page size: no more than 64.
+    // A 32-bit page number times a 32-bit page size fits into 64 bits.
     guard
       pageSize > 0, !queues[queue].ready,
       let configuration = QueueConfiguration.legacy(

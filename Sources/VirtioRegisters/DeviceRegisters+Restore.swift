@@ -1,21 +1,21 @@
-/// From registers to a record of them and back. Going back is a replay of what a driver did, so a forged record can do nothing
-/// that a driver could not do.
+/// Saves registers to a record and restores them. Restoring replays what a driver did, so a forged record can do nothing that a
+/// driver could not do.
 internal import VirtioCore
 
 /// The outcome of a replay.
 public enum RegisterRestoration: Hashable, Sendable {
   /// The registers read as the record says.
   case complete
-  /// The driver had suspended the device, and what rests in a process ends with it: DEVICE_NEEDS_RESET is set, and the driver
-  /// has to be told.
+  /// The driver had suspended the device, and suspended queues do not survive their process: DEVICE_NEEDS_RESET is set, and the
+  /// driver has to be notified.
   case suspended
-  /// This device cannot do what the driver had agreed on with its predecessor: DEVICE_NEEDS_RESET is set, and the driver
-  /// has to be told.
+  /// This device does not support what the driver had negotiated with its predecessor: DEVICE_NEEDS_RESET is set, and the
+  /// driver has to be notified.
   case refused
 }
 
 extension DeviceRegisters {
-  /// The state as a plain record. A queue that is being reset is recorded as not ready: its driver waits for that.
+  /// The state as a plain record. A queue that is being reset is recorded as not ready: that is what its driver waits for.
   var image: RegisterImage {
     var image = RegisterImage()
     image.status = status
@@ -32,23 +32,23 @@ extension DeviceRegisters {
     return image
   }
 
-  /// Does, in fresh registers, what the record says that a driver has done.
+  /// Repeats, in fresh registers, the writes of a driver that the record stands for.
   ///
   /// - Parameters:
-  ///   - image: checked as a driver's writes are, by being written.
+  ///   - image: any record; it is checked in the same way as a driver's writes.
   ///   - legacyPageSize: queues are given by page number, in pages of this size; `nil`: by addresses.
   mutating func replay(
     _ image: RegisterImage, legacyPageSize: UInt32? = nil
   ) -> (effects: [Effect], restoration: RegisterRestoration) {
     let wasSuspended = image.status.contains(.suspend)
     var image = image
-    // In use, so that the driver is told; in need of a reset, so that what it was about to write changes nothing.
+    // DRIVER_OK, so that the driver is notified; DEVICE_NEEDS_RESET, so that its pending writes have no effect.
     if wasSuspended { image.status = image.status.subtracting(.suspend).union([.driverOK, .needsReset]) }
     var effects: [Effect] = []
     // Only a legacy driver is served without FEATURES_OK.
     let isLegacy = interface.hasLegacy && !image.status.contains(.featuresOK)
     let isEarly = isLegacy && image.servesEarly
-    // A driver's order (virtio 3.1.1): features, FEATURES_OK, configuration, queues, DRIVER_OK.
+    // The order of a driver (virtio 3.1.1): features, FEATURES_OK, configuration, queues, DRIVER_OK.
     if interface.hasModern {
       acceptWord(0, Self.word(0, of: image.driverFeatures))
       acceptWord(1, Self.word(1, of: image.driverFeatures))
@@ -95,7 +95,7 @@ extension DeviceRegisters {
 
   typealias Restoration = RegisterRestoration
 
-  /// Whether the replay has led where the record says: the features stuck, and the ready queues are as they were.
+  /// Whether the replay has reached the state of the record: the features were accepted, and the ready queues are as they were.
   private func canServe(_ image: RegisterImage, isLegacy: Bool) -> Bool {
     guard image.status.contains(.featuresOK) == status.contains(.featuresOK) else { return false }
     guard isLegacy || image.status.contains(.featuresOK) || !image.status.contains(.driverOK) else { return false }

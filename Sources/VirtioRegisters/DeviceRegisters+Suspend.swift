@@ -1,15 +1,15 @@
-/// SUSPEND (virtio 3.4, since 1.4): the driver lets the device rest, and finds everything as it left it.
+/// SUSPEND (virtio 3.4, since 1.4): the driver suspends the device, and finds everything unchanged when it resumes it.
 internal import VirtioCore
 
-/// What a driver sees of the configuration space while its device is suspended, when no field may change (virtio 3.4.2).
+/// The configuration space as the driver sees it while the device is suspended, when no field may change (virtio 3.4.2).
 struct Suspension: Sendable {
   private let configuration: [UInt8]
   let generation: UInt32
-  /// Something changed, and the driver is told when it resumes the device.
+  /// The configuration has changed, and the driver is notified when it resumes the device.
   var owesConfigurationChange = false
 
   init(_ face: RegisterFace) {
-    // First: what changes between the two is told when the device is resumed.
+    // Read first: a change between the two reads is then noticed when the device is resumed.
     generation = face.configurationGeneration()
     configuration = face.readConfiguration(0, ConfigurationWrites.capacity)
   }
@@ -20,7 +20,8 @@ struct Suspension: Sendable {
 }
 
 extension DeviceRegisters {
-  /// Every queue rests when the driver's write is answered. One that is being reset does, too: its reset waits for what is in flight.
+  /// All queues are stopped before the driver's write is answered, including one that is being reset: its reset waits for the
+  /// requests in flight.
   mutating func suspend() -> [Effect] {
     suspension = Suspension(face)
     return queues.indices.filter { queues[$0].ready }.map { .pauseQueue($0) }
@@ -49,7 +50,7 @@ extension DeviceRegisters {
 
   var configurationGeneration: UInt32 { suspension?.generation ?? face.configurationGeneration() }
 
-  /// Writes have no effect while the device is suspended.
+  /// A driver's write to the configuration space. It has no effect while the device is suspended.
   func writeConfiguration(_ offset: Int, _ bytes: [UInt8]) -> [Effect] {
     suspension == nil ? [.configWrite(offset: offset, bytes: bytes)] : []
   }

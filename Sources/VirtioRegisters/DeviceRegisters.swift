@@ -1,7 +1,7 @@
-/// What registers are about, whatever bus they sit on: negotiation, queues, and what follows from writes to them.
+/// The registers that all buses have in common: negotiation, queues, and the effects of writes to them.
 internal import VirtioCore
 
-/// The part that every register face has in common, as a value. A face turns its driver's accesses into calls of this.
+/// The part that all register faces share, as a value. A face turns its driver's accesses into calls of this.
 public struct DeviceRegisters: Sendable {
   public typealias Effect = RegisterEffect
 
@@ -9,11 +9,12 @@ public struct DeviceRegisters: Sendable {
   struct Queue: Hashable, Sendable {
     var configuration: QueueConfiguration
     var ready = false
-    /// A queue reset is running (RING_RESET).
+    /// A queue reset is in progress (RING_RESET).
     var resetting = false
-    /// Of the used ring in the legacy layout, bytes: QueueAlign (virtio 4.2.4); always this over PCI (virtio 4.1.5.1.3.1).
+    /// The alignment of the used ring in the legacy layout, bytes: QueueAlign (virtio 4.2.4); over PCI always the default
+    /// (virtio 4.1.5.1.3.1).
     var alignment = defaultAlignment
-    /// MSI-X vector, `noVector` when there is none. Buses without vectors leave it alone.
+    /// MSI-X vector, `noVector` if there is none. Not used by buses without vectors.
     var vector = noVector
 
     init(maximumSize: UInt16) {
@@ -25,12 +26,12 @@ public struct DeviceRegisters: Sendable {
   static let defaultAlignment: UInt32 = 4096
   /// VIRTIO_MSI_NO_VECTOR (virtio 4.1.5.1.2).
   static let noVector: UInt16 = 0xffff
-  /// Pending interrupt bits, the same in InterruptStatus and ISR: a buffer was used; the configuration changed.
+  /// Mask of the pending interrupt bits, the same in InterruptStatus and ISR: a buffer was used, the configuration changed.
   static let interruptBits: UInt32 = 3
 
   let face: RegisterFace
   let interface: RegisterInterface
-  /// Bits that the register face answers for itself: the device is neither asked nor told about them.
+  /// Feature bits that the register face handles itself: the device is neither asked nor told about them.
   let own: FeatureSet
   var negotiation: Negotiation
   var deviceFeaturesSelect: UInt32 = 0
@@ -38,18 +39,18 @@ public struct DeviceRegisters: Sendable {
   var queueSelect: UInt32 = 0
   var queues: [Queue]
   var configurationWrites = ConfigurationWrites()
-  /// A legacy driver has used a queue before DRIVER_OK, which a device has to bear (virtio 3.1.2).
+  /// A legacy driver has used a queue before DRIVER_OK, which a device has to tolerate (virtio 3.1.2).
   var servesEarly = false
-  /// The device may access memory. Only PCI can say no.
+  /// The device may access memory. Always true except on PCI.
   var isMaster: Bool
-  /// Of a suspended device.
+  /// Present while the device is suspended.
   var suspension: Suspension?
 
   init(face: RegisterFace, interface: RegisterInterface) {
     self.face = face
     self.interface = interface
-    // NOTIF_CONFIG_DATA is only for PCI; a device with the legacy interface offers ANY_LAYOUT (virtio 6.3), which is true of
-    // every device here.
+    // NOTIF_CONFIG_DATA is for PCI only; a device with the legacy interface offers ANY_LAYOUT (virtio 6.3), which every device
+    // here supports.
     var own = FeatureSet()
     if interface.isPCI, interface.hasModern { own.insert(.notificationConfigurationData) }
     own.subtract(face.withheld)
@@ -62,28 +63,28 @@ public struct DeviceRegisters: Sendable {
     isMaster = !interface.isPCI
   }
 
-  /// Bits that mean nothing here and are not offered as the device's (virtio 2.2.2): SR_IOV and ADMIN_VQ need what this PCI
-  /// function does not have, NOTIFY_ON_EMPTY and UNUSED belong to legacy devices (virtio 6.3) and are not kept; the others
-  /// are `own` where they are offered.
+  /// Bits that are not offered even if the device has them (virtio 2.2.2): SR_IOV and ADMIN_VQ need capabilities that this PCI
+  /// function does not have, NOTIFY_ON_EMPTY and UNUSED belong to legacy devices (virtio 6.3) and are not implemented; the
+  /// others are in `own` if they are offered.
   private static let untransportable: FeatureSet = [
     .singleRootIO, .notificationConfigurationData, FeatureSet(bit: 41), .notifyOnEmpty, .anyLayout, FeatureSet(bit: 30),
   ]
-  /// The bits that the legacy interface has words for (virtio 4.1.4.8).
+  /// The bits for which the legacy interface has a word (virtio 4.1.4.8).
   static let legacyWord = FeatureSet(rawValue: 0xffff_ffff)
   /// VIRTIO_BLK_F_ZONED, which no legacy device offers (virtio 5.2.5.2).
   private static let blockZoned = FeatureSet(bit: 17)
 
   var status: DeviceStatus { negotiation.status }
-  /// The driver's choice so far, as far as it concerns the device; fixed once FEATURES_OK is set.
+  /// The driver's choice so far, without the bits of the register face; fixed once FEATURES_OK is set.
   var features: FeatureSet { negotiation.accepted.subtracting(own) }
-  /// The driver is past its bring-up: notifications may be sent.
+  /// The driver uses the device: notifications may be sent.
   var isInUse: Bool { status.contains(.driverOK) || servesEarly }
   /// Queues that are ready are served.
   var isLive: Bool { isInUse && !status.contains(.needsReset) && isMaster }
 
   // MARK: Features
 
-  /// 32 of the bits that a driver is offered; words that do not exist read as zero.
+  /// 32 of the offered feature bits; words that do not exist read as zero.
   func offeredWord(_ select: UInt32, isLegacy: Bool = false) -> UInt32 {
     var shown = negotiation.offered
     if isLegacy {
@@ -104,8 +105,8 @@ public struct DeviceRegisters: Sendable {
     negotiation.acceptWord(select, bits)
   }
 
-  /// A legacy driver's choice: bits 32 to 63 count as not accepted (virtio 4.1.4.8). There is no FEATURES_OK by which what was
-  /// not offered could be refused, so it is left out at once.
+  /// A legacy driver's choice: bits 32 to 63 count as not accepted (virtio 4.1.4.8). Without FEATURES_OK, bits that were not
+  /// offered cannot be refused, so they are dropped immediately.
   mutating func acceptLegacy(_ bits: UInt32) {
     acceptWord(0, bits & offeredWord(0, isLegacy: true))
     acceptWord(1, 0)
@@ -117,8 +118,8 @@ public struct DeviceRegisters: Sendable {
   ///
   /// - Parameter isLegacy: through the legacy interface, which has no FEATURES_OK (virtio 3.1.2).
   mutating func writeStatus(_ value: UInt32, isLegacy: Bool = false) -> [Effect] {
-    // The field has eight bits. DRIVER_OK without FEATURES_OK is the way of legacy drivers only: of others it does not stick
-    // (virtio 3.1.1).
+    // The field has eight bits. Only legacy drivers set DRIVER_OK without FEATURES_OK: from others it is ignored (virtio
+    // 3.1.1).
     var bits = DeviceStatus(rawValue: UInt8(truncatingIfNeeded: value))
     if value != 0, bits.isEmpty { return [] }
     if isLegacy {
@@ -159,7 +160,7 @@ public struct DeviceRegisters: Sendable {
       .map { .startQueue($0, queues[$0].configuration) }
   }
 
-  /// Begins to serve a legacy driver that has not come to DRIVER_OK.
+  /// Begins to serve a legacy driver that has not set DRIVER_OK yet.
   mutating func serveEarly() -> [Effect] {
     guard interface.hasLegacy, !isInUse, status.isDisjoint(with: [.featuresOK, .needsReset]) else { return [] }
     guard !negotiation.accepted.contains(.version1), face.accepts(features) else { return [] }

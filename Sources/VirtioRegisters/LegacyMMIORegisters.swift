@@ -1,7 +1,7 @@
-/// virtio-mmio version 1 (virtio 4.2.4) as a value: what drivers older than version 1 of the specification speak.
+/// virtio-mmio version 1 (virtio 4.2.4) as a value: the interface for drivers older than version 1.0 of the specification.
 internal import VirtioCore
 
-/// The legacy register window of one device. Numbers in it are in the guest's byte order, which is this machine's: little-endian.
+/// The legacy register window of one device. Its numbers are in the guest's byte order, which is this machine's: little-endian.
 /// A queue is one region of memory, given by its page number.
 public struct LegacyMMIORegisters: RegisterWindow {
   /// The offsets that have a register (virtio 4.2.4, table 4.3).
@@ -27,7 +27,7 @@ public struct LegacyMMIORegisters: RegisterWindow {
   }
 
   public var device: DeviceRegisters
-  /// Bytes, a power of two; 0 before the driver has said it.
+  /// Bytes, a power of two; 0 until the driver has written it.
   private var guestPageSize: UInt32 = 0
 
   public init(face: RegisterFace) { device = DeviceRegisters(face: face, interface: .mmioLegacy) }
@@ -35,8 +35,8 @@ public struct LegacyMMIORegisters: RegisterWindow {
   /// The interrupt line: level, asserted while any bit is pending.
   public var isInterruptAsserted: Bool { device.face.interruptStatus() & DeviceRegisters.interruptBits != 0 }
 
-  /// A read of `width` bytes. Registers answer aligned 32-bit reads, the configuration space reads of any offset and of 1, 2,
-  /// 4 or 8 bytes; everything else, write-only registers included, is zero.
+  /// A read of `width` bytes. Registers answer aligned 32-bit reads, the configuration space reads of 1, 2, 4 or 8 bytes at any
+  /// offset; everything else, write-only registers included, reads as zero.
   public func read(offset: UInt32, width: Int) -> UInt64 {
     if offset >= MMIORegisters.configurationOffset {
       guard AccessBytes.widths.contains(width) else { return 0 }
@@ -64,7 +64,7 @@ public struct LegacyMMIORegisters: RegisterWindow {
     }
   }
 
-  /// A write of the low `width` bytes of `value`; what is no register has no effect.
+  /// A write of the low `width` bytes of `value`; it has no effect where there is no register.
   public mutating func write(offset: UInt32, width: Int, value: UInt64) -> [Effect] {
     if offset >= MMIORegisters.configurationOffset {
       guard AccessBytes.widths.contains(width) else { return [] }
@@ -79,7 +79,7 @@ public struct LegacyMMIORegisters: RegisterWindow {
     switch register {
     case .hostFeaturesSelect: device.deviceFeaturesSelect = value
     case .guestFeaturesSelect: device.driverFeaturesSelect = value
-    // There are no other words: a driver of both versions writes zero to the next one.
+    // There are no other words: a driver for both versions writes zero to the next one.
     case .guestFeatures: if device.driverFeaturesSelect == 0 { device.acceptLegacy(value) }
     case .guestPageSize: setPageSize(value)
     case .queueSelect: device.queueSelect = value
@@ -99,7 +99,7 @@ public struct LegacyMMIORegisters: RegisterWindow {
     return []
   }
 
-  /// Written once, before any queue: the page numbers of queues that are in use keep their meaning.
+  /// Ignored once a queue is ready, so that the page numbers of queues in use keep their meaning.
   private mutating func setPageSize(_ value: UInt32) {
     guard value > 0, value & (value - 1) == 0, !device.queues.contains(where: { $0.ready }) else { return }
     guestPageSize = value
@@ -112,9 +112,9 @@ public struct LegacyMMIORegisters: RegisterWindow {
     return image
   }
 
-  /// Registers that stand where a record says, and the effects that bring a device there.
+  /// Registers in the state of a record, and the effects that bring a device to that state.
   ///
-  /// - Parameter image: checked as a driver's writes are, by being written.
+  /// - Parameter image: any record; it is checked in the same way as a driver's writes.
   public static func restore(
     _ image: RegisterImage, face: RegisterFace
   ) -> (registers: LegacyMMIORegisters, effects: [Effect], restoration: Restoration) {

@@ -1,10 +1,9 @@
-/// The driver's reads and writes. Whatever a driver does here, nothing traps: what makes no sense reads zero and writes
-/// nothing.
+/// The driver's reads and writes. No access can trap: an invalid read returns zero, and an invalid write has no effect.
 internal import VirtioCore
 
 extension MMIORegisters {
-  /// A read of `width` bytes (virtio 4.2.2.2). Control registers answer aligned 32-bit reads, the configuration space reads
-  /// of any offset and of 1, 2, 4 or 8 bytes; everything else, write-only registers included, is zero.
+  /// A read of `width` bytes (virtio 4.2.2.2). Control registers answer aligned 32-bit reads, the configuration space reads of
+  /// 1, 2, 4 or 8 bytes at any offset; everything else, write-only registers included, reads as zero.
   public func read(offset: UInt32, width: Int) -> UInt64 {
     if offset >= Self.configurationOffset {
       guard AccessBytes.widths.contains(width) else { return 0 }
@@ -36,8 +35,8 @@ extension MMIORegisters {
     }
   }
 
-  /// A write of the low `width` bytes of `value`. Control registers take aligned 32-bit writes, the configuration space
-  /// writes of any offset and of 1, 2, 4 or 8 bytes; everything else has no effect.
+  /// A write of the low `width` bytes of `value`. Control registers accept aligned 32-bit writes, the configuration space
+  /// writes of 1, 2, 4 or 8 bytes at any offset; everything else has no effect.
   public mutating func write(offset: UInt32, width: Int, value: UInt64) -> [Effect] {
     if offset >= Self.configurationOffset {
       guard AccessBytes.widths.contains(width) else { return [] }

@@ -1,7 +1,7 @@
 /// virtio-mmio version 2 (virtio 4.2.2) as a value: a register access goes in, a number or a list of effects comes out.
 
-/// The register window of one device. It performs nothing itself: its owner executes the effects, in order, before
-/// it answers the driver's write, so that a value read back afterwards (QueueReady, Status) tells that the work is done.
+/// The register window of one device. It has no side effects itself: its owner executes the returned effects, in order, before
+/// it answers the driver's write, so that a value read back afterwards (QueueReady, Status) shows that the work is done.
 public struct MMIORegisters: RegisterWindow {
   /// The offsets that have a register (virtio 4.2.2, table 4.1).
   public enum Register: UInt32, CaseIterable, Sendable {
@@ -52,12 +52,12 @@ public struct MMIORegisters: RegisterWindow {
   /// The interrupt line: level, asserted while any bit is pending (virtio 4.2.3.4).
   public var isInterruptAsserted: Bool { device.face.interruptStatus() & DeviceRegisters.interruptBits != 0 }
 
-  /// The state as a plain record. A queue that is being reset is recorded as not ready: its driver waits for that.
+  /// The state as a plain record. A queue that is being reset is recorded as not ready: that is what its driver waits for.
   public var image: RegisterImage { device.image }
 
-  /// Registers that stand where a record says, and the effects that bring a device there.
+  /// Registers in the state of a record, and the effects that bring a device to that state.
   ///
-  /// - Parameter image: checked as a driver's writes are, by being written.
+  /// - Parameter image: any record; it is checked in the same way as a driver's writes.
   public static func restore(
     _ image: RegisterImage, face: RegisterFace
   ) -> (registers: MMIORegisters, effects: [Effect], restoration: Restoration) {

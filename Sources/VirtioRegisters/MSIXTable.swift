@@ -1,16 +1,16 @@
-/// The MSI-X table (PCI Local Bus 3.0, 6.8.2): where messages go to, and which are masked.
+/// The MSI-X table (PCI Local Bus 3.0, 6.8.2): where messages go, and which are masked.
 
 /// Four words for each vector: message address, its upper half, message data, vector control.
 struct MSIXTable: Hashable, Sendable {
   private(set) var words: [UInt32]
   var vectors: Int { words.count / 4 }
 
-  /// Every vector is masked at first.
+  /// Initially every vector is masked.
   init(vectors: Int) {
     words = (0..<vectors * 4).map { $0 % 4 == 3 ? 1 : 0 }
   }
 
-  /// Aligned accesses of 4 and 8 bytes are what PCI knows; others read zero and write nothing.
+  /// PCI allows only aligned accesses of 4 and 8 bytes; others read as zero, and their writes have no effect.
   func read(offset: UInt32, width: Int) -> UInt64 {
     guard let index = index(offset, width) else { return 0 }
     return UInt64(words[index]) | (width == 8 ? UInt64(words[index + 1]) << 32 : 0)
@@ -22,7 +22,7 @@ struct MSIXTable: Hashable, Sendable {
     if width == 8 { set(index + 1, UInt32(truncatingIfNeeded: value >> 32)) }
   }
 
-  /// Puts a record in the place of the table, as far as both go.
+  /// Overwrites the table with a record, as far as both reach.
   mutating func replace(with record: [UInt32]) {
     for index in words.indices where record.indices.contains(index) { set(index, record[index]) }
   }
@@ -32,7 +32,7 @@ struct MSIXTable: Hashable, Sendable {
     return Int(offset) / 4
   }
 
-  /// Reserved bits stay zero: of the control word all but the mask, of the address the two lowest.
+  /// Reserved bits stay zero: in the control word all except the mask, in the address the two lowest.
   private mutating func set(_ index: Int, _ value: UInt32) {
     words[index] = index % 4 == 3 ? value & 1 : index % 4 == 0 ? value & ~3 : value
   }

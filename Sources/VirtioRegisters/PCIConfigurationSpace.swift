@@ -1,20 +1,20 @@
 /// The configuration space of a virtio-pci function (PCI Local Bus 3.0, chapter 6; virtio 4.1.2 and 4.1.4) as bytes and masks.
 
-/// 256 bytes, each with the bits of it that a driver can write. What cannot be written keeps its value: sizes of BARs are found
-/// by writing all ones and reading back.
+/// 256 bytes, each with a mask of the bits that a driver can write. Other bits keep their value: a driver finds the size of a
+/// BAR by writing all ones and reading back.
 struct PCIConfigurationSpace: Hashable, Sendable {
   static let size = 256
   static let command = 0x04
   static let status = 0x06
   static let barOffset = 0x10
-  /// Where capabilities begin.
+  /// Offsets of the capabilities.
   static let common = 0x40
   static let notify = 0x50
   static let isr = 0x64
   static let device = 0x74
   static let window = 0x84
   static let msix = 0x98
-  /// Fields of the window (virtio 4.1.4.9, VIRTIO_PCI_CAP_PCI_CFG).
+  /// Fields of the access window (virtio 4.1.4.9, VIRTIO_PCI_CAP_PCI_CFG).
   static let windowBar = window + 4
   static let windowOffset = window + 8
   static let windowLength = window + 12
@@ -25,7 +25,7 @@ struct PCIConfigurationSpace: Hashable, Sendable {
   static let memorySpace: UInt16 = 2
   static let busMaster: UInt16 = 4
   static let interruptDisable: UInt16 = 0x400
-  /// Status register: a capability list is there; an interrupt is pending.
+  /// Status register: there is a capability list; an interrupt is pending.
   private static let capabilityList: UInt16 = 0x10
   static let interruptStatus: UInt8 = 0x08
 
@@ -46,7 +46,7 @@ struct PCIConfigurationSpace: Hashable, Sendable {
     set(0x00, 0x1af4 as UInt16)
     set(0x02, isTransitional ? Self.transitionalID(deviceID) : 0x1040 &+ UInt16(truncatingIfNeeded: deviceID))
     bytes[0x08] = isTransitional ? 0 : 1
-    // Mass storage of no particular kind for a disk (class 01, subclass 80); other devices belong to no class.
+    // A disk is "other mass storage" (class 01, subclass 80); other devices have no class.
     set(0x09, deviceID == 2 ? [0x00, 0x80, 0x01] : [0x00, 0x00, 0xff])
     set(0x2c, 0x1af4 as UInt16)
     set(0x2e, isTransitional ? UInt16(truncatingIfNeeded: deviceID) : 0x1100)
@@ -90,7 +90,7 @@ struct PCIConfigurationSpace: Hashable, Sendable {
       for field in [Self.windowOffset, Self.windowLength, Self.windowData] { allow(field, .max) }
     }
     bytes[0x34] = UInt8(interface.hasModern ? Self.common : Self.msix)
-    // MSI-X (PCI 3.0, 6.8.2): the table's size less one; enable and function mask can be written.
+    // MSI-X (PCI 3.0, 6.8.2): the table's size minus one; enable and function mask can be written.
     set(Self.msix, [0x11, 0])
     set(Self.msix + 2, UInt16(layout.vectors - 1))
     allow(Self.msix + 2, 0xc000, width: 2)
@@ -114,7 +114,7 @@ struct PCIConfigurationSpace: Hashable, Sendable {
     }
   }
 
-  /// Changes what can be changed. - Parameter offset: any; what is outside has no effect.
+  /// Writes the bits that can be written. - Parameter offset: any; bytes outside the space have no effect.
   mutating func write(_ offset: Int, _ new: [UInt8]) {
     for (index, byte) in new.enumerated() where bytes.indices.contains(offset + index) {
       let mask = writable[offset + index]
@@ -130,11 +130,11 @@ struct PCIConfigurationSpace: Hashable, Sendable {
   func word(_ offset: Int) -> UInt32 { UInt32(AccessBytes.number(bytes[offset..<offset + 4])) }
 
   func commands(_ bit: UInt16) -> Bool { half(Self.command) & bit != 0 }
-  /// Messages instead of the line.
+  /// Interrupts are sent as messages, not through the INTx line.
   var isMSIXEnabled: Bool { half(Self.msix + 2) & 0x8000 != 0 }
   var isMSIXMasked: Bool { half(Self.msix + 2) & 0x4000 != 0 }
 
-  /// The address in a BAR that exists; `nil` for an upper half or a BAR that is not there.
+  /// The address in a BAR; `nil` for an upper half, or if there is no such BAR.
   func barAddress(_ index: Int) -> UInt64? {
     guard (0..<6).contains(index) else { return nil }
     let at = Self.barOffset + index * 4
@@ -144,7 +144,7 @@ struct PCIConfigurationSpace: Hashable, Sendable {
     return UInt64(low & ~15) | (low & 4 != 0 ? UInt64(word(at + 4)) << 32 : 0)
   }
 
-  /// Bytes that a BAR decodes; `nil` for one that does not exist.
+  /// Bytes that a BAR decodes; `nil` if there is no such BAR.
   func barSize(_ index: Int) -> UInt64? {
     guard barAddress(index) != nil else { return nil }
     let at = Self.barOffset + index * 4

@@ -1,9 +1,9 @@
-/// What a PCI function has to remember beside what every device has. The offsets are part of the memory file's format
+/// The saved state of a PCI function beyond that of every device. The offsets are part of the memory file's format
 /// (Docs/memory-file.md).
 
-/// Bytes of the configuration space, vectors, and the MSI-X table: as trustworthy as a driver, and put to use by writing them.
+/// Bytes of the configuration space, vectors, and the MSI-X table: as trustworthy as a driver, and restored by writing them.
 public struct PCIImage: Hashable, Sendable {
-  /// As a driver reads it; 256 bytes, or none of a function that nobody has touched.
+  /// The configuration space as a driver reads it; 256 bytes, or none if no driver has used the function.
   public var configuration: [UInt8] = []
   /// `config_msix_vector`.
   public var configurationVector: UInt16 = 0xffff
@@ -18,7 +18,7 @@ public struct PCIImage: Hashable, Sendable {
 
   private static let vectorsOffset = 0x110
 
-  /// Bytes with room for `queueCount` queues and their vectors.
+  /// Bytes of an image with room for `queueCount` queues and their vectors.
   static func size(queueCount: Int) -> Int { vectorsOffset + queueCount * 4 + (queueCount + 1) * 16 }
 
   func encoded(queueCount: Int) -> [UInt8] {
@@ -35,7 +35,7 @@ public struct PCIImage: Hashable, Sendable {
     return bytes
   }
 
-  /// Reads it back; what is too short, or all zero, is that of a function that nobody has touched.
+  /// Decodes an image; one that is too short, or all zero, is that of a function that no driver has used.
   init(decoding slice: ArraySlice<UInt8>, queueCount: Int) {
     let bytes = Array(slice)
     guard bytes.count >= Self.size(queueCount: queueCount), bytes.contains(where: { $0 != 0 }) else { return }

@@ -1,6 +1,6 @@
-/// Where everything lies in the BARs of a virtio-pci function (virtio 4.1.4), by the number of its queues.
+/// The layout of the BARs of a virtio-pci function (virtio 4.1.4), which depends on the number of its queues.
 
-/// The numbers of one function: fixed for its life.
+/// The layout of one function, fixed for its life.
 struct PCILayout: Hashable, Sendable {
   /// I/O: the legacy block (virtio 4.1.4.8).
   static let legacyBar = 0

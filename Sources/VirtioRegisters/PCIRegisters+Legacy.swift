@@ -1,4 +1,4 @@
-/// The legacy block behind BAR 0 (virtio 4.1.4.8). Its numbers are little-endian; the configuration space that follows is in the
+/// The legacy block behind BAR 0 (virtio 4.1.4.8). Its numbers are little-endian; the configuration space after it is in the
 /// guest's byte order, which is this machine's.
 internal import VirtioCore
 
@@ -16,13 +16,13 @@ extension PCIRegisters {
     static let queueVector: UInt32 = 0x16
   }
 
-  /// Bytes of a page in which a queue's place is given (virtio 4.1.5.1.3.1).
+  /// Bytes of a page, the unit of a queue's address (virtio 4.1.5.1.3.1).
   static let legacyPageSize: UInt32 = 4096
 
-  /// Two vectors come before the configuration space while MSI-X is on.
+  /// Two vector fields come before the configuration space while MSI-X is enabled.
   private var legacyConfiguration: UInt32 { space.isMSIXEnabled ? 0x18 : 0x14 }
 
-  /// Registers answer to their own width, the configuration space to any.
+  /// Registers answer accesses of their own width, the configuration space those of any width.
   mutating func readLegacy(_ offset: UInt32, _ width: Int) -> (value: UInt64, effects: [Effect]) {
     guard offset < legacyConfiguration else {
       let place = Int(offset - legacyConfiguration)
@@ -55,7 +55,7 @@ extension PCIRegisters {
     switch (offset, width) {
     case (Legacy.guestFeatures, 4): device.acceptLegacy(low)
     case (Legacy.queuePageNumber, 4):
-      // A queue has the size that the device says (virtio 2.6.2), whatever a modern driver had begun to choose.
+      // A queue has the size that the device gives (virtio 2.6.2), even if a modern driver has chosen another one before.
       if let queue = device.selectedQueue, !device.queues[queue].ready { device.setQueueSize(device.maximumSize) }
       return device.setPageNumber(low, pageSize: Self.legacyPageSize)
     case (Legacy.queueSelect, 2): device.queueSelect = UInt32(half)

@@ -1,8 +1,8 @@
-/// A PCI function as a record, and back.
+/// Saves a PCI function to a record and restores it.
 internal import VirtioCore
 
 extension PCIRegisters {
-  /// The state as a plain record. A queue that is being reset is recorded as not ready: its driver waits for that.
+  /// The state as a plain record. A queue that is being reset is recorded as not ready: that is what its driver waits for.
   public var image: RegisterImage {
     var image = device.image
     var function = PCIImage()
@@ -15,10 +15,10 @@ extension PCIRegisters {
     return image
   }
 
-  /// A function that stands where a record says, and the effects that bring a device there.
+  /// A function in the state of a record, and the effects that bring a device to that state.
   ///
   /// - Parameters:
-  ///   - image: checked as a driver's writes are, by being written.
+  ///   - image: any record; it is checked in the same way as a driver's writes.
   ///   - interface: one of the PCI ones.
   public static func restore(
     _ image: RegisterImage, face: RegisterFace, interface: RegisterInterface
@@ -28,7 +28,7 @@ extension PCIRegisters {
     registers.space.write(0, function.configuration)
     registers.device.isMaster = registers.space.commands(PCIConfigurationSpace.busMaster)
     registers.table.replace(with: function.table)
-    // Whatever changed while nobody looked: the next read differs from the last one before.
+    // The configuration may have changed in the meantime: the next read differs from the last one before.
     registers.generation = function.generation &+ 1
     let (effects, restoration) = registers.device.replay(
       image, legacyPageSize: interface.hasModern ? nil : Self.legacyPageSize)

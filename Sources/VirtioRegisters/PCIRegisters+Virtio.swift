@@ -56,7 +56,7 @@ extension PCIRegisters {
     }
   }
 
-  /// Reading clears, and so lowers the line (virtio 4.1.4.5).
+  /// Reading clears the bits, and so lowers the line (virtio 4.1.4.5).
   mutating func readISR() -> (value: UInt64, effects: [Effect]) {
     let bits = isr
     return (UInt64(bits), bits == 0 ? [] : [.acknowledgeInterrupt(bits)])
@@ -68,7 +68,8 @@ extension PCIRegisters {
     generationSeen = now
   }
 
-  /// The structure as a driver reads it, 64 bytes. Of a queue that does not exist every field is zero, and it has no vector.
+  /// The structure as a driver reads it, 64 bytes. If the selected queue does not exist, its fields are zero, and it has no
+  /// vector.
   private var common: [UInt8] {
     var bytes = [UInt8](repeating: 0, count: Int(PCILayout.commonSize))
     func set(_ offset: Int, _ value: some BinaryInteger, _ width: Int) {
@@ -93,7 +94,7 @@ extension PCIRegisters {
     set(Common.queueDescriptor, queue.configuration.descriptorTable.rawValue, 8)
     set(Common.queueDriver, queue.configuration.availableRing.rawValue, 8)
     set(Common.queueDevice, queue.configuration.usedRing.rawValue, 8)
-    // The field is there with NOTIF_CONFIG_DATA only (virtio 4.1.4.3).
+    // The field exists only with NOTIF_CONFIG_DATA (virtio 4.1.4.3).
     let hasData = device.negotiation.accepted.contains(.notificationConfigurationData)
     set(Common.queueNotifyData, hasData ? index : 0, 2)
     set(Common.queueReset, queue.resetting ? 1 : 0, 2)
@@ -105,14 +106,14 @@ extension PCIRegisters {
     case .common(let place): return writeCommon(place, width, value)
     case .device(let place): return device.writeConfiguration(place, AccessBytes.bytes(value, width: width))
     case .notify(let place):
-      // The address says which queue it is (virtio 4.1.4.4), whatever the data.
+      // The address selects the queue (virtio 4.1.4.4), whatever the data is.
       guard place % Int(PCILayout.notifyMultiplier) == 0, width == 2 || width == 4 else { return [] }
       return device.notify(UInt32(place) / PCILayout.notifyMultiplier)
     case .isr, .hole: return []
     }
   }
 
-  /// Fields are written in their own width, 64-bit ones as a whole or by halves (virtio 4.1.3.1); other writes have no effect.
+  /// Fields are written in their own width, 64-bit ones as a whole or in halves (virtio 4.1.3.1); other writes have no effect.
   private mutating func writeCommon(_ offset: Int, _ width: Int, _ value: UInt64) -> [Effect] {
     let low = UInt32(truncatingIfNeeded: value)
     let half = UInt16(truncatingIfNeeded: value)
@@ -125,7 +126,7 @@ extension PCIRegisters {
     case (Common.queueSelect, 2): device.queueSelect = UInt32(half)
     case (Common.queueSize, 2): device.setQueueSize(UInt32(half))
     case (Common.queueVector, 2): return setQueueVector(half)
-    // A driver never writes 0 here (virtio 4.1.4.3.2): a queue goes with the device, or by `queue_reset`.
+    // A driver never writes 0 here (virtio 4.1.4.3.2): a queue is disabled by resetting the device, or with `queue_reset`.
     case (Common.queueEnable, 2): return half == 1 ? device.setQueueReady(true) : []
     case (Common.queueReset, 2): return half == 1 ? device.resetQueue() : []
     case (Common.queueDescriptor..<Common.queueNotifyData, 4), (Common.queueDescriptor..<Common.queueNotifyData, 8):
@@ -141,7 +142,7 @@ extension PCIRegisters {
     return []
   }
 
-  /// A reset takes every vector away (virtio 4.1.5.1.2.1).
+  /// A reset clears all vectors (virtio 4.1.5.1.2.1).
   mutating func writeStatus(_ value: UInt32, isLegacy: Bool = false) -> [Effect] {
     let effects = device.writeStatus(value, isLegacy: isLegacy)
     guard effects.contains(.reset) else { return effects }

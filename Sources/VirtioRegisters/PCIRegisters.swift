@@ -1,18 +1,18 @@
 /// virtio-pci (virtio 4.1) as a value: an access goes in, a number and a list of effects come out.
 internal import VirtioCore
 
-/// One PCI function: configuration space, BARs, MSI-X. Interrupts are sent by its owner, along `route(of:)`; what is
-/// pending (ISR, and what is held back while its vector is masked) is the owner's as well, because queues set it at any moment.
+/// One PCI function: configuration space, BARs, MSI-X. Its owner sends the interrupts, to `route(of:)`; the owner also keeps
+/// the pending state (ISR, and sources held back while their vector is masked), because queues set it at any moment.
 ///
 ///     var function = PCIRegisters(face: face, interface: .pci)
 ///     let (identity, _) = function.read(.configuration, offset: 0, width: 4)      // 0x10421af4
 ///     for effect in function.write(.bar(4), offset: 0x14, width: 1, value: 1) { … }
 public struct PCIRegisters: RegisterWindow {
-  /// Where an access goes to.
+  /// The address space of an access.
   public enum Space: Hashable, Sendable {
-    /// The configuration space; beyond its 256 bytes nothing answers.
+    /// The configuration space; accesses beyond its 256 bytes are not answered.
     case configuration
-    /// A base address register's range, 0 … 5, once the command register lets it be decoded.
+    /// The range of a base address register, 0 … 5, if the command register enables decoding.
     case bar(Int)
   }
 
@@ -22,7 +22,8 @@ public struct PCIRegisters: RegisterWindow {
   var table: MSIXTable
   /// `config_msix_vector`.
   var configurationVector = DeviceRegisters.noVector
-  /// `config_generation` has 8 bits: it moves when it is read after a change, so that 256 changes between two reads are seen.
+  /// `config_generation` has only 8 bits: it is incremented when it is read after a change, so that even 256 changes between
+  /// two reads are noticed.
   var generation: UInt8 = 0
   var generationSeen: UInt32
 
@@ -38,8 +39,8 @@ public struct PCIRegisters: RegisterWindow {
 
   // MARK: Accesses
 
-  /// A read of `width` bytes at any offset. It can have effects: reading ISR clears it, and a read of the window is a read of
-  /// what it shows.
+  /// A read of `width` bytes at any offset. It can have effects: reading ISR clears it, and a read of the access window reads
+  /// the register behind it.
   public mutating func read(_ space: Space, offset: UInt32, width: Int) -> (value: UInt64, effects: [Effect]) {
     guard AccessBytes.widths.contains(width) else { return (AccessBytes.ones(width: width), []) }
     switch space {
@@ -71,15 +72,15 @@ public struct PCIRegisters: RegisterWindow {
     }
   }
 
-  /// The BAR exists, holds the whole access, and the command register lets it be decoded.
+  /// The BAR exists, contains the whole access, and the command register enables decoding.
   private func decodes(_ index: Int, _ offset: UInt32, _ width: Int) -> Bool {
     guard let size = space.barSize(index), UInt64(offset) + UInt64(width) <= size else { return false }
     return space.commands(space.isPort(index) ? PCIConfigurationSpace.ioSpace : PCIConfigurationSpace.memorySpace)
   }
 
-  /// Which BAR answers at an address, for owners whose drivers use addresses; `nil`: none.
+  /// The BAR that decodes an address, for owners whose drivers use addresses; `nil`: none does.
   ///
-  /// - Parameter isPort: in the I/O space.
+  /// - Parameter isPort: the address is in the I/O space.
   public func bar(at address: UInt64, isPort: Bool) -> (index: Int, offset: UInt32)? {
     for index in 0..<6 {
       guard let base = space.barAddress(index), space.isPort(index) == isPort, address >= base else { continue }
@@ -128,8 +129,8 @@ public struct PCIRegisters: RegisterWindow {
       && (offset..<offset + width).overlaps(PCIConfigurationSpace.windowData..<PCIConfigurationSpace.windowData + 4)
   }
 
-  /// What the window shows (virtio 4.1.4.9): it works before BARs have addresses. `nil` where it shows nothing of the device's:
-  /// such a window is not to be used, and does nothing.
+  /// The registers that the access window is set to (virtio 4.1.4.9); it works even before BARs have addresses. `nil` if its
+  /// settings are invalid: a driver must not use it then, and accesses have no effect.
   private var window: (bar: Int, offset: UInt32, length: Int)? {
     let bar = Int(space.bytes[PCIConfigurationSpace.windowBar])
     let offset = space.word(PCIConfigurationSpace.windowOffset)
@@ -150,22 +151,22 @@ public struct PCIRegisters: RegisterWindow {
   /// The bits of ISR.
   var isr: UInt32 { device.face.interruptStatus() & DeviceRegisters.interruptBits }
 
-  /// "Ring or configuration?" has an answer, which INTx would be asserted for (PCI Status, Interrupt Status; virtio 4.1.4.5.1).
+  /// An interrupt is pending for INTx (PCI Status, Interrupt Status; virtio 4.1.4.5.1).
   private var isInterruptPending: Bool { isr != 0 && !space.isMSIXEnabled }
 
-  /// The INTx line: level. It falls by reading ISR.
+  /// The INTx line: level. Reading ISR deasserts it.
   public var isInterruptAsserted: Bool {
     isInterruptPending && !space.commands(PCIConfigurationSpace.interruptDisable)
   }
 
-  /// Where a notification goes to now (virtio 4.1.5.3, 4.1.5.4). With messages on, the bit of a configuration change is set in
-  /// ISR all the same.
+  /// Where a notification goes now (virtio 4.1.5.3, 4.1.5.4). Even with MSI-X enabled, a configuration change also sets its bit
+  /// in ISR.
   public func route(of source: InterruptSource) -> InterruptRoute {
     guard space.isMSIXEnabled else {
       return space.commands(PCIConfigurationSpace.interruptDisable) ? .lineDisabled : .line
     }
     guard let vector = vector(of: source) else { return .none }
-    // A message is a write to memory.
+    // A message is a write to memory, so it needs bus mastering.
     let isMasked = space.isMSIXMasked || table.isMasked(vector) || !device.isMaster
     return isMasked ? .masked(vector: vector) : .message(vector: vector, table.message(vector))
   }
@@ -179,7 +180,7 @@ public struct PCIRegisters: RegisterWindow {
     return vector == DeviceRegisters.noVector ? nil : Int(vector)
   }
 
-  /// A vector that there is, or none: a mapping that cannot be reads back as that (virtio 4.1.5.1.2.1).
+  /// The vector if it exists, otherwise none: an impossible mapping reads back as NO_VECTOR (virtio 4.1.5.1.2.1).
   func checkedVector(_ value: UInt16) -> UInt16 { Int(value) < layout.vectors ? value : DeviceRegisters.noVector }
 
   mutating func setConfigurationVector(_ value: UInt16) -> [Effect] {

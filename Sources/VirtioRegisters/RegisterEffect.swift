@@ -1,19 +1,19 @@
-/// What register accesses ask of the owner of the registers, the same on every bus.
+/// The effects of register accesses, which the owner of the registers executes; the same on every bus.
 public import VirtioCore
 
-/// One thing to carry out. The owner does so in order, and before it answers the driver's access, so that a value read back
-/// afterwards (QueueReady, Status) tells that the work is done.
+/// One effect. The owner executes effects in order, and before it answers the driver's access, so that a value read back
+/// afterwards (QueueReady, Status) shows that the work is done.
 public enum RegisterEffect: Hashable, Sendable {
-  /// The driver's choice of features is fixed now. Bits that are the register face's own business are left out.
+  /// The driver's choice of features is fixed now. Bits that the register face handles itself are left out.
   case featuresFixed(FeatureSet)
-  /// Notifications may be sent, queues are served. One `startQueue` for each ready queue follows.
+  /// Notifications may be sent and queues are served from now on. One `startQueue` for each ready queue follows.
   case live
-  /// Serve the queue. The numbers are the driver's and unchecked but for the size.
+  /// Serve the queue. The numbers are the driver's, and except for the size they are unchecked.
   case startQueue(Int, QueueConfiguration)
   /// Finish what is in flight and release the queue's memory.
   case stopQueue(Int)
-  /// As `stopQueue`, but the queue will be started again where it stands: the function may not access memory (PCI's bus master
-  /// enable), or the driver suspends the device.
+  /// As `stopQueue`, but the queue will be started again from its position: the function may not access memory for now (PCI's
+  /// bus master enable), or the driver suspends the device.
   case pauseQueue(Int)
   /// As `stopQueue`; then call `queueResetFinished` (virtio 2.6.1).
   case resetQueue(Int)
@@ -23,15 +23,16 @@ public enum RegisterEffect: Hashable, Sendable {
   case acknowledgeInterrupt(UInt32)
   /// The driver writes to the device's configuration space.
   case configWrite(offset: Int, bytes: [UInt8])
-  /// Notify the driver of a configuration change that it was not told of while the device was suspended.
+  /// Notify the driver of a configuration change that was held back while the device was suspended.
   case configurationChanged
-  /// Where notifications go to may have changed: ask `route(of:)` again, and send what was held back and need not be any more.
+  /// The routes of notifications may have changed: call `route(of:)` again, and send those that were held back and no longer
+  /// have to be.
   case interruptRoutesChanged
   /// Stop every queue, forget the driver and clear the pending interrupts.
   case reset
 }
 
-/// What a notification is about.
+/// The source of a notification.
 public enum InterruptSource: Hashable, Sendable {
   /// A buffer of this queue was used.
   case queue(Int)
@@ -39,7 +40,7 @@ public enum InterruptSource: Hashable, Sendable {
   case configuration
 }
 
-/// The memory write that is a message signalled interrupt.
+/// A message-signalled interrupt: a write to memory.
 public struct MSIMessage: Hashable, Sendable {
   public var address: UInt64
   public var data: UInt32
@@ -50,20 +51,20 @@ public struct MSIMessage: Hashable, Sendable {
   }
 }
 
-/// Where a notification goes to at this moment.
+/// Where a notification goes at this moment.
 public enum InterruptRoute: Hashable, Sendable {
   /// The source's bit is set in the pending interrupts, which asserts the level-triggered line.
   case line
-  /// The bit is set, and the line stays as it is (PCI's interrupt disable).
+  /// The bit is set, and the line is not asserted (PCI's interrupt disable).
   case lineDisabled
   /// A message is sent.
   case message(vector: Int, MSIMessage)
-  /// The vector is masked: the source is held back, and shown as a pending bit, until it can be sent.
+  /// The vector is masked: the message is held back, and shown as a pending bit, until it can be sent.
   case masked(vector: Int)
-  /// Nowhere: messages are on, and the source has no vector (virtio 4.1.5.3.1).
+  /// Nowhere: MSI-X is enabled, and the source has no vector (virtio 4.1.5.3.1).
   case none
 
-  /// The driver, if it waits for the source, is to be woken now.
+  /// The notification reaches the driver now.
   public var isDelivered: Bool {
     switch self {
     case .line, .message: true

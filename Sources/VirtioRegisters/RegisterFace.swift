@@ -1,27 +1,27 @@
-/// What a register model shows of a device: the numbers and the questions it needs, without the device itself.
+/// A device as its register model sees it: the numbers and the closures that it needs, without the device itself.
 public import VirtioCore
 
-/// The face of one device behind its registers. The numbers are fixed for the life of the model; what can change at any
-/// moment is requested when a driver reads it.
+/// One device behind its registers. The numbers are fixed for the life of the model; values that can change at any moment are
+/// fetched when a driver reads them.
 public struct RegisterFace: Sendable {
   /// The virtio device ID (virtio 5): 2 for a block device, 0 for an empty slot.
   public var deviceID: UInt32
-  /// Free to choose (virtio 4.2.2).
+  /// Any number (virtio 4.2.2).
   public var vendorID: UInt32
-  /// What the device offers.
+  /// The features that the device offers.
   public var features: FeatureSet
-  /// What the registers could offer by themselves and do not: NOTIF_CONFIG_DATA. ANY_LAYOUT has to be offered to legacy drivers
-  /// (virtio 6.3).
+  /// Features of the registers themselves that are not offered; only NOTIF_CONFIG_DATA can be withheld, because ANY_LAYOUT has
+  /// to be offered to legacy drivers (virtio 6.3).
   public var withheld = FeatureSet()
   public var queueCount: Int
   /// A power of two, 1 … 32768; the same for each queue.
   public var maximumQueueSize: UInt16
-  /// The pending bits: 0 used buffer, 1 configuration change. Other bits are ignored.
+  /// The pending interrupts. Bit 0: used buffer, bit 1: configuration change. Other bits are ignored.
   public var interruptStatus: @Sendable () -> UInt32
   public var configurationGeneration: @Sendable () -> UInt32
-  /// `count` bytes from `offset` on, zero where the configuration space has none.
+  /// `count` bytes from `offset` on; those beyond the end of the configuration space are zero.
   public var readConfiguration: @Sendable (_ offset: Int, _ count: Int) -> [UInt8]
-  /// Whether the device can work with a part of what it offers.
+  /// Whether the device can work with this subset of the features that it offers.
   public var accepts: @Sendable (FeatureSet) -> Bool
 
   /// Whether a notification is held back because its vector was masked (PCI's pending bits, see `InterruptRoute.masked`).

@@ -1,18 +1,18 @@
-/// The state of the registers as bytes: what a device leaves behind so that another process can continue where it stopped. The
-/// offsets are part of the memory file's format (Docs/memory-file.md).
+/// The state of the registers as bytes, from which another process can continue where a device stopped. The offsets are part of
+/// the memory file's format (Docs/memory-file.md).
 public import VirtioCore
 
-/// Everything that a driver has told the registers. A plain record: when it is read back it is as trustworthy as a driver,
-/// and is put to use by performing the register writes that it stands for (`RegisterModel.restore`).
+/// Everything that a driver has written to the registers. A plain record: when it is read back it is as trustworthy as a
+/// driver, and it is restored by performing the register writes that it stands for (`RegisterModel.restore`).
 public struct RegisterImage: Hashable, Sendable {
   /// One queue's registers.
   public struct Queue: Hashable, Sendable {
     public var configuration: QueueConfiguration
     public var ready: Bool
-    /// Where a packed queue was stopped, with nothing in flight: what was used is not in guest memory as a number. `nil` while
-    /// it runs, and of a split queue.
+    /// Where a packed queue was stopped, with nothing in flight, because guest memory does not contain this position. `nil`
+    /// while it runs, and for a split queue.
     public var position: PackedPosition?
-    /// Of the used ring in the legacy layout, bytes, a power of two.
+    /// The alignment of the used ring in the legacy layout, bytes, a power of two.
     public var alignment: UInt32
 
     public init(
@@ -24,8 +24,8 @@ public struct RegisterImage: Hashable, Sendable {
       self.alignment = alignment
     }
 
-    /// QueueReady in bit 0, whether there is a position in bit 1, and that in bits 16 … 31. Bits 8 … 15: the exponent of an
-    /// alignment that is not 4096, plus one.
+    /// Bit 0: QueueReady. Bit 1: there is a position, in bits 16 … 31. Bits 8 … 15: 0 for an alignment of 4096, otherwise its
+    /// exponent plus one.
     fileprivate var readyWord: UInt32 {
       (ready ? 1 : 0) | (position.map { 2 | UInt32($0.rawValue) << 16 } ?? 0)
         | (alignment == DeviceRegisters.defaultAlignment ? 0 : UInt32(alignment.trailingZeroBitCount + 1) << 8)
@@ -39,11 +39,11 @@ public struct RegisterImage: Hashable, Sendable {
   public var driverFeatures = FeatureSet()
   /// The driver accepted a bit above 63.
   public var strayFeatures = false
-  /// GuestPageSize of virtio-mmio version 1, bytes; 0 when it was not written.
+  /// GuestPageSize of virtio-mmio version 1, bytes; 0 if it was not written.
   public var guestPageSize: UInt32 = 0
   /// A legacy driver uses its queues before DRIVER_OK.
   public var servesEarly = false
-  /// What a PCI function has beside these.
+  /// The additional state of a PCI function.
   public var pci: PCIImage?
   public var queues: [Queue] = []
   public var configurationWrites = ConfigurationWrites()
@@ -87,16 +87,16 @@ public struct RegisterImage: Hashable, Sendable {
     return bytes
   }
 
-  /// Reads an image back. Any bytes make some image; what is too short for the queues it claims has as many as fit.
+  /// Decodes an image. Any bytes make some image; one that is too short for the queues it claims has as many as fit.
   ///
-  /// - Parameter queueCount: that it has room for, which says where what belongs to PCI begins.
+  /// - Parameter queueCount: queues that it has room for, which determines where the PCI part begins.
   public init(decoding bytes: [UInt8], queueCount: Int, interface: RegisterInterface) {
     let end = min(bytes.count, Self.size(queueCount: queueCount))
     self.init(decoding: Array(bytes[..<end]))
     if interface.isPCI { pci = PCIImage(decoding: bytes[end...], queueCount: queueCount) }
   }
 
-  /// The same of an image without anything that belongs to PCI.
+  /// Decodes an image without a PCI part.
   public init(decoding bytes: [UInt8]) {
     self.init()
     guard bytes.count >= Self.queuesOffset else { return }
@@ -132,7 +132,7 @@ public struct RegisterImage: Hashable, Sendable {
 }
 
 extension RegisterImage {
-  /// - Parameter exponent: plus one; 0 and what is none stand for 4096.
+  /// - Parameter exponent: the exponent plus one; 0 and invalid values stand for 4096.
   private static func alignment(exponent: UInt32) -> UInt32 {
     (1...32).contains(exponent) ? 1 << (exponent - 1) : DeviceRegisters.defaultAlignment
   }
@@ -143,7 +143,7 @@ extension [UInt8] {
     for shift in stride(from: 0, to: Word.bitWidth, by: 8) { append(UInt8(truncatingIfNeeded: word >> Word(shift))) }
   }
 
-  /// The caller has checked that the word is inside.
+  /// The word at an offset, little-endian. The caller has checked that it is within the array.
   func word<Word: FixedWidthInteger>(at offset: Int, as: Word.Type) -> Word {
     self[offset..<offset + Word.bitWidth / 8].reversed().reduce(0) { $0 << 8 | Word(truncatingIfNeeded: $1) }
   }

@@ -1,7 +1,7 @@
-/// The register faces that a device can show, by name and number.
+/// The register interfaces that a device can have, by name and number.
 
-/// What a driver finds: one of the specification's two buses with registers, in its modern or its legacy dress. The numbers
-/// are part of the memory file's format (Docs/memory-file.md).
+/// The interface that a driver finds: one of the specification's two buses with registers, in its modern or its legacy form.
+/// The numbers are part of the memory file's format (Docs/memory-file.md).
 public enum RegisterInterface: UInt32, CaseIterable, Hashable, Sendable {
   /// virtio-mmio version 2 (virtio 4.2.2).
   case mmio = 0
@@ -9,7 +9,7 @@ public enum RegisterInterface: UInt32, CaseIterable, Hashable, Sendable {
   case mmioLegacy = 1
   /// virtio-pci without the legacy interface (virtio 4.1).
   case pci = 2
-  /// virtio-pci of devices before version 1: the I/O BAR alone (virtio 4.1.4.8).
+  /// virtio-pci of devices before version 1.0: only the I/O BAR (virtio 4.1.4.8).
   case pciLegacy = 3
   /// virtio-pci with both (virtio 4.1.2.3).
   case pciTransitional = 4
@@ -37,7 +37,7 @@ public enum RegisterInterface: UInt32, CaseIterable, Hashable, Sendable {
     }
   }
 
-  /// A driver that knows nothing of VERSION_1 can be served.
+  /// A driver that does not know VERSION_1 can use the device.
   public var hasLegacy: Bool {
     switch self {
     case .mmioLegacy, .pciLegacy, .pciTransitional: true
@@ -45,7 +45,7 @@ public enum RegisterInterface: UInt32, CaseIterable, Hashable, Sendable {
     }
   }
 
-  /// A driver that accepts VERSION_1 can be served.
+  /// A driver that accepts VERSION_1 can use the device.
   public var hasModern: Bool {
     switch self {
     case .mmio, .pci, .pciTransitional: true

@@ -1,8 +1,8 @@
-/// Whichever register face a device shows, behind one offset: what a mailbox needs.
+/// The register interface of a device, whichever it is, behind one offset: this is what a mailbox needs.
 public import VirtioCore
 
-/// A register face chosen at run time. PCI's spaces lie behind one 32-bit offset: bits 28 to 31 are 0 for the configuration
-/// space and 1 + n for BAR n, the others the offset in it.
+/// A register interface chosen at run time. The spaces of PCI share one 32-bit offset: bits 28 to 31 are 0 for the
+/// configuration space and 1 + n for BAR n, and the other bits are the offset in it.
 public enum RegisterModel: RegisterWindow {
   case mmio(MMIORegisters)
   case legacyMMIO(LegacyMMIORegisters)
@@ -40,10 +40,10 @@ public enum RegisterModel: RegisterWindow {
   }
 
   public var interface: RegisterInterface { device.interface }
-  /// What a driver is offered, the bits of the register face included.
+  /// The features offered to a driver, those of the register face included.
   public var offered: FeatureSet { device.negotiation.offered }
 
-  /// The offset of something in a PCI space. - Parameter offset: below 2^28.
+  /// The combined offset for a place in a PCI space. - Parameter offset: in that space, below 2^28.
   public static func offset(_ space: PCIRegisters.Space, _ offset: UInt32) -> UInt32 {
     switch space {
     case .configuration: offset
@@ -51,7 +51,7 @@ public enum RegisterModel: RegisterWindow {
     }
   }
 
-  /// The space behind an offset; `nil` where there is none.
+  /// The space behind an offset; `nil` if there is none.
   private static func place(_ offset: UInt32) -> (space: PCIRegisters.Space, offset: UInt32)? {
     let rest = offset & 0x0fff_ffff
     switch offset >> 28 {
@@ -93,7 +93,7 @@ public enum RegisterModel: RegisterWindow {
     }
   }
 
-  /// Where a notification goes to now.
+  /// Where a notification goes now.
   public func route(of source: InterruptSource) -> InterruptRoute {
     switch self {
     case .mmio, .legacyMMIO: .line
@@ -110,9 +110,9 @@ public enum RegisterModel: RegisterWindow {
     }
   }
 
-  /// Registers that stand where a record says, and the effects that bring a device there.
+  /// Registers in the state of a record, and the effects that bring a device to that state.
   ///
-  /// - Parameter image: checked as a driver's writes are, by being written.
+  /// - Parameter image: any record; it is checked in the same way as a driver's writes.
   public static func restore(
     _ image: RegisterImage, _ interface: RegisterInterface, face: RegisterFace
   ) -> (registers: RegisterModel, effects: [Effect], restoration: Restoration) {

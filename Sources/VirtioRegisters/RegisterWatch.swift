@@ -1,13 +1,13 @@
-/// Somebody who looks at what a driver does with the registers, beside the model that answers it.
+/// An observer of a driver's register accesses, beside the model that answers them.
 
 /// One access, after it was answered and before its effects are executed.
 public struct RegisterAccess: Hashable, Sendable {
-  /// As `RegisterModel` counts it.
+  /// The offset as in `RegisterModel`.
   public var offset: UInt32
   /// Bytes.
   public var width: Int
   public var isWrite: Bool
-  /// What was written, or what was read.
+  /// The value that was written or read.
   public var value: UInt64
 
   public init(offset: UInt32, width: Int, isWrite: Bool, value: UInt64) {
@@ -18,9 +18,9 @@ public struct RegisterAccess: Hashable, Sendable {
   }
 }
 
-/// Is told on the thread that owns the registers. It changes nothing.
+/// Called on the thread that owns the registers. It cannot change anything.
 public protocol RegisterWatch: AnyObject {
-  /// From here on. - Parameter registers: as they stand, with whatever a driver has done before.
+  /// The watch begins. - Parameter registers: their present state, including all that a driver has done before.
   func begins(with registers: RegisterModel)
   func accessed(_ access: RegisterAccess)
 }

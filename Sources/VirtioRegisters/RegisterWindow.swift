@@ -1,7 +1,7 @@
-/// What can be asked of any register face.
+/// The interface that all register faces share.
 public import VirtioCore
 
-/// A register face around what all of them have in common.
+/// A register face around the registers that all of them have in common.
 public protocol RegisterWindow: Sendable {
   var device: DeviceRegisters { get set }
 }
@@ -11,13 +11,13 @@ extension RegisterWindow {
   public typealias Restoration = RegisterRestoration
 
   public var status: DeviceStatus { device.status }
-  /// What the driver has accepted so far, without bits that are the face's own business; fixed once FEATURES_OK is set.
+  /// The features that the driver has accepted so far, without those of the register face; fixed once FEATURES_OK is set.
   public var features: FeatureSet { device.features }
-  /// The driver has come to DRIVER_OK, or is a legacy one that did not wait for that: notifications may be sent.
+  /// The driver has set DRIVER_OK, or is a legacy one that did not wait for that: notifications may be sent.
   public var isInUse: Bool { device.isInUse }
-  /// Queues that are ready are served: the driver is there for it, and the device does not need a reset.
+  /// Queues that are ready are served: the driver uses the device, and the device does not need a reset.
   public var isLive: Bool { device.isLive }
-  /// The queues that the driver has made ready, served or not, with what it wrote about them.
+  /// The queues that the driver has made ready, served or not, with the driver's parameters.
   public var readyQueues: [(queue: Int, configuration: QueueConfiguration)] {
     device.queues.indices.filter { device.queues[$0].ready }.map { ($0, device.queues[$0].configuration) }
   }
@@ -32,14 +32,14 @@ extension RegisterWindow {
 
   /// The device's configuration space has changed.
   ///
-  /// - Returns: whether to notify the driver: it drives the device, and has not suspended it. Later, `RegisterEffect.configurationChanged`
-  ///   says so.
+  /// - Returns: whether to notify the driver now: it uses the device, and has not suspended it. For a suspended device
+  ///   `RegisterEffect.configurationChanged` follows when it is resumed.
   public mutating func configurationChanged() -> Bool { device.configurationChanged() }
 
   /// The owner has executed `resetQueue`: the queue's reset and ready bits read 0 from now on.
   public mutating func queueResetFinished(_ queue: Int) { device.queueResetFinished(queue) }
 
-  /// The device took a `configWrite`: remembered, so that a device that starts again can be given it once more.
+  /// The device accepted a `configWrite`: the bytes are recorded, so that they can be written again to a device that restarts.
   public mutating func configurationWritten(at offset: Int, _ bytes: [UInt8]) {
     device.configurationWrites.record(at: offset, bytes)
   }
@@ -47,7 +47,7 @@ extension RegisterWindow {
 
 /// The bytes of an access, lowest first, and back.
 enum AccessBytes {
-  /// Widths that the configuration space and records of bytes answer to.
+  /// Access widths that byte-wise spaces accept.
   static let widths: Set<Int> = [1, 2, 4, 8]
 
   static func number(_ bytes: some BidirectionalCollection<UInt8>) -> UInt64 {
@@ -59,6 +59,6 @@ enum AccessBytes {
     (0..<width).map { UInt8(truncatingIfNeeded: value >> (UInt64($0) * 8)) }
   }
 
-  /// What an access finds where nothing answers: all ones.
+  /// The value of a read that nothing answers: all ones.
   static func ones(width: Int) -> UInt64 { width >= 8 ? .max : (1 << (UInt64(max(width, 0)) * 8)) &- 1 }
 }

@@ -1,9 +1,9 @@
-// What this build was made from. A C target of its own, because the package description can give C a value and Swift none, and
-// because then another commit means one small file to compile.
+// The commit that this build was made from. A separate C target, because the package description can define a value for C and
+// not for Swift, and because a new commit then recompiles only one small file.
 #ifndef CVERSION_H
 #define CVERSION_H
 
-// The commit's name, or an empty string where the build knew of none.
+// The commit's name, or an empty string if the build did not know it.
 const char *cversion_commit(void);
 
 #endif

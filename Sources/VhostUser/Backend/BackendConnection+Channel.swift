@@ -1,11 +1,11 @@
-/// The channel on which a back-end speaks unasked, and what is asked there: translations, for drivers behind an IOMMU.
+/// The channel for requests of the back-end, on which it asks for translations for drivers behind an IOMMU.
 internal import Sockets
 internal import VirtioCore
 
 extension BackendConnection {
-  /// Messages that wait for a front-end that does not take them.
+  /// The most messages that may wait for a front-end that does not read them.
   private static let channelBacklog = 512
-  /// How long a queue may wait for a translation before that is said.
+  /// How long a queue may wait for a translation before that is reported.
   private static let translationNotice = Duration.seconds(5)
 
   func openChannel(_ socket: OwnedDescriptor) {
@@ -13,15 +13,15 @@ extension BackendConnection {
     channel = (socket, MessageWriter())
   }
 
-  /// Nothing more is said there.
+  /// Closes the channel: nothing more is sent on it.
   func forgetChannel() {
     if let channelRegistration { loop.remove(channelRegistration) }
     channelRegistration = nil
     channel = nil
   }
 
-  /// No answer is asked for, so that nobody ever waits here for a front-end that waits for us. What one does not take that was told
-  /// so much already is lost to it, but for questions: those that are still open are asked again when it has taken the rest.
+  /// No reply is requested, so that no deadlock with a front-end that waits for us is possible. If too many messages wait,
+  /// further ones are dropped, except that questions still open are asked again when the front-end has read the rest.
   func send(_ message: Message) {
     guard channel != nil else { return }
     if channel!.writer.unsentCount < Self.channelBacklog {
@@ -45,13 +45,13 @@ extension BackendConnection {
     for effect in session.questionsAgain() { perform(effect) }
   }
 
-  /// There is something to send of a channel that another server had.
+  /// Continues a channel of another server, with its unsent messages.
   func openChannel(_ socket: OwnedDescriptor, unsent: MessageWriter) {
     channel = (socket, unsent)
     flushChannel()
   }
 
-  /// The rest goes when there is room for it.
+  /// Sends the rest when there is room for it.
   private func waitForChannel() throws {
     guard channelRegistration == nil, let socket = channel?.socket else { return }
     channelRegistration = try loop.add(socket.rawValue, .writable) { [weak self] _ in self?.flushChannel() }
@@ -59,9 +59,10 @@ extension BackendConnection {
 
   // MARK: Translations
 
-  /// A queue waits. What is to be done about that waits for no message at hand.
+  /// A queue waits for a translation. This is handled at once, even during a message.
   func takeMiss(_ queue: Int, _ miss: TranslationMiss) {
-    // A queue that is stopped for another server, or was, is not the one that missed it any more.
+    // Ignored for a queue that is being stopped, or was stopped, for another server: it misses the translation again when it
+    // continues.
     guard !isOver, standstill?.hasBegun != true, adoption == nil else { return }
     for effect in session.missed(queue: queue, miss) { perform(effect) }
     lookForTranslations()
@@ -74,8 +75,8 @@ extension BackendConnection {
     if queues.isEmpty { session.withdrawn() }
   }
 
-  /// Told once in the life of a connection: a front-end may never answer. While anybody waits, whether there is a channel to ask on or
-  /// not, it is looked again.
+  /// Reports once per connection that a translation does not come, because a front-end may never answer. The check is repeated
+  /// while any queue waits, even if there is no channel to ask on.
   func lookForTranslations() {
     guard !isOver, !looksForTranslations, !hasToldOfTranslations, session.waitsForTranslation else { return }
     looksForTranslations = true

@@ -1,19 +1,19 @@
-/// One connection in two processes: how it stops in one and continues in the other.
+/// The takeover of one connection: how it stops in one process and continues in another.
 internal import Sockets
 internal import VirtioCore
 
 extension BackendConnection {
-  /// What was stopped for the next server.
+  /// The state of stopping for the next server.
   struct Standstill {
     /// Rings that ran.
     var rings: Set<Int> = []
-    /// They have been asked to stop.
+    /// The rings have been asked to stop.
     var hasBegun = false
     /// Called once when everything has stopped.
     var whenStill: (() -> Void)?
-    /// Everything has stopped, and the next server may have what is to be sent.
+    /// Everything has stopped, and unsent messages may already be with the next server.
     var isComplete = false
-    /// It was cancelled before it was complete: what has stopped by then continues.
+    /// It was cancelled before it was complete: rings that have stopped by then continue.
     var isCancelled = false
   }
 
@@ -21,7 +21,7 @@ extension BackendConnection {
   struct Adoption {
     var rings: Set<Int>
     var waiting: Set<Int>
-    /// Rings that cannot be started yet, as they are not translated.
+    /// Rings that cannot be started yet, because they are not translated.
     var later: Set<Int> = []
     var failure: TakeoverError?
     /// Called once when all have answered.
@@ -35,13 +35,13 @@ extension BackendConnection {
   /// - Parameter whenStill: called when that is done; never, if the connection ends before.
   func standStill(then whenStill: @escaping () -> Void) {
     standstill = Standstill(whenStill: whenStill)
-    // Not even for its end: the next server will notice that as well.
+    // Not even for the end of the connection: the next server will notice that, too.
     if let registration { loop.remove(registration) }
     registration = nil
     goOn()
   }
 
-  /// As far as the current message permits.
+  /// Stops as far as the current message permits.
   func comeToStandstill() {
     guard var standing = standstill, awaited == .nothing, session.isBetweenMessages else { return }
     if !standing.hasBegun {
@@ -59,10 +59,10 @@ extension BackendConnection {
     still()
   }
 
-  /// Nobody else continues it: what was stopped continues here.
+  /// No other server continues the connection: everything that was stopped continues here.
   ///
-  /// - Parameter fromMemory: another server may have served the rings in between and is gone.
-  /// - Returns: false if nobody can tell what that one did, so that nothing can continue.
+  /// - Parameter fromMemory: another server may have served the rings in the meantime, and is gone.
+  /// - Returns: false if it cannot be told what that server did, so that nothing can continue.
   @discardableResult
   func goOn(fromMemory: Bool) -> Bool {
     guard var standing = standstill, !isOver else { return true }
@@ -86,7 +86,7 @@ extension BackendConnection {
     goOn()
   }
 
-  /// Another server has it now: nothing is sent or stopped here any more.
+  /// Another server has the connection now: nothing more is sent or stopped here.
   func letGo() {
     if let registration { loop.remove(registration) }
     registration = nil
@@ -99,7 +99,7 @@ extension BackendConnection {
     channel = nil
   }
 
-  /// What the next server needs to continue.
+  /// The state that the next server needs to continue.
   func state(_ list: inout DescriptorList) -> ConnectionState {
     var state = ConnectionState(
       socket: list.add(socket), unread: nil, unsent: [], channel: nil, protocolFeatures: 0, features: nil, status: 0,
@@ -110,7 +110,7 @@ extension BackendConnection {
     for message in writer.unsent {
       state.unsent.append(.init(bytes: message.bytes, descriptors: message.descriptors.map { list.add($0) }))
     }
-    // If the front-end has not read the previous message, no other one is sent, except questions, for which queues wait.
+    // If the front-end has not read the previous message, no more are sent, except questions that queues wait for.
     if let channel, channel.writer.isIdle || session.isTranslated {
       state.channel = list.add(channel.socket)
       if !channel.writer.isIdle {
@@ -126,9 +126,10 @@ extension BackendConnection {
 
   // MARK: The new server
 
-  /// Continues what another server has stopped: its queues are started held, and nothing is read before `release`.
+  /// Continues a connection that another server has stopped: its queues are started held, and nothing is read before `release`.
   ///
-  /// - Parameter whenHeld: called with what cannot continue here; in that case only `abandonAdoption` may follow.
+  /// - Parameter whenHeld: called when all queues have answered, with the reason if it failed; after a failure only
+  ///   `abandonAdoption` may follow.
   func adopt(
     _ session: BackendSession, _ restoration: SessionRestoration, then whenHeld: @escaping (TakeoverError?) -> Void
   ) {
@@ -162,20 +163,20 @@ extension BackendConnection {
   }
 
   private func start(_ queue: Int) throws(TakeoverError) {
-    // Its translations may be among those that were forgotten: it starts when it has been translated again.
+    // Its translations may be among those that were dropped: it starts when it has been translated again.
     if session.isTranslated, session.untranslated(queue) != nil {
       adoption?.later.insert(queue)
       return
     }
     let activation: Activation?
     do { activation = try session.activation(of: queue) } catch { throw .refused("\(error)") }
-    guard var activation else { throw .invalid("queue \(queue) runs and has not all that it needs") }
+    guard var activation else { throw .invalid("queue \(queue) runs without all that it needs") }
     activation.isHeld = true
     adoption?.waiting.insert(queue)
     served.attended.start(activation)
   }
 
-  /// The answer to a start.
+  /// The device has answered the start of a queue.
   func adopted(_ queue: Int, _ failure: QueueError?) {
     guard adoption?.waiting.remove(queue) != nil else { return }
     if let failure {
@@ -198,14 +199,14 @@ extension BackendConnection {
     self.adoption = nil
     for queue in adoption.rings.subtracting(adoption.later) { served.device.release(queue: queue) }
     session.keepConfiguration()
-    // What waited for translations asks for them again, also where it never ran.
+    // Rings that waited for translations ask for them again, even if they never ran.
     session.goOn(with: session.isTranslated ? Array(session.rings.indices) : [])
     if let (socket, writer) = channel { openChannel(socket, unsent: writer) }
     open()
     goOn()
   }
 
-  /// The old server continues it. Nothing was popped, and nothing is sent.
+  /// The old server continues the connection. Nothing was popped, and nothing is sent.
   func abandonAdoption() {
     adoption = nil
     isOver = true

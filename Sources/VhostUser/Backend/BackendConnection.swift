@@ -4,25 +4,26 @@ internal import Sockets
 internal import SystemPackage
 internal import VirtioCore
 
-/// The connection of one front-end, in an event loop. It never waits: while a queue stops, or a descriptor is examined,
-/// nothing more is read from this front-end, and everybody else continues.
+/// The connection of one front-end, in an event loop. It never blocks: while a queue stops, or a descriptor is examined,
+/// nothing more is read from this front-end, and all other connections continue.
 final class BackendConnection {
-  /// A front-end that sends without pause yields the loop to others after this many messages.
+  /// After this many messages in a row, other users of the loop get their turn.
   private static let messagesPerTurn = 16
-  /// Descriptors that have to be closed before more are accepted.
+  /// With more descriptors than this waiting to be closed, no more are accepted.
   private static let errandBacklog = 64
-  /// How long a descriptor of the front-end's may take to answer.
+  /// How long an operation on one of the front-end's descriptors may take.
   private static let errandLimit = Duration.seconds(10)
   /// After this time a report says that queues have not stopped yet.
   private static let stopNotice = Duration.seconds(5)
-  /// How long a ring may wait for memory before that is reported: front-ends that describe rings first send it right after.
+  /// How long a ring may wait for memory before that is reported: front-ends that describe rings first send the memory right
+  /// after.
   private static let memoryNotice = Duration.seconds(2)
 
-  /// What has to happen before the session continues.
+  /// The event that has to come before the session continues.
   enum Awaited: Equatable {
     case nothing
     case queue(Int)
-    /// Queues that still use translations that were taken back.
+    /// Queues that still use translations that were invalidated.
     case withdrawals(Set<Int>)
     /// A descriptor is being examined.
     case errand
@@ -31,14 +32,14 @@ final class BackendConnection {
   }
 
   let socket: OwnedDescriptor
-  /// What a descriptor from the front-end must not be.
+  /// The front-end's end of the socket, which none of its descriptors may be.
   private let otherEnd: OtherEnd
   let served: ServedDevice
   let loop: EventLoop
   let report: (ServerEvent) -> Void
   /// Called once, when the connection is over and every queue is stopped.
   private let ended: () -> Void
-  /// Runs what the front-end's descriptors can block.
+  /// Runs operations that the front-end's descriptors can block.
   let errands: ErrandQueue
   var session: BackendSession
   var reader: MessageReader
@@ -46,11 +47,11 @@ final class BackendConnection {
   var registration: EventLoop.Registration?
   var interest = EventLoop.Interest.readable
   var channel: (socket: OwnedDescriptor, writer: MessageWriter)?
-  /// While the front-end does not take what it is told there.
+  /// Set while the front-end does not read the messages on the channel.
   var channelRegistration: EventLoop.Registration?
-  /// Questions that did not go out, as the front-end did not take those before them.
+  /// Questions were dropped, because the front-end did not read the messages before them.
   var hasDroppedQuestions = false
-  /// It is looked whether translations come, and it was told that one does not.
+  /// A timer checks whether translations come; the report that one does not has been made.
   var looksForTranslations = false
   var hasToldOfTranslations = false
   var awaited = Awaited.nothing
@@ -111,14 +112,14 @@ final class BackendConnection {
   private func finish() {
     guard isOver, !hasEnded, served.attended.isAtRest else { return }
     hasEnded = true
-    // What it holds of the front-end's is released now, by the helper.
+    // Everything that belongs to the front-end is released now, by the helper thread.
     session = BackendSession(served.description)
     reader = MessageReader()
     channel = nil
     ended()
   }
 
-  /// The device has something to say.
+  /// The device has events.
   func deviceEventsPending() {
     for event in served.attended.takeEvents() { take(event) }
     isOver ? finish() : goOn()
@@ -162,7 +163,7 @@ final class BackendConnection {
     if found.contains(.readable), !interest.contains(.readable) { return end(nil) }
     goOn()
     do {
-      // While the front-end does not take its replies, nothing more is read from it.
+      // While the front-end does not read its replies, nothing more is read from it.
       for _ in 0..<Self.messagesPerTurn where canRead {
         switch try reader.read(socket.rawValue) {
         case .message(let message):
@@ -170,7 +171,7 @@ final class BackendConnection {
           session.receive(message)
           goOn()
         case .nothingYet:
-          // It would wait for the rest from a front-end whose end can no longer be detected.
+          // A held copy of the front-end's own end: its disconnect could not be detected while the rest is awaited.
           if reader.unread?.descriptors.contains(where: { otherEnd.isHeld(by: $0.rawValue) }) == true { end(.ownEndReceived) }
           return
         case .ended:
@@ -191,7 +192,7 @@ final class BackendConnection {
     performEffects()
     guard !isOver else { return }
     do {
-      // What the next server was given to send is not sent here as well.
+      // Messages that were handed to the next server are not sent here as well.
       if standstill?.isComplete != true { try writer.flush(socket.rawValue) }
       comeToStandstill()
       if awaited == .nothing, errands.backlog > Self.errandBacklog { waitForBacklog() }
@@ -228,7 +229,7 @@ final class BackendConnection {
     case .map(let plan): run({ plan.carryOut() }, then: { $0.session.mapped($1) })
     case .mapLog(let plan): run({ plan.carryOut() }, then: { $0.session.logMapped($1) })
     case .createInflight(let queueCount, let queueSize, let isPacked):
-      // A file of our own, in memory: nobody can block that.
+      // Our own file, in memory: this cannot block.
       session.inflightCreated(InflightPlan.create(queueCount: queueCount, queueSize: queueSize, isPacked: isPacked))
     case .mapInflight(let plan): run({ plan.carryOut() }, then: { $0.session.inflightMapped($1) })
     case .forgetInflight(let memory, let queue):
@@ -273,12 +274,12 @@ final class BackendConnection {
 
   // MARK: Waiting for a front-end's descriptors
 
-  /// Lets a helper do something that a descriptor of the front-end can block, and continues when it is done.
+  /// Lets a helper thread do something that a descriptor of the front-end can block, and continues when it is done.
   private func run<Outcome: Sendable>(
     _ errand: @escaping @Sendable () -> Outcome, then tell: @escaping (BackendConnection, Outcome) -> Void
   ) {
     beginErrand(.errand)
-    // A helper that never returns holds nothing of the connection.
+    // Weak, so that a helper thread that never returns does not keep the connection alive.
     loop.perform(on: errands, errand) { [weak self] outcome in
       guard let self, !isOver, awaited == .errand else { return }
       awaited = .nothing
@@ -287,7 +288,7 @@ final class BackendConnection {
     }
   }
 
-  /// Descriptors that were sent in vain are closed before more are accepted.
+  /// Waits until surplus descriptors are closed before more are accepted.
   private func waitForBacklog() {
     beginErrand(.backlog)
     loop.whenDone(errands) { [weak self] in self?.backlogIsGone() }
@@ -305,7 +306,7 @@ final class BackendConnection {
     if !isTimed { watchErrands() }
   }
 
-  /// One timer, however many helpers there are.
+  /// There is one timer, whatever the number of errands.
   private func watchErrands() {
     isTimed = true
     loop.after(Self.errandLimit - (ContinuousClock.now - errandStart)) { [weak self] in
@@ -319,7 +320,7 @@ final class BackendConnection {
 
   // MARK: Memory that does not come
 
-  /// Once in the life of a connection.
+  /// Done once per connection.
   private func lookForMemory() {
     hasLookedForMemory = true
     loop.after(Self.memoryNotice) { [weak self] in

@@ -6,7 +6,7 @@ extension BackendServer {
   /// The phase of a takeover.
   enum Takeover {
     case none
-    /// Stopping for another server; called with the state, or why there is none.
+    /// Stopping for another server; the closure is called with the state, or with the reason why there is none.
     case pausing((Result<(ServerState, DescriptorList), TakeoverError>) -> Void)
     /// Everything has stopped.
     case paused
@@ -15,7 +15,7 @@ extension BackendServer {
     /// Another server still has it. `table`: memory that is mapped already; called when the queues are prepared.
     case preparing(table: MemoryTable, ((TakeoverError?) -> Void)?)
 
-    /// A front-end that connects now is accepted here.
+    /// Whether a front-end that connects now is accepted.
     var letsIn: Bool { if case .none = self { true } else { false } }
   }
 
@@ -30,8 +30,8 @@ extension BackendServer {
     return (ServerState(listener: listener, device: served.state, connection: connection), list)
   }
 
-  /// Stops the disk, so that another server can continue it: nobody is accepted, nothing is read, and every queue stops with
-  /// nothing in flight.
+  /// Stops the disk, so that another server can continue it: no connection is accepted, nothing is read, and every queue stops
+  /// with nothing in flight.
   ///
   /// - Parameter then: called once with the state. A medium that does not answer delays it: the caller needs a time limit,
   ///   after which it calls `goOn`.
@@ -53,10 +53,10 @@ extension BackendServer {
     then(.success(state))
   }
 
-  /// The other server does not take the disk: everything continues here.
+  /// The other server does not take over the disk: everything continues here.
   ///
-  /// - Parameter fromMemory: it may have served the disk, and is gone. Queues then continue from guest memory, as after a
-  ///   crash; if that does not say what was done, the connection ends.
+  /// - Parameter fromMemory: the other server may have served the disk, and is gone. Queues then continue from guest memory, as
+  ///   after a crash; if that does not tell what was done, the connection is closed.
   public func goOn(fromMemory: Bool = false) {
     switch takeover {
     case .pausing, .paused: break
@@ -70,7 +70,7 @@ extension BackendServer {
     }
   }
 
-  /// Another server has the disk. Nothing of it is touched here any more; the owner of the socket and the image closes them
+  /// Another server has the disk. Nothing of it is used here any more; the owner of the socket and the image closes them
   /// without removing the socket's file or unlocking the image.
   public func handOver() {
     takeover = .over
@@ -85,10 +85,10 @@ extension BackendServer {
   /// The other server may have started: whatever happens to this process, the socket's file stays.
   public func leaveSocket() { if case .listening(let listener) = socket { listener.leaveFile() } }
 
-  /// The other server is gone.
+  /// The other server is gone: this one removes the socket's file again when it closes.
   public func ownSocket() { if case .listening(let listener) = socket { listener.ownFile() } }
 
-  /// A pending callback is not called any more.
+  /// Ends a takeover that is being prepared; its callback gets an error.
   func cancelTakeover() {
     guard case .pausing(let then) = takeover else { return }
     takeover = .none
@@ -135,14 +135,14 @@ extension BackendServer {
       running, memory: table.memory, isRecorded: restoration.state.inflight != nil, isPacked: features.contains(.packedRing))
   }
 
-  /// What the device answered to that.
+  /// The device has answered `prepare`.
   func prepared(_ event: DeviceEvent) {
     guard event.isPreparation, case .preparing(let table, let then?) = takeover else { return }
     takeover = .preparing(table: table, nil)
     if case .notPrepared(let error) = event { then(.notPrepared(error)) } else { then(nil) }
   }
 
-  /// Continues from the state at which the old server stopped, as far as possible before that one has released the disk:
+  /// Continues from the state at which the old server stopped, as far as possible before that server has released the disk:
   /// every queue that ran is started, and held.
   ///
   /// - Parameter then: called once, with the reason if it failed. After a failure only `giveBack` may follow, otherwise
@@ -169,7 +169,7 @@ extension BackendServer {
     takeover = .none
     ownSocket()
     if let connection { connection.release() } else { listenAgain(after: .zero) }
-    // For queues that ran when this was requested, and no longer do.
+    // For queues that were prepared because they ran then, and no longer do.
     served.attended.unprepare()
   }
 

@@ -1,4 +1,4 @@
-/// A device on a socket, in an event loop that it may share with any number of others.
+/// A device on a socket, in an event loop that it may share with other devices.
 public import Sockets
 public import SystemPackage
 public import VirtioCore
@@ -14,18 +14,18 @@ public final class BackendServer {
   var deviceEvents: EventLoop.Registration?
   /// The phase of a takeover, by another server or by this one.
   var takeover = Takeover.none
-  /// Called when nobody can connect any more: the only front-end of a connected socket is gone.
+  /// Called when no front-end can connect any more: the only one of a connected socket is gone.
   public var finished: (() -> Void)?
 
   /// The default for the guest memory that one front-end may have mapped, bytes: 1 TiB.
   public static let defaultMemoryBudget: UInt64 = 1 << 40
-  /// How many connections may leave a helper behind that waits for a descriptor that does not answer.
+  /// How many connections may leave a helper thread behind that is blocked by a descriptor that does not answer.
   private static let leftBehindLimit = 8
 
   /// - Parameters:
   ///   - memoryBudget: bytes of guest memory that a front-end may have mapped at once.
-  ///   - publishesInOrder: what queues without an in-flight record do (see `Activation.publishesInOrder`).
-  ///   - protocolFeatures: what is offered of the protocol itself; a part of `ProtocolFeatures.served`.
+  ///   - publishesInOrder: queues without an in-flight record publish in order (see `Activation.publishesInOrder`).
+  ///   - protocolFeatures: the protocol features to offer; others than `ProtocolFeatures.served` are ignored.
   ///   - report: called on the loop's thread.
   public init(
     device: any VirtioDevice, on socket: ServerSocket, in loop: EventLoop,
@@ -40,7 +40,7 @@ public final class BackendServer {
     self.report = report
   }
 
-  /// Starts to serve; the loop keeps the server alive until `close`.
+  /// Starts serving; the loop keeps the server alive until `close`.
   public func open() throws(Errno) {
     try attend()
     switch socket {
@@ -53,11 +53,11 @@ public final class BackendServer {
     deviceEvents = try loop.add(served.device.eventDescriptor) { _ in self.takeEvents() }
   }
 
-  /// Asks every queue to stop and accepts nobody any more. The socket's file is removed with the last reference to its
+  /// Asks every queue to stop, and accepts no more connections. The socket's file is removed with the last reference to its
   /// `Listener`.
   ///
   /// - Parameter whenClosed: called once on the loop's thread when every queue has stopped and the connection is closed, which
-  ///   may be at once.
+  ///   may be immediately.
   public func close(_ whenClosed: @escaping () -> Void) {
     finished = nil
     isClosed = true
@@ -86,7 +86,7 @@ public final class BackendServer {
 
   var isClosed = false
   private var whenClosed: (() -> Void)?
-  /// Helpers of earlier connections that have not returned.
+  /// Helper threads of earlier connections that have not returned.
   private var leftBehind: [ErrandQueue] = []
   private var hasToldOfLeftBehind = false
 
@@ -115,7 +115,7 @@ public final class BackendServer {
       stopListening()
       connect(descriptor)
     } catch {
-      // Out of descriptors or memory: the caller stays in the queue, and asking again at once would find the same.
+      // Out of descriptors or memory: the front-end stays in the socket's queue, and trying again at once would fail again.
       report(.acceptFailed(error))
       stopListening()
       listenAgain(after: .seconds(1))
@@ -154,7 +154,7 @@ public final class BackendServer {
   }
 
   private func takeEvents() {
-    // Without a front-end no queue runs, and the next one reads the configuration as it is then.
+    // Without a front-end no queue runs, and the next front-end reads the configuration as it is then.
     guard let connection else {
       for event in served.attended.takeEvents() { prepared(event) }
       return

@@ -1,4 +1,4 @@
-/// Features, configuration, status and reset: what a front-end says about the device as a whole.
+/// Features, configuration, status and reset: the messages about the device as a whole.
 internal import VirtioCore
 
 extension BackendSession {
@@ -45,7 +45,7 @@ extension BackendSession {
     }
     let isAnother = replaces || features != nil
     features = chosen
-    // What the byte is that a driver may write follows from the choice; what was to be restored belonged to the one before.
+    // The byte that a driver may write depends on the features; a value still to be restored belonged to the previous choice.
     if isAnother { configurationToRestore = nil }
     steps.insert(.keepConfiguration, at: 0)
   }
@@ -58,7 +58,7 @@ extension BackendSession {
     protocolFeatures = chosen
   }
 
-  /// RESET_OWNER is deprecated; all that is left of it is that rings are stopped.
+  /// RESET_OWNER is deprecated; its only remaining effect is to stop the rings.
   mutating func disableRings() {
     for index in rings.indices {
       steps.append(.stop(index))
@@ -157,7 +157,7 @@ extension BackendSession {
     noteConfiguration(asked)
   }
 
-  /// For a server that comes after a crash: front-ends do not repeat what a driver wrote.
+  /// Kept for the server after a crash, because front-ends do not repeat what a driver wrote.
   private mutating func noteConfiguration(_ asked: ConfigurationPayload) {
     guard let place = device.writableByte, let (first, count) = try? range(of: asked),
       (first..<first + count).contains(Int(place))
@@ -171,11 +171,11 @@ extension BackendSession {
     inflight?.keep(configuration)
   }
 
-  /// After a takeover: the server before may have kept nothing. Its effects follow from `nextEffect`.
+  /// Used after a takeover: the previous server may have kept nothing. Its effects follow from `nextEffect`.
   mutating func keepConfiguration() { steps.append(.keepConfiguration) }
 
-  /// What the device has is right, however it came about, unless something is still to be restored. It means nothing before a
-  /// driver has chosen its features.
+  /// Asks the device for the byte, whose value is the current one unless another one is still to be restored. Before a driver
+  /// has chosen its features it is meaningless.
   mutating func askForKeptByte() -> Effect? {
     guard inflight != nil || writtenConfiguration != nil, configurationToRestore == nil, features != nil,
       let place = device.writableByte

@@ -2,15 +2,16 @@
 public import VirtioCore
 
 extension BackendSession {
-  /// A front-end asks for memory, keeps it, and hands it back with SET_INFLIGHT_FD: at once, and again after it had to
-  /// reconnect. Nothing is recorded before that.
+  /// A front-end requests memory, keeps it, and hands it back with SET_INFLIGHT_FD: immediately, and again after a reconnect.
+  /// Nothing is recorded before that.
   mutating func getInflight(_ message: Message) throws(Refusal) {
     let asked = try inflightDescription(message)
     steps.append(
       .effect(.createInflight(queueCount: Int(asked.queueCount), queueSize: asked.queueSize, isPacked: isPacked)))
   }
 
-  /// The answer to `Effect.createInflight`. If none can be made the reply says so, and the front-end continues without.
+  /// The answer to `Effect.createInflight`. If no records can be made, the reply says so, and the front-end continues without
+  /// them.
   public mutating func inflightCreated(_ result: Result<InflightMemory, InflightError>) {
     guard let exchange else { return }
     switch result {
@@ -29,9 +30,9 @@ extension BackendSession {
     }
   }
 
-  /// Ours or another back-end's. Its contents are checked when a queue starts.
+  /// The records may be ours or those of another back-end. Their contents are checked when a queue starts.
   mutating func setInflight(_ message: Message) throws(Refusal) {
-    // Two records of one queue would each have half of the requests.
+    // With a second record, each of the two would have only a part of a queue's requests.
     if let running = rings.firstIndex(where: \.isRunning) { throw .queueRuns(running) }
     let described = try inflightDescription(message)
     guard let descriptor = message.descriptors.first, message.descriptors.count == 1 else {
@@ -52,7 +53,7 @@ extension BackendSession {
       } else if let kept = memory.keptConfiguration, kept.offset == device.writableByte {
         configurationToRestore = kept
       } else {
-        // Of a driver that wrote before there were records, or over another connection.
+        // The driver may have written before there were records, or over another connection.
         steps.insert(.keepConfiguration, at: 0)
       }
     case .failure(let error):
@@ -74,12 +75,12 @@ extension BackendSession {
 
   /// The records and guest memory share one budget.
   private func checkInflightBudget(_ bytes: UInt64) throws(Refusal) {
-    // No sum is formed that could overflow.
+    // Computed without a sum that could overflow.
     let left = table.regions.reduce(device.memoryBudget) { $1.size < $0 ? $0 - $1.size : 0 }
     guard bytes <= left else { throw .inflightOverBudget(bytes, budget: device.memoryBudget) }
   }
 
-  /// Bytes that guest memory may have.
+  /// The budget that is left for guest memory, bytes.
   var memoryBudget: UInt64 {
     let records = inflight?.size ?? 0
     return records < device.memoryBudget ? device.memoryBudget - records : 0

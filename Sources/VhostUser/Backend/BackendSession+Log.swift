@@ -52,8 +52,7 @@ extension BackendSession {
     }
   }
 
-  /// Carries out a change of what is logged for running rings: a ring continues where it was stopped, and no later write of
-  /// it is missed.
+  /// Applies a change of logging to running rings: each is stopped and continues from there, so that no later write is missed.
   mutating func changeLogging(of indices: some Sequence<Int>) {
     guard log != nil else { return }
     for index in indices where rings[index].isRunning {

@@ -1,4 +1,4 @@
-/// The life cycle of rings, and of the memory below them.
+/// The life cycle of rings, and of the memory that they lie in.
 public import VirtioCore
 
 // MARK: Parameters
@@ -18,7 +18,7 @@ extension BackendSession {
     steps.append(.startIfReady(index, refuses: true))
   }
 
-  /// Is repeated on a live ring with another flag for the dirty log; nothing else about a live ring can change.
+  /// Repeated on a running ring with another flag for the dirty log; nothing else about a running ring can change.
   mutating func setAddress(_ message: Message) throws(Refusal) {
     guard let address = VringAddress(decoding: message.payload) else { throw .wrongSize(message.payload.count) }
     let index = try self.index(address.index)
@@ -36,8 +36,8 @@ extension BackendSession {
     steps.append(.startIfReady(index, refuses: true))
   }
 
-  /// A ring that lies in no memory never runs, whatever the front-end makes of the refusal: its err descriptor says so, too, if
-  /// it is known by then.
+  /// A ring outside memory never runs, even if the front-end ignores the refusal: so its err descriptor is signalled, too, if
+  /// there is one by then.
   mutating func announce(_ refusal: Refusal, to message: Message) {
     guard case .notInMemory = refusal, message.request == FrontendRequest.setVringAddress.rawValue,
       let address = VringAddress(decoding: message.payload), let index = try? index(address.index)
@@ -61,7 +61,7 @@ extension BackendSession {
     }
   }
 
-  /// Answered when everything in flight on the ring is finished.
+  /// Answered when everything in flight on the ring is completed.
   mutating func getBase(_ message: Message) throws(Refusal) {
     let (index, _) = try state(message)
     steps.append(.stop(index))
@@ -149,7 +149,7 @@ extension BackendSession {
     let (index, value) = try state(message)
     guard value <= 1 else { throw .badEnable(value) }
     rings[index].isEnabled = value == 1
-    // One that runs is stopped first.
+    // A running ring keeps it until it has stopped.
     if value == 0, !rings[index].isRunning { rings[index].wait = nil }
     steps.append(value == 1 ? .startIfReady(index, refuses: true) : .stop(index))
   }
@@ -189,7 +189,7 @@ extension BackendSession {
     }
   }
 
-  /// What a ring needs to run; `nil` if it should not run now.
+  /// The activation of a ring; `nil` if it should not run now.
   mutating func activation(of index: Int) throws(Refusal) -> Activation? {
     let ring = rings[index]
     guard ring.isReady, let kick = ring.kick, let features, !table.entries.isEmpty else { return nil }
@@ -202,7 +202,7 @@ extension BackendSession {
       inflight: inflight, log: log(of: ring))
   }
 
-  /// Queues are packed.
+  /// The negotiated ring format is the packed one.
   var isPacked: Bool { features?.contains(.packedRing) == true }
 
   /// The position at which a ring starts. Without one, the ring is new.
@@ -212,14 +212,15 @@ extension BackendSession {
     return QueuePosition(available: ring.position.available, used: ring.position.used ?? ring.position.available)
   }
 
-  /// Restarts rings that were stopped only because of something else. Their effects follow from `nextEffect`.
+  /// Restarts rings that were stopped for another reason than a message about them. The effects follow from `nextEffect`.
   mutating func goOn(with indices: some Sequence<Int>) {
     for index in indices { steps.append(.startIfReady(index, refuses: false)) }
   }
 
-  /// Another server may have served these rings and is gone: they continue from what is in memory, as after a crash.
+  /// Another server may have served these rings and is gone: they continue from guest memory, as after a crash.
   ///
-  /// - Returns: false if memory does not say what was done: there are neither records nor answers in order.
+  /// - Returns: false if memory does not tell what was done: there are no in-flight records, and answers were not published in
+  ///   order.
   mutating func recover(_ indices: some Sequence<Int>) -> Bool {
     // A packed ring does not show its position; a record does.
     if isPacked { return inflight != nil }
@@ -237,15 +238,15 @@ extension BackendSession {
 
   /// The answer to `Effect.start`.
   ///
-  /// - Parameter failure: why the device did not start the queue; `nil` when it did.
+  /// - Parameter failure: why the device did not start the queue; `nil` if it did.
   public mutating func started(queue index: Int, failure: QueueError?) {
     guard let failure else { return tellConfigurationChange() }
     rings[index].isRunning = false
     couldNotStart(index, .queue(failure), refuses: startRefuses)
   }
 
-  /// The message was accepted and the ring is as it says; only the start failed. The front-end learns this through the
-  /// ring's err descriptor, and from the acknowledgement of the next message about this ring.
+  /// The message was accepted and the ring was changed accordingly; only the start failed. The front-end learns this through
+  /// the ring's err descriptor, and, if it asked for an acknowledgement, from that.
   mutating func couldNotStart(_ index: Int, _ refusal: Refusal, refuses: Bool) {
     steps.insert(
       contentsOf: [.effect(.signal(rings[index].failure)), .effect(.queueRefused(queue: index, refusal))], at: 0)
@@ -254,14 +255,14 @@ extension BackendSession {
 
   /// The answer to `Effect.stop`.
   ///
-  /// - Parameter position: the position that the device reports; `nil` if the queue did not run any more.
+  /// - Parameter position: the position that the device reports; `nil` if the queue was not running.
   public mutating func stopped(queue index: Int, position: QueuePosition?) {
     rings[index].isRunning = false
     rings[index].wait = nil
     if let position { rings[index].position = position }
   }
 
-  /// The device gave up a queue. It has signalled the err descriptor; a front-end can also read it from the status.
+  /// A queue broke. The device has signalled the err descriptor; a front-end can also read it from the status.
   public mutating func queueFailed(_ index: Int) {
     guard rings.indices.contains(index), rings[index].isRunning else { return }
     rings[index].hasFailed = true
@@ -272,7 +273,7 @@ extension BackendSession {
 // MARK: Memory
 
 extension BackendSession {
-  /// Rings that have everything but memory. That is acceptable for a moment: some front-ends describe rings first.
+  /// Rings that have everything except memory. That is acceptable for a moment: some front-ends describe rings first.
   public var ringsWithoutMemory: [Int] {
     guard features != nil, table.entries.isEmpty else { return [] }
     return rings.indices.filter { rings[$0].isReady }
@@ -305,7 +306,7 @@ extension BackendSession {
     }
   }
 
-  /// Some front-ends send the region's descriptor along; it is closed unused.
+  /// Some front-ends send the region's descriptor, too; it is closed unused.
   mutating func removeMemoryRegion(_ message: Message) throws(Refusal) {
     guard let region = MemoryRegion(decodingSingle: message.payload) else { throw .wrongSize(message.payload.count) }
     guard message.descriptors.count <= 1 else {
@@ -314,7 +315,7 @@ extension BackendSession {
     do { change(try MemoryPlan(removing: region, from: table)) } catch { throw .memory(error) }
   }
 
-  /// Running queues are stopped and continue where they were, with the new table; those that waited for memory start.
+  /// Running queues are stopped and continue from there with the new table; those that waited for memory start.
   private mutating func change(_ plan: MemoryPlan) {
     for index in rings.indices { steps.append(.stop(index)) }
     steps.append(.effect(.map(plan)))

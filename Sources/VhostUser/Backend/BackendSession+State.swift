@@ -47,12 +47,12 @@ extension BackendSession {
   }
 }
 
-/// A session of another process that is about to be continued: its files are mapped, its descriptors examined.
+/// Restores the session of another process: maps its files and examines its descriptors.
 struct SessionRestoration: Sendable {
   let state: ConnectionState
   let list: DescriptorList
   let device: BackendSession.DeviceDescription
-  /// Memory that was mapped for an earlier state of the same connection: what has not changed stays.
+  /// Memory that was mapped for an earlier state of the same connection: unchanged regions keep their mappings.
   let table: MemoryTable
 
   /// Maps the memory. Queries files of other processes, which may block forever: not for a control thread.
@@ -61,7 +61,7 @@ struct SessionRestoration: Sendable {
       MemoryRegion(
         guestAddress: GuestAddress($0.guestAddress), size: $0.size, userAddress: $0.userAddress, offset: $0.offset)
     }
-    // The existing table, if nothing has changed: queues were prepared for this very memory.
+    // The existing table is kept if nothing has changed: queues were prepared for exactly this memory.
     var descriptors: [OwnedDescriptor] = []
     for region in state.memory { descriptors.append(try list.descriptor(region.file)) }
     let plan: MemoryPlan
@@ -104,7 +104,7 @@ struct SessionRestoration: Sendable {
         descriptor: try list.descriptor(records.file), isPacked: session.isPacked)
       session.inflight = try success(plan.carryOut())
     }
-    // The device has everything else.
+    // The rest of the configuration is restored with the device.
     session.configurationToRestore = state.configurationToRestore.map { .init(offset: $0.offset, value: $0.value) }
     if session.configurationToRestore?.offset != device.writableByte { session.configurationToRestore = nil }
     for translation in state.translations ?? [] {
@@ -113,7 +113,7 @@ struct SessionRestoration: Sendable {
       guard translation.first <= translation.last, !overflow, !access.isEmpty, access.isSubset(of: [.read, .write]) else {
         throw .invalid("a translation at \(GuestAddress(translation.first))")
       }
-      // Memory may have gone since: what is needed of it is asked for again.
+      // Its memory may have been removed since: translations that are needed are requested again.
       guard session.table.holds(userFirst: translation.userAddress, last: userLast) else { continue }
       session.translations.insert(
         .init(first: translation.first, last: translation.last, user: translation.userAddress, access: access))

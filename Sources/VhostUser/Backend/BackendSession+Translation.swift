@@ -1,12 +1,12 @@
-/// Rings of a driver behind an IOMMU (ACCESS_PLATFORM): their addresses are the driver's, and the front-end says what they mean,
-/// where it is asked for that ("IOMMU support").
+/// Rings of a driver behind an IOMMU (ACCESS_PLATFORM): their addresses are the driver's, and the front-end translates them on
+/// request ("IOMMU support").
 public import VirtioCore
 
 extension BackendSession {
-  /// Nothing but a translation takes an address of the driver's to memory.
+  /// The driver's addresses have to be translated.
   var isTranslated: Bool { features?.contains(.accessPlatform) == true }
 
-  /// All of them, with the memory that there is now.
+  /// All translations, resolved in the current memory.
   mutating func currentTranslations() -> Translations {
     if let made = madeTranslations, made.number == translations.number { return made }
     let made = translations.translations(in: table)
@@ -14,7 +14,7 @@ extension BackendSession {
     return made
   }
 
-  /// For one queue, as each looks up by itself.
+  /// The memory for one queue, because each queue has its own look-up.
   mutating func translatedMemory() -> GuestMemory {
     GuestMemory(table.memory, translatedBy: TranslationLookup(currentTranslations()))
   }
@@ -31,7 +31,7 @@ extension BackendSession {
     }
   }
 
-  /// The queues that wait for it go on. What is known already stays allowed, as only an invalidation takes anything back.
+  /// Queues that wait for this translation continue. Known translations stay in force: only an invalidation takes one back.
   private mutating func update(_ said: TranslationMessage) throws(Refusal) {
     let access = MemoryAccess(rawValue: said.permission)
     let (last, overflow) = said.address.addingReportingOverflow(said.size &- 1)
@@ -44,11 +44,11 @@ extension BackendSession {
     translations.insert(.init(first: said.address, last: last, user: said.userAddress, access: access))
     var later: [Step] = []
     for index in rings.indices {
-      // What all translations come to is looked at only where somebody waits for it.
+      // All translations are resolved only if some ring waits for this one.
       if let wait = rings[index].wait, said.address <= wait.miss.address, wait.miss.address <= last {
         later += answer(index, wait)
       } else if rings[index].isRunning, translations.replacements != replacements {
-        // What some queue goes by is no more what was said last.
+        // A translation that some queue may use was replaced by this one.
         steps.append(.effect(.translate(queue: index, currentTranslations(), refused: nil)))
       }
     }
@@ -56,7 +56,7 @@ extension BackendSession {
     steps += later
   }
 
-  /// Something was said about the address that a ring waits for. - Returns: what comes after the reply.
+  /// An update covers the address that a ring waits for. - Returns: the steps after the reply.
   private mutating func answer(_ index: Int, _ wait: TranslationWait) -> [Step] {
     let (current, isRunning) = (currentTranslations(), rings[index].isRunning)
     if current.allows(wait.miss) {
@@ -65,7 +65,8 @@ extension BackendSession {
       steps.append(.effect(.translate(queue: index, current, refused: nil)))
       return []
     }
-    // It may have answered another ring's question, or nobody's. After as many there is no other left whose it can be.
+    // It may be the answer to another ring's question, or unsolicited. After as many refusals as there are rings, it has to be
+    // for this one.
     guard wait.refusals >= rings.count else {
       rings[index].wait?.refusals += 1
       return hasChannel ? [.effect(.send(Self.question(wait.miss)))] : []
@@ -78,16 +79,16 @@ extension BackendSession {
     return [.effect(.signal(rings[index].failure)), .effect(.queueRefused(queue: index, .translationRefused(wait.miss)))]
   }
 
-  /// Answered when nothing in flight uses what was taken back. Rings that are there themselves are stopped, and start again when
-  /// they have been translated again.
+  /// Answered when no request in flight uses the invalidated range. Rings that lie in it are stopped, and start again when they
+  /// have been translated again.
   private mutating func invalidate(_ said: TranslationMessage) {
-    // From 0, 0 bytes are all, as the sum wraps; taking back too much does no harm.
+    // 0 bytes at 0 mean everything, because the sum wraps; invalidating too much does no harm.
     let (end, overflow) = said.address.addingReportingOverflow(said.size &- 1)
     let last = overflow || said.size == 0 ? .max : end
     translations.remove(first: said.address, last: last)
     let running = rings.indices.filter { rings[$0].isRunning }
     let hit = running.filter { index in
-      // No sum is formed that could overflow.
+      // Computed without a sum that could overflow.
       parts(of: rings[index]).contains {
         $0.address <= last && (said.address <= $0.address || said.address - $0.address < $0.count)
       }
@@ -102,15 +103,15 @@ extension BackendSession {
     for index in hit { steps.append(.startIfReady(index, refuses: false)) }
   }
 
-  /// While no ring is started a front-end does not say what is not valid any more: QEMU follows the guest's IOMMU only between start
-  /// and stop, and the next driver, such as a kernel after its firmware, has other translations.
+  /// While no ring is started, a front-end does not send invalidations: QEMU follows the guest's IOMMU only between start and
+  /// stop, and the next driver, such as a kernel after its firmware, has other translations.
   mutating func forgetTranslationsOfNoRing() {
     if !rings.contains(where: \.isStarted) { translations.removeAll() }
   }
 
   // MARK: Rings
 
-  /// What a ring consists of, and what the device does there.
+  /// The parts of a ring, and how the device accesses them.
   private func parts(
     of ring: Ring
   ) -> [(part: QueueError.RingPart, address: UInt64, count: UInt64, access: MemoryAccess)] {
@@ -128,7 +129,7 @@ extension BackendSession {
     ]
   }
 
-  /// A part of a ring that is translated as a whole, and to more than one piece of memory.
+  /// A part of a ring that is completely translated, but not contiguous in this process.
   private mutating func scatteredPart(_ index: Int) -> (part: QueueError.RingPart, address: UInt64)? {
     let current = currentTranslations()
     let found = parts(of: rings[index]).first { part in
@@ -137,7 +138,7 @@ extension BackendSession {
     return found.map { ($0.part, $0.address) }
   }
 
-  /// What a ring still needs before it can start; `nil`: nothing.
+  /// The first translation that a ring still needs before it can start; `nil`: it has all.
   mutating func untranslated(_ index: Int) -> TranslationMiss? {
     let current = currentTranslations()
     for part in parts(of: rings[index]) {
@@ -146,7 +147,7 @@ extension BackendSession {
     return nil
   }
 
-  /// A ring of a driver behind an IOMMU, if it can start now. - Returns: what is to be done first, or instead.
+  /// Whether a ring of a driver behind an IOMMU can start now. - Returns: also the effect to perform if it cannot.
   mutating func awaitTranslation(_ index: Int) -> (mayStart: Bool, effect: Effect?) {
     guard rings[index].isReady, !table.entries.isEmpty else { return (true, nil) }
     guard let miss = untranslated(index) else {
@@ -158,7 +159,7 @@ extension BackendSession {
     return (false, ask(index, miss))
   }
 
-  /// Each ring asks for one thing at a time. - Returns: `nil` where it has been asked for, or nobody can be asked.
+  /// Each ring asks for one translation at a time. - Returns: `nil` if it was requested already, or if there is no channel.
   private mutating func ask(_ index: Int, _ miss: TranslationMiss) -> Effect? {
     guard rings[index].wait?.miss != miss else { return nil }
     lastWait += 1
@@ -170,10 +171,10 @@ extension BackendSession {
     Message(request: BackendRequest.translation.rawValue, payload: TranslationMessage(miss).bytes)
   }
 
-  /// What was asked for is not on its way any more: there is another channel, or another server.
+  /// Repeats all open questions, because their answers will not come: there is a new channel, or another server.
   func questionsAgain() -> [Effect] { rings.compactMap(\.wait).map { .send(Self.question($0.miss)) } }
 
-  /// A queue that runs waits for a translation. Nothing of this needs an answer, and it holds up no message at hand.
+  /// A running queue waits for a translation. These effects need no answer, and do not delay the current message.
   public mutating func missed(queue index: Int, _ miss: TranslationMiss) -> [Effect] {
     guard isTranslated, rings.indices.contains(index), rings[index].isRunning else { return [] }
     let current = currentTranslations()
@@ -184,14 +185,14 @@ extension BackendSession {
     return ask(index, miss).map { [$0] } ?? []
   }
 
-  /// The answer to `Effect.withdraw`: all of the queues have told that nothing is in use any more. What follows comes from
+  /// The answer to `Effect.withdraw`: no queue uses the withdrawn translations any more. The next steps follow from
   /// `nextEffect`.
   public mutating func withdrawn() {}
 
   /// Some ring waits for a translation.
   var waitsForTranslation: Bool { isTranslated && rings.contains { $0.wait != nil } }
 
-  /// The ring that waits for a translation for longer than the last that began to wait by then, and for which one.
+  /// A ring that has been waiting for a translation since `number`, and the translation.
   ///
   /// - Parameter number: `lastWait` of an earlier moment.
   func waitSince(_ number: UInt64) -> (queue: Int, miss: TranslationMiss)? {
@@ -203,7 +204,7 @@ extension BackendSession {
 }
 
 extension Ring {
-  /// Its parts as the driver's addresses.
+  /// Its configuration, in the driver's addresses.
   func translatedConfiguration() -> QueueConfiguration {
     guard let size, let address else { preconditionFailure("only a ring that is ready is configured") }
     return QueueConfiguration(

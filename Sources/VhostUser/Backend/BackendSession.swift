@@ -1,8 +1,8 @@
-/// The back-end's half of the protocol as a value: a message in, effects out, one at a time.
+/// The back-end's half of the protocol as a value: a message goes in, and effects come out, one at a time.
 public import VirtioCore
 
-/// The conversation on one connection. It does no I/O and knows no device: it says what has to be done, in order, and takes
-/// the outcomes.
+/// The protocol state of one connection. It does no I/O and knows no device: it returns what has to be done, in order, and is
+/// given the outcomes.
 ///
 ///     session.receive(message)
 ///     while let effect = session.nextEffect() { … }      // do it; report the answer where the effect has one
@@ -19,12 +19,12 @@ public struct BackendSession: Sendable {
     public var maximumQueueSize: UInt16
     /// Bytes of guest memory that one front-end may have mapped.
     public var memoryBudget: UInt64
-    /// What a queue without an in-flight record does: publish in order, so that its used index alone says what is done.
+    /// Queues without an in-flight record publish in order, so that the used index alone says what is done.
     public var publishesInOrder: Bool
 
-    /// What is offered of the protocol itself.
+    /// The protocol features that are offered.
     public var protocolFeatures: ProtocolFeatures
-    /// Where in the configuration space the byte is that a driver may write (`VirtioDevice.writableByte`).
+    /// The offset in the configuration space of the byte that a driver may write (`VirtioDevice.writableByte`).
     public var writableByte: UInt8?
 
     public init(
@@ -41,8 +41,8 @@ public struct BackendSession: Sendable {
     }
   }
 
-  /// What is still to do for the current message. Steps that depend on the outcome of earlier ones look at the state when
-  /// their turn comes.
+  /// A step that remains for the current message. A step that depends on the outcome of earlier ones looks at the state when
+  /// its turn comes.
   enum Step {
     case effect(Effect)
     case stop(Int)
@@ -52,7 +52,7 @@ public struct BackendSession: Sendable {
     case replyBase(Int)
     case resetRings
     case forgetTranslationsOfNoRing
-    /// Keep the byte that a driver may write as the device has it now.
+    /// Keep the present value of the byte that a driver may write.
     case keepConfiguration
     case finish
   }
@@ -71,10 +71,10 @@ public struct BackendSession: Sendable {
   public internal(set) var status = DeviceStatus()
   public internal(set) var table = MemoryTable()
   var rings: [Ring]
-  /// Of a driver behind an IOMMU: what the front-end has translated, and what was last made of that.
+  /// For a driver behind an IOMMU: the front-end's translations, and their last resolved form.
   var translations: TranslationTable
   var madeTranslations: Translations?
-  /// Of the last question.
+  /// The number of the last question.
   var lastWait: UInt64 = 0
   /// The dirty log; `nil` before the front-end sent one.
   var log: DirtyLog?
@@ -82,13 +82,13 @@ public struct BackendSession: Sendable {
   var logsBuffers = false
   /// The in-flight records; `nil` before SET_INFLIGHT_FD.
   public internal(set) var inflight: InflightMemory?
-  /// What this front-end's driver wrote to the configuration space, and the device has.
+  /// What the driver wrote to the configuration space; the device has it.
   var writtenConfiguration: KeptConfiguration?
-  /// What it had written when another server served it: to be written before a ring runs.
+  /// What the driver had written while another server served it: to be written to the device before a ring runs.
   var configurationToRestore: KeptConfiguration?
   /// The device is being asked to write this.
   var configurationInRestoration: KeptConfiguration?
-  /// The device is being asked for the byte that is to be kept, at this offset.
+  /// The device is being asked for the byte to be kept, at this offset.
   var keptByteAsked: UInt8?
   var hasChannel = false
   /// A configuration change that has not been sent yet, because nothing may be sent while every ring is stopped.
@@ -112,10 +112,10 @@ public struct BackendSession: Sendable {
 
   /// Takes the next message. Its effects follow from `nextEffect`.
   public mutating func receive(_ message: Message) {
-    precondition(steps.isEmpty, "the message before has effects that were not asked for yet")
+    precondition(steps.isEmpty, "the previous message has effects that were not pulled yet")
     exchange = Exchange(request: message.request, wantsReply: message.flags.contains(.needReply), refusal: nil)
     if message.request == FrontendRequest.iotlb.rawValue {
-      // It changes nothing before it knows that nothing is wrong, and comes too often for a copy of the table.
+      // Its handler checks everything before it changes anything, and it comes too often to copy the table each time.
       do { try handle(message) } catch { exchange?.refusal = error }
     } else {
       // A refused message changes nothing: this undoes what the handler had changed before it found the fault.
@@ -194,12 +194,13 @@ public struct BackendSession: Sendable {
       // For a packed ring both halves: the used position is not in memory.
       let base = UInt32(position.available) | (isPacked ? UInt32(position.used ?? 0) << 16 : 0)
       rings[index].stop(isPacked: isPacked)
-      // As in other back-ends: a stopped ring notifies nobody, and a front-end sends a new call descriptor before it starts
-      // it again.
+      // As in other back-ends, a stopped ring sends no notifications, and a front-end sends a new call descriptor before it
+      // starts the ring again.
       rings[index].call = .none
       forgetTranslationsOfNoRing()
       let reply = replyEffect(VringState(index: UInt32(index), number: base).bytes)
-      // The next ring may be another one: it starts where the front-end says, unless a position was saved for it.
+      // The driver may set up a new ring after a ring reset: it starts at the front-end's position, unless one was saved for
+      // it.
       guard features?.contains(.ringReset) == true, let inflight else { return reply }
       steps.insert(.effect(reply), at: 0)
       return .forgetInflight(inflight, queue: index)
@@ -207,7 +208,7 @@ public struct BackendSession: Sendable {
       for index in rings.indices { rings[index].reset() }
       (writtenConfiguration, configurationToRestore) = (nil, nil)
       translations.removeAll()
-      // Whatever rings follow are others, whose heads mean other requests.
+      // The rings that follow are new ones, whose heads mean other requests.
       return inflight.map { .forgetInflight($0, queue: nil) }
     case .forgetTranslationsOfNoRing:
       forgetTranslationsOfNoRing()
@@ -244,8 +245,8 @@ extension BackendSession {
       steps.append(.effect(.refused(request: exchange.request, refusal)))
       return .reply(Message(replyTo: exchange.request, payload: NumberPayload.encode(1)))
     }
-    // Otherwise the front-end would wait for a reply forever. An empty configuration, the base of a ring that does not
-    // exist, and records that are not available have replies of their own; other messages have not.
+    // Otherwise the front-end would wait for a reply forever. For an empty configuration, the base of a ring that does not
+    // exist, unavailable records and a refused translation there are replies that say so; for other messages there are none.
     switch (request, refusal) {
     case (.getConfiguration, _):
       steps.append(.effect(.refused(request: exchange.request, refusal)))

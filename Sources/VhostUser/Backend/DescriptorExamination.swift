@@ -43,7 +43,7 @@ public struct DescriptorExamination: Sendable {
     switch purpose {
     case .kick:
       guard kind == .eventCounter || kind == .pipe else {
-        throw .unusableDescriptor(purpose, "it is \(kind), and an eventfd or a pipe is needed to wait for")
+        throw .unusableDescriptor(purpose, "it is \(kind), and an eventfd or a pipe is needed")
       }
       return .kick(.eventCounter(descriptor))
     case .call, .failure:
@@ -51,7 +51,7 @@ public struct DescriptorExamination: Sendable {
     case .channel:
       guard kind == .socket, option(SO_DOMAIN) == AF_UNIX, option(SO_TYPE) == Int32(SOCK_STREAM.rawValue),
         option(SO_ACCEPTCONN) == 0
-      else { throw .unusableDescriptor(purpose, "it is no connected UNIX stream socket") }
+      else { throw .unusableDescriptor(purpose, "it is not a connected UNIX stream socket") }
       return .channel(descriptor)
     }
   }

@@ -1,4 +1,4 @@
-/// What a session wants done.
+/// The effects of a session, which its owner executes.
 public import VirtioCore
 
 /// One step for the shell around a `BackendSession`. The outcomes of those that say "answered" are reported to the session
@@ -18,7 +18,7 @@ public enum Effect: Sendable {
   case createInflight(queueCount: Int, queueSize: UInt16, isPacked: Bool)
   /// Map in-flight records that the front-end kept. Answered with `inflightMapped`.
   case mapInflight(InflightPlan)
-  /// Clear the records: of all queues, or of one if nothing in them is in flight. Nobody uses them.
+  /// Clear the records of all queues, or of one queue if nothing in its record is in flight. No queue is using them.
   case forgetInflight(InflightMemory, queue: Int?)
   /// Examine a descriptor that the front-end sent. Answered with `examined`.
   case examine(DescriptorExamination)
@@ -26,9 +26,9 @@ public enum Effect: Sendable {
   case start(Activation)
   /// Stop a queue and everything in flight on it. Answered with `stopped`.
   case stop(queue: Int)
-  /// Translations are in force for a queue that runs. - refused: what it asked for and is not allowed.
+  /// Put translations in force for a running queue. - refused: an access that it requested and that is not allowed.
   case translate(queue: Int, Translations, refused: TranslationMiss?)
-  /// Take translations back from queues that run. Answered with `withdrawn` when all of them have.
+  /// Take translations back from running queues. Answered with `withdrawn` when all of them have given them up.
   case withdraw(queues: [Int], Withdrawal)
   case replaceCall(queue: Int, CallSink)
   case replaceFailure(queue: Int, CallSink)
@@ -36,7 +36,7 @@ public enum Effect: Sendable {
   case signal(CallSink)
   /// Answered with `configurationRead`.
   case readConfiguration(offset: Int, count: Int)
-  /// A driver's write, or, when `restores`, a migration putting back what is there already. Answered with
+  /// A driver's write, or, if `restores`, a migration that writes back the present configuration. Answered with
   /// `configurationWritten`.
   case writeConfiguration(offset: Int, [UInt8], restores: Bool)
   /// Reset the device to its initial state; its queues are stopped.
@@ -49,6 +49,6 @@ public enum Effect: Sendable {
   case refused(request: UInt32, Refusal)
   /// For the log: a queue could not be started, and its err descriptor was signalled.
   case queueRefused(queue: Int, Refusal)
-  /// End the connection, because of this.
+  /// Close the connection, for this reason.
   case close(request: UInt32, Refusal)
 }

@@ -66,7 +66,7 @@ public struct MemoryPlan: Sendable {
       let (end, overflow) = region.offset.addingReportingOverflow(region.size)
       guard !overflow, end <= UInt64(Int64.max / 2) else { throw .fileRangeOverflows(region) }
     }
-    // No sum is formed that could overflow.
+    // Computed without a sum that could overflow.
     var total: UInt64 = 0
     for region in regions {
       guard total <= budget, region.size <= budget - total else { throw .overBudget(regions.count, budget: budget) }
@@ -115,8 +115,8 @@ extension MemoryPlan {
     guard unsafe fstat(addition.descriptor.rawValue, &information) == 0 else {
       throw .notMappable(region, Errno(rawValue: errno))
     }
-    // Touching what is mapped past the end of a file kills the process, so the file has to be long enough now. Devices
-    // have no length to compare with.
+    // Accessing a mapping past the end of its file is a fault, so the file has to be long enough now. Devices have no length to
+    // compare with.
     if information.st_mode & S_IFMT == S_IFREG, UInt64(max(information.st_size, 0)) < region.offset + region.size {
       throw .fileTooSmall(region, fileSize: Int64(information.st_size))
     }
@@ -133,7 +133,7 @@ extension MemoryPlan {
         unmappedBy: addition.descriptor.disposer)
       return MemoryTable.Entry(
         region: region, mapping: mapping, offset: Int(region.offset - start), file: file,
-        // One descriptor for all regions of a file, however many there are: each of them is good for all.
+        // One descriptor is kept for all regions of a file, because any of them will do.
         descriptor: others.first { $0.file == file }?.descriptor ?? addition.descriptor)
     } catch {
       throw .notMappable(region, error)

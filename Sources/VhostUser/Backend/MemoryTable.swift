@@ -1,4 +1,4 @@
-/// Guest memory as a front-end describes it: regions with three addresses each, beside the mappings that carry them.
+/// Guest memory as a front-end describes it: regions with three addresses each, and their mappings.
 public import SystemPackage
 public import VirtioCore
 
@@ -21,8 +21,8 @@ public enum MemoryTableError: Error, Hashable, CustomStringConvertible {
     switch self {
     case .tooManyRegions(let count, let limit): "\(count) memory regions are more than the \(limit) slots"
     case .empty(let region): "the memory region at \(region.guestAddress) is empty"
-    case .guestRangeOverflows(let region): "the memory region at \(region.guestAddress) goes past the 64-bit guest space"
-    case .userRangeOverflows(let region): "the memory region at \(region.guestAddress) goes past the 64-bit user space"
+    case .guestRangeOverflows(let region): "the memory region at \(region.guestAddress) leaves the guest's 64-bit address space"
+    case .userRangeOverflows(let region): "the memory region at \(region.guestAddress) leaves the front-end's address space"
     case .fileRangeOverflows(let region):
       "the memory region at \(region.guestAddress) goes past the end of any file (offset \(region.offset))"
     case .guestRangesOverlap(let one, let other):
@@ -68,7 +68,7 @@ public struct MemoryTable: Sendable {
   /// No memory: before the first table.
   init() {
     self.entries = []
-    do { self.memory = try GuestMemory([]) } catch { preconditionFailure("an empty memory has nothing wrong with it") }
+    do { self.memory = try GuestMemory([]) } catch { preconditionFailure("an empty memory is always valid: \(error)") }
   }
 
   init(_ entries: [Entry], memory: GuestMemory) {
@@ -79,7 +79,7 @@ public struct MemoryTable: Sendable {
   /// The regions, as the front-end described them.
   public var regions: [MemoryRegion] { entries.map(\.region) }
 
-  /// Nothing is mapped again.
+  /// Both tables have the same mappings.
   func hasSameMappings(as other: MemoryTable) -> Bool {
     entries.count == other.entries.count && zip(entries, other.entries).allSatisfy { $0.mapping === $1.mapping }
   }

@@ -1,4 +1,4 @@
-/// Why a back-end did not do what a message asked.
+/// Why a back-end refused a message.
 public import VirtioCore
 
 /// A reason to refuse a message. A refused message changes nothing, and its descriptors are closed.
@@ -32,9 +32,9 @@ public enum Refusal: Error, Hashable, CustomStringConvertible {
   case unusableDescriptor(DescriptorPurpose, String)
   case badTranslation(TranslationMessage)
   case translationNotInMemory(TranslationMessage)
-  /// A ring cannot start without it.
+  /// A ring cannot start without this translation.
   case translationRefused(TranslationMiss)
-  /// A part of a ring is translated, but not to one piece.
+  /// A part of a ring is translated, but not contiguously.
   case ringScattered(QueueError.RingPart, UInt64)
   /// A ring waits for memory that does not come.
   case noMemory
@@ -63,7 +63,7 @@ public enum Refusal: Error, Hashable, CustomStringConvertible {
     case .memory(let error): error.description
     case .log(let error): error.description
     case .logTooLarge(let size, let limit):
-      "a log of written pages of \(size) bytes is larger than the maximum of \(limit)"
+      "a dirty log of \(size) bytes is larger than the maximum of \(limit)"
     case .inflight(let error): error.description
     case .inflightQueueCount(let count, let limit):
       "in-flight records for \(count) queues were requested, and there can be 1 to \(limit)"
@@ -78,7 +78,7 @@ public enum Refusal: Error, Hashable, CustomStringConvertible {
     case .unusableDescriptor(let purpose, let reason): "the \(purpose.rawValue) descriptor cannot be used: \(reason)"
     case .badTranslation(let said):
       "a translation of type \(said.type) of \(said.size) bytes at 0x\(hexadecimal(said.address)) with permission "
-        + "\(said.permission) cannot be one"
+        + "\(said.permission) is invalid"
     case .translationNotInMemory(let said):
       "the \(said.size) bytes at user address 0x\(hexadecimal(said.userAddress)) that 0x\(hexadecimal(said.address)) is translated to "
         + "are not all in memory; \(Self.remedy)"
@@ -95,8 +95,8 @@ public enum Refusal: Error, Hashable, CustomStringConvertible {
   private static let remedy =
     "the guest's memory has to be shared: share=on for QEMU's memory backend, shared=on for Cloud Hypervisor's memory"
 
-  /// The connection cannot continue if the front-end believes that this was done and cannot be told otherwise: it would
-  /// share memory that we do not have, rely on records that nobody keeps, or speak a dialect that was not negotiated.
+  /// Whether the connection has to be closed if the front-end cannot be told of the refusal: it would rely on memory that is
+  /// not mapped here, on records that are not kept, or on features that were not negotiated.
   var endsConnectionUnlessAcknowledged: Bool {
     switch self {
     case .wrongSize, .memory, .featuresNotOffered, .featuresNotAccepted, .protocolFeaturesNotOffered, .inflight,

@@ -1,12 +1,12 @@
-/// One ring as a session knows it: two independent states, and what it takes to start.
+/// One ring of a session: its two independent states, and everything that it needs to start.
 internal import VirtioCore
 
 /// A ring's question to the front-end.
 struct TranslationWait: Sendable {
   let miss: TranslationMiss
-  /// Each wait has another.
+  /// Unique for each wait.
   let number: UInt64
-  /// Updates of that address that did not allow what was asked for. Each may be the answer to somebody else's question.
+  /// Updates of that address that did not allow the access. Each may be the answer to another ring's question.
   var refusals = 0
 }
 
@@ -16,7 +16,7 @@ struct Ring: Sendable {
   /// `nil` until SET_VRING_NUM.
   var size: UInt16?
   var address: VringAddress?
-  /// Where it continues when it is started next.
+  /// The position from which it continues when it is started next.
   var position = Self.unsaid
   /// `nil` while stopped.
   var kick: KickSource?
@@ -25,11 +25,11 @@ struct Ring: Sendable {
   var isEnabled = false
   /// The device runs it.
   var isRunning = false
-  /// The device met something after which it could not continue; only a new start helps.
+  /// The ring broke while the device served it, and has to be started again.
   var hasFailed = false
-  /// At most one: most rings never have any, and a process has many rings.
+  /// At most one wait; an array, because most rings never have any, and a process has many rings.
   private var waits: [TranslationWait] = []
-  /// Of a driver behind an IOMMU: the translation that it waits for, running or not.
+  /// With a driver behind an IOMMU: the translation that it waits for, running or not.
   var wait: TranslationWait? {
     get { waits.first }
     set { waits = newValue.map { [$0] } ?? [] }
@@ -40,8 +40,8 @@ struct Ring: Sendable {
   /// Whether the device should run it now.
   var isReady: Bool { isStarted && isEnabled && !isRunning && !hasFailed && size != nil && address != nil }
 
-  /// Stopped by the front-end: it sends another kick to start it again. The used position is then read from memory, because
-  /// the front-end may change the ring in the meantime; in a packed ring it cannot be read.
+  /// The front-end has stopped the ring, and sends another kick descriptor to start it again. The used position is then read
+  /// from memory, because the front-end may change the ring in the meantime; in a packed ring it cannot be read.
   mutating func stop(isPacked: Bool) {
     kick = nil
     hasFailed = false
@@ -76,7 +76,7 @@ struct Ring: Sendable {
 
   /// Checks an address as far as possible before the ring starts (virtio 2.7: alignment to 16, 2 and 4 bytes).
   ///
-  /// - Parameter isTranslated: only translations say where it is.
+  /// - Parameter isTranslated: its addresses have to be translated, and are not checked against the table.
   static func check(_ address: VringAddress, in table: MemoryTable, isTranslated: Bool) throws(Refusal) {
     let parts: [(QueueError.RingPart, UInt64, alignment: UInt64)] = [
       (.descriptorTable, address.descriptorTable, 16), (.availableRing, address.availableRing, 2),

@@ -1,7 +1,7 @@
-/// A device, and what has to be remembered of it from one connection to the next.
+/// A device, and the state that outlives a connection.
 internal import VirtioCore
 
-/// Executes on a device what sessions ask for.
+/// Executes the effects of sessions on a device.
 final class ServedDevice {
   let device: any VirtioDevice
   let attended: AttendedDevice
@@ -30,16 +30,16 @@ final class ServedDevice {
       writableByte: device.writableByte)
   }
 
-  /// What is offered over a socket: a kick there is an event without a value (NOTIFICATION_DATA).
-  /// What a driver behind an IOMMU needs is asked for over the back-end's own channel, and QEMU does without the device if it can
-  /// neither have that nor acknowledgements.
+  /// The features that are offered over a socket. A kick there is an event without a value, so NOTIFICATION_DATA is not
+  /// offered. Translations for a driver behind an IOMMU are requested on the back-end's channel, so ACCESS_PLATFORM needs that
+  /// channel, and acknowledgements: QEMU does not start the device without them.
   private func features(of device: any VirtioDevice) -> FeatureSet {
     let canAsk = protocolFeatures.isSuperset(of: [.backendRequests, .replyAck])
     return device.features.subtracting(
       canAsk ? [.notificationData, .suspend] : [.notificationData, .suspend, .accessPlatform])
   }
 
-  /// A driver before this one, perhaps over another connection, chose otherwise.
+  /// Whether a previous driver, perhaps over another connection, chose other features.
   func replacesChoice(_ chosen: FeatureSet) -> Bool { features.map { $0 != chosen } ?? false }
 
   func negotiate(_ chosen: FeatureSet) -> Bool {
@@ -50,13 +50,13 @@ final class ServedDevice {
     return true
   }
 
-  /// - Parameter restores: success also when the bytes are there already.
+  /// - Parameter restores: it also succeeds if the bytes are there already.
   func write(_ bytes: [UInt8], at offset: Int, restores: Bool) -> Bool {
     device.writeConfiguration(at: offset, bytes)
       || restores && device.readConfiguration(at: offset, count: bytes.count) == bytes
   }
 
-  /// What a server that takes over the device has to know.
+  /// The state that a server needs to take over the device.
   var state: DeviceState {
     DeviceState(
       features: features(of: device).rawValue, queues: device.queueCount, maximumQueueSize: device.maximumQueueSize,
@@ -64,7 +64,8 @@ final class ServedDevice {
       configuration: device.readConfiguration(at: 0, count: device.configurationSize))
   }
 
-  /// Brings the device into the state that another server's had: the same offer, the same choice, the same configuration.
+  /// Brings the device into the state of another server's device: the same offered features, the same choice, the same
+  /// configuration.
   func restore(_ state: DeviceState) throws(TakeoverError) {
     let missing = FeatureSet(rawValue: state.features).subtracting(device.features)
     guard missing.isEmpty else { throw .features(missing) }
@@ -75,7 +76,7 @@ final class ServedDevice {
       throw .notTheSame("largest ring size", theirs: "\(state.maximumQueueSize)", ours: "\(device.maximumQueueSize)")
     }
     if let chosen = state.negotiated.map({ FeatureSet(rawValue: $0) }) {
-      guard negotiate(chosen) else { throw .invalid("a driver's choice of features that the device cannot work with") }
+      guard negotiate(chosen) else { throw .invalid("the driver chose features that the device cannot work with") }
     } else if features != nil {
       reset()
     }
@@ -84,7 +85,7 @@ final class ServedDevice {
       throw .notTheSame(
         "configuration space", theirs: "\(state.configuration.count) bytes long", ours: "\(ours.count) bytes long")
     }
-    // What a driver can have changed is written as the driver wrote it; everything else has to be the same.
+    // Bytes that a driver can have changed are written again; everything else has to be the same.
     for offset in ours.indices where ours[offset] != state.configuration[offset] {
       guard device.writeConfiguration(at: offset, [state.configuration[offset]]) else { throw .configuration(offset: offset) }
     }

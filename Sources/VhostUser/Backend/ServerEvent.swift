@@ -1,20 +1,20 @@
-/// What a server reports to its operator.
+/// The events that a server reports to its operator.
 public import Sockets
 public import SystemPackage
 public import VirtioCore
 
-/// One event. Those that a front-end or a guest can cause as often as it likes say so, and should be rate-limited.
+/// One event. A front-end or a guest can cause many of them as often as it likes, so they should be rate-limited.
 public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
-  /// - Parameter: who it is; `nil`: unknown to the kernel.
+  /// - Parameter: the peer's credentials; `nil`: unknown to the kernel.
   case connected(PeerCredentials?)
   case disconnected
   case received(request: UInt32, size: Int, descriptors: Int)
-  /// The driver has chosen; front-ends repeat this, and the same choice is reported once.
+  /// The driver has chosen features; front-ends repeat this, and the same choice is reported once.
   case negotiated(FeatureSet, ProtocolFeatures)
   case queueStarted(Int)
   case queueStopped(Int)
   case connectionFailed(StreamError)
-  /// Half a message contained the front-end's own end of the connection, which would keep it open forever.
+  /// The front-end sent its own end of the connection with an incomplete message, which would keep the connection open forever.
   case ownEndReceived
   /// A message could not be refused in any other way.
   case connectionEnded(request: UInt32, Refusal)
@@ -22,18 +22,18 @@ public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
   case queueRefused(queue: Int, Refusal)
   case queueFailed(queue: Int, QueueError)
   case acceptFailed(Errno)
-  /// The connection has ended, and these queues still wait for the medium; nobody is accepted before they have stopped.
+  /// The connection has ended, and these queues still wait for the medium; no front-end is accepted before they have stopped.
   case stillStopping([Int])
-  /// A descriptor that the front-end sent does not answer; the connection ends, and the helper that waits for it stays
-  /// behind.
+  /// A descriptor that the front-end sent does not answer; the connection is closed, and the helper thread that waits for it
+  /// stays behind.
   case descriptorsDoNotAnswer
-  /// Too many connections have left a helper behind.
+  /// Too many connections have left a helper thread behind.
   case tooManyLeftBehind(Int)
-  /// Another server took over the disk and is gone, and nothing says what it did.
+  /// Another server took over the disk and is gone, and it cannot be told what it did.
   case cannotGoOn
-  /// A queue has been waiting for a translation that was requested, and waits on.
+  /// A queue has been waiting for a requested translation for a long time, and still waits.
   case translationMissing(queue: Int, TranslationMiss)
-  /// The device has something to say.
+  /// A message of the device.
   case deviceNotice(String)
 
   public enum Importance: Hashable, Sendable { case trace, detail, note, warning }
@@ -59,7 +59,7 @@ public enum ServerEvent: Hashable, Sendable, CustomStringConvertible {
     case .queueStopped(let queue): "queue \(queue) stopped"
     case .connectionFailed(let error): "the connection is closed: \(error)"
     case .ownEndReceived:
-      "the connection is closed: the front-end sent its own end of it along with half a message; give the back-end another socket"
+      "the connection is closed: the front-end sent its own end of it with an incomplete message; give the back-end another socket"
     case .connectionEnded(let request, let refusal):
       "the connection is closed, because \(FrontendRequest.name(of: request)) cannot be done: \(refusal)"
     case .messageRefused(let request, let refusal): "\(FrontendRequest.name(of: request)) was refused: \(refusal)"

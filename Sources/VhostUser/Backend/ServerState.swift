@@ -1,9 +1,9 @@
-/// What one server hands over to the next, so that a front-end and its guest do not notice: a value that travels as JSON.
-/// Addresses, sizes and positions are plain numbers; a descriptor is a number into the list that travels beside it. The
-/// members are described in Docs/takeover.md, and their meaning never changes within one version.
+/// The state that one server hands over to the next, unnoticed by a front-end and its guest: a value that is sent as JSON.
+/// Addresses, sizes and positions are plain numbers; a descriptor is an index into the list that is sent with it. The members
+/// are described in Docs/takeover.md, and their meaning never changes within one version.
 public import VirtioCore
 
-/// Descriptors beside a state that refers to them by index.
+/// The descriptors of a state, which refers to them by index.
 public struct DescriptorList: Sendable {
   public private(set) var descriptors: [OwnedDescriptor]
 
@@ -29,7 +29,7 @@ public struct DescriptorList: Sendable {
   }
 }
 
-/// Why a state cannot be adopted: one sentence.
+/// Why a state cannot be adopted.
 public enum TakeoverError: Error, Hashable, Sendable, CustomStringConvertible {
   case noSuchDescriptor(Int?)
   case notTheSame(String, theirs: String, ours: String)
@@ -39,20 +39,20 @@ public enum TakeoverError: Error, Hashable, Sendable, CustomStringConvertible {
   case refused(String)
   case queue(Int, QueueError)
   case notPrepared(QueueError)
-  /// The server that is asked for its state is busy with something that does not end.
+  /// The server that is asked for its state is busy with something that may not end.
   case busy(String)
   /// The front-end or the server has moved on, or has disappeared, in the meantime.
   case overtaken
 
   public var description: String {
     switch self {
-    case .noSuchDescriptor: "the state names a descriptor that did not come with it"
+    case .noSuchDescriptor: "the state refers to a descriptor that was not sent with it"
     case .notTheSame(let what, let theirs, let ours):
       "the running server's \(what) is \(theirs), and here it would be \(ours): give the same options"
     case .configuration(let offset):
       "the configuration space differs from the running server's from byte \(offset) on: give the same image and options"
     case .features(let features):
-      "the running server offers features \(features), which would be missing here: give the same options, or a newer program"
+      "the running server offers features \(features), which would be missing here: give the same options, or use a newer program"
     case .invalid(let what): "the state that the running server sent is invalid: \(what)"
     case .refused(let reason): reason
     case .queue(let queue, let error): "queue \(queue) cannot continue here: \(error)"
@@ -68,17 +68,17 @@ public struct ServerState: Codable, Hashable, Sendable {
   /// The listening socket, an index; `nil`: there was only one connection, which was passed in.
   public var listener: Int?
   public var device: DeviceState
-  /// `nil`: nobody is connected.
+  /// `nil`: no front-end is connected.
   public var connection: ConnectionState?
 }
 
-/// What a device offers, and the driver's choice of it. The choice outlives a connection.
+/// The features of a device, and the driver's choice. The choice outlives a connection.
 public struct DeviceState: Codable, Hashable, Sendable {
-  /// The feature bits on offer.
+  /// The feature bits that are offered.
   public var features: UInt64
   public var queues: Int
   public var maximumQueueSize: UInt16
-  /// The choice of the last driver, feature bits; `nil`: there was none yet.
+  /// The feature bits that the last driver chose; `nil`: none has chosen yet.
   public var negotiated: UInt64?
   /// The bytes of the configuration space, with the driver's changes.
   public var configuration: [UInt8]
@@ -94,10 +94,10 @@ public struct ConnectionState: Codable, Hashable, Sendable {
   public var unsent: [Unsent]
   /// The socket for requests of the back-end.
   public var channel: Int?
-  /// Messages of it that the front-end has not taken yet, or not all of their bytes, of a driver behind an IOMMU; `nil`: none.
+  /// With a driver behind an IOMMU: messages on that socket that the front-end has not read completely yet; `nil`: none.
   public var channelUnsent: [Unsent]?
   public var protocolFeatures: UInt64
-  /// Feature bits; `nil`: SET_FEATURES has not come.
+  /// Feature bits; `nil`: there was no SET_FEATURES yet.
   public var features: UInt64?
   /// The device status byte.
   public var status: UInt8
@@ -108,15 +108,15 @@ public struct ConnectionState: Codable, Hashable, Sendable {
   public var inflight: Inflight?
   /// The front-end has not been notified yet that the configuration space changed.
   public var owesConfigurationChange: Bool
-  /// What a driver wrote to the configuration space when a server before both served it, to be written before a ring
-  /// starts; `nil`: nothing.
+  /// A driver's write to the configuration space from the time of an earlier server, to be repeated before a ring starts;
+  /// `nil`: none.
   public var configurationToRestore: ConfigurationByte?
-  /// What the front-end has translated, of a driver behind an IOMMU; `nil` where there is none.
+  /// With a driver behind an IOMMU: the front-end's translations; otherwise `nil`.
   public var translations: [Translation]?
   public var rings: [RingState]
 
   public struct ConfigurationByte: Codable, Hashable, Sendable {
-    /// In the configuration space, bytes.
+    /// Its offset in the configuration space, bytes.
     public var offset: UInt8
     public var value: UInt8
   }
@@ -142,7 +142,7 @@ public struct ConnectionState: Codable, Hashable, Sendable {
     public var file: Int
   }
 
-  /// As in IOTLB_MSG, but with the last address.
+  /// As in IOTLB_MSG, but with the last address instead of the size.
   public struct Translation: Codable, Hashable, Sendable {
     public var first: UInt64
     public var last: UInt64
@@ -170,11 +170,11 @@ public struct ConnectionState: Codable, Hashable, Sendable {
     public var address: Address?
     /// The next available entry to pop.
     public var available: UInt16
-    /// The next used entry to publish; `nil`: as the ring in memory says.
+    /// The next used entry to publish; `nil`: take it from the ring in memory.
     public var used: UInt16?
     public var isStarted: Bool
     public var isEnabled: Bool
-    /// It is served at once.
+    /// The new server serves it at once.
     public var runs: Bool
     public var hasFailed: Bool
     /// `nil` in a ring that is started: the driver does not kick.

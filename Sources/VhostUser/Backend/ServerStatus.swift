@@ -10,13 +10,13 @@ public struct FrontendStatus: Hashable, Sendable {
     public var size: Int
     /// The device serves it.
     public var isRunning: Bool
-    /// The device met something after which it could not continue.
+    /// The ring broke while the device served it.
     public var hasFailed: Bool
   }
 
-  /// `nil` where the kernel does not tell.
+  /// `nil` if the kernel does not tell.
   public var peer: PeerCredentials?
-  /// The driver's choice; `nil` before.
+  /// The driver's choice; `nil` before it has chosen.
   public var features: FeatureSet?
   public var protocolFeatures: ProtocolFeatures
   /// Guest memory that is mapped, bytes.
@@ -26,10 +26,10 @@ public struct FrontendStatus: Hashable, Sendable {
 }
 
 extension BackendServer {
-  /// Somebody is connected.
+  /// A front-end is connected.
   public var hasFrontend: Bool { connection.map { !$0.isOver } ?? false }
 
-  /// `nil`: nobody is connected.
+  /// `nil`: no front-end is connected.
   public var frontend: FrontendStatus? {
     guard let connection, !connection.isOver else { return nil }
     let session = connection.session

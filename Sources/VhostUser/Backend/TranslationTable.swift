@@ -1,9 +1,9 @@
-/// What a front-end has translated so far, as it said it: from addresses of the driver, which is behind an IOMMU, to addresses of
-/// the front-end's own process.
+/// The translations that a front-end has sent: from addresses of a driver behind an IOMMU to addresses of the front-end's own
+/// process.
 internal import VirtioCore
 
-/// A bounded table. Translations that continue each other are one, so that a guest whose addresses are not really translated has
-/// few. When there is no room for another, some other one goes: who needs it will ask for it again.
+/// A bounded table. Adjacent translations are merged, so that a guest with an identity mapping has few. When the table is full,
+/// the oldest entry is dropped: a queue that needs it will ask for it again.
 struct TranslationTable: Sendable {
   struct Entry: Equatable, Sendable {
     /// The first and the last address of the driver.
@@ -12,10 +12,10 @@ struct TranslationTable: Sendable {
     /// Where the first one is in the front-end's process.
     var user: UInt64
     var access: MemoryAccess
-    /// When it, or the newest that it was made of, came.
+    /// When it came; for merged translations, when the newest of them came.
     var age: UInt64 = 0
 
-    /// The same translation, whenever it came.
+    /// Whether they translate in the same way, whatever their ages.
     static func == (one: Entry, other: Entry) -> Bool {
       (one.first, one.last, one.user, one.access) == (other.first, other.last, other.user, other.access)
     }
@@ -23,22 +23,22 @@ struct TranslationTable: Sendable {
     func user(of address: UInt64) -> UInt64 { user &+ (address &- first) }
   }
 
-  /// 16 MiB of pages that do not continue each other.
+  /// Enough for 16 MiB of pages that are not adjacent.
   static let leastCapacity = 4096
-  /// What a queue needs at once comes to fewer: the pages of its ring and of its next request. Twice that, as what was known when it
-  /// began to ask may be the oldest, and goes once before it is asked for again.
+  /// Twice as many as a queue can need at once, for the pages of its ring and of its next request. Twice, because entries that
+  /// were known when it began to ask may be the oldest, and are dropped once before it asks for them again.
   static let capacityOfQueue = 2 * 1152
 
-  /// Entries at most.
+  /// The most entries.
   let capacity: Int
-  /// Pieces that all of them may come to, as one that goes over several memory regions is several.
+  /// The most pieces that they may resolve to: an entry that spans several memory regions becomes several pieces.
   var pieces: Int { 4 * capacity }
 
   /// Sorted; none of them overlap.
   private(set) var entries: [Entry] = []
-  /// How often something that was in force was forgotten or replaced, without the front-end having taken it back.
+  /// How often a translation in force was dropped or replaced without an invalidation from the front-end.
   private(set) var losses: UInt64 = 0
-  /// How often something was replaced so, and is elsewhere now.
+  /// How often a translation was replaced in this way by one to another address.
   private(set) var replacements: UInt64 = 0
   /// Grows with each change.
   private(set) var number: UInt64 = 0
@@ -46,7 +46,7 @@ struct TranslationTable: Sendable {
   init(capacity: Int) { self.capacity = capacity }
   init(queues: Int) { self.init(capacity: max(Self.leastCapacity, queues * Self.capacityOfQueue)) }
 
-  /// Adds a translation. What is newer counts, but what is allowed at the same place stays allowed.
+  /// Adds a translation. The newer address counts, but access that is already allowed to the same address stays allowed.
   mutating func insert(_ entry: Entry) {
     var parts: [Entry] = []
     var next = entry
@@ -96,7 +96,7 @@ struct TranslationTable: Sendable {
     number += 1
   }
 
-  /// Takes translations back: what is left of those that are cut stays.
+  /// Removes translations; the rest of an entry that is cut stays in force.
   mutating func remove(first: UInt64, last: UInt64) {
     number += 1
     let overlapped = range(first: first, last: last)
@@ -112,7 +112,7 @@ struct TranslationTable: Sendable {
         Entry(
           first: last + 1, last: highest.last, user: highest.user(of: last + 1), access: highest.access, age: highest.age))
     }
-    // A hole makes two of one.
+    // A hole splits one entry into two.
     if entries.count - overlapped.count + rest.count > capacity {
       rest.removeLast()
       losses += 1
@@ -125,7 +125,7 @@ struct TranslationTable: Sendable {
     number += 1
   }
 
-  /// The table as the front-end's memory has it now. What is not in that is left out.
+  /// The table resolved in the front-end's present memory. Addresses outside that are left out.
   func translations(in table: MemoryTable) -> Translations {
     let places = UserPlaces(table)
     var found: [Translations.Entry] = []
@@ -135,7 +135,7 @@ struct TranslationTable: Sendable {
       var (address, user) = (entry.first, entry.user)
       while true {
         let left = entry.last - address
-        // Bytes to where it goes on elsewhere, less one, as all of them can be 2^64.
+        // Bytes up to the next piece or gap; counted minus one below, because all of them together can be 2^64.
         let step: UInt64
         if let (host, size) = unsafe places.place(of: user) {
           step = min(left, size - 1)
@@ -173,14 +173,14 @@ struct TranslationTable: Sendable {
   }
 }
 
-/// Where addresses of the front-end's are here. For many look-ups at once, as the regions have to be sorted.
+/// Looks up addresses of the front-end's process. Meant for many look-ups at once, because the regions have to be sorted.
 struct UserPlaces {
-  /// By the first address of the front-end's; they do not overlap.
+  /// Sorted by the front-end's address; they do not overlap.
   private let entries: [MemoryTable.Entry]
 
   init(_ table: MemoryTable) { entries = table.entries.sorted { $0.region.userAddress < $1.region.userAddress } }
 
-  /// The first one that begins behind the address.
+  /// The index of the first region that begins after the address.
   private func following(_ address: UInt64) -> Int {
     var (low, high) = (0, entries.count)
     while low < high {
@@ -211,7 +211,7 @@ struct UserPlaces {
     var next = first
     while let (_, size) = unsafe place(of: next) {
       guard last - next >= size else { return true }
-      // A region does not go past the end of the address space, and the range goes on behind it.
+      // No overflow: the range continues after this region, so the region ends before the end of the address space.
       next += size
     }
     return false

@@ -4,7 +4,7 @@ internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
 
-/// Receives requests of a back-end. They are answered only if they ask for that.
+/// Receives requests of a back-end. They are answered only if they ask for a reply.
 public final class BackendChannel {
   private let socket: OwnedDescriptor
   private var reader = MessageReader()
@@ -15,21 +15,21 @@ public final class BackendChannel {
   /// Readable when there may be a message.
   public var descriptor: Int32 { socket.rawValue }
 
-  /// Takes the next message if there is one; never waits.
+  /// Takes the next message if there is one; never blocks.
   ///
-  /// - Returns: its request code, a `BackendRequest` where it is known.
+  /// - Returns: its request code, a `BackendRequest` if it is known.
   public func next() throws(StreamError) -> UInt32? { try receive()?.request }
 
-  /// What a back-end says.
+  /// A message of a back-end.
   public enum Said: Hashable, Sendable {
     case configurationChanged
-    /// A translation that it misses, or an access that it was not allowed.
+    /// A translation that it misses, or an access that was denied.
     case translation(TranslationMessage)
     /// A request code.
     case other(UInt32)
   }
 
-  /// As `next`, with what it says.
+  /// As `next`, but with the decoded message.
   public func nextMessage() throws(StreamError) -> Said? {
     guard let message = try receive() else { return nil }
     switch BackendRequest(rawValue: message.request) {

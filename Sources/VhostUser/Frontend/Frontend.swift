@@ -17,21 +17,20 @@ public import VirtioCore
 ///     … the rings are in shared memory; write 8 bytes to the kick …
 ///     let base = try frontend.stop(queue: 0)                         // answered when everything in flight is done
 ///
-/// Methods are called from one thread at a time, but for `ask` and what is made of it alone: another thread waits there for its turn.
-/// Descriptors that are handed in are shared, not consumed: the kernel
-/// duplicates them on the way.
+/// Methods are called from one thread at a time, except `ask` and methods that only call it: there, another thread waits for
+/// its turn. Descriptors that are passed in are shared, not consumed: the kernel duplicates them.
 public final class Frontend {
-  /// What a back-end has to offer.
+  /// The offer of a back-end.
   public struct Offer: Hashable, Sendable {
-    /// The device's feature bits, without those that are between the two ends (26 and 30).
+    /// The device's feature bits, without those of the transport (26 and 30).
     public var features: FeatureSet
-    /// What was negotiated, not what was offered.
+    /// The protocol features that were negotiated, not those that were offered.
     public var protocolFeatures: ProtocolFeatures
-    /// 1 where the back-end has no MQ.
+    /// 1 if the back-end has no MQ.
     public var queueCount: Int
-    /// How many memory regions it takes; 8 without CONFIGURE_MEM_SLOTS.
+    /// How many memory regions it accepts; 8 without CONFIGURE_MEM_SLOTS.
     public var memorySlots: Int
-    /// It can log the pages that it writes to: VHOST_F_LOG_ALL is offered and LOG_SHMFD was negotiated.
+    /// It can keep a dirty log: VHOST_F_LOG_ALL is offered and LOG_SHMFD was negotiated.
     public var keepsLog: Bool
   }
 
@@ -52,7 +51,7 @@ public final class Frontend {
     self.patience = patience
   }
 
-  /// Over a socket that is connected already.
+  /// Uses a socket that is connected already.
   public init(socket: OwnedDescriptor, patience: Duration = Patience.limit) {
     self.socket = socket
     self.patience = patience
@@ -65,7 +64,7 @@ public final class Frontend {
 extension Frontend {
   /// The first messages of every front-end: become the owner, ask for features, agree on the protocol.
   ///
-  /// - Parameter wanted: protocol features to acknowledge where they are offered.
+  /// - Parameter wanted: protocol features to acknowledge if they are offered.
   public func handshake(wanting wanted: ProtocolFeatures = .served) throws(FrontendError) -> Offer {
     try tell(.setOwner)
     let features = FeatureSet(rawValue: try number(.getFeatures))
@@ -87,12 +86,12 @@ extension Frontend {
     session.protocolFeatures = features
   }
 
-  /// GET_FEATURES, with bit 30 as it comes.
+  /// GET_FEATURES, including bit 30.
   public func features() throws(FrontendError) -> FeatureSet { FeatureSet(rawValue: try number(.getFeatures)) }
 
   /// Fixes the device's features.
   ///
-  /// - Parameter enablesRings: acknowledge bit 30 as well, where it is offered, as all but very old front-ends do.
+  /// - Parameter enablesRings: acknowledge bit 30 as well if it is offered, as all except very old front-ends do.
   public func setFeatures(_ features: FeatureSet, enablesRings: Bool = true) throws(FrontendError) {
     let acknowledges = enablesRings && offersProtocolFeatures
     try tell(
@@ -124,7 +123,7 @@ extension Frontend {
     return Array(reply[ConfigurationPayload.headerSize...])
   }
 
-  /// The driver's write to the configuration space (needs CONFIG). Without acknowledgements nobody learns of a refusal.
+  /// The driver's write to the configuration space (needs CONFIG). Without acknowledgements a refusal goes unnoticed.
   public func setConfiguration(at offset: UInt32, _ bytes: [UInt8], flags: UInt32 = 0) throws(FrontendError) {
     try tell(.setConfiguration, ConfigurationPayload(offset: offset, flags: flags, contents: bytes).bytes)
   }
@@ -140,7 +139,7 @@ extension Frontend {
 // MARK: One request
 
 extension Frontend {
-  /// Sends a request that has no answer of its own, and waits for its acknowledgement when one is due.
+  /// Sends a request that has no reply of its own, and waits for its acknowledgement if one is due.
   public func tell(
     _ request: FrontendRequest, _ payload: [UInt8] = [], _ descriptors: [OwnedDescriptor] = []
   ) throws(FrontendError) {
@@ -148,7 +147,7 @@ extension Frontend {
   }
 
   /// Sends a request and waits for its answer.
-  /// - Returns: the payload of the answer; empty when none was due.
+  /// - Returns: the payload of the answer; empty if none was due.
   public func ask(
     _ request: FrontendRequest, _ payload: [UInt8] = [], _ descriptors: [OwnedDescriptor] = []
   ) throws(FrontendError) -> [UInt8] {
@@ -177,7 +176,7 @@ extension Frontend {
     return (try session.accept(reply, to: request, expectation), reply.descriptors)
   }
 
-  /// Sends a request and waits for its answer and what came with it.
+  /// Sends a request and waits for its answer, with the descriptor that came with it.
   func askForDescriptor(
     _ request: FrontendRequest, _ payload: [UInt8]
   ) throws(FrontendError) -> (payload: [UInt8], descriptor: OwnedDescriptor?) {
@@ -185,7 +184,7 @@ extension Frontend {
     return (payload, descriptors.first)
   }
 
-  /// Sends any message as it is, without waiting for an answer.
+  /// Sends any message unchanged, without waiting for an answer.
   public func send(_ message: Message) throws(FrontendError) {
     writer.enqueue(message)
     do { try writer.flush(socket.rawValue) } catch { throw .stream(error) }

@@ -1,4 +1,4 @@
-/// Why a front-end could not get what it wanted from a back-end.
+/// Why a request of a front-end failed.
 public import Sockets
 
 public enum FrontendError: Error, Hashable, CustomStringConvertible {
@@ -6,7 +6,7 @@ public enum FrontendError: Error, Hashable, CustomStringConvertible {
   case stream(StreamError)
   case closed(during: FrontendRequest)
   case timedOut(waitingFor: FrontendRequest, seconds: Double)
-  /// The back-end said no: a non-zero acknowledgement, or an empty configuration.
+  /// The back-end refused: a non-zero acknowledgement, or an empty configuration.
   case refused(FrontendRequest)
   case unexpectedReply(to: FrontendRequest, request: UInt32, flags: UInt32, size: Int)
   case missingProtocolFeature(String)

@@ -1,7 +1,7 @@
 /// The front-end keeps the in-flight records, for the next back-end.
 public import VirtioCore
 
-/// Memory for the records of a back-end, as a front-end keeps it: a file whose contents do not concern it.
+/// Memory for the records of a back-end, as a front-end keeps it: a file whose contents it does not interpret.
 public struct FrontendInflight: Sendable {
   public var description: InflightDescription
   public var descriptor: OwnedDescriptor
@@ -13,8 +13,8 @@ public struct FrontendInflight: Sendable {
 }
 
 extension Frontend {
-  /// Asks the back-end for memory for its records (needs INFLIGHT_SHMFD). It is handed back with `setInflight` before a ring
-  /// is started, and again to every back-end that continues these rings.
+  /// Requests memory for in-flight records from the back-end (needs INFLIGHT_SHMFD). The memory is handed back with
+  /// `setInflight` before a ring is started, and again to every back-end that continues these rings.
   ///
   /// - Parameters:
   ///   - queues: rings that will be started, from ring 0 on.

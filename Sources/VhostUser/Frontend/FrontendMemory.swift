@@ -16,8 +16,8 @@ public struct FrontendRegion: Sendable {
 }
 
 extension Frontend {
-  /// The log for the pages that the back-end writes to (needs LOG_SHMFD). It covers rings whose address asks for it, and
-  /// buffers while bit 26 is among the features.
+  /// Sets the dirty log of the back-end (needs LOG_SHMFD). It covers rings whose address asks for it, and buffers while bit 26
+  /// is among the features.
   public func setLog(_ area: SharedArea, _ descriptor: OwnedDescriptor) throws(FrontendError) {
     try tell(.setLogBase, area.bytes, [descriptor])
   }
@@ -32,7 +32,7 @@ extension Frontend {
     try tell(.addMemoryRegion, region.region.singleBytes, [region.descriptor])
   }
 
-  /// Takes one region away (needs CONFIGURE_MEM_SLOTS).
+  /// Removes one region (needs CONFIGURE_MEM_SLOTS).
   public func removeMemory(_ region: MemoryRegion) throws(FrontendError) {
     try tell(.removeMemoryRegion, region.singleBytes)
   }

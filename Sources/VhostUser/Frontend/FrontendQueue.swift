@@ -6,11 +6,11 @@ public struct FrontendQueue: Sendable {
   public var index: UInt8
   /// Entries.
   public var size: UInt16
-  /// Addresses of the parts in the front-end's own address space: a region's `userAddress` and what follows it.
+  /// Addresses of the parts in the front-end's own address space, inside the region that begins at `userAddress`.
   public var descriptorTable: UInt64
   public var availableRing: UInt64
   public var usedRing: UInt64
-  /// Where writes to the used ring are logged, a guest address; `nil`: not at all.
+  /// The guest address under which writes to the used ring are logged; `nil`: they are not logged.
   public var usedRingLog: UInt64?
   /// The available index to start with: what `stop` returned, or 0 for a new ring.
   public var base: UInt32
@@ -39,7 +39,7 @@ public struct FrontendQueue: Sendable {
 }
 
 extension Frontend {
-  /// Sets a ring up, starts it, and enables it where rings have to be enabled.
+  /// Sets up a ring, starts it, and enables it if rings have to be enabled.
   public func start(_ queue: FrontendQueue) throws(FrontendError) {
     try setSize(queue: queue.index, UInt32(queue.size))
     try setBase(queue: queue.index, queue.base)
@@ -53,7 +53,7 @@ extension Frontend {
     if enablesRings { try setEnabled(queue: queue.index, true) }
   }
 
-  /// Stops a ring; returns when everything in flight on it is finished and published.
+  /// Stops a ring; returns when everything in flight on it is completed and published.
   /// - Returns: its available index.
   public func stop(queue: UInt8) throws(FrontendError) -> UInt32 {
     let reply = try ask(.getVringBase, VringState(index: UInt32(queue), number: 0).bytes)

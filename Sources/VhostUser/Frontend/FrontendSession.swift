@@ -1,14 +1,14 @@
 /// The front-end's half of the protocol as a value: which message goes out for a request, and which answer has to come back.
 internal import VirtioCore
 
-/// What was agreed about the protocol, and the rules that follow from it. No I/O.
+/// The negotiated protocol features, and the rules that follow from them. No I/O.
 public struct FrontendSession: Sendable {
-  /// What has to come back for a request.
+  /// The answer that a request has to get.
   public enum Expectation: Hashable, Sendable {
     case nothing
     /// A 64-bit number that is 0 for success.
     case acknowledgement
-    /// A payload of exactly so many bytes.
+    /// A payload of exactly this many bytes.
     case reply(Int)
   }
 
@@ -22,7 +22,7 @@ public struct FrontendSession: Sendable {
   func message(
     _ request: FrontendRequest, payload: [UInt8], descriptors: [OwnedDescriptor]
   ) -> (Message, Expectation) {
-    // Not on a request with a reply of its own: there need_reply means nothing, and libvhost-user echoes it in the reply.
+    // Not for a request with a reply of its own: need_reply has no meaning there, and libvhost-user echoes it in the reply.
     let needReply = asksForAcknowledgements && protocolFeatures.contains(.replyAck) && !request.hasOwnReply
     let message = Message(request, needReply: needReply, payload: payload, descriptors: descriptors)
     if request.hasOwnReply {
@@ -30,7 +30,7 @@ public struct FrontendSession: Sendable {
         switch request {
         case .getVringBase: VringState.size
         case .getConfiguration: payload.count
-        // The request again; other back-ends answer otherwise.
+        // The request itself; other back-ends send other replies.
         case .setLogBase: SharedArea.size
         case .getInflight: InflightDescription.wireSize
         default: 8
@@ -40,7 +40,7 @@ public struct FrontendSession: Sendable {
     return (message, needReply ? .acknowledgement : .nothing)
   }
 
-  /// Checks an answer against what was asked.
+  /// Checks an answer against its request.
   /// - Returns: its payload.
   func accept(_ reply: Message, to request: FrontendRequest, _ expected: Expectation) throws(FrontendError) -> [UInt8] {
     guard reply.request == request.rawValue, reply.flags == [.version1, .reply] else {

@@ -54,7 +54,7 @@ public enum FrontendRequest: UInt32, Sendable, CaseIterable {
     case atLeast(Int)
     /// A count word, padding, and regions of 32 bytes; there may be room for more of them.
     case memoryTable
-    /// Twelve bytes and as many again as they say, or more.
+    /// A header of twelve bytes and at least as many bytes as it announces.
     case configuration
     /// Not a request that is supported here.
     case any
@@ -78,7 +78,7 @@ public enum FrontendRequest: UInt32, Sendable, CaseIterable {
     }
   }
 
-  /// Always answered, whatever need_reply says; such a request never gets an acknowledgement on top.
+  /// Always answered, whatever need_reply says; such a request never gets an acknowledgement in addition.
   public var hasOwnReply: Bool {
     switch self {
     case .getFeatures, .setLogBase, .getVringBase, .getProtocolFeatures, .getQueueCount, .iotlb, .getConfiguration,
@@ -141,7 +141,7 @@ public enum FrontendRequest: UInt32, Sendable, CaseIterable {
     }
   }
 
-  /// A name for any code that came in.
+  /// A name for any request code.
   public static func name(of request: UInt32) -> String {
     FrontendRequest(rawValue: request)?.name ?? "request \(request)"
   }
@@ -149,7 +149,7 @@ public enum FrontendRequest: UInt32, Sendable, CaseIterable {
 
 /// Request codes of the back-end, on the channel of SET_BACKEND_REQ_FD ("Back-end message types").
 public enum BackendRequest: UInt32, Sendable {
-  /// IOTLB_MSG: a translation is missed.
+  /// IOTLB_MSG: a translation is missing.
   case translation = 1
   case configurationChanged = 2
 }

@@ -1,11 +1,11 @@
-/// One vhost-user message: a header of 12 bytes, a payload, and the descriptors that travelled with it.
+/// One vhost-user message: a header of 12 bytes, a payload, and the descriptors that were sent with it.
 public import VirtioCore
 
 /// The fixed header (vhost-user "Header").
 public struct MessageHeader: Hashable, Sendable {
   /// Bytes of an encoded header.
   public static let size = 12
-  /// Bytes of the largest payload that is read: a memory table with as many regions as one message can carry descriptors.
+  /// Bytes of the largest payload that is accepted: a memory table with as many regions as one message can carry descriptors.
   public static let maximumPayload: UInt32 = 8 + 32 * UInt32(Message.maximumDescriptors)
 
   /// The flags word: bits 0–1 are the version.
@@ -21,7 +21,7 @@ public struct MessageHeader: Hashable, Sendable {
     public var version: UInt32 { rawValue & 0x3 }
   }
 
-  /// A `FrontendRequest` or `BackendRequest`, or something from the future.
+  /// A `FrontendRequest`, a `BackendRequest`, or an unknown code.
   public var request: UInt32
   public var flags: Flags
   /// Bytes of payload that follow.

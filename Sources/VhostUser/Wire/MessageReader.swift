@@ -3,14 +3,14 @@ internal import CLinux
 public import SystemPackage
 internal import VirtioCore
 
-/// Errors that end a connection: after one of these it is unknown where the next message begins.
+/// Errors that end a connection: after one of them it is unknown where the next message begins.
 public enum StreamError: Error, Hashable, CustomStringConvertible {
   case wrongVersion(UInt32)
   case payloadTooLarge(request: UInt32, size: UInt32)
   case tooManyDescriptors
-  /// The kernel dropped descriptors on their way in, for want of room in this process's table.
+  /// The kernel dropped descriptors, because this process's descriptor table is full.
   case descriptorsLost
-  /// The other end went away in the middle of a message.
+  /// The other end closed the connection in the middle of a message.
   case cutOff
   case system(Errno)
 
@@ -54,14 +54,14 @@ struct MessageReader {
     if bytes.count >= MessageHeader.size { try decodeHeader() }
   }
 
-  /// What has been received of an incomplete message; `nil`: nothing.
+  /// The part of an incomplete message that has been received; `nil`: nothing.
   var unread: (bytes: [UInt8], descriptors: [OwnedDescriptor])? { bytes.isEmpty ? nil : (bytes, descriptors) }
 
   /// Reads until a message is complete or the socket has nothing more.
   mutating func read(_ socket: Int32) throws(StreamError) -> Progress {
     while true {
       let wanted = MessageHeader.size + Int(header?.size ?? 0)
-      // More than this message cannot be there: what was taken over was read in the same way.
+      // There cannot be more bytes than this message has: a reader that was taken over has read in the same way.
       guard bytes.count < wanted else {
         guard let header else {
           try decodeHeader()
@@ -103,7 +103,7 @@ struct MessageReader {
       received = unsafe clinux_receive_with_fds(
         socket, &room, count, Int32(MSG_DONTWAIT), &numbers, numbers.count, &arrived, &truncated)
     } while received == -Int(EINTR)
-    // Owned before anything else is checked, so that no path out of here leaks them.
+    // Owned before anything else is checked, so that no path leaks them.
     let owned = numbers[..<arrived].map { OwnedDescriptor($0, closedBy: disposer) }
     if received == -Int(EAGAIN) { return nil }
     if received == -Int(ECONNRESET) { return 0 }

@@ -11,17 +11,17 @@ struct MessageWriter {
   }
 
   private var waiting: [Waiting] = []
-  /// Bytes of the first waiting message that are out.
+  /// Bytes of the first waiting message that have been sent.
   private var sent = 0
 
   init() {}
 
-  /// A writer that continues with what another could not send.
+  /// A writer that continues with the unsent messages of another one.
   init(unsent: [(bytes: [UInt8], descriptors: [OwnedDescriptor])]) {
     waiting = unsent.filter { !$0.bytes.isEmpty }.map { Waiting(bytes: $0.bytes, descriptors: $0.descriptors) }
   }
 
-  /// What has not been sent yet.
+  /// Messages, or the rest of them, that have not been sent yet.
   var unsent: [(bytes: [UInt8], descriptors: [OwnedDescriptor])] {
     waiting.enumerated().map { index, message in
       // Descriptors went with the first byte.
@@ -29,7 +29,7 @@ struct MessageWriter {
     }
   }
 
-  /// Messages that are not sent, or not all of their bytes.
+  /// The number of messages that have not been sent completely.
   var unsentCount: Int { waiting.count }
 
   /// Everything has been sent.

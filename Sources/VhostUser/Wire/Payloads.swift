@@ -1,5 +1,5 @@
-/// The payloads of messages as values. A decoder returns nil for a payload that is too short, takes what it needs of a
-/// longer one, and checks nothing else: the session judges what a number means.
+/// The payloads of messages as values. A decoder returns nil for a payload that is too short, ignores the rest of a longer one,
+/// and checks nothing else: the session validates the values.
 public import VirtioCore
 
 /// A payload of one 64-bit number.
@@ -38,7 +38,7 @@ public struct VringState: Hashable, Sendable {
   }
 }
 
-/// The number that goes with a kick, call or err descriptor: ring index in bits 0–7, bit 8 when there is no descriptor.
+/// The number sent with a kick, call or err descriptor: ring index in bits 0–7, bit 8 set if there is no descriptor.
 public struct VringDescriptorWord: Hashable, Sendable {
   public var index: UInt8
   public var hasDescriptor: Bool
@@ -98,7 +98,7 @@ public struct VringAddress: Hashable, Sendable {
   }
 }
 
-/// "Log description": a piece of the file that comes with it.
+/// "Log description": an area of the file that is sent with it.
 public struct SharedArea: Hashable, Sendable {
   static let size = 16
 
@@ -127,7 +127,7 @@ public struct MemoryRegion: Hashable, Sendable {
   public var guestAddress: GuestAddress
   /// Bytes.
   public var size: UInt64
-  /// Where the front-end has it in its own process; ring addresses are given in this space.
+  /// Its address in the front-end's own process; ring addresses are given in this space.
   public var userAddress: UInt64
   /// Its offset in the file of its descriptor, bytes.
   public var offset: UInt64
@@ -180,11 +180,11 @@ public struct MemoryRegion: Hashable, Sendable {
   }
 }
 
-/// "Inflight description": where in a file the records of what is in flight are.
+/// "Inflight description": where the in-flight records are in a file.
 public struct InflightDescription: Hashable, Sendable {
-  /// Bytes of its fields, of which no peer may send fewer.
+  /// Bytes of its fields; no peer may send fewer.
   static let size = 20
-  /// Bytes on the wire: the size of the structure in C, which other peers insist on.
+  /// Bytes on the wire: the size of the structure in C, which other peers require.
   static let wireSize = 24
 
   /// Bytes of all records; 0 in a reply: not available.
@@ -224,14 +224,14 @@ public struct InflightDescription: Hashable, Sendable {
 public struct ConfigurationPayload: Hashable, Sendable {
   /// Bytes before the contents.
   static let headerSize = 12
-  /// The largest piece that front-ends ask for, bytes.
+  /// The largest piece that front-ends request, bytes.
   static let maximumSize: UInt32 = 256
 
   public var offset: UInt32
   /// How many bytes are valid, at most `contents.count`.
   public var size: UInt32
   public var flags: UInt32
-  /// What came after the header, which may be more than `size` says: one front-end always sends its whole structure.
+  /// The bytes after the header, which may be more than `size`: one front-end always sends its whole structure.
   public var contents: [UInt8]
 
   public init(offset: UInt32, flags: UInt32 = 0, contents: [UInt8]) {

@@ -1,7 +1,7 @@
 /// The features of the protocol itself, negotiated beside the features of the device.
 public import VirtioCore
 
-/// Bits of GET_PROTOCOL_FEATURES and SET_PROTOCOL_FEATURES. Only bits with a meaning here have a name; others are carried.
+/// Bits of GET_PROTOCOL_FEATURES and SET_PROTOCOL_FEATURES. Only bits that are used here have a name; others are kept.
 public struct ProtocolFeatures: OptionSet, Hashable, Sendable, CustomStringConvertible {
   public var rawValue: UInt64
   public init(rawValue: UInt64) { self.rawValue = rawValue }
@@ -18,13 +18,13 @@ public struct ProtocolFeatures: OptionSet, Hashable, Sendable, CustomStringConve
   public static let memorySlots = ProtocolFeatures(bit: 15)
   public static let status = ProtocolFeatures(bit: 16)
 
-  /// What this back-end offers. A front-end may acknowledge bits that it does not implement itself, so nothing is listed
-  /// here that does not work.
+  /// The features that this back-end offers. A front-end may acknowledge bits that it does not implement itself, so only
+  /// features that work are listed here.
   public static let served: ProtocolFeatures = [
     .multiqueue, .sharedLog, .replyAck, .backendRequests, .configuration, .inflight, .resetDevice, .memorySlots, .status,
   ]
 
-  /// Names for people, as the specification spells them.
+  /// Names for display, as the specification spells them.
   public static let names: [(bit: Int, name: String)] = [
     (0, "MQ"), (1, "LOG_SHMFD"), (2, "RARP"), (3, "REPLY_ACK"), (4, "MTU"), (5, "BACKEND_REQ"), (6, "CROSS_ENDIAN"),
     (7, "CRYPTO_SESSION"), (8, "PAGEFAULT"), (9, "CONFIG"), (10, "BACKEND_SEND_FD"), (11, "HOST_NOTIFIER"),
@@ -32,7 +32,7 @@ public struct ProtocolFeatures: OptionSet, Hashable, Sendable, CustomStringConve
     (16, "STATUS"), (17, "XEN_MMAP"), (18, "SHARED_OBJECT"), (19, "DEVICE_STATE"),
   ]
 
-  /// Of the bits that are set, lowest first.
+  /// The names of the bits that are set, lowest first.
   public var nameList: [String] {
     (0..<64).filter { rawValue >> UInt64($0) & 1 == 1 }.map { bit in
       Self.names.first { $0.bit == bit }?.name ?? "bit \(bit)"
@@ -43,11 +43,11 @@ public struct ProtocolFeatures: OptionSet, Hashable, Sendable, CustomStringConve
 }
 
 extension FeatureSet {
-  /// Bit 30 of the device's word, which only the two ends of the socket ever see: protocol features exist. Acknowledging it
-  /// makes every ring wait for SET_VRING_ENABLE.
+  /// Bit 30 of the device's feature word, which is seen only by the two ends of the socket: protocol features exist.
+  /// Acknowledging it makes every ring wait for SET_VRING_ENABLE.
   public static let protocolFeatures = FeatureSet(bit: 30)
-  /// Bit 26, as well between the two ends only: all writes to guest memory are to be logged (VHOST_F_LOG_ALL).
+  /// Bit 26, also only between the two ends: all writes to guest memory are to be logged (VHOST_F_LOG_ALL).
   public static let logAll = FeatureSet(bit: 26)
-  /// The bits of the word that are none of the device's.
+  /// The bits of the word that belong to the transport and not to the device.
   static let betweenEnds: FeatureSet = [.protocolFeatures, .logAll]
 }

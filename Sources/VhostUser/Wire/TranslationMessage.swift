@@ -1,26 +1,26 @@
 /// The payload of IOTLB_MSG ("IOTLB"): one translation, in either direction.
 public import VirtioCore
 
-/// A front-end adds translations and takes them back; a back-end asks for what it misses.
+/// A front-end adds and invalidates translations; a back-end asks for those that it misses.
 public struct TranslationMessage: Hashable, Sendable {
-  /// What is sent; the structure in C is padded.
+  /// Bytes that are sent; the structure in C is padded.
   static let size = 32
-  /// What is looked at.
+  /// Bytes that are needed to decode it.
   static let leastSize = 26
 
   public enum Kind: UInt8, Sendable {
     case miss = 1
     case update
     case invalidate
-    /// Of a back-end, of an access that was not allowed. Not sent here: QEMU knows no more about it than to say so in its log.
+    /// Sent by a back-end after an access that was not allowed. Not sent here: QEMU only logs it.
     case accessFailed
   }
 
-  /// An address of the driver's.
+  /// An address of the driver.
   public var address: UInt64
   /// Bytes.
   public var size: UInt64
-  /// Where that is in the front-end's process.
+  /// The corresponding address in the front-end's process.
   public var userAddress: UInt64
   /// Bit 0: the device may read, bit 1: it may write.
   public var permission: UInt8
@@ -35,7 +35,7 @@ public struct TranslationMessage: Hashable, Sendable {
     self.type = type
   }
 
-  /// Asks for what is missed. Which piece around the address it becomes is the front-end's to say.
+  /// Asks for a missed translation. The front-end decides how large a range around the address it translates.
   public init(_ miss: TranslationMiss) {
     self.init(address: miss.address, permission: miss.access.rawValue, type: Kind.miss.rawValue)
   }

@@ -1,12 +1,12 @@
-/// Everything that one queue needs to run: what a transport hands to a device.
+/// Everything that one queue needs to run, as a transport hands it to a device.
 
-/// How the driver tells the device that there is something to do (an available buffer notification).
+/// How the driver tells the device that there are new buffers (an available buffer notification).
 public enum KickSource: Sendable {
   /// An eventfd that the driver's side signals.
   case eventCounter(OwnedDescriptor)
   /// A counter in shared memory.
   case doorbell(Doorbell)
-  /// The driver never kicks: the device has to look by itself.
+  /// The driver never kicks: the device has to poll.
   case none
 }
 
@@ -14,40 +14,41 @@ public enum KickSource: Sendable {
 public struct Activation: Sendable {
   /// 0 … queueCount − 1.
   public var queue: Int
-  /// What the guest's addresses are resolved in. It stays mapped for as long as the queue runs.
+  /// The memory in which the guest's addresses are resolved. It stays mapped for as long as the queue runs.
   public var memory: GuestMemory
-  /// What was negotiated.
+  /// The negotiated features.
   public var features: FeatureSet
   /// Size and addresses of the ring, as the transport has them. They are checked when the queue is started.
   public var configuration: QueueConfiguration
-  /// Where the queue begins: 0 for a new one, or what an earlier run handed out at its stop.
+  /// Where the queue begins: 0 for a new one, or the position that an earlier run returned when it was stopped.
   public var position: QueuePosition
-  /// How the driver says that there are new requests.
+  /// How the driver signals new requests.
   public var kick: KickSource
-  /// How the driver learns that requests were answered.
+  /// How the driver is told that requests were completed.
   public var call: CallSink
   /// Signalled once when the queue breaks (vhost-user's err descriptor).
   public var failure: CallSink
   /// Publish used entries in the order in which the chains were made available, so that `used.idx` alone says what is done.
-  /// Needed where a device must be able to start again from guest memory and nothing else.
+  /// Needed if a device must be able to restart from guest memory alone.
   public var publishesInOrder: Bool
-  /// Where the queue writes down what it has taken and not yet answered, and finds what was left when it starts; `nil`:
-  /// nowhere. The region is that of `queue`. All queues of a device that run at one time have it, or none.
+  /// Where the queue records the chains that it has popped and not yet completed, and finds those left over when it starts;
+  /// `nil`: nowhere. The region is that of `queue`. Of the queues of a device that run at one time, all have it or none.
   public var inflight: InflightMemory?
 
-  /// Where it is written down which pages of guest memory the device has written to; `nil`: nowhere.
+  /// Where the pages of guest memory that the device has written to are logged; `nil`: nowhere.
   public var log: QueueLog?
 
-  /// Start it in full, but take nothing from the ring and publish nothing before `VirtioDevice.release`. A stop before that
-  /// answers with the position that was given, and has changed nothing for the driver or for who continues from there.
+  /// Start it in full, but pop nothing from the ring and publish nothing before `VirtioDevice.release`. A stop before that
+  /// answers with the position that was given, and has changed nothing for the driver or for whichever device continues from
+  /// there.
   public var isHeld = false
 
-  /// Is notified of what happens on the queue, on the thread that serves it; `nil`: nobody. All queues of a device that run at one
-  /// time have one, or none.
+  /// Is told of what happens on the queue, on the thread that serves it; `nil`: nobody is. Of the queues of a device that run
+  /// at one time, all have one or none.
   public var watch: (any RingWatch)?
 
-  /// Notify the driver once at the start, if a previous device may have died after publishing answers and before notifying.
-  /// `false`: the caller does that.
+  /// Notify the driver once at the start, because a previous device may have died between publishing used entries and
+  /// notifying. `false`: the caller does that.
   public var notifiesAtStart = true
 
   /// The parameters are the properties of the same names; what has no parameter keeps its default.

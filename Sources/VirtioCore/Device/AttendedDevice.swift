@@ -1,32 +1,32 @@
-/// A device beside the account of its queues: what was requested and what was answered.
+/// A device together with the state of its queues: what was requested and what was answered.
 internal import CLinux
 internal import Glibc
 
-/// A device, and an account of its queues.
+/// A device, and the state of each of its queues.
 ///
-/// For a transport: knows which queues are about to start, run or are about to stop, so that nothing is requested twice and
-/// what is still to come can be waited for. Used from the transport's thread alone.
+/// For a transport: knows which queues are starting, running or stopping, so that nothing is requested twice and pending
+/// answers can be waited for. Used only from the transport's thread.
 public final class AttendedDevice {
-  /// How far a queue has come.
+  /// Where a queue is between start and stop.
   public enum QueueState: Hashable, Sendable {
     /// Not started, or stopped again.
     case idle
     /// Asked to start.
     case starting
-    /// It was started and serves requests.
+    /// Started, and serving requests.
     case running
     /// Asked to stop.
     case stopping
-    /// Given up.
+    /// Given up while it was busy (`VirtioDevice.leave`).
     case left
   }
 
-  /// The device; queues are started and stopped through the methods here alone.
+  /// The device; its queues are started and stopped only through the methods here.
   public let device: any VirtioDevice
   private var states: [QueueState]
-  /// Events that came while an answer was waited for.
+  /// Events that arrived while waiting for an answer.
   private var backlog: [DeviceEvent] = []
-  /// Asked to prepare, and the answer is still to come.
+  /// The device was asked to prepare and has not answered yet.
   public private(set) var isPreparing = false
 
   /// - Parameter device: one whose queues are all idle.
@@ -35,44 +35,44 @@ public final class AttendedDevice {
     states = Array(repeating: .idle, count: device.queueCount)
   }
 
-  /// How far a queue has come. - Parameter queue: 0 … queueCount − 1.
+  /// The state of a queue. - Parameter queue: 0 … queueCount − 1.
   public func state(of queue: Int) -> QueueState { states[queue] }
 
-  /// Queues whose answer is still to come, or that run.
+  /// Queues that run, or whose answer is pending.
   public var busyQueues: [Int] { states.indices.filter { ![.idle, .left].contains(states[$0]) } }
 
   /// Every queue has answered its stop, or was never started.
   public var isAtRest: Bool { busyQueues.isEmpty }
 
-  /// Asks for a start, of a queue that is idle.
+  /// Asks the device to start a queue, which must be idle.
   public func start(_ activation: Activation) {
     precondition(states[activation.queue] == .idle, "a queue was started before it had stopped")
     states[activation.queue] = .starting
     device.start(activation)
   }
 
-  /// Makes ready what is slow about starting these queues. Answered with `prepared` or `notPrepared`.
+  /// Does the slow part of starting these queues in advance. Answered with `prepared` or `notPrepared`.
   public func prepare(_ queues: [Int], memory: GuestMemory, isRecorded: Bool, isPacked: Bool = false) {
     precondition(!isPreparing, "queues were prepared again before the answer")
     isPreparing = true
     device.prepare(queues, memory: memory, kind: QueueKind(isPacked: isPacked, isRecorded: isRecorded))
   }
 
-  /// Releases what was prepared and not started. An answer that is still to come does not come any more.
+  /// Releases what was prepared and not started. A pending answer is dropped.
   public func unprepare() {
     isPreparing = false
     device.unprepare()
     backlog.removeAll(where: \.isPreparation)
   }
 
-  /// Lets every queue begin that was started held and is not being stopped.
+  /// Releases every queue that was started held and is not being stopped.
   public func releaseAll() {
     for queue in states.indices where [.starting, .running].contains(states[queue]) { device.release(queue: queue) }
   }
 
-  /// Asks for a stop, unless that was requested already.
+  /// Asks the device to stop a queue, unless that was requested already.
   ///
-  /// - Returns: whether an answer will come: false when the queue does not run.
+  /// - Returns: whether an answer will come: false if the queue does not run.
   @discardableResult
   public func stop(queue: Int) -> Bool {
     switch states[queue] {
@@ -88,7 +88,7 @@ public final class AttendedDevice {
   /// Asks every queue that runs, or is about to, to stop.
   public func stopAll() { for queue in states.indices { stop(queue: queue) } }
 
-  /// Gives up what is not idle.
+  /// Gives up every queue that is not idle.
   ///
   /// - Returns: the queues that were left.
   @discardableResult
@@ -101,7 +101,7 @@ public final class AttendedDevice {
     return left
   }
 
-  /// What happened since the last call.
+  /// Events since the last call.
   public func takeEvents() -> [DeviceEvent] {
     let events = backlog + fetch()
     backlog = []
@@ -124,7 +124,7 @@ public final class AttendedDevice {
 
 // MARK: Waiting
 
-/// For programs with one device and nothing else to do. A server never waits like this.
+/// For programs that have one device and nothing else to do. A server never waits like this.
 extension AttendedDevice {
   /// Starts a queue and waits for the answer.
   public func startAndWait(_ activation: Activation) throws(QueueError) {
@@ -148,7 +148,7 @@ extension AttendedDevice {
 
   /// Stops a queue and waits for the answer.
   ///
-  /// - Returns: where it stands; `nil` when it did not run.
+  /// - Returns: its position; `nil` if it did not run.
   public func stopAndWait(queue: Int) -> QueuePosition? {
     guard stop(queue: queue) else { return nil }
     let answer = wait { event in
@@ -161,12 +161,12 @@ extension AttendedDevice {
     return position
   }
 
-  /// Stops every queue and waits for all of them. What happened in the meantime is for `takeEvents`.
+  /// Stops every queue and waits for all of them. Other events stay for `takeEvents`.
   public func stopAllAndWait() {
     for queue in states.indices { _ = stopAndWait(queue: queue) }
   }
 
-  /// Sleeps until an event of this kind is there, and takes it; the others stay for `takeEvents`.
+  /// Sleeps until an event of this kind arrives, and takes it; the others stay for `takeEvents`.
   private func wait(for isAnswer: (DeviceEvent) -> Bool) -> DeviceEvent {
     while true {
       backlog += fetch()

@@ -13,11 +13,11 @@ public struct DeviceStatus: OptionSet, Hashable, Sendable {
   public static let driver = DeviceStatus(rawValue: 2)
   /// DRIVER_OK: the driver is set up, and the device may use buffers.
   public static let driverOK = DeviceStatus(rawValue: 4)
-  /// FEATURES_OK: features are negotiated. The device leaves it unset where it refuses them.
+  /// FEATURES_OK: features are negotiated. The device leaves it clear if it refuses them.
   public static let featuresOK = DeviceStatus(rawValue: 8)
-  /// The device is suspended, and DRIVER_OK is clear meanwhile (virtio 3.4, since 1.4).
+  /// SUSPEND: the device is suspended, and DRIVER_OK is clear meanwhile (virtio 3.4, since 1.4).
   public static let suspend = DeviceStatus(rawValue: 16)
-  /// Set by the device alone.
+  /// DEVICE_NEEDS_RESET: set by the device alone.
   public static let needsReset = DeviceStatus(rawValue: 64)
   /// FAILED: the driver has given up on the device.
   public static let failed = DeviceStatus(rawValue: 128)

@@ -1,10 +1,10 @@
 /// The feature bits that a device offers and a driver accepts (virtio 2.2).
 
-/// 64 feature bits. Device types add their own names in extensions; the names here belong to every device.
+/// 64 feature bits. Device types add their own names in extensions; the names here are common to all device types.
 public struct FeatureSet: OptionSet, Hashable, Sendable, CustomStringConvertible {
   /// Bit n is feature bit n.
   public var rawValue: UInt64
-  /// Any combination is a set, bits without a name as well.
+  /// Any combination of bits is accepted, including bits without a name.
   @inlinable public init(rawValue: UInt64) { self.rawValue = rawValue }
   /// The set with just this bit. - Parameter bit: 0 … 63.
   @inlinable public init(bit: Int) { self.rawValue = 1 << UInt64(bit) }
@@ -15,13 +15,13 @@ public struct FeatureSet: OptionSet, Hashable, Sendable, CustomStringConvertible
   public static let anyLayout = FeatureSet(bit: 27)
   /// RING_INDIRECT_DESC: a descriptor may name a table of descriptors (virtio 2.6.5.3, 2.7.7).
   public static let indirectDescriptors = FeatureSet(bit: 28)
-  /// RING_EVENT_IDX: both sides say by index when they want to be notified (virtio 2.6.7, 2.6.10).
+  /// RING_EVENT_IDX: each side says by index when it wants to be notified (virtio 2.6.7, 2.6.10).
   public static let eventIndex = FeatureSet(bit: 29)
-  /// VERSION_1: the device is driven as virtio 1.0 and later have it, not as a legacy one.
+  /// VERSION_1: the device is driven according to virtio 1.0 or later, not as a legacy one.
   public static let version1 = FeatureSet(bit: 32)
   /// ACCESS_PLATFORM: addresses are those of the platform, for example of an IOMMU.
   public static let accessPlatform = FeatureSet(bit: 33)
-  /// RING_PACKED: queues have the packed format (virtio 2.7).
+  /// RING_PACKED: queues use the packed format (virtio 2.7).
   public static let packedRing = FeatureSet(bit: 34)
   /// IN_ORDER: buffers are used in the order in which they were made available.
   public static let inOrder = FeatureSet(bit: 35)
@@ -31,14 +31,14 @@ public struct FeatureSet: OptionSet, Hashable, Sendable, CustomStringConvertible
   public static let singleRootIO = FeatureSet(bit: 37)
   /// NOTIFICATION_DATA: a kick says how far the ring is filled.
   public static let notificationData = FeatureSet(bit: 38)
-  /// NOTIF_CONFIG_DATA: over PCI, a kick carries what the device has put into the queue's registers.
+  /// NOTIF_CONFIG_DATA: over PCI, a kick carries a value that the device gave in the queue's registers.
   public static let notificationConfigurationData = FeatureSet(bit: 39)
   /// RING_RESET: one queue can be reset by itself.
   public static let ringReset = FeatureSet(bit: 40)
-  /// SUSPEND: the driver can have the whole device rest, and resume it (virtio 1.4, 2.1 and 3.4).
+  /// SUSPEND: the driver can suspend the whole device and resume it (virtio 1.4, 2.1 and 3.4).
   public static let suspend = FeatureSet(bit: 43)
 
-  /// Names for readers, as the specification spells them, for the bits that every device shares.
+  /// Names for display, as the specification spells them, of the bits that all device types share.
   public static let commonNames: [(bit: Int, name: String)] = [
     (24, "NOTIFY_ON_EMPTY"), (27, "ANY_LAYOUT"), (28, "RING_INDIRECT_DESC"), (29, "RING_EVENT_IDX"), (32, "VERSION_1"),
     (33, "ACCESS_PLATFORM"), (34, "RING_PACKED"), (35, "IN_ORDER"), (36, "ORDER_PLATFORM"), (37, "SR_IOV"),

@@ -1,15 +1,15 @@
-/// Pages of guest memory that a device has written to, one bit for each, in memory that a front-end reads and clears while it
-/// moves the guest elsewhere (vhost-user "Migration").
+/// The dirty log: the pages of guest memory that a device has written to, one bit for each, in memory that a front-end reads
+/// and clears while it migrates the guest (vhost-user "Migration").
 internal import CLinux
 internal import Glibc
 internal import Synchronization
 public import SystemPackage
 
-/// Why a file is no log.
+/// Why a file cannot be used as a dirty log.
 public enum DirtyLogError: Error, Hashable, Sendable, CustomStringConvertible {
   /// It has no bytes.
   case empty
-  /// It would end behind the largest offset that a file can have; bytes.
+  /// It would end beyond the largest offset that a file can have; bytes.
   case rangeOverflows(offset: UInt64, size: UInt64)
   /// The file ends before the log does; bytes.
   case fileTooSmall(fileSize: Int64, needed: UInt64)
@@ -19,22 +19,23 @@ public enum DirtyLogError: Error, Hashable, Sendable, CustomStringConvertible {
   /// One sentence for a person: what happened, and with what.
   public var description: String {
     switch self {
-    case .empty: "the log of written pages has no bytes"
+    case .empty: "the dirty log has no bytes"
     case .rangeOverflows(let offset, let size):
-      "the log of written pages with \(size) bytes at byte \(offset) of its file goes past the end of what a file can have"
+      "the dirty log of \(size) bytes at byte \(offset) of its file ends beyond the largest offset that a file can have"
     case .fileTooSmall(let fileSize, let needed):
-      "the file of the log of written pages has \(fileSize) bytes, and the log ends at byte \(needed)"
-    case .notMappable(let error): "the log of written pages cannot be mapped: \(error)"
+      "the file of the dirty log has \(fileSize) bytes, and the log ends at byte \(needed)"
+    case .notMappable(let error): "the dirty log cannot be mapped: \(error)"
     }
   }
 }
 
 /// The pages that a device has written to, one bit for each.
 ///
-/// Bit `page % 8` of byte `page / 8` says that the guest's page `page` was written to. What lies behind its end is not logged.
+/// Bit `page % 8` of byte `page / 8` says that the guest's page `page` was written to. Pages beyond the end of the log are not
+/// logged.
 @safe
 public final class DirtyLog: @unchecked Sendable {
-  /// Bytes of guest memory that a bit stands for, whatever the guest's own pages are.
+  /// Bytes of guest memory that one bit covers, whatever the guest's page size is.
   public static let pageSize: UInt64 = 4096
 
   /// Bytes of the log.
@@ -46,10 +47,10 @@ public final class DirtyLog: @unchecked Sendable {
   private let mapping: Mapping
   private let base: UnsafeMutableRawPointer
 
-  /// The file of a front-end. Asks its file system, which may take forever: not for a control thread.
+  /// Maps the log in a front-end's file. This asks the file system, which may never answer: not for a control thread.
   ///
   /// - Parameters:
-  ///   - descriptor: open for reading and writing; to close it is to unmap the log, too.
+  ///   - descriptor: open for reading and writing; the log keeps it open for as long as it exists.
   ///   - offset: where the log begins, bytes.
   ///   - size: its length, bytes.
   public init(descriptor: OwnedDescriptor, offset: UInt64, size: UInt64) throws(DirtyLogError) {
@@ -75,7 +76,7 @@ public final class DirtyLog: @unchecked Sendable {
     unsafe base = mapping.base + Int(offset - start)
   }
 
-  /// Some page of it is gone: the front-end cut the file.
+  /// Some page of it is gone: the front-end truncated the file.
   public var hasFaulted: Bool { mapping.faults > 0 }
 
   /// Marks the pages of a range that was written to.
@@ -85,11 +86,11 @@ public final class DirtyLog: @unchecked Sendable {
   ///   - count: bytes; at most a request's.
   public func mark(_ address: UInt64, count: Int) { bits.mark(address, count: count) }
 
-  /// Where the marks are, for a queue, which counts no references on the path of a request.
+  /// The bits themselves, for a queue, which counts no references on the path of a request.
   public var bits: DirtyBits { unsafe DirtyBits(base: base, size: size) }
 }
 
-/// The bits of a log. They keep the log mapped.
+/// The bits of a log. They do not keep the log mapped: its owner does.
 @safe
 public struct DirtyBits {
   fileprivate let base: UnsafeMutableRawPointer
@@ -103,8 +104,8 @@ public struct DirtyBits {
     let end = last / DirtyLog.pageSize
     var page = address / DirtyLog.pageSize
     while page <= end, page / 8 < size {
-      // Release: who finds the bit finds what was written. The front-end takes bits away at the same time, so it is added in
-      // one step, and also where it seems to be there: it may just be going.
+      // Release: whoever sees the bit sees what was written. The front-end clears bits at the same time, so this is one atomic
+      // operation, done even if the bit seems to be set already: it may be about to be cleared.
       unsafe (base + Int(page / 8)).assumingMemoryBound(to: Atomic<UInt8>.self).pointee
         .bitwiseOr(1 << UInt8(page % 8), ordering: .releasing)
       page += 1
@@ -112,13 +113,14 @@ public struct DirtyBits {
   }
 }
 
-/// What of a queue's writes is logged, and where.
+/// Which of a queue's writes are logged, and where.
 public struct QueueLog: Sendable {
   /// The log, which all queues of a device share.
   public var log: DirtyLog
   /// Data and status bytes, by their guest addresses (VHOST_F_LOG_ALL).
   public var coversBuffers: Bool
-  /// Where writes to the used ring are logged, a guest address, which a front-end may give as it likes; `nil`: not at all.
+  /// The guest address under which writes to the used ring are logged, which the front-end chooses freely; `nil`: they are not
+  /// logged.
   public var usedRing: UInt64?
 
   /// The parameters are the properties of the same names.

@@ -1,25 +1,25 @@
-/// Files that somebody else may cut short while they are mapped here: touching a page that is gone raises SIGBUS, which becomes
-/// a count instead of the end of the process.
+/// Protection against files that another process truncates while they are mapped here: touching a page that is gone raises
+/// SIGBUS, which is counted instead of ending the process.
 internal import CLinux
 internal import Glibc
 internal import Synchronization
 
-/// All shared mappings of the process, where a signal handler can find them: fixed memory, no lock and no allocation in the
-/// handler. A page that is gone is replaced by an empty one of this process's own, so that whatever touched it comes to its
-/// end; users of the mapping see that the count moved, and must not trust it any more.
+/// All shared mappings of the process, in a table that a signal handler can search: fixed memory, no lock and no allocation in
+/// the handler. A page that is gone is replaced by an empty private one, so that the access that touched it completes; users of
+/// the mapping see that the count has changed, and must no longer trust its contents.
 ///
-/// After the first few faults of a mapping more and more of what lies around is replaced with the page, because each piece
-/// uses up one of the mappings that a process can have.
+/// After the first few faults of a mapping, more and more of the pages around the missing one are replaced together with it,
+/// because each replaced piece uses up one of the mappings that a process can have.
 public enum FaultGuard {
-  /// Faults in all mappings since the process began. One look at it tells that nothing happened.
+  /// Faults in all mappings since the process began. One load tells whether anything happened.
   public static var count: UInt64 { FaultTable.shared.total.loadRelaxed() }
 
-  /// Where they are counted, for as long as the process lives. Code that copies out of memory that can be cut compares
-  /// `loadAfterLoads` with what it was before: the same, and what was copied was there.
+  /// The counter of these faults, valid for as long as the process lives. Code that copies out of memory that can be truncated
+  /// compares `loadAfterLoads` before and after: if it has not changed, the pages copied from were there.
   public static var counter: SharedCell<UInt64> { FaultTable.shared.total }
 
-  /// Faults of the mapping that an address is in, since it was made; 0 where it is in none. It looks through all mappings: for
-  /// when something has gone wrong.
+  /// Faults of the mapping that an address is in, since it was made; 0 if it is in none. This searches all mappings, so it is
+  /// for when something has gone wrong.
   public static func count(at address: UnsafeRawPointer) -> UInt64 {
     FaultTable.shared.count(at: UInt64(UInt(bitPattern: address)))
   }
@@ -28,9 +28,9 @@ public enum FaultGuard {
 @safe
 final class FaultTable: @unchecked Sendable {
   static let shared = FaultTable()
-  /// Mappings at once; there are no unguarded ones. 509 regions for each of a hundred guests.
+  /// Entries of the table. Every mapping is guarded: this is enough for 509 regions of each of a hundred guests.
   private static let capacity = 1 << 16
-  /// How many mappings that is.
+  /// Mappings that there may be at once: entry 0 is none.
   static var room: Int { capacity - 1 }
   /// Words of an entry: first address, bytes (0: free), faults. Entry 0 holds the total in its third word.
   private static let stride = 4
@@ -42,7 +42,7 @@ final class FaultTable: @unchecked Sendable {
 
   private init() {
     let bytes = Self.capacity * Self.stride * MemoryLayout<UInt64>.stride
-    // Only mapped: a process with few mappings touches a page of it.
+    // Reserved, not touched: a process with few mappings uses one page of it.
     let area = unsafe mmap(nil, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     unsafe spare = .allocate(capacity: 1)
     unsafe spare.initialize(to: 0)
@@ -55,7 +55,7 @@ final class FaultTable: @unchecked Sendable {
     unsafe self.words = words
     total = unsafe SharedCell(words + 2)
     unsafe faultTableWords = words
-    // Nothing is requested the first time in the handler.
+    // Read now, so that the handler does not have to ask for it.
     unsafe pageBytes = UInt64(PageSize.bytes)
     var action = sigaction()
     unsafe action.__sigaction_handler.sa_sigaction = { _, info, _ in unsafe handleBusError(info) }
@@ -79,7 +79,7 @@ final class FaultTable: @unchecked Sendable {
     guard let entry, let address = cell(entry, 0), let size = cell(entry, 1), let faults = cell(entry, 2) else { return nil }
     address.storeRelaxed(UInt64(UInt(bitPattern: base)))
     faults.storeRelaxed(0)
-    // Release: the handler sees the address before the size that makes the entry count.
+    // Release: the handler must see the address before the size that makes the entry valid.
     size.storeRelease(UInt64(count))
     return entry
   }
@@ -103,14 +103,14 @@ final class FaultTable: @unchecked Sendable {
   static var entryStride: Int { stride }
 }
 
-/// What the handler reads; set once, before the handler is installed.
+/// The handler reads these; they are set once, before it is installed.
 nonisolated(unsafe) private var faultTableWords: UnsafeMutablePointer<UInt64>? = nil
 nonisolated(unsafe) private var pageBytes: UInt64 = 4096
 
-/// Puts empty pages in the place of those that are gone, if they are ours. Any other SIGBUS ends the process as always.
+/// Replaces pages that are gone by empty ones if they are ours. Any other SIGBUS ends the process as usual.
 private func handleBusError(_ info: UnsafeMutablePointer<siginfo_t>?) {
-  // Of what the kernel tells only a missing page is answered by another one. A signal that somebody sent has no address, and
-  // an access that is not aligned would be repeated forever.
+  // Only a missing page is replaced. A signal that a process sent has no address, and a misaligned access would be repeated
+  // forever.
   let errorBefore = errno
   defer { errno = errorBefore }
   let code = unsafe info?.pointee.si_code ?? 0
@@ -119,7 +119,7 @@ private func handleBusError(_ info: UnsafeMutablePointer<siginfo_t>?) {
     if replace(address) { return }
   }
   _ = signal(SIGBUS, SIG_DFL)
-  // A fault comes again when this returns; what was sent does not.
+  // A fault is raised again when this returns; a signal that was sent is not.
   if code <= 0 { raise(SIGBUS) }
 }
 
@@ -133,7 +133,7 @@ private func replace(_ address: UInt64) -> Bool {
     let count = size.loadAcquire()
     let start = unsafe SharedCell<UInt64>(place).loadRelaxed()
     if count > 0, address &- start < count, size.loadAcquire() == count {
-      // Counted first: another thread that finds the empty page finds the count moved, too.
+      // Counted first: another thread that finds the empty page also finds the count changed.
       let faults = unsafe SharedCell<UInt64>(place + 2).increment()
       let total = unsafe SharedCell<UInt64>(words + 2).increment()
       fullFence()
@@ -147,17 +147,17 @@ private func replace(_ address: UInt64) -> Bool {
 private func replace(_ address: UInt64, from start: UInt64, count: UInt64, faults: UInt64, total: UInt64) -> Bool {
   let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
   let page = unsafe pageBytes
-  // Faults of one mapping that cost a piece of one page each, and those of all mappings after which the one that loses another
-  // page loses its whole mapping.
+  // Up to how many faults of one mapping only the missing page is replaced, and after how many faults of all mappings the next
+  // one replaces its whole mapping.
   let (faultsOfOnePage, faultsOfPieces): (UInt64, UInt64) = (8, 1024)
-  // Mappings begin and end with a page, whatever their file's size is.
+  // Mappings begin and end at page boundaries, whatever the size of their file.
   let end = start &+ (count &+ (page &- 1)) & ~(page &- 1)
   var size = page
   if faults > faultsOfOnePage { size = page << min(faults &- faultsOfOnePage, 40) }
   if total > faultsOfPieces { size = 1 << 60 }
-  // On hugetlbfs a page is larger, and a part of it cannot be replaced: then twice as much, until it can.
+  // On hugetlbfs a page is larger, and a part of it cannot be replaced: the size is then doubled until it works.
   while true {
-    // A block of that size which the address lies in, as far as it belongs to the mapping.
+    // The aligned block of that size around the address, clipped to the mapping.
     let from = max(address & ~(size &- 1), start)
     let length = min(address | (size &- 1), end &- 1) &- from &+ 1
     let place = unsafe UnsafeMutableRawPointer(bitPattern: UInt(from))

@@ -1,11 +1,11 @@
 /// An address in the guest's own physical memory: a number from the guest, never something to dereference.
 
-/// A guest-physical address. Arithmetic on it is checked: what leaves 64 bits is `nil`, not a wrap.
+/// A guest-physical address. Arithmetic on it is checked: a result beyond 64 bits is `nil`, it does not wrap.
 public struct GuestAddress: RawRepresentable, Hashable, Comparable, Sendable, CustomStringConvertible {
   /// Bytes from guest-physical address 0.
   public var rawValue: UInt64
 
-  /// Any 64-bit value is an address; whether memory is there is for `GuestMemory` to say.
+  /// Any 64-bit value is an address; whether there is memory is for `GuestMemory` to say.
   @inlinable public init(rawValue: UInt64) { self.rawValue = rawValue }
   /// The same, without a label.
   @inlinable public init(_ rawValue: UInt64) { self.rawValue = rawValue }

@@ -1,13 +1,13 @@
 /// The guest's memory as an immutable table of regions, each mapped into this process. A change of memory is a new table,
 /// put in place while no queue runs.
 
-/// Why a list of regions is not a memory.
+/// Why a list of regions is not accepted as guest memory.
 public enum GuestMemoryError: Error, Equatable, CustomStringConvertible {
   /// More than `GuestMemory.maximumRegions`.
   case tooManyRegions(Int)
   /// The region at this address has no bytes.
   case emptyRegion(GuestAddress)
-  /// It would end behind the last 64-bit address; its start, and its size in bytes.
+  /// It would end beyond the last 64-bit address; its start, and its size in bytes.
   case regionLeavesAddressSpace(GuestAddress, size: UInt64)
   /// It is not within its mapping; its start, and its size in bytes.
   case regionLeavesMapping(GuestAddress, size: UInt64)
@@ -34,7 +34,7 @@ public struct GuestRegion: Sendable {
   public let start: GuestAddress
   /// Bytes; at least 1.
   public let size: UInt64
-  /// What it is a part of. The region keeps it mapped.
+  /// The mapping that it is a part of. The region keeps it mapped.
   public let mapping: Mapping
   /// Where in the mapping the region begins, bytes.
   public let offset: Int
@@ -48,7 +48,7 @@ public struct GuestRegion: Sendable {
   }
 }
 
-/// An immutable, sorted, non-overlapping set of regions. Lookups go through a `GuestMemoryView`, which each queue has of its
+/// An immutable, sorted, non-overlapping set of regions. Look-ups go through a `GuestMemoryView`, of which each queue has its
 /// own, so that nothing here is ever written after `init`.
 @safe
 public final class GuestMemory: @unchecked Sendable {
@@ -57,17 +57,18 @@ public final class GuestMemory: @unchecked Sendable {
 
   /// Sorted by guest address.
   public let regions: [GuestRegion]
-  /// The regions again, as look-ups want them, after one that is empty and begins at 0.
+  /// The regions again, in the form for look-ups, after an empty one that begins at 0.
   let table: UnsafeMutablePointer<GuestMemoryView.Entry>
-  /// For each of `granules` equal parts of the address range in use, the region that has most of it: the entry in
-  /// `table`. So one look finds the region of most addresses, however many regions there are.
+  /// For each of `granules` equal parts of the address range in use, the region that covers most of it: the entry in `table`.
+  /// One look then finds the region of most addresses, however many regions there are.
   let likely: UnsafeMutablePointer<UnsafePointer<GuestMemoryView.Entry>>
   let granuleShift: UInt64
-  /// A power of two, at least sixteen for each region: few parts are shared, and none where regions are as regular as DIMMs.
+  /// A power of two, at least sixteen for each region: few parts are shared by regions, and none if the regions are as regular
+  /// as DIMMs.
   let granules: Int
   /// Regions in `table`.
   let tableCount: Int
-  /// Of a driver behind an IOMMU: what takes its addresses to this process; `nil`: they are guest addresses.
+  /// For a driver behind an IOMMU: translates its addresses; `nil`: they are guest-physical addresses.
   public let lookup: TranslationLookup?
   private let base: GuestMemory?
 
@@ -118,8 +119,8 @@ public final class GuestMemory: @unchecked Sendable {
     }
   }
 
-  /// The same memory for one queue of a driver behind an IOMMU. Its regions stay what they are; of its addresses none is found
-  /// in the table, so that each takes the way of those that are not in memory, and is looked up there.
+  /// The same memory for one queue of a driver behind an IOMMU. The regions are the same, but the table is empty: every address
+  /// takes the slow path of addresses outside memory, and is translated there.
   public init(_ memory: GuestMemory, translatedBy lookup: TranslationLookup) {
     regions = memory.regions
     tableCount = 0
@@ -133,7 +134,7 @@ public final class GuestMemory: @unchecked Sendable {
     unsafe likely.initialize(to: UnsafePointer(table))
   }
 
-  /// The memory itself, which all queues of a driver behind an IOMMU have in common.
+  /// The underlying memory, which all queues of a driver behind an IOMMU share.
   public var untranslated: GuestMemory { base ?? self }
 
   deinit {
@@ -144,7 +145,7 @@ public final class GuestMemory: @unchecked Sendable {
   /// A view with a last-hit cache of its own. It borrows the table: keep this memory alive while the view is used.
   public func view() -> GuestMemoryView { GuestMemoryView(self) }
 
-  /// Some page of it is gone: a file under it was cut.
+  /// Some page of it is gone: a file under it was truncated.
   public var hasFaulted: Bool { regions.contains { $0.mapping.faults > 0 } }
 
   /// Total bytes of all regions.
@@ -153,14 +154,14 @@ public final class GuestMemory: @unchecked Sendable {
 
 /// Why a guest range could not be translated.
 public enum TranslationError: Error, Equatable {
-  /// Some byte of the range is in no region.
+  /// Some byte of the range lies outside all regions.
   case unmapped
   /// More pieces than the caller has room for.
   case tooManyPieces
 }
 
-/// A queue's own way into guest memory: the region that was hit last, then the one that an address is most likely in, then a
-/// search.
+/// A queue's view of guest memory. A look-up tries the region that was hit last, then the one that an address is most likely
+/// in, and then searches.
 @safe
 public struct GuestMemoryView {
   @safe
@@ -183,7 +184,7 @@ public struct GuestMemoryView {
   @usableFromInline let granuleMask: UInt64
   /// The region of the last hit; an empty one before the first.
   @usableFromInline var last: UnsafePointer<Entry>
-  /// It belongs to the memory, and lives as long.
+  /// Owned by the memory, and valid as long as that.
   @usableFromInline let lookup: Unmanaged<TranslationLookup>?
 
   init(_ memory: GuestMemory) {
@@ -196,10 +197,10 @@ public struct GuestMemoryView {
     unsafe last = table
   }
 
-  /// The host address of `address` and the bytes from there to the end of its region; `nil` where no region is. Behind an
-  /// IOMMU what is known of the address; what `nil` means is for `takeMiss` to say then.
+  /// The host address of `address` and the bytes from there to the end of its region; `nil` if it is in no region. Behind an
+  /// IOMMU, the translation of the address; `takeMiss` then says what `nil` means.
   ///
-  /// No sum is formed here that could overflow: an address is inside when its distance from the start is below the size.
+  /// No sum here can overflow: an address is inside if its distance from the start is below the size.
   mutating func find(_ address: UInt64, for access: MemoryAccess) -> MemorySegment? {
     if unsafe address &- last.pointee.start >= last.pointee.size, !turn(to: address) { return translated(address, access) }
     let distance = unsafe address &- last.pointee.start
@@ -217,10 +218,10 @@ public struct GuestMemoryView {
   /// The driver is behind an IOMMU.
   var isTranslated: Bool { unsafe lookup != nil }
 
-  /// The access that the look-up before missed, once; `nil`: nobody can make it.
+  /// The access that the last look-up missed, returned once; `nil`: it is not allowed, or there is no IOMMU.
   func takeMiss() -> TranslationMiss? { unsafe lookup?._withUnsafeGuaranteedRef { $0.takeMiss() } }
 
-  /// Why a chain cannot be taken: an access that was missed, otherwise what is wrong with the ring.
+  /// Why a chain cannot be taken: a missed translation, otherwise what is wrong with the ring.
   func reason(_ error: QueueError) -> QueueError {
     guard isTranslated else { return error }
     guard let miss = takeMiss() else {
@@ -230,11 +231,11 @@ public struct GuestMemoryView {
     return .untranslated(miss)
   }
 
-  /// The chain at hand was looked at to its end.
+  /// The current chain was walked to its end.
   func chainIsOver() { unsafe lookup?._withUnsafeGuaranteedRef { $0.chainIsOver() } }
 
-  /// Where a descriptor's buffer is, if it is not empty, within one region, and that one is quickly found. What `nil` means
-  /// is for `find` to say.
+  /// Where a descriptor's buffer is, if it is not empty, lies within one region, and that region is found on the fast path.
+  /// After `nil`, `find` decides.
   @inlinable @inline(__always)
   mutating func place(_ descriptor: Descriptor) -> UnsafeMutableRawPointer? {
     unsafe place(descriptor.address, length: descriptor.length)
@@ -250,12 +251,12 @@ public struct GuestMemoryView {
       unsafe last = region
     }
     let distance = unsafe address &- region.pointee.start
-    // An empty buffer wraps round and is too long for any region.
+    // The length of an empty buffer wraps around and is too long for any region.
     guard unsafe UInt64(length) &- 1 < region.pointee.size &- distance else { return nil }
     return unsafe region.pointee.host + Int(truncatingIfNeeded: distance)
   }
 
-  /// The region that an address is most likely in. Addresses behind the last part come out somewhere, too.
+  /// The region that an address is most likely in. Addresses beyond the last part give some region, too.
   @inlinable @inline(__always)
   func likely(_ address: UInt64) -> UnsafePointer<Entry> {
     unsafe likely[Int(truncatingIfNeeded: address &>> granuleShift & granuleMask)]
@@ -269,8 +270,8 @@ public struct GuestMemoryView {
       unsafe last = candidate
       return true
     }
-    // A smaller one that shares its part with that: the last one that does not begin behind the address. The first entry,
-    // which is empty, begins behind nothing.
+    // Perhaps a smaller region in the same part: the last one that does not begin after the address. The first entry, which is
+    // empty, begins at 0.
     var (low, high) = (0, count)
     while low < high {
       let middle = (low &+ high &+ 1) &>> 1
@@ -281,9 +282,9 @@ public struct GuestMemoryView {
     return true
   }
 
-  /// The whole range as one piece, or `nil` when it is not mapped or not contiguous in this process.
+  /// The whole range as one piece, or `nil` if it is not mapped or not contiguous in this process.
   ///
-  /// - Parameter access: what it is for, where permissions make a difference.
+  /// - Parameter access: the kind of access, which matters behind an IOMMU.
   public mutating func contiguous(_ address: GuestAddress, count: Int, for access: MemoryAccess = .read) -> MemorySegment? {
     if let lookup = unsafe lookup, count >= 0 {
       return unsafe lookup._withUnsafeGuaranteedRef { $0.contiguous(address.rawValue, count: count, for: access) }
@@ -296,7 +297,7 @@ public struct GuestMemoryView {
   ///
   /// - Parameters:
   ///   - length: bytes, at least 1.
-  ///   - access: what the range is for, where permissions make a difference.
+  ///   - access: the kind of access, which matters behind an IOMMU.
   ///   - output: room for `capacity` segments.
   /// - Returns: how many pieces were stored, at least 1.
   @inline(__always)

@@ -3,27 +3,27 @@ internal import CLinux
 internal import Glibc
 public import SystemPackage
 
-/// A shared, writable mapping. A class so that a new memory table can keep the regions that did not change, and so that
-/// running queues keep what they use until they are stopped.
+/// A mapping. A class so that a new memory table can keep the regions that did not change, and so that running queues keep what
+/// they use until they are stopped.
 @safe
 public final class Mapping: @unchecked Sendable {
   /// Where it begins in this process. Valid for as long as the mapping exists.
   public let base: UnsafeMutableRawPointer
   /// Bytes mapped.
   public let count: Int
-  /// Where faults are counted; `nil` for memory of this process's own, which cannot be cut.
+  /// Its entry in the fault table; `nil` for anonymous memory, which cannot be truncated.
   private let entry: Int?
-  /// Who unmaps it; `nil`: the thread that releases it last.
+  /// Unmaps it; `nil`: the thread that releases it last does.
   private let disposer: (any Disposer)?
 
-  /// Maps `count` bytes of `descriptor` from `offset` on, shared and writable. The descriptor can be closed afterwards.
+  /// Maps `count` bytes of `descriptor` from `offset` on, shared. The descriptor can be closed afterwards.
   ///
   /// - Parameters:
   ///   - offset: bytes, a multiple of the page size (of the huge page size on hugetlbfs).
   ///   - readOnly: map without write permission.
   ///   - disposer: unmaps it, for a file that another process handed over.
-  /// - Throws: what `mmap` says; ENOMEM, too, when the process has to keep the address space that is left for other things
-  ///   (see `AddressSpace`).
+  /// - Throws: the error of `mmap`; ENOMEM also if the rest of the address space has to be kept for other things (see
+  ///   `AddressSpace`).
   public init(
     descriptor: Int32, offset: Int64 = 0, count: Int, readOnly: Bool = false, unmappedBy disposer: (any Disposer)? = nil
   ) throws(Errno) {
@@ -41,7 +41,7 @@ public final class Mapping: @unchecked Sendable {
       AddressSpace.shared.release(count)
       throw .noMemory
     }
-    // A guest's memory, and its disk, do not belong in a core dump.
+    // Neither a guest's memory nor its disk belongs in a core dump.
     _ = unsafe madvise(address, count, MADV_DONTDUMP)
     unsafe self.base = address
     self.count = count
@@ -62,7 +62,7 @@ public final class Mapping: @unchecked Sendable {
   }
 
   deinit {
-    // Out of the table first: as soon as it is unmapped, the place may be somebody else's.
+    // Removed from the table first: as soon as it is unmapped, another mapping may be made at the same address.
     if let entry { FaultTable.shared.remove(entry) }
     let (address, count, isCounted) = unsafe (UInt(bitPattern: base), count, entry != nil)
     guard let disposer else { return Self.unmap(address, count, isCounted) }
@@ -74,11 +74,11 @@ public final class Mapping: @unchecked Sendable {
     if isCounted { AddressSpace.shared.release(count) }
   }
 
-  /// How often a page turned out to be gone because the file was cut (see `FaultGuard`). What is read from such a mapping is
-  /// not the file's any more, and what is written to it may go nowhere.
+  /// How often a page turned out to be gone because the file was truncated (see `FaultGuard`). What is read from such a mapping
+  /// may no longer be the file's contents, and what is written to it may be lost.
   public var faults: UInt64 { faultCount?.loadRelaxed() ?? 0 }
 
-  /// Where `faults` is counted, for those who look at it more often than a reference count should change; `nil` where nothing
-  /// can be cut. It stays readable, but is this mapping's only for as long as that lives.
+  /// The counter behind `faults`, for callers that read it so often that reference counting would cost too much; `nil` for
+  /// memory that cannot be truncated. It stays readable, but belongs to this mapping only while the mapping exists.
   public var faultCount: SharedCell<UInt64>? { entry.flatMap { FaultTable.shared.faultCount($0) } }
 }

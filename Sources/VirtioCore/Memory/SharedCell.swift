@@ -1,6 +1,6 @@
 /// One naturally aligned word of memory that a peer may read or change at any moment, with a name for every kind of access
 /// that a ring needs. All control words of a ring go through here and nowhere else: a plain load may be repeated, cached or
-/// removed by the compiler, an atomic one may not.
+/// removed by the compiler; an atomic one may not.
 public import Synchronization
 
 /// The widths that a shared word can have.

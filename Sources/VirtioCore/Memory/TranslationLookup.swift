@@ -1,27 +1,27 @@
-/// One queue's way through the translations of an IOMMU: what it looks up, what it misses, and what it was refused.
+/// One queue's look-ups in the translations of an IOMMU: what it misses, and what it was refused.
 
-/// Made with a queue's memory, and used by the thread that serves the queue alone. It never waits: an access for which there is no
-/// translation is written down, and the lane has it requested.
+/// Made together with a queue's memory, and used only by the thread that serves the queue. It never waits: an access without a
+/// translation is recorded, and the lane has the translation requested.
 public final class TranslationLookup: @unchecked Sendable {
-  /// What is known of the driver's addresses.
+  /// The translations in use.
   public private(set) var translations: Translations
   /// The access that was missed last.
   public private(set) var miss: TranslationMiss?
-  /// Accesses of the chain at hand that the front-end refused, the later one last. There is one of its data at most, as the chain
-  /// fails then and the rest of that is not looked up, and one of its status.
+  /// Accesses of the current chain that the front-end refused, the later one last. There is at most one for its data, because
+  /// the chain then fails and the rest of its data is not looked up, and one for its status byte.
   private var refusals: (TranslationMiss?, TranslationMiss?)
 
-  /// - Parameter translations: what is known of the driver's addresses at first.
+  /// - Parameter translations: those to begin with.
   public init(_ translations: Translations) { self.translations = translations }
 
-  /// Where an address is, as far as its piece goes; `nil`: it is missed, or this access to it is refused.
+  /// Where an address is, and how many bytes follow in one piece; `nil`: there is no translation, or this access is refused.
   func find(_ address: UInt64, for access: MemoryAccess) -> MemorySegment? {
     var wanted = TranslationMiss(address: address, access: access)
     if let (piece, allowed) = translations.find(address) {
       if allowed.isSuperset(of: access) { return piece }
-      // A permission can be added later, so it is asked for once for each chain.
+      // A permission can be added later, so it is requested once for each chain.
       if isRefused(address, access) { return nil }
-      // What is allowed already is asked for as well: a front-end may answer with no more than what it was asked for.
+      // Access that is allowed already is requested again with it: a front-end may grant no more than it was asked for.
       wanted.access.formUnion(allowed)
     }
     miss = wanted
@@ -35,12 +35,12 @@ public final class TranslationLookup: @unchecked Sendable {
     return covers(refusals.0) || covers(refusals.1)
   }
 
-  /// A range in one piece; nothing of it is missed.
+  /// A range in one piece. No miss is recorded.
   func contiguous(_ address: UInt64, count: Int, for access: MemoryAccess) -> MemorySegment? {
     translations.contiguous(address, count: UInt64(count), for: access)
   }
 
-  /// Why the look-up before had no result: the miss, once; `nil`: it was refused.
+  /// Why the last look-up had no result: the miss, returned once; `nil`: it was refused.
   func takeMiss() -> TranslationMiss? {
     guard let miss else { return nil }
     awaited = miss
@@ -48,12 +48,12 @@ public final class TranslationLookup: @unchecked Sendable {
     return miss
   }
 
-  /// What the queue waits for.
+  /// The access that the queue waits for.
   private var awaited: TranslationMiss?
 
-  /// These are in force now, unless they are older than those that are here.
+  /// Puts these translations in force, unless they are older than the present ones.
   ///
-  /// - Parameter refused: an access that the front-end has been asked for and does not allow. It counts where it is what was missed
+  /// - Parameter refused: an access that was requested from the front-end and denied. It counts only if it is the one missed
   ///   last.
   public func use(_ translations: Translations, refused: TranslationMiss? = nil) {
     if translations.number >= self.translations.number { self.translations = translations }
@@ -62,6 +62,6 @@ public final class TranslationLookup: @unchecked Sendable {
     refusals = (refusals.1, refused)
   }
 
-  /// The chain at hand is taken, or the ring is broken: the next one begins from nothing.
+  /// The current chain was taken, or the ring is broken: refusals are forgotten before the next one.
   func chainIsOver() { refusals = (nil, nil) }
 }

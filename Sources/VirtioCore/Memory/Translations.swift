@@ -1,7 +1,7 @@
-/// What is known of the addresses of a driver behind an IOMMU (ACCESS_PLATFORM, virtio 6.1): where they lie in this process, and
+/// Translations of the addresses of a driver behind an IOMMU (ACCESS_PLATFORM, virtio 6.1): where they lie in this process, and
 /// what the device may do there.
 
-/// What a translation allows, or an access needs; the values are vhost's.
+/// The access that a translation allows, or that a look-up needs; the values are those of vhost.
 public struct MemoryAccess: OptionSet, Hashable, Sendable {
   /// Bit 0: read, bit 1: write.
   public var rawValue: UInt8
@@ -14,11 +14,11 @@ public struct MemoryAccess: OptionSet, Hashable, Sendable {
   public static let write = MemoryAccess(rawValue: 2)
 }
 
-/// An access for which there is no translation yet, or none that allows it.
+/// An access that no translation covers yet, or none allows.
 public struct TranslationMiss: Hashable, Sendable {
-  /// The driver's address, one that the IOMMU translates.
+  /// The driver's address, as the IOMMU sees it (an I/O virtual address).
   public var address: UInt64
-  /// What was to be done there.
+  /// The access that was attempted.
   public var access: MemoryAccess
 
   /// The parameters are the properties of the same names.
@@ -28,8 +28,8 @@ public struct TranslationMiss: Hashable, Sendable {
   }
 }
 
-/// The translations that are in force at one moment. Immutable: a change is another value, which a queue gets between two of its
-/// turns. It keeps nothing mapped: its owner has the guest's memory as well.
+/// The translations that are in force at one moment. Immutable: a change is a new object, which a queue gets between two of its
+/// turns. It keeps nothing mapped: its owner also holds the guest's memory.
 @safe
 public final class Translations: @unchecked Sendable {
   /// A range of the driver's addresses that lies in one piece in this process.
@@ -53,7 +53,7 @@ public final class Translations: @unchecked Sendable {
     }
   }
 
-  /// Bytes of this process.
+  /// A range of addresses in this process.
   package struct HostRange {
     package var base: UInt
     package var count: UInt
@@ -63,17 +63,17 @@ public final class Translations: @unchecked Sendable {
       self.count = count
     }
 
-    /// No sum is formed that could overflow.
+    /// Computed without a sum that could overflow.
     package func overlaps(_ other: HostRange) -> Bool {
       other.base &- base < count || base &- other.base < other.count
     }
   }
 
   let entries: [Entry]
-  /// Which of two values is the newer one.
+  /// Tells which of two is newer: the higher number.
   public let number: UInt64
-  /// How often something was forgotten that its front-end had not taken back. What was translated before the last time may be
-  /// in use somewhere and is not to be found here.
+  /// How often translations were dropped that the front-end had not invalidated. A translation handed out before the last time
+  /// may still be in use and not be listed here.
   public let losses: UInt64
 
   /// - Parameter entries: sorted by their starts, none of which overlap.
@@ -86,7 +86,7 @@ public final class Translations: @unchecked Sendable {
   /// How many ranges are known.
   public var count: Int { entries.count }
 
-  /// Where an address is, and what may be done from there to the end of its entry; `nil` where nothing is known of it.
+  /// Where an address is, and the access allowed from there to the end of its entry; `nil` if it has no translation.
   public func find(_ address: UInt64) -> (piece: MemorySegment, access: MemoryAccess)? {
     let index = firstIndex(endingAtOrAfter: address)
     guard index < entries.count, address >= entries[index].start else { return nil }
@@ -109,7 +109,7 @@ public final class Translations: @unchecked Sendable {
       }
       let step = min(left, UInt64(piece.count))
       left -= step
-      // Past the end of the address space nothing is ever translated; the ring says so of itself.
+      // Nothing past the end of the address space is ever translated; the ring reports the fault itself.
       let (sum, overflow) = next.addingReportingOverflow(step)
       guard !overflow || left == 0 else { return TranslationMiss(address: next, access: access) }
       next = sum
@@ -117,7 +117,7 @@ public final class Translations: @unchecked Sendable {
     return nil
   }
 
-  /// Where a range is, if it can be accessed as a whole and lies in one piece here, whatever entries it goes over.
+  /// Where a range is, if all of it can be accessed and it lies in one piece here, even if it spans several entries.
   public func contiguous(_ address: UInt64, count: UInt64, for access: MemoryAccess) -> MemorySegment? {
     guard let first = find(address)?.piece, firstMiss(address, count: count, for: access) == nil else { return nil }
     var done: UInt64 = 0
@@ -128,13 +128,13 @@ public final class Translations: @unchecked Sendable {
     return unsafe MemorySegment(base: first.base, count: Int(clamping: count))
   }
 
-  /// Where these addresses lie. - Returns: `nil` when that is more than a few ranges.
+  /// Where these addresses lie. - Returns: `nil` if that is more than `limit` ranges.
   package func hostRanges(first: UInt64, last: UInt64, atMost limit: Int) -> [HostRange]? {
     var ranges: [HostRange] = []
     for entry in entries[firstIndex(endingAtOrAfter: first)...] {
       guard entry.start <= last else { break }
       guard ranges.count < limit else { return nil }
-      // No more of an entry than what is asked for.
+      // Clipped to the range that was asked for.
       let start = max(entry.start, first)
       let end = min(entry.start + (entry.size - 1), last)
       unsafe ranges.append(
@@ -143,7 +143,7 @@ public final class Translations: @unchecked Sendable {
     return ranges
   }
 
-  /// Of entries that do not overlap the one that has an address, if any does.
+  /// The index of the entry that contains an address, if any does; the entries do not overlap.
   private func firstIndex(endingAtOrAfter address: UInt64) -> Int {
     var (low, high) = (0, entries.count)
     while low < high {
@@ -154,11 +154,11 @@ public final class Translations: @unchecked Sendable {
   }
 }
 
-/// Translations that a front-end takes back.
+/// Translations that a front-end invalidates.
 public struct Withdrawal: Sendable {
-  /// The first and the last address.
+  /// The first address.
   public var first: UInt64
-  /// Inclusive, so that the end of the address space can be named.
+  /// The last address; inclusive, so that a range can reach the end of the address space.
   public var last: UInt64
   /// What stays in force.
   public var remaining: Translations

@@ -1,9 +1,9 @@
-/// What a packed ring records about the chains that it has taken: nothing, or enough for a successor to continue.
+/// The record that a packed ring keeps of the chains that it has taken: none, or enough for a successor to continue.
 
 /// The book of a packed ring. The ring itself knows which buffer ids are in flight and how many slots each covers; the book
-/// keeps what has to outlive the ring.
+/// keeps the data that has to outlive the ring.
 ///
-/// Every request goes through these functions: conformers are inlined, but for a `take` or a `publish` that is long.
+/// Every request goes through these functions: conformers are inlined, except for a long `take` or `publish`.
 public protocol BufferBook: ~Copyable {
   /// Whether the book can hold chains that were taken before this ring started. A ring with such a book lets
   /// the book publish its answers; without one it publishes a batch at once.
@@ -12,8 +12,8 @@ public protocol BufferBook: ~Copyable {
   /// - Parameters:
   ///   - size: of the ring; slots are smaller.
   ///   - record: the memory that it is kept in, for a book that outlives the ring.
-  ///   - available: where the ring stands according to the transport.
-  ///   - used: the same for used descriptors.
+  ///   - available: the position of the next available descriptor, according to the transport.
+  ///   - used: the position of the next used descriptor, according to the transport.
   ///   - ring: the descriptor ring in guest memory.
   init(
     size: UInt16, record: InflightRecord?, available: PackedPosition, used: PackedPosition, ring: UnsafeMutableRawPointer
@@ -38,16 +38,16 @@ public protocol BufferBook: ~Copyable {
 
   /// Chains that were taken before this ring started and have to be taken again, before any other.
   var interrupted: Int { get }
-  /// Buffer id and number of slots of every one of them; asked once.
+  /// Buffer id and number of slots of each of them; read once.
   var interruptedBuffers: [(id: UInt16, span: Int)] { get }
-  /// The next one of them, in the order in which they were taken, with its descriptors as they were then. - Returns: `nil` when
+  /// The next one of them, in the order in which they were taken, with its descriptors as they were then. - Returns: `nil` if
   /// there is none.
   func nextInterrupted() -> InterruptedChain?
-  /// It was taken again.
+  /// That chain was taken again.
   mutating func resume()
 }
 
-/// A position in the two forms in which a record has it: as the current one, and as the previous one.
+/// A position in the two forms that a record stores: as the current one, and as the previous one.
 struct PackedStand {
   var slot: UInt64
   /// The wrap counter, in bit 32, and in bit 40.
@@ -76,7 +76,7 @@ struct PackedStand {
 
 /// A chain as it was recorded when it was taken.
 public struct InterruptedChain {
-  /// Its buffer ID, with which it is to be answered.
+  /// Its buffer ID, with which it is returned to the driver.
   public let id: UInt16
   @usableFromInline let descriptors: [PackedDescriptor]
 
@@ -96,7 +96,7 @@ public struct PrivateBuffers: BufferBook, ~Copyable {
   public init(
     size: UInt16, record: InflightRecord?, available: PackedPosition, used: PackedPosition, ring: UnsafeMutableRawPointer
   ) throws(QueueError) {
-    precondition(record == nil, "this ring writes down nothing for others")
+    precondition(record == nil, "this kind of ring keeps no in-flight record")
     begin = available
     beginUsed = used
   }

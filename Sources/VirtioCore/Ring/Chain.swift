@@ -1,9 +1,9 @@
-/// One descriptor chain that was taken from a ring and has to be answered exactly once.
+/// One descriptor chain that was taken from a ring and has to be returned exactly once.
 
 /// The token for a chain in flight: made by `pop`, consumed by `push`, so that a head cannot be answered twice or forgotten.
 @frozen
 public struct Chain: ~Copyable {
-  /// Something wrong with the buffers that does not break the ring: the request fails, and its status can say so.
+  /// A fault of the buffers that does not break the ring: the request fails, and its status can say so.
   public enum Defect: UInt8, Sendable {
     /// Some byte of the chain is outside guest memory.
     case unmapped
@@ -11,16 +11,17 @@ public struct Chain: ~Copyable {
     case tooManySegments
   }
 
-  /// What identifies it in a used element: in a split ring the index of its first descriptor, in a packed one its buffer id.
+  /// The value that identifies it in a used element: in a split ring the index of its first descriptor, in a packed one its
+  /// buffer id.
   public let head: UInt16
 
   @inlinable @inline(__always)
   init(head: UInt16) { self.head = head }
 
-  /// Releases a chain whose queue is broken: it will never be answered.
+  /// Drops a chain whose queue is broken: it will never be returned to the driver.
   public consuming func abandon() { discard self }
 
-  /// Ends the token where the used element is written.
+  /// Consumes the token when the used element is written.
   @inlinable @inline(__always) consuming func complete() -> UInt16 {
     let head = head
     discard self
@@ -30,7 +31,8 @@ public struct Chain: ~Copyable {
   deinit { assertionFailure("a chain was dropped without being pushed or abandoned") }
 }
 
-/// What the descriptors of a chain add up to. It is plain data beside the token, so that taking a chain copies nothing.
+/// The buffers of a chain: where its segments are, and their total sizes. It is plain data beside the token, so that taking a
+/// chain copies nothing.
 ///
 /// The last byte of the last writable segment is the last writable byte of the chain, even if the chain has a defect: then this
 /// byte is its only segment.
@@ -41,12 +43,12 @@ public struct ChainShape {
   public var writable: UnsafeMutablePointer<MemorySegment>
   /// Where the segments end. There is nothing to write if `writable` is here.
   public var end: UnsafeMutablePointer<MemorySegment>
-  /// Bytes of all readable descriptors; with `writableBytes` at most 2^32. 0 for a chain with a defect: what cannot be read
-  /// completely is not read.
+  /// Bytes of all readable descriptors; with `writableBytes` at most 2^32. 0 for a chain with a defect: a request that cannot
+  /// be read completely is not read at all.
   public var readableBytes: UInt64 = 0
   /// Bytes of all writable descriptors, the status byte included.
   public var writableBytes: UInt64 = 0
-  /// Why the request can only be refused; `nil`: nothing is wrong with its buffers.
+  /// Why the request has to be refused; `nil`: nothing is wrong with its buffers.
   public var defect: Chain.Defect?
 
   /// An empty chain. - Parameter segments: where a chain's segments will be.

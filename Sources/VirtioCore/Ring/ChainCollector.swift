@@ -1,7 +1,7 @@
-/// What the descriptors of a chain add up to, in either ring format: the slow path, for chains that are not as most drivers
-/// make them.
+/// Resolves the descriptors of a chain, in either ring format: the slow path, for chains that differ from those that most
+/// drivers make.
 
-/// Collects descriptors in order, and names what is wrong with them.
+/// Collects descriptors in order, and reports what is wrong with them.
 @safe
 struct ChainCollector {
   private let segments: UnsafeMutablePointer<MemorySegment>
@@ -13,11 +13,11 @@ struct ChainCollector {
   private var sawWritable = false
   private var lastWritable: UnsafeMutableRawPointer?
   private var lastWritableIsUnmapped = false
-  /// Behind an IOMMU: the last writable address of a chain that fails, which is looked up when there is no later one.
+  /// Behind an IOMMU: the last writable address of a chain that fails, which is looked up if there is no later one.
   private var lastWritableAddress: UInt64?
   private var defect: Chain.Defect?
 
-  /// - Parameter segments: room for `capacity` segments, and of a driver behind an IOMMU for one more.
+  /// - Parameter segments: room for `capacity` segments, and for one more if the driver is behind an IOMMU.
   init(into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int) {
     unsafe self.segments = segments
     self.capacity = capacity
@@ -32,9 +32,9 @@ struct ChainCollector {
     } else if sawWritable {
       throw .readableAfterWritable(head: head)
     }
-    // An empty descriptor transfers nothing, and becomes no segment.
+    // An empty descriptor transfers nothing, and gets no segment.
     guard length > 0 else { return }
-    // A chain that fails needs no more of the IOMMU than the place of its status.
+    // Of a chain that fails, only the place of its status has to be translated.
     if view.isTranslated, defect != nil {
       guard isWritable else { return }
       writableBytes &+= UInt64(length)
@@ -65,7 +65,7 @@ struct ChainCollector {
     }
   }
 
-  /// The last writable byte is in a descriptor that is not in memory as a whole.
+  /// The last writable byte is in a descriptor that is not completely in memory.
   private mutating func setLast(_ address: UInt64, _ length: UInt32, _ view: inout GuestMemoryView) {
     let end = GuestAddress(address).advanced(by: UInt64(length) - 1)
     lastWritableAddress = view.isTranslated ? end?.rawValue : nil
@@ -73,7 +73,7 @@ struct ChainCollector {
     lastWritableIsUnmapped = unsafe lastWritable == nil
   }
 
-  /// Finds the place of the status, which a chain that fails has as well.
+  /// Finds the place of the status, which a chain that fails has, too.
   private mutating func finishTranslated(_ view: inout GuestMemoryView) throws(QueueError) {
     if lastWritableIsUnmapped, let lastWritableAddress {
       unsafe lastWritable = view.find(lastWritableAddress, for: .write)?.base
@@ -108,7 +108,7 @@ struct ChainCollector {
 }
 
 extension GuestMemoryView {
-  /// 16 bytes of a descriptor in an indirect table that is misaligned or split over regions, gathered byte by byte.
+  /// The 16 bytes of a descriptor in an indirect table that is misaligned or spans regions, gathered byte by byte.
   @inline(never)
   mutating func gatherDescriptor(_ address: UInt64) -> (UInt64, UInt64)? {
     var words: (UInt64, UInt64) = (0, 0)

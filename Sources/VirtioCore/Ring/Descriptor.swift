@@ -8,7 +8,7 @@ struct Descriptor {
 
   @usableFromInline let address: UInt64
   @usableFromInline let length: UInt32
-  /// Flags and next, as they lie in memory.
+  /// Flags and `next`, as they lie in memory.
   @usableFromInline let link: UInt32
 
   @inlinable @inline(__always) var next: UInt32 { link >> 16 }

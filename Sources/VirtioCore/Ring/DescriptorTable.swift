@@ -20,7 +20,7 @@ struct DescriptorTable {
     self.hasIndirect = hasIndirect
   }
 
-  /// The fast path, for chains as drivers make them. What it found counts only if it succeeds.
+  /// The fast path, for chains as drivers make them. `shape` is valid only if it succeeds.
   @inlinable @inline(__always)
   mutating func walkPlain(
     _ head: UInt16, into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
@@ -47,7 +47,7 @@ struct DescriptorTable {
       unsafe next.pointee = MemorySegment(base: base, count: Int(descriptor.length))
       bytes &+= UInt64(descriptor.length)
       unsafe next += 1
-      // No room for a status: not for the fast path.
+      // There must be another descriptor, for the status; otherwise the slow path decides.
       guard descriptor.hasNext, descriptor.next < entries, unsafe next < end else { return false }
       unsafe descriptor = Descriptor(readingOnce: table + Int(descriptor.next) &* 16)
     }
@@ -71,8 +71,8 @@ struct DescriptorTable {
     return false  // readable after writable, or an indirect descriptor after others
   }
 
-  /// Follows any chain from its head, and names what is wrong with it. Bounded by the length of the table it walks in, whatever
-  /// the links say.
+  /// Follows any chain from its head, and reports what is wrong with it. Bounded by the length of the table that it walks,
+  /// whatever the links say.
   @inline(never)
   @usableFromInline mutating func walk(
     _ head: UInt16, into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
@@ -108,7 +108,7 @@ struct DescriptorTable {
         guard length > 0, length % 16 == 0, Int(length / 16) <= limit else {
           throw .badIndirectLength(head: head, length)
         }
-        // The WRITE flag of this descriptor means nothing (virtio 2.6.5.3.2).
+        // The WRITE flag of this descriptor is ignored (virtio 2.6.5.3.2).
         guard GuestAddress(descriptor.address).advanced(by: UInt64(length) - 1) != nil,
           let piece = view.find(descriptor.address, for: .read)
         else { throw view.reason(.indirectUnmapped(head: head, GuestAddress(descriptor.address))) }

@@ -1,9 +1,9 @@
-/// What a split ring records about the heads that it has taken: for itself only, or also for a successor.
+/// The record that a split ring keeps of the heads that it has taken: for itself only, or also for a successor.
 
-/// Which heads are taken and not yet published as used. The ring checks this before it takes one: if a head that is in flight
-/// is made available again, the two would share their buffers and their answer.
+/// Which heads are taken and not yet published as used. The ring checks this before it takes one: if a head in flight were
+/// taken again, the two requests would share their buffers and their used element.
 ///
-/// Each function is one or two stores, and every request goes through them: conformers are inlined, but for `takeBack`.
+/// Each function is one or two stores, and every request goes through them: conformers are inlined, except for `takeBack`.
 public protocol HeadBook: ~Copyable {
   /// Whether the book can hold heads that were taken before this ring started.
   static var isLasting: Bool { get }
@@ -11,8 +11,8 @@ public protocol HeadBook: ~Copyable {
   /// - Parameters:
   ///   - size: of the ring; heads are smaller.
   ///   - record: the memory that it is kept in, for a book that outlives the ring.
-  ///   - position: where the ring stands according to the transport.
-  ///   - indices: what the ring in memory says.
+  ///   - position: the ring's position, according to the transport.
+  ///   - indices: the indices in guest memory.
   init(
     size: UInt16, record: InflightRecord?, position: QueuePosition, indices: SplitIndices
   ) throws(QueueError)
@@ -27,19 +27,19 @@ public protocol HeadBook: ~Copyable {
   func isTaken(_ head: UInt16) -> Bool
   /// Marks a head as taken. - Parameter order: greater than that of every head taken before.
   func take(_ head: UInt16, order: UInt64)
-  /// It turned out that it cannot be taken, and nothing was executed.
+  /// Undoes `take`: the head turned out not to be valid for the fast path, and nothing was executed.
   func takeBack(_ head: UInt16)
 
-  /// The head's used element is in place, but not published.
+  /// The head's used element is written, but not published.
   func answer(_ head: UInt16)
   /// The used index has moved: all heads answered since the previous call are the driver's again.
   func didPublish(from old: UInt16, to used: UInt16)
 
   /// Heads that were taken before this ring started and have to be taken again, before any other.
   var interrupted: Int { get }
-  /// The next one of them, in the order in which they were taken. - Returns: `nil` when there is none.
+  /// The next one of them, in the order in which they were taken. - Returns: `nil` if there is none.
   var nextInterrupted: UInt16? { get }
-  /// It was taken again.
+  /// That head was taken again.
   mutating func resume()
 }
 
@@ -49,7 +49,7 @@ public struct SplitIndices: Sendable {
   public var available: UInt16
   /// `used.idx`: free-running, modulo 2^16.
   public var used: UInt16
-  /// The head that the newest used element names; `nil` where one element may stand for many.
+  /// The head in the newest used element; `nil` if one element may stand for several chains (IN_ORDER).
   public var newest: UInt32?
 
   /// The parameters are the properties of the same names.
@@ -60,11 +60,11 @@ public struct SplitIndices: Sendable {
   }
 }
 
-/// One queue's part of the record.
+/// One queue's part of the in-flight records.
 public struct InflightRecord: Sendable {
   /// The records of all queues.
   public var memory: InflightMemory
-  /// Which of them: 0 … queueCount − 1.
+  /// The queue: 0 … queueCount − 1.
   public var queue: Int
 
   /// The parameters are the properties.
@@ -87,7 +87,7 @@ public struct PrivateHeads: HeadBook, ~Copyable {
   public init(
     size: UInt16, record: InflightRecord?, position: QueuePosition, indices: SplitIndices
   ) throws(QueueError) {
-    precondition(record == nil, "this ring writes down nothing for others")
+    precondition(record == nil, "this kind of ring keeps no in-flight record")
     begin = UInt64(position.available)
     beginUsed = position.used ?? indices.used
     unsafe marks = .allocate(capacity: Int(size))
@@ -99,7 +99,7 @@ public struct PrivateHeads: HeadBook, ~Copyable {
   /// Whether the head was taken and is not yet the driver's again. - Parameter head: smaller than the ring's size.
   @inlinable @inline(__always) public func isTaken(_ head: UInt16) -> Bool { unsafe marks[Int(head)] }
   @inlinable @inline(__always) public func take(_ head: UInt16, order: UInt64) { unsafe marks[Int(head)] = true }
-  /// Rare, and not inlined: the fast path would otherwise keep the mark's address for it on the stack.
+  /// Rare, and not inlined: otherwise the fast path would keep the mark's address on the stack for it.
   @inline(never) public func takeBack(_ head: UInt16) { unsafe marks[Int(head)] = false }
   @inlinable @inline(__always) public func answer(_ head: UInt16) { unsafe marks[Int(head)] = false }
   @inlinable @inline(__always) public func didPublish(from old: UInt16, to used: UInt16) {}

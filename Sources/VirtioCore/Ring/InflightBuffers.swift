@@ -1,17 +1,17 @@
 /// The book of a packed ring that outlives it: the region of a packed queue as vhost-user lays it out ("Inflight I/O
 /// tracking").
 ///
-/// The device can end between any two stores here, by a signal, so the order of the program is the order that counts: a store
-/// has release semantics where everything earlier must have taken effect. On x86-64 it costs no more than others.
+/// A signal can kill the device between any two stores here, so the order of the stores matters: a store has release semantics
+/// if everything before it must have taken effect. On x86-64 this costs no more than a plain store.
 
 /// A packed queue with an in-flight record.
 public typealias RecordedPackedQueue = PackedRing<InflightBuffers>
 
-/// Where things are in a region: a header and one entry for each slot of the ring.
+/// Offsets in a region: a header, and one entry for each slot of the ring. Bytes.
 enum PackedRecordOffset {
   static let version = 8
   static let entries = 10
-  /// The first free entry, and after it, in the same word, its value at the last moment when nothing was half done.
+  /// The first free entry, and after it, in the same word, its value at the last consistent moment.
   static let free = 12
   /// Slot of the next used descriptor, its previous value, and the two wrap counters: one word of 8 bytes.
   static let used = 16
@@ -35,8 +35,8 @@ enum PackedRecordOffset {
 /// entries as free after the driver can see that it was used.
 ///
 /// Answers are published one by one. If a device dies after the position has moved and before the copy beside it has, its
-/// successor checks the slot where it was: the answer was published if that slot is no longer available. In a batch the copy moves with
-/// the next answer's position.
+/// successor checks the slot at the old position: the answer was published if that slot is no longer available. In a batch the
+/// copy moves with the next answer's position.
 @safe
 public struct InflightBuffers: BufferBook, ~Copyable {
   @inlinable public static var isLasting: Bool { true }
@@ -52,20 +52,19 @@ public struct InflightBuffers: BufferBook, ~Copyable {
   @usableFromInline let links: UnsafeMutablePointer<UInt16>
   /// The last entry of the chain that begins with one.
   @usableFromInline let lasts: UnsafeMutablePointer<UInt16>
-  /// The first entry of the chain with a buffer id. Mapped, not touched: only ids that are used cost memory.
+  /// The first entry of the chain with a given buffer id. Mapped but not touched: only ids that are used cost memory.
   @usableFromInline let heads: UnsafeMutablePointer<UInt16>
   private let headArea: Mapping
   @usableFromInline var free: UInt16
   @usableFromInline var order: UInt64
-  /// Where the next used descriptor goes, in its form as the previous position.
+  /// The position of the next used descriptor, in the form of a previous position.
   @usableFromInline var shown: UInt64
   public let begin: PackedPosition
   public let beginUsed: PackedPosition
   /// To be taken again, the next one last.
   private var left: [PackedInflightRecovery.Chain]
 
-  /// Recovers what was left in the region. The positions come from there: what the transport was told can be wrong after a
-  /// crash.
+  /// Recovers what was left in the region. The positions come from there: those of the transport can be wrong after a crash.
   public init(
     size: UInt16, record: InflightRecord?, available: PackedPosition, used: PackedPosition, ring: UnsafeMutableRawPointer
   ) throws(QueueError) {
@@ -88,7 +87,7 @@ public struct InflightBuffers: BufferBook, ~Copyable {
     for (entry, next) in zip(found.free, found.free.dropFirst()) { unsafe links[Int(entry)] = next }
     free = found.free.first ?? capacity
     for chain in found.chains {
-      // When it is freed, its entries follow each other as before.
+      // When the chain is freed, its entries are still linked in this order.
       for (entry, next) in zip(chain.entries, chain.entries.dropFirst()) { unsafe links[Int(entry)] = next }
       unsafe heads[Int(chain.id)] = chain.head
       unsafe lasts[Int(chain.head)] = chain.last
@@ -108,7 +107,7 @@ public struct InflightBuffers: BufferBook, ~Copyable {
   @inlinable @inline(__always)
   func entry(_ number: UInt16) -> UnsafeMutableRawPointer { unsafe region + (32 &+ Int(number) &* 32) }
 
-  /// Free entries are never fewer than free slots of the ring, which has room for the chain.
+  /// There are at least as many free entries as free slots in the ring, and that has room for the chain.
   ///
   /// Not inlined: a call costs less than the registers that this would take from the fast path.
   @inline(never)
@@ -125,7 +124,7 @@ public struct InflightBuffers: BufferBook, ~Copyable {
     unsafe SharedCell<UInt64>(first + 8).storeRelaxed(order)
     unsafe SharedCell<UInt32>(first + 4).storeRelaxed(UInt32(last) | UInt32(truncatingIfNeeded: span) << 16)
     KillPoint.pass(.takeOrdered)
-    // Release: the copy is complete. It means nothing as long as the entry is free.
+    // Release: the copy is complete. It is ignored as long as the entry is free.
     unsafe SharedCell<UInt8>(first).storeRelease(1)
     KillPoint.pass(.takeMarked)
     unsafe SharedCell<UInt32>(region + 12).storeRelease(UInt32(next) | UInt32(next) << 16)
@@ -135,10 +134,10 @@ public struct InflightBuffers: BufferBook, ~Copyable {
     order &+= 1
   }
 
-  /// Copies descriptors of the ring, each as a whole: its length and its flags change places on the way.
+  /// Copies descriptors of the ring, each as a whole; the record stores the two halves in the opposite order.
   ///
-  /// If they have changed since they were read for the request, a successor sees another request of the same driver. So it does
-  /// not matter either how often they are loaded.
+  /// If they have changed since they were read for the request, a successor sees another request of the same driver, so loading
+  /// them again does no harm.
   @inline(__always)
   private func copy(
     from begin: UnsafeMutableRawPointer, upTo end: UnsafeMutableRawPointer, _ next: inout UInt16, _ last: inout UInt16
@@ -180,8 +179,8 @@ public struct InflightBuffers: BufferBook, ~Copyable {
       unsafe links[Int(last)] = free
       unsafe SharedCell<UInt16>(entry(last) + 2).storeRelease(free)
       KillPoint.pass(.answerLinked)
-      // The answer before this one is settled by this one's positions, so the list of free entries follows them. Those of the first
-      // answer can look like a settled round of the ring, so for them the list is first.
+      // Storing this answer's positions settles the answer before it, so the list of free entries is stored after them. Those
+      // of the first answer can look like a settled round of the ring, so for them the list is first.
       if index == 0 { unsafe SharedCell<UInt16>(region + 12).storeRelease(head) }
       KillPoint.pass(.answerLinked)
       positions.storeRelease(stand.now | shown)
@@ -191,7 +190,7 @@ public struct InflightBuffers: BufferBook, ~Copyable {
       // Release: the answer is stored, and the record says that it may have been published.
       unsafe SharedCell<UInt16>(place + 14).storeRelease(answer.flags)
       KillPoint.pass(.publishShown)
-      // Release: what was published is free.
+      // Release: the chain is published before its entries are free.
       unsafe SharedCell<UInt8>(entry(head)).storeRelease(0)
       KillPoint.pass(.publishFreed)
       unsafe SharedCell<UInt16>(region + 14).storeRelease(head)

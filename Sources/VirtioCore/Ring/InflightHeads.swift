@@ -1,15 +1,15 @@
-/// The book that outlives its ring: the region of a split queue as vhost-user lays it out ("Inflight I/O tracking").
+/// The book of a split ring that outlives it: the region of a split queue as vhost-user lays it out ("Inflight I/O tracking").
 ///
-/// The device can end between any two stores here, by a signal, so the order of the program is the order that counts: a store
-/// has release semantics where everything earlier must have taken effect. On x86-64 it costs no more than others.
+/// A signal can kill the device between any two stores here, so the order of the stores matters: a store has release semantics
+/// if everything before it must have taken effect. On x86-64 this costs no more than a plain store.
 
 /// The book of a split ring that outlives it.
 ///
 /// Records each head as taken before its request is executed, and as free after the driver can see that it was used.
 ///
 /// The heads of a batch are linked, starting with the one that was answered last, each to the one answered before it. If a
-/// device dies after the used index has moved and before the record's copy of it has, its successor frees as many heads along
-/// the links.
+/// device dies after the used index has moved and before the record's copy of it has, its successor follows the links and frees
+/// as many heads as the two differ by.
 @safe
 public struct InflightHeads: HeadBook, ~Copyable {
   @inlinable public static var isLasting: Bool { true }
@@ -25,8 +25,8 @@ public struct InflightHeads: HeadBook, ~Copyable {
   /// To be taken again, the next one last.
   private var left: [UInt16]
 
-  /// Recovers what was left in the region. The positions come from the region and from the used index: what the transport was
-  /// told can be wrong after a crash.
+  /// Recovers what was left in the region. The positions come from the region and from the used index: those of the transport
+  /// can be wrong after a crash.
   public init(
     size: UInt16, record: InflightRecord?, position: QueuePosition, indices: SplitIndices
   ) throws(QueueError) {
@@ -55,7 +55,7 @@ public struct InflightHeads: HeadBook, ~Copyable {
   /// Whether the record marks the head as in flight. - Parameter head: smaller than the ring's size.
   @inlinable @inline(__always)
   public func isTaken(_ head: UInt16) -> Bool {
-    // A plain load is enough, and costs less: the value is only tested, so that it does not matter if it is loaded again.
+    // A plain load is enough, and cheaper: the value is only tested, so loading it again does no harm.
     unsafe entry(head).load(as: UInt8.self) != 0
   }
 
@@ -70,7 +70,7 @@ public struct InflightHeads: HeadBook, ~Copyable {
     KillPoint.pass(.takeMarked)
   }
 
-  /// Rare, and not inlined: the fast path would otherwise keep the entry's address for it on the stack.
+  /// Rare, and not inlined: otherwise the fast path would keep the entry's address on the stack for it.
   @inline(never)
   public func takeBack(_ head: UInt16) { unsafe SharedCell<UInt8>(entry(head)).storeRelease(0) }
 
@@ -88,7 +88,7 @@ public struct InflightHeads: HeadBook, ~Copyable {
   public func didPublish(from old: UInt16, to used: UInt16) {
     var place = unsafe Int(SharedCell<UInt16>(region + 12).loadRelaxed()) &* 16
     var left = Int(used &- old)
-    // Eight at a time: the loop counter would otherwise be a fifth of the work.
+    // Eight at a time: otherwise the loop counter would be a fifth of the work.
     while left >= 8 {
       place = free(free(free(free(free(free(free(free(place))))))))
       left &-= 8
@@ -104,8 +104,8 @@ public struct InflightHeads: HeadBook, ~Copyable {
 
   /// Frees one head of a batch. - Parameter place: of its entry, from the first. - Returns: the next one's.
   ///
-  /// Others can write to the links, which are followed unchecked: wherever they lead is mapped (see `InflightMemory`). So a
-  /// plain load is enough here, too.
+  /// Other processes can write to the links, which are followed unchecked: any link leads to mapped memory (see
+  /// `InflightMemory`). So a plain load is enough here, too.
   @inlinable @inline(__always)
   func free(_ place: Int) -> Int {
     let entry = unsafe region + (16 &+ place)

@@ -1,5 +1,5 @@
-/// Memory in which a device records what it has taken and not yet answered, so that its successor (itself after a restart, or
-/// another device) knows what is left to do.
+/// Memory in which a device records the requests in flight, so that its successor (itself after a restart, or another device)
+/// knows what is left to do.
 internal import CLinux
 internal import Glibc
 public import SystemPackage
@@ -14,7 +14,7 @@ public enum InflightError: Error, Hashable, Sendable, CustomStringConvertible {
   case misalignedOffset(UInt64, page: UInt64)
   /// The file is smaller than the regions of all queues.
   case tooSmall(size: UInt64, needed: UInt64)
-  /// They would end behind the largest offset that a file can have; bytes.
+  /// They would end beyond the largest offset that a file can have; bytes.
   case rangeOverflows(offset: UInt64, size: UInt64)
   /// The file ends before the records do; bytes.
   case fileTooSmall(fileSize: Int64, needed: UInt64)
@@ -26,13 +26,13 @@ public enum InflightError: Error, Hashable, Sendable, CustomStringConvertible {
   /// One sentence for a person: what happened, and with what.
   public var description: String {
     switch self {
-    case .badQueueCount(let count): "in-flight records of \(count) queues were asked for; there can be 1 to 256"
-    case .badQueueSize(let size): "in-flight records of queues of \(size) entries were asked for; there can be 1 to 32768"
+    case .badQueueCount(let count): "in-flight records for \(count) queues were requested; there can be 1 to 256"
+    case .badQueueSize(let size): "in-flight records for queues of \(size) entries were requested; there can be 1 to 32768"
     case .misalignedOffset(let offset, let page):
-      "the in-flight records begin at byte \(offset) of their file, which is no multiple of \(page)"
+      "the in-flight records begin at byte \(offset) of their file, which is not a multiple of \(page)"
     case .tooSmall(let size, let needed): "the in-flight records have \(size) bytes, and the queues need \(needed)"
     case .rangeOverflows(let offset, let size):
-      "the in-flight records with \(size) bytes at byte \(offset) of their file go past the end of what a file can have"
+      "in-flight records of \(size) bytes at byte \(offset) of their file end beyond the largest offset that a file can have"
     case .fileTooSmall(let fileSize, let needed):
       "the file of the in-flight records has \(fileSize) bytes, and the records end at byte \(needed)"
     case .notMade(let error): "there is no memory for in-flight records: \(error)"
@@ -43,11 +43,11 @@ public enum InflightError: Error, Hashable, Sendable, CustomStringConvertible {
 
 /// The in-flight records of a device's queues.
 ///
-/// Regions, one for each queue, one after the other, in vhost-user's layout ("Inflight I/O tracking"), which other back-ends
-/// use, too. It outlives the device: a front-end keeps the descriptor and hands it to the next one.
+/// One region for each queue, one after the other, in vhost-user's layout ("Inflight I/O tracking"), which other back-ends use,
+/// too. It outlives the device: a front-end keeps the descriptor and hands it to the next one.
 ///
-/// Front-end and device can see it, a guest cannot. Still its contents are not trusted: a process that can write to it can harm
-/// only its own guest.
+/// Front-end and device can access it, a guest cannot. Still, its contents are not trusted: a process that can write to it can
+/// harm only its own guest.
 @safe
 public final class InflightMemory: Sendable {
   /// Split rings: bytes before the entries, and bytes of each entry; there is one entry for each descriptor.
@@ -61,7 +61,7 @@ public final class InflightMemory: Sendable {
 
   /// The file, to be handed to the front-end that keeps it.
   public let descriptor: OwnedDescriptor
-  /// Size of all regions and of what is kept behind them, in bytes, or what came with the file.
+  /// Size in bytes of all regions and of the kept configuration behind them, or the size that was given with the file.
   public let size: UInt64
   /// Where in the file the regions begin, bytes.
   public let offset: UInt64
@@ -72,14 +72,14 @@ public final class InflightMemory: Sendable {
   /// The regions are laid out for packed rings.
   public let isPacked: Bool
   private let mapping: Mapping
-  /// The word behind the regions (see `KeptConfiguration`); `nil` where there is no room for it.
+  /// The word behind the regions (see `KeptConfiguration`); `nil` if there is no room for it.
   var kept: SharedCell<UInt64>? {
     guard hasRoomBehind else { return nil }
     return unsafe SharedCell(mapping.base + queueCount * Self.regionBytes(queueSize: queueSize, isPacked: isPacked))
   }
   private let hasRoomBehind: Bool
-  /// The file is in memory, as one of `create`: whoever touches its pages waits for nobody. Other file systems may be
-  /// served by a process that never answers; then only helpers and workers touch them.
+  /// The file is in memory, as one made by `create`: accessing its pages does not block. Other file systems may be served by a
+  /// process that never answers; only helper threads and workers access those.
   public let isInMemory: Bool
 
   /// More is mapped than is used, so that the entry of any head that a link names lies in the mapping, and links can be
@@ -100,7 +100,7 @@ public final class InflightMemory: Sendable {
     guard number >= 0 else { throw .notMade(Errno(rawValue: errno)) }
     let descriptor = OwnedDescriptor(number)
     guard ftruncate(number, off_t(size)) == 0 else { throw .notMade(Errno(rawValue: errno)) }
-    // Against others who have the descriptor: a page that is gone would stop the queue.
+    // Sealed, because other processes have the descriptor: a page that is gone would stop the queue.
     guard fcntl(number, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0 else {
       throw .notMade(Errno(rawValue: errno))
     }
@@ -108,12 +108,12 @@ public final class InflightMemory: Sendable {
       descriptor: descriptor, size: size, offset: 0, queueCount: queueCount, queueSize: queueSize, isPacked: isPacked)
   }
 
-  /// A file that comes from outside. Calls into its file system, which may block forever: not for a control thread.
+  /// Maps a file that comes from outside. Calls into its file system, which may block forever: not for a control thread.
   ///
   /// - Parameters:
-  ///   - descriptor: open for reading and writing; the memory is unmapped where it is closed.
-  ///   - size: size of the area, in bytes; at least what the queues need.
-  ///   - offset: where they begin, bytes, a multiple of the page size.
+  ///   - descriptor: open for reading and writing; the memory is unmapped by its disposer.
+  ///   - size: size of the area, in bytes; at least `bytes(queueCount:queueSize:isPacked:)`.
+  ///   - offset: where the regions begin, bytes, a multiple of the page size.
   ///   - queueCount: 1 … 256.
   ///   - queueSize: the queue size that the regions were laid out for, 1 … 32768.
   ///   - isPacked: they were laid out for packed rings.
@@ -134,7 +134,7 @@ public final class InflightMemory: Sendable {
     }
     let whole = needed + Self.keepingBytes
     isInMemory = Self.isInMemory(descriptor)
-    // What is kept is read and written by a control thread.
+    // The kept configuration is read and written by a control thread, which must not block.
     hasRoomBehind = isInMemory && size >= whole && UInt64(max(information.st_size, 0)) >= offset + whole
     // On hugetlbfs a page is the file's block size.
     let page = UInt64(max(PageSize.bytes, Int(information.st_blksize).nonzeroBitCount == 1 ? Int(information.st_blksize) : 0))
@@ -154,7 +154,7 @@ public final class InflightMemory: Sendable {
   private static func isInMemory(_ descriptor: OwnedDescriptor) -> Bool {
     var system = statfs()
     guard unsafe fstatfs(descriptor.rawValue, &system) == 0 else { return false }
-    // tmpfs, which is also that of memfd_create, and hugetlbfs.
+    // tmpfs, which memfd_create uses as well, and hugetlbfs.
     return [0x0102_1994, 0x9584_58f6].contains(UInt32(truncatingIfNeeded: system.f_type))
   }
 
@@ -166,7 +166,7 @@ public final class InflightMemory: Sendable {
       unmappedBy: descriptor.disposer)
   }
 
-  /// How much the regions of all queues need, in bytes.
+  /// Bytes that the regions of all queues need.
   public static func bytes(
     queueCount: Int, queueSize: UInt16, isPacked: Bool = false
   ) throws(InflightError) -> UInt64 {
@@ -181,11 +181,11 @@ public final class InflightMemory: Sendable {
     return (bytes + alignment - 1) / alignment * alignment
   }
 
-  /// Some page of it is gone: another process truncated the file. What is written here is lost then.
+  /// Some page of it is gone: another process truncated the file. Writes to it are lost then.
   public var hasFaulted: Bool { mapping.faults > 0 }
 
-  /// Clears all regions, and what is kept: they describe rings and a driver that no longer exist. No queue may be using them.
-  /// Like `forgetIfOver`, not for a control thread unless `isInMemory`.
+  /// Clears all regions and the kept configuration: they describe rings and a driver that no longer exist. No queue may be
+  /// using them. Like `forgetIfOver`, not for a control thread unless `isInMemory`.
   public func forget() {
     keep(nil)
     for queue in 0..<queueCount {
@@ -194,12 +194,13 @@ public final class InflightMemory: Sendable {
     }
   }
 
-  /// `forgetIfOver`, or `forget` where no queue is named.
+  /// `forgetIfOver`, or `forget` if no queue is named.
   public func forget(queue: Int?) {
     if let queue { forgetIfOver(queue: queue) } else { forget() }
   }
 
-  /// Clears a queue's region if nothing in it is in flight: the next ring starts where its driver says. The queue is stopped.
+  /// Clears a queue's region if nothing in it is in flight: the next ring starts where its driver says. The queue must be
+  /// stopped.
   public func forgetIfOver(queue: Int) {
     guard let region = unsafe region(ofQueue: queue) else { return }
     let header = isPacked ? Self.packedHeaderBytes : Self.headerBytes
@@ -211,7 +212,7 @@ public final class InflightMemory: Sendable {
     unsafe SharedCell<UInt16>(region + 8).storeRelease(0)
   }
 
-  /// Where a queue's region begins; `nil` for a queue that has none. Valid as long as this object exists.
+  /// Where a queue's region begins; `nil` if the queue has none. Valid as long as this object exists.
   @usableFromInline func region(ofQueue queue: Int) -> UnsafeMutableRawPointer? {
     guard (0..<queueCount).contains(queue) else { return nil }
     return unsafe mapping.base + queue * Self.regionBytes(queueSize: queueSize, isPacked: isPacked)

@@ -1,6 +1,6 @@
-/// What the previous user of a split queue left in its in-flight record.
+/// Recovery from the in-flight record that the previous user of a split queue left.
 
-/// Recovers a region before its ring runs. It may be interrupted between any two stores, and run again.
+/// Recovers a region before its ring runs. It may be killed between any two stores, and run again.
 @safe
 struct InflightRecovery {
   /// A head that was taken and not published as used.
@@ -42,18 +42,18 @@ struct InflightRecovery {
     case InflightHeads.version: break
     case let other: throw .inflightVersion(other)
     }
-    // Other implementations store how many the region has room for, or how many the ring has.
+    // Other implementations store either the number of entries of the region or that of the ring.
     let recorded = entries.loadRelaxed()
     guard recorded >= size, recorded <= capacity else { throw .inflightSize(recorded: recorded, size: size) }
     finishPublication(indices)
     let left = collect()
-    // Each of them was made available, and is not used yet.
+    // Each of them was made available and is not used yet, so there cannot be more.
     let waiting = indices.available &- indices.used
     guard left.count <= Int(waiting) else { throw .inflightTooMany(left.count, waiting: waiting) }
     return left
   }
 
-  /// The region has not been used: nothing in it means anything.
+  /// The region has not been used: its contents are ignored.
   private func begin(_ indices: SplitIndices) {
     for head in 0..<capacity {
       mark(head).storeRelease(0)
@@ -72,8 +72,8 @@ struct InflightRecovery {
   /// Frees the heads of a published batch, if that was interrupted. The batch ends where it would be longer than the ring or
   /// contain a head twice, or where a link is invalid.
   ///
-  /// Its last head is the one that the newest used element names. Otherwise there was no batch: others begin with an index of 0 for a ring
-  /// that was used before, and have not answered anything yet.
+  /// There was such a batch only if its last head is the one in the newest used element. Otherwise the copy of the index is
+  /// merely stale: other implementations start it at 0 even for a ring that was used before, until they answer something.
   private func finishPublication(_ indices: SplitIndices) {
     let (known, shown) = (used.loadRelaxed(), indices.used)
     guard known != shown else { return }
@@ -87,7 +87,7 @@ struct InflightRecovery {
       KillPoint.pass(.recoveryFreed)
       head = link(head).loadRelaxed()
     }
-    // Last: until then all of this is repeated.
+    // Last: if the process dies before this store, all of this is repeated.
     used.storeRelease(shown)
     KillPoint.pass(.recoveryFinished)
   }
@@ -97,7 +97,7 @@ struct InflightRecovery {
     for head in 0..<size where mark(head).loadRelaxed() != 0 {
       heads.append(Head(head: head, order: order(head).loadRelaxed()))
     }
-    // Equal orders are a mistake of who wrote the record; then the heads decide, so that the result is always the same.
+    // Equal orders are a mistake of the writer; then the heads decide, so that the result is deterministic.
     return heads.sorted { ($0.order, $0.head) < ($1.order, $1.head) }
   }
 }

@@ -1,11 +1,11 @@
-/// What a driver wrote to the configuration space, beside the in-flight records: a device that comes back after a crash would otherwise
-/// have its defaults again, and no front-end repeats a driver's choice of the cache mode.
+/// The driver's write to the configuration space, kept beside the in-flight records: otherwise a device that restarts after a
+/// crash would have its defaults again, because no front-end repeats a driver's choice of the cache mode.
 
-/// The one byte of the configuration space that a driver may write, with its value.
+/// The only byte of the configuration space that a driver may write, with its value.
 public struct KeptConfiguration: Hashable, Sendable {
-  /// In the configuration space, bytes.
+  /// Its offset in the configuration space, bytes.
   public var offset: UInt8
-  /// What the driver wrote there.
+  /// The value that the driver wrote.
   public var value: UInt8
 
   /// The parameters are the properties of the same names.
@@ -15,24 +15,25 @@ public struct KeptConfiguration: Hashable, Sendable {
   }
 }
 
-/// It is one word behind the last region, in the size that a front-end is told. Other back-ends find their regions from the number and
-/// size of queues, and ignore what lies behind them.
+/// It is one word behind the last region, and included in the size that a front-end is told. Other back-ends find their regions
+/// from the number and size of queues, and ignore what lies behind them.
 ///
-/// One store writes it, so that it is whole whenever a device ends. Whoever can write to it could as well write to the regions.
+/// It is written with one store, so that it is consistent whenever a device dies. A process that can write to it could also
+/// write to the regions.
 extension InflightMemory {
-  /// Bytes; of a cache line.
+  /// Bytes reserved for it: one cache line.
   static let keepingBytes: UInt64 = 64
   /// "vmmblk", in the bits above offset and value.
   private static let mark: UInt64 = 0x766d_6d62_6c6b
 
-  /// What was kept; `nil` when nothing was, and in memory of other back-ends or on a
-  /// file system that may not answer.
+  /// The byte that was kept; `nil` if there is none, in memory made by another back-end, and on a file system that may not
+  /// answer.
   public var keptConfiguration: KeptConfiguration? {
     guard let word = kept?.loadRelaxed(), word >> 16 == Self.mark else { return nil }
     return KeptConfiguration(offset: UInt8(truncatingIfNeeded: word >> 8), value: UInt8(truncatingIfNeeded: word))
   }
 
-  /// Keeps this; where there is no room for it, nothing happens. `nil`: a driver that begins.
+  /// Keeps this, if there is room for it. `nil`: clears it, for a new driver.
   public func keep(_ configuration: KeptConfiguration?) {
     kept?.storeRelease(configuration.map { Self.mark << 16 | UInt64($0.offset) << 8 | UInt64($0.value) } ?? 0)
   }

@@ -1,4 +1,4 @@
-/// Places between two stores where tests can put a crash. A release build has none of them.
+/// Places between two stores at which tests can crash the process. A release build has none of them.
 #if DEBUG
 internal import Glibc
 internal import Synchronization
@@ -9,33 +9,33 @@ public enum KillPoint: String, CaseIterable, Sendable {
   // A chain is taken.
   /// Nothing is recorded of it yet.
   case takeBegins
-  /// Its place in the order is recorded, and of a packed ring its descriptors.
+  /// Its place in the order is recorded, and for a packed ring its descriptors.
   case takeOrdered
   /// It is marked as in flight.
   case takeMarked
 
   // It is answered.
-  /// The used element has the chain's name: its head, or its buffer ID.
+  /// The used element has the chain's head or buffer ID.
   case answerNamed
-  /// The used element has its length. A packed ring writes that before the name.
+  /// The used element has its length. A packed ring writes that before the buffer ID.
   case answerWritten
-  /// It is linked to what was answered before it; of a packed ring to the free entries.
+  /// It is linked to the chain answered before it; in a packed ring, to the free entries.
   case answerLinked
-  /// The record knows it as the last one that was answered.
+  /// The record has it as the last one that was answered.
   case answerCounted
 
-  // Answers are published, and what they name is free again.
+  // Answers are published, and their heads or entries are freed.
   /// The driver can see them: the used index, or a descriptor's flags, are stored.
   case publishShown
   /// One head, or one chain's entries, are free in the record.
   case publishFreed
-  /// The record knows that the batch is published.
+  /// The record says that the batch is published.
   case publishOver
 
   // The driver is notified.
-  /// It wants to be, and is not yet.
+  /// It wants a notification, and has not got it yet.
   case callDue
-  /// It was.
+  /// It was notified.
   case callDone
 
   // A region is used for the first time.
@@ -49,7 +49,7 @@ public enum KillPoint: String, CaseIterable, Sendable {
   case recoveryBegun
 
   // A region is used again.
-  /// What had been published, or cannot be in flight, is free.
+  /// Entries that were published, or that cannot be in flight, are free.
   case recoveryFreed
   /// The record agrees with the ring.
   case recoveryFinished
@@ -57,11 +57,11 @@ public enum KillPoint: String, CaseIterable, Sendable {
   case recoveryResumed
 
   #if DEBUG
-  /// Called at every place that this task reaches, before a crash that is due there.
+  /// Called at every place that this task reaches, before a crash that is set for it.
   @TaskLocal public static var observer: (@Sendable (KillPoint) -> Void)?
 
-  /// What `VMM_BLK_KILL_AT=place:count` asks for: the process ends by SIGKILL when it reaches the place for the given time.
-  /// `recovery` stands for every place that it reaches before it takes anything new or has notified of anything.
+  /// The setting of `VMM_BLK_KILL_AT=place:count`: the process is ended by SIGKILL when it reaches the place for the count-th
+  /// time. `recovery` stands for every place that it reaches before it takes a new chain or has notified the driver.
   private static let order: (place: KillPoint?, count: Int)? = {
     guard let text = unsafe getenv("VMM_BLK_KILL_AT").map({ unsafe String(cString: $0) }) else { return nil }
     let words = text.split(separator: ":")
@@ -72,7 +72,7 @@ public enum KillPoint: String, CaseIterable, Sendable {
   }()
 
   private static func refuse(_ text: String) -> Never {
-    fatalError("VMM_BLK_KILL_AT is '\(text)', which is no place and count: \(allCases.map(\.rawValue)), or recovery")
+    fatalError("VMM_BLK_KILL_AT is '\(text)', not PLACE:COUNT; places: \(allCases.map(\.rawValue)), recovery")
   }
   private static let passed = Atomic<Int>(0)
   #endif
@@ -86,7 +86,7 @@ public enum KillPoint: String, CaseIterable, Sendable {
   }
 
   #if DEBUG
-  /// Something new was taken, or the driver was notified.
+  /// A new chain was taken, or the driver was notified.
   private static let hasRecovered = Atomic<Bool>(false)
 
   @usableFromInline func arrive() {

@@ -51,16 +51,16 @@ enum PackedFlags {
   @inlinable static var available: UInt16 { 1 << 7 }
   @inlinable static var used: UInt16 { 1 << 15 }
   @inlinable static var write: UInt16 { 2 }
-  /// What changes in every pattern when a wrap counter does.
+  /// The bits that change when a wrap counter does.
   @inlinable static var both: UInt16 { available | used }
-  /// The same in a descriptor's last word, and what is never there.
+  /// The same bits in a descriptor's last word, and a value that never matches them.
   @inlinable static var bothMarks: UInt32 { UInt32(both) << 16 }
   @inlinable static var noMark: UInt32 { 1 }
 
   /// The bits of a descriptor that is available in a round with this wrap counter: AVAIL equals the counter, USED does not.
   @inlinable @inline(__always)
   static func whenAvailable(_ wrap: Bool) -> UInt16 { wrap ? available : used }
-  /// The bits of one that is used: both equal the counter.
+  /// The bits of a descriptor that is used: both equal the counter.
   @inlinable @inline(__always)
   static func whenUsed(_ wrap: Bool) -> UInt16 { wrap ? both : 0 }
 }

@@ -9,9 +9,9 @@ struct PackedEvent {
 
   /// Notify of every event.
   @inlinable static var always: PackedEvent { PackedEvent(rawValue: 0) }
-  /// Of no event.
+  /// Notify of no event.
   @inlinable static var never: PackedEvent { PackedEvent(rawValue: 1 << 16) }
-  /// When this slot is passed (RING_EVENT_FLAGS_DESC); only with the event index negotiated.
+  /// Notify when this slot is passed (RING_EVENT_FLAGS_DESC); only if the event index was negotiated.
   @inlinable static func passing(_ position: PackedPosition) -> PackedEvent {
     PackedEvent(rawValue: UInt32(position.rawValue) | 2 << 16)
   }
@@ -19,7 +19,7 @@ struct PackedEvent {
   /// Whether a notification is due (virtio 2.7.14, and the comparison of 2.6.7.1 with the wrap counter folded in).
   ///
   /// - Parameters:
-  ///   - position: where the notifying side stands.
+  ///   - position: the position of the notifying side.
   ///   - passed: slots that it has passed since the last decision, at least 1.
   ///   - size: of the ring.
   @inlinable
@@ -30,8 +30,8 @@ struct PackedEvent {
       // More than one round: any slot may have been passed. A spurious call is allowed.
       guard passed <= UInt64(size) else { return true }
       let wish = PackedPosition(rawValue: UInt16(truncatingIfNeeded: rawValue))
-      // A slot of the previous round lies this far before the start of this one. An offset outside the ring gives some value,
-      // which does no harm.
+      // A slot of the previous round lies this far before the start of this one. An offset outside the ring gives an arbitrary
+      // value, which does no harm.
       var event = wish.rawValue & 0x7fff
       if wish.wrap != position.wrap { event &-= size }
       return UInt16(truncatingIfNeeded: position.slot) &- event &- 1 < UInt16(truncatingIfNeeded: passed)

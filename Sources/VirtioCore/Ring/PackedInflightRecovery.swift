@@ -1,6 +1,6 @@
-/// What the previous user of a packed queue left in its in-flight record.
+/// Recovery from the in-flight record that the previous user of a packed queue left.
 
-/// Recovers a region before its ring runs. It may be interrupted between any two stores, and run again.
+/// Recovers a region before its ring runs. It may be killed between any two stores, and run again.
 @safe
 struct PackedInflightRecovery {
   /// A chain that was taken and not published as used.
@@ -23,7 +23,7 @@ struct PackedInflightRecovery {
     /// Entries that are free, in the order of their list.
     var free: [UInt16]
 
-    /// Of all chains.
+    /// Slots of all chains.
     var slots: Int { chains.reduce(0) { $0 + $1.descriptors.count } }
   }
 
@@ -50,14 +50,14 @@ struct PackedInflightRecovery {
   private var positions: SharedCell<UInt64> { unsafe SharedCell(region + PackedRecordOffset.used) }
   private var freeWord: SharedCell<UInt32> { unsafe SharedCell(region + PackedRecordOffset.free) }
 
-  /// - Parameter used: where the ring stands if its region has not been used yet.
+  /// - Parameter used: the ring's position if its region has not been used yet.
   func run(freshAt used: PackedPosition) throws(QueueError) -> Found {
     switch cell(PackedRecordOffset.version).loadRelaxed() {
     case 0: return begin(at: used)
     case InflightBuffers.version: break
     case let other: throw .inflightVersion(other)
     }
-    // Other implementations store how many the region has room for, or how many the ring has.
+    // Other implementations store either the number of entries of the region or that of the ring.
     let recorded = cell(PackedRecordOffset.entries).loadRelaxed()
     guard recorded >= size, recorded <= capacity else { throw .inflightSize(recorded: recorded, size: size) }
     let position = try finishPublication()
@@ -71,7 +71,7 @@ struct PackedInflightRecovery {
     return found
   }
 
-  /// The region has not been used: nothing in it means anything.
+  /// The region has not been used: its contents are ignored.
   private func begin(at used: PackedPosition) -> Found {
     for number in 0..<capacity {
       mark(number).storeRelease(0)
@@ -89,7 +89,7 @@ struct PackedInflightRecovery {
     return Found(chains: [], used: used, free: free)
   }
 
-  /// An answer may have been published without being recorded as such.
+  /// Settles whether the last answer was published, which may not have been recorded.
   /// - Returns: where the next used descriptor goes.
   private func finishPublication() throws(QueueError) -> PackedPosition {
     let word = positions.loadRelaxed()
@@ -103,13 +103,14 @@ struct PackedInflightRecovery {
     var stands = before
     if now != before {
       let current = cell(PackedRecordOffset.free).loadRelaxed()
-      // Others store slot and wrap counter of the previous position one after the other, when the free lists agree again.
+      // Other implementations store slot and wrap counter of the previous position one after the other, when the free lists
+      // agree again.
       let isSettled = now.slot == before.slot && free == current
       let wasShown = isSettled || flags(before.slot).loadAcquire() & PackedFlags.both != PackedFlags.whenAvailable(before.wrap)
       if wasShown { (free, stands) = (current, now) }
     }
     let list = UInt32(free) | UInt32(free) << 16
-    // Whatever is stored first, the rest follows from it in the same way if this is interrupted.
+    // If the process dies between the two stores, the next recovery decides in the same way after the first one.
     if stands == before {
       positions.storeRelease(InflightBuffers.word(stands, stands))
       KillPoint.pass(.recoveryFreed)
@@ -123,8 +124,9 @@ struct PackedInflightRecovery {
     return stands
   }
 
-  /// Others write the answers of a batch before the one that shows it. After a crash in between these look used, and the driver would
-  /// take them for answers once it is past the first. Their slots belong to chains that were taken, whose descriptors are recorded.
+  /// Other implementations write the later answers of a batch before the first one, which publishes it. After a crash in
+  /// between these slots look used, and the driver would take them for answers once it is past the first. They belong to chains
+  /// in flight, whose descriptors are recorded, so their flags are reset.
   private func hideAnswers(from position: PackedPosition, _ slots: Int) {
     var position = position
     for _ in 0..<slots {
@@ -137,7 +139,7 @@ struct PackedInflightRecovery {
     }
   }
 
-  /// What is in the free list is free, whatever its mark says. The list ends where it would be longer than the number of
+  /// Entries in the free list are free, whatever their marks say. The list ends where it would be longer than the number of
   /// entries or contain an entry twice, or where a link is invalid.
   private func clearFree() {
     var seen = [Bool](repeating: false, count: Int(capacity))
@@ -176,7 +178,7 @@ struct PackedInflightRecovery {
       guard ids.insert(chain.id).inserted else { throw .inflightDamaged }
       chains.append(chain)
     }
-    // Equal orders are a mistake of who wrote the record; then the entries decide, so that the result is always the same.
+    // Equal orders are a mistake of the writer; then the entries decide, so that the result is deterministic.
     return chains.sorted { ($0.order, $0.head) < ($1.order, $1.head) }
   }
 

@@ -1,8 +1,9 @@
-/// The chains of a packed ring, looked at from outside: what was available from one position on, and how much of it is used.
+/// The chains of a packed ring, read from outside the device: those available from one position on, and how many of them are
+/// used.
 
-/// The chains of a packed ring, looked at from outside.
+/// The chains of a packed ring, read from outside the device.
 ///
-/// A snapshot of numbers that others write, not a ring.
+/// A snapshot of numbers that driver and device write, not a ring.
 public struct PackedLook {
   /// The slots in which chains start, with the wrap counters of their rounds, in order.
   public let heads: [PackedPosition]
@@ -11,7 +12,7 @@ public struct PackedLook {
   private let configuration: QueueConfiguration
 
   /// - Parameter position: where the device takes the next chain.
-  /// - Returns: `nil` where the ring is misaligned or outside guest memory, so that the queue cannot be one.
+  /// - Returns: `nil` if the ring is misaligned or outside guest memory, so that this cannot be a queue.
   public init?(_ configuration: QueueConfiguration, in memory: GuestMemory, from position: PackedPosition) {
     let size = Int(configuration.size)
     guard size > 0, size <= 32768, position.slot < size, Self.flags(configuration, in: memory, slot: 0) != nil else {

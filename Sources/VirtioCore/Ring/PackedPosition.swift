@@ -1,14 +1,14 @@
-/// Where one side of a packed ring stands: a slot, and the wrap counter of its round (virtio 2.7.1).
+/// The position of one side of a packed ring: a slot, and the wrap counter of its round (virtio 2.7.1).
 
-/// Where one side of a packed ring stands: a slot, and the wrap counter of its round.
+/// The position of one side of a packed ring: a slot, and the wrap counter of its round.
 ///
-/// The raw value is the one that is saved, and the one in an event suppression structure: the slot in bits 0 … 14, the wrap
-/// counter in bit 15.
+/// The raw value has the form in which positions are saved, and which an event suppression structure uses: the slot in bits 0 …
+/// 14, the wrap counter in bit 15.
 public struct PackedPosition: RawRepresentable, Hashable, Sendable {
   /// Bits 0 … 14: the slot; bit 15: the wrap counter.
   public var rawValue: UInt16
 
-  /// Whether the slot is one of a ring is for the ring to check.
+  /// Not checked: the ring checks whether the slot is within its size.
   @inlinable public init(rawValue: UInt16) { self.rawValue = rawValue }
 
   /// - Parameter slot: 0 … 32767.
@@ -21,7 +21,7 @@ public struct PackedPosition: RawRepresentable, Hashable, Sendable {
 
   /// 0 … 32767.
   @inlinable public var slot: Int { Int(rawValue & 0x7fff) }
-  /// The wrap counter: `true` in the first round of a new ring, then the other one, and so on.
+  /// The wrap counter: `true` in the first round of a new ring, then alternating.
   @inlinable public var wrap: Bool { rawValue & 0x8000 != 0 }
 
   /// The position `span` slots further on. - Parameters:
@@ -33,7 +33,7 @@ public struct PackedPosition: RawRepresentable, Hashable, Sendable {
   }
 
   /// How many slots this is ahead of another one: 0 … `size`.
-  /// - Returns: `nil` when it is not ahead of it within one round.
+  /// - Returns: `nil` if it is not ahead within one round.
   public func distance(from other: PackedPosition, size: Int) -> Int? {
     let distance = wrap == other.wrap ? slot - other.slot : slot + size - other.slot
     return (0...size).contains(distance) ? distance : nil
@@ -41,12 +41,12 @@ public struct PackedPosition: RawRepresentable, Hashable, Sendable {
 }
 
 extension QueuePosition {
-  /// Of a packed queue: both halves are raw values of a `PackedPosition`.
+  /// The position of a packed queue: both fields are raw values of a `PackedPosition`.
   public init(available: PackedPosition, used: PackedPosition) {
     self.init(available: available.rawValue, used: used.rawValue)
   }
 
-  /// Where a new queue stands. - Parameter features: what was negotiated.
+  /// The position of a new queue. - Parameter features: the negotiated features.
   public static func start(_ features: FeatureSet) -> QueuePosition {
     features.contains(.packedRing) ? QueuePosition(available: .start, used: .start) : QueuePosition()
   }

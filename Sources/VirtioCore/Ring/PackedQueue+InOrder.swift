@@ -1,4 +1,4 @@
-/// Answers of a packed ring whose driver relies on their order (IN_ORDER, virtio 2.7.8).
+/// Used descriptors of a packed ring whose driver relies on their order (IN_ORDER, virtio 2.7.8).
 
 extension PackedRing where Book: ~Copyable {
   /// One used descriptor for a batch: it lies where that of the batch's first chain would be, and has the ID of the last one.

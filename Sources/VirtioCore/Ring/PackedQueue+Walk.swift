@@ -1,4 +1,4 @@
-/// The way from a packed descriptor ring to the buffers of a chain (virtio 2.7.6, 2.7.7).
+/// How a packed ring pops chains and resolves their buffers (virtio 2.7.6, 2.7.7).
 
 extension PackedRing where Book: ~Copyable {
   /// An indirect table may be longer than the queue; this is the longest that is accepted, as in a split ring.
@@ -6,7 +6,7 @@ extension PackedRing where Book: ~Copyable {
 
   /// The fast path, for chains as drivers make them: nothing empty, nothing outside memory or across regions, enough room, an
   /// indirect table in one piece.
-  /// - Returns: `nil` for any other, and when nothing is available or kicks are not suppressed; nothing was taken then.
+  /// - Returns: `nil` for any other chain, and if nothing is available or kicks are not suppressed; nothing was taken then.
   @inlinable @inline(__always)
   mutating func popPlain(
     into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
@@ -36,9 +36,8 @@ extension PackedRing where Book: ~Copyable {
     unsafe spans[Int(id)] == 0 && span <= room
   }
 
-  /// Follows a list of descriptors in the ring, each of which takes a segment: so the walk ends, even where the list wraps
-  /// around.
-  /// - Returns: its buffer id, which is that of its last one.
+  /// Follows a list of descriptors in the ring. Each takes a segment, so the walk ends even if the list wraps around.
+  /// - Returns: its buffer id, which is that of its last descriptor.
   @inlinable @inline(__always)
   mutating func walkPlainList(
     _ head: PackedDescriptor, at first: UnsafeMutableRawPointer, into segments: UnsafeMutablePointer<MemorySegment>,
@@ -54,7 +53,7 @@ extension PackedRing where Book: ~Copyable {
       unsafe next.pointee = MemorySegment(base: base, count: Int(descriptor.length))
       bytes &+= UInt64(descriptor.length)
       unsafe next += 1
-      guard descriptor.hasNext, unsafe next < end else { return nil }  // without room for a status: not plain
+      guard descriptor.hasNext, unsafe next < end else { return nil }  // no descriptor for a status: not plain
       unsafe place += 16
       if unsafe place == ringEnd { unsafe place = ring }
       unsafe descriptor = PackedDescriptor(readingOnce: place)
@@ -81,7 +80,7 @@ extension PackedRing where Book: ~Copyable {
     return nil  // readable after writable, or an indirect descriptor after others
   }
 
-  /// Walks an indirect table, whose entries are consecutive and have no flag but WRITE (virtio 2.7.7).
+  /// Walks an indirect table, whose entries are consecutive and have no flag except WRITE (virtio 2.7.7).
   @inlinable @inline(__always)
   mutating func walkPlainTable(
     _ head: PackedDescriptor, into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
@@ -129,7 +128,7 @@ extension PackedRing where Book: ~Copyable {
     unsafe (room + offset).assumingMemoryBound(to: MemorySegment.self)
   }
 
-  /// Takes a chain that is available and not for the fast path, or says what is wrong with it.
+  /// Takes an available chain that the fast path does not handle, or throws what is wrong with it.
   @usableFromInline mutating func popOther(
     into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
   ) throws(QueueError) -> Chain? {
@@ -165,12 +164,13 @@ extension PackedRing where Book: ~Copyable {
     return Chain(head: chain.id)
   }
 
-  /// Walks any chain, and names what is wrong with it. Bounded by the length of the list that it walks, whatever the flags say.
+  /// Walks any chain, and throws what is wrong with it. Bounded by the length of the list that it walks, whatever the flags
+  /// say.
   ///
   /// - Parameters:
-  ///   - name: of the chain, for readers.
-  ///   - count: descriptors that a list can have, at least 1.
-  ///   - descriptor: asked for each of them once, in order.
+  ///   - name: the chain's head, for error messages.
+  ///   - count: the most descriptors that a list can have, at least 1.
+  ///   - descriptor: called once for each of them, in order.
   @inline(never)
   private mutating func walk(
     _ name: UInt16, count: Int, into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape,

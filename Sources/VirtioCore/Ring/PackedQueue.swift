@@ -7,7 +7,7 @@
 /// A packed queue without an in-flight record.
 public typealias PackedQueue = PackedRing<PrivateBuffers>
 
-/// A running packed queue. - Parameter Book: what it records about the chains that it has taken.
+/// A running packed queue. - Parameter Book: its record of the chains that it has taken.
 @safe
 public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
   @inlinable public static var isRecorded: Bool { Book.isLasting }
@@ -28,10 +28,10 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
   /// For each buffer id: how much of the ring its chain in flight covers, in bytes; 0: there is none. All sums of this type are
   /// in bytes, 16 for a slot: the unit of addresses and of the free room.
   @usableFromInline let spans: UnsafeMutablePointer<UInt32>
-  /// The driver chooses ids freely, so there are 65536. Mapped, not touched: only ids that are used cost memory.
+  /// The driver chooses ids freely, so there are 65536 of them. Mapped but not touched: only ids that are used cost memory.
   private let spanArea: Mapping
 
-  /// The slot that is taken next, and the flags that say that its descriptor is available.
+  /// The next slot to take, and the flags that say that its descriptor is available.
   @usableFromInline var next: UnsafeMutableRawPointer
   @usableFromInline var availableFlags: UInt16
   /// The same flags in their place in a descriptor's last word, as the fast path compares them; a value that never matches
@@ -44,7 +44,7 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
   @usableFromInline var room: UInt64
   /// Running count of used bytes of the ring.
   @usableFromInline var used: UInt64 = 0
-  /// Of the whole ring.
+  /// Bytes of the whole ring.
   @usableFromInline let ringBytes: UInt64
   /// `used` at the last publication, and at the last decision whether to notify.
   @usableFromInline var publishedBytes: UInt64 = 0
@@ -56,7 +56,7 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
   /// The first used descriptor that is not published: where it is, and the flags that will publish it.
   @usableFromInline var firstUnpublished: UnsafeMutableRawPointer
   @usableFromInline var firstFlags: UInt16
-  /// Answers that are not published, if the book outlives the ring; as many places as the ring has slots.
+  /// Answers that are not published, if the book outlives the ring; it has as many places as the ring has slots.
   @usableFromInline let answers: UnsafeMutablePointer<PackedAnswer>
   /// For a driver that relies on the order: the used descriptor that stands for the chains pushed last, the flags that publish
   /// it, and whether another chain may join them.
@@ -92,7 +92,7 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
       .descriptorRing, configuration.descriptorTable, alignment: 16, count: bytes, access: [.read, .write])
     let driver = unsafe try part(.driverEvents, configuration.availableRing, alignment: 4, count: 4, access: .read)
     let device = unsafe try part(.deviceEvents, configuration.usedRing, alignment: 4, count: 4, access: .write)
-    // Guest memory has no used index. Where the transport does not say it, nothing was in flight.
+    // Guest memory has no used index. If the transport does not give it, nothing was in flight.
     var available = PackedPosition(rawValue: position.available)
     var used = PackedPosition(rawValue: position.used ?? position.available)
     // A front-end that knows only split rings (user-mode Linux) says 0 for a new ring, which is also the start of every second
@@ -145,7 +145,7 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
   @inlinable var available: PackedPosition {
     unsafe PackedPosition(slot: slot(of: next), wrap: availableFlags == PackedFlags.available)
   }
-  /// Including what is not published.
+  /// Including answers that are not published.
   @inlinable var answered: PackedPosition {
     unsafe PackedPosition(slot: slot(of: nextUsed), wrap: usedFlags != 0)
   }
@@ -173,8 +173,8 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
   public mutating func pop(
     into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
   ) throws(QueueError) -> Chain? {
-    // A chain that is not for the fast path is read again from the start, as in a split ring: no check is made on one copy and
-    // acted upon with another.
+    // A chain that the fast path does not handle is read again from the start, as in a split ring, so that no copy is checked
+    // and another one used.
     var plain = unsafe ChainShape(at: segments)
     if let chain = unsafe popPlain(into: segments, capacity: capacity, shape: &plain) {
       shape = plain
@@ -186,7 +186,7 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
     return chain
   }
 
-  /// Takes any chain, or says what is wrong with the ring. The first chain after kicks were enabled comes this way.
+  /// Takes any chain, or throws what is wrong with the ring. The first chain after kicks were enabled takes this path.
   @inlinable @inline(never)
   mutating func popAny(
     into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
@@ -229,14 +229,14 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
 
   // MARK: Giving back
 
-  /// Writes the used descriptor to the next slot that is not used. Its flags are the driver's signal (virtio 2.7.2), and those
-  /// of the first descriptor of a batch, which the driver checks first, are left for `publish`.
+  /// Writes the used descriptor to the next slot that is not used. Its flags tell the driver that it is used (virtio 2.7.2);
+  /// those of the first descriptor of a batch, which the driver checks first, are left for `publish`.
   @inlinable @inline(__always)
   public mutating func push(_ chain: consuming Chain, written: UInt32) {
     let id = chain.complete()
     let place = unsafe nextUsed
     let span = unsafe spans[Int(id)]
-    // WRITE says that the length counts (virtio 2.7.3).
+    // WRITE says that the length is valid (virtio 2.7.3).
     let flags = written != 0 ? usedFlags | PackedFlags.write : usedFlags
     if Book.isLasting {
       // Written when it is published: after a crash, another answer may be the next one to be published.
@@ -302,13 +302,13 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
     // Full: our store of the flags comes before this load of the driver's event suppression. The driver stores that and then
     // checks the flags; with anything weaker both could miss each other's store, and the driver would sleep on finished work.
     fullFence()
-    // Offset and flags in one load, as the driver may write them one after the other.
+    // Offset and flags in one load, because the driver may write them one after the other.
     let wish = PackedEvent(rawValue: UInt32(littleEndian: driverEvents.loadRelaxed()))
     return wish.isDue(at: published, passed: passed / 16, size: size, hasEventIndex: hasEventIndex)
   }
 
-  /// Used descriptors lie anywhere between the first and the last one; what is pushed and not published is reported again with
-  /// the flags that publish it.
+  /// Used descriptors lie anywhere between the first and the last one; those pushed and not yet published are reported again
+  /// when their flags are written.
   public mutating func takeWritten(_ each: (_ area: WrittenArea, _ offset: Int, _ count: Int) -> Void) {
     each(.device, 0, 4)
     let count = Int(min(used &- notedBytes, ringBytes) / 16)

@@ -1,6 +1,6 @@
-/// What a transport learns about a queue before it runs: numbers from the driver, not yet validated.
+/// The parameters of a queue before it runs: numbers from the driver, not yet validated.
 
-/// Size and guest addresses of one queue. They can be anything: only a ring's initializer decides whether this is a queue.
+/// Size and guest addresses of one queue. They can have any value: only a ring's initializer decides whether this is a queue.
 public struct QueueConfiguration: Hashable, Sendable {
   /// Entries, 1 … 32768; of a split queue a power of two.
   public var size: UInt16
@@ -24,7 +24,7 @@ public struct QueueConfiguration: Hashable, Sendable {
   /// - Parameters:
   ///   - base: where the table begins.
   ///   - alignment: of the used ring, bytes, a power of two: 4096 over PCI, QueueAlign over MMIO.
-  /// - Returns: `nil` when a part leaves the address space or the alignment is no power of two.
+  /// - Returns: `nil` if a part leaves the address space or the alignment is not a power of two.
   public static func legacy(size: UInt16, base: GuestAddress, alignment: UInt64 = 4096) -> QueueConfiguration? {
     guard alignment > 0, alignment & (alignment - 1) == 0 else { return nil }
     let table = 16 * UInt64(size)
@@ -39,16 +39,16 @@ public struct QueueConfiguration: Hashable, Sendable {
   }
 }
 
-/// Where a queue stands between two runs: handed out at stop, and given back at start. Free-running indices of a split queue,
-/// raw values of `PackedPosition` of a packed one.
+/// The position of a queue between two runs: returned when it is stopped, and passed in when it is started again. Free-running
+/// indices for a split queue, raw values of `PackedPosition` for a packed one.
 public struct QueuePosition: Hashable, Sendable {
   /// The free-running index of the next available entry that the device will look at (`last_avail_idx`).
   public var available: UInt16
-  /// The free-running index under which the next used entry will be published (`last_used_idx`); `nil`: taken from the used
-  /// ring in guest memory; a packed queue has no such word, and then nothing is in flight.
+  /// The free-running index under which the next used entry will be published (`last_used_idx`); `nil`: a split queue takes it
+  /// from the used ring in guest memory, and for a packed queue, which has no such word, nothing is in flight.
   public var used: UInt16?
 
-  /// The parameters are the properties of the same names; without any, the beginning of a new split queue.
+  /// The parameters are the properties of the same names; the defaults are the position of a new split queue.
   public init(available: UInt16 = 0, used: UInt16? = 0) {
     self.available = available
     self.used = used

@@ -1,14 +1,14 @@
-/// What makes a queue unusable. A queue that throws one of these is stopped until the driver resets it; the process and the
-/// other queues continue.
+/// Errors that make a queue unusable. A queue that throws one of them is stopped until the driver resets it; the process and
+/// the other queues continue.
 
-/// Why a ring was refused at start, or stopped while it ran. Numbers are the guest's, for the log.
+/// Why a ring was refused at start, or stopped while it ran. The numbers are the guest's, for the log.
 public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
   // At start.
-  /// A split ring's size is no power of two from 1 to 32768 (virtio 2.6).
+  /// A split ring's size is not a power of two from 1 to 32768 (virtio 2.6).
   case badSize(UInt16)
   /// A packed ring's size is not 1 … 32768 (virtio 2.7).
   case badPackedSize(UInt16)
-  /// A packed ring of this size cannot stand there.
+  /// A packed ring of this size cannot have this position.
   case badPosition(available: PackedPosition, used: PackedPosition, size: UInt16)
   /// A part of the ring is not aligned as it has to be (virtio 2.6, 2.7).
   case misaligned(part: RingPart, GuestAddress)
@@ -16,15 +16,15 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
   case unmapped(part: RingPart, GuestAddress)
   /// The device's other queues have the other ring format.
   case otherFormat
-  /// There is no memory for the slots of its requests.
+  /// There is no memory for its requests.
   case outOfMemory
-  /// The process may open no more files.
+  /// The process cannot open more files.
   case outOfDescriptors
-  /// The system starts no more threads.
+  /// The system cannot start more threads.
   case outOfThreads
   /// Its previous run was abandoned and has not ended.
   case leftBehind
-  /// Its kick descriptor is of a kind that nobody can wait for.
+  /// Its kick descriptor cannot be polled.
   case kickCannotBeWaitedFor
   /// The in-flight records have no region for it.
   case inflightMissing
@@ -32,13 +32,13 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
   case inflightVersion(UInt16)
   /// Its in-flight record is that of a ring with another number of entries.
   case inflightSize(recorded: UInt16, size: UInt16)
-  /// Its in-flight record has more requests than the driver waits for.
+  /// Its in-flight record has more requests than the driver has outstanding.
   case inflightTooMany(Int, waiting: UInt16)
   /// Its in-flight record is that of the other ring format.
   case inflightFormat
   /// Its in-flight record contradicts itself.
   case inflightDamaged
-  /// A packed ring whose device died without a record.
+  /// The device of a packed ring died and left no in-flight record.
   case positionLost
   // While running.
   /// `avail.idx` moved by more than the ring has entries.
@@ -61,33 +61,32 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
   case chainTooLarge(head: UInt16)
   /// A descriptor is indirect without RING_INDIRECT_DESC.
   case indirectNotNegotiated(head: UInt16)
-  /// An indirect descriptor of a split ring has a next one.
+  /// An indirect descriptor has the NEXT flag.
   case indirectWithNext(head: UInt16)
-  /// An indirect descriptor of a packed ring stands among others.
+  /// An indirect descriptor of a packed ring is part of a list.
   case indirectInList(head: UInt16)
-  /// An indirect table has an indirect descriptor.
+  /// An indirect table contains an indirect descriptor.
   case nestedIndirect(head: UInt16)
-  /// An indirect table's length, bytes, is no multiple of 16 in range.
+  /// An indirect table's length in bytes is 0, too large, or not a multiple of 16.
   case badIndirectLength(head: UInt16, UInt32)
   /// An indirect table is not inside guest memory.
   case indirectUnmapped(head: UInt16, GuestAddress)
-  /// A chain has no byte for the status, so that it cannot be answered.
+  /// A chain has no byte for the status, so it cannot be answered.
   case noWritableByte(head: UInt16)
   /// The byte for the status is outside guest memory.
   case statusUnmapped(head: UInt16)
-  /// The file behind the guest's memory was cut short.
+  /// The file behind the guest's memory was truncated.
   case memoryLost
-  /// The file of the in-flight records was cut short.
+  /// The file of the in-flight records was truncated.
   case inflightLost
-  /// The file of the log of written pages was cut short.
+  /// The file of the dirty log was truncated.
   case logLost
-  /// The image takes no more requests from this process.
+  /// The image accepts no more requests from this process.
   case mediumLost
-  /// Not the end of the queue: the chain that comes next cannot be taken before the front-end has translated this.
+  /// The queue is not broken: the next chain cannot be taken before the front-end has translated this.
   case untranslated(TranslationMiss)
 
-  /// The three parts of a ring: the first three of a split one, the others of a packed one. Where a chain's head is named, it
-  /// is the slot of its first descriptor in a packed ring.
+  /// The parts of a ring: the first three of a split one, the others of a packed one.
   public enum RingPart: String, Hashable, Sendable {
     /// Of a split ring (virtio 2.6.5).
     case descriptorTable = "descriptor table"
@@ -107,36 +106,36 @@ public enum QueueError: Error, Hashable, Sendable, CustomStringConvertible {
   public var description: String {
     switch self {
     case .badSize(let size): "queue size \(size) is not a power of two from 1 to 32768"
-    case .badPackedSize(let size): "queue size \(size) is not one from 1 to 32768"
+    case .badPackedSize(let size): "queue size \(size) is not between 1 and 32768"
     case .badPosition(let available, let used, let size):
       "a queue of \(size) entries cannot be at slot \(available.slot) of round \(available.wrap ? 1 : 0) and be used up to slot "
         + "\(used.slot) of round \(used.wrap ? 1 : 0): have the front-end set the queue's base again"
     case .misaligned(let part, let address): "the \(part.rawValue) at \(address) is misaligned"
     case .unmapped(let part, let address): "the \(part.rawValue) at \(address) is not inside guest memory"
-    case .otherFormat: "the queue is not of the ring format that was negotiated for the others: reset the device"
+    case .otherFormat: "the queue has the other ring format than the one that was negotiated: reset the device"
     case .outOfMemory: "there is no memory for the queue's requests"
     case .outOfDescriptors: "this process has no file descriptor left for the queue; raise the limit of open files (ulimit -n)"
     case .outOfThreads: "there is no thread for the queue; raise the limits of processes and of memory (ulimit -u, ulimit -v)"
-    case .leftBehind: "the queue still waits for its medium from before it was stopped"
+    case .leftBehind: "the queue's previous run was given up and still waits for the medium"
     case .kickCannotBeWaitedFor: "the queue's kick descriptor is of a kind that cannot be waited for"
     case .inflightMissing: "the in-flight records have no region for the queue"
     case .inflightVersion(let version):
       "the queue's in-flight record has version \(version), and this program knows version 1: have the front-end make a new one"
     case .inflightSize(let recorded, let size):
-      "the queue's in-flight record is one of \(recorded) entries, and the queue has \(size)"
+      "the queue's in-flight record has \(recorded) entries, and the queue has \(size)"
     case .inflightTooMany(let count, let waiting):
-      "the queue's in-flight record has \(count) requests that were not answered, and the driver waits for \(waiting)"
+      "the queue's in-flight record has \(count) unanswered requests, and the driver waits for \(waiting)"
     case .inflightFormat:
-      "the queue's in-flight record is one of the other ring format: have the front-end make a new one"
+      "the queue's in-flight record has the other ring format: have the front-end make a new one"
     case .inflightDamaged: "the queue's in-flight record is invalid: have the front-end make a new one"
     case .positionLost:
-      "the previous process that served the packed queue died, and its position is not in memory: the driver has to reset the device"
+      "the process that served the packed queue died, and its position is not in memory: the driver has to reset the device"
     case .mediumLost:
-      "the image takes no more requests from this process: see the earlier messages and its limits, and start it again"
+      "the image accepts no more requests from this process: see the earlier messages and its limits, and start it again"
     case .untranslated(let miss): "the address \(GuestAddress(miss.address)) has no translation yet"
     case .memoryLost: "the file behind the guest's memory was truncated"
     case .inflightLost: "the file of the in-flight records was truncated"
-    case .logLost: "the file of the log of written pages was truncated"
+    case .logLost: "the file of the dirty log was truncated"
     case .availableIndexJumped(let from, let to, let size):
       "the available index went from \(from) to \(to), more than the \(size) entries of the queue"
     case .headOutOfRange(let head): "descriptor head \(head) is outside the table"

@@ -1,15 +1,15 @@
-/// Which of the ring types a queue needs: chosen in one place, below which everything is statically typed.
+/// Which ring type a queue needs: chosen in one place, below which everything is statically typed.
 
-/// Which of the ring types a queue needs.
+/// Which ring type a queue needs.
 ///
-/// All queues of a device that run at one time are of one kind: features are the device's, and a front-end that keeps records
-/// keeps all.
+/// All queues of a device that run at one time have the same kind: features belong to the device, and a front-end that keeps
+/// in-flight records keeps them for all queues.
 public struct QueueKind: Hashable, Sendable {
   /// A packed ring, not a split one (VIRTIO_F_RING_PACKED).
   public var isPacked: Bool
-  /// What is in flight is recorded for a successor.
+  /// Requests in flight are recorded for a successor.
   public var isRecorded: Bool
-  /// What the driver does is watched.
+  /// A watch observes the queue.
   public var isWatched: Bool
 
   /// The parameters are the properties of the same names.
@@ -21,7 +21,7 @@ public struct QueueKind: Hashable, Sendable {
 }
 
 extension Activation {
-  /// What it needs.
+  /// The kind of queue that it needs.
   public var kind: QueueKind {
     QueueKind(isPacked: features.contains(.packedRing), isRecorded: inflight != nil, isWatched: watch != nil)
   }

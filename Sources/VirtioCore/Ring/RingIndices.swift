@@ -1,13 +1,13 @@
-/// The two indices of a split ring, looked at from outside.
+/// The two indices of a split ring, read from outside the device.
 
-/// `avail.idx` and `used.idx` of one queue in guest memory. A snapshot of numbers that others write, not a ring.
+/// `avail.idx` and `used.idx` of one queue in guest memory. A snapshot of numbers that driver and device write, not a ring.
 public struct RingIndices {
   /// `avail.idx`: how many chains the driver has made available, modulo 2^16.
   public let available: UInt16
   /// `used.idx`: how many the device has published as used, modulo 2^16.
   public let used: UInt16
 
-  /// - Returns: `nil` where an index is misaligned or outside guest memory, so that the queue cannot be one.
+  /// - Returns: `nil` if an index is misaligned or outside guest memory, so that this cannot be a queue.
   public init?(_ configuration: QueueConfiguration, in memory: GuestMemory) {
     guard
       let available = Self.index(of: configuration.availableRing, in: memory),

@@ -2,28 +2,28 @@
 
 /// An observer of what a driver does with a ring.
 ///
-/// It is notified of each step of the device on one queue, on the thread that serves the queue. What it needs to know of the
-/// ring it reads itself, separately from the device. It may allocate and lock; a queue without a watch pays nothing for it.
+/// It is notified of each step of the device on one queue, on the thread that serves the queue. It reads the ring itself,
+/// separately from the device. It may allocate and lock; a queue without a watch pays nothing for it.
 public protocol RingWatch: AnyObject, Sendable {
   /// The device has started with the ring, at this position.
   func begins(at position: QueuePosition)
   /// The device is about to look for the next chain.
   func looks()
-  /// It took a chain. - Parameter name: its head, or its buffer ID.
+  /// The device took a chain. - Parameter name: its head, or its buffer ID.
   func took(_ name: UInt16)
-  /// It took a chain again that a previous run had taken.
+  /// The device took a chain again that a previous run had taken.
   func retook(_ name: UInt16)
-  /// It is about to write a chain's used element, which the driver cannot have seen yet.
+  /// The device is about to write a chain's used element, which the driver cannot have seen yet.
   func answers(_ name: UInt16)
-  /// What it has written is about to be published, and then has been.
+  /// The used elements written so far are about to be published.
   func willPublish()
-  /// The answers since the last time are the driver's now.
+  /// They have been published, and their chains belong to the driver again.
   func didPublish()
-  /// It has asked the driver to kick for what comes after this position.
+  /// The device has asked the driver to kick for chains after this position.
   func sleeps(at position: QueuePosition)
 }
 
-/// A ring that is watched: every operation is passed on to the ring inside.
+/// A ring with a watch: every operation is passed on to the ring inside.
 public struct WatchedQueue<Base: Virtqueue & ~Copyable>: Virtqueue, ~Copyable {
   public static var isRecorded: Bool { Base.isRecorded }
 
@@ -88,7 +88,7 @@ public struct WatchedQueue<Base: Virtqueue & ~Copyable>: Virtqueue, ~Copyable {
   public mutating func enableKicks() -> Bool {
     let hasMore = base.enableKicks()
     watch?.sleeps(at: base.position)
-    // It asked for kicks for a moment, so that a kick in that moment is allowed; none is needed, as it continues polling.
+    // It asked for kicks for a moment, so a kick in that moment is allowed; none is needed, because it continues polling.
     if hasMore { watch?.looks() }
     return hasMore
   }
@@ -101,6 +101,6 @@ public struct WatchedQueue<Base: Virtqueue & ~Copyable>: Virtqueue, ~Copyable {
 
   public var position: QueuePosition { base.position }
   public func position(handingBack count: UInt16) -> QueuePosition { base.position(handingBack: count) }
-  /// That of the ring that is watched.
+  /// The size of the ring inside.
   public var size: UInt16 { base.size }
 }

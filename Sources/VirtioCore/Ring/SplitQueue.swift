@@ -8,7 +8,7 @@ public typealias SplitQueue = SplitRing<PrivateHeads>
 /// A split queue with an in-flight record.
 public typealias RecordedSplitQueue = SplitRing<InflightHeads>
 
-/// A running split queue. - Parameter Heads: what it records about the heads that it has taken.
+/// A running split queue. - Parameter Heads: its record of the heads that it has taken.
 @safe
 public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
   @inlinable public static var isRecorded: Bool { Heads.isLasting }
@@ -60,7 +60,7 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
       guard unsafe UInt(bitPattern: piece.base) % UInt(alignment) == 0 else { throw .misaligned(part: part, address) }
       return unsafe piece.base
     }
-    // Both rings are taken with their event word, as the layout in memory always has room for it (virtio 2.6).
+    // Both rings are mapped with their event word, because the layout in memory always has room for it (virtio 2.6).
     let entries = Int(size)
     let table = unsafe try part(.descriptorTable, configuration.descriptorTable, alignment: 16, count: 16 * entries)
     let available = unsafe try part(.availableRing, configuration.availableRing, alignment: 2, count: 6 + 2 * entries)
@@ -112,9 +112,9 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
   public mutating func pop(
     into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
   ) throws(QueueError) -> Chain? {
-    // A chain that is not for the fast path is read again from the start: nothing that was read is passed on, so that no check
-    // is made on one copy and acted upon with another. It also means that the fast path has nothing to preserve. Only the
-    // second shape is ever stored in memory.
+    // A chain that the fast path does not handle is read again from the start: nothing that was read is passed on, so that no
+    // copy is checked and another one used. It also means that the fast path has nothing to preserve. Only the second shape is
+    // ever stored in memory.
     var plain = unsafe ChainShape(at: segments)
     if let chain = unsafe popPlain(into: segments, capacity: capacity, shape: &plain) {
       shape = plain
@@ -128,7 +128,7 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
 
   /// The fast path, for chains as drivers make them: nothing empty, nothing outside memory or across regions, enough room, an
   /// indirect table in one piece.
-  /// - Returns: `nil` for any other, and when nothing is available; nothing was taken then.
+  /// - Returns: `nil` for any other chain, and if nothing is available; nothing was taken then.
   @inlinable @inline(__always)
   mutating func popPlain(
     into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
@@ -146,8 +146,8 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
     return Chain(head: head)
   }
 
-  /// Takes any chain, or says what is wrong with the ring. The first chain after kicks were enabled takes this path, as all
-  /// entries up to the index that was read were taken before.
+  /// Takes any chain, or throws what is wrong with the ring. The first chain after kicks were enabled takes this path, because
+  /// all entries up to the index that was read were taken before.
   @inlinable @inline(never)
   mutating func popAny(
     into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
@@ -156,7 +156,7 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
       // Acquire: what the driver stored before it moved idx (ring entries, descriptors, buffers) is read after idx.
       let index = unsafe SharedCell<UInt16>(available + 2).loadAcquire()
       guard index != seenAvailable else { return nil }
-      // Free-running: the distance is correct across the wrap, and also reveals an index that went back.
+      // Free-running indices: the distance is correct across the wrap, and also reveals an index that went back.
       guard index &- nextAvailable <= size else {
         throw .availableIndexJumped(from: nextAvailable, to: index, size: size)
       }
@@ -234,8 +234,8 @@ public struct SplitRing<Heads: HeadBook & ~Copyable>: Virtqueue, ~Copyable {
     return publishedUsed &- event &- 1 < publishedUsed &- old
   }
 
-  /// Elements that are pushed and not yet published are in the ring, too, and are reported again with the index that publishes
-  /// them.
+  /// Elements that are pushed and not yet published are in the ring, too, and are reported again when the index that publishes
+  /// them is written.
   public mutating func takeWritten(_ each: (_ area: WrittenArea, _ offset: Int, _ count: Int) -> Void) {
     each(.device, 0, 4)
     if hasEventIndex { each(.device, 4 + 8 * Int(size), 2) }

@@ -3,40 +3,40 @@
 /// The device's side of one queue. An initialized value is a valid queue: sizes and addresses were checked, and the ring's
 /// parts lie in memory that the value keeps mapped.
 public protocol Virtqueue: ~Copyable {
-  /// Whether it continues where a previous queue was interrupted.
+  /// Whether it continues from where a previous queue was interrupted.
   static var isRecorded: Bool { get }
 
-  /// - Parameter record: where chains that are taken are recorded; for the kinds of queues that have a record.
+  /// - Parameter record: where taken chains are recorded; for the kinds of queues that have a record.
   init(
     _ configuration: QueueConfiguration, memory: GuestMemory, features: FeatureSet, position: QueuePosition,
     record: InflightRecord?
   ) throws(QueueError)
 
   /// Takes the next available chain and resolves its buffers. From the first chain until `enableKicks` the driver is asked not
-  /// to kick, as the device polls the ring anyway.
+  /// to kick, because the device polls the ring anyway.
   ///
   /// - Parameters:
   ///   - segments: room for `capacity` segments (1 … 32767); readable ones come first.
-  ///   - shape: what the chain's descriptors add up to, if one is returned.
-  /// - Returns: `nil` when nothing is available.
+  ///   - shape: the chain's buffers, if a chain is returned.
+  /// - Returns: `nil` if nothing is available.
   /// - Throws: the ring is broken; nothing was taken.
   mutating func pop(
     into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
   ) throws(QueueError) -> Chain?
 
-  /// Chains that a previous queue took before it was interrupted, and that are still to be answered.
+  /// Chains that a previous queue took before it was interrupted, and that have not been answered.
   var interrupted: Int { get }
 
   /// Takes the next of those again, as `pop` does, in their original order. All of them have to be taken before the first
   /// `pop`: a write must not be executed after one that the driver made available later.
   ///
-  /// - Returns: `nil` when none is left.
-  /// - Throws: the ring is broken; the chain is still to be answered.
+  /// - Returns: `nil` if none is left.
+  /// - Throws: the ring is broken; the chain remains unanswered.
   mutating func retake(
     into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
   ) throws(QueueError) -> Chain?
 
-  /// Writes the used element for a chain; the driver does not see it before `publish`.
+  /// Writes the used element for a chain; the driver cannot see it before `publish`.
   ///
   /// - Parameter written: bytes written from the chain's first writable byte on, without a gap (virtio 2.6.8.2).
   mutating func push(_ chain: consuming Chain, written: UInt32)
@@ -51,7 +51,7 @@ public protocol Virtqueue: ~Copyable {
   /// Chains pushed and not yet published.
   var unpublished: Int { get }
 
-  /// A running count of pushed chains, modulo 2^16; only differences mean something.
+  /// A running count of pushed chains, modulo 2^16; only differences are meaningful.
   var pushes: UInt16 { get }
 
   /// Makes all pushed elements visible to the driver.
@@ -60,28 +60,28 @@ public protocol Virtqueue: ~Copyable {
   /// Whether the driver has to be notified of what was published since the last call (virtio 2.6.7.2).
   mutating func needsCall() -> Bool
 
-  /// Asks the driver to kick from the next chain on.
+  /// Asks the driver to kick for the next chain.
   ///
-  /// - Returns: true when chains became available in the meantime, for which no kick may come: check again before sleeping.
+  /// - Returns: true if chains became available in the meantime, for which no kick may come: check again before sleeping.
   mutating func enableKicks() -> Bool
 
   /// Whether `pop` would find something, without asking for kicks.
   mutating func hasAvailable() -> Bool
 
-  /// Reports which bytes of the ring this side has, or may have, written since the last call: for a dirty log.
+  /// Reports the bytes of the ring that the device has, or may have, written since the last call: for a dirty log.
   ///
   /// - Parameter each: called a few times, with a part of the ring, an offset in it and a count, both in bytes.
   mutating func takeWritten(_ each: (_ area: WrittenArea, _ offset: Int, _ count: Int) -> Void)
 
-  /// Where the queue stands.
+  /// The queue's position.
   var position: QueuePosition { get }
-  /// The same, as if the last `count` chains had not been taken; for a device that answers in the order of the requests and has
-  /// published no answer to these.
+  /// The same, as if the last `count` chains had not been taken; for a device that answers requests in order and has published
+  /// no answer to these.
   func position(handingBack count: UInt16) -> QueuePosition
   /// Descriptors of the ring.
   var size: UInt16 { get }
 
-  /// Reports each step to a watch from now on. A ring that cannot be watched ignores it.
+  /// Reports each step to a watch from now on. Rings other than `WatchedQueue` ignore it.
   mutating func attach(_ watch: any RingWatch)
 }
 

@@ -1,13 +1,13 @@
-/// How much of this process's address space may be used for what others hand over.
+/// How much of this process's address space may be used for mappings that other processes ask for.
 internal import CLinux
 internal import Glibc
 internal import Synchronization
 public import SystemPackage
 
-/// A budget of bytes and of mappings. A front-end asks for mappings as large and as many as it likes; enough has to be left for
+/// A budget of bytes and of mappings. A front-end can ask for any number of mappings of any size; enough has to be left for
 /// threads, for the heap and for other front-ends, because a program that gets no memory crashes.
 public final class AddressSpace: Sendable {
-  /// That of this process, with limits taken from the system when it is first used.
+  /// The budget of this process, with limits taken from the system on first use.
   public static let shared = AddressSpace(bytes: SystemLimits.bytes, mappings: SystemLimits.mappings)
 
   /// Bytes that may be reserved at once.
@@ -17,8 +17,8 @@ public final class AddressSpace: Sendable {
   private let used = Mutex((bytes: UInt64(0), mappings: 0))
 
   /// - Parameters:
-  ///   - bytes: that may be mapped at once.
-  ///   - mappings: how many there may be at once.
+  ///   - bytes: the most that may be reserved at once.
+  ///   - mappings: the most that there may be at once.
   public init(bytes: UInt64, mappings: Int) {
     self.bytes = bytes
     self.mappings = mappings
@@ -41,7 +41,7 @@ public final class AddressSpace: Sendable {
   /// Mappings that are reserved at this moment.
   var reserved: Int { used.withLock(\.mappings) }
 
-  /// Gives back what one `reserve` took.
+  /// Returns what one `reserve` took. - Parameter count: the same bytes.
   public func release(_ count: Int) {
     used.withLock { used in
       used.mappings -= 1
@@ -51,7 +51,7 @@ public final class AddressSpace: Sendable {
 }
 
 private enum SystemLimits {
-  /// The smaller of what the CPU can address and what the process may (RLIMIT_AS), less what is in use already and a
+  /// The smaller of the CPU's address space and the limit of the process (RLIMIT_AS), less what is in use already and a
   /// sixteenth, at least 256 MiB, for whatever else the program needs.
   static var bytes: UInt64 {
     var limit = addressable
@@ -63,7 +63,7 @@ private enum SystemLimits {
     return limit > kept ? limit - kept : 0
   }
 
-  /// The stack lies at the upper end of what a program can address: 47 bits on x86-64, 39 to 52 on Arm.
+  /// Derived from the stack, which lies at the upper end of a program's addresses: 47 bits on x86-64, 39 to 52 on Arm.
   private static var addressable: UInt64 {
     var local: UInt8 = 0
     let address = unsafe withUnsafeMutablePointer(to: &local) { UInt64(UInt(bitPattern: $0)) }
@@ -76,8 +76,8 @@ private enum SystemLimits {
     return pages &* UInt64(PageSize.bytes)
   }
 
-  /// Of vm.max_map_count an eighth is kept for threads, libraries and mappings that fall into pieces; and never more than can
-  /// be guarded.
+  /// vm.max_map_count less an eighth, which is kept for threads, libraries and mappings that get split; never more than the
+  /// fault table can guard.
   static var mappings: Int {
     let most = firstWords(of: "/proc/sys/vm/max_map_count").flatMap { Int($0) } ?? 65530
     return min(max(most - most / 8, 0), FaultTable.room)

@@ -1,28 +1,29 @@
-/// How the device tells the driver that something is done, whatever it was given for that.
+/// How the device notifies the driver: through an eventfd, a doorbell, a pipe or a socket.
 internal import CLinux
 internal import Glibc
 
-/// Where a used buffer notification goes to, or the news that a queue broke.
+/// Where a used buffer notification goes, or the signal that a queue broke.
 public enum CallSink: Sendable {
-  /// An eventfd that does not block: the fastest way, one system call.
+  /// A non-blocking eventfd: the fastest kind, one system call.
   case eventCounter(OwnedDescriptor)
   /// A counter in shared memory, and the InterruptStatus word (virtio 4.2.2) whose bit 0 is set first.
   case doorbell(Doorbell, interruptStatus: SharedCell<UInt32>)
   /// The driver polls.
   case none
-  /// A pipe, through an open file description of our own that does not block.
+  /// A pipe, through our own, non-blocking open file description.
   case pipe(OwnedDescriptor)
   /// A connected socket: sent to without blocking, and without SIGPIPE.
   case socket(OwnedDescriptor)
-  /// Something whose flags belong to others and say that a write may block: looked at before each.
+  /// A descriptor whose flags belong to another process and allow a write to block: polled before each write.
   case looked(OwnedDescriptor)
 
-  /// Takes what a front-end handed over.
+  /// Takes a descriptor that a front-end handed over.
   ///
-  /// Flags of an open file description belong to everybody who has it, so O_NONBLOCK is never set on it: a pipe is opened
-  /// once more for ourselves, and what cannot be is looked at before each write.
+  /// The flags of an open file description are shared by every process that has it, so O_NONBLOCK is never set on it: a pipe is
+  /// opened once more, and whatever cannot be reopened is polled before each write.
   ///
-  /// - Parameter descriptor: an eventfd, a pipe's writing end, or a connected socket.
+  /// - Parameter descriptor: an eventfd, the write end of a pipe, or a connected socket.
+  /// - Throws: `CallSinkError` for any other kind, or if it cannot be written to.
   public init(descriptor: OwnedDescriptor) throws(CallSinkError) {
     let number = descriptor.rawValue
     let kind = DescriptorKind(of: number)
@@ -38,7 +39,7 @@ public enum CallSink: Sendable {
     }
   }
 
-  /// What was handed over, or stands for it; `nil` where there is nothing of the kind.
+  /// The descriptor written to; `nil` if there is none.
   public var descriptor: OwnedDescriptor? {
     switch self {
     case .eventCounter(let descriptor), .pipe(let descriptor), .socket(let descriptor), .looked(let descriptor): descriptor
@@ -46,10 +47,11 @@ public enum CallSink: Sendable {
     }
   }
 
-  /// Notifies the driver of used buffers. A driver that was notified and has not looked yet, or that is gone, is not notified again.
+  /// Notifies the driver of used buffers. Has no effect on a driver that is gone, or that has not yet seen the previous
+  /// notification.
   ///
-  /// It does not wait. The one exception is a description whose flags or contents another process changes at the very moment,
-  /// so this is for threads that may block without delaying others: a queue's own.
+  /// It does not block, except if another process changes the flags or the contents of the description at the very moment. So
+  /// this is for threads that may block without delaying others: a queue's own.
   public func signal() {
     switch self {
     case .eventCounter(let descriptor): EventCounter.signal(descriptor.rawValue)
@@ -78,7 +80,7 @@ public enum CallSink: Sendable {
   }
 }
 
-/// Why a descriptor cannot be notified through: one sentence.
+/// Why a descriptor cannot be used for notifications.
 public enum CallSinkError: Error, Hashable, Sendable, CustomStringConvertible {
   /// It is neither an eventfd, nor a pipe, nor a connected socket.
   case wrongKind(DescriptorKind)

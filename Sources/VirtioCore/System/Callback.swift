@@ -1,7 +1,7 @@
-/// A closure that is kept where threads look for it.
+/// A closure that is stored where other threads read it.
 
-/// In a structure, because a closure that is by itself in a `Mutex` is converted to be looked at and converted back to be kept, each
-/// time in one more layer, until a call goes through so many that the stack is too small for it.
+/// A structure, because a bare closure in a `Mutex` gets wrapped in another reabstraction thunk each time it is read and stored
+/// back, until a call goes through so many of them that the stack overflows.
 package struct Callback<Argument>: Sendable {
   package let call: @Sendable (Argument) -> Void
 

@@ -2,7 +2,7 @@
 internal import CLinux
 internal import Glibc
 
-/// The kinds that notifications can go through, and the rest.
+/// The kinds that can carry notifications, and the rest.
 public enum DescriptorKind: Hashable, Sendable, CustomStringConvertible {
   /// An eventfd.
   case eventCounter
@@ -13,8 +13,8 @@ public enum DescriptorKind: Hashable, Sendable, CustomStringConvertible {
   /// Anything else, in words.
   case other(String)
 
-  /// Looks at an open descriptor, without asking the file system that it may belong to: one that never answers would block the
-  /// caller. Only without /proc there is no other way.
+  /// Examines an open descriptor without asking the file system that it may belong to: one that never answers would block the
+  /// caller. Only without /proc is there no other way.
   public init(of descriptor: Int32) {
     var type: Int32 = 0
     var size = socklen_t(MemoryLayout<Int32>.size)
@@ -29,8 +29,8 @@ public enum DescriptorKind: Hashable, Sendable, CustomStringConvertible {
     }
   }
 
-  /// - Parameter link: what /proc/self/fd says. Paths begin with a slash, so that nobody can name a file as kernels name what
-  ///   has no path.
+  /// - Parameter link: the link in /proc/self/fd. Paths begin with a slash, so that no file can be given the name of a
+  ///   descriptor without a path.
   init(link: String) {
     switch link {
     case "anon_inode:[eventfd]": self = .eventCounter
@@ -45,7 +45,8 @@ public enum DescriptorKind: Hashable, Sendable, CustomStringConvertible {
       self = .other("no open descriptor")
       return
     }
-    // What has no type has no path either. Of those an eventfd is the one that is handed over; another takes no write.
+    // A descriptor without a file type is an anonymous inode. Of those, only an eventfd is expected here; others cannot be
+    // written to.
     self = status.st_mode & S_IFMT == 0 ? .eventCounter : .other("a file")
   }
 

@@ -1,19 +1,19 @@
-/// Turns a doorbell into a file descriptor, for those who wait for descriptors: one small thread that sleeps on the word and
-/// signals an eventfd whenever it changed.
+/// Turns a doorbell into a file descriptor, for event loops: one small thread sleeps on the word and signals an eventfd
+/// whenever it changes.
 internal import CLinux
 internal import Glibc
 internal import Synchronization
 public import SystemPackage
 
-/// Turns a doorbell into a file descriptor, for those who wait for descriptors.
+/// Turns a doorbell into a file descriptor, for event loops.
 ///
-/// Lives until `stop`, which waits for its thread: the doorbell's memory may go afterwards, and not before.
+/// Lives until `stop`, which waits for its thread: only then may the doorbell's memory be unmapped.
 public final class DoorbellWatch: Sendable {
   private let state: State
   private let thread: SystemThread
 
   /// - Parameters:
-  ///   - doorbell: its memory stays mapped until `stop` has returned. The file behind it may be cut at any moment.
+  ///   - doorbell: its memory stays mapped until `stop` has returned. The file behind it may be truncated at any moment.
   ///   - name: of the thread, for tools.
   /// - Throws: EMFILE or EAGAIN if no descriptor or no thread is available.
   public init(_ doorbell: Doorbell, name: String = "doorbell") throws(Errno) {
@@ -24,8 +24,8 @@ public final class DoorbellWatch: Sendable {
 
   deinit { stop() }
 
-  /// An eventfd, readable when the word has changed. What was rung before the first look is reported once: spurious kicks are
-  /// harmless, lost ones are not.
+  /// An eventfd, readable when the word has changed. It is signalled once at the start, for rings before the thread first
+  /// looked: spurious kicks are harmless, lost ones are not.
   public var rung: OwnedDescriptor { state.rung }
 
   /// Ends the thread and waits for it. Further calls do nothing.
@@ -38,11 +38,12 @@ public final class DoorbellWatch: Sendable {
   private final class State: @unchecked Sendable {
     private let doorbell: Doorbell
     let rung: OwnedDescriptor
-    /// 1 from `end` on. Memory of our own: a word in a file can lose its page, and then nobody can be woken who sleeps on it.
+    /// 1 from `end` on. In private memory: a word in a file can lose its page, and then a thread that sleeps on it can no
+    /// longer be woken.
     private let ending: UnsafeMutablePointer<UInt32>
 
-    /// How long one sleep lasts where the kernel cannot wait for two words at once (before Linux 5.16, or where a sandbox
-    /// forbids it): nanoseconds.
+    /// How long one sleep lasts if the kernel cannot wait for two words at once (before Linux 5.16, or if a sandbox forbids
+    /// it): nanoseconds.
     private static let slice: Int64 = 100_000_000
 
     init(_ doorbell: Doorbell, rung: OwnedDescriptor) {
@@ -74,7 +75,8 @@ public final class DoorbellWatch: Sendable {
       let result = unsafe clinux_futex_wait_either(doorbell.counter.address, seen, ending, 0)
       switch -result {
       case ENOSYS, EPERM, EINVAL: _ = unsafe clinux_futex_wait(doorbell.counter.address, seen, Self.slice)
-      // The page is gone. The next look puts an empty one in its place; where it cannot, this does not become a busy loop.
+      // The page is gone. The next load has it replaced by an empty one; if that fails, this pause keeps the loop from
+      // spinning.
       case EFAULT: _ = unsafe clinux_futex_wait(ending, 0, Self.slice / 100)
       default: break
       }

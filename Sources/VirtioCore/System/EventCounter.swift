@@ -12,15 +12,16 @@ extension OwnedDescriptor {
   }
 }
 
-/// Verbs on an eventfd, for owners of a bare number.
+/// Operations on an eventfd, for callers that have only its number.
 public enum EventCounter {
-  /// Adds one. A full counter, a closed peer and a pipe at its limit all mean that the other side has been told already.
+  /// Adds one. Errors are ignored: if the counter or the pipe is full, the other side has been notified already, and a closed
+  /// peer needs no notification.
   public static func signal(_ descriptor: Int32) {
     var one: UInt64 = 1
     while unsafe write(descriptor, &one, 8) < 0 && errno == EINTR {}
   }
 
-  /// Takes the count, 0 when nothing was signalled. The descriptor must be non-blocking.
+  /// Reads and clears the count, 0 if nothing was signalled. The descriptor must be non-blocking.
   @discardableResult public static func drain(_ descriptor: Int32) -> UInt64 {
     var value: UInt64 = 0
     return unsafe read(descriptor, &value, 8) == 8 ? value : 0

@@ -1,21 +1,21 @@
-/// Lines for readers, through a thread of their own: a reader that is slow, or gone, holds up nothing.
+/// Lines of output, written by a separate thread: a reader that is slow, or gone, holds up nothing.
 internal import CLinux
 internal import Glibc
 internal import Synchronization
 internal import SystemPackage
 
-/// Writes lines to a descriptor in their order. `write` never waits; what does not fit into the queue is counted and the count
-/// is told as soon as somebody reads again. A reader that is gone costs its lines and nothing else.
+/// Writes lines to a descriptor in order. `write` never blocks; lines that do not fit into the queue are dropped and counted,
+/// and the count is reported as soon as the reader reads again. A reader that is gone loses its lines and nothing else happens.
 public final class LineWriter: Sendable {
   /// Bytes of lines that may wait to be written.
   public static let room = 256 << 10
 
   private struct State {
     var lines: [String] = []
-    /// Of `lines`.
+    /// Bytes of `lines`.
     var bytes = 0
     var dropped = 0
-    /// The thread is there, and looks at `lines` again before it goes.
+    /// The thread exists, and looks at `lines` again before it ends.
     var isWriting = false
   }
 
@@ -25,9 +25,9 @@ public final class LineWriter: Sendable {
   private let state = Mutex(State())
 
   /// - Parameters:
-  ///   - descriptor: stays the caller's, and open for as long as this object is used. Its flags are left alone.
-  ///   - room: bytes that may wait.
-  ///   - dropped: the line that says how many were left out.
+  ///   - descriptor: owned by the caller, and open for as long as this object is used. Its flags are not changed.
+  ///   - room: bytes that may wait to be written.
+  ///   - dropped: the line that tells how many lines were dropped.
   public init(
     descriptor: Int32, room: Int = LineWriter.room,
     dropped: @escaping @Sendable (Int) -> String = { "\($0) lines were dropped because nobody read them" }
@@ -37,7 +37,7 @@ public final class LineWriter: Sendable {
     wordsForDropped = dropped
   }
 
-  /// Writes one line soon.
+  /// Enqueues one line.
   ///
   /// - Parameter line: without a line feed, and printable: nothing is escaped here.
   public func write(_ line: String) {
@@ -54,17 +54,17 @@ public final class LineWriter: Sendable {
       return true
     }
     guard isFirst else { return }
-    // A thread for as long as there is something to write, so that a program with nothing to say has none.
+    // The thread exists only while there is something to write, so that a quiet program has none.
     do { _ = try SystemThread(name: "lines") { self.run() } } catch {
-      // Without a thread, as much is written as fits without waiting; the rest stays until the next line.
+      // Without a thread, as much is written as fits without blocking; the rest stays until the next line.
       writeWithoutWaiting()
     }
   }
 
-  /// Waits until everything is written. Only a reader that does not read makes it give up after `limit`; where there is room,
-  /// the thread has merely not had its turn on a busy machine, and gets ten seconds more.
+  /// Waits until everything is written. It gives up after `limit` only if the reader does not read; while the descriptor takes
+  /// more, the thread has merely not been scheduled on a busy machine, and gets ten more seconds.
   ///
-  /// - Returns: false when something is left.
+  /// - Returns: false if something is left.
   @discardableResult
   public func flush(within limit: Duration) -> Bool {
     let end = ContinuousClock.now + limit
@@ -76,7 +76,7 @@ public final class LineWriter: Sendable {
     return true
   }
 
-  /// A write would not wait.
+  /// Whether a write would not block.
   private var hasRoom: Bool {
     var entry = pollfd(fd: descriptor, events: Int16(POLLOUT), revents: 0)
     return unsafe poll(&entry, 1, 0) == 1
@@ -90,14 +90,14 @@ public final class LineWriter: Sendable {
       var bytes = Array(text.utf8)[...]
       while !bytes.isEmpty {
         let written = put(bytes)
-        guard written >= 0 else { break }  // nobody will ever read
+        guard written >= 0 else { break }  // the reader is gone
         bytes = bytes.dropFirst(written)
         if written == 0 { waitForRoom() }
       }
     }
   }
 
-  /// All that waits, as one text; `nil` when there is nothing, and then the thread is to end.
+  /// All waiting lines, as one text; `nil` if there are none, and then the thread must end.
   private func take() -> String? {
     state.withLock { state in
       var lines = state.lines
@@ -113,7 +113,7 @@ public final class LineWriter: Sendable {
     state.withLock { $0.isWriting = false }
   }
 
-  /// - Returns: bytes written, 0 when there is no room at present, and a negative number when there will never be any.
+  /// - Returns: bytes written, 0 if there is no room at present, or a negative number if the reader is gone.
   private func put(_ bytes: ArraySlice<UInt8>) -> Int {
     while true {
       let count = unsafe bytes.withUnsafeBytes { unsafe Glibc.write(descriptor, $0.baseAddress, $0.count) }

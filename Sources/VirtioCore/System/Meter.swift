@@ -1,15 +1,15 @@
-/// How often something may be said that a guest or a front-end can cause as often as it likes.
+/// A rate limit for log lines that a guest or a front-end can cause.
 
-/// How often something may be said that a guest can cause as often as it likes.
+/// A rate limit for log lines that a guest can cause as often as it likes.
 ///
-/// Lets a burst through and then one thing every so often, counting what it held back. A value without a clock: the caller
-/// passes the time.
+/// Lets a burst through and then one line per interval, counting those it held back. It has no clock: the caller passes the
+/// time.
 public struct Meter: Sendable {
-  /// The answer to one question.
+  /// The answer for one line.
   public enum Verdict: Hashable, Sendable {
-    /// Say it. - heldBack: how many before it were not said; 0 when none.
+    /// Write it. - heldBack: how many were held back since the last one that passed.
     case pass(heldBack: Int)
-    /// Do not say it: there have been too many lately.
+    /// Do not write it: there have been too many lately.
     case hold
   }
 
@@ -20,8 +20,8 @@ public struct Meter: Sendable {
   private var heldBack = 0
 
   /// - Parameters:
-  ///   - burst: how many may come at once; at least 1.
-  ///   - interval: how long it takes until one more may come.
+  ///   - burst: how many may pass at once; at least 1.
+  ///   - interval: the time after which one more may pass.
   public init(burst: Int = 10, interval: Duration = .seconds(5)) {
     precondition(burst > 0 && interval > .zero)
     self.burst = burst
@@ -29,7 +29,7 @@ public struct Meter: Sendable {
     self.left = burst
   }
 
-  /// Whether to say something now.
+  /// Whether a line may be written now.
   public mutating func ask(at now: ContinuousClock.Instant = .now) -> Verdict {
     let since = refilled ?? now
     let earned = Int(clamping: Int64((now - since) / interval))

@@ -1,18 +1,18 @@
 /// A file descriptor with an owner.
 internal import Glibc
 
-/// Does elsewhere what may block: releasing what another process handed over. The last `close` of a file asks its file system,
-/// and that may be one that never answers.
+/// Releases, on another thread, what another process handed over, because that may block: the last `close` of a file asks its
+/// file system, which may never answer.
 public protocol Disposer: AnyObject, Sendable {
-  /// Closes it eventually. Called from any thread; does not wait.
+  /// Runs `errand` eventually. Called from any thread; does not block.
   func dispose(_ errand: @escaping @Sendable () -> Void)
 }
 
-/// Closes its descriptor when its last owner releases it. Control plane only: the data path keeps the bare number.
+/// Closes its descriptor when its last owner releases it. Control plane only: the data path uses the bare number.
 public final class OwnedDescriptor: Sendable {
   /// The descriptor's number. It is closed when this object is released.
   public let rawValue: Int32
-  /// Who closes it; `nil`: the thread that releases it last.
+  /// Closes it; `nil`: the thread that releases it last does.
   public let disposer: (any Disposer)?
 
   /// Takes ownership of an open descriptor.

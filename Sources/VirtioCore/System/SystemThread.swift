@@ -1,4 +1,4 @@
-/// A thread of the operating system: named, on a CPU of its own if asked, joined by its owner.
+/// A thread of the operating system: named, pinned to a CPU if requested, joined by its owner.
 internal import CLinux
 internal import Glibc
 internal import Synchronization
@@ -6,14 +6,14 @@ public import SystemPackage
 
 /// A thread of the operating system.
 ///
-/// For work that must not run on a thread of a pool, because it waits in system calls. The owner joins it, at most once; one
-/// that is never joined continues by itself until its body returns.
+/// For work that must not run on a thread of a pool because it blocks in system calls. The owner joins it, at most once; a
+/// thread that is never joined runs on until its body returns.
 ///
-/// No signal reaches it but those of its own faults. Signals are for the thread that waits for them, and one that ends the
-/// process by default (SIGPIPE, SIGXFSZ) is the error of the system call that caused it and no more.
+/// All signals are blocked except those of its own faults and of profilers. Signals are for the thread that waits for them, and
+/// a signal that would end the process (SIGPIPE, SIGXFSZ) is then just an error of the system call that caused it.
 @safe
 public final class SystemThread: @unchecked Sendable {
-  /// Bytes of stack that suffice for a queue's thread. A thousand of them must not ask for the usual 8 MiB each.
+  /// Bytes of stack that are enough for a queue's thread. A thousand of them must not reserve the usual 8 MiB each.
   public static let smallStack = 256 << 10
 
   private let thread: pthread_t
@@ -36,10 +36,10 @@ public final class SystemThread: @unchecked Sendable {
   }
 
   /// - Parameters:
-  ///   - name: what tools show; the first 15 bytes count.
-  ///   - cpu: run on this CPU only; one that does not exist, or is not ours, leaves the thread where it may run.
+  ///   - name: the name that tools show; cut to 15 bytes.
+  ///   - cpu: run on this CPU only; if it does not exist or is not allowed, the thread is not pinned.
   ///   - stackSize: bytes, at least 64 KiB.
-  /// - Throws: EAGAIN where a limit of threads or of memory is reached.
+  /// - Throws: EAGAIN if a limit of threads or of memory is reached.
   public init(
     name: String, cpu: Int? = nil, stackSize: Int = SystemThread.smallStack, _ body: @escaping @Sendable () -> Void
   ) throws(Errno) {
@@ -49,7 +49,7 @@ public final class SystemThread: @unchecked Sendable {
     unsafe pthread_attr_init(&attributes)
     defer { unsafe pthread_attr_destroy(&attributes) }
     unsafe pthread_attr_setstacksize(&attributes, max(stackSize, 64 << 10))
-    // From its first instruction on, whichever thread creates it: a thread of a pool has every signal open.
+    // Signals are blocked from its first instruction on, whichever thread creates it: a thread of a pool blocks none.
     var blocked = Self.blockedSignals()
     unsafe pthread_attr_setsigmask_np(&attributes, &blocked)
     var thread = pthread_t()

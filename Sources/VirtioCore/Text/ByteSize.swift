@@ -1,16 +1,16 @@
-/// Numbers of bytes as users write and read them: the one parser and the one formatter.
+/// Sizes in bytes as users write and read them: the only parser and the only formatter.
 
 public enum ByteSize {
-  /// A number of bytes.
+  /// Parses a number of bytes.
   ///
   /// `4096`, `0x1000`, `4k`, `1M`, `2G`, `1T`: powers of 1024, in large or small letters, also as `4KiB`, `1MiB`. With a `B`
   /// and no `i` they are powers of 1000, as on the label of a disk: `10GB`. `8s` is eight sectors of 512 bytes, `512b`
   /// and `512B` are bytes. A decimal fraction is accepted if the result is a whole number of bytes: `2.5 MiB`.
   ///
-  /// - Returns: `nil` for anything else, and for what is more than 2⁶⁴ − 1.
+  /// - Returns: `nil` for anything else, and for more than 2⁶⁴ − 1.
   public static func parse(_ text: String) -> UInt64? {
     if text.hasPrefix("0x") || text.hasPrefix("0X") {
-      // In hexadecimal a "b" is a digit, and so no unit.
+      // In hexadecimal, "b" is a digit and not a unit.
       let digits = text.dropFirst(2).prefix { $0.isASCII && $0.isHexDigit }
       let unit = unit(text.dropFirst(2 + digits.count))
       guard let number = UInt64(digits, radix: 16), let unit else { return nil }
@@ -29,7 +29,7 @@ public enum ByteSize {
     guard !fraction.isEmpty, let parts = UInt64(fraction) else { return whole }
     let scale = fraction.reduce(1 as UInt64) { scale, _ in scale * 10 }
     let (high, low) = parts.multipliedFullWidth(by: unit)
-    // Less than a unit, so the quotient fits.
+    // The fraction is less than one unit, so the quotient fits.
     let (more, remainder) = scale.dividingFullWidth((high, low))
     let (bytes, overflow) = whole.addingReportingOverflow(more)
     return remainder == 0 && !overflow ? bytes : nil
@@ -60,8 +60,8 @@ public enum ByteSize {
     return (0...power).reduce(1) { unit, _ in unit * base }
   }
 
-  /// The number in the largest binary unit of which it has one at least, with one digit after the decimal point unless it is a whole
-  /// number of them: `512 bytes`, `2.5 MiB`, `1 GiB`.
+  /// The number in the largest binary unit that is not larger than it, with one decimal unless it is a whole number of them:
+  /// `512 bytes`, `2.5 MiB`, `1 GiB`.
   public static func describe(_ bytes: UInt64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"]
     guard bytes >= 1024 else { return bytes == 1 ? "1 byte" : "\(bytes) bytes" }
@@ -76,7 +76,7 @@ public enum ByteSize {
     return "\(tenths / 10).\(tenths % 10) \(units[power - 1])"
   }
 
-  /// As it would be typed: `4096`, `4k`, `1M`; what is no whole number of a unit stays a number.
+  /// As a user would type it: `512`, `4k`, `1M`; a plain number if it is not a whole number of some unit.
   public static func typed(_ bytes: UInt64) -> String {
     for (shift, letter) in [(40, "T"), (30, "G"), (20, "M"), (10, "k")] as [(UInt64, String)]
     where bytes > 0 && bytes & (1 << shift - 1) == 0 { return "\(bytes >> shift)\(letter)" }

@@ -1,10 +1,10 @@
-/// Text of untrusted origin on a terminal and in a log.
+/// Escapes untrusted text for a terminal or a log.
 
-/// The text with everything escaped that a terminal or a log would take for more than letters: control characters, what breaks
-/// a line, and what turns the direction of writing around. A file may have any name, and nobody who reads its name is to be
-/// told something else by it.
+/// The text with everything escaped that would act on a terminal or a log: control characters, line breaks, and marks that
+/// change the direction of writing. A file may have any name, and its name must not be able to fake other output.
 ///
-/// - Returns: one line; a newline is `\n`, an escape `\x1b`, a line separator `\u{2028}`. A text without such is the same text.
+/// - Returns: one line; a newline becomes `\n`, an escape `\x1b`, a line separator `\u{2028}`. Text without such characters is
+///   returned unchanged.
 public func printable(_ text: String) -> String {
   guard text.unicodeScalars.contains(where: isActive) else { return text }
   var result = ""
