@@ -405,7 +405,7 @@ def main():
     parser.add_argument("--active", action="store_true", help="measure disks that all work instead; --seconds is of a round")
     parser.add_argument("--counts", default="1,10,100,1000", help="how many disks, for --active (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=50000, help="reads a second of all disks together (default: %(default)s)")
-    parser.add_argument("--beside", type=int, default=0, metavar="DEPTH", help="one disk more, at full speed with so many reads in flight")
+    parser.add_argument("--beside", type=int, default=0, metavar="DEPTH", help="another disk, at full speed with that many reads in flight")
     parser.add_argument("--all-processors", dest="one_processor", action="store_false", help="let the process run anywhere")
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
     arguments = parser.parse_args()

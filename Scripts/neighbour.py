@@ -73,7 +73,7 @@ class Frontend:
         while len(answer) < count:
             piece = self.socket.recv(count - len(answer))
             if not piece:
-                raise OSError("the connection is over")
+                raise OSError("the connection was closed")
             answer += piece
         return answer
 
@@ -264,7 +264,7 @@ class Server:
         before, now = -1, self.ticks()
         while now != before:
             if time.monotonic() > hung:
-                sys.exit("neighbour.py: the server does not come to rest")
+                sys.exit("neighbour.py: the server does not become idle")
             time.sleep(0.1)
             before, now = now, self.ticks()
 

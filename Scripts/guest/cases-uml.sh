@@ -229,7 +229,7 @@ case_uml-operated() {
     "${ctl[@]}" resume "$work/socket" >&2
     "${ctl[@]}" add blk-file="$work/other" socket-path="$work/other.socket" >&2
     "${ctl[@]}" status other.socket >"$work/status"
-    grep -q 'state  *idle' "$work/status" || die "a disk that nobody drives is not idle"
+    grep -q 'state  *idle' "$work/status" || die "a disk without a driver is not idle"
     "${ctl[@]}" remove other.socket >&2
   done
   "${ctl[@]}" metrics | grep -q 'vmm_blk_requests_total.*kind="write"} [1-9]' || die "no write was counted"

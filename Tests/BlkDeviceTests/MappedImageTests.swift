@@ -182,7 +182,7 @@ import VirtioCore
     for _ in 0..<2 { try rig.expect(request, .ioError) }
   }
 
-  /// A copy beyond a new end that lies in the same page causes no fault, and its data is lost. The guest is told before it
+  /// A copy beyond a new end in the same page causes no fault, and its data is lost. The guest is told before it
   /// relies on it.
   @Test func whatWasWrittenBehindTheEndOfAPageIsNotStable() throws {
     let rig = try Self.rig()

@@ -64,7 +64,7 @@ final class NBDServer {
   var port: UInt16?
   /// The query part of its URIs, with TLS.
   var security: String?
-  /// The server's command line; `SOCKET` stands for its socket, `PORT` for its port, `DIR` for a folder of its own.
+  /// The server's command line; `SOCKET` stands for its socket, `PORT` for its port, `DIR` for its own folder.
   var words: [String]
   private var child: ChildProgram?
 

@@ -92,7 +92,7 @@ final class RBDCluster: Sendable {
   func stop(_ daemon: String) throws {
     let process = try process(daemon)
     Glibc.kill(process, SIGSTOP)
-    try waitUntil("\(daemon) stands still") { Self.threads(of: process, areAllIn: "T") }
+    try waitUntil("\(daemon) is stopped") { Self.threads(of: process, areAllIn: "T") }
   }
 
   func goOn(_ daemon: String) throws { Glibc.kill(try process(daemon), SIGCONT) }

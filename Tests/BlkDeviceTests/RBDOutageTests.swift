@@ -44,7 +44,7 @@ import VirtioCore
     }
     try cluster.goOn("osd.0")
     var outcome: BlockOutcome?
-    try waitUntil("the write is over") {
+    try waitUntil("the write is answered") {
       outcome = try hand.queue.reap()
       return outcome != nil
     }

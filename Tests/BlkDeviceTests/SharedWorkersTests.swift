@@ -222,7 +222,7 @@ import VirtioCore
     queue.device.release(queue: 0)
     try waitUntil("the held request is answered") { queue.usedIndex == 1 }
     queue.device.pause()
-    try waitUntil("it is at rest") {
+    try waitUntil("it is idle") {
       _ = queue.device.takeEvents()
       return queue.device.isAtRest
     }

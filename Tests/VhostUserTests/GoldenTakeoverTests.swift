@@ -99,7 +99,7 @@ import VirtioCore
         "serve", "--take-over", directory + "/control", "--blk-file", path, "--num-queues", "2", "--engine", "sync",
         "--no-lock",
       ])
-      let socket = try #require(Self.accepted(control), "nobody came")
+      let socket = try #require(Self.accepted(control), "the taker did not connect")
       let greeting =
         #"{"disks":[{"disk":"\#(directory)/disk.sock","image":"disk.img"}],"program":"vmm-blk","transport":"vhost-user","version":1}"#
       for (verb, answer, brought) in [
